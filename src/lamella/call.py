@@ -1,0 +1,82 @@
+"""What the layers of one call know in common. It travels on the request, which each of them sees, and ends with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from lamella.policy import StopReason
+from lamella.redaction import secrets_in
+
+if TYPE_CHECKING:
+    import aiohttp
+    from opentelemetry.trace import Span
+
+    from lamella.errors import AttemptRecord
+
+__all__ = ["ORDER", "Call", "secrets_of"]
+
+ORDER: Final = (
+    "RequestSpan",
+    "Breaker",
+    "Retry",
+    "Throttle",
+    "AttemptSpan",
+    "Timeout",
+    "HeaderAuth",
+    "Buffer",
+    "Classify",
+)
+"""The layers from the outside in. The one place that knows the order."""
+
+_REPEATABLE: Final = frozenset({"HeaderAuth"})
+_KEY: Final = "_lamella_call"
+
+
+class Call:
+    """One call, or one hop of a call that is redirected: aiohttp makes a new request for each."""
+
+    __slots__ = ("inside", "records", "secrets", "sends", "span", "stopped")
+
+    def __init__(self) -> None:
+        self.inside = -1
+        """The rank of the layer that is running now."""
+        self.sends = 0
+        """How often it was sent, as far as ``AttemptSpan`` saw."""
+        self.records: list[AttemptRecord] = []
+        self.stopped: StopReason | None = None
+        self.span: Span | None = None
+        """The span of the whole call."""
+        self.secrets: tuple[str, ...] = ()
+        """The values that an auth layer has set: they are shown nowhere."""
+
+    @staticmethod
+    def of(request: aiohttp.ClientRequest) -> Call:
+        """The call that *request* belongs to."""
+        state = vars(request)
+        call: Call | None = state.get(_KEY)
+        if call is None:
+            call = state[_KEY] = Call()
+        return call
+
+    def enter(self, rank: int) -> int:
+        """Note that the layer of *rank* begins; returns the rank to set ``inside`` back to when it ends.
+
+        Raises:
+            ValueError: The layer stands inside one that belongs further in, or twice.
+        """
+        outside = self.inside
+        if rank <= outside and not (rank == outside and ORDER[rank] in _REPEATABLE):
+            inner, outer = ORDER[rank], ORDER[outside]
+            fault = f"{inner} stands twice" if rank == outside else f"{inner} stands inside of {outer}"
+            raise ValueError(
+                f"the middlewares are in a wrong order: {fault}. "
+                f"From the outside in, the first in the list being the outermost, it is {', '.join(ORDER)}. "
+                "lamella.stack() and lamella.in_order() put them right."
+            )
+        self.inside = rank
+        return outside
+
+
+def secrets_of(request: aiohttp.ClientRequest) -> tuple[str, ...]:
+    """Whatever in *request* may be a secret, to be taken out of every text about it."""
+    return secrets_in(request.url, request.headers, Call.of(request).secrets)

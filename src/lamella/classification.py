@@ -1,0 +1,103 @@
+"""From what aiohttp says to a typed error: an answer with an error status, or a failure without one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import aiohttp
+from aiohttp import http_exceptions
+
+from lamella.answer_body import read_error_body
+from lamella.call import secrets_of
+from lamella.errors import (
+    ApiError,
+    AttemptTimeout,
+    ConnectFailed,
+    ConnectionLost,
+    TransportError,
+    api_error_class,
+)
+from lamella.policy import RuleBook, parse_http_date, parse_retry_after
+from lamella.redaction import redact_headers, secrets_in
+
+__all__ = ["ERROR_STATUS", "api_error", "transport_error"]
+
+ERROR_STATUS = 400
+"""An answer with this status or a greater one is an error."""
+
+_NOTHING_SENT = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.ServerFingerprintMismatch,
+)
+
+
+async def api_error(response: aiohttp.ClientResponse, rules: RuleBook, known_secrets: Iterable[str] = ()) -> ApiError:
+    """The error for *response*, whose status is an error. Its body can still be read afterwards."""
+    said = await read_error_body(response)
+    info = response.request_info
+    return api_error_class(response.status)(
+        info,
+        status=response.status,
+        rule=rules.rule_for(response.status),
+        headers=response.headers,
+        body=said.body,
+        payload=said.payload,
+        details=said.details,
+        validation_errors=said.validation_errors,
+        downstream_errors=said.downstream_errors,
+        retry_after=_retry_after(response),
+        secrets=secrets_in(info.real_url, info.headers, known_secrets),
+    )
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    value = response.headers.get("Retry-After")
+    if value is None:
+        return None
+    # Measured on the server's own clock, where it tells it, a date is right even when ours is wrong.
+    now = time.time()
+    their_now = parse_http_date(response.headers.get("Date"), now)
+    return parse_retry_after(value, now if their_now is None else their_now)
+
+
+def transport_error(
+    request: aiohttp.ClientRequest, exc: Exception, rules: RuleBook | None = None
+) -> TransportError | None:
+    """The error for *exc*, or None where it is none of the transport's and should pass as it is."""
+    kind = _kind(exc)
+    if kind is None or request.session.closed:
+        return None
+    if isinstance(exc, aiohttp.ClientResponseError):
+        # It becomes the cause of ours, and its repr would show the request's headers.
+        info = exc.request_info
+        exc.request_info = info._replace(headers=redact_headers(info.headers))  # type: ignore[arg-type]
+        exc.args = (exc.request_info, exc.history)
+        reason = f"not HTTP: {exc.message}" if kind is ConnectionLost else f"proxy: {exc.status} {exc.message}"
+    else:
+        reason = str(exc) or type(exc).__name__
+    return kind(
+        request.method,
+        request.url,
+        (rules or _NO_RULES).rule_for(kind.failure),
+        reason,
+        secrets=secrets_of(request),
+    )
+
+
+_NO_RULES = RuleBook()
+
+
+def _kind(exc: Exception) -> type[TransportError] | None:
+    if isinstance(exc, _NOTHING_SENT):
+        return ConnectFailed
+    if isinstance(exc, TimeoutError):
+        return AttemptTimeout
+    if isinstance(exc, aiohttp.ClientResponseError):
+        # aiohttp makes one of these of an answer that is not HTTP; others come from other people's middlewares.
+        return ConnectionLost if isinstance(exc.__cause__, http_exceptions.HttpProcessingError) else None
+    if isinstance(exc, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | OSError):
+        return ConnectionLost
+    return None

@@ -1,0 +1,264 @@
+"""The errors that a call may end in.
+
+::
+
+    LamellaError
+    ├── ApiError (aiohttp.ClientResponseError)          an answer whose status is an error
+    │   ├── ClientFault                                 4xx
+    │   │   ├── BadRequest                              400
+    │   │   ├── Unauthorized                            401
+    │   │   ├── Forbidden                               403
+    │   │   ├── NotFound                                404
+    │   │   ├── MethodNotAllowed                        405
+    │   │   └── TooManyRequests                         429
+    │   └── ServerFault                                 5xx
+    │       └── InternalServerError                     500
+    └── TransportError (aiohttp.ClientConnectionError)  no answer, or half of one
+        ├── ConnectFailed                               nothing was sent: DNS, refused, TLS
+        ├── ConnectionLost                              it broke after something was sent
+        └── AttemptTimeout (TimeoutError)               no answer in time
+
+They derive from aiohttp's own, so that ``except aiohttp.ClientError`` goes on working. None derives from
+``ClientOSError`` or ``ServerDisconnectedError``: on those aiohttp runs all middlewares a second time by itself.
+No message, ``repr`` or field of theirs holds a header value that may be a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import aiohttp
+from yarl import URL
+
+from lamella.policy import Failure, Outcome, Rule, StopReason
+from lamella.redaction import redact_headers, redact_text, redact_url
+
+__all__ = [
+    "ApiError",
+    "AttemptRecord",
+    "AttemptTimeout",
+    "BadRequest",
+    "ClientFault",
+    "ConnectFailed",
+    "ConnectionLost",
+    "Forbidden",
+    "InternalServerError",
+    "LamellaError",
+    "MethodNotAllowed",
+    "NotFound",
+    "ServerFault",
+    "TooManyRequests",
+    "TransportError",
+    "Unauthorized",
+    "api_error_class",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One send of a call. ``status`` or ``exception`` (the name of its class) is None; times are in seconds."""
+
+    number: int
+    status: int | None
+    exception: str | None
+    took: float
+    waited: float = 0.0
+    """How long the call waited after it; 0.0 after the last one."""
+
+
+class LamellaError(Exception):
+    """A call that failed: what happened, what was tried, what to do about it."""
+
+    rule: Rule
+    """What the rule book says of it: title, description, hint, whether it is worth another try."""
+    method: str
+    url: str
+    """The URL without user, password and the values of telling query keys."""
+    retry_after: float | None = None
+    """Seconds that the server asked to wait. None: it did not."""
+    attempts: tuple[AttemptRecord, ...] = ()
+    """One record a send. Empty without a ``Retry`` layer."""
+    stopped: StopReason | None = None
+    """Why there was no further try. None without a ``Retry`` layer."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """The status of the answer, or why there was none."""
+        raise NotImplementedError
+
+    def _what(self) -> str:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        parts = [f"{self.method} {self.url}: {self._what()}"]
+        if self.rule.hint:
+            parts.append(self.rule.hint)
+        line = ". ".join(part.rstrip(".") for part in parts)
+        end = []
+        if self.attempts:
+            seconds = sum(record.took + record.waited for record in self.attempts)
+            sends = "1 attempt" if len(self.attempts) == 1 else f"{len(self.attempts)} attempts"
+            end.append(f"{sends} in {seconds:.3g} s")
+        if self.stopped:
+            end.append(f"stopped: {self.stopped.phrase}")
+        return f"{line} ({', '.join(end)})" if end else line
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The constructors of aiohttp's and of OSError's classes do not fit what pickle and copy would call.
+        return _blank, (type(self),), vars(self).copy()
+
+
+def _blank(cls: type[LamellaError]) -> LamellaError:
+    return cls.__new__(cls)
+
+
+class ApiError(LamellaError, aiohttp.ClientResponseError):
+    """An answer whose status is an error."""
+
+    status: int
+    body: bytes
+    """The answer's body as far as it could be read, at most 64 KiB."""
+    payload: Any
+    """The body as JSON, or None where it is not JSON."""
+    validation_errors: tuple[str, ...]
+    """What is wrong with the request, item by item, where the answer says so."""
+    downstream_errors: tuple[str, ...]
+    """What the system behind the API said, where the answer tells."""
+    details: tuple[str, ...]
+    """The answer's own messages that are neither of these two."""
+
+    def __init__(
+        self,
+        request_info: aiohttp.RequestInfo,
+        *,
+        status: int,
+        rule: Rule,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        payload: Any = None,
+        details: tuple[str, ...] = (),
+        validation_errors: tuple[str, ...] = (),
+        downstream_errors: tuple[str, ...] = (),
+        retry_after: float | None = None,
+        secrets: tuple[str, ...] = (),
+    ) -> None:
+        self.url = redact_url(request_info.real_url, secrets)
+        self.method = request_info.method
+        shown = URL(self.url)
+        info = aiohttp.RequestInfo(shown, self.method, redact_headers(request_info.headers), shown)  # type: ignore[arg-type]
+        super().__init__(info, (), status=status, message=rule.title, headers=redact_headers(headers or {}))
+        self.args = ()
+        self.rule = rule
+        self.body = body
+        self.payload = payload
+        self.details = tuple(redact_text(text, secrets) for text in details)
+        self.validation_errors = tuple(redact_text(text, secrets) for text in validation_errors)
+        self.downstream_errors = tuple(redact_text(text, secrets) for text in downstream_errors)
+        self.retry_after = retry_after
+
+    @property
+    def outcome(self) -> Outcome:
+        """The status of the answer."""
+        return self.status
+
+    def _what(self) -> str:
+        said = "; ".join((self.details + self.validation_errors + self.downstream_errors)[:5])
+        return f"{self.status} {self.rule.title}" + (f" [{redact_text(said)}]" if said else "")
+
+
+class ClientFault(ApiError):
+    """4xx: the request is at fault."""
+
+
+class BadRequest(ClientFault):
+    """400."""
+
+
+class Unauthorized(ClientFault):
+    """401."""
+
+
+class Forbidden(ClientFault):
+    """403."""
+
+
+class NotFound(ClientFault):
+    """404."""
+
+
+class MethodNotAllowed(ClientFault):
+    """405."""
+
+
+class TooManyRequests(ClientFault):
+    """429."""
+
+
+class ServerFault(ApiError):
+    """5xx, or a status that no server should send (RFC 9110, section 15)."""
+
+
+class InternalServerError(ServerFault):
+    """500."""
+
+
+_BY_STATUS: dict[int, type[ApiError]] = {
+    400: BadRequest,
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    405: MethodNotAllowed,
+    429: TooManyRequests,
+    500: InternalServerError,
+}
+
+
+def api_error_class(status: int) -> type[ApiError]:
+    """The class for an error *status*."""
+    return _BY_STATUS.get(status) or (ClientFault if 400 <= status < 500 else ServerFault)
+
+
+class TransportError(LamellaError, aiohttp.ClientConnectionError):
+    """No answer, or half of one."""
+
+    failure: ClassVar[Failure]
+    reason: str
+    """What the layer below said, in a line."""
+
+    def __init__(self, method: str, url: URL, rule: Rule, reason: str = "", *, secrets: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.method = method
+        self.url = redact_url(url, secrets)
+        self.rule = rule
+        self.reason = redact_text(reason, secrets)
+
+    @property
+    def outcome(self) -> Outcome:
+        """Why there was no answer."""
+        return self.failure
+
+    def _what(self) -> str:
+        return self.rule.title + (f" ({self.reason})" if self.reason else "")
+
+
+class ConnectFailed(TransportError):
+    """Nothing was sent: DNS, connection refused, TLS."""
+
+    failure = Failure.CONNECT_FAILED
+
+
+class ConnectionLost(TransportError):
+    """It broke after something was sent: the request may have been carried out."""
+
+    failure = Failure.CONNECTION_LOST
+
+
+class AttemptTimeout(TransportError, TimeoutError):
+    """No answer in time: the request may have been carried out."""
+
+    failure = Failure.ATTEMPT_TIMEOUT

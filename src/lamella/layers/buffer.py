@@ -1,0 +1,65 @@
+"""``Buffer``: the body is read inside the attempt."""
+
+from __future__ import annotations
+
+import aiohttp
+
+from lamella.answer_body import peek
+from lamella.call import ORDER, Call
+from lamella.classification import transport_error
+
+__all__ = ["Buffer"]
+
+_ENDLESS = frozenset({"text/event-stream", "multipart/x-mixed-replace"})
+
+
+class Buffer:
+    """Waits for the whole body before the attempt counts as good, so that one cut in the middle is tried again.
+
+    Nothing is copied out of aiohttp's hands: the answer can be read by ``read()``, ``json()`` or as a stream, as
+    without this layer. A body longer than the limit, or one that is not meant to end (as of
+    ``text/event-stream``), is handed on as the stream it is. It stands inside of ``Timeout`` and ``Retry``, and
+    outside of ``Classify``, which reads the bodies of errors by itself.
+
+    Args:
+        limit: How many bytes of a body are waited for.
+
+    Raises:
+        ValueError: *limit* is less than 1.
+    """
+
+    rank = ORDER.index("Buffer")
+
+    def __init__(self, limit: int = 8 * 1024 * 1024) -> None:
+        if limit < 1:
+            raise ValueError(f"limit must be a number of bytes, 1 or more, not {limit!r}")
+        self._limit = limit
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        call = Call.of(request)
+        outside = call.enter(self.rank)
+        try:
+            response = await handler(request)
+            if response.content.is_eof() or self._is_stream(response):
+                return response
+            try:
+                await peek(response, self._limit)
+            except BaseException as exc:
+                response.close()
+                error = transport_error(request, exc) if isinstance(exc, aiohttp.ClientError | OSError) else None
+                if error is None:
+                    raise
+                raise error from exc
+            return response
+        finally:
+            call.inside = outside
+
+    def _is_stream(self, response: aiohttp.ClientResponse) -> bool:
+        """Whether the body is not meant to end, or known to be too long: waiting for it would be in vain."""
+        upgraded = response.status == 101
+        return upgraded or response.content_type in _ENDLESS or (response.content_length or 0) > self._limit
+
+    def __repr__(self) -> str:
+        return f"Buffer({self._limit})"

@@ -1,0 +1,55 @@
+"""``Classify``: a bad answer becomes a typed error."""
+
+from __future__ import annotations
+
+import aiohttp
+
+from lamella.call import ORDER, Call
+from lamella.classification import ERROR_STATUS, api_error, transport_error
+from lamella.policy import RuleBook
+
+__all__ = ["Classify"]
+
+
+class Classify:
+    """Raises :class:`lamella.ApiError` for an answer of status 400 or more, :class:`lamella.TransportError` for none.
+
+    It stands innermost, so that all the other layers see one kind of failure. The connection of a bad answer is
+    free again when its error is raised.
+
+    aiohttp silently sends an idempotent request a second time when its connection turns out to be closed. Below
+    this layer it cannot: each send is one that the layers know of, and :class:`lamella.Retry` sends again.
+
+    Args:
+        rules: What each status means.
+    """
+
+    rank = ORDER.index("Classify")
+
+    def __init__(self, rules: RuleBook) -> None:
+        self._rules = rules
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        call = Call.of(request)
+        outside = call.enter(self.rank)
+        try:
+            response = await handler(request)
+            if response.status < ERROR_STATUS:
+                return response
+            try:
+                error = await api_error(response, self._rules, call.secrets)
+            finally:
+                response.release()
+            raise error
+        except (aiohttp.ClientError, OSError) as exc:
+            error_ = transport_error(request, exc, self._rules)
+            if error_ is None:
+                raise
+            raise error_ from exc
+        finally:
+            call.inside = outside
+
+    def __repr__(self) -> str:
+        return f"Classify({self._rules!r})"

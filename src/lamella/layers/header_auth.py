@@ -1,0 +1,149 @@
+"""``HeaderAuth``: credentials in headers, for one origin alone."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, TypeGuard
+
+import aiohttp
+import anyio
+from yarl import URL
+
+from lamella.call import ORDER, Call
+
+__all__ = ["HeaderAuth", "HeaderValue"]
+
+HeaderValue = str | Callable[[], str | None] | Callable[[], Awaitable[str | None]]
+"""A value, or a function that is asked for it before each send; from a function, None leaves the header out."""
+
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BAD_VALUE = re.compile(r"[\r\n\0]")
+
+
+class HeaderAuth:
+    """Sets headers that hold a credential, on requests to one origin.
+
+    It stands inside of ``Retry``, so that each send gets a fresh value. A request to any other scheme, host or
+    port, as after a redirect, gets none of these headers and loses those that it has.
+
+    Args:
+        headers: The values by their names. A function is asked before each send. Calls that ask while an async
+            function is being awaited share its answer, or its error: its answer must not depend on who asks.
+        origin: Where the credentials belong, as in ``"https://api.example.com"``. None means the origin of the
+            first request that passes.
+
+    Raises:
+        ValueError: A name or a value cannot stand in a header, or *origin* is no origin. Values that functions
+            return are checked when they are asked for.
+    """
+
+    rank = ORDER.index("HeaderAuth")
+
+    def __init__(self, headers: Mapping[str, HeaderValue], *, origin: str | URL | None = None) -> None:
+        for name, value in headers.items():
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"not a header name: {name!r}")
+            if isinstance(value, str):
+                _check(name, value)
+            elif not callable(value):
+                raise ValueError(  # noqa: TRY004 - like every other bad value
+                    f"the value of {name} must be a string or a function, not {type(value).__name__}"
+                )
+        self._values: Final = {name: _Shared(value) if _is_async(value) else value for name, value in headers.items()}
+        self._origin = None if origin is None else _origin_of(origin)
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        call = Call.of(request)
+        outside = call.enter(self.rank)
+        try:
+            origin = _origin(request.url)
+            if self._origin is None:
+                self._origin = origin
+            for name, value in self._values.items():
+                if origin == self._origin and (credential := await _resolve(name, value)) is not None:
+                    request.headers[name] = credential
+                    if credential not in call.secrets:
+                        call.secrets = (*call.secrets, credential)
+                else:
+                    request.headers.popall(name, None)
+            return await handler(request)
+        finally:
+            call.inside = outside
+
+    def __repr__(self) -> str:
+        return f"HeaderAuth({', '.join(self._values)})"
+
+
+_Origin = tuple[str, str | None, int | None]
+
+
+def _origin(url: URL) -> _Origin:
+    return url.scheme, url.raw_host, url.port
+
+
+def _origin_of(value: str | URL) -> _Origin:
+    try:
+        url = URL(value)
+    except ValueError:
+        url = URL()
+    if url.scheme not in {"http", "https"} or not url.raw_host:
+        shown = url.with_user(None) if url.raw_host else type(value).__name__
+        raise ValueError(f"origin must be an http or https URL with a host, not {str(shown)!r}")
+    return _origin(url)
+
+
+def _check(name: str, value: object) -> str:
+    # The messages name the header and never the value: it is a secret, or nearly one.
+    if not isinstance(value, str):
+        raise ValueError(f"the value of {name} must be a string, not {type(value).__name__}")  # noqa: TRY004
+    if not value.strip():
+        raise ValueError(f"the value of {name} is empty")
+    if bad := _BAD_VALUE.search(value):
+        raise ValueError(f"the value of {name} contains {bad.group()!r}, which no header may")
+    return value
+
+
+def _is_async(value: HeaderValue) -> TypeGuard[Callable[[], Awaitable[str | None]]]:
+    return inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(getattr(value, "__call__", None))  # noqa: B004
+
+
+async def _resolve(name: str, value: HeaderValue | _Shared) -> str | None:
+    if isinstance(value, str):
+        return value
+    answer = value()
+    if inspect.isawaitable(answer):
+        answer = await answer
+    return None if answer is None else _check(name, answer)
+
+
+class _Shared:
+    """An async function that concurrent callers ask once.
+
+    Whoever comes first asks in its own task, so that no task is left behind when it is cancelled: then the next
+    one in the queue asks.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[str | None]]) -> None:
+        self._ask = ask
+        self._lock = anyio.Lock()
+        self._round = 0
+        self._outcome: tuple[str | None, Exception | None] = None, None
+
+    async def __call__(self) -> str | None:
+        joined = self._round
+        async with self._lock:
+            if self._round == joined:
+                try:
+                    self._outcome = await self._ask(), None
+                except Exception as exc:  # noqa: BLE001 - raised below, to all who wait for it
+                    self._outcome = None, exc
+                # Not reached when cancelled: then there is no outcome to share.
+                self._round += 1
+            answer, error = self._outcome
+        if error is not None:
+            raise error
+        return answer

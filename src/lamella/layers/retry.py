@@ -1,0 +1,329 @@
+"""``Retry``: decide, wait, send again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from math import isfinite
+from typing import Final
+
+import aiohttp
+import stamina
+from aiohttp.helpers import TimerNoop
+from opentelemetry import trace
+from opentelemetry.util.types import AttributeValue
+
+from lamella import telemetry
+from lamella.call import ORDER, Call, secrets_of
+from lamella.classification import ERROR_STATUS, api_error, transport_error
+from lamella.errors import (
+    ApiError,
+    AttemptRecord,
+    AttemptTimeout,
+    ConnectFailed,
+    ConnectionLost,
+    LamellaError,
+)
+from lamella.policy import Decision, RuleBook, StopReason, decide
+from lamella.request_body import is_replayable, rewind
+
+__all__ = ["Retry"]
+
+# A session's total timeout ends our wait and our attempt first, so that the caller gets our error for it.
+_MARGIN_SHARE, _MARGIN_SECONDS = 0.05, 0.1
+
+
+class Retry:
+    """Sends a request again while the rules, the deadline and the safety of a repeat allow it.
+
+    stamina drives the waits: ``stamina.set_active(False)`` sends everything once, ``stamina.set_testing`` takes
+    the waits out, and stamina's hooks are told of each retry. With its *default* hooks, stamina writes a line
+    per retry; Retry lets those through at DEBUG only (logger ``stamina``).
+
+    It stands outside of everything that makes an attempt. With :class:`lamella.Classify` in the stack it raises
+    the last error; without, it returns the last answer, its body unread. A connection failure is an error always.
+
+    Args:
+        rules: What each outcome means, and the waits.
+        attempts: How often a call may be sent in all, the first time included. None means as often as it takes
+            until *deadline*.
+        deadline: How many seconds a call may take in all, the waits included. None means no limit, except for a
+            total timeout of the session, which is taken as one.
+        retry_writes: Send methods that are not idempotent (POST, PATCH) again, too, though the first one may have
+            been carried out. Without, they are where nothing can have been carried out (429, no connection) and
+            where an ``Idempotency-Key`` header makes a repeat harmless.
+        random: A source of uniform floats in [0, 1), for the waits.
+
+    Raises:
+        ValueError: *attempts* is less than 1, *deadline* is not greater than 0, or both are None.
+    """
+
+    rank: Final = ORDER.index("Retry")
+
+    def __init__(
+        self,
+        rules: RuleBook,
+        *,
+        attempts: int | None = 5,
+        deadline: float | None = None,
+        retry_writes: bool = False,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        if attempts is not None and attempts < 1:
+            raise ValueError(f"attempts must be None or at least 1, not {attempts!r}")
+        if deadline is not None and (not isfinite(deadline) or deadline <= 0):
+            raise ValueError(f"deadline must be None or a finite number of seconds greater than 0, not {deadline!r}")
+        if attempts is None and deadline is None:
+            raise ValueError("attempts and deadline must not both be None: such a call might never end")
+        self._rules = rules
+        self._attempts = attempts
+        self._deadline = deadline
+        self._retry_writes = retry_writes
+        self._random = random
+
+    def _limit(self, request: aiohttp.ClientRequest) -> float | None:
+        """The seconds that a call may take: our deadline or the session's total, whichever is shorter."""
+        total = request.session.timeout.total
+        # A timeout given with the request can lift the session's; the request only shows that there is none.
+        if not total or isinstance(getattr(request, "_timer", None), TimerNoop):
+            return self._deadline
+        total -= min(total * _MARGIN_SHARE, _MARGIN_SECONDS)
+        return total if self._deadline is None else min(total, self._deadline)
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        call = Call.of(request)
+        outside = call.enter(self.rank)
+        series = _Series(self, request, handler, call)
+        try:
+            # stamina costs more than all of ours together: it is not entered before there is something to retry.
+            try:
+                return await series.send()
+            except LamellaError as error:
+                if not series.owns(error):
+                    raise
+                return await series.go_on(error)
+        finally:
+            call.inside = outside
+
+    def __repr__(self) -> str:
+        return (
+            f"Retry({self._rules!r}, attempts={self._attempts}, deadline={self._deadline}, "
+            f"retry_writes={self._retry_writes})"
+        )
+
+
+class _Series:
+    """The sends of one call."""
+
+    __slots__ = (
+        "_answer",
+        "_began",
+        "_call",
+        "_deadline",
+        "_decided_at",
+        "_decision",
+        "_error",
+        "_failed",
+        "_handler",
+        "_loop",
+        "_request",
+        "_retry",
+        "_started",
+        "_was_stale",
+    )
+
+    def __init__(
+        self, retry: Retry, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType, call: Call
+    ) -> None:
+        self._retry = retry
+        self._request = request
+        self._handler = handler
+        self._call = call
+        self._loop = asyncio.get_running_loop()
+        self._started = self._began = self._loop.time()
+        self._deadline = retry._limit(request)
+        self._failed = 0.0
+        self._error: LamellaError | None = None
+        """The failure of the last send."""
+        self._answer: aiohttp.ClientResponse | None = None
+        """The answer it is about, where no layer below has turned it into an error."""
+        self._decision: Decision | None = None
+        self._decided_at = 0
+        self._was_stale = False
+
+    def owns(self, error: LamellaError) -> bool:
+        """Whether *error* is the failure of our last send, and not something that a layer below did meanwhile."""
+        return error is self._error
+
+    async def send(self) -> aiohttp.ClientResponse:
+        """Send once. A failure is raised as a LamellaError that we own; anything else is none of ours."""
+        try:
+            response = await self._bounded()
+            if response.status < ERROR_STATUS:
+                if self._call.records:
+                    self._record(response.status, None)
+                return response
+            error: LamellaError = await api_error(response, self._retry._rules, self._call.secrets)
+            self._answer = response
+            self._own(error)
+        except LamellaError as exc:
+            # One that says why it stopped is the end of another call, which a layer below made meanwhile.
+            if exc.stopped is None:
+                self._own(exc)
+            raise
+        except (aiohttp.ClientError, TimeoutError) as exc:
+            failure = transport_error(self._request, exc, self._retry._rules)
+            if failure is None:
+                raise
+            self._own(failure)
+            raise failure from exc
+        raise error
+
+    async def go_on(self, first: LamellaError) -> aiohttp.ClientResponse:
+        """Let stamina send again and again after *first* has failed, to the end of the call."""
+        begun = False
+
+        @stamina.retry(on=self._decide, attempts=self._retry._attempts, timeout=None)
+        async def lamella_retry() -> aiohttp.ClientResponse:
+            nonlocal begun
+            if not begun:
+                begun = True
+                raise first
+            self._note_retry()
+            await rewind(self._request)
+            self._began = self._loop.time()
+            return await self.send()
+
+        try:
+            return await lamella_retry()
+        except asyncio.CancelledError:
+            self._note_retry()
+            self._stop(StopReason.CANCELLED)
+            raise
+        except LamellaError as error:
+            if not self.owns(error):
+                raise
+            # Without a reason of ours it was stamina that stopped: switched off, or in its test mode.
+            decided = self._decision and self._decision.stop
+            error.stopped = self._stop(decided or StopReason.ATTEMPTS_USED_UP)
+            error.attempts = tuple(self._call.records)
+            if self._answer is None:
+                raise
+            return self._answer
+
+    async def _bounded(self) -> aiohttp.ClientResponse:
+        if self._deadline is None:
+            return await self._handler(self._request)
+        limit = asyncio.timeout_at(self._started + self._deadline)
+        try:
+            async with limit:
+                return await self._handler(self._request)
+        except TimeoutError as exc:
+            if not limit.expired():
+                raise
+            rule = self._retry._rules.rule_for(AttemptTimeout.failure)
+            reason = f"the call's deadline of {self._deadline:.4g} s has passed"
+            request = self._request
+            raise AttemptTimeout(request.method, request.url, rule, reason, secrets=secrets_of(request)) from exc
+
+    def _own(self, error: LamellaError) -> None:
+        self._error = error
+        self._failed = self._loop.time()
+        error.rule = self._retry._rules.rule_for(error.outcome)
+        status = error.status if isinstance(error, ApiError) else None
+        self._record(status, None if status else type(error).__name__)
+
+    def _record(self, status: int | None, exception: str | None) -> None:
+        records = self._call.records
+        records.append(AttemptRecord(len(records) + 1, status, exception, self._loop.time() - self._began))
+
+    def _decide(self, exc: Exception) -> bool | float:
+        """stamina's hook: False to stop, or the seconds to wait."""
+        error = self._error
+        if error is None or error is not exc:
+            return False
+        # A connection that the server closed while it was idle: once a call, and not for a body that broke off.
+        stale = (
+            not self._was_stale
+            and isinstance(error, ConnectionLost)
+            and isinstance(error.__cause__, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
+        )
+        request, retry = self._request, self._retry
+        testing = stamina.is_testing()
+        decision = decide(
+            retry._rules,
+            error.outcome,
+            number=len(self._call.records),
+            # In its test mode stamina sets the attempts, and takes the waits out.
+            attempts=None if testing else retry._attempts,
+            method=request.method,
+            replayable=is_replayable(request, sent=not isinstance(error, ConnectFailed)),
+            elapsed=self._failed - self._started,
+            deadline=None if testing else self._deadline,
+            random=retry._random,
+            retry_after=error.retry_after,
+            idempotent=retry._retry_writes or "Idempotency-Key" in request.headers,
+            stale=stale,
+        )
+        self._decision = decision
+        self._decided_at = time.time_ns()
+        if decision.wait is None:
+            return False
+        self._was_stale = self._was_stale or stale
+        if not testing:
+            # Held during the wait it would hold its connection. (A test mode does not wait, and may still stop.)
+            self._let_go()
+        return decision.wait
+
+    def _let_go(self) -> None:
+        if self._answer is not None:
+            self._answer.release()
+            self._answer = None
+
+    def _note_retry(self) -> None:
+        """The wait that was decided on is over: put it on record, if stamina did carry it out."""
+        decision, records = self._decision, self._call.records
+        if decision is None or decision.wait is None or decision.source is None:
+            return
+        self._let_go()
+        self._decision = None
+        records[-1] = replace(records[-1], waited=self._loop.time() - self._failed)
+        self._event(
+            telemetry.RETRY_EVENT,
+            {telemetry.WAIT: decision.wait, telemetry.WAIT_SOURCE: decision.source.value},
+            self._decided_at,
+        )
+
+    def _stop(self, reason: StopReason) -> StopReason:
+        self._call.stopped = reason
+        self._event(telemetry.STOP_EVENT, {telemetry.STOP_REASON: reason.value})
+        return reason
+
+    def _event(self, name: str, more: dict[str, AttributeValue], timestamp: int | None = None) -> None:
+        span = self._call.span or trace.get_current_span()
+        error = self._error
+        if not span.is_recording() or error is None:
+            return
+        attributes = {telemetry.ATTEMPT: len(self._call.records), telemetry.RULE: error.rule.title, **more}
+        if isinstance(error, ApiError):
+            attributes[telemetry.STATUS] = error.status
+        attributes[telemetry.ERROR_TYPE] = telemetry.error_type(error)
+        span.add_event(name, attributes, timestamp)
+
+
+def _quieten(record: logging.LogRecord) -> bool:
+    """Let stamina's default line for a retry of ours through at DEBUG only: in a storm there are thousands."""
+    ours = str(getattr(record, "stamina.callable", "")).startswith(f"{__name__}.")
+    if ours and record.levelno == logging.WARNING:
+        record.levelno, record.levelname = logging.DEBUG, logging.getLevelName(logging.DEBUG)
+        return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+    return True
+
+
+logging.getLogger("stamina").addFilter(_quieten)

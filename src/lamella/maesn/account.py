@@ -1,0 +1,71 @@
+"""The account that a call is made for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import aiohttp
+from yarl import URL
+
+from lamella.layers import HeaderAuth
+
+__all__ = ["ACCOUNT_KEY", "API_KEY", "account", "auth"]
+
+API_KEY = "X-API-KEY"
+ACCOUNT_KEY = "X-ACCOUNT-KEY"
+
+_current: ContextVar[str | None] = ContextVar("lamella_maesn_account", default=None)
+
+
+@contextmanager
+def account(key: str) -> Iterator[None]:
+    """Make the calls inside the ``with`` block for the account with this *key*.
+
+    It holds for the task that it is entered in, and for the tasks started inside: thousands can use one session,
+    each for an account of its own.
+
+    Raises:
+        ValueError: *key* is empty.
+    """
+    if not key.strip():
+        raise ValueError("the account key is empty")
+    token = _current.set(key)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def auth(api_key: str, account_key: str | None, base_url: URL) -> tuple[HeaderAuth, HeaderAuth]:
+    """The layers that add both keys; *account_key* is for calls made outside of :func:`account`."""
+    return HeaderAuth({API_KEY: api_key}, origin=base_url), _AccountAuth(account_key, base_url)
+
+
+class _AccountAuth(HeaderAuth):
+    """The account key. Only ``/auth/``, where an account begins, does without."""
+
+    def __init__(self, account_key: str | None, base_url: URL) -> None:
+        self._account_key = account_key
+        self._without = f"{base_url.path.rstrip('/')}/auth/"
+        super().__init__({ACCOUNT_KEY: self._key}, origin=base_url)
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        if self._current() is None and request.url.path.startswith(self._without):
+            return await handler(request)
+        return await super().__call__(request, handler)
+
+    def _current(self) -> str | None:
+        return _current.get() or self._account_key
+
+    def _key(self) -> str:
+        key = self._current()
+        if key is None:
+            raise ValueError(
+                "no account key for this call: set MAESN_ACCOUNT_KEY, give account_key=, "
+                "or make the call inside of maesn.account(key)"
+            )
+        return key

@@ -1,0 +1,127 @@
+"""A plain aiohttp session for the Maesn API, or its layers for a session of one's own."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import aiohttp
+from opentelemetry.trace import TracerProvider
+from yarl import URL
+
+from lamella.maesn.account import auth
+from lamella.maesn.rules import RULES
+from lamella.policy import RuleBook
+from lamella.stack import stack
+
+__all__ = ["ATTEMPT_TIMEOUT", "BASE_URL", "layers", "session"]
+
+BASE_URL = "https://api.maesn.dev"
+"""Where the API lives, unless ``base_url`` or ``MAESN_BASE_URL`` says otherwise."""
+
+ATTEMPT_TIMEOUT = 60.0
+"""Seconds that one attempt may take; behind Maesn there is one more system that takes its time."""
+
+
+def session(
+    api_key: str | None = None,
+    account_key: str | None = None,
+    base_url: str | None = None,
+    *,
+    rules: RuleBook = RULES,
+    attempts: int | None = 5,
+    deadline: float | None = None,
+    attempt_timeout: float | None = ATTEMPT_TIMEOUT,
+    retry_writes: bool = False,
+    raise_errors: bool = True,
+    tracer_provider: TracerProvider | None = None,
+    **session_options: Any,
+) -> aiohttp.ClientSession:
+    """An ``aiohttp.ClientSession`` with all of :func:`layers`, whose URLs are relative to the API's.
+
+    It has no total timeout, which would include the waits between the tries: *attempt_timeout* and *deadline*
+    are the limits.
+
+    Args:
+        api_key: The integrator's key. None means ``MAESN_API_KEY`` of the environment.
+        account_key: The key of the end user's account. None means ``MAESN_ACCOUNT_KEY``; where that is not set
+            either, each call needs :func:`lamella.maesn.account`.
+        base_url: None means ``MAESN_BASE_URL``, else :data:`BASE_URL`.
+        rules: What each status means, and the waits.
+        attempts: How often a call may be sent in all. None means as often as *deadline* allows.
+        deadline: How many seconds a call may take in all, the waits included. None means no limit.
+        attempt_timeout: How many seconds one attempt may take. None means no limit.
+        retry_writes: Whether POST and PATCH are sent again where they may have been carried out.
+        raise_errors: Whether an error status is raised; if not, the last answer is returned.
+        tracer_provider: Where the spans go. None means the global one.
+        session_options: What else ``aiohttp.ClientSession`` takes.
+
+    Raises:
+        ValueError: A key is missing or cannot stand in a header, or an argument is out of its range.
+    """
+    if "middlewares" in session_options:
+        raise ValueError(
+            "middlewares cannot be given here: which of them stand outside of lamella's is yours to say. "
+            "Make a session of your own with middlewares=(*outer, *maesn.layers(), *inner)"
+        )
+    chosen = layers(
+        api_key,
+        account_key,
+        base_url,
+        rules=rules,
+        attempts=attempts,
+        deadline=deadline,
+        attempt_timeout=attempt_timeout,
+        retry_writes=retry_writes,
+        raise_errors=raise_errors,
+        tracer_provider=tracer_provider,
+    )
+    session_options.setdefault("timeout", aiohttp.ClientTimeout(total=None))
+    return aiohttp.ClientSession(_url(base_url), middlewares=chosen, **session_options)
+
+
+def layers(
+    api_key: str | None = None,
+    account_key: str | None = None,
+    base_url: str | None = None,
+    *,
+    rules: RuleBook = RULES,
+    attempts: int | None = 5,
+    deadline: float | None = None,
+    attempt_timeout: float | None = ATTEMPT_TIMEOUT,
+    retry_writes: bool = False,
+    raise_errors: bool = True,
+    tracer_provider: TracerProvider | None = None,
+) -> tuple[aiohttp.ClientMiddlewareType, ...]:
+    """The layers of :func:`session`, with the same arguments, for a session of one's own.
+
+    The keys go to the origin of *base_url* and nowhere else. A total timeout of that session is taken as a
+    deadline: aiohttp's default of 300 s is shorter than the guide's waits.
+    """
+    return stack(
+        rules,
+        auth=auth(
+            _setting("api_key", api_key, "MAESN_API_KEY"),
+            account_key or os.environ.get("MAESN_ACCOUNT_KEY") or None,
+            _url(base_url),
+        ),
+        attempts=attempts,
+        deadline=deadline,
+        attempt_timeout=attempt_timeout,
+        retry_writes=retry_writes,
+        raise_errors=raise_errors,
+        tracer_provider=tracer_provider,
+    )
+
+
+def _setting(name: str, value: str | None, variable: str) -> str:
+    found = value or os.environ.get(variable)
+    if not found:
+        raise ValueError(f"no API key: give {name}= or set {variable}")
+    return found
+
+
+def _url(value: str | None) -> URL:
+    url = URL(value or os.environ.get("MAESN_BASE_URL") or BASE_URL)
+    # Relative URLs are joined to what stands before the last slash.
+    return url if url.path.endswith("/") else url.with_path(f"{url.path}/")

@@ -1,0 +1,21 @@
+"""Policy is data, and pure: no I/O, no clock, no global randomness."""
+
+from lamella.policy.backoff import Backoff
+from lamella.policy.decision import IDEMPOTENT_METHODS, Decision, StopReason, WaitSource, decide
+from lamella.policy.retry_after import parse_http_date, parse_retry_after
+from lamella.policy.rules import Failure, Outcome, Rule, RuleBook
+
+__all__ = [
+    "IDEMPOTENT_METHODS",
+    "Backoff",
+    "Decision",
+    "Failure",
+    "Outcome",
+    "Rule",
+    "RuleBook",
+    "StopReason",
+    "WaitSource",
+    "decide",
+    "parse_http_date",
+    "parse_retry_after",
+]

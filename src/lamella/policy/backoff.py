@@ -1,0 +1,100 @@
+"""How long to wait before a retry: a value, and pure arithmetic on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import inf, isfinite
+
+__all__ = ["Backoff"]
+
+Random = Callable[[], float]
+"""A source of randomness: a uniform float in [0, 1), as ``random.random`` gives it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """An exponential backoff; every time is in seconds.
+
+    The wait before retry *n* (1, 2, 3, …) is ``initial * factor**(n - 1)``, lengthened by up to ``jitter``
+    times itself and cut off at ``maximum``.
+
+    Args:
+        initial: The first wait: one number, or a range ``(low, high)`` from which each wait is drawn evenly
+            before it is multiplied.
+        factor: How much longer each wait is than the one before; at least 1.
+        maximum: No wait is longer. A server that asks for more with ``Retry-After`` is not asked again.
+        jitter: The share of the wait that randomness may add; it never takes anything away. None means 0.1
+            for a single ``initial`` and 0 for a range, which is random enough by itself.
+
+    Raises:
+        ValueError: A number is negative, not finite, or they contradict one another.
+    """
+
+    initial: float | tuple[float, float]
+    factor: float = 2.0
+    maximum: float = 3600.0
+    jitter: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("low", self.low), ("high", self.high), ("maximum", self.maximum)):
+            if not isfinite(value) or value < 0:
+                raise ValueError(f"{name} must be a finite number of seconds, 0 or more, not {value!r}")
+        if self.low > self.high:
+            raise ValueError(f"initial must be (low, high) with low <= high, not {self.initial!r}")
+        if self.maximum < self.low:
+            raise ValueError(f"maximum must be at least initial ({self.low!r} s), not {self.maximum!r}")
+        if not isfinite(self.factor) or self.factor < 1:
+            raise ValueError(f"factor must be a finite number, 1 or more, not {self.factor!r}")
+        if self.jitter is not None and (not isfinite(self.jitter) or self.jitter < 0):
+            raise ValueError(f"jitter must be None or a finite share, 0 or more, not {self.jitter!r}")
+
+    @property
+    def low(self) -> float:
+        """The shortest first wait, in seconds."""
+        return self.initial[0] if isinstance(self.initial, tuple) else self.initial
+
+    @property
+    def high(self) -> float:
+        """The longest first wait before jitter, in seconds."""
+        return self.initial[1] if isinstance(self.initial, tuple) else self.initial
+
+    def floor(self, number: int) -> float:
+        """The shortest possible wait before retry *number* (from 1), in seconds."""
+        return min(self.low * self._growth(number), self.maximum) if self.low else 0.0
+
+    def ceiling(self, number: int) -> float:
+        """The longest possible wait before retry *number* (from 1), in seconds."""
+        return min(self.high * self._growth(number) * (1 + self._jitter), self.maximum) if self.high else 0.0
+
+    def wait(self, number: int, random: Random) -> float:
+        """The wait before retry *number* (from 1), in seconds, with *random* for the range and the jitter."""
+        first = self.low + (self.high - self.low) * random() if self.high > self.low else self.low
+        if not first:
+            return 0.0
+        seconds = first * self._growth(number)
+        if self._jitter:
+            seconds += seconds * self._jitter * random()
+        # Rounding in the sums above must not carry the result over an edge that callers rely on.
+        return min(max(seconds, self.floor(number)), self.ceiling(number))
+
+    def scaled(self, factor: float) -> Backoff:
+        """The same schedule with every delay times *factor* (0 or more)."""
+        if not isfinite(factor) or factor < 0:
+            raise ValueError(f"factor must be a finite number, 0 or more, not {factor!r}")
+        initial = (self.low * factor, self.high * factor) if isinstance(self.initial, tuple) else self.low * factor
+        return replace(self, initial=initial, maximum=self.maximum * factor)
+
+    @property
+    def _jitter(self) -> float:
+        if self.jitter is not None:
+            return self.jitter
+        return 0.0 if isinstance(self.initial, tuple) else 0.1
+
+    def _growth(self, number: int) -> float:
+        if number < 1:
+            raise ValueError(f"number counts retries from 1, not {number!r}")
+        try:
+            return float(self.factor ** (number - 1))
+        except OverflowError:
+            return inf

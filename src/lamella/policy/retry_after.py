@@ -1,0 +1,74 @@
+"""``Retry-After`` (RFC 9110, section 10.2.3) as seconds from an injected now."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+__all__ = ["LONGEST", "parse_http_date", "parse_retry_after"]
+
+LONGEST = 366 * 86400.0
+"""What a longer wait counts as, in seconds: a year is never worth waiting for, and stays a finite number."""
+
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_MONTH = f"(?P<month>{'|'.join(_MONTHS)})"
+_TIME = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
+_SECONDS = re.compile(r"[0-9]+(?:\.[0-9]*)?")
+# The three forms of RFC 9110, section 5.6.7: IMF-fixdate, then the obsolete RFC 850 and asctime.
+_DATES = tuple(
+    re.compile(form, re.IGNORECASE)
+    for form in (
+        rf"[a-z]{{3}}, (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_TIME} GMT",
+        rf"[a-z]{{6,9}}, (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_TIME} GMT",
+        rf"[a-z]{{3}} {_MONTH} (?P<day>[ 0-9][0-9]) {_TIME} (?P<year>[0-9]{{4}})",
+    )
+)
+
+
+def parse_retry_after(value: str | None, now: float) -> float | None:
+    """How many seconds from *now* (seconds since the epoch) the server asks us to wait.
+
+    Returns None where it asks for nothing that can be understood: no header, a negative number, a date that
+    does not exist, garbage. A date that has passed is 0.0, and more than a year is :data:`LONGEST`. A decimal
+    fraction, which the RFC does not know but servers send, is taken as it is meant.
+    """
+    text = (value or "").strip()
+    if _SECONDS.fullmatch(text):
+        # A number of any length is fine: float() makes infinity of what is too large for it.
+        return min(float(text), LONGEST)
+    moment = parse_http_date(text, now)
+    return None if moment is None else min(max(moment - now, 0.0), LONGEST)
+
+
+def parse_http_date(value: str | None, now: float) -> float | None:
+    """An HTTP-date as seconds since the epoch, or None; *now* gives a two-digit year its century."""
+    text = (value or "").strip()
+    for form in _DATES:
+        if match := form.fullmatch(text):
+            try:
+                return _moment(match, datetime.fromtimestamp(now, UTC)).timestamp()
+            except (ValueError, OverflowError):
+                return None
+    return None
+
+
+def _moment(match: re.Match[str], now: datetime) -> datetime:
+    year = int(match["year"])
+    if len(match["year"]) == 2:
+        # RFC 9110: a two-digit year that looks more than 50 years away is the latest past year of those digits.
+        year += now.year - now.year % 100
+        if year > now.year + 50:
+            year -= 100
+    # A leap second is a valid HTTP-date, but not a valid datetime.
+    second = int(match["second"])
+    leap = second == 60
+    moment = datetime(
+        year,
+        _MONTHS.index(match["month"].lower()) + 1,
+        int(match["day"]),
+        int(match["hour"]),
+        int(match["minute"]),
+        59 if leap else second,
+        tzinfo=UTC,
+    )
+    return moment + timedelta(seconds=leap)

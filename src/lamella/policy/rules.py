@@ -1,0 +1,157 @@
+"""What a failure means and whether it is worth another try: a table of values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final, Literal
+
+from lamella.policy.backoff import Backoff
+
+__all__ = ["Failure", "Outcome", "Rule", "RuleBook"]
+
+
+class Failure(StrEnum):
+    """Why there is no (whole) answer."""
+
+    CONNECT_FAILED = "connect_failed"
+    """Nothing was sent: DNS, connection refused, TLS."""
+    CONNECTION_LOST = "connection_lost"
+    """It broke after something was sent: the request may have been carried out."""
+    ATTEMPT_TIMEOUT = "attempt_timeout"
+    """No answer in time: the request may have been carried out."""
+
+
+Outcome = int | Failure
+"""What came of one attempt that failed: the status of the answer, or why there was none."""
+
+_LOWEST, _SERVER, _HIGHEST = 400, 500, 599
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row of a :class:`RuleBook`.
+
+    Args:
+        status: What the rule is for: an error status (400 to 599); a class of them, ``"4xx"`` or ``"5xx"``; a
+            :class:`Failure`; or None, for every status that no other rule names.
+        title: A short name, as in "Too Many Requests".
+        description: What happened, in a sentence.
+        hint: What to do about it, in a sentence.
+        retry: The waits between the tries. None means that it is never tried again.
+
+    Raises:
+        ValueError: No error can have this status, or the title is empty.
+    """
+
+    status: int | Literal["4xx", "5xx"] | Failure | None
+    title: str
+    description: str = ""
+    hint: str = ""
+    retry: Backoff | None = None
+
+    def __post_init__(self) -> None:
+        status = self.status
+        if isinstance(status, bool) or (isinstance(status, int) and not _LOWEST <= status <= _HIGHEST):
+            raise ValueError(f"status must be from {_LOWEST} to {_HIGHEST}, not {status!r}")
+        if isinstance(status, str) and not isinstance(status, Failure) and status not in {"4xx", "5xx"}:
+            raise ValueError(f'status must be a number, "4xx", "5xx", a Failure or None, not {status!r}')
+        if not self.title.strip():
+            raise ValueError(f"title must not be empty, and is {self.title!r} in the rule for {status!r}")
+
+    @property
+    def retryable(self) -> bool:
+        """Whether it is ever tried again."""
+        return self.retry is not None
+
+
+_CONNECTION = Backoff(initial=(0.5, 1.0), maximum=60)
+_BUILT_IN: Final[dict[str, Rule]] = {
+    rule.status: rule
+    for rule in (
+        Rule(
+            "4xx",
+            "Client Error",
+            "The server refused the request.",
+            "Check the request; the same one fails again.",
+        ),
+        Rule("5xx", "Server Error", "The server failed.", "Look at the server's status, or ask its operator."),
+        Rule(
+            Failure.CONNECT_FAILED,
+            "Connection Failed",
+            "No connection to the server came about, so nothing was sent.",
+            "Check the address, the network and the certificate.",
+            _CONNECTION,
+        ),
+        Rule(
+            Failure.CONNECTION_LOST,
+            "Connection Lost",
+            "The connection broke before the whole answer was there.",
+            "It may have been carried out: look before you send a write again.",
+            _CONNECTION,
+        ),
+        Rule(
+            Failure.ATTEMPT_TIMEOUT,
+            "Timeout",
+            "The answer did not come in time.",
+            "Allow the attempt more time, or find out why the server is slow.",
+            _CONNECTION,
+        ),
+    )
+    if isinstance(rule.status, str)
+}
+
+
+class RuleBook:
+    """An immutable set of rules: looked up by status, then by class of status, then the default.
+
+    A status of 600 or more, which no server should send, counts as a server error (RFC 9110, section 15). What no
+    rule names has a built-in one: a status is never tried again, and a failure of the connection is, soon.
+
+    Raises:
+        ValueError: Two rules are for the same status.
+    """
+
+    __slots__ = ("_by_status", "rules")
+
+    def __init__(self, *rules: Rule) -> None:
+        self.rules: Final = rules
+        self._by_status: dict[int | str | None, Rule] = {}
+        for rule in rules:
+            first = self._by_status.setdefault(rule.status, rule)
+            if first is not rule:
+                raise ValueError(f"two rules for status {rule.status!r}: {first.title!r} and {rule.title!r}")
+
+    def rule_for(self, outcome: Outcome) -> Rule:
+        """The rule for a status, or for a failure without one."""
+        book = self._by_status
+        if rule := book.get(outcome):
+            return rule
+        if isinstance(outcome, Failure):
+            return _BUILT_IN[outcome]
+        kind = "4xx" if _LOWEST <= outcome < _SERVER else "5xx"
+        return book.get(kind) or book.get(None) or _BUILT_IN[kind]
+
+    def replace(self, *rules: Rule) -> RuleBook:
+        """The same book with *rules* in place of those for the same statuses, or added."""
+        return RuleBook(*{rule.status: rule for rule in (*self.rules, *rules)}.values())
+
+    def scaled(self, factor: float) -> RuleBook:
+        """The same book with every delay times *factor*, for demos and tests."""
+        given = {rule.status: rule for rule in (*_BUILT_IN.values(), *self.rules)}
+        # The built-in waits of connection failures are delays too; built-in statuses have none to scale.
+        kept = [rule for rule in given.values() if rule in self.rules or rule.retry is not None]
+        return RuleBook(*(replace(rule, retry=rule.retry and rule.retry.scaled(factor)) for rule in kept))
+
+    def __iter__(self) -> Iterator[Rule]:
+        return iter(self.rules)
+
+    def __eq__(self, other: object) -> bool:
+        return self._by_status == other._by_status if isinstance(other, RuleBook) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.rules))
+
+    def __repr__(self) -> str:
+        return f"RuleBook({', '.join(f'{rule.status} {rule.title}' for rule in self.rules)})"

@@ -1,0 +1,80 @@
+"""The layers in the one right order, so that nobody has to remember it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import aiohttp
+from opentelemetry.trace import TracerProvider
+
+from lamella.call import ORDER
+from lamella.layers import AttemptSpan, Buffer, Classify, HeaderAuth, RequestSpan, Retry, Timeout
+from lamella.policy import RuleBook
+
+__all__ = ["Layer", "in_order", "stack"]
+
+Layer = RequestSpan | Retry | AttemptSpan | Timeout | HeaderAuth | Buffer | Classify
+"""A layer of lamella's."""
+
+
+def in_order(*layers: Layer) -> tuple[aiohttp.ClientMiddlewareType, ...]:
+    """*layers* from the outside in, as ``ClientSession(middlewares=…)`` takes them.
+
+    Raises:
+        ValueError: Something is none of lamella's layers, or one stands there twice (``HeaderAuth`` may).
+    """
+    for layer in layers:
+        if not isinstance(layer, Layer):
+            raise ValueError(f"not a layer of lamella's: {layer!r}; there are {', '.join(ORDER)}")  # noqa: TRY004
+    kinds = [type(layer) for layer in layers if not isinstance(layer, HeaderAuth)]
+    for kind in kinds:
+        if kinds.count(kind) > 1:
+            raise ValueError(f"{kind.__name__} stands twice among {layers!r}")
+    return tuple(sorted(layers, key=lambda layer: layer.rank))
+
+
+def stack(
+    rules: RuleBook,
+    *layers: Layer,
+    auth: HeaderAuth | Iterable[HeaderAuth] = (),
+    attempts: int | None = 5,
+    deadline: float | None = None,
+    attempt_timeout: float | None = 60.0,
+    buffer: int | None = 8 * 1024 * 1024,
+    retry_writes: bool = False,
+    raise_errors: bool = True,
+    spans: bool = True,
+    tracer_provider: TracerProvider | None = None,
+) -> tuple[aiohttp.ClientMiddlewareType, ...]:
+    """The whole stack for *rules*, in the right order.
+
+    Args:
+        rules: What each status means, and the waits.
+        layers: Layers made by hand; each takes the place of the one that would be made.
+        auth: What adds the credentials.
+        attempts: How often a call may be sent in all. 1 means no retries; None, as often as *deadline* allows.
+        deadline: How many seconds a call may take in all, the waits included. None means no limit.
+        attempt_timeout: How many seconds one attempt may take. None means no limit but the session's own.
+        buffer: How many bytes of a body are read inside the attempt. None means none: a body that is cut in the
+            middle is then the caller's to handle.
+        retry_writes: Whether methods that are not idempotent are sent again, too.
+        raise_errors: Whether an error status is raised. If not, the last answer is returned, its body unread, for
+            code that looks at ``response.status``; a failed connection is raised all the same.
+        spans: Whether there are spans for the call and for each send.
+        tracer_provider: Where the spans go. None means the global one.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+    chosen: list[Layer] = [*layers, *([auth] if isinstance(auth, HeaderAuth) else auth)]
+    made: list[Layer] = [Retry(rules, attempts=attempts, deadline=deadline, retry_writes=retry_writes)]
+    if spans:
+        made += [RequestSpan(tracer_provider=tracer_provider), AttemptSpan(tracer_provider=tracer_provider)]
+    if attempt_timeout is not None:
+        made.append(Timeout(attempt_timeout))
+    if buffer is not None:
+        made.append(Buffer(buffer))
+    if raise_errors:
+        made.append(Classify(rules))
+    by_hand = {type(layer) for layer in chosen}
+    return in_order(*chosen, *(layer for layer in made if type(layer) not in by_hand))
