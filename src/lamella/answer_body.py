@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
+from lamella.redaction import redact_body
+
 __all__ = ["ErrorBody", "peek", "read_error_body"]
 
 _ERROR_BYTES = 64 * 1024
 _ERROR_SECONDS = 5.0
 _MOST_MESSAGES = 20
-_DEEPEST = 3
+_DEEPEST = 6
 
 
 async def peek(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -34,7 +36,7 @@ async def peek(response: aiohttp.ClientResponse, limit: int) -> bytes:
 async def _peek(content: aiohttp.StreamReader, limit: int, chunks: list[bytes]) -> None:
     size = 0
     try:
-        while size < limit and (chunk := await content.readany()):
+        while size <= limit and (chunk := await content.readany()):
             chunks.append(chunk)
             size += len(chunk)
     finally:
@@ -56,23 +58,25 @@ class ErrorBody:
     downstream_errors: tuple[str, ...] = ()
 
 
-async def read_error_body(response: aiohttp.ClientResponse) -> ErrorBody:
-    """The first 64 KiB of the body, or what came of it within a few seconds or before it broke."""
+async def read_error_body(response: aiohttp.ClientResponse, secrets: Iterable[str] = ()) -> ErrorBody:
+    """The first 64 KiB of the body, or what came of it within a few seconds or before it broke, without *secrets*."""
     chunks: list[bytes] = []
     # The status is known and says enough: a broken or slow body must not turn it into another error.
     with suppress(TimeoutError, aiohttp.ClientError, OSError):
         async with asyncio.timeout(_ERROR_SECONDS):
             await _peek(response.content, _ERROR_BYTES, chunks)
-    return parse_error_body(b"".join(chunks)[:_ERROR_BYTES])
+    return parse_error_body(redact_body(b"".join(chunks)[:_ERROR_BYTES], secrets))
 
 
 def parse_error_body(body: bytes) -> ErrorBody:
     """Find the messages in *body*; it may be anything."""
     payload = _json(body)
-    if not isinstance(payload, dict):
-        return ErrorBody(body, payload)
     groups: dict[str, list[str]] = {"details": [], "validation": [], "downstream": []}
-    for group, message in _messages(payload):
+    # At the top a list is one of errors only if its items say so.
+    errors = (
+        [item for item in payload if isinstance(item, dict) and "message" in item] if isinstance(payload, list) else []
+    )
+    for group, message in _messages(errors, "details") if errors else _messages(payload, None):
         if len(groups[group]) < _MOST_MESSAGES and message not in groups[group]:
             groups[group].append(message)
     return ErrorBody(body, payload, tuple(groups["details"]), tuple(groups["validation"]), tuple(groups["downstream"]))
@@ -88,26 +92,43 @@ def _json(body: bytes | str) -> Any:
         return None
 
 
-def _messages(payload: dict[str, Any], depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Each message with the group it belongs to, from ``errors`` and its likes, whatever their shape."""
-    for key, value in payload.items():
-        name = key.lower().replace("_", "")
-        if name == "validationerrors":
-            yield from (("validation", text) for text in _texts(value))
-        elif "downstream" in name or name in {"targetsystemerrors", "targetsystemerror"}:
-            yield from (("downstream", text) for text in _texts(value))
-        elif name in {"errors", "error"} and isinstance(value, dict) and depth < _DEEPEST:
-            yield from _messages(value, depth + 1)
-        elif name in {"errors", "error", "message", "detail", "title", "errormessage", "errordescription"}:
-            yield from (("details", text) for text in _texts(value))
+_MESSAGES = frozenset(
+    {"message", "messages", "detail", "details", "title", "errormessage", "errordescription", "error", "errors"}
+)
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """One line for each item of a list, one for anything else: ``field: message`` where it has such parts."""
-    for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, dict):
-            parts = [str(part) for part in item.values() if isinstance(part, str | int | float)]
-            if parts:
-                yield ": ".join(parts)
-        elif isinstance(item, str | int | float) and str(item).strip():
-            yield str(item)
+def _messages(value: Any, group: str | None, label: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Each message in *value* with its group, whatever the shape; *group* is None outside of all errors."""
+    if depth > _DEEPEST:
+        return
+    if isinstance(value, list):
+        for item in value:
+            yield from _messages(item, group, label, depth + 1)
+    elif isinstance(value, dict):
+        if group is not None:
+            for line in _lines(value):
+                yield group, f"{label}: {line}" if label else line
+        for key, part in value.items():
+            name = key.lower().replace("_", "").replace("-", "")
+            if "validationerror" in name:
+                yield from _messages(part, "validation", "", depth + 1)
+            elif "downstream" in name or name.startswith("targetsystemerror"):
+                yield from _messages(part, "downstream", "", depth + 1)
+            elif name in _MESSAGES and (isinstance(part, list | dict) or group is None):
+                yield from _messages(part, group or "details", label, depth + 1)
+            elif group is not None and isinstance(part, list | dict):
+                yield from _messages(part, group, key, depth + 1)
+    elif group is not None and _is_text(value):
+        yield group, f"{label}: {value}" if label else str(value)
+
+
+def _lines(item: dict[str, Any]) -> list[str]:
+    """``code: message`` in one, or ``field: message`` for each where none of them is called a message."""
+    texts = {key: str(part) for key, part in item.items() if _is_text(part)}
+    if any("message" in key.lower() for key in texts):
+        return [": ".join(texts.values())]
+    return [f"{key}: {text}" for key, text in texts.items()]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool) and bool(str(value).strip())

@@ -19,9 +19,9 @@ from lamella.errors import (
     api_error_class,
 )
 from lamella.policy import RuleBook, parse_http_date, parse_retry_after
-from lamella.redaction import redact_headers, secrets_in
+from lamella.redaction import secrets_in
 
-__all__ = ["ERROR_STATUS", "api_error", "transport_error"]
+__all__ = ["ERROR_STATUS", "api_error", "shown_cause", "transport_error"]
 
 ERROR_STATUS = 400
 """An answer with this status or a greater one is an error."""
@@ -36,8 +36,9 @@ _NOTHING_SENT = (
 
 async def api_error(response: aiohttp.ClientResponse, rules: RuleBook, known_secrets: Iterable[str] = ()) -> ApiError:
     """The error for *response*, whose status is an error. Its body can still be read afterwards."""
-    said = await read_error_body(response)
     info = response.request_info
+    secrets = secrets_in(info.real_url, info.headers, known_secrets)
+    said = await read_error_body(response, secrets)
     return api_error_class(response.status)(
         info,
         status=response.status,
@@ -49,7 +50,7 @@ async def api_error(response: aiohttp.ClientResponse, rules: RuleBook, known_sec
         validation_errors=said.validation_errors,
         downstream_errors=said.downstream_errors,
         retry_after=_retry_after(response),
-        secrets=secrets_in(info.real_url, info.headers, known_secrets),
+        secrets=secrets,
     )
 
 
@@ -71,10 +72,6 @@ def transport_error(
     if kind is None or request.session.closed:
         return None
     if isinstance(exc, aiohttp.ClientResponseError):
-        # It becomes the cause of ours, and its repr would show the request's headers.
-        info = exc.request_info
-        exc.request_info = info._replace(headers=redact_headers(info.headers))  # type: ignore[arg-type]
-        exc.args = (exc.request_info, exc.history)
         reason = f"not HTTP: {exc.message}" if kind is ConnectionLost else f"proxy: {exc.status} {exc.message}"
     else:
         reason = str(exc) or type(exc).__name__
@@ -85,6 +82,11 @@ def transport_error(
         reason,
         secrets=secrets_of(request),
     )
+
+
+def shown_cause(exc: Exception) -> Exception | None:
+    """*exc* as the cause of an error of ours. None where it would show the request's headers or the server's bytes."""
+    return None if isinstance(exc, aiohttp.ClientResponseError) else exc
 
 
 _NO_RULES = RuleBook()

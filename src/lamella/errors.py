@@ -33,7 +33,7 @@ import aiohttp
 from yarl import URL
 
 from lamella.policy import Failure, Outcome, Rule, StopReason
-from lamella.redaction import redact_headers, redact_text, redact_url
+from lamella.redaction import one_line, redact_headers, redact_text, redact_url
 
 __all__ = [
     "ApiError",
@@ -95,7 +95,7 @@ class LamellaError(Exception):
         parts = [f"{self.method} {self.url}: {self._what()}"]
         if self.rule.hint:
             parts.append(self.rule.hint)
-        line = ". ".join(part.rstrip(".") for part in parts)
+        line = one_line(". ".join(part.rstrip().rstrip(".") for part in parts))
         end = []
         if self.attempts:
             seconds = sum(record.took + record.waited for record in self.attempts)
@@ -150,8 +150,8 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
         self.url = redact_url(request_info.real_url, secrets)
         self.method = request_info.method
         shown = URL(self.url)
-        info = aiohttp.RequestInfo(shown, self.method, redact_headers(request_info.headers), shown)  # type: ignore[arg-type]
-        super().__init__(info, (), status=status, message=rule.title, headers=redact_headers(headers or {}))
+        info = aiohttp.RequestInfo(shown, self.method, redact_headers(request_info.headers, secrets), shown)  # type: ignore[arg-type]
+        super().__init__(info, (), status=status, message=rule.title, headers=redact_headers(headers or {}, secrets))
         self.args = ()
         self.rule = rule
         self.body = body

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from collections.abc import Iterable, Mapping
-from urllib.parse import quote
 
 from multidict import CIMultiDict
 from yarl import URL
 
-__all__ = ["REDACTED", "redact_headers", "redact_text", "redact_url", "secrets_in"]
+__all__ = ["REDACTED", "one_line", "redact_body", "redact_headers", "redact_text", "redact_url", "secrets_in"]
 
 REDACTED = "REDACTED"
 """What stands in place of a secret, by the OpenTelemetry conventions for ``url.full``."""
@@ -18,10 +17,12 @@ REDACTED = "REDACTED"
 _LONGEST_TEXT = 300
 # Anything shorter is no secret, and would be found in every second word.
 _SHORTEST_SECRET = 4
+# Parts of a credential are often words, as in a cookie's name.
+_SHORTEST_PART = 8
 
 # Names of query parameters whose values are shown to nobody.
 _SECRET_NAME = re.compile(
-    r"key|token|secret|passw|pwd|signature|^sig$|credential|auth|session|jwt|^code$|^state$|otp|^pin$",
+    r"key|token|secret|passw|passphrase|^pass$|pwd|signature|^sig$|credential|auth|session|jwt|^code$|^state$|otp|^pin$",
     re.IGNORECASE,
 )
 # Headers whose values are worth showing and never a secret. Everything else keeps its name only.
@@ -65,21 +66,39 @@ def redact_url(url: URL, secrets: Iterable[str] = ()) -> str:
         shown = shown.with_query(
             [(name, REDACTED if _SECRET_NAME.search(name) else value) for name, value in url.query.items()]
         )
-    return _without(str(shown), secrets)
+    if (pattern := _pattern(secrets)) is None:
+        return str(shown)
+    # Host and port stay: what is found in them is found by chance.
+    origin = f"{shown.scheme}://{shown.raw_authority}" if shown.raw_authority else ""
+    return origin + pattern.sub(REDACTED, str(shown).removeprefix(origin))
 
 
-def redact_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
-    """The same names; the values only where they are known to be harmless."""
-    return CIMultiDict(
-        (name, value if name.lower() in _PUBLIC_HEADERS else REDACTED) for name, value in headers.items()
-    )
+def redact_headers(headers: Mapping[str, str], secrets: Iterable[str] = ()) -> CIMultiDict[str]:
+    """The same names; the values only where they are known to be harmless, and without *secrets*."""
+    pattern = _pattern(secrets)
+    shown = ((name, value if name.lower() in _PUBLIC_HEADERS else REDACTED) for name, value in headers.items())
+    return CIMultiDict((name, pattern.sub(REDACTED, value) if pattern else value) for name, value in shown)
+
+
+def redact_body(body: bytes, secrets: Iterable[str] = ()) -> bytes:
+    """*body* without the secrets that a server has put back into it."""
+    if (pattern := _pattern(secrets)) is None:
+        return body
+    return pattern.sub(REDACTED, body.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
 def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
     """Somebody else's *text*, fit for one line of ours: no secrets, no control characters, not too long."""
-    text = _without(text, secrets)
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    # One line first: a secret that was torn apart by what is not shown would come together.
+    line = one_line(text)
+    if pattern := _pattern(secrets):
+        line = pattern.sub(REDACTED, line)
     return line if len(line) <= _LONGEST_TEXT else line[: _LONGEST_TEXT - 1] + "…"
+
+
+def one_line(text: str) -> str:
+    """*text* with every run of what is white or cannot be printed as one space."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) -> tuple[str, ...]:
@@ -89,10 +108,12 @@ def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) 
     """
     values = [*known, *(value for name, value in url.query.items() if _SECRET_NAME.search(name))]
     values += [value for name, value in headers.items() if _SECRET_NAME.search(name) or name.lower() == "cookie"]
-    # "Bearer abc", "a=b; c=d" and Basic's base64: each part is a secret of its own.
-    parts = {part for value in values for part in (value, *_SEPARATORS.split(value), *_decoded(value))}
-    # The longest first: what is left of it is no use to anybody.
-    return tuple(sorted((part for part in parts if len(part) >= _SHORTEST_SECRET), key=len, reverse=True))
+    # "Bearer abc", "a=b; c=d" and Basic's base64: each part is a secret of its own, if it is no common word.
+    parts = {part for value in values for part in (*_SEPARATORS.split(value), *_decoded(value))}
+    secrets = {part for part in parts if len(part) >= _SHORTEST_PART} | {
+        value for value in values if len(value) >= _SHORTEST_SECRET
+    }
+    return tuple(sorted(secrets, key=lambda secret: (-len(secret), secret)))
 
 
 _SEPARATORS = re.compile(r"[\s;,=]+")
@@ -103,15 +124,29 @@ def _decoded(value: str) -> Iterable[str]:
     if scheme.lower() != "basic":
         return ()
     try:
-        pair = b64decode(rest, validate=True).decode("utf-8", "replace")
+        pair = b64decode(rest, validate=True)
     except ValueError:
         return ()
-    return (pair, pair.partition(":")[2])
+    texts = [pair.decode(encoding, "replace") for encoding in ("utf-8", "latin-1")]
+    return [part for text in texts for part in (text, text.partition(":")[2])]
 
 
-def _without(text: str, secrets: Iterable[str]) -> str:
-    for secret in secrets:
-        if len(secret) >= _SHORTEST_SECRET:
-            # As it is, and as it is written in a URL.
-            text = text.replace(secret, REDACTED).replace(quote(secret, safe=""), REDACTED)
-    return text
+def _pattern(secrets: Iterable[str]) -> re.Pattern[str] | None:
+    """Finds any of *secrets*, as it is or as a URL or JSON spells it; None where there is none to find."""
+    found = sorted({secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}, key=len, reverse=True)
+    if not found:
+        return None
+    return re.compile("|".join("".join(map(_spelled, one_line(secret) or secret)) for secret in found))
+
+
+def _spelled(char: str) -> str:
+    percent = "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
+    spellings = [re.escape(char), f"(?i:{percent})"]
+    if char == " ":
+        spellings += [r"\s+", r"\+"]
+    elif char in '"/\\':
+        spellings.append(re.escape(f"\\{char}"))
+    elif not char.isascii():
+        units = char.encode("utf-16-be", "surrogatepass").hex()
+        spellings.append("(?i:" + "".join(rf"\\u{units[at : at + 4]}" for at in range(0, len(units), 4)) + ")")
+    return f"(?:{'|'.join(spellings)})"

@@ -28,8 +28,8 @@ def _replays(body: object) -> bool:
         return not getattr(body, "consumed", False) and not file.closed and bool(file.seekable())
     if isinstance(body, aiohttp.MultipartWriter):
         return not getattr(body, "consumed", False) and all(_replays(part) for part, *_ in body)
-    # A payload of somebody else's: none is sent twice unless it says that it can be.
-    return getattr(body, "consumed", None) is False
+    # A payload of somebody else's may be used up without knowing it.
+    return False
 
 
 async def rewind(request: aiohttp.ClientRequest) -> None:

@@ -6,7 +6,7 @@ import aiohttp
 
 from lamella.answer_body import peek
 from lamella.call import ORDER, Call
-from lamella.classification import transport_error
+from lamella.classification import shown_cause, transport_error
 
 __all__ = ["Buffer"]
 
@@ -46,12 +46,15 @@ class Buffer:
                 return response
             try:
                 await peek(response, self._limit)
-            except BaseException as exc:
+            except (aiohttp.ClientError, OSError) as exc:
                 response.close()
-                error = transport_error(request, exc) if isinstance(exc, aiohttp.ClientError | OSError) else None
+                error = transport_error(request, exc)
                 if error is None:
                     raise
-                raise error from exc
+                raise error from shown_cause(exc)
+            except BaseException:
+                response.close()
+                raise
             return response
         finally:
             call.inside = outside

@@ -5,7 +5,7 @@ from __future__ import annotations
 import aiohttp
 
 from lamella.call import ORDER, Call
-from lamella.classification import ERROR_STATUS, api_error, transport_error
+from lamella.classification import ERROR_STATUS, api_error, shown_cause, transport_error
 from lamella.policy import RuleBook
 
 __all__ = ["Classify"]
@@ -47,7 +47,7 @@ class Classify:
             error_ = transport_error(request, exc, self._rules)
             if error_ is None:
                 raise
-            raise error_ from exc
+            raise error_ from shown_cause(exc)
         finally:
             call.inside = outside
 

@@ -19,7 +19,7 @@ from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
 from lamella.call import ORDER, Call, secrets_of
-from lamella.classification import ERROR_STATUS, api_error, transport_error
+from lamella.classification import ERROR_STATUS, api_error, shown_cause, transport_error
 from lamella.errors import (
     ApiError,
     AttemptRecord,
@@ -182,7 +182,7 @@ class _Series:
             if failure is None:
                 raise
             self._own(failure)
-            raise failure from exc
+            raise failure from shown_cause(exc)
         raise error
 
     async def go_on(self, first: LamellaError) -> aiohttp.ClientResponse:

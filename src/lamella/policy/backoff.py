@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import inf, isfinite
+from math import isfinite
 
 __all__ = ["Backoff"]
 
@@ -37,17 +37,20 @@ class Backoff:
     jitter: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("low", self.low), ("high", self.high), ("maximum", self.maximum)):
-            if not isfinite(value) or value < 0:
-                raise ValueError(f"{name} must be a finite number of seconds, 0 or more, not {value!r}")
+        initial = self.initial
+        if isinstance(initial, tuple) and len(initial) != 2:
+            raise ValueError(f"initial must be a number or (low, high), not {initial!r}")
+        _check("initial", initial, *(initial if isinstance(initial, tuple) else (initial,)))
         if self.low > self.high:
-            raise ValueError(f"initial must be (low, high) with low <= high, not {self.initial!r}")
+            raise ValueError(f"initial must be (low, high) with low <= high, not {initial!r}")
+        _check("maximum", self.maximum, self.maximum)
         if self.maximum < self.low:
             raise ValueError(f"maximum must be at least initial ({self.low!r} s), not {self.maximum!r}")
-        if not isfinite(self.factor) or self.factor < 1:
-            raise ValueError(f"factor must be a finite number, 1 or more, not {self.factor!r}")
-        if self.jitter is not None and (not isfinite(self.jitter) or self.jitter < 0):
-            raise ValueError(f"jitter must be None or a finite share, 0 or more, not {self.jitter!r}")
+        _check("factor", self.factor, self.factor)
+        if self.factor < 1:
+            raise ValueError(f"factor must be 1 or more, not {self.factor!r}")
+        if self.jitter is not None:
+            _check("jitter", self.jitter, self.jitter)
 
     @property
     def low(self) -> float:
@@ -61,27 +64,21 @@ class Backoff:
 
     def floor(self, number: int) -> float:
         """The shortest possible wait before retry *number* (from 1), in seconds."""
-        return min(self.low * self._growth(number), self.maximum) if self.low else 0.0
+        return self._grown(self.low, number)
 
     def ceiling(self, number: int) -> float:
         """The longest possible wait before retry *number* (from 1), in seconds."""
-        return min(self.high * self._growth(number) * (1 + self._jitter), self.maximum) if self.high else 0.0
+        return self._jittered(self._grown(self.high, number), 1.0)
 
     def wait(self, number: int, random: Random) -> float:
         """The wait before retry *number* (from 1), in seconds, with *random* for the range and the jitter."""
         first = self.low + (self.high - self.low) * random() if self.high > self.low else self.low
-        if not first:
-            return 0.0
-        seconds = first * self._growth(number)
-        if self._jitter:
-            seconds += seconds * self._jitter * random()
-        # Rounding in the sums above must not carry the result over an edge that callers rely on.
-        return min(max(seconds, self.floor(number)), self.ceiling(number))
+        seconds = self._grown(first, number)
+        return self._jittered(seconds, random()) if self._jitter else seconds
 
     def scaled(self, factor: float) -> Backoff:
         """The same schedule with every delay times *factor* (0 or more)."""
-        if not isfinite(factor) or factor < 0:
-            raise ValueError(f"factor must be a finite number, 0 or more, not {factor!r}")
+        _check("factor", factor, factor)
         initial = (self.low * factor, self.high * factor) if isinstance(self.initial, tuple) else self.low * factor
         return replace(self, initial=initial, maximum=self.maximum * factor)
 
@@ -91,10 +88,22 @@ class Backoff:
             return self.jitter
         return 0.0 if isinstance(self.initial, tuple) else 0.1
 
-    def _growth(self, number: int) -> float:
+    def _grown(self, first: float, number: int) -> float:
         if number < 1:
             raise ValueError(f"number counts retries from 1, not {number!r}")
+        if not first:
+            return 0.0
         try:
-            return float(self.factor ** (number - 1))
+            return float(min(first * self.factor ** (number - 1), self.maximum))
         except OverflowError:
-            return inf
+            return self.maximum
+
+    def _jittered(self, seconds: float, random: float) -> float:
+        return min(seconds + seconds * (self._jitter * random), self.maximum)
+
+
+def _check(name: str, shown: object, *values: object) -> None:
+    for value in values:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not isfinite(value) or value < 0:  # type: ignore[arg-type, operator]
+            raise ValueError(f"{name} must be finite, 0 or more, not {shown!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 __all__ = ["LONGEST", "parse_http_date", "parse_retry_after"]
@@ -53,22 +54,31 @@ def parse_http_date(value: str | None, now: float) -> float | None:
 
 
 def _moment(match: re.Match[str], now: datetime) -> datetime:
-    year = int(match["year"])
-    if len(match["year"]) == 2:
-        # RFC 9110: a two-digit year that looks more than 50 years away is the latest past year of those digits.
-        year += now.year - now.year % 100
-        if year > now.year + 50:
-            year -= 100
+    digits = int(match["year"])
+    if len(match["year"]) == 4:
+        return _in_year(digits, match)
+    # RFC 9110: a two-digit year that seems more than 50 years away is the latest one before with those digits.
+    century = now.year - now.year % 100
+    # In 50 years there is no 29 February.
+    latest = now.replace(year=now.year + 50, day=28 if (now.month, now.day) == (2, 29) else now.day)
+    for base in (century + 100, century):
+        with suppress(ValueError):
+            moment = _in_year(base + digits, match)
+            if moment <= latest:
+                return moment
+    return _in_year(century - 100 + digits, match)
+
+
+def _in_year(year: int, match: re.Match[str]) -> datetime:
     # A leap second is a valid HTTP-date, but not a valid datetime.
     second = int(match["second"])
-    leap = second == 60
     moment = datetime(
         year,
         _MONTHS.index(match["month"].lower()) + 1,
         int(match["day"]),
         int(match["hour"]),
         int(match["minute"]),
-        59 if leap else second,
+        min(second, 59) if second <= 60 else second,
         tzinfo=UTC,
     )
-    return moment + timedelta(seconds=leap)
+    return moment + timedelta(seconds=second == 60)

@@ -27,6 +27,7 @@ Outcome = int | Failure
 """What came of one attempt that failed: the status of the answer, or why there was none."""
 
 _LOWEST, _SERVER, _HIGHEST = 400, 500, 599
+_CLASSES = ("4xx", "5xx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,11 @@ class Rule:
 
     def __post_init__(self) -> None:
         status = self.status
-        if isinstance(status, bool) or (isinstance(status, int) and not _LOWEST <= status <= _HIGHEST):
-            raise ValueError(f"status must be from {_LOWEST} to {_HIGHEST}, not {status!r}")
-        if isinstance(status, str) and not isinstance(status, Failure) and status not in {"4xx", "5xx"}:
-            raise ValueError(f'status must be a number, "4xx", "5xx", a Failure or None, not {status!r}')
+        error = isinstance(status, int) and not isinstance(status, bool) and _LOWEST <= status <= _HIGHEST
+        if not (error or isinstance(status, Failure) or status is None or status in _CLASSES):
+            raise ValueError(
+                f'status must be from {_LOWEST} to {_HIGHEST}, "4xx", "5xx", a Failure or None, not {status!r}'
+            )
         if not self.title.strip():
             raise ValueError(f"title must not be empty, and is {self.title!r} in the rule for {status!r}")
 
@@ -119,9 +121,9 @@ class RuleBook:
         self.rules: Final = rules
         self._by_status: dict[int | str | None, Rule] = {}
         for rule in rules:
-            first = self._by_status.setdefault(rule.status, rule)
-            if first is not rule:
+            if first := self._by_status.get(rule.status):
                 raise ValueError(f"two rules for status {rule.status!r}: {first.title!r} and {rule.title!r}")
+            self._by_status[rule.status] = rule
 
     def rule_for(self, outcome: Outcome) -> Rule:
         """The rule for a status, or for a failure without one."""
@@ -139,10 +141,12 @@ class RuleBook:
 
     def scaled(self, factor: float) -> RuleBook:
         """The same book with every delay times *factor*, for demos and tests."""
-        given = {rule.status: rule for rule in (*_BUILT_IN.values(), *self.rules)}
-        # The built-in waits of connection failures are delays too; built-in statuses have none to scale.
-        kept = [rule for rule in given.values() if rule in self.rules or rule.retry is not None]
-        return RuleBook(*(replace(rule, retry=rule.retry and rule.retry.scaled(factor)) for rule in kept))
+        own = {rule.status for rule in self.rules}
+        # The built-in waits after a failed connection are delays too.
+        others = [rule for rule in _BUILT_IN.values() if rule.retry and rule.status not in own]
+        return RuleBook(
+            *(replace(rule, retry=rule.retry and rule.retry.scaled(factor)) for rule in (*self.rules, *others))
+        )
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules)
@@ -152,6 +156,9 @@ class RuleBook:
 
     def __hash__(self) -> int:
         return hash(frozenset(self.rules))
+
+    def __reduce__(self) -> tuple[type[RuleBook], tuple[Rule, ...]]:
+        return RuleBook, self.rules
 
     def __repr__(self) -> str:
         return f"RuleBook({', '.join(f'{rule.status} {rule.title}' for rule in self.rules)})"

@@ -1,0 +1,76 @@
+# Every target makes the virtual environment that it needs. On the machine: Python 3.11+, make, nothing else.
+#
+#   make test PYTHON=python3.12 VENV=.venv-3.12     another interpreter, an environment of its own
+#   make test ARGS='-k retry -x'                    arguments for pytest (test, coverage, lowest) or the demo
+
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+
+LOWEST := .venv-lowest
+RUN    := $(VENV)/bin/python -m
+
+# What an environment was made for. One that came along in a copy of the checkout would test the original's code.
+export MADE_FOR := $(CURDIR) $(PYTHON)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format types coverage lowest clean FORCE
+
+help:  ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s%s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.installed  ## Show lamella at work: `lamella demo`
+	@$(VENV)/bin/lamella demo $(ARGS)
+
+test: $(VENV)/.installed  ## Run the tests
+	@$(RUN) pytest $(ARGS)
+
+lint: $(VENV)/.installed  ## Check style and formatting
+	@$(RUN) ruff check
+	@$(RUN) ruff format --check
+
+format: $(VENV)/.installed  ## Format the code and fix what ruff can fix
+	@$(RUN) ruff check --fix
+	@$(RUN) ruff format
+
+types: $(VENV)/.installed  ## Check the types
+	@$(RUN) mypy
+
+coverage: $(VENV)/.installed  ## Run the tests and show which lines they miss
+	@# The plugin imports lamella as pytest starts: only a run from outside pytest sees those lines.
+	@$(RUN) coverage run -m pytest $(ARGS)
+	@$(RUN) coverage report
+
+lowest: $(LOWEST)/.installed  ## Run the tests with the lowest versions that pyproject.toml allows
+	@echo "lowest versions:" $$(cat $(LOWEST)/constraints.txt)
+	@$(LOWEST)/bin/python -m pytest $(ARGS)
+
+clean:  ## Remove environments, caches, builds and reports
+	rm -rf .venv .venv-* build dist htmlcov .coverage .coverage.* coverage.xml
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml Makefile scripts/make_venv.sh
+	@sh scripts/make_venv.sh "$(PYTHON)" $(VENV)
+	@echo "lamella: installing the package and its tools into $(VENV)"
+	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@printf '%s\n' "$$MADE_FOR" >$@
+
+$(LOWEST)/.installed: pyproject.toml Makefile scripts/make_venv.sh scripts/lowest_versions.py
+	@# Never kept: a package from an earlier, higher set could hide a bound that is too low.
+	@rm -rf $(LOWEST)
+	@sh scripts/make_venv.sh "$(PYTHON)" $(LOWEST)
+	@$(LOWEST)/bin/python scripts/lowest_versions.py >$(LOWEST)/constraints.txt
+	@echo "lamella: installing the lowest versions into $(LOWEST)"
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(LOWEST)/constraints.txt --editable '.[dev]'
+	@printf '%s\n' "$$MADE_FOR" >$@
+
+# An environment made for another place or interpreter, or one whose interpreter is gone, is out of date.
+define remake_unless_made_for_this
+ifneq ($$(file <$(1)/.installed)$$(if $$(realpath $(1)/bin/python),, no python),$$(MADE_FOR))
+$(1)/.installed: FORCE
+endif
+endef
+$(foreach venv,$(VENV) $(LOWEST),$(eval $(call remake_unless_made_for_this,$(venv))))

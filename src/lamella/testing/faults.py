@@ -1,0 +1,102 @@
+"""The ways in which an answer can break on the wire, with the real bytes and the real TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from enum import Enum
+from http import HTTPStatus
+
+from multidict import CIMultiDict
+
+__all__ = ("SLOW_PIECES", "Fault", "break_answer")
+
+SLOW_PIECES = 60
+_FILLER = (b"X-Filler: " + b"." * 54 + b"\r\n") * 1024
+_MOST_FILLERS = 64  # times 64 KiB
+_GARBAGE = bytes(range(128, 256)) + b"\r\n\r\n"
+_RESET_ON_CLOSE = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)  # struct linger: on, for 0 seconds
+
+
+class Fault(Enum):
+    """What happens to the answer. The request itself has been carried out: the worst case for a client."""
+
+    RESET_BEFORE_HEADERS = "a TCP reset before the first byte"
+    RESET_AFTER_HEADERS = "a TCP reset after status line and headers"
+    CUT_BODY = "half of the promised body, then the end of the connection"
+    ENDLESS_HEADERS = "one header line after the other, some megabytes of them"
+    SLOW_BODY = "the whole body, in small pieces with a pause after each"
+    GARBAGE = "bytes that are not HTTP, then the end of the connection"
+    SILENCE = "no byte at all, on an open connection"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}.{self.name}"
+
+
+async def break_answer(
+    fault: Fault,
+    transport: asyncio.Transport,
+    *,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    pause: float,
+) -> None:
+    """Send an answer with a fault, past the HTTP server; the transport is closed or closing afterwards.
+
+    `pause`: seconds by the loop's clock after each of the pieces of a slow body. Silence ends only by
+    cancellation, which a server gives to the handler of a lost connection.
+    """
+    head = _head(status, headers, len(body))
+    match fault:
+        case Fault.SILENCE:
+            await asyncio.get_running_loop().create_future()
+        case Fault.RESET_BEFORE_HEADERS:
+            _reset(transport)
+            return
+        case Fault.RESET_AFTER_HEADERS:
+            transport.write(head)
+            _reset(transport)
+            return
+        case Fault.CUT_BODY:
+            transport.write(head + body[: len(body) // 2])
+        case Fault.GARBAGE:
+            transport.write(_GARBAGE)
+        case Fault.SLOW_BODY:
+            transport.write(head)
+            await _drip(transport, body, pause)
+        case Fault.ENDLESS_HEADERS:
+            transport.write(head.removesuffix(b"\r\n"))
+            await _pour(transport)
+    transport.close()
+
+
+def _head(status: int, headers: Mapping[str, str], length: int) -> bytes:
+    fields = CIMultiDict({"Content-Type": "application/json; charset=utf-8"})
+    fields.update(headers)
+    fields.update({"Content-Length": str(length), "Connection": "close"})
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in fields.items())]
+    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode("latin-1", "replace")
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    connection: socket.socket = transport.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    transport.abort()
+
+
+async def _drip(transport: asyncio.Transport, body: bytes, pause: float) -> None:
+    size = -(-len(body) // SLOW_PIECES)
+    for start in range(0, len(body), size):
+        transport.write(body[start : start + size])
+        await asyncio.sleep(pause)
+
+
+async def _pour(transport: asyncio.Transport) -> None:
+    """Header lines until the client has enough, or the bound that keeps one answer from filling the memory."""
+    for _ in range(_MOST_FILLERS):
+        transport.write(_FILLER)
+        await asyncio.sleep(0)

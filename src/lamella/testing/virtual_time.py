@@ -1,0 +1,230 @@
+"""An event loop whose clock jumps over every wait, with real sockets.
+
+Whatever lives by the loop's clock (`asyncio.sleep`, `asyncio.timeout`, `loop.call_later`, the timeouts of aiohttp,
+the waits of stamina, `anyio.current_time`) takes no real time. What asks `time.monotonic` or `time.time` does not
+notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import selectors
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from contextvars import Context
+from typing import Any, TypeVar, TypeVarTuple
+
+__all__ = ("VirtualClock", "VirtualTimeLoop", "run_virtual", "virtual_clock")
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+
+_GRACE = 0.001  # the least that epoll can wait; on Linux even 0 has proved enough, which need not hold elsewhere
+
+
+class VirtualClock:
+    """The time of a virtual-time loop, in seconds.
+
+    `grace`: how many real seconds the loop listens to its sockets before each jump, so that bytes which are under
+    way on this machine arrive first. Raise it for a peer in another process.
+
+    Raises ValueError for a `start` or a `grace` that is below 0 or not finite.
+    """
+
+    def __init__(self, start: float = 0.0, grace: float = _GRACE) -> None:
+        for name, value in (("start", start), ("grace", grace)):
+            if not 0 <= value < math.inf:
+                message = f"{name} must be a finite number of seconds from 0, not {value!r}"
+                raise ValueError(message)
+        self.grace = grace
+        self._start = start
+        self._now = start
+        self._holds = 0
+
+    def __repr__(self) -> str:
+        return f"<VirtualClock at {self._now:.3f} s, {self.elapsed:.3f} s after its start>"
+
+    @property
+    def now(self) -> float:
+        """What `loop.time()` says."""
+        return self._now
+
+    @property
+    def elapsed(self) -> float:
+        """The virtual seconds since the clock was started."""
+        return self._now - self._start
+
+    @contextmanager
+    def real_time(self) -> Iterator[None]:
+        """Inside, the clock goes as fast as a real one: for work of which the loop knows nothing.
+
+        `run_in_executor` and `asyncio.to_thread` do so by themselves; threads of anyio, subprocesses and servers
+        in other processes do not.
+        """
+        self._hold()
+        try:
+            yield
+        finally:
+            self._release()
+
+    def _hold(self) -> None:
+        self._holds += 1
+
+    def _release(self, _: object = None) -> None:
+        self._holds -= 1
+
+    def _wait(self, selector: selectors.BaseSelector, timeout: float) -> _Events:
+        """Let `timeout` seconds pass until the next timer, or fewer if something becomes ready."""
+        if self._holds:
+            began = time.monotonic()
+            ready = selector.select(timeout)
+            self._now += min(time.monotonic() - began, timeout) if ready else timeout
+            return ready
+        # With nothing but the loop's own wake-up socket there can be no bytes under way.
+        ready = selector.select(self.grace if len(selector.get_map()) > 1 else 0)
+        if not ready:
+            self._now += timeout
+        return ready
+
+
+_Events = list[tuple[selectors.SelectorKey, int]]
+
+
+class _VirtualSelector(selectors.BaseSelector):
+    """A selector that asks the clock where it would have to wait for a timer."""
+
+    def __init__(self, selector: selectors.BaseSelector, clock: VirtualClock) -> None:
+        self._selector = selector
+        self._clock = clock
+
+    def select(self, timeout: float | None = None) -> _Events:
+        if timeout is None or timeout <= 0:
+            return self._selector.select(timeout)
+        return self._clock._wait(self._selector, timeout)
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        return self._selector.register(fileobj, events, data)
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._selector.unregister(fileobj)
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        return self._selector.modify(fileobj, events, data)
+
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._selector.get_key(fileobj)
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        return self._selector.get_map()
+
+    def close(self) -> None:
+        self._selector.close()
+
+
+class _Moment(float):
+    """When a timer is due. Of equal ones the first that was made comes first.
+
+    On a real clock no two timers are equal; on this one most are, and a heap alone does not keep their order.
+    """
+
+    __slots__ = ("_number",)
+
+    _numbers = itertools.count()
+
+    def __init__(self, when: float) -> None:
+        del when  # float.__new__ has taken it
+        self._number = next(self._numbers)
+
+    def __lt__(self, other: float) -> bool:
+        if isinstance(other, _Moment) and self == other:
+            return self._number < other._number
+        return super().__lt__(other)
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """An asyncio loop on a `VirtualClock`: when nothing is ready, the clock jumps to the next timer.
+
+    It waits for real only while work in executor threads is under way (the clock then goes with it), and when there
+    is no timer to jump to. A task that spins with `sleep(0)` keeps the clock where it is.
+
+    `asyncio.Runner(loop_factory=VirtualTimeLoop)`, or `run_virtual`. `clock` None: one that begins at 0.
+    """
+
+    clock: VirtualClock
+
+    def __init__(self, clock: VirtualClock | None = None) -> None:
+        self.clock = clock or VirtualClock()
+        super().__init__(_VirtualSelector(selectors.DefaultSelector(), self.clock))
+
+    def time(self) -> float:
+        """The virtual time, in seconds."""
+        return self.clock.now
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*_Ts], object],
+        *args: *_Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """As asyncio does; of timers for the same moment the first one comes first."""
+        return super().call_at(_Moment(when), callback, *args, context=context)
+
+    def run_in_executor(self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts) -> asyncio.Future[_T]:
+        """As asyncio does; until the work is done the clock does not jump."""
+        future = super().run_in_executor(executor, func, *args)
+        self.clock._hold()
+        future.add_done_callback(self.clock._release)
+        return future
+
+    async def shutdown_default_executor(self, *args: float | None) -> None:
+        """As asyncio does; until the threads have ended the clock does not jump."""
+        with self.clock.real_time():
+            await super().shutdown_default_executor(*args)  # with a timeout since Python 3.12
+
+
+@contextmanager
+def virtual_clock(loop: asyncio.AbstractEventLoop | None = None) -> Iterator[VirtualClock]:
+    """Put a loop that exists already on virtual time, for the length of the context. None: the running loop.
+
+    Its time goes on from where it is, and never goes back: afterwards the loop follows the real clock again, but
+    stays ahead by what it has jumped, so that the timers of others keep their distance.
+    Raises TypeError for a loop that is not asyncio's selector loop.
+    """
+    loop = loop or asyncio.get_running_loop()
+    if isinstance(loop, VirtualTimeLoop):
+        yield loop.clock
+        return
+    if not isinstance(loop, asyncio.SelectorEventLoop):
+        message = f"virtual time needs an asyncio.SelectorEventLoop, not {type(loop).__qualname__}"
+        raise TypeError(message)
+
+    clock = VirtualClock(loop.time())
+    selector: selectors.BaseSelector = loop._selector  # type: ignore[attr-defined]
+    kind = type(loop)
+    real_time = loop.time
+    own_time = vars(loop).pop("time", None)  # left by an earlier use, it would hide the virtual one
+    virtual = VirtualTimeLoop if kind is asyncio.SelectorEventLoop else type(kind.__name__, (VirtualTimeLoop, kind), {})
+    vars(loop).update(clock=clock, _selector=_VirtualSelector(selector, clock))
+    loop.__class__ = virtual
+    try:
+        yield clock
+    finally:
+        loop.__class__ = kind
+        vars(loop)["_selector"] = selector
+        del vars(loop)["clock"]
+        ahead = clock.now - real_time()
+        if ahead > 0:
+            vars(loop)["time"] = lambda: real_time() + ahead
+        elif own_time is not None:
+            vars(loop)["time"] = own_time
+
+
+def run_virtual(main: Coroutine[Any, Any, _T], *, debug: bool | None = None) -> _T:
+    """`asyncio.run` on a `VirtualTimeLoop`, whose time begins at 0."""
+    with asyncio.Runner(debug=debug, loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(main)

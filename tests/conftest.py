@@ -1,0 +1,101 @@
+"""Real servers for the tests, and a real SDK to read the spans from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import cast
+
+import pytest
+from aiohttp import web
+from hypothesis import settings
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
+
+# The same examples at every run, on every machine.
+settings.register_profile("lamella", derandomize=True, deadline=None)
+settings.load_profile("lamella")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Connection = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Callable[[Handler], Awaitable[str]]]:
+    """Start an aiohttp server with one handler for everything; returns its URL."""
+    async with AsyncExitStack() as stack:
+
+        async def start(handler: Handler) -> str:
+            async def handle(request: web.BaseRequest) -> web.StreamResponse:
+                return await handler(cast(web.Request, request))
+
+            # Handlers that never answer are cancelled almost at once; 0 would wait for them for ever.
+            runner = web.ServerRunner(web.Server(handle, access_log=None), shutdown_timeout=0.01)
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            return f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+        yield start
+
+
+@pytest.fixture
+async def serve_raw() -> AsyncIterator[Callable[[Connection], Awaitable[str]]]:
+    """Start a server that need not speak HTTP; returns its URL."""
+    servers: list[asyncio.Server] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def start(connection: Connection) -> str:
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
+            try:
+                await connection(reader, writer)
+            except (ConnectionError, asyncio.IncompleteReadError):
+                pass
+            finally:
+                writer.close()
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        servers.append(server)
+        return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+    yield start
+    for server in servers:
+        server.close()
+    for writer in writers:
+        writer.transport.abort()
+    await asyncio.sleep(0)
+
+
+@dataclass(frozen=True)
+class Tracing:
+    """Where the spans of a test go, and come back from."""
+
+    provider: TracerProvider
+    exporter: InMemorySpanExporter
+
+    @property
+    def spans(self) -> tuple[ReadableSpan, ...]:
+        return self.exporter.get_finished_spans()
+
+    @property
+    def call(self) -> ReadableSpan:
+        [span] = [span for span in self.spans if span.kind is SpanKind.INTERNAL]
+        return span
+
+    @property
+    def sends(self) -> list[ReadableSpan]:
+        return [span for span in self.spans if span.kind is SpanKind.CLIENT]
+
+
+@pytest.fixture
+def tracing() -> Iterator[Tracing]:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    yield Tracing(provider, exporter)
+    provider.shutdown()

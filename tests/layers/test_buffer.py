@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+import pytest
+from aiohttp import web
+from tests.conftest import Connection, Handler
+
+from lamella import Buffer, ConnectionLost, Timeout, stack
+from lamella.policy import RuleBook
+
+Serve = Callable[[Handler], Awaitable[str]]
+ServeRaw = Callable[[Connection], Awaitable[str]]
+BODY = bytes(range(256)) * 4000
+
+
+def sender(*pieces: bytes, **headers: str) -> Handler:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={name.replace("_", "-"): value for name, value in headers.items()})
+        await response.prepare(request)
+        for piece in pieces:
+            await response.write(piece)
+            await asyncio.sleep(0)
+        return response
+
+    return answer
+
+
+@pytest.mark.parametrize("limit", [1, 1000, len(BODY), 1 << 30])
+@pytest.mark.parametrize("headers", [{}, {"Content_Length": str(len(BODY))}])
+async def test_the_body_can_be_read_in_every_way(serve: Serve, limit: int, headers: dict[str, str]) -> None:
+    pieces = [BODY[start : start + 50_000] for start in range(0, len(BODY), 50_000)]
+    url = await serve(sender(*pieces, **headers))
+    async with aiohttp.ClientSession(url, middlewares=(Buffer(limit),)) as session:
+        async with session.get("/") as response:
+            assert await response.read() == BODY
+        async with session.get("/") as response:
+            assert b"".join([chunk async for chunk in response.content.iter_chunked(777)]) == BODY
+        async with session.get("/") as response:
+            assert b"".join([chunk async for chunk, _ in response.content.iter_chunks()]) == BODY
+        async with session.get("/") as response:
+            assert await response.content.readexactly(len(BODY)) == BODY
+            assert await response.content.read() == b""
+
+
+async def test_it_waits_for_the_whole_body(serve_raw: ServeRaw) -> None:
+    whole = False
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal whole
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf")
+        await asyncio.sleep(0.01)
+        whole = True
+        writer.write(b"half")
+        await writer.drain()
+
+    connector = aiohttp.TCPConnector()
+    async with aiohttp.ClientSession(
+        await serve_raw(connection), connector=connector, middlewares=(Buffer(),)
+    ) as session:
+        response = await session.get("/")
+        assert whole
+        assert not connector._acquired
+        assert await response.read() == b"halfhalf"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_cut_body_is_a_lost_connection(serve_raw: ServeRaw, method: str) -> None:
+    connections = 0
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf")
+        await writer.drain()
+
+    connector = aiohttp.TCPConnector()
+    async with aiohttp.ClientSession(
+        await serve_raw(connection), connector=connector, middlewares=(Buffer(),)
+    ) as session:
+        with pytest.raises(ConnectionLost):
+            await session.request(method, "/")
+        assert not connector._acquired
+    assert connections == 1
+
+
+async def test_a_body_that_does_not_end_is_not_waited_for(serve: Serve) -> None:
+    async def events(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: 1\n\n")
+        await asyncio.sleep(10)
+        return response
+
+    async with aiohttp.ClientSession(await serve(events), middlewares=stack(RuleBook())) as session:
+        async with asyncio.timeout(5), session.get("/") as response:
+            assert await response.content.readline() == b"data: 1\n"
+
+
+async def test_a_slow_body_is_a_timeout(serve: Serve) -> None:
+    async def slow(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"half")
+        await asyncio.sleep(10)
+        return response
+
+    connector = aiohttp.TCPConnector()
+    async with aiohttp.ClientSession(
+        await serve(slow), connector=connector, middlewares=(Timeout(0.05), Buffer())
+    ) as session:
+        with pytest.raises(TimeoutError):
+            await session.get("/")
+        assert not connector._acquired
+
+
+async def test_a_websocket_is_left_alone(serve: Serve) -> None:
+    async def echo(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_str(await socket.receive_str())
+        await socket.close()
+        return socket
+
+    async with aiohttp.ClientSession(await serve(echo), middlewares=stack(RuleBook())) as session:
+        async with asyncio.timeout(5), session.ws_connect("/") as socket:
+            await socket.send_str("hello")
+            assert await socket.receive_str() == "hello"
+
+
+def test_bad_limit() -> None:
+    with pytest.raises(ValueError, match="0"):
+        Buffer(0)

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+import pytest
+from aiohttp import web
+from tests.conftest import Connection, Handler
+
+from lamella import (
+    ApiError,
+    AttemptTimeout,
+    Classify,
+    ClientFault,
+    ConnectFailed,
+    ConnectionLost,
+    Rule,
+    RuleBook,
+    ServerFault,
+    TooManyRequests,
+    TransportError,
+)
+
+Serve = Callable[[Handler], Awaitable[str]]
+ServeRaw = Callable[[Connection], Awaitable[str]]
+RULES = RuleBook(Rule(429, "Too Many Requests", hint="slow down"))
+
+
+async def test_a_good_answer_passes_untouched(serve: Serve) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(text="good", headers={"X-A": "b"})
+
+    async with aiohttp.ClientSession(await serve(answer), middlewares=(Classify(RULES),)) as session:
+        async with session.get("/") as response:
+            assert (await response.text(), response.headers["X-A"]) == ("good", "b")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(429, TooManyRequests), (418, ClientFault), (599, ServerFault), (999, ServerFault)]
+)
+async def test_a_bad_status_is_raised_and_its_connection_is_free(
+    serve_raw: ServeRaw, status: int, kind: type[ApiError]
+) -> None:
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: 4\r\nRetry-After: 7\r\n\r\nbody".encode())
+
+    connector = aiohttp.TCPConnector(limit=1)
+    async with aiohttp.ClientSession(
+        await serve_raw(connection), connector=connector, middlewares=(Classify(RULES),)
+    ) as session:
+        for _ in range(3):
+            async with asyncio.timeout(5):
+                with pytest.raises(kind) as caught:
+                    await session.get("/")
+            assert (caught.value.status, caught.value.body, caught.value.retry_after) == (status, b"body", 7.0)
+            assert not connector._acquired
+
+
+async def test_a_retry_after_date_is_measured_on_the_servers_clock(serve: Serve) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        dates = {"Date": "Sun, 06 Nov 1994 08:49:37 GMT", "Retry-After": "Sun, 06 Nov 1994 08:51:07 GMT"}
+        return web.Response(status=429, headers=dates)
+
+    async with aiohttp.ClientSession(await serve(answer), middlewares=(Classify(RULES),)) as session:
+        with pytest.raises(TooManyRequests) as caught:
+            await session.get("/")
+    assert caught.value.retry_after == 90.0
+
+
+RAW = {
+    "closed at once": (b"", ConnectionLost),
+    "garbage": (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", ConnectionLost),
+    "half a status line": (b"HTTP/1.1 20", ConnectionLost),
+    "half of the headers": (b"HTTP/1.1 200 OK\r\nContent-Le", ConnectionLost),
+    "two content lengths": (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\na", ConnectionLost),
+    "one endless header": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, ConnectionLost),
+}
+
+
+@pytest.mark.parametrize(("sent", "kind"), RAW.values(), ids=RAW)
+async def test_half_an_answer_is_none(serve_raw: ServeRaw, sent: bytes, kind: type[TransportError]) -> None:
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(sent)
+        await writer.drain()
+
+    for method in ("GET", "POST"):
+        async with aiohttp.ClientSession(await serve_raw(connection), middlewares=(Classify(RULES),)) as session:
+            with pytest.raises(kind) as caught:
+                await session.request(method, "/?token=s3cr3t-token", headers={"X-API-KEY": "s3cr3t-key"})
+        shown = f"{caught.value!s} {caught.value!r} {caught.value.__cause__!r} {caught.value.__cause__!s}"
+        assert "s3cr3t-key" not in shown
+        assert "s3cr3t-token" not in f"{caught.value!s} {caught.value!r}"
+
+
+async def test_nothing_was_sent() -> None:
+    async with aiohttp.ClientSession(middlewares=(Classify(RULES),)) as session:
+        for url in ("http://127.0.0.1:1/", "http://no-such-host.invalid/"):
+            with pytest.raises(ConnectFailed):
+                await session.post(url, data=b"x")
+
+
+async def test_a_failed_handshake_is_a_failed_connection(serve: Serve) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    url = await serve(answer)
+    async with aiohttp.ClientSession(middlewares=(Classify(RULES),)) as session:
+        with pytest.raises(ConnectFailed):
+            await session.get(url.replace("http:", "https:"), ssl=ssl.create_default_context())
+
+
+async def test_a_timeout_of_aiohttps_is_one_of_ours(serve: Serve) -> None:
+    async def never(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(10)
+        return web.Response()
+
+    timeout = aiohttp.ClientTimeout(sock_read=0.05)
+    async with aiohttp.ClientSession(await serve(never), timeout=timeout, middlewares=(Classify(RULES),)) as session:
+        with pytest.raises(AttemptTimeout):
+            await session.get("/")
+
+
+async def test_a_websocket_that_is_refused_is_classified_and_one_that_is_not_is_left_alone(serve: Serve) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path == "/no":
+            return web.Response(status=429)
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_str(await socket.receive_str())
+        await socket.close()
+        return socket
+
+    async with aiohttp.ClientSession(await serve(answer), middlewares=(Classify(RULES),)) as session:
+        async with session.ws_connect("/yes") as socket:
+            await socket.send_str("hello")
+            assert await socket.receive_str() == "hello"
+        with pytest.raises(TooManyRequests):
+            await session.ws_connect("/no")

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import aiohttp
+import pytest
+from aiohttp import web
+from tests.conftest import Handler
+
+from lamella import Backoff, HeaderAuth, Retry, Rule, RuleBook
+
+Serve = Callable[[Handler], Awaitable[str]]
+RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
+
+
+class Server:
+    def __init__(self, *statuses: int) -> None:
+        self.statuses = list(statuses)
+        self.headers: list[str | None] = []
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        self.headers.append(request.headers.get("X-Token"))
+        return web.Response(status=self.statuses.pop(0) if self.statuses else 200)
+
+
+async def test_values_of_every_kind(serve: Serve) -> None:
+    async def ask() -> str:
+        return "async-value"
+
+    class Asked:
+        async def __call__(self) -> str:
+            return "object-value"
+
+    server = Server()
+    url = await serve(server)
+    for value in ("fixed-value", lambda: "called-value", ask, Asked(), partial(ask), lambda: None):
+        async with aiohttp.ClientSession(middlewares=(HeaderAuth({"X-Token": value}, origin=url),)) as session:
+            await session.get(url)
+    assert server.headers == ["fixed-value", "called-value", "async-value", "object-value", "async-value", None]
+
+
+async def test_a_fresh_value_for_every_send(serve: Serve) -> None:
+    numbers = iter(range(10))
+    server = Server(429, 429, 200)
+    auth = HeaderAuth({"X-Token": lambda: f"value-{next(numbers)}"})
+    async with aiohttp.ClientSession(await serve(server), middlewares=(Retry(RULES), auth)) as session:
+        await session.get("/")
+    assert server.headers == ["value-0", "value-1", "value-2"]
+
+
+async def test_concurrent_callers_share_one_refresh(serve: Serve) -> None:
+    asked = 0
+
+    async def ask() -> str:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0.02)
+        return f"value-{asked}"
+
+    server = Server()
+    async with aiohttp.ClientSession(
+        await serve(server), middlewares=(HeaderAuth({"X-Token": ask}),), connector=aiohttp.TCPConnector(limit=0)
+    ) as session:
+        await asyncio.gather(*(session.get("/") for _ in range(50)))
+        assert (asked, set(server.headers)) == (1, {"value-1"})
+        await session.get("/")
+        assert (asked, server.headers[-1]) == (2, "value-2")
+
+
+async def test_a_failed_refresh_is_shared_and_the_next_one_asks_again(serve: Serve) -> None:
+    asked = 0
+
+    async def ask() -> str:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0.02)
+        if asked == 1:
+            raise LookupError("no token to be had")
+        return "value"
+
+    server = Server()
+    async with aiohttp.ClientSession(await serve(server), middlewares=(HeaderAuth({"X-Token": ask}),)) as session:
+        results = await asyncio.gather(*(session.get("/") for _ in range(20)), return_exceptions=True)
+        assert {type(result) for result in results} == {LookupError}
+        assert (asked, server.headers) == (1, [])
+        await session.get("/")
+    assert server.headers == ["value"]
+
+
+async def test_when_the_one_who_asks_is_cancelled_the_next_one_asks(serve: Serve) -> None:
+    began = asyncio.Event()
+    asked = 0
+
+    async def ask() -> str:
+        nonlocal asked
+        asked += 1
+        began.set()
+        await asyncio.sleep(0.02)
+        return f"value-{asked}"
+
+    server = Server()
+    async with aiohttp.ClientSession(await serve(server), middlewares=(HeaderAuth({"X-Token": ask}),)) as session:
+        tasks = [asyncio.create_task(session._request("GET", "/")) for _ in range(10)]
+        await began.wait()
+        tasks[0].cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert server.headers == ["value-2"] * 9
+
+
+@pytest.mark.parametrize("other", ["port", "scheme", "host"])
+async def test_another_origin_gets_no_header_and_loses_one_that_is_there(serve: Serve, other: str) -> None:
+    server = Server()
+    url = await serve(server)
+    origin = {
+        "port": "http://127.0.0.1:1",
+        "scheme": url.replace("http:", "https:"),
+        "host": url.replace("127.0.0.1", "127.0.0.2"),
+    }[other]
+    auth = HeaderAuth({"X-Token": "s3cr3t"}, origin=origin)
+    async with aiohttp.ClientSession(middlewares=(auth,)) as session:
+        await session.get(url, headers={"X-Token": "s3cr3t"})
+    assert server.headers == [None]
+
+
+async def test_no_origin_means_that_of_the_first_request(serve: Serve) -> None:
+    home, foreign = Server(), Server()
+    urls = [await serve(home), await serve(foreign)]
+    async with aiohttp.ClientSession(middlewares=(HeaderAuth({"X-Token": "s3cr3t"}),)) as session:
+        for url in (*urls, urls[0]):
+            await session.get(url)
+    assert (home.headers, foreign.headers) == (["s3cr3t"] * 2, [None])
+
+
+@pytest.mark.parametrize("value", ["", "  ", "a\rb", "a\nb", "a\0b"])
+async def test_bad_values_are_refused_without_being_shown(serve: Serve, value: str) -> None:
+    with pytest.raises(ValueError, match="X-Token") as caught:
+        HeaderAuth({"X-Token": f"{value}s3cr3t" if value.strip() else value})
+    assert "s3cr3t" not in str(caught.value)
+    server = Server()
+    async with aiohttp.ClientSession(
+        await serve(server), middlewares=(HeaderAuth({"X-Token": lambda: value}),)
+    ) as session:
+        with pytest.raises(ValueError, match="X-Token"):
+            await session.get("/")
+    assert not server.headers
+
+
+def test_bad_names_kinds_and_origins_are_refused() -> None:
+    for name in ("", "X Token", "X:Token", "Ä"):
+        with pytest.raises(ValueError, match="header name"):
+            HeaderAuth({name: "value"})
+    with pytest.raises(ValueError, match="int"):
+        HeaderAuth({"X-Token": 7})  # type: ignore[dict-item]
+    for origin in ("example.com", "/path", "ftp://example.com", "", "http://", "https://user:s3cr3t@:80"):
+        with pytest.raises(ValueError, match="origin") as caught:
+            HeaderAuth({"X-Token": "value"}, origin=origin)
+        assert "s3cr3t" not in str(caught.value)
+
+
+def test_repr_shows_names_only() -> None:
+    assert repr(HeaderAuth({"X-Token": "s3cr3t", "X-Other": lambda: "s3cr3t"})) == "HeaderAuth(X-Token, X-Other)"

@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+import pytest
+from aiohttp import web
+from tests.conftest import Connection, Handler, Tracing
+
+from lamella import (
+    ApiError,
+    AttemptTimeout,
+    Backoff,
+    BadRequest,
+    Classify,
+    ConnectFailed,
+    ConnectionLost,
+    Failure,
+    HeaderAuth,
+    LamellaError,
+    Retry,
+    Rule,
+    RuleBook,
+    ServerFault,
+    StopReason,
+    TooManyRequests,
+    stack,
+)
+from lamella.testing import VirtualClock
+
+Serve = Callable[[Handler], Awaitable[str]]
+ServeRaw = Callable[[Connection], Awaitable[str]]
+NOW = Backoff(initial=0)
+RULES = RuleBook(
+    Rule(429, "Too Many Requests", hint="slow down", retry=NOW),
+    Rule(503, "Service Unavailable", retry=NOW),
+    *(Rule(failure, failure.name.title(), retry=NOW) for failure in Failure),
+)
+
+
+class Server:
+    def __init__(self, *statuses: int, **headers: str) -> None:
+        self.statuses = list(statuses)
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.bodies: list[bytes] = []
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        if "Expect" in request.headers:
+            assert request.transport is not None
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.bodies.append(await request.read())
+        return web.Response(status=self.statuses.pop(0) if self.statuses else 200, headers=self.headers, text="body")
+
+
+@pytest.mark.parametrize("layers", [(Retry(RULES), Classify(RULES)), (Retry(RULES),)])
+async def test_it_sends_again_until_it_is_well(serve: Serve, layers: tuple[Retry | Classify, ...]) -> None:
+    server = Server(429, 503, 429)
+    async with aiohttp.ClientSession(await serve(server), middlewares=layers) as session:
+        async with session.get("/") as response:
+            assert (response.status, await response.text()) == (200, "body")
+    assert len(server.bodies) == 4
+
+
+async def test_the_error_tells_all(serve: Serve, virtual_time: VirtualClock) -> None:
+    rules = RuleBook(
+        Rule(429, "Too Many Requests", hint="slow down", retry=Backoff(initial=60, jitter=0)),
+        Rule(400, "Bad Request", hint="mend it"),
+    )
+    async with aiohttp.ClientSession(
+        await serve(Server(429, 429, 400)), timeout=aiohttp.ClientTimeout(), middlewares=stack(rules)
+    ) as session:
+        with pytest.raises(BadRequest) as caught:
+            await session.get("/path")
+    error = caught.value
+    assert [(record.number, record.status, record.exception) for record in error.attempts] == [
+        (1, 429, None),
+        (2, 429, None),
+        (3, 400, None),
+    ]
+    assert [round(record.waited) for record in error.attempts] == [60, 120, 0]
+    assert error.stopped is StopReason.NOT_RETRYABLE
+    assert error.rule == rules.rule_for(400)
+    assert error.body == b"body"
+    for part in ("GET http://127.0.0.1", "/path", "400 Bad Request", "mend it", "3 attempts in 180 s", "not retryable"):
+        assert part in str(error)
+
+
+async def test_without_classify_the_last_answer_comes_back_readable(serve: Serve) -> None:
+    server = Server(*[503] * 9)
+    async with aiohttp.ClientSession(await serve(server), middlewares=(Retry(RULES, attempts=3),)) as session:
+        async with session.get("/") as response:
+            assert (response.status, await response.text()) == (503, "body")
+        async with session.post("/") as response:
+            assert [chunk async for chunk in response.content.iter_chunked(3)] == [b"bod", b"y"]
+    assert len(server.bodies) == 4
+
+
+async def test_a_long_error_body_comes_back_whole(serve: Serve) -> None:
+    body = bytes(range(256)) * 4000
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=400, body=body)
+
+    async with aiohttp.ClientSession(await serve(answer), middlewares=stack(RULES, raise_errors=False)) as session:
+        async with session.get("/") as response:
+            assert await response.read() == body
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "headers", "sends"),
+    [
+        ("GET", {}, {}, 5),
+        ("PUT", {}, {}, 5),
+        ("DELETE", {}, {}, 5),
+        ("POST", {}, {}, 1),
+        ("PATCH", {}, {}, 1),
+        ("POST", {"retry_writes": True}, {}, 5),
+        ("POST", {}, {"Idempotency-Key": "once"}, 5),
+    ],
+)
+async def test_what_may_have_been_carried_out_is_sent_again_only_where_that_is_safe(
+    serve: Serve, method: str, options: dict[str, bool], headers: dict[str, str], sends: int
+) -> None:
+    server = Server(*[503] * 9)
+    async with aiohttp.ClientSession(await serve(server), middlewares=stack(RULES, **options)) as session:  # type: ignore[arg-type]
+        with pytest.raises(ServerFault) as caught:
+            await session.request(method, "/", data=b"body", headers=headers)
+    assert server.bodies == [b"body"] * sends
+    assert caught.value.stopped is (StopReason.UNSAFE_METHOD if sends == 1 else StopReason.ATTEMPTS_USED_UP)
+
+
+async def test_a_write_that_was_refused_or_never_sent_is_sent_again(serve: Serve, unused_url: str) -> None:
+    server = Server(429, 429)
+    async with aiohttp.ClientSession(await serve(server), middlewares=stack(RULES)) as session:
+        async with session.post("/", data=b"body") as response:
+            assert response.status == 200
+        with pytest.raises(ConnectFailed) as caught:
+            await session.post(unused_url, data=b"body")
+    assert server.bodies == [b"body"] * 3
+    assert len(caught.value.attempts) == 5
+
+
+@pytest.fixture
+async def unused_url(serve_raw: ServeRaw) -> str:
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    server.close()
+    await server.wait_closed()
+    return f"http://127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("kind", ["bytes", "str", "json", "form", "multipart", "BytesIO", "compressed", "expect100"])
+async def test_bodies_are_sent_again_identical(serve: Serve, kind: str) -> None:
+    form = aiohttp.FormData()
+    form.add_field("file", io.BytesIO(b"content" * 1000), filename="a.txt")
+    options: dict[str, dict[str, object]] = {
+        "bytes": {"data": b"body" * 1000},
+        "str": {"data": "bödy"},
+        "json": {"json": {"a": 1}},
+        "form": {"data": {"a": "b"}},
+        "multipart": {"data": form},
+        "BytesIO": {"data": io.BytesIO(b"body" * 1000)},
+        "compressed": {"data": b"body" * 1000, "compress": "gzip"},
+        "expect100": {"data": b"body", "expect100": True},
+    }
+    server = Server(429, 429)
+    async with aiohttp.ClientSession(await serve(server), middlewares=stack(RULES)) as session:
+        async with session.post("/", **options[kind]) as response:  # type: ignore[arg-type]
+            assert response.status == 200
+    assert len(server.bodies) == 3
+    assert server.bodies[0]
+    assert len(set(server.bodies)) == 1
+
+
+async def test_an_expected_100_continue_that_was_refused_is_awaited_anew(serve_raw: ServeRaw) -> None:
+    """The server refuses before the body is sent; the second time it wants it."""
+    bodies: list[bytes] = []
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if not bodies:
+            bodies.append(b"")
+            writer.write(b"HTTP/1.1 429 Too Many\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        else:
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            bodies.append(await reader.readexactly(4))
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+
+    async with aiohttp.ClientSession(await serve_raw(connection), middlewares=stack(RULES)) as session:
+        async with asyncio.timeout(5), session.post("/", data=b"body", expect100=True) as response:
+            assert response.status == 200
+    assert bodies == [b"", b"body"]
+
+
+async def test_retry_after_is_honoured(serve: Serve, virtual_time: VirtualClock, tracing: Tracing) -> None:
+    rules = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=1, maximum=3600)))
+    layers = stack(rules, tracer_provider=tracing.provider)
+    async with aiohttp.ClientSession(
+        await serve(Server(429, Retry_After="90")), timeout=aiohttp.ClientTimeout(), middlewares=layers
+    ) as session:
+        await session.get("/")
+    assert virtual_time.elapsed == pytest.approx(90, abs=0.5)
+    [event] = tracing.call.events
+    assert (event.attributes or {})["lamella.wait"] == 90.0
+    assert (event.attributes or {})["lamella.wait.source"] == "retry_after"
+
+
+async def test_a_retry_after_without_end_stops_at_once(serve: Serve, virtual_time: VirtualClock) -> None:
+    async with aiohttp.ClientSession(
+        await serve(Server(429, Retry_After="9" * 500)), middlewares=stack(RULES)
+    ) as session:
+        with pytest.raises(TooManyRequests) as caught:
+            await session.get("/")
+    assert caught.value.stopped is StopReason.DEADLINE
+    assert virtual_time.elapsed < 1
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+async def test_a_deadline_stops_before_a_wait_that_would_end_after_it(
+    serve: Serve, virtual_time: VirtualClock, by_hand: bool
+) -> None:
+    rules = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=60, jitter=0)))
+    layers = (Retry(rules, attempts=None, deadline=200), Classify(rules)) if by_hand else stack(rules, deadline=200)
+    server = Server(*[429] * 9)
+    async with aiohttp.ClientSession(
+        await serve(server), timeout=aiohttp.ClientTimeout(), middlewares=layers
+    ) as session:
+        with pytest.raises(TooManyRequests) as caught:
+            await session.get("/")
+    assert caught.value.stopped is StopReason.DEADLINE
+    assert len(server.bodies) == 3
+    assert virtual_time.elapsed == pytest.approx(180, abs=0.5)
+
+
+async def test_a_deadline_ends_an_attempt_too(serve: Serve, virtual_time: VirtualClock) -> None:
+    async def never(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(10_000)
+        return web.Response()
+
+    for method in ("GET", "POST"):
+        async with aiohttp.ClientSession(
+            await serve(never), timeout=aiohttp.ClientTimeout(), middlewares=(Retry(RULES, deadline=30),)
+        ) as session:
+            with pytest.raises(AttemptTimeout, match="deadline of 30 s") as caught:
+                await session.request(method, "/")
+        assert caught.value.stopped is StopReason.DEADLINE
+    assert virtual_time.elapsed == pytest.approx(60, abs=0.5)
+
+
+async def test_a_body_cut_in_the_middle_is_an_attempt_that_failed(serve_raw: ServeRaw) -> None:
+    connections = 0
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf" + b"half" * (connections > 2))
+        await writer.drain()
+
+    async with aiohttp.ClientSession(await serve_raw(connection), middlewares=stack(RULES)) as session:
+        async with session.get("/") as response:
+            assert await response.read() == b"halfhalf"
+    assert connections == 3
+
+
+async def test_errors_of_other_peoples_layers_pass(serve: Serve) -> None:
+    class Boom(Exception):
+        pass
+
+    async def boom(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        raise Boom
+
+    calls = 0
+
+    async def no_file(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        nonlocal calls
+        calls += 1
+        raise FileNotFoundError("/run/token")
+
+    url = await serve(Server())
+    async with aiohttp.ClientSession(url, middlewares=(Retry(RULES), boom, Classify(RULES))) as session:
+        with pytest.raises(Boom):
+            await session.get("/")
+    async with aiohttp.ClientSession(url, middlewares=(Retry(RULES), no_file, Classify(RULES))) as session:
+        # aiohttp itself makes its own of every OSError.
+        with pytest.raises(aiohttp.ClientOSError):
+            await session.get("/")
+    assert calls == 1
+
+
+async def test_a_layer_of_somebody_elses_may_ask_for_a_retry(serve: Serve) -> None:
+    """An API that says 200 and means 503."""
+    answers = iter(["busy", "busy", "done"])
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=next(answers))
+
+    async def look(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        response = await handler(request)
+        if await response.text() == "busy":
+            raise ServerFault(response.request_info, status=503, rule=RULES.rule_for(503))
+        return response
+
+    async with aiohttp.ClientSession(await serve(answer), middlewares=(Retry(RULES), look)) as session:
+        async with session.get("/") as response:
+            assert await response.text() == "done"
+
+
+async def test_the_end_of_another_call_made_meanwhile_passes_as_it_is(serve: Serve) -> None:
+    async def token() -> str:
+        async with inner.get("/token") as response:
+            return await response.text()
+
+    tokens, server = Server(*[503] * 9), Server()
+    async with (
+        aiohttp.ClientSession(await serve(tokens), middlewares=stack(RULES, attempts=2)) as inner,
+        aiohttp.ClientSession(
+            await serve(server), middlewares=stack(RULES, attempts=4, auth=HeaderAuth({"X-Token": token}))
+        ) as session,
+    ):
+        with pytest.raises(ServerFault, match="/token") as caught:
+            await session.get("/")
+    assert len(tokens.bodies) == len(caught.value.attempts) == 2
+    assert not server.bodies
+
+
+async def test_a_closed_session_is_not_retried(unused_url: str) -> None:
+    connector = aiohttp.TCPConnector()
+    session = aiohttp.ClientSession(middlewares=stack(RULES), connector=connector)
+    await connector.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        await session.get(unused_url)
+    await session.close()
+
+
+@pytest.mark.parametrize("options", [{"attempts": 0}, {"deadline": 0}, {"deadline": float("inf")}, {"attempts": None}])
+def test_bad_arguments(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"attempts|deadline"):
+        Retry(RULES, **options)  # type: ignore[arg-type]
+
+
+async def test_aiohttps_own_except_clauses_keep_working(serve: Serve, unused_url: str) -> None:
+    url = await serve(Server(*[503] * 99))
+    async with aiohttp.ClientSession(middlewares=stack(RULES, attempts=1)) as session:
+        with pytest.raises(aiohttp.ClientResponseError) as answered:
+            await session.get(url)
+        assert isinstance(answered.value, ApiError)
+        assert (answered.value.status, answered.value.message) == (503, "Service Unavailable")
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await session.get(unused_url)
+        with pytest.raises(aiohttp.ClientError) as failed:
+            await session.get(unused_url)
+        assert isinstance(failed.value, LamellaError)
+
+
+async def test_many_at_once_each_end_well(serve: Serve) -> None:
+    async def flaky(request: web.Request) -> web.StreamResponse:
+        counts[request.path] = counts.get(request.path, 0) + 1
+        return web.Response(status=429 if counts[request.path] % 3 else 200)
+
+    counts: dict[str, int] = {}
+    async with aiohttp.ClientSession(await serve(flaky), middlewares=stack(RULES)) as session:
+        async with asyncio.timeout(60):
+            responses = await asyncio.gather(*(session.get(f"/{number}") for number in range(500)))
+    assert {response.status for response in responses} == {200}
+    assert set(counts.values()) == {3}
+
+
+async def test_a_connection_lost_for_a_write_is_final(serve_raw: ServeRaw) -> None:
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+
+    async with aiohttp.ClientSession(await serve_raw(connection), middlewares=stack(RULES)) as session:
+        with pytest.raises(ConnectionLost) as caught:
+            await session.post("/", data=b"x")
+    assert caught.value.stopped is StopReason.UNSAFE_METHOD

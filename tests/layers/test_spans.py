@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+import pytest
+from aiohttp import web
+from opentelemetry import baggage, context, propagate, trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.semconv.attributes import (
+    error_attributes,
+    http_attributes,
+    network_attributes,
+    server_attributes,
+    url_attributes,
+)
+from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
+from tests.conftest import Handler, Tracing
+
+from lamella import (
+    AttemptSpan,
+    Backoff,
+    ConnectionLost,
+    HeaderAuth,
+    RequestSpan,
+    Rule,
+    RuleBook,
+    ServerFault,
+    stack,
+    telemetry,
+)
+
+Serve = Callable[[Handler], Awaitable[str]]
+RULES = RuleBook(
+    Rule(429, "Too Many Requests", retry=Backoff(initial=0)), Rule(503, "Unavailable", hint="wait", retry=None)
+)
+
+
+class Server:
+    def __init__(self, *statuses: int) -> None:
+        self.statuses = list(statuses)
+        self.requests: list[web.Request] = []
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(request)
+        status = self.statuses.pop(0) if self.statuses else 200
+        if not status:
+            assert request.transport is not None
+            request.transport.abort()
+        return web.Response(status=status or 200)
+
+
+def attributes(span: ReadableSpan) -> dict[str, object]:
+    return dict(span.attributes or {})
+
+
+def test_the_names_are_the_conventions() -> None:
+    assert telemetry.ERROR_TYPE == error_attributes.ERROR_TYPE
+    assert telemetry.METHOD == http_attributes.HTTP_REQUEST_METHOD
+    assert telemetry.RESEND_COUNT == http_attributes.HTTP_REQUEST_RESEND_COUNT
+    assert telemetry.STATUS == http_attributes.HTTP_RESPONSE_STATUS_CODE
+    assert telemetry.PROTOCOL_VERSION == network_attributes.NETWORK_PROTOCOL_VERSION
+    assert telemetry.SERVER_ADDRESS == server_attributes.SERVER_ADDRESS
+    assert telemetry.SERVER_PORT == server_attributes.SERVER_PORT
+    assert telemetry.URL_FULL == url_attributes.URL_FULL
+
+
+async def test_a_call_that_needs_two_sends(serve: Serve, tracing: Tracing) -> None:
+    url = await serve(Server(429))
+    port = int(url.rpartition(":")[2])
+    async with aiohttp.ClientSession(url, middlewares=stack(RULES, tracer_provider=tracing.provider)) as session:
+        await session.get("/path?limit=5&api_key=s3cr3t")
+    first, second = tracing.sends
+    common = {
+        "http.request.method": "GET",
+        "url.full": f"{url}/path?limit=5&api_key=REDACTED",
+        "server.address": "127.0.0.1",
+        "server.port": port,
+    }
+    assert attributes(first) == {**common, "http.response.status_code": 429, "error.type": "429"}
+    assert attributes(second) == {
+        **common,
+        "http.response.status_code": 200,
+        "http.request.resend_count": 1,
+        "network.protocol.version": "1.1",
+    }
+    assert [span.name for span in tracing.sends] == ["GET", "GET"]
+    assert [span.status.status_code for span in tracing.sends] == [StatusCode.ERROR, StatusCode.UNSET]
+    call = tracing.call
+    assert call.status.is_unset
+    assert attributes(call) == {
+        **common,
+        "lamella.outcome": "success",
+        "lamella.attempts": 2,
+        "lamella.wait": pytest.approx(0, abs=0.1),
+    }
+    [event] = call.events
+    assert event.name == "lamella.retry"
+    assert dict(event.attributes or {}) == {
+        "lamella.attempt": 1,
+        "lamella.rule": "Too Many Requests",
+        "lamella.wait": 0.0,
+        "lamella.wait.source": "rule",
+        "http.response.status_code": 429,
+        "error.type": "429",
+    }
+
+
+async def test_a_call_that_fails(serve: Serve, tracing: Tracing) -> None:
+    layers = stack(RULES, tracer_provider=tracing.provider)
+    async with aiohttp.ClientSession(await serve(Server(503, 0)), middlewares=layers) as session:
+        with pytest.raises(ServerFault):
+            await session.get("/")
+        call = tracing.call
+        assert (call.status.status_code, "wait" in str(call.status.description)) == (StatusCode.ERROR, True)
+        assert attributes(call)["lamella.outcome"] == "failure"
+        assert attributes(call)["lamella.stop_reason"] == "not_retryable"
+        assert attributes(call)["error.type"] == "503"
+        assert [event.name for event in call.events] == ["lamella.stop"]
+        tracing.exporter.clear()
+        with pytest.raises(ConnectionLost):
+            await session.post("/")
+    assert attributes(tracing.call)["error.type"] == attributes(tracing.sends[0])["error.type"] == "ConnectionLost"
+    assert attributes(tracing.call)["lamella.stop_reason"] == "unsafe_method"
+
+
+async def test_without_raise_errors_the_spans_say_the_same(serve: Serve, tracing: Tracing) -> None:
+    layers = stack(RULES, raise_errors=False, tracer_provider=tracing.provider)
+    async with aiohttp.ClientSession(await serve(Server(503)), middlewares=layers) as session:
+        await session.get("/")
+    for span in tracing.spans:
+        assert span.status.status_code is StatusCode.ERROR
+        assert attributes(span)["error.type"] == "503"
+    assert attributes(tracing.call)["lamella.outcome"] == "failure"
+
+
+async def test_each_span_layer_works_alone(serve: Serve, tracing: Tracing) -> None:
+    server = Server()
+    url = await serve(server)
+    for layer, kind in (
+        (AttemptSpan(tracer_provider=tracing.provider), SpanKind.CLIENT),
+        (RequestSpan(tracer_provider=tracing.provider), SpanKind.INTERNAL),
+    ):
+        tracing.exporter.clear()
+        async with aiohttp.ClientSession(url, middlewares=(layer,)) as session:
+            await session.get("/")
+        assert [span.kind for span in tracing.spans] == [kind]
+
+
+async def test_the_users_span_is_the_parent_and_baggage_passes(serve: Serve, tracing: Tracing) -> None:
+    server = Server()
+    layers = stack(RULES, tracer_provider=tracing.provider)
+    async with aiohttp.ClientSession(await serve(server), middlewares=layers) as session:
+        with tracing.provider.get_tracer("user").start_as_current_span("job") as job:
+            token = context.attach(baggage.set_baggage("tenant", "acme"))
+            await session.get("/")
+            context.detach(token)
+            assert trace.get_current_span() is job
+    call = next(span for span in tracing.spans if span.name == "lamella GET")
+    assert call.parent is not None
+    assert call.parent.span_id == job.get_span_context().span_id
+    [request] = server.requests
+    assert request.headers["baggage"] == "tenant=acme"
+    extracted = trace.get_current_span(propagate.extract(request.headers)).get_span_context()
+    assert extracted.span_id == tracing.sends[0].context.span_id
+
+
+async def test_a_sampled_out_call_still_propagates(serve: Serve) -> None:
+    server = Server()
+    layers = stack(RULES, tracer_provider=TracerProvider(sampler=ALWAYS_OFF))
+    async with aiohttp.ClientSession(await serve(server), middlewares=layers) as session:
+        await session.get("/")
+    flags = server.requests[0].headers["traceparent"].split("-")[3]
+    assert int(flags, 16) & TraceFlags.SAMPLED == 0
+
+
+async def test_no_credential_is_on_any_span(serve: Serve, tracing: Tracing) -> None:
+    auth = HeaderAuth({"X-API-KEY": "s3cr3t-key"})
+    layers = stack(RULES, auth=auth, tracer_provider=tracing.provider)
+    url = (await serve(Server(429, 503))).replace("//", "//user:s3cr3t-password@")
+    async with aiohttp.ClientSession(middlewares=layers) as session:
+        with pytest.raises(ServerFault):
+            await session.get(f"{url}/?token=s3cr3t-token&access_key=s3cr3t-key", headers={"Cookie": "a=s3cr3t-cookie"})
+    assert len(tracing.spans) == 3
+    for span in tracing.spans:
+        assert "s3cr3t" not in span.to_json()
+
+
+async def test_a_redirect_is_another_send(serve: Serve, tracing: Tracing) -> None:
+    async def redirect(request: web.Request) -> web.StreamResponse:
+        if request.path == "/":
+            raise web.HTTPFound("/there")
+        return web.Response()
+
+    layers = stack(RULES, tracer_provider=tracing.provider)
+    async with aiohttp.ClientSession(await serve(redirect), middlewares=layers) as session:
+        await session.get("/")
+    assert [attributes(span)["http.response.status_code"] for span in tracing.sends] == [302, 200]

@@ -1,0 +1,120 @@
+"""Every row of the guide, over a real socket and on its own schedule."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import aiohttp
+import pytest
+
+from lamella import (
+    ApiError,
+    BadRequest,
+    Forbidden,
+    InternalServerError,
+    MethodNotAllowed,
+    NotFound,
+    ServerFault,
+    StopReason,
+    TooManyRequests,
+    Unauthorized,
+    maesn,
+)
+from lamella.testing import FixedWindow, Sandbox, VirtualClock
+from lamella.testing.plugin import MakeSandbox
+
+
+def open_session(sandbox: Sandbox, attempts: int = 5) -> aiohttp.ClientSession:
+    return maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url, attempts=attempts)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "hint"),
+    [
+        (400, BadRequest, "validation errors"),
+        (401, Unauthorized, "authenticate again"),
+        (403, Forbidden, "API key"),
+        (404, NotFound, "target system supports"),
+        (405, MethodNotAllowed, "supports this operation"),
+    ],
+)
+async def test_a_fault_of_ours_is_sent_once(
+    sandbox: Sandbox, virtual_time: VirtualClock, status: int, kind: type[ApiError], hint: str
+) -> None:
+    sandbox.script(status)
+    async with open_session(sandbox) as session:
+        with pytest.raises(kind) as caught:
+            await session.get("/accounting/invoices")
+    assert len(sandbox.received) == 1
+    assert virtual_time.elapsed < 1
+    assert caught.value.stopped is StopReason.NOT_RETRYABLE
+    assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "low", "high"),
+    [
+        (429, TooManyRequests, 60, 66),
+        (500, InternalServerError, 15, 30),
+        (502, ServerFault, 15, 30),
+        (503, ServerFault, 15, 30),
+        (504, ServerFault, 15, 30),
+    ],
+)
+@pytest.mark.parametrize("attempts", [5, 3])
+async def test_a_fault_of_theirs_is_retried_on_the_guides_schedule(
+    sandbox: Sandbox,
+    virtual_time: VirtualClock,
+    status: int,
+    kind: type[ApiError],
+    low: float,
+    high: float,
+    attempts: int,
+) -> None:
+    sandbox.script(*[status] * attempts)
+    async with open_session(sandbox, attempts=attempts) as session:
+        with pytest.raises(kind) as caught:
+            await session.get("/accounting/invoices")
+    error = caught.value
+    assert error.stopped is StopReason.ATTEMPTS_USED_UP
+    assert [record.status for record in error.attempts] == [status] * attempts
+    assert error.rule.hint in str(error)
+    arrivals = [received.at for received in sandbox.received]
+    waits = [after - before for before, after in pairwise(arrivals)]
+    assert len(waits) == attempts - 1
+    for number, wait in enumerate(waits):
+        assert low * 2**number <= wait <= high * 2**number + 0.1
+
+
+@pytest.mark.parametrize("status", [409, 418, 422, 451])
+async def test_other_4xx_never(sandbox: Sandbox, status: int) -> None:
+    sandbox.script(status)
+    async with open_session(sandbox) as session:
+        with pytest.raises(ApiError) as caught:
+            await session.get("/accounting/invoices")
+    assert (caught.value.status, len(sandbox.received)) == (status, 1)
+
+
+@pytest.mark.parametrize("status", [501, 505, 511])
+async def test_other_5xx_never(sandbox: Sandbox, status: int) -> None:
+    sandbox.script(status)
+    async with open_session(sandbox) as session:
+        with pytest.raises(ServerFault) as caught:
+            await session.get("/accounting/invoices")
+    assert (caught.value.status, len(sandbox.received)) == (status, 1)
+
+
+async def test_it_ends_well_when_the_server_recovers(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
+    sandbox.script(429, 500, 429, 500)
+    async with open_session(sandbox) as session, session.get("/accounting/invoices") as response:
+        assert len((await response.json())["data"]) == 20
+    assert 60 + 30 + 240 + 120 <= virtual_time.elapsed <= 66 + 60 + 264 + 240 + 1
+
+
+async def test_a_real_rate_limit_is_waited_out(make_sandbox: MakeSandbox, virtual_time: VirtualClock) -> None:
+    sandbox = await make_sandbox(limit=FixedWindow(3, per=60))
+    async with open_session(sandbox) as session:
+        for _ in range(7):
+            async with session.get("/accounting/invoices") as response:
+                assert response.status == 200
+    assert [received.outcome for received in sandbox.received].count(429) == 2

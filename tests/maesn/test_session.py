@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from lamella import BadRequest, LamellaError, NotFound, TooManyRequests, Unauthorized, maesn
+from lamella.testing import Account, Sandbox, VirtualClock
+from lamella.testing.plugin import MakeSandbox
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MAESN_API_KEY", "MAESN_ACCOUNT_KEY", "MAESN_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+async def test_it_is_a_plain_session(sandbox: Sandbox) -> None:
+    async with maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url) as session:
+        assert type(session) is aiohttp.ClientSession
+        assert session.timeout.total is None
+        async with session.get("/accounting/invoices", params={"limit": 100}) as response:
+            page = await response.json()
+    assert page["data"] == sandbox.records("invoices")[:100]
+
+
+async def test_settings_come_from_the_environment(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAESN_API_KEY", sandbox.api_key)
+    monkeypatch.setenv("MAESN_ACCOUNT_KEY", sandbox.account_key)
+    monkeypatch.setenv("MAESN_BASE_URL", sandbox.url)
+    async with maesn.session() as session, session.get("/accounting/items/") as response:
+        assert response.status == 200
+
+
+async def test_without_them_it_would_go_to_maesn(sandbox: Sandbox) -> None:
+    async with maesn.session("key", "account") as session:
+        assert session._base_url == URL("https://api.maesn.dev/")
+
+
+async def test_a_missing_key_is_told_with_the_variable(sandbox: Sandbox) -> None:
+    with pytest.raises(ValueError, match="MAESN_API_KEY"):
+        maesn.session()
+    async with maesn.session(sandbox.api_key, base_url=sandbox.url) as session:
+        with pytest.raises(ValueError, match="MAESN_ACCOUNT_KEY"):
+            await session.get("/accounting/invoices")
+        assert not sandbox.received
+        # Where an account begins there is none yet.
+        async with session.get("/auth/datev") as response:
+            assert response.status == 200
+
+
+async def test_bad_arguments_are_told_at_once() -> None:
+    for options in ({"attempts": 0}, {"deadline": -1}, {"attempt_timeout": 0}, {"middlewares": ()}):
+        with pytest.raises(ValueError, match=r"0|-1|middlewares"):
+            maesn.session("key", "account", **options)
+    with pytest.raises(ValueError, match="X-API-KEY") as caught:
+        maesn.session("k\r\ney", "account")
+    assert "ey" not in str(caught.value).replace("KEY", "")
+    with pytest.raises(ValueError, match="http"):
+        maesn.session("key", base_url="ftp://example.com")
+    with pytest.raises(ValueError, match="account key is empty"), maesn.account(" "):
+        pass
+
+
+async def test_a_base_url_may_have_a_path(sandbox: Sandbox) -> None:
+    async with maesn.session(sandbox.api_key, "key", f"{sandbox.url}/accounting") as session:
+        assert str(session._base_url) == f"{sandbox.url}/accounting/"
+
+
+async def test_thousands_of_tasks_use_one_session_each_for_its_account(make_sandbox: MakeSandbox) -> None:
+    keys = [f"account-key-{number}" for number in range(100)]
+    sandbox = await make_sandbox(accounts=[Account(key) for key in keys], records=1)
+
+    async def work(number: int) -> None:
+        key = keys[number % len(keys)]
+        with maesn.account(key):
+            await asyncio.sleep(0)
+            async with session.get(f"/accounting/invoices?task={number}") as response:
+                assert response.status == 200
+            await asyncio.create_task(inner(key, number))
+
+    async def inner(key: str, number: int) -> None:
+        with maesn.account(keys[number % 7]):
+            pass
+        async with session.get(f"/accounting/items?task={number}") as response:
+            assert response.status == 200
+
+    async with maesn.session(sandbox.api_key, "account-key-0", sandbox.url) as session:
+        await asyncio.gather(*(work(number) for number in range(2000)))
+        async with session.get("/accounting/invoices?task=0"):
+            pass
+    assert len(sandbox.received) == 4001
+    for received in sandbox.received:
+        assert received.account == keys[int(received.query["task"]) % len(keys)]
+
+
+async def test_an_expired_account_fails_alone(make_sandbox: MakeSandbox) -> None:
+    sandbox = await make_sandbox(accounts=[Account("good-account"), Account("old-account", state="expired")])
+    async with maesn.session(sandbox.api_key, "good-account", sandbox.url) as session:
+        with maesn.account("old-account"), pytest.raises(Unauthorized) as caught:
+            await session.get("/accounting/invoices")
+        assert "old-account" not in str(caught.value)
+        async with session.get("/accounting/invoices") as response:
+            assert response.status == 200
+
+
+async def test_validation_and_downstream_errors_are_on_the_error(sandbox: Sandbox) -> None:
+    async with maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url) as session:
+        with pytest.raises(BadRequest) as bad:
+            await session.get("/accounting/invoices", params={"limit": 7, "page": 0})
+        with pytest.raises(NotFound) as missing:
+            await session.get("/accounting/unicorns")
+    assert [text.split(":")[0] for text in bad.value.validation_errors] == ["limit", "page"]
+    assert bad.value.validation_errors[0] in str(bad.value)
+    assert missing.value.downstream_errors
+    assert missing.value.payload["errors"]
+
+
+async def test_a_write_that_may_have_been_carried_out_is_not_repeated(
+    sandbox: Sandbox, virtual_time: VirtualClock
+) -> None:
+    record = {"invoiceNumber": "R-1", "contactId": "1"}
+    async with maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url) as session:
+        sandbox.script(500, method="POST")
+        with pytest.raises(LamellaError):
+            await session.post("/accounting/invoices", json=record)
+        assert len(sandbox.received) == 1
+        sandbox.script(429, method="POST")
+        async with session.post("/accounting/invoices", json=record) as response:
+            assert response.status == 201
+        sandbox.script(500, method="POST")
+        async with session.post(
+            "/accounting/invoices", json={**record, "invoiceNumber": "R-2"}, headers={"Idempotency-Key": "once"}
+        ) as response:
+            assert response.status == 201
+    assert sandbox.duplicates == 0
+    assert len(sandbox.created("invoices")) == 2
+
+
+async def test_raise_errors_false_gives_back_the_answer(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
+    sandbox.script(*[429] * 5)
+    async with maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url, raise_errors=False) as session:
+        async with session.get("/accounting/invoices") as response:
+            assert response.status == 429
+            assert (await response.json())["errors"]
+    assert len(sandbox.received) == 5
+
+
+async def test_layers_fit_a_session_of_ones_own(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
+    layers = maesn.layers(sandbox.api_key, sandbox.account_key, sandbox.url, attempts=2)
+    async with aiohttp.ClientSession(middlewares=layers) as session:
+        sandbox.script(429, 429)
+        with pytest.raises(TooManyRequests):
+            await session.get(f"{sandbox.url}/accounting/invoices")
+    assert len(sandbox.received) == 2

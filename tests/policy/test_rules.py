@@ -1,0 +1,178 @@
+"""``Rule`` and ``RuleBook``: which rule an outcome gets."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamella import Backoff, Failure, Outcome, Rule, RuleBook
+
+WAIT = Backoff(1, maximum=8)
+RETRIED = Rule(429, "exact", retry=WAIT)
+CLIENT, SERVER, DEFAULT = Rule("4xx", "client"), Rule("5xx", "server", retry=WAIT), Rule(None, "default")
+LOST = Rule(Failure.CONNECTION_LOST, "lost")
+FULL = RuleBook(RETRIED, CLIENT, SERVER, DEFAULT, LOST)
+BUILT_IN = {"4xx": "Client Error", "5xx": "Server Error"}
+
+OUTCOMES: list[Outcome] = [400, 404, 429, 499, 500, 503, 599, 600, 999, *Failure]
+STATUSES = [400, 404, 429, 500, 503, 599, "4xx", "5xx", None, *Failure]
+
+
+@st.composite
+def books(draw: st.DrawFn) -> RuleBook:
+    statuses: list[Any] = draw(st.lists(st.sampled_from(STATUSES), unique=True))
+    waits = st.none() | st.floats(0, 10).map(lambda seconds: Backoff(seconds, maximum=100))
+    return RuleBook(*(Rule(status, f"rule {status}", "text", "hint", draw(waits)) for status in statuses))
+
+
+@pytest.mark.parametrize(
+    ("book", "outcome", "title"),
+    [
+        (FULL, 429, "exact"),
+        (FULL, HTTPStatus.TOO_MANY_REQUESTS, "exact"),
+        (FULL, 400, "client"),
+        (FULL, 499, "client"),
+        (FULL, 500, "server"),
+        (FULL, 599, "server"),
+        (FULL, 600, "server"),
+        (FULL, 999, "server"),
+        (FULL, Failure.CONNECTION_LOST, "lost"),
+        (FULL, Failure.CONNECT_FAILED, "Connection Failed"),
+        (RuleBook(RETRIED, DEFAULT), 429, "exact"),
+        (RuleBook(RETRIED, DEFAULT), 400, "default"),
+        (RuleBook(RETRIED, DEFAULT), 500, "default"),
+        (RuleBook(RETRIED, DEFAULT), 600, "default"),
+        (RuleBook(RETRIED, DEFAULT), Failure.ATTEMPT_TIMEOUT, "Timeout"),
+        (RuleBook(DEFAULT, CLIENT), 404, "client"),
+        (RuleBook(SERVER), 404, BUILT_IN["4xx"]),
+        (RuleBook(CLIENT), 500, BUILT_IN["5xx"]),
+        (RuleBook(CLIENT), 600, BUILT_IN["5xx"]),
+        (RuleBook(), 429, BUILT_IN["4xx"]),
+        (RuleBook(), 503, BUILT_IN["5xx"]),
+        (RuleBook(), Failure.CONNECT_FAILED, "Connection Failed"),
+        (RuleBook(), Failure.CONNECTION_LOST, "Connection Lost"),
+        (RuleBook(), Failure.ATTEMPT_TIMEOUT, "Timeout"),
+    ],
+)
+def test_the_status_is_looked_up_first_then_its_class_then_the_default(
+    book: RuleBook, outcome: Outcome, title: str
+) -> None:
+    assert book.rule_for(outcome).title == title
+
+
+def test_without_rules_no_status_is_tried_again_and_every_failure_is_soon() -> None:
+    assert [status for status in range(400, 1000) if RuleBook().rule_for(status).retryable] == []
+    for failure in Failure:
+        retry = RuleBook().rule_for(failure).retry
+        assert retry is not None
+        assert retry.ceiling(1) <= 1
+
+
+@pytest.mark.parametrize(
+    "status",
+    [0, -1, 1, 200, 304, 399, 600, 999, True, 429.5, "429", "3xx", "6xx", "4XX", "", "connect_failed", b"4xx", (429,)],
+)
+def test_a_status_that_no_error_has_is_a_value_error_that_shows_it(status: Any) -> None:
+    with pytest.raises(ValueError, match="status") as caught:
+        Rule(status, "title")
+    assert repr(status) in str(caught.value)
+
+
+@pytest.mark.parametrize("title", ["", " \n"])
+def test_an_empty_title_is_a_value_error_that_names_the_rule(title: str) -> None:
+    with pytest.raises(ValueError, match="503"):
+        Rule(503, title)
+
+
+def test_a_rule_is_retryable_if_it_has_waits() -> None:
+    assert RETRIED.retryable
+    assert Rule(429, "x", retry=Backoff(0)).retryable
+    assert not CLIENT.retryable
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (RETRIED, Rule(429, "other")),
+        (RETRIED, replace(RETRIED)),
+        (RETRIED, RETRIED),
+        (RETRIED, Rule(HTTPStatus.TOO_MANY_REQUESTS, "other")),
+        (CLIENT, Rule("4xx", "other")),
+        (DEFAULT, Rule(None, "other")),
+        (LOST, Rule(Failure.CONNECTION_LOST, "other")),
+    ],
+    ids=["other", "equal", "same", "enum", "class", "default", "failure"],
+)
+def test_two_rules_for_one_status_are_a_value_error_that_shows_it(first: Rule, second: Rule) -> None:
+    with pytest.raises(ValueError, match="two rules") as caught:
+        RuleBook(CLIENT if first is not CLIENT else RETRIED, first, second)
+    assert repr(first.status) in str(caught.value) or str(int(first.status or 0)) in str(caught.value)
+
+
+def test_replace_puts_a_rule_in_the_place_of_the_old_one_and_new_ones_at_the_end() -> None:
+    other, new = Rule("4xx", "other"), Rule(503, "new")
+    changed = FULL.replace(new, other)
+
+    assert list(changed) == [RETRIED, other, SERVER, DEFAULT, LOST, new]
+    assert list(FULL) == [RETRIED, CLIENT, SERVER, DEFAULT, LOST]
+    assert changed.rule_for(404) is other
+    assert FULL.replace() == FULL
+
+
+@given(books(), st.floats(0, 1e3), st.sampled_from(OUTCOMES))
+def test_scaling_changes_the_waits_and_nothing_else(book: RuleBook, factor: float, outcome: Outcome) -> None:
+    rule = book.rule_for(outcome)
+    expected = replace(rule, retry=rule.retry.scaled(factor) if rule.retry else None)
+
+    assert book.scaled(factor).rule_for(outcome) == expected
+
+
+@given(books())
+def test_a_scaled_book_lists_the_rules_in_the_same_order(book: RuleBook) -> None:
+    own = {rule.status for rule in book}
+    assert [rule for rule in book.scaled(1) if rule.status in own] == list(book)
+
+
+@pytest.mark.parametrize("factor", [-0.5, float("nan"), float("inf")])
+def test_a_bad_scale_is_a_value_error_that_shows_it(factor: float) -> None:
+    with pytest.raises(ValueError, match=str(factor)):
+        FULL.scaled(factor)
+
+
+def test_books_with_the_same_rules_are_equal_in_any_order() -> None:
+    same = RuleBook(*reversed(list(FULL)))
+
+    assert same == FULL
+    assert hash(same) == hash(FULL)
+    assert FULL.replace(Rule(429, "exact")) != FULL
+    assert RuleBook(RETRIED) != RuleBook(RETRIED, CLIENT)
+    assert RuleBook() != ()
+
+
+def test_a_book_iterates_over_its_rules_and_shows_them() -> None:
+    assert list(FULL) == list(FULL.rules) == [RETRIED, CLIENT, SERVER, DEFAULT, LOST]
+    assert list(RuleBook()) == []
+    assert "429 exact" in repr(FULL)
+    assert "4xx client" in repr(FULL)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("value", [FULL, RETRIED, LOST], ids=["book", "rule", "failure"])
+def test_a_book_survives_pickling(value: RuleBook | Rule, protocol: int) -> None:
+    again = pickle.loads(pickle.dumps(value, protocol))  # noqa: S301
+
+    assert again == value
+    assert hash(again) == hash(value)
+
+
+def test_a_book_survives_copying() -> None:
+    for again in (copy.copy(FULL), copy.deepcopy(FULL)):
+        assert again == FULL
+        assert [again.rule_for(outcome) for outcome in OUTCOMES] == [FULL.rule_for(outcome) for outcome in OUTCOMES]

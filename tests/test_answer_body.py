@@ -1,0 +1,435 @@
+"""Bodies are looked into without being taken away, and an error's body may be anything."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from lamella import answer_body
+from lamella.answer_body import ErrorBody, peek, read_error_body
+
+Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
+ServeRaw = Callable[[Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]], Awaitable[str]]
+
+BODY = json.dumps([{"id": number, "text": "ä" * 50} for number in range(300)], indent=1, ensure_ascii=False).encode()
+FRAMINGS = ["length", "chunked", "gzip", "gzip chunked"]
+LARGEST_ERROR = 64 * 1024
+
+
+async def answer(request: web.Request) -> web.StreamResponse:
+    """BODY in the framing that the path names."""
+    framing = request.path.strip("/")
+    headers = {"Content-Encoding": "gzip"} if "gzip" in framing else {}
+    body = gzip.compress(BODY) if "gzip" in framing else BODY
+    headers["X-Port"] = str(request.transport.get_extra_info("peername")[1]) if request.transport else ""
+    if "chunked" not in framing:
+        return web.Response(body=body, content_type="application/json", headers=headers)
+    response = web.StreamResponse(headers=headers | {"Content-Type": "application/json"})
+    response.enable_chunked_encoding()
+    await response.prepare(request)
+    for start in range(0, len(body), 1000):
+        await response.write(body[start : start + 1000])
+    return response
+
+
+async def by_readline(response: aiohttp.ClientResponse) -> bytes:
+    lines = []
+    while line := await response.content.readline():
+        assert line.count(b"\n") <= 1
+        lines.append(line)
+    return b"".join(lines)
+
+
+async def by_read_n(response: aiohttp.ClientResponse) -> bytes:
+    first = await response.content.read(10)
+    assert 0 < len(first) <= 10
+    return first + await response.content.readexactly(100) + await response.content.read(-1)
+
+
+async def by_readchunk(response: aiohttp.ClientResponse) -> bytes:
+    data, ended = b"", False
+    while not (ended and response.content.at_eof()):
+        chunk, ended = await response.content.readchunk()
+        data += chunk
+        ended = ended or not chunk
+    return data
+
+
+READERS: dict[str, Callable[[aiohttp.ClientResponse], Any]] = {
+    "read": lambda response: response.read(),
+    "text": lambda response: response.text(),
+    "json": lambda response: response.json(),
+    "iter_chunked": lambda response: gathered(response.content.iter_chunked(777)),
+    "iter_any": lambda response: gathered(response.content.iter_any()),
+    "iter_chunks": lambda response: gathered(chunk async for chunk, _ in response.content.iter_chunks()),
+    "lines": lambda response: gathered(response.content),
+    "readline": by_readline,
+    "read(n)": by_read_n,
+    "readchunk": by_readchunk,
+}
+
+
+async def gathered(chunks: Any) -> bytes:
+    return b"".join([chunk async for chunk in chunks])
+
+
+@pytest.mark.parametrize("limit", [1, 100, len(BODY) - 1, len(BODY), len(BODY) + 1, 10**7])
+@pytest.mark.parametrize("framing", FRAMINGS)
+async def test_a_body_that_was_looked_into_can_be_read_in_every_way(serve: Serve, framing: str, limit: int) -> None:
+    url = f"{await serve(answer)}/{framing}"
+    expected: dict[str, Any] = dict.fromkeys(READERS, BODY) | {"text": BODY.decode(), "json": json.loads(BODY)}
+    async with aiohttp.ClientSession() as session:
+        for name, read in READERS.items():
+            async with session.get(url) as response:
+                assert await peek(response, limit) == BODY[:limit]
+                assert await read(response) == expected[name], name
+                assert response.connection is None
+
+
+async def test_a_body_can_be_looked_into_again_and_again(serve: Serve) -> None:
+    url = f"{await serve(answer)}/chunked"
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        for limit in (5, 5000, 1, 10**7, 0, 10**7):
+            assert await peek(response, limit) == BODY[:limit]
+        assert await read_error_body(response) == ErrorBody(BODY, json.loads(BODY))
+        assert await response.read() == BODY
+
+
+@pytest.mark.parametrize("look", [lambda response: peek(response, 10**6), read_error_body])
+@pytest.mark.parametrize("framing", FRAMINGS)
+async def test_when_the_body_has_ended_its_connection_is_free(serve: Serve, framing: str, look: Any) -> None:
+    url = f"{await serve(answer)}/{framing}"
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session, asyncio.timeout(10):
+        first = await session.get(url)
+        await look(first)
+        # With the one connection still in use, this would wait for ever.
+        second = await session.get(url)
+        assert second.headers["X-Port"] == first.headers["X-Port"]
+        assert [await first.read(), await second.read()] == [BODY, BODY]
+
+
+@pytest.mark.parametrize("limit", [1000, 700_000])  # aiohttp pauses the server at 128 KiB
+@pytest.mark.parametrize("framing", FRAMINGS)
+async def test_a_body_that_goes_on_keeps_its_connection_until_it_is_read(
+    serve: Serve, framing: str, limit: int
+) -> None:
+    big = b"0123456789" * 1_000_000
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.Response(body=big)
+        if "gzip" in framing:
+            response.enable_compression(web.ContentCoding.gzip)
+        if "chunked" in framing:
+            response.enable_chunked_encoding()
+        return response
+
+    async with aiohttp.ClientSession() as session, session.get(await serve(endless)) as response:
+        assert await peek(response, limit) == big[:limit]
+        assert response.connection is not None
+        assert await response.read() == big
+        assert response.connection is None
+
+
+@pytest.mark.parametrize(("method", "status"), [("GET", 200), ("HEAD", 200), ("HEAD", 500), ("GET", 204), ("GET", 304)])
+async def test_an_empty_body_is_empty_and_its_connection_free(serve: Serve, method: str, status: int) -> None:
+    async def empty(request: web.Request) -> web.Response:
+        return web.Response(status=status, body=b"12345" if request.method == "HEAD" else None)
+
+    async with aiohttp.ClientSession() as session, session.request(method, await serve(empty)) as response:
+        assert await peek(response, 100) == b""
+        assert await read_error_body(response) == ErrorBody(b"")
+        assert response.connection is None
+        assert await response.read() == b""
+
+
+def raw(head: str, *parts: bytes, pause: float = 0, hang: bool = False) -> Any:
+    """A connection that sends *head* and each of *parts* by itself, and then closes, or says no more."""
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 500 Oh\r\n{head}\r\n\r\n".encode())
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            # A few turns of the loop are enough for the client to read it.
+            for _ in range(1 if pause else 10):
+                await asyncio.sleep(pause)
+        if hang:
+            await reader.read()
+
+    return connection
+
+
+@pytest.mark.parametrize(
+    ("limit", "head", "part"),
+    [
+        (100, "Content-Length: 6", b"hello"),
+        (6, "Content-Length: 6", b"hello"),
+        (100, "Transfer-Encoding: chunked", b"5\r\nhello\r\n"),
+        (6, "Transfer-Encoding: chunked", b"5\r\nhello\r\n"),
+        (5, "Transfer-Encoding: chunked", b"5\r\nhello\r\n"),  # neither ended nor longer than the limit
+        (100, "Content-Encoding: gzip\r\nContent-Length: 9", b"\x1f\x8bnot gz"),
+        (100, "Content-Encoding: gzip\r\nContent-Length: 5", b"plain"),
+    ],
+)
+async def test_a_body_that_breaks_before_the_limit_raises_what_aiohttp_raises(
+    serve_raw: ServeRaw, limit: int, head: str, part: bytes
+) -> None:
+    async with aiohttp.ClientSession() as session, session.get(await serve_raw(raw(head, part))) as response:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await peek(response, limit)
+
+
+@pytest.mark.parametrize(
+    ("head", "parts", "expected"),
+    [
+        ("Content-Length: 99", [b'{"message": "wai'], ErrorBody(b'{"message": "wai')),
+        ("Content-Length: 99", [b'{"mess', b'age": "m"}'], ErrorBody(b'{"message": "m"}', {"message": "m"}, ("m",))),
+        ("Transfer-Encoding: chunked", [b"5\r\n[1, 2\r\n"], ErrorBody(b"[1, 2")),
+        ("Connection: close", [b"[1", b", 2]"], ErrorBody(b"[1, 2]", [1, 2])),
+        ("Content-Length: 99", [], ErrorBody(b"")),
+        ("Content-Encoding: gzip\r\nContent-Length: 9", [b"\x1f\x8bnot gz!"], ErrorBody(b"")),
+        ("Content-Encoding: gzip\r\nContent-Length: 5", [b"plain"], ErrorBody(b"")),
+    ],
+)
+async def test_of_an_error_that_breaks_off_what_came_is_kept(
+    serve_raw: ServeRaw, head: str, parts: list[bytes], expected: ErrorBody
+) -> None:
+    async with aiohttp.ClientSession() as session, session.get(await serve_raw(raw(head, *parts))) as response:
+        assert await read_error_body(response) == expected
+
+
+@pytest.mark.parametrize(
+    ("head", "parts", "expected"),
+    [
+        ("Content-Length: 5000", [], ErrorBody(b"")),
+        ("Content-Length: 5000", [b'{"mess'], ErrorBody(b'{"mess')),
+        ("Transfer-Encoding: chunked", [b"3\r\n[1]\r\n"], ErrorBody(b"[1]", [1])),
+        # aiohttp does not tell the reader of such a body that it ended.
+        ("Transfer-Encoding: chunked", [b"3\r\n[1]\r\n", b"GARBAGE\r\n"], ErrorBody(b"[1]", [1])),
+    ],
+)
+async def test_of_an_error_that_is_slow_what_came_within_a_few_seconds_is_kept(
+    serve_raw: ServeRaw, monkeypatch: pytest.MonkeyPatch, head: str, parts: list[bytes], expected: ErrorBody
+) -> None:
+    assert 1 <= answer_body._ERROR_SECONDS <= 10
+    monkeypatch.setattr(answer_body, "_ERROR_SECONDS", 0.01)
+    url = await serve_raw(raw(head, *parts, hang=True))
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        assert await read_error_body(response) == expected
+
+
+async def test_an_error_that_trickles_is_not_read_for_ever(
+    serve_raw: ServeRaw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_body, "_ERROR_SECONDS", 0.01)
+    url = await serve_raw(raw("Content-Length: 5000", *[b"x"] * 1000, pause=0.001))
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        said = await read_error_body(response)
+
+    assert 0 < len(said.body) < 1000
+    assert set(said.body) == set(b"x")
+
+
+@pytest.mark.parametrize("how", ["timeout", "cancel"])
+async def test_whoever_waits_for_a_slow_error_can_still_be_cancelled(serve_raw: ServeRaw, how: str) -> None:
+    url = await serve_raw(raw("Content-Length: 5000", b"x", hang=True))
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        if how == "timeout":
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.02):
+                    await read_error_body(response)
+        else:
+            task = asyncio.create_task(read_error_body(response))
+            await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+
+def error_with(body: bytes, content_type: str = "application/json") -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=500, body=body, headers={"Content-Type": content_type})
+
+    return handler
+
+
+async def error_body(serve: Serve, body: bytes, content_type: str = "application/json") -> ErrorBody:
+    async with aiohttp.ClientSession() as session:
+        async with session.get(await serve(error_with(body, content_type))) as response:
+            said = await read_error_body(response)
+            assert await response.read() == body
+    assert said.body == body[:LARGEST_ERROR]
+    return said
+
+
+@pytest.mark.parametrize("size", [LARGEST_ERROR - 1, LARGEST_ERROR, LARGEST_ERROR + 1, 10**6])
+async def test_of_a_long_error_the_beginning_is_read(serve: Serve, size: int) -> None:
+    said = await error_body(serve, b"[" + b" " * (size - 2) + b"]")
+
+    assert said.payload == ([] if size <= LARGEST_ERROR else None)
+
+
+async def test_of_a_long_compressed_error_the_beginning_is_kept(serve: Serve) -> None:
+    async def bomb(request: web.Request) -> web.Response:
+        return web.Response(status=500, body=gzip.compress(b"0" * 10**7), headers={"Content-Encoding": "gzip"})
+
+    async with aiohttp.ClientSession() as session, session.get(await serve(bomb)) as response:
+        assert await read_error_body(response) == ErrorBody(b"0" * LARGEST_ERROR)
+
+
+MESSAGE = '{"message": "Größe", "code": 7}'
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "payload", "details"),
+    [
+        (b"", "application/json", None, ()),
+        (b"<html><title>502 Bad Gateway</title></html>", "text/html", None, ()),
+        (b"not found", "application/json", None, ()),
+        (b"\x00\xff\xfe\x80", "application/octet-stream", None, ()),
+        (b'{"message": "m"', "application/json", None, ()),
+        (b'{"message": "m"} trailing', "application/json", None, ()),
+        (b"null", "application/json", None, ()),
+        (b"5", "application/json", 5, ()),
+        (b'"text"', "application/json", "text", ()),
+        (b"{}", "application/json", {}, ()),
+        (b'{"message": "m"}', "text/html", {"message": "m"}, ("m",)),
+        (b' \r\n{"message": "m"}\n', "application/problem+json", {"message": "m"}, ("m",)),
+        (b'{"message": "a", "message": "b"}', "application/json", {"message": "b"}, ("b",)),
+        (MESSAGE.encode(), "application/json", json.loads(MESSAGE), ("Größe",)),
+        (MESSAGE.encode(), "application/json; charset=utf-16", json.loads(MESSAGE), ("Größe",)),
+        (MESSAGE.encode(), "application/json; charset=no-such", json.loads(MESSAGE), ("Größe",)),
+        (MESSAGE.encode("utf-8-sig"), "application/json", json.loads(MESSAGE), ("Größe",)),
+        (MESSAGE.encode("utf-16"), "application/json; charset=utf-16", json.loads(MESSAGE), ("Größe",)),
+        (MESSAGE.encode("utf-16-le"), "application/json", json.loads(MESSAGE), ("Größe",)),
+        (MESSAGE.encode("utf-32"), "application/json", json.loads(MESSAGE), ("Größe",)),
+        (MESSAGE.encode("utf-16")[:-1], "application/json", None, ()),
+    ],
+)
+async def test_what_an_error_says(
+    serve: Serve, body: bytes, content_type: str, payload: object, details: tuple[str, ...]
+) -> None:
+    assert await error_body(serve, body, content_type) == ErrorBody(body, payload, details)
+
+
+async def test_a_wrong_charset_spoils_letters_and_not_the_structure(serve: Serve) -> None:
+    said = await error_body(serve, MESSAGE.encode("latin-1"))
+
+    assert said.payload["code"] == 7
+    [detail] = said.details
+    assert (detail[:2], detail[-1:]) == ("Gr", "e")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 5000 + b"]" * 5000,
+        b"[" * 60_000,
+        b'{"errors":' * 5000 + b"1" + b"}" * 5000,
+        b'{"errors":' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"validationErrors":' * 100 + b'"x"' + b"}" * 100,
+        b"1" * 5000,
+        b'{"message": ' + b"1" * 5000 + b"}",
+        b"NaN",
+        b'{"message": NaN, "errors": [Infinity, -Infinity]}',
+        b'{"message": 1e999}',
+        b'{"message": "\\ud800\\u0000\\u001b[31m"}',
+        b'{"": "", " ": null, "errors": {"": [[], {}, [[]], {"": {}}]}}',
+        b"\xef\xbb\xbf",
+        b"\xff\xfe",
+    ],
+    ids=lambda body: repr(body[:24]),
+)
+async def test_no_body_is_too_strange(serve: Serve, body: bytes) -> None:
+    said = await error_body(serve, body)
+
+    for text in (*said.details, *said.validation_errors, *said.downstream_errors):
+        assert isinstance(text, str)
+
+
+ITEM = {"field": "limit", "message": "must be 5"}
+
+
+@pytest.mark.parametrize(
+    ("payload", "details", "validation", "downstream"),
+    [
+        ({"errors": None, "data": [], "meta": {"warnings": ["w"]}}, (), (), ()),
+        ({"errors": {}}, (), (), ()),
+        ({"errors": []}, (), (), ()),
+        ({"errors": ""}, (), (), ()),
+        ({"errors": "e"}, ("e",), (), ()),
+        ({"errors": ["a", "b"]}, ("a", "b"), (), ()),
+        ({"errors": {"message": "m"}}, ("m",), (), ()),
+        ({"errors": [{"code": "E1", "message": "m"}, {"message": "n"}]}, ("E1: m", "n"), (), ()),
+        ({"error": {"error": {"message": "m"}}}, ("m",), (), ()),
+        ({"error": "e", "error_description": "d"}, ("e", "d"), (), ()),
+        ({"title": "t", "detail": "d", "status": 400}, ("t", "d"), (), ()),
+        ({"Message": "m", "errorMessage": "e"}, ("m", "e"), (), ()),
+        ({"message": "m", "errors": [{"message": "m"}]}, ("m",), (), ()),
+        ({"message": "m", "data": {"message": "harmless"}, "rawData": {"error": "x"}}, ("m",), (), ()),
+        ({"validationErrors": [ITEM, "s"]}, (), ("limit: must be 5", "s"), ()),
+        ({"validation_errors": [ITEM]}, (), ("limit: must be 5",), ()),
+        ({"ValidationErrors": "v"}, (), ("v",), ()),
+        ({"errors": {"message": "m", "validationErrors": [ITEM]}}, ("m",), ("limit: must be 5",), ()),
+        ({"errors": {"error": {"validationErrors": [ITEM]}}}, (), ("limit: must be 5",), ()),
+        ({"downstreamErrors": ["d"]}, (), (), ("d",)),
+        ({"downstreamError": {"code": 7, "message": "d"}}, (), (), ("7: d",)),
+        ({"downstream_errors": [{"message": "d"}]}, (), (), ("d",)),
+        ({"downstream": "d"}, (), (), ("d",)),
+        ({"targetSystemErrors": ["d"]}, (), (), ("d",)),
+        ({"target_system_error": "d"}, (), (), ("d",)),
+        ({"errors": {"downstreamErrors": ["d"], "validationErrors": ["v"], "message": "m"}}, ("m",), ("v",), ("d",)),
+        ({"validationErrors": None, "downstreamErrors": None, "message": None}, (), (), ()),
+    ],
+    ids=json.dumps,
+)
+async def test_the_messages_of_an_error_are_found_and_told_apart(
+    serve: Serve, payload: object, details: tuple[str, ...], validation: tuple[str, ...], downstream: tuple[str, ...]
+) -> None:
+    body = json.dumps(payload).encode()
+
+    assert await error_body(serve, body) == ErrorBody(body, payload, details, validation, downstream)
+
+
+@pytest.mark.parametrize(
+    ("payload", "group", "words"),
+    [
+        ({"validationErrors": {"limit": "must be 5"}}, "validation_errors", ["limit", "must be 5"]),
+        ({"validationErrors": {"limit": ["must be 5", "is odd"]}}, "validation_errors", ["limit", "must be 5", "odd"]),
+        ({"validationErrors": [{"field": "limit", "messages": ["must be 5"]}]}, "validation_errors", ["must be 5"]),
+        ({"errors": {"limit": ["must be 5"]}}, "details", ["limit", "must be 5"]),
+        ({"errors": [{"message": "m", "validationErrors": [ITEM]}]}, "validation_errors", ["must be 5"]),
+        ({"errors": [{"message": "m", "downstreamErrors": ["no company"]}]}, "downstream_errors", ["no company"]),
+        ({"downstreamErrors": {"error": {"message": "no company"}}}, "downstream_errors", ["no company"]),
+        ({"downstreamErrors": [{"system": "x", "errors": ["no company"]}]}, "downstream_errors", ["no company"]),
+        ([{"errorCode": "E1", "message": "bad field"}], "details", ["bad field"]),
+    ],
+    ids=json.dumps,
+)
+async def test_the_messages_of_other_common_shapes_are_found(
+    serve: Serve, payload: object, group: str, words: list[str]
+) -> None:
+    said = await error_body(serve, json.dumps(payload).encode())
+
+    for word in words:
+        assert word in " ".join(getattr(said, group))
+
+
+async def test_a_flag_is_no_message(serve: Serve) -> None:
+    said = await error_body(serve, b'{"error": true, "message": "m", "errors": [{"fatal": false, "message": "n"}]}')
+
+    assert said.details == ("m", "n")
+
+
+async def test_of_very_many_messages_the_first_are_kept(serve: Serve) -> None:
+    said = await error_body(serve, json.dumps({"errors": [f"e{number}" for number in range(1000)]}).encode())
+
+    assert said.details == tuple(f"e{number}" for number in range(20))

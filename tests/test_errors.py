@@ -1,0 +1,441 @@
+"""The tree of errors, what each carries, and what none of them shows."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import pickle
+import socket
+import traceback
+from base64 import b64encode
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from hypothesis import example, given
+from hypothesis import strategies as st
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+import lamella.errors
+from lamella import (
+    ApiError,
+    AttemptRecord,
+    AttemptTimeout,
+    Backoff,
+    BadRequest,
+    Classify,
+    ClientFault,
+    ConnectFailed,
+    ConnectionLost,
+    Failure,
+    Forbidden,
+    HeaderAuth,
+    InternalServerError,
+    LamellaError,
+    MethodNotAllowed,
+    NotFound,
+    Rule,
+    RuleBook,
+    ServerFault,
+    StopReason,
+    Timeout,
+    TooManyRequests,
+    TransportError,
+    Unauthorized,
+    in_order,
+)
+from lamella.errors import api_error_class
+
+Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
+ServeRaw = Callable[[Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]], Awaitable[str]]
+
+RULE = Rule(429, "Too Many Requests", "Too many.", "Slow down.", Backoff(60))
+ATTEMPTS = (AttemptRecord(1, 500, None, 0.25, 15.0), AttemptRecord(2, None, "ConnectionLost", 1.0, 30.5))
+CLASSES = [getattr(lamella.errors, name) for name in lamella.errors.__all__ if name[0].isupper()]
+ERRORS = [cls for cls in CLASSES if issubclass(cls, Exception)]
+SECRET = "hunter22-ab+/cd=="
+HOSTILE = "\x1b[31mred\x1b[0m\r\nSet-Cookie: a\x00\x9b2J\u202eleft\u2028\ud800"
+
+
+def request_info(url: str = "https://api.example.com/v1/invoices?limit=5", **headers: str) -> aiohttp.RequestInfo:
+    return aiohttp.RequestInfo(URL(url), "GET", CIMultiDictProxy(CIMultiDict(headers)), URL(url))
+
+
+def api_error(status: int = 429, rule: Rule = RULE, info: aiohttp.RequestInfo | None = None, **more: Any) -> ApiError:
+    return api_error_class(status)(info or request_info(), status=status, rule=rule, **more)
+
+
+def full_api_error() -> ApiError:
+    error = api_error(
+        headers=CIMultiDict({"Retry-After": "7", "X-Unknown": "x"}),
+        body=b'{"message": "wait"}',
+        payload={"message": "wait", "list": [1, None]},
+        details=("wait",),
+        validation_errors=("limit: 5",),
+        downstream_errors=("busy",),
+        retry_after=7.0,
+    )
+    error.attempts = ATTEMPTS
+    error.stopped = StopReason.ATTEMPTS_USED_UP
+    error.add_note("a note")
+    return error
+
+
+def transport_error(cls: type[TransportError] = ConnectionLost, reason: str = "reset by peer") -> TransportError:
+    return cls("POST", URL("http://user:pw@h/x?token=t"), RuleBook().rule_for(cls.failure), reason)
+
+
+def strings_in(value: object) -> Iterator[str]:
+    """Every text in *value*, however deep, and in its URLs as they were meant."""
+    match value:
+        case str():
+            yield value
+        case bytes():
+            yield value.decode("utf-8", "replace")
+        case URL():
+            yield from (str(value), value.human_repr())
+        case Mapping():
+            for item in value.items():
+                yield from strings_in(item)
+        case list() | tuple() | set() | frozenset():
+            for item in value:
+                yield from strings_in(item)
+        case _ if hasattr(value, "__dict__"):
+            yield from strings_in(vars(value))
+        case _:
+            yield repr(value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "bases"),
+    [
+        (LamellaError, (Exception,)),
+        (ApiError, (LamellaError, aiohttp.ClientResponseError)),
+        (ClientFault, (ApiError,)),
+        (BadRequest, (ClientFault,)),
+        (Unauthorized, (ClientFault,)),
+        (Forbidden, (ClientFault,)),
+        (NotFound, (ClientFault,)),
+        (MethodNotAllowed, (ClientFault,)),
+        (TooManyRequests, (ClientFault,)),
+        (ServerFault, (ApiError,)),
+        (InternalServerError, (ServerFault,)),
+        (TransportError, (LamellaError, aiohttp.ClientConnectionError)),
+        (ConnectFailed, (TransportError,)),
+        (ConnectionLost, (TransportError,)),
+        (AttemptTimeout, (TransportError, TimeoutError)),
+    ],
+)
+def test_the_tree_is_the_one_of_the_design(cls: type[Exception], bases: tuple[type[Exception], ...]) -> None:
+    assert cls.__bases__ == bases
+
+
+@pytest.mark.parametrize("cls", ERRORS)
+def test_no_error_is_one_that_aiohttp_sends_again_by_itself(cls: type[Exception]) -> None:
+    assert not issubclass(cls, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError)
+    assert issubclass(cls, aiohttp.ClientError) == (cls is not LamellaError)
+    assert issubclass(cls, TimeoutError) == (cls is AttemptTimeout)
+
+
+def test_each_status_has_its_class() -> None:
+    own = {
+        400: BadRequest,
+        401: Unauthorized,
+        403: Forbidden,
+        404: NotFound,
+        405: MethodNotAllowed,
+        429: TooManyRequests,
+        500: InternalServerError,
+    }
+    for status in range(400, 1000):
+        assert api_error_class(status) is own.get(status, ClientFault if status < 500 else ServerFault)
+
+
+def test_an_api_error_carries_what_is_known() -> None:
+    error = full_api_error()
+
+    assert type(error) is TooManyRequests
+    assert (error.status, error.outcome, error.message, error.method) == (429, 429, RULE.title, "GET")
+    assert error.url == "https://api.example.com/v1/invoices?limit=5"
+    assert (error.rule, error.retry_after, error.attempts) == (RULE, 7.0, ATTEMPTS)
+    assert (error.body, error.payload) == (b'{"message": "wait"}', {"message": "wait", "list": [1, None]})
+    assert (error.details, error.validation_errors, error.downstream_errors) == (("wait",), ("limit: 5",), ("busy",))
+    assert error.stopped is StopReason.ATTEMPTS_USED_UP
+    # What code that knows aiohttp's error alone looks at.
+    assert error.headers is not None
+    assert (error.headers["retry-after"], error.headers["x-unknown"]) == ("7", "REDACTED")
+    assert (error.request_info.method, str(error.request_info.real_url), error.history) == ("GET", error.url, ())
+
+
+@pytest.mark.parametrize("cls", [ConnectFailed, ConnectionLost, AttemptTimeout])
+def test_a_transport_error_carries_what_is_known(cls: type[TransportError]) -> None:
+    error = transport_error(cls)
+
+    assert (error.method, error.url, error.reason) == ("POST", "http://h/x?token=REDACTED", "reset by peer")
+    assert error.outcome is error.failure is error.rule.status
+    assert (error.retry_after, error.attempts, error.stopped) == (None, (), None)
+    assert {ConnectFailed.failure, ConnectionLost.failure, AttemptTimeout.failure} == set(Failure)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        full_api_error(),
+        api_error(400),
+        api_error(599),
+        *(transport_error(cls) for cls in (ConnectFailed, ConnectionLost, AttemptTimeout)),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_survives_pickling_and_copying(error: LamellaError) -> None:
+    pickles = [pickle.dumps(error, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    copies = [pickle.loads(data) for data in pickles]  # noqa: S301
+
+    for again in (*copies, copy.copy(error), copy.deepcopy(error)):
+        assert type(again) is type(error)
+        assert again is not error
+        assert (str(again), repr(again), again.args) == (str(error), repr(error), error.args)
+        assert vars(again) == vars(error)
+        assert again.outcome == error.outcome
+
+
+def test_a_copy_of_an_error_is_changed_by_itself() -> None:
+    error = full_api_error()
+    again = copy.copy(error)
+    again.stopped = None
+
+    assert error.stopped is StopReason.ATTEMPTS_USED_UP
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (api_error(), "GET https://api.example.com/v1/invoices?limit=5: 429 Too Many Requests. Slow down"),
+        (
+            full_api_error(),
+            (
+                "GET https://api.example.com/v1/invoices?limit=5: 429 Too Many Requests [wait; limit: 5; busy]. "
+                "Slow down (2 attempts in 46.8 s, stopped: attempts used up)"
+            ),
+        ),
+        (api_error(418, Rule("4xx", "No")), "GET https://api.example.com/v1/invoices?limit=5: 418 No"),
+        (
+            transport_error(),
+            (
+                "POST http://h/x?token=REDACTED: Connection Lost (reset by peer). "
+                "It may have been carried out: look before you send a write again"
+            ),
+        ),
+    ],
+)
+def test_an_error_is_one_line_that_says_what_to_do(error: LamellaError, line: str) -> None:
+    assert str(error) == line
+    assert repr(error) == f"<{type(error).__name__}: {line}>"
+
+
+@pytest.mark.parametrize(
+    ("attempts", "stopped", "end"),
+    [
+        (ATTEMPTS[:1], None, " (1 attempt in 15.2 s)"),
+        ((), StopReason.DEADLINE, " (stopped: deadline)"),
+        (ATTEMPTS, StopReason.UNSAFE_METHOD, " (2 attempts in 46.8 s, stopped: unsafe method)"),
+    ],
+)
+def test_an_error_says_how_often_it_was_sent_and_why_no_more(
+    attempts: tuple[AttemptRecord, ...], stopped: StopReason | None, end: str
+) -> None:
+    for error in (api_error(), transport_error()):
+        before = str(error)
+        error.attempts, error.stopped = attempts, stopped
+        assert str(error) == before + end
+
+
+@given(st.text())
+@example(HOSTILE)
+def test_what_a_server_says_is_shown_in_one_printable_line(said: str) -> None:
+    for error in (
+        api_error(details=(said,)),
+        api_error(validation_errors=(said, said)),
+        api_error(downstream_errors=(said,)),
+        transport_error(reason=said),
+    ):
+        assert str(error).isprintable()
+        assert repr(error).isprintable()
+
+
+@pytest.mark.parametrize("text", ["Slow\ndown.", "Slow\r\n    down.", "Slow down.\n"])
+def test_an_error_is_one_line_however_its_rule_is_written(text: str) -> None:
+    for error in (api_error(rule=Rule(429, "Limited", "", text)), api_error(rule=Rule(429, text))):
+        assert str(error).isprintable()
+
+
+def test_a_long_answer_makes_no_long_message() -> None:
+    error = api_error(details=("x" * 10_000,) * 100, validation_errors=("y" * 10_000,) * 100)
+
+    assert len(str(error)) < 1000
+    assert "Slow down" in str(error)
+
+
+@pytest.mark.parametrize("part", ["https", "8443", "api.example.com", "[::1]", "//"])
+def test_a_secret_that_looks_like_a_part_of_the_url_does_not_break_the_error(part: str) -> None:
+    for url in ("https://api.example.com:8443/x", "https://[::1]:8443/x"):
+        error = api_error(info=request_info(url), secrets=(part,))
+        assert error.status == 429
+        assert "429" in str(error)
+
+
+# What a server echoes: whatever came in, wherever.
+async def echo(request: web.Request) -> web.Response:
+    seen = "; ".join([request.raw_path, *(f"{name}: {value}" for name, value in request.headers.items())])
+    said = {"errors": {"message": seen, "validationErrors": [seen], "downstreamErrors": [seen], "other": [seen]}}
+    headers = {"X-Request-Id": request.headers.get("X-API-KEY", "-"), "X-Seen": seen}
+    return web.Response(status=400, body=json.dumps(said), content_type="application/json", headers=headers)
+
+
+async def failure_of(
+    url: str | URL, headers: Mapping[str, str] | None = None, *, key: str = "another key", **more: Any
+) -> LamellaError:
+    layers = in_order(Classify(RuleBook()), HeaderAuth({"X-API-KEY": key}), Timeout(5))
+    async with aiohttp.ClientSession(middlewares=layers) as session:
+        with pytest.raises(LamellaError) as caught:
+            await session.get(url, headers=headers, **more)
+    return caught.value
+
+
+# Where the secret is sent: the arguments of failure_of.
+SENT: dict[str, Callable[[URL], dict[str, Any]]] = {
+    "header": lambda url: {"url": url, "key": SECRET},
+    "path": lambda url: {"url": url.with_path(f"/v1/{SECRET}/x"), "key": SECRET},
+    "harmless query": lambda url: {"url": url.with_query(q=f"x{SECRET}y"), "key": SECRET},
+    "query": lambda url: {"url": url.with_query(api_key=SECRET)},
+    "userinfo": lambda url: {"url": url.with_user("user").with_password(SECRET)},
+    "bearer": lambda url: {"url": url, "headers": {"Authorization": f"Bearer {SECRET}"}},
+    "cookie": lambda url: {"url": url, "headers": {"Cookie": f"sid={SECRET}"}},
+}
+
+
+@pytest.mark.parametrize("field", ["text", "fields", "headers", "body", "payload", "traceback"])
+@pytest.mark.parametrize("place", SENT)
+async def test_no_secret_is_in_the_error_for_a_server_that_echoes_it(serve: Serve, place: str, field: str) -> None:
+    error = await failure_of(**SENT[place](URL(await serve(echo))))
+    assert isinstance(error, ApiError)
+    assert error.details
+
+    fields = vars(error).copy()
+    body, payload, answer = (fields.pop(name) for name in ("body", "payload", "headers"))
+    shown = {
+        "text": [str(error), repr(error), str(error.args)],
+        "fields": fields,
+        "headers": answer,
+        "body": body,
+        "payload": payload,
+        "traceback": traceback.format_exception(error),
+    }[field]
+    assert_none_shows_it(strings_in(shown))
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        lambda text: text.replace("/", "\\/").encode(),
+        lambda text: text.replace("=", "\\u003d").replace("+", "\\u002B").encode(),
+        lambda text: text.encode("utf-16"),
+        lambda text: text.encode("utf-8-sig"),
+    ],
+    ids=["slashes", "escapes", "UTF-16", "UTF-8 with a mark"],
+)
+async def test_no_secret_is_in_the_payload_however_json_spells_it(
+    serve: Serve, spelled: Callable[[str], bytes]
+) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        body = spelled(json.dumps({"message": SECRET, "data": [{SECRET: SECRET}]}))
+        return web.Response(status=400, body=body, content_type="application/json")
+
+    error = await failure_of(await serve(handler), key=SECRET)
+    assert isinstance(error, ApiError)
+    assert error.payload is None or set(error.payload) == {"message", "data"}
+
+    assert_none_shows_it([*strings_in(error.payload), *strings_in(error.details), str(error)])
+    try:
+        said = json.loads(error.body)
+    except ValueError:
+        said = None
+    assert_none_shows_it(strings_in(said))
+
+
+def closed_port() -> tuple[socket.socket, str]:
+    """A port that nobody listens on while the socket lives."""
+    bound = socket.socket()
+    bound.bind(("127.0.0.1", 0))
+    return bound, f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+
+async def read_head(reader: asyncio.StreamReader) -> bytes:
+    return await reader.readuntil(b"\r\n\r\n")
+
+
+async def not_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"\x1b[31mwhat? " + (await read_head(reader)).replace(b"\r\n", b"; ") + b"\r\n\r\n")
+    await writer.drain()
+
+
+async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await read_head(reader)
+
+
+async def demand_proxy_login(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await read_head(reader)
+    writer.write(b"HTTP/1.1 407 Who \x1b[31mare you\r\nContent-Length: 0\r\n\r\n")
+    await writer.drain()
+
+
+@pytest.mark.parametrize("place", SENT)
+@pytest.mark.parametrize(
+    ("answer", "cls"), [(not_http, ConnectionLost), (hang_up, ConnectionLost), (None, ConnectFailed)]
+)
+async def test_no_secret_is_in_the_error_for_a_failed_connection_nor_in_what_caused_it(
+    serve_raw: ServeRaw, answer: Any, cls: type[TransportError], place: str
+) -> None:
+    bound, nobody = closed_port()
+    with bound:
+        error = await failure_of(**SENT[place](URL(await serve_raw(answer) if answer else nobody)))
+
+    assert type(error) is cls
+    assert str(error).isprintable()
+    assert_hidden(error)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "answer"),
+    [("https", demand_proxy_login), ("https", hang_up), ("http", hang_up), ("https", None), ("http", None)],
+)
+async def test_no_login_of_a_proxy_is_in_the_error_nor_in_what_caused_it(
+    serve_raw: ServeRaw, scheme: str, answer: Any
+) -> None:
+    bound, nobody = closed_port()
+    with bound:
+        proxy = URL(await serve_raw(answer) if answer else nobody).with_user("user").with_password(SECRET)
+        error = await failure_of(f"{scheme}://api.example.com/x", proxy=proxy)
+
+    assert isinstance(error, TransportError)
+    assert str(error).isprintable()
+    assert_hidden(error)
+
+
+def assert_none_shows_it(texts: Iterable[str]) -> None:
+    for text in texts:
+        assert "hunter22" not in text
+        assert b64encode(f"user:{SECRET}".encode()).decode() not in text
+
+
+def assert_hidden(error: LamellaError) -> None:
+    chain: list[BaseException] = [error]
+    while cause := chain[-1].__cause__ or (None if chain[-1].__suppress_context__ else chain[-1].__context__):
+        chain.append(cause)
+    texts = [*strings_in(vars(error)), *traceback.format_exception(error)]
+    texts += [text for link in chain for text in (str(link), repr(link))]
+    assert_none_shows_it(texts)

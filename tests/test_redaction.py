@@ -1,0 +1,250 @@
+"""No credential is shown, and what is harmless stays readable."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+from yarl import URL
+
+from lamella.redaction import REDACTED, redact_headers, redact_text, redact_url, secrets_in
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
+# What stands in place of a secret must not be taken for one: hence no letter of "REDACTED".
+SECRETS = st.text(st.characters(codec="utf-8", exclude_characters="REDACT"), min_size=4, max_size=40).filter(
+    lambda secret: "".join(secret.split()) == secret and secret.isprintable()
+)
+NO_KEY = "http://example.com/v1/x"
+
+
+@given(TEXT, SECRETS, TEXT)
+def test_a_secret_in_a_text_is_not_shown(before: str, secret: str, after: str) -> None:
+    assert secret not in redact_text(before + secret + after, [secret])
+
+
+@pytest.mark.parametrize(
+    "written", [quote_plus, quote, lambda text: quote(text, safe=""), lambda text: quote(text, safe="/+=:@!$&'()*,;")]
+)
+@given(secret=SECRETS)
+@example(secret="ab+/cd==")
+def test_a_secret_as_it_is_written_in_a_url_is_not_shown(written: Callable[[str], str], secret: str) -> None:
+    shown = redact_text(f"no such page: /v1/{written(secret)}/x", [secret])
+
+    assert secret not in unquote(shown)
+    assert secret not in unquote_plus(shown)
+
+
+@pytest.mark.parametrize("gap", ["\n", "\t", "  ", "\x00", "\u2028"])
+def test_tidying_a_text_does_not_put_a_secret_together(gap: str) -> None:
+    assert "horse battery" not in redact_text(f"wrong: horse{gap}battery!", ["horse battery"])
+
+
+@pytest.mark.parametrize("secrets", [("key-1", "key-12345"), ("key-12345", "key-1"), ("2345", "key-12345")])
+def test_nothing_is_left_of_a_secret_that_holds_another(secrets: tuple[str, ...]) -> None:
+    assert redact_text("refused: key-12345", secrets) == f"refused: {REDACTED}"
+    assert redact_url(URL(f"{NO_KEY}/key-12345"), secrets) == f"{NO_KEY}/{REDACTED}"
+
+
+def test_what_is_too_short_for_a_secret_is_left_as_it_is() -> None:
+    assert redact_text("a tax of 7 %", ["tax", "7", "a", ""]) == "a tax of 7 %"
+    assert redact_url(URL(f"{NO_KEY}/tax"), ["tax", ""]) == f"{NO_KEY}/tax"
+
+
+@given(st.text())
+@example("\x1b[31mred\x1b[0m\r\n\x9b2J\u202eleft\u2028\x00\ud800")
+@example("x" * 100_000)
+def test_somebody_elses_text_becomes_one_short_printable_line(text: str) -> None:
+    line = redact_text(text)
+
+    assert line.isprintable()
+    assert len(line) <= 300
+    assert line == redact_text(line)
+
+
+@pytest.mark.parametrize("length", [299, 300, 301, 5000])
+def test_a_text_is_cut_only_if_it_is_too_long(length: int) -> None:
+    shown = redact_text("x" * length)
+
+    assert shown == ("x" * length if length <= 300 else "x" * 299 + "…")
+
+
+@pytest.mark.parametrize("place", ["path", "value", "name", "fragment", "user", "password"])
+@given(secret=SECRETS)
+@example(secret="ab/c+d=")
+@example(secret="p&q=r;s%20#")
+@example(secret="päss@wört:1")
+def test_a_secret_anywhere_in_a_url_is_not_shown(place: str, secret: str) -> None:
+    url = URL(NO_KEY)
+    url = {
+        "path": lambda: url.with_path(f"/v1/{secret}/x"),
+        "value": lambda: url.with_query([("q", "1"), ("q", f"x{secret}y")]),
+        "name": lambda: url.with_query({f"x{secret}": "1"}),
+        "fragment": lambda: url.with_fragment(secret),
+        "user": lambda: url.with_user(secret),
+        "password": lambda: url.with_user("user").with_password(secret),
+    }[place]()
+
+    shown = redact_url(url, [secret])
+
+    assert secret not in shown
+    assert secret not in unquote(shown)
+    assert secret not in unquote_plus(shown)
+
+
+@pytest.mark.parametrize("place", ["path", "value"])
+def test_a_secret_with_a_space_in_a_url_is_not_shown(place: str) -> None:
+    url = URL(NO_KEY).with_path("/v1/horse battery") if place == "path" else URL(NO_KEY).with_query(q="horse battery")
+
+    assert "horse" not in redact_url(url, ["horse battery"])
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["limit", "page", "companyId", "q", "ü", "a b"]), TEXT)),
+    st.text("abc ü%/+&=?#", max_size=20),
+)
+def test_harmless_parts_of_a_url_stay_in_order_as_they_are(query: list[tuple[str, str]], path: str) -> None:
+    url = URL("http://example.com:8080").with_path(f"/x{path}").with_query(query)
+    shown = URL(redact_url(url, ["not in there"]))
+
+    assert list(shown.query.items()) == list(url.query.items()) == query
+    assert (shown.origin(), shown.path) == (url.origin(), url.path)
+    assert redact_url(shown) == redact_url(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://user:hunter2@h/x", "http://h/x"),
+        ("http://:hunter2@h/x", "http://h/x"),
+        ("http://hunter2@h:8080/x", "http://h:8080/x"),
+        ("http://user:hunter2@[::1]:8080/x?token=a", "http://[::1]:8080/x?token=REDACTED"),
+        ("http://[fe80::1%25eth0]/x", "http://[fe80::1%25eth0]/x"),
+        ("http://münchen.de/ü?ü=ß", "http://xn--mnchen-3ya.de/%C3%BC?%C3%BC=%C3%9F"),
+        ("http://h/a%2Fb%20c", "http://h/a%2Fb%20c"),
+        ("http://h/?a=1&token=x&a=2&token=y&b=", "http://h/?a=1&token=REDACTED&a=2&token=REDACTED&b="),
+        ("http://h/?a=&api_key=&b=%26%3D%23%25", "http://h/?a=&api_key=REDACTED&b=%26%3D%23%25"),
+        ("http://h/?%61pi%5Fkey=v", "http://h/?api_key=REDACTED"),
+        ("http://h/?API_KEY=v", "http://h/?API_KEY=REDACTED"),
+        ("http://h/?a=1#access_token=v", "http://h/?a=1"),
+        ("http://h/?a=x%3Ftoken%3Dv", "http://h/?a=x?token%3Dv"),
+        ("/relative?key=v&page=2", "/relative?key=REDACTED&page=2"),
+        ("", ""),
+    ],
+)
+def test_a_url_as_it_is_shown(url: str, shown: str) -> None:
+    assert redact_url(URL(url)) == shown
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "api_key",
+        "apikey",
+        "X-Api-Key",
+        "access_token",
+        "id_token",
+        "client_secret",
+        "password",
+        "passwd",
+        "passphrase",
+        "pass",
+        "pwd",
+        "sig",
+        "signature",
+        "X-Amz-Signature",
+        "X-Amz-Credential",
+        "X-Amz-Security-Token",
+        "auth",
+        "authorization",
+        "session_id",
+        "jwt",
+        "code",
+        "state",
+        "otp",
+        "pin",
+    ],
+)
+def test_the_value_of_a_telling_query_key_is_not_shown(name: str) -> None:
+    for spelled in (name, name.upper()):
+        assert redact_url(URL(NO_KEY).with_query({spelled: "v"})) == f"{NO_KEY}?{spelled}={REDACTED}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["limit", "page", "lastModifiedAt", "companyId", "environmentName", "sort", "q", "design", "spin"],
+)
+def test_the_value_of_any_other_query_key_is_shown(name: str) -> None:
+    assert redact_url(URL(NO_KEY).with_query({name: "v"})) == f"{NO_KEY}?{name}=v"
+
+
+def test_of_a_header_the_value_is_shown_only_if_it_is_known_to_be_harmless() -> None:
+    headers = CIMultiDict(
+        [
+            ("Content-Type", "a"),
+            ("AUTHORIZATION", "Bearer hunter2"),
+            ("set-cookie", "hunter2"),
+            ("Set-Cookie", "hunter3"),
+            ("X-ACCOUNT-KEY", "hunter2"),
+            ("Location", "/?token=hunter2"),
+            ("X-Unknown", "hunter2"),
+            ("retry-after", "7"),
+            ("Vary", "b"),
+            ("Vary", "c"),
+        ]
+    )
+    assert list(redact_headers(headers).items()) == [
+        ("Content-Type", "a"),
+        ("AUTHORIZATION", REDACTED),
+        ("set-cookie", REDACTED),
+        ("Set-Cookie", REDACTED),
+        ("X-ACCOUNT-KEY", REDACTED),
+        ("Location", REDACTED),
+        ("X-Unknown", REDACTED),
+        ("retry-after", "7"),
+        ("Vary", "b"),
+        ("Vary", "c"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "secret"),
+    [
+        ("X-API-KEY", "hunter22", "hunter22"),
+        ("x-account-key", "hunter22", "hunter22"),
+        ("Authorization", "Bearer hunter22", "hunter22"),
+        ("authorization", "bearer  hunter22", "hunter22"),
+        ("Proxy-Authorization", "Bearer hunter22", "hunter22"),
+        ("Authorization", 'Digest username="u", response="hunter22"', '"hunter22"'),
+        ("Cookie", "a=1; sid=hunter22; b=2", "hunter22"),
+        ("X-Client-Secret", "hunter22", "hunter22"),
+        ("X-Auth", "hunter22", "hunter22"),
+        ("Authorization", "Basic " + b64encode(b"user:hunter22").decode(), "hunter22"),
+        ("Authorization", "basic " + b64encode(b"user:hunter22").decode(), "user:hunter22"),
+        ("Authorization", "Basic " + b64encode(b"user:hun:ter22").decode(), "hun:ter22"),
+        ("Authorization", "Basic " + b64encode("user:pässwort".encode()).decode(), "pässwort"),
+        ("Authorization", "Basic " + b64encode("user:pässwort".encode("latin-1")).decode(), "pässwort"),
+        ("Authorization", "Basic hunter22=", "hunter22"),
+        ("Authorization", "Bearer pa55", "pa55"),
+        ("Authorization", "Basic " + b64encode(b"user:pa55").decode(), "pa55"),
+    ],
+)
+def test_the_credential_in_a_header_is_known_for_a_secret(name: str, value: str, secret: str) -> None:
+    assert secret in secrets_in(URL(NO_KEY), {name: value})
+    assert value in secrets_in(URL(NO_KEY), {name: value})
+
+
+def test_the_scheme_of_a_header_is_no_secret() -> None:
+    headers = {"Authorization": "Bearer hunter22", "Proxy-Authorization": "Basic " + b64encode(b"u:hunter22").decode()}
+    assert not {"Bearer", "Basic"} & set(secrets_in(URL(NO_KEY), headers))
+
+
+def test_the_secrets_of_a_request_are_what_is_known_and_what_is_telling_and_come_longest_first() -> None:
+    url = URL(f"{NO_KEY}?api_key=query-key&page=harmless&token=abc")
+    secrets = secrets_in(url, {"X-API-KEY": "header-key-9", "Accept": "text/plain", "X-Token": "xyz"}, ["known", "no"])
+
+    assert secrets == ("header-key-9", "query-key", "known")

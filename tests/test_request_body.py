@@ -1,0 +1,316 @@
+"""Which bodies can be sent again: whatever is said to be, a server reads twice."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import payload, web
+from aiohttp.base_protocol import BaseProtocol
+
+from lamella.request_body import is_replayable, rewind
+
+Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
+
+TEXT = "Größe 7\n" * 10
+BIG = bytes(range(256)) * 10_000  # more than the sockets between client and server hold
+
+
+class Twice:
+    """Sends each request twice where that is said to be safe, and keeps what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[bool] = []
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        self.said.append(is_replayable(request, sent=False))
+        response = None
+        try:
+            response = await handler(request)
+            response.release()
+        except aiohttp.ClientConnectionError:
+            pass
+        self.said.append(is_replayable(request, sent=True))
+        if self.said[-1]:
+            await rewind(request)
+            response = await handler(request)
+            self.said.append(is_replayable(request, sent=True))
+        assert response is not None
+        return response
+
+
+class Recorder:
+    """A server that reads bodies; its first answer can come before the body has, or not at all."""
+
+    def __init__(self, first: str = "answers") -> None:
+        self.bodies: list[bytes] = []
+        self.early: list[int] = []
+        self._first = first
+
+    async def __call__(self, request: web.Request) -> web.Response:
+        if request.headers.get("Expect"):
+            # A body that does not wait for "100 Continue" would be here after a few turns of the loop.
+            for _ in range(10):
+                await asyncio.sleep(0)
+            self.early.append(request.content.total_bytes)
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        first, self._first = self._first, "answers"
+        if first != "answers":
+            await request.content.read(1000)
+            if first == "hangs up" and request.transport:
+                request.transport.abort()
+            return web.Response(status=503, headers={"Connection": "close"})
+        self.bodies.append(await request.content.read())
+        return web.Response()
+
+
+class OneShot(payload.Payload):
+    """A payload of somebody else's, which does not know that it is used up."""
+
+    def __init__(self) -> None:
+        super().__init__(iter([b"abc", b"def"]), content_type="text/plain")
+
+    async def write(self, writer: Any) -> None:
+        for chunk in self._value:
+            await writer.write(chunk)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        raise TypeError
+
+
+def multipart(*parts: Any) -> aiohttp.MultipartWriter:
+    writer = aiohttp.MultipartWriter("mixed", boundary="x" * 20)
+    for part in parts:
+        writer.append(part)
+    return writer
+
+
+def encoded_multipart() -> aiohttp.MultipartWriter:
+    writer = multipart()
+    for name, value in (("Content-Encoding", "gzip"), ("Content-Transfer-Encoding", "base64")):
+        writer.append(b"abc" * 100, {name: value})
+    return writer
+
+
+def form(**fields: Any) -> aiohttp.FormData:
+    data = aiohttp.FormData()
+    for name, value in fields.items():
+        data.add_field(name, value, filename=None if isinstance(value, str) else name)
+    return data
+
+
+async def generator() -> AsyncIterator[bytes]:
+    yield b"abc"
+    yield b"def"
+
+
+def stream(content: bytes = b"abcdef") -> aiohttp.StreamReader:
+    loop = asyncio.get_running_loop()
+    reader = aiohttp.StreamReader(BaseProtocol(loop), 2**16, loop=loop)
+    reader.feed_data(content)
+    reader.feed_eof()
+    return reader
+
+
+async def received_part() -> aiohttp.BodyPartReader:
+    content = stream(b"--x\r\nContent-Type: text/plain\r\n\r\nabcdef\r\n--x--\r\n")
+    part = await aiohttp.MultipartReader({"Content-Type": "multipart/mixed; boundary=x"}, content).next()
+    assert isinstance(part, aiohttp.BodyPartReader)
+    return part
+
+
+class Files:
+    """Files of each kind, closed at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "body.txt"
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Files:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def binary(self, content: bytes = b"0123456789" * 100, at: int = 0) -> io.BufferedReader:
+        self._path.write_bytes(content)
+        file = self._stack.enter_context(self._path.open("rb"))
+        file.seek(at)
+        return file
+
+    def text(self) -> io.TextIOWrapper:
+        self._path.write_text(TEXT, encoding="utf-8")
+        return self._stack.enter_context(self._path.open(encoding="utf-8"))
+
+    def pipe(self) -> Any:
+        ours, theirs = os.pipe()
+        os.write(theirs, b"abcdef")
+        os.close(theirs)
+        return self._stack.enter_context(os.fdopen(ours, "rb"))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[Files]:
+    with Files(tmp_path) as found:
+        yield found
+
+
+def bytes_at(position: int) -> io.BytesIO:
+    buffer = io.BytesIO(b"0123456789")
+    buffer.seek(position)
+    return buffer
+
+
+# What aiohttp is given, and what the server is to read: None where that has a boundary or the like in it.
+REPLAYABLE: dict[str, tuple[Callable[[Files], dict[str, Any]], bytes | None]] = {
+    "nothing": (lambda _: {}, b""),
+    "empty bytes": (lambda _: {"data": b""}, b""),
+    "bytes": (lambda _: {"data": b"abc"}, b"abc"),
+    "bytearray": (lambda _: {"data": bytearray(b"abc")}, b"abc"),
+    "memoryview": (lambda _: {"data": memoryview(b"abc")}, b"abc"),
+    "text": (lambda _: {"data": TEXT}, TEXT.encode()),
+    "json": (lambda _: {"json": {"a": [1, None]}}, b'{"a": [1, null]}'),
+    "json payload": (lambda _: {"data": aiohttp.JsonPayload({"a": 1})}, b'{"a": 1}'),
+    "mapping": (lambda _: {"data": {"a": "1", "b": "ü"}}, b"a=1&b=%C3%BC"),
+    "urlencoded form": (lambda _: {"data": form(a="1", b="2")}, b"a=1&b=2"),
+    "multipart form of bytes": (lambda _: {"data": form(a=b"abc")}, None),
+    "multipart form of a buffer": (lambda _: {"data": form(a=io.BytesIO(b"abc"), b="2")}, None),
+    "multipart form of a file": (lambda files: {"data": form(a=files.binary(), b="2")}, None),
+    "buffer": (lambda _: {"data": io.BytesIO(b"abc")}, b"abc"),
+    "empty buffer": (lambda _: {"data": io.BytesIO()}, b""),
+    "buffer from its middle": (lambda _: {"data": bytes_at(4)}, b"456789"),
+    "text buffer": (lambda _: {"data": io.StringIO(TEXT)}, TEXT.encode()),
+    "file": (lambda files: {"data": files.binary()}, b"0123456789" * 100),
+    "file from its middle": (lambda files: {"data": files.binary(at=995)}, b"56789"),
+    "text file": (lambda files: {"data": files.text()}, TEXT.encode()),
+    "empty multipart": (lambda _: {"data": multipart()}, None),
+    "multipart": (lambda _: {"data": multipart(b"abc", "text", io.BytesIO(b"def"))}, None),
+    "multipart of a file": (lambda files: {"data": multipart(files.binary(at=5), b"abc")}, None),
+    "encoded multipart": (lambda _: {"data": encoded_multipart()}, None),
+    "multipart in multipart": (lambda files: {"data": multipart(multipart(b"abc", files.binary()), b"x")}, None),
+}
+ONE_SHOT: dict[str, Callable[[Files], Any]] = {
+    "async generator": lambda _: generator(),
+    "stream": lambda _: stream(),
+    "pipe": lambda files: files.pipe(),
+    "foreign payload": lambda _: OneShot(),
+    "received part": lambda _: received_part(),
+    "multipart of a generator": lambda _: multipart(b"abc", generator()),
+    "multipart of a pipe": lambda files: multipart(b"abc", files.pipe()),
+    "multipart in multipart": lambda _: multipart(multipart(stream()), b"abc"),
+    "multipart of a foreign payload": lambda _: multipart(OneShot()),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "chunked": {"chunked": True},
+    "gzip": {"compress": "gzip"},
+    "deflate": {"compress": True},
+    "expect": {"expect100": True},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("kind", REPLAYABLE)
+async def test_what_is_said_to_be_replayable_is_read_twice(serve: Serve, files: Files, kind: str, option: str) -> None:
+    make, expected = REPLAYABLE[kind]
+    twice, server = Twice(), Recorder()
+    async with aiohttp.ClientSession(middlewares=(twice,)) as session, asyncio.timeout(5):
+        await session.put(await serve(server), **make(files), **OPTIONS[option])
+
+    assert twice.said == [True, True, True]
+    first, second = server.bodies
+    assert first == second
+    assert (first == expected) if expected is not None else first
+    assert server.early == ([0, 0] if option == "expect" else [])
+
+
+@pytest.mark.parametrize("option", ["plain", "gzip", "expect"])
+@pytest.mark.parametrize("kind", ONE_SHOT)
+async def test_a_body_that_is_used_up_is_not_said_to_be_replayable(
+    serve: Serve, files: Files, kind: str, option: str
+) -> None:
+    twice, server = Twice(), Recorder()
+    data = ONE_SHOT[kind](files)
+    async with aiohttp.ClientSession(middlewares=(twice,)) as session, asyncio.timeout(5):
+        data = await data if asyncio.iscoroutine(data) else data
+        await session.put(await serve(server), data=data, **OPTIONS[option])
+
+    assert twice.said == [True, False]
+    [body] = server.bodies
+    assert b"abc" in body
+
+
+@pytest.mark.parametrize("first", ["answers early", "hangs up"])
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda _: BIG[:1_000_000],  # more bytes at once would be a warning
+        lambda _: io.BytesIO(BIG),
+        lambda files: files.binary(BIG),
+        lambda files: multipart(files.binary(BIG)),
+        lambda _: form(a=io.BytesIO(BIG)),
+    ],
+    ids=["bytes", "buffer", "file", "multipart", "form"],
+)
+async def test_a_body_of_which_only_a_part_was_sent_is_sent_again_from_its_beginning(
+    serve: Serve, files: Files, make: Callable[[Files], Any], option: str, first: str
+) -> None:
+    twice, server = Twice(), Recorder(first)
+    # A POST, which aiohttp does not send again by itself.
+    async with aiohttp.ClientSession(middlewares=(twice,)) as session, asyncio.timeout(10):
+        response = await session.post(await serve(server), data=make(files), **OPTIONS[option])
+
+    assert response.status == 200
+    assert twice.said == [True, True, True]
+    [body] = server.bodies
+    assert (BIG if len(body) >= len(BIG) else BIG[:1_000_000]) in body
+
+
+async def test_a_file_that_was_closed_is_not_replayable(serve: Serve, files: Files) -> None:
+    server, file = Recorder(), files.binary()
+
+    async def close(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        response = await handler(request)
+        assert is_replayable(request, sent=True)
+        file.close()
+        assert not is_replayable(request, sent=True)
+        return response
+
+    async with aiohttp.ClientSession(middlewares=(close,)) as session:
+        await session.put(await serve(server), data=file)
+
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("kind", ["async generator", "stream", "received part"])
+async def test_a_stream_of_which_nothing_was_sent_is_sent_after_a_connection_that_failed(
+    serve: Serve, files: Files, kind: str
+) -> None:
+    server = Recorder()
+    data = ONE_SHOT[kind](files)
+
+    async def fail_first(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        right, request.url = request.url, request.url.with_port(1)
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await handler(request)
+        request.url = right
+        assert is_replayable(request, sent=False)
+        await rewind(request)
+        return await handler(request)
+
+    async with aiohttp.ClientSession(middlewares=(fail_first,)) as session:
+        data = await data if asyncio.iscoroutine(data) else data
+        await session.post(await serve(server), data=data)
+
+    assert server.bodies == [b"abcdef"]

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+import pytest
+from aiohttp import web
+from tests.conftest import Handler
+
+from lamella import (
+    AttemptSpan,
+    Backoff,
+    Buffer,
+    Classify,
+    HeaderAuth,
+    RequestSpan,
+    Retry,
+    Rule,
+    RuleBook,
+    Timeout,
+    in_order,
+    stack,
+)
+from lamella.stack import Layer
+
+Serve = Callable[[Handler], Awaitable[str]]
+RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
+LAYERS: tuple[Layer, ...] = (
+    RequestSpan(),
+    Retry(RULES),
+    AttemptSpan(),
+    Timeout(5),
+    HeaderAuth({"X-A": "value"}),
+    Buffer(),
+    Classify(RULES),
+)
+
+
+async def _answer(request: web.Request) -> web.StreamResponse:
+    return web.Response(text="good")
+
+
+def test_the_order_is_the_designs() -> None:
+    assert in_order(*reversed(LAYERS)) == LAYERS
+    two = HeaderAuth({"X-B": "value"})
+    assert in_order(two, LAYERS[4]) == (two, LAYERS[4])
+
+
+def test_stack_has_everything_by_default_and_takes_layers_made_by_hand() -> None:
+    auth = HeaderAuth({"X-A": "value"})
+    kinds = [type(layer) for layer in LAYERS]
+    assert [type(layer) for layer in stack(RULES, auth=auth)] == kinds
+    mine = Timeout(1)
+    assert stack(RULES, mine, auth=[auth])[3:5] == (mine, auth)
+    small = stack(RULES, spans=False, attempt_timeout=None, buffer=None, raise_errors=False)
+    assert [type(layer) for layer in small] == [Retry]
+
+
+@pytest.mark.parametrize("chosen", [set_ for size in range(8) for set_ in itertools.combinations(LAYERS, size)])
+async def test_every_subset_works(serve: Serve, chosen: tuple[Layer, ...]) -> None:
+    async with aiohttp.ClientSession(await serve(_answer), middlewares=in_order(*chosen)) as session:
+        async with session.get("/") as response:
+            assert await response.text() == "good"
+
+
+@pytest.mark.parametrize(("outer", "inner"), list(itertools.combinations(LAYERS, 2)))
+async def test_a_wrong_order_is_told_at_the_first_call(serve: Serve, outer: Layer, inner: Layer) -> None:
+    async with aiohttp.ClientSession(await serve(_answer), middlewares=(inner, outer)) as session:
+        with pytest.raises(ValueError, match=f"{type(outer).__name__} stands inside of {type(inner).__name__}"):
+            await session.get("/")
+
+
+@pytest.mark.parametrize("layer", [layer for layer in LAYERS if not isinstance(layer, HeaderAuth)])
+async def test_a_layer_that_stands_twice_is_told(serve: Serve, layer: Layer) -> None:
+    async with aiohttp.ClientSession(await serve(_answer), middlewares=(layer, layer)) as session:
+        with pytest.raises(ValueError, match="stands twice"):
+            await session.get("/")
+    with pytest.raises(ValueError, match="stands twice"):
+        in_order(layer, layer)
+
+
+async def test_other_peoples_middlewares_may_stand_anywhere_and_retry_too(serve: Serve) -> None:
+    async def twice(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        (await handler(request)).release()
+        return await handler(request)
+
+    mixed = [layer for pair in zip([twice] * 7, LAYERS, strict=True) for layer in pair]
+    async with aiohttp.ClientSession(await serve(_answer), middlewares=mixed) as session:
+        async with session.get("/") as response:
+            assert await response.text() == "good"
+
+
+def test_what_is_no_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a layer of lamella's"):
+        in_order("Retry")  # type: ignore[arg-type]

@@ -1,0 +1,104 @@
+"""What the types promise to users, and which module may know of which."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lamella
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = Path(lamella.__file__).resolve().parent
+
+
+def within(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+MODULES = sorted(
+    name
+    for _, name, _ in pkgutil.walk_packages(lamella.__path__, "lamella.")
+    if not any(part.startswith("_") for part in name.split("."))
+)
+OUTSIDE = ("lamella.maesn", "lamella.testing", "lamella.cli")
+CORE = [name for name in ("lamella", *MODULES) if not within(name, *OUTSIDE)]
+
+
+def imported_by(module: str) -> set[str]:
+    """The modules and names that *module* imports, wherever in its code, with their full names."""
+    path = SOURCE.joinpath(*module.split(".")[1:])
+    is_package = path.is_dir()
+    path = path / "__init__.py" if is_package else path.with_suffix(".py")
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = module.split(".")
+            above = parts[: len(parts) - node.level + is_package] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_the_public_api_has_the_types_that_its_users_rely_on(tmp_path_factory: pytest.TempPathFactory) -> None:
+    cache = tmp_path_factory.mktemp("mypy")
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(cache), str(Path("tests", "typing", "api.py"))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (SOURCE / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("module", ["lamella", *MODULES])
+def test_every_public_module_lists_its_names_and_has_them(module: str) -> None:
+    loaded = importlib.import_module(module)
+    names = loaded.__all__
+
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert hasattr(loaded, name), name
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if within(name, "lamella.policy")])
+def test_policy_knows_of_nothing_but_itself_and_the_standard_library(module: str) -> None:
+    for name in imported_by(module):
+        assert within(name, "lamella.policy") or name.split(".")[0] in sys.stdlib_module_names, name
+        assert not within(name, "asyncio", "random", "time", "socket"), name
+
+
+@pytest.mark.parametrize("module", ["lamella.errors", "lamella.redaction"])
+def test_the_errors_know_of_no_layer_and_no_client(module: str) -> None:
+    for name in imported_by(module):
+        assert not within(name, "aiohttp.client", "aiohttp.ClientSession"), name
+        assert not within(name, "lamella") or within(name, "lamella.policy", "lamella.redaction"), name
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_the_core_does_not_know_what_is_built_on_it(module: str) -> None:
+    assert not [name for name in imported_by(module) if within(name, *OUTSIDE)]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if within(name, "lamella.layers") and name.count(".") > 1])
+def test_a_layer_knows_of_no_other_layer(module: str) -> None:
+    assert not [name for name in imported_by(module) if within(name, "lamella.layers", "lamella.stack")]
+
+
+def test_the_lists_of_modules_are_not_empty() -> None:
+    assert {"lamella.policy.rules", "lamella.layers.retry", "lamella.errors", "lamella.maesn.rules"} <= set(MODULES)
+    assert {"lamella", "lamella.policy", "lamella.errors", "lamella.stack"} <= set(CORE)
+    assert {"aiohttp", "lamella.policy.Rule"} <= imported_by("lamella.errors")

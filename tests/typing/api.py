@@ -1,0 +1,147 @@
+"""The public API as its users write it. Nothing runs here: mypy --strict reads it, see tests/test_typing.py.
+
+A ``type: ignore`` stands where a wrong use must be rejected: if it were not, mypy would call the comment unused.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, assert_type
+
+import aiohttp
+
+import lamella
+from lamella import Backoff, Failure, Outcome, Rule, RuleBook, StopReason, WaitSource, maesn
+
+RULES = RuleBook(
+    Rule(429, "Too Many Requests", hint="slow down", retry=Backoff(initial=1, maximum=30)),
+    Rule(503, "Service Unavailable", hint="check the status page", retry=Backoff(initial=(0.5, 1.0))),
+    Rule("4xx", "Client Error"),
+    Rule(Failure.CONNECT_FAILED, "No connection", retry=None),
+    Rule(None, "Anything else"),
+)
+
+
+async def maesn_session() -> None:
+    session = maesn.session(api_key="key", account_key="account", attempts=None, deadline=900, raise_errors=False)
+    assert_type(session, aiohttp.ClientSession)
+    async with session:
+        async with session.get("accounting/invoices", params={"limit": 100}) as response:
+            assert_type(response, aiohttp.ClientResponse)
+        with maesn.account("another account") as nothing:
+            assert_type(nothing, None)
+        async for record in maesn.records(session, "invoices", since=datetime.now(UTC)):
+            assert_type(record, dict[str, Any])
+        async for page in maesn.pages(session, "contacts", 50, since="2026-01-31", account="a", first=2):
+            assert_type(page, maesn.Page)
+            assert_type(page.number, int)
+            assert_type(page.total_pages, int | None)
+            assert_type(page.records, list[dict[str, Any]])
+    assert_type(maesn.RULES.scaled(0.01), RuleBook)
+    assert_type(maesn.layers("key"), tuple[aiohttp.ClientMiddlewareType, ...])
+
+    maesn.session(attempts="5")  # type: ignore[arg-type]
+    maesn.layers(connector_owner=True)  # type: ignore[call-arg]
+    maesn.records(session, 7)  # type: ignore[arg-type]
+    with maesn.account(None):  # type: ignore[arg-type]
+        pass
+
+
+async def token() -> str | None:
+    return "token"
+
+
+async def own(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    return await handler(request)
+
+
+async def own_session() -> None:
+    auth = lamella.HeaderAuth({"X-API-KEY": "key", "X-A": lambda: "now", "X-B": token}, origin="https://example.com")
+    layers = lamella.stack(RULES, lamella.Timeout(5), auth=auth, attempts=3, deadline=60.0, retry_writes=True)
+    assert_type(layers, tuple[aiohttp.ClientMiddlewareType, ...])
+    some = lamella.in_order(lamella.Classify(RULES), lamella.Retry(RULES, attempts=3))
+    assert_type(some, tuple[aiohttp.ClientMiddlewareType, ...])
+    aiohttp.ClientSession(middlewares=(own, *layers, own))
+    aiohttp.ClientSession(
+        middlewares=(
+            lamella.RequestSpan(),
+            lamella.Retry(RULES, attempts=5, random=lambda: 0.5),
+            lamella.AttemptSpan(),
+            lamella.Timeout(5.0),
+            auth,
+            lamella.Buffer(2**20),
+            lamella.Classify(RULES),
+        )
+    )
+
+    lamella.stack()  # type: ignore[call-arg]
+    lamella.stack(RULES, attempt=3)  # type: ignore[call-arg]
+    lamella.stack(RULES, auth="key")  # type: ignore[arg-type]
+    lamella.in_order(own)  # type: ignore[arg-type]
+    lamella.Retry()  # type: ignore[call-arg]
+    lamella.Retry(RULES, deadline="1 min")  # type: ignore[arg-type]
+    lamella.HeaderAuth({"X-API-KEY": 5})  # type: ignore[dict-item]
+    lamella.Timeout(None)  # type: ignore[arg-type]
+
+
+async def errors(session: aiohttp.ClientSession) -> None:
+    try:
+        await session.get("/")
+    except lamella.TooManyRequests as error:
+        assert_type(error.status, int)
+        assert_type(error.retry_after, float | None)
+    except lamella.ApiError as error:
+        assert_type(error.rule, Rule)
+        assert_type(error.body, bytes)
+        assert_type(error.payload, Any)
+        assert_type(error.details, tuple[str, ...])
+        assert_type(error.validation_errors, tuple[str, ...])
+        assert_type(error.downstream_errors, tuple[str, ...])
+        assert_type(error.attempts, tuple[lamella.AttemptRecord, ...])
+        assert_type(error.stopped, StopReason | None)
+        error.stopped = "deadline"  # type: ignore[assignment]
+        error.status_code  # type: ignore[attr-defined]  # noqa: B018
+    except lamella.TransportError as error:
+        assert_type(error.failure, Failure)
+        assert_type(error.reason, str)
+        error.status  # type: ignore[attr-defined]  # noqa: B018
+    except lamella.LamellaError as error:
+        assert_type(error.outcome, Outcome)
+        assert_type((error.method, error.url), tuple[str, str])
+        for record in error.attempts:
+            assert_type((record.number, record.status, record.exception), tuple[int, int | None, str | None])
+            assert_type((record.took, record.waited), tuple[float, float])
+            record.took = 0.0  # type: ignore[misc]
+
+
+def policy() -> None:
+    decision = lamella.decide(
+        RULES,
+        Failure.CONNECTION_LOST,
+        number=1,
+        attempts=None,
+        method="GET",
+        replayable=True,
+        elapsed=0.0,
+        deadline=None,
+        random=lambda: 0.0,
+    )
+    assert_type(decision, lamella.Decision)
+    assert_type((decision.rule, decision.wait), tuple[Rule, float | None])
+    assert_type((decision.source, decision.stop), tuple[WaitSource | None, StopReason | None])
+    assert_type(RULES.rule_for(429), Rule)
+    assert_type(RULES.replace(Rule(418, "Teapot")), RuleBook)
+    assert_type([rule.retryable for rule in RULES], list[bool])
+    assert_type(Backoff(60).wait(1, lambda: 0.0), float)
+    assert_type(lamella.parse_retry_after("120", 0.0), float | None)
+
+    Rule("3xx", "Redirect")  # type: ignore[arg-type]
+    Rule(429)  # type: ignore[call-arg]
+    Rule(429, "Too Many Requests", retry=60)  # type: ignore[arg-type]
+    Backoff("60")  # type: ignore[arg-type]
+    Backoff((15, 30, 45))  # type: ignore[arg-type]
+    RULES.rule_for("429")  # type: ignore[arg-type]
+    RULES.rules = ()  # type: ignore[misc]
+    RuleBook([Rule(429, "Too Many Requests")])  # type: ignore[arg-type]
+    decision.wait = 0.0  # type: ignore[misc]
+    lamella.decide(RULES, 500)  # type: ignore[call-arg]
