@@ -373,14 +373,18 @@ class Sandbox:
         limiter = self._limiters.get(key)
         if limiter is None:
             limiter = self._limiters[key] = limit.limiter()
-        wait = limiter.allow(asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        wait = limiter.allow(now)
         if wait <= 0:
             return None
         match limit.retry_after:
             case "date":
                 headers = {"Retry-After": formatdate(math.ceil(time.time() + wait), usegmt=True)}
             case True:
-                headers = {"Retry-After": str(math.ceil(wait))}
+                seconds = math.ceil(wait)
+                if now + (seconds - 1) >= now + wait:  # a rounding error of the clock is no second
+                    seconds -= 1
+                headers = {"Retry-After": str(seconds)}
             case _:
                 headers = {}
         return failure(HTTPStatus.TOO_MANY_REQUESTS, headers=headers)

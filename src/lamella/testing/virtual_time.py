@@ -191,7 +191,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 def virtual_clock(loop: asyncio.AbstractEventLoop | None = None) -> Iterator[VirtualClock]:
     """Put a loop that exists already on virtual time, for the length of the context. None: the running loop.
 
-    Its time goes on from where it is, and never goes back: afterwards the loop follows the real clock again, but
+    Its time goes on from the next full second, for sums of seconds to be exact, and never goes back: afterwards the loop follows the real clock again, but
     stays ahead by what it has jumped, so that the timers of others keep their distance.
     Raises TypeError for a loop that is not asyncio's selector loop.
     """
@@ -203,7 +203,7 @@ def virtual_clock(loop: asyncio.AbstractEventLoop | None = None) -> Iterator[Vir
         message = f"virtual time needs an asyncio.SelectorEventLoop, not {type(loop).__qualname__}"
         raise TypeError(message)
 
-    clock = VirtualClock(loop.time())
+    clock = VirtualClock(math.ceil(loop.time()))
     selector: selectors.BaseSelector = loop._selector  # type: ignore[attr-defined]
     kind = type(loop)
     real_time = loop.time

@@ -1,0 +1,53 @@
+"""Each example runs, as its own first lines say, and shows what it is there to show."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SHOWN = {
+    "fresh_token.py": ["'Bearer token-1', 'Bearer token-1', 'Bearer token-1'", "Bearer token-2"],
+    "maesn_invoices.py": ["invoices: [250, 250]", "requests that it took: 9"],
+    "service.py": ["order 1: {'id': 1}", "404 Not Found [no such order]. check the id", "stopped: not_retryable"],
+    "traces.py": ["GET CLIENT", "lamella GET INTERNAL", "lamella.retry", "'http.request.resend_count': 2"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py") if "test_" not in path.name))
+def test_an_example_shows_what_it_is_for(name: str) -> None:
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-W", "error", EXAMPLES / name], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    for text in SHOWN[name]:
+        assert text in done.stdout
+
+
+def test_the_fixtures_work_in_a_project_of_the_users_own(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text((EXAMPLES / "test_with_pytest.py").read_text())
+    done = subprocess.run(  # noqa: S603
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-W",
+            "error",
+            "-p",
+            "no:cacheprovider",
+            tmp_path,
+            "--rootdir",
+            tmp_path,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
