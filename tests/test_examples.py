@@ -36,8 +36,6 @@ def test_the_fixtures_work_in_a_project_of_the_users_own(tmp_path: Path) -> None
             "-m",
             "pytest",
             "-q",
-            "-W",
-            "error",
             "-p",
             "no:cacheprovider",
             tmp_path,
