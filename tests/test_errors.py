@@ -367,6 +367,17 @@ async def test_no_secret_is_in_the_payload_however_json_spells_it(
     assert_none_shows_it(strings_in(said))
 
 
+async def test_a_number_that_looks_like_a_secret_does_not_spoil_the_payload(serve: Serve) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response({"message": "no such account", "number": 4400, "balance": 0.4400}, status=404)
+
+    # "code" is the name of a credential in OAuth, and of an account in accounting.
+    error = await failure_of(URL(await serve(handler)).with_query(code="4400"))
+    assert isinstance(error, ApiError)
+    assert error.details == ("no such account",)
+    assert set(error.payload) == {"message", "number", "balance"}
+
+
 def closed_port() -> tuple[socket.socket, str]:
     """A port that nobody listens on while the socket lives."""
     bound = socket.socket()

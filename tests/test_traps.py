@@ -143,6 +143,19 @@ async def test_3_and_our_error_comes_before_its_own(serve: Serve, virtual_time: 
         assert (tracing.call.attributes or {})["lamella.outcome"] == "failure"
 
 
+async def test_3_not_only_while_it_waits_for_an_answer(serve: Serve, virtual_time: VirtualClock) -> None:
+    async def token() -> str:
+        await asyncio.sleep(1000)
+        return "token"
+
+    timeout = aiohttp.ClientTimeout(total=3)
+    layers = stack(RULES, auth=HeaderAuth({"X-Token": token}))
+    async with aiohttp.ClientSession(await serve(Server(200)), timeout=timeout, middlewares=layers) as session:
+        with pytest.raises(AttemptTimeout) as caught:
+            await session.get("/")
+    assert caught.value.stopped is StopReason.DEADLINE
+
+
 async def test_3_a_request_without_a_total_has_no_deadline(serve: Serve, virtual_time: VirtualClock) -> None:
     rules = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=600)))
     timeout = aiohttp.ClientTimeout(total=300)
@@ -157,16 +170,18 @@ async def test_3_a_request_without_a_total_has_no_deadline(serve: Serve, virtual
 async def test_4_no_connection_is_held_during_a_wait(serve: Serve, no_waits: None, raise_errors: bool) -> None:
     """Fifty calls that all get a 429 first, through one connection."""
     seen: set[str] = set()
+    # Then aiohttp complains of an answer that is merely forgotten.
+    asyncio.get_running_loop().set_debug(True)
 
     async def first_refuses(request: web.Request) -> web.StreamResponse:
         again = request.path in seen
         seen.add(request.path)
-        # Longer than what is read of an error's body, so that its connection is not free by itself.
-        return web.Response(status=200 if again else 429, text="x" * (10 if again else 200_000))
+        # Longer than what aiohttp buffers by itself, so that the connection is not free before somebody lets go.
+        return web.Response(status=200 if again else 429, text="x" * (10 if again else 1_200_000))
 
     url = await serve(first_refuses)
     connector = aiohttp.TCPConnector(limit=1)
-    layers = stack(RULES, raise_errors=raise_errors)
+    layers = stack(RULES, raise_errors=raise_errors, buffer=None)
 
     async def call(number: int) -> int:
         async with session.get(f"/{number}") as response:

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from math import isfinite
+from math import inf, isfinite
 from typing import Final
 
 import aiohttp
@@ -132,6 +132,7 @@ class _Series:
         "_failed",
         "_handler",
         "_loop",
+        "_overdue",
         "_request",
         "_retry",
         "_started",
@@ -156,6 +157,8 @@ class _Series:
         self._decision: Decision | None = None
         self._decided_at = 0
         self._was_stale = False
+        self._overdue = False
+        """Whether it was the deadline that ended the last send."""
 
     def owns(self, error: LamellaError) -> bool:
         """Whether *error* is the failure of our last send, and not something that a layer below did meanwhile."""
@@ -227,6 +230,7 @@ class _Series:
         except TimeoutError as exc:
             if not limit.expired():
                 raise
+            self._overdue = True
             rule = self._retry._rules.rule_for(AttemptTimeout.failure)
             reason = f"the call's deadline of {self._deadline:.4g} s has passed"
             request = self._request
@@ -264,7 +268,8 @@ class _Series:
             attempts=None if testing else retry._attempts,
             method=request.method,
             replayable=is_replayable(request, sent=not isinstance(error, ConnectFailed)),
-            elapsed=self._failed - self._started,
+            # To the clock's last digit it may be a little before the deadline that ended it.
+            elapsed=inf if self._overdue else self._failed - self._started,
             deadline=None if testing else self._deadline,
             random=retry._random,
             retry_after=error.retry_after,
