@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 
-from lamella.redaction import redact_body
+from lamella.redaction import redact_json
 
 __all__ = ["ErrorBody", "peek", "read_error_body"]
 
@@ -65,12 +65,12 @@ async def read_error_body(response: aiohttp.ClientResponse, secrets: Iterable[st
     with suppress(TimeoutError, aiohttp.ClientError, OSError):
         async with asyncio.timeout(_ERROR_SECONDS):
             await _peek(response.content, _ERROR_BYTES, chunks)
-    return parse_error_body(redact_body(b"".join(chunks)[:_ERROR_BYTES], secrets))
+    return parse_error_body(b"".join(chunks)[:_ERROR_BYTES], secrets)
 
 
-def parse_error_body(body: bytes) -> ErrorBody:
-    """Find the messages in *body*; it may be anything."""
-    payload = _json(body)
+def parse_error_body(body: bytes, secrets: Iterable[str] = ()) -> ErrorBody:
+    """Find the messages in *body*, which may be anything, and take the *secrets* out of it."""
+    body, payload = redact_json(body, _json(body), secrets)
     groups: dict[str, list[str]] = {"details": [], "validation": [], "downstream": []}
     # At the top a list is one of errors only if its items say so.
     errors = (

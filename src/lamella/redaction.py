@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from base64 import b64decode
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from multidict import CIMultiDict
 from yarl import URL
 
-__all__ = ["REDACTED", "one_line", "redact_body", "redact_headers", "redact_text", "redact_url", "secrets_in"]
+__all__ = ["REDACTED", "one_line", "redact_headers", "redact_json", "redact_text", "redact_url", "secrets_in"]
 
 REDACTED = "REDACTED"
 """What stands in place of a secret, by the OpenTelemetry conventions for ``url.full``."""
@@ -80,11 +82,29 @@ def redact_headers(headers: Mapping[str, str], secrets: Iterable[str] = ()) -> C
     return CIMultiDict((name, pattern.sub(REDACTED, value) if pattern else value) for name, value in shown)
 
 
-def redact_body(body: bytes, secrets: Iterable[str] = ()) -> bytes:
-    """*body* without the secrets that a server has put back into it."""
+def redact_json(body: bytes, payload: Any, secrets: Iterable[str] = ()) -> tuple[bytes, Any]:
+    """*body* and what it says as JSON (None where it is none), without the secrets that a server has put into it."""
     if (pattern := _pattern(secrets)) is None:
-        return body
-    return pattern.sub(REDACTED, body.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+        return body, payload
+    shown = pattern.sub(REDACTED, body.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+    if payload is None:
+        return shown, None
+    try:
+        hidden = _in_strings(pattern, payload)
+        # In JSON a secret may be spelled in many ways, and look like a number that is none.
+        return (body if shown == body and hidden == payload else json.dumps(hidden).encode()), hidden
+    except RecursionError:
+        return shown, None
+
+
+def _in_strings(pattern: re.Pattern[str], value: Any) -> Any:
+    if isinstance(value, str):
+        return pattern.sub(REDACTED, value)
+    if isinstance(value, list):
+        return [_in_strings(pattern, item) for item in value]
+    if isinstance(value, dict):
+        return {_in_strings(pattern, key): _in_strings(pattern, item) for key, item in value.items()}
+    return value
 
 
 def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
@@ -108,8 +128,9 @@ def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) 
     """
     values = [*known, *(value for name, value in url.query.items() if _SECRET_NAME.search(name))]
     values += [value for name, value in headers.items() if _SECRET_NAME.search(name) or name.lower() == "cookie"]
-    # "Bearer abc", "a=b; c=d" and Basic's base64: each part is a secret of its own, if it is no common word.
-    parts = {part for value in values for part in (*_SEPARATORS.split(value), *_decoded(value))}
+    # "a=b; c=d": each part is a secret of its own, if it is no common word.
+    parts = {part for value in values for part in _SEPARATORS.split(value)}
+    values += [part for value in values for part in _after_scheme(value)]
     secrets = {part for part in parts if len(part) >= _SHORTEST_PART} | {
         value for value in values if len(value) >= _SHORTEST_SECRET
     }
@@ -119,16 +140,17 @@ def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) 
 _SEPARATORS = re.compile(r"[\s;,=]+")
 
 
-def _decoded(value: str) -> Iterable[str]:
+def _after_scheme(value: str) -> Iterable[str]:
+    """The credential of ``Bearer abc``, and what is inside that of ``Basic dXNlcjpw``."""
     scheme, _, rest = value.partition(" ")
     if scheme.lower() != "basic":
-        return ()
+        return (rest.strip(),)
     try:
         pair = b64decode(rest, validate=True)
     except ValueError:
-        return ()
+        return (rest,)
     texts = [pair.decode(encoding, "replace") for encoding in ("utf-8", "latin-1")]
-    return [part for text in texts for part in (text, text.partition(":")[2])]
+    return [rest, *(part for text in texts for part in (text, text.partition(":")[2]))]
 
 
 def _pattern(secrets: Iterable[str]) -> re.Pattern[str] | None:

@@ -141,3 +141,15 @@ async def test_a_websocket_that_is_refused_is_classified_and_one_that_is_not_is_
             assert await socket.receive_str() == "hello"
         with pytest.raises(TooManyRequests):
             await session.ws_connect("/no")
+
+
+async def test_an_error_that_has_a_type_already_passes_as_it_is(serve: Serve) -> None:
+    async def lost(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        raise ConnectFailed(request.method, request.url, RULES.rule_for(ConnectFailed.failure), "said so")
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    async with aiohttp.ClientSession(await serve(answer), middlewares=(Classify(RULES), lost)) as session:
+        with pytest.raises(ConnectFailed, match="said so"):
+            await session.get("/")

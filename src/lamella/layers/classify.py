@@ -39,15 +39,14 @@ class Classify:
             if response.status < ERROR_STATUS:
                 return response
             try:
-                error = await api_error(response, self._rules, call.secrets)
+                raise await api_error(response, self._rules, call.secrets)
             finally:
                 response.release()
-            raise error
         except (aiohttp.ClientError, OSError) as exc:
-            error_ = transport_error(request, exc, self._rules)
-            if error_ is None:
+            error = transport_error(request, exc, self._rules)
+            if error is None:
                 raise
-            raise error_ from shown_cause(exc)
+            raise error from shown_cause(exc)
         finally:
             call.inside = outside
 

@@ -108,6 +108,9 @@ class Retry:
                 if not series.owns(error):
                     raise
                 return await series.go_on(error)
+        except BaseException:
+            series.let_go()
+            raise
         finally:
             call.inside = outside
 
@@ -172,8 +175,8 @@ class _Series:
                 if self._call.records:
                     self._record(response.status, None)
                 return response
-            error: LamellaError = await api_error(response, self._retry._rules, self._call.secrets)
             self._answer = response
+            error: LamellaError = await api_error(response, self._retry._rules, self._call.secrets)
             self._own(error)
         except LamellaError as exc:
             # One that says why it stopped is the end of another call, which a layer below made meanwhile.
@@ -283,10 +286,11 @@ class _Series:
         self._was_stale = self._was_stale or stale
         if not testing:
             # Held during the wait it would hold its connection. (A test mode does not wait, and may still stop.)
-            self._let_go()
+            self.let_go()
         return decision.wait
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
+        """Give the connection of an answer back that nobody will read."""
         if self._answer is not None:
             self._answer.release()
             self._answer = None
@@ -296,7 +300,7 @@ class _Series:
         decision, records = self._decision, self._call.records
         if decision is None or decision.wait is None or decision.source is None:
             return
-        self._let_go()
+        self.let_go()
         self._decision = None
         records[-1] = replace(records[-1], waited=self._loop.time() - self._failed)
         self._event(
