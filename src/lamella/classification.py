@@ -15,6 +15,7 @@ from lamella.errors import (
     AttemptTimeout,
     ConnectFailed,
     ConnectionLost,
+    LamellaError,
     TransportError,
     api_error_class,
 )
@@ -93,6 +94,8 @@ _NO_RULES = RuleBook()
 
 
 def _kind(exc: Exception) -> type[TransportError] | None:
+    if isinstance(exc, LamellaError):
+        return None
     if isinstance(exc, _NOTHING_SENT):
         return ConnectFailed
     if isinstance(exc, TimeoutError):
