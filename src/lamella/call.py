@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
-from lamella.policy import StopReason
+from yarl import URL
+
+from lamella.policy import Rule, StopReason
 from lamella.redaction import secrets_in
 
 if TYPE_CHECKING:
@@ -12,8 +16,9 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from lamella.errors import AttemptRecord
+    from lamella.telemetry import Instruments
 
-__all__ = ["ORDER", "Call", "secrets_of"]
+__all__ = ["ORDER", "Call", "note_redirect", "secrets_of", "sent_before"]
 
 ORDER: Final = (
     "RequestSpan",
@@ -35,7 +40,18 @@ _KEY: Final = "_lamella_call"
 class Call:
     """One call, or one hop of a call that is redirected: aiohttp makes a new request for each."""
 
-    __slots__ = ("inside", "records", "secrets", "sends", "span", "stopped")
+    __slots__ = (
+        "answer",
+        "auth_headers",
+        "inside",
+        "instruments",
+        "records",
+        "rule",
+        "secrets",
+        "sends",
+        "span",
+        "stopped",
+    )
 
     def __init__(self) -> None:
         self.inside = -1
@@ -44,8 +60,16 @@ class Call:
         """How often it was sent, as far as ``AttemptSpan`` saw."""
         self.records: list[AttemptRecord] = []
         self.stopped: StopReason | None = None
+        self.rule: Rule | None = None
+        """The rule that applied when it stopped."""
         self.span: Span | None = None
         """The span of the whole call."""
+        self.answer: aiohttp.ClientResponse | None = None
+        """The answer that a layer below has just turned into an error."""
+        self.instruments: Instruments | None = None
+        """Where ``RequestSpan`` counts, for what only ``Retry`` knows of."""
+        self.auth_headers: frozenset[str] = frozenset()
+        """The names of the headers that an auth layer has set."""
         self.secrets: tuple[str, ...] = ()
         """The values that an auth layer has set: they are shown nowhere."""
 
@@ -75,6 +99,27 @@ class Call:
             )
         self.inside = rank
         return outside
+
+
+# What a redirect has to hand over to the next hop, which aiohttp makes a new request for in the same task.
+_redirected: ContextVar[tuple[str, int] | None] = ContextVar("lamella_redirected", default=None)
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+
+
+def sent_before(request: aiohttp.ClientRequest) -> int:
+    """How often the call was sent before *request*, the next hop of a redirect, was made."""
+    redirected = _redirected.get()
+    if redirected is None:
+        return 0
+    _redirected.set(None)
+    return redirected[1] if redirected[0] == str(request.url) else 0
+
+
+def note_redirect(response: aiohttp.ClientResponse, sends: int) -> None:
+    """Remember how often the call was sent, for the hop that *response* may lead to."""
+    if response.status in _REDIRECTS and (target := response.headers.get("Location")):
+        with suppress(ValueError):
+            _redirected.set((str(response.url.join(URL(target)).with_fragment(None)), sends))
 
 
 def secrets_of(request: aiohttp.ClientRequest) -> tuple[str, ...]:

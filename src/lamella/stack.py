@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import aiohttp
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
 from lamella.call import ORDER
 from lamella.layers import AttemptSpan, Buffer, Classify, HeaderAuth, RequestSpan, Retry, Timeout
 from lamella.policy import RuleBook
+from lamella.telemetry import UrlTemplate
 
 __all__ = ["Layer", "in_order", "stack"]
 
@@ -45,6 +47,8 @@ def stack(
     raise_errors: bool = True,
     spans: bool = True,
     tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
+    url_template: UrlTemplate | None = None,
 ) -> tuple[aiohttp.ClientMiddlewareType, ...]:
     """The whole stack for *rules*, in the right order.
 
@@ -60,8 +64,10 @@ def stack(
         retry_writes: Whether methods that are not idempotent are sent again, too.
         raise_errors: Whether an error status is raised. If not, the last answer is returned, its body unread, for
             code that looks at ``response.status``; a failed connection is raised all the same.
-        spans: Whether there are spans for the call and for each send.
+        spans: Whether there are spans and metrics for the call and for each send.
         tracer_provider: Where the spans go. None means the global one.
+        meter_provider: Where the metrics go. None means the global one.
+        url_template: Says what the path of a request looks like with its variable parts named, for the spans' names.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -69,7 +75,12 @@ def stack(
     chosen: list[Layer] = [*layers, *([auth] if isinstance(auth, HeaderAuth) else auth)]
     made: list[Layer] = [Retry(rules, attempts=attempts, deadline=deadline, retry_writes=retry_writes)]
     if spans:
-        made += [RequestSpan(tracer_provider=tracer_provider), AttemptSpan(tracer_provider=tracer_provider)]
+        made.append(
+            RequestSpan(tracer_provider=tracer_provider, meter_provider=meter_provider, url_template=url_template)
+        )
+        made.append(
+            AttemptSpan(tracer_provider=tracer_provider, meter_provider=meter_provider, url_template=url_template)
+        )
     if attempt_timeout is not None:
         made.append(Timeout(attempt_timeout))
     if buffer is not None:

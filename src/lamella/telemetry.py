@@ -1,15 +1,16 @@
-"""The names on our spans, and the attributes that come from a request or an answer.
+"""Names, attributes and instruments of what we emit; docs/telemetry.md says what each of them tells.
 
-Names under ``http.``, ``url.``, ``server.``, ``network.`` and ``error.`` are OpenTelemetry's stable HTTP semantic
-conventions; those under ``lamella.`` are ours.
+Names under ``http.``, ``url.``, ``server.``, ``network.`` and ``error.`` are OpenTelemetry's HTTP semantic conventions;
+those under ``lamella.`` are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Final
 
-from opentelemetry import trace
+from opentelemetry import metrics, trace
 from opentelemetry.util.types import AttributeValue
 
 from lamella.call import Call
@@ -18,19 +19,27 @@ from lamella.redaction import redact_url
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["error_type", "request_attributes", "tracer"]
+__all__ = ["Instruments", "UrlTemplate", "error_type", "known_methods", "request_attributes", "span_name", "tracer"]
 
 ERROR_TYPE = "error.type"
 METHOD = "http.request.method"
-RESEND_COUNT = "http.request.resend_count"
-STATUS = "http.response.status_code"
+METHOD_ORIGINAL = "http.request.method_original"
+PEER_ADDRESS = "network.peer.address"
+PEER_PORT = "network.peer.port"
 PROTOCOL_VERSION = "network.protocol.version"
+REQUEST_HEADER = "http.request.header."
+RESEND_COUNT = "http.request.resend_count"
+RESPONSE_HEADER = "http.response.header."
 SERVER_ADDRESS = "server.address"
 SERVER_PORT = "server.port"
+STATUS = "http.response.status_code"
 URL_FULL = "url.full"
+URL_TEMPLATE = "url.template"
 
 ATTEMPT = "lamella.attempt"
 ATTEMPTS = "lamella.attempts"
+ATTEMPTS_LEFT = "lamella.attempts.left"
+DEADLINE_LEFT = "lamella.deadline.left"
 OUTCOME = "lamella.outcome"
 RULE = "lamella.rule"
 STOP_REASON = "lamella.stop_reason"
@@ -40,23 +49,130 @@ WAIT_SOURCE = "lamella.wait.source"
 RETRY_EVENT = "lamella.retry"
 STOP_EVENT = "lamella.stop"
 
+OTHER_METHOD = "_OTHER"
+
+UrlTemplate = Callable[["aiohttp.ClientRequest"], str | None]
+"""The path of a request with what varies in it named, as in ``/orders/{id}``, or None where that is not known."""
+
+# The conventions' advice for durations of HTTP requests, in seconds.
+_SEND_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+# A call waits for minutes where a send takes seconds.
+_CALL_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
+_ATTEMPT_BUCKETS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20)
+
 
 def tracer(provider: trace.TracerProvider | None) -> trace.Tracer:
     """Our tracer of *provider*. None means the global one, even if it is set later."""
-    return trace.get_tracer("lamella", tracer_provider=provider)
+    return trace.get_tracer("lamella", tracer_provider=provider, schema_url=_SCHEMA)
 
 
-def request_attributes(request: aiohttp.ClientRequest) -> Mapping[str, AttributeValue]:
-    """What the conventions require of a client span before the request is sent."""
+_SCHEMA: Final = "https://opentelemetry.io/schemas/1.30.0"
+
+
+class Instruments:
+    """What we count and measure. *provider* None means the global one, even if it is set later."""
+
+    __slots__ = ("attempts", "call_duration", "in_flight", "send_duration", "stops", "wait", "waiting")
+
+    def __init__(self, provider: metrics.MeterProvider | None = None) -> None:
+        meter = metrics.get_meter("lamella", meter_provider=provider, schema_url=_SCHEMA)
+        self.send_duration = meter.create_histogram(
+            "http.client.request.duration",
+            "s",
+            "Duration of HTTP client requests: of each send by itself.",
+            explicit_bucket_boundaries_advisory=_SEND_BUCKETS,
+        )
+        self.in_flight = meter.create_up_down_counter("lamella.sends.active", "{send}", "Sends in flight now.")
+        self.call_duration = meter.create_histogram(
+            "lamella.call.duration",
+            "s",
+            "Duration of whole calls, with all their sends and waits.",
+            explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
+        )
+        self.attempts = meter.create_histogram(
+            "lamella.call.attempts",
+            "{send}",
+            "How often a call was sent.",
+            explicit_bucket_boundaries_advisory=_ATTEMPT_BUCKETS,
+        )
+        self.wait = meter.create_histogram(
+            "lamella.call.wait",
+            "s",
+            "How long a call waited between its sends, in sum.",
+            explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
+        )
+        self.stops = meter.create_counter("lamella.call.stops", "{call}", "Calls that were given up, by the reason.")
+        self.waiting = meter.create_up_down_counter("lamella.calls.waiting", "{call}", "Calls that wait now.")
+
+
+def known_methods() -> frozenset[str]:
+    """The methods that are named as they are: the conventions', or those of the variable that overrides them."""
+    given = os.environ.get("OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS", "")
+    named = frozenset(method.strip() for method in given.split(",") if method.strip())
+    return named or frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
+
+
+def span_name(method: str, template: str | None, known: frozenset[str]) -> str:
+    """Of low cardinality: the method, and the template of the path where there is one."""
+    name = method if method in known else "HTTP"
+    return f"{name} {template}" if template else name
+
+
+def server_attributes(request: aiohttp.ClientRequest, known: frozenset[str]) -> dict[str, AttributeValue]:
+    """What a metric may have of a request: method and server, never a URL."""
     url = request.url
     attributes: dict[str, AttributeValue] = {
-        METHOD: request.method,
-        URL_FULL: redact_url(url, Call.of(request).secrets),
+        METHOD: request.method if request.method in known else OTHER_METHOD,
         SERVER_ADDRESS: url.host or "",
     }
     if url.port is not None:
         attributes[SERVER_PORT] = url.port
     return attributes
+
+
+def request_attributes(
+    request: aiohttp.ClientRequest, known: frozenset[str], template: str | None
+) -> dict[str, AttributeValue]:
+    """What the conventions require of a client span before the request is sent."""
+    attributes = server_attributes(request, known)
+    attributes[URL_FULL] = redact_url(request.url, Call.of(request).secrets)
+    if attributes[METHOD] == OTHER_METHOD:
+        attributes[METHOD_ORIGINAL] = request.method
+    if template:
+        attributes[URL_TEMPLATE] = template
+    return attributes
+
+
+def response_attributes(response: aiohttp.ClientResponse) -> dict[str, AttributeValue]:
+    """Status, version and peer of an answer, as far as they are known."""
+    attributes: dict[str, AttributeValue] = {STATUS: response.status}
+    if version := response.version:
+        attributes[PROTOCOL_VERSION] = f"{version.major}.{version.minor}" if version.major < 2 else f"{version.major}"
+    return attributes
+
+
+def peer_attributes(response: aiohttp.ClientResponse) -> dict[str, AttributeValue]:
+    """Whom we were really connected to; empty where the connection is gone."""
+    # A short answer has given its connection back already, which public attributes no longer show.
+    protocol = getattr(response, "_protocol", None)
+    transport = getattr(protocol, "transport", None)
+    peer = transport.get_extra_info("peername") if transport is not None else None
+    if isinstance(peer, tuple) and len(peer) >= 2:
+        return {PEER_ADDRESS: peer[0], PEER_PORT: peer[1]}
+    return {PEER_ADDRESS: peer} if isinstance(peer, str) and peer else {}
+
+
+def header_attributes(
+    prefix: str, headers: Mapping[str, str], names: Iterable[str], hidden: Iterable[str] = ()
+) -> dict[str, AttributeValue]:
+    """The values of the headers *names*, each as a list, but none of *hidden*."""
+    secret = {name.lower() for name in hidden}
+    found: dict[str, list[str]] = {}
+    for name, value in headers.items():
+        lowered = name.lower()
+        if lowered in names and lowered not in secret:
+            found.setdefault(f"{prefix}{lowered}", []).append(value)
+    return dict(found)
 
 
 def error_type(exc: BaseException) -> str:

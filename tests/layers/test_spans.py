@@ -69,7 +69,8 @@ def test_the_names_are_the_conventions() -> None:
 async def test_a_call_that_needs_two_sends(serve: Serve, tracing: Tracing) -> None:
     url = await serve(Server(429))
     port = int(url.rpartition(":")[2])
-    async with aiohttp.ClientSession(url, middlewares=stack(RULES, tracer_provider=tracing.provider)) as session:
+    layers = stack(RULES, tracer_provider=tracing.provider)
+    async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=layers) as session:
         await session.get("/path?limit=5&api_key=s3cr3t")
     first, second = tracing.sends
     common = {
@@ -78,12 +79,13 @@ async def test_a_call_that_needs_two_sends(serve: Serve, tracing: Tracing) -> No
         "server.address": "127.0.0.1",
         "server.port": port,
     }
-    assert attributes(first) == {**common, "http.response.status_code": 429, "error.type": "429"}
+    answered = {"network.peer.address": "127.0.0.1", "network.peer.port": port, "network.protocol.version": "1.1"}
+    assert attributes(first) == {**common, **answered, "http.response.status_code": 429, "error.type": "429"}
     assert attributes(second) == {
         **common,
+        **answered,
         "http.response.status_code": 200,
         "http.request.resend_count": 1,
-        "network.protocol.version": "1.1",
     }
     assert [span.name for span in tracing.sends] == ["GET", "GET"]
     assert [span.status.status_code for span in tracing.sends] == [StatusCode.ERROR, StatusCode.UNSET]
@@ -102,6 +104,7 @@ async def test_a_call_that_needs_two_sends(serve: Serve, tracing: Tracing) -> No
         "lamella.rule": "Too Many Requests",
         "lamella.wait": 0.0,
         "lamella.wait.source": "rule",
+        "lamella.attempts.left": 4,
         "http.response.status_code": 429,
         "error.type": "429",
     }
@@ -197,3 +200,4 @@ async def test_a_redirect_is_another_send(serve: Serve, tracing: Tracing) -> Non
     async with aiohttp.ClientSession(await serve(redirect), middlewares=layers) as session:
         await session.get("/")
     assert [attributes(span)["http.response.status_code"] for span in tracing.sends] == [302, 200]
+    assert [attributes(span).get("http.request.resend_count") for span in tracing.sends] == [None, 1]

@@ -38,6 +38,7 @@ class Classify:
             response = await handler(request)
             if response.status < ERROR_STATUS:
                 return response
+            call.answer = response
             try:
                 raise await api_error(response, self._rules, call.secrets)
             finally:

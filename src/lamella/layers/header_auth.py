@@ -59,6 +59,7 @@ class HeaderAuth:
     ) -> aiohttp.ClientResponse:
         call = Call.of(request)
         outside = call.enter(self.rank)
+        call.auth_headers |= self._values.keys()
         try:
             origin = _origin(request.url)
             if self._origin is None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import aiohttp
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import SpanKind, Status, StatusCode, TracerProvider
-from opentelemetry.util.types import AttributeValue
+from opentelemetry.util.types import Attributes, AttributeValue
 
 from lamella import telemetry
 from lamella.call import ORDER, Call
@@ -20,29 +21,47 @@ __all__ = ["RequestSpan"]
 class RequestSpan:
     """One INTERNAL span around all the sends and waits of a call, with an event for each decision.
 
-    It stands outermost, so that it sees everything. It ends when the layers hand the answer on, with the outcome:
-    success, failure (and why there was no further try), or cancelled, which is no error.
+    It also measures whole calls: their duration, sends and waits, and why they were given up. It stands outermost,
+    so that it sees everything. It ends when the layers hand the answer on, with the outcome: success, failure (and
+    why there was no further try), or cancelled, which is no error.
 
     Args:
         tracer_provider: None means the global one.
+        meter_provider: None means the global one.
+        url_template: What the path of a request looks like with its variable parts named. None means that nobody
+            knows: then the span's name has the method alone.
     """
 
     rank = ORDER.index("RequestSpan")
 
-    def __init__(self, *, tracer_provider: TracerProvider | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+        url_template: telemetry.UrlTemplate | None = None,
+    ) -> None:
         self._tracer = telemetry.tracer(tracer_provider)
+        self._instruments = telemetry.Instruments(meter_provider)
+        self._known = telemetry.known_methods()
+        self._template = url_template
 
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         call = Call.of(request)
         outside = call.enter(self.rank)
-        span = call.span = self._tracer.start_span(f"lamella {request.method}", kind=SpanKind.INTERNAL)
+        template = self._template and self._template(request)
+        name = telemetry.span_name(request.method, template, self._known)
+        span = call.span = self._tracer.start_span(f"lamella {name}", kind=SpanKind.INTERNAL)
+        call.instruments = self._instruments
+        clock = asyncio.get_running_loop().time
+        began = clock()
         end: dict[str, AttributeValue] = {telemetry.OUTCOME: "failure"}
         description = None
         try:
             if span.is_recording():
-                span.set_attributes(telemetry.request_attributes(request))
+                span.set_attributes(telemetry.request_attributes(request, self._known, template))
             response = await handler(request)
             if response.status < ERROR_STATUS:
                 end[telemetry.OUTCOME] = "success"
@@ -60,15 +79,27 @@ class RequestSpan:
             raise
         finally:
             call.inside = outside
+            seconds = clock() - began
+            attempts = max(call.sends, len(call.records), 1)
+            waited = sum(record.waited for record in call.records)
+            self._measure({**telemetry.server_attributes(request, self._known), **end}, seconds, attempts, waited)
+            if call.stopped:
+                why = {telemetry.STOP_REASON: call.stopped.value, telemetry.RULE: call.rule.title if call.rule else ""}
+                self._instruments.stops.add(1, {**telemetry.server_attributes(request, self._known), **end, **why})
             if span.is_recording():
                 if end[telemetry.OUTCOME] == "failure":
                     span.set_status(Status(StatusCode.ERROR, description))
                 if call.stopped:
                     end[telemetry.STOP_REASON] = call.stopped.value
-                end[telemetry.ATTEMPTS] = max(call.sends, len(call.records), 1)
-                end[telemetry.WAIT] = sum(record.waited for record in call.records)
+                end[telemetry.ATTEMPTS] = attempts
+                end[telemetry.WAIT] = waited
                 span.set_attributes(end)
             span.end()
+
+    def _measure(self, attributes: Attributes, seconds: float, attempts: int, waited: float) -> None:
+        self._instruments.call_duration.record(seconds, attributes)
+        self._instruments.attempts.record(attempts, attributes)
+        self._instruments.wait.record(waited, attributes)
 
     def __repr__(self) -> str:
         return "RequestSpan()"

@@ -131,11 +131,13 @@ class _Series:
         "_deadline",
         "_decided_at",
         "_decision",
+        "_elapsed",
         "_error",
         "_failed",
         "_handler",
         "_loop",
         "_overdue",
+        "_parked",
         "_request",
         "_retry",
         "_started",
@@ -159,6 +161,8 @@ class _Series:
         """The answer it is about, where no layer below has turned it into an error."""
         self._decision: Decision | None = None
         self._decided_at = 0
+        self._elapsed = 0.0
+        self._parked = 0
         self._was_stale = False
         self._overdue = False
         """Whether it was the deadline that ended the last send."""
@@ -219,6 +223,7 @@ class _Series:
             decided = self._decision and self._decision.stop
             error.stopped = self._stop(decided or StopReason.ATTEMPTS_USED_UP)
             error.attempts = tuple(self._call.records)
+            self._log(error)
             if self._answer is None:
                 raise
             return self._answer
@@ -281,13 +286,23 @@ class _Series:
         )
         self._decision = decision
         self._decided_at = time.time_ns()
+        self._elapsed = self._failed - self._started
         if decision.wait is None:
             return False
         self._was_stale = self._was_stale or stale
         if not testing:
             # Held during the wait it would hold its connection. (A test mode does not wait, and may still stop.)
             self.let_go()
+            self._park(1)
         return decision.wait
+
+    def _park(self, change: int) -> None:
+        """Count this call among those that wait, or no longer."""
+        self._parked += change
+        if self._call.instruments is not None:
+            # By the server alone, which is the same when the wait begins and when it ends.
+            url = self._request.url
+            self._call.instruments.waiting.add(change, {telemetry.SERVER_ADDRESS: url.host or ""})
 
     def let_go(self) -> None:
         """Give the connection of an answer back that nobody will read."""
@@ -301,6 +316,8 @@ class _Series:
         if decision is None or decision.wait is None or decision.source is None:
             return
         self.let_go()
+        if self._parked:
+            self._park(-1)
         self._decision = None
         records[-1] = replace(records[-1], waited=self._loop.time() - self._failed)
         self._event(
@@ -311,6 +328,7 @@ class _Series:
 
     def _stop(self, reason: StopReason) -> StopReason:
         self._call.stopped = reason
+        self._call.rule = None if self._error is None else self._error.rule
         self._event(telemetry.STOP_EVENT, {telemetry.STOP_REASON: reason.value})
         return reason
 
@@ -319,11 +337,37 @@ class _Series:
         error = self._error
         if not span.is_recording() or error is None:
             return
-        attributes = {telemetry.ATTEMPT: len(self._call.records), telemetry.RULE: error.rule.title, **more}
+        number = len(self._call.records)
+        attributes = {telemetry.ATTEMPT: number, telemetry.RULE: error.rule.title, **more}
+        if self._retry._attempts is not None:
+            attributes[telemetry.ATTEMPTS_LEFT] = max(self._retry._attempts - number, 0)
+        if self._deadline is not None:
+            attributes[telemetry.DEADLINE_LEFT] = max(self._deadline - self._elapsed, 0.0)
         if isinstance(error, ApiError):
             attributes[telemetry.STATUS] = error.status
         attributes[telemetry.ERROR_TYPE] = telemetry.error_type(error)
         span.add_event(name, attributes, timestamp)
+
+    def _log(self, error: LamellaError) -> None:
+        if not _LOGGER.isEnabledFor(logging.WARNING):
+            return
+        span = (self._call.span or trace.get_current_span()).get_span_context()
+        fields = {
+            "lamella.method": error.method,
+            "lamella.url": error.url,
+            "lamella.outcome": str(error.outcome),
+            "lamella.attempts": len(error.attempts),
+            "lamella.wait": sum(record.waited for record in error.attempts),
+            "lamella.stop_reason": error.stopped and error.stopped.value,
+            "trace_id": trace.format_trace_id(span.trace_id),
+            "span_id": trace.format_span_id(span.span_id),
+        }
+        _LOGGER.warning("%s", error, extra=fields)
+
+
+# One line for a call that ended badly, none for a retry. It goes where the application's logging sends it.
+_LOGGER = logging.getLogger("lamella")
+_LOGGER.addHandler(logging.NullHandler())
 
 
 def _quieten(record: logging.LogRecord) -> bool:

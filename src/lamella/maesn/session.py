@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import aiohttp
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from yarl import URL
 
@@ -13,6 +15,7 @@ from lamella.maesn.account import auth
 from lamella.maesn.rules import RULES
 from lamella.policy import RuleBook
 from lamella.stack import stack
+from lamella.telemetry import UrlTemplate
 
 __all__ = ["ATTEMPT_TIMEOUT", "BASE_URL", "layers", "session"]
 
@@ -35,6 +38,7 @@ def session(
     retry_writes: bool = False,
     raise_errors: bool = True,
     tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
     **session_options: Any,
 ) -> aiohttp.ClientSession:
     """An ``aiohttp.ClientSession`` with all of :func:`layers`, whose URLs are relative to the API's.
@@ -54,6 +58,7 @@ def session(
         retry_writes: Whether POST and PATCH are sent again where they may have been carried out.
         raise_errors: Whether an error status is raised; if not, the last answer is returned.
         tracer_provider: Where the spans go. None means the global one.
+        meter_provider: Where the metrics go. None means the global one.
         session_options: What else ``aiohttp.ClientSession`` takes.
 
     Raises:
@@ -75,6 +80,7 @@ def session(
         retry_writes=retry_writes,
         raise_errors=raise_errors,
         tracer_provider=tracer_provider,
+        meter_provider=meter_provider,
     )
     session_options.setdefault("timeout", aiohttp.ClientTimeout(total=None))
     return aiohttp.ClientSession(_url(base_url), middlewares=chosen, **session_options)
@@ -92,6 +98,7 @@ def layers(
     retry_writes: bool = False,
     raise_errors: bool = True,
     tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
 ) -> tuple[aiohttp.ClientMiddlewareType, ...]:
     """The layers of :func:`session`, with the same arguments, for a session of one's own.
 
@@ -111,7 +118,25 @@ def layers(
         retry_writes=retry_writes,
         raise_errors=raise_errors,
         tracer_provider=tracer_provider,
+        meter_provider=meter_provider,
+        url_template=_template(_url(base_url)),
     )
+
+
+def _template(base_url: URL) -> UrlTemplate:
+    """The API's own: ``/accounting/invoices/{id}``. A path of another shape has none."""
+    prefix = base_url.path
+    shape = re.compile(rf"{re.escape(prefix)}(accounting/[A-Za-z]+)(/[^/]+)?/?|{re.escape(prefix)}(auth)/[^/]+/?")
+
+    def template(request: aiohttp.ClientRequest) -> str | None:
+        found = shape.fullmatch(request.url.path)
+        if found is None:
+            return None
+        if found[3]:
+            return f"{prefix}auth/{{targetSystem}}"
+        return f"{prefix}{found[1]}" + ("/{id}" if found[2] else "")
+
+    return template
 
 
 def _setting(name: str, value: str | None, variable: str) -> str:
