@@ -17,6 +17,8 @@ REDACTED = "REDACTED"
 """What stands in place of a secret, by the OpenTelemetry conventions for ``url.full``."""
 
 _LONGEST_TEXT = 300
+# Of headers without end, megabytes.
+_MOST_READ = 64 * 1024
 # Anything shorter is no secret, and would be found in every second word.
 _SHORTEST_SECRET = 4
 # Parts of a credential are often words, as in a cookie's name.
@@ -110,7 +112,7 @@ def _in_strings(pattern: re.Pattern[str], value: Any) -> Any:
 def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
     """Somebody else's *text*, fit for one line of ours: no secrets, no control characters, not too long."""
     # One line first: a secret that was torn apart by what is not shown would come together.
-    line = one_line(text)
+    line = one_line(text[:_MOST_READ])
     if pattern := _pattern(secrets):
         line = pattern.sub(REDACTED, line)
     return line if len(line) <= _LONGEST_TEXT else line[: _LONGEST_TEXT - 1] + "…"

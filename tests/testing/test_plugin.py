@@ -57,7 +57,7 @@ VIRTUAL = """
                     assert response.status == 200
             await asyncio.sleep(900)
         assert virtual_time.elapsed == pytest.approx(1800)
-        assert time.perf_counter() - began < 1
+        assert time.perf_counter() - began < 10
 
     {marker}
     async def test_real(sandbox):

@@ -29,6 +29,7 @@ from lamella.testing import (
     SlidingWindow,
     TokenBucket,
     VirtualClock,
+    VirtualTimeLoop,
 )
 from lamella.testing.plugin import MakeSandbox
 
@@ -184,6 +185,19 @@ class TestLimits:
         assert answer.headers["Retry-After"] == "1"
         await asyncio.sleep(start + 60 - virtual_time.now)
         assert (await client("GET", BILLS)).status == 200
+
+    def test_names_no_second_for_a_rounding_error(self) -> None:
+        async def main() -> None:
+            async with Sandbox(limit=FixedWindow(1, 60)) as sandbox:
+                keys = {"X-API-KEY": sandbox.api_key, "X-ACCOUNT-KEY": sandbox.account_key}
+                async with aiohttp.ClientSession(sandbox.url, headers=keys) as session:
+                    await session.get(BILLS)
+                    response = await session.get(BILLS)
+                    assert response.headers["Retry-After"] == "60"
+
+        # (58.9 + 60) - 58.9 is a little more than 60.
+        with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(VirtualClock(58.9))) as runner:
+            runner.run(main())
 
     async def test_accounts_do_not_share_a_limit(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
         accounts = [Account("a"), Account("b"), Account("c", limit=FixedWindow(4, 60))]
@@ -476,7 +490,7 @@ class TestLife:
             assert len(sockets_on(int(port))) >= 7
             began = time.perf_counter()
             await sandbox.close()
-            assert time.perf_counter() - began < 0.3
+            assert time.perf_counter() - began < 2
             assert asyncio.all_tasks() - tasks - set(requests) == set()
             assert sockets_on(int(port)) == []
             await asyncio.gather(*requests, return_exceptions=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 @contextmanager
-def real_seconds(at_most: float = 0.5, at_least: float = 0) -> Iterator[None]:
+def real_seconds(at_most: float = 5, at_least: float = 0) -> Iterator[None]:
     began = time.perf_counter()
     yield
     assert at_least <= time.perf_counter() - began <= at_most
@@ -127,6 +128,22 @@ def test_timers_come_in_order(delays: list[float]) -> None:
     assert [at for _, at in fired] == pytest.approx(sorted(delays))
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [(0.08044581855253541, 2.629404229337251), (0.6492654248961536, 56.80535432238985)]
+)
+def test_a_jump_ends_exactly_at_its_timer(first: float, second: float) -> None:
+    async def main() -> list[float]:
+        loop = asyncio.get_running_loop()
+        fired: list[float] = []
+        for when in (first, second):
+            loop.call_at(when, lambda: fired.append(loop.time()))
+        await asyncio.sleep(100)
+        return fired
+
+    assert first + (second - first) != second
+    assert run_virtual(main()) == [first, second]
+
+
 def test_cancelled_timers_do_not_come(run: Run) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -218,9 +235,11 @@ class TestThreads:
 
     def test_a_shorter_timeout_strikes_in_real_time(self, run: Run) -> None:
         async def main() -> None:
-            with ThreadPoolExecutor() as executor, pytest.raises(TimeoutError):
+            done = threading.Event()
+            with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.02):
-                    await asyncio.get_running_loop().run_in_executor(executor, time.sleep, 0.04)
+                    await asyncio.to_thread(done.wait, 60)
+            done.set()
 
         with real_seconds(at_least=0.02):
             run(main())
@@ -285,7 +304,7 @@ class TestSwitch:
             with virtual_clock() as clock:
                 assert isinstance(loop, VirtualTimeLoop)
                 await asyncio.sleep(HOUR)
-                assert clock.elapsed == pytest.approx(HOUR)
+                assert clock.elapsed == HOUR
             assert type(loop) is kind
             start = now()
             await asyncio.sleep(0.02)
@@ -307,7 +326,7 @@ class TestSwitch:
                 times.append(now())
             times.append(now())
             assert times == sorted(times)
-            assert times[-1] - times[0] == pytest.approx(2 * HOUR, abs=1)
+            assert times[-1] - times[0] == pytest.approx(2 * HOUR, abs=4)
 
         run_real(main())
 
@@ -372,6 +391,7 @@ def test_run_virtual_returns_and_raises() -> None:
 def test_clock_tells_its_time() -> None:
     clock = VirtualClock(5)
     assert (clock.now, clock.elapsed) == (5, 0)
+    assert isinstance(clock.now, float)
     assert repr(clock) == "<VirtualClock at 5.000 s, 0.000 s after its start>"
 
 

@@ -41,8 +41,8 @@ class VirtualClock:
                 message = f"{name} must be a finite number of seconds from 0, not {value!r}"
                 raise ValueError(message)
         self.grace = grace
-        self._start = start
-        self._now = start
+        self._start = float(start)
+        self._now = self._start
         self._holds = 0
 
     def __repr__(self) -> str:
@@ -79,15 +79,17 @@ class VirtualClock:
 
     def _wait(self, selector: selectors.BaseSelector, timeout: float) -> _Events:
         """Let `timeout` seconds pass until the next timer, or fewer if something becomes ready."""
+        began = time.monotonic()
         if self._holds:
-            began = time.monotonic()
             ready = selector.select(timeout)
-            self._now += min(time.monotonic() - began, timeout) if ready else timeout
-            return ready
-        # With nothing but the loop's own wake-up socket there can be no bytes under way.
-        ready = selector.select(self.grace if len(selector.get_map()) > 1 else 0)
+        else:
+            # With nothing but the loop's own wake-up socket there can be no bytes under way.
+            ready = selector.select(self.grace if len(selector.get_map()) > 1 else 0)
         if not ready:
-            self._now += timeout
+            # Not a rounding error before the timer: who waits for a limit must not come too soon.
+            self._now = timeout.until if isinstance(timeout, _Wait) else self._now + timeout
+        elif self._holds:
+            self._now += min(time.monotonic() - began, timeout)
         return ready
 
 
@@ -125,6 +127,16 @@ class _VirtualSelector(selectors.BaseSelector):
         self._selector.close()
 
 
+class _Wait(float):
+    """The seconds until a timer, and exactly when that is."""
+
+    __slots__ = ("until",)
+
+    def __init__(self, seconds: float) -> None:
+        del seconds  # float.__new__ has taken them
+        self.until = 0.0
+
+
 class _Moment(float):
     """When a timer is due. Of equal ones the first that was made comes first.
 
@@ -143,6 +155,12 @@ class _Moment(float):
         if isinstance(other, _Moment) and self == other:
             return self._number < other._number
         return super().__lt__(other)
+
+    def __sub__(self, now: float) -> _Wait:
+        """How a loop finds out for how long it may wait."""
+        wait = _Wait(super().__sub__(now))
+        wait.until = float(self)
+        return wait
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
@@ -191,8 +209,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 def virtual_clock(loop: asyncio.AbstractEventLoop | None = None) -> Iterator[VirtualClock]:
     """Put a loop that exists already on virtual time, for the length of the context. None: the running loop.
 
-    Its time goes on from the next full second, for sums of seconds to be exact, and never goes back: afterwards the loop follows the real clock again, but
-    stays ahead by what it has jumped, so that the timers of others keep their distance.
+    Its time goes on from the next full second (so that sums of seconds come out exact) and never goes back:
+    afterwards the loop follows the real clock again, but stays ahead by what it has jumped, so that the timers of
+    others keep their distance.
+
     Raises TypeError for a loop that is not asyncio's selector loop.
     """
     loop = loop or asyncio.get_running_loop()
