@@ -17,6 +17,8 @@ from lamella.redaction import redact_json
 __all__ = ["ErrorBody", "peek", "read_error_body"]
 
 _ERROR_BYTES = 64 * 1024
+# So that a secret is not cut in two, and its first half kept.
+_OVERLAP = 8 * 1024
 _ERROR_SECONDS = 5.0
 _MOST_MESSAGES = 20
 _DEEPEST = 6
@@ -64,13 +66,13 @@ async def read_error_body(response: aiohttp.ClientResponse, secrets: Iterable[st
     # The status is known and says enough: a broken or slow body must not turn it into another error.
     with suppress(TimeoutError, aiohttp.ClientError, OSError):
         async with asyncio.timeout(_ERROR_SECONDS):
-            await _peek(response.content, _ERROR_BYTES, chunks)
-    return parse_error_body(b"".join(chunks)[:_ERROR_BYTES], secrets)
+            await _peek(response.content, _ERROR_BYTES + _OVERLAP, chunks)
+    return parse_error_body(b"".join(chunks)[: _ERROR_BYTES + _OVERLAP], secrets)
 
 
 def parse_error_body(body: bytes, secrets: Iterable[str] = ()) -> ErrorBody:
     """Find the messages in *body*, which may be anything, and take the *secrets* out of it."""
-    body, payload = redact_json(body, _json(body), secrets)
+    body, payload = redact_json(body, _json(body) if len(body) <= _ERROR_BYTES else None, secrets)
     groups: dict[str, list[str]] = {"details": [], "validation": [], "downstream": []}
     # At the top a list is one of errors only if its items say so.
     errors = (
@@ -79,7 +81,9 @@ def parse_error_body(body: bytes, secrets: Iterable[str] = ()) -> ErrorBody:
     for group, message in _messages(errors, "details") if errors else _messages(payload, None):
         if len(groups[group]) < _MOST_MESSAGES and message not in groups[group]:
             groups[group].append(message)
-    return ErrorBody(body, payload, tuple(groups["details"]), tuple(groups["validation"]), tuple(groups["downstream"]))
+    return ErrorBody(
+        body[:_ERROR_BYTES], payload, tuple(groups["details"]), tuple(groups["validation"]), tuple(groups["downstream"])
+    )
 
 
 def _json(body: bytes | str) -> Any:

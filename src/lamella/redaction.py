@@ -7,6 +7,7 @@ import re
 from base64 import b64decode
 from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import unquote, unquote_plus
 
 from multidict import CIMultiDict
 from yarl import URL
@@ -16,6 +17,8 @@ __all__ = ["REDACTED", "one_line", "redact_headers", "redact_json", "redact_text
 REDACTED = "REDACTED"
 """What stands in place of a secret, by the OpenTelemetry conventions for ``url.full``."""
 
+# Stands for it until all secrets are found: one of them might be a part of the word.
+_MARK = "\uf8ff"
 _LONGEST_TEXT = 300
 # Of headers without end, megabytes.
 _MOST_READ = 64 * 1024
@@ -66,55 +69,50 @@ def redact_url(url: URL, secrets: Iterable[str] = ()) -> str:
     shown = url.with_fragment(None) if url.raw_fragment else url
     if url.raw_user is not None or url.raw_password is not None:
         shown = shown.with_user(None)
-    if url.raw_query_string:
+    if url.raw_query_string and any(map(_SECRET_NAME.search, url.query)):
         shown = shown.with_query(
             [(name, REDACTED if _SECRET_NAME.search(name) else value) for name, value in url.query.items()]
         )
-    if (pattern := _pattern(secrets)) is None:
-        return str(shown)
     # Host and port stay: what is found in them is found by chance.
     origin = f"{shown.scheme}://{shown.raw_authority}" if shown.raw_authority else ""
-    return origin + pattern.sub(REDACTED, str(shown).removeprefix(origin))
+    return origin + _hide(str(shown).removeprefix(origin), secrets)
 
 
 def redact_headers(headers: Mapping[str, str], secrets: Iterable[str] = ()) -> CIMultiDict[str]:
     """The same names; the values only where they are known to be harmless, and without *secrets*."""
-    pattern = _pattern(secrets)
-    shown = ((name, value if name.lower() in _PUBLIC_HEADERS else REDACTED) for name, value in headers.items())
-    return CIMultiDict((name, pattern.sub(REDACTED, value) if pattern else value) for name, value in shown)
+    return CIMultiDict(
+        (name, _hide(value, secrets) if name.lower() in _PUBLIC_HEADERS else REDACTED)
+        for name, value in headers.items()
+    )
 
 
 def redact_json(body: bytes, payload: Any, secrets: Iterable[str] = ()) -> tuple[bytes, Any]:
     """*body* and what it says as JSON (None where it is none), without the secrets that a server has put into it."""
-    if (pattern := _pattern(secrets)) is None:
-        return body, payload
-    shown = pattern.sub(REDACTED, body.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+    shown = _hide(body.decode("utf-8", "surrogateescape"), secrets).encode("utf-8", "surrogateescape")
     if payload is None:
         return shown, None
     try:
-        hidden = _in_strings(pattern, payload)
+        hidden = _in_strings(payload, secrets)
         # In JSON a secret may be spelled in many ways, and look like a number that is none.
         return (body if shown == body and hidden == payload else json.dumps(hidden).encode()), hidden
     except RecursionError:
         return shown, None
 
 
-def _in_strings(pattern: re.Pattern[str], value: Any) -> Any:
+def _in_strings(value: Any, secrets: Iterable[str]) -> Any:
     if isinstance(value, str):
-        return pattern.sub(REDACTED, value)
+        return _hide(value, secrets)
     if isinstance(value, list):
-        return [_in_strings(pattern, item) for item in value]
+        return [_in_strings(item, secrets) for item in value]
     if isinstance(value, dict):
-        return {_in_strings(pattern, key): _in_strings(pattern, item) for key, item in value.items()}
+        return {_in_strings(key, secrets): _in_strings(item, secrets) for key, item in value.items()}
     return value
 
 
 def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
     """Somebody else's *text*, fit for one line of ours: no secrets, no control characters, not too long."""
     # One line first: a secret that was torn apart by what is not shown would come together.
-    line = one_line(text[:_MOST_READ])
-    if pattern := _pattern(secrets):
-        line = pattern.sub(REDACTED, line)
+    line = _hide(one_line(text[:_MOST_READ]), secrets)
     return line if len(line) <= _LONGEST_TEXT else line[: _LONGEST_TEXT - 1] + "…"
 
 
@@ -155,22 +153,23 @@ def _after_scheme(value: str) -> Iterable[str]:
     return [rest, *(part for text in texts for part in (text, text.partition(":")[2]))]
 
 
-def _pattern(secrets: Iterable[str]) -> re.Pattern[str] | None:
-    """Finds any of *secrets*, as it is or as a URL or JSON spells it; None where there is none to find."""
-    found = sorted({secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}, key=len, reverse=True)
-    if not found:
-        return None
-    return re.compile("|".join("".join(map(_spelled, one_line(secret) or secret)) for secret in found))
+def _hide(text: str, secrets: Iterable[str]) -> str:
+    """*text* with each of *secrets* replaced, as it is or as a URL spells it."""
+    found = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
+    found |= {one_line(secret) for secret in found if len(secret.split()) > 1}
+    # The longest first: nothing is to be left of one that holds another.
+    ordered = sorted(found, key=len, reverse=True)
+    for secret in ordered:
+        text = text.replace(secret, _MARK)
+    if "%" in text or "+" in text:
+        decoded = unquote(text), unquote_plus(text)
+        for secret in ordered:
+            # The pattern is dear, and needed only where there is something to find.
+            if secret in decoded[0] or secret in decoded[1]:
+                text = re.sub("".join(map(_spelled, secret)), _MARK, text)
+    return text.replace(_MARK, REDACTED)
 
 
 def _spelled(char: str) -> str:
     percent = "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
-    spellings = [re.escape(char), f"(?i:{percent})"]
-    if char == " ":
-        spellings += [r"\s+", r"\+"]
-    elif char in '"/\\':
-        spellings.append(re.escape(f"\\{char}"))
-    elif not char.isascii():
-        units = char.encode("utf-16-be", "surrogatepass").hex()
-        spellings.append("(?i:" + "".join(rf"\\u{units[at : at + 4]}" for at in range(0, len(units), 4)) + ")")
-    return f"(?:{'|'.join(spellings)})"
+    return rf"(?:{re.escape(char)}|(?i:{percent}){'|[+]' if char == ' ' else ''})"
