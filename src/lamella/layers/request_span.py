@@ -81,7 +81,7 @@ class RequestSpan:
             call.inside = outside
             seconds = clock() - began
             attempts = max(call.sends, len(call.records), 1)
-            waited = sum(record.waited for record in call.records)
+            waited = sum((record.waited for record in call.records), 0.0)
             self._measure({**telemetry.server_attributes(request, self._known), **end}, seconds, attempts, waited)
             if call.stopped:
                 why = {telemetry.STOP_REASON: call.stopped.value, telemetry.RULE: call.rule.title if call.rule else ""}

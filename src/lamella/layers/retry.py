@@ -357,7 +357,7 @@ class _Series:
             "lamella.url": error.url,
             "lamella.outcome": str(error.outcome),
             "lamella.attempts": len(error.attempts),
-            "lamella.wait": sum(record.waited for record in error.attempts),
+            "lamella.wait": sum((record.waited for record in error.attempts), 0.0),
             "lamella.stop_reason": error.stopped and error.stopped.value,
             "trace_id": trace.format_trace_id(span.trace_id),
             "span_id": trace.format_span_id(span.span_id),
