@@ -1,0 +1,75 @@
+"""The spans of calls, put together again: each call with its sends and its decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, SpanKind
+from opentelemetry.util.types import AttributeValue
+
+from lamella import telemetry
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import Event, ReadableSpan
+
+__all__ = ["Trace", "attribute", "context", "interest", "number", "seconds", "traces"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The INTERNAL span of a call, and its CLIENT spans in the order in which they began."""
+
+    call: ReadableSpan
+    sends: tuple[ReadableSpan, ...]
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the call ended well."""
+        return attribute(self.call, telemetry.OUTCOME) == "success"
+
+    @property
+    def retries(self) -> list[Event]:
+        """The decisions to send again."""
+        return [event for event in self.call.events if event.name == telemetry.RETRY_EVENT]
+
+
+def traces(spans: Iterable[ReadableSpan]) -> list[Trace]:
+    """The calls among *spans*, in the order in which they began."""
+    calls: list[ReadableSpan] = []
+    sends: dict[int, list[ReadableSpan]] = {}
+    for span in sorted(spans, key=lambda span: span.start_time or 0):
+        if span.kind is SpanKind.CLIENT and span.parent is not None:
+            sends.setdefault(span.parent.span_id, []).append(span)
+        elif span.kind is SpanKind.INTERNAL:
+            calls.append(span)
+    return [Trace(call, tuple(sends.get(context(call).span_id, ()))) for call in calls]
+
+
+def interest(trace: Trace) -> tuple[int, int]:
+    """How much there is to see in a trace: distinct things first, then sends."""
+    ends = {attribute(send, telemetry.ERROR_TYPE) for send in trace.sends}
+    reasons = {attribute(event, telemetry.WAIT_SOURCE) for event in trace.retries}
+    return len(ends) + len(reasons), len(trace.sends)
+
+
+def context(span: ReadableSpan) -> SpanContext:
+    """The ids of a span."""
+    return span.get_span_context() or INVALID_SPAN_CONTEXT
+
+
+def attribute(of: ReadableSpan | Event, name: str) -> AttributeValue | None:
+    """An attribute, or None."""
+    return (of.attributes or {}).get(name)
+
+
+def number(of: ReadableSpan | Event, name: str) -> float:
+    """An attribute that is a number, or 0."""
+    value = attribute(of, name)
+    return value if isinstance(value, int | float) else 0.0
+
+
+def seconds(nanoseconds: int | None, since: int | None = 0) -> float:
+    """The time of a span or an event, from the moment *since* on."""
+    return ((nanoseconds or 0) - (since or 0)) / 1e9

@@ -1,0 +1,59 @@
+"""The command line as its users run it, and a small result of the demo."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+
+from lamella.cli.demo import Result, run
+from lamella.cli.plan import Settings
+
+# What a terminal or a machine for tests may have set, and what would change the output.
+_UNSET = {"CLICOLOR", "COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "OTEL_SDK_DISABLED", "TTY_COMPATIBLE"}
+
+SMALL = Settings(calls=40, accounts=4, seed=3, scale=0.001)
+"""Enough calls for one of each kind."""
+
+
+def environment(**variables: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in _UNSET} | variables
+
+
+def lamella(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with its output in pipes."""
+    return subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "lamella", *arguments],
+        env=environment(**variables),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """Start the command with its output in pipes."""
+    # In the background of a shell Ctrl-C is ignored, which a child would inherit.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "lamella", *arguments],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def result() -> Result:
+    """A real run with one call of each kind at least."""
+    return asyncio.run(run(SMALL, TracerProvider()))

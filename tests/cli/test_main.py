@@ -1,0 +1,113 @@
+"""The program as a whole: how it starts, what it needs, and what it writes into a pipe."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+from tests.cli.conftest import environment, lamella
+from typer.testing import CliRunner
+
+from lamella.cli.app import app
+
+
+def test_the_version() -> None:
+    result = lamella("--version")
+    assert (result.stdout, result.stderr, result.returncode) == (f"lamella {version('lamella')}\n", "", 0)
+
+
+def test_help_fits_80_columns() -> None:
+    for arguments in ([], ["demo"], ["sandbox"], ["explain"]):
+        result = CliRunner().invoke(app, [*arguments, "--help"], prog_name="lamella")
+        assert result.exit_code == 0
+        assert max(map(len, result.output.splitlines())) <= 80
+        assert "..." not in result.output.replace("[ARGS]...", "")
+
+
+def without(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command where *module* is not installed."""
+    code = f"import sys; sys.modules[{module!r}] = None; from lamella.cli import main; main()"
+    return subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code, *arguments],
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("module", ["rich", "typer"])
+def test_without_the_extra_cli(module: str) -> None:
+    result = without(module, "explain")
+    assert (result.stdout, result.returncode) == ("", 2)
+    assert result.stderr == f"lamella: {module} is missing: pip install 'lamella[cli]'\n"
+
+
+def test_without_the_extra_sdk() -> None:
+    result = without("opentelemetry.sdk", "demo")
+    assert (result.stdout, result.returncode) == ("", 2)
+    assert result.stderr == "lamella: the demo needs OpenTelemetry's SDK: pip install 'lamella[cli,sdk]'\n"
+
+
+def test_the_other_commands_do_without_the_extra_sdk() -> None:
+    assert without("opentelemetry.sdk", "explain", "429").stdout.startswith("429 Too Many Requests\n")
+
+
+def test_where_the_sdk_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "True")
+    result = CliRunner().invoke(app, ["demo"])
+    assert result.exit_code == 2
+    assert result.output == "lamella: the demo needs OpenTelemetry's SDK, and OTEL_SDK_DISABLED switches it off\n"
+
+
+def test_a_reader_that_goes_away() -> None:
+    writing, reading = os.pipe()[::-1]
+    os.close(reading)
+    with os.fdopen(writing, "wb") as gone:
+        result = subprocess.run(
+            [sys.executable, "-m", "lamella", "explain"],
+            env=environment(),
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            timeout=60,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_an_encoding_without_our_characters() -> None:
+    result = lamella("explain", "429", PYTHONIOENCODING="latin-1", PYTHONUTF8="0")
+    assert result.returncode == 0
+    assert "1 min ? 1 min 6 s" in result.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+@pytest.mark.parametrize("no_color", [False, True])
+def test_on_a_terminal(no_color: bool) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    variables = {"TERM": "xterm-256color", "COLUMNS": "80", **({"NO_COLOR": "1"} if no_color else {})}
+    arguments = ["demo", "--calls", "6", "--scale", "0.001"]
+    with subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", "lamella", *arguments], env=environment(**variables), stdout=theirs
+    ) as process:
+        os.close(theirs)
+        output = b""
+        try:
+            while chunk := os.read(ours, 65536):
+                output += chunk
+        except OSError:  # how Linux tells that the other end is closed
+            pass
+        os.close(ours)
+    assert process.returncode == 0
+    text = output.decode()
+    assert "6/6" in text, "the bar"
+    assert "\x1b[1;4mOutcome\x1b[0m" in text
+    assert ("\x1b[32mok\x1b[0m" in text) is not no_color

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from typer.testing import CliRunner, Result
+
+from lamella.cli import otlp
+from lamella.cli.app import app
+
+
+@dataclass
+class Collector:
+    """An endpoint that keeps what it gets, or answers with an error."""
+
+    status: int = 200
+    delay: float = 0.0
+    url: str = ""
+    paths: list[str] = field(default_factory=list)
+    requests: list[ExportTraceServiceRequest] = field(default_factory=list)
+
+    @property
+    def spans(self) -> list[Span]:
+        return [
+            span
+            for request in self.requests
+            for resource in request.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+
+@contextmanager
+def collector(status: int = 200, delay: float = 0.0) -> Iterator[Collector]:
+    kept = Collector(status, delay)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            time.sleep(kept.delay)
+            kept.paths.append(self.path)
+            kept.requests.append(ExportTraceServiceRequest.FromString(body))
+            self.send_response(kept.status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    kept.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield kept
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def demo(url: str, calls: int = 8) -> Result:
+    arguments = ["--calls", str(calls), "--scale", "0.001", "--otlp", url]
+    return CliRunner().invoke(app, ["demo", *arguments], env={"COLUMNS": "200"})
+
+
+def value(span: Span, name: str) -> object:
+    [found] = [pair.value for pair in span.attributes if pair.key == name] or [None]
+    return found and getattr(found, found.WhichOneof("value"))
+
+
+@pytest.mark.parametrize("path", ["", "/v1/traces"])
+def test_the_spans_arrive(path: str) -> None:
+    with collector() as kept:
+        shown = demo(kept.url + path)
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert set(kept.paths) == {"/v1/traces"}
+    said = f"{len(kept.spans)} spans of the service lamella-demo sent to {kept.url}/v1/traces: all have arrived."
+    assert said in shown.stdout
+
+    for request in kept.requests:
+        for resource in request.resource_spans:
+            names = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
+            assert names["service.name"] == "lamella-demo"
+
+
+def test_what_arrives_is_a_tree_for_each_call() -> None:
+    with collector() as kept:
+        shown = demo(kept.url)
+    calls = {span.trace_id: span for span in kept.spans if span.kind == Span.SPAN_KIND_INTERNAL}
+    sends = [span for span in kept.spans if span.kind == Span.SPAN_KIND_CLIENT]
+    assert len(calls) == 8
+    assert len(calls) + len(sends) == len(kept.spans)
+    for trace_id, call in calls.items():
+        below = sorted(
+            (send for send in sends if send.trace_id == trace_id), key=lambda send: send.start_time_unix_nano
+        )
+        assert not call.parent_span_id
+        assert {send.parent_span_id for send in below} == {call.span_id}
+        assert len(below) == value(call, "lamella.attempts")
+        assert [value(send, "http.request.resend_count") for send in below] == [None, *range(1, len(below))]
+        assert [event.name for event in call.events].count("lamella.retry") == len(below) - 1
+        assert value(call, "lamella.outcome") == ("success" if value(below[-1], "error.type") is None else "failure")
+    # The one that is on the screen is among them.
+    [shown_id, *_] = re.findall(r"^trace ([0-9a-f]{32})$", shown.stdout, re.MULTILINE)
+    assert bytes.fromhex(shown_id) in calls
+
+
+def test_a_closed_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    started = time.monotonic()
+    shown = demo(url)
+    assert time.monotonic() - started < 5
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert re.search(
+        rf"^None of \d+ spans arrived at {url}/v1/traces: Connection refused\.$", shown.stdout, re.MULTILINE
+    )
+
+
+def test_an_endpoint_that_does_not_want_them() -> None:
+    with collector(status=404) as kept:
+        shown = demo(kept.url.replace("//", "//user:s3cr3t@"))
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert re.search(rf"^None of \d+ spans arrived at {kept.url}/v1/traces: .*404", shown.stdout, re.MULTILINE)
+    assert "s3cr3t" not in shown.output
+    assert len(kept.paths) == 1
+
+
+def test_an_endpoint_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(otlp, "_LONGEST_SECONDS", 0.5)
+    with collector(delay=1.0) as kept:
+        shown = demo(kept.url)
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert "spans arrived at" in shown.stdout
+    assert "it took longer than 0.5 s." in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("http://localhost:4318", "http://localhost:4318/v1/traces"),
+        ("http://localhost:4318/", "http://localhost:4318/v1/traces"),
+        ("http://localhost:4318/v1/traces/", "http://localhost:4318/v1/traces"),
+        ("https://otlp.example/base/", "https://otlp.example/base/v1/traces"),
+        ("https://otlp.example/base/v1/traces", "https://otlp.example/base/v1/traces"),
+        ("http://[::1]:4318", "http://[::1]:4318/v1/traces"),
+    ],
+)
+def test_an_endpoint(url: str, found: str) -> None:
+    assert str(otlp.endpoint(url)) == found
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "localhost:4318", "ftp://localhost", "http://", "http://:4318", "http://a b", "http://a:99999", "http://[::1",
+     "http://a?b=c", "4318"],
+)  # fmt: skip
+def test_a_url_that_is_none(url: str) -> None:
+    shown = demo(url)
+    assert shown.exit_code == 2
+    assert shown.stdout == ""
+    assert shown.stderr.endswith("--otlp: it must be a URL such as http://localhost:4318\n")
