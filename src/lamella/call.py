@@ -45,6 +45,7 @@ class Call:
         "auth_headers",
         "inside",
         "instruments",
+        "interrupted",
         "records",
         "rule",
         "secrets",
@@ -68,6 +69,8 @@ class Call:
         """The answer that a layer below has just turned into an error."""
         self.instruments: Instruments | None = None
         """Where ``RequestSpan`` counts, for what only ``Retry`` knows of."""
+        self.interrupted = False
+        """Whether a send ended before all of its body was written."""
         self.auth_headers: frozenset[str] = frozenset()
         """The names of the headers that an auth layer has set."""
         self.secrets: tuple[str, ...] = ()

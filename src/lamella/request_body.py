@@ -5,7 +5,9 @@ from __future__ import annotations
 import aiohttp
 from aiohttp import payload
 
-__all__ = ["is_replayable", "rewind"]
+from lamella.call import Call
+
+__all__ = ["is_replayable", "note_interruption", "rewind"]
 
 
 def is_replayable(request: aiohttp.ClientRequest, *, sent: bool) -> bool:
@@ -14,20 +16,31 @@ def is_replayable(request: aiohttp.ClientRequest, *, sent: bool) -> bool:
     aiohttp sends a stream that is used up as an empty body, without an error.
     """
     body = request.body
-    return not body or (_replays(body) if sent else not getattr(body, "consumed", False))
+    if not sent:
+        return not getattr(body, "consumed", False)
+    return not body or _replays(body, Call.of(request).interrupted)
 
 
-def _replays(body: object) -> bool:
+def note_interruption(request: aiohttp.ClientRequest) -> None:
+    """To be called as soon as a send has ended, before anything else is awaited: was its body still being written?"""
+    if getattr(request, "_writer", None) is not None:
+        Call.of(request).interrupted = True
+
+
+def _replays(body: object, interrupted: bool) -> bool:
     if isinstance(body, bytes | bytearray | tuple | payload.BytesPayload):
         return True
     if isinstance(body, payload.AsyncIterablePayload):
         return False
     if isinstance(body, payload.IOBasePayload):
+        if interrupted and not isinstance(body, payload.BytesIOPayload):
+            # A thread may still be reading from the file, and would move it under the feet of the next send.
+            return False
         # aiohttp goes back to where the file stood, if the file can.
         file = body._value
         return not getattr(body, "consumed", False) and not file.closed and bool(file.seekable())
     if isinstance(body, aiohttp.MultipartWriter):
-        return not getattr(body, "consumed", False) and all(_replays(part) for part, *_ in body)
+        return not getattr(body, "consumed", False) and all(_replays(part, interrupted) for part, *_ in body)
     # A payload of somebody else's may be used up without knowing it.
     return False
 

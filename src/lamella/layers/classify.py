@@ -7,6 +7,7 @@ import aiohttp
 from lamella.call import ORDER, Call
 from lamella.classification import ERROR_STATUS, api_error, shown_cause, transport_error
 from lamella.policy import RuleBook
+from lamella.request_body import note_interruption
 
 __all__ = ["Classify"]
 
@@ -35,7 +36,10 @@ class Classify:
         call = Call.of(request)
         outside = call.enter(self.rank)
         try:
-            response = await handler(request)
+            try:
+                response = await handler(request)
+            finally:
+                note_interruption(request)
             if response.status < ERROR_STATUS:
                 return response
             call.answer = response

@@ -29,7 +29,7 @@ from lamella.errors import (
     LamellaError,
 )
 from lamella.policy import Decision, RuleBook, StopReason, decide
-from lamella.request_body import is_replayable, rewind
+from lamella.request_body import is_replayable, note_interruption, rewind
 
 __all__ = ["Retry"]
 
@@ -229,6 +229,12 @@ class _Series:
             return self._answer
 
     async def _bounded(self) -> aiohttp.ClientResponse:
+        try:
+            return await self._within_deadline()
+        finally:
+            note_interruption(self._request)
+
+    async def _within_deadline(self) -> aiohttp.ClientResponse:
         if self._deadline is None:
             return await self._handler(self._request)
         limit = asyncio.timeout_at(self._started + self._deadline)
