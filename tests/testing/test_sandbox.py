@@ -598,3 +598,9 @@ def test_accepts_chances_of_one_in_sum() -> None:
 def test_rejects_an_account(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Account(**options)
+
+
+async def test_a_path_with_a_line_break_is_received_too(sandbox: Sandbox) -> None:
+    async with aiohttp.ClientSession() as session, session.get(f"{sandbox.url}/accounting/a%0Ab") as response:
+        assert response.status == 403
+    assert [received.path for received in sandbox.received] == ["/accounting/a\nb"]

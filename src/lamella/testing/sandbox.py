@@ -166,7 +166,7 @@ class Sandbox:
             message = "the sandbox has been started already"
             raise RuntimeError(message)
         app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self._handle)
+        app.router.add_route("*", "/{path:(?s:.*)}", self._handle)
         # Only with cancellation does a silent or slow answer end together with its connection.
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
