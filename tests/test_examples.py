@@ -13,7 +13,12 @@ SHOWN = {
     "fresh_token.py": ["'Bearer token-1', 'Bearer token-1', 'Bearer token-1'", "Bearer token-2"],
     "maesn_invoices.py": ["invoices: [250, 250]", "requests that it took: 9"],
     "service.py": ["order 1: {'id': 1}", "404 Not Found [no such order]. check the id", "stopped: not_retryable"],
-    "traces.py": ["GET /accounting/invoices CLIENT", "lamella GET /accounting/invoices INTERNAL", "lamella.retry", "'http.request.resend_count': 2"],
+    "traces.py": [
+        "GET /accounting/invoices CLIENT",
+        "lamella GET /accounting/invoices INTERNAL",
+        "lamella.retry",
+        "'http.request.resend_count': 2",
+    ],
 }
 
 
