@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from opentelemetry import metrics, trace
+from opentelemetry import context, metrics, trace
 from opentelemetry.util.types import AttributeValue
 
 from lamella.call import Call
@@ -173,6 +173,30 @@ def header_attributes(
         if lowered in names and lowered not in secret:
             found.setdefault(f"{prefix}{lowered}", []).append(value)
     return dict(found)
+
+
+def take_over(request: aiohttp.ClientRequest) -> None:
+    """End what OpenTelemetry's own instrumentation of aiohttp has begun for this call.
+
+    Its one CLIENT span would stand around all our sends, and be the parent of ours in place of the caller's span.
+    It takes no offence: a call of which it has no span is none of its business.
+    """
+    for trace_ in getattr(request, "_traces", ()):
+        if getattr(getattr(trace_, "_trace_config", None), _INSTRUMENTED, False):
+            state = getattr(trace_, "_trace_config_ctx", None)
+            if state is not None and getattr(state, "token", None) is not None:
+                context.detach(state.token)
+                state.token = state.span = None
+
+
+def without_other_instrumentation(session: aiohttp.ClientSession) -> aiohttp.ClientSession:
+    """*session*, which is ours, without what OpenTelemetry's own instrumentation has added to it."""
+    session.trace_configs[:] = [each for each in session.trace_configs if not getattr(each, _INSTRUMENTED, False)]
+    return session
+
+
+# How that instrumentation marks its own.
+_INSTRUMENTED: Final = "_is_instrumented_by_opentelemetry"
 
 
 def error_type(exc: BaseException) -> str:

@@ -57,6 +57,7 @@ class AttemptSpan:
     ) -> aiohttp.ClientResponse:
         call = Call.of(request)
         outside = call.enter(self.rank)
+        telemetry.take_over(request)
         template = self._template and self._template(request)
         parent = None if call.span is None else set_span_in_context(call.span)
         name = telemetry.span_name(request.method, template, self._known)

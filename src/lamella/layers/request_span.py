@@ -51,6 +51,7 @@ class RequestSpan:
     ) -> aiohttp.ClientResponse:
         call = Call.of(request)
         outside = call.enter(self.rank)
+        telemetry.take_over(request)
         template = self._template and self._template(request)
         name = telemetry.span_name(request.method, template, self._known)
         span = call.span = self._tracer.start_span(f"lamella {name}", kind=SpanKind.INTERNAL)

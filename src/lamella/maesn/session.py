@@ -15,7 +15,7 @@ from lamella.maesn.account import auth
 from lamella.maesn.rules import RULES
 from lamella.policy import RuleBook
 from lamella.stack import stack
-from lamella.telemetry import UrlTemplate
+from lamella.telemetry import UrlTemplate, without_other_instrumentation
 
 __all__ = ["ATTEMPT_TIMEOUT", "BASE_URL", "layers", "session"]
 
@@ -83,7 +83,7 @@ def session(
         meter_provider=meter_provider,
     )
     session_options.setdefault("timeout", aiohttp.ClientTimeout(total=None))
-    return aiohttp.ClientSession(_url(base_url), middlewares=chosen, **session_options)
+    return without_other_instrumentation(aiohttp.ClientSession(_url(base_url), middlewares=chosen, **session_options))
 
 
 def layers(

@@ -1,0 +1,76 @@
+"""With OpenTelemetry's own instrumentation of aiohttp in the same process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import aiohttp
+import pytest
+from opentelemetry import baggage, context, trace
+from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.trace import SpanKind
+from tests.conftest import Tracing
+
+from lamella import AttemptSpan, maesn
+from lamella.testing import Sandbox
+
+
+@pytest.fixture(autouse=True)
+def _instrumented(tracing: Tracing) -> Iterator[None]:
+    meters = MeterProvider()
+    instrumentor = AioHttpClientInstrumentor()
+    instrumentor.instrument(tracer_provider=tracing.provider, meter_provider=meters)
+    yield
+    instrumentor.uninstrument()
+    meters.shutdown()
+
+
+@pytest.mark.parametrize("kind", ["a session of lamella's", "layers in a session", "one layer in a session"])
+async def test_there_is_one_client_span_a_send_and_one_traceparent(
+    sandbox: Sandbox, tracing: Tracing, no_waits: None, kind: str
+) -> None:
+    keys = sandbox.api_key, sandbox.account_key, sandbox.url
+    if kind == "a session of lamella's":
+        session = maesn.session(*keys, tracer_provider=tracing.provider)
+    elif kind == "layers in a session":
+        layers = maesn.layers(*keys, tracer_provider=tracing.provider)
+        session = aiohttp.ClientSession(sandbox.url, middlewares=layers)
+    else:
+        layers = (AttemptSpan(tracer_provider=tracing.provider),)
+        session = aiohttp.ClientSession(sandbox.url, middlewares=layers)
+    sandbox.script(429, 500)
+    async with session:
+        for _ in range(2):
+            tracing.exporter.clear()
+            before = len(sandbox.received)
+            with tracing.provider.get_tracer("user").start_as_current_span("job") as job:
+                token = context.attach(baggage.set_baggage("tenant", "acme"))
+                async with session.get("/accounting/invoices") as response:
+                    await response.read()
+                context.detach(token)
+                assert trace.get_current_span() is job
+            received = sandbox.received[before:]
+            assert [span.kind for span in tracing.spans].count(SpanKind.CLIENT) == len(received)
+            assert {span.instrumentation_scope and span.instrumentation_scope.name for span in tracing.spans} == {
+                "lamella",
+                "user",
+            }
+            assert [request.headers.getall("traceparent") for request in received] == [
+                [f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-{span.context.trace_flags:02x}"]
+                for span in tracing.sends
+            ]
+            [outermost] = {span.parent.span_id for span in tracing.spans if span.parent} - {
+                span.context.span_id for span in tracing.spans if span.name != "job"
+            }
+            assert outermost == job.get_span_context().span_id
+            assert {request.headers["baggage"] for request in received} == {"tenant=acme"}
+
+
+async def test_a_session_without_lamella_is_left_to_it(sandbox: Sandbox, tracing: Tracing) -> None:
+    async with aiohttp.ClientSession(sandbox.url) as session:
+        async with session.get("/accounting/invoices") as response:
+            assert response.status == 403
+    [span] = tracing.spans
+    assert span.instrumentation_scope is not None
+    assert "aiohttp_client" in span.instrumentation_scope.name
