@@ -8,6 +8,8 @@ VENV   ?= .venv
 ARGS   ?=
 
 LOWEST := .venv-lowest
+BACKENDS := .venv-backends
+PHOENIX := .venv-phoenix
 RUN    := $(VENV)/bin/python -m
 
 # What an environment was made for. One that came along in a copy of the checkout would test the original's code.
@@ -15,7 +17,7 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types coverage lowest clean FORCE
+.PHONY: help demo test lint format types coverage lowest backends clean FORCE
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s%s\n", $$1, $$2 }' Makefile
@@ -46,6 +48,10 @@ lowest: $(LOWEST)/.installed  ## Run the tests with the lowest versions that pyp
 	@echo "lowest versions:" $$(cat $(LOWEST)/constraints.txt)
 	@$(LOWEST)/bin/python -m pytest $(ARGS)
 
+backends: $(BACKENDS)/.installed $(PHOENIX)/.installed  ## Run the tests against a real Phoenix and Prometheus
+	@$(BACKENDS)/bin/python scripts/backends.py --phoenix $(PHOENIX)/bin/python -- \
+		$(BACKENDS)/bin/python -m pytest --confcutdir tests/backends tests/backends $(ARGS)
+
 clean:  ## Remove environments, caches, builds and reports
 	rm -rf .venv .venv-* build dist htmlcov .coverage .coverage.* coverage.xml
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -67,10 +73,24 @@ $(LOWEST)/.installed: pyproject.toml Makefile scripts/make_venv.sh scripts/lowes
 		--constraint $(LOWEST)/constraints.txt --editable '.[dev]'
 	@printf '%s\n' "$$MADE_FOR" >$@
 
+$(BACKENDS)/.installed: pyproject.toml Makefile scripts/make_venv.sh
+	@sh scripts/make_venv.sh "$(PYTHON)" $(BACKENDS)
+	@echo "lamella: installing the package and its exporters into $(BACKENDS)"
+	@$(BACKENDS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[backends]'
+	@printf '%s\n' "$$MADE_FOR" >$@
+
+$(PHOENIX)/.installed: tests/backends/phoenix.txt scripts/make_venv.sh
+	@sh scripts/make_venv.sh "$(PYTHON)" $(PHOENIX)
+	@echo "lamella: installing Phoenix into $(PHOENIX), which takes some minutes"
+	@# Its modules are compiled as they are used: most of them never are.
+	@$(PHOENIX)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		--requirement tests/backends/phoenix.txt
+	@printf '%s\n' "$$MADE_FOR" >$@
+
 # An environment made for another place or interpreter, or one whose interpreter is gone, is out of date.
 define remake_unless_made_for_this
 ifneq ($$(file <$(1)/.installed)$$(if $$(realpath $(1)/bin/python),, no python),$$(MADE_FOR))
 $(1)/.installed: FORCE
 endif
 endef
-$(foreach venv,$(VENV) $(LOWEST),$(eval $(call remake_unless_made_for_this,$(venv))))
+$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX),$(eval $(call remake_unless_made_for_this,$(venv))))
