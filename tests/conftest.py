@@ -11,14 +11,34 @@ from typing import cast
 import pytest
 from aiohttp import web
 from hypothesis import settings
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
+from tests.telemetry.conformance import PAGE, Recorder
 
 # The same examples at every run, on every machine.
 settings.register_profile("lamella", derandomize=True, deadline=None)
 settings.load_profile("lamella")
+
+RECORDER = Recorder()
+
+
+def pytest_configure() -> None:
+    """Look at all that the suite emits, also where a test does not ask for it."""
+    RECORDER.install()
+    metrics.set_meter_provider(MeterProvider())
+
+
+@pytest.fixture(autouse=True)
+def _telemetry_conforms() -> Iterator[None]:
+    """Fail a test during which something was emitted that docs/telemetry.md does not tell."""
+    yield
+    if faults := RECORDER.faults():
+        pytest.fail("\n".join([f"emitted, but not so in {PAGE.name}:", *faults]), pytrace=False)
+
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Connection = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

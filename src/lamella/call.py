@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from yarl import URL
 
@@ -12,8 +12,11 @@ from lamella.policy import Rule, StopReason
 from lamella.redaction import secrets_in
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import aiohttp
     from opentelemetry.trace import Span
+    from opentelemetry.util.types import AttributeValue
 
     from lamella.errors import AttemptRecord
     from lamella.telemetry import Instruments
@@ -43,6 +46,7 @@ class Call:
     __slots__ = (
         "answer",
         "auth_headers",
+        "deadline",
         "inside",
         "instruments",
         "interrupted",
@@ -50,13 +54,22 @@ class Call:
         "rule",
         "secrets",
         "sends",
+        "sent_before",
+        "server",
         "span",
         "stopped",
+        "taken_over",
     )
 
     def __init__(self) -> None:
         self.inside = -1
         """The rank of the layer that is running now."""
+        self.deadline: float | None = None
+        """When the call must have ended, by the loop's clock."""
+        self.taken_over: list[tuple[Any, Any]] = []
+        """What another instrumentation had begun for this call, and the span it had begun."""
+        self.sent_before = 0
+        """How many of the sends were of earlier hops of a redirect."""
         self.sends = 0
         """How often it was sent, as far as ``AttemptSpan`` saw."""
         self.records: list[AttemptRecord] = []
@@ -67,6 +80,8 @@ class Call:
         """The span of the whole call."""
         self.answer: aiohttp.ClientResponse | None = None
         """The answer that a layer below has just turned into an error."""
+        self.server: Mapping[str, AttributeValue] = {}
+        """What its metrics say of the request: method and server."""
         self.instruments: Instruments | None = None
         """Where ``RequestSpan`` counts, for what only ``Retry`` knows of."""
         self.interrupted = False
@@ -104,8 +119,9 @@ class Call:
         return outside
 
 
-# What a redirect has to hand over to the next hop, which aiohttp makes a new request for in the same task.
-_redirected: ContextVar[tuple[str, int] | None] = ContextVar("lamella_redirected", default=None)
+# What a redirect has to hand over to the next hop, which aiohttp makes a new request for: where it leads, how often
+# the call was sent, and a list that all the requests of a call share, by which one is told from another.
+_redirected: ContextVar[tuple[str, int, object] | None] = ContextVar("lamella_redirected", default=None)
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
@@ -115,14 +131,16 @@ def sent_before(request: aiohttp.ClientRequest) -> int:
     if redirected is None:
         return 0
     _redirected.set(None)
-    return redirected[1] if redirected[0] == str(request.url) else 0
+    target, sends, shared = redirected
+    return sends if target == str(request.url) and shared is getattr(request, "_traces", None) else 0
 
 
-def note_redirect(response: aiohttp.ClientResponse, sends: int) -> None:
+def note_redirect(request: aiohttp.ClientRequest, response: aiohttp.ClientResponse, sends: int) -> None:
     """Remember how often the call was sent, for the hop that *response* may lead to."""
     if response.status in _REDIRECTS and (target := response.headers.get("Location")):
         with suppress(ValueError):
-            _redirected.set((str(response.url.join(URL(target)).with_fragment(None)), sends))
+            url = response.url.join(URL(target)).with_fragment(None)
+            _redirected.set((str(url), sends, getattr(request, "_traces", None)))
 
 
 def secrets_of(request: aiohttp.ClientRequest) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from typing import Any, ClassVar
 import aiohttp
 from yarl import URL
 
-from lamella.policy import Failure, Outcome, Rule, StopReason
+from lamella.policy import Failure, Outcome, Rule, StopReason, WaitSource
 from lamella.redaction import one_line, redact_headers, redact_text, redact_url
 
 __all__ = [
@@ -66,6 +66,14 @@ class AttemptRecord:
     took: float
     waited: float = 0.0
     """How long the call waited after it; 0.0 after the last one."""
+    rule: str | None = None
+    """The title of the rule that applied. None for a send that ended well."""
+    wait_source: WaitSource | None = None
+    """Where the length of the wait came from. None: there was none."""
+    attempts_left: int | None = None
+    """How often it could be sent after this. None: as often as it takes."""
+    deadline_left: float | None = None
+    """Seconds that were left of the deadline. None: there was none."""
 
 
 class LamellaError(Exception):

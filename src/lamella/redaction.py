@@ -130,6 +130,7 @@ def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) 
     values += [value for name, value in headers.items() if _SECRET_NAME.search(name) or name.lower() == "cookie"]
     # "a=b; c=d": each part is a secret of its own, if it is no common word.
     parts = {part for value in values for part in _SEPARATORS.split(value)}
+    parts |= {pair.partition("=")[2] for pair in headers.get("Cookie", "").split("; ")}
     values += [part for value in values for part in _after_scheme(value)]
     secrets = {part for part in parts if len(part) >= _SHORTEST_PART} | {
         value for value in values if len(value) >= _SHORTEST_SECRET
@@ -167,9 +168,25 @@ def _hide(text: str, secrets: Iterable[str]) -> str:
             # The pattern is dear, and needed only where there is something to find.
             if secret in decoded[0] or secret in decoded[1]:
                 text = re.sub("".join(map(_spelled, secret)), _MARK, text)
+    if "\\" in text:
+        for secret in ordered:
+            text = re.sub("".join(map(_escaped, secret)), _MARK, text)
     return text.replace(_MARK, REDACTED)
 
 
 def _spelled(char: str) -> str:
+    """*char* as it is or as a URL spells it."""
     percent = "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
     return rf"(?:{re.escape(char)}|(?i:{percent}){'|[+]' if char == ' ' else ''})"
+
+
+def _escaped(char: str) -> str:
+    """*char* as it is or as JSON, or Python in the repr of a text or of bytes, spells it."""
+    octets = char.encode("utf-8", "surrogatepass")
+    units = char.encode("utf-16-be", "surrogatepass").hex()
+    spellings = [
+        rf"\\?{re.escape(char)}",
+        "(?i:" + "".join(rf"\\x{octet:02x}" for octet in octets) + ")",
+        "(?i:" + "".join(rf"\\u{units[at : at + 4]}" for at in range(0, len(units), 4)) + ")",
+    ]
+    return f"(?:{'|'.join(spellings)})"

@@ -6,18 +6,23 @@ those under ``lamella.`` are ours.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import context, metrics, trace
 from opentelemetry.util.types import AttributeValue
 
-from lamella.call import Call
-from lamella.redaction import redact_url
+from lamella.call import Call, secrets_of
+from lamella.redaction import redact_text, redact_url
 
 if TYPE_CHECKING:
     import aiohttp
+
+    from lamella.errors import LamellaError
 
 __all__ = ["Instruments", "UrlTemplate", "error_type", "known_methods", "request_attributes", "span_name", "tracer"]
 
@@ -38,13 +43,13 @@ URL_TEMPLATE = "url.template"
 
 ATTEMPT = "lamella.attempt"
 ATTEMPTS = "lamella.attempts"
-ATTEMPTS_LEFT = "lamella.attempts.left"
-DEADLINE_LEFT = "lamella.deadline.left"
+ATTEMPTS_LEFT = "lamella.attempts_left"
+DEADLINE_LEFT = "lamella.deadline_left"
 OUTCOME = "lamella.outcome"
 RULE = "lamella.rule"
 STOP_REASON = "lamella.stop_reason"
 WAIT = "lamella.wait"
-WAIT_SOURCE = "lamella.wait.source"
+WAIT_SOURCE = "lamella.wait_source"
 
 RETRY_EVENT = "lamella.retry"
 STOP_EVENT = "lamella.stop"
@@ -61,9 +66,14 @@ _CALL_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60
 _ATTEMPT_BUCKETS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20)
 
 
+@cache
+def _version() -> str:
+    return version("lamella")
+
+
 def tracer(provider: trace.TracerProvider | None) -> trace.Tracer:
     """Our tracer of *provider*. None means the global one, even if it is set later."""
-    return trace.get_tracer("lamella", tracer_provider=provider, schema_url=_SCHEMA)
+    return trace.get_tracer("lamella", _version(), tracer_provider=provider, schema_url=_SCHEMA)
 
 
 _SCHEMA: Final = "https://opentelemetry.io/schemas/1.30.0"
@@ -72,10 +82,10 @@ _SCHEMA: Final = "https://opentelemetry.io/schemas/1.30.0"
 class Instruments:
     """What we count and measure. *provider* None means the global one, even if it is set later."""
 
-    __slots__ = ("attempts", "call_duration", "in_flight", "send_duration", "stops", "wait", "waiting")
+    __slots__ = ("attempts", "call_duration", "in_flight", "retries", "send_duration", "stops", "wait", "waiting")
 
     def __init__(self, provider: metrics.MeterProvider | None = None) -> None:
-        meter = metrics.get_meter("lamella", meter_provider=provider, schema_url=_SCHEMA)
+        meter = metrics.get_meter("lamella", _version(), meter_provider=provider, schema_url=_SCHEMA)
         self.send_duration = meter.create_histogram(
             "http.client.request.duration",
             "s",
@@ -101,6 +111,7 @@ class Instruments:
             "How long a call waited between its sends, in sum.",
             explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
         )
+        self.retries = meter.create_counter("lamella.call.retries", "{retry}", "Decisions to send again.")
         self.stops = meter.create_counter("lamella.call.stops", "{call}", "Calls that were given up, by the reason.")
         self.waiting = meter.create_up_down_counter("lamella.calls.waiting", "{call}", "Calls that wait now.")
 
@@ -109,7 +120,7 @@ def known_methods() -> frozenset[str]:
     """The methods that are named as they are: the conventions', or those of the variable that overrides them."""
     given = os.environ.get("OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS", "")
     named = frozenset(method.strip() for method in given.split(",") if method.strip())
-    return named or frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
+    return named or frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 
 
 def span_name(method: str, template: str | None, known: frozenset[str]) -> str:
@@ -135,12 +146,28 @@ def request_attributes(
 ) -> dict[str, AttributeValue]:
     """What the conventions require of a client span before the request is sent."""
     attributes = server_attributes(request, known)
-    attributes[URL_FULL] = redact_url(request.url, Call.of(request).secrets)
+    attributes[URL_FULL] = shown_url(request)
     if attributes[METHOD] == OTHER_METHOD:
         attributes[METHOD_ORIGINAL] = request.method
     if template:
         attributes[URL_TEMPLATE] = template
     return attributes
+
+
+def shown_url(request: aiohttp.ClientRequest) -> str:
+    """``url.full``. What an auth layer sets is known only after it has run: then it is to be asked for again."""
+    return redact_url(request.url, secrets_of(request))
+
+
+def template_of(request: aiohttp.ClientRequest, template: UrlTemplate | None) -> str | None:
+    """What *template* says of *request*; what it raises ends up in the log, and not in the call."""
+    if template is None:
+        return None
+    try:
+        return template(request)
+    except Exception:
+        _LOGGER.exception("url_template failed")
+        return None
 
 
 def response_attributes(response: aiohttp.ClientResponse) -> dict[str, AttributeValue]:
@@ -163,30 +190,38 @@ def peer_attributes(response: aiohttp.ClientResponse) -> dict[str, AttributeValu
 
 
 def header_attributes(
-    prefix: str, headers: Mapping[str, str], names: Iterable[str], hidden: Iterable[str] = ()
+    prefix: str, headers: Mapping[str, str], names: Iterable[str], call: Call, secrets: Iterable[str]
 ) -> dict[str, AttributeValue]:
-    """The values of the headers *names*, each as a list, but none of *hidden*."""
-    secret = {name.lower() for name in hidden}
+    """The values of the headers *names*, each as a list, but of none that an auth layer has set, and no secret."""
+    hidden = {name.lower() for name in call.auth_headers}
     found: dict[str, list[str]] = {}
     for name, value in headers.items():
         lowered = name.lower()
-        if lowered in names and lowered not in secret:
-            found.setdefault(f"{prefix}{lowered}", []).append(value)
+        if lowered in names and lowered not in hidden:
+            found.setdefault(f"{prefix}{lowered}", []).append(redact_text(value, secrets))
     return dict(found)
 
 
 def take_over(request: aiohttp.ClientRequest) -> None:
-    """End what OpenTelemetry's own instrumentation of aiohttp has begun for this call.
+    """Take away what OpenTelemetry's own instrumentation of aiohttp has begun for this call.
 
     Its one CLIENT span would stand around all our sends, and be the parent of ours in place of the caller's span.
     It takes no offence: a call of which it has no span is none of its business.
     """
+    call = Call.of(request)
     for trace_ in getattr(request, "_traces", ()):
         if getattr(getattr(trace_, "_trace_config", None), _INSTRUMENTED, False):
             state = getattr(trace_, "_trace_config_ctx", None)
             if state is not None and getattr(state, "token", None) is not None:
                 context.detach(state.token)
+                call.taken_over.append((state, state.span))
                 state.token = state.span = None
+
+
+def give_back(call: Call) -> None:
+    """For a call without a send of ours: the span that is in its ``traceparent`` must be ended by who began it."""
+    for state, span in call.taken_over:
+        state.span = span
 
 
 def without_other_instrumentation(session: aiohttp.ClientSession) -> aiohttp.ClientSession:
@@ -197,6 +232,29 @@ def without_other_instrumentation(session: aiohttp.ClientSession) -> aiohttp.Cli
 
 # How that instrumentation marks its own.
 _INSTRUMENTED: Final = "_is_instrumented_by_opentelemetry"
+
+
+def log_failure(error: LamellaError, span: trace.Span | None) -> None:
+    """One line for a call that ended badly, with what is needed to find its trace."""
+    if not _LOGGER.isEnabledFor(logging.WARNING):
+        return
+    context = (span or trace.get_current_span()).get_span_context()
+    fields = {
+        "lamella.method": error.method,
+        "lamella.url": error.url,
+        "lamella.outcome": str(error.outcome),
+        "lamella.attempts": len(error.attempts),
+        "lamella.wait": sum((record.waited for record in error.attempts), 0.0),
+        "lamella.stop_reason": error.stopped and error.stopped.value,
+        "trace_id": trace.format_trace_id(context.trace_id),
+        "span_id": trace.format_span_id(context.span_id),
+    }
+    _LOGGER.warning("%s", error, extra=fields)
+
+
+# It goes where the application's logging sends it, and nowhere by itself.
+_LOGGER: Final = logging.getLogger("lamella")
+_LOGGER.addHandler(logging.NullHandler())
 
 
 def error_type(exc: BaseException) -> str:

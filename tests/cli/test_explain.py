@@ -40,8 +40,7 @@ def test_429() -> None:
         "  Send fewer at a time for this account, or wait longer.\n"
         "\n"
         "Is it sent again?\n"
-        "  Yes, after 1 min, plus up to 10% by chance, doubling; never after more than 1\n"
-        "  h.\n"
+        "  Yes, after 1 min, plus up to 10% by chance, doubling; 1 h at most.\n"
         "\n"
         "  before retry 1     1 min – 1 min 6 s\n"
         "  before retry 2     2 min – 2 min 12 s\n"
@@ -55,7 +54,7 @@ def test_429() -> None:
 
 def test_500() -> None:
     rows = lines(explain("500").output)
-    assert "Yes, after 15 s – 30 s, drawn evenly, doubling; never after more than 1 h." in rows
+    assert "Yes, after 15 s – 30 s, drawn evenly, doubling; 1 h at most." in rows
     assert "before retry 1 15 s – 30 s" in rows
     assert "before retry 4 2 min – 4 min" in rows
     assert "in all 5 attempts 3 min 45 s – 7 min 30 s" in rows

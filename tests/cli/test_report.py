@@ -68,7 +68,7 @@ def retry(at: float, wait: float, source: str, cause: str) -> Event:
         "lamella.retry",
         at,
         lamella__wait=wait,
-        lamella__wait__source=source,
+        lamella__wait_source=source,
         lamella__rule="Server Error",
         error__type=cause,
     )

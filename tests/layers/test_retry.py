@@ -205,7 +205,7 @@ async def test_retry_after_is_honoured(serve: Serve, virtual_time: VirtualClock,
     assert virtual_time.elapsed == pytest.approx(90, abs=0.5)
     [event] = tracing.call.events
     assert (event.attributes or {})["lamella.wait"] == 90.0
-    assert (event.attributes or {})["lamella.wait.source"] == "retry_after"
+    assert (event.attributes or {})["lamella.wait_source"] == "retry_after"
 
 
 async def test_a_retry_after_without_end_stops_at_once(serve: Serve, virtual_time: VirtualClock) -> None:

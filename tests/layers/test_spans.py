@@ -103,8 +103,8 @@ async def test_a_call_that_needs_two_sends(serve: Serve, tracing: Tracing) -> No
         "lamella.attempt": 1,
         "lamella.rule": "Too Many Requests",
         "lamella.wait": 0.0,
-        "lamella.wait.source": "rule",
-        "lamella.attempts.left": 4,
+        "lamella.wait_source": "rule",
+        "lamella.attempts_left": 4,
         "http.response.status_code": 429,
         "error.type": "429",
     }

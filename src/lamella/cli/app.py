@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from lamella.cli import explain as explaining
+from lamella.cli import files
 from lamella.cli.plan import FEWEST_ACCOUNTS, Settings
 from lamella.cli.serve import line_for, parse_chance, parse_limit, serve
 from lamella.cli.words import count, plain
@@ -58,6 +60,15 @@ def _usage_errors(parameter: str | None = None) -> Iterator[None]:
         raise typer.BadParameter(str(exc), param_hint=parameter) from None
 
 
+@contextmanager
+def _file_errors(path: Path, code: int = 2) -> Iterator[None]:
+    """Tell in one line why *path* cannot be written."""
+    try:
+        yield
+    except OSError as exc:
+        _fail(f"cannot write the page: {exc.strerror or exc}: {path}", code)
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         _console().print(f"lamella {version('lamella')}")
@@ -85,6 +96,9 @@ def demo(
     otlp: Annotated[
         str | None, typer.Option(metavar="URL", help="Send the spans there, too: http://localhost:4318.")
     ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", help="Show every call on a page for a browser.")
+    ] = None,
 ) -> None:
     """Make many calls to a server that misbehaves.
 
@@ -95,7 +109,10 @@ def demo(
         from lamella.cli import demo as demonstration
         from lamella.cli import otlp as spans
         from lamella.cli import report
+        from lamella.cli.html import html_report
     except ModuleNotFoundError as exc:
+        if exc.name == "jinja2":
+            _fail("jinja2 is missing: pip install 'lamella[cli]'")
         if not (exc.name or "").startswith("opentelemetry"):
             raise
         _fail("the demo needs OpenTelemetry's SDK: pip install 'lamella[cli,sdk]'")
@@ -103,6 +120,9 @@ def demo(
         _fail("the demo needs OpenTelemetry's SDK, and OTEL_SDK_DISABLED switches it off")
     with _usage_errors("--otlp"):
         outlet = None if otlp is None else spans.Outlet(spans.endpoint(otlp))
+    if page is not None:
+        with _file_errors(page):
+            files.check(page)
 
     console = _console()
     settings = Settings(calls, accounts, seed, scale)
@@ -123,6 +143,11 @@ def demo(
             result = asyncio.run(demonstration.run(settings, provider, on_ended))
         checks = demonstration.checks(result)
         _show(console, report.outcome(result), report.failures(result), report.trees(result), report.verdict(checks))
+        if page is not None:
+            content = html_report(result).encode()
+            with _file_errors(page, 1):
+                files.write(page, content)
+            _show(console, report.page(page, len(content)))
         _show(
             console,
             report.how_to_deliver()

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 
 import aiohttp
 import anyio
@@ -25,6 +26,7 @@ from lamella.testing import Received
 __all__ = ["Check", "Ended", "Result", "checks", "run"]
 
 _AT_ONCE = 32
+_ATTEMPTS = 5
 _ATTEMPT_TIMEOUT = 2.0
 
 
@@ -39,7 +41,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What the calls have come to, as the caller, the spans and the sandbox saw it. `took` is in seconds."""
+    """What the calls have come to, as the caller, the spans and the sandbox saw it. ``took`` is in seconds."""
 
     settings: Settings
     planned: tuple[Planned, ...]
@@ -52,7 +54,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that must hold. `fault` says in which way it does not; None: it holds."""
+    """One thing that must hold. ``fault`` says in which way it does not; None: it holds."""
 
     what: str
     fault: str | None
@@ -83,13 +85,15 @@ async def run(settings: Settings, provider: TracerProvider, on_ended: Callable[[
                 sandbox.account_key,
                 sandbox.url,
                 rules=maesn.RULES.scaled(settings.scale),
+                attempts=_ATTEMPTS,
                 attempt_timeout=_ATTEMPT_TIMEOUT,
                 tracer_provider=provider,
             ) as session,
-            anyio.create_task_group() as tasks,
         ):
-            for call in planned:
-                tasks.start_soon(make, call, session)
+            with anyio.move_on_after(_longest(settings)):
+                async with anyio.create_task_group() as tasks:
+                    for call in planned:
+                        tasks.start_soon(make, call, session)
     return Result(
         settings=settings,
         planned=planned,
@@ -99,6 +103,14 @@ async def run(settings: Settings, provider: TracerProvider, on_ended: Callable[[
         duplicates=sandbox.duplicates,
         took=time.perf_counter() - started,
     )
+
+
+def _longest(settings: Settings) -> float:
+    """Seconds after which whatever still goes on is stuck: more than all the tries and waits that there can be."""
+    backoffs = [rule.retry for rule in maesn.RULES.scaled(settings.scale) if rule.retry]
+    waits = max(sum(backoff.ceiling(number) for number in range(1, _ATTEMPTS)) for backoff in backoffs)
+    # Retry-After is in whole seconds, so a wait can be one longer.
+    return (_ATTEMPTS * (_ATTEMPT_TIMEOUT + 1) + waits) * ceil(settings.calls / _AT_ONCE)
 
 
 async def _end_of(call: Planned, session: aiohttp.ClientSession) -> Ended:
@@ -130,7 +142,7 @@ def checks(result: Result) -> tuple[Check, ...]:
     """Whether no call was lost and nothing was sent that should not have been, by what the sandbox received."""
     return (
         Check("Every call has ended: well, or in an error that says why it stopped.", _lost(result)),
-        Check("Every call has one span, and every send.", _untraced(result)),
+        Check("Every call has one span, and every send has one.", _untraced(result)),
         Check("What the sandbox received is what was sent.", _miscounted(result)),
         Check("No write that may have been carried out was sent again.", _repeated(result)),
     )

@@ -103,7 +103,7 @@ def _in_words(backoff: Backoff) -> str:
     more = f", plus up to {share:.0%} by chance" if round(share, 2) else ""
     drawn = ", drawn evenly" if backoff.high > backoff.low else ""
     first = between(backoff.low, backoff.high)
-    return f"after {first}{drawn}{more}, {_growth(backoff)}; never after more than {duration(backoff.maximum)}"
+    return f"after {first}{drawn}{more}, {_growth(backoff)}; {duration(backoff.maximum)} at most"
 
 
 def _of_writes(outcome: Outcome) -> str:

@@ -19,14 +19,12 @@ from yarl import URL
 from lamella.cli.words import plain
 from lamella.redaction import redact_url
 
-__all__ = ["PATH", "SERVICE", "Delivery", "Outlet", "deliver", "endpoint", "make_provider"]
+__all__ = ["SERVICE", "Delivery", "Outlet", "deliver", "endpoint", "make_provider"]
 
 SERVICE = "lamella-demo"
 """The service's name on the spans."""
 
-PATH = "/v1/traces"
-"""Where an OTLP endpoint takes traces, below its base URL."""
-
+_PATH = "/v1/traces"  # where an OTLP endpoint takes traces, below its base URL
 _ATTEMPT_SECONDS = 2.0
 _LONGEST_SECONDS = 5.0
 _BATCH = 512
@@ -35,7 +33,7 @@ _SPANS_A_CALL = 6  # its own, and one for each of five sends
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What has become of the spans at an endpoint. `why` says why some did not arrive; None: all did."""
+    """What has become of the spans at an endpoint. ``why`` says why some did not arrive; None: all did."""
 
     url: str
     spans: int
@@ -89,7 +87,7 @@ def endpoint(url: str) -> URL:
     if not is_good or any(char.isspace() for char in str(found)):
         raise ValueError("it must be a URL such as http://localhost:4318")
     path = found.path.rstrip("/")
-    return found.with_path(path if path.endswith(PATH) else path + PATH)
+    return found.with_path(path if path.endswith(_PATH) else path + _PATH)
 
 
 def make_provider(outlet: Outlet | None, calls: int) -> TracerProvider:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Final
 
 from lamella.testing import Account, Fault, FixedWindow, Reply, Sandbox
@@ -21,7 +22,7 @@ _RESOURCES = ("bills", "contacts", "customers", "invoices", "items", "payments")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the demo is asked for. `scale` is how many seconds a second of the rules takes."""
+    """What the demo is asked for. ``scale`` is how many seconds a second of the rules takes."""
 
     calls: int
     accounts: int
@@ -31,7 +32,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One call. `meets` is what happens to its first sends; those after them are answered as usual."""
+    """One call. ``meets`` is what happens to its first sends; those after them are answered as usual."""
 
     number: int
     account: str
@@ -108,22 +109,24 @@ def make_plan(settings: Settings, sandbox: Sandbox) -> tuple[Planned, ...]:
     kinds = list(_KINDS)[: settings.calls]
     kinds += rng.choices(_KINDS, [kind.share for kind in _KINDS], k=settings.calls - len(kinds))
     rng.shuffle(kinds)
-    ids = {
-        account.key: [record["invoiceId"] for record in sandbox.records("invoices", account)]
-        for account in sandbox.accounts
-        if account.state == "active"
-    }
-    return tuple(_planned(number, kind, sandbox, ids, rng) for number, kind in enumerate(kinds, 1))
+
+    @cache
+    def invoices(account: str) -> list[str]:
+        return [record["invoiceId"] for record in sandbox.records("invoices", account)]
+
+    return tuple(_planned(number, kind, sandbox, invoices, rng) for number, kind in enumerate(kinds, 1))
 
 
-def _planned(number: int, kind: _Kind, sandbox: Sandbox, ids: Mapping[str, list[str]], rng: random.Random) -> Planned:
+def _planned(
+    number: int, kind: _Kind, sandbox: Sandbox, invoices: Callable[[str], list[str]], rng: random.Random
+) -> Planned:
     account = rng.choice([account.key for account in sandbox.accounts if account.state == kind.state])
-    record = ids[account][number % len(ids[account])] if account in ids else ""
+    ids = invoices(account)
     return Planned(
         number=number,
         account=account,
         method=kind.method,
-        path=kind.path.format(resource=rng.choice(_RESOURCES), id=record),
+        path=kind.path.format(resource=rng.choice(_RESOURCES), id=ids[number % len(ids)]),
         params=kind.params,
         headers={"Idempotency-Key": f"demo-{number}"} if kind.has_key else {},
         body={"name": f"Demo {number}"} if kind.method == "POST" else None,

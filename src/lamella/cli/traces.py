@@ -8,13 +8,27 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, SpanKind
 from opentelemetry.util.types import AttributeValue
+from yarl import URL
 
 from lamella import telemetry
+from lamella.cli.words import plain
+from lamella.policy import StopReason
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import Event, ReadableSpan
 
-__all__ = ["Trace", "attribute", "context", "interest", "number", "seconds", "traces"]
+__all__ = [
+    "Trace",
+    "attribute",
+    "context",
+    "interest",
+    "number",
+    "path",
+    "seconds",
+    "stop_phrase",
+    "text",
+    "traces",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +82,29 @@ def number(of: ReadableSpan | Event, name: str) -> float:
     """An attribute that is a number, or 0."""
     value = attribute(of, name)
     return value if isinstance(value, int | float) else 0.0
+
+
+def text(of: ReadableSpan | Event, name: str) -> str:
+    """An attribute as a text for one line, or an empty one."""
+    value = attribute(of, name)
+    return "" if value is None else plain(str(value))
+
+
+def path(trace: Trace) -> str:
+    """What was called: path and query as they were sent."""
+    url = text(trace.call, telemetry.URL_FULL)
+    try:
+        return plain(URL(url).raw_path_qs)
+    except ValueError:
+        return url
+
+
+def stop_phrase(reason: str) -> str:
+    """Why there was no further try, in words."""
+    try:
+        return StopReason(reason).phrase
+    except ValueError:
+        return reason
 
 
 def seconds(nanoseconds: int | None, since: int | None = 0) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import aiohttp
 from opentelemetry import propagate
@@ -12,10 +12,14 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvid
 from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
-from lamella.call import ORDER, Call, note_redirect, sent_before
+from lamella.call import ORDER, Call, note_redirect, secrets_of, sent_before
 from lamella.classification import ERROR_STATUS
+from lamella.errors import AttemptTimeout
 
 __all__ = ["AttemptSpan"]
+
+# A timer may be due this many seconds early.
+_CLOCK = 0.002
 
 
 class AttemptSpan:
@@ -58,61 +62,66 @@ class AttemptSpan:
         call = Call.of(request)
         outside = call.enter(self.rank)
         telemetry.take_over(request)
-        template = self._template and self._template(request)
+        template = telemetry.template_of(request, self._template)
         parent = None if call.span is None else set_span_in_context(call.span)
         name = telemetry.span_name(request.method, template, self._known)
-        span = self._tracer.start_span(name, parent, SpanKind.CLIENT)
         server = telemetry.server_attributes(request, self._known)
+        span = self._tracer.start_span(name, parent, SpanKind.CLIENT, server)
         ended: dict[str, AttributeValue] = {}
         clock = asyncio.get_running_loop().time
         began = clock()
         self._instruments.in_flight.add(1, server)
         try:
-            call.sends = call.sends or sent_before(request)
+            if not call.sends:
+                call.sends = call.sent_before = sent_before(request)
             if span.is_recording():
                 span.set_attributes(telemetry.request_attributes(request, self._known, template))
                 if call.sends:
                     span.set_attribute(telemetry.RESEND_COUNT, call.sends)
             call.sends += 1
+            call.answer = None
             propagate.inject(request.headers, set_span_in_context(span))
-            response = await handler(request)
-            note_redirect(response, call.sends)
-            ended = self._answered(span, response)
+            call.answer = response = await handler(request)
+            note_redirect(request, response, call.sends)
             if response.status >= ERROR_STATUS:
                 ended[telemetry.ERROR_TYPE] = str(response.status)
             return response
         except Exception as exc:
-            if call.answer is not None:
-                ended = self._answered(span, call.answer)
-                call.answer = None
             ended[telemetry.ERROR_TYPE] = telemetry.error_type(exc)
             raise
         finally:
             call.inside = outside
+            seconds = clock() - began
             self._instruments.in_flight.add(-1, server)
-            # Without either it was cancelled: no answer, and no error.
+            if call.answer is not None:
+                ended |= telemetry.response_attributes(call.answer)
+            elif not ended and call.deadline is not None and clock() >= call.deadline - _CLOCK:
+                # What looks like a cancellation from in here is the deadline of the call.
+                ended[telemetry.ERROR_TYPE] = AttemptTimeout.__name__
+            # Without an answer and without an error it was cancelled.
             if ended:
-                self._instruments.send_duration.record(clock() - began, {**server, **ended})
+                self._instruments.send_duration.record(seconds, {**server, **ended})
             if span.is_recording():
-                span.set_attributes(ended)
-                if telemetry.ERROR_TYPE in ended:
-                    span.set_status(Status(StatusCode.ERROR))
-                if self._request_headers:
-                    # At the end, when it is known which of them an auth layer has set.
-                    shown = telemetry.header_attributes(
-                        telemetry.REQUEST_HEADER, request.headers, self._request_headers, call.auth_headers
-                    )
-                    span.set_attributes(shown)
+                self._describe(span, request, call, ended)
             span.end()
+            call.answer = None
 
-    def _answered(self, span: Span, response: aiohttp.ClientResponse) -> dict[str, AttributeValue]:
-        """What span and metric share of an answer; what is the span's alone is put on it."""
-        if span.is_recording():
-            span.set_attributes(telemetry.peer_attributes(response))
-            if self._response_headers:
-                shown = telemetry.header_attributes(telemetry.RESPONSE_HEADER, response.headers, self._response_headers)
-                span.set_attributes(shown)
-        return telemetry.response_attributes(response)
+    def _describe(
+        self, span: Span, request: aiohttp.ClientRequest, call: Call, ended: Mapping[str, AttributeValue]
+    ) -> None:
+        span.set_attributes(ended)
+        if telemetry.ERROR_TYPE in ended:
+            span.set_status(Status(StatusCode.ERROR))
+        if call.answer is not None:
+            span.set_attributes(telemetry.peer_attributes(call.answer))
+        if call.secrets:
+            span.set_attribute(telemetry.URL_FULL, telemetry.shown_url(request))
+        for prefix, headers, names in (
+            (telemetry.REQUEST_HEADER, request.headers, self._request_headers),
+            (telemetry.RESPONSE_HEADER, call.answer.headers if call.answer else None, self._response_headers),
+        ):
+            if names and headers is not None:
+                span.set_attributes(telemetry.header_attributes(prefix, headers, names, call, secrets_of(request)))
 
     def __repr__(self) -> str:
         return "AttemptSpan()"

@@ -44,6 +44,8 @@ class Buffer:
             response = await handler(request)
             if response.content.is_eof() or self._is_stream(response):
                 return response
+            # Should the body break off, its status is known all the same.
+            call.answer = response
             try:
                 await peek(response, self._limit)
             except (aiohttp.ClientError, OSError) as exc:

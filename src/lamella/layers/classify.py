@@ -35,6 +35,7 @@ class Classify:
     ) -> aiohttp.ClientResponse:
         call = Call.of(request)
         outside = call.enter(self.rank)
+        call.answer = None
         try:
             try:
                 response = await handler(request)

@@ -52,10 +52,12 @@ class RequestSpan:
         call = Call.of(request)
         outside = call.enter(self.rank)
         telemetry.take_over(request)
-        template = self._template and self._template(request)
+        template = telemetry.template_of(request, self._template)
         name = telemetry.span_name(request.method, template, self._known)
-        span = call.span = self._tracer.start_span(f"lamella {name}", kind=SpanKind.INTERNAL)
+        server = telemetry.server_attributes(request, self._known)
+        span = call.span = self._tracer.start_span(f"lamella {name}", kind=SpanKind.INTERNAL, attributes=server)
         call.instruments = self._instruments
+        call.server = server
         clock = asyncio.get_running_loop().time
         began = clock()
         end: dict[str, AttributeValue] = {telemetry.OUTCOME: "failure"}
@@ -72,7 +74,11 @@ class RequestSpan:
         except Exception as exc:
             end[telemetry.ERROR_TYPE] = telemetry.error_type(exc)
             # Only our own messages are known to hold no secret.
-            description = str(exc) if isinstance(exc, LamellaError) else None
+            if isinstance(exc, LamellaError):
+                description = str(exc)
+                if exc.stopped is None:
+                    # There is no Retry to tell of it.
+                    telemetry.log_failure(exc, span)
             raise
         except (asyncio.CancelledError, GeneratorExit):
             call.stopped = StopReason.CANCELLED
@@ -81,17 +87,23 @@ class RequestSpan:
         finally:
             call.inside = outside
             seconds = clock() - began
-            attempts = max(call.sends, len(call.records), 1)
+            if not call.sends:
+                telemetry.give_back(call)
+            attempts = max(call.sends - call.sent_before, len(call.records), 1)
             waited = sum((record.waited for record in call.records), 0.0)
-            self._measure({**telemetry.server_attributes(request, self._known), **end}, seconds, attempts, waited)
+            self._measure({**server, **end}, seconds, attempts, waited)
             if call.stopped:
-                why = {telemetry.STOP_REASON: call.stopped.value, telemetry.RULE: call.rule.title if call.rule else ""}
-                self._instruments.stops.add(1, {**telemetry.server_attributes(request, self._known), **end, **why})
+                why = {telemetry.STOP_REASON: call.stopped.value}
+                if call.rule is not None:
+                    why[telemetry.RULE] = call.rule.title
+                self._instruments.stops.add(1, {**server, **end, **why})
             if span.is_recording():
                 if end[telemetry.OUTCOME] == "failure":
                     span.set_status(Status(StatusCode.ERROR, description))
                 if call.stopped:
                     end[telemetry.STOP_REASON] = call.stopped.value
+                if call.secrets:
+                    end[telemetry.URL_FULL] = telemetry.shown_url(request)
                 end[telemetry.ATTEMPTS] = attempts
                 end[telemetry.WAIT] = waited
                 span.set_attributes(end)

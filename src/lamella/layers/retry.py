@@ -131,7 +131,6 @@ class _Series:
         "_deadline",
         "_decided_at",
         "_decision",
-        "_elapsed",
         "_error",
         "_failed",
         "_handler",
@@ -154,6 +153,7 @@ class _Series:
         self._loop = asyncio.get_running_loop()
         self._started = self._began = self._loop.time()
         self._deadline = retry._limit(request)
+        call.deadline = None if self._deadline is None else self._started + self._deadline
         self._failed = 0.0
         self._error: LamellaError | None = None
         """The failure of the last send."""
@@ -161,8 +161,8 @@ class _Series:
         """The answer it is about, where no layer below has turned it into an error."""
         self._decision: Decision | None = None
         self._decided_at = 0
-        self._elapsed = 0.0
-        self._parked = 0
+        self._parked: dict[str, AttributeValue] | None = None
+        """Under which attributes this call counts among those that wait."""
         self._was_stale = False
         self._overdue = False
         """Whether it was the deadline that ended the last send."""
@@ -223,10 +223,13 @@ class _Series:
             decided = self._decision and self._decision.stop
             error.stopped = self._stop(decided or StopReason.ATTEMPTS_USED_UP)
             error.attempts = tuple(self._call.records)
-            self._log(error)
+            telemetry.log_failure(error, self._call.span)
             if self._answer is None:
                 raise
             return self._answer
+        finally:
+            # Whatever has ended it, a hook of the user's included: it waits no more.
+            self._park(None)
 
     async def _bounded(self) -> aiohttp.ClientResponse:
         try:
@@ -258,8 +261,20 @@ class _Series:
         self._record(status, None if status else type(error).__name__)
 
     def _record(self, status: int | None, exception: str | None) -> None:
-        records = self._call.records
-        records.append(AttemptRecord(len(records) + 1, status, exception, self._loop.time() - self._began))
+        records, attempts = self._call.records, self._retry._attempts
+        number = len(records) + 1
+        failed = status is None or status >= ERROR_STATUS
+        records.append(
+            AttemptRecord(
+                number,
+                status,
+                exception,
+                took=self._loop.time() - self._began,
+                rule=self._error.rule.title if failed and self._error is not None else None,
+                attempts_left=None if attempts is None else max(attempts - number, 0),
+                deadline_left=self._deadline_left(),
+            )
+        )
 
     def _decide(self, exc: Exception) -> bool | float:
         """stamina's hook: False to stop, or the seconds to wait."""
@@ -292,23 +307,28 @@ class _Series:
         )
         self._decision = decision
         self._decided_at = time.time_ns()
-        self._elapsed = self._failed - self._started
-        if decision.wait is None:
+        if decision.stop is not None or decision.wait is None:
             return False
         self._was_stale = self._was_stale or stale
         if not testing:
             # Held during the wait it would hold its connection. (A test mode does not wait, and may still stop.)
             self.let_go()
-            self._park(1)
+            self._park(decision)
         return decision.wait
 
-    def _park(self, change: int) -> None:
-        """Count this call among those that wait, or no longer."""
-        self._parked += change
-        if self._call.instruments is not None:
-            # By the server alone, which is the same when the wait begins and when it ends.
-            url = self._request.url
-            self._call.instruments.waiting.add(change, {telemetry.SERVER_ADDRESS: url.host or ""})
+    def _park(self, decision: Decision | None) -> None:
+        """Count this call among those that wait, because of *decision*; None: it waits no more."""
+        instruments = self._call.instruments
+        if instruments is None or (decision is None and self._parked is None):
+            return
+        if decision is None:
+            instruments.waiting.add(-1, self._parked)
+            self._parked = None
+            return
+        self._parked = {**self._call.server, telemetry.RULE: decision.rule.title}
+        instruments.waiting.add(1, self._parked)
+        if decision.source is not None:
+            instruments.retries.add(1, {**self._parked, telemetry.WAIT_SOURCE: decision.source.value})
 
     def let_go(self) -> None:
         """Give the connection of an answer back that nobody will read."""
@@ -319,61 +339,46 @@ class _Series:
     def _note_retry(self) -> None:
         """The wait that was decided on is over: put it on record, if stamina did carry it out."""
         decision, records = self._decision, self._call.records
-        if decision is None or decision.wait is None or decision.source is None:
+        if decision is None or decision.stop is not None or decision.wait is None or decision.source is None:
             return
         self.let_go()
-        if self._parked:
-            self._park(-1)
+        self._park(None)
         self._decision = None
-        records[-1] = replace(records[-1], waited=self._loop.time() - self._failed)
-        self._event(
-            telemetry.RETRY_EVENT,
-            {telemetry.WAIT: decision.wait, telemetry.WAIT_SOURCE: decision.source.value},
-            self._decided_at,
-        )
+        waited = self._loop.time() - self._failed
+        records[-1] = replace(records[-1], waited=waited, wait_source=decision.source)
+        self._event(telemetry.RETRY_EVENT, decision, {}, self._decided_at)
 
     def _stop(self, reason: StopReason) -> StopReason:
         self._call.stopped = reason
         self._call.rule = None if self._error is None else self._error.rule
-        self._event(telemetry.STOP_EVENT, {telemetry.STOP_REASON: reason.value})
+        decided = self._decision if self._decision is not None and self._decision.stop is reason else None
+        self._event(telemetry.STOP_EVENT, decided, {telemetry.STOP_REASON: reason.value})
         return reason
 
-    def _event(self, name: str, more: dict[str, AttributeValue], timestamp: int | None = None) -> None:
+    def _event(
+        self, name: str, decision: Decision | None, more: dict[str, AttributeValue], timestamp: int | None = None
+    ) -> None:
         span = self._call.span or trace.get_current_span()
         error = self._error
         if not span.is_recording() or error is None:
             return
-        number = len(self._call.records)
-        attributes = {telemetry.ATTEMPT: number, telemetry.RULE: error.rule.title, **more}
-        if self._retry._attempts is not None:
-            attributes[telemetry.ATTEMPTS_LEFT] = max(self._retry._attempts - number, 0)
-        if self._deadline is not None:
-            attributes[telemetry.DEADLINE_LEFT] = max(self._deadline - self._elapsed, 0.0)
-        if isinstance(error, ApiError):
-            attributes[telemetry.STATUS] = error.status
-        attributes[telemetry.ERROR_TYPE] = telemetry.error_type(error)
-        span.add_event(name, attributes, timestamp)
-
-    def _log(self, error: LamellaError) -> None:
-        if not _LOGGER.isEnabledFor(logging.WARNING):
-            return
-        span = (self._call.span or trace.get_current_span()).get_span_context()
-        fields = {
-            "lamella.method": error.method,
-            "lamella.url": error.url,
-            "lamella.outcome": str(error.outcome),
-            "lamella.attempts": len(error.attempts),
-            "lamella.wait": sum((record.waited for record in error.attempts), 0.0),
-            "lamella.stop_reason": error.stopped and error.stopped.value,
-            "trace_id": trace.format_trace_id(span.trace_id),
-            "span_id": trace.format_span_id(span.span_id),
+        record = self._call.records[-1]
+        given: dict[str, AttributeValue | None] = {
+            telemetry.ATTEMPT: record.number,
+            telemetry.RULE: error.rule.title,
+            telemetry.STATUS: record.status,
+            telemetry.ERROR_TYPE: telemetry.error_type(error),
+            telemetry.WAIT: None if decision is None else decision.wait,
+            telemetry.WAIT_SOURCE: decision.source.value if decision and decision.source else None,
+            telemetry.ATTEMPTS_LEFT: record.attempts_left,
+            telemetry.DEADLINE_LEFT: record.deadline_left if timestamp else self._deadline_left(),
+            **more,
         }
-        _LOGGER.warning("%s", error, extra=fields)
+        span.add_event(name, {key: value for key, value in given.items() if value is not None}, timestamp)
 
-
-# One line for a call that ended badly, none for a retry. It goes where the application's logging sends it.
-_LOGGER = logging.getLogger("lamella")
-_LOGGER.addHandler(logging.NullHandler())
+    def _deadline_left(self) -> float | None:
+        """Seconds, from now on."""
+        return None if self._deadline is None else max(self._started + self._deadline - self._loop.time(), 0.0)
 
 
 def _quieten(record: logging.LogRecord) -> bool:

@@ -54,12 +54,14 @@ class WaitSource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do about one failed attempt: exactly one of ``wait`` (seconds) and ``stop`` is not None."""
+    """What to do about one failed attempt: stop, or wait and send again."""
 
     rule: Rule
     wait: float | None = None
+    """Seconds. With a ``stop`` for the deadline, the wait that would have been too long; with another, None."""
     source: WaitSource | None = None
     stop: StopReason | None = None
+    """Why there is no further try. None: there is one, after ``wait``."""
 
 
 def decide(
@@ -112,5 +114,5 @@ def decide(
         if retry_after is not None and retry_after > wait:
             wait, source = retry_after, WaitSource.RETRY_AFTER
     if wait > rule.retry.maximum or (deadline is not None and elapsed + wait >= deadline):
-        return Decision(rule, stop=StopReason.DEADLINE)
+        return Decision(rule, wait, source, StopReason.DEADLINE)
     return Decision(rule, wait, source)

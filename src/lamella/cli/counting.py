@@ -1,0 +1,94 @@
+"""The numbers of a run, counted once for whatever shows them: the screen and the page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+from lamella import telemetry
+from lamella.cli.traces import number, text, traces
+from lamella.cli.words import count, duration, plain
+from lamella.errors import ApiError, LamellaError, TransportError
+
+if TYPE_CHECKING:
+    from lamella.cli.demo import Result
+
+__all__ = ["Cause", "Total", "causes", "totals"]
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """A number with its name. ``nested``: it is a part of the one before it."""
+
+    name: str
+    value: str
+    note: str = ""
+    nested: bool = False
+
+
+def totals(result: Result) -> tuple[Total, ...]:
+    """How many calls ended well, and what it took: sends, retries by cause, waits."""
+    return tuple(_totals(result))
+
+
+def _totals(result: Result) -> Iterator[Total]:
+    found = traces(result.spans)
+    retries = [event for trace in found for event in trace.retries]
+    waits = sorted(number(event, telemetry.WAIT) for event in retries)
+    after = Counter(text(event, telemetry.ERROR_TYPE) for event in retries)
+    sends = sum(len(trace.sends) for trace in found)
+    well = sum(end.error is None and end.other is None for end in result.ended)
+    calls = len(result.planned)
+
+    yield Total("calls", str(calls), f"for {count(result.settings.accounts, 'account')}")
+    yield Total("ended well", str(well), f"{well / calls:.0%}")
+    yield Total("failed", str(calls - well), "below, by cause")
+    yield Total("sends", str(sends), f"{sends / calls:.2f} a call; the sandbox received {len(result.received)}")
+    yield Total("retries", str(len(retries)))
+    for cause, many in sorted(after.items(), key=lambda item: (-item[1], item[0])):
+        yield Total(f"after {cause}", str(many), nested=True)
+    if waits:
+        yield Total("waits", duration(sum(waits)), "in sum, of all calls")
+        yield Total("median", duration(median(waits)), nested=True)
+        yield Total("longest", duration(waits[-1]), nested=True)
+    yield Total("time", duration(result.took))
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Calls that failed in the same way: how many, why there was no further try, what was said, what to do."""
+
+    calls: int
+    what: str
+    stopped: str
+    said: str
+    hint: str
+
+
+def causes(result: Result) -> tuple[Cause, ...]:
+    """The calls that failed, by cause: the most frequent first."""
+    groups: dict[tuple[str, str, str], list[LamellaError]] = {}
+    for end in result.ended:
+        if end.error is not None:
+            groups.setdefault(_cause(end.error), []).append(end.error)
+    return tuple(
+        # The calls end in any order, so what the first of them says would be another thing each time.
+        Cause(len(errors), what, stopped, min(filter(None, map(_said, errors)), default=""), hint)
+        for (what, stopped, hint), errors in sorted(groups.items(), key=lambda item: (-len(item[1]), *item[0][:2]))
+    )
+
+
+def _cause(error: LamellaError) -> tuple[str, str, str]:
+    what = f"{error.status} {error.rule.title}" if isinstance(error, ApiError) else error.rule.title
+    return what, error.stopped.phrase if error.stopped else "unknown", error.rule.hint
+
+
+def _said(error: LamellaError) -> str:
+    """What the server or the network said, in a line."""
+    if isinstance(error, TransportError):
+        return plain(error.reason)
+    said = (error.validation_errors or error.downstream_errors or error.details) if isinstance(error, ApiError) else ()
+    return plain("; ".join(said))

@@ -1,0 +1,171 @@
+"""The page of the demo: the totals, and a waterfall of all calls, in one HTML file that loads nothing."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Iterator
+from hashlib import sha256
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from opentelemetry.trace import format_trace_id
+
+from lamella import telemetry
+from lamella.cli import counting, demo
+from lamella.cli.report import tree_text
+from lamella.cli.traces import Trace, attribute, context, number, path, stop_phrase, text, traces
+from lamella.cli.words import duration
+from lamella.policy import WaitSource
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import Event, ReadableSpan
+
+    from lamella.cli.demo import Result
+
+__all__ = ["html_report"]
+
+Json = dict[str, Any]
+
+_KINDS: Final = {"2xx": "2xx", "3xx": "3xx", "4xx": "4xx", "429": "429", "5xx": "5xx", "none": "no answer"}
+"""What a send may have come to, each a colour: its name in the data, and what it is called."""
+
+_SOURCES: Final = {
+    WaitSource.RULE: "by the rule",
+    WaitSource.RETRY_AFTER: "as Retry-After says",
+    WaitSource.IMMEDIATE: "none: the connection may have been stale",
+}
+
+_loader = PackageLoader("lamella.cli")
+_environment = Environment(
+    loader=_loader,
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+# The filter tojson escapes whatever could end the script: <, >, & and quotes.
+_environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+
+
+def html_report(result: Result) -> str:
+    """The page as a text. The numbers on it are those of the screen."""
+    found = traces(result.spans)
+    began = min((trace.call.start_time or 0 for trace in found), default=0)
+    calls = [_call(trace, began) for trace in found]
+    totals = counting.totals(result)
+    style, script = _asset("report.css"), _asset("report.js")
+    return _environment.get_template("report.html.j2").render(
+        settings=result.settings,
+        minute=duration(60 * result.settings.scale),
+        version=version("lamella"),
+        totals=[total for total in totals if not total.nested],
+        parts=_parts(totals),
+        causes=counting.causes(result),
+        checks=demo.checks(result),
+        kinds=_used(calls),
+        calls=calls,
+        style=style,
+        style_hash=_hash(style),
+        script=script,
+        script_hash=_hash(script),
+    )
+
+
+def _asset(name: str) -> Markup:
+    """A file of ours that goes into the page as it is."""
+    return Markup(_loader.get_source(_environment, name)[0])  # noqa: S704 - nobody's text but ours
+
+
+def _hash(inline: str) -> str:
+    """By which the page's policy knows our own style and script, and lets no other run."""
+    return f"'sha256-{b64encode(sha256(inline.encode()).digest()).decode()}'"
+
+
+def _parts(totals: tuple[counting.Total, ...]) -> list[tuple[str, list[counting.Total]]]:
+    """The totals that have parts, each with those."""
+    parts: dict[str, list[counting.Total]] = {}
+    whole = ""
+    for total in totals:
+        if total.nested:
+            parts.setdefault(whole, []).append(total)
+        else:
+            whole = total.name
+    return list(parts.items())
+
+
+def _used(calls: list[Json]) -> list[tuple[str, str, int]]:
+    """The kinds of ends that there are, with their names and how many sends came to them."""
+    ends = Counter(send["kind"] for call in calls for send in call["sends"])
+    return [(kind, name, ends[kind]) for kind, name in _KINDS.items() if kind in ends]
+
+
+def _call(trace: Trace, began: int) -> Json:
+    """A call for the script: times are in microseconds, from the start of the first call on."""
+    sends = [_send(send, began) for send in trace.sends]
+    for event in trace.call.events:
+        if event.name in {telemetry.RETRY_EVENT, telemetry.STOP_EVENT}:
+            # A decision belongs to the send before it.
+            before = [send for send in sends if send["at"] <= _since(event.timestamp, began)]
+            if before:
+                before[-1]["decision"] = _decision(event, began)
+    return {
+        "at": _since(trace.call.start_time, began),
+        "took": _since(trace.call.end_time, trace.call.start_time),
+        "method": text(trace.call, telemetry.METHOD_ORIGINAL) or text(trace.call, telemetry.METHOD),
+        "path": path(trace),
+        "outcome": text(trace.call, telemetry.OUTCOME),
+        "trace": format_trace_id(context(trace.call).trace_id),
+        "sends": sends,
+        "others": list(_others(trace, began)),
+        "tree": tree_text(trace),
+    }
+
+
+def _send(send: ReadableSpan, began: int) -> Json:
+    return {
+        "at": _since(send.start_time, began),
+        "took": _since(send.end_time, send.start_time),
+        "kind": _kind(send),
+        "ended": text(send, telemetry.ERROR_TYPE) or text(send, telemetry.STATUS) or "no answer",
+    }
+
+
+def _kind(send: ReadableSpan) -> str:
+    """By the colour: an answer that broke off in the middle is none, whatever its status was."""
+    error, status = text(send, telemetry.ERROR_TYPE), attribute(send, telemetry.STATUS)
+    ended = error or str(status)
+    if ended == "429":
+        return ended
+    kind = f"{ended[:1]}xx"
+    return kind if ended.isdecimal() and kind in _KINDS else "none"
+
+
+def _decision(event: Event, began: int) -> Json:
+    decision: Json = {"at": _since(event.timestamp, began), "rule": text(event, telemetry.RULE)}
+    if event.name == telemetry.STOP_EVENT:
+        decision["stop"] = stop_phrase(text(event, telemetry.STOP_REASON))
+    else:
+        source = text(event, telemetry.WAIT_SOURCE)
+        decision["wait"] = round(number(event, telemetry.WAIT) * 1e6)
+        decision["source"] = next((words for name, words in _SOURCES.items() if name == source), source)
+    if attribute(event, telemetry.ATTEMPTS_LEFT) is not None:
+        decision["left"] = int(number(event, telemetry.ATTEMPTS_LEFT))
+    if attribute(event, telemetry.DEADLINE_LEFT) is not None:
+        decision["deadline"] = round(number(event, telemetry.DEADLINE_LEFT) * 1e6)
+    return decision
+
+
+def _others(trace: Trace, began: int) -> Iterator[Json]:
+    """Waits that are not before a retry, as for a slot under a limit."""
+    for event in trace.call.events:
+        wait = number(event, telemetry.WAIT)
+        if wait and event.name not in {telemetry.RETRY_EVENT, telemetry.STOP_EVENT}:
+            yield {"at": _since(event.timestamp, began), "wait": round(wait * 1e6), "name": event.name}
+
+
+def _since(moment: int | None, began: int | None) -> int:
+    return round(((moment or 0) - (began or 0)) / 1000)

@@ -1,0 +1,380 @@
+"""The page of the demo, as a file: what is on it, that nothing can get out of hand, and how it is written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import time
+from base64 import b64encode
+from collections import Counter
+from dataclasses import replace
+from hashlib import sha256
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.trace import SpanContext, SpanKind
+from tests.cli.conftest import lamella
+from tests.cli.test_main import without
+from tests.cli.test_report import GET, a_bad_call, a_good_call, call, event, retry, send, text_of
+from tests.cli.test_report import result as small_result
+from typer.testing import CliRunner
+from yarl import URL
+
+from lamella import Rule, telemetry
+from lamella.cli import counting, demo, files, report
+from lamella.cli.app import app
+from lamella.cli.demo import Ended, Result
+from lamella.cli.html import html_report
+from lamella.cli.plan import Planned
+from lamella.cli.traces import traces
+from lamella.errors import ConnectionLost
+from lamella.policy import Failure
+
+VOID = {"meta", "input", "br"}
+
+
+class Page(HTMLParser):
+    """A page taken apart. It fails where a tag is not closed, and where an id is there twice."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.ids: Counter[str] = Counter()
+        self.texts: dict[str, list[str]] = {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
+        assert [name for name, times in self.ids.items() if times > 1] == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        assert len(attributes) == len(attrs)
+        self.tags.append((tag, attributes))
+        if name := attributes.get("id"):
+            self.ids[name] += 1
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def data(self) -> list[dict[str, Any]]:
+        [data, _] = self.texts["script"]
+        found = json.loads(data)
+        assert isinstance(found, list)
+        return found
+
+    @property
+    def policy(self) -> str:
+        [policy] = [meta["content"] for meta in self.of("meta") if "http-equiv" in meta]
+        return str(policy)
+
+
+@pytest.fixture(scope="session")
+def text(result: Result) -> str:
+    return html_report(result)
+
+
+@pytest.fixture(scope="session")
+def page(text: str) -> Page:
+    return Page(text)
+
+
+class TestWhatIsOnIt:
+    def test_the_totals_are_those_of_the_screen(self, result: Result, page: Page) -> None:
+        names, values = page.texts["dt"], [value for value in page.texts["dd"] if value.strip()]
+        table = text_of(report.outcome(result), 200)
+        for total in counting.totals(result):
+            assert total.name in names
+            assert total.value in values
+            line = next(line for line in table.splitlines() if line.strip().startswith(total.name + " "))
+            assert total.value in line
+            assert total.note in line
+
+    def test_every_call_and_every_send(self, result: Result, page: Page) -> None:
+        found = traces(result.spans)
+        assert len(page.data) == len(found)
+        assert sum(len(call["sends"]) for call in page.data) == sum(
+            span.kind is SpanKind.CLIENT for span in result.spans
+        )
+        assert [call["tree"] for call in page.data] == [text_of(report.tree(trace), 500) for trace in found]
+
+    def test_the_colours_and_their_numbers(self, page: Page) -> None:
+        kinds = Counter(send["kind"] for call in page.data for send in call["sends"])
+        assert set(kinds) == {"2xx", "4xx", "429", "5xx", "none"}
+        shown = [attributes["data-kind"] for attributes in page.of("button") if "data-kind" in attributes]
+        assert shown == [kind for kind in ("2xx", "4xx", "429", "5xx", "none") if kind in kinds]
+
+    def test_the_failures_and_the_checks(self, result: Result, page: Page) -> None:
+        causes = [f"{cause.calls} × {cause.what}" for cause in counting.causes(result)]
+        assert page.texts["strong"] == [*causes, *["ok"] * len(demo.checks(result))]
+
+    def test_a_check_that_failed_is_there_to_see(self, result: Result) -> None:
+        broken = Page(html_report(replace(result, ended=result.ended[1:])))
+        assert "FAILED" in broken.texts["strong"]
+        assert "Checked: 1 of 4 failed" in broken.texts["summary"]
+        assert "open" in next(attributes for attributes in broken.of("details") if attributes["id"] == "checks")
+
+    def test_a_call_in_numbers(self) -> None:
+        [good, bad] = Page(html_report(small_result())).data
+        assert (good["at"], good["took"], good["path"]) == (0, 2_551_000, "/accounting/invoices/7?limit=5")
+        assert [(send["at"], send["took"], send["kind"], send["ended"]) for send in good["sends"]] == [
+            (1_500, 9_900, "5xx", "500"),
+            (512_000, 3_000, "none", "ConnectionLost"),
+            (530_000, 5_000, "429", "429"),
+            (2_545_000, 5_000, "2xx", "200"),
+        ]
+        first, second, third, last = good["sends"]
+        assert first["decision"] == {"at": 11_500, "rule": "Server Error", "wait": 500_000, "source": "by the rule"}
+        assert second["decision"]["source"] == "none: the connection may have been stale"
+        assert third["decision"]["source"] == "as Retry-After says"
+        assert "decision" not in last
+        assert bad["sends"][0]["decision"] == {"at": 9_000, "rule": "", "stop": "unsafe method"}
+
+    def test_what_is_left(self) -> None:
+        stop = event(telemetry.STOP_EVENT, 9, **{telemetry.ATTEMPTS_LEFT: 3, telemetry.DEADLINE_LEFT: 0.25})
+        spans = (call(10, 0, 10, stop), send(11, 10, 1, 8, error__type="500"))
+        [found] = Page(html_report(replace(small_result(), spans=spans))).data
+        decision = found["sends"][0]["decision"]
+        assert (decision["left"], decision["deadline"]) == (3, 250_000)
+
+    def test_a_wait_that_is_no_retry(self) -> None:
+        spans = (call(10, 0, 10, event("lamella.parked", 1, lamella__wait=2.0)), send(11, 10, 3, 8))
+        [found] = Page(html_report(replace(small_result(), spans=spans))).data
+        assert found["others"] == [{"at": 1_000, "wait": 2_000_000, "name": "lamella.parked"}]
+        assert found["sends"][0]["kind"] == "none"
+
+    def test_an_answer_that_broke_off_is_none(self) -> None:
+        spans = (call(10, 0, 9), send(11, 10, 1, 2, http__response__status_code=200, error__type="ConnectionLost"))
+        [found] = Page(html_report(replace(small_result(), spans=spans))).data
+        assert found["sends"][0]["kind"] == "none"
+
+    def test_nothing_at_all(self) -> None:
+        empty = Page(html_report(replace(small_result(), spans=(), ended=())))
+        assert empty.data == []
+        assert "None." in empty.texts["p"]
+
+
+class TestNothingGetsOut:
+    def test_it_loads_nothing(self, text: str, page: Page) -> None:
+        names = {tag for tag, _ in page.tags}
+        assert not names & {"link", "img", "iframe", "object", "embed", "base", "form", "svg", "video", "audio"}
+        for tag, attributes in page.tags:
+            bad = {name for name in attributes if name.startswith("on") or name in {"src", "href", "style", "srcset"}}
+            assert not bad, tag
+        assert not re.search(r"(?i)https?:|url\(|@import|fetch\(|XMLHttpRequest|WebSocket|import\(|innerHTML", text)
+
+    def test_the_policy_lets_only_our_own_script_and_style_run(self, page: Page) -> None:
+        def of(inline: str) -> str:
+            return f"'sha256-{b64encode(sha256(inline.encode()).digest()).decode()}'"
+
+        [style], [_, script] = page.texts["style"], page.texts["script"]
+        assert page.policy == (
+            f"default-src 'none'; style-src {of(style)}; script-src {of(script)}; base-uri 'none'; form-action 'none'"
+        )
+
+    def test_no_credential(self, result: Result, text: str) -> None:
+        keys = {
+            value
+            for received in result.received
+            for name, value in received.headers.items()
+            if name.lower() in {"x-api-key", "x-account-key"}
+        }
+        assert len(keys) > 2
+        assert not [key for key in keys if key in text]
+
+    @pytest.mark.parametrize(
+        "evil",
+        [
+            "</script><script>alert(1)</script>",
+            "<!--<script>",
+            "<img src=x onerror=alert(1)>",
+            "\"'`&quot;&lt;",
+            "{{ 7 * 7 }}{% raw %}",
+            "a\u2028b\u2029c\x00d\ud800e",
+        ],
+    )
+    def test_a_text_from_elsewhere_is_only_text(self, page: Page, evil: str) -> None:
+        rule = Rule(Failure.CONNECTION_LOST, evil, hint=evil)
+        lost = ConnectionLost("GET", URL(GET), rule, evil)
+        stopped = {"lamella__stop_reason": evil, "lamella__rule": evil}
+        spans = (
+            call(
+                10,
+                0,
+                9,
+                retry(3, 0.1, evil, evil),
+                event(evil, 4, lamella__wait=1.0),
+                event("lamella.stop", 8, **stopped),
+                method=evil,
+                url__full=f"http://h/{evil}?q={evil}",
+                lamella__outcome=evil,
+            ),
+            send(11, 10, 1, 2, evil, error__type=evil),
+        )
+        ended = (Ended(1, lost), Ended(2, other=evil))
+        hostile = Page(html_report(replace(small_result(), spans=spans, ended=ended)))
+        assert {tag for tag, _ in hostile.tags} == {tag for tag, _ in page.tags}
+        assert [tag for tag, _ in hostile.tags].count("script") == 2
+        assert hostile.policy == page.policy
+        # It is not lost either: one reads what came.
+        shown = " ".join("".join(char if char.isprintable() else " " for char in evil).split())
+        assert any(shown in said for said in hostile.texts["p"])
+        [found] = hostile.data
+        assert found["sends"][0]["ended"] == shown
+        assert found["sends"][0]["decision"]["stop"] == shown
+
+
+def many(calls: int) -> Result:
+    """So many calls of four sends each, from one."""
+    first = a_good_call()
+    spans = []
+    for number in range(calls):
+        for span in first:
+            context, later = _moved(span.get_span_context(), number), number * 3_000_000
+            spans.append(
+                ReadableSpan(
+                    span.name,
+                    context=context,
+                    parent=_moved(span.parent, number),
+                    resource=Resource.get_empty(),  # else each span would look for its own
+                    attributes=span.attributes,
+                    events=[Event(event.name, event.attributes, event.timestamp + later) for event in span.events],
+                    kind=span.kind,
+                    start_time=(span.start_time or 0) + later,
+                    end_time=(span.end_time or 0) + later,
+                )
+            )
+    planned = tuple(Planned(number, "a", "GET", "/", {}, {}, None, ()) for number in range(calls))
+    return replace(small_result(), planned=planned, ended=tuple(map(Ended, range(calls))), spans=tuple(spans))
+
+
+def _moved(ids: SpanContext | None, number: int) -> SpanContext | None:
+    """The ids of the same span in another call."""
+    if ids is None:
+        return None
+    return SpanContext(number + 1, ids.span_id + 100 * number, is_remote=False, trace_flags=ids.trace_flags)
+
+
+class TestTheFile:
+    def test_with_5000_calls(self) -> None:
+        """A bound for a slow machine: it takes two seconds on a fast one."""
+        result = many(5000)
+        began = time.perf_counter()
+        text = html_report(result)
+        assert time.perf_counter() - began < 30
+        assert len(text.encode()) < 8_000_000
+        data = Page(text).data
+        assert len(data) == 5000
+        assert {len(call["sends"]) for call in data} == {4}
+
+    def test_the_command(self, tmp_path: Path) -> None:
+        path = tmp_path / "a page.html"
+        path.write_text("old")
+        run = lamella("demo", "--calls", "12", "--scale", "0.001", "--report", str(path))
+        assert (run.returncode, run.stderr) == (0, "")
+        assert "a page.html, " in run.stdout
+        page = Page(path.read_text(encoding="utf-8"))
+        assert len(page.data) == 12
+        totals = [value for value in page.texts["dd"] if value.strip()]
+        for name in ("ended well", "failed", "sends", "retries"):
+            [line] = [line for line in run.stdout.splitlines() if line.startswith(f"{name} ")]
+            assert line.removeprefix(name).split()[0] in totals
+        assert os.listdir(tmp_path) == ["a page.html"]
+
+    @pytest.mark.parametrize(
+        ("name", "why"),
+        [
+            ("no/page.html", "No such file or directory"),
+            ("file/page.html", "Not a directory"),
+            ("", "it is a folder"),
+            ("x" * 300, "File name too long"),
+            ("circle", "Too many levels of symbolic links"),
+        ],
+    )
+    def test_a_path_that_cannot_be_is_told_before_the_calls(self, tmp_path: Path, name: str, why: str) -> None:
+        (tmp_path / "file").touch()
+        (tmp_path / "circle").symlink_to("circle")
+        path = tmp_path / name
+        run = CliRunner().invoke(app, ["demo", "--report", str(path)])
+        assert run.exit_code == 2
+        assert run.stdout == ""
+        assert run.stderr.startswith(f"lamella: cannot write the page: {why}: {tmp_path}")
+        assert run.stderr.count("\n") == 1
+        assert sorted(os.listdir(tmp_path)) == ["circle", "file"]
+
+    def test_a_device_is_not_replaced(self) -> None:
+        run = CliRunner().invoke(app, ["demo", "--report", os.devnull])
+        assert (run.exit_code, run.stdout) == (2, "")
+        assert run.stderr == f"lamella: cannot write the page: it is no ordinary file: {os.devnull}\n"
+        assert Path(os.devnull).is_char_device()
+
+    def test_a_folder_in_which_nothing_can_be_made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def touch(self: Path, mode: int = 0o666, exist_ok: bool = True) -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+        monkeypatch.setattr(Path, "touch", touch)
+        run = CliRunner().invoke(app, ["demo", "--report", str(tmp_path / "page.html")])
+        assert (run.exit_code, run.stdout) == (2, "")
+        assert run.stderr.startswith("lamella: cannot write the page: Permission denied: ")
+
+    def test_a_check_leaves_all_as_it_is(self, tmp_path: Path) -> None:
+        path = tmp_path / "page.html"
+        files.check(path)
+        assert os.listdir(tmp_path) == []
+        path.write_text("old")
+        files.check(path)
+        assert path.read_text() == "old"
+        assert os.listdir(tmp_path) == ["page.html"]
+
+    def test_whole_or_not_at_all(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "page.html"
+        files.write(path, b"old")
+
+        def full(_: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            files.write(path, b"new")
+        assert path.read_bytes() == b"old"
+        assert os.listdir(tmp_path) == ["page.html"]
+
+    def test_a_link_stays_a_link(self, tmp_path: Path) -> None:
+        path, link = tmp_path / "page.html", tmp_path / "link.html"
+        link.symlink_to(path.name)
+        files.write(link, b"new")
+        assert link.is_symlink()
+        assert path.read_bytes() == b"new"
+
+    def test_it_is_as_public_as_any_new_file(self, tmp_path: Path) -> None:
+        path, other = tmp_path / "page.html", tmp_path / "other"
+        files.write(path, b"new")
+        other.touch()
+        assert path.stat().st_mode == other.stat().st_mode
+
+
+def test_without_jinja() -> None:
+    run = without("jinja2", "demo")
+    assert (run.stdout, run.returncode) == ("", 2)
+    assert run.stderr == "lamella: jinja2 is missing: pip install 'lamella[cli]'\n"
+
+
+def test_the_page_of_a_bad_call_says_so() -> None:
+    page = Page(html_report(replace(small_result(), spans=tuple(a_bad_call()))))
+    assert [found["outcome"] for found in page.data] == ["failure"]

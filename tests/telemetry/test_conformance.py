@@ -1,0 +1,261 @@
+"""What we emit is what the conventions and docs/telemetry.md say, by name, kind, unit and type; and all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from importlib import import_module
+
+import aiohttp
+import pytest
+from aiohttp import web
+from opentelemetry.metrics import Histogram
+from opentelemetry.sdk.metrics.export import HistogramDataPoint
+from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanKind
+from tests.conftest import Handler, Tracing
+from tests.telemetry.conformance import (
+    PAGE,
+    SCOPE,
+    Checker,
+    Recorder,
+    Told,
+    published,
+    published_metrics,
+    tables,
+    type_of,
+)
+from tests.telemetry.conftest import Metering, given
+
+from lamella import AttemptSpan, Backoff, LamellaError, Rule, RuleBook, StopReason, WaitSource, maesn, stack
+from lamella.telemetry import Instruments
+from lamella.testing import Sandbox, VirtualClock
+
+Serve = Callable[[Handler], Awaitable[str]]
+RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
+
+
+async def emit_everything(serve: Serve, tracing: Tracing, metering: Metering) -> None:
+    """Calls that end well, badly, and not at all."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path == "/moved":
+            raise web.HTTPFound("/200")
+        if request.path == "/never":
+            await asyncio.sleep(3600)
+        if request.path == "/busy":
+            return web.Response(status=429, headers={"Retry-After": "3600"})
+        return web.Response(status=int(request.path.strip("/")))
+
+    spans = AttemptSpan(
+        tracer_provider=tracing.provider,
+        meter_provider=metering.provider,
+        url_template=lambda _: "/{status}",
+        request_headers=["Accept"],
+        response_headers=["Content-Type"],
+    )
+    layers = stack(
+        RULES,
+        spans,
+        attempts=2,
+        deadline=60,
+        tracer_provider=tracing.provider,
+        meter_provider=metering.provider,
+        url_template=lambda _: "/{status}",
+    )
+    async with aiohttp.ClientSession(await serve(answer), middlewares=layers) as session:
+        for method, path in (
+            ("GET", "/moved"),
+            ("GET", "/429"),
+            ("GET", "/busy"),
+            ("PROPFIND", "/200"),
+            ("GET", "/404"),
+        ):
+            with suppress(LamellaError):
+                await session.request(method, path)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(session._request("GET", "/never"), 0.02)
+
+
+async def test_all_that_is_told_is_emitted_and_nothing_else(serve: Serve, tracing: Tracing, metering: Metering) -> None:
+    await emit_everything(serve, tracing, metering)
+    checker = Checker(Told.by())
+    faults = [fault for span in tracing.spans for fault in checker.span(span)]
+    faults += [fault for metric in metering.metrics.values() for fault in checker.metric(metric)]
+    assert not faults
+    assert checker.seen == Told.by().all
+
+
+async def test_the_advised_buckets(serve: Serve, tracing: Tracing, metering: Metering) -> None:
+    await emit_everything(serve, tracing, metering)
+    [point, *_] = metering.metrics["http.client.request.duration"].data.data_points
+    assert isinstance(point, HistogramDataPoint)
+    # https://opentelemetry.io/docs/specs/semconv/http/http-metrics/#metric-httpclientrequestduration
+    assert point.explicit_bounds == (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+    [call, *_] = metering.metrics["lamella.call.duration"].data.data_points
+    assert isinstance(call, HistogramDataPoint)
+    assert call.explicit_bounds[-1] == 1200
+
+
+def test_the_page_is_right_by_the_published_conventions() -> None:
+    told = Told.by()
+    ours = {name.removesuffix(".<key>") for name in told.attributes if not name.startswith("lamella.")}
+    assert ours <= published()
+    theirs = {name: kind for name, kind in told.metrics.items() if not name.startswith("lamella.")}
+    assert theirs == {name: published_metrics()[name] for name in theirs}
+    assert set(theirs) == {"http.client.request.duration"}
+    assert told.spans.keys() == {"INTERNAL", "CLIENT"}
+
+
+def test_names_and_units_are_by_the_rules() -> None:
+    """https://opentelemetry.io/docs/specs/semconv/general/naming/"""
+    told = Told.by()
+    names = {*told.metrics, *told.events, *(name.removesuffix(".<key>") for name in told.attributes)}
+    assert not [name for name in names if not re.fullmatch(r"[a-z][a-z0-9]*(?:[._][a-z0-9]+)+", name)]
+    assert {unit for _, unit in told.metrics.values()} <= {"s", "{send}", "{call}", "{retry}"}
+    # No metric is a namespace of another, and none has its unit in its name.
+    assert not [name for name in told.metrics if any(other.startswith(f"{name}.") for other in told.metrics)]
+    assert not [name for name in told.metrics if name.endswith(("_total", ".total", "seconds", "_s"))]
+
+
+def test_no_attribute_of_a_metric_has_many_values() -> None:
+    many = {"url.full", "url.template", "network.peer.address", "network.peer.port", "http.request.method_original"}
+    for name in Told.by().metrics:
+        assert not Told.by().on[name] & many, name
+        assert not [attribute for attribute in Told.by().on[name] if ".header." in attribute], name
+
+
+def test_each_value_that_an_enum_has_is_told() -> None:
+    told = Told.by()
+    assert told.stop_reasons == set(StopReason)
+    text = {row["attribute"]: row["what it tells"] for rows in tables(page()) for row in rows if "attribute" in row}
+    assert all(f"`{source}`" in text["`lamella.wait_source`"] for source in WaitSource)
+    assert all(f"`{outcome}`" in text["`lamella.outcome`"] for outcome in ("success", "failure", "cancelled"))
+
+
+def page() -> str:
+    return PAGE.read_text("utf-8")
+
+
+async def test_the_fields_of_the_log_are_those_that_are_told(
+    serve: Serve, tracing: Tracing, metering: Metering, caplog: pytest.LogCaptureFixture
+) -> None:
+    usual = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+    await emit_everything(serve, tracing, metering)
+    lines = [record for record in caplog.records if record.name == "lamella"]
+    assert len(lines) == 3
+    assert {name for line in lines for name in vars(line)} - usual == Told.by().log_fields
+
+
+def test_each_instrument_says_what_it_counts(metering: Metering) -> None:
+    for name in Instruments.__slots__:
+        instrument = getattr(Instruments(metering.provider), name)
+        assert instrument.name in Told.by().metrics
+        assert isinstance(instrument, Histogram) == (Told.by().metrics[instrument.name][0] == "histogram")
+        assert instrument.description.endswith(".")
+
+
+class TestTheRecorder:
+    """It would notice."""
+
+    @pytest.mark.parametrize(
+        ("attributes", "fault"),
+        [
+            ({"lamella.unheard_of": "x"}, "lamella.unheard_of"),
+            ({"http.unheard_of": "x"}, "neither the conventions'"),
+            ({"lamella.attempts": "2"}, "lamella.attempts as string"),
+            ({"lamella.attempts": True}, "lamella.attempts as boolean"),
+            ({"lamella.wait": 1}, "lamella.wait as int"),
+            ({"http.request.resend_count": 1}, "http.request.resend_count on call"),
+            ({"url.full": ""}, "empty"),
+            ({"http.response.header.etag": "x"}, "header.etag as string"),
+            ({"http.request.method": "POST"}, "the name"),
+            ({"url.template": "/{id}"}, "the name"),
+        ],
+    )
+    def test_an_attribute(self, attributes: dict[str, str | int], fault: str) -> None:
+        checker = Checker(Told.by())
+        good: dict[str, str | int] = {"http.request.method": "GET", "lamella.attempts": 1}
+        scope = InstrumentationScope(SCOPE)
+        span = ReadableSpan("lamella GET", attributes=good, kind=SpanKind.INTERNAL, instrumentation_scope=scope)
+        assert not checker.span(span)
+        span = ReadableSpan("lamella GET", attributes={**good, **attributes}, kind=SpanKind.INTERNAL)
+        assert fault in "; ".join(checker.span(span))
+
+    @pytest.mark.parametrize("name", ["lamella", "lamella get", "lamella GET /orders/17", "GET"])
+    def test_a_name(self, name: str) -> None:
+        span = ReadableSpan(name, attributes={"http.request.method": "GET"}, kind=SpanKind.INTERNAL)
+        assert Checker(Told.by()).span(span)
+
+    def test_a_kind_or_a_scope(self) -> None:
+        recorder = Recorder()
+        recorder.on_end(ReadableSpan("x", kind=SpanKind.SERVER, instrumentation_scope=InstrumentationScope("other")))
+        assert recorder.faults() == []
+        recorder.on_end(ReadableSpan("x", kind=SpanKind.SERVER, instrumentation_scope=InstrumentationScope(SCOPE)))
+        assert "SERVER" in recorder.faults()[0]
+        assert recorder.faults() == []
+
+    def test_an_event(self) -> None:
+        provider = TracerProvider(shutdown_on_exit=False)
+        span = provider.get_tracer("the user's").start_span("x")
+        span.add_event("lamella.again", {"lamella.attempt": 1})
+        assert isinstance(span, ReadableSpan)
+        faults = Checker(Told.by()).event(span.events[0])
+        assert faults == ["the event 'lamella.again'", "lamella.attempt on lamella.again"]
+
+    @pytest.mark.parametrize(
+        ("name", "unit", "attributes", "fault"),
+        [
+            ("lamella.call.duration", "ms", {}, "histogram in ms"),
+            ("lamella.call.unheard_of", "s", {}, "lamella.call.unheard_of"),
+            ("lamella.call.stops", "{call}", {}, "lamella.call.stops as histogram"),
+            ("lamella.call.duration", "s", {"url.full": "http://x"}, "url.full on lamella.call.duration"),
+        ],
+    )
+    def test_a_metric(self, metering: Metering, name: str, unit: str, attributes: dict[str, str], fault: str) -> None:
+        metering.provider.get_meter("the user's").create_histogram(name, unit).record(1, attributes)
+        assert fault in "; ".join(Checker(Told.by()).metric(metering.metrics[name]))
+
+    @pytest.mark.parametrize(
+        ("value", "type_"),
+        [("a", "string"), (1, "int"), (1.0, "double"), (True, "boolean"), (("a",), "string[]"), ((1,), "int[]")],
+    )
+    def test_a_type(self, value: object, type_: str) -> None:
+        assert type_of(value) == type_
+
+
+class TestThePage:
+    def test_its_code_has_the_right_names(self) -> None:
+        [code] = re.findall(r"```python\n(.*?)```", page(), re.DOTALL)
+        compile(code, PAGE.name, "exec")
+        for module, names in re.findall(r"^from (\S+) import (.+)$", code, re.MULTILINE):
+            for name in names.split(", "):
+                assert getattr(import_module(module), name)
+
+    async def test_its_example_is_what_comes_out(
+        self, sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock
+    ) -> None:
+        sandbox.script(429, 429)
+        async with maesn.session(
+            sandbox.api_key, sandbox.account_key, sandbox.url, tracer_provider=tracing.provider
+        ) as session:
+            await session.get("/accounting/invoices", params={"limit": 100})
+        shared = {"http.request.method", "url.full", "url.template"}
+        lines = []
+        for span in (tracing.call, *tracing.sends):
+            lines.append(f"{span.name}  {span.kind.name}")
+            owners: list[ReadableSpan | Event] = [span, *span.events]
+            for owner in owners:
+                lines += [] if owner is span else [f"event {owner.name}"]
+                for name, value in given(owner).items():
+                    if name not in shared and not name.startswith(("server.", "network.")):
+                        lines.append(f"{name} = {value}" if not isinstance(value, float) else f"{name} =")
+        example = page().partition("## An example")[2].partition("```\n")[2].partition("```")[0]
+        told = [re.sub(r"^[│├└─ ]*", "", line) for line in example.splitlines()]
+        assert sorted(line[: len(ours)] for line, ours in zip(sorted(told), sorted(lines), strict=True)) == sorted(
+            lines
+        )

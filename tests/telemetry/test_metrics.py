@@ -1,0 +1,173 @@
+"""Values of metrics, exact against a scripted server in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+import pytest
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
+from tests.telemetry.conftest import Metering
+
+from lamella import AttemptSpan, LamellaError, TooManyRequests, maesn
+from lamella.testing import Fault, Reply, VirtualClock
+from lamella.testing.plugin import MakeSandbox
+from lamella.testing.sandbox import Sandbox, Step
+
+Connect = Callable[..., aiohttp.ClientSession]
+
+
+@pytest.fixture
+async def slow(make_sandbox: MakeSandbox, virtual_time: VirtualClock) -> Sandbox:
+    """A server that takes half a second for each answer."""
+    return await make_sandbox(latency=0.5)
+
+
+@pytest.fixture
+def connect(slow: Sandbox, metering: Metering) -> Connect:
+    def connect(**options: Any) -> aiohttp.ClientSession:
+        return maesn.session(slow.api_key, slow.account_key, slow.url, meter_provider=metering.provider, **options)
+
+    return connect
+
+
+def counts(metering: Metering, name: str) -> list[tuple[Any, ...]]:
+    """Status or outcome, type of error, count and sum of each point of a histogram."""
+    points = []
+    for point in metering.metrics[name].data.data_points:
+        assert isinstance(point, HistogramDataPoint)
+        given = point.attributes or {}
+        key = given.get("http.response.status_code", given.get("lamella.outcome"))
+        points.append((key, given.get("error.type"), point.count, point.sum))
+    return sorted(points, key=str)
+
+
+async def test_two_rate_limits_and_an_answer(
+    slow: Sandbox, connect: Connect, metering: Metering, virtual_time: VirtualClock
+) -> None:
+    slow.script(429, 429)
+    async with connect() as session:
+        await session.get("/accounting/invoices")
+    took = virtual_time.elapsed
+    assert counts(metering, "http.client.request.duration") == [
+        (200, None, 1, pytest.approx(0.5)),
+        (429, "429", 2, pytest.approx(1.0)),
+    ]
+    assert counts(metering, "lamella.call.attempts") == [("success", None, 1, 3)]
+    [(_, _, _, waited)] = counts(metering, "lamella.call.wait")
+    assert 180 <= waited <= 198
+    assert counts(metering, "lamella.call.wait") == [("success", None, 1, pytest.approx(took - 1.5))]
+    assert counts(metering, "lamella.call.duration") == [("success", None, 1, pytest.approx(took))]
+    assert metering.value("lamella.calls.waiting") == metering.value("lamella.sends.active") == 0
+    assert "lamella.call.stops" not in metering.metrics
+
+
+async def test_attributes_are_few_and_never_a_url(slow: Sandbox, connect: Connect, metering: Metering) -> None:
+    slow.script(500)
+    async with connect(attempts=1) as session:
+        with pytest.raises(LamellaError):
+            await session.get("/accounting/invoices/secret-id?limit=5")
+    server = {"http.request.method": "GET", "server.address": "127.0.0.1", "server.port": int(slow.url[-5:])}
+    failed = {**server, "lamella.outcome": "failure", "error.type": "500"}
+    answer = {"http.response.status_code": 500, "network.protocol.version": "1.1", "error.type": "500"}
+    assert [attributes for attributes, _ in metering.points("http.client.request.duration")] == [{**server, **answer}]
+    for name in ("lamella.call.duration", "lamella.call.attempts", "lamella.call.wait"):
+        assert [attributes for attributes, _ in metering.points(name)] == [failed]
+    rule = maesn.RULES.rule_for(500).title
+    stop = {**failed, "lamella.stop_reason": "attempts_used_up", "lamella.rule": rule}
+    assert metering.points("lamella.call.stops") == [(stop, 1)]
+    assert metering.points("lamella.sends.active") == [(server, 0)]
+
+
+@pytest.mark.parametrize(
+    ("step", "options", "reason", "type_"),
+    [
+        (404, {}, "not_retryable", "404"),
+        (500, {"attempts": 1}, "attempts_used_up", "500"),
+        (429, {"deadline": 30}, "deadline", "429"),
+        (Fault.RESET_BEFORE_HEADERS, {"attempts": 1}, "attempts_used_up", "ConnectionLost"),
+        (Fault.SILENCE, {"attempts": 1, "attempt_timeout": 3}, "attempts_used_up", "AttemptTimeout"),
+    ],
+)
+async def test_a_call_that_is_given_up_is_counted_by_the_reason(
+    slow: Sandbox, connect: Connect, metering: Metering, step: Step, options: dict[str, int], reason: str, type_: str
+) -> None:
+    slow.script(step)
+    async with connect(**options) as session:
+        with pytest.raises(LamellaError):
+            await session.get("/accounting/invoices")
+    [(attributes, count)] = metering.points("lamella.call.stops")
+    assert (attributes["lamella.stop_reason"], attributes["error.type"], count) == (reason, type_, 1)
+    [(_, error, sends, took)] = counts(metering, "http.client.request.duration")
+    assert (error, sends) == (type_, 1)
+    assert took == pytest.approx(3 if step is Fault.SILENCE else 0.5)
+    assert metering.value("lamella.sends.active") == metering.value("lamella.calls.waiting") == 0
+
+
+@pytest.mark.parametrize("ends", ["well", "badly", "cancelled"])
+async def test_what_is_under_way_now(slow: Sandbox, connect: Connect, metering: Metering, ends: str) -> None:
+    """In flight during a send, waiting during a wait, and neither afterwards."""
+    slow.script(429, Reply(200 if ends == "well" else 404))
+
+    def now() -> tuple[float, float]:
+        return metering.value("lamella.sends.active"), metering.value("lamella.calls.waiting")
+
+    async with connect() as session:
+        call = asyncio.create_task(session._request("GET", "/accounting/invoices"))
+        await asyncio.sleep(0.25)
+        assert now() == (1, 0)
+        await asyncio.sleep(30)
+        assert now() == (0, 1)
+        if ends == "cancelled":
+            call.cancel()
+        [error] = await asyncio.gather(call, return_exceptions=True)
+        assert isinstance(error, {"badly": LamellaError, "cancelled": asyncio.CancelledError}.get(ends, object))
+    assert now() == (0, 0)
+
+
+async def test_a_send_that_is_cancelled(slow: Sandbox, connect: Connect, metering: Metering) -> None:
+    async with connect() as session:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(session._request("GET", "/accounting/invoices"), 0.25)
+    assert metering.value("lamella.sends.active") == 0
+    assert counts(metering, "lamella.call.duration") == [("cancelled", None, 1, pytest.approx(0.25))]
+    assert "http.client.request.duration" not in metering.metrics
+    [(attributes, _)] = metering.points("lamella.call.stops")
+    assert (attributes["lamella.stop_reason"], "error.type" in attributes) == ("cancelled", False)
+
+
+async def test_many_at_once_add_up(slow: Sandbox, connect: Connect, metering: Metering) -> None:
+    slow.script(*[429] * 20)
+    async with connect() as session:
+        calls = [asyncio.create_task(session._request("GET", "/accounting/invoices")) for _ in range(20)]
+        await asyncio.sleep(30)
+        assert metering.value("lamella.calls.waiting") == 20
+        await asyncio.gather(*calls)
+    assert counts(metering, "lamella.call.attempts") == [("success", None, 20, 40)]
+    assert metering.value("lamella.calls.waiting") == metering.value("lamella.sends.active") == 0
+
+
+async def test_without_a_provider_it_is_the_global_one(slow: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    monkeypatch.setattr(metrics, "get_meter", lambda *args, meter_provider=None, **options: provider.get_meter(*args))
+    async with aiohttp.ClientSession(slow.url, middlewares=(AttemptSpan(),)) as session:
+        await session.get("/auth/datev")
+    provider.shutdown()
+    data = Metering(provider, reader).metrics
+    assert set(data) == {"http.client.request.duration", "lamella.sends.active"}
+
+
+async def test_the_error_of_a_call_says_the_same(slow: Sandbox, connect: Connect, metering: Metering) -> None:
+    slow.script(429, 429)
+    async with connect(attempts=2) as session:
+        with pytest.raises(TooManyRequests) as caught:
+            await session.get("/accounting/invoices")
+    records = caught.value.attempts
+    assert metering.value("lamella.call.attempts") == len(records) == 2
+    assert metering.value("lamella.call.wait") == pytest.approx(sum(record.waited for record in records))
+    assert metering.value("http.client.request.duration") == pytest.approx(sum(record.took for record in records))

@@ -1,0 +1,390 @@
+"""Spans by the HTTP conventions in full, the decisions on them, and the line in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+
+import aiohttp
+import pytest
+from aiohttp import web
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import SpanKind, StatusCode
+from tests.conftest import Handler, Tracing
+from tests.telemetry.conftest import given
+
+from lamella import AttemptSpan, Backoff, HeaderAuth, LamellaError, RequestSpan, Rule, RuleBook, maesn, stack, telemetry
+from lamella.testing import Fault, Sandbox, VirtualClock
+from lamella.testing.sandbox import Step
+
+Serve = Callable[[Handler], Awaitable[str]]
+RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
+KNOWN = "OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS"
+
+
+async def answer(request: web.Request) -> web.StreamResponse:
+    """The status that is the path, or a redirect to what stands behind it."""
+    first, _, rest = request.path.strip("/").partition("/")
+    if first == "to":
+        raise web.HTTPTemporaryRedirect(f"/{rest}")
+    return web.Response(status=int(first or 200), headers=[("X-Two", "a"), ("X-Two", "b"), ("ETag", '"1"')])
+
+
+async def send(
+    serve: Serve,
+    tracing: Tracing,
+    path: str = "/200",
+    method: str = "GET",
+    *,
+    layers: Sequence[object] = (),
+    **options: object,
+) -> int:
+    """One call; returns the port of its server."""
+    url = await serve(answer)
+    chosen = stack(RULES, *layers, tracer_provider=tracing.provider)  # type: ignore[arg-type]
+    async with aiohttp.ClientSession(url, middlewares=chosen, **options) as session:  # type: ignore[arg-type]
+        with suppress(LamellaError):
+            async with session.request(method, path) as response:
+                await response.read()
+    return int(url.rpartition(":")[2])
+
+
+class TestASend:
+    async def test_all_that_is_required(self, serve: Serve, tracing: Tracing) -> None:
+        port = await send(serve, tracing, "/404?limit=5#part")
+        [span] = tracing.sends
+        assert given(span) == {
+            "http.request.method": "GET",
+            "url.full": f"http://127.0.0.1:{port}/404?limit=5",
+            "server.address": "127.0.0.1",
+            "server.port": port,
+            "network.peer.address": "127.0.0.1",
+            "network.peer.port": port,
+            "network.protocol.version": "1.1",
+            "http.response.status_code": 404,
+            "error.type": "404",
+        }
+        assert (span.kind, span.name) == (SpanKind.CLIENT, "GET")
+        assert span.instrumentation_scope is not None
+        assert (span.instrumentation_scope.name, bool(span.instrumentation_scope.schema_url)) == ("lamella", True)
+
+    @pytest.mark.parametrize("status", [200, 204, 304, 400, 404, 418, 499, 500, 503, 599])
+    async def test_status(self, serve: Serve, tracing: Tracing, status: int) -> None:
+        await send(serve, tracing, f"/{status}")
+        [span] = tracing.sends
+        failed = status >= 400
+        assert span.status.status_code is (StatusCode.ERROR if failed else StatusCode.UNSET)
+        # What the status code says needs no words.
+        assert span.status.description is None
+        assert given(span).get("error.type") == (str(status) if failed else None)
+        assert tracing.call.status.status_code is span.status.status_code
+
+    @pytest.mark.parametrize(
+        ("fault", "type_"),
+        [
+            (Fault.RESET_BEFORE_HEADERS, "ConnectionLost"),
+            (Fault.GARBAGE, "ConnectionLost"),
+            (Fault.SILENCE, "AttemptTimeout"),
+        ],
+    )
+    async def test_no_answer(
+        self, sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock, fault: Fault, type_: str
+    ) -> None:
+        sandbox.script(fault)
+        layers = maesn.layers(
+            sandbox.api_key, sandbox.account_key, sandbox.url, tracer_provider=tracing.provider, attempts=1
+        )
+        async with aiohttp.ClientSession(sandbox.url, timeout=aiohttp.ClientTimeout(), middlewares=layers) as session:
+            with pytest.raises(LamellaError):
+                await session.get("/accounting/invoices")
+        [span] = tracing.sends
+        assert (given(span)["error.type"], span.status.status_code) == (type_, StatusCode.ERROR)
+        assert not given(span).keys() & {"http.response.status_code", "network.protocol.version"}
+
+    async def test_no_connection(self, tracing: Tracing, unused_tcp_port: int) -> None:
+        async with aiohttp.ClientSession(
+            middlewares=stack(RULES, attempts=1, tracer_provider=tracing.provider)
+        ) as session:
+            with pytest.raises(LamellaError):
+                await session.get(f"http://127.0.0.1:{unused_tcp_port}/")
+        [span] = tracing.sends
+        assert given(span)["error.type"] == given(tracing.call)["error.type"] == "ConnectFailed"
+        assert "network.peer.address" not in given(span)
+
+    async def test_each_hop_of_a_redirect_is_one_more(self, serve: Serve, tracing: Tracing) -> None:
+        await send(serve, tracing, "/to/to/429")
+        statuses = [given(span)["http.response.status_code"] for span in tracing.sends]
+        assert statuses == [307, 307, 429, 429, 429, 429, 429]
+        counts = [given(span).get("http.request.resend_count") for span in tracing.sends]
+        assert counts == [None, 1, 2, 3, 4, 5, 6]
+
+    async def test_the_next_call_begins_anew(self, serve: Serve, tracing: Tracing) -> None:
+        async with aiohttp.ClientSession(
+            await serve(answer), middlewares=stack(RULES, tracer_provider=tracing.provider)
+        ) as session:
+            for path in ("/to/200", "/200", "/200"):
+                await session.get(path)
+        assert [given(span).get("http.request.resend_count") for span in tracing.sends] == [None, 1, None, None]
+
+    async def test_redirects_of_calls_side_by_side_are_kept_apart(self, serve: Serve, tracing: Tracing) -> None:
+        async with aiohttp.ClientSession(
+            await serve(answer), middlewares=stack(RULES, tracer_provider=tracing.provider)
+        ) as session:
+            await asyncio.gather(*(session._request("GET", path) for path in ["/to/200", "/200"] * 5))
+        counts = [given(span).get("http.request.resend_count") for span in tracing.sends]
+        assert (counts.count(None), counts.count(1)) == (10, 5)
+
+    async def test_an_old_protocol(self, serve_raw: Callable[[object], Awaitable[str]], tracing: Tracing) -> None:
+        async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.0 200 OK\r\n\r\nold")
+
+        async with aiohttp.ClientSession(middlewares=stack(RULES, tracer_provider=tracing.provider)) as session:
+            await session.get(await serve_raw(connection))
+        assert given(tracing.sends[0])["network.protocol.version"] == "1.0"
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("method", "known", "named", "original"),
+        [
+            ("GET", "", "GET", None),
+            ("PATCH", "", "PATCH", None),
+            ("PROPFIND", "", "HTTP", "PROPFIND"),
+            ("PROPFIND", "GET, PROPFIND", "PROPFIND", None),
+            ("POST", "GET,PROPFIND", "HTTP", "POST"),
+            ("GET", " , ", "GET", None),
+        ],
+    )
+    async def test_of_methods(
+        self,
+        serve: Serve,
+        tracing: Tracing,
+        monkeypatch: pytest.MonkeyPatch,
+        method: str,
+        known: str,
+        named: str,
+        original: str | None,
+    ) -> None:
+        monkeypatch.setenv(KNOWN, known)
+        await send(serve, tracing, method=method)
+        assert [span.name for span in tracing.spans] == [named, f"lamella {named}"]
+        for span in tracing.spans:
+            assert given(span)["http.request.method"] == (method if named != "HTTP" else "_OTHER")
+            assert given(span).get("http.request.method_original") == original
+
+    @pytest.mark.parametrize(
+        ("path", "template"),
+        [
+            ("/accounting/invoices", "/accounting/invoices"),
+            ("/accounting/invoices/", "/accounting/invoices"),
+            ("/accounting/billsPayments/17-ä", "/accounting/billsPayments/{id}"),
+            ("/auth/datev?x=1", "/auth/{targetSystem}"),
+            ("/accounting/invoices/17/lines", None),
+            ("/accounting/", None),
+            ("/else", None),
+        ],
+    )
+    async def test_of_maesns_paths(self, sandbox: Sandbox, tracing: Tracing, path: str, template: str | None) -> None:
+        async with maesn.session(
+            sandbox.api_key, sandbox.account_key, sandbox.url, tracer_provider=tracing.provider
+        ) as session:
+            with suppress(LamellaError):
+                await session.get(path)
+        assert {given(span).get("url.template") for span in tracing.spans} == {template}
+        name = f"GET {template}" if template else "GET"
+        assert [span.name for span in tracing.spans] == [name, f"lamella {name}"]
+
+    async def test_of_a_users_function(self, serve: Serve, tracing: Tracing) -> None:
+        async with aiohttp.ClientSession(
+            await serve(answer),
+            middlewares=stack(
+                RULES,
+                tracer_provider=tracing.provider,
+                url_template=lambda request: "/{status}" if request.url.path == "/200" else None,
+            ),
+        ) as session:
+            await session.get("/200")
+            await session.get("/204")
+        assert [span.name for span in tracing.sends] == ["GET /{status}", "GET"]
+
+
+class TestHeaders:
+    async def send(self, serve: Serve, tracing: Tracing) -> dict[str, object]:
+        spans = AttemptSpan(
+            tracer_provider=tracing.provider,
+            request_headers=["X-Mine", "x-key", "Authorization", "X-Absent"],
+            response_headers=["x-two", "ETAG"],
+        )
+        auth = (HeaderAuth({"X-KEY": "s3cr3t-key"}), HeaderAuth({"authorization": "Bearer s3cr3t-t0ken"}))
+        await send(serve, tracing, layers=[spans, *auth], headers={"X-Mine": "1", "X-Other": "2"})
+        return {name: value for name, value in given(tracing.sends[0]).items() if ".header." in name}
+
+    async def test_the_chosen_ones_and_never_a_credential(self, serve: Serve, tracing: Tracing) -> None:
+        assert await self.send(serve, tracing) == {
+            "http.request.header.x-mine": ("1",),
+            "http.response.header.x-two": ("a", "b"),
+            "http.response.header.etag": ('"1"',),
+        }
+
+    async def test_none_unless_chosen(self, serve: Serve, tracing: Tracing) -> None:
+        await send(serve, tracing, headers={"X-Mine": "1"})
+        assert not [name for name in given(tracing.sends[0]) if ".header." in name]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("/200?token=abc&limit=5", "/200?token=REDACTED&limit=5"),
+        ("/200?a=b#token", "/200?a=b"),
+        ("/200?X-Amz-Signature=abc&sig=def", "/200?X-Amz-Signature=REDACTED&sig=REDACTED"),
+    ],
+)
+async def test_the_url_without_secrets(serve: Serve, tracing: Tracing, before: str, after: str) -> None:
+    port = await send(serve, tracing, before)
+    for span in tracing.spans:
+        assert given(span)["url.full"] == f"http://127.0.0.1:{port}{after}"
+
+
+class TestACall:
+    @pytest.mark.parametrize(
+        ("steps", "outcome", "attempts", "stop", "type_"),
+        [
+            ((), "success", 1, None, None),
+            ((429, 500), "success", 3, None, None),
+            ((403,), "failure", 1, "not_retryable", "403"),
+            ((500,) * 5, "failure", 5, "attempts_used_up", "500"),
+            ((Fault.RESET_BEFORE_HEADERS,) * 5, "failure", 5, "attempts_used_up", "ConnectionLost"),
+        ],
+    )
+    async def test_its_end(
+        self,
+        sandbox: Sandbox,
+        tracing: Tracing,
+        virtual_time: VirtualClock,
+        steps: tuple[Step, ...],
+        outcome: str,
+        attempts: int,
+        stop: str | None,
+        type_: str | None,
+    ) -> None:
+        if steps:
+            sandbox.script(*steps)
+        async with maesn.session(
+            sandbox.api_key, sandbox.account_key, sandbox.url, tracer_provider=tracing.provider
+        ) as session:
+            with suppress(LamellaError):
+                await session.get("/accounting/invoices")
+        call = given(tracing.call)
+        assert (call["lamella.outcome"], call["lamella.attempts"]) == (outcome, attempts)
+        assert (call.get("lamella.stop_reason"), call.get("error.type")) == (stop, type_)
+        assert call["lamella.wait"] == pytest.approx(virtual_time.elapsed, abs=0.1)
+        assert len(tracing.sends) == attempts
+        assert tracing.call.status.status_code is (StatusCode.ERROR if type_ else StatusCode.UNSET)
+        names = [event.name for event in tracing.call.events]
+        assert names == ["lamella.retry"] * (attempts - 1) + ["lamella.stop"] * bool(stop)
+        assert [given(event)["lamella.attempt"] for event in tracing.call.events] == [*range(1, len(names) + 1)]
+        assert [given(event)["lamella.attempts_left"] for event in tracing.call.events] == [
+            *range(4, 4 - len(names), -1)
+        ]
+
+    async def test_cancelled_while_it_waits(
+        self, sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        sandbox.script(429)
+        async with maesn.session(
+            sandbox.api_key, sandbox.account_key, sandbox.url, tracer_provider=tracing.provider
+        ) as session:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(session._request("GET", "/accounting/invoices"), 20)
+        assert (
+            given(tracing.call).items()
+            >= {
+                "lamella.outcome": "cancelled",
+                "lamella.stop_reason": "cancelled",
+                "lamella.attempts": 1,
+                "lamella.wait": pytest.approx(20, abs=0.1),
+            }.items()
+        )
+        assert tracing.call.status.is_unset
+        assert "error.type" not in given(tracing.call)
+        assert not [record for record in caplog.records if record.name == "lamella"]
+
+
+class TestTheLog:
+    async def test_one_line_for_a_call_that_ended_badly(
+        self, sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        sandbox.script(*[500] * 5)
+        async with maesn.session(
+            sandbox.api_key, sandbox.account_key, sandbox.url, tracer_provider=tracing.provider
+        ) as session:
+            with pytest.raises(LamellaError) as caught:
+                await session.get("/accounting/invoices")
+        [line] = caplog.records
+        assert (line.name, line.levelno, line.getMessage()) == ("lamella", logging.WARNING, str(caught.value))
+        context = tracing.call.context
+        assert (
+            vars(line).items()
+            >= {
+                "lamella.method": "GET",
+                "lamella.url": given(tracing.call)["url.full"],
+                "lamella.outcome": "500",
+                "lamella.attempts": 5,
+                "lamella.wait": given(tracing.call)["lamella.wait"],
+                "lamella.stop_reason": "attempts_used_up",
+                "trace_id": trace.format_trace_id(context.trace_id),
+                "span_id": trace.format_span_id(context.span_id),
+            }.items()
+        )
+
+    async def test_none_for_one_that_ended_well(
+        self, sandbox: Sandbox, virtual_time: VirtualClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        sandbox.script(429, 500)
+        async with maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url) as session:
+            await session.get("/accounting/invoices")
+        assert not caplog.records
+
+
+class TestNobodyRecords:
+    """Sampled out, or without an SDK: nothing is computed for a span."""
+
+    @pytest.mark.parametrize(
+        "provider",
+        [TracerProvider(ALWAYS_OFF, shutdown_on_exit=False), trace.NoOpTracerProvider()],
+        ids=["out", "none"],
+    )
+    async def test_nothing_is_computed(
+        self, serve: Serve, monkeypatch: pytest.MonkeyPatch, provider: trace.TracerProvider
+    ) -> None:
+        def fail(*_: object) -> dict[str, str]:
+            raise AssertionError
+
+        for name in ("request_attributes", "peer_attributes", "header_attributes", "redact_url"):
+            monkeypatch.setattr(telemetry, name, fail)
+        spans = AttemptSpan(tracer_provider=provider, request_headers=["Accept"], response_headers=["ETag"])
+        async with aiohttp.ClientSession(
+            await serve(answer), middlewares=stack(RULES, spans, tracer_provider=provider)
+        ) as session:
+            await session.get("/200")
+
+    async def test_the_spans_do_not_need_each_other(self, serve: Serve, tracing: Tracing) -> None:
+        off = TracerProvider(ALWAYS_OFF, shutdown_on_exit=False)
+        spans: list[ReadableSpan] = []
+        for layers in (
+            (RequestSpan(tracer_provider=off), AttemptSpan(tracer_provider=tracing.provider)),
+            (RequestSpan(tracer_provider=tracing.provider), AttemptSpan(tracer_provider=off)),
+        ):
+            async with aiohttp.ClientSession(await serve(answer), middlewares=layers) as session:
+                await session.get("/200")
+            spans += tracing.spans
+            tracing.exporter.clear()
+        # A parent that is sampled out has no children that are not; the other way round it may be.
+        assert [span.kind for span in spans] == [SpanKind.INTERNAL]
