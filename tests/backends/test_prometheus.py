@@ -70,6 +70,9 @@ def end_of_send(received: Received) -> tuple[str, str]:
         case Fault.CUT_BODY if received.path == PATHS[-1]:
             # Of an error's body a part is enough: the status has said it all.
             return "404", "404"
+        case Fault.CUT_BODY:
+            # Its status had come before the body broke off.
+            return "201" if received.method == "POST" else "200", "ConnectionLost"
         case Fault():
             return "", "ConnectionLost"
         case int() as status:
@@ -109,6 +112,9 @@ def check(prometheus: Prometheus, job: str, sandbox: Sandbox, ends: Ends) -> Non
         "lamella_rule",
     )
     assert stops == ends.stops
+    # What is not the first send of a call is a retry, decided on before it was sent.
+    retries = prometheus.value(f"sum(lamella_call_retries_total{of})")
+    assert retries == len(sandbox.received) - sum(ends.outcomes.values())
 
     waited = prometheus.value(f"sum(lamella_call_wait_seconds_sum{of})")
     sending = prometheus.value(f"sum(http_client_request_duration_seconds_sum{of})")
