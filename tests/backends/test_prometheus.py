@@ -112,9 +112,9 @@ def check(prometheus: Prometheus, job: str, sandbox: Sandbox, ends: Ends) -> Non
         "lamella_rule",
     )
     assert stops == ends.stops
-    # What is not the first send of a call is a retry, decided on before it was sent.
+    # What is not the first send of a call is a retry; one is also decided on where a call is cancelled while it waits.
     retries = prometheus.value(f"sum(lamella_call_retries_total{of})")
-    assert retries == len(sandbox.received) - sum(ends.outcomes.values())
+    assert retries == len(sandbox.received) - sum(ends.outcomes.values()) + ends.outcomes["cancelled",]
 
     waited = prometheus.value(f"sum(lamella_call_wait_seconds_sum{of})")
     sending = prometheus.value(f"sum(http_client_request_duration_seconds_sum{of})")

@@ -86,7 +86,7 @@ def test_the_example_sets_off_what_the_rules_are_for(prometheus: Prometheus) -> 
         share = prometheus.value('lamella:retries:ratio5m{job="example"}')
         assert 0.1 < share < 0.9
     rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
-    assert len(rules) == 13
+    assert len(rules) == 12
     assert {(rule["health"], rule.get("lastError", "")) for rule in rules} == {("ok", "")}
 
 
