@@ -10,6 +10,7 @@ ARGS   ?=
 LOWEST := .venv-lowest
 BACKENDS := .venv-backends
 PHOENIX := .venv-phoenix
+BROWSER := .venv-browser
 RUN    := $(VENV)/bin/python -m
 
 # What an environment was made for. One that came along in a copy of the checkout would test the original's code.
@@ -17,7 +18,7 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types coverage lowest backends clean FORCE
+.PHONY: help demo test lint format types coverage lowest backends browser clean FORCE
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s%s\n", $$1, $$2 }' Makefile
@@ -51,6 +52,10 @@ lowest: $(LOWEST)/.installed  ## Run the tests with the lowest versions that pyp
 backends: $(BACKENDS)/.installed $(PHOENIX)/.installed  ## Run the tests against a real Phoenix and Prometheus
 	@$(BACKENDS)/bin/python scripts/backends.py --phoenix $(PHOENIX)/bin/python -- \
 		$(BACKENDS)/bin/python -m pytest --confcutdir tests/backends tests/backends $(ARGS)
+
+browser: $(BROWSER)/.installed  ## Run the tests of the demo's page in a headless Chromium
+	@$(BROWSER)/bin/python tests/browser/with_chromium.py \
+		$(BROWSER)/bin/python -m pytest --confcutdir tests/browser tests/browser $(ARGS)
 
 clean:  ## Remove environments, caches, builds and reports
 	rm -rf .venv .venv-* build dist htmlcov .coverage .coverage.* coverage.xml
@@ -87,10 +92,16 @@ $(PHOENIX)/.installed: tests/backends/phoenix.txt scripts/make_venv.sh
 		--requirement tests/backends/phoenix.txt
 	@printf '%s\n' "$$MADE_FOR" >$@
 
+$(BROWSER)/.installed: pyproject.toml Makefile scripts/make_venv.sh
+	@sh scripts/make_venv.sh "$(PYTHON)" $(BROWSER)
+	@echo "lamella: installing the package and selenium into $(BROWSER)"
+	@$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	@printf '%s\n' "$$MADE_FOR" >$@
+
 # An environment made for another place or interpreter, or one whose interpreter is gone, is out of date.
 define remake_unless_made_for_this
 ifneq ($$(file <$(1)/.installed)$$(if $$(realpath $(1)/bin/python),, no python),$$(MADE_FOR))
 $(1)/.installed: FORCE
 endif
 endef
-$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX),$(eval $(call remake_unless_made_for_this,$(venv))))
+$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX) $(BROWSER),$(eval $(call remake_unless_made_for_this,$(venv))))

@@ -212,6 +212,7 @@
       bar.setAttribute("role", "img");
       bar.setAttribute("aria-label", label);
       bar.words = words;
+      bar.start = start;
     };
     for (const [left] of state.ticks) {
       const tick = element("i", "tick");
@@ -348,7 +349,7 @@
       go(places[event.key]);
     } else if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
       // In the order of time: the waits are drawn first, below the sends.
-      const bars = [...row.querySelectorAll(".send, .pause")].sort((a, b) => a.offsetLeft - b.offsetLeft);
+      const bars = [...row.querySelectorAll(".send, .pause")].sort((a, b) => a.start - b.start);
       const next = bars.indexOf(event.target) + (event.key === "ArrowLeft" ? -1 : 1);
       (next < 0 ? row : bars[Math.min(next, bars.length - 1)] ?? row).focus({ preventScroll: true });
     } else if (event.key === "Enter" || event.key === " ") {

@@ -1,4 +1,4 @@
-"""What was found wrong: each test fails until it is mended, and then belongs among the others."""
+"""What was found wrong once: each test failed before it was mended."""
 
 from __future__ import annotations
 

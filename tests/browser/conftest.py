@@ -1,0 +1,7 @@
+"""The page in a real browser: `make browser`. Without a browser to use nothing is collected here."""
+
+from __future__ import annotations
+
+import os
+
+collect_ignore = [] if os.environ.get("LAMELLA_CHROMIUM") else ["test_page.py"]

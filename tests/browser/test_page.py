@@ -1,0 +1,390 @@
+"""The page of the demo as its readers use it, in a headless Chromium: they look, point, click, type and print."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from lamella import telemetry
+from lamella.cli import counting
+from lamella.cli.demo import Ended, Result, run
+from lamella.cli.html import html_report
+from lamella.cli.plan import Settings
+from lamella.cli.report import tree_text
+from lamella.cli.traces import Trace, path, seconds, text, traces
+from lamella.cli.words import duration
+from lamella.policy import StopReason
+
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,900",
+)
+LONGEST = 20.0
+MANY = 5000
+FIRST_PAINT = 10.0  # seconds, on a slow machine; a tenth of a second on a fast one
+MOST_ELEMENTS = 3000  # in the page, of how many calls it may be
+
+
+@pytest.fixture(scope="session")
+def result() -> Result:
+    """A real run."""
+    return asyncio.run(run(Settings(calls=300, accounts=8, seed=1, scale=0.002), TracerProvider()))
+
+
+@pytest.fixture(scope="session")
+def many() -> Result:
+    """A real run of many calls."""
+    return asyncio.run(run(Settings(calls=MANY, accounts=40, seed=1, scale=0.0005), TracerProvider()))
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    options = ChromeOptions()
+    options.binary_location = os.environ["LAMELLA_CHROMIUM"]
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    # With the path of the driver selenium looks for none, and downloads none.
+    driver = Chrome(options=options, service=ChromeService(os.environ["LAMELLA_CHROMEDRIVER"]))
+    driver.set_page_load_timeout(60)
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """An opened page."""
+
+    def __init__(self, browser: Chrome, result: Result, file: Path) -> None:
+        self.browser, self.result, self.found = browser, result, traces(result.spans)
+        file.write_text(html_report(result), encoding="utf-8")
+        browser.get(file.as_uri())
+
+    def one(self, selector: str) -> WebElement:
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector: str) -> list[WebElement]:
+        return list(self.browser.find_elements(By.CSS_SELECTOR, selector))
+
+    def script(self, code: str, *arguments: object) -> Any:
+        return self.browser.execute_script(code, *arguments)
+
+    def script_until_done(self, code: str) -> Any:
+        """What the script gives to the function that is its argument."""
+        self.browser.set_script_timeout(LONGEST)
+        return self.browser.execute_async_script(code)
+
+    def until(self, look: Callable[[], object]) -> None:
+        WebDriverWait(self.browser, LONGEST, poll_frequency=0.02).until(lambda _: look())
+
+    def row(self, place: int) -> WebElement:
+        return self.one(f'.row[data-place="{place}"]')
+
+    def cells(self, place: int) -> list[str]:
+        """The texts of a row: call, how it ended, sends, time."""
+        return [str(cell.text) for cell in self.row(place).find_elements(By.CSS_SELECTOR, "[role=gridcell]")][:4]
+
+    @property
+    def shown(self) -> str:
+        return str(self.one("#shown").text)
+
+    def hover(self, element: WebElement) -> dict[str, str]:
+        """What the tooltip says of an element."""
+        self.script("arguments[0].scrollIntoView({block: 'center'})", element)
+        time.sleep(0.1)  # scrolling hides it
+        ActionChains(self.browser).move_to_element(self.one("h1")).move_to_element(element).perform()
+        self.until(self.one("#tip").is_displayed)
+        return self.tip()
+
+    def tip(self) -> dict[str, str]:
+        names, values = self.all("#tip dt"), self.all("#tip dd")
+        said = {str(name.text): str(value.text) for name, value in zip(names, values, strict=True)}
+        return {"": str(self.one("#tip b").text)} | said
+
+    def search(self, words: str) -> None:
+        field = self.one("#search")
+        field.clear()
+        field.send_keys(words)
+
+    def press(self, key: str) -> None:
+        ActionChains(self.browser).send_keys(key).perform()
+
+    def log(self) -> list[Any]:
+        return list(self.browser.get_log("browser"))  # type: ignore[no-untyped-call, unused-ignore]
+
+
+@pytest.fixture
+def page(browser: Chrome, result: Result, tmp_path: Path) -> Iterator[Page]:
+    opened = Page(browser, result, tmp_path / "page.html")
+    yield opened
+    assert opened.log() == []
+
+
+def row_of(trace: Trace) -> list[str]:
+    """The texts that a call's row has to have."""
+    ended = text(trace.sends[-1], telemetry.ERROR_TYPE) or text(trace.sends[-1], telemetry.STATUS)
+    took = duration(round(seconds(trace.call.end_time, trace.call.start_time), 6))
+    name = f"{text(trace.call, telemetry.METHOD)}{path(trace)}"
+    return [name, f"{'✓' if trace.succeeded else '✗'}{ended}", str(len(trace.sends)), took]
+
+
+def test_the_totals_are_those_of_the_run(page: Page) -> None:
+    for total in counting.totals(page.result):
+        found = page.one(f'#{"parts" if total.nested else "totals"} [data-name="{total.name}"]')
+        assert str(found.find_element(By.TAG_NAME, "dd").text) == total.value
+    assert page.shown == "300 of 300 calls"
+
+
+def test_the_rows_are_the_calls_in_their_order(page: Page) -> None:
+    for place, trace in enumerate(page.found[:8]):
+        assert ["".join(cell.split()) for cell in page.cells(place)] == [
+            "".join(cell.split()) for cell in row_of(trace)
+        ]
+
+
+def test_the_decision_on_hover(page: Page) -> None:
+    page.one("[data-sort=attempts]").click()
+    Select(page.one("#axis")).select_by_value("fit")
+    most = max(page.found, key=lambda trace: (len(trace.sends), seconds(trace.call.end_time, trace.call.start_time)))
+    first = most.retries[0].attributes or {}
+    said = page.hover(page.row(0).find_elements(By.CSS_SELECTOR, ".send")[0])
+    assert said[""] == "Attempt 1 of 5"
+    assert said["came back"] == str(first[telemetry.ERROR_TYPE])
+    assert said["decision"] == "retry"
+    assert said["rule"] == str(first[telemetry.RULE])
+    wait = first[telemetry.WAIT]
+    assert isinstance(wait, float)
+    at_once = "none: the connection may have been stale"
+    assert said["wait"] == at_once if wait == 0 else said["wait"].startswith(f"{duration(round(wait, 6))}, ")
+    assert said["left"] == "4 attempts, no deadline"
+
+    pause = page.hover(page.row(0).find_elements(By.CSS_SELECTOR, ".pause")[0])
+    assert pause[""].startswith("Wait before attempt ")
+    ActionChains(page.browser).move_to_element(page.one("h1")).perform()
+    page.until(lambda: not page.one("#tip").is_displayed())
+
+
+def test_why_it_stopped_on_hover(page: Page) -> None:
+    Select(page.one("#outcome")).select_by_value("failed")
+    failed = [trace for trace in page.found if not trace.succeeded]
+    assert page.shown == f"{len(failed)} of 300 calls"
+    reason = StopReason(text(failed[0].call, telemetry.STOP_REASON)).phrase
+    said = page.hover(page.row(0).find_elements(By.CSS_SELECTOR, ".send")[-1])
+    assert (said["decision"], said["why"]) == ("stop", reason)
+
+
+def test_a_click_opens_the_call_and_another_closes_it(page: Page) -> None:
+    assert not page.one("#details").is_displayed()
+    page.row(2).click()
+    assert page.one("#details pre").get_property("textContent") == tree_text(page.found[2])
+    assert page.row(2).get_attribute("aria-selected") == "true"
+    page.one("#zoom-to").click()
+    assert page.row(2).find_elements(By.CSS_SELECTOR, ".send")
+    page.row(2).click()
+    assert not page.one("#details").is_displayed()
+
+
+def test_filters(page: Page) -> None:
+    again = [trace for trace in page.found if len(trace.sends) > 1]
+    Select(page.one("#outcome")).select_by_value("retried")
+    assert page.shown == f"{len(again)} of 300 calls"
+    Select(page.one("#outcome")).select_by_value("")
+    button = page.one('#kinds [data-kind="429"]')
+    button.click()
+    limited = [trace for trace in page.found if any(text(send, telemetry.ERROR_TYPE) == "429" for send in trace.sends)]
+    assert page.shown == f"{len(limited)} of 300 calls"
+    assert button.get_attribute("aria-pressed") == "true"
+    button.click()
+    assert page.shown == "300 of 300 calls"
+
+
+def test_search(page: Page) -> None:
+    page.search("UNICORNS get")
+    found = [trace for trace in page.found if "unicorns" in path(trace)]
+    assert page.shown == f"{len(found)} of 300 calls"
+    assert page.cells(0)[0].endswith("/accounting/unicorns")
+    page.search("nothing is like this")
+    assert page.one("#nothing").is_displayed()
+    assert page.all(".row") == []
+
+
+def test_sort(page: Page) -> None:
+    page.one("[data-sort=duration]").click()
+    longest = max(page.found, key=lambda trace: seconds(trace.call.end_time, trace.call.start_time))
+    assert page.cells(0)[3] == row_of(longest)[3]
+    page.one("[data-sort=duration]").click()
+    shortest = min(page.found, key=lambda trace: seconds(trace.call.end_time, trace.call.start_time))
+    assert page.cells(0)[3] == row_of(shortest)[3]
+    page.one("[data-sort=attempts]").click()
+    assert page.cells(0)[2] == str(max(len(trace.sends) for trace in page.found))
+    column = "[role=columnheader]:has([data-sort=attempts])"
+    assert page.one(column).get_attribute("aria-sort") == "descending"
+
+
+def test_by_keyboard_alone(page: Page) -> None:
+    page.one("[data-sort=attempts]").click()
+    page.press(Keys.TAB * 3)
+    assert page.script("return document.activeElement.dataset.place") == "0"
+    page.press(Keys.ARROW_DOWN)
+    page.press(Keys.ARROW_RIGHT)
+    assert page.tip()[""] == "Attempt 1 of 5"
+    page.press(Keys.ARROW_RIGHT)
+    assert page.tip()[""] in {"Wait before attempt 2", "Attempt 2 of 5"}  # there may be no wait
+    page.press(Keys.ESCAPE)
+    assert not page.one("#tip").is_displayed()
+    page.press(Keys.ENTER)
+    assert page.one("#details").is_displayed()
+    page.press(Keys.ESCAPE)
+    assert not page.one("#details").is_displayed()
+    assert page.script("return document.activeElement.dataset.place") == "1"
+    page.press(Keys.END)
+    assert page.script("return document.activeElement.dataset.place") == "299"
+
+
+def test_zoom(page: Page) -> None:
+    bar = "return arguments[0].querySelector('.send').getBoundingClientRect().width"
+    Select(page.one("#axis")).select_by_value("start")
+    page.one("[data-sort=duration]").click()
+    page.search("limit=7")
+    before = page.script(bar, page.row(0))
+    for _ in range(12):
+        page.one("[data-zoom=in]").click()
+    page.one("[data-zoom=left]").click()
+    assert page.script("return document.querySelectorAll('#ticks span').length") > 1
+    page.one("[data-zoom=all]").click()
+    assert page.script(bar, page.row(0)) == before
+
+
+@pytest.mark.parametrize("width", [1024, 1920])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_and_can_be_read(page: Page, width: int, scheme: str) -> None:
+    size = {"width": width, "height": 768, "deviceScaleFactor": 1, "mobile": False}
+    page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    try:
+        # At once, in the page: a change of width draws the rows anew.
+        page.script("document.querySelector('.row').click()")
+        assert page.script("return document.documentElement.scrollWidth") == width
+        assert page.script("return document.getElementById('list').scrollWidth") <= width
+        back = page.script("return getComputedStyle(document.body).backgroundColor")
+        assert (back == "rgb(255, 255, 255)") is (scheme == "light")
+        seen = "return [...document.querySelectorAll('button, select, input')].filter(it => !it.checkVisibility())"
+        assert page.script(seen) == []
+    finally:
+        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_print(page: Page) -> None:
+    page.script("dispatchEvent(new Event('beforeprint'))")
+    assert len(page.all(".row")) == 300
+    page.script("dispatchEvent(new Event('afterprint'))")
+    assert len(page.all(".row")) < 100
+    assert len(page.browser.print_page()) > 10_000
+
+
+def test_no_network_and_no_script_of_others(page: Page) -> None:
+    assert page.script("return performance.getEntriesByType('resource').length") == 0
+    blocked = """
+        const done = arguments[0];
+        addEventListener("securitypolicyviolation", (event) => done(event.effectiveDirective), { once: true });
+    """
+    image = "document.body.append(Object.assign(new Image(), { src: 'http://127.0.0.1:9/x.png' }));"
+    assert page.script_until_done(blocked + image) == "img-src"
+    code = "Object.assign(document.createElement('script'), { textContent: 'window.evil = 1' })"
+    assert page.script_until_done(f"{blocked} document.body.append({code});") == "script-src-elem"
+    assert page.script("return window.evil") is None
+    assert len(page.log()) == 2
+
+
+def test_a_hostile_text_is_only_read(browser: Chrome, result: Result, tmp_path: Path) -> None:
+    evil = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 1'>"
+    ended = (*result.ended, Ended(0, other=evil))
+    spans = tuple(replace_name(span, evil) for span in result.spans)
+    page = Page(browser, replace(result, ended=ended, spans=spans), tmp_path / "page.html")
+    page.row(0).click()
+    assert str(page.one("#details pre").get_property("textContent")).startswith(evil)
+    assert evil in str(page.one("#checks").get_property("textContent"))
+    assert page.script("return window.evil") is None
+    assert page.log() == []
+
+
+def replace_name(span: Any, name: str) -> Any:
+    """The same span with another name."""
+    return type(span)(
+        name,
+        context=span.get_span_context(),
+        parent=span.parent,
+        resource=span.resource,
+        attributes=span.attributes,
+        events=span.events,
+        kind=span.kind,
+        start_time=span.start_time,
+        end_time=span.end_time,
+    )
+
+
+def test_with_many_calls(browser: Chrome, many: Result, tmp_path: Path) -> None:
+    began = time.perf_counter()
+    page = Page(browser, many, tmp_path / "page.html")
+    page.until(lambda: page.all(".row"))
+    assert time.perf_counter() - began < 3 * FIRST_PAINT
+    paint = "return performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+    page.until(lambda: page.script(paint))
+    painted = page.script(paint) / 1000
+    assert painted < FIRST_PAINT
+    assert page.shown == f"{MANY} of {MANY} calls"
+    elements = "return document.querySelectorAll('*').length"
+    assert page.script(elements) < MOST_ELEMENTS
+
+    # A page at a time through a part of it, and each is drawn within a frame or a few.
+    scroll = """
+        const [done] = arguments, list = document.getElementById("list");
+        let steps = 0, worst = 0, before = performance.now();
+        const step = (now) => {
+            worst = Math.max(worst, steps > 1 ? now - before : 0);
+            before = now;
+            list.scrollTop += list.clientHeight;
+            steps += 1;
+            if (steps < 60) requestAnimationFrame(step);
+            else done(worst);
+        };
+        requestAnimationFrame(step);
+    """
+    worst = page.script_until_done(scroll)
+    assert worst < 1000
+    assert page.script(elements) < MOST_ELEMENTS
+
+    page.script("const list = document.getElementById('list'); list.scrollTop = list.scrollHeight")
+    page.until(lambda: page.all(f'.row[data-place="{MANY - 1}"]'))
+    last = page.row(MANY - 1)
+    assert last.is_displayed()
+    last.click()
+    assert page.one("#details pre").get_property("textContent") == tree_text(page.found[-1])
+    assert page.script(elements) < MOST_ELEMENTS
+
+    page.search(path(page.found[MANY // 2]))
+    assert page.shown != f"{MANY} of {MANY} calls"
+    assert page.log() == []
