@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import context, metrics, trace
@@ -129,23 +130,26 @@ def span_name(method: str, template: str | None, known: frozenset[str]) -> str:
     return f"{name} {template}" if template else name
 
 
-def server_attributes(request: aiohttp.ClientRequest, known: frozenset[str]) -> dict[str, AttributeValue]:
+def server_attributes(request: aiohttp.ClientRequest, known: frozenset[str]) -> Mapping[str, AttributeValue]:
     """What a metric may have of a request: method and server, never a URL."""
     url = request.url
-    attributes: dict[str, AttributeValue] = {
-        METHOD: request.method if request.method in known else OTHER_METHOD,
-        SERVER_ADDRESS: url.host or "",
-    }
-    if url.port is not None:
-        attributes[SERVER_PORT] = url.port
-    return attributes
+    return _server_attributes(request.method if request.method in known else OTHER_METHOD, url.host or "", url.port)
+
+
+# A service calls few servers, and each of them often.
+@lru_cache(maxsize=1024)
+def _server_attributes(method: str, host: str, port: int | None) -> Mapping[str, AttributeValue]:
+    attributes: dict[str, AttributeValue] = {METHOD: method, SERVER_ADDRESS: host}
+    if port is not None:
+        attributes[SERVER_PORT] = port
+    return MappingProxyType(attributes)
 
 
 def request_attributes(
     request: aiohttp.ClientRequest, known: frozenset[str], template: str | None
 ) -> dict[str, AttributeValue]:
     """What the conventions require of a client span before the request is sent."""
-    attributes = server_attributes(request, known)
+    attributes = dict(server_attributes(request, known))
     attributes[URL_FULL] = shown_url(request)
     if attributes[METHOD] == OTHER_METHOD:
         attributes[METHOD_ORIGINAL] = request.method
