@@ -403,7 +403,7 @@ def test_the_search_would_find_it(
     span = tracing.provider.get_tracer("the user's").start_span("x")
     span.set_attribute("url.full", f"http://x/?q={quote(secret)}")
     span.end()
-    metering.provider.get_meter("the user's").create_counter("one").add(1, {"key": [secret]})
+    metering.provider.get_meter("the user's").create_counter("one").add(1, {"key": secret})
     logging.getLogger("lamella").debug("%r", {"key": secret})
     places = leaks(secret, shown(tracing, metering, caplog, None, [f"HeaderAuth({secret!r})"]))
     assert places == {"INTERNAL span", "one", "log of lamella", "layer"}
