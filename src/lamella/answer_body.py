@@ -67,10 +67,10 @@ async def read_error_body(response: aiohttp.ClientResponse, secrets: Iterable[st
     with suppress(TimeoutError, aiohttp.ClientError, OSError):
         async with asyncio.timeout(_ERROR_SECONDS):
             await _peek(response.content, _ERROR_BYTES + _OVERLAP, chunks)
-    return parse_error_body(b"".join(chunks)[: _ERROR_BYTES + _OVERLAP], secrets)
+    return _parse(b"".join(chunks)[: _ERROR_BYTES + _OVERLAP], secrets)
 
 
-def parse_error_body(body: bytes, secrets: Iterable[str] = ()) -> ErrorBody:
+def _parse(body: bytes, secrets: Iterable[str] = ()) -> ErrorBody:
     """Find the messages in *body*, which may be anything, and take the *secrets* out of it."""
     body, payload = redact_json(body, _json(body) if len(body) <= _ERROR_BYTES else None, secrets)
     groups: dict[str, list[str]] = {"details": [], "validation": [], "downstream": []}

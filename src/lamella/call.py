@@ -79,7 +79,7 @@ class Call:
         self.span: Span | None = None
         """The span of the whole call."""
         self.answer: aiohttp.ClientResponse | None = None
-        """The answer that a layer below has just turned into an error."""
+        """The answer to the send that is being made, which a layer below may have turned into an error."""
         self.server: Mapping[str, AttributeValue] = {}
         """What its metrics say of the request: method and server."""
         self.instruments: Instruments | None = None

@@ -25,7 +25,51 @@ if TYPE_CHECKING:
 
     from lamella.errors import LamellaError
 
-__all__ = ["Instruments", "UrlTemplate", "error_type", "known_methods", "request_attributes", "span_name", "tracer"]
+__all__ = [
+    "ATTEMPT",
+    "ATTEMPTS",
+    "ATTEMPTS_LEFT",
+    "DEADLINE_LEFT",
+    "ERROR_TYPE",
+    "METHOD",
+    "METHOD_ORIGINAL",
+    "OTHER_METHOD",
+    "OUTCOME",
+    "PEER_ADDRESS",
+    "PEER_PORT",
+    "PROTOCOL_VERSION",
+    "REQUEST_HEADER",
+    "RESEND_COUNT",
+    "RESPONSE_HEADER",
+    "RETRY_EVENT",
+    "RULE",
+    "SERVER_ADDRESS",
+    "SERVER_PORT",
+    "STATUS",
+    "STOP_EVENT",
+    "STOP_REASON",
+    "URL_FULL",
+    "URL_TEMPLATE",
+    "WAIT",
+    "WAIT_SOURCE",
+    "Instruments",
+    "UrlTemplate",
+    "error_type",
+    "give_back",
+    "header_attributes",
+    "known_methods",
+    "log_failure",
+    "peer_attributes",
+    "request_attributes",
+    "response_attributes",
+    "server_attributes",
+    "shown_url",
+    "span_name",
+    "take_over",
+    "template_of",
+    "tracer",
+    "without_other_instrumentation",
+]
 
 ERROR_TYPE = "error.type"
 METHOD = "http.request.method"
@@ -148,9 +192,8 @@ def _server_attributes(method: str, host: str, port: int | None) -> Mapping[str,
 def request_attributes(
     request: aiohttp.ClientRequest, known: frozenset[str], template: str | None
 ) -> dict[str, AttributeValue]:
-    """What the conventions require of a client span before the request is sent."""
+    """What the conventions require of a client span, but for ``url.full``, which :func:`shown_url` knows at the end."""
     attributes = dict(server_attributes(request, known))
-    attributes[URL_FULL] = shown_url(request)
     if attributes[METHOD] == OTHER_METHOD:
         attributes[METHOD_ORIGINAL] = request.method
     if template:
@@ -159,7 +202,7 @@ def request_attributes(
 
 
 def shown_url(request: aiohttp.ClientRequest) -> str:
-    """``url.full``. What an auth layer sets is known only after it has run: then it is to be asked for again."""
+    """``url.full``, to be asked for at the end of a span: what an auth layer sets is known only after it has run."""
     return redact_url(request.url, secrets_of(request))
 
 
@@ -175,7 +218,7 @@ def template_of(request: aiohttp.ClientRequest, template: UrlTemplate | None) ->
 
 
 def response_attributes(response: aiohttp.ClientResponse) -> dict[str, AttributeValue]:
-    """Status, version and peer of an answer, as far as they are known."""
+    """Status and protocol version of an answer."""
     attributes: dict[str, AttributeValue] = {STATUS: response.status}
     if version := response.version:
         attributes[PROTOCOL_VERSION] = f"{version.major}.{version.minor}" if version.major < 2 else f"{version.major}"

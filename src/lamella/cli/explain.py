@@ -16,7 +16,7 @@ from lamella.policy import Backoff, Failure, Outcome, Rule, StopReason, decide
 
 __all__ = ["all_rules", "one_rule", "parse"]
 
-ATTEMPTS = 5
+_ATTEMPTS = 5
 """How often a call is sent unless one says otherwise."""
 
 _LOWEST, _HIGHEST = 400, 999  # HTTP has no room for a fourth digit
@@ -81,11 +81,11 @@ def _schedule(rule: Rule, outcome: Outcome) -> Iterator[RenderableType]:
     if outcome is Failure.CONNECTION_LOST:
         yield _below("The first time in a call it is sent again at once: the server may have closed an idle connection")
     table = Table(box=None, show_header=False, pad_edge=False)
-    retries = range(1, ATTEMPTS)
+    retries = range(1, _ATTEMPTS)
     for number in retries:
         table.add_row(f"before retry {number}", between(backoff.floor(number), backoff.ceiling(number)))
     low, high = sum(map(backoff.floor, retries)), sum(map(backoff.ceiling, retries))
-    table.add_row(f"in all {ATTEMPTS} attempts", between(low, high))
+    table.add_row(f"in all {_ATTEMPTS} attempts", between(low, high))
     yield Padding(table, (1, 0, 1, 2))
     yield _below(_of_writes(outcome))
 
@@ -111,7 +111,7 @@ def _of_writes(outcome: Outcome) -> str:
         RULES,
         outcome,
         number=1,
-        attempts=ATTEMPTS,
+        attempts=_ATTEMPTS,
         method="POST",
         replayable=True,
         elapsed=0.0,

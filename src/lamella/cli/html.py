@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["html_report"]
 
-Json = dict[str, Any]
+_Json = dict[str, Any]
 
 _KINDS: Final = {"2xx": "2xx", "3xx": "3xx", "4xx": "4xx", "429": "429", "5xx": "5xx", "none": "no answer"}
 """What a send may have come to, each a colour: its name in the data, and what it is called."""
@@ -97,13 +97,13 @@ def _parts(totals: tuple[counting.Total, ...]) -> list[tuple[str, list[counting.
     return list(parts.items())
 
 
-def _used(calls: list[Json]) -> list[tuple[str, str, int]]:
+def _used(calls: list[_Json]) -> list[tuple[str, str, int]]:
     """The kinds of ends that there are, with their names and how many sends came to them."""
     ends = Counter(send["kind"] for call in calls for send in call["sends"])
     return [(kind, name, ends[kind]) for kind, name in _KINDS.items() if kind in ends]
 
 
-def _call(trace: Trace, began: int) -> Json:
+def _call(trace: Trace, began: int) -> _Json:
     """A call for the script: times are in microseconds, from the start of the first call on."""
     sends = [_send(send, began) for send in trace.sends]
     for event in trace.call.events:
@@ -125,7 +125,7 @@ def _call(trace: Trace, began: int) -> Json:
     }
 
 
-def _send(send: ReadableSpan, began: int) -> Json:
+def _send(send: ReadableSpan, began: int) -> _Json:
     return {
         "at": _since(send.start_time, began),
         "took": _since(send.end_time, send.start_time),
@@ -144,8 +144,8 @@ def _kind(send: ReadableSpan) -> str:
     return kind if ended.isdecimal() and kind in _KINDS else "none"
 
 
-def _decision(event: Event, began: int) -> Json:
-    decision: Json = {"at": _since(event.timestamp, began), "rule": text(event, telemetry.RULE)}
+def _decision(event: Event, began: int) -> _Json:
+    decision: _Json = {"at": _since(event.timestamp, began), "rule": text(event, telemetry.RULE)}
     if event.name == telemetry.STOP_EVENT:
         decision["stop"] = stop_phrase(text(event, telemetry.STOP_REASON))
     else:
@@ -159,7 +159,7 @@ def _decision(event: Event, began: int) -> Json:
     return decision
 
 
-def _others(trace: Trace, began: int) -> Iterator[Json]:
+def _others(trace: Trace, began: int) -> Iterator[_Json]:
     """Waits that are not before a retry, as for a slot under a limit."""
     for event in trace.call.events:
         wait = number(event, telemetry.WAIT)

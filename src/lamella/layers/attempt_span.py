@@ -114,8 +114,7 @@ class AttemptSpan:
             span.set_status(Status(StatusCode.ERROR))
         if call.answer is not None:
             span.set_attributes(telemetry.peer_attributes(call.answer))
-        if call.secrets:
-            span.set_attribute(telemetry.URL_FULL, telemetry.shown_url(request))
+        span.set_attribute(telemetry.URL_FULL, telemetry.shown_url(request))
         for prefix, headers, names in (
             (telemetry.REQUEST_HEADER, request.headers, self._request_headers),
             (telemetry.RESPONSE_HEADER, call.answer.headers if call.answer else None, self._response_headers),

@@ -102,8 +102,7 @@ class RequestSpan:
                     span.set_status(Status(StatusCode.ERROR, description))
                 if call.stopped:
                     end[telemetry.STOP_REASON] = call.stopped.value
-                if call.secrets:
-                    end[telemetry.URL_FULL] = telemetry.shown_url(request)
+                end[telemetry.URL_FULL] = telemetry.shown_url(request)
                 end[telemetry.ATTEMPTS] = attempts
                 end[telemetry.WAIT] = waited
                 span.set_attributes(end)

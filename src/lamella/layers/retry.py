@@ -240,7 +240,7 @@ class _Series:
     async def _within_deadline(self) -> aiohttp.ClientResponse:
         if self._deadline is None:
             return await self._handler(self._request)
-        limit = asyncio.timeout_at(self._started + self._deadline)
+        limit = asyncio.timeout_at(self._call.deadline)
         try:
             async with limit:
                 return await self._handler(self._request)
@@ -378,7 +378,8 @@ class _Series:
 
     def _deadline_left(self) -> float | None:
         """Seconds, from now on."""
-        return None if self._deadline is None else max(self._started + self._deadline - self._loop.time(), 0.0)
+        deadline = self._call.deadline
+        return None if deadline is None else max(deadline - self._loop.time(), 0.0)
 
 
 def _quieten(record: logging.LogRecord) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import isfinite
 
-__all__ = ["Backoff"]
+__all__ = ["Backoff", "Random"]
 
 Random = Callable[[], float]
 """A source of randomness: a uniform float in [0, 1), as ``random.random`` gives it."""
