@@ -5,6 +5,7 @@ from lamella.errors import (
     AttemptRecord,
     AttemptTimeout,
     BadRequest,
+    CircuitOpen,
     ClientFault,
     ConnectFailed,
     ConnectionLost,
@@ -13,6 +14,8 @@ from lamella.errors import (
     LamellaError,
     MethodNotAllowed,
     NotFound,
+    NotSent,
+    RateLimited,
     ServerFault,
     TooManyRequests,
     TransportError,
@@ -32,6 +35,7 @@ from lamella.policy import (
     parse_retry_after,
 )
 from lamella.stack import in_order, stack
+from lamella.state import MemoryStore, Store
 
 __all__ = [
     "ApiError",
@@ -41,6 +45,7 @@ __all__ = [
     "Backoff",
     "BadRequest",
     "Buffer",
+    "CircuitOpen",
     "Classify",
     "ClientFault",
     "ConnectFailed",
@@ -51,15 +56,19 @@ __all__ = [
     "HeaderAuth",
     "InternalServerError",
     "LamellaError",
+    "MemoryStore",
     "MethodNotAllowed",
     "NotFound",
+    "NotSent",
     "Outcome",
+    "RateLimited",
     "RequestSpan",
     "Retry",
     "Rule",
     "RuleBook",
     "ServerFault",
     "StopReason",
+    "Store",
     "Timeout",
     "TooManyRequests",
     "TransportError",

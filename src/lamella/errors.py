@@ -16,7 +16,10 @@
     └── TransportError (aiohttp.ClientConnectionError)  no answer, or half of one
         ├── ConnectFailed                               nothing was sent: DNS, refused, TLS
         ├── ConnectionLost                              it broke after something was sent
-        └── AttemptTimeout (TimeoutError)               no answer in time
+        ├── AttemptTimeout (TimeoutError)               no answer in time
+        └── NotSent                                     lamella itself did not send it
+            ├── CircuitOpen                             the service is known to be down
+            └── RateLimited                             its turn would come after its deadline
 
 They derive from aiohttp's own, so that ``except aiohttp.ClientError`` goes on working. None derives from
 ``ClientOSError`` or ``ServerDisconnectedError``: on those aiohttp runs all middlewares a second time by itself.
@@ -27,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 import aiohttp
@@ -40,6 +44,7 @@ __all__ = [
     "AttemptRecord",
     "AttemptTimeout",
     "BadRequest",
+    "CircuitOpen",
     "ClientFault",
     "ConnectFailed",
     "ConnectionLost",
@@ -48,6 +53,8 @@ __all__ = [
     "LamellaError",
     "MethodNotAllowed",
     "NotFound",
+    "NotSent",
+    "RateLimited",
     "ServerFault",
     "TooManyRequests",
     "TransportError",
@@ -270,3 +277,48 @@ class AttemptTimeout(TransportError, TimeoutError):
     """No answer in time: the request may have been carried out."""
 
     failure = Failure.ATTEMPT_TIMEOUT
+
+
+class NotSent(TransportError):
+    """lamella did not send it, because of what became of other calls: nothing was carried out."""
+
+    since: datetime
+    """When that began (UTC)."""
+    until: datetime
+    """When it may be sent again, as far as is known (UTC); ``retry_after`` is the same in seconds from now."""
+
+    def __init__(
+        self,
+        method: str,
+        url: URL,
+        rule: Rule,
+        *,
+        since: float,
+        until: float,
+        stopped: StopReason,
+        secrets: tuple[str, ...] = (),
+    ) -> None:
+        """*since* is in seconds before now, *until* in seconds from now."""
+        now = datetime.now(UTC)
+        self.since = now - timedelta(seconds=since)
+        self.until = now + timedelta(seconds=until)
+        self.retry_after = until
+        self.stopped = stopped
+        reason = f"since {_clock(self.since)}, until {_clock(self.until)}, which is in {until:.3g} s"
+        super().__init__(method, url, rule, reason, secrets=secrets)
+
+
+class CircuitOpen(NotSent):
+    """Not sent: the circuit of its service is open."""
+
+    failure = Failure.CIRCUIT_OPEN
+
+
+class RateLimited(NotSent):
+    """Not sent: its turn under the rate limit would come after its deadline."""
+
+    failure = Failure.RATE_LIMITED
+
+
+def _clock(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S}Z"

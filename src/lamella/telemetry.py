@@ -48,6 +48,7 @@ __all__ = [
     "STATUS",
     "STOP_EVENT",
     "STOP_REASON",
+    "STORE_EVENT",
     "URL_FULL",
     "URL_TEMPLATE",
     "WAIT",
@@ -97,6 +98,7 @@ WAIT = "lamella.wait"
 WAIT_SOURCE = "lamella.wait_source"
 
 RETRY_EVENT = "lamella.retry"
+STORE_EVENT = "lamella.store_failed"
 STOP_EVENT = "lamella.stop"
 
 OTHER_METHOD = "_OTHER"

@@ -21,6 +21,10 @@ class Failure(StrEnum):
     """It broke after something was sent: the request may have been carried out."""
     ATTEMPT_TIMEOUT = "attempt_timeout"
     """No answer in time: the request may have been carried out."""
+    CIRCUIT_OPEN = "circuit_open"
+    """It was not sent: the service is known to be down."""
+    RATE_LIMITED = "rate_limited"
+    """It was not sent: its turn under the rate limit would come after its deadline."""
 
 
 Outcome = int | Failure
@@ -99,6 +103,18 @@ _BUILT_IN: Final[dict[str, Rule]] = {
             "The answer did not come in time.",
             "Allow the attempt more time, or find out why the server is slow.",
             _CONNECTION,
+        ),
+        Rule(
+            Failure.CIRCUIT_OPEN,
+            "Circuit Open",
+            "Too many requests to this server have failed lately, so this one was not sent.",
+            "Nothing was carried out: try again when the circuit closes, and look at what the server says.",
+        ),
+        Rule(
+            Failure.RATE_LIMITED,
+            "Rate Limited",
+            "The rate limit would have kept this request waiting until after its deadline, so it was not sent.",
+            "Nothing was carried out: try again later, allow it more time, or send fewer at a time.",
         ),
     )
     if isinstance(rule.status, str)
