@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from yarl import URL
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lamella.errors import AttemptRecord
     from lamella.telemetry import Instruments
 
-__all__ = ["ORDER", "Call", "note_redirect", "secrets_of", "sent_before"]
+__all__ = ["ORDER", "Call", "Circuit", "note_redirect", "secrets_of", "sent_before"]
 
 ORDER: Final = (
     "RequestSpan",
@@ -40,16 +40,33 @@ _REPEATABLE: Final = frozenset({"HeaderAuth"})
 _KEY: Final = "_lamella_call"
 
 
+class Circuit(Protocol):
+    """What ``Retry`` asks and tells the ``Breaker`` that it stands inside of."""
+
+    async def failed(self, error: BaseException) -> None:
+        """A send has ended in *error*."""
+
+    async def open_for(self) -> float:
+        """For how many seconds no send can pass; 0.0 while the circuit is closed or half-open."""
+        ...
+
+    async def admit(self) -> bool:
+        """Whether one more send may pass now."""
+        ...
+
+
 class Call:
     """One call, or one hop of a call that is redirected: aiohttp makes a new request for each."""
 
     __slots__ = (
         "answer",
         "auth_headers",
+        "circuit",
         "deadline",
         "inside",
         "instruments",
         "interrupted",
+        "parked",
         "records",
         "rule",
         "secrets",
@@ -59,6 +76,7 @@ class Call:
         "span",
         "stopped",
         "taken_over",
+        "turn",
     )
 
     def __init__(self) -> None:
@@ -66,6 +84,12 @@ class Call:
         """The rank of the layer that is running now."""
         self.deadline: float | None = None
         """When the call must have ended, by the loop's clock."""
+        self.circuit: Circuit | None = None
+        """What the ``Breaker`` knows of the service."""
+        self.parked: tuple[float, float] | None = None
+        """While it waits at a gate: since when and until when, as far as is known, by the loop's clock."""
+        self.turn: int | None = None
+        """Its place in the order in which calls came to their gate: a re-send keeps it."""
         self.taken_over: list[tuple[Any, Any]] = []
         """What another instrumentation had begun for this call, and the span it had begun."""
         self.sent_before = 0
