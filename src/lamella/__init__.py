@@ -1,5 +1,6 @@
 """Thin async layers for an aiohttp session: what happens to an HTTP call that fails."""
 
+from lamella.deadlines import deadline
 from lamella.errors import (
     ApiError,
     AttemptRecord,
@@ -21,12 +22,14 @@ from lamella.errors import (
     TransportError,
     Unauthorized,
 )
-from lamella.layers import AttemptSpan, Buffer, Classify, HeaderAuth, RequestSpan, Retry, Timeout
+from lamella.layers import AttemptSpan, Breaker, Buffer, Classify, HeaderAuth, RequestSpan, Retry, Throttle, Timeout
 from lamella.policy import (
     Backoff,
     Decision,
     Failure,
+    Limit,
     Outcome,
+    RetryBudget,
     Rule,
     RuleBook,
     StopReason,
@@ -44,6 +47,7 @@ __all__ = [
     "AttemptTimeout",
     "Backoff",
     "BadRequest",
+    "Breaker",
     "Buffer",
     "CircuitOpen",
     "Classify",
@@ -56,6 +60,7 @@ __all__ = [
     "HeaderAuth",
     "InternalServerError",
     "LamellaError",
+    "Limit",
     "MemoryStore",
     "MethodNotAllowed",
     "NotFound",
@@ -64,16 +69,19 @@ __all__ = [
     "RateLimited",
     "RequestSpan",
     "Retry",
+    "RetryBudget",
     "Rule",
     "RuleBook",
     "ServerFault",
     "StopReason",
     "Store",
+    "Throttle",
     "Timeout",
     "TooManyRequests",
     "TransportError",
     "Unauthorized",
     "WaitSource",
+    "deadline",
     "decide",
     "in_order",
     "parse_retry_after",

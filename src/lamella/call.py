@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
     from opentelemetry.util.types import AttributeValue
 
-    from lamella.errors import AttemptRecord
+    from lamella.errors import AttemptRecord, NotSent
     from lamella.telemetry import Instruments
 
 __all__ = ["ORDER", "Call", "Circuit", "note_redirect", "secrets_of", "sent_before"]
@@ -63,11 +63,13 @@ class Call:
         "auth_headers",
         "circuit",
         "deadline",
+        "gate_wait",
         "inside",
         "instruments",
         "interrupted",
         "parked",
         "records",
+        "refusal",
         "rule",
         "secrets",
         "sends",
@@ -87,7 +89,11 @@ class Call:
         self.circuit: Circuit | None = None
         """What the ``Breaker`` knows of the service."""
         self.parked: tuple[float, float] | None = None
-        """While it waits at a gate: since when and until when, as far as is known, by the loop's clock."""
+        """Since when it waited at its gate, and until when that was closed, by the loop's clock. None: it did not."""
+        self.gate_wait = 0.0
+        """Seconds that it waited at its gate, all in all."""
+        self.refusal: NotSent | None = None
+        """Why it was not sent."""
         self.turn: int | None = None
         """Its place in the order in which calls came to their gate: a re-send keeps it."""
         self.taken_over: list[tuple[Any, Any]] = []

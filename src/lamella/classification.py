@@ -16,13 +16,14 @@ from lamella.errors import (
     ConnectFailed,
     ConnectionLost,
     LamellaError,
+    RateLimited,
     TransportError,
     api_error_class,
 )
-from lamella.policy import RuleBook, parse_http_date, parse_retry_after
+from lamella.policy import RuleBook, StopReason, parse_http_date, parse_retry_after
 from lamella.redaction import secrets_in
 
-__all__ = ["ERROR_STATUS", "api_error", "shown_cause", "transport_error"]
+__all__ = ["ERROR_STATUS", "api_error", "rate_limited", "retry_after_of", "shown_cause", "transport_error"]
 
 ERROR_STATUS = 400
 """An answer with this status or a greater one is an error."""
@@ -50,12 +51,13 @@ async def api_error(response: aiohttp.ClientResponse, rules: RuleBook, known_sec
         details=said.details,
         validation_errors=said.validation_errors,
         downstream_errors=said.downstream_errors,
-        retry_after=_retry_after(response),
+        retry_after=retry_after_of(response),
         secrets=secrets,
     )
 
 
-def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+def retry_after_of(response: aiohttp.ClientResponse) -> float | None:
+    """What ``Retry-After`` says, in seconds from now. None: nothing that can be understood."""
     value = response.headers.get("Retry-After")
     if value is None:
         return None
@@ -106,3 +108,16 @@ def _kind(exc: Exception) -> type[TransportError] | None:
     if isinstance(exc, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | OSError):
         return ConnectionLost
     return None
+
+
+def rate_limited(request: aiohttp.ClientRequest, rules: RuleBook | None, *, since: float, until: float) -> RateLimited:
+    """The error for a call whose turn would come too late. *since* is in seconds before now, *until* from now."""
+    return RateLimited(
+        request.method,
+        request.url,
+        (rules or _NO_RULES).rule_for(RateLimited.failure),
+        since=since,
+        until=until,
+        stopped=StopReason.DEADLINE,
+        secrets=secrets_of(request),
+    )

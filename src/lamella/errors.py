@@ -81,6 +81,8 @@ class AttemptRecord:
     """How often it could be sent after this. None: as often as it takes."""
     deadline_left: float | None = None
     """Seconds that were left of the deadline. None: there was none."""
+    parked: float = 0.0
+    """How long it had waited at the gate of its account before it was sent; not a part of ``took``."""
 
 
 class LamellaError(Exception):
@@ -113,7 +115,7 @@ class LamellaError(Exception):
         line = one_line(". ".join(part.rstrip().rstrip(".") for part in parts))
         end = []
         if self.attempts:
-            seconds = sum(record.took + record.waited for record in self.attempts)
+            seconds = sum(record.parked + record.took + record.waited for record in self.attempts)
             sends = "1 attempt" if len(self.attempts) == 1 else f"{len(self.attempts)} attempts"
             end.append(f"{sends} in {seconds:.3g} s")
         if self.stopped:

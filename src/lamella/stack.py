@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import aiohttp
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
 from lamella.call import ORDER
-from lamella.layers import AttemptSpan, Buffer, Classify, HeaderAuth, RequestSpan, Retry, Timeout
-from lamella.policy import RuleBook
+from lamella.layers import AttemptSpan, Breaker, Buffer, Classify, HeaderAuth, RequestSpan, Retry, Throttle, Timeout
+from lamella.policy import Limit, RetryBudget, RuleBook
+from lamella.state import Store
 from lamella.telemetry import UrlTemplate
 
 __all__ = ["Layer", "in_order", "stack"]
 
-Layer = RequestSpan | Retry | AttemptSpan | Timeout | HeaderAuth | Buffer | Classify
+Layer = RequestSpan | Breaker | Retry | Throttle | AttemptSpan | Timeout | HeaderAuth | Buffer | Classify
 """A layer of lamella's."""
 
 
@@ -35,6 +36,9 @@ def in_order(*layers: Layer) -> tuple[aiohttp.ClientMiddlewareType, ...]:
     return tuple(sorted(layers, key=lambda layer: layer.rank))
 
 
+_BUDGET = RetryBudget()
+
+
 def stack(
     rules: RuleBook,
     *layers: Layer,
@@ -44,6 +48,11 @@ def stack(
     attempt_timeout: float | None = 60.0,
     buffer: int | None = 8 * 1024 * 1024,
     retry_writes: bool = False,
+    retry_budget: RetryBudget | None = _BUDGET,
+    throttle: bool = True,
+    limit: Limit | None = None,
+    account: Callable[[aiohttp.ClientRequest], str | None] | None = None,
+    store: Store | None = None,
     raise_errors: bool = True,
     spans: bool = True,
     tracer_provider: TracerProvider | None = None,
@@ -54,7 +63,8 @@ def stack(
 
     Args:
         rules: What each status means, and the waits.
-        layers: Layers made by hand; each takes the place of the one that would be made.
+        layers: Layers made by hand; each takes the place of the one that would be made. A ``Breaker`` is made by hand
+            alone, since a call that is refused would surprise.
         auth: What adds the credentials.
         attempts: How often a call may be sent in all. 1 means no retries; None, as often as *deadline* allows.
         deadline: How many seconds a call may take in all, the waits included. None means no limit.
@@ -62,6 +72,11 @@ def stack(
         buffer: How many bytes of a body are read inside the attempt. None means none: a body that is cut in the
             middle is then the caller's to handle.
         retry_writes: Whether methods that are not idempotent are sent again, too.
+        retry_budget: How much retries may add to the load of the session. None means as much as they like.
+        throttle: Whether the calls for one account wait together when its rate limit is exceeded, and keep to it.
+        limit: The rate limit of an account, if it is known. None means that it is learned.
+        account: Which account a request belongs to. None means one account for each origin.
+        store: Where is kept what calls learn for one another. None means in this process.
         raise_errors: Whether an error status is raised. If not, the last answer is returned, its body unread, for
             code that looks at ``response.status``; a failed connection is raised all the same.
         spans: Whether there are spans and metrics for the call and for each send.
@@ -73,7 +88,27 @@ def stack(
         ValueError: An argument is out of its range.
     """
     chosen: list[Layer] = [*layers, *([auth] if isinstance(auth, HeaderAuth) else auth)]
-    made: list[Layer] = [Retry(rules, attempts=attempts, deadline=deadline, retry_writes=retry_writes)]
+    made: list[Layer] = [
+        Retry(
+            rules,
+            attempts=attempts,
+            deadline=deadline,
+            retry_writes=retry_writes,
+            budget=retry_budget,
+            store=store,
+        )
+    ]
+    if throttle:
+        made.append(
+            Throttle(
+                rules,
+                limit=limit,
+                key=account,
+                store=store,
+                tracer_provider=tracer_provider,
+                meter_provider=meter_provider,
+            )
+        )
     if spans:
         made.append(
             RequestSpan(tracer_provider=tracer_provider, meter_provider=meter_provider, url_template=url_template)

@@ -30,14 +30,23 @@ __all__ = [
     "ATTEMPTS",
     "ATTEMPTS_LEFT",
     "DEADLINE_LEFT",
+    "EPISODE",
     "ERROR_TYPE",
+    "GATE_WAIT",
+    "KEY_HASH",
+    "LIMIT",
+    "LIMIT_PERIOD",
     "METHOD",
     "METHOD_ORIGINAL",
     "OTHER_METHOD",
     "OUTCOME",
+    "PARKED",
+    "PARKED_BY",
+    "PARKED_EVENT",
     "PEER_ADDRESS",
     "PEER_PORT",
     "PROTOCOL_VERSION",
+    "REFUSED",
     "REQUEST_HEADER",
     "RESEND_COUNT",
     "RESPONSE_HEADER",
@@ -60,6 +69,7 @@ __all__ = [
     "header_attributes",
     "known_methods",
     "log_failure",
+    "origin_attributes",
     "peer_attributes",
     "request_attributes",
     "response_attributes",
@@ -97,6 +107,16 @@ STOP_REASON = "lamella.stop_reason"
 WAIT = "lamella.wait"
 WAIT_SOURCE = "lamella.wait_source"
 
+GATE_WAIT = "lamella.gate_wait"
+KEY_HASH = "lamella.key_hash"
+LIMIT = "lamella.limit.requests"
+LIMIT_PERIOD = "lamella.limit.period"
+PARKED = "lamella.parked_calls"
+PARKED_BY = "lamella.parked_by"
+REFUSED = "lamella.refused_sends"
+
+EPISODE = "lamella rate limit"
+PARKED_EVENT = "lamella.parked"
 RETRY_EVENT = "lamella.retry"
 STORE_EVENT = "lamella.store_failed"
 STOP_EVENT = "lamella.stop"
@@ -129,7 +149,20 @@ _SCHEMA: Final = "https://opentelemetry.io/schemas/1.30.0"
 class Instruments:
     """What we count and measure. *provider* None means the global one, even if it is set later."""
 
-    __slots__ = ("attempts", "call_duration", "in_flight", "retries", "send_duration", "stops", "wait", "waiting")
+    __slots__ = (
+        "attempts",
+        "call_duration",
+        "episode_duration",
+        "episodes",
+        "gate_wait",
+        "in_flight",
+        "parked",
+        "retries",
+        "send_duration",
+        "stops",
+        "wait",
+        "waiting",
+    )
 
     def __init__(self, provider: metrics.MeterProvider | None = None) -> None:
         meter = metrics.get_meter("lamella", _version(), meter_provider=provider, schema_url=_SCHEMA)
@@ -161,6 +194,24 @@ class Instruments:
         self.retries = meter.create_counter("lamella.call.retries", "{retry}", "Decisions to send again.")
         self.stops = meter.create_counter("lamella.call.stops", "{call}", "Calls that were given up, by the reason.")
         self.waiting = meter.create_up_down_counter("lamella.calls.waiting", "{call}", "Calls that wait now.")
+        self.parked = meter.create_up_down_counter(
+            "lamella.calls.parked", "{call}", "Calls that wait at the gate of their account now."
+        )
+        self.gate_wait = meter.create_histogram(
+            "lamella.gate.wait",
+            "s",
+            "How long sends waited at the gate of their account, of those that had to.",
+            explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
+        )
+        self.episodes = meter.create_counter(
+            "lamella.rate_limit.episodes", "{episode}", "How often a rate limit closed the gate of an account."
+        )
+        self.episode_duration = meter.create_histogram(
+            "lamella.rate_limit.duration",
+            "s",
+            "How long nothing passed for an account after its rate limit had refused a send.",
+            explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
+        )
 
 
 def known_methods() -> frozenset[str]:
@@ -180,6 +231,19 @@ def server_attributes(request: aiohttp.ClientRequest, known: frozenset[str]) -> 
     """What a metric may have of a request: method and server, never a URL."""
     url = request.url
     return _server_attributes(request.method if request.method in known else OTHER_METHOD, url.host or "", url.port)
+
+
+def origin_attributes(request: aiohttp.ClientRequest) -> Mapping[str, AttributeValue]:
+    """What a metric may have of something that many requests to one server share."""
+    return _origin_attributes(request.url.host or "", request.url.port)
+
+
+@lru_cache(maxsize=1024)
+def _origin_attributes(host: str, port: int | None) -> Mapping[str, AttributeValue]:
+    attributes: dict[str, AttributeValue] = {SERVER_ADDRESS: host}
+    if port is not None:
+        attributes[SERVER_PORT] = port
+    return MappingProxyType(attributes)
 
 
 # A service calls few servers, and each of them often.

@@ -105,6 +105,8 @@ class RequestSpan:
                 end[telemetry.URL_FULL] = telemetry.shown_url(request)
                 end[telemetry.ATTEMPTS] = attempts
                 end[telemetry.WAIT] = waited
+                if call.gate_wait:
+                    end[telemetry.GATE_WAIT] = call.gate_wait
                 span.set_attributes(end)
             span.end()
 

@@ -19,7 +19,8 @@ from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
 from lamella.call import ORDER, Call, secrets_of
-from lamella.classification import ERROR_STATUS, api_error, shown_cause, transport_error
+from lamella.classification import ERROR_STATUS, api_error, rate_limited, shown_cause, transport_error
+from lamella.deadlines import inherited, inherited_deadline
 from lamella.errors import (
     ApiError,
     AttemptRecord,
@@ -27,11 +28,17 @@ from lamella.errors import (
     ConnectFailed,
     ConnectionLost,
     LamellaError,
+    NotSent,
 )
-from lamella.policy import Decision, RuleBook, StopReason, decide
+from lamella.policy import Decision, RetryBudget, RuleBook, StopReason, WaitSource, decide
+from lamella.policy.budget import Spent, take
 from lamella.request_body import is_replayable, note_interruption, rewind
+from lamella.state import SharedState, Store
 
 __all__ = ["Retry"]
+
+_RATE_LIMITED = 429
+_BUDGET = "retry-budget"
 
 # A session's total timeout ends our wait and our attempt first, so that the caller gets our error for it.
 _MARGIN_SHARE, _MARGIN_SECONDS = 0.05, 0.1
@@ -52,7 +59,10 @@ class Retry:
         attempts: How often a call may be sent in all, the first time included. None means as often as it takes
             until *deadline*.
         deadline: How many seconds a call may take in all, the waits included. None means no limit, except for a
-            total timeout of the session, which is taken as one.
+            total timeout of the session, which is taken as one. A call that is made inside of another one, or of
+            :func:`lamella.deadline`, has no longer than is left there.
+        budget: How much retries may add to the load of the session. None means as much as they like.
+        store: Where the budget is kept. None means in this process.
         retry_writes: Send methods that are not idempotent (POST, PATCH) again, too, though the first one may have
             been carried out. Without, they are where nothing can have been carried out (429, no connection) and
             where an ``Idempotency-Key`` header makes a repeat harmless.
@@ -71,6 +81,8 @@ class Retry:
         attempts: int | None = 5,
         deadline: float | None = None,
         retry_writes: bool = False,
+        budget: RetryBudget | None = None,
+        store: Store | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
         if attempts is not None and attempts < 1:
@@ -83,10 +95,20 @@ class Retry:
         self._attempts = attempts
         self._deadline = deadline
         self._retry_writes = retry_writes
+        self._budget = budget
+        self._state = SharedState(store)
+        self._calls = 0
+        """How many calls have brought in their share of a retry that is not in the budget yet."""
         self._random = random
 
-    def _limit(self, request: aiohttp.ClientRequest) -> float | None:
-        """The seconds that a call may take: our deadline or the session's total, whichever is shorter."""
+    def _limit(self, request: aiohttp.ClientRequest, now: float) -> float | None:
+        """The seconds that a call may take: the least of our deadline, the session's total and what is inherited."""
+        own, outer = self._own_limit(request), inherited()
+        if outer is None:
+            return own
+        return outer - now if own is None else min(own, outer - now)
+
+    def _own_limit(self, request: aiohttp.ClientRequest) -> float | None:
         total = request.session.timeout.total
         # A timeout given with the request can lift the session's; the request only shows that there is none.
         if not total or isinstance(getattr(request, "_timer", None), TimerNoop):
@@ -99,6 +121,7 @@ class Retry:
     ) -> aiohttp.ClientResponse:
         call = Call.of(request)
         outside = call.enter(self.rank)
+        self._calls += 1
         series = _Series(self, request, handler, call)
         try:
             # stamina costs more than all of ours together: it is not entered before there is something to retry.
@@ -117,7 +140,7 @@ class Retry:
     def __repr__(self) -> str:
         return (
             f"Retry({self._rules!r}, attempts={self._attempts}, deadline={self._deadline}, "
-            f"retry_writes={self._retry_writes})"
+            f"retry_writes={self._retry_writes}, budget={self._budget})"
         )
 
 
@@ -136,10 +159,11 @@ class _Series:
         "_handler",
         "_loop",
         "_overdue",
-        "_parked",
+        "_parked_before",
         "_request",
         "_retry",
         "_started",
+        "_waiting",
         "_was_stale",
     )
 
@@ -152,16 +176,17 @@ class _Series:
         self._call = call
         self._loop = asyncio.get_running_loop()
         self._started = self._began = self._loop.time()
-        self._deadline = retry._limit(request)
+        self._deadline = retry._limit(request, self._started)
         call.deadline = None if self._deadline is None else self._started + self._deadline
         self._failed = 0.0
+        self._parked_before = call.gate_wait
         self._error: LamellaError | None = None
         """The failure of the last send."""
         self._answer: aiohttp.ClientResponse | None = None
         """The answer it is about, where no layer below has turned it into an error."""
         self._decision: Decision | None = None
         self._decided_at = 0
-        self._parked: dict[str, AttributeValue] | None = None
+        self._waiting: dict[str, AttributeValue] | None = None
         """Under which attributes this call counts among those that wait."""
         self._was_stale = False
         self._overdue = False
@@ -182,6 +207,10 @@ class _Series:
             self._answer = response
             error: LamellaError = await api_error(response, self._retry._rules, self._call.secrets)
             self._own(error)
+        except NotSent as exc:
+            if exc is self._call.refusal:
+                self._refuse(exc)
+            raise
         except LamellaError as exc:
             # One that says why it stopped is the end of another call, which a layer below made meanwhile.
             if exc.stopped is None:
@@ -198,17 +227,25 @@ class _Series:
     async def go_on(self, first: LamellaError) -> aiohttp.ClientResponse:
         """Let stamina send again and again after *first* has failed, to the end of the call."""
         begun = False
+        await self._decide(first)
 
-        @stamina.retry(on=self._decide, attempts=self._retry._attempts, timeout=None)
+        @stamina.retry(on=self._decided, attempts=self._retry._attempts, timeout=None)
         async def lamella_retry() -> aiohttp.ClientResponse:
             nonlocal begun
             if not begun:
                 begun = True
                 raise first
+            await self._readmit(first)
             self._note_retry()
             await rewind(self._request)
             self._began = self._loop.time()
-            return await self.send()
+            self._parked_before = self._call.gate_wait
+            try:
+                return await self.send()
+            except LamellaError as error:
+                if self.owns(error):
+                    await self._decide(error)
+                raise
 
         try:
             return await lamella_retry()
@@ -229,7 +266,7 @@ class _Series:
             return self._answer
         finally:
             # Whatever has ended it, a hook of the user's included: it waits no more.
-            self._park(None)
+            self._count_waiting(None)
 
     async def _bounded(self) -> aiohttp.ClientResponse:
         try:
@@ -238,20 +275,40 @@ class _Series:
             note_interruption(self._request)
 
     async def _within_deadline(self) -> aiohttp.ClientResponse:
-        if self._deadline is None:
+        moment = self._call.deadline
+        if moment is None:
             return await self._handler(self._request)
-        limit = asyncio.timeout_at(self._call.deadline)
+        limit = asyncio.timeout_at(moment)
         try:
-            async with limit:
-                return await self._handler(self._request)
+            if self._loop.time() >= moment:
+                raise self._out_of_time()
+            with inherited_deadline(moment):
+                async with limit:
+                    return await self._handler(self._request)
         except TimeoutError as exc:
             if not limit.expired():
                 raise
-            self._overdue = True
-            rule = self._retry._rules.rule_for(AttemptTimeout.failure)
-            reason = f"the call's deadline of {self._deadline:.4g} s has passed"
-            request = self._request
-            raise AttemptTimeout(request.method, request.url, rule, reason, secrets=secrets_of(request)) from exc
+            raise self._out_of_time() from exc
+
+    def _out_of_time(self) -> LamellaError:
+        """The error for a send that the deadline has ended."""
+        call, request, rules = self._call, self._request, self._retry._rules
+        if call.parked is not None:
+            since, until = call.parked
+            now = self._loop.time()
+            call.refusal = rate_limited(request, rules, since=now - since, until=max(until - now, 0.0))
+            return call.refusal
+        self._overdue = True
+        rule = rules.rule_for(AttemptTimeout.failure)
+        reason = f"the call's deadline of {self._deadline:.4g} s has passed"
+        return AttemptTimeout(request.method, request.url, rule, reason, secrets=secrets_of(request))
+
+    def _refuse(self, error: NotSent) -> None:
+        """A layer below has not sent it, and says why: that is the end of the call."""
+        self._call.stopped, self._call.rule = error.stopped, error.rule
+        error.attempts = tuple(self._call.records)
+        self._event(telemetry.STOP_EVENT, None, {telemetry.STOP_REASON: StopReason.DEADLINE.value}, error=error)
+        telemetry.log_failure(error, self._call.span)
 
     def _own(self, error: LamellaError) -> None:
         self._error = error
@@ -263,31 +320,39 @@ class _Series:
     def _record(self, status: int | None, exception: str | None) -> None:
         records, attempts = self._call.records, self._retry._attempts
         number = len(records) + 1
+        parked = self._call.gate_wait - self._parked_before
         failed = status is None or status >= ERROR_STATUS
         records.append(
             AttemptRecord(
                 number,
                 status,
                 exception,
-                took=self._loop.time() - self._began,
+                took=self._loop.time() - self._began - parked,
+                parked=parked,
                 rule=self._error.rule.title if failed and self._error is not None else None,
                 attempts_left=None if attempts is None else max(attempts - number, 0),
                 deadline_left=self._deadline_left(),
             )
         )
 
-    def _decide(self, exc: Exception) -> bool | float:
+    def _decided(self, exc: Exception) -> bool | float:
         """stamina's hook: False to stop, or the seconds to wait."""
-        error = self._error
-        if error is None or error is not exc:
+        decision = self._decision
+        if exc is not self._error or decision is None or decision.stop is not None or decision.wait is None:
             return False
+        return decision.wait
+
+    async def _decide(self, error: LamellaError) -> None:
+        """Decide what to do about *error*, the end of our last send."""
+        if not stamina.is_active():
+            return
         # A connection that the server closed while it was idle: once a call, and not for a body that broke off.
         stale = (
             not self._was_stale
             and isinstance(error, ConnectionLost)
             and isinstance(error.__cause__, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
         )
-        request, retry = self._request, self._retry
+        request, retry, circuit = self._request, self._retry, self._call.circuit
         testing = stamina.is_testing()
         decision = decide(
             retry._rules,
@@ -305,30 +370,53 @@ class _Series:
             idempotent=retry._retry_writes or "Idempotency-Key" in request.headers,
             stale=stale,
         )
-        self._decision = decision
         self._decided_at = time.time_ns()
-        if decision.stop is not None or decision.wait is None:
-            return False
+        if circuit is not None:
+            await circuit.failed(error)
+        if decision.stop is None and decision.wait is not None:
+            if circuit is not None and await circuit.open_for() > decision.wait:
+                decision = Decision(decision.rule, stop=StopReason.CIRCUIT_OPEN)
+            elif not await self._affordable(error, decision):
+                decision = Decision(decision.rule, stop=StopReason.RETRY_BUDGET_EMPTY)
+        self._decision = decision
+        if decision.stop is not None:
+            return
         self._was_stale = self._was_stale or stale
         if not testing:
             # Held during the wait it would hold its connection. (A test mode does not wait, and may still stop.)
             self.let_go()
-            self._park(decision)
-        return decision.wait
+            self._count_waiting(decision)
 
-    def _park(self, decision: Decision | None) -> None:
+    async def _affordable(self, error: LamellaError, decision: Decision) -> bool:
+        """Whether the budget of the session has a retry left, which is taken."""
+        retry = self._retry
+        if retry._budget is None or error.outcome == _RATE_LIMITED or decision.source is WaitSource.IMMEDIATE:
+            return True
+        calls, retry._calls = retry._calls, 0
+        return await retry._state.update(self._call.span, _BUDGET, Spent, take, retry._budget, calls)
+
+    async def _readmit(self, first: LamellaError) -> None:
+        """After a wait: raise the last error if the circuit is open by now."""
+        circuit = self._call.circuit
+        if circuit is not None and not await circuit.admit():
+            error = self._error or first
+            self._note_retry()
+            self._decision = Decision(error.rule, stop=StopReason.CIRCUIT_OPEN)
+            raise error
+
+    def _count_waiting(self, decision: Decision | None) -> None:
         """Count this call among those that wait, because of *decision*; None: it waits no more."""
         instruments = self._call.instruments
-        if instruments is None or (decision is None and self._parked is None):
+        if instruments is None or (decision is None and self._waiting is None):
             return
         if decision is None:
-            instruments.waiting.add(-1, self._parked)
-            self._parked = None
+            instruments.waiting.add(-1, self._waiting)
+            self._waiting = None
             return
-        self._parked = {**self._call.server, telemetry.RULE: decision.rule.title}
-        instruments.waiting.add(1, self._parked)
+        self._waiting = {**self._call.server, telemetry.RULE: decision.rule.title}
+        instruments.waiting.add(1, self._waiting)
         if decision.source is not None:
-            instruments.retries.add(1, {**self._parked, telemetry.WAIT_SOURCE: decision.source.value})
+            instruments.retries.add(1, {**self._waiting, telemetry.WAIT_SOURCE: decision.source.value})
 
     def let_go(self) -> None:
         """Give the connection of an answer back that nobody will read."""
@@ -342,7 +430,7 @@ class _Series:
         if decision is None or decision.stop is not None or decision.wait is None or decision.source is None:
             return
         self.let_go()
-        self._park(None)
+        self._count_waiting(None)
         self._decision = None
         waited = self._loop.time() - self._failed
         records[-1] = replace(records[-1], waited=waited, wait_source=decision.source)
@@ -356,22 +444,27 @@ class _Series:
         return reason
 
     def _event(
-        self, name: str, decision: Decision | None, more: dict[str, AttributeValue], timestamp: int | None = None
+        self,
+        name: str,
+        decision: Decision | None,
+        more: dict[str, AttributeValue],
+        timestamp: int | None = None,
+        error: LamellaError | None = None,
     ) -> None:
         span = self._call.span or trace.get_current_span()
-        error = self._error
+        error = error or self._error
         if not span.is_recording() or error is None:
             return
-        record = self._call.records[-1]
+        record = self._call.records[-1] if self._call.records else None
         given: dict[str, AttributeValue | None] = {
-            telemetry.ATTEMPT: record.number,
+            telemetry.ATTEMPT: record.number if record else None,
             telemetry.RULE: error.rule.title,
-            telemetry.STATUS: record.status,
+            telemetry.STATUS: record.status if record else None,
             telemetry.ERROR_TYPE: telemetry.error_type(error),
             telemetry.WAIT: None if decision is None else decision.wait,
             telemetry.WAIT_SOURCE: decision.source.value if decision and decision.source else None,
-            telemetry.ATTEMPTS_LEFT: record.attempts_left,
-            telemetry.DEADLINE_LEFT: record.deadline_left if timestamp else self._deadline_left(),
+            telemetry.ATTEMPTS_LEFT: record.attempts_left if record else None,
+            telemetry.DEADLINE_LEFT: record.deadline_left if record and timestamp else self._deadline_left(),
             **more,
         }
         span.add_event(name, {key: value for key, value in given.items() if value is not None}, timestamp)

@@ -11,7 +11,7 @@ from yarl import URL
 
 from lamella.layers import HeaderAuth
 
-__all__ = ["ACCOUNT_KEY", "API_KEY", "account", "auth"]
+__all__ = ["ACCOUNT_KEY", "API_KEY", "account", "auth", "current_account"]
 
 API_KEY = "X-API-KEY"
 ACCOUNT_KEY = "X-ACCOUNT-KEY"
@@ -38,6 +38,11 @@ def account(key: str) -> Iterator[None]:
         _current.reset(token)
 
 
+def current_account(account_key: str | None) -> str | None:
+    """The key of the account that a call is made for; *account_key* is for calls made outside of :func:`account`."""
+    return _current.get() or account_key
+
+
 def auth(api_key: str, account_key: str | None, base_url: URL) -> tuple[HeaderAuth, HeaderAuth]:
     """The layers that add both keys; *account_key* is for calls made outside of :func:`account`."""
     return HeaderAuth({API_KEY: api_key}, origin=base_url), _AccountAuth(account_key, base_url)
@@ -59,7 +64,7 @@ class _AccountAuth(HeaderAuth):
         return await super().__call__(request, handler)
 
     def _current(self) -> str | None:
-        return _current.get() or self._account_key
+        return current_account(self._account_key)
 
     def _key(self) -> str:
         key = self._current()

@@ -11,10 +11,12 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from yarl import URL
 
-from lamella.maesn.account import auth
+from lamella.layers import Breaker
+from lamella.maesn.account import auth, current_account
 from lamella.maesn.rules import RULES
-from lamella.policy import RuleBook
+from lamella.policy import Limit, RetryBudget, RuleBook
 from lamella.stack import stack
+from lamella.state import Store
 from lamella.telemetry import UrlTemplate, without_other_instrumentation
 
 __all__ = ["ATTEMPT_TIMEOUT", "BASE_URL", "layers", "session"]
@@ -24,6 +26,8 @@ BASE_URL = "https://api.maesn.dev"
 
 ATTEMPT_TIMEOUT = 60.0
 """Seconds that one attempt may take; behind Maesn there is one more system that takes its time."""
+
+_BUDGET = RetryBudget()
 
 
 def session(
@@ -36,6 +40,10 @@ def session(
     deadline: float | None = None,
     attempt_timeout: float | None = ATTEMPT_TIMEOUT,
     retry_writes: bool = False,
+    retry_budget: RetryBudget | None = _BUDGET,
+    limit: Limit | None = None,
+    breaker: Breaker | None = None,
+    store: Store | None = None,
     raise_errors: bool = True,
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
@@ -56,6 +64,10 @@ def session(
         deadline: How many seconds a call may take in all, the waits included. None means no limit.
         attempt_timeout: How many seconds one attempt may take. None means no limit.
         retry_writes: Whether POST and PATCH are sent again where they may have been carried out.
+        retry_budget: How much retries may add to the load of the session. None means as much as they like.
+        limit: The rate limit of an account, if it is known. None means that it is learned, for each account by itself.
+        breaker: Refuses calls while the API is down. None means that nothing does.
+        store: Where is kept what calls learn for one another. None means in this process.
         raise_errors: Whether an error status is raised; if not, the last answer is returned.
         tracer_provider: Where the spans go. None means the global one.
         meter_provider: Where the metrics go. None means the global one.
@@ -78,6 +90,10 @@ def session(
         deadline=deadline,
         attempt_timeout=attempt_timeout,
         retry_writes=retry_writes,
+        retry_budget=retry_budget,
+        limit=limit,
+        breaker=breaker,
+        store=store,
         raise_errors=raise_errors,
         tracer_provider=tracer_provider,
         meter_provider=meter_provider,
@@ -96,6 +112,10 @@ def layers(
     deadline: float | None = None,
     attempt_timeout: float | None = ATTEMPT_TIMEOUT,
     retry_writes: bool = False,
+    retry_budget: RetryBudget | None = _BUDGET,
+    limit: Limit | None = None,
+    breaker: Breaker | None = None,
+    store: Store | None = None,
     raise_errors: bool = True,
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
@@ -105,17 +125,19 @@ def layers(
     The keys go to the origin of *base_url* and nowhere else. A total timeout of that session is taken as a
     deadline: aiohttp's default of 300 s is shorter than the guide's waits.
     """
+    account_key = account_key or os.environ.get("MAESN_ACCOUNT_KEY") or None
     return stack(
         rules,
-        auth=auth(
-            _setting("api_key", api_key, "MAESN_API_KEY"),
-            account_key or os.environ.get("MAESN_ACCOUNT_KEY") or None,
-            _url(base_url),
-        ),
+        *(() if breaker is None else (breaker,)),
+        auth=auth(_setting("api_key", api_key, "MAESN_API_KEY"), account_key, _url(base_url)),
         attempts=attempts,
         deadline=deadline,
         attempt_timeout=attempt_timeout,
         retry_writes=retry_writes,
+        retry_budget=retry_budget,
+        limit=limit,
+        account=lambda _: current_account(account_key),
+        store=store,
         raise_errors=raise_errors,
         tracer_provider=tracer_provider,
         meter_provider=meter_provider,

@@ -1,0 +1,293 @@
+"""``Breaker``: a service that is down is left alone for a while."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
+from typing import Final, TypeVar, TypeVarTuple
+
+import aiohttp
+import anyio
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.util.types import AttributeValue
+
+from lamella import telemetry
+from lamella.call import ORDER, Call, secrets_of
+from lamella.classification import ERROR_STATUS, transport_error
+from lamella.errors import ApiError, CircuitOpen, LamellaError, NotSent
+from lamella.policy import Failure, RuleBook, StopReason, circuit
+from lamella.policy.circuit import CircuitPhase, CircuitSettings, CircuitState, Leave, Refusal, Turn
+from lamella.state import SharedState, Store
+
+__all__ = ["Breaker"]
+
+_R = TypeVar("_R")
+_Ts = TypeVarTuple("_Ts")
+
+CIRCUIT_STATE: Final = "lamella.circuit.state"
+CIRCUIT_OPEN_FOR: Final = "lamella.circuit.open_for"
+CIRCUIT_WAS_OPEN: Final = "lamella.circuit.was_open"
+CIRCUIT_SENDS: Final = "lamella.circuit.sends"
+CIRCUIT_FAILURES: Final = "lamella.circuit.failures"
+OPEN_EVENT: Final = "lamella.circuit.open"
+CLOSE_EVENT: Final = "lamella.circuit.close"
+
+_LOGGER: Final = logging.getLogger("lamella")
+_RULE: Final = RuleBook().rule_for(Failure.CIRCUIT_OPEN)
+_SERVER_STATUS: Final = 500
+
+
+class Breaker:
+    """Refuses calls at once with :class:`lamella.CircuitOpen` while their service is down.
+
+    It counts sends: one that ends in a status of 500 or more, or without an answer, has failed; any other answer is
+    a success, 429 included; a send that was cancelled, or that lamella itself did not make, is neither. When too many
+    have failed, the circuit opens: calls are refused, and calls that wait for their next try stop. After *open_for*
+    seconds a few probes pass: it closes if they end well, and opens again if one does not.
+
+    It stands outside of ``Retry``, which tells it of every send, so that a refused call does not wait; and inside of
+    ``RequestSpan``, which tells of the refusal. Without a ``Retry`` it sees the last outcome alone.
+
+    Args:
+        failures: The share of sends, greater than 0 and at most 1, that have to fail for the circuit to open.
+        window: Of how many seconds the sends count.
+        minimum: How many sends there have to be in the window for it to open.
+        open_for: For how many seconds it is open before it lets probes through, and for how many it waits for news
+            of one.
+        probes: How many of them pass at a time, and how many have to end well for it to close.
+        key: What shares a circuit, by a request: not shown anywhere, and kept as a digest. None means the origin:
+            scheme, host and port.
+        store: Where the circuits are kept. None means in memory, for this layer alone. Layers that share a store
+            share their circuits, and need the same settings.
+        meter_provider: None means the global one.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    rank: Final = ORDER.index("Breaker")
+
+    def __init__(
+        self,
+        *,
+        failures: float = 0.5,
+        window: float = 30.0,
+        minimum: int = 20,
+        open_for: float = 30.0,
+        probes: int = 3,
+        key: Callable[[aiohttp.ClientRequest], str] | None = None,
+        store: Store | None = None,
+        meter_provider: MeterProvider | None = None,
+    ) -> None:
+        self._settings = CircuitSettings(failures, window, minimum, open_for, probes)
+        self._key = key
+        self._shared = SharedState(store)
+        meter = metrics.get_meter(
+            "lamella", telemetry._version(), meter_provider=meter_provider, schema_url=telemetry._SCHEMA
+        )
+        self._transitions = meter.create_counter(
+            "lamella.breaker.transitions", "{transition}", "Circuits that opened, became half-open, or closed."
+        )
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        call = Call.of(request)
+        passage = _Passage(self, request, call)
+        outside = call.enter(self.rank)
+        try:
+            return await self._pass(request, handler, passage)
+        except GeneratorExit:
+            passage.abandon()
+            raise
+        finally:
+            call.circuit = None
+            call.inside = outside
+            await passage.give_back()
+
+    async def _pass(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType, passage: _Passage
+    ) -> aiohttp.ClientResponse:
+        call = Call.of(request)
+        if (refusal := await passage.enter()) is not None:
+            call.stopped, call.rule = StopReason.CIRCUIT_OPEN, _RULE
+            raise CircuitOpen(
+                request.method,
+                request.url,
+                _RULE,
+                since=refusal.since,
+                until=refusal.until,
+                stopped=call.stopped,
+                secrets=secrets_of(request),
+            )
+        call.circuit = passage
+        try:
+            response = await handler(request)
+        except Exception as exc:
+            await passage.failed(exc)
+            raise
+        try:
+            await passage.answered(response.status)
+        except BaseException:
+            # A slow store, and the caller has gone: nobody will read the answer.
+            response.release()
+            raise
+        return response
+
+    def _state_key(self, request: aiohttp.ClientRequest) -> str:
+        if self._key is None:
+            url = request.url
+            return f"breaker:{url.scheme}://{url.raw_host}:{url.port}"
+        # It may be a credential, and a store may be open to many.
+        return f"breaker:sha256:{sha256(self._key(request).encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+    def __repr__(self) -> str:
+        of = self._settings
+        return (
+            f"Breaker(failures={of.failures:g}, window={of.window:g}, minimum={of.minimum}, "
+            f"open_for={of.open_for:g}, probes={of.probes})"
+        )
+
+
+class _Passage:
+    """The sends of one call, as the circuit sees them, one after the other: what ``call.circuit`` is."""
+
+    __slots__ = ("_breaker", "_call", "_key", "_leave", "_request", "_send")
+
+    def __init__(self, breaker: Breaker, request: aiohttp.ClientRequest, call: Call) -> None:
+        self._breaker = breaker
+        self._request = request
+        self._call = call
+        self._key = breaker._state_key(request)
+        self._send: str | None = None
+        """The send that may be under way, and that the circuit has heard nothing of yet. None: there is none."""
+        self._leave: Leave | None = None
+        """The leave that it has. None: the answer has not come (yet)."""
+
+    async def enter(self) -> Refusal | None:
+        """Ask for leave for one send. None: it may pass, and has to be settled."""
+        await self.give_back()
+        # Noted first: if we are cancelled while we wait for the answer, the store may have taken a place for it.
+        send = self._send = secrets.token_hex(8)
+        self._leave = None
+        answer = await self._update(circuit.admit, self._breaker._settings, send)
+        if isinstance(answer, Refusal):
+            self._send = None
+            return answer
+        self._leave = answer
+        if answer.probe == 1:
+            self._tell(Turn(CircuitPhase.HALF_OPEN))
+        return None
+
+    async def admit(self) -> bool:
+        """Whether one more send may pass now."""
+        return await self.enter() is None
+
+    async def open_for(self) -> float:
+        """For how many seconds no send can pass; 0.0 while the circuit is closed or half-open."""
+        return await self._update(circuit.open_for, self._breaker._settings)
+
+    async def failed(self, error: BaseException) -> None:
+        """The send has ended in *error*, whatever that says of the service."""
+        match _works(self._request, error):
+            case None:
+                await self.give_back()
+            case True:
+                await self._settle(circuit.succeeded)
+            case False:
+                await self._settle(circuit.failed)
+
+    async def answered(self, status: int) -> None:
+        """The send has ended in an answer."""
+        await self._settle(circuit.failed if status >= _SERVER_STATUS else circuit.succeeded)
+
+    async def _settle(self, change: Callable[[CircuitState, float, CircuitSettings, str, str], Turn | None]) -> None:
+        if self._send is None or self._leave is None:
+            return
+        turn = await self._update(change, self._breaker._settings, self._send, self._leave.epoch)
+        # Not before: if we are cancelled while we wait, the place of a probe is still to be given back.
+        self._send = None
+        if turn is not None:
+            self._tell(turn)
+
+    async def give_back(self) -> None:
+        """The send, if there is one, says nothing of the service."""
+        if self._send is None:
+            return
+        if self._leave is None or self._leave.probe:
+            # Who is cancelled by anyio can wait for nothing else. A slow store gets no more than its usual patience.
+            with anyio.CancelScope(shield=True):
+                await self._update(circuit.give_back, self._send)
+        self._send = None
+
+    def abandon(self) -> None:
+        """As :meth:`give_back` where nothing can be awaited any more. If it has to wait, time will free the place."""
+        last = self.give_back()
+        # Without a running loop nothing works.
+        with suppress(Exception):
+            last.send(None)
+        last.close()
+        self._send = None
+
+    async def _update(self, change: Callable[[CircuitState, float, *_Ts], _R], *args: *_Ts) -> _R:
+        return await self._breaker._shared.update(self._call.span, self._key, CircuitState, change, *args)
+
+    def _tell(self, turn: Turn) -> None:
+        """Count what the circuit has become; tell of it on the span of the call that made it so, and in the log."""
+        server = dict(telemetry.server_attributes(self._request, frozenset()))
+        del server[telemetry.METHOD]
+        state = {CIRCUIT_STATE: turn.phase.value}
+        self._breaker._transitions.add(1, {**server, **state})
+        if turn.phase is CircuitPhase.HALF_OPEN:
+            # What comes of it is told.
+            return
+        settings = self._breaker._settings
+        open_for = float(settings.open_for)
+        # Never the key, which may be a credential.
+        origin = str(self._request.url.origin())
+        level, name = logging.INFO, OPEN_EVENT
+        event: dict[str, AttributeValue] = {CIRCUIT_WAS_OPEN: float(turn.since)}
+        if turn.phase is CircuitPhase.CLOSED:
+            name = CLOSE_EVENT
+            message = f"the circuit of {origin} closed: it had been open for {turn.since:.3g} s"
+        elif turn.sends:
+            level = logging.WARNING
+            event = {CIRCUIT_SENDS: turn.sends, CIRCUIT_FAILURES: turn.failures, CIRCUIT_OPEN_FOR: open_for}
+            message = (
+                f"the circuit of {origin} opened: {turn.failures} of {turn.sends} sends failed within "
+                f"{settings.window:g} s, so none passes for {open_for:g} s"
+            )
+        else:
+            # INFO: one warning an outage is enough.
+            event[CIRCUIT_OPEN_FOR] = open_for
+            message = (
+                f"the circuit of {origin} stays open for another {open_for:g} s: "
+                f"a probe failed {turn.since:.3g} s after it had opened"
+            )
+        span = self._call.span or trace.get_current_span()
+        span.add_event(name, event)
+        context = span.get_span_context()
+        ids = {
+            "trace_id": trace.format_trace_id(context.trace_id),
+            "span_id": trace.format_span_id(context.span_id),
+        }
+        _LOGGER.log(level, "%s", message, extra={**server, **state, **ids})
+
+
+def _works(request: aiohttp.ClientRequest, error: BaseException) -> bool | None:
+    """Whether the service works, going by the *error* of a send. None: it says nothing of that."""
+    if isinstance(error, LamellaError):
+        # One that says why it stopped is the end of another call, which a layer below made meanwhile.
+        if isinstance(error, NotSent) or error.stopped is not None:
+            return None
+        return isinstance(error, ApiError) and error.status < _SERVER_STATUS
+    if isinstance(error, Exception) and transport_error(request, error) is not None:
+        return False
+    # What others make of a status.
+    if isinstance(error, aiohttp.ClientResponseError) and error.status >= ERROR_STATUS:
+        return error.status < _SERVER_STATUS
+    return None

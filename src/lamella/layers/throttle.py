@@ -1,0 +1,285 @@
+"""``Throttle``: everybody of one account keeps to its rate limit, and waits together when it is exceeded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from itertools import islice
+from typing import Final
+
+import aiohttp
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import Link, SpanContext, SpanKind, TracerProvider
+from opentelemetry.util.types import AttributeValue
+
+from lamella import telemetry
+from lamella.call import ORDER, Call
+from lamella.classification import rate_limited, retry_after_of
+from lamella.errors import ApiError, ConnectFailed, NotSent
+from lamella.gate import Gate
+from lamella.policy import Limit, RuleBook
+from lamella.policy.pace import Hold, Pace, Sent, answered, earliest, learned, lost, next_turn, refused
+from lamella.state import SharedState, Store
+
+__all__ = ["Throttle"]
+
+_LOGGER: Final = logging.getLogger("lamella")
+
+_REFUSED: Final = 429
+# Where no rule says how long to wait after a refusal, a limit is supposed to be for a minute.
+_PERIOD: Final = 60.0
+_MOST_ACCOUNTS: Final = 10_000
+
+
+class Throttle:
+    """Makes the calls for one account wait for their turn, so that its rate limit refuses as few as possible.
+
+    The first 429 closes the gate for all calls of that account, for the wait that the rule or ``Retry-After`` asks for.
+    What waits at the gate is not sent, so it uses up no attempt. How many pass in which time is learned from what comes
+    back (``lamella.policy.pace`` says how), so that later refusals are rare. Within an account it is first come, first
+    served; a call that is sent again comes before all that are younger. No account waits for another.
+
+    It stands inside of ``Retry``, since every send counts against the limit, and outside of ``AttemptSpan``, whose
+    time is the server's and not ours. Without ``Retry`` a refused call fails, and the others wait all the same.
+
+    Args:
+        rules: What a 429 means, and for how long it closes the gate.
+        limit: The limit, if it is known: then nothing is refused, unless others share the account. None means that
+            it is learned.
+        key: Which account a request belongs to; None, or a *key* that answers None, means that all requests to one
+            origin are of one account. The answer may be a credential: nothing is kept or shown under it, but only
+            under a hash of it.
+        store: Where what is learned is kept. None means in this process, for the 10,000 accounts used last.
+        show_key: Whether traces and logs tell accounts apart, by a short hash of the key.
+        tracer_provider: None means the global one.
+        meter_provider: None means the global one.
+    """
+
+    rank = ORDER.index("Throttle")
+
+    def __init__(
+        self,
+        rules: RuleBook,
+        *,
+        limit: Limit | None = None,
+        key: Callable[[aiohttp.ClientRequest], str | None] | None = None,
+        store: Store | None = None,
+        show_key: bool = False,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+    ) -> None:
+        self._rules = rules
+        self._backoff = rules.rule_for(_REFUSED).retry
+        self._period = (self._backoff.low if self._backoff else 0.0) or _PERIOD
+        self._limit = limit
+        self._key = key
+        self._state = SharedState(store)
+        self._show_key = show_key
+        self._tracer = telemetry.tracer(tracer_provider)
+        self._instruments = telemetry.Instruments(meter_provider)
+        self._accounts: OrderedDict[str, _Account] = OrderedDict()
+        """The gates, the one used last at the end. What is learned of an account is in the store."""
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        call = Call.of(request)
+        outside = call.enter(self.rank)
+        account = self._account(request)
+        gate = account.gate
+        try:
+            sent = await self._turn(account, call, request)
+            try:
+                return await self._send(account, sent, request, handler)
+            finally:
+                gate.left()
+        finally:
+            call.inside = outside
+
+    async def _turn(self, account: _Account, call: Call, request: aiohttp.ClientRequest) -> Sent:
+        """Wait until it is the turn of *call*."""
+        call.parked = None
+        answer = await self._parked(account, call)
+        if isinstance(answer, Sent):
+            call.parked = None
+            return answer
+        now = asyncio.get_running_loop().time()
+        began = account.episode.began if account.episode is not None else now
+        call.refusal = rate_limited(request, self._rules, since=now - began, until=answer.seconds or 0.0)
+        raise call.refusal
+
+    async def _parked(self, account: _Account, call: Call) -> Sent | Hold:
+        waited = call.gate_wait
+        try:
+            return await account.gate.enter(call)
+        finally:
+            if call.parked is not None:
+                since, until = call.parked
+                waited = call.gate_wait - waited
+                self._instruments.gate_wait.record(waited, account.server)
+                (call.span or trace.get_current_span()).add_event(
+                    telemetry.PARKED_EVENT,
+                    {telemetry.WAIT: waited, telemetry.PARKED_BY: "refusal" if until > since else "pace"},
+                    time.time_ns() - int(waited * 1e9),
+                )
+
+    async def _send(
+        self, account: _Account, sent: Sent, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        call = Call.of(request)
+        try:
+            response = await handler(request)
+        except (ConnectFailed, NotSent):
+            raise  # it cannot have been counted
+        except ApiError as error:
+            # One that says why it stopped is the end of another call, which a layer below made meanwhile.
+            if error.stopped is None:
+                await self._settle(account, call, sent, error.status, error.retry_after)
+            raise
+        except BaseException:
+            await self._state.update(call.span, account.name, Pace, lost)
+            raise
+        await self._settle(account, call, sent, response.status, retry_after_of(response))
+        return response
+
+    async def _settle(self, account: _Account, call: Call, sent: Sent, status: int, retry_after: float | None) -> None:
+        """Take down what came of a send."""
+        update, name, gate = self._state.update, account.name, account.gate
+        if status != _REFUSED:
+            if await update(call.span, name, Pace, answered, sent, gate.in_flight - 1, self._limit):
+                await self._reopened(account)
+            return
+        wait = await update(call.span, name, Pace, refused, sent, self._backoff, retry_after)
+        if wait is not None:
+            now = asyncio.get_running_loop().time()
+            gate.close(now + wait)
+            if account.episode is None:
+                context = (call.span or trace.get_current_span()).get_span_context()
+                account.episode = _Episode(now, time.time_ns(), context, gate.parked - gate.waiting)
+                self._instruments.episodes.add(1, account.server)
+            account.episode.wait += wait
+        if account.episode is not None:
+            account.episode.refused += 1
+
+    async def _reopened(self, account: _Account) -> None:
+        """A call has passed again: tell of the episode that is over."""
+        episode, account.episode = account.episode, None
+        if episode is None:
+            return
+        requests, period = await self._state.update(None, account.name, Pace, learned)
+        if self._limit is not None:
+            requests, period = self._limit.requests, self._limit.per
+        self._tell(account, episode, {telemetry.LIMIT: requests, telemetry.LIMIT_PERIOD: period} if requests else {})
+
+    def _tell(self, account: _Account, episode: _Episode, limit: Mapping[str, AttributeValue]) -> None:
+        lasted = asyncio.get_running_loop().time() - episode.began
+        parked = account.gate.parked - episode.parked_before
+        self._instruments.episode_duration.record(lasted, account.server)
+        attributes: dict[str, AttributeValue] = {
+            **account.server,
+            telemetry.PARKED: parked,
+            telemetry.REFUSED: episode.refused,
+            telemetry.WAIT: episode.wait,
+            **limit,
+        }
+        shown = ""
+        if self._show_key:
+            attributes[telemetry.KEY_HASH] = account.name[:_SHOWN]
+            shown = f", account {account.name[:_SHOWN]}"
+        # A trace of its own: it belongs to all the calls that it kept waiting, and to none of them.
+        links = [Link(episode.context)] if episode.context.is_valid else []
+        self._tracer.start_span(
+            telemetry.EPISODE, Context(), SpanKind.INTERNAL, attributes, links, start_time=episode.started
+        ).end()
+        _LOGGER.info(
+            "%s limited the rate%s: for %.3g s calls waited at the gate (%d of them), after %d had been refused",
+            account.server[telemetry.SERVER_ADDRESS],
+            shown,
+            lasted,
+            parked,
+            episode.refused,
+        )
+
+    def _account(self, request: aiohttp.ClientRequest) -> _Account:
+        name = _name(str(request.url.origin()), None if self._key is None else self._key(request))
+        accounts = self._accounts
+        account = accounts.get(name)
+        if account is None:
+            account = accounts[name] = _Account(self, name, telemetry.origin_attributes(request))
+            if len(accounts) > _MOST_ACCOUNTS:
+                self._forget_idle()
+        else:
+            accounts.move_to_end(name)
+        return account
+
+    def _forget_idle(self) -> None:
+        # A few at a time: each new account makes room for more than itself.
+        for name, account in list(islice(self._accounts.items(), 4)):
+            if account.gate.in_flight or account.gate.waiting:
+                self._accounts.move_to_end(name)
+                continue
+            if account.episode is not None:
+                self._tell(account, account.episode, {})
+            del self._accounts[name]
+
+    async def ask(self, account: _Account, in_flight: int, ahead: int) -> Sent | Hold:
+        """What the gate of *account* asks."""
+        update = self._state.update
+        if not ahead:
+            return await update(None, account.name, Pace, next_turn, in_flight, self._period, self._limit)
+        if self._limit is None:
+            return Hold(None, closed=False)
+        return Hold(await update(None, account.name, Pace, earliest, in_flight, ahead, self._limit), closed=False)
+
+    def count(self, account: _Account, number: int) -> None:
+        """How the gate of *account* tells of those that wait."""
+        self._instruments.parked.add(number, account.server)
+
+    def __repr__(self) -> str:
+        return f"Throttle({self._rules!r}, limit={self._limit!r})"
+
+
+class _Account:
+    """An account with calls."""
+
+    __slots__ = ("episode", "gate", "name", "server")
+
+    def __init__(self, throttle: Throttle, name: str, server: Mapping[str, AttributeValue]) -> None:
+        self.name = name
+        """A hash: the key itself may be a credential."""
+        self.server = server
+        self.episode: _Episode | None = None
+        self.gate = Gate(
+            lambda in_flight, ahead: throttle.ask(self, in_flight, ahead), lambda number: throttle.count(self, number)
+        )
+
+
+@dataclass(slots=True)
+class _Episode:
+    """From a refusal until something passes again."""
+
+    began: float
+    started: int
+    """The same in nanoseconds since the epoch."""
+    context: SpanContext
+    """The call that was refused."""
+    parked_before: int
+    """How many calls had had to wait at the gate before, and had passed."""
+    wait: float = 0.0
+    refused: int = 0
+
+
+_SHOWN: Final = 8
+
+
+@lru_cache(maxsize=4096)
+def _name(origin: str, key: str | None) -> str:
+    return blake2b(f"{origin}\n{key or ''}".encode(), digest_size=16).hexdigest()

@@ -1,0 +1,50 @@
+"""How much retries may add to the load: a token bucket, as arithmetic on a state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+
+__all__ = ["RetryBudget", "Spent", "take"]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryBudget:
+    """What all calls of a session together may spend on retries.
+
+    Every call brings in *share* of a retry, and each retry takes a whole one; what is left over is kept, up to
+    *reserve*, with which a session begins. So in an outage no more than *share* is added to the load, whatever each
+    call by itself would try. gRPC's retry throttling and the retry quota of the AWS SDKs do the same.
+
+    Two kinds of retries are free: after a 429, which says when to come back, and the immediate one on a connection that
+    was closed while idle.
+
+    Raises:
+        ValueError: *share* is below 0 or not finite, or *reserve* is below 1 or not finite.
+    """
+
+    share: float = 0.2
+    reserve: float = 50.0
+
+    def __post_init__(self) -> None:
+        if not isfinite(self.share) or self.share < 0:
+            raise ValueError(f"share must be a finite number from 0, not {self.share!r}")
+        if not isfinite(self.reserve) or self.reserve < 1:
+            raise ValueError(f"reserve must be a finite number from 1, not {self.reserve!r}")
+
+
+@dataclass(slots=True)
+class Spent:
+    """How much is missing from a full reserve. A JSON value, as stores need it."""
+
+    missing: float = 0.0
+
+
+def take(spent: Spent, _now: float, budget: RetryBudget, calls: int) -> bool:
+    """Whether one more retry may be made; *calls* is how many calls have been made since it was asked last."""
+    spent.missing = max(spent.missing - budget.share * calls, 0.0)
+    # In sums of shares, a rounding error must not cost a whole retry.
+    if spent.missing + 1 > budget.reserve + 1e-9:
+        return False
+    spent.missing += 1
+    return True

@@ -1,0 +1,413 @@
+"""When to send under a rate limit: stated, or learned from what comes back. Pure arithmetic on a state, no clock.
+
+A refusal is dear. It closes the gate for the wait that the rule or ``Retry-After`` asks for, a minute at Maesn, while
+the answer to a send is there in a fraction of a second. So the limit is not felt out by many refusals, as additive
+increase and multiplicative decrease would do it, but *measured* with as few as possible:
+
+1. ``burst``: nothing is known. Slow start: some sends at once, and one more in flight for every second answer. At the
+   first refusal we know how many pass at once: N.
+2. ``spread``: N sends again, over a quarter of the period; beyond N one at a time. A window (fixed or sliding) refuses
+   at N again, since it counts and does not refill; so it lets N pass a period. A token bucket refills meanwhile: what
+   passes beyond N, by the time that it took, is its rate.
+3. ``steady``: no more than that in any period, over a quarter of it for a window (so a look beyond the limit costs
+   little time), evenly for a bucket.
+4. Now and then, and less often each time that it was in vain, a look whether there is more: at the ``edge`` of a
+   window, one at a time, or by a ``climb`` of the rate, which also finds a period that is shorter than supposed.
+
+The period is the wait that was asked for. What is refused in the steady state, unlooked for, lowers the number to what
+did pass; at the third time in a row all begins anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Final, NamedTuple
+
+from lamella.policy.backoff import Backoff
+
+__all__ = ["Hold", "Limit", "Pace", "Sent", "answered", "earliest", "learned", "lost", "next_turn", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A rate limit that is known: at most *requests* in any *per* seconds.
+
+    Raises:
+        ValueError: *requests* is no whole number from 1, or *per* no finite number above 0.
+    """
+
+    requests: int
+    per: float
+
+    def __post_init__(self) -> None:
+        requests: object = self.requests
+        if not isinstance(requests, int) or isinstance(requests, bool) or requests < 1:
+            raise ValueError(f"requests must be a whole number from 1, not {requests!r}")
+        if not isfinite(self.per) or self.per <= 0:
+            raise ValueError(f"per must be a finite number of seconds greater than 0, not {self.per!r}")
+
+
+class Sent(NamedTuple):
+    """A send that may go now. What comes of it is to be told with this."""
+
+    generation: int
+    """How many episodes there had been: a refusal of an earlier generation is no news."""
+    at: float
+
+
+class Hold(NamedTuple):
+    """No send may go now."""
+
+    seconds: float | None
+    """When to ask again. None: when an answer to a send has come."""
+    closed: bool
+    """Whether it is for a refusal, and not for the pace."""
+
+
+@dataclass(slots=True)
+class Pace:
+    """What is known of one limit. Times are in seconds by the clock of the store; each field is a JSON value."""
+
+    phase: str = "burst"
+    requests: float = 0.0
+    """How many pass in a period. 0: nobody knows."""
+    period: float = 0.0
+    spread: float = 4.0
+    """By how much faster than evenly the sends of a period may go."""
+    reach: float = 4.0
+    """How many may be in flight where nothing is known."""
+    closed_until: float = -1.0
+    generation: int = 0
+    refusals: int = 0
+    """How many times the gate was closed since something last passed."""
+    began: float = -1.0
+    """The first send since the gate opened. Below 0: there was none."""
+    passed: int = 0
+    """How many have passed since."""
+    next_at: float = -1.0
+    log: list[list[float]] = field(default_factory=list)
+    """What has passed lately: first moment, last moment, number; the oldest first."""
+    refused_at: float = -1.0
+    """When the send was made whose refusal closed the gate. Below 0: what it tells is learned already."""
+    refused_began: float = -1.0
+    asked: float = 0.0
+    """The period that it suggests."""
+    burst: float = 0.0
+    """How many passed at once."""
+    burst_took: float = 0.0
+    good: float = 0.0
+    """What has proved right, while more is tried."""
+    proven_at: float = -1.0
+    """When what is tried now will have proved right. Below 0: nothing is tried."""
+    look_at: float = -1.0
+    """When to look for more."""
+    looks: int = 0
+    hold: float = 8.0
+    """How many periods to wait with it."""
+    surprises: int = 0
+
+
+_SPREAD: Final = 4.0
+_FIRST_REACH: Final = 4.0
+_GROWTH: Final = 0.5
+_ENOUGH: Final = 5
+"""From how many passed sends on a single refusal tells something of the limit."""
+_STEP: Final = 1.25
+"""A climb's."""
+_LEAP: Final = 1.5
+"""As much beyond the edge as is believed at once."""
+_TRIAL: Final = 3.0
+"""Periods after which more has proved right; for a climb it is just one."""
+_HOLD: Final = 8.0
+_LONGEST_HOLD: Final = 128.0
+_EVEN_HOLD: Final = 3.0
+"""How much longer the hold is where a refusal costs a whole period, since the sends are spread over all of it."""
+_SURPRISES: Final = 2
+_GRAIN: Final = 64
+"""How finely a period is remembered."""
+_SOON: Final = 1e-6
+_LONGEST_WAIT: Final = 3600.0
+
+
+def next_turn(pace: Pace, now: float, in_flight: int, period: float, limit: Limit | None) -> Sent | Hold:
+    """Whether a send may go now, with *in_flight* others under way; if so, it is taken down as gone.
+
+    *period* is supposed, in seconds, as long as nothing is known; *limit* is known for sure, None meaning it is not.
+    """
+    if now < pace.closed_until:
+        return Hold(pace.closed_until - now, closed=True)
+    if not pace.period:
+        pace.period = period
+    if limit is not None:
+        return _within(limit, pace, now, in_flight)
+    if pace.refused_at >= 0:
+        _learn(pace, now)
+    if pace.refusals and in_flight:
+        return Hold(None, closed=True)  # one alone, until something passes again
+    _look_around(pace, now)
+    gap = 0.0
+    if pace.requests:
+        gap = pace.period / (pace.spread * pace.requests)
+        used = in_flight + _count(pace, now - pace.period)
+        if used >= pace.requests:
+            oldest = _oldest(pace, now - pace.period)
+            # At an edge only while none of this period's sends is old: a window may have begun anew since.
+            young = oldest is None or now - oldest < pace.period / 2
+            if pace.phase == "spread" or (pace.phase == "edge" and young):
+                if in_flight >= pace.reach:
+                    return Hold(None, closed=False)
+                gap = pace.period / (_SPREAD * used)
+            else:
+                return _until_free(oldest, pace.period, now)
+    elif in_flight >= pace.reach:
+        return Hold(None, closed=False)
+    if now < pace.next_at:
+        return Hold(max(pace.next_at - now, _SOON), closed=False)
+    pace.next_at = now + gap
+    return _go(pace, now)
+
+
+def answered(pace: Pace, now: float, sent: Sent, in_flight: int, limit: Limit | None) -> bool:
+    """A send has passed the limit, whatever else came of it. Returns whether that ends an episode."""
+    # The server counted it between its sending and its answer. Half-way is the best guess; the end is the safe one.
+    _note(pace, now if limit is not None else (sent.at + now) / 2)
+    pace.passed += 1
+    if sent.generation != pace.generation:
+        return False
+    ends, pace.refusals = pace.refusals, 0
+    if limit is not None:
+        return ends > 0
+    if ends > 1:
+        # Refused again when it opened: the period is longer than was asked for.
+        pace.period = max(pace.period, now - pace.refused_began)
+    if not pace.requests or in_flight + _count(pace, now - pace.period) >= pace.requests:
+        pace.reach += _GROWTH
+    if pace.phase == "edge" and _count(pace, now - pace.period / 2) > pace.good * _LEAP:
+        _settle(pace, now, pace.good * _LEAP, tried=True)
+    return ends > 0
+
+
+def lost(pace: Pace, now: float) -> None:
+    """Nobody saw the end of a send: the server may have counted it."""
+    _note(pace, now)
+
+
+def refused(pace: Pace, now: float, sent: Sent, backoff: Backoff | None, retry_after: float | None) -> float | None:
+    """A send was refused: close the gate. Returns for how many seconds; None: it adds nothing to what was known.
+
+    *backoff* is the rule's, None meaning that it has none; *retry_after* is what the server asks for, in seconds, None
+    meaning nothing.
+    """
+    if sent.generation != pace.generation:
+        return None
+    least, most = (backoff.floor(pace.refusals + 1), backoff.maximum) if backoff else (0.0, _LONGEST_WAIT)
+    wait = min(max(least, retry_after or 0.0), most)
+    if wait <= 0:
+        return None
+    pace.generation += 1
+    pace.closed_until = now + wait
+    pace.refusals += 1
+    pace.reach = 1.0
+    if pace.refusals == 1:
+        pace.refused_at, pace.refused_began = sent.at, pace.began if pace.began >= 0 else sent.at
+        pace.asked = _suggested(least, retry_after, sent.at - pace.refused_began)
+    pace.began = -1.0
+    return wait
+
+
+def earliest(pace: Pace, now: float, in_flight: int, ahead: int, limit: Limit) -> float:
+    """In how many seconds at the soonest a send may go that has *ahead* others before it in the queue."""
+    opens = max(pace.closed_until - now, 0.0)
+    rounds, place = divmod(ahead, limit.requests)
+    free = limit.requests - in_flight - _count(pace, now - limit.per)
+    if place < free:
+        return opens + rounds * limit.per
+    short = place - free + 1
+    for _, last, number in pace.log:
+        if last > now - limit.per:
+            short -= int(number)
+            if short <= 0:
+                return max(opens, last + limit.per - now) + rounds * limit.per
+    return max(opens, limit.per) + rounds * limit.per
+
+
+def learned(pace: Pace, _now: float) -> tuple[float, float]:
+    """How many pass in how many seconds, as far as is known. 0 for how many: nobody knows."""
+    return pace.requests, pace.period
+
+
+def _within(limit: Limit, pace: Pace, now: float, in_flight: int) -> Sent | Hold:
+    pace.period = limit.per
+    if pace.refusals and in_flight:
+        return Hold(None, closed=True)
+    if in_flight + _count(pace, now - limit.per) >= limit.requests:
+        return _until_free(_oldest(pace, now - limit.per), limit.per, now)
+    return _go(pace, now)
+
+
+def _go(pace: Pace, now: float) -> Sent:
+    if pace.began < 0:
+        pace.began = now
+    return Sent(pace.generation, now)
+
+
+def _until_free(oldest: float | None, period: float, now: float) -> Hold:
+    return Hold(None if oldest is None else max(oldest + period - now, _SOON), closed=False)
+
+
+def _suggested(least: float, retry_after: float | None, elapsed: float) -> float:
+    """The period of a window that was used up in *elapsed* seconds."""
+    if retry_after is None:
+        return least
+    # Whole seconds are rounded up: up to one of them was not meant.
+    slack = 1.0 if retry_after == int(retry_after) else 0.0
+    whole = retry_after + (elapsed if elapsed <= retry_after else 0.0)
+    return whole if whole - slack > least else max(least, retry_after - slack, _SOON)
+
+
+def _note(pace: Pace, moment: float) -> None:
+    log = pace.log
+    if log and moment - log[-1][0] < pace.period / _GRAIN:
+        log[-1][1] = max(log[-1][1], moment)
+        log[-1][2] += 1
+        return
+    log.append([moment, moment, 1])
+    if len(log) > 2 * _GRAIN:
+        del log[: _GRAIN // 2]
+
+
+def _count(pace: Pace, since: float) -> int:
+    """How many have passed after *since*."""
+    total = 0.0
+    for _, last, number in reversed(pace.log):
+        if last <= since:
+            break
+        total += number
+    return int(total)
+
+
+def _oldest(pace: Pace, since: float) -> float | None:
+    return next((last for _, last, _ in pace.log if last > since), None)
+
+
+def _look_around(pace: Pace, now: float) -> None:
+    """Take what has proved right for good, and begin to look for more when it is time."""
+    if 0 <= pace.proven_at <= now:
+        pace.proven_at = -1.0
+        pace.hold = _HOLD
+        if pace.phase == "climb":
+            pace.good = max(pace.good, pace.requests / _STEP)  # a step behind: a bucket's reserve may have helped
+            _climb(pace, now)
+        else:
+            pace.good = pace.requests
+            pace.look_at = now
+            pace.looks += 1  # the same kind of look again: it was not in vain
+    if pace.phase == "steady" and pace.proven_at < 0 and now >= pace.look_at:
+        pace.looks += 1
+        pace.good = pace.requests
+        if pace.spread > 1 and pace.looks % 2:
+            pace.phase, pace.reach = "edge", 1.0
+        else:
+            pace.phase = "climb"
+            _climb(pace, now)
+
+
+def _climb(pace: Pace, now: float) -> None:
+    pace.spread = 1.0
+    pace.requests = max(pace.requests * _STEP, pace.requests + 1)
+    pace.proven_at = now + pace.period * 1.1
+
+
+def _settle(pace: Pace, now: float, requests: float, *, tried: bool = False, vain: bool = False) -> None:
+    pace.phase = "steady"
+    pace.requests = max(requests, 1.0)
+    pace.proven_at = now + _TRIAL * pace.period if tried else -1.0
+    if vain:
+        pace.hold = min(pace.hold * 2, _LONGEST_HOLD)
+    pace.look_at = now + pace.period * pace.hold * (1.0 if pace.spread > 1 else _EVEN_HOLD)
+
+
+def _begin_anew(pace: Pace, reach: float) -> None:
+    pace.phase, pace.requests, pace.reach, pace.surprises, pace.hold = "burst", 0.0, reach, 0, _HOLD / 2
+
+
+def _learn(pace: Pace, now: float) -> None:
+    """What the last refusal tells; asked when the gate opens, since by then all that was under way has come back."""
+    if not pace.requests and not pace.burst:
+        pace.period = pace.asked
+    period, at = pace.period, pace.refused_at
+    told = _Lesson(pace.passed, at - pace.refused_began, _count(pace, at - period), _count(pace, at - period / 2))
+    if pace.phase == "burst":
+        _learn_burst(pace, told)
+    elif pace.phase == "spread":
+        _learn_spread(pace, now, told)
+    elif pace.phase == "edge":
+        more = told.this_round > pace.good * 1.1 + 1
+        _settle(pace, now, min(told.this_round, pace.good * _STEP) if more else pace.good, tried=more, vain=not more)
+    elif pace.phase == "climb" or pace.proven_at >= 0:
+        if pace.phase == "climb" and pace.burst * _LEAP >= pace.good:
+            pace.spread = _SPREAD
+        _settle(pace, now, pace.good, vain=True)
+    else:
+        _learn_surprise(pace, now, told)
+    pace.refused_at, pace.passed, pace.next_at = -1.0, 0, now
+
+
+class _Lesson(NamedTuple):
+    passed: int
+    """How many had passed since the gate opened, when a send was refused."""
+    took: float
+    """For how many seconds it had been open."""
+    lately: int
+    """How many had passed within a period."""
+    this_round: int
+    """How many had passed within half a period."""
+
+
+def _learn_surprise(pace: Pace, now: float, told: _Lesson) -> None:
+    """The limit is lower than it was, or somebody else has a share in it, or a bucket's rate was taken too high."""
+    # So long a time tells a bucket's rate best: all that has passed, but for what was in it.
+    rate = (told.passed - pace.burst) / told.took * pace.period if told.took > pace.period else 0.0
+    if pace.spread == 1 and rate > 0.7 * pace.requests:
+        _settle(pace, now, min(pace.requests * 0.97, rate * 0.98))
+    elif pace.spread > 1 and pace.surprises < _SURPRISES:
+        pace.surprises += 1
+        pace.hold = _HOLD / 4
+        _settle(pace, now, max(min(told.this_round, pace.requests * 0.95), pace.requests / 2))
+    else:
+        _begin_anew(pace, _FIRST_REACH)
+
+
+def _learn_burst(pace: Pace, told: _Lesson) -> None:
+    passed = told.passed if told.took < pace.period else told.lately
+    agreed = passed > 0 and passed == pace.burst
+    pace.burst, pace.burst_took = float(passed), told.took
+    if passed < _ENOUGH and not agreed:
+        # Somebody else may have used it up before.
+        _begin_anew(pace, 1.0)
+        return
+    pace.phase, pace.requests, pace.spread = "spread", float(passed), _SPREAD
+
+
+def _learn_spread(pace: Pace, now: float, told: _Lesson) -> None:
+    period, burst = pace.period, pace.burst
+    rate, number = 0.0, 0.0
+    for first, _, entry in reversed(pace.log):
+        if first < pace.refused_began:
+            break
+        number += entry
+        seconds = pace.refused_at - first - pace.burst_took
+        # Too few, or too short a time, would be noise.
+        if seconds >= period / 10 and number - burst >= 4:
+            rate = max(rate, (number - burst - 1) / seconds)
+    at_once = max(burst - rate * pace.burst_took, 1.0)
+    pace.surprises = 0
+    if rate * period > _LEAP * at_once:
+        pace.spread, pace.burst = 1.0, at_once
+        _settle(pace, now, rate * period)
+    elif told.took < period * 0.9:
+        _settle(pace, now, min(told.passed, at_once))
+    else:
+        pace.spread = 1.0
+        _settle(pace, now, told.lately * 0.97)
