@@ -27,6 +27,7 @@ from lamella import (
     AttemptTimeout,
     Backoff,
     BadRequest,
+    CircuitOpen,
     Classify,
     ClientFault,
     ConnectFailed,
@@ -38,6 +39,7 @@ from lamella import (
     LamellaError,
     MethodNotAllowed,
     NotFound,
+    RateLimited,
     Rule,
     RuleBook,
     ServerFault,
@@ -178,7 +180,8 @@ def test_a_transport_error_carries_what_is_known(cls: type[TransportError]) -> N
     assert (error.method, error.url, error.reason) == ("POST", "http://h/x?token=REDACTED", "reset by peer")
     assert error.outcome is error.failure is error.rule.status
     assert (error.retry_after, error.attempts, error.stopped) == (None, (), None)
-    assert {ConnectFailed.failure, ConnectionLost.failure, AttemptTimeout.failure} == set(Failure)
+    classes: list[type[TransportError]] = [ConnectFailed, ConnectionLost, AttemptTimeout, CircuitOpen, RateLimited]
+    assert [each.failure for each in classes] == list(Failure)
 
 
 @pytest.mark.parametrize(

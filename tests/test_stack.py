@@ -11,6 +11,7 @@ from tests.conftest import Handler
 from lamella import (
     AttemptSpan,
     Backoff,
+    Breaker,
     Buffer,
     Classify,
     HeaderAuth,
@@ -18,6 +19,7 @@ from lamella import (
     Retry,
     Rule,
     RuleBook,
+    Throttle,
     Timeout,
     in_order,
     stack,
@@ -28,7 +30,9 @@ Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
 LAYERS: tuple[Layer, ...] = (
     RequestSpan(),
+    Breaker(),
     Retry(RULES),
+    Throttle(RULES),
     AttemptSpan(),
     Timeout(5),
     HeaderAuth({"X-A": "value"}),
@@ -44,20 +48,22 @@ async def _answer(request: web.Request) -> web.StreamResponse:
 def test_the_order_is_the_designs() -> None:
     assert in_order(*reversed(LAYERS)) == LAYERS
     two = HeaderAuth({"X-B": "value"})
-    assert in_order(two, LAYERS[4]) == (two, LAYERS[4])
+    assert in_order(two, LAYERS[6]) == (two, LAYERS[6])
 
 
 def test_stack_has_everything_by_default_and_takes_layers_made_by_hand() -> None:
     auth = HeaderAuth({"X-A": "value"})
-    kinds = [type(layer) for layer in LAYERS]
+    kinds = [type(layer) for layer in LAYERS if not isinstance(layer, Breaker)]
     assert [type(layer) for layer in stack(RULES, auth=auth)] == kinds
     mine = Timeout(1)
-    assert stack(RULES, mine, auth=[auth])[3:5] == (mine, auth)
-    small = stack(RULES, spans=False, attempt_timeout=None, buffer=None, raise_errors=False)
+    assert stack(RULES, mine, auth=[auth])[4:6] == (mine, auth)
+    breaker = Breaker()
+    assert stack(RULES, breaker)[1] is breaker
+    small = stack(RULES, spans=False, throttle=False, attempt_timeout=None, buffer=None, raise_errors=False)
     assert [type(layer) for layer in small] == [Retry]
 
 
-@pytest.mark.parametrize("chosen", [set_ for size in range(8) for set_ in itertools.combinations(LAYERS, size)])
+@pytest.mark.parametrize("chosen", [set_ for size in range(10) for set_ in itertools.combinations(LAYERS, size)])
 async def test_every_subset_works(serve: Serve, chosen: tuple[Layer, ...]) -> None:
     async with aiohttp.ClientSession(await serve(_answer), middlewares=in_order(*chosen)) as session:
         async with session.get("/") as response:
@@ -85,7 +91,7 @@ async def test_other_peoples_middlewares_may_stand_anywhere_and_retry_too(serve:
         (await handler(request)).release()
         return await handler(request)
 
-    mixed = [layer for pair in zip([twice] * 7, LAYERS, strict=True) for layer in pair]
+    mixed = [layer for pair in zip([twice] * 9, LAYERS, strict=True) for layer in pair]
     async with aiohttp.ClientSession(await serve(_answer), middlewares=mixed) as session:
         async with session.get("/") as response:
             assert await response.text() == "good"

@@ -15,8 +15,8 @@ __all__ = ["Gate"]
 
 _turns: Final = itertools.count()
 
-Ask = Callable[[int, int], Awaitable[Sent | Hold]]
-"""Whether one more may go now, by the number of those in flight, and of those that come first."""
+Ask = Callable[[Call, int, int], Awaitable[Sent | Hold]]
+"""Whether a call may go now, by the number of those in flight, and of those that come first."""
 
 
 class _Waiter:
@@ -87,7 +87,7 @@ class Gate:
         A call that comes again keeps its place before all that came later.
         """
         if not self._queue:
-            answer = await self._ask(self.in_flight, 0)
+            answer = await self._ask(call, self.in_flight, 0)
             if isinstance(answer, Sent):
                 self.in_flight += 1
                 return answer
@@ -113,7 +113,7 @@ class Gate:
             seconds = None
             if first or (call.deadline is not None and call.parked is None):
                 ahead = 0 if first else sum(1 for other in self._queue if other < waiter and not other.left)
-                answer = await self._ask(self.in_flight, ahead)
+                answer = await self._ask(call, self.in_flight, ahead)
                 if isinstance(answer, Sent):
                     self.in_flight += 1
                     return answer

@@ -8,6 +8,7 @@ import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from importlib import import_module
+from typing import NoReturn
 
 import aiohttp
 import pytest
@@ -31,7 +32,7 @@ from tests.telemetry.conformance import (
 )
 from tests.telemetry.conftest import Metering, given
 
-from lamella import AttemptSpan, Backoff, LamellaError, Rule, RuleBook, StopReason, WaitSource, maesn, stack
+from lamella import AttemptSpan, Backoff, LamellaError, Rule, RuleBook, StopReason, Throttle, WaitSource, maesn, stack
 from lamella.telemetry import Instruments
 from lamella.testing import Sandbox, VirtualClock
 
@@ -63,6 +64,7 @@ async def emit_everything(serve: Serve, tracing: Tracing, metering: Metering) ->
         spans,
         attempts=2,
         deadline=60,
+        account=lambda request: request.url.path,  # one that is rate-limited for an hour would keep the others waiting
         tracer_provider=tracing.provider,
         meter_provider=metering.provider,
         url_template=lambda _: "/{status}",
@@ -79,6 +81,34 @@ async def emit_everything(serve: Serve, tracing: Tracing, metering: Metering) ->
                 await session.request(method, path)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(session._request("GET", "/never"), 0.02)
+    await emit_an_episode(serve, tracing, metering)
+
+
+class BrokenStore:
+    """Of shared state."""
+
+    async def update(self, *_: object) -> NoReturn:
+        raise ConnectionError("redis://:password@store")
+
+
+async def emit_an_episode(serve: Serve, tracing: Tracing, metering: Metering) -> None:
+    """An account that is rate-limited for a moment, and a store that fails."""
+    answers = iter([*(200,) * 5, 429])
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=next(answers, 200))
+
+    rules = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0.02)))
+    throttle = Throttle(
+        rules,
+        show_key=True,
+        store=BrokenStore(),
+        tracer_provider=tracing.provider,
+        meter_provider=metering.provider,
+    )
+    layers = stack(rules, throttle, tracer_provider=tracing.provider, meter_provider=metering.provider)
+    async with aiohttp.ClientSession(await serve(answer), middlewares=layers) as session:
+        await asyncio.gather(*(session._request("GET", "/") for _ in range(10)))
 
 
 async def test_all_that_is_told_is_emitted_and_nothing_else(serve: Serve, tracing: Tracing, metering: Metering) -> None:
@@ -116,7 +146,14 @@ def test_names_and_units_are_by_the_rules() -> None:
     told = Told.by()
     names = {*told.metrics, *told.events, *(name.removesuffix(".<key>") for name in told.attributes)}
     assert not [name for name in names if not re.fullmatch(r"[a-z][a-z0-9]*(?:[._][a-z0-9]+)+", name)]
-    assert {unit for _, unit in told.metrics.values()} <= {"s", "{send}", "{call}", "{retry}"}
+    assert {unit for _, unit in told.metrics.values()} <= {
+        "s",
+        "{send}",
+        "{call}",
+        "{retry}",
+        "{episode}",
+        "{transition}",
+    }
     # No metric is a namespace of another, and none has its unit in its name.
     assert not [name for name in told.metrics if any(other.startswith(f"{name}.") for other in told.metrics)]
     assert not [name for name in told.metrics if name.endswith(("_total", ".total", "seconds", "_s"))]
@@ -147,7 +184,7 @@ async def test_the_fields_of_the_log_are_those_that_are_told(
     usual = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
     await emit_everything(serve, tracing, metering)
     lines = [record for record in caplog.records if record.name == "lamella"]
-    assert len(lines) == 3
+    assert len(lines) == 4  # three calls that failed, and a store
     assert {name for line in lines for name in vars(line)} - usual == Told.by().log_fields
 
 

@@ -13,10 +13,10 @@ from lamella.testing.sandbox import Step
 
 __all__ = ["FEWEST_ACCOUNTS", "Planned", "Settings", "make_plan", "make_sandbox"]
 
-FEWEST_ACCOUNTS: Final = 3
-"""One that works, one that has expired and one that is inactive."""
+FEWEST_ACCOUNTS: Final = 4
+"""One that works, one that is rate-limited for hours, one that has expired and one that is inactive."""
 
-_REQUESTS_A_MINUTE = 4
+_REQUESTS_A_MINUTE = 10
 _RESOURCES = ("bills", "contacts", "customers", "invoices", "items", "payments")
 
 
@@ -46,7 +46,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A kind of call, and its share among all."""
+    """A kind of call, and its share among all; of a share of 0 there is just one."""
 
     share: int
     method: str
@@ -55,6 +55,8 @@ class _Kind:
     params: Mapping[str, str] = field(default_factory=dict)
     state: str = "active"
     has_key: bool = False
+    alone: bool = False
+    """Whether it closes the gate of its account for so long that it gets one of its own."""
 
 
 _RECORD = "/accounting/invoices/{id}"
@@ -78,7 +80,7 @@ _KINDS = (
     _Kind(3, "POST", "/accounting/offers", (Fault.RESET_BEFORE_HEADERS,), has_key=True),
     # What does not go away.
     _Kind(3, "GET", _RECORD, (500,) * 5),
-    _Kind(2, "GET", _RECORD, (Reply(429, headers={"Retry-After": "7200"}),)),
+    _Kind(0, "GET", _RECORD, (Reply(429, headers={"Retry-After": "7200"}),), alone=True),
     _Kind(4, "GET", "/accounting/invoices", params={"limit": "7", "page": "0"}),
     _Kind(4, "GET", "/accounting/invoices/no-such-invoice"),
     _Kind(2, "GET", "/accounting/unicorns"),
@@ -90,6 +92,8 @@ _KINDS = (
 
 def make_sandbox(settings: Settings) -> Sandbox:
     """The server of the demo: the last of its accounts is inactive, the one before it has expired.
+
+    The one before these is rate-limited for hours, as the scripts of its calls have it.
 
     Each has so many requests in a minute, which the scale shortens. The first account is told how long to wait, and
     that in whole seconds: the one wait that no scale shortens. The others are not told.
@@ -120,7 +124,8 @@ def make_plan(settings: Settings, sandbox: Sandbox) -> tuple[Planned, ...]:
 def _planned(
     number: int, kind: _Kind, sandbox: Sandbox, invoices: Callable[[str], list[str]], rng: random.Random
 ) -> Planned:
-    account = rng.choice([account.key for account in sandbox.accounts if account.state == kind.state])
+    *others, lonely = [account.key for account in sandbox.accounts if account.state == kind.state]
+    account = rng.choice([lonely] if kind.alone or not others else others)
     ids = invoices(account)
     return Planned(
         number=number,

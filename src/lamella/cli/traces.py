@@ -56,7 +56,7 @@ def traces(spans: Iterable[ReadableSpan]) -> list[Trace]:
     for span in sorted(spans, key=lambda span: span.start_time or 0):
         if span.kind is SpanKind.CLIENT and span.parent is not None:
             sends.setdefault(span.parent.span_id, []).append(span)
-        elif span.kind is SpanKind.INTERNAL:
+        elif span.kind is SpanKind.INTERNAL and span.name != telemetry.EPISODE:
             calls.append(span)
     return [Trace(call, tuple(sends.get(context(call).span_id, ()))) for call in calls]
 

@@ -193,7 +193,7 @@ class _Passage:
 
     async def failed(self, error: BaseException) -> None:
         """The send has ended in *error*, whatever that says of the service."""
-        match _works(self._request, error):
+        match _works(self._request, self._call, error):
             case None:
                 await self.give_back()
             case True:
@@ -238,8 +238,7 @@ class _Passage:
 
     def _tell(self, turn: Turn) -> None:
         """Count what the circuit has become; tell of it on the span of the call that made it so, and in the log."""
-        server = dict(telemetry.server_attributes(self._request, frozenset()))
-        del server[telemetry.METHOD]
+        server = telemetry.origin_attributes(self._request)
         state = {CIRCUIT_STATE: turn.phase.value}
         self._breaker._transitions.add(1, {**server, **state})
         if turn.phase is CircuitPhase.HALF_OPEN:
@@ -278,11 +277,12 @@ class _Passage:
         _LOGGER.log(level, "%s", message, extra={**server, **state, **ids})
 
 
-def _works(request: aiohttp.ClientRequest, error: BaseException) -> bool | None:
+def _works(request: aiohttp.ClientRequest, call: Call, error: BaseException) -> bool | None:
     """Whether the service works, going by the *error* of a send. None: it says nothing of that."""
     if isinstance(error, LamellaError):
-        # One that says why it stopped is the end of another call, which a layer below made meanwhile.
-        if isinstance(error, NotSent) or error.stopped is not None:
+        # One that says why it stopped, after other sends, is the end of another call, which a layer below has made.
+        another = error.stopped is not None and (not error.attempts or error.attempts != tuple(call.records))
+        if isinstance(error, NotSent) or another:
             return None
         return isinstance(error, ApiError) and error.status < _SERVER_STATUS
     if isinstance(error, Exception) and transport_error(request, error) is not None:

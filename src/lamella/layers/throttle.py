@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Final
 
 import aiohttp
+import stamina
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider
@@ -48,7 +49,8 @@ class Throttle:
     served; a call that is sent again comes before all that are younger. No account waits for another.
 
     It stands inside of ``Retry``, since every send counts against the limit, and outside of ``AttemptSpan``, whose
-    time is the server's and not ours. Without ``Retry`` a refused call fails, and the others wait all the same.
+    time is the server's and not ours. Without ``Retry`` a refused call fails, and the others wait all the same. In
+    stamina's test mode it lets everything pass.
 
     Args:
         rules: What a 429 means, and for how long it closes the gate.
@@ -91,6 +93,8 @@ class Throttle:
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
+        if stamina.is_testing():
+            return await handler(request)  # without waits
         call = Call.of(request)
         outside = call.enter(self.rank)
         account = self._account(request)
@@ -177,7 +181,8 @@ class Throttle:
         requests, period = await self._state.update(None, account.name, Pace, learned)
         if self._limit is not None:
             requests, period = self._limit.requests, self._limit.per
-        self._tell(account, episode, {telemetry.LIMIT: requests, telemetry.LIMIT_PERIOD: period} if requests else {})
+        limit: dict[str, AttributeValue] = {telemetry.LIMIT: float(requests), telemetry.LIMIT_PERIOD: period}
+        self._tell(account, episode, limit if requests else {})
 
     def _tell(self, account: _Account, episode: _Episode, limit: Mapping[str, AttributeValue]) -> None:
         lasted = asyncio.get_running_loop().time() - episode.began
@@ -199,6 +204,8 @@ class Throttle:
         self._tracer.start_span(
             telemetry.EPISODE, Context(), SpanKind.INTERNAL, attributes, links, start_time=episode.started
         ).end()
+        if not parked:
+            return  # nobody but the refused knows of it
         _LOGGER.info(
             "%s limited the rate%s: for %.3g s calls waited at the gate (%d of them), after %d had been refused",
             account.server[telemetry.SERVER_ADDRESS],
@@ -230,14 +237,14 @@ class Throttle:
                 self._tell(account, account.episode, {})
             del self._accounts[name]
 
-    async def ask(self, account: _Account, in_flight: int, ahead: int) -> Sent | Hold:
+    async def ask(self, account: _Account, call: Call, in_flight: int, ahead: int) -> Sent | Hold:
         """What the gate of *account* asks."""
         update = self._state.update
         if not ahead:
-            return await update(None, account.name, Pace, next_turn, in_flight, self._period, self._limit)
+            return await update(call.span, account.name, Pace, next_turn, in_flight, self._period, self._limit)
         if self._limit is None:
             return Hold(None, closed=False)
-        return Hold(await update(None, account.name, Pace, earliest, in_flight, ahead, self._limit), closed=False)
+        return Hold(await update(call.span, account.name, Pace, earliest, in_flight, ahead, self._limit), closed=False)
 
     def count(self, account: _Account, number: int) -> None:
         """How the gate of *account* tells of those that wait."""
@@ -258,7 +265,8 @@ class _Account:
         self.server = server
         self.episode: _Episode | None = None
         self.gate = Gate(
-            lambda in_flight, ahead: throttle.ask(self, in_flight, ahead), lambda number: throttle.count(self, number)
+            lambda call, in_flight, ahead: throttle.ask(self, call, in_flight, ahead),
+            lambda number: throttle.count(self, number),
         )
 
 
