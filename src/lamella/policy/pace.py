@@ -164,7 +164,8 @@ def next_turn(pace: Pace, now: float, in_flight: int, period: float, limit: Limi
         return Hold(None, closed=False)
     if now < pace.next_at:
         return Hold(max(pace.next_at - now, _SOON), closed=False)
-    pace.next_at = now + gap
+    # A timer that is late must not slow the pace down.
+    pace.next_at = max(pace.next_at, now - gap) + gap
     return _go(pace, now)
 
 
@@ -392,22 +393,39 @@ def _learn_burst(pace: Pace, told: _Lesson) -> None:
 
 def _learn_spread(pace: Pace, now: float, told: _Lesson) -> None:
     period, burst = pace.period, pace.burst
+    rate = _refill(pace, told)
+    at_once = max(burst - rate * pace.burst_took, 1.0)
+    pace.surprises = 0
+    if rate * period > _LEAP * at_once:
+        # A small bucket, refilled many times in a period.
+        pace.spread, pace.burst = 1.0, at_once
+        _settle(pace, now, rate * period)
+    elif told.took >= period * 0.9:
+        pace.spread = 1.0
+        _settle(pace, now, told.lately * 0.97)
+    elif told.passed > burst * 1.03 + 1:
+        # A bucket that holds what a period refills: each of the two lessons tells how much that is.
+        first, second = burst / (1 + pace.burst_took / period), told.passed / (1 + told.took / period)
+        _settle(pace, now, min(first, second))
+    else:
+        _settle(pace, now, min(told.passed, burst))
+
+
+def _refill(pace: Pace, told: _Lesson) -> float:
+    """How many a second have passed beyond what passed at once: the rate of a bucket, and 0 for a window.
+
+    The most that any stretch up to the refusal tells, since a very small bucket overflows until the sends come as fast
+    as it is refilled. Rather too much than too little: too much is refused once, and then known exactly.
+    """
     rate, number = 0.0, 0.0
+    longest = told.took - pace.burst_took
+    # What is shorter, or fewer than 4, would be noise.
+    shortest = max(pace.period / 10, min(pace.period / 4, longest * 0.8))
     for first, _, entry in reversed(pace.log):
         if first < pace.refused_began:
             break
         number += entry
         seconds = pace.refused_at - first - pace.burst_took
-        # Too few, or too short a time, would be noise.
-        if seconds >= period / 10 and number - burst >= 4:
-            rate = max(rate, (number - burst - 1) / seconds)
-    at_once = max(burst - rate * pace.burst_took, 1.0)
-    pace.surprises = 0
-    if rate * period > _LEAP * at_once:
-        pace.spread, pace.burst = 1.0, at_once
-        _settle(pace, now, rate * period)
-    elif told.took < period * 0.9:
-        _settle(pace, now, min(told.passed, at_once))
-    else:
-        pace.spread = 1.0
-        _settle(pace, now, told.lately * 0.97)
+        if seconds >= shortest and number - pace.burst >= 4:
+            rate = max(rate, (number - pace.burst - 1) / seconds)
+    return rate
