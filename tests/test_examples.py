@@ -12,6 +12,12 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SHOWN = {
     "fresh_token.py": ["'Bearer token-1', 'Bearer token-1', 'Bearer token-1'", "Bearer token-2"],
     "maesn_invoices.py": ["invoices: [250, 250]", "requests that it took: 9"],
+    "outage.py": [
+        "with a budget: 129 sends, {'attempts_used_up': 2, 'retry_budget_empty': 98}",
+        "with a breaker: 20 sends",
+        "with a deadline: deadline after",
+    ],
+    "rate_limit.py": ["learned: 60 calls, all answered", "stated: 60 calls, all answered; 0 of 60 sends were refused"],
     "service.py": ["order 1: {'id': 1}", "404 Not Found [no such order]. check the id", "stopped: not_retryable"],
     "traces.py": [
         "GET /accounting/invoices CLIENT",

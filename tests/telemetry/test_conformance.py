@@ -32,7 +32,21 @@ from tests.telemetry.conformance import (
 )
 from tests.telemetry.conftest import Metering, given
 
-from lamella import AttemptSpan, Backoff, LamellaError, Rule, RuleBook, StopReason, Throttle, WaitSource, maesn, stack
+from lamella import (
+    AttemptSpan,
+    Backoff,
+    Breaker,
+    LamellaError,
+    RequestSpan,
+    Rule,
+    RuleBook,
+    StopReason,
+    Throttle,
+    WaitSource,
+    in_order,
+    maesn,
+    stack,
+)
 from lamella.telemetry import Instruments
 from lamella.testing import Sandbox, VirtualClock
 
@@ -82,6 +96,22 @@ async def emit_everything(serve: Serve, tracing: Tracing, metering: Metering) ->
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(session._request("GET", "/never"), 0.02)
     await emit_an_episode(serve, tracing, metering)
+    await emit_a_circuit(serve, tracing, metering)
+
+
+async def emit_a_circuit(serve: Serve, tracing: Tracing, metering: Metering) -> None:
+    """One that opens, stays open for a failed probe, and closes."""
+    answers = iter([500, 500])
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=next(answers, 200))
+
+    breaker = Breaker(minimum=1, open_for=0.01, probes=1, meter_provider=metering.provider)
+    layers = in_order(breaker, RequestSpan(tracer_provider=tracing.provider, meter_provider=metering.provider))
+    async with aiohttp.ClientSession(await serve(answer), middlewares=layers) as session:
+        for _ in range(3):
+            await session.get("/")
+            await asyncio.sleep(0.015)
 
 
 class BrokenStore:
@@ -184,7 +214,7 @@ async def test_the_fields_of_the_log_are_those_that_are_told(
     usual = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
     await emit_everything(serve, tracing, metering)
     lines = [record for record in caplog.records if record.name == "lamella"]
-    assert len(lines) == 4  # three calls that failed, and a store
+    assert len(lines) == 5  # three calls that failed, a store, and a circuit
     assert {name for line in lines for name in vars(line)} - usual == Told.by().log_fields
 
 

@@ -84,6 +84,26 @@ async def own_session() -> None:
     lamella.Timeout(None)  # type: ignore[arg-type]
 
 
+def together(store: lamella.Store) -> None:
+    throttle = lamella.Throttle(RULES, limit=lamella.Limit(100, per=60), key=lambda request: request.headers.get("X"))
+    breaker = lamella.Breaker(failures=0.5, window=30, minimum=20, open_for=30, probes=3, store=store)
+    lamella.stack(RULES, throttle, breaker, retry_budget=lamella.RetryBudget(share=0.1), store=lamella.MemoryStore(10))
+    lamella.stack(RULES, limit=lamella.Limit(100, per=60), account=lambda _: None, retry_budget=None, throttle=False)
+    maesn.session(limit=lamella.Limit(100, per=60), breaker=breaker, retry_budget=None, store=store)
+    lamella.in_order(throttle, breaker)
+    with lamella.deadline(30) as nothing:
+        assert_type(nothing, None)
+
+    lamella.Limit(100)  # type: ignore[call-arg]
+    lamella.Limit(0.5, per=60)  # type: ignore[arg-type]
+    lamella.stack(RULES, limit=100)  # type: ignore[arg-type]
+    lamella.stack(RULES, retry_budget=0.2)  # type: ignore[arg-type]
+    lamella.Throttle(RULES, key="account")  # type: ignore[arg-type]
+    lamella.Throttle(RULES, store=object())  # type: ignore[arg-type]
+    lamella.Breaker(0.5)  # type: ignore[call-arg]
+    lamella.deadline(None)  # type: ignore[arg-type]
+
+
 async def errors(session: aiohttp.ClientSession) -> None:
     try:
         await session.get("/")
@@ -101,6 +121,8 @@ async def errors(session: aiohttp.ClientSession) -> None:
         assert_type(error.stopped, StopReason | None)
         error.stopped = "deadline"  # type: ignore[assignment]
         error.status_code  # type: ignore[attr-defined]  # noqa: B018
+    except lamella.NotSent as error:
+        assert_type((error.since, error.until), tuple[datetime, datetime])
     except lamella.TransportError as error:
         assert_type(error.failure, Failure)
         assert_type(error.reason, str)
