@@ -15,6 +15,9 @@ __all__ = ["Gate"]
 
 _turns: Final = itertools.count()
 
+# By how many seconds the same moment may differ when it is reckoned twice.
+_NOISE: Final = 1e-3
+
 Ask = Callable[[Call, int, int], Awaitable[Sent | Hold]]
 """Whether a call may go now, by the number of those in flight, and of those that come first."""
 
@@ -22,11 +25,12 @@ Ask = Callable[[Call, int, int], Awaitable[Sent | Hold]]
 class _Waiter:
     """A call in the queue, or one that has left it."""
 
-    __slots__ = ("asks_again", "call", "left", "turn", "woken")
+    __slots__ = ("asks_again", "call", "left", "loop", "turn", "woken")
 
-    def __init__(self, call: Call, turn: int) -> None:
+    def __init__(self, call: Call, turn: int, loop: asyncio.AbstractEventLoop) -> None:
         self.call = call
         self.turn = turn
+        self.loop = loop
         self.left = False
         self.asks_again = False
         """Whether it was woken while it did not sleep: a store may take its time to answer."""
@@ -37,15 +41,16 @@ class _Waiter:
 
     def wake(self) -> None:
         self.asks_again = True
-        if self.woken is not None and not self.woken.done():
+        # In a loop that is closed nobody waits any more, though some may still be there to be thrown away.
+        if self.woken is not None and not self.woken.done() and not self.loop.is_closed():
             self.woken.set_result(None)
 
-    async def wait(self, loop: asyncio.AbstractEventLoop, seconds: float | None) -> None:
+    async def wait(self, seconds: float | None) -> None:
         """Until it is woken, or *seconds* have passed. None: until it is woken."""
         if self.asks_again:
             return
-        self.woken = loop.create_future()
-        timer = None if seconds is None else loop.call_later(seconds, self.wake)
+        self.woken = self.loop.create_future()
+        timer = None if seconds is None else self.loop.call_later(seconds, self.wake)
         try:
             await self.woken
         finally:
@@ -62,7 +67,7 @@ class Gate:
     each that has ended to (-1).
     """
 
-    __slots__ = ("_ask", "_count", "_gone", "_queue", "closed_until", "in_flight", "parked")
+    __slots__ = ("_ask", "_asking", "_count", "_gone", "_queue", "_youngest", "closed_until", "in_flight", "parked")
 
     def __init__(self, ask: Ask, count: Callable[[int], None]) -> None:
         self._ask = ask
@@ -70,6 +75,10 @@ class Gate:
         self._queue: list[_Waiter] = []
         self._gone = 0
         """How many in the queue have left it."""
+        self._asking = False
+        """Whether the one that was the first is waiting for the answer to what it has asked."""
+        self._youngest = -1
+        """The highest turn that there has been."""
         self.in_flight = 0
         self.parked = 0
         """How many calls have had to wait, all in all."""
@@ -86,14 +95,11 @@ class Gate:
 
         A call that comes again keeps its place before all that came later.
         """
-        if not self._queue:
-            answer = await self._ask(call, self.in_flight, 0)
-            if isinstance(answer, Sent):
-                self.in_flight += 1
-                return answer
+        loop = asyncio.get_running_loop()
         if call.turn is None:
             call.turn = next(_turns)
-        waiter = _Waiter(call, call.turn)
+        self._youngest = max(self._youngest, call.turn)
+        waiter = _Waiter(call, call.turn, loop)
         heappush(self._queue, waiter)
         try:
             return await self._wait(waiter)
@@ -101,25 +107,25 @@ class Gate:
             self._leave(waiter)
             if call.parked is not None:
                 self._count(-1)
-                call.gate_wait += asyncio.get_running_loop().time() - call.parked[0]
+                call.gate_wait += loop.time() - call.parked[0]
 
     async def _wait(self, waiter: _Waiter) -> Sent | Hold:
-        loop = asyncio.get_running_loop()
-        call = waiter.call
+        loop, call = waiter.loop, waiter.call
         while True:
             waiter.asks_again = False
-            first = self._first() is waiter
+            # One asks at a time: two that are told of the same sends in flight could both take the last place.
+            first = not self._asking and self._first() is waiter
             now = loop.time()
             seconds = None
             if first or (call.deadline is not None and call.parked is None):
-                ahead = 0 if first else sum(1 for other in self._queue if other < waiter and not other.left)
-                answer = await self._ask(call, self.in_flight, ahead)
+                answer = await (
+                    self._ask_first(waiter) if first else self._ask(call, self.in_flight, self._ahead(waiter))
+                )
                 if isinstance(answer, Sent):
-                    self.in_flight += 1
                     return answer
                 now, seconds = loop.time(), answer.seconds
-                if answer.closed and seconds is not None:
-                    self.closed_until = now + seconds
+                if answer.closed and seconds is not None and now + seconds > self.closed_until + _NOISE:
+                    self.close(now + seconds)  # somebody with whom we share the store was refused
                 if _too_late(call, now, seconds):
                     return answer
             if _too_late(call, now, self.closed_until - now):
@@ -128,10 +134,27 @@ class Gate:
                 self.parked += 1
                 self._count(1)
                 call.parked = now, self.closed_until
-            if self._first() is waiter:
-                await waiter.wait(loop, seconds if first else 0)
-            else:
-                await waiter.wait(loop, None)
+            if first or self._asking or self._first() is not waiter:
+                await waiter.wait(seconds if first else None)
+
+    async def _ask_first(self, waiter: _Waiter) -> Sent | Hold:
+        self._asking = True
+        try:
+            answer = await self._ask(waiter.call, self.in_flight, 0)
+            if isinstance(answer, Sent):
+                self.in_flight += 1
+            return answer
+        finally:
+            self._asking = False
+            # A re-send may have come before it meanwhile.
+            if self._first() is not waiter:
+                self._first_wakes()
+
+    def _ahead(self, waiter: _Waiter) -> int:
+        """How many come before *waiter*, who is not the first."""
+        if waiter.turn == self._youngest:
+            return max(self.waiting - 1, 1)
+        return max(sum(1 for other in self._queue if other < waiter and not other.left), 1)
 
     def left(self) -> None:
         """A send has ended: perhaps the next one can go."""
@@ -161,6 +184,7 @@ class Gate:
             first.wake()
 
     def _leave(self, waiter: _Waiter) -> None:
+        was_first = self._first() is waiter
         waiter.left = True
         self._gone += 1
         if self._gone * 2 > len(self._queue):
@@ -168,7 +192,8 @@ class Gate:
             self._queue = [other for other in self._queue if not other.left]
             heapify(self._queue)
             self._gone = 0
-        self._first_wakes()
+        if was_first:
+            self._first_wakes()
 
 
 def _too_late(call: Call, now: float, seconds: float | None) -> bool:

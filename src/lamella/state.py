@@ -30,7 +30,7 @@ class Store(Protocol):
     """What a shared store has to offer, so that a fleet of processes knows what one of them has learned."""
 
     async def update(self, key: str, new: Callable[[], _S], change: Callable[[_S, float, *_Ts], _R], *args: *_Ts) -> _R:
-        """Apply ``change(state, now, *args)`` to the state of *key*, and return what it returns.
+        """Apply ``change(state, now, *args)`` to the state of *key*, and return just what it returns.
 
         *new* makes the state of a key that has none; it is a dataclass of JSON values, and its fields are all there
         is to keep. *now* is in seconds by a clock that never goes back and that all who share the store go by. The
@@ -67,16 +67,19 @@ class MemoryStore:
 
     async def update(self, key: str, new: Callable[[], _S], change: Callable[[_S, float, *_Ts], _R], *args: *_Ts) -> _R:
         """As :meth:`Store.update` has it; it never fails, and never waits."""
-        states = self._states
-        if key in states:
-            states.move_to_end(key)
-            state = states[key]
-        else:
-            state = states[key] = new()
-            if len(states) > self._keys:
-                states.popitem(last=False)
+        state = self._states.get(key)
+        if state is None:
+            state = new()
+        self.keep(key, state)
         now = asyncio.get_running_loop().time() if self._clock is None else self._clock()
         return change(state, now, *args)
+
+    def keep(self, key: str, state: object) -> None:
+        """Put *state* in the place of what is known under *key*."""
+        self._states[key] = state
+        self._states.move_to_end(key)
+        if len(self._states) > self._keys:
+            self._states.popitem(last=False)
 
     def __len__(self) -> int:
         """How many states are kept now."""
@@ -89,24 +92,37 @@ class MemoryStore:
 class SharedState:
     """A layer's way to a store: where that fails or is slow, what this process knows has to do. No call fails for it.
 
+    What it knows is what it last saw in the store, and it goes by the store's clock: so an episode does not end
+    because a store did, and no state ever holds moments by two clocks.
+
     Args:
         store: The store. None means one in memory, of the layer's own.
         patience: The longest that an answer may take, in seconds.
         pause: For how many seconds a store that has failed is left alone.
     """
 
-    __slots__ = ("_failed", "_local", "_patience", "_pause", "_store")
+    __slots__ = ("_ahead", "_failed", "_failures", "_local", "_patience", "_pause", "_store")
 
     def __init__(self, store: Store | None, *, patience: float = 0.25, pause: float = 5.0) -> None:
         for name, value in (("patience", patience), ("pause", pause)):
             if not isfinite(value) or value <= 0:
                 raise ValueError(f"{name} must be a finite number of seconds greater than 0, not {value!r}")
-        self._local = store if isinstance(store, MemoryStore) else MemoryStore()
-        self._store = None if isinstance(store, MemoryStore) else store
+        self._store: Store | None = None
+        self._local = MemoryStore()
+        if isinstance(store, MemoryStore):
+            self._local = store
+        elif store is not None:
+            self._store, self._local = store, MemoryStore(clock=self._clock)
         self._patience = patience
         self._pause = pause
         self._failed: float | None = None
-        """When the store failed, by the loop's clock."""
+        """When the store failed, by the loop's clock. None: it works, as far as is known."""
+        self._failures = 0
+        self._ahead: float | None = None
+        """By how many seconds the store's clock is ahead of the loop's. None: it has never been asked."""
+
+    def _clock(self) -> float:
+        return asyncio.get_running_loop().time() + (self._ahead or 0.0)
 
     async def update(
         self,
@@ -121,19 +137,55 @@ class SharedState:
         if store is None:
             return await self._local.update(key, new, change, *args)
         now = asyncio.get_running_loop().time()
-        if self._failed is not None and now < self._failed + self._pause:
-            return await self._local.update(key, new, change, *args)
+        if self._failed is not None:
+            if now < self._failed + self._pause:
+                return await self._local.update(key, new, change, *args)
+            # This one finds out whether it is well again: the others need not wait for it meanwhile.
+            self._failed = now
+        failures = self._failures
         try:
-            async with asyncio.timeout(self._patience):
-                answer = await store.update(key, new, change, *args)
+            return await self._ask(store, key, new, change, *args)
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            failure: BaseException = exc  # something inside of the store was cancelled, and not we
         except Exception as exc:  # noqa: BLE001 - a store of the user's may fail in any way
-            self._warn(exc, span)
+            failure = exc
+        if self._failures == failures:  # of those that asked together, one warns
+            self._failures += 1
             self._failed = asyncio.get_running_loop().time()
-            return await self._local.update(key, new, change, *args)
-        self._failed = None
+            self._warn(failure, span)
+        return await self._local.update(key, new, change, *args)
+
+    async def _ask(
+        self, store: Store, key: str, new: Callable[[], _S], change: Callable[[_S, float, *_Ts], _R], *args: *_Ts
+    ) -> _R:
+        loop = asyncio.get_running_loop()
+        seen: list[tuple[_S, float, _R]] = []
+
+        def changed(state: _S, moment: float, *args: *_Ts) -> _R:
+            answer = change(state, moment, *args)
+            seen.append((state, moment - loop.time(), answer))
+            return answer
+
+        failures = self._failures
+        async with asyncio.timeout(self._patience):
+            given = await store.update(key, new, changed, *args)
+        found = next((each for each in reversed(seen) if each[2] is given or each[2] == given), None)
+        if found is None:
+            raise TypeError("what the store has returned is not what the change did")
+        state, ahead, answer = found
+        if self._failures == failures:
+            self._failed = None
+        if self._ahead is None:
+            # Until now it went by another clock.
+            self._local = MemoryStore(clock=self._clock)
+        self._ahead = ahead
+        self._local.keep(key, state)
         return answer
 
-    def _warn(self, exc: Exception, span: trace.Span | None) -> None:
+    def _warn(self, exc: BaseException, span: trace.Span | None) -> None:
         # The message of a store's error may hold its address, and a password in it: only its class is told.
         kind = type(exc).__qualname__
         _LOGGER.warning(

@@ -227,7 +227,6 @@ class _Series:
     async def go_on(self, first: LamellaError) -> aiohttp.ClientResponse:
         """Let stamina send again and again after *first* has failed, to the end of the call."""
         begun = False
-        await self._decide(first)
 
         @stamina.retry(on=self._decided, attempts=self._retry._attempts, timeout=None)
         async def lamella_retry() -> aiohttp.ClientResponse:
@@ -248,6 +247,7 @@ class _Series:
                 raise
 
         try:
+            await self._decide(first)
             return await lamella_retry()
         except asyncio.CancelledError:
             self._note_retry()
@@ -278,10 +278,14 @@ class _Series:
         moment = self._call.deadline
         if moment is None:
             return await self._handler(self._request)
+        if self._loop.time() >= moment:
+            # What is inherited may be used up already: then nothing is sent.
+            error = self._out_of_time()
+            error.stopped = StopReason.DEADLINE
+            self._refuse(error)
+            raise error
         limit = asyncio.timeout_at(moment)
         try:
-            if self._loop.time() >= moment:
-                raise self._out_of_time()
             with inherited_deadline(moment):
                 async with limit:
                     return await self._handler(self._request)
@@ -303,8 +307,8 @@ class _Series:
         reason = f"the call's deadline of {self._deadline:.4g} s has passed"
         return AttemptTimeout(request.method, request.url, rule, reason, secrets=secrets_of(request))
 
-    def _refuse(self, error: NotSent) -> None:
-        """A layer below has not sent it, and says why: that is the end of the call."""
+    def _refuse(self, error: LamellaError) -> None:
+        """It was not sent, and *error* says why: that is the end of the call."""
         self._call.stopped, self._call.rule = error.stopped, error.rule
         error.attempts = tuple(self._call.records)
         self._event(telemetry.STOP_EVENT, None, {telemetry.STOP_REASON: StopReason.DEADLINE.value}, error=error)

@@ -97,9 +97,9 @@ class Throttle:
             return await handler(request)  # without waits
         call = Call.of(request)
         outside = call.enter(self.rank)
-        account = self._account(request)
-        gate = account.gate
         try:
+            account = self._account(request)
+            gate = account.gate
             sent = await self._turn(account, call, request)
             try:
                 return await self._send(account, sent, request, handler)
@@ -143,6 +143,8 @@ class Throttle:
             response = await handler(request)
         except (ConnectFailed, NotSent):
             raise  # it cannot have been counted
+        except GeneratorExit:
+            raise  # the loop is gone: nothing can be awaited any more
         except ApiError as error:
             # One that says why it stopped is the end of another call, which a layer below made meanwhile.
             if error.stopped is None:
@@ -151,14 +153,21 @@ class Throttle:
         except BaseException:
             await self._state.update(call.span, account.name, Pace, lost)
             raise
-        await self._settle(account, call, sent, response.status, retry_after_of(response))
+        try:
+            await self._settle(account, call, sent, response.status, retry_after_of(response))
+        except BaseException:
+            # A slow store, and the caller has gone: nobody will read the answer.
+            response.release()
+            raise
         return response
 
     async def _settle(self, account: _Account, call: Call, sent: Sent, status: int, retry_after: float | None) -> None:
         """Take down what came of a send."""
         update, name, gate = self._state.update, account.name, account.gate
         if status != _REFUSED:
-            if await update(call.span, name, Pace, answered, sent, gate.in_flight - 1, self._limit):
+            ends = await update(call.span, name, Pace, answered, sent, gate.in_flight - 1, self._limit)
+            # Somebody with whom we share the store may have been the first to pass.
+            if ends or (account.episode is not None and sent.generation > account.episode.generation):
                 await self._reopened(account)
             return
         wait = await update(call.span, name, Pace, refused, sent, self._backoff, retry_after)
@@ -170,6 +179,7 @@ class Throttle:
                 account.episode = _Episode(now, time.time_ns(), context, gate.parked - gate.waiting)
                 self._instruments.episodes.add(1, account.server)
             account.episode.wait += wait
+            account.episode.generation = sent.generation
         if account.episode is not None:
             account.episode.refused += 1
 
@@ -283,6 +293,8 @@ class _Episode:
     """How many calls had had to wait at the gate before, and had passed."""
     wait: float = 0.0
     refused: int = 0
+    generation: int = 0
+    """Of the send that was refused last: one of a later generation that passes ends the episode."""
 
 
 _SHOWN: Final = 8
@@ -290,4 +302,4 @@ _SHOWN: Final = 8
 
 @lru_cache(maxsize=4096)
 def _name(origin: str, key: str | None) -> str:
-    return blake2b(f"{origin}\n{key or ''}".encode(), digest_size=16).hexdigest()
+    return blake2b(f"{origin}\n{key or ''}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

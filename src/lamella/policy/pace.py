@@ -124,6 +124,7 @@ _LONGEST_HOLD: Final = 128.0
 _EVEN_HOLD: Final = 3.0
 """How much longer the hold is where a refusal costs a whole period, since the sends are spread over all of it."""
 _SURPRISES: Final = 2
+_HARDLY: Final = 0.25
 _GRAIN: Final = 64
 """How finely a period is remembered."""
 _SOON: Final = 1e-6
@@ -264,7 +265,8 @@ def _suggested(least: float, retry_after: float | None, elapsed: float) -> float
     # Whole seconds are rounded up: up to one of them was not meant.
     slack = 1.0 if retry_after == int(retry_after) else 0.0
     whole = retry_after + (elapsed if elapsed <= retry_after else 0.0)
-    return whole if whole - slack > least else max(least, retry_after - slack, _SOON)
+    # A rule that hardly waits, or not at all, knows nothing of a period.
+    return whole if least < max(whole - slack, whole * _HARDLY) else least
 
 
 def _note(pace: Pace, moment: float) -> None:
