@@ -280,9 +280,8 @@ class _Passage:
 def _works(request: aiohttp.ClientRequest, call: Call, error: BaseException) -> bool | None:
     """Whether the service works, going by the *error* of a send. None: it says nothing of that."""
     if isinstance(error, LamellaError):
-        # One that says why it stopped, after other sends, is the end of another call, which a layer below has made.
-        another = error.stopped is not None and (not error.attempts or error.attempts != tuple(call.records))
-        if isinstance(error, NotSent) or another:
+        # One that says why it stopped is the end of another call, which a layer below made, or of no send at all.
+        if isinstance(error, NotSent) or error.stopped is not None:
             return None
         return isinstance(error, ApiError) and error.status < _SERVER_STATUS
     if isinstance(error, Exception) and transport_error(request, error) is not None:

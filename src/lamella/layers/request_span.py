@@ -12,7 +12,7 @@ from opentelemetry.util.types import Attributes, AttributeValue
 from lamella import telemetry
 from lamella.call import ORDER, Call
 from lamella.classification import ERROR_STATUS
-from lamella.errors import LamellaError
+from lamella.errors import LamellaError, NotSent
 from lamella.policy import StopReason
 
 __all__ = ["RequestSpan"]
@@ -61,7 +61,7 @@ class RequestSpan:
         clock = asyncio.get_running_loop().time
         began = clock()
         end: dict[str, AttributeValue] = {telemetry.OUTCOME: "failure"}
-        description = None
+        description, refused = None, False
         try:
             if span.is_recording():
                 span.set_attributes(telemetry.request_attributes(request, self._known, template))
@@ -75,6 +75,7 @@ class RequestSpan:
             end[telemetry.ERROR_TYPE] = telemetry.error_type(exc)
             # Only our own messages are known to hold no secret.
             if isinstance(exc, LamellaError):
+                refused = isinstance(exc, NotSent)
                 description = str(exc)
                 if exc.stopped is None:
                     # There is no Retry to tell of it.
@@ -89,7 +90,7 @@ class RequestSpan:
             seconds = clock() - began
             if not call.sends:
                 telemetry.give_back(call)
-            attempts = max(call.sends - call.sent_before, len(call.records), 1)
+            attempts = max(call.sends - call.sent_before, len(call.records), 0 if refused else 1)
             waited = sum((record.waited for record in call.records), 0.0)
             self._measure({**server, **end}, seconds, attempts, waited)
             if call.stopped:

@@ -348,6 +348,9 @@ class _Series:
 
     async def _decide(self, error: LamellaError) -> None:
         """Decide what to do about *error*, the end of our last send."""
+        circuit = self._call.circuit
+        if circuit is not None:
+            await circuit.failed(error)
         if not stamina.is_active():
             return
         # A connection that the server closed while it was idle: once a call, and not for a body that broke off.
@@ -356,7 +359,7 @@ class _Series:
             and isinstance(error, ConnectionLost)
             and isinstance(error.__cause__, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
         )
-        request, retry, circuit = self._request, self._retry, self._call.circuit
+        request, retry = self._request, self._retry
         testing = stamina.is_testing()
         decision = decide(
             retry._rules,
@@ -375,8 +378,6 @@ class _Series:
             stale=stale,
         )
         self._decided_at = time.time_ns()
-        if circuit is not None:
-            await circuit.failed(error)
         if decision.stop is None and decision.wait is not None:
             if circuit is not None and await circuit.open_for() > decision.wait:
                 decision = Decision(decision.rule, stop=StopReason.CIRCUIT_OPEN)

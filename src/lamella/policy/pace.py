@@ -172,8 +172,9 @@ def next_turn(pace: Pace, now: float, in_flight: int, period: float, limit: Limi
 
 def answered(pace: Pace, now: float, sent: Sent, in_flight: int, limit: Limit | None) -> bool:
     """A send has passed the limit, whatever else came of it. Returns whether that ends an episode."""
-    # The server counted it between its sending and its answer. Half-way is the best guess; the end is the safe one.
-    _note(pace, now if limit is not None else (sent.at + now) / 2)
+    # The server counted it at some moment between its sending and its answer. Only the end is safe: by a guess in the
+    # middle, one that was slow on its way there makes room for the next period's first too soon.
+    _note(pace, now)
     pace.passed += 1
     if sent.generation != pace.generation:
         return False

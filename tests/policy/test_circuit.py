@@ -1,0 +1,443 @@
+"""A circuit: when it opens, what passes while it is open and half-open, what closes it, what changes nothing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from lamella.policy.circuit import (
+    CircuitPhase,
+    CircuitSettings,
+    CircuitState,
+    Leave,
+    Refusal,
+    Turn,
+    admit,
+    failed,
+    give_back,
+    open_for,
+    succeeded,
+)
+
+R = TypeVar("R")
+SETTINGS = CircuitSettings(failures=0.5, window=10, minimum=4, open_for=30, probes=2)
+
+
+def through_json(state: CircuitState) -> CircuitState:
+    return CircuitState(**json.loads(json.dumps(asdict(state), allow_nan=False)))
+
+
+@dataclass
+class Circuit:
+    """A circuit, and a copy of its state that goes through JSON before each change: both must do the same."""
+
+    settings: CircuitSettings = SETTINGS
+    now: float = 1000.0
+    state: CircuitState = field(default_factory=CircuitState)
+    names: itertools.count[int] = field(default_factory=itertools.count)
+
+    def apply(self, change: Callable[..., R], *args: Any) -> R:
+        other = through_json(self.state)
+        answer, same = change(self.state, self.now, *args), change(other, self.now, *args)
+        assert answer == same
+        assert self.state == other
+        return answer
+
+    def admit(self) -> tuple[str, Leave] | Refusal:
+        name = f"send {next(self.names)}"
+        answer = self.apply(admit, self.settings, name)
+        return answer if isinstance(answer, Refusal) else (name, answer)
+
+    def send(self) -> tuple[str, Leave]:
+        answer = self.admit()
+        assert not isinstance(answer, Refusal)
+        return answer
+
+    def end(self, send: tuple[str, Leave], well: bool) -> Turn | None:
+        return self.apply(succeeded if well else failed, self.settings, send[0], send[1].epoch)
+
+    def run(self, outcomes: str) -> list[Turn | None]:
+        """Send for each letter: ``f`` for a failure, ``s`` for a success."""
+        return [self.end(self.send(), letter == "s") for letter in outcomes]
+
+    def give_back(self, send: tuple[str, Leave]) -> None:
+        self.apply(give_back, send[0])
+
+    def open_for(self) -> float:
+        return self.apply(open_for, self.settings)
+
+    @property
+    def phase(self) -> CircuitPhase:
+        if self.state.since is None:
+            return CircuitPhase.CLOSED
+        return CircuitPhase.OPEN if self.open_for() else CircuitPhase.HALF_OPEN
+
+    def opened(self) -> Circuit:
+        *before, turn = self.run("ffff")
+        assert before == [None] * 3
+        assert turn == Turn(CircuitPhase.OPEN, sends=4, failures=4)
+        return self
+
+    def half_open(self) -> Circuit:
+        self.opened().now += self.settings.open_for
+        return self
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "settings", "opens"),
+    [
+        ("fff", {}, False),  # too few of them
+        ("ffff", {}, True),
+        ("fssf", {}, True),  # just the share
+        ("sffs", {}, True),  # whichever was the last
+        ("fsss", {}, False),
+        ("sssfff", {}, True),
+        ("sssff", {}, False),
+        ("f", {"minimum": 1}, True),
+        ("s", {"minimum": 1, "failures": 1e-9}, False),
+        ("sf", {"minimum": 1, "failures": 1.0}, False),
+        ("fff" + "s" * 27, {"minimum": 30, "failures": 0.1}, True),
+        ("ff" + "s" * 28, {"minimum": 30, "failures": 0.1}, False),
+        ("f" * 7 + "s" * 93, {"minimum": 100, "failures": 0.07}, True),  # 0.07 * 100 is more than 7
+    ],
+)
+def test_it_opens_with_the_send_that_makes_up_the_share_and_the_minimum(
+    outcomes: str, settings: dict[str, Any], opens: bool
+) -> None:
+    circuit = Circuit(CircuitSettings(**({"failures": 0.5, "minimum": 4} | settings)))
+    *before, last = circuit.run(outcomes)
+    assert not any(before)
+    expected = Turn(CircuitPhase.OPEN, sends=len(outcomes), failures=outcomes.count("f"))
+    assert last == (expected if opens else None)
+    assert (circuit.phase is CircuitPhase.OPEN) is opens
+
+
+def test_while_it_is_open_nothing_passes_and_it_says_since_when_and_until_when() -> None:
+    circuit = Circuit().opened()
+    for after in (0.0, 0.5, 29.5):
+        circuit.now = 1000 + after
+        assert circuit.admit() == Refusal(since=after, until=30 - after)
+        assert circuit.open_for() == 30 - after
+    circuit.now = 1030.0
+    assert circuit.open_for() == 0.0
+    assert circuit.send()[1].probe == 1
+
+
+@pytest.mark.parametrize(
+    ("times", "counted"),
+    [
+        ([0.0, 9.99], 2),
+        ([0.0, 10.0], 1),
+        # The window rolls on by a slice of a second at a time.
+        ([0.0, 0.99, 9.99], 3),
+        ([0.0, 0.99, 10.0], 1),
+        ([0.0, 1.0, 10.99], 2),
+        ([0.0, 1.0, 11.0], 1),
+        ([0.0, 1.1, 5.5, 10.05], 3),
+        ([0.0, 10_000.0], 1),
+        # Where the newest slice would begin after now, to a float's last digit.
+        ([3.3, 10.299999999999999, 10.299999999999999], 3),
+    ],
+)
+def test_what_is_in_the_window(times: list[float], counted: int) -> None:
+    circuit = Circuit(CircuitSettings(window=10, minimum=1000))
+    for circuit.now in times:
+        circuit.run("f")
+    assert (sum(circuit.state.sends), sum(circuit.state.failures)) == (counted, counted)
+
+
+def test_who_comes_back_a_rounding_error_too_early_is_not_sent_away_once_more() -> None:
+    circuit = Circuit(now=1.7e9 + 0.1).opened()
+    circuit.now += 12.3
+    circuit.now += circuit.open_for() - 4e-7
+    assert circuit.send()
+
+
+def test_half_open_lets_a_few_through_at_a_time_and_closes_when_as_many_end_well() -> None:
+    circuit = Circuit().half_open()
+    first, second = circuit.send(), circuit.send()
+    assert [first[1].probe, second[1].probe] == [1, 2]
+    circuit.now += 10
+    # Both places are taken at 30 s, and are free at 60 s at the latest.
+    assert circuit.admit() == Refusal(since=40, until=20)
+    assert circuit.open_for() == 0.0
+    assert circuit.end(first, True) is None
+    third = circuit.send()
+    assert third[1].probe == 3
+    assert isinstance(circuit.admit(), Refusal)
+    assert circuit.end(third, True) == Turn(CircuitPhase.CLOSED, since=40)
+    assert circuit.phase is CircuitPhase.CLOSED
+    assert circuit.send()[1].probe == 0
+
+
+def test_a_closed_circuit_begins_with_an_empty_window() -> None:
+    circuit = Circuit(CircuitSettings(failures=0.5, window=1000, minimum=4, open_for=30, probes=1)).half_open()
+    assert circuit.run("s") == [Turn(CircuitPhase.CLOSED, since=30)]
+    assert circuit.run("fffs")[:3] == [None] * 3
+    assert circuit.phase is CircuitPhase.OPEN
+
+
+def test_one_probe_that_fails_opens_it_again_for_as_long_and_the_successes_before_it_are_forgotten() -> None:
+    circuit = Circuit().half_open()
+    first, second = circuit.send(), circuit.send()
+    assert circuit.end(first, True) is None
+    circuit.now += 1
+    assert circuit.end(second, False) == Turn(CircuitPhase.OPEN, since=31)
+    # It says since when it has not been closed: it opened again just now.
+    assert circuit.admit() == Refusal(since=31, until=30)
+    circuit.now += 30
+    # The first of this time, and two are needed anew.
+    third = circuit.send()
+    assert third[1].probe == 1
+    assert circuit.end(third, True) is None
+    assert circuit.end(circuit.send(), True) == Turn(CircuitPhase.CLOSED, since=61)
+
+
+def test_a_place_that_was_given_back_is_free_and_says_nothing() -> None:
+    circuit = Circuit().half_open()
+    first, second = circuit.send(), circuit.send()
+    assert isinstance(circuit.admit(), Refusal)
+    for _ in range(2):
+        circuit.give_back(first)
+    third = circuit.send()
+    assert isinstance(circuit.admit(), Refusal)
+    assert circuit.phase is CircuitPhase.HALF_OPEN
+    assert circuit.end(second, True) is None
+    assert circuit.end(third, True) == Turn(CircuitPhase.CLOSED, since=30)
+
+
+def test_a_send_of_a_closed_circuit_that_was_given_back_does_not_count() -> None:
+    circuit = Circuit()
+    circuit.run("fff")
+    circuit.give_back(circuit.send())
+    assert circuit.phase is CircuitPhase.CLOSED
+    assert circuit.run("f") == [Turn(CircuitPhase.OPEN, sends=4, failures=4)]
+
+
+def test_a_probe_that_nothing_is_heard_of_does_not_block_for_ever() -> None:
+    circuit = Circuit().half_open()
+    circuit.send()
+    circuit.now += 10
+    circuit.send()
+    circuit.now += 19.5
+    assert circuit.admit() == Refusal(since=59.5, until=0.5)
+    circuit.now += 0.5
+    assert circuit.send()
+    assert circuit.admit() == Refusal(since=60, until=10)
+
+
+@pytest.mark.parametrize(("well", "phase"), [(True, CircuitPhase.CLOSED), (False, CircuitPhase.OPEN)])
+def test_a_probe_that_was_given_up_and_ends_after_all_is_news(well: bool, phase: CircuitPhase) -> None:
+    circuit = Circuit(CircuitSettings(failures=0.5, window=10, minimum=4, open_for=30, probes=1)).half_open()
+    slow = circuit.send()
+    circuit.now += 35
+    next_one = circuit.send()
+    turn = circuit.end(slow, well)
+    assert turn == Turn(phase, since=65)
+    # The other was sent before that, and changes nothing any more.
+    assert circuit.end(next_one, not well) is None
+    assert circuit.phase is phase
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_late_results_of_sends_from_before_change_nothing(well: bool) -> None:
+    circuit = Circuit()
+    early = [circuit.send() for _ in range(7)]
+    circuit.opened()
+    assert circuit.end(early.pop(), well) is None
+    assert circuit.open_for() == 30
+    circuit.now += 29
+    assert circuit.end(early.pop(), well) is None
+    assert circuit.open_for() == 1
+    circuit.now += 1
+    probe = circuit.send()
+    assert [circuit.end(early.pop(), well) for _ in range(2)] == [None] * 2
+    assert circuit.phase is CircuitPhase.HALF_OPEN
+    assert circuit.end(probe, True) is None
+    left = circuit.send()
+    assert circuit.end(circuit.send(), True) == Turn(CircuitPhase.CLOSED, since=30)
+    for send in (*early, left):
+        assert circuit.end(send, well) is None
+    assert circuit.state.sends == []
+
+
+def test_a_probe_of_an_earlier_time_says_nothing_of_a_later_one() -> None:
+    circuit = Circuit().half_open()
+    late, failing = circuit.send(), circuit.send()
+    circuit.end(failing, False)
+    circuit.now += 30
+    probe = circuit.send()
+    assert circuit.end(late, True) is None
+    assert circuit.end(probe, True) is None
+    assert circuit.phase is CircuitPhase.HALF_OPEN
+    assert circuit.end(late, False) is None
+    assert circuit.phase is CircuitPhase.HALF_OPEN
+
+
+def test_a_clock_that_begins_anew_keeps_nothing_open_or_closed() -> None:
+    circuit = Circuit(now=1e6).opened()
+    circuit.now = 5.0
+    assert circuit.admit() == Refusal(since=0.0, until=30.0)
+    circuit.now = 35.0
+    probe = circuit.send()
+    circuit.send()
+    circuit.now = 1.0
+    assert circuit.open_for() == 30
+    circuit.now = 31.0
+    # The places of a time that is yet to come are free.
+    assert circuit.send()
+    assert circuit.send()
+    assert circuit.end(probe, False) is not None
+
+    closed = Circuit(now=1e6)
+    closed.run("fff")
+    closed.now = 5.0
+    # Nobody can tell how old the others are.
+    assert closed.run("fff") == [None] * 3
+    assert closed.run("f") == [Turn(CircuitPhase.OPEN, sends=4, failures=4)]
+
+
+SETTINGS_OF_ALL_KINDS = st.builds(
+    CircuitSettings,
+    failures=st.sampled_from([0.1, 0.3, 0.5, 0.9, 1.0]),
+    window=st.just(10.0),
+    minimum=st.integers(1, 8),
+    open_for=st.sampled_from([0.5, 5.0, 30.0]),
+    probes=st.integers(1, 3),
+)
+
+
+@given(SETTINGS_OF_ALL_KINDS, st.lists(st.tuples(st.integers(0, 12), st.booleans()), max_size=40))
+def test_it_opens_if_and_only_if_the_share_and_the_minimum_are_met(
+    settings: CircuitSettings, sends: list[tuple[int, bool]]
+) -> None:
+    """In whole seconds, a slice is one of them: what is counted is known exactly."""
+    circuit = Circuit(settings)
+    counted: list[tuple[float, bool]] = []
+    for wait, well in sends:
+        circuit.now += wait
+        counted = [*((at, good) for at, good in counted if circuit.now - at < 10), (circuit.now, well)]
+        bad = sum(not good for _, good in counted)
+        turn = circuit.end(circuit.send(), well)
+        if len(counted) >= settings.minimum and bad / len(counted) >= settings.failures:
+            assert turn == Turn(CircuitPhase.OPEN, sends=len(counted), failures=bad)
+            return
+        assert turn is None
+        assert circuit.phase is CircuitPhase.CLOSED
+
+
+@examples(max_examples=40)
+@given(st.lists(st.floats(0, 4, allow_subnormal=False), min_size=1, max_size=80), st.floats(0, 1e10))
+def test_a_send_counts_for_nine_tenths_of_the_window_and_never_for_more_than_all_of_it(
+    waits: list[float], start: float
+) -> None:
+    circuit = Circuit(CircuitSettings(window=10.0, minimum=1000), start)
+    times: list[float] = []
+    for wait in waits:
+        circuit.now += wait
+        times.append(circuit.now)
+        circuit.run("f")
+        surely = sum(circuit.now - at < 9 - 1e-3 for at in times)
+        at_most = sum(circuit.now - at <= 10 + 1e-3 for at in times)
+        assert surely <= sum(circuit.state.sends) <= at_most
+        assert len(circuit.state.sends) == len(circuit.state.failures) <= 10
+
+
+STEPS = st.one_of(
+    # In parts of the time for which it is open; all sums are exact.
+    st.tuples(st.just("wait"), st.sampled_from([0.125, 0.5, 0.875, 1.0])),
+    st.tuples(st.just("admit"), st.integers(1, 4)),
+    st.tuples(st.sampled_from(["well", "well", "badly", "back"]), st.integers(0, 9)),
+)
+
+
+@examples(max_examples=80)
+@given(SETTINGS_OF_ALL_KINDS, st.lists(STEPS, min_size=10, max_size=40))
+def test_whatever_happens(settings: CircuitSettings, steps: list[tuple[str, float]]) -> None:
+    """Sends that come, end and vanish in any order."""
+    circuit = Circuit(settings)
+    # It has just become half-open, and two sends from before that are under way: so much happens in a few steps.
+    under_way = [circuit.send(), circuit.send()]
+    opened_at = circuit.now
+    assert circuit.run("f" * settings.minimum)[-1] is not None
+    circuit.now += settings.open_for
+    probes: dict[str, float] = {}
+    # How often it has opened or closed: a send from before the last time is no news.
+    turns, well = 1, 0
+    sent = {send[0]: 0 for send in under_way}
+    for step, value in steps:
+        phase = circuit.phase
+        turn = None
+        if step == "wait":
+            circuit.now += value * settings.open_for
+        elif step == "admit":
+            for _ in range(int(value)):
+                recent = sum(circuit.now - at < settings.open_for for at in probes.values())
+                answer = circuit.admit()
+                passes = phase is CircuitPhase.CLOSED or (phase is CircuitPhase.HALF_OPEN and recent < settings.probes)
+                assert isinstance(answer, Refusal) is not passes
+                if isinstance(answer, Refusal):
+                    assert answer.since == circuit.now - opened_at
+                    assert 0 < answer.until <= settings.open_for
+                    assert phase is CircuitPhase.HALF_OPEN or answer.until == circuit.open_for()
+                    continue
+                under_way.append(answer)
+                sent[answer[0]] = turns
+                if phase is CircuitPhase.HALF_OPEN:
+                    probes[answer[0]] = circuit.now
+        elif under_way:
+            send = under_way.pop(int(value) % len(under_way))
+            is_news = sent[send[0]] == turns
+            probes.pop(send[0], None)
+            if step == "back":
+                circuit.give_back(send)
+            else:
+                turn = circuit.end(send, step == "well")
+                well += is_news and step == "well" and phase is CircuitPhase.HALF_OPEN
+            if not is_news:
+                assert turn is None
+            if is_news and step == "badly" and phase is CircuitPhase.HALF_OPEN:
+                assert turn is not None
+        if turn is None:
+            # Nothing else opens or closes it than a result, and time makes it half-open.
+            after = CircuitPhase.HALF_OPEN if step == "wait" and phase is CircuitPhase.OPEN else phase
+            assert circuit.phase in {phase, after}
+        else:
+            assert phase is not CircuitPhase.OPEN
+            assert circuit.phase is turn.phase
+            assert (turn.phase is CircuitPhase.CLOSED) is (well == settings.probes)
+            if phase is CircuitPhase.CLOSED:
+                opened_at = circuit.now
+            probes, turns, well = {}, turns + 1, 0
+        # It is never stuck: a send may pass when it is no longer open, and none is heard of.
+        later = deepcopy(circuit.state)
+        assert isinstance(admit(later, circuit.now + settings.open_for, settings, "later"), Leave)
+        assert len(circuit.state.places) <= settings.probes
+
+
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        ({"failures": 0}, "failures .* greater than 0 and at most 1, not 0"),
+        ({"failures": 1.1}, "1.1"),
+        ({"failures": float("nan")}, "nan"),
+        ({"window": 0}, "window .* seconds greater than 0, not 0"),
+        ({"window": float("inf")}, "inf"),
+        ({"open_for": -1.0}, "open_for .* seconds greater than 0, not -1.0"),
+        ({"open_for": float("nan")}, "nan"),
+        ({"minimum": 0}, "minimum must be at least 1, not 0"),
+        ({"probes": 0}, "probes must be at least 1, not 0"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], shown: str) -> None:
+    with pytest.raises(ValueError, match=shown):
+        CircuitSettings(**settings)
