@@ -86,6 +86,8 @@ class Pace:
     passed: int = 0
     """How many have passed since."""
     next_at: float = -1.0
+    fastest: float = 0.0
+    """How long the fastest answer took. It is forgotten slowly: it may have become impossible."""
     log: list[list[float]] = field(default_factory=list)
     """What has passed lately: first moment, last moment, number; the oldest first."""
     refused_at: float = -1.0
@@ -127,6 +129,8 @@ _SURPRISES: Final = 2
 _HARDLY: Final = 0.25
 _GRAIN: Final = 64
 """How finely a period is remembered."""
+_FORGET: Final = 1.001
+_LATE: Final = 4.0
 _SOON: Final = 1e-6
 _LONGEST_WAIT: Final = 3600.0
 
@@ -173,8 +177,11 @@ def next_turn(pace: Pace, now: float, in_flight: int, period: float, limit: Limi
 def answered(pace: Pace, now: float, sent: Sent, in_flight: int, limit: Limit | None) -> bool:
     """A send has passed the limit, whatever else came of it. Returns whether that ends an episode."""
     # The server counted it at some moment between its sending and its answer. Only the end is safe: by a guess in the
-    # middle, one that was slow on its way there makes room for the next period's first too soon.
-    _note(pace, now)
+    # middle, one that was slow on its way there makes room for the next period's first too soon. But what took more
+    # than four times as long as the fastest has waited for us, who are busy, or for what is behind the limit.
+    took = now - sent.at
+    pace.fastest = min(pace.fastest * _FORGET, took) if pace.fastest else took
+    _note(pace, now if limit is not None else sent.at + min(took, _LATE * pace.fastest))
     pace.passed += 1
     if sent.generation != pace.generation:
         return False
@@ -378,7 +385,9 @@ def _learn_surprise(pace: Pace, now: float, told: _Lesson) -> None:
     elif pace.spread > 1 and pace.surprises < _SURPRISES:
         pace.surprises += 1
         pace.hold = _HOLD / 4
-        _settle(pace, now, max(min(told.this_round, pace.requests * 0.95), pace.requests / 2))
+        # At the beginning of a round it was rather a send that came a little too soon.
+        lower = pace.requests * 0.95
+        _settle(pace, now, min(told.this_round, lower) if told.this_round >= pace.requests / 2 else lower)
     else:
         _begin_anew(pace, _FIRST_REACH)
 
@@ -408,8 +417,9 @@ def _learn_spread(pace: Pace, now: float, told: _Lesson) -> None:
         _settle(pace, now, told.lately * 0.97)
     elif told.passed > burst * 1.03 + 1:
         # A bucket that holds what a period refills: each of the two lessons tells how much that is.
-        first, second = burst / (1 + pace.burst_took / period), told.passed / (1 + told.took / period)
-        _settle(pace, now, min(first, second))
+        # A part of a token does not pass, so half of one more was there on average.
+        first, second = (burst + 0.5) / (1 + pace.burst_took / period), (told.passed + 0.5) / (1 + told.took / period)
+        _settle(pace, now, max(first, second))
     else:
         _settle(pace, now, min(told.passed, burst))
 
