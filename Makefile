@@ -11,6 +11,7 @@ LOWEST := .venv-lowest
 BACKENDS := .venv-backends
 PHOENIX := .venv-phoenix
 BROWSER := .venv-browser
+BENCH := .venv-bench
 RUN    := $(VENV)/bin/python -m
 
 # What an environment was made for. One that came along in a copy of the checkout would test the original's code.
@@ -18,10 +19,10 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types coverage lowest backends browser clean FORCE
+.PHONY: help demo test lint format types coverage lowest backends browser bench-storm clean FORCE
 
 help:  ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed  ## Show lamella at work: `lamella demo`
 	@$(VENV)/bin/lamella demo $(ARGS)
@@ -56,6 +57,9 @@ backends: $(BACKENDS)/.installed $(PHOENIX)/.installed  ## Run the tests against
 browser: $(BROWSER)/.installed  ## Run the tests of the demo's page in a headless Chromium
 	@$(BROWSER)/bin/python tests/browser/with_chromium.py \
 		$(BROWSER)/bin/python -m pytest --confcutdir tests/browser tests/browser $(ARGS)
+
+bench-storm: $(BENCH)/.installed  ## Measure lamella beside other libraries in storms: half an hour
+	@$(BENCH)/bin/python benchmarks/storm.py $(ARGS)
 
 clean:  ## Remove environments, caches, builds and reports
 	rm -rf .venv .venv-* build dist htmlcov .coverage .coverage.* coverage.xml
@@ -98,10 +102,16 @@ $(BROWSER)/.installed: pyproject.toml Makefile scripts/make_venv.sh
 	@$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
 	@printf '%s\n' "$$MADE_FOR" >$@
 
+$(BENCH)/.installed: pyproject.toml Makefile scripts/make_venv.sh
+	@sh scripts/make_venv.sh "$(PYTHON)" $(BENCH)
+	@echo "lamella: installing the package and its peers into $(BENCH)"
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@printf '%s\n' "$$MADE_FOR" >$@
+
 # An environment made for another place or interpreter, or one whose interpreter is gone, is out of date.
 define remake_unless_made_for_this
 ifneq ($$(file <$(1)/.installed)$$(if $$(realpath $(1)/bin/python),, no python),$$(MADE_FOR))
 $(1)/.installed: FORCE
 endif
 endef
-$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX) $(BROWSER),$(eval $(call remake_unless_made_for_this,$(venv))))
+$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX) $(BROWSER) $(BENCH),$(eval $(call remake_unless_made_for_this,$(venv))))

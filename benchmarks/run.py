@@ -1,0 +1,102 @@
+"""One run: a fresh server and a fresh client, each in a process of its own, and what they have to tell."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any, TypedDict
+
+from benchmarks.crowd import Report, patience, ride
+from benchmarks.figures import Figures, OutageFigures, Timeline, figures, of_account, of_outage, timeline
+from benchmarks.scenarios import Scenario
+from benchmarks.server import Arrival, serve
+
+__all__ = ["Run", "run"]
+
+GRACE = 30.0  # seconds for a process to start, and to say that it is done
+
+
+class Run(TypedDict):
+    """One contender in one scenario. `fault`: why its figures are not those of a whole run, or ""."""
+
+    scenario: str
+    contender: str
+    fault: str
+    whole: Figures
+    accounts: list[Figures]
+    outage: OutageFigures | None
+    errors: dict[str, int]
+    """What the lost calls ended with."""
+    cpu: float
+    """The seconds of CPU of the client."""
+    timeline: Timeline
+
+
+def run(scenario: Scenario, contender: str, seed: int) -> Run:
+    """Let a contender ride a scenario. What goes wrong is its `fault`, so that the other runs are not lost with it."""
+    limit = patience(scenario)
+    report, fault = Report([], 0.0), ""
+    arrivals: list[Arrival] = []
+    with _child(serve, scenario, seed) as (server, at_server):
+        try:
+            url = _receive(server, at_server, GRACE)
+            with _child(ride, scenario, contender, url, seed) as (client, at_client):
+                try:
+                    report = _receive(client, at_client, limit + GRACE)
+                except RuntimeError as error:
+                    fault = f"the client {error}"
+            at_server.send("stop")
+            arrivals = _receive(server, at_server, GRACE)
+        except (RuntimeError, BrokenPipeError) as error:
+            fault = f"the server {error}"
+
+    whole = figures(scenario, arrivals, report.ended)
+    if not fault and len(report.ended) < scenario.calls:
+        fault = f"{scenario.calls - len(report.ended)} calls had not ended after {limit:.0f} s"
+    return {
+        "scenario": scenario.name,
+        "contender": contender,
+        "fault": fault,
+        "whole": whole,
+        "accounts": [
+            of_account(scenario, number, arrivals, report.ended)
+            for number in range(len(scenario.crowds))
+            if len(scenario.crowds) > 1
+        ],
+        "outage": of_outage(scenario, arrivals, report.ended),
+        "errors": dict(Counter(call.error for call in report.ended if call.error).most_common()),
+        "cpu": report.cpu,
+        "timeline": timeline(arrivals, scenario.latency),
+    }
+
+
+@contextmanager
+def _child(target: Callable[..., None], *arguments: Any) -> Iterator[tuple[SpawnProcess, Connection]]:
+    """A process with nothing of ours in it but the arguments and one end of a pipe; it ends with the block."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(*arguments, theirs), daemon=True)
+    try:
+        process.start()
+        theirs.close()  # only so do we notice when the child is gone, and it when we are
+        yield process, ours
+    finally:
+        if process.pid is not None:
+            process.kill()
+            process.join()
+        ours.close()
+
+
+def _receive(process: SpawnProcess, pipe: Connection, limit: float) -> Any:
+    """What a child sends. Raises RuntimeError if it ends or takes too long."""
+    if not pipe.poll(limit):
+        raise RuntimeError(f"said nothing for {limit:.0f} s")
+    try:
+        return pipe.recv()
+    except (EOFError, ConnectionResetError):
+        process.join(GRACE)
+        raise RuntimeError(f"crashed, exit code {process.exitcode}") from None

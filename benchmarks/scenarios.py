@@ -1,0 +1,161 @@
+"""What the contenders go through: plain values. Another scenario is one more entry in `scenarios`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.server import Changing
+
+from lamella.testing import FixedWindow, Limit, SlidingWindow, TokenBucket
+
+__all__ = ["Crowd", "Outage", "Scenario", "scenarios"]
+
+LATENCY = 0.02
+AT_ONCE = 500
+AT_ONCE_OF_MANY = 32
+PERIOD_OF_MANY = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """The calls of one account: `at_once` at a time, each followed by the next; or `rate` a second, come what may."""
+
+    calls: int
+    limit: Limit | None = None
+    at_once: int = AT_ONCE
+    rate: float | None = None
+
+    def arrival(self, number: int) -> float:
+        """When a call (from 0) is there to be sent at the earliest, in seconds from the start."""
+        return number / self.rate if self.rate else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """From `start` to `end`, in seconds from the first request, every answer is a 500."""
+
+    start: float
+    end: float
+
+    def covers(self, moment: float) -> bool:
+        """Whether the server is down at a moment, in seconds from the first request."""
+        return self.start <= moment < self.end
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One storm. `errors` is the chance of a random 500, `deadline` how many seconds a call may take in all.
+
+    `name` is for the command line, `title` for the plot, where room is short, `about` for the page.
+    """
+
+    name: str
+    title: str
+    about: str
+    crowds: tuple[Crowd, ...]
+    errors: float = 0.0
+    outage: Outage | None = None
+    deadline: float | None = None
+    wait: float = 1.0
+    latency: float = LATENCY
+
+    @property
+    def calls(self) -> int:
+        """How many calls all accounts make."""
+        return sum(crowd.calls for crowd in self.crowds)
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a rate limit."""
+        return any(crowd.limit is not None for crowd in self.crowds)
+
+
+def scenarios(*, quick: bool = False) -> tuple[Scenario, ...]:
+    """All of them, in the order of the report. `quick`: a quarter as long, to try something out."""
+    windows, many_windows = (5, 3) if quick else (20, 12)
+    calls = 100 * windows
+    fixed = FixedWindow(100, 1.0, retry_after=False)
+    half = FixedWindow(50, 1.0, retry_after=False)
+    halved_after = windows * 2 // 5
+    outage = Outage(windows / 4, windows * 3 / 4)
+
+    def alone(name: str, title: str, about: str, limit: Limit, errors: float = 0.0) -> Scenario:
+        about += f" {calls:,} calls, {AT_ONCE} at a time."
+        return Scenario(name, title, about, (Crowd(calls, limit),), errors)
+
+    return (
+        alone("fixed", "Fixed window", "100 requests in each second.", fixed),
+        alone(
+            "fixed-told",
+            "Fixed window, Retry-After",
+            "100 requests in each second, and a 429 says how many seconds to wait.",
+            FixedWindow(100, 1.0, retry_after=True),
+        ),
+        alone(
+            "sliding",
+            "Sliding window",
+            "100 requests in any second that one may pick.",
+            SlidingWindow(100, 1.0, retry_after=False),
+        ),
+        alone(
+            "bucket",
+            "Token bucket, burst 100",
+            "100 requests at once, and 100 more a second.",
+            TokenBucket(100, 100, retry_after=False),
+        ),
+        alone(
+            "bucket-small",
+            "Token bucket, burst 20",
+            "20 requests at once, and 100 more a second.",
+            TokenBucket(100, 20, retry_after=False),
+        ),
+        alone(
+            "halved",
+            f"Limit halved after {halved_after} s",
+            f"100 requests in each second, and 50 from {halved_after} s after the first one on.",
+            Changing(fixed, half, halved_after),
+        ),
+        alone(
+            "errors",
+            "5 % random 500s",
+            "100 requests in each second; of those that are let in, 5 % end in a 500.",
+            fixed,
+            errors=0.05,
+        ),
+        Scenario(
+            "accounts",
+            f"50 accounts, 12 to 100 in {PERIOD_OF_MANY:g} s",
+            "Each account has a limit of its own, a fixed window, a sliding one or a bucket, of 12 to 100 requests in "
+            f"{PERIOD_OF_MANY:g} seconds, and calls for {many_windows} times that, {AT_ONCE_OF_MANY} at a time. All "
+            "run at once. All waits are twice as long, as the periods are: with a second one process of Python would "
+            "be busy for most of the time, whoever sends.",
+            many_accounts(many_windows),
+            wait=PERIOD_OF_MANY,
+        ),
+        Scenario(
+            "outage",
+            f"Outage of {outage.end - outage.start:g} s",
+            f"No limit; 100 calls a second for {windows} s, whatever becomes of them; from {outage.start:g} to "
+            f"{outage.end:g} s every answer is a 500. A call may take {windows * 1.5:g} s, where that can be said.",
+            (Crowd(calls, rate=100),),
+            outage=outage,
+            deadline=windows * 1.5,
+        ),
+    )
+
+
+def many_accounts(windows: int) -> tuple[Crowd, ...]:
+    """50 accounts, each with calls for so many periods: most are small, and all three kinds of limit are among them."""
+    rates = [12] * 30 + [16] * 12 + [24] * 5 + [40] * 2 + [100]
+    return tuple(
+        Crowd(windows * rate, limit, AT_ONCE_OF_MANY)
+        for rate, limit in zip(rates, map(_limit, range(len(rates)), rates), strict=True)
+    )
+
+
+def _limit(number: int, rate: int) -> Limit:
+    return (
+        FixedWindow(rate, PERIOD_OF_MANY, retry_after=False),
+        SlidingWindow(rate, PERIOD_OF_MANY, retry_after=False),
+        TokenBucket(rate / PERIOD_OF_MANY, rate, retry_after=False),
+    )[number % 3]

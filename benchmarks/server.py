@@ -1,0 +1,126 @@
+"""The server's process: a sandbox that writes down what arrives, and two ways to misbehave that it lacks."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lamella.testing import Account, Limit, Limiter, Received, Sandbox
+from lamella.testing.limits import RetryAfter
+from lamella.testing.sandbox import Step
+
+if TYPE_CHECKING:
+    from benchmarks.scenarios import Outage, Scenario
+
+__all__ = ["API_KEY", "Arrival", "Changing", "account_key", "serve"]
+
+API_KEY = "storm-api-key"
+
+
+class Arrival(NamedTuple):
+    """A request as the server saw it. `at` is in seconds by its clock; `status` 0 means that it was not answered."""
+
+    at: float
+    account: int
+    status: int
+
+
+def account_key(number: int) -> str:
+    """The key of an account, which the server knows and a client sends."""
+    return f"account-{number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Changing:
+    """A limit that is `before` at first and `then` from `after` seconds after the first request on."""
+
+    before: Limit
+    then: Limit
+    after: float
+
+    @property
+    def retry_after(self) -> RetryAfter:
+        """As it is before the change."""
+        return self.before.retry_after
+
+    def limiter(self) -> Limiter:
+        """A fresh state, for one account."""
+        return _ChangingLimiter(self)
+
+
+class _ChangingLimiter:
+    def __init__(self, limit: Changing) -> None:
+        self._after = limit.after
+        self._before = limit.before.limiter()
+        self._then = limit.then.limiter()
+        self._changes: float | None = None
+
+    def allow(self, now: float) -> float:
+        if self._changes is None:
+            self._changes = now + self._after
+        if now >= self._changes:
+            return self._then.allow(now)
+        # The change begins a new count, so it may admit sooner than the window would have.
+        return min(self._before.allow(now), self._changes - now)
+
+
+class FailingSandbox(Sandbox):
+    """A sandbox with an outage: as if a script answered 500 to all that comes while it lasts."""
+
+    def __init__(self, outage: Outage | None, **options: Any) -> None:
+        super().__init__(**options)
+        self._outage = outage
+
+    def _next_step(self, received: Received) -> Step | None:
+        if self._outage is not None and self._outage.covers(received.at - self.received[0].at):
+            return 500
+        return super()._next_step(received)
+
+
+def serve(scenario: Scenario, seed: int, pipe: Connection) -> None:
+    """Send the URL, serve until anything comes through the pipe or it closes, then send all `Arrival`s."""
+    # Ctrl-C reaches the whole group of processes; the parent decides what ends when.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asyncio.run(_serve(scenario, seed, pipe))
+
+
+async def _serve(scenario: Scenario, seed: int, pipe: Connection) -> None:
+    sandbox = FailingSandbox(
+        scenario.outage,
+        accounts=[Account(account_key(number), limit=crowd.limit) for number, crowd in enumerate(scenario.crowds)],
+        api_key=API_KEY,
+        records=1,
+        chances={500: scenario.errors} if scenario.errors else None,
+        seed=seed,
+        latency=scenario.latency,
+    )
+    async with sandbox:
+        pipe.send(sandbox.url)
+        await readable(pipe)
+    with suppress(BrokenPipeError):  # our parent is gone
+        pipe.send(_arrivals(sandbox.received, len(scenario.crowds)))
+
+
+async def readable(pipe: Connection) -> None:
+    """Wait until something has come through the pipe, or its other end is closed."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(pipe.fileno(), ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(pipe.fileno())
+
+
+def _arrivals(received: Sequence[Received], accounts: int) -> list[Arrival]:
+    numbers = {account_key(number): number for number in range(accounts)}
+    return [
+        # Whoever sends no or a wrong key gets a 401 or 403, which must not count for an account.
+        Arrival(one.at, numbers.get(one.account or "", -1), one.outcome if isinstance(one.outcome, int) else 0)
+        for one in received
+    ]

@@ -1,0 +1,42 @@
+"""One small storm for real, with its two processes; and what comes of a client that fails."""
+
+from __future__ import annotations
+
+from benchmarks.report import line, missed
+from benchmarks.run import run
+from benchmarks.scenarios import Crowd, Outage, Scenario
+
+from lamella.testing import FixedWindow
+
+SMALL = Scenario("small", "Small", "", (Crowd(10, FixedWindow(10, 1.0)), Crowd(5)), latency=0.01)
+
+
+def test_lamella_rides_a_small_storm() -> None:
+    one = run(SMALL, "lamella", seed=1)
+    assert one["fault"] == ""
+    assert one["whole"]["sends"] == one["whole"]["answered"] == one["whole"]["calls"] == 15
+    assert one["whole"]["lost"] == one["whole"]["limited"] == 0
+    assert [account["sends"] for account in one["accounts"]] == [10, 5]
+    assert sum(one["timeline"]["answered"]) == 15
+    assert "1.00 sends a call, 0 lost, 0 429s" in line(one)
+
+
+def test_an_outage_begins_with_the_first_request() -> None:
+    down = Scenario("down", "Down", "", (Crowd(4, rate=20),), outage=Outage(0.0, 0.1), deadline=5.0, latency=0.01)
+    one = run(down, "lamella", seed=1)
+    assert one["whole"]["failed"] >= 2
+    assert one["outage"] is not None
+    assert one["outage"]["calls"] >= 1
+
+
+def test_a_server_that_crashes_has_a_row_that_says_so() -> None:
+    one = run(Scenario("bad", "Bad", "", (Crowd(5),), latency=-1.0), "lamella", seed=1)
+    assert one["fault"] == "the server crashed, exit code 1"
+    assert (one["whole"]["sends"], one["whole"]["lost"]) == (0, 5)
+
+
+def test_a_client_that_crashes_has_a_row_that_says_so() -> None:
+    one = run(SMALL, "nobody", seed=1)
+    assert one["fault"] == "the client crashed, exit code 1"
+    assert one["whole"]["lost"] == 15
+    assert missed(one, limited=True)
