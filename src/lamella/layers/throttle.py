@@ -191,7 +191,7 @@ class Throttle:
         requests, period = await self._state.update(None, account.name, Pace, learned)
         if self._limit is not None:
             requests, period = self._limit.requests, self._limit.per
-        limit: dict[str, AttributeValue] = {telemetry.LIMIT: float(requests), telemetry.LIMIT_PERIOD: period}
+        limit: dict[str, AttributeValue] = {telemetry.LIMIT: float(requests), telemetry.LIMIT_PERIOD: float(period)}
         self._tell(account, episode, limit if requests else {})
 
     def _tell(self, account: _Account, episode: _Episode, limit: Mapping[str, AttributeValue]) -> None:

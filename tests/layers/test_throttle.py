@@ -1,0 +1,833 @@
+"""``Throttle`` with real sockets: one account's calls wait together, and no other's."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import re
+import tracemalloc
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+import stamina
+from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.conftest import Handler
+from tests.test_state import JsonStore
+
+from lamella import (
+    Backoff,
+    Breaker,
+    Classify,
+    ConnectFailed,
+    LamellaError,
+    Limit,
+    RateLimited,
+    Rule,
+    RuleBook,
+    StopReason,
+    Throttle,
+    TooManyRequests,
+    deadline,
+    maesn,
+    stack,
+)
+from lamella.state import MemoryStore, Store
+from lamella.testing import (
+    Account,
+    FixedWindow,
+    Sandbox,
+    SlidingWindow,
+    TokenBucket,
+    VirtualClock,
+    VirtualTimeLoop,
+)
+from lamella.testing import Limit as ServersLimit
+
+Serve = Callable[[Handler], Awaitable[str]]
+MINUTE = RuleBook(
+    Rule(429, "Too Many Requests", hint="slow down", retry=Backoff(60, jitter=0)),
+    Rule(500, "Internal Server Error", retry=Backoff(15, jitter=0)),
+)
+KINDS = ("fixed", "sliding", "bucket")
+
+
+def limit_of(kind: str, requests: int, per: float, *, retry_after: bool = True) -> ServersLimit:
+    if kind == "bucket":
+        return TokenBucket(requests / per, requests, retry_after=retry_after)
+    return (FixedWindow if kind == "fixed" else SlidingWindow)(requests, per, retry_after=retry_after)
+
+
+def account_of(request: aiohttp.ClientRequest) -> str | None:
+    return request.headers.get("X-Account")
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@dataclass
+class Server:
+    """Answers as it is told to; notes what has come in."""
+
+    statuses: list[int] = field(default_factory=list)
+    limit: ServersLimit | None = None
+    latency: float = 0.1
+    headers: dict[str, str] = field(default_factory=dict)
+    came: list[tuple[float, str, str]] = field(default_factory=list)
+    """When, which call, which account."""
+    refused: int = 0
+
+    def __post_init__(self) -> None:
+        self.limiters: dict[str, Any] = {}
+
+    @property
+    def calls(self) -> list[str]:
+        return [number for _, number, _ in self.came]
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        account = request.headers.get("X-Account", "")
+        self.came.append((now(), request.query.get("n", ""), account))
+        status = self.statuses.pop(0) if self.statuses else 200
+        if self.limit is not None:
+            limiter = self.limiters.setdefault(account, self.limit.limiter())
+            if limiter.allow(now()) > 0:
+                status = 429
+        self.refused += status == 429
+        await asyncio.sleep(self.latency)
+        return web.Response(status=status, headers=self.headers)
+
+
+def client(url: str, *layers: aiohttp.ClientMiddlewareType) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        url,
+        timeout=aiohttp.ClientTimeout(),
+        middlewares=layers,
+        connector=aiohttp.TCPConnector(limit=0),
+    )
+
+
+async def get(session: aiohttp.ClientSession, number: object = "", account: str = "") -> int:
+    async with session.get(
+        "/", params={"n": str(number)}, headers={"X-Account": account} if account else {}
+    ) as response:
+        return response.status
+
+
+def throttle_in(session: aiohttp.ClientSession) -> Throttle:
+    [throttle] = [layer for layer in session._middlewares if isinstance(layer, Throttle)]
+    return throttle
+
+
+def in_episode(session: aiohttp.ClientSession) -> bool:
+    [account] = throttle_in(session)._accounts.values()
+    return account.episode is not None
+
+
+def at_rest(session: aiohttp.ClientSession) -> None:
+    """Nobody waits, nothing is in flight, and no timer of ours is left."""
+    for account in throttle_in(session)._accounts.values():
+        assert (account.gate.waiting, account.gate.in_flight) == (0, 0)
+    timers = vars(asyncio.get_running_loop())["_scheduled"]
+    assert not [timer for timer in timers if not timer.cancelled() and "lamella" in repr(timer)]
+
+
+async def test_one_429_closes_the_gate_for_the_account_and_for_no_other(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    server = Server([429])
+    async with client(await serve(server), *stack(MINUTE, account=account_of)) as session:
+        began = virtual_time.now
+        first = asyncio.create_task(get(session, 0, "a"))
+        await asyncio.sleep(1)
+        others = [asyncio.create_task(get(session, number, "a")) for number in range(1, 6)]
+        elsewhere = [get(session, number, "b") for number in range(10, 15)]
+        assert await asyncio.gather(*elsewhere) == [200] * 5
+        assert virtual_time.now - began < 2
+        assert await asyncio.gather(first, *others) == [200] * 6
+        came = [(round(at - began, 1), number) for at, number, account in server.came if account == "a"]
+        assert came[0] == (0.0, "0")
+        assert came[1][0] == 60.1
+        assert {number for _, number in came[1:]} == {"0", "1", "2", "3", "4", "5"}
+        at_rest(session)
+
+
+async def test_the_429s_of_those_on_their_way_are_of_the_same_episode(serve: Serve, virtual_time: VirtualClock) -> None:
+    """The rule doubles with each episode, and not with each 429."""
+    server = Server([429] * 4)
+    async with client(await serve(server), *stack(MINUTE)) as session:
+        began = virtual_time.now
+        assert await asyncio.gather(*(get(session, number) for number in range(4))) == [200] * 4
+        assert [round(at - began, 1) for at, _, _ in server.came[:5]] == [0, 0, 0, 0, 60.1]
+        assert server.came[-1][0] - began < 61
+        at_rest(session)
+
+
+@pytest.mark.parametrize(("retry_after", "seconds"), [(None, 60), ("30", 60), ("90", 90)])
+async def test_it_is_closed_for_as_long_as_the_rule_or_the_server_says(
+    serve: Serve, virtual_time: VirtualClock, retry_after: str | None, seconds: float
+) -> None:
+    server = Server([429], latency=0, headers={} if retry_after is None else {"Retry-After": retry_after})
+    async with client(await serve(server), *stack(MINUTE, attempts=1)) as session:
+        began = virtual_time.now
+        with pytest.raises(TooManyRequests):
+            await get(session)
+        await get(session)
+        assert virtual_time.now - began == seconds
+
+
+async def test_refused_again_when_it_opens_it_closes_for_twice_as_long(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    server = Server([429, 429, 429], latency=0)
+    async with client(await serve(server), *stack(MINUTE)) as session:
+        began = virtual_time.now
+        assert await get(session) == 200
+        assert [at - began for at, _, _ in server.came] == [0, 60, 180, 420]
+
+
+async def test_who_waits_at_the_gate_uses_no_attempt(serve: Serve, virtual_time: VirtualClock) -> None:
+    """Three episodes in a row, with two attempts each: only those that were sent and refused have used one."""
+    server = Server([429, 429, 429])
+    async with client(await serve(server), *stack(MINUTE, attempts=2)) as session:
+        first = asyncio.create_task(get(session, 0))
+        await asyncio.sleep(1)
+        others = [asyncio.create_task(get(session, number)) for number in range(1, 8)]
+        results = await asyncio.gather(first, *others, return_exceptions=True)
+        assert [type(result) for result in results].count(TooManyRequests) <= 1
+        assert Counter(server.calls).most_common(1)[0][1] <= 2
+        at_rest(session)
+
+
+async def test_first_come_first_served_and_a_resend_comes_before_the_younger(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    server = Server([429], latency=0.1)
+    rules = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(60, jitter=0)))
+    async with client(await serve(server), *stack(rules, limit=Limit(1, 1))) as session:
+        tasks = []
+        for number in range(8):
+            tasks.append(asyncio.create_task(get(session, number)))
+            await asyncio.sleep(0.05)
+        assert await asyncio.gather(*tasks) == [200] * 8
+        # The gate opens at the very moment when the refused one is back.
+        assert server.calls in (["0", *map(str, range(8))], ["0", "1", "0", *map(str, range(2, 8))])
+
+
+async def test_a_wait_that_would_end_after_the_deadline_fails_at_once(serve: Serve, virtual_time: VirtualClock) -> None:
+    server = Server([429])
+    async with client(await serve(server), *stack(MINUTE, deadline=50)) as session:
+        with pytest.raises(TooManyRequests):
+            await get(session)
+        await asyncio.sleep(10)
+        began = virtual_time.now
+        with pytest.raises(RateLimited) as caught:
+            await get(session)
+        error = caught.value
+        assert virtual_time.now == began
+        assert (error.stopped, error.attempts) == (StopReason.DEADLINE, ())
+        assert error.retry_after == pytest.approx(50)
+        assert (error.until - error.since).total_seconds() == pytest.approx(60)
+        assert "stopped: deadline" in str(error)
+        assert len(server.came) == 1
+        at_rest(session)
+
+
+async def test_also_when_it_waits_already_and_has_been_sent_before(serve: Serve, virtual_time: VirtualClock) -> None:
+    """A newer episode closes the gate for longer: whoever cannot wait so long fails then, with what it tried."""
+    server = Server([500, 500, 429, 429], latency=1.0)
+    async with client(await serve(server), *stack(MINUTE, deadline=130.0, retry_budget=None)) as session:
+        began = virtual_time.now
+        # Both get a 500, and are back after 15 s; the third is refused, so that they wait. When the gate opens at 66 s,
+        # the older one goes alone and is refused again: now it is closed until 187 s.
+        older = asyncio.create_task(get(session, "older"))
+        await asyncio.sleep(1)
+        hasty = asyncio.create_task(get(session, "hasty"))
+        await asyncio.sleep(4)
+        third = asyncio.create_task(get(session, "third"))
+        with pytest.raises(RateLimited) as caught:
+            await hasty
+        assert virtual_time.now - began == pytest.approx(67)
+        assert server.calls == ["older", "hasty", "third", "older"]
+        assert [record.status for record in caught.value.attempts] == [500]
+        assert caught.value.stopped is StopReason.DEADLINE
+        await asyncio.wait([older, third])
+        assert isinstance(older.exception(), LamellaError)
+        assert isinstance(third.exception(), LamellaError)
+        at_rest(session)
+
+
+async def test_when_the_deadline_itself_ends_the_wait(serve: Serve, virtual_time: VirtualClock) -> None:
+    """Nobody could know before that its turn would not come: the one before it took too long."""
+    server = Server([429], latency=0.1)
+    async with client(await serve(server), *stack(MINUTE, deadline=100.0, attempts=1)) as session:
+        with pytest.raises(TooManyRequests):
+            await get(session)
+        server.latency = 70.0
+        began = virtual_time.now
+        first = asyncio.create_task(get(session, 1))  # goes alone when the gate opens, and is not back in time
+        await asyncio.sleep(0)
+        with pytest.raises(RateLimited) as caught:
+            await get(session, 2)
+        assert virtual_time.now - began == pytest.approx(100)
+        assert (caught.value.stopped, caught.value.attempts) == (StopReason.DEADLINE, ())
+        await asyncio.gather(first, return_exceptions=True)
+        at_rest(session)
+
+
+async def test_with_a_stated_limit_nobody_waits_whose_turn_comes_too_late(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    server = Server(limit=SlidingWindow(10, 60))
+    async with client(await serve(server), *stack(MINUTE, deadline=100.0, limit=Limit(10, 60))) as session:
+        began = virtual_time.now
+        results = await asyncio.gather(*(get(session, number) for number in range(35)), return_exceptions=True)
+        assert results[:20] == [200] * 20
+        for error in results[20:]:
+            assert isinstance(error, RateLimited)
+            assert error.retry_after is not None
+            assert error.retry_after > 100 or error.retry_after == pytest.approx(120, abs=1)
+        assert virtual_time.now - began < 62
+        assert (len(server.came), server.refused) == (20, 0)
+        at_rest(session)
+
+
+@pytest.mark.parametrize("classified", [True, False])
+async def test_alone_it_works_as_well(serve: Serve, virtual_time: VirtualClock, classified: bool) -> None:
+    """Without ``Retry`` the refused fail, and the others wait; without ``Classify`` the 429 is an answer."""
+    server = Server([429])
+    layers: tuple[aiohttp.ClientMiddlewareType, ...] = (Throttle(MINUTE), *((Classify(MINUTE),) if classified else ()))
+    async with client(await serve(server), *layers) as session:
+        began = virtual_time.now
+        if classified:
+            with pytest.raises(TooManyRequests):
+                await get(session)
+        else:
+            assert await get(session) == 429
+        assert await get(session) == 200
+        assert virtual_time.now - began == pytest.approx(60.2)
+        at_rest(session)
+
+
+async def test_any_answer_but_429_ends_the_episode(serve: Serve, virtual_time: VirtualClock) -> None:
+    server = Server([429, 500, 200, 200])
+    async with client(await serve(server), Throttle(MINUTE)) as session:
+        assert [await get(session) for _ in range(4)] == [429, 500, 200, 200]
+        assert not in_episode(session)
+        assert server.came[-1][0] - server.came[1][0] < 1
+
+
+async def test_a_connection_that_fails_does_not_end_it(serve: Serve, virtual_time: VirtualClock) -> None:
+    """Nothing reached the server: one at a time finds out, and none of them is counted."""
+    down: set[str] = set()
+
+    async def network(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        if down:
+            raise aiohttp.ConnectionTimeoutError
+        return await handler(request)
+
+    layers = (Throttle(MINUTE), Classify(MINUTE), network)
+    async with client(await serve(Server([429])), *layers) as session:
+        with pytest.raises(TooManyRequests):
+            await get(session)
+        down.add("the network")
+        results = await asyncio.gather(*(get(session) for _ in range(3)), return_exceptions=True)
+        assert [type(result) for result in results] == [ConnectFailed] * 3
+        assert in_episode(session)
+        down.clear()
+        assert await get(session) == 200
+        assert not in_episode(session)
+        at_rest(session)
+
+
+async def test_whatever_a_layer_below_raises_the_next_one_goes(serve: Serve, virtual_time: VirtualClock) -> None:
+    class Odd(BaseException):
+        pass
+
+    raising: list[type[BaseException]] = [LookupError, Odd, asyncio.CancelledError]
+
+    async def odd(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        if raising:
+            raise raising.pop()
+        return await handler(request)
+
+    async with client(await serve(Server()), Throttle(MINUTE, limit=Limit(10, 60)), odd) as session:
+        for kind in list(reversed(raising)):
+            with pytest.raises(kind):
+                await get(session)
+            at_rest(session)
+        assert await get(session) == 200
+
+
+async def test_a_key_that_raises_is_the_callers_and_harms_no_further_try(serve: Serve) -> None:
+    asked: list[aiohttp.ClientRequest] = []
+
+    def key(request: aiohttp.ClientRequest) -> str:
+        asked.append(request)
+        if len(asked) == 1:
+            raise aiohttp.ClientConnectionError("no such account yet")
+        return "an account"
+
+    async with client(await serve(Server()), again, Throttle(MINUTE, key=key)) as session:
+        assert await get(session) == 200
+    assert len(asked) == 2
+    assert asked[0] is asked[1]
+
+
+async def again(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Somebody else's retry: it sends the same request once more."""
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectionError:
+        return await handler(request)
+
+
+@pytest.mark.parametrize("key", ["", "a", "x" * 10_000, "a\nb", "\ud800", "ключ", "\x00"])
+async def test_a_key_of_any_shape(serve: Serve, key: str) -> None:
+    async with client(await serve(Server()), Throttle(MINUTE, key=lambda _: key)) as session:
+        assert await get(session) == 200
+        [name] = throttle_in(session)._accounts
+        assert re.fullmatch("[0-9a-f]{32}", name)
+
+
+async def test_accounts_are_told_apart_by_origin_and_key(serve: Serve) -> None:
+    here, there = await serve(Server()), await serve(Server())
+    throttle = Throttle(MINUTE, key=account_of)
+    async with client(here, throttle) as session:
+        for url in (here, there):
+            for account in ("a", "b", ""):
+                await session.get(f"{url}/", headers={"X-Account": account} if account else {})
+            await session.get(f"{url}/other/path?query=1")
+    assert len(throttle._accounts) == 6
+
+
+async def test_switched_off_by_stamina(serve: Serve, virtual_time: VirtualClock) -> None:
+    """Its test mode takes the waits out, ours as well; inactive it sends once, and the gate is kept all the same."""
+    server = Server([429, 429, 200])
+    async with client(await serve(server), *stack(MINUTE)) as session:
+        began = virtual_time.now
+        with stamina.set_testing(True, attempts=3):
+            assert await get(session) == 200
+        assert virtual_time.now - began < 1
+        assert throttle_in(session)._accounts == {}
+        stamina.set_active(False)
+        try:
+            server.statuses.append(429)
+            with pytest.raises(TooManyRequests):
+                await get(session)
+            began = virtual_time.now
+            assert await get(session) == 200
+            assert virtual_time.now - began == pytest.approx(60, abs=1)
+        finally:
+            stamina.set_active(True)
+        at_rest(session)
+
+
+@pytest.mark.parametrize("store", [None, MemoryStore(), JsonStore(slow=0.05)], ids=["none", "memory", "slow"])
+async def test_cancelled_at_any_moment_it_leaves_nothing_behind(
+    serve: Serve, virtual_time: VirtualClock, store: Store | None
+) -> None:
+    """Before its turn, at the gate, on its way, and while what came of it is noted."""
+    server = Server(latency=0.5)
+    for step in range(0, 64, 4):
+        throttle = Throttle(MINUTE, store=store, key=lambda _, step=step: str(step))  # type: ignore[misc]
+        async with client(await serve(server), *stack(MINUTE, throttle, attempts=1, spans=False)) as session:
+            server.statuses = [429]
+            with pytest.raises(TooManyRequests):
+                await get(session)
+            cancelled = asyncio.create_task(get(session))
+            await asyncio.sleep(0.01)
+            next_one = asyncio.create_task(get(session))
+            # The first of these steps are at the gate, the others around the moment when it opens.
+            await asyncio.sleep(0.02 * step if step < 6 else 59.4 + 0.03 * (step - 6))
+            cancelled.cancel()
+            await asyncio.wait([cancelled])
+            assert cancelled.cancelled() or cancelled.result() == 200
+            assert await next_one == 200
+            await asyncio.sleep(0.3)
+            at_rest(session)
+            connector = session.connector
+            assert connector is not None
+            assert not connector._acquired
+
+
+async def test_an_answer_that_nobody_will_read_gives_its_connection_back(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    """The caller goes away while it is noted what came of the send."""
+
+    async def much(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=bytes(8_000_000))
+
+    store = JsonStore(slow=0)
+    async with client(await serve(much), Throttle(MINUTE, store=store)) as session:
+        held = session.connector._acquired  # type: ignore[union-attr]
+
+        def slow_from_now_on() -> None:
+            store.slow = 0.2
+
+        async def then(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+            response = await handler(request)
+            slow_from_now_on()
+            return response
+
+        task = asyncio.create_task(session._request("GET", "/", middlewares=(*session._middlewares, then)))
+        for _ in range(200):
+            await asyncio.sleep(0.001)
+            if store.slow:
+                break
+        assert held
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert not held
+
+
+async def test_a_send_that_nobody_saw_the_end_of_counts(serve: Serve, virtual_time: VirtualClock) -> None:
+    server = Server(limit=SlidingWindow(2, 60), latency=1.0)
+    async with client(await serve(server), *stack(MINUTE, limit=Limit(2, 60))) as session:
+        began = virtual_time.now
+        gone = [asyncio.create_task(get(session)) for _ in range(2)]
+        await asyncio.sleep(0.5)
+        for task in gone:
+            task.cancel()
+        await asyncio.wait(gone)
+        assert await asyncio.gather(*(get(session) for _ in range(2))) == [200] * 2
+        assert server.refused == 0
+        assert virtual_time.now - began >= 60
+        at_rest(session)
+
+
+async def test_two_sessions_with_one_store_respect_one_episode(serve: Serve, virtual_time: VirtualClock) -> None:
+    """Through a store that keeps texts, takes its time, and has a clock of its own; breaker and budget use it, too."""
+    server = Server([429])
+    url = await serve(server)
+    store = JsonStore(slow=0.02)
+
+    def layers() -> tuple[aiohttp.ClientMiddlewareType, ...]:
+        return stack(MINUTE, Breaker(store=store), store=store, account=account_of)
+
+    async with client(url, *layers()) as here, client(url, *layers()) as there:
+        began = virtual_time.now
+        first = asyncio.create_task(get(here, 0, "a"))
+        await asyncio.sleep(1)
+        other = asyncio.create_task(get(there, 99, "b"))
+        rest = [asyncio.create_task(get(session, number, "a")) for number in range(1, 6) for session in (here, there)]
+        assert await asyncio.gather(other, first, *rest) == [200] * 12
+        came = [at - began for at, _, account in server.came if account == "a"]
+        assert came[1] > 60
+        assert server.refused == 1
+        assert [at - began < 2 for at, _, account in server.came if account == "b"] == [True]
+        at_rest(here)
+        at_rest(there)
+    assert len(store.texts) >= 3
+    assert store.again > 10
+
+
+async def test_both_are_told_of_a_deadline_that_only_one_could_know_of(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    server = Server([429])
+    url, store = await serve(server), JsonStore()
+    layers = [stack(MINUTE, store=store, deadline=50.0, attempts=1) for _ in range(2)]
+    async with client(url, *layers[0]) as here, client(url, *layers[1]) as there:
+        with pytest.raises(TooManyRequests):
+            await get(here)
+        began = virtual_time.now
+        with pytest.raises(RateLimited):
+            await get(there)
+        assert virtual_time.now - began < 0.1
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+async def test_a_store_that_dies_in_an_episode_does_not_end_it(
+    serve: Serve, virtual_time: VirtualClock, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server([429])
+    store = JsonStore()
+    async with client(await serve(server), *stack(MINUTE, store=store)) as session:
+        began = virtual_time.now
+        tasks = [asyncio.create_task(get(session, 0))]
+        await asyncio.sleep(1)
+        tasks += [asyncio.create_task(get(session, number)) for number in range(1, 20)]
+        await asyncio.sleep(1)
+
+        def fail() -> object:
+            if how == "fails":
+                raise ConnectionError
+            return asyncio.get_running_loop().create_future()
+
+        store.fails = fail
+        tasks += [asyncio.create_task(get(session, number)) for number in range(20, 30)]
+        assert await asyncio.gather(*tasks) == [200] * 30
+        assert server.came[1][0] - began > 60
+        assert server.refused == 1
+        at_rest(session)
+    assert {record.levelname for record in caplog.records if "store" in record.message} == {"WARNING"}
+
+
+async def test_a_store_that_dies_while_calls_are_on_their_way_keeps_nobody_for_ever(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    """What was sent by the store's clock is answered by the loop's: no gate is closed for eleven days for that."""
+    server = Server(limit=FixedWindow(5, 60), latency=1.0)
+    store = JsonStore()
+    async with client(await serve(server), *stack(MINUTE, store=store, retry_budget=None)) as session:
+        tasks = [asyncio.create_task(get(session, number)) for number in range(40)]
+        for number in range(200):
+            await asyncio.sleep(5)
+            store.fails = (lambda: 1 / 0) if number % 3 else None
+        assert all(task.done() for task in tasks)
+        assert await asyncio.gather(*tasks) == [200] * 40
+        at_rest(session)
+
+
+async def test_idle_accounts_are_bounded(serve: Serve, virtual_time: VirtualClock) -> None:
+    """Ten thousand gates are kept, and as many states; one that somebody waits at is never thrown away."""
+    url = await serve(Server())
+    names = iter(range(-1, 10**6))
+    throttle = Throttle(MINUTE, key=lambda _: str(next(names)))
+    async with client(url, throttle) as session:
+        request = await request_of(session)
+
+        async def answer(_: aiohttp.ClientRequest) -> aiohttp.ClientResponse:
+            return Answer(200)  # type: ignore[return-value]
+
+        async def refuse(_: aiohttp.ClientRequest) -> aiohttp.ClientResponse:
+            return Answer(429)  # type: ignore[return-value]
+
+        waits = Throttle(MINUTE, key=lambda _: "waits")
+        waits._accounts, waits._state = throttle._accounts, throttle._state
+        await waits(request, refuse)
+        patient = asyncio.create_task(waits(await request_of(session), answer))
+        await asyncio.sleep(0)
+        [kept] = [name for name, account in throttle._accounts.items() if account.gate.waiting]
+        for number in range(30_000):
+            await throttle(request, answer)
+            if number == 25_000:
+                gc.collect()
+                tracemalloc.start()
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert len(throttle._accounts) <= 10_001
+        assert len(throttle._state._local) <= 10_000
+        assert kept in throttle._accounts
+        # 5,000 newer ones have taken the place of as many: all that was made since is theirs, and no more.
+        assert grown < 5_000 * 5_000
+        patient.cancel()
+        await asyncio.wait([patient])
+
+
+class Answer:
+    """As much of a response as ``Throttle`` looks at."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.headers: dict[str, str] = {}
+
+
+async def request_of(session: aiohttp.ClientSession) -> aiohttp.ClientRequest:
+    """A real request, as a layer is given it."""
+    taken: list[aiohttp.ClientRequest] = []
+
+    async def take(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        taken.append(request)
+        return await handler(request)
+
+    async with session.get("/", middlewares=(take,)):
+        return taken[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("requests", [30, 100])
+def test_the_guides_figures(kind: str, requests: int) -> None:
+    """``maesn.session`` with rules of a minute and doubling against the sandbox's limit a minute: none is lost.
+
+    A crowd of ten windows: in at most 1.15 times the best time, with at most 1.10 sends a call.
+    """
+    calls = requests * 10
+
+    async def main() -> tuple[float, int]:
+        async with Sandbox(limit=limit_of(kind, requests, 60), records=1, latency=0.1) as sandbox:
+            connector = aiohttp.TCPConnector(limit=0)
+            async with maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url, connector=connector) as session:
+
+                async def call() -> int:
+                    async with session.get("accounting/invoices") as response:
+                        return response.status
+
+                began = now()
+                assert await asyncio.gather(*(call() for _ in range(calls))) == [200] * calls
+                at_rest(session)
+                return now() - began, len(sandbox.received)
+
+    took, sends = quickly(main)
+    limiter, best = limit_of(kind, requests, 60).limiter(), 0.0
+    for _ in range(calls):
+        while (wait := limiter.allow(best)) > 0:
+            best += wait
+    assert took <= 1.15 * (best + 0.1)
+    assert sends <= 1.10 * calls
+
+
+def quickly(main: Callable[[], Any]) -> Any:
+    """In virtual time, without listening for a real millisecond before each jump: all are on this machine."""
+    with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(VirtualClock(grace=0))) as runner:
+        return runner.run(main())
+
+
+def test_two_hours_of_three_accounts_with_errors_and_outages() -> None:
+    """Each with a limit of another kind, 500s by chance, and all calls of a sync at once: none is lost."""
+    calls = 12 * 120
+
+    async def main() -> tuple[float, Counter[int]]:
+        limit = {kind: limit_of(kind, 12, 60) for kind in KINDS}
+        accounts = [Account(f"account-{kind}", limit=limit[kind]) for kind in KINDS]
+        async with Sandbox(accounts=accounts, records=1, latency=0.2, chances={500: 0.03}) as sandbox:
+            async with maesn.session(sandbox.api_key, None, sandbox.url) as session:
+
+                async def call(account: Account) -> int:
+                    with maesn.account(account.key):
+                        async with session.get("accounting/invoices") as response:
+                            return response.status
+
+                began = now()
+                results = await asyncio.gather(*(call(account) for account in accounts for _ in range(calls // 3)))
+                assert results == [200] * calls
+                outcomes = Counter(int(one.outcome) for one in sandbox.received if isinstance(one.outcome, int))
+                return now() - began, outcomes
+
+    took, outcomes = quickly(main)
+    ideal = (calls / 3 * 1.03 / 12 - 1) * 60
+    assert took <= ideal * 1.15
+    assert outcomes[429] <= 0.10 * calls
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stated_limit_is_never_exceeded(kind: str) -> None:
+    """Over real sockets: calls that come at once and at random moments, each as slow as chance has it."""
+    chance = random.Random(7)
+    limit = limit_of(kind, 100, 60)
+    server = Server(limit=limit)
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        await asyncio.sleep(chance.random() * 0.3)
+        answer = await server(request)  # type: ignore[arg-type]
+        await asyncio.sleep(chance.random() * 0.3)
+        return answer
+
+    async def main() -> float:
+        async with serving(handle) as url:
+            async with client(url, *stack(MINUTE, limit=Limit(100, per=60), spans=False)) as session:
+
+                async def call(number: int) -> int:
+                    await asyncio.sleep(chance.choice([0, 0, chance.random() * 200]))
+                    return await get(session, number)
+
+                assert await asyncio.gather(*(call(number) for number in range(600))) == [200] * 600
+                at_rest(session)
+                return now()
+
+    took = quickly(main)
+    assert (server.refused, len(server.came)) == (0, 600)
+    assert took < 310
+
+
+@asynccontextmanager
+async def serving(handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
+    runner = web.ServerRunner(web.Server(handle, access_log=None), shutdown_timeout=0.01)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_whatever_happens_to_them_all_calls_come_to_an_end(data: st.DataObject) -> None:
+    """Successes, 429s, 500s, lost connections, deadlines and cancellations in any order, over real sockets."""
+    draw = data.draw
+    accounts = draw(st.integers(1, 2))
+    plans = draw(
+        st.lists(
+            st.tuples(
+                st.sampled_from([0.0, 0.0, 0.5, 30.0, 60.05, 90.0]),
+                st.sampled_from([None, None, None, 0.0, 0.05, 20.0, 61.0, 75.0]),
+                st.sampled_from([None, None, 0.1, 50.0, 100.0]),
+            ),
+            min_size=1,
+            max_size=12,
+        )
+    )
+    outcomes = draw(st.lists(st.sampled_from([200, 200, 429, 500, 0]), max_size=25))
+    limit = draw(st.sampled_from([None, FixedWindow(3, 60), TokenBucket(0.1, 3)]))
+    stated = draw(st.sampled_from([None, Limit(3, 60)]))
+    store = JsonStore(slow=0.01) if draw(st.booleans()) else None
+    server = Server(limit=limit)
+    closed: dict[str, float] = {}
+    early: list[str] = []
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        account = request.headers["X-Account"]
+        # What was on its way already is no offence; the store takes its time as well.
+        if closed.get(account, 0.0) > now() and closed[account] - now() < 59.5:
+            early.append(f"{account} at {now()}, closed until {closed[account]}")
+        outcome = outcomes.pop(0) if outcomes else 200
+        if outcome == 0:
+            await asyncio.sleep(0.1)
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response()
+        server.statuses = [outcome]
+        answer = await server(request)  # type: ignore[arg-type]
+        if answer.status == 429:
+            closed[account] = max(closed.get(account, 0.0), now() + 59.9)
+        return answer
+
+    async def one(session: aiohttp.ClientSession, number: int) -> None:
+        comes, _, patience = plans[number]
+        await asyncio.sleep(comes)
+        try:
+            if patience is None:
+                await get(session, number, str(number % accounts))
+            else:
+                with deadline(patience):
+                    await get(session, number, str(number % accounts))
+        except LamellaError as error:
+            assert error.stopped is not None  # noqa: PT017
+            assert len(error.attempts) <= 5  # noqa: PT017
+            if isinstance(error, RateLimited):
+                assert error.stopped is StopReason.DEADLINE  # noqa: PT017
+
+    async def main() -> None:
+        async with serving(handle) as url:
+            layers = stack(MINUTE, account=account_of, limit=stated, store=store, retry_writes=True, attempt_timeout=30)
+            async with client(url, *layers) as session:
+                tasks = [asyncio.create_task(one(session, number)) for number in range(len(plans))]
+                timers = [
+                    asyncio.get_running_loop().call_later(comes + after, task.cancel)
+                    for task, (comes, after, _) in zip(tasks, plans, strict=True)
+                    if after is not None
+                ]
+                await asyncio.wait(tasks, timeout=100_000)
+                assert all(task.done() for task in tasks), "somebody waits for ever"
+                for timer in timers:
+                    timer.cancel()
+                for task, (_, after, _) in zip(tasks, plans, strict=True):
+                    assert not task.cancelled() or after is not None
+                    assert task.cancelled() or task.exception() is None
+                await asyncio.sleep(1)
+                at_rest(session)
+
+    quickly(main)
+    assert early == []

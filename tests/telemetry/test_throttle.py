@@ -1,0 +1,342 @@
+"""What an operator sees of a rate limit; and that nobody sees an account's key."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+import pytest
+from aiohttp import web
+from opentelemetry.sdk.trace import ReadableSpan
+from tests.conftest import Handler, Tracing
+from tests.telemetry.conformance import EPISODE
+from tests.telemetry.conftest import Metering, given
+from tests.test_state import JsonStore
+
+from lamella import Backoff, LamellaError, Limit, RateLimited, Rule, RuleBook, Throttle, TooManyRequests, stack
+from lamella.layers.throttle import _name
+from lamella.testing import VirtualClock
+
+Serve = Callable[[Handler], Awaitable[str]]
+MINUTE = RuleBook(
+    Rule(429, "Too Many Requests", hint="slow down", retry=Backoff(60, jitter=0)),
+    Rule(500, "Internal Server Error", retry=Backoff(15, jitter=0)),
+)
+KEY = "zq-account-key-4711"
+NS = 1e9
+
+
+class Server:
+    def __init__(self, *statuses: int, latency: float = 0.5) -> None:
+        self.statuses = list(statuses)
+        self.latency = latency
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        status = self.statuses.pop(0) if self.statuses else 200
+        await asyncio.sleep(self.latency)
+        return web.Response(status=status)
+
+
+def client(url: str, tracing: Tracing, metering: Metering, **options: object) -> aiohttp.ClientSession:
+    layers = stack(MINUTE, tracer_provider=tracing.provider, meter_provider=metering.provider, **options)  # type: ignore[arg-type]
+    return aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=layers)
+
+
+def episodes(tracing: Tracing) -> list[ReadableSpan]:
+    return [span for span in tracing.spans if span.name == EPISODE]
+
+
+def calls(tracing: Tracing) -> list[ReadableSpan]:
+    return [span for span in tracing.spans if span.name.startswith("lamella ") and span.name != EPISODE]
+
+
+def events(span: ReadableSpan, name: str) -> list[dict[str, object]]:
+    return [given(event) for event in span.events if event.name == name]
+
+
+async def get(session: aiohttp.ClientSession, path: str = "/") -> None:
+    async with session.get(path) as response:
+        assert response.status == 200
+
+
+async def test_an_episode_is_one_span_with_a_link_to_the_first_that_was_refused(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
+) -> None:
+    """Three are on their way and are refused, four more come and wait."""
+    url = await serve(Server(429, 429, 429))
+    async with client(url, tracing, metering) as session:
+        tasks = [asyncio.create_task(get(session)) for _ in range(3)]
+        await asyncio.sleep(10)
+        tasks += [asyncio.create_task(get(session)) for _ in range(4)]
+        await asyncio.sleep(1)
+        assert metering.value("lamella.calls.parked") == 4
+        await asyncio.gather(*tasks)
+    [episode] = episodes(tracing)
+    assert episode.parent is None
+    [link] = episode.links
+    refused = {span.context.span_id for span in calls(tracing) if events(span, "lamella.retry")}
+    assert link.context.span_id in refused
+    assert link.context.trace_id != episode.context.trace_id
+    attributes = given(episode)
+    address, port = re.fullmatch(r"http://(.*):(\d+)", url).groups()  # type: ignore[union-attr]
+    assert attributes["server.address"] == address
+    assert attributes["server.port"] == int(port)
+    assert attributes["lamella.refused_sends"] == 3
+    # The four that waited at first, and those of the three that were not the first to go when it opened.
+    assert attributes["lamella.parked_calls"] == 6
+    assert attributes["lamella.wait"] == 60
+    assert "lamella.key_hash" not in attributes
+    # From the refusal until something passed: a minute and a send.
+    [(of, lasted)] = metering.points("lamella.rate_limit.duration")
+    assert lasted == pytest.approx(60.5, abs=0.01)
+    assert of == {"server.address": address, "server.port": int(port)}
+    assert metering.value("lamella.rate_limit.episodes") == 1
+    assert metering.value("lamella.calls.parked") == 0
+
+
+async def test_refused_again_when_it_opens_is_the_same_episode(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "lamella"):
+        async with client(await serve(Server(429, 429)), tracing, metering) as session:
+            first = asyncio.create_task(get(session))
+            await asyncio.sleep(1)
+            await asyncio.gather(first, get(session))
+    [episode] = episodes(tracing)
+    assert given(episode)["lamella.wait"] == 60 + 120
+    assert given(episode)["lamella.refused_sends"] == 2
+    assert metering.value("lamella.rate_limit.episodes") == 1
+    assert metering.value("lamella.rate_limit.duration") == pytest.approx(181, abs=0.1)
+    [line] = [record for record in caplog.records if record.levelno == logging.INFO]
+    assert "limited the rate" in line.message
+    assert "for 181 s" in line.message
+    assert "after 2 had been refused" in line.message
+
+
+async def test_the_next_one_is_an_episode_of_its_own(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
+) -> None:
+    server = Server(429, 200, 429)
+    async with client(await serve(server), tracing, metering) as session:
+        for _ in range(2):
+            await get(session)
+    assert [given(episode)["lamella.wait"] for episode in episodes(tracing)] == [60, 60]
+    assert metering.value("lamella.rate_limit.episodes") == 2
+
+
+async def test_the_span_has_the_real_times(serve: Serve, tracing: Tracing, metering: Metering) -> None:
+    """On a real clock, for it is the operator's; the refused call's own span ends with it."""
+    rules = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(0.05, jitter=0)))
+    layers = stack(rules, tracer_provider=tracing.provider, meter_provider=metering.provider)
+    async with aiohttp.ClientSession(await serve(Server(429, latency=0)), middlewares=layers) as session:
+        await get(session)
+    [episode], [call] = episodes(tracing), calls(tracing)
+    assert call.start_time is not None
+    assert call.end_time is not None
+    assert episode.start_time is not None
+    assert episode.end_time is not None
+    assert call.start_time < episode.start_time < episode.end_time <= call.end_time
+    assert (episode.end_time - episode.start_time) / NS == pytest.approx(
+        metering.value("lamella.rate_limit.duration"), abs=0.02
+    )
+
+
+async def test_time_at_the_gate_is_told_by_itself_and_is_in_no_attempt(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
+) -> None:
+    async with client(await serve(Server(429)), tracing, metering, attempts=1) as session:
+        with pytest.raises(TooManyRequests):
+            await get(session)
+        await asyncio.sleep(20)
+        tracing.exporter.clear()
+        await get(session)
+    [call] = calls(tracing)
+    assert events(call, "lamella.parked") == [{"lamella.wait": pytest.approx(40), "lamella.parked_by": "refusal"}]
+    assert given(call)["lamella.gate_wait"] == pytest.approx(40)
+    assert given(call)["lamella.attempts"] == 1
+    assert given(call)["lamella.wait"] == 0
+    [(_, waited)] = metering.points("lamella.gate.wait")
+    assert waited == pytest.approx(40)
+    assert metering.value("lamella.calls.parked") == 0
+
+
+async def test_an_attempt_took_what_the_server_took(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
+) -> None:
+    """And neither the wait that was decided on, nor the one at the gate, where another has been refused meanwhile."""
+    async with client(await serve(Server(500, 429, 400)), tracing, metering) as session:
+        failing = asyncio.create_task(get(session))
+        await asyncio.sleep(5)
+        refused = asyncio.create_task(get(session))
+        with pytest.raises(LamellaError) as caught:
+            await failing
+        await refused
+    first, second = caught.value.attempts
+    assert (first.status, second.status) == (500, 400)
+    assert [first.took, first.parked, first.waited] == pytest.approx([0.5, 0.0, 15.0])
+    assert [second.took, second.parked, second.waited] == pytest.approx([0.5, 50.0, 0.0])
+    assert "2 attempts in 66 s" in str(caught.value)
+    assert metering.value("lamella.gate.wait") >= 50
+
+
+async def test_who_waited_for_the_pace_when_it_closed_is_counted(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
+) -> None:
+    async with client(await serve(Server(429)), tracing, metering) as session:
+        tasks = [asyncio.create_task(get(session)) for _ in range(7)]
+        await asyncio.sleep(0.1)
+        assert metering.value("lamella.calls.parked") == 3  # four go at once where nothing is known
+        await asyncio.gather(*tasks)
+    [episode] = episodes(tracing)
+    assert given(episode)["lamella.parked_calls"] in (3, 4)  # perhaps the refused one as well
+    assert given(episode)["lamella.refused_sends"] == 1
+
+
+async def test_waiting_for_the_pace_is_no_refusal(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
+) -> None:
+    async with client(await serve(Server()), tracing, metering, limit=Limit(1, 60)) as session:
+        await asyncio.gather(get(session), get(session))
+    [told] = [event for call in calls(tracing) for event in events(call, "lamella.parked")]
+    assert told == {"lamella.wait": pytest.approx(60.5, abs=0.01), "lamella.parked_by": "pace"}
+    assert episodes(tracing) == []
+    assert metering.points("lamella.rate_limit.episodes") == []
+
+
+async def test_whose_turn_comes_too_late_is_told_as_such(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
+) -> None:
+    async with client(await serve(Server(429)), tracing, metering, deadline=50.0) as session:
+        with pytest.raises(TooManyRequests):
+            await get(session)
+        tracing.exporter.clear()
+        with pytest.raises(RateLimited):
+            await get(session)
+    assert given(tracing.call)["error.type"] == "RateLimited"
+    assert given(tracing.call)["lamella.stop_reason"] == "deadline"
+    assert given(tracing.call)["lamella.attempts"] == 0
+    [stop] = events(tracing.call, "lamella.stop")
+    assert (stop["lamella.stop_reason"], stop["error.type"]) == ("deadline", "RateLimited")
+    assert events(tracing.call, "lamella.parked") == []
+    assert tracing.sends == []
+
+
+async def test_a_cancelled_call_waited_as_long_as_it_did(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
+) -> None:
+    async with client(await serve(Server(429)), tracing, metering, attempts=1) as session:
+        with pytest.raises(TooManyRequests):
+            await get(session)
+        tracing.exporter.clear()
+        task = asyncio.create_task(get(session))
+        await asyncio.sleep(7)
+        assert metering.value("lamella.calls.parked") == 1
+        task.cancel()
+        await asyncio.wait([task])
+        assert metering.value("lamella.calls.parked") == 0
+    assert events(tracing.call, "lamella.parked") == [
+        {"lamella.wait": pytest.approx(7), "lamella.parked_by": "refusal"}
+    ]
+    assert given(tracing.call)["lamella.outcome"] == "cancelled"
+    assert tracing.call.status.is_unset
+
+
+async def test_who_shares_a_store_tells_of_his_episode_though_another_was_the_first_to_pass(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
+) -> None:
+    url, store = await serve(Server(429)), JsonStore()
+    async with client(url, tracing, metering, store=store, attempts=1) as here:
+        async with client(url, tracing, metering, store=store) as there:
+            with pytest.raises(TooManyRequests):
+                await get(here)
+            await get(there)
+            assert episodes(tracing) == []
+            await get(here)
+    [episode] = episodes(tracing)
+    assert given(episode)["lamella.refused_sends"] == 1
+    assert metering.value("lamella.rate_limit.episodes") == 1
+
+
+async def test_what_is_learned_of_the_limit_is_told(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
+) -> None:
+    async with client(await serve(Server(*[200] * 10, 429, 200)), tracing, metering, limit=Limit(20, 30)) as session:
+        for _ in range(11):
+            await get(session)
+    [episode] = episodes(tracing)
+    assert (given(episode)["lamella.limit.requests"], given(episode)["lamella.limit.period"]) == (20, 30)
+
+
+@pytest.mark.parametrize("show_key", [False, True])
+async def test_the_key_is_shown_nowhere(
+    serve: Serve,
+    virtual_time: VirtualClock,
+    tracing: Tracing,
+    metering: Metering,
+    caplog: pytest.LogCaptureFixture,
+    show_key: bool,
+) -> None:
+    """In no span, event, metric, line, repr, key or value of a store; a short hash of it where that is asked for."""
+    store = JsonStore()
+    throttle = Throttle(
+        MINUTE,
+        key=lambda _: KEY,
+        store=store,
+        show_key=show_key,
+        tracer_provider=tracing.provider,
+        meter_provider=metering.provider,
+    )
+    with caplog.at_level(logging.DEBUG):
+        layers = stack(MINUTE, throttle, deadline=65.0, tracer_provider=tracing.provider)
+        async with aiohttp.ClientSession(
+            await serve(Server(429)), timeout=aiohttp.ClientTimeout(), middlewares=layers
+        ) as session:
+            first = asyncio.create_task(get(session))
+            await asyncio.sleep(1)
+            others = [asyncio.create_task(get(session)) for _ in range(3)]
+            await asyncio.sleep(1)
+            shown = [repr(throttle), repr(layers), *map(repr, asyncio.all_tasks())]
+            store.fails = lambda: 1 / 0
+            await asyncio.gather(first, *others)
+            store.fails = None
+            url = str(session._base_url)
+    async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=layers) as session:
+        [account] = throttle._accounts.values()
+        # As if another process had been refused.
+        store.texts = {key: text.replace('"closed_until": ', '"closed_until": 9') for key, text in store.texts.items()}
+        await asyncio.sleep(10)
+        with pytest.raises(RateLimited) as caught:
+            await get(session)
+    shown += [span.to_json() for span in tracing.spans]
+    shown += [json.dumps([metering.points(name) for name in metering.metrics])]
+    shown += [record.getMessage() + repr(vars(record)) for record in caplog.records]
+    shown += [*store.texts, *store.texts.values(), repr(store.texts)]
+    shown += [repr(caught.value), str(caught.value), repr(vars(caught.value)), repr(account)]
+    text = "\n".join(shown)
+    assert KEY not in text
+    assert KEY.encode().hex() not in text
+    short = account.name[:8]
+    [episode] = episodes(tracing)
+    assert given(episode).get("lamella.key_hash") == (short if show_key else None)
+    told = [record.getMessage() for record in caplog.records if "limited the rate" in record.getMessage()]
+    assert [short in line for line in told] == [show_key]
+    assert short not in json.dumps([metering.points(name) for name in metering.metrics])
+
+
+def test_the_short_hash_is_the_same_in_every_process() -> None:
+    """Whatever seed Python hashes with: two processes that share a store, or a dashboard, mean the same account."""
+    script = f"from lamella.layers.throttle import _name; print(_name('https://api.example.com', {KEY!r}))"
+    mine = _name("https://api.example.com", KEY)
+    for seed in ("1", "2"):
+        ran = subprocess.run(  # noqa: S603
+            [sys.executable, "-c", script], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        )
+        assert ran.stdout.strip() == mine
+    assert _name("https://api.example.com", KEY + "x")[:8] != mine[:8]
+    assert _name("https://other.example.com", KEY)[:8] != mine[:8]

@@ -1,0 +1,192 @@
+"""One total limit, through all layers and down into whatever they call."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+import pytest
+from aiohttp import web
+from tests.conftest import Handler, Tracing
+
+from lamella import (
+    AttemptTimeout,
+    Backoff,
+    HeaderAuth,
+    LamellaError,
+    RateLimited,
+    Rule,
+    RuleBook,
+    StopReason,
+    deadline,
+    stack,
+)
+from lamella.deadlines import inherited
+from lamella.testing import VirtualClock
+
+Serve = Callable[[Handler], Awaitable[str]]
+RULES = RuleBook(
+    Rule(429, "Too Many Requests", retry=Backoff(60, jitter=0)),
+    Rule(503, "Service Unavailable", retry=Backoff(10, jitter=0)),
+)
+
+
+class Server:
+    def __init__(self, *statuses: int, latency: float = 0.0) -> None:
+        self.statuses = list(statuses)
+        self.latency = latency
+        self.requests = 0
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        self.requests += 1
+        status = self.statuses.pop(0) if self.statuses else 200
+        await asyncio.sleep(self.latency)
+        return web.Response(status=status)
+
+
+def client(url: str, **options: float) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=stack(RULES, **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seconds", [0, -1, -0.0, math.inf, -math.inf, math.nan])
+async def test_it_is_a_number_of_seconds(seconds: float) -> None:
+    with pytest.raises(ValueError, match=f"greater than 0, not {seconds!r}"):
+        with deadline(seconds):
+            pass
+    assert inherited() is None
+
+
+def test_it_needs_a_loop() -> None:
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        with deadline(1):
+            pass
+
+
+async def test_the_earlier_end_counts_and_the_outer_one_comes_back(virtual_time: VirtualClock) -> None:
+    now = virtual_time.now
+    with deadline(10):
+        with deadline(5):
+            assert inherited() == now + 5
+            with deadline(100):
+                assert inherited() == now + 5
+        assert inherited() == now + 10
+        with pytest.raises(LookupError), deadline(1):
+            raise LookupError
+        assert inherited() == now + 10
+    assert inherited() is None
+
+
+async def test_it_holds_for_the_tasks_started_inside_and_for_no_other(virtual_time: VirtualClock) -> None:
+    async def look() -> float | None:
+        await asyncio.sleep(1)
+        return inherited()
+
+    now = virtual_time.now
+    before = asyncio.create_task(look())
+    with deadline(5):
+        inside = asyncio.create_task(look())
+    after = asyncio.create_task(look())
+    assert [await before, await inside, await after] == [None, now + 5, None]
+
+
+async def test_the_waits_and_the_sends_of_all_calls_together(serve: Serve, virtual_time: VirtualClock) -> None:
+    server = Server(503, 200, 503, 503, latency=1.0)
+    async with client(await serve(server)) as session:
+        began = virtual_time.now
+        with deadline(30):
+            await session.get("/")  # 1 + 10 + 1 s
+            assert virtual_time.now - began == pytest.approx(12)
+            with pytest.raises(LamellaError) as caught:
+                await session.get("/")  # 1 + 10 + 1 s, and then no 20 s more
+        assert virtual_time.now - began == pytest.approx(24)
+        assert caught.value.stopped is StopReason.DEADLINE
+        assert [record.status for record in caught.value.attempts] == [503, 503]
+        await session.get("/")
+    assert server.requests == 5
+
+
+async def test_the_sessions_own_is_kept_where_it_is_earlier(serve: Serve, virtual_time: VirtualClock) -> None:
+    async with client(await serve(Server(latency=60.0)), deadline=3.0) as session:
+        for outer, took in ((10.0, 3.0), (2.0, 2.0)):
+            began = virtual_time.now
+            with deadline(outer), pytest.raises(AttemptTimeout) as caught:
+                await session.get("/")
+            assert virtual_time.now - began == pytest.approx(took)
+            assert caught.value.stopped is StopReason.DEADLINE
+
+
+async def test_over_before_it_begins_nothing_is_sent(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing
+) -> None:
+    server = Server()
+    async with client(await serve(server), tracer_provider=tracing.provider) as session:  # type: ignore[arg-type]
+        with deadline(5):
+            await asyncio.sleep(6)
+            with pytest.raises(LamellaError) as caught:
+                await session.get("/")
+    assert server.requests == 0
+    assert caught.value.stopped is StopReason.DEADLINE
+    assert caught.value.attempts == ()
+    assert tracing.sends == []
+
+
+async def test_a_call_made_meanwhile_has_no_longer_than_is_left(serve: Serve, virtual_time: VirtualClock) -> None:
+    """A function for the auth headers fetches a token, through a session with layers of its own."""
+    tokens = Server(503, 503, 503)
+    main = Server(503)
+    main_url = await serve(main)
+    ends: list[float | None] = []
+
+    async with client(await serve(tokens)) as other:
+
+        async def token() -> str:
+            ends.append(inherited())
+            async with other.get("/token"):
+                return "Bearer token"
+
+        layers = stack(RULES, auth=HeaderAuth({"Authorization": token}, origin=main_url), deadline=35.0)
+        async with aiohttp.ClientSession(main_url, timeout=aiohttp.ClientTimeout(), middlewares=layers) as session:
+            began = virtual_time.now
+            with pytest.raises(LamellaError) as caught:
+                await session.get("/")  # the token after 10 s + 20 s, and then no 40 s more
+            assert virtual_time.now - began == pytest.approx(30)
+            assert ends == [began + 35]
+            assert caught.value.stopped is StopReason.DEADLINE
+            assert tokens.requests == 3
+            assert main.requests == 0
+            assert inherited() is None
+
+
+async def test_a_task_started_by_such_a_function_inherits_it_too(serve: Serve, virtual_time: VirtualClock) -> None:
+    url = await serve(Server())
+    ends: list[float | None] = []
+
+    async def look() -> None:
+        ends.append(inherited())
+
+    async def token() -> str:
+        await asyncio.create_task(look())
+        return "Bearer token"
+
+    layers = stack(RULES, auth=HeaderAuth({"Authorization": token}, origin=url), deadline=35.0)
+    async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=layers) as session:
+        began = virtual_time.now
+        await session.get("/")
+    assert ends == [began + 35]
+
+
+async def test_the_time_at_the_gate_is_in_it(serve: Serve, virtual_time: VirtualClock) -> None:
+    server = Server(429)
+    async with client(await serve(server), attempts=1) as session:
+        with pytest.raises(LamellaError):
+            await session.get("/")
+        with deadline(59), pytest.raises(RateLimited) as caught:
+            await session.get("/")
+        assert caught.value.stopped is StopReason.DEADLINE
+        began = virtual_time.now
+        with deadline(61):
+            await session.get("/")
+        assert virtual_time.now - began == pytest.approx(60)
+    assert server.requests == 2

@@ -1,0 +1,529 @@
+"""The queue before an account's gate: nobody is forgotten, nobody is overtaken, nobody passes while it is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import time
+from asyncio import timeouts
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lamella import Limit
+from lamella.call import Call
+from lamella.gate import Gate
+from lamella.policy import Backoff
+from lamella.policy.pace import Hold, Pace, Sent, answered, earliest, lost, next_turn, refused
+from lamella.testing import FixedWindow, SlidingWindow, TokenBucket, VirtualTimeLoop, run_virtual
+from lamella.testing import Limit as ServersLimit
+
+T = TypeVar("T")
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """In virtual time; afterwards no timer is left that would do anything."""
+
+    async def and_look() -> T:
+        result = await main
+        left = [timer for timer in timers() if not timer.cancelled()]
+        assert left == []
+        return result
+
+    return run_virtual(and_look())
+
+
+def timers() -> list[asyncio.TimerHandle]:
+    return list(vars(asyncio.get_running_loop())["_scheduled"])
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@dataclass
+class Account:
+    """What a ``Throttle`` does with a gate, and a server of its own; the store takes *slow* seconds on each way."""
+
+    limit: ServersLimit | None = None
+    stated: Limit | None = None
+    slow: float = 0.0
+    pace: Pace = field(default_factory=Pace)
+    parked: int = 0
+    asking: int = 0
+    random: random.Random = field(default_factory=lambda: random.Random(0))
+    sent: list[Call] = field(default_factory=list)
+    """In the order in which they were let go."""
+    waiting: dict[Call, float] = field(default_factory=dict)
+    """Since when they wait."""
+    overtaken: list[str] = field(default_factory=list)
+    opens: float = 0.0
+    watched: bool = True
+    """Whether to look out for calls that were overtaken, which takes its time."""
+
+    def __post_init__(self) -> None:
+        self.gate = Gate(self.ask, self.count)
+        self.limiter = self.limit.limiter() if self.limit else None
+
+    def count(self, number: int) -> None:
+        self.parked += number
+
+    async def store(self) -> None:
+        if self.slow:
+            await asyncio.sleep(self.slow * self.random.random())
+
+    async def ask(self, call: Call, in_flight: int, ahead: int) -> Sent | Hold:
+        if ahead:
+            await self.store()
+            if self.stated is None:
+                return Hold(None, closed=False)
+            return Hold(earliest(self.pace, now(), in_flight, ahead, self.stated), closed=False)
+        self.asking += 1
+        began = now()
+        assert self.asking == 1, "two ask at once, of the same sends in flight"
+        try:
+            await self.store()
+            answer = next_turn(self.pace, now(), in_flight, 60.0, self.stated)
+            if isinstance(answer, Sent):
+                assert now() >= self.opens, "let go while the gate is closed"
+                assert call.turn is not None
+                for other, since in self.waiting.items() if self.watched else ():
+                    if other is not call and since < began and other.turn is not None and other.turn < call.turn:
+                        self.overtaken.append(f"{call.turn} came before {other.turn}")
+            await self.store()
+            return answer
+        finally:
+            self.asking -= 1
+
+    async def send(self, call: Call, latency: float, status: int | None = None) -> int | Hold:
+        """The status of one send, None for *status* meaning what the limit says. A Hold: its turn came too late."""
+        self.waiting[call] = now()
+        call.parked = None
+        try:
+            answer = await self.gate.enter(call)
+        finally:
+            del self.waiting[call]
+        if isinstance(answer, Hold):
+            return answer
+        self.sent.append(call)
+        try:
+            try:
+                await asyncio.sleep(latency / 2)
+                if status is None:
+                    status = 429 if self.limiter and self.limiter.allow(now()) > 0 else 200
+                await asyncio.sleep(latency / 2)
+            except BaseException:
+                lost(self.pace, now())
+                raise
+            await self.store()
+            if status == 429:
+                wait = refused(self.pace, now(), answer, Backoff(60), None)
+                if wait is not None:
+                    self.opens = now() + wait
+                    self.gate.close(self.opens)
+            else:
+                answered(self.pace, now(), answer, self.gate.in_flight - 1, self.stated)
+            return status
+        finally:
+            self.gate.left()
+
+    def is_at_rest(self) -> None:
+        assert (self.gate.in_flight, self.gate.waiting, self.parked, self.asking) == (0, 0, 0, 0)
+
+
+def call(deadline: float | None = None) -> Call:
+    made = Call()
+    made.deadline = deadline
+    return made
+
+
+async def close(account: Account) -> None:
+    """Let one call be refused, so that the gate is closed for a minute."""
+    assert await account.send(call(), 0.0, 429) == 429
+    assert account.gate.closed_until == now() + 60
+
+
+def test_who_need_not_wait_does_not() -> None:
+    async def main() -> None:
+        account = Account()
+        first = call()
+        assert await account.send(first, 0.5) == 200
+        assert now() == 0.5
+        assert (first.parked, first.gate_wait, account.gate.parked) == (None, 0.0, 0)
+        account.is_at_rest()
+
+    run(main())
+
+
+def test_everybody_waits_for_a_closed_gate_and_goes_in_order() -> None:
+    async def main() -> None:
+        account = Account()
+        await close(account)
+        calls = [call() for _ in range(20)]
+        tasks = [asyncio.create_task(account.send(each, 0.1)) for each in calls]
+        await asyncio.sleep(30)
+        assert (len(account.sent), account.gate.waiting, account.gate.parked, account.parked) == (1, 20, 20, 20)
+        assert {each.parked for each in calls} == {(0.0, 60.0)}
+        assert await asyncio.gather(*tasks) == [200] * 20
+        assert account.sent[1:] == calls
+        assert all(each.gate_wait >= 60 for each in calls)
+        account.is_at_rest()
+
+    run(main())
+
+
+@pytest.mark.parametrize("slow", [0.0, 0.2])
+def test_a_call_that_comes_again_keeps_its_place_before_the_younger(slow: float) -> None:
+    """Also one that did not have to wait the first time."""
+
+    async def main() -> None:
+        account = Account(slow=slow)
+        refused_call = call()
+        assert await account.send(refused_call, 0.1, 429) == 429
+        younger = [call() for _ in range(5)]
+        tasks = [asyncio.create_task(account.send(each, 0.1)) for each in younger]
+        await asyncio.sleep(50)
+        tasks.append(asyncio.create_task(account.send(refused_call, 0.1)))
+        await asyncio.gather(*tasks)
+        assert account.sent[1:] == [refused_call, *younger]
+        assert account.overtaken == []
+        account.is_at_rest()
+
+    run(main())
+
+
+@pytest.mark.parametrize("slow", [0.0, 0.2])
+def test_two_that_come_together_do_not_both_take_the_last_place(slow: float) -> None:
+    """While one waits for a slow store, the other has not been told of it yet."""
+
+    async def main() -> None:
+        account = Account(SlidingWindow(1, 60), Limit(1, 60), slow=slow)
+        assert await asyncio.gather(*(account.send(call(), 0.1) for _ in range(3))) == [200] * 3
+        assert now() > 120
+        account.is_at_rest()
+
+    run(main())
+
+
+def test_whose_turn_would_come_too_late_does_not_wait_for_it() -> None:
+    async def main() -> None:
+        account = Account()
+        await close(account)
+        hasty, patient = call(60.0), call(60.1)
+        assert await account.send(hasty, 0.0) == Hold(60.0, closed=True)
+        assert (now(), hasty.parked) == (0.0, None)
+        assert await account.send(patient, 0.0) == 200
+        account.is_at_rest()
+
+    run(main())
+
+
+def test_behind_others_too() -> None:
+    async def main() -> None:
+        account = Account()
+        await close(account)
+        first = asyncio.create_task(account.send(call(), 0.0))
+        await asyncio.sleep(10)
+        assert await account.send(call(59.0), 0.0) == Hold(50.0, closed=True)
+        assert now() == 10
+        assert await first == 200
+        account.is_at_rest()
+
+    run(main())
+
+
+def test_with_a_stated_limit_its_place_in_the_queue_counts() -> None:
+    async def main() -> None:
+        account = Account(stated=Limit(10, 60))
+        tasks = [asyncio.create_task(account.send(call(), 0.0)) for _ in range(25)]  # the last five: after two minutes
+        await asyncio.sleep(1)
+        assert await account.send(call(119.0), 0.0) == Hold(119.0, closed=False)
+        late = asyncio.create_task(account.send(call(121.0), 0.0))
+        await asyncio.sleep(0)
+        assert account.gate.waiting == 16
+        again = call(59.0)
+        again.turn = -1  # as one that is sent again: only the next window is too late for it
+        assert await account.send(again, 0.0) == Hold(59.0, closed=False)
+        assert await asyncio.gather(*tasks, late) == [200] * 26
+        account.is_at_rest()
+
+    run(main())
+
+
+def test_a_refusal_meanwhile_ends_the_wait_of_those_who_cannot_wait_so_long() -> None:
+    async def main() -> None:
+        account = Account()
+        on_its_way = asyncio.create_task(account.send(call(), 50.0, 429))
+        account.pace.reach = 1.0
+        await asyncio.sleep(0)
+        first, second, third = (asyncio.create_task(account.send(call(end), 0.0)) for end in (None, 100.0, 111.0))
+        await asyncio.sleep(1)
+        assert account.gate.waiting == 3
+        assert account.gate.closed_until == 0
+        assert await second == Hold(60.0, closed=True)
+        assert now() == 50
+        await on_its_way
+        assert [await first, await third] == [200, 200]
+        assert now() == 110
+        account.is_at_rest()
+
+    run(main())
+
+
+def test_a_refusal_that_only_the_store_knows_of_ends_it_too() -> None:
+    """Another process was refused: the first in the queue finds it out when it asks."""
+
+    async def main() -> None:
+        account = Account()
+        account.pace.reach = 1.0
+        busy = asyncio.create_task(account.send(call(), 50.0))
+        await asyncio.sleep(0)
+        first = asyncio.create_task(account.send(call(), 0.0))
+        second = asyncio.create_task(account.send(call(100.0), 0.0))
+        await asyncio.sleep(10)
+        account.pace.closed_until = account.opens = 300.0
+        assert await second == Hold(250.0, closed=True)
+        assert now() == 50
+        await asyncio.gather(busy, first)
+        assert now() == 300
+        account.is_at_rest()
+
+    run(main())
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("slow", [0.0, 0.2])
+def test_a_cancelled_call_leaves_nothing_behind_and_the_next_one_goes(which: int, slow: float) -> None:
+    async def main() -> None:
+        account = Account(slow=slow)
+        await account.send(call(), 0.0, 429)
+        tasks = [asyncio.create_task(account.send(call(), 0.1)) for _ in range(3)]
+        await asyncio.sleep(30)
+        assert account.parked == 3
+        tasks[which].cancel()
+        await asyncio.sleep(1)
+        assert tasks[which].cancelled()
+        assert (account.parked, account.gate.waiting) == (2, 2)
+        await asyncio.sleep(60)
+        assert [task.result() for task in tasks if not task.cancelled()] == [200, 200]
+        account.is_at_rest()
+
+    run(main())
+
+
+def test_cancelled_at_any_moment_it_leaves_nothing_behind() -> None:
+    """At each step of the loop from its first to its last."""
+
+    async def at(steps: int) -> bool:
+        account = Account(slow=0.2, random=random.Random(steps))
+        account.pace.reach = 1.0
+        first = asyncio.create_task(account.send(call(), 0.3))
+        other = asyncio.create_task(account.send(call(), 0.3))
+        last = asyncio.create_task(account.send(call(), 0.3))
+        for _ in range(steps):
+            await asyncio.sleep(0.01)
+        over = other.done()
+        other.cancel()
+        await asyncio.wait([first, other, last], timeout=60)
+        assert first.done()
+        assert last.done()
+        account.is_at_rest()
+        return over
+
+    steps = 0
+    while not run(at(steps)):
+        steps += 1
+    assert steps > 50
+
+
+def test_an_error_of_what_it_asks_is_the_callers_and_the_next_one_asks() -> None:
+    async def main() -> None:
+        asked: list[Call] = []
+
+        async def ask(asking: Call, in_flight: int, ahead: int) -> Sent | Hold:
+            asked.append(asking)
+            await asyncio.sleep(1)
+            if len(asked) == 1:
+                raise LookupError
+            return Sent(0, now())
+
+        gate = Gate(ask, lambda _: None)
+        first = asyncio.create_task(gate.enter(call()))
+        await asyncio.sleep(0)
+        assert isinstance(await gate.enter(call()), Sent)
+        with pytest.raises(LookupError):
+            await first
+        assert (gate.in_flight, gate.waiting) == (1, 0)
+
+    run(main())
+
+
+def burden(calls: int) -> float:
+    """What it takes to park so many at a closed gate, with a deadline each; to cancel them; and to let them go."""
+
+    async def main() -> None:
+        account = Account(stated=Limit(calls // 10, 60), watched=False)
+        await close(account)
+        for order in (1, -1):
+            tasks = [asyncio.create_task(account.send(call(1e9), 0.0)) for _ in range(calls)]
+            await asyncio.sleep(0)
+            assert account.parked == calls
+            for task in tasks[calls // 2 :]:
+                task.cancel()
+            for number, task in enumerate(tasks[: calls // 2][::order]):
+                task.cancel()
+                if not number % 10:
+                    await asyncio.sleep(0)
+            await asyncio.wait(tasks)
+            account.is_at_rest()
+        tasks = [asyncio.create_task(account.send(call(1e9), 0.0)) for _ in range(calls)]
+        assert await asyncio.gather(*tasks) == [200] * calls
+        assert now() < 60 * 11.1
+        account.is_at_rest()
+
+    began = time.process_time()
+    run(main())
+    return time.process_time() - began
+
+
+def test_ten_thousand_at_a_closed_gate_are_no_burden() -> None:
+    """Ten times as many take some ten times as long: with anything quadratic in it, it would be a hundred times."""
+    assert burden(10_000) < 40 * min(burden(1000) for _ in range(3))
+
+
+def test_those_cancelled_behind_a_first_that_waits_long_do_not_pile_up() -> None:
+    async def main() -> None:
+        account = Account()
+        await close(account)
+        first = asyncio.create_task(account.send(call(), 0.0))
+        for _ in range(1000):
+            task = asyncio.create_task(account.send(call(), 0.0))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            assert len(account.gate._queue) <= 3
+        assert await first == 200
+        account.is_at_rest()
+
+    run(main())
+
+
+def test_one_that_comes_again_while_a_younger_asks_is_told_when_that_has_its_answer() -> None:
+    async def main() -> None:
+        younger, older = call(), call()
+        older.turn = -1
+
+        async def ask(asking: Call, in_flight: int, ahead: int) -> Sent | Hold:
+            await asyncio.sleep(1)
+            return Hold(1000.0, closed=False) if asking is younger else Sent(0, now())
+
+        gate = Gate(ask, lambda _: None)
+        waits = asyncio.create_task(gate.enter(younger))
+        await asyncio.sleep(0.5)
+        assert isinstance(await gate.enter(older), Sent)
+        assert now() == 2
+        waits.cancel()
+        await asyncio.wait([waits])
+
+    run(main())
+
+
+def test_those_left_in_a_loop_that_is_closed_go_silently() -> None:
+    loop = VirtualTimeLoop()
+    told: list[object] = []
+    loop.set_exception_handler(lambda _, context: told.append(context["message"]))
+    tasks: list[asyncio.Task[int | Hold]] = []
+
+    async def main() -> None:
+        account = Account()
+        await close(account)
+        tasks.extend(asyncio.create_task(account.send(call(), 0.0)) for _ in range(3))
+        await asyncio.sleep(1)
+
+    loop.run_until_complete(main())
+    loop.close()
+    tasks.clear()
+    gc.collect()  # what goes wrong here, pytest makes a warning of, and so a failure
+    assert told == ["Task was destroyed but it is pending!"] * 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of one call."""
+
+    comes: float
+    latency: float
+    statuses: tuple[int | None, ...]
+    """Of its sends. None: what the limit says."""
+    patience: float | None
+    """For how long it may wait in all."""
+    cancelled: float | None
+    """How long after it came."""
+
+
+PLANS = st.lists(
+    st.builds(
+        Plan,
+        comes=st.sampled_from([0.0, 0.0, 0.1, 1.0, 30.0, 59.9, 60.0, 61.0, 150.0]),
+        latency=st.sampled_from([0.0, 0.1, 5.0, 70.0]),
+        statuses=st.lists(st.sampled_from([None, None, 200, 500, 429]), min_size=1, max_size=3).map(tuple),
+        patience=st.sampled_from([None, None, 0.05, 10.0, 60.0, 200.0]),
+        cancelled=st.sampled_from([None, None, None, 0.0, 0.05, 1.0, 45.0, 60.0, 100.0]),
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+@settings(max_examples=300)
+@given(
+    plans=PLANS,
+    limit=st.sampled_from([None, FixedWindow(3, 60), SlidingWindow(2, 60), TokenBucket(0.1, 4)]),
+    stated=st.sampled_from([None, None, Limit(3, 60)]),
+    slow=st.sampled_from([0.0, 0.0, 0.3]),
+    seed=st.integers(0, 99),
+)
+def test_whatever_happens_nobody_is_forgotten(
+    plans: list[Plan], limit: ServersLimit | None, stated: Limit | None, slow: float, seed: int
+) -> None:
+    """Successes, 429s, 500s, cancellations and deadlines, in any order."""
+
+    async def live(account: Account, plan: Plan) -> None:
+        await asyncio.sleep(plan.comes)
+        mine = call(None if plan.patience is None else now() + plan.patience)
+        try:
+            async with timeouts.timeout_at(mine.deadline):
+                for number, status in enumerate(plan.statuses):
+                    if isinstance(answer := await account.send(mine, plan.latency, status), Hold):
+                        assert mine.deadline is not None
+                        assert answer.seconds is not None
+                        assert now() + answer.seconds >= mine.deadline
+                        return
+                    if answer == 200:
+                        return
+                    await asyncio.sleep(60 * 2**number if answer == 429 else 15)
+        except TimeoutError:
+            assert mine.deadline is not None
+            assert now() >= mine.deadline
+
+    async def main() -> None:
+        account = Account(limit, stated, slow, random=random.Random(seed))
+        tasks = [asyncio.create_task(live(account, plan)) for plan in plans]
+        for task, plan in zip(tasks, plans, strict=True):
+            if plan.cancelled is not None:
+                timer = asyncio.get_running_loop().call_later(plan.comes + plan.cancelled, task.cancel)
+                task.add_done_callback(lambda _, timer=timer: timer.cancel())  # type: ignore[misc]
+        await asyncio.wait(tasks, timeout=200_000)
+        assert all(task.done() for task in tasks), "somebody waits for ever"
+        for task, plan in zip(tasks, plans, strict=True):
+            assert not task.cancelled() or plan.cancelled is not None
+            assert task.cancelled() or task.exception() is None
+        account.is_at_rest()
+        assert account.overtaken == []
+
+    run(main())

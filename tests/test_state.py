@@ -1,0 +1,321 @@
+"""Stores: what they keep, and that no call fails because one does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar, TypeVarTuple, cast
+
+import pytest
+from opentelemetry import trace
+from tests.conftest import Tracing
+
+from lamella.state import MemoryStore, SharedState, Store
+from lamella.testing import VirtualClock
+
+S = TypeVar("S")
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+
+SECRET = "zq-store-pa55word"
+AHEAD = 1e6
+
+
+class JsonStore:
+    """As one beyond a network: each state is a text, each update takes its time, and its clock is not the loop's.
+
+    It compares and swaps: now and then another was quicker, and the change is applied again to the newer state.
+    """
+
+    def __init__(self, *, slow: float = 0.004, seed: int = 0) -> None:
+        self.texts: dict[str, str] = {}
+        self.asked = 0
+        self.again = 0
+        self.slow = slow
+        self.random = random.Random(seed)
+        self.fails: Callable[[], object] | None = None
+        """What it does in place of an update. None: it works."""
+
+    async def update(self, key: str, new: Callable[[], S], change: Callable[[S, float, *Ts], R], *args: *Ts) -> R:
+        self.asked += 1
+        if self.fails is not None:
+            answer: Any = self.fails()
+            answer = await answer if asyncio.isfuture(answer) or asyncio.iscoroutine(answer) else answer
+            return cast(R, answer)
+        await self.wait()
+        if self.random.random() < 0.3:
+            self.again += 1
+            change(self.state(key, new), self.now(), *args)
+            await self.wait()
+        state = self.state(key, new)
+        result = change(state, self.now(), *args)
+        self.texts[key] = json.dumps(asdict(state))  # type: ignore[call-overload]
+        await self.wait()
+        return result
+
+    def state(self, key: str, new: Callable[[], S]) -> S:
+        text = self.texts.get(key)
+        return new() if text is None else type(new())(**json.loads(text))
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time() + AHEAD
+
+    async def wait(self) -> None:
+        if self.slow:
+            await asyncio.sleep(self.slow * self.random.random())
+
+
+@dataclass
+class Tally:
+    count: int = 0
+    moments: list[float] = field(default_factory=list)
+
+
+def add(tally: Tally, now: float, number: int) -> int:
+    tally.count += number
+    tally.moments.append(now)
+    return tally.count
+
+
+def moments_of(tally: Tally, _now: float) -> list[float]:
+    return list(tally.moments)
+
+
+def forget(tally: Tally, _now: float) -> None:
+    tally.count = 0
+
+
+async def total(state: SharedState | Store, key: str = "key") -> int:
+    if isinstance(state, SharedState):
+        return await state.update(None, key, Tally, add, 0)
+    return await state.update(key, Tally, add, 0)
+
+
+@pytest.mark.parametrize("keys", [0, -1])
+def test_a_memory_store_keeps_at_least_one(keys: int) -> None:
+    with pytest.raises(ValueError, match=f"keys must be at least 1, not {keys}"):
+        MemoryStore(keys)
+
+
+async def test_a_memory_store_keeps_what_was_used_last() -> None:
+    store = MemoryStore(3)
+    for key in ("a", "b", "c", "a", "d", "e"):
+        await store.update(key, Tally, add, 1)
+        assert len(store) <= 3
+    assert [await total(store, key) for key in ("a", "d", "e")] == [2, 1, 1]
+    assert [await total(store, key) for key in ("b", "c")] == [0, 0]
+
+
+async def test_a_hundred_thousand_accounts_are_bounded() -> None:
+    store = MemoryStore()
+    for number in range(100_000):
+        await store.update(str(number), Tally, add, 1)
+        assert len(store) <= 10_000
+    assert await total(store, "99999") == 1
+    assert await total(store, "0") == 0
+
+
+async def test_a_memory_store_goes_by_the_loops_clock_or_by_another(virtual_time: VirtualClock) -> None:
+    moments = []
+    for store in (MemoryStore(), MemoryStore(clock=lambda: 7.0)):
+        await asyncio.sleep(1)
+        await store.update("key", Tally, lambda _, now: moments.append(now))
+    assert moments == [virtual_time.now - 1, 7.0]
+
+
+@pytest.mark.parametrize("name", ["patience", "pause"])
+@pytest.mark.parametrize("value", [0, -1, math.inf, math.nan])
+def test_bad_arguments(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be .* not {value}"):
+        SharedState(None, **{name: value})
+
+
+async def test_those_who_share_a_store_share_a_state(virtual_time: VirtualClock) -> None:
+    for store in (MemoryStore(), JsonStore()):
+        here, there = SharedState(store), SharedState(store)
+        for _ in range(20):
+            await asyncio.gather(here.update(None, "key", Tally, add, 1), there.update(None, "key", Tally, add, 1))
+        assert await total(here) == await total(there) == 40
+    assert isinstance(store, JsonStore)
+    assert store.again > 5
+    assert list(store.texts) == ["key"]
+
+
+async def test_those_who_do_not_share_one_have_each_their_own() -> None:
+    here, there = SharedState(None), SharedState(None)
+    await here.update(None, "key", Tally, add, 1)
+    assert (await total(here), await total(there)) == (1, 0)
+
+
+def never() -> asyncio.Future[object]:
+    return asyncio.get_running_loop().create_future()
+
+
+def cancelled() -> asyncio.Future[object]:
+    """Something inside of the store was cancelled: a connection's reader, for one."""
+    future = never()
+    future.cancel()
+    return future
+
+
+def failure() -> object:
+    raise ConnectionError(f"redis://user:{SECRET}@redis.example")
+
+
+async def late_failure() -> object:
+    await asyncio.sleep(0.1)
+    raise LookupError(SECRET)
+
+
+async def too_slow() -> object:
+    await asyncio.sleep(1)
+    return 1
+
+
+FAILURES = {
+    "raises": (failure, "ConnectionError"),
+    "raises later": (late_failure, "LookupError"),
+    "never answers": (never, "TimeoutError"),
+    "is too slow": (too_slow, "TimeoutError"),
+    "is cancelled": (cancelled, "CancelledError"),
+    "answers None": (lambda: None, "TypeError"),
+    "answers a text": (lambda: SECRET, "TypeError"),
+    "answers something else": (object, "TypeError"),
+}
+
+
+@pytest.mark.parametrize("how", FAILURES)
+async def test_where_it_fails_what_is_known_here_has_to_do(
+    how: str, virtual_time: VirtualClock, tracing: Tracing, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it has told before is known here; one warning tells of it; when it is well again, it is asked again."""
+    store = JsonStore(slow=0)
+    state = SharedState(store)
+    assert await state.update(None, "key", Tally, add, 5) == 5
+    store.fails, kind = FAILURES[how]
+    began = virtual_time.now
+    span = tracing.provider.get_tracer("lamella").start_span("lamella GET", kind=trace.SpanKind.INTERNAL)
+    span.set_attributes({"http.request.method": "GET"})
+    with caplog.at_level(logging.INFO, "lamella"):
+        # All of them at once, and some more a little later.
+        assert sorted(await asyncio.gather(*(state.update(span, "key", Tally, add, 1) for _ in range(9)))) == [
+            *range(6, 15)
+        ]
+        assert virtual_time.now - began <= 0.25
+        asked = store.asked
+        await asyncio.sleep(1)
+        assert await state.update(span, "key", Tally, add, 1) == 15
+        assert store.asked == asked
+    [line] = caplog.records
+    assert (line.levelname, vars(line)["lamella.store_error"]) == ("WARNING", kind)
+    assert SECRET not in caplog.text
+    span.end()
+    [event] = tracing.spans[0].events
+    assert (event.name, dict(event.attributes or {})) == ("lamella.store_failed", {"error.type": kind})
+
+    store.fails = None
+    await asyncio.sleep(5)
+    assert await total(state) == 5
+    assert await state.update(None, "key", Tally, add, 1) == 6
+    assert json.loads(store.texts["key"])["count"] == 6
+
+
+async def test_a_state_that_the_store_garbled_is_a_failure(virtual_time: VirtualClock) -> None:
+    store = JsonStore()
+    state = SharedState(store)
+    await state.update(None, "key", Tally, add, 5)
+    for text in ("", "null", "[]", '{"count": null, "moments": []}', '{"other": 1}', '{"count": 1, "moments": 1}'):
+        store.texts["key"] = text
+        await asyncio.sleep(6)
+        assert await state.update(None, "key", Tally, add, 1) > 5
+        assert store.texts["key"] == text
+
+
+async def test_while_one_asks_whether_it_is_well_the_others_do_not_wait(virtual_time: VirtualClock) -> None:
+    store = JsonStore(slow=0)
+    state = SharedState(store)
+    store.fails = never
+    await total(state)
+    await asyncio.sleep(5)
+    asked, began = store.asked, virtual_time.now
+    took = []
+
+    async def one() -> None:
+        await total(state)
+        took.append(virtual_time.now - began)
+
+    await asyncio.gather(*(one() for _ in range(9)))
+    assert store.asked == asked + 1
+    assert sorted(took) == [*[0.0] * 8, 0.25]
+
+
+async def test_no_state_holds_moments_by_two_clocks(virtual_time: VirtualClock) -> None:
+    """What was noted by the store's clock is compared with the time in a fallback, and the other way round."""
+    store = JsonStore(slow=0)
+    state = SharedState(store)
+    moments: list[list[float]] = []
+    began = virtual_time.now + AHEAD
+    for failing in (False, True, False):
+        store.fails = failure if failing else None
+        await asyncio.sleep(5)
+        await state.update(None, "key", Tally, add, 1)
+        moments.append(await state.update(None, "key", Tally, moments_of))
+    assert moments == [[began + 5], [began + 5, began + 10], [began + 5, began + 15]]
+
+
+async def test_a_store_that_comes_up_later_makes_its_clock_the_one(virtual_time: VirtualClock) -> None:
+    store = JsonStore(slow=0)
+    store.fails = failure
+    state = SharedState(store)
+    await state.update(None, "key", Tally, add, 1)
+    await state.update(None, "other", Tally, add, 1)
+    store.fails = None
+    await asyncio.sleep(5)
+    await state.update(None, "key", Tally, add, 1)
+    store.fails = failure
+    seen: list[float] = []
+    for key in ("key", "other"):
+        await state.update(None, key, Tally, add, 1)
+        seen += await state.update(None, key, Tally, moments_of)
+    assert len(seen) == 3
+    assert all(moment >= AHEAD for moment in seen)
+
+
+@pytest.mark.parametrize("steps", range(4))
+async def test_a_caller_that_is_cancelled_is_cancelled(virtual_time: VirtualClock, steps: int) -> None:
+    """At whatever moment; and it says nothing against the store."""
+    store = JsonStore(slow=1)
+    store.random.seed(3)
+    state = SharedState(store, patience=60)
+    task = asyncio.create_task(state.update(None, "key", Tally, add, 1))
+    await asyncio.sleep(0.2 * steps)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    asked = store.asked
+    await total(state)
+    assert store.asked == asked + 1
+
+
+async def test_a_change_without_an_answer_is_applied(virtual_time: VirtualClock) -> None:
+    store = JsonStore()
+    state = SharedState(store)
+    await state.update(None, "key", Tally, add, 3)
+    await state.update(None, "key", Tally, forget)
+    assert json.loads(store.texts["key"])["count"] == 0
+    assert await total(state) == 0
+
+
+async def test_what_is_remembered_of_a_store_is_bounded(virtual_time: VirtualClock) -> None:
+    store = JsonStore(slow=0)
+    state = SharedState(store)
+    for number in range(10_100):
+        await state.update(None, str(number), Tally, add, 1)
+    store.fails = failure
+    assert await total(state, "10099") == 1
+    assert await total(state, "0") == 0
