@@ -104,12 +104,6 @@ def scenarios(*, quick: bool = False) -> tuple[Scenario, ...]:
             TokenBucket(100, 100, retry_after=False),
         ),
         alone(
-            "bucket-small",
-            "Token bucket, burst 20",
-            "20 requests at once, and 100 more a second.",
-            TokenBucket(100, 20, retry_after=False),
-        ),
-        alone(
             "halved",
             f"Limit halved after {halved_after} s",
             f"100 requests in each second, and 50 from {halved_after} s after the first one on.",

@@ -57,8 +57,8 @@ class Throttle:
         limit: The limit, if it is known: then nothing is refused, unless others share the account. None means that
             it is learned.
         key: Which account a request belongs to; None, or a *key* that answers None, means that all requests to one
-            origin are of one account. The answer may be a credential: nothing is kept or shown under it, but only
-            under a hash of it.
+            origin are of one account. The answer may be a credential: no store gets it and nothing shows it, but a
+            hash of it.
         store: Where what is learned is kept. None means in this process, for the 10,000 accounts used last.
         show_key: Whether traces and logs tell accounts apart, by a short hash of the key.
         tracer_provider: None means the global one.

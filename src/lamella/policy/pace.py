@@ -129,6 +129,8 @@ _SURPRISES: Final = 2
 _HARDLY: Final = 0.25
 _GRAIN: Final = 64
 """How finely a period is remembered."""
+_MEMORY: Final = 3.0
+"""For how many periods: what a refusal tells is learned a wait after it."""
 _FORGET: Final = 1.001
 _LATE: Final = 4.0
 _SOON: Final = 1e-6
@@ -284,6 +286,8 @@ def _note(pace: Pace, moment: float) -> None:
         log[-1][2] += 1
         return
     log.append([moment, moment, 1])
+    while log[0][1] < moment - _MEMORY * pace.period:
+        del log[0]
     if len(log) > 2 * _GRAIN:
         del log[: _GRAIN // 2]
 
