@@ -10,6 +10,11 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHOWN = {
+    "batch.py": [
+        "9 done, 6 failed, 0 skipped; Counts(done=9, failed=6)",
+        "6 done, 0 failed, 9 skipped; Counts(done=15, failed=0)",
+        "requests that it took: 6",
+    ],
     "fresh_token.py": ["'Bearer token-1', 'Bearer token-1', 'Bearer token-1'", "Bearer token-2"],
     "maesn_invoices.py": ["invoices: [250, 250]", "requests that it took: 9"],
     "outage.py": [

@@ -12,6 +12,8 @@ import aiohttp
 
 import lamella
 from lamella import Backoff, Failure, Outcome, Rule, RuleBook, StopReason, WaitSource, maesn
+from lamella.batch import Batch, Journal
+from lamella.batch import Outcome as Ended
 
 RULES = RuleBook(
     Rule(429, "Too Many Requests", hint="slow down", retry=Backoff(initial=1, maximum=30)),
@@ -102,6 +104,24 @@ def together(store: lamella.Store) -> None:
     lamella.Throttle(RULES, store=object())  # type: ignore[arg-type]
     lamella.Breaker(0.5)  # type: ignore[call-arg]
     lamella.deadline(None)  # type: ignore[arg-type]
+
+
+async def fetch(page: int) -> str:
+    return str(page)
+
+
+async def batches() -> None:
+    async with Journal.open("night.journal", batch="invoices") as journal:
+        assert_type(journal, Journal)
+        async with Batch(fetch, range(10), at_once=5, journal=journal, key=str, keep=str.upper) as batch:
+            assert_type(batch, Batch[int, str])
+            async for outcome in batch:
+                assert_type(outcome, Ended[int, str])
+                assert_type((outcome.item, outcome.value), tuple[int, str | None])
+                assert_type((outcome.done, outcome.error), tuple[bool, Exception | None])
+        assert_type((await journal.counts()).done, int)
+    Batch(fetch, ["a"])  # type: ignore[arg-type]
+    Batch(fetch, range(10), stop_on="401")  # type: ignore[arg-type]
 
 
 async def errors(session: aiohttp.ClientSession) -> None:

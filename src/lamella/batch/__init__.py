@@ -1,0 +1,26 @@
+"""Many items, so many at a time, with an outcome for each, and a journal of what is done."""
+
+from lamella.batch.journal import (
+    Counts,
+    Journal,
+    JournalDamaged,
+    JournalError,
+    JournalLocked,
+    JournalMismatch,
+    end_of,
+)
+from lamella.batch.outcome import AccountStopped, Outcome
+from lamella.batch.runner import Batch
+
+__all__ = [
+    "AccountStopped",
+    "Batch",
+    "Counts",
+    "Journal",
+    "JournalDamaged",
+    "JournalError",
+    "JournalLocked",
+    "JournalMismatch",
+    "Outcome",
+    "end_of",
+]
