@@ -425,7 +425,7 @@ async def test_an_account_that_is_stopped_is_stopped_for_those_that_wait_too(
         if item == 0:
             await asyncio.sleep(3)
             raise KeyError("logged out")
-        await asyncio.sleep(0)  # so that the others at once have begun
+        await asyncio.sleep(0.1)  # until as many as may have begun
         if now() < start + 15:
             raise refused(10)
 
@@ -437,4 +437,4 @@ async def test_an_account_that_is_stopped_is_stopped_for_those_that_wait_too(
     assert [type(outcome.error) for outcome in outcomes[::2]] == ends
     assert all(outcome.done for outcome in outcomes[1::2])
     assert tried == {0: 1, 1: 3, 3: 1, 5: 1, 7: 1} | ({} if at_once == 2 else {2: 2})
-    assert now() - start == 20
+    assert 20 <= now() - start <= 21

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,7 +91,7 @@ class Source:
             self.taken += 1
             yield item
 
-    async def later(self, seconds: float = 0.0) -> AsyncIterator[int]:
+    async def later(self, seconds: float = 0.0) -> AsyncGenerator[int, None]:
         try:
             for item in range(self.size):
                 await asyncio.sleep(seconds)
@@ -281,8 +281,7 @@ async def test_it_needs_its_block_and_runs_once() -> None:
 
 async def test_who_leaves_early_ends_it_and_what_is_under_way_has_its_grace(virtual_time: VirtualClock) -> None:
     work, source = Work(lambda item: item + 1), Source(1000)
-    items = source.later()  # held, so that it is not its end that closes it
-    async with Batch(work, items, at_once=4, grace=2.5) as batch:
+    async with Batch(work, source.later(), at_once=4, grace=2.5) as batch:
         async for _ in batch:
             break
     # When 0 had ended, 1 to 3 were under way; 3 takes too long.
@@ -291,6 +290,16 @@ async def test_who_leaves_early_ends_it_and_what_is_under_way_has_its_grace(virt
     assert source.closed
     assert alone()
     assert virtual_time.elapsed == 3.5
+
+
+async def test_an_async_generator_is_closed_also_where_it_is_not_waited_for(virtual_time: VirtualClock) -> None:
+    source = Source(1000)
+    items = source.later()  # held: else it would be closed when it is forgotten
+    async with Batch(double, items, at_once=2):
+        await asyncio.sleep(1)
+    assert source.taken == 8
+    assert source.closed
+    await items.aclose()
 
 
 async def test_without_grace_it_ends_at_once(virtual_time: VirtualClock) -> None:

@@ -119,6 +119,10 @@ def _decision(trace: Trace, event: Event) -> Text:
         name, style, why = "retry", "yellow", _wait(event)
     elif event.name == telemetry.STOP_EVENT:
         name, style, why = "stop", "red", stop_phrase(text(event, telemetry.STOP_REASON))
+    elif event.name == telemetry.PARKED_EVENT:
+        limited = text(event, telemetry.PARKED_BY) == "refusal"
+        until = "its account was rate-limited" if limited else "until its account's turn"
+        name, style, why = "parked", "cyan", f"for {duration(number(event, telemetry.WAIT))}, {until}"
     else:
         name, style = plain(event.name), ""
         why = ", ".join(f"{key}={text(event, key)}" for key in event.attributes or ())
