@@ -82,12 +82,6 @@ $(LOWEST)/.installed: pyproject.toml Makefile scripts/make_venv.sh scripts/lowes
 		--constraint $(LOWEST)/constraints.txt --editable '.[dev]'
 	@printf '%s\n' "$$MADE_FOR" >$@
 
-$(BACKENDS)/.installed: pyproject.toml Makefile scripts/make_venv.sh
-	@sh scripts/make_venv.sh "$(PYTHON)" $(BACKENDS)
-	@echo "lamella: installing the package and its exporters into $(BACKENDS)"
-	@$(BACKENDS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[backends]'
-	@printf '%s\n' "$$MADE_FOR" >$@
-
 $(PHOENIX)/.installed: tests/backends/phoenix.txt scripts/make_venv.sh
 	@sh scripts/make_venv.sh "$(PYTHON)" $(PHOENIX)
 	@echo "lamella: installing Phoenix into $(PHOENIX), which takes some minutes"
@@ -96,17 +90,17 @@ $(PHOENIX)/.installed: tests/backends/phoenix.txt scripts/make_venv.sh
 		--requirement tests/backends/phoenix.txt
 	@printf '%s\n' "$$MADE_FOR" >$@
 
-$(BROWSER)/.installed: pyproject.toml Makefile scripts/make_venv.sh
-	@sh scripts/make_venv.sh "$(PYTHON)" $(BROWSER)
-	@echo "lamella: installing the package and selenium into $(BROWSER)"
-	@$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
-	@printf '%s\n' "$$MADE_FOR" >$@
-
-$(BENCH)/.installed: pyproject.toml Makefile scripts/make_venv.sh
-	@sh scripts/make_venv.sh "$(PYTHON)" $(BENCH)
-	@echo "lamella: installing the package and its peers into $(BENCH)"
-	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	@printf '%s\n' "$$MADE_FOR" >$@
+# The package with an extra, in an environment of its own: $(1) where, $(2) the extra, $(3) what comes with it.
+define install_extra
+$(1)/.installed: pyproject.toml Makefile scripts/make_venv.sh
+	@sh scripts/make_venv.sh "$$(PYTHON)" $(1)
+	@echo "lamella: installing the package and $(3) into $(1)"
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(2)]'
+	@printf '%s\n' "$$$$MADE_FOR" >$$@
+endef
+$(eval $(call install_extra,$(BACKENDS),backends,its exporters))
+$(eval $(call install_extra,$(BROWSER),browser,selenium))
+$(eval $(call install_extra,$(BENCH),bench,its peers))
 
 # An environment made for another place or interpreter, or one whose interpreter is gone, is out of date.
 define remake_unless_made_for_this

@@ -11,6 +11,7 @@ from opentelemetry.trace import TracerProvider
 from lamella.call import ORDER
 from lamella.layers import AttemptSpan, Breaker, Buffer, Classify, HeaderAuth, RequestSpan, Retry, Throttle, Timeout
 from lamella.policy import Limit, RetryBudget, RuleBook
+from lamella.policy.budget import DEFAULT_BUDGET
 from lamella.state import Store
 from lamella.telemetry import UrlTemplate
 
@@ -36,9 +37,6 @@ def in_order(*layers: Layer) -> tuple[aiohttp.ClientMiddlewareType, ...]:
     return tuple(sorted(layers, key=lambda layer: layer.rank))
 
 
-_BUDGET = RetryBudget()
-
-
 def stack(
     rules: RuleBook,
     *layers: Layer,
@@ -48,7 +46,7 @@ def stack(
     attempt_timeout: float | None = 60.0,
     buffer: int | None = 8 * 1024 * 1024,
     retry_writes: bool = False,
-    retry_budget: RetryBudget | None = _BUDGET,
+    retry_budget: RetryBudget | None = DEFAULT_BUDGET,
     throttle: bool = True,
     limit: Limit | None = None,
     account: Callable[[aiohttp.ClientRequest], str | None] | None = None,

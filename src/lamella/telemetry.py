@@ -29,6 +29,13 @@ __all__ = [
     "ATTEMPT",
     "ATTEMPTS",
     "ATTEMPTS_LEFT",
+    "CIRCUIT_CLOSE_EVENT",
+    "CIRCUIT_FAILURES",
+    "CIRCUIT_OPEN_EVENT",
+    "CIRCUIT_OPEN_FOR",
+    "CIRCUIT_SENDS",
+    "CIRCUIT_STATE",
+    "CIRCUIT_WAS_OPEN",
     "DEADLINE_LEFT",
     "EPISODE",
     "ERROR_TYPE",
@@ -67,8 +74,10 @@ __all__ = [
     "error_type",
     "give_back",
     "header_attributes",
+    "ids_of",
     "known_methods",
     "log_failure",
+    "meter_of",
     "origin_attributes",
     "peer_attributes",
     "request_attributes",
@@ -107,6 +116,11 @@ STOP_REASON = "lamella.stop_reason"
 WAIT = "lamella.wait"
 WAIT_SOURCE = "lamella.wait_source"
 
+CIRCUIT_FAILURES = "lamella.circuit.failures"
+CIRCUIT_OPEN_FOR = "lamella.circuit.open_for"
+CIRCUIT_SENDS = "lamella.circuit.sends"
+CIRCUIT_STATE = "lamella.circuit.state"
+CIRCUIT_WAS_OPEN = "lamella.circuit.was_open"
 GATE_WAIT = "lamella.gate_wait"
 KEY_HASH = "lamella.key_hash"
 LIMIT = "lamella.limit.requests"
@@ -116,6 +130,8 @@ PARKED_BY = "lamella.parked_by"
 REFUSED = "lamella.refused_sends"
 
 EPISODE = "lamella rate limit"
+CIRCUIT_CLOSE_EVENT = "lamella.circuit.close"
+CIRCUIT_OPEN_EVENT = "lamella.circuit.open"
 PARKED_EVENT = "lamella.parked"
 RETRY_EVENT = "lamella.retry"
 STORE_EVENT = "lamella.store_failed"
@@ -143,6 +159,11 @@ def tracer(provider: trace.TracerProvider | None) -> trace.Tracer:
     return trace.get_tracer("lamella", _version(), tracer_provider=provider, schema_url=_SCHEMA)
 
 
+def meter_of(provider: metrics.MeterProvider | None) -> metrics.Meter:
+    """Our meter of *provider*. None means the global one, even if it is set later."""
+    return metrics.get_meter("lamella", _version(), meter_provider=provider, schema_url=_SCHEMA)
+
+
 _SCHEMA: Final = "https://opentelemetry.io/schemas/1.30.0"
 
 
@@ -165,7 +186,7 @@ class Instruments:
     )
 
     def __init__(self, provider: metrics.MeterProvider | None = None) -> None:
-        meter = metrics.get_meter("lamella", _version(), meter_provider=provider, schema_url=_SCHEMA)
+        meter = meter_of(provider)
         self.send_duration = meter.create_histogram(
             "http.client.request.duration",
             "s",
@@ -238,6 +259,7 @@ def origin_attributes(request: aiohttp.ClientRequest) -> Mapping[str, AttributeV
     return _origin_attributes(request.url.host or "", request.url.port)
 
 
+# A service calls few servers, and each of them often.
 @lru_cache(maxsize=1024)
 def _origin_attributes(host: str, port: int | None) -> Mapping[str, AttributeValue]:
     attributes: dict[str, AttributeValue] = {SERVER_ADDRESS: host}
@@ -246,13 +268,9 @@ def _origin_attributes(host: str, port: int | None) -> Mapping[str, AttributeVal
     return MappingProxyType(attributes)
 
 
-# A service calls few servers, and each of them often.
 @lru_cache(maxsize=1024)
 def _server_attributes(method: str, host: str, port: int | None) -> Mapping[str, AttributeValue]:
-    attributes: dict[str, AttributeValue] = {METHOD: method, SERVER_ADDRESS: host}
-    if port is not None:
-        attributes[SERVER_PORT] = port
-    return MappingProxyType(attributes)
+    return MappingProxyType({METHOD: method, **_origin_attributes(host, port)})
 
 
 def request_attributes(
@@ -351,7 +369,6 @@ def log_failure(error: LamellaError, span: trace.Span | None) -> None:
     """One line for a call that ended badly, with what is needed to find its trace."""
     if not _LOGGER.isEnabledFor(logging.WARNING):
         return
-    context = (span or trace.get_current_span()).get_span_context()
     fields = {
         "lamella.method": error.method,
         "lamella.url": error.url,
@@ -359,10 +376,18 @@ def log_failure(error: LamellaError, span: trace.Span | None) -> None:
         "lamella.attempts": len(error.attempts),
         "lamella.wait": sum((record.waited for record in error.attempts), 0.0),
         "lamella.stop_reason": error.stopped and error.stopped.value,
+        **ids_of(span or trace.get_current_span()),
+    }
+    _LOGGER.warning("%s", error, extra=fields)
+
+
+def ids_of(span: trace.Span) -> dict[str, str]:
+    """What a line of the log needs for *span* to be found."""
+    context = span.get_span_context()
+    return {
         "trace_id": trace.format_trace_id(context.trace_id),
         "span_id": trace.format_span_id(context.span_id),
     }
-    _LOGGER.warning("%s", error, extra=fields)
 
 
 # It goes where the application's logging sends it, and nowhere by itself.

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import stamina
 
-from lamella.errors import ApiError, LamellaError, NotSent
+from lamella.errors import ClientFault, LamellaError, NotSent
 from lamella.policy import StopReason
 
 __all__ = ["Entered", "Outage"]
@@ -16,7 +16,6 @@ __all__ = ["Entered", "Outage"]
 # Retry gives these reasons only where a repeat does no harm.
 _PARKING: Final = frozenset({StopReason.CIRCUIT_OPEN, StopReason.RETRY_BUDGET_EMPTY})
 _USED_UP: Final = StopReason.ATTEMPTS_USED_UP
-_SERVER_STATUS: Final = 500
 _PAUSE: Final = 5.0
 """Seconds between the probes of an outage, where neither the service nor a rule says how many."""
 _LONGEST: Final = 4.0
@@ -172,5 +171,5 @@ class Outage:
 def _works(error: Exception | None) -> bool | None:
     """Whether the service works, going by how an item has ended. None: that says nothing of it."""
     if isinstance(error, LamellaError) and not isinstance(error, NotSent):
-        return isinstance(error, ApiError) and error.status < _SERVER_STATUS
+        return isinstance(error, ClientFault)
     return True if error is None else None

@@ -11,14 +11,14 @@ from typing import Final, TypeVar, TypeVarTuple
 
 import aiohttp
 import anyio
-from opentelemetry import metrics, trace
+from opentelemetry import trace
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
 from lamella.call import ORDER, Call, secrets_of
 from lamella.classification import ERROR_STATUS, transport_error
-from lamella.errors import ApiError, CircuitOpen, LamellaError, NotSent
+from lamella.errors import CircuitOpen, ClientFault, LamellaError, NotSent
 from lamella.policy import Failure, RuleBook, StopReason, circuit
 from lamella.policy.circuit import CircuitPhase, CircuitSettings, CircuitState, Leave, Refusal, Turn
 from lamella.state import SharedState, Store
@@ -27,14 +27,6 @@ __all__ = ["Breaker"]
 
 _R = TypeVar("_R")
 _Ts = TypeVarTuple("_Ts")
-
-CIRCUIT_STATE: Final = "lamella.circuit.state"
-CIRCUIT_OPEN_FOR: Final = "lamella.circuit.open_for"
-CIRCUIT_WAS_OPEN: Final = "lamella.circuit.was_open"
-CIRCUIT_SENDS: Final = "lamella.circuit.sends"
-CIRCUIT_FAILURES: Final = "lamella.circuit.failures"
-OPEN_EVENT: Final = "lamella.circuit.open"
-CLOSE_EVENT: Final = "lamella.circuit.close"
 
 _LOGGER: Final = logging.getLogger("lamella")
 _RULE: Final = RuleBook().rule_for(Failure.CIRCUIT_OPEN)
@@ -86,10 +78,7 @@ class Breaker:
         self._settings = CircuitSettings(failures, window, minimum, open_for, probes)
         self._key = key
         self._shared = SharedState(store)
-        meter = metrics.get_meter(
-            "lamella", telemetry._version(), meter_provider=meter_provider, schema_url=telemetry._SCHEMA
-        )
-        self._transitions = meter.create_counter(
+        self._transitions = telemetry.meter_of(meter_provider).create_counter(
             "lamella.breaker.transitions", "{transition}", "Circuits that opened, became half-open, or closed."
         )
 
@@ -239,7 +228,7 @@ class _Passage:
     def _tell(self, turn: Turn) -> None:
         """Count what the circuit has become; tell of it on the span of the call that made it so, and in the log."""
         server = telemetry.origin_attributes(self._request)
-        state = {CIRCUIT_STATE: turn.phase.value}
+        state = {telemetry.CIRCUIT_STATE: turn.phase.value}
         self._breaker._transitions.add(1, {**server, **state})
         if turn.phase is CircuitPhase.HALF_OPEN:
             # What comes of it is told.
@@ -248,33 +237,32 @@ class _Passage:
         open_for = float(settings.open_for)
         # Never the key, which may be a credential.
         origin = str(self._request.url.origin())
-        level, name = logging.INFO, OPEN_EVENT
-        event: dict[str, AttributeValue] = {CIRCUIT_WAS_OPEN: float(turn.since)}
+        level, name = logging.INFO, telemetry.CIRCUIT_OPEN_EVENT
+        event: dict[str, AttributeValue] = {telemetry.CIRCUIT_WAS_OPEN: float(turn.since)}
         if turn.phase is CircuitPhase.CLOSED:
-            name = CLOSE_EVENT
+            name = telemetry.CIRCUIT_CLOSE_EVENT
             message = f"the circuit of {origin} closed: it had been open for {turn.since:.3g} s"
         elif turn.sends:
             level = logging.WARNING
-            event = {CIRCUIT_SENDS: turn.sends, CIRCUIT_FAILURES: turn.failures, CIRCUIT_OPEN_FOR: open_for}
+            event = {
+                telemetry.CIRCUIT_SENDS: turn.sends,
+                telemetry.CIRCUIT_FAILURES: turn.failures,
+                telemetry.CIRCUIT_OPEN_FOR: open_for,
+            }
             message = (
                 f"the circuit of {origin} opened: {turn.failures} of {turn.sends} sends failed within "
                 f"{settings.window:g} s, so none passes for {open_for:g} s"
             )
         else:
             # INFO: one warning an outage is enough.
-            event[CIRCUIT_OPEN_FOR] = open_for
+            event[telemetry.CIRCUIT_OPEN_FOR] = open_for
             message = (
                 f"the circuit of {origin} stays open for another {open_for:g} s: "
                 f"a probe failed {turn.since:.3g} s after it had opened"
             )
         span = self._call.span or trace.get_current_span()
         span.add_event(name, event)
-        context = span.get_span_context()
-        ids = {
-            "trace_id": trace.format_trace_id(context.trace_id),
-            "span_id": trace.format_span_id(context.span_id),
-        }
-        _LOGGER.log(level, "%s", message, extra={**server, **state, **ids})
+        _LOGGER.log(level, "%s", message, extra={**server, **state, **telemetry.ids_of(span)})
 
 
 def _works(request: aiohttp.ClientRequest, call: Call, error: BaseException) -> bool | None:
@@ -283,7 +271,7 @@ def _works(request: aiohttp.ClientRequest, call: Call, error: BaseException) -> 
         # One that says why it stopped is the end of another call, which a layer below made, or of no send at all.
         if isinstance(error, NotSent) or error.stopped is not None:
             return None
-        return isinstance(error, ApiError) and error.status < _SERVER_STATUS
+        return isinstance(error, ClientFault)
     if isinstance(error, Exception) and transport_error(request, error) is not None:
         return False
     # What others make of a status.

@@ -15,6 +15,7 @@ from lamella.layers import Breaker
 from lamella.maesn.account import auth, current_account
 from lamella.maesn.rules import RULES
 from lamella.policy import Limit, RetryBudget, RuleBook
+from lamella.policy.budget import DEFAULT_BUDGET
 from lamella.stack import stack
 from lamella.state import Store
 from lamella.telemetry import UrlTemplate, without_other_instrumentation
@@ -27,8 +28,6 @@ BASE_URL = "https://api.maesn.dev"
 ATTEMPT_TIMEOUT = 60.0
 """Seconds that one attempt may take; behind Maesn there is one more system that takes its time."""
 
-_BUDGET = RetryBudget()
-
 
 def session(
     api_key: str | None = None,
@@ -40,7 +39,7 @@ def session(
     deadline: float | None = None,
     attempt_timeout: float | None = ATTEMPT_TIMEOUT,
     retry_writes: bool = False,
-    retry_budget: RetryBudget | None = _BUDGET,
+    retry_budget: RetryBudget | None = DEFAULT_BUDGET,
     limit: Limit | None = None,
     breaker: Breaker | None = None,
     store: Store | None = None,
@@ -112,7 +111,7 @@ def layers(
     deadline: float | None = None,
     attempt_timeout: float | None = ATTEMPT_TIMEOUT,
     retry_writes: bool = False,
-    retry_budget: RetryBudget | None = _BUDGET,
+    retry_budget: RetryBudget | None = DEFAULT_BUDGET,
     limit: Limit | None = None,
     breaker: Breaker | None = None,
     store: Store | None = None,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
+from typing import Final
 
-__all__ = ["RetryBudget", "Spent", "take"]
+__all__ = ["DEFAULT_BUDGET", "RetryBudget", "Spent", "take"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,10 @@ class RetryBudget:
             raise ValueError(f"share must be a finite number from 0, not {self.share!r}")
         if not isfinite(self.reserve) or self.reserve < 1:
             raise ValueError(f"reserve must be a finite number from 1, not {self.reserve!r}")
+
+
+DEFAULT_BUDGET: Final = RetryBudget()
+"""What a stack has unless it is told otherwise."""
 
 
 @dataclass(slots=True)

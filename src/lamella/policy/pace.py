@@ -48,6 +48,33 @@ class Limit:
             raise ValueError(f"per must be a finite number of seconds greater than 0, not {self.per!r}")
 
 
+_SPREAD: Final = 4.0
+_FIRST_REACH: Final = 4.0
+_GROWTH: Final = 0.5
+_ENOUGH: Final = 5
+"""From how many passed sends on a single refusal tells something of the limit."""
+_STEP: Final = 1.25
+"""A climb's."""
+_LEAP: Final = 1.5
+"""As much beyond the edge as is believed at once."""
+_TRIAL: Final = 3.0
+"""Periods after which more has proved right; for a climb it is just one."""
+_HOLD: Final = 8.0
+_LONGEST_HOLD: Final = 128.0
+_EVEN_HOLD: Final = 3.0
+"""How much longer the hold is where a refusal costs a whole period, since the sends are spread over all of it."""
+_SURPRISES: Final = 2
+_HARDLY: Final = 0.25
+_GRAIN: Final = 64
+"""How finely a period is remembered."""
+_MEMORY: Final = 3.0
+"""For how many periods: what a refusal tells is learned a wait after it."""
+_FORGET: Final = 1.001
+_LATE: Final = 4.0
+_SOON: Final = 1e-6
+_LONGEST_WAIT: Final = 3600.0
+
+
 class Sent(NamedTuple):
     """A send that may go now. What comes of it is to be told with this."""
 
@@ -73,9 +100,9 @@ class Pace:
     requests: float = 0.0
     """How many pass in a period. 0: nobody knows."""
     period: float = 0.0
-    spread: float = 4.0
+    spread: float = _SPREAD
     """By how much faster than evenly the sends of a period may go."""
-    reach: float = 4.0
+    reach: float = _FIRST_REACH
     """How many may be in flight where nothing is known."""
     closed_until: float = -1.0
     generation: int = 0
@@ -105,36 +132,9 @@ class Pace:
     look_at: float = -1.0
     """When to look for more."""
     looks: int = 0
-    hold: float = 8.0
+    hold: float = _HOLD
     """How many periods to wait with it."""
     surprises: int = 0
-
-
-_SPREAD: Final = 4.0
-_FIRST_REACH: Final = 4.0
-_GROWTH: Final = 0.5
-_ENOUGH: Final = 5
-"""From how many passed sends on a single refusal tells something of the limit."""
-_STEP: Final = 1.25
-"""A climb's."""
-_LEAP: Final = 1.5
-"""As much beyond the edge as is believed at once."""
-_TRIAL: Final = 3.0
-"""Periods after which more has proved right; for a climb it is just one."""
-_HOLD: Final = 8.0
-_LONGEST_HOLD: Final = 128.0
-_EVEN_HOLD: Final = 3.0
-"""How much longer the hold is where a refusal costs a whole period, since the sends are spread over all of it."""
-_SURPRISES: Final = 2
-_HARDLY: Final = 0.25
-_GRAIN: Final = 64
-"""How finely a period is remembered."""
-_MEMORY: Final = 3.0
-"""For how many periods: what a refusal tells is learned a wait after it."""
-_FORGET: Final = 1.001
-_LATE: Final = 4.0
-_SOON: Final = 1e-6
-_LONGEST_WAIT: Final = 3600.0
 
 
 def next_turn(pace: Pace, now: float, in_flight: int, period: float, limit: Limit | None) -> Sent | Hold:
