@@ -15,7 +15,7 @@ from benchmarks.figures import Figures, OutageFigures, Timeline, figures, of_acc
 from benchmarks.scenarios import Scenario
 from benchmarks.server import Arrival, serve
 
-__all__ = ["Run", "run"]
+__all__ = ["GRACE", "Run", "child", "receive", "run"]
 
 GRACE = 30.0  # seconds for a process to start, and to say that it is done
 
@@ -41,16 +41,16 @@ def run(scenario: Scenario, contender: str, seed: int) -> Run:
     limit = patience(scenario)
     report, fault = Report([], 0.0), ""
     arrivals: list[Arrival] = []
-    with _child(serve, scenario, seed) as (server, at_server):
+    with child(serve, scenario, seed) as (server, at_server):
         try:
-            url = _receive(server, at_server, GRACE)
-            with _child(ride, scenario, contender, url, seed) as (client, at_client):
+            url = receive(server, at_server, GRACE)
+            with child(ride, scenario, contender, url, seed) as (client, at_client):
                 try:
-                    report = _receive(client, at_client, limit + GRACE)
+                    report = receive(client, at_client, limit + GRACE)
                 except RuntimeError as error:
                     fault = f"the client {error}"
             at_server.send("stop")
-            arrivals = _receive(server, at_server, GRACE)
+            arrivals = receive(server, at_server, GRACE)
         except (RuntimeError, BrokenPipeError) as error:
             fault = f"the server {error}"
 
@@ -75,7 +75,7 @@ def run(scenario: Scenario, contender: str, seed: int) -> Run:
 
 
 @contextmanager
-def _child(target: Callable[..., None], *arguments: Any) -> Iterator[tuple[SpawnProcess, Connection]]:
+def child(target: Callable[..., None], *arguments: Any) -> Iterator[tuple[SpawnProcess, Connection]]:
     """A process with nothing of ours in it but the arguments and one end of a pipe; it ends with the block."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -91,7 +91,7 @@ def _child(target: Callable[..., None], *arguments: Any) -> Iterator[tuple[Spawn
         ours.close()
 
 
-def _receive(process: SpawnProcess, pipe: Connection, limit: float) -> Any:
+def receive(process: SpawnProcess, pipe: Connection, limit: float) -> Any:
     """What a child sends. Raises RuntimeError if it ends or takes too long."""
     if not pipe.poll(limit):
         raise RuntimeError(f"said nothing for {limit:.0f} s")

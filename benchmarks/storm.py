@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, TypeVar, cast
@@ -27,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, i
 
 from benchmarks.figures import timeline
 from benchmarks.ideal import answers
+from benchmarks.machine import where
 from benchmarks.peers import CONTENDERS, Contender
 from benchmarks.report import ContenderNote, Document, ScenarioNote, line, page
 from benchmarks.run import Run, run
@@ -63,7 +61,7 @@ def storm(
         typer.echo("\ninterrupted; nothing is written", err=True)
         raise typer.Exit(130) from None
     document: Document = {
-        "made": {**_where(), "seed": str(seed), "took": f"{(time.monotonic() - began) / 60:.0f} minutes"},
+        "made": {**where(), "seed": str(seed), "took": f"{(time.monotonic() - began) / 60:.0f} minutes"},
         "scenarios": [_scenario_note(scenario) for scenario in chosen],
         "contenders": [_contender_note(one) for one in contenders],
         "runs": runs,
@@ -119,23 +117,6 @@ def _contender_note(contender: Contender) -> ContenderNote:
         "versions": {package: version(package) for package in contender.packages},
         "configuration": inspect.getsource(contender.connect),
     }
-
-
-def _where() -> dict[str, str]:
-    return {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
-        "system": f"{platform.system()} {platform.release()} ({platform.machine()})",
-        "Python": f"{platform.python_implementation()} {platform.python_version()}",
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    return next((text.partition(":")[2].strip() for text in lines if text.startswith("model name")), "unknown")
 
 
 def _draw(document: Document, folder: Path) -> None:
