@@ -1,6 +1,6 @@
 """What lamella costs: CPU, time and memory per call, beside aiohttp itself and beside other libraries.
 
-    python benchmarks/cost.py                   everything, some 8 minutes; writes benchmarks/results
+    python benchmarks/cost.py                   everything, some 9 minutes; writes benchmarks/results
     python benchmarks/cost.py --quick           a minute, to try something out
     python benchmarks/cost.py --only pure       a part, shown and not written
 
@@ -64,7 +64,9 @@ def cost(
     only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(PARTS)}; may be repeated.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Smaller, and fewer times.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where to write to.", file_okay=False)] = None,
-    redraw: Annotated[bool, typer.Option("--redraw", help="Measure nothing: page and plot again from cost.json.")] = False,
+    redraw: Annotated[
+        bool, typer.Option("--redraw", help="Measure nothing: page and plot again from cost.json.")
+    ] = False,
 ) -> None:
     """Measure, show the page, and write cost.json, cost.md and cost.png."""
     if redraw:
@@ -157,9 +159,7 @@ def _held(document: Document, size: Size) -> None:
 def _imports(document: Document, size: Size) -> None:
     import_times()  # what is compiled by now is not compiled again
     times = [import_times() for _ in range(size.imports)]
-    document["imports"] = {
-        name: figure([each[number] for each in times]) for number, name in enumerate(IMPORTS)
-    }
+    document["imports"] = {name: figure([each[number] for each in times]) for number, name in enumerate(IMPORTS)}
 
 
 _MEASURES = {

@@ -180,6 +180,7 @@ async def httpx_retries(url: str, _telemetry: str) -> AsyncIterator[Call]:
 
 
 _CONTRIB = "opentelemetry-instrumentation-aiohttp-client"
+_BOTH = "contrib and aiohttp-retry"
 
 CONTENDERS = {
     contender.name: contender
@@ -195,7 +196,7 @@ CONTENDERS = {
         Contender("httpx-retries", ("httpx-retries", "httpx"), httpx_retries, share=0.1),
         Contender("contrib without an SDK", (_CONTRIB,), contrib, "no SDK", retries=False),
         Contender("contrib, recorded", (_CONTRIB,), contrib, "recorded", retries=False),
-        Contender("contrib and aiohttp-retry, recorded", (_CONTRIB,), aiohttp_retry, "recorded"),
-        Contender("contrib and aiohttp-retry, recorded, metrics too", (_CONTRIB,), aiohttp_retry, "recorded, metrics too"),
+        Contender(f"{_BOTH}, recorded", (_CONTRIB,), aiohttp_retry, "recorded"),
+        Contender(f"{_BOTH}, recorded, metrics too", (_CONTRIB,), aiohttp_retry, "recorded, metrics too"),
     )
 }

@@ -55,7 +55,7 @@ async def _held(
         gc.freeze()
         if memory:
             tracemalloc.start()
-            before = tracemalloc.get_traced_memory()[0]
+        before = tracemalloc.get_traced_memory()[0]
         began = time.process_time_ns()
         tasks = [asyncio.ensure_future(call()) for _ in range(calls)]
         await asyncio.sleep(1)  # by the virtual clock: all of them wait now

@@ -123,33 +123,29 @@ def page(document: Document) -> str:
 def goals(document: Document) -> Iterator[Goal]:
     """What lamella is to cost at most, as far as it was measured."""
     for telemetry, allowed in (("none", 8.0), ("sampled out", 25.0), ("recorded", 65.0)):
-        if found := document["pure"].get(telemetry):
-            yield _at_most(f"pure cost, telemetry: {telemetry}", found[FULL]["median"], allowed, "µs")
-    loopback = document["loopback"]
-    if loopback:
-        yield _at_most("loopback: adds no more than aiohttp-retry", _adds(document, LAMELLA), _adds(document, AIOHTTP_RETRY), "µs")
-        for more in ("", ", metrics too"):
-            both = _adds(document, f"contrib and aiohttp-retry, recorded{more}")
-            yield _at_most(
-                f"loopback, recorded{more}: adds less than half of contrib and aiohttp-retry",
-                _adds(document, f"lamella, recorded{more}"),
-                both / 2,
-                "µs",
-            )
-    scale = document["scale"]
-    if scale:
+        if pure := document["pure"].get(telemetry):
+            yield _at_most(f"in one process, telemetry: {telemetry}", pure[FULL]["median"], allowed, "µs")
+    if document["loopback"]:
+        what = "over loopback: adds no more than aiohttp-retry"
+        yield _at_most(what, _adds(document, LAMELLA), _adds(document, AIOHTTP_RETRY), "µs")
+        for more in ("recorded", "recorded, metrics too"):
+            what = f"over loopback, {more}: adds less than half of contrib and aiohttp-retry"
+            both = _adds(document, f"contrib and aiohttp-retry, {more}")
+            yield _at_most(what, _adds(document, f"{LAMELLA}, {more}"), both / 2, "µs")
+    if scale := document["scale"]:
         least, *_, most = scale[BARE]
         own, bare = (scale[name][most]["median"] / scale[name][least]["median"] for name in (LAMELLA, BARE))
         yield _at_most(f"growth from {least} to {most} calls in flight, by aiohttp's", own / bare, 1.2, "times")
     if held := document["held"]:
-        parked, bare_bytes = (held[name]["bytes"]["median"] for name in ("lamella, parked at the gate", "aiohttp, in flight"))
-        yield _at_most("a parked call, beyond its task and request", parked - bare_bytes, 4096.0, "bytes")
-    failing = document["failing"]
-    if failing:
+        own, bare = (held[name]["bytes"]["median"] for name in (f"{LAMELLA}, parked at the gate", f"{BARE}, in flight"))
+        yield _at_most("a parked call, beyond its task and request", own - bare, 4096.0, "bytes")
+    if failing := document["failing"]:
         peers = [each["2"]["median"] for name, each in failing.items() if name != LAMELLA]
-        yield _at_most("a call with two retries: no more than any peer", failing[LAMELLA]["2"]["median"], min(peers), "µs")
-    if found := document["imports"]:
-        yield _at_most("import lamella, beyond its dependencies", found["lamella"]["median"], 15.0, "ms")
+        yield _at_most(
+            "a call with two retries: no more than any peer", failing[LAMELLA]["2"]["median"], min(peers), "µs"
+        )
+    if imports := document["imports"]:
+        yield _at_most("import lamella, beyond its dependencies", imports["lamella"]["median"], 15.0, "ms")
 
 
 def _at_most(what: str, measured: float, allowed: float, unit: str) -> Goal:

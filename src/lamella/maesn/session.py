@@ -16,7 +16,7 @@ from lamella.maesn.account import auth, current_account
 from lamella.maesn.rules import RULES
 from lamella.policy import Limit, RetryBudget, RuleBook
 from lamella.policy.budget import DEFAULT_BUDGET
-from lamella.stack import stack
+from lamella.stacking import as_one, stack
 from lamella.state import Store
 from lamella.telemetry import UrlTemplate, without_other_instrumentation
 
@@ -125,7 +125,7 @@ def layers(
     deadline: aiohttp's default of 300 s is shorter than the guide's waits.
     """
     account_key = account_key or os.environ.get("MAESN_ACCOUNT_KEY") or None
-    return stack(
+    chosen = stack(
         rules,
         *(() if breaker is None else (breaker,)),
         auth=auth(_setting("api_key", api_key, "MAESN_API_KEY"), account_key, _url(base_url)),
@@ -142,6 +142,7 @@ def layers(
         meter_provider=meter_provider,
         url_template=_template(_url(base_url)),
     )
+    return (as_one(chosen),)
 
 
 def _template(base_url: URL) -> UrlTemplate:
