@@ -54,7 +54,7 @@ class Size(NamedTuple):
     imports: int
 
 
-WHOLE = Size(100, 15, 2000, (10, 100, 1000, 10_000), 5, 10_000, 3, 15)
+WHOLE = Size(60, 9, 1500, (10, 100, 1000, 10_000), 3, 10_000, 3, 15)
 QUICK = Size(15, 3, 500, (10, 1000), 1, 1000, 1, 3)
 
 
@@ -135,7 +135,7 @@ def _loopback(document: Document, size: Size) -> None:
 def _failing(document: Document, size: Size) -> None:
     names = [name for name, one in CONTENDERS.items() if one.retries and one.telemetry == "none"]
     for failures in (0, 1, 2, 4):
-        job = Job(size.calls // 2, 50, failures)
+        job = Job(size.calls // 3, 50, failures)
         for name, spent in _interleaved(names, [job] * size.rounds).items():
             document["failing"].setdefault(name, {})[str(failures)] = figure([each.cpu for each in spent])
 

@@ -142,13 +142,18 @@ async def test_as_one_other_peoples_middlewares_stand_outside_and_inside(serve: 
         (await handler(request)).release()
         return await handler(request)
 
+    statuses = [200, 429]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=statuses.pop() if statuses else 200, text="good")
+
     outer, inner = as_one(in_order(*LAYERS[:4])), as_one(in_order(*LAYERS[4:]))
     middlewares = (again, own("outside"), outer, own("between"), inner, own("inside"))
-    async with aiohttp.ClientSession(await serve(_answer), middlewares=middlewares) as session:
+    async with aiohttp.ClientSession(await serve(answer), middlewares=middlewares) as session:
         async with session.get("/") as response:
             assert await response.text() == "good"
-    # One group inside of another goes on to what stands inside of itself.
-    assert seen == ["outside", "between", "inside"] * 2
+    # Each group goes on to what stands inside of itself, when Retry of the outer one sends again, too.
+    assert seen == ["outside", *["between", "inside"] * 2, "outside", "between", "inside"]
 
 
 async def test_as_one_a_wrong_order_is_told(serve: Serve) -> None:
@@ -156,6 +161,10 @@ async def test_as_one_a_wrong_order_is_told(serve: Serve) -> None:
         async with aiohttp.ClientSession(await serve(_answer), middlewares=middlewares) as session:
             with pytest.raises(ValueError, match="Retry stands inside of Timeout"):
                 await session.get("/")
+    middlewares = (as_one((Retry(RULES), Classify(RULES))), Timeout(1))
+    async with aiohttp.ClientSession(await serve(_answer), middlewares=middlewares) as session:
+        with pytest.raises(ValueError, match="Timeout stands inside of Classify"):
+            await session.get("/")
     with pytest.raises(ValueError, match="in their right order"):
         as_one((Timeout(1), Retry(RULES)))
     with pytest.raises(ValueError, match="in their right order"):

@@ -133,3 +133,20 @@ async def test_a_timeout_is_no_cancellation_of_its_task(serve: Serve, virtual_ti
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1):
             await asyncio.sleep(2)
+
+
+async def test_nor_is_one_of_which_somebody_makes_another_error(serve: Serve, virtual_time: VirtualClock) -> None:
+    async def hides(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        try:
+            return await handler(request)
+        except asyncio.CancelledError:
+            raise KeyError("hidden") from None
+
+    async with aiohttp.ClientSession(
+        await serve(never), timeout=aiohttp.ClientTimeout(), middlewares=(Timeout(90), hides)
+    ) as session:
+        with pytest.raises(KeyError):
+            await session.get("/")
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0

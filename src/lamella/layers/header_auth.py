@@ -58,6 +58,7 @@ class HeaderAuth(Layer):
         self._origin = None if origin is None else _origin_of(origin)
 
     def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> Awaitable[aiohttp.ClientResponse]:
+        # A layer that derives from this one and has nothing to add needs no coroutine for that.
         return self._around(request, call, send)
 
     async def _around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
