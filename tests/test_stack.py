@@ -161,8 +161,8 @@ async def test_as_one_a_wrong_order_is_told(serve: Serve) -> None:
         async with aiohttp.ClientSession(await serve(_answer), middlewares=middlewares) as session:
             with pytest.raises(ValueError, match="Retry stands inside of Timeout"):
                 await session.get("/")
-    middlewares = (as_one((Retry(RULES), Classify(RULES))), Timeout(1))
-    async with aiohttp.ClientSession(await serve(_answer), middlewares=middlewares) as session:
+    inside_out = (as_one((Retry(RULES), Classify(RULES))), Timeout(1))
+    async with aiohttp.ClientSession(await serve(_answer), middlewares=inside_out) as session:
         with pytest.raises(ValueError, match="Timeout stands inside of Classify"):
             await session.get("/")
     with pytest.raises(ValueError, match="in their right order"):
