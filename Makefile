@@ -19,13 +19,13 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types coverage lowest backends browser bench bench-storm clean FORCE
+.PHONY: help demo test lint format types coverage lowest backends browser bench bench-storm bench-batch picture clean FORCE
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/.installed  ## Show lamella at work: `lamella demo`
-	@$(VENV)/bin/lamella demo $(ARGS)
+demo: $(VENV)/.installed  ## Show lamella at work: `lamella sync --sandbox`
+	@$(VENV)/bin/lamella sync --sandbox $(ARGS)
 
 test: $(VENV)/.installed  ## Run the tests
 	@$(RUN) pytest $(ARGS)
@@ -63,6 +63,12 @@ bench: $(BENCH)/.installed  ## Measure what lamella costs, beside other librarie
 
 bench-storm: $(BENCH)/.installed  ## Measure lamella beside other libraries in storms: half an hour
 	@$(BENCH)/bin/python benchmarks/storm.py $(ARGS)
+
+bench-batch: $(BENCH)/.installed  ## Measure a batch of a million items beside other libraries: some minutes
+	@$(BENCH)/bin/python benchmarks/batch.py $(ARGS)
+
+picture: $(VENV)/.installed  ## Draw docs/sync.svg, the picture of the live display, anew
+	@$(VENV)/bin/python scripts/picture.py docs/sync.svg
 
 clean:  ## Remove environments, caches, builds and reports
 	rm -rf .venv .venv-* build dist htmlcov .coverage .coverage.* coverage.xml

@@ -8,7 +8,7 @@ from typing import TypedDict
 from benchmarks.figures import Figures
 from benchmarks.run import Run
 
-__all__ = ["MOST_TIME", "ContenderNote", "Document", "ScenarioNote", "line", "missed", "page", "quotient"]
+__all__ = ["MOST_TIME", "ContenderNote", "Document", "ScenarioNote", "line", "missed", "page", "quotient", "table"]
 
 MOST_TIME = 1.15
 MOST_SENDS = 1.10
@@ -112,19 +112,19 @@ def page(document: Document) -> str:
 def _section(document: Document, scenario: ScenarioNote) -> Iterator[str]:
     runs = [run for run in document["runs"] if run["scenario"] == scenario["name"]]
     yield from (f"## {scenario['title']}", "", scenario["about"], "")
-    yield from _table(
+    yield from table(
         ("", "time ÷ ideal", "sends ÷ calls", "lost", "429s", "peak"),
         ((run["contender"], *_cells(run["whole"])) for run in runs),
     )
     if any(run["accounts"] for run in runs):
         yield from ("The worst account, in each column by itself:", "")
-        yield from _table(
+        yield from table(
             ("", "time ÷ ideal", "sends ÷ calls", "lost", "accounts that reach lamella's goals"),
             ((run["contender"], *_worst(run["accounts"])) for run in runs),
         )
     if any(run["outage"] for run in runs):
         yield from ("Around the outage; what is lost later is lost before its deadline:", "")
-        yield from _table(
+        yield from table(
             ("", "sends ÷ calls while down", "lost while down", "lost later", "first success after"),
             ((run["contender"], *_around(run)) for run in runs),
         )
@@ -132,7 +132,8 @@ def _section(document: Document, scenario: ScenarioNote) -> Iterator[str]:
         yield from (*notes, "")
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table in Markdown: names on the left, figures on the right."""
     yield f"| {' | '.join(head)} |"
     yield f"|---|{'--:|' * (len(head) - 1)}"
     for row in rows:
@@ -219,7 +220,7 @@ def _goals(document: Document) -> Iterator[str]:
     if not runs:
         return
     yield GOALS
-    yield from _table(
+    yield from table(
         ("", "reached?"),
         (
             (scenario["title"], "; ".join(missed(run, limited=scenario["limited"])) or "yes")

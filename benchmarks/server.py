@@ -1,4 +1,4 @@
-"""The server's process: a sandbox that writes down what arrives, and two ways to misbehave that it lacks."""
+"""The server's process: a sandbox that writes down what arrives, with an outage, and a limit that changes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import anyio
 
 from lamella.testing import Account, Limit, Limiter, Received, Sandbox
 from lamella.testing.limits import RetryAfter
-from lamella.testing.sandbox import Step
 
 if TYPE_CHECKING:
     from benchmarks.scenarios import Outage, Scenario
@@ -69,19 +70,6 @@ class _ChangingLimiter:
         return min(self._before.allow(now), self._changes - now)
 
 
-class FailingSandbox(Sandbox):
-    """A sandbox with an outage: as if a script answered 500 to all that comes while it lasts."""
-
-    def __init__(self, outage: Outage | None, **options: Any) -> None:
-        super().__init__(**options)
-        self._outage = outage
-
-    def _next_step(self, received: Received) -> Step | None:
-        if self._outage is not None and self._outage.covers(received.at - self.received[0].at):
-            return 500
-        return super()._next_step(received)
-
-
 def serve(scenario: Scenario, seed: int, pipe: Connection) -> None:
     """Send the URL, serve until anything comes through the pipe or it closes, then send all `Arrival`s."""
     # Ctrl-C reaches the whole group of processes; the parent decides what ends when.
@@ -90,8 +78,7 @@ def serve(scenario: Scenario, seed: int, pipe: Connection) -> None:
 
 
 async def _serve(scenario: Scenario, seed: int, pipe: Connection) -> None:
-    sandbox = FailingSandbox(
-        scenario.outage,
+    sandbox = Sandbox(
         accounts=[Account(account_key(number), limit=crowd.limit) for number, crowd in enumerate(scenario.crowds)],
         api_key=API_KEY,
         records=1,
@@ -99,11 +86,28 @@ async def _serve(scenario: Scenario, seed: int, pipe: Connection) -> None:
         seed=seed,
         latency=scenario.latency,
     )
-    async with sandbox:
+    async with sandbox, anyio.create_task_group() as tasks:
+        if scenario.outage is not None:
+            tasks.start_soon(_go_down, sandbox, scenario.outage)
         pipe.send(sandbox.url)
         await readable(pipe)
+        tasks.cancel_scope.cancel()
     with suppress(BrokenPipeError):  # our parent is gone
         pipe.send(_arrivals(sandbox.received, len(scenario.crowds)))
+
+
+async def _go_down(sandbox: Sandbox, outage: Outage) -> None:
+    """Answer with 500 while the outage lasts."""
+    loop = asyncio.get_running_loop()
+    if outage.covers(0.0):
+        sandbox.set_outage(500)
+    while not sandbox.received:  # noqa: ASYNC110 - nothing tells when
+        await asyncio.sleep(0.001)
+    first = sandbox.received[0].at
+    await asyncio.sleep(first + outage.start - loop.time())
+    sandbox.set_outage(500)
+    await asyncio.sleep(first + outage.end - loop.time())
+    sandbox.set_outage(None)
 
 
 async def readable(pipe: Connection) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import UUID
 
 import pytest
 
@@ -117,6 +118,21 @@ async def test_refuses_ends_that_mean_nothing(journal: Journal) -> None:
     with pytest.raises(TypeError, match="must be a str, not 1"):
         await journal.end(1)  # type: ignore[arg-type]
     assert await journal.counts() == Counts(0, 0)
+
+
+async def test_a_write_has_one_idempotency_key_in_one_journal_and_none_that_another_has(tmp_path: Path) -> None:
+    """Also if the other is of a batch of the same name: what was written once is not written by that one otherwise."""
+    keys = ["a", "b", "", "ä", "a\x00b"]
+    first, again, other = tmp_path / "first", tmp_path / "first", tmp_path / "other"
+    made = []
+    for path in (first, again, other):
+        async with Journal.open(path, batch=BATCH) as journal:
+            made.append([journal.idempotency_key(key) for key in keys])
+            with pytest.raises(TypeError, match="must be a str, not b'a'"):
+                journal.idempotency_key(b"a")  # type: ignore[arg-type]
+    assert made[0] == made[1]
+    assert len({*made[0], *made[2]}) == 2 * len(keys)
+    assert [str(UUID(key)) for key in made[0]] == made[0]
 
 
 async def test_many_keys_at_once(journal: Journal) -> None:
@@ -647,6 +663,11 @@ def without_a_batch(path: Path) -> None:
     sqlite_file(path, "DELETE FROM lamella_batch")
 
 
+def without_an_id(path: Path) -> None:
+    run(fill(path))
+    sqlite_file(path, "UPDATE lamella_batch SET id = 'mine'")
+
+
 @pytest.mark.parametrize(
     ("make", "kind", "says"),
     [
@@ -664,6 +685,7 @@ def without_a_batch(path: Path) -> None:
         (emptied, JournalDamaged, "it is empty, and journal-wal beside it is not"),
         (without_tables, JournalDamaged, "no such table"),
         (without_a_batch, JournalDamaged, "does not tell of which batch"),
+        (without_an_id, JournalDamaged, "the id of its batch is none"),
     ],
 )
 def test_a_file_that_is_refused_is_not_touched(

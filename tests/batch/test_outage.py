@@ -29,7 +29,7 @@ from lamella import (
     stack,
 )
 from lamella.batch.outage import Outage
-from lamella.batch.outcome import AccountStopped, Outcome
+from lamella.batch.outcome import AccountStopped, ItemOutcome
 from lamella.batch.runner import Batch
 from lamella.testing import VirtualClock, run_virtual
 
@@ -57,7 +57,7 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def collected(batch: Batch[Any, Any]) -> list[Outcome[Any, Any]]:
+async def collected(batch: Batch[Any, Any]) -> list[ItemOutcome[Any, Any]]:
     async with batch:
         return [outcome async for outcome in batch]
 
@@ -182,6 +182,52 @@ async def test_in_the_outage_of_one_service_the_items_of_others_go_on(virtual_ti
     assert len(up.sends) == 88
 
 
+async def test_who_looks_on_sees_an_outage_as_long_as_items_wait_for_it(virtual_time: VirtualClock) -> None:
+    """Known at 2 s; the probe from 13 to 14 s is well, and so are two more, and then the next two."""
+    start = now()
+    told: list[LamellaError] = []
+    seen: dict[int, LamellaError | None] = {}
+
+    async def work(item: int) -> None:
+        await asyncio.sleep(1)
+        if item % 2 and 1 < now() - start < 12:
+            told.append(refused(5))
+            raise told[-1]
+
+    batch = Batch(work, range(40), at_once=4, service=lambda item: item % 2)
+    assert batch.outage is None
+
+    async def look_on() -> None:
+        for second in range(30):
+            await asyncio.sleep(start + second + 0.5 - now())
+            seen[second] = batch.outage
+
+    looking = asyncio.create_task(look_on())
+    assert all(outcome.done for outcome in await collected(batch))
+    await looking
+    assert [second for second, error in seen.items() if error is not None] == list(range(2, 16))
+    assert seen[2] is told[0]
+    assert seen[12] is told[-1] is not told[0]
+
+
+async def test_an_outage_is_over_for_who_looks_on_when_its_last_items_are_done(virtual_time: VirtualClock) -> None:
+    """Though there were not enough of them to try as many at a time as are allowed."""
+    tries: Counter[int] = Counter()
+
+    async def work(item: int) -> None:
+        await asyncio.sleep(1)
+        tries[item] += 1
+        if tries[item] == 1:
+            raise refused(5)
+
+    batch = Batch(work, range(4), at_once=100)
+    async with batch:
+        outages = [batch.outage async for _ in batch]
+    # When the first is done, two are tried and one waits.
+    assert [outage is None for outage in outages] == [False, True, True, True]
+    assert batch.outage is None
+
+
 @pytest.fixture
 def without_stamina() -> Iterator[None]:
     stamina.set_active(False)
@@ -189,7 +235,7 @@ def without_stamina() -> Iterator[None]:
     stamina.set_active(True)
 
 
-async def writes_in_an_outage(serve: Serve) -> tuple[Service, list[Outcome[int, int]]]:
+async def writes_in_an_outage(serve: Serve) -> tuple[Service, list[ItemOutcome[int, int]]]:
     service = Service(0, 40)
     async with session(await serve(service), *layers(Breaker(**BREAKER))) as client:
 

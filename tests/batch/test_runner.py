@@ -10,6 +10,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 from lamella import HeaderAuth, RuleBook, Unauthorized, stack
 from lamella.batch.journal import Counts, Journal, JournalError
-from lamella.batch.outcome import AccountStopped, Outcome
+from lamella.batch.outcome import AccountStopped, ItemOutcome
 from lamella.batch.runner import Batch
 from lamella.testing import Account, Sandbox, VirtualClock, run_virtual
 
@@ -37,14 +38,14 @@ async def double(item: int) -> int:
     return item * 2
 
 
-async def collect(batch: Batch[Any, Any], outcomes: list[Outcome[Any, Any]]) -> None:
+async def collect(batch: Batch[Any, Any], outcomes: list[ItemOutcome[Any, Any]]) -> None:
     """For batches that do not end well: what was handed out until then."""
     async with batch:
         async for outcome in batch:
             outcomes.append(outcome)  # noqa: PERF401 - those so far are wanted
 
 
-async def collected(batch: Batch[Any, Any]) -> list[Outcome[Any, Any]]:
+async def collected(batch: Batch[Any, Any]) -> list[ItemOutcome[Any, Any]]:
     async with batch:
         return [outcome async for outcome in batch]
 
@@ -131,7 +132,7 @@ def test_every_item_has_one_outcome(
             raise Refused(item)
         return item * 2
 
-    async def main() -> list[Outcome[int, int]]:
+    async def main() -> list[ItemOutcome[int, int]]:
         items = source.later(draw.random()) if later else source
         outcomes = []
         batch = Batch(
@@ -225,6 +226,19 @@ async def test_a_slow_consumer_slows_it_down(tmp_path: Path, later: bool, journa
     assert source.taken >= 20 + 3
 
 
+async def test_an_outcome_that_nobody_takes_keeps_its_place(virtual_time: VirtualClock) -> None:
+    work = Work()
+    async with Batch(work, range(100), at_once=3, grace=50) as batch:
+        await asyncio.sleep(10)
+        assert work.ended == work.begun == [0, 1, 2]
+        await anext(batch)
+        await asyncio.sleep(0.5)
+        assert work.begun == [0, 1, 2, 3]
+    # It was under way still; the outcomes that nobody will take are waited for by nobody.
+    assert work.ended == work.begun == [0, 1, 2, 3]
+    assert virtual_time.elapsed == 11
+
+
 async def test_an_async_source_that_waits_keeps_no_item_back(virtual_time: VirtualClock, tmp_path: Path) -> None:
     """Though the journal is asked for many keys at a time."""
     async with Journal.open(tmp_path / "journal", batch="b") as journal:
@@ -232,6 +246,41 @@ async def test_an_async_source_that_waits_keeps_no_item_back(virtual_time: Virtu
         async with Batch(double, Source(3).later(10), journal=journal, key=str) as batch:
             seen = [(outcome.item, round(virtual_time.now - began)) async for outcome in batch]
     assert seen == [(0, 10), (1, 20), (2, 30)]
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+async def test_who_gives_up_waiting_for_an_outcome_loses_none(virtual_time: VirtualClock, in_order: bool) -> None:
+    outcomes: list[int] = []
+    async with Batch(Work(), range(20), at_once=3, in_order=in_order) as batch:
+        while len(outcomes) < 20:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    outcomes.append((await anext(batch)).item)
+    assert sorted(outcomes) == list(range(20))
+    assert virtual_time.elapsed == 7
+
+
+async def test_several_may_take_them(virtual_time: VirtualClock) -> None:
+    """Each outcome is one of theirs, and all are told of the end: also who takes them when the block is left."""
+    shares: list[list[int]] = [[], [], []]
+
+    async def take(share: list[int]) -> None:
+        async for outcome in batch:
+            share.append(outcome.item)
+            await asyncio.sleep(0.3)
+
+    async with Batch(Work(), range(20), at_once=3) as batch:
+        await asyncio.gather(*map(take, shares))
+    assert all(shares)
+    assert sorted(chain(*shares)) == list(range(20))
+    async with asyncio.timeout(60):
+        assert [outcome async for outcome in batch] == []
+
+    async with Batch(Work(), range(20), at_once=3, grace=0) as batch:
+        waiting = asyncio.create_task(take([]))
+        await asyncio.sleep(0.5)
+    await waiting
+    assert alone()
 
 
 async def test_in_order_a_slow_item_keeps_the_others_back_but_not_from_being_done(virtual_time: VirtualClock) -> None:
@@ -247,18 +296,35 @@ async def test_in_order_a_slow_item_keeps_the_others_back_but_not_from_being_don
     assert virtual_time.now - began == 106
 
 
-async def test_memory_stays_flat() -> None:
+@pytest.mark.parametrize("how", ["", "journal", "done before", "in order"])
+async def test_memory_stays_flat(tmp_path: Path, how: str) -> None:
     """A second look after ten times as many items finds no more than the first."""
-
-    def items() -> Iterator[int]:
-        yield from range(11_000)
-
-    tracemalloc.start()
-    try:
-        async with Batch(double, items(), account=lambda item: item % 500, service=lambda item: item % 3) as batch:
-            used = [tracemalloc.get_traced_memory()[0] async for outcome in batch if outcome.number in {1_000, 10_000}]
-    finally:
-        tracemalloc.stop()
+    items = iter(range(11_000))
+    async with Journal.open(tmp_path / "journal", batch="b") as journal:
+        if how == "done before":
+            await asyncio.gather(*(journal.end(str(item)) for item in range(11_000)))
+        options: dict[str, Any] = {"journal": journal, "key": str} if how in {"journal", "done before"} else {}
+        batch = Batch(
+            double,
+            items,
+            at_once=20,  # what is under way is small beside what would pile up
+            account=lambda item: item % 500,
+            at_once_per_account=5,
+            service=lambda item: item % 3,
+            in_order=how == "in order",
+            **options,
+        )
+        used = []
+        tracemalloc.start()
+        try:
+            async with batch:
+                count = 0
+                async for _ in batch:
+                    count += 1
+                    if count in {1_000, 10_000}:
+                        used.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
     # A reference to each of the 9,000 in between would be more.
     assert used[1] - used[0] < 60_000
 
@@ -279,9 +345,12 @@ async def test_it_needs_its_block_and_runs_once() -> None:
         await batch.__aenter__()
 
 
-async def test_who_leaves_early_ends_it_and_what_is_under_way_has_its_grace(virtual_time: VirtualClock) -> None:
+@pytest.mark.parametrize("in_order", [False, True])
+async def test_who_leaves_early_ends_it_and_what_is_under_way_has_its_grace(
+    virtual_time: VirtualClock, in_order: bool
+) -> None:
     work, source = Work(lambda item: item + 1), Source(1000)
-    async with Batch(work, source.later(), at_once=4, grace=2.5) as batch:
+    async with Batch(work, source.later(), at_once=4, grace=2.5, in_order=in_order) as batch:
         async for _ in batch:
             break
     # When 0 had ended, 1 to 3 were under way; 3 takes too long.
@@ -411,7 +480,7 @@ async def test_a_source_that_raises_is_the_end_after_what_was_taken(tmp_path: Pa
         for item in broken():
             yield item
 
-    outcomes: list[Outcome[int, int]] = []
+    outcomes: list[ItemOutcome[int, int]] = []
     async with Journal.open(tmp_path / "journal", batch="b") as opened:
         items = broken_later() if later else broken()
         batch = Batch(double, items, at_once=2, journal=opened if journal else None, key=str)
@@ -481,6 +550,30 @@ def test_who_wants_the_process_to_end_ends_it(kind: type[BaseException]) -> None
     assert work.begun == [0, 1, 2]
     assert work.ended == []
     assert work.now == 0
+
+
+def test_who_is_interrupted_while_an_outcome_waits_is_told_of_the_interruption_alone() -> None:
+    raised: list[BaseException] = []
+
+    async def ends(item: int) -> None:
+        await asyncio.sleep(item)
+        if item == 2:
+            raise KeyboardInterrupt
+
+    async def main() -> None:
+        try:
+            async with Batch(ends, range(4), at_once=4) as batch:
+                await anext(batch)
+                await asyncio.sleep(100)
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    with pytest.raises(KeyboardInterrupt):
+        run_virtual(main())
+    [group] = raised
+    assert isinstance(group, BaseExceptionGroup)
+    assert group.split(KeyboardInterrupt)[1] is None
 
 
 CTRL_C = """
@@ -590,6 +683,23 @@ async def test_without_accounts_such_an_error_ends_the_batch(tmp_path: Path, lat
     assert alone() or journal
 
 
+async def test_what_was_taken_when_the_batch_ends_so_has_an_outcome_though_it_is_taken_late(tmp_path: Path) -> None:
+    async def work(_: int) -> None:
+        raise Refused("go away")
+
+    async with Journal.open(tmp_path / "journal", batch="b") as journal:
+        for item in range(1, 8):
+            await journal.end(str(item))
+        async with Batch(work, range(100), at_once=2, stop_on=Refused, journal=journal, key=str) as batch:
+            first = await anext(batch)
+            await asyncio.sleep(0.01)
+            async with asyncio.timeout(30):
+                outcomes = [first, *[outcome async for outcome in batch]]
+    assert sorted(outcome.item for outcome in outcomes) == list(range(len(outcomes)))
+    assert 8 <= len(outcomes) <= 16
+    assert sum(outcome.skipped for outcome in outcomes) == 7
+
+
 async def test_an_account_that_is_refused_costs_one_call_and_shows_no_key() -> None:
     accounts = (Account(KEY, state="expired"), Account("works"))
     async with Sandbox(accounts=accounts) as sandbox:
@@ -632,7 +742,7 @@ async def test_what_is_done_is_skipped_and_what_failed_is_tried_again(tmp_path: 
             raise Refused(f"not now: {item}")
         return item * 2
 
-    async def run() -> list[Outcome[int, int]]:
+    async def run() -> list[ItemOutcome[int, int]]:
         async with Journal.open(tmp_path / "journal", batch="b") as journal:
             outcomes = await collected(
                 Batch(work, range(200), at_once=5, journal=journal, key=str, keep=str, in_order=True)
@@ -661,7 +771,7 @@ async def test_an_item_is_done_when_its_sink_has_it(tmp_path: Path) -> None:
 
     async with Journal.open(tmp_path / "journal", batch="b") as journal:
 
-        async def sink(outcome: Outcome[int, int]) -> None:
+        async def sink(outcome: ItemOutcome[int, int]) -> None:
             assert not await journal.is_done(str(outcome.item))
             if outcome.item == 2:
                 raise Refused("the disk is full")
@@ -687,7 +797,7 @@ async def test_an_item_is_done_when_its_sink_has_it(tmp_path: Path) -> None:
 
 async def test_a_journal_that_cannot_be_written_ends_the_batch_and_loses_no_outcome(tmp_path: Path) -> None:
     source = Source(1000)
-    outcomes: list[Outcome[int, int]] = []
+    outcomes: list[ItemOutcome[int, int]] = []
 
     async def work(item: int) -> int:
         if item == 5:

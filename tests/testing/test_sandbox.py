@@ -346,6 +346,51 @@ class TestScripts:
             Sandbox().script(500, account="other")
 
 
+class TestOutages:
+    async def test_meets_all_until_it_is_over(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
+        sandbox = await make_sandbox(accounts=2, limit=FixedWindow(1, 60), chances={502: 1.0})
+        client = make_client(sandbox)
+        sandbox.script(404, 200)
+        sandbox.set_outage(503)
+        assert await statuses(client, 2) == [503] * 2
+        assert (await client("POST", BILLS, json={}, account=sandbox.accounts[1].key)).status == 503
+        assert (await client("GET", "/auth/xero", keys={})).status == 503
+        sandbox.set_outage(Reply(500, {"Retry-After": "7"}, "down"))
+        answer = await client("GET", BILLS)
+        assert (answer.status, answer.text, answer.headers["Retry-After"]) == (500, "down", "7")
+        assert sandbox.created("bills") == []
+        assert sandbox.pending == 2
+        # Neither the scripts nor the limit have noticed.
+        sandbox.set_outage(None)
+        assert await statuses(client, 3) == [404, 200, 429]
+
+    async def test_by_a_fault_all_is_carried_out_and_no_answer_comes(self, client: Client, sandbox: Sandbox) -> None:
+        sandbox.set_outage(Fault.RESET_BEFORE_HEADERS)
+        for _ in range(2):
+            with pytest.raises(aiohttp.ClientError):
+                await client("POST", BILLS, json={})
+        sandbox.set_outage(None)
+        assert (await client("POST", BILLS, json={})).status == 201
+        assert sandbox.duplicates == 2
+
+    async def test_what_came_before_it_ends_as_it_would_have(
+        self, make_sandbox: MakeSandbox, make_client: MakeClient, virtual_time: VirtualClock
+    ) -> None:
+        sandbox = await make_sandbox(latency=10.0)
+        before = asyncio.ensure_future(make_client(sandbox)("GET", BILLS))
+        while not sandbox.received:  # noqa: ASYNC110  nothing tells when
+            await asyncio.sleep(0.001)
+        sandbox.set_outage(500)
+        assert (await before).status == 200
+        assert (await make_client(sandbox)("GET", BILLS)).status == 500
+
+    @pytest.mark.parametrize("step", [200, 201, 302, 399, 600, True, "500", 0])
+    async def test_rejects_a_step(self, client: Client, sandbox: Sandbox, step: Any) -> None:
+        with pytest.raises(ValueError, match=f"the step of an outage must be .*, not {step!r}"):
+            sandbox.set_outage(step)
+        assert await statuses(client, 1) == [200]
+
+
 class TestChances:
     async def outcomes(self, sandbox: Sandbox, client: Client, times: int) -> list[int | Fault | None]:
         for _ in range(times):

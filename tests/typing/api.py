@@ -12,8 +12,7 @@ import aiohttp
 
 import lamella
 from lamella import Backoff, Failure, Outcome, Rule, RuleBook, StopReason, WaitSource, maesn
-from lamella.batch import Batch, Journal
-from lamella.batch import Outcome as Ended
+from lamella.batch import Batch, ItemOutcome, Journal
 
 RULES = RuleBook(
     Rule(429, "Too Many Requests", hint="slow down", retry=Backoff(initial=1, maximum=30)),
@@ -116,10 +115,12 @@ async def batches() -> None:
         async with Batch(fetch, range(10), at_once=5, journal=journal, key=str, keep=str.upper) as batch:
             assert_type(batch, Batch[int, str])
             async for outcome in batch:
-                assert_type(outcome, Ended[int, str])
+                assert_type(outcome, ItemOutcome[int, str])
+                assert_type(batch.outage, lamella.LamellaError | None)
                 assert_type((outcome.item, outcome.value), tuple[int, str | None])
                 assert_type((outcome.done, outcome.error), tuple[bool, Exception | None])
         assert_type((await journal.counts()).done, int)
+        assert_type(journal.idempotency_key("7"), str)
     Batch(fetch, ["a"])  # type: ignore[arg-type]
     Batch(fetch, range(10), stop_on="401")  # type: ignore[arg-type]
 

@@ -9,18 +9,18 @@ from lamella.batch.journal import (
     JournalMismatch,
     end_of,
 )
-from lamella.batch.outcome import AccountStopped, Outcome
+from lamella.batch.outcome import AccountStopped, ItemOutcome
 from lamella.batch.runner import Batch
 
 __all__ = [
     "AccountStopped",
     "Batch",
     "Counts",
+    "ItemOutcome",
     "Journal",
     "JournalDamaged",
     "JournalError",
     "JournalLocked",
     "JournalMismatch",
-    "Outcome",
     "end_of",
 ]

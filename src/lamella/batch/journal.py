@@ -25,6 +25,7 @@ from contextlib import asynccontextmanager, closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self, TypeVar
+from uuid import UUID, uuid4, uuid5
 
 import anyio
 
@@ -45,7 +46,7 @@ _VERSION: Final = 1  # of the tables below (SQLite's user_version)
 
 # A table with rowid: without one, results of a kilobyte would make it twice as large and three times as slow.
 _TABLES: Final = (
-    "CREATE TABLE lamella_batch (batch TEXT NOT NULL)",
+    "CREATE TABLE lamella_batch (batch TEXT NOT NULL, id TEXT NOT NULL)",
     "CREATE TABLE lamella_items (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, error TEXT, result TEXT)",
     "CREATE INDEX lamella_failures ON lamella_items (number) WHERE error IS NOT NULL",
 )
@@ -107,11 +108,16 @@ def end_of(db: sqlite3.Connection, key: str, *, result: str | None = None, error
         TypeError: *key* is not a str.
         ValueError: There are both a result and an error.
     """
-    if not isinstance(key, str):
-        raise TypeError(f"the key of an item must be a str, not {key!r}")
+    _checked(key)
     if result is not None and error is not None:
         raise ValueError(f"item {key!r} has ended with a result or with an error, not with both")
     db.execute(_END, (key, error, result))
+
+
+def _checked(key: str) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"the key of an item must be a str, not {key!r}")
+    return key
 
 
 class Journal:
@@ -123,6 +129,7 @@ class Journal:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lamella-journal")
         self._db: _Connection | None = None
         """None: not open yet, or no more."""
+        self._id: UUID
         self._asked: list[tuple[_Change, asyncio.Future[Any]]] = []
         self._sending = False
 
@@ -206,6 +213,18 @@ class Journal:
             done.update(await self.read(lambda db, chunk=chunk: _done(db, chunk)))  # type: ignore[misc]
         return done
 
+    def idempotency_key(self, key: str) -> str:
+        """An ``Idempotency-Key`` for the write of an item: the same each time, and in no other journal.
+
+        It is made of *key* and of a random id that is on disk before the first item is sent. So a write that is made
+        again after a `kill -9` has the key that it had, and in another journal, be it of a batch of the same name, none
+        has it. Where an item is written in several requests, each needs a *key* of its own.
+
+        Raises:
+            TypeError: *key* is not a str.
+        """
+        return str(uuid5(self._id, _checked(key)))
+
     async def counts(self) -> Counts:
         """How many items are done, and how many have failed and are not done since."""
         return await self.read(_counts)
@@ -241,7 +260,7 @@ class Journal:
 
     def _open(self, batch: str) -> None:
         self._path = os.path.realpath(self._path)  # SQLite puts its files beside the file, and not beside a link to it
-        self._db = _open(self._path, batch)
+        self._db, self._id = _open(self._path, batch)
 
     def _send(self) -> None:
         """Send what has gathered to the thread; when that is written, what has gathered by then."""
@@ -385,7 +404,7 @@ def _counts(db: sqlite3.Connection) -> Counts:
     return Counts(ended - failed, failed)
 
 
-def _open(path: str, batch: str) -> _Connection:
+def _open(path: str, batch: str) -> tuple[_Connection, UUID]:
     try:
         _touch(path)
         _look(path, batch)
@@ -454,12 +473,12 @@ def _sound(path: str, how: str, batch: str) -> None:
                 raise _damaged(path, verdict)
 
 
-def _check(db: sqlite3.Connection, path: str, batch: str) -> bool:
-    """Raise unless it is a journal of *batch*; False: nothing is there yet."""
+def _check(db: sqlite3.Connection, path: str, batch: str) -> UUID | None:
+    """Raise unless it is a journal of *batch*; return its id. None: nothing is there yet."""
     [application] = db.execute("PRAGMA application_id").fetchone()
     [version] = db.execute("PRAGMA user_version").fetchone()
     if not application and not version and not db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
-        return False  # whoever began it was killed in between
+        return None  # whoever began it was killed in between
     if application != _APPLICATION:
         raise JournalMismatch(f"{path}: is an SQLite file, but not a journal of lamella's; choose another path")
     if version != _VERSION:
@@ -467,8 +486,8 @@ def _check(db: sqlite3.Connection, path: str, batch: str) -> bool:
             f"{path}: is a journal of version {version}, and this lamella's are of version {_VERSION};"
             " end the batch with the lamella that began it, or choose another path"
         )
-    [begun] = db.execute("SELECT batch FROM lamella_batch").fetchone() or [None]
-    if not isinstance(begun, str):
+    begun, identity = db.execute("SELECT batch, id FROM lamella_batch").fetchone() or (None, None)
+    if not isinstance(begun, str) or not isinstance(identity, str):
         raise _damaged(path, "it does not tell of which batch it is")
     if begun != batch:
         theirs, ours = _difference(begun, batch)
@@ -476,17 +495,20 @@ def _check(db: sqlite3.Connection, path: str, batch: str) -> bool:
             f"{path}: is the journal of another batch: of {theirs}, and this one is {ours};"
             " start the batch as it was begun, or choose another path"
         )
-    return True
+    try:
+        return UUID(identity)
+    except ValueError:
+        raise _damaged(path, "the id of its batch is none") from None
 
 
-def _take(path: str, batch: str) -> _Connection:
+def _take(path: str, batch: str) -> tuple[_Connection, UUID]:
     """Open it to write, and for us alone; make a journal of it, where nothing is there yet."""
     db = _connect(path, "mode=rw", timeout=_PATIENCE)
     try:
         # EXCLUSIVE before the first access: SQLite then keeps the lock, and needs no -shm.
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("BEGIN EXCLUSIVE")
-        begun = _check(db, path, batch)  # again: since the look others may have been at it
+        identity = _check(db, path, batch)  # again: since the look others may have been at it
         db.execute("ROLLBACK")
         [mode] = db.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
@@ -494,25 +516,27 @@ def _take(path: str, batch: str) -> _Connection:
         # NORMAL would lose commits, whole ones, when the power fails. FULL costs one fsync a group, not one an item.
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA fullfsync = ON")  # macOS: else fsync does not wait for the disk
-        if not begun:
-            _begin(db, batch)
+        if identity is None:
+            identity = _begin(db, batch)
         Path(path + "-shm").unlink(missing_ok=True)  # of some tool that crashed: nobody else is here now
         db.set_authorizer(db.allows)
     except BaseException:
         db.close()
         raise
-    return db
+    return db, identity
 
 
-def _begin(db: sqlite3.Connection, batch: str) -> None:
-    """Make it a journal, at once: whoever is killed in between leaves an empty database."""
+def _begin(db: sqlite3.Connection, batch: str) -> UUID:
+    """Make it a journal, at once: whoever is killed in between leaves an empty database. Return its id."""
+    identity = uuid4()
     db.execute("BEGIN")
     for table in _TABLES:
         db.execute(table)
-    db.execute("INSERT INTO lamella_batch VALUES (?)", (batch,))
+    db.execute("INSERT INTO lamella_batch VALUES (?, ?)", (batch, str(identity)))
     db.execute(f"PRAGMA application_id = {_APPLICATION}")
     db.execute(f"PRAGMA user_version = {_VERSION}")
     db.execute("COMMIT")
+    return identity
 
 
 def _connect(path: str, how: str, *, timeout: float) -> _Connection:

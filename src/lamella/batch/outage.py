@@ -69,6 +69,11 @@ class Outage:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the last news of it was bad, or items wait still for it to be over."""
+        return self.active and (self._let == 1 or bool(self._waiting))
+
     async def wait(self) -> None:
         """Wait until an item may be tried; who has waited has to enter at once."""
         again = False

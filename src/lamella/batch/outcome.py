@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-__all__ = ["AccountStopped", "Outcome"]
+__all__ = ["AccountStopped", "ItemOutcome"]
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -23,7 +23,7 @@ class AccountStopped(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome(Generic[Item, Value]):
+class ItemOutcome(Generic[Item, Value]):
     """One item, and its value or its error."""
 
     number: int

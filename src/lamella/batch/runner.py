@@ -15,15 +15,17 @@ from collections.abc import (
     Iterator,
 )
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from math import inf, isfinite
 from types import TracebackType
-from typing import Final, Generic, Self, TypeVar
+from typing import Final, Generic, NamedTuple, Self, TypeVar
 
 import anyio
 
 from lamella.batch.journal import Journal
 from lamella.batch.outage import Entered, Outage
-from lamella.batch.outcome import AccountStopped, Outcome
+from lamella.batch.outcome import AccountStopped, ItemOutcome
+from lamella.errors import LamellaError
 
 __all__ = ["Batch"]
 
@@ -58,6 +60,13 @@ class _Job(Generic[Item]):
     """What the last try ended in. None: there was none."""
     entered: Entered | None = None
     """It has waited for an outage to end, and may be tried now."""
+
+
+class _Ended(NamedTuple, Generic[Item, Value]):
+    """An outcome, and what to tell whoever waits until it is taken. None: nobody does."""
+
+    outcome: ItemOutcome[Item, Value]
+    taken: asyncio.Future[None] | None
 
 
 class Batch(Generic[Item, Value]):
@@ -120,7 +129,7 @@ class Batch(Generic[Item, Value]):
         journal: Journal | None = None,
         key: Callable[[Item], str] | None = None,
         keep: Callable[[Value], str] | None = None,
-        sink: Callable[[Outcome[Item, Value]], Awaitable[object]] | None = None,
+        sink: Callable[[ItemOutcome[Item, Value]], Awaitable[object]] | None = None,
         grace: float = 10.0,
     ) -> None:
         for name, number in (("at_once", at_once), ("at_once_per_account", at_once_per_account)):
@@ -151,6 +160,8 @@ class Batch(Generic[Item, Value]):
         self._grace = grace
 
         self._begun = False
+        self._left = False
+        """Whether nobody takes outcomes any more."""
         self._ending = False
         self._fed = False
         """Whether there are no more items."""
@@ -162,7 +173,7 @@ class Batch(Generic[Item, Value]):
         self._lanes: dict[Hashable, _Lane[Item]] = {}
         self._stopped: dict[Hashable, Exception] = {}
         self._outages: dict[Hashable, Outage] = {}
-        self._early: dict[int, Outcome[Item, Value]] = {}
+        self._early: dict[int, ItemOutcome[Item, Value]] = {}
         """Outcomes whose turn has not come."""
         self._turn = 1
 
@@ -170,9 +181,11 @@ class Batch(Generic[Item, Value]):
         if self._begun:
             raise RuntimeError("a batch runs once: make another one")
         self._begun = True
-        self._ready_in, self._ready_out = anyio.create_memory_object_stream[_Job[Item]](inf)  # bounded by the room
-        self._out_in, self._out_out = anyio.create_memory_object_stream[Outcome[Item, Value]](0)
-        self._room = anyio.Semaphore(self._at_once * _AHEAD)
+        self._ready: asyncio.Queue[_Job[Item] | None] = asyncio.Queue()
+        """Jobs that may begin. None: there will be no more; whoever gets it leaves it to the next."""
+        self._ended: asyncio.Queue[_Ended[Item, Value] | None] = asyncio.Queue()
+        """Outcomes that may be taken, and None as above."""
+        self._room = asyncio.Event()
         self._feeding = anyio.CancelScope()
         # Whoever cancels the block does not cancel what is under way: that has its grace.
         self._working = anyio.CancelScope(shield=True)
@@ -186,31 +199,34 @@ class Batch(Generic[Item, Value]):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
-        self._out_out.close()
+        self._left = True
+        while not self._ended.empty():
+            _release(self._ended.get_nowait())
+        self._ended.put_nowait(None)
         try:
             with anyio.CancelScope(shield=True), anyio.move_on_after(self._grace):
                 await self._idle.wait()
         finally:
             self._working.cancel()
-            try:
-                # Not told of the block's own exception, which it would wrap in a group.
-                await self._host.__aexit__(None, None, None)
-            finally:
-                for stream in (self._ready_in, self._ready_out, self._out_in):
-                    stream.close()
+            # Not told of the block's own exception, which it would wrap in a group.
+            await self._host.__aexit__(None, None, None)
         if exc is None and self._error is not None:
             raise self._error
 
-    def __aiter__(self) -> AsyncIterator[Outcome[Item, Value]]:
+    def __aiter__(self) -> AsyncIterator[ItemOutcome[Item, Value]]:
         return self
 
-    async def __anext__(self) -> Outcome[Item, Value]:
+    async def __anext__(self) -> ItemOutcome[Item, Value]:
         if not self._begun:
             raise RuntimeError("a batch is iterated inside of its `async with` block")
-        try:
-            return await self._out_out.receive()
-        except anyio.EndOfStream:
-            pass
+        ended = await self._ended.get()
+        if ended is not None:
+            _release(ended)
+            self._taken -= 1
+            self._room.set()
+            self._end_when_done()
+            return ended.outcome
+        self._ended.put_nowait(None)
         if self._early:  # stopped: those before them were not begun
             return self._early.pop(min(self._early))
         if self._error is not None:
@@ -218,13 +234,18 @@ class Batch(Generic[Item, Value]):
             raise error
         raise StopAsyncIteration
 
+    @property
+    def outage(self) -> LamellaError | None:
+        """What told of an outage that goes on now, be it of one service among several. None: there is none."""
+        return next((outage.error for outage in self._outages.values() if outage.goes_on), None)
+
     def stop(self) -> None:
         """Begin nothing more: what is under way comes to its end, the outcomes of the rest are left out."""
         self._ending = True
         self._feeding.cancel()
         for outage in self._outages.values():
             outage.close()
-        self._ready_in.close()
+        self._ready.put_nowait(None)
 
     async def _run(self) -> None:
         try:
@@ -234,7 +255,7 @@ class Batch(Generic[Item, Value]):
                         self._tasks.start_soon(self._work)
                     self._tasks.start_soon(self._feed)
         finally:
-            self._out_in.close()
+            self._ended.put_nowait(None)
             self._idle.set()
 
     async def _feed(self) -> None:
@@ -243,9 +264,7 @@ class Batch(Generic[Item, Value]):
             source = aiter(self._items) if isinstance(self._items, AsyncIterable) else iter(self._items)
             with self._feeding:
                 while not self._fed:
-                    taken = await self._take(source)
-                    with anyio.CancelScope(shield=True):  # what is taken has an outcome
-                        await self._begin(taken)
+                    await self._begin(await self._take(source))
             if isinstance(source, AsyncGenerator):
                 await source.aclose()
         except Exception as error:  # noqa: BLE001 - the consumer is told, after the outcomes
@@ -256,44 +275,52 @@ class Batch(Generic[Item, Value]):
     async def _take(self, source: Iterator[Item] | AsyncIterator[Item]) -> list[Item]:
         """Wait for room, and take an item; more where the journal is asked for many at a time, and none has to wait."""
         taken: list[Item] = []
-        await self._room.acquire()
+        most = self._at_once * _AHEAD
+        if self._taken < most:
+            await asyncio.sleep(0)  # what was taken before begins first
+        else:
+            self._room.clear()
+            await self._room.wait()
         try:
             if isinstance(source, AsyncIterator):
                 taken.append(await _uncancelled(anext(source)))
             else:
-                taken.append(next(source))
-                while self._journal is not None and len(taken) < _CHUNK and self._room.value:
-                    taken.append(next(source))
-                    self._room.acquire_nowait()
-        except (StopIteration, StopAsyncIteration):
+                # Where the source raises, those before that are kept.
+                taken.extend(islice(source, 1 if self._journal is None else min(most - self._taken, _CHUNK)))
+                self._fed = not taken
+        except StopAsyncIteration:
             self._fed = True
         except Exception as error:  # noqa: BLE001 - the consumer is told, after the outcomes
             self._fed, self._error = True, self._error or error
-        if not taken:
-            self._room.release()
         return taken
 
     async def _begin(self, items: list[Item]) -> None:
         """Line *items* up, except for those that are done."""
         self._taken += len(items)
-        jobs = []
+        jobs: list[_Job[Item]] = []
+        ended: list[ItemOutcome[Item, Value]] = []
         for item in items:
             self._number += 1
             try:
                 jobs.append(self._job(item))
             except Exception as error:  # noqa: BLE001 - it is the outcome of this item alone
-                await self._hand_out(Outcome(self._number, item, error=error))
+                ended.append(ItemOutcome(self._number, item, error=error))
         done: set[str] = set()
         if self._journal is not None:
-            try:
-                done = await self._journal.ended(job.key for job in jobs)
-            except Exception as error:  # noqa: BLE001 - the consumer is told
-                self._fail(error)
+            with anyio.CancelScope(shield=True):  # what is taken has an outcome
+                try:
+                    done = await self._journal.ended(job.key for job in jobs)
+                except Exception as error:  # noqa: BLE001 - the consumer is told
+                    self._fail(error)
         for job in jobs:
             if job.key in done:
-                await self._hand_out(Outcome(job.number, job.item))
+                ended.append(ItemOutcome(job.number, job.item))
             else:
                 self._line_up(job)
+        if ended:
+            with anyio.CancelScope(shield=True):
+                for outcome in ended:
+                    await self._hand_out(outcome)
 
     def _job(self, item: Item) -> _Job[Item]:
         service = None if self._service is None else self._service(item)
@@ -307,22 +334,23 @@ class Batch(Generic[Item, Value]):
         if self._ending:
             return
         if self._per_account is None:
-            self._ready_in.send_nowait(job)
+            self._ready.put_nowait(job)
             return
         lane = self._lanes.get(job.account)
         if lane is None:
             lane = self._lanes[job.account] = _Lane()
         if lane.running < self._per_account:
             lane.running += 1
-            self._ready_in.send_nowait(job)
+            self._ready.put_nowait(job)
         else:
             lane.waiting.append(job)
 
     async def _work(self) -> None:
         """One of those that work on items, one after another."""
-        async for job in self._ready_out:
+        while (job := await self._ready.get()) is not None:
             if not self._ending:
                 await self._try(job)
+        self._ready.put_nowait(None)
 
     async def _try(self, job: _Job[Item]) -> None:
         """Call the function for an item. In an outage the item may have to wait, which takes no worker."""
@@ -361,13 +389,13 @@ class Batch(Generic[Item, Value]):
             return
         if not patience.cancelled_caught:
             job.entered = job.outage.enter()
-            self._ready_in.send_nowait(job)
+            self._ready.put_nowait(job)
             return
         error = job.error or job.outage.error
         await self._failed(job, error or TimeoutError("an outage lasted longer than the batch's patience"))
 
     async def _done(self, job: _Job[Item], value: Value) -> None:
-        outcome = Outcome(job.number, job.item, value, None, job.tries, job.parked)
+        outcome = ItemOutcome(job.number, job.item, value, None, job.tries, job.parked)
         try:
             text = None if self._keep is None else self._keep(value)
             if self._sink is not None:
@@ -382,9 +410,9 @@ class Batch(Generic[Item, Value]):
             self._stopped[job.account] = error
             if self._account is None:
                 self._feeding.cancel()
-        await self._end(job, Outcome(job.number, job.item, None, error, job.tries, job.parked), None)
+        await self._end(job, ItemOutcome(job.number, job.item, None, error, job.tries, job.parked), None)
 
-    async def _end(self, job: _Job[Item], outcome: Outcome[Item, Value], text: str | None) -> None:
+    async def _end(self, job: _Job[Item], outcome: ItemOutcome[Item, Value], text: str | None) -> None:
         """Record the end of an item, let the next one of its account begin, and hand the outcome out."""
         if self._journal is not None:
             try:
@@ -399,7 +427,7 @@ class Batch(Generic[Item, Value]):
     def _next_in_lane(self, account: Hashable) -> None:
         lane = self._lanes[account]
         if lane.waiting and not self._ending:
-            self._ready_in.send_nowait(lane.waiting.popleft())
+            self._ready.put_nowait(lane.waiting.popleft())
         else:
             lane.running -= 1
             if not lane.running:
@@ -410,32 +438,29 @@ class Batch(Generic[Item, Value]):
         self._error = self._error or error
         self.stop()
 
-    async def _hand_out(self, outcome: Outcome[Item, Value]) -> None:
-        """Wait until somebody takes it, or with those before it if they come in order."""
-        try:
-            if not self._in_order:
-                await self._out_in.send(outcome)
-                self._handed_out()
-                return
-            self._early[outcome.number] = outcome
-            if outcome.number != self._turn:
-                return
-            # The turn is passed on when one is taken, so nobody else comes as far as here meanwhile.
-            while self._turn in self._early:
-                await self._out_in.send(self._early.pop(self._turn))
-                self._turn += 1
-                self._handed_out()
-        except anyio.BrokenResourceError:
-            pass  # nobody takes them any more
-
-    def _handed_out(self) -> None:
-        self._taken -= 1
-        self._room.release()
-        self._end_when_done()
+    async def _hand_out(self, outcome: ItemOutcome[Item, Value]) -> None:
+        """Wait until somebody takes it. Where they come in order it waits for those before it, and nobody for it."""
+        if self._left:
+            return
+        if not self._in_order:
+            taken = asyncio.get_running_loop().create_future()
+            self._ended.put_nowait(_Ended(outcome, taken))
+            await taken
+            return
+        self._early[outcome.number] = outcome
+        while self._turn in self._early:
+            self._ended.put_nowait(_Ended(self._early.pop(self._turn), None))
+            self._turn += 1
+        await asyncio.sleep(0)
 
     def _end_when_done(self) -> None:
         if self._fed and not self._taken:
-            self._ready_in.close()
+            self._ready.put_nowait(None)
+
+
+def _release(ended: _Ended[Item, Value] | None) -> None:
+    if ended is not None and ended.taken is not None and not ended.taken.done():
+        ended.taken.set_result(None)
 
 
 async def _uncancelled(call: Awaitable[_T]) -> _T:

@@ -1,8 +1,28 @@
-"""The Maesn accounting API: its rules, by the vendor's error-handling guide, its credentials and its lists."""
+"""The Maesn accounting API: its rules, by the vendor's error-handling guide, its credentials, its lists, and a sync."""
 
-from lamella.maesn.account import account
+from lamella.maesn.account import Account, account
+from lamella.maesn.export import export
 from lamella.maesn.pages import PAGE_LIMITS, Page, pages, records
 from lamella.maesn.rules import RULES
 from lamella.maesn.session import BASE_URL, layers, session
+from lamella.maesn.sync import Part, Progress, Report, UnsteadyList, plan, sync
 
-__all__ = ["BASE_URL", "PAGE_LIMITS", "RULES", "Page", "account", "layers", "pages", "records", "session"]
+__all__ = [
+    "BASE_URL",
+    "PAGE_LIMITS",
+    "RULES",
+    "Account",
+    "Page",
+    "Part",
+    "Progress",
+    "Report",
+    "UnsteadyList",
+    "account",
+    "export",
+    "layers",
+    "pages",
+    "plan",
+    "records",
+    "session",
+    "sync",
+]

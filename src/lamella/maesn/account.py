@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 import aiohttp
 from yarl import URL
@@ -12,10 +13,38 @@ from yarl import URL
 from lamella.call import Call, Send
 from lamella.layers import HeaderAuth
 
-__all__ = ["ACCOUNT_KEY", "API_KEY", "account", "auth", "current_account"]
+__all__ = ["ACCOUNT_KEY", "API_KEY", "Account", "account", "auth", "current_account"]
 
 API_KEY = "X-API-KEY"
 ACCOUNT_KEY = "X-ACCOUNT-KEY"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One end user's account.
+
+    Raises:
+        ValueError: The name is empty, cannot be shown in a line, or is the key; or the key is empty or cannot stand in
+            a header.
+    """
+
+    name: str
+    """What it is called: on screens, in files, in the journal. It stays when the end user gets another key."""
+    key: str = field(repr=False)
+    """A credential: nothing shows or stores it."""
+    company_id: str | None = None
+    """For the target systems that have several companies in one account."""
+    environment_name: str | None = None
+    """For the target systems that have environments."""
+
+    def __post_init__(self) -> None:
+        if not self.name.strip() or not self.name.isprintable():
+            raise ValueError(f"the name of an account must be a line of text that is not empty, not {self.name!r}")
+        if not self.key.strip() or not self.key.isascii() or not self.key.isprintable():
+            raise ValueError(f"the key of the account {self.name!r} must be printable ASCII, and not empty")
+        if self.name == self.key:
+            raise ValueError("the name of an account must not be its key, which nothing may show")
+
 
 _current: ContextVar[str | None] = ContextVar("lamella_maesn_account", default=None)
 

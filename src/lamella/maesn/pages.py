@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,12 +15,15 @@ import aiohttp
 from lamella.classification import ERROR_STATUS, api_error
 from lamella.maesn.account import account as account_context
 from lamella.maesn.rules import RULES
+from lamella.policy.retry_after import parse_http_date
 
 __all__ = ["PAGE_LIMITS", "Page", "pages", "records"]
 
 PAGE_LIMITS: Final = (5, 10, 20, 50, 100)
 """The page sizes that the API takes."""
 
+_TOO_MANY: Final = 2**53
+"""No number of records or pages: what is not below cannot be told from its neighbours in JSON."""
 _RESOURCE = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 
 
@@ -33,6 +37,10 @@ class Page:
     """How many there were when this one was read. None where the API did not say."""
     records: list[dict[str, Any]]
     meta: dict[str, Any]
+    total: int | None = None
+    """How many records there were on all pages. None where the API did not say."""
+    answered: float = 0.0
+    """When the API answered, in seconds since the epoch: by its own clock, or by ours where it did not say."""
 
 
 def pages(
@@ -65,19 +73,16 @@ def pages(
         ValueError: An argument is one that the API does not take; at the call, before anything is sent.
         lamella.LamellaError: A page could not be had; while iterating.
     """
-    if limit not in PAGE_LIMITS:
-        raise ValueError(f"limit must be one of {', '.join(map(str, PAGE_LIMITS))}, not {limit!r}")
     if first < 1:
         raise ValueError(f"first must be at least 1, not {first!r}")
-    if not _RESOURCE.fullmatch(resource):
-        raise ValueError(f"resource must be a name such as 'invoices', not {resource!r}")
-    params = {
-        "limit": str(limit),
-        "lastModifiedAt": None if since is None else _moment(since),
-        "companyId": company_id,
-        "environmentName": environment_name,
-    }
-    return _pages(session, resource, {key: value for key, value in params.items() if value}, account, first)
+    query = Query(
+        checked_resource(resource),
+        checked_limit(limit),
+        None if since is None else checked_moment(since),
+        company_id,
+        environment_name,
+    )
+    return _pages(session, query, account, first)
 
 
 def records(
@@ -109,7 +114,44 @@ async def _records(found: AsyncIterator[Page]) -> AsyncIterator[dict[str, Any]]:
             yield record
 
 
-def _moment(since: datetime | str) -> str:
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which list is read, in values that have been checked."""
+
+    resource: str
+    limit: int
+    since: str | None = None
+    company_id: str | None = None
+    environment_name: str | None = None
+
+    def params(self, number: int) -> dict[str, str]:
+        """The query of the page with this *number*."""
+        params = {
+            "limit": str(self.limit),
+            "page": str(number),
+            "lastModifiedAt": self.since,
+            "companyId": self.company_id,
+            "environmentName": self.environment_name,
+        }
+        return {name: value for name, value in params.items() if value}
+
+
+def checked_limit(limit: int) -> int:
+    """*limit*, or a ValueError."""
+    if limit not in PAGE_LIMITS:
+        raise ValueError(f"limit must be one of {', '.join(map(str, PAGE_LIMITS))}, not {limit!r}")
+    return limit
+
+
+def checked_resource(resource: str) -> str:
+    """*resource*, or a ValueError."""
+    if not _RESOURCE.fullmatch(resource):
+        raise ValueError(f"resource must be a name such as 'invoices', not {resource!r}")
+    return resource
+
+
+def checked_moment(since: datetime | str) -> str:
+    """*since* as the API takes it, or a ValueError."""
     try:
         moment = datetime.fromisoformat(since) if isinstance(since, str) else since
     except ValueError:
@@ -119,13 +161,9 @@ def _moment(since: datetime | str) -> str:
     return since if isinstance(since, str) else moment.isoformat()
 
 
-async def _pages(
-    session: aiohttp.ClientSession, resource: str, params: dict[str, str], account: str | None, number: int
-) -> AsyncIterator[Page]:
+async def _pages(session: aiohttp.ClientSession, query: Query, account: str | None, number: int) -> AsyncIterator[Page]:
     while True:
-        # Around the request alone: a generator's context is its caller's between two pages.
-        with nullcontext() if account is None else account_context(account):
-            page = await _page(session, resource, params, number)
+        page = await read_page(session, query, number, account)
         if not page.records and number > 1:
             return
         yield page
@@ -134,18 +172,32 @@ async def _pages(
         number += 1
 
 
-async def _page(session: aiohttp.ClientSession, resource: str, params: dict[str, str], number: int) -> Page:
-    async with session.get(f"accounting/{resource}", params={**params, "page": str(number)}) as response:
-        if response.status >= ERROR_STATUS:
-            # A session that does not raise must not make an error look like an empty list.
-            raise await api_error(response, RULES)
-        answer = await response.json()
+async def read_page(session: aiohttp.ClientSession, query: Query, number: int, account: str | None = None) -> Page:
+    """One page of a list; *account* as in :func:`pages`.
+
+    Raises:
+        lamella.LamellaError: It could not be had.
+        ValueError: The answer holds no list.
+    """
+    with nullcontext() if account is None else account_context(account):
+        async with session.get(f"accounting/{query.resource}", params=query.params(number)) as response:
+            if response.status >= ERROR_STATUS:
+                # A session that does not raise must not make an error look like an empty list.
+                raise await api_error(response, RULES)
+            answer = await response.json()
+            now = time.time()
+            answered = parse_http_date(response.headers.get("Date"), now)
     data = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(data, list):
         raise ValueError(  # noqa: TRY004 - it is the answer that is wrong, not an argument
-            f"page {number} of {resource} holds no list of records, but {type(data).__name__}"
+            f"page {number} of {query.resource} holds no list of records, but {type(data).__name__}"
         )
     meta = answer.get("meta") or {}
     pagination = meta.get("pagination") or {}
-    total = pagination.get("totalPages")
-    return Page(number, total if isinstance(total, int) else None, data, meta)
+    return Page(
+        number, _whole(pagination.get("totalPages")), data, meta, _whole(pagination.get("total")), answered or now
+    )
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and 0 <= value < _TOO_MANY else None

@@ -99,7 +99,8 @@ class Sandbox:
     - `latency`: seconds by the loop's clock before each answer.
     - `pause`: seconds by the loop's clock between the at most 60 pieces of a `Fault.SLOW_BODY`.
 
-    A request meets first the scripts, then the check of its keys, the rate limit, the chances, and at last the API.
+    A request meets first an outage, then the scripts, the check of its keys, the rate limit, the chances, and at last
+    the API.
     The records outlive `close()`. Raises ValueError for a bad argument.
     """
 
@@ -139,6 +140,7 @@ class Sandbox:
         self._latency = latency
         self._pause = pause
         self._scripts: list[_Script] = []
+        self._outage: Step | None = None
         self._numbers = itertools.count(1)
         self._api = Api(seed=seed, size=lambda key: _or(self._by_key[key].records, records))
         self._runner: web.AppRunner | None = None
@@ -263,12 +265,21 @@ class Sandbox:
         if not steps:
             _reject("steps", steps, "at least one step")
         for step in steps:
-            if isinstance(step, bool) or not isinstance(step, int | Fault | Reply):
-                _reject("a step", step, "a status, a Fault or a Reply")
-            if isinstance(step, int) and step != HTTPStatus.OK:
-                _check_error_status("a step", step)
+            _check_step("a step", step)
         key = None if account is None else self._key(account)
         self._scripts.append(_Script(list(steps), method and method.upper(), path, key))
+
+    def set_outage(self, step: Step | None) -> None:
+        """From now on each request ends so, whatever it asks for and whosever it is, until None is set.
+
+        A step is an error status (400 to 599), a `Fault` or a `Reply`, and does what it does in a script. Scripts are
+        not used up meanwhile. What has arrived before ends as it would have. Raises ValueError for a bad step.
+        """
+        if step is not None:
+            _check_step("the step of an outage", step)
+            if step == HTTPStatus.OK:
+                _reject("the step of an outage", step, "an error status, a Fault or a Reply")
+        self._outage = step
 
     def set_limit(self, limit: Limit | None, account: Account | str | None = None) -> None:
         """Replace the rate limit (None: no limit) of one account, or of all, and begin to count anew.
@@ -337,6 +348,8 @@ class Sandbox:
         return chance, self._carry_out(received)
 
     def _next_step(self, received: Received) -> Step | None:
+        if self._outage is not None:
+            return self._outage
         for script in self._scripts:
             if script.matches(received):
                 step = script.steps.pop(0)
@@ -448,6 +461,13 @@ def _checked_chances(chances: Mapping[int | Fault, float]) -> dict[int | Fault, 
     if math.fsum(chances.values()) > 1:
         _reject("chances", dict(chances), "at most 1 in sum")
     return dict(chances)
+
+
+def _check_step(name: str, step: object) -> None:
+    if isinstance(step, bool) or not isinstance(step, int | Fault | Reply):
+        _reject(name, step, "a status, a Fault or a Reply")
+    if isinstance(step, int) and step != HTTPStatus.OK:
+        _check_error_status(name, step)
 
 
 def _check_error_status(name: str, status: object) -> None:

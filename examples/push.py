@@ -1,0 +1,67 @@
+"""Records are pushed by a process that is killed in the middle, and by another that takes it up: none is there twice.
+
+    python examples/push.py
+
+It starts the sandbox, and itself twice in a process of its own: the first of the two kills itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from lamella import maesn
+from lamella.batch import Batch, Journal
+from lamella.testing import Sandbox
+
+RECORDS = 300
+
+
+async def push(path: Path, dies_after: int) -> None:
+    """Push all records that are not done; die when so many have been answered."""
+    answered = 0
+    # Keys and address come from the environment.
+    async with Journal.open(path, batch="bills, November") as journal, maesn.session() as session:
+
+        async def write(number: int) -> str:
+            nonlocal answered
+            headers = {"Idempotency-Key": journal.idempotency_key(str(number))}
+            bill = {"number": number, "currency": "EUR"}
+            async with session.post("/accounting/bills", json=bill, headers=headers) as response:
+                record = (await response.json())["data"]
+            answered += 1
+            if answered == dies_after:
+                os.kill(os.getpid(), signal.SIGKILL)  # the bill is there, and the journal does not know of it
+            return str(record["billId"])
+
+        what: Counter[str] = Counter()
+        async with Batch(write, range(RECORDS), at_once=20, journal=journal, key=str, keep=str) as batch:
+            async for outcome in batch:
+                what["skipped" if outcome.skipped else "done" if outcome.done else "failed"] += 1
+        print(f"  {what['done']} done, {what['failed']} failed, {what['skipped']} skipped", flush=True)
+
+
+async def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "journal")
+        async with Sandbox(records=0) as sandbox:
+            os.environ["MAESN_API_KEY"] = sandbox.api_key
+            os.environ["MAESN_ACCOUNT_KEY"] = sandbox.account_key
+            os.environ["MAESN_BASE_URL"] = sandbox.url
+            for run, dies_after in (("first", RECORDS // 2), ("second", 0)):
+                print(f"{run} run:", flush=True)
+                process = await asyncio.create_subprocess_exec(sys.executable, __file__, path, str(dies_after))
+                if await process.wait() == -signal.SIGKILL:
+                    print(f"  killed, with {len(sandbox.created('bills'))} bills at the sandbox")
+        requests, bills = len(sandbox.received), len(sandbox.created("bills"))
+        print(f"{bills} bills at the sandbox, {sandbox.duplicates} of them twice;")
+        print("some were sent a second time:", requests > bills, f"({requests - bills})")
+
+
+if __name__ == "__main__":
+    asyncio.run(push(Path(sys.argv[1]), int(sys.argv[2])) if sys.argv[1:] else main())

@@ -1,0 +1,307 @@
+"""All records of a journal in one file, whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple, ParamSpec, TypeVar
+
+import anyio
+
+from lamella import whole_file
+from lamella.batch import Journal
+
+__all__ = ["check_output", "export"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_ROWS: Final = 1000
+"""How many records are read at once, at most: some milliseconds, so that commits get their turn in between."""
+_PAGE_SIZE: Final = 4_000_000
+"""How many characters of records are read at once: what is held in memory, unless a single record is larger."""
+_GROUP_SIZE: Final = 32_000_000
+"""Bytes of records in a row group of Parquet: what is held in memory, too."""
+
+_PAGE: Final = (
+    "SELECT account, resource, id, record FROM maesn_records"
+    " WHERE (account, resource, id) > (?, ?, ?) ORDER BY account, resource, id LIMIT ?"
+)
+
+_HEAD: Final = 72
+"""Bytes of an SQLite file up to the end of its application_id, which a journal has."""
+
+
+class _Row(NamedTuple):
+    account: str
+    resource: str
+    id: str
+    record: str
+
+
+_BEFORE_ALL: Final = _Row("", "", "", "")
+"""No account has an empty name."""
+
+_Write = Callable[[list[_Row]], object]
+_Format = Callable[[Path], AbstractContextManager[_Write]]
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Raise if :func:`export` could not write *path*, before there is work that would be lost.
+
+    Raises:
+        ValueError: Its suffix names no format.
+        ModuleNotFoundError: It is Parquet, and pyarrow is missing.
+        OSError: It cannot be written, is a journal, or an SQLite file that is in use.
+    """
+    _format_of(path)
+    whole_file.check(path)
+    _refuse_what_is_precious(path)
+
+
+async def export(journal: Journal, path: str | os.PathLike[str]) -> int:
+    """Write all records that *journal* holds to a file, and return how many there are.
+
+    They come by account, resource and id, with the record as JSON text, in the format that the suffix names:
+
+    - ``.jsonl``, ``.ndjson``: an object a line, ``{"account": …, "resource": …, "id": …, "record": {…}}``.
+    - ``.sqlite``, ``.sqlite3``, ``.db``: a table ``records``, and a view of it for each resource (``invoices``, …).
+    - ``.parquet``: four columns of strings. It needs pyarrow: ``pip install 'lamella[parquet]'``.
+
+    A reader sees the old file or the new one, never a part; when it fails or is cancelled, the old one stays. A new
+    file can be read by its owner alone (mode 0600), one that replaces another has the mode of that. It reads as it
+    goes, a few MB at a time, and holds back nobody: of the records stored meanwhile it has some and others not.
+
+    Args:
+        journal: One that :func:`lamella.maesn.sync` has filled. Where it has not stored anything, the file is empty.
+        path: The file; its folder must exist.
+
+    Raises:
+        ValueError: The suffix names no format.
+        ModuleNotFoundError: It is Parquet, and pyarrow is missing.
+        OSError: It cannot be written (a full disk, say), is a journal, or an SQLite file that is in use.
+        lamella.batch.JournalError: The journal cannot be read.
+    """
+    thread = ThreadPoolExecutor(1, thread_name_prefix="lamella-export")
+    file, count, last = ExitStack(), 0, _BEFORE_ALL
+    try:
+        write = await _in(thread, file.enter_context, _file(path))
+        while rows := await journal.read(partial(_read, after=last)):
+            await _in(thread, write, rows)
+            count, last = count + len(rows), rows[-1]
+        await _in(thread, file.close)
+    except BaseException as exc:
+        await _in(thread, file.__exit__, type(exc), exc, exc.__traceback__)
+        raise
+    finally:
+        thread.shutdown(wait=False)
+    return count
+
+
+def _format_of(path: str | os.PathLike[str]) -> _Format:
+    suffix = Path(path).suffix.lower()
+    writing = _FORMATS.get(suffix)
+    if writing is None:
+        *most, last = _FORMATS
+        raise ValueError(f"the output must end in {', '.join(most)} or {last}, not {os.fspath(path)!r}")
+    if writing is _parquet:
+        _pyarrow()
+    return writing
+
+
+def _pyarrow() -> None:
+    try:
+        import pyarrow.parquet  # noqa: F401 - whether it can be had
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] != "pyarrow":
+            raise
+        raise ModuleNotFoundError("pyarrow is missing: pip install 'lamella[parquet]'", name="pyarrow") from None
+
+
+def _refuse_what_is_precious(path: str | os.PathLike[str]) -> None:
+    """Raise where *path* is a journal, or an SQLite file that has its newest changes beside it.
+
+    Those changes would be lost; or rather, SQLite would take them for changes of the file that comes there.
+    """
+    target = os.path.realpath(path)
+    for beside in (f"{target}-wal", f"{target}-journal"):
+        if os.path.exists(beside):
+            raise OSError(errno.EBUSY, f"it is in use, or was when a process was killed: there is {beside}", str(path))
+    # Only now: a journal that this process has open would lose its locks when we close it, and has a -wal.
+    with suppress(FileNotFoundError), open(target, "rb") as file:
+        head = file.read(_HEAD)
+        if head.startswith(b"SQLite format 3\0") and head.endswith(b"laml"):
+            raise OSError(errno.EEXIST, "it is a journal of lamella's; choose another path", str(path))
+
+
+async def _in(thread: ThreadPoolExecutor, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Run *work* to its end, also for a caller who is cancelled: what it does then can be undone."""
+    running = asyncio.get_running_loop().run_in_executor(thread, partial(work, *args, **kwargs))
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not running.done():
+            try:
+                await asyncio.wait([running])
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+    value = running.result()
+    if cancelled is not None:
+        raise cancelled
+    return value
+
+
+def _read(db: sqlite3.Connection, after: _Row) -> list[_Row]:
+    """The next records, in the journal's thread: as many as make a page, and one at least while there are any."""
+    rows: list[_Row] = []
+    size = 0
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'maesn_records'").fetchone():
+        return rows
+    with closing(db.execute(_PAGE, (*after[:3], _ROWS))) as found:
+        for row in map(_Row._make, found):
+            rows.append(row)
+            size += len(row.record)
+            if size >= _PAGE_SIZE:
+                break
+    return rows
+
+
+# What follows runs in the thread of the export.
+
+
+@contextmanager
+def _file(path: str | os.PathLike[str]) -> Iterator[_Write]:
+    """A file that is filled by what this gives, and then takes the place of *path*."""
+    writing = _format_of(path)
+    with whole_file.replacing(path, mode=whole_file.PRIVATE) as temporary:
+        _refuse_what_is_precious(path)
+        with writing(temporary) as write:
+            yield write
+        _refuse_what_is_precious(path)  # so much later somebody may be at work on it
+
+
+@contextmanager
+def _jsonl(path: Path) -> Iterator[_Write]:
+    with path.open("wb") as file:
+        yield lambda rows: file.write("".join(map(_line, rows)).encode())
+
+
+_quoted = json.JSONEncoder(ensure_ascii=False).encode
+
+_BREAKS: Final = {char: json.dumps(char)[1:-1] for char in "\x85\u2028\u2029"}
+"""What ends a line for some readers (str.splitlines is one), and how JSON can write it otherwise."""
+
+
+def _line(row: _Row) -> str:
+    line = (
+        f'{{"account":{_quoted(row.account)},"resource":{_quoted(row.resource)},"id":{_quoted(row.id)},'
+        f'"record":{row.record}}}\n'
+    )
+    if not line.isascii():
+        for char, escape in _BREAKS.items():
+            line = line.replace(char, escape)
+    return line
+
+
+# With rowid, for the reason that the journal's has it. By the index, too, come those of a resource by account and id.
+_TABLE: Final = (
+    "CREATE TABLE records (account TEXT NOT NULL, resource TEXT NOT NULL, id TEXT NOT NULL, record TEXT NOT NULL,"
+    " PRIMARY KEY (account, resource, id))"
+)
+_INDEX: Final = "CREATE INDEX records_by_resource ON records (resource)"
+
+
+@contextmanager
+def _sqlite(path: Path) -> Iterator[_Write]:
+    # The file is nobody else's, and worth nothing unless all goes well: no locks, no journal, no waits for the disk.
+    with closing(sqlite3.connect(f"{path.as_uri()}?nolock=1", uri=True, isolation_level=None)) as db:
+        with _sqlite_errors():
+            db.execute("PRAGMA journal_mode = OFF")
+            db.execute("PRAGMA synchronous = OFF")
+            db.execute("BEGIN")
+            db.execute(_TABLE)
+            db.execute(_INDEX)
+
+        @_sqlite_errors()
+        def write(rows: list[_Row]) -> None:
+            db.executemany("INSERT INTO records VALUES (?, ?, ?, ?)", rows)
+
+        yield write
+        with _sqlite_errors():
+            _make_views(db)
+            db.execute("COMMIT")
+
+
+def _make_views(db: sqlite3.Connection) -> None:
+    """A view for each resource that is a plain word, unless it is taken: to SQLite, case makes no difference."""
+    for (resource,) in db.execute("SELECT DISTINCT resource FROM records ORDER BY resource").fetchall():
+        taken = db.execute("SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE", (resource,)).fetchone()
+        if not taken and resource.isascii() and resource.isalnum():
+            db.execute(
+                f'CREATE VIEW "{resource}" AS SELECT account, id, record FROM records'  # noqa: S608 - a plain word
+                f" WHERE resource = '{resource}'"
+            )
+
+
+@contextmanager
+def _sqlite_errors() -> Iterator[None]:
+    """SQLite does not tell more of what the system said than whether the disk is full."""
+    try:
+        yield
+    except sqlite3.Error as exc:
+        full = getattr(exc, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(exc)) from exc
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[_Write]:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    schema = pa.schema([pa.field(name, pa.string(), nullable=False) for name in _Row._fields])
+    held: list[pa.RecordBatch] = []
+    is_empty = True
+
+    def write(rows: list[_Row]) -> None:
+        columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+        held.append(pa.record_batch(columns, schema=schema))
+        if sum(batch.nbytes for batch in held) >= _GROUP_SIZE:
+            write_group()
+
+    def write_group() -> None:
+        nonlocal is_empty
+        writer.write_table(pa.Table.from_batches(held, schema))
+        held.clear()
+        is_empty = False
+
+    # Through a file of Python's: its errors say what is wrong, and pyarrow's own go into details.
+    with (
+        path.open("wb") as file,
+        ParquetWriter(
+            file,
+            schema,
+            compression="zstd",
+            use_dictionary=["account", "resource"],
+            write_statistics=["account", "resource", "id"],
+        ) as writer,
+    ):
+        yield write
+        if held or is_empty:  # some readers want a group, be there nothing in it
+            write_group()
+
+
+_FORMATS: Final[dict[str, _Format]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".sqlite": _sqlite,
+    ".sqlite3": _sqlite,
+    ".db": _sqlite,
+    ".parquet": _parquet,
+}
