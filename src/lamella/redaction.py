@@ -137,12 +137,16 @@ def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) 
     if url.raw_query_string:
         found += [value for name, value in url.query.items() if _tells(name)]
     found += [value for name, value in headers.items() if _tells(name) or name.lower() == "cookie"]
-    values = list(dict.fromkeys(found))
+    return _with_parts(tuple(dict.fromkeys(found)), headers.get("Cookie", ""))
+
+
+# A session has few credentials, or one for each account, and each request asks for what they are made of.
+@lru_cache(maxsize=256)
+def _with_parts(given: tuple[str, ...], cookie: str) -> _Secrets:
     # "a=b; c=d": each part is a secret of its own, if it is no common word.
-    parts = {part for value in values for part in _SEPARATORS.split(value)}
-    if cookie := headers.get("Cookie"):
-        parts |= {pair.partition("=")[2] for pair in cookie.split("; ")}
-    values += [part for value in values for part in _after_scheme(value)]
+    parts = {part for value in given for part in _SEPARATORS.split(value)}
+    parts |= {pair.partition("=")[2] for pair in cookie.split("; ")}
+    values = [*given, *(part for value in given for part in _after_scheme(value))]
     secrets = {part for part in parts if len(part) >= _SHORTEST_PART} | {
         value for value in values if len(value) >= _SHORTEST_SECRET
     }
