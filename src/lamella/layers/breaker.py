@@ -218,7 +218,10 @@ class _Passage:
         self._send = None
 
     async def _update(self, change: Callable[[CircuitState, float, *_Ts], _R], *args: *_Ts) -> _R:
-        return await self._breaker._shared.update(self._call.span, self._key, CircuitState, change, *args)
+        shared = self._breaker._shared
+        if (memory := shared.memory) is not None:
+            return change(memory.of(self._key, CircuitState), memory.now(self._request.loop), *args)
+        return await shared.update(self._call.span, self._key, CircuitState, change, *args)
 
     def _tell(self, turn: Turn) -> None:
         """Count what the circuit has become; tell of it on the span of the call that made it so, and in the log."""
