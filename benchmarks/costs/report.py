@@ -47,7 +47,8 @@ understands the body of each 503, and keeps a record of each send.
 SCALE = """\
 ## How it grows
 
-So many calls in flight, over as many connections, against a server that takes 20 ms for an answer.
+So many calls in flight, over as many connections, against a server that takes 20 ms for an answer; and the same with
+Python's garbage collector disabled, whose search for cycles looks at all that is in flight again and again.
 """
 
 HELD = """\

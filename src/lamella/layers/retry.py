@@ -145,7 +145,9 @@ class Retry(Layer):
             series.let_go()
             raise
         finally:
-            first = None  # an exception holds on to this frame: they must not keep each other alive
+            # An exception holds on to this frame, and so to what is here: they must not keep each other alive.
+            first = None
+            series.forget()
 
     def __repr__(self) -> str:
         return (
@@ -209,6 +211,10 @@ class _Series:
         self._overdue = False
         """Whether it was the deadline that ended the last send."""
 
+    def forget(self) -> None:
+        """The call is over."""
+        self._error = None
+
     def owns(self, error: LamellaError) -> bool:
         """Whether *error* is the failure of our last send, and not something that a layer below did meanwhile."""
         return error is self._error
@@ -260,6 +266,8 @@ class _Series:
                 raise first
             await self._readmit(first)
             self._note_retry()
+            # Nobody will raise it any more, and its traceback keeps all of that send alive until cycles are looked for.
+            (self._error or first).__traceback__ = None
             await rewind(self._request)
             self._began = self._loop.time()
             self._parked_before = self._call.gate_wait
