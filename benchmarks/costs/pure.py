@@ -20,7 +20,7 @@ from yarl import URL
 __all__ = ["FULL", "pure"]
 
 FULL = "maesn.session"
-_CALLS = 300
+_CALLS = 100
 _BASE = URL("https://api.example.com/")
 
 Layers = Sequence[aiohttp.ClientMiddlewareType]
@@ -80,6 +80,7 @@ async def _cost(layers: Layers, session: aiohttp.ClientSession, answered: aiohtt
 
     requests = [_request(session) for _ in range(_CALLS)]
     began = time.process_time_ns()
+    await asyncio.sleep(0)  # the loop clears away what timers have left, as it does between calls
     for request in requests:
         # As a session does it, for each call.
         await (build_client_middlewares(handler, layers) if layers else handler)(request)
