@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
@@ -75,11 +76,12 @@ def test_a_provider_that_is_set_later_is_used_from_then_on(what: str, spans: lis
     assert ran.stdout.strip() == f"{spans} {metrics}"
 
 
-@pytest.fixture
-def attached() -> Iterator[Callable[[Context], None]]:
-    tokens = []
-    yield lambda given: tokens.append(context.attach(given))
-    for token in reversed(tokens):
+@contextmanager
+def attached(given: Context) -> Iterator[None]:
+    token = context.attach(given)
+    try:
+        yield
+    finally:
         context.detach(token)
 
 
@@ -116,19 +118,18 @@ def layers(*kinds: type[AttemptSpan] | type[RequestSpan]) -> list[AttemptSpan | 
 @pytest.mark.parametrize("kinds", [(AttemptSpan,), (RequestSpan, AttemptSpan)])
 async def test_a_trace_of_others_goes_on_without_an_sdk(
     serve: Serve,
-    attached: Callable[[Context], None],
     kinds: tuple[type[AttemptSpan] | type[RequestSpan], ...],
 ) -> None:
     assert "traceparent" not in await headers_of_a_call(serve, *layers(*kinds))
-    attached(baggage.set_baggage("who", "me", set_span_in_context(NonRecordingSpan(PARENT))))
-    headers = await headers_of_a_call(serve, *layers(*kinds))
+    with attached(baggage.set_baggage("who", "me", set_span_in_context(NonRecordingSpan(PARENT)))):
+        headers = await headers_of_a_call(serve, *layers(*kinds))
     assert headers["traceparent"] == f"00-{PARENT.trace_id:032x}-{PARENT.span_id:016x}-01"
     assert headers["baggage"] == "who=me"
 
 
-async def test_so_does_baggage_alone(serve: Serve, attached: Callable[[Context], None]) -> None:
-    attached(baggage.set_baggage("who", "me"))
-    headers = await headers_of_a_call(serve, *layers(RequestSpan, AttemptSpan))
+async def test_so_does_baggage_alone(serve: Serve) -> None:
+    with attached(baggage.set_baggage("who", "me")):
+        headers = await headers_of_a_call(serve, *layers(RequestSpan, AttemptSpan))
     assert headers["baggage"] == "who=me"
     assert "traceparent" not in headers
 

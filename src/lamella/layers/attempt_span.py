@@ -115,7 +115,7 @@ class AttemptSpan(Layer):
         """Where nobody listens: a trace that somebody else has begun goes on all the same."""
         call.sends += 1
         call.answer = None
-        telemetry.inject(self._tracing.unrecorded(call.span), request.headers)
+        telemetry.inject(telemetry.unrecorded(call.span), request.headers)
         try:
             return await send(request, call)
         finally:

@@ -58,7 +58,7 @@ class RequestSpan(Layer):
 
     async def _untold(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
         """Where nobody listens: what other layers and the log need, and no more."""
-        call.span = self._tracing.unrecorded()
+        call.span = telemetry.unrecorded()
         try:
             return await send(request, call)
         except LamellaError as exc:
