@@ -33,6 +33,11 @@ async def night(session: aiohttp.ClientSession, folder: Path) -> None:
         print(f"  {part.resource} of {part.account} failed: {type(part.error).__name__}")
 
 
+def lists_in(path: Path) -> list[str]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [f"{line['account']}/{line['resource']}" for line in lines]
+
+
 async def main() -> None:
     accounts = [Account(key) for key in ACCOUNTS.values()]
     accounts[2] = Account(ACCOUNTS["west"], state="expired")
@@ -46,8 +51,7 @@ async def main() -> None:
                 key = {"Idempotency-Key": "example"}  # makes it harmless to send this again
                 await session.post("accounting/contacts", json={"name": "Somebody new"}, headers=key)
             await night(session, Path(folder))
-        lines = [json.loads(line) for line in Path(folder, "records.jsonl").read_text().splitlines()]
-        print("in the file:", dict(Counter(f"{line['account']}/{line['resource']}" for line in lines)))
+        print("in the file:", dict(Counter(lists_in(Path(folder, "records.jsonl")))))
 
 
 if __name__ == "__main__":

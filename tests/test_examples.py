@@ -22,8 +22,20 @@ SHOWN = {
         "with a breaker: 20 sends",
         "with a deadline: deadline after",
     ],
+    "push.py": [
+        "  killed, with 1",
+        " done, 0 failed, ",
+        "300 bills at the sandbox, 0 of them twice;",
+        "some were sent a second time: True",
+    ],
     "rate_limit.py": ["learned: 60 calls, all answered", "stated: 60 calls, all answered; 0 of 60 sends were refused"],
     "service.py": ["order 1: {'id': 1}", "404 Not Found [no such order]. check the id", "stopped: not_retryable"],
+    "sync.py": [
+        "run 1: 20 pages, 1000 records",
+        "invoices of west failed: Unauthorized",
+        "run 2: 4 pages, 1 records",
+        "'south/contacts': 251",
+    ],
     "traces.py": [
         "GET /accounting/invoices CLIENT",
         "lamella GET /accounting/invoices INTERNAL",

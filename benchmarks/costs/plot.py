@@ -70,12 +70,14 @@ def _lines(panel: Any, document: Document, part: str, title: str) -> None:
     highest = FAR * max(each["median"] for each in found[LAMELLA].values())
     panel.set_title(f"CPU of a call, in µs, {title}")
     for name, figures in found.items():
-        colour, shape = MARKS.get(name.split()[0], (FAINT, "o"))
+        colour, shape = MARKS.get(name.split()[0].rstrip(","), (FAINT, "o"))
+        dashed = "--" if name.endswith("disabled") else "-"
         values = [each["median"] for each in figures.values()]
         if max(values) > highest:
             continue  # in the table
         width = 2.0 if name == LAMELLA else 1.2
-        panel.plot([int(number) for number in figures], values, color=colour, marker=shape, linewidth=width, label=name)
+        style = {"color": colour, "marker": shape, "linewidth": width, "linestyle": dashed, "label": name}
+        panel.plot([int(number) for number in figures], values, **style)
     panel.set_ylim(0)
     panel.grid(axis="y", color=GRID)
     panel.legend(frameon=False, fontsize=8)

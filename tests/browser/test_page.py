@@ -22,6 +22,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from lamella import telemetry
 from lamella.cli import counting
 from lamella.cli.demo import Ended, Result, run
+from lamella.cli.demo import page as page_of
 from lamella.cli.html import html_report
 from lamella.cli.plan import Settings
 from lamella.cli.report import tree_text
@@ -78,7 +79,7 @@ class Page:
 
     def __init__(self, browser: Chrome, result: Result, file: Path) -> None:
         self.browser, self.result, self.found = browser, result, traces(result.spans)
-        file.write_text(html_report(result), encoding="utf-8")
+        file.write_text(html_report(page_of(result)), encoding="utf-8")
         browser.get(file.as_uri())
 
     def one(self, selector: str) -> WebElement:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -27,8 +26,9 @@ from typer.testing import CliRunner
 from yarl import URL
 
 from lamella import Rule, telemetry
-from lamella.cli import counting, demo, files, report
+from lamella.cli import counting, demo, report
 from lamella.cli.app import app
+from lamella.cli.causes import Cause
 from lamella.cli.demo import Ended, Result
 from lamella.cli.html import html_report
 from lamella.cli.plan import Planned
@@ -85,9 +85,13 @@ class Page(HTMLParser):
         return str(policy)
 
 
+def html_of(result: Result) -> str:
+    return html_report(demo.page(result))
+
+
 @pytest.fixture(scope="session")
 def text(result: Result) -> str:
-    return html_report(result)
+    return html_of(result)
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +102,7 @@ def page(text: str) -> Page:
 class TestWhatIsOnIt:
     def test_the_totals_are_those_of_the_screen(self, result: Result, page: Page) -> None:
         names, values = page.texts["dt"], [value for value in page.texts["dd"] if value.strip()]
-        table = text_of(report.outcome(result), 200)
+        table = text_of(report.outcome(counting.totals(result)), 200)
         for total in counting.totals(result):
             assert total.name in names
             assert total.value in values
@@ -121,17 +125,17 @@ class TestWhatIsOnIt:
         assert shown == [kind for kind in ("2xx", "4xx", "429", "5xx", "none") if kind in kinds]
 
     def test_the_failures_and_the_checks(self, result: Result, page: Page) -> None:
-        causes = [f"{cause.calls} × {cause.what}" for cause in counting.causes(result)]
+        causes = [f"{cause.many} × {cause.what}" for cause in counting.causes(result)]
         assert page.texts["strong"] == [*causes, *["ok"] * len(demo.checks(result))]
 
     def test_a_check_that_failed_is_there_to_see(self, result: Result) -> None:
-        broken = Page(html_report(replace(result, ended=result.ended[1:])))
+        broken = Page(html_of(replace(result, ended=result.ended[1:])))
         assert "FAILED" in broken.texts["strong"]
         assert "Checked: 1 of 4 failed" in broken.texts["summary"]
         assert "open" in next(attributes for attributes in broken.of("details") if attributes["id"] == "checks")
 
     def test_a_call_in_numbers(self) -> None:
-        [good, bad] = Page(html_report(small_result())).data
+        [good, bad] = Page(html_of(small_result())).data
         assert (good["at"], good["took"], good["path"]) == (0, 2_551_000, "/accounting/invoices/7?limit=5")
         assert [(send["at"], send["took"], send["kind"], send["ended"]) for send in good["sends"]] == [
             (1_500, 9_900, "5xx", "500"),
@@ -149,23 +153,36 @@ class TestWhatIsOnIt:
     def test_what_is_left(self) -> None:
         stop = event(telemetry.STOP_EVENT, 9, **{telemetry.ATTEMPTS_LEFT: 3, telemetry.DEADLINE_LEFT: 0.25})
         spans = (call(10, 0, 10, stop), send(11, 10, 1, 8, error__type="500"))
-        [found] = Page(html_report(replace(small_result(), spans=spans))).data
+        [found] = Page(html_of(replace(small_result(), spans=spans))).data
         decision = found["sends"][0]["decision"]
         assert (decision["left"], decision["deadline"]) == (3, 250_000)
 
     def test_a_wait_that_is_no_retry(self) -> None:
         spans = (call(10, 0, 10, event("lamella.parked", 1, lamella__wait=2.0)), send(11, 10, 3, 8))
-        [found] = Page(html_report(replace(small_result(), spans=spans))).data
+        [found] = Page(html_of(replace(small_result(), spans=spans))).data
         assert found["others"] == [{"at": 1_000, "wait": 2_000_000, "name": "lamella.parked"}]
         assert found["sends"][0]["kind"] == "none"
 
     def test_an_answer_that_broke_off_is_none(self) -> None:
         spans = (call(10, 0, 9), send(11, 10, 1, 2, http__response__status_code=200, error__type="ConnectionLost"))
-        [found] = Page(html_report(replace(small_result(), spans=spans))).data
+        [found] = Page(html_of(replace(small_result(), spans=spans))).data
         assert found["sends"][0]["kind"] == "none"
 
+    def test_of_a_run_of_which_it_shows_a_part(self) -> None:
+        cause = Cause(30, "401 Unauthorized", "", "", "", tuple(f"account {number}" for number in range(22)))
+        page = replace(
+            demo.page(small_result()), name="lamella sync", causes=(cause,), checks=(), note="2 of 30 calls."
+        )
+        found = Page(html_report(page))
+        assert found.texts["h1"] == ["lamella sync"]
+        assert "2 of 30 calls." in found.texts["p"]
+        assert any(text.endswith("account 19 and 2 more") for text in found.texts["p"])
+        assert [text.strip() for text in found.texts["li"] if text.strip()] == []
+        assert found.texts["summary"] == ["Failures by cause (30)"]
+        assert "checks" not in found.ids
+
     def test_nothing_at_all(self) -> None:
-        empty = Page(html_report(replace(small_result(), spans=(), ended=())))
+        empty = Page(html_of(replace(small_result(), spans=(), ended=())))
         assert empty.data == []
         assert "None." in empty.texts["p"]
 
@@ -228,7 +245,7 @@ class TestNothingGetsOut:
             send(11, 10, 1, 2, evil, error__type=evil),
         )
         ended = (Ended(1, lost), Ended(2, other=evil))
-        hostile = Page(html_report(replace(small_result(), spans=spans, ended=ended)))
+        hostile = Page(html_of(replace(small_result(), spans=spans, ended=ended)))
         assert {tag for tag, _ in hostile.tags} == {tag for tag, _ in page.tags}
         assert [tag for tag, _ in hostile.tags].count("script") == 2
         assert hostile.policy == page.policy
@@ -276,7 +293,7 @@ class TestTheFile:
         """A bound for a slow machine: it takes two seconds on a fast one."""
         result = many(5000)
         began = time.perf_counter()
-        text = html_report(result)
+        text = html_of(result)
         assert time.perf_counter() - began < 30
         assert len(text.encode()) < 8_000_000
         data = Page(text).data
@@ -324,50 +341,6 @@ class TestTheFile:
         assert run.stderr == f"lamella: cannot write the page: it is no ordinary file: {os.devnull}\n"
         assert Path(os.devnull).is_char_device()
 
-    def test_a_folder_in_which_nothing_can_be_made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def touch(self: Path, mode: int = 0o666, exist_ok: bool = True) -> None:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
-
-        monkeypatch.setattr(Path, "touch", touch)
-        run = CliRunner().invoke(app, ["demo", "--report", str(tmp_path / "page.html")])
-        assert (run.exit_code, run.stdout) == (2, "")
-        assert run.stderr.startswith("lamella: cannot write the page: Permission denied: ")
-
-    def test_a_check_leaves_all_as_it_is(self, tmp_path: Path) -> None:
-        path = tmp_path / "page.html"
-        files.check(path)
-        assert os.listdir(tmp_path) == []
-        path.write_text("old")
-        files.check(path)
-        assert path.read_text() == "old"
-        assert os.listdir(tmp_path) == ["page.html"]
-
-    def test_whole_or_not_at_all(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        path = tmp_path / "page.html"
-        files.write(path, b"old")
-
-        def full(_: int) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
-            files.write(path, b"new")
-        assert path.read_bytes() == b"old"
-        assert os.listdir(tmp_path) == ["page.html"]
-
-    def test_a_link_stays_a_link(self, tmp_path: Path) -> None:
-        path, link = tmp_path / "page.html", tmp_path / "link.html"
-        link.symlink_to(path.name)
-        files.write(link, b"new")
-        assert link.is_symlink()
-        assert path.read_bytes() == b"new"
-
-    def test_it_is_as_public_as_any_new_file(self, tmp_path: Path) -> None:
-        path, other = tmp_path / "page.html", tmp_path / "other"
-        files.write(path, b"new")
-        other.touch()
-        assert path.stat().st_mode == other.stat().st_mode
-
 
 def test_without_jinja() -> None:
     run = without("jinja2", "demo")
@@ -376,5 +349,5 @@ def test_without_jinja() -> None:
 
 
 def test_the_page_of_a_bad_call_says_so() -> None:
-    page = Page(html_report(replace(small_result(), spans=tuple(a_bad_call()))))
+    page = Page(html_of(replace(small_result(), spans=tuple(a_bad_call()))))
     assert [found["outcome"] for found in page.data] == ["failure"]

@@ -11,6 +11,7 @@ import pytest
 from tests.cli.conftest import environment, lamella
 from typer.testing import CliRunner
 
+from lamella import cli
 from lamella.cli.app import app
 
 
@@ -20,11 +21,21 @@ def test_the_version() -> None:
 
 
 def test_help_fits_80_columns() -> None:
-    for arguments in ([], ["demo"], ["sandbox"], ["explain"]):
+    for arguments in ([], ["sync"], ["demo"], ["sandbox"], ["explain"]):
         result = CliRunner().invoke(app, [*arguments, "--help"], prog_name="lamella")
         assert result.exit_code == 0
         assert max(map(len, result.output.splitlines())) <= 80
         assert "..." not in result.output.replace("[ARGS]...", "")
+
+
+def test_ctrl_c_while_it_is_being_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_main", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
 
 
 def without(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:

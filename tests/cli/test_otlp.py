@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from tests.cli.test_report import a_bad_call
 from typer.testing import CliRunner, Result
 
 from lamella.cli import otlp
@@ -134,6 +135,20 @@ def test_an_endpoint_that_does_not_want_them() -> None:
     assert re.search(rf"^None of \d+ spans arrived at {kept.url}/v1/traces: .*404", shown.stdout, re.MULTILINE)
     assert "s3cr3t" not in shown.output
     assert len(kept.paths) == 1
+
+
+@pytest.mark.parametrize(("pause", "arrived"), [(0.0, 2), (60.0, 1)])
+def test_an_endpoint_that_fails_is_tried_again_after_a_pause(pause: float, arrived: int) -> None:
+    with collector() as kept:
+        outlet = otlp.Outlet(otlp.endpoint(kept.url), pause)
+        spans = a_bad_call()
+        outlet.export(spans[:1])
+        kept.status = 404
+        outlet.export(spans[:1])
+        kept.status = 200
+        outlet.export(spans[1:])
+        outlet.shutdown()
+    assert (outlet.arrived, len(kept.paths)) == (arrived, 1 + arrived)
 
 
 def test_an_endpoint_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:

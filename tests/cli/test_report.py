@@ -13,8 +13,9 @@ from rich.console import Console, RenderableType
 from yarl import URL
 
 from lamella import ConnectionLost, Rule, StopReason
-from lamella.cli import report
-from lamella.cli.demo import Check, Ended, Result
+from lamella.cli import counting, report
+from lamella.cli.check import Check
+from lamella.cli.demo import Ended, Result
 from lamella.cli.otlp import Delivery
 from lamella.cli.plan import Planned, Settings
 from lamella.cli.traces import traces
@@ -170,7 +171,7 @@ def test_without_a_call_to_show() -> None:
 
 
 def test_the_outcome() -> None:
-    assert text_of(report.outcome(result())) == (
+    assert text_of(report.outcome(counting.totals(result()))) == (
         "Outcome\n"
         "calls                        2  for 3 accounts\n"
         "ended well                   1  50%\n"
@@ -194,7 +195,7 @@ def test_failures_by_cause() -> None:
         Ended(3, error("Connection reset by peer")),
         Ended(4),
     )
-    shown = text_of(report.failures(replace(result(), ended=ended)))
+    shown = text_of(report.failures(counting.causes(replace(result(), ended=ended))))
     assert shown == (
         "Failures\n"
         "2 × Connection Lost, stopped: unsafe method\n"
@@ -204,8 +205,8 @@ def test_failures_by_cause() -> None:
         "    it said: reset\n"
         "    Look before you send it again.\n"
     )
-    assert shown == text_of(report.failures(replace(result(), ended=ended[::-1])))
-    assert text_of(report.failures(replace(result(), ended=()))) == "Failures\nNone.\n"
+    assert shown == text_of(report.failures(counting.causes(replace(result(), ended=ended[::-1]))))
+    assert text_of(report.failures(counting.causes(replace(result(), ended=())))) == "Failures\nNone.\n"
 
 
 def test_checks() -> None:
@@ -216,9 +217,12 @@ def test_checks() -> None:
 @pytest.mark.parametrize(
     ("delivery", "line"),
     [
-        (Delivery("http://a", 9, 9, None), "9 spans of the service lamella-demo sent to http://a: all have arrived."),
-        (Delivery("http://a", 9, 0, "refused"), "None of 9 spans arrived at http://a: refused."),
-        (Delivery("http://a", 9, 4, "late"), "4 of 9 spans arrived at http://a: late."),
+        (
+            Delivery("lamella-demo", "http://a", 9, 9, None),
+            "9 spans of the service lamella-demo sent to http://a: all have arrived.",
+        ),
+        (Delivery("lamella-demo", "http://a", 9, 0, "refused"), "None of 9 spans arrived at http://a: refused."),
+        (Delivery("lamella-demo", "http://a", 9, 4, "late"), "4 of 9 spans arrived at http://a: late."),
     ],
 )
 def test_delivery(delivery: Delivery, line: str) -> None:
@@ -238,7 +242,7 @@ def test_a_text_from_elsewhere_is_only_text(color: bool) -> None:
     )
     hostile = replace(result(), spans=spans, ended=(Ended(1, error(EVIL)),))
     checks = (Check("x", EVIL),)
-    for part in (report.trees(hostile), report.failures(hostile), report.verdict(checks)):
+    for part in (report.trees(hostile), report.failures(counting.causes(hostile)), report.verdict(checks)):
         shown = text_of(part, 200, color=color)
         assert "[bold red]x[/]" in shown
         assert "smile" in shown
@@ -248,5 +252,10 @@ def test_a_text_from_elsewhere_is_only_text(color: bool) -> None:
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_no_line_is_longer_than_the_screen(width: int) -> None:
-    for part in (report.trees(result()), report.outcome(result()), report.failures(result()), report.how_to_deliver()):
+    for part in (
+        report.trees(result()),
+        report.outcome(counting.totals(result())),
+        report.failures(counting.causes(result())),
+        report.how_to_deliver("lamella-demo", "lamella demo"),
+    ):
         assert max(map(len, text_of(part, width).splitlines())) <= width

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import Handler
 from tests.test_state import JsonStore
+from yarl import URL
 
 from lamella import (
     Backoff,
@@ -182,6 +183,24 @@ async def test_it_is_closed_for_as_long_as_the_rule_or_the_server_says(
             await get(session)
         await get(session)
         assert virtual_time.now - began == seconds
+
+
+async def test_who_looks_on_sees_for_how_long_it_is_closed(serve: Serve, virtual_time: VirtualClock) -> None:
+    server = Server([429], latency=0)
+    url = URL(await serve(server)) / "base/"
+    throttle = Throttle(MINUTE, key=account_of)
+    async with client(str(url.origin()), *stack(MINUTE, throttle, attempts=1)) as session:
+        assert throttle.closed_for(url, "a") == 0
+        assert not throttle._accounts, "a look makes nobody known"
+        with pytest.raises(TooManyRequests):
+            await get(session, account="a")
+        assert throttle.closed_for(url, "a") == 60
+        others = ((url, "b"), (url, None), (URL("http://elsewhere"), "a"))
+        assert [throttle.closed_for(*other) for other in others] == [0, 0, 0]
+        await asyncio.sleep(45)
+        assert throttle.closed_for(url, "a") == 15
+        await asyncio.sleep(20)
+        assert throttle.closed_for(url, "a") == 0
 
 
 async def test_refused_again_when_it_opens_it_closes_for_twice_as_long(

@@ -599,6 +599,7 @@ class TestAFailure:
             ([{"billId": True}], "neither 'billId' nor 'id'"),
             (["b1"], "neither 'billId' nor 'id'"),
             ({"billId": "b1"}, "holds no list of records"),
+            ([{"billId": "b1", "amount": float("inf")}], "not JSON compliant"),
         ],
     )
     async def test_an_answer_that_cannot_be_stored_ends_its_part_at_once(

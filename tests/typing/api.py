@@ -6,6 +6,7 @@ A ``type: ignore`` stands where a wrong use must be rejected: if it were not, my
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, assert_type
 
 import aiohttp
@@ -123,6 +124,24 @@ async def batches() -> None:
         assert_type(journal.idempotency_key("7"), str)
     Batch(fetch, ["a"])  # type: ignore[arg-type]
     Batch(fetch, range(10), stop_on="401")  # type: ignore[arg-type]
+
+
+async def sync(session: aiohttp.ClientSession) -> None:
+    def see(progress: maesn.Progress) -> None:
+        assert_type((progress.changed, progress.outage), tuple[maesn.Part | None, lamella.LamellaError | None])
+        for part in progress.parts.values():
+            assert_type((part.since, part.pages, part.total_pages), tuple[str | None, int, int | None])
+
+    async with Journal.open("night", batch="production") as journal:
+        report = await maesn.sync(session, {"north": "key"}, ["bills"], journal=journal, on_progress=see)
+        assert_type((report.done, report.failed), tuple[bool, tuple[maesn.Part, ...]])
+        assert_type(report.failed[0].error, Exception | None)
+        north = maesn.Account("north", "key", company_id="1")
+        assert_type(await maesn.plan([north], ["bills"], journal=None, since=datetime.now(UTC)), tuple[maesn.Part, ...])
+        assert_type(await maesn.export(journal, Path("out.jsonl")), int)
+        north.name = "south"  # type: ignore[misc]
+        await maesn.sync(session, ["key"], ["bills"], journal=journal)  # type: ignore[list-item]
+    await maesn.sync(session, {"north": "key"}, ["bills"], journal="night")  # type: ignore[arg-type]
 
 
 async def errors(session: aiohttp.ClientSession) -> None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self, TypeVar
 from uuid import UUID, uuid4, uuid5
 
-import anyio
+from lamella.threads import run_to_its_end
 
 __all__ = [
     "Counts",
@@ -157,7 +157,7 @@ class Journal:
         """
         journal = cls(os.fspath(path))
         try:
-            await journal._in_thread(journal._open, batch)
+            await run_to_its_end(journal._thread, journal._open, batch)
             yield journal
         finally:
             await journal._close()
@@ -286,23 +286,9 @@ class Journal:
         db, self._db = self._db, None
         try:
             if db is not None:
-                await self._in_thread(db.close)  # it comes after all that was sent before
+                await run_to_its_end(self._thread, db.close)  # it comes after all that was sent before
         finally:
             self._thread.shutdown(wait=False)
-
-    async def _in_thread(self, work: Callable[..., None], *args: object) -> None:
-        """Run *work* to its end, also for a caller who is cancelled: nobody else would close what it has opened."""
-        running = self._loop.run_in_executor(self._thread, work, *args)
-        cancelled: asyncio.CancelledError | None = None
-        with anyio.CancelScope(shield=True):
-            while not running.done():
-                try:
-                    await asyncio.wait([running])
-                except asyncio.CancelledError as exc:
-                    cancelled = exc
-        running.result()
-        if cancelled is not None:
-            raise cancelled
 
 
 # What follows runs in the journal's thread.

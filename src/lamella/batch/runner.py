@@ -15,10 +15,9 @@ from collections.abc import (
     Iterator,
 )
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from math import inf, isfinite
 from types import TracebackType
-from typing import Final, Generic, NamedTuple, Self, TypeVar
+from typing import Final, Generic, Self, TypeVar
 
 import anyio
 
@@ -60,13 +59,6 @@ class _Job(Generic[Item]):
     """What the last try ended in. None: there was none."""
     entered: Entered | None = None
     """It has waited for an outage to end, and may be tried now."""
-
-
-class _Ended(NamedTuple, Generic[Item, Value]):
-    """An outcome, and what to tell whoever waits until it is taken. None: nobody does."""
-
-    outcome: ItemOutcome[Item, Value]
-    taken: asyncio.Future[None] | None
 
 
 class Batch(Generic[Item, Value]):
@@ -160,16 +152,12 @@ class Batch(Generic[Item, Value]):
         self._grace = grace
 
         self._begun = False
-        self._left = False
-        """Whether nobody takes outcomes any more."""
         self._ending = False
         self._fed = False
         """Whether there are no more items."""
         self._error: Exception | None = None
         """What the batch itself ends in, after its outcomes. None: nothing, or the consumer has been told."""
         self._number = 0
-        self._taken = 0
-        """Items whose outcome is not handed out yet."""
         self._lanes: dict[Hashable, _Lane[Item]] = {}
         self._stopped: dict[Hashable, Exception] = {}
         self._outages: dict[Hashable, Outage] = {}
@@ -181,11 +169,10 @@ class Batch(Generic[Item, Value]):
         if self._begun:
             raise RuntimeError("a batch runs once: make another one")
         self._begun = True
-        self._ready: asyncio.Queue[_Job[Item] | None] = asyncio.Queue()
-        """Jobs that may begin. None: there will be no more; whoever gets it leaves it to the next."""
-        self._ended: asyncio.Queue[_Ended[Item, Value] | None] = asyncio.Queue()
-        """Outcomes that may be taken, and None as above."""
-        self._room = asyncio.Event()
+        self._ready_in, self._ready_out = anyio.create_memory_object_stream[_Job[Item]](inf)  # bounded by the room
+        self._out_in, self._out_out = anyio.create_memory_object_stream[ItemOutcome[Item, Value]](0)
+        self._room = anyio.CapacityLimiter(self._at_once * _AHEAD)
+        """Items, by their numbers, whose outcome is not handed out yet."""
         self._feeding = anyio.CancelScope()
         # Whoever cancels the block does not cancel what is under way: that has its grace.
         self._working = anyio.CancelScope(shield=True)
@@ -199,17 +186,18 @@ class Batch(Generic[Item, Value]):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
-        self._left = True
-        while not self._ended.empty():
-            _release(self._ended.get_nowait())
-        self._ended.put_nowait(None)
+        self._out_out.close()
         try:
             with anyio.CancelScope(shield=True), anyio.move_on_after(self._grace):
                 await self._idle.wait()
         finally:
             self._working.cancel()
-            # Not told of the block's own exception, which it would wrap in a group.
-            await self._host.__aexit__(None, None, None)
+            try:
+                # Not told of the block's own exception, which it would wrap in a group.
+                await self._host.__aexit__(None, None, None)
+            finally:
+                for stream in (self._ready_in, self._ready_out, self._out_in):
+                    stream.close()
         if exc is None and self._error is not None:
             raise self._error
 
@@ -219,14 +207,10 @@ class Batch(Generic[Item, Value]):
     async def __anext__(self) -> ItemOutcome[Item, Value]:
         if not self._begun:
             raise RuntimeError("a batch is iterated inside of its `async with` block")
-        ended = await self._ended.get()
-        if ended is not None:
-            _release(ended)
-            self._taken -= 1
-            self._room.set()
-            self._end_when_done()
-            return ended.outcome
-        self._ended.put_nowait(None)
+        try:
+            return await self._out_out.receive()
+        except (anyio.EndOfStream, anyio.ClosedResourceError):  # the latter: the block has been left
+            pass
         if self._early:  # stopped: those before them were not begun
             return self._early.pop(min(self._early))
         if self._error is not None:
@@ -245,7 +229,7 @@ class Batch(Generic[Item, Value]):
         self._feeding.cancel()
         for outage in self._outages.values():
             outage.close()
-        self._ready.put_nowait(None)
+        self._ready_in.close()
 
     async def _run(self) -> None:
         try:
@@ -255,7 +239,7 @@ class Batch(Generic[Item, Value]):
                         self._tasks.start_soon(self._work)
                     self._tasks.start_soon(self._feed)
         finally:
-            self._ended.put_nowait(None)
+            self._out_in.close()
             self._idle.set()
 
     async def _feed(self) -> None:
@@ -275,28 +259,31 @@ class Batch(Generic[Item, Value]):
     async def _take(self, source: Iterator[Item] | AsyncIterator[Item]) -> list[Item]:
         """Wait for room, and take an item; more where the journal is asked for many at a time, and none has to wait."""
         taken: list[Item] = []
-        most = self._at_once * _AHEAD
-        if self._taken < most:
-            await asyncio.sleep(0)  # what was taken before begins first
-        else:
-            self._room.clear()
-            await self._room.wait()
+        number = self._number + 1
         try:
+            self._room.acquire_on_behalf_of_nowait(number)
+        except anyio.WouldBlock:
+            await self._room.acquire_on_behalf_of(number)
+        try:
+            await asyncio.sleep(0)  # what was taken before begins first
             if isinstance(source, AsyncIterator):
                 taken.append(await _uncancelled(anext(source)))
             else:
-                # Where the source raises, those before that are kept.
-                taken.extend(islice(source, 1 if self._journal is None else min(most - self._taken, _CHUNK)))
-                self._fed = not taken
-        except StopAsyncIteration:
+                taken.append(next(source))
+                while self._journal is not None and len(taken) < _CHUNK and self._room.available_tokens:
+                    taken.append(next(source))
+                    self._room.acquire_on_behalf_of_nowait(number + len(taken) - 1)
+        except (StopIteration, StopAsyncIteration):
             self._fed = True
         except Exception as error:  # noqa: BLE001 - the consumer is told, after the outcomes
             self._fed, self._error = True, self._error or error
+        finally:
+            if not taken:
+                self._room.release_on_behalf_of(number)
         return taken
 
     async def _begin(self, items: list[Item]) -> None:
         """Line *items* up, except for those that are done."""
-        self._taken += len(items)
         jobs: list[_Job[Item]] = []
         ended: list[ItemOutcome[Item, Value]] = []
         for item in items:
@@ -334,23 +321,22 @@ class Batch(Generic[Item, Value]):
         if self._ending:
             return
         if self._per_account is None:
-            self._ready.put_nowait(job)
+            self._ready_in.send_nowait(job)
             return
         lane = self._lanes.get(job.account)
         if lane is None:
             lane = self._lanes[job.account] = _Lane()
         if lane.running < self._per_account:
             lane.running += 1
-            self._ready.put_nowait(job)
+            self._ready_in.send_nowait(job)
         else:
             lane.waiting.append(job)
 
     async def _work(self) -> None:
         """One of those that work on items, one after another."""
-        while (job := await self._ready.get()) is not None:
+        async for job in self._ready_out:
             if not self._ending:
                 await self._try(job)
-        self._ready.put_nowait(None)
 
     async def _try(self, job: _Job[Item]) -> None:
         """Call the function for an item. In an outage the item may have to wait, which takes no worker."""
@@ -389,7 +375,7 @@ class Batch(Generic[Item, Value]):
             return
         if not patience.cancelled_caught:
             job.entered = job.outage.enter()
-            self._ready.put_nowait(job)
+            self._ready_in.send_nowait(job)
             return
         error = job.error or job.outage.error
         await self._failed(job, error or TimeoutError("an outage lasted longer than the batch's patience"))
@@ -427,7 +413,7 @@ class Batch(Generic[Item, Value]):
     def _next_in_lane(self, account: Hashable) -> None:
         lane = self._lanes[account]
         if lane.waiting and not self._ending:
-            self._ready.put_nowait(lane.waiting.popleft())
+            self._ready_in.send_nowait(lane.waiting.popleft())
         else:
             lane.running -= 1
             if not lane.running:
@@ -439,28 +425,30 @@ class Batch(Generic[Item, Value]):
         self.stop()
 
     async def _hand_out(self, outcome: ItemOutcome[Item, Value]) -> None:
-        """Wait until somebody takes it. Where they come in order it waits for those before it, and nobody for it."""
-        if self._left:
-            return
-        if not self._in_order:
-            taken = asyncio.get_running_loop().create_future()
-            self._ended.put_nowait(_Ended(outcome, taken))
-            await taken
-            return
-        self._early[outcome.number] = outcome
-        while self._turn in self._early:
-            self._ended.put_nowait(_Ended(self._early.pop(self._turn), None))
-            self._turn += 1
-        await asyncio.sleep(0)
+        """Wait until somebody takes it, or with those before it if they come in order."""
+        try:
+            if not self._in_order:
+                await self._out_in.send(outcome)
+                self._handed_out(outcome.number)
+                return
+            self._early[outcome.number] = outcome
+            if outcome.number != self._turn:
+                return
+            # The turn is passed on when one is taken, so nobody else comes as far as here meanwhile.
+            while self._turn in self._early:
+                await self._out_in.send(self._early.pop(self._turn))
+                self._handed_out(self._turn)
+                self._turn += 1
+        except anyio.BrokenResourceError:
+            pass  # nobody takes them any more
+
+    def _handed_out(self, number: int) -> None:
+        self._room.release_on_behalf_of(number)
+        self._end_when_done()
 
     def _end_when_done(self) -> None:
-        if self._fed and not self._taken:
-            self._ready.put_nowait(None)
-
-
-def _release(ended: _Ended[Item, Value] | None) -> None:
-    if ended is not None and ended.taken is not None and not ended.taken.done():
-        ended.taken.set_result(None)
+        if self._fed and not self._room.borrowed_tokens:
+            self._ready_in.close()
 
 
 async def _uncancelled(call: Awaitable[_T]) -> _T:

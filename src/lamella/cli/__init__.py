@@ -1,4 +1,4 @@
-"""The command line: ``lamella demo``, ``lamella sandbox`` and ``lamella explain``. It needs the extra ``cli``."""
+"""The command line: ``lamella sync``, ``demo``, ``sandbox`` and ``explain``. It needs the extra ``cli``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ __all__ = ["main"]
 
 def main() -> None:
     """What the console script ``lamella`` runs."""
+    try:
+        _main()
+    except KeyboardInterrupt:  # while it was being loaded: each command has its own words for later
+        sys.exit(130)
+
+
+def _main() -> None:
     try:
         from lamella.cli.app import app
     except ModuleNotFoundError as exc:

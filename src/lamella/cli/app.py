@@ -8,17 +8,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from lamella import whole_file
+from lamella.cli import counting, report
 from lamella.cli import explain as explaining
-from lamella.cli import files
 from lamella.cli.plan import FEWEST_ACCOUNTS, Settings
 from lamella.cli.serve import line_for, parse_chance, parse_limit, serve
+from lamella.cli.sync_command import EXIT_CODES, SyncCommand, sync
+from lamella.cli.terminal import console as make_console
+from lamella.cli.terminal import fail, show
 from lamella.cli.words import count, plain
 from lamella.testing import Received, Sandbox
 
@@ -28,27 +32,6 @@ __all__ = ["app"]
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 _MANY_KEYS = 5
-
-
-def _console() -> Console:
-    # No markup, emoji or highlighting: a text from elsewhere stays what it is.
-    return Console(markup=False, emoji=False, highlight=False)
-
-
-def _show(console: Console, *parts: RenderableType) -> None:
-    """Print *parts*; into a pipe without the spaces that rich fills each line of a table with."""
-    for part in parts:
-        if console.is_terminal:
-            console.print(part)
-            continue
-        with console.capture() as captured:
-            console.print(part)
-        typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
-
-
-def _fail(message: str, code: int = 2) -> NoReturn:
-    typer.echo(f"lamella: {plain(message)}", err=True)
-    raise typer.Exit(code)
 
 
 @contextmanager
@@ -66,12 +49,12 @@ def _file_errors(path: Path, code: int = 2) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        _fail(f"cannot write the page: {exc.strerror or exc}: {path}", code)
+        fail(f"cannot write the page: {exc.strerror or exc}: {path}", code)
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        _console().print(f"lamella {version('lamella')}")
+        make_console().print(f"lamella {version('lamella')}")
         raise typer.Exit
 
 
@@ -108,25 +91,24 @@ def demo(
     try:
         from lamella.cli import demo as demonstration
         from lamella.cli import otlp as spans
-        from lamella.cli import report
         from lamella.cli.html import html_report
     except ModuleNotFoundError as exc:
         if exc.name == "jinja2":
-            _fail("jinja2 is missing: pip install 'lamella[cli]'")
+            fail("jinja2 is missing: pip install 'lamella[cli]'")
         if not (exc.name or "").startswith("opentelemetry"):
             raise
-        _fail("the demo needs OpenTelemetry's SDK: pip install 'lamella[cli,sdk]'")
+        fail("the demo needs OpenTelemetry's SDK: pip install 'lamella[cli,sdk]'")
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        _fail("the demo needs OpenTelemetry's SDK, and OTEL_SDK_DISABLED switches it off")
+        fail("the demo needs OpenTelemetry's SDK, and OTEL_SDK_DISABLED switches it off")
     with _usage_errors("--otlp"):
         outlet = None if otlp is None else spans.Outlet(spans.endpoint(otlp))
     if page is not None:
         with _file_errors(page):
-            files.check(page)
+            whole_file.check(page)
 
-    console = _console()
+    console = make_console()
     settings = Settings(calls, accounts, seed, scale)
-    provider = spans.make_provider(outlet, calls)
+    provider = spans.make_provider(demonstration.SERVICE, outlet, calls)
     console.print(
         f"{count(calls, 'call')} for {accounts} accounts to a server that misbehaves, by the seed {seed}.\n"
         f"The waits are shortened: a minute of the rules takes {60 * scale:.3g} s.\n"
@@ -142,23 +124,29 @@ def demo(
 
             result = asyncio.run(demonstration.run(settings, provider, on_ended))
         checks = demonstration.checks(result)
-        _show(console, report.outcome(result), report.failures(result), report.trees(result), report.verdict(checks))
-        if page is not None:
-            content = html_report(result).encode()
-            with _file_errors(page, 1):
-                files.write(page, content)
-            _show(console, report.page(page, len(content)))
-        _show(
+        show(
             console,
-            report.how_to_deliver()
+            report.outcome(counting.totals(result)),
+            report.failures(counting.causes(result)),
+            report.trees(result),
+            report.verdict(checks),
+        )
+        if page is not None:
+            content = html_report(demonstration.page(result)).encode()
+            with _file_errors(page, 1):
+                whole_file.write(page, content)
+            show(console, report.page(page, len(content)))
+        show(
+            console,
+            report.how_to_deliver(demonstration.SERVICE, "lamella demo")
             if outlet is None
             else report.delivery(spans.deliver(provider, outlet, len(result.spans))),
         )
     except KeyboardInterrupt:
-        _fail(f"interrupted after {done} of {calls} calls", 130)
+        fail(f"interrupted after {done} of {calls} calls", 130)
     faults = [check.fault for check in checks if check.fault]
     if faults:
-        _fail("; ".join(faults), 1)
+        fail("; ".join(faults), 1)
 
 
 @contextmanager
@@ -177,6 +165,9 @@ def _progress(console: Console, calls: int) -> Iterator[Callable[[], None]]:
     ) as progress:
         task = progress.add_task("calls", total=calls)
         yield lambda: progress.advance(task)
+
+
+app.command(cls=SyncCommand, context_settings={"allow_extra_args": True}, epilog=EXIT_CODES)(sync)
 
 
 @app.command()
@@ -203,7 +194,7 @@ def sandbox(
     with _usage_errors():
         server = Sandbox(host=host, port=port, accounts=accounts, limit=limits, chances=chances, seed=seed)
 
-    console = _console()
+    console = make_console()
     served = 0
 
     def on_start() -> None:
@@ -220,7 +211,7 @@ def sandbox(
     except KeyboardInterrupt:
         pass
     except OSError as exc:
-        _fail(f"cannot listen on {host}:{port}: {(exc.strerror or str(exc)).partition(' (')[0]}")
+        fail(f"cannot listen on {host}:{port}: {(exc.strerror or str(exc)).partition(' (')[0]}")
     console.print(f"Stopped after {count(served, 'request')}.")
 
 
@@ -245,8 +236,8 @@ def explain(
     And what to do about it, whether it is sent again, and after which waits.
     """
     if status is None:
-        _show(_console(), explaining.all_rules())
+        show(make_console(), explaining.all_rules())
         return
     with _usage_errors("STATUS"):
         name, outcome = explaining.parse(status)
-    _show(_console(), explaining.one_rule(name, outcome))
+    show(make_console(), explaining.one_rule(name, outcome))

@@ -1,4 +1,4 @@
-"""The numbers of a run, counted once for whatever shows them: the screen and the page."""
+"""The numbers of the demo, counted once for whatever shows them: the screen and the page."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from lamella import telemetry
+from lamella.cli.causes import Cause, grouped, reason_of
 from lamella.cli.traces import number, text, traces
-from lamella.cli.words import count, duration, plain
-from lamella.errors import ApiError, LamellaError, TransportError
+from lamella.cli.words import count, duration
 
 if TYPE_CHECKING:
     from lamella.cli.demo import Result
 
-__all__ = ["Cause", "Total", "causes", "totals"]
+__all__ = ["Total", "causes", "totals"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,38 +57,6 @@ def _totals(result: Result) -> Iterator[Total]:
     yield Total("time", duration(result.took))
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """Calls that failed in the same way: how many, why there was no further try, what was said, what to do."""
-
-    calls: int
-    what: str
-    stopped: str
-    said: str
-    hint: str
-
-
 def causes(result: Result) -> tuple[Cause, ...]:
     """The calls that failed, by cause: the most frequent first."""
-    groups: dict[tuple[str, str, str], list[LamellaError]] = {}
-    for end in result.ended:
-        if end.error is not None:
-            groups.setdefault(_cause(end.error), []).append(end.error)
-    return tuple(
-        # The calls end in any order, so what the first of them says would be another thing each time.
-        Cause(len(errors), what, stopped, min(filter(None, map(_said, errors)), default=""), hint)
-        for (what, stopped, hint), errors in sorted(groups.items(), key=lambda item: (-len(item[1]), *item[0][:2]))
-    )
-
-
-def _cause(error: LamellaError) -> tuple[str, str, str]:
-    what = f"{error.status} {error.rule.title}" if isinstance(error, ApiError) else error.rule.title
-    return what, error.stopped.phrase if error.stopped else "unknown", error.rule.hint
-
-
-def _said(error: LamellaError) -> str:
-    """What the server or the network said, in a line."""
-    if isinstance(error, TransportError):
-        return plain(error.reason)
-    said = (error.validation_errors or error.downstream_errors or error.details) if isinstance(error, ApiError) else ()
-    return plain("; ".join(said))
+    return grouped(("", reason_of(end.error)) for end in result.ended if end.error is not None)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
+from typing import Final
 
 import aiohttp
 import anyio
@@ -15,15 +15,21 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, format_span_id
-from stamina.instrumentation import get_on_retry_hooks, set_on_retry_hooks
 
 from lamella import LamellaError, maesn, telemetry
+from lamella.cli import counting
+from lamella.cli.check import Check
+from lamella.cli.html import Page
 from lamella.cli.plan import Planned, Settings, make_plan, make_sandbox
+from lamella.cli.stamina_hooks import no_stamina_hooks
 from lamella.cli.traces import attribute, context, traces
-from lamella.cli.words import count
+from lamella.cli.words import count, duration
 from lamella.testing import Received
 
-__all__ = ["Check", "Ended", "Result", "checks", "run"]
+__all__ = ["SERVICE", "Ended", "Result", "checks", "page", "run"]
+
+SERVICE: Final = "lamella-demo"
+"""The service's name on the spans."""
 
 _AT_ONCE = 32
 _ATTEMPTS = 5
@@ -52,14 +58,6 @@ class Result:
     took: float
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that must hold. ``fault`` says in which way it does not; None: it holds."""
-
-    what: str
-    fault: str | None
-
-
 async def run(settings: Settings, provider: TracerProvider, on_ended: Callable[[], object] = lambda: None) -> Result:
     """Make the calls, a few at a time; *on_ended* is called after each."""
     memory = InMemorySpanExporter()
@@ -77,7 +75,7 @@ async def run(settings: Settings, provider: TracerProvider, on_ended: Callable[[
             on_ended()
 
     started = time.perf_counter()
-    with _no_hooks_of_stamina():
+    with no_stamina_hooks():
         async with (
             sandbox,
             maesn.session(
@@ -127,17 +125,6 @@ async def _end_of(call: Planned, session: aiohttp.ClientSession) -> Ended:
         return Ended(call.number, other=repr(exc))
 
 
-@contextmanager
-def _no_hooks_of_stamina() -> Iterator[None]:
-    """Without stamina's line for each retry: where structlog is installed, there would be hundreds."""
-    hooks = get_on_retry_hooks()
-    set_on_retry_hooks([])
-    try:
-        yield
-    finally:
-        set_on_retry_hooks(hooks)
-
-
 def checks(result: Result) -> tuple[Check, ...]:
     """Whether no call was lost and nothing was sent that should not have been, by what the sandbox received."""
     return (
@@ -145,6 +132,21 @@ def checks(result: Result) -> tuple[Check, ...]:
         Check("Every call has one span, and every send has one.", _untraced(result)),
         Check("What the sandbox received is what was sent.", _miscounted(result)),
         Check("No write that may have been carried out was sent again.", _repeated(result)),
+    )
+
+
+def page(result: Result) -> Page:
+    """What goes on the demo's page. The numbers on it are those of the screen."""
+    settings = result.settings
+    return Page(
+        name="lamella demo",
+        title=f"{settings.calls} calls",
+        about=f"{settings.calls} calls for {settings.accounts} accounts to a server that misbehaves, by the seed "
+        f"{settings.seed}. A minute of the rules took {duration(60 * settings.scale)}.",
+        totals=counting.totals(result),
+        causes=counting.causes(result),
+        checks=checks(result),
+        traces=tuple(traces(result.spans)),
     )
 
 

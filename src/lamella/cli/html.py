@@ -1,10 +1,11 @@
-"""The page of the demo: the totals, and a waterfall of all calls, in one HTML file that loads nothing."""
+"""The page of a run: the totals, and a waterfall of its calls, in one HTML file that loads nothing."""
 
 from __future__ import annotations
 
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
@@ -14,18 +15,18 @@ from markupsafe import Markup
 from opentelemetry.trace import format_trace_id
 
 from lamella import telemetry
-from lamella.cli import counting, demo
+from lamella.cli.causes import Cause
+from lamella.cli.check import Check
+from lamella.cli.counting import Total
 from lamella.cli.report import tree_text
-from lamella.cli.traces import Trace, attribute, context, number, path, stop_phrase, text, traces
-from lamella.cli.words import duration
+from lamella.cli.traces import Trace, attribute, context, number, path, stop_phrase, text
+from lamella.cli.words import some
 from lamella.policy import WaitSource
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import Event, ReadableSpan
 
-    from lamella.cli.demo import Result
-
-__all__ = ["html_report"]
+__all__ = ["Page", "html_report"]
 
 _Json = dict[str, Any]
 
@@ -48,24 +49,40 @@ _environment = Environment(
     keep_trailing_newline=True,
 )
 # The filter tojson escapes whatever could end the script: <, >, & and quotes.
+_environment.filters["some"] = some
 _environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
 
 
-def html_report(result: Result) -> str:
-    """The page as a text. The numbers on it are those of the screen."""
-    found = traces(result.spans)
-    began = min((trace.call.start_time or 0 for trace in found), default=0)
-    calls = [_call(trace, began) for trace in found]
-    totals = counting.totals(result)
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What goes on it."""
+
+    name: str
+    """Of the command."""
+    title: str
+    """Which run of it this is, in a few words."""
+    about: str
+    """The same in a sentence or two."""
+    totals: tuple[Total, ...]
+    causes: tuple[Cause, ...]
+    checks: tuple[Check, ...]
+    """Empty: nothing was checked."""
+    traces: tuple[Trace, ...]
+    """The calls, in the order in which they began."""
+    note: str = ""
+    """Which of all calls these are. Empty: all."""
+
+
+def html_report(page: Page) -> str:
+    """The page as a text."""
+    began = min((trace.call.start_time or 0 for trace in page.traces), default=0)
+    calls = [_call(trace, began) for trace in page.traces]
     style, script = _asset("report.css"), _asset("report.js")
     return _environment.get_template("report.html.j2").render(
-        settings=result.settings,
-        minute=duration(60 * result.settings.scale),
+        page=page,
         version=version("lamella"),
-        totals=[total for total in totals if not total.nested],
-        parts=_parts(totals),
-        causes=counting.causes(result),
-        checks=demo.checks(result),
+        totals=[total for total in page.totals if not total.nested],
+        parts=_parts(page.totals),
         kinds=_used(calls),
         calls=calls,
         style=style,
@@ -85,9 +102,9 @@ def _hash(inline: str) -> str:
     return f"'sha256-{b64encode(sha256(inline.encode()).digest()).decode()}'"
 
 
-def _parts(totals: tuple[counting.Total, ...]) -> list[tuple[str, list[counting.Total]]]:
+def _parts(totals: tuple[Total, ...]) -> list[tuple[str, list[Total]]]:
     """The totals that have parts, each with those."""
-    parts: dict[str, list[counting.Total]] = {}
+    parts: dict[str, list[Total]] = {}
     whole = ""
     for total in totals:
         if total.nested:

@@ -1,13 +1,15 @@
-"""Where the demo's spans go: a provider of its own, and an OTLP endpoint if there is one."""
+"""Where the spans of a command go: a provider of its own, and an OTLP endpoint if there is one."""
 
 from __future__ import annotations
 
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -19,10 +21,7 @@ from yarl import URL
 from lamella.cli.words import plain
 from lamella.redaction import redact_url
 
-__all__ = ["SERVICE", "Delivery", "Outlet", "deliver", "endpoint", "make_provider"]
-
-SERVICE = "lamella-demo"
-"""The service's name on the spans."""
+__all__ = ["Delivery", "Outlet", "deliver", "endpoint", "make_provider"]
 
 _PATH = "/v1/traces"  # where an OTLP endpoint takes traces, below its base URL
 _ATTEMPT_SECONDS = 2.0
@@ -33,8 +32,9 @@ _SPANS_A_CALL = 6  # its own, and one for each of five sends
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What has become of the spans at an endpoint. ``why`` says why some did not arrive; None: all did."""
+    """What has become of a service's spans at an endpoint. ``why`` says why some did not arrive; None: all did."""
 
+    service: str
     url: str
     spans: int
     arrived: int
@@ -42,18 +42,20 @@ class Delivery:
 
 
 class Outlet(SpanExporter):
-    """An exporter that counts what arrives, and takes no further pains after a first batch that did not."""
+    """An exporter that counts what arrives, and after a batch that did not takes no pains for *pause* seconds."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, pause: float = inf) -> None:
         self.url = url
         self.arrived = 0
-        self.has_failed = False
         self.complaint = ""
+        self._pause = pause
+        self._failed = -inf
+        """When a batch did not arrive, by a clock that only goes forward."""
         self._exporter: SpanExporter = OTLPSpanExporter(str(url), timeout=_ATTEMPT_SECONDS)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send a batch, unless one has failed."""
-        if self.has_failed:
+        """Send a batch, unless one has failed lately."""
+        if time.monotonic() - self._failed < self._pause:
             return SpanExportResult.FAILURE
         with _complaints() as complaints:
             try:
@@ -64,7 +66,7 @@ class Outlet(SpanExporter):
         if result is SpanExportResult.SUCCESS:
             self.arrived += len(spans)
         else:
-            self.has_failed = True
+            self._failed = time.monotonic()
             self.complaint = complaints[0] if complaints else ""
         return result
 
@@ -90,10 +92,13 @@ def endpoint(url: str) -> URL:
     return found.with_path(path if path.endswith(_PATH) else path + _PATH)
 
 
-def make_provider(outlet: Outlet | None, calls: int) -> TracerProvider:
-    """A provider that keeps every span, whatever the environment says of samplers, and sends them to *outlet*."""
+def make_provider(service: str, outlet: Outlet | None, calls: int) -> TracerProvider:
+    """A provider that keeps every span, whatever the environment says of samplers, and sends them to *outlet*.
+
+    *calls* is how many may come in a storm: for so many there is room until they are sent.
+    """
     provider = TracerProvider(
-        sampler=ALWAYS_ON, resource=Resource.create({"service.name": SERVICE}), shutdown_on_exit=False
+        sampler=ALWAYS_ON, resource=Resource.create({"service.name": service}), shutdown_on_exit=False
     )
     if outlet is not None:
         room = max(_BATCH, calls * _SPANS_A_CALL)
@@ -112,7 +117,8 @@ def deliver(provider: TracerProvider, outlet: Outlet, spans: int) -> Delivery:
         why = f"it took longer than {_LONGEST_SECONDS:g} s"
     elif arrived < spans:
         why = _unreachable(outlet.url) or outlet.complaint or "the endpoint did not take them"
-    return Delivery(redact_url(outlet.url), spans, arrived, why and plain(why).rstrip("."))
+    service = str(provider.resource.attributes["service.name"])
+    return Delivery(service, redact_url(outlet.url), spans, arrived, why and plain(why).rstrip("."))
 
 
 def _unreachable(url: URL) -> str | None:

@@ -1,8 +1,8 @@
-"""What the demo shows: tables and trees from its result."""
+"""What is shown at the end: tables and trees, of the demo and of a sync."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,48 +14,64 @@ from rich.text import Text
 from rich.tree import Tree
 
 from lamella import telemetry
-from lamella.cli import counting
-from lamella.cli.otlp import SERVICE, Delivery
 from lamella.cli.traces import Trace, context, interest, number, path, seconds, stop_phrase, text, traces
-from lamella.cli.words import count, duration, plain
+from lamella.cli.words import count, duration, plain, some
 from lamella.policy import WaitSource
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import Event, ReadableSpan
 
-    from lamella.cli.demo import Check, Result
+    from lamella.cli.causes import Cause
+    from lamella.cli.check import Check
+    from lamella.cli.counting import Total
+    from lamella.cli.demo import Result
+    from lamella.cli.otlp import Delivery
 
-__all__ = ["delivery", "failures", "how_to_deliver", "outcome", "page", "tree", "tree_text", "trees", "verdict"]
+__all__ = [
+    "delivery",
+    "failures",
+    "how_to_deliver",
+    "outcome",
+    "page",
+    "titled",
+    "tree",
+    "tree_text",
+    "trees",
+    "verdict",
+]
 
+_SHOWN_NAMES = 5
 _WHAT, _ENDED = 13, 14  # columns for what a line of the tree is, and for how a send ended
 
 
-def outcome(result: Result) -> RenderableType:
-    """How many calls ended well, and what it took: sends, retries by cause, waits."""
+def outcome(totals: Iterable[Total]) -> RenderableType:
+    """What a run has come to, in numbers."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_column()
-    for row in counting.totals(result):
+    for row in totals:
         table.add_row(f"  {row.name}" if row.nested else row.name, row.value, row.note)
-    return _titled("Outcome", table)
+    return titled("Outcome", table)
 
 
-def failures(result: Result) -> RenderableType:
-    """The calls that failed, by cause: how many, why there was no further try, what to do."""
-    causes = counting.causes(result)
+def failures(causes: Sequence[Cause]) -> RenderableType:
+    """What failed, by cause: how many, why there was no further try, what to do."""
     if not causes:
-        return _titled("Failures", Text("None."))
+        return titled("Failures", Text("None."))
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(justify="right", no_wrap=True)
     table.add_column()
     for cause in causes:
-        head = Text.assemble((cause.what, "bold red"), f", stopped: {cause.stopped}")
-        table.add_row(f"{cause.calls} ×", head)
+        head = Text.assemble((cause.what, "bold red"), f", stopped: {cause.stopped}" if cause.stopped else "")
+        table.add_row(f"{cause.many} ×", head)
+        if cause.who:
+            table.add_row("", Text(some(cause.who, _SHOWN_NAMES), "bold"))
         if cause.said:
             table.add_row("", Text(f"it said: {cause.said}"))
-        table.add_row("", Text(cause.hint))
-    return _titled("Failures", table)
+        if cause.hint:
+            table.add_row("", Text(cause.hint))
+    return titled("Failures", table)
 
 
 def trees(result: Result) -> RenderableType:
@@ -66,7 +82,7 @@ def trees(result: Result) -> RenderableType:
         ("A call that failed", [trace for trace in found if not trace.succeeded]),
     )
     # max() takes the first of equals: the one that began first.
-    return Group(*(_titled(title, tree(max(some, key=interest))) for title, some in chosen if some))
+    return Group(*(titled(title, tree(max(some, key=interest))) for title, some in chosen if some))
 
 
 def tree(trace: Trace) -> Tree:
@@ -158,31 +174,32 @@ def verdict(checks: tuple[Check, ...]) -> RenderableType:
         table.add_row(Text("FAILED", "bold red") if check.fault else Text("ok", "green"), Text(check.what))
         if check.fault:
             table.add_row("", Text(plain(check.fault)))
-    return _titled("Checked", table)
+    return titled("Checked", table)
 
 
 def page(path: Path, size: int) -> RenderableType:
     """Where the page is that shows all of it."""
-    return _titled("Page", Text(f"{plain(str(path))}, {size / 1024:,.0f} kB: open it in a browser."))
+    return titled("Page", Text(f"{plain(str(path))}, {size / 1024:,.0f} kB: open it in a browser."))
 
 
 def delivery(sent: Delivery) -> RenderableType:
     """What has become of the spans at the endpoint."""
     spans = count(sent.spans, "span")
     if sent.why is None:
-        return _titled("Spans", Text(f"{spans} of the service {SERVICE} sent to {sent.url}: all have arrived."))
+        return titled("Spans", Text(f"{spans} of the service {sent.service} sent to {sent.url}: all have arrived."))
     some = f"{sent.arrived} of {spans}" if sent.arrived else f"None of {spans}"
-    return _titled("Spans", Text(f"{some} arrived at {sent.url}: {sent.why}.", "red"))
+    return titled("Spans", Text(f"{some} arrived at {sent.url}: {sent.why}.", "red"))
 
 
-def how_to_deliver() -> RenderableType:
+def how_to_deliver(service: str, command: str) -> RenderableType:
     """How to see the same in a backend."""
-    return _titled(
+    return titled(
         "Spans",
-        Text(f"To look at them in a trace backend that takes OTLP over HTTP, as the service {SERVICE}:"),
-        Padding(Text("lamella demo --otlp http://localhost:4318"), (1, 2, 0, 2)),
+        Text(f"To look at them in a trace backend that takes OTLP over HTTP, as the service {service}:"),
+        Padding(Text(f"{command} --otlp http://localhost:4318"), (1, 2, 0, 2)),
     )
 
 
-def _titled(title: str, *parts: RenderableType) -> RenderableType:
+def titled(title: str, *parts: RenderableType) -> RenderableType:
+    """A section of the screen."""
     return Group(Text(title, "bold underline"), *parts, Text())

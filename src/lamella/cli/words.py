@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lamella.redaction import redact_text
 
-__all__ = ["between", "count", "duration", "plain"]
+__all__ = ["between", "count", "duration", "plain", "some"]
 
 
 def duration(seconds: float) -> str:
@@ -30,6 +32,12 @@ def between(low: float, high: float) -> str:
 def count(number: int, thing: str) -> str:
     """``"1 call"``, ``"2 calls"``."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """``"Ada, Bob and 7 more"``: not more than *most* of the *names*."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def plain(text: str) -> str:

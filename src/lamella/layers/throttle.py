@@ -20,6 +20,7 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Link, SpanContext, SpanKind, TracerProvider
 from opentelemetry.util.types import AttributeValue
+from yarl import URL
 
 from lamella import telemetry
 from lamella.call import ORDER, Call, Layer, Send, origin_text
@@ -89,6 +90,20 @@ class Throttle(Layer):
         self._instruments = telemetry.Instruments(meter_provider)
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
         """The gates, the one used last at the end. What is learned of an account is in the store."""
+
+    def closed_for(self, origin: URL, key: str | None = None) -> float:
+        """For how many seconds from now an account's refusal keeps its calls waiting, as far as is known here.
+
+        0.0: its gate is open. No store is asked, and an account that has made no call yet stays unknown.
+
+        Args:
+            origin: The URL whose origin the calls go to.
+            key: What the *key* of the layer answers for a request of that account.
+        """
+        account = self._accounts.get(_name(str(origin.origin()), key))
+        if account is None:
+            return 0.0
+        return max(account.gate.closed_until - asyncio.get_running_loop().time(), 0.0)
 
     async def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
         if stamina.is_testing():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import json
 import os
@@ -12,17 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, ParamSpec, TypeVar
-
-import anyio
+from typing import Final, NamedTuple
 
 from lamella import whole_file
 from lamella.batch import Journal
+from lamella.threads import run_to_its_end
 
 __all__ = ["check_output", "export"]
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 _ROWS: Final = 1000
 """How many records are read at once, at most: some milliseconds, so that commits get their turn in between."""
@@ -93,13 +88,13 @@ async def export(journal: Journal, path: str | os.PathLike[str]) -> int:
     thread = ThreadPoolExecutor(1, thread_name_prefix="lamella-export")
     file, count, last = ExitStack(), 0, _BEFORE_ALL
     try:
-        write = await _in(thread, file.enter_context, _file(path))
+        write = await run_to_its_end(thread, file.enter_context, _file(path))
         while rows := await journal.read(partial(_read, after=last)):
-            await _in(thread, write, rows)
+            await run_to_its_end(thread, write, rows)
             count, last = count + len(rows), rows[-1]
-        await _in(thread, file.close)
+        await run_to_its_end(thread, file.close)
     except BaseException as exc:
-        await _in(thread, file.__exit__, type(exc), exc, exc.__traceback__)
+        await run_to_its_end(thread, file.__exit__, type(exc), exc, exc.__traceback__)
         raise
     finally:
         thread.shutdown(wait=False)
@@ -140,22 +135,6 @@ def _refuse_what_is_precious(path: str | os.PathLike[str]) -> None:
         head = file.read(_HEAD)
         if head.startswith(b"SQLite format 3\0") and head.endswith(b"laml"):
             raise OSError(errno.EEXIST, "it is a journal of lamella's; choose another path", str(path))
-
-
-async def _in(thread: ThreadPoolExecutor, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Run *work* to its end, also for a caller who is cancelled: what it does then can be undone."""
-    running = asyncio.get_running_loop().run_in_executor(thread, partial(work, *args, **kwargs))
-    cancelled: asyncio.CancelledError | None = None
-    with anyio.CancelScope(shield=True):
-        while not running.done():
-            try:
-                await asyncio.wait([running])
-            except asyncio.CancelledError as exc:
-                cancelled = exc
-    value = running.result()
-    if cancelled is not None:
-        raise cancelled
-    return value
 
 
 def _read(db: sqlite3.Connection, after: _Row) -> list[_Row]:

@@ -98,7 +98,9 @@ def session(
         meter_provider=meter_provider,
     )
     session_options.setdefault("timeout", aiohttp.ClientTimeout(total=None))
-    return without_other_instrumentation(aiohttp.ClientSession(_url(base_url), middlewares=chosen, **session_options))
+    return without_other_instrumentation(
+        aiohttp.ClientSession(_url(base_url), middlewares=(as_one(chosen),), **session_options)
+    )
 
 
 def layers(
@@ -125,7 +127,7 @@ def layers(
     deadline: aiohttp's default of 300 s is shorter than the guide's waits.
     """
     account_key = account_key or os.environ.get("MAESN_ACCOUNT_KEY") or None
-    chosen = stack(
+    return stack(
         rules,
         *(() if breaker is None else (breaker,)),
         auth=auth(_setting("api_key", api_key, "MAESN_API_KEY"), account_key, _url(base_url)),
@@ -142,7 +144,6 @@ def layers(
         meter_provider=meter_provider,
         url_template=_template(_url(base_url)),
     )
-    return (as_one(chosen),)
 
 
 def _template(base_url: URL) -> UrlTemplate:

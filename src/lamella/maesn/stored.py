@@ -286,7 +286,8 @@ def _updated(record: Any) -> int | None:
 
 
 def _json(record: Any) -> str:
-    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+    # What is infinite to Python was a number of another kind over there: rather an error than another value.
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which is JSON, but no text for SQLite

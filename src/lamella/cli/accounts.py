@@ -1,0 +1,185 @@
+"""The accounts of a sync: from a file (CSV or TOML), or the one of the environment.
+
+No message says what is in the file: somebody may have put a key where a name belongs. It names the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from lamella.maesn.account import Account
+
+__all__ = ["accounts_in", "accounts_of_environment", "others_can_read"]
+
+_NEEDED: Final = ("name", "key")
+_FIELDS: Final = (*_NEEDED, "company_id", "environment_name")
+_HEADER: Final = "name,key, and perhaps company_id and environment_name"
+_VARIABLE: Final = "MAESN_ACCOUNT_KEY"
+_OTHERS: Final = stat.S_IRGRP | stat.S_IROTH
+
+
+def accounts_in(path: Path) -> tuple[Account, ...]:
+    """The accounts of a file: TOML where its name ends in ``.toml``, else CSV.
+
+    CSV has a header, ``name,key[,company_id,environment_name]``, with commas or semicolons. TOML has a table
+    ``[[accounts]]`` with these fields for each account, or one table ``[accounts]`` of names with their keys.
+
+    Raises:
+        ValueError: It cannot be read, or something in it is not as it must be: which file, which line, and what.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as exc:
+        raise ValueError(f"{path}: cannot be read: {exc.strerror or type(exc).__name__}") from None
+    except UnicodeDecodeError as exc:
+        line = bytes(exc.object[: exc.start]).count(b"\n") + 1
+        raise ValueError(f"{path}: line {line} is not UTF-8: save the file as UTF-8") from None
+    rows = _toml(text) if path.suffix.lower() == ".toml" else _csv(text)
+    try:
+        return tuple(_accounts(rows))
+    except _Fault as fault:
+        raise ValueError(f"{path}: {fault}") from None
+
+
+def accounts_of_environment() -> tuple[Account, ...]:
+    """One account, ``default``, with the key of ``MAESN_ACCOUNT_KEY``.
+
+    Raises:
+        ValueError: There is none, or it cannot stand in a header.
+    """
+    key = os.environ.get(_VARIABLE, "").strip()
+    if not key:
+        raise ValueError(f"no accounts: give --accounts FILE, or set {_VARIABLE} for a single one")
+    if not _fits_header(key):
+        raise ValueError(f"{_VARIABLE} must be printable ASCII, as it stands in a header")
+    return (Account("default", key),)
+
+
+def others_can_read(path: Path) -> bool:
+    """Whether somebody else than its owner can read the file. False where nobody can tell."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return os.name == "posix" and stat.S_ISREG(found.st_mode) and bool(found.st_mode & _OTHERS)
+
+
+class _Fault(Exception):
+    """What is wrong, and where."""
+
+
+class _Row(NamedTuple):
+    """What the file has of one account, and where: ``"line 3"``."""
+
+    where: str
+    fields: dict[str, str]
+
+
+def _accounts(rows: Iterator[_Row]) -> Iterator[Account]:
+    names: dict[str, str] = {}
+    used: dict[tuple[str, str | None, str | None], str] = {}
+    for where, fields in rows:
+        for field in _NEEDED:
+            if not fields.get(field):
+                raise _Fault(f"{where}: no {field}")
+        name, key = fields["name"], fields["key"]
+        company, environment = fields.get("company_id") or None, fields.get("environment_name") or None
+        if not name.isprintable():
+            raise _Fault(f"{where}: the name must be a line of text")
+        if not _fits_header(key):
+            raise _Fault(f"{where}: the key must be printable ASCII, as it stands in a header")
+        if name == key:
+            raise _Fault(f"{where}: the name is the key, and names are shown")
+        if first := names.get(name):
+            raise _Fault(f"{where}: the same name as in {first}")
+        if first := used.get((key, company, environment)):
+            raise _Fault(f"{where}: the same key as in {first}")
+        names[name] = used[key, company, environment] = where
+        yield Account(name, key, company, environment)
+    if not names:
+        raise _Fault("no accounts in it")
+
+
+def _fits_header(key: str) -> bool:
+    return key.isascii() and key.isprintable()
+
+
+def _csv(text: str) -> Iterator[_Row]:
+    first = text.partition("\n")[0]
+    delimiter = ";" if first.count(";") > first.count(",") else ","
+    lines = _records(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    line, header = next(lines, (1, []))
+    header = [column.lower() for column in header]
+    if set(_NEEDED) - set(header) or set(header) - set(_FIELDS) or len(set(header)) < len(header):
+        raise _Fault(f"line {line}: must be the header: {_HEADER}, each once")
+    for line, values in lines:
+        if len(values) != len(header):
+            raise _Fault(f"line {line}: {len(values)} values, and the header has {len(header)}")
+        yield _Row(f"line {line}", dict(zip(header, values, strict=True)))
+
+
+def _records(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """The lines that are not empty, each with the number of the first of its lines."""
+    line = 1
+    while True:
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:  # whose words may have the value in them
+            raise _Fault(f"line {line}: is no CSV: look at its quotes") from None
+        values = [value.strip() for value in values]
+        if any(values):
+            yield line, values
+        line = reader.line_num + 1  # type: ignore[attr-defined]
+
+
+_WHERE: Final = re.compile(r"\(at (?:line (\d+)|(end of document))")
+_TABLE: Final = re.compile(r"""\s*(\[\[|\[)\s*["']?accounts["']?\s*(?:\]\]|\])\s*(?:#.*)?""")
+
+
+def _toml(text: str) -> Iterator[_Row]:
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:  # whose words may have the value in them
+        place = _WHERE.search(str(exc))
+        where = f"line {place[1]}" if place and place[1] else f"line {text.count(chr(10)) + 1}"
+        raise _Fault(f"{where}: is no TOML") from None
+    accounts = found.pop("accounts", None)
+    if found or not isinstance(accounts, list | dict):
+        raise _Fault("must hold accounts and nothing else: a table [[accounts]] for each, or one table [accounts]")
+    if isinstance(accounts, dict):
+        for where, (name, key) in zip(_places(text, "[", len(accounts)), accounts.items(), strict=True):
+            yield _Row(where, {"name": name.strip(), "key": _string(where, "key", key)})
+        return
+    for where, table in zip(_places(text, "[[", len(accounts)), accounts, strict=True):
+        if not isinstance(table, dict):
+            raise _Fault(f"{where}: must be a table")
+        if set(table) - set(_FIELDS):
+            raise _Fault(f"{where}: has a field that is none of {', '.join(_FIELDS)}")
+        yield _Row(where, {field: _string(where, field, value) for field, value in table.items()})
+
+
+def _string(where: str, field: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise _Fault(f"{where}: the {field} must be a text that is not empty")
+    return value.strip()
+
+
+def _places(text: str, bracket: str, many: int) -> list[str]:
+    """Where each account is. The parser does not tell: the lines that look like one are counted."""
+    lines = list(enumerate(text.split("\n"), 1))
+    heads = [number for number, line in lines if (table := _TABLE.fullmatch(line)) and table[1] == bracket]
+    if bracket == "[" and heads:
+        heads = [number for number, line in lines[heads[0] :] if line.strip() and not line.lstrip().startswith("#")]
+    if len(heads) == many:
+        return [f"line {number}" for number in heads]
+    return [f"account {number}" for number in range(1, many + 1)]

@@ -1,0 +1,35 @@
+"""Work in a thread that is carried out whole, whoever stops waiting for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+import anyio
+
+__all__ = ["run_to_its_end"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+async def run_to_its_end(executor: Executor, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Run *work* in *executor* and return what it returns; a cancellation is passed on when it has ended.
+
+    A thread cannot be stopped, and nobody else would close what it has opened.
+    """
+    running = asyncio.get_running_loop().run_in_executor(executor, partial(work, *args, **kwargs))
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not running.done():
+            try:
+                await asyncio.wait([running])
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+    value = running.result()
+    if cancelled is not None:
+        raise cancelled
+    return value

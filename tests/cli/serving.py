@@ -1,0 +1,56 @@
+"""A sandbox in a thread of its own, for commands that are run as their users run them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lamella.testing import Account, Sandbox
+
+__all__ = ["API_KEY", "KEYS", "served", "write_accounts"]
+
+API_KEY = "4pi-k3y-of-nobody"
+KEYS = {"Ada": "k3y-of-4da", "Bob": "k3y-of-b0b", "Eve": "k3y-of-3ve"}
+"""Eve's has expired."""
+
+
+@contextmanager
+def served(**options: Any) -> Iterator[Sandbox]:
+    """The sandbox while it is served."""
+    chosen: dict[str, Any] = {
+        "accounts": [
+            Account(key, state="expired" if name == "Eve" else "active", records=45) for name, key in KEYS.items()
+        ],
+        "api_key": API_KEY,
+    }
+    sandbox = Sandbox(**(chosen | options))
+    loops: list[asyncio.AbstractEventLoop] = []
+    is_up, is_over = threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        async with sandbox:
+            loops.append(asyncio.get_running_loop())
+            is_up.set()
+            await is_over.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    try:
+        assert is_up.wait(10)
+        yield sandbox
+    finally:
+        loops[0].call_soon_threadsafe(is_over.set)
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def write_accounts(folder: Path, *names: str) -> Path:
+    """A file with the accounts of these names; of none: all."""
+    path = folder / "accounts.csv"
+    path.write_text("name,key\n" + "".join(f"{name},{KEYS[name]}\n" for name in names or KEYS), encoding="utf-8")
+    path.chmod(0o600)
+    return path

@@ -1,0 +1,57 @@
+"""Why things failed, in words."""
+
+from __future__ import annotations
+
+from tests.cli.progress import api_error
+from yarl import URL
+
+from lamella import ConnectionLost, StopReason, maesn
+from lamella.cli.causes import Cause, Reason, grouped, reason_of
+from lamella.policy import Failure
+
+
+def test_an_answer() -> None:
+    reason = reason_of(api_error(404, "no such\x1b record"))
+    assert reason.what == "404 Not Found"
+    assert (reason.stopped, reason.said) == ("not retryable", "no such record")
+    assert reason.hint == maesn.RULES.rule_for(404).hint
+    assert reason.short == "404: Check the path and the id"
+
+
+def test_no_answer() -> None:
+    rule = maesn.RULES.rule_for(Failure.CONNECTION_LOST)
+    lost = ConnectionLost("GET", URL("http://a"), rule, "reset by peer")
+    assert reason_of(lost) == Reason("Connection Lost", "", "reset by peer", rule.hint)
+    assert reason_of(lost).short == "Connection Lost: It may have been carried out"
+
+
+def test_an_account_key_that_is_of_no_use_any_more() -> None:
+    """Whoever keeps the keys is told what to do with them; whoever calls from code, how that is done."""
+    error = api_error(401)
+    assert reason_of(error).hint == maesn.RULES.rule_for(401).hint
+    assert reason_of(error, of_account=True).short == "401: The end user has to authenticate again"
+    assert "put the new account key in the place of the old one" in reason_of(error, of_account=True).hint
+    assert reason_of(api_error(403), of_account=True).hint == maesn.RULES.rule_for(403).hint
+
+
+def test_what_is_no_error_of_lamellas() -> None:
+    assert reason_of(ValueError("of k3y-of-ada\x07"), ["k3y-of-ada"]) == Reason("ValueError", "", "of REDACTED", "")
+    assert reason_of(ValueError("x")).short == "ValueError"
+
+
+def test_a_list_that_does_not_stand_still() -> None:
+    reason = reason_of(maesn.UnsteadyList("invoices"))
+    assert reason.short == "Unsteady list: Sync again when less is being deleted"
+    assert reason.said.startswith("invoices shrank or were sorted anew")
+
+
+def test_they_are_grouped_and_the_most_frequent_comes_first() -> None:
+    one, other = reason_of(api_error(403, "b")), reason_of(api_error(403, "a"))
+    slow = reason_of(api_error(403, stopped=StopReason.DEADLINE))
+    found = grouped([("Eve", slow), ("Ada", one), ("", other), ("Bob", one), ("Ada", one)])
+    hint = maesn.RULES.rule_for(403).hint
+    assert found == (
+        Cause(4, "403 Forbidden", "not retryable", "a", hint, ("Ada", "Bob")),
+        Cause(1, "403 Forbidden", "deadline", "", hint, ("Eve",)),
+    )
+    assert grouped(()) == ()

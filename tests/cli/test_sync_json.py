@@ -1,0 +1,69 @@
+"""The report for machines: what the states are, and that no secret gets into it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.cli.progress import api_error
+
+from lamella.cli.check import Check
+from lamella.cli.summary import causes
+from lamella.cli.sync import Synced
+from lamella.cli.sync_json import synced_as_json
+from lamella.maesn import Part
+
+KEY = "k3y-of-4da"
+PARTS = (
+    Part("Ada", "a", "2026-01-01T00:00:00Z", pages=2, total_pages=2, records=130, done=True),
+    Part("Ada", "b", None, pages=1, total_pages=1, done=True, skipped=True, error=api_error(404)),
+    Part("Ada", "c", None, pages=1, total_pages=4, running=2),
+    Part("Bob", "a", None, error=api_error(500)),
+    Part("Bob", "b", None, error=RuntimeError(f"something about {KEY}\x1b")),
+)
+
+
+def test_the_states() -> None:
+    found = synced_as_json(Synced(3, True, PARTS, 1.23456), (), output=None, exit_code=1)
+    assert [part["state"] for part in found["parts"]] == ["done", "skipped", "open", "failed", "failed"]
+    assert found["totals"] == {
+        "accounts": 2, "parts": 5, "done": 1, "skipped": 1, "failed": 2, "open": 1, "pages": 4, "records": 130,
+    }  # fmt: skip
+    assert (found["run"], found["resumed"], found["took"], found["output"]) == (3, True, 1.235, None)
+    assert found["parts"][0]["since"] == "2026-01-01T00:00:00Z"
+    assert found["parts"][1]["error"] is None, "what was made good"
+    assert "checks" not in found
+
+
+def test_what_holds_a_secret_is_redacted() -> None:
+    synced = Synced(1, False, PARTS, 1.0, fault=f"the journal of {KEY} is full")
+    told = causes(PARTS, [KEY])
+    found = synced_as_json(synced, told, output=Path("a.db"), exit_code=1, secrets=[KEY])
+    text = json.dumps(found)
+    assert KEY not in text
+    assert found["parts"][-1]["error"] == {
+        "type": "RuntimeError",
+        "status": None,
+        "message": "something about REDACTED",
+        "hint": None,
+        "stopped": None,
+    }
+    assert found["fault"] == "the journal of REDACTED is full"
+    assert [cause["said"] for cause in found["causes"]] == [None, "something about REDACTED"]
+    assert json.loads(text) == found
+
+
+def test_the_message_of_our_own_errors_is_not_cut() -> None:
+    error = api_error(404, "x" * 290)
+    found = synced_as_json(Synced(1, False, (Part("a", "x", None, error=error),), 1.0), (), output=None, exit_code=1)
+    assert found["parts"][0]["error"]["message"] == str(error)
+    assert len(str(error)) > 300
+
+
+def test_the_checks_of_a_play() -> None:
+    checks = (Check("All is well.", None), Check("Nothing is lost.", "1 record missing"))
+    found = synced_as_json(Synced(1, False, (), 1.0), (), output=None, exit_code=1, checks=checks)
+    assert found["checks"] == [
+        {"what": "All is well.", "fault": None},
+        {"what": "Nothing is lost.", "fault": "1 record missing"},
+    ]

@@ -1,0 +1,155 @@
+"""The options of ``lamella sync``: what goes wrong is told in one line, before anything is sent, and without a key."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lamella.cli.app import app
+from lamella.cli.sync_options import Options, settings_of
+from lamella.maesn import Account
+
+SECRET = "s3cr3t-k3y"
+GIVEN = ("--accounts", "accounts.csv", "--resource", "invoices")
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAESN_API_KEY", SECRET)
+    for name in ("MAESN_ACCOUNT_KEY", "MAESN_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "accounts.csv").write_text(f"name,key\nAda,{SECRET}-of-ada\n")
+    (tmp_path / "accounts.csv").chmod(0o600)
+    (tmp_path / "folder").mkdir()
+
+
+URL = "must be a URL such as https://api.maesn.dev, without user, query and fragment"
+SUFFIXES = ".jsonl, .ndjson, .sqlite, .sqlite3, .db or .parquet"
+ONE_OF_THEM = "--since begins a new run, and --resume goes on with the last one: give one of them"
+NOTHING_TO_SHOW = "--dry-run sends nothing that --otlp or --report could show: leave them out"
+TWO_FILES = "must be two files, and both are"
+BAD = [
+    ((), "--resource NAME is missing: invoices, contacts, … It may be given more than once"),
+    (("--resource", "invoices"), "no accounts: give --accounts FILE, or set MAESN_ACCOUNT_KEY for a single one"),
+    (("--resource", ","), "--resource NAME is missing: invoices, contacts, … It may be given more than once"),
+    ((*GIVEN, "--resource", "a/b"), "--resource: resource must be a name such as 'invoices', not 'a/b'"),
+    (("--accounts", "no.csv", "--resource", "a"), "--accounts: no.csv: cannot be read: No such file or directory"),
+    ((*GIVEN, "--output", "a.xls"), f"--output: the output must end in {SUFFIXES}, not 'a.xls'"),
+    ((*GIVEN, "--output", "no/a.db"), "--output: cannot be written: No such file or directory: no/a.db"),
+    ((*GIVEN, "--journal", "no/a"), "--journal: there is no folder no"),
+    ((*GIVEN, "--report", "no/a.html"), "--report: cannot be written: No such file or directory: no/a.html"),
+    ((*GIVEN, "--since", "friday"), "--since: since must be ISO 8601, as in 2026-01-31T00:00:00Z, not 'friday'"),
+    ((*GIVEN, "--since", "2026-01-31", "--resume"), ONE_OF_THEM),
+    ((*GIVEN, "--concurrency", "0"), "--concurrency must be a whole number from 1, not '0'"),
+    ((*GIVEN, "--concurrency", "-1"), "--concurrency must be a whole number from 1, not '-1'"),
+    ((*GIVEN, "--concurrency", "many"), "--concurrency must be a whole number from 1, not 'many'"),
+    ((*GIVEN, "--base-url", "maesn"), f"--base-url {URL}, not 'maesn'"),
+    ((*GIVEN, "--base-url", "ftp://a"), f"--base-url {URL}, not 'ftp://a'"),
+    ((*GIVEN, "--base-url", "http://a b"), f"--base-url {URL}, not 'http://a b'"),
+    ((*GIVEN, "--base-url", f"https://a?key={SECRET}"), f"--base-url {URL}, not 'https://a/?key=REDACTED'"),
+    ((*GIVEN, "--base-url", f"https://ada:{SECRET}@a"), f"--base-url {URL}"),
+    ((*GIVEN, "--base-url", f"ada:{SECRET}@a"), f"--base-url {URL}"),
+    ((*GIVEN, "--otlp", "here"), "--otlp: it must be a URL such as http://localhost:4318"),
+    ((*GIVEN, "--dry-run", "--report", "a.html"), NOTHING_TO_SHOW),
+    ((*GIVEN, "--dry-run", "--otlp", "http://a"), NOTHING_TO_SHOW),
+    ((*GIVEN, "--sandbox"), "--sandbox brings its own accounts and address: leave --accounts and --base-url out"),
+    ((*GIVEN, "--journal", "accounts.csv"), f"--journal and --accounts {TWO_FILES} accounts.csv"),
+    ((*GIVEN, "--output", "folder/../a.db", "--journal", "a.db"), f"--journal and --output {TWO_FILES} a.db"),
+    ((*GIVEN, "--output", "lamella-sync.journal"), f"--journal and --output {TWO_FILES} lamella-sync.journal"),
+    ((*GIVEN, "--api-key", SECRET), "No such option: --api-key"),
+    ((*GIVEN, f"--api-key={SECRET}"), "No such option: --api-key"),
+    ((*GIVEN, SECRET), "there is something beside the options, and it takes nothing else: see lamella sync --help"),
+    ((*GIVEN, "--since"), "Option '--since' requires an argument."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "told"), BAD)
+def test_bad_usage(arguments: tuple[str, ...], told: str) -> None:
+    shown = CliRunner().invoke(app, ["sync", *arguments])
+    assert (shown.exit_code, shown.stdout) == (2, "")
+    assert shown.stderr == f"lamella: {told}\n"
+    assert SECRET not in shown.output
+    assert sorted(path.name for path in Path().iterdir()) == ["accounts.csv", "folder"]
+
+
+@pytest.mark.parametrize("key", ["", " ", None])
+def test_no_api_key(monkeypatch: pytest.MonkeyPatch, key: str | None) -> None:
+    if key is None:
+        monkeypatch.delenv("MAESN_API_KEY")
+    else:
+        monkeypatch.setenv("MAESN_API_KEY", key)
+    shown = CliRunner().invoke(app, ["sync", *GIVEN])
+    assert (shown.exit_code, shown.stdout) == (2, "")
+    assert shown.stderr.startswith("lamella: no API key: set MAESN_API_KEY.")
+
+
+def test_an_api_key_that_fits_no_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAESN_API_KEY", f"{SECRET}\x7f")
+    shown = CliRunner().invoke(app, ["sync", *GIVEN])
+    assert shown.stderr == "lamella: MAESN_API_KEY must be printable ASCII, as it stands in a header\n"
+
+
+def test_the_address_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAESN_BASE_URL", "nowhere")
+    assert CliRunner().invoke(app, ["sync", *GIVEN]).stderr == f"lamella: MAESN_BASE_URL {URL}, not 'nowhere'\n"
+
+
+def test_what_they_come_to(tmp_path: Path) -> None:
+    found = settings_of(
+        Options(
+            accounts=Path("accounts.csv"),
+            resources=("invoices, contacts", "items", "contacts"),
+            output=Path("records.db"),
+            concurrency="7",
+            since="2026-01-31",
+            base_url="https://api.example.com/base",
+        ),
+        tmp_path,
+    )
+    assert found.accounts == (Account("Ada", f"{SECRET}-of-ada"),)
+    assert found.resources == ("invoices", "contacts", "items")
+    assert (found.journal, found.output, found.at_once) == (Path("lamella-sync.journal"), Path("records.db"), 7)
+    assert (found.since, found.resume, found.page_size) == ("2026-01-31", False, 100)
+    assert str(found.base_url) == "https://api.example.com/base/"
+    assert found.identity == "maesn sync of https://api.example.com/base"
+    assert SECRET not in repr(found)
+
+
+def test_the_same_address_is_the_same_journal(tmp_path: Path) -> None:
+    given = Options(accounts=Path("accounts.csv"), resources=("a",))
+    urls = (None, "https://api.maesn.dev", "https://api.maesn.dev/", " https://API.maesn.dev:443")
+    identities = {
+        settings_of(Options(given.accounts, given.resources, base_url=url), tmp_path).identity for url in urls
+    }
+    assert identities == {"maesn sync of https://api.maesn.dev"}
+
+
+def test_how_to_go_on_is_what_was_given_and_no_since() -> None:
+    arguments = [
+        "--accounts", "my accounts.csv", "--resource", "invoices,contacts", "--resource", "items", "--output", "a.db",
+        "--journal", "j", "--concurrency", "7", "--otlp", "http://a", "--report", "a.html", "--base-url", "https://a",
+        "--json",
+    ]  # fmt: skip
+    options = Options(
+        accounts=Path("my accounts.csv"),
+        resources=("invoices,contacts", "items"),
+        output=Path("a.db"),
+        journal=Path("j"),
+        since="2026-01-31",
+        concurrency="7",
+        otlp="http://a",
+        as_json=True,
+        page=Path("a.html"),
+        base_url="https://a",
+    )
+    assert shlex.split(options.to_go_on()) == ["lamella", "sync", *arguments, "--resume"]
+
+
+def test_how_to_go_on_shows_no_password() -> None:
+    told = Options(otlp=f"https://ada:{SECRET}@traces.example.com?token={SECRET}").to_go_on()
+    assert SECRET not in told
+    assert "--otlp 'https://traces.example.com/?token=REDACTED'" in told
