@@ -19,7 +19,7 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types coverage lowest backends browser bench-storm bench-batch picture clean FORCE
+.PHONY: help demo test lint format types coverage lowest backends browser bench bench-storm bench-batch picture clean FORCE
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' Makefile
@@ -57,6 +57,9 @@ backends: $(BACKENDS)/.installed $(PHOENIX)/.installed  ## Run the tests against
 browser: $(BROWSER)/.installed  ## Run the tests of the demo's page in a headless Chromium
 	@$(BROWSER)/bin/python tests/browser/with_chromium.py \
 		$(BROWSER)/bin/python -m pytest --confcutdir tests/browser tests/browser $(ARGS)
+
+bench: $(BENCH)/.installed  ## Measure what lamella costs, beside other libraries: ten minutes (ARGS=--quick: two)
+	@$(BENCH)/bin/python benchmarks/cost.py $(ARGS)
 
 bench-storm: $(BENCH)/.installed  ## Measure lamella beside other libraries in storms: half an hour
 	@$(BENCH)/bin/python benchmarks/storm.py $(ARGS)

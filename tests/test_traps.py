@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 import stamina
 from aiohttp import web
+from opentelemetry import metrics, trace
 from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 from tests.conftest import Handler, Tracing
 
@@ -314,7 +315,8 @@ def test_8_and_6_a_call_that_succeeds_computes_nothing_for_a_span_nobody_records
     def fail(*_: object) -> dict[str, str]:
         raise AssertionError
 
-    monkeypatch.setattr("lamella.telemetry.request_attributes", fail)
+    for name in ("span_name", "server_attributes", "asked_attributes", "response_attributes", "redact_url"):
+        monkeypatch.setattr(f"lamella.telemetry.{name}", fail)
 
     async def main() -> None:
         async def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -324,7 +326,8 @@ def test_8_and_6_a_call_that_succeeds_computes_nothing_for_a_span_nobody_records
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         host, port = runner.addresses[0][:2]
-        async with aiohttp.ClientSession(middlewares=(RequestSpan(), AttemptSpan())) as session:
+        nobody: Any = {"tracer_provider": trace.NoOpTracerProvider(), "meter_provider": metrics.NoOpMeterProvider()}
+        async with aiohttp.ClientSession(middlewares=(RequestSpan(**nobody), AttemptSpan(**nobody))) as session:
             async with session.get(f"http://{host}:{port}") as response:
                 assert response.status == 200
         await runner.cleanup()

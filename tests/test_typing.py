@@ -95,10 +95,10 @@ def test_the_core_does_not_know_what_is_built_on_it(module: str) -> None:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if within(name, "lamella.layers") and name.count(".") > 1])
 def test_a_layer_knows_of_no_other_layer(module: str) -> None:
-    assert not [name for name in imported_by(module) if within(name, "lamella.layers", "lamella.stack")]
+    assert not [name for name in imported_by(module) if within(name, "lamella.layers", "lamella.stacking")]
 
 
 def test_the_lists_of_modules_are_not_empty() -> None:
     assert {"lamella.policy.rules", "lamella.layers.retry", "lamella.errors", "lamella.maesn.rules"} <= set(MODULES)
-    assert {"lamella", "lamella.policy", "lamella.errors", "lamella.stack"} <= set(CORE)
+    assert {"lamella", "lamella.policy", "lamella.errors", "lamella.stacking"} <= set(CORE)
     assert {"aiohttp", "lamella.policy.Rule"} <= imported_by("lamella.errors")

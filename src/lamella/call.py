@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from functools import lru_cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from yarl import URL
 
@@ -21,7 +24,18 @@ if TYPE_CHECKING:
     from lamella.errors import AttemptRecord, NotSent
     from lamella.telemetry import Instruments
 
-__all__ = ["ORDER", "Call", "Circuit", "note_redirect", "secrets_of", "sent_before"]
+__all__ = [
+    "ORDER",
+    "Call",
+    "Circuit",
+    "Layer",
+    "Origin",
+    "Send",
+    "note_redirect",
+    "origin_text",
+    "secrets_of",
+    "sent_before",
+]
 
 ORDER: Final = (
     "RequestSpan",
@@ -38,6 +52,13 @@ ORDER: Final = (
 
 _REPEATABLE: Final = frozenset({"HeaderAuth"})
 _KEY: Final = "_lamella_call"
+
+
+Origin = tuple[str, str | None, int | None]
+"""Scheme, host and port."""
+
+Send = Callable[["aiohttp.ClientRequest", "Call"], Awaitable["aiohttp.ClientResponse"]]
+"""How a layer hands a request on to the next one."""
 
 
 class Circuit(Protocol):
@@ -58,68 +79,60 @@ class Circuit(Protocol):
 class Call:
     """One call, or one hop of a call that is redirected: aiohttp makes a new request for each."""
 
-    __slots__ = (
-        "answer",
-        "auth_headers",
-        "circuit",
-        "deadline",
-        "gate_wait",
-        "inside",
-        "instruments",
-        "interrupted",
-        "parked",
-        "records",
-        "refusal",
-        "rule",
-        "secrets",
-        "sends",
-        "sent_before",
-        "server",
-        "span",
-        "stopped",
-        "taken_over",
-        "turn",
-    )
+    # Defaults of the class: most calls need none of these, and to set 22 slots for each takes ten times as long.
 
-    def __init__(self) -> None:
-        self.inside = -1
-        """The rank of the layer that is running now."""
-        self.deadline: float | None = None
-        """When the call must have ended, by the loop's clock."""
-        self.circuit: Circuit | None = None
-        """What the ``Breaker`` knows of the service."""
-        self.parked: tuple[float, float] | None = None
-        """Since when it waited at its gate, and until when that was closed, by the loop's clock. None: it did not."""
-        self.gate_wait = 0.0
-        """Seconds that it waited at its gate, all in all."""
-        self.refusal: NotSent | None = None
-        """Why it was not sent."""
-        self.turn: int | None = None
-        """Its place in the order in which calls came to their gate: a re-send keeps it."""
-        self.taken_over: list[tuple[Any, Any]] = []
-        """What another instrumentation had begun for this call, and the span it had begun."""
-        self.sent_before = 0
-        """How many of the sends were of earlier hops of a redirect."""
-        self.sends = 0
-        """How often it was sent, as far as ``AttemptSpan`` saw."""
-        self.records: list[AttemptRecord] = []
-        self.stopped: StopReason | None = None
-        self.rule: Rule | None = None
-        """The rule that applied when it stopped."""
-        self.span: Span | None = None
-        """The span of the whole call."""
-        self.answer: aiohttp.ClientResponse | None = None
-        """The answer to the send that is being made, which a layer below may have turned into an error."""
-        self.server: Mapping[str, AttributeValue] = {}
-        """What its metrics say of the request: method and server."""
-        self.instruments: Instruments | None = None
-        """Where ``RequestSpan`` counts, for what only ``Retry`` knows of."""
-        self.interrupted = False
-        """Whether a send ended before all of its body was written."""
-        self.auth_headers: frozenset[str] = frozenset()
-        """The names of the headers that an auth layer has set."""
-        self.secrets: tuple[str, ...] = ()
-        """The values that an auth layer has set: they are shown nowhere."""
+    inside = -1
+    """The rank of the layer that is running now."""
+    beyond: aiohttp.ClientHandlerType | None = None
+    """What follows after layers that were made one: for the innermost of them to hand the request on to."""
+    deadline: float | None = None
+    """When the call must have ended, by the loop's clock."""
+    circuit: Circuit | None = None
+    """What the ``Breaker`` knows of the service."""
+    parked: tuple[float, float] | None = None
+    """Since when it waited at its gate, and until when that was closed, by the loop's clock. None: it did not."""
+    gate_wait = 0.0
+    """Seconds that it waited at its gate, all in all."""
+    refusal: NotSent | None = None
+    """Why it was not sent."""
+    turn: int | None = None
+    """Its place in the order in which calls came to their gate: a re-send keeps it."""
+    taken_over: tuple[tuple[Any, Any], ...] = ()
+    """What another instrumentation had begun for this call, and the span it had begun."""
+    sent_before = 0
+    """How many of the sends were of earlier hops of a redirect."""
+    sends = 0
+    """How often it was sent, as far as ``AttemptSpan`` saw."""
+    records: tuple[AttemptRecord, ...] = ()
+    stopped: StopReason | None = None
+    rule: Rule | None = None
+    """The rule that applied when it stopped."""
+    span: Span | None = None
+    """The span of the whole call."""
+    answer: aiohttp.ClientResponse | None = None
+    """The answer to the send that is being made, which a layer below may have turned into an error."""
+    server: Mapping[str, AttributeValue] = MappingProxyType({})
+    """What its metrics say of the request: method and server."""
+    instruments: Instruments | None = None
+    """Where ``RequestSpan`` counts, for what only ``Retry`` knows of. None: nobody measures."""
+    interrupted = False
+    """Whether a send ended before all of its body was written."""
+    auth_headers: tuple[frozenset[str], ...] = ()
+    """The names of the headers that each auth layer has set."""
+    secrets: tuple[str, ...] = ()
+    """The values that an auth layer has set: they are shown nowhere."""
+    shown: tuple[object, str] | None = None
+    """Its URL as it may be shown, and what that was made of."""
+    _origin: tuple[URL | None, Origin] = None, ("", None, None)
+
+    def origin(self, url: URL) -> Origin:
+        """Scheme, host and port of *url*, which several layers ask for."""
+        seen, origin = self._origin
+        # The very same object: a middleware may have put another URL in its place.
+        if seen is not url:
+            origin = url.scheme, url.raw_host, url.port
+            self._origin = url, origin
+        return origin
 
     @staticmethod
     def of(request: aiohttp.ClientRequest) -> Call:
@@ -147,6 +160,34 @@ class Call:
             )
         self.inside = rank
         return outside
+
+
+@lru_cache(maxsize=1024)
+def origin_text(origin: Origin) -> str:
+    """*origin* as one text."""
+    scheme, host, port = origin
+    return str(URL.build(scheme=scheme, host=host or "", port=port).origin())
+
+
+class Layer:
+    """An aiohttp client middleware that knows what the other layers know of a call."""
+
+    rank: ClassVar[int]
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Stand by itself among the middlewares of a session."""
+        call = Call.of(request)
+        outside = call.enter(self.rank)
+        try:
+            return await self.around(request, call, lambda request, _: handler(request))
+        finally:
+            call.inside = outside
+
+    def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> Awaitable[aiohttp.ClientResponse]:
+        """Do what the layer is there for, around *send*."""
+        raise NotImplementedError
 
 
 # What a redirect has to hand over to the next hop, which aiohttp makes a new request for: where it leads, how often

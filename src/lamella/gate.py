@@ -90,16 +90,30 @@ class Gate:
         """How many wait now."""
         return len(self._queue) - self._gone
 
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody waits, so that a call may ask at once, without :meth:`enter`."""
+        return not self._queue and not self._asking
+
+    def let_pass(self, call: Call) -> None:
+        """*call* has asked at once, and may be sent."""
+        self.in_flight += 1
+        self._turn(call)
+
+    def _turn(self, call: Call) -> int:
+        if call.turn is None:
+            call.turn = self._youngest = next(_turns)
+        else:
+            self._youngest = max(self._youngest, call.turn)
+        return call.turn
+
     async def enter(self, call: Call) -> Sent | Hold:
         """Wait until *call* may be sent. A Hold: its turn would come after its deadline, so it did not wait for it.
 
         A call that comes again keeps its place before all that came later.
         """
         loop = asyncio.get_running_loop()
-        if call.turn is None:
-            call.turn = next(_turns)
-        self._youngest = max(self._youngest, call.turn)
-        waiter = _Waiter(call, call.turn, loop)
+        waiter = _Waiter(call, self._turn(call), loop)
         heappush(self._queue, waiter)
         try:
             return await self._wait(waiter)

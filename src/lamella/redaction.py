@@ -6,6 +6,7 @@ import json
 import re
 from base64 import b64decode
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote, unquote_plus
 
@@ -69,10 +70,8 @@ def redact_url(url: URL, secrets: Iterable[str] = ()) -> str:
     shown = url.with_fragment(None) if url.raw_fragment else url
     if url.raw_user is not None or url.raw_password is not None:
         shown = shown.with_user(None)
-    if url.raw_query_string and any(map(_SECRET_NAME.search, url.query)):
-        shown = shown.with_query(
-            [(name, REDACTED if _SECRET_NAME.search(name) else value) for name, value in url.query.items()]
-        )
+    if url.raw_query_string and any(map(_tells, url.query)):
+        shown = shown.with_query([(name, REDACTED if _tells(name) else value) for name, value in url.query.items()])
     # Host and port stay: what is found in them is found by chance.
     origin = f"{shown.scheme}://{shown.raw_authority}" if shown.raw_authority else ""
     return origin + _hide(str(shown).removeprefix(origin), secrets)
@@ -118,7 +117,15 @@ def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
 
 def one_line(text: str) -> str:
     """*text* with every run of what is white or cannot be printed as one space."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(text.split())
+
+
+class _Secrets(tuple[str, ...]):
+    """Texts to be taken out, in the order in which that has to be done."""
+
+    __slots__ = ()
 
 
 def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) -> tuple[str, ...]:
@@ -126,16 +133,37 @@ def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) 
 
     That is what is *known* to be one, and the values of telling headers and query keys.
     """
-    values = [*known, *(value for name, value in url.query.items() if _SECRET_NAME.search(name))]
-    values += [value for name, value in headers.items() if _SECRET_NAME.search(name) or name.lower() == "cookie"]
+    found = list(known)
+    if url.raw_query_string:
+        found += [value for name, value in url.query.items() if _tells(name)]
+    found += [value for name, value in headers.items() if _tells(name) or name.lower() == "cookie"]
+    return _with_parts(tuple(dict.fromkeys(found)), headers.get("Cookie", ""))
+
+
+# A session has few credentials, or one for each account, and each request asks for what they are made of.
+@lru_cache(maxsize=256)
+def _with_parts(given: tuple[str, ...], cookie: str) -> _Secrets:
     # "a=b; c=d": each part is a secret of its own, if it is no common word.
-    parts = {part for value in values for part in _SEPARATORS.split(value)}
-    parts |= {pair.partition("=")[2] for pair in headers.get("Cookie", "").split("; ")}
-    values += [part for value in values for part in _after_scheme(value)]
+    parts = {part for value in given for part in _SEPARATORS.split(value)}
+    parts |= {pair.partition("=")[2] for pair in cookie.split("; ")}
+    values = [*given, *(part for value in given for part in _after_scheme(value))]
     secrets = {part for part in parts if len(part) >= _SHORTEST_PART} | {
         value for value in values if len(value) >= _SHORTEST_SECRET
     }
-    return tuple(sorted(secrets, key=lambda secret: (-len(secret), secret)))
+    return _in_order(secrets)
+
+
+def _in_order(secrets: Iterable[str]) -> _Secrets:
+    found = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
+    found |= {one_line(secret) for secret in found if len(secret.split()) > 1}
+    # The longest first: nothing is to be left of one that holds another.
+    return _Secrets(sorted(found, key=lambda secret: (-len(secret), secret)))
+
+
+@lru_cache(maxsize=1024)
+def _tells(name: str) -> bool:
+    """Whether the value of a header or query key of this name is shown to nobody."""
+    return _SECRET_NAME.search(name) is not None
 
 
 _SEPARATORS = re.compile(r"[\s;,=]+")
@@ -156,10 +184,8 @@ def _after_scheme(value: str) -> Iterable[str]:
 
 def _hide(text: str, secrets: Iterable[str]) -> str:
     """*text* with each of *secrets* replaced, as it is or as a URL spells it."""
-    found = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
-    found |= {one_line(secret) for secret in found if len(secret.split()) > 1}
-    # The longest first: nothing is to be left of one that holds another.
-    ordered = sorted(found, key=len, reverse=True)
+    # Once for a request, and not for each of the many texts about it.
+    ordered = secrets if isinstance(secrets, _Secrets) else _in_order(secrets)
     for secret in ordered:
         text = text.replace(secret, _MARK)
     if "%" in text or "+" in text:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from functools import cache, lru_cache
-from importlib.metadata import version
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from opentelemetry import context, metrics, trace
+from opentelemetry import context, metrics, propagate, trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.propagators.textmap import TextMapPropagator
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
 from lamella.call import Call, secrets_of
@@ -70,24 +73,26 @@ __all__ = [
     "WAIT",
     "WAIT_SOURCE",
     "Instruments",
+    "Tracing",
     "UrlTemplate",
+    "asked_attributes",
     "error_type",
     "give_back",
     "header_attributes",
     "ids_of",
+    "inject",
     "known_methods",
     "log_failure",
     "meter_of",
     "origin_attributes",
     "peer_attributes",
-    "request_attributes",
     "response_attributes",
     "server_attributes",
     "shown_url",
     "span_name",
     "take_over",
     "template_of",
-    "tracer",
+    "unrecorded",
     "without_other_instrumentation",
 ]
 
@@ -151,12 +156,57 @@ _ATTEMPT_BUCKETS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20)
 
 @cache
 def _version() -> str:
+    from importlib.metadata import version  # it takes longer to import than all else here
+
     return version("lamella")
 
 
-def tracer(provider: trace.TracerProvider | None) -> trace.Tracer:
+class Tracing:
     """Our tracer of *provider*. None means the global one, even if it is set later."""
-    return trace.get_tracer("lamella", _version(), tracer_provider=provider, schema_url=_SCHEMA)
+
+    __slots__ = ("_late", "_never", "tracer")
+
+    def __init__(self, provider: trace.TracerProvider | None) -> None:
+        self.tracer = trace.get_tracer("lamella", _version(), tracer_provider=provider, schema_url=_SCHEMA)
+        self._never = isinstance(self.tracer, trace.NoOpTracer)
+        self._late = isinstance(self.tracer, trace.ProxyTracer)
+
+    @property
+    def silent(self) -> bool:
+        """Whether there is no SDK (yet), so that no span need be described."""
+        # The public function for this looks into the environment each time. Without the name, we go the long way.
+        return self._never or (self._late and getattr(trace, "_TRACER_PROVIDER", self) is None)
+
+
+def unrecorded(parent: trace.Span | None = None) -> trace.Span:
+    """What stands for a span while there is no SDK: it has the context of *parent*, None meaning the current one.
+
+    So a trace that somebody else has begun goes on through us. (Of old the API's own tracers ended it.)
+    """
+    if parent is None:
+        if not context.get_current():
+            return trace.INVALID_SPAN  # as it would come out, in 2 µs
+        parent = trace.get_current_span()
+    return parent if isinstance(parent, trace.NonRecordingSpan) else trace.NonRecordingSpan(parent.get_span_context())
+
+
+def inject(span: trace.Span, headers: MutableMapping[str, str]) -> None:
+    """Hand *span* and the rest of the current context on in *headers*, as the global propagator does it."""
+    propagator = propagate.get_global_textmap()
+    if span is trace.INVALID_SPAN and not context.get_current() and _is_w3c(propagator):
+        return  # there is nothing to hand on, which propagators find out in 3 µs
+    propagator.inject(headers, trace.set_span_in_context(span))
+
+
+def _is_w3c(propagator: TextMapPropagator) -> bool:
+    """Whether it hands on traces and baggage alone; one of the user's might write headers of its own."""
+    return type(propagator) is CompositePropagator and _are_w3c(propagator)
+
+
+@lru_cache(maxsize=1)
+def _are_w3c(propagator: CompositePropagator) -> bool:
+    parts = getattr(propagator, "_propagators", [None])
+    return all(type(part) in {TraceContextTextMapPropagator, W3CBaggagePropagator} for part in parts)
 
 
 def meter_of(provider: metrics.MeterProvider | None) -> metrics.Meter:
@@ -234,6 +284,14 @@ class Instruments:
             explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
         )
 
+    @property
+    def silent(self) -> bool:
+        """Whether nobody measures (yet)."""
+        # The API has no name for that. Without this one, we go the long way.
+        return getattr(self.call_duration, "_real_instrument", self) is None or isinstance(
+            self.call_duration, metrics.NoOpHistogram
+        )
+
 
 def known_methods() -> frozenset[str]:
     """The methods that are named as they are: the conventions', or those of the variable that overrides them."""
@@ -273,21 +331,35 @@ def _server_attributes(method: str, host: str, port: int | None) -> Mapping[str,
     return MappingProxyType({METHOD: method, **_origin_attributes(host, port)})
 
 
-def request_attributes(
-    request: aiohttp.ClientRequest, known: frozenset[str], template: str | None
-) -> dict[str, AttributeValue]:
+def asked_attributes(
+    request: aiohttp.ClientRequest, server: Mapping[str, AttributeValue], template: str | None
+) -> Mapping[str, AttributeValue]:
     """What the conventions require of a client span, but for ``url.full``, which :func:`shown_url` knows at the end."""
-    attributes = dict(server_attributes(request, known))
-    if attributes[METHOD] == OTHER_METHOD:
-        attributes[METHOD_ORIGINAL] = request.method
+    if template is None and server[METHOD] != OTHER_METHOD:
+        return server
+    url = request.url
+    return _asked_attributes(request.method, url.host or "", url.port, server[METHOD] == OTHER_METHOD, template)
+
+
+@lru_cache(maxsize=1024)
+def _asked_attributes(
+    method: str, host: str, port: int | None, other: bool, template: str | None
+) -> Mapping[str, AttributeValue]:
+    attributes = dict(_server_attributes(OTHER_METHOD if other else method, host, port))
+    if other:
+        attributes[METHOD_ORIGINAL] = method
     if template:
         attributes[URL_TEMPLATE] = template
-    return attributes
+    return MappingProxyType(attributes)
 
 
-def shown_url(request: aiohttp.ClientRequest) -> str:
+def shown_url(request: aiohttp.ClientRequest, call: Call) -> str:
     """``url.full``, to be asked for at the end of a span: what an auth layer sets is known only after it has run."""
-    return redact_url(request.url, secrets_of(request))
+    asked = request.url, call.secrets, tuple(request.headers.items())
+    if call.shown is None or call.shown[0] != asked:
+        # Both spans show the same, and to look for secrets takes 15 µs.
+        call.shown = asked, redact_url(request.url, secrets_of(request))
+    return call.shown[1]
 
 
 def template_of(request: aiohttp.ClientRequest, template: UrlTemplate | None) -> str | None:
@@ -324,7 +396,7 @@ def header_attributes(
     prefix: str, headers: Mapping[str, str], names: Iterable[str], call: Call, secrets: Iterable[str]
 ) -> dict[str, AttributeValue]:
     """The values of the headers *names*, each as a list, but of none that an auth layer has set, and no secret."""
-    hidden = {name.lower() for name in call.auth_headers}
+    hidden = {name.lower() for names in call.auth_headers for name in names}
     found: dict[str, list[str]] = {}
     for name, value in headers.items():
         lowered = name.lower()
@@ -333,19 +405,18 @@ def header_attributes(
     return dict(found)
 
 
-def take_over(request: aiohttp.ClientRequest) -> None:
+def take_over(request: aiohttp.ClientRequest, call: Call) -> None:
     """Take away what OpenTelemetry's own instrumentation of aiohttp has begun for this call.
 
     Its one CLIENT span would stand around all our sends, and be the parent of ours in place of the caller's span.
     It takes no offence: a call of which it has no span is none of its business.
     """
-    call = Call.of(request)
     for trace_ in getattr(request, "_traces", ()):
         if getattr(getattr(trace_, "_trace_config", None), _INSTRUMENTED, False):
             state = getattr(trace_, "_trace_config_ctx", None)
             if state is not None and getattr(state, "token", None) is not None:
                 context.detach(state.token)
-                call.taken_over.append((state, state.span))
+                call.taken_over = (*call.taken_over, (state, state.span))
                 state.token = state.span = None
 
 

@@ -326,7 +326,7 @@ async def test_what_lamella_did_not_send_says_nothing_even_after_other_sends(
 ) -> None:
     async def refuse(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         call = Call.of(request)
-        call.records.append(AttemptRecord(1, 503, None, 0.1))
+        call.records = (AttemptRecord(1, 503, None, 0.1),)
         error = not_sent(RateLimited, StopReason.DEADLINE)
         error.attempts = tuple(call.records)
         raise error

@@ -8,8 +8,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 from tests.conftest import Handler
+from yarl import URL
 
-from lamella import Backoff, HeaderAuth, Retry, Rule, RuleBook
+from lamella import Backoff, HeaderAuth, Retry, Rule, RuleBook, Throttle
 
 Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
@@ -162,3 +163,25 @@ def test_bad_names_kinds_and_origins_are_refused() -> None:
 
 def test_repr_shows_names_only() -> None:
     assert repr(HeaderAuth({"X-Token": "s3cr3t", "X-Other": lambda: "s3cr3t"})) == "HeaderAuth(X-Token, X-Other)"
+
+
+async def test_a_url_that_a_middleware_puts_in_gets_no_header_of_the_old_one(serve: Serve) -> None:
+    """What layers outside have found out of the request's origin must not be believed then."""
+    away = URL(await serve(Server()))
+
+    async def divert(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        request.url = away
+        return await handler(request)
+
+    url = await serve(Server())
+    auth = HeaderAuth({"X-Token": "value"}, origin=url)
+    async with aiohttp.ClientSession() as session:
+        request_headers = []
+
+        async def look(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+            request_headers.append("X-Token" in request.headers)
+            return await handler(request)
+
+        await session.get(url, middlewares=(Throttle(RULES), divert, auth, look))
+        await session.get(url, middlewares=(Throttle(RULES), auth, look))
+    assert request_headers == [False, True]

@@ -123,7 +123,8 @@ async def get(session: aiohttp.ClientSession, number: object = "", account: str 
 
 
 def throttle_in(session: aiohttp.ClientSession) -> Throttle:
-    [throttle] = [layer for layer in session._middlewares if isinstance(layer, Throttle)]
+    layers = [layer for one in session._middlewares for layer in getattr(one, "layers", [one])]
+    [throttle] = [layer for layer in layers if isinstance(layer, Throttle)]
     return throttle
 
 

@@ -60,3 +60,93 @@ async def test_timeouts_of_others_pass_as_they_are(serve: Serve, virtual_time: V
 def test_bad_seconds(seconds: float) -> None:
     with pytest.raises(ValueError, match=str(seconds)):
         Timeout(seconds)
+
+
+def timers() -> int:
+    """How many of lamella's timers run."""
+    scheduled = vars(asyncio.get_running_loop())["_scheduled"]
+    return sum(not timer.cancelled() and "_Alarm" in repr(timer) for timer in scheduled)
+
+
+async def test_one_timer_for_all_each_of_whom_has_its_own_time(serve: Serve, virtual_time: VirtualClock) -> None:
+    ended: dict[int, float] = {}
+
+    async def some_answer(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(1_000_000 if request.query["n"] in {"0", "3"} else 5)
+        return web.Response()
+
+    timeout = Timeout(90)
+    async with aiohttp.ClientSession(
+        await serve(some_answer), timeout=aiohttp.ClientTimeout(), middlewares=(timeout,)
+    ) as session:
+
+        async def call(number: int) -> None:
+            await asyncio.sleep(10 * number)
+            try:
+                await session.get("/", params={"n": number})
+            except AttemptTimeout:
+                ended[number] = virtual_time.elapsed
+
+        calls = [asyncio.create_task(call(number)) for number in range(5)]
+        await asyncio.sleep(35)
+        assert timers() == 1
+        await asyncio.gather(*calls)
+        assert timers() == 0
+    assert ended == {0: pytest.approx(90, abs=0.5), 3: pytest.approx(120, abs=0.5)}
+
+
+async def test_a_cancellation_passes_and_leaves_no_timer(serve: Serve, virtual_time: VirtualClock) -> None:
+    async with aiohttp.ClientSession(
+        await serve(never), timeout=aiohttp.ClientTimeout(), middlewares=(Timeout(90),)
+    ) as session:
+        task = asyncio.ensure_future(session.get("/"))
+        await asyncio.sleep(10)
+        assert timers() == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert timers() == 0
+
+
+async def test_a_cancellation_at_the_very_moment_of_the_timeout_wins(serve: Serve, virtual_time: VirtualClock) -> None:
+    async with aiohttp.ClientSession(
+        await serve(never), timeout=aiohttp.ClientTimeout(), middlewares=(Timeout(90),)
+    ) as session:
+        task = asyncio.ensure_future(session.get("/"))
+        await asyncio.sleep(1)
+        loop = asyncio.get_running_loop()
+        loop.call_at(loop.time() + 89, task.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_a_timeout_is_no_cancellation_of_its_task(serve: Serve, virtual_time: VirtualClock) -> None:
+    """By the rules of ``asyncio.timeout``: who goes on after it can use timeouts and groups of his own."""
+    async with aiohttp.ClientSession(
+        await serve(never), timeout=aiohttp.ClientTimeout(), middlewares=(Timeout(90),)
+    ) as session:
+        with pytest.raises(AttemptTimeout):
+            await session.get("/")
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            await asyncio.sleep(2)
+
+
+async def test_nor_is_one_of_which_somebody_makes_another_error(serve: Serve, virtual_time: VirtualClock) -> None:
+    async def hides(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        try:
+            return await handler(request)
+        except asyncio.CancelledError:
+            raise KeyError("hidden") from None
+
+    async with aiohttp.ClientSession(
+        await serve(never), timeout=aiohttp.ClientTimeout(), middlewares=(Timeout(90), hides)
+    ) as session:
+        with pytest.raises(KeyError):
+            await session.get("/")
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0

@@ -10,13 +10,12 @@ from hashlib import sha256
 from typing import Final, TypeVar, TypeVarTuple
 
 import aiohttp
-import anyio
 from opentelemetry import trace
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
-from lamella.call import ORDER, Call, secrets_of
+from lamella.call import ORDER, Call, Layer, Send, secrets_of
 from lamella.classification import ERROR_STATUS, transport_error
 from lamella.errors import CircuitOpen, ClientFault, LamellaError, NotSent
 from lamella.policy import Failure, RuleBook, StopReason, circuit
@@ -33,7 +32,7 @@ _RULE: Final = RuleBook().rule_for(Failure.CIRCUIT_OPEN)
 _SERVER_STATUS: Final = 500
 
 
-class Breaker:
+class Breaker(Layer):
     """Refuses calls at once with :class:`lamella.CircuitOpen` while their service is down.
 
     It counts sends: one that ends in a status of 500 or more, or without an answer, has failed; any other answer is
@@ -62,7 +61,7 @@ class Breaker:
         ValueError: A number is out of its range.
     """
 
-    rank: Final = ORDER.index("Breaker")
+    rank = ORDER.index("Breaker")
 
     def __init__(
         self,
@@ -83,26 +82,20 @@ class Breaker:
             "lamella.breaker.transitions", "{transition}", "Circuits that opened, became half-open, or closed."
         )
 
-    async def __call__(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        call = Call.of(request)
+    async def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
         passage = _Passage(self, request, call)
-        outside = call.enter(self.rank)
         try:
-            return await self._pass(request, handler, passage)
+            return await self._pass(request, call, send, passage)
         except GeneratorExit:
             passage.abandon()
             raise
         finally:
             call.circuit = None
-            call.inside = outside
             await passage.give_back()
 
     async def _pass(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType, passage: _Passage
+        self, request: aiohttp.ClientRequest, call: Call, send: Send, passage: _Passage
     ) -> aiohttp.ClientResponse:
-        call = Call.of(request)
         if (refusal := await passage.enter()) is not None:
             call.stopped, call.rule = StopReason.CIRCUIT_OPEN, _RULE
             raise CircuitOpen(
@@ -116,7 +109,7 @@ class Breaker:
             )
         call.circuit = passage
         try:
-            response = await handler(request)
+            response = await send(request, call)
         except Exception as exc:
             await passage.failed(exc)
             raise
@@ -210,7 +203,9 @@ class _Passage:
             return
         if self._leave is None or self._leave.probe:
             # Who is cancelled by anyio can wait for nothing else. A slow store gets no more than its usual patience.
-            with anyio.CancelScope(shield=True):
+            from anyio import CancelScope  # it takes longer to import than all of this module
+
+            with CancelScope(shield=True):
                 await self._update(circuit.give_back, self._send)
         self._send = None
 
@@ -224,7 +219,10 @@ class _Passage:
         self._send = None
 
     async def _update(self, change: Callable[[CircuitState, float, *_Ts], _R], *args: *_Ts) -> _R:
-        return await self._breaker._shared.update(self._call.span, self._key, CircuitState, change, *args)
+        shared = self._breaker._shared
+        if (memory := shared.memory) is not None:
+            return change(memory.of(self._key, CircuitState), memory.now(self._request.loop), *args)
+        return await shared.update(self._call.span, self._key, CircuitState, change, *args)
 
     def _tell(self, turn: Turn) -> None:
         """Count what the circuit has become; tell of it on the span of the call that made it so, and in the log."""

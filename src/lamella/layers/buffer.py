@@ -5,15 +5,16 @@ from __future__ import annotations
 import aiohttp
 
 from lamella.answer_body import peek
-from lamella.call import ORDER, Call
+from lamella.call import ORDER, Call, Layer, Send
 from lamella.classification import shown_cause, transport_error
+from lamella.request_body import note_interruption
 
 __all__ = ["Buffer"]
 
 _ENDLESS = frozenset({"text/event-stream", "multipart/x-mixed-replace"})
 
 
-class Buffer:
+class Buffer(Layer):
     """Waits for the whole body before the attempt counts as good, so that one cut in the middle is tried again.
 
     Nothing is copied out of aiohttp's hands: the answer can be read by ``read()``, ``json()`` or as a stream, as
@@ -35,31 +36,26 @@ class Buffer:
             raise ValueError(f"limit must be a number of bytes, 1 or more, not {limit!r}")
         self._limit = limit
 
-    async def __call__(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        call = Call.of(request)
-        outside = call.enter(self.rank)
-        try:
-            response = await handler(request)
-            if response.content.is_eof() or self._is_stream(response):
-                return response
-            # Should the body break off, its status is known all the same.
-            call.answer = response
-            try:
-                await peek(response, self._limit)
-            except (aiohttp.ClientError, OSError) as exc:
-                response.close()
-                error = transport_error(request, exc)
-                if error is None:
-                    raise
-                raise error from shown_cause(exc)
-            except BaseException:
-                response.close()
-                raise
+    async def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+        response = await send(request, call)
+        if response.content.is_eof() or self._is_stream(response):
             return response
-        finally:
-            call.inside = outside
+        # Should the body break off, its status is known all the same.
+        call.answer = response
+        try:
+            await peek(response, self._limit)
+        except (aiohttp.ClientError, OSError) as exc:
+            note_interruption(request)
+            response.close()
+            error = transport_error(request, exc)
+            if error is None:
+                raise
+            raise error from shown_cause(exc)
+        except BaseException:
+            note_interruption(request)
+            response.close()
+            raise
+        return response
 
     def _is_stream(self, response: aiohttp.ClientResponse) -> bool:
         """Whether the body is not meant to end, or known to be too long: waiting for it would be in vain."""

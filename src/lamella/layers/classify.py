@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import aiohttp
 
-from lamella.call import ORDER, Call
+from lamella.call import ORDER, Call, Layer, Send
 from lamella.classification import ERROR_STATUS, api_error, shown_cause, transport_error
 from lamella.policy import RuleBook
 from lamella.request_body import note_interruption
@@ -12,7 +12,7 @@ from lamella.request_body import note_interruption
 __all__ = ["Classify"]
 
 
-class Classify:
+class Classify(Layer):
     """Raises :class:`lamella.ApiError` for an answer of status 400 or more, :class:`lamella.TransportError` for none.
 
     It stands innermost, so that all the other layers see one kind of failure. The connection of a bad answer is
@@ -30,31 +30,24 @@ class Classify:
     def __init__(self, rules: RuleBook) -> None:
         self._rules = rules
 
-    async def __call__(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        call = Call.of(request)
-        outside = call.enter(self.rank)
+    async def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
         call.answer = None
         try:
-            try:
-                response = await handler(request)
-            finally:
-                note_interruption(request)
+            response = await send(request, call)
             if response.status < ERROR_STATUS:
                 return response
+            note_interruption(request)
             call.answer = response
             try:
                 raise await api_error(response, self._rules, call.secrets)
             finally:
                 response.release()
         except (aiohttp.ClientError, OSError) as exc:
+            note_interruption(request)
             error = transport_error(request, exc, self._rules)
             if error is None:
                 raise
             raise error from shown_cause(exc)
-        finally:
-            call.inside = outside
 
     def __repr__(self) -> str:
         return f"Classify({self._rules!r})"

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeGuard
 
 import aiohttp
-import anyio
+from multidict import istr
 from yarl import URL
 
-from lamella.call import ORDER, Call
+from lamella.call import ORDER, Call, Layer, Origin, Send
 
 __all__ = ["HeaderAuth", "HeaderValue"]
 
@@ -22,7 +22,7 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_VALUE = re.compile(r"[\r\n\0]")
 
 
-class HeaderAuth:
+class HeaderAuth(Layer):
     """Sets headers that hold a credential, on requests to one origin.
 
     It stands inside of ``Retry``, so that each send gets a fresh value. A request to any other scheme, host or
@@ -51,42 +51,47 @@ class HeaderAuth:
                 raise ValueError(  # noqa: TRY004 - like every other bad value
                     f"the value of {name} must be a string or a function, not {type(value).__name__}"
                 )
-        self._values: Final = {name: _Shared(value) if _is_async(value) else value for name, value in headers.items()}
+        self._values: Final = {
+            istr(name): _Shared(value) if _is_async(value) else value for name, value in headers.items()
+        }
+        self._names = frozenset[str](self._values)
         self._origin = None if origin is None else _origin_of(origin)
 
-    async def __call__(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        call = Call.of(request)
-        outside = call.enter(self.rank)
-        call.auth_headers |= self._values.keys()
-        try:
-            origin = _origin(request.url)
-            if self._origin is None:
-                self._origin = origin
-            for name, value in self._values.items():
-                if origin == self._origin and (credential := await _resolve(name, value)) is not None:
-                    request.headers[name] = credential
-                    if credential not in call.secrets:
-                        call.secrets = (*call.secrets, credential)
-                else:
-                    request.headers.popall(name, None)
-            return await handler(request)
-        finally:
-            call.inside = outside
+    def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> Awaitable[aiohttp.ClientResponse]:
+        # A layer that derives from this one and has nothing to add needs no coroutine for that.
+        return self._around(request, call, send)
+
+    async def _around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+        if self._names not in call.auth_headers:
+            call.auth_headers = (*call.auth_headers, self._names)
+        origin, headers = call.origin(request.url), request.headers
+        if self._origin is None:
+            self._origin = origin
+        if origin != self._origin:
+            for name in self._values:
+                headers.popall(name, None)
+            return await send(request, call)
+        for name, value in self._values.items():
+            if isinstance(value, str):
+                credential: str | None = value
+            else:
+                answer = value()
+                if not isinstance(answer, str) and inspect.isawaitable(answer):
+                    answer = await answer
+                credential = None if answer is None else _check(name, answer)
+            if credential is None:
+                headers.popall(name, None)
+                continue
+            headers[name] = credential
+            if credential not in call.secrets:
+                call.secrets = (*call.secrets, credential)
+        return await send(request, call)
 
     def __repr__(self) -> str:
         return f"HeaderAuth({', '.join(self._values)})"
 
 
-_Origin = tuple[str, str | None, int | None]
-
-
-def _origin(url: URL) -> _Origin:
-    return url.scheme, url.raw_host, url.port
-
-
-def _origin_of(value: str | URL) -> _Origin:
+def _origin_of(value: str | URL) -> Origin:
     try:
         url = URL(value)
     except ValueError:
@@ -94,7 +99,7 @@ def _origin_of(value: str | URL) -> _Origin:
     if url.scheme not in {"http", "https"} or not url.raw_host:
         shown = url.with_user(None) if url.raw_host else type(value).__name__
         raise ValueError(f"origin must be an http or https URL with a host, not {str(shown)!r}")
-    return _origin(url)
+    return url.scheme, url.raw_host, url.port
 
 
 def _check(name: str, value: object) -> str:
@@ -103,22 +108,13 @@ def _check(name: str, value: object) -> str:
         raise ValueError(f"the value of {name} must be a string, not {type(value).__name__}")  # noqa: TRY004
     if not value.strip():
         raise ValueError(f"the value of {name} is empty")
-    if bad := _BAD_VALUE.search(value):
+    if not value.isprintable() and (bad := _BAD_VALUE.search(value)):
         raise ValueError(f"the value of {name} contains {bad.group()!r}, which no header may")
     return value
 
 
 def _is_async(value: HeaderValue) -> TypeGuard[Callable[[], Awaitable[str | None]]]:
     return inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(getattr(value, "__call__", None))  # noqa: B004
-
-
-async def _resolve(name: str, value: HeaderValue | _Shared) -> str | None:
-    if isinstance(value, str):
-        return value
-    answer = value()
-    if inspect.isawaitable(answer):
-        answer = await answer
-    return None if answer is None else _check(name, answer)
 
 
 class _Shared:
@@ -130,7 +126,9 @@ class _Shared:
 
     def __init__(self, ask: Callable[[], Awaitable[str | None]]) -> None:
         self._ask = ask
-        self._lock = anyio.Lock()
+        from anyio import Lock  # as few need it as have such a function
+
+        self._lock = Lock()
         self._round = 0
         self._outcome: tuple[str | None, Exception | None] = None, None
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Mapping
 
 import aiohttp
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import SpanKind, Status, StatusCode, TracerProvider
-from opentelemetry.util.types import Attributes, AttributeValue
+from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
-from lamella.call import ORDER, Call
+from lamella.call import ORDER, Call, Layer, Send
 from lamella.classification import ERROR_STATUS
 from lamella.errors import LamellaError, NotSent
 from lamella.policy import StopReason
@@ -18,7 +19,7 @@ from lamella.policy import StopReason
 __all__ = ["RequestSpan"]
 
 
-class RequestSpan:
+class RequestSpan(Layer):
     """One INTERNAL span around all the sends and waits of a call, with an event for each decision.
 
     It also measures whole calls: their duration, sends and waits, and why they were given up. It stands outermost,
@@ -41,80 +42,103 @@ class RequestSpan:
         meter_provider: MeterProvider | None = None,
         url_template: telemetry.UrlTemplate | None = None,
     ) -> None:
-        self._tracer = telemetry.tracer(tracer_provider)
+        self._tracing = telemetry.Tracing(tracer_provider)
         self._instruments = telemetry.Instruments(meter_provider)
         self._known = telemetry.known_methods()
         self._template = url_template
 
-    async def __call__(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        call = Call.of(request)
-        outside = call.enter(self.rank)
-        telemetry.take_over(request)
+    def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> Awaitable[aiohttp.ClientResponse]:
+        telemetry.take_over(request, call)
+        if self._instruments.silent:
+            if self._tracing.silent:
+                return self._untold(request, call, send)
+        else:
+            call.instruments = self._instruments
+        return self._told(request, call, send)
+
+    async def _untold(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+        """Where nobody listens: what other layers and the log need, and no more."""
+        call.span = telemetry.unrecorded()
+        try:
+            return await send(request, call)
+        except LamellaError as exc:
+            if exc.stopped is None:
+                telemetry.log_failure(exc, call.span)
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            call.stopped = StopReason.CANCELLED
+            raise
+        finally:
+            if not call.sends:
+                telemetry.give_back(call)
+
+    async def _told(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
         template = telemetry.template_of(request, self._template)
         name = telemetry.span_name(request.method, template, self._known)
-        server = telemetry.server_attributes(request, self._known)
-        span = call.span = self._tracer.start_span(f"lamella {name}", kind=SpanKind.INTERNAL, attributes=server)
-        call.instruments = self._instruments
-        call.server = server
-        clock = asyncio.get_running_loop().time
+        call.server = telemetry.server_attributes(request, self._known)
+        asked = telemetry.asked_attributes(request, call.server, template)
+        span = call.span = self._tracing.tracer.start_span(f"lamella {name}", None, SpanKind.INTERNAL, asked)
+        clock = request.loop.time
         began = clock()
-        end: dict[str, AttributeValue] = {telemetry.OUTCOME: "failure"}
-        description, refused = None, False
+        outcome, error, description, refused = "failure", None, None, False
         try:
-            if span.is_recording():
-                span.set_attributes(telemetry.request_attributes(request, self._known, template))
-            response = await handler(request)
+            response = await send(request, call)
             if response.status < ERROR_STATUS:
-                end[telemetry.OUTCOME] = "success"
+                outcome = "success"
             else:
-                end[telemetry.ERROR_TYPE] = str(response.status)
+                error = str(response.status)
             return response
         except Exception as exc:
-            end[telemetry.ERROR_TYPE] = telemetry.error_type(exc)
+            error = telemetry.error_type(exc)
             # Only our own messages are known to hold no secret.
             if isinstance(exc, LamellaError):
                 refused = isinstance(exc, NotSent)
-                description = str(exc)
+                description = str(exc) if span.is_recording() else None
                 if exc.stopped is None:
                     # There is no Retry to tell of it.
                     telemetry.log_failure(exc, span)
             raise
         except (asyncio.CancelledError, GeneratorExit):
             call.stopped = StopReason.CANCELLED
-            end[telemetry.OUTCOME] = "cancelled"
+            outcome = "cancelled"
             raise
         finally:
-            call.inside = outside
-            seconds = clock() - began
             if not call.sends:
                 telemetry.give_back(call)
-            attempts = max(call.sends - call.sent_before, len(call.records), 0 if refused else 1)
-            waited = sum((record.waited for record in call.records), 0.0)
-            self._measure({**server, **end}, seconds, attempts, waited)
-            if call.stopped:
-                why = {telemetry.STOP_REASON: call.stopped.value}
-                if call.rule is not None:
-                    why[telemetry.RULE] = call.rule.title
-                self._instruments.stops.add(1, {**server, **end, **why})
-            if span.is_recording():
-                if end[telemetry.OUTCOME] == "failure":
-                    span.set_status(Status(StatusCode.ERROR, description))
-                if call.stopped:
-                    end[telemetry.STOP_REASON] = call.stopped.value
-                end[telemetry.URL_FULL] = telemetry.shown_url(request)
-                end[telemetry.ATTEMPTS] = attempts
-                end[telemetry.WAIT] = waited
-                if call.gate_wait:
-                    end[telemetry.GATE_WAIT] = call.gate_wait
-                span.set_attributes(end)
+            recording = span.is_recording()
+            if recording or call.instruments is not None:
+                seconds = clock() - began
+                attempts = max(call.sends - call.sent_before, len(call.records), 0 if refused else 1)
+                waited = sum((record.waited for record in call.records), 0.0)
+                end: dict[str, AttributeValue] = {telemetry.OUTCOME: outcome}
+                if error is not None:
+                    end[telemetry.ERROR_TYPE] = error
+                if call.instruments is not None:
+                    self._measure(call, {**call.server, **end}, seconds, attempts, waited)
+                if recording:
+                    if outcome == "failure":
+                        span.set_status(Status(StatusCode.ERROR, description))
+                    if call.stopped:
+                        end[telemetry.STOP_REASON] = call.stopped.value
+                    end[telemetry.URL_FULL] = telemetry.shown_url(request, call)
+                    end[telemetry.ATTEMPTS] = attempts
+                    end[telemetry.WAIT] = waited
+                    if call.gate_wait:
+                        end[telemetry.GATE_WAIT] = call.gate_wait
+                    span.set_attributes(end)
             span.end()
 
-    def _measure(self, attributes: Attributes, seconds: float, attempts: int, waited: float) -> None:
+    def _measure(
+        self, call: Call, attributes: Mapping[str, AttributeValue], seconds: float, attempts: int, waited: float
+    ) -> None:
         self._instruments.call_duration.record(seconds, attributes)
         self._instruments.attempts.record(attempts, attributes)
         self._instruments.wait.record(waited, attributes)
+        if call.stopped:
+            why = {telemetry.STOP_REASON: call.stopped.value}
+            if call.rule is not None:
+                why[telemetry.RULE] = call.rule.title
+            self._instruments.stops.add(1, {**attributes, **why})
 
     def __repr__(self) -> str:
         return "RequestSpan()"

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from math import inf, isfinite
-from typing import Final
 
 import aiohttp
 import stamina
@@ -18,7 +17,7 @@ from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
-from lamella.call import ORDER, Call, secrets_of
+from lamella.call import ORDER, Call, Layer, Send, secrets_of
 from lamella.classification import ERROR_STATUS, api_error, rate_limited, shown_cause, transport_error
 from lamella.deadlines import inherited, inherited_deadline
 from lamella.errors import (
@@ -44,7 +43,7 @@ _BUDGET = "retry-budget"
 _MARGIN_SHARE, _MARGIN_SECONDS = 0.05, 0.1
 
 
-class Retry:
+class Retry(Layer):
     """Sends a request again while the rules, the deadline and the safety of a repeat allow it.
 
     stamina drives the waits: ``stamina.set_active(False)`` sends everything once, ``stamina.set_testing`` takes
@@ -72,7 +71,7 @@ class Retry:
         ValueError: *attempts* is less than 1, *deadline* is not greater than 0, or both are None.
     """
 
-    rank: Final = ORDER.index("Retry")
+    rank = ORDER.index("Retry")
 
     def __init__(
         self,
@@ -116,17 +115,28 @@ class Retry:
         total -= min(total * _MARGIN_SHARE, _MARGIN_SECONDS)
         return total if self._deadline is None else min(total, self._deadline)
 
-    async def __call__(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        call = Call.of(request)
-        outside = call.enter(self.rank)
+    async def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
         self._calls += 1
-        series = _Series(self, request, handler, call)
+        began = request.loop.time()
+        limit = self._limit(request, began)
+        call.deadline = None if limit is None else began + limit
+        parked_before = call.gate_wait
+        first: aiohttp.ClientResponse | Exception | None = None
+        if limit is None:
+            # Most calls end well with the first send, and then nothing need be known of it.
+            try:
+                first = await send(request, call)
+            except Exception as exc:  # noqa: BLE001 - to be judged below
+                first = exc
+            finally:
+                note_interruption(request)
+            if not isinstance(first, Exception) and first.status < ERROR_STATUS and not call.records:
+                return first
+        series = _Series(self, request, call, send, began=began, limit=limit, parked_before=parked_before)
         try:
             # stamina costs more than all of ours together: it is not entered before there is something to retry.
             try:
-                return await series.send()
+                return await series.send(first)
             except LamellaError as error:
                 if not series.owns(error):
                     raise
@@ -135,7 +145,9 @@ class Retry:
             series.let_go()
             raise
         finally:
-            call.inside = outside
+            # An exception holds on to this frame, and so to what is here: they must not keep each other alive.
+            first = None
+            series.forget()
 
     def __repr__(self) -> str:
         return (
@@ -156,30 +168,37 @@ class _Series:
         "_decision",
         "_error",
         "_failed",
-        "_handler",
         "_loop",
         "_overdue",
         "_parked_before",
         "_request",
         "_retry",
+        "_send",
         "_started",
         "_waiting",
         "_was_stale",
     )
 
     def __init__(
-        self, retry: Retry, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType, call: Call
+        self,
+        retry: Retry,
+        request: aiohttp.ClientRequest,
+        call: Call,
+        send: Send,
+        *,
+        began: float,
+        limit: float | None,
+        parked_before: float,
     ) -> None:
         self._retry = retry
         self._request = request
-        self._handler = handler
+        self._send = send
         self._call = call
-        self._loop = asyncio.get_running_loop()
-        self._started = self._began = self._loop.time()
-        self._deadline = retry._limit(request, self._started)
-        call.deadline = None if self._deadline is None else self._started + self._deadline
+        self._loop = request.loop
+        self._started = self._began = began
+        self._deadline = limit
         self._failed = 0.0
-        self._parked_before = call.gate_wait
+        self._parked_before = parked_before
         self._error: LamellaError | None = None
         """The failure of the last send."""
         self._answer: aiohttp.ClientResponse | None = None
@@ -192,14 +211,23 @@ class _Series:
         self._overdue = False
         """Whether it was the deadline that ended the last send."""
 
+    def forget(self) -> None:
+        """The call is over."""
+        self._error = None
+
     def owns(self, error: LamellaError) -> bool:
         """Whether *error* is the failure of our last send, and not something that a layer below did meanwhile."""
         return error is self._error
 
-    async def send(self) -> aiohttp.ClientResponse:
-        """Send once. A failure is raised as a LamellaError that we own; anything else is none of ours."""
+    async def send(self, made: aiohttp.ClientResponse | Exception | None = None) -> aiohttp.ClientResponse:
+        """Send once. A failure is raised as a LamellaError that we own; anything else is none of ours.
+
+        *made* is what has come of the send, where it is made already.
+        """
         try:
-            response = await self._bounded()
+            if isinstance(made, Exception):
+                raise made
+            response = await self._bounded() if made is None else made
             if response.status < ERROR_STATUS:
                 if self._call.records:
                     self._record(response.status, None)
@@ -222,6 +250,8 @@ class _Series:
                 raise
             self._own(failure)
             raise failure from shown_cause(exc)
+        finally:
+            made = None  # as above
         raise error
 
     async def go_on(self, first: LamellaError) -> aiohttp.ClientResponse:
@@ -236,6 +266,8 @@ class _Series:
                 raise first
             await self._readmit(first)
             self._note_retry()
+            # Nobody will raise it any more, and its traceback keeps all of that send alive until cycles are looked for.
+            (self._error or first).__traceback__ = None
             await rewind(self._request)
             self._began = self._loop.time()
             self._parked_before = self._call.gate_wait
@@ -259,7 +291,7 @@ class _Series:
             # Without a reason of ours it was stamina that stopped: switched off, or in its test mode.
             decided = self._decision and self._decision.stop
             error.stopped = self._stop(decided or StopReason.ATTEMPTS_USED_UP)
-            error.attempts = tuple(self._call.records)
+            error.attempts = self._call.records
             telemetry.log_failure(error, self._call.span)
             if self._answer is None:
                 raise
@@ -277,7 +309,7 @@ class _Series:
     async def _within_deadline(self) -> aiohttp.ClientResponse:
         moment = self._call.deadline
         if moment is None:
-            return await self._handler(self._request)
+            return await self._send(self._request, self._call)
         if self._loop.time() >= moment:
             # What is inherited may be used up already: then nothing is sent.
             error = self._out_of_time()
@@ -288,7 +320,7 @@ class _Series:
         try:
             with inherited_deadline(moment):
                 async with limit:
-                    return await self._handler(self._request)
+                    return await self._send(self._request, self._call)
         except TimeoutError as exc:
             if not limit.expired():
                 raise
@@ -310,7 +342,7 @@ class _Series:
     def _refuse(self, error: LamellaError) -> None:
         """It was not sent, and *error* says why: that is the end of the call."""
         self._call.stopped, self._call.rule = error.stopped, error.rule
-        error.attempts = tuple(self._call.records)
+        error.attempts = self._call.records
         self._event(telemetry.STOP_EVENT, None, {telemetry.STOP_REASON: StopReason.DEADLINE.value}, error=error)
         telemetry.log_failure(error, self._call.span)
 
@@ -322,22 +354,21 @@ class _Series:
         self._record(status, None if status else type(error).__name__)
 
     def _record(self, status: int | None, exception: str | None) -> None:
-        records, attempts = self._call.records, self._retry._attempts
-        number = len(records) + 1
+        attempts = self._retry._attempts
+        number = len(self._call.records) + 1
         parked = self._call.gate_wait - self._parked_before
         failed = status is None or status >= ERROR_STATUS
-        records.append(
-            AttemptRecord(
-                number,
-                status,
-                exception,
-                took=self._loop.time() - self._began - parked,
-                parked=parked,
-                rule=self._error.rule.title if failed and self._error is not None else None,
-                attempts_left=None if attempts is None else max(attempts - number, 0),
-                deadline_left=self._deadline_left(),
-            )
+        record = AttemptRecord(
+            number,
+            status,
+            exception,
+            took=self._loop.time() - self._began - parked,
+            parked=parked,
+            rule=self._error.rule.title if failed and self._error is not None else None,
+            attempts_left=None if attempts is None else max(attempts - number, 0),
+            deadline_left=self._deadline_left(),
         )
+        self._call.records = (*self._call.records, record)
 
     def _decided(self, exc: Exception) -> bool | float:
         """stamina's hook: False to stop, or the seconds to wait."""
@@ -438,7 +469,7 @@ class _Series:
         self._count_waiting(None)
         self._decision = None
         waited = self._loop.time() - self._failed
-        records[-1] = replace(records[-1], waited=waited, wait_source=decision.source)
+        self._call.records = (*records[:-1], replace(records[-1], waited=waited, wait_source=decision.source))
         self._event(telemetry.RETRY_EVENT, decision, {}, self._decided_at)
 
     def _stop(self, reason: StopReason) -> StopReason:

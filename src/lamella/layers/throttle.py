@@ -23,7 +23,7 @@ from opentelemetry.util.types import AttributeValue
 from yarl import URL
 
 from lamella import telemetry
-from lamella.call import ORDER, Call
+from lamella.call import ORDER, Call, Layer, Send, origin_text
 from lamella.classification import rate_limited, retry_after_of
 from lamella.errors import ApiError, ConnectFailed, NotSent
 from lamella.gate import Gate
@@ -41,7 +41,7 @@ _PERIOD: Final = 60.0
 _MOST_ACCOUNTS: Final = 10_000
 
 
-class Throttle:
+class Throttle(Layer):
     """Makes the calls for one account wait for their turn, so that its rate limit refuses as few as possible.
 
     The first 429 closes the gate for all calls of that account, for the wait that the rule or ``Retry-After`` asks for.
@@ -86,7 +86,7 @@ class Throttle:
         self._key = key
         self._state = SharedState(store)
         self._show_key = show_key
-        self._tracer = telemetry.tracer(tracer_provider)
+        self._tracing = telemetry.Tracing(tracer_provider)
         self._instruments = telemetry.Instruments(meter_provider)
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
         """The gates, the one used last at the end. What is learned of an account is in the store."""
@@ -105,23 +105,34 @@ class Throttle:
             return 0.0
         return max(account.gate.closed_until - asyncio.get_running_loop().time(), 0.0)
 
-    async def __call__(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
+    async def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
         if stamina.is_testing():
-            return await handler(request)  # without waits
-        call = Call.of(request)
-        outside = call.enter(self.rank)
-        try:
-            account = self._account(request)
-            gate = account.gate
+            return await send(request, call)  # without waits
+        account = self._account(request, call)
+        gate, memory, loop = account.gate, self._state.memory, request.loop
+        call.parked = None
+        sent: Sent | Hold | None = None
+        if memory is not None and gate.is_free:
+            # Nobody waits, and nothing need be waited for: most calls just pass.
+            pace = memory.of(account.name, Pace)
+            sent = next_turn(pace, memory.now(loop), gate.in_flight, self._period, self._limit)
+        if isinstance(sent, Sent):
+            gate.let_pass(call)
+        else:
             sent = await self._turn(account, call, request)
+        try:
             try:
-                return await self._send(account, sent, request, handler)
-            finally:
-                gate.left()
+                response = await send(request, call)
+            except BaseException as exc:
+                await self._settle_failure(account, call, sent, exc)
+                raise
+            if memory is None or account.episode is not None or response.status == _REFUSED:
+                await self._settle_answer(account, call, sent, response)
+            else:
+                answered(memory.of(account.name, Pace), memory.now(loop), sent, gate.in_flight - 1, self._limit)
+            return response
         finally:
-            call.inside = outside
+            gate.left()
 
     async def _turn(self, account: _Account, call: Call, request: aiohttp.ClientRequest) -> Sent:
         """Wait until it is the turn of *call*."""
@@ -150,31 +161,24 @@ class Throttle:
                     time.time_ns() - int(waited * 1e9),
                 )
 
-    async def _send(
-        self, account: _Account, sent: Sent, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        call = Call.of(request)
-        try:
-            response = await handler(request)
-        except (ConnectFailed, NotSent):
-            raise  # it cannot have been counted
-        except GeneratorExit:
-            raise  # the loop is gone: nothing can be awaited any more
-        except ApiError as error:
-            # One that says why it stopped is the end of another call, which a layer below made meanwhile.
-            if error.stopped is None:
-                await self._settle(account, call, sent, error.status, error.retry_after)
-            raise
-        except BaseException:
+    async def _settle_failure(self, account: _Account, call: Call, sent: Sent, exc: BaseException) -> None:
+        if isinstance(exc, ConnectFailed | NotSent):
+            return  # it cannot have been counted
+        if isinstance(exc, GeneratorExit):
+            return  # the loop is gone: nothing can be awaited any more
+        if not isinstance(exc, ApiError):
             await self._state.update(call.span, account.name, Pace, lost)
-            raise
+        elif exc.stopped is None:
+            # One that says why it stopped is the end of another call, which a layer below made meanwhile.
+            await self._settle(account, call, sent, exc.status, exc.retry_after)
+
+    async def _settle_answer(self, account: _Account, call: Call, sent: Sent, response: aiohttp.ClientResponse) -> None:
         try:
             await self._settle(account, call, sent, response.status, retry_after_of(response))
         except BaseException:
             # A slow store, and the caller has gone: nobody will read the answer.
             response.release()
             raise
-        return response
 
     async def _settle(self, account: _Account, call: Call, sent: Sent, status: int, retry_after: float | None) -> None:
         """Take down what came of a send."""
@@ -226,7 +230,7 @@ class Throttle:
             shown = f", account {account.name[:_SHOWN]}"
         # A trace of its own: it belongs to all the calls that it kept waiting, and to none of them.
         links = [Link(episode.context)] if episode.context.is_valid else []
-        self._tracer.start_span(
+        self._tracing.tracer.start_span(
             telemetry.EPISODE, Context(), SpanKind.INTERNAL, attributes, links, start_time=episode.started
         ).end()
         if not parked:
@@ -240,9 +244,9 @@ class Throttle:
             episode.refused,
         )
 
-    def _account(self, request: aiohttp.ClientRequest) -> _Account:
-        name = _name(str(request.url.origin()), None if self._key is None else self._key(request))
+    def _account(self, request: aiohttp.ClientRequest, call: Call) -> _Account:
         accounts = self._accounts
+        name = _name(origin_text(call.origin(request.url)), None if self._key is None else self._key(request))
         account = accounts.get(name)
         if account is None:
             account = accounts[name] = _Account(self, name, telemetry.origin_attributes(request))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from yarl import URL
 
+from lamella.call import Call, Send
 from lamella.layers import HeaderAuth
 
 __all__ = ["ACCOUNT_KEY", "API_KEY", "Account", "account", "auth", "current_account"]
@@ -85,12 +86,10 @@ class _AccountAuth(HeaderAuth):
         self._without = f"{base_url.path.rstrip('/')}/auth/"
         super().__init__({ACCOUNT_KEY: self._key}, origin=base_url)
 
-    async def __call__(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
+    def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> Awaitable[aiohttp.ClientResponse]:
         if self._current() is None and request.url.path.startswith(self._without):
-            return await handler(request)
-        return await super().__call__(request, handler)
+            return send(request, call)
+        return super().around(request, call, send)
 
     def _current(self) -> str | None:
         return current_account(self._account_key)

@@ -16,7 +16,7 @@ from lamella.maesn.account import auth, current_account
 from lamella.maesn.rules import RULES
 from lamella.policy import Limit, RetryBudget, RuleBook
 from lamella.policy.budget import DEFAULT_BUDGET
-from lamella.stack import stack
+from lamella.stacking import as_one, stack
 from lamella.state import Store
 from lamella.telemetry import UrlTemplate, without_other_instrumentation
 
@@ -98,7 +98,9 @@ def session(
         meter_provider=meter_provider,
     )
     session_options.setdefault("timeout", aiohttp.ClientTimeout(total=None))
-    return without_other_instrumentation(aiohttp.ClientSession(_url(base_url), middlewares=chosen, **session_options))
+    return without_other_instrumentation(
+        aiohttp.ClientSession(_url(base_url), middlewares=(as_one(chosen),), **session_options)
+    )
 
 
 def layers(

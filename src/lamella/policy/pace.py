@@ -152,7 +152,8 @@ def next_turn(pace: Pace, now: float, in_flight: int, period: float, limit: Limi
         _learn(pace, now)
     if pace.refusals and in_flight:
         return Hold(None, closed=True)  # one alone, until something passes again
-    _look_around(pace, now)
+    if pace.phase == "steady" or pace.proven_at >= 0:
+        _look_around(pace, now)
     gap = 0.0
     if pace.requests:
         gap = pace.period / (pace.spread * pace.requests)
@@ -172,7 +173,7 @@ def next_turn(pace: Pace, now: float, in_flight: int, period: float, limit: Limi
     if now < pace.next_at:
         return Hold(max(pace.next_at - now, _SOON), closed=False)
     # A timer that is late must not slow the pace down.
-    pace.next_at = max(pace.next_at, now - gap) + gap
+    pace.next_at = max(pace.next_at, now - gap) + gap if gap else now
     return _go(pace, now)
 
 
@@ -182,8 +183,12 @@ def answered(pace: Pace, now: float, sent: Sent, in_flight: int, limit: Limit | 
     # middle, one that was slow on its way there makes room for the next period's first too soon. But what took more
     # than four times as long as the fastest has waited for us, who are busy, or for what is behind the limit.
     took = now - sent.at
-    pace.fastest = min(pace.fastest * _FORGET, took) if pace.fastest else took
-    _note(pace, now if limit is not None else sent.at + min(took, _LATE * pace.fastest))
+    fastest = pace.fastest * _FORGET
+    if took < fastest or not fastest:
+        fastest = took
+    pace.fastest = fastest
+    late = took > _LATE * fastest and limit is None
+    _note(pace, sent.at + _LATE * fastest if late else now)
     pace.passed += 1
     if sent.generation != pace.generation:
         return False
@@ -281,9 +286,9 @@ def _suggested(least: float, retry_after: float | None, elapsed: float) -> float
 
 def _note(pace: Pace, moment: float) -> None:
     log = pace.log
-    if log and moment - log[-1][0] < pace.period / _GRAIN:
-        log[-1][1] = max(log[-1][1], moment)
-        log[-1][2] += 1
+    if log and moment - (last := log[-1])[0] < pace.period / _GRAIN:
+        last[1] = max(last[1], moment)
+        last[2] += 1
         return
     log.append([moment, moment, 1])
     while log[0][1] < moment - _MEMORY * pace.period:

@@ -1,0 +1,94 @@
+"""What the layers themselves cost: in one process, around a handler that returns at once."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import aiohttp
+from aiohttp.client_middlewares import build_client_middlewares
+from aiohttp.helpers import TimerNoop
+from benchmarks.costs.contenders import KEYS
+from benchmarks.costs.providers import meter_provider, tracer_provider
+from benchmarks.costs.server import answer
+from yarl import URL
+
+__all__ = ["FULL", "pure"]
+
+FULL = "maesn.session"
+_CALLS = 100
+_BASE = URL("https://api.example.com/")
+
+Layers = Sequence[aiohttp.ClientMiddlewareType]
+
+
+def pure(telemetry: str, rounds: int, pipe: Connection) -> None:
+    """Send the microseconds of CPU per call of each layer and of all together, one for each round."""
+    pipe.send(asyncio.run(_pure(telemetry, rounds)))
+
+
+async def _pure(telemetry: str, rounds: int) -> dict[str, list[float]]:
+    answered = await answer()
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
+        measured: dict[str, list[float]] = {}
+        with_nothing: list[float] = []
+        subjects = await _subjects(telemetry)
+        # The first round warms up. What there is by now is not to be looked at again and again.
+        gc.collect()
+        gc.freeze()
+        for number in range(rounds + 1):
+            nothing = await _cost((), session, answered)
+            for name, layers in subjects.items():
+                cost = await _cost(layers, session, answered) - nothing
+                if number:
+                    measured.setdefault(name, []).append(cost)
+            if number:
+                with_nothing.append(nothing)
+        return {**measured, "the handler alone": with_nothing}
+
+
+async def _subjects(telemetry: str) -> dict[str, Layers]:
+    from lamella import Breaker, HeaderAuth, maesn, stack
+
+    providers: dict[str, Any] = {
+        "tracer_provider": tracer_provider(telemetry),
+        "meter_provider": meter_provider(telemetry),
+    }
+    auth = HeaderAuth(KEYS, origin=_BASE)
+    layers = stack(maesn.RULES, Breaker(meter_provider=providers["meter_provider"]), auth=auth, **providers)
+    async with maesn.session(KEYS["X-API-KEY"], KEYS["X-ACCOUNT-KEY"], str(_BASE), **providers) as session:
+        full = session._middlewares
+    return {
+        "an empty middleware": (_empty,),
+        "nine empty middlewares": (_empty,) * 9,
+        **{type(layer).__name__: (layer,) for layer in layers},
+        FULL: full,
+    }
+
+
+async def _empty(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    return await handler(request)
+
+
+async def _cost(layers: Layers, session: aiohttp.ClientSession, answered: aiohttp.ClientResponse) -> float:
+    async def handler(_request: aiohttp.ClientRequest) -> aiohttp.ClientResponse:
+        return answered
+
+    requests = [_request(session) for _ in range(_CALLS)]
+    await asyncio.sleep(0)
+    began = time.process_time_ns()
+    for request in requests:
+        # As a session does it, for each call.
+        await (build_client_middlewares(handler, layers) if layers else handler)(request)
+    await asyncio.sleep(0)  # the loop clears away what timers have left, as it does between calls
+    return (time.process_time_ns() - began) / _CALLS / 1000
+
+
+def _request(session: aiohttp.ClientSession) -> aiohttp.ClientRequest:
+    loop = asyncio.get_running_loop()
+    url = _BASE.join(URL("/accounting/invoices?limit=5"))
+    return aiohttp.ClientRequest("GET", url, loop=loop, session=session, timer=TimerNoop(), traces=[])

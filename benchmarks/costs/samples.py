@@ -1,0 +1,24 @@
+"""Figures that were measured several times: what is typical, and how far they spread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median, quantiles
+from typing import TypedDict
+
+__all__ = ["Figure", "figure"]
+
+
+class Figure(TypedDict):
+    """Something that was measured several times. Half of the samples are from `low` to `high`."""
+
+    median: float
+    low: float
+    high: float
+    samples: int
+
+
+def figure(samples: Sequence[float]) -> Figure:
+    """What *samples* say together."""
+    low, _, high = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else (samples[0],) * 3
+    return {"median": median(samples), "low": low, "high": high, "samples": len(samples)}

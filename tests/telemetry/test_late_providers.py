@@ -1,0 +1,147 @@
+"""Without an SDK nothing is described; what is set later is used, and what others began goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from opentelemetry import baggage, context, propagate, trace
+from opentelemetry.context import Context
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.propagators.textmap import TextMapPropagator
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
+from tests.conftest import Handler
+
+from lamella import AttemptSpan, RequestSpan
+
+Serve = Callable[[Handler], Awaitable[str]]
+
+PARENT = SpanContext(0x1234567890ABCDEF1234567890ABCDEF, 0x1234567890ABCDEF, False, TraceFlags(1))
+
+PROGRAM = """
+import asyncio
+import aiohttp
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from lamella import maesn
+from lamella.testing import Sandbox
+
+async def main():
+    async with Sandbox() as sandbox, maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url) as session:
+        await session.get("/accounting/invoices")
+        exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
+        if "tracer" in WHAT:
+            provider = TracerProvider(shutdown_on_exit=False)
+            provider.add_span_processor(SimpleSpanProcessor(exporter))
+            trace.set_tracer_provider(provider)
+        if "meter" in WHAT:
+            metrics.set_meter_provider(MeterProvider([reader], shutdown_on_exit=False))
+        await session.get("/accounting/invoices")
+        data = reader.get_metrics_data()
+        names = {metric.name for each in data.resource_metrics for scope in each.scope_metrics
+                 for metric in scope.metrics} if data else set()
+        print(sorted(span.name for span in exporter.get_finished_spans()), sorted(names))
+
+asyncio.run(main())
+"""
+SPANS = ["GET /accounting/invoices", "lamella GET /accounting/invoices"]
+METRICS = [
+    "http.client.request.duration",
+    "lamella.call.attempts",
+    "lamella.call.duration",
+    "lamella.call.wait",
+    "lamella.sends.active",
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "spans", "metrics"),
+    [("nothing", [], []), ("tracer", SPANS, []), ("meter", [], METRICS), ("tracer, meter", SPANS, METRICS)],
+)
+def test_a_provider_that_is_set_later_is_used_from_then_on(what: str, spans: list[str], metrics: list[str]) -> None:
+    # In a process of its own: a global provider is set once.
+    program = f"WHAT = {what!r}\n{PROGRAM}"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603
+    assert ran.stdout.strip() == f"{spans} {metrics}"
+
+
+@contextmanager
+def attached(given: Context) -> Iterator[None]:
+    token = context.attach(given)
+    try:
+        yield
+    finally:
+        context.detach(token)
+
+
+class _Own(TextMapPropagator):
+    """Writes a header whatever there is to hand on."""
+
+    def extract(self, *_: Any, **__: Any) -> Context:
+        return Context()
+
+    def inject(self, carrier: Any, *_: Any, **__: Any) -> None:
+        carrier["X-Own"] = "always"
+
+    @property
+    def fields(self) -> set[str]:
+        return {"X-Own"}
+
+
+async def headers_of_a_call(serve: Serve, *layers: aiohttp.ClientMiddlewareType) -> dict[str, str]:
+    seen: dict[str, str] = {}
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        seen.update(request.headers)
+        return web.Response()
+
+    async with aiohttp.ClientSession(await serve(answer), middlewares=layers) as session:
+        await session.get("/")
+    return seen
+
+
+def layers(*kinds: type[AttemptSpan] | type[RequestSpan]) -> list[AttemptSpan | RequestSpan]:
+    return [kind(tracer_provider=trace.NoOpTracerProvider(), meter_provider=NoOpMeterProvider()) for kind in kinds]
+
+
+@pytest.mark.parametrize("kinds", [(AttemptSpan,), (RequestSpan, AttemptSpan)])
+async def test_a_trace_of_others_goes_on_without_an_sdk(
+    serve: Serve,
+    kinds: tuple[type[AttemptSpan] | type[RequestSpan], ...],
+) -> None:
+    assert "traceparent" not in await headers_of_a_call(serve, *layers(*kinds))
+    with attached(baggage.set_baggage("who", "me", set_span_in_context(NonRecordingSpan(PARENT)))):
+        headers = await headers_of_a_call(serve, *layers(*kinds))
+    assert headers["traceparent"] == f"00-{PARENT.trace_id:032x}-{PARENT.span_id:016x}-01"
+    assert headers["baggage"] == "who=me"
+
+
+async def test_so_does_baggage_alone(serve: Serve) -> None:
+    with attached(baggage.set_baggage("who", "me")):
+        headers = await headers_of_a_call(serve, *layers(RequestSpan, AttemptSpan))
+    assert headers["baggage"] == "who=me"
+    assert "traceparent" not in headers
+
+
+@pytest.mark.parametrize("propagator", [_Own(), CompositePropagator([_Own()])])
+async def test_a_propagator_of_the_users_is_asked_whatever_there_is(
+    serve: Serve, propagator: TextMapPropagator
+) -> None:
+    before = propagate.get_global_textmap()
+    propagate.set_global_textmap(propagator)
+    try:
+        headers = await headers_of_a_call(serve, *layers(RequestSpan, AttemptSpan))
+    finally:
+        propagate.set_global_textmap(before)
+    assert headers["X-Own"] == "always"

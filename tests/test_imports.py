@@ -1,0 +1,44 @@
+"""What `import lamella` loads, and that its names are what they say however they are asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import lamella
+
+
+def ran(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603
+    return done.stdout.strip()
+
+
+def test_nothing_is_loaded_before_it_is_used() -> None:
+    loaded = ran("import sys, lamella; print(sorted(name for name in sys.modules if name.startswith('lamella.')))")
+    assert loaded == "[]"
+
+
+def test_an_error_class_needs_no_layer() -> None:
+    program = "import sys; from lamella import TooManyRequests; print('lamella.layers' in sys.modules)"
+    assert ran(program) == "False"
+
+
+@pytest.mark.parametrize("before", ["", "import lamella.stacking, lamella.layers, lamella.maesn, lamella.batch"])
+def test_no_module_takes_the_place_of_a_name(before: str) -> None:
+    """A submodule, once it is loaded, is an attribute of its package, too."""
+    program = f"""
+{before}
+import types
+import lamella
+print([name for name in lamella.__all__ if isinstance(getattr(lamella, name), types.ModuleType)])
+"""
+    assert ran(program) == "[]"
+
+
+def test_all_names_are_there() -> None:
+    assert set(lamella.__all__) <= set(dir(lamella))
+    assert set(lamella.__all__) == set(lamella._MODULES)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = lamella.nothing  # type: ignore[attr-defined]
