@@ -577,7 +577,7 @@ def test_who_is_interrupted_while_an_outcome_waits_is_told_of_the_interruption_a
 
 
 CTRL_C = """
-import asyncio, sys
+import asyncio, signal, sys
 from lamella.batch.journal import Journal
 from lamella.batch.runner import Batch
 
@@ -591,6 +591,8 @@ async def main():
             async for outcome in batch:
                 print("outcome", outcome.item, flush=True)
 
+# In the background of a shell Ctrl-C is ignored, which a child inherits.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 asyncio.run(main())
 """
 

@@ -736,8 +736,9 @@ class TestArguments:
             assert await journal.read(lambda db: list(db.iterdump())) == before
 
 
+@pytest.mark.parametrize("down", [0, 30], ids=["up all the time", "down for half a minute"])
 async def test_hundreds_of_accounts_with_limits_and_faults(
-    make_sandbox: MakeSandbox, virtual_time: VirtualClock, tmp_path: Path
+    make_sandbox: MakeSandbox, virtual_time: VirtualClock, tmp_path: Path, down: float
 ) -> None:
     """500 accounts, 3 resources, up to 20 pages: all of the 497 that work, and few sends more than needed."""
     pages = [20 if number % 10 == 0 else 1 + number % 5 for number in range(500)]
@@ -750,12 +751,34 @@ async def test_hundreds_of_accounts_with_limits_and_faults(
         chances={500: 0.05, Fault.RESET_BEFORE_HEADERS: 0.005, Fault.CUT_BODY: 0.005},
         latency=0.05,
     )
+    halfway = asyncio.Event()
+
+    def see(progress: Progress) -> None:
+        if len(sandbox.received) > 3500:
+            halfway.set()
+
+    async def outage() -> None:
+        await halfway.wait()
+        sandbox.set_outage(503)
+        await asyncio.sleep(down)
+        sandbox.set_outage(None)
+
     resources = ["bills", "contacts", "items"]
     async with at_work(tmp_path, sandbox.url, sandbox.api_key, maesn.RULES) as (session, journal):
-        report = await maesn.sync(session, named(sandbox), resources, journal=journal, limit=5)
+        going_down = asyncio.ensure_future(outage())
+        report = await maesn.sync(
+            session, named(sandbox), resources, journal=journal, limit=5, on_progress=see if down else None
+        )
+        going_down.cancel()
         assert await stored(journal) == expected(sandbox, named(sandbox), resources)
     assert sorted({part.account for part in report.failed}) == ["account 18", "account 251", "account 500"]
     assert all(isinstance(part.error, Unauthorized) for part in report.failed)
     assert len(report.failed) == 9
     needed = report.pages + 3
-    assert len(sandbox.received) <= 1.15 * needed
+    if not down:
+        assert len(sandbox.received) <= 1.15 * needed
+        return
+    refused = [each.at for each in sandbox.received if each.outcome == 503]
+    # What was under way meets it; from then on it is a few probes a second.
+    assert len(refused) <= 1000 + 3 * down
+    assert sum(at > refused[0] + 1 for at in refused) <= 3 * down

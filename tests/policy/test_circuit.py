@@ -121,6 +121,36 @@ def test_it_opens_with_the_send_that_makes_up_the_share_and_the_minimum(
     assert (circuit.phase is CircuitPhase.OPEN) is opens
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "opens"),
+    [
+        ("s" * 100 + "f" * 19, False),
+        ("s" * 100 + "f" * 20, True),
+        ("s" * 100 + "f" * 19 + "s" + "f" * 19, False),
+    ],
+)
+def test_in_a_busy_window_so_many_failures_in_a_row_open_it_whatever_the_share(outcomes: str, opens: bool) -> None:
+    circuit = Circuit()
+    *before, last = circuit.run(outcomes)
+    assert set(before) == {None}
+    failures = outcomes.count("f")
+    assert last == (Turn(CircuitPhase.OPEN, sends=len(outcomes), failures=failures) if opens else None)
+
+
+def test_failures_in_a_row_are_too_few_where_there_is_less_than_the_minimum_in_the_window() -> None:
+    circuit = Circuit(CircuitSettings(failures=0.5, window=10, minimum=30, open_for=30, probes=2))
+    assert set(circuit.run("f" * 29)) == {None}
+    assert circuit.run("f") != [None]
+
+
+def test_a_circuit_that_has_closed_begins_with_no_failures_in_a_row() -> None:
+    circuit = Circuit()
+    circuit.run("s" * 100 + "f" * 20)
+    circuit.now += 30
+    assert circuit.run("ss")[-1] is not None
+    assert set(circuit.run("s" * 30 + "f" * 19)) == {None}
+
+
 def test_while_it_is_open_nothing_passes_and_it_says_since_when_and_until_when() -> None:
     circuit = Circuit().opened()
     for after in (0.0, 0.5, 29.5):
@@ -323,12 +353,14 @@ def test_it_opens_if_and_only_if_the_share_and_the_minimum_are_met(
     """In whole seconds, a slice is one of them: what is counted is known exactly."""
     circuit = Circuit(settings)
     counted: list[tuple[float, bool]] = []
+    in_a_row = 0
     for wait, well in sends:
         circuit.now += wait
         counted = [*((at, good) for at, good in counted if circuit.now - at < 10), (circuit.now, well)]
         bad = sum(not good for _, good in counted)
+        in_a_row = 0 if well else in_a_row + 1
         turn = circuit.end(circuit.send(), well)
-        if len(counted) >= settings.minimum and bad / len(counted) >= settings.failures:
+        if len(counted) >= settings.minimum and (bad / len(counted) >= settings.failures or in_a_row >= 20):
             assert turn == Turn(CircuitPhase.OPEN, sends=len(counted), failures=bad)
             return
         assert turn is None

@@ -44,7 +44,8 @@ class Breaker(Layer):
     ``RequestSpan``, which tells of the refusal. Without a ``Retry`` it sees the last outcome alone.
 
     Args:
-        failures: The share of sends, greater than 0 and at most 1, that have to fail for the circuit to open.
+        failures: The share of sends, greater than 0 and at most 1, that have to fail for the circuit to open. Twenty in
+            a row open it, too.
         window: Of how many seconds the sends count.
         minimum: How many sends there have to be in the window for it to open.
         open_for: For how many seconds it is open before it lets probes through, and for how many it waits for news

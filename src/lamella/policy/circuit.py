@@ -28,6 +28,8 @@ __all__ = [
 
 # The window rolls on by a slice at a time, so that it takes the same few numbers whatever the traffic.
 _SLICES: Final = 10
+# So many failures in a row are no chance, however many sends ended well before: in a busy window the share stays low.
+_IN_A_ROW: Final = 20
 # Who has waited for as long as was said is not to be too early by a rounding error: of a time since 1970, too.
 _ROUNDING: Final = 1e-6
 
@@ -48,7 +50,8 @@ class CircuitSettings:
     """When a circuit opens, and how it closes.
 
     Args:
-        failures: The share of sends, greater than 0 and at most 1, that have to fail for it to open.
+        failures: The share of sends, greater than 0 and at most 1, that have to fail for it to open. Twenty in a row
+            open it, too: in a window that was busy the share would be low for a long time.
         window: Of how many seconds the sends count. Each does for at least nine tenths of that.
         minimum: How many sends there have to be in the window for it to open.
         open_for: For how many seconds it is open before it is half-open; and after how many of them the place of a
@@ -98,6 +101,8 @@ class CircuitState:
     """The sends in each slice of the window, the newest first."""
     failures: list[int] = field(default_factory=list)
     """How many of them have failed."""
+    in_a_row: int = 0
+    """How many sends have failed since the last one that ended well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +214,10 @@ def _count(state: CircuitState, now: float, settings: CircuitSettings, send: str
         state.failures = [0] * slices + state.failures[: _SLICES - slices]
     state.sends[0] += 1
     state.failures[0] += failure
+    state.in_a_row = state.in_a_row + 1 if failure else 0
     sends, failures = sum(state.sends), sum(state.failures)
-    if sends < settings.minimum or failures / sends < settings.failures:
+    too_many = failures / sends >= settings.failures or state.in_a_row >= _IN_A_ROW
+    if sends < settings.minimum or not too_many:
         return None
     _begin(state, send)
     state.since = state.opened = now
@@ -222,4 +229,4 @@ def _begin(state: CircuitState, send: str) -> None:
     state.epoch = send
     state.tried = state.well = 0
     state.places = {}
-    state.sends, state.failures = [], []
+    state.sends, state.failures, state.in_a_row = [], [], 0
