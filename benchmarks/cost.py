@@ -182,11 +182,15 @@ def _asked(target: Any, *arguments: Any) -> Any:
 
 
 def _interleaved(names: Iterable[str], jobs: Iterable[Job]) -> dict[str, list[Spent]]:
-    """What each job took each contender: all of them do one, one after the other, before the next."""
+    """What each job took each contender: all of them do one, one after the other, before the next.
+
+    Each has a server of its own: one that kept the connections of them all would run out of files.
+    """
     with ExitStack() as stack:
-        server, at_server = stack.enter_context(child(serve))
-        url = receive(server, at_server, GRACE)
-        workers = {name: stack.enter_context(child(work, name, url)) for name in names}
+        workers = {}
+        for name in names:
+            url = receive(*stack.enter_context(child(serve)), GRACE)
+            workers[name] = stack.enter_context(child(work, name, url))
         jobs = list(jobs)
         spent: dict[str, list[Spent]] = {name: [] for name in workers}
         for number, job in enumerate([jobs[0], *jobs]):

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from benchmarks.costs.contenders import CONTENDERS, Call
-from benchmarks.costs.server import path
+from benchmarks.costs.server import path, raise_file_limit
 from benchmarks.server import readable
 
 __all__ = ["Job", "Spent", "work"]
@@ -40,6 +40,7 @@ class Spent(NamedTuple):
 def work(contender: str, url: str, pipe: Connection) -> None:
     """Do each `Job` that comes through the pipe, and send what was `Spent`; until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise_file_limit()
     # A line for each retry would cost more than the retry: stamina writes one.
     logging.basicConfig(level=logging.CRITICAL)
     asyncio.run(_work(contender, url, pipe))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ from multiprocessing.connection import Connection
 import aiohttp
 from benchmarks.server import readable
 
-__all__ = ["answer", "path", "serve"]
+__all__ = ["answer", "path", "raise_file_limit", "serve"]
 
 _GOOD = b'{"data": [{"id": "1", "number": "RE-1"}], "pagination": {"page": 1, "totalPages": 1}}'
 _BAD = b'{"errors": [{"code": "unavailable", "message": "try again later"}]}'
@@ -26,7 +27,14 @@ def path(number: int = 0, *, failures: int = 0, wait: float = 0.0) -> str:
 def serve(pipe: Connection) -> None:
     """Send the URL, and serve until anything comes through the pipe or it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise_file_limit()
     asyncio.run(_serve(pipe))
+
+
+def raise_file_limit() -> None:
+    """Let this process have as many connections as it may: 10,000 are more than most may without asking."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _serve(pipe: Connection) -> None:
