@@ -19,7 +19,7 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types coverage lowest backends browser bench-storm bench-batch picture clean FORCE
+.PHONY: help demo test lint format types coverage lowest backends browser bench-storm bench-batch soak picture clean FORCE
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' Makefile
@@ -63,6 +63,9 @@ bench-storm: $(BENCH)/.installed  ## Measure lamella beside other libraries in s
 
 bench-batch: $(BENCH)/.installed  ## Measure a batch of a million items beside other libraries: some minutes
 	@$(BENCH)/bin/python benchmarks/batch.py $(ARGS)
+
+soak: $(BENCH)/.installed  ## Sync for ten minutes under random faults, and see whether anything grows or is left
+	@$(BENCH)/bin/python benchmarks/soak.py $(ARGS)
 
 picture: $(VENV)/.installed  ## Draw docs/sync.svg, the picture of the live display, anew
 	@$(VENV)/bin/python scripts/picture.py docs/sync.svg
