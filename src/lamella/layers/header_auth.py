@@ -12,6 +12,7 @@ import anyio
 from yarl import URL
 
 from lamella.call import ORDER, Call
+from lamella.classification import note_secrets
 
 __all__ = ["HeaderAuth", "HeaderValue"]
 
@@ -26,7 +27,8 @@ class HeaderAuth:
     """Sets headers that hold a credential, on requests to one origin.
 
     It stands inside of ``Retry``, so that each send gets a fresh value. A request to any other scheme, host or
-    port, as after a redirect, gets none of these headers and loses those that it has.
+    port, as after a redirect, gets none of these headers and loses those that it has. When a send has ended they are
+    taken off the request again, so that nothing that is said of it later shows them.
 
     Args:
         headers: The values by their names. A function is asked before each send. Calls that ask while an async
@@ -61,19 +63,30 @@ class HeaderAuth:
         outside = call.enter(self.rank)
         call.auth_headers |= self._values.keys()
         try:
-            origin = _origin(request.url)
-            if self._origin is None:
-                self._origin = origin
-            for name, value in self._values.items():
-                if origin == self._origin and (credential := await _resolve(name, value)) is not None:
-                    request.headers[name] = credential
-                    if credential not in call.secrets:
-                        call.secrets = (*call.secrets, credential)
-                else:
+            await self._set(request, call)
+            try:
+                response = await handler(request)
+            finally:
+                # aiohttp shows them to whoever looks at a request that was sent: in the repr of its own errors, say.
+                for name in self._values:
                     request.headers.popall(name, None)
-            return await handler(request)
+            note_secrets(response, call.secrets)
+            return response
         finally:
             call.inside = outside
+
+    async def _set(self, request: aiohttp.ClientRequest, call: Call) -> None:
+        # Not where the request is handed on: a traceback with the locals of its frames would show the values.
+        origin = _origin(request.url)
+        if self._origin is None:
+            self._origin = origin
+        for name, value in self._values.items():
+            if origin == self._origin and (credential := await _resolve(name, value)) is not None:
+                request.headers[name] = credential
+                if credential not in call.secrets:
+                    call.secrets = (*call.secrets, credential)
+            else:
+                request.headers.popall(name, None)
 
     def __repr__(self) -> str:
         return f"HeaderAuth({', '.join(self._values)})"
