@@ -161,14 +161,13 @@ async def test_as_the_tools_show_it(ending: int | Fault | Reply, make_sandbox: M
     sandbox = await make_sandbox(api_key=API_KEY, accounts=[Account(ACCOUNT_KEY)])
     sandbox.set_outage(ending)
     async with maesn.session(API_KEY, ACCOUNT_KEY, sandbox.url, rules=RULES, attempts=2) as session:
-        try:
+        with pytest.raises(aiohttp.ClientError) as caught:
             async with session.get("/accounting/invoices") as response:
                 await response.json()
-        except aiohttp.ClientError as exc:
-            error = exc
+    error = caught.value
     written = io.StringIO()
     shown = Traceback.from_exception(
-        type(error), error, error.__traceback__, show_locals=True, locals_max_length=None, locals_max_string=None
+        type(error), error, error.__traceback__, show_locals=True, locals_max_length=1000, locals_max_string=100_000
     )
     Console(file=written, width=200).print(shown)
     captured = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
