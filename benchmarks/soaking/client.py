@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import random
@@ -25,7 +26,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
 
-from lamella import Breaker, maesn
+from lamella import Breaker, RetryBudget, maesn
 from lamella.batch import Journal
 
 __all__ = ["Held", "Sample", "soak"]
@@ -58,7 +59,7 @@ class Sample(TypedDict):
     at: float
     """Seconds since the beginning."""
     rss: int
-    """Bytes of memory, as the system counts them."""
+    """Bytes of memory, as the system counts them, when what is free was given back to it."""
     blocks: int
     """Pieces of memory that Python's own allocator has handed out, after a collection of garbage."""
     objects: int
@@ -106,6 +107,8 @@ async def _soak(
             url,
             rules=RULES,
             breaker=Breaker(open_for=0.3),
+            # With the default so many faults park the syncs for most of the time.
+            retry_budget=RetryBudget(share=1.0),
             attempt_timeout=SILENCE,
             tracer_provider=tracing,
             meter_provider=metering,
@@ -117,11 +120,12 @@ async def _soak(
                 while time.monotonic() < until:
                     await syncs.one()
                 await _come_to_rest(connector)
+                garbage = gc.collect()
                 tell(
                     {
                         "at": time.monotonic() - began,
                         "rss": _rss(),
-                        "garbage": gc.collect(),
+                        "garbage": garbage,
                         "blocks": sys.getallocatedblocks(),
                         "objects": len(gc.get_objects()),
                         "threads": threading.active_count(),
@@ -209,7 +213,8 @@ async def _come_to_rest(connector: aiohttp.TCPConnector) -> None:
     for _ in range(100):
         await asyncio.sleep(_IDLE / 10)
         if not _connections(connector):
-            return
+            break
+    await asyncio.sleep(_IDLE / 10)  # what is closed is gone some turns of the loop later
 
 
 def _held(connector: aiohttp.TCPConnector) -> Held:
@@ -226,6 +231,9 @@ def _connections(connector: aiohttp.TCPConnector) -> int:
 
 
 def _rss() -> int:
+    # Else it goes up and down by some MB with what the C library keeps for later.
+    with suppress(OSError, AttributeError):  # a C library of another make
+        ctypes.CDLL(None).malloc_trim(0)
     return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
