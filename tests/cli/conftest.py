@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -37,11 +39,19 @@ def lamella(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
     )
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """Start the command with its output in pipes."""
-    # In the background of a shell Ctrl-C is ignored, which a child would inherit.
+@contextmanager
+def minding_ctrl_c() -> Iterator[None]:
+    """A process that is started inside ends by Ctrl-C: in the background of a shell that is ignored, and inherited."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """Start the command with its output in pipes."""
+    with minding_ctrl_c():
         return subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "lamella", *arguments],
             env=environment(),
@@ -49,8 +59,6 @@ def start(*arguments: str) -> subprocess.Popen[str]:
             stderr=subprocess.PIPE,
             encoding="utf-8",
         )
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 from stamina.instrumentation import RetryDetails, get_on_retry_hooks, set_on_retry_hooks
-from tests.cli.conftest import environment, lamella, start
+from tests.cli.conftest import environment, lamella, minding_ctrl_c, start
 from tests.cli.serving import API_KEY, KEYS, served, write_accounts
 from tests.cli.test_html import Page
 from tests.cli.test_main import without
@@ -434,12 +434,14 @@ class TestInterrupted:
         ours, theirs = pty.openpty()
         with served(records=1000, latency=0.05, accounts=_two_accounts(1000)) as server:
             variables = {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
-            with subprocess.Popen(  # noqa: S603
-                [sys.executable, "-m", "lamella", *arguments(server, "--concurrency", "2")],
-                env=environment(**variables),
-                stdout=theirs,
-                stderr=theirs,
-            ) as process:
+            with minding_ctrl_c():
+                process = subprocess.Popen(  # noqa: S603
+                    [sys.executable, "-m", "lamella", *arguments(server, "--concurrency", "2")],
+                    env=environment(**variables),
+                    stdout=theirs,
+                    stderr=theirs,
+                )
+            with process:
                 os.close(theirs)
                 output, is_sent = b"", False
                 try:
