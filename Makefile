@@ -12,6 +12,7 @@ BACKENDS := .venv-backends
 PHOENIX := .venv-phoenix
 BROWSER := .venv-browser
 BENCH := .venv-bench
+AUDIT := .venv-audit
 RUN    := $(VENV)/bin/python -m
 
 # What an environment was made for. One that came along in a copy of the checkout would test the original's code.
@@ -19,7 +20,7 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types coverage lowest backends browser bench bench-storm bench-batch picture clean FORCE
+.PHONY: help demo test lint format types audit coverage lowest backends browser bench bench-storm bench-batch soak picture clean FORCE
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' Makefile
@@ -40,6 +41,9 @@ format: $(VENV)/.installed  ## Format the code and fix what ruff can fix
 
 types: $(VENV)/.installed  ## Check the types
 	@$(RUN) mypy
+
+audit: $(AUDIT)/.installed  ## Look for known holes: bandit on the code, pip-audit on the packages
+	@$(AUDIT)/bin/python scripts/audit.py $(ARGS)
 
 coverage: $(VENV)/.installed  ## Run the tests and show which lines they miss
 	@# The plugin imports lamella as pytest starts: only a run from outside pytest sees those lines.
@@ -66,6 +70,9 @@ bench-storm: $(BENCH)/.installed  ## Measure lamella beside other libraries in s
 
 bench-batch: $(BENCH)/.installed  ## Measure a batch of a million items beside other libraries: some minutes
 	@$(BENCH)/bin/python benchmarks/batch.py $(ARGS)
+
+soak: $(BENCH)/.installed  ## Sync for ten minutes under random faults, and see whether anything grows or is left
+	@$(BENCH)/bin/python benchmarks/soak.py $(ARGS)
 
 picture: $(VENV)/.installed  ## Draw docs/sync.svg, the picture of the live display, anew
 	@$(VENV)/bin/python scripts/picture.py docs/sync.svg
@@ -110,6 +117,7 @@ endef
 $(eval $(call install_extra,$(BACKENDS),backends,its exporters))
 $(eval $(call install_extra,$(BROWSER),browser,selenium))
 $(eval $(call install_extra,$(BENCH),bench,its peers))
+$(eval $(call install_extra,$(AUDIT),audit,bandit and pip-audit))
 
 # An environment made for another place or interpreter, or one whose interpreter is gone, is out of date.
 define remake_unless_made_for_this
@@ -117,4 +125,4 @@ ifneq ($$(file <$(1)/.installed)$$(if $$(realpath $(1)/bin/python),, no python),
 $(1)/.installed: FORCE
 endif
 endef
-$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX) $(BROWSER) $(BENCH),$(eval $(call remake_unless_made_for_this,$(venv))))
+$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX) $(BROWSER) $(BENCH) $(AUDIT),$(eval $(call remake_unless_made_for_this,$(venv))))

@@ -23,10 +23,20 @@ from lamella.errors import (
 from lamella.policy import RuleBook, StopReason, parse_http_date, parse_retry_after
 from lamella.redaction import secrets_in
 
-__all__ = ["ERROR_STATUS", "api_error", "rate_limited", "retry_after_of", "shown_cause", "transport_error"]
+__all__ = [
+    "ERROR_STATUS",
+    "api_error",
+    "note_secrets",
+    "rate_limited",
+    "retry_after_of",
+    "shown_cause",
+    "transport_error",
+]
 
 ERROR_STATUS = 400
 """An answer with this status or a greater one is an error."""
+
+_SECRETS = "_lamella_secrets"
 
 _NOTHING_SENT = (
     aiohttp.ClientConnectorError,
@@ -39,7 +49,8 @@ _NOTHING_SENT = (
 async def api_error(response: aiohttp.ClientResponse, rules: RuleBook, known_secrets: Iterable[str] = ()) -> ApiError:
     """The error for *response*, whose status is an error. Its body can still be read afterwards."""
     info = response.request_info
-    secrets = secrets_in(info.real_url, info.headers, known_secrets)
+    known: tuple[str, ...] = vars(response).get(_SECRETS, ())
+    secrets = secrets_in(info.real_url, info.headers, (*known_secrets, *known))
     said = await read_error_body(response, secrets)
     return api_error_class(response.status)(
         info,
@@ -54,6 +65,11 @@ async def api_error(response: aiohttp.ClientResponse, rules: RuleBook, known_sec
         retry_after=retry_after_of(response),
         secrets=secrets,
     )
+
+
+def note_secrets(response: aiohttp.ClientResponse, secrets: tuple[str, ...]) -> None:
+    """Let :func:`api_error` know of *secrets* that its request no longer has in its headers."""
+    vars(response)[_SECRETS] = secrets
 
 
 def retry_after_of(response: aiohttp.ClientResponse) -> float | None:

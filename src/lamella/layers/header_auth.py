@@ -12,6 +12,7 @@ from multidict import istr
 from yarl import URL
 
 from lamella.call import ORDER, Call, Layer, Origin, Send
+from lamella.classification import note_secrets
 
 __all__ = ["HeaderAuth", "HeaderValue"]
 
@@ -26,7 +27,8 @@ class HeaderAuth(Layer):
     """Sets headers that hold a credential, on requests to one origin.
 
     It stands inside of ``Retry``, so that each send gets a fresh value. A request to any other scheme, host or
-    port, as after a redirect, gets none of these headers and loses those that it has.
+    port, as after a redirect, gets none of these headers and loses those that it has. When a send has ended they are
+    taken off the request again, so that nothing that is said of it later shows them.
 
     Args:
         headers: The values by their names. A function is asked before each send. Calls that ask while an async
@@ -64,31 +66,47 @@ class HeaderAuth(Layer):
     async def _around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
         if self._names not in call.auth_headers:
             call.auth_headers = (*call.auth_headers, self._names)
-        origin, headers = call.origin(request.url), request.headers
+        origin = call.origin(request.url)
         if self._origin is None:
             self._origin = origin
-        if origin != self._origin:
+        for name in self._values:
+            # No value is in a local of this frame: a traceback with the locals of its frames would show it.
+            if origin != self._origin:
+                request.headers.popall(name, None)
+            elif (answer := self._ask(request, call, name)) is not None:
+                _put(request, call, name, _checked(name, await answer))
+        try:
+            response = await send(request, call)
+        finally:
+            # aiohttp shows them to whoever looks at a request that was sent: in the repr of its own errors, say.
             for name in self._values:
-                headers.popall(name, None)
-            return await send(request, call)
-        for name, value in self._values.items():
-            if isinstance(value, str):
-                credential: str | None = value
-            else:
-                answer = value()
-                if not isinstance(answer, str) and inspect.isawaitable(answer):
-                    answer = await answer
-                credential = None if answer is None else _check(name, answer)
-            if credential is None:
-                headers.popall(name, None)
-                continue
-            headers[name] = credential
-            if credential not in call.secrets:
-                call.secrets = (*call.secrets, credential)
-        return await send(request, call)
+                request.headers.popall(name, None)
+        note_secrets(response, call.secrets)
+        return response
+
+    def _ask(self, request: aiohttp.ClientRequest, call: Call, name: istr) -> Awaitable[str | None] | None:
+        """Set a header whose value is there. Returns what is to be waited for where it is not."""
+        value = self._values[name]
+        if isinstance(value, str):
+            _put(request, call, name, value)
+            return None
+        answer = value()
+        if not isinstance(answer, str) and inspect.isawaitable(answer):
+            return answer
+        _put(request, call, name, _checked(name, answer))
+        return None
 
     def __repr__(self) -> str:
         return f"HeaderAuth({', '.join(self._values)})"
+
+
+def _put(request: aiohttp.ClientRequest, call: Call, name: istr, credential: str | None) -> None:
+    if credential is None:
+        request.headers.popall(name, None)
+        return
+    request.headers[name] = credential
+    if credential not in call.secrets:
+        call.secrets = (*call.secrets, credential)
 
 
 def _origin_of(value: str | URL) -> Origin:
@@ -100,6 +118,10 @@ def _origin_of(value: str | URL) -> Origin:
         shown = url.with_user(None) if url.raw_host else type(value).__name__
         raise ValueError(f"origin must be an http or https URL with a host, not {str(shown)!r}")
     return url.scheme, url.raw_host, url.port
+
+
+def _checked(name: str, answer: object) -> str | None:
+    return None if answer is None else _check(name, answer)
 
 
 def _check(name: str, value: object) -> str:

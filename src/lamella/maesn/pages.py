@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
 import aiohttp
 
+from lamella.answer_body import peek
 from lamella.classification import ERROR_STATUS, api_error
 from lamella.maesn.account import account as account_context
 from lamella.maesn.rules import RULES
@@ -24,6 +26,10 @@ PAGE_LIMITS: Final = (5, 10, 20, 50, 100)
 
 _TOO_MANY: Final = 2**53
 """No number of records or pages: what is not below cannot be told from its neighbours in JSON."""
+_MOST_PAGES: Final = 1_000_000
+"""No list has more: who says so would have us keep a list of them."""
+_LONGEST: Final = 64 * 2**20
+"""Bytes of a page that are read."""
 _RESOURCE = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 
 
@@ -81,8 +87,9 @@ def pages(
         None if since is None else checked_moment(since),
         company_id,
         environment_name,
+        account,
     )
-    return _pages(session, query, account, first)
+    return _pages(session, query, first)
 
 
 def records(
@@ -123,6 +130,8 @@ class Query:
     since: str | None = None
     company_id: str | None = None
     environment_name: str | None = None
+    account: str | None = field(default=None, repr=False)
+    """The account's key: here, and in no local that a traceback might show. None: the one of the context."""
 
     def params(self, number: int) -> dict[str, str]:
         """The query of the page with this *number*."""
@@ -161,9 +170,9 @@ def checked_moment(since: datetime | str) -> str:
     return since if isinstance(since, str) else moment.isoformat()
 
 
-async def _pages(session: aiohttp.ClientSession, query: Query, account: str | None, number: int) -> AsyncIterator[Page]:
+async def _pages(session: aiohttp.ClientSession, query: Query, number: int) -> AsyncIterator[Page]:
     while True:
-        page = await read_page(session, query, number, account)
+        page = await read_page(session, query, number)
         if not page.records and number > 1:
             return
         yield page
@@ -172,31 +181,50 @@ async def _pages(session: aiohttp.ClientSession, query: Query, account: str | No
         number += 1
 
 
-async def read_page(session: aiohttp.ClientSession, query: Query, number: int, account: str | None = None) -> Page:
-    """One page of a list; *account* as in :func:`pages`.
+async def read_page(session: aiohttp.ClientSession, query: Query, number: int) -> Page:
+    """One page of a list.
 
     Raises:
         lamella.LamellaError: It could not be had.
         ValueError: The answer holds no list.
     """
-    with nullcontext() if account is None else account_context(account):
+    what = f"page {number} of {query.resource}"
+    with nullcontext() if query.account is None else account_context(query.account):
         async with session.get(f"accounting/{query.resource}", params=query.params(number)) as response:
             if response.status >= ERROR_STATUS:
                 # A session that does not raise must not make an error look like an empty list.
                 raise await api_error(response, RULES)
-            answer = await response.json()
+            answer = await _json(response, what)
             now = time.time()
             answered = parse_http_date(response.headers.get("Date"), now)
     data = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(data, list):
         raise ValueError(  # noqa: TRY004 - it is the answer that is wrong, not an argument
-            f"page {number} of {query.resource} holds no list of records, but {type(data).__name__}"
+            f"{what} holds no list of records, but {type(data).__name__}"
         )
-    meta = answer.get("meta") or {}
-    pagination = meta.get("pagination") or {}
-    return Page(
-        number, _whole(pagination.get("totalPages")), data, meta, _whole(pagination.get("total")), answered or now
-    )
+    meta = _object(answer.get("meta"))
+    pagination = _object(meta.get("pagination"))
+    total_pages = _whole(pagination.get("totalPages"))
+    if total_pages is not None and total_pages > _MOST_PAGES:
+        total_pages = None  # as if it had not said: the list ends with an empty page, too
+    return Page(number, total_pages, data, meta, _whole(pagination.get("total")), answered or now)
+
+
+async def _json(response: aiohttp.ClientResponse, what: str) -> Any:
+    # What Buffer has waited for is here, and no longer than its limit.
+    if not response.content.is_eof() and len(await peek(response, _LONGEST + 1)) > _LONGEST:
+        response.close()
+        raise ValueError(f"{what} is longer than {_LONGEST // 2**20} MiB")
+    try:
+        return json.loads(await response.text())
+    except (ValueError, RecursionError) as exc:
+        problem = type(exc).__name__
+    # Out here, or it would hold that error, which holds the body.
+    raise ValueError(f"{what} is no JSON that can be read ({problem})")
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _whole(value: object) -> int | None:

@@ -264,7 +264,9 @@ class _List:
         self.part = _part(wanted, position)
         self.known = 0
         """Up to which page it is being read."""
-        self.query = Query(wanted.resource, limit, position.since, account.company_id, account.environment_name)
+        self.query = Query(
+            wanted.resource, limit, position.since, account.company_id, account.environment_name, account.key
+        )
 
 
 class _Page:
@@ -345,7 +347,7 @@ class _Reading:
         if not page.begun:
             page.begun = True
             self._change(of, replace(of.part, running=of.part.running + 1))
-        found = await read_page(self._session, of.query, page.number, of.account.key)
+        found = await read_page(self._session, of.query, page.number)
         return await self._journal.commit(lambda db: store(db, of.wanted, page.walk, found))
 
     def ended(self, outcome: ItemOutcome[_Page, Position]) -> None:

@@ -1,0 +1,58 @@
+"""The tests hold nothing that is worth stealing; and what docs/security.md says of them is so."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from tests.conftest import pytest_configure
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "security.md"
+HEADS = ("| who | what", "| what | what")
+REFERENCE = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
+
+
+def test_no_key_of_whoever_runs_them_is_in_their_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAESN_API_KEY", "a real one")
+    monkeypatch.setenv("MAESN_BASE_URL", "https://api.example")
+    monkeypatch.setenv("MAESNER", "none of ours")
+    pytest_configure()
+    assert [name for name in os.environ if name.startswith("MAESN")] == ["MAESNER"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
+def test_one_that_crashes_leaves_no_core_dump() -> None:
+    import resource
+
+    assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
+
+
+def test_pytest_shows_no_locals_unless_one_asks_for_them(pytestconfig: pytest.Config) -> None:
+    assert "showlocals" not in " ".join(pytestconfig.getini("addopts"))
+
+
+def _tests_of(path: Path) -> set[str]:
+    return {
+        node.name
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    }
+
+
+def test_each_line_of_the_threat_model_names_a_test_that_is_there() -> None:
+    text = PAGE.read_text("utf-8")
+    rows = [
+        line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| |", "| who", "| what"))
+    ]
+    assert len(rows) > 20
+    for row in rows:
+        found = REFERENCE.findall(row)
+        assert found, f"no test: {row}"
+        for path, name in found:
+            assert (ROOT / path).is_file(), path
+            assert not name or name in _tests_of(ROOT / path), f"{path}::{name}"
