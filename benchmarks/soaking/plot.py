@@ -29,7 +29,7 @@ def draw(document: Document, path: Path) -> None:
             panel.grid(axis="y", color=GRID)
             panel.set_axisbelow(True)
             panel.axvspan(0, WARM_UP * minutes[-1], color=GRID, alpha=0.5, linewidth=0)
-            panel.set_xlim(0)
+            panel.set_xlim(0, minutes[-1])
         _flat(panels[0][0], "Memory (RSS), MB", minutes, [sample["rss"] / MB for sample in samples], rss.before / MB)
         _flat(
             panels[0][1],
@@ -47,7 +47,7 @@ def draw(document: Document, path: Path) -> None:
             panel.plot(minutes, work, color=FAINT, linewidth=1, label="the most at work")
             panel.plot(minutes, rest, color=_BLUE, linewidth=1.6, label="at rest")
             panel.set_ylim(0)
-        panels[1][0].legend(frameon=False, fontsize=8, loc="center right")
+        panels[1][0].legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 0.08))
         figure.savefig(path, dpi=160)
 
 

@@ -21,8 +21,8 @@ INTRODUCTION: Final = """\
 
 `maesn.sync` again and again in one process and one session, for six accounts of a server that fails in every way it
 knows, with outages of up to two seconds; one sync in five is cancelled in the middle. Every ten seconds the syncs pause
-until idle connections have ended, and it is looked at what the process holds. `make soak` wrote this page; all samples
-are in soak.json.
+until idle connections have ended; garbage is collected, the C library gives back what is free, and it is looked at what
+the process holds. The server is another process. `make soak` wrote this page; all samples are in soak.json.
 
 ![Memory, objects, tasks, descriptors and connections by time](soak.png)
 """
