@@ -21,6 +21,7 @@ from lamella.cli.stamina_hooks import no_stamina_hooks
 from lamella.layers import Breaker, Throttle
 from lamella.maesn import RULES, Account, Part, Report, layers, plan, sync
 from lamella.policy import RuleBook
+from lamella.stacking import as_one
 from lamella.telemetry import without_other_instrumentation
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ async def _sync(settings: Settings, chosen: Sequence[aiohttp.ClientMiddlewareTyp
         without_other_instrumentation(
             aiohttp.ClientSession(
                 settings.base_url,
-                middlewares=chosen,
+                middlewares=(as_one(chosen),),
                 timeout=aiohttp.ClientTimeout(total=None),
                 connector=aiohttp.TCPConnector(limit=_connections()),
             )
