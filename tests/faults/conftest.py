@@ -1,0 +1,1 @@
+from tests.telemetry.conftest import metering as metering
