@@ -23,7 +23,7 @@ from lamella.errors import (
 from lamella.policy import RuleBook, StopReason, parse_http_date, parse_retry_after
 from lamella.redaction import secrets_in
 
-__all__ = ["ERROR_STATUS", "api_error", "rate_limited", "retry_after_of", "shown_cause", "transport_error"]
+__all__ = ["ERROR_STATUS", "api_error", "last_send", "rate_limited", "retry_after_of", "shown_cause", "transport_error"]
 
 ERROR_STATUS = 400
 """An answer with this status or a greater one is an error."""
@@ -67,10 +67,18 @@ def retry_after_of(response: aiohttp.ClientResponse) -> float | None:
     return parse_retry_after(value, now if their_now is None else their_now)
 
 
+def last_send(request: aiohttp.ClientRequest) -> object:
+    """Another object after each send of *request*; where aiohttp does not tell, after each question."""
+    return getattr(request, "response", object())
+
+
 def transport_error(
-    request: aiohttp.ClientRequest, exc: Exception, rules: RuleBook | None = None
+    request: aiohttp.ClientRequest, exc: Exception, rules: RuleBook | None = None, *, unsent: bool = False
 ) -> TransportError | None:
-    """The error for *exc*, or None where it is none of the transport's and should pass as it is."""
+    """The error for *exc*, or None where it is none of the transport's and should pass as it is.
+
+    *unsent* tells that aiohttp has not begun to write the request.
+    """
     kind = _kind(exc)
     if kind is None or request.session.closed:
         return None
@@ -78,6 +86,9 @@ def transport_error(
         reason = f"not HTTP: {exc.message}" if kind is ConnectionLost else f"proxy: {exc.status} {exc.message}"
     else:
         reason = str(exc) or type(exc).__name__
+    if kind is ConnectionLost and unsent and request.proxy is not None and request.is_ssl():
+        # Between us and the proxy, which was asked for a tunnel: aiohttp has no name of its own for that.
+        kind = ConnectFailed
     return kind(
         request.method,
         request.url,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import aiohttp
 
 from lamella.call import ORDER, Call
-from lamella.classification import ERROR_STATUS, api_error, shown_cause, transport_error
+from lamella.classification import ERROR_STATUS, api_error, last_send, shown_cause, transport_error
 from lamella.policy import RuleBook
 from lamella.request_body import note_interruption
 
@@ -36,6 +36,7 @@ class Classify:
         call = Call.of(request)
         outside = call.enter(self.rank)
         call.answer = None
+        before = last_send(request)
         try:
             try:
                 response = await handler(request)
@@ -49,7 +50,7 @@ class Classify:
             finally:
                 response.release()
         except (aiohttp.ClientError, OSError) as exc:
-            error = transport_error(request, exc, self._rules)
+            error = transport_error(request, exc, self._rules, unsent=last_send(request) is before)
             if error is None:
                 raise
             raise error from shown_cause(exc)

@@ -19,7 +19,7 @@ from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
 from lamella.call import ORDER, Call, secrets_of
-from lamella.classification import ERROR_STATUS, api_error, rate_limited, shown_cause, transport_error
+from lamella.classification import ERROR_STATUS, api_error, last_send, rate_limited, shown_cause, transport_error
 from lamella.deadlines import inherited, inherited_deadline
 from lamella.errors import (
     ApiError,
@@ -198,6 +198,7 @@ class _Series:
 
     async def send(self) -> aiohttp.ClientResponse:
         """Send once. A failure is raised as a LamellaError that we own; anything else is none of ours."""
+        before = last_send(self._request)
         try:
             response = await self._bounded()
             if response.status < ERROR_STATUS:
@@ -217,7 +218,8 @@ class _Series:
                 self._own(exc)
             raise
         except (aiohttp.ClientError, TimeoutError) as exc:
-            failure = transport_error(self._request, exc, self._retry._rules)
+            unsent = last_send(self._request) is before
+            failure = transport_error(self._request, exc, self._retry._rules, unsent=unsent)
             if failure is None:
                 raise
             self._own(failure)
