@@ -157,9 +157,11 @@ def _after_scheme(value: str) -> Iterable[str]:
 def _hide(text: str, secrets: Iterable[str]) -> str:
     """*text* with each of *secrets* replaced, as it is or as a URL spells it."""
     found = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
-    found |= {one_line(secret) for secret in found if len(secret.split()) > 1}
+    # Whoever reads our headers as Latin-1, as HTTP once said, tells of them in these letters.
+    found |= {secret.encode("utf-8", "surrogatepass").decode("latin-1") for secret in found if not secret.isascii()}
+    found |= {one_line(secret) for secret in found if not secret.isprintable() or len(secret.split()) > 1}
     # The longest first: nothing is to be left of one that holds another.
-    ordered = sorted(found, key=len, reverse=True)
+    ordered = sorted((secret for secret in found if len(secret) >= _SHORTEST_SECRET), key=len, reverse=True)
     for secret in ordered:
         text = text.replace(secret, _MARK)
     if "%" in text or "+" in text:
