@@ -126,7 +126,9 @@ def _maesn(place: Place) -> tuple[aiohttp.ClientMiddlewareType, ...]:
 
 LAYERS: Final = (
     Layers("Classify", lambda place: (_auth(place), Classify(maesn.RULES)), retry=False),
-    Layers("Classify and Buffer", lambda place: (_auth(place), Buffer(), Classify(maesn.RULES)), retry=False, buffer=True),
+    Layers(
+        "Classify and Buffer", lambda place: (_auth(place), Buffer(), Classify(maesn.RULES)), retry=False, buffer=True
+    ),
     Layers("Retry", lambda place: (_retry(), _auth(place)), classify=False),
     Layers("Retry and Classify", lambda place: (_retry(), _auth(place), Classify(maesn.RULES))),
     Layers("all", _full, buffer=True, timeout=True, spans=True),

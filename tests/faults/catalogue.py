@@ -15,10 +15,10 @@ from typing import Any, Final
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from tests.faults.calls import Request
-from tests.faults.certificates import HOST, client_context, server_context
+from tests.faults.certificates import client_context, server_context
 from tests.faults.wire import WHOLE, Greet, Line, Play, Route, head, healthy, in_one, tunnel
 
-__all__ = ["FAULTS", "End", "Fault", "Phase"]
+__all__ = ["FAULTS", "LOSES_BAD_CHUNKS", "End", "Fault", "Names", "Phase"]
 
 
 class Phase(IntEnum):
@@ -85,6 +85,11 @@ class Fault:
 
 
 # The ways in which a connection ends under somebody's hands.
+
+
+LOSES_BAD_CHUNKS: Final = True
+"""test_aiohttp.py tells: a bad chunk that comes later than the head is noticed by aiohttp, and told to nobody."""
+BAD_CHUNK: Final = End.ENDLESS if LOSES_BAD_CHUNKS else End.BREAKS
 
 
 async def _closes(line: Line) -> None:
@@ -227,13 +232,21 @@ def _while_written() -> Iterator[Fault]:
     yield Fault("closed within the request", Phase.REQUEST, End.BREAKS, _head_then_close, requests=_is_large)
     yield Fault("reset within the request", Phase.REQUEST, End.BREAKS, _head_then_reset, requests=_is_large)
     yield Fault("silence within the request", Phase.REQUEST, End.SILENCE, _deaf, requests=_is_large)
-    yield Fault("an answer before the request is read", Phase.DONE, End.WHOLE, _early, status=413, unread=True, requests=_is_large)
+    yield Fault(
+        "an answer before the request is read",
+        Phase.DONE,
+        End.WHOLE,
+        _early,
+        status=413,
+        unread=True,
+        requests=_is_large,
+    )
 
 
 # No connection.
 
 
-class _Names(AbstractResolver):
+class Names(AbstractResolver):
     """A resolver that fails, always or at first."""
 
     def __init__(self, *, silent: bool = False) -> None:
@@ -301,8 +314,8 @@ def _connect(end: Play, sent: bytes = b"") -> Greet:
 
 def _unconnected() -> Iterator[Fault]:
     no = Phase.CONNECT
-    yield Fault("no such host", no, End.BREAKS, resolver=_Names)
-    yield Fault("DNS is silent", no, End.SILENCE, resolver=lambda: _Names(silent=True), lasts=True)
+    yield Fault("no such host", no, End.BREAKS, resolver=Names)
+    yield Fault("DNS is silent", no, End.SILENCE, resolver=lambda: Names(silent=True), lasts=True)
     yield Fault("refused", no, End.BREAKS, opens=False)
     yield Fault("refused, TLS", no, End.BREAKS, opens=False, route=Route.TLS)
     yield Fault("refused by the proxy", no, End.BREAKS, opens=False, route=Route.PROXY)
@@ -333,9 +346,7 @@ def _unconnected() -> Iterator[Fault]:
     )
     for status in (403, 407, 502, 503):
         answer = head(f"{status} No", "Content-Length: 0")
-        yield Fault(
-            f"a proxy answers {status}", no, End.BREAKS, greet=_connect(_closes, answer), route=Route.TUNNEL
-        )
+        yield Fault(f"a proxy answers {status}", no, End.BREAKS, greet=_connect(_closes, answer), route=Route.TUNNEL)
     for ending, (end, play) in _ENDS.items():
         yield Fault(f"{ending} after CONNECT", no, end, greet=_connect(play), route=Route.TUNNEL)
     yield Fault(
@@ -350,7 +361,7 @@ _NOT_HTTP: Final = {
     "garbage": bytes(range(128, 256)) + b"\r\n\r\n",
     "an SSH server": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
     "HTTP/0.9": WHOLE,
-    "HTTP/2": b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x80\x00\x04\x00\x01\x00\x00\x00\x05\x00\xff\xff\xff",
+    "HTTP/2": b"\0\0\x12\x04\0\0\0\0\0" + b"\0\3\0\0\0\x80\0\4\0\1\0\0\0\5\0\xff\xff\xff",
     "a status of two digits": head("99 X", "Content-Length: 0"),
     "a status in letters": head("abc X", "Content-Length: 0"),
     "a header of 1 MB": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2**20 + b"\r\nContent-Length: 0\r\n\r\n",
@@ -387,13 +398,15 @@ def _malformed() -> Iterator[Fault]:
     chunked = head("200 OK", "Transfer-Encoding: chunked")
     for name, chunks in _BAD_CHUNKS.items():
         later = _after(chunked, _sends_later(chunks))
-        yield Fault(name, Phase.BODY, End.BREAKS, later, requests=_has_a_body_in_the_answer)
+        yield Fault(name, Phase.BODY, BAD_CHUNK, later, requests=_has_a_body_in_the_answer)
         # In one piece with the head, the head is lost as well.
         at_once = _after(chunked + chunks, _closes)
         yield Fault(f"{name}, at once", Phase.HEAD, End.BREAKS, at_once, requests=_has_a_body_in_the_answer)
     short = head("200 OK", f"Content-Length: {len(WHOLE)}") + WHOLE
     at_once = _after(short + b"and more", _closes)
-    yield Fault("a length that is too short, at once", Phase.HEAD, End.BREAKS, at_once, requests=_has_a_body_in_the_answer)
+    yield Fault(
+        "a length that is too short, at once", Phase.HEAD, End.BREAKS, at_once, requests=_has_a_body_in_the_answer
+    )
     zipped = "Content-Encoding: gzip"
     for name, body in {
         "a cut gzip": _ZIPPED[: len(_ZIPPED) // 2],
@@ -404,7 +417,11 @@ def _malformed() -> Iterator[Fault]:
         yield Fault(name, Phase.BODY, End.BREAKS, _after(sent, _closes), requests=_has_a_body_in_the_answer)
     too_long = head("200 OK", f"Content-Length: {len(WHOLE) + 100}") + WHOLE
     yield Fault(
-        "a length that is too long", Phase.BODY, End.BREAKS, _after(too_long, _closes), requests=_has_a_body_in_the_answer
+        "a length that is too long",
+        Phase.BODY,
+        End.BREAKS,
+        _after(too_long, _closes),
+        requests=_has_a_body_in_the_answer,
     )
 
 
@@ -443,29 +460,31 @@ def _strange() -> Iterator[Fault]:
     yield Fault("503 with 1 MB", done, whole, _answers(503, long), status=503, answer=long, kept=True)
     http_1_0 = head("200 OK", version="HTTP/1.0") + WHOLE
     yield Fault("HTTP/1.0", done, whole, _after(http_1_0, _closes), requests=_has_a_body_in_the_answer)
-    yield Fault("200 until the end", done, whole, _after(head("200 OK") + WHOLE, _closes), requests=_has_a_body_in_the_answer)
+    yield Fault(
+        "200 until the end", done, whole, _after(head("200 OK") + WHOLE, _closes), requests=_has_a_body_in_the_answer
+    )
     too_short = _after(head("200 OK", f"Content-Length: {len(WHOLE)}") + WHOLE, _sends_later(b"and more"))
     yield Fault("a length that is too short", done, whole, too_short, kept=True, requests=_has_a_body_in_the_answer)
     hints = b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000
     yield Fault("1,000 hints first", done, whole, _floods(hints), kept=True)
     bomb = b"\0" * (4 * 2**20)
+    # Kept, the connection would meet test_aiohttp.py's second fault.
+    zipped = "Content-Encoding: gzip", "Connection: close"
     yield Fault(
         "a gzip bomb",
         done,
         whole,
-        _answers(200, gzip.compress(bomb, mtime=0), "Content-Encoding: gzip"),
+        _answers(200, gzip.compress(bomb, mtime=0), *zipped),
         answer=bomb,
-        kept=True,
         requests=_has_a_body_in_the_answer,
     )
     yield Fault(
         "a gzip bomb in a 500",
         done,
         whole,
-        _answers(500, gzip.compress(bomb, mtime=0), "Content-Encoding: gzip"),
+        _answers(500, gzip.compress(bomb, mtime=0), *zipped),
         status=500,
         answer=bomb,
-        kept=True,
         requests=_has_a_body_in_the_answer,
     )
     for status in (200, 417):
@@ -511,7 +530,7 @@ def _floods(flood: bytes) -> Play:
 
 # Everything comes, and takes its time.
 
-_PIECES: Final = 5
+_PIECES: Final = 3
 _PAUSE: Final = 4.0
 
 
@@ -575,9 +594,7 @@ def _slow() -> Iterator[Fault]:
         )
     yield Fault("hints without end", Phase.HEAD, End.ENDLESS, _hints_for_ever)
     yield Fault("headers without end", Phase.HEAD, End.ENDLESS, _headers_for_ever)
-    yield Fault(
-        "a body without end", Phase.BODY, End.ENDLESS, _body_for_ever, requests=_has_a_body_in_the_answer
-    )
+    yield Fault("a body without end", Phase.BODY, End.ENDLESS, _body_for_ever, requests=_has_a_body_in_the_answer)
 
 
 FAULTS: Final = (

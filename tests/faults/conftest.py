@@ -1,1 +1,7 @@
-from tests.telemetry.conftest import metering as metering
+"""What the faults are measured with."""
+
+from __future__ import annotations
+
+from tests.telemetry.conftest import metering
+
+__all__ = ["metering"]
