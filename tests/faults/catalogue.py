@@ -531,7 +531,7 @@ def _floods(flood: bytes) -> Play:
 # Everything comes, and takes its time.
 
 _PIECES: Final = 3
-_PAUSE: Final = 4.0
+_PAUSE: Final = 6.0
 
 
 def _drips(*, body: bool, status: int = 200) -> Play:
