@@ -226,7 +226,7 @@ class Wire:
             TimeoutError: The client has left one open.
         """
         self.over.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while self._lines:
                 await asyncio.wait(self._lines)
 
