@@ -23,7 +23,16 @@ from lamella.errors import (
 from lamella.policy import RuleBook, StopReason, parse_http_date, parse_retry_after
 from lamella.redaction import secrets_in
 
-__all__ = ["ERROR_STATUS", "api_error", "last_send", "rate_limited", "retry_after_of", "shown_cause", "transport_error"]
+__all__ = [
+    "ERROR_STATUS",
+    "api_error",
+    "last_send",
+    "rate_limited",
+    "require_open",
+    "retry_after_of",
+    "shown_cause",
+    "transport_error",
+]
 
 ERROR_STATUS = 400
 """An answer with this status or a greater one is an error."""
@@ -65,6 +74,16 @@ def retry_after_of(response: aiohttp.ClientResponse) -> float | None:
     now = time.time()
     their_now = parse_http_date(response.headers.get("Date"), now)
     return parse_retry_after(value, now if their_now is None else their_now)
+
+
+def require_open(request: aiohttp.ClientRequest) -> None:
+    """To be called after a wait: of a session that was closed meanwhile aiohttp makes an AssertionError without a word.
+
+    Raises:
+        RuntimeError: The session of *request* is closed, as aiohttp says it of a call that begins.
+    """
+    if request.session.closed:
+        raise RuntimeError("Session is closed")
 
 
 def last_send(request: aiohttp.ClientRequest) -> object:

@@ -19,7 +19,15 @@ from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
 from lamella.call import ORDER, Call, secrets_of
-from lamella.classification import ERROR_STATUS, api_error, last_send, rate_limited, shown_cause, transport_error
+from lamella.classification import (
+    ERROR_STATUS,
+    api_error,
+    last_send,
+    rate_limited,
+    require_open,
+    shown_cause,
+    transport_error,
+)
 from lamella.deadlines import inherited, inherited_deadline
 from lamella.errors import (
     ApiError,
@@ -236,6 +244,7 @@ class _Series:
             if not begun:
                 begun = True
                 raise first
+            require_open(self._request)
             await self._readmit(first)
             self._note_retry()
             await rewind(self._request)

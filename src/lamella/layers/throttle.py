@@ -23,7 +23,7 @@ from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
 from lamella.call import ORDER, Call
-from lamella.classification import rate_limited, retry_after_of
+from lamella.classification import rate_limited, require_open, retry_after_of
 from lamella.errors import ApiError, ConnectFailed, NotSent
 from lamella.gate import Gate
 from lamella.policy import Limit, RuleBook
@@ -140,6 +140,7 @@ class Throttle:
     ) -> aiohttp.ClientResponse:
         call = Call.of(request)
         try:
+            require_open(request)
             response = await handler(request)
         except (ConnectFailed, NotSent):
             raise  # it cannot have been counted
