@@ -131,3 +131,18 @@ async def _cancelled(step: int, script: tuple[int | Fault | Reply, ...], raise_e
 
 async def _stepped(step: int, work: Coroutine[Any, Any, T]) -> tuple[bool, T]:
     return await cancelled_at(step, work)
+
+
+async def test_a_session_that_is_closed_during_a_wait_says_so(virtual_time: VirtualClock) -> None:
+    async with Sandbox(records=1) as sandbox:
+        sandbox.script(*[429] * 5)
+        session = maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url)
+        # The first one waits for its next try, the others at the gate.
+        calls = [asyncio.ensure_future(session.get("/accounting/invoices"))]
+        await asyncio.sleep(1)
+        calls += [asyncio.ensure_future(session.get("/accounting/invoices")) for _ in range(2)]
+        await asyncio.sleep(1)
+        await session.close()
+        for call in calls:
+            with pytest.raises(RuntimeError, match="Session is closed"):
+                await call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64encode
 from collections.abc import Callable
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 from yarl import URL
 
-from lamella.redaction import REDACTED, redact_headers, redact_text, redact_url, secrets_in
+from lamella.redaction import REDACTED, redact_headers, redact_json, redact_text, redact_url, secrets_in
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
 # What stands in place of a secret must not be taken for one: hence no letter of "REDACTED".
@@ -26,6 +27,16 @@ SECRETS = st.text(st.characters(codec="utf-8", exclude_characters="REDACT"), min
 @given(TEXT, SECRETS, TEXT)
 def test_a_secret_in_a_text_is_not_shown(before: str, secret: str, after: str) -> None:
     assert secret not in redact_text(before + secret + after, [secret])
+
+
+@given(TEXT, SECRETS, TEXT)
+@example("", "schlüssel-ключ-鍵-🔑", "")
+def test_a_secret_that_somebody_has_read_as_latin_1_is_not_shown(before: str, secret: str, after: str) -> None:
+    read = secret.encode().decode("latin-1")
+    sent = json.dumps({"you sent": before + read + after})
+    for shown in (redact_text(before + read + after, [secret]), redact_json(sent.encode(), None, [secret])[0].decode()):
+        assert read not in shown
+        assert json.dumps(read)[1:-1] not in shown
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import aiohttp
 
 from lamella.redaction import redact_json
 
-__all__ = ["ErrorBody", "peek", "read_error_body"]
+__all__ = ["ErrorBody", "peek", "read_error_body", "wait_for_body"]
 
 _ERROR_BYTES = 64 * 1024
 # So that a secret is not cut in two, and its first half kept.
@@ -35,6 +35,11 @@ async def peek(response: aiohttp.ClientResponse, limit: int) -> bytes:
     return b"".join(chunks)[:limit]
 
 
+async def wait_for_body(response: aiohttp.ClientResponse, limit: int) -> None:
+    """As :func:`peek`, for whom it is enough that the body is there: not more than *limit* is held, and no copy."""
+    await _peek(response.content, limit, [])
+
+
 async def _peek(content: aiohttp.StreamReader, limit: int, chunks: list[bytes]) -> None:
     size = 0
     try:
@@ -46,7 +51,9 @@ async def _peek(content: aiohttp.StreamReader, limit: int, chunks: list[bytes]) 
             with warnings.catch_warnings():
                 # Deprecated since 2018 without a successor: the only way to hand a stream on unchanged.
                 warnings.simplefilter("ignore", DeprecationWarning)
-                content.unread_data(b"".join(chunks))
+                # One by one: put together they would be there twice.
+                for chunk in reversed(chunks):
+                    content.unread_data(chunk)
 
 
 @dataclass(frozen=True, slots=True)

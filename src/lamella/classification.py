@@ -26,8 +26,10 @@ from lamella.redaction import secrets_in
 __all__ = [
     "ERROR_STATUS",
     "api_error",
+    "last_send",
     "note_secrets",
     "rate_limited",
+    "require_open",
     "retry_after_of",
     "shown_cause",
     "transport_error",
@@ -83,10 +85,28 @@ def retry_after_of(response: aiohttp.ClientResponse) -> float | None:
     return parse_retry_after(value, now if their_now is None else their_now)
 
 
+def require_open(request: aiohttp.ClientRequest) -> None:
+    """To be called after a wait: of a session that was closed meanwhile aiohttp makes an AssertionError without a word.
+
+    Raises:
+        RuntimeError: The session of *request* is closed, as aiohttp says it of a call that begins.
+    """
+    if request.session.closed:
+        raise RuntimeError("Session is closed")
+
+
+def last_send(request: aiohttp.ClientRequest) -> object:
+    """Another object after each send of *request*; where aiohttp does not tell, after each question."""
+    return getattr(request, "response", object())
+
+
 def transport_error(
-    request: aiohttp.ClientRequest, exc: Exception, rules: RuleBook | None = None
+    request: aiohttp.ClientRequest, exc: Exception, rules: RuleBook | None = None, *, unsent: bool = False
 ) -> TransportError | None:
-    """The error for *exc*, or None where it is none of the transport's and should pass as it is."""
+    """The error for *exc*, or None where it is none of the transport's and should pass as it is.
+
+    *unsent* tells that aiohttp has not begun to write the request.
+    """
     kind = _kind(exc)
     if kind is None or request.session.closed:
         return None
@@ -94,6 +114,9 @@ def transport_error(
         reason = f"not HTTP: {exc.message}" if kind is ConnectionLost else f"proxy: {exc.status} {exc.message}"
     else:
         reason = str(exc) or type(exc).__name__
+    if kind is ConnectionLost and unsent and request.proxy is not None and request.is_ssl():
+        # Between us and the proxy, which was asked for a tunnel: aiohttp has no name of its own for that.
+        kind = ConnectFailed
     return kind(
         request.method,
         request.url,

@@ -155,9 +155,12 @@ def _with_parts(given: tuple[str, ...], cookie: str) -> _Secrets:
 
 def _in_order(secrets: Iterable[str]) -> _Secrets:
     found = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
-    found |= {one_line(secret) for secret in found if len(secret.split()) > 1}
+    # Whoever reads our headers as Latin-1, as HTTP once said, tells of them in these letters.
+    found |= {secret.encode("utf-8", "surrogatepass").decode("latin-1") for secret in found if not secret.isascii()}
+    found |= {one_line(secret) for secret in found if not secret.isprintable() or len(secret.split()) > 1}
     # The longest first: nothing is to be left of one that holds another.
-    return _Secrets(sorted(found, key=lambda secret: (-len(secret), secret)))
+    kept = (secret for secret in found if len(secret) >= _SHORTEST_SECRET)
+    return _Secrets(sorted(kept, key=lambda secret: (-len(secret), secret)))
 
 
 @lru_cache(maxsize=1024)

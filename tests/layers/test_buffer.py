@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import Awaitable, Callable
 
 import aiohttp
@@ -135,3 +136,23 @@ async def test_a_websocket_is_left_alone(serve: Serve) -> None:
 def test_bad_limit() -> None:
     with pytest.raises(ValueError, match="0"):
         Buffer(0)
+
+
+async def test_no_more_than_the_limit_is_held(serve: Serve) -> None:
+    piece, limit = bytes(2**16), 8 * 2**20
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(0, 4 * limit, len(piece)):
+            await response.write(piece)
+        return response
+
+    tracemalloc.start(1)
+    try:
+        async with aiohttp.ClientSession(await serve(answer), middlewares=(Buffer(limit),)) as session:
+            async with session.get("/") as response:
+                assert sum([len(chunk) async for chunk in response.content.iter_chunked(2**16)]) == 4 * limit
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * limit
+    finally:
+        tracemalloc.stop()

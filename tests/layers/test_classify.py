@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import aiohttp
 import pytest
+import stamina
 from aiohttp import web
 from tests.conftest import Connection, Handler
 
@@ -16,6 +17,7 @@ from lamella import (
     ClientFault,
     ConnectFailed,
     ConnectionLost,
+    Retry,
     Rule,
     RuleBook,
     ServerFault,
@@ -112,6 +114,20 @@ async def test_a_failed_handshake_is_a_failed_connection(serve: Serve) -> None:
     async with aiohttp.ClientSession(middlewares=(Classify(RULES),)) as session:
         with pytest.raises(ConnectFailed):
             await session.get(url.replace("http:", "https:"), ssl=ssl.create_default_context())
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01 not HTTP\r\n\r\n"])
+@pytest.mark.parametrize("layers", [(Classify(RULES),), (Retry(RULES, attempts=2),)])
+async def test_a_proxy_that_does_not_answer_to_connect_is_a_failed_connection(
+    serve_raw: ServeRaw, layers: tuple[Classify | Retry, ...], said: bytes
+) -> None:
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"CONNECT ")
+        writer.write(said)
+
+    async with aiohttp.ClientSession(middlewares=layers) as session:
+        with stamina.set_testing(True), pytest.raises(ConnectFailed):
+            await session.post("https://api.example/", data=b"x", proxy=await serve_raw(connection))
 
 
 async def test_a_timeout_of_aiohttps_is_one_of_ours(serve: Serve) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import aiohttp
 
-from lamella.answer_body import peek
+from lamella.answer_body import wait_for_body
 from lamella.call import ORDER, Call, Layer, Send
 from lamella.classification import shown_cause, transport_error
 from lamella.request_body import note_interruption
@@ -43,7 +43,7 @@ class Buffer(Layer):
         # Should the body break off, its status is known all the same.
         call.answer = response
         try:
-            await peek(response, self._limit)
+            await wait_for_body(response, self._limit)
         except (aiohttp.ClientError, OSError) as exc:
             note_interruption(request)
             response.close()

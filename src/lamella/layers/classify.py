@@ -5,7 +5,7 @@ from __future__ import annotations
 import aiohttp
 
 from lamella.call import ORDER, Call, Layer, Send
-from lamella.classification import ERROR_STATUS, api_error, shown_cause, transport_error
+from lamella.classification import ERROR_STATUS, api_error, last_send, shown_cause, transport_error
 from lamella.policy import RuleBook
 from lamella.request_body import note_interruption
 
@@ -32,6 +32,7 @@ class Classify(Layer):
 
     async def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
         call.answer = None
+        before = last_send(request)
         try:
             response = await send(request, call)
             if response.status < ERROR_STATUS:
@@ -44,7 +45,7 @@ class Classify(Layer):
                 response.release()
         except (aiohttp.ClientError, OSError) as exc:
             note_interruption(request)
-            error = transport_error(request, exc, self._rules)
+            error = transport_error(request, exc, self._rules, unsent=last_send(request) is before)
             if error is None:
                 raise
             raise error from shown_cause(exc)

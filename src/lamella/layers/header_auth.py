@@ -12,7 +12,7 @@ from multidict import istr
 from yarl import URL
 
 from lamella.call import ORDER, Call, Layer, Origin, Send
-from lamella.classification import note_secrets
+from lamella.classification import ERROR_STATUS, note_secrets
 
 __all__ = ["HeaderAuth", "HeaderValue"]
 
@@ -81,7 +81,8 @@ class HeaderAuth(Layer):
             # aiohttp shows them to whoever looks at a request that was sent: in the repr of its own errors, say.
             for name in self._values:
                 request.headers.popall(name, None)
-        note_secrets(response, call.secrets)
+        if response.status >= ERROR_STATUS:
+            note_secrets(response, call.secrets)
         return response
 
     def _ask(self, request: aiohttp.ClientRequest, call: Call, name: istr) -> Awaitable[str | None] | None:

@@ -18,7 +18,15 @@ from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
 from lamella.call import ORDER, Call, Layer, Send, secrets_of
-from lamella.classification import ERROR_STATUS, api_error, rate_limited, shown_cause, transport_error
+from lamella.classification import (
+    ERROR_STATUS,
+    api_error,
+    last_send,
+    rate_limited,
+    require_open,
+    shown_cause,
+    transport_error,
+)
 from lamella.deadlines import inherited, inherited_deadline
 from lamella.errors import (
     ApiError,
@@ -122,6 +130,7 @@ class Retry(Layer):
         call.deadline = None if limit is None else began + limit
         parked_before = call.gate_wait
         first: aiohttp.ClientResponse | Exception | None = None
+        before = last_send(request)
         if limit is None:
             # Most calls end well with the first send, and then nothing need be known of it.
             try:
@@ -132,7 +141,7 @@ class Retry(Layer):
                 note_interruption(request)
             if not isinstance(first, Exception) and first.status < ERROR_STATUS and not call.records:
                 return first
-        series = _Series(self, request, call, send, began=began, limit=limit, parked_before=parked_before)
+        series = _Series(self, request, call, send, before, began=began, limit=limit, parked_before=parked_before)
         try:
             # stamina costs more than all of ours together: it is not entered before there is something to retry.
             try:
@@ -161,6 +170,7 @@ class _Series:
 
     __slots__ = (
         "_answer",
+        "_before",
         "_began",
         "_call",
         "_deadline",
@@ -185,6 +195,7 @@ class _Series:
         request: aiohttp.ClientRequest,
         call: Call,
         send: Send,
+        before: object,
         *,
         began: float,
         limit: float | None,
@@ -193,6 +204,8 @@ class _Series:
         self._retry = retry
         self._request = request
         self._send = send
+        self._before = before
+        """What tells whether anything was sent since."""
         self._call = call
         self._loop = request.loop
         self._started = self._began = began
@@ -224,6 +237,8 @@ class _Series:
 
         *made* is what has come of the send, where it is made already.
         """
+        if made is None:
+            self._before = last_send(self._request)
         try:
             if isinstance(made, Exception):
                 raise made
@@ -245,7 +260,8 @@ class _Series:
                 self._own(exc)
             raise
         except (aiohttp.ClientError, TimeoutError) as exc:
-            failure = transport_error(self._request, exc, self._retry._rules)
+            unsent = last_send(self._request) is self._before
+            failure = transport_error(self._request, exc, self._retry._rules, unsent=unsent)
             if failure is None:
                 raise
             self._own(failure)
@@ -264,6 +280,7 @@ class _Series:
             if not begun:
                 begun = True
                 raise first
+            require_open(self._request)
             await self._readmit(first)
             self._note_retry()
             # Nobody will raise it any more, and its traceback keeps all of that send alive until cycles are looked for.

@@ -24,7 +24,7 @@ from yarl import URL
 
 from lamella import telemetry
 from lamella.call import ORDER, Call, Layer, Send, origin_text
-from lamella.classification import rate_limited, retry_after_of
+from lamella.classification import rate_limited, require_open, retry_after_of
 from lamella.errors import ApiError, ConnectFailed, NotSent
 from lamella.gate import Gate
 from lamella.policy import Limit, RuleBook
@@ -122,6 +122,8 @@ class Throttle(Layer):
             sent = await self._turn(account, call, request)
         try:
             try:
+                if call.gate_wait:
+                    require_open(request)
                 response = await send(request, call)
             except BaseException as exc:
                 await self._settle_failure(account, call, sent, exc)

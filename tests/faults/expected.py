@@ -1,0 +1,158 @@
+"""What has to come of a call, by rules: nothing here was recorded, and nothing asks lamella."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+from tests.faults.calls import ATTEMPTS, Layers, Request
+from tests.faults.catalogue import End, Fault, Phase
+
+from lamella import (
+    AttemptTimeout,
+    BadRequest,
+    ClientFault,
+    ConnectFailed,
+    ConnectionLost,
+    Forbidden,
+    InternalServerError,
+    MethodNotAllowed,
+    NotFound,
+    ServerFault,
+    StopReason,
+    TooManyRequests,
+    Unauthorized,
+)
+
+__all__ = ["SOME", "Expected", "expected"]
+
+Kind = type[BaseException]
+
+_CLASSES: Final[dict[int, Kind]] = {
+    400: BadRequest,
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    405: MethodNotAllowed,
+    429: TooManyRequests,
+    500: InternalServerError,
+}
+_TRIED_AGAIN: Final = frozenset({429, 500, 502, 503, 504})
+"""The guide's, and what Maesn's rules make of 502, 503 and 504."""
+_IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+"""RFC 9110, section 9.2.2."""
+_MOST_OF_AN_ERROR: Final = 72 * 1024
+"""How much of an error's body is read for its messages."""
+
+
+SOME: Final = "(some)"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What has to come of a call."""
+
+    error: Kind | None
+    """What is raised: by the call, or while its answer is read."""
+    stopped: StopReason | None
+    """Why there was no further try, where a Retry can say so."""
+    status: int | None
+    """Of the answer that the caller gets. None: it gets none."""
+    sends: int
+    arrived: int
+    """How often the request's body arrived, whole each time."""
+    kept: int
+    """How many connections are good for another call."""
+    ends: tuple[str | None, ...]
+    """``error.type`` of each send's span; ``SOME`` where it is aiohttp's own name for it."""
+
+
+def expected(fault: Fault, request: Request, layers: Layers, *, always: bool) -> Expected:
+    """What has to come of *request* through *layers*, whose sends meet *fault* always, or the first one alone."""
+    kind = _failure(fault, layers)
+    stop = None if kind is None else _stop(kind, request, layers)
+    again = layers.retry and kind is not None and stop is StopReason.ATTEMPTS_USED_UP
+    faulty = 1 if not (again and always) else ATTEMPTS
+    well = int(again and not always)
+    read_whole = fault.phase >= Phase.HEAD and not fault.unread
+    error, status = (None, 200) if well else _handed_on(kind, fault, layers)
+    return Expected(
+        error=error,
+        stopped=stop if layers.retry and not well else None,
+        status=status,
+        sends=faulty + well,
+        arrived=faulty * read_whole + well,
+        kept=1 if well else int(_is_kept(kind, fault, request, layers)),
+        ends=((_type(kind, layers),) * faulty + (None,) * well) if layers.spans else (),
+    )
+
+
+def _type(kind: int | Kind | None, layers: Layers) -> str | None:
+    if kind is None or isinstance(kind, int):
+        return kind and str(kind)
+    return kind.__name__ if layers.classify else SOME
+
+
+def _failure(fault: Fault, layers: Layers) -> int | Kind | None:
+    """What one send ends in, for the layers above: a status, no answer, or well (None)."""
+    status = fault.status if fault.status >= 400 else None
+    if fault.phase is Phase.DONE:
+        return status
+    if fault.phase is Phase.BODY:
+        if status and layers.classify:
+            return status  # it says enough, whatever becomes of the body
+        if not layers.buffer:
+            return status  # the body is the caller's
+    match fault.end:
+        case End.BREAKS:
+            return ConnectFailed if fault.phase is Phase.CONNECT else ConnectionLost
+        case End.SILENCE if fault.phase is Phase.CONNECT and not layers.timeout:
+            return ConnectFailed  # the session's own limit for a connection has passed
+        case End.SILENCE:
+            return AttemptTimeout
+        case End.DRIP:
+            return AttemptTimeout if layers.timeout else status
+        case _:
+            return AttemptTimeout if layers.timeout else TimeoutError  # the caller's own
+
+
+def _stop(kind: int | Kind, request: Request, layers: Layers) -> StopReason:
+    """Why there is no other try, in the order of the contract's questions."""
+    if kind is TimeoutError:
+        return StopReason.CANCELLED
+    if isinstance(kind, int) and kind not in _TRIED_AGAIN:
+        return StopReason.NOT_RETRYABLE
+    nothing_done = kind in {429, ConnectFailed}
+    if not (nothing_done or request.method in _IDEMPOTENT or request.key or layers.retry_writes):
+        return StopReason.UNSAFE_METHOD
+    if request.stream and kind is not ConnectFailed:
+        return StopReason.BODY_NOT_REPLAYABLE
+    return StopReason.ATTEMPTS_USED_UP
+
+
+def _handed_on(kind: int | Kind | None, fault: Fault, layers: Layers) -> tuple[Kind | None, int | None]:
+    """The error that the caller gets for a send that was the last one, and the status of the answer."""
+    if kind is not None and not isinstance(kind, int):
+        return kind, None
+    if kind is not None and layers.classify:
+        return _CLASSES.get(kind) or (ClientFault if kind < 500 else ServerFault), None
+    if fault.phase is not Phase.BODY:
+        return None, fault.status
+    # The caller reads a body that nobody has waited for.
+    reading: dict[End, Kind] = {
+        End.BREAKS: aiohttp.ClientPayloadError,
+        End.SILENCE: TimeoutError,
+        End.ENDLESS: TimeoutError,
+    }
+    return reading.get(fault.end), fault.status
+
+
+def _is_kept(kind: int | Kind | None, fault: Fault, request: Request, layers: Layers) -> bool:
+    """Whether the connection of a send that met the fault is good for another call."""
+    if not fault.kept or not (kind is None or isinstance(kind, int)):
+        return False
+    if kind is not None and layers.classify and request.method != "HEAD":
+        # An error's body is read for a few seconds, and up to a length.
+        return fault.end is not End.DRIP and len(fault.answer or b"") <= _MOST_OF_AN_ERROR
+    return True
