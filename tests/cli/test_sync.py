@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import signal
+import stat
 import sqlite3
 import subprocess
 import sys
@@ -178,6 +179,7 @@ class TestTheEnd:
 
     def test_a_page_of_the_calls(self, server: Sandbox) -> None:
         shown = sync(server, "--report", "page.html")
+        assert stat.S_IMODE(os.stat("page.html").st_mode) == 0o600
         assert shown.exit_code == 1
         page = Page(Path("page.html").read_text(encoding="utf-8"))
         assert len(page.data) == len(server.received)

@@ -328,7 +328,7 @@ def _write_page(console: Console, path: Path, ended: _Ended, kept: KeptTraces) -
         )
     ).encode()
     try:
-        whole_file.write(path, content)
+        whole_file.write(path, content, mode=whole_file.PRIVATE)  # it names the end users
     except OSError as exc:
         warn(f"cannot write the page: {exc.strerror or exc}: {path}")
         return 1
