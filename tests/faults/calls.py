@@ -70,8 +70,6 @@ class Place:
     secret: str
     tracer_provider: TracerProvider
     meter_provider: MeterProvider
-    tap: aiohttp.ClientMiddlewareType
-    """Below all the layers: it sees what really is sent."""
 
 
 Make = Callable[[Place], tuple[aiohttp.ClientMiddlewareType, ...]]

@@ -18,7 +18,7 @@ from tests.faults.calls import Request
 from tests.faults.certificates import client_context, server_context
 from tests.faults.wire import WHOLE, Greet, Line, Play, Route, head, healthy, in_one, tunnel
 
-__all__ = ["FAULTS", "LOSES_BAD_CHUNKS", "End", "Fault", "Names", "Phase"]
+__all__ = ["FAULTS", "End", "Fault", "Names", "Phase", "sends_later"]
 
 
 class Phase(IntEnum):
@@ -87,11 +87,6 @@ class Fault:
 # The ways in which a connection ends under somebody's hands.
 
 
-LOSES_BAD_CHUNKS: Final = True
-"""test_aiohttp.py tells: a bad chunk that comes later than the head is noticed by aiohttp, and told to nobody."""
-BAD_CHUNK: Final = End.ENDLESS if LOSES_BAD_CHUNKS else End.BREAKS
-
-
 async def _closes(line: Line) -> None:
     line.close()
 
@@ -104,7 +99,7 @@ async def _is_silent(line: Line) -> None:
     await line.silence()
 
 
-def _sends_later(sent: bytes) -> Play:
+def sends_later(sent: bytes) -> Play:
     """*sent* is a packet of its own, and the last one."""
 
     async def play(line: Line) -> None:
@@ -345,7 +340,7 @@ def _unconnected() -> Iterator[Fault]:
         lasts=True,
     )
     for status in (403, 407, 502, 503):
-        answer = head(f"{status} No", "Content-Length: 0")
+        answer = head(f"{status} No", "Content-Length: 0", "Connection: close")
         yield Fault(f"a proxy answers {status}", no, End.BREAKS, greet=_connect(_closes, answer), route=Route.TUNNEL)
     for ending, (end, play) in _ENDS.items():
         yield Fault(f"{ending} after CONNECT", no, end, greet=_connect(play), route=Route.TUNNEL)
@@ -397,8 +392,9 @@ def _malformed() -> Iterator[Fault]:
         yield Fault(name, Phase.HEAD, End.BREAKS, _with_an_echo(sent))
     chunked = head("200 OK", "Transfer-Encoding: chunked")
     for name, chunks in _BAD_CHUNKS.items():
-        later = _after(chunked, _sends_later(chunks))
-        yield Fault(name, Phase.BODY, BAD_CHUNK, later, requests=_has_a_body_in_the_answer)
+        # aiohttp notices it and tells nobody: test_aiohttp.py.
+        later = _after(chunked, sends_later(chunks))
+        yield Fault(name, Phase.BODY, End.ENDLESS, later, requests=_has_a_body_in_the_answer)
         # In one piece with the head, the head is lost as well.
         at_once = _after(chunked + chunks, _closes)
         yield Fault(f"{name}, at once", Phase.HEAD, End.BREAKS, at_once, requests=_has_a_body_in_the_answer)
@@ -463,7 +459,7 @@ def _strange() -> Iterator[Fault]:
     yield Fault(
         "200 until the end", done, whole, _after(head("200 OK") + WHOLE, _closes), requests=_has_a_body_in_the_answer
     )
-    too_short = _after(head("200 OK", f"Content-Length: {len(WHOLE)}") + WHOLE, _sends_later(b"and more"))
+    too_short = _after(head("200 OK", f"Content-Length: {len(WHOLE)}") + WHOLE, sends_later(b"and more"))
     yield Fault("a length that is too short", done, whole, too_short, kept=True, requests=_has_a_body_in_the_answer)
     hints = b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000
     yield Fault("1,000 hints first", done, whole, _floods(hints), kept=True)

@@ -15,12 +15,12 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanKind
-from tests.conftest import EPISODE
 from tests.faults.calls import LAYERS, REQUESTS, Layers, Place, Request
 from tests.faults.catalogue import FAULTS, End, Fault, Names
 from tests.faults.certificates import HOST, client_context
 from tests.faults.expected import SOME, Expected, expected
 from tests.faults.wire import WHOLE, Route, Wire
+from tests.telemetry.conformance import EPISODE
 from tests.telemetry.test_leaks import SHAPES, texts_of
 
 from lamella import LamellaError
@@ -185,7 +185,7 @@ class Scene:
         }[fault.route]
         if resolver is not None:
             origin = f"http://{HOST}:{wire.port}"
-        place = Place(origin, cell.secret, self.tracer_provider, self.meter_provider, tap)
+        place = Place(origin, cell.secret, self.tracer_provider, self.meter_provider)
         self.layers = cell.layers.make(place)
         connector = aiohttp.TCPConnector(ssl=fault.context or client_context(), resolver=resolver)
         options: dict[str, Any] = {**request.options(), **fault.options}

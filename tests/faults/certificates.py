@@ -37,8 +37,8 @@ def server_context(kind: str = "right") -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority = _authority("unknown" if kind == "unknown authority" else "trusted")
     hosts = ["another.example"] if kind == "another host" else [HOST, "127.0.0.1"]
-    expires = {"not_before": _LONG_AGO, "not_after": _LONG_AGO.replace(year=2002)} if kind == "expired" else {}
-    authority.issue_cert(*hosts, **expires).configure_cert(context)
+    begin, end = (_LONG_AGO, _LONG_AGO.replace(year=2002)) if kind == "expired" else (None, None)
+    authority.issue_cert(*hosts, not_before=begin, not_after=end).configure_cert(context)
     if kind == "old protocol":
         context.maximum_version = ssl.TLSVersion.TLSv1_2
     if kind == "wants a certificate":

@@ -25,7 +25,7 @@ from lamella import (
     Unauthorized,
 )
 
-__all__ = ["SOME", "Expected", "expected"]
+__all__ = ["IDEMPOTENT", "SOME", "Expected", "expected"]
 
 Kind = type[BaseException]
 
@@ -40,7 +40,7 @@ _CLASSES: Final[dict[int, Kind]] = {
 }
 _TRIED_AGAIN: Final = frozenset({429, 500, 502, 503, 504})
 """The guide's, and what Maesn's rules make of 502, 503 and 504."""
-_IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 """RFC 9110, section 9.2.2."""
 _MOST_OF_AN_ERROR: Final = 72 * 1024
 """How much of an error's body is read for its messages."""
@@ -89,8 +89,10 @@ def expected(fault: Fault, request: Request, layers: Layers, *, always: bool) ->
 
 
 def _type(kind: int | Kind | None, layers: Layers) -> str | None:
-    if kind is None or isinstance(kind, int):
-        return kind and str(kind)
+    if kind is None:
+        return None
+    if isinstance(kind, int):
+        return str(kind)
     return kind.__name__ if layers.classify else SOME
 
 
@@ -124,7 +126,7 @@ def _stop(kind: int | Kind, request: Request, layers: Layers) -> StopReason:
     if isinstance(kind, int) and kind not in _TRIED_AGAIN:
         return StopReason.NOT_RETRYABLE
     nothing_done = kind in {429, ConnectFailed}
-    if not (nothing_done or request.method in _IDEMPOTENT or request.key or layers.retry_writes):
+    if not (nothing_done or request.method in IDEMPOTENT or request.key or layers.retry_writes):
         return StopReason.UNSAFE_METHOD
     if request.stream and kind is not ConnectFailed:
         return StopReason.BODY_NOT_REPLAYABLE

@@ -94,7 +94,7 @@ SCENARIOS: dict[str, Scenario] = {}
 
 def scenario(function: Scenario) -> Scenario:
     """One thing that a session can do; what it returns must not depend on the layers."""
-    SCENARIOS[function.__name__.replace("_", " ")] = function  # type: ignore[attr-defined]
+    SCENARIOS[function.__name__.replace("_", " ")] = function
     return function
 
 

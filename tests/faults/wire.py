@@ -85,6 +85,11 @@ class Line:
         self._ahead = await self._reader.read(1)
         return bool(self._ahead)
 
+    async def next(self) -> None:
+        """Wait for the next request, or for the end of the connection."""
+        if not self.ended and not await self.more():
+            self.close()
+
     async def read_head(self) -> None:
         """Read the head of a request."""
         self.head = self._ahead + await self._reader.readuntil(b"\r\n\r\n")
@@ -265,8 +270,7 @@ class Wire:
                     bad = self._always or not self._turns
                     self._turns += 1
                     await (self._play if bad else healthy)(line)
-                    if not line.ended and not await line.more():
-                        line.close()
+                    await line.next()
         except Exception as exc:  # noqa: BLE001 - told at the end of the cell
             self.errors.append(exc)
         finally:
