@@ -9,8 +9,8 @@ import os
 import re
 import shlex
 import signal
-import stat
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
