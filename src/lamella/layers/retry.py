@@ -124,6 +124,8 @@ class Retry(Layer):
         return total if self._deadline is None else min(total, self._deadline)
 
     async def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+        # Some versions of aiohttp run the layers once more when the session was closed in the middle of a send.
+        require_open(request)
         self._calls += 1
         began = request.loop.time()
         limit = self._limit(request, began)
