@@ -69,11 +69,10 @@ class ErrorBody:
 
 async def read_error_body(response: aiohttp.ClientResponse, secrets: Iterable[str] = ()) -> ErrorBody:
     """The first 64 KiB of the body, or what came of it within a few seconds or before it broke, without *secrets*."""
-    chunks: list[bytes] = []
     if response.content.is_eof() and response.content.exception() is None:
         # It is all there: no need for a clock.
-        chunks.append(await peek(response, _ERROR_BYTES + _OVERLAP))
-        return _parse(chunks[0], secrets)
+        return _parse(await peek(response, _ERROR_BYTES + _OVERLAP), secrets)
+    chunks: list[bytes] = []
     # The status is known and says enough: a broken or slow body must not turn it into another error.
     with suppress(TimeoutError, aiohttp.ClientError, OSError):
         async with asyncio.timeout(_ERROR_SECONDS):

@@ -145,9 +145,9 @@ def store(db: sqlite3.Connection, each: Wanted, walk: int, page: Page) -> Positi
         # What does not say when it was changed was so when it was read.
         newest = _of_both(max, newest, _answered(page) if updated is None else updated)
     db.execute("UPDATE maesn_parts SET changed = changed + ? WHERE account = ? AND resource = ?", (changed, *each))
-    position = _read(db, each)
-    if position.walk != walk:
-        return position  # it answers to an earlier walk
+    [current] = db.execute("SELECT walk FROM maesn_parts WHERE account = ? AND resource = ?", each).fetchone()
+    if current != walk:
+        return _read(db, each)  # it answers to an earlier walk
     _count_in(db, each, page, newest, moved=moved)
     return _end_if_all_is_stored(db, each)
 
