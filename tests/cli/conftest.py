@@ -39,6 +39,22 @@ def lamella(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
     )
 
 
+def lamella_to_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with its output in a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as gone:
+        return subprocess.run(  # noqa: S603
+            [sys.executable, "-m", "lamella", *arguments],
+            env=environment(),
+            stdout=gone,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            timeout=60,
+            check=False,
+        )
+
+
 @contextmanager
 def minding_ctrl_c() -> Iterator[None]:
     """A process that is started inside ends by Ctrl-C: in the background of a shell that is ignored, and inherited."""

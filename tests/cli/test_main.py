@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
-from tests.cli.conftest import environment, lamella
+from tests.cli.conftest import environment, lamella, lamella_to_nobody
 from typer.testing import CliRunner
 
 from lamella import cli
@@ -76,18 +76,7 @@ def test_where_the_sdk_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_reader_that_goes_away() -> None:
-    writing, reading = os.pipe()[::-1]
-    os.close(reading)
-    with os.fdopen(writing, "wb") as gone:
-        result = subprocess.run(
-            [sys.executable, "-m", "lamella", "explain"],
-            env=environment(),
-            stdout=gone,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            timeout=60,
-            check=False,
-        )
+    result = lamella_to_nobody("explain")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
 

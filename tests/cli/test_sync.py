@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 from stamina.instrumentation import RetryDetails, get_on_retry_hooks, set_on_retry_hooks
-from tests.cli.conftest import environment, lamella, minding_ctrl_c, start
+from tests.cli.conftest import environment, lamella, lamella_to_nobody, minding_ctrl_c, start
 from tests.cli.serving import API_KEY, KEYS, served, write_accounts
 from tests.cli.test_html import Page
 from tests.cli.test_main import without
@@ -237,18 +237,7 @@ class TestInAPipe:
 
     def test_a_reader_that_goes_away(self, server: Sandbox) -> None:
         write_accounts(Path(), "Ada")
-        writing, reading = os.pipe()[::-1]
-        os.close(reading)
-        with os.fdopen(writing, "wb") as gone:
-            result = subprocess.run(  # noqa: S603
-                [sys.executable, "-m", "lamella", *arguments(server, "--output", "records.jsonl")],
-                env=environment(),
-                stdout=gone,
-                stderr=subprocess.PIPE,
-                encoding="utf-8",
-                timeout=60,
-                check=False,
-            )
+        result = lamella_to_nobody(*arguments(server, "--output", "records.jsonl"))
         assert result.returncode == 1
         assert "Traceback" not in result.stderr
         assert has_all(server, rows(), "Ada"), "it has done its work all the same"
