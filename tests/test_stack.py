@@ -21,7 +21,6 @@ from lamella import (
     RuleBook,
     Throttle,
     Timeout,
-    as_one,
     in_order,
     stack,
 )
@@ -101,77 +100,3 @@ async def test_other_peoples_middlewares_may_stand_anywhere_and_retry_too(serve:
 def test_what_is_no_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="not a layer of lamella's"):
         in_order("Retry")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("chosen", [set_ for size in range(1, 10) for set_ in itertools.combinations(LAYERS, size)])
-async def test_every_subset_works_as_one(serve: Serve, chosen: tuple[Layer, ...]) -> None:
-    async with aiohttp.ClientSession(await serve(_answer), middlewares=(as_one(in_order(*chosen)),)) as session:
-        async with session.get("/") as response:
-            assert await response.text() == "good"
-
-
-async def test_as_one_they_do_what_they_do_one_by_one(serve: Serve) -> None:
-    sent: list[str | None] = []
-
-    async def twice_refused(request: web.Request) -> web.StreamResponse:
-        sent.append(request.headers.get("X-A"))
-        return web.Response(status=429 if len(sent) % 3 else 200)
-
-    url = await serve(twice_refused)
-    layers = stack(RULES, auth=HeaderAuth({"X-A": "value"}, origin=url), throttle=False)
-    for middlewares in (layers, (as_one(layers),)):
-        async with aiohttp.ClientSession(url, middlewares=middlewares) as session:
-            async with session.get("/") as response:
-                assert response.status == 200
-    assert sent == ["value"] * 6
-
-
-async def test_as_one_other_peoples_middlewares_stand_outside_and_inside(serve: Serve) -> None:
-    seen: list[str] = []
-
-    def own(name: str) -> aiohttp.ClientMiddlewareType:
-        async def middleware(
-            request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-        ) -> aiohttp.ClientResponse:
-            seen.append(name)
-            return await handler(request)
-
-        return middleware
-
-    async def again(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        (await handler(request)).release()
-        return await handler(request)
-
-    statuses = [200, 429]
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        return web.Response(status=statuses.pop() if statuses else 200, text="good")
-
-    outer, inner = as_one(in_order(*LAYERS[:4])), as_one(in_order(*LAYERS[4:]))
-    middlewares = (again, own("outside"), outer, own("between"), inner, own("inside"))
-    async with aiohttp.ClientSession(await serve(answer), middlewares=middlewares) as session:
-        async with session.get("/") as response:
-            assert await response.text() == "good"
-    # Each group goes on to what stands inside of itself, when Retry of the outer one sends again, too.
-    assert seen == ["outside", *["between", "inside"] * 2, "outside", "between", "inside"]
-
-
-async def test_as_one_a_wrong_order_is_told(serve: Serve) -> None:
-    for middlewares in ((Timeout(1), as_one((Retry(RULES),))), (as_one((Timeout(1),)), Retry(RULES))):
-        async with aiohttp.ClientSession(await serve(_answer), middlewares=middlewares) as session:
-            with pytest.raises(ValueError, match="Retry stands inside of Timeout"):
-                await session.get("/")
-    inside_out = (as_one((Retry(RULES), Classify(RULES))), Timeout(1))
-    async with aiohttp.ClientSession(await serve(_answer), middlewares=inside_out) as session:
-        with pytest.raises(ValueError, match="Timeout stands inside of Classify"):
-            await session.get("/")
-    with pytest.raises(ValueError, match="in their right order"):
-        as_one((Timeout(1), Retry(RULES)))
-    with pytest.raises(ValueError, match="in their right order"):
-        as_one(())
-    with pytest.raises(ValueError, match="in their right order"):
-        as_one((Retry(RULES), _middleware))
-
-
-async def _middleware(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    return await handler(request)

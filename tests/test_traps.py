@@ -315,7 +315,7 @@ def test_8_and_6_a_call_that_succeeds_computes_nothing_for_a_span_nobody_records
     def fail(*_: object) -> dict[str, str]:
         raise AssertionError
 
-    for name in ("span_name", "server_attributes", "asked_attributes", "response_attributes", "redact_url"):
+    for name in ("described", "response_attributes", "redact_url"):
         monkeypatch.setattr(f"lamella.telemetry.{name}", fail)
 
     async def main() -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         TransportError,
         Unauthorized,
     )
+    from lamella.fused import as_one
     from lamella.layers import AttemptSpan, Breaker, Buffer, Classify, HeaderAuth, RequestSpan, Retry, Throttle, Timeout
     from lamella.policy import (
         Backoff,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
         decide,
         parse_retry_after,
     )
-    from lamella.stacking import as_one, in_order, stack
+    from lamella.stacking import in_order, stack
     from lamella.state import MemoryStore, Store
 
 __all__ = [
@@ -139,7 +140,7 @@ _MODULES: Final = {
     "TransportError": "lamella.errors",
     "Unauthorized": "lamella.errors",
     "WaitSource": "lamella.policy",
-    "as_one": "lamella.stacking",
+    "as_one": "lamella.fused",
     "deadline": "lamella.deadlines",
     "decide": "lamella.policy",
     "in_order": "lamella.stacking",

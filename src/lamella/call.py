@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
     from lamella.errors import AttemptRecord, NotSent
-    from lamella.telemetry import Instruments
+    from lamella.telemetry import Described, Instruments
 
 __all__ = [
     "ORDER",
+    "Alarm",
+    "Attempt",
     "Call",
     "Circuit",
     "Layer",
@@ -57,6 +59,9 @@ _KEY: Final = "_lamella_call"
 Origin = tuple[str, str | None, int | None]
 """Scheme, host and port."""
 
+Attempt = tuple["Span", float, "Mapping[str, AttributeValue] | None"]
+"""The span of a send, when it began, by the loop's clock, and what it is counted by. None: it is not."""
+
 Send = Callable[["aiohttp.ClientRequest", "Call"], Awaitable["aiohttp.ClientResponse"]]
 """How a layer hands a request on to the next one."""
 
@@ -76,6 +81,18 @@ class Circuit(Protocol):
         ...
 
 
+class Alarm(Protocol):
+    """What ``Timeout`` watches sends by."""
+
+    def forget(self, call: Call) -> bool:
+        """Watch the send of *call* no more. False: it has taken too long already."""
+        ...
+
+    def take_back(self, call: Call) -> bool:
+        """Take back that it was cancelled for that. Returns whether it was, and by nobody else."""
+        ...
+
+
 class Call:
     """One call, or one hop of a call that is redirected: aiohttp makes a new request for each."""
 
@@ -83,14 +100,22 @@ class Call:
 
     inside = -1
     """The rank of the layer that is running now."""
+    begun = 0
+    """Of layers that were made one: how many, from the outside in, have begun and are to be completed."""
+    made: aiohttp.ClientResponse | BaseException | None = None
+    """What has come already of the send that they are to be completed around."""
     beyond: aiohttp.ClientHandlerType | None = None
     """What follows after layers that were made one: for the innermost of them to hand the request on to."""
+    first_send: tuple[float, object, float] | None = None
+    """Of its first send, for ``Retry``: when it began, what tells whether it was made, and how long it had parked."""
     deadline: float | None = None
     """When the call must have ended, by the loop's clock."""
     circuit: Circuit | None = None
     """What the ``Breaker`` knows of the service."""
     parked: tuple[float, float] | None = None
     """Since when it waited at its gate, and until when that was closed, by the loop's clock. None: it did not."""
+    passage: tuple[Any, Any, Any] | None = None
+    """Of the send that is being made, for ``Throttle``: its account, how it passed the gate, and what its pace is."""
     gate_wait = 0.0
     """Seconds that it waited at its gate, all in all."""
     refusal: NotSent | None = None
@@ -109,20 +134,34 @@ class Call:
     """The rule that applied when it stopped."""
     span: Span | None = None
     """The span of the whole call."""
+    silent: object = None
+    """The providers of ``RequestSpan``, if it has just found that nobody listens, and that no trace is to go on."""
+    began: float | None = None
+    """When it began, by the loop's clock. None: nobody measures it."""
+    attempt: Attempt | None = None
+    """What ``AttemptSpan`` knows of the send that is being made. None: nobody listens."""
+    before: object = None
+    """What tells, for ``Classify``, whether the send was made."""
     answer: aiohttp.ClientResponse | None = None
     """The answer to the send that is being made, which a layer below may have turned into an error."""
     server: Mapping[str, AttributeValue] = MappingProxyType({})
     """What its metrics say of the request: method and server."""
+    described: tuple[object, Described] | None = None
+    """What spans and metrics say of its request, and what that was made of. None: nobody has asked yet."""
     instruments: Instruments | None = None
     """Where ``RequestSpan`` counts, for what only ``Retry`` knows of. None: nobody measures."""
     interrupted = False
     """Whether a send ended before all of its body was written."""
+    alarm: Alarm | None = None
+    """What will end the send that is being made when it takes too long."""
+    asked: tuple[str, Awaitable[str | None]] | None = None
+    """A header, and what it has to be waited for until its value is known."""
     auth_headers: tuple[frozenset[str], ...] = ()
     """The names of the headers that each auth layer has set."""
     secrets: tuple[str, ...] = ()
     """The values that an auth layer has set: they are shown nowhere."""
-    shown: tuple[object, str] | None = None
-    """Its URL as it may be shown, and what that was made of."""
+    shown: tuple[URL, tuple[str, ...], str] | None = None
+    """Its URL, the secrets that were known then, and the URL as it may be shown."""
     _origin: tuple[URL | None, Origin] = None, ("", None, None)
 
     def origin(self, url: URL) -> Origin:
@@ -170,7 +209,11 @@ def origin_text(origin: Origin) -> str:
 
 
 class Layer:
-    """An aiohttp client middleware that knows what the other layers know of a call."""
+    """An aiohttp client middleware that knows what the other layers know of a call.
+
+    Most calls end well, and wait for nothing but their answer: for those, `begin` and `end` do all there is to be done,
+    and ``as_one`` makes a single coroutine of many layers. Whatever else happens is for `wait` and `complete`.
+    """
 
     rank: ClassVar[int]
 
@@ -180,6 +223,7 @@ class Layer:
         """Stand by itself among the middlewares of a session."""
         call = Call.of(request)
         outside = call.enter(self.rank)
+        call.silent = None
         try:
             return await self.around(request, call, lambda request, _: handler(request))
         finally:
@@ -187,6 +231,24 @@ class Layer:
 
     def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> Awaitable[aiohttp.ClientResponse]:
         """Do what the layer is there for, around *send*."""
+        if self.begin(request, call, request.loop.time()):
+            return self.complete(request, call, send)
+        return self.wait(request, call, send)
+
+    def begin(self, request: aiohttp.ClientRequest, call: Call, now: float) -> bool:
+        """Do what comes before a send; *now* is by the loop's clock. False: it is for `wait` to do, and not done."""
+        return True
+
+    def end(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse, now: float) -> bool:
+        """Do what comes after a send that was answered. False: it is for `complete` to do, and not done."""
+        return True
+
+    def complete(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> Awaitable[aiohttp.ClientResponse]:
+        """*send*, which `begin` has been done for, and do what comes after it, whether it ends well or not."""
+        raise NotImplementedError
+
+    def wait(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> Awaitable[aiohttp.ClientResponse]:
+        """Do what comes before *send*, with whatever has to be waited for, and then `complete` it."""
         raise NotImplementedError
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import cast
+from collections.abc import Callable, Iterable
 
 import aiohttp
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
-from lamella.call import ORDER, Call, Send
+from lamella.call import ORDER
 from lamella.layers import AttemptSpan, Breaker, Buffer, Classify, HeaderAuth, RequestSpan, Retry, Throttle, Timeout
 from lamella.policy import Limit, RetryBudget, RuleBook
 from lamella.policy.budget import DEFAULT_BUDGET
 from lamella.state import Store
 from lamella.telemetry import UrlTemplate
 
-__all__ = ["Layer", "as_one", "in_order", "stack"]
+__all__ = ["Layer", "in_order", "stack"]
 
 Layer = RequestSpan | Breaker | Retry | Throttle | AttemptSpan | Timeout | HeaderAuth | Buffer | Classify
 """A layer of lamella's."""
@@ -36,64 +35,6 @@ def in_order(*layers: Layer) -> tuple[aiohttp.ClientMiddlewareType, ...]:
         if kinds.count(kind) > 1:
             raise ValueError(f"{kind.__name__} stands twice among {layers!r}")
     return tuple(sorted(layers, key=lambda layer: layer.rank))
-
-
-def as_one(layers: Iterable[aiohttp.ClientMiddlewareType]) -> aiohttp.ClientMiddlewareType:
-    """*layers*, which have to be in the right order, as one middleware that does the same and costs less.
-
-    aiohttp links the middlewares of a session anew for each call, and awaits a coroutine more for each. Here that is
-    done once. Nobody else's middlewares can stand between the layers then; outside and inside of them they can.
-
-    Raises:
-        ValueError: Something is none of lamella's layers, they are in a wrong order, or there are none.
-    """
-    return _AsOne(tuple(layers))
-
-
-class _AsOne:
-    __slots__ = ("_ends", "_send", "layers")
-
-    def __init__(self, layers: tuple[aiohttp.ClientMiddlewareType, ...]) -> None:
-        ours = [layer for layer in layers if isinstance(layer, Layer)]
-        if len(ours) < len(layers) or not ours or in_order(*ours) != layers:
-            raise ValueError(f"there must be layers of lamella's, in their right order: not {layers!r}")
-        self.layers = ours
-        self._ends = ours[0].rank, ours[-1].rank
-        self._send = _linked(ours, _beyond)
-
-    async def __call__(
-        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        call = Call.of(request)
-        outside = call.enter(self._ends[0])
-        call.inside = self._ends[1]
-        try:
-            if call.beyond is None or call.beyond is handler:
-                call.beyond = handler
-                return await self._send(request, call)
-            # One such group stands inside of another.
-            return await _linked(self.layers, lambda request, _: handler(request))(request, call)
-        finally:
-            call.inside = outside
-
-    def __repr__(self) -> str:
-        return f"as_one({self.layers!r})"
-
-
-def _linked(layers: list[Layer], innermost: Send) -> Send:
-    send = innermost
-    for layer in reversed(layers):
-        send = _link(layer, send)
-    return send
-
-
-def _link(layer: Layer, inner: Send) -> Send:
-    around = layer.around
-    return lambda request, call: around(request, call, inner)
-
-
-def _beyond(request: aiohttp.ClientRequest, call: Call) -> Awaitable[aiohttp.ClientResponse]:
-    return cast(aiohttp.ClientHandlerType, call.beyond)(request)
 
 
 def stack(

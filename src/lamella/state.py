@@ -67,7 +67,7 @@ class MemoryStore:
 
     async def update(self, key: str, new: Callable[[], _S], change: Callable[[_S, float, *_Ts], _R], *args: *_Ts) -> _R:
         """As :meth:`Store.update` has it; it never fails, and never waits."""
-        return change(self.of(key, new), self.now(asyncio.get_running_loop()), *args)
+        return change(self.of(key, new), self.now(asyncio.get_running_loop().time()), *args)
 
     def of(self, key: str, new: Callable[[], _S]) -> _S:
         """The state of *key* itself, for who changes it at once: a tenth of what it takes to await the store."""
@@ -79,9 +79,9 @@ class MemoryStore:
             self._states.move_to_end(key)
         return state
 
-    def now(self, loop: asyncio.AbstractEventLoop) -> float:
-        """The time that goes with it."""
-        return loop.time() if self._clock is None else self._clock()
+    def now(self, loop_time: float) -> float:
+        """The time that goes with it; *loop_time* is the running loop's."""
+        return loop_time if self._clock is None else self._clock()
 
     def keep(self, key: str, state: object) -> None:
         """Put *state* in the place of what is known under *key*."""

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from functools import cache, lru_cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from opentelemetry import context, metrics, propagate, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
@@ -72,26 +72,26 @@ __all__ = [
     "URL_TEMPLATE",
     "WAIT",
     "WAIT_SOURCE",
+    "Described",
     "Instruments",
     "Tracing",
     "UrlTemplate",
-    "asked_attributes",
+    "described",
     "error_type",
     "give_back",
+    "hands_on_nothing",
     "header_attributes",
     "ids_of",
     "inject",
     "known_methods",
+    "last_shown_url",
     "log_failure",
     "meter_of",
     "origin_attributes",
     "peer_attributes",
     "response_attributes",
-    "server_attributes",
     "shown_url",
-    "span_name",
     "take_over",
-    "template_of",
     "unrecorded",
     "without_other_instrumentation",
 ]
@@ -190,12 +190,22 @@ def unrecorded(parent: trace.Span | None = None) -> trace.Span:
     return parent if isinstance(parent, trace.NonRecordingSpan) else trace.NonRecordingSpan(parent.get_span_context())
 
 
+def hands_on_nothing() -> bool:
+    """Whether there is no trace to go on with, and no other context, which propagators find out in 3 µs."""
+    return not context.get_current() and _is_w3c(propagate.get_global_textmap())
+
+
 def inject(span: trace.Span, headers: MutableMapping[str, str]) -> None:
     """Hand *span* and the rest of the current context on in *headers*, as the global propagator does it."""
     propagator = propagate.get_global_textmap()
-    if span is trace.INVALID_SPAN and not context.get_current() and _is_w3c(propagator):
-        return  # there is nothing to hand on, which propagators find out in 3 µs
+    if not context.get_current() and _is_w3c(propagator):
+        if span is trace.INVALID_SPAN:
+            return
+        propagator = _TRACE_ALONE  # to look for baggage where there is nothing takes as long again
     propagator.inject(headers, trace.set_span_in_context(span))
+
+
+_TRACE_ALONE: Final = TraceContextTextMapPropagator()
 
 
 def _is_w3c(propagator: TextMapPropagator) -> bool:
@@ -300,16 +310,42 @@ def known_methods() -> frozenset[str]:
     return named or frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 
 
-def span_name(method: str, template: str | None, known: frozenset[str]) -> str:
+class Described(NamedTuple):
+    """What is said of a request where it begins."""
+
+    name: str
     """Of low cardinality: the method, and the template of the path where there is one."""
-    name = method if method in known else "HTTP"
-    return f"{name} {template}" if template else name
+    server: Mapping[str, AttributeValue]
+    """What a metric may have of it: method and server, never a URL."""
+    asked: Mapping[str, AttributeValue]
+    """What the conventions require of a client span, but for ``url.full``, which :func:`shown_url` knows at the end."""
 
 
-def server_attributes(request: aiohttp.ClientRequest, known: frozenset[str]) -> Mapping[str, AttributeValue]:
-    """What a metric may have of a request: method and server, never a URL."""
-    url = request.url
-    return _server_attributes(request.method if request.method in known else OTHER_METHOD, url.host or "", url.port)
+def described(
+    request: aiohttp.ClientRequest, call: Call, template: UrlTemplate | None, known: frozenset[str]
+) -> Described:
+    """What is said of *request*, whose path *template* names; *known* are the methods that are named as they are."""
+    url, method = request.url, request.method
+    made_of = url, method, template
+    # Both spans say the same. (Another middleware may have changed the request between them.)
+    if call.described is None or call.described[0] != made_of:
+        shown = method if method in known else OTHER_METHOD
+        path = _template_of(request, template)
+        call.described = made_of, _described(shown, method, url.host or "", url.port, path)
+    return call.described[1]
+
+
+# A service calls few servers, each of them often, and by few templates.
+@lru_cache(maxsize=1024)
+def _described(shown: str, method: str, host: str, port: int | None, path: str | None) -> Described:
+    server = MappingProxyType({METHOD: shown, **_origin_attributes(host, port)})
+    asked = dict(server)
+    if shown == OTHER_METHOD:
+        asked[METHOD_ORIGINAL] = method
+    if path:
+        asked[URL_TEMPLATE] = path
+    name = "HTTP" if shown == OTHER_METHOD else method
+    return Described(f"{name} {path}" if path else name, server, MappingProxyType(asked))
 
 
 def origin_attributes(request: aiohttp.ClientRequest) -> Mapping[str, AttributeValue]:
@@ -317,7 +353,6 @@ def origin_attributes(request: aiohttp.ClientRequest) -> Mapping[str, AttributeV
     return _origin_attributes(request.url.host or "", request.url.port)
 
 
-# A service calls few servers, and each of them often.
 @lru_cache(maxsize=1024)
 def _origin_attributes(host: str, port: int | None) -> Mapping[str, AttributeValue]:
     attributes: dict[str, AttributeValue] = {SERVER_ADDRESS: host}
@@ -326,43 +361,21 @@ def _origin_attributes(host: str, port: int | None) -> Mapping[str, AttributeVal
     return MappingProxyType(attributes)
 
 
-@lru_cache(maxsize=1024)
-def _server_attributes(method: str, host: str, port: int | None) -> Mapping[str, AttributeValue]:
-    return MappingProxyType({METHOD: method, **_origin_attributes(host, port)})
-
-
-def asked_attributes(
-    request: aiohttp.ClientRequest, server: Mapping[str, AttributeValue], template: str | None
-) -> Mapping[str, AttributeValue]:
-    """What the conventions require of a client span, but for ``url.full``, which :func:`shown_url` knows at the end."""
-    if template is None and server[METHOD] != OTHER_METHOD:
-        return server
-    url = request.url
-    return _asked_attributes(request.method, url.host or "", url.port, server[METHOD] == OTHER_METHOD, template)
-
-
-@lru_cache(maxsize=1024)
-def _asked_attributes(
-    method: str, host: str, port: int | None, other: bool, template: str | None
-) -> Mapping[str, AttributeValue]:
-    attributes = dict(_server_attributes(OTHER_METHOD if other else method, host, port))
-    if other:
-        attributes[METHOD_ORIGINAL] = method
-    if template:
-        attributes[URL_TEMPLATE] = template
-    return MappingProxyType(attributes)
-
-
 def shown_url(request: aiohttp.ClientRequest, call: Call) -> str:
     """``url.full``, to be asked for at the end of a span: what an auth layer sets is known only after it has run."""
-    asked = request.url, call.secrets, tuple(request.headers.items())
-    if call.shown is None or call.shown[0] != asked:
-        # Both spans show the same, and to look for secrets takes 15 µs.
-        call.shown = asked, redact_url(request.url, secrets_of(request))
-    return call.shown[1]
+    url = request.url
+    call.shown = url, call.secrets, redact_url(url, secrets_of(request))
+    return call.shown[2]
 
 
-def template_of(request: aiohttp.ClientRequest, template: UrlTemplate | None) -> str | None:
+def last_shown_url(request: aiohttp.ClientRequest, call: Call) -> str:
+    """The same, for the end of the call: that of its last send, where there was one."""
+    if call.shown is not None and call.shown[0] is request.url and call.shown[1] == call.secrets:
+        return call.shown[2]
+    return shown_url(request, call)
+
+
+def _template_of(request: aiohttp.ClientRequest, template: UrlTemplate | None) -> str | None:
     """What *template* says of *request*; what it raises ends up in the log, and not in the call."""
     if template is None:
         return None
@@ -375,10 +388,14 @@ def template_of(request: aiohttp.ClientRequest, template: UrlTemplate | None) ->
 
 def response_attributes(response: aiohttp.ClientResponse) -> dict[str, AttributeValue]:
     """Status and protocol version of an answer."""
-    attributes: dict[str, AttributeValue] = {STATUS: response.status}
-    if version := response.version:
-        attributes[PROTOCOL_VERSION] = f"{version.major}.{version.minor}" if version.major < 2 else f"{version.major}"
-    return attributes
+    if response.version is None:
+        return {STATUS: response.status}
+    return {STATUS: response.status, PROTOCOL_VERSION: _protocol_version(*response.version)}
+
+
+@lru_cache(maxsize=16)
+def _protocol_version(major: int, minor: int) -> str:
+    return f"{major}.{minor}" if major < 2 else f"{major}"
 
 
 def peer_attributes(response: aiohttp.ClientResponse) -> dict[str, AttributeValue]:

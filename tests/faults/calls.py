@@ -11,7 +11,7 @@ import aiohttp
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
-from lamella import Breaker, Buffer, Classify, HeaderAuth, Retry, maesn, stack
+from lamella import Breaker, Buffer, Classify, HeaderAuth, Retry, as_one, maesn, stack
 
 __all__ = ["ATTEMPTS", "LARGE", "LAYERS", "REQUESTS", "Layers", "Place", "Request"]
 
@@ -132,7 +132,7 @@ LAYERS: Final = (
     Layers("all", _full, buffer=True, timeout=True, spans=True),
     Layers(
         "all, nothing raised",
-        lambda place: _full(place, raise_errors=False),
+        lambda place: (as_one(_full(place, raise_errors=False)),),
         classify=False,
         buffer=True,
         timeout=True,
@@ -140,11 +140,11 @@ LAYERS: Final = (
     ),
     Layers(
         "all and a breaker, writes too",
-        lambda place: _full(place, Breaker(), retry_writes=True),
+        lambda place: (as_one(_full(place, Breaker(), retry_writes=True)),),
         buffer=True,
         timeout=True,
         spans=True,
         retry_writes=True,
     ),
-    Layers("Maesn's", _maesn, buffer=True, timeout=True, spans=True),
+    Layers("Maesn's", lambda place: (as_one(_maesn(place)),), buffer=True, timeout=True, spans=True),
 )

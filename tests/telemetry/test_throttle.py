@@ -331,12 +331,13 @@ async def test_the_key_is_shown_nowhere(
 
 def test_the_short_hash_is_the_same_in_every_process() -> None:
     """Whatever seed Python hashes with: two processes that share a store, or a dashboard, mean the same account."""
-    script = f"from lamella.layers.throttle import _name; print(_name('https://api.example.com', {KEY!r}))"
-    mine = _name("https://api.example.com", KEY)
+    origin = ("https", "api.example.com", 443)
+    script = f"from lamella.layers.throttle import _name; print(_name({origin!r}, {KEY!r}))"
+    mine = _name(origin, KEY)
     for seed in ("1", "2"):
         ran = subprocess.run(  # noqa: S603
             [sys.executable, "-c", script], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
         )
         assert ran.stdout.strip() == mine
-    assert _name("https://api.example.com", KEY + "x")[:8] != mine[:8]
-    assert _name("https://other.example.com", KEY)[:8] != mine[:8]
+    assert _name(origin, KEY + "x")[:8] != mine[:8]
+    assert _name(("https", "other.example.com", 443), KEY)[:8] != mine[:8]

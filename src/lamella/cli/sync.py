@@ -18,10 +18,10 @@ from yarl import URL
 from lamella.batch import Journal, JournalError
 from lamella.cli.overview import Watch
 from lamella.cli.stamina_hooks import no_stamina_hooks
+from lamella.fused import as_one
 from lamella.layers import Breaker, Throttle
 from lamella.maesn import RULES, Account, Part, Report, layers, plan, sync
 from lamella.policy import RuleBook
-from lamella.stacking import as_one
 from lamella.telemetry import without_other_instrumentation
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable
+from collections.abc import Iterable
 
 import aiohttp
 from opentelemetry.metrics import MeterProvider
@@ -10,7 +10,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvid
 from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
-from lamella.call import ORDER, Call, Layer, Send, note_redirect, secrets_of, sent_before
+from lamella.call import ORDER, Attempt, Call, Layer, Send, note_redirect, secrets_of, sent_before
 from lamella.classification import ERROR_STATUS
 from lamella.errors import AttemptTimeout
 
@@ -47,6 +47,7 @@ class AttemptSpan(Layer):
         request_headers: Iterable[str] = (),
         response_headers: Iterable[str] = (),
     ) -> None:
+        self._providers = tracer_provider, meter_provider
         self._tracing = telemetry.Tracing(tracer_provider)
         self._instruments = telemetry.Instruments(meter_provider)
         self._known = telemetry.known_methods()
@@ -54,72 +55,80 @@ class AttemptSpan(Layer):
         self._request_headers = frozenset(name.lower() for name in request_headers)
         self._response_headers = frozenset(name.lower() for name in response_headers)
 
-    def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> Awaitable[aiohttp.ClientResponse]:
+    def begin(self, request: aiohttp.ClientRequest, call: Call, now: float) -> bool:
+        if not call.sends and call.silent == self._providers:
+            # The layer of the call has found out a moment ago that there is nothing to be done.
+            call.sends = 1
+            return True
         telemetry.take_over(request, call)
-        counted = not self._instruments.silent
-        if self._tracing.silent and not counted:
-            return self._untold(request, call, send)
-        return self._told(request, call, send, counted)
+        call.answer = call.attempt = None
+        if not self._instruments.silent:
+            self._start(request, call, counted=True)
+        elif not self._tracing.silent:
+            self._start(request, call, counted=False)
+        else:
+            # Where nobody listens: a trace that somebody else has begun goes on all the same.
+            call.sends += 1
+            telemetry.inject(telemetry.unrecorded(call.span), request.headers)
+        return True
 
-    async def _told(
-        self, request: aiohttp.ClientRequest, call: Call, send: Send, counted: bool
-    ) -> aiohttp.ClientResponse:
-        template = telemetry.template_of(request, self._template)
-        name = telemetry.span_name(request.method, template, self._known)
-        server = telemetry.server_attributes(request, self._known)
+    def end(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse, now: float) -> bool:
+        if call.attempt is not None:
+            call.answer = response
+            note_redirect(request, response, call.sends)
+            self._finish(request, call, call.attempt, str(response.status) if response.status >= ERROR_STATUS else None)
+        call.answer = call.attempt = None
+        return True
+
+    async def complete(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+        try:
+            response = await send(request, call)
+        except BaseException as exc:
+            if call.attempt is not None:
+                error = telemetry.error_type(exc) if isinstance(exc, Exception) else None
+                self._finish(request, call, call.attempt, error)
+            call.answer = call.attempt = None
+            raise
+        self.end(request, call, response, request.loop.time())
+        return response
+
+    def _start(self, request: aiohttp.ClientRequest, call: Call, *, counted: bool) -> None:
+        said = telemetry.described(request, call, self._template, self._known)
         if not call.sends:
             call.sends = call.sent_before = sent_before(request)
-        asked = telemetry.asked_attributes(request, server, template)
-        if call.sends:
-            asked = {**asked, telemetry.RESEND_COUNT: call.sends}
+        asked = {**said.asked, telemetry.RESEND_COUNT: call.sends} if call.sends else said.asked
         parent = None if call.span is None else set_span_in_context(call.span)
-        span = self._tracing.tracer.start_span(name, parent, SpanKind.CLIENT, asked)
+        span = self._tracing.tracer.start_span(said.name, parent, SpanKind.CLIENT, asked)
         call.sends += 1
-        call.answer = None
-        error: str | None = None
-        clock = request.loop.time
-        began = clock()
+        call.attempt = span, request.loop.time(), said.server if counted else None
         if counted:
-            self._instruments.in_flight.add(1, server)
+            self._instruments.in_flight.add(1, said.server)
         try:
             telemetry.inject(span, request.headers)
-            call.answer = response = await send(request, call)
-            note_redirect(request, response, call.sends)
-            if response.status >= ERROR_STATUS:
-                error = str(response.status)
-            return response
-        except Exception as exc:
-            error = telemetry.error_type(exc)
+        except BaseException as exc:
+            self._finish(request, call, call.attempt, telemetry.error_type(exc))
             raise
-        finally:
-            if counted:
-                self._instruments.in_flight.add(-1, server)
-            recording = span.is_recording()
-            if counted or recording:
-                seconds = clock() - began
-                if call.answer is None and error is None and call.deadline is not None:
-                    # What looks like a cancellation from in here is the deadline of the call.
-                    error = AttemptTimeout.__name__ if clock() >= call.deadline - _CLOCK else None
-                ended = {} if call.answer is None else telemetry.response_attributes(call.answer)
-                if error is not None:
-                    ended[telemetry.ERROR_TYPE] = error
-                # Without an answer and without an error it was cancelled.
-                if counted and ended:
-                    self._instruments.send_duration.record(seconds, {**server, **ended})
-                if recording:
-                    self._describe(span, request, call, ended)
-            span.end()
-            call.answer = None
 
-    async def _untold(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
-        """Where nobody listens: a trace that somebody else has begun goes on all the same."""
-        call.sends += 1
-        call.answer = None
-        telemetry.inject(telemetry.unrecorded(call.span), request.headers)
-        try:
-            return await send(request, call)
-        finally:
-            call.answer = None
+    def _finish(self, request: aiohttp.ClientRequest, call: Call, attempt: Attempt, error: str | None) -> None:
+        """How the send has ended: with the answer that the call has, if any; *error* is its type."""
+        span, began, counted = attempt
+        if counted is not None:
+            self._instruments.in_flight.add(-1, counted)
+        recording = span.is_recording()
+        if counted is not None or recording:
+            now = request.loop.time()
+            if call.answer is None and error is None and call.deadline is not None and now >= call.deadline - _CLOCK:
+                # What looks like a cancellation from in here is the deadline of the call.
+                error = AttemptTimeout.__name__
+            ended = {} if call.answer is None else telemetry.response_attributes(call.answer)
+            if error is not None:
+                ended[telemetry.ERROR_TYPE] = error
+            # Without an answer and without an error it was cancelled.
+            if counted is not None and ended:
+                self._instruments.send_duration.record(now - began, {**counted, **ended})
+            if recording:
+                self._describe(span, request, call, ended)
+        span.end()
 
     def _describe(
         self, span: Span, request: aiohttp.ClientRequest, call: Call, ended: dict[str, AttributeValue]
@@ -129,12 +138,14 @@ class AttemptSpan(Layer):
         if call.answer is not None:
             ended |= telemetry.peer_attributes(call.answer)
         ended[telemetry.URL_FULL] = telemetry.shown_url(request, call)
-        for prefix, headers, names in (
-            (telemetry.REQUEST_HEADER, request.headers, self._request_headers),
-            (telemetry.RESPONSE_HEADER, call.answer.headers if call.answer else None, self._response_headers),
-        ):
-            if names and headers is not None:
-                ended |= telemetry.header_attributes(prefix, headers, names, call, secrets_of(request))
+        if self._request_headers:
+            ended |= telemetry.header_attributes(
+                telemetry.REQUEST_HEADER, request.headers, self._request_headers, call, secrets_of(request)
+            )
+        if self._response_headers and call.answer is not None:
+            ended |= telemetry.header_attributes(
+                telemetry.RESPONSE_HEADER, call.answer.headers, self._response_headers, call, secrets_of(request)
+            )
         span.set_attributes(ended)
 
     def __repr__(self) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import secrets
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
-from typing import Final, TypeVar, TypeVarTuple
+from typing import Final, TypeVar, TypeVarTuple, cast
 
 import aiohttp
 from opentelemetry import trace
@@ -20,7 +20,7 @@ from lamella.classification import ERROR_STATUS, transport_error
 from lamella.errors import CircuitOpen, ClientFault, LamellaError, NotSent
 from lamella.policy import Failure, RuleBook, StopReason, circuit
 from lamella.policy.circuit import CircuitPhase, CircuitSettings, CircuitState, Leave, Refusal, Turn
-from lamella.state import SharedState, Store
+from lamella.state import MemoryStore, SharedState, Store
 
 __all__ = ["Breaker"]
 
@@ -82,8 +82,25 @@ class Breaker(Layer):
             "lamella.breaker.transitions", "{transition}", "Circuits that opened, became half-open, or closed."
         )
 
-    async def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+    def begin(self, request: aiohttp.ClientRequest, call: Call, now: float) -> bool:
+        if (memory := self._shared.memory) is None:
+            return False
         passage = _Passage(self, request, call)
+        if passage.enter_at_once(memory, now) is not None:
+            return False
+        call.circuit = passage
+        return True
+
+    def end(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse, now: float) -> bool:
+        memory, passage = self._shared.memory, call.circuit
+        if memory is None or not isinstance(passage, _Passage):
+            return False
+        passage.answered_at_once(memory, now, response.status)
+        call.circuit = None
+        return True
+
+    async def complete(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+        passage = cast(_Passage, call.circuit)
         try:
             return await self._pass(request, call, send, passage)
         except GeneratorExit:
@@ -93,10 +110,17 @@ class Breaker(Layer):
             call.circuit = None
             await passage.give_back()
 
-    async def _pass(
-        self, request: aiohttp.ClientRequest, call: Call, send: Send, passage: _Passage
-    ) -> aiohttp.ClientResponse:
-        if (refusal := await passage.enter()) is not None:
+    async def wait(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+        passage = _Passage(self, request, call)
+        try:
+            refusal = await passage.enter()
+        except GeneratorExit:
+            passage.abandon()
+            raise
+        except BaseException:
+            await passage.give_back()
+            raise
+        if refusal is not None:
             call.stopped, call.rule = StopReason.CIRCUIT_OPEN, _RULE
             raise CircuitOpen(
                 request.method,
@@ -108,6 +132,11 @@ class Breaker(Layer):
                 secrets=secrets_of(request),
             )
         call.circuit = passage
+        return await self.complete(request, call, send)
+
+    async def _pass(
+        self, request: aiohttp.ClientRequest, call: Call, send: Send, passage: _Passage
+    ) -> aiohttp.ClientResponse:
         try:
             response = await send(request, call)
         except Exception as exc:
@@ -136,6 +165,11 @@ class Breaker(Layer):
         )
 
 
+def _name() -> str:
+    """A name that no other send has, in any process that shares a store: a fork seeds this source anew."""
+    return f"{random.getrandbits(64):016x}"
+
+
 class _Passage:
     """The sends of one call, as the circuit sees them, one after the other: what ``call.circuit`` is."""
 
@@ -151,13 +185,32 @@ class _Passage:
         self._leave: Leave | None = None
         """The leave that it has. None: the answer has not come (yet)."""
 
+    def enter_at_once(self, memory: MemoryStore, now: float) -> Refusal | None:
+        """As `enter`, for the first send, where the circuits are in *memory*."""
+        send = self._send = _name()
+        state = memory.of(self._key, CircuitState)
+        return self._entered(circuit.admit(state, memory.now(now), self._breaker._settings, send))
+
+    def answered_at_once(self, memory: MemoryStore, now: float, status: int) -> None:
+        """As `answered`."""
+        if self._send is None or self._leave is None:
+            return
+        change = circuit.failed if status >= _SERVER_STATUS else circuit.succeeded
+        state = memory.of(self._key, CircuitState)
+        turn = change(state, memory.now(now), self._breaker._settings, self._send, self._leave.epoch)
+        self._send = None
+        if turn is not None:
+            self._tell(turn)
+
     async def enter(self) -> Refusal | None:
         """Ask for leave for one send. None: it may pass, and has to be settled."""
         await self.give_back()
         # Noted first: if we are cancelled while we wait for the answer, the store may have taken a place for it.
-        send = self._send = secrets.token_hex(8)
+        send = self._send = _name()
         self._leave = None
-        answer = await self._update(circuit.admit, self._breaker._settings, send)
+        return self._entered(await self._update(circuit.admit, self._breaker._settings, send))
+
+    def _entered(self, answer: Leave | Refusal) -> Refusal | None:
         if isinstance(answer, Refusal):
             self._send = None
             return answer
@@ -221,7 +274,7 @@ class _Passage:
     async def _update(self, change: Callable[[CircuitState, float, *_Ts], _R], *args: *_Ts) -> _R:
         shared = self._breaker._shared
         if (memory := shared.memory) is not None:
-            return change(memory.of(self._key, CircuitState), memory.now(self._request.loop), *args)
+            return change(memory.of(self._key, CircuitState), memory.now(self._request.loop.time()), *args)
         return await shared.update(self._call.span, self._key, CircuitState, change, *args)
 
     def _tell(self, turn: Turn) -> None:

@@ -36,7 +36,10 @@ class Buffer(Layer):
             raise ValueError(f"limit must be a number of bytes, 1 or more, not {limit!r}")
         self._limit = limit
 
-    async def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+    def end(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse, now: float) -> bool:
+        return response.content.is_eof() or self._is_stream(response)
+
+    async def complete(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
         response = await send(request, call)
         if response.content.is_eof() or self._is_stream(response):
             return response

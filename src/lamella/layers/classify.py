@@ -30,9 +30,16 @@ class Classify(Layer):
     def __init__(self, rules: RuleBook) -> None:
         self._rules = rules
 
-    async def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+    def begin(self, request: aiohttp.ClientRequest, call: Call, now: float) -> bool:
         call.answer = None
-        before = last_send(request)
+        call.before = getattr(request, "response", None)
+        return True
+
+    def end(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse, now: float) -> bool:
+        return response.status < ERROR_STATUS
+
+    async def complete(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+        before = call.before
         try:
             response = await send(request, call)
             if response.status < ERROR_STATUS:

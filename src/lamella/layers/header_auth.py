@@ -56,34 +56,62 @@ class HeaderAuth(Layer):
         self._values: Final = {
             istr(name): _Shared(value) if _is_async(value) else value for name, value in headers.items()
         }
+        self._at_once = not any(isinstance(value, _Shared) for value in self._values.values())
+        """Whether nothing has to be awaited for a value, as far as is known."""
+        self._passed: str | None = None
+        """What a function answered last: it need not be looked at again."""
         self._names = frozenset[str](self._values)
         self._origin = None if origin is None else _origin_of(origin)
 
-    def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> Awaitable[aiohttp.ClientResponse]:
-        # A layer that derives from this one and has nothing to add needs no coroutine for that.
-        return self._around(request, call, send)
+    def begin(self, request: aiohttp.ClientRequest, call: Call, now: float) -> bool:
+        if not self._at_once:
+            return False
+        ours = self._is_ours(request, call)
+        for name in self._values:
+            if not ours:
+                request.headers.popall(name, None)
+            elif (answer := self._ask(request, call, name)) is not None:
+                # No async function, and yet something to be awaited.
+                self._at_once = False
+                call.asked = name, answer
+                return False
+        return True
 
-    async def _around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
-        if self._names not in call.auth_headers:
-            call.auth_headers = (*call.auth_headers, self._names)
-        origin = call.origin(request.url)
-        if self._origin is None:
-            self._origin = origin
+    def end(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse, now: float) -> bool:
+        # aiohttp shows them to whoever looks at a request that was sent: in the repr of its own errors, say.
+        for name in self._values:
+            request.headers.popall(name, None)
+        if response.status >= ERROR_STATUS:
+            note_secrets(response, call.secrets)
+        return True
+
+    async def complete(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+        try:
+            response = await send(request, call)
+        except BaseException:
+            for name in self._values:
+                request.headers.popall(name, None)
+            raise
+        self.end(request, call, response, 0.0)
+        return response
+
+    async def wait(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+        ours = self._is_ours(request, call)
         for name in self._values:
             # No value is in a local of this frame: a traceback with the locals of its frames would show it.
-            if origin != self._origin:
+            if not ours:
                 request.headers.popall(name, None)
             elif (answer := self._ask(request, call, name)) is not None:
                 _put(request, call, name, _checked(name, await answer))
-        try:
-            response = await send(request, call)
-        finally:
-            # aiohttp shows them to whoever looks at a request that was sent: in the repr of its own errors, say.
-            for name in self._values:
-                request.headers.popall(name, None)
-        if response.status >= ERROR_STATUS:
-            note_secrets(response, call.secrets)
-        return response
+        return await self.complete(request, call, send)
+
+    def _is_ours(self, request: aiohttp.ClientRequest, call: Call) -> bool:
+        if self._names not in call.auth_headers:
+            call.auth_headers += (self._names,)
+        origin = call.origin(request.url)
+        if self._origin is None:
+            self._origin = origin
+        return origin == self._origin
 
     def _ask(self, request: aiohttp.ClientRequest, call: Call, name: istr) -> Awaitable[str | None] | None:
         """Set a header whose value is there. Returns what is to be waited for where it is not."""
@@ -91,10 +119,17 @@ class HeaderAuth(Layer):
         if isinstance(value, str):
             _put(request, call, name, value)
             return None
+        if call.asked is not None and call.asked[0] is name:
+            (_, asked), call.asked = call.asked, None
+            return asked
         answer = value()
-        if not isinstance(answer, str) and inspect.isawaitable(answer):
-            return answer
-        _put(request, call, name, _checked(name, answer))
+        if not isinstance(answer, str):
+            if inspect.isawaitable(answer):
+                return answer
+            answer = _checked(name, answer)
+        elif answer is not self._passed:
+            self._passed = _check(name, answer)
+        _put(request, call, name, answer)
         return None
 
     def __repr__(self) -> str:
@@ -107,7 +142,7 @@ def _put(request: aiohttp.ClientRequest, call: Call, name: istr, credential: str
         return
     request.headers[name] = credential
     if credential not in call.secrets:
-        call.secrets = (*call.secrets, credential)
+        call.secrets += (credential,)
 
 
 def _origin_of(value: str | URL) -> Origin:

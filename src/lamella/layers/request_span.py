@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
 import aiohttp
 from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import SpanKind, Status, StatusCode, TracerProvider
+from opentelemetry.trace import INVALID_SPAN, SpanKind, Status, StatusCode, TracerProvider
 from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
@@ -17,6 +18,27 @@ from lamella.errors import LamellaError, NotSent
 from lamella.policy import StopReason
 
 __all__ = ["RequestSpan"]
+
+
+class _Outcome(NamedTuple):
+    """How a call has ended."""
+
+    name: str
+    error: str | None = None
+    """The type of what went wrong."""
+    cause: LamellaError | None = None
+    """The same itself, if it is one of ours."""
+
+
+_SUCCESS: Final = _Outcome("success")
+_CANCELLED: Final = _Outcome("cancelled")
+
+
+def _outcome_of(exc: BaseException) -> _Outcome:
+    if isinstance(exc, asyncio.CancelledError | GeneratorExit):
+        return _CANCELLED
+    error = telemetry.error_type(exc) if isinstance(exc, Exception) else None
+    return _Outcome("failure", error, exc if isinstance(exc, LamellaError) else None)
 
 
 class RequestSpan(Layer):
@@ -42,91 +64,87 @@ class RequestSpan(Layer):
         meter_provider: MeterProvider | None = None,
         url_template: telemetry.UrlTemplate | None = None,
     ) -> None:
+        self._providers = tracer_provider, meter_provider
         self._tracing = telemetry.Tracing(tracer_provider)
         self._instruments = telemetry.Instruments(meter_provider)
         self._known = telemetry.known_methods()
         self._template = url_template
 
-    def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> Awaitable[aiohttp.ClientResponse]:
+    def begin(self, request: aiohttp.ClientRequest, call: Call, now: float) -> bool:
         telemetry.take_over(request, call)
-        if self._instruments.silent:
-            if self._tracing.silent:
-                return self._untold(request, call, send)
-        else:
+        call.began = None
+        if not self._instruments.silent:
             call.instruments = self._instruments
-        return self._told(request, call, send)
+        elif self._tracing.silent:
+            # Where nobody listens: what other layers and the log need, and no more.
+            if telemetry.hands_on_nothing():
+                call.span, call.silent = INVALID_SPAN, self._providers
+            else:
+                call.span = telemetry.unrecorded()
+            return True
+        said = telemetry.described(request, call, self._template, self._known)
+        call.server = said.server
+        call.span = self._tracing.tracer.start_span(f"lamella {said.name}", None, SpanKind.INTERNAL, said.asked)
+        call.began = now
+        return True
 
-    async def _untold(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
-        """Where nobody listens: what other layers and the log need, and no more."""
-        call.span = telemetry.unrecorded()
-        try:
-            return await send(request, call)
-        except LamellaError as exc:
-            if exc.stopped is None:
-                telemetry.log_failure(exc, call.span)
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            call.stopped = StopReason.CANCELLED
-            raise
-        finally:
-            if not call.sends:
-                telemetry.give_back(call)
+    def end(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse, now: float) -> bool:
+        if not call.sends:
+            telemetry.give_back(call)
+        if call.began is not None:
+            if response.status < ERROR_STATUS:
+                self._tell(request, call, _SUCCESS, now - call.began)
+            else:
+                self._tell(request, call, _Outcome("failure", str(response.status)), now - call.began)
+        return True
 
-    async def _told(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
-        template = telemetry.template_of(request, self._template)
-        name = telemetry.span_name(request.method, template, self._known)
-        call.server = telemetry.server_attributes(request, self._known)
-        asked = telemetry.asked_attributes(request, call.server, template)
-        span = call.span = self._tracing.tracer.start_span(f"lamella {name}", None, SpanKind.INTERNAL, asked)
-        clock = request.loop.time
-        began = clock()
-        outcome, error, description, refused = "failure", None, None, False
+    async def complete(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
         try:
             response = await send(request, call)
-            if response.status < ERROR_STATUS:
-                outcome = "success"
-            else:
-                error = str(response.status)
-            return response
-        except Exception as exc:
-            error = telemetry.error_type(exc)
-            # Only our own messages are known to hold no secret.
-            if isinstance(exc, LamellaError):
-                refused = isinstance(exc, NotSent)
-                description = str(exc) if span.is_recording() else None
-                if exc.stopped is None:
-                    # There is no Retry to tell of it.
-                    telemetry.log_failure(exc, span)
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            call.stopped = StopReason.CANCELLED
-            outcome = "cancelled"
-            raise
-        finally:
+        except BaseException as exc:
             if not call.sends:
                 telemetry.give_back(call)
-            recording = span.is_recording()
-            if recording or call.instruments is not None:
-                seconds = clock() - began
-                attempts = max(call.sends - call.sent_before, len(call.records), 0 if refused else 1)
-                waited = sum((record.waited for record in call.records), 0.0)
-                end: dict[str, AttributeValue] = {telemetry.OUTCOME: outcome}
-                if error is not None:
-                    end[telemetry.ERROR_TYPE] = error
-                if call.instruments is not None:
-                    self._measure(call, {**call.server, **end}, seconds, attempts, waited)
-                if recording:
-                    if outcome == "failure":
-                        span.set_status(Status(StatusCode.ERROR, description))
-                    if call.stopped:
-                        end[telemetry.STOP_REASON] = call.stopped.value
-                    end[telemetry.URL_FULL] = telemetry.shown_url(request, call)
-                    end[telemetry.ATTEMPTS] = attempts
-                    end[telemetry.WAIT] = waited
-                    if call.gate_wait:
-                        end[telemetry.GATE_WAIT] = call.gate_wait
-                    span.set_attributes(end)
-            span.end()
+            outcome = _outcome_of(exc)
+            if outcome is _CANCELLED:
+                call.stopped = StopReason.CANCELLED
+            elif isinstance(exc, LamellaError) and exc.stopped is None:
+                # There is no Retry to tell of it.
+                telemetry.log_failure(exc, call.span)
+            if call.began is not None:
+                self._tell(request, call, outcome, request.loop.time() - call.began)
+            raise
+        self.end(request, call, response, request.loop.time())
+        return response
+
+    def _tell(self, request: aiohttp.ClientRequest, call: Call, outcome: _Outcome, seconds: float) -> None:
+        """How the call has ended, after so many *seconds*."""
+        span = call.span
+        if span is None:
+            return
+        recording = span.is_recording()
+        if recording or call.instruments is not None:
+            least = 0 if isinstance(outcome.cause, NotSent) else 1
+            attempts = max(call.sends - call.sent_before, len(call.records), least)
+            waited = sum((record.waited for record in call.records), 0.0) if call.records else 0.0
+            end: dict[str, AttributeValue] = {telemetry.OUTCOME: outcome.name}
+            if outcome.error is not None:
+                end[telemetry.ERROR_TYPE] = outcome.error
+            if call.instruments is not None:
+                self._measure(call, {**call.server, **end}, seconds, attempts, waited)
+            if recording:
+                if outcome.name == "failure":
+                    # Only our own messages are known to hold no secret.
+                    message = None if outcome.cause is None else str(outcome.cause)
+                    span.set_status(Status(StatusCode.ERROR, message))
+                if call.stopped:
+                    end[telemetry.STOP_REASON] = call.stopped.value
+                end[telemetry.URL_FULL] = telemetry.last_shown_url(request, call)
+                end[telemetry.ATTEMPTS] = attempts
+                end[telemetry.WAIT] = waited
+                if call.gate_wait:
+                    end[telemetry.GATE_WAIT] = call.gate_wait
+                span.set_attributes(end)
+        span.end()
 
     def _measure(
         self, call: Call, attributes: Mapping[str, AttributeValue], seconds: float, attempts: int, waited: float

@@ -123,48 +123,73 @@ class Retry(Layer):
         total -= min(total * _MARGIN_SHARE, _MARGIN_SECONDS)
         return total if self._deadline is None else min(total, self._deadline)
 
-    async def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
-        # Some versions of aiohttp run the layers once more when the session was closed in the middle of a send.
+    def begin(self, request: aiohttp.ClientRequest, call: Call, now: float) -> bool:
+        if self._deadline is not None or request.session.timeout.total or inherited() is not None:
+            return False
+        if call.first_send is not None:
+            # Some versions of aiohttp run the layers once more when the session was closed in the middle of a send.
+            require_open(request)
+        self._calls += 1
+        call.deadline = None
+        call.first_send = now, getattr(request, "response", None), call.gate_wait
+        return True
+
+    def end(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse, now: float) -> bool:
+        # Most calls end well with the first send, and then nothing need be known of it.
+        return response.status < ERROR_STATUS and not call.records
+
+    async def complete(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+        first: aiohttp.ClientResponse | Exception | None = None
+        try:
+            first = await send(request, call)
+        except Exception as exc:  # noqa: BLE001 - to be judged below
+            first = exc
+        finally:
+            note_interruption(request)
+        if not isinstance(first, Exception) and first.status < ERROR_STATUS and not call.records:
+            return first
+        began, before, parked = call.first_send or (request.loop.time(), None, 0.0)
+        series = _Series(self, request, call, send, before, began=began, limit=None, parked_before=parked)
+        try:
+            return await _carried_out(series, first)
+        finally:
+            # An exception holds on to this frame, and so to what is here: they must not keep each other alive.
+            first = None
+
+    async def wait(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+        """As `complete`, for a call that may have a deadline."""
         require_open(request)
         self._calls += 1
         began = request.loop.time()
         limit = self._limit(request, began)
         call.deadline = None if limit is None else began + limit
-        parked_before = call.gate_wait
-        first: aiohttp.ClientResponse | Exception | None = None
-        before = last_send(request)
-        if limit is None:
-            # Most calls end well with the first send, and then nothing need be known of it.
-            try:
-                first = await send(request, call)
-            except Exception as exc:  # noqa: BLE001 - to be judged below
-                first = exc
-            finally:
-                note_interruption(request)
-            if not isinstance(first, Exception) and first.status < ERROR_STATUS and not call.records:
-                return first
-        series = _Series(self, request, call, send, before, began=began, limit=limit, parked_before=parked_before)
-        try:
-            # stamina costs more than all of ours together: it is not entered before there is something to retry.
-            try:
-                return await series.send(first)
-            except LamellaError as error:
-                if not series.owns(error):
-                    raise
-                return await series.go_on(error)
-        except BaseException:
-            series.let_go()
-            raise
-        finally:
-            # An exception holds on to this frame, and so to what is here: they must not keep each other alive.
-            first = None
-            series.forget()
+        parked = call.gate_wait
+        series = _Series(self, request, call, send, last_send(request), began=began, limit=limit, parked_before=parked)
+        return await _carried_out(series, None)
 
     def __repr__(self) -> str:
         return (
             f"Retry({self._rules!r}, attempts={self._attempts}, deadline={self._deadline}, "
             f"retry_writes={self._retry_writes}, budget={self._budget})"
         )
+
+
+async def _carried_out(series: _Series, first: aiohttp.ClientResponse | Exception | None) -> aiohttp.ClientResponse:
+    """The end of *series*. *first* is what has come of its first send, where that is made already."""
+    try:
+        # stamina costs more than all of ours together: it is not entered before there is something to retry.
+        try:
+            return await series.send(first)
+        except LamellaError as error:
+            if not series.owns(error):
+                raise
+            return await series.go_on(error)
+    except BaseException:
+        series.let_go()
+        raise
+    finally:
+        first = None  # as above
+        series.forget()
 
 
 class _Series:

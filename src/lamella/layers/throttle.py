@@ -23,7 +23,7 @@ from opentelemetry.util.types import AttributeValue
 from yarl import URL
 
 from lamella import telemetry
-from lamella.call import ORDER, Call, Layer, Send, origin_text
+from lamella.call import ORDER, Call, Layer, Origin, Send, origin_text
 from lamella.classification import rate_limited, require_open, retry_after_of
 from lamella.errors import ApiError, ConnectFailed, NotSent
 from lamella.gate import Gate
@@ -100,41 +100,65 @@ class Throttle(Layer):
             origin: The URL whose origin the calls go to.
             key: What the *key* of the layer answers for a request of that account.
         """
-        account = self._accounts.get(_name(str(origin.origin()), key))
+        account = self._accounts.get(_name((origin.scheme, origin.raw_host, origin.port), key))
         if account is None:
             return 0.0
         return max(account.gate.closed_until - asyncio.get_running_loop().time(), 0.0)
 
-    async def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+    def begin(self, request: aiohttp.ClientRequest, call: Call, now: float) -> bool:
+        call.parked = call.passage = None
         if stamina.is_testing():
-            return await send(request, call)  # without waits
-        account = self._account(request, call)
-        gate, memory, loop = account.gate, self._state.memory, request.loop
-        call.parked = None
-        sent: Sent | Hold | None = None
-        if memory is not None and gate.is_free:
-            # Nobody waits, and nothing need be waited for: most calls just pass.
-            pace = memory.of(account.name, Pace)
-            sent = next_turn(pace, memory.now(loop), gate.in_flight, self._period, self._limit)
-        if isinstance(sent, Sent):
-            gate.let_pass(call)
-        else:
-            sent = await self._turn(account, call, request)
+            return True  # without waits
+        account, memory = self._account(request, call), self._state.memory
+        gate = account.gate
+        if memory is None or not gate.is_free:
+            return False
+        # Nobody waits, and nothing need be waited for: most calls just pass.
+        pace = memory.of(account.name, Pace)
+        turn = next_turn(pace, memory.now(now), gate.in_flight, self._period, self._limit)
+        if not isinstance(turn, Sent):
+            return False
+        gate.let_pass(call)
+        call.passage = account, turn, pace
+        return True
+
+    def end(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse, now: float) -> bool:
+        if call.passage is None:
+            return True
+        account, sent, pace = call.passage
+        memory, gate = self._state.memory, account.gate
+        if pace is None or memory is None or account.episode is not None or response.status == _REFUSED:
+            return False
+        answered(pace, memory.now(now), sent, gate.in_flight - 1, self._limit)
+        gate.left()
+        return True
+
+    async def complete(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+        passage = call.passage
+        if passage is None:
+            return await send(request, call)
+        account, sent, _ = passage
         try:
+            if call.gate_wait:
+                require_open(request)
+            response = await send(request, call)
+        except BaseException as exc:
             try:
-                if call.gate_wait:
-                    require_open(request)
-                response = await send(request, call)
-            except BaseException as exc:
                 await self._settle_failure(account, call, sent, exc)
-                raise
-            if memory is None or account.episode is not None or response.status == _REFUSED:
+            finally:
+                account.gate.left()
+            raise
+        if not self.end(request, call, response, request.loop.time()):
+            try:
                 await self._settle_answer(account, call, sent, response)
-            else:
-                answered(memory.of(account.name, Pace), memory.now(loop), sent, gate.in_flight - 1, self._limit)
-            return response
-        finally:
-            gate.left()
+            finally:
+                account.gate.left()
+        return response
+
+    async def wait(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+        account = self._account(request, call)
+        call.passage = account, await self._turn(account, call, request), None
+        return await self.complete(request, call, send)
 
     async def _turn(self, account: _Account, call: Call, request: aiohttp.ClientRequest) -> Sent:
         """Wait until it is the turn of *call*."""
@@ -248,7 +272,7 @@ class Throttle(Layer):
 
     def _account(self, request: aiohttp.ClientRequest, call: Call) -> _Account:
         accounts = self._accounts
-        name = _name(origin_text(call.origin(request.url)), None if self._key is None else self._key(request))
+        name = _name(call.origin(request.url), None if self._key is None else self._key(request))
         account = accounts.get(name)
         if account is None:
             account = accounts[name] = _Account(self, name, telemetry.origin_attributes(request))
@@ -322,5 +346,5 @@ _SHOWN: Final = 8
 
 
 @lru_cache(maxsize=4096)
-def _name(origin: str, key: str | None) -> str:
-    return blake2b(f"{origin}\n{key or ''}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+def _name(origin: Origin, key: str | None) -> str:
+    return blake2b(f"{origin_text(origin)}\n{key or ''}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from math import isfinite
+from typing import Any
 
 import aiohttp
 
@@ -40,86 +41,92 @@ class Timeout(Layer):
         self._seconds = seconds
         self._alarm: _Alarm | None = None
 
-    async def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+    def begin(self, request: aiohttp.ClientRequest, call: Call, now: float) -> bool:
         alarm, loop = self._alarm, request.loop
         if alarm is None or alarm.loop is not loop:
             alarm = self._alarm = _Alarm(loop)
-        limit = _Limit(loop, self._seconds)
-        alarm.watch(limit)
+        call.alarm = alarm
+        alarm.watch(call, now + self._seconds)
+        return True
+
+    def end(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse, now: float) -> bool:
+        return call.alarm is None or call.alarm.forget(call)
+
+    async def complete(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+        alarm, call.alarm = call.alarm, None
         try:
             return await send(request, call)
         except asyncio.CancelledError as exc:
-            if not limit.take_back():
+            if alarm is None or not alarm.take_back(call):
                 raise
             reason = f"no whole answer within {self._seconds:g} s"
             raise AttemptTimeout(request.method, request.url, _RULE, reason, secrets=secrets_of(request)) from exc
         finally:
-            alarm.forget(limit)
-            limit.take_back()
+            if alarm is not None and not alarm.forget(call):
+                alarm.take_back(call)
 
     def __repr__(self) -> str:
         return f"Timeout({self._seconds:g})"
 
 
-class _Limit:
-    """One attempt that may not take too long, by the rules of ``asyncio.timeout``."""
-
-    __slots__ = ("_cancelling", "_expired", "_task", "when")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        task = asyncio.current_task(loop)
-        if task is None:
-            raise RuntimeError("Timeout works inside of a task only")
-        self._task = task
-        self._cancelling = task.cancelling()
-        self._expired = False
-        self.when = loop.time() + seconds
-
-    def expire(self) -> None:
-        self._expired = True
-        self._task.cancel()
-
-    def take_back(self) -> bool:
-        """Take a cancellation of ours back. Returns whether there was one, and no other."""
-        if not self._expired:
-            return False
-        self._expired = False
-        return self._task.uncancel() <= self._cancelling
-
-
 class _Alarm:
     """One timer for all attempts in a loop: they may all take equally long, so they expire in the order they began.
 
-    A timer for each would cost 2.5 µs; with 50 at a time that is most of what this layer takes.
+    A timer for each would cost 2.5 µs. One that nobody needs any more is put away in the loop's next round, since a
+    call often follows another at once. An attempt is cancelled by the rules of ``asyncio.timeout``.
     """
 
-    __slots__ = ("_timer", "limits", "loop")
+    __slots__ = ("_idle", "_rung", "_timer", "_watched", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.limits: dict[_Limit, None] = {}
-        """Those under way, the oldest first."""
+        self._watched: dict[Call, tuple[float, asyncio.Task[Any], int]] = {}
+        """Those under way, the oldest first: until when, in which task, and how often that was cancelled before."""
+        self._rung: dict[Call, tuple[float, asyncio.Task[Any], int]] = {}
+        """Those that were cancelled by us, and have not ended yet."""
         self._timer: asyncio.TimerHandle | None = None
+        self._idle = False
+        """Whether the timer will be put away."""
 
-    def watch(self, limit: _Limit) -> None:
-        self.limits[limit] = None
+    def watch(self, call: Call, when: float) -> None:
+        task = asyncio.current_task(self.loop)
+        if task is None:
+            raise RuntimeError("Timeout works inside of a task only")
+        self._watched[call] = when, task, task.cancelling()
         if self._timer is None:
-            self._timer = self.loop.call_at(limit.when, self._ring)
+            self._timer = self.loop.call_at(when, self._ring)
 
-    def forget(self, limit: _Limit) -> None:
-        """Watch *limit* no more. Where there is nothing else to watch, no timer is left behind."""
-        self.limits.pop(limit, None)
-        if not self.limits and self._timer is not None:
+    def forget(self, call: Call) -> bool:
+        """Watch *call* no more. False: it has taken too long already."""
+        known = self._watched.pop(call, None) is not None
+        if not self._watched and self._timer is not None and not self._idle and not self.loop.is_closed():
+            self._idle = True
+            self.loop.call_soon(self._put_away)
+        return known
+
+    def take_back(self, call: Call) -> bool:
+        """Take a cancellation of ours back. Returns whether there was one, and no other."""
+        rung = self._rung.pop(call, None)
+        if rung is None:
+            return False
+        _, task, cancelling = rung
+        return task.uncancel() <= cancelling
+
+    def _put_away(self) -> None:
+        self._idle = False
+        if not self._watched and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _ring(self) -> None:
         self._timer = None
         now = self.loop.time()
-        for limit in list(self.limits):
+        for call, limit in list(self._watched.items()):
+            when, task, _ = limit
             # A timer may be due a little early.
-            if limit.when > now + _CLOCK:
-                self._timer = self.loop.call_at(limit.when, self._ring)
+            if when > now + _CLOCK:
+                self._timer = self.loop.call_at(when, self._ring)
                 return
-            del self.limits[limit]
-            limit.expire()
+            del self._watched[call]
+            self._rung[call] = limit
+            task.cancel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -86,16 +86,22 @@ class _AccountAuth(HeaderAuth):
         self._without = f"{base_url.path.rstrip('/')}/auth/"
         super().__init__({ACCOUNT_KEY: self._key}, origin=base_url)
 
-    def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> Awaitable[aiohttp.ClientResponse]:
-        if self._current() is None and request.url.path.startswith(self._without):
-            return send(request, call)
-        return super().around(request, call, send)
+    def begin(self, request: aiohttp.ClientRequest, call: Call, now: float) -> bool:
+        return self._is_needless(request) or super().begin(request, call, now)
 
-    def _current(self) -> str | None:
-        return current_account(self._account_key)
+    def end(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse, now: float) -> bool:
+        return self._is_needless(request) or super().end(request, call, response, now)
+
+    async def complete(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
+        if self._is_needless(request):
+            return await send(request, call)
+        return await super().complete(request, call, send)
+
+    def _is_needless(self, request: aiohttp.ClientRequest) -> bool:
+        return (_current.get() or self._account_key) is None and request.url.path.startswith(self._without)
 
     def _key(self) -> str:
-        key = self._current()
+        key = _current.get() or self._account_key
         if key is None:
             raise ValueError(
                 "no account key for this call: set MAESN_ACCOUNT_KEY, give account_key=, "

@@ -11,12 +11,13 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from yarl import URL
 
+from lamella.fused import as_one
 from lamella.layers import Breaker
 from lamella.maesn.account import auth, current_account
 from lamella.maesn.rules import RULES
 from lamella.policy import Limit, RetryBudget, RuleBook
 from lamella.policy.budget import DEFAULT_BUDGET
-from lamella.stacking import as_one, stack
+from lamella.stacking import stack
 from lamella.state import Store
 from lamella.telemetry import UrlTemplate, without_other_instrumentation
 

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+import pytest
+from aiohttp import web
+from opentelemetry import propagate
+from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import CarrierT, Setter, TextMapPropagator, default_setter
+from opentelemetry.trace import StatusCode
+from tests.conftest import Handler, Tracing
+from tests.test_stack import LAYERS, RULES
+
+from lamella import Breaker, Classify, HeaderAuth, Retry, Throttle, Timeout, as_one, in_order, stack
+from lamella.stacking import Layer
+from lamella.testing import VirtualClock
+
+Serve = Callable[[Handler], Awaitable[str]]
+
+
+async def _answer(request: web.Request) -> web.StreamResponse:
+    return web.Response(text="good")
+
+
+@pytest.mark.parametrize("chosen", [set_ for size in range(1, 10) for set_ in itertools.combinations(LAYERS, size)])
+async def test_every_subset_works_as_one(serve: Serve, chosen: tuple[Layer, ...]) -> None:
+    async with aiohttp.ClientSession(await serve(_answer), middlewares=(as_one(in_order(*chosen)),)) as session:
+        async with session.get("/") as response:
+            assert await response.text() == "good"
+
+
+async def test_as_one_they_do_what_they_do_one_by_one(serve: Serve) -> None:
+    sent: list[str | None] = []
+
+    async def twice_refused(request: web.Request) -> web.StreamResponse:
+        sent.append(request.headers.get("X-A"))
+        return web.Response(status=429 if len(sent) % 3 else 200)
+
+    url = await serve(twice_refused)
+    layers = stack(RULES, auth=HeaderAuth({"X-A": "value"}, origin=url), throttle=False)
+    for middlewares in (layers, (as_one(layers),)):
+        async with aiohttp.ClientSession(url, middlewares=middlewares) as session:
+            async with session.get("/") as response:
+                assert response.status == 200
+    assert sent == ["value"] * 6
+
+
+async def test_as_one_other_peoples_middlewares_stand_outside_and_inside(serve: Serve) -> None:
+    seen: list[str] = []
+
+    def own(name: str) -> aiohttp.ClientMiddlewareType:
+        async def middleware(
+            request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+        ) -> aiohttp.ClientResponse:
+            seen.append(name)
+            return await handler(request)
+
+        return middleware
+
+    async def again(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        (await handler(request)).release()
+        return await handler(request)
+
+    statuses = [200, 429]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=statuses.pop() if statuses else 200, text="good")
+
+    outer, inner = as_one(in_order(*LAYERS[:4])), as_one(in_order(*LAYERS[4:]))
+    middlewares = (again, own("outside"), outer, own("between"), inner, own("inside"))
+    async with aiohttp.ClientSession(await serve(answer), middlewares=middlewares) as session:
+        async with session.get("/") as response:
+            assert await response.text() == "good"
+    # Each group goes on to what stands inside of itself, when Retry of the outer one sends again, too.
+    assert seen == ["outside", *["between", "inside"] * 2, "outside", "between", "inside"]
+
+
+async def test_as_one_a_wrong_order_is_told(serve: Serve) -> None:
+    for middlewares in ((Timeout(1), as_one((Retry(RULES),))), (as_one((Timeout(1),)), Retry(RULES))):
+        async with aiohttp.ClientSession(await serve(_answer), middlewares=middlewares) as session:
+            with pytest.raises(ValueError, match="Retry stands inside of Timeout"):
+                await session.get("/")
+    inside_out = (as_one((Retry(RULES), Classify(RULES))), Timeout(1))
+    async with aiohttp.ClientSession(await serve(_answer), middlewares=inside_out) as session:
+        with pytest.raises(ValueError, match="Timeout stands inside of Classify"):
+            await session.get("/")
+    with pytest.raises(ValueError, match="in their right order"):
+        as_one((Timeout(1), Retry(RULES)))
+    with pytest.raises(ValueError, match="in their right order"):
+        as_one(())
+    with pytest.raises(ValueError, match="in their right order"):
+        as_one((Retry(RULES), _middleware))
+
+
+async def _middleware(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    return await handler(request)
+
+
+async def test_a_call_that_has_to_wait_at_its_gate_goes_the_long_way(
+    serve: Serve, tracing: Tracing, virtual_time: VirtualClock
+) -> None:
+    statuses = [200] * 3 + [429]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=statuses.pop(), headers={"Retry-After": "60"})
+
+    throttle = Throttle(RULES, tracer_provider=tracing.provider)
+    layers = stack(RULES, throttle, auth=HeaderAuth({"X-A": "value"}), tracer_provider=tracing.provider)
+    async with aiohttp.ClientSession(await serve(answer), middlewares=(as_one(layers),)) as session:
+        first = asyncio.create_task(session.get("/"))
+        await asyncio.sleep(1)
+        # The gate is closed: this one waits before it is sent, when the layers outside of the gate have begun.
+        second = asyncio.create_task(session.get("/"))
+        assert [(await task).status for task in (first, second)] == [200, 200]
+        assert 60 <= virtual_time.elapsed < 62
+        assert (await session.get("/")).status == 200
+    assert [span.attributes and span.attributes["http.response.status_code"] for span in tracing.sends] == [
+        429,
+        200,
+        200,
+        200,
+    ]
+    waited = [span.attributes and span.attributes.get("lamella.gate_wait") for span in tracing.spans]
+    assert sum(bool(each) for each in waited) == 1  # the other one waited for its next try
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+async def test_a_function_that_has_to_be_awaited_after_all_is_asked_once_a_send(serve: Serve, wrapped: bool) -> None:
+    """That it is none can be seen by nobody before it has been asked."""
+    asked: list[str] = []
+    sent: list[str | None] = []
+
+    async def ask() -> str:
+        asked.append("value")
+        await asyncio.sleep(0)
+        return f"value {len(asked)}"
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        sent.append(request.headers.get("X-A"))
+        return web.Response(status=200 if len(sent) % 2 else 429)
+
+    auth = HeaderAuth({"X-B": "fixed", "X-A": lambda: ask()})  # noqa: PLW0108 - so it looks like any function
+    layers = (Retry(RULES), auth, Classify(RULES))
+    middlewares = (as_one(layers),) if wrapped else layers
+    async with aiohttp.ClientSession(await serve(answer), middlewares=middlewares) as session:
+        for _ in range(2):
+            async with session.get("/") as response:
+                assert response.status == 200
+    assert sent == ["value 1", "value 2", "value 3"]
+    assert len(asked) == 3
+
+
+class _Broken(TextMapPropagator):
+    """It fails when there is anything to hand on."""
+
+    def extract(self, carrier: CarrierT, context: Context | None = None, getter: object = None) -> Context:
+        raise NotImplementedError
+
+    def inject(
+        self,
+        carrier: CarrierT,
+        context: Context | None = None,
+        setter: Setter[CarrierT] = default_setter,
+    ) -> None:
+        raise LookupError("a propagator")
+
+    @property
+    def fields(self) -> set[str]:
+        return set()
+
+
+def _no_key() -> str:
+    raise LookupError("a key")
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("broken", ["a key", "a propagator"])
+async def test_what_fails_before_a_send_ends_what_has_begun(
+    serve: Serve, tracing: Tracing, monkeypatch: pytest.MonkeyPatch, wrapped: bool, broken: str
+) -> None:
+    throttle, breaker = Throttle(RULES), Breaker()
+    auth = HeaderAuth({"X-A": _no_key if broken == "a key" else "value"})
+    layers = stack(RULES, throttle, breaker, auth=auth, tracer_provider=tracing.provider)
+    if broken == "a propagator":
+        monkeypatch.setattr(propagate, "get_global_textmap", _Broken)
+    middlewares = (as_one(layers),) if wrapped else layers
+    async with aiohttp.ClientSession(await serve(_answer), middlewares=middlewares) as session:
+        with pytest.raises(LookupError, match=broken):
+            await session.get("/")
+        await asyncio.sleep(0)
+        assert not [timer for timer in vars(asyncio.get_running_loop())["_scheduled"] if "_Alarm" in repr(timer)]
+    [account] = vars(throttle)["_accounts"].values()
+    assert account.gate.in_flight == 0
+    assert len(tracing.spans) == 2
+    for span in tracing.spans:
+        assert span.status.status_code is StatusCode.ERROR
+        assert span.attributes
+        assert span.attributes["error.type"] == "LookupError"
+
+
+async def test_a_session_that_a_middleware_calls_twice_begins_anew(serve: Serve, tracing: Tracing) -> None:
+    """Of its first call nothing is left that the second could take for its own."""
+    statuses = [200, 404]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=statuses.pop())
+
+    async def again(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        with pytest.raises(aiohttp.ClientResponseError, match="404"):
+            await handler(request)
+        return await handler(request)
+
+    layers = as_one(stack(RULES, tracer_provider=tracing.provider))
+    async with aiohttp.ClientSession(await serve(answer), middlewares=(again, layers)) as session:
+        async with session.get("/") as response:
+            assert response.status == 200
+    first, second = (span for span in tracing.spans if span.name.startswith("lamella"))
+    assert [span.attributes and span.attributes["lamella.outcome"] for span in (first, second)] == [
+        "failure",
+        "success",
+    ]
+    assert first.attributes
+    assert first.attributes["error.type"] == "404"
