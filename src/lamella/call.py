@@ -15,6 +15,7 @@ from lamella.policy import Rule, StopReason
 from lamella.redaction import secrets_in
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Mapping
 
     import aiohttp
@@ -216,11 +217,15 @@ class Layer:
     """
 
     rank: ClassVar[int]
+    loop: asyncio.AbstractEventLoop | None = None
+    """The event loop that the calls are made in. None: there was none yet."""
 
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         """Stand by itself among the middlewares of a session."""
+        if self.loop is not request.loop:
+            self.work_in(request.loop)
         call = Call.of(request)
         outside = call.enter(self.rank)
         call.silent = None
@@ -228,6 +233,19 @@ class Layer:
             return await self.around(request, call, lambda request, _: handler(request))
         finally:
             call.inside = outside
+
+    def work_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on the calls are made in *loop*.
+
+        Raises:
+            RuntimeError: They are made in another one that is running, in another thread.
+        """
+        if self.loop is not None and self.loop is not loop and self.loop.is_running():
+            raise RuntimeError(
+                f"{type(self).__name__} is in use in another thread, and cannot be shared with it: "
+                "make the layers anew for each event loop"
+            )
+        self.loop = loop
 
     def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> Awaitable[aiohttp.ClientResponse]:
         """Do what the layer is there for, around *send*."""

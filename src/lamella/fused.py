@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import aiohttp
 
 from lamella.call import Call, Layer, Send
 from lamella.stacking import Layer as AnyLayer
 from lamella.stacking import in_order
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["as_one"]
 
@@ -28,7 +31,7 @@ def as_one(layers: Iterable[aiohttp.ClientMiddlewareType]) -> aiohttp.ClientMidd
 
 
 class _AsOne:
-    __slots__ = ("_all", "_begin", "_end", "_innermost", "_outermost", "_send", "layers")
+    __slots__ = ("_all", "_begin", "_end", "_innermost", "_loop", "_outermost", "_send", "layers")
 
     def __init__(self, layers: tuple[aiohttp.ClientMiddlewareType, ...]) -> None:
         ours = [layer for layer in layers if isinstance(layer, AnyLayer)]
@@ -37,6 +40,7 @@ class _AsOne:
         self.layers = ours
         self._outermost, self._innermost = ours[0].rank, ours[-1].rank
         self._all = len(ours)
+        self._loop: asyncio.AbstractEventLoop | None = None
         # With how many layers have begun before each, and with how many are still to be completed if it cannot end.
         self._begin = tuple((layer.begin, at) for at, layer in enumerate(ours) if _has(layer, "begin"))
         self._end = tuple((layer.end, at + 1) for at, layer in reversed([*enumerate(ours)]) if _has(layer, "end"))
@@ -45,6 +49,10 @@ class _AsOne:
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
+        if self._loop is not request.loop:
+            for layer in self.layers:
+                layer.work_in(request.loop)
+            self._loop = request.loop
         call = Call.of(request)
         outside = call.enter(self._outermost)
         call.inside = self._innermost
