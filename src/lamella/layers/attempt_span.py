@@ -10,7 +10,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvid
 from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
-from lamella.call import ORDER, Attempt, Call, Layer, Send, note_redirect, secrets_of, sent_before
+from lamella.call import ORDER, Call, Layer, Send, note_redirect, secrets_of, sent_before
 from lamella.classification import ERROR_STATUS
 from lamella.errors import AttemptTimeout
 
@@ -63,9 +63,9 @@ class AttemptSpan(Layer):
         telemetry.take_over(request, call)
         call.answer = call.attempt = None
         if not self._instruments.silent:
-            self._start(request, call, counted=True)
+            self._start(request, call, now, counted=True)
         elif not self._tracing.silent:
-            self._start(request, call, counted=False)
+            self._start(request, call, now, counted=False)
         else:
             # Where nobody listens: a trace that somebody else has begun goes on all the same.
             call.sends += 1
@@ -76,7 +76,7 @@ class AttemptSpan(Layer):
         if call.attempt is not None:
             call.answer = response
             note_redirect(request, response, call.sends)
-            self._finish(request, call, call.attempt, str(response.status) if response.status >= ERROR_STATUS else None)
+            self._finish(request, call, now, str(response.status) if response.status >= ERROR_STATUS else None)
         call.answer = call.attempt = None
         return True
 
@@ -84,15 +84,14 @@ class AttemptSpan(Layer):
         try:
             response = await send(request, call)
         except BaseException as exc:
-            if call.attempt is not None:
-                error = telemetry.error_type(exc) if isinstance(exc, Exception) else None
-                self._finish(request, call, call.attempt, error)
+            error = telemetry.error_type(exc) if isinstance(exc, Exception) else None
+            self._finish(request, call, request.loop.time(), error)
             call.answer = call.attempt = None
             raise
         self.end(request, call, response, request.loop.time())
         return response
 
-    def _start(self, request: aiohttp.ClientRequest, call: Call, *, counted: bool) -> None:
+    def _start(self, request: aiohttp.ClientRequest, call: Call, now: float, *, counted: bool) -> None:
         said = telemetry.described(request, call, self._template, self._known)
         if not call.sends:
             call.sends = call.sent_before = sent_before(request)
@@ -100,23 +99,24 @@ class AttemptSpan(Layer):
         parent = None if call.span is None else set_span_in_context(call.span)
         span = self._tracing.tracer.start_span(said.name, parent, SpanKind.CLIENT, asked)
         call.sends += 1
-        call.attempt = span, request.loop.time(), said.server if counted else None
+        call.attempt = span, now, said.server if counted else None
         if counted:
             self._instruments.in_flight.add(1, said.server)
         try:
             telemetry.inject(span, request.headers)
         except BaseException as exc:
-            self._finish(request, call, call.attempt, telemetry.error_type(exc))
+            self._finish(request, call, now, telemetry.error_type(exc))
             raise
 
-    def _finish(self, request: aiohttp.ClientRequest, call: Call, attempt: Attempt, error: str | None) -> None:
+    def _finish(self, request: aiohttp.ClientRequest, call: Call, now: float, error: str | None) -> None:
         """How the send has ended: with the answer that the call has, if any; *error* is its type."""
-        span, began, counted = attempt
+        if call.attempt is None:
+            return
+        span, began, counted = call.attempt
         if counted is not None:
             self._instruments.in_flight.add(-1, counted)
         recording = span.is_recording()
         if counted is not None or recording:
-            now = request.loop.time()
             if call.answer is None and error is None and call.deadline is not None and now >= call.deadline - _CLOCK:
                 # What looks like a cancellation from in here is the deadline of the call.
                 error = AttemptTimeout.__name__

@@ -66,21 +66,23 @@ class HeaderAuth(Layer):
     def begin(self, request: aiohttp.ClientRequest, call: Call, now: float) -> bool:
         if not self._at_once:
             return False
-        ours = self._is_ours(request, call)
-        for name in self._values:
-            if not ours:
-                request.headers.popall(name, None)
-            elif (answer := self._ask(request, call, name)) is not None:
-                # No async function, and yet something to be awaited.
-                self._at_once = False
-                call.asked = name, answer
-                return False
+        if not self._is_ours(request, call):
+            self._take_off(request)
+            return True
+        try:
+            for name in self._values:
+                if (answer := self._ask(request, call, name)) is not None:
+                    # No async function, and yet something to be awaited.
+                    self._at_once = False
+                    call.asked = name, answer
+                    return False
+        except BaseException:
+            self._take_off(request)
+            raise
         return True
 
     def end(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse, now: float) -> bool:
-        # aiohttp shows them to whoever looks at a request that was sent: in the repr of its own errors, say.
-        for name in self._values:
-            request.headers.popall(name, None)
+        self._take_off(request)
         if response.status >= ERROR_STATUS:
             note_secrets(response, call.secrets)
         return True
@@ -89,21 +91,29 @@ class HeaderAuth(Layer):
         try:
             response = await send(request, call)
         except BaseException:
-            for name in self._values:
-                request.headers.popall(name, None)
+            self._take_off(request)
             raise
         self.end(request, call, response, 0.0)
         return response
 
     async def wait(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
-        ours = self._is_ours(request, call)
-        for name in self._values:
-            # No value is in a local of this frame: a traceback with the locals of its frames would show it.
-            if not ours:
-                request.headers.popall(name, None)
-            elif (answer := self._ask(request, call, name)) is not None:
-                _put(request, call, name, _checked(name, await answer))
+        if not self._is_ours(request, call):
+            self._take_off(request)
+            return await send(request, call)
+        try:
+            for name in self._values:
+                # No value is in a local of this frame: a traceback with the locals of its frames would show it.
+                if (answer := self._ask(request, call, name)) is not None:
+                    _put(request, call, name, _checked(name, await answer))
+        except BaseException:
+            self._take_off(request)
+            raise
         return await self.complete(request, call, send)
+
+    def _take_off(self, request: aiohttp.ClientRequest) -> None:
+        # aiohttp shows them to whoever looks at a request that was sent: in the repr of its own errors, say.
+        for name in self._values:
+            request.headers.popall(name, None)
 
     def _is_ours(self, request: aiohttp.ClientRequest, call: Call) -> bool:
         if self._names not in call.auth_headers:
