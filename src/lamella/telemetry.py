@@ -13,6 +13,7 @@ from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from multidict import istr
 from opentelemetry import context, metrics, propagate, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.propagators.composite import CompositePropagator
@@ -197,15 +198,17 @@ def hands_on_nothing() -> bool:
 
 def inject(span: trace.Span, headers: MutableMapping[str, str]) -> None:
     """Hand *span* and the rest of the current context on in *headers*, as the global propagator does it."""
-    propagator = propagate.get_global_textmap()
-    if not context.get_current() and _is_w3c(propagator):
-        if span is trace.INVALID_SPAN:
-            return
-        propagator = _TRACE_ALONE  # to look for baggage where there is nothing takes as long again
-    propagator.inject(headers, trace.set_span_in_context(span))
+    if not hands_on_nothing():
+        propagate.get_global_textmap().inject(headers, trace.set_span_in_context(span))
+    elif (at := span.get_span_context()).is_valid:
+        # W3C Trace Context, section 3.2. The propagators take 7 µs for it, this 1.
+        headers[_TRACEPARENT] = f"00-{at.trace_id:032x}-{at.span_id:016x}-{at.trace_flags:02x}"
+        if at.trace_state:
+            headers[_TRACESTATE] = at.trace_state.to_header()
 
 
-_TRACE_ALONE: Final = TraceContextTextMapPropagator()
+_TRACEPARENT: Final = istr("traceparent")
+_TRACESTATE: Final = istr("tracestate")
 
 
 def _is_w3c(propagator: TextMapPropagator) -> bool:

@@ -9,13 +9,14 @@ import aiohttp
 import pytest
 import stamina
 from aiohttp import web
+from multidict import CIMultiDict
 from opentelemetry import baggage, context, propagate, trace
 from opentelemetry.propagators.textmap import CarrierT, Getter, Setter, TextMapPropagator, default_setter
 from opentelemetry.sdk.trace import TracerProvider
 from tests.conftest import Handler, Tracing
 from tests.telemetry.conftest import Metering, given
 
-from lamella import Backoff, LamellaError, Rule, RuleBook, maesn, stack
+from lamella import Backoff, LamellaError, Rule, RuleBook, maesn, stack, telemetry
 from lamella.testing import Sandbox, VirtualClock
 
 Serve = Callable[[Handler], Awaitable[str]]
@@ -68,6 +69,23 @@ async def test_a_header_of_the_users_own_is_replaced_and_never_doubled(serve: Se
     for request, span in zip(server.requests, tracing.sends, strict=True):
         [header] = request.headers.getall("traceparent")
         assert trace.format_span_id(span.context.span_id) in header
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        trace.INVALID_SPAN_CONTEXT,
+        trace.SpanContext(1, 2, False),
+        trace.SpanContext(2**128 - 1, 2**64 - 1, False, trace.TraceFlags(3)),
+        trace.SpanContext(7, 9, False, trace.TraceFlags(1), trace.TraceState([("acme", "a=b"), ("other", "1")])),
+    ],
+)
+def test_where_there_is_a_span_and_no_more_it_is_told_as_the_propagators_tell_it(of: trace.SpanContext) -> None:
+    ours, theirs = CIMultiDict[str](), CIMultiDict[str]()
+    telemetry.inject(trace.NonRecordingSpan(of), ours)
+    propagate.inject(theirs, trace.set_span_in_context(trace.NonRecordingSpan(of)))
+    assert ours == theirs
+    assert bool(ours) is of.is_valid
 
 
 class Letters(TextMapPropagator):
