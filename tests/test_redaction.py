@@ -39,6 +39,15 @@ def test_a_secret_that_somebody_has_read_as_latin_1_is_not_shown(before: str, se
         assert json.dumps(read)[1:-1] not in shown
 
 
+def test_a_secret_as_json_escapes_it_is_not_shown_either() -> None:
+    secret = "schlüssel-ключ-鍵-🔑"  # the last letter takes two escapes
+    assert redact_text(f"you sent {json.dumps(secret)}", [secret]) == f'you sent "{REDACTED}"'
+
+
+def test_a_secret_of_bytes_that_are_no_text_is_not_shown_either() -> None:
+    assert redact_json(b"you sent k%65y\xff1234", None, ["key\udcff1234"]) == (b"you sent REDACTED", None)
+
+
 @pytest.mark.parametrize(
     "written", [quote_plus, quote, lambda text: quote(text, safe=""), lambda text: quote(text, safe="/+=:@!$&'()*,;")]
 )
@@ -54,6 +63,12 @@ def test_a_secret_as_it_is_written_in_a_url_is_not_shown(written: Callable[[str]
 @pytest.mark.parametrize("gap", ["\n", "\t", "  ", "\x00", "\u2028"])
 def test_tidying_a_text_does_not_put_a_secret_together(gap: str) -> None:
     assert "horse battery" not in redact_text(f"wrong: horse{gap}battery!", ["horse battery"])
+
+
+@pytest.mark.parametrize("gap", ["\n", "  ", "\x00"])
+def test_a_secret_that_is_tidied_with_its_text_is_not_shown(gap: str) -> None:
+    secret = f"horse{gap}battery"
+    assert redact_text(f"wrong: {secret}!", [secret]) == f"wrong: {REDACTED}!"
 
 
 @pytest.mark.parametrize("secrets", [("key-1", "key-12345"), ("key-12345", "key-1"), ("2345", "key-12345")])
@@ -143,6 +158,7 @@ def test_harmless_parts_of_a_url_stay_in_order_as_they_are(query: list[tuple[str
         ("http://h/?%61pi%5Fkey=v", "http://h/?api_key=REDACTED"),
         ("http://h/?API_KEY=v", "http://h/?API_KEY=REDACTED"),
         ("http://h/?a=1#access_token=v", "http://h/?a=1"),
+        ("http://h/?a&b=1", "http://h/?a&b=1"),
         ("http://h/?a=x%3Ftoken%3Dv", "http://h/?a=x?token%3Dv"),
         ("/relative?key=v&page=2", "/relative?key=REDACTED&page=2"),
         ("", ""),
@@ -242,6 +258,9 @@ def test_of_a_header_the_value_is_shown_only_if_it_is_known_to_be_harmless() -> 
         ("Authorization", "Basic " + b64encode("user:pässwort".encode("latin-1")).decode(), "pässwort"),
         ("Authorization", "Basic hunter22=", "hunter22"),
         ("Authorization", "Bearer pa55", "pa55"),
+        ("Authorization", "Bearer  pa55", "pa55"),
+        ("Authorization", "Basic pa-5", "pa-5"),  # not in Base64
+        ("Cookie", "a=1; sid=hun=ter=22; b=2", "hun=ter=22"),
         ("Authorization", "Basic " + b64encode(b"user:pa55").decode(), "pa55"),
     ],
 )
