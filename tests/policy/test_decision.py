@@ -178,6 +178,7 @@ def test_a_stale_connection_lifts_no_other_objection(change: dict[str, Any], rea
         (RULES, 5.0, None, None),
         (RULES, 5.0, 50.0, None),
         (RuleBook(Rule(Failure.ATTEMPT_TIMEOUT, "never")), 5.0, 5.0, StopReason.DEADLINE),
+        (RuleBook(Rule(Failure.ATTEMPT_TIMEOUT, "never")), 5.1, 5.0, StopReason.DEADLINE),
         (RuleBook(Rule(Failure.ATTEMPT_TIMEOUT, "never")), 4.0, 5.0, StopReason.NOT_RETRYABLE),
     ],
 )
