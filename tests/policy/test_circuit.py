@@ -141,6 +141,10 @@ def test_failures_in_a_row_are_too_few_where_there_is_less_than_the_minimum_in_t
     circuit = Circuit(CircuitSettings(failures=0.5, window=10, minimum=30, open_for=30, probes=2))
     assert set(circuit.run("f" * 29)) == {None}
     assert circuit.run("f") != [None]
+    # They are not forgotten until there are enough.
+    circuit = Circuit(CircuitSettings(failures=0.5, window=10, minimum=130, open_for=30, probes=2))
+    assert set(circuit.run("s" * 100 + "f" * 29)) == {None}
+    assert circuit.run("f") == [Turn(CircuitPhase.OPEN, sends=130, failures=30)]
 
 
 def test_a_circuit_that_has_closed_begins_with_no_failures_in_a_row() -> None:
@@ -330,6 +334,15 @@ def test_a_clock_that_begins_anew_keeps_nothing_open_or_closed() -> None:
     assert circuit.send()
     assert circuit.end(probe, False) is not None
 
+    for well in (True, False):
+        circuit = Circuit(CircuitSettings(failures=0.5, window=10, minimum=4, open_for=30, probes=1), 1e6).half_open()
+        probe = circuit.send()
+        circuit.now = 5.0
+        # No length of time is less than none.
+        assert circuit.end(probe, well) == Turn(CircuitPhase.CLOSED if well else CircuitPhase.OPEN, since=0.0)
+        circuit.now = 6.0
+        assert well or circuit.admit() == Refusal(since=0.0, until=29.0)
+
     closed = Circuit(now=1e6)
     closed.run("fff")
     closed.now = 5.0
@@ -450,6 +463,7 @@ def test_whatever_happens(settings: CircuitSettings, steps: list[tuple[str, floa
             assert circuit.phase is turn.phase
             assert turn.since == (circuit.now - opened_at if phase is CircuitPhase.HALF_OPEN else 0.0)
             assert (turn.phase is CircuitPhase.CLOSED) is (well == settings.probes)
+            assert circuit.state.places == {}
             if phase is CircuitPhase.CLOSED:
                 opened_at = circuit.now
             probes, turns, well = {}, turns + 1, 0
