@@ -39,9 +39,32 @@ def test_a_secret_that_somebody_has_read_as_latin_1_is_not_shown(before: str, se
         assert json.dumps(read)[1:-1] not in shown
 
 
-def test_a_secret_as_json_escapes_it_is_not_shown_either() -> None:
-    secret = "schlüssel-ключ-鍵-🔑"  # the last letter takes two escapes
+def test_a_secret_as_json_or_python_escapes_it_is_not_shown_either() -> None:
+    secret = "schlüssel-ключ-鍵-🔑"  # in JSON the last letter takes two escapes
     assert redact_text(f"you sent {json.dumps(secret)}", [secret]) == f'you sent "{REDACTED}"'
+    assert redact_text(f"you sent {secret.encode()!r}", [secret]) == f"you sent b'{REDACTED}'"
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b'{"a":  [1.50, "x"]}', b'{"a":  [1.50, "x"]}'),
+        (b'{"a":  ["4400-key"]}', b'{"a": ["REDACTED"]}'),
+        (b'[[{"4400-key": {"4400-key": null}}]]', b'[[{"REDACTED": {"REDACTED": null}}]]'),
+        (json.dumps({"a": "4400-key"}).encode("utf-16"), b'{"a": "REDACTED"}'),
+        # What looks like one and is a number stays, and so the rest can still be read.
+        (b'{"a":  4400}', b'{"a": 4400}'),
+    ],
+)
+def test_json_stays_json_and_what_holds_no_secret_stays_as_it_is(body: bytes, shown: bytes) -> None:
+    assert redact_json(body, json.loads(body), ["4400-key", "4400"]) == (shown, json.loads(shown))
+
+
+def test_json_that_is_too_deep_is_searched_as_a_text() -> None:
+    payload: list[object] = []
+    for _ in range(100_000):
+        payload = [payload]
+    assert redact_json(b"[4400-key", payload, ["4400-key"]) == (b"[REDACTED", None)
 
 
 def test_a_secret_of_bytes_that_are_no_text_is_not_shown_either() -> None:
@@ -258,7 +281,7 @@ def test_of_a_header_the_value_is_shown_only_if_it_is_known_to_be_harmless() -> 
         ("Authorization", "Basic " + b64encode("user:pässwort".encode("latin-1")).decode(), "pässwort"),
         ("Authorization", "Basic hunter22=", "hunter22"),
         ("Authorization", "Bearer pa55", "pa55"),
-        ("Authorization", "Bearer  pa55", "pa55"),
+        ("Authorization", "Bearer  pa55 ", "pa55"),
         ("Authorization", "Basic pa-5", "pa-5"),  # not in Base64
         ("Cookie", "a=1; sid=hun=ter=22; b=2", "hun=ter=22"),
         ("Authorization", "Basic " + b64encode(b"user:pa55").decode(), "pa55"),
