@@ -167,6 +167,19 @@ async def test_an_error_knows_all_secrets_of_its_request(serve: Serve) -> None:
     assert error.retry_after is None
 
 
+async def test_an_error_tells_all_that_its_answer_says(serve: Serve) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        said = {"message": "m", "validationErrors": ["v"], "downstreamErrors": ["d"]}
+        return web.json_response(said, status=503, headers={"Retry-After": "7"})
+
+    async with aiohttp.ClientSession() as session, session.get(await serve(answer)) as response:
+        error = await api_error(response, OWN)
+    assert (error.details, error.validation_errors, error.downstream_errors) == (("m",), ("v",), ("d",))
+    assert error.headers is not None
+    assert (error.headers["Retry-After"], error.retry_after) == ("7", 7.0)
+    assert (error.status, error.rule) == (503, OWN.rule_for(503))
+
+
 async def test_an_answer_below_400_is_none(serve: Serve) -> None:
     async def answer(_: web.Request) -> web.Response:
         return web.Response(status=399)

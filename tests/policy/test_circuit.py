@@ -473,6 +473,10 @@ def test_whatever_happens(settings: CircuitSettings, steps: list[tuple[str, floa
         assert len(circuit.state.places) <= settings.probes
 
 
+def test_the_phases_have_the_names_that_are_told_outside() -> None:
+    assert [phase.value for phase in CircuitPhase] == ["closed", "open", "half_open"]
+
+
 def test_what_it_is_without_arguments() -> None:
     assert CircuitSettings() == CircuitSettings(failures=0.5, window=30.0, minimum=20, open_for=30.0, probes=3)
 

@@ -341,6 +341,36 @@ def test_the_earliest_moment_is_the_one_of_a_server_that_answers_at_once(
         assert told >= sent_at - 60.0 - 1e-6
 
 
+@pytest.mark.parametrize(
+    ("ahead", "in_flight", "seconds"),
+    [
+        (0, 0, 40.0),  # of the five in the last minute three end in 40 s, and two in 50 s
+        (2, 0, 40.0),
+        (3, 0, 50.0),
+        (4, 0, 50.0),
+        (5, 0, 100.0),
+        (0, 2, 40.0),
+        (1, 2, 50.0),
+        (3, 2, 60.0),  # after those in flight, which may end just now
+    ],
+)
+@pytest.mark.parametrize("closed_for", [0.0, 45.0])
+def test_the_earliest_moment_by_what_has_passed(ahead: int, in_flight: int, seconds: float, closed_for: float) -> None:
+    pace = Pace(period=60.0, log=[[-45.0, -41.0, 9], [-1.0, 0.0, 3], [10.0, 10.0, 2]], closed_until=20.0 + closed_for)
+    rounds = ahead // 5 * 60.0
+    expected = max(seconds - rounds, closed_for) + rounds
+    assert earliest(pace, 20.0, in_flight, ahead, Limit(5, 60.0)) == expected
+
+
+def test_what_has_passed_in_a_period_is_remembered_and_not_much_more() -> None:
+    pace = Pace(period=64.0)
+    for moment in range(1000):
+        lost(pace, float(moment))
+        assert len(pace.log) <= 128
+        if moment >= 64:
+            assert [earliest(pace, float(moment), 0, 0, Limit(number, 64.0)) for number in (64, 65)] == [1.0, 0.0]
+
+
 CROWDS = [(100, 60.0, 0.1), (30, 60.0, 0.1), (12, 60.0, 0.1), (100, 1.0, 0.02), (30, 1.0, 0.02), (12, 1.0, 0.02)]
 
 

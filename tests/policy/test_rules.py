@@ -81,6 +81,11 @@ def test_without_rules_no_status_is_tried_again_and_a_failed_connection_is_soon(
             assert [retry.ceiling(number) for number in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
+def test_the_failures_have_the_names_that_are_told_outside() -> None:
+    names = ["connect_failed", "connection_lost", "attempt_timeout", "circuit_open", "rate_limited"]
+    assert [failure.value for failure in Failure] == names
+
+
 def test_what_no_rule_names_is_told_in_a_sentence_as_well_with_what_to_do_about_it() -> None:
     for outcome in OUTCOMES:
         rule = RuleBook().rule_for(outcome)
