@@ -341,6 +341,7 @@ def test_a_clock_that_begins_anew_keeps_nothing_open_or_closed() -> None:
         # No length of time is less than none.
         assert circuit.end(probe, well) == Turn(CircuitPhase.CLOSED if well else CircuitPhase.OPEN, since=0.0)
         circuit.now = 6.0
+        assert circuit.open_for() == (0.0 if well else 29.0)
         assert well or circuit.admit() == Refusal(since=0.0, until=29.0)
 
     closed = Circuit(now=1e6)

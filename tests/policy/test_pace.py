@@ -354,7 +354,7 @@ def test_the_earliest_moment_is_the_one_of_a_server_that_answers_at_once(
         (3, 2, 60.0),  # after those in flight, which may end just now
     ],
 )
-@pytest.mark.parametrize("closed_for", [0.0, 45.0])
+@pytest.mark.parametrize("closed_for", [0.0, 45.0, 70.0])
 def test_the_earliest_moment_by_what_has_passed(ahead: int, in_flight: int, seconds: float, closed_for: float) -> None:
     pace = Pace(period=60.0, log=[[-45.0, -41.0, 9], [-1.0, 0.0, 3], [10.0, 10.0, 2]], closed_until=20.0 + closed_for)
     rounds = ahead // 5 * 60.0
