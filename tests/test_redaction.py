@@ -67,8 +67,9 @@ def test_json_that_is_too_deep_is_searched_as_a_text() -> None:
     assert redact_json(b"[4400-key", payload, ["4400-key"]) == (b"[REDACTED", None)
 
 
-def test_a_secret_of_bytes_that_are_no_text_is_not_shown_either() -> None:
-    assert redact_json(b"you sent k%65y\xff1234", None, ["key\udcff1234"]) == (b"you sent REDACTED", None)
+@pytest.mark.parametrize("written", [b"key\xff1234", b"k%65y\xff1234", b"k\\u0065y\xff1234"])
+def test_a_secret_of_bytes_that_are_no_text_is_not_shown_either(written: bytes) -> None:
+    assert redact_json(b"you sent " + written, None, ["key\udcff1234"]) == (b"you sent REDACTED", None)
 
 
 @pytest.mark.parametrize(
@@ -295,6 +296,12 @@ def test_the_credential_in_a_header_is_known_for_a_secret(name: str, value: str,
 def test_the_scheme_of_a_header_is_no_secret() -> None:
     headers = {"Authorization": "Bearer hunter22", "Proxy-Authorization": "Basic " + b64encode(b"u:hunter22").decode()}
     assert not {"Bearer", "Basic"} & set(secrets_in(URL(NO_KEY), headers))
+
+
+def test_of_the_parts_of_a_credential_short_ones_are_no_secrets() -> None:
+    """They are words, as the name of a cookie is."""
+    secrets = secrets_in(URL(NO_KEY), {"Cookie": "company=eightlet"})
+    assert secrets == ("company=eightlet", "eightlet")
 
 
 def test_the_secrets_of_a_request_are_what_is_known_and_what_is_telling_and_come_longest_first() -> None:

@@ -120,6 +120,14 @@ async def test_a_memory_store_keeps_what_was_used_last() -> None:
     assert [await total(store, key) for key in ("b", "c")] == [0, 0]
 
 
+async def test_what_was_put_in_its_place_was_used_too() -> None:
+    store = MemoryStore(2)
+    for key in ("a", "b", "a", "c"):
+        store.keep(key, Tally(7))
+    assert [await total(store, key) for key in ("a", "c")] == [7, 7]
+    assert await total(store, "b") == 0
+
+
 async def test_a_hundred_thousand_accounts_are_bounded() -> None:
     store = MemoryStore()
     for number in range(100_000):
