@@ -188,6 +188,12 @@ async def test_a_body_that_breaks_before_the_limit_raises_what_aiohttp_raises(
             await peek(response, limit)
 
 
+async def test_a_byte_more_than_the_limit_is_enough_whatever_may_still_come(serve_raw: ServeRaw) -> None:
+    url = await serve_raw(raw("Content-Length: 99", b"hello!", hang=True))
+    async with aiohttp.ClientSession() as session, session.get(url) as response, asyncio.timeout(10):
+        assert await peek(response, 5) == b"hello"
+
+
 @pytest.mark.parametrize(
     ("head", "parts", "expected"),
     [
@@ -195,6 +201,7 @@ async def test_a_body_that_breaks_before_the_limit_raises_what_aiohttp_raises(
         ("Content-Length: 99", [b'{"mess', b'age": "m"}'], ErrorBody(b'{"message": "m"}', {"message": "m"}, ("m",))),
         ("Transfer-Encoding: chunked", [b"5\r\n[1, 2\r\n"], ErrorBody(b"[1, 2")),
         ("Connection: close", [b"[1", b", 2]"], ErrorBody(b"[1, 2]", [1, 2])),
+        ("Content-Length: 99999", [b"x" * 60_000, b"y" * 5000], ErrorBody(b"x" * 60_000 + b"y" * 5000)),
         ("Content-Length: 99", [], ErrorBody(b"")),
         ("Content-Encoding: gzip\r\nContent-Length: 9", [b"\x1f\x8bnot gz!"], ErrorBody(b"")),
         ("Content-Encoding: gzip\r\nContent-Length: 5", [b"plain"], ErrorBody(b"")),
@@ -286,6 +293,21 @@ async def test_of_a_long_compressed_error_the_beginning_is_kept(serve: Serve) ->
         assert await read_error_body(response) == ErrorBody(b"0" * LARGEST_ERROR)
 
 
+@pytest.mark.parametrize("more", [0, 9])
+async def test_no_half_of_a_secret_is_left_where_a_long_error_is_cut(serve_raw: ServeRaw, more: int) -> None:
+    """Not even of one as long as a header may be; whether all of the body is there, or it breaks off."""
+    secret = "".join(f"{number:05}" for number in range(1600))
+    begins = b"x" * (LARGEST_ERROR - 5)
+    body = begins + secret.encode() + b"y" * 10
+    url = await serve_raw(
+        raw(f"Content-Length: {len(body) + more}", body[: LARGEST_ERROR + 3], body[LARGEST_ERROR + 3 :])
+    )
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        if not more:
+            await peek(response, len(body))
+        assert (await read_error_body(response, (secret,))).body == begins + b"REDAC"
+
+
 MESSAGE = '{"message": "Größe", "code": 7}'
 
 
@@ -374,10 +396,14 @@ ITEM = {"field": "limit", "message": "must be 5"}
         ({"error": "e", "error_description": "d"}, ("e", "d"), (), ()),
         ({"title": "t", "detail": "d", "status": 400}, ("t", "d"), (), ()),
         ({"Message": "m", "errorMessage": "e"}, ("m", "e"), (), ()),
+        ({"messages": ["m"]}, ("m",), (), ()),
+        ({"details": "d"}, ("d",), (), ()),
+        ([{"errorCode": "E1", "message": "m"}, {"id": 2}, 3], ("E1: m",), (), ()),
         ({"message": "m", "errors": [{"message": "m"}]}, ("m",), (), ()),
         ({"message": "m", "data": {"message": "harmless"}, "rawData": {"error": "x"}}, ("m",), (), ()),
         ({"validationErrors": [ITEM, "s"]}, (), ("limit: must be 5", "s"), ()),
         ({"validation_errors": [ITEM]}, (), ("limit: must be 5",), ()),
+        ({"validation-errors": [ITEM]}, (), ("limit: must be 5",), ()),
         ({"ValidationErrors": "v"}, (), ("v",), ()),
         ({"errors": {"message": "m", "validationErrors": [ITEM]}}, ("m",), ("limit: must be 5",), ()),
         ({"errors": {"error": {"validationErrors": [ITEM]}}}, (), ("limit: must be 5",), ()),
@@ -411,7 +437,6 @@ async def test_the_messages_of_an_error_are_found_and_told_apart(
         ({"errors": [{"message": "m", "downstreamErrors": ["no company"]}]}, "downstream_errors", ["no company"]),
         ({"downstreamErrors": {"error": {"message": "no company"}}}, "downstream_errors", ["no company"]),
         ({"downstreamErrors": [{"system": "x", "errors": ["no company"]}]}, "downstream_errors", ["no company"]),
-        ([{"errorCode": "E1", "message": "bad field"}], "details", ["bad field"]),
     ],
     ids=json.dumps,
 )
@@ -422,6 +447,27 @@ async def test_the_messages_of_other_common_shapes_are_found(
 
     for word in words:
         assert word in " ".join(getattr(said, group))
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda inner: [inner],
+        lambda inner: {"field": inner},
+        lambda inner: {"error": inner},
+        lambda inner: {"validationErrors": inner},
+        lambda inner: {"downstreamErrors": inner},
+    ],
+    ids=["list", "field", "error", "validation", "downstream"],
+)
+async def test_messages_are_found_six_deep_and_no_deeper(serve: Serve, around: Callable[[object], object]) -> None:
+    inner: object = ["m"]
+    for _ in range(4):
+        inner = around(inner)
+    for payload, found in (({"errors": inner}, True), ({"errors": around(inner)}, False)):
+        said = await error_body(serve, json.dumps(payload).encode())
+        texts = said.details + said.validation_errors + said.downstream_errors
+        assert [text.rpartition(" ")[2] for text in texts] == ["m"] * found
 
 
 async def test_a_flag_is_no_message(serve: Serve) -> None:

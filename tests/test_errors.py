@@ -10,6 +10,7 @@ import socket
 import traceback
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
@@ -184,6 +185,48 @@ def test_a_transport_error_carries_what_is_known(cls: type[TransportError]) -> N
     assert [each.failure for each in classes] == list(Failure)
 
 
+def not_sent(cls: type[CircuitOpen | RateLimited]) -> CircuitOpen | RateLimited:
+    rule = RuleBook().rule_for(cls.failure)
+    url = URL(f"http://h/{SECRET}")
+    return cls("GET", url, rule, since=90, until=30.5, stopped=StopReason.DEADLINE, secrets=(SECRET,))
+
+
+@pytest.mark.parametrize("cls", [CircuitOpen, RateLimited])
+def test_what_was_not_sent_says_since_when_and_until_when(cls: type[CircuitOpen | RateLimited]) -> None:
+    began = datetime.now(UTC)
+    error = not_sent(cls)
+
+    assert began <= error.since + timedelta(seconds=90) <= datetime.now(UTC)
+    assert error.until - error.since == timedelta(seconds=120.5)
+    assert (error.since.tzinfo, error.until.tzinfo) == (UTC, UTC)
+    assert (error.method, error.url) == ("GET", "http://h/REDACTED")
+    assert error.outcome is error.rule.status is cls.failure
+    assert (error.retry_after, error.stopped) == (30.5, StopReason.DEADLINE)
+    since, until = (f"{moment:%Y-%m-%d %H:%M:%S}Z" for moment in (error.since, error.until))
+    assert error.reason == f"since {since}, until {until}, which is in 30.5 s"
+    assert f"{error.rule.title} ({error.reason})" in str(error)
+
+
+def test_no_part_of_an_api_error_shows_a_secret_that_it_was_told_of() -> None:
+    info = request_info(accept=f"a/b; {SECRET}", authorization="x")
+    said = (f"no {SECRET}!",)
+    error = api_error(info=info, details=said, validation_errors=said, downstream_errors=said, secrets=(SECRET,))
+
+    assert error.details == error.validation_errors == error.downstream_errors == ("no REDACTED!",)
+    assert dict(error.request_info.headers) == {"accept": "a/b; REDACTED", "authorization": "REDACTED"}
+
+
+def test_of_many_messages_an_error_shows_five() -> None:
+    assert "[a; b; c; d; e]" in str(
+        api_error(details=("a", "b", "c"), validation_errors=("d", "e"), downstream_errors=("f",))
+    )
+
+
+def test_a_send_that_was_the_last_has_waited_for_nothing() -> None:
+    last = AttemptRecord(2, 500, None, 0.25)
+    assert last == AttemptRecord(2, 500, None, 0.25, 0.0, None, None, None, None, 0.0)
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -191,6 +234,7 @@ def test_a_transport_error_carries_what_is_known(cls: type[TransportError]) -> N
         api_error(400),
         api_error(599),
         *(transport_error(cls) for cls in (ConnectFailed, ConnectionLost, AttemptTimeout)),
+        *(not_sent(cls) for cls in (CircuitOpen, RateLimited)),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -274,6 +318,7 @@ def test_what_a_server_says_is_shown_in_one_printable_line(said: str) -> None:
 def test_an_error_is_one_line_however_its_rule_is_written(text: str) -> None:
     for error in (api_error(rule=Rule(429, "Limited", "", text)), api_error(rule=Rule(429, text))):
         assert str(error).isprintable()
+        assert str(error).endswith(" Slow down")
 
 
 def test_a_long_answer_makes_no_long_message() -> None:

@@ -169,7 +169,9 @@ def test_everybody_waits_for_a_closed_gate_and_goes_in_order() -> None:
         await asyncio.sleep(30)
         assert (len(account.sent), account.gate.waiting, account.gate.parked, account.parked) == (1, 20, 20, 20)
         assert {each.parked for each in calls} == {(0.0, 60.0)}
+        free = [account.gate.is_free]
         assert await asyncio.gather(*tasks) == [200] * 20
+        assert [*free, account.gate.is_free] == [False, True]
         assert account.sent[1:] == calls
         assert all(each.gate_wait >= 60 for each in calls)
         account.is_at_rest()
@@ -260,16 +262,20 @@ def test_a_refusal_meanwhile_ends_the_wait_of_those_who_cannot_wait_so_long() ->
         account = Account()
         on_its_way = asyncio.create_task(account.send(call(), 50.0, 429))
         account.pace.reach = 1.0
-        await asyncio.sleep(0)
-        first, second, third = (asyncio.create_task(account.send(call(end), 0.0)) for end in (None, 100.0, 111.0))
         await asyncio.sleep(1)
-        assert account.gate.waiting == 3
+        calls = [call(end) for end in (None, 100.0, 110.0, 111.0)]
+        first, second, third, fourth = (asyncio.create_task(account.send(each, 0.0)) for each in calls)
+        await asyncio.sleep(1)
+        assert account.gate.waiting == 4
         assert account.gate.closed_until == 0
-        assert await second == Hold(60.0, closed=True)
+        # At 110 there would be no time left for the third.
+        assert [await second, await third] == [Hold(60.0, closed=True)] * 2
         assert now() == 50
         await on_its_way
-        assert [await first, await third] == [200, 200]
+        assert {calls[0].parked, calls[3].parked} == {(1.0, 110.0)}
+        assert [await first, await fourth] == [200, 200]
         assert now() == 110
+        assert [each.gate_wait for each in calls] == [109, 49, 49, 109]
         account.is_at_rest()
 
     run(main())
@@ -427,8 +433,92 @@ def test_one_that_comes_again_while_a_younger_asks_is_told_when_that_has_its_ans
         await asyncio.sleep(0.5)
         assert isinstance(await gate.enter(older), Sent)
         assert now() == 2
+        assert gate.closed_until == 0.0  # it was the pace that held the younger
         waits.cancel()
         await asyncio.wait([waits])
+
+    run(main())
+
+
+def test_it_is_told_how_many_come_first() -> None:
+    """Those that are younger do not, and those that have left the queue; but one that asks just now does."""
+
+    async def main() -> None:
+        told: list[int] = []
+
+        async def ask(asking: Call, in_flight: int, ahead: int) -> Sent | Hold:
+            told.append(ahead)
+            await asyncio.sleep(1)
+            return Hold(None, closed=False)
+
+        async def comes(turn: int | None = None) -> None:
+            calls.append(call(1e9))
+            calls[-1].turn = turn
+            tasks.append(asyncio.create_task(gate.enter(calls[-1])))
+            await asyncio.sleep(0)
+
+        gate = Gate(ask, lambda _: None)
+        calls: list[Call] = []
+        tasks: list[asyncio.Task[Sent | Hold]] = []
+        await comes(-50)
+        await comes()
+        tasks[-1].cancel()
+        await asyncio.wait(tasks[-1:])
+        await comes(-60)  # the first asks already
+        assert told == [0, 1, 1]
+        await asyncio.sleep(10)
+        told.clear()
+        for turn in (None, None, None, -55, None):
+            await comes(turn)
+        assert told == [2, 3, 4, 1, 6]
+        for leaves in (tasks[-1], tasks[-3]):
+            leaves.cancel()
+            await asyncio.wait([leaves])
+        youngest = calls[-1].turn
+        await comes(10**12)  # its turn is from another gate
+        await comes(youngest)
+        assert told[5:] == [5, 5]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert (gate.waiting, gate.in_flight) == (0, 0)
+
+    run(main())
+
+
+def test_whoever_asked_at_once_is_counted_and_keeps_its_turn() -> None:
+    async def main() -> None:
+        account = Account()
+        at_once, other = call(), call()
+        for each in (at_once, other):
+            assert account.gate.is_free
+            account.gate.let_pass(each)
+        assert account.gate.in_flight == 2
+        assert at_once.turn is not None
+        assert other.turn is not None
+        assert at_once.turn < other.turn
+        account.gate.left()
+        account.gate.left()
+        account.is_at_rest()
+
+    run(main())
+
+
+def test_those_left_when_most_were_cancelled_go_in_order_too() -> None:
+    async def main() -> None:
+        account = Account()
+        await close(account)
+        turns = random.Random(0).sample(range(-100, 0), 100)
+        calls = [call() for _ in turns]
+        for each, turn in zip(calls, turns, strict=True):
+            each.turn = turn
+        tasks = [asyncio.create_task(account.send(each, 0.0)) for each in calls]
+        await asyncio.sleep(1)
+        for task in tasks[:60]:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert [each.turn for each in account.sent[1:]] == sorted(turns[60:])
+        account.is_at_rest()
 
     run(main())
 

@@ -39,6 +39,39 @@ def test_a_secret_that_somebody_has_read_as_latin_1_is_not_shown(before: str, se
         assert json.dumps(read)[1:-1] not in shown
 
 
+def test_a_secret_as_json_or_python_escapes_it_is_not_shown_either() -> None:
+    secret = "schlüssel-ключ-鍵-🔑"  # in JSON the last letter takes two escapes
+    assert redact_text(f"you sent {json.dumps(secret)}", [secret]) == f'you sent "{REDACTED}"'
+    assert redact_text(f"you sent {secret.encode()!r}", [secret]) == f"you sent b'{REDACTED}'"
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b'{"a":  [1.50, "x"]}', b'{"a":  [1.50, "x"]}'),
+        (b'{"a":  ["4400-key"]}', b'{"a": ["REDACTED"]}'),
+        (b'[[{"4400-key": {"4400-key": null}}]]', b'[[{"REDACTED": {"REDACTED": null}}]]'),
+        (json.dumps({"a": "4400-key"}).encode("utf-16"), b'{"a": "REDACTED"}'),
+        # What looks like one and is a number stays, and so the rest can still be read.
+        (b'{"a":  4400}', b'{"a": 4400}'),
+    ],
+)
+def test_json_stays_json_and_what_holds_no_secret_stays_as_it_is(body: bytes, shown: bytes) -> None:
+    assert redact_json(body, json.loads(body), ["4400-key", "4400"]) == (shown, json.loads(shown))
+
+
+def test_json_that_is_too_deep_is_searched_as_a_text() -> None:
+    payload: list[object] = []
+    for _ in range(100_000):
+        payload = [payload]
+    assert redact_json(b"[4400-key", payload, ["4400-key"]) == (b"[REDACTED", None)
+
+
+@pytest.mark.parametrize("written", [b"key\xff1234", b"k%65y\xff1234", b"k\\u0065y\xff1234"])
+def test_a_secret_of_bytes_that_are_no_text_is_not_shown_either(written: bytes) -> None:
+    assert redact_json(b"you sent " + written, None, ["key\udcff1234"]) == (b"you sent REDACTED", None)
+
+
 @pytest.mark.parametrize(
     "written", [quote_plus, quote, lambda text: quote(text, safe=""), lambda text: quote(text, safe="/+=:@!$&'()*,;")]
 )
@@ -54,6 +87,12 @@ def test_a_secret_as_it_is_written_in_a_url_is_not_shown(written: Callable[[str]
 @pytest.mark.parametrize("gap", ["\n", "\t", "  ", "\x00", "\u2028"])
 def test_tidying_a_text_does_not_put_a_secret_together(gap: str) -> None:
     assert "horse battery" not in redact_text(f"wrong: horse{gap}battery!", ["horse battery"])
+
+
+@pytest.mark.parametrize("gap", ["\n", "  ", "\x00"])
+def test_a_secret_that_is_tidied_with_its_text_is_not_shown(gap: str) -> None:
+    secret = f"horse{gap}battery"
+    assert redact_text(f"wrong: {secret}!", [secret]) == f"wrong: {REDACTED}!"
 
 
 @pytest.mark.parametrize("secrets", [("key-1", "key-12345"), ("key-12345", "key-1"), ("2345", "key-12345")])
@@ -143,6 +182,7 @@ def test_harmless_parts_of_a_url_stay_in_order_as_they_are(query: list[tuple[str
         ("http://h/?%61pi%5Fkey=v", "http://h/?api_key=REDACTED"),
         ("http://h/?API_KEY=v", "http://h/?API_KEY=REDACTED"),
         ("http://h/?a=1#access_token=v", "http://h/?a=1"),
+        ("http://h/?a&b=1", "http://h/?a&b=1"),
         ("http://h/?a=x%3Ftoken%3Dv", "http://h/?a=x?token%3Dv"),
         ("/relative?key=v&page=2", "/relative?key=REDACTED&page=2"),
         ("", ""),
@@ -242,6 +282,9 @@ def test_of_a_header_the_value_is_shown_only_if_it_is_known_to_be_harmless() -> 
         ("Authorization", "Basic " + b64encode("user:pässwort".encode("latin-1")).decode(), "pässwort"),
         ("Authorization", "Basic hunter22=", "hunter22"),
         ("Authorization", "Bearer pa55", "pa55"),
+        ("Authorization", "Bearer  pa55 ", "pa55"),
+        ("Authorization", "Basic pa-5", "pa-5"),  # not in Base64
+        ("Cookie", "a=1; sid=hun=ter=22; b=2", "hun=ter=22"),
         ("Authorization", "Basic " + b64encode(b"user:pa55").decode(), "pa55"),
     ],
 )
@@ -253,6 +296,12 @@ def test_the_credential_in_a_header_is_known_for_a_secret(name: str, value: str,
 def test_the_scheme_of_a_header_is_no_secret() -> None:
     headers = {"Authorization": "Bearer hunter22", "Proxy-Authorization": "Basic " + b64encode(b"u:hunter22").decode()}
     assert not {"Bearer", "Basic"} & set(secrets_in(URL(NO_KEY), headers))
+
+
+def test_of_the_parts_of_a_credential_short_ones_are_no_secrets() -> None:
+    """They are words, as the name of a cookie is."""
+    secrets = secrets_in(URL(NO_KEY), {"Cookie": "company=eightlet"})
+    assert secrets == ("company=eightlet", "eightlet")
 
 
 def test_the_secrets_of_a_request_are_what_is_known_and_what_is_telling_and_come_longest_first() -> None:

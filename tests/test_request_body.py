@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -45,6 +46,8 @@ class Twice:
         self.said.append(is_replayable(request, sent=True))
         if self.said[-1]:
             await rewind(request)
+            writer = getattr(request, "_writer", None)
+            assert writer is None or writer.done()
             response = await handler(request)
             self.said.append(is_replayable(request, sent=True))
         assert response is not None
@@ -300,6 +303,54 @@ async def test_a_file_of_which_only_a_part_was_sent_is_sent_again_whole_or_not_a
     else:
         assert twice.said == [True, True, True]
         assert BIG in server.bodies[0]
+
+
+class HeldFile(io.BufferedReader):
+    """Only its first part can be read at once: the thread that reads the second waits until *goes_on* is set."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.goes_on = threading.Event()
+        self.reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if self.reads > 1:
+            self.goes_on.wait(30)
+        return super().read(size)
+
+
+@pytest.mark.parametrize("whole", [lambda file: file, lambda file: multipart(b"abc", file)], ids=["file", "multipart"])
+async def test_a_file_that_a_thread_still_reads_from_is_not_sent_again(
+    serve: Serve, tmp_path: Path, whole: Callable[[Any], Any]
+) -> None:
+    (tmp_path / "body").write_bytes(BIG)
+    twice, server = Twice(), Recorder("answers early")
+    async with aiohttp.ClientSession(middlewares=(twice,)) as session, asyncio.timeout(10):
+        with HeldFile(tmp_path / "body") as file:
+            try:
+                async with session.post(await serve(server), data=whole(file)) as response:
+                    assert response.status == 503
+            finally:
+                file.goes_on.set()
+
+    assert twice.said == [True, False]
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize("kind", ["async generator", "stream", "received part"])
+async def test_a_stream_that_is_used_up_is_not_sent_after_a_connection_that_failed(
+    serve: Serve, files: Files, kind: str
+) -> None:
+    async def fail_last(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        response = await handler(request)
+        assert not is_replayable(request, sent=False)
+        return response
+
+    data = ONE_SHOT[kind](files)
+    async with aiohttp.ClientSession(middlewares=(fail_last,)) as session:
+        data = await data if asyncio.iscoroutine(data) else data
+        await session.post(await serve(Recorder()), data=data)
 
 
 async def test_a_file_that_was_closed_is_not_replayable(serve: Serve, files: Files) -> None:

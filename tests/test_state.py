@@ -32,8 +32,9 @@ class JsonStore:
     It compares and swaps: now and then another was quicker, and the change is applied again to the newer state.
     """
 
-    def __init__(self, *, slow: float = 0.004, seed: int = 0) -> None:
+    def __init__(self, *, slow: float = 0.004, seed: int = 0, ahead: float = AHEAD) -> None:
         self.texts: dict[str, str] = {}
+        self.ahead = ahead
         self.asked = 0
         self.again = 0
         self.slow = slow
@@ -63,7 +64,7 @@ class JsonStore:
         return new() if text is None else type(new())(**json.loads(text))
 
     def now(self) -> float:
-        return asyncio.get_running_loop().time() + AHEAD
+        return asyncio.get_running_loop().time() + self.ahead
 
     async def wait(self) -> None:
         if self.slow:
@@ -102,6 +103,14 @@ def test_a_memory_store_keeps_at_least_one(keys: int) -> None:
         MemoryStore(keys)
 
 
+async def test_a_memory_store_may_keep_just_one_and_says_no_more_of_itself_than_how_many() -> None:
+    store = MemoryStore(1)
+    for key in ("pa55word", "pa55word", "other"):
+        await store.update(key, Tally, add, 1)
+    assert (len(store), await total(store, "other")) == (1, 1)
+    assert repr(store) == "MemoryStore(1)"
+
+
 async def test_a_memory_store_keeps_what_was_used_last() -> None:
     store = MemoryStore(3)
     for key in ("a", "b", "c", "a", "d", "e"):
@@ -109,6 +118,14 @@ async def test_a_memory_store_keeps_what_was_used_last() -> None:
         assert len(store) <= 3
     assert [await total(store, key) for key in ("a", "d", "e")] == [2, 1, 1]
     assert [await total(store, key) for key in ("b", "c")] == [0, 0]
+
+
+async def test_what_was_put_in_its_place_was_used_too() -> None:
+    store = MemoryStore(2)
+    for key in ("a", "b", "a", "c"):
+        store.keep(key, Tally(7))
+    assert [await total(store, key) for key in ("a", "c")] == [7, 7]
+    assert await total(store, "b") == 0
 
 
 async def test_a_hundred_thousand_accounts_are_bounded() -> None:
@@ -131,8 +148,15 @@ async def test_a_memory_store_goes_by_the_loops_clock_or_by_another(virtual_time
 @pytest.mark.parametrize("name", ["patience", "pause"])
 @pytest.mark.parametrize("value", [0, -1, math.inf, math.nan])
 def test_bad_arguments(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be .* not {value}"):
+    with pytest.raises(ValueError, match=f"^{name} must be .* not {value}$"):
         SharedState(None, **{name: value})
+
+
+def test_only_a_store_in_memory_can_be_asked_at_once() -> None:
+    store = MemoryStore()
+    assert SharedState(store).memory is store
+    assert isinstance(SharedState(None).memory, MemoryStore)
+    assert SharedState(JsonStore()).memory is None
 
 
 async def test_those_who_share_a_store_share_a_state(virtual_time: VirtualClock) -> None:
@@ -210,9 +234,11 @@ async def test_where_it_fails_what_is_known_here_has_to_do(
         asked = store.asked
         await asyncio.sleep(1)
         assert await state.update(span, "key", Tally, add, 1) == 15
+        await asyncio.sleep(3.7)
+        assert await total(state) == 15
         assert store.asked == asked
     [line] = caplog.records
-    assert (line.levelname, vars(line)["lamella.store_error"]) == ("WARNING", kind)
+    assert (line.name, line.levelname, vars(line)["lamella.store_error"]) == ("lamella", "WARNING", kind)
     assert SECRET not in caplog.text
     span.end()
     [event] = tracing.spans[0].events
@@ -254,18 +280,69 @@ async def test_while_one_asks_whether_it_is_well_the_others_do_not_wait(virtual_
     assert sorted(took) == [*[0.0] * 8, 0.25]
 
 
-async def test_no_state_holds_moments_by_two_clocks(virtual_time: VirtualClock) -> None:
+@pytest.mark.parametrize("ahead", [AHEAD, 0.0, -3.0])
+async def test_no_state_holds_moments_by_two_clocks(virtual_time: VirtualClock, ahead: float) -> None:
     """What was noted by the store's clock is compared with the time in a fallback, and the other way round."""
-    store = JsonStore(slow=0)
+    store = JsonStore(slow=0, ahead=ahead)
     state = SharedState(store)
     moments: list[list[float]] = []
-    began = virtual_time.now + AHEAD
+    began = virtual_time.now + ahead
     for failing in (False, True, False):
         store.fails = failure if failing else None
         await asyncio.sleep(5)
         await state.update(None, "key", Tally, add, 1)
         moments.append(await state.update(None, "key", Tally, moments_of))
     assert moments == [[began + 5], [began + 5, began + 10], [began + 5, began + 15]]
+
+
+async def test_an_answer_from_before_it_failed_does_not_make_it_well(virtual_time: VirtualClock) -> None:
+    store = JsonStore(slow=1)
+    state = SharedState(store, patience=60)
+    early = asyncio.create_task(state.update(None, "key", Tally, add, 1))
+    await asyncio.sleep(0)
+    store.fails = failure
+    await total(state)
+    assert await early == 1
+    store.fails = None
+    asked = store.asked
+    await total(state)
+    assert store.asked == asked
+
+
+def double(tally: Tally, _now: float) -> list[int]:
+    """Two equal answers need not tell of equal states."""
+    tally.count *= 2
+    return [tally.count % 4]
+
+
+@pytest.mark.parametrize(
+    ("counts", "answer", "known"),
+    [
+        ((1, 7), lambda first, last: last, 14),
+        ((1, 7), lambda first, last: list(last), 14),
+        ((1, 6), lambda first, last: first, 2),
+        ((1, 6), lambda first, last: [1], 0),
+        ((1, 6), lambda first, last: None, 0),
+    ],
+    ids=["the last", "its copy", "the first", "another", "none"],
+)
+async def test_known_is_the_state_that_the_answer_is_of(
+    virtual_time: VirtualClock, counts: tuple[int, ...], answer: Callable[[Any, Any], Any], known: int
+) -> None:
+    """A change may be applied more than once, to a newer state each time."""
+
+    class Swapping(JsonStore):
+        async def update(self, key: str, new: Callable[[], S], change: Callable[[S, float, *Ts], R], *args: *Ts) -> R:
+            if self.fails is not None:
+                return cast(R, self.fails())
+            first, last = (change(cast(S, Tally(count)), self.now(), *args) for count in counts)
+            return cast(R, answer(first, last))
+
+    store = Swapping()
+    state = SharedState(store)
+    await state.update(None, "key", Tally, double)
+    store.fails = failure
+    assert await total(state) == known
 
 
 async def test_a_store_that_comes_up_later_makes_its_clock_the_one(virtual_time: VirtualClock) -> None:

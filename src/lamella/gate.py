@@ -93,7 +93,7 @@ class Gate:
     @property
     def is_free(self) -> bool:
         """Whether nobody waits, so that a call may ask at once, without :meth:`enter`."""
-        return not self._queue and not self._asking
+        return not self._queue
 
     def let_pass(self, call: Call) -> None:
         """*call* has asked at once, and may be sent."""

@@ -147,10 +147,7 @@ def _with_parts(given: tuple[str, ...], cookie: str) -> _Secrets:
     parts = {part for value in given for part in _SEPARATORS.split(value)}
     parts |= {pair.partition("=")[2] for pair in cookie.split("; ")}
     values = [*given, *(part for value in given for part in _after_scheme(value))]
-    secrets = {part for part in parts if len(part) >= _SHORTEST_PART} | {
-        value for value in values if len(value) >= _SHORTEST_SECRET
-    }
-    return _in_order(secrets)
+    return _in_order({part for part in parts if len(part) >= _SHORTEST_PART} | {*values})
 
 
 def _in_order(secrets: Iterable[str]) -> _Secrets:

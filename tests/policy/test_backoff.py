@@ -118,6 +118,7 @@ def test_the_edges_of_a_wait(backoff: Backoff, number: int, floor: float, ceilin
         ({"initial": (15, 30, 45)}, r"\(15, 30, 45\)"),
         ({"initial": "60"}, "60"),
         ({"initial": None}, "None"),
+        ({"initial": True}, "True"),
         ({"initial": 60, "maximum": 59}, "59"),
         ({"initial": (15, 30), "maximum": 14}, "14"),
         ({"initial": 1, "maximum": float("nan")}, "nan"),
@@ -130,14 +131,15 @@ def test_the_edges_of_a_wait(backoff: Backoff, number: int, floor: float, ceilin
         ({"initial": 1, "jitter": float("inf")}, "inf"),
     ],
 )
-def test_a_bad_argument_is_a_value_error_that_shows_it(arguments: dict[str, Any], shown: str) -> None:
-    with pytest.raises(ValueError, match=shown):
+def test_a_bad_argument_is_a_value_error_that_names_and_shows_it(arguments: dict[str, Any], shown: str) -> None:
+    *_, name = arguments
+    with pytest.raises(ValueError, match=f"^{name} must be .*not .*{shown}"):
         Backoff(**arguments)
 
 
 @pytest.mark.parametrize("factor", [-1.0, float("nan"), float("inf")])
-def test_a_bad_scale_is_a_value_error_that_shows_it(factor: float) -> None:
-    with pytest.raises(ValueError, match=str(factor)):
+def test_a_bad_scale_is_a_value_error_that_names_and_shows_it(factor: float) -> None:
+    with pytest.raises(ValueError, match=f"^factor must be .*not {factor}$"):
         Backoff(1).scaled(factor)
 
 

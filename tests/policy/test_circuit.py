@@ -84,7 +84,7 @@ class Circuit:
     def opened(self) -> Circuit:
         *before, turn = self.run("ffff")
         assert before == [None] * 3
-        assert turn == Turn(CircuitPhase.OPEN, sends=4, failures=4)
+        assert turn == Turn(CircuitPhase.OPEN, since=0.0, sends=4, failures=4)
         return self
 
     def half_open(self) -> Circuit:
@@ -141,6 +141,10 @@ def test_failures_in_a_row_are_too_few_where_there_is_less_than_the_minimum_in_t
     circuit = Circuit(CircuitSettings(failures=0.5, window=10, minimum=30, open_for=30, probes=2))
     assert set(circuit.run("f" * 29)) == {None}
     assert circuit.run("f") != [None]
+    # They are not forgotten until there are enough.
+    circuit = Circuit(CircuitSettings(failures=0.5, window=10, minimum=130, open_for=30, probes=2))
+    assert set(circuit.run("s" * 100 + "f" * 29)) == {None}
+    assert circuit.run("f") == [Turn(CircuitPhase.OPEN, sends=130, failures=30)]
 
 
 def test_a_circuit_that_has_closed_begins_with_no_failures_in_a_row() -> None:
@@ -183,6 +187,7 @@ def test_what_is_in_the_window(times: list[float], counted: int) -> None:
     for circuit.now in times:
         circuit.run("f")
     assert (sum(circuit.state.sends), sum(circuit.state.failures)) == (counted, counted)
+    assert len(circuit.state.sends) == len(circuit.state.failures) <= 10
 
 
 def test_who_comes_back_a_rounding_error_too_early_is_not_sent_away_once_more() -> None:
@@ -204,8 +209,9 @@ def test_half_open_lets_a_few_through_at_a_time_and_closes_when_as_many_end_well
     third = circuit.send()
     assert third[1].probe == 3
     assert isinstance(circuit.admit(), Refusal)
-    assert circuit.end(third, True) == Turn(CircuitPhase.CLOSED, since=40)
+    assert circuit.end(third, True) == Turn(CircuitPhase.CLOSED, since=40, sends=0, failures=0)
     assert circuit.phase is CircuitPhase.CLOSED
+    assert circuit.open_for() == 0.0
     assert circuit.send()[1].probe == 0
 
 
@@ -328,6 +334,16 @@ def test_a_clock_that_begins_anew_keeps_nothing_open_or_closed() -> None:
     assert circuit.send()
     assert circuit.end(probe, False) is not None
 
+    for well in (True, False):
+        circuit = Circuit(CircuitSettings(failures=0.5, window=10, minimum=4, open_for=30, probes=1), 1e6).half_open()
+        probe = circuit.send()
+        circuit.now = 5.0
+        # No length of time is less than none.
+        assert circuit.end(probe, well) == Turn(CircuitPhase.CLOSED if well else CircuitPhase.OPEN, since=0.0)
+        circuit.now = 6.0
+        assert circuit.open_for() == (0.0 if well else 29.0)
+        assert well or circuit.admit() == Refusal(since=0.0, until=29.0)
+
     closed = Circuit(now=1e6)
     closed.run("fff")
     closed.now = 5.0
@@ -446,7 +462,9 @@ def test_whatever_happens(settings: CircuitSettings, steps: list[tuple[str, floa
         else:
             assert phase is not CircuitPhase.OPEN
             assert circuit.phase is turn.phase
+            assert turn.since == (circuit.now - opened_at if phase is CircuitPhase.HALF_OPEN else 0.0)
             assert (turn.phase is CircuitPhase.CLOSED) is (well == settings.probes)
+            assert circuit.state.places == {}
             if phase is CircuitPhase.CLOSED:
                 opened_at = circuit.now
             probes, turns, well = {}, turns + 1, 0
@@ -456,20 +474,30 @@ def test_whatever_happens(settings: CircuitSettings, steps: list[tuple[str, floa
         assert len(circuit.state.places) <= settings.probes
 
 
+def test_the_phases_have_the_names_that_are_told_outside() -> None:
+    assert [phase.value for phase in CircuitPhase] == ["closed", "open", "half_open"]
+
+
+def test_what_it_is_without_arguments() -> None:
+    assert CircuitSettings() == CircuitSettings(failures=0.5, window=30.0, minimum=20, open_for=30.0, probes=3)
+
+
 @pytest.mark.parametrize(
-    ("settings", "shown"),
+    ("settings", "allowed"),
     [
-        ({"failures": 0}, "failures .* greater than 0 and at most 1, not 0"),
-        ({"failures": 1.1}, "1.1"),
-        ({"failures": float("nan")}, "nan"),
-        ({"window": 0}, "window .* seconds greater than 0, not 0"),
-        ({"window": float("inf")}, "inf"),
-        ({"open_for": -1.0}, "open_for .* seconds greater than 0, not -1.0"),
-        ({"open_for": float("nan")}, "nan"),
-        ({"minimum": 0}, "minimum must be at least 1, not 0"),
-        ({"probes": 0}, "probes must be at least 1, not 0"),
+        ({"failures": 0}, "a share greater than 0 and at most 1"),
+        ({"failures": -0.1}, "a share greater than 0 and at most 1"),
+        ({"failures": 1.1}, "a share greater than 0 and at most 1"),
+        ({"failures": float("nan")}, "a share greater than 0 and at most 1"),
+        ({"window": 0}, "a finite number of seconds greater than 0"),
+        ({"window": float("inf")}, "a finite number of seconds greater than 0"),
+        ({"open_for": -1.0}, "a finite number of seconds greater than 0"),
+        ({"open_for": float("nan")}, "a finite number of seconds greater than 0"),
+        ({"minimum": 0}, "at least 1"),
+        ({"probes": 0}, "at least 1"),
     ],
 )
-def test_bad_settings(settings: dict[str, Any], shown: str) -> None:
-    with pytest.raises(ValueError, match=shown):
+def test_bad_settings(settings: dict[str, Any], allowed: str) -> None:
+    [(name, value)] = settings.items()
+    with pytest.raises(ValueError, match=f"^{name} must be {allowed}, not {value!r}$"):
         CircuitSettings(**settings)

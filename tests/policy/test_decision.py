@@ -80,6 +80,10 @@ def test_the_reasons_of_the_design_are_all_there_and_policy_gives_those_that_it_
     }
 
 
+def test_the_sources_of_a_wait_have_the_names_that_are_told_outside() -> None:
+    assert [source.value for source in WaitSource] == ["rule", "retry_after", "immediate"]
+
+
 def test_the_methods_of_rfc_9110_are_idempotent_and_no_others() -> None:
     assert {"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"} == IDEMPOTENT_METHODS
 
@@ -178,6 +182,7 @@ def test_a_stale_connection_lifts_no_other_objection(change: dict[str, Any], rea
         (RULES, 5.0, None, None),
         (RULES, 5.0, 50.0, None),
         (RuleBook(Rule(Failure.ATTEMPT_TIMEOUT, "never")), 5.0, 5.0, StopReason.DEADLINE),
+        (RuleBook(Rule(Failure.ATTEMPT_TIMEOUT, "never")), 5.1, 5.0, StopReason.DEADLINE),
         (RuleBook(Rule(Failure.ATTEMPT_TIMEOUT, "never")), 4.0, 5.0, StopReason.NOT_RETRYABLE),
     ],
 )

@@ -222,7 +222,10 @@ def test_refused_again_when_it_opens_it_closes_for_longer(
         now += 1 + wait
     assert told == waits
     [sent] = sends(pace, 1, now)
+    period = pace.period
     assert answered(pace, now + 1, sent, 0, None)  # the end of the episode: from now on it begins at the first wait
+    # Refused since the first send, which was at 0, each time that it opened: so long the period is at least.
+    assert pace.period == max(period, now + 1)
     [sent] = sends(pace, 1, now + 99)
     assert refused(pace, now + 99, sent, backoff, retry_after) == waits[0]
 
@@ -249,6 +252,108 @@ def test_when_it_opens_one_goes_alone(stated: Limit | None) -> None:
     assert next_turn(pace, 61.5, 1, 60.0, stated) == Hold(None, closed=True)
     assert answered(pace, 62.0, alone, 0, stated)
     assert isinstance(next_turn(pace, 62.0, 0, 60.0, stated), Sent)
+
+
+def steady(**known: Any) -> Pace:
+    """A window of 100 a minute that is known, and a look for more due."""
+    usual: dict[str, Any] = {"phase": "steady", "requests": 100.0, "period": 60.0, "good": 90.0, "look_at": 10.0}
+    return Pace(**(usual | known))
+
+
+@pytest.mark.parametrize(
+    ("looks", "spread", "phase"), [(0, 4.0, "edge"), (1, 4.0, "climb"), (2, 4.0, "edge"), (0, 1.0, "climb")]
+)
+def test_it_looks_for_more_at_the_edge_of_a_window_and_by_a_climb_in_turns(
+    looks: int, spread: float, phase: str
+) -> None:
+    pace = steady(looks=looks, spread=spread)
+    assert isinstance(next_turn(pace, 9.9, 0, 60.0, None), Sent)
+    assert (pace.phase, pace.looks) == ("steady", looks)
+    assert isinstance(next_turn(pace, 20.0, 0, 60.0, None), Sent)
+    assert (pace.phase, pace.looks, pace.good) == (phase, looks + 1, 100.0)
+    if phase == "edge":
+        assert (pace.requests, pace.spread, pace.reach, pace.proven_at) == (100.0, spread, 1.0, -1.0)
+    else:
+        assert (pace.requests, pace.spread, pace.proven_at) == (125.0, 1.0, 86.0)
+
+
+def test_a_climb_that_has_proved_right_goes_on_and_another_look_is_taken_again() -> None:
+    pace = steady(looks=1)
+    next_turn(pace, 20.0, 0, 60.0, None)
+    next_turn(pace, 85.9, 0, 60.0, None)
+    assert (pace.requests, pace.good, pace.proven_at) == (125.0, 100.0, 86.0)
+    next_turn(pace, 100.0, 0, 60.0, None)
+    assert (pace.phase, pace.requests, pace.good, pace.proven_at) == ("climb", 156.25, 100.0, 166.0)
+    next_turn(pace, 200.0, 0, 60.0, None)
+    assert (pace.requests, pace.good, pace.looks) == (195.3125, 125.0, 2)
+
+    # More than 100 was found at an edge, and nothing was refused since: there may be more yet.
+    pace = steady(looks=1, look_at=1e9, proven_at=50.0, hold=64.0, requests=120.0)
+    next_turn(pace, 49.9, 0, 60.0, None)
+    assert (pace.phase, pace.good, pace.hold) == ("steady", 90.0, 64.0)
+    next_turn(pace, 50.0, 0, 60.0, None)
+    assert (pace.phase, pace.good, pace.looks, pace.hold, pace.proven_at) == ("edge", 120.0, 3, 8.0, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("phase", "passed", "finds"), [("edge", 151, True), ("edge", 149, False), ("steady", 151, False)]
+)
+def test_half_as_much_again_beyond_the_edge_is_believed_at_once(phase: str, passed: int, finds: bool) -> None:
+    pace = steady(phase=phase, good=100.0, look_at=1e9, log=[[-50.0, -40.0, 500], [0.0, 9.0, passed - 1]])
+    assert not answered(pace, 10.0, Sent(0, 9.5), 0, None)
+    assert (pace.phase, pace.requests) == (("steady", 150.0) if finds else (phase, 100.0))
+    assert pace.proven_at == (190.0 if finds else -1.0)
+
+
+def refused_then_opened(pace: Pace) -> Pace:
+    """A send of 69 s was refused, and at 130 s the gate opens."""
+    pace.began = 0.0
+    assert refused(pace, 70.0, Sent(0, 69.0), Backoff(60), None) == 60.0
+    assert isinstance(next_turn(pace, 130.0, 0, 60.0, None), Sent)
+    return pace
+
+
+@pytest.mark.parametrize(
+    ("passed", "requests", "hold", "look_at", "proven_at"),
+    [
+        (111, 100.0, 16.0, 1090.0, -1.0),  # in vain: the next look is taken after twice as long
+        (112, 112.0, 8.0, 610.0, 310.0),
+        (140, 125.0, 8.0, 610.0, 310.0),  # no more than a step is believed
+    ],
+)
+def test_what_a_refusal_at_the_edge_tells(
+    passed: int, requests: float, hold: float, look_at: float, proven_at: float
+) -> None:
+    before = [0.0, 38.0, 500]
+    pace = refused_then_opened(steady(phase="edge", good=100.0, log=[before, [50.0, 60.0, passed]]))
+    assert (pace.phase, pace.requests, pace.hold) == ("steady", requests, hold)
+    assert (pace.look_at, pace.proven_at) == (look_at, proven_at)
+
+
+@pytest.mark.parametrize(("burst", "spread", "look_at"), [(67.0, 4.0, 1090.0), (66.0, 1.0, 3010.0)])
+def test_after_a_climb_in_vain_it_is_as_before_it(burst: float, spread: float, look_at: float) -> None:
+    """Where not as many pass at once it is a bucket: its sends are spread evenly, and a look costs more."""
+    climbing = steady(phase="climb", spread=1.0, requests=125.0, good=100.0, proven_at=1e9, burst=burst)
+    pace = refused_then_opened(climbing)
+    assert (pace.phase, pace.requests, pace.spread) == ("steady", 100.0, spread)
+    assert (pace.hold, pace.look_at, pace.proven_at) == (16.0, look_at, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("passed", "surprises", "phase", "requests", "hold"),
+    [
+        (49, 0, "steady", 95.0, 2.0),  # at the beginning of a round one came a little too soon
+        (50, 1, "steady", 50.0, 2.0),
+        (99, 1, "steady", 95.0, 2.0),
+        (99, 2, "burst", 0.0, 4.0),  # the third time in a row
+    ],
+)
+def test_a_refusal_that_nothing_was_tried_for_lowers_what_is_believed(
+    passed: int, surprises: int, phase: str, requests: float, hold: float
+) -> None:
+    pace = refused_then_opened(steady(look_at=1e9, surprises=surprises, log=[[50.0, 60.0, passed]]))
+    assert (pace.phase, pace.requests, pace.hold) == (phase, requests, hold)
+    assert pace.surprises == (surprises + 1 if phase == "steady" else 0)
 
 
 def test_a_send_without_an_end_ends_no_episode() -> None:
@@ -339,6 +444,36 @@ def test_the_earliest_moment_is_the_one_of_a_server_that_answers_at_once(
     assert told <= sent_at + 1e-6
     if len(passed) <= requests and not closed_for and not in_flight:
         assert told >= sent_at - 60.0 - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("ahead", "in_flight", "seconds"),
+    [
+        (0, 0, 40.0),  # of the five in the last minute three end in 40 s, and two in 50 s
+        (2, 0, 40.0),
+        (3, 0, 50.0),
+        (4, 0, 50.0),
+        (5, 0, 100.0),
+        (0, 2, 40.0),
+        (1, 2, 50.0),
+        (3, 2, 60.0),  # after those in flight, which may end just now
+    ],
+)
+@pytest.mark.parametrize("closed_for", [0.0, 45.0, 70.0])
+def test_the_earliest_moment_by_what_has_passed(ahead: int, in_flight: int, seconds: float, closed_for: float) -> None:
+    pace = Pace(period=60.0, log=[[-45.0, -41.0, 9], [-1.0, 0.0, 3], [10.0, 10.0, 2]], closed_until=20.0 + closed_for)
+    rounds = ahead // 5 * 60.0
+    expected = max(seconds - rounds, closed_for) + rounds
+    assert earliest(pace, 20.0, in_flight, ahead, Limit(5, 60.0)) == expected
+
+
+def test_what_has_passed_in_a_period_is_remembered_and_not_much_more() -> None:
+    pace = Pace(period=64.0)
+    for moment in range(1000):
+        lost(pace, float(moment))
+        assert len(pace.log) <= 128
+        if moment >= 64:
+            assert [earliest(pace, float(moment), 0, 0, Limit(number, 64.0)) for number in (64, 65)] == [1.0, 0.0]
 
 
 CROWDS = [(100, 60.0, 0.1), (30, 60.0, 0.1), (12, 60.0, 0.1), (100, 1.0, 0.02), (30, 1.0, 0.02), (12, 1.0, 0.02)]

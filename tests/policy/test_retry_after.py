@@ -43,6 +43,7 @@ NOW = at(1994, 11, 6, 8, 49, 7)  # half a minute before the RFC's own example
         (" \t120 ", 120),
         ("007", 7),
         ("1.5", 1.5),
+        ("31622399.5", 31622399.5),
         ("31622400", LONGEST),
         ("31622401", LONGEST),
         ("9" * 10_000, LONGEST),
@@ -112,6 +113,15 @@ def test_what_the_server_asks_for_in_seconds(value: str, seconds: float) -> None
 )
 def test_what_cannot_be_understood_asks_for_nothing(value: str | None) -> None:
     assert parse_retry_after(value, NOW) is None
+    assert parse_http_date(value, NOW) is None
+
+
+@pytest.mark.parametrize("month", range(1, 13))
+def test_each_month_is_known_by_its_name(month: int) -> None:
+    moment = datetime(1994, month, 28, 23, 59, 58, tzinfo=UTC)
+    for form in (imf, rfc850, asctime):
+        for text in (form(moment), form(moment).upper(), form(moment).lower()):
+            assert parse_http_date(text, NOW) == moment.timestamp()
 
 
 @pytest.mark.parametrize(
@@ -137,10 +147,16 @@ def test_a_leap_second_is_the_one_before_midnight(value: str) -> None:
         (at(1999, 12, 31, 23, 59, 30), "Saturday, 01-Jan-00 00:00:00 GMT", at(2000, 1, 1)),
         (at(2099, 12, 31, 23, 59, 30), "Friday, 01-Jan-00 00:00:00 GMT", at(2100, 1, 1)),
         (at(2001, 1, 1), "Sunday, 31-Dec-00 23:59:59 GMT", at(2000, 12, 31, 23, 59, 59)),
+        (at(2026, 6, 15), "Sunday, 20-Jun-76 00:00:00 GMT", at(1976, 6, 20)),
+        (at(2026, 1, 31), "Thursday, 30-Jan-76 00:00:00 GMT", at(2076, 1, 30)),
+        # In 2074 there is no 29 February.
+        (at(2024, 2, 29), "Wednesday, 28-Feb-74 00:00:00 GMT", at(2074, 2, 28)),
+        (at(2024, 2, 29), "Friday, 01-Mar-74 00:00:00 GMT", at(1974, 3, 1)),
     ],
 )
 def test_a_year_of_two_digits_is_at_most_fifty_years_ahead(now: float, value: str, moment: float) -> None:
     assert parse_http_date(value, now) == moment
+    assert parse_http_date(f"\t{value} ", now) == moment
 
 
 @given(

@@ -59,6 +59,8 @@ def books(draw: st.DrawFn) -> RuleBook:
         (RuleBook(), Failure.CONNECT_FAILED, "Connection Failed"),
         (RuleBook(), Failure.CONNECTION_LOST, "Connection Lost"),
         (RuleBook(), Failure.ATTEMPT_TIMEOUT, "Timeout"),
+        (RuleBook(), Failure.CIRCUIT_OPEN, "Circuit Open"),
+        (RuleBook(), Failure.RATE_LIMITED, "Rate Limited"),
     ],
 )
 def test_the_status_is_looked_up_first_then_its_class_then_the_default(
@@ -75,7 +77,22 @@ def test_without_rules_no_status_is_tried_again_and_a_failed_connection_is_soon(
             assert retry is None  # lamella's own refusals
         else:
             assert retry is not None
-            assert retry.ceiling(1) <= 1
+            assert [retry.floor(number) for number in range(1, 9)] == [0.5, 1, 2, 4, 8, 16, 32, 60]
+            assert [retry.ceiling(number) for number in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_the_failures_have_the_names_that_are_told_outside() -> None:
+    names = ["connect_failed", "connection_lost", "attempt_timeout", "circuit_open", "rate_limited"]
+    assert [failure.value for failure in Failure] == names
+
+
+def test_what_no_rule_names_is_told_in_a_sentence_as_well_with_what_to_do_about_it() -> None:
+    for outcome in OUTCOMES:
+        rule = RuleBook().rule_for(outcome)
+        assert len({rule.title, rule.description, rule.hint}) == 3
+        assert not rule.title.endswith(".")
+        assert rule.description.endswith(".")
+        assert rule.hint.endswith(".")
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,6 @@ def succeeded(state: CircuitState, now: float, settings: CircuitSettings, send: 
 
 def failed(state: CircuitState, now: float, settings: CircuitSettings, send: str, epoch: str) -> Turn | None:
     """*send*, which had leave since *epoch*, has shown that the service does not work. None: that changes nothing."""
-    state.places.pop(send, None)
     if epoch != state.epoch:
         return None
     if state.since is None:

@@ -58,7 +58,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         status = self.status
-        error = isinstance(status, int) and not isinstance(status, bool) and _LOWEST <= status <= _HIGHEST
+        error = isinstance(status, int) and _LOWEST <= status <= _HIGHEST
         if not (error or isinstance(status, Failure) or status is None or status in _CLASSES):
             raise ValueError(
                 f'status must be from {_LOWEST} to {_HIGHEST}, "4xx", "5xx", a Failure or None, not {status!r}'

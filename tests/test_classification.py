@@ -1,0 +1,204 @@
+"""Which error aiohttp's become, what is said of them, and what of them passes as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar, cast
+
+import aiohttp
+import pytest
+from aiohttp import http_exceptions, web
+from tests.conftest import Handler
+
+from lamella import (
+    ApiError,
+    AttemptTimeout,
+    Classify,
+    ConnectFailed,
+    ConnectionLost,
+    Failure,
+    RateLimited,
+    Rule,
+    RuleBook,
+    StopReason,
+    TransportError,
+)
+from lamella.call import Call
+from lamella.classification import (
+    api_error,
+    last_send,
+    note_secrets,
+    rate_limited,
+    require_open,
+    shown_cause,
+    transport_error,
+)
+
+T = TypeVar("T")
+Serve = Callable[[Handler], Any]
+
+OWN = RuleBook(*(Rule(failure, f"own {failure}") for failure in Failure))
+HTTPS = "https://api.example.com/x"
+PROXY = {"proxy": "http://proxy.example:3128"}
+
+
+class Seen(Exception):
+    """The request was looked at, and is not sent."""
+
+
+async def of_request(look: Callable[[aiohttp.ClientRequest], T], url: str = HTTPS, **options: Any) -> T:
+    """What *look* says of a request that is about to be sent."""
+    said: list[T] = []
+
+    async def middleware(request: aiohttp.ClientRequest, _: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        said.append(look(request))
+        raise Seen
+
+    async with aiohttp.ClientSession(middlewares=(middleware,)) as session:
+        with pytest.raises(Seen):
+            await session.post(url, **options)
+    return said[0]
+
+
+def response_error(cause: Exception | None = None, cls: type[Any] = aiohttp.ClientResponseError) -> Exception:
+    exc = cls(cast(Any, None), (), status=407, message="who are you")
+    exc.__cause__ = cause
+    return cast(Exception, exc)
+
+
+@pytest.mark.parametrize(
+    ("exc", "kind", "reason"),
+    [
+        (aiohttp.ServerDisconnectedError("gone"), ConnectionLost, "gone"),
+        (aiohttp.ClientPayloadError("half of it"), ConnectionLost, "half of it"),
+        (ConnectionResetError(104, "reset"), ConnectionLost, "[Errno 104] reset"),
+        (OSError(), ConnectionLost, "OSError"),
+        (TimeoutError(), AttemptTimeout, "TimeoutError"),
+        (aiohttp.SocketTimeoutError("read"), AttemptTimeout, "read"),
+        (aiohttp.ConnectionTimeoutError("connect"), ConnectFailed, "connect"),
+        (response_error(http_exceptions.BadStatusLine("x")), ConnectionLost, "not HTTP: who are you"),
+        (response_error(cls=aiohttp.ClientHttpProxyError), ConnectFailed, "proxy: 407 who are you"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+async def test_what_is_said_of_a_failure(exc: Exception, kind: type[TransportError], reason: str) -> None:
+    built_in = await of_request(lambda request: transport_error(request, exc))
+    own = await of_request(lambda request: transport_error(request, exc, OWN))
+    assert built_in is not None
+    assert own is not None
+    assert type(built_in) is type(own) is kind
+    assert built_in.reason == own.reason == reason
+    assert (built_in.rule, own.rule) == (RuleBook().rule_for(kind.failure), OWN.rule_for(kind.failure))
+    assert (own.method, own.url) == ("POST", HTTPS)
+
+
+@pytest.mark.parametrize("exc", [ValueError("x"), response_error(), response_error(ValueError("x")), Seen()])
+async def test_what_is_none_of_the_transports_passes(exc: Exception) -> None:
+    assert await of_request(lambda request: transport_error(request, exc)) is None
+
+
+async def test_after_its_session_was_closed_nothing_is_the_transports() -> None:
+    requests = [await of_request(lambda request: request)]
+    assert transport_error(requests[0], OSError("x")) is None
+    with pytest.raises(RuntimeError, match=r"^Session is closed$"):
+        require_open(requests[0])
+    await of_request(require_open)
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "unsent", "kind"),
+    [
+        (HTTPS, PROXY, {"unsent": True}, ConnectFailed),
+        (HTTPS, PROXY, {"unsent": False}, ConnectionLost),
+        (HTTPS, PROXY, {}, ConnectionLost),
+        (HTTPS, {}, {"unsent": True}, ConnectionLost),
+        ("http://api.example.com/x", PROXY, {"unsent": True}, ConnectionLost),
+    ],
+)
+async def test_what_a_proxy_breaks_before_its_tunnel_is_there_was_not_sent(
+    url: str, options: dict[str, Any], unsent: dict[str, Any], kind: type[TransportError]
+) -> None:
+    lost = aiohttp.ServerDisconnectedError()
+    assert type(await of_request(lambda request: transport_error(request, lost, **unsent), url, **options)) is kind
+    late = await of_request(lambda request: transport_error(request, TimeoutError(), **unsent), url, **options)
+    assert type(late) is AttemptTimeout
+
+
+def test_a_cause_is_shown_unless_it_holds_the_requests_headers() -> None:
+    lost = OSError("x")
+    assert shown_cause(lost) is lost
+    assert shown_cause(response_error()) is None
+
+
+async def test_each_send_is_told_from_the_one_before(serve: Serve) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response()
+
+    seen: list[object] = []
+
+    async def twice(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        seen.append(last_send(request))
+        (await handler(request)).release()
+        seen.extend((last_send(request), last_send(request)))
+        response = await handler(request)
+        seen.append(last_send(request))
+        return response
+
+    async with aiohttp.ClientSession(middlewares=(twice,)) as session:
+        await session.get(await serve(answer))
+    before, first, still, second = seen
+    assert first is still
+    assert before is not first is not second
+
+
+async def test_an_error_knows_all_secrets_of_its_request(serve: Serve) -> None:
+    """Those in its headers, those it is told of, and those that were noted since it no longer has them."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=500, text="header-key told-key noted-key harmless")
+
+    async with aiohttp.ClientSession(headers={"X-API-KEY": "header-key"}) as session:
+        async with session.get(await serve(answer)) as response:
+            note_secrets(response, ("noted-key",))
+            error = await api_error(response, OWN, ("told-key",))
+    assert isinstance(error, ApiError)
+    assert error.body == b"REDACTED REDACTED REDACTED harmless"
+    assert error.retry_after is None
+
+
+async def test_an_error_tells_all_that_its_answer_says(serve: Serve) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        said = {"message": "m", "validationErrors": ["v"], "downstreamErrors": ["d"]}
+        return web.json_response(said, status=503, headers={"Retry-After": "7"})
+
+    async with aiohttp.ClientSession() as session, session.get(await serve(answer)) as response:
+        error = await api_error(response, OWN)
+    assert (error.details, error.validation_errors, error.downstream_errors) == (("m",), ("v",), ("d",))
+    assert error.headers is not None
+    assert (error.headers["Retry-After"], error.retry_after) == ("7", 7.0)
+    assert (error.status, error.rule) == (503, OWN.rule_for(503))
+
+
+async def test_an_answer_below_400_is_none(serve: Serve) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=399)
+
+    async with aiohttp.ClientSession(middlewares=(Classify(OWN),)) as session:
+        async with session.get(await serve(answer)) as response:
+            assert response.status == 399
+
+
+@pytest.mark.parametrize("rules", [None, OWN])
+async def test_the_error_for_a_turn_that_comes_too_late(rules: RuleBook | None) -> None:
+    def late(request: aiohttp.ClientRequest) -> RateLimited:
+        Call.of(request).secrets = ("secret-path",)
+        return rate_limited(request, rules, since=5.0, until=7.0)
+
+    began = datetime.now(UTC)
+    error = await of_request(late, f"{HTTPS}/secret-path")
+    assert (error.method, error.url) == ("POST", f"{HTTPS}/REDACTED")
+    assert error.rule == (rules or RuleBook()).rule_for(Failure.RATE_LIMITED)
+    assert (error.stopped, error.retry_after) == (StopReason.DEADLINE, 7.0)
+    assert error.until - error.since == timedelta(seconds=12)
+    assert began <= error.since + timedelta(seconds=5) <= datetime.now(UTC)
