@@ -362,7 +362,6 @@ def _settle(pace: Pace, now: float, requests: float, *, tried: bool = False, vai
 
 def _begin_anew(pace: Pace, reach: float) -> None:
     pace.phase, pace.requests, pace.reach, pace.surprises, pace.hold = "burst", 0.0, reach, 0, _HOLD / 2
-    pace.doubt = 0.0  # of what was measured before it says nothing now
 
 
 def _learn(pace: Pace, now: float) -> None:
