@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lamella import Limit
 from lamella.policy import Backoff
 from lamella.policy.pace import Hold, Pace, Sent, answered, earliest, learned, lost, next_turn, refused
-from lamella.testing import FixedWindow, SlidingWindow, TokenBucket
+from lamella.testing import FixedWindow, Limiter, SlidingWindow, TokenBucket
 from lamella.testing import Limit as ServersLimit
 
 KINDS = ("fixed", "sliding", "bucket")
@@ -537,6 +537,95 @@ def test_somebody_elses_share_is_left_to_him(kind: str, share: float) -> None:
     assert outcome.lost == []
     assert outcome.took <= 1500 / (1 - share) * 2
     assert outcome.refused <= 225
+
+
+@dataclass(frozen=True)
+class Shedding:
+    """No limit, but a server that refuses a share of the sends at random."""
+
+    share: float
+    wait: float = 1.0
+    retry_after: bool = False
+    seed: int = 0
+
+    def limiter(self) -> Limiter:
+        return _Shedder(self, random.Random(self.seed))
+
+
+@dataclass
+class _Shedder:
+    server: Shedding
+    random_: random.Random
+
+    def allow(self, now: float) -> float:
+        return self.server.wait if self.random_.random() < self.server.share else 0.0
+
+
+@pytest.mark.parametrize(
+    ("share", "wait", "asked", "at_once", "most"),
+    [
+        (0.002, 60, None, 10, 1.6),
+        (0.01, 60, None, 10, 1.8),
+        (0.01, 60, None, 50, 1.8),
+        (0.01, 1, 5.0, 10, 1.4),
+        (0.05, 1, 1.0, 10, 1.6),
+    ],
+)
+def test_what_is_refused_at_random_does_not_wear_the_pace_down(
+    share: float, wait: float, asked: float | None, at_once: int, most: float
+) -> None:
+    """It takes not much longer than the gate is closed by contract: before there was doubt, three to five times."""
+    calls = int(30 / share)
+    best = calls * share * max(wait, asked or 0) + calls * 0.05 / at_once
+    took = 0.0
+    for seed in range(8):
+        server = Shedding(share, asked or 1.0, asked is not None, seed)
+        outcome = Traffic(server, calls, wait, 0.05, at_once=at_once, seed=seed).run()
+        assert len(outcome.done) + len(outcome.lost) == calls
+        took += outcome.took / 8
+    assert took <= best * most
+
+
+def after_rounds(*rounds: int) -> tuple[float, float]:
+    """What is learned when so many have passed since the gate opened, and one is refused, round after round."""
+    pace, now, sent = Pace(), 0.0, None
+    for passed in (*rounds, 1):
+        for number in range(passed + 1):
+            while isinstance(turn := next_turn(pace, now, 0, 60.0, None), Hold):
+                assert turn.seconds is not None
+                now += turn.seconds
+            now += 0.05
+            sent = turn
+            if number < passed:
+                answered(pace, now, sent, 0, None)
+        assert sent is not None
+        refused(pace, now, sent, Backoff(60), None)
+    return learned(pace, now)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "requests"),
+    [
+        ([100, 100], 100),
+        ([100, 20], 100),
+        ([100, 20, 35, 50], 100),
+        ([100, 20, 140, 35], 140),
+        ([100, 40, 40], 40),  # a limit that has become lower meanwhile
+        ([100, 20, 100], 100),
+        ([100, 20, 40, 41], 41),
+        ([100, 100, 60, 50, 30], 100),  # the third surprise in a row: measured again, from the best that was known
+        ([100, 40, 40, 30, 25, 20], 40),
+    ],
+)
+def test_one_refusal_against_what_has_passed_before_is_no_limit_and_two_alike_are(
+    rounds: list[int], requests: int
+) -> None:
+    assert after_rounds(*rounds)[0] == requests
+
+
+def test_refused_by_chance_when_it_opened_the_period_is_not_longer_for_ever() -> None:
+    assert after_rounds(100, 0)[1] > 180  # perhaps it is as long as that
+    assert after_rounds(100, 0, 20)[1] < 120  # but it has let something pass earlier
 
 
 ODD: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(

@@ -15,7 +15,10 @@ increase and multiplicative decrease would do it, but *measured* with as few as 
    window, one at a time, or by a ``climb`` of the rate, which also finds a period that is shorter than supposed.
 
 The period is the wait that was asked for. What is refused in the steady state, unlooked for, lowers the number to what
-did pass; at the third time in a row all begins anew.
+did pass; at the third time in a row it is measured again, as at 2.
+
+A server may refuse at random, too. One refusal that comes long before what had passed already tells nothing: that much
+goes out again, and more. Only two in a row at the same number are a limit.
 """
 
 from __future__ import annotations
@@ -64,6 +67,10 @@ _LONGEST_HOLD: Final = 128.0
 _EVEN_HOLD: Final = 3.0
 """How much longer the hold is where a refusal costs a whole period, since the sends are spread over all of it."""
 _SURPRISES: Final = 2
+_FEW: Final = 0.75
+"""What is refused below so much of what had passed contradicts it."""
+_ALIKE: Final = 0.05
+"""By how much of itself, and always by one, a number may differ that is the same again."""
 _HARDLY: Final = 0.25
 _GRAIN: Final = 64
 """How finely a period is remembered."""
@@ -135,6 +142,8 @@ class Pace:
     hold: float = _HOLD
     """How many periods to wait with it."""
     surprises: int = 0
+    doubt: float = 0.0
+    """How many had passed at the last refusal, where that contradicts what had passed before. 0: nothing does."""
 
 
 def next_turn(pace: Pace, now: float, in_flight: int, period: float, limit: Limit | None) -> Sent | Hold:
@@ -198,6 +207,9 @@ def answered(pace: Pace, now: float, sent: Sent, in_flight: int, limit: Limit | 
     if ends > 1:
         # Refused again when it opened: the period is longer than was asked for.
         pace.period = max(pace.period, now - pace.refused_began)
+    elif ends and pace.spread > 1 and pace.asked <= now - pace.refused_began < pace.period:
+        # A window that is used up lets nothing pass before its end: it had not been refused again for that.
+        pace.period = now - pace.refused_began
     if not pace.requests or in_flight + _count(pace, now - pace.period) >= pace.requests:
         pace.reach += _GROWTH
     if pace.phase == "edge" and _count(pace, now - pace.period / 2) > pace.good * _LEAP:
@@ -389,16 +401,26 @@ def _learn_surprise(pace: Pace, now: float, told: _Lesson) -> None:
     """The limit is lower than it was, or somebody else has a share in it, or a bucket's rate was taken too high."""
     # So long a time tells a bucket's rate best: all that has passed, but for what was in it.
     rate = (told.passed - pace.burst) / told.took * pace.period if told.took > pace.period else 0.0
-    if pace.spread == 1 and rate > 0.7 * pace.requests:
+    if pace.spread == 1 and rate > 0.7 * pace.requests and pace.surprises < _SURPRISES:
+        pace.surprises += 1
         _settle(pace, now, min(pace.requests * 0.97, rate * 0.98))
     elif pace.spread > 1 and pace.surprises < _SURPRISES:
+        if not pace.surprises:
+            pace.burst, pace.burst_took = pace.requests, pace.period / pace.spread
         pace.surprises += 1
         pace.hold = _HOLD / 4
         # At the beginning of a round it was rather a send that came a little too soon.
         lower = pace.requests * 0.95
         _settle(pace, now, min(told.this_round, lower) if told.this_round >= pace.requests / 2 else lower)
+    elif pace.spread > 1:
+        _measure_again(pace, 0.0, doubt=0.0)
     else:
         _begin_anew(pace, _FIRST_REACH)
+
+
+def _measure_again(pace: Pace, passed: float, *, doubt: float) -> None:
+    pace.burst = max(pace.burst, passed)
+    pace.phase, pace.requests, pace.reach, pace.hold, pace.doubt = "spread", pace.burst, 1.0, _HOLD / 4, doubt
 
 
 def _learn_burst(pace: Pace, told: _Lesson) -> None:
@@ -414,6 +436,11 @@ def _learn_burst(pace: Pace, told: _Lesson) -> None:
 
 def _learn_spread(pace: Pace, now: float, told: _Lesson) -> None:
     period, burst = pace.period, pace.burst
+    few = told.passed < burst * _FEW
+    if (few or pace.doubt) and not any(_alike(told.passed, before) for before in (burst, pace.doubt)):
+        _measure_again(pace, told.passed, doubt=told.passed)
+        return
+    pace.doubt = 0.0
     rate = _refill(pace, told)
     at_once = max(burst - rate * pace.burst_took, 1.0)
     pace.surprises = 0
@@ -431,6 +458,10 @@ def _learn_spread(pace: Pace, now: float, told: _Lesson) -> None:
         _settle(pace, now, max(first, second))
     else:
         _settle(pace, now, min(told.passed, burst))
+
+
+def _alike(passed: float, before: float) -> bool:
+    return before > 0 and abs(passed - before) <= max(before * _ALIKE, 1.0)
 
 
 def _refill(pace: Pace, told: _Lesson) -> float:
