@@ -345,15 +345,15 @@ def test_after_a_climb_in_vain_it_is_as_before_it(burst: float, spread: float, l
         (49, 0, "steady", 95.0, 2.0),  # at the beginning of a round one came a little too soon
         (50, 1, "steady", 50.0, 2.0),
         (99, 1, "steady", 95.0, 2.0),
-        (99, 2, "burst", 0.0, 4.0),  # the third time in a row
+        (99, 2, "spread", 90.0, 2.0),  # the third time in a row: what is the best known is measured again
     ],
 )
 def test_a_refusal_that_nothing_was_tried_for_lowers_what_is_believed(
     passed: int, surprises: int, phase: str, requests: float, hold: float
 ) -> None:
-    pace = refused_then_opened(steady(look_at=1e9, surprises=surprises, log=[[50.0, 60.0, passed]]))
+    pace = refused_then_opened(steady(look_at=1e9, surprises=surprises, burst=90.0, log=[[50.0, 60.0, passed]]))
     assert (pace.phase, pace.requests, pace.hold) == (phase, requests, hold)
-    assert pace.surprises == (surprises + 1 if phase == "steady" else 0)
+    assert pace.surprises == (surprises + 1 if phase == "steady" else surprises)
 
 
 def test_a_send_without_an_end_ends_no_episode() -> None:
