@@ -214,13 +214,13 @@ async def test_5_no_credential_follows_a_redirect_to_another_origin(serve: Serve
 
 async def test_6_stamina_is_not_entered_before_something_failed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     entered = []
-    real = stamina.retry
+    real = stamina.retry_context
 
     def enter(**options: Any) -> Any:
         entered.append(options)
         return real(**options)
 
-    monkeypatch.setattr(stamina, "retry", enter)
+    monkeypatch.setattr(stamina, "retry_context", enter)
     async with aiohttp.ClientSession(await serve(Server(200, 429, 200)), middlewares=stack(RULES)) as session:
         await session.get("/")
         assert not entered

@@ -46,6 +46,8 @@ __all__ = ["Retry"]
 
 _RATE_LIMITED = 429
 _BUDGET = "retry-budget"
+_NAME = f"{__name__}.Retry"
+"""By which stamina's hooks are told of a retry."""
 
 # A session's total timeout ends our wait and our attempt first, so that the caller gets our error for it.
 _MARGIN_SHARE, _MARGIN_SECONDS = 0.05, 0.1
@@ -267,39 +269,24 @@ class _Series:
             if failure is None:
                 raise
             self._own(failure)
-            raise failure from shown_cause(exc)
+            try:
+                raise failure from shown_cause(exc)
+            finally:
+                del failure  # as above
         finally:
             made = None  # as above
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # as above
 
     async def go_on(self, first: LamellaError) -> aiohttp.ClientResponse:
         """Let stamina send again and again after *first* has failed, to the end of the call."""
-        begun = False
-
-        @stamina.retry(on=self._decided, attempts=self._retry._attempts, timeout=None)
-        async def lamella_retry() -> aiohttp.ClientResponse:
-            nonlocal begun
-            if not begun:
-                begun = True
-                raise first
-            require_open(self._request)
-            await self._readmit(first)
-            self._note_retry()
-            # Nobody will raise it any more, and its traceback keeps all of that send alive until cycles are looked for.
-            (self._error or first).__traceback__ = None
-            await rewind(self._request)
-            self._began = self._loop.time()
-            self._parked_before = self._call.gate_wait
-            try:
-                return await self.send()
-            except LamellaError as error:
-                if self.owns(error):
-                    await self._decide(error)
-                raise
-
         try:
             await self._decide(first)
-            return await lamella_retry()
+            if not self._goes_on():
+                raise first
+            return await self._send_again(first)
         except asyncio.CancelledError:
             self._note_retry()
             self._stop(StopReason.CANCELLED)
@@ -318,6 +305,42 @@ class _Series:
         finally:
             # Whatever has ended it, a hook of the user's included: it waits no more.
             self._count_waiting(None)
+            del first  # as in Retry.around
+
+    async def _send_again(self, failure: LamellaError) -> aiohttp.ClientResponse:
+        """Send each time that stamina has waited, beginning after *failure*."""
+        # Not its decorator, which is made for functions that last: to decorate one for each call costs as much again.
+        retrying = stamina.retry_context(on=self._decided, attempts=self._retry._attempts, timeout=None)
+        turns = aiter(retrying.with_name(_NAME, (), {}))
+        turn = await anext(turns)
+        try:
+            while True:
+                # As if raised inside of `with turn`, but without a way through frames that it would keep alive.
+                turn.__exit__(type(failure), failure, failure.__traceback__)
+                turn = await anext(turns)
+                require_open(self._request)
+                await self._readmit(failure)
+                self._note_retry()
+                # Nobody will raise it any more, and its traceback keeps all of that send alive until the next gc.
+                failure.__traceback__ = None
+                await rewind(self._request)
+                self._began = self._loop.time()
+                self._parked_before = self._call.gate_wait
+                try:
+                    return await self.send()
+                except LamellaError as error:
+                    if not self.owns(error):
+                        raise
+                    await self._decide(error)
+                    if not self._goes_on():
+                        raise
+                    failure = error
+        finally:
+            del failure  # as in Retry.around
+
+    def _goes_on(self) -> bool:
+        """Whether the last decision is to send again."""
+        return self._decision is not None and self._decision.stop is None
 
     async def _bounded(self) -> aiohttp.ClientResponse:
         try:
@@ -450,14 +473,16 @@ class _Series:
         calls, retry._calls = retry._calls, 0
         return await retry._state.update(self._call.span, _BUDGET, Spent, take, retry._budget, calls)
 
-    async def _readmit(self, first: LamellaError) -> None:
-        """After a wait: raise the last error if the circuit is open by now."""
+    async def _readmit(self, failure: LamellaError) -> None:
+        """After a wait: raise *failure*, the last one, if the circuit is open by now."""
         circuit = self._call.circuit
-        if circuit is not None and not await circuit.admit():
-            error = self._error or first
-            self._note_retry()
-            self._decision = Decision(error.rule, stop=StopReason.CIRCUIT_OPEN)
-            raise error
+        try:
+            if circuit is not None and not await circuit.admit():
+                self._note_retry()
+                self._decision = Decision(failure.rule, stop=StopReason.CIRCUIT_OPEN)
+                raise failure
+        finally:
+            del failure  # as in Retry.around
 
     def _count_waiting(self, decision: Decision | None) -> None:
         """Count this call among those that wait, because of *decision*; None: it waits no more."""
@@ -532,7 +557,7 @@ class _Series:
 
 def _quieten(record: logging.LogRecord) -> bool:
     """Let stamina's default line for a retry of ours through at DEBUG only: in a storm there are thousands."""
-    ours = str(getattr(record, "stamina.callable", "")).startswith(f"{__name__}.")
+    ours = getattr(record, "stamina.callable", "") == _NAME
     if ours and record.levelno == logging.WARNING:
         record.levelno, record.levelname = logging.DEBUG, logging.getLevelName(logging.DEBUG)
         return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
