@@ -7,7 +7,6 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from math import inf, isfinite
 
 import aiohttp
@@ -229,8 +228,9 @@ class _Series:
         """Whether it was the deadline that ended the last send."""
 
     def forget(self) -> None:
-        """The call is over."""
-        self._error = None
+        """The call is over: what stamina leaves behind, a cycle that holds on to us, is to hold nothing else."""
+        self._error = self._answer = None
+        del self._request, self._send, self._call
 
     def owns(self, error: LamellaError) -> bool:
         """Whether *error* is the failure of our last send, and not something that a layer below did meanwhile."""
@@ -513,7 +513,7 @@ class _Series:
         self._count_waiting(None)
         self._decision = None
         waited = self._loop.time() - self._failed
-        self._call.records = (*records[:-1], replace(records[-1], waited=waited, wait_source=decision.source))
+        self._call.records = (*records[:-1], _waited(records[-1], waited, decision.source))
         self._event(telemetry.RETRY_EVENT, decision, {}, self._decided_at)
 
     def _stop(self, reason: StopReason) -> StopReason:
@@ -553,6 +553,22 @@ class _Series:
         """Seconds, from now on."""
         deadline = self._call.deadline
         return None if deadline is None else max(deadline - self._loop.time(), 0.0)
+
+
+def _waited(record: AttemptRecord, seconds: float, source: WaitSource) -> AttemptRecord:
+    """*record* after a wait. As ``dataclasses.replace`` would make it, in half of the time."""
+    return AttemptRecord(
+        record.number,
+        record.status,
+        record.exception,
+        record.took,
+        seconds,
+        record.rule,
+        source,
+        record.attempts_left,
+        record.deadline_left,
+        record.parked,
+    )
 
 
 def _quieten(record: logging.LogRecord) -> bool:
