@@ -90,14 +90,15 @@ class ErrorBody(NamedTuple):
 
 async def read_error_body(response: aiohttp.ClientResponse, secrets: Iterable[str] = ()) -> ErrorBody:
     """The first 64 KiB of the body, or what came of it within a few seconds or before it broke, without *secrets*."""
-    if response.content.is_eof() and response.content.exception() is None:
+    content = response.content
+    if content.is_eof() and content.exception() is None:
         # It is all there: no need for a clock.
         return _parse(await peek(response, _ERROR_BYTES + _OVERLAP), secrets)
     chunks: list[bytes] = []
     # The status is known and says enough: a broken or slow body must not turn it into another error.
     with suppress(TimeoutError, aiohttp.ClientError, OSError):
         async with asyncio.timeout(_ERROR_SECONDS):
-            await _peek(response.content, _ERROR_BYTES + _OVERLAP, chunks)
+            await _peek(content, _ERROR_BYTES + _OVERLAP, chunks)
     return _parse(b"".join(chunks)[: _ERROR_BYTES + _OVERLAP], secrets)
 
 

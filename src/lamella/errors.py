@@ -37,7 +37,7 @@ import aiohttp
 from yarl import URL
 
 from lamella.policy import Failure, Outcome, Rule, StopReason, WaitSource
-from lamella.redaction import one_line, redact_headers, redact_text, redact_url
+from lamella.redaction import one_line, redact_headers, redact_text, redact_url, shown_url
 
 __all__ = [
     "ApiError",
@@ -170,10 +170,8 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
         retry_after: float | None = None,
         secrets: tuple[str, ...] = (),
     ) -> None:
-        self.url = redact_url(request_info.real_url, secrets)
+        self.url, shown = shown_url(request_info.real_url, secrets)
         self.method = request_info.method
-        # To parse it again costs more than to redact it; most often there was nothing to redact.
-        shown = request_info.real_url if str(request_info.real_url) == self.url else URL(self.url)
         info = aiohttp.RequestInfo(shown, self.method, redact_headers(request_info.headers, secrets), shown)  # type: ignore[arg-type]
         super().__init__(info, (), status=status, message=rule.title, headers=redact_headers(headers or {}, secrets))
         self.args = ()

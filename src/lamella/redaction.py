@@ -13,7 +13,16 @@ from urllib.parse import unquote, unquote_plus
 from multidict import CIMultiDict
 from yarl import URL
 
-__all__ = ["REDACTED", "one_line", "redact_headers", "redact_json", "redact_text", "redact_url", "secrets_in"]
+__all__ = [
+    "REDACTED",
+    "one_line",
+    "redact_headers",
+    "redact_json",
+    "redact_text",
+    "redact_url",
+    "secrets_in",
+    "shown_url",
+]
 
 REDACTED = "REDACTED"
 """What stands in place of a secret, by the OpenTelemetry conventions for ``url.full``."""
@@ -67,14 +76,24 @@ _PUBLIC_HEADERS = frozenset(
 
 def redact_url(url: URL, secrets: Iterable[str] = ()) -> str:
     """*url* without user, password and fragment, and with the values of telling query keys replaced."""
+    return shown_url(url, secrets)[0]
+
+
+def shown_url(url: URL, secrets: Iterable[str] = ()) -> tuple[str, URL]:
+    """What :func:`redact_url` makes of *url*, as a text and as a URL."""
     shown = url.with_fragment(None) if url.raw_fragment else url
     if url.raw_user is not None or url.raw_password is not None:
         shown = shown.with_user(None)
     if url.raw_query_string and any(map(_tells, url.query)):
         shown = shown.with_query([(name, REDACTED if _tells(name) else value) for name, value in url.query.items()])
+    text = str(shown)
     # Host and port stay: what is found in them is found by chance.
     origin = f"{shown.scheme}://{shown.raw_authority}" if shown.raw_authority else ""
-    return origin + _hide(str(shown).removeprefix(origin), secrets)
+    rest = text.removeprefix(origin)
+    hidden = _hide(rest, secrets)
+    if hidden == rest and text.startswith(origin):
+        return text, shown
+    return origin + hidden, URL(origin + hidden)
 
 
 def redact_headers(headers: Mapping[str, str], secrets: Iterable[str] = ()) -> CIMultiDict[str]:

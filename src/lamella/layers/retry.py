@@ -16,7 +16,7 @@ from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
-from lamella.call import ORDER, Call, Layer, Send, secrets_of
+from lamella.call import ORDER, Call, Circuit, Layer, Send, secrets_of
 from lamella.classification import (
     ERROR_STATUS,
     api_error,
@@ -241,21 +241,30 @@ class _Series:
 
         *made* is what has come of the send, where it is made already.
         """
+        request, call = self._request, self._call
         if made is None:
-            self._before = last_send(self._request)
+            self._before = last_send(request)
         try:
-            if isinstance(made, Exception):
+            if made is None:
+                try:
+                    response = await (
+                        self._send(request, call) if call.deadline is None else self._within(call.deadline)
+                    )
+                finally:
+                    note_interruption(request)
+            elif isinstance(made, Exception):
                 raise made
-            response = await self._bounded() if made is None else made
+            else:
+                response = made
             if response.status < ERROR_STATUS:
-                if self._call.records:
+                if call.records:
                     self._record(response.status, None)
                 return response
             self._answer = response
-            error: LamellaError = await api_error(response, self._retry._rules, self._call.secrets)
+            error: LamellaError = await api_error(response, self._retry._rules, call.secrets)
             self._own(error)
         except NotSent as exc:
-            if exc is self._call.refusal:
+            if exc is call.refusal:
                 self._refuse(exc)
             raise
         except LamellaError as exc:
@@ -264,8 +273,8 @@ class _Series:
                 self._own(exc)
             raise
         except (aiohttp.ClientError, TimeoutError) as exc:
-            unsent = last_send(self._request) is self._before
-            failure = transport_error(self._request, exc, self._retry._rules, unsent=unsent)
+            unsent = last_send(request) is self._before
+            failure = transport_error(request, exc, self._retry._rules, unsent=unsent)
             if failure is None:
                 raise
             self._own(failure)
@@ -319,7 +328,8 @@ class _Series:
                 turn.__exit__(type(failure), failure, failure.__traceback__)
                 turn = await anext(turns)
                 require_open(self._request)
-                await self._readmit(failure)
+                if self._call.circuit is not None:
+                    await self._readmit(self._call.circuit, failure)
                 self._note_retry()
                 # Nobody will raise it any more, and its traceback keeps all of that send alive until the next gc.
                 failure.__traceback__ = None
@@ -342,16 +352,8 @@ class _Series:
         """Whether the last decision is to send again."""
         return self._decision is not None and self._decision.stop is None
 
-    async def _bounded(self) -> aiohttp.ClientResponse:
-        try:
-            return await self._within_deadline()
-        finally:
-            note_interruption(self._request)
-
-    async def _within_deadline(self) -> aiohttp.ClientResponse:
-        moment = self._call.deadline
-        if moment is None:
-            return await self._send(self._request, self._call)
+    async def _within(self, moment: float) -> aiohttp.ClientResponse:
+        """Send, until the deadline at *moment*."""
         if self._loop.time() >= moment:
             # What is inherited may be used up already: then nothing is sent.
             error = self._out_of_time()
@@ -454,7 +456,7 @@ class _Series:
         if decision.stop is None and decision.wait is not None:
             if circuit is not None and await circuit.open_for() > decision.wait:
                 decision = Decision(decision.rule, stop=StopReason.CIRCUIT_OPEN)
-            elif not await self._affordable(error, decision):
+            elif retry._budget is not None and not await self._affordable(retry._budget, error, decision):
                 decision = Decision(decision.rule, stop=StopReason.RETRY_BUDGET_EMPTY)
         self._decision = decision
         if decision.stop is not None:
@@ -465,19 +467,18 @@ class _Series:
             self.let_go()
             self._count_waiting(decision)
 
-    async def _affordable(self, error: LamellaError, decision: Decision) -> bool:
-        """Whether the budget of the session has a retry left, which is taken."""
-        retry = self._retry
-        if retry._budget is None or error.outcome == _RATE_LIMITED or decision.source is WaitSource.IMMEDIATE:
+    async def _affordable(self, budget: RetryBudget, error: LamellaError, decision: Decision) -> bool:
+        """Whether the *budget* of the session has a retry left, which is taken."""
+        if error.outcome == _RATE_LIMITED or decision.source is WaitSource.IMMEDIATE:
             return True
+        retry = self._retry
         calls, retry._calls = retry._calls, 0
-        return await retry._state.update(self._call.span, _BUDGET, Spent, take, retry._budget, calls)
+        return await retry._state.update(self._call.span, _BUDGET, Spent, take, budget, calls)
 
-    async def _readmit(self, failure: LamellaError) -> None:
-        """After a wait: raise *failure*, the last one, if the circuit is open by now."""
-        circuit = self._call.circuit
+    async def _readmit(self, circuit: Circuit, failure: LamellaError) -> None:
+        """After a wait: raise *failure*, the last one, if *circuit* is open by now."""
         try:
-            if circuit is not None and not await circuit.admit():
+            if not await circuit.admit():
                 self._note_retry()
                 self._decision = Decision(failure.rule, stop=StopReason.CIRCUIT_OPEN)
                 raise failure
