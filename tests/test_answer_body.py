@@ -6,12 +6,14 @@ import asyncio
 import gzip
 import json
 import random
+import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.base_protocol import BaseProtocol
 
 from lamella import answer_body
 from lamella.answer_body import ErrorBody, peek, read_error_body
@@ -99,6 +101,51 @@ async def test_a_body_can_be_looked_into_again_and_again(serve: Serve) -> None:
     async with aiohttp.ClientSession() as session, session.get(url) as response:
         for limit in (5, 5000, 1, 10**7, 0, 10**7):
             assert await peek(response, limit) == BODY[:limit]
+        assert await read_error_body(response) == ErrorBody(BODY, json.loads(BODY))
+        assert await response.read() == BODY
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+async def test_a_body_that_is_all_there_is_only_looked_at(
+    serve: Serve, framing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silence(*_: object) -> None:
+        raise AssertionError("the filters of warnings are everybody's, and no thread may touch them")
+
+    url = f"{await serve(answer)}/{framing}"
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        while not response.content.is_eof():
+            await peek(response, 10**7)
+        monkeypatch.setattr(warnings, "catch_warnings", silence)
+        # From the middle of a piece on, and over the ends of pieces.
+        for start, size in ((0, 10), (10, 1), (11, 1990), (2001, 5)):
+            for limit in (0, 1, 999, 10_000, 10**7):
+                assert await peek(response, limit) == BODY[start : start + limit]
+            assert await response.content.readexactly(size) == BODY[start : start + size]
+        assert await read_error_body(response) == ErrorBody(BODY[2006:], None)
+        assert await response.content.read() == BODY[2006:]
+
+
+async def test_a_look_into_pieces_begins_where_the_last_reader_stopped() -> None:
+    loop = asyncio.get_running_loop()
+    content = aiohttp.StreamReader(BaseProtocol(loop), 2**16, loop=loop)
+    for piece in (b"0123", b"4567", b"89"):
+        content.feed_data(piece)
+    assert answer_body._arrived(content, 99) is None
+    content.feed_eof()
+    for start in range(10):
+        for limit in range(12):
+            assert answer_body._arrived(content, limit) == b"0123456789"[start : start + limit]
+        await content.readexactly(1)
+    assert answer_body._arrived(content, 99) == b""
+
+
+async def test_where_aiohttp_does_not_let_us_look_it_is_the_same(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with aiohttp.ClientSession() as session, session.get(f"{await serve(answer)}/length") as response:
+        await peek(response, 10**7)
+        monkeypatch.setattr(answer_body, "deque", list)  # aiohttp keeps it in something else
+        assert answer_body._arrived(response.content, 1) is None
+        assert await peek(response, 1000) == BODY[:1000]
         assert await read_error_body(response) == ErrorBody(BODY, json.loads(BODY))
         assert await response.read() == BODY
 
@@ -334,6 +381,8 @@ MESSAGE = '{"message": "Größe", "code": 7}'
         (MESSAGE.encode("utf-16"), "application/json; charset=utf-16", json.loads(MESSAGE), ("Größe",)),
         (MESSAGE.encode("utf-16-le"), "application/json", json.loads(MESSAGE), ("Größe",)),
         (MESSAGE.encode("utf-32"), "application/json", json.loads(MESSAGE), ("Größe",)),
+        ('{"message": "m"}'.encode("utf-16-le"), "application/json", {"message": "m"}, ("m",)),
+        ('{"message": "m"}'.encode("utf-32-be"), "application/json", {"message": "m"}, ("m",)),
         (MESSAGE.encode("utf-16")[:-1], "application/json", None, ()),
     ],
 )

@@ -263,6 +263,64 @@ def test_of_a_header_the_value_is_shown_only_if_it_is_known_to_be_harmless() -> 
     ]
 
 
+@pytest.mark.parametrize("secret", ["hunter22", "hun/ter 22", "DACT"])
+@pytest.mark.parametrize("written", [str, quote_plus, lambda secret: json.dumps(secret)[1:-1]])
+def test_a_secret_in_the_value_of_a_harmless_header_is_not_shown(secret: str, written: Callable[[str], str]) -> None:
+    headers = [("Vary", "a"), ("Server", f"you sent {written(secret)}!"), ("X-Unknown", "u"), ("Allow", "GET")]
+
+    shown = redact_headers(CIMultiDict(headers), [secret])
+
+    assert list(shown.items()) == [
+        ("Vary", "a"),
+        ("Server", f"you sent {REDACTED}!"),
+        ("X-Unknown", REDACTED),
+        ("Allow", "GET"),
+    ]
+
+
+@pytest.mark.parametrize("secret", ["hunter22", "hün/ter 22", "hun\ufffd22"])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        lambda text: text.encode(),
+        lambda text: text.encode("utf-8-sig"),
+        lambda text: text.encode("utf-16"),
+        lambda text: text.encode("utf-16-le"),
+        lambda text: text.encode("utf-32-be"),
+        lambda text: text.replace("u", "\\u0075").encode(),
+        lambda text: text.replace("/", "\\/").encode(),
+        lambda text: text.encode("utf-8").replace("\ufffd".encode(), b"\xff"),
+        lambda text: json.dumps(json.loads(text)).encode(),
+    ],
+)
+def test_no_secret_is_in_what_a_body_says_as_json(secret: str, sent: Callable[[str], bytes]) -> None:
+    body = sent(f'{{"m": ["a {secret} b"], "{secret}": 1}}')
+    text = body.decode(json.detect_encoding(body), "replace")
+
+    shown, payload = redact_json(body, json.loads(text), [secret])
+
+    assert payload == {"m": [f"a {REDACTED} b"], REDACTED: 1}
+    assert secret not in shown.decode(json.detect_encoding(shown), "replace")
+
+
+def test_no_secret_is_in_what_a_body_says_that_json_spells_in_its_own_way() -> None:
+    body = json.dumps({"m": "you sent hun\tter22"}).encode()
+
+    shown, payload = redact_json(body, json.loads(body), ["hun\tter22"])
+
+    assert payload == json.loads(shown) == {"m": f"you sent {REDACTED}"}
+
+
+def test_a_body_with_nothing_to_hide_is_not_gone_through() -> None:
+    body = b'{"message": "no such account", "number": 4400}'
+    payload = json.loads(body)
+
+    shown = redact_json(body, payload, ["hunter22"])
+
+    assert shown[0] is body
+    assert shown[1] is payload
+
+
 @pytest.mark.parametrize(
     ("name", "value", "secret"),
     [

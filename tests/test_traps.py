@@ -24,6 +24,7 @@ from lamella import (
     ConnectionLost,
     Failure,
     HeaderAuth,
+    NotFound,
     RequestSpan,
     Retry,
     Rule,
@@ -214,15 +215,18 @@ async def test_5_no_credential_follows_a_redirect_to_another_origin(serve: Serve
 
 async def test_6_stamina_is_not_entered_before_something_failed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     entered = []
-    real = stamina.retry
+    real = stamina.retry_context
 
     def enter(**options: Any) -> Any:
         entered.append(options)
         return real(**options)
 
-    monkeypatch.setattr(stamina, "retry", enter)
-    async with aiohttp.ClientSession(await serve(Server(200, 429, 200)), middlewares=stack(RULES)) as session:
+    monkeypatch.setattr(stamina, "retry_context", enter)
+    async with aiohttp.ClientSession(await serve(Server(200, 404, 429, 200)), middlewares=stack(RULES)) as session:
         await session.get("/")
+        with pytest.raises(NotFound):
+            # Nor for what is not sent again.
+            await session.get("/")
         assert not entered
         await session.get("/")
         assert len(entered) == 1
@@ -270,6 +274,62 @@ async def test_7_the_users_hooks_are_told_and_learn_no_secret(serve: Serve) -> N
     assert isinstance(told.caused_by, TooManyRequests)
     assert "lamella" in told.name
     assert "s3cr3t-key" not in repr(told)
+
+
+async def test_7_the_users_hooks_are_told_of_each_wait_before_it_begins(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    told: list[tuple[str, int, float, float, float]] = []
+    order: list[str] = []
+
+    class Scheduled:
+        """stamina's hooks may give it something to enter until the wait is over."""
+
+        def __enter__(self) -> None:
+            order.append("scheduled")
+
+        def __exit__(self, *_: object) -> None:
+            order.append("over")
+
+    def hook(details: RetryDetails) -> Scheduled:
+        told.append(
+            (details.name, details.retry_num, details.wait_for, details.waited_so_far, virtual_time.elapsed // 10 * 10)
+        )
+        return Scheduled()
+
+    async def note(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        order.append("sent")
+        return await handler(request)
+
+    rules = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=60, jitter=0)))
+    server = Server(429, 429, 200)
+    set_on_retry_hooks([hook])
+    try:
+        async with aiohttp.ClientSession(
+            await serve(server), timeout=aiohttp.ClientTimeout(), middlewares=(*stack(rules, throttle=False), note)
+        ) as session:
+            await session.get("/")
+    finally:
+        set_on_retry_hooks(None)
+    name = "lamella.layers.retry.Retry"
+    assert told == [(name, 1, 60.0, 0.0, 0.0), (name, 2, 120.0, 60.0, 60.0)]
+    assert order[:5] == ["sent", "scheduled", "over", "sent", "scheduled"]
+    assert order[-2:] == ["over", "sent"]
+
+
+async def test_7_a_hook_that_fails_ends_the_call(serve: Serve) -> None:
+    def hook(_: RetryDetails) -> None:
+        raise LookupError("a hook of the user's")
+
+    server = Server(429)
+    set_on_retry_hooks([hook])  # type: ignore[list-item]  # as above
+    try:
+        async with aiohttp.ClientSession(await serve(server), middlewares=stack(RULES)) as session:
+            with pytest.raises(LookupError, match="user's"):
+                await session.get("/")
+    finally:
+        set_on_retry_hooks(None)
+    assert len(server.bodies) == 1
 
 
 async def test_7_the_users_switches_work(serve: Serve, virtual_time: VirtualClock) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 
@@ -30,6 +30,9 @@ async def peek(response: aiohttp.ClientResponse, limit: int) -> bytes:
     It waits until the body has ended or is longer than *limit*. When it has ended, its connection is free again.
     Raises what aiohttp raises while a body is read.
     """
+    whole = _arrived(response.content, limit)
+    if whole is not None:
+        return whole
     chunks: list[bytes] = []
     await _peek(response.content, limit, chunks)
     return b"".join(chunks)[:limit]
@@ -56,8 +59,26 @@ async def _peek(content: aiohttp.StreamReader, limit: int, chunks: list[bytes]) 
                     content.unread_data(chunk)
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorBody:
+def _arrived(content: aiohttp.StreamReader, limit: int) -> bytes | None:
+    """Up to *limit* bytes of a body that is all there. None: it is not, or aiohttp does not let us look."""
+    if not content.is_eof() or content.exception() is not None:
+        return None
+    # To take it out and to put it back costs five times as much.
+    chunks, offset = getattr(content, "_buffer", None), getattr(content, "_buffer_offset", None)
+    if not isinstance(chunks, deque) or not isinstance(offset, int):
+        return None
+    if len(chunks) == 1:
+        return bytes(chunks[0][offset : offset + limit])
+    found, size = [], -offset
+    for chunk in chunks:
+        found.append(chunk)
+        size += len(chunk)
+        if size >= limit:
+            break
+    return b"".join(found)[offset : offset + limit]
+
+
+class ErrorBody(NamedTuple):
     """What an error's body says. Each part is empty or None where it says nothing that can be understood."""
 
     body: bytes
@@ -69,34 +90,39 @@ class ErrorBody:
 
 async def read_error_body(response: aiohttp.ClientResponse, secrets: Iterable[str] = ()) -> ErrorBody:
     """The first 64 KiB of the body, or what came of it within a few seconds or before it broke, without *secrets*."""
-    if response.content.is_eof() and response.content.exception() is None:
+    content = response.content
+    if content.is_eof() and content.exception() is None:
         # It is all there: no need for a clock.
         return _parse(await peek(response, _ERROR_BYTES + _OVERLAP), secrets)
     chunks: list[bytes] = []
     # The status is known and says enough: a broken or slow body must not turn it into another error.
     with suppress(TimeoutError, aiohttp.ClientError, OSError):
         async with asyncio.timeout(_ERROR_SECONDS):
-            await _peek(response.content, _ERROR_BYTES + _OVERLAP, chunks)
+            await _peek(content, _ERROR_BYTES + _OVERLAP, chunks)
     return _parse(b"".join(chunks)[: _ERROR_BYTES + _OVERLAP], secrets)
 
 
 def _parse(body: bytes, secrets: Iterable[str] = ()) -> ErrorBody:
     """Find the messages in *body*, which may be anything, and take the *secrets* out of it."""
     body, payload = redact_json(body, _json(body) if len(body) <= _ERROR_BYTES else None, secrets)
-    groups: dict[str, list[str]] = {"details": [], "validation": [], "downstream": []}
+    if not isinstance(payload, _NESTED):
+        return ErrorBody(body[:_ERROR_BYTES], payload)
+    found = _Found([], [], [])
     # At the top a list is one of errors only if its items say so.
     errors = (
         [item for item in payload if isinstance(item, dict) and "message" in item] if isinstance(payload, list) else []
     )
-    for group, message in _messages(errors, "details") if errors else _messages(payload, None):
-        if len(groups[group]) < _MOST_MESSAGES and message not in groups[group]:
-            groups[group].append(message)
-    return ErrorBody(
-        body[:_ERROR_BYTES], payload, tuple(groups["details"]), tuple(groups["validation"]), tuple(groups["downstream"])
-    )
+    if errors:
+        _gather(found, errors, found.details)
+    else:
+        _gather(found, payload, None)
+    return ErrorBody(body[:_ERROR_BYTES], payload, *map(tuple, found))
 
 
 def _json(body: bytes | str) -> Any:
+    # To look for its encoding takes longer than to parse it. (UTF-16 and UTF-32 have a zero in the first four bytes.)
+    if isinstance(body, bytes) and body.isascii() and b"\0" not in body[:4]:
+        body = body.decode("ascii")
     try:
         return json.loads(body)
     except UnicodeDecodeError:
@@ -109,40 +135,62 @@ def _json(body: bytes | str) -> Any:
 _MESSAGES = frozenset(
     {"message", "messages", "detail", "details", "title", "errormessage", "errordescription", "error", "errors"}
 )
+# Made once: the call of isinstance would make a union of them each time.
+_NESTED = (list, dict)
+_NUMBER = (int, float)
 
 
-def _messages(value: Any, group: str | None, label: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Each message in *value* with its group, whatever the shape; *group* is None outside of all errors."""
+class _Found(NamedTuple):
+    """The messages of each kind."""
+
+    details: list[str]
+    validation: list[str]
+    downstream: list[str]
+
+
+def _gather(found: _Found, value: Any, group: list[str] | None, label: str = "", depth: int = 0) -> None:
+    """Add each message in *value* to its group, whatever the shape; *group* is None outside of all errors."""
     if depth > _DEEPEST:
         return
     if isinstance(value, list):
         for item in value:
-            yield from _messages(item, group, label, depth + 1)
+            _gather(found, item, group, label, depth + 1)
     elif isinstance(value, dict):
         if group is not None:
             for line in _lines(value):
-                yield group, f"{label}: {line}" if label else line
+                _add(group, label, line)
         for key, part in value.items():
             name = key.lower().replace("_", "").replace("-", "")
             if "validationerror" in name:
-                yield from _messages(part, "validation", "", depth + 1)
+                _gather(found, part, found.validation, "", depth + 1)
             elif "downstream" in name or name.startswith("targetsystemerror"):
-                yield from _messages(part, "downstream", "", depth + 1)
-            elif name in _MESSAGES and (isinstance(part, list | dict) or group is None):
-                yield from _messages(part, group or "details", label, depth + 1)
-            elif group is not None and isinstance(part, list | dict):
-                yield from _messages(part, group, key, depth + 1)
-    elif group is not None and _is_text(value):
-        yield group, f"{label}: {value}" if label else str(value)
+                _gather(found, part, found.downstream, "", depth + 1)
+            elif group is None:
+                if name in _MESSAGES:
+                    _gather(found, part, found.details, label, depth + 1)
+            elif isinstance(part, _NESTED):
+                _gather(found, part, group, label if name in _MESSAGES else key, depth + 1)
+    elif group is not None and (text := _text(value)):
+        _add(group, label, text)
+
+
+def _add(group: list[str], label: str, text: str) -> None:
+    message = f"{label}: {text}" if label else text
+    if len(group) < _MOST_MESSAGES and message not in group:
+        group.append(message)
 
 
 def _lines(item: dict[str, Any]) -> list[str]:
     """``code: message`` in one, or ``field: message`` for each where none of them is called a message."""
-    texts = {key: str(part) for key, part in item.items() if _is_text(part)}
-    if any("message" in key.lower() for key in texts):
-        return [": ".join(texts.values())]
+    texts = {key: text for key, part in item.items() if (text := _text(part))}
+    for key in texts:
+        if "message" in key.lower():
+            return [": ".join(texts.values())]
     return [f"{key}: {text}" for key, text in texts.items()]
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str | int | float) and not isinstance(value, bool) and bool(str(value).strip())
+def _text(value: object) -> str:
+    """*value* as a text. Empty where it is none, or says nothing."""
+    if isinstance(value, str):
+        return value if value.strip() else ""
+    return str(value) if isinstance(value, _NUMBER) and not isinstance(value, bool) else ""

@@ -37,7 +37,7 @@ import aiohttp
 from yarl import URL
 
 from lamella.policy import Failure, Outcome, Rule, StopReason, WaitSource
-from lamella.redaction import one_line, redact_headers, redact_text, redact_url
+from lamella.redaction import one_line, redact_headers, redact_text, redact_url, shown_url
 
 __all__ = [
     "ApiError",
@@ -109,10 +109,12 @@ class LamellaError(Exception):
         raise NotImplementedError
 
     def __str__(self) -> str:
-        parts = [f"{self.method} {self.url}: {self._what()}"]
+        line = _sentence(f"{self.method} {self.url}: {self._what()}")
         if self.rule.hint:
-            parts.append(self.rule.hint)
-        line = one_line(". ".join(part.rstrip().rstrip(".") for part in parts))
+            line = f"{line}. {_sentence(self.rule.hint)}"
+        line = one_line(line)
+        if not self.attempts and not self.stopped:
+            return line
         end = []
         if self.attempts:
             seconds = sum(record.parked + record.took + record.waited for record in self.attempts)
@@ -120,7 +122,7 @@ class LamellaError(Exception):
             end.append(f"{sends} in {seconds:.3g} s")
         if self.stopped:
             end.append(f"stopped: {self.stopped.phrase}")
-        return f"{line} ({', '.join(end)})" if end else line
+        return f"{line} ({', '.join(end)})"
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self}>"
@@ -128,6 +130,10 @@ class LamellaError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # The constructors of aiohttp's and of OSError's classes do not fit what pickle and copy would call.
         return _blank, (type(self),), vars(self).copy()
+
+
+def _sentence(text: str) -> str:
+    return text.rstrip().rstrip(".")
 
 
 def _blank(cls: type[LamellaError]) -> LamellaError:
@@ -164,18 +170,17 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
         retry_after: float | None = None,
         secrets: tuple[str, ...] = (),
     ) -> None:
-        self.url = redact_url(request_info.real_url, secrets)
+        self.url, shown = shown_url(request_info.real_url, secrets)
         self.method = request_info.method
-        shown = URL(self.url)
         info = aiohttp.RequestInfo(shown, self.method, redact_headers(request_info.headers, secrets), shown)  # type: ignore[arg-type]
         super().__init__(info, (), status=status, message=rule.title, headers=redact_headers(headers or {}, secrets))
         self.args = ()
         self.rule = rule
         self.body = body
         self.payload = payload
-        self.details = tuple(redact_text(text, secrets) for text in details)
-        self.validation_errors = tuple(redact_text(text, secrets) for text in validation_errors)
-        self.downstream_errors = tuple(redact_text(text, secrets) for text in downstream_errors)
+        self.details = _redacted(details, secrets)
+        self.validation_errors = _redacted(validation_errors, secrets)
+        self.downstream_errors = _redacted(downstream_errors, secrets)
         self.retry_after = retry_after
 
     @property
@@ -186,6 +191,10 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
     def _what(self) -> str:
         said = "; ".join((self.details + self.validation_errors + self.downstream_errors)[:5])
         return f"{self.status} {self.rule.title}" + (f" [{redact_text(said)}]" if said else "")
+
+
+def _redacted(texts: tuple[str, ...], secrets: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple([redact_text(text, secrets) for text in texts]) if texts else ()
 
 
 class ClientFault(ApiError):

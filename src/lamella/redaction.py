@@ -13,7 +13,16 @@ from urllib.parse import unquote, unquote_plus
 from multidict import CIMultiDict
 from yarl import URL
 
-__all__ = ["REDACTED", "one_line", "redact_headers", "redact_json", "redact_text", "redact_url", "secrets_in"]
+__all__ = [
+    "REDACTED",
+    "one_line",
+    "redact_headers",
+    "redact_json",
+    "redact_text",
+    "redact_url",
+    "secrets_in",
+    "shown_url",
+]
 
 REDACTED = "REDACTED"
 """What stands in place of a secret, by the OpenTelemetry conventions for ``url.full``."""
@@ -67,35 +76,58 @@ _PUBLIC_HEADERS = frozenset(
 
 def redact_url(url: URL, secrets: Iterable[str] = ()) -> str:
     """*url* without user, password and fragment, and with the values of telling query keys replaced."""
+    return shown_url(url, secrets)[0]
+
+
+def shown_url(url: URL, secrets: Iterable[str] = ()) -> tuple[str, URL]:
+    """What :func:`redact_url` makes of *url*, as a text and as a URL."""
     shown = url.with_fragment(None) if url.raw_fragment else url
     if url.raw_user is not None or url.raw_password is not None:
         shown = shown.with_user(None)
     if url.raw_query_string and any(map(_tells, url.query)):
         shown = shown.with_query([(name, REDACTED if _tells(name) else value) for name, value in url.query.items()])
+    text = str(shown)
     # Host and port stay: what is found in them is found by chance.
     origin = f"{shown.scheme}://{shown.raw_authority}" if shown.raw_authority else ""
-    return origin + _hide(str(shown).removeprefix(origin), secrets)
+    rest = text.removeprefix(origin)
+    hidden = _hide(rest, secrets)
+    if hidden == rest and text.startswith(origin):
+        return text, shown
+    return origin + hidden, URL(origin + hidden)
 
 
 def redact_headers(headers: Mapping[str, str], secrets: Iterable[str] = ()) -> CIMultiDict[str]:
     """The same names; the values only where they are known to be harmless, and without *secrets*."""
-    return CIMultiDict(
-        (name, _hide(value, secrets) if name.lower() in _PUBLIC_HEADERS else REDACTED)
-        for name, value in headers.items()
-    )
+    pairs = [(name, value if name.lower() in _PUBLIC_HEADERS else REDACTED) for name, value in headers.items()]
+    # One look at all of them tells that there is nothing to hide, as most often.
+    together = "\n".join([value for _, value in pairs])
+    if _hide(together, secrets) != together:
+        pairs = [(name, value if value is REDACTED else _hide(value, secrets)) for name, value in pairs]
+    return CIMultiDict(pairs)
 
 
 def redact_json(body: bytes, payload: Any, secrets: Iterable[str] = ()) -> tuple[bytes, Any]:
     """*body* and what it says as JSON (None where it is none), without the secrets that a server has put into it."""
-    shown = _hide(body.decode("utf-8", "surrogateescape"), secrets).encode("utf-8", "surrogateescape")
+    text = body.decode("utf-8", "surrogateescape")
+    hidden_text = _hide(text, secrets)
+    clean = hidden_text == text
+    shown = body if clean else hidden_text.encode("utf-8", "surrogateescape")
     if payload is None:
         return shown, None
+    if clean and _is_literal(text):
+        # What is in its strings is in the text, letter for letter.
+        return body, payload
     try:
         hidden = _in_strings(payload, secrets)
         # In JSON a secret may be spelled in many ways, and look like a number that is none.
         return (body if shown == body and hidden == payload else json.dumps(hidden).encode()), hidden
     except RecursionError:
         return shown, None
+
+
+def _is_literal(text: str) -> bool:
+    """Whether *text*, which is JSON, spells each string as it is: without escapes, and in no encoding but UTF-8."""
+    return text.isascii() and "\\" not in text and "\0" not in text
 
 
 def _in_strings(value: Any, secrets: Iterable[str]) -> Any:
@@ -133,10 +165,10 @@ def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) 
 
     That is what is *known* to be one, and the values of telling headers and query keys.
     """
-    found = list(known)
+    found = [*known]
     if url.raw_query_string:
         found += [value for name, value in url.query.items() if _tells(name)]
-    found += [value for name, value in headers.items() if _tells(name) or name.lower() == "cookie"]
+    found += [value for name, value in headers.items() if _tells_header(name)]
     return _with_parts(tuple(dict.fromkeys(found)), headers.get("Cookie", ""))
 
 
@@ -166,6 +198,11 @@ def _tells(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
 
+@lru_cache(maxsize=1024)
+def _tells_header(name: str) -> bool:
+    return _tells(name) or name.lower() == "cookie"
+
+
 _SEPARATORS = re.compile(r"[\s;,=]+")
 
 
@@ -185,7 +222,9 @@ def _after_scheme(value: str) -> Iterable[str]:
 def _hide(text: str, secrets: Iterable[str]) -> str:
     """*text* with each of *secrets* replaced, as it is or as a URL spells it."""
     # Once for a request, and not for each of the many texts about it.
-    ordered = secrets if isinstance(secrets, _Secrets) else _in_order(secrets)
+    ordered = secrets if isinstance(secrets, _Secrets) or not secrets else _in_order(secrets)
+    if not ordered:
+        return text.replace(_MARK, REDACTED)
     for secret in ordered:
         text = text.replace(secret, _MARK)
     if "%" in text or "+" in text:

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
+import logging
+import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import fields, replace
 
 import aiohttp
 import pytest
@@ -11,6 +16,7 @@ from tests.conftest import Connection, Handler, Tracing
 
 from lamella import (
     ApiError,
+    AttemptRecord,
     AttemptTimeout,
     Backoff,
     BadRequest,
@@ -26,8 +32,11 @@ from lamella import (
     ServerFault,
     StopReason,
     TooManyRequests,
+    WaitSource,
     stack,
 )
+from lamella.call import Call
+from lamella.layers.retry import _waited
 from lamella.testing import VirtualClock
 
 Serve = Callable[[Handler], Awaitable[str]]
@@ -377,3 +386,73 @@ async def test_a_connection_lost_for_a_write_is_final(serve_raw: ServeRaw) -> No
         with pytest.raises(ConnectionLost) as caught:
             await session.post("/", data=b"x")
     assert caught.value.stopped is StopReason.UNSAFE_METHOD
+
+
+class OpensMeanwhile:
+    """A circuit that opens during the wait."""
+
+    async def failed(self, error: BaseException) -> None:
+        pass
+
+    async def open_for(self) -> float:
+        return 0.0
+
+    async def admit(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("raise_errors", [True, False])
+@pytest.mark.parametrize(
+    ("statuses", "circuit", "sends"),
+    [((503, 503), None, 3), ((503,) * 9, None, 5), ((404,), None, 1), ((503,), OpensMeanwhile(), 1)],
+)
+async def test_nothing_of_a_call_is_left_for_the_garbage_collector(
+    serve: Serve,
+    caplog: pytest.LogCaptureFixture,
+    statuses: tuple[int, ...],
+    circuit: OpensMeanwhile | None,
+    sends: int,
+    raise_errors: bool,
+) -> None:
+    caplog.set_level(logging.CRITICAL)  # pytest keeps what is logged
+    requests: list[weakref.ref[aiohttp.ClientRequest]] = []
+    errors: list[weakref.ref[BaseException]] = []
+
+    async def note(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        requests.append(weakref.ref(request))
+        # What failed before may have to be shown as the last; how it came about is over.
+        assert not any(failed and failed.__traceback__ for failed in [ref() for ref in errors])
+        try:
+            return await handler(request)
+        except ApiError as error:
+            errors.append(weakref.ref(error))
+            raise
+
+    async def protect(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        Call.of(request).circuit = circuit
+        return await handler(request)
+
+    made = stack(RULES, raise_errors=raise_errors)
+    layers = [protect, *made[:-1], note, made[-1]]
+    async with aiohttp.ClientSession(await serve(Server(*statuses)), middlewares=layers) as session:
+        gc.collect()
+        gc.disable()
+        try:
+            with suppress(ApiError):
+                async with session.get("/") as response:
+                    await response.read()
+                    del response
+            assert len(requests) == sends
+            assert len(errors) == (raise_errors and min(len(statuses), sends))
+            assert not any(ref() for ref in requests)
+            assert not any(ref() for ref in errors)
+        finally:
+            gc.enable()
+
+
+def test_a_record_with_its_wait_is_the_record_in_all_else() -> None:
+    record = AttemptRecord(
+        **{field.name: index for index, field in enumerate(fields(AttemptRecord))}  # type: ignore[arg-type]
+    )
+    waited = _waited(record, 7.5, WaitSource.RETRY_AFTER)
+    assert waited == replace(record, waited=7.5, wait_source=WaitSource.RETRY_AFTER)
