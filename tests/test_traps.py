@@ -276,6 +276,24 @@ async def test_7_the_users_hooks_are_told_and_learn_no_secret(serve: Serve) -> N
     assert "s3cr3t-key" not in repr(told)
 
 
+async def test_7_a_stamina_that_takes_no_name_retries_all_the_same(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is the one thing that we ask of it that its documentation does not tell of."""
+    made = stamina.retry_context
+
+    class Nameless:
+        def __init__(self, **options: Any) -> None:
+            self._attempts = made(**options)
+
+        def __aiter__(self) -> Any:
+            return aiter(self._attempts)
+
+    monkeypatch.setattr(stamina, "retry_context", Nameless)
+    async with aiohttp.ClientSession(await serve(Server(429, 200)), middlewares=stack(RULES)) as session:
+        assert (await session.get("/")).status == 200
+
+
 async def test_7_the_users_hooks_are_told_of_each_wait_before_it_begins(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:

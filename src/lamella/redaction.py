@@ -245,12 +245,16 @@ def _spelled(char: str) -> str:
     return rf"(?:{re.escape(char)}|(?i:{percent}){'|[+]' if char == ' ' else ''})"
 
 
+_LETTERS = {"\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
+
+
 def _escaped(char: str) -> str:
     """*char* as it is or as JSON, or Python in the repr of a text or of bytes, spells it."""
     octets = char.encode("utf-8", "surrogatepass")
     units = char.encode("utf-16-be", "surrogatepass").hex()
     spellings = [
         rf"\\?{re.escape(char)}",
+        *([rf"\\{_LETTERS[char]}"] if char in _LETTERS else []),
         "(?i:" + "".join(rf"\\x{octet:02x}" for octet in octets) + ")",
         "(?i:" + "".join(rf"\\u{units[at : at + 4]}" for at in range(0, len(units), 4)) + ")",
     ]

@@ -40,6 +40,7 @@ SHAPES = {
     "regular expression": "zq.*(key)+[x]{2}$^|?",
     "braces of a template": "{zq} {0!r} %(zq)s %s",
     "json": '{"zq-key": ["zq-value"]}',
+    "tab": "zq-key\tzq-tab",
     "spaces": "zq several words  as one",
     "digest": 'Digest username="zq-name", response="zq-0a1b2c"',
     "signature": "AWS4-HMAC-SHA256 Credential=ZQAKIA/eu, Signature=zqfe5e",
@@ -119,7 +120,8 @@ def in_harmless_query_and_known(secret: str, url: URL) -> Request:
 
 
 def in_path_and_known(secret: str, url: URL) -> Request:
-    return Request(secret, url / "keys" / secret.replace("/", "-"), auth=(_auth(secret.replace("/", "-")),))
+    secret = secret.replace("/", "-")  # it would be two segments
+    return Request(secret, url / "keys" / secret, auth=(_auth(secret),))
 
 
 def in_cookie(secret: str, url: URL) -> Request:

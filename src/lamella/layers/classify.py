@@ -55,7 +55,10 @@ class Classify(Layer):
             error = transport_error(request, exc, self._rules, unsent=last_send(request) is before)
             if error is None:
                 raise
-            raise error from shown_cause(exc)
+            try:
+                raise error from shown_cause(exc)
+            finally:
+                del error  # its traceback holds on to this frame: they must not keep each other alive
 
     def __repr__(self) -> str:
         return f"Classify({self._rules!r})"

@@ -102,19 +102,23 @@ class RequestSpan(Layer):
         try:
             response = await send(request, call)
         except BaseException as exc:
-            if not call.sends:
-                telemetry.give_back(call)
-            outcome = _outcome_of(exc)
-            if outcome is _CANCELLED:
-                call.stopped = StopReason.CANCELLED
-            elif isinstance(exc, LamellaError) and exc.stopped is None:
-                # There is no Retry to tell of it.
-                telemetry.log_failure(exc, call.span)
-            if call.began is not None:
-                self._tell(request, call, outcome, request.loop.time() - call.began)
+            self._failed(request, call, exc)
             raise
         self.end(request, call, response, request.loop.time())
         return response
+
+    # A function of its own: what it calls *exc* by is in no frame that a traceback holds on to.
+    def _failed(self, request: aiohttp.ClientRequest, call: Call, exc: BaseException) -> None:
+        if not call.sends:
+            telemetry.give_back(call)
+        outcome = _outcome_of(exc)
+        if outcome is _CANCELLED:
+            call.stopped = StopReason.CANCELLED
+        elif isinstance(exc, LamellaError) and exc.stopped is None:
+            # There is no Retry to tell of it.
+            telemetry.log_failure(exc, call.span)
+        if call.began is not None:
+            self._tell(request, call, outcome, request.loop.time() - call.began)
 
     def _tell(self, request: aiohttp.ClientRequest, call: Call, outcome: _Outcome, seconds: float) -> None:
         """How the call has ended, after so many *seconds*."""

@@ -345,7 +345,9 @@ class _Series:
         """Send each time that stamina has waited, beginning after *failure*."""
         # Not its decorator, which is made for functions that last: to decorate one for each call costs as much again.
         retrying = stamina.retry_context(on=self._decided, attempts=self._retry._attempts, timeout=None)
-        turns = aiter(retrying.with_name(_NAME, (), {}))
+        # By this name `_quieten` knows them. Where none can be given any more, their lines are warnings, and no more.
+        named = getattr(retrying, "with_name", None)
+        turns = aiter(retrying if named is None else named(_NAME, (), {}))
         turn = await anext(turns)
         try:
             while True:
