@@ -7,6 +7,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Awaitable, Iterable, Iterator
+from typing import NamedTuple
 
 import aiohttp
 import pytest
@@ -126,13 +127,23 @@ class _Key:
         return "value that was waited for"
 
 
-async def _observed(kinds: Iterable[str], *, wrapped: bool, total: float | None, silent: bool) -> list[str]:
+class _Observed(NamedTuple):
     """All there is to be seen of CALLS."""
+
+    calls: list[str]
+    sent: list[str]
+    spans: list[str]
+    points: list[str]
+
+
+async def _observed(
+    kinds: Iterable[str], *, wrapped: bool, total: float | None = None, traced: bool = True, metered: bool = True
+) -> _Observed:
     server, key, exporter, reader = _Server(), _Key(), InMemorySpanExporter(), InMemoryMetricReader()
     tracing, metering = TracerProvider(), MeterProvider([reader])
     tracing.add_span_processor(SimpleSpanProcessor(exporter))
-    tracer = trace.NoOpTracerProvider() if silent else tracing
-    meter = metrics.NoOpMeterProvider() if silent else metering
+    tracer = tracing if traced else trace.NoOpTracerProvider()
+    meter = metering if metered else metrics.NoOpMeterProvider()
     throttle = Throttle(RULES, tracer_provider=tracer, meter_provider=meter)
     breaker = Breaker(minimum=5, window=10, failures=0.6, meter_provider=meter)
     everything: tuple[Layer, ...] = (
@@ -154,7 +165,7 @@ async def _observed(kinds: Iterable[str], *, wrapped: bool, total: float | None,
             return await handler(request)
         finally:
             call = Call.of(request)
-            names = ("inside", "made", "circuit", "attempt", "gate_wait", "sends", "records", "stopped")
+            names = ("inside", "made", "circuit", "attempt", "gate_wait", "records", "stopped")
             seen.append(f"{request.headers.get('X-A')} {[getattr(call, name) for name in names]} {call.refusal!r}")
 
     async def get(session: aiohttp.ClientSession, what: str) -> None:
@@ -217,13 +228,14 @@ async def _observed(kinds: Iterable[str], *, wrapped: bool, total: float | None,
         )
         for span in exporter.get_finished_spans()
     ]
-    points = _points(reader)
+    points = [*_points(reader)]
     tracing.shutdown()
     metering.shutdown()
-    everything_seen = [*seen, *server.sent, *map(repr, spans), *points]
     # What is drawn by lot, or goes by the calendar.
     lots = re.compile(rf"\b({port}|[0-9a-f]{{16}}|(?!{TRACE:032x})[0-9a-f]{{32}}|20\d\d-\S+ \S+Z)\b")
-    return [lots.sub("…", each) for each in everything_seen]
+    return _Observed(
+        *([lots.sub("…", each) for each in part] for part in (seen, server.sent, map(repr, spans), points))
+    )
 
 
 def _left(throttle: Throttle, breaker: Breaker) -> Iterator[str]:
@@ -245,24 +257,39 @@ def _points(reader: InMemoryMetricReader) -> Iterator[str]:
                     yield f"{metric.name} {dict(point.attributes or {})} {numbers}"
 
 
-@pytest.mark.parametrize("without", ["nothing", *KINDS])
+@pytest.mark.parametrize("without", ["nothing", *KINDS, "Retry Classify", "Retry Throttle Classify"])
 def test_nobody_can_tell(without: str) -> None:
     """Without a total timeout of the session `Retry` has no deadline, and calls that end well go the short way."""
-    _compare(without, total=None, silent=False)
+    kinds = [kind for kind in KINDS if kind not in without.split()]
+    one_by_one, at_once = (run_virtual(_observed(kinds, wrapped=wrapped)) for wrapped in (False, True))
+    assert at_once == one_by_one
 
 
 def test_nor_where_there_is_a_deadline() -> None:
-    _compare("nothing", total=1000.0, silent=False)
+    one_by_one, at_once = (run_virtual(_observed(KINDS, wrapped=wrapped, total=1000.0)) for wrapped in (False, True))
+    assert at_once == one_by_one
 
 
 @pytest.mark.parametrize("without", ["nothing", "RequestSpan", "AttemptSpan"])
 def test_nor_where_nobody_listens(without: str) -> None:
-    _compare(without, total=None, silent=True)
-
-
-def _compare(without: str, *, total: float | None, silent: bool) -> None:
     kinds = [kind for kind in KINDS if kind != without]
     one_by_one, at_once = (
-        run_virtual(_observed(kinds, wrapped=wrapped, total=total, silent=silent)) for wrapped in (False, True)
+        run_virtual(_observed(kinds, wrapped=wrapped, traced=False, metered=False)) for wrapped in (False, True)
     )
     assert at_once == one_by_one
+
+
+def test_calls_spans_and_metrics_are_the_same_whoever_else_listens() -> None:
+    everybody, spans_alone, metrics_alone, nobody = (
+        run_virtual(_observed(KINDS, wrapped=True, traced=traced, metered=metered))
+        for traced, metered in ((True, True), (True, False), (False, True), (False, False))
+    )
+    assert spans_alone == everybody._replace(points=[])
+    assert metrics_alone == everybody._replace(sent=nobody.sent, spans=[])
+    assert nobody.calls == everybody.calls
+    # Only whose trace it is differs.
+    assert [_untraced(each) for each in nobody.sent] == [_untraced(each) for each in everybody.sent]
+
+
+def _untraced(sent: str) -> str:
+    return re.sub("'00-[^']*'", "None", sent)
