@@ -29,6 +29,7 @@ from lamella import (
     in_order,
     stack,
 )
+from lamella.layers.header_auth import HeaderValue
 from lamella.stacking import Layer
 from lamella.testing import VirtualClock
 
@@ -181,10 +182,13 @@ async def test_a_function_that_has_to_be_awaited_after_all_is_asked_once_a_send(
         return f"value {len(asked)}"
 
     async def answer(request: web.Request) -> web.StreamResponse:
+        assert request.headers["X-C"] == "at once"
         sent.append(request.headers.get("X-A"))
         return web.Response(status=200 if len(sent) % 2 else 429)
 
-    auth = HeaderAuth({"X-B": "fixed", "X-A": lambda: ask()})  # noqa: PLW0108 - so it looks like any function
+    # It looks like any other function, and so does the one that is asked before it.
+    values: dict[str, HeaderValue] = {"X-B": "fixed", "X-C": lambda: "at once", "X-A": lambda: ask()}  # noqa: PLW0108
+    auth = HeaderAuth(values)
     layers = (Retry(RULES), auth, Classify(RULES))
     middlewares = (as_one(layers),) if wrapped else layers
     async with aiohttp.ClientSession(await serve(answer), middlewares=middlewares) as session:
