@@ -212,6 +212,18 @@ async def test_a_call_that_follows_at_once_has_a_timer_too(serve: Serve, virtual
     assert virtual_time.elapsed == pytest.approx(180, abs=0.5)
 
 
+async def test_its_timer_is_put_away_each_time_that_nobody_needs_it(serve: Serve, virtual_time: VirtualClock) -> None:
+    async def at_once(request: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    async with aiohttp.ClientSession(await serve(at_once), middlewares=(Timeout(90),)) as session:
+        for _ in range(2):
+            async with session.get("/"):
+                pass
+            await asyncio.sleep(0)
+            assert timers() == 0
+
+
 def test_a_call_may_be_thrown_away_when_its_loop_is_gone() -> None:
     async def hang(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         await asyncio.sleep(1000)
