@@ -50,7 +50,7 @@ RULES = RuleBook(
 CALLS = (
     "good slow good busy refused good cut none streamed endless missing moved broken never cancelled unkeyed good "
     "streamed good busy moved refused streamed slow broken missing good never cut none good cancelled unkeyed good "
-    "broken broken broken broken broken good pause slow good good asked good streamed missing good"
+    "pause pause broken broken broken broken broken good pause slow good good asked good streamed missing good"
 )
 TRACE = 0x1234
 # What the caller has begun, in turn: nothing, nothing, a trace, something else.
@@ -145,7 +145,7 @@ async def _observed(
     tracer = tracing if traced else trace.NoOpTracerProvider()
     meter = metering if metered else metrics.NoOpMeterProvider()
     throttle = Throttle(RULES, tracer_provider=tracer, meter_provider=meter)
-    breaker = Breaker(minimum=5, window=10, failures=0.6, meter_provider=meter)
+    breaker = Breaker(minimum=4, window=50, failures=0.7, probes=2, meter_provider=meter)
     everything: tuple[Layer, ...] = (
         RequestSpan(tracer_provider=tracer, meter_provider=meter),
         breaker,
@@ -263,6 +263,13 @@ def test_nobody_can_tell(without: str) -> None:
     kinds = [kind for kind in KINDS if kind not in without.split()]
     one_by_one, at_once = (run_virtual(_observed(kinds, wrapped=wrapped)) for wrapped in (False, True))
     assert at_once == one_by_one
+
+
+def test_the_circuit_opens_and_closes_meanwhile() -> None:
+    """Else little of what the layers do would have been compared."""
+    seen = run_virtual(_observed(KINDS, wrapped=True))
+    states = [state for state in ("open", "half_open", "closed") if any(f"'{state}'" in each for each in seen.points)]
+    assert states == ["open", "half_open", "closed"]
 
 
 def test_nor_where_there_is_a_deadline() -> None:

@@ -7,10 +7,10 @@ from functools import partial
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Handler
+from tests.conftest import Handler, Tracing
 from yarl import URL
 
-from lamella import Backoff, HeaderAuth, Retry, Rule, RuleBook, Throttle
+from lamella import AttemptSpan, Backoff, HeaderAuth, Retry, Rule, RuleBook, Throttle
 from lamella.layers.header_auth import HeaderValue
 
 Serve = Callable[[Handler], Awaitable[str]]
@@ -200,6 +200,23 @@ def test_bad_names_kinds_and_origins_are_refused() -> None:
         with pytest.raises(ValueError, match="origin") as caught:
             HeaderAuth({"X-Token": "value"}, origin=origin)
         assert "s3cr3t" not in str(caught.value)
+
+
+async def test_no_span_has_such_a_header_of_an_answer_either(serve: Serve, tracing: Tracing) -> None:
+    """A server may hand out the next credential there, which nobody here knows yet."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(headers={"X-Token": "the next one", "X-Other": "shown"})
+
+    names = ["x-token", "X-Other"]
+    span = AttemptSpan(tracer_provider=tracing.provider, response_headers=names)
+    for value in ("s3cr3t", _token):
+        async with aiohttp.ClientSession(await serve(answer), middlewares=(span, HeaderAuth({"X-Token": value}))) as it:
+            async with it.get("/") as response:
+                assert response.status == 200
+    for send in tracing.sends:
+        shown = {name for name in send.attributes or {} if "response.header" in name}
+        assert shown == {"http.response.header.x-other"}
 
 
 def test_repr_shows_names_only() -> None:
