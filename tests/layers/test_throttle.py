@@ -483,13 +483,17 @@ async def test_a_call_thrown_away_on_its_way_waits_for_no_store(virtual_time: Vi
     """Nothing can be awaited any more; the gate is free for the next one all the same."""
 
     async def hang(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        await asyncio.sleep(100)
-        raise AssertionError
+        on_their_way.append(request)
+        while True:
+            await asyncio.sleep(1)
 
+    on_their_way: list[aiohttp.ClientRequest] = []
     async with client("http://127.0.0.1:9", Throttle(MINUTE, store=JsonStore(slow=0.1)), hang) as session:
-        for step in (1, 2):  # while it asks for its turn, and on its way
+        for step in range(1, 6):
             assert await thrown_away_at(step, get(session))
             at_rest(session)
+    # The first ones while they asked for their turn.
+    assert 0 < len(on_their_way) < 5
 
 
 async def test_an_answer_that_nobody_will_read_gives_its_connection_back(
