@@ -484,8 +484,9 @@ async def test_a_call_thrown_away_on_its_way_waits_for_no_store(virtual_time: Vi
 
     async def hang(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         on_their_way.append(request)
-        while True:
+        for _ in range(10):
             await asyncio.sleep(1)
+        raise AssertionError
 
     on_their_way: list[aiohttp.ClientRequest] = []
     async with client("http://127.0.0.1:9", Throttle(MINUTE, store=JsonStore(slow=0.1)), hang) as session:
