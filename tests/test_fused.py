@@ -1,23 +1,40 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import aiohttp
 import pytest
 from aiohttp import web
-from opentelemetry import propagate
+from opentelemetry import baggage, context, metrics, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import CarrierT, Setter, TextMapPropagator, default_setter
 from opentelemetry.trace import StatusCode
 from tests.conftest import Handler, Tracing
 from tests.test_stack import LAYERS, RULES
 
-from lamella import Breaker, Classify, HeaderAuth, Retry, Throttle, Timeout, as_one, in_order, stack
+from lamella import (
+    AttemptSpan,
+    Breaker,
+    Classify,
+    HeaderAuth,
+    RequestSpan,
+    Retry,
+    Throttle,
+    Timeout,
+    as_one,
+    in_order,
+    stack,
+)
+from lamella.layers.header_auth import HeaderValue
 from lamella.stacking import Layer
 from lamella.testing import VirtualClock
 
+# With a total timeout of the session, which is a deadline, no call with a Retry goes the short way.
+NO_DEADLINE = aiohttp.ClientTimeout()
 Serve = Callable[[Handler], Awaitable[str]]
 
 
@@ -83,6 +100,11 @@ async def test_as_one_a_wrong_order_is_told(serve: Serve) -> None:
         async with aiohttp.ClientSession(await serve(_answer), middlewares=middlewares) as session:
             with pytest.raises(ValueError, match="Retry stands inside of Timeout"):
                 await session.get("/")
+    # Of several layers the outermost counts to the outside, and the innermost to the inside.
+    outside_in = (Timeout(1), as_one((Retry(RULES), Classify(RULES))))
+    async with aiohttp.ClientSession(await serve(_answer), middlewares=outside_in) as session:
+        with pytest.raises(ValueError, match="Retry stands inside of Timeout"):
+            await session.get("/")
     inside_out = (as_one((Retry(RULES), Classify(RULES))), Timeout(1))
     async with aiohttp.ClientSession(await serve(_answer), middlewares=inside_out) as session:
         with pytest.raises(ValueError, match="Timeout stands inside of Classify"):
@@ -97,6 +119,27 @@ async def test_as_one_a_wrong_order_is_told(serve: Serve) -> None:
 
 async def _middleware(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
     return await handler(request)
+
+
+async def test_a_call_that_ends_well_goes_the_short_way(
+    serve: Serve, tracing: Tracing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what as_one is for, and nobody would notice if it were not so."""
+
+    def too_much(self: Layer, *_: object) -> None:
+        pytest.fail(f"{self!r} goes the long way")
+
+    for layer in LAYERS:
+        for part in ("around", "complete", "wait"):
+            monkeypatch.setattr(type(layer), part, too_much)
+    layers = stack(RULES, Breaker(), auth=HeaderAuth({"X-A": lambda: "value"}), tracer_provider=tracing.provider)
+    async with aiohttp.ClientSession(
+        await serve(_answer), middlewares=(as_one(layers),), timeout=NO_DEADLINE
+    ) as session:
+        for _ in range(3):
+            async with session.get("/") as response:
+                assert await response.text() == "good"
+    assert len(tracing.spans) == 6
 
 
 async def test_a_call_that_has_to_wait_at_its_gate_goes_the_long_way(
@@ -139,10 +182,13 @@ async def test_a_function_that_has_to_be_awaited_after_all_is_asked_once_a_send(
         return f"value {len(asked)}"
 
     async def answer(request: web.Request) -> web.StreamResponse:
+        assert request.headers["X-C"] == "at once"
         sent.append(request.headers.get("X-A"))
         return web.Response(status=200 if len(sent) % 2 else 429)
 
-    auth = HeaderAuth({"X-B": "fixed", "X-A": lambda: ask()})  # noqa: PLW0108 - so it looks like any function
+    # It looks like any other function, and so does the one that is asked before it.
+    values: dict[str, HeaderValue] = {"X-B": "fixed", "X-C": lambda: "at once", "X-A": lambda: ask()}  # noqa: PLW0108
+    auth = HeaderAuth(values)
     layers = (Retry(RULES), auth, Classify(RULES))
     middlewares = (as_one(layers),) if wrapped else layers
     async with aiohttp.ClientSession(await serve(answer), middlewares=middlewares) as session:
@@ -224,3 +270,51 @@ async def test_a_session_that_a_middleware_calls_twice_begins_anew(serve: Serve,
     ]
     assert first.attributes
     assert first.attributes["error.type"] == "404"
+
+
+async def test_what_a_middleware_between_two_groups_adds_to_the_context_is_handed_on(serve: Serve) -> None:
+    """What the outer group has found is true no more then; so it is where the layers are one by one."""
+    sent: list[str | None] = []
+
+    async def adds(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        token = context.attach(baggage.set_baggage("who", "between"))
+        try:
+            return await handler(request)
+        finally:
+            context.detach(token)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        sent.append(request.headers.get("baggage"))
+        return web.Response()
+
+    tracer, meter = trace.NoOpTracerProvider(), metrics.NoOpMeterProvider()
+    outer = RequestSpan(tracer_provider=tracer, meter_provider=meter)
+    inner = AttemptSpan(tracer_provider=tracer, meter_provider=meter)
+    url = await serve(answer)
+    for middlewares in ((outer, adds, inner), (as_one((outer,)), adds, as_one((inner,)))):
+        async with aiohttp.ClientSession(url, middlewares=middlewares) as session:
+            async with session.get("/") as response:
+                assert response.status == 200
+    assert sent == ["who=between"] * 2
+
+
+async def test_an_error_is_gone_when_nobody_holds_it_any_more(serve: Serve) -> None:
+    """Not only when the garbage collector comes: it holds on to the whole send."""
+
+    async def broken(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        raise _Lost
+
+    layers = as_one((Breaker(), Timeout(5), Classify(RULES)))
+    async with aiohttp.ClientSession(await serve(_answer), middlewares=(layers, broken)) as session:
+        gc.collect()
+        gc.disable()
+        try:
+            with suppress(_Lost):
+                await session.get("/")
+            assert not [each for each in gc.get_objects() if isinstance(each, _Lost)]
+        finally:
+            gc.enable()
+
+
+class _Lost(Exception):
+    """An error of somebody else's."""

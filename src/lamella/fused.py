@@ -56,12 +56,12 @@ class _AsOne:
         call = Call.of(request)
         outside = call.enter(self._outermost)
         call.inside = self._innermost
+        call.silent = None
         try:
             if call.beyond is not None and call.beyond is not handler:
                 # One such group stands inside of another.
                 return await _linked(self.layers, lambda request, _: handler(request))(request, call)
             call.beyond = handler
-            call.silent = None
             clock = request.loop.time
             begun = 0
             try:

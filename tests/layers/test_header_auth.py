@@ -7,10 +7,11 @@ from functools import partial
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Handler
+from tests.conftest import Handler, Tracing
 from yarl import URL
 
-from lamella import Backoff, HeaderAuth, Retry, Rule, RuleBook, Throttle
+from lamella import AttemptSpan, Backoff, HeaderAuth, Retry, Rule, RuleBook, Throttle
+from lamella.layers.header_auth import HeaderValue
 
 Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
@@ -42,6 +43,18 @@ async def test_values_of_every_kind(serve: Serve) -> None:
     assert server.headers == ["fixed-value", "called-value", "async-value", "object-value", "async-value", None]
 
 
+async def test_none_leaves_out_what_the_caller_has_set_too(serve: Serve) -> None:
+    async def none() -> None:
+        return None
+
+    server = Server()
+    url = await serve(server)
+    for value in (lambda: None, none):
+        async with aiohttp.ClientSession(middlewares=(HeaderAuth({"X-Token": value}, origin=url),)) as session:
+            await session.get(url, headers={"X-Token": "the caller's"})
+    assert server.headers == [None, None]
+
+
 async def test_a_fresh_value_for_every_send(serve: Serve) -> None:
     numbers = iter(range(10))
     server = Server(429, 429, 200)
@@ -51,7 +64,8 @@ async def test_a_fresh_value_for_every_send(serve: Serve) -> None:
     assert server.headers == ["value-0", "value-1", "value-2"]
 
 
-async def test_concurrent_callers_share_one_refresh(serve: Serve) -> None:
+@pytest.mark.parametrize("as_object", [False, True])
+async def test_concurrent_callers_share_one_refresh(serve: Serve, as_object: bool) -> None:
     asked = 0
 
     async def ask() -> str:
@@ -60,9 +74,14 @@ async def test_concurrent_callers_share_one_refresh(serve: Serve) -> None:
         await asyncio.sleep(0.02)
         return f"value-{asked}"
 
+    class Asked:
+        async def __call__(self) -> str:
+            return await ask()
+
     server = Server()
+    auth = HeaderAuth({"X-Token": Asked() if as_object else ask})
     async with aiohttp.ClientSession(
-        await serve(server), middlewares=(HeaderAuth({"X-Token": ask}),), connector=aiohttp.TCPConnector(limit=0)
+        await serve(server), middlewares=(auth,), connector=aiohttp.TCPConnector(limit=0)
     ) as session:
         await asyncio.gather(*(session.get("/") for _ in range(50)))
         assert (asked, set(server.headers)) == (1, {"value-1"})
@@ -111,8 +130,15 @@ async def test_when_the_one_who_asks_is_cancelled_the_next_one_asks(serve: Serve
     assert server.headers == ["value-2"] * 9
 
 
+async def _token() -> str:
+    return "s3cr3t"
+
+
+@pytest.mark.parametrize("value", ["s3cr3t", _token], ids=["fixed", "async"])
 @pytest.mark.parametrize("other", ["port", "scheme", "host"])
-async def test_another_origin_gets_no_header_and_loses_one_that_is_there(serve: Serve, other: str) -> None:
+async def test_another_origin_gets_no_header_and_loses_one_that_is_there(
+    serve: Serve, other: str, value: HeaderValue
+) -> None:
     server = Server()
     url = await serve(server)
     origin = {
@@ -120,7 +146,7 @@ async def test_another_origin_gets_no_header_and_loses_one_that_is_there(serve: 
         "scheme": url.replace("http:", "https:"),
         "host": url.replace("127.0.0.1", "127.0.0.2"),
     }[other]
-    auth = HeaderAuth({"X-Token": "s3cr3t"}, origin=origin)
+    auth = HeaderAuth({"X-Token": value}, origin=origin)
     async with aiohttp.ClientSession(middlewares=(auth,)) as session:
         await session.get(url, headers={"X-Token": "s3cr3t"})
     assert server.headers == [None]
@@ -133,6 +159,21 @@ async def test_no_origin_means_that_of_the_first_request(serve: Serve) -> None:
         for url in (*urls, urls[0]):
             await session.get(url)
     assert (home.headers, foreign.headers) == (["s3cr3t"] * 2, [None])
+
+
+@pytest.mark.parametrize("value", [7, b"s3cr3t"])
+async def test_a_function_may_answer_with_no_other_kind(serve: Serve, value: object) -> None:
+    async def ask() -> object:
+        return value
+
+    server = Server()
+    url = await serve(server)
+    for kind in (lambda: value, ask):
+        auth = HeaderAuth({"X-Token": kind})  # type: ignore[dict-item]
+        async with aiohttp.ClientSession(middlewares=(auth,)) as session:
+            with pytest.raises(ValueError, match=f"X-Token must be a string, not {type(value).__name__}"):
+                await session.get(url)
+    assert not server.headers
 
 
 @pytest.mark.parametrize("value", ["", "  ", "a\rb", "a\nb", "a\0b"])
@@ -159,6 +200,23 @@ def test_bad_names_kinds_and_origins_are_refused() -> None:
         with pytest.raises(ValueError, match="origin") as caught:
             HeaderAuth({"X-Token": "value"}, origin=origin)
         assert "s3cr3t" not in str(caught.value)
+
+
+async def test_no_span_has_such_a_header_of_an_answer_either(serve: Serve, tracing: Tracing) -> None:
+    """A server may hand out the next credential there, which nobody here knows yet."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(headers={"X-Token": "the next one", "X-Other": "shown"})
+
+    names = ["x-token", "X-Other"]
+    span = AttemptSpan(tracer_provider=tracing.provider, response_headers=names)
+    for value in ("s3cr3t", _token):
+        async with aiohttp.ClientSession(await serve(answer), middlewares=(span, HeaderAuth({"X-Token": value}))) as it:
+            async with it.get("/") as response:
+                assert response.status == 200
+    for send in tracing.sends:
+        shown = {name for name in send.attributes or {} if "response.header" in name}
+        assert shown == {"http.response.header.x-other"}
 
 
 def test_repr_shows_names_only() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import aiohttp
@@ -20,7 +21,9 @@ from tests.conftest import Handler, Tracing
 
 from lamella import (
     AttemptSpan,
+    AttemptTimeout,
     Backoff,
+    Classify,
     ConnectionLost,
     HeaderAuth,
     RequestSpan,
@@ -30,6 +33,7 @@ from lamella import (
     stack,
     telemetry,
 )
+from lamella.testing import VirtualClock
 
 Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(
@@ -149,6 +153,43 @@ async def test_each_span_layer_works_alone(serve: Serve, tracing: Tracing) -> No
         async with aiohttp.ClientSession(url, middlewares=(layer,)) as session:
             await session.get("/")
         assert [span.kind for span in tracing.spans] == [kind]
+
+
+async def test_a_call_without_other_layers_is_one_attempt_and_its_failure_is_in_the_log(
+    serve: Serve, tracing: Tracing, caplog: pytest.LogCaptureFixture
+) -> None:
+    layers = (RequestSpan(tracer_provider=tracing.provider), Classify(RULES))
+    async with aiohttp.ClientSession(await serve(Server(200, 503)), middlewares=layers) as session:
+        await session.get("/")
+        assert not caplog.records
+        with pytest.raises(ServerFault):
+            await session.get("/")
+    assert [attributes(call)["lamella.attempts"] for call in tracing.spans] == [1, 1]
+    [line] = caplog.records
+    assert tracing.spans[1].context is not None
+    assert vars(line)["trace_id"] == f"{tracing.spans[1].context.trace_id:032x}"
+
+
+async def test_a_send_that_the_deadline_ends_is_a_timeout_and_one_that_is_cancelled_is_no_error(
+    serve: Serve, tracing: Tracing, virtual_time: VirtualClock
+) -> None:
+    async def never(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(1_000_000)
+        return web.Response()
+
+    layers = stack(RULES, deadline=10, attempts=1, tracer_provider=tracing.provider)
+    async with aiohttp.ClientSession(await serve(never), middlewares=layers) as session:
+        with pytest.raises(AttemptTimeout):
+            await session.get("/")
+        cancelled = asyncio.create_task(session.get("/"))
+        await asyncio.sleep(5)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+    late, given_up = tracing.sends
+    assert attributes(late)["error.type"] == "AttemptTimeout"
+    assert late.status.status_code is StatusCode.ERROR
+    assert "error.type" not in attributes(given_up)
+    assert given_up.status.status_code is StatusCode.UNSET
 
 
 async def test_the_users_span_is_the_parent_and_baggage_passes(serve: Serve, tracing: Tracing) -> None:

@@ -20,6 +20,7 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import Handler
+from tests.layers.test_breaker import thrown_away_at
 from tests.test_state import JsonStore
 from yarl import URL
 
@@ -476,6 +477,24 @@ async def test_cancelled_at_any_moment_it_leaves_nothing_behind(
             connector = session.connector
             assert connector is not None
             assert not connector._acquired
+
+
+async def test_a_call_thrown_away_on_its_way_waits_for_no_store(virtual_time: VirtualClock) -> None:
+    """Nothing can be awaited any more; the gate is free for the next one all the same."""
+
+    async def hang(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        on_their_way.append(request)
+        for _ in range(10):
+            await asyncio.sleep(1)
+        raise AssertionError
+
+    on_their_way: list[aiohttp.ClientRequest] = []
+    async with client("http://127.0.0.1:9", Throttle(MINUTE, store=JsonStore(slow=0.1)), hang) as session:
+        for step in range(1, 6):
+            assert await thrown_away_at(step, get(session))
+            at_rest(session)
+    # The first ones while they asked for their turn.
+    assert 0 < len(on_their_way) < 5
 
 
 async def test_an_answer_that_nobody_will_read_gives_its_connection_back(

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 from tests.conftest import Handler
 
-from lamella import AttemptTimeout, Backoff, Failure, Rule, RuleBook, Timeout, stack
+from lamella import AttemptTimeout, Backoff, Failure, HeaderAuth, Rule, RuleBook, Timeout, as_one, stack
 from lamella.testing import VirtualClock
+from lamella.testing.virtual_time import run_virtual
 
 Serve = Callable[[Handler], Awaitable[str]]
 
@@ -150,3 +152,87 @@ async def test_nor_is_one_of_which_somebody_makes_another_error(serve: Serve, vi
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+async def test_an_answer_of_somebody_who_hides_it_is_handed_on(
+    serve: Serve, virtual_time: VirtualClock, wrapped: bool
+) -> None:
+    """It came too late, but it came; and the task is no longer cancelled."""
+
+    async def once_more(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        try:
+            return await handler(request)
+        except asyncio.CancelledError:
+            return await handler(request)
+
+    async def late(request: web.Request) -> web.StreamResponse:
+        return web.Response() if virtual_time.elapsed > 80 else await never(request)
+
+    timeout = Timeout(90)
+    middlewares = (as_one((timeout,)) if wrapped else timeout, once_more)
+    async with aiohttp.ClientSession(
+        await serve(late), timeout=aiohttp.ClientTimeout(), middlewares=middlewares
+    ) as session:
+        async with session.get("/") as response:
+            assert response.status == 200
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    assert timers() == 0
+
+
+async def test_it_shows_no_secret(serve: Serve, virtual_time: VirtualClock) -> None:
+    layers = (Timeout(1), HeaderAuth({"X-A": "s3cret-value"}))
+    async with aiohttp.ClientSession(await serve(never), middlewares=layers) as session:
+        with pytest.raises(AttemptTimeout) as caught:
+            await session.get("/s3cret-value")
+    assert "s3cret" not in f"{caught.value} {caught.value!r} {caught.value.url}"
+
+
+async def test_a_call_that_follows_at_once_has_a_timer_too(serve: Serve, virtual_time: VirtualClock) -> None:
+    """The timer of the one before is put away a round later, when somebody else may need it."""
+
+    async def answers(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        if request.url.path == "/raises":
+            raise KeyError("at once")
+        return await handler(request)
+
+    async with aiohttp.ClientSession(
+        await serve(never), timeout=aiohttp.ClientTimeout(), middlewares=(Timeout(90), answers)
+    ) as session:
+        for _ in range(2):
+            with pytest.raises(KeyError):
+                await session.get("/raises")
+        with pytest.raises(AttemptTimeout):
+            await session.get("/")
+        # And when it has rung, the next one begins anew.
+        with pytest.raises(AttemptTimeout):
+            await session.get("/")
+    assert virtual_time.elapsed == pytest.approx(180, abs=0.5)
+
+
+async def test_its_timer_is_put_away_each_time_that_nobody_needs_it(serve: Serve, virtual_time: VirtualClock) -> None:
+    async def at_once(request: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    async with aiohttp.ClientSession(await serve(at_once), middlewares=(Timeout(90),)) as session:
+        for _ in range(2):
+            async with session.get("/"):
+                pass
+            await asyncio.sleep(0)
+            assert timers() == 0
+
+
+def test_a_call_may_be_thrown_away_when_its_loop_is_gone() -> None:
+    async def hang(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        await asyncio.sleep(1000)
+        raise AssertionError
+
+    async def half() -> Coroutine[Any, Any, object]:
+        async with aiohttp.ClientSession("http://127.0.0.1:9", middlewares=(Timeout(90), hang)) as session:
+            call: Coroutine[Any, Any, object] = session._request("GET", "/")
+            call.send(None)
+            return call
+
+    run_virtual(half()).close()

@@ -8,6 +8,7 @@ import logging
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 
 import aiohttp
@@ -128,6 +129,28 @@ async def test_the_next_one_is_an_episode_of_its_own(
             await get(session)
     assert [given(episode)["lamella.wait"] for episode in episodes(tracing)] == [60, 60]
     assert metering.value("lamella.rate_limit.episodes") == 2
+
+
+async def test_who_waits_at_the_gate_twice_tells_of_each_wait_by_itself(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
+) -> None:
+    """The first ends an episode, the others begin the next one; then the older goes first, and the younger waits."""
+    async with client(await serve(Server(429, 200, 429, 429)), tracing, metering) as session:
+        tasks = [asyncio.create_task(get(session))]
+        await asyncio.sleep(30)
+        tasks += [asyncio.create_task(get(session)) for _ in range(2)]
+        await asyncio.gather(*tasks)
+    waits = [[event for event in span.events if event.name == "lamella.parked"] for span in calls(tracing)]
+    assert sorted(map(len, waits)) == [0, 1, 2]
+    for span, parked in zip(calls(tracing), waits, strict=True):
+        told = [float(str(given(event)["lamella.wait"])) for event in parked]
+        assert sum(told) == pytest.approx(given(span).get("lamella.gate_wait", 0.0))
+        for event, waited in zip(parked, told, strict=True):
+            # An event is told when it is over, and is when it began. (By a real clock, on which this takes no time.)
+            assert event.timestamp / NS == pytest.approx(time.time() - waited, abs=10)
+    in_sum = sum(float(str(given(span).get("lamella.gate_wait", 0.0))) for span in calls(tracing))
+    assert metering.value("lamella.gate.wait") == pytest.approx(in_sum)
+    assert in_sum > 60
 
 
 async def test_the_span_has_the_real_times(serve: Serve, tracing: Tracing, metering: Metering) -> None:
