@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import aiohttp
 
 from lamella.call import Call, Layer, Send
 from lamella.stacking import Layer as AnyLayer
 from lamella.stacking import in_order
-
-if TYPE_CHECKING:
-    import asyncio
 
 __all__ = ["as_one"]
 
@@ -31,16 +28,15 @@ def as_one(layers: Iterable[aiohttp.ClientMiddlewareType]) -> aiohttp.ClientMidd
 
 
 class _AsOne:
-    __slots__ = ("_all", "_begin", "_end", "_innermost", "_loop", "_outermost", "_send", "layers")
+    __slots__ = ("_all", "_begin", "_end", "_innermost", "_outermost", "_send", "layers")
 
     def __init__(self, layers: tuple[aiohttp.ClientMiddlewareType, ...]) -> None:
         ours = [layer for layer in layers if isinstance(layer, AnyLayer)]
-        if len(ours) < len(layers) or not ours or in_order(*ours) != layers:
+        if not ours or in_order(*ours) != layers:
             raise ValueError(f"there must be layers of lamella's, in their right order: not {layers!r}")
         self.layers = ours
         self._outermost, self._innermost = ours[0].rank, ours[-1].rank
         self._all = len(ours)
-        self._loop: asyncio.AbstractEventLoop | None = None
         # With how many layers have begun before each, and with how many are still to be completed if it cannot end.
         self._begin = tuple((layer.begin, at) for at, layer in enumerate(ours) if _has(layer, "begin"))
         self._end = tuple((layer.end, at + 1) for at, layer in reversed([*enumerate(ours)]) if _has(layer, "end"))
@@ -49,10 +45,11 @@ class _AsOne:
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        if self._loop is not request.loop:
-            for layer in self.layers:
-                layer.work_in(request.loop)
-            self._loop = request.loop
+        loop = request.loop
+        for layer in self.layers:
+            # Each of them, as another group may have taken one of them over.
+            if layer.loop is not loop:
+                layer.work_in(loop)
         call = Call.of(request)
         outside = call.enter(self._outermost)
         call.inside = self._innermost
@@ -62,17 +59,16 @@ class _AsOne:
                 # One such group stands inside of another.
                 return await _linked(self.layers, lambda request, _: handler(request))(request, call)
             call.beyond = handler
-            clock = request.loop.time
             begun = 0
             try:
-                now = clock()
+                now = loop.time()
                 for begin, begun in self._begin:  # noqa: B007 - used below
                     if not begin(request, call, now):
                         break
                 else:
                     begun = self._all
                     response = await handler(request)
-                    now = clock()
+                    now = loop.time()
                     for end, begun in self._end:  # noqa: B007 - used below
                         if not end(request, call, response, now):
                             call.made = response
