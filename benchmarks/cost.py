@@ -143,7 +143,7 @@ def _failing(document: Document, size: Size) -> None:
 def _scale(document: Document, size: Size) -> None:
     for at_once in size.at_once:
         # A slow server, so that they are all in flight; at 10,000 it is the client that is slow.
-        job = Job(max(2 * at_once, 1000), at_once, wait=0.02)
+        job = Job(max(2 * at_once, 3000), at_once, wait=0.02)
         # Twice in turn: as it is, and without the search for cycles, whose cost grows with all that is in memory.
         jobs = [job, job._replace(collect=False)] * size.scale_rounds
         # Throttle lets one more pass for every second answer: it takes so many calls until that many are in flight, and

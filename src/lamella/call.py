@@ -219,6 +219,8 @@ class Layer:
     rank: ClassVar[int]
     loop: asyncio.AbstractEventLoop | None = None
     """The event loop that the calls are made in. None: there was none yet."""
+    moves: ClassVar = 0
+    """How often a layer, whichever, has begun to work in another loop."""
 
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -246,6 +248,7 @@ class Layer:
                 "make the layers anew for each event loop"
             )
         self.loop = loop
+        Layer.moves += 1
 
     def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> Awaitable[aiohttp.ClientResponse]:
         """Do what the layer is there for, around *send*."""

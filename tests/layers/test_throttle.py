@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import anyio
 import pytest
 import stamina
 from aiohttp import web
@@ -541,6 +542,44 @@ async def test_a_send_that_nobody_saw_the_end_of_counts(serve: Serve, virtual_ti
         assert await asyncio.gather(*(get(session) for _ in range(2))) == [200] * 2
         assert server.refused == 0
         assert virtual_time.now - began >= 60
+        at_rest(session)
+
+
+async def test_a_send_that_anyio_cancels_counts_with_a_slow_store_too(serve: Serve, virtual_time: VirtualClock) -> None:
+    """Who is cancelled by anyio can wait for nothing else."""
+    server = Server(latency=1.0)
+    async with client(await serve(server), Throttle(MINUTE, limit=Limit(1, 60), store=JsonStore(slow=0.05))) as session:
+        with anyio.move_on_after(0.5) as scope:
+            await get(session)
+        assert scope.cancelled_caught
+        began = virtual_time.now
+        assert await get(session) == 200
+        assert virtual_time.now - began >= 59
+        at_rest(session)
+
+
+@pytest.mark.parametrize(("status", "limit"), [(200, Limit(1, 60)), (429, None)])
+async def test_an_answer_counts_though_its_caller_goes_while_that_is_noted(
+    serve: Serve, virtual_time: VirtualClock, status: int, limit: Limit | None
+) -> None:
+    server = Server([status], latency=0.0)
+    store, is_answered = JsonStore(slow=0.0), asyncio.Event()
+
+    async def answered(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        response = await handler(request)
+        store.slow = 0.2
+        is_answered.set()
+        return response
+
+    async with client(await serve(server), Throttle(MINUTE, limit=limit, store=store), answered) as session:
+        gone = asyncio.create_task(get(session))
+        await is_answered.wait()
+        gone.cancel()
+        await asyncio.wait([gone])
+        assert gone.cancelled()
+        store.slow = 0.0
+        assert await get(session) == 200
+        assert server.came[1][0] - server.came[0][0] >= 60
         at_rest(session)
 
 

@@ -342,7 +342,15 @@ def test_a_clock_that_begins_anew_keeps_nothing_open_or_closed() -> None:
         assert circuit.end(probe, well) == Turn(CircuitPhase.CLOSED if well else CircuitPhase.OPEN, since=0.0)
         circuit.now = 6.0
         assert circuit.open_for() == (0.0 if well else 29.0)
-        assert well or circuit.admit() == Refusal(since=0.0, until=29.0)
+        assert well or circuit.admit() == Refusal(since=1.0, until=29.0)
+
+    # Nor does it say that it opened just now for as long as that time is yet to come.
+    late = Circuit(now=1e6).half_open()
+    probe = late.send()
+    late.now = 5.0
+    assert late.end(probe, False) == Turn(CircuitPhase.OPEN)
+    late.now = 15.0
+    assert late.admit() == Refusal(since=10.0, until=20.0)
 
     closed = Circuit(now=1e6)
     closed.run("fff")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
-from typing import Final
+from typing import Final, TypeVar, TypeVarTuple
 
 import aiohttp
 import stamina
@@ -32,6 +32,9 @@ from lamella.policy.pace import Hold, Pace, Sent, answered, earliest, learned, l
 from lamella.state import SharedState, Store
 
 __all__ = ["Throttle"]
+
+_R = TypeVar("_R")
+_Ts = TypeVarTuple("_Ts")
 
 _LOGGER: Final = logging.getLogger("lamella")
 
@@ -193,7 +196,7 @@ class Throttle(Layer):
         if isinstance(exc, GeneratorExit):
             return  # the loop is gone: nothing can be awaited any more
         if not isinstance(exc, ApiError):
-            await self._state.update(call.span, account.name, Pace, lost)
+            await self._noted(call, account, lost)
         elif exc.stopped is None:
             # One that says why it stopped is the end of another call, which a layer below made meanwhile.
             await self._settle(account, call, sent, exc.status, exc.retry_after)
@@ -208,14 +211,14 @@ class Throttle(Layer):
 
     async def _settle(self, account: _Account, call: Call, sent: Sent, status: int, retry_after: float | None) -> None:
         """Take down what came of a send."""
-        update, name, gate = self._state.update, account.name, account.gate
+        gate = account.gate
         if status != _REFUSED:
-            ends = await update(call.span, name, Pace, answered, sent, gate.in_flight - 1, self._limit)
+            ends = await self._noted(call, account, answered, sent, gate.in_flight - 1, self._limit)
             # Somebody with whom we share the store may have been the first to pass.
             if ends or (account.episode is not None and sent.generation > account.episode.generation):
                 await self._reopened(account)
             return
-        wait = await update(call.span, name, Pace, refused, sent, self._backoff, retry_after)
+        wait = await self._noted(call, account, refused, sent, self._backoff, retry_after)
         if wait is not None:
             now = asyncio.get_running_loop().time()
             gate.close(now + wait)
@@ -227,6 +230,21 @@ class Throttle(Layer):
             account.episode.generation = sent.generation
         if account.episode is not None:
             account.episode.refused += 1
+
+    async def _noted(self, call: Call, account: _Account, change: Callable[[Pace, float, *_Ts], _R], *args: *_Ts) -> _R:
+        """Have *change* made to what is known of *account*, though the caller may go away meanwhile."""
+        from anyio import CancelScope  # it takes longer to import than all of this module
+
+        try:
+            # Who is cancelled by anyio can wait for nothing else. A slow store gets no more than its usual patience.
+            with CancelScope(shield=True):
+                return await self._state.update(call.span, account.name, Pace, change, *args)
+        except asyncio.CancelledError:
+            # Nobody knows whether it was made. Twice is a send too many in the count; not at all, one too few.
+            with CancelScope(shield=True):
+                await self._state.update(call.span, account.name, Pace, change, *args)
+            raise
+        raise AssertionError("a shield swallows nothing")
 
     async def _reopened(self, account: _Account) -> None:
         """A call has passed again: tell of the episode that is over."""

@@ -179,8 +179,10 @@ def failed(state: CircuitState, now: float, settings: CircuitSettings, send: str
     if state.since is None:
         return _count(state, now, settings, send, 1)
     _begin(state, send)
+    # By a clock that has begun anew it would have opened in a time that is yet to come, and say so until then.
+    state.since = min(state.since, now)
     state.opened = now
-    return Turn(CircuitPhase.OPEN, max(now - state.since, 0.0))
+    return Turn(CircuitPhase.OPEN, now - state.since)
 
 
 def give_back(state: CircuitState, now: float, send: str) -> None:
