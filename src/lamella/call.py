@@ -115,8 +115,12 @@ class Call:
     """What the ``Breaker`` knows of the service."""
     parked: tuple[float, float] | None = None
     """Since when it waited at its gate, and until when that was closed, by the loop's clock. None: it did not."""
-    passage: tuple[Any, Any, Any] | None = None
-    """Of the send that is being made, for ``Throttle``: its account, how it passed the gate, and what its pace is."""
+    account: Any = None
+    """At whose gate the send that is being made has passed. None: at none."""
+    passed: Any = None
+    """How it did, to be told what comes of it."""
+    pace: Any = None
+    """What is known of the account, where it can be told at once."""
     gate_wait = 0.0
     """Seconds that it waited at its gate, all in all."""
     refusal: NotSent | None = None
@@ -163,16 +167,15 @@ class Call:
     """The values that an auth layer has set: they are shown nowhere."""
     shown: tuple[URL, tuple[str, ...], str] | None = None
     """Its URL, the secrets that were known then, and the URL as it may be shown."""
-    _origin: tuple[URL | None, Origin] = None, ("", None, None)
+    _seen: URL | None = None
+    _origin: Origin = "", None, None
 
     def origin(self, url: URL) -> Origin:
         """Scheme, host and port of *url*, which several layers ask for."""
-        seen, origin = self._origin
         # The very same object: a middleware may have put another URL in its place.
-        if seen is not url:
-            origin = url.scheme, url.raw_host, url.port
-            self._origin = url, origin
-        return origin
+        if self._seen is not url:
+            self._seen, self._origin = url, (url.scheme, url.raw_host, url.port)
+        return self._origin
 
     @staticmethod
     def of(request: aiohttp.ClientRequest) -> Call:

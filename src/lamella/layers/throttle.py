@@ -109,7 +109,7 @@ class Throttle(Layer):
         return max(account.gate.closed_until - asyncio.get_running_loop().time(), 0.0)
 
     def begin(self, request: aiohttp.ClientRequest, call: Call, now: float) -> bool:
-        call.parked = call.passage = None
+        call.parked = call.account = None
         if stamina.is_testing():
             return True  # without waits
         account, memory = self._account(request, call), self._state.memory
@@ -122,25 +122,25 @@ class Throttle(Layer):
         if not isinstance(turn, Sent):
             return False
         gate.let_pass(call)
-        call.passage = account, turn, pace
+        call.account, call.passed, call.pace = account, turn, pace
         return True
 
     def end(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse, now: float) -> bool:
-        if call.passage is None:
+        account: _Account | None = call.account
+        if account is None:
             return True
-        account, sent, pace = call.passage
         memory, gate = self._state.memory, account.gate
-        if pace is None or memory is None or account.episode is not None or response.status == _REFUSED:
+        if call.pace is None or memory is None or account.episode is not None or response.status == _REFUSED:
             return False
-        answered(pace, memory.now(now), sent, gate.in_flight - 1, self._limit)
+        answered(call.pace, memory.now(now), call.passed, gate.in_flight - 1, self._limit)
         gate.left()
         return True
 
     async def complete(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
-        passage = call.passage
-        if passage is None:
+        account: _Account | None = call.account
+        if account is None:
             return await send(request, call)
-        account, sent, _ = passage
+        sent: Sent = call.passed
         try:
             if call.gate_wait:
                 require_open(request)
@@ -160,7 +160,8 @@ class Throttle(Layer):
 
     async def wait(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
         account = self._account(request, call)
-        call.passage = account, await self._turn(account, call, request), None
+        call.passed = await self._turn(account, call, request)
+        call.account, call.pace = account, None
         return await self.complete(request, call, send)
 
     async def _turn(self, account: _Account, call: Call, request: aiohttp.ClientRequest) -> Sent:
