@@ -41,9 +41,13 @@ async def request_of(session: aiohttp.ClientSession, path: str) -> aiohttp.Clien
     return taken[0]
 
 
-@coroutine
-def driven(work: Coroutine[Any, Any, _T], is_abandoned: Callable[[], bool]) -> Generator[Any, Any, _T | None]:
+async def driven(work: Coroutine[Any, Any, _T], is_abandoned: Callable[[], bool]) -> _T | None:
     """Run *work*; when its task is cancelled and it *is_abandoned*, throw it away where it stands."""
+    return await _driven(work, is_abandoned)  # from 3.12 on a task takes no generator
+
+
+@coroutine
+def _driven(work: Coroutine[Any, Any, _T], is_abandoned: Callable[[], bool]) -> Generator[Any, Any, _T | None]:
     resume: Callable[[], Any] = partial(work.send, None)
     while True:
         try:
