@@ -28,7 +28,7 @@ def as_one(layers: Iterable[aiohttp.ClientMiddlewareType]) -> aiohttp.ClientMidd
 
 
 class _AsOne:
-    __slots__ = ("_all", "_begin", "_checked", "_end", "_innermost", "_outermost", "_send", "layers")
+    __slots__ = ("_all", "_begin", "_end", "_innermost", "_loop", "_moves", "_outermost", "_send", "layers")
 
     def __init__(self, layers: tuple[aiohttp.ClientMiddlewareType, ...]) -> None:
         ours = [layer for layer in layers if isinstance(layer, AnyLayer)]
@@ -37,8 +37,10 @@ class _AsOne:
         self.layers = ours
         self._outermost, self._innermost = ours[0].rank, ours[-1].rank
         self._all = len(ours)
-        self._checked: tuple[object, int] = None, 0
-        """The loop that all of them worked in when it was last looked at, and how many moves there had been."""
+        self._loop: object = None
+        """The loop that all of them worked in when it was last looked at."""
+        self._moves = 0
+        """How many moves there had been by then."""
         # With how many layers have begun before each, and with how many are still to be completed if it cannot end.
         self._begin = tuple((layer.begin, at) for at, layer in enumerate(ours) if _has(layer, "begin"))
         self._end = tuple((layer.end, at + 1) for at, layer in reversed([*enumerate(ours)]) if _has(layer, "end"))
@@ -48,12 +50,12 @@ class _AsOne:
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         loop = request.loop
-        if self._checked != (loop, Layer.moves):
+        if self._loop is not loop or self._moves != Layer.moves:
             # Another group may have taken one of them over.
             for layer in self.layers:
                 if layer.loop is not loop:
                     layer.work_in(loop)
-            self._checked = loop, Layer.moves
+            self._loop, self._moves = loop, Layer.moves
         call = Call.of(request)
         outside = call.enter(self._outermost)
         call.inside = self._innermost

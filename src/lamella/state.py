@@ -110,7 +110,7 @@ class SharedState:
         pause: For how many seconds a store that has failed is left alone.
     """
 
-    __slots__ = ("_ahead", "_failed", "_failures", "_local", "_patience", "_pause", "_store")
+    __slots__ = ("_ahead", "_failed", "_failures", "_local", "_patience", "_pause", "_store", "memory")
 
     def __init__(self, store: Store | None, *, patience: float = 0.25, pause: float = 5.0) -> None:
         for name, value in (("patience", patience), ("pause", pause)):
@@ -122,6 +122,8 @@ class SharedState:
             self._local = store
         elif store is not None:
             self._store, self._local = store, MemoryStore(clock=self._clock)
+        self.memory = self._local if self._store is None else None
+        """The store, where it is one in memory: that can be asked at once. None: it may take its time."""
         self._patience = patience
         self._pause = pause
         self._failed: float | None = None
@@ -129,11 +131,6 @@ class SharedState:
         self._failures = 0
         self._ahead: float | None = None
         """By how many seconds the store's clock is ahead of the loop's. None: it has never been asked."""
-
-    @property
-    def memory(self) -> MemoryStore | None:
-        """The store, where it is one in memory: that can be asked at once. None: it may take its time."""
-        return self._local if self._store is None else None
 
     def _clock(self) -> float:
         return asyncio.get_running_loop().time() + (self._ahead or 0.0)

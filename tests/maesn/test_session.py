@@ -43,12 +43,15 @@ async def test_a_missing_key_is_told_with_the_variable(sandbox: Sandbox) -> None
     with pytest.raises(ValueError, match="MAESN_API_KEY"):
         maesn.session()
     async with maesn.session(sandbox.api_key, base_url=sandbox.url) as session:
-        with pytest.raises(ValueError, match="MAESN_ACCOUNT_KEY"):
+        with pytest.raises(ValueError, match="MAESN_ACCOUNT_KEY") as caught:
             await session.get("/accounting/invoices")
+        assert type(caught.value) is ValueError
+        assert caught.value.__suppress_context__
         assert not sandbox.received
         # Where an account begins there is none yet.
-        async with session.get("/auth/datev") as response:
+        async with session.get("/auth/datev", headers={"x-account-key": "of-an-old-one"}) as response:
             assert response.status == 200
+    assert "X-ACCOUNT-KEY" not in sandbox.received[0].headers
 
 
 async def test_bad_arguments_are_told_at_once() -> None:

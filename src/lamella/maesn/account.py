@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import aiohttp
+from multidict import istr
 from yarl import URL
 
-from lamella.call import Call, Send
+from lamella.call import Call
 from lamella.layers import HeaderAuth
 
 __all__ = ["ACCOUNT_KEY", "API_KEY", "Account", "account", "auth", "current_account"]
@@ -73,38 +74,37 @@ def current_account(account_key: str | None) -> str | None:
     return _current.get() or account_key
 
 
-def auth(api_key: str, account_key: str | None, base_url: URL) -> tuple[HeaderAuth, HeaderAuth]:
-    """The layers that add both keys; *account_key* is for calls made outside of :func:`account`."""
-    return HeaderAuth({API_KEY: api_key}, origin=base_url), _AccountAuth(account_key, base_url)
+def auth(api_key: str, account_key: str | None, base_url: URL) -> HeaderAuth:
+    """The layer that adds both keys; *account_key* is for calls made outside of :func:`account`."""
+    return _Keys(api_key, account_key, base_url)
 
 
-class _AccountAuth(HeaderAuth):
-    """The account key. Only ``/auth/``, where an account begins, does without."""
+class _NoAccount(Exception):
+    pass
 
-    def __init__(self, account_key: str | None, base_url: URL) -> None:
+
+class _Keys(HeaderAuth):
+    """Both keys. Only ``/auth/``, where an account begins, does without that of an account."""
+
+    def __init__(self, api_key: str, account_key: str | None, base_url: URL) -> None:
         self._account_key = account_key
         self._without = f"{base_url.path.rstrip('/')}/auth/"
-        super().__init__({ACCOUNT_KEY: self._key}, origin=base_url)
+        super().__init__({API_KEY: api_key, ACCOUNT_KEY: self._key}, origin=base_url)
 
-    def begin(self, request: aiohttp.ClientRequest, call: Call, now: float) -> bool:
-        return self._is_needless(request) or super().begin(request, call, now)
-
-    def end(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse, now: float) -> bool:
-        return self._is_needless(request) or super().end(request, call, response, now)
-
-    async def complete(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
-        if self._is_needless(request):
-            return await send(request, call)
-        return await super().complete(request, call, send)
-
-    def _is_needless(self, request: aiohttp.ClientRequest) -> bool:
-        return (_current.get() or self._account_key) is None and request.url.path.startswith(self._without)
+    def _ask(self, request: aiohttp.ClientRequest, call: Call, name: istr) -> Awaitable[str | None] | None:
+        try:
+            return super()._ask(request, call, name)
+        except _NoAccount:
+            if request.url.path.startswith(self._without):
+                request.headers.popall(name, None)
+                return None
+            raise ValueError(
+                "no account key for this call: set MAESN_ACCOUNT_KEY, give account_key=, "
+                "or make the call inside of maesn.account(key)"
+            ) from None
 
     def _key(self) -> str:
         key = _current.get() or self._account_key
         if key is None:
-            raise ValueError(
-                "no account key for this call: set MAESN_ACCOUNT_KEY, give account_key=, "
-                "or make the call inside of maesn.account(key)"
-            )
+            raise _NoAccount
         return key
