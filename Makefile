@@ -14,6 +14,8 @@ BROWSER := .venv-browser
 BENCH := .venv-bench
 AUDIT := .venv-audit
 RUN    := $(VENV)/bin/python -m
+# As many processes as there are cores; the tests of a file stay together. ARGS='-n 0' runs them in one, for a debugger.
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # What an environment was made for. One that came along in a copy of the checkout would test the original's code.
 export MADE_FOR := $(CURDIR) $(PYTHON)
@@ -29,7 +31,7 @@ demo: $(VENV)/.installed  ## Show lamella at work: `lamella sync --sandbox`
 	@$(VENV)/bin/lamella sync --sandbox $(ARGS)
 
 test: $(VENV)/.installed  ## Run the tests
-	@$(RUN) pytest $(ARGS)
+	@$(RUN) pytest $(SIDE_BY_SIDE) $(ARGS)
 
 lint: $(VENV)/.installed  ## Check style and formatting
 	@$(RUN) ruff check
@@ -52,7 +54,7 @@ coverage: $(VENV)/.installed  ## Run the tests and show which lines they miss
 
 lowest: $(LOWEST)/.installed  ## Run the tests with the lowest versions that pyproject.toml allows
 	@echo "lowest versions:" $$(cat $(LOWEST)/constraints.txt)
-	@$(LOWEST)/bin/python -m pytest $(ARGS)
+	@$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 backends: $(BACKENDS)/.installed $(PHOENIX)/.installed  ## Run the tests against a real Phoenix and Prometheus
 	@$(BACKENDS)/bin/python scripts/backends.py --phoenix $(PHOENIX)/bin/python -- \

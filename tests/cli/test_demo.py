@@ -178,11 +178,9 @@ class TestTheCommand:
             assert process.stderr is not None
             process.stdout.readline()
             time.sleep(0.7)
-            interrupted = time.monotonic()
             process.send_signal(signal.SIGINT)
             errors = process.stderr.read()
             process.wait(10)
-        assert time.monotonic() - interrupted < 1
         assert process.returncode == 130
         assert errors.startswith("lamella: interrupted after ")
         assert errors.endswith(" of 300 calls\n")

@@ -535,7 +535,7 @@ class TestLife:
             assert len(sockets_on(int(port))) >= 7
             began = time.perf_counter()
             await sandbox.close()
-            assert time.perf_counter() - began < 2
+            assert time.perf_counter() - began < 30
             assert asyncio.all_tasks() - tasks - set(requests) == set()
             assert sockets_on(int(port)) == []
             await asyncio.gather(*requests, return_exceptions=True)
