@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from lamella import HeaderAuth, Throttle, as_one, maesn, stack
+from lamella import Breaker, HeaderAuth, MemoryStore, Retry, Throttle, as_one, maesn, stack
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Middlewares = Iterable[aiohttp.ClientMiddlewareType]
@@ -49,9 +50,9 @@ async def _call(handler: Handler, middlewares: Middlewares) -> int:
         await runner.cleanup()
 
 
-@pytest.mark.parametrize("make", [_one_by_one, _as_one, _one_of_several])
-def test_layers_that_are_in_use_in_another_thread_say_so(make: Callable[[], Callable[[], Middlewares]]) -> None:
-    middlewares = make()
+@contextmanager
+def _in_use(middlewares: Middlewares) -> Iterator[None]:
+    """Another thread makes a call through *middlewares*, which is answered at the end."""
     asked, answer = threading.Event(), threading.Event()
 
     async def wait(request: web.BaseRequest) -> web.StreamResponse:
@@ -60,16 +61,22 @@ def test_layers_that_are_in_use_in_another_thread_say_so(make: Callable[[], Call
         return web.Response()
 
     statuses: list[int] = []
-    thread = threading.Thread(target=lambda: statuses.append(asyncio.run(_call(wait, middlewares()))))
+    thread = threading.Thread(target=lambda: statuses.append(asyncio.run(_call(wait, middlewares))))
     thread.start()
     try:
         assert asked.wait(10)
-        with pytest.raises(RuntimeError, match="in use in another thread"):
-            asyncio.run(_call(_at_once, middlewares()))
+        yield
     finally:
         answer.set()
         thread.join()
     assert statuses == [200]
+
+
+@pytest.mark.parametrize("make", [_one_by_one, _as_one, _one_of_several])
+def test_layers_that_are_in_use_in_another_thread_say_so(make: Callable[[], Callable[[], Middlewares]]) -> None:
+    middlewares = make()
+    with _in_use(middlewares()), pytest.raises(RuntimeError, match="in use in another thread"):
+        asyncio.run(_call(_at_once, middlewares()))
     # Now that nobody else uses them, one loop after the other can.
     assert [asyncio.run(_call(_at_once, middlewares())) for _ in range(2)] == [200, 200]
 
@@ -78,22 +85,21 @@ def test_a_layer_that_another_group_has_taken_over_says_so() -> None:
     """A group that was used before has to look again."""
     throttle = Throttle(RULES)
     ours, theirs = ((as_one(stack(RULES, throttle)),) for _ in range(2))
-    asked, answer = threading.Event(), threading.Event()
-
-    async def wait(request: web.BaseRequest) -> web.StreamResponse:
-        asked.set()
-        await asyncio.to_thread(answer.wait, 10)
-        return web.Response()
-
     with asyncio.Runner() as runner:
         assert runner.run(_call(_at_once, ours)) == 200
-        thread = threading.Thread(target=lambda: asyncio.run(_call(wait, theirs)))
-        thread.start()
-        try:
-            assert asked.wait(10)
-            with pytest.raises(RuntimeError, match="Throttle is in use in another thread"):
-                runner.run(_call(_at_once, ours))
-        finally:
-            answer.set()
-            thread.join()
+        with _in_use(theirs), pytest.raises(RuntimeError, match="Throttle is in use in another thread"):
+            runner.run(_call(_at_once, ours))
         assert runner.run(_call(_at_once, ours)) == 200
+
+
+@pytest.mark.parametrize("kind", [Throttle, Retry, Breaker])
+def test_a_store_in_memory_that_is_in_use_in_another_thread_says_so(kind: type[Throttle | Retry | Breaker]) -> None:
+    store = MemoryStore()
+    ours, theirs = ((_with(kind, store),) for _ in range(2))
+    with _in_use(theirs), pytest.raises(RuntimeError, match="MemoryStore is in use in another thread"):
+        asyncio.run(_call(_at_once, ours))
+    assert [asyncio.run(_call(_at_once, layers)) for layers in (ours, theirs)] == [200, 200]
+
+
+def _with(kind: type[Throttle | Retry | Breaker], store: MemoryStore) -> Throttle | Retry | Breaker:
+    return Breaker(store=store) if issubclass(kind, Breaker) else kind(RULES, store=store)

@@ -243,15 +243,20 @@ class Layer:
         """From now on the calls are made in *loop*.
 
         Raises:
-            RuntimeError: They are made in another one that is running, in another thread.
+            RuntimeError: They are made in another one that is running, in another thread, or what the layer shares with
+                others is in use there.
         """
         if self.loop is not None and self.loop is not loop and self.loop.is_running():
             raise RuntimeError(
                 f"{type(self).__name__} is in use in another thread, and cannot be shared with it: "
                 "make the layers anew for each event loop"
             )
+        self.share_in(loop)
         self.loop = loop
         Layer.moves += 1
+
+    def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See to it that what it shares with other layers can be used in *loop*."""
 
     def around(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> Awaitable[aiohttp.ClientResponse]:
         """Do what the layer is there for, around *send*."""

@@ -56,14 +56,28 @@ class MemoryStore:
         ValueError: *keys* is less than 1.
     """
 
-    __slots__ = ("_clock", "_keys", "_states")
+    __slots__ = ("_clock", "_keys", "_loop", "_states")
 
     def __init__(self, keys: int = 10_000, *, clock: Callable[[], float] | None = None) -> None:
         if keys < 1:
             raise ValueError(f"keys must be at least 1, not {keys!r}")
         self._keys = keys
         self._clock = clock
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._states: OrderedDict[str, Any] = OrderedDict()
+
+    def work_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on *loop* is where calls ask for what is known.
+
+        Raises:
+            RuntimeError: They do in another one that is running, in another thread.
+        """
+        if self._loop is not None and self._loop is not loop and self._loop.is_running():
+            raise RuntimeError(
+                "MemoryStore is in use in another thread, and cannot be shared with it: "
+                "make one for each event loop, or give a Store that processes can share"
+            )
+        self._loop = loop
 
     async def update(self, key: str, new: Callable[[], _S], change: Callable[[_S, float, *_Ts], _R], *args: *_Ts) -> _R:
         """As :meth:`Store.update` has it; it never fails, and never waits."""
@@ -131,6 +145,11 @@ class SharedState:
         self._failures = 0
         self._ahead: float | None = None
         """By how many seconds the store's clock is ahead of the loop's. None: it has never been asked."""
+
+    def work_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        """As :meth:`MemoryStore.work_in`, where the store is one in memory."""
+        if self.memory is not None:
+            self.memory.work_in(loop)
 
     def _clock(self) -> float:
         return asyncio.get_running_loop().time() + (self._ahead or 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections.abc import Callable
@@ -81,6 +82,9 @@ class Breaker(Layer):
         self._transitions = telemetry.meter_of(meter_provider).create_counter(
             "lamella.breaker.transitions", "{transition}", "Circuits that opened, became half-open, or closed."
         )
+
+    def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._shared.work_in(loop)
 
     def begin(self, request: aiohttp.ClientRequest, call: Call, now: float) -> bool:
         if (memory := self._shared.memory) is None:

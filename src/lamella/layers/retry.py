@@ -124,6 +124,9 @@ class Retry(Layer):
         total -= min(total * _MARGIN_SHARE, _MARGIN_SECONDS)
         return total if self._deadline is None else min(total, self._deadline)
 
+    def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._state.work_in(loop)
+
     def begin(self, request: aiohttp.ClientRequest, call: Call, now: float) -> bool:
         if self._deadline is not None or request.session.timeout.total or inherited() is not None:
             return False

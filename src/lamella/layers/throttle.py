@@ -108,6 +108,9 @@ class Throttle(Layer):
             return 0.0
         return max(account.gate.closed_until - asyncio.get_running_loop().time(), 0.0)
 
+    def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._state.work_in(loop)
+
     def begin(self, request: aiohttp.ClientRequest, call: Call, now: float) -> bool:
         call.parked = call.account = None
         if stamina.is_testing():
