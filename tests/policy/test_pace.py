@@ -307,7 +307,12 @@ def test_a_climb_that_has_proved_right_goes_on_and_another_look_is_taken_again()
     ("phase", "passed", "finds"), [("edge", 151, True), ("edge", 149, False), ("steady", 151, False)]
 )
 def test_half_as_much_again_beyond_the_edge_is_believed_at_once(phase: str, passed: int, finds: bool) -> None:
-    pace = steady(phase=phase, good=100.0, look_at=1e9, log=[[950.0, 960.0, 500], [1000.0, 1009.0, passed - 1]])
+    pace = steady(
+        phase=phase,
+        good=100.0,
+        look_at=1e9,
+        log=[[950.0, 960.0, 500], [981.0, 982.0, 40], [1000.0, 1009.0, passed - 41]],
+    )
     assert not answered(pace, 1010.0, Sent(0, 1009.5), 0, None)
     assert (pace.phase, pace.requests) == (("steady", 150.0) if finds else (phase, 100.0))
     assert pace.proven_at == (1190.0 if finds else -1.0)
@@ -359,6 +364,7 @@ def test_after_more_that_was_found_at_an_edge_was_refused_it_is_as_before_it() -
     [
         (49, 0, "steady", 95.0, 2.0),  # at the beginning of a round one came a little too soon
         (50, 1, "steady", 50.0, 2.0),
+        (60, 1, "steady", 60.0, 2.0),
         (99, 1, "steady", 95.0, 2.0),
         (99, 2, "spread", 90.0, 2.0),  # the third time in a row: what is the best known is measured again
     ],
@@ -369,6 +375,13 @@ def test_a_refusal_that_nothing_was_tried_for_lowers_what_is_believed(
     pace = refused_then_opened(steady(look_at=1e9, surprises=surprises, burst=90.0, log=[[50.0, 60.0, passed]]))
     assert (pace.phase, pace.requests, pace.hold) == (phase, requests, hold)
     assert pace.surprises == (surprises + 1 if phase == "steady" else surprises)
+    # At the first it is noted what is the best known, and how long that took.
+    assert (pace.burst, pace.burst_took) == ((90.0, 0.0) if surprises else (100.0, 15.0))
+
+
+def test_however_long_a_window_has_been_open_it_is_no_bucket() -> None:
+    rounds = [[1000.0, 1010.0, 100], [1060.0, 1070.0, 100]]
+    assert refused_after(steady(look_at=1e9), 100.0, *rounds).requests == 95.0
 
 
 def test_the_sends_of_a_period_go_four_times_as_fast_as_evenly_and_late_ones_are_made_up_for() -> None:
@@ -460,6 +473,17 @@ def test_nothing_goes_where_more_than_the_stated_limit_has_passed(
     assert next_turn(pace, 1010.0, in_flight, 60.0, Limit(5, 60.0)) == Hold(seconds, closed=False)
 
 
+def test_a_wait_is_never_of_no_time_at_all() -> None:
+    """By a fraction that only rounding makes it is not yet over: without end it would ask again at the same moment."""
+    moment, per, now = 468.8281224541568, 60.1, 528.9281224541568
+    assert moment > now - per
+    assert moment + per - now <= 0
+    turn = next_turn(Pace(log=[[moment, moment, 5]]), now, 0, per, Limit(5, per))
+    assert isinstance(turn, Hold)
+    assert turn.seconds is not None
+    assert 0 < turn.seconds < 1e-3
+
+
 @pytest.mark.parametrize(
     ("known", "retry_after", "period"),
     [
@@ -487,6 +511,7 @@ def test_what_passes_when_it_opens_tells_that_a_window_is_no_longer(
         (60, 51, 10.0, 60.0),  # a whole second may be a part of one, rounded up: it is a minute
         (60, 52, 10.0, 62.0),
         (60, 50.5, 10.0, 60.5),
+        (60, 49.5, 10.0, 60.0),
         (20, 30, 30.0, 60.0),
         (20, 30, 30.5, 30.0),  # it had ended before, and begun anew
         (0, 1, 0.02, 1.02),
@@ -514,13 +539,45 @@ def refused_after(pace: Pace, took: float, *log: list[float]) -> Pace:
 
 @pytest.mark.parametrize(
     ("passed", "burst", "phase"),
-    [(5, 0.0, "spread"), (4, 0.0, "burst"), (4, 3.0, "burst"), (4, 4.0, "spread"), (0, 0.0, "burst")],
+    [
+        (5, 0.0, "spread"),
+        (4, 0.0, "burst"),
+        (4, 3.0, "burst"),
+        (3, 4.0, "burst"),
+        (4, 4.0, "spread"),
+        (0, 0.0, "burst"),
+    ],
 )
 def test_of_a_few_that_pass_at_once_only_two_alike_are_believed(passed: int, burst: float, phase: str) -> None:
     """Somebody else may have used it up before."""
     pace = refused_after(Pace(burst=burst), 2.0, [1000.5, 1001.5, passed])
     assert (pace.phase, pace.burst, pace.burst_took, pace.reach) == (phase, passed, 2.0, 1.0)
     assert pace.requests == (passed if phase == "spread" else 0.0)
+
+
+def test_as_long_as_nothing_is_known_the_period_is_as_long_as_supposed() -> None:
+    pace = Pace()
+    for number in range(35):
+        moment = 1000.0 + 2 * number
+        assert next_turn(pace, moment, 0, 60.0, None) == Sent(0, moment)
+        answered(pace, moment + 0.1, Sent(0, moment), 0, None)
+    assert next_turn(pace, 1070.0, 0, 60.0, None) == Sent(0, 1070.0)
+    refused(pace, 1070.1, Sent(0, 1070.0), Backoff(60), None)
+    assert isinstance(next_turn(pace, 1131.0, 0, 60.0, None), Sent)
+    assert learned(pace, 1131.0) == (30.0, 60.0)
+    assert pace.burst_took == 70.0
+
+
+def test_a_refusal_of_a_send_that_a_lost_state_knew_of_is_all_that_is_known() -> None:
+    """The store has forgotten it meanwhile."""
+    pace, sent = Pace(), Sent(0, 1000.0)
+    for now, wait in [(1001.0, 60.0), (1062.0, 120.0)]:
+        assert refused(pace, now, sent, Backoff(60), None) == wait
+        turn = next_turn(pace, now + wait, 0, 60.0, None)
+        assert isinstance(turn, Sent)
+        sent = turn
+    assert answered(pace, 1183.0, sent, 0, None)
+    assert pace.period == 183.0
 
 
 @pytest.mark.parametrize(("took", "requests"), [(59.0, 100), (60.0, 40), (69.0, 40)])
@@ -543,6 +600,7 @@ def spread(**known: Any) -> Pace:
         (15.0, 125, 125.5 * 60 / 75, 4.0),
         (15.0, 75, 75.0, 4.0),
         (53.9, 100, 100.0, 4.0),
+        (58.0, 100, 97.0, 1.0),
         (54.0, 100, 97.0, 1.0),  # as evenly as it was sent it passes
     ],
 )
@@ -577,26 +635,40 @@ def test_what_contradicts_the_first_round_is_believed_the_second_time(
 
 
 @pytest.mark.parametrize(
-    ("burst", "log", "requests"),
+    ("took", "burst", "log", "requests"),
     [
         # 40 s for all but what was there at once and in the first 2 s, which are not known to have refilled it.
-        (10, [[1000.0, 1001.0, 10], [1010.0, 1040.0, 36]], 60 * 35 / 40),
+        (42.0, 10, [[1000.0, 1001.0, 10], [1010.0, 1040.0, 36]], 60 * 35 / 40),
         # It overflows at first, and shows its rate only at last.
-        (10, [[1000.0, 1001.0, 10], [1012.0, 1030.0, 31], [1031.0, 1040.0, 5]], 60 * 25 / 28),
+        (42.0, 10, [[1000.0, 1001.0, 10], [1012.0, 1030.0, 31], [1031.0, 1040.0, 5]], 60 * 25 / 28),
         # A quarter of the period is long enough for it, but no less.
-        (10, [[1000.0, 1001.0, 10], [1025.0, 1030.0, 31]], 60 * 20 / 15),
-        (10, [[1000.0, 1001.0, 10], [1026.0, 1030.0, 31]], 60 * 30 / 40),
-        (2, [[1000.0, 1001.0, 2], [1010.0, 1040.0, 4]], 60 * 3 / 40),
-        (2, [[1000.0, 1001.0, 2], [1010.0, 1040.0, 3]], None),  # so few tell no rate
+        (42.0, 10, [[1000.0, 1001.0, 10], [1025.0, 1030.0, 31]], 60 * 20 / 15),
+        (42.0, 10, [[1000.0, 1001.0, 10], [1026.0, 1030.0, 31]], 60 * 30 / 40),
+        # But where it did not last so long, most of it is.
+        (12.0, 10, [[1000.0, 1000.5, 2], [1001.5, 1010.0, 25]], 60 * 14 / 8.5),
+        (12.0, 10, [[1000.0, 1000.5, 2], [1003.0, 1010.0, 25]], 60 * 16 / 10),
+        (42.0, 2, [[1000.0, 1001.0, 2], [1010.0, 1040.0, 4]], 60 * 3 / 40),
     ],
 )
-def test_a_small_bucket_is_known_by_its_rate(burst: int, log: list[list[float]], requests: float | None) -> None:
+def test_a_small_bucket_is_known_by_its_rate(took: float, burst: int, log: list[list[float]], requests: float) -> None:
     before = [985.0, 990.0, 50]
-    pace = refused_after(steady(phase="spread", burst=float(burst), burst_took=2.0, log=[before]), 42.0, *log)
-    assert (pace.phase, pace.spread) == ("steady", 4.0 if requests is None else 1.0)
-    assert pace.requests == pytest.approx(5.5 / 1.7 if requests is None else requests)
-    if requests is not None:
-        assert pace.burst == pytest.approx(burst - requests / 60 * 2)
+    pace = refused_after(steady(phase="spread", burst=float(burst), burst_took=2.0, log=[before]), took, *log)
+    assert (pace.phase, pace.spread) == ("steady", 1.0)
+    assert pace.requests == pytest.approx(requests)
+    assert pace.burst == pytest.approx(max(burst - requests / 60 * 2, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("took", "log"),
+    [
+        (42.0, [[1000.0, 1001.0, 2], [1010.0, 1040.0, 3]]),  # so few
+        (7.9, [[1000.0, 1001.0, 2], [1001.0, 1006.0, 20]]),  # less than a tenth of the period
+    ],
+)
+def test_noise_tells_no_rate(took: float, log: list[list[float]]) -> None:
+    pace = refused_after(steady(phase="spread", burst=2.0, burst_took=2.0), took, *log)
+    assert (pace.phase, pace.spread, pace.burst) == ("steady", 4.0, 2.0)
+    assert pace.requests == pytest.approx((pace.log[0][2] + log[1][2] + 0.5) / (1 + took / 60))
 
 
 @pytest.mark.parametrize(
@@ -606,7 +678,8 @@ def test_a_small_bucket_is_known_by_its_rate(burst: int, log: list[list[float]],
         (100.0, 100, 1, 54 * 0.98),
         (100.0, 81, 1, 42.6 * 0.98),
         (100.0, 80, 1, 0.0),  # less than 0.7 of what was believed: it is measured again
-        (60.0, 100, 0, 0.0),
+        (60.0, 100, 0, 0.0),  # too short to tell
+        (50.0, 120, 0, 0.0),
         (100.0, 120, 2, 0.0),
     ],
 )
