@@ -337,8 +337,8 @@ def refused_then_opened(pace: Pace) -> Pace:
 def test_what_a_refusal_at_the_edge_tells(
     passed: int, requests: float, hold: float, look_at: float, proven_at: float
 ) -> None:
-    before = [0.0, 38.0, 500]
-    pace = refused_then_opened(steady(phase="edge", good=100.0, log=[before, [50.0, 60.0, passed]]))
+    log = [[0.0, 38.0, 500], [39.5, 40.0, 11], [50.0, 60.0, passed - 11]]
+    pace = refused_then_opened(steady(phase="edge", good=100.0, log=log))
     assert (pace.phase, pace.requests, pace.hold) == ("steady", requests, hold)
     assert (pace.look_at, pace.proven_at) == (look_at, proven_at)
 
@@ -375,6 +375,7 @@ def test_a_refusal_that_nothing_was_tried_for_lowers_what_is_believed(
     pace = refused_then_opened(steady(look_at=1e9, surprises=surprises, burst=90.0, log=[[50.0, 60.0, passed]]))
     assert (pace.phase, pace.requests, pace.hold) == (phase, requests, hold)
     assert pace.surprises == (surprises + 1 if phase == "steady" else surprises)
+    assert pace.doubt == 0.0
     # At the first it is noted what is the best known, and how long that took.
     assert (pace.burst, pace.burst_took) == ((90.0, 0.0) if surprises else (100.0, 15.0))
 
@@ -545,6 +546,7 @@ def refused_after(pace: Pace, took: float, *log: list[float]) -> Pace:
         (4, 3.0, "burst"),
         (3, 4.0, "burst"),
         (4, 4.0, "spread"),
+        (1, 1.0, "spread"),
         (0, 0.0, "burst"),
     ],
 )
@@ -610,6 +612,12 @@ def test_what_the_second_round_tells(took: float, passed: int, requests: float, 
     assert pace.requests == pytest.approx(requests)
 
 
+@pytest.mark.parametrize("passed", [0, 1])
+def test_one_a_period_is_the_least(passed: int) -> None:
+    pace = refused_after(steady(phase="spread", burst=1.0, burst_took=2.0), 15.0, *[[1000.0, 1000.0, 1]][:passed])
+    assert (pace.phase, pace.requests) == ("steady", 1.0)
+
+
 @pytest.mark.parametrize(
     ("passed", "doubt", "believed"),
     [
@@ -622,6 +630,8 @@ def test_what_the_second_round_tells(took: float, passed: int, requests: float, 
         (94, 74.0, False),
         (106, 74.0, False),
         (1, 2.0, True),  # or within one
+        (2, 1.0, True),
+        (3, 1.0, False),
         (1, 0.0, False),
     ],
 )
@@ -647,7 +657,9 @@ def test_what_contradicts_the_first_round_is_believed_the_second_time(
         # But where it did not last so long, most of it is.
         (12.0, 10, [[1000.0, 1000.5, 2], [1001.5, 1010.0, 25]], 60 * 14 / 8.5),
         (12.0, 10, [[1000.0, 1000.5, 2], [1003.0, 1010.0, 25]], 60 * 16 / 10),
+        (8.2, 2, [[1000.0, 1001.0, 2], [1001.0, 1006.0, 20]], 60 * 19 / 6.2),
         (42.0, 2, [[1000.0, 1001.0, 2], [1010.0, 1040.0, 4]], 60 * 3 / 40),
+        (42.0, 3, [[1000.0, 1001.0, 3], [1001.0, 1040.0, 43]], 60 * 42 / 40),
     ],
 )
 def test_a_small_bucket_is_known_by_its_rate(took: float, burst: int, log: list[list[float]], requests: float) -> None:
@@ -821,6 +833,9 @@ def test_what_has_passed_is_remembered_for_three_periods() -> None:
     assert [first for first, _, _ in pace.log] == [1000.0, 1030.0, 1179.0]
     lost(pace, 1191.0)
     assert [first for first, _, _ in pace.log] == [1030.0, 1179.0, 1191.0]
+    lost(pace, 1191.5)
+    lost(pace, 1191.2)  # of what is noted together the last moment counts
+    assert pace.log[-1] == [1191.0, 1191.5, 3]
 
 
 CROWDS = [(100, 60.0, 0.1), (30, 60.0, 0.1), (12, 60.0, 0.1), (100, 1.0, 0.02), (30, 1.0, 0.02), (12, 1.0, 0.02)]
