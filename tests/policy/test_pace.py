@@ -435,7 +435,7 @@ def test_beyond_the_edge_nothing_goes_once_a_new_window_may_have_begun() -> None
 def test_only_what_passes_beyond_what_is_known_lets_more_be_in_flight(
     passed: int, in_flight: int, reach: float
 ) -> None:
-    pace = steady(phase="spread", reach=1.0, log=[[1000.0, 1009.0, passed]])
+    pace = steady(phase="spread", reach=1.0, log=[[940.0, 949.0, 50], [1000.0, 1009.0, passed]])
     assert not answered(pace, 1010.0, Sent(0, 1009.5), in_flight, None)
     assert pace.reach == reach
 
@@ -817,6 +817,16 @@ def test_the_earliest_moment_by_what_has_passed(ahead: int, in_flight: int, seco
     assert earliest(pace, 20.0, in_flight, ahead, Limit(5, 60.0)) == expected
 
 
+@pytest.mark.parametrize(
+    ("ahead", "seconds"), [(0, 0.0), (1, 0.0), (2, 40.0), (4, 40.0), (5, 60.0), (7, 100.0), (11, 120.0)]
+)
+def test_the_earliest_moment_where_some_may_go_at_once(ahead: int, seconds: float) -> None:
+    pace = Pace(period=60.0, log=[[-1.0, 0.0, 3]])
+    assert earliest(pace, 20.0, 0, ahead, Limit(5, 60.0)) == seconds
+    pace.closed_until = 50.0
+    assert earliest(pace, 20.0, 0, ahead, Limit(5, 60.0)) == max(seconds % 60, 30.0) + seconds // 60 * 60
+
+
 def test_what_has_passed_in_a_period_is_remembered_and_not_much_more() -> None:
     pace = Pace(period=64.0)
     for moment in range(1000):
@@ -854,6 +864,16 @@ def test_a_crowd_is_near_the_ideal(kind: str, requests: int, per: float, latency
         assert outcome.lost == []
         assert outcome.took <= traffic.ideal() * 1.15
         assert outcome.sends <= traffic.calls * (1.10 if requests > 12 else 1.12)
+
+
+@pytest.mark.parametrize("requests", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_so_few_a_period_are_found_too(kind: str, requests: int) -> None:
+    traffic = Traffic(limit_of(kind, requests, 60), requests * 60, jitter=1)
+    outcome = traffic.run()
+    assert outcome.lost == []
+    assert outcome.took <= traffic.ideal() * 1.1
+    assert outcome.sends <= traffic.calls * 1.25
 
 
 @pytest.mark.parametrize(("requests", "hours"), [(30, 4), (100, 2)])
