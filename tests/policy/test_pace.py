@@ -289,6 +289,8 @@ def test_a_climb_that_has_proved_right_goes_on_and_another_look_is_taken_again()
     assert (pace.phase, pace.requests, pace.good, pace.proven_at) == ("climb", 156.25, 100.0, 166.0)
     next_turn(pace, 200.0, 0, 60.0, None)
     assert (pace.requests, pace.good, pace.looks) == (195.3125, 125.0, 2)
+    next_turn(pace, 300.0, 0, 60.0, None)
+    assert pace.good == 156.25
 
     # Of a few it is one more at least.
     pace = steady(looks=1, requests=2.0)
@@ -309,13 +311,14 @@ def test_a_climb_that_has_proved_right_goes_on_and_another_look_is_taken_again()
 def test_half_as_much_again_beyond_the_edge_is_believed_at_once(phase: str, passed: int, finds: bool) -> None:
     pace = steady(
         phase=phase,
+        period=61.0,
         good=100.0,
         look_at=1e9,
-        log=[[950.0, 960.0, 500], [981.0, 982.0, 40], [1000.0, 1009.0, passed - 41]],
+        log=[[950.0, 960.0, 500], [979.7, 979.8, 40], [1000.0, 1009.0, passed - 41]],
     )
     assert not answered(pace, 1010.0, Sent(0, 1009.5), 0, None)
     assert (pace.phase, pace.requests) == (("steady", 150.0) if finds else (phase, 100.0))
-    assert pace.proven_at == (1190.0 if finds else -1.0)
+    assert pace.proven_at == (1193.0 if finds else -1.0)
 
 
 def refused_then_opened(pace: Pace) -> Pace:
@@ -329,16 +332,16 @@ def refused_then_opened(pace: Pace) -> Pace:
 @pytest.mark.parametrize(
     ("passed", "requests", "hold", "look_at", "proven_at"),
     [
-        (111, 100.0, 16.0, 1090.0, -1.0),  # in vain: the next look is taken after twice as long
-        (112, 112.0, 8.0, 610.0, 310.0),
-        (140, 125.0, 8.0, 610.0, 310.0),  # no more than a step is believed
+        (111, 100.0, 16.0, 1106.0, -1.0),  # in vain: the next look is taken after twice as long
+        (112, 112.0, 8.0, 618.0, 313.0),
+        (140, 125.0, 8.0, 618.0, 313.0),  # no more than a step is believed
     ],
 )
 def test_what_a_refusal_at_the_edge_tells(
     passed: int, requests: float, hold: float, look_at: float, proven_at: float
 ) -> None:
-    log = [[0.0, 38.0, 500], [39.5, 40.0, 11], [50.0, 60.0, passed - 11]]
-    pace = refused_then_opened(steady(phase="edge", good=100.0, log=log))
+    log = [[0.0, 38.0, 500], [38.7, 38.8, 11], [50.0, 60.0, passed - 11]]
+    pace = refused_then_opened(steady(phase="edge", period=61.0, good=100.0, log=log))
     assert (pace.phase, pace.requests, pace.hold) == ("steady", requests, hold)
     assert (pace.look_at, pace.proven_at) == (look_at, proven_at)
 
@@ -372,12 +375,13 @@ def test_after_more_that_was_found_at_an_edge_was_refused_it_is_as_before_it() -
 def test_a_refusal_that_nothing_was_tried_for_lowers_what_is_believed(
     passed: int, surprises: int, phase: str, requests: float, hold: float
 ) -> None:
-    pace = refused_then_opened(steady(look_at=1e9, surprises=surprises, burst=90.0, log=[[50.0, 60.0, passed]]))
+    known = steady(period=61.0, look_at=1e9, surprises=surprises, burst=90.0, log=[[50.0, 60.0, passed]])
+    pace = refused_then_opened(known)
     assert (pace.phase, pace.requests, pace.hold) == (phase, requests, hold)
     assert pace.surprises == (surprises + 1 if phase == "steady" else surprises)
     assert pace.doubt == 0.0
     # At the first it is noted what is the best known, and how long that took.
-    assert (pace.burst, pace.burst_took) == ((90.0, 0.0) if surprises else (100.0, 15.0))
+    assert (pace.burst, pace.burst_took) == ((90.0, 0.0) if surprises else (100.0, 15.25))
 
 
 def test_however_long_a_window_has_been_open_it_is_no_bucket() -> None:
@@ -425,10 +429,11 @@ def test_what_is_known_is_not_exceeded_but_to_look_for_more(phase: str) -> None:
 
 
 def test_beyond_the_edge_nothing_goes_once_a_new_window_may_have_begun() -> None:
-    pace = steady(phase="edge", reach=9.0, look_at=1e9, log=[[1000.0, 1000.0, 50], [1020.0, 1020.0, 60]])
-    assert isinstance(next_turn(pace, 1029.9, 0, 60.0, None), Sent)
-    assert next_turn(pace, 1030.0, 0, 60.0, None) == Hold(30.0, closed=False)
-    assert next_turn(pace, 1031.0, 0, 60.0, None) == Hold(29.0, closed=False)
+    log = [[1000.0, 1000.0, 50], [1020.0, 1020.0, 60]]
+    pace = steady(phase="edge", period=61.0, reach=9.0, look_at=1e9, log=log)
+    assert isinstance(next_turn(pace, 1030.25, 0, 60.0, None), Sent)
+    assert next_turn(pace, 1030.5, 0, 60.0, None) == Hold(30.5, closed=False)
+    assert next_turn(pace, 1031.0, 0, 60.0, None) == Hold(30.0, closed=False)
 
 
 @pytest.mark.parametrize(("passed", "in_flight", "reach"), [(98, 0, 1.0), (98, 1, 1.5), (99, 0, 1.5), (300, 0, 1.5)])
@@ -529,12 +534,21 @@ def test_the_period_that_a_refusal_suggests(
     assert learned(pace, 1200.0)[1] == pytest.approx(asked)
 
 
-def refused_after(pace: Pace, took: float, *log: list[float]) -> Pace:
-    """All of *log* has passed since the gate opened at 1,000 s; a send *took* later is refused, and it opens again."""
-    pace.began, pace.period, pace.log = 1000.0, 60.0, [*pace.log, *log]
+def refused_after(pace: Pace, took: float, *log: list[float], period: float = 60.0) -> Pace:
+    """All of *log* has passed since the gate opened at 1,000 s; a send *took* later is refused, and it opens again.
+
+    What is told for a minute is made shorter for a shorter *period*.
+    """
     pace.passed = int(sum(number for _, _, number in log))
-    assert refused(pace, 1001.0 + took, Sent(0, 1000.0 + took), Backoff(60), None) == 60.0
-    assert isinstance(next_turn(pace, 1061.0 + took, 0, 60.0, None), Sent)
+
+    def at(moment: float) -> float:
+        return 1000.0 + (moment - 1000.0) * period / 60.0
+
+    pace.began, pace.period = 1000.0, period
+    pace.log = [[at(first), at(last), number] for first, last, number in (*pace.log, *log)]
+    now = at(1000.0 + took)
+    assert refused(pace, now, Sent(0, now), Backoff(period), None) == period
+    assert isinstance(next_turn(pace, now + period, 0, 60.0, None), Sent)
     return pace
 
 
@@ -644,6 +658,7 @@ def test_what_contradicts_the_first_round_is_believed_the_second_time(
         assert (pace.requests, pace.reach, pace.hold, pace.surprises) == (max(passed, 100.0), 1.0, 2.0, 1)
 
 
+@pytest.mark.parametrize("period", [60.0, 60 / 64])
 @pytest.mark.parametrize(
     ("took", "burst", "log", "requests"),
     [
@@ -662,14 +677,17 @@ def test_what_contradicts_the_first_round_is_believed_the_second_time(
         (42.0, 3, [[1000.0, 1001.0, 3], [1001.0, 1040.0, 43]], 60 * 42 / 40),
     ],
 )
-def test_a_small_bucket_is_known_by_its_rate(took: float, burst: int, log: list[list[float]], requests: float) -> None:
-    before = [985.0, 990.0, 50]
-    pace = refused_after(steady(phase="spread", burst=float(burst), burst_took=2.0, log=[before]), took, *log)
+def test_a_small_bucket_is_known_by_its_rate(
+    took: float, burst: int, log: list[list[float]], requests: float, period: float
+) -> None:
+    bucket = steady(phase="spread", burst=float(burst), burst_took=period / 30, log=[[985.0, 990.0, 50]])
+    pace = refused_after(bucket, took, *log, period=period)
     assert (pace.phase, pace.spread) == ("steady", 1.0)
     assert pace.requests == pytest.approx(requests)
     assert pace.burst == pytest.approx(max(burst - requests / 60 * 2, 1.0))
 
 
+@pytest.mark.parametrize("period", [60.0, 60 / 64])
 @pytest.mark.parametrize(
     ("took", "log"),
     [
@@ -677,8 +695,8 @@ def test_a_small_bucket_is_known_by_its_rate(took: float, burst: int, log: list[
         (7.9, [[1000.0, 1001.0, 2], [1001.0, 1006.0, 20]]),  # less than a tenth of the period
     ],
 )
-def test_noise_tells_no_rate(took: float, log: list[list[float]]) -> None:
-    pace = refused_after(steady(phase="spread", burst=2.0, burst_took=2.0), took, *log)
+def test_noise_tells_no_rate(took: float, log: list[list[float]], period: float) -> None:
+    pace = refused_after(steady(phase="spread", burst=2.0, burst_took=period / 30), took, *log, period=period)
     assert (pace.phase, pace.spread, pace.burst) == ("steady", 4.0, 2.0)
     assert pace.requests == pytest.approx((pace.log[0][2] + log[1][2] + 0.5) / (1 + took / 60))
 
