@@ -355,6 +355,11 @@ def test_after_a_climb_in_vain_it_is_as_before_it(burst: float, spread: float, l
     assert (pace.hold, pace.look_at, pace.proven_at) == (16.0, look_at, -1.0)
 
 
+def test_however_often_it_was_in_vain_some_time_it_looks_again() -> None:
+    pace = refused_then_opened(steady(phase="edge", good=100.0, hold=100.0))
+    assert (pace.hold, pace.look_at) == (128.0, 130.0 + 128 * 60)
+
+
 def test_after_more_that_was_found_at_an_edge_was_refused_it_is_as_before_it() -> None:
     found = steady(requests=120.0, good=100.0, proven_at=1e9, burst=100.0, log=[[50.0, 60.0, 119]])
     pace = refused_then_opened(found)
