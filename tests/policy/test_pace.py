@@ -22,6 +22,8 @@ from lamella.testing import Limit as ServersLimit
 
 KINDS = ("fixed", "sliding", "bucket")
 ENDLESS = 10**9
+BEGIN = 2.0**17
+"""What the clock says at first: nothing may rest on one that begins at 0."""
 
 
 def limit_of(kind: str, requests: int, per: float, *, retry_after: bool = False) -> ServersLimit:
@@ -78,7 +80,7 @@ class Traffic:
         numbers = itertools.count()
         queue: list[int] = []
         tries = [0] * self.calls
-        now, in_flight, opens, wake = 0.0, 0, -1.0, -1.0
+        now, in_flight, opens, wake = BEGIN, 0, -1.0, -1.0
 
         def at(moment: float, what: str, about: object = None) -> None:
             heappush(events, (moment, next(numbers), what, about))
@@ -86,18 +88,18 @@ class Traffic:
         waiting = iter(range(self.calls))
         if self.arrivals is not None:
             for number, moment in zip(waiting, self.arrivals, strict=True):
-                at(moment, "comes", number)
+                at(BEGIN + moment, "comes", number)
         for number in itertools.islice(waiting, self.at_once):
-            at(0.0, "comes", number)
+            at(BEGIN, "comes", number)
         for number, (moment, _) in enumerate(self.changes):
-            at(moment, "changes", number)
+            at(BEGIN + moment, "changes", number)
         if self.others:
-            at(random_.expovariate(self.others), "somebody else")
+            at(BEGIN + random_.expovariate(self.others), "somebody else")
 
         while len(outcome.done) + len(outcome.lost) < self.calls:
             assert events, f"stuck at {now}, {in_flight} in flight: {pace}"
             now, _, what, about = heappop(events)
-            assert now < 1e7, f"it goes on for ever: {pace}"
+            assert now < BEGIN + 1e7, f"it goes on for ever: {pace}"
             match what, about:
                 case "wakes", _ if about != wake:
                     continue
@@ -120,7 +122,7 @@ class Traffic:
                     elif until <= 0:
                         assert answered(pace, now, sent, in_flight, self.stated) in (True, False)
                         outcome.done.append(number)
-                        outcome.took = now
+                        outcome.took = now - BEGIN
                     else:
                         outcome.refused += 1
                         retry_after = math.ceil(until) if limit.retry_after else None
@@ -261,7 +263,8 @@ def steady(**known: Any) -> Pace:
 
 
 @pytest.mark.parametrize(
-    ("looks", "spread", "phase"), [(0, 4.0, "edge"), (1, 4.0, "climb"), (2, 4.0, "edge"), (0, 1.0, "climb")]
+    ("looks", "spread", "phase"),
+    [(0, 4.0, "edge"), (1, 4.0, "climb"), (2, 4.0, "edge"), (3, 4.0, "climb"), (0, 1.0, "climb")],
 )
 def test_it_looks_for_more_at_the_edge_of_a_window_and_by_a_climb_in_turns(
     looks: int, spread: float, phase: str
@@ -286,6 +289,13 @@ def test_a_climb_that_has_proved_right_goes_on_and_another_look_is_taken_again()
     assert (pace.phase, pace.requests, pace.good, pace.proven_at) == ("climb", 156.25, 100.0, 166.0)
     next_turn(pace, 200.0, 0, 60.0, None)
     assert (pace.requests, pace.good, pace.looks) == (195.3125, 125.0, 2)
+    next_turn(pace, 300.0, 0, 60.0, None)
+    assert pace.good == 156.25
+
+    # Of a few it is one more at least.
+    pace = steady(looks=1, requests=2.0)
+    next_turn(pace, 20.0, 0, 60.0, None)
+    assert (pace.requests, pace.good) == (3.0, 2.0)
 
     # More than 100 was found at an edge, and nothing was refused since: there may be more yet.
     pace = steady(looks=1, look_at=1e9, proven_at=50.0, hold=64.0, requests=120.0)
@@ -299,10 +309,16 @@ def test_a_climb_that_has_proved_right_goes_on_and_another_look_is_taken_again()
     ("phase", "passed", "finds"), [("edge", 151, True), ("edge", 149, False), ("steady", 151, False)]
 )
 def test_half_as_much_again_beyond_the_edge_is_believed_at_once(phase: str, passed: int, finds: bool) -> None:
-    pace = steady(phase=phase, good=100.0, look_at=1e9, log=[[-50.0, -40.0, 500], [0.0, 9.0, passed - 1]])
-    assert not answered(pace, 10.0, Sent(0, 9.5), 0, None)
+    pace = steady(
+        phase=phase,
+        period=61.0,
+        good=100.0,
+        look_at=1e9,
+        log=[[950.0, 960.0, 500], [979.7, 979.8, 40], [1000.0, 1009.0, passed - 41]],
+    )
+    assert not answered(pace, 1010.0, Sent(0, 1009.5), 0, None)
     assert (pace.phase, pace.requests) == (("steady", 150.0) if finds else (phase, 100.0))
-    assert pace.proven_at == (190.0 if finds else -1.0)
+    assert pace.proven_at == (1193.0 if finds else -1.0)
 
 
 def refused_then_opened(pace: Pace) -> Pace:
@@ -316,16 +332,16 @@ def refused_then_opened(pace: Pace) -> Pace:
 @pytest.mark.parametrize(
     ("passed", "requests", "hold", "look_at", "proven_at"),
     [
-        (111, 100.0, 16.0, 1090.0, -1.0),  # in vain: the next look is taken after twice as long
-        (112, 112.0, 8.0, 610.0, 310.0),
-        (140, 125.0, 8.0, 610.0, 310.0),  # no more than a step is believed
+        (111, 100.0, 16.0, 1106.0, -1.0),  # in vain: the next look is taken after twice as long
+        (112, 112.0, 8.0, 618.0, 313.0),
+        (140, 125.0, 8.0, 618.0, 313.0),  # no more than a step is believed
     ],
 )
 def test_what_a_refusal_at_the_edge_tells(
     passed: int, requests: float, hold: float, look_at: float, proven_at: float
 ) -> None:
-    before = [0.0, 38.0, 500]
-    pace = refused_then_opened(steady(phase="edge", good=100.0, log=[before, [50.0, 60.0, passed]]))
+    log = [[0.0, 38.0, 500], [38.7, 38.8, 11], [50.0, 60.0, passed - 11]]
+    pace = refused_then_opened(steady(phase="edge", period=61.0, good=100.0, log=log))
     assert (pace.phase, pace.requests, pace.hold) == ("steady", requests, hold)
     assert (pace.look_at, pace.proven_at) == (look_at, proven_at)
 
@@ -339,11 +355,24 @@ def test_after_a_climb_in_vain_it_is_as_before_it(burst: float, spread: float, l
     assert (pace.hold, pace.look_at, pace.proven_at) == (16.0, look_at, -1.0)
 
 
+def test_however_often_it_was_in_vain_some_time_it_looks_again() -> None:
+    pace = refused_then_opened(steady(phase="edge", good=100.0, hold=100.0))
+    assert (pace.hold, pace.look_at) == (128.0, 130.0 + 128 * 60)
+
+
+def test_after_more_that_was_found_at_an_edge_was_refused_it_is_as_before_it() -> None:
+    found = steady(requests=120.0, good=100.0, proven_at=1e9, burst=100.0, log=[[50.0, 60.0, 119]])
+    pace = refused_then_opened(found)
+    assert (pace.phase, pace.requests, pace.spread, pace.surprises) == ("steady", 100.0, 4.0, 0)
+    assert (pace.hold, pace.look_at, pace.proven_at) == (16.0, 1090.0, -1.0)
+
+
 @pytest.mark.parametrize(
     ("passed", "surprises", "phase", "requests", "hold"),
     [
         (49, 0, "steady", 95.0, 2.0),  # at the beginning of a round one came a little too soon
         (50, 1, "steady", 50.0, 2.0),
+        (60, 1, "steady", 60.0, 2.0),
         (99, 1, "steady", 95.0, 2.0),
         (99, 2, "spread", 90.0, 2.0),  # the third time in a row: what is the best known is measured again
     ],
@@ -351,9 +380,352 @@ def test_after_a_climb_in_vain_it_is_as_before_it(burst: float, spread: float, l
 def test_a_refusal_that_nothing_was_tried_for_lowers_what_is_believed(
     passed: int, surprises: int, phase: str, requests: float, hold: float
 ) -> None:
-    pace = refused_then_opened(steady(look_at=1e9, surprises=surprises, burst=90.0, log=[[50.0, 60.0, passed]]))
+    known = steady(period=61.0, look_at=1e9, surprises=surprises, burst=90.0, log=[[50.0, 60.0, passed]])
+    pace = refused_then_opened(known)
     assert (pace.phase, pace.requests, pace.hold) == (phase, requests, hold)
     assert pace.surprises == (surprises + 1 if phase == "steady" else surprises)
+    assert pace.doubt == 0.0
+    # At the first it is noted what is the best known, and how long that took.
+    assert (pace.burst, pace.burst_took) == ((90.0, 0.0) if surprises else (100.0, 15.25))
+
+
+def test_however_long_a_window_has_been_open_it_is_no_bucket() -> None:
+    rounds = [[1000.0, 1010.0, 100], [1060.0, 1070.0, 100]]
+    assert refused_after(steady(look_at=1e9), 100.0, *rounds).requests == 95.0
+
+
+def test_the_sends_of_a_period_go_four_times_as_fast_as_evenly_and_late_ones_are_made_up_for() -> None:
+    pace, told = steady(requests=64.0, period=64.0, look_at=1e9), []
+    for moment in (1000.0, 1000.0, 1000.0, 1000.375, 1000.375, 1010.0, 1010.0, 1010.0):
+        turn = next_turn(pace, moment, 0, 60.0, None)
+        told.append(None if turn == Sent(0, moment) else turn)
+    # 10 s of nothing are made up for by one send, not by 10 s of them.
+    later = Hold(0.25, closed=False)
+    assert told == [None, None, later, None, Hold(0.125, closed=False), None, None, later]
+
+
+BEYOND: dict[str, Any] = {"look_at": 1e9, "log": [[1000.0, 1009.0, 120]]}
+"""More than the 100 have passed, 10 s before 1,010."""
+
+
+@pytest.mark.parametrize(
+    "known",
+    [{"phase": "burst", "requests": 0.0}, {"phase": "spread", **BEYOND}, {"phase": "edge", **BEYOND}],
+    ids=lambda known: known["phase"],
+)
+def test_beyond_what_is_known_only_so_many_are_in_flight(known: dict[str, Any]) -> None:
+    for in_flight, goes in [(2, True), (3, False), (4, False)]:
+        turn = next_turn(steady(reach=3.0, **known), 1010.0, in_flight, 60.0, None)
+        assert turn == (Sent(0, 1010.0) if goes else Hold(None, closed=False))
+
+
+def test_beyond_what_is_known_they_go_no_faster_than_before() -> None:
+    pace = steady(phase="spread", reach=3.0, period=64.0, log=[[1000.0, 1009.0, 128]])
+    turns = [next_turn(pace, 1010.0, 0, 60.0, None) for _ in range(3)]
+    assert turns == [Sent(0, 1010.0), Sent(0, 1010.0), Hold(64 / (4 * 128), closed=False)]
+
+
+@pytest.mark.parametrize("phase", ["steady", "climb"])
+def test_what_is_known_is_not_exceeded_but_to_look_for_more(phase: str) -> None:
+    """The first of the period's sends ends 60 s after it."""
+    pace = steady(phase=phase, proven_at=1e9, reach=9.0, **BEYOND)
+    assert next_turn(pace, 1010.0, 0, 60.0, None) == Hold(59.0, closed=False)
+    assert next_turn(pace, 1069.0, 0, 60.0, None) == Sent(0, 1069.0)
+
+
+def test_beyond_the_edge_nothing_goes_once_a_new_window_may_have_begun() -> None:
+    log = [[1000.0, 1000.0, 50], [1020.0, 1020.0, 60]]
+    pace = steady(phase="edge", period=61.0, reach=9.0, look_at=1e9, log=log)
+    assert isinstance(next_turn(pace, 1030.25, 0, 60.0, None), Sent)
+    assert next_turn(pace, 1030.5, 0, 60.0, None) == Hold(30.5, closed=False)
+    assert next_turn(pace, 1031.0, 0, 60.0, None) == Hold(30.0, closed=False)
+
+
+@pytest.mark.parametrize(("passed", "in_flight", "reach"), [(98, 0, 1.0), (98, 1, 1.5), (99, 0, 1.5), (300, 0, 1.5)])
+def test_only_what_passes_beyond_what_is_known_lets_more_be_in_flight(
+    passed: int, in_flight: int, reach: float
+) -> None:
+    pace = steady(phase="spread", reach=1.0, log=[[940.0, 949.0, 50], [1000.0, 1009.0, passed]])
+    assert not answered(pace, 1010.0, Sent(0, 1009.5), in_flight, None)
+    assert pace.reach == reach
+
+
+@pytest.mark.parametrize(
+    ("before", "took", "stated", "counted"),
+    [
+        ([], 5.0, None, 5.0),
+        ([0.1], 0.39, None, 0.39),
+        ([0.1], 2.0, None, 0.4),
+        ([0.1, 5.0, 5.0], 5.0, None, 0.4),
+        ([5.0, 0.1, 5.0], 5.0, None, 0.4),
+        ([0.1] + [5.0] * 4000, 5.0, None, 5.0),  # the server, or the way there, has become slower for good
+        ([0.1], 5.0, Limit(1, 60.0), 5.0),  # this must not be exceeded
+    ],
+)
+def test_what_took_far_longer_than_the_fastest_is_counted_as_if_it_had_not(
+    before: list[float], took: float, stated: Limit | None, counted: float
+) -> None:
+    pace = steady(requests=1.0, look_at=1e9)
+    for earlier in before:
+        answered(pace, 100.0 + earlier, Sent(0, 100.0), 0, stated)
+    assert not answered(pace, 1000.0 + took, Sent(0, 1000.0), 0, stated)
+    turn = next_turn(pace, 1000.0 + took, 0, 60.0, stated)
+    assert isinstance(turn, Hold)
+    assert turn.seconds == pytest.approx(60.0 + counted - took, abs=0.01)
+    assert not turn.closed
+
+
+@pytest.mark.parametrize(("passed", "in_flight", "seconds"), [(5, 0, 59.0), (9, 0, 59.0), (2, 3, 59.0), (0, 9, None)])
+def test_nothing_goes_where_more_than_the_stated_limit_has_passed(
+    passed: int, in_flight: int, seconds: float | None
+) -> None:
+    """By another process, which did not know of it."""
+    pace = Pace(log=[[1000.0, 1009.0, passed]] if passed else [])
+    assert next_turn(pace, 1010.0, in_flight, 60.0, Limit(5, 60.0)) == Hold(seconds, closed=False)
+
+
+def test_a_wait_is_never_of_no_time_at_all() -> None:
+    """By a fraction that only rounding makes it is not yet over: without end it would ask again at the same moment."""
+    moment, per, now = 468.8281224541568, 60.1, 528.9281224541568
+    assert moment > now - per
+    assert moment + per - now <= 0
+    turn = next_turn(Pace(log=[[moment, moment, 5]]), now, 0, per, Limit(5, per))
+    assert isinstance(turn, Hold)
+    assert turn.seconds is not None
+    assert 0 < turn.seconds < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("known", "retry_after", "period"),
+    [
+        ({"period": 180.0}, None, 131.0),
+        ({"period": 100.0}, None, 100.0),
+        ({"period": 180.0, "spread": 1.0}, None, 180.0),  # a bucket has something again at once
+        ({"period": 180.0}, 150.0, 180.0),  # the server asks for more than we wait
+    ],
+)
+def test_what_passes_when_it_opens_tells_that_a_window_is_no_longer(
+    known: dict[str, Any], retry_after: float | None, period: float
+) -> None:
+    pace = steady(began=1000.0, look_at=1e9, **known)
+    assert refused(pace, 1070.0, Sent(0, 1069.0), Backoff(60, maximum=60), retry_after) == 60.0
+    turn = next_turn(pace, 1130.0, 0, 60.0, None)
+    assert isinstance(turn, Sent)
+    assert answered(pace, 1131.0, turn, 0, None)
+    assert pace.period == period
+
+
+@pytest.mark.parametrize(
+    ("rule", "retry_after", "elapsed", "asked"),
+    [
+        (60, None, 10.0, 60.0),
+        (60, 51, 10.0, 60.0),  # a whole second may be a part of one, rounded up: it is a minute
+        (60, 52, 10.0, 62.0),
+        (60, 50.5, 10.0, 60.5),
+        (60, 49.5, 10.0, 60.0),
+        (20, 30, 30.0, 60.0),
+        (20, 30, 30.5, 30.0),  # it had ended before, and begun anew
+        (0, 1, 0.02, 1.02),
+        (0.2, 1, 0.02, 1.02),
+        (0.3, 1, 0.02, 0.3),
+    ],
+)
+def test_the_period_that_a_refusal_suggests(
+    rule: float, retry_after: float | None, elapsed: float, asked: float
+) -> None:
+    pace = Pace(began=1000.0)
+    assert refused(pace, 1100.0, Sent(0, 1000.0 + elapsed), Backoff(rule), retry_after) is not None
+    assert isinstance(next_turn(pace, 1200.0, 0, 60.0, None), Sent)
+    assert learned(pace, 1200.0)[1] == pytest.approx(asked)
+
+
+def refused_after(pace: Pace, took: float, *log: list[float], period: float = 60.0) -> Pace:
+    """All of *log* has passed since the gate opened at 1,000 s; a send *took* later is refused, and it opens again.
+
+    What is told for a minute is made shorter for a shorter *period*.
+    """
+    pace.passed = int(sum(number for _, _, number in log))
+
+    def at(moment: float) -> float:
+        return 1000.0 + (moment - 1000.0) * period / 60.0
+
+    pace.began, pace.period = 1000.0, period
+    pace.log = [[at(first), at(last), number] for first, last, number in (*pace.log, *log)]
+    now = at(1000.0 + took)
+    assert refused(pace, now, Sent(0, now), Backoff(period), None) == period
+    assert isinstance(next_turn(pace, now + period, 0, 60.0, None), Sent)
+    return pace
+
+
+@pytest.mark.parametrize(
+    ("passed", "burst", "phase"),
+    [
+        (5, 0.0, "spread"),
+        (4, 0.0, "burst"),
+        (4, 3.0, "burst"),
+        (3, 4.0, "burst"),
+        (4, 4.0, "spread"),
+        (1, 1.0, "spread"),
+        (0, 0.0, "burst"),
+    ],
+)
+def test_of_a_few_that_pass_at_once_only_two_alike_are_believed(passed: int, burst: float, phase: str) -> None:
+    """Somebody else may have used it up before."""
+    pace = refused_after(Pace(burst=burst), 2.0, [1000.5, 1001.5, passed])
+    assert (pace.phase, pace.burst, pace.burst_took, pace.reach) == (phase, passed, 2.0, 1.0)
+    assert pace.requests == (passed if phase == "spread" else 0.0)
+
+
+def test_as_long_as_nothing_is_known_the_period_is_as_long_as_supposed() -> None:
+    pace = Pace()
+    for number in range(35):
+        moment = 1000.0 + 2 * number
+        assert next_turn(pace, moment, 0, 60.0, None) == Sent(0, moment)
+        answered(pace, moment + 0.1, Sent(0, moment), 0, None)
+    assert next_turn(pace, 1070.0, 0, 60.0, None) == Sent(0, 1070.0)
+    refused(pace, 1070.1, Sent(0, 1070.0), Backoff(60), None)
+    assert isinstance(next_turn(pace, 1131.0, 0, 60.0, None), Sent)
+    assert learned(pace, 1131.0) == (30.0, 60.0)
+    assert pace.burst_took == 70.0
+
+
+def test_a_refusal_of_a_send_that_a_lost_state_knew_of_is_all_that_is_known() -> None:
+    """The store has forgotten it meanwhile."""
+    pace, sent = Pace(), Sent(0, 1000.0)
+    for now, wait in [(1001.0, 60.0), (1062.0, 120.0)]:
+        assert refused(pace, now, sent, Backoff(60), None) == wait
+        turn = next_turn(pace, now + wait, 0, 60.0, None)
+        assert isinstance(turn, Sent)
+        sent = turn
+    assert answered(pace, 1183.0, sent, 0, None)
+    assert pace.period == 183.0
+
+
+@pytest.mark.parametrize(("took", "requests"), [(59.0, 100), (60.0, 40), (69.0, 40)])
+def test_of_what_passes_slowly_that_of_a_period_counts(took: float, requests: int) -> None:
+    pace = refused_after(Pace(), took, [1000.0, 1000.0, 60], [1030.0, 1031.0, 40])
+    assert (pace.phase, pace.requests) == ("spread", requests)
+
+
+def spread(**known: Any) -> Pace:
+    """In the second round: at the end of the first, of two seconds, 100 had passed."""
+    return steady(phase="spread", burst=100.0, burst_took=2.0, surprises=1, **known)
+
+
+@pytest.mark.parametrize(
+    ("took", "passed", "requests", "spread_"),
+    [
+        (15.0, 100, 100.0, 4.0),
+        (15.0, 104, 100.0, 4.0),
+        (15.0, 105, 100.5 * 60 / 62, 4.0),  # a bucket, which holds as much as a period refills
+        (15.0, 125, 125.5 * 60 / 75, 4.0),
+        (15.0, 75, 75.0, 4.0),
+        (53.9, 100, 100.0, 4.0),
+        (58.0, 100, 97.0, 1.0),
+        (54.0, 100, 97.0, 1.0),  # as evenly as it was sent it passes
+    ],
+)
+def test_what_the_second_round_tells(took: float, passed: int, requests: float, spread_: float) -> None:
+    pace = refused_after(spread(), took, [1000.0, 1000.0 + took, passed])
+    assert (pace.phase, pace.spread, pace.surprises) == ("steady", spread_, 0)
+    assert pace.requests == pytest.approx(requests)
+
+
+@pytest.mark.parametrize("passed", [0, 1])
+def test_one_a_period_is_the_least(passed: int) -> None:
+    pace = refused_after(steady(phase="spread", burst=1.0, burst_took=2.0), 15.0, *[[1000.0, 1000.0, 1]][:passed])
+    assert (pace.phase, pace.requests) == ("steady", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("passed", "doubt", "believed"),
+    [
+        (74, 0.0, False),
+        (74, 60.0, False),
+        (77, 74.0, True),
+        (78, 74.0, False),  # alike is within a twentieth
+        (95, 74.0, True),  # like the 100
+        (105, 74.0, True),
+        (94, 74.0, False),
+        (106, 74.0, False),
+        (1, 2.0, True),  # or within one
+        (2, 1.0, True),
+        (3, 1.0, False),
+        (1, 0.0, False),
+    ],
+)
+def test_what_contradicts_the_first_round_is_believed_the_second_time(
+    passed: int, doubt: float, believed: bool
+) -> None:
+    pace = refused_after(spread(doubt=doubt), 15.0, [1000.0, 1015.0, passed])
+    assert (pace.phase, pace.doubt) == (("steady", 0.0) if believed else ("spread", passed))
+    if not believed:
+        assert (pace.requests, pace.reach, pace.hold, pace.surprises) == (max(passed, 100.0), 1.0, 2.0, 1)
+
+
+@pytest.mark.parametrize("period", [60.0, 60 / 64])
+@pytest.mark.parametrize(
+    ("took", "burst", "log", "requests"),
+    [
+        # 40 s for all but what was there at once and in the first 2 s, which are not known to have refilled it.
+        (42.0, 10, [[1000.0, 1001.0, 10], [1010.0, 1040.0, 36]], 60 * 35 / 40),
+        # It overflows at first, and shows its rate only at last.
+        (42.0, 10, [[1000.0, 1001.0, 10], [1012.0, 1030.0, 31], [1031.0, 1040.0, 5]], 60 * 25 / 28),
+        # A quarter of the period is long enough for it, but no less.
+        (42.0, 10, [[1000.0, 1001.0, 10], [1025.0, 1030.0, 31]], 60 * 20 / 15),
+        (42.0, 10, [[1000.0, 1001.0, 10], [1026.0, 1030.0, 31]], 60 * 30 / 40),
+        # But where it did not last so long, most of it is.
+        (12.0, 10, [[1000.0, 1000.5, 2], [1001.5, 1010.0, 25]], 60 * 14 / 8.5),
+        (12.0, 10, [[1000.0, 1000.5, 2], [1003.0, 1010.0, 25]], 60 * 16 / 10),
+        (8.2, 2, [[1000.0, 1001.0, 2], [1001.0, 1006.0, 20]], 60 * 19 / 6.2),
+        (42.0, 2, [[1000.0, 1001.0, 2], [1010.0, 1040.0, 4]], 60 * 3 / 40),
+        (42.0, 3, [[1000.0, 1001.0, 3], [1001.0, 1040.0, 43]], 60 * 42 / 40),
+    ],
+)
+def test_a_small_bucket_is_known_by_its_rate(
+    took: float, burst: int, log: list[list[float]], requests: float, period: float
+) -> None:
+    bucket = steady(phase="spread", burst=float(burst), burst_took=period / 30, log=[[985.0, 990.0, 50]])
+    pace = refused_after(bucket, took, *log, period=period)
+    assert (pace.phase, pace.spread) == ("steady", 1.0)
+    assert pace.requests == pytest.approx(requests)
+    assert pace.burst == pytest.approx(max(burst - requests / 60 * 2, 1.0))
+
+
+@pytest.mark.parametrize("period", [60.0, 60 / 64])
+@pytest.mark.parametrize(
+    ("took", "log"),
+    [
+        (42.0, [[1000.0, 1001.0, 2], [1010.0, 1040.0, 3]]),  # so few
+        (7.9, [[1000.0, 1001.0, 2], [1001.0, 1006.0, 20]]),  # less than a tenth of the period
+    ],
+)
+def test_noise_tells_no_rate(took: float, log: list[list[float]], period: float) -> None:
+    pace = refused_after(steady(phase="spread", burst=2.0, burst_took=period / 30), took, *log, period=period)
+    assert (pace.phase, pace.spread, pace.burst) == ("steady", 4.0, 2.0)
+    assert pace.requests == pytest.approx((pace.log[0][2] + log[1][2] + 0.5) / (1 + took / 60))
+
+
+@pytest.mark.parametrize(
+    ("took", "passed", "surprises", "requests"),
+    [
+        (100.0, 120, 0, 60 * 0.97),
+        (100.0, 100, 1, 54 * 0.98),
+        (100.0, 81, 1, 42.6 * 0.98),
+        (100.0, 80, 1, 0.0),  # less than 0.7 of what was believed: it is measured again
+        (60.0, 100, 0, 0.0),  # too short to tell
+        (50.0, 120, 0, 0.0),
+        (100.0, 120, 2, 0.0),
+    ],
+)
+def test_a_bucket_that_refuses_unlooked_for_has_the_rate_at_which_it_did_pass(
+    took: float, passed: int, surprises: int, requests: float
+) -> None:
+    bucket = steady(spread=1.0, requests=60.0, burst=10.0, surprises=surprises, look_at=1e9)
+    pace = refused_after(bucket, took, [1000.0, 1000.0 + took, passed])
+    assert pace.requests == pytest.approx(requests)
+    expected = ("steady", surprises + 1, 8.0, 1.0) if requests else ("burst", 0, 4.0, 4.0)
+    assert (pace.phase, pace.surprises, pace.hold, pace.reach) == expected
 
 
 def test_a_send_without_an_end_ends_no_episode() -> None:
@@ -457,6 +829,7 @@ def test_the_earliest_moment_is_the_one_of_a_server_that_answers_at_once(
         (0, 2, 40.0),
         (1, 2, 50.0),
         (3, 2, 60.0),  # after those in flight, which may end just now
+        (8, 2, 120.0),
     ],
 )
 @pytest.mark.parametrize("closed_for", [0.0, 45.0, 70.0])
@@ -467,6 +840,16 @@ def test_the_earliest_moment_by_what_has_passed(ahead: int, in_flight: int, seco
     assert earliest(pace, 20.0, in_flight, ahead, Limit(5, 60.0)) == expected
 
 
+@pytest.mark.parametrize(
+    ("ahead", "seconds"), [(0, 0.0), (1, 0.0), (2, 40.0), (4, 40.0), (5, 60.0), (7, 100.0), (11, 120.0)]
+)
+def test_the_earliest_moment_where_some_may_go_at_once(ahead: int, seconds: float) -> None:
+    pace = Pace(period=60.0, log=[[-1.0, 0.0, 3]])
+    assert earliest(pace, 20.0, 0, ahead, Limit(5, 60.0)) == seconds
+    pace.closed_until = 50.0
+    assert earliest(pace, 20.0, 0, ahead, Limit(5, 60.0)) == max(seconds % 60, 30.0) + seconds // 60 * 60
+
+
 def test_what_has_passed_in_a_period_is_remembered_and_not_much_more() -> None:
     pace = Pace(period=64.0)
     for moment in range(1000):
@@ -474,6 +857,18 @@ def test_what_has_passed_in_a_period_is_remembered_and_not_much_more() -> None:
         assert len(pace.log) <= 128
         if moment >= 64:
             assert [earliest(pace, float(moment), 0, 0, Limit(number, 64.0)) for number in (64, 65)] == [1.0, 0.0]
+
+
+def test_what_has_passed_is_remembered_for_three_periods() -> None:
+    """A refusal's lesson is learned a wait after it."""
+    pace = Pace(period=60.0, log=[[1000.0, 1000.0, 1], [1030.0, 1030.0, 1]])
+    lost(pace, 1179.0)
+    assert [first for first, _, _ in pace.log] == [1000.0, 1030.0, 1179.0]
+    lost(pace, 1191.0)
+    assert [first for first, _, _ in pace.log] == [1030.0, 1179.0, 1191.0]
+    lost(pace, 1191.5)
+    lost(pace, 1191.2)  # of what is noted together the last moment counts
+    assert pace.log[-1] == [1191.0, 1191.5, 3]
 
 
 CROWDS = [(100, 60.0, 0.1), (30, 60.0, 0.1), (12, 60.0, 0.1), (100, 1.0, 0.02), (30, 1.0, 0.02), (12, 1.0, 0.02)]
@@ -492,6 +887,16 @@ def test_a_crowd_is_near_the_ideal(kind: str, requests: int, per: float, latency
         assert outcome.lost == []
         assert outcome.took <= traffic.ideal() * 1.15
         assert outcome.sends <= traffic.calls * (1.10 if requests > 12 else 1.12)
+
+
+@pytest.mark.parametrize("requests", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_so_few_a_period_are_found_too(kind: str, requests: int) -> None:
+    traffic = Traffic(limit_of(kind, requests, 60), requests * 60, jitter=1)
+    outcome = traffic.run()
+    assert outcome.lost == []
+    assert outcome.took <= traffic.ideal() * 1.1
+    assert outcome.sends <= traffic.calls * 1.25
 
 
 @pytest.mark.parametrize(("requests", "hours"), [(30, 4), (100, 2)])

@@ -377,9 +377,9 @@ def _learn(pace: Pace, now: float) -> None:
     elif pace.phase == "edge":
         more = told.this_round > pace.good * 1.1 + 1
         _settle(pace, now, min(told.this_round, pace.good * _STEP) if more else pace.good, tried=more, vain=not more)
-    elif pace.phase == "climb" or pace.proven_at >= 0:
-        if pace.phase == "climb" and pace.burst * _LEAP >= pace.good:
-            pace.spread = _SPREAD
+    elif pace.proven_at >= 0:
+        if pace.burst * _LEAP >= pace.good:
+            pace.spread = _SPREAD  # as it was, but for a climb
         _settle(pace, now, pace.good, vain=True)
     else:
         _learn_surprise(pace, now, told)
