@@ -324,21 +324,26 @@ class HeldFile(io.BufferedReader):
 async def test_a_file_that_a_thread_still_reads_from_is_not_sent_again(
     serve: Serve, tmp_path: Path, whole: Callable[[Any], Any]
 ) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        while file.reads < 2:  # noqa: ASYNC110  nothing tells when
+            await asyncio.sleep(0.001)
+        return web.Response(status=503, headers={"Connection": "close"})
+
     (tmp_path / "body").write_bytes(BIG)
-    twice, server = Twice(), Recorder("answers early")
+    twice = Twice()
     async with aiohttp.ClientSession(middlewares=(twice,)) as session, asyncio.timeout(10):
         with HeldFile(tmp_path / "body") as file:
             try:
-                async with session.post(await serve(server), data=whole(file)) as response:
+                # In chunks: some versions of aiohttp read a file whose length goes with it all at once.
+                async with session.post(await serve(answer), data=whole(file), chunked=True) as response:
                     assert response.status == 503
             finally:
                 file.goes_on.set()
 
     assert twice.said == [True, False]
-    assert server.bodies == []
 
 
-@pytest.mark.parametrize("kind", ["async generator", "stream", "received part"])
+@pytest.mark.parametrize("kind", ["async generator", "stream"])
 async def test_a_stream_that_is_used_up_is_not_sent_after_a_connection_that_failed(
     serve: Serve, files: Files, kind: str
 ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import aiohttp
 from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
 from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
@@ -96,8 +96,7 @@ class AttemptSpan(Layer):
         if not call.sends:
             call.sends = call.sent_before = sent_before(request)
         asked = {**said.asked, telemetry.RESEND_COUNT: call.sends} if call.sends else said.asked
-        parent = None if call.span is None else set_span_in_context(call.span)
-        span = self._tracing.tracer.start_span(said.name, parent, SpanKind.CLIENT, asked)
+        span = self._tracing.start(said.name, call.span, SpanKind.CLIENT, asked)
         call.sends += 1
         call.attempt = span, now, said.server if counted else None
         if counted:
