@@ -26,6 +26,7 @@ from tests.test_state import JsonStore
 from yarl import URL
 
 from lamella import (
+    AttemptTimeout,
     Backoff,
     Breaker,
     Classify,
@@ -300,6 +301,53 @@ async def test_when_the_deadline_itself_ends_the_wait(serve: Serve, virtual_time
             await get(session, 2)
         assert virtual_time.now - began == pytest.approx(100)
         assert (caught.value.stopped, caught.value.attempts) == (StopReason.DEADLINE, ())
+        await asyncio.gather(first, return_exceptions=True)
+        at_rest(session)
+
+
+async def test_who_has_had_its_turn_is_ended_by_the_deadline_as_any_other_send(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    """It was sent, so it may have been carried out: no refusal, though it had waited at the gate."""
+    server = Server([429])
+    async with client(await serve(server), *stack(MINUTE, deadline=100.0, attempts=1)) as session:
+        with pytest.raises(TooManyRequests):
+            await get(session)
+        server.latency = 1000.0
+        began = virtual_time.now
+        with pytest.raises(AttemptTimeout) as caught:
+            await get(session)
+        assert virtual_time.now - began == pytest.approx(100)
+        assert caught.value.stopped is StopReason.DEADLINE
+        [record] = caught.value.attempts
+        assert [record.parked, record.took] == pytest.approx([60, 40])
+        at_rest(session)
+
+
+async def test_and_so_is_the_next_try_of_one_that_had_waited_in_vain(serve: Serve, virtual_time: VirtualClock) -> None:
+    """A middleware of somebody else's sends the same request once more: of its first wait nothing is left."""
+    server = Server([429])
+    refused: list[RateLimited] = []
+
+    async def once_more(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        try:
+            return await handler(request)
+        except RateLimited as error:
+            refused.append(error)
+            await asyncio.sleep(1)  # now nobody is in front of it
+            return await handler(request)
+
+    layers = stack(MINUTE, deadline=100.0, attempts=1, attempt_timeout=None)
+    async with client(await serve(server), once_more, *layers) as session:
+        with pytest.raises(TooManyRequests):
+            await get(session)
+        server.latency = 1000.0
+        first = asyncio.create_task(get(session, 1))  # goes alone when the gate opens, and is not back in time
+        await asyncio.sleep(0)
+        with pytest.raises(AttemptTimeout) as caught:
+            await get(session, 2)
+        assert len(refused) == 1
+        assert [record.parked for record in caught.value.attempts] == [0.0]
         await asyncio.gather(first, return_exceptions=True)
         at_rest(session)
 
@@ -754,6 +802,28 @@ def test_the_guides_figures(kind: str, requests: int) -> None:
             best += wait
     assert took <= 1.15 * (best + 0.1)
     assert sends <= 1.10 * calls
+
+
+def test_what_is_learned_is_the_same_whether_or_not_the_store_has_to_be_waited_for() -> None:
+    """One is told at once what comes of a send, the other by and by: of the same, with as many on their way."""
+
+    async def main(store: Store) -> list[float]:
+        server = Server(limit=FixedWindow(12, 60), latency=6.0)
+        async with serving(server) as url:  # type: ignore[arg-type]
+            async with client(url, *stack(MINUTE, store=store, retry_budget=None)) as session:
+                # The limit is felt out by a crowd; then each finds the gate free, and some are more than it lets pass.
+                calls = [asyncio.create_task(get(session)) for _ in range(13)]
+                await asyncio.sleep(80)
+                for _ in range(20):
+                    calls.append(asyncio.create_task(get(session)))
+                    await asyncio.sleep(2)
+                assert await asyncio.gather(*calls) == [200] * 33
+                at_rest(session)
+                return [round(at, 3) for at, _, _ in server.came]
+
+    at_once = quickly(lambda: main(MemoryStore()))
+    by_and_by = quickly(lambda: main(JsonStore(slow=0, ahead=0)))
+    assert at_once == by_and_by
 
 
 def quickly(main: Callable[[], Any]) -> Any:
