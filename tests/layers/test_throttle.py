@@ -417,6 +417,52 @@ async def test_a_connection_that_fails_does_not_end_it(serve: Serve, virtual_tim
         at_rest(session)
 
 
+async def test_a_connection_that_fails_takes_nothing_from_a_stated_limit(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    """Nothing reached the server; so the next one need not wait for its sake."""
+    failing: list[Exception] = [aiohttp.ConnectionTimeoutError()]
+
+    async def network(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        if failing:
+            raise failing.pop()
+        return await handler(request)
+
+    layers = (Throttle(MINUTE, limit=Limit(1, 60)), Classify(MINUTE), network)
+    async with client(await serve(Server(latency=0)), *layers) as session:
+        began = virtual_time.now
+        with pytest.raises(ConnectFailed):
+            await get(session)
+        assert await get(session) == 200
+        assert virtual_time.now - began < 1
+        assert await get(session) == 200
+        assert virtual_time.now - began >= 60
+
+
+async def test_an_answer_to_what_was_sent_before_the_refusal_does_not_end_the_episode(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    """It had passed the limit already, and says nothing of whether anything would pass now."""
+    refused: list[str] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        number = request.query["n"]
+        await asyncio.sleep(5.0 if number == "slow" else 0.1)
+        if number == "slow" or refused:
+            return web.Response()
+        refused.append(number)
+        return web.Response(status=429)
+
+    async with client(await serve(answer), *stack(MINUTE)) as session:
+        again, slow = (asyncio.create_task(get(session, number)) for number in ("refused", "slow"))
+        assert await slow == 200
+        assert refused
+        assert in_episode(session)
+        assert await again == 200
+        assert not in_episode(session)
+        at_rest(session)
+
+
 async def test_whatever_a_layer_below_raises_the_next_one_goes(serve: Serve, virtual_time: VirtualClock) -> None:
     class Odd(BaseException):
         pass
@@ -603,6 +649,27 @@ async def test_a_send_that_anyio_cancels_counts_with_a_slow_store_too(serve: Ser
         began = virtual_time.now
         assert await get(session) == 200
         assert virtual_time.now - began >= 59
+        at_rest(session)
+
+
+async def test_and_it_counts_once(serve: Serve, virtual_time: VirtualClock) -> None:
+    """Also where the store has taken it down, and takes its time to say so."""
+
+    class SlowToSay(JsonStore):
+        async def update(self, key: str, new: Callable[[], Any], change: Callable[..., Any], *args: Any) -> Any:
+            result = await super().update(key, new, change, *args)
+            await asyncio.sleep(0.05)
+            return result
+
+    server = Server(latency=1.0)
+    store = SlowToSay(slow=0)
+    async with client(await serve(server), Throttle(MINUTE, limit=Limit(2, 60), store=store)) as session:
+        with anyio.move_on_after(0.5) as scope:
+            await get(session)
+        assert scope.cancelled_caught
+        began = virtual_time.now
+        assert await get(session) == 200
+        assert virtual_time.now - began < 2
         at_rest(session)
 
 

@@ -124,12 +124,27 @@ async def test_refused_again_when_it_opens_is_the_same_episode(
 async def test_the_next_one_is_an_episode_of_its_own(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
-    server = Server(429, 200, 429)
+    server = Server()
     async with client(await serve(server), tracing, metering) as session:
-        for _ in range(2):
-            await get(session)
+        for waiting in (2, 3):
+            server.statuses.append(429)
+            calls = [asyncio.create_task(get(session))]
+            await asyncio.sleep(1)
+            calls += [asyncio.create_task(get(session)) for _ in range(waiting)]
+            await asyncio.gather(*calls)
     assert [given(episode)["lamella.wait"] for episode in episodes(tracing)] == [60, 60]
+    assert [given(episode)["lamella.parked_calls"] for episode in episodes(tracing)] == [2, 3]
     assert metering.value("lamella.rate_limit.episodes") == 2
+
+
+async def test_no_line_is_written_where_nobody_but_the_refused_had_to_wait(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "lamella"):
+        async with client(await serve(Server(429)), tracing, metering) as session:
+            await get(session)
+    assert [given(episode)["lamella.parked_calls"] for episode in episodes(tracing)] == [0]
+    assert [record.message for record in caplog.records] == []
 
 
 async def test_who_waits_at_the_gate_twice_tells_of_each_wait_by_itself(
