@@ -26,6 +26,7 @@ from lamella import (
     Failure,
     HeaderAuth,
     LamellaError,
+    RequestSpan,
     Retry,
     Rule,
     RuleBook,
@@ -33,6 +34,8 @@ from lamella import (
     StopReason,
     TooManyRequests,
     WaitSource,
+    as_one,
+    deadline,
     stack,
 )
 from lamella.call import Call
@@ -345,10 +348,105 @@ async def test_a_closed_session_is_not_retried(unused_url: str) -> None:
     await session.close()
 
 
-@pytest.mark.parametrize("options", [{"attempts": 0}, {"deadline": 0}, {"deadline": float("inf")}, {"attempts": None}])
+@pytest.mark.parametrize(
+    "options", [{"attempts": 0}, {"deadline": 0}, {"deadline": -1}, {"deadline": float("inf")}, {"attempts": None}]
+)
 def test_bad_arguments(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"attempts|deadline"):
         Retry(RULES, **options)  # type: ignore[arg-type]
+
+
+async def test_by_default_a_call_is_sent_five_times(serve: Serve) -> None:
+    server = Server(*[503] * 9)
+    async with aiohttp.ClientSession(await serve(server), middlewares=(Retry(RULES),)) as session:
+        await session.get("/")
+    assert len(server.bodies) == 5
+
+
+async def test_a_deadline_may_be_a_fraction_of_a_second(serve: Serve, virtual_time: VirtualClock) -> None:
+    async def never(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(10_000)
+        return web.Response()
+
+    async with aiohttp.ClientSession(await serve(never), middlewares=(Retry(RULES, deadline=0.5),)) as session:
+        with pytest.raises(AttemptTimeout, match=r"deadline of 0\.5 s"):
+            await session.get("/")
+    assert virtual_time.elapsed == pytest.approx(0.5, abs=0.1)
+
+
+# With a total timeout of the session, which is a deadline, a call goes another way through the layer than without.
+WAYS = pytest.mark.parametrize("total", [None, 300.0], ids=["no deadline", "a deadline"])
+
+
+@WAYS
+async def test_alone_it_makes_its_errors_of_aiohttps(unused_url: str, total: float | None) -> None:
+    timeout = aiohttp.ClientTimeout(total)
+    async with aiohttp.ClientSession(timeout=timeout, middlewares=(Retry(RULES, attempts=2),)) as session:
+        with pytest.raises(ConnectFailed) as caught:
+            await session.post(unused_url)
+    assert [record.exception for record in caught.value.attempts] == ["ConnectFailed"] * 2
+
+
+@WAYS
+@pytest.mark.parametrize("wrapped", [True, False])
+async def test_the_least_of_the_errors_is_one(
+    serve: Serve, tracing: Tracing, total: float | None, wrapped: bool
+) -> None:
+    """Nothing is made of an answer that is returned as it is, but the span tells why it was the last."""
+    made = stack(RULES, raise_errors=False, throttle=False, tracer_provider=tracing.provider)
+    layers = (as_one(made),) if wrapped else made
+    async with aiohttp.ClientSession(
+        await serve(Server(400)), timeout=aiohttp.ClientTimeout(total), middlewares=layers
+    ) as session:
+        assert (await session.get("/")).status == 400
+    assert (tracing.call.attributes or {})["lamella.stop_reason"] == "not_retryable"
+
+
+@WAYS
+async def test_the_send_that_went_well_is_counted_too(serve: Serve, tracing: Tracing, total: float | None) -> None:
+    """Without ``AttemptSpan`` nobody else counts them."""
+    layers = (RequestSpan(tracer_provider=tracing.provider), Retry(RULES), Classify(RULES))
+    async with aiohttp.ClientSession(
+        await serve(Server(503, 429)), timeout=aiohttp.ClientTimeout(total), middlewares=layers
+    ) as session:
+        await session.get("/")
+    assert (tracing.call.attributes or {})["lamella.attempts"] == 3
+
+
+@WAYS
+async def test_a_session_that_was_closed_before_a_middleware_sends_again_says_so(
+    serve: Serve, total: float | None
+) -> None:
+    """As some versions of aiohttp do themselves, where it was closed in the middle of a send."""
+
+    async def again(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        (await handler(request)).release()
+        await request.session.close()
+        return await handler(request)
+
+    async with aiohttp.ClientSession(
+        await serve(Server()), timeout=aiohttp.ClientTimeout(total), middlewares=(again, Retry(RULES))
+    ) as session:
+        with pytest.raises(RuntimeError, match="Session is closed"):
+            await session.get("/")
+
+
+async def test_a_deadline_that_is_over_is_none_of_the_next_call_of_the_same_request(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    async def again(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        with deadline(5):
+            (await handler(request)).release()
+        await asyncio.sleep(10)
+        return await handler(request)
+
+    server = Server(200, 503)
+    async with aiohttp.ClientSession(
+        await serve(server), timeout=aiohttp.ClientTimeout(), middlewares=(again, *stack(RULES))
+    ) as session:
+        async with session.get("/") as response:
+            assert response.status == 200
+    assert len(server.bodies) == 3
 
 
 async def test_aiohttps_own_except_clauses_keep_working(serve: Serve, unused_url: str) -> None:
@@ -401,6 +499,7 @@ class OpensMeanwhile:
         return False
 
 
+@WAYS
 @pytest.mark.parametrize("raise_errors", [True, False])
 @pytest.mark.parametrize(
     ("statuses", "circuit", "sends"),
@@ -413,6 +512,7 @@ async def test_nothing_of_a_call_is_left_for_the_garbage_collector(
     circuit: OpensMeanwhile | None,
     sends: int,
     raise_errors: bool,
+    total: float | None,
 ) -> None:
     caplog.set_level(logging.CRITICAL)  # pytest keeps what is logged
     requests: list[weakref.ref[aiohttp.ClientRequest]] = []
@@ -434,7 +534,8 @@ async def test_nothing_of_a_call_is_left_for_the_garbage_collector(
 
     made = stack(RULES, raise_errors=raise_errors)
     layers = [protect, *made[:-1], note, made[-1]]
-    async with aiohttp.ClientSession(await serve(Server(*statuses)), middlewares=layers) as session:
+    timeout = aiohttp.ClientTimeout(total)
+    async with aiohttp.ClientSession(await serve(Server(*statuses)), timeout=timeout, middlewares=layers) as session:
         gc.collect()
         gc.disable()
         try:

@@ -139,9 +139,12 @@ async def test_when_it_is_empty_a_failure_is_final_at_once_and_everybody_is_told
     assert (given["lamella.stop_reason"], number) == ("retry_budget_empty", 2)
 
 
-async def test_it_fills_again_with_each_call_that_is_made(serve: Serve, virtual_time: VirtualClock) -> None:
+@pytest.mark.parametrize("deadline", [None, 1000.0])
+async def test_it_fills_again_with_each_call_that_is_made(
+    serve: Serve, virtual_time: VirtualClock, deadline: float | None
+) -> None:
     server = Server()
-    async with client(await serve(server), RetryBudget(0.2, 1), attempts=2) as session:
+    async with client(await serve(server), RetryBudget(0.2, 1), attempts=2, deadline=deadline) as session:
         assert [len(error.attempts) for error in await storm(session, 3)] == [2, 1, 1]
         server.status = 200
         assert await storm(session, 7) == []

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import Handler
 from tests.layers.test_breaker import thrown_away_at
-from tests.test_state import JsonStore
+from tests.test_state import JsonStore, R, S, Ts
 from yarl import URL
 
 from lamella import (
@@ -656,7 +656,7 @@ async def test_and_it_counts_once(serve: Serve, virtual_time: VirtualClock) -> N
     """Also where the store has taken it down, and takes its time to say so."""
 
     class SlowToSay(JsonStore):
-        async def update(self, key: str, new: Callable[[], Any], change: Callable[..., Any], *args: Any) -> Any:
+        async def update(self, key: str, new: Callable[[], S], change: Callable[[S, float, *Ts], R], *args: *Ts) -> R:
             result = await super().update(key, new, change, *args)
             await asyncio.sleep(0.05)
             return result
