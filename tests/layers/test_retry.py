@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from tests.conftest import Connection, Handler, Tracing
+from tests.telemetry.conftest import Metering, metering
 
 from lamella import (
     ApiError,
@@ -41,6 +42,8 @@ from lamella import (
 from lamella.call import Call
 from lamella.layers.retry import _waited
 from lamella.testing import VirtualClock
+
+__all__ = ["metering"]
 
 Serve = Callable[[Handler], Awaitable[str]]
 ServeRaw = Callable[[Connection], Awaitable[str]]
@@ -92,6 +95,8 @@ async def test_the_error_tells_all(serve: Serve, virtual_time: VirtualClock) -> 
         (3, 400, None),
     ]
     assert [round(record.waited) for record in error.attempts] == [60, 120, 0]
+    assert [record.rule for record in error.attempts] == ["Too Many Requests", "Too Many Requests", "Bad Request"]
+    assert [record.attempts_left for record in error.attempts] == [4, 3, 2]
     assert error.stopped is StopReason.NOT_RETRYABLE
     assert error.rule == rules.rule_for(400)
     assert error.body == b"body"
@@ -339,6 +344,26 @@ async def test_the_end_of_another_call_made_meanwhile_passes_as_it_is(serve: Ser
     assert not server.bodies
 
 
+async def test_nor_is_it_taken_for_ours_when_it_was_made_before_a_later_send(serve: Serve) -> None:
+    async def token() -> str:
+        if not server.bodies:
+            return "the first"
+        async with inner.get("/token") as response:
+            return await response.text()
+
+    tokens, server = Server(*[503] * 9), Server(429)
+    async with (
+        aiohttp.ClientSession(await serve(tokens), middlewares=stack(RULES, attempts=2)) as inner,
+        aiohttp.ClientSession(
+            await serve(server), middlewares=stack(RULES, attempts=4, auth=HeaderAuth({"X-Token": token}))
+        ) as session,
+    ):
+        with pytest.raises(ServerFault, match="/token") as caught:
+            await session.get("/")
+    assert len(tokens.bodies) == len(caught.value.attempts) == 2
+    assert len(server.bodies) == 1
+
+
 async def test_a_closed_session_is_not_retried(unused_url: str) -> None:
     connector = aiohttp.TCPConnector()
     session = aiohttp.ClientSession(middlewares=stack(RULES), connector=connector)
@@ -372,6 +397,147 @@ async def test_a_deadline_may_be_a_fraction_of_a_second(serve: Serve, virtual_ti
         with pytest.raises(AttemptTimeout, match=r"deadline of 0\.5 s"):
             await session.get("/")
     assert virtual_time.elapsed == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(("total", "ends"), [(0.04, 0.038), (1.0, 0.95), (300.0, 299.9)])
+async def test_it_ends_a_little_before_the_sessions_total(
+    serve: Serve, virtual_time: VirtualClock, total: float, ends: float
+) -> None:
+    """A twentieth of it before, and never more than a tenth of a second."""
+
+    async def never(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(10_000)
+        return web.Response()
+
+    async with aiohttp.ClientSession(
+        await serve(never), timeout=aiohttp.ClientTimeout(total), middlewares=(Retry(RULES),)
+    ) as session:
+        began = virtual_time.now
+        with pytest.raises(AttemptTimeout) as caught:
+            await session.get("/")
+        assert virtual_time.now - began == pytest.approx(ends, abs=0.001)
+    assert caught.value.stopped is StopReason.DEADLINE
+
+
+async def test_what_the_deadline_has_ended_is_not_sent_again(serve: Serve, virtual_time: VirtualClock) -> None:
+    """Though to the clock's last digit it may have been a little before."""
+
+    async def never(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(10_000)
+        return web.Response()
+
+    url = await serve(never)
+    for tenths in range(1, 20):
+        layers = (Retry(RULES, deadline=tenths / 10),)
+        async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=layers) as session:
+            with pytest.raises(AttemptTimeout) as caught:
+                await session.get("/")
+        assert caught.value.stopped is StopReason.DEADLINE
+        assert [record.wait_source for record in caught.value.attempts] == [None]
+
+
+async def test_a_timeout_that_is_not_the_deadlines_is_an_attempt_that_failed(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    async def never(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(10_000)
+        return web.Response()
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=1)
+    layers = (Retry(RULES, attempts=3, deadline=100),)
+    async with aiohttp.ClientSession(await serve(never), timeout=timeout, middlewares=layers) as session:
+        with pytest.raises(AttemptTimeout) as caught:
+            await session.get("/")
+    assert (len(caught.value.attempts), caught.value.stopped) == (3, StopReason.ATTEMPTS_USED_UP)
+    assert "deadline" not in caught.value.reason
+
+
+async def test_with_no_time_left_nothing_is_sent_and_everybody_is_told_why(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server()
+    async with aiohttp.ClientSession(
+        await serve(server), middlewares=stack(RULES, tracer_provider=tracing.provider)
+    ) as session:
+        with deadline(1):
+            await asyncio.sleep(2)
+            with pytest.raises(AttemptTimeout) as caught:
+                await session.get("/")
+    assert not server.bodies
+    assert (caught.value.stopped, caught.value.attempts) == (StopReason.DEADLINE, ())
+    assert (tracing.call.attributes or {})["lamella.stop_reason"] == "deadline"
+    assert [event.name for event in tracing.call.events] == ["lamella.stop"]
+    assert [record.levelname for record in caplog.records if record.name == "lamella"] == ["WARNING"]
+
+
+async def test_a_call_that_is_cancelled_in_its_wait_says_so(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing
+) -> None:
+    rules = RuleBook(Rule(503, "Service Unavailable", retry=Backoff(60, jitter=0)))
+    async with aiohttp.ClientSession(
+        await serve(Server(503)),
+        timeout=aiohttp.ClientTimeout(),
+        middlewares=stack(rules, tracer_provider=tracing.provider),
+    ) as session:
+        task = asyncio.create_task(session.get("/"))
+        await asyncio.sleep(20)
+        task.cancel()
+        await asyncio.wait([task])
+    assert task.cancelled()
+    retry, stop = tracing.call.events
+    assert (retry.name, stop.name) == ("lamella.retry", "lamella.stop")
+    assert (stop.attributes or {})["lamella.stop_reason"] == "cancelled"
+
+
+async def test_each_send_has_its_own_time_at_the_gate(serve: Serve, virtual_time: VirtualClock) -> None:
+    """The first waits there for another's refusal, the second for nobody."""
+    rules = RuleBook(
+        Rule(429, "Too Many Requests", retry=Backoff(initial=60, jitter=0)),
+        Rule(503, "Service Unavailable", retry=Backoff(initial=100, jitter=0)),
+    )
+    server = Server(429, 503, 400)
+    async with aiohttp.ClientSession(
+        await serve(server), timeout=aiohttp.ClientTimeout(), middlewares=stack(rules, attempts=2)
+    ) as session:
+        with deadline(30), pytest.raises(TooManyRequests):
+            await session.get("/")
+        with pytest.raises(BadRequest) as caught:
+            await session.get("/")
+    assert [record.parked for record in caught.value.attempts] == pytest.approx([60, 0], abs=0.1)
+    assert [record.took for record in caught.value.attempts] == pytest.approx([0, 0], abs=0.1)
+
+
+async def test_every_decision_to_send_again_is_counted(
+    serve: Serve, virtual_time: VirtualClock, metering: Metering
+) -> None:
+    rules = RuleBook(
+        Rule(429, "Too Many Requests", retry=Backoff(initial=60, jitter=0)),
+        Rule(503, "Service Unavailable", retry=Backoff(initial=10, jitter=0)),
+    )
+    layers = stack(rules, throttle=False, meter_provider=metering.provider)
+    async with aiohttp.ClientSession(
+        await serve(Server(503, 429, 503)), timeout=aiohttp.ClientTimeout(), middlewares=layers
+    ) as session:
+        await session.get("/")
+    points = metering.points("lamella.call.retries")
+    counted = {given["lamella.rule"]: (given["lamella.wait_source"], number) for given, number in points}
+    assert counted == {"Service Unavailable": ("rule", 2), "Too Many Requests": ("rule", 1)}
+
+
+async def test_an_error_of_other_peoples_is_none_of_the_transports(serve: Serve) -> None:
+    """As raise_for_status makes one: it passes as it is, and is not sent again."""
+
+    async def check(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        response = await handler(request)
+        response.raise_for_status()
+        return response
+
+    server = Server(503)
+    async with aiohttp.ClientSession(await serve(server), middlewares=(Retry(RULES), check)) as session:
+        with pytest.raises(aiohttp.ClientResponseError) as caught:
+            await session.get("/")
+    assert not isinstance(caught.value, LamellaError)
+    assert len(server.bodies) == 1
 
 
 # With a total timeout of the session, which is a deadline, a call goes another way through the layer than without.
@@ -549,6 +715,23 @@ async def test_nothing_of_a_call_is_left_for_the_garbage_collector(
             assert not any(ref() for ref in errors)
         finally:
             gc.enable()
+
+
+async def test_a_wait_is_on_record_though_the_circuit_has_opened_meanwhile(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    async def protect(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        Call.of(request).circuit = OpensMeanwhile()
+        return await handler(request)
+
+    rules = RuleBook(Rule(503, "Service Unavailable", retry=Backoff(10, jitter=0)))
+    async with aiohttp.ClientSession(
+        await serve(Server(503)), timeout=aiohttp.ClientTimeout(), middlewares=(protect, Retry(rules), Classify(rules))
+    ) as session:
+        with pytest.raises(ServerFault) as caught:
+            await session.get("/")
+    assert caught.value.stopped is StopReason.CIRCUIT_OPEN
+    assert [record.waited for record in caught.value.attempts] == pytest.approx([10])
 
 
 def test_a_record_with_its_wait_is_the_record_in_all_else() -> None:

@@ -23,6 +23,7 @@ from lamella import (
     ServerFault,
     StopReason,
     TooManyRequests,
+    deadline,
     stack,
 )
 from lamella.state import MemoryStore, Store
@@ -93,11 +94,12 @@ async def test_without_a_budget_every_call_tries_what_it_may(serve: Serve, virtu
     assert {error.stopped for error in errors} == {StopReason.ATTEMPTS_USED_UP}
 
 
-async def test_by_default_a_session_has_one(serve: Serve, virtual_time: VirtualClock) -> None:
+@pytest.mark.parametrize("total", [None, 300.0])
+async def test_by_default_a_session_has_one(serve: Serve, virtual_time: VirtualClock, total: float | None) -> None:
     server = Server()
     layers = stack(RULES, throttle=False)
     async with aiohttp.ClientSession(
-        await serve(server), timeout=aiohttp.ClientTimeout(), middlewares=layers
+        await serve(server), timeout=aiohttp.ClientTimeout(total), middlewares=layers
     ) as session:
         await storm(session, 100)  # the reserve is full: there is no room for their share
         assert server.requests == 100 + 50
@@ -139,12 +141,12 @@ async def test_when_it_is_empty_a_failure_is_final_at_once_and_everybody_is_told
     assert (given["lamella.stop_reason"], number) == ("retry_budget_empty", 2)
 
 
-@pytest.mark.parametrize("deadline", [None, 1000.0])
+@pytest.mark.parametrize("longest", [None, 1000.0])
 async def test_it_fills_again_with_each_call_that_is_made(
-    serve: Serve, virtual_time: VirtualClock, deadline: float | None
+    serve: Serve, virtual_time: VirtualClock, longest: float | None
 ) -> None:
     server = Server()
-    async with client(await serve(server), RetryBudget(0.2, 1), attempts=2, deadline=deadline) as session:
+    async with client(await serve(server), RetryBudget(0.2, 1), attempts=2, deadline=longest) as session:
         assert [len(error.attempts) for error in await storm(session, 3)] == [2, 1, 1]
         server.status = 200
         assert await storm(session, 7) == []
@@ -192,6 +194,17 @@ async def test_what_is_not_retried_costs_nothing(serve: Serve, virtual_time: Vir
             await session.post("/")
         assert unsafe.value.stopped is StopReason.UNSAFE_METHOD
         assert [len(error.attempts) for error in await storm(session, 1)] == [2]
+
+
+async def test_a_wait_that_would_be_too_long_costs_nothing(serve: Serve, virtual_time: VirtualClock) -> None:
+    """Nor is it the budget that is to blame, when that is empty."""
+    server = Server()
+    async with client(await serve(server), RetryBudget(0.0, 1), attempts=2) as session:
+        for attempts in (2, 1):
+            with deadline(0.5):
+                [hasty] = await storm(session, 1)
+            assert (hasty.stopped, len(hasty.attempts)) == (StopReason.DEADLINE, 1)
+            assert [len(error.attempts) for error in await storm(session, 1)] == [attempts]
 
 
 async def test_the_switches_of_stamina_work_as_without(serve: Serve, virtual_time: VirtualClock) -> None:

@@ -301,6 +301,9 @@ async def test_when_the_deadline_itself_ends_the_wait(serve: Serve, virtual_time
             await get(session, 2)
         assert virtual_time.now - began == pytest.approx(100)
         assert (caught.value.stopped, caught.value.attempts) == (StopReason.DEADLINE, ())
+        # It had waited since it came, and the gate was open at last: there is no saying when its turn would come.
+        assert (caught.value.until - caught.value.since).total_seconds() == pytest.approx(100)
+        assert caught.value.retry_after == 0
         await asyncio.gather(first, return_exceptions=True)
         at_rest(session)
 
