@@ -433,7 +433,7 @@ async def test_what_the_deadline_has_ended_is_not_sent_again(serve: Serve, virtu
             with pytest.raises(AttemptTimeout) as caught:
                 await session.get("/")
         assert caught.value.stopped is StopReason.DEADLINE
-        assert [record.wait_source for record in caught.value.attempts] == [None]
+        assert [(record.wait_source, record.deadline_left) for record in caught.value.attempts] == [(None, 0)]
 
 
 async def test_a_timeout_that_is_not_the_deadlines_is_an_attempt_that_failed(
@@ -470,23 +470,33 @@ async def test_with_no_time_left_nothing_is_sent_and_everybody_is_told_why(
     assert [record.levelname for record in caplog.records if record.name == "lamella"] == ["WARNING"]
 
 
-async def test_a_call_that_is_cancelled_in_its_wait_says_so(
-    serve: Serve, virtual_time: VirtualClock, tracing: Tracing
+@pytest.mark.parametrize(("after", "waited"), [(20, 20), (70, 60)], ids=["in its wait", "in the send after it"])
+async def test_a_call_that_is_cancelled_tells_of_its_wait_once(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, after: float, waited: float
 ) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        sent.append(request)
+        if len(sent) == 2:
+            await asyncio.sleep(10_000)
+        return web.Response(status=503)
+
+    sent: list[web.Request] = []
     rules = RuleBook(Rule(503, "Service Unavailable", retry=Backoff(60, jitter=0)))
+    layers = stack(rules, deadline=100, tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(
-        await serve(Server(503)),
-        timeout=aiohttp.ClientTimeout(),
-        middlewares=stack(rules, tracer_provider=tracing.provider),
+        await serve(answer), timeout=aiohttp.ClientTimeout(), middlewares=layers
     ) as session:
         task = asyncio.create_task(session.get("/"))
-        await asyncio.sleep(20)
+        await asyncio.sleep(after)
         task.cancel()
         await asyncio.wait([task])
     assert task.cancelled()
-    retry, stop = tracing.call.events
-    assert (retry.name, stop.name) == ("lamella.retry", "lamella.stop")
-    assert (stop.attributes or {})["lamella.stop_reason"] == "cancelled"
+    assert (tracing.call.attributes or {})["lamella.wait"] == pytest.approx(waited, abs=0.1)
+    told = [(event.name, dict(event.attributes or {})) for event in tracing.call.events]
+    assert [name for name, _ in told] == ["lamella.retry", "lamella.stop"]
+    # What was left when it was decided to wait, and what is left now.
+    assert [given["lamella.deadline_left"] for _, given in told] == pytest.approx([100, 100 - after], abs=0.1)
+    assert told[-1][1]["lamella.stop_reason"] == "cancelled"
 
 
 async def test_each_send_has_its_own_time_at_the_gate(serve: Serve, virtual_time: VirtualClock) -> None:
