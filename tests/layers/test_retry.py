@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 
 import aiohttp
 import pytest
+import stamina
 from aiohttp import web
 from tests.conftest import Connection, Handler, Tracing
 from tests.telemetry.conftest import Metering, metering
@@ -470,6 +471,37 @@ async def test_with_no_time_left_nothing_is_sent_and_everybody_is_told_why(
     assert [record.levelname for record in caplog.records if record.name == "lamella"] == ["WARNING"]
 
 
+@pytest.mark.parametrize("raise_errors", [True, False])
+async def test_another_call_has_the_connection_during_the_wait(
+    serve: Serve, virtual_time: VirtualClock, raise_errors: bool
+) -> None:
+    statuses = [503]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        # Longer than what aiohttp reads by itself, so that the connection is not free before somebody lets go.
+        return web.Response(status=statuses.pop(), body=bytes(1_200_000)) if statuses else web.Response()
+
+    rules = RuleBook(Rule(503, "Service Unavailable", retry=Backoff(60, jitter=0)))
+    layers = stack(rules, raise_errors=raise_errors, buffer=None)
+    async with aiohttp.ClientSession(
+        await serve(answer),
+        timeout=aiohttp.ClientTimeout(),
+        connector=aiohttp.TCPConnector(limit=1),
+        middlewares=layers,
+    ) as session:
+        waits = asyncio.create_task(get(session))
+        await asyncio.sleep(1)
+        assert await get(session) == 200
+        assert virtual_time.elapsed < 2
+        assert await waits == 200
+        assert virtual_time.elapsed >= 60
+
+
+async def get(session: aiohttp.ClientSession) -> int:
+    async with session.get("/") as response:
+        return response.status
+
+
 @pytest.mark.parametrize(("after", "waited"), [(20, 20), (70, 60)], ids=["in its wait", "in the send after it"])
 async def test_a_call_that_is_cancelled_tells_of_its_wait_once(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, after: float, waited: float
@@ -515,6 +547,13 @@ async def test_each_send_has_its_own_time_at_the_gate(serve: Serve, virtual_time
             await session.get("/")
     assert [record.parked for record in caught.value.attempts] == pytest.approx([60, 0], abs=0.1)
     assert [record.took for record in caught.value.attempts] == pytest.approx([0, 0], abs=0.1)
+
+
+async def test_nothing_is_left_of_the_attempts_where_staminas_test_mode_makes_more(serve: Serve) -> None:
+    async with aiohttp.ClientSession(await serve(Server(*[503] * 9)), middlewares=stack(RULES, attempts=2)) as session:
+        with stamina.set_testing(True, attempts=3), pytest.raises(ServerFault) as caught:
+            await session.get("/")
+    assert [record.attempts_left for record in caught.value.attempts] == [1, 0, 0]
 
 
 async def test_every_decision_to_send_again_is_counted(
