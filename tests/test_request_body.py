@@ -16,6 +16,7 @@ import pytest
 from aiohttp import payload, web
 from aiohttp.base_protocol import BaseProtocol
 
+from lamella import Backoff, Retry, Rule, RuleBook
 from lamella.request_body import is_replayable, note_interruption, rewind
 
 Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
@@ -335,6 +336,20 @@ async def test_a_file_that_a_thread_still_reads_from_is_not_sent_again(
                 file.goes_on.set()
 
     assert twice.said == [True, False]
+    assert server.bodies == []
+
+
+@pytest.mark.parametrize("total", [None, 60.0], ids=["no deadline", "a deadline"])
+async def test_nor_is_it_by_retry_alone(serve: Serve, tmp_path: Path, total: float | None) -> None:
+    (tmp_path / "body").write_bytes(BIG)
+    server, rules = Recorder("answers early"), RuleBook(Rule(503, "Service Unavailable", retry=Backoff(0)))
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total), middlewares=(Retry(rules),)) as session:
+        with HeldFile(tmp_path / "body") as file:
+            try:
+                async with asyncio.timeout(10), session.put(await serve(server), data=file) as response:
+                    assert response.status == 503
+            finally:
+                file.goes_on.set()
     assert server.bodies == []
 
 

@@ -5,7 +5,7 @@ import gc
 import io
 import logging
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import fields, replace
 
@@ -158,6 +158,16 @@ async def test_a_write_that_was_refused_or_never_sent_is_sent_again(serve: Serve
             await session.post(unused_url, data=b"body")
     assert server.bodies == [b"body"] * 3
     assert len(caught.value.attempts) == 5
+
+
+async def test_a_stream_of_which_nothing_was_sent_is_no_hindrance(unused_url: str) -> None:
+    async def stream() -> AsyncIterator[bytes]:
+        yield b"body"
+
+    async with aiohttp.ClientSession(middlewares=stack(RULES)) as session:
+        with pytest.raises(ConnectFailed) as caught:
+            await session.post(unused_url, data=stream())
+    assert (len(caught.value.attempts), caught.value.stopped) == (5, StopReason.ATTEMPTS_USED_UP)
 
 
 @pytest.fixture

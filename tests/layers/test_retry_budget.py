@@ -232,3 +232,27 @@ async def test_a_store_that_fails_costs_no_call(
         errors = await storm(session, 10)
     assert sorted(len(error.attempts) for error in errors) == [*[1] * 7, *[2] * 3]
     assert len([record for record in caplog.records if "the store" in record.message]) == 1
+
+
+async def test_who_is_cancelled_while_the_store_is_asked_holds_no_connection(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    async def long(request: web.Request) -> web.StreamResponse:
+        # Longer than what aiohttp reads by itself, so that the connection is not free before somebody lets go.
+        return web.Response(status=503, body=bytes(1_200_000))
+
+    # Then aiohttp complains of an answer that is merely forgotten.
+    asyncio.get_running_loop().set_debug(True)
+    store = JsonStore()
+    store.fails = lambda: asyncio.get_running_loop().create_future()
+    options = {"store": store, "raise_errors": False, "buffer": None}
+    async with client(await serve(long), RetryBudget(), **options) as session:
+        task = asyncio.create_task(session._request("GET", "/"))
+        await asyncio.sleep(0.1)
+        held = session.connector._acquired  # type: ignore[union-attr]
+        assert held
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert not held
+        del task
