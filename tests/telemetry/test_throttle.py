@@ -312,6 +312,36 @@ async def test_what_is_learned_of_the_limit_is_told(
     assert (given(episode)["lamella.limit.requests"], given(episode)["lamella.limit.period"]) == (20, 30)
 
 
+async def test_an_account_that_is_forgotten_in_its_episode_tells_of_it(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the busy ones, though they are the oldest, keep no place from being made."""
+    monkeypatch.setattr("lamella.layers.throttle._MOST_ACCOUNTS", 8)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(1000 if "busy" in request.path else 0)
+        return web.Response(status=429 if request.path == "/refused" else 200)
+
+    throttle = Throttle(MINUTE, key=lambda request: request.url.path, tracer_provider=tracing.provider)
+    url = await serve(answer)
+    async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=(throttle,)) as session:
+        busy = [asyncio.create_task(get(session, f"/busy{number}")) for number in range(4)]
+        await asyncio.sleep(1)
+        async with session.get("/refused") as response:
+            assert response.status == 429
+        await get(session, "/often")
+        often = next(reversed(throttle._accounts.values()))
+        for number in range(20):
+            await get(session, f"/{number}")
+            await get(session, "/often")
+            assert next(reversed(throttle._accounts.values())) is often
+            assert len(throttle._accounts) <= 9
+        assert [given(episode)["lamella.refused_sends"] for episode in episodes(tracing)] == [1]
+        origin = (session._base_url.scheme, session._base_url.host, session._base_url.port)  # type: ignore[union-attr]
+        assert {_name(origin, f"/busy{number}") for number in range(4)} <= throttle._accounts.keys()
+        await asyncio.gather(*busy)
+
+
 @pytest.mark.parametrize("show_key", [False, True])
 async def test_the_key_is_shown_nowhere(
     serve: Serve,
