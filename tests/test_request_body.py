@@ -16,6 +16,7 @@ import pytest
 from aiohttp import payload, web
 from aiohttp.base_protocol import BaseProtocol
 
+from lamella import Backoff, Retry, Rule, RuleBook
 from lamella.request_body import is_replayable, note_interruption, rewind
 
 Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
@@ -320,27 +321,56 @@ class HeldFile(io.BufferedReader):
         return super().read(size)
 
 
-@pytest.mark.parametrize("whole", [lambda file: file, lambda file: multipart(b"abc", file)], ids=["file", "multipart"])
-async def test_a_file_that_a_thread_still_reads_from_is_not_sent_again(
-    serve: Serve, tmp_path: Path, whole: Callable[[Any], Any]
-) -> None:
-    async def answer(_: web.Request) -> web.Response:
-        while file.reads < 2:  # noqa: ASYNC110  nothing tells when
+class Impatient:
+    """A server that answers as soon as the second part of *file* is being read."""
+
+    def __init__(self, file: HeldFile) -> None:
+        self.requests = 0
+        self._file = file
+
+    async def __call__(self, _: web.Request) -> web.Response:
+        self.requests += 1
+        while self._file.reads < 2:  # noqa: ASYNC110  nothing tells when
             await asyncio.sleep(0.001)
         return web.Response(status=503, headers={"Connection": "close"})
 
-    (tmp_path / "body").write_bytes(BIG)
-    twice = Twice()
-    async with aiohttp.ClientSession(middlewares=(twice,)) as session, asyncio.timeout(10):
-        with HeldFile(tmp_path / "body") as file:
-            try:
-                # In chunks: some versions of aiohttp read a file whose length goes with it all at once.
-                async with session.post(await serve(answer), data=whole(file), chunked=True) as response:
-                    assert response.status == 503
-            finally:
-                file.goes_on.set()
 
+@pytest.fixture
+def held_file(tmp_path: Path) -> Iterator[HeldFile]:
+    (tmp_path / "body").write_bytes(BIG)
+    with HeldFile(tmp_path / "body") as file:
+        try:
+            yield file
+        finally:
+            file.goes_on.set()
+
+
+# In chunks: some versions of aiohttp read a file whose length goes with it all at once.
+@pytest.mark.parametrize("whole", [lambda file: file, lambda file: multipart(b"abc", file)], ids=["file", "multipart"])
+async def test_a_file_that_a_thread_still_reads_from_is_not_sent_again(
+    serve: Serve, held_file: HeldFile, whole: Callable[[Any], Any]
+) -> None:
+    twice, server = Twice(), Impatient(held_file)
+    async with (
+        aiohttp.ClientSession(middlewares=(twice,)) as session,
+        asyncio.timeout(10),
+        session.post(await serve(server), data=whole(held_file), chunked=True) as response,
+    ):
+        assert response.status == 503
     assert twice.said == [True, False]
+    assert server.requests == 1
+
+
+@pytest.mark.parametrize("total", [None, 60.0], ids=["no deadline", "a deadline"])
+async def test_nor_is_it_by_retry_alone(serve: Serve, held_file: HeldFile, total: float | None) -> None:
+    server, rules = Impatient(held_file), RuleBook(Rule(503, "Service Unavailable", retry=Backoff(0)))
+    async with (
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total), middlewares=(Retry(rules),)) as session,
+        asyncio.timeout(10),
+        session.put(await serve(server), data=held_file, chunked=True) as response,
+    ):
+        assert response.status == 503
+    assert server.requests == 1
 
 
 @pytest.mark.parametrize("kind", ["async generator", "stream"])

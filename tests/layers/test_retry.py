@@ -5,14 +5,16 @@ import gc
 import io
 import logging
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import fields, replace
 
 import aiohttp
 import pytest
+import stamina
 from aiohttp import web
 from tests.conftest import Connection, Handler, Tracing
+from tests.telemetry.conftest import Metering, metering
 
 from lamella import (
     ApiError,
@@ -26,6 +28,7 @@ from lamella import (
     Failure,
     HeaderAuth,
     LamellaError,
+    RequestSpan,
     Retry,
     Rule,
     RuleBook,
@@ -33,11 +36,15 @@ from lamella import (
     StopReason,
     TooManyRequests,
     WaitSource,
+    as_one,
+    deadline,
     stack,
 )
 from lamella.call import Call
 from lamella.layers.retry import _waited
 from lamella.testing import VirtualClock
+
+__all__ = ["metering"]
 
 Serve = Callable[[Handler], Awaitable[str]]
 ServeRaw = Callable[[Connection], Awaitable[str]]
@@ -89,6 +96,8 @@ async def test_the_error_tells_all(serve: Serve, virtual_time: VirtualClock) -> 
         (3, 400, None),
     ]
     assert [round(record.waited) for record in error.attempts] == [60, 120, 0]
+    assert [record.rule for record in error.attempts] == ["Too Many Requests", "Too Many Requests", "Bad Request"]
+    assert [record.attempts_left for record in error.attempts] == [4, 3, 2]
     assert error.stopped is StopReason.NOT_RETRYABLE
     assert error.rule == rules.rule_for(400)
     assert error.body == b"body"
@@ -149,6 +158,16 @@ async def test_a_write_that_was_refused_or_never_sent_is_sent_again(serve: Serve
             await session.post(unused_url, data=b"body")
     assert server.bodies == [b"body"] * 3
     assert len(caught.value.attempts) == 5
+
+
+async def test_a_stream_of_which_nothing_was_sent_is_no_hindrance(unused_url: str) -> None:
+    async def stream() -> AsyncIterator[bytes]:
+        yield b"body"
+
+    async with aiohttp.ClientSession(middlewares=stack(RULES)) as session:
+        with pytest.raises(ConnectFailed) as caught:
+            await session.post(unused_url, data=stream())
+    assert (len(caught.value.attempts), caught.value.stopped) == (5, StopReason.ATTEMPTS_USED_UP)
 
 
 @pytest.fixture
@@ -336,6 +355,26 @@ async def test_the_end_of_another_call_made_meanwhile_passes_as_it_is(serve: Ser
     assert not server.bodies
 
 
+async def test_nor_is_it_taken_for_ours_when_it_was_made_before_a_later_send(serve: Serve) -> None:
+    async def token() -> str:
+        if not server.bodies:
+            return "the first"
+        async with inner.get("/token") as response:
+            return await response.text()
+
+    tokens, server = Server(*[503] * 9), Server(429)
+    async with (
+        aiohttp.ClientSession(await serve(tokens), middlewares=stack(RULES, attempts=2)) as inner,
+        aiohttp.ClientSession(
+            await serve(server), middlewares=stack(RULES, attempts=4, auth=HeaderAuth({"X-Token": token}))
+        ) as session,
+    ):
+        with pytest.raises(ServerFault, match="/token") as caught:
+            await session.get("/")
+    assert len(tokens.bodies) == len(caught.value.attempts) == 2
+    assert len(server.bodies) == 1
+
+
 async def test_a_closed_session_is_not_retried(unused_url: str) -> None:
     connector = aiohttp.TCPConnector()
     session = aiohttp.ClientSession(middlewares=stack(RULES), connector=connector)
@@ -345,10 +384,294 @@ async def test_a_closed_session_is_not_retried(unused_url: str) -> None:
     await session.close()
 
 
-@pytest.mark.parametrize("options", [{"attempts": 0}, {"deadline": 0}, {"deadline": float("inf")}, {"attempts": None}])
+@pytest.mark.parametrize(
+    "options", [{"attempts": 0}, {"deadline": 0}, {"deadline": -1}, {"deadline": float("inf")}, {"attempts": None}]
+)
 def test_bad_arguments(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"attempts|deadline"):
         Retry(RULES, **options)  # type: ignore[arg-type]
+
+
+async def test_by_default_a_call_is_sent_five_times(serve: Serve) -> None:
+    server = Server(*[503] * 9)
+    async with aiohttp.ClientSession(await serve(server), middlewares=(Retry(RULES),)) as session:
+        await session.get("/")
+    assert len(server.bodies) == 5
+
+
+async def test_a_deadline_may_be_a_fraction_of_a_second(serve: Serve, virtual_time: VirtualClock) -> None:
+    async def never(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(10_000)
+        return web.Response()
+
+    async with aiohttp.ClientSession(await serve(never), middlewares=(Retry(RULES, deadline=0.5),)) as session:
+        with pytest.raises(AttemptTimeout, match=r"deadline of 0\.5 s"):
+            await session.get("/")
+    assert virtual_time.elapsed == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(("total", "ends"), [(0.04, 0.038), (1.0, 0.95), (300.0, 299.9)])
+async def test_it_ends_a_little_before_the_sessions_total(
+    serve: Serve, virtual_time: VirtualClock, total: float, ends: float
+) -> None:
+    """A twentieth of it before, and never more than a tenth of a second."""
+
+    async def never(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(10_000)
+        return web.Response()
+
+    async with aiohttp.ClientSession(
+        await serve(never), timeout=aiohttp.ClientTimeout(total), middlewares=(Retry(RULES),)
+    ) as session:
+        began = virtual_time.now
+        with pytest.raises(AttemptTimeout) as caught:
+            await session.get("/")
+        assert virtual_time.now - began == pytest.approx(ends, abs=0.001)
+    assert caught.value.stopped is StopReason.DEADLINE
+
+
+async def test_what_the_deadline_has_ended_is_not_sent_again(serve: Serve, virtual_time: VirtualClock) -> None:
+    """Though to the clock's last digit it may have been a little before."""
+
+    async def never(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(10_000)
+        return web.Response()
+
+    url = await serve(never)
+    for tenths in range(1, 20):
+        layers = (Retry(RULES, deadline=tenths / 10),)
+        async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=layers) as session:
+            with pytest.raises(AttemptTimeout) as caught:
+                await session.get("/")
+        assert caught.value.stopped is StopReason.DEADLINE
+        assert [(record.wait_source, record.deadline_left) for record in caught.value.attempts] == [(None, 0)]
+
+
+async def test_a_timeout_that_is_not_the_deadlines_is_an_attempt_that_failed(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    async def never(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(10_000)
+        return web.Response()
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=1)
+    layers = (Retry(RULES, attempts=3, deadline=100),)
+    async with aiohttp.ClientSession(await serve(never), timeout=timeout, middlewares=layers) as session:
+        with pytest.raises(AttemptTimeout) as caught:
+            await session.get("/")
+    assert (len(caught.value.attempts), caught.value.stopped) == (3, StopReason.ATTEMPTS_USED_UP)
+    assert "deadline" not in caught.value.reason
+
+
+async def test_with_no_time_left_nothing_is_sent_and_everybody_is_told_why(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server()
+    async with aiohttp.ClientSession(
+        await serve(server), middlewares=stack(RULES, tracer_provider=tracing.provider)
+    ) as session:
+        with deadline(1):
+            await asyncio.sleep(2)
+            with pytest.raises(AttemptTimeout) as caught:
+                await session.get("/")
+    assert not server.bodies
+    assert (caught.value.stopped, caught.value.attempts) == (StopReason.DEADLINE, ())
+    assert (tracing.call.attributes or {})["lamella.stop_reason"] == "deadline"
+    assert [event.name for event in tracing.call.events] == ["lamella.stop"]
+    assert [record.levelname for record in caplog.records if record.name == "lamella"] == ["WARNING"]
+
+
+@pytest.mark.parametrize("raise_errors", [True, False])
+async def test_another_call_has_the_connection_during_the_wait(
+    serve: Serve, virtual_time: VirtualClock, raise_errors: bool
+) -> None:
+    statuses = [503]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        # Longer than what aiohttp reads by itself, so that the connection is not free before somebody lets go.
+        return web.Response(status=statuses.pop(), body=bytes(1_200_000)) if statuses else web.Response()
+
+    rules = RuleBook(Rule(503, "Service Unavailable", retry=Backoff(60, jitter=0)))
+    layers = stack(rules, raise_errors=raise_errors, buffer=None)
+    async with aiohttp.ClientSession(
+        await serve(answer),
+        timeout=aiohttp.ClientTimeout(),
+        connector=aiohttp.TCPConnector(limit=1),
+        middlewares=layers,
+    ) as session:
+        waits = asyncio.create_task(get(session))
+        await asyncio.sleep(1)
+        assert await get(session) == 200
+        assert virtual_time.elapsed < 2
+        assert await waits == 200
+        assert virtual_time.elapsed >= 60
+
+
+async def get(session: aiohttp.ClientSession) -> int:
+    async with session.get("/") as response:
+        return response.status
+
+
+@pytest.mark.parametrize(("after", "waited"), [(20, 20), (70, 60)], ids=["in its wait", "in the send after it"])
+async def test_a_call_that_is_cancelled_tells_of_its_wait_once(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, after: float, waited: float
+) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        sent.append(request)
+        if len(sent) == 2:
+            await asyncio.sleep(10_000)
+        return web.Response(status=503)
+
+    sent: list[web.Request] = []
+    rules = RuleBook(Rule(503, "Service Unavailable", retry=Backoff(60, jitter=0)))
+    layers = stack(rules, deadline=100, tracer_provider=tracing.provider)
+    async with aiohttp.ClientSession(
+        await serve(answer), timeout=aiohttp.ClientTimeout(), middlewares=layers
+    ) as session:
+        task = asyncio.create_task(session.get("/"))
+        await asyncio.sleep(after)
+        task.cancel()
+        await asyncio.wait([task])
+    assert task.cancelled()
+    assert (tracing.call.attributes or {})["lamella.wait"] == pytest.approx(waited, abs=0.1)
+    told = [(event.name, dict(event.attributes or {})) for event in tracing.call.events]
+    assert [name for name, _ in told] == ["lamella.retry", "lamella.stop"]
+    # What was left when it was decided to wait, and what is left now.
+    assert [given["lamella.deadline_left"] for _, given in told] == pytest.approx([100, 100 - after], abs=0.1)
+    assert told[-1][1]["lamella.stop_reason"] == "cancelled"
+
+
+async def test_each_send_has_its_own_time_at_the_gate(serve: Serve, virtual_time: VirtualClock) -> None:
+    """The first waits there for another's refusal, the second for nobody."""
+    rules = RuleBook(
+        Rule(429, "Too Many Requests", retry=Backoff(initial=60, jitter=0)),
+        Rule(503, "Service Unavailable", retry=Backoff(initial=100, jitter=0)),
+    )
+    server = Server(429, 503, 400)
+    async with aiohttp.ClientSession(
+        await serve(server), timeout=aiohttp.ClientTimeout(), middlewares=stack(rules, attempts=2)
+    ) as session:
+        with deadline(30), pytest.raises(TooManyRequests):
+            await session.get("/")
+        with pytest.raises(BadRequest) as caught:
+            await session.get("/")
+    assert [record.parked for record in caught.value.attempts] == pytest.approx([60, 0], abs=0.1)
+    assert [record.took for record in caught.value.attempts] == pytest.approx([0, 0], abs=0.1)
+
+
+async def test_nothing_is_left_of_the_attempts_where_staminas_test_mode_makes_more(serve: Serve) -> None:
+    async with aiohttp.ClientSession(await serve(Server(*[503] * 9)), middlewares=stack(RULES, attempts=2)) as session:
+        with stamina.set_testing(True, attempts=3), pytest.raises(ServerFault) as caught:
+            await session.get("/")
+    assert [record.attempts_left for record in caught.value.attempts] == [1, 0, 0]
+
+
+async def test_every_decision_to_send_again_is_counted(
+    serve: Serve, virtual_time: VirtualClock, metering: Metering
+) -> None:
+    rules = RuleBook(
+        Rule(429, "Too Many Requests", retry=Backoff(initial=60, jitter=0)),
+        Rule(503, "Service Unavailable", retry=Backoff(initial=10, jitter=0)),
+    )
+    layers = stack(rules, throttle=False, meter_provider=metering.provider)
+    async with aiohttp.ClientSession(
+        await serve(Server(503, 429, 503)), timeout=aiohttp.ClientTimeout(), middlewares=layers
+    ) as session:
+        await session.get("/")
+    points = metering.points("lamella.call.retries")
+    counted = {given["lamella.rule"]: (given["lamella.wait_source"], number) for given, number in points}
+    assert counted == {"Service Unavailable": ("rule", 2), "Too Many Requests": ("rule", 1)}
+
+
+async def test_an_error_of_other_peoples_is_none_of_the_transports(serve: Serve) -> None:
+    """As raise_for_status makes one: it passes as it is, and is not sent again."""
+
+    async def check(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        response = await handler(request)
+        response.raise_for_status()
+        return response
+
+    server = Server(503)
+    async with aiohttp.ClientSession(await serve(server), middlewares=(Retry(RULES), check)) as session:
+        with pytest.raises(aiohttp.ClientResponseError) as caught:
+            await session.get("/")
+    assert not isinstance(caught.value, LamellaError)
+    assert len(server.bodies) == 1
+
+
+# With a total timeout of the session, which is a deadline, a call goes another way through the layer than without.
+WAYS = pytest.mark.parametrize("total", [None, 300.0], ids=["no deadline", "a deadline"])
+
+
+@WAYS
+async def test_alone_it_makes_its_errors_of_aiohttps(unused_url: str, total: float | None) -> None:
+    timeout = aiohttp.ClientTimeout(total)
+    async with aiohttp.ClientSession(timeout=timeout, middlewares=(Retry(RULES, attempts=2),)) as session:
+        with pytest.raises(ConnectFailed) as caught:
+            await session.post(unused_url)
+    assert [record.exception for record in caught.value.attempts] == ["ConnectFailed"] * 2
+
+
+@WAYS
+@pytest.mark.parametrize("wrapped", [True, False])
+async def test_the_least_of_the_errors_is_one(
+    serve: Serve, tracing: Tracing, total: float | None, wrapped: bool
+) -> None:
+    """Nothing is made of an answer that is returned as it is, but the span tells why it was the last."""
+    made = stack(RULES, raise_errors=False, throttle=False, tracer_provider=tracing.provider)
+    layers = (as_one(made),) if wrapped else made
+    async with aiohttp.ClientSession(
+        await serve(Server(400)), timeout=aiohttp.ClientTimeout(total), middlewares=layers
+    ) as session:
+        assert (await session.get("/")).status == 400
+    assert (tracing.call.attributes or {})["lamella.stop_reason"] == "not_retryable"
+
+
+@WAYS
+async def test_the_send_that_went_well_is_counted_too(serve: Serve, tracing: Tracing, total: float | None) -> None:
+    """Without ``AttemptSpan`` nobody else counts them."""
+    layers = (RequestSpan(tracer_provider=tracing.provider), Retry(RULES), Classify(RULES))
+    async with aiohttp.ClientSession(
+        await serve(Server(503, 429)), timeout=aiohttp.ClientTimeout(total), middlewares=layers
+    ) as session:
+        await session.get("/")
+    assert (tracing.call.attributes or {})["lamella.attempts"] == 3
+
+
+@WAYS
+async def test_a_session_that_was_closed_before_a_middleware_sends_again_says_so(
+    serve: Serve, total: float | None
+) -> None:
+    """As some versions of aiohttp do themselves, where it was closed in the middle of a send."""
+
+    async def again(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        (await handler(request)).release()
+        await request.session.close()
+        return await handler(request)
+
+    async with aiohttp.ClientSession(
+        await serve(Server()), timeout=aiohttp.ClientTimeout(total), middlewares=(again, Retry(RULES))
+    ) as session:
+        with pytest.raises(RuntimeError, match="Session is closed"):
+            await session.get("/")
+
+
+async def test_a_deadline_that_is_over_is_none_of_the_next_call_of_the_same_request(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    async def again(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        with deadline(5):
+            (await handler(request)).release()
+        await asyncio.sleep(10)
+        return await handler(request)
+
+    server = Server(200, 503)
+    async with aiohttp.ClientSession(
+        await serve(server), timeout=aiohttp.ClientTimeout(), middlewares=(again, *stack(RULES))
+    ) as session:
+        async with session.get("/") as response:
+            assert response.status == 200
+    assert len(server.bodies) == 3
 
 
 async def test_aiohttps_own_except_clauses_keep_working(serve: Serve, unused_url: str) -> None:
@@ -401,6 +724,7 @@ class OpensMeanwhile:
         return False
 
 
+@WAYS
 @pytest.mark.parametrize("raise_errors", [True, False])
 @pytest.mark.parametrize(
     ("statuses", "circuit", "sends"),
@@ -413,6 +737,7 @@ async def test_nothing_of_a_call_is_left_for_the_garbage_collector(
     circuit: OpensMeanwhile | None,
     sends: int,
     raise_errors: bool,
+    total: float | None,
 ) -> None:
     caplog.set_level(logging.CRITICAL)  # pytest keeps what is logged
     requests: list[weakref.ref[aiohttp.ClientRequest]] = []
@@ -434,7 +759,8 @@ async def test_nothing_of_a_call_is_left_for_the_garbage_collector(
 
     made = stack(RULES, raise_errors=raise_errors)
     layers = [protect, *made[:-1], note, made[-1]]
-    async with aiohttp.ClientSession(await serve(Server(*statuses)), middlewares=layers) as session:
+    timeout = aiohttp.ClientTimeout(total)
+    async with aiohttp.ClientSession(await serve(Server(*statuses)), timeout=timeout, middlewares=layers) as session:
         gc.collect()
         gc.disable()
         try:
@@ -448,6 +774,23 @@ async def test_nothing_of_a_call_is_left_for_the_garbage_collector(
             assert not any(ref() for ref in errors)
         finally:
             gc.enable()
+
+
+async def test_a_wait_is_on_record_though_the_circuit_has_opened_meanwhile(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    async def protect(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        Call.of(request).circuit = OpensMeanwhile()
+        return await handler(request)
+
+    rules = RuleBook(Rule(503, "Service Unavailable", retry=Backoff(10, jitter=0)))
+    async with aiohttp.ClientSession(
+        await serve(Server(503)), timeout=aiohttp.ClientTimeout(), middlewares=(protect, Retry(rules), Classify(rules))
+    ) as session:
+        with pytest.raises(ServerFault) as caught:
+            await session.get("/")
+    assert caught.value.stopped is StopReason.CIRCUIT_OPEN
+    assert [record.waited for record in caught.value.attempts] == pytest.approx([10])
 
 
 def test_a_record_with_its_wait_is_the_record_in_all_else() -> None:

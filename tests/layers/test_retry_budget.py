@@ -23,6 +23,7 @@ from lamella import (
     ServerFault,
     StopReason,
     TooManyRequests,
+    deadline,
     stack,
 )
 from lamella.state import MemoryStore, Store
@@ -93,11 +94,12 @@ async def test_without_a_budget_every_call_tries_what_it_may(serve: Serve, virtu
     assert {error.stopped for error in errors} == {StopReason.ATTEMPTS_USED_UP}
 
 
-async def test_by_default_a_session_has_one(serve: Serve, virtual_time: VirtualClock) -> None:
+@pytest.mark.parametrize("total", [None, 300.0])
+async def test_by_default_a_session_has_one(serve: Serve, virtual_time: VirtualClock, total: float | None) -> None:
     server = Server()
     layers = stack(RULES, throttle=False)
     async with aiohttp.ClientSession(
-        await serve(server), timeout=aiohttp.ClientTimeout(), middlewares=layers
+        await serve(server), timeout=aiohttp.ClientTimeout(total), middlewares=layers
     ) as session:
         await storm(session, 100)  # the reserve is full: there is no room for their share
         assert server.requests == 100 + 50
@@ -139,9 +141,12 @@ async def test_when_it_is_empty_a_failure_is_final_at_once_and_everybody_is_told
     assert (given["lamella.stop_reason"], number) == ("retry_budget_empty", 2)
 
 
-async def test_it_fills_again_with_each_call_that_is_made(serve: Serve, virtual_time: VirtualClock) -> None:
+@pytest.mark.parametrize("longest", [None, 1000.0])
+async def test_it_fills_again_with_each_call_that_is_made(
+    serve: Serve, virtual_time: VirtualClock, longest: float | None
+) -> None:
     server = Server()
-    async with client(await serve(server), RetryBudget(0.2, 1), attempts=2) as session:
+    async with client(await serve(server), RetryBudget(0.2, 1), attempts=2, deadline=longest) as session:
         assert [len(error.attempts) for error in await storm(session, 3)] == [2, 1, 1]
         server.status = 200
         assert await storm(session, 7) == []
@@ -191,6 +196,17 @@ async def test_what_is_not_retried_costs_nothing(serve: Serve, virtual_time: Vir
         assert [len(error.attempts) for error in await storm(session, 1)] == [2]
 
 
+async def test_a_wait_that_would_be_too_long_costs_nothing(serve: Serve, virtual_time: VirtualClock) -> None:
+    """Nor is it the budget that is to blame, when that is empty."""
+    server = Server()
+    async with client(await serve(server), RetryBudget(0.0, 1), attempts=2) as session:
+        for attempts in (2, 1):
+            with deadline(0.5):
+                [hasty] = await storm(session, 1)
+            assert (hasty.stopped, len(hasty.attempts)) == (StopReason.DEADLINE, 1)
+            assert [len(error.attempts) for error in await storm(session, 1)] == [attempts]
+
+
 async def test_the_switches_of_stamina_work_as_without(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server()
     async with client(await serve(server), RetryBudget(0.0, 2), attempts=2) as session:
@@ -216,3 +232,27 @@ async def test_a_store_that_fails_costs_no_call(
         errors = await storm(session, 10)
     assert sorted(len(error.attempts) for error in errors) == [*[1] * 7, *[2] * 3]
     assert len([record for record in caplog.records if "the store" in record.message]) == 1
+
+
+async def test_who_is_cancelled_while_the_store_is_asked_holds_no_connection(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    async def long(request: web.Request) -> web.StreamResponse:
+        # Longer than what aiohttp reads by itself, so that the connection is not free before somebody lets go.
+        return web.Response(status=503, body=bytes(1_200_000))
+
+    # Then aiohttp complains of an answer that is merely forgotten.
+    asyncio.get_running_loop().set_debug(True)
+    store = JsonStore()
+    store.fails = lambda: asyncio.get_running_loop().create_future()
+    options = {"store": store, "raise_errors": False, "buffer": None}
+    async with client(await serve(long), RetryBudget(), **options) as session:
+        task = asyncio.create_task(session._request("GET", "/"))
+        await asyncio.sleep(0.1)
+        held = session.connector._acquired  # type: ignore[union-attr]
+        assert held
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert not held
+        del task

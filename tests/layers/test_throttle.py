@@ -22,10 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import Handler
 from tests.layers.test_breaker import thrown_away_at
-from tests.test_state import JsonStore
+from tests.test_state import JsonStore, R, S, Ts
 from yarl import URL
 
 from lamella import (
+    AttemptTimeout,
     Backoff,
     Breaker,
     Classify,
@@ -300,6 +301,56 @@ async def test_when_the_deadline_itself_ends_the_wait(serve: Serve, virtual_time
             await get(session, 2)
         assert virtual_time.now - began == pytest.approx(100)
         assert (caught.value.stopped, caught.value.attempts) == (StopReason.DEADLINE, ())
+        # It had waited since it came, and the gate was open at last: there is no saying when its turn would come.
+        assert (caught.value.until - caught.value.since).total_seconds() == pytest.approx(100)
+        assert caught.value.retry_after == 0
+        await asyncio.gather(first, return_exceptions=True)
+        at_rest(session)
+
+
+async def test_who_has_had_its_turn_is_ended_by_the_deadline_as_any_other_send(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    """It was sent, so it may have been carried out: no refusal, though it had waited at the gate."""
+    server = Server([429])
+    async with client(await serve(server), *stack(MINUTE, deadline=100.0, attempts=1)) as session:
+        with pytest.raises(TooManyRequests):
+            await get(session)
+        server.latency = 1000.0
+        began = virtual_time.now
+        with pytest.raises(AttemptTimeout) as caught:
+            await get(session)
+        assert virtual_time.now - began == pytest.approx(100)
+        assert caught.value.stopped is StopReason.DEADLINE
+        [record] = caught.value.attempts
+        assert [record.parked, record.took] == pytest.approx([60, 40])
+        at_rest(session)
+
+
+async def test_and_so_is_the_next_try_of_one_that_had_waited_in_vain(serve: Serve, virtual_time: VirtualClock) -> None:
+    """A middleware of somebody else's sends the same request once more: of its first wait nothing is left."""
+    server = Server([429])
+    refused: list[RateLimited] = []
+
+    async def once_more(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        try:
+            return await handler(request)
+        except RateLimited as error:
+            refused.append(error)
+            await asyncio.sleep(1)  # now nobody is in front of it
+            return await handler(request)
+
+    layers = stack(MINUTE, deadline=100.0, attempts=1, attempt_timeout=None)
+    async with client(await serve(server), once_more, *layers) as session:
+        with pytest.raises(TooManyRequests):
+            await get(session)
+        server.latency = 1000.0
+        first = asyncio.create_task(get(session, 1))  # goes alone when the gate opens, and is not back in time
+        await asyncio.sleep(0)
+        with pytest.raises(AttemptTimeout) as caught:
+            await get(session, 2)
+        assert len(refused) == 1
+        assert [record.parked for record in caught.value.attempts] == [0.0]
         await asyncio.gather(first, return_exceptions=True)
         at_rest(session)
 
@@ -365,6 +416,52 @@ async def test_a_connection_that_fails_does_not_end_it(serve: Serve, virtual_tim
         assert in_episode(session)
         down.clear()
         assert await get(session) == 200
+        assert not in_episode(session)
+        at_rest(session)
+
+
+async def test_a_connection_that_fails_takes_nothing_from_a_stated_limit(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    """Nothing reached the server; so the next one need not wait for its sake."""
+    failing: list[Exception] = [aiohttp.ConnectionTimeoutError()]
+
+    async def network(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        if failing:
+            raise failing.pop()
+        return await handler(request)
+
+    layers = (Throttle(MINUTE, limit=Limit(1, 60)), Classify(MINUTE), network)
+    async with client(await serve(Server(latency=0)), *layers) as session:
+        began = virtual_time.now
+        with pytest.raises(ConnectFailed):
+            await get(session)
+        assert await get(session) == 200
+        assert virtual_time.now - began < 1
+        assert await get(session) == 200
+        assert virtual_time.now - began >= 60
+
+
+async def test_an_answer_to_what_was_sent_before_the_refusal_does_not_end_the_episode(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    """It had passed the limit already, and says nothing of whether anything would pass now."""
+    refused: list[str] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        number = request.query["n"]
+        await asyncio.sleep(5.0 if number == "slow" else 0.1)
+        if number == "slow" or refused:
+            return web.Response()
+        refused.append(number)
+        return web.Response(status=429)
+
+    async with client(await serve(answer), *stack(MINUTE)) as session:
+        again, slow = (asyncio.create_task(get(session, number)) for number in ("refused", "slow"))
+        assert await slow == 200
+        assert refused
+        assert in_episode(session)
+        assert await again == 200
         assert not in_episode(session)
         at_rest(session)
 
@@ -555,6 +652,27 @@ async def test_a_send_that_anyio_cancels_counts_with_a_slow_store_too(serve: Ser
         began = virtual_time.now
         assert await get(session) == 200
         assert virtual_time.now - began >= 59
+        at_rest(session)
+
+
+async def test_and_it_counts_once(serve: Serve, virtual_time: VirtualClock) -> None:
+    """Also where the store has taken it down, and takes its time to say so."""
+
+    class SlowToSay(JsonStore):
+        async def update(self, key: str, new: Callable[[], S], change: Callable[[S, float, *Ts], R], *args: *Ts) -> R:
+            result = await super().update(key, new, change, *args)
+            await asyncio.sleep(0.05)
+            return result
+
+    server = Server(latency=1.0)
+    store = SlowToSay(slow=0)
+    async with client(await serve(server), Throttle(MINUTE, limit=Limit(2, 60), store=store)) as session:
+        with anyio.move_on_after(0.5) as scope:
+            await get(session)
+        assert scope.cancelled_caught
+        began = virtual_time.now
+        assert await get(session) == 200
+        assert virtual_time.now - began < 2
         at_rest(session)
 
 
@@ -754,6 +872,28 @@ def test_the_guides_figures(kind: str, requests: int) -> None:
             best += wait
     assert took <= 1.15 * (best + 0.1)
     assert sends <= 1.10 * calls
+
+
+def test_what_is_learned_is_the_same_whether_or_not_the_store_has_to_be_waited_for() -> None:
+    """One is told at once what comes of a send, the other by and by: of the same, with as many on their way."""
+
+    async def main(store: Store) -> list[float]:
+        server = Server(limit=FixedWindow(12, 60), latency=6.0)
+        async with serving(server) as url:  # type: ignore[arg-type]
+            async with client(url, *stack(MINUTE, store=store, retry_budget=None)) as session:
+                # The limit is felt out by a crowd; then each finds the gate free, and some are more than it lets pass.
+                calls = [asyncio.create_task(get(session)) for _ in range(13)]
+                await asyncio.sleep(80)
+                for _ in range(20):
+                    calls.append(asyncio.create_task(get(session)))
+                    await asyncio.sleep(2)
+                assert await asyncio.gather(*calls) == [200] * 33
+                at_rest(session)
+                return [round(at, 3) for at, _, _ in server.came]
+
+    at_once = quickly(lambda: main(MemoryStore()))
+    by_and_by = quickly(lambda: main(JsonStore(slow=0, ahead=0)))
+    assert at_once == by_and_by
 
 
 def quickly(main: Callable[[], Any]) -> Any:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import aiohttp
 import pytest
@@ -123,12 +124,27 @@ async def test_refused_again_when_it_opens_is_the_same_episode(
 async def test_the_next_one_is_an_episode_of_its_own(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
-    server = Server(429, 200, 429)
+    server = Server()
     async with client(await serve(server), tracing, metering) as session:
-        for _ in range(2):
-            await get(session)
+        for waiting in (2, 3):
+            server.statuses.append(429)
+            calls = [asyncio.create_task(get(session))]
+            await asyncio.sleep(1)
+            calls += [asyncio.create_task(get(session)) for _ in range(waiting)]
+            await asyncio.gather(*calls)
     assert [given(episode)["lamella.wait"] for episode in episodes(tracing)] == [60, 60]
+    assert [given(episode)["lamella.parked_calls"] for episode in episodes(tracing)] == [2, 3]
     assert metering.value("lamella.rate_limit.episodes") == 2
+
+
+async def test_no_line_is_written_where_nobody_but_the_refused_had_to_wait(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "lamella"):
+        async with client(await serve(Server(429)), tracing, metering) as session:
+            await get(session)
+    assert [given(episode)["lamella.parked_calls"] for episode in episodes(tracing)] == [0]
+    assert [record.message for record in caplog.records] == []
 
 
 async def test_who_waits_at_the_gate_twice_tells_of_each_wait_by_itself(
@@ -296,6 +312,36 @@ async def test_what_is_learned_of_the_limit_is_told(
     assert (given(episode)["lamella.limit.requests"], given(episode)["lamella.limit.period"]) == (20, 30)
 
 
+async def test_an_account_that_is_forgotten_in_its_episode_tells_of_it(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the busy ones, though they are the oldest, keep no place from being made."""
+    monkeypatch.setattr("lamella.layers.throttle._MOST_ACCOUNTS", 8)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(1000 if "busy" in request.path else 0)
+        return web.Response(status=429 if request.path == "/refused" else 200)
+
+    throttle = Throttle(MINUTE, key=lambda request: request.url.path, tracer_provider=tracing.provider)
+    url = await serve(answer)
+    async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=(throttle,)) as session:
+        busy = [asyncio.create_task(get(session, f"/busy{number}")) for number in range(4)]
+        await asyncio.sleep(1)
+        async with session.get("/refused") as response:
+            assert response.status == 429
+        await get(session, "/often")
+        often = next(reversed(throttle._accounts.values()))
+        for number in range(20):
+            await get(session, f"/{number}")
+            await get(session, "/often")
+            assert next(reversed(throttle._accounts.values())) is often
+            assert len(throttle._accounts) <= 9
+        assert [given(episode)["lamella.refused_sends"] for episode in episodes(tracing)] == [1]
+        origin = (session._base_url.scheme, session._base_url.host, session._base_url.port)  # type: ignore[union-attr]
+        assert {_name(origin, f"/busy{number}") for number in range(4)} <= throttle._accounts.keys()
+        await asyncio.gather(*busy)
+
+
 @pytest.mark.parametrize("show_key", [False, True])
 async def test_the_key_is_shown_nowhere(
     serve: Serve,
@@ -307,11 +353,11 @@ async def test_the_key_is_shown_nowhere(
 ) -> None:
     """In no span, event, metric, line, repr, key or value of a store; a short hash of it where that is asked for."""
     store = JsonStore()
-    throttle = Throttle(
+    made = partial(Throttle, show_key=True) if show_key else Throttle  # by default it is not
+    throttle = made(
         MINUTE,
         key=lambda _: KEY,
         store=store,
-        show_key=show_key,
         tracer_provider=tracing.provider,
         meter_provider=metering.provider,
     )

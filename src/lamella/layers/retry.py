@@ -444,12 +444,10 @@ class _Series:
         )
         self._call.records = (*self._call.records, record)
 
-    def _decided(self, exc: Exception) -> bool | float:
-        """stamina's hook: False to stop, or the seconds to wait."""
+    def _decided(self, _exc: Exception) -> bool | float:
+        """stamina's hook, which is asked only where it is decided to send again: the seconds to wait."""
         decision = self._decision
-        if exc is not self._error or decision is None or decision.stop is not None or decision.wait is None:
-            return False
-        return decision.wait
+        return False if decision is None or decision.wait is None else decision.wait
 
     async def _decide(self, error: LamellaError) -> None:
         """Decide what to do about *error*, the end of our last send."""

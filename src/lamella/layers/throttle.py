@@ -169,7 +169,6 @@ class Throttle(Layer):
 
     async def _turn(self, account: _Account, call: Call, request: aiohttp.ClientRequest) -> Sent:
         """Wait until it is the turn of *call*."""
-        call.parked = None
         answer = await self._parked(account, call)
         if isinstance(answer, Sent):
             call.parked = None
