@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from tempfile import TemporaryDirectory
 
 import aiohttp
 import pytest
@@ -16,6 +19,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 from tests.conftest import Handler, Tracing
 from tests.telemetry.conftest import given
+from yarl import URL
 
 from lamella import AttemptSpan, Backoff, HeaderAuth, LamellaError, RequestSpan, Rule, RuleBook, maesn, stack, telemetry
 from lamella.testing import Fault, Sandbox, VirtualClock
@@ -24,6 +28,13 @@ from lamella.testing.sandbox import Step
 Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
 KNOWN = "OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS"
+
+
+def _has_ipv6() -> bool:
+    with suppress(OSError):
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        return True
+    return False
 
 
 async def answer(request: web.Request) -> web.StreamResponse:
@@ -138,14 +149,75 @@ class TestASend:
         counts = [given(span).get("http.request.resend_count") for span in tracing.sends]
         assert (counts.count(None), counts.count(1)) == (10, 5)
 
-    async def test_an_old_protocol(self, serve_raw: Callable[[object], Awaitable[str]], tracing: Tracing) -> None:
+    @pytest.mark.parametrize(("version", "shown"), [("1.0", "1.0"), ("1.1", "1.1"), ("2.0", "2")])
+    async def test_the_protocol(
+        self, serve_raw: Callable[[object], Awaitable[str]], tracing: Tracing, version: str, shown: str
+    ) -> None:
         async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"HTTP/1.0 200 OK\r\n\r\nold")
+            writer.write(f"HTTP/{version} 200 OK\r\nContent-Length: 0\r\n\r\n".encode())
 
         async with aiohttp.ClientSession(middlewares=stack(RULES, tracer_provider=tracing.provider)) as session:
             await session.get(await serve_raw(connection))
-        assert given(tracing.sends[0])["network.protocol.version"] == "1.0"
+        assert given(tracing.sends[0])["network.protocol.version"] == shown
+
+    async def test_a_request_that_a_middleware_has_changed(self, serve: Serve, tracing: Tracing) -> None:
+        first, second = URL(await serve(answer)), URL(await serve(answer))
+
+        async def elsewhere(
+            request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+        ) -> aiohttp.ClientResponse:
+            request.url, request.method = second / "200", "OPTIONS"
+            return await handler(request)
+
+        of_call, of_send = [kind(tracer_provider=tracing.provider) for kind in (RequestSpan, AttemptSpan)]
+        async with aiohttp.ClientSession(middlewares=(of_call, elsewhere, of_send)) as session:
+            await session.get(first / "404")
+        [send] = tracing.sends
+        assert (send.name, tracing.call.name) == ("OPTIONS", "lamella GET")
+        assert given(send)["http.request.method"] == "OPTIONS"
+        assert [given(span)["server.port"] for span in (tracing.call, send)] == [first.port, second.port]
+        assert given(send)["network.peer.port"] == second.port
+        # Of the call what it came to in the end.
+        assert given(send)["url.full"] == given(tracing.call)["url.full"] == str(second / "200")
+
+    @pytest.mark.skipif(not _has_ipv6(), reason="it has no such network")
+    async def test_by_ipv6(self, tracing: Tracing) -> None:
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            return web.Response()
+
+        runner = web.ServerRunner(web.Server(handle))
+        await runner.setup()
+        await web.TCPSite(runner, "::1", 0).start()
+        port = runner.addresses[0][1]
+        async with aiohttp.ClientSession(middlewares=stack(RULES, tracer_provider=tracing.provider)) as session:
+            await session.get(f"http://[::1]:{port}/")
+        await runner.cleanup()
+        told = given(tracing.sends[0])
+        assert (told["server.address"], told["server.port"]) == ("::1", port)
+        assert (told["network.peer.address"], told["network.peer.port"]) == ("::1", port)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="it has no such sockets")
+    @pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("unix", None)])
+    async def test_through_a_socket_of_the_file_system(self, tracing: Tracing, scheme: str, port: int | None) -> None:
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            return web.Response()
+
+        runner = web.ServerRunner(web.Server(handle))
+        await runner.setup()
+        with TemporaryDirectory() as folder:  # shorter than what pytest gives: there is a limit
+            await web.UnixSite(runner, f"{folder}/socket").start()
+            async with aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(f"{folder}/socket"),
+                middlewares=stack(RULES, tracer_provider=tracing.provider),
+            ) as session:
+                await session.get(f"{scheme}://service/")
+            await runner.cleanup()
+        for span in tracing.spans:
+            assert (given(span)["server.address"], given(span).get("server.port")) == ("service", port)
+        [send] = tracing.sends
+        assert given(send)["network.peer.address"] == f"{folder}/socket"
+        assert "network.peer.port" not in given(send)
 
 
 class TestNames:
