@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import aiohttp
 import pytest
@@ -12,7 +13,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.trace import SpanKind
 from tests.conftest import Tracing
 
-from lamella import AttemptSpan, maesn
+from lamella import AttemptSpan, Classify, ClientFault, RequestSpan, RuleBook, as_one, maesn
 from lamella.testing import Sandbox
 
 
@@ -65,6 +66,29 @@ async def test_there_is_one_client_span_a_send_and_one_traceparent(
             }
             assert outermost == job.get_span_context().span_id
             assert {request.headers["baggage"] for request in received} == {"tenant=acme"}
+
+
+@pytest.mark.parametrize("classified", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+async def test_the_span_that_the_server_is_told_of_is_ended_by_whoever_began_it(
+    sandbox: Sandbox, tracing: Tracing, classified: bool, fused: bool
+) -> None:
+    """Without an AttemptSpan that is theirs; with one it is ours alone, also where the call fails."""
+    call, rules = RequestSpan(tracer_provider=tracing.provider), Classify(RuleBook())
+    for layers, scope in (
+        ((call, rules), "opentelemetry.instrumentation.aiohttp_client"),
+        ((call, AttemptSpan(tracer_provider=tracing.provider), rules), "lamella"),
+    ):
+        tracing.exporter.clear()
+        chosen = layers if classified else layers[:-1]
+        async with aiohttp.ClientSession(sandbox.url, middlewares=(as_one(chosen),) if fused else chosen) as session:
+            with pytest.raises(ClientFault) if classified else nullcontext():
+                await session.get("/accounting/invoices")
+        [send] = tracing.sends
+        assert send.instrumentation_scope is not None
+        assert send.instrumentation_scope.name == scope
+        traceparent = sandbox.received[-1].headers["traceparent"]
+        assert traceparent.split("-")[1:3] == [f"{send.context.trace_id:032x}", f"{send.context.span_id:016x}"]
 
 
 async def test_a_session_without_lamella_is_left_to_it(sandbox: Sandbox, tracing: Tracing) -> None:
