@@ -19,7 +19,7 @@ from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 from tests.conftest import Handler
 
-from lamella import AttemptSpan, RequestSpan
+from lamella import AttemptSpan, RequestSpan, telemetry
 
 Serve = Callable[[Handler], Awaitable[str]]
 
@@ -34,12 +34,21 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from lamella import maesn
+from lamella import maesn, telemetry
 from lamella.testing import Sandbox
+
+told, described = [], telemetry.described
+
+def telling(*args):
+    told.append(args)
+    return described(*args)
+
+telemetry.described = telling
 
 async def main():
     async with Sandbox() as sandbox, maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url) as session:
         await session.get("/accounting/invoices")
+        assert not told, "described for nobody"
         exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
         if "tracer" in WHAT:
             provider = TracerProvider(shutdown_on_exit=False)
@@ -74,6 +83,14 @@ def test_a_provider_that_is_set_later_is_used_from_then_on(what: str, spans: lis
     program = f"WHAT = {what!r}\n{PROGRAM}"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603
     assert ran.stdout.strip() == f"{spans} {metrics}"
+
+
+@pytest.mark.parametrize("kinds", [(AttemptSpan,), (RequestSpan, AttemptSpan)])
+async def test_where_nobody_will_ever_listen_nothing_is_described(
+    serve: Serve, kinds: tuple[type[AttemptSpan] | type[RequestSpan], ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "described", None)
+    assert "traceparent" not in await headers_of_a_call(serve, *layers(*kinds))
 
 
 @contextmanager

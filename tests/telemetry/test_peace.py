@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from opentelemetry import baggage, context, trace
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
+from opentelemetry.instrumentation.utils import suppress_http_instrumentation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.trace import SpanKind
 from tests.conftest import Tracing
@@ -18,13 +19,15 @@ from lamella.testing import Sandbox
 
 
 @pytest.fixture(autouse=True)
-def _instrumented(tracing: Tracing) -> Iterator[None]:
+def _instrumented(tracing: Tracing, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     meters = MeterProvider()
     instrumentor = AioHttpClientInstrumentor()
     instrumentor.instrument(tracer_provider=tracing.provider, meter_provider=meters)
     yield
     instrumentor.uninstrument()
     meters.shutdown()
+    # As of a context that was detached twice.
+    assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
 
 
 @pytest.mark.parametrize("kind", ["a session of lamella's", "layers in a session", "one layer in a session"])
@@ -89,6 +92,20 @@ async def test_the_span_that_the_server_is_told_of_is_ended_by_whoever_began_it(
         assert send.instrumentation_scope.name == scope
         traceparent = sandbox.received[-1].headers["traceparent"]
         assert traceparent.split("-")[1:3] == [f"{send.context.trace_id:032x}", f"{send.context.span_id:016x}"]
+
+
+async def test_what_it_does_not_trace_is_traced_by_lamella(sandbox: Sandbox, tracing: Tracing) -> None:
+    layers = (RequestSpan(tracer_provider=tracing.provider), AttemptSpan(tracer_provider=tracing.provider))
+    async with aiohttp.ClientSession(sandbox.url, middlewares=layers) as session:
+        with suppress_http_instrumentation():
+            await session.get("/accounting/invoices")
+    assert [span.kind for span in tracing.spans] == [SpanKind.CLIENT, SpanKind.INTERNAL]
+
+
+async def test_a_session_of_lamellas_keeps_the_trace_configs_that_it_is_given(sandbox: Sandbox) -> None:
+    mine = aiohttp.TraceConfig()
+    async with maesn.session("key", "account", sandbox.url, trace_configs=[mine]) as session:
+        assert session.trace_configs == [mine]
 
 
 async def test_a_session_without_lamella_is_left_to_it(sandbox: Sandbox, tracing: Tracing) -> None:
