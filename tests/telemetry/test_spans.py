@@ -386,6 +386,35 @@ class TestACall:
         assert "error.type" not in given(tracing.call)
         assert not [record for record in caplog.records if record.name == "lamella"]
 
+    async def test_dropped_while_it_waits(self, tracing: Tracing) -> None:
+        """As an event loop does with what is left when it is closed."""
+
+        async def never(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+            await asyncio.get_running_loop().create_future()
+            return await handler(request)
+
+        layers = (*stack(RULES, tracer_provider=tracing.provider), never)
+        async with aiohttp.ClientSession(middlewares=layers) as session:
+            call = session._request("GET", "http://127.0.0.1/")
+            call.send(None)
+            call.close()
+        assert [given(tracing.call)[f"lamella.{name}"] for name in ("outcome", "stop_reason")] == ["cancelled"] * 2
+        for span in tracing.spans:
+            assert span.status.is_unset
+            assert "error.type" not in given(span)
+        assert len(tracing.sends) == 1
+
+    async def test_sent_twice_by_somebody_else(self, serve: Serve, tracing: Tracing) -> None:
+        async def twice(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+            (await handler(request)).release()
+            return await handler(request)
+
+        of_call, of_send = [kind(tracer_provider=tracing.provider) for kind in (RequestSpan, AttemptSpan)]
+        async with aiohttp.ClientSession(await serve(answer), middlewares=(of_call, twice, of_send)) as session:
+            await session.get("/200")
+        assert given(tracing.call)["lamella.attempts"] == 2
+        assert [given(span).get("http.request.resend_count") for span in tracing.sends] == [None, 1]
+
 
 class TestTheLog:
     async def test_one_line_for_a_call_that_ended_badly(
