@@ -180,6 +180,23 @@ async def test_a_websocket_is_left_alone(serve: Serve) -> None:
             assert await socket.receive_str() == "hello"
 
 
+@pytest.mark.parametrize("header", ["", "Content-Length: 4\r\n", "Transfer-Encoding: chunked\r\n"])
+@pytest.mark.parametrize("fused", [False, True])
+async def test_what_is_upgraded_is_left_alone_whatever_it_says_of_a_body(
+    serve_raw: ServeRaw, header: str, fused: bool
+) -> None:
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: x\r\n{header}\r\n".encode())
+        await reader.read()
+
+    buffer = Buffer()
+    chosen = as_one([buffer]) if fused else buffer
+    async with aiohttp.ClientSession(await serve_raw(connection), middlewares=(chosen,)) as session:
+        async with asyncio.timeout(5), session.get("/") as response:
+            assert response.status == 101
+
+
 def test_bad_limit() -> None:
     with pytest.raises(ValueError, match="0"):
         Buffer(0)

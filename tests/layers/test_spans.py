@@ -132,13 +132,14 @@ async def test_a_call_that_fails(serve: Serve, tracing: Tracing) -> None:
     assert attributes(tracing.call)["lamella.stop_reason"] == "unsafe_method"
 
 
-async def test_without_raise_errors_the_spans_say_the_same(serve: Serve, tracing: Tracing) -> None:
+@pytest.mark.parametrize("status", [400, 503])
+async def test_without_raise_errors_the_spans_say_the_same(serve: Serve, tracing: Tracing, status: int) -> None:
     layers = stack(RULES, raise_errors=False, tracer_provider=tracing.provider)
-    async with aiohttp.ClientSession(await serve(Server(503)), middlewares=layers) as session:
+    async with aiohttp.ClientSession(await serve(Server(status)), middlewares=layers) as session:
         await session.get("/")
     for span in tracing.spans:
         assert span.status.status_code is StatusCode.ERROR
-        assert attributes(span)["error.type"] == "503"
+        assert attributes(span)["error.type"] == str(status)
     assert attributes(tracing.call)["lamella.outcome"] == "failure"
 
 

@@ -14,11 +14,13 @@ import aiohttp
 import pytest
 from aiohttp import web
 from opentelemetry import trace
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.metrics.export import HistogramDataPoint
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 from tests.conftest import Handler, Tracing
-from tests.telemetry.conftest import given
+from tests.telemetry.conftest import Metering, given
 from yarl import URL
 
 from lamella import AttemptSpan, Backoff, HeaderAuth, LamellaError, RequestSpan, Rule, RuleBook, maesn, stack, telemetry
@@ -411,9 +413,11 @@ class TestACall:
 
         of_call, of_send = [kind(tracer_provider=tracing.provider) for kind in (RequestSpan, AttemptSpan)]
         async with aiohttp.ClientSession(await serve(answer), middlewares=(of_call, twice, of_send)) as session:
-            await session.get("/200")
-        assert given(tracing.call)["lamella.attempts"] == 2
-        assert [given(span).get("http.request.resend_count") for span in tracing.sends] == [None, 1]
+            await session.get("/to/200")
+        # Each hop is a call of its own, and their sends are counted together.
+        calls = [span for span in tracing.spans if span.kind is SpanKind.INTERNAL]
+        assert [given(span)["lamella.attempts"] for span in calls] == [2, 2]
+        assert [given(span).get("http.request.resend_count") for span in tracing.sends] == [None, 1, 2, 3]
 
 
 class TestTheLog:
@@ -475,6 +479,30 @@ class TestNobodyRecords:
             await serve(answer), middlewares=stack(RULES, spans, tracer_provider=provider)
         ) as session:
             await session.get("/200")
+
+    async def test_spans_do_not_need_metrics_nor_the_other_way_round(
+        self, serve: Serve, tracing: Tracing, metering: Metering
+    ) -> None:
+        spans: list[ReadableSpan] = []
+        for tracer, meter in (
+            (tracing.provider, metering.provider),
+            (tracing.provider, NoOpMeterProvider()),
+            (trace.NoOpTracerProvider(), metering.provider),
+        ):
+            layers = stack(RULES, tracer_provider=tracer, meter_provider=meter)
+            async with aiohttp.ClientSession(await serve(answer), middlewares=layers) as session:
+                with pytest.raises(LamellaError):
+                    await session.get("/404")
+            spans += tracing.spans
+            tracing.exporter.clear()
+        (send, call), others = spans[:2], spans[2:]
+        assert [given(span).keys() for span in others] == [given(send).keys(), given(call).keys()]
+        assert [span.status.status_code for span in others] == [StatusCode.ERROR] * 2
+        for name in ("lamella.call.attempts", "lamella.call.stops"):
+            assert metering.value(name) == 2
+        assert metering.value("lamella.sends.active") == 0
+        points = metering.metrics["http.client.request.duration"].data.data_points
+        assert sum(point.count for point in points if isinstance(point, HistogramDataPoint)) == 2
 
     async def test_the_spans_do_not_need_each_other(self, serve: Serve, tracing: Tracing) -> None:
         off = TracerProvider(ALWAYS_OFF, shutdown_on_exit=False)
