@@ -13,6 +13,7 @@ from tests.conftest import Connection, Handler
 from lamella import (
     ApiError,
     AttemptTimeout,
+    BadRequest,
     Classify,
     ClientFault,
     ConnectFailed,
@@ -23,6 +24,7 @@ from lamella import (
     ServerFault,
     TooManyRequests,
     TransportError,
+    as_one,
 )
 
 Serve = Callable[[Handler], Awaitable[str]]
@@ -40,10 +42,12 @@ async def test_a_good_answer_passes_untouched(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(429, TooManyRequests), (418, ClientFault), (599, ServerFault), (999, ServerFault)]
+    ("status", "kind"),
+    [(400, BadRequest), (429, TooManyRequests), (418, ClientFault), (599, ServerFault), (999, ServerFault)],
 )
+@pytest.mark.parametrize("layer", [Classify(RULES), as_one([Classify(RULES)])], ids=["alone", "fused"])
 async def test_a_bad_status_is_raised_and_its_connection_is_free(
-    serve_raw: ServeRaw, status: int, kind: type[ApiError]
+    serve_raw: ServeRaw, status: int, kind: type[ApiError], layer: aiohttp.ClientMiddlewareType
 ) -> None:
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -51,9 +55,7 @@ async def test_a_bad_status_is_raised_and_its_connection_is_free(
             writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: 4\r\nRetry-After: 7\r\n\r\nbody".encode())
 
     connector = aiohttp.TCPConnector(limit=1)
-    async with aiohttp.ClientSession(
-        await serve_raw(connection), connector=connector, middlewares=(Classify(RULES),)
-    ) as session:
+    async with aiohttp.ClientSession(await serve_raw(connection), connector=connector, middlewares=(layer,)) as session:
         for _ in range(3):
             async with asyncio.timeout(5):
                 with pytest.raises(kind) as caught:

@@ -504,6 +504,19 @@ class TestNobodyRecords:
         points = metering.metrics["http.client.request.duration"].data.data_points
         assert sum(point.count for point in points if isinstance(point, HistogramDataPoint)) == 2
 
+    async def test_sends_are_counted_for_the_call_where_nobody_is_told_of_them(
+        self, serve: Serve, tracing: Tracing
+    ) -> None:
+        nobody = AttemptSpan(tracer_provider=trace.NoOpTracerProvider(), meter_provider=NoOpMeterProvider())
+        await send(serve, tracing, "/429", layers=[nobody])
+        assert not tracing.sends
+        assert given(tracing.call)["lamella.attempts"] == 5
+        tracing.exporter.clear()
+        layers = (RequestSpan(tracer_provider=tracing.provider), nobody)
+        async with aiohttp.ClientSession(await serve(answer), middlewares=layers) as session:
+            await session.get("/200")
+        assert given(tracing.call)["lamella.attempts"] == 1
+
     async def test_the_spans_do_not_need_each_other(self, serve: Serve, tracing: Tracing) -> None:
         off = TracerProvider(ALWAYS_OFF, shutdown_on_exit=False)
         spans: list[ReadableSpan] = []
