@@ -8,6 +8,7 @@ import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from importlib import import_module
+from importlib.metadata import version
 from typing import NoReturn
 
 import aiohttp
@@ -148,6 +149,17 @@ async def test_all_that_is_told_is_emitted_and_nothing_else(serve: Serve, tracin
     faults += [fault for metric in metering.metrics.values() for fault in checker.metric(metric)]
     assert not faults
     assert checker.seen == Told.by().all
+
+
+async def test_whose_they_are(serve: Serve, tracing: Tracing, metering: Metering) -> None:
+    await emit_everything(serve, tracing, metering)
+    data = metering.reader.get_metrics_data()
+    assert data is not None
+    scopes = {span.instrumentation_scope for span in tracing.spans}
+    scopes |= {scope.scope for resource in data.resource_metrics for scope in resource.scope_metrics}
+    assert {(scope.name, scope.version, scope.schema_url) for scope in scopes if scope} == {
+        (SCOPE, version("lamella"), "https://opentelemetry.io/schemas/1.30.0")
+    }
 
 
 async def test_the_advised_buckets(serve: Serve, tracing: Tracing, metering: Metering) -> None:

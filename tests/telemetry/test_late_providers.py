@@ -13,13 +13,14 @@ import pytest
 from aiohttp import web
 from opentelemetry import baggage, context, propagate, trace
 from opentelemetry.context import Context
-from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
-from tests.conftest import Handler
+from tests.conftest import Handler, Tracing
+from tests.telemetry.conftest import Metering
 
-from lamella import AttemptSpan, RequestSpan, telemetry
+from lamella import AttemptSpan, Backoff, RequestSpan, Rule, RuleBook, stack, telemetry
 
 Serve = Callable[[Handler], Awaitable[str]]
 
@@ -128,18 +129,22 @@ async def headers_of_a_call(serve: Serve, *layers: aiohttp.ClientMiddlewareType)
     return seen
 
 
-def layers(*kinds: type[AttemptSpan] | type[RequestSpan]) -> list[AttemptSpan | RequestSpan]:
-    return [kind(tracer_provider=trace.NoOpTracerProvider(), meter_provider=NoOpMeterProvider()) for kind in kinds]
+def layers(
+    *kinds: type[AttemptSpan] | type[RequestSpan], meters: MeterProvider | None = None
+) -> list[AttemptSpan | RequestSpan]:
+    meters = meters or NoOpMeterProvider()
+    return [kind(tracer_provider=trace.NoOpTracerProvider(), meter_provider=meters) for kind in kinds]
 
 
+@pytest.mark.parametrize("measured", [True, False])
 @pytest.mark.parametrize("kinds", [(AttemptSpan,), (RequestSpan, AttemptSpan)])
 async def test_a_trace_of_others_goes_on_without_an_sdk(
-    serve: Serve,
-    kinds: tuple[type[AttemptSpan] | type[RequestSpan], ...],
+    serve: Serve, metering: Metering, kinds: tuple[type[AttemptSpan] | type[RequestSpan], ...], measured: bool
 ) -> None:
-    assert "traceparent" not in await headers_of_a_call(serve, *layers(*kinds))
+    meters = metering.provider if measured else None
+    assert "traceparent" not in await headers_of_a_call(serve, *layers(*kinds, meters=meters))
     with attached(baggage.set_baggage("who", "me", set_span_in_context(NonRecordingSpan(PARENT)))):
-        headers = await headers_of_a_call(serve, *layers(*kinds))
+        headers = await headers_of_a_call(serve, *layers(*kinds, meters=meters))
     assert headers["traceparent"] == f"00-{PARENT.trace_id:032x}-{PARENT.span_id:016x}-01"
     assert headers["baggage"] == "who=me"
 
@@ -162,3 +167,19 @@ async def test_a_propagator_of_the_users_is_asked_whatever_there_is(
     finally:
         propagate.set_global_textmap(before)
     assert headers["X-Own"] == "always"
+
+
+async def test_nothing_is_written_on_a_span_of_others(serve: Serve, tracing: Tracing) -> None:
+    """What is told of a call is told on its span, which there is none of here."""
+    statuses = [429]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=statuses.pop() if statuses else 200)
+
+    rules = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
+    chosen = stack(rules, tracer_provider=trace.NoOpTracerProvider(), meter_provider=NoOpMeterProvider())
+    async with aiohttp.ClientSession(await serve(answer), middlewares=chosen) as session:
+        with tracing.provider.get_tracer("user").start_as_current_span("job"):
+            await session.get("/")
+    [job] = tracing.spans
+    assert (job.name, job.events, dict(job.attributes or {})) == ("job", (), {})

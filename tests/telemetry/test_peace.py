@@ -7,9 +7,10 @@ from contextlib import nullcontext
 
 import aiohttp
 import pytest
-from opentelemetry import baggage, context, trace
+from opentelemetry import baggage, context, metrics, trace
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.instrumentation.utils import suppress_http_instrumentation
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.trace import SpanKind
 from tests.conftest import Tracing
@@ -92,6 +93,31 @@ async def test_the_span_that_the_server_is_told_of_is_ended_by_whoever_began_it(
         assert send.instrumentation_scope.name == scope
         traceparent = sandbox.received[-1].headers["traceparent"]
         assert traceparent.split("-")[1:3] == [f"{send.context.trace_id:032x}", f"{send.context.span_id:016x}"]
+
+
+@pytest.mark.parametrize("meters", [MeterProvider(shutdown_on_exit=False), NoOpMeterProvider()], ids=["metrics", ""])
+@pytest.mark.parametrize("job", [True, False])
+@pytest.mark.parametrize("of_send", [True, False])
+@pytest.mark.parametrize("of_call", [True, False])
+async def test_the_server_is_told_of_a_span_that_there_is_whichever_of_ours_are_off(
+    sandbox: Sandbox, tracing: Tracing, of_call: bool, of_send: bool, job: bool, meters: metrics.MeterProvider
+) -> None:
+    layers = [
+        kind(tracer_provider=tracing.provider if on else trace.NoOpTracerProvider(), meter_provider=meters)
+        for kind, on in ((RequestSpan, of_call), (AttemptSpan, of_send))
+    ]
+    async with aiohttp.ClientSession(sandbox.url, middlewares=layers) as session:
+        with tracing.provider.get_tracer("user").start_as_current_span("job") if job else nullcontext():
+            await session.get("/accounting/invoices")
+    ids = {f"{span.context.span_id:016x}" for span in tracing.spans}
+    assert sandbox.received[-1].headers["traceparent"].split("-")[2] in ids
+    assert {f"{span.parent.span_id:016x}" for span in tracing.spans if span.parent} <= ids
+    assert len({span.context.trace_id for span in tracing.spans}) == 1
+    # Theirs stands in where none is ours.
+    scopes = [span.instrumentation_scope.name for span in tracing.spans if span.instrumentation_scope]
+    theirs = not of_call and not of_send
+    assert len(tracing.spans) == of_call + of_send + theirs + job
+    assert scopes.count("opentelemetry.instrumentation.aiohttp_client") == theirs
 
 
 async def test_what_it_does_not_trace_is_traced_by_lamella(sandbox: Sandbox, tracing: Tracing) -> None:
