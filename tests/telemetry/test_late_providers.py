@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import aiohttp
@@ -20,7 +20,18 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 from tests.conftest import Handler, Tracing
 from tests.telemetry.conftest import Metering
 
-from lamella import AttemptSpan, Backoff, RequestSpan, Rule, RuleBook, stack, telemetry
+from lamella import (
+    AttemptSpan,
+    Backoff,
+    Classify,
+    RequestSpan,
+    Rule,
+    RuleBook,
+    ServerFault,
+    as_one,
+    stack,
+    telemetry,
+)
 
 Serve = Callable[[Handler], Awaitable[str]]
 
@@ -92,6 +103,22 @@ async def test_where_nobody_will_ever_listen_nothing_is_described(
 ) -> None:
     monkeypatch.setattr(telemetry, "described", None)
     assert "traceparent" not in await headers_of_a_call(serve, *layers(*kinds))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("raised", [True, False])
+async def test_where_nobody_will_ever_listen_a_call_fails_as_it_always_does(
+    serve: Serve, caplog: pytest.LogCaptureFixture, raised: bool, fused: bool
+) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=503)
+
+    chosen = [*layers(RequestSpan, AttemptSpan), *([Classify(RuleBook())] if raised else [])]
+    async with aiohttp.ClientSession(await serve(answer), middlewares=[as_one(chosen)] if fused else chosen) as session:
+        for _ in range(2):
+            with pytest.raises(ServerFault) if raised else nullcontext():
+                assert (await session.get("/")).status == 503
+    assert len(caplog.records) == 2 * raised
 
 
 @contextmanager
