@@ -64,6 +64,22 @@ async def test_a_bad_status_is_raised_and_its_connection_is_free(
             assert not connector._acquired
 
 
+async def test_the_connection_of_an_error_that_is_longer_than_what_is_read_of_it_is_free_too(serve: Serve) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=500, body=bytes(2**20))
+
+    connector = aiohttp.TCPConnector(limit=1)
+    async with aiohttp.ClientSession(
+        await serve(answer), connector=connector, middlewares=(Classify(RULES),)
+    ) as session:
+        for _ in range(2):
+            async with asyncio.timeout(5):
+                with pytest.raises(ServerFault) as caught:
+                    await session.get("/")
+            assert len(caught.value.body) == 64 * 1024
+            assert not connector._acquired
+
+
 async def test_a_retry_after_date_is_measured_on_the_servers_clock(serve: Serve) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         dates = {"Date": "Sun, 06 Nov 1994 08:49:37 GMT", "Retry-After": "Sun, 06 Nov 1994 08:51:07 GMT"}
@@ -132,12 +148,13 @@ async def test_a_proxy_that_does_not_answer_to_connect_is_a_failed_connection(
             await session.post("https://api.example/", data=b"x", proxy=await serve_raw(connection))
 
 
-async def test_a_timeout_of_aiohttps_is_one_of_ours(serve: Serve) -> None:
+@pytest.mark.parametrize("limit", ["sock_read", "total"])
+async def test_a_timeout_of_aiohttps_is_one_of_ours(serve: Serve, limit: str) -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(10)
         return web.Response()
 
-    timeout = aiohttp.ClientTimeout(sock_read=0.05)
+    timeout = aiohttp.ClientTimeout(**{limit: 0.05})
     async with aiohttp.ClientSession(await serve(never), timeout=timeout, middlewares=(Classify(RULES),)) as session:
         with pytest.raises(AttemptTimeout):
             await session.get("/")

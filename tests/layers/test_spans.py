@@ -193,6 +193,21 @@ async def test_a_send_that_the_deadline_ends_is_a_timeout_and_one_that_is_cancel
     assert given_up.status.status_code is StatusCode.UNSET
 
 
+async def test_an_answer_just_before_the_deadline_is_no_timeout(
+    serve: Serve, tracing: Tracing, virtual_time: VirtualClock
+) -> None:
+    async def late(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(9.999)
+        return web.Response()
+
+    layers = stack(RULES, deadline=10, tracer_provider=tracing.provider)
+    async with aiohttp.ClientSession(await serve(late), middlewares=layers) as session:
+        await session.get("/")
+    for span in tracing.spans:
+        assert "error.type" not in attributes(span)
+        assert span.status.is_unset
+
+
 async def test_the_users_span_is_the_parent_and_baggage_passes(serve: Serve, tracing: Tracing) -> None:
     server = Server()
     layers = stack(RULES, tracer_provider=tracing.provider)
