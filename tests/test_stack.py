@@ -24,6 +24,7 @@ from lamella import (
     in_order,
     stack,
 )
+from lamella.policy.budget import DEFAULT_BUDGET
 from lamella.stacking import Layer
 
 Serve = Callable[[Handler], Awaitable[str]]
@@ -61,6 +62,13 @@ def test_stack_has_everything_by_default_and_takes_layers_made_by_hand() -> None
     assert stack(RULES, breaker)[1] is breaker
     small = stack(RULES, spans=False, throttle=False, attempt_timeout=None, buffer=None, raise_errors=False)
     assert [type(layer) for layer in small] == [Retry]
+
+
+def test_what_is_not_said_is_as_the_layers_have_it_themselves() -> None:
+    made = {type(layer): repr(layer) for layer in stack(RULES)}
+    assert made[Retry] == repr(Retry(RULES, attempts=5, budget=DEFAULT_BUDGET))
+    assert made[Timeout] == repr(Timeout(60.0))
+    assert made[Buffer] == repr(Buffer()) == f"Buffer({8 * 2**20})"
 
 
 @pytest.mark.parametrize("chosen", [set_ for size in range(10) for set_ in itertools.combinations(LAYERS, size)])

@@ -172,19 +172,6 @@ class Tracing:
         self._never = isinstance(self.tracer, trace.NoOpTracer)
         self._late = isinstance(self.tracer, trace.ProxyTracer)
 
-    def start(
-        self,
-        name: str,
-        parent: trace.Span | None,
-        kind: trace.SpanKind,
-        attributes: Mapping[str, AttributeValue],
-    ) -> trace.Span:
-        """A span inside of *parent*, None meaning the current one; while there is no SDK, what stands for one."""
-        if self.silent:
-            return unrecorded(parent)
-        within = None if parent is None else trace.set_span_in_context(parent)
-        return self.tracer.start_span(name, within, kind, attributes)
-
     @property
     def silent(self) -> bool:
         """Whether there is no SDK (yet), so that no span need be described."""
@@ -442,13 +429,16 @@ def take_over(request: aiohttp.ClientRequest, call: Call) -> None:
     """Take away what OpenTelemetry's own instrumentation of aiohttp has begun for this call.
 
     Its one CLIENT span would stand around all our sends, and be the parent of ours in place of the caller's span.
-    It takes no offence: a call of which it has no span is none of its business.
+    It takes no offence: a call of which it has no span is none of its business. Where we make no spans of our own its
+    span is left to it: the server is told of that one.
     """
     for trace_ in getattr(request, "_traces", ()):
         if getattr(getattr(trace_, "_trace_config", None), _INSTRUMENTED, False):
             state = getattr(trace_, "_trace_config_ctx", None)
             if state is not None and getattr(state, "token", None) is not None:
                 context.detach(state.token)
+                if call.span is not None and call.span.get_span_context() == state.span.get_span_context():
+                    call.span = unrecorded()  # it stood for that one, for a RequestSpan that makes none
                 call.taken_over = (*call.taken_over, (state, state.span))
                 state.token = state.span = None
 

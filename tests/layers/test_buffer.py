@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from tests.conftest import Connection, Handler
 
-from lamella import Buffer, ConnectionLost, Timeout, stack
+from lamella import AttemptTimeout, Buffer, ConnectionLost, Timeout, as_one, stack
 from lamella.policy import RuleBook
 
 Serve = Callable[[Handler], Awaitable[str]]
@@ -89,17 +89,64 @@ async def test_a_cut_body_is_a_lost_connection(serve_raw: ServeRaw, method: str)
     assert connections == 1
 
 
-async def test_a_body_that_does_not_end_is_not_waited_for(serve: Serve) -> None:
+@pytest.mark.parametrize("kind", ["text/event-stream", "multipart/x-mixed-replace; boundary=x"])
+@pytest.mark.parametrize(
+    "layers", [(Buffer(),), (as_one([Buffer()]),), stack(RuleBook())], ids=["alone", "fused", "all"]
+)
+async def test_a_body_that_does_not_end_is_not_waited_for(
+    serve: Serve, layers: tuple[aiohttp.ClientMiddlewareType, ...], kind: str
+) -> None:
     async def events(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        response = web.StreamResponse(headers={"Content-Type": kind})
         await response.prepare(request)
         await response.write(b"data: 1\n\n")
         await asyncio.sleep(10)
         return response
 
-    async with aiohttp.ClientSession(await serve(events), middlewares=stack(RuleBook())) as session:
+    async with aiohttp.ClientSession(await serve(events), middlewares=layers) as session:
         async with asyncio.timeout(5), session.get("/") as response:
             assert await response.content.readline() == b"data: 1\n"
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("length", "waits"), [(8, True), (9, False)])
+async def test_a_body_that_is_known_to_be_too_long_is_handed_on_at_once(
+    serve_raw: ServeRaw, fused: bool, length: int, waits: bool
+) -> None:
+    handed_on, ended = asyncio.Event(), False
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal ended
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n1" % length)
+        await (asyncio.sleep(0.01) if waits else handed_on.wait())
+        ended = True
+        writer.write(b"2" * (length - 1))
+
+    buffer = Buffer(8)
+    chosen = as_one([buffer]) if fused else buffer
+    async with aiohttp.ClientSession(await serve_raw(connection), middlewares=(chosen,)) as session:
+        async with asyncio.timeout(5), session.get("/") as response:
+            assert ended is waits
+            handed_on.set()
+            assert len(await response.read()) == length
+
+
+async def test_a_timeout_of_the_sessions_is_one_of_ours(serve: Serve) -> None:
+    async def slow(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"half")
+        await asyncio.sleep(10)
+        return response
+
+    connector, timeout = aiohttp.TCPConnector(), aiohttp.ClientTimeout(total=0.05)
+    async with aiohttp.ClientSession(
+        await serve(slow), connector=connector, timeout=timeout, middlewares=(Buffer(),)
+    ) as session:
+        with pytest.raises(AttemptTimeout):
+            await session.get("/")
+        assert not connector._acquired
 
 
 async def test_a_slow_body_is_a_timeout(serve: Serve) -> None:
@@ -131,6 +178,23 @@ async def test_a_websocket_is_left_alone(serve: Serve) -> None:
         async with asyncio.timeout(5), session.ws_connect("/") as socket:
             await socket.send_str("hello")
             assert await socket.receive_str() == "hello"
+
+
+@pytest.mark.parametrize("header", ["", "Content-Length: 4\r\n", "Transfer-Encoding: chunked\r\n"])
+@pytest.mark.parametrize("fused", [False, True])
+async def test_what_is_upgraded_is_left_alone_whatever_it_says_of_a_body(
+    serve_raw: ServeRaw, header: str, fused: bool
+) -> None:
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: x\r\n{header}\r\n".encode())
+        await reader.read()
+
+    buffer = Buffer()
+    chosen = as_one([buffer]) if fused else buffer
+    async with aiohttp.ClientSession(await serve_raw(connection), middlewares=(chosen,)) as session:
+        async with asyncio.timeout(5), session.get("/") as response:
+            assert response.status == 101
 
 
 def test_bad_limit() -> None:

@@ -13,6 +13,7 @@ from tests.conftest import Connection, Handler
 from lamella import (
     ApiError,
     AttemptTimeout,
+    BadRequest,
     Classify,
     ClientFault,
     ConnectFailed,
@@ -23,6 +24,7 @@ from lamella import (
     ServerFault,
     TooManyRequests,
     TransportError,
+    as_one,
 )
 
 Serve = Callable[[Handler], Awaitable[str]]
@@ -40,10 +42,12 @@ async def test_a_good_answer_passes_untouched(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(429, TooManyRequests), (418, ClientFault), (599, ServerFault), (999, ServerFault)]
+    ("status", "kind"),
+    [(400, BadRequest), (429, TooManyRequests), (418, ClientFault), (599, ServerFault), (999, ServerFault)],
 )
+@pytest.mark.parametrize("layer", [Classify(RULES), as_one([Classify(RULES)])], ids=["alone", "fused"])
 async def test_a_bad_status_is_raised_and_its_connection_is_free(
-    serve_raw: ServeRaw, status: int, kind: type[ApiError]
+    serve_raw: ServeRaw, status: int, kind: type[ApiError], layer: aiohttp.ClientMiddlewareType
 ) -> None:
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -51,14 +55,28 @@ async def test_a_bad_status_is_raised_and_its_connection_is_free(
             writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: 4\r\nRetry-After: 7\r\n\r\nbody".encode())
 
     connector = aiohttp.TCPConnector(limit=1)
-    async with aiohttp.ClientSession(
-        await serve_raw(connection), connector=connector, middlewares=(Classify(RULES),)
-    ) as session:
+    async with aiohttp.ClientSession(await serve_raw(connection), connector=connector, middlewares=(layer,)) as session:
         for _ in range(3):
             async with asyncio.timeout(5):
                 with pytest.raises(kind) as caught:
                     await session.get("/")
             assert (caught.value.status, caught.value.body, caught.value.retry_after) == (status, b"body", 7.0)
+            assert not connector._acquired
+
+
+async def test_the_connection_of_an_error_that_is_longer_than_what_is_read_of_it_is_free_too(serve: Serve) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=500, body=bytes(2**20))
+
+    connector = aiohttp.TCPConnector(limit=1)
+    async with aiohttp.ClientSession(
+        await serve(answer), connector=connector, middlewares=(Classify(RULES),)
+    ) as session:
+        for _ in range(2):
+            async with asyncio.timeout(5):
+                with pytest.raises(ServerFault) as caught:
+                    await session.get("/")
+            assert len(caught.value.body) == 64 * 1024
             assert not connector._acquired
 
 
@@ -130,12 +148,13 @@ async def test_a_proxy_that_does_not_answer_to_connect_is_a_failed_connection(
             await session.post("https://api.example/", data=b"x", proxy=await serve_raw(connection))
 
 
-async def test_a_timeout_of_aiohttps_is_one_of_ours(serve: Serve) -> None:
+@pytest.mark.parametrize("limit", ["sock_read", "total"])
+async def test_a_timeout_of_aiohttps_is_one_of_ours(serve: Serve, limit: str) -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(10)
         return web.Response()
 
-    timeout = aiohttp.ClientTimeout(sock_read=0.05)
+    timeout = aiohttp.ClientTimeout(**{limit: 0.05})
     async with aiohttp.ClientSession(await serve(never), timeout=timeout, middlewares=(Classify(RULES),)) as session:
         with pytest.raises(AttemptTimeout):
             await session.get("/")

@@ -70,7 +70,7 @@ def test_the_names_are_the_conventions() -> None:
     assert telemetry.URL_FULL == url_attributes.URL_FULL
 
 
-async def test_a_call_that_needs_two_sends(serve: Serve, tracing: Tracing) -> None:
+async def test_a_call_that_needs_two_sends(serve: Serve, tracing: Tracing, virtual_time: VirtualClock) -> None:
     url = await serve(Server(429))
     port = int(url.rpartition(":")[2])
     layers = stack(RULES, tracer_provider=tracing.provider)
@@ -132,13 +132,14 @@ async def test_a_call_that_fails(serve: Serve, tracing: Tracing) -> None:
     assert attributes(tracing.call)["lamella.stop_reason"] == "unsafe_method"
 
 
-async def test_without_raise_errors_the_spans_say_the_same(serve: Serve, tracing: Tracing) -> None:
+@pytest.mark.parametrize("status", [400, 503])
+async def test_without_raise_errors_the_spans_say_the_same(serve: Serve, tracing: Tracing, status: int) -> None:
     layers = stack(RULES, raise_errors=False, tracer_provider=tracing.provider)
-    async with aiohttp.ClientSession(await serve(Server(503)), middlewares=layers) as session:
+    async with aiohttp.ClientSession(await serve(Server(status)), middlewares=layers) as session:
         await session.get("/")
     for span in tracing.spans:
         assert span.status.status_code is StatusCode.ERROR
-        assert attributes(span)["error.type"] == "503"
+        assert attributes(span)["error.type"] == str(status)
     assert attributes(tracing.call)["lamella.outcome"] == "failure"
 
 
@@ -182,7 +183,7 @@ async def test_a_send_that_the_deadline_ends_is_a_timeout_and_one_that_is_cancel
         with pytest.raises(AttemptTimeout):
             await session.get("/")
         cancelled = asyncio.create_task(session.get("/"))
-        await asyncio.sleep(5)
+        await asyncio.sleep(9.9)
         cancelled.cancel()
         await asyncio.wait([cancelled])
     late, given_up = tracing.sends
@@ -190,6 +191,21 @@ async def test_a_send_that_the_deadline_ends_is_a_timeout_and_one_that_is_cancel
     assert late.status.status_code is StatusCode.ERROR
     assert "error.type" not in attributes(given_up)
     assert given_up.status.status_code is StatusCode.UNSET
+
+
+async def test_an_answer_just_before_the_deadline_is_no_timeout(
+    serve: Serve, tracing: Tracing, virtual_time: VirtualClock
+) -> None:
+    async def late(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(9.999)
+        return web.Response()
+
+    layers = stack(RULES, deadline=10, tracer_provider=tracing.provider)
+    async with aiohttp.ClientSession(await serve(late), middlewares=layers) as session:
+        await session.get("/")
+    for span in tracing.spans:
+        assert "error.type" not in attributes(span)
+        assert span.status.is_unset
 
 
 async def test_the_users_span_is_the_parent_and_baggage_passes(serve: Serve, tracing: Tracing) -> None:

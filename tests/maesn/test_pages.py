@@ -70,6 +70,27 @@ async def test_a_count_that_changes_on_the_way(sandbox: Sandbox, answers: list[R
     assert len(sandbox.received) == len(answers)
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "told"),
+    [
+        ("total", 0, 0),
+        ("total", 2**53 - 1, 2**53 - 1),
+        ("total", 2**53, None),
+        ("total", -1, None),
+        ("total", "7", None),
+        ("totalPages", 0, 0),
+        ("totalPages", 1_000_000, 1_000_000),
+        ("totalPages", 1_000_001, None),
+    ],
+)
+async def test_a_count_is_told_where_it_can_be_one(sandbox: Sandbox, name: str, said: object, told: object) -> None:
+    body = {"meta": {"pagination": {name: said}}, "data": [{"invoiceId": "a"}]}
+    sandbox.script(Reply(body=json.dumps(body).encode()))
+    async with connect(sandbox) as session:
+        found = await anext(maesn.pages(session, "invoices"))
+    assert {"total": found.total, "totalPages": found.total_pages} == {"total": None, "totalPages": None, name: told}
+
+
 async def test_arguments_that_the_api_does_not_take_are_refused_at_the_call(sandbox: Sandbox) -> None:
     async with connect(sandbox) as session:
         for limit in (0, 1, 99, 101):

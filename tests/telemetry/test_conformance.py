@@ -8,6 +8,7 @@ import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from importlib import import_module
+from importlib.metadata import version
 from typing import NoReturn
 
 import aiohttp
@@ -150,15 +151,34 @@ async def test_all_that_is_told_is_emitted_and_nothing_else(serve: Serve, tracin
     assert checker.seen == Told.by().all
 
 
+async def test_whose_they_are(serve: Serve, tracing: Tracing, metering: Metering) -> None:
+    await emit_everything(serve, tracing, metering)
+    data = metering.reader.get_metrics_data()
+    assert data is not None
+    scopes = {span.instrumentation_scope for span in tracing.spans}
+    scopes |= {scope.scope for resource in data.resource_metrics for scope in resource.scope_metrics}
+    assert {(scope.name, scope.version, scope.schema_url) for scope in scopes if scope} == {
+        (SCOPE, version("lamella"), "https://opentelemetry.io/schemas/1.30.0")
+    }
+
+
 async def test_the_advised_buckets(serve: Serve, tracing: Tracing, metering: Metering) -> None:
     await emit_everything(serve, tracing, metering)
-    [point, *_] = metering.metrics["http.client.request.duration"].data.data_points
-    assert isinstance(point, HistogramDataPoint)
-    # https://opentelemetry.io/docs/specs/semconv/http/http-metrics/#metric-httpclientrequestduration
-    assert point.explicit_bounds == (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-    [call, *_] = metering.metrics["lamella.call.duration"].data.data_points
-    assert isinstance(call, HistogramDataPoint)
-    assert call.explicit_bounds[-1] == 1200
+    advised = {}
+    for name, metric in metering.metrics.items():
+        point = next(iter(metric.data.data_points))
+        if isinstance(point, HistogramDataPoint):
+            advised[name] = point.explicit_bounds
+    of_a_call = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
+    assert advised == {
+        # https://opentelemetry.io/docs/specs/semconv/http/http-metrics/#metric-httpclientrequestduration
+        "http.client.request.duration": (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),
+        "lamella.call.attempts": (1, 2, 3, 4, 5, 6, 8, 10, 15, 20),
+        "lamella.call.duration": of_a_call,
+        "lamella.call.wait": of_a_call,
+        "lamella.gate.wait": of_a_call,
+        "lamella.rate_limit.duration": of_a_call,
+    }
 
 
 def test_the_page_is_right_by_the_published_conventions() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import aiohttp
@@ -13,13 +13,25 @@ import pytest
 from aiohttp import web
 from opentelemetry import baggage, context, propagate, trace
 from opentelemetry.context import Context
-from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
-from tests.conftest import Handler
+from tests.conftest import Handler, Tracing
+from tests.telemetry.conftest import Metering
 
-from lamella import AttemptSpan, RequestSpan
+from lamella import (
+    AttemptSpan,
+    Backoff,
+    Classify,
+    RequestSpan,
+    Rule,
+    RuleBook,
+    ServerFault,
+    as_one,
+    stack,
+    telemetry,
+)
 
 Serve = Callable[[Handler], Awaitable[str]]
 
@@ -34,12 +46,21 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from lamella import maesn
+from lamella import maesn, telemetry
 from lamella.testing import Sandbox
+
+told, described = [], telemetry.described
+
+def telling(*args):
+    told.append(args)
+    return described(*args)
+
+telemetry.described = telling
 
 async def main():
     async with Sandbox() as sandbox, maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url) as session:
         await session.get("/accounting/invoices")
+        assert not told, "described for nobody"
         exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
         if "tracer" in WHAT:
             provider = TracerProvider(shutdown_on_exit=False)
@@ -74,6 +95,30 @@ def test_a_provider_that_is_set_later_is_used_from_then_on(what: str, spans: lis
     program = f"WHAT = {what!r}\n{PROGRAM}"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603
     assert ran.stdout.strip() == f"{spans} {metrics}"
+
+
+@pytest.mark.parametrize("kinds", [(AttemptSpan,), (RequestSpan, AttemptSpan)])
+async def test_where_nobody_will_ever_listen_nothing_is_described(
+    serve: Serve, kinds: tuple[type[AttemptSpan] | type[RequestSpan], ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "described", None)
+    assert "traceparent" not in await headers_of_a_call(serve, *layers(*kinds))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("raised", [True, False])
+async def test_where_nobody_will_ever_listen_a_call_fails_as_it_always_does(
+    serve: Serve, caplog: pytest.LogCaptureFixture, raised: bool, fused: bool
+) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=503)
+
+    chosen = [*layers(RequestSpan, AttemptSpan), *([Classify(RuleBook())] if raised else [])]
+    async with aiohttp.ClientSession(await serve(answer), middlewares=[as_one(chosen)] if fused else chosen) as session:
+        for _ in range(2):
+            with pytest.raises(ServerFault) if raised else nullcontext():
+                assert (await session.get("/")).status == 503
+    assert len(caplog.records) == 2 * raised
 
 
 @contextmanager
@@ -111,18 +156,22 @@ async def headers_of_a_call(serve: Serve, *layers: aiohttp.ClientMiddlewareType)
     return seen
 
 
-def layers(*kinds: type[AttemptSpan] | type[RequestSpan]) -> list[AttemptSpan | RequestSpan]:
-    return [kind(tracer_provider=trace.NoOpTracerProvider(), meter_provider=NoOpMeterProvider()) for kind in kinds]
+def layers(
+    *kinds: type[AttemptSpan] | type[RequestSpan], meters: MeterProvider | None = None
+) -> list[AttemptSpan | RequestSpan]:
+    meters = meters or NoOpMeterProvider()
+    return [kind(tracer_provider=trace.NoOpTracerProvider(), meter_provider=meters) for kind in kinds]
 
 
+@pytest.mark.parametrize("measured", [True, False])
 @pytest.mark.parametrize("kinds", [(AttemptSpan,), (RequestSpan, AttemptSpan)])
 async def test_a_trace_of_others_goes_on_without_an_sdk(
-    serve: Serve,
-    kinds: tuple[type[AttemptSpan] | type[RequestSpan], ...],
+    serve: Serve, metering: Metering, kinds: tuple[type[AttemptSpan] | type[RequestSpan], ...], measured: bool
 ) -> None:
-    assert "traceparent" not in await headers_of_a_call(serve, *layers(*kinds))
+    meters = metering.provider if measured else None
+    assert "traceparent" not in await headers_of_a_call(serve, *layers(*kinds, meters=meters))
     with attached(baggage.set_baggage("who", "me", set_span_in_context(NonRecordingSpan(PARENT)))):
-        headers = await headers_of_a_call(serve, *layers(*kinds))
+        headers = await headers_of_a_call(serve, *layers(*kinds, meters=meters))
     assert headers["traceparent"] == f"00-{PARENT.trace_id:032x}-{PARENT.span_id:016x}-01"
     assert headers["baggage"] == "who=me"
 
@@ -145,3 +194,19 @@ async def test_a_propagator_of_the_users_is_asked_whatever_there_is(
     finally:
         propagate.set_global_textmap(before)
     assert headers["X-Own"] == "always"
+
+
+async def test_nothing_is_written_on_a_span_of_others(serve: Serve, tracing: Tracing) -> None:
+    """What is told of a call is told on its span, which there is none of here."""
+    statuses = [429]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=statuses.pop() if statuses else 200)
+
+    rules = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
+    chosen = stack(rules, tracer_provider=trace.NoOpTracerProvider(), meter_provider=NoOpMeterProvider())
+    async with aiohttp.ClientSession(await serve(answer), middlewares=chosen) as session:
+        with tracing.provider.get_tracer("user").start_as_current_span("job"):
+            await session.get("/")
+    [job] = tracing.spans
+    assert (job.name, job.events, dict(job.attributes or {})) == ("job", (), {})

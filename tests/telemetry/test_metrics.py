@@ -108,6 +108,17 @@ async def test_a_call_that_is_given_up_is_counted_by_the_reason(
     assert metering.value("lamella.sends.active") == metering.value("lamella.calls.waiting") == 0
 
 
+async def test_an_error_that_is_not_raised_is_measured_all_the_same(
+    slow: Sandbox, connect: Connect, metering: Metering
+) -> None:
+    slow.script(400)
+    async with connect(raise_errors=False) as session:
+        assert (await session.get("/accounting/invoices")).status == 400
+    for name, value in (("duration", pytest.approx(0.5)), ("attempts", 1), ("wait", 0)):
+        assert counts(metering, f"lamella.call.{name}") == [("failure", "400", 1, value)]
+    assert counts(metering, "http.client.request.duration") == [(400, "400", 1, pytest.approx(0.5))]
+
+
 @pytest.mark.parametrize("ends", ["well", "badly", "cancelled"])
 async def test_what_is_under_way_now(slow: Sandbox, connect: Connect, metering: Metering, ends: str) -> None:
     """In flight during a send, waiting during a wait, and neither afterwards."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
@@ -142,7 +143,9 @@ async def test_providers_are_given_or_global(
 
 async def test_trace_configs_of_the_users_see_one_request(serve: Serve, tracing: Tracing) -> None:
     seen: list[str] = []
-    config = aiohttp.TraceConfig()
+    # Named as OpenTelemetry's own instrumentation of aiohttp has them.
+    state = SimpleNamespace(token="mine", span="mine")
+    config = aiohttp.TraceConfig(lambda trace_request_ctx: state)  # type: ignore[arg-type]
 
     async def note(session: aiohttp.ClientSession, ctx: object, params: aiohttp.TraceRequestStartParams) -> None:
         seen.append(params.method)
@@ -153,6 +156,7 @@ async def test_trace_configs_of_the_users_see_one_request(serve: Serve, tracing:
         await session.get("/")
         assert session.trace_configs == [config]
     assert (seen, len(tracing.sends)) == (["GET"], 2)
+    assert (state.token, state.span) == ("mine", "mine")
 
 
 async def test_other_retries_of_staminas_are_told_as_before(
@@ -174,19 +178,29 @@ async def test_other_retries_of_staminas_are_told_as_before(
     assert [record.levelno for record in caplog.records if record.name == "stamina"] == [logging.WARNING]
 
 
-async def test_an_error_of_a_layer_of_the_users_shows_as_its_class(serve: Serve, tracing: Tracing) -> None:
-    class OwnError(Exception):
-        pass
+class OwnError(Exception):
+    """With a status, if any, of whatever kind."""
 
+    def __init__(self, status: object) -> None:
+        super().__init__("with a s3cr3t in it")
+        self.status = status
+
+
+@pytest.mark.parametrize(("status", "shown"), [(None, "OwnError"), (0, "OwnError"), ("odd", "OwnError"), (503, "503")])
+async def test_an_error_of_a_layer_of_the_users_shows_as_its_status_or_its_class(
+    serve: Serve, tracing: Tracing, status: object, shown: str
+) -> None:
     async def own(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        raise OwnError("with a s3cr3t in it")
+        raise OwnError(status)
 
     layers = (*stack(RULES, tracer_provider=tracing.provider), own)
     async with aiohttp.ClientSession(await serve(Server()), middlewares=layers) as session:
         with pytest.raises(OwnError) as caught:
             await session.get("/")
     assert not isinstance(caught.value, LamellaError)
+    assert len(tracing.spans) == 2
     for span in tracing.spans:
-        assert str(given(span)["error.type"]).endswith("OwnError")
+        assert given(span)["error.type"] == shown
+        assert span.status.description is None
         assert "s3cr3t" not in span.to_json()
         assert not [event for event in span.events if event.name == "exception"]

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import aiohttp
 import pytest
-from opentelemetry import baggage, context, trace
+from opentelemetry import baggage, context, metrics, trace
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
+from opentelemetry.instrumentation.utils import suppress_http_instrumentation
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.trace import SpanKind
 from tests.conftest import Tracing
 
-from lamella import AttemptSpan, maesn
+from lamella import AttemptSpan, Classify, ClientFault, RequestSpan, RuleBook, as_one, maesn
 from lamella.testing import Sandbox
 
 
 @pytest.fixture(autouse=True)
-def _instrumented(tracing: Tracing) -> Iterator[None]:
+def _instrumented(tracing: Tracing, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     meters = MeterProvider()
     instrumentor = AioHttpClientInstrumentor()
     instrumentor.instrument(tracer_provider=tracing.provider, meter_provider=meters)
     yield
     instrumentor.uninstrument()
     meters.shutdown()
+    # As of a context that was detached twice.
+    assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
 
 
 @pytest.mark.parametrize("kind", ["a session of lamella's", "layers in a session", "one layer in a session"])
@@ -65,6 +70,68 @@ async def test_there_is_one_client_span_a_send_and_one_traceparent(
             }
             assert outermost == job.get_span_context().span_id
             assert {request.headers["baggage"] for request in received} == {"tenant=acme"}
+
+
+@pytest.mark.parametrize("classified", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+async def test_the_span_that_the_server_is_told_of_is_ended_by_whoever_began_it(
+    sandbox: Sandbox, tracing: Tracing, classified: bool, fused: bool
+) -> None:
+    """Without an AttemptSpan that is theirs; with one it is ours alone, also where the call fails."""
+    call, rules = RequestSpan(tracer_provider=tracing.provider), Classify(RuleBook())
+    for layers, scope in (
+        ((call, rules), "opentelemetry.instrumentation.aiohttp_client"),
+        ((call, AttemptSpan(tracer_provider=tracing.provider), rules), "lamella"),
+    ):
+        tracing.exporter.clear()
+        chosen = layers if classified else layers[:-1]
+        async with aiohttp.ClientSession(sandbox.url, middlewares=(as_one(chosen),) if fused else chosen) as session:
+            with pytest.raises(ClientFault) if classified else nullcontext():
+                await session.get("/accounting/invoices")
+        [send] = tracing.sends
+        assert send.instrumentation_scope is not None
+        assert send.instrumentation_scope.name == scope
+        traceparent = sandbox.received[-1].headers["traceparent"]
+        assert traceparent.split("-")[1:3] == [f"{send.context.trace_id:032x}", f"{send.context.span_id:016x}"]
+
+
+@pytest.mark.parametrize("meters", [MeterProvider(shutdown_on_exit=False), NoOpMeterProvider()], ids=["metrics", ""])
+@pytest.mark.parametrize("job", [True, False])
+@pytest.mark.parametrize("of_send", [True, False])
+@pytest.mark.parametrize("of_call", [True, False])
+async def test_the_server_is_told_of_a_span_that_there_is_whichever_of_ours_are_off(
+    sandbox: Sandbox, tracing: Tracing, of_call: bool, of_send: bool, job: bool, meters: metrics.MeterProvider
+) -> None:
+    layers = [
+        kind(tracer_provider=tracing.provider if on else trace.NoOpTracerProvider(), meter_provider=meters)
+        for kind, on in ((RequestSpan, of_call), (AttemptSpan, of_send))
+    ]
+    async with aiohttp.ClientSession(sandbox.url, middlewares=layers) as session:
+        with tracing.provider.get_tracer("user").start_as_current_span("job") if job else nullcontext():
+            await session.get("/accounting/invoices")
+    ids = {f"{span.context.span_id:016x}" for span in tracing.spans}
+    assert sandbox.received[-1].headers["traceparent"].split("-")[2] in ids
+    assert {f"{span.parent.span_id:016x}" for span in tracing.spans if span.parent} <= ids
+    assert len({span.context.trace_id for span in tracing.spans}) == 1
+    # Theirs stands in where none is ours.
+    scopes = [span.instrumentation_scope.name for span in tracing.spans if span.instrumentation_scope]
+    theirs = not of_call and not of_send
+    assert len(tracing.spans) == of_call + of_send + theirs + job
+    assert scopes.count("opentelemetry.instrumentation.aiohttp_client") == theirs
+
+
+async def test_what_it_does_not_trace_is_traced_by_lamella(sandbox: Sandbox, tracing: Tracing) -> None:
+    layers = (RequestSpan(tracer_provider=tracing.provider), AttemptSpan(tracer_provider=tracing.provider))
+    async with aiohttp.ClientSession(sandbox.url, middlewares=layers) as session:
+        with suppress_http_instrumentation():
+            await session.get("/accounting/invoices")
+    assert [span.kind for span in tracing.spans] == [SpanKind.CLIENT, SpanKind.INTERNAL]
+
+
+async def test_a_session_of_lamellas_keeps_the_trace_configs_that_it_is_given(sandbox: Sandbox) -> None:
+    mine = aiohttp.TraceConfig()
+    async with maesn.session("key", "account", sandbox.url, trace_configs=[mine]) as session:
+        assert session.trace_configs == [mine]
 
 
 async def test_a_session_without_lamella_is_left_to_it(sandbox: Sandbox, tracing: Tracing) -> None:

@@ -144,6 +144,45 @@ async def test_a_key_that_is_known_is_taken_out_of_the_first_urls_too(
         assert "s3cr3t-key-value" not in str(given(span)["url.full"])
 
 
+class NoRetries(Sampler):
+    """A sampler that leaves out whatever is sent again."""
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        again = "http.request.resend_count" in (attributes or ())
+        return SamplingResult(Decision.DROP if again else Decision.RECORD_AND_SAMPLE, attributes)
+
+    def get_description(self) -> str:
+        return "NoRetries"
+
+
+async def test_a_key_that_came_with_a_send_that_nobody_described_is_taken_out_of_the_calls_url_too(
+    serve: Serve, tracing: Tracing
+) -> None:
+    keys = iter(["s3cr3t-key-first", "s3cr3t-key-second"])
+    statuses = [401]
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=statuses.pop() if statuses else 200)
+
+    tracing.provider.sampler = NoRetries()
+    rules = RuleBook(Rule(401, "Token is used up", retry=Backoff(initial=0)))
+    auth = HeaderAuth({"X-Key": lambda: next(keys)})
+    layers = stack(rules, auth=auth, tracer_provider=tracing.provider)
+    async with aiohttp.ClientSession(await serve(answer), middlewares=layers) as session:
+        await session.get("/s3cr3t-key-second")
+    assert len(tracing.sends) == 1
+    assert str(given(tracing.call)["url.full"]).endswith("/REDACTED")
+
+
 async def test_a_key_of_the_callers_own_header_is_taken_out_of_urls_too(serve: Serve, tracing: Tracing) -> None:
     layers = stack(RULES, tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(await serve(ok), middlewares=layers) as session:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from tempfile import TemporaryDirectory
 
 import aiohttp
 import pytest
 from aiohttp import web
 from opentelemetry import trace
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.metrics.export import HistogramDataPoint
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 from tests.conftest import Handler, Tracing
-from tests.telemetry.conftest import given
+from tests.telemetry.conftest import Metering, given
+from yarl import URL
 
 from lamella import AttemptSpan, Backoff, HeaderAuth, LamellaError, RequestSpan, Rule, RuleBook, maesn, stack, telemetry
 from lamella.testing import Fault, Sandbox, VirtualClock
@@ -24,6 +30,13 @@ from lamella.testing.sandbox import Step
 Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
 KNOWN = "OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS"
+
+
+def _has_ipv6() -> bool:
+    with suppress(OSError):
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        return True
+    return False
 
 
 async def answer(request: web.Request) -> web.StreamResponse:
@@ -138,14 +151,75 @@ class TestASend:
         counts = [given(span).get("http.request.resend_count") for span in tracing.sends]
         assert (counts.count(None), counts.count(1)) == (10, 5)
 
-    async def test_an_old_protocol(self, serve_raw: Callable[[object], Awaitable[str]], tracing: Tracing) -> None:
+    @pytest.mark.parametrize(("version", "shown"), [("1.0", "1.0"), ("1.1", "1.1"), ("2.0", "2")])
+    async def test_the_protocol(
+        self, serve_raw: Callable[[object], Awaitable[str]], tracing: Tracing, version: str, shown: str
+    ) -> None:
         async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"HTTP/1.0 200 OK\r\n\r\nold")
+            writer.write(f"HTTP/{version} 200 OK\r\nContent-Length: 0\r\n\r\n".encode())
 
         async with aiohttp.ClientSession(middlewares=stack(RULES, tracer_provider=tracing.provider)) as session:
             await session.get(await serve_raw(connection))
-        assert given(tracing.sends[0])["network.protocol.version"] == "1.0"
+        assert given(tracing.sends[0])["network.protocol.version"] == shown
+
+    async def test_a_request_that_a_middleware_has_changed(self, serve: Serve, tracing: Tracing) -> None:
+        first, second = URL(await serve(answer)), URL(await serve(answer))
+
+        async def elsewhere(
+            request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+        ) -> aiohttp.ClientResponse:
+            request.url, request.method = second / "200", "OPTIONS"
+            return await handler(request)
+
+        of_call, of_send = [kind(tracer_provider=tracing.provider) for kind in (RequestSpan, AttemptSpan)]
+        async with aiohttp.ClientSession(middlewares=(of_call, elsewhere, of_send)) as session:
+            await session.get(first / "404")
+        [send] = tracing.sends
+        assert (send.name, tracing.call.name) == ("OPTIONS", "lamella GET")
+        assert given(send)["http.request.method"] == "OPTIONS"
+        assert [given(span)["server.port"] for span in (tracing.call, send)] == [first.port, second.port]
+        assert given(send)["network.peer.port"] == second.port
+        # Of the call what it came to in the end.
+        assert given(send)["url.full"] == given(tracing.call)["url.full"] == str(second / "200")
+
+    @pytest.mark.skipif(not _has_ipv6(), reason="it has no such network")
+    async def test_by_ipv6(self, tracing: Tracing) -> None:
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            return web.Response()
+
+        runner = web.ServerRunner(web.Server(handle))
+        await runner.setup()
+        await web.TCPSite(runner, "::1", 0).start()
+        port = runner.addresses[0][1]
+        async with aiohttp.ClientSession(middlewares=stack(RULES, tracer_provider=tracing.provider)) as session:
+            await session.get(f"http://[::1]:{port}/")
+        await runner.cleanup()
+        told = given(tracing.sends[0])
+        assert (told["server.address"], told["server.port"]) == ("::1", port)
+        assert (told["network.peer.address"], told["network.peer.port"]) == ("::1", port)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="it has no such sockets")
+    @pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("unix", None)])
+    async def test_through_a_socket_of_the_file_system(self, tracing: Tracing, scheme: str, port: int | None) -> None:
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            return web.Response()
+
+        runner = web.ServerRunner(web.Server(handle))
+        await runner.setup()
+        with TemporaryDirectory() as folder:  # shorter than what pytest gives: there is a limit
+            await web.UnixSite(runner, f"{folder}/socket").start()
+            async with aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(f"{folder}/socket"),
+                middlewares=stack(RULES, tracer_provider=tracing.provider),
+            ) as session:
+                await session.get(f"{scheme}://service/")
+            await runner.cleanup()
+        for span in tracing.spans:
+            assert (given(span)["server.address"], given(span).get("server.port")) == ("service", port)
+        [send] = tracing.sends
+        assert given(send)["network.peer.address"] == f"{folder}/socket"
+        assert "network.peer.port" not in given(send)
 
 
 class TestNames:
@@ -314,6 +388,37 @@ class TestACall:
         assert "error.type" not in given(tracing.call)
         assert not [record for record in caplog.records if record.name == "lamella"]
 
+    async def test_dropped_while_it_waits(self, tracing: Tracing) -> None:
+        """As an event loop does with what is left when it is closed."""
+
+        async def never(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+            await asyncio.get_running_loop().create_future()
+            return await handler(request)
+
+        layers = (*stack(RULES, tracer_provider=tracing.provider), never)
+        async with aiohttp.ClientSession(middlewares=layers) as session:
+            call = session._request("GET", "http://127.0.0.1/")
+            call.send(None)
+            call.close()
+        assert [given(tracing.call)[f"lamella.{name}"] for name in ("outcome", "stop_reason")] == ["cancelled"] * 2
+        for span in tracing.spans:
+            assert span.status.is_unset
+            assert "error.type" not in given(span)
+        assert len(tracing.sends) == 1
+
+    async def test_sent_twice_by_somebody_else(self, serve: Serve, tracing: Tracing) -> None:
+        async def twice(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+            (await handler(request)).release()
+            return await handler(request)
+
+        of_call, of_send = [kind(tracer_provider=tracing.provider) for kind in (RequestSpan, AttemptSpan)]
+        async with aiohttp.ClientSession(await serve(answer), middlewares=(of_call, twice, of_send)) as session:
+            await session.get("/to/200")
+        # Each hop is a call of its own, and their sends are counted together.
+        calls = [span for span in tracing.spans if span.kind is SpanKind.INTERNAL]
+        assert [given(span)["lamella.attempts"] for span in calls] == [2, 2]
+        assert [given(span).get("http.request.resend_count") for span in tracing.sends] == [None, 1, 2, 3]
+
 
 class TestTheLog:
     async def test_one_line_for_a_call_that_ended_badly(
@@ -374,6 +479,43 @@ class TestNobodyRecords:
             await serve(answer), middlewares=stack(RULES, spans, tracer_provider=provider)
         ) as session:
             await session.get("/200")
+
+    async def test_spans_do_not_need_metrics_nor_the_other_way_round(
+        self, serve: Serve, tracing: Tracing, metering: Metering
+    ) -> None:
+        spans: list[ReadableSpan] = []
+        for tracer, meter in (
+            (tracing.provider, metering.provider),
+            (tracing.provider, NoOpMeterProvider()),
+            (trace.NoOpTracerProvider(), metering.provider),
+        ):
+            layers = stack(RULES, tracer_provider=tracer, meter_provider=meter)
+            async with aiohttp.ClientSession(await serve(answer), middlewares=layers) as session:
+                with pytest.raises(LamellaError):
+                    await session.get("/404")
+            spans += tracing.spans
+            tracing.exporter.clear()
+        (send, call), others = spans[:2], spans[2:]
+        assert [given(span).keys() for span in others] == [given(send).keys(), given(call).keys()]
+        assert [span.status.status_code for span in others] == [StatusCode.ERROR] * 2
+        for name in ("lamella.call.attempts", "lamella.call.stops"):
+            assert metering.value(name) == 2
+        assert metering.value("lamella.sends.active") == 0
+        points = metering.metrics["http.client.request.duration"].data.data_points
+        assert sum(point.count for point in points if isinstance(point, HistogramDataPoint)) == 2
+
+    async def test_sends_are_counted_for_the_call_where_nobody_is_told_of_them(
+        self, serve: Serve, tracing: Tracing
+    ) -> None:
+        nobody = AttemptSpan(tracer_provider=trace.NoOpTracerProvider(), meter_provider=NoOpMeterProvider())
+        await send(serve, tracing, "/429", layers=[nobody])
+        assert not tracing.sends
+        assert given(tracing.call)["lamella.attempts"] == 5
+        tracing.exporter.clear()
+        layers = (RequestSpan(tracer_provider=tracing.provider), nobody)
+        async with aiohttp.ClientSession(await serve(answer), middlewares=layers) as session:
+            await session.get("/200")
+        assert given(tracing.call)["lamella.attempts"] == 1
 
     async def test_the_spans_do_not_need_each_other(self, serve: Serve, tracing: Tracing) -> None:
         off = TracerProvider(ALWAYS_OFF, shutdown_on_exit=False)

@@ -62,8 +62,8 @@ class Buffer(Layer):
 
     def _is_stream(self, response: aiohttp.ClientResponse) -> bool:
         """Whether the body is not meant to end, or known to be too long: waiting for it would be in vain."""
-        upgraded = response.status == 101
-        return upgraded or response.content_type in _ENDLESS or (response.content_length or 0) > self._limit
+        # (What is upgraded, to a websocket or the like, has no body by aiohttp: it is at its end already.)
+        return response.content_type in _ENDLESS or (response.content_length or 0) > self._limit
 
     def __repr__(self) -> str:
         return f"Buffer({self._limit})"

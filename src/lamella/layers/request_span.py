@@ -71,11 +71,13 @@ class RequestSpan(Layer):
         self._template = url_template
 
     def begin(self, request: aiohttp.ClientRequest, call: Call, now: float) -> bool:
-        telemetry.take_over(request, call)
+        silent = self._tracing.silent
+        if not silent:
+            telemetry.take_over(request, call)
         call.began = None
         if not self._instruments.silent:
             call.instruments = self._instruments
-        elif self._tracing.silent:
+        elif silent:
             # Where nobody listens: what other layers and the log need, and no more.
             if telemetry.hands_on_nothing():
                 call.span, call.silent = INVALID_SPAN, self._providers
@@ -84,7 +86,10 @@ class RequestSpan(Layer):
             return True
         said = telemetry.described(request, call, self._template, self._known)
         call.server = said.server
-        call.span = self._tracing.start(f"lamella {said.name}", None, SpanKind.INTERNAL, said.asked)
+        if silent:
+            call.span = telemetry.unrecorded()
+        else:
+            call.span = self._tracing.tracer.start_span(f"lamella {said.name}", None, SpanKind.INTERNAL, said.asked)
         call.began = now
         return True
 
