@@ -14,8 +14,8 @@ BROWSER := .venv-browser
 BENCH := .venv-bench
 AUDIT := .venv-audit
 RUN    := $(VENV)/bin/python -m
-# As many processes as there are cores; the tests of a file stay together. ARGS='-n 0' runs them in one, for a debugger.
-SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist loadfile
+# As many processes as there are cores. ARGS='-n 0' runs the tests in one, for a debugger.
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist worksteal
 
 # What an environment was made for. One that came along in a copy of the checkout would test the original's code.
 export MADE_FOR := $(CURDIR) $(PYTHON)

@@ -59,30 +59,12 @@ def cells(fault: Fault) -> Iterator[Cell]:
     """All the cells of *fault* that make sense."""
     number = FAULTS.index(fault)
     for request in filter(fault.requests, REQUESTS):
-        # Every request meets every kind of fault, and every fault the requests that differ most.
-        if not (fault in _FIRST_OF_ITS_KIND or request.name in _MOST_DIFFERENT or request.large):
-            continue
         for layers in LAYERS:
-            if fault.route is not Route.PLAIN and layers.name not in _OFF_THE_MAIN_ROUTE:
-                continue
-            if fault not in _FIRST_OF_ITS_KIND and layers.name in _ONCE_A_KIND:
-                continue
             for always in (True, False) if layers.name in _THAT_RECOVER and not fault.lasts else (True,):
                 yield Cell(fault, request, layers, always, list(SHAPES.values())[number % len(SHAPES)])
                 number += 1
 
 
-def _kind_of(fault: Fault) -> object:
-    status = fault.status if fault.status in {429, 503} else fault.status // 100
-    return fault.phase, fault.end, status, "expect100" in fault.options
-
-
-_FIRST_OF_ITS_KIND: Final = list(
-    {_kind_of(fault): fault for fault in reversed(FAULTS) if fault.route is Route.PLAIN}.values()
-)
-_MOST_DIFFERENT: Final = frozenset({"GET", "POST", "PUT of a stream"})
-_OFF_THE_MAIN_ROUTE: Final = frozenset({"Retry and Classify", "all", "Maesn's"})
-_ONCE_A_KIND: Final = frozenset({"Classify and Buffer", "all and a breaker, writes too"})
 # Without a second send there is no difference between once and always.
 _THAT_RECOVER: Final = frozenset({"Retry and Classify", "all"})
 
