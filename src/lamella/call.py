@@ -36,6 +36,7 @@ __all__ = [
     "Send",
     "note_redirect",
     "origin_text",
+    "runs_beside",
     "secrets_of",
     "sent_before",
 ]
@@ -212,6 +213,11 @@ def origin_text(origin: Origin) -> str:
     return str(URL.build(scheme=scheme, host=host or "", port=port).origin())
 
 
+def runs_beside(used: asyncio.AbstractEventLoop | None, loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether *used* is another loop than *loop*, and running: then it does so in another thread. None: it is none."""
+    return used is not None and used is not loop and used.is_running()
+
+
 class Layer:
     """An aiohttp client middleware that knows what the other layers know of a call.
 
@@ -246,7 +252,7 @@ class Layer:
             RuntimeError: They are made in another one that is running, in another thread, or what the layer shares with
                 others is in use there.
         """
-        if self.loop is not None and self.loop is not loop and self.loop.is_running():
+        if runs_beside(self.loop, loop):
             raise RuntimeError(
                 f"{type(self).__name__} is in use in another thread, and cannot be shared with it: "
                 "make the layers anew for each event loop"

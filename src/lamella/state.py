@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
 from opentelemetry import trace
 
 from lamella import telemetry
+from lamella.call import runs_beside
 
 __all__ = ["MemoryStore", "SharedState", "Store"]
 
@@ -72,7 +73,7 @@ class MemoryStore:
         Raises:
             RuntimeError: They do in another one that is running, in another thread.
         """
-        if self._loop is not None and self._loop is not loop and self._loop.is_running():
+        if runs_beside(self._loop, loop):
             raise RuntimeError(
                 "MemoryStore is in use in another thread, and cannot be shared with it: "
                 "make one for each event loop, or give a Store that processes can share"

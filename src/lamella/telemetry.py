@@ -172,6 +172,15 @@ class Tracing:
         self._never = isinstance(self.tracer, trace.NoOpTracer)
         self._late = isinstance(self.tracer, trace.ProxyTracer)
 
+    def start(
+        self, name: str, parent: trace.Span | None, kind: trace.SpanKind, attributes: Mapping[str, AttributeValue]
+    ) -> trace.Span:
+        """A span inside of *parent*, None meaning the current one; while there is no SDK, what stands for one."""
+        if self.silent:
+            return unrecorded(parent)
+        within = None if parent is None else trace.set_span_in_context(parent)
+        return self.tracer.start_span(name, within, kind, attributes)
+
     @property
     def silent(self) -> bool:
         """Whether there is no SDK (yet), so that no span need be described."""

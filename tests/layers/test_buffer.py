@@ -132,14 +132,15 @@ async def test_a_body_that_is_known_to_be_too_long_is_handed_on_at_once(
             assert len(await response.read()) == length
 
 
-async def test_a_timeout_of_the_sessions_is_one_of_ours(serve: Serve) -> None:
-    async def slow(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        await response.write(b"half")
-        await asyncio.sleep(10)
-        return response
+async def slow(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await response.write(b"half")
+    await asyncio.sleep(10)
+    return response
 
+
+async def test_a_timeout_of_the_sessions_is_one_of_ours(serve: Serve) -> None:
     connector, timeout = aiohttp.TCPConnector(), aiohttp.ClientTimeout(total=0.05)
     async with aiohttp.ClientSession(
         await serve(slow), connector=connector, timeout=timeout, middlewares=(Buffer(),)
@@ -150,13 +151,6 @@ async def test_a_timeout_of_the_sessions_is_one_of_ours(serve: Serve) -> None:
 
 
 async def test_a_slow_body_is_a_timeout(serve: Serve) -> None:
-    async def slow(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        await response.write(b"half")
-        await asyncio.sleep(10)
-        return response
-
     connector = aiohttp.TCPConnector()
     async with aiohttp.ClientSession(
         await serve(slow), connector=connector, middlewares=(Timeout(0.05), Buffer())

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import aiohttp
 from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
 from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
@@ -65,7 +65,7 @@ class AttemptSpan(Layer):
             telemetry.take_over(request, call)
         call.answer = call.attempt = None
         if counted or not silent:
-            self._start(request, call, now, silent=silent, counted=counted)
+            self._start(request, call, now, counted=counted)
         else:
             # Where nobody listens: a trace that somebody else has begun goes on all the same.
             call.sends += 1
@@ -91,16 +91,12 @@ class AttemptSpan(Layer):
         self.end(request, call, response, request.loop.time())
         return response
 
-    def _start(self, request: aiohttp.ClientRequest, call: Call, now: float, *, silent: bool, counted: bool) -> None:
+    def _start(self, request: aiohttp.ClientRequest, call: Call, now: float, *, counted: bool) -> None:
         said = telemetry.described(request, call, self._template, self._known)
         if not call.sends:
             call.sends = call.sent_before = sent_before(request)
-        if silent:
-            span = telemetry.unrecorded(call.span)
-        else:
-            asked = {**said.asked, telemetry.RESEND_COUNT: call.sends} if call.sends else said.asked
-            parent = None if call.span is None else set_span_in_context(call.span)
-            span = self._tracing.tracer.start_span(said.name, parent, SpanKind.CLIENT, asked)
+        asked = {**said.asked, telemetry.RESEND_COUNT: call.sends} if call.sends else said.asked
+        span = self._tracing.start(said.name, call.span, SpanKind.CLIENT, asked)
         call.sends += 1
         call.attempt = span, now, said.server if counted else None
         if counted:

@@ -56,8 +56,6 @@ class HeaderAuth(Layer):
         self._values: Final = {
             istr(name): _Shared(value) if _is_async(value) else value for name, value in headers.items()
         }
-        self._fixed = tuple((name, value) for name, value in self._values.items() if isinstance(value, str))
-        self._functions = tuple(name for name, value in self._values.items() if not isinstance(value, str))
         self._at_once = not any(isinstance(value, _Shared) for value in self._values.values())
         """Whether nothing has to be awaited for a value, as far as is known."""
         self._passed: str | None = None
@@ -72,7 +70,7 @@ class HeaderAuth(Layer):
             self._take_off(request)
             return True
         try:
-            for name in self._functions:
+            for name in self._values:
                 if (answer := self._ask(request, call, name)) is not None:
                     # No async function, and yet something to be awaited.
                     self._at_once = False
@@ -81,11 +79,6 @@ class HeaderAuth(Layer):
         except BaseException:
             self._take_off(request)
             raise
-        # After them: a traceback with the locals of its frames would show a value.
-        for name, value in self._fixed:
-            request.headers[name] = value
-            if value not in call.secrets:
-                call.secrets += (value,)
         return True
 
     def end(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse, now: float) -> bool:

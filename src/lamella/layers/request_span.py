@@ -86,10 +86,7 @@ class RequestSpan(Layer):
             return True
         said = telemetry.described(request, call, self._template, self._known)
         call.server = said.server
-        if silent:
-            call.span = telemetry.unrecorded()
-        else:
-            call.span = self._tracing.tracer.start_span(f"lamella {said.name}", None, SpanKind.INTERNAL, said.asked)
+        call.span = self._tracing.start(f"lamella {said.name}", None, SpanKind.INTERNAL, said.asked)
         call.began = now
         return True
 

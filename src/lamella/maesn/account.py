@@ -104,7 +104,7 @@ class _Keys(HeaderAuth):
             ) from None
 
     def _key(self) -> str:
-        key = _current.get() or self._account_key
+        key = current_account(self._account_key)
         if key is None:
             raise _NoAccount
         return key
