@@ -764,7 +764,8 @@ async def test_hundreds_of_accounts_with_limits_and_faults(
         sandbox.set_outage(None)
 
     resources = ["bills", "contacts", "items"]
-    async with at_work(tmp_path, sandbox.url, sandbox.api_key, maesn.RULES) as (session, journal):
+    # Of some 7,000 calls one fails five times by chance in one run of two hundred: the order of arrival is not seeded.
+    async with at_work(tmp_path, sandbox.url, sandbox.api_key, maesn.RULES, attempts=8) as (session, journal):
         going_down = asyncio.ensure_future(outage())
         report = await maesn.sync(
             session, named(sandbox), resources, journal=journal, limit=5, on_progress=see if down else None
