@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import lru_cache
@@ -16,7 +16,6 @@ from lamella.redaction import secrets_in
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping
 
     import aiohttp
     from opentelemetry.trace import Span
@@ -226,6 +225,8 @@ class Layer:
     """
 
     rank: ClassVar[int]
+    shared: Mapping[str, object] = MappingProxyType({})
+    """What it was made with of the options that the layers of one stack have in common."""
     loop: asyncio.AbstractEventLoop | None = None
     """The event loop that the calls are made in. None: there was none yet."""
     moves: ClassVar = 0

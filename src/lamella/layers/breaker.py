@@ -76,6 +76,7 @@ class Breaker(Layer):
         store: Store | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
+        self.shared = {"store": store, "meter_provider": meter_provider}
         self._settings = CircuitSettings(failures, window, minimum, open_for, probes)
         self._key = key
         self._shared = SharedState(store)

@@ -99,6 +99,7 @@ class Retry(Layer):
             raise ValueError(f"deadline must be None or a finite number of seconds greater than 0, not {deadline!r}")
         if attempts is None and deadline is None:
             raise ValueError("attempts and deadline must not both be None: such a call might never end")
+        self.shared = {"store": store}
         self._rules = rules
         self._attempts = attempts
         self._deadline = deadline
