@@ -6,11 +6,12 @@ that it is stored, and the high-water mark together with the last page.
 
 from __future__ import annotations
 
-import json
+import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 from lamella.maesn.pages import Page
@@ -23,6 +24,8 @@ _MOST_WALKS: Final = 3
 """How often a list is read that shrinks or is sorted anew while it is read."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+_BETWEEN_SPACE: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[^" \t\n\r]++')
+"""What is left of JSON without the white space between its tokens: strings, and whatever is neither."""
 
 # `walk` is the one in which it was read last, `updated` what the record itself says, in microseconds since the epoch.
 _RECORDS: Final = """
@@ -137,9 +140,10 @@ def missing(db: sqlite3.Connection, each: Wanted, position: Position) -> list[in
 def store(db: sqlite3.Connection, each: Wanted, walk: int, page: Page) -> Position:
     """Store the records of a page; after the last one move the mark, or begin another walk if the list has moved."""
     changed, newest, moved = 0, None, False
-    for record in page.records:
+    for record, text in zip(page.records, page.texts, strict=True):
         updated = _updated(record)
-        is_new, again = _put(db, each, walk, record, updated)
+        key = (*each, _id_of(record, each.resource))
+        is_new, again = _put(db, key, walk, _compact(text), updated)
         changed += is_new
         moved = moved or again
         # What does not say when it was changed was so when it was read.
@@ -192,10 +196,10 @@ def _begin_anew(db: sqlite3.Connection, each: Wanted, run: int, page_size: int, 
     )
 
 
-def _put(db: sqlite3.Connection, each: Wanted, walk: int, record: Any, updated: int | None) -> tuple[bool, bool]:
+def _put(
+    db: sqlite3.Connection, key: tuple[str, str, str], walk: int, text: str, updated: int | None
+) -> tuple[bool, bool]:
     """Store a record. Returns whether it is new or has changed, and whether it has changed since this walk read it."""
-    text = _json(record)
-    key = (*each, _id_of(record, each.resource))
     found = db.execute(
         "SELECT updated, record, walk FROM maesn_records WHERE account = ? AND resource = ? AND id = ?", key
     ).fetchone()
@@ -272,7 +276,7 @@ def _id_of(record: Any, resource: str) -> str:
     names = f"{singular}Id", "id"
     for name in names:
         value = record.get(name) if isinstance(record, dict) else None
-        if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+        if isinstance(value, str | int | Decimal) and not isinstance(value, bool) and value != "":
             return str(value).encode("utf-8", "backslashreplace").decode()
     raise ValueError(
         f"a record of {resource} has neither {names[0]!r} nor {names[1]!r}, so that it cannot be told apart"
@@ -285,14 +289,10 @@ def _updated(record: Any) -> int | None:
     return None if updated is None or updated < _OVERLAP else updated
 
 
-def _json(record: Any) -> str:
-    # What is infinite to Python was a number of another kind over there: rather an error than another value.
-    text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which is JSON, but no text for SQLite
-        return json.dumps(record, separators=(",", ":"))
-    return text
+def _compact(text: str) -> str:
+    """Return the JSON *text* without the white space between its tokens; every other character stays."""
+    # SQLite cannot hold half of a surrogate pair, unless it is escaped.
+    return "".join(_BETWEEN_SPACE.findall(text)).encode("utf-8", "backslashreplace").decode()
 
 
 def _is_less(one: int | None, other: int | None) -> bool:

@@ -18,7 +18,7 @@ from lamella.batch import AccountStopped, Batch, ItemOutcome, Journal, JournalEr
 from lamella.errors import LamellaError, Unauthorized
 from lamella.maesn.account import Account
 from lamella.maesn.export import check_output, export
-from lamella.maesn.pages import Query, checked_limit, checked_moment, checked_resource, read_page
+from lamella.maesn.pages import Query, checked_limit, checked_moment, checked_resource, exact_int, read_page
 from lamella.maesn.stored import Position, Wanted, begin, look, missing, store
 
 __all__ = ["Part", "Progress", "Report", "UnsteadyList", "plan", "sync"]
@@ -130,7 +130,8 @@ async def sync(
 ) -> Report:
     """Bring the records of all *accounts* up to date, page by page, and say what could not be had.
 
-    The records are kept in *journal*, each page's in one transaction with the fact that it is stored, and with them the
+    The records are kept in *journal*, each as the JSON text that the API sent without the white space between its
+    tokens. Each page's are stored in one transaction with the fact that the page is stored, and with them the
     high-water mark of each account and resource: from there, less five minutes for clocks that differ, the next sync
     goes on. It moves only when all pages up to it are stored, and never beyond the moment at which the first of them
     was read. A list that shrinks or is sorted anew while it is read is read again. What is deleted at the API stays.
@@ -265,7 +266,13 @@ class _List:
         self.known = 0
         """Up to which page it is being read."""
         self.query = Query(
-            wanted.resource, limit, position.since, account.company_id, account.environment_name, account.key
+            wanted.resource,
+            limit,
+            position.since,
+            account.company_id,
+            account.environment_name,
+            account.key,
+            parse_int=exact_int,
         )
 
 
