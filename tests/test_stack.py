@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from tests.conftest import Handler
 
@@ -99,7 +101,6 @@ _STORE = MemoryStore()
         (Throttle(RULES), {"tracer_provider": _PROVIDER}),
         (Throttle(RULES), {"meter_provider": _METERS}),
         (AttemptSpan(response_headers=["X-Request-Id"]), {"tracer_provider": _PROVIDER}),
-        (AttemptSpan(tracer_provider=TracerProvider()), {"tracer_provider": _PROVIDER}),
         (AttemptSpan(), {"meter_provider": _METERS}),
         (AttemptSpan(), {"url_template": lambda _: "/"}),
         (RequestSpan(), {"tracer_provider": _PROVIDER}),
@@ -110,8 +111,6 @@ _STORE = MemoryStore()
         (Buffer(), {"buffer": 1024}),
         (Buffer(), {"buffer": None}),
         (Classify(RULES), {"raise_errors": False}),
-        (Breaker(), {"store": _STORE}),
-        (Breaker(), {"meter_provider": _METERS}),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else type(value).__name__,
 )
@@ -140,7 +139,7 @@ def test_an_option_of_layers_that_are_left_out_is_refused(options: dict[str, Any
 def test_options_that_have_an_effect_beside_layers_made_by_hand() -> None:
     layers = (
         AttemptSpan(response_headers=["X-Request-Id"], tracer_provider=_PROVIDER),
-        Breaker(store=_STORE),
+        Breaker(store=MemoryStore()),
         Throttle(RULES, store=_STORE, tracer_provider=_PROVIDER),
     )
     made = stack(RULES, *layers, tracer_provider=_PROVIDER, store=_STORE, attempts=3)
@@ -152,6 +151,26 @@ def test_options_that_have_an_effect_beside_layers_made_by_hand() -> None:
     # None stands for an option that is not given.
     assert stack(RULES, Throttle(RULES), limit=None, account=None, store=None, meter_provider=None)
     assert stack(RULES, Breaker(), throttle=False, spans=False, retry_budget=None, tracer_provider=None)
+
+
+async def test_a_breaker_takes_the_store_and_the_meter_provider_of_its_stack(
+    serve: Serve,
+) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    store, own = MemoryStore(), MemoryStore()
+    for breaker, expected in ((Breaker(), store), (Breaker(store=own), own)):
+        layers = stack(RULES, breaker, store=store, meter_provider=provider, throttle=False, retry_budget=None)
+        async with aiohttp.ClientSession(await serve(_answer), middlewares=layers) as session:
+            await session.get("/")
+        assert len(expected) == 1
+    breaker = Breaker(minimum=1, failures=0.1)
+    layers = stack(RULES, breaker, meter_provider=provider, attempts=1)
+    async with aiohttp.ClientSession(middlewares=layers) as session:
+        with suppress(aiohttp.ClientError):
+            await session.get("http://127.0.0.1:1/")
+    assert "lamella.breaker.transitions" in str(reader.get_metrics_data())
+    provider.shutdown()
 
 
 async def test_a_limit_beside_a_throttle_that_has_it(serve: Serve, virtual_time: VirtualClock) -> None:

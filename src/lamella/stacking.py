@@ -108,7 +108,8 @@ def stack(rules: RuleBook, *layers: Layer, **options: Unpack[StackOptions]) -> t
     Args:
         rules: What each status means, and the waits.
         layers: Layers made by hand; each takes the place of the one that would be made, with the options that belong
-            to it: those are then given to that layer. A ``Breaker`` is always made by hand.
+            to it: those are then given to that layer. A ``Breaker`` is always made by hand, and takes store and
+            meter provider of the stack where it has none of its own.
         auth: What adds the credentials. Default: nothing.
         attempts: How many attempts a call has. 1 means no retries; None, as many as *deadline* allows. Default: 5.
         deadline: How many seconds a call may take, the waits included. None, the default, means no limit.
@@ -144,6 +145,9 @@ def stack(rules: RuleBook, *layers: Layer, **options: Unpack[StackOptions]) -> t
     makes = [made for made in _MADE if made.off is None or wanted.get(made.off[0], ...) is not made.off[1]]
     for name, value in options.items():
         _require_effect(name, value, by_hand, makes)
+    for layer in chosen:
+        if isinstance(layer, Breaker):
+            layer.inherit(store=options.get("store"), meter_provider=options.get("meter_provider"))
     return in_order(
         *chosen,
         *(
@@ -159,7 +163,7 @@ def _arguments(made: _Made, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _require_effect(name: str, value: object, by_hand: Mapping[type, Layer], makes: Iterable[_Made]) -> None:
-    """Refuse an option that would be ignored: no layer of the stack takes it, or one that is made by hand has another.
+    """Refuse an option that would be ignored: no layer of the stack takes it, or one that is made by hand has none.
 
     Raises:
         ValueError: It would be.
@@ -176,9 +180,10 @@ def _require_effect(name: str, value: object, by_hand: Mapping[type, Layer], mak
         return
     if name in _SHARED:
         for kind, layer in by_hand.items():
-            if (kind in takers or name in layer.shared) and layer.shared.get(name) is not value:
-                raise ValueError(f"{name}= is not that of the {kind.__name__} made by hand: give it to both")
-        takers += [kind for kind, layer in by_hand.items() if name in layer.shared]
+            if kind in takers and layer.shared.get(name) is None:
+                raise ValueError(f"{name}= has no effect on the {kind.__name__} made by hand: give one to that, too")
+        if name in {"store", "meter_provider"}:
+            takers.append(Breaker)
     elif any(kind in by_hand for kind in takers):
         raise ValueError(f"{name}= has no effect on a {_names(takers)} made by hand: give it to that layer")
     if not any(kind in by_hand for kind in takers) and not any(made.kind in takers for made in makes):
