@@ -66,17 +66,18 @@ def stack(
         auth: What adds the credentials.
         attempts: How often a call may be sent in all. 1 means no retries; None, as often as *deadline* allows.
         deadline: How many seconds a call may take in all, the waits included. None means no limit.
-        attempt_timeout: How many seconds one attempt may take. None means no limit but the session's own.
-        buffer: How many bytes of a body are read inside the attempt. None means none: a body that is cut in the
-            middle is then the caller's to handle.
+        attempt_timeout: How many seconds one attempt may take, a body that is read inside it included. None means no
+            limit but the session's own.
+        buffer: The number of bytes of a body that are read inside the attempt, where its length is known
+            (:class:`lamella.Buffer`). Other bodies are streams, which the caller handles. None means that all are.
         retry_writes: Whether methods that are not idempotent are sent again, too.
         retry_budget: How much retries may add to the load of the session. None means as much as they like.
         throttle: Whether the calls for one account wait together when its rate limit is exceeded, and keep to it.
         limit: The rate limit of an account, if it is known. None means that it is learned.
         account: Which account a request belongs to. None means one account for each origin.
         store: Where is kept what calls learn for one another. None means in this process.
-        raise_errors: Whether an error status is raised. If not, the last answer is returned, its body unread, for
-            code that looks at ``response.status``; a failed connection is raised all the same.
+        raise_errors: Whether an error status is raised. If not, the last answer is returned as soon as its headers
+            are there, for code that looks at ``response.status``; a failed connection is raised all the same.
         spans: Whether there are spans and metrics for the call and for each send.
         tracer_provider: Where the spans go. None means the global one.
         meter_provider: Where the metrics go. None means the global one.
