@@ -100,7 +100,7 @@ async def test_each_piece_of_a_stream_arrives_when_it_is_sent(kind: str, layers:
         writer.write(frame(TWO) + end)
 
     url = await serve_raw(connection)
-    async with aiohttp.ClientSession(url, middlewares=LAYERS[layers](url)) as session, asyncio.timeout(2):
+    async with aiohttp.ClientSession(url, middlewares=LAYERS[layers](url)) as session, asyncio.timeout(10):
         async with session.get("/") as response:
             assert await response.content.readline() == ONE
             read.set()
@@ -118,7 +118,7 @@ async def test_headers_arrive_before_the_first_piece(make: Callable[[str], Layer
         writer.write(chunk(ONE) + b"0\r\n\r\n")
 
     url = await serve_raw(connection)
-    async with aiohttp.ClientSession(url, middlewares=make(url)) as session, asyncio.timeout(2):
+    async with aiohttp.ClientSession(url, middlewares=make(url)) as session, asyncio.timeout(10):
         async with session.get("/") as response:
             seen.set()
             assert await response.read() == ONE
@@ -147,7 +147,7 @@ async def test_the_chunks_that_the_caller_sees_are_the_servers(
         await reader.read()
 
     url = await serve_raw(connection)
-    async with aiohttp.ClientSession(url, middlewares=make(url)) as session, asyncio.timeout(2):
+    async with aiohttp.ClientSession(url, middlewares=make(url)) as session, asyncio.timeout(10):
         async with session.get("/") as response:
             seen = [piece async for piece in response.content.iter_chunks()]
     assert b"".join(data for data, _ in seen) == b"".join(pieces)
@@ -185,7 +185,7 @@ async def test_a_body_may_wait_for_the_first_line_of_the_answer(
         yield b"second"
 
     url = await serve_raw(connection)
-    async with aiohttp.ClientSession(url, middlewares=make(url)) as session, asyncio.timeout(2):
+    async with aiohttp.ClientSession(url, middlewares=make(url)) as session, asyncio.timeout(10):
         async with session.request(method, "/", data=body()) as response:
             assert await response.content.readline() == ONE
             answered.set()
@@ -324,7 +324,7 @@ async def test_of_a_small_body_that_unpacks_to_a_large_one_the_limit_is_read(who
 
     assert len(packed) < LIMIT
     layers = (Buffer(whole={"text/plain": LIMIT}) if whole else Buffer(LIMIT),)
-    async with aiohttp.ClientSession(await serve_raw(connection), middlewares=layers) as session, asyncio.timeout(2):
+    async with aiohttp.ClientSession(await serve_raw(connection), middlewares=layers) as session, asyncio.timeout(10):
         async with session.get("/") as response:
             assert not response.content.is_eof()
             rest.set()
@@ -345,7 +345,7 @@ async def test_a_packed_body_within_the_limit_is_read_in_the_attempt(serve_raw: 
     rules = maesn.RULES.scaled(1e-5)
     async with (
         aiohttp.ClientSession(await serve_raw(connection), middlewares=stack(rules, buffer=LIMIT)) as session,
-        asyncio.timeout(2),
+        asyncio.timeout(10),
     ):
         async with session.get("/") as response:
             assert await response.read() == b"x" * (LIMIT - 1)
