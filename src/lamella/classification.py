@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from math import inf
 
 import aiohttp
 from aiohttp import http_exceptions
@@ -48,12 +49,18 @@ _NOTHING_SENT = (
 )
 
 
-async def api_error(response: aiohttp.ClientResponse, rules: RuleBook, known_secrets: Iterable[str] = ()) -> ApiError:
-    """The error for *response*, whose status is an error. Its body can still be read afterwards."""
+async def api_error(
+    response: aiohttp.ClientResponse, rules: RuleBook, known_secrets: Iterable[str] = (), *, until: float = inf
+) -> ApiError:
+    """Make the error for *response*, whose status is an error. Its body can still be read afterwards.
+
+    The error tells what has come of the body by *until*, a moment of the loop's clock, or within a few seconds.
+    -inf means what is there already, if the body has ended.
+    """
     info = response.request_info
     known: tuple[str, ...] = vars(response).get(_SECRETS, ())
     secrets = secrets_in(info.real_url, info.headers, (*known_secrets, *known))
-    said = await read_error_body(response, secrets)
+    said = await read_error_body(response, secrets, until=until)
     return api_error_class(response.status)(
         info,
         status=response.status,

@@ -113,9 +113,11 @@ def stack(rules: RuleBook, *layers: Layer, **options: Unpack[StackOptions]) -> t
         auth: What adds the credentials. Default: nothing.
         attempts: How many attempts a call has. 1 means no retries; None, as many as *deadline* allows. Default: 5.
         deadline: How many seconds a call may take, the waits included. None, the default, means no limit.
-        attempt_timeout: How many seconds one attempt may take. None means no limit but the session's own. Default: 60.
-        buffer: How many bytes of a body are read inside the attempt. None means none: a body that is cut in the
-            middle is then the caller's to handle. Default: 8 MiB.
+        attempt_timeout: How many seconds one attempt may take, a body that is read inside it included. None means no
+            limit but the session's own. Default: 60.
+        buffer: The number of bytes of a body that are read inside the attempt, where its length is known
+            (:class:`lamella.Buffer`). Other bodies are streams, which the caller handles. None means that all are.
+            Default: 8 MiB.
         retry_writes: Whether methods that are not idempotent are sent again, too. Default: False.
         retry_budget: How much retries may add to the load of the session. None means no limit. Default: a fifth of it.
         throttle: Whether the calls for one account wait together when its rate limit is exceeded, and keep to it.
@@ -123,8 +125,9 @@ def stack(rules: RuleBook, *layers: Layer, **options: Unpack[StackOptions]) -> t
         limit: The rate limit of an account, if it is known. None, the default, means that it is learned.
         account: Which account a request belongs to. None, the default, means one account for each origin.
         store: Shared state store. None, the default, means in this process.
-        raise_errors: Whether an error status is raised. If not, the last answer is returned, its body unread, for
-            code that looks at ``response.status``; a failed connection is raised all the same. Default: True.
+        raise_errors: Whether an error status is raised. If not, the last answer is returned as soon as its headers
+            are there, for code that looks at ``response.status``; a failed connection is raised all the same.
+            Default: True.
         spans: Whether there are spans and metrics for the call and for each attempt. Default: True.
         tracer_provider: Where the spans go. None, the default, means the global one.
         meter_provider: Where the metrics go. None, the default, means the global one.

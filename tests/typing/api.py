@@ -77,7 +77,7 @@ async def own_session() -> None:
             lamella.AttemptSpan(),
             lamella.Timeout(5.0),
             auth,
-            lamella.Buffer(2**20),
+            lamella.Buffer(2**20, whole={"application/json": 2**26}),
             lamella.Classify(RULES),
         )
     )

@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 
 import aiohttp
 
-from lamella.answer_body import peek
+from lamella.answer_body import wait_for_body, whole_bodies
 from lamella.classification import ERROR_STATUS, api_error
 from lamella.maesn.account import account as account_context
 from lamella.maesn.rules import RULES
@@ -30,7 +30,7 @@ _TOO_MANY: Final = 2**53
 _MOST_PAGES: Final = 1_000_000
 """No list has more: who says so would have us keep a list of them."""
 _LONGEST: Final = 64 * 2**20
-"""Bytes of a page that are read."""
+"""Bytes of a page that are read, inside the attempt. A page has 100 records at most."""
 _RESOURCE = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 _SPACE = re.compile(r"[ \t\n\r]*")
 """What may stand between two tokens of JSON."""
@@ -206,7 +206,8 @@ async def read_page(session: aiohttp.ClientSession, query: Query, number: int) -
         ValueError: The answer holds no list.
     """
     what = f"page {number} of {query.resource}"
-    with nullcontext() if query.account is None else account_context(query.account):
+    account = nullcontext() if query.account is None else account_context(query.account)
+    with account, whole_bodies(_LONGEST):
         async with session.get(f"accounting/{query.resource}", params=query.params(number)) as response:
             if response.status >= ERROR_STATUS:
                 # A session that does not raise must not make an error look like an empty list.
@@ -228,21 +229,38 @@ async def read_page(session: aiohttp.ClientSession, query: Query, number: int) -
 
 
 async def _json(response: aiohttp.ClientResponse, query: Query, what: str) -> tuple[Any, list[str]]:
-    # What Buffer has waited for is here, and no longer than its limit.
-    if not response.content.is_eof() and len(await peek(response, _LONGEST + 1)) > _LONGEST:
+    # What Buffer has read is here, and no longer than its limit. It is not where the session has no Buffer.
+    if not response.content.is_eof() and (
+        (response.content_length or 0) > _LONGEST or not await wait_for_body(response, _LONGEST)
+    ):
         response.close()
-        raise ValueError(f"{what} is longer than {_LONGEST // 2**20} MiB")
+        raise ValueError(f"{what} is longer than {_LONGEST // 2**20} MiB: a smaller limit makes smaller pages")
     try:
         decoder = json.JSONDecoder(
             parse_float=query.parse_float, parse_int=query.parse_int, parse_constant=_refuse_constant
         )
-        return _decoded(await response.text(), decoder)
+        return _decoded(await _text(response), decoder)
     except _ConstantError as exc:
         problem = str(exc)
     except (ValueError, ArithmeticError, RecursionError) as exc:  # decimal's errors are arithmetic ones
         problem = type(exc).__name__
     # Out here, or it would hold that error, which holds the body.
     raise ValueError(f"{what} is no JSON that can be read ({problem})")
+
+
+async def _text(response: aiohttp.ClientResponse) -> str:
+    """Return the text of *response*, whose bytes are held no longer than that takes: a page may be large.
+
+    Raises:
+        ValueError: It is not in the character set that it states.
+    """
+    if response.content.at_eof():
+        return await response.text()  # a middleware has read it, or it is empty
+    body = await response.content.read()
+    try:
+        return body.decode(response.charset or "utf-8")
+    except LookupError:  # an unknown character set
+        return body.decode()
 
 
 def exact_int(literal: str) -> int | Decimal:
