@@ -27,7 +27,7 @@ INTERPRETER = """
 import json, os, shutil, sys
 notes, name, *arguments = sys.argv[1:]
 with open(notes, "a", encoding="utf-8") as file:
-    file.write(json.dumps([os.path.abspath(name), arguments, dict(os.environ)]) + chr(10))
+    file.write(json.dumps([os.fsencode(os.path.abspath(name)).hex(), arguments, dict(os.environ)]) + chr(10))
 if arguments[:2] == ["-m", "venv"]:
     os.makedirs(os.path.join(arguments[2], "bin"))
     shutil.copy(name, os.path.join(arguments[2], "bin", "python"))
@@ -109,7 +109,7 @@ class Checkout:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         lines = map(json.loads, self._notes.read_text("utf-8").splitlines())
-        return [Run(Path(python), arguments, environ) for python, arguments, environ in lines]
+        return [Run(Path(os.fsdecode(bytes.fromhex(path))), arguments, environ) for path, arguments, environ in lines]
 
 
 @pytest.fixture
