@@ -165,7 +165,9 @@ class Call:
     auth_headers: tuple[frozenset[str], ...] = ()
     """The names of the headers that each auth layer has set."""
     secrets: tuple[str, ...] = ()
-    """The values that an auth layer has set: they are shown nowhere."""
+    """The values that an auth layer has set, and those of cookies: they are shown nowhere."""
+    cookies: Mapping[str, str] = MappingProxyType({})
+    """What the session's jar held for its request when that was made or sent last."""
     shown: tuple[URL, tuple[str, ...], str] | None = None
     """Its URL, the secrets that were known then, and the URL as it may be shown."""
     _seen: URL | None = None

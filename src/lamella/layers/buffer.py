@@ -7,6 +7,7 @@ import aiohttp
 from lamella.answer_body import wait_for_body
 from lamella.call import ORDER, Call, Layer, Send
 from lamella.classification import shown_cause, transport_error
+from lamella.cookies import keep_cookies
 from lamella.request_body import note_interruption
 
 __all__ = ["Buffer"]
@@ -45,6 +46,8 @@ class Buffer(Layer):
             return response
         # Should the body break off, its status is known all the same.
         call.answer = response
+        # It may break off, or the attempt take too long: aiohttp never gets it then.
+        keep_cookies(request, call, response)
         try:
             await wait_for_body(response, self._limit)
         except (aiohttp.ClientError, OSError) as exc:

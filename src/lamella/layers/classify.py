@@ -6,6 +6,7 @@ import aiohttp
 
 from lamella.call import ORDER, Call, Layer, Send
 from lamella.classification import ERROR_STATUS, api_error, last_send, shown_cause, transport_error
+from lamella.cookies import keep_cookies
 from lamella.policy import RuleBook
 from lamella.request_body import note_interruption
 
@@ -42,14 +43,6 @@ class Classify(Layer):
         before = call.before
         try:
             response = await send(request, call)
-            if response.status < ERROR_STATUS:
-                return response
-            note_interruption(request)
-            call.answer = response
-            try:
-                raise await api_error(response, self._rules, call.secrets)
-            finally:
-                response.release()
         except (aiohttp.ClientError, OSError) as exc:
             note_interruption(request)
             error = transport_error(request, exc, self._rules, unsent=last_send(request) is before)
@@ -59,6 +52,15 @@ class Classify(Layer):
                 raise error from shown_cause(exc)
             finally:
                 del error  # its traceback holds on to this frame: they must not keep each other alive
+        if response.status < ERROR_STATUS:
+            return response
+        note_interruption(request)
+        call.answer = response
+        keep_cookies(request, call, response)
+        try:
+            raise await api_error(response, self._rules, call.secrets)
+        finally:
+            response.release()
 
     def __repr__(self) -> str:
         return f"Classify({self._rules!r})"

@@ -26,6 +26,7 @@ from lamella.classification import (
     shown_cause,
     transport_error,
 )
+from lamella.cookies import keep_cookies, note_held_cookies, renew_cookies
 from lamella.deadlines import inherited, inherited_deadline
 from lamella.errors import (
     ApiError,
@@ -134,6 +135,7 @@ class Retry(Layer):
             # Some versions of aiohttp run the layers once more when the session was closed in the middle of a send.
             require_open(request)
         self._calls += 1
+        note_held_cookies(request, call)
         call.deadline = None
         call.first_send = now, getattr(request, "response", None), call.gate_wait
         return True
@@ -164,6 +166,7 @@ class Retry(Layer):
         """As `complete`, for a call that may have a deadline."""
         require_open(request)
         self._calls += 1
+        note_held_cookies(request, call)
         began = request.loop.time()
         limit = self._limit(request, began)
         call.deadline = None if limit is None else began + limit
@@ -284,13 +287,6 @@ class _Series:
                 raise made
             else:
                 response = made
-            if response.status < ERROR_STATUS:
-                if call.records:
-                    self._record(response.status, None)
-                return response
-            self._answer = response
-            error: LamellaError = await api_error(response, self._retry._rules, call.secrets)
-            self._own(error)
         except NotSent as exc:
             if exc is call.refusal:
                 self._refuse(exc)
@@ -312,6 +308,14 @@ class _Series:
                 del failure  # as above
         finally:
             made = None  # as above
+        if response.status < ERROR_STATUS:
+            if call.records:
+                self._record(response.status, None)
+            return response
+        self._answer = response
+        keep_cookies(request, call, response)
+        error = await api_error(response, self._retry._rules, call.secrets)
+        self._own(error)
         try:
             raise error
         finally:
@@ -364,6 +368,7 @@ class _Series:
                 # Nobody will raise it any more, and its traceback keeps all of that send alive until the next gc.
                 failure.__traceback__ = None
                 await rewind(self._request)
+                renew_cookies(self._request, self._call)
                 self._began = self._loop.time()
                 self._parked_before = self._call.gate_wait
                 try:
