@@ -160,6 +160,8 @@ class Call:
     """Whether a send ended before all of its body was written."""
     alarm: Alarm | None = None
     """What will end the send that is being made when it takes too long."""
+    before_timeout: object = None
+    """What tells, for ``Timeout``, whether the send was made."""
     asked: tuple[str, Awaitable[str | None]] | None = None
     """A header, and what it has to be waited for until its value is known."""
     auth_headers: tuple[frozenset[str], ...] = ()

@@ -24,6 +24,7 @@ from lamella.classification import (
     rate_limited,
     require_open,
     shown_cause,
+    timed_out,
     transport_error,
 )
 from lamella.cookies import keep_cookies, note_held_cookies, renew_cookies
@@ -34,6 +35,7 @@ from lamella.errors import (
     AttemptTimeout,
     ConnectFailed,
     ConnectionLost,
+    ConnectTimeout,
     LamellaError,
     NotSent,
 )
@@ -403,10 +405,10 @@ class _Series:
         except TimeoutError as exc:
             if not limit.expired():
                 raise
-            raise self._out_of_time() from exc
+            raise self._out_of_time(exc) from exc
 
-    def _out_of_time(self) -> LamellaError:
-        """The error for a send that the deadline has ended."""
+    def _out_of_time(self, exc: BaseException | None = None) -> LamellaError:
+        """The error for a send that the deadline has ended, by *exc*. None: before it was begun."""
         call, request, rules = self._call, self._request, self._retry._rules
         if call.parked is not None:
             since, until = call.parked
@@ -414,8 +416,10 @@ class _Series:
             call.refusal = rate_limited(request, rules, since=now - since, until=max(until - now, 0.0))
             return call.refusal
         self._overdue = True
-        rule = rules.rule_for(AttemptTimeout.failure)
         reason = f"the call's deadline of {self._deadline:.4g} s has passed"
+        if exc is not None:
+            return timed_out(request, exc, rules, reason, unsent=last_send(request) is self._before)
+        rule = rules.rule_for(AttemptTimeout.failure)
         return AttemptTimeout(request.method, request.url, rule, reason, secrets=secrets_of(request))
 
     def _refuse(self, error: LamellaError) -> None:
@@ -504,6 +508,8 @@ class _Series:
         """Whether the *budget* of the session has a retry left, which is taken."""
         if error.outcome == _RATE_LIMITED or decision.source is WaitSource.IMMEDIATE:
             return True
+        if isinstance(error, ConnectTimeout) and error.in_pool:
+            return True  # the service has seen nothing of it
         retry = self._retry
         calls, retry._calls = retry._calls, 0
         return await retry._state.update(self._call.span, _BUDGET, Spent, take, budget, calls)
