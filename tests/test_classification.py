@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import aiohttp
 import pytest
 from aiohttp import http_exceptions, web
+from aiohttp.client_reqrep import ConnectionKey
 from tests.conftest import Handler
 
 from lamella import (
@@ -17,7 +18,9 @@ from lamella import (
     Classify,
     ConnectFailed,
     ConnectionLost,
+    ConnectTimeout,
     Failure,
+    ProxyRefused,
     RateLimited,
     Rule,
     RuleBook,
@@ -41,6 +44,10 @@ Serve = Callable[[Handler], Any]
 OWN = RuleBook(*(Rule(failure, f"own {failure}") for failure in Failure))
 HTTPS = "https://api.example.com/x"
 PROXY = {"proxy": "http://proxy.example:3128"}
+
+
+REFUSED = "Cannot connect to host api.example.com:443 ssl:default [refused]"
+LATE = "Cannot connect to host api.example.com:443 ssl:default [late]: it was still connecting"
 
 
 class Seen(Exception):
@@ -67,6 +74,13 @@ def response_error(cause: Exception | None = None, cls: type[Any] = aiohttp.Clie
     return cast(Exception, exc)
 
 
+def connector_error(cause: OSError) -> Exception:
+    key = ConnectionKey("api.example.com", 443, True, True, None, None, None)
+    exc = aiohttp.ClientConnectorError(key, cause)
+    exc.__cause__ = cause
+    return exc
+
+
 @pytest.mark.parametrize(
     ("exc", "kind", "reason"),
     [
@@ -76,9 +90,13 @@ def response_error(cause: Exception | None = None, cls: type[Any] = aiohttp.Clie
         (OSError(), ConnectionLost, "OSError"),
         (TimeoutError(), AttemptTimeout, "TimeoutError"),
         (aiohttp.SocketTimeoutError("read"), AttemptTimeout, "read"),
-        (aiohttp.ConnectionTimeoutError("connect"), ConnectFailed, "connect"),
+        (aiohttp.ConnectionTimeoutError("connect"), ConnectTimeout, "connect: it was still connecting"),
         (response_error(http_exceptions.BadStatusLine("x")), ConnectionLost, "not HTTP: who are you"),
-        (response_error(cls=aiohttp.ClientHttpProxyError), ConnectFailed, "proxy: 407 who are you"),
+        (response_error(cls=aiohttp.ClientHttpProxyError), ProxyRefused, "proxy: 407 who are you"),
+        (connector_error(ConnectionRefusedError(111, "refused")), ConnectFailed, REFUSED),
+        (connector_error(TimeoutError(110, "late")), ConnectTimeout, LATE),
+        (connector_error(ConnectionResetError()), ConnectFailed, "api.example.com:443: ConnectionResetError"),
+        (connector_error(OSError("no route")), ConnectFailed, "api.example.com:443: no route"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )

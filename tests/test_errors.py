@@ -28,11 +28,13 @@ from lamella import (
     AttemptTimeout,
     Backoff,
     BadRequest,
+    CertificateInvalid,
     CircuitOpen,
     Classify,
     ClientFault,
     ConnectFailed,
     ConnectionLost,
+    ConnectTimeout,
     Failure,
     Forbidden,
     HeaderAuth,
@@ -40,6 +42,7 @@ from lamella import (
     LamellaError,
     MethodNotAllowed,
     NotFound,
+    ProxyRefused,
     RateLimited,
     Rule,
     RuleBook,
@@ -92,6 +95,12 @@ def transport_error(cls: type[TransportError] = ConnectionLost, reason: str = "r
     return cls("POST", URL("http://user:pw@h/x?token=t"), RuleBook().rule_for(cls.failure), reason)
 
 
+def pool_timeout() -> ConnectTimeout:
+    error = ConnectTimeout("POST", URL("http://h"), RuleBook().rule_for(Failure.CONNECT_FAILED), "too late")
+    error.in_pool = True
+    return error
+
+
 def strings_in(value: object) -> Iterator[str]:
     """Every text in *value*, however deep, and in its URLs as they were meant."""
     match value:
@@ -129,6 +138,9 @@ def strings_in(value: object) -> Iterator[str]:
         (InternalServerError, (ServerFault,)),
         (TransportError, (LamellaError, aiohttp.ClientConnectionError)),
         (ConnectFailed, (TransportError,)),
+        (ConnectTimeout, (ConnectFailed, TimeoutError)),
+        (ProxyRefused, (ConnectFailed,)),
+        (CertificateInvalid, (TransportError,)),
         (ConnectionLost, (TransportError,)),
         (AttemptTimeout, (TransportError, TimeoutError)),
     ],
@@ -141,7 +153,7 @@ def test_the_tree_is_the_one_of_the_design(cls: type[Exception], bases: tuple[ty
 def test_no_error_is_one_that_aiohttp_sends_again_by_itself(cls: type[Exception]) -> None:
     assert not issubclass(cls, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError)
     assert issubclass(cls, aiohttp.ClientError) == (cls is not LamellaError)
-    assert issubclass(cls, TimeoutError) == (cls is AttemptTimeout)
+    assert issubclass(cls, TimeoutError) == (cls in {AttemptTimeout, ConnectTimeout})
 
 
 def test_each_status_has_its_class() -> None:
@@ -174,15 +186,28 @@ def test_an_api_error_carries_what_is_known() -> None:
     assert (error.request_info.method, str(error.request_info.real_url), error.history) == ("GET", error.url, ())
 
 
-@pytest.mark.parametrize("cls", [ConnectFailed, ConnectionLost, AttemptTimeout])
+UNANSWERED: list[type[TransportError]] = [
+    ConnectFailed,
+    CertificateInvalid,
+    ProxyRefused,
+    ConnectionLost,
+    AttemptTimeout,
+]
+
+
+@pytest.mark.parametrize("cls", [*UNANSWERED, ConnectTimeout])
 def test_a_transport_error_carries_what_is_known(cls: type[TransportError]) -> None:
     error = transport_error(cls)
 
     assert (error.method, error.url, error.reason) == ("POST", "http://h/x?token=REDACTED", "reset by peer")
     assert error.outcome is error.failure is error.rule.status
     assert (error.retry_after, error.attempts, error.stopped) == (None, (), None)
-    classes: list[type[TransportError]] = [ConnectFailed, ConnectionLost, AttemptTimeout, CircuitOpen, RateLimited]
-    assert [each.failure for each in classes] == list(Failure)
+    unsent: list[type[TransportError]] = [CircuitOpen, RateLimited]
+    assert [each.failure for each in [*UNANSWERED, *unsent]] == list(Failure)
+
+
+def test_a_connect_timeout_was_not_in_the_pool_unless_it_says_so() -> None:
+    assert not ConnectTimeout("GET", URL("http://h"), RULE).in_pool
 
 
 def not_sent(cls: type[CircuitOpen | RateLimited]) -> CircuitOpen | RateLimited:
@@ -233,7 +258,8 @@ def test_a_send_that_was_the_last_has_waited_for_nothing() -> None:
         full_api_error(),
         api_error(400),
         api_error(599),
-        *(transport_error(cls) for cls in (ConnectFailed, ConnectionLost, AttemptTimeout)),
+        *(transport_error(cls) for cls in (*UNANSWERED, ConnectTimeout)),
+        pool_timeout(),
         *(not_sent(cls) for cls in (CircuitOpen, RateLimited)),
     ],
     ids=lambda error: type(error).__name__,

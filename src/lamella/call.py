@@ -167,12 +167,16 @@ class Call:
     """What will end the send that is being made at the deadline of the call."""
     ends_itself = False
     """Whether what is being done ends in time by itself, so that neither of them may cancel it."""
+    before_timeout: object = None
+    """What tells, for ``Timeout``, whether the send was made."""
     asked: tuple[str, Awaitable[str | None]] | None = None
     """A header, and what it has to be waited for until its value is known."""
     auth_headers: tuple[frozenset[str], ...] = ()
     """The names of the headers that each auth layer has set."""
     secrets: tuple[str, ...] = ()
-    """The values that an auth layer has set: they are shown nowhere."""
+    """The values that an auth layer has set, and those of cookies: they are shown nowhere."""
+    cookies: Mapping[str, str] = MappingProxyType({})
+    """What the session's jar held for its request when that was made or sent last."""
     shown: tuple[URL, tuple[str, ...], str] | None = None
     """Its URL, the secrets that were known then, and the URL as it may be shown."""
     _seen: URL | None = None

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import ssl
 import time
 from collections.abc import Iterable
 from math import inf
+from traceback import walk_tb
+from types import CodeType
+from typing import Final, TypeVar
 
 import aiohttp
 from aiohttp import http_exceptions
@@ -14,9 +19,14 @@ from lamella.call import secrets_of
 from lamella.errors import (
     ApiError,
     AttemptTimeout,
+    CertificateInvalid,
+    ClientFault,
     ConnectFailed,
     ConnectionLost,
+    ConnectTimeout,
     LamellaError,
+    NotSent,
+    ProxyRefused,
     RateLimited,
     TransportError,
     api_error_class,
@@ -32,21 +42,31 @@ __all__ = [
     "rate_limited",
     "require_open",
     "retry_after_of",
+    "service_works",
     "shown_cause",
+    "timed_out",
     "transport_error",
+    "was_connecting",
 ]
+
+_T = TypeVar("_T", bound=TransportError)
 
 ERROR_STATUS = 400
 """An answer with this status or a greater one is an error."""
 
 _SECRETS = "_lamella_secrets"
 
-_NOTHING_SENT = (
-    aiohttp.ClientConnectorError,
-    aiohttp.ConnectionTimeoutError,
-    aiohttp.ClientHttpProxyError,
-    aiohttp.ServerFingerprintMismatch,
-)
+_PASSING_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""With another one, a proxy that is asked to connect to the server refuses for good."""
+_PASSING_TLS: Final = re.compile("EOF|CLOSE_NOTIFY|INTERNAL_ERROR|USER_CANCELLED|RECORD_MAC")
+"""OpenSSL's reasons for a handshake that broke off, and may succeed the next time."""
+_OUR_CERTIFICATE: Final = re.compile("CERTIFICATE|UNKNOWN_CA")
+"""OpenSSL's reasons for what a server of TLS 1.3 says of a client's certificate, after the client has begun to send."""
+_IN_OPENSSL: Final = re.compile(r" \(_ssl\.c:\d+\)$")
+
+# By the frames of an exception one sees where it struck.
+_CONNECTING: Final = aiohttp.BaseConnector.connect.__code__
+_IN_POOL: Final = getattr(getattr(aiohttp.BaseConnector, "_wait_for_available_connection", None), "__code__", None)
 
 
 async def api_error(
@@ -117,35 +137,87 @@ def transport_error(
     kind = _kind(exc)
     if kind is None or request.session.closed:
         return None
-    if isinstance(exc, aiohttp.ClientResponseError):
-        reason = f"not HTTP: {exc.message}" if kind is ConnectionLost else f"proxy: {exc.status} {exc.message}"
-    else:
-        reason = str(exc) or type(exc).__name__
+    reason = _reason(kind, exc)
+    if kind is AttemptTimeout:
+        return timed_out(request, exc, rules, reason, unsent=unsent)
     if kind is ConnectionLost and unsent and request.proxy is not None and request.is_ssl():
         # Between us and the proxy, which was asked for a tunnel: aiohttp has no name of its own for that.
         kind = ConnectFailed
-    return kind(
-        request.method,
-        request.url,
-        (rules or _NO_RULES).rule_for(kind.failure),
-        reason,
-        secrets=secrets_of(request),
-    )
+    if kind is ConnectTimeout:
+        return _connect_timeout(request, exc, rules, reason)
+    return _error(kind, request, rules, reason)
+
+
+def timed_out(
+    request: aiohttp.ClientRequest, exc: BaseException, rules: RuleBook | None, reason: str, *, unsent: bool
+) -> AttemptTimeout | ConnectTimeout:
+    """Return the error for an attempt that took too long, which *exc* has ended, a cancellation for example.
+
+    *unsent* tells that aiohttp has not begun to write the request. It was sent nowhere if it was still connecting,
+    too: another middleware may send it in a way of its own.
+    """
+    if unsent and was_connecting(exc):
+        return _connect_timeout(request, exc, rules, reason)
+    return _error(AttemptTimeout, request, rules, reason)
+
+
+def was_connecting(exc: BaseException) -> bool:
+    """Whether *exc* has ended a wait for a connection: in the pool, or while one was made."""
+    return _passed(exc, _CONNECTING)
+
+
+def service_works(error: LamellaError) -> bool | None:
+    """Whether the service works, going by the *error* of a call. None: the error says nothing of that."""
+    if isinstance(error, NotSent | CertificateInvalid | ProxyRefused):
+        return None
+    if isinstance(error, ConnectTimeout) and error.in_pool:
+        return None
+    return isinstance(error, ClientFault)
 
 
 def shown_cause(exc: Exception) -> Exception | None:
     """*exc* as the cause of an error of ours. None where it would show the request's headers or the server's bytes."""
-    return None if isinstance(exc, aiohttp.ClientResponseError) else exc
+    return None if isinstance(exc, aiohttp.ClientResponseError | aiohttp.ServerFingerprintMismatch) else exc
 
 
 _NO_RULES = RuleBook()
 
 
+def _error(kind: type[_T], request: aiohttp.ClientRequest, rules: RuleBook | None, reason: str) -> _T:
+    rule = (rules or _NO_RULES).rule_for(kind.failure)
+    return kind(request.method, request.url, rule, reason, secrets=secrets_of(request))
+
+
+def _connect_timeout(
+    request: aiohttp.ClientRequest, exc: BaseException, rules: RuleBook | None, reason: str
+) -> ConnectTimeout:
+    in_pool = _passed(exc, _IN_POOL)
+    where = "waiting for a free connection of the pool" if in_pool else "connecting"
+    error = _error(ConnectTimeout, request, rules, f"{reason}: it was still {where}")
+    error.in_pool = in_pool
+    return error
+
+
+def _passed(exc: BaseException | None, code: CodeType | None) -> bool:
+    """Whether *exc*, or what it was raised from, went through the frames of a function."""
+    while exc is not None:
+        if any(frame.f_code is code for frame, _ in walk_tb(exc.__traceback__)):
+            return True
+        exc = exc.__cause__
+    return False
+
+
 def _kind(exc: Exception) -> type[TransportError] | None:
     if isinstance(exc, LamellaError):
         return None
-    if isinstance(exc, _NOTHING_SENT):
-        return ConnectFailed
+    if isinstance(exc, aiohttp.ServerFingerprintMismatch) or _is_refused_by_tls(exc):
+        return CertificateInvalid
+    if isinstance(exc, aiohttp.ClientHttpProxyError):
+        return ConnectFailed if exc.status in _PASSING_STATUS else ProxyRefused
+    if isinstance(exc, aiohttp.ConnectionTimeoutError):
+        return ConnectTimeout
+    if isinstance(exc, aiohttp.ClientConnectorError):
+        return ConnectTimeout if _is_timeout(exc.__cause__) else ConnectFailed
     if isinstance(exc, TimeoutError):
         return AttemptTimeout
     if isinstance(exc, aiohttp.ClientResponseError):
@@ -154,6 +226,39 @@ def _kind(exc: Exception) -> type[TransportError] | None:
     if isinstance(exc, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | OSError):
         return ConnectionLost
     return None
+
+
+def _is_refused_by_tls(exc: Exception) -> bool:
+    """Whether one side has refused the other in the handshake, and would do so again."""
+    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+        return True
+    reason = getattr(exc.__cause__, "reason", None) if isinstance(exc.__cause__, ssl.SSLError) else None
+    if not reason:
+        return False
+    if isinstance(exc, aiohttp.ClientConnectorError):
+        return not _PASSING_TLS.search(reason)
+    return isinstance(exc, aiohttp.ClientOSError) and _OUR_CERTIFICATE.search(reason) is not None
+
+
+def _is_timeout(exc: BaseException | None) -> bool:
+    """Whether the system, or asyncio's limit for a handshake, has given up."""
+    return isinstance(exc, TimeoutError) or (
+        isinstance(exc, ConnectionAbortedError) and "handshake is taking longer" in str(exc)
+    )
+
+
+def _reason(kind: type[TransportError], exc: Exception) -> str:
+    """What the layer below says, in words."""
+    if isinstance(exc, aiohttp.ClientResponseError):
+        return f"not HTTP: {exc.message}" if kind is ConnectionLost else f"proxy: {exc.status} {exc.message}"
+    if isinstance(exc, aiohttp.ServerFingerprintMismatch):
+        return f"{exc.host}:{exc.port}: the certificate's fingerprint is {exc.got.hex()}, not {exc.expected.hex()}"
+    if isinstance(exc, aiohttp.ClientConnectorError) and (kind is CertificateInvalid or exc.strerror is None):
+        # What aiohttp says of these is None, or a tuple.
+        cause = exc.__cause__ or exc
+        said = getattr(cause, "verify_message", None) or str(cause) or type(cause).__name__
+        return f"{exc.host}:{exc.port}: {_IN_OPENSSL.sub('', said)}"
+    return _IN_OPENSSL.sub("", str(exc)) or type(exc).__name__
 
 
 def rate_limited(request: aiohttp.ClientRequest, rules: RuleBook | None, *, since: float, until: float) -> RateLimited:

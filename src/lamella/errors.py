@@ -14,7 +14,10 @@
     │   └── ServerFault                                 5xx
     │       └── InternalServerError                     500
     └── TransportError (aiohttp.ClientConnectionError)  no answer, or half of one
-        ├── ConnectFailed                               nothing was sent: DNS, refused, TLS
+        ├── ConnectFailed                               nothing was sent: DNS, refused, TLS broke off
+        │   ├── ConnectTimeout (TimeoutError)           no connection in time, or none free in the pool
+        │   └── ProxyRefused                            a proxy does not let us through
+        ├── CertificateInvalid                          nothing was sent: the server is not trusted
         ├── ConnectionLost                              it broke after something was sent
         ├── AttemptTimeout (TimeoutError)               no answer in time
         └── NotSent                                     lamella itself did not send it
@@ -44,9 +47,11 @@ __all__ = [
     "AttemptRecord",
     "AttemptTimeout",
     "BadRequest",
+    "CertificateInvalid",
     "CircuitOpen",
     "ClientFault",
     "ConnectFailed",
+    "ConnectTimeout",
     "ConnectionLost",
     "Forbidden",
     "InternalServerError",
@@ -54,6 +59,7 @@ __all__ = [
     "MethodNotAllowed",
     "NotFound",
     "NotSent",
+    "ProxyRefused",
     "RateLimited",
     "ServerFault",
     "TooManyRequests",
@@ -273,9 +279,28 @@ class TransportError(LamellaError, aiohttp.ClientConnectionError):
 
 
 class ConnectFailed(TransportError):
-    """Nothing was sent: DNS, connection refused, TLS."""
+    """Nothing was sent: DNS, connection refused, a TLS handshake that broke off."""
 
     failure = Failure.CONNECT_FAILED
+
+
+class ConnectTimeout(ConnectFailed, TimeoutError):
+    """Nothing was sent: there was no connection in time."""
+
+    in_pool: bool = False
+    """Whether it ended while it waited for a free connection of the session's pool. That says nothing of the server."""
+
+
+class ProxyRefused(ConnectFailed):
+    """Nothing was sent: the proxy refuses to connect to the server, and would do so again (407, 403, …)."""
+
+    failure = Failure.PROXY_REFUSED
+
+
+class CertificateInvalid(TransportError):
+    """Nothing was sent: the server's certificate is not trusted, or no TLS version or cipher suits both sides."""
+
+    failure = Failure.CERTIFICATE_INVALID
 
 
 class ConnectionLost(TransportError):

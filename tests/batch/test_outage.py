@@ -18,8 +18,10 @@ from yarl import URL
 from lamella import (
     Backoff,
     Breaker,
+    CertificateInvalid,
     CircuitOpen,
     ConnectFailed,
+    ConnectTimeout,
     Failure,
     LamellaError,
     RetryBudget,
@@ -289,6 +291,81 @@ async def test_a_batch_that_is_left_in_an_outage_leaves_nothing(virtual_time: Vi
     loop: Any = asyncio.get_running_loop()
     assert [timer for timer in loop._scheduled if not timer.cancelled()] == []
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+# Which error it is told by
+
+USED_UP = StopReason.ATTEMPTS_USED_UP
+
+
+def pool_timeout(stopped: StopReason) -> ConnectTimeout:
+    error = ConnectTimeout("GET", URL_, Rule(Failure.CONNECT_FAILED, "Connection Failed", retry=Backoff(initial=1)))
+    error.in_pool, error.stopped = True, stopped
+    return error
+
+
+async def test_it_is_named_by_the_last_failure_of_the_service_and_not_by_an_open_circuit() -> None:
+    """Also by one that came before it, of a call that had used up its attempts."""
+    outage = Outage(1)
+    first, second = failed(USED_UP), failed(StopReason.CIRCUIT_OPEN)
+    assert not outage.leave(outage.enter(), first)
+    assert (outage.active, outage.error) == (False, None)
+    assert outage.leave(outage.enter(), refused())
+    assert outage.error is first
+    assert outage.leave(outage.enter(), second)
+    assert outage.leave(outage.enter(), refused())
+    assert outage.error is second
+    outage.close()
+
+
+async def test_a_failure_after_which_the_service_has_worked_is_not_its_cause() -> None:
+    outage = Outage(1)
+    told = refused()
+    outage.leave(outage.enter(), failed(USED_UP))
+    outage.leave(outage.enter(), None)
+    outage.leave(outage.enter(), told)
+    assert outage.error is told
+    outage.close()
+
+
+async def test_a_wait_in_the_pool_neither_begins_nor_lengthens_it(virtual_time: VirtualClock) -> None:
+    outage = Outage(1)
+    assert not outage.leave(outage.enter(), pool_timeout(USED_UP))
+    assert not outage.active
+    assert outage.leave(outage.enter(), refused(10))
+    known = outage.error
+    await asyncio.sleep(11)
+    # The item is tried again, for it says nothing of the service; and the next probe need not wait.
+    assert outage.leave(outage.enter(), pool_timeout(USED_UP))
+    assert outage.error is known
+    async with asyncio.timeout(1):
+        await outage.wait()
+    outage.close()
+
+
+async def test_what_would_fail_in_the_same_way_again_is_not_tried_in_it_again(virtual_time: VirtualClock) -> None:
+    outage = Outage(1)
+    final = CertificateInvalid("GET", URL_, Rule(Failure.CERTIFICATE_INVALID, "Certificate Invalid"))
+    final.stopped = StopReason.NOT_RETRYABLE
+    assert outage.leave(outage.enter(), refused(10))
+    await asyncio.sleep(11)
+    assert not outage.leave(outage.enter(), final)
+    async with asyncio.timeout(1):
+        await outage.wait()
+    outage.close()
+
+
+async def test_an_item_that_only_met_an_open_circuit_fails_with_the_failure_of_the_service(
+    virtual_time: VirtualClock,
+) -> None:
+    cause = failed(StopReason.CIRCUIT_OPEN)
+    began = now()
+
+    async def work(item: int) -> None:
+        raise cause if item == 0 and now() == began else refused()
+
+    outcomes = await collected(Batch(work, range(4), at_once=2, patience=100))
+    assert [outcome.error for outcome in outcomes] == [cause] * 4
 
 
 # How it finds out

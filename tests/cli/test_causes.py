@@ -23,6 +23,8 @@ def test_no_answer() -> None:
     lost = ConnectionLost("GET", URL("http://a"), rule, "reset by peer")
     assert reason_of(lost) == Reason("Connection Lost", "", "reset by peer", rule.hint)
     assert reason_of(lost).short == "Connection Lost: It may have been carried out"
+    assert reason_of(lost).full == "Connection Lost (reset by peer)"
+    assert reason_of(ConnectionLost("GET", URL("http://a"), rule)).full == "Connection Lost"
 
 
 def test_an_account_key_that_is_of_no_use_any_more() -> None:

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 
 import pytest
 from tests.cli.progress import Story, api_error, story
+from yarl import URL
 
+from lamella import ConnectFailed, Failure, maesn
 from lamella.cli.lines import Lines
 from lamella.maesn import Part
 
@@ -74,6 +76,16 @@ def test_an_outage() -> None:
     assert mail.draw(20) == []
     mail.story.outage = None
     assert mail.draw() == ["09:30:23  the API is back after 20 s"]
+
+
+def test_an_outage_is_named_by_what_the_network_says() -> None:
+    mail = Mail(story(parts(30)))
+    mail.draw()
+    rule = maesn.RULES.rule_for(Failure.CONNECT_FAILED)
+    mail.story.outage = ConnectFailed("GET", URL("https://api.maesm.dev/"), rule, "Name or service not known")
+    assert mail.draw() == [
+        "09:30:02  the API is down: Connection Failed (Name or service not known); the pages wait until it is back"
+    ]
 
 
 def test_an_account_that_is_parked_for_long() -> None:

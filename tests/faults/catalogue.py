@@ -18,6 +18,8 @@ from tests.faults.calls import Request
 from tests.faults.certificates import client_context, server_context
 from tests.faults.wire import WHOLE, Greet, Line, Play, Route, head, healthy, in_one, tunnel
 
+from lamella import CertificateInvalid, ProxyRefused, TransportError
+
 __all__ = ["FAULTS", "End", "Fault", "Names", "Phase", "sends_later"]
 
 
@@ -81,6 +83,8 @@ class Fault:
     """Whether it is the client's own doing, so that each send meets it."""
     context: ssl.SSLContext | None = None
     """What the client makes of TLS. None means what it usually does."""
+    final: type[TransportError] | None = None
+    """What a failure to connect ends in, if it would fail the same way again."""
 
     def __str__(self) -> str:
         return self.name
@@ -322,10 +326,18 @@ def _unconnected() -> Iterator[Fault]:
     for route in (Route.TLS, Route.TUNNEL):
         through = "" if route is Route.TLS else ", tunnel"
         for kind in ("expired", "another host", "unknown authority"):
-            yield Fault(f"a certificate: {kind}{through}", no, End.BREAKS, greet=_certificate(kind), route=route)
+            yield Fault(
+                f"a certificate: {kind}{through}",
+                no,
+                End.BREAKS,
+                greet=_certificate(kind),
+                route=route,
+                final=CertificateInvalid,
+            )
         for ending, (end, play) in _ENDS.items():
             yield Fault(f"{ending} in the handshake{through}", no, end, greet=_handshake(play), route=route)
-    yield Fault("HTTP in the handshake", no, End.BREAKS, greet=_speaks_http, route=Route.TLS)
+    yield Fault("HTTP in the handshake", no, End.BREAKS, greet=_speaks_http, route=Route.TLS, final=CertificateInvalid)
+    # asyncio's server closes without a word, so that nobody can tell: refusals.py has one that says why.
     yield Fault(
         "no common version of TLS",
         no,
@@ -342,10 +354,18 @@ def _unconnected() -> Iterator[Fault]:
         greet=_certificate("right"),
         options={"ssl": aiohttp.Fingerprint(b"x" * 32)},
         lasts=True,
+        final=CertificateInvalid,
     )
     for status in (403, 407, 502, 503):
         answer = head(f"{status} No", "Content-Length: 0", "Connection: close")
-        yield Fault(f"a proxy answers {status}", no, End.BREAKS, greet=_connect(_closes, answer), route=Route.TUNNEL)
+        yield Fault(
+            f"a proxy answers {status}",
+            no,
+            End.BREAKS,
+            greet=_connect(_closes, answer),
+            route=Route.TUNNEL,
+            final=ProxyRefused if status < 500 else None,
+        )
     for ending, (end, play) in _ENDS.items():
         yield Fault(f"{ending} after CONNECT", no, end, greet=_connect(play), route=Route.TUNNEL)
     yield Fault(

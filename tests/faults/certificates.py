@@ -9,7 +9,7 @@ from typing import Final
 
 import trustme
 
-__all__ = ["HOST", "client_context", "server_context"]
+__all__ = ["HOST", "client_context", "server_context", "trusted_server_context"]
 
 HOST: Final = "origin.example"
 """Whom a right certificate is for."""
@@ -28,6 +28,16 @@ def client_context(*, oldest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2) -> ssl.SS
     context = ssl.create_default_context()
     context.minimum_version = oldest
     _authority("trusted").configure_trust(context)
+    return context
+
+
+def trusted_server_context(*, asks: bool = False) -> ssl.SSLContext:
+    """A server's right certificate, to be changed in other ways; or it *asks* the client for one, too."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _authority("trusted").issue_cert(HOST, "127.0.0.1").configure_cert(context)
+    if asks:
+        context.verify_mode = ssl.CERT_REQUIRED
+        _authority("trusted").configure_trust(context)
     return context
 
 

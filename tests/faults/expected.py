@@ -12,13 +12,16 @@ from tests.faults.catalogue import End, Fault, Phase
 from lamella import (
     AttemptTimeout,
     BadRequest,
+    CertificateInvalid,
     ClientFault,
     ConnectFailed,
     ConnectionLost,
+    ConnectTimeout,
     Forbidden,
     InternalServerError,
     MethodNotAllowed,
     NotFound,
+    ProxyRefused,
     ServerFault,
     StopReason,
     TooManyRequests,
@@ -105,9 +108,9 @@ def _failure(fault: Fault, layers: Layers) -> int | Kind | None:
         return status  # it says enough, and the body is the caller's
     match fault.end:
         case End.BREAKS:
-            return ConnectFailed if fault.phase is Phase.CONNECT else ConnectionLost
-        case End.SILENCE if fault.phase is Phase.CONNECT and not layers.timeout:
-            return ConnectFailed  # the session's own limit for a connection has passed
+            return (fault.final or ConnectFailed) if fault.phase is Phase.CONNECT else ConnectionLost
+        case End.SILENCE if fault.phase is Phase.CONNECT:
+            return ConnectTimeout  # by the layer's limit, or by the session's own for a connection
         case End.SILENCE:
             return AttemptTimeout
         case End.DRIP:
@@ -125,12 +128,13 @@ def _stop(kind: int | Kind, request: Request, layers: Layers) -> StopReason:
     """Why there is no other try, in the order of the contract's questions."""
     if kind is TimeoutError:
         return StopReason.CANCELLED
-    if isinstance(kind, int) and kind not in _TRIED_AGAIN:
+    if (isinstance(kind, int) and kind not in _TRIED_AGAIN) or kind in {CertificateInvalid, ProxyRefused}:
         return StopReason.NOT_RETRYABLE
-    nothing_done = kind in {429, ConnectFailed}
+    unsent = kind in {ConnectFailed, ConnectTimeout}
+    nothing_done = unsent or kind == 429
     if not (nothing_done or request.method in IDEMPOTENT or request.key or layers.retry_writes):
         return StopReason.UNSAFE_METHOD
-    if request.stream and kind is not ConnectFailed:
+    if request.stream and not unsent:
         return StopReason.BODY_NOT_REPLAYABLE
     return StopReason.ATTEMPTS_USED_UP
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
 import socket
 import ssl
 import struct
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 from typing import Final
 
 from tests.faults.certificates import server_context
 
-__all__ = ["WHOLE", "Line", "Play", "Route", "Wire", "healthy"]
+__all__ = ["WHOLE", "Line", "Play", "Route", "Wire", "full_backlog", "healthy"]
 
 WHOLE: Final = json.dumps({"meta": {}, "data": [{"id": number} for number in range(100)]}).encode()
 """The body of an answer that is as it should be."""
@@ -84,6 +85,10 @@ class Line:
         """Whether the client sends more."""
         self._ahead = await self._reader.read(1)
         return bool(self._ahead)
+
+    async def some(self) -> bytes:
+        """What the client sends next; empty if it has gone."""
+        return await self._reader.read(2**16)
 
     async def next(self) -> None:
         """Wait for the next request, or for the end of the connection."""
@@ -287,6 +292,24 @@ class Wire:
 
     def __repr__(self) -> str:
         return f"<Wire {self.route.value} on port {self.port}>"
+
+
+@contextmanager
+def full_backlog() -> Iterator[int]:
+    """A port whose backlog is full: the kernel of Linux drops every further SYN."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(10):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+            if not select.select([], [client], [], 0.02)[1]:
+                break
+        else:
+            raise AssertionError("the backlog takes more than it was told to")
+        yield listener.getsockname()[1]
 
 
 async def tunnel(line: Line, certificate: str = "right") -> None:

@@ -14,6 +14,7 @@ from lamella import (
     ApiError,
     AttemptTimeout,
     BadRequest,
+    CertificateInvalid,
     Classify,
     ClientFault,
     ConnectFailed,
@@ -124,13 +125,13 @@ async def test_nothing_was_sent() -> None:
                 await session.post(url, data=b"x")
 
 
-async def test_a_failed_handshake_is_a_failed_connection(serve: Serve) -> None:
+async def test_a_server_without_tls_is_one_that_cannot_be_trusted(serve: Serve) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         return web.Response()
 
     url = await serve(answer)
     async with aiohttp.ClientSession(middlewares=(Classify(RULES),)) as session:
-        with pytest.raises(ConnectFailed):
+        with pytest.raises(CertificateInvalid):
             await session.get(url.replace("http:", "https:"), ssl=ssl.create_default_context())
 
 

@@ -32,6 +32,7 @@ from lamella import (
     Breaker,
     Classify,
     ConnectFailed,
+    ConnectTimeout,
     LamellaError,
     Limit,
     RateLimited,
@@ -414,7 +415,7 @@ async def test_a_connection_that_fails_does_not_end_it(serve: Serve, virtual_tim
             await get(session)
         down.add("the network")
         results = await asyncio.gather(*(get(session) for _ in range(3)), return_exceptions=True)
-        assert [type(result) for result in results] == [ConnectFailed] * 3
+        assert [type(result) for result in results] == [ConnectTimeout] * 3
         assert in_episode(session)
         down.clear()
         assert await get(session) == 200

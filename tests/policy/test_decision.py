@@ -93,7 +93,8 @@ def test_the_methods_of_rfc_9110_are_idempotent_and_no_others() -> None:
     "method", ["GET", "PUT", "DELETE", "HEAD", "OPTIONS", "TRACE", "POST", "PATCH", "CONNECT", "X"]
 )
 def test_what_may_have_been_carried_out_is_sent_again_only_if_that_is_harmless(method: str, outcome: Outcome) -> None:
-    harmless = method in IDEMPOTENT_METHODS or outcome in {429, Failure.CONNECT_FAILED}
+    unsent = {Failure.CONNECT_FAILED, Failure.CERTIFICATE_INVALID, Failure.PROXY_REFUSED}
+    harmless = method in IDEMPOTENT_METHODS or outcome == 429 or outcome in unsent
 
     assert ask(outcome, method=method).stop is (None if harmless else StopReason.UNSAFE_METHOD)
     assert ask(outcome, method=method, idempotent=True).stop is None
@@ -190,6 +191,14 @@ def test_an_attempt_that_the_deadline_cut_short_stopped_because_of_the_deadline(
     rules: RuleBook, elapsed: float, deadline: float | None, reason: StopReason | None
 ) -> None:
     assert ask(Failure.ATTEMPT_TIMEOUT, rules=rules, elapsed=elapsed, deadline=deadline).stop is reason
+
+
+@pytest.mark.parametrize(
+    "more", [{"number": 5}, {"replayable": False}, {"rules": RuleBook(Rule(Failure.CONNECT_FAILED, "never"))}]
+)
+def test_so_did_one_that_had_no_connection_by_then(more: dict[str, Any]) -> None:
+    assert ask(Failure.CONNECT_FAILED, elapsed=5.0, deadline=5.0, **more).stop is StopReason.DEADLINE
+    assert ask(Failure.CONNECT_FAILED, elapsed=4.9, deadline=5.0, **more).stop is not StopReason.DEADLINE
 
 
 def test_an_answer_that_is_never_tried_again_stops_for_that_reason_even_after_the_deadline() -> None:

@@ -75,6 +75,8 @@ def test_without_rules_no_status_is_tried_again_and_a_failed_connection_is_soon(
         retry = RuleBook().rule_for(failure).retry
         if failure in {Failure.CIRCUIT_OPEN, Failure.RATE_LIMITED}:
             assert retry is None  # lamella's own refusals
+        elif failure in {Failure.CERTIFICATE_INVALID, Failure.PROXY_REFUSED}:
+            assert retry is None  # it would fail the same way again
         else:
             assert retry is not None
             assert [retry.floor(number) for number in range(1, 9)] == [0.5, 1, 2, 4, 8, 16, 32, 60]
@@ -82,7 +84,15 @@ def test_without_rules_no_status_is_tried_again_and_a_failed_connection_is_soon(
 
 
 def test_the_failures_have_the_names_that_are_told_outside() -> None:
-    names = ["connect_failed", "connection_lost", "attempt_timeout", "circuit_open", "rate_limited"]
+    names = [
+        "connect_failed",
+        "certificate_invalid",
+        "proxy_refused",
+        "connection_lost",
+        "attempt_timeout",
+        "circuit_open",
+        "rate_limited",
+    ]
     assert [failure.value for failure in Failure] == names
 
 

@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 
 import stamina
 
-from lamella.errors import ClientFault, LamellaError, NotSent
+from lamella.classification import service_works
+from lamella.errors import LamellaError, NotSent
 from lamella.policy import StopReason
 
 __all__ = ["Entered", "Outage"]
@@ -38,6 +39,7 @@ class Outage:
 
     __slots__ = (
         "_at_most",
+        "_cause",
         "_closed",
         "_failures",
         "_generation",
@@ -53,7 +55,9 @@ class Outage:
     def __init__(self, at_most: int) -> None:
         self.active = False
         self.error: LamellaError | None = None
-        """The last one that told of it."""
+        """The last failure of the service, or what told of the outage where no failure is known: a circuit is open."""
+        self._cause: LamellaError | None = None
+        """The last failure of the service. None: there was none since it worked."""
         self._closed = False
         self._at_most = at_most
         self._failures = 0
@@ -116,10 +120,15 @@ class Outage:
         if isinstance(error, LamellaError):
             again = error.stopped in _PARKING or (
                 # With stamina switched off nobody has asked whether a repeat does harm.
-                self.active and works is False and error.stopped is _USED_UP and stamina.is_active()
+                self.active and not works and error.stopped is _USED_UP and stamina.is_active()
             )
-            if entered.generation == self._generation and (again or (self.active and works is False)):
+            news = error.stopped in _PARKING or (self.active and works is False)
+            if works is False:
+                self._cause = error
+            if news and entered.generation == self._generation:
                 self._goes_on(error)
+        if works and not self.active:
+            self._cause = None
         if works and entered.probe and self.active and entered.generation == self._generation:
             # One more for each that ends well doubles them each time round.
             self._let += 1
@@ -142,7 +151,7 @@ class Outage:
     def _goes_on(self, error: LamellaError) -> None:
         self._generation += 1
         self._failures += 1
-        self.error = error
+        self.error = (self._cause or error) if isinstance(error, NotSent) else error
         self.active = True
         self._let = 1
         rule = error.rule.retry
@@ -158,6 +167,7 @@ class Outage:
 
     def _is_over(self) -> None:
         self.active = False
+        self._cause = None
         self._failures = 0
 
     def _wake(self) -> None:
@@ -175,6 +185,6 @@ class Outage:
 
 def _works(error: Exception | None) -> bool | None:
     """Whether the service works, going by how an item has ended. None: that says nothing of it."""
-    if isinstance(error, LamellaError) and not isinstance(error, NotSent):
-        return isinstance(error, ClientFault)
+    if isinstance(error, LamellaError):
+        return service_works(error)
     return True if error is None else None

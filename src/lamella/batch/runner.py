@@ -25,7 +25,7 @@ import anyio
 from lamella.batch.journal import Journal
 from lamella.batch.outage import Entered, Outage
 from lamella.batch.outcome import AccountStopped, ItemOutcome
-from lamella.errors import LamellaError
+from lamella.errors import LamellaError, NotSent
 
 __all__ = ["Batch"]
 
@@ -224,7 +224,7 @@ class Batch(Generic[Item, Value]):
 
     @property
     def outage(self) -> LamellaError | None:
-        """What told of an outage that goes on now, be it of one service among several. None: there is none."""
+        """The last failure of a service that is down now, as far as one is known. None: there is no outage."""
         return next((outage.error for outage in self._outages.values() if outage.goes_on), None)
 
     def stop(self) -> None:
@@ -383,7 +383,10 @@ class Batch(Generic[Item, Value]):
             job.entered = job.outage.enter()
             self._ready_in.send_nowait(job)
             return
-        error = job.error or job.outage.error
+        error, known = job.error, job.outage.error
+        if error is None or (isinstance(error, NotSent) and not isinstance(known, NotSent)):
+            # Not that a circuit is open, but why.
+            error = known or error
         await self._failed(job, error or TimeoutError("an outage lasted longer than the batch's patience"))
 
     async def _done(self, job: _Job[Item], value: Value) -> None:

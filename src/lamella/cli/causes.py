@@ -42,6 +42,11 @@ class Reason:
         status = self.what.partition(" ")[0]
         return f"{status if status.isdigit() else self.what}: {first[0].strip()}" if first else self.what
 
+    @property
+    def full(self) -> str:
+        """What happened, and what the server or the network said: ``"Connection Failed (no route to host)"``."""
+        return f"{self.what} ({self.said})" if self.said else self.what
+
 
 @dataclass(frozen=True, slots=True)
 class Cause:

@@ -46,7 +46,7 @@ def parse(text: str) -> tuple[str, Outcome]:
 
 def all_rules() -> RenderableType:
     """The whole book as a table."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for heading in ("status", "title", "retry", "first wait"):
         table.add_column(heading, no_wrap=True)
     for rule in (*RULES, *map(RULES.rule_for, Failure)):

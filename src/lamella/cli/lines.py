@@ -98,7 +98,7 @@ class Lines:
     def _outage(self, overview: Overview) -> Iterator[str]:
         if overview.outage is not None:
             if self._down is None:
-                yield f"the API is down: {reason_of(overview.outage).what}; the pages wait until it is back"
+                yield f"the API is down: {reason_of(overview.outage).full}; the pages wait until it is back"
             self._down = overview.outage_for
         elif self._down is not None:
             yield f"the API is back after {duration(round(self._down) or 1)}"

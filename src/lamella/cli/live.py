@@ -113,7 +113,7 @@ def _totals(overview: Overview, width: int) -> Iterator[Text]:
 
 
 def _outage(overview: Overview) -> Text:
-    reason = "" if overview.outage is None else reason_of(overview.outage).what
+    reason = "" if overview.outage is None else reason_of(overview.outage).full
     since = f" for {duration(round(overview.outage_for))}" if round(overview.outage_for) else ""
     return _line((f"OUTAGE{since}: {reason}. ", "bold red"), "The pages wait until it is over.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,12 +18,13 @@ from lamella.cli.report import titled
 from lamella.cli.sync import Synced
 from lamella.cli.sync_json import state_of
 from lamella.cli.words import count, duration, plain
+from lamella.errors import TransportError
 from lamella.maesn import Part
 
 if TYPE_CHECKING:
     from lamella.cli.kept import KeptTraces
 
-__all__ = ["causes", "dry_run", "totals", "where_it_is"]
+__all__ = ["causes", "dry_run", "no_answer", "totals", "where_it_is"]
 
 _MOST_PARTS: Final = 40
 """How many lines a plan may have; what is beyond is counted."""
@@ -35,6 +37,14 @@ def causes(parts: Sequence[Part], secrets: Sequence[str] = ()) -> tuple[Cause, .
         for part in parts
         if part.error is not None and has_failed(part)
     )
+
+
+def no_answer(parts: Sequence[Part]) -> str:
+    """Why parts failed without an answer, in words: the most frequent cause. Empty: none did."""
+    found = Counter(
+        reason_of(part.error).full for part in parts if has_failed(part) and isinstance(part.error, TransportError)
+    )
+    return found.most_common(1)[0][0] if found else ""
 
 
 def totals(synced: Synced, kept: KeptTraces | None = None) -> tuple[Total, ...]:

@@ -350,7 +350,9 @@ def _last_line(console: Console, options: Options, ended: _Ended, code: int) -> 
         _warn_and_show(plain(synced.fault), options)
     elif code:
         failed = sum(not part.done for part in synced.parts)
-        _warn_and_show(f"{failed:,} of {count(len(synced.parts), 'part')} failed", options)
+        why = summary.no_answer(synced.parts)
+        told = f"{failed:,} of {count(len(synced.parts), 'part')} failed" + (f": {plain(why)}" if why else "")
+        _warn_and_show(told, options)
 
 
 def _warn_and_show(what: str, options: Options) -> None:

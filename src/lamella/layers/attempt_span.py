@@ -11,8 +11,8 @@ from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
 from lamella.call import ORDER, Call, Layer, Send, note_redirect, secrets_of, sent_before
-from lamella.classification import ERROR_STATUS
-from lamella.errors import AttemptTimeout
+from lamella.classification import ERROR_STATUS, was_connecting
+from lamella.errors import AttemptTimeout, ConnectTimeout
 
 __all__ = ["AttemptSpan"]
 
@@ -89,8 +89,12 @@ class AttemptSpan(Layer):
         try:
             response = await send(request, call)
         except BaseException as exc:
+            now = request.loop.time()
             error = telemetry.error_type(exc) if isinstance(exc, Exception) else None
-            self._finish(request, call, request.loop.time(), error)
+            if error is None and call.answer is None and call.deadline is not None and now >= call.deadline - _CLOCK:
+                # What looks like a cancellation from in here is the deadline of the call.
+                error = (ConnectTimeout if was_connecting(exc) else AttemptTimeout).__name__
+            self._finish(request, call, now, error)
             call.answer = call.attempt = None
             raise
         self.end(request, call, response, request.loop.time())
@@ -121,9 +125,6 @@ class AttemptSpan(Layer):
             self._instruments.in_flight.add(-1, counted)
         recording = span.is_recording()
         if counted is not None or recording:
-            if call.answer is None and error is None and call.deadline is not None and now >= call.deadline - _CLOCK:
-                # What looks like a cancellation from in here is the deadline of the call.
-                error = AttemptTimeout.__name__
             ended = {} if call.answer is None else telemetry.response_attributes(call.answer)
             if error is not None:
                 ended[telemetry.ERROR_TYPE] = error

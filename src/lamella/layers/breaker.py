@@ -17,8 +17,8 @@ from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
 from lamella.call import ORDER, Call, Layer, Send, secrets_of
-from lamella.classification import ERROR_STATUS, transport_error
-from lamella.errors import CircuitOpen, ClientFault, LamellaError, NotSent
+from lamella.classification import ERROR_STATUS, service_works, transport_error
+from lamella.errors import CircuitOpen, LamellaError
 from lamella.policy import Failure, RuleBook, StopReason, circuit
 from lamella.policy.circuit import CircuitPhase, CircuitSettings, CircuitState, Leave, Refusal, Turn
 from lamella.state import MemoryStore, SharedState, Store
@@ -37,9 +37,11 @@ class Breaker(Layer):
     """Refuses calls at once with :class:`lamella.CircuitOpen` while their service is down.
 
     It counts sends: one that ends in a status of 500 or more, or without an answer, has failed; any other answer is
-    a success, 429 included; a send that was cancelled, or that lamella itself did not make, is neither. When too many
-    have failed, the circuit opens: calls are refused, and calls that wait for their next try stop. After *open_for*
-    seconds a few probes pass: it closes if they end well, and opens again if one does not.
+    a success, 429 included. A send is neither if it was cancelled, if lamella itself did not make it, if it got no
+    connection of the session's pool in time, or if it ended in :class:`lamella.CertificateInvalid` or
+    :class:`lamella.ProxyRefused`. When too many have failed, the circuit opens: calls are refused, and calls that wait
+    for their next try stop. After *open_for* seconds a few probes pass: it closes if they end well, and opens again if
+    one does not.
 
     It stands outside of ``Retry``, which tells it of every send, so that a refused call does not wait; and inside of
     ``RequestSpan``, which tells of the refusal. Without a ``Retry`` it sees the last outcome alone.
@@ -334,11 +336,9 @@ def _works(request: aiohttp.ClientRequest, call: Call, error: BaseException) -> 
     """Whether the service works, going by the *error* of a send. None: it says nothing of that."""
     if isinstance(error, LamellaError):
         # One that says why it stopped is the end of another call, which a layer below made, or of no send at all.
-        if isinstance(error, NotSent) or error.stopped is not None:
-            return None
-        return isinstance(error, ClientFault)
-    if isinstance(error, Exception) and transport_error(request, error) is not None:
-        return False
+        return service_works(error) if error.stopped is None else None
+    if isinstance(error, Exception) and (failure := transport_error(request, error)) is not None:
+        return service_works(failure)
     # What others make of a status.
     if isinstance(error, aiohttp.ClientResponseError) and error.status >= ERROR_STATUS:
         return error.status < _SERVER_STATUS

@@ -11,6 +11,7 @@ import aiohttp
 from lamella.answer_body import wait_for_body, whole_limit
 from lamella.call import ORDER, Call, Layer, Send, is_redirect
 from lamella.classification import ERROR_STATUS, shown_cause, transport_error
+from lamella.cookies import keep_cookies
 from lamella.request_body import is_written, note_interruption
 
 __all__ = ["Buffer"]
@@ -54,6 +55,8 @@ class Buffer(Layer):
             return response
         # Should the body break off, its status is known all the same.
         call.answer = response
+        # It may break off, or the attempt take too long: aiohttp never gets it then.
+        keep_cookies(request, call, response)
         try:
             if not is_written(request):
                 # A writer that has only been told to go on ends in the next turn of the loop.

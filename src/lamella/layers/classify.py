@@ -6,6 +6,7 @@ import aiohttp
 
 from lamella.call import ORDER, Call, Layer, Send
 from lamella.classification import ERROR_STATUS, api_error, last_send, shown_cause, transport_error
+from lamella.cookies import keep_cookies
 from lamella.errors import ApiError
 from lamella.policy import RuleBook
 from lamella.request_body import note_interruption
@@ -44,14 +45,6 @@ class Classify(Layer):
         before = call.before
         try:
             response = await send(request, call)
-            if response.status < ERROR_STATUS:
-                return response
-            note_interruption(request)
-            call.answer = response
-            try:
-                raise await self._error(request, call, response)
-            finally:
-                response.release()
         except (aiohttp.ClientError, OSError) as exc:
             note_interruption(request)
             error = transport_error(request, exc, self._rules, unsent=last_send(request) is before)
@@ -61,6 +54,15 @@ class Classify(Layer):
                 raise error from shown_cause(exc)
             finally:
                 del error  # its traceback holds on to this frame: they must not keep each other alive
+        if response.status < ERROR_STATUS:
+            return response
+        note_interruption(request)
+        call.answer = response
+        keep_cookies(request, call, response)
+        try:
+            raise await self._error(request, call, response)
+        finally:
+            response.release()
 
     async def _error(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse) -> ApiError:
         with call.not_cancelled(request.loop) as until:

@@ -25,8 +25,10 @@ from lamella.classification import (
     rate_limited,
     require_open,
     shown_cause,
+    timed_out,
     transport_error,
 )
+from lamella.cookies import keep_cookies, note_held_cookies, renew_cookies
 from lamella.deadlines import inherited, inherited_deadline
 from lamella.errors import (
     ApiError,
@@ -34,6 +36,7 @@ from lamella.errors import (
     AttemptTimeout,
     ConnectFailed,
     ConnectionLost,
+    ConnectTimeout,
     LamellaError,
     NotSent,
 )
@@ -137,6 +140,7 @@ class Retry(Layer):
             # Some versions of aiohttp run the layers once more when the session was closed in the middle of a send.
             require_open(request)
         self._calls += 1
+        note_held_cookies(request, call)
         call.deadline = None
         call.first_send = now, getattr(request, "response", None), call.gate_wait
         return True
@@ -167,6 +171,7 @@ class Retry(Layer):
         """As `complete`, for a call that may have a deadline."""
         require_open(request)
         self._calls += 1
+        note_held_cookies(request, call)
         began = request.loop.time()
         limit = self._limit(request, began)
         call.deadline = None if limit is None else began + limit
@@ -290,14 +295,6 @@ class _Series:
                 raise made
             else:
                 response = made
-            if response.status < ERROR_STATUS:
-                if call.records:
-                    self._record(response.status, None)
-                return response
-            self._answer = response
-            # The body is the caller's: it may be slow, or broken.
-            error: LamellaError = await api_error(response, self._retry._rules, call.secrets, until=-inf)
-            self._own(error)
         except NotSent as exc:
             if exc is call.refusal:
                 self._refuse(exc)
@@ -319,6 +316,15 @@ class _Series:
                 del failure  # as above
         finally:
             made = None  # as above
+        if response.status < ERROR_STATUS:
+            if call.records:
+                self._record(response.status, None)
+            return response
+        self._answer = response
+        keep_cookies(request, call, response)
+        # The body is the caller's: it may be slow, or broken.
+        error = await api_error(response, self._retry._rules, call.secrets, until=-inf)
+        self._own(error)
         try:
             raise error
         finally:
@@ -371,6 +377,7 @@ class _Series:
                 # Nobody will raise it any more, and its traceback keeps all of that send alive until the next gc.
                 failure.__traceback__ = None
                 await rewind(self._request)
+                renew_cookies(self._request, self._call)
                 self._began = self._loop.time()
                 self._parked_before = self._call.gate_wait
                 try:
@@ -406,12 +413,12 @@ class _Series:
         except TimeoutError as exc:
             if not limit.expired():
                 raise
-            raise self._out_of_time() from exc
+            raise self._out_of_time(exc) from exc
         finally:
             self._call.at_deadline = None
 
-    def _out_of_time(self) -> LamellaError:
-        """The error for a send that the deadline has ended."""
+    def _out_of_time(self, exc: BaseException | None = None) -> LamellaError:
+        """The error for a send that the deadline has ended, by *exc*. None: before it was begun."""
         call, request, rules = self._call, self._request, self._retry._rules
         if call.parked is not None:
             since, until = call.parked
@@ -419,8 +426,10 @@ class _Series:
             call.refusal = rate_limited(request, rules, since=now - since, until=max(until - now, 0.0))
             return call.refusal
         self._overdue = True
-        rule = rules.rule_for(AttemptTimeout.failure)
         reason = f"the call's deadline of {self._deadline:.4g} s has passed"
+        if exc is not None:
+            return timed_out(request, exc, rules, reason, unsent=last_send(request) is self._before)
+        rule = rules.rule_for(AttemptTimeout.failure)
         return AttemptTimeout(request.method, request.url, rule, reason, secrets=secrets_of(request))
 
     def _refuse(self, error: LamellaError) -> None:
@@ -517,6 +526,8 @@ class _Series:
         """Whether the *budget* of the session has a retry left, which is taken."""
         if error.outcome == _RATE_LIMITED or decision.source is WaitSource.IMMEDIATE:
             return True
+        if isinstance(error, ConnectTimeout) and error.in_pool:
+            return True  # the service has seen nothing of it
         retry = self._retry
         calls, retry._calls = retry._calls, 0
         return await retry._state.update(self._call.span, _BUDGET, Spent, take, budget, calls)

@@ -25,7 +25,7 @@ from yarl import URL
 from lamella import telemetry
 from lamella.call import ORDER, Call, Layer, Origin, Send, origin_text
 from lamella.classification import rate_limited, require_open, retry_after_of
-from lamella.errors import ApiError, ConnectFailed, NotSent
+from lamella.errors import ApiError, CertificateInvalid, ConnectFailed, NotSent
 from lamella.gate import Gate
 from lamella.policy import Limit, RuleBook
 from lamella.policy.pace import Hold, Pace, Sent, answered, earliest, learned, lost, next_turn, refused
@@ -195,7 +195,7 @@ class Throttle(Layer):
                 )
 
     async def _settle_failure(self, account: _Account, call: Call, sent: Sent, exc: BaseException) -> None:
-        if isinstance(exc, ConnectFailed | NotSent):
+        if isinstance(exc, ConnectFailed | CertificateInvalid | NotSent):
             return  # it cannot have been counted
         if isinstance(exc, GeneratorExit):
             return  # the loop is gone: nothing can be awaited any more

@@ -8,19 +8,19 @@ from typing import Any
 
 import aiohttp
 
-from lamella.call import ORDER, Call, Layer, Send, secrets_of
-from lamella.errors import AttemptTimeout
-from lamella.policy import Failure, RuleBook
+from lamella.call import ORDER, Call, Layer, Send
+from lamella.classification import last_send, timed_out
 
 __all__ = ["Timeout"]
 
 # By how many seconds a timer may be due early.
 _CLOCK = 1e-3
-_RULE = RuleBook().rule_for(Failure.ATTEMPT_TIMEOUT)
 
 
 class Timeout(Layer):
     """Ends an attempt that takes too long with :class:`lamella.AttemptTimeout`.
+
+    One that has no connection by then ends with :class:`lamella.ConnectTimeout`, since nothing was sent.
 
     It stands inside of ``Retry``, so that a timeout is one attempt that failed, and outside of ``Buffer``, so that
     a body which does not end is a timeout too. Where ``Buffer`` does not read the body, the attempt ends with the
@@ -47,6 +47,7 @@ class Timeout(Layer):
         if alarm is None or alarm.loop is not loop:
             alarm = self._alarm = _Alarm(loop)
         call.alarm, call.attempt_end = alarm, now + self._seconds
+        call.before_timeout = getattr(request, "response", None)
         alarm.watch(call, call.attempt_end)
         return True
 
@@ -60,8 +61,8 @@ class Timeout(Layer):
         except asyncio.CancelledError as exc:
             if alarm is None or not alarm.take_back(call):
                 raise
-            reason = f"no whole answer within {self._seconds:g} s"
-            raise AttemptTimeout(request.method, request.url, _RULE, reason, secrets=secrets_of(request)) from exc
+            unsent = last_send(request) is call.before_timeout
+            raise timed_out(request, exc, None, f"no whole answer within {self._seconds:g} s", unsent=unsent) from exc
         finally:
             if alarm is not None and not alarm.forget(call):
                 alarm.take_back(call)

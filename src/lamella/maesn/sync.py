@@ -77,7 +77,7 @@ class Progress:
 
     @property
     def outage(self) -> LamellaError | None:
-        """What told that the API is down, as long as it is and pages wait for that."""
+        """The last failure of the API, as long as it is down and pages wait for that."""
         return self._batch.outage
 
 

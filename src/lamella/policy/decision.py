@@ -13,8 +13,12 @@ __all__ = ["IDEMPOTENT_METHODS", "Decision", "StopReason", "WaitSource", "decide
 IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 """RFC 9110, section 9.2.2: sending one of these twice does what sending it once does."""
 
-# 429: refused before anything was done. ConnectFailed: nothing was sent. So nothing can be done twice.
-_NEVER_CARRIED_OUT: frozenset[Outcome] = frozenset({429, Failure.CONNECT_FAILED})
+# 429: the server refused before it did anything. The others: nothing was sent.
+_NEVER_CARRIED_OUT: frozenset[Outcome] = frozenset(
+    {429, Failure.CONNECT_FAILED, Failure.CERTIFICATE_INVALID, Failure.PROXY_REFUSED}
+)
+# What an attempt that a deadline cuts short ends in.
+_CUT_SHORT: frozenset[Outcome] = frozenset({Failure.ATTEMPT_TIMEOUT, Failure.CONNECT_FAILED})
 
 
 class StopReason(StrEnum):
@@ -96,7 +100,7 @@ def decide(
         stale: The connection may have been closed while it was idle; then the next try need not wait.
     """
     rule = rules.rule_for(outcome)
-    if outcome is Failure.ATTEMPT_TIMEOUT and deadline is not None and elapsed >= deadline:
+    if outcome in _CUT_SHORT and deadline is not None and elapsed >= deadline:
         # It was the deadline itself that cut the attempt short.
         return Decision(rule, stop=StopReason.DEADLINE)
     if rule.retry is None:

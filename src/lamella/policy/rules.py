@@ -16,7 +16,11 @@ class Failure(StrEnum):
     """Why there is no (whole) answer."""
 
     CONNECT_FAILED = "connect_failed"
-    """Nothing was sent: DNS, connection refused, TLS."""
+    """Nothing was sent: DNS, connection refused, a TLS handshake that broke off, no connection in time."""
+    CERTIFICATE_INVALID = "certificate_invalid"
+    """Nothing was sent: the server's certificate is not trusted, or no TLS version or cipher suits both sides."""
+    PROXY_REFUSED = "proxy_refused"
+    """Nothing was sent: the proxy refuses to connect to the server, and would do so again."""
     CONNECTION_LOST = "connection_lost"
     """It broke after something was sent: the request may have been carried out."""
     ATTEMPT_TIMEOUT = "attempt_timeout"
@@ -87,8 +91,20 @@ _BUILT_IN: Final[dict[str, Rule]] = {
             Failure.CONNECT_FAILED,
             "Connection Failed",
             "No connection to the server came about, so nothing was sent.",
-            "Check the address, the network and the certificate.",
+            "Check the address and the network; if it waited for a free connection of the pool, the connector's limit.",
             _CONNECTION,
+        ),
+        Rule(
+            Failure.CERTIFICATE_INVALID,
+            "Certificate Invalid",
+            "The server's certificate is not trusted, or no TLS version or cipher suits both sides: nothing was sent.",
+            "Check the address, the server's certificate, the clock, and which authorities are trusted here.",
+        ),
+        Rule(
+            Failure.PROXY_REFUSED,
+            "Proxy Refused",
+            "The proxy refuses to connect to the server, so nothing was sent.",
+            "Check the proxy's address, its user and password, and whether it may connect to this server.",
         ),
         Rule(
             Failure.CONNECTION_LOST,

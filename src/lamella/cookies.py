@@ -1,0 +1,83 @@
+"""Cookies of answers that aiohttp does not get: it stores a ``Set-Cookie`` when all middlewares have returned."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import aiohttp
+from aiohttp import hdrs
+
+from lamella.call import Call
+
+__all__ = ["keep_cookies", "note_held_cookies", "renew_cookies"]
+
+_SEGMENT: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^;])+')
+"""A cookie of a header; in quotes it may hold a semicolon."""
+_SHORTEST: Final = 8
+"""A shorter value is a word, as in ``lang=en``, and no credential."""
+
+
+def keep_cookies(request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse) -> None:
+    """Put the cookies of *response* into the session's jar, as aiohttp does with those of the answer that it gets.
+
+    What the jar raises passes, as it does there; *response* is closed then.
+    """
+    given = response.headers.getall(hdrs.SET_COOKIE, ())
+    if not given:
+        return
+    _hide(call, (cookie.partition(";")[0] for cookie in given))
+    jar = request.session.cookie_jar
+    # Newer versions of aiohttp keep two cookies of one name and different paths apart.
+    from_headers = getattr(jar, "update_cookies_from_headers", None)
+    try:
+        if from_headers is not None:
+            from_headers(given, response.url)
+        else:
+            jar.update_cookies(response.cookies, response.url)
+    except BaseException:
+        response.close()
+        raise
+
+
+def note_held_cookies(request: aiohttp.ClientRequest, call: Call) -> None:
+    """Remember what the jar held for *request* when aiohttp made it: the rest of its cookies it has brought itself."""
+    if hdrs.COOKIE in request.headers:
+        call.cookies = _held(request)
+
+
+def renew_cookies(request: aiohttp.ClientRequest, call: Call) -> None:
+    """Before *request* is sent again: replace the cookies that are of the jar by those that it holds now.
+
+    A cookie that the request has brought itself, by a header or by ``cookies=``, stays.
+    """
+    before, now = call.cookies, _held(request)
+    if now == before:
+        return
+    call.cookies = now
+    header = "; ".join(request.headers.getall(hdrs.COOKIE, ()))
+    segments = [segment.strip() for segment in _SEGMENT.findall(header)]
+    _hide(call, segments)
+    sent = dict(now)
+    for segment in segments:
+        name, _, value = segment.partition("=")
+        if before.get(name) != value:
+            sent[name] = value
+    if sent:
+        # In this order aiohttp writes them, too.
+        request.headers[hdrs.COOKIE] = "; ".join(f"{name}={value}" for name, value in sorted(sent.items()))
+    else:
+        request.headers.popall(hdrs.COOKIE, None)
+
+
+def _held(request: aiohttp.ClientRequest) -> Mapping[str, str]:
+    """Return the cookies that the session's jar holds for *request* now, as they are sent."""
+    held = request.session.cookie_jar.filter_cookies(request.url)
+    return {morsel.key: morsel.coded_value for morsel in held.values()} if held else {}
+
+
+def _hide(call: Call, cookies: Iterable[str]) -> None:
+    """Show the values of *cookies*, each as in a header, nowhere: a server may tell of one that it has replaced."""
+    values = (cookie.partition("=")[2].strip().strip('"') for cookie in cookies)
+    call.secrets += tuple({value for value in values if len(value) >= _SHORTEST}.difference(call.secrets))

@@ -1,0 +1,119 @@
+"""``lamella sync`` where no page can be had: what is final fails at once, and what is not is named in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from tests.cli.serving import API_KEY, KEYS, served, write_accounts
+from tests.faults.certificates import server_context
+from typer.testing import CliRunner, Result
+
+from lamella import Breaker, maesn
+from lamella.cli import sync_options
+from lamella.cli.app import app
+from lamella.cli.lines import Lines
+from lamella.cli.sync import Settings
+
+RULES = maesn.RULES.scaled(0.001)
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of its own, with keys, and with short waits."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAESN_API_KEY", API_KEY)
+    monkeypatch.delenv("MAESN_BASE_URL", raising=False)
+    breaker = partial(Breaker, minimum=2, open_for=0.05)
+    monkeypatch.setattr(sync_options, "Settings", partial(Settings, rules=RULES, breaker=breaker))
+    write_accounts(Path())
+
+
+def sync(url: str, resources: str) -> Result:
+    shown = CliRunner().invoke(app, ["sync", "--accounts", "accounts.csv", "--resource", resources, "--base-url", url])
+    assert shown.exit_code == 1
+    assert not [key for key in (API_KEY, *KEYS.values()) if key in shown.output]
+    return shown
+
+
+def last_line(shown: Result) -> str:
+    """What stands before the command to go on with."""
+    return shown.stderr.splitlines()[-1].partition("; go on with: lamella sync ")[0]
+
+
+@contextmanager
+def untrusted() -> Iterator[tuple[str, list[int]]]:
+    """A server whose certificate nobody trusts; beside it, how often it was connected to."""
+    ready, over = threading.Event(), threading.Event()
+    ports: list[int] = []
+    connections = [0]
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    class Counting(asyncio.StreamReaderProtocol):
+        def __init__(self) -> None:
+            connections[0] += 1
+            super().__init__(asyncio.StreamReader(), connected)
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        # A handshake that the client has broken off is no news here.
+        loop.set_exception_handler(lambda *_: None)
+        server = await loop.create_server(Counting, "127.0.0.1", 0, ssl=server_context("unknown authority"))
+        ports.append(server.sockets[0].getsockname()[1])
+        ready.set()
+        await asyncio.to_thread(over.wait)
+        server.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield f"https://127.0.0.1:{ports[0]}", connections
+    finally:
+        over.set()
+        thread.join(10)
+
+
+def test_a_certificate_that_nobody_trusts_ends_each_part_at_once_and_is_named() -> None:
+    with untrusted() as (url, connections):
+        shown = sync(url, "invoices,contacts,items,projects")
+        # One for each part: neither tried again, nor parked.
+        assert connections == [12]
+    assert last_line(shown).startswith("lamella: 12 of 12 parts failed: Certificate Invalid (127.0.0.1:")
+    assert "unable to get local issuer certificate" in last_line(shown) or "self-signed" in last_line(shown)
+    assert "12 × Certificate Invalid, stopped: not retryable" in shown.stdout
+    assert "Circuit Open" not in shown.output
+    assert "the API is down" not in shown.output
+
+
+def test_a_name_that_is_not_there_is_named_at_the_end_of_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typing error in --base-url: an outage, for it may be a name server's. (No test asks a real one.)"""
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr("lamella.cli.sync.sync", partial(maesn.sync, patience=0.3))
+    monkeypatch.setattr(Lines, "every", 0.01)
+    shown = sync("https://api.maesm.test", "invoices,contacts,items,projects")
+    assert "Connection Failed (Cannot connect to host api.maesm.test:443" in last_line(shown)
+    assert "Name or service not known" in last_line(shown)
+    assert last_line(shown).startswith("lamella: 12 of 12 parts failed: ")
+    down = [line for line in shown.stdout.splitlines() if "the API is down" in line]
+    assert down
+    assert all("Connection Failed (Cannot connect to host api.maesm.test:443" in line for line in down)
+    assert "Circuit Open" not in shown.output
+
+
+def test_what_the_api_says_is_named_with_the_failures_alone() -> None:
+    with served() as sandbox:
+        shown = sync(sandbox.url, "unicorns")
+    assert last_line(shown) == "lamella: 3 of 3 parts failed"
