@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from lamella.redaction import redact_json
+from lamella.redaction import redact_json, redact_text
 
-__all__ = ["ErrorBody", "peek", "read_error_body", "wait_for_body"]
+__all__ = ["ErrorBody", "messages_in", "peek", "read_error_body", "wait_for_body"]
 
 _ERROR_BYTES = 64 * 1024
 # So that a secret is not cut in two, and its first half kept.
 _OVERLAP = 8 * 1024
 _ERROR_SECONDS = 5.0
 _MOST_MESSAGES = 20
+_MOST_SHOWN = 5
 _DEEPEST = 6
 
 
@@ -100,6 +101,17 @@ async def read_error_body(response: aiohttp.ClientResponse, secrets: Iterable[st
         async with asyncio.timeout(_ERROR_SECONDS):
             await _peek(content, _ERROR_BYTES + _OVERLAP, chunks)
     return _parse(b"".join(chunks)[: _ERROR_BYTES + _OVERLAP], secrets)
+
+
+def messages_in(errors: Any, secrets: Iterable[str] = ()) -> tuple[str, ...]:
+    """The messages in the ``errors`` of an answer, each a line without *secrets*."""
+    try:
+        body = json.dumps({"errors": errors}, default=str).encode()
+    except RecursionError:
+        return ()
+    found = _parse(body, secrets)
+    said = found.validation_errors + found.downstream_errors + found.details
+    return tuple(redact_text(text, secrets) for text in said[:_MOST_SHOWN])
 
 
 def _parse(body: bytes, secrets: Iterable[str] = ()) -> ErrorBody:
