@@ -4,8 +4,8 @@
 #   make test ARGS='-k retry -x'                    arguments for pytest (test, coverage, lowest) or the demo
 
 PYTHON ?= python3
-VENV   ?= .venv
-ARGS   ?=
+VENV   := .venv
+ARGS   :=
 
 LOWEST := .venv-lowest
 BACKENDS := .venv-backends
@@ -16,6 +16,13 @@ AUDIT := .venv-audit
 RUN    := $(VENV)/bin/python -m
 # As many processes as there are cores. ARGS='-n 0' runs the tests in one, for a debugger.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist worksteal
+
+# What a user has set for other programs changes no target. Installations keep what they need: proxies, certificates,
+# package indexes. Without a locale Python reads and writes UTF-8, also the path of the checkout.
+unexport $(filter-out PYTHON,$(filter BANDIT_% COVERAGE_% HYPOTHESIS_% LAMELLA_% LC_% MAESN_% MYPY% OTEL_% PIP_AUDIT_% \
+	PYTEST_% PYTHON% RUFF_%,$(.VARIABLES))) LANG LANGUAGE PIP_PREFIX PIP_TARGET PIP_USER SSLKEYLOGFILE
+# The benchmarks measure libraries that take a proxy from the environment, at servers on this machine.
+DIRECT := NO_PROXY='*' no_proxy='*'
 
 # What an environment was made for. One that came along in a copy of the checkout would test the original's code.
 export MADE_FOR := $(CURDIR) $(PYTHON)
@@ -28,7 +35,8 @@ help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed  ## Show lamella at work: `lamella sync --sandbox`
-	@$(VENV)/bin/lamella sync --sandbox $(ARGS)
+	@# By -m: the first line of a script cannot hold every path.
+	@$(RUN) lamella sync --sandbox $(ARGS)
 
 test: $(VENV)/.installed  ## Run the tests
 	@$(RUN) pytest $(SIDE_BY_SIDE) $(ARGS)
@@ -65,16 +73,16 @@ browser: $(BROWSER)/.installed  ## Run the tests of the demo's page in a headles
 		$(BROWSER)/bin/python -m pytest --confcutdir tests/browser tests/browser $(ARGS)
 
 bench: $(BENCH)/.installed  ## Measure what lamella costs, beside other libraries: ten minutes (ARGS=--quick: two)
-	@$(BENCH)/bin/python benchmarks/cost.py $(ARGS)
+	@$(DIRECT) $(BENCH)/bin/python benchmarks/cost.py $(ARGS)
 
 bench-storm: $(BENCH)/.installed  ## Measure lamella beside other libraries in storms: half an hour
-	@$(BENCH)/bin/python benchmarks/storm.py $(ARGS)
+	@$(DIRECT) $(BENCH)/bin/python benchmarks/storm.py $(ARGS)
 
 bench-batch: $(BENCH)/.installed  ## Measure a batch of a million items beside other libraries: some minutes
-	@$(BENCH)/bin/python benchmarks/batch.py $(ARGS)
+	@$(DIRECT) $(BENCH)/bin/python benchmarks/batch.py $(ARGS)
 
 soak: $(BENCH)/.installed  ## Sync for ten minutes under random faults, and see whether anything grows or is left
-	@$(BENCH)/bin/python benchmarks/soak.py $(ARGS)
+	@$(DIRECT) $(BENCH)/bin/python benchmarks/soak.py $(ARGS)
 
 picture: $(VENV)/.installed  ## Draw docs/sync.svg, the picture of the live display, anew
 	@$(VENV)/bin/python scripts/picture.py docs/sync.svg

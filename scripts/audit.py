@@ -47,13 +47,10 @@ def main(arguments: list[str]) -> int:
 def bandit() -> bool:
     """Whether bandit finds nothing in our own code, from medium severity on; its exceptions are in pyproject.toml."""
     print("bandit: src, scripts, benchmarks and examples", flush=True)
-    command = ["-m", "bandit", "--quiet", "--recursive", "--configfile", str(ROOT / "pyproject.toml")]
-    command += [
-        "--severity-level",
-        "medium",
-        *(str(ROOT / name) for name in ("src", "scripts", "benchmarks", "examples")),
-    ]
-    done = subprocess.run([sys.executable, *command], check=False)  # noqa: S603
+    command = ["-m", "bandit", "--quiet", "--recursive", "--configfile", "pyproject.toml", "--severity-level", "medium"]
+    # By relative paths: bandit skips each file with ".git", "CVS" or the like anywhere in its path.
+    command += ["src", "scripts", "benchmarks", "examples"]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, check=False)  # noqa: S603
     if not done.returncode:
         print("bandit: found nothing")
     return not done.returncode
@@ -97,10 +94,16 @@ def ask(service: str, wanted: Iterable[str]) -> tuple[list[dict[str, Any]], str]
             "json",
             "--no-deps",
             "--disable-pip",
+            "--cache-dir",
+            folder,  # the home folder may not be writable
+            "--progress-spinner",
+            "off",
+            "--requirement",
+            str(file),
         ]
         try:
             done = subprocess.run(  # noqa: S603
-                [sys.executable, *command, "--progress-spinner", "off", "--requirement", str(file)],
+                [sys.executable, *command],
                 capture_output=True,
                 text=True,
                 check=False,

@@ -39,17 +39,18 @@ TAIL_LINES = 40
 
 APT_INSTALL = ["apt-get", "-o", "DPkg::Lock::Timeout=60", "install", "-y", "--no-install-recommends", "prometheus"]
 
+# Relative paths: Prometheus would take a "[" in the path of the checkout or of the temporary folder for a pattern.
 PROMETHEUS_CONFIG = """\
 global:
   scrape_interval: 200ms
   scrape_timeout: 200ms
   evaluation_interval: 200ms
 rule_files:
-  - {rules}
+  - lamella-rules.yml
 scrape_configs:
   - job_name: lamella
     file_sd_configs:
-      - files: ["{targets}/*.json"]
+      - files: ["targets/*.json"]
         refresh_interval: 1s
 """
 
@@ -81,13 +82,16 @@ class Signals:
 class Process:
     """A process in a group of its own, so that what it starts can be stopped with it."""
 
-    def __init__(self, name: str, command: Sequence[str], *, env: Mapping[str, str], log: Path | None) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], *, env: Mapping[str, str], log: Path | None, folder: Path | None = None
+    ) -> None:
         self.name = name
         self.log = log
         with ExitStack() as stack:
             output = None if log is None else stack.enter_context(log.open("wb"))
             self._process = subprocess.Popen(  # noqa: S603
                 [*_dies_with_us(), *command],
+                cwd=folder,
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -217,22 +221,22 @@ def start_phoenix(python: str, folder: Path, stack: ExitStack) -> Callable[[Sign
     return start(make, stack)
 
 
-def start_prometheus(folder: Path, targets: Path, stack: ExitStack) -> Callable[[Signals, float], str]:
-    """Prometheus with the rules of the examples; it scrapes what is in the folder *targets*."""
-    config = folder / "prometheus.yml"
-    config.write_text(PROMETHEUS_CONFIG.format(rules=RULES, targets=targets))
+def start_prometheus(folder: Path, stack: ExitStack) -> Callable[[Signals, float], str]:
+    """Prometheus with the rules of the examples; it scrapes what is in *folder*/targets."""
+    (folder / "prometheus.yml").write_text(PROMETHEUS_CONFIG)
+    (folder / "lamella-rules.yml").symlink_to(RULES)
 
     def make(number: int) -> tuple[Process, str, str]:
         [port] = free_ports(1)
         command = [
             "prometheus",
-            f"--config.file={config}",
-            f"--storage.tsdb.path={folder / f'prometheus-{number}'}",
+            "--config.file=prometheus.yml",
+            f"--storage.tsdb.path=prometheus-{number}",
             f"--web.listen-address=127.0.0.1:{port}",
         ]
         url = f"http://127.0.0.1:{port}"
         log = folder / f"prometheus-{number}.log"
-        return Process("Prometheus", command, env=os.environ, log=log), url, f"{url}/-/ready"
+        return Process("Prometheus", command, env=os.environ, log=log, folder=folder), url, f"{url}/-/ready"
 
     return start(make, stack)
 
@@ -292,7 +296,7 @@ def run(phoenix: str, command: Sequence[str], signals: Signals) -> int:
         targets.mkdir()
         phoenix_ready = start_phoenix(phoenix, folder, stack)
         install_prometheus()
-        prometheus_ready = start_prometheus(folder, targets, stack)
+        prometheus_ready = start_prometheus(folder, stack)
         local = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1", "localhost")))
         env = os.environ | {
             "LAMELLA_PROMETHEUS_URL": prometheus_ready(signals, PROMETHEUS_SECONDS),

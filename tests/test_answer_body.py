@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 
 from lamella import answer_body
-from lamella.answer_body import ErrorBody, peek, read_error_body
+from lamella.answer_body import ErrorBody, finish_error_body, peek, read_error_body
 
 Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
 ServeRaw = Callable[[Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]], Awaitable[str]]
@@ -529,3 +529,27 @@ async def test_of_very_many_messages_the_first_are_kept(serve: Serve) -> None:
     said = await error_body(serve, json.dumps({"errors": [f"e{number}" for number in range(1000)]}).encode())
 
     assert said.details == tuple(f"e{number}" for number in range(20))
+
+
+@pytest.mark.parametrize("status", [200, 503])
+async def test_a_connection_that_has_ended_and_did_not_tell_the_body_is_one_that_broke(
+    serve_raw: ServeRaw, status: int
+) -> None:
+    """So it is after a chunk that is none, for aiohttp closes the connection and does not say why."""
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 {status} X\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        await writer.drain()
+        await asyncio.sleep(0.01)
+        writer.write(b"no chunk\r\n")
+        await reader.read()
+
+    async with aiohttp.ClientSession() as session, session.get(await serve_raw(connection)) as response:
+        while response.content._protocol.connected:  # noqa: ASYNC110 - nothing else says so
+            await asyncio.sleep(0.01)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await peek(response, 100)
+        async with asyncio.timeout(4):
+            await finish_error_body(response)
+            assert await read_error_body(response) == ErrorBody(b"")

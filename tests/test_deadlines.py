@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 
 import aiohttp
 import pytest
@@ -159,22 +160,116 @@ async def test_a_call_made_meanwhile_has_no_longer_than_is_left(serve: Serve, vi
             assert inherited() is None
 
 
-async def test_a_task_started_by_such_a_function_inherits_it_too(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_task_started_inside_of_a_call_inherits_no_deadline(serve: Serve, virtual_time: VirtualClock) -> None:
+    """Neither the call's nor that of a block around it; but that of a block that the task is started in."""
     url = await serve(Server())
     ends: list[float | None] = []
 
     async def look() -> None:
         ends.append(inherited())
+        with deadline(20):
+            ends.append(inherited())
+            await asyncio.create_task(look_again())
+
+    async def look_again() -> None:
+        ends.append(inherited())
 
     async def token() -> str:
         await asyncio.create_task(look())
+        with deadline(7):
+            ends.append(inherited())
+            await asyncio.create_task(look_again())
         return "Bearer token"
 
     layers = stack(RULES, auth=HeaderAuth({"Authorization": token}, origin=url), deadline=35.0)
     async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=layers) as session:
-        began = virtual_time.now
+        now = virtual_time.now
         await session.get("/")
-    assert ends == [began + 35]
+        with deadline(5):
+            await session.get("/")
+    assert ends == [
+        *(None, now + 20, now + 20, now + 7, now + 7),
+        *(None, now + 20, now + 20, now + 5, now + 7),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["deadline of a block", "deadline of the stack", "HeaderAuth alone in a block"])
+@pytest.mark.parametrize("plain", [False, True], ids=["async function", "plain function"])
+async def test_callers_that_share_a_token_fetch_do_not_fail_by_the_first_ones_deadline(
+    serve: Serve, virtual_time: VirtualClock, kind: str, plain: bool
+) -> None:
+    """The first caller's context is copied into the task that all of them wait for."""
+    tokens = Server(503, 200)
+    url = await serve(Server())
+    fetching: list[asyncio.Task[str]] = []
+
+    async with client(await serve(tokens)) as other:
+
+        async def fetch() -> str:
+            async with other.get("/token"):
+                return "Bearer token"
+
+        async def token() -> str:
+            if not fetching:
+                fetching.append(asyncio.create_task(fetch()))
+            return await asyncio.shield(fetching[0])
+
+        def start() -> Awaitable[str]:
+            if not fetching:
+                fetching.append(asyncio.create_task(fetch()))
+            return asyncio.shield(fetching[0])
+
+        auth = HeaderAuth({"Authorization": start if plain else token}, origin=url)
+
+        async def call(seconds: float) -> int:
+            layers: tuple[aiohttp.ClientMiddlewareType, ...] = stack(RULES, auth=auth)
+            if kind == "deadline of the stack":
+                layers = stack(RULES, auth=auth, deadline=seconds)
+            elif kind == "HeaderAuth alone in a block":
+                layers = (auth,)
+            timeout = aiohttp.ClientTimeout()
+            async with aiohttp.ClientSession(url, timeout=timeout, middlewares=layers) as session:
+                with nullcontext() if kind == "deadline of the stack" else deadline(seconds):
+                    async with session.get("/") as response:
+                        return response.status
+
+        results = await asyncio.gather(call(0.5), call(60), call(60), return_exceptions=True)
+    # Alone, HeaderAuth has no deadline to keep: there the first caller waits as long as the others.
+    first = int if kind == "HeaderAuth alone in a block" else AttemptTimeout
+    assert [type(result) for result in results] == [first, int, int]
+    assert tokens.requests == 2
+
+
+def client_with_auth(url: str, auth: HeaderAuth) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=stack(RULES, auth=auth))
+
+
+async def test_a_background_task_started_inside_of_a_call_goes_on_after_its_deadline(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    """As a refresher that is started with the first token: each later refresh has the time that it needs."""
+    url = await serve(Server())
+    refreshed: list[int] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def refresh(other: aiohttp.ClientSession) -> None:
+        for _ in range(3):
+            await asyncio.sleep(60)
+            async with other.get("/token") as response:
+                refreshed.append(response.status)
+
+    async with client(await serve(Server(latency=1.0))) as other:
+
+        async def token() -> str:
+            if not tasks:
+                tasks.append(asyncio.create_task(refresh(other)))
+            return "Bearer token"
+
+        with deadline(5):
+            async with client_with_auth(url, HeaderAuth({"Authorization": token}, origin=url)) as session:
+                await session.get("/")
+        await tasks[0]
+    assert refreshed == [200, 200, 200]
 
 
 async def test_the_time_at_the_gate_is_in_it(serve: Serve, virtual_time: VirtualClock) -> None:

@@ -15,7 +15,7 @@ SHOWN = {
         "6 done, 0 failed, 9 skipped; Counts(done=15, failed=0)",
         "requests that it took: 6",
     ],
-    "fresh_token.py": ["'Bearer token-1', 'Bearer token-1', 'Bearer token-1'", "Bearer token-2"],
+    "fresh_token.py": ["Bearer anna-1\nBearer anna-1\nBearer ben-2\nBearer ben-2\n", "expired: Bearer anna-3"],
     "maesn_invoices.py": ["invoices: [250, 250]", "requests that it took: 9"],
     "outage.py": [
         "with a budget: 129 sends, {'attempts_used_up': 2, 'retry_budget_empty': 98}",

@@ -14,6 +14,7 @@ from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import CarrierT, Setter, TextMapPropagator, default_setter
 from opentelemetry.trace import StatusCode
 from tests.conftest import Handler, Tracing
+from tests.leftovers import timers_of_lamella
 from tests.test_stack import LAYERS, RULES
 
 from lamella import (
@@ -237,7 +238,7 @@ async def test_what_fails_before_a_send_ends_what_has_begun(
         with pytest.raises(LookupError, match=broken):
             await session.get("/")
         await asyncio.sleep(0)
-        assert not [timer for timer in vars(asyncio.get_running_loop())["_scheduled"] if "_Alarm" in repr(timer)]
+        assert not timers_of_lamella()
     [account] = vars(throttle)["_accounts"].values()
     assert account.gate.in_flight == 0
     assert len(tracing.spans) == 2

@@ -2,10 +2,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
 from tests.conftest import Handler
 
 from lamella import (
@@ -15,6 +20,8 @@ from lamella import (
     Buffer,
     Classify,
     HeaderAuth,
+    Limit,
+    MemoryStore,
     RequestSpan,
     Retry,
     Rule,
@@ -26,6 +33,7 @@ from lamella import (
 )
 from lamella.policy.budget import DEFAULT_BUDGET
 from lamella.stacking import Layer
+from lamella.testing import VirtualClock
 
 Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
@@ -69,6 +77,116 @@ def test_what_is_not_said_is_as_the_layers_have_it_themselves() -> None:
     assert made[Retry] == repr(Retry(RULES, attempts=5, budget=DEFAULT_BUDGET))
     assert made[Timeout] == repr(Timeout(60.0))
     assert made[Buffer] == repr(Buffer()) == f"Buffer({8 * 2**20})"
+
+
+_PROVIDER = TracerProvider()
+_METERS = MeterProvider()
+_STORE = MemoryStore()
+
+
+@pytest.mark.parametrize(
+    ("layer", "options"),
+    [
+        (Retry(RULES), {"attempts": 3}),
+        (Retry(RULES, attempts=2), {"attempts": 5}),
+        (Retry(RULES), {"deadline": 3.0}),
+        (Retry(RULES, deadline=5), {"deadline": None}),
+        (Retry(RULES), {"retry_writes": True}),
+        (Retry(RULES), {"retry_budget": None}),
+        (Retry(RULES), {"store": _STORE}),
+        (Throttle(RULES), {"limit": Limit(5, per=1)}),
+        (Throttle(RULES), {"account": lambda _: "account"}),
+        (Throttle(RULES), {"throttle": False}),
+        (Throttle(RULES), {"store": _STORE}),
+        (Throttle(RULES), {"tracer_provider": _PROVIDER}),
+        (Throttle(RULES), {"meter_provider": _METERS}),
+        (AttemptSpan(response_headers=["X-Request-Id"]), {"tracer_provider": _PROVIDER}),
+        (AttemptSpan(), {"meter_provider": _METERS}),
+        (AttemptSpan(), {"url_template": lambda _: "/"}),
+        (RequestSpan(), {"tracer_provider": _PROVIDER}),
+        (RequestSpan(), {"meter_provider": _METERS}),
+        (RequestSpan(), {"url_template": lambda _: "/"}),
+        (Timeout(5), {"attempt_timeout": 3.0}),
+        (Timeout(5), {"attempt_timeout": None}),
+        (Buffer(), {"buffer": 1024}),
+        (Buffer(), {"buffer": None}),
+        (Classify(RULES), {"raise_errors": False}),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else type(value).__name__,
+)
+def test_an_option_that_a_layer_made_by_hand_would_ignore_is_refused(layer: Layer, options: dict[str, Any]) -> None:
+    [name] = options
+    with pytest.raises(ValueError, match=rf"^{name}=.*{type(layer).__name__}.*made by hand"):
+        stack(RULES, layer, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"limit": Limit(5, per=1), "throttle": False},
+        {"account": lambda _: "account", "throttle": False},
+        {"url_template": lambda _: "/", "spans": False},
+        {"tracer_provider": _PROVIDER, "spans": False, "throttle": False},
+        {"meter_provider": _METERS, "spans": False, "throttle": False},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_an_option_of_layers_that_are_left_out_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"^{next(iter(options))}= has no effect: this stack has no "):
+        stack(RULES, **options)
+
+
+def test_options_that_have_an_effect_beside_layers_made_by_hand() -> None:
+    layers = (
+        AttemptSpan(response_headers=["X-Request-Id"], tracer_provider=_PROVIDER),
+        Breaker(store=MemoryStore()),
+        Throttle(RULES, store=_STORE, tracer_provider=_PROVIDER),
+    )
+    made = stack(RULES, *layers, tracer_provider=_PROVIDER, store=_STORE, attempts=3)
+    assert set(layers) < set(made)
+    assert "attempts=3" in repr(made[2])
+    # The span of the call is left out, that of the attempt is made by hand; a switch that is on says nothing new.
+    assert RequestSpan not in map(type, stack(RULES, AttemptSpan(), spans=False))
+    assert stack(RULES, Classify(RULES), raise_errors=True)
+    # None stands for an option that is not given.
+    assert stack(RULES, Throttle(RULES), limit=None, account=None, store=None, meter_provider=None)
+    assert stack(RULES, Breaker(), throttle=False, spans=False, retry_budget=None, tracer_provider=None)
+
+
+async def test_a_breaker_takes_the_store_and_the_meter_provider_of_its_stack(
+    serve: Serve,
+) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    store, own = MemoryStore(), MemoryStore()
+    for breaker, expected in ((Breaker(), store), (Breaker(store=own), own)):
+        layers = stack(RULES, breaker, store=store, meter_provider=provider, throttle=False, retry_budget=None)
+        async with aiohttp.ClientSession(await serve(_answer), middlewares=layers) as session:
+            await session.get("/")
+        assert len(expected) == 1
+    breaker = Breaker(minimum=1, failures=0.1)
+    layers = stack(RULES, breaker, meter_provider=provider, attempts=1)
+    async with aiohttp.ClientSession(middlewares=layers) as session:
+        with suppress(aiohttp.ClientError):
+            await session.get("http://127.0.0.1:1/")
+    assert "lamella.breaker.transitions" in str(reader.get_metrics_data())
+    provider.shutdown()
+
+
+async def test_a_limit_beside_a_throttle_that_has_it(serve: Serve, virtual_time: VirtualClock) -> None:
+    """The option's effect, seen from outside: the second call waits."""
+    url = await serve(_answer)
+    layers = stack(RULES, limit=Limit(1, per=10))
+    async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=layers) as session:
+        began = virtual_time.now
+        for _ in range(2):
+            (await session.get("/")).release()
+    assert virtual_time.now - began == pytest.approx(10)
+
+
+def test_an_unknown_option_is_named_with_those_that_there_are() -> None:
+    with pytest.raises(TypeError, match=r"no option 'attempt'; there are auth, attempts, deadline, attempt_timeout, "):
+        stack(RULES, attempt=3)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("chosen", [set_ for size in range(10) for set_ in itertools.combinations(LAYERS, size)])

@@ -6,15 +6,26 @@ import asyncio
 import json
 import warnings
 from collections import deque
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from math import inf
 from typing import Any, NamedTuple
 
 import aiohttp
 
 from lamella.redaction import redact_json, redact_text
 
-__all__ = ["ErrorBody", "messages_in", "peek", "read_error_body", "wait_for_body"]
+__all__ = [
+    "ErrorBody",
+    "finish_error_body",
+    "messages_in",
+    "peek",
+    "read_error_body",
+    "wait_for_body",
+    "whole_bodies",
+    "whole_limit",
+]
 
 _ERROR_BYTES = 64 * 1024
 # So that a secret is not cut in two, and its first half kept.
@@ -39,17 +50,55 @@ async def peek(response: aiohttp.ClientResponse, limit: int) -> bytes:
     return b"".join(chunks)[:limit]
 
 
-async def wait_for_body(response: aiohttp.ClientResponse, limit: int) -> None:
-    """As :func:`peek`, for whom it is enough that the body is there: not more than *limit* is held, and no copy."""
-    await _peek(response.content, limit, [])
+async def wait_for_body(response: aiohttp.ClientResponse, limit: int) -> bool:
+    """Wait until the body has ended or is longer than *limit*, without a copy. Return whether it has ended.
+
+    As after :func:`peek`, it can still be read.
+    """
+    return await _peek(response.content, limit, [])
 
 
-async def _peek(content: aiohttp.StreamReader, limit: int, chunks: list[bytes]) -> None:
+class _Whole:
+    """A wish for whole bodies. A task that was started inside the block keeps it, and must not follow it later."""
+
+    __slots__ = ("limit",)
+
+    def __init__(self, limit: int) -> None:
+        self.limit: int | None = limit
+
+
+_whole: ContextVar[_Whole | None] = ContextVar("lamella_whole_bodies", default=None)
+
+
+@contextmanager
+def whole_bodies(limit: int) -> Iterator[None]:
+    """Let ``Buffer`` read bodies of any kind, up to *limit* bytes, in the calls that are made inside."""
+    wish = _Whole(limit)
+    token = _whole.set(wish)
+    try:
+        yield
+    finally:
+        wish.limit = None
+        _whole.reset(token)
+
+
+def whole_limit() -> int | None:
+    """Return the limit of :func:`whole_bodies`. None: the call is not made inside."""
+    wish = _whole.get()
+    return None if wish is None else wish.limit
+
+
+async def _peek(content: aiohttp.StreamReader, limit: int, chunks: list[bytes]) -> bool:
+    """Read into *chunks* until there are more than *limit* bytes, and put them back. Return whether the body ended."""
     size = 0
     try:
         while size <= limit and (chunk := await content.readany()):
             chunks.append(chunk)
             size += len(chunk)
+        return size <= limit
+    except RuntimeError as exc:
+        # What aiohttp raises where the connection has ended and the body has not been told.
+        raise aiohttp.ClientPayloadError(str(exc)) from exc
     finally:
         if chunks:
             with warnings.catch_warnings():
@@ -89,18 +138,35 @@ class ErrorBody(NamedTuple):
     downstream_errors: tuple[str, ...] = ()
 
 
-async def read_error_body(response: aiohttp.ClientResponse, secrets: Iterable[str] = ()) -> ErrorBody:
-    """The first 64 KiB of the body, or what came of it within a few seconds or before it broke, without *secrets*."""
+async def read_error_body(
+    response: aiohttp.ClientResponse, secrets: Iterable[str] = (), *, until: float = inf
+) -> ErrorBody:
+    """Return the first 64 KiB of the body without *secrets*, or what has come of it before it broke or time was up.
+
+    Time is up after a few seconds, or at *until*, a moment of the loop's clock. -inf means to wait for nothing.
+    """
     content = response.content
     if content.is_eof() and content.exception() is None:
         # It is all there: no need for a clock.
         return _parse(await peek(response, _ERROR_BYTES + _OVERLAP), secrets)
+    if until == -inf:
+        return ErrorBody(b"")
     chunks: list[bytes] = []
+    await _take_error_body(content, until, chunks)
+    return _parse(b"".join(chunks)[: _ERROR_BYTES + _OVERLAP], secrets)
+
+
+async def finish_error_body(response: aiohttp.ClientResponse, until: float = inf) -> None:
+    """Wait as :func:`read_error_body` does, so that the connection of a short body can be used again."""
+    if not response.content.is_eof():
+        await _take_error_body(response.content, until, [])
+
+
+async def _take_error_body(content: aiohttp.StreamReader, until: float, chunks: list[bytes]) -> None:
     # The status is known and says enough: a broken or slow body must not turn it into another error.
     with suppress(TimeoutError, aiohttp.ClientError, OSError):
-        async with asyncio.timeout(_ERROR_SECONDS):
+        async with asyncio.timeout_at(min(asyncio.get_running_loop().time() + _ERROR_SECONDS, until)):
             await _peek(content, _ERROR_BYTES + _OVERLAP, chunks)
-    return _parse(b"".join(chunks)[: _ERROR_BYTES + _OVERLAP], secrets)
 
 
 def messages_in(errors: Any, secrets: Iterable[str] = ()) -> tuple[str, ...]:

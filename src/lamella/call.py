@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
+from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
@@ -16,7 +17,6 @@ from lamella.redaction import secrets_in
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping
 
     import aiohttp
     from opentelemetry.trace import Span
@@ -34,6 +34,7 @@ __all__ = [
     "Layer",
     "Origin",
     "Send",
+    "is_redirect",
     "note_redirect",
     "origin_text",
     "runs_beside",
@@ -160,6 +161,12 @@ class Call:
     """Whether a send ended before all of its body was written."""
     alarm: Alarm | None = None
     """What will end the send that is being made when it takes too long."""
+    attempt_end = inf
+    """When the alarm ends it, by the loop's clock."""
+    at_deadline: asyncio.Timeout | None = None
+    """What will end the send that is being made at the deadline of the call."""
+    ends_itself = False
+    """Whether what is being done ends in time by itself, so that neither of them may cancel it."""
     asked: tuple[str, Awaitable[str | None]] | None = None
     """A header, and what it has to be waited for until its value is known."""
     auth_headers: tuple[frozenset[str], ...] = ()
@@ -177,6 +184,27 @@ class Call:
         if self._seen is not url:
             self._seen, self._origin = url, (url.scheme, url.raw_host, url.port)
         return self._origin
+
+    @contextmanager
+    def not_cancelled(self, loop: asyncio.AbstractEventLoop) -> Iterator[float]:
+        """Keep the limits of the call from cancelling the block; yield when it must have ended, by the loop's clock.
+
+        The block has a limit of its own. Were both to cancel it in one turn of the loop, as they do when the loop was
+        busy, the outer one would count, and what the block has found out would be lost.
+        """
+        deadline, limit = self.deadline, self.at_deadline
+        if limit is not None and limit.expired():
+            limit = None
+        if limit is not None:
+            limit.reschedule(None)
+        self.ends_itself = True
+        try:
+            yield min(self.attempt_end, inf if deadline is None else deadline)
+        finally:
+            self.ends_itself = False
+            # Where the time is used up, the result of the block counts.
+            if limit is not None and deadline is not None and loop.time() < deadline:
+                limit.reschedule(deadline)
 
     @staticmethod
     def of(request: aiohttp.ClientRequest) -> Call:
@@ -226,6 +254,8 @@ class Layer:
     """
 
     rank: ClassVar[int]
+    shared: Mapping[str, object] = MappingProxyType({})
+    """What it was made with of the options that the layers of one stack have in common."""
     loop: asyncio.AbstractEventLoop | None = None
     """The event loop that the calls are made in. None: there was none yet."""
     moves: ClassVar = 0
@@ -303,9 +333,15 @@ def sent_before(request: aiohttp.ClientRequest) -> int:
     return sends if target == str(request.url) and shared is getattr(request, "_traces", None) else 0
 
 
+def is_redirect(response: aiohttp.ClientResponse) -> bool:
+    """Whether aiohttp follows *response*, unless the caller has told it not to, and drops its body."""
+    headers = response.headers
+    return response.status in _REDIRECTS and (headers.get("Location") or headers.get("URI")) is not None
+
+
 def note_redirect(request: aiohttp.ClientRequest, response: aiohttp.ClientResponse, sends: int) -> None:
     """Remember how often the call was sent, for the hop that *response* may lead to."""
-    if response.status in _REDIRECTS and (target := response.headers.get("Location")):
+    if is_redirect(response) and (target := response.headers.get("Location")):
         with suppress(ValueError):
             url = response.url.join(URL(target)).with_fragment(None)
             _redirected.set((str(url), sends, getattr(request, "_traces", None)))

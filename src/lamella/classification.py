@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from math import inf
 
 import aiohttp
 from aiohttp import http_exceptions
@@ -56,10 +57,16 @@ _NOTHING_SENT = (
 )
 
 
-async def api_error(response: aiohttp.ClientResponse, rules: RuleBook, known_secrets: Iterable[str] = ()) -> ApiError:
-    """The error for *response*, whose status is an error. Its body can still be read afterwards."""
+async def api_error(
+    response: aiohttp.ClientResponse, rules: RuleBook, known_secrets: Iterable[str] = (), *, until: float = inf
+) -> ApiError:
+    """Make the error for *response*, whose status is an error. Its body can still be read afterwards.
+
+    The error tells what has come of the body by *until*, a moment of the loop's clock, or within a few seconds.
+    -inf means what is there already, if the body has ended.
+    """
     secrets = _secrets_of(response, known_secrets)
-    said = await read_error_body(response, secrets)
+    said = await read_error_body(response, secrets, until=until)
     info = response.request_info
     return api_error_class(response.status)(
         info,

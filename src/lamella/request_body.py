@@ -7,7 +7,7 @@ from aiohttp import payload
 
 from lamella.call import Call
 
-__all__ = ["is_replayable", "note_interruption", "rewind"]
+__all__ = ["is_replayable", "is_written", "note_interruption", "rewind"]
 
 
 def is_replayable(request: aiohttp.ClientRequest, *, sent: bool) -> bool:
@@ -19,6 +19,12 @@ def is_replayable(request: aiohttp.ClientRequest, *, sent: bool) -> bool:
     if not sent:
         return not getattr(body, "consumed", False)
     return not body or _replays(body, Call.of(request).interrupted)
+
+
+def is_written(request: aiohttp.ClientRequest) -> bool:
+    """Whether all of the request's body has been written."""
+    writer = getattr(request, "_writer", None)
+    return writer is None or writer.done()
 
 
 def note_interruption(request: aiohttp.ClientRequest) -> None:

@@ -1,8 +1,9 @@
-"""The layers in the one right order, so that nobody has to remember it."""
+"""A stack of layers in the right order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple, TypedDict, Unpack, cast
 
 import aiohttp
 from opentelemetry.metrics import MeterProvider
@@ -15,7 +16,7 @@ from lamella.policy.budget import DEFAULT_BUDGET
 from lamella.state import Store
 from lamella.telemetry import UrlTemplate
 
-__all__ = ["Layer", "in_order", "stack"]
+__all__ = ["Layer", "StackOptions", "in_order", "stack"]
 
 Layer = RequestSpan | Breaker | Retry | Throttle | AttemptSpan | Timeout | HeaderAuth | Buffer | Classify
 """A layer of lamella's."""
@@ -37,88 +38,160 @@ def in_order(*layers: Layer) -> tuple[aiohttp.ClientMiddlewareType, ...]:
     return tuple(sorted(layers, key=lambda layer: layer.rank))
 
 
-def stack(
-    rules: RuleBook,
-    *layers: Layer,
-    auth: HeaderAuth | Iterable[HeaderAuth] = (),
-    attempts: int | None = 5,
-    deadline: float | None = None,
-    attempt_timeout: float | None = 60.0,
-    buffer: int | None = 8 * 1024 * 1024,
-    retry_writes: bool = False,
-    retry_budget: RetryBudget | None = DEFAULT_BUDGET,
-    throttle: bool = True,
-    limit: Limit | None = None,
-    account: Callable[[aiohttp.ClientRequest], str | None] | None = None,
-    store: Store | None = None,
-    raise_errors: bool = True,
-    spans: bool = True,
-    tracer_provider: TracerProvider | None = None,
-    meter_provider: MeterProvider | None = None,
-    url_template: UrlTemplate | None = None,
-) -> tuple[aiohttp.ClientMiddlewareType, ...]:
-    """The whole stack for *rules*, in the right order.
+class StackOptions(TypedDict, total=False):
+    """The options of :func:`stack`, which explains them."""
+
+    auth: HeaderAuth | Iterable[HeaderAuth]
+    attempts: int | None
+    deadline: float | None
+    attempt_timeout: float | None
+    buffer: int | None
+    retry_writes: bool
+    retry_budget: RetryBudget | None
+    throttle: bool
+    limit: Limit | None
+    account: Callable[[aiohttp.ClientRequest], str | None] | None
+    store: Store | None
+    raise_errors: bool
+    spans: bool
+    tracer_provider: TracerProvider | None
+    meter_provider: MeterProvider | None
+    url_template: UrlTemplate | None
+
+
+class _Made(NamedTuple):
+    """A kind of layer that a stack has unless it is left out or made by hand."""
+
+    kind: type[Layer]
+    takes_rules: bool
+    keywords: Mapping[str, str]
+    """The options of the stack that it takes, each with the name of its own argument."""
+    off: tuple[str, object] | None = None
+    """The option that leaves it out, and the value which does so."""
+
+
+_PROVIDERS: Final = {"tracer_provider": "tracer_provider", "meter_provider": "meter_provider"}
+_SPANS: Final = {**_PROVIDERS, "url_template": "url_template"}
+_RETRY: Final = {
+    "attempts": "attempts",
+    "deadline": "deadline",
+    "retry_writes": "retry_writes",
+    "retry_budget": "budget",
+    "store": "store",
+}
+_THROTTLE: Final = {**_PROVIDERS, "limit": "limit", "account": "key", "store": "store"}
+
+_MADE: Final = (
+    _Made(RequestSpan, False, _SPANS, ("spans", False)),
+    _Made(Retry, True, _RETRY),
+    _Made(Throttle, True, _THROTTLE, ("throttle", False)),
+    _Made(AttemptSpan, False, _SPANS, ("spans", False)),
+    _Made(Timeout, False, {"attempt_timeout": "seconds"}, ("attempt_timeout", None)),
+    _Made(Buffer, False, {"buffer": "limit"}, ("buffer", None)),
+    _Made(Classify, True, {}, ("raise_errors", False)),
+)
+_SHARED: Final = frozenset({"store", "tracer_provider", "meter_provider", "url_template"})
+"""Options that a layer made by hand has to have as well."""
+_OPTIONAL: Final = _SHARED | {"limit", "account"}
+"""Options of which None means that they are not given."""
+_DEFAULTS: Final[StackOptions] = {
+    "attempts": 5,
+    "attempt_timeout": 60.0,
+    "buffer": 8 * 1024 * 1024,
+    "retry_budget": DEFAULT_BUDGET,
+}
+
+
+def stack(rules: RuleBook, *layers: Layer, **options: Unpack[StackOptions]) -> tuple[aiohttp.ClientMiddlewareType, ...]:
+    """Return the whole stack for *rules*, in the right order.
 
     Args:
         rules: What each status means, and the waits.
-        layers: Layers made by hand; each takes the place of the one that would be made. A ``Breaker`` is made by hand
-            alone, since a call that is refused would surprise.
-        auth: What adds the credentials.
-        attempts: How often a call may be sent in all. 1 means no retries; None, as often as *deadline* allows.
-        deadline: How many seconds a call may take in all, the waits included. None means no limit.
-        attempt_timeout: How many seconds one attempt may take. None means no limit but the session's own.
-        buffer: How many bytes of a body are read inside the attempt. None means none: a body that is cut in the
-            middle is then the caller's to handle.
-        retry_writes: Whether methods that are not idempotent are sent again, too.
-        retry_budget: How much retries may add to the load of the session. None means as much as they like.
+        layers: Layers made by hand; each takes the place of the one that would be made, with the options that belong
+            to it: those are then given to that layer. A ``Breaker`` is always made by hand, and takes store and
+            meter provider of the stack where it has none of its own.
+        auth: What adds the credentials. Default: nothing.
+        attempts: How many attempts a call has. 1 means no retries; None, as many as *deadline* allows. Default: 5.
+        deadline: How many seconds a call may take, the waits included. None, the default, means no limit.
+        attempt_timeout: How many seconds one attempt may take, a body that is read inside it included. None means no
+            limit but the session's own. Default: 60.
+        buffer: The number of bytes of a body that are read inside the attempt, where its length is known
+            (:class:`lamella.Buffer`). Other bodies are streams, which the caller handles. None means that all are.
+            Default: 8 MiB.
+        retry_writes: Whether methods that are not idempotent are sent again, too. Default: False.
+        retry_budget: How much retries may add to the load of the session. None means no limit. Default: a fifth of it.
         throttle: Whether the calls for one account wait together when its rate limit is exceeded, and keep to it.
-        limit: The rate limit of an account, if it is known. None means that it is learned.
-        account: Which account a request belongs to. None means one account for each origin.
-        store: Where is kept what calls learn for one another. None means in this process.
-        raise_errors: Whether an error status is raised. If not, the last answer is returned, its body unread, for
-            code that looks at ``response.status``; a failed connection is raised all the same.
-        spans: Whether there are spans and metrics for the call and for each send.
-        tracer_provider: Where the spans go. None means the global one.
-        meter_provider: Where the metrics go. None means the global one.
+            Default: True.
+        limit: The rate limit of an account, if it is known. None, the default, means that it is learned.
+        account: Which account a request belongs to. None, the default, means one account for each origin.
+        store: Shared state store. None, the default, means in this process.
+        raise_errors: Whether an error status is raised. If not, the last answer is returned as soon as its headers
+            are there, for code that looks at ``response.status``; a failed connection is raised all the same.
+            Default: True.
+        spans: Whether there are spans and metrics for the call and for each attempt. Default: True.
+        tracer_provider: Where the spans go. None, the default, means the global one.
+        meter_provider: Where the metrics go. None, the default, means the global one.
         url_template: Says what the path of a request looks like with its variable parts named, for the spans' names.
+            None, the default, means that the names have the method alone.
 
     Raises:
-        ValueError: An argument is out of its range.
+        TypeError: There is no option of that name.
+        ValueError: An argument is out of its range, an option would have no effect (its layer is left out, or made by
+            hand without it), or a layer is there twice.
     """
+    if unknown := [name for name in options if name not in StackOptions.__annotations__]:
+        raise TypeError(f"stack() has no option {unknown[0]!r}; there are {', '.join(StackOptions.__annotations__)}")
+    auth = options.get("auth", ())
     chosen: list[Layer] = [*layers, *([auth] if isinstance(auth, HeaderAuth) else auth)]
-    made: list[Layer] = [
-        Retry(
-            rules,
-            attempts=attempts,
-            deadline=deadline,
-            retry_writes=retry_writes,
-            budget=retry_budget,
-            store=store,
-        )
-    ]
-    if throttle:
-        made.append(
-            Throttle(
-                rules,
-                limit=limit,
-                key=account,
-                store=store,
-                tracer_provider=tracer_provider,
-                meter_provider=meter_provider,
+    by_hand = {type(layer): layer for layer in chosen}
+    wanted: dict[str, Any] = {**_DEFAULTS, **options}
+    makes = [made for made in _MADE if made.off is None or wanted.get(made.off[0], ...) is not made.off[1]]
+    for name, value in options.items():
+        _require_effect(name, value, by_hand, makes)
+    for layer in chosen:
+        if isinstance(layer, Breaker):
+            layer.inherit(store=options.get("store"), meter_provider=options.get("meter_provider"))
+    return in_order(
+        *chosen,
+        *(
+            cast(Callable[..., Layer], made.kind)(*([rules] if made.takes_rules else []), **_arguments(made, wanted))
+            for made in makes
+            if made.kind not in by_hand
+        ),
+    )
+
+
+def _arguments(made: _Made, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    return {keyword: wanted[name] for name, keyword in made.keywords.items() if name in wanted}
+
+
+def _require_effect(name: str, value: object, by_hand: Mapping[type, Layer], makes: Iterable[_Made]) -> None:
+    """Refuse an option that would be ignored: no layer of the stack takes it, or one that is made by hand has none.
+
+    Raises:
+        ValueError: It would be.
+    """
+    switched = [made.kind for made in _MADE if made.off is not None and made.off[0] == name]
+    if switched and value in (False, None):
+        if all(kind in by_hand for kind in switched):
+            raise ValueError(
+                f"{name}={value} leaves out the {_names(switched)} that is made by hand: leave out one of them"
             )
-        )
-    if spans:
-        made.append(
-            RequestSpan(tracer_provider=tracer_provider, meter_provider=meter_provider, url_template=url_template)
-        )
-        made.append(
-            AttemptSpan(tracer_provider=tracer_provider, meter_provider=meter_provider, url_template=url_template)
-        )
-    if attempt_timeout is not None:
-        made.append(Timeout(attempt_timeout))
-    if buffer is not None:
-        made.append(Buffer(buffer))
-    if raise_errors:
-        made.append(Classify(rules))
-    by_hand = {type(layer) for layer in chosen}
-    return in_order(*chosen, *(layer for layer in made if type(layer) not in by_hand))
+        return
+    takers = [made.kind for made in _MADE if name in made.keywords]
+    if not takers or (value is None and name in _OPTIONAL):
+        return
+    if name in _SHARED:
+        for kind, layer in by_hand.items():
+            if kind in takers and layer.shared.get(name) is None:
+                raise ValueError(f"{name}= has no effect on the {kind.__name__} made by hand: give one to that, too")
+        if name in {"store", "meter_provider"}:
+            takers.append(Breaker)
+    elif any(kind in by_hand for kind in takers):
+        raise ValueError(f"{name}= has no effect on a {_names(takers)} made by hand: give it to that layer")
+    if not any(kind in by_hand for kind in takers) and not any(made.kind in takers for made in makes):
+        raise ValueError(f"{name}= has no effect: this stack has no {_names(takers)}")
+
+
+def _names(kinds: Iterable[type]) -> str:
+    return " or ".join(kind.__name__ for kind in kinds)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from tests import environment  # noqa: F401 - to clean it, as tests/conftest.py does in other runs
 
 _PHOENIX, _PROMETHEUS, _TARGETS = "LAMELLA_PHOENIX_URL", "LAMELLA_PROMETHEUS_URL", "LAMELLA_PROMETHEUS_TARGETS"
 

@@ -91,5 +91,6 @@ def test_the_example_sets_off_what_the_rules_are_for(prometheus: Prometheus) -> 
 
 
 def test_the_rules_that_run_are_the_examples(prometheus: Prometheus) -> None:
-    files = {group["file"] for group in prometheus.get("rules")["groups"]}
+    # Their paths are relative to Prometheus's folder.
+    files = {prometheus.targets.parent / group["file"] for group in prometheus.get("rules")["groups"]}
     assert [os.path.samefile(file, EXAMPLES / "lamella-rules.yml") for file in files] == [True]

@@ -4,4 +4,6 @@ from __future__ import annotations
 
 import os
 
+from tests import environment  # noqa: F401 - to clean it, as tests/conftest.py does in other runs
+
 collect_ignore = [] if os.environ.get("LAMELLA_CHROMIUM") else ["test_page.py"]

@@ -64,11 +64,13 @@ def many() -> Result:
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     options = ChromeOptions()
     options.binary_location = os.environ["LAMELLA_CHROMIUM"]
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+    home = tmp_path_factory.mktemp("home")
+    for flag in (*FLAGS, f"--user-data-dir={home / 'profile'}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     # With the path of the driver selenium looks for none, and downloads none.
-    driver = Chrome(options=options, service=ChromeService(os.environ["LAMELLA_CHROMEDRIVER"]))
+    service = ChromeService(os.environ["LAMELLA_CHROMEDRIVER"], env=os.environ | {"HOME": str(home)})
+    driver = Chrome(options=options, service=service)
     driver.set_page_load_timeout(60)
     yield driver
     driver.quit()

@@ -16,15 +16,13 @@ from opentelemetry.sdk.trace import TracerProvider
 from lamella.cli.demo import Result, run
 from lamella.cli.plan import Settings
 
-# What a terminal or a machine for tests may have set, and what would change the output.
-_UNSET = {"CLICOLOR", "COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "OTEL_SDK_DISABLED", "TTY_COMPATIBLE"}
-
 SMALL = Settings(calls=40, accounts=4, seed=3, scale=0.001)
 """Enough calls for one of each kind."""
 
 
 def environment(**variables: str) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in _UNSET} | variables
+    """The environment of the tests, which tests/environment.py has cleaned, with some *variables* more."""
+    return dict(os.environ) | variables
 
 
 def lamella(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

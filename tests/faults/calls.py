@@ -84,6 +84,8 @@ class Layers:
     classify: bool = True
     retry: bool = True
     buffer: bool = False
+    whole_json: bool = False
+    """Whether Buffer also reads JSON that does not say its length."""
     timeout: bool = False
     spans: bool = False
     retry_writes: bool = False
@@ -146,5 +148,5 @@ LAYERS: Final = (
         spans=True,
         retry_writes=True,
     ),
-    Layers("Maesn's", lambda place: (as_one(_maesn(place)),), buffer=True, timeout=True, spans=True),
+    Layers("Maesn's", lambda place: (as_one(_maesn(place)),), buffer=True, whole_json=True, timeout=True, spans=True),
 )

@@ -64,6 +64,8 @@ class Fault:
     answer: bytes | None = WHOLE
     """The body of the answer, where the phase is DONE. None: it tells what the request was."""
     route: Route = Route.PLAIN
+    sized: bool = True
+    """Whether the answer says how long its body is."""
     kept: bool = False
     """Whether the connection is good for another request afterwards."""
     requests: Callable[[Request], bool] = _any
@@ -139,17 +141,17 @@ _HEADS: Final = {
 }
 
 
-def _framed(status: int) -> Iterator[tuple[str, bytes]]:
-    """Half an answer, for each way to frame one."""
+def _framed(status: int) -> Iterator[tuple[str, bytes, bool]]:
+    """Half an answer for each way to frame one, and whether it says its length."""
     middle = len(WHOLE) // 2
     chunked = head(f"{status} X", "Transfer-Encoding: chunked")
     length = f"Content-Length: {len(WHOLE)}"
-    yield "before the body", head(f"{status} X", length)
-    yield "within the body", head(f"{status} X", length) + WHOLE[:middle]
-    yield "within a chunk", chunked + in_one([WHOLE])[:-middle]
-    yield "before the last chunk", chunked + in_one([WHOLE])
+    yield "before the body", head(f"{status} X", length), True
+    yield "within the body", head(f"{status} X", length) + WHOLE[:middle], True
+    yield "within a chunk", chunked + in_one([WHOLE])[:-middle], False
+    yield "before the last chunk", chunked + in_one([WHOLE]), False
     zipped = head(f"{status} X", "Content-Encoding: gzip", f"Content-Length: {len(_ZIPPED)}")
-    yield "within the gzip", zipped + _ZIPPED[: len(_ZIPPED) // 2]
+    yield "within the gzip", zipped + _ZIPPED[: len(_ZIPPED) // 2], True
 
 
 def _breaks() -> Iterator[Fault]:
@@ -170,22 +172,24 @@ def _breaks() -> Iterator[Fault]:
                 unseen = end is End.SILENCE and sent.startswith(b"HTTP/1.1 1")
                 how = End.ENDLESS if unseen else end
                 yield Fault(f"{ending} {cut}{where}", Phase.HEAD, how, _after(sent, play), route=route)
-            for cut, sent in _framed(200) if route is Route.PLAIN else list(_framed(200))[1:2]:
+            for cut, sent, sized in _framed(200) if route is Route.PLAIN else list(_framed(200))[1:2]:
                 yield Fault(
                     f"{ending} {cut}{where}",
                     Phase.BODY,
                     end,
                     _after(sent, play),
+                    sized=sized,
                     route=route,
                     requests=_has_a_body_in_the_answer,
                 )
         for status in (400, 503):
-            for cut, sent in list(_framed(status))[1:3]:
+            for cut, sent, sized in _framed(status):
                 yield Fault(
                     f"{ending} {cut} of a {status}",
                     Phase.BODY,
                     end,
                     _after(sent, play),
+                    sized=sized,
                     status=status,
                     requests=_has_a_body_in_the_answer,
                 )
@@ -394,7 +398,7 @@ def _malformed() -> Iterator[Fault]:
     for name, chunks in _BAD_CHUNKS.items():
         # aiohttp notices it and tells nobody: test_aiohttp.py.
         later = _after(chunked, sends_later(chunks))
-        yield Fault(name, Phase.BODY, End.ENDLESS, later, requests=_has_a_body_in_the_answer)
+        yield Fault(name, Phase.BODY, End.ENDLESS, later, sized=False, requests=_has_a_body_in_the_answer)
         # In one piece with the head, the head is lost as well.
         at_once = _after(chunked + chunks, _closes)
         yield Fault(f"{name}, at once", Phase.HEAD, End.BREAKS, at_once, requests=_has_a_body_in_the_answer)
@@ -409,8 +413,16 @@ def _malformed() -> Iterator[Fault]:
         "a gzip that is none": b"no gzip at all",
         "a gzip with a wrong checksum": _ZIPPED[:-8] + b"\0" * 8,
     }.items():
-        sent = head("200 OK", zipped, f"Content-Length: {len(body)}") + body
-        yield Fault(name, Phase.BODY, End.BREAKS, _after(sent, _closes), requests=_has_a_body_in_the_answer)
+        for status in (200, 400, 503) if name == "a gzip that is none" else (200,):
+            sent = head(f"{status} X", zipped, f"Content-Length: {len(body)}") + body
+            yield Fault(
+                name if status == 200 else f"{name} in a {status}",
+                Phase.BODY,
+                End.BREAKS,
+                _after(sent, _closes),
+                status=status,
+                requests=_has_a_body_in_the_answer,
+            )
     too_long = head("200 OK", f"Content-Length: {len(WHOLE) + 100}") + WHOLE
     yield Fault(
         "a length that is too long",
@@ -590,7 +602,14 @@ def _slow() -> Iterator[Fault]:
         )
     yield Fault("hints without end", Phase.HEAD, End.ENDLESS, _hints_for_ever)
     yield Fault("headers without end", Phase.HEAD, End.ENDLESS, _headers_for_ever)
-    yield Fault("a body without end", Phase.BODY, End.ENDLESS, _body_for_ever, requests=_has_a_body_in_the_answer)
+    yield Fault(
+        "a body without end",
+        Phase.BODY,
+        End.ENDLESS,
+        _body_for_ever,
+        sized=False,
+        requests=_has_a_body_in_the_answer,
+    )
 
 
 FAULTS: Final = (

@@ -16,9 +16,9 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanKind
 from tests.faults.calls import LAYERS, REQUESTS, Layers, Place, Request
-from tests.faults.catalogue import FAULTS, End, Fault, Names
+from tests.faults.catalogue import FAULTS, End, Fault, Names, Phase
 from tests.faults.certificates import HOST, client_context
-from tests.faults.expected import SOME, Expected, expected
+from tests.faults.expected import SOME, Expected, expected, reads_the_body
 from tests.faults.wire import WHOLE, Route, Wire
 from tests.telemetry.conformance import EPISODE
 from tests.telemetry.test_leaks import SHAPES, texts_of
@@ -181,9 +181,8 @@ class Scene:
             timeout=aiohttp.ClientTimeout(total=None, connect=_NATIVE, sock_read=_NATIVE),
         ) as session:
             try:
-                async with asyncio.timeout(
-                    _PATIENCE if fault.end is End.ENDLESS and not cell.layers.timeout else _EVER
-                ):
+                limited = cell.layers.timeout and (fault.phase is not Phase.BODY or reads_the_body(fault, cell.layers))
+                async with asyncio.timeout(_PATIENCE if fault.end is End.ENDLESS and not limited else _EVER):
                     async with session.request(request.method, "/accounting/invoices/1", proxy=proxy, **options) as got:
                         seen.status = got.status
                         seen.body = await got.read()

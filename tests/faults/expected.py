@@ -25,7 +25,7 @@ from lamella import (
     Unauthorized,
 )
 
-__all__ = ["IDEMPOTENT", "SOME", "Expected", "expected"]
+__all__ = ["IDEMPOTENT", "SOME", "Expected", "expected", "reads_the_body"]
 
 Kind = type[BaseException]
 
@@ -101,11 +101,8 @@ def _failure(fault: Fault, layers: Layers) -> int | Kind | None:
     status = fault.status if fault.status >= 400 else None
     if fault.phase is Phase.DONE:
         return status
-    if fault.phase is Phase.BODY:
-        if status and layers.classify:
-            return status  # it says enough, whatever becomes of the body
-        if not layers.buffer:
-            return status  # the body is the caller's
+    if fault.phase is Phase.BODY and not reads_the_body(fault, layers):
+        return status  # it says enough, and the body is the caller's
     match fault.end:
         case End.BREAKS:
             return ConnectFailed if fault.phase is Phase.CONNECT else ConnectionLost
@@ -117,6 +114,11 @@ def _failure(fault: Fault, layers: Layers) -> int | Kind | None:
             return AttemptTimeout if layers.timeout else status
         case _:
             return AttemptTimeout if layers.timeout else TimeoutError  # the caller's own
+
+
+def reads_the_body(fault: Fault, layers: Layers) -> bool:
+    """Whether a body that breaks off, or takes too long, is a failed attempt."""
+    return fault.status < 400 and layers.buffer and (fault.sized or layers.whole_json)
 
 
 def _stop(kind: int | Kind, request: Request, layers: Layers) -> StopReason:

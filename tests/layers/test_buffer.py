@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aiohttp
 import pytest
@@ -15,6 +15,7 @@ from lamella.policy import RuleBook
 Serve = Callable[[Handler], Awaitable[str]]
 ServeRaw = Callable[[Connection], Awaitable[str]]
 BODY = bytes(range(256)) * 4000
+OCTETS = "application/octet-stream"
 
 
 def sender(*pieces: bytes, **headers: str) -> Handler:
@@ -31,10 +32,14 @@ def sender(*pieces: bytes, **headers: str) -> Handler:
 
 @pytest.mark.parametrize("limit", [1, 1000, len(BODY), 1 << 30])
 @pytest.mark.parametrize("headers", [{}, {"Content_Length": str(len(BODY))}])
-async def test_the_body_can_be_read_in_every_way(serve: Serve, limit: int, headers: dict[str, str]) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+async def test_the_body_can_be_read_in_every_way(
+    serve: Serve, limit: int, headers: dict[str, str], whole: bool
+) -> None:
     pieces = [BODY[start : start + 50_000] for start in range(0, len(BODY), 50_000)]
     url = await serve(sender(*pieces, **headers))
-    async with aiohttp.ClientSession(url, middlewares=(Buffer(limit),)) as session:
+    buffer = Buffer(whole={OCTETS: limit}) if whole else Buffer(limit)
+    async with aiohttp.ClientSession(url, middlewares=(buffer,)) as session:
         async with session.get("/") as response:
             assert await response.read() == BODY
         async with session.get("/") as response:
@@ -109,9 +114,10 @@ async def test_a_body_that_does_not_end_is_not_waited_for(
 
 
 @pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize(("length", "waits"), [(8, True), (9, False)])
 async def test_a_body_that_is_known_to_be_too_long_is_handed_on_at_once(
-    serve_raw: ServeRaw, fused: bool, length: int, waits: bool
+    serve_raw: ServeRaw, fused: bool, whole: bool, length: int, waits: bool
 ) -> None:
     handed_on, ended = asyncio.Event(), False
 
@@ -123,7 +129,7 @@ async def test_a_body_that_is_known_to_be_too_long_is_handed_on_at_once(
         ended = True
         writer.write(b"2" * (length - 1))
 
-    buffer = Buffer(8)
+    buffer = Buffer(whole={OCTETS: 8}) if whole else Buffer(8, whole={"text/plain": 100})
     chosen = as_one([buffer]) if fused else buffer
     async with aiohttp.ClientSession(await serve_raw(connection), middlewares=(chosen,)) as session:
         async with asyncio.timeout(5), session.get("/") as response:
@@ -133,7 +139,7 @@ async def test_a_body_that_is_known_to_be_too_long_is_handed_on_at_once(
 
 
 async def slow(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse()
+    response = web.StreamResponse(headers={"Content-Length": "8"})
     await response.prepare(request)
     await response.write(b"half")
     await asyncio.sleep(10)
@@ -191,9 +197,85 @@ async def test_what_is_upgraded_is_left_alone_whatever_it_says_of_a_body(
             assert response.status == 101
 
 
-def test_bad_limit() -> None:
+def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="0"):
         Buffer(0)
+    with pytest.raises(ValueError, match="'text/plain': 0"):
+        Buffer(whole={"application/json": 1, "text/plain": 0})
+
+
+def test_its_repr_has_all_that_it_was_made_with() -> None:
+    assert repr(Buffer(7)) == "Buffer(7)"
+    assert repr(Buffer(7, whole={"a/b": 8})) == "Buffer(7, whole={'a/b': 8})"
+
+
+FRAMINGS = {
+    "chunked": ("Transfer-Encoding: chunked", b"64\r\nhalf"),
+    "without its last chunk": ("Transfer-Encoding: chunked", b"4\r\nhalf\r\n"),
+    "with a length": ("Content-Length: 100", b"half"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "framing", "reads"),
+    [
+        *[("application/json", framing, True) for framing in FRAMINGS],
+        *[("application/json; charset=utf-8", framing, True) for framing in FRAMINGS],
+        ("application/pdf", "with a length", True),
+        ("application/pdf", "chunked", False),
+        ("application/x-ndjson", "chunked", False),
+        ("text/event-stream", "with a length", False),
+    ],
+)
+@pytest.mark.parametrize("fused", [False, True])
+async def test_a_content_type_may_be_read_whole_without_a_length(
+    serve_raw: ServeRaw, kind: str, framing: str, reads: bool, fused: bool
+) -> None:
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        header, body = FRAMINGS[framing]
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n{header}\r\n\r\n".encode() + body)
+        await writer.drain()
+        await asyncio.sleep(0.01)
+
+    buffer = Buffer(whole={"application/json": 1000})
+    chosen = as_one([buffer]) if fused else buffer
+    async with aiohttp.ClientSession(await serve_raw(connection), middlewares=(chosen,)) as session:
+        if reads:
+            with pytest.raises(ConnectionLost):
+                await session.get("/")
+        else:
+            async with session.get("/") as response:
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    await response.read()
+
+
+async def test_who_waits_for_a_writer_can_be_cancelled(serve_raw: ServeRaw) -> None:
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf")
+        await reader.read()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"first"
+        await asyncio.sleep(10)
+
+    async def cancel(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        response = await handler(request)
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return response
+
+    connector = aiohttp.TCPConnector()
+    async with aiohttp.ClientSession(
+        await serve_raw(connection), connector=connector, middlewares=(Buffer(), cancel)
+    ) as session:
+        task = asyncio.ensure_future(session.post("/", data=body()))
+        await asyncio.wait([task])
+        assert task.cancelled()
+        await asyncio.sleep(0)
+        assert not connector._acquired
 
 
 async def test_no_more_than_the_limit_is_held(serve: Serve) -> None:
@@ -208,7 +290,8 @@ async def test_no_more_than_the_limit_is_held(serve: Serve) -> None:
 
     tracemalloc.start(1)
     try:
-        async with aiohttp.ClientSession(await serve(answer), middlewares=(Buffer(limit),)) as session:
+        buffer = Buffer(whole={OCTETS: limit})
+        async with aiohttp.ClientSession(await serve(answer), middlewares=(buffer,)) as session:
             async with session.get("/") as response:
                 assert sum([len(chunk) async for chunk in response.content.iter_chunked(2**16)]) == 4 * limit
         assert tracemalloc.get_traced_memory()[1] < 1.5 * limit

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from functools import partial
 
 import aiohttp
@@ -10,7 +11,7 @@ from aiohttp import web
 from tests.conftest import Handler, Tracing
 from yarl import URL
 
-from lamella import AttemptSpan, Backoff, HeaderAuth, Retry, Rule, RuleBook, Throttle
+from lamella import AttemptSpan, Backoff, HeaderAuth, Retry, Rule, RuleBook, Throttle, as_one
 from lamella.layers.header_auth import HeaderValue
 
 Serve = Callable[[Handler], Awaitable[str]]
@@ -64,70 +65,116 @@ async def test_a_fresh_value_for_every_send(serve: Serve) -> None:
     assert server.headers == ["value-0", "value-1", "value-2"]
 
 
-@pytest.mark.parametrize("as_object", [False, True])
-async def test_concurrent_callers_share_one_refresh(serve: Serve, as_object: bool) -> None:
-    asked = 0
+_tenant: ContextVar[str] = ContextVar("tenant")
+_TENANTS = [f"tenant-{number}" for number in range(40)]
+
+
+def _token_functions(seconds: float = 0.0) -> dict[str, HeaderValue]:
+    """Each kind of async function that HeaderAuth takes; each answers with the token of the current tenant."""
 
     async def ask() -> str:
-        nonlocal asked
-        asked += 1
-        await asyncio.sleep(0.02)
-        return f"value-{asked}"
+        await asyncio.sleep(seconds)
+        return f"token of {_tenant.get()}"
 
     class Asked:
         async def __call__(self) -> str:
             return await ask()
 
-    server = Server()
-    auth = HeaderAuth({"X-Token": Asked() if as_object else ask})
-    async with aiohttp.ClientSession(
-        await serve(server), middlewares=(auth,), connector=aiohttp.TCPConnector(limit=0)
-    ) as session:
-        await asyncio.gather(*(session.get("/") for _ in range(50)))
-        assert (asked, set(server.headers)) == (1, {"value-1"})
-        await session.get("/")
-        assert (asked, server.headers[-1]) == (2, "value-2")
+        async def method(self) -> str:
+            return await ask()
+
+    def late() -> Awaitable[str]:
+        return ask()
+
+    def at_once() -> str:
+        return f"token of {_tenant.get()}"
+
+    return {
+        "function": ask,
+        "object": Asked(),
+        "method": Asked().method,
+        "partial": partial(ask),
+        "plain function that answers with a coroutine": late,
+        "plain function": at_once,
+    }
 
 
-async def test_a_failed_refresh_is_shared_and_the_next_one_asks_again(serve: Serve) -> None:
-    asked = 0
+@pytest.mark.parametrize("kind", _token_functions())
+@pytest.mark.parametrize("refused", [0, 1])
+async def test_each_tenant_gets_its_own_token_whatever_runs_at_the_same_time(
+    serve: Serve, kind: str, refused: int
+) -> None:
+    """Alone, beside a second function, behind other layers as one middleware, at the first attempt and at a retry."""
+    seen: list[tuple[str | None, str | None]] = []
+    refusals = dict.fromkeys(_TENANTS, refused)
 
+    async def answer(request: web.Request) -> web.StreamResponse:
+        tenant = request.headers["X-Tenant"]
+        seen.append((f"token of {tenant}", request.headers.get("X-Token")))
+        seen.append((f"token of {tenant}", request.headers.get("X-Second")))
+        refusals[tenant] -= 1
+        return web.Response(status=503 if refusals[tenant] >= 0 else 200)
+
+    url = await serve(answer)
+    auth = HeaderAuth({"X-Token": _token_functions(0.01)[kind], "X-Second": _token_functions()["function"]}, origin=url)
+    rules = RuleBook(Rule(503, "Unavailable", retry=Backoff(initial=0)))
+    chains = ((Retry(rules), auth), (as_one((Retry(rules), auth)),))
+    for chain in chains:
+        refusals = dict.fromkeys(_TENANTS, refused)
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(url, middlewares=chain, connector=connector) as session:
+
+            async def call(session: aiohttp.ClientSession, tenant: str) -> int:
+                _tenant.set(tenant)
+                async with session.get("/", headers={"X-Tenant": tenant}) as response:
+                    return response.status
+
+            statuses = await asyncio.gather(*(call(session, tenant) for tenant in _TENANTS))
+        assert statuses == [200] * len(_TENANTS)
+    assert len(seen) == 2 * len(chains) * len(_TENANTS) * (1 + refused)
+    assert [got for wanted, got in seen if got != wanted] == []
+
+
+async def test_a_function_that_fails_fails_its_own_call_alone(serve: Serve) -> None:
     async def ask() -> str:
-        nonlocal asked
-        asked += 1
-        await asyncio.sleep(0.02)
-        if asked == 1:
-            raise LookupError("no token to be had")
-        return "value"
+        await asyncio.sleep(0.01)
+        if _tenant.get() == "tenant-0":
+            raise LookupError("no token")
+        return _tenant.get()
+
+    async def call(tenant: str) -> int:
+        _tenant.set(tenant)
+        async with session.get("/") as response:
+            return response.status
 
     server = Server()
     async with aiohttp.ClientSession(await serve(server), middlewares=(HeaderAuth({"X-Token": ask}),)) as session:
-        results = await asyncio.gather(*(session.get("/") for _ in range(20)), return_exceptions=True)
-        assert {type(result) for result in results} == {LookupError}
-        assert (asked, server.headers) == (1, [])
-        await session.get("/")
-    assert server.headers == ["value"]
+        results = await asyncio.gather(*(call(tenant) for tenant in _TENANTS[:5]), return_exceptions=True)
+    assert [type(result) for result in results] == [LookupError, int, int, int, int]
+    assert sorted(header or "" for header in server.headers) == _TENANTS[1:5]
 
 
-async def test_when_the_one_who_asks_is_cancelled_the_next_one_asks(serve: Serve) -> None:
+async def test_cancelling_one_call_leaves_the_others_alone(serve: Serve) -> None:
     began = asyncio.Event()
-    asked = 0
 
     async def ask() -> str:
-        nonlocal asked
-        asked += 1
         began.set()
-        await asyncio.sleep(0.02)
-        return f"value-{asked}"
+        await asyncio.sleep(0.01)
+        return _tenant.get()
+
+    async def call(tenant: str) -> int:
+        _tenant.set(tenant)
+        async with session.get("/") as response:
+            return response.status
 
     server = Server()
     async with aiohttp.ClientSession(await serve(server), middlewares=(HeaderAuth({"X-Token": ask}),)) as session:
-        tasks = [asyncio.create_task(session._request("GET", "/")) for _ in range(10)]
+        tasks = [asyncio.create_task(call(tenant)) for tenant in _TENANTS[:5]]
         await began.wait()
         tasks[0].cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(results[0], asyncio.CancelledError)
-    assert server.headers == ["value-2"] * 9
+    assert sorted(header or "" for header in server.headers) == _TENANTS[1:5]
 
 
 async def _token() -> str:

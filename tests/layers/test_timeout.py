@@ -8,6 +8,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from tests.conftest import Handler
+from tests.leftovers import timers_of_lamella
 
 from lamella import AttemptTimeout, Backoff, Failure, HeaderAuth, Rule, RuleBook, Timeout, as_one, stack
 from lamella.testing import VirtualClock
@@ -64,12 +65,6 @@ def test_bad_seconds(seconds: float) -> None:
         Timeout(seconds)
 
 
-def timers() -> int:
-    """How many of lamella's timers run."""
-    scheduled = vars(asyncio.get_running_loop())["_scheduled"]
-    return sum(not timer.cancelled() and "_Alarm" in repr(timer) for timer in scheduled)
-
-
 async def test_one_timer_for_all_each_of_whom_has_its_own_time(serve: Serve, virtual_time: VirtualClock) -> None:
     ended: dict[int, float] = {}
 
@@ -91,9 +86,9 @@ async def test_one_timer_for_all_each_of_whom_has_its_own_time(serve: Serve, vir
 
         calls = [asyncio.create_task(call(number)) for number in range(5)]
         await asyncio.sleep(35)
-        assert timers() == 1
+        assert len(timers_of_lamella()) == 1
         await asyncio.gather(*calls)
-        assert timers() == 0
+        assert len(timers_of_lamella()) == 0
     assert ended == {0: pytest.approx(90, abs=0.5), 3: pytest.approx(120, abs=0.5)}
 
 
@@ -103,11 +98,11 @@ async def test_a_cancellation_passes_and_leaves_no_timer(serve: Serve, virtual_t
     ) as session:
         task = asyncio.ensure_future(session.get("/"))
         await asyncio.sleep(10)
-        assert timers() == 1
+        assert len(timers_of_lamella()) == 1
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert timers() == 0
+        assert len(timers_of_lamella()) == 0
 
 
 async def test_a_cancellation_at_the_very_moment_of_the_timeout_wins(serve: Serve, virtual_time: VirtualClock) -> None:
@@ -179,7 +174,7 @@ async def test_an_answer_of_somebody_who_hides_it_is_handed_on(
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
-    assert timers() == 0
+    assert len(timers_of_lamella()) == 0
 
 
 async def test_it_shows_no_secret(serve: Serve, virtual_time: VirtualClock) -> None:
@@ -221,7 +216,7 @@ async def test_its_timer_is_put_away_each_time_that_nobody_needs_it(serve: Serve
             async with session.get("/"):
                 pass
             await asyncio.sleep(0)
-            assert timers() == 0
+            assert len(timers_of_lamella()) == 0
 
 
 def test_a_call_may_be_thrown_away_when_its_loop_is_gone() -> None:

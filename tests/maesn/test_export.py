@@ -137,7 +137,7 @@ async def test_what_a_sync_stores(journal: Journal, folder: Path, suffix: str) -
 
     def change(db: sqlite3.Connection) -> None:
         begin(db, [wanted], None, resume=False, page_size=100)
-        store(db, wanted, 1, Page(1, 1, list(records), {}))
+        store(db, wanted, 1, Page(1, 1, list(records), {}, texts=[json.dumps(record) for record in records]))
 
     await journal.commit(change)
     path = folder / f"out{suffix}"

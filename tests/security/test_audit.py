@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterable
 from importlib.util import module_from_spec, spec_from_file_location
@@ -23,8 +24,13 @@ def audit(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "audit", module)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "bandit", lambda: True)
     return module
+
+
+@pytest.fixture
+def _clean(audit: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bandit finds nothing."""
+    monkeypatch.setattr(audit, "bandit", lambda: True)
 
 
 def answering(how: str, audit: ModuleType) -> Any:
@@ -48,6 +54,7 @@ def answering(how: str, audit: ModuleType) -> Any:
     return ask
 
 
+@pytest.mark.usefixtures("_clean")
 @pytest.mark.parametrize(
     ("how", "code", "strict", "said"),
     [
@@ -83,6 +90,23 @@ def test_what_bandit_finds_is_a_failure_whatever_is_known_of_the_packages(
     for how in ("all is well", "unreachable"):
         monkeypatch.setattr(audit, "ask", answering(how, audit))
         assert audit.main([]) == 1
+
+
+def test_bandit_gets_no_path_of_the_checkout(audit: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It skips each file with ".git", "CVS" or the like anywhere in its path, and then finds nothing."""
+    ran: list[tuple[list[str], object]] = []
+
+    def run(command: list[str], *, cwd: object = None, check: bool) -> subprocess.CompletedProcess[str]:
+        ran.append((command, cwd))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(audit.subprocess, "run", run)
+    assert audit.bandit()
+    [([python, *arguments], cwd)] = ran
+    assert python == sys.executable
+    assert cwd == SCRIPT.parents[1]
+    assert not [argument for argument in arguments if str(SCRIPT.parents[1]) in argument]
+    assert {"src", "scripts", "benchmarks", "examples"} <= set(arguments)
 
 
 def test_what_is_looked_up_is_what_a_user_gets(audit: ModuleType) -> None:

@@ -14,6 +14,7 @@ from tests.conftest import Connection
 from lamella import (
     AttemptTimeout,
     Backoff,
+    Buffer,
     ConnectionLost,
     Rule,
     RuleBook,
@@ -113,9 +114,24 @@ async def test_a_body_that_never_begins_is_ended_by_the_attempts_limit(serve_raw
         await reader.readuntil(b"\r\n\r\n")
         await a_chunk_size_without_end(writer)
 
-    async with session(await serve_raw(connection), attempts=1, attempt_timeout=0.2) as asked:
+    url = await serve_raw(connection)
+    layers = stack(RULES, Buffer(whole={"application/octet-stream": MB}), attempts=1, attempt_timeout=0.2)
+    async with aiohttp.ClientSession(url, middlewares=layers, timeout=aiohttp.ClientTimeout()) as asked:
         with pytest.raises(AttemptTimeout):
             await asked.get("/")
+        assert at_rest(asked)
+
+
+async def test_a_stream_that_never_begins_is_the_callers_to_end(serve_raw: ServeRaw) -> None:
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await a_chunk_size_without_end(writer)
+
+    async with session(await serve_raw(connection), attempts=1) as asked:
+        async with asked.get("/") as response:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await response.read()
         assert at_rest(asked)
 
 

@@ -5,7 +5,9 @@ A ``type: ignore`` stands where a wrong use must be rejected: if it were not, my
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -39,12 +41,16 @@ async def maesn_session() -> None:
             assert_type(page.number, int)
             assert_type(page.total_pages, int | None)
             assert_type(page.records, list[dict[str, Any]])
+            assert_type(page.texts, Sequence[str])
+        maesn.records(session, "invoices", parse_float=Decimal)
+        maesn.pages(session, "invoices", parse_float=Decimal)
     assert_type(maesn.RULES.scaled(0.01), RuleBook)
     assert_type(maesn.layers("key"), tuple[aiohttp.ClientMiddlewareType, ...])
 
     maesn.session(attempts="5")  # type: ignore[arg-type]
     maesn.layers(connector_owner=True)  # type: ignore[call-arg]
     maesn.records(session, 7)  # type: ignore[arg-type]
+    maesn.records(session, "invoices", parse_float="Decimal")  # type: ignore[arg-type]
     with maesn.account(None):  # type: ignore[arg-type]
         pass
 
@@ -71,7 +77,7 @@ async def own_session() -> None:
             lamella.AttemptSpan(),
             lamella.Timeout(5.0),
             auth,
-            lamella.Buffer(2**20),
+            lamella.Buffer(2**20, whole={"application/json": 2**26}),
             lamella.Classify(RULES),
         )
     )

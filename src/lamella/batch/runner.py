@@ -14,6 +14,7 @@ from collections.abc import (
     Iterable,
     Iterator,
 )
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from math import inf, isfinite
 from types import TracebackType
@@ -83,7 +84,8 @@ class Batch(Generic[Item, Value]):
     could not be recorded has its value, and the journal's error.
 
     Args:
-        function: What is done for an item. It is to use one session for all.
+        function: What is done for an item, in a copy of the context in which the batch was entered: a context variable
+            that it sets is seen by no other item. Use one session for all items.
         items: The items, as many as there are. No more are taken than are needed to keep the batch busy.
         at_once: How many items may be under way at a time.
         account: Which account an item belongs to. None means that all belong together.
@@ -177,6 +179,8 @@ class Batch(Generic[Item, Value]):
         # Whoever cancels the block does not cancel what is under way: that has its grace.
         self._working = anyio.CancelScope(shield=True)
         self._idle = anyio.Event()
+        self._context = copy_context()
+        """Each item runs in a copy of it."""
         self._host = anyio.create_task_group()
         await self._host.__aenter__()
         self._host.start_soon(self._run)
@@ -333,10 +337,12 @@ class Batch(Generic[Item, Value]):
             lane.waiting.append(job)
 
     async def _work(self) -> None:
-        """One of those that work on items, one after another."""
+        """Try one item, then leave the place to a new task: what *function* sets in its context stays with the item."""
         async for job in self._ready_out:
             if not self._ending:
                 await self._try(job)
+                self._context.run(self._tasks.start_soon, self._work)
+                return
 
     async def _try(self, job: _Job[Item]) -> None:
         """Call the function for an item. In an outage the item may have to wait, which takes no worker."""

@@ -47,6 +47,11 @@ class AttemptSpan(Layer):
         request_headers: Iterable[str] = (),
         response_headers: Iterable[str] = (),
     ) -> None:
+        self.shared = {
+            "tracer_provider": tracer_provider,
+            "meter_provider": meter_provider,
+            "url_template": url_template,
+        }
         self._providers = tracer_provider, meter_provider
         self._tracing = telemetry.Tracing(tracer_provider)
         self._instruments = telemetry.Instruments(meter_provider)

@@ -54,9 +54,9 @@ class Breaker(Layer):
         probes: How many of them pass at a time, and how many have to end well for it to close.
         key: What shares a circuit, by a request: not shown anywhere, and kept as a digest. None means the origin:
             scheme, host and port.
-        store: Where the circuits are kept. None means in memory, for this layer alone. Layers that share a store
-            share their circuits, and need the same settings.
-        meter_provider: None means the global one.
+        store: Where the circuits are kept. None means that of the stack, or else in memory, for this layer alone.
+            Layers that share a store share their circuits, and need the same settings.
+        meter_provider: None means that of the stack, or else the global one.
 
     Raises:
         ValueError: A number is out of its range.
@@ -78,8 +78,17 @@ class Breaker(Layer):
     ) -> None:
         self._settings = CircuitSettings(failures, window, minimum, open_for, probes)
         self._key = key
-        self._shared = SharedState(store)
-        self._transitions = telemetry.meter_of(meter_provider).create_counter(
+        self._store = store
+        self._meter_provider = meter_provider
+        self.inherit()
+
+    def inherit(self, *, store: Store | None = None, meter_provider: MeterProvider | None = None) -> None:
+        """Use *store* and *meter_provider* where it was made without: those of the stack that it is in."""
+        # An empty store is false.
+        self._store = store if self._store is None else self._store
+        self._meter_provider = meter_provider if self._meter_provider is None else self._meter_provider
+        self._shared = SharedState(self._store)
+        self._transitions = telemetry.meter_of(self._meter_provider).create_counter(
             "lamella.breaker.transitions", "{transition}", "Circuits that opened, became half-open, or closed."
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, TypeGuard
+from typing import Final
 
 import aiohttp
 from multidict import istr
@@ -13,6 +13,7 @@ from yarl import URL
 
 from lamella.call import ORDER, Call, Layer, Origin, Send
 from lamella.classification import needs_secrets, note_secrets
+from lamella.deadlines import inherited, inherited_deadline
 
 __all__ = ["HeaderAuth", "HeaderValue"]
 
@@ -31,8 +32,8 @@ class HeaderAuth(Layer):
     taken off the request again, so that nothing that is said of it later shows them.
 
     Args:
-        headers: The values by their names. A function is asked before each send. Calls that ask while an async
-            function is being awaited share its answer, or its error: its answer must not depend on who asks.
+        headers: The values by their names. A function, plain or async, is called for each attempt, in the context of
+            that call: its answer is used for that attempt and no other, so it may depend on a context variable.
         origin: Where the credentials belong, as in ``"https://api.example.com"``. None means the origin of the
             first request that passes.
 
@@ -53,18 +54,17 @@ class HeaderAuth(Layer):
                 raise ValueError(  # noqa: TRY004 - like every other bad value
                     f"the value of {name} must be a string or a function, not {type(value).__name__}"
                 )
-        self._values: Final = {
-            istr(name): _Shared(value) if _is_async(value) else value for name, value in headers.items()
-        }
-        self._at_once = not any(isinstance(value, _Shared) for value in self._values.values())
+        self._values: Final = {istr(name): value for name, value in headers.items()}
+        self._at_once = not any(_is_async(value) for value in self._values.values())
         """Whether nothing has to be awaited for a value, as far as is known."""
+        self._asks = any(callable(value) for value in self._values.values())
         self._passed: str | None = None
         """What a function answered last: it need not be looked at again."""
         self._names = frozenset[str](self._values)
         self._origin = None if origin is None else _origin_of(origin)
 
     def begin(self, request: aiohttp.ClientRequest, call: Call, now: float) -> bool:
-        if not self._at_once:
+        if not self._at_once or (self._asks and inherited() is not None):
             return False
         if not self._is_ours(request, call):
             self._take_off(request)
@@ -101,10 +101,12 @@ class HeaderAuth(Layer):
             self._take_off(request)
             return await send(request, call)
         try:
-            for name in self._values:
-                # No value is in a local of this frame: a traceback with the locals of its frames would show it.
-                if (answer := self._ask(request, call, name)) is not None:
-                    _put(request, call, name, _checked(name, await answer))
+            # Other calls may wait for a task that a function starts: it must not inherit the deadline of this call.
+            with inherited_deadline(inherited()):
+                for name in self._values:
+                    # No value is in a local of this frame: a traceback with the locals of its frames would show it.
+                    if (answer := self._ask(request, call, name)) is not None:
+                        _put(request, call, name, _checked(name, await answer))
         except BaseException:
             self._take_off(request)
             raise
@@ -181,36 +183,5 @@ def _check(name: str, value: object) -> str:
     return value
 
 
-def _is_async(value: HeaderValue) -> TypeGuard[Callable[[], Awaitable[str | None]]]:
+def _is_async(value: HeaderValue) -> bool:
     return inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(getattr(value, "__call__", None))  # noqa: B004
-
-
-class _Shared:
-    """An async function that concurrent callers ask once.
-
-    Whoever comes first asks in its own task, so that no task is left behind when it is cancelled: then the next
-    one in the queue asks.
-    """
-
-    def __init__(self, ask: Callable[[], Awaitable[str | None]]) -> None:
-        self._ask = ask
-        from anyio import Lock  # as few need it as have such a function
-
-        self._lock = Lock()
-        self._round = 0
-        self._outcome: tuple[str | None, Exception | None] = None, None
-
-    async def __call__(self) -> str | None:
-        joined = self._round
-        async with self._lock:
-            if self._round == joined:
-                try:
-                    self._outcome = await self._ask(), None
-                except Exception as exc:  # noqa: BLE001 - raised below, to all who wait for it
-                    self._outcome = None, exc
-                # Not reached when cancelled: then there is no outcome to share.
-                self._round += 1
-            answer, error = self._outcome
-        if error is not None:
-            raise error
-        return answer

@@ -64,6 +64,11 @@ class RequestSpan(Layer):
         meter_provider: MeterProvider | None = None,
         url_template: telemetry.UrlTemplate | None = None,
     ) -> None:
+        self.shared = {
+            "tracer_provider": tracer_provider,
+            "meter_provider": meter_provider,
+            "url_template": url_template,
+        }
         self._providers = tracer_provider, meter_provider
         self._tracing = telemetry.Tracing(tracer_provider)
         self._instruments = telemetry.Instruments(meter_provider)

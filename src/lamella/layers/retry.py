@@ -16,6 +16,7 @@ from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
+from lamella.answer_body import finish_error_body
 from lamella.call import ORDER, Call, Circuit, Layer, Send, secrets_of
 from lamella.classification import (
     ERROR_STATUS,
@@ -60,7 +61,8 @@ class Retry(Layer):
     per retry; Retry lets those through at DEBUG only (logger ``stamina``).
 
     It stands outside of everything that makes an attempt. With :class:`lamella.Classify` in the stack it raises
-    the last error; without, it returns the last answer, its body unread. A connection failure is an error always.
+    the last error; without, it returns the last answer at once, its body unread, and decides by the status alone.
+    A connection failure is an error always.
 
     Args:
         rules: What each outcome means, and the waits.
@@ -99,6 +101,7 @@ class Retry(Layer):
             raise ValueError(f"deadline must be None or a finite number of seconds greater than 0, not {deadline!r}")
         if attempts is None and deadline is None:
             raise ValueError("attempts and deadline must not both be None: such a call might never end")
+        self.shared = {"store": store}
         self._rules = rules
         self._attempts = attempts
         self._deadline = deadline
@@ -216,6 +219,7 @@ class _Series:
         "_retry",
         "_send",
         "_started",
+        "_waited_already",
         "_waiting",
         "_was_stale",
     )
@@ -249,6 +253,8 @@ class _Series:
         """The answer it is about, where no layer below has turned it into an error."""
         self._decision: Decision | None = None
         self._decided_at = 0
+        self._waited_already = 0.0
+        """How many seconds of the wait have passed already."""
         self._waiting: dict[str, AttributeValue] | None = None
         """Under which attributes this call counts among those that wait."""
         self._was_stale = False
@@ -289,7 +295,8 @@ class _Series:
                     self._record(response.status, None)
                 return response
             self._answer = response
-            error: LamellaError = await api_error(response, self._retry._rules, call.secrets)
+            # The body is the caller's: it may be slow, or broken.
+            error: LamellaError = await api_error(response, self._retry._rules, call.secrets, until=-inf)
             self._own(error)
         except NotSent as exc:
             if exc is call.refusal:
@@ -394,11 +401,14 @@ class _Series:
         try:
             with inherited_deadline(moment):
                 async with limit:
+                    self._call.at_deadline = limit
                     return await self._send(self._request, self._call)
         except TimeoutError as exc:
             if not limit.expired():
                 raise
             raise self._out_of_time() from exc
+        finally:
+            self._call.at_deadline = None
 
     def _out_of_time(self) -> LamellaError:
         """The error for a send that the deadline has ended."""
@@ -447,7 +457,9 @@ class _Series:
     def _decided(self, _exc: Exception) -> bool | float:
         """stamina's hook, which is asked only where it is decided to send again: the seconds to wait."""
         decision = self._decision
-        return False if decision is None or decision.wait is None else decision.wait
+        if decision is None or decision.wait is None:
+            return False
+        return max(decision.wait - self._waited_already, 0.0)
 
     async def _decide(self, error: LamellaError) -> None:
         """Decide what to do about *error*, the end of our last send."""
@@ -481,6 +493,7 @@ class _Series:
             stale=stale,
         )
         self._decided_at = time.time_ns()
+        self._waited_already = 0.0
         if decision.stop is None and decision.wait is not None:
             if circuit is not None and await circuit.open_for() > decision.wait:
                 decision = Decision(decision.rule, stop=StopReason.CIRCUIT_OPEN)
@@ -492,6 +505,11 @@ class _Series:
         self._was_stale = self._was_stale or stale
         if not testing:
             # Held during the wait it would hold its connection. (A test mode does not wait, and may still stop.)
+            if self._answer is not None and decision.wait is not None:
+                # It is a part of the wait: otherwise the deadline could pass.
+                before = self._loop.time()
+                await finish_error_body(self._answer, before + decision.wait)
+                self._waited_already = self._loop.time() - before
             self.let_go()
             self._count_waiting(decision)
 

@@ -82,6 +82,7 @@ class Throttle(Layer):
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
+        self.shared = {"store": store, "tracer_provider": tracer_provider, "meter_provider": meter_provider}
         self._rules = rules
         self._backoff = rules.rule_for(_REFUSED).retry
         self._period = (self._backoff.low if self._backoff else 0.0) or _PERIOD

@@ -23,11 +23,12 @@ class Timeout(Layer):
     """Ends an attempt that takes too long with :class:`lamella.AttemptTimeout`.
 
     It stands inside of ``Retry``, so that a timeout is one attempt that failed, and outside of ``Buffer``, so that
-    a body which does not end is a timeout too. Without ``Buffer`` it ends with the headers of the answer.
+    a body which does not end is a timeout too. Where ``Buffer`` does not read the body, the attempt ends with the
+    headers of the answer. An error answer whose body does not end in time raises the error of its status.
 
     Args:
-        seconds: The longest that one attempt may take: connecting, sending, the answer's headers and, with
-            ``Buffer``, its body.
+        seconds: The longest that one attempt may take: connecting, sending, the answer's headers and the body that
+            ``Buffer`` reads.
 
     Raises:
         ValueError: *seconds* is not a finite number greater than 0.
@@ -45,8 +46,8 @@ class Timeout(Layer):
         alarm, loop = self._alarm, request.loop
         if alarm is None or alarm.loop is not loop:
             alarm = self._alarm = _Alarm(loop)
-        call.alarm = alarm
-        alarm.watch(call, now + self._seconds)
+        call.alarm, call.attempt_end = alarm, now + self._seconds
+        alarm.watch(call, call.attempt_end)
         return True
 
     def end(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse, now: float) -> bool:
@@ -128,5 +129,7 @@ class _Alarm:
                 self._timer = self.loop.call_at(when, self._ring)
                 return
             del self._watched[call]
+            if call.ends_itself:
+                continue
             self._rung[call] = limit
             task.cancel()

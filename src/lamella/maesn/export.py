@@ -65,7 +65,8 @@ def check_output(path: str | os.PathLike[str]) -> None:
 async def export(journal: Journal, path: str | os.PathLike[str]) -> int:
     """Write all records that *journal* holds to a file, and return how many there are.
 
-    They come by account, resource and id, with the record as JSON text, in the format that the suffix names:
+    They come by account, resource and id, each record as the JSON text that the API sent, in the format that the
+    suffix names:
 
     - ``.jsonl``, ``.ndjson``: an object a line, ``{"account": …, "resource": …, "id": …, "record": {…}}``.
     - ``.sqlite``, ``.sqlite3``, ``.db``: a table ``records``, and a view of it for each resource (``invoices``, …).

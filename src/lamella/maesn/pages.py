@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import aiohttp
 import anyio
 
-from lamella.answer_body import peek
+from lamella.answer_body import wait_for_body, whole_bodies
 from lamella.classification import ERROR_STATUS, api_error, error_messages, noting_secrets
 from lamella.errors import BadRequest, NotFound
 from lamella.maesn.account import account as account_context
@@ -24,7 +25,7 @@ from lamella.maesn.record import id_of, updated_of
 from lamella.maesn.rules import RULES
 from lamella.policy.retry_after import parse_http_date
 
-__all__ = ["PAGE_LIMITS", "Page", "pages", "records"]
+__all__ = ["PAGE_LIMITS", "Page", "exact_int", "pages", "records"]
 
 PAGE_LIMITS: Final = (5, 10, 20, 50, 100)
 """The page sizes that the API takes."""
@@ -34,10 +35,15 @@ _TOO_MANY: Final = 2**53
 _MOST_PAGES: Final = 1_000_000
 """No list has more: who says so would have us keep a list of them."""
 _LONGEST: Final = 64 * 2**20
-"""Bytes of a page that are read."""
+"""Bytes of a page that are read, inside the attempt. A page has 100 records at most."""
 _PAUSES: Final = (0.2, 1.0)
 """Seconds before a page is read again that is empty and should not be."""
 _RESOURCE = re.compile(r"[A-Za-z][A-Za-z0-9]*")
+_SPACE = re.compile(r"[ \t\n\r]*")
+"""What may stand between two tokens of JSON."""
+
+ParseNumber = Callable[[str], Any] | None
+"""What makes a value of a number's text. None means int or float."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +55,14 @@ class Page:
     total_pages: int | None
     """How many there were when this one was read. None where the API did not say."""
     records: list[dict[str, Any]]
+    """As ``json.loads`` reads them: a float may differ from the number that was sent, see *texts* and *parse_float*."""
     meta: dict[str, Any]
     total: int | None = None
     """How many records there were on all pages. None where the API did not say."""
     answered: float = 0.0
     """When the API answered, in seconds since the epoch: by its own clock, or by ours where it did not say."""
+    texts: Sequence[str] = field(default=(), repr=False)
+    """The JSON text of each record, character by character as the API sent it."""
 
 
 def pages(
@@ -66,6 +75,7 @@ def pages(
     company_id: str | None = None,
     environment_name: str | None = None,
     first: int = 1,
+    parse_float: ParseNumber = None,
 ) -> AsyncIterator[Page]:
     """The pages of a list, in order, each fetched when it is asked for.
 
@@ -82,6 +92,8 @@ def pages(
         company_id: For the target systems that have several companies in one account.
         environment_name: For the target systems that have environments.
         first: The page to begin with, from 1.
+        parse_float: Called with the text of each number that has a point or an exponent, as by ``json.loads``.
+            ``decimal.Decimal`` keeps every digit of an amount. None means float, which keeps about 16.
 
     Raises:
         ValueError: An argument is one that the API does not take; at the call, before anything is sent.
@@ -101,6 +113,7 @@ def pages(
         company_id,
         environment_name,
         account,
+        parse_float,
     )
     return _pages(session, query, first)
 
@@ -114,6 +127,7 @@ def records(
     account: str | None = None,
     company_id: str | None = None,
     environment_name: str | None = None,
+    parse_float: ParseNumber = None,
 ) -> AsyncIterator[dict[str, Any]]:
     """The records of a list, one by one, with the arguments of :func:`pages`."""
     found = pages(
@@ -124,6 +138,7 @@ def records(
         account=account,
         company_id=company_id,
         environment_name=environment_name,
+        parse_float=parse_float,
     )
     return _records(found)
 
@@ -145,6 +160,8 @@ class Query:
     environment_name: str | None = None
     account: str | None = field(default=None, repr=False)
     """The account's key: here, and in no local that a traceback might show. None: the one of the context."""
+    parse_float: ParseNumber = None
+    parse_int: ParseNumber = None
 
     def params(self, number: int) -> dict[str, str]:
         """The query of the page with this *number*."""
@@ -365,17 +382,18 @@ async def read_page(session: aiohttp.ClientSession, query: Query, number: int) -
         ValueError: The answer holds no list.
     """
     what = f"page {number} of {query.resource}"
-    with noting_secrets(), nullcontext() if query.account is None else account_context(query.account):
+    account = nullcontext() if query.account is None else account_context(query.account)
+    with account, whole_bodies(_LONGEST), noting_secrets():
         async with session.get(f"accounting/{query.resource}", params=query.params(number)) as response:
             if response.status >= ERROR_STATUS:
                 # A session that does not raise must not make an error look like an empty list.
                 raise await api_error(response, RULES)
-            answer = await _json(response, what)
+            answer, texts = await _json(response, query, what)
             now = time.time()
             answered = parse_http_date(response.headers.get("Date"), now)
             failed = error_messages(response, answer.get("errors")) if isinstance(answer, dict) else None
     if failed is not None:
-        del answer  # a server may repeat a credential, and some tools show the locals of a traceback
+        del answer, texts  # a server may repeat a credential, and some tools show the locals of a traceback
         raise AnswerFailed(what, response.status, failed)
     data = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(data, list):
@@ -387,20 +405,139 @@ async def read_page(session: aiohttp.ClientSession, query: Query, number: int) -
     total_pages = _whole(pagination.get("totalPages"))
     if total_pages is not None and total_pages > _MOST_PAGES:
         total_pages = None  # as if it had not said: the list ends with an empty page, too
-    return Page(number, total_pages, data, meta, _whole(pagination.get("total")), answered or now)
+    return Page(number, total_pages, data, meta, _whole(pagination.get("total")), answered or now, texts)
 
 
-async def _json(response: aiohttp.ClientResponse, what: str) -> Any:
-    # What Buffer has waited for is here, and no longer than its limit.
-    if not response.content.is_eof() and len(await peek(response, _LONGEST + 1)) > _LONGEST:
+async def _json(response: aiohttp.ClientResponse, query: Query, what: str) -> tuple[Any, list[str]]:
+    # What Buffer has read is here, and no longer than its limit. It is not where the session has no Buffer.
+    if not response.content.is_eof() and (
+        (response.content_length or 0) > _LONGEST or not await wait_for_body(response, _LONGEST)
+    ):
         response.close()
-        raise ValueError(f"{what} is longer than {_LONGEST // 2**20} MiB")
+        raise ValueError(f"{what} is longer than {_LONGEST // 2**20} MiB: a smaller limit makes smaller pages")
     try:
-        return json.loads(await response.text())
-    except (ValueError, RecursionError) as exc:
+        decoder = json.JSONDecoder(
+            parse_float=query.parse_float, parse_int=query.parse_int, parse_constant=_refuse_constant
+        )
+        return _decoded(await _text(response), decoder)
+    except _ConstantError as exc:
+        problem = str(exc)
+    except (ValueError, ArithmeticError, RecursionError) as exc:  # decimal's errors are arithmetic ones
         problem = type(exc).__name__
     # Out here, or it would hold that error, which holds the body.
     raise ValueError(f"{what} is no JSON that can be read ({problem})")
+
+
+async def _text(response: aiohttp.ClientResponse) -> str:
+    """Return the text of *response*, whose bytes are held no longer than that takes: a page may be large.
+
+    Raises:
+        ValueError: It is not in the character set that it states.
+    """
+    if response.content.at_eof():
+        return await response.text()  # a middleware has read it, or it is empty
+    body = await response.content.read()
+    try:
+        return body.decode(response.charset or "utf-8")
+    except LookupError:  # an unknown character set
+        return body.decode()
+
+
+def exact_int(literal: str) -> int | Decimal:
+    """Return the value of an integer's text, as a Decimal where it has more digits than Python lets an int have."""
+    try:
+        return int(literal)
+    except ValueError:
+        return Decimal(literal)
+
+
+class _ConstantError(ValueError):
+    pass
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    """Raise for NaN and the infinities, which Python's decoder accepts."""
+    raise _ConstantError(f"{name} is not JSON compliant")
+
+
+def _decoded(text: str, decoder: json.JSONDecoder) -> tuple[Any, list[str]]:
+    """Return the value of a page's text as *decoder* reads it, and the text of each item of its list ``data``."""
+    scanner = _Scanner(text, decoder)
+    texts: list[str] = []
+    if not scanner.take("{"):
+        return decoder.decode(text), texts
+    members: dict[str, Any] = {}
+    more = not scanner.take("}")
+    while more:
+        name = scanner.name()
+        if name == "data":
+            # The last of several members with the same name counts, as for json.loads.
+            members[name], texts = scanner.items() if scanner.take("[") else (scanner.value(), [])
+        else:
+            members[name] = scanner.value()
+        more = scanner.take(",")
+        if not more:
+            scanner.expect("}")
+    scanner.expect_end()
+    return members, texts
+
+
+class _Scanner:
+    """Reads JSON value by value, to know where each begins and ends. Between calls it stands at a token or the end."""
+
+    __slots__ = ("_at", "_decoder", "_text")
+
+    def __init__(self, text: str, decoder: json.JSONDecoder) -> None:
+        self._text = text
+        self._decoder = decoder
+        self._go_to(0)
+
+    def take(self, char: str) -> bool:
+        """Return whether the next token is *char*; if so, move past it."""
+        found = self._text.startswith(char, self._at)
+        if found:
+            self._go_to(self._at + 1)
+        return found
+
+    def expect(self, char: str) -> None:
+        if not self.take(char):
+            raise json.JSONDecodeError(f"Expecting {char!r}", self._text, self._at)
+
+    def expect_end(self) -> None:
+        if self._at != len(self._text):
+            raise json.JSONDecodeError("Extra data", self._text, self._at)
+
+    def name(self) -> str:
+        """Read the name of a member, and its colon."""
+        if not self._text.startswith('"', self._at):
+            raise json.JSONDecodeError("Expecting a name in double quotes", self._text, self._at)
+        name: str = self.value()
+        self.expect(":")
+        return name
+
+    def value(self) -> Any:
+        value, end = self._decoder.raw_decode(self._text, self._at)
+        self._go_to(end)
+        return value
+
+    def items(self) -> tuple[list[Any], list[str]]:
+        """Read the items of an array whose bracket has been taken: their values, and their texts."""
+        values: list[Any] = []
+        texts: list[str] = []
+        more = not self.take("]")
+        while more:
+            value, end = self._decoder.raw_decode(self._text, self._at)
+            values.append(value)
+            texts.append(self._text[self._at : end])
+            self._go_to(end)
+            more = self.take(",")
+            if not more:
+                self.expect("]")
+        return values, texts
+
+    def _go_to(self, at: int) -> None:
+        space = _SPACE.match(self._text, at)
+        self._at = space.end() if space else at
 
 
 def _object(value: object) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any, Final
 
 __all__ = ["EPOCH", "MICROSECOND", "OVERLAP", "id_names", "id_of", "microseconds", "updated_of"]
@@ -23,7 +24,7 @@ def id_of(record: Any, resource: str) -> str | None:
     """Return the id of a record, or None where it has none."""
     for name in id_names(resource):
         value = record.get(name) if isinstance(record, dict) else None
-        if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+        if isinstance(value, str | int | Decimal) and not isinstance(value, bool) and value != "":
             return str(value).encode("utf-8", "backslashreplace").decode()
     return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 from opentelemetry.metrics import MeterProvider
@@ -12,7 +12,7 @@ from opentelemetry.trace import TracerProvider
 from yarl import URL
 
 from lamella.fused import as_one
-from lamella.layers import Breaker
+from lamella.layers import Breaker, Buffer
 from lamella.maesn.account import auth, current_account
 from lamella.maesn.rules import RULES
 from lamella.policy import Limit, RetryBudget, RuleBook
@@ -28,6 +28,9 @@ BASE_URL = "https://api.maesn.dev"
 
 ATTEMPT_TIMEOUT = 60.0
 """Seconds that one attempt may take; behind Maesn there is one more system that takes its time."""
+
+_WHOLE: Final = {"application/json": 64 * 2**20}
+"""What the API never streams, and how many bytes of it are read inside the attempt: as many as of a page."""
 
 
 def session(
@@ -124,6 +127,9 @@ def layers(
 ) -> tuple[aiohttp.ClientMiddlewareType, ...]:
     """The layers of :func:`session`, with the same arguments, for a session of one's own.
 
+    JSON, which the API never streams, is read inside the attempt up to 64 MiB. A document is if it says its length and
+    has 8 MiB at most; otherwise it is a stream.
+
     The keys go to the origin of *base_url* and nowhere else. A total timeout of that session is taken as a
     deadline: aiohttp's default of 300 s is shorter than the guide's waits.
     """
@@ -131,6 +137,7 @@ def layers(
     return stack(
         rules,
         *(() if breaker is None else (breaker,)),
+        Buffer(whole=_WHOLE),
         auth=auth(_setting("api_key", api_key, "MAESN_API_KEY"), account_key, _url(base_url)),
         attempts=attempts,
         deadline=deadline,

@@ -6,7 +6,7 @@ that it is stored, and the high-water mark together with the last page.
 
 from __future__ import annotations
 
-import json
+import re
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +21,8 @@ __all__ = ["Books", "Position", "Wanted", "begin", "look", "missing", "store"]
 
 _MOST_WALKS: Final = 3
 """How often a list is read that changes while it is read, or is incomplete."""
+_BETWEEN_SPACE: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[^" \t\n\r]++')
+"""What is left of JSON without the white space between its tokens: strings, and whatever is neither."""
 
 # `walk` is the one in which it was read last, `updated` what the record itself says, in microseconds since the epoch.
 _RECORDS: Final = """
@@ -218,9 +220,9 @@ def store(db: sqlite3.Connection, each: Wanted, walk: int, page: Page) -> Positi
     newest, moved = None, False
     changed = seen = old = 0
     new: set[str] = set()
-    for record in page.records:
+    for record, text in zip(page.records, page.texts, strict=True):
         name, updated = _id_of(record, each.resource), updated_of(record)
-        is_changed, again, is_new = _put(db, (*each, name), walk, record, updated)
+        is_changed, again, is_new = _put(db, (*each, name), walk, _compact(text), updated)
         changed += is_changed
         moved = moved or again
         # What does not say when it was changed was so when it was read.
@@ -332,14 +334,13 @@ def _begin_counting(db: sqlite3.Connection, each: Wanted, *, gap: bool) -> None:
 
 
 def _put(
-    db: sqlite3.Connection, key: tuple[str, str, str], walk: int, record: Any, updated: int | None
+    db: sqlite3.Connection, key: tuple[str, str, str], walk: int, text: str, updated: int | None
 ) -> tuple[bool, bool, bool]:
     """Store a record.
 
     Returns whether it is new or has changed, whether it has changed since this walk read it, and whether this walk
     had not read it before.
     """
-    text = _json(record)
     found = db.execute(
         "SELECT updated, record, walk FROM maesn_records WHERE account = ? AND resource = ? AND id = ?", key
     ).fetchone()
@@ -451,14 +452,10 @@ def _id_of(record: Any, resource: str) -> str:
     return name
 
 
-def _json(record: Any) -> str:
-    # What is infinite to Python was a number of another kind over there: rather an error than another value.
-    text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which is JSON, but no text for SQLite
-        return json.dumps(record, separators=(",", ":"))
-    return text
+def _compact(text: str) -> str:
+    """Return the JSON *text* without the white space between its tokens; every other character stays."""
+    # SQLite cannot hold half of a surrogate pair, unless it is escaped.
+    return "".join(_BETWEEN_SPACE.findall(text)).encode("utf-8", "backslashreplace").decode()
 
 
 def _is_less(one: int | None, other: int | None) -> bool:

@@ -19,7 +19,7 @@ from lamella.errors import BadRequest, LamellaError, NotFound, Unauthorized
 from lamella.maesn.account import Account
 from lamella.maesn.export import check_output, export
 from lamella.maesn.list_errors import AnswerFailed, EmptyPage
-from lamella.maesn.pages import Page, Query, checked_limit, checked_moment, checked_resource, read_filled
+from lamella.maesn.pages import Page, Query, checked_limit, checked_moment, checked_resource, exact_int, read_filled
 from lamella.maesn.stored import Books, Position, Wanted, begin, look, missing, store
 
 __all__ = ["Part", "Progress", "Report", "plan", "sync"]
@@ -139,7 +139,8 @@ async def sync(
 ) -> Report:
     """Bring the records of all *accounts* up to date, page by page, and say what could not be had.
 
-    The records are kept in *journal*, each page's in one transaction with the fact that it is stored, and with them the
+    The records are kept in *journal*, each as the JSON text that the API sent without the white space between its
+    tokens. Each page's are stored in one transaction with the fact that the page is stored, and with them the
     high-water mark of each account and resource: from there, less five minutes for clocks that differ, the next sync
     goes on. It moves only when all pages up to it are stored, and as many different records as the API counts, and
     never beyond the moment at which the first of them was read. A list that changes while it is read so that records
@@ -281,7 +282,13 @@ class _List:
         self.is_over = False
         """Whether no more of its pages are to be read."""
         self.query = Query(
-            wanted.resource, limit, position.since, account.company_id, account.environment_name, account.key
+            wanted.resource,
+            limit,
+            position.since,
+            account.company_id,
+            account.environment_name,
+            account.key,
+            parse_int=exact_int,
         )
 
 

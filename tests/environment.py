@@ -1,0 +1,74 @@
+"""The environment of the tests: what the machine or its user has set must not change what they find.
+
+A conftest.py imports this before anything else, since aiohttp, typer and the SDK of OpenTelemetry read variables when
+they are imported. Processes that a test starts, and the workers of pytest-xdist, inherit what is left.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Final, Literal
+
+__all__ = ["COLOR", "clean", "cleaned", "color_of"]
+
+_KEPT: Final = {
+    "CI",  # there pytest shortens no message
+    "COMSPEC",
+    "PATH",
+    "PATHEXT",
+    "PYTEST_CURRENT_TEST",
+    "PYTEST_VERSION",
+    "SYSTEMROOT",
+    "TEMP",
+    "TMP",
+    "TMPDIR",
+}
+_KEPT_PREFIXES: Final = ("DYLD_", "LAMELLA_", "LD_", "PYTEST_XDIST_")
+"""Where the libraries of an interpreter are; what `make backends` and `make browser` have started."""
+_SET: Final = {
+    "HOME": os.path.join(os.devnull, "home"),  # no file of the user's; nothing can be written to it, either
+    "TZ": "UTC",
+}
+_LONGEST_TEMPORARY: Final = 60
+"""Characters. The path of a socket in it must not be longer than 104 (macOS) or 108 (Linux)."""
+
+
+def cleaned(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what the tests keep of *environ*, with what they set.
+
+    No locale is kept: without one Python reads and writes UTF-8.
+    """
+    kept = {name: value for name, value in environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
+    if sys.platform != "win32" and len(os.fsencode(kept.get("TMPDIR", ""))) > _LONGEST_TEMPORARY:
+        del kept["TMPDIR"]
+    return kept | _SET
+
+
+def clean() -> None:
+    """Clean the environment of this process."""
+    kept = cleaned(os.environ)
+    for name in os.environ.keys() - kept.keys():
+        del os.environ[name]
+    os.environ.update(kept)
+    tempfile.tempdir = None  # it may have been looked up before
+    if hasattr(time, "tzset"):
+        time.tzset()
+    os.umask(0o022)
+
+
+def color_of(environ: Mapping[str, str]) -> Literal["yes", "no", "auto"]:
+    """Return whether pytest shall color its own output. It would look that up when the environment is clean already."""
+    asked = environ.get("PY_COLORS")
+    if asked == "0" or (asked != "1" and environ.get("NO_COLOR")):
+        return "no"
+    if asked == "1" or environ.get("FORCE_COLOR"):
+        return "yes"
+    return "no" if environ.get("TERM") == "dumb" else "auto"
+
+
+COLOR: Final = color_of(os.environ)
+clean()

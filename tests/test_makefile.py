@@ -1,0 +1,154 @@
+"""The targets run wherever the checkout lies, and whatever the user has set for other programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MAKE = shutil.which("make") or ""
+pytestmark = pytest.mark.skipif(not MAKE, reason="there is no make")
+
+PLACES = ["lamella", "größe 1/lamella", """[x] it's "a" $HOME ;&|%s *?#/lamella""", f"{'long/' * 20}{'l' * 200}"]
+TARGETS = [
+    *("demo", "test", "lint", "format", "types", "audit", "coverage", "lowest", "backends", "browser"),
+    *("bench", "bench-storm", "bench-batch", "soak", "picture"),
+]
+# It notes how it is run. An environment that it makes has an interpreter like it, and nothing else.
+INTERPRETER = """
+import json, os, shutil, sys
+notes, name, *arguments = sys.argv[1:]
+with open(notes, "a", encoding="utf-8") as file:
+    file.write(json.dumps([os.fsencode(os.path.abspath(name)).hex(), arguments, dict(os.environ)]) + chr(10))
+if arguments[:2] == ["-m", "venv"]:
+    os.makedirs(os.path.join(arguments[2], "bin"))
+    shutil.copy(name, os.path.join(arguments[2], "bin", "python"))
+elif arguments[0] == "-c":
+    print("3.11.0")
+"""
+SET = {
+    "ARGS": "--of-another-program",
+    "COVERAGE_FILE": "/no/such/folder/.coverage",
+    "HYPOTHESIS_STORAGE_DIRECTORY": "/no/such/folder",
+    "LAMELLA_CHROMIUM": "/no/such/browser",
+    "LANG": "tr_TR.UTF-8",
+    "LC_ALL": "C",
+    "LC_CTYPE": "de_DE.ISO-8859-1",
+    "MAESN_API_KEY": "somebody's",
+    "MYPYPATH": "/no/such/folder",
+    "MYPY_CACHE_DIR": "/no/such/folder",
+    "OTEL_SDK_DISABLED": "true",
+    "PIP_TARGET": "/no/such/folder",
+    "PIP_USER": "1",
+    "PYTEST_ADDOPTS": "--collect-only",
+    "PYTEST_PLUGINS": "no_such_plugin",
+    "PYTHONHOME": "/no/such/folder",
+    "PYTHONOPTIMIZE": "2",
+    "PYTHONPATH": "/no/such/folder",
+    "PYTHONWARNINGS": "error",
+    "RUFF_OUTPUT_FORMAT": "json",
+    "SSLKEYLOGFILE": "/no/such/folder/keys",
+    "VENV": "of-another-program",
+}
+NETWORK = {
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+    "PIP_INDEX_URL": "https://packages.example",
+    "SSL_CERT_FILE": "/etc/own.pem",
+    "https_proxy": "http://127.0.0.1:9",
+}
+
+
+class Run(NamedTuple):
+    """How an interpreter was run."""
+
+    python: Path
+    arguments: list[str]
+    environ: dict[str, str]
+
+
+class Checkout:
+    """A checkout, and interpreters that only note how they are run."""
+
+    def __init__(self, folder: Path, beside: Path) -> None:
+        self.folder = folder
+        self._notes = beside / "notes"
+        self._python = beside / "a python3"
+        for name in (
+            "Makefile",
+            "pyproject.toml",
+            "scripts/lowest_versions.py",
+            "scripts/make_venv.sh",
+            "tests/backends/phoenix.txt",
+        ):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+        program = beside / "interpreter.py"
+        program.write_text(INTERPRETER, "utf-8")
+        command = shlex.join([sys.executable, "-IS", str(program), str(self._notes)])
+        self._python.write_text(f'#!/bin/sh\nexec {command} "$0" "$@"\n', "utf-8")
+        self._python.chmod(0o755)
+
+    def make(self, *targets: str) -> list[Run]:
+        """Make the targets; the runs of interpreters that this took."""
+        self._notes.write_text("", "utf-8")
+        done = subprocess.run(  # noqa: S603
+            [MAKE, f"PYTHON={self._python}", *targets],
+            cwd=self.folder,
+            env=os.environ | SET | NETWORK,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = map(json.loads, self._notes.read_text("utf-8").splitlines())
+        return [Run(Path(os.fsdecode(bytes.fromhex(path))), arguments, environ) for path, arguments, environ in lines]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, request: pytest.FixtureRequest) -> Checkout:
+    return Checkout(tmp_path / getattr(request, "param", PLACES[1]), tmp_path)
+
+
+@pytest.mark.parametrize("checkout", PLACES, indirect=True)
+def test_each_target_runs_by_an_interpreter_of_its_own(checkout: Checkout) -> None:
+    """Where a path is long or has a space in it, a script in the environment's bin may not start."""
+    runs = checkout.make(*TARGETS)
+    own = [run for run in runs if run.python.is_relative_to(checkout.folder)]
+    assert {run.python.relative_to(checkout.folder).parts[1:] for run in own} == {("bin", "python")}
+    ran = [run.arguments[:2] for run in own]
+    for module in ("coverage", "lamella", "mypy", "pip", "pytest", "ruff"):
+        assert ["-m", module] in ran, module
+    for script in ("audit", "backends", "lowest_versions", "picture"):
+        assert [run for run in own if run.arguments[0] == f"scripts/{script}.py"], script
+    assert {run.arguments[0] for run in runs if run not in own} <= {"-c", "-m"}
+
+
+def test_what_is_set_for_other_programs_reaches_none(checkout: Checkout) -> None:
+    runs = checkout.make(*TARGETS)
+    for run in runs:
+        assert not [name for name, value in SET.items() if run.environ.get(name) == value], run.arguments
+        assert SET["ARGS"] not in run.arguments
+    installations = [run for run in runs if run.arguments[:2] == ["-m", "pip"]]
+    assert len(installations) == 7
+    for run in installations:
+        assert run.environ.items() >= NETWORK.items()
+    benchmarks = [run for run in runs if run.arguments[0].startswith("benchmarks/")]
+    assert len(benchmarks) == 4
+    assert {(run.environ["NO_PROXY"], run.environ["no_proxy"]) for run in benchmarks} == {("*", "*")}
+
+
+@pytest.mark.parametrize("checkout", PLACES, indirect=True)
+def test_an_environment_is_made_once_for_a_place(checkout: Checkout, tmp_path: Path) -> None:
+    made = ["-m", "venv", ".venv"]
+    assert made in [run.arguments for run in checkout.make("types")]
+    assert [run.arguments for run in checkout.make("types")] == [["-m", "mypy"]]
+    checkout.folder = checkout.folder.rename(tmp_path / "another place")
+    assert made in [run.arguments for run in checkout.make("types")]
