@@ -14,15 +14,25 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from lamella.redaction import redact_json
+from lamella.redaction import redact_json, redact_text
 
-__all__ = ["ErrorBody", "finish_error_body", "peek", "read_error_body", "wait_for_body", "whole_bodies", "whole_limit"]
+__all__ = [
+    "ErrorBody",
+    "finish_error_body",
+    "messages_in",
+    "peek",
+    "read_error_body",
+    "wait_for_body",
+    "whole_bodies",
+    "whole_limit",
+]
 
 _ERROR_BYTES = 64 * 1024
 # So that a secret is not cut in two, and its first half kept.
 _OVERLAP = 8 * 1024
 _ERROR_SECONDS = 5.0
 _MOST_MESSAGES = 20
+_MOST_SHOWN = 5
 _DEEPEST = 6
 
 
@@ -157,6 +167,17 @@ async def _take_error_body(content: aiohttp.StreamReader, until: float, chunks: 
     with suppress(TimeoutError, aiohttp.ClientError, OSError):
         async with asyncio.timeout_at(min(asyncio.get_running_loop().time() + _ERROR_SECONDS, until)):
             await _peek(content, _ERROR_BYTES + _OVERLAP, chunks)
+
+
+def messages_in(errors: Any, secrets: Iterable[str] = ()) -> tuple[str, ...]:
+    """The messages in the ``errors`` of an answer, each a line without *secrets*."""
+    try:
+        body = json.dumps({"errors": errors}, default=str).encode()
+    except RecursionError:
+        return ()
+    found = _parse(body, secrets)
+    said = found.validation_errors + found.downstream_errors + found.details
+    return tuple(redact_text(text, secrets) for text in said[:_MOST_SHOWN])
 
 
 def _parse(body: bytes, secrets: Iterable[str] = ()) -> ErrorBody:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import inf
 from traceback import walk_tb
 from types import CodeType
@@ -14,7 +16,7 @@ from typing import Final, TypeVar
 import aiohttp
 from aiohttp import http_exceptions
 
-from lamella.answer_body import read_error_body
+from lamella.answer_body import messages_in, read_error_body
 from lamella.call import secrets_of
 from lamella.errors import (
     ApiError,
@@ -37,8 +39,11 @@ from lamella.redaction import secrets_in
 __all__ = [
     "ERROR_STATUS",
     "api_error",
+    "error_messages",
     "last_send",
+    "needs_secrets",
     "note_secrets",
+    "noting_secrets",
     "rate_limited",
     "require_open",
     "retry_after_of",
@@ -55,6 +60,9 @@ ERROR_STATUS = 400
 """An answer with this status or a greater one is an error."""
 
 _SECRETS = "_lamella_secrets"
+_NOTES_ALL: ContextVar[bool] = ContextVar("lamella_notes_all_secrets", default=False)
+_DEEPEST = 6
+"""Levels of objects that are looked at for an error; what is deeper counts as one."""
 
 _PASSING_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 """With another one, a proxy that is asked to connect to the server refuses for good."""
@@ -77,10 +85,9 @@ async def api_error(
     The error tells what has come of the body by *until*, a moment of the loop's clock, or within a few seconds.
     -inf means what is there already, if the body has ended.
     """
-    info = response.request_info
-    known: tuple[str, ...] = vars(response).get(_SECRETS, ())
-    secrets = secrets_in(info.real_url, info.headers, (*known_secrets, *known))
+    secrets = _secrets_of(response, known_secrets)
     said = await read_error_body(response, secrets, until=until)
+    info = response.request_info
     return api_error_class(response.status)(
         info,
         status=response.status,
@@ -96,8 +103,46 @@ async def api_error(
     )
 
 
+def _secrets_of(response: aiohttp.ClientResponse, known_secrets: Iterable[str] = ()) -> tuple[str, ...]:
+    info = response.request_info
+    known: tuple[str, ...] = vars(response).get(_SECRETS, ())
+    return secrets_in(info.real_url, info.headers, (*known_secrets, *known))
+
+
+def error_messages(response: aiohttp.ClientResponse, errors: object) -> tuple[str, ...] | None:
+    """The messages in the ``errors`` of an answer with a good status, without credentials. None: it has no errors.
+
+    An error that says nothing has no messages. ``None``, ``{}`` and ``[]`` are no errors, nor is an object that
+    holds nothing else.
+    """
+    if not _is_error(errors):
+        return None
+    return messages_in(errors, _secrets_of(response))
+
+
+def _is_error(errors: object, depth: int = 0) -> bool:
+    if isinstance(errors, dict) and depth < _DEEPEST:
+        return any(_is_error(value, depth + 1) for value in errors.values())
+    return bool(errors.strip() if isinstance(errors, str) else errors)
+
+
+@contextmanager
+def noting_secrets() -> Iterator[None]:
+    """Let :func:`error_messages` know the secrets of the requests that are made inside, also of a good answer."""
+    token = _NOTES_ALL.set(True)
+    try:
+        yield
+    finally:
+        _NOTES_ALL.reset(token)
+
+
+def needs_secrets(response: aiohttp.ClientResponse) -> bool:
+    """Whether the secrets of *response* are to be noted."""
+    return response.status >= ERROR_STATUS or _NOTES_ALL.get()
+
+
 def note_secrets(response: aiohttp.ClientResponse, secrets: tuple[str, ...]) -> None:
-    """Let :func:`api_error` know of *secrets* that its request no longer has in its headers."""
+    """Let :func:`api_error` and :func:`error_messages` know of *secrets* that the request no longer has."""
     vars(response)[_SECRETS] = secrets
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from aiohttp import web
 
 from lamella.testing import Account, Sandbox
 
-__all__ = ["API_KEY", "KEYS", "served", "write_accounts"]
+__all__ = ["API_KEY", "KEYS", "answering", "served", "write_accounts"]
 
 API_KEY = "4pi-k3y-of-nobody"
 KEYS = {"Ada": "k3y-of-4da", "Bob": "k3y-of-b0b", "Eve": "k3y-of-3ve"}
@@ -28,11 +30,40 @@ def served(**options: Any) -> Iterator[Sandbox]:
         "api_key": API_KEY,
     }
     sandbox = Sandbox(**(chosen | options))
+    with _in_a_thread(sandbox):
+        yield sandbox
+
+
+@contextmanager
+def answering(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Iterator[str]:
+    """A server with one handler for everything, while it is served: its URL."""
+    urls: list[str] = []
+
+    @asynccontextmanager
+    async def serve() -> AsyncIterator[None]:
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
+            return await handler(cast(web.Request, request))
+
+        runner = web.ServerRunner(web.Server(handle, access_log=None), shutdown_timeout=0.01)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            urls.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
+            yield
+        finally:
+            await runner.cleanup()
+
+    with _in_a_thread(serve()):
+        yield urls[0]
+
+
+@contextmanager
+def _in_a_thread(served: AbstractAsyncContextManager[object]) -> Iterator[None]:
     loops: list[asyncio.AbstractEventLoop] = []
     is_up, is_over = threading.Event(), asyncio.Event()
 
     async def serve() -> None:
-        async with sandbox:
+        async with served:
             loops.append(asyncio.get_running_loop())
             is_up.set()
             await is_over.wait()
@@ -41,7 +72,7 @@ def served(**options: Any) -> Iterator[Sandbox]:
     thread.start()
     try:
         assert is_up.wait(10)
-        yield sandbox
+        yield
     finally:
         loops[0].call_soon_threadsafe(is_over.set)
         thread.join(10)

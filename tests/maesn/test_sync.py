@@ -19,7 +19,7 @@ from tests.conftest import Handler
 
 from lamella import Breaker, InternalServerError, Unauthorized, maesn
 from lamella.batch import Batch, ItemOutcome, Journal, JournalError
-from lamella.maesn import Part, Progress, UnsteadyList
+from lamella.maesn import EmptyPage, Part, Progress, UnsteadyList
 from lamella.maesn.stored import Position, Wanted
 from lamella.maesn.sync import _List, _Page, _Reading
 from lamella.testing import Account, Fault, FixedWindow, Sandbox, VirtualClock
@@ -566,14 +566,22 @@ class TestAListThatMoves:
         assert (part.done, part.pages, part.total_pages) == (True, 3, 3)
         assert kept == by_id(lists.records)
 
-    async def test_an_empty_page_in_the_middle_is_not_the_end(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_an_empty_page_in_the_middle_is_not_the_end(
+        self, serve: Serve, tmp_path: Path, virtual_time: VirtualClock
+    ) -> None:
+        """It is read again, and as long as it stays empty the part is not done."""
+        asked: list[int] = []
+
         async def handle(request: web.Request) -> web.StreamResponse:
             page = int(request.query["page"])
+            asked.append(page)
             body = {"meta": {"pagination": {"totalPages": 3}}, "data": [] if page == 2 else [record(page)]}
             return web.Response(text=json.dumps(body), content_type="application/json")
 
         part, kept = await bills(tmp_path, await serve(handle))
-        assert (part.done, sorted(kept)) == (True, ["b1", "b3"])
+        assert (part.done, sorted(kept)) == (False, ["b1", "b3"])
+        assert isinstance(part.error, EmptyPage)
+        assert asked == [1, 2, 2, 2, 3]
 
 
 class TestAFailure:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from lamella import maesn
 from lamella.errors import ApiError, LamellaError, TransportError, Unauthorized
-from lamella.maesn import UnsteadyList
 from lamella.redaction import redact_text
 
 __all__ = ["Cause", "Reason", "grouped", "reason_of"]
@@ -18,7 +18,19 @@ _LOG_IN_AGAIN: Final = (
     "account key in the place of the old one"
 )
 
-_LATER: Final = "Sync again when less is being deleted"
+_OF_LISTS: Final[dict[type[Exception], tuple[str, str]]] = {
+    maesn.UnsteadyList: (
+        "Unsteady list",
+        "Sync again when less is being deleted. If it stays so, the API counts records that its pages do not hold",
+    ),
+    maesn.RepeatedPage: (
+        "Repeated page",
+        "Ask the API's vendor why its pages repeat; the list was not read to its end",
+    ),
+    maesn.EmptyPage: ("Empty page", "Sync again. If it stays so, ask the API's vendor why the page is empty"),
+    maesn.AnswerFailed: ("Errors in an answer", "The message is the API's own: the answer looks like a success"),
+}
+"""What it is called and what to do about it, of an error that a list has ended in."""
 _FIRST_WORDS: Final = re.compile(r"[^,;:.(]+")
 
 
@@ -69,8 +81,9 @@ def reason_of(error: Exception, secrets: Iterable[str] = (), *, of_account: bool
         secrets: What is shown nowhere. lamella's own errors hold none.
         of_account: Whether the reader keeps the account keys, and can put a new one in the place of an old one.
     """
-    if isinstance(error, UnsteadyList):
-        return Reason("Unsteady list", "", redact_text(str(error), secrets), _LATER)
+    if type(error) in _OF_LISTS:
+        what, hint = _OF_LISTS[type(error)]
+        return Reason(what, "", redact_text(str(error), secrets), hint)
     if not isinstance(error, LamellaError):
         return Reason(type(error).__name__, "", redact_text(str(error), secrets), "")
     what = f"{error.status} {error.rule.title}" if isinstance(error, ApiError) else error.rule.title

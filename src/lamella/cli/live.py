@@ -61,7 +61,8 @@ class Screen:
         if self.note:
             lines.append(_line((self.note, "bold")))
         elif overview.ended:
-            lines.append(_line(("Everything is read, and the output is being written …", "bold")))
+            read = f"{count(overview.failed, 'part')} failed" if overview.failed else "Everything is read"
+            lines.append(_line((f"{read}, and the output is being written …", "bold")))
         lines.append(Text())
         shown = _chosen(overview.accounts, max(height - len(lines), 0))
         lines += _rows(shown, width, self._clock())

@@ -17,17 +17,18 @@ from lamella.cli.overview import has_failed
 from lamella.cli.report import titled
 from lamella.cli.sync import Synced
 from lamella.cli.sync_json import state_of
-from lamella.cli.words import count, duration, plain
+from lamella.cli.words import count, duration, plain, some
 from lamella.errors import TransportError
 from lamella.maesn import Part
 
 if TYPE_CHECKING:
     from lamella.cli.kept import KeptTraces
 
-__all__ = ["causes", "dry_run", "no_answer", "totals", "where_it_is"]
+__all__ = ["causes", "dry_run", "no_answer", "remarks", "totals", "where_it_is"]
 
 _MOST_PARTS: Final = 40
 """How many lines a plan may have; what is beyond is counted."""
+_MOST_NAMES: Final = 5
 
 
 def causes(parts: Sequence[Part], secrets: Sequence[str] = ()) -> tuple[Cause, ...]:
@@ -83,15 +84,46 @@ def _in_words(states: Sequence[str]) -> str:
     return ", ".join(f"{states.count(state):,} {name}" for state, name in names.items() if state in states)
 
 
-def where_it_is(output: Path | None, journal: Path | None, *, whole: bool) -> RenderableType:
-    """Where the records are; None: nowhere that stays. *whole*: the sync has come to its end."""
+def remarks(parts: Sequence[Part]) -> tuple[str, ...]:
+    """What is to be known of the records beside the failures, each a sentence: what is missing, what was dropped."""
+    return tuple(_remarks(parts))
+
+
+def _remarks(parts: Sequence[Part]) -> Iterator[str]:
+    open_ = sum(not part.done for part in parts)
+    if open_:
+        yield f"Records are missing: {open_:,} of {count(len(parts), 'part')} {'is' if open_ == 1 else 'are'} not done."
+    gaps = [part for part in parts if part.gap]
+    if gaps:
+        since = some(sorted({str(part.since) for part in gaps}), 1)
+        yield (
+            f"Records that were last changed before {plain(since)} were not read, of {count(len(gaps), 'part')}: "
+            "a sync without --since reads them."
+        )
+    dropped = list(dict.fromkeys(plain(part.account) for part in parts if part.dropped))
+    if dropped:
+        names = some(dropped, _MOST_NAMES)
+        yield f"What was stored of {names} was dropped: company_id or environment_name has changed."
+
+
+def where_it_is(output: Path | None, journal: Path | None, parts: Sequence[Part], *, ended: bool) -> RenderableType:
+    """Where the records are, and what is missing there.
+
+    Args:
+        output: None: there is no output.
+        journal: None: it does not stay.
+        parts: What was to be synced.
+        ended: Whether the sync has come to its end, so that the output was written.
+    """
+    has_all = ended and all(part.done and not part.gap for part in parts)
     lines = []
     if output is not None:
-        lines.append(f"{plain(str(output))} has all records." if whole else f"{plain(str(output))} was not written.")
+        what = "has all records" if has_all else "has what was read" if ended else "was not written"
+        lines.append(f"{plain(str(output))} {what}.")
     if journal is not None:
-        what = "all records; the next sync reads only what is new" if whole else "what was read"
+        what = "all records; the next sync reads only what is new" if has_all else "what was read"
         lines.append(f"The journal {plain(str(journal))} has {what}.")
-    return titled("Output", *map(Text, lines))
+    return titled("Output", *map(Text, (*lines, *remarks(parts))))
 
 
 def dry_run(parts: Sequence[Part]) -> RenderableType:
@@ -101,6 +133,8 @@ def dry_run(parts: Sequence[Part]) -> RenderableType:
         what = f"since {part.since}" if part.since else "everything"
         if part.skipped:
             what = "nothing: done already"
+        elif part.dropped:
+            what += "; what is stored will be dropped, since company_id or environment_name has changed"
         elif part.pages:
             what += f", but for {count(part.pages, 'page')} that {'is' if part.pages == 1 else 'are'} stored"
         table.add_row(Text(plain(part.account)), Text(part.resource), Text(what))

@@ -127,8 +127,8 @@ def sync(
 ) -> None:
     """Bring the records of many accounts up to date.
 
-    What has changed since the last run is read into the journal, page by page; the output gets all records. The API
-    key is taken from MAESN_API_KEY.
+    What has changed since the last run is read into the journal, page by page; the output gets all that is in it. The
+    API key is taken from MAESN_API_KEY.
     """
     if ctx.args:
         fail("there is something beside the options, and it takes nothing else: see lamella sync --help")
@@ -278,9 +278,9 @@ def _tell(console: Console, options: Options, ended: _Ended, tracing: _Tracing |
     totals = summary.totals(synced, None if tracing is None else tracing.kept)
     show(console, report.outcome(totals), report.failures(causes))
     if options.output is not None or options.journal is not None or not options.sandbox:
-        whole = not synced.interrupted and synced.fault is None
+        has_ended = not synced.interrupted and synced.fault is None
         journal = None if options.sandbox and options.journal is None else settings.journal
-        show(console, summary.where_it_is(options.output, journal, whole=whole))
+        show(console, summary.where_it_is(options.output, journal, synced.parts, ended=has_ended))
     if checks and tracing is not None:
         _show_a_tree(console, tracing.kept.traces)
     if checks:
@@ -313,13 +313,15 @@ def _write_page(console: Console, path: Path, ended: _Ended, kept: KeptTraces) -
     from lamella.cli.html import Page, html_report
 
     settings, synced = ended.settings, ended.synced
-    resources = some(settings.resources, _SHOWN)
+    about = (
+        f"Run {synced.run} of {settings.journal.name}: {some(settings.resources, _SHOWN)} of "
+        f"{count(len(settings.accounts), 'account')} at {settings.base_url}."
+    )
     content = html_report(
         Page(
             name="lamella sync",
             title=f"run {synced.run}",
-            about=f"Run {synced.run} of {settings.journal.name}: {resources} of "
-            f"{count(len(settings.accounts), 'account')} at {settings.base_url}.",
+            about=" ".join((about, *summary.remarks(synced.parts))),
             totals=summary.totals(synced, kept),
             causes=summary.causes(synced.parts, settings.secrets),
             checks=ended.checks,

@@ -38,6 +38,9 @@ def synced_as_json(
         "took": round(synced.took, 3),
         "interrupted": synced.interrupted,
         "fault": None if synced.fault is None else redact_text(synced.fault, secrets),
+        "complete": all(part.done and not part.gap for part in synced.parts),
+        "gaps": [_gap(part) for part in synced.parts if part.gap],
+        "dropped": _dropped(synced.parts),
         "totals": _totals(synced.parts),
         "parts": [_part(part, secrets) for part in synced.parts],
         "causes": [_cause(cause) for cause in causes],
@@ -56,6 +59,7 @@ def plan_as_json(parts: Sequence[Part]) -> _Json:
         "dry_run": True,
         "totals": _totals(parts),
         "parts": [_part(part, ()) for part in parts],
+        "dropped": _dropped(parts),
         "exit_code": 0,
     }
 
@@ -76,6 +80,14 @@ def _totals(parts: Sequence[Part]) -> _Json:
         "pages": sum(part.pages for part in parts),
         "records": sum(part.records for part in parts),
     }
+
+
+def _gap(part: Part) -> _Json:
+    return {"account": part.account, "resource": part.resource, "since": part.since}
+
+
+def _dropped(parts: Sequence[Part]) -> list[str]:
+    return list(dict.fromkeys(part.account for part in parts if part.dropped))
 
 
 def _part(part: Part, secrets: Iterable[str]) -> _Json:

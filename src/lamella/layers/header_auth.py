@@ -12,7 +12,7 @@ from multidict import istr
 from yarl import URL
 
 from lamella.call import ORDER, Call, Layer, Origin, Send
-from lamella.classification import ERROR_STATUS, note_secrets
+from lamella.classification import needs_secrets, note_secrets
 from lamella.deadlines import inherited, inherited_deadline
 
 __all__ = ["HeaderAuth", "HeaderValue"]
@@ -83,7 +83,7 @@ class HeaderAuth(Layer):
 
     def end(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse, now: float) -> bool:
         self._take_off(request)
-        if response.status >= ERROR_STATUS:
+        if needs_secrets(response):
             note_secrets(response, call.secrets)
         return True
 

@@ -10,13 +10,18 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from hashlib import blake2b
 from typing import Any, Final, NoReturn
 
 import aiohttp
+import anyio
 
 from lamella.answer_body import wait_for_body, whole_bodies
-from lamella.classification import ERROR_STATUS, api_error
+from lamella.classification import ERROR_STATUS, api_error, error_messages, noting_secrets
+from lamella.errors import BadRequest, NotFound
 from lamella.maesn.account import account as account_context
+from lamella.maesn.list_errors import AnswerFailed, EmptyPage, RepeatedPage, UnsteadyList
+from lamella.maesn.record import id_of, updated_of
 from lamella.maesn.rules import RULES
 from lamella.policy.retry_after import parse_http_date
 
@@ -31,6 +36,8 @@ _MOST_PAGES: Final = 1_000_000
 """No list has more: who says so would have us keep a list of them."""
 _LONGEST: Final = 64 * 2**20
 """Bytes of a page that are read, inside the attempt. A page has 100 records at most."""
+_PAUSES: Final = (0.2, 1.0)
+"""Seconds before a page is read again that is empty and should not be."""
 _RESOURCE = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 _SPACE = re.compile(r"[ \t\n\r]*")
 """What may stand between two tokens of JSON."""
@@ -72,8 +79,9 @@ def pages(
 ) -> AsyncIterator[Page]:
     """The pages of a list, in order, each fetched when it is asked for.
 
-    It ends with the last page by the count that the API gave most recently, so that a list which grows or shrinks
-    on the way is read to its end; a page beyond it, or an empty one, ends it too.
+    It ends with the last page by the count that the API gave most recently, and not before as many records were read
+    as the API counts; where it counts neither pages nor records, it ends with an empty page. An empty page before the
+    end is read again.
 
     Args:
         session: One made by :func:`lamella.maesn.session`, or with its layers and the same base URL.
@@ -90,6 +98,11 @@ def pages(
     Raises:
         ValueError: An argument is one that the API does not take; at the call, before anything is sent.
         lamella.LamellaError: A page could not be had; while iterating.
+        IncompleteList: Records are missing by the API's own count (:class:`UnsteadyList`, after the last page), a page
+            is empty that should not be (:class:`EmptyPage`), or brings no new record (:class:`RepeatedPage`). It is a
+            ValueError, as is what follows.
+        AnswerFailed: An answer has a good status and ``errors``.
+        ValueError: An answer holds no list.
     """
     if first < 1:
         raise ValueError(f"first must be at least 1, not {first!r}")
@@ -187,15 +200,177 @@ def checked_moment(since: datetime | str) -> str:
     return since if isinstance(since, str) else moment.isoformat()
 
 
-async def _pages(session: aiohttp.ClientSession, query: Query, number: int) -> AsyncIterator[Page]:
+async def _pages(session: aiohttp.ClientSession, query: Query, first: int) -> AsyncIterator[Page]:
+    walk = _Walk(query.resource, first)
+    number = first
     while True:
-        page = await read_page(session, query, number)
-        if not page.records and number > 1:
-            return
+        page = await _next_page(session, query, number, walk)
+        if page is None or (not page.records and number > 1) or not walk.take(page):
+            break
         yield page
-        if not page.records or (page.total_pages is not None and number >= page.total_pages):
-            return
+        if not page.records or walk.ends_with(page):
+            break
         number += 1
+    walk.check()
+
+
+async def _next_page(session: aiohttp.ClientSession, query: Query, number: int, walk: _Walk) -> Page | None:
+    try:
+        page = await read_filled(
+            session, query, number, before=walk.before, total_pages=walk.total_pages, total=walk.total
+        )
+    except (BadRequest, NotFound):
+        # Some APIs answer so beyond their last page, where only the number of records has led us.
+        if walk.total_pages is None or number <= walk.total_pages:
+            raise
+        return None
+    if not page.records and page.total_pages is None and page.total is None and number < (walk.total_pages or 0):
+        raise EmptyPage(query.resource, number, walk.total_pages, walk.total)
+    return page
+
+
+class _Walk:
+    """What the pages of one reading have brought so far, and what the API says that there is."""
+
+    def __init__(self, resource: str, first: int) -> None:
+        self._resource = resource
+        self._first = first
+        self._ids: set[str] = set()
+        self._contents: set[bytes] = set()
+        """Digests of pages with records that have no id."""
+        self._seen = 0
+        """Different records: by their ids, or each one where it has none."""
+        self._old = 0
+        """Those of them that are as they were before the first page was read."""
+        self._began = 0
+        self._first_total: int | None = None
+        self.before: int | None = 0 if first == 1 else None
+        """How many records are on the pages up to here. None: unknown, since it began in the middle."""
+        self.total: int | None = None
+        """The most that there were said to be; so is *total_pages*."""
+        self.total_pages: int | None = None
+
+    def take(self, page: Page) -> bool:
+        """Count a page in. Returns False where it only repeats what is there, and all is there by the API's count.
+
+        Raises:
+            RepeatedPage: It brings no new record, and so might all that follow.
+        """
+        if page.number == self._first:
+            self._began, self._first_total = int(page.answered * 1_000_000), page.total
+        self.total = _greater(self.total, page.total)
+        self.total_pages = _greater(self.total_pages, page.total_pages)
+        if not page.records:
+            return True
+        if self._repeats(page):
+            if self.total is not None and self._has_all():
+                return False
+            raise RepeatedPage(self._resource, page.number)
+        if self.before is None:
+            self.before = (self._first - 1) * len(page.records)
+        self.before += len(page.records)
+        return True
+
+    def _repeats(self, page: Page) -> bool:
+        """Count the records of a page; tells whether none of them is new."""
+        ids = [id_of(record, self._resource) for record in page.records]
+        known = self._ids.intersection(name for name in ids if name is not None)
+        for record, name in zip(page.records, ids, strict=True):
+            if name is None or name not in known:
+                self._seen += 1
+                updated = updated_of(record)
+                self._old += updated is not None and updated < self._began
+        self._ids.update(name for name in ids if name is not None)
+        if None not in ids:
+            return len(known) == len(set(ids))
+        # A record without an id may be there several times: only a page that is the same as a whole is a repeat.
+        text = json.dumps(page.records, sort_keys=True, default=str)
+        content = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if content in self._contents:
+            return True
+        self._contents.add(content)
+        return False
+
+    def ends_with(self, page: Page) -> bool:
+        """Whether a page is the last one, by its number and by how many records there are."""
+        if page.total_pages is None or page.number < page.total_pages:
+            return False
+        total = self.total if page.total is None else page.total
+        return total is None or self.before is None or self.before >= total
+
+    def _has_all(self) -> bool:
+        if self._first > 1:
+            return self.total is None or (self.before or 0) >= self.total
+        return are_all(self._seen, self._old, self._first_total, self.total)
+
+    def check(self) -> None:
+        """Raise where records are missing.
+
+        Raises:
+            UnsteadyList: There are fewer than the API has counted.
+        """
+        if self._first == 1 and not self._has_all():
+            raise UnsteadyList(self._resource, self._seen, self.total, moved=False)
+
+
+def are_all(seen: int, old: int, first_total: int | None, total: int | None) -> bool:
+    """Whether all records of a list were read that were there when it was begun.
+
+    Args:
+        seen: How many different records were read.
+        old: Those of them that were last changed before the reading began.
+        first_total: How many there were, as the first page said. None means that it did not say.
+        total: The most that any page said.
+    """
+    return total is None or seen >= total or (first_total is not None and old >= first_total)
+
+
+def _greater(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one if other is None else max(one, other)
+
+
+async def read_filled(
+    session: aiohttp.ClientSession,
+    query: Query,
+    number: int,
+    *,
+    before: int | None,
+    total_pages: int | None,
+    total: int | None,
+) -> Page:
+    """Read one page of a list, and again after a pause while it is empty and should not be.
+
+    Args:
+        session: As for :func:`pages`.
+        query: Which list.
+        number: Which page.
+        before: How many records the pages before it hold. None means unknown.
+        total_pages: How many pages there are, as far as known; so is *total*, how many records.
+
+    Raises:
+        EmptyPage: It stayed empty, and by its own answer it should not be.
+        lamella.LamellaError: It could not be had.
+        ValueError: The answer holds no list, or errors.
+    """
+    page = await read_page(session, query, number)
+    for pause in _PAUSES:
+        known = _greater(page.total_pages, total_pages), _greater(page.total, total)
+        if page.records or not _is_due(number, before, *known):
+            return page
+        await anyio.sleep(pause)
+        page = await read_page(session, query, number)
+    # A page beyond the last one is no more than a sign that records are missing, which is told with their number.
+    in_count = page.total_pages is not None and number <= page.total_pages
+    if not page.records and in_count and _is_due(number, before, page.total_pages, page.total):
+        raise EmptyPage(query.resource, number, page.total_pages, page.total)
+    return page
+
+
+def _is_due(number: int, before: int | None, total_pages: int | None, total: int | None) -> bool:
+    """Whether the page with this *number* should hold records."""
+    if total is not None and before is not None:
+        return before < total
+    return total_pages is not None and number < total_pages
 
 
 async def read_page(session: aiohttp.ClientSession, query: Query, number: int) -> Page:
@@ -203,11 +378,12 @@ async def read_page(session: aiohttp.ClientSession, query: Query, number: int) -
 
     Raises:
         lamella.LamellaError: It could not be had.
+        AnswerFailed: The answer has a good status and ``errors``.
         ValueError: The answer holds no list.
     """
     what = f"page {number} of {query.resource}"
     account = nullcontext() if query.account is None else account_context(query.account)
-    with account, whole_bodies(_LONGEST):
+    with account, whole_bodies(_LONGEST), noting_secrets():
         async with session.get(f"accounting/{query.resource}", params=query.params(number)) as response:
             if response.status >= ERROR_STATUS:
                 # A session that does not raise must not make an error look like an empty list.
@@ -215,6 +391,10 @@ async def read_page(session: aiohttp.ClientSession, query: Query, number: int) -
             answer, texts = await _json(response, query, what)
             now = time.time()
             answered = parse_http_date(response.headers.get("Date"), now)
+            failed = error_messages(response, answer.get("errors")) if isinstance(answer, dict) else None
+    if failed is not None:
+        del answer, texts  # a server may repeat a credential, and some tools show the locals of a traceback
+        raise AnswerFailed(what, response.status, failed)
     data = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(data, list):
         raise ValueError(  # noqa: TRY004 - it is the answer that is wrong, not an argument

@@ -15,16 +15,19 @@ import aiohttp
 import anyio
 
 from lamella.batch import AccountStopped, Batch, ItemOutcome, Journal, JournalError
-from lamella.errors import LamellaError, Unauthorized
+from lamella.errors import BadRequest, LamellaError, NotFound, Unauthorized
 from lamella.maesn.account import Account
 from lamella.maesn.export import check_output, export
-from lamella.maesn.pages import Query, checked_limit, checked_moment, checked_resource, exact_int, read_page
-from lamella.maesn.stored import Position, Wanted, begin, look, missing, store
+from lamella.maesn.list_errors import AnswerFailed, EmptyPage
+from lamella.maesn.pages import Page, Query, checked_limit, checked_moment, checked_resource, exact_int, read_filled
+from lamella.maesn.stored import Books, Position, Wanted, begin, look, missing, store
 
-__all__ = ["Part", "Progress", "Report", "UnsteadyList", "plan", "sync"]
+__all__ = ["Part", "Progress", "Report", "plan", "sync"]
 
 _MOST_AT_ONCE: Final = 1000
 """How many pages are under way at a time, unless the caller says."""
+_OF_ONE_PAGE: Final = (LamellaError, EmptyPage, AnswerFailed)
+"""Failures that need not be those of the list's other pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class Part:
     pages: int = 0
     """How many are stored."""
     total_pages: int | None = None
-    """How many there are. None: nobody knows yet."""
+    """How many there are. None: not known yet."""
     records: int = 0
     """How many were new, or not as they were stored before: in all of the run, where it was resumed."""
     running: int = 0
@@ -49,7 +52,13 @@ class Part:
     skipped: bool = False
     """It was done already when the run was resumed."""
     error: Exception | None = None
-    """Why it failed: what the first page that could not be had or stored has ended in."""
+    """Why it failed: what the first page that could not be had or stored has ended in, or what the list lacks."""
+    gap: bool = False
+    """It is done, but records that were last changed before `since` may be missing, since no run has read the list up
+    to it. The mark does not move, so that a run without *since* reads them."""
+    dropped: bool = False
+    """What was stored for the account was of another `company_id` or `environment_name`: it was dropped when the run
+    began, or is to be dropped, and is read anew."""
 
 
 class Progress:
@@ -57,7 +66,7 @@ class Progress:
 
     __slots__ = ("_batch", "_parts", "changed", "resumed", "run")
 
-    def __init__(self, run: int, parts: Iterable[Part], batch: Batch[_Page, Position], *, resumed: bool) -> None:
+    def __init__(self, run: int, parts: Iterable[Part], batch: Batch[_Page, Position | None], *, resumed: bool) -> None:
         self.run = run
         """The run's number in its journal, from 1."""
         self.resumed = resumed
@@ -133,12 +142,17 @@ async def sync(
     The records are kept in *journal*, each as the JSON text that the API sent without the white space between its
     tokens. Each page's are stored in one transaction with the fact that the page is stored, and with them the
     high-water mark of each account and resource: from there, less five minutes for clocks that differ, the next sync
-    goes on. It moves only when all pages up to it are stored, and never beyond the moment at which the first of them
-    was read. A list that shrinks or is sorted anew while it is read is read again. What is deleted at the API stays.
+    goes on. It moves only when all pages up to it are stored, and as many different records as the API counts, and
+    never beyond the moment at which the first of them was read. A list that changes while it is read so that records
+    may be missing, that holds fewer records than the API counts, or of which a page brings no new record, is read up
+    to three times; then its part fails with an :class:`IncompleteList`. What is deleted at the API stays.
 
     An account that is not let in (401) ends with that; any other failure ends its part alone, and the other pages of
     the part are stored. In an outage the pages wait, as in :class:`lamella.batch.Batch`. Cancelled, it leaves stored
     what is stored, and *resume* goes on from there.
+
+    The journal knows the `company_id` and `environment_name` of each account. Where they are others than in the run
+    before, all that is stored for the account is dropped, and it is read from the beginning.
 
     Args:
         session: One made by :func:`lamella.maesn.session`, best with a ``Breaker``, or with its layers and a base URL.
@@ -147,8 +161,9 @@ async def sync(
         journal: Where all is kept, for this sync and the next ones. Its ``batch`` should name the API.
         output: The file that gets all records at the end, by its suffix: see :func:`lamella.maesn.export`. None means
             none.
-        since: Only what was changed since this moment, whatever the marks say (where that leaves a gap, the mark does
-            not move). None means from the mark on, or everything where there is none.
+        since: Only what was changed since this moment, whatever the marks say. Where that leaves a gap, because no run
+            has read the list up to it, the mark does not move: see :attr:`Part.gap`. None means from the mark on, or
+            everything where there is none.
         resume: Whether to go on with the last run: only what it has not done is read. Where there is no last run it
             is the first.
         limit: How many records a page holds: 5, 10, 20, 50 or 100.
@@ -179,7 +194,10 @@ async def sync(
         patience=patience,
     )
     began = time.monotonic()
-    run, resumed, positions = await journal.commit(lambda db: begin(db, wanted, since, resume=resume, page_size=limit))
+    books = _books(chosen)
+    run, resumed, positions = await journal.commit(
+        lambda db: begin(db, wanted, since, resume=resume, page_size=limit, books=books)
+    )
     standing = list(zip(wanted, positions, strict=True))
     gaps = await journal.read(lambda db: [missing(db, *each) for each in standing])
     lists = [_List(each, chosen[each.account], limit, position) for each, position in standing]
@@ -214,10 +232,11 @@ async def plan(
     Raises:
         ValueError: An argument is out of its range.
     """
-    wanted, _, since = _checked(accounts, resources, since, resume=resume)
+    wanted, chosen, since = _checked(accounts, resources, since, resume=resume)
     if journal is None:
         return tuple(Part(*each, since) for each in wanted)
-    _, _, positions = await journal.read(lambda db: look(db, wanted, since, resume=resume))
+    books = _books(chosen)
+    _, _, positions = await journal.read(lambda db: look(db, wanted, since, resume=resume, books=books))
     return tuple(_part(each, position) for each, position in zip(wanted, positions, strict=True))
 
 
@@ -243,20 +262,15 @@ def _checked(
     return wanted, {account.name: account for account in many}, None if since is None else checked_moment(since)
 
 
-class UnsteadyList(Exception):
-    """A list has moved each time it was read, so that something of it may be missing."""
-
-    def __init__(self, resource: str) -> None:
-        super().__init__(
-            f"{resource} shrank or were sorted anew each time they were read, so that some may be missing: "
-            "what was read is stored; sync again when less is being deleted"
-        )
+def _books(accounts: Mapping[str, Account]) -> dict[str, Books]:
+    # What is empty is not sent, just as None.
+    return {name: Books(of.company_id or None, of.environment_name or None) for name, of in accounts.items()}
 
 
 class _List:
     """A list that is being read: a resource of an account."""
 
-    __slots__ = ("account", "known", "part", "position", "query", "wanted")
+    __slots__ = ("account", "is_over", "known", "part", "position", "query", "wanted")
 
     def __init__(self, wanted: Wanted, account: Account, limit: int, position: Position) -> None:
         self.wanted = wanted
@@ -265,6 +279,8 @@ class _List:
         self.part = _part(wanted, position)
         self.known = 0
         """Up to which page it is being read."""
+        self.is_over = False
+        """Whether no more of its pages are to be read."""
         self.query = Query(
             wanted.resource,
             limit,
@@ -281,18 +297,22 @@ class _Page:
 
     __slots__ = ("begun", "list", "number", "walk")
 
-    def __init__(self, of: _List, number: int) -> None:
+    def __init__(self, of: _List, number: int, walk: int = 1) -> None:
         self.list = of
         self.number = number
-        self.walk = of.position.walk
+        self.walk = walk
         self.begun = False
+
+    @property
+    def is_needed(self) -> bool:
+        return not self.list.is_over and self.walk == self.list.position.walk
 
 
 class _Pages:
     """The pages that are known, one of each list in turn. They end when none is under way that may tell of others."""
 
     def __init__(self) -> None:
-        self._lists: deque[tuple[_List, Iterator[int]]] = deque()
+        self._lists: deque[tuple[_List, Iterator[_Page]]] = deque()
         self._under_way = 0
         self._news = anyio.Event()
 
@@ -300,7 +320,8 @@ class _Pages:
         """The pages *numbers* of a list are to be read, too."""
         if numbers:
             of.known = numbers[-1]
-            self._lists.append((of, iter(numbers)))
+            walk = of.position.walk
+            self._lists.append((of, (_Page(of, number, walk) for number in numbers)))
             self._tell()
 
     def ended(self) -> None:
@@ -318,15 +339,12 @@ class _Pages:
     async def __anext__(self) -> _Page:
         while True:
             while self._lists:
-                of, numbers = self._lists.popleft()
-                # What is no failure of a single page would be the same on all others.
-                if of.part.error is not None and not isinstance(of.part.error, LamellaError):
-                    continue
-                number = next(numbers, None)
-                if number is not None:
-                    self._lists.append((of, numbers))
+                of, pages = self._lists.popleft()
+                page = next(pages, None)
+                if page is not None and page.is_needed:
+                    self._lists.append((of, pages))
                     self._under_way += 1
-                    return _Page(of, number)
+                    return page
             if not self._under_way:
                 raise StopAsyncIteration
             await self._news.wait()
@@ -348,25 +366,46 @@ class _Reading:
         self._progress = progress
         self._tell()
 
-    async def read(self, page: _Page) -> Position:
-        """Read a page, and store it."""
+    async def read(self, page: _Page) -> Position | None:
+        """Read a page, and store it. None: it was not needed any more."""
         of = page.list
+        if not page.is_needed:
+            return None
         if not page.begun:
             page.begun = True
             self._change(of, replace(of.part, running=of.part.running + 1))
-        found = await read_page(self._session, of.query, page.number)
+        found = await self._found(page, of.position)
         return await self._journal.commit(lambda db: store(db, of.wanted, page.walk, found))
 
-    def ended(self, outcome: ItemOutcome[_Page, Position]) -> None:
+    async def _found(self, page: _Page, position: Position) -> Page:
+        try:
+            return await read_filled(
+                self._session,
+                page.list.query,
+                page.number,
+                before=(page.number - 1) * position.largest,
+                total_pages=position.pages,
+                total=position.total,
+            )
+        except (BadRequest, NotFound):
+            # Some APIs answer so beyond their last page, where only the number of records has led us.
+            if not position.more or page.number <= (position.pages or 0) - position.more:
+                raise
+            return Page(page.number, None, [], {}, answered=time.time())
+
+    def ended(self, outcome: ItemOutcome[_Page, Position | None]) -> None:
         """Take down what became of a page, and which others are known by it."""
         page, error = outcome.item, outcome.error
         of = page.list
         if isinstance(error, AccountStopped) and isinstance(error.__cause__, Exception):
             error = error.__cause__
+        if not page.is_needed:
+            error = None  # of a page of an earlier walk
         if outcome.value is not None:
+            error = error or outcome.value.error
             self._go_on(page, outcome.value)
-            if outcome.value.unsteady:
-                error = UnsteadyList(of.wanted.resource)
+        if error is not None and not isinstance(error, _OF_ONE_PAGE):
+            of.is_over = True
         running = of.part.running - page.begun
         self._change(of, replace(_part(of.wanted, of.position), running=running, error=of.part.error or error))
         self.pages.ended()
@@ -374,14 +413,16 @@ class _Reading:
     def _go_on(self, page: _Page, position: Position) -> None:
         of = page.list
         if position.walk > of.position.walk:
-            of.position = position
-            self.pages.add(of, [1])
+            of.position = replace(position, dropped=of.position.dropped)
+            if position.error is None:
+                self.pages.add(of, [1])
         if page.walk != of.position.walk:
             return  # of an earlier walk
         # Pages are stored side by side, so that the news of one may come before the older news of another.
         if (position.ended, position.stored) > (of.position.ended, of.position.stored):
-            of.position = position
+            of.position = replace(position, dropped=of.position.dropped)
         if position.ended:
+            of.is_over = True
             return
         self.pages.add(of, [page.number + 1] if position.pages is None else range(of.known + 1, position.pages + 1))
 
@@ -404,4 +445,6 @@ def _part(wanted: Wanted, position: Position) -> Part:
         records=position.changed,
         done=position.ended,
         skipped=position.skipped,
+        gap=position.ended and position.gap,
+        dropped=position.dropped,
     )
