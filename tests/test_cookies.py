@@ -1,4 +1,4 @@
-"""Cookies of failed attempts: they reach the session's jar, and the next attempt sends what the jar holds then."""
+"""Cookies of failed attempts reach the session's jar, and the next attempt sends what the jar holds by then."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ ROOT: Final = URL()
 
 
 class AnyHost(AbstractResolver):
-    """Every name is this machine: of an address aiohttp keeps no cookie."""
+    """Resolve every name to this machine. aiohttp keeps no cookies of IP addresses."""
 
     async def resolve(self, host: str, port: int = 0, family: int = socket.AF_INET) -> list[ResolveResult]:
         return [ResolveResult(hostname=host, host="127.0.0.1", port=port, family=socket.AF_INET, proto=0, flags=0)]
@@ -63,7 +63,7 @@ class AnyHost(AbstractResolver):
 
 
 def named(url: str, host: str = HOST) -> str:
-    """*url* with a name in place of the address."""
+    """*url* with a name instead of the address."""
     return url.replace("127.0.0.1", host)
 
 
@@ -81,7 +81,7 @@ def in_jar(client: aiohttp.ClientSession, url: str) -> dict[str, str]:
 
 
 class Door:
-    """Refuses whoever does not bring the cookie that it gives with the refusal; what it was brought is in `seen`."""
+    """A server that refuses requests without the cookie that it sets with the refusal. `seen`: what it received."""
 
     def __init__(self, *given: str, status: int = 503, key: str = "sid=new") -> None:
         self.given = given or (key,)
@@ -125,7 +125,7 @@ async def test_the_next_attempt_brings_the_cookie_that_came_with_the_failed_one(
     assert door.seen == [None, "sid=new", "sid=new"]
 
 
-async def test_so_does_the_one_that_was_refused_by_a_rate_limit(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_the_attempt_after_a_rate_limit_brings_it_as_well(serve: Serve, virtual_time: VirtualClock) -> None:
     door = Door(status=429)
     url = named(await serve(door))
     async with session((Retry(RULES), Throttle(RULES), Classify(RULES))) as client, client.post(url) as response:
@@ -134,7 +134,7 @@ async def test_so_does_the_one_that_was_refused_by_a_rate_limit(serve: Serve, vi
 
 
 async def test_what_another_call_has_put_into_the_jar_meanwhile_is_sent(serve: Serve) -> None:
-    """All began with the old cookie: it is not taken for one that the request has brought itself."""
+    """All calls begin with the old cookie, which must not be taken for the request's own."""
     seen: list[str | None] = []
     all_there = asyncio.Event()
 
@@ -235,11 +235,11 @@ async def test_a_call_that_is_cancelled_while_it_reads_has_its_cookie_in_the_jar
             await call
 
 
-# What a second call of bare aiohttp sends is what the second attempt has to send.
+# The second attempt has to send what a second call of bare aiohttp sends.
 
 
 class Case:
-    """What a server gives with its refusal, what the jar has before, and what the request brings."""
+    """The cookies that the server sets with a refusal, the jar's content before, and the request's own cookies."""
 
     def __init__(
         self,
@@ -341,7 +341,7 @@ async def test_the_second_attempt_sends_what_the_second_call_of_bare_aiohttp_doe
 
 
 async def test_a_cookie_of_an_explicit_header_stays_the_requests_own(serve: Serve) -> None:
-    """Nothing tells one of a header from one of ``cookies=``, which wins over the jar."""
+    """It cannot be told apart from one of ``cookies=``, which takes precedence over the jar."""
     door = Door("sid=new; Path=/", key="never=1")
     url = named(await serve(door))
     async with session((Retry(RULES, attempts=2),)) as client:
@@ -365,7 +365,7 @@ async def test_what_other_middlewares_do_to_the_header_stays(serve: Serve) -> No
         assert door.seen == ["extra=1", "extra=1; sid=new"]
 
 
-async def test_a_credential_in_the_cookie_header_is_still_the_auth_layers(serve: Serve) -> None:
+async def test_a_credential_in_the_cookie_header_stays(serve: Serve) -> None:
     seen: list[str | None] = []
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -421,7 +421,7 @@ async def test_what_a_hop_to_another_host_gives_is_not_sent_to_the_first(serve: 
 
 
 async def test_after_a_connection_that_broke_it_sends_what_the_jar_holds_by_then(serve_raw: ServeRaw) -> None:
-    """A kept connection that the server closes: the attempt after it comes at once."""
+    """The server closes a kept connection, and the next attempt follows at once."""
     seen: list[bytes] = []
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -439,7 +439,7 @@ async def test_after_a_connection_that_broke_it_sends_what_the_jar_holds_by_then
     assert b"Cookie: sid=b\r\n" in seen[2]
 
 
-# A jar that fails is somebody else's fault, and passes as it does without layers.
+# An exception of the jar propagates, as it does without layers.
 
 
 class BadJar(aiohttp.CookieJar):
@@ -485,7 +485,7 @@ async def test_a_jar_that_cannot_be_written_ends_the_call_with_its_own_error(
     assert len(door.seen) == 2
 
 
-async def test_nor_does_a_broken_body_hide_it(serve_raw: ServeRaw) -> None:
+async def test_a_broken_body_does_not_hide_it(serve_raw: ServeRaw) -> None:
     error = PermissionError(13, "jar")
     for layers in ((Buffer(),), stack(RULES)):
         async with session(layers, BadJar(writes=error)) as client:
@@ -506,7 +506,7 @@ async def test_a_jar_that_cannot_be_read_again_ends_the_call_with_its_own_error(
 
 
 async def test_a_cookie_is_shown_nowhere(serve: Serve, tracing: Tracing, caplog: pytest.LogCaptureFixture) -> None:
-    """Neither the one that was brought, nor the one that took its place: in what a server says of them, say."""
+    """Neither the one that was sent nor its replacements, even if the server's messages contain them."""
     caplog.set_level(logging.DEBUG)
     old, new, newer = "0ld-c00kie-4711", "n3w-c00kie-4712", "n3west-c00kie-4713"
     seen: list[str | None] = []

@@ -168,7 +168,7 @@ class Call:
     ends_itself = False
     """Whether what is being done ends in time by itself, so that neither of them may cancel it."""
     before_timeout: object = None
-    """What tells, for ``Timeout``, whether the send was made."""
+    """The request's ``response`` before the attempt, for ``Timeout``: unchanged if nothing was sent."""
     asked: tuple[str, Awaitable[str | None]] | None = None
     """A header, and what it has to be waited for until its value is known."""
     auth_headers: tuple[frozenset[str], ...] = ()
@@ -176,7 +176,7 @@ class Call:
     secrets: tuple[str, ...] = ()
     """The values that an auth layer has set, and those of cookies: they are shown nowhere."""
     cookies: Mapping[str, str] = MappingProxyType({})
-    """What the session's jar held for its request when that was made or sent last."""
+    """The cookies that the session's jar held for the request when aiohttp made it, or when it was last sent."""
     shown: tuple[URL, tuple[str, ...], str] | None = None
     """Its URL, the secrets that were known then, and the URL as it may be shown."""
     _seen: URL | None = None

@@ -65,14 +65,14 @@ _DEEPEST = 6
 """Levels of objects that are looked at for an error; what is deeper counts as one."""
 
 _PASSING_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""With another one, a proxy that is asked to connect to the server refuses for good."""
+"""Answers of a proxy to CONNECT that may be better the next time. Every other one is final."""
 _PASSING_TLS: Final = re.compile("EOF|CLOSE_NOTIFY|INTERNAL_ERROR|USER_CANCELLED|RECORD_MAC")
-"""OpenSSL's reasons for a handshake that broke off, and may succeed the next time."""
+"""OpenSSL's reasons for a failed handshake that may succeed the next time. Every other one is final."""
 _OUR_CERTIFICATE: Final = re.compile("CERTIFICATE|UNKNOWN_CA")
-"""OpenSSL's reasons for what a server of TLS 1.3 says of a client's certificate, after the client has begun to send."""
+"""OpenSSL's reasons if a server rejects the client's certificate. With TLS 1.3 that comes after the handshake."""
 _IN_OPENSSL: Final = re.compile(r" \(_ssl\.c:\d+\)$")
 
-# By the frames of an exception one sees where it struck.
+# The frames of an exception's traceback show what it interrupted.
 _CONNECTING: Final = aiohttp.BaseConnector.connect.__code__
 _IN_POOL: Final = getattr(getattr(aiohttp.BaseConnector, "_wait_for_available_connection", None), "__code__", None)
 
@@ -196,10 +196,10 @@ def transport_error(
 def timed_out(
     request: aiohttp.ClientRequest, exc: BaseException, rules: RuleBook | None, reason: str, *, unsent: bool
 ) -> AttemptTimeout | ConnectTimeout:
-    """Return the error for an attempt that took too long, which *exc* has ended, a cancellation for example.
+    """Return the error for an attempt that took too long. *exc* ended it: a timeout or a cancellation.
 
-    *unsent* tells that aiohttp has not begun to write the request. It was sent nowhere if it was still connecting,
-    too: another middleware may send it in a way of its own.
+    *unsent* means that aiohttp has not begun to write the request. That alone does not prove that nothing was sent,
+    since another middleware may send it in its own way; *exc* must also have interrupted aiohttp's connector.
     """
     if unsent and was_connecting(exc):
         return _connect_timeout(request, exc, rules, reason)
@@ -207,12 +207,12 @@ def timed_out(
 
 
 def was_connecting(exc: BaseException) -> bool:
-    """Whether *exc* has ended a wait for a connection: in the pool, or while one was made."""
+    """Return whether *exc* interrupted aiohttp's connector: in the pool, or while it made a connection."""
     return _passed(exc, _CONNECTING)
 
 
 def service_works(error: LamellaError) -> bool | None:
-    """Whether the service works, going by the *error* of a call. None: the error says nothing of that."""
+    """Return whether the service works, judging by the *error* of a call. None: the error does not say."""
     if isinstance(error, NotSent | CertificateInvalid | ProxyRefused):
         return None
     if isinstance(error, ConnectTimeout) and error.in_pool:
@@ -244,7 +244,7 @@ def _connect_timeout(
 
 
 def _passed(exc: BaseException | None, code: CodeType | None) -> bool:
-    """Whether *exc*, or what it was raised from, went through the frames of a function."""
+    """Return whether the traceback of *exc*, or of what it was raised from, has a frame of the function *code*."""
     while exc is not None:
         if any(frame.f_code is code for frame, _ in walk_tb(exc.__traceback__)):
             return True
@@ -274,7 +274,7 @@ def _kind(exc: Exception) -> type[TransportError] | None:
 
 
 def _is_refused_by_tls(exc: Exception) -> bool:
-    """Whether one side has refused the other in the handshake, and would do so again."""
+    """Return whether one side rejected the other in the TLS handshake, and would do so again."""
     if isinstance(exc, aiohttp.ClientConnectorCertificateError):
         return True
     reason = getattr(exc.__cause__, "reason", None) if isinstance(exc.__cause__, ssl.SSLError) else None
@@ -286,20 +286,20 @@ def _is_refused_by_tls(exc: Exception) -> bool:
 
 
 def _is_timeout(exc: BaseException | None) -> bool:
-    """Whether the system, or asyncio's limit for a handshake, has given up."""
+    """Return whether *exc* is a timeout of the operating system, or of asyncio's for a TLS handshake."""
     return isinstance(exc, TimeoutError) or (
         isinstance(exc, ConnectionAbortedError) and "handshake is taking longer" in str(exc)
     )
 
 
 def _reason(kind: type[TransportError], exc: Exception) -> str:
-    """What the layer below says, in words."""
+    """Return the message for *exc*, in one readable line."""
     if isinstance(exc, aiohttp.ClientResponseError):
         return f"not HTTP: {exc.message}" if kind is ConnectionLost else f"proxy: {exc.status} {exc.message}"
     if isinstance(exc, aiohttp.ServerFingerprintMismatch):
         return f"{exc.host}:{exc.port}: the certificate's fingerprint is {exc.got.hex()}, not {exc.expected.hex()}"
     if isinstance(exc, aiohttp.ClientConnectorError) and (kind is CertificateInvalid or exc.strerror is None):
-        # What aiohttp says of these is None, or a tuple.
+        # aiohttp's own message holds None, or a tuple.
         cause = exc.__cause__ or exc
         said = getattr(cause, "verify_message", None) or str(cause) or type(cause).__name__
         return f"{exc.host}:{exc.port}: {_IN_OPENSSL.sub('', said)}"

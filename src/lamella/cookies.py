@@ -1,4 +1,4 @@
-"""Cookies of answers that aiohttp does not get: it stores a ``Set-Cookie`` when all middlewares have returned."""
+"""Cookies of answers that do not reach aiohttp, which stores a ``Set-Cookie`` after all middlewares have returned."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lamella.call import Call
 __all__ = ["keep_cookies", "note_held_cookies", "renew_cookies"]
 
 _SEGMENT: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^;])+')
-"""A cookie of a header; in quotes it may hold a semicolon."""
+"""One cookie of a ``Cookie`` header. A quoted value may contain a semicolon."""
 _SHORTEST: Final = 8
-"""A shorter value is a word, as in ``lang=en``, and no credential."""
+"""Characters of the shortest value that counts as a credential. Shorter ones are words, such as ``lang=en``."""
 
 
 def keep_cookies(request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse) -> None:
-    """Put the cookies of *response* into the session's jar, as aiohttp does with those of the answer that it gets.
+    """Store the cookies of *response* in the session's jar, as aiohttp does with the final answer.
 
-    What the jar raises passes, as it does there; *response* is closed then.
+    An exception of the jar propagates, as it does there, and *response* is closed.
     """
     given = response.headers.getall(hdrs.SET_COOKIE, ())
     if not given:
@@ -42,15 +42,15 @@ def keep_cookies(request: aiohttp.ClientRequest, call: Call, response: aiohttp.C
 
 
 def note_held_cookies(request: aiohttp.ClientRequest, call: Call) -> None:
-    """Remember what the jar held for *request* when aiohttp made it: the rest of its cookies it has brought itself."""
+    """Remember what the jar held for *request* when aiohttp made it. Its other cookies are the request's own."""
     if hdrs.COOKIE in request.headers:
         call.cookies = _held(request)
 
 
 def renew_cookies(request: aiohttp.ClientRequest, call: Call) -> None:
-    """Before *request* is sent again: replace the cookies that are of the jar by those that it holds now.
+    """Replace the jar's cookies in *request*, which is about to be sent again, by those that the jar holds now.
 
-    A cookie that the request has brought itself, by a header or by ``cookies=``, stays.
+    The request's own cookies, from a header or from ``cookies=``, stay.
     """
     before, now = call.cookies, _held(request)
     if now == before:
@@ -65,7 +65,7 @@ def renew_cookies(request: aiohttp.ClientRequest, call: Call) -> None:
         if before.get(name) != value:
             sent[name] = value
     if sent:
-        # In this order aiohttp writes them, too.
+        # aiohttp sorts them as well.
         request.headers[hdrs.COOKIE] = "; ".join(f"{name}={value}" for name, value in sorted(sent.items()))
     else:
         request.headers.popall(hdrs.COOKIE, None)
@@ -78,6 +78,6 @@ def _held(request: aiohttp.ClientRequest) -> Mapping[str, str]:
 
 
 def _hide(call: Call, cookies: Iterable[str]) -> None:
-    """Show the values of *cookies*, each as in a header, nowhere: a server may tell of one that it has replaced."""
+    """Redact the values of *cookies*, each as in a header. A server may mention one that it has replaced."""
     values = (cookie.partition("=")[2].strip().strip('"') for cookie in cookies)
     call.secrets += tuple({value for value in values if len(value) >= _SHORTEST}.difference(call.secrets))

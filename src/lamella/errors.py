@@ -14,9 +14,9 @@
     │   └── ServerFault                                 5xx
     │       └── InternalServerError                     500
     └── TransportError (aiohttp.ClientConnectionError)  no answer, or half of one
-        ├── ConnectFailed                               nothing was sent: DNS, refused, TLS broke off
+        ├── ConnectFailed                               nothing was sent: DNS, refused, TLS interrupted
         │   ├── ConnectTimeout (TimeoutError)           no connection in time, or none free in the pool
-        │   └── ProxyRefused                            a proxy does not let us through
+        │   └── ProxyRefused                            a proxy refuses to connect (407, 403)
         ├── CertificateInvalid                          nothing was sent: the server is not trusted
         ├── ConnectionLost                              it broke after something was sent
         ├── AttemptTimeout (TimeoutError)               no answer in time
@@ -279,7 +279,7 @@ class TransportError(LamellaError, aiohttp.ClientConnectionError):
 
 
 class ConnectFailed(TransportError):
-    """Nothing was sent: DNS, connection refused, a TLS handshake that broke off."""
+    """Nothing was sent: DNS, connection refused, an interrupted TLS handshake."""
 
     failure = Failure.CONNECT_FAILED
 
@@ -288,7 +288,7 @@ class ConnectTimeout(ConnectFailed, TimeoutError):
     """Nothing was sent: there was no connection in time."""
 
     in_pool: bool = False
-    """Whether it ended while it waited for a free connection of the session's pool. That says nothing of the server."""
+    """Whether it was waiting for a free connection of the session's pool, which says nothing about the server."""
 
 
 class ProxyRefused(ConnectFailed):

@@ -293,7 +293,7 @@ async def test_a_batch_that_is_left_in_an_outage_leaves_nothing(virtual_time: Vi
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-# Which error it is told by
+# Which error names it
 
 USED_UP = StopReason.ATTEMPTS_USED_UP
 
@@ -320,11 +320,11 @@ async def test_it_is_named_by_the_last_failure_of_the_service_and_not_by_an_open
 
 async def test_a_failure_after_which_the_service_has_worked_is_not_its_cause() -> None:
     outage = Outage(1)
-    told = refused()
+    open_circuit = refused()
     outage.leave(outage.enter(), failed(USED_UP))
     outage.leave(outage.enter(), None)
-    outage.leave(outage.enter(), told)
-    assert outage.error is told
+    outage.leave(outage.enter(), open_circuit)
+    assert outage.error is open_circuit
     outage.close()
 
 
@@ -335,7 +335,7 @@ async def test_a_wait_in_the_pool_neither_begins_nor_lengthens_it(virtual_time: 
     assert outage.leave(outage.enter(), refused(10))
     known = outage.error
     await asyncio.sleep(11)
-    # The item is tried again, for it says nothing of the service; and the next probe need not wait.
+    # It says nothing about the service: the item is tried again, and the next probe does not wait.
     assert outage.leave(outage.enter(), pool_timeout(USED_UP))
     assert outage.error is known
     async with asyncio.timeout(1):
@@ -343,7 +343,7 @@ async def test_a_wait_in_the_pool_neither_begins_nor_lengthens_it(virtual_time: 
     outage.close()
 
 
-async def test_what_would_fail_in_the_same_way_again_is_not_tried_in_it_again(virtual_time: VirtualClock) -> None:
+async def test_a_final_failure_during_it_is_not_tried_again(virtual_time: VirtualClock) -> None:
     outage = Outage(1)
     final = CertificateInvalid("GET", URL_, Rule(Failure.CERTIFICATE_INVALID, "Certificate Invalid"))
     final.stopped = StopReason.NOT_RETRYABLE

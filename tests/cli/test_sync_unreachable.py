@@ -1,4 +1,4 @@
-"""``lamella sync`` where no page can be had: what is final fails at once, and what is not is named in the end."""
+"""``lamella sync`` when the API cannot be reached: final failures fail at once, and the cause is always named."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def sync(url: str, resources: str) -> Result:
 
 
 def last_line(shown: Result) -> str:
-    """What stands before the command to go on with."""
+    """The last line of stderr, without the command to go on with."""
     return shown.stderr.splitlines()[-1].partition("; go on with: lamella sync ")[0]
 
 
 @contextmanager
 def untrusted() -> Iterator[tuple[str, list[int]]]:
-    """A server whose certificate nobody trusts; beside it, how often it was connected to."""
+    """Serve with a certificate of an unknown authority; also yields the number of connections."""
     ready, over = threading.Event(), threading.Event()
     ports: list[int] = []
     connections = [0]
@@ -64,7 +64,7 @@ def untrusted() -> Iterator[tuple[str, list[int]]]:
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
-        # A handshake that the client has broken off is no news here.
+        # The client breaks off each handshake.
         loop.set_exception_handler(lambda *_: None)
         server = await loop.create_server(Counting, "127.0.0.1", 0, ssl=server_context("unknown authority"))
         ports.append(server.sockets[0].getsockname()[1])
@@ -82,10 +82,10 @@ def untrusted() -> Iterator[tuple[str, list[int]]]:
         thread.join(10)
 
 
-def test_a_certificate_that_nobody_trusts_ends_each_part_at_once_and_is_named() -> None:
+def test_an_untrusted_certificate_fails_each_part_at_once_and_is_named() -> None:
     with untrusted() as (url, connections):
         shown = sync(url, "invoices,contacts,items,projects")
-        # One for each part: neither tried again, nor parked.
+        # One for each part: no retry, no parking.
         assert connections == [12]
     assert last_line(shown).startswith("lamella: 12 of 12 parts failed: Certificate Invalid (127.0.0.1:")
     assert "unable to get local issuer certificate" in last_line(shown) or "self-signed" in last_line(shown)
@@ -94,8 +94,8 @@ def test_a_certificate_that_nobody_trusts_ends_each_part_at_once_and_is_named() 
     assert "the API is down" not in shown.output
 
 
-def test_a_name_that_is_not_there_is_named_at_the_end_of_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A typing error in --base-url: an outage, for it may be a name server's. (No test asks a real one.)"""
+def test_an_unknown_host_name_is_named_when_the_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typing error in --base-url looks like an outage, since name servers fail for a while as well."""
 
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -113,7 +113,7 @@ def test_a_name_that_is_not_there_is_named_at_the_end_of_the_patience(monkeypatc
     assert "Circuit Open" not in shown.output
 
 
-def test_what_the_api_says_is_named_with_the_failures_alone() -> None:
+def test_an_answer_of_the_api_is_not_repeated_in_the_last_line() -> None:
     with served() as sandbox:
         shown = sync(sandbox.url, "unicorns")
     assert last_line(shown) == "lamella: 3 of 3 parts failed"

@@ -84,7 +84,7 @@ class Fault:
     context: ssl.SSLContext | None = None
     """What the client makes of TLS. None means what it usually does."""
     final: type[TransportError] | None = None
-    """What a failure to connect ends in, if it would fail the same way again."""
+    """The error of a connection that would fail in the same way again. None: it may not."""
 
     def __str__(self) -> str:
         return self.name
@@ -337,7 +337,7 @@ def _unconnected() -> Iterator[Fault]:
         for ending, (end, play) in _ENDS.items():
             yield Fault(f"{ending} in the handshake{through}", no, end, greet=_handshake(play), route=route)
     yield Fault("HTTP in the handshake", no, End.BREAKS, greet=_speaks_http, route=Route.TLS, final=CertificateInvalid)
-    # asyncio's server closes without a word, so that nobody can tell: refusals.py has one that says why.
+    # asyncio's server closes without an alert, so the client cannot know the reason. refusals.py has one with alerts.
     yield Fault(
         "no common version of TLS",
         no,

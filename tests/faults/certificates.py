@@ -32,7 +32,7 @@ def client_context(*, oldest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2) -> ssl.SS
 
 
 def trusted_server_context(*, asks: bool = False) -> ssl.SSLContext:
-    """A server's right certificate, to be changed in other ways; or it *asks* the client for one, too."""
+    """A new context with the right certificate, to be changed. *asks*: whether it requires one of the client."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _authority("trusted").issue_cert(HOST, "127.0.0.1").configure_cert(context)
     if asks:

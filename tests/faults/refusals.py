@@ -1,4 +1,4 @@
-"""Servers and proxies that refuse a connection: for good, or for now."""
+"""Servers and proxies that refuse a connection, permanently or for a while."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Refusal:
     greet: Greet
     error: type[LamellaError]
     says: str = ""
-    """What the error has to say."""
+    """Text that the error must contain."""
     route: Route = Route.TLS
     client: Callable[[], ssl.SSLContext] = client_context
     """What the client trusts."""
@@ -54,7 +54,7 @@ def _shows(kind: str) -> Greet:
 
 
 async def _reach(line: Line) -> None:
-    """Up to the handshake: through the proxy, where there is one."""
+    """Get to the handshake, through the proxy if there is one."""
     if line.wire.route is Route.TUNNEL:
         await line.open()
         await line.read_head()
@@ -63,7 +63,7 @@ async def _reach(line: Line) -> None:
 
 
 def _shakes_hands(make: Callable[[], ssl.SSLContext]) -> Greet:
-    """As a real server does, and unlike asyncio's: it says what is wrong (an alert) before it closes."""
+    """A handshake that sends an alert before it fails, as real servers do. asyncio's server sends none."""
 
     async def greet(line: Line) -> None:
         await _reach(line)
@@ -134,7 +134,7 @@ def _client_of_another_cipher() -> ssl.SSLContext:
 
 
 def _says(alert: int) -> Greet:
-    """The alert of this number, in answer to the client's first words."""
+    """Answer the client's hello with the alert of this number."""
     return _answers(bytes([21, 3, 3, 0, 2, 2, alert]))
 
 
@@ -202,7 +202,7 @@ FOR_GOOD: Final[dict[str, Refusal]] = {
     "no TLS": _tls(_answers(bytes(range(100, 220))), "[SSL: "),
     **{f"a proxy's {status}": _refused(status) for status in (302, 400, 401, 403, 404, 405, 407, 451, 501, 511)},
 }
-"""What fails the same way again."""
+"""These fail in the same way again."""
 
 FOR_NOW: Final[dict[str, Refusal]] = {
     **{
@@ -216,4 +216,4 @@ FOR_NOW: Final[dict[str, Refusal]] = {
     "the end of the handshake": Refusal(_answers(b""), ConnectFailed),
     "half a handshake": Refusal(_answers(bytes([22, 3, 3, 0, 200, 2])), ConnectFailed),
 }
-"""What may end well the next time."""
+"""These may succeed the next time."""

@@ -1,4 +1,4 @@
-"""Attempts that end before their request has left: in the pool, at the name, while they connect or shake hands."""
+"""Attempts that time out before their request is sent: in the pool, during DNS, connect, TLS handshake or CONNECT."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ class Place:
 
     @asynccontextmanager
     async def session(self, layers: Layers = (), **limits: float | None) -> AsyncIterator[aiohttp.ClientSession]:
-        """A session with *limits* of its own, whose only connection is taken where the pool is the place."""
+        """Open a session with *limits*. If the place is the pool, its only connection is in use."""
         connector = aiohttp.TCPConnector(ssl=client_context(), **self.options)
         given: dict[str, Any] = {"total": None, "sock_connect": None, **limits}
         timeout = aiohttp.ClientTimeout(**given)
         async with AsyncExitStack() as stack:
             if self.in_pool:
-                # Of another session, with the same pool, so that no layer knows of it.
+                # From another session with the same pool, so that the layers do not count it.
                 other = aiohttp.ClientSession(
                     connector=connector, connector_owner=False, timeout=aiohttp.ClientTimeout()
                 )
@@ -102,7 +102,7 @@ async def silent_after_connect(line: Line) -> None:
 
 
 async def holds(line: Line) -> None:
-    """Answers at once, or after 1.5 s to whom it is told to hold."""
+    """Answer at once, or after 1.5 s for the path /hold."""
     await line.request()
     if b"/hold" in line.head:
         await asyncio.sleep(1.5)
@@ -152,7 +152,7 @@ async def stream(begun: list[str]) -> AsyncIterator[bytes]:
 
 
 Make = Callable[[], Layers]
-# By which limit, of which layers, an attempt ends after 1 s.
+# Layers, and limits of the session, that end an attempt after 1 s.
 LIMITS: Final[dict[str, tuple[Make, dict[str, float]]]] = {
     "connect, Classify": (lambda: (Classify(RULES),), {"connect": 1}),
     "connect, Buffer and Classify": (lambda: (Buffer(), Classify(RULES)), {"connect": 1}),
@@ -198,7 +198,7 @@ async def test_an_attempt_that_takes_too_long_to_connect_was_not_sent(
 async def test_without_a_retry_a_total_timeout_in_the_pool_is_aiohttps_own(
     layers: Layers, virtual_time: VirtualClock
 ) -> None:
-    """It ends the call from outside of all layers."""
+    """aiohttp raises it outside of all layers."""
     async with waiting_at("pool") as where, where.session(layers, total=1) as session:
         with pytest.raises(TimeoutError) as caught:
             await session.get(where.url)
@@ -279,7 +279,7 @@ async def test_what_was_sent_once_stays_so(wrapped: bool, virtual_time: VirtualC
 
 @pytest.mark.parametrize("layers", [(Timeout(1),), (Retry(RULES, deadline=1),), stack(RULES, attempt_timeout=1)])
 async def test_a_middleware_that_sends_by_itself_may_have_sent(layers: Layers, virtual_time: VirtualClock) -> None:
-    """aiohttp's request tells nothing of that."""
+    """aiohttp's request does not change then, so it proves nothing."""
     async with served(Wire(play=never)) as wire:
         url = f"http://127.0.0.1:{wire.port}"
         other = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout())
@@ -306,7 +306,9 @@ async def test_a_cancelled_call_stays_cancelled(virtual_time: VirtualClock) -> N
 
 
 @pytest.mark.parametrize("options", [{"attempt_timeout": 1}, {"deadline": 1}], ids=str)
-async def test_its_span_says_so_too(options: dict[str, Any], virtual_time: VirtualClock, tracing: Tracing) -> None:
+async def test_its_span_has_the_same_type(
+    options: dict[str, Any], virtual_time: VirtualClock, tracing: Tracing
+) -> None:
     layers = stack(RULES, attempts=1, tracer_provider=tracing.provider, **options)
     async with waiting_at("pool") as where, where.session(layers) as session:
         with pytest.raises(ConnectFailed) as caught:
@@ -315,7 +317,7 @@ async def test_its_span_says_so_too(options: dict[str, Any], virtual_time: Virtu
     assert kinds == [type(caught.value).__name__] * 2
 
 
-# What the breaker, the retry budget and a batch make of it.
+# Breaker, retry budget and batch.
 
 BREAKERS: Final[dict[str, tuple[Callable[[Breaker], Layers], dict[str, float]]]] = {
     "alone": (lambda breaker: (breaker,), {"connect": 1}),
@@ -339,7 +341,7 @@ async def test_a_breaker_opens_by_what_fails_outside_of_the_pool(
     assert any(refused) is not where.in_pool
 
 
-async def test_a_refused_connection_opens_it_as_ever(virtual_time: VirtualClock) -> None:
+async def test_a_refused_connection_still_opens_it(virtual_time: VirtualClock) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         async with aiohttp.ClientSession(middlewares=(Breaker(minimum=3), Classify(RULES))) as session:
@@ -348,13 +350,13 @@ async def test_a_refused_connection_opens_it_as_ever(virtual_time: VirtualClock)
 
 
 async def failed(call: Awaitable[object]) -> Exception:
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - whatever it is, the test looks at it
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - the test checks its type
         await call
     return caught.value
 
 
 async def test_a_wait_in_the_pool_costs_no_retry_of_the_budget(virtual_time: VirtualClock) -> None:
-    """Nothing of it gets to the service, so it is no load."""
+    """It does not reach the service, so it is no load."""
     layers = stack(RULES, attempts=4, attempt_timeout=1, retry_budget=RetryBudget(0.0, 1))
     for place, reason in (("pool", StopReason.ATTEMPTS_USED_UP), ("handshake", StopReason.RETRY_BUDGET_EMPTY)):
         async with waiting_at(place) as where, where.session(layers) as session:
@@ -364,7 +366,7 @@ async def test_a_wait_in_the_pool_costs_no_retry_of_the_budget(virtual_time: Vir
 
 
 async def test_for_a_batch_it_is_no_outage(virtual_time: VirtualClock) -> None:
-    """One call has the only connection: the items fail one after another, and none is parked."""
+    """One call holds the only connection: the items fail, and none is parked."""
     layers = stack(RULES, Breaker(minimum=3), attempts=2, attempt_timeout=1, retry_budget=RetryBudget(0.0, 1))
     async with waiting_at("pool") as where, where.session(layers) as session:
 

@@ -1,4 +1,4 @@
-"""Connections that fail the same way each time are tried once, with an error that names the cause."""
+"""Connections that fail in the same way each time are tried once, and the error names the cause."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def stream() -> AsyncIterator[bytes]:
 
 @pytest.mark.parametrize("layers", LAYERS)
 @pytest.mark.parametrize("refusal", FOR_GOOD)
-async def test_what_fails_the_same_way_again_is_tried_once(
+async def test_a_permanent_failure_is_tried_once_and_named(
     refusal: str, layers: str, virtual_time: VirtualClock
 ) -> None:
     refused = FOR_GOOD[refusal]
@@ -111,9 +111,7 @@ async def test_what_fails_the_same_way_again_is_tried_once(
 
 @pytest.mark.parametrize("refusal", FOR_NOW)
 @pytest.mark.parametrize("layers", ["Retry", "Retry and Classify", "all as one"])
-async def test_what_may_end_well_the_next_time_is_tried_again(
-    refusal: str, layers: str, virtual_time: VirtualClock
-) -> None:
+async def test_a_passing_failure_is_tried_again(refusal: str, layers: str, virtual_time: VirtualClock) -> None:
     refused = FOR_NOW[refusal]
     async with refusing(refused, LAYERS[layers]()) as place:
         with pytest.raises(ConnectFailed) as caught:
@@ -127,13 +125,13 @@ async def test_what_may_end_well_the_next_time_is_tried_again(
 
 
 @pytest.mark.parametrize("refusal", [*FOR_GOOD.values(), *FOR_NOW.values()], ids=[*FOR_GOOD, *FOR_NOW])
-async def test_the_message_is_one_to_read(refusal: Refusal) -> None:
+async def test_the_message_is_readable(refusal: Refusal) -> None:
     async with refusing(refusal, (Classify(RULES),)) as place:
         with pytest.raises(LamellaError) as caught:
             await place.call()
     error: BaseException | None = caught.value
     while error is not None:
-        # Raw bytes, the reprs of objects, nothing at all.
+        # Raw bytes, reprs of objects, or None.
         shown = str(error) if isinstance(error, LamellaError) else repr(error)
         for bad in ("\\x", "b'", "SSLContext object at", "[None]") if isinstance(error, LamellaError) else ("b'xx",):
             assert bad not in shown
@@ -141,7 +139,7 @@ async def test_the_message_is_one_to_read(refusal: Refusal) -> None:
 
 
 async def test_a_handshake_that_takes_too_long_for_the_loop_is_a_timeout(virtual_time: VirtualClock) -> None:
-    """asyncio has a limit of its own, for who has taken aiohttp's away."""
+    """asyncio has its own limit, which applies if aiohttp's is switched off."""
 
     async def silent(line: Line) -> None:
         await line.silence()
@@ -152,7 +150,7 @@ async def test_a_handshake_that_takes_too_long_for_the_loop_is_a_timeout(virtual
     assert isinstance(caught.value, TimeoutError)
 
 
-async def test_its_span_and_its_record_name_it(virtual_time: VirtualClock, tracing: Tracing) -> None:
+async def test_its_spans_and_its_record_have_its_class(virtual_time: VirtualClock, tracing: Tracing) -> None:
     for refusal in (FOR_GOOD["expired"], FOR_GOOD["a proxy's 407"]):
         tracing.exporter.clear()
         async with refusing(refusal, stack(RULES, tracer_provider=tracing.provider)) as place:
@@ -165,8 +163,8 @@ async def test_its_span_and_its_record_name_it(virtual_time: VirtualClock, traci
         assert (tracing.call.attributes or {})["lamella.stop_reason"] == "not_retryable"
 
 
-async def test_whoever_wants_it_tried_again_can_have_that(virtual_time: VirtualClock) -> None:
-    """As where a certificate is replaced while a sync goes on."""
+async def test_a_rule_can_have_it_tried_again(virtual_time: VirtualClock) -> None:
+    """For example while a certificate is being replaced."""
     again = Backoff(initial=10, jitter=0)
     rules = RuleBook(*(Rule(failure, "Again", retry=again) for failure in Failure))
     for name in ("expired", "a proxy's 403"):
@@ -174,7 +172,7 @@ async def test_whoever_wants_it_tried_again_can_have_that(virtual_time: VirtualC
             assert await place.call("POST", data=b"abc") == 200
 
 
-# What others make of it: that says nothing of whether the service works.
+# It says nothing about whether the service works.
 
 
 @pytest.mark.parametrize("refusal", ["expired", "fingerprint", "plain HTTP", "a proxy's 407"])
@@ -226,8 +224,8 @@ async def test_for_a_batch_it_is_no_outage_and_each_item_fails_at_once(
     assert virtual_time.elapsed < 2
 
 
-async def test_when_it_comes_after_an_outage_the_items_do_not_wait_any_longer(virtual_time: VirtualClock) -> None:
-    """The service comes back, with a certificate that nobody trusts."""
+async def test_after_an_outage_it_ends_the_wait_of_the_items(virtual_time: VirtualClock) -> None:
+    """The service comes back with a certificate that is not trusted."""
     back = virtual_time.now + 60
 
     async def greet(line: Line) -> None:
@@ -245,10 +243,10 @@ async def test_when_it_comes_after_an_outage_the_items_do_not_wait_any_longer(vi
     assert virtual_time.now - back < 60
 
 
-async def test_an_outage_names_what_the_service_does_and_not_that_a_circuit_is_open(
+async def test_an_outage_is_named_by_its_cause_and_not_by_the_open_circuit(
     virtual_time: VirtualClock,
 ) -> None:
-    """Nor does an item whose patience is at its end, be it tried or not."""
+    """So is an item whose patience has ended, tried or not."""
 
     async def closes(line: Line) -> None:
         line.close()

@@ -308,7 +308,7 @@ def full_backlog() -> Iterator[int]:
             if not select.select([], [client], [], 0.02)[1]:
                 break
         else:
-            raise AssertionError("the backlog takes more than it was told to")
+            raise AssertionError("the backlog does not fill up")
         yield listener.getsockname()[1]
 
 

@@ -55,7 +55,7 @@ class Outage:
     def __init__(self, at_most: int) -> None:
         self.active = False
         self.error: LamellaError | None = None
-        """The last failure of the service, or what told of the outage where no failure is known: a circuit is open."""
+        """The last failure of the service; the error of an open circuit if no failure is known."""
         self._cause: LamellaError | None = None
         """The last failure of the service. None: there was none since it worked."""
         self._closed = False

@@ -385,7 +385,7 @@ class Batch(Generic[Item, Value]):
             return
         error, known = job.error, job.outage.error
         if error is None or (isinstance(error, NotSent) and not isinstance(known, NotSent)):
-            # Not that a circuit is open, but why.
+            # The cause says more than that a circuit is open.
             error = known or error
         await self._failed(job, error or TimeoutError("an outage lasted longer than the batch's patience"))
 

@@ -55,7 +55,7 @@ class Buffer(Layer):
             return response
         # Should the body break off, its status is known all the same.
         call.answer = response
-        # It may break off, or the attempt take too long: aiohttp never gets it then.
+        # If the body breaks off or the attempt times out, aiohttp never gets the answer.
         keep_cookies(request, call, response)
         try:
             if not is_written(request):

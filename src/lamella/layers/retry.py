@@ -418,7 +418,7 @@ class _Series:
             self._call.at_deadline = None
 
     def _out_of_time(self, exc: BaseException | None = None) -> LamellaError:
-        """The error for a send that the deadline has ended, by *exc*. None: before it was begun."""
+        """Return the error for an attempt that the deadline ended by *exc*. None: it ended before it was begun."""
         call, request, rules = self._call, self._request, self._retry._rules
         if call.parked is not None:
             since, until = call.parked
@@ -527,7 +527,7 @@ class _Series:
         if error.outcome == _RATE_LIMITED or decision.source is WaitSource.IMMEDIATE:
             return True
         if isinstance(error, ConnectTimeout) and error.in_pool:
-            return True  # the service has seen nothing of it
+            return True  # it did not reach the service
         retry = self._retry
         calls, retry._calls = retry._calls, 0
         return await retry._state.update(self._call.span, _BUDGET, Spent, take, budget, calls)

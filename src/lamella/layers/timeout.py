@@ -20,7 +20,7 @@ _CLOCK = 1e-3
 class Timeout(Layer):
     """Ends an attempt that takes too long with :class:`lamella.AttemptTimeout`.
 
-    One that has no connection by then ends with :class:`lamella.ConnectTimeout`, since nothing was sent.
+    An attempt that is still connecting ends with :class:`lamella.ConnectTimeout`: nothing was sent.
 
     It stands inside of ``Retry``, so that a timeout is one attempt that failed, and outside of ``Buffer``, so that
     a body which does not end is a timeout too. Where ``Buffer`` does not read the body, the attempt ends with the

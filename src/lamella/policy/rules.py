@@ -16,7 +16,7 @@ class Failure(StrEnum):
     """Why there is no (whole) answer."""
 
     CONNECT_FAILED = "connect_failed"
-    """Nothing was sent: DNS, connection refused, a TLS handshake that broke off, no connection in time."""
+    """Nothing was sent: DNS, connection refused, an interrupted TLS handshake, no connection in time."""
     CERTIFICATE_INVALID = "certificate_invalid"
     """Nothing was sent: the server's certificate is not trusted, or no TLS version or cipher suits both sides."""
     PROXY_REFUSED = "proxy_refused"
@@ -91,7 +91,7 @@ _BUILT_IN: Final[dict[str, Rule]] = {
             Failure.CONNECT_FAILED,
             "Connection Failed",
             "No connection to the server came about, so nothing was sent.",
-            "Check the address and the network; if it waited for a free connection of the pool, the connector's limit.",
+            "Check the address and the network; if it was waiting for the pool, raise the connector's limit.",
             _CONNECTION,
         ),
         Rule(
