@@ -25,7 +25,7 @@ LARGER: Final = 9 * MB
 """More than Buffer reads of any other answer."""
 RECORDS: Final = [{"invoiceId": str(number), "note": "x" * (LARGER // 10)} for number in range(10)]
 PAGE: Final = json.dumps({"meta": {"pagination": {"total": 10, "totalPages": 1}}, "data": RECORDS}).encode()
-SMALL: Final = json.dumps({"meta": {"pagination": {"total": 10, "totalPages": 1}}, "data": RECORDS[:1]}).encode()
+SMALL: Final = json.dumps({"meta": {"pagination": {"total": 1, "totalPages": 1}}, "data": RECORDS[:1]}).encode()
 
 
 def maesns(url: str) -> aiohttp.ClientSession:
