@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from benchmarks.costs.contenders import CONTENDERS, Call
 from benchmarks.costs.server import path, raise_file_limit
-from benchmarks.server import readable
+from benchmarks.processes import readable
 
 __all__ = ["Job", "Spent", "work"]
 
