@@ -8,6 +8,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from typing import Any
 
 import aiohttp
 from benchmarks.costs.contenders import KEYS
@@ -95,11 +96,14 @@ def _session(what: str, handler: Callable[..., object]) -> aiohttp.ClientSession
     inner: Sequence[aiohttp.ClientMiddlewareType] = (handler,)  # type: ignore[assignment]
     if not what.startswith("lamella"):
         return aiohttp.ClientSession(_URL, middlewares=inner, timeout=aiohttp.ClientTimeout(total=None))
-    from lamella import Limit, maesn
+    from lamella import maesn
 
-    # An unknown limit lets only a few pass at first: with one that is far away, no call is queued.
-    limit = None if what == QUEUED else Limit(1_000_000, per=1.0)
-    keys = KEYS["X-API-KEY"], KEYS["X-ACCOUNT-KEY"]
-    session = maesn.session(*keys, _URL, attempt_timeout=_DONE, limit=limit)
+    options: dict[str, Any] = {"attempt_timeout": _DONE}
+    if what != QUEUED:
+        from lamella import Limit
+
+        # An unknown limit lets only a few pass at first: with one that is far away, no call is queued.
+        options["limit"] = Limit(1_000_000, per=1.0)
+    session = maesn.session(KEYS["X-API-KEY"], KEYS["X-ACCOUNT-KEY"], _URL, **options)
     session._middlewares = (*session._middlewares, *inner)
     return session
