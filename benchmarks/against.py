@@ -24,11 +24,10 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, it does not know its package
 
-from benchmarks.costs.server import serve
 from benchmarks.processes import GRACE, child, receive
 from benchmarks.versions.checkouts import checkouts, commit
 from benchmarks.versions.ratios import BASE, HEAD, THIS, Ratio, Round, compare, exceeded, limits, line, order, summary
-from benchmarks.versions.scenarios import SCENARIOS, work
+from benchmarks.versions.scenarios import SCENARIOS, serve, work
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 120.0  # seconds for one turn
@@ -92,26 +91,24 @@ def _rounds(name: str, quick: bool) -> int:
 
 def _measure(name: str, sources: dict[str, Path], rounds: int) -> dict[str, Ratio]:
     """Measure a scenario, and return the ratio of each of its rows."""
-    with ExitStack() as stack:
-        # A server of its own for each side: it counts how often a call has failed.
-        urls = {side: receive(*stack.enter_context(child(serve)), GRACE) for side in sources}
-        found = [_round(name, sources, urls, number) for number in range(rounds)]
+    found = [_round(name, sources, number) for number in range(rounds)]
     return {row: summary([each[row] for each in found]) for row in SCENARIOS[name].rows}
 
 
-def _round(name: str, sources: dict[str, Path], urls: dict[str, str], number: int) -> dict[str, Round]:
+def _round(name: str, sources: dict[str, Path], number: int) -> dict[str, Round]:
     """Let fresh processes of both sides take their turns, and compare them row by row."""
     os.environ["PYTHONHASHSEED"] = str(number)  # the same for both sides: it decides which keys of a dict collide
     turns: dict[str, list[dict[str, float]]] = {THIS: [], BASE: []}
     with ExitStack() as stack:
-        sides = {}
+        url = receive(*stack.enter_context(child(serve, number)), GRACE)
+        workers = {}
         for side in order(number):
-            sides[side] = stack.enter_context(child(work, name, sources[side], urls[side], number))
-            _receive(name, side, sides[side])
+            workers[side] = stack.enter_context(child(work, name, sources[side], url, number))
+            _receive(name, side, workers[side])
         for turn in range(SCENARIOS[name].turns):
             for side in order(turn):
-                sides[side][1].send("go")
-                turns[side].append(_receive(name, side, sides[side]))
+                workers[side][1].send("go")
+                turns[side].append(_receive(name, side, workers[side]))
     return {
         row: compare([turn[row] for turn in turns[THIS]], [turn[row] for turn in turns[BASE]])
         for row in SCENARIOS[name].rows

@@ -27,11 +27,12 @@ from benchmarks.costs.loopback import Job, do
 from benchmarks.costs.providers import tracer_provider
 from benchmarks.costs.pure import cpu_per_call, full
 from benchmarks.costs.server import answer
+from benchmarks.costs.server import serve as serve_until_closed
 from benchmarks.processes import readable
 
-__all__ = ["SCENARIOS", "Scenario", "Turn", "work"]
+__all__ = ["SCENARIOS", "Scenario", "Turn", "serve", "work"]
 
-_AT_ONCE = 25
+_AT_ONCE = 10
 
 Turn = Callable[[], Awaitable[tuple[float, ...]]]
 """Measure once, and return a figure for each row of the scenario."""
@@ -48,7 +49,7 @@ class Scenario(NamedTuple):
     rounds: int
     turns: int
     prepare: Callable[[str], AbstractAsyncContextManager[Turn]]
-    """Takes the URL of a server, which is that of `benchmarks.costs.server`."""
+    """Takes the URL of the server."""
 
 
 @asynccontextmanager
@@ -110,11 +111,17 @@ SCENARIOS = {
     "pure": Scenario({"pure": _CPU}, 20, 100, partial(_pure, calls=500)),
     "pure-failing": Scenario({"pure-failing": _CPU}, 20, 100, partial(_pure, calls=20, failures=2)),
     "recorded": Scenario({"recorded": _CPU}, 20, 100, partial(_pure, calls=100, telemetry="recorded")),
-    "loopback": Scenario({"loopback": _CPU, "loopback-wall": "µs"}, 20, 60, partial(_loopback, calls=100)),
-    "failing": Scenario({"failing": _CPU, "failing-wall": "µs"}, 20, 60, partial(_loopback, calls=25, failures=2)),
+    "loopback": Scenario({"loopback": _CPU, "loopback-wall": "µs"}, 20, 150, partial(_loopback, calls=50)),
+    "failing": Scenario({"failing": _CPU, "failing-wall": "µs"}, 20, 150, partial(_loopback, calls=10, failures=2)),
     "queued": Scenario({"queued": "bytes"}, 3, 1, _queued),
     "import": Scenario({"import": "ms of CPU"}, 10, 5, _import),
 }
+
+
+def serve(number: int, pipe: Connection) -> None:
+    """Be the server of both sides in round *number*: send its URL, and serve until the pipe closes."""
+    _pin(number + 1)  # beside the core of the clients, if there is one
+    serve_until_closed(pipe)
 
 
 def work(name: str, source: Path, url: str, number: int, pipe: Connection) -> None:
@@ -148,7 +155,7 @@ async def _work(scenario: Scenario, source: Path, url: str, pipe: Connection) ->
 
 
 def _pin(number: int) -> None:
-    """Run on one core only, the same for both sides of round *number*: one core may be busier than another."""
+    """Run on one core only, which is the same for both sides of a round: one core may be busier than another."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[number % len(cores)]})

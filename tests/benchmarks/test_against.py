@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from benchmarks.costs.server import serve
 from benchmarks.processes import GRACE, child, receive
 from benchmarks.versions.checkouts import checkouts, commit
 from benchmarks.versions.ratios import (
@@ -23,7 +22,7 @@ from benchmarks.versions.ratios import (
     order,
     summary,
 )
-from benchmarks.versions.scenarios import SCENARIOS, work
+from benchmarks.versions.scenarios import SCENARIOS, serve, work
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -146,7 +145,7 @@ def test_a_name_of_no_commit_is_an_error(repository: Path, name: str) -> None:
 def test_a_process_measures_the_checkout_that_it_is_given(tmp_path: Path, name: str) -> None:
     source = tmp_path / "src"
     shutil.copytree(ROOT / "src", source)
-    with child(serve) as server:
+    with child(serve, 0) as server:
         figures = measured(name, source, receive(*server, GRACE))
     assert list(figures) == list(SCENARIOS[name].rows)
     assert all(figure > 0 for figure in figures.values())
