@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV   := .venv
 ARGS   :=
+BASE   :=
 
 LOWEST := .venv-lowest
 BACKENDS := .venv-backends
@@ -29,10 +30,10 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types audit coverage lowest backends browser bench bench-storm bench-batch soak picture clean FORCE
+.PHONY: help demo test lint format types audit coverage lowest backends browser bench bench-against bench-storm bench-batch soak picture clean FORCE
 
 help:  ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed  ## Show lamella at work: `lamella sync --sandbox`
 	@# By -m: the first line of a script cannot hold every path.
@@ -74,6 +75,10 @@ browser: $(BROWSER)/.installed  ## Run the tests of the demo's page in a headles
 
 bench: $(BENCH)/.installed  ## Measure what lamella costs, beside other libraries: ten minutes (ARGS=--quick: two)
 	@$(DIRECT) $(BENCH)/bin/python benchmarks/cost.py $(ARGS)
+
+bench-against: $(VENV)/.installed  ## Compare what a call costs here and in another commit: BASE=main (ARGS=--quick)
+	@$(if $(BASE),,echo 'BASE must be a commit or branch to compare with: make bench-against BASE=main' >&2; exit 2;) \
+		$(DIRECT) $(VENV)/bin/python benchmarks/against.py $(ARGS) -- '$(BASE)'
 
 bench-storm: $(BENCH)/.installed  ## Measure lamella beside other libraries in storms: half an hour
 	@$(DIRECT) $(BENCH)/bin/python benchmarks/storm.py $(ARGS)

@@ -32,7 +32,7 @@ from benchmarks.costs.report import Document, page
 from benchmarks.costs.samples import figure
 from benchmarks.costs.server import serve
 from benchmarks.machine import where
-from benchmarks.run import GRACE, child, receive
+from benchmarks.processes import GRACE, child, receive
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PARTS = ("pure", "loopback", "failing", "scale", "held", "imports")

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from benchmarks.ideal import answers
 from benchmarks.peers import CONTENDERS, Call, Place
+from benchmarks.processes import readable
 from benchmarks.scenarios import Crowd, Scenario
-from benchmarks.server import readable
 
 __all__ = ["Ended", "Report", "patience", "ride"]
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from benchmarks.crowd import Report, patience, ride
 from benchmarks.figures import Figures, OutageFigures, Timeline, figures, of_account, of_outage, timeline
+from benchmarks.processes import GRACE, child, receive
 from benchmarks.scenarios import Scenario
 from benchmarks.server import Arrival, serve
 
-__all__ = ["GRACE", "Run", "child", "receive", "run"]
-
-GRACE = 30.0  # seconds for a process to start, and to say that it is done
+__all__ = ["Run", "run"]
 
 
 class Run(TypedDict):
@@ -72,31 +66,3 @@ def run(scenario: Scenario, contender: str, seed: int) -> Run:
         "cpu": report.cpu,
         "timeline": timeline(arrivals, scenario.latency),
     }
-
-
-@contextmanager
-def child(target: Callable[..., None], *arguments: Any) -> Iterator[tuple[SpawnProcess, Connection]]:
-    """A process with nothing of ours in it but the arguments and one end of a pipe; it ends with the block."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=target, args=(*arguments, theirs), daemon=True)
-    try:
-        process.start()
-        theirs.close()  # only so do we notice when the child is gone, and it when we are
-        yield process, ours
-    finally:
-        if process.pid is not None:
-            process.kill()
-            process.join()
-        ours.close()
-
-
-def receive(process: SpawnProcess, pipe: Connection, limit: float) -> Any:
-    """What a child sends. Raises RuntimeError if it ends or takes too long."""
-    if not pipe.poll(limit):
-        raise RuntimeError(f"said nothing for {limit:.0f} s")
-    try:
-        return pipe.recv()
-    except (EOFError, ConnectionResetError):
-        process.join(GRACE)
-        raise RuntimeError(f"crashed, exit code {process.exitcode}") from None

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
+from benchmarks.processes import readable
 
 from lamella.testing import Account, Limit, Limiter, Received, Sandbox
 from lamella.testing.limits import RetryAfter
@@ -108,17 +109,6 @@ async def _go_down(sandbox: Sandbox, outage: Outage) -> None:
     sandbox.set_outage(500)
     await asyncio.sleep(first + outage.end - loop.time())
     sandbox.set_outage(None)
-
-
-async def readable(pipe: Connection) -> None:
-    """Wait until something has come through the pipe, or its other end is closed."""
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(pipe.fileno(), ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(pipe.fileno())
 
 
 def _arrivals(received: Sequence[Received], accounts: int) -> list[Arrival]:

@@ -19,7 +19,7 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, it does not know its package
 
 from benchmarks.machine import where
-from benchmarks.run import GRACE, child, receive
+from benchmarks.processes import GRACE, child, receive
 from benchmarks.soaking.client import Sample
 from benchmarks.soaking.client import soak as client
 from benchmarks.soaking.report import Document, faults, line, page

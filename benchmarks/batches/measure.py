@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from benchmarks.batches.contenders import CONTENDERS
-from benchmarks.run import GRACE, child, receive
+from benchmarks.processes import GRACE, child, receive
 
 __all__ = ["Sample", "measure", "spent"]
 

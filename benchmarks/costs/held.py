@@ -8,34 +8,47 @@ import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from typing import Any
 
 import aiohttp
 from benchmarks.costs.contenders import KEYS
 from benchmarks.costs.server import answer
 
-__all__ = ["HELD", "held"]
+__all__ = ["HELD", "QUEUED", "bytes_held", "held"]
 
 _URL = "https://api.example.com/"
-HELD = ("aiohttp, in flight", "lamella, in flight", "lamella, parked at the gate")
+QUEUED = "lamella, parked at the gate"
+HELD = ("aiohttp, in flight", "lamella, in flight", QUEUED)
 _DONE = 1_000_000.0
 
 
 def held(what: str, calls: int, memory: bool, pipe: Connection) -> None:
     """Send what one of *calls* costs: the bytes that it holds while it waits, or the microseconds of CPU in all."""
+    if memory:
+        pipe.send(asyncio.run(bytes_held(what, calls)))
+        return
     from lamella.testing import run_virtual
 
     good, refusal = asyncio.run(answer()), asyncio.run(answer())
-    refusal.status = 429
-    pipe.send(run_virtual(_held(what, calls, memory, good, refusal)))
+    pipe.send(run_virtual(_held(what, calls, False, good, refusal)))
+
+
+async def bytes_held(what: str, calls: int) -> float:
+    """Return the bytes that one of *calls* holds while it waits. In real time: they are cancelled, not waited for."""
+    return await _held(what, calls, True, await answer(), await answer())
 
 
 async def _held(
     what: str, calls: int, memory: bool, good: aiohttp.ClientResponse, refusal: aiohttp.ClientResponse
 ) -> float:
     opened = asyncio.Event()
-    refusals = iter([refusal] if "parked" in what else [])
+    refusal.status = 429
+    refusals = iter([refusal] if what == QUEUED else [])
+    sent = 0
 
     async def handler(_request: aiohttp.ClientRequest, _next: object) -> aiohttp.ClientResponse:
+        nonlocal sent
+        sent += 1
         for refused in refusals:
             return refused
         await opened.wait()
@@ -46,9 +59,9 @@ async def _held(
         async def call() -> None:
             assert (await session.get("/accounting/invoices?limit=5")).status == 200
 
-        if "parked" in what:
+        if what == QUEUED:
             first = asyncio.ensure_future(call())
-            await asyncio.sleep(1)  # it is refused, and has closed the gate
+            await _settle()  # it is refused, and has closed the gate
         else:
             first = asyncio.ensure_future(asyncio.sleep(0))
         gc.collect()
@@ -58,27 +71,39 @@ async def _held(
         before = tracemalloc.get_traced_memory()[0]
         began = time.process_time_ns()
         tasks = [asyncio.ensure_future(call()) for _ in range(calls)]
-        await asyncio.sleep(1)  # by the virtual clock: all of them wait now
+        await _settle()
+        assert sent == (1 if what == QUEUED else calls), f"{sent} of {calls} calls were sent: it is not {what!r}"
         if memory:
             gc.collect()
-            spent = float(tracemalloc.get_traced_memory()[0] - before)
+            spent = tracemalloc.get_traced_memory()[0] - before
             tracemalloc.stop()
-        else:
-            spent = 0.0
+            for task in (first, *tasks):
+                task.cancel()
+            await asyncio.gather(first, *tasks, return_exceptions=True)
+            return spent / calls
         opened.set()
         await asyncio.gather(first, *tasks)
-        return (spent if memory else (time.process_time_ns() - began) / 1000) / calls
+        return (time.process_time_ns() - began) / 1000 / calls
+
+
+async def _settle() -> None:
+    """Let every task run until it waits for something that does not come by itself."""
+    for _ in range(10):
+        await asyncio.sleep(0.05)
 
 
 def _session(what: str, handler: Callable[..., object]) -> aiohttp.ClientSession:
     inner: Sequence[aiohttp.ClientMiddlewareType] = (handler,)  # type: ignore[assignment]
     if not what.startswith("lamella"):
         return aiohttp.ClientSession(_URL, middlewares=inner, timeout=aiohttp.ClientTimeout(total=None))
-    from lamella import Limit, maesn
+    from lamella import maesn
 
-    # A limit that is unknown lets a few pass at first: with one that is far away, nobody waits at the gate.
-    limit = None if "parked" in what else Limit(1_000_000, per=1.0)
-    keys = KEYS["X-API-KEY"], KEYS["X-ACCOUNT-KEY"]
-    session = maesn.session(*keys, _URL, attempt_timeout=_DONE, limit=limit)
+    options: dict[str, Any] = {"attempt_timeout": _DONE}
+    if what != QUEUED:
+        from lamella import Limit
+
+        # An unknown limit lets only a few pass at first: with one that is far away, no call is queued.
+        options["limit"] = Limit(1_000_000, per=1.0)
+    session = maesn.session(KEYS["X-API-KEY"], KEYS["X-ACCOUNT-KEY"], _URL, **options)
     session._middlewares = (*session._middlewares, *inner)
     return session

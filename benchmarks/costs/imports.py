@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 __all__ = ["IMPORTS", "import_times"]
 
@@ -27,11 +29,20 @@ for name in lamella.__all__:
 for name in lamella.maesn.__all__:
     getattr(lamella.maesn, name)
 moments.append(time.process_time())
-print(json.dumps([1000 * (after - before) for before, after in zip(moments, moments[1:])]))
+times = [1000 * (after - before) for before, after in zip(moments, moments[1:])]
+print(json.dumps([lamella.__file__, *times]))
 """
 
 
-def import_times() -> list[float]:
-    """Milliseconds of CPU for each of `IMPORTS`, in a fresh interpreter."""
-    ran = subprocess.run([sys.executable, "-c", _PROGRAM], check=True, capture_output=True, text=True)  # noqa: S603
-    return [float(each) for each in json.loads(ran.stdout)]
+def import_times(source: Path | None = None) -> list[float]:
+    """Return the milliseconds of CPU for each of `IMPORTS`, in a fresh interpreter.
+
+    *source* is the folder with the lamella to import. None means the installed one.
+    """
+    environment = os.environ | ({} if source is None else {"PYTHONPATH": str(source)})
+    command = [sys.executable, "-c", _PROGRAM]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)  # noqa: S603
+    file, *times = json.loads(ran.stdout)
+    if source is not None and not Path(file).is_relative_to(source):
+        raise RuntimeError(f"lamella must come from {source}, got {file}")
+    return [float(each) for each in times]

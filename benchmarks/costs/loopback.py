@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from benchmarks.costs.contenders import CONTENDERS, Call
 from benchmarks.costs.server import path, raise_file_limit
-from benchmarks.server import readable
+from benchmarks.processes import readable
 
-__all__ = ["Job", "Spent", "work"]
+__all__ = ["Job", "Spent", "do", "work"]
 
 
 class Job(NamedTuple):
@@ -57,10 +57,10 @@ async def _work(name: str, url: str, pipe: Connection) -> None:
                 job: Job = pipe.recv()
             except EOFError:
                 return
-            pipe.send(await _do(job, call))
+            pipe.send(await do(job, call))
 
 
-async def _do(job: Job, call: Call) -> Spent:
+async def do(job: Job, call: Call) -> Spent:
     numbers = iter(range(job.calls))  # one for all workers: each takes the next call
 
     async def worker() -> None:

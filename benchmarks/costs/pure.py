@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -17,7 +18,7 @@ from benchmarks.costs.providers import meter_provider, tracer_provider
 from benchmarks.costs.server import answer
 from yarl import URL
 
-__all__ = ["FULL", "pure"]
+__all__ = ["FULL", "cpu_per_call", "full", "pure"]
 
 FULL = "maesn.session"
 _CALLS = 100
@@ -32,7 +33,7 @@ def pure(telemetry: str, rounds: int, pipe: Connection) -> None:
 
 
 async def _pure(telemetry: str, rounds: int) -> dict[str, list[float]]:
-    answered = await answer()
+    answers = repeat(await answer())
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
         measured: dict[str, list[float]] = {}
         with_nothing: list[float] = []
@@ -41,9 +42,9 @@ async def _pure(telemetry: str, rounds: int) -> dict[str, list[float]]:
         gc.collect()
         gc.freeze()
         for number in range(rounds + 1):
-            nothing = await _cost((), session, answered)
+            nothing = await cpu_per_call((), session, answers, _CALLS)
             for name, layers in subjects.items():
-                cost = await _cost(layers, session, answered) - nothing
+                cost = await cpu_per_call(layers, session, answers, _CALLS) - nothing
                 if number:
                     measured.setdefault(name, []).append(cost)
             if number:
@@ -60,32 +61,42 @@ async def _subjects(telemetry: str) -> dict[str, Layers]:
     }
     auth = HeaderAuth(KEYS, origin=_BASE)
     layers = stack(maesn.RULES, Breaker(meter_provider=providers["meter_provider"]), auth=auth, **providers)
-    async with maesn.session(KEYS["X-API-KEY"], KEYS["X-ACCOUNT-KEY"], str(_BASE), **providers) as session:
-        full = session._middlewares
     return {
         "an empty middleware": (_empty,),
         "nine empty middlewares": (_empty,) * 9,
         **{type(layer).__name__: (layer,) for layer in layers},
-        FULL: full,
+        FULL: await full(**providers),
     }
+
+
+async def full(**options: Any) -> Layers:
+    """Return all layers of a `maesn.session` with *options*, as its aiohttp session runs them."""
+    from lamella import maesn
+
+    async with maesn.session(KEYS["X-API-KEY"], KEYS["X-ACCOUNT-KEY"], str(_BASE), **options) as session:
+        return session._middlewares
 
 
 async def _empty(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
     return await handler(request)
 
 
-async def _cost(layers: Layers, session: aiohttp.ClientSession, answered: aiohttp.ClientResponse) -> float:
-    async def handler(_request: aiohttp.ClientRequest) -> aiohttp.ClientResponse:
-        return answered
+async def cpu_per_call(
+    layers: Layers, session: aiohttp.ClientSession, answers: Iterator[aiohttp.ClientResponse], calls: int
+) -> float:
+    """Return the microseconds of CPU per call. Each attempt gets the next of *answers*."""
 
-    requests = [_request(session) for _ in range(_CALLS)]
+    async def handler(_request: aiohttp.ClientRequest) -> aiohttp.ClientResponse:
+        return next(answers)
+
+    requests = [_request(session) for _ in range(calls)]
     await asyncio.sleep(0)
     began = time.process_time_ns()
     for request in requests:
         # As a session does it, for each call.
         await (build_client_middlewares(handler, layers) if layers else handler)(request)
     await asyncio.sleep(0)  # the loop clears away what timers have left, as it does between calls
-    return (time.process_time_ns() - began) / _CALLS / 1000
+    return (time.process_time_ns() - began) / calls / 1000
 
 
 def _request(session: aiohttp.ClientSession) -> aiohttp.ClientRequest:

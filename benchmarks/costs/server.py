@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from multiprocessing.connection import Connection
 
 import aiohttp
-from benchmarks.server import readable
+from benchmarks.processes import readable
 
 __all__ = ["answer", "path", "raise_file_limit", "serve"]
 

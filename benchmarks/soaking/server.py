@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from typing import Final
 
 import anyio
-from benchmarks.server import readable
+from benchmarks.processes import readable
 
 from lamella.testing import Account, Fault, Sandbox, TokenBucket
 from lamella.testing.sandbox import Step
