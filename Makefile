@@ -18,8 +18,8 @@ RUN    := $(VENV)/bin/python -m
 # As many processes as there are cores. ARGS='-n 0' runs the tests in one, for a debugger.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-# What a user has set for other programs changes no target. Installations keep what they need: proxies, certificates,
-# package indexes. Without a locale Python reads and writes UTF-8, also the path of the checkout.
+# No target depends on what the user has set for other programs. Installations keep what they need: proxies,
+# certificates, package indexes. Without a locale Python takes UTF-8, also for the path of the checkout.
 unexport $(filter-out PYTHON,$(filter BANDIT_% COVERAGE_% HYPOTHESIS_% LAMELLA_% LC_% MAESN_% MYPY% OTEL_% PIP_AUDIT_% \
 	PYTEST_% PYTHON% RUFF_%,$(.VARIABLES))) LANG LANGUAGE PIP_PREFIX PIP_TARGET PIP_USER SSLKEYLOGFILE
 # The benchmarks measure libraries that take a proxy from the environment, at servers on this machine.
@@ -36,7 +36,7 @@ help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.installed  ## Show lamella at work: `lamella sync --sandbox`
-	@# By -m: the first line of a script cannot hold every path.
+	@# By -m: the first line of a script in bin cannot hold every path.
 	@$(RUN) lamella sync --sandbox $(ARGS)
 
 test: $(VENV)/.installed  ## Run the tests

@@ -15,7 +15,9 @@ from typing import Final, Literal
 
 __all__ = ["COLOR", "clean", "cleaned", "color_of"]
 
+_TEMPORARY: Final = {"TEMP", "TMP", "TMPDIR"}
 _KEPT: Final = {
+    *_TEMPORARY,
     "CI",  # there pytest shortens no message
     "COMSPEC",
     "PATH",
@@ -23,9 +25,6 @@ _KEPT: Final = {
     "PYTEST_CURRENT_TEST",
     "PYTEST_VERSION",
     "SYSTEMROOT",
-    "TEMP",
-    "TMP",
-    "TMPDIR",
 }
 _KEPT_PREFIXES: Final = ("DYLD_", "LAMELLA_", "LD_", "PYTEST_XDIST_")
 """Where the libraries of an interpreter are; what `make backends` and `make browser` have started."""
@@ -34,7 +33,7 @@ _SET: Final = {
     "TZ": "UTC",
 }
 _LONGEST_TEMPORARY: Final = 60
-"""Characters. The path of a socket in it must not be longer than 104 (macOS) or 108 (Linux)."""
+"""Bytes. The path of a socket in it must not be longer than 104 (macOS) or 108 (Linux)."""
 
 
 def cleaned(environ: Mapping[str, str]) -> dict[str, str]:
@@ -43,8 +42,9 @@ def cleaned(environ: Mapping[str, str]) -> dict[str, str]:
     No locale is kept: without one Python reads and writes UTF-8.
     """
     kept = {name: value for name, value in environ.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)}
-    if sys.platform != "win32" and len(os.fsencode(kept.get("TMPDIR", ""))) > _LONGEST_TEMPORARY:
-        del kept["TMPDIR"]
+    for name in _TEMPORARY & kept.keys():
+        if sys.platform != "win32" and len(os.fsencode(kept[name])) > _LONGEST_TEMPORARY:
+            del kept[name]
     return kept | _SET
 
 

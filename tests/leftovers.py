@@ -12,7 +12,7 @@ from functools import partial
 from types import CoroutineType, MethodType
 from typing import Any
 
-__all__ = ["tasks_of_lamella", "timers_of_lamella"]
+__all__ = ["owner_of", "tasks_of_lamella", "timers_of_lamella"]
 
 
 def timers_of_lamella() -> list[asyncio.TimerHandle]:
@@ -29,6 +29,11 @@ def tasks_of_lamella() -> list[asyncio.Task[object]]:
     """Return the tasks that wait somewhere in code of lamella, without the current one."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     return [task for task in others if any(map(_is_lamella, _modules(task)))]
+
+
+def owner_of(timer: asyncio.TimerHandle) -> object:
+    """Return the object whose method a timer calls; None for a function."""
+    return getattr(timer._callback, "__self__", None)  # type: ignore[attr-defined]
 
 
 def _parts(value: object) -> Iterator[object]:

@@ -126,10 +126,11 @@ def test_what_is_needed_is_kept(name: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such sockets")
-def test_a_temporary_folder_is_kept_unless_the_path_of_a_socket_in_it_would_be_too_long() -> None:
+@pytest.mark.parametrize("name", ["TEMP", "TMP", "TMPDIR"])
+def test_a_temporary_folder_is_kept_unless_the_path_of_a_socket_in_it_would_be_too_long(name: str) -> None:
     kept = "/tmp/größe 1"  # noqa: S108 - only a name
-    assert cleaned({"TMPDIR": kept})["TMPDIR"] == kept
-    assert "TMPDIR" not in cleaned({"TMPDIR": f"/tmp/{'a' * 60}"})  # noqa: S108
+    assert cleaned({name: kept})[name] == kept
+    assert name not in cleaned({name: f"/tmp/{'a' * 60}"})  # noqa: S108
 
 
 @pytest.mark.parametrize(

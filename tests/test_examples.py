@@ -58,18 +58,9 @@ def test_an_example_shows_what_it_is_for(name: str) -> None:
 
 def test_the_fixtures_work_in_a_project_of_the_users_own(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text((EXAMPLES / "test_with_pytest.py").read_text())
-    done = subprocess.run(  # noqa: S603
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            tmp_path,
-            "--rootdir",
-            tmp_path,
-        ],
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", ".", "--rootdir", "."],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=60,

@@ -80,7 +80,7 @@ class Checkout:
     def __init__(self, folder: Path, beside: Path) -> None:
         self.folder = folder
         self._notes = beside / "notes"
-        self._python = beside / "a python3"
+        self._programs = beside / "programs"
         for name in (
             "Makefile",
             "pyproject.toml",
@@ -93,16 +93,18 @@ class Checkout:
         program = beside / "interpreter.py"
         program.write_text(INTERPRETER, "utf-8")
         command = shlex.join([sys.executable, "-IS", str(program), str(self._notes)])
-        self._python.write_text(f'#!/bin/sh\nexec {command} "$0" "$@"\n', "utf-8")
-        self._python.chmod(0o755)
+        self._programs.mkdir()
+        python = self._programs / "python3"
+        python.write_text(f'#!/bin/sh\nexec {command} "$0" "$@"\n', "utf-8")
+        python.chmod(0o755)
 
     def make(self, *targets: str) -> list[Run]:
         """Make the targets; the runs of interpreters that this took."""
         self._notes.write_text("", "utf-8")
         done = subprocess.run(  # noqa: S603
-            [MAKE, f"PYTHON={self._python}", *targets],
+            [MAKE, *targets],
             cwd=self.folder,
-            env=os.environ | SET | NETWORK,
+            env=os.environ | SET | NETWORK | {"PATH": f"{self._programs}{os.pathsep}{os.environ['PATH']}"},
             capture_output=True,
             text=True,
             check=False,

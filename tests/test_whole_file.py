@@ -78,7 +78,7 @@ def test_whole_or_not_at_all(path: Path, failing: Callable[[], None]) -> None:
     assert path.read_text() == "old"
     assert os.listdir(path.parent) == ["report"]
     if isinstance(raised.value, OSError):
-        assert str(raised.value) == f"[Errno 28] No space left on device: '{path}'"
+        assert str(raised.value) == f"[Errno 28] No space left on device: {str(path)!r}"
 
 
 def test_it_is_on_disk_before_it_is_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

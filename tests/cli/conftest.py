@@ -20,6 +20,13 @@ SMALL = Settings(calls=40, accounts=4, seed=3, scale=0.001)
 """Enough calls for one of each kind."""
 
 
+@pytest.fixture(autouse=True)
+def _width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 columns, also with `pytest -s` at another terminal, which rich asks even where it writes to a pipe."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+
+
 def environment(**variables: str) -> dict[str, str]:
     """The environment of the tests, which tests/environment.py has cleaned, with some *variables* more."""
     return dict(os.environ) | variables

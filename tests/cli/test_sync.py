@@ -51,7 +51,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder of its own, with an API key."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MAESN_API_KEY", API_KEY)
-    for name in ("MAESN_ACCOUNT_KEY", "MAESN_BASE_URL", "COLUMNS"):
+    for name in ("MAESN_ACCOUNT_KEY", "MAESN_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
 
 
