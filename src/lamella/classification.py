@@ -74,14 +74,15 @@ def note_secrets(response: aiohttp.ClientResponse, secrets: tuple[str, ...]) -> 
     vars(response)[_SECRETS] = secrets
 
 
-def retry_after_of(response: aiohttp.ClientResponse) -> float | None:
-    """What ``Retry-After`` says, in seconds from now. None: nothing that can be understood."""
-    value = response.headers.get("Retry-After")
-    if value is None:
+def retry_after_of(answer: aiohttp.ClientResponse | aiohttp.ClientResponseError) -> float | None:
+    """Return what ``Retry-After`` says, in seconds from now. None: nothing that can be understood."""
+    headers = answer.headers
+    value = None if headers is None else headers.get("Retry-After")
+    if headers is None or value is None:
         return None
     # Measured on the server's own clock, where it tells it, a date is right even when ours is wrong.
     now = time.time()
-    their_now = parse_http_date(response.headers.get("Date"), now)
+    their_now = parse_http_date(headers.get("Date"), now)
     return parse_retry_after(value, now if their_now is None else their_now)
 
 

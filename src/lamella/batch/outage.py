@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import stamina
 
 from lamella.errors import ClientFault, LamellaError, NotSent
-from lamella.policy import StopReason
+from lamella.policy import StopReason, is_rate_limit
 
 __all__ = ["Entered", "Outage"]
 
@@ -176,5 +176,8 @@ class Outage:
 def _works(error: Exception | None) -> bool | None:
     """Whether the service works, going by how an item has ended. None: that says nothing of it."""
     if isinstance(error, LamellaError) and not isinstance(error, NotSent):
-        return isinstance(error, ClientFault)
+        if isinstance(error, ClientFault):
+            return True
+        # A rate limit told by 503 is no outage, and a real one may be told in the same way.
+        return None if is_rate_limit(error.outcome, error.retry_after) else False
     return True if error is None else None

@@ -36,14 +36,13 @@ from lamella.errors import (
     LamellaError,
     NotSent,
 )
-from lamella.policy import Decision, RetryBudget, RuleBook, StopReason, WaitSource, decide
+from lamella.policy import Decision, RetryBudget, RuleBook, StopReason, WaitSource, decide, is_rate_limit
 from lamella.policy.budget import Spent, take
 from lamella.request_body import is_replayable, note_interruption, rewind
 from lamella.state import SharedState, Store
 
 __all__ = ["Retry"]
 
-_RATE_LIMITED = 429
 _BUDGET = "retry-budget"
 _NAME = f"{__name__}.Retry"
 """By which stamina's hooks are told of a retry."""
@@ -497,7 +496,7 @@ class _Series:
 
     async def _affordable(self, budget: RetryBudget, error: LamellaError, decision: Decision) -> bool:
         """Whether the *budget* of the session has a retry left, which is taken."""
-        if error.outcome == _RATE_LIMITED or decision.source is WaitSource.IMMEDIATE:
+        if is_rate_limit(error.outcome, error.retry_after) or decision.source is WaitSource.IMMEDIATE:
             return True
         retry = self._retry
         calls, retry._calls = retry._calls, 0

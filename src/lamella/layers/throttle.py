@@ -1,4 +1,4 @@
-"""``Throttle``: everybody of one account keeps to its rate limit, and waits together when it is exceeded."""
+"""``Throttle``: the calls of one account keep to its rate limit, and wait together when it is exceeded."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from yarl import URL
 
 from lamella import telemetry
 from lamella.call import ORDER, Call, Layer, Origin, Send, origin_text
-from lamella.classification import rate_limited, require_open, retry_after_of
+from lamella.classification import ERROR_STATUS, rate_limited, require_open, retry_after_of
 from lamella.errors import ApiError, ConnectFailed, NotSent
 from lamella.gate import Gate
-from lamella.policy import Limit, RuleBook
+from lamella.policy import Limit, RuleBook, is_rate_limit
 from lamella.policy.pace import Hold, Pace, Sent, answered, earliest, learned, lost, next_turn, refused
 from lamella.state import SharedState, Store
 
@@ -39,7 +39,7 @@ _Ts = TypeVarTuple("_Ts")
 _LOGGER: Final = logging.getLogger("lamella")
 
 _REFUSED: Final = 429
-# Where no rule says how long to wait after a refusal, a limit is supposed to be for a minute.
+# Where no rule says how long to wait after a refusal, a limit is assumed to be for a minute.
 _PERIOD: Final = 60.0
 _MOST_ACCOUNTS: Final = 10_000
 
@@ -47,17 +47,18 @@ _MOST_ACCOUNTS: Final = 10_000
 class Throttle(Layer):
     """Makes the calls for one account wait for their turn, so that its rate limit refuses as few as possible.
 
-    The first 429 closes the gate for all calls of that account, for the wait that the rule or ``Retry-After`` asks for.
-    What waits at the gate is not sent, so it uses up no attempt. How many pass in which time is learned from what comes
-    back (``lamella.policy.pace`` says how), so that later refusals are rare. Within an account it is first come, first
-    served; a call that is sent again comes before all that are younger. No account waits for another.
+    The first refusal (429, or 503 with ``Retry-After``) closes the gate for all calls of that account, for the wait
+    that the rule or ``Retry-After`` asks for. What waits at the gate is not sent, so it uses up no attempt. How many
+    pass in which time is learned from the answers (``lamella.policy.pace`` says how), so that later refusals are rare.
+    Within an account it is first come, first served; a call that is sent again comes before all that are younger. No
+    account waits for another.
 
     It stands inside of ``Retry``, since every send counts against the limit, and outside of ``AttemptSpan``, whose
     time is the server's and not ours. Without ``Retry`` a refused call fails, and the others wait all the same. In
     stamina's test mode it lets everything pass.
 
     Args:
-        rules: What a 429 means, and for how long it closes the gate.
+        rules: What 429 and 503 mean, and for how long they close the gate.
         limit: The limit, if it is known: then nothing is refused, unless others share the account. None means that
             it is learned.
         key: Which account a request belongs to; None, or a *key* that answers None, means that all requests to one
@@ -83,8 +84,8 @@ class Throttle(Layer):
         meter_provider: MeterProvider | None = None,
     ) -> None:
         self._rules = rules
-        self._backoff = rules.rule_for(_REFUSED).retry
-        self._period = (self._backoff.low if self._backoff else 0.0) or _PERIOD
+        backoff = rules.rule_for(_REFUSED).retry
+        self._period = (backoff.low if backoff else 0.0) or _PERIOD
         self._limit = limit
         self._key = key
         self._state = SharedState(store)
@@ -133,7 +134,7 @@ class Throttle(Layer):
         if account is None:
             return True
         memory, gate = self._state.memory, account.gate
-        if call.pace is None or memory is None or account.episode is not None or response.status == _REFUSED:
+        if call.pace is None or memory is None or account.episode is not None or response.status >= ERROR_STATUS:
             return False
         answered(call.pace, memory.now(now), call.passed, gate.in_flight - 1, self._limit)
         gate.left()
@@ -213,15 +214,16 @@ class Throttle(Layer):
             raise
 
     async def _settle(self, account: _Account, call: Call, sent: Sent, status: int, retry_after: float | None) -> None:
-        """Take down what came of a send."""
+        """Record the result of a send."""
         gate = account.gate
-        if status != _REFUSED:
+        if not is_rate_limit(status, retry_after):
             ends = await self._noted(call, account, answered, sent, gate.in_flight - 1, self._limit)
-            # Somebody with whom we share the store may have been the first to pass.
+            # Another process that shares the store may have been the first to pass.
             if ends or (account.episode is not None and sent.generation > account.episode.generation):
                 await self._reopened(account)
             return
-        wait = await self._noted(call, account, refused, sent, self._backoff, retry_after)
+        backoff = self._rules.rule_for(status).retry
+        wait = await self._noted(call, account, refused, sent, backoff, retry_after)
         if wait is not None:
             now = asyncio.get_running_loop().time()
             gate.close(now + wait)

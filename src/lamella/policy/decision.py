@@ -14,6 +14,7 @@ IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELET
 """RFC 9110, section 9.2.2: sending one of these twice does what sending it once does."""
 
 # 429: refused before anything was done. ConnectFailed: nothing was sent. So nothing can be done twice.
+# 503 is not among them, even as a rate limit: a server may break down while it carries something out.
 _NEVER_CARRIED_OUT: frozenset[Outcome] = frozenset({429, Failure.CONNECT_FAILED})
 
 

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from lamella.policy.backoff import Backoff
 
-__all__ = ["Failure", "Outcome", "Rule", "RuleBook"]
+__all__ = ["Failure", "Outcome", "Rule", "RuleBook", "is_rate_limit"]
 
 
 class Failure(StrEnum):
@@ -29,6 +29,15 @@ class Failure(StrEnum):
 
 Outcome = int | Failure
 """What came of one attempt that failed: the status of the answer, or why there was none."""
+
+
+def is_rate_limit(outcome: Outcome, retry_after: float | None) -> bool:
+    """Return whether a failed attempt says that the account sends too much: 429, or 503 with ``Retry-After``.
+
+    *retry_after* is what the server asks for, in seconds. None means that it asks for nothing that can be understood.
+    """
+    return outcome == 429 or (outcome == 503 and retry_after is not None)
+
 
 _LOWEST, _SERVER, _HIGHEST = 400, 500, 599
 _CLASSES = ("4xx", "5xx")
