@@ -150,14 +150,24 @@ def _kind(exc: Exception) -> type[TransportError] | None:
     return None
 
 
-def rate_limited(request: aiohttp.ClientRequest, rules: RuleBook | None, *, since: float, until: float) -> RateLimited:
-    """The error for a call whose turn would come too late. *since* is in seconds before now, *until* from now."""
+def rate_limited(
+    request: aiohttp.ClientRequest,
+    rules: RuleBook | None,
+    *,
+    since: float,
+    until: float,
+    stopped: StopReason = StopReason.DEADLINE,
+) -> RateLimited:
+    """Return the error for a call that a rate limit holds up for too long.
+
+    *since* is in seconds before now, *until* in seconds from now.
+    """
     return RateLimited(
         request.method,
         request.url,
         (rules or _NO_RULES).rule_for(RateLimited.failure),
         since=since,
         until=until,
-        stopped=StopReason.DEADLINE,
+        stopped=stopped,
         secrets=secrets_of(request),
     )

@@ -67,7 +67,18 @@ class Gate:
     each that has ended to (-1).
     """
 
-    __slots__ = ("_ask", "_asking", "_count", "_gone", "_queue", "_youngest", "closed_until", "in_flight", "parked")
+    __slots__ = (
+        "_ask",
+        "_asking",
+        "_count",
+        "_gone",
+        "_queue",
+        "_youngest",
+        "closed_until",
+        "in_flight",
+        "parked",
+        "too_long",
+    )
 
     def __init__(self, ask: Ask, count: Callable[[int], None]) -> None:
         self._ask = ask
@@ -84,6 +95,8 @@ class Gate:
         """How many calls have had to wait, all in all."""
         self.closed_until = 0.0
         """By the loop's clock, as far as is known here."""
+        self.too_long = False
+        """Whether that is too long for a call to wait."""
 
     @property
     def waiting(self) -> int:
@@ -108,7 +121,7 @@ class Gate:
         return call.turn
 
     async def enter(self, call: Call) -> Sent | Hold:
-        """Wait until *call* may be sent. A Hold: its turn would come after its deadline, so it did not wait for it.
+        """Wait until *call* may be sent. A Hold: that would be after its deadline or take too long, so it did not wait.
 
         A call that comes again keeps its place before all that came later.
         """
@@ -139,11 +152,14 @@ class Gate:
                     return answer
                 now, seconds = loop.time(), answer.seconds
                 if answer.closed and seconds is not None and now + seconds > self.closed_until + _NOISE:
-                    self.close(now + seconds)  # somebody with whom we share the store was refused
-                if _too_late(call, now, seconds):
+                    # Another process that shares the store was refused.
+                    self.close(now + seconds, too_long=answer.too_long)
+                if answer.too_long or _too_late(call, now, seconds):
                     return answer
-            if _too_late(call, now, self.closed_until - now):
-                return Hold(self.closed_until - now, closed=True)
+            closed_for = self.closed_until - now
+            too_long = self.too_long and closed_for > 0
+            if too_long or _too_late(call, now, closed_for):
+                return Hold(closed_for, closed=True, too_long=too_long)
             if call.parked is None:
                 self.parked += 1
                 self._count(1)
@@ -176,13 +192,16 @@ class Gate:
         if self._queue:
             self._first_wakes()
 
-    def close(self, until: float) -> None:
-        """Nothing passes *until* then, by the loop's clock: whoever cannot wait so long has to know it now."""
-        self.closed_until = until
+    def close(self, until: float, *, too_long: bool = False) -> None:
+        """Let nothing pass before *until*, by the loop's clock, and wake the calls that cannot wait until then.
+
+        *too_long* means that none can.
+        """
+        self.closed_until, self.too_long = until, too_long
         for waiter in self._queue:
             if waiter.call.parked is not None:
                 waiter.call.parked = waiter.call.parked[0], until
-            if waiter.call.deadline is not None and waiter.call.deadline <= until:
+            if too_long or (waiter.call.deadline is not None and waiter.call.deadline <= until):
                 waiter.wake()
 
     def _first(self) -> _Waiter | None:

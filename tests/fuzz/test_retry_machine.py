@@ -144,9 +144,11 @@ class RetryMachine(RuleBasedStateMachine):
         costly = sum(not _is_rate_limit(step) for step in steps[: len(outcomes)])
         self.free -= costly - (Fault.RESET_BEFORE_HEADERS in outcomes)
         assert self.free >= -1e-6
-        self._check_end(error, sends, took, body)
+        self._check_end(error, sends, took, body, _asked([*steps, WELL][len(sends) - 1]))
 
-    def _check_end(self, error: LamellaError | None, sends: list[Any], took: float, body: str) -> None:
+    def _check_end(
+        self, error: LamellaError | None, sends: list[Any], took: float, body: str, asked: float | None
+    ) -> None:
         last = sends[-1].outcome
         if error is None:
             assert isinstance(last, int)
@@ -173,6 +175,9 @@ class RetryMachine(RuleBasedStateMachine):
             case StopReason.DEADLINE:
                 longest = max((record.waited for record in error.attempts), default=0.0)
                 assert longest <= LONGEST
+            case StopReason.WAIT_TOO_LONG:
+                assert asked is not None
+                assert asked > LONGEST
             case _:
                 raise AssertionError(f"nothing here stops a call for {error.stopped}")
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from lamella import Limit
 from lamella.policy import Backoff
-from lamella.policy.pace import Hold, Pace, Sent, answered, earliest, learned, lost, next_turn, refused
+from lamella.policy.pace import Hold, Pace, Sent, answered, earliest, is_too_long, learned, lost, next_turn, refused
+from lamella.policy.retry_after import LONGEST
 from lamella.testing import FixedWindow, Limiter, SlidingWindow, TokenBucket
 from lamella.testing import Limit as ServersLimit
 
@@ -205,11 +206,11 @@ def test_of_the_429s_on_their_way_one_counts() -> None:
         (Backoff(60, maximum=100), None, [60, 100, 100, 100, 100]),
         (Backoff(60), 90, [90, 120, 240, 480, 960]),
         (Backoff(60), 30, [60, 120, 240, 480, 960]),
-        (Backoff(60, maximum=600), 900, [600] * 5),
+        (Backoff(60, maximum=600), 600, [600] * 5),
         (Backoff((15, 30)), None, [15, 30, 60, 120, 240]),
         (Backoff(0), 7, [7] * 5),
         (None, 7, [7] * 5),
-        (None, 1e9, [3600] * 5),
+        (None, 3600, [3600] * 5),
     ],
 )
 def test_refused_again_when_it_opens_it_closes_for_longer(
@@ -254,6 +255,96 @@ def test_when_it_opens_one_goes_alone(stated: Limit | None) -> None:
     assert next_turn(pace, 61.5, 1, 60.0, stated) == Hold(None, closed=True)
     assert answered(pace, 62.0, alone, 0, stated)
     assert isinstance(next_turn(pace, 62.0, 0, 60.0, stated), Sent)
+
+
+HOURS = 43200.0
+
+
+@pytest.mark.parametrize(
+    ("backoff", "retry_after", "seconds"),
+    [
+        (Backoff(60), HOURS, HOURS),
+        (Backoff(60), math.nextafter(3600, math.inf), math.nextafter(3600, math.inf)),
+        (Backoff(60, maximum=600), 900, 900),
+        (None, HOURS, HOURS),
+        (Backoff(0), HOURS, HOURS),
+        # More than a year is no statement.
+        (Backoff(60, maximum=600), LONGEST, 600),
+        (Backoff(60), math.inf, 3600),
+        (Backoff(60), 1e300, 3600),
+        (None, 1e9, 3600),
+    ],
+)
+@pytest.mark.parametrize("stated", [None, Limit(100, 60)])
+def test_a_wait_that_is_longer_than_the_rule_allows_is_for_no_call_to_wait(
+    backoff: Backoff | None, retry_after: float, seconds: float, stated: Limit | None
+) -> None:
+    pace = Pace()
+    sent = next_turn(pace, 0.0, 0, 60.0, stated)
+    assert isinstance(sent, Sent)
+    assert refused(pace, 1.0, sent, backoff, retry_after) == seconds
+    assert is_too_long(backoff, retry_after)
+    assert next_turn(pace, 2.0, 0, 60.0, stated) == Hold(seconds - 1, closed=True, too_long=True)
+    # The others that were under way add nothing, and a late answer opens nothing.
+    assert refused(pace, 2.0, sent, backoff, None) is None
+    assert not answered(pace, 3.0, sent, 0, stated)
+    assert next_turn(pace, 4.0, 0, 60.0, stated) == Hold(seconds - 3, closed=True, too_long=True)
+    # When it opens, one goes alone.
+    now = seconds + 1.5
+    alone = next_turn(pace, now, 0, 60.0, stated)
+    assert alone == Sent(1, now)
+    assert isinstance(next_turn(pace, now, 1, 60.0, stated), Hold)
+    assert answered(pace, now + 0.1, alone, 0, stated)
+    assert not pace.too_long
+    assert isinstance(next_turn(pace, now + 0.1, 0, 60.0, stated), Sent)
+
+
+@pytest.mark.parametrize("retry_after", [None, 0.0, 3600.0, -1.0])
+def test_up_to_the_maximum_it_is_for_the_calls_to_wait(retry_after: float | None) -> None:
+    pace = Pace()
+    [sent] = sends(pace, 1)
+    wait = refused(pace, 1.0, sent, Backoff(60), retry_after)
+    assert wait == (3600 if retry_after == 3600 else 60)
+    assert next_turn(pace, 1.0, 0, 60.0, None) == Hold(wait, closed=True)
+
+
+def test_a_later_refusal_of_hours_lengthens_an_episode_and_a_shorter_one_does_not_shorten_it() -> None:
+    pace = Pace()
+    first, second, third = sends(pace, 3)
+    assert refused(pace, 1.0, first, Backoff(60), None) == 60.0
+    assert refused(pace, 2.0, second, Backoff(60), HOURS) == HOURS
+    assert refused(pace, 3.0, third, Backoff(60), HOURS / 2) is None
+    assert refused(pace, 4.0, third, Backoff(60), None) is None
+    assert pace.closed_until == 2.0 + HOURS
+    assert refused(pace, 5.0, third, Backoff(60), 2 * HOURS) == 2 * HOURS
+    assert (pace.closed_until, pace.refusals) == (5.0 + 2 * HOURS, 1)
+
+
+def test_a_limit_of_hours_teaches_nothing_of_the_other_one() -> None:
+    known = steady(look_at=1e9, began=900.0, passed=50, log=[[1000.0, 1010.0, 50]])
+    before = asdict(known)
+    assert refused(known, 1011.0, Sent(0, 1010.5), Backoff(60), HOURS) == HOURS
+    now = 1011.0 + HOURS
+    alone = next_turn(known, now, 0, 60.0, None)
+    assert isinstance(alone, Sent)
+    assert answered(known, now + 0.1, alone, 0, None)
+    for name in ("phase", "requests", "period", "spread", "surprises", "doubt", "burst", "good"):
+        assert getattr(known, name) == before[name]
+
+
+@pytest.mark.parametrize("refusals", [0, 1, 2])
+def test_refused_when_it_opens_after_hours_it_is_as_at_the_first_time(refusals: int) -> None:
+    pace = Pace(refusals=refusals, refused_at=900.0, refused_began=800.0, asked=60.0, passed=7, period=60.0)
+    assert refused(pace, 1000.0, Sent(0, 999.0), Backoff(60), HOURS) == HOURS
+    now = 1000.0 + HOURS
+    alone = next_turn(pace, now, 0, 60.0, None)
+    assert isinstance(alone, Sent)
+    assert refused(pace, now + 1, alone, Backoff(60), None) == 60.0
+    assert (pace.too_long, pace.refusals) == (False, 1)
+    again = next_turn(pace, now + 61, 0, 60.0, None)
+    assert isinstance(again, Sent)
+    assert answered(pace, now + 62, again, 0, None)
+    assert pace.period <= 62
 
 
 def steady(**known: Any) -> Pace:
@@ -496,19 +587,16 @@ def test_a_wait_is_never_of_no_time_at_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "retry_after", "period"),
+    ("known", "period"),
     [
-        ({"period": 180.0}, None, 131.0),
-        ({"period": 100.0}, None, 100.0),
-        ({"period": 180.0, "spread": 1.0}, None, 180.0),  # a bucket has something again at once
-        ({"period": 180.0}, 150.0, 180.0),  # the server asks for more than we wait
+        ({"period": 180.0}, 131.0),
+        ({"period": 100.0}, 100.0),
+        ({"period": 180.0, "spread": 1.0}, 180.0),  # a bucket has something again at once
     ],
 )
-def test_what_passes_when_it_opens_tells_that_a_window_is_no_longer(
-    known: dict[str, Any], retry_after: float | None, period: float
-) -> None:
+def test_what_passes_when_it_opens_tells_that_a_window_is_no_longer(known: dict[str, Any], period: float) -> None:
     pace = steady(began=1000.0, look_at=1e9, **known)
-    assert refused(pace, 1070.0, Sent(0, 1069.0), Backoff(60, maximum=60), retry_after) == 60.0
+    assert refused(pace, 1070.0, Sent(0, 1069.0), Backoff(60, maximum=60), None) == 60.0
     turn = next_turn(pace, 1130.0, 0, 60.0, None)
     assert isinstance(turn, Sent)
     assert answered(pace, 1131.0, turn, 0, None)

@@ -416,7 +416,8 @@ class _Series:
         """It was not sent, and *error* says why: that is the end of the call."""
         self._call.stopped, self._call.rule = error.stopped, error.rule
         error.attempts = self._call.records
-        self._event(telemetry.STOP_EVENT, None, {telemetry.STOP_REASON: StopReason.DEADLINE.value}, error=error)
+        reason = error.stopped or StopReason.DEADLINE
+        self._event(telemetry.STOP_EVENT, None, {telemetry.STOP_REASON: reason.value}, error=error)
         telemetry.log_failure(error, self._call.span)
 
     def _own(self, error: LamellaError) -> None:

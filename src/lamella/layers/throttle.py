@@ -27,8 +27,8 @@ from lamella.call import ORDER, Call, Layer, Origin, Send, origin_text
 from lamella.classification import ERROR_STATUS, rate_limited, require_open, retry_after_of
 from lamella.errors import ApiError, ConnectFailed, NotSent
 from lamella.gate import Gate
-from lamella.policy import Limit, RuleBook, is_rate_limit
-from lamella.policy.pace import Hold, Pace, Sent, answered, earliest, learned, lost, next_turn, refused
+from lamella.policy import Limit, RuleBook, StopReason, is_rate_limit
+from lamella.policy.pace import Hold, Pace, Sent, answered, earliest, is_too_long, learned, lost, next_turn, refused
 from lamella.state import SharedState, Store
 
 __all__ = ["Throttle"]
@@ -52,6 +52,9 @@ class Throttle(Layer):
     pass in which time is learned from the answers (``lamella.policy.pace`` says how), so that later refusals are rare.
     Within an account it is first come, first served; a call that is sent again comes before all that are younger. No
     account waits for another.
+
+    Where the server asks for a longer wait than the rule's maximum, no call waits for that: until the moment that the
+    server has given, the calls of that account fail at once with :class:`lamella.RateLimited`.
 
     It stands inside of ``Retry``, since every send counts against the limit, and outside of ``AttemptSpan``, whose
     time is the server's and not ours. Without ``Retry`` a refused call fails, and the others wait all the same. In
@@ -176,7 +179,13 @@ class Throttle(Layer):
             return answer
         now = asyncio.get_running_loop().time()
         began = account.episode.began if account.episode is not None else now
-        call.refusal = rate_limited(request, self._rules, since=now - began, until=answer.seconds or 0.0)
+        call.refusal = rate_limited(
+            request,
+            self._rules,
+            since=now - began,
+            until=answer.seconds or 0.0,
+            stopped=StopReason.WAIT_TOO_LONG if answer.too_long else StopReason.DEADLINE,
+        )
         raise call.refusal
 
     async def _parked(self, account: _Account, call: Call) -> Sent | Hold:
@@ -226,13 +235,13 @@ class Throttle(Layer):
         wait = await self._noted(call, account, refused, sent, backoff, retry_after)
         if wait is not None:
             now = asyncio.get_running_loop().time()
-            gate.close(now + wait)
+            gate.close(now + wait, too_long=is_too_long(backoff, retry_after))
             if account.episode is None:
                 context = (call.span or trace.get_current_span()).get_span_context()
                 account.episode = _Episode(now, time.time_ns(), context, gate.parked - gate.waiting)
                 self._instruments.episodes.add(1, account.server)
             account.episode.wait += wait
-            account.episode.generation = sent.generation
+            account.episode.generation = max(account.episode.generation, sent.generation)
         if account.episode is not None:
             account.episode.refused += 1
 

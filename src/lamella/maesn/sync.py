@@ -15,7 +15,7 @@ import aiohttp
 import anyio
 
 from lamella.batch import AccountStopped, Batch, ItemOutcome, Journal, JournalError
-from lamella.errors import LamellaError, Unauthorized
+from lamella.errors import LamellaError, RateLimited, Unauthorized
 from lamella.maesn.account import Account
 from lamella.maesn.export import check_output, export
 from lamella.maesn.pages import Query, checked_limit, checked_moment, checked_resource, read_page
@@ -135,9 +135,10 @@ async def sync(
     goes on. It moves only when all pages up to it are stored, and never beyond the moment at which the first of them
     was read. A list that shrinks or is sorted anew while it is read is read again. What is deleted at the API stays.
 
-    An account that is not let in (401) ends with that; any other failure ends its part alone, and the other pages of
-    the part are stored. In an outage the pages wait, as in :class:`lamella.batch.Batch`. Cancelled, it leaves stored
-    what is stored, and *resume* goes on from there.
+    An account that is not let in (401) ends with that, and so does one whose rate limit lasts for too long
+    (:class:`lamella.RateLimited`: a quota for a day, perhaps). Any other failure ends its part alone, and the other
+    pages of the part are stored. In an outage the pages wait, as in :class:`lamella.batch.Batch`. Cancelled, it leaves
+    stored what is stored, and *resume* goes on from there.
 
     Args:
         session: One made by :func:`lamella.maesn.session`, best with a ``Breaker``, or with its layers and a base URL.
@@ -174,7 +175,7 @@ async def sync(
         at_once=at_once,
         account=lambda page: page.list.account.name,
         at_once_per_account=at_once_per_account,
-        stop_on=Unauthorized,
+        stop_on=(Unauthorized, RateLimited),
         patience=patience,
     )
     began = time.monotonic()

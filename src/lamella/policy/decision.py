@@ -26,7 +26,9 @@ class StopReason(StrEnum):
     ATTEMPTS_USED_UP = "attempts_used_up"
     """It was sent as often as is allowed."""
     DEADLINE = "deadline"
-    """The wait would end after the call's deadline, or the server asks for more than the rule's maximum."""
+    """The wait would end after the call's deadline."""
+    WAIT_TOO_LONG = "wait_too_long"
+    """The server asks for a longer wait than the rule's maximum."""
     UNSAFE_METHOD = "unsafe_method"
     """It may have been carried out, and the method is not idempotent."""
     BODY_NOT_REPLAYABLE = "body_not_replayable"
@@ -59,7 +61,7 @@ class Decision:
 
     rule: Rule
     wait: float | None = None
-    """Seconds. With a ``stop`` for the deadline, the wait that would have been too long; with another, None."""
+    """Seconds. Where the ``stop`` is for a wait that would have been too long, that wait; with another one, None."""
     source: WaitSource | None = None
     stop: StopReason | None = None
     """Why there is no further try. None: there is one, after ``wait``."""
@@ -114,6 +116,8 @@ def decide(
         wait, source = rule.retry.wait(number, random), WaitSource.RULE
         if retry_after is not None and retry_after > wait:
             wait, source = retry_after, WaitSource.RETRY_AFTER
-    if wait > rule.retry.maximum or (deadline is not None and elapsed + wait >= deadline):
+    if wait > rule.retry.maximum:
+        return Decision(rule, wait, source, StopReason.WAIT_TOO_LONG)
+    if deadline is not None and elapsed + wait >= deadline:
         return Decision(rule, wait, source, StopReason.DEADLINE)
     return Decision(rule, wait, source)

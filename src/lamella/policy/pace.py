@@ -28,8 +28,21 @@ from math import isfinite
 from typing import Final, NamedTuple
 
 from lamella.policy.backoff import Backoff
+from lamella.policy.retry_after import LONGEST
 
-__all__ = ["Hold", "Limit", "Pace", "Sent", "answered", "earliest", "learned", "lost", "next_turn", "refused"]
+__all__ = [
+    "Hold",
+    "Limit",
+    "Pace",
+    "Sent",
+    "answered",
+    "earliest",
+    "is_too_long",
+    "learned",
+    "lost",
+    "next_turn",
+    "refused",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +110,8 @@ class Hold(NamedTuple):
     """When to ask again. None: when an answer to a send has come."""
     closed: bool
     """Whether it is for a refusal, and not for the pace."""
+    too_long: bool = False
+    """Whether the server asks for a longer wait than the rule allows, so that the call is not to wait for it."""
 
 
 @dataclass(slots=True)
@@ -112,6 +127,8 @@ class Pace:
     reach: float = _FIRST_REACH
     """How many may be in flight where nothing is known."""
     closed_until: float = -1.0
+    too_long: bool = False
+    """Whether that is longer than the rule allows a call to wait. It holds until something passes."""
     generation: int = 0
     refusals: int = 0
     """How many times the gate was closed since something last passed."""
@@ -152,7 +169,7 @@ def next_turn(pace: Pace, now: float, in_flight: int, period: float, limit: Limi
     *period* is supposed, in seconds, as long as nothing is known; *limit* is known for sure, None meaning it is not.
     """
     if now < pace.closed_until:
-        return Hold(pace.closed_until - now, closed=True)
+        return Hold(pace.closed_until - now, closed=True, too_long=pace.too_long)
     if not pace.period:
         pace.period = period
     if limit is not None:
@@ -202,9 +219,12 @@ def answered(pace: Pace, now: float, sent: Sent, in_flight: int, limit: Limit | 
     if sent.generation != pace.generation:
         return False
     ends, pace.refusals = pace.refusals, 0
+    quota, pace.too_long = pace.too_long, False
     if limit is not None:
         return ends > 0
-    if ends > 1:
+    if quota:
+        pass  # how long a limit of hours lasted tells nothing of the period of the other one
+    elif ends > 1:
         # Refused again when it opened: the period is longer than was asked for.
         pace.period = max(pace.period, now - pace.refused_began)
     elif ends and pace.spread > 1 and pace.asked <= now - pace.refused_began < pace.period:
@@ -223,15 +243,27 @@ def lost(pace: Pace, now: float) -> None:
 
 
 def refused(pace: Pace, now: float, sent: Sent, backoff: Backoff | None, retry_after: float | None) -> float | None:
-    """A send was refused: close the gate. Returns for how many seconds; None: it adds nothing to what was known.
+    """Close the gate, since a send was refused. Returns for how many seconds; None: it adds nothing to what was known.
 
-    *backoff* is the rule's, None meaning that it has none; *retry_after* is what the server asks for, in seconds, None
-    meaning nothing.
+    Where the server asks for longer than the rule allows, no call waits for that: it is another limit, of hours
+    perhaps, and nothing is learned from it.
+
+    Args:
+        pace: What is known of the limit.
+        now: The time in seconds.
+        sent: The send that was refused.
+        backoff: The rule's. None means that it has none.
+        retry_after: For how many seconds the server asks. None means that it does not.
     """
+    if retry_after is not None and is_too_long(backoff, retry_after):
+        # A year and more is no statement: then the next call after the rule's maximum finds out.
+        return _shut(pace, now, retry_after if retry_after < LONGEST else _longest(backoff))
     if sent.generation != pace.generation:
         return None
-    least, most = (backoff.floor(pace.refusals + 1), backoff.maximum) if backoff else (0.0, _LONGEST_WAIT)
-    wait = min(max(least, retry_after or 0.0), most)
+    if pace.too_long:
+        pace.too_long, pace.refusals = False, 0
+    least = backoff.floor(pace.refusals + 1) if backoff else 0.0
+    wait = max(least, retry_after or 0.0)
     if wait <= 0:
         return None
     pace.generation += 1
@@ -243,6 +275,15 @@ def refused(pace: Pace, now: float, sent: Sent, backoff: Backoff | None, retry_a
         pace.asked = _suggested(least, retry_after, sent.at - pace.refused_began)
     pace.began = -1.0
     return wait
+
+
+def is_too_long(backoff: Backoff | None, retry_after: float | None) -> bool:
+    """Return whether the server asks for a longer wait than the rule allows. None for *backoff*: the rule has none."""
+    return retry_after is not None and retry_after > _longest(backoff)
+
+
+def _longest(backoff: Backoff | None) -> float:
+    return backoff.maximum if backoff else _LONGEST_WAIT
 
 
 def earliest(pace: Pace, now: float, in_flight: int, ahead: int, limit: Limit) -> float:
@@ -264,6 +305,19 @@ def earliest(pace: Pace, now: float, in_flight: int, ahead: int, limit: Limit) -
 def learned(pace: Pace, _now: float) -> tuple[float, float]:
     """How many pass in how many seconds, as far as is known. 0 for how many: nobody knows."""
     return pace.requests, pace.period
+
+
+def _shut(pace: Pace, now: float, seconds: float) -> float | None:
+    """Close the gate for longer than a call may wait."""
+    if now + seconds <= pace.closed_until:
+        return None
+    pace.generation += 1
+    pace.closed_until, pace.too_long = now + seconds, True
+    pace.refusals = max(pace.refusals, 1)  # when it opens, one goes alone
+    pace.began = -1.0
+    if pace.refused_at < 0:
+        pace.passed = 0
+    return seconds
 
 
 def _within(limit: Limit, pace: Pace, now: float, in_flight: int) -> Sent | Hold:

@@ -24,7 +24,8 @@ class Failure(StrEnum):
     CIRCUIT_OPEN = "circuit_open"
     """It was not sent: the service is known to be down."""
     RATE_LIMITED = "rate_limited"
-    """It was not sent: its turn under the rate limit would come after its deadline."""
+    """It was not sent: its turn under the rate limit would come after its deadline, or the server asks for a wait that
+    is too long."""
 
 
 Outcome = int | Failure
@@ -122,7 +123,7 @@ _BUILT_IN: Final[dict[str, Rule]] = {
         Rule(
             Failure.RATE_LIMITED,
             "Rate Limited",
-            "The rate limit would have kept this request waiting until after its deadline, so it was not sent.",
+            "The rate limit would have kept this request waiting for too long, so it was not sent.",
             "Nothing was carried out: try again later, allow it more time, or send fewer at a time.",
         ),
     )
