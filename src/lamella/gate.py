@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from bisect import bisect_left, insort
+from collections.abc import Awaitable, Callable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Final
 
@@ -17,9 +18,11 @@ _turns: Final = itertools.count()
 
 # By how many seconds the same moment may differ when it is reckoned twice.
 _NOISE: Final = 1e-3
+_MANY: Final = 20
+"""The first in the queue asks again each time that so many more wait: a longer queue may let more go at once."""
 
-Ask = Callable[[Call, int, int], Awaitable[Sent | Hold]]
-"""Whether a call may go now, by the number of those in flight, and of those that come first."""
+Ask = Callable[[Call, Sequence[float], int], Awaitable[Sent | Hold]]
+"""Whether a call may go now, by the moments when those in flight were sent, and the number of those that come first."""
 
 
 class _Waiter:
@@ -63,8 +66,8 @@ class Gate:
     """Lets the calls for one account pass, one after another, as *ask* says.
 
     Only the first in the queue asks, in its own task. When it goes, or is cancelled, the next one is woken: so there
-    is no task and no timer but those of calls that wait. *count* is told of each call that begins to wait (1), and of
-    each that has ended to (-1).
+    is no task and no timer but those of calls that wait. *count* is called for each call that begins to wait (1), and
+    for each that no longer does (-1).
     """
 
     __slots__ = (
@@ -75,8 +78,8 @@ class Gate:
         "_queue",
         "_youngest",
         "closed_until",
-        "in_flight",
         "parked",
+        "sent",
         "too_long",
     )
 
@@ -90,13 +93,19 @@ class Gate:
         """Whether the one that was the first is waiting for the answer to what it has asked."""
         self._youngest = -1
         """The highest turn that there has been."""
-        self.in_flight = 0
+        self.sent: list[float] = []
+        """When each send that is in flight was made, by the store's clock, the oldest first."""
         self.parked = 0
-        """How many calls have had to wait, all in all."""
+        """How many calls have had to wait so far."""
         self.closed_until = 0.0
         """By the loop's clock, as far as is known here."""
         self.too_long = False
         """Whether that is too long for a call to wait."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many sends are under way."""
+        return len(self.sent)
 
     @property
     def waiting(self) -> int:
@@ -108,10 +117,16 @@ class Gate:
         """Whether nobody waits, so that a call may ask at once, without :meth:`enter`."""
         return not self._queue
 
-    def let_pass(self, call: Call) -> None:
+    def let_pass(self, call: Call, sent: Sent) -> None:
         """*call* has asked at once, and may be sent."""
-        self.in_flight += 1
+        self._goes(sent)
         self._turn(call)
+
+    def _goes(self, sent: Sent) -> None:
+        if not self.sent or self.sent[-1] <= sent.at:
+            self.sent.append(sent.at)
+        else:
+            insort(self.sent, sent.at)  # a slow store, or one with another clock that has failed
 
     def _turn(self, call: Call) -> int:
         if call.turn is None:
@@ -128,6 +143,8 @@ class Gate:
         loop = asyncio.get_running_loop()
         waiter = _Waiter(call, self._turn(call), loop)
         heappush(self._queue, waiter)
+        if not self.waiting % _MANY and self.closed_until <= loop.time():
+            self._first_wakes()
         try:
             return await self._wait(waiter)
         finally:
@@ -145,9 +162,7 @@ class Gate:
             now = loop.time()
             seconds = None
             if first or (call.deadline is not None and call.parked is None):
-                answer = await (
-                    self._ask_first(waiter) if first else self._ask(call, self.in_flight, self._ahead(waiter))
-                )
+                answer = await (self._ask_first(waiter) if first else self._ask(call, self.sent, self._ahead(waiter)))
                 if isinstance(answer, Sent):
                     return answer
                 now, seconds = loop.time(), answer.seconds
@@ -156,6 +171,8 @@ class Gate:
                     self.close(now + seconds, too_long=answer.too_long)
                 if answer.too_long or _too_late(call, now, seconds):
                     return answer
+                if answer.again is not None:
+                    seconds = answer.again if seconds is None else min(seconds, answer.again)
             closed_for = self.closed_until - now
             too_long = self.too_long and closed_for > 0
             if too_long or _too_late(call, now, closed_for):
@@ -170,9 +187,9 @@ class Gate:
     async def _ask_first(self, waiter: _Waiter) -> Sent | Hold:
         self._asking = True
         try:
-            answer = await self._ask(waiter.call, self.in_flight, 0)
+            answer = await self._ask(waiter.call, self.sent, 0)
             if isinstance(answer, Sent):
-                self.in_flight += 1
+                self._goes(answer)
             return answer
         finally:
             self._asking = False
@@ -186,9 +203,9 @@ class Gate:
             return max(self.waiting - 1, 1)
         return max(sum(1 for other in self._queue if other < waiter and not other.left), 1)
 
-    def left(self) -> None:
+    def left(self, sent: Sent) -> None:
         """A send has ended: perhaps the next one can go."""
-        self.in_flight -= 1
+        del self.sent[bisect_left(self.sent, sent.at)]
         if self._queue:
             self._first_wakes()
 

@@ -79,6 +79,7 @@ class Call:
     """Whether a 429 is an error already, as `Classify` has it."""
     task: asyncio.Task[Any] | None = None
     abandoned: bool = False
+    sent_at: float = 0.0
     told_to_go: int | None = None
     """How often it had been told to go away when its send ended. None: it has not."""
 
@@ -252,7 +253,7 @@ class ThrottleMachine(RuleBasedStateMachine):
         if self.at < account.closed_until:
             closings -= 1  # it had leave before that
         account.flying.add(call)
-        account.moved = self.at
+        account.moved = call.sent_at = self.at
         counts = True
         try:
             await asyncio.sleep(call.latency / 2)
@@ -320,8 +321,12 @@ class ThrottleMachine(RuleBasedStateMachine):
         for other, since in account.waiting.items():
             if other.number < call.number and other.layer == call.layer and since <= now - self.late and not other.goes:
                 self.wrong.append(f"the {call.number}th call has overtaken the {other.number}th")
-        if self.memory and account.refusals and any(other.layer == call.layer for other in account.flying):
-            self.wrong.append("not alone, though nothing has passed since it was closed")
+        if self.memory and account.refusals:
+            for other in account.flying:
+                # A slow one, or one that was sent before it was closed, tells nothing, so the others go on.
+                lately = max(account.closed_until, now - 1.0) + NEAR
+                if other.layer == call.layer and other.sent_at > lately:
+                    self.wrong.append("not alone, though nothing has passed since it was closed")
         if (stated := self.stated) is not None:
             recent = sum(
                 (other.layer == call.layer or at < now - self.late) and other not in account.unnoted

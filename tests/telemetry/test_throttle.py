@@ -227,7 +227,7 @@ async def test_an_attempt_took_what_the_server_took(
 async def test_who_waited_for_the_pace_when_it_closed_is_counted(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
-    async with client(await serve(Server(429)), tracing, metering) as session:
+    async with client(await serve(Server(429, latency=0.2)), tracing, metering) as session:
         tasks = [asyncio.create_task(get(session)) for _ in range(7)]
         await asyncio.sleep(0.1)
         assert metering.value("lamella.calls.parked") == 3  # four go at once where nothing is known

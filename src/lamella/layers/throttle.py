@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from itertools import islice
 from typing import Final, TypeVar, TypeVarTuple
@@ -62,8 +62,9 @@ class Throttle(Layer):
 
     Args:
         rules: What 429 and 503 mean, and for how long they close the gate.
-        limit: The limit, if it is known: then nothing is refused, unless others share the account. None means that
-            it is learned.
+        limit: The limit, if it is known: then nothing is refused, unless others share the account. Each call counts
+            until it is answered, so a long poll holds its place for as long as it takes. None means that the limit is
+            learned.
         key: Which account a request belongs to; None, or a *key* that answers None, means that all requests to one
             origin are of one account. The answer may be a credential: no store gets it and nothing shows it, but a
             hash of it.
@@ -125,10 +126,10 @@ class Throttle(Layer):
             return False
         # Nobody waits, and nothing need be waited for: most calls just pass.
         pace = memory.of(account.name, Pace)
-        turn = next_turn(pace, memory.now(now), gate.in_flight, self._period, self._limit)
+        turn = next_turn(pace, memory.now(now), gate.sent, self._period, self._limit)
         if not isinstance(turn, Sent):
             return False
-        gate.let_pass(call)
+        gate.let_pass(call, turn)
         call.account, call.passed, call.pace = account, turn, pace
         return True
 
@@ -139,8 +140,8 @@ class Throttle(Layer):
         memory, gate = self._state.memory, account.gate
         if call.pace is None or memory is None or account.episode is not None or response.status >= ERROR_STATUS:
             return False
-        answered(call.pace, memory.now(now), call.passed, gate.in_flight - 1, self._limit)
-        gate.left()
+        answered(call.pace, memory.now(now), call.passed, len(gate.sent) - 1, self._limit)
+        gate.left(call.passed)
         return True
 
     async def complete(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
@@ -156,19 +157,20 @@ class Throttle(Layer):
             try:
                 await self._settle_failure(account, call, sent, exc)
             finally:
-                account.gate.left()
+                account.gate.left(sent)
             raise
         if not self.end(request, call, response, request.loop.time()):
             try:
                 await self._settle_answer(account, call, sent, response)
             finally:
-                account.gate.left()
+                account.gate.left(sent)
         return response
 
     async def wait(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
         account = self._account(request, call)
         call.passed = await self._turn(account, call, request)
-        call.account, call.pace = account, None
+        memory = self._state.memory
+        call.account, call.pace = account, None if memory is None else memory.of(account.name, Pace)
         return await self.complete(request, call, send)
 
     async def _turn(self, account: _Account, call: Call, request: aiohttp.ClientRequest) -> Sent:
@@ -226,7 +228,7 @@ class Throttle(Layer):
         """Record the result of a send."""
         gate = account.gate
         if not is_rate_limit(status, retry_after):
-            ends = await self._noted(call, account, answered, sent, gate.in_flight - 1, self._limit)
+            ends = await self._noted(call, account, answered, sent, len(gate.sent) - 1, self._limit)
             # Another process that shares the store may have been the first to pass.
             if ends or (account.episode is not None and sent.generation > account.episode.generation):
                 await self._reopened(account)
@@ -324,14 +326,16 @@ class Throttle(Layer):
                 self._tell(account, account.episode, {})
             del self._accounts[name]
 
-    async def ask(self, account: _Account, call: Call, in_flight: int, ahead: int) -> Sent | Hold:
-        """What the gate of *account* asks."""
+    async def ask(self, account: _Account, call: Call, in_flight: Sequence[float], ahead: int) -> Sent | Hold:
+        """Answer the gate of *account*."""
         update = self._state.update
         if not ahead:
-            return await update(call.span, account.name, Pace, next_turn, in_flight, self._period, self._limit)
+            change = partial(next_turn, waiting=account.gate.waiting)
+            return await update(call.span, account.name, Pace, change, in_flight, self._period, self._limit)
         if self._limit is None:
             return Hold(None, closed=False)
-        return Hold(await update(call.span, account.name, Pace, earliest, in_flight, ahead, self._limit), closed=False)
+        seconds = await update(call.span, account.name, Pace, earliest, len(in_flight), ahead, self._limit)
+        return Hold(seconds, closed=False)
 
     def count(self, account: _Account, number: int) -> None:
         """How the gate of *account* tells of those that wait."""
