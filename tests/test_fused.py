@@ -228,7 +228,7 @@ def _no_key() -> str:
 async def test_what_fails_before_a_send_ends_what_has_begun(
     serve: Serve, tracing: Tracing, monkeypatch: pytest.MonkeyPatch, wrapped: bool, broken: str
 ) -> None:
-    throttle, breaker = Throttle(RULES), Breaker()
+    throttle, breaker = Throttle(RULES, tracer_provider=tracing.provider), Breaker()
     auth = HeaderAuth({"X-A": _no_key if broken == "a key" else "value"})
     layers = stack(RULES, throttle, breaker, auth=auth, tracer_provider=tracing.provider)
     if broken == "a propagator":

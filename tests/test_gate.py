@@ -7,7 +7,7 @@ import gc
 import random
 import time
 from asyncio import timeouts
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -77,18 +77,18 @@ class Account:
         if self.slow:
             await asyncio.sleep(self.slow * self.random.random())
 
-    async def ask(self, call: Call, in_flight: int, ahead: int) -> Sent | Hold:
+    async def ask(self, call: Call, in_flight: Sequence[float], ahead: int) -> Sent | Hold:
         if ahead:
             await self.store()
             if self.stated is None:
                 return Hold(None, closed=False)
-            return Hold(earliest(self.pace, now(), in_flight, ahead, self.stated), closed=False)
+            return Hold(earliest(self.pace, now(), len(in_flight), ahead, self.stated), closed=False)
         self.asking += 1
         began = now()
         assert self.asking == 1, "two ask at once, of the same sends in flight"
         try:
             await self.store()
-            answer = next_turn(self.pace, now(), in_flight, 60.0, self.stated)
+            answer = next_turn(self.pace, now(), in_flight, 60.0, self.stated, waiting=self.gate.waiting)
             if isinstance(answer, Sent):
                 assert now() >= self.opens, "let go while the gate is closed"
                 assert call.turn is not None
@@ -130,7 +130,7 @@ class Account:
                 answered(self.pace, now(), answer, self.gate.in_flight - 1, self.stated)
             return status
         finally:
-            self.gate.left()
+            self.gate.left(answer)
 
     def is_at_rest(self) -> None:
         assert (self.gate.in_flight, self.gate.waiting, self.parked, self.asking) == (0, 0, 0, 0)
@@ -140,6 +140,11 @@ def call(deadline: float | None = None) -> Call:
     made = Call()
     made.deadline = deadline
     return made
+
+
+def slow() -> Account:
+    """One that was refused before, and whose answers take their time: one call goes after the other."""
+    return Account(pace=Pace(generation=1, reach=1.0, fastest=50.0))
 
 
 async def close(account: Account) -> None:
@@ -259,9 +264,8 @@ def test_with_a_stated_limit_its_place_in_the_queue_counts() -> None:
 
 def test_a_refusal_meanwhile_ends_the_wait_of_those_who_cannot_wait_so_long() -> None:
     async def main() -> None:
-        account = Account()
+        account = slow()
         on_its_way = asyncio.create_task(account.send(call(), 50.0, 429))
-        account.pace.reach = 1.0
         await asyncio.sleep(1)
         calls = [call(end) for end in (None, 100.0, 110.0, 111.0)]
         first, second, third, fourth = (asyncio.create_task(account.send(each, 0.0)) for each in calls)
@@ -285,8 +289,7 @@ def test_a_refusal_that_only_the_store_knows_of_ends_it_too() -> None:
     """Another process was refused: the first in the queue finds it out when it asks."""
 
     async def main() -> None:
-        account = Account()
-        account.pace.reach = 1.0
+        account = slow()
         busy = asyncio.create_task(account.send(call(), 50.0))
         await asyncio.sleep(0)
         first = asyncio.create_task(account.send(call(), 0.0))
@@ -351,7 +354,7 @@ def test_an_error_of_what_it_asks_is_the_callers_and_the_next_one_asks() -> None
     async def main() -> None:
         asked: list[Call] = []
 
-        async def ask(asking: Call, in_flight: int, ahead: int) -> Sent | Hold:
+        async def ask(asking: Call, in_flight: Sequence[float], ahead: int) -> Sent | Hold:
             asked.append(asking)
             await asyncio.sleep(1)
             if len(asked) == 1:
@@ -424,7 +427,7 @@ def test_one_that_comes_again_while_a_younger_asks_is_told_when_that_has_its_ans
         younger, older = call(), call()
         older.turn = -1
 
-        async def ask(asking: Call, in_flight: int, ahead: int) -> Sent | Hold:
+        async def ask(asking: Call, in_flight: Sequence[float], ahead: int) -> Sent | Hold:
             await asyncio.sleep(1)
             return Hold(1000.0, closed=False) if asking is younger else Sent(0, now())
 
@@ -446,7 +449,7 @@ def test_it_is_told_how_many_come_first() -> None:
     async def main() -> None:
         told: list[int] = []
 
-        async def ask(asking: Call, in_flight: int, ahead: int) -> Sent | Hold:
+        async def ask(asking: Call, in_flight: Sequence[float], ahead: int) -> Sent | Hold:
             told.append(ahead)
             await asyncio.sleep(1)
             return Hold(None, closed=False)
@@ -492,13 +495,13 @@ def test_whoever_asked_at_once_is_counted_and_keeps_its_turn() -> None:
         at_once, other = call(), call()
         for each in (at_once, other):
             assert account.gate.is_free
-            account.gate.let_pass(each)
+            account.gate.let_pass(each, Sent(0, now()))
         assert account.gate.in_flight == 2
         assert at_once.turn is not None
         assert other.turn is not None
         assert at_once.turn < other.turn
-        account.gate.left()
-        account.gate.left()
+        for _ in range(2):
+            account.gate.left(Sent(0, now()))
         account.is_at_rest()
 
     run(main())
@@ -615,5 +618,86 @@ def test_whatever_happens_nobody_is_forgotten(
             assert task.cancelled() or task.exception() is None
         account.is_at_rest()
         assert account.overtaken == []
+
+    run(main())
+
+
+@settings(max_examples=100)
+@given(
+    plans=st.lists(
+        st.tuples(
+            st.sampled_from([0.0, 0.0, 0.0, 0.05, 0.3, 1.0, 5.0]),
+            st.sampled_from([0.0, 0.02, 0.1, 0.15, 0.3, 1.0, 30.0, 1000.0]),
+            st.sampled_from([1, 1, 2, 5, 30, 100]),
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+    slow=st.sampled_from([0.0, 0.0, 0.001]),
+)
+def test_where_nothing_is_refused_no_call_waits_long_whatever_the_others_take(
+    plans: list[tuple[float, float, int]], slow: float
+) -> None:
+    """So many calls, which come together and take as long."""
+
+    async def main() -> None:
+        account = Account(slow=slow, watched=False)
+        calls: list[Call] = []
+
+        async def live(comes: float, latency: float) -> None:
+            await asyncio.sleep(comes)
+            calls.append(call())
+            assert await account.send(calls[-1], latency) == 200
+
+        await asyncio.gather(*(live(comes, latency) for comes, latency, number in plans for _ in range(number)))
+        # With a slow store one asks after the other.
+        assert max(each.gate_wait for each in calls) <= 1.0 + 2 * slow * len(calls)
+        account.is_at_rest()
+
+    run(main())
+
+
+@settings(max_examples=100)
+@given(
+    polls=st.lists(st.tuples(st.sampled_from([0.0, 0.1, 30.0, 61.0, 100.0]), st.integers(1, 12)), max_size=4),
+    before=st.integers(0, 12),
+    comes=st.sampled_from([0.0, 0.2, 62.0, 130.0, 300.0]),
+    limit=st.sampled_from([None, FixedWindow(3, 60), SlidingWindow(8, 60), TokenBucket(0.1, 5), FixedWindow(30, 60)]),
+    statuses=st.lists(st.sampled_from([429, 429, 500, None]), max_size=3),
+)
+def test_calls_that_are_never_answered_hold_no_other_up_for_ever(
+    polls: list[tuple[float, int]],
+    before: int,
+    comes: float,
+    limit: ServersLimit | None,
+    statuses: list[int | None],
+) -> None:
+    """Whatever was refused, and whatever was learned: each poll takes its share of the limit once, and no more."""
+
+    async def main() -> None:
+        account = Account(limit, watched=False)
+
+        async def until_it_passes(mine: Call, latency: float, *statuses: int | None) -> None:
+            for number in range(1000):
+                status = statuses[number] if number < len(statuses) else None
+                if await account.send(mine, latency, status) == 200:
+                    return
+                await asyncio.sleep(60)
+
+        async def poll(comes: float) -> None:
+            await asyncio.sleep(comes)
+            await until_it_passes(call(), 1e9)
+
+        await asyncio.gather(*(until_it_passes(call(), 0.05) for _ in range(before)))
+        began = now()
+        tasks = [asyncio.create_task(poll(comes)) for comes, number in polls for _ in range(number)]
+        await asyncio.sleep(comes)
+        async with asyncio.timeout(3 * 3600):
+            await until_it_passes(call(), 0.05, *statuses)
+        assert now() - began < 2 * 3600
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait([*tasks, asyncio.create_task(asyncio.sleep(0))])
+        account.is_at_rest()
 
     run(main())

@@ -33,7 +33,7 @@ from lamella.errors import (
     TransportError,
     api_error_class,
 )
-from lamella.policy import RuleBook, StopReason, parse_http_date, parse_retry_after
+from lamella.policy import RuleBook, StopReason, is_rate_limit, parse_http_date, parse_retry_after
 from lamella.redaction import secrets_in
 
 __all__ = [
@@ -146,14 +146,15 @@ def note_secrets(response: aiohttp.ClientResponse, secrets: tuple[str, ...]) -> 
     vars(response)[_SECRETS] = secrets
 
 
-def retry_after_of(response: aiohttp.ClientResponse) -> float | None:
-    """What ``Retry-After`` says, in seconds from now. None: nothing that can be understood."""
-    value = response.headers.get("Retry-After")
-    if value is None:
+def retry_after_of(answer: aiohttp.ClientResponse | aiohttp.ClientResponseError) -> float | None:
+    """Return what ``Retry-After`` says, in seconds from now. None: nothing that can be understood."""
+    headers = answer.headers
+    value = None if headers is None else headers.get("Retry-After")
+    if headers is None or value is None:
         return None
     # Measured on the server's own clock, where it tells it, a date is right even when ours is wrong.
     now = time.time()
-    their_now = parse_http_date(response.headers.get("Date"), now)
+    their_now = parse_http_date(headers.get("Date"), now)
     return parse_retry_after(value, now if their_now is None else their_now)
 
 
@@ -217,7 +218,10 @@ def service_works(error: LamellaError) -> bool | None:
         return None
     if isinstance(error, ConnectTimeout) and error.in_pool:
         return None
-    return isinstance(error, ClientFault)
+    if isinstance(error, ClientFault):
+        return True
+    # A rate limit told by 503 is no outage, and a real one may be told in the same way.
+    return None if is_rate_limit(error.outcome, error.retry_after) else False
 
 
 def shown_cause(exc: Exception) -> Exception | None:
@@ -306,14 +310,24 @@ def _reason(kind: type[TransportError], exc: Exception) -> str:
     return _IN_OPENSSL.sub("", str(exc)) or type(exc).__name__
 
 
-def rate_limited(request: aiohttp.ClientRequest, rules: RuleBook | None, *, since: float, until: float) -> RateLimited:
-    """The error for a call whose turn would come too late. *since* is in seconds before now, *until* from now."""
+def rate_limited(
+    request: aiohttp.ClientRequest,
+    rules: RuleBook | None,
+    *,
+    since: float,
+    until: float,
+    stopped: StopReason = StopReason.DEADLINE,
+) -> RateLimited:
+    """Return the error for a call that a rate limit holds up for too long.
+
+    *since* is in seconds before now, *until* in seconds from now.
+    """
     return RateLimited(
         request.method,
         request.url,
         (rules or _NO_RULES).rule_for(RateLimited.failure),
         since=since,
         until=until,
-        stopped=StopReason.DEADLINE,
+        stopped=stopped,
         secrets=secrets_of(request),
     )

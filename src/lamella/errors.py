@@ -22,7 +22,7 @@
         ├── AttemptTimeout (TimeoutError)               no answer in time
         └── NotSent                                     lamella itself did not send it
             ├── CircuitOpen                             the service is known to be down
-            └── RateLimited                             its turn would come after its deadline
+            └── RateLimited                             the rate limit would keep it waiting for too long
 
 They derive from aiohttp's own, so that ``except aiohttp.ClientError`` goes on working. None derives from
 ``ClientOSError`` or ``ServerDisconnectedError``: on those aiohttp runs all middlewares a second time by itself.
@@ -351,7 +351,10 @@ class CircuitOpen(NotSent):
 
 
 class RateLimited(NotSent):
-    """Not sent: its turn under the rate limit would come after its deadline."""
+    """Not sent: its turn under the rate limit would come after its deadline, or the server asks for too long a wait.
+
+    ``stopped`` says which: ``deadline`` or ``wait_too_long``.
+    """
 
     failure = Failure.RATE_LIMITED
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from bisect import bisect_left, insort
+from collections.abc import Awaitable, Callable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Final
 
@@ -17,9 +18,11 @@ _turns: Final = itertools.count()
 
 # By how many seconds the same moment may differ when it is reckoned twice.
 _NOISE: Final = 1e-3
+_MANY: Final = 20
+"""The first in the queue asks again each time that so many more wait: a longer queue may let more go at once."""
 
-Ask = Callable[[Call, int, int], Awaitable[Sent | Hold]]
-"""Whether a call may go now, by the number of those in flight, and of those that come first."""
+Ask = Callable[[Call, Sequence[float], int], Awaitable[Sent | Hold]]
+"""Whether a call may go now, by the moments when those in flight were sent, and the number of those that come first."""
 
 
 class _Waiter:
@@ -63,11 +66,22 @@ class Gate:
     """Lets the calls for one account pass, one after another, as *ask* says.
 
     Only the first in the queue asks, in its own task. When it goes, or is cancelled, the next one is woken: so there
-    is no task and no timer but those of calls that wait. *count* is told of each call that begins to wait (1), and of
-    each that has ended to (-1).
+    is no task and no timer but those of calls that wait. *count* is called for each call that begins to wait (1), and
+    for each that no longer does (-1).
     """
 
-    __slots__ = ("_ask", "_asking", "_count", "_gone", "_queue", "_youngest", "closed_until", "in_flight", "parked")
+    __slots__ = (
+        "_ask",
+        "_asking",
+        "_count",
+        "_gone",
+        "_queue",
+        "_youngest",
+        "closed_until",
+        "parked",
+        "sent",
+        "too_long",
+    )
 
     def __init__(self, ask: Ask, count: Callable[[int], None]) -> None:
         self._ask = ask
@@ -79,11 +93,19 @@ class Gate:
         """Whether the one that was the first is waiting for the answer to what it has asked."""
         self._youngest = -1
         """The highest turn that there has been."""
-        self.in_flight = 0
+        self.sent: list[float] = []
+        """When each send that is in flight was made, by the store's clock, the oldest first."""
         self.parked = 0
-        """How many calls have had to wait, all in all."""
+        """How many calls have had to wait so far."""
         self.closed_until = 0.0
         """By the loop's clock, as far as is known here."""
+        self.too_long = False
+        """Whether that is too long for a call to wait."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many sends are under way."""
+        return len(self.sent)
 
     @property
     def waiting(self) -> int:
@@ -95,10 +117,16 @@ class Gate:
         """Whether nobody waits, so that a call may ask at once, without :meth:`enter`."""
         return not self._queue
 
-    def let_pass(self, call: Call) -> None:
+    def let_pass(self, call: Call, sent: Sent) -> None:
         """*call* has asked at once, and may be sent."""
-        self.in_flight += 1
+        self._goes(sent)
         self._turn(call)
+
+    def _goes(self, sent: Sent) -> None:
+        if not self.sent or self.sent[-1] <= sent.at:
+            self.sent.append(sent.at)
+        else:
+            insort(self.sent, sent.at)  # a slow store, or one with another clock that has failed
 
     def _turn(self, call: Call) -> int:
         if call.turn is None:
@@ -108,13 +136,15 @@ class Gate:
         return call.turn
 
     async def enter(self, call: Call) -> Sent | Hold:
-        """Wait until *call* may be sent. A Hold: its turn would come after its deadline, so it did not wait for it.
+        """Wait until *call* may be sent. A Hold: that would be after its deadline or take too long, so it did not wait.
 
         A call that comes again keeps its place before all that came later.
         """
         loop = asyncio.get_running_loop()
         waiter = _Waiter(call, self._turn(call), loop)
         heappush(self._queue, waiter)
+        if not self.waiting % _MANY and self.closed_until <= loop.time():
+            self._first_wakes()
         try:
             return await self._wait(waiter)
         finally:
@@ -132,18 +162,21 @@ class Gate:
             now = loop.time()
             seconds = None
             if first or (call.deadline is not None and call.parked is None):
-                answer = await (
-                    self._ask_first(waiter) if first else self._ask(call, self.in_flight, self._ahead(waiter))
-                )
+                answer = await (self._ask_first(waiter) if first else self._ask(call, self.sent, self._ahead(waiter)))
                 if isinstance(answer, Sent):
                     return answer
                 now, seconds = loop.time(), answer.seconds
                 if answer.closed and seconds is not None and now + seconds > self.closed_until + _NOISE:
-                    self.close(now + seconds)  # somebody with whom we share the store was refused
-                if _too_late(call, now, seconds):
+                    # Another process that shares the store was refused.
+                    self.close(now + seconds, too_long=answer.too_long)
+                if answer.too_long or _too_late(call, now, seconds):
                     return answer
-            if _too_late(call, now, self.closed_until - now):
-                return Hold(self.closed_until - now, closed=True)
+                if answer.again is not None:
+                    seconds = answer.again if seconds is None else min(seconds, answer.again)
+            closed_for = self.closed_until - now
+            too_long = self.too_long and closed_for > 0
+            if too_long or _too_late(call, now, closed_for):
+                return Hold(closed_for, closed=True, too_long=too_long)
             if call.parked is None:
                 self.parked += 1
                 self._count(1)
@@ -154,9 +187,9 @@ class Gate:
     async def _ask_first(self, waiter: _Waiter) -> Sent | Hold:
         self._asking = True
         try:
-            answer = await self._ask(waiter.call, self.in_flight, 0)
+            answer = await self._ask(waiter.call, self.sent, 0)
             if isinstance(answer, Sent):
-                self.in_flight += 1
+                self._goes(answer)
             return answer
         finally:
             self._asking = False
@@ -170,19 +203,22 @@ class Gate:
             return max(self.waiting - 1, 1)
         return max(sum(1 for other in self._queue if other < waiter and not other.left), 1)
 
-    def left(self) -> None:
+    def left(self, sent: Sent) -> None:
         """A send has ended: perhaps the next one can go."""
-        self.in_flight -= 1
+        del self.sent[bisect_left(self.sent, sent.at)]
         if self._queue:
             self._first_wakes()
 
-    def close(self, until: float) -> None:
-        """Nothing passes *until* then, by the loop's clock: whoever cannot wait so long has to know it now."""
-        self.closed_until = until
+    def close(self, until: float, *, too_long: bool = False) -> None:
+        """Let nothing pass before *until*, by the loop's clock, and wake the calls that cannot wait until then.
+
+        *too_long* means that none can.
+        """
+        self.closed_until, self.too_long = until, too_long
         for waiter in self._queue:
             if waiter.call.parked is not None:
                 waiter.call.parked = waiter.call.parked[0], until
-            if waiter.call.deadline is not None and waiter.call.deadline <= until:
+            if too_long or (waiter.call.deadline is not None and waiter.call.deadline <= until):
                 waiter.wake()
 
     def _first(self) -> _Waiter | None:

@@ -37,7 +37,7 @@ class TestARun:
         reasons = Counter(end.error.stopped for end in result.ended if end.error)
         assert set(reasons) == {
             StopReason.ATTEMPTS_USED_UP,
-            StopReason.DEADLINE,
+            StopReason.WAIT_TOO_LONG,
             StopReason.NOT_RETRYABLE,
             StopReason.UNSAFE_METHOD,
         }

@@ -45,6 +45,16 @@ BODIES = st.sampled_from(["none", "bytes", "stream"])
 IDEMPOTENT: Final = {"GET", "PUT", "DELETE"}
 
 
+def _asked(step: int | Reply | Fault) -> float | None:
+    """For how many seconds it asks."""
+    said = step.headers.get("Retry-After", "") if isinstance(step, Reply) else ""
+    return float(said) if said.isdigit() else None
+
+
+def _is_rate_limit(step: int | Reply | Fault) -> bool:
+    return isinstance(step, Reply) and (step.status == 429 or (step.status == 503 and _asked(step) is not None))
+
+
 async def _stream() -> Any:
     yield b"a "
     yield b"stream"
@@ -129,14 +139,16 @@ class RetryMachine(RuleBasedStateMachine):
             waited = after.at - before.at
             assert waited <= LONGEST + TIMEOUT
             assert waited >= {429: 10, 500: 2, 503: 1}.get(status or 0, 0) - 1e-6
-        # A 429 costs nothing; all others take from the budget, but for one on a connection that was closed while idle.
+        # A rate limit costs nothing; all others take from the budget, but for one on a connection closed while idle.
         outcomes = [sent.outcome for sent in sends[:-1]]
-        costly = sum(outcome != 429 for outcome in outcomes)
+        costly = sum(not _is_rate_limit(step) for step in steps[: len(outcomes)])
         self.free -= costly - (Fault.RESET_BEFORE_HEADERS in outcomes)
         assert self.free >= -1e-6
-        self._check_end(error, sends, took, body)
+        self._check_end(error, sends, took, body, _asked([*steps, WELL][len(sends) - 1]))
 
-    def _check_end(self, error: LamellaError | None, sends: list[Any], took: float, body: str) -> None:
+    def _check_end(
+        self, error: LamellaError | None, sends: list[Any], took: float, body: str, asked: float | None
+    ) -> None:
         last = sends[-1].outcome
         if error is None:
             assert isinstance(last, int)
@@ -163,6 +175,9 @@ class RetryMachine(RuleBasedStateMachine):
             case StopReason.DEADLINE:
                 longest = max((record.waited for record in error.attempts), default=0.0)
                 assert longest <= LONGEST
+            case StopReason.WAIT_TOO_LONG:
+                assert asked is not None
+                assert asked > LONGEST
             case _:
                 raise AssertionError(f"nothing here stops a call for {error.stopped}")
 

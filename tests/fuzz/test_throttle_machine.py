@@ -79,6 +79,7 @@ class Call:
     """Whether a 429 is an error already, as `Classify` has it."""
     task: asyncio.Task[Any] | None = None
     abandoned: bool = False
+    sent_at: float = 0.0
     told_to_go: int | None = None
     """How often it had been told to go away when its send ended. None: it has not."""
 
@@ -116,6 +117,8 @@ class Account:
     closings: int = 0
     refusals: int = 0
     """How many times it was closed since something last passed."""
+    shut: bool = False
+    """Whether it is closed for longer than the rule allows."""
     moved: float = 0.0
     """When a send last began or ended."""
     unnoted: set[Call] = field(default_factory=set)
@@ -250,7 +253,7 @@ class ThrottleMachine(RuleBasedStateMachine):
         if self.at < account.closed_until:
             closings -= 1  # it had leave before that
         account.flying.add(call)
-        account.moved = self.at
+        account.moved = call.sent_at = self.at
         counts = True
         try:
             await asyncio.sleep(call.latency / 2)
@@ -275,19 +278,28 @@ class ThrottleMachine(RuleBasedStateMachine):
         if status == 429:
             return self._refused(call, request, closings)
         if closings == account.closings:
-            account.refusals = 0
+            account.refusals, account.shut = 0, False
         return Answer(status)  # type: ignore[return-value]
 
     def _refused(self, call: Call, request: aiohttp.ClientRequest, closings: int) -> aiohttp.ClientResponse:
         """The gate is closed, if not by a refusal of the same time already."""
         account, asked = call.account, call.retry_after
         seconds = float(asked) if asked and asked.isdigit() else None
-        if closings == account.closings:
+        if seconds is not None and seconds > BACKOFF.maximum:
+            if self.at + seconds > account.closed_until:
+                account.closings += 1
+                account.refusals = max(account.refusals, 1)
+                account.shut = True
+                account.closed_at, account.closed_until = self.at, self.at + seconds
+                if self.memory:
+                    self.loop.call_soon(self._is_closed, call)
+        elif closings == account.closings:
             account.closings += 1
-            account.refusals += 1
+            account.refusals = 1 if account.shut else account.refusals + 1
+            account.shut = False
             # Which of two answers a slow store hears of first nobody knows.
             least = max(BACKOFF.floor(account.refusals), seconds or 0.0) if self.memory else 60.0
-            account.closed_at, account.closed_until = self.at, self.at + min(least, BACKOFF.maximum)
+            account.closed_at, account.closed_until = self.at, self.at + least
             if self.memory:
                 self.loop.call_soon(self._is_closed, call)
         if call.raised:
@@ -309,8 +321,12 @@ class ThrottleMachine(RuleBasedStateMachine):
         for other, since in account.waiting.items():
             if other.number < call.number and other.layer == call.layer and since <= now - self.late and not other.goes:
                 self.wrong.append(f"the {call.number}th call has overtaken the {other.number}th")
-        if self.memory and account.refusals and any(other.layer == call.layer for other in account.flying):
-            self.wrong.append("not alone, though nothing has passed since it was closed")
+        if self.memory and account.refusals:
+            for other in account.flying:
+                # A slow one, or one that was sent before it was closed, tells nothing, so the others go on.
+                lately = max(account.closed_until, now - 1.0) + NEAR
+                if other.layer == call.layer and other.sent_at > lately:
+                    self.wrong.append("not alone, though nothing has passed since it was closed")
         if (stated := self.stated) is not None:
             recent = sum(
                 (other.layer == call.layer or at < now - self.late) and other not in account.unnoted
@@ -342,7 +358,11 @@ class ThrottleMachine(RuleBasedStateMachine):
 
     def _told_too_late(self, call: Call, error: RateLimited) -> None:
         assert error.retry_after is not None
-        if error.stopped is not StopReason.DEADLINE or call.deadline is None:
+        if error.stopped is StopReason.WAIT_TOO_LONG:
+            opens = self.at + error.retry_after
+            if not call.account.shut or abs(opens - call.account.closed_until) > NEAR + self.late:
+                self.wrong.append(f"it is not closed until {opens}")
+        elif error.stopped is not StopReason.DEADLINE or call.deadline is None:
             self.wrong.append("a call is told that it is too late that has all the time there is")
         elif self.at + error.retry_after < call.deadline - NEAR:
             self.wrong.append(f"it could have been sent {call.deadline - self.at - error.retry_after} s before its end")
@@ -503,6 +523,7 @@ class ThrottleMachine(RuleBasedStateMachine):
                 assert sum(gate.waiting for gate in gates) == len(waiting)
                 assert sum(gate.in_flight for gate in gates) == len(flying)
             for call in waiting:
+                assert not call.account.shut or self.at > call.account.closed_until - NEAR, "it waits for too long"
                 closed = throttle.closed_for(URL(SERVER), f"/{call.account.name}")
                 assert call.goes or call.deadline is None or self.at + closed < call.deadline or not closed
 

@@ -242,7 +242,7 @@ async def test_a_retry_after_without_end_stops_at_once(serve: Serve, virtual_tim
     ) as session:
         with pytest.raises(TooManyRequests) as caught:
             await session.get("/")
-    assert caught.value.stopped is StopReason.DEADLINE
+    assert caught.value.stopped is StopReason.WAIT_TOO_LONG
     assert virtual_time.elapsed < 1
 
 

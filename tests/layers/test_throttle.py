@@ -293,9 +293,10 @@ async def test_also_when_it_waits_already_and_has_been_sent_before(serve: Serve,
 
 
 async def test_when_the_deadline_itself_ends_the_wait(serve: Serve, virtual_time: VirtualClock) -> None:
-    """Nobody could know before that its turn would not come: the one before it took too long."""
+    """It could not be known before that its turn would not come: the one before it took too long."""
     server = Server([429], latency=0.1)
-    async with client(await serve(server), *stack(MINUTE, deadline=100.0, attempts=1)) as session:
+    layers = stack(MINUTE, deadline=100.0, attempts=1, limit=Limit(1, 10))
+    async with client(await serve(server), *layers) as session:
         with pytest.raises(TooManyRequests):
             await get(session)
         server.latency = 70.0
@@ -345,7 +346,7 @@ async def test_and_so_is_the_next_try_of_one_that_had_waited_in_vain(serve: Serv
             await asyncio.sleep(1)  # now nobody is in front of it
             return await handler(request)
 
-    layers = stack(MINUTE, deadline=100.0, attempts=1, attempt_timeout=None)
+    layers = stack(MINUTE, deadline=100.0, attempts=1, attempt_timeout=None, limit=Limit(1, 0.5))
     async with client(await serve(server), once_more, *layers) as session:
         with pytest.raises(TooManyRequests):
             await get(session)

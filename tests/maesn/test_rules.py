@@ -132,5 +132,5 @@ def test_retry_after_only_lengthens_a_wait_and_never_beyond_an_hour(asked: float
         retry_after=asked,
     )
 
-    assert decision.stop is (StopReason.DEADLINE if wait is None else None)
+    assert decision.stop is (StopReason.WAIT_TOO_LONG if wait is None else None)
     assert decision.wait == (asked if wait is None else wait)

@@ -25,8 +25,10 @@ REFUSALS: list[tuple[dict[str, Any], StopReason]] = [
     ({"method": "POST"}, StopReason.UNSAFE_METHOD),
     ({"replayable": False}, StopReason.BODY_NOT_REPLAYABLE),
     ({"number": 5}, StopReason.ATTEMPTS_USED_UP),
+    ({"retry_after": 101.0}, StopReason.WAIT_TOO_LONG),
     ({"elapsed": 95.0, "deadline": 100.0}, StopReason.DEADLINE),
 ]
+TOO_LATE = {StopReason.DEADLINE, StopReason.WAIT_TOO_LONG}
 
 
 def ask(outcome: Outcome = 500, *, rules: RuleBook = RULES, random: float = 0.0, **changes: Any) -> Decision:
@@ -51,8 +53,8 @@ def test_each_objection_stops_by_itself(change: dict[str, Any], reason: StopReas
     decision = ask(**change)
 
     assert (decision.rule, decision.stop) == (RULES.rule_for(change.get("outcome", 500)), reason)
-    # Only of a wait that is too long there is one to tell of.
-    assert (decision.wait is None) is (decision.source is None) is (reason is not StopReason.DEADLINE)
+    # A decision has a wait only where that is what is too long.
+    assert (decision.wait is None) is (decision.source is None) is (reason not in TOO_LATE)
 
 
 @pytest.mark.parametrize("first", range(len(REFUSALS)))
@@ -72,6 +74,7 @@ def test_the_reasons_of_the_design_are_all_there_and_policy_gives_those_that_it_
         "not retryable",
         "attempts used up",
         "deadline",
+        "wait too long",
         "unsafe method",
         "body not replayable",
         "retry budget empty",
@@ -162,7 +165,8 @@ def test_the_longer_of_retry_after_and_the_rule_is_waited(
 
 @pytest.mark.parametrize("retry_after", [nextafter(100, inf), 101.0, 1e300, inf])
 def test_a_server_that_asks_for_more_than_the_maximum_is_not_asked_again(retry_after: float) -> None:
-    assert ask(retry_after=retry_after).stop is StopReason.DEADLINE
+    for deadline in (None, 1.0, 1e9):
+        assert ask(retry_after=retry_after, deadline=deadline).stop is StopReason.WAIT_TOO_LONG
 
 
 def test_after_a_stale_connection_the_next_send_is_immediate() -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella import Backoff, Failure, Outcome, Rule, RuleBook
+from lamella.policy import is_rate_limit
 
 WAIT = Backoff(1, maximum=8)
 RETRIED = Rule(429, "exact", retry=WAIT)
@@ -206,3 +207,22 @@ def test_a_book_survives_copying() -> None:
     for again in (copy.copy(FULL), copy.deepcopy(FULL)):
         assert again == FULL
         assert [again.rule_for(outcome) for outcome in OUTCOMES] == [FULL.rule_for(outcome) for outcome in OUTCOMES]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "retry_after", "limit"),
+    [
+        (429, None, True),
+        (429, 1.0, True),
+        (503, 1.0, True),
+        (503, 0.0, True),
+        (503, 1e9, True),
+        (503, None, False),
+        *((status, after, False) for status in (400, 403, 500, 502, 504, 529) for after in (None, 1.0)),
+        *((failure, after, False) for failure in Failure for after in (None, 1.0)),
+    ],
+)
+def test_429_is_a_rate_limit_and_503_where_it_says_when_to_come_back(
+    outcome: Outcome, retry_after: float | None, limit: bool
+) -> None:
+    assert is_rate_limit(outcome, retry_after) is limit

@@ -228,7 +228,7 @@ async def test_an_attempt_took_what_the_server_took(
 async def test_who_waited_for_the_pace_when_it_closed_is_counted(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
-    async with client(await serve(Server(429)), tracing, metering) as session:
+    async with client(await serve(Server(429, latency=0.2)), tracing, metering) as session:
         tasks = [asyncio.create_task(get(session)) for _ in range(7)]
         await asyncio.sleep(0.1)
         assert metering.value("lamella.calls.parked") == 3  # four go at once where nothing is known
@@ -247,6 +247,25 @@ async def test_waiting_for_the_pace_is_no_refusal(
     assert told == {"lamella.wait": pytest.approx(60.5, abs=0.01), "lamella.parked_by": "pace"}
     assert episodes(tracing) == []
     assert metering.points("lamella.rate_limit.episodes") == []
+
+
+async def test_a_wait_that_is_too_long_is_the_reason_of_both_calls(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
+) -> None:
+    async def quota(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=429, headers={"Retry-After": "43200"})
+
+    async with client(await serve(quota), tracing, metering) as session:
+        for error_type in ("429", "RateLimited"):
+            tracing.exporter.clear()
+            with pytest.raises(LamellaError):
+                await get(session)
+            assert given(tracing.call)["lamella.stop_reason"] == "wait_too_long"
+            [stop] = events(tracing.call, "lamella.stop")
+            assert (stop["lamella.stop_reason"], stop["error.type"]) == ("wait_too_long", error_type)
+    assert tracing.sends == []
+    stops = metering.points("lamella.call.stops")
+    assert [(attributes["lamella.stop_reason"], count) for attributes, count in stops] == [("wait_too_long", 1)] * 2
 
 
 async def test_whose_turn_comes_too_late_is_told_as_such(

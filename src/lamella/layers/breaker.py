@@ -17,9 +17,9 @@ from opentelemetry.util.types import AttributeValue
 
 from lamella import telemetry
 from lamella.call import ORDER, Call, Layer, Send, secrets_of
-from lamella.classification import ERROR_STATUS, service_works, transport_error
+from lamella.classification import ERROR_STATUS, retry_after_of, service_works, transport_error
 from lamella.errors import CircuitOpen, LamellaError
-from lamella.policy import Failure, RuleBook, StopReason, circuit
+from lamella.policy import Failure, RuleBook, StopReason, circuit, is_rate_limit
 from lamella.policy.circuit import CircuitPhase, CircuitSettings, CircuitState, Leave, Refusal, Turn
 from lamella.state import MemoryStore, SharedState, Store
 
@@ -37,11 +37,11 @@ class Breaker(Layer):
     """Refuses calls at once with :class:`lamella.CircuitOpen` while their service is down.
 
     It counts sends: one that ends in a status of 500 or more, or without an answer, has failed; any other answer is
-    a success, 429 included. A send is neither if it was cancelled, if lamella itself did not make it, if it got no
-    connection of the session's pool in time, or if it ended in :class:`lamella.CertificateInvalid` or
-    :class:`lamella.ProxyRefused`. When too many have failed, the circuit opens: calls are refused, and calls that wait
-    for their next try stop. After *open_for* seconds a few probes pass: it closes if they end well, and opens again if
-    one does not.
+    a success, 429 included. A send is neither if it was cancelled, if lamella itself did not make it, if it was refused
+    by 503 with ``Retry-After`` (a rate limit), if it got no connection of the session's pool in time, or if it ended in
+    :class:`lamella.CertificateInvalid` or :class:`lamella.ProxyRefused`. When too many have failed, the circuit opens:
+    calls are refused, and calls that wait for their next attempt stop. After *open_for* seconds a few probes pass: it
+    closes if they end well, and opens again if one does not.
 
     It stands outside of ``Retry``, which tells it of every send, so that a refused call does not wait; and inside of
     ``RequestSpan``, which tells of the refusal. Without a ``Retry`` it sees the last outcome alone.
@@ -108,9 +108,9 @@ class Breaker(Layer):
 
     def end(self, request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse, now: float) -> bool:
         memory, passage = self._shared.memory, call.circuit
-        if memory is None or not isinstance(passage, _Passage):
+        if memory is None or not isinstance(passage, _Passage) or response.status >= _SERVER_STATUS:
             return False
-        passage.answered_at_once(memory, now, response.status)
+        passage.answered_at_once(memory, now)
         call.circuit = None
         return True
 
@@ -158,7 +158,7 @@ class Breaker(Layer):
             await passage.failed(exc)
             raise
         try:
-            await passage.answered(response.status)
+            await passage.answered(response)
         except BaseException:
             # A slow store, and the caller has gone: nobody will read the answer.
             response.release()
@@ -206,13 +206,12 @@ class _Passage:
         state = memory.of(self._key, CircuitState)
         return self._entered(circuit.admit(state, memory.now(now), self._breaker._settings, send))
 
-    def answered_at_once(self, memory: MemoryStore, now: float, status: int) -> None:
-        """As `answered`."""
+    def answered_at_once(self, memory: MemoryStore, now: float) -> None:
+        """As `answered`, for an answer that is a success."""
         if self._send is None or self._leave is None:
             return
-        change = circuit.failed if status >= _SERVER_STATUS else circuit.succeeded
         state = memory.of(self._key, CircuitState)
-        turn = change(state, memory.now(now), self._breaker._settings, self._send, self._leave.epoch)
+        turn = circuit.succeeded(state, memory.now(now), self._breaker._settings, self._send, self._leave.epoch)
         self._send = None
         if turn is not None:
             self._tell(turn)
@@ -244,17 +243,20 @@ class _Passage:
 
     async def failed(self, error: BaseException) -> None:
         """The send has ended in *error*, whatever that says of the service."""
-        match _works(self._request, self._call, error):
+        await self._judged(_works(self._request, self._call, error))
+
+    async def answered(self, response: aiohttp.ClientResponse) -> None:
+        """The send has ended in an answer."""
+        await self._judged(_works_by(response.status, response))
+
+    async def _judged(self, works: bool | None) -> None:
+        match works:
             case None:
                 await self.give_back()
             case True:
                 await self._settle(circuit.succeeded)
             case False:
                 await self._settle(circuit.failed)
-
-    async def answered(self, status: int) -> None:
-        """The send has ended in an answer."""
-        await self._settle(circuit.failed if status >= _SERVER_STATUS else circuit.succeeded)
 
     async def _settle(self, change: Callable[[CircuitState, float, CircuitSettings, str, str], Turn | None]) -> None:
         if self._send is None or self._leave is None:
@@ -332,8 +334,15 @@ class _Passage:
         _LOGGER.log(level, "%s", message, extra={**server, **state, **telemetry.ids_of(span)})
 
 
+def _works_by(status: int, answer: aiohttp.ClientResponse | aiohttp.ClientResponseError) -> bool | None:
+    """Return whether the service works, going by the *status* of an *answer*. None: it says nothing of that."""
+    if status < _SERVER_STATUS:
+        return True
+    return None if is_rate_limit(status, retry_after_of(answer)) else False
+
+
 def _works(request: aiohttp.ClientRequest, call: Call, error: BaseException) -> bool | None:
-    """Whether the service works, going by the *error* of a send. None: it says nothing of that."""
+    """Return whether the service works, going by the *error* of a send. None: it says nothing of that."""
     if isinstance(error, LamellaError):
         # One that says why it stopped is the end of another call, which a layer below made, or of no send at all.
         return service_works(error) if error.stopped is None else None
@@ -341,5 +350,5 @@ def _works(request: aiohttp.ClientRequest, call: Call, error: BaseException) -> 
         return service_works(failure)
     # What others make of a status.
     if isinstance(error, aiohttp.ClientResponseError) and error.status >= ERROR_STATUS:
-        return error.status < _SERVER_STATUS
+        return _works_by(error.status, error)
     return None

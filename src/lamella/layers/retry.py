@@ -40,14 +40,13 @@ from lamella.errors import (
     LamellaError,
     NotSent,
 )
-from lamella.policy import Decision, RetryBudget, RuleBook, StopReason, WaitSource, decide
+from lamella.policy import Decision, RetryBudget, RuleBook, StopReason, WaitSource, decide, is_rate_limit
 from lamella.policy.budget import Spent, take
 from lamella.request_body import is_replayable, note_interruption, rewind
 from lamella.state import SharedState, Store
 
 __all__ = ["Retry"]
 
-_RATE_LIMITED = 429
 _BUDGET = "retry-budget"
 _NAME = f"{__name__}.Retry"
 """By which stamina's hooks are told of a retry."""
@@ -436,7 +435,8 @@ class _Series:
         """It was not sent, and *error* says why: that is the end of the call."""
         self._call.stopped, self._call.rule = error.stopped, error.rule
         error.attempts = self._call.records
-        self._event(telemetry.STOP_EVENT, None, {telemetry.STOP_REASON: StopReason.DEADLINE.value}, error=error)
+        reason = error.stopped or StopReason.DEADLINE
+        self._event(telemetry.STOP_EVENT, None, {telemetry.STOP_REASON: reason.value}, error=error)
         telemetry.log_failure(error, self._call.span)
 
     def _own(self, error: LamellaError) -> None:
@@ -524,7 +524,7 @@ class _Series:
 
     async def _affordable(self, budget: RetryBudget, error: LamellaError, decision: Decision) -> bool:
         """Whether the *budget* of the session has a retry left, which is taken."""
-        if error.outcome == _RATE_LIMITED or decision.source is WaitSource.IMMEDIATE:
+        if is_rate_limit(error.outcome, error.retry_after) or decision.source is WaitSource.IMMEDIATE:
             return True
         if isinstance(error, ConnectTimeout) and error.in_pool:
             return True  # it did not reach the service

@@ -1,4 +1,4 @@
-"""``Throttle``: everybody of one account keeps to its rate limit, and waits together when it is exceeded."""
+"""``Throttle``: the calls of one account keep to its rate limit, and wait together when it is exceeded."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from itertools import islice
 from typing import Final, TypeVar, TypeVarTuple
@@ -24,11 +24,11 @@ from yarl import URL
 
 from lamella import telemetry
 from lamella.call import ORDER, Call, Layer, Origin, Send, origin_text
-from lamella.classification import rate_limited, require_open, retry_after_of
+from lamella.classification import ERROR_STATUS, rate_limited, require_open, retry_after_of
 from lamella.errors import ApiError, CertificateInvalid, ConnectFailed, NotSent
 from lamella.gate import Gate
-from lamella.policy import Limit, RuleBook
-from lamella.policy.pace import Hold, Pace, Sent, answered, earliest, learned, lost, next_turn, refused
+from lamella.policy import Limit, RuleBook, StopReason, is_rate_limit
+from lamella.policy.pace import Hold, Pace, Sent, answered, earliest, is_too_long, learned, lost, next_turn, refused
 from lamella.state import SharedState, Store
 
 __all__ = ["Throttle"]
@@ -39,7 +39,7 @@ _Ts = TypeVarTuple("_Ts")
 _LOGGER: Final = logging.getLogger("lamella")
 
 _REFUSED: Final = 429
-# Where no rule says how long to wait after a refusal, a limit is supposed to be for a minute.
+# Where no rule says how long to wait after a refusal, a limit is assumed to be for a minute.
 _PERIOD: Final = 60.0
 _MOST_ACCOUNTS: Final = 10_000
 
@@ -47,19 +47,24 @@ _MOST_ACCOUNTS: Final = 10_000
 class Throttle(Layer):
     """Makes the calls for one account wait for their turn, so that its rate limit refuses as few as possible.
 
-    The first 429 closes the gate for all calls of that account, for the wait that the rule or ``Retry-After`` asks for.
-    What waits at the gate is not sent, so it uses up no attempt. How many pass in which time is learned from what comes
-    back (``lamella.policy.pace`` says how), so that later refusals are rare. Within an account it is first come, first
-    served; a call that is sent again comes before all that are younger. No account waits for another.
+    The first refusal (429, or 503 with ``Retry-After``) closes the gate for all calls of that account, for the wait
+    that the rule or ``Retry-After`` asks for. What waits at the gate is not sent, so it uses up no attempt. How many
+    pass in which time is learned from the answers (``lamella.policy.pace`` says how), so that later refusals are rare.
+    Within an account it is first come, first served; a call that is sent again comes before all that are younger. No
+    account waits for another.
+
+    Where the server asks for a longer wait than the rule's maximum, no call waits for that: until the moment that the
+    server has given, the calls of that account fail at once with :class:`lamella.RateLimited`.
 
     It stands inside of ``Retry``, since every send counts against the limit, and outside of ``AttemptSpan``, whose
     time is the server's and not ours. Without ``Retry`` a refused call fails, and the others wait all the same. In
     stamina's test mode it lets everything pass.
 
     Args:
-        rules: What a 429 means, and for how long it closes the gate.
-        limit: The limit, if it is known: then nothing is refused, unless others share the account. None means that
-            it is learned.
+        rules: What 429 and 503 mean, and for how long they close the gate.
+        limit: The limit, if it is known: then nothing is refused, unless others share the account. Each call counts
+            until it is answered, so a long poll holds its place for as long as it takes. None means that the limit is
+            learned.
         key: Which account a request belongs to; None, or a *key* that answers None, means that all requests to one
             origin are of one account. The answer may be a credential: no store gets it and nothing shows it, but a
             hash of it.
@@ -84,8 +89,8 @@ class Throttle(Layer):
     ) -> None:
         self.shared = {"store": store, "tracer_provider": tracer_provider, "meter_provider": meter_provider}
         self._rules = rules
-        self._backoff = rules.rule_for(_REFUSED).retry
-        self._period = (self._backoff.low if self._backoff else 0.0) or _PERIOD
+        backoff = rules.rule_for(_REFUSED).retry
+        self._period = (backoff.low if backoff else 0.0) or _PERIOD
         self._limit = limit
         self._key = key
         self._state = SharedState(store)
@@ -122,10 +127,10 @@ class Throttle(Layer):
             return False
         # Nobody waits, and nothing need be waited for: most calls just pass.
         pace = memory.of(account.name, Pace)
-        turn = next_turn(pace, memory.now(now), gate.in_flight, self._period, self._limit)
+        turn = next_turn(pace, memory.now(now), gate.sent, self._period, self._limit)
         if not isinstance(turn, Sent):
             return False
-        gate.let_pass(call)
+        gate.let_pass(call, turn)
         call.account, call.passed, call.pace = account, turn, pace
         return True
 
@@ -134,10 +139,10 @@ class Throttle(Layer):
         if account is None:
             return True
         memory, gate = self._state.memory, account.gate
-        if call.pace is None or memory is None or account.episode is not None or response.status == _REFUSED:
+        if call.pace is None or memory is None or account.episode is not None or response.status >= ERROR_STATUS:
             return False
-        answered(call.pace, memory.now(now), call.passed, gate.in_flight - 1, self._limit)
-        gate.left()
+        answered(call.pace, memory.now(now), call.passed, len(gate.sent) - 1, self._limit)
+        gate.left(call.passed)
         return True
 
     async def complete(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
@@ -153,19 +158,20 @@ class Throttle(Layer):
             try:
                 await self._settle_failure(account, call, sent, exc)
             finally:
-                account.gate.left()
+                account.gate.left(sent)
             raise
         if not self.end(request, call, response, request.loop.time()):
             try:
                 await self._settle_answer(account, call, sent, response)
             finally:
-                account.gate.left()
+                account.gate.left(sent)
         return response
 
     async def wait(self, request: aiohttp.ClientRequest, call: Call, send: Send) -> aiohttp.ClientResponse:
         account = self._account(request, call)
         call.passed = await self._turn(account, call, request)
-        call.account, call.pace = account, None
+        memory = self._state.memory
+        call.account, call.pace = account, None if memory is None else memory.of(account.name, Pace)
         return await self.complete(request, call, send)
 
     async def _turn(self, account: _Account, call: Call, request: aiohttp.ClientRequest) -> Sent:
@@ -176,7 +182,13 @@ class Throttle(Layer):
             return answer
         now = asyncio.get_running_loop().time()
         began = account.episode.began if account.episode is not None else now
-        call.refusal = rate_limited(request, self._rules, since=now - began, until=answer.seconds or 0.0)
+        call.refusal = rate_limited(
+            request,
+            self._rules,
+            since=now - began,
+            until=answer.seconds or 0.0,
+            stopped=StopReason.WAIT_TOO_LONG if answer.too_long else StopReason.DEADLINE,
+        )
         raise call.refusal
 
     async def _parked(self, account: _Account, call: Call) -> Sent | Hold:
@@ -214,24 +226,25 @@ class Throttle(Layer):
             raise
 
     async def _settle(self, account: _Account, call: Call, sent: Sent, status: int, retry_after: float | None) -> None:
-        """Take down what came of a send."""
+        """Record the result of a send."""
         gate = account.gate
-        if status != _REFUSED:
-            ends = await self._noted(call, account, answered, sent, gate.in_flight - 1, self._limit)
-            # Somebody with whom we share the store may have been the first to pass.
+        if not is_rate_limit(status, retry_after):
+            ends = await self._noted(call, account, answered, sent, len(gate.sent) - 1, self._limit)
+            # Another process that shares the store may have been the first to pass.
             if ends or (account.episode is not None and sent.generation > account.episode.generation):
                 await self._reopened(account)
             return
-        wait = await self._noted(call, account, refused, sent, self._backoff, retry_after)
+        backoff = self._rules.rule_for(status).retry
+        wait = await self._noted(call, account, refused, sent, backoff, retry_after)
         if wait is not None:
             now = asyncio.get_running_loop().time()
-            gate.close(now + wait)
+            gate.close(now + wait, too_long=is_too_long(backoff, retry_after))
             if account.episode is None:
                 context = (call.span or trace.get_current_span()).get_span_context()
                 account.episode = _Episode(now, time.time_ns(), context, gate.parked - gate.waiting)
                 self._instruments.episodes.add(1, account.server)
             account.episode.wait += wait
-            account.episode.generation = sent.generation
+            account.episode.generation = max(account.episode.generation, sent.generation)
         if account.episode is not None:
             account.episode.refused += 1
 
@@ -314,14 +327,16 @@ class Throttle(Layer):
                 self._tell(account, account.episode, {})
             del self._accounts[name]
 
-    async def ask(self, account: _Account, call: Call, in_flight: int, ahead: int) -> Sent | Hold:
-        """What the gate of *account* asks."""
+    async def ask(self, account: _Account, call: Call, in_flight: Sequence[float], ahead: int) -> Sent | Hold:
+        """Answer the gate of *account*."""
         update = self._state.update
         if not ahead:
-            return await update(call.span, account.name, Pace, next_turn, in_flight, self._period, self._limit)
+            change = partial(next_turn, waiting=account.gate.waiting)
+            return await update(call.span, account.name, Pace, change, in_flight, self._period, self._limit)
         if self._limit is None:
             return Hold(None, closed=False)
-        return Hold(await update(call.span, account.name, Pace, earliest, in_flight, ahead, self._limit), closed=False)
+        seconds = await update(call.span, account.name, Pace, earliest, len(in_flight), ahead, self._limit)
+        return Hold(seconds, closed=False)
 
     def count(self, account: _Account, number: int) -> None:
         """How the gate of *account* tells of those that wait."""

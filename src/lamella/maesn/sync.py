@@ -15,7 +15,7 @@ import aiohttp
 import anyio
 
 from lamella.batch import AccountStopped, Batch, ItemOutcome, Journal, JournalError
-from lamella.errors import BadRequest, LamellaError, NotFound, Unauthorized
+from lamella.errors import BadRequest, LamellaError, NotFound, RateLimited, Unauthorized
 from lamella.maesn.account import Account
 from lamella.maesn.export import check_output, export
 from lamella.maesn.list_errors import AnswerFailed, EmptyPage
@@ -147,9 +147,10 @@ async def sync(
     may be missing, that holds fewer records than the API counts, or of which a page brings no new record, is read up
     to three times; then its part fails with an :class:`IncompleteList`. What is deleted at the API stays.
 
-    An account that is not let in (401) ends with that; any other failure ends its part alone, and the other pages of
-    the part are stored. In an outage the pages wait, as in :class:`lamella.batch.Batch`. Cancelled, it leaves stored
-    what is stored, and *resume* goes on from there.
+    An account that is not let in (401) ends with that, and so does one whose rate limit lasts for too long
+    (:class:`lamella.RateLimited`: a quota for a day, perhaps). Any other failure ends its part alone, and the other
+    pages of the part are stored. In an outage the pages wait, as in :class:`lamella.batch.Batch`. Cancelled, it leaves
+    stored what is stored, and *resume* goes on from there.
 
     The journal knows the `company_id` and `environment_name` of each account. Where they are others than in the run
     before, all that is stored for the account is dropped, and it is read from the beginning.
@@ -190,7 +191,7 @@ async def sync(
         at_once=at_once,
         account=lambda page: page.list.account.name,
         at_once_per_account=at_once_per_account,
-        stop_on=Unauthorized,
+        stop_on=(Unauthorized, RateLimited),
         patience=patience,
     )
     began = time.monotonic()

@@ -5,7 +5,7 @@ from lamella.policy.budget import RetryBudget
 from lamella.policy.decision import IDEMPOTENT_METHODS, Decision, StopReason, WaitSource, decide
 from lamella.policy.pace import Limit
 from lamella.policy.retry_after import parse_http_date, parse_retry_after
-from lamella.policy.rules import Failure, Outcome, Rule, RuleBook
+from lamella.policy.rules import Failure, Outcome, Rule, RuleBook, is_rate_limit
 
 __all__ = [
     "IDEMPOTENT_METHODS",
@@ -20,6 +20,7 @@ __all__ = [
     "StopReason",
     "WaitSource",
     "decide",
+    "is_rate_limit",
     "parse_http_date",
     "parse_retry_after",
 ]

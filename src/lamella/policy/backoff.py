@@ -23,7 +23,7 @@ class Backoff:
         initial: The first wait: one number, or a range ``(low, high)`` from which each wait is drawn evenly
             before it is multiplied.
         factor: How much longer each wait is than the one before; at least 1.
-        maximum: No wait is longer. A server that asks for more with ``Retry-After`` is not asked again.
+        maximum: No wait is longer. Where a server asks for more with ``Retry-After``, the call stops.
         jitter: The share of the wait that randomness may add; it never takes anything away. None means 0.1
             for a single ``initial`` and 0 for a range, which is random enough by itself.
 

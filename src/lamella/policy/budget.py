@@ -17,8 +17,8 @@ class RetryBudget:
     *reserve*, with which a session begins. So in an outage no more than *share* is added to the load, whatever each
     call by itself would try. gRPC's retry throttling and the retry quota of the AWS SDKs do the same.
 
-    Two kinds of retries are free: after a 429, which says when to come back, and the immediate one on a connection that
-    was closed while idle.
+    Two kinds of retries are free: after a rate limit (429, or 503 with ``Retry-After``), which says when to come back,
+    and the immediate one on a connection that was closed while idle.
 
     Raises:
         ValueError: *share* is below 0 or not finite, or *reserve* is below 1 or not finite.

@@ -14,6 +14,7 @@ IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELET
 """RFC 9110, section 9.2.2: sending one of these twice does what sending it once does."""
 
 # 429: the server refused before it did anything. The others: nothing was sent.
+# 503 is not among them, even as a rate limit: a server may break down while it carries something out.
 _NEVER_CARRIED_OUT: frozenset[Outcome] = frozenset(
     {429, Failure.CONNECT_FAILED, Failure.CERTIFICATE_INVALID, Failure.PROXY_REFUSED}
 )
@@ -29,7 +30,9 @@ class StopReason(StrEnum):
     ATTEMPTS_USED_UP = "attempts_used_up"
     """It was sent as often as is allowed."""
     DEADLINE = "deadline"
-    """The wait would end after the call's deadline, or the server asks for more than the rule's maximum."""
+    """The wait would end after the call's deadline."""
+    WAIT_TOO_LONG = "wait_too_long"
+    """The server asks for a longer wait than the rule's maximum."""
     UNSAFE_METHOD = "unsafe_method"
     """It may have been carried out, and the method is not idempotent."""
     BODY_NOT_REPLAYABLE = "body_not_replayable"
@@ -62,7 +65,7 @@ class Decision:
 
     rule: Rule
     wait: float | None = None
-    """Seconds. With a ``stop`` for the deadline, the wait that would have been too long; with another, None."""
+    """Seconds. Where the ``stop`` is for a wait that would have been too long, that wait; with another one, None."""
     source: WaitSource | None = None
     stop: StopReason | None = None
     """Why there is no further try. None: there is one, after ``wait``."""
@@ -117,6 +120,8 @@ def decide(
         wait, source = rule.retry.wait(number, random), WaitSource.RULE
         if retry_after is not None and retry_after > wait:
             wait, source = retry_after, WaitSource.RETRY_AFTER
-    if wait > rule.retry.maximum or (deadline is not None and elapsed + wait >= deadline):
+    if wait > rule.retry.maximum:
+        return Decision(rule, wait, source, StopReason.WAIT_TOO_LONG)
+    if deadline is not None and elapsed + wait >= deadline:
         return Decision(rule, wait, source, StopReason.DEADLINE)
     return Decision(rule, wait, source)

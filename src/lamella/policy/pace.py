@@ -4,8 +4,9 @@ A refusal is dear. It closes the gate for the wait that the rule or ``Retry-Afte
 the answer to a send is there in a fraction of a second. So the limit is not felt out by many refusals, as additive
 increase and multiplicative decrease would do it, but *measured* with as few as possible:
 
-1. ``burst``: nothing is known. Slow start: some sends at once, and one more in flight for every second answer. At the
-   first refusal we know how many pass at once: N.
+1. ``burst``: nothing is known. Slow start: some sends at once, and one more in flight for every second answer. Where
+   answers are slow it grows with time instead: before anything was refused, no call waits longer than a fraction of a
+   second for the answer to another. At the first refusal we know how many pass at once: N.
 2. ``spread``: N sends again, over a quarter of the period; beyond N one at a time. A window (fixed or sliding) refuses
    at N again, since it counts and does not refill; so it lets N pass a period. A token bucket refills meanwhile: what
    passes beyond N, by the time that it took, is its rate.
@@ -23,13 +24,28 @@ goes out again, and more. Only two in a row at the same number are a limit.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Final, NamedTuple
 
 from lamella.policy.backoff import Backoff
+from lamella.policy.retry_after import LONGEST
 
-__all__ = ["Hold", "Limit", "Pace", "Sent", "answered", "earliest", "learned", "lost", "next_turn", "refused"]
+__all__ = [
+    "Hold",
+    "Limit",
+    "Pace",
+    "Sent",
+    "answered",
+    "earliest",
+    "is_too_long",
+    "learned",
+    "lost",
+    "next_turn",
+    "refused",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +70,18 @@ class Limit:
 _SPREAD: Final = 4.0
 _FIRST_REACH: Final = 4.0
 _GROWTH: Final = 0.5
+_SHARE: Final = 25
+"""Before anything was refused, one in so many of the waiting calls may go at once: so few extra refusals do no harm."""
+_SLOW: Final = (0.21, 0.3)
+"""After how many seconds a send is slow in slow start: twice the fastest answer, within these bounds."""
+_SLOWEST: Final = 4.0
+"""After so many times as long it is a long poll, which says nothing of other calls."""
+_ROOM: Final = 24
+"""For each slow send so many others may go."""
+_MOST_ROOM: Final = 100.0
+"""But no more than that when the first one becomes slow, and four times as many each time that as long has passed."""
+_SLOW_KNOWN: Final = (1.0, 300.0)
+"""Once something was refused: four times the fastest answer, within these bounds."""
 _ENOUGH: Final = 5
 """From how many passed sends on a single refusal tells something of the limit."""
 _STEP: Final = 1.25
@@ -83,7 +111,7 @@ _LONGEST_WAIT: Final = 3600.0
 
 
 class Sent(NamedTuple):
-    """A send that may go now. What comes of it is to be told with this."""
+    """A send that may go now. Its result is reported with this."""
 
     generation: int
     """How many episodes there had been: a refusal of an earlier generation is no news."""
@@ -94,9 +122,13 @@ class Hold(NamedTuple):
     """No send may go now."""
 
     seconds: float | None
-    """When to ask again. None: when an answer to a send has come."""
+    """In how many seconds a send may go at the earliest. None: unknown, an answer to another send may let it go."""
     closed: bool
     """Whether it is for a refusal, and not for the pace."""
+    again: float | None = None
+    """In how many seconds to ask again, answer or not. None: after *seconds*."""
+    too_long: bool = False
+    """Whether the server asks for a longer wait than the rule allows, so that the call is not to wait for it."""
 
 
 @dataclass(slots=True)
@@ -112,6 +144,8 @@ class Pace:
     reach: float = _FIRST_REACH
     """How many may be in flight where nothing is known."""
     closed_until: float = -1.0
+    too_long: bool = False
+    """Whether that is longer than the rule allows a call to wait. It holds until something passes."""
     generation: int = 0
     refusals: int = 0
     """How many times the gate was closed since something last passed."""
@@ -146,39 +180,51 @@ class Pace:
     """How many had passed at the last refusal, where that contradicts what had passed before. 0: nothing does."""
 
 
-def next_turn(pace: Pace, now: float, in_flight: int, period: float, limit: Limit | None) -> Sent | Hold:
-    """Whether a send may go now, with *in_flight* others under way; if so, it is taken down as gone.
+def next_turn(
+    pace: Pace, now: float, in_flight: Sequence[float], period: float, limit: Limit | None, *, waiting: int = 0
+) -> Sent | Hold:
+    """Return whether a send may go now; if so, it is recorded as gone.
 
-    *period* is supposed, in seconds, as long as nothing is known; *limit* is known for sure, None meaning it is not.
+    Args:
+        pace: What is known of the limit.
+        now: The time in seconds.
+        in_flight: When each of the other sends under way was made, the oldest first.
+        period: The period in seconds that is assumed as long as nothing is known.
+        limit: The limit, if it is stated. None means that it is learned.
+        waiting: How many calls wait for their turn.
     """
     if now < pace.closed_until:
-        return Hold(pace.closed_until - now, closed=True)
+        return Hold(pace.closed_until - now, closed=True, too_long=pace.too_long)
     if not pace.period:
         pace.period = period
     if limit is not None:
         return _within(limit, pace, now, in_flight)
     if pace.refused_at >= 0:
         _learn(pace, now)
-    if pace.refusals and in_flight:
-        return Hold(None, closed=True)  # one alone, until something passes again
+    if pace.refusals and (hold := _alone(pace, now, in_flight)):
+        return hold
     if pace.phase == "steady" or pace.proven_at >= 0:
         _look_around(pace, now)
     gap = 0.0
     if pace.requests:
         gap = pace.period / (pace.spread * pace.requests)
-        used = in_flight + _count(pace, now - pace.period)
+        # The server counted a send when it was made, or a little later, as `answered` has it.
+        lasts = pace.period + min(_LATE * pace.fastest, pace.period)
+        counted = len(in_flight) - bisect_right(in_flight, now - lasts)
+        used = counted + _count(pace, now - pace.period)
         if used >= pace.requests:
             oldest = _oldest(pace, now - pace.period)
             # At an edge only while none of this period's sends is old: a window may have begun anew since.
             young = oldest is None or now - oldest < pace.period / 2
             if pace.phase == "spread" or (pace.phase == "edge" and young):
-                if in_flight >= pace.reach:
-                    return Hold(None, closed=False)
+                if hold := _while_in_flight(pace, now, in_flight, pace.reach):
+                    return hold
                 gap = pace.period / (_SPREAD * used)
             else:
-                return _until_free(oldest, pace.period, now)
-    elif in_flight >= pace.reach:
-        return Hold(None, closed=False)
+                ends = max(in_flight[-counted] + lasts - now, _SOON) if counted else None
+                return _until_free(oldest, pace.period, now, ends)
+    elif len(in_flight) >= pace.reach and (hold := _slow_start(pace, now, in_flight, waiting)):
+        return hold
     if now < pace.next_at:
         return Hold(max(pace.next_at - now, _SOON), closed=False)
     # A timer that is late must not slow the pace down.
@@ -187,7 +233,10 @@ def next_turn(pace: Pace, now: float, in_flight: int, period: float, limit: Limi
 
 
 def answered(pace: Pace, now: float, sent: Sent, in_flight: int, limit: Limit | None) -> bool:
-    """A send has passed the limit, whatever else came of it. Returns whether that ends an episode."""
+    """Record that a send has passed the limit, whatever its status. Returns whether that ends an episode.
+
+    *in_flight* is how many others are under way.
+    """
     # The server counted it at some moment between its sending and its answer. Only the end is safe: by a guess in the
     # middle, one that was slow on its way there makes room for the next period's first too soon. But what took more
     # than four times as long as the fastest has waited for us, who are busy, or for what is behind the limit.
@@ -202,14 +251,19 @@ def answered(pace: Pace, now: float, sent: Sent, in_flight: int, limit: Limit | 
     if sent.generation != pace.generation:
         return False
     ends, pace.refusals = pace.refusals, 0
+    quota, pace.too_long = pace.too_long, False
     if limit is not None:
         return ends > 0
-    if ends > 1:
+    if quota:
+        pass  # how long a limit of hours lasted tells nothing of the period of the other one
+    elif ends > 1:
         # Refused again when it opened: the period is longer than was asked for.
         pace.period = max(pace.period, now - pace.refused_began)
     elif ends and pace.spread > 1 and pace.asked <= now - pace.refused_began < pace.period:
         # A window that is used up lets nothing pass before its end: it had not been refused again for that.
         pace.period = now - pace.refused_began
+    if in_flight > pace.reach and not pace.generation:
+        pace.reach = float(in_flight)  # so many at a time were not too many
     if not pace.requests or in_flight + _count(pace, now - pace.period) >= pace.requests:
         pace.reach += _GROWTH
     if pace.phase == "edge" and _count(pace, now - pace.period / 2) > pace.good * _LEAP:
@@ -218,20 +272,32 @@ def answered(pace: Pace, now: float, sent: Sent, in_flight: int, limit: Limit | 
 
 
 def lost(pace: Pace, now: float) -> None:
-    """Nobody saw the end of a send: the server may have counted it."""
+    """Record a send whose end is unknown: the server may have counted it."""
     _note(pace, now)
 
 
 def refused(pace: Pace, now: float, sent: Sent, backoff: Backoff | None, retry_after: float | None) -> float | None:
-    """A send was refused: close the gate. Returns for how many seconds; None: it adds nothing to what was known.
+    """Close the gate, since a send was refused. Returns for how many seconds; None: it adds nothing to what was known.
 
-    *backoff* is the rule's, None meaning that it has none; *retry_after* is what the server asks for, in seconds, None
-    meaning nothing.
+    Where the server asks for longer than the rule allows, no call waits for that: it is another limit, of hours
+    perhaps, and nothing is learned from it.
+
+    Args:
+        pace: What is known of the limit.
+        now: The time in seconds.
+        sent: The send that was refused.
+        backoff: The rule's. None means that it has none.
+        retry_after: For how many seconds the server asks. None means that it does not.
     """
+    if retry_after is not None and is_too_long(backoff, retry_after):
+        # A year and more is no statement: then the next call after the rule's maximum finds out.
+        return _shut(pace, now, retry_after if retry_after < LONGEST else _longest(backoff))
     if sent.generation != pace.generation:
         return None
-    least, most = (backoff.floor(pace.refusals + 1), backoff.maximum) if backoff else (0.0, _LONGEST_WAIT)
-    wait = min(max(least, retry_after or 0.0), most)
+    if pace.too_long:
+        pace.too_long, pace.refusals = False, 0
+    least = backoff.floor(pace.refusals + 1) if backoff else 0.0
+    wait = max(least, retry_after or 0.0)
     if wait <= 0:
         return None
     pace.generation += 1
@@ -243,6 +309,15 @@ def refused(pace: Pace, now: float, sent: Sent, backoff: Backoff | None, retry_a
         pace.asked = _suggested(least, retry_after, sent.at - pace.refused_began)
     pace.began = -1.0
     return wait
+
+
+def is_too_long(backoff: Backoff | None, retry_after: float | None) -> bool:
+    """Return whether the server asks for a longer wait than the rule allows. None for *backoff*: the rule has none."""
+    return retry_after is not None and retry_after > _longest(backoff)
+
+
+def _longest(backoff: Backoff | None) -> float:
+    return backoff.maximum if backoff else _LONGEST_WAIT
 
 
 def earliest(pace: Pace, now: float, in_flight: int, ahead: int, limit: Limit) -> float:
@@ -266,12 +341,70 @@ def learned(pace: Pace, _now: float) -> tuple[float, float]:
     return pace.requests, pace.period
 
 
-def _within(limit: Limit, pace: Pace, now: float, in_flight: int) -> Sent | Hold:
+def _shut(pace: Pace, now: float, seconds: float) -> float | None:
+    """Close the gate for longer than a call may wait."""
+    if now + seconds <= pace.closed_until:
+        return None
+    pace.generation += 1
+    pace.closed_until, pace.too_long = now + seconds, True
+    pace.refusals = max(pace.refusals, 1)  # when it opens, one goes alone
+    pace.began = -1.0
+    if pace.refused_at < 0:
+        pace.passed = 0
+    return seconds
+
+
+def _alone(pace: Pace, now: float, in_flight: Sequence[float]) -> Hold | None:
+    """Hold all but one back after a refusal, until something passes. None: a send may go."""
+    if pace.began < 0:
+        return None
+    # What was sent before the gate opened tells nothing of whether it is open now.
+    since = in_flight[bisect_left(in_flight, pace.began) :]
+    hold = _while_in_flight(pace, now, since, 1.0)
+    return None if hold is None else hold._replace(closed=True)
+
+
+def _while_in_flight(pace: Pace, now: float, in_flight: Sequence[float], most: float) -> Hold | None:
+    """Hold a send back while *most* are in flight that may be answered any moment. None: it may go."""
+    least, longest = _SLOW_KNOWN
+    slow_after = min(max(_LATE * pace.fastest, least), longest)
+    slow = bisect_right(in_flight, now - slow_after)
+    if len(in_flight) - slow < most:
+        return None
+    return Hold(None, closed=False, again=_until(in_flight[slow], slow_after, now))
+
+
+def _slow_start(pace: Pace, now: float, in_flight: Sequence[float], waiting: int) -> Hold | None:
+    """Hold a send back while too many are in flight for what little is known. None: it may go."""
+    if pace.generation:
+        return _while_in_flight(pace, now, in_flight, pace.reach)
+    room = max(pace.reach, waiting / _SHARE)
+    least, most = _SLOW
+    slow_after = min(max(2 * pace.fastest, least), most)
+    slowest = bisect_right(in_flight, now - slow_after * _SLOWEST)
+    slow = bisect_right(in_flight, now - slow_after)
+    again = slow_after
+    if slow > slowest:
+        since = (now - in_flight[slowest]) / slow_after - 1.0
+        room += min(_ROOM * (slow - slowest), _MOST_ROOM * 4.0**since)
+        again = slow_after / 8  # it makes more room as time passes
+    if len(in_flight) - slow < room:
+        return None
+    return Hold(None, closed=False, again=min(again, _until(in_flight[slow], slow_after, now)))
+
+
+def _until(moment: float, after: float, now: float) -> float:
+    """Return in how many seconds it is *after* seconds since *moment*. Those may be by different clocks."""
+    return min(max(moment + after - now, _SOON), after)
+
+
+def _within(limit: Limit, pace: Pace, now: float, in_flight: Sequence[float]) -> Sent | Hold:
     pace.period = limit.per
-    if pace.refusals and in_flight:
-        return Hold(None, closed=True)
-    if in_flight + _count(pace, now - limit.per) >= limit.requests:
-        return _until_free(_oldest(pace, now - limit.per), limit.per, now)
+    if pace.refusals and (hold := _alone(pace, now, in_flight)):
+        return hold
+    # Here a send counts until it is answered, however long that takes: a stated limit is never exceeded.
+    if len(in_flight) + _count(pace, now - limit.per) >= limit.requests:
+        return _until_free(_oldest(pace, now - limit.per), limit.per, now, None)
     return _go(pace, now)
 
 
@@ -281,8 +414,12 @@ def _go(pace: Pace, now: float) -> Sent:
     return Sent(pace.generation, now)
 
 
-def _until_free(oldest: float | None, period: float, now: float) -> Hold:
-    return Hold(None if oldest is None else max(oldest + period - now, _SOON), closed=False)
+def _until_free(oldest: float | None, period: float, now: float, ends: float | None) -> Hold:
+    """Hold a send back until one of the period's no longer counts; *ends* is when the first in flight does not."""
+    if oldest is None:
+        return Hold(None, closed=False, again=ends)
+    free = max(oldest + period - now, _SOON)
+    return Hold(free if ends is None else min(free, ends), closed=False)
 
 
 def _suggested(least: float, retry_after: float | None, elapsed: float) -> float:

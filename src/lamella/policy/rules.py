@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from lamella.policy.backoff import Backoff
 
-__all__ = ["Failure", "Outcome", "Rule", "RuleBook"]
+__all__ = ["Failure", "Outcome", "Rule", "RuleBook", "is_rate_limit"]
 
 
 class Failure(StrEnum):
@@ -28,11 +28,21 @@ class Failure(StrEnum):
     CIRCUIT_OPEN = "circuit_open"
     """It was not sent: the service is known to be down."""
     RATE_LIMITED = "rate_limited"
-    """It was not sent: its turn under the rate limit would come after its deadline."""
+    """It was not sent: its turn under the rate limit would come after its deadline, or the server asks for a wait that
+    is too long."""
 
 
 Outcome = int | Failure
 """What came of one attempt that failed: the status of the answer, or why there was none."""
+
+
+def is_rate_limit(outcome: Outcome, retry_after: float | None) -> bool:
+    """Return whether a failed attempt says that the account sends too much: 429, or 503 with ``Retry-After``.
+
+    *retry_after* is what the server asks for, in seconds. None means that it asks for nothing that can be understood.
+    """
+    return outcome == 429 or (outcome == 503 and retry_after is not None)
+
 
 _LOWEST, _SERVER, _HIGHEST = 400, 500, 599
 _CLASSES = ("4xx", "5xx")
@@ -129,7 +139,7 @@ _BUILT_IN: Final[dict[str, Rule]] = {
         Rule(
             Failure.RATE_LIMITED,
             "Rate Limited",
-            "The rate limit would have kept this request waiting until after its deadline, so it was not sent.",
+            "The rate limit would have kept this request waiting for too long, so it was not sent.",
             "Nothing was carried out: try again later, allow it more time, or send fewer at a time.",
         ),
     )
