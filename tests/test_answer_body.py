@@ -15,8 +15,9 @@ import pytest
 from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 
-from lamella import answer_body
-from lamella.answer_body import ErrorBody, finish_error_body, peek, read_error_body
+from lamella import _aiohttp
+from lamella.body import answer as answer_body
+from lamella.body.answer import ErrorBody, finish_error_body, peek, read_error_body
 
 Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
 ServeRaw = Callable[[Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]], Awaitable[str]]
@@ -143,7 +144,7 @@ async def test_a_look_into_pieces_begins_where_the_last_reader_stopped() -> None
 async def test_where_aiohttp_does_not_let_us_look_it_is_the_same(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     async with aiohttp.ClientSession() as session, session.get(f"{await serve(answer)}/length") as response:
         await peek(response, 10**7)
-        monkeypatch.setattr(answer_body, "deque", list)  # aiohttp keeps it in something else
+        monkeypatch.setattr(_aiohttp, "deque", list)  # aiohttp keeps it in something else
         assert answer_body._arrived(response.content, 1) is None
         assert await peek(response, 1000) == BODY[:1000]
         assert await read_error_body(response) == ErrorBody(BODY, json.loads(BODY))

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import aiohttp
 import pytest
 from aiohttp import web
+from tests.layering import together
 
-from lamella import Breaker, HeaderAuth, MemoryStore, Retry, Throttle, as_one, maesn, stack
+from lamella import Breaker, HeaderAuth, MemoryStore, Retry, Throttle, maesn, stack
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Middlewares = Iterable[aiohttp.ClientMiddlewareType]
@@ -22,13 +23,13 @@ def _one_by_one() -> Callable[[], Middlewares]:
 
 
 def _as_one() -> Callable[[], Middlewares]:
-    layers = [as_one(stack(RULES, auth=HeaderAuth({"X-A": "value"})))]
+    layers = [together(stack(RULES, auth=HeaderAuth({"X-A": "value"})))]
     return lambda: layers
 
 
 def _one_of_several() -> Callable[[], Middlewares]:
     throttle = Throttle(RULES)
-    return lambda: [as_one(stack(RULES, throttle))]
+    return lambda: [together(stack(RULES, throttle))]
 
 
 async def _at_once(request: web.BaseRequest) -> web.StreamResponse:
@@ -84,7 +85,7 @@ def test_layers_that_are_in_use_in_another_thread_say_so(make: Callable[[], Call
 def test_a_layer_that_another_group_has_taken_over_says_so() -> None:
     """A group that was used before has to look again."""
     throttle = Throttle(RULES)
-    ours, theirs = ((as_one(stack(RULES, throttle)),) for _ in range(2))
+    ours, theirs = ((together(stack(RULES, throttle)),) for _ in range(2))
     with asyncio.Runner() as runner:
         assert runner.run(_call(_at_once, ours)) == 200
         with _in_use(theirs), pytest.raises(RuntimeError, match="Throttle is in use in another thread"):

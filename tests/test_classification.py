@@ -27,16 +27,16 @@ from lamella import (
     StopReason,
     TransportError,
 )
-from lamella.call import Call
-from lamella.classification import (
+from lamella._aiohttp import forget_answer, is_unsent
+from lamella.classify.failures import (
     api_error,
-    last_send,
-    note_secrets,
     rate_limited,
     require_open,
     shown_cause,
     transport_error,
 )
+from lamella.credentials import note_secrets
+from lamella.pipeline import Call
 
 T = TypeVar("T")
 Serve = Callable[[Handler], Any]
@@ -101,8 +101,8 @@ def connector_error(cause: OSError) -> Exception:
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
 async def test_what_is_said_of_a_failure(exc: Exception, kind: type[TransportError], reason: str) -> None:
-    built_in = await of_request(lambda request: transport_error(request, exc))
-    own = await of_request(lambda request: transport_error(request, exc, OWN))
+    built_in = await of_request(lambda request: transport_error(Call.of(request), exc))
+    own = await of_request(lambda request: transport_error(Call.of(request), exc, OWN))
     assert built_in is not None
     assert own is not None
     assert type(built_in) is type(own) is kind
@@ -113,33 +113,37 @@ async def test_what_is_said_of_a_failure(exc: Exception, kind: type[TransportErr
 
 @pytest.mark.parametrize("exc", [ValueError("x"), response_error(), response_error(ValueError("x")), Seen()])
 async def test_what_is_none_of_the_transports_passes(exc: Exception) -> None:
-    assert await of_request(lambda request: transport_error(request, exc)) is None
+    assert await of_request(lambda request: transport_error(Call.of(request), exc)) is None
 
 
 async def test_after_its_session_was_closed_nothing_is_the_transports() -> None:
     requests = [await of_request(lambda request: request)]
-    assert transport_error(requests[0], OSError("x")) is None
+    assert transport_error(Call.of(requests[0]), OSError("x")) is None
     with pytest.raises(RuntimeError, match=r"^Session is closed$"):
         require_open(requests[0])
     await of_request(require_open)
 
 
 @pytest.mark.parametrize(
-    ("url", "options", "unsent", "kind"),
+    ("url", "options", "sent", "kind"),
     [
-        (HTTPS, PROXY, {"unsent": True}, ConnectFailed),
-        (HTTPS, PROXY, {"unsent": False}, ConnectionLost),
-        (HTTPS, PROXY, {}, ConnectionLost),
-        (HTTPS, {}, {"unsent": True}, ConnectionLost),
-        ("http://api.example.com/x", PROXY, {"unsent": True}, ConnectionLost),
+        (HTTPS, PROXY, False, ConnectFailed),
+        (HTTPS, PROXY, True, ConnectionLost),
+        (HTTPS, {}, False, ConnectionLost),
+        ("http://api.example.com/x", PROXY, False, ConnectionLost),
     ],
 )
 async def test_what_a_proxy_breaks_before_its_tunnel_is_there_was_not_sent(
-    url: str, options: dict[str, Any], unsent: dict[str, Any], kind: type[TransportError]
+    url: str, options: dict[str, Any], sent: bool, kind: type[TransportError]
 ) -> None:
+    def error_for(request: aiohttp.ClientRequest, exc: Exception) -> TransportError | None:
+        if sent:
+            vars(request)["response"] = object()  # aiohttp makes it when it begins to write the request
+        return transport_error(Call.of(request), exc)
+
     lost = aiohttp.ServerDisconnectedError()
-    assert type(await of_request(lambda request: transport_error(request, lost, **unsent), url, **options)) is kind
-    late = await of_request(lambda request: transport_error(request, TimeoutError(), **unsent), url, **options)
+    assert type(await of_request(lambda request: error_for(request, lost), url, **options)) is kind
+    late = await of_request(lambda request: error_for(request, TimeoutError()), url, **options)
     assert type(late) is AttemptTimeout
 
 
@@ -149,25 +153,27 @@ def test_a_cause_is_shown_unless_it_holds_the_requests_headers() -> None:
     assert shown_cause(response_error()) is None
 
 
-async def test_each_send_is_told_from_the_one_before(serve: Serve) -> None:
+async def test_an_attempt_is_unsent_until_its_request_is_written(serve: Serve) -> None:
+    """Also the second one, after the first was answered."""
+
     async def answer(_: web.Request) -> web.Response:
         return web.Response()
 
-    seen: list[object] = []
+    seen: list[bool] = []
 
     async def twice(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        seen.append(last_send(request))
+        seen.append(is_unsent(request))
         (await handler(request)).release()
-        seen.extend((last_send(request), last_send(request)))
+        seen.append(is_unsent(request))
+        forget_answer(request)
+        seen.append(is_unsent(request))
         response = await handler(request)
-        seen.append(last_send(request))
+        seen.append(is_unsent(request))
         return response
 
     async with aiohttp.ClientSession(middlewares=(twice,)) as session:
         await session.get(await serve(answer))
-    before, first, still, second = seen
-    assert first is still
-    assert before is not first is not second
+    assert seen == [True, False, True, False]
 
 
 async def test_an_error_knows_all_secrets_of_its_request(serve: Serve) -> None:
@@ -211,7 +217,7 @@ async def test_an_answer_below_400_is_none(serve: Serve) -> None:
 async def test_the_error_for_a_turn_that_comes_too_late(rules: RuleBook | None) -> None:
     def late(request: aiohttp.ClientRequest) -> RateLimited:
         Call.of(request).secrets = ("secret-path",)
-        return rate_limited(request, rules, since=5.0, until=7.0)
+        return rate_limited(Call.of(request), rules, since=5.0, until=7.0)
 
     began = datetime.now(UTC)
     error = await of_request(late, f"{HTTPS}/secret-path")

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from tests.conftest import Connection, Handler, Tracing
+from tests.layering import together
 from tests.test_errors import strings_in
 from yarl import URL
 
@@ -33,7 +34,6 @@ from lamella import (
     RuleBook,
     Throttle,
     Timeout,
-    as_one,
     stack,
 )
 from lamella.testing import VirtualClock
@@ -104,7 +104,7 @@ WITH_RETRY: dict[str, Callable[[], Layers]] = {
     "Retry and Classify": lambda: (Retry(RULES), Classify(RULES)),
     "Retry, Timeout and Buffer": lambda: (Retry(RULES), Timeout(60), Buffer()),
     "all": lambda: stack(RULES),
-    "all as one": lambda: (as_one(stack(RULES)),),
+    "all as one": lambda: (together(stack(RULES)),),
     "all, nothing raised": lambda: stack(RULES, raise_errors=False),
     "all, with a deadline": lambda: stack(RULES, deadline=60),
 }
@@ -150,7 +150,7 @@ async def test_what_another_call_has_put_into_the_jar_meanwhile_is_sent(serve: S
         return response
 
     url = named(await serve(handle))
-    async with session((as_one((Retry(RULES), Classify(RULES))),)) as client:
+    async with session((together((Retry(RULES), Classify(RULES))),)) as client:
         client.cookie_jar.update_cookies({"sid": "old"}, URL(url))
         answers = await asyncio.gather(*(client.get(url) for _ in range(5)))
     assert [answer.status for answer in answers] == [200] * 5
@@ -177,7 +177,7 @@ FINAL: dict[str, tuple[Callable[[], Layers], type[LamellaError]]] = {
     "Classify": (lambda: (Classify(RULES),), NotFound),
     "Timeout, Buffer and Classify": (lambda: (Timeout(60), Buffer(), Classify(RULES)), NotFound),
     "all": (lambda: stack(RULES), NotFound),
-    "all as one": (lambda: (as_one(stack(RULES)),), NotFound),
+    "all as one": (lambda: (together(stack(RULES)),), NotFound),
 }
 
 
@@ -329,7 +329,7 @@ CASES: dict[str, Case] = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize(
-    "layers", [lambda: (Retry(RULES),), lambda: (as_one(stack(RULES)),)], ids=["Retry", "all as one"]
+    "layers", [lambda: (Retry(RULES),), lambda: (together(stack(RULES)),)], ids=["Retry", "all as one"]
 )
 async def test_the_second_attempt_sends_what_the_second_call_of_bare_aiohttp_does(
     serve: Serve, case: Case, layers: Callable[[], Layers]

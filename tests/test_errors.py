@@ -19,6 +19,7 @@ from aiohttp import web
 from hypothesis import example, given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
+from tests.layering import in_order
 from yarl import URL
 
 import lamella.errors
@@ -52,7 +53,6 @@ from lamella import (
     TooManyRequests,
     TransportError,
     Unauthorized,
-    in_order,
 )
 from lamella.errors import api_error_class
 

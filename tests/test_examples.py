@@ -15,6 +15,10 @@ SHOWN = {
         "6 done, 0 failed, 9 skipped; Counts(done=15, failed=0)",
         "requests that it took: 6",
     ],
+    "own_layer.py": [
+        *("alone: 2 at a time", "alone: 127.0.0.1 cannot be reached"),
+        *("in a stack: 2 at a time", "in a stack: 127.0.0.1 cannot be reached"),
+    ],
     "fresh_token.py": ["Bearer anna-1\nBearer anna-1\nBearer ben-2\nBearer ben-2\n", "expired: Bearer anna-3"],
     "maesn_invoices.py": ["invoices: [250, 250]", "requests that it took: 9"],
     "outage.py": [

@@ -9,19 +9,20 @@ import time
 from asyncio import timeouts
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import aiohttp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella import Limit
-from lamella.call import Call
-from lamella.gate import Gate
-from lamella.policy import Backoff
-from lamella.policy.pace import Hold, Pace, Sent, answered, earliest, lost, next_turn, refused
+from lamella.pipeline import Call
+from lamella.rules import Backoff
 from lamella.testing import FixedWindow, SlidingWindow, TokenBucket, VirtualTimeLoop, run_virtual
 from lamella.testing import Limit as ServersLimit
+from lamella.throttle.estimator import Hold, Pace, Sent, answered, earliest, lost, next_turn, refused
+from lamella.throttle.queue import TURN, Gate, no_longer_waiting, waiting_of
 
 T = TypeVar("T")
 
@@ -91,10 +92,11 @@ class Account:
             answer = next_turn(self.pace, now(), in_flight, 60.0, self.stated, waiting=self.gate.waiting)
             if isinstance(answer, Sent):
                 assert now() >= self.opens, "let go while the gate is closed"
-                assert call.turn is not None
+                assert TURN.of(call) is not None
                 for other, since in self.waiting.items() if self.watched else ():
-                    if other is not call and since < began and other.turn is not None and other.turn < call.turn:
-                        self.overtaken.append(f"{call.turn} came before {other.turn}")
+                    turn = TURN.of(other)
+                    if other is not call and since < began and turn < TURN.of(call):
+                        self.overtaken.append(f"{TURN.of(call)} came before {turn}")
             await self.store()
             return answer
         finally:
@@ -103,7 +105,7 @@ class Account:
     async def send(self, call: Call, latency: float, status: int | None = None) -> int | Hold:
         """The status of one send, None for *status* meaning what the limit says. A Hold: its turn came too late."""
         self.waiting[call] = now()
-        call.parked = None
+        no_longer_waiting(call)
         try:
             answer = await self.gate.enter(call)
         finally:
@@ -137,7 +139,7 @@ class Account:
 
 
 def call(deadline: float | None = None) -> Call:
-    made = Call()
+    made = Call(cast(aiohttp.ClientRequest, None))  # which a queue does not look at
     made.deadline = deadline
     return made
 
@@ -159,7 +161,7 @@ def test_who_need_not_wait_does_not() -> None:
         first = call()
         assert await account.send(first, 0.5) == 200
         assert now() == 0.5
-        assert (first.parked, first.gate_wait, account.gate.parked) == (None, 0.0, 0)
+        assert (waiting_of(first), first.queued, account.gate.parked) == (None, 0.0, 0)
         account.is_at_rest()
 
     run(main())
@@ -173,12 +175,12 @@ def test_everybody_waits_for_a_closed_gate_and_goes_in_order() -> None:
         tasks = [asyncio.create_task(account.send(each, 0.1)) for each in calls]
         await asyncio.sleep(30)
         assert (len(account.sent), account.gate.waiting, account.gate.parked, account.parked) == (1, 20, 20, 20)
-        assert {each.parked for each in calls} == {(0.0, 60.0)}
+        assert {waiting_of(each) for each in calls} == {(0.0, 60.0)}
         free = [account.gate.is_free]
         assert await asyncio.gather(*tasks) == [200] * 20
         assert [*free, account.gate.is_free] == [False, True]
         assert account.sent[1:] == calls
-        assert all(each.gate_wait >= 60 for each in calls)
+        assert all(each.queued >= 60 for each in calls)
         account.is_at_rest()
 
     run(main())
@@ -223,7 +225,7 @@ def test_whose_turn_would_come_too_late_does_not_wait_for_it() -> None:
         await close(account)
         hasty, patient = call(60.0), call(60.1)
         assert await account.send(hasty, 0.0) == Hold(60.0, closed=True)
-        assert (now(), hasty.parked) == (0.0, None)
+        assert (now(), waiting_of(hasty)) == (0.0, None)
         assert await account.send(patient, 0.0) == 200
         account.is_at_rest()
 
@@ -254,7 +256,7 @@ def test_with_a_stated_limit_its_place_in_the_queue_counts() -> None:
         await asyncio.sleep(0)
         assert account.gate.waiting == 16
         again = call(59.0)
-        again.turn = -1  # as one that is sent again: only the next window is too late for it
+        TURN.set(again, -1)  # a re-send: only the next window is too late for it
         assert await account.send(again, 0.0) == Hold(59.0, closed=False)
         assert await asyncio.gather(*tasks, late) == [200] * 26
         account.is_at_rest()
@@ -276,10 +278,10 @@ def test_a_refusal_meanwhile_ends_the_wait_of_those_who_cannot_wait_so_long() ->
         assert [await second, await third] == [Hold(60.0, closed=True)] * 2
         assert now() == 50
         await on_its_way
-        assert {calls[0].parked, calls[3].parked} == {(1.0, 110.0)}
+        assert {waiting_of(calls[0]), waiting_of(calls[3])} == {(1.0, 110.0)}
         assert [await first, await fourth] == [200, 200]
         assert now() == 110
-        assert [each.gate_wait for each in calls] == [109, 49, 49, 109]
+        assert [each.queued for each in calls] == [109, 49, 49, 109]
         account.is_at_rest()
 
     run(main())
@@ -425,7 +427,7 @@ def test_those_cancelled_behind_a_first_that_waits_long_do_not_pile_up() -> None
 def test_one_that_comes_again_while_a_younger_asks_is_told_when_that_has_its_answer() -> None:
     async def main() -> None:
         younger, older = call(), call()
-        older.turn = -1
+        TURN.set(older, -1)
 
         async def ask(asking: Call, in_flight: Sequence[float], ahead: int) -> Sent | Hold:
             await asyncio.sleep(1)
@@ -456,7 +458,8 @@ def test_it_is_told_how_many_come_first() -> None:
 
         async def comes(turn: int | None = None) -> None:
             calls.append(call(1e9))
-            calls[-1].turn = turn
+            if turn is not None:
+                TURN.set(calls[-1], turn)
             tasks.append(asyncio.create_task(gate.enter(calls[-1])))
             await asyncio.sleep(0)
 
@@ -477,7 +480,7 @@ def test_it_is_told_how_many_come_first() -> None:
         for leaves in (tasks[-1], tasks[-3]):
             leaves.cancel()
             await asyncio.wait([leaves])
-        youngest = calls[-1].turn
+        youngest = TURN.of(calls[-1])
         await comes(10**12)  # its turn is from another gate
         await comes(youngest)
         assert told[5:] == [5, 5]
@@ -497,9 +500,7 @@ def test_whoever_asked_at_once_is_counted_and_keeps_its_turn() -> None:
             assert account.gate.is_free
             account.gate.let_pass(each, Sent(0, now()))
         assert account.gate.in_flight == 2
-        assert at_once.turn is not None
-        assert other.turn is not None
-        assert at_once.turn < other.turn
+        assert TURN.of(at_once) < TURN.of(other)
         for _ in range(2):
             account.gate.left(Sent(0, now()))
         account.is_at_rest()
@@ -514,13 +515,13 @@ def test_those_left_when_most_were_cancelled_go_in_order_too() -> None:
         turns = random.Random(0).sample(range(-100, 0), 100)
         calls = [call() for _ in turns]
         for each, turn in zip(calls, turns, strict=True):
-            each.turn = turn
+            TURN.set(each, turn)
         tasks = [asyncio.create_task(account.send(each, 0.0)) for each in calls]
         await asyncio.sleep(1)
         for task in tasks[:60]:
             task.cancel()
         await asyncio.wait(tasks)
-        assert [each.turn for each in account.sent[1:]] == sorted(turns[60:])
+        assert [TURN.of(each) for each in account.sent[1:]] == sorted(turns[60:])
         account.is_at_rest()
 
     run(main())
@@ -651,7 +652,7 @@ def test_where_nothing_is_refused_no_call_waits_long_whatever_the_others_take(
 
         await asyncio.gather(*(live(comes, latency) for comes, latency, number in plans for _ in range(number)))
         # With a slow store one asks after the other.
-        assert max(each.gate_wait for each in calls) <= 1.0 + 2 * slow * len(calls)
+        assert max(each.queued for each in calls) <= 1.0 + 2 * slow * len(calls)
         account.is_at_rest()
 
     run(main())

@@ -21,11 +21,11 @@ def test_nothing_is_loaded_before_it_is_used() -> None:
 
 
 def test_an_error_class_needs_no_layer() -> None:
-    program = "import sys; from lamella import TooManyRequests; print('lamella.layers' in sys.modules)"
+    program = "import sys; from lamella import TooManyRequests; print('lamella.pipeline' in sys.modules)"
     assert ran(program) == "False"
 
 
-@pytest.mark.parametrize("before", ["", "import lamella.stacking, lamella.layers, lamella.maesn, lamella.batch"])
+@pytest.mark.parametrize("before", ["", "import lamella.stacking, lamella.retry, lamella.maesn, lamella.batch"])
 def test_no_module_takes_the_place_of_a_name(before: str) -> None:
     """A submodule, once it is loaded, is an attribute of its package, too."""
     program = f"""

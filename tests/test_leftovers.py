@@ -15,8 +15,8 @@ from tests.layers.test_throttle import MINUTE, at_rest, client, get, throttle_in
 from tests.leftovers import owner_of, tasks_of_lamella, timers_of_lamella
 
 from lamella import Retry, stack
-from lamella.gate import _Waiter
 from lamella.testing import VirtualClock
+from lamella.throttle.queue import _Waiter
 
 Serve = Callable[[Handler], Any]
 PATHS = ("/home/me/lamella/src/lamella/layers/retry.py", "/srv/größe 1/app.py", "app.py")
@@ -86,7 +86,7 @@ async def debug(loop_may_debug: bool) -> AsyncIterator[None]:
 
 @pytest.mark.usefixtures("debug")
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", ["lamella", "lamella.gate", "lamella.layers.timeout"])
+@pytest.mark.parametrize("name", ["lamella", "lamella.throttle.queue", "lamella.timeout"])
 async def test_a_timer_of_lamella_is_seen(name: str, path: str) -> None:
     for callback, arguments in of(module(name, path)):
         with timer(callback, *arguments) as made:
@@ -104,14 +104,14 @@ async def test_a_timer_of_others_is_not(name: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", ["lamella.gate", "app"])
+@pytest.mark.parametrize("name", ["lamella.throttle.queue", "app"])
 async def test_a_task_is_lamellas_where_it_waits_in_code_of_lamella(name: str, path: str) -> None:
     async def users_own() -> None:
         await module(name, path)["wait"]()
 
     task = asyncio.create_task(users_own())
     await asyncio.sleep(0)
-    assert tasks_of_lamella() == ([task] if name == "lamella.gate" else [])
+    assert tasks_of_lamella() == ([task] if name == "lamella.throttle.queue" else [])
     task.cancel()
     await asyncio.wait([task])
     assert not tasks_of_lamella()

@@ -1,4 +1,4 @@
-"""The same calls through the layers one by one and as one: whoever looks on cannot tell which it was."""
+"""The same calls through the layers one by one and in one pipeline: what can be observed is the same."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from tests.layering import together
 
 from lamella import (
     AttemptSpan,
@@ -35,10 +36,8 @@ from lamella import (
     RuleBook,
     Throttle,
     Timeout,
-    as_one,
 )
-from lamella.call import Call
-from lamella.stacking import Layer
+from lamella.pipeline import Call, Layer
 from lamella.testing.virtual_time import run_virtual
 
 RULES = RuleBook(
@@ -165,8 +164,10 @@ async def _observed(
             return await handler(request)
         finally:
             call = Call.of(request)
-            names = ("inside", "made", "circuit", "attempt", "gate_wait", "records", "stopped")
-            seen.append(f"{request.headers.get('X-A')} {[getattr(call, name) for name in names]} {call.refusal!r}")
+            # What is left of the call: nothing that holds on to its request, and no credential.
+            assert (call.stop, vars(call).get("request")) == (None, None)
+            left = call.circuit, call.queued, call.records, call.deadline, call.secrets
+            seen.append(f"{request.headers.get('X-A')} {left}")
 
     async def get(session: aiohttp.ClientSession, what: str) -> None:
         try:
@@ -189,7 +190,7 @@ async def _observed(
         port = runner.addresses[0][1]
         async with aiohttp.ClientSession(
             f"http://127.0.0.1:{port}",
-            middlewares=(look, as_one(layers)) if wrapped else (look, *layers),
+            middlewares=(look, together(layers)) if wrapped else (look, *layers),
             timeout=aiohttp.ClientTimeout(total=total),
         ) as session:
             for what, around in zip(CALLS.split(), itertools.cycle(AROUND), strict=False):

@@ -17,7 +17,9 @@ from aiohttp import payload, web
 from aiohttp.base_protocol import BaseProtocol
 
 from lamella import Backoff, Retry, Rule, RuleBook
-from lamella.request_body import is_replayable, note_interruption, rewind
+from lamella._aiohttp import prepare_again
+from lamella.body.request import is_replayable, note_interruption
+from lamella.pipeline import Call
 
 Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
 
@@ -34,23 +36,23 @@ class Twice:
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        self.said.append(is_replayable(request, sent=False))
+        self.said.append(is_replayable(Call.of(request), sent=False))
         response = None
         try:
             try:
                 response = await handler(request)
             finally:
-                note_interruption(request)
+                note_interruption(Call.of(request))
             response.release()
         except aiohttp.ClientConnectionError:
             pass
-        self.said.append(is_replayable(request, sent=True))
+        self.said.append(is_replayable(Call.of(request), sent=True))
         if self.said[-1]:
-            await rewind(request)
+            await prepare_again(request)
             writer = getattr(request, "_writer", None)
             assert writer is None or writer.done()
             response = await handler(request)
-            self.said.append(is_replayable(request, sent=True))
+            self.said.append(is_replayable(Call.of(request), sent=True))
         assert response is not None
         return response
 
@@ -379,7 +381,7 @@ async def test_a_stream_that_is_used_up_is_not_sent_after_a_connection_that_fail
 ) -> None:
     async def fail_last(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         response = await handler(request)
-        assert not is_replayable(request, sent=False)
+        assert not is_replayable(Call.of(request), sent=False)
         return response
 
     data = ONE_SHOT[kind](files)
@@ -393,9 +395,9 @@ async def test_a_file_that_was_closed_is_not_replayable(serve: Serve, files: Fil
 
     async def close(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         response = await handler(request)
-        assert is_replayable(request, sent=True)
+        assert is_replayable(Call.of(request), sent=True)
         file.close()
-        assert not is_replayable(request, sent=True)
+        assert not is_replayable(Call.of(request), sent=True)
         return response
 
     async with aiohttp.ClientSession(middlewares=(close,)) as session:
@@ -416,8 +418,8 @@ async def test_a_stream_of_which_nothing_was_sent_is_sent_after_a_connection_tha
         with pytest.raises(aiohttp.ClientConnectorError):
             await handler(request)
         request.url = right
-        assert is_replayable(request, sent=False)
-        await rewind(request)
+        assert is_replayable(Call.of(request), sent=False)
+        await prepare_again(request)
         return await handler(request)
 
     async with aiohttp.ClientSession(middlewares=(fail_first,)) as session:

@@ -12,6 +12,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from tests.conftest import Handler
+from tests.layering import apart, in_order
 
 from lamella import (
     AttemptSpan,
@@ -28,11 +29,10 @@ from lamella import (
     RuleBook,
     Throttle,
     Timeout,
-    in_order,
     stack,
 )
-from lamella.policy.budget import DEFAULT_BUDGET
-from lamella.stacking import Layer
+from lamella.pipeline import Layer, Pipeline
+from lamella.retry.budget import DEFAULT_BUDGET
 from lamella.testing import VirtualClock
 
 Serve = Callable[[Handler], Awaitable[str]]
@@ -63,17 +63,17 @@ def test_the_order_is_the_designs() -> None:
 def test_stack_has_everything_by_default_and_takes_layers_made_by_hand() -> None:
     auth = HeaderAuth({"X-A": "value"})
     kinds = [type(layer) for layer in LAYERS if not isinstance(layer, Breaker)]
-    assert [type(layer) for layer in stack(RULES, auth=auth)] == kinds
+    assert [type(layer) for layer in apart(stack(RULES, auth=auth))] == kinds
     mine = Timeout(1)
-    assert stack(RULES, mine, auth=[auth])[4:6] == (mine, auth)
+    assert apart(stack(RULES, mine, auth=[auth]))[4:6] == (mine, auth)
     breaker = Breaker()
-    assert stack(RULES, breaker)[1] is breaker
+    assert apart(stack(RULES, breaker))[1] is breaker
     small = stack(RULES, spans=False, throttle=False, attempt_timeout=None, buffer=None, raise_errors=False)
-    assert [type(layer) for layer in small] == [Retry]
+    assert [type(layer) for layer in apart(small)] == [Retry]
 
 
 def test_what_is_not_said_is_as_the_layers_have_it_themselves() -> None:
-    made = {type(layer): repr(layer) for layer in stack(RULES)}
+    made = {type(layer): repr(layer) for layer in apart(stack(RULES))}
     assert made[Retry] == repr(Retry(RULES, attempts=5, budget=DEFAULT_BUDGET))
     assert made[Timeout] == repr(Timeout(60.0))
     assert made[Buffer] == repr(Buffer()) == f"Buffer({8 * 2**20})"
@@ -142,11 +142,11 @@ def test_options_that_have_an_effect_beside_layers_made_by_hand() -> None:
         Breaker(store=MemoryStore()),
         Throttle(RULES, store=_STORE, tracer_provider=_PROVIDER),
     )
-    made = stack(RULES, *layers, tracer_provider=_PROVIDER, store=_STORE, attempts=3)
+    made = apart(stack(RULES, *layers, tracer_provider=_PROVIDER, store=_STORE, attempts=3))
     assert set(layers) < set(made)
     assert "attempts=3" in repr(made[2])
     # The span of the call is left out, that of the attempt is made by hand; a switch that is on says nothing new.
-    assert RequestSpan not in map(type, stack(RULES, AttemptSpan(), spans=False))
+    assert RequestSpan not in map(type, apart(stack(RULES, AttemptSpan(), spans=False)))
     assert stack(RULES, Classify(RULES), raise_errors=True)
     # None stands for an option that is not given.
     assert stack(RULES, Throttle(RULES), limit=None, account=None, store=None, meter_provider=None)
@@ -199,17 +199,20 @@ async def test_every_subset_works(serve: Serve, chosen: tuple[Layer, ...]) -> No
 @pytest.mark.parametrize(("outer", "inner"), list(itertools.combinations(LAYERS, 2)))
 async def test_a_wrong_order_is_told_at_the_first_call(serve: Serve, outer: Layer, inner: Layer) -> None:
     async with aiohttp.ClientSession(await serve(_answer), middlewares=(inner, outer)) as session:
-        with pytest.raises(ValueError, match=f"{type(outer).__name__} stands inside of {type(inner).__name__}"):
+        with pytest.raises(ValueError, match=f"{type(outer).__name__} must be outside of {type(inner).__name__}"):
             await session.get("/")
 
 
 @pytest.mark.parametrize("layer", [layer for layer in LAYERS if not isinstance(layer, HeaderAuth)])
 async def test_a_layer_that_stands_twice_is_told(serve: Serve, layer: Layer) -> None:
     async with aiohttp.ClientSession(await serve(_answer), middlewares=(layer, layer)) as session:
-        with pytest.raises(ValueError, match="stands twice"):
+        with pytest.raises(ValueError, match="cannot both be in one stack"):
             await session.get("/")
-    with pytest.raises(ValueError, match="stands twice"):
-        in_order(layer, layer)
+    with pytest.raises(ValueError, match="cannot both be in one stack"):
+        Pipeline([layer, layer])
+    if not isinstance(layer, HeaderAuth):
+        with pytest.raises(ValueError, match="cannot both be in one stack"):
+            stack(RULES, layer, layer)
 
 
 async def test_other_peoples_middlewares_may_stand_anywhere_and_retry_too(serve: Serve) -> None:
@@ -223,6 +226,7 @@ async def test_other_peoples_middlewares_may_stand_anywhere_and_retry_too(serve:
             assert await response.text() == "good"
 
 
-def test_what_is_no_layer_is_refused() -> None:
-    with pytest.raises(ValueError, match="not a layer of lamella's"):
-        in_order("Retry")  # type: ignore[arg-type]
+@pytest.mark.parametrize("layer", ["Retry", Retry, _answer, (RULES,)])
+def test_what_is_no_layer_is_refused(layer: Any) -> None:
+    with pytest.raises(ValueError, match=r"is no layer: expected a lamella.Layer, or a middleware with its place"):
+        stack(RULES, layer)

@@ -15,7 +15,8 @@ import pytest
 from opentelemetry import trace
 from tests.conftest import Tracing
 
-from lamella.state import MemoryStore, SharedState, Store
+from lamella.store import MemoryStore, Store
+from lamella.store.shared import SharedState
 from lamella.testing import VirtualClock
 
 S = TypeVar("S")

@@ -337,7 +337,7 @@ async def test_7_the_users_hooks_are_told_of_each_wait_before_it_begins(
             await session.get("/")
     finally:
         set_on_retry_hooks(None)
-    name = "lamella.layers.retry.Retry"
+    name = "lamella.Retry"
     assert told == [(name, 1, 60.0, 0.0, 0.0), (name, 2, 120.0, 60.0, 60.0)]
     assert order[:5] == ["sent", "scheduled", "over", "sent", "scheduled"]
     assert order[-2:] == ["over", "sent"]
@@ -401,8 +401,10 @@ def test_8_and_6_a_call_that_succeeds_computes_nothing_for_a_span_nobody_records
     def fail(*_: object) -> dict[str, str]:
         raise AssertionError
 
-    for name in ("described", "response_attributes", "redact_url"):
-        monkeypatch.setattr(f"lamella.telemetry.{name}", fail)
+    for module in ("attempt_span", "call_span"):
+        monkeypatch.setattr(f"lamella.telemetry.{module}.described", fail)
+    for name in ("response_attributes", "shown_url"):
+        monkeypatch.setattr(f"lamella.telemetry.attempt_span.{name}", fail)
 
     async def main() -> None:
         async def answer(request: web.BaseRequest) -> web.StreamResponse:

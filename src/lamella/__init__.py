@@ -9,6 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from lamella.auth import HeaderAuth
+    from lamella.breaker import Breaker
+    from lamella.buffer import Buffer
+    from lamella.classify import Classify
     from lamella.deadlines import deadline
     from lamella.errors import (
         ApiError,
@@ -34,15 +38,14 @@ if TYPE_CHECKING:
         TransportError,
         Unauthorized,
     )
-    from lamella.fused import as_one
-    from lamella.layers import AttemptSpan, Breaker, Buffer, Classify, HeaderAuth, RequestSpan, Retry, Throttle, Timeout
-    from lamella.policy import (
+    from lamella.pipeline import Call, Layer, PerCall, Result, Slot
+    from lamella.retry import Retry
+    from lamella.retry.budget import RetryBudget
+    from lamella.rules import (
         Backoff,
         Decision,
         Failure,
-        Limit,
         Outcome,
-        RetryBudget,
         Rule,
         RuleBook,
         StopReason,
@@ -50,11 +53,17 @@ if TYPE_CHECKING:
         decide,
         parse_retry_after,
     )
-    from lamella.stacking import in_order, stack
-    from lamella.state import MemoryStore, Store
+    from lamella.stacking import At, stack
+    from lamella.store import MemoryStore, Store
+    from lamella.telemetry.attempt_span import AttemptSpan
+    from lamella.telemetry.call_span import RequestSpan
+    from lamella.throttle import Throttle
+    from lamella.throttle.estimator import Limit
+    from lamella.timeout import Timeout
 
 __all__ = [
     "ApiError",
+    "At",
     "AttemptRecord",
     "AttemptSpan",
     "AttemptTimeout",
@@ -62,6 +71,7 @@ __all__ = [
     "BadRequest",
     "Breaker",
     "Buffer",
+    "Call",
     "CertificateInvalid",
     "CircuitOpen",
     "Classify",
@@ -75,20 +85,24 @@ __all__ = [
     "HeaderAuth",
     "InternalServerError",
     "LamellaError",
+    "Layer",
     "Limit",
     "MemoryStore",
     "MethodNotAllowed",
     "NotFound",
     "NotSent",
     "Outcome",
+    "PerCall",
     "ProxyRefused",
     "RateLimited",
     "RequestSpan",
+    "Result",
     "Retry",
     "RetryBudget",
     "Rule",
     "RuleBook",
     "ServerFault",
+    "Slot",
     "StopReason",
     "Store",
     "Throttle",
@@ -97,63 +111,65 @@ __all__ = [
     "TransportError",
     "Unauthorized",
     "WaitSource",
-    "as_one",
     "deadline",
     "decide",
-    "in_order",
     "parse_retry_after",
     "stack",
 ]
 
 _MODULES: Final = {
     "ApiError": "lamella.errors",
+    "At": "lamella.stacking",
+    "Call": "lamella.pipeline",
+    "Layer": "lamella.pipeline",
+    "PerCall": "lamella.pipeline",
+    "Result": "lamella.pipeline",
+    "Slot": "lamella.pipeline",
     "AttemptRecord": "lamella.errors",
-    "AttemptSpan": "lamella.layers",
+    "AttemptSpan": "lamella.telemetry.attempt_span",
     "AttemptTimeout": "lamella.errors",
-    "Backoff": "lamella.policy",
+    "Backoff": "lamella.rules",
     "BadRequest": "lamella.errors",
     "CertificateInvalid": "lamella.errors",
-    "Breaker": "lamella.layers",
-    "Buffer": "lamella.layers",
+    "Breaker": "lamella.breaker",
+    "Buffer": "lamella.buffer",
     "CircuitOpen": "lamella.errors",
-    "Classify": "lamella.layers",
+    "Classify": "lamella.classify",
     "ClientFault": "lamella.errors",
     "ConnectFailed": "lamella.errors",
     "ConnectTimeout": "lamella.errors",
     "ConnectionLost": "lamella.errors",
-    "Decision": "lamella.policy",
-    "Failure": "lamella.policy",
+    "Decision": "lamella.rules",
+    "Failure": "lamella.rules",
     "Forbidden": "lamella.errors",
-    "HeaderAuth": "lamella.layers",
+    "HeaderAuth": "lamella.auth",
     "InternalServerError": "lamella.errors",
     "LamellaError": "lamella.errors",
-    "Limit": "lamella.policy",
-    "MemoryStore": "lamella.state",
+    "Limit": "lamella.throttle",
+    "MemoryStore": "lamella.store",
     "MethodNotAllowed": "lamella.errors",
     "NotFound": "lamella.errors",
     "NotSent": "lamella.errors",
     "ProxyRefused": "lamella.errors",
-    "Outcome": "lamella.policy",
+    "Outcome": "lamella.rules",
     "RateLimited": "lamella.errors",
-    "RequestSpan": "lamella.layers",
-    "Retry": "lamella.layers",
-    "RetryBudget": "lamella.policy",
-    "Rule": "lamella.policy",
-    "RuleBook": "lamella.policy",
+    "RequestSpan": "lamella.telemetry.call_span",
+    "Retry": "lamella.retry",
+    "RetryBudget": "lamella.retry.budget",
+    "Rule": "lamella.rules",
+    "RuleBook": "lamella.rules",
     "ServerFault": "lamella.errors",
-    "StopReason": "lamella.policy",
-    "Store": "lamella.state",
-    "Throttle": "lamella.layers",
-    "Timeout": "lamella.layers",
+    "StopReason": "lamella.rules",
+    "Store": "lamella.store",
+    "Throttle": "lamella.throttle",
+    "Timeout": "lamella.timeout",
     "TooManyRequests": "lamella.errors",
     "TransportError": "lamella.errors",
     "Unauthorized": "lamella.errors",
-    "WaitSource": "lamella.policy",
-    "as_one": "lamella.fused",
+    "WaitSource": "lamella.rules",
     "deadline": "lamella.deadlines",
-    "decide": "lamella.policy",
-    "in_order": "lamella.stacking",
-    "parse_retry_after": "lamella.policy",
+    "decide": "lamella.rules",
+    "parse_retry_after": "lamella.rules",
     "stack": "lamella.stacking",
 }
 

@@ -9,17 +9,19 @@ from typing import Final
 import aiohttp
 from aiohttp import hdrs
 
-from lamella.call import Call
+from lamella.pipeline import Call, PerCall
 
 __all__ = ["keep_cookies", "note_held_cookies", "renew_cookies"]
 
+_HELD: Final = PerCall[Mapping[str, str]](dict)
+"""The cookies that the session's jar held for the request when aiohttp made it, or when it was last sent."""
 _SEGMENT: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^;])+')
 """One cookie of a ``Cookie`` header. A quoted value may contain a semicolon."""
 _SHORTEST: Final = 8
 """Characters of the shortest value that counts as a credential. Shorter ones are words, such as ``lang=en``."""
 
 
-def keep_cookies(request: aiohttp.ClientRequest, call: Call, response: aiohttp.ClientResponse) -> None:
+def keep_cookies(call: Call, response: aiohttp.ClientResponse) -> None:
     """Store the cookies of *response* in the session's jar, as aiohttp does with the final answer.
 
     An exception of the jar propagates, as it does there, and *response* is closed.
@@ -28,7 +30,7 @@ def keep_cookies(request: aiohttp.ClientRequest, call: Call, response: aiohttp.C
     if not given:
         return
     _hide(call, (cookie.partition(";")[0] for cookie in given))
-    jar = request.session.cookie_jar
+    jar = call.request.session.cookie_jar
     # Newer versions of aiohttp keep two cookies of one name and different paths apart.
     from_headers = getattr(jar, "update_cookies_from_headers", None)
     try:
@@ -41,21 +43,22 @@ def keep_cookies(request: aiohttp.ClientRequest, call: Call, response: aiohttp.C
         raise
 
 
-def note_held_cookies(request: aiohttp.ClientRequest, call: Call) -> None:
+def note_held_cookies(call: Call) -> None:
     """Remember what the jar held for *request* when aiohttp made it. Its other cookies are the request's own."""
-    if hdrs.COOKIE in request.headers:
-        call.cookies = _held(request)
+    if hdrs.COOKIE in call.request.headers:
+        _HELD.set(call, _held(call.request))
 
 
-def renew_cookies(request: aiohttp.ClientRequest, call: Call) -> None:
+def renew_cookies(call: Call) -> None:
     """Replace the jar's cookies in *request*, which is about to be sent again, by those that the jar holds now.
 
     The request's own cookies, from a header or from ``cookies=``, stay.
     """
-    before, now = call.cookies, _held(request)
+    request = call.request
+    before, now = _HELD.of(call), _held(request)
     if now == before:
         return
-    call.cookies = now
+    _HELD.set(call, now)
     header = "; ".join(request.headers.getall(hdrs.COOKIE, ()))
     segments = [segment.strip() for segment in _SEGMENT.findall(header)]
     _hide(call, segments)

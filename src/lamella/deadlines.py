@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, Token
 from math import inf, isfinite
 from typing import Final, NamedTuple
 
-__all__ = ["deadline", "inherited", "inherited_deadline"]
+__all__ = ["Inherited", "deadline", "enter", "inherited", "inherited_deadline", "leave"]
 
 
-class _Inherited(NamedTuple):
+class Inherited(NamedTuple):
     """When the calls made in a context must have ended, by the loop's clock. inf: at no fixed time."""
 
     shared: float = inf
@@ -23,8 +23,8 @@ class _Inherited(NamedTuple):
     task: weakref.ref[asyncio.Task[object]] | None = None
 
 
-_NOTHING: Final = _Inherited()
-_current: ContextVar[_Inherited] = ContextVar("lamella_deadline", default=_NOTHING)
+_NOTHING: Final = Inherited()
+_current: ContextVar[Inherited] = ContextVar("lamella_deadline", default=_NOTHING)
 
 
 @contextmanager
@@ -46,8 +46,11 @@ def deadline(seconds: float) -> Iterator[None]:
         raise ValueError(f"seconds must be a finite number greater than 0, not {seconds!r}")
     end = asyncio.get_running_loop().time() + seconds
     outer = _current.get()
-    with _set(outer._replace(shared=min(end, outer.shared))):
+    token = _current.set(outer._replace(shared=min(end, outer.shared)))
+    try:
         yield
+    finally:
+        leave(token)
 
 
 @contextmanager
@@ -56,26 +59,31 @@ def inherited_deadline(moment: float | None) -> Iterator[None]:
 
     The tasks started inside inherit neither. None: there is no moment to add.
     """
+    token = enter(moment)
+    try:
+        yield
+    finally:
+        leave(token)
+
+
+def enter(moment: float | None) -> Token[Inherited]:
+    """Do what :func:`inherited_deadline` does at its begin; *leave* ends it."""
     outer, task = inherited(), asyncio.current_task()
     own = min(inf if moment is None else moment, inf if outer is None else outer)
     # A weak reference: a task started inside may outlive this one, and must not keep its result alive.
-    with _set(_Inherited(own=own, task=None if task is None else weakref.ref(task))):
-        yield
+    return _current.set(Inherited(own=own, task=None if task is None else weakref.ref(task)))
+
+
+def leave(token: Token[Inherited]) -> None:
+    """End what *enter* has begun."""
+    with suppress(ValueError):  # thrown away in another context, where it does not matter
+        _current.reset(token)
 
 
 def inherited() -> float | None:
-    """When the calls that this one is nested in must have ended, by the loop's clock. None: at no fixed time."""
+    """Return when the calls around this one must have ended, by the loop's clock. None: there is no limit."""
     current = _current.get()
     moment = current.shared
     if current.own < moment and (current.task is None or current.task() is asyncio.current_task()):
         moment = current.own
     return None if moment == inf else moment
-
-
-@contextmanager
-def _set(value: _Inherited) -> Iterator[None]:
-    token = _current.set(value)
-    try:
-        yield
-    finally:
-        _current.reset(token)

@@ -39,8 +39,8 @@ from typing import Any, ClassVar
 import aiohttp
 from yarl import URL
 
-from lamella.policy import Failure, Outcome, Rule, StopReason, WaitSource
 from lamella.redaction import one_line, redact_headers, redact_text, redact_url, shown_url
+from lamella.rules import Failure, Outcome, Rule, StopReason, WaitSource
 
 __all__ = [
     "ApiError",

@@ -9,33 +9,31 @@ import aiohttp
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
-from lamella.call import ORDER
-from lamella.layers import AttemptSpan, Breaker, Buffer, Classify, HeaderAuth, RequestSpan, Retry, Throttle, Timeout
-from lamella.policy import Limit, RetryBudget, RuleBook
-from lamella.policy.budget import DEFAULT_BUDGET
-from lamella.state import Store
-from lamella.telemetry import UrlTemplate
+from lamella.auth import HeaderAuth
+from lamella.breaker import Breaker
+from lamella.buffer import Buffer
+from lamella.classify import Classify
+from lamella.pipeline import Layer, Pipeline, Slot, check_slot
+from lamella.retry import Retry
+from lamella.retry.budget import DEFAULT_BUDGET, RetryBudget
+from lamella.rules import RuleBook
+from lamella.store import Store
+from lamella.telemetry.attempt_span import AttemptSpan
+from lamella.telemetry.attributes import UrlTemplate
+from lamella.telemetry.call_span import RequestSpan
+from lamella.throttle import Throttle
+from lamella.throttle.estimator import Limit
+from lamella.timeout import Timeout
 
-__all__ = ["Layer", "StackOptions", "in_order", "stack"]
-
-Layer = RequestSpan | Breaker | Retry | Throttle | AttemptSpan | Timeout | HeaderAuth | Buffer | Classify
-"""A layer of lamella's."""
+__all__ = ["At", "StackOptions", "stack"]
 
 
-def in_order(*layers: Layer) -> tuple[aiohttp.ClientMiddlewareType, ...]:
-    """*layers* from the outside in, as ``ClientSession(middlewares=…)`` takes them.
+class At(NamedTuple):
+    """A plain aiohttp middleware with its place in a stack."""
 
-    Raises:
-        ValueError: Something is none of lamella's layers, or one stands there twice (``HeaderAuth`` may).
-    """
-    for layer in layers:
-        if not isinstance(layer, Layer):
-            raise ValueError(f"not a layer of lamella's: {layer!r}; there are {', '.join(ORDER)}")  # noqa: TRY004
-    kinds = [type(layer) for layer in layers if not isinstance(layer, HeaderAuth)]
-    for kind in kinds:
-        if kinds.count(kind) > 1:
-            raise ValueError(f"{kind.__name__} stands twice among {layers!r}")
-    return tuple(sorted(layers, key=lambda layer: layer.rank))
+    slot: Slot
+    """It stands outside of lamella's own layer there."""
+    middleware: aiohttp.ClientMiddlewareType
 
 
 class StackOptions(TypedDict, total=False):
@@ -90,6 +88,7 @@ _MADE: Final = (
     _Made(Buffer, False, {"buffer": "limit"}, ("buffer", None)),
     _Made(Classify, True, {}, ("raise_errors", False)),
 )
+_KINDS: Final = (*(made.kind for made in _MADE), Breaker, HeaderAuth)
 _SHARED: Final = frozenset({"store", "tracer_provider", "meter_provider", "url_template"})
 """Options that a layer made by hand has to have as well."""
 _OPTIONAL: Final = _SHARED | {"limit", "account"}
@@ -102,7 +101,9 @@ _DEFAULTS: Final[StackOptions] = {
 }
 
 
-def stack(rules: RuleBook, *layers: Layer, **options: Unpack[StackOptions]) -> tuple[aiohttp.ClientMiddlewareType, ...]:
+def stack(
+    rules: RuleBook, *layers: Layer | At, **options: Unpack[StackOptions]
+) -> tuple[aiohttp.ClientMiddlewareType, ...]:
     """Return the whole stack for *rules*, in the right order.
 
     Args:
@@ -142,8 +143,10 @@ def stack(rules: RuleBook, *layers: Layer, **options: Unpack[StackOptions]) -> t
     if unknown := [name for name in options if name not in StackOptions.__annotations__]:
         raise TypeError(f"stack() has no option {unknown[0]!r}; there are {', '.join(StackOptions.__annotations__)}")
     auth = options.get("auth", ())
-    chosen: list[Layer] = [*layers, *([auth] if isinstance(auth, HeaderAuth) else auth)]
-    by_hand = {type(layer): layer for layer in chosen}
+    chosen = [_checked(layer) for layer in (*layers, *([auth] if isinstance(auth, HeaderAuth) else auth))]
+    by_hand = {
+        kind: layer for layer in chosen if isinstance(layer, Layer) for kind in _KINDS if isinstance(layer, kind)
+    }
     wanted: dict[str, Any] = {**_DEFAULTS, **options}
     makes = [made for made in _MADE if made.off is None or wanted.get(made.off[0], ...) is not made.off[1]]
     for name, value in options.items():
@@ -151,21 +154,50 @@ def stack(rules: RuleBook, *layers: Layer, **options: Unpack[StackOptions]) -> t
     for layer in chosen:
         if isinstance(layer, Breaker):
             layer.inherit(store=options.get("store"), meter_provider=options.get("meter_provider"))
-    return in_order(
-        *chosen,
-        *(
-            cast(Callable[..., Layer], made.kind)(*([rules] if made.takes_rules else []), **_arguments(made, wanted))
-            for made in makes
-            if made.kind not in by_hand
-        ),
+    for made in makes:
+        if made.kind not in by_hand:
+            make = cast(Callable[..., Layer], made.kind)
+            chosen.append(make(*([rules] if made.takes_rules else []), **_arguments(made, wanted)))
+    return _in_order(chosen)
+
+
+def _checked(layer: object) -> Layer | At:
+    if isinstance(layer, Layer | At):
+        check_slot(layer)
+        return layer
+    raise ValueError(
+        f"{layer!r} is no layer: expected a lamella.Layer, or a middleware with its place, as in "
+        "At(Slot.THROTTLE, middleware)"
     )
+
+
+def _in_order(layers: Iterable[Layer | At]) -> tuple[aiohttp.ClientMiddlewareType, ...]:
+    """Return *layers* from the outside in, those that are neighbours as one middleware."""
+    middlewares: list[aiohttp.ClientMiddlewareType] = []
+    neighbours: list[Layer] = []
+    for layer in sorted(layers, key=_place):
+        if isinstance(layer, Layer):
+            neighbours.append(layer)
+            continue
+        if neighbours:
+            middlewares.append(Pipeline(neighbours))
+            neighbours = []
+        middlewares.append(layer.middleware)
+    if neighbours:
+        middlewares.append(Pipeline(neighbours))
+    return tuple(middlewares)
+
+
+def _place(layer: Layer | At) -> tuple[Slot, bool]:
+    """Of the same slot the layers of others come first."""
+    return layer.slot, isinstance(layer, _KINDS)
 
 
 def _arguments(made: _Made, wanted: Mapping[str, Any]) -> dict[str, Any]:
     return {keyword: wanted[name] for name, keyword in made.keywords.items() if name in wanted}
 
 
-def _require_effect(name: str, value: object, by_hand: Mapping[type, Layer], makes: Iterable[_Made]) -> None:
+def _require_effect(name: str, value: object, by_hand: Mapping[type[Layer], Layer], makes: Iterable[_Made]) -> None:
     """Refuse an option that would be ignored: no layer of the stack takes it, or one that is made by hand has none.
 
     Raises:

@@ -19,7 +19,6 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from lamella import telemetry
 from lamella.cli import counting
 from lamella.cli.demo import Ended, Result, run
 from lamella.cli.demo import page as page_of
@@ -28,7 +27,8 @@ from lamella.cli.plan import Settings
 from lamella.cli.report import tree_text
 from lamella.cli.traces import Trace, path, seconds, text, traces
 from lamella.cli.words import duration
-from lamella.policy import StopReason
+from lamella.rules import StopReason
+from lamella.telemetry.names import ERROR_TYPE, METHOD, RULE, STATUS, STOP_REASON, WAIT
 
 FLAGS = (
     "--headless=new",
@@ -146,9 +146,9 @@ def page(browser: Chrome, result: Result, tmp_path: Path) -> Iterator[Page]:
 
 def row_of(trace: Trace) -> list[str]:
     """The texts that a call's row has to have."""
-    ended = text(trace.sends[-1], telemetry.ERROR_TYPE) or text(trace.sends[-1], telemetry.STATUS)
+    ended = text(trace.sends[-1], ERROR_TYPE) or text(trace.sends[-1], STATUS)
     took = duration(round(seconds(trace.call.end_time, trace.call.start_time), 6))
-    name = f"{text(trace.call, telemetry.METHOD)}{path(trace)}"
+    name = f"{text(trace.call, METHOD)}{path(trace)}"
     return [name, f"{'✓' if trace.succeeded else '✗'}{ended}", str(len(trace.sends)), took]
 
 
@@ -173,10 +173,10 @@ def test_the_decision_on_hover(page: Page) -> None:
     first = most.retries[0].attributes or {}
     said = page.hover(page.row(0).find_elements(By.CSS_SELECTOR, ".send")[0])
     assert said[""] == "Attempt 1 of 5"
-    assert said["came back"] == str(first[telemetry.ERROR_TYPE])
+    assert said["came back"] == str(first[ERROR_TYPE])
     assert said["decision"] == "retry"
-    assert said["rule"] == str(first[telemetry.RULE])
-    wait = first[telemetry.WAIT]
+    assert said["rule"] == str(first[RULE])
+    wait = first[WAIT]
     assert isinstance(wait, float)
     at_once = "none: the connection may have been stale"
     assert said["wait"] == at_once if wait == 0 else said["wait"].startswith(f"{duration(round(wait, 6))}, ")
@@ -193,7 +193,7 @@ def test_why_it_stopped_on_hover(page: Page) -> None:
     Select(page.one("#outcome")).select_by_value("failed")
     failed = [trace for trace in page.found if not trace.succeeded]
     assert page.shown == f"{len(failed)} of 300 calls"
-    reason = StopReason(text(failed[0].call, telemetry.STOP_REASON)).phrase
+    reason = StopReason(text(failed[0].call, STOP_REASON)).phrase
     said = page.hover(page.row(0).find_elements(By.CSS_SELECTOR, ".send")[-1])
     assert (said["decision"], said["why"]) == ("stop", reason)
 
@@ -216,7 +216,7 @@ def test_filters(page: Page) -> None:
     Select(page.one("#outcome")).select_by_value("")
     button = page.one('#kinds [data-kind="429"]')
     button.click()
-    limited = [trace for trace in page.found if any(text(send, telemetry.ERROR_TYPE) == "429" for send in trace.sends)]
+    limited = [trace for trace in page.found if any(text(send, ERROR_TYPE) == "429" for send in trace.sends)]
     assert page.shown == f"{len(limited)} of 300 calls"
     assert button.get_attribute("aria-pressed") == "true"
     button.click()

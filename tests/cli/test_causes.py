@@ -7,7 +7,7 @@ from yarl import URL
 
 from lamella import ConnectionLost, StopReason, maesn
 from lamella.cli.causes import Cause, Reason, grouped, reason_of
-from lamella.policy import Failure
+from lamella.rules import Failure
 
 
 def test_an_answer() -> None:

@@ -6,7 +6,7 @@ from typer.testing import CliRunner, Result
 from lamella import maesn
 from lamella.cli.app import app
 from lamella.cli.explain import parse
-from lamella.policy import Failure, Outcome, decide
+from lamella.rules import Failure, Outcome, decide
 
 
 def explain(*arguments: str) -> Result:

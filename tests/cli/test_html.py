@@ -25,7 +25,7 @@ from tests.cli.test_report import result as small_result
 from typer.testing import CliRunner
 from yarl import URL
 
-from lamella import Rule, telemetry
+from lamella import Rule
 from lamella.cli import counting, demo, report
 from lamella.cli.app import app
 from lamella.cli.causes import Cause
@@ -34,7 +34,8 @@ from lamella.cli.html import html_report
 from lamella.cli.plan import Planned
 from lamella.cli.traces import traces
 from lamella.errors import ConnectionLost
-from lamella.policy import Failure
+from lamella.rules import Failure
+from lamella.telemetry.names import ATTEMPTS_LEFT, DEADLINE_LEFT, STOP_EVENT
 
 VOID = {"meta", "input", "br"}
 
@@ -151,7 +152,7 @@ class TestWhatIsOnIt:
         assert bad["sends"][0]["decision"] == {"at": 9_000, "rule": "", "stop": "unsafe method"}
 
     def test_what_is_left(self) -> None:
-        stop = event(telemetry.STOP_EVENT, 9, **{telemetry.ATTEMPTS_LEFT: 3, telemetry.DEADLINE_LEFT: 0.25})
+        stop = event(STOP_EVENT, 9, **{ATTEMPTS_LEFT: 3, DEADLINE_LEFT: 0.25})
         spans = (call(10, 0, 10, stop), send(11, 10, 1, 8, error__type="500"))
         [found] = Page(html_of(replace(small_result(), spans=spans))).data
         decision = found["sends"][0]["decision"]

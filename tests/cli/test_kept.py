@@ -11,11 +11,11 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, SpanKind
 from tests.cli.test_report import a_bad_call, a_good_call
 
-from lamella import telemetry
 from lamella.cli.kept import KeptTraces
+from lamella.telemetry.names import EPISODE, OUTCOME
 
-WELL = {telemetry.OUTCOME: "success"}
-BADLY = {telemetry.OUTCOME: "failure"}
+WELL = {OUTCOME: "success"}
+BADLY = {OUTCOME: "failure"}
 NO = Resource.get_empty()
 """Else each span would look for its own."""
 
@@ -78,7 +78,7 @@ def test_nothing_is_kept_of_what_is_over() -> None:
     kept = KeptTraces(most=5)
     for number in range(200):
         call(kept, number, 3, WELL)
-    kept.on_end(ReadableSpan(telemetry.EPISODE, SpanContext(7, 7, is_remote=False)))
+    kept.on_end(ReadableSpan(EPISODE, SpanContext(7, 7, is_remote=False)))
     assert not kept._open
     assert len(kept.traces) == 5
     assert kept.calls == 200

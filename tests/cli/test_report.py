@@ -19,7 +19,7 @@ from lamella.cli.demo import Ended, Result
 from lamella.cli.otlp import Delivery
 from lamella.cli.plan import Planned, Settings
 from lamella.cli.traces import traces
-from lamella.policy import Failure
+from lamella.rules import Failure
 
 MS = 1_000_000
 START = 1_700_000_000 * 1000 * MS

@@ -10,8 +10,9 @@ from typing import Any, Final
 import aiohttp
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
+from tests.layering import together
 
-from lamella import Breaker, Buffer, Classify, HeaderAuth, Retry, as_one, maesn, stack
+from lamella import Breaker, Buffer, Classify, HeaderAuth, Retry, maesn, stack
 
 __all__ = ["ATTEMPTS", "LARGE", "LAYERS", "REQUESTS", "Layers", "Place", "Request"]
 
@@ -134,7 +135,7 @@ LAYERS: Final = (
     Layers("all", _full, buffer=True, timeout=True, spans=True),
     Layers(
         "all, nothing raised",
-        lambda place: (as_one(_full(place, raise_errors=False)),),
+        lambda place: (together(_full(place, raise_errors=False)),),
         classify=False,
         buffer=True,
         timeout=True,
@@ -142,11 +143,11 @@ LAYERS: Final = (
     ),
     Layers(
         "all and a breaker, writes too",
-        lambda place: (as_one(_full(place, Breaker(), retry_writes=True)),),
+        lambda place: (together(_full(place, Breaker(), retry_writes=True)),),
         buffer=True,
         timeout=True,
         spans=True,
         retry_writes=True,
     ),
-    Layers("Maesn's", lambda place: (as_one(_maesn(place)),), buffer=True, whole_json=True, timeout=True, spans=True),
+    Layers("Maesn's", lambda place: (together(_maesn(place)),), buffer=True, whole_json=True, timeout=True, spans=True),
 )

@@ -9,6 +9,7 @@ from typing import Any, Final
 import aiohttp
 import pytest
 from tests.conftest import Connection, Tracing
+from tests.layering import apart, together
 
 from lamella import (
     AttemptTimeout,
@@ -23,7 +24,6 @@ from lamella import (
     ServerFault,
     StopReason,
     Timeout,
-    as_one,
     deadline,
     maesn,
     stack,
@@ -98,9 +98,9 @@ def unraised(**options: Any) -> Layers:
 
 UNRAISED: Final[dict[str, Callable[[str], Layers]]] = {
     "all": lambda _: unraised(),
-    "fused": lambda _: (as_one(unraised()),),
+    "fused": lambda _: (together(unraised()),),
     "with a deadline": lambda _: unraised(deadline=10_000),
-    "with a breaker": lambda _: (as_one(stack(RULES, Breaker(), raise_errors=False)),),
+    "with a breaker": lambda _: (together(stack(RULES, Breaker(), raise_errors=False)),),
     "Retry alone": lambda _: (Retry(RULES),),
     "Maesn's": lambda url: maesn.layers("key", "account", url, raise_errors=False),
 }
@@ -219,10 +219,10 @@ async def test_the_rest_of_an_error_is_read_during_the_wait(
 
 RAISED: Final[dict[str, Callable[[str], Layers]]] = {
     "all": lambda _: stack(RULES, attempt_timeout=2),
-    "fused": lambda _: (as_one(stack(RULES, attempt_timeout=2)),),
+    "fused": lambda _: (together(stack(RULES, attempt_timeout=2)),),
     "without Buffer": lambda _: stack(RULES, attempt_timeout=2, buffer=None),
     "with a longer deadline": lambda _: stack(RULES, attempt_timeout=2, deadline=100),
-    "with a shorter deadline": lambda _: (as_one(stack(RULES, attempt_timeout=60, deadline=2)),),
+    "with a shorter deadline": lambda _: (together(stack(RULES, attempt_timeout=60, deadline=2)),),
     "a deadline alone": lambda _: (Retry(RULES, deadline=2), Classify(RULES)),
     "a timeout alone": lambda _: (Timeout(2), Classify(RULES)),
     "Maesn's": lambda url: maesn.layers("key", "account", url, attempt_timeout=2),
@@ -368,7 +368,7 @@ async def test_what_a_middleware_sends_after_it_is_limited_still(
         except NotFound:
             return await handler(request)
 
-    *outer, innermost = stack(RULES, attempt_timeout=2, attempts=1) if layers == "all" else RAISED[layers]("")
+    *outer, innermost = apart(stack(RULES, attempt_timeout=2, attempts=1) if layers == "all" else RAISED[layers](""))
     async with aiohttp.ClientSession(
         await serve_raw(connection),
         timeout=aiohttp.ClientTimeout(total=None),

@@ -16,6 +16,7 @@ from tests.conftest import Tracing
 from tests.faults.catalogue import Names
 from tests.faults.certificates import HOST, client_context
 from tests.faults.wire import Line, Route, Wire, full_backlog
+from tests.layering import together
 
 from lamella import (
     AttemptTimeout,
@@ -33,7 +34,6 @@ from lamella import (
     RuleBook,
     StopReason,
     Timeout,
-    as_one,
     stack,
 )
 from lamella.batch import Batch, ItemOutcome
@@ -162,10 +162,10 @@ LIMITS: Final[dict[str, tuple[Make, dict[str, float]]]] = {
     "Timeout and Classify": (lambda: (Timeout(1), Classify(RULES)), {}),
     "Retry and Timeout": (lambda: (Retry(RULES, attempts=1), Timeout(1)), {}),
     "Timeout, all": (lambda: stack(RULES, attempts=1, attempt_timeout=1), {}),
-    "Timeout, all as one": (lambda: (as_one(stack(RULES, attempts=1, attempt_timeout=1)),), {}),
+    "Timeout, all as one": (lambda: (together(stack(RULES, attempts=1, attempt_timeout=1)),), {}),
     "a deadline, Retry": (lambda: (Retry(RULES, deadline=1),), {}),
     "a deadline, all": (lambda: stack(RULES, deadline=1), {}),
-    "a deadline, all as one": (lambda: (as_one(stack(RULES, deadline=1)),), {}),
+    "a deadline, all as one": (lambda: (together(stack(RULES, deadline=1)),), {}),
     "total, Retry": (lambda: (Retry(RULES),), {"total": 1.05}),
     "total, all": (lambda: stack(RULES), {"total": 1.05}),
 }
@@ -222,11 +222,11 @@ async def test_limits_of_aiohttps_own_that_do_not_count_there_end_nothing(
 AGAIN: Final[dict[str, tuple[Make, dict[str, float]]]] = {
     "connect, Retry": (lambda: (Retry(RULES),), {"connect": 1}),
     "connect, Retry and Classify": (lambda: (Retry(RULES), Classify(RULES)), {"connect": 1}),
-    "connect, all as one": (lambda: (as_one(stack(RULES)),), {"connect": 1}),
+    "connect, all as one": (lambda: (together(stack(RULES)),), {"connect": 1}),
     "Timeout, Retry": (lambda: (Retry(RULES), Timeout(1)), {}),
     "Timeout, Retry and a deadline": (lambda: (Retry(RULES, deadline=100), Timeout(1), Buffer()), {}),
     "Timeout, all": (lambda: stack(RULES, attempt_timeout=1), {}),
-    "Timeout, all as one": (lambda: (as_one(stack(RULES, attempt_timeout=1)),), {}),
+    "Timeout, all as one": (lambda: (together(stack(RULES, attempt_timeout=1)),), {}),
 }
 
 
@@ -256,7 +256,7 @@ async def test_what_was_sent_once_stays_so(wrapped: bool, virtual_time: VirtualC
         connector = aiohttp.TCPConnector(limit=1)
         layers = stack(RULES, attempts=2, attempt_timeout=1)
         async with aiohttp.ClientSession(
-            connector=connector, middlewares=(as_one(layers),) if wrapped else layers, timeout=aiohttp.ClientTimeout()
+            connector=connector, middlewares=(together(layers),) if wrapped else layers, timeout=aiohttp.ClientTimeout()
         ) as session:
             with pytest.raises(AttemptTimeout) as lost:
                 await session.post(url, data=BODY)
@@ -325,7 +325,7 @@ BREAKERS: Final[dict[str, tuple[Callable[[Breaker], Layers], dict[str, float]]]]
     "with Timeout": (lambda breaker: (breaker, Timeout(1)), {}),
     "with Retry": (lambda breaker: (breaker, Retry(RULES, attempts=2)), {"connect": 1}),
     "with a deadline": (lambda breaker: (breaker, Retry(RULES, deadline=1)), {}),
-    "with all": (lambda breaker: (as_one(stack(RULES, breaker, attempts=2, attempt_timeout=1)),), {}),
+    "with all": (lambda breaker: (together(stack(RULES, breaker, attempts=2, attempt_timeout=1)),), {}),
 }
 
 

@@ -13,6 +13,7 @@ from tests.conftest import Tracing
 from tests.faults.certificates import server_context
 from tests.faults.refusals import FOR_GOOD, FOR_NOW, Refusal
 from tests.faults.wire import Line, Route, Wire
+from tests.layering import together
 
 from lamella import (
     Backoff,
@@ -30,7 +31,6 @@ from lamella import (
     RuleBook,
     StopReason,
     Timeout,
-    as_one,
     maesn,
     stack,
 )
@@ -47,7 +47,7 @@ LAYERS: Final[dict[str, Callable[[], Layers]]] = {
     "Retry and Classify": lambda: (Retry(RULES), Classify(RULES)),
     "a deadline": lambda: (Retry(RULES, attempts=None, deadline=1000, retry_writes=True), Classify(RULES)),
     "all": lambda: stack(RULES, retry_writes=True),
-    "all as one": lambda: (as_one(stack(maesn.RULES, Breaker(), retry_writes=True, raise_errors=False)),),
+    "all as one": lambda: (together(stack(maesn.RULES, Breaker(), retry_writes=True, raise_errors=False)),),
 }
 
 
@@ -181,7 +181,7 @@ async def test_a_rule_can_have_it_tried_again(virtual_time: VirtualClock) -> Non
     [
         lambda breaker: (breaker,),
         lambda breaker: (breaker, Classify(RULES)),
-        lambda breaker: (as_one(stack(RULES, breaker)),),
+        lambda breaker: (together(stack(RULES, breaker)),),
     ],
     ids=["alone", "Classify", "all"],
 )

@@ -11,9 +11,10 @@ from typing import Final
 import aiohttp
 import pytest
 from tests.conftest import Connection
+from tests.layering import together
 
-from lamella import Buffer, ConnectionLost, as_one, maesn, stack
-from lamella.policy import RuleBook
+from lamella import Buffer, ConnectionLost, maesn, stack
+from lamella.rules import RuleBook
 from lamella.testing import VirtualClock
 
 ServeRaw = Callable[[Connection], Awaitable[str]]
@@ -26,9 +27,9 @@ TWO: Final = b'{"line": 2}\n'
 
 LAYERS: Final[dict[str, Callable[[str], Layers]]] = {
     "Buffer alone": lambda _: (Buffer(LIMIT),),
-    "Buffer fused": lambda _: (as_one([Buffer(LIMIT)]),),
+    "Buffer fused": lambda _: (together([Buffer(LIMIT)]),),
     "all": lambda _: stack(RULES, buffer=LIMIT),
-    "all fused": lambda _: (as_one(stack(RULES, buffer=LIMIT)),),
+    "all fused": lambda _: (together(stack(RULES, buffer=LIMIT)),),
     "all, nothing raised": lambda _: stack(RULES, buffer=LIMIT, raise_errors=False),
     "all with a deadline": lambda _: stack(RULES, buffer=LIMIT, deadline=60),
     "Maesn's": lambda url: maesn.layers("key", "account", url),

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lamella import ApiError, ConnectionLost, RuleBook, stack
-from lamella.answer_body import ErrorBody, _parse
+from lamella.body.answer import ErrorBody, _parse
 
 SECRET = "zq-s3cr3t"
 NAMES = st.sampled_from(

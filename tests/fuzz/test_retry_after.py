@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lamella import Backoff, ConnectionLost, Rule, RuleBook, TooManyRequests, parse_retry_after, stack
-from lamella.policy.retry_after import LONGEST, parse_http_date
+from lamella.rules.retry_after import LONGEST, parse_http_date
 
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0.001)))
 

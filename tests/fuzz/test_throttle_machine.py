@@ -32,10 +32,10 @@ from lamella import (
     Throttle,
     TooManyRequests,
 )
-from lamella.call import Call as LayersCall
-from lamella.gate import Gate
+from lamella.pipeline import Call as LayersCall
 from lamella.testing import FixedWindow, SlidingWindow, TokenBucket, VirtualClock, VirtualTimeLoop
 from lamella.testing import Limit as ServersLimit
+from lamella.throttle.queue import Gate
 
 _T = TypeVar("_T")
 

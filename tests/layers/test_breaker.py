@@ -19,6 +19,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.trace import StatusCode
 from tests.conftest import Connection, Handler, Tracing
+from tests.layering import together
 from tests.test_cancellation import cancelled_at
 from yarl import URL
 
@@ -43,9 +44,8 @@ from lamella import (
     ServerFault,
     StopReason,
     Timeout,
-    as_one,
 )
-from lamella.call import Call
+from lamella.pipeline import Call
 from lamella.testing import VirtualClock, run_virtual
 
 S = TypeVar("S")
@@ -444,7 +444,7 @@ async def test_every_send_counts_once(
     breaker = Breaker(failures=0.5, minimum=6, window=60)
     span = RequestSpan(tracer_provider=tracing.provider)
     # As one without its Retry, it sees an answer that Retry has told it of.
-    outer = (as_one((span, breaker)),) if wrapped else (span, breaker)
+    outer = (together((span, breaker)),) if wrapped else (span, breaker)
     async with client(await serve(service), *outer, again(3, wait=1), *layers) as session:
         failed = ServerFault if layers else 503
         assert await get(session) == failed
@@ -888,7 +888,7 @@ async def test_a_key_is_shown_to_nobody(
 
 async def test_it_stands_outside_of_retry(serve: Serve) -> None:
     async with client(await serve(Service()), Retry(RuleBook()), Breaker()) as session:
-        with pytest.raises(ValueError, match="Breaker stands inside of Retry"):
+        with pytest.raises(ValueError, match="Breaker must be outside of Retry"):
             await session.get("/")
 
 

@@ -8,9 +8,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 from tests.conftest import Connection, Handler
+from tests.layering import together
 
-from lamella import AttemptTimeout, Buffer, ConnectionLost, Timeout, as_one, stack
-from lamella.policy import RuleBook
+from lamella import AttemptTimeout, Buffer, ConnectionLost, Timeout, stack
+from lamella.rules import RuleBook
 
 Serve = Callable[[Handler], Awaitable[str]]
 ServeRaw = Callable[[Connection], Awaitable[str]]
@@ -96,7 +97,7 @@ async def test_a_cut_body_is_a_lost_connection(serve_raw: ServeRaw, method: str)
 
 @pytest.mark.parametrize("kind", ["text/event-stream", "multipart/x-mixed-replace; boundary=x"])
 @pytest.mark.parametrize(
-    "layers", [(Buffer(),), (as_one([Buffer()]),), stack(RuleBook())], ids=["alone", "fused", "all"]
+    "layers", [(Buffer(),), (together([Buffer()]),), stack(RuleBook())], ids=["alone", "fused", "all"]
 )
 async def test_a_body_that_does_not_end_is_not_waited_for(
     serve: Serve, layers: tuple[aiohttp.ClientMiddlewareType, ...], kind: str
@@ -130,7 +131,7 @@ async def test_a_body_that_is_known_to_be_too_long_is_handed_on_at_once(
         writer.write(b"2" * (length - 1))
 
     buffer = Buffer(whole={OCTETS: 8}) if whole else Buffer(8, whole={"text/plain": 100})
-    chosen = as_one([buffer]) if fused else buffer
+    chosen = together([buffer]) if fused else buffer
     async with aiohttp.ClientSession(await serve_raw(connection), middlewares=(chosen,)) as session:
         async with asyncio.timeout(5), session.get("/") as response:
             assert ended is waits
@@ -191,7 +192,7 @@ async def test_what_is_upgraded_is_left_alone_whatever_it_says_of_a_body(
         await reader.read()
 
     buffer = Buffer()
-    chosen = as_one([buffer]) if fused else buffer
+    chosen = together([buffer]) if fused else buffer
     async with aiohttp.ClientSession(await serve_raw(connection), middlewares=(chosen,)) as session:
         async with asyncio.timeout(5), session.get("/") as response:
             assert response.status == 101
@@ -239,7 +240,7 @@ async def test_a_content_type_may_be_read_whole_without_a_length(
         await asyncio.sleep(0.01)
 
     buffer = Buffer(whole={"application/json": 1000})
-    chosen = as_one([buffer]) if fused else buffer
+    chosen = together([buffer]) if fused else buffer
     async with aiohttp.ClientSession(await serve_raw(connection), middlewares=(chosen,)) as session:
         if reads:
             with pytest.raises(ConnectionLost):

@@ -9,6 +9,7 @@ import pytest
 import stamina
 from aiohttp import web
 from tests.conftest import Connection, Handler
+from tests.layering import together
 
 from lamella import (
     ApiError,
@@ -25,7 +26,6 @@ from lamella import (
     ServerFault,
     TooManyRequests,
     TransportError,
-    as_one,
 )
 
 Serve = Callable[[Handler], Awaitable[str]]
@@ -46,7 +46,7 @@ async def test_a_good_answer_passes_untouched(serve: Serve) -> None:
     ("status", "kind"),
     [(400, BadRequest), (429, TooManyRequests), (418, ClientFault), (599, ServerFault), (999, ServerFault)],
 )
-@pytest.mark.parametrize("layer", [Classify(RULES), as_one([Classify(RULES)])], ids=["alone", "fused"])
+@pytest.mark.parametrize("layer", [Classify(RULES), together([Classify(RULES)])], ids=["alone", "fused"])
 async def test_a_bad_status_is_raised_and_its_connection_is_free(
     serve_raw: ServeRaw, status: int, kind: type[ApiError], layer: aiohttp.ClientMiddlewareType
 ) -> None:

@@ -9,10 +9,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 from tests.conftest import Handler, Tracing
+from tests.layering import together
 from yarl import URL
 
-from lamella import AttemptSpan, Backoff, HeaderAuth, Retry, Rule, RuleBook, Throttle, as_one
-from lamella.layers.header_auth import HeaderValue
+from lamella import AttemptSpan, Backoff, HeaderAuth, Retry, Rule, RuleBook, Throttle
+from lamella.auth.header_auth import HeaderValue
 
 Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
@@ -118,7 +119,7 @@ async def test_each_tenant_gets_its_own_token_whatever_runs_at_the_same_time(
     url = await serve(answer)
     auth = HeaderAuth({"X-Token": _token_functions(0.01)[kind], "X-Second": _token_functions()["function"]}, origin=url)
     rules = RuleBook(Rule(503, "Unavailable", retry=Backoff(initial=0)))
-    chains = ((Retry(rules), auth), (as_one((Retry(rules), auth)),))
+    chains = ((Retry(rules), auth), (together((Retry(rules), auth)),))
     for chain in chains:
         refusals = dict.fromkeys(_TENANTS, refused)
         connector = aiohttp.TCPConnector(limit=0)

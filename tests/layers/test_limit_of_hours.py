@@ -34,10 +34,10 @@ from lamella import (
     stack,
 )
 from lamella.batch import AccountStopped, Batch, Journal
-from lamella.policy.pace import Pace, learned
-from lamella.state import Store
+from lamella.store import Store
 from lamella.testing import Account, FixedWindow, Limiter, Reply, Sandbox, VirtualClock
 from lamella.testing import Limit as ServersLimit
+from lamella.throttle.estimator import Pace, learned
 
 Serve = Callable[[Handler], Awaitable[str]]
 HOURS = 43200.0

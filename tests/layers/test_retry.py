@@ -7,18 +7,18 @@ import logging
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from dataclasses import fields, replace
 
 import aiohttp
 import pytest
 import stamina
 from aiohttp import web
 from tests.conftest import Connection, Handler, Tracing
+from tests.layering import apart
 from tests.telemetry.conftest import Metering, metering
 
 from lamella import (
     ApiError,
-    AttemptRecord,
+    At,
     AttemptTimeout,
     Backoff,
     BadRequest,
@@ -33,15 +33,13 @@ from lamella import (
     Rule,
     RuleBook,
     ServerFault,
+    Slot,
     StopReason,
     TooManyRequests,
-    WaitSource,
-    as_one,
     deadline,
     stack,
 )
-from lamella.call import Call
-from lamella.layers.retry import _waited
+from lamella.pipeline import Call
 from lamella.testing import VirtualClock
 
 __all__ = ["metering"]
@@ -602,7 +600,7 @@ async def test_the_least_of_the_errors_is_one(
 ) -> None:
     """Nothing is made of an answer that is returned as it is, but the span tells why it was the last."""
     made = stack(RULES, raise_errors=False, throttle=False, tracer_provider=tracing.provider)
-    layers = (as_one(made),) if wrapped else made
+    layers = made if wrapped else apart(made)
     async with aiohttp.ClientSession(
         await serve(Server(400)), timeout=aiohttp.ClientTimeout(total), middlewares=layers
     ) as session:
@@ -740,8 +738,10 @@ async def test_nothing_of_a_call_is_left_for_the_garbage_collector(
         Call.of(request).circuit = circuit
         return await handler(request)
 
-    made = stack(RULES, raise_errors=raise_errors)
-    layers = [protect, *made[:-1], note, made[-1]]
+    layers = [
+        protect,
+        *stack(RULES, At(Slot.CLASSIFY if raise_errors else Slot.INNERMOST, note), raise_errors=raise_errors),
+    ]
     timeout = aiohttp.ClientTimeout(total)
     async with aiohttp.ClientSession(await serve(Server(*statuses)), timeout=timeout, middlewares=layers) as session:
         gc.collect()
@@ -774,11 +774,3 @@ async def test_a_wait_is_on_record_though_the_circuit_has_opened_meanwhile(
             await session.get("/")
     assert caught.value.stopped is StopReason.CIRCUIT_OPEN
     assert [record.waited for record in caught.value.attempts] == pytest.approx([10])
-
-
-def test_a_record_with_its_wait_is_the_record_in_all_else() -> None:
-    record = AttemptRecord(
-        **{field.name: index for index, field in enumerate(fields(AttemptRecord))}  # type: ignore[arg-type]
-    )
-    waited = _waited(record, 7.5, WaitSource.RETRY_AFTER)
-    assert waited == replace(record, waited=7.5, wait_source=WaitSource.RETRY_AFTER)

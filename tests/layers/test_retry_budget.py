@@ -26,7 +26,7 @@ from lamella import (
     deadline,
     stack,
 )
-from lamella.state import MemoryStore, Store
+from lamella.store import MemoryStore, Store
 from lamella.testing import VirtualClock
 
 __all__ = ["metering"]

@@ -13,7 +13,7 @@ from tests.layers.test_throttle import MINUTE, at_rest, client, now, throttle_in
 from tests.test_state import JsonStore
 
 from lamella import Limit, maesn, stack
-from lamella.state import MemoryStore
+from lamella.store import MemoryStore
 from lamella.testing import FixedWindow, VirtualClock
 
 Serve = Callable[[Handler], Awaitable[str]]

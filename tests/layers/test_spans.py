@@ -31,8 +31,8 @@ from lamella import (
     RuleBook,
     ServerFault,
     stack,
-    telemetry,
 )
+from lamella.telemetry import names
 from lamella.testing import VirtualClock
 
 Serve = Callable[[Handler], Awaitable[str]]
@@ -60,14 +60,14 @@ def attributes(span: ReadableSpan) -> dict[str, object]:
 
 
 def test_the_names_are_the_conventions() -> None:
-    assert telemetry.ERROR_TYPE == error_attributes.ERROR_TYPE
-    assert telemetry.METHOD == http_attributes.HTTP_REQUEST_METHOD
-    assert telemetry.RESEND_COUNT == http_attributes.HTTP_REQUEST_RESEND_COUNT
-    assert telemetry.STATUS == http_attributes.HTTP_RESPONSE_STATUS_CODE
-    assert telemetry.PROTOCOL_VERSION == network_attributes.NETWORK_PROTOCOL_VERSION
-    assert telemetry.SERVER_ADDRESS == server_attributes.SERVER_ADDRESS
-    assert telemetry.SERVER_PORT == server_attributes.SERVER_PORT
-    assert telemetry.URL_FULL == url_attributes.URL_FULL
+    assert names.ERROR_TYPE == error_attributes.ERROR_TYPE
+    assert names.METHOD == http_attributes.HTTP_REQUEST_METHOD
+    assert names.RESEND_COUNT == http_attributes.HTTP_REQUEST_RESEND_COUNT
+    assert names.STATUS == http_attributes.HTTP_RESPONSE_STATUS_CODE
+    assert names.PROTOCOL_VERSION == network_attributes.NETWORK_PROTOCOL_VERSION
+    assert names.SERVER_ADDRESS == server_attributes.SERVER_ADDRESS
+    assert names.SERVER_PORT == server_attributes.SERVER_PORT
+    assert names.URL_FULL == url_attributes.URL_FULL
 
 
 async def test_a_call_that_needs_two_sends(serve: Serve, tracing: Tracing, virtual_time: VirtualClock) -> None:

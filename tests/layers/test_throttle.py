@@ -45,7 +45,7 @@ from lamella import (
     maesn,
     stack,
 )
-from lamella.state import MemoryStore, Store
+from lamella.store import MemoryStore, Store
 from lamella.testing import (
     Account,
     FixedWindow,

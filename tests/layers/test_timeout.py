@@ -8,9 +8,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 from tests.conftest import Handler
+from tests.layering import together
 from tests.leftovers import timers_of_lamella
 
-from lamella import AttemptTimeout, Backoff, Failure, HeaderAuth, Rule, RuleBook, Timeout, as_one, stack
+from lamella import AttemptTimeout, Backoff, Failure, HeaderAuth, Rule, RuleBook, Timeout, stack
 from lamella.testing import VirtualClock
 from lamella.testing.virtual_time import run_virtual
 
@@ -165,7 +166,7 @@ async def test_an_answer_of_somebody_who_hides_it_is_handed_on(
         return web.Response() if virtual_time.elapsed > 80 else await never(request)
 
     timeout = Timeout(90)
-    middlewares = (as_one((timeout,)) if wrapped else timeout, once_more)
+    middlewares = (together((timeout,)) if wrapped else timeout, once_more)
     async with aiohttp.ClientSession(
         await serve(late), timeout=aiohttp.ClientTimeout(), middlewares=middlewares
     ) as session:

@@ -46,7 +46,7 @@ async def test_a_missing_key_is_told_with_the_variable(sandbox: Sandbox) -> None
         with pytest.raises(ValueError, match="MAESN_ACCOUNT_KEY") as caught:
             await session.get("/accounting/invoices")
         assert type(caught.value) is ValueError
-        assert caught.value.__suppress_context__
+        assert caught.value.__context__ is None
         assert not sandbox.received
         # Where an account begins there is none yet.
         async with session.get("/auth/datev", headers={"x-account-key": "of-an-old-one"}) as response:

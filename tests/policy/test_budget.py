@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella import RetryBudget
-from lamella.policy.budget import Spent, take
+from lamella.retry.budget import Spent, take
 
 
 @pytest.mark.parametrize("share", [-0.1, -1, math.inf, math.nan])

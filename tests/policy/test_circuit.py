@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from lamella.policy.circuit import (
+from lamella.breaker.circuit import (
     CircuitPhase,
     CircuitSettings,
     CircuitState,

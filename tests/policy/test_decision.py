@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella import Backoff, Decision, Failure, Outcome, Rule, RuleBook, StopReason, WaitSource, decide
-from lamella.policy import IDEMPOTENT_METHODS
+from lamella.rules import IDEMPOTENT_METHODS
 
 WAIT = Backoff(10, factor=2, maximum=100, jitter=0.5)
 RULES = RuleBook(

@@ -15,11 +15,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamella import Limit
-from lamella.policy import Backoff
-from lamella.policy.pace import Hold, Pace, Sent, answered, earliest, is_too_long, learned, lost, next_turn, refused
-from lamella.policy.retry_after import LONGEST
+from lamella.rules import Backoff
+from lamella.rules.retry_after import LONGEST
 from lamella.testing import FixedWindow, Limiter, SlidingWindow, TokenBucket
 from lamella.testing import Limit as ServersLimit
+from lamella.throttle.estimator import (
+    Hold,
+    Pace,
+    Sent,
+    answered,
+    earliest,
+    is_too_long,
+    learned,
+    lost,
+    next_turn,
+    refused,
+)
 
 KINDS = ("fixed", "sliding", "bucket")
 ENDLESS = 10**9

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lamella.policy import parse_http_date, parse_retry_after
-from lamella.policy.retry_after import LONGEST
+from lamella.rules import parse_http_date, parse_retry_after
+from lamella.rules.retry_after import LONGEST
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella import Backoff, Failure, Outcome, Rule, RuleBook
-from lamella.policy import is_rate_limit
+from lamella.rules import is_rate_limit
 
 WAIT = Backoff(1, maximum=8)
 RETRIED = Rule(429, "exact", retry=WAIT)

@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind
 from tests.conftest import Handler, Tracing
+from tests.layering import in_order
 from tests.telemetry.conformance import (
     PAGE,
     SCOPE,
@@ -44,11 +45,10 @@ from lamella import (
     StopReason,
     Throttle,
     WaitSource,
-    in_order,
     maesn,
     stack,
 )
-from lamella.telemetry import Instruments
+from lamella.telemetry.metrics import Instruments
 from lamella.testing import Sandbox, VirtualClock
 
 Serve = Callable[[Handler], Awaitable[str]]

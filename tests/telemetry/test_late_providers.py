@@ -18,6 +18,7 @@ from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 from tests.conftest import Handler, Tracing
+from tests.layering import together
 from tests.telemetry.conftest import Metering
 
 from lamella import (
@@ -28,10 +29,9 @@ from lamella import (
     Rule,
     RuleBook,
     ServerFault,
-    as_one,
     stack,
-    telemetry,
 )
+from lamella.telemetry import attempt_span, call_span
 
 Serve = Callable[[Handler], Awaitable[str]]
 
@@ -46,16 +46,17 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from lamella import maesn, telemetry
+from lamella import maesn
+from lamella.telemetry.attributes import described
 from lamella.testing import Sandbox
 
-told, described = [], telemetry.described
+told, described = [], described
 
 def telling(*args):
     told.append(args)
     return described(*args)
 
-telemetry.described = telling
+described = telling
 
 async def main():
     async with Sandbox() as sandbox, maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url) as session:
@@ -101,7 +102,8 @@ def test_a_provider_that_is_set_later_is_used_from_then_on(what: str, spans: lis
 async def test_where_nobody_will_ever_listen_nothing_is_described(
     serve: Serve, kinds: tuple[type[AttemptSpan] | type[RequestSpan], ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(telemetry, "described", None)
+    for module in (attempt_span, call_span):
+        monkeypatch.setattr(module, "described", None)
     assert "traceparent" not in await headers_of_a_call(serve, *layers(*kinds))
 
 
@@ -114,7 +116,9 @@ async def test_where_nobody_will_ever_listen_a_call_fails_as_it_always_does(
         return web.Response(status=503)
 
     chosen = [*layers(RequestSpan, AttemptSpan), *([Classify(RuleBook())] if raised else [])]
-    async with aiohttp.ClientSession(await serve(answer), middlewares=[as_one(chosen)] if fused else chosen) as session:
+    async with aiohttp.ClientSession(
+        await serve(answer), middlewares=[together(chosen)] if fused else chosen
+    ) as session:
         for _ in range(2):
             with pytest.raises(ServerFault) if raised else nullcontext():
                 assert (await session.get("/")).status == 503

@@ -17,7 +17,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from tests.conftest import Handler, Tracing
 from tests.telemetry.conftest import Metering, given
 
-from lamella import Backoff, LamellaError, Rule, RuleBook, maesn, stack, telemetry
+from lamella import Backoff, LamellaError, Rule, RuleBook, maesn, stack
+from lamella.telemetry.tracing import inject
 from lamella.testing import Sandbox, VirtualClock
 
 Serve = Callable[[Handler], Awaitable[str]]
@@ -83,7 +84,7 @@ async def test_a_header_of_the_users_own_is_replaced_and_never_doubled(serve: Se
 )
 def test_where_there_is_a_span_and_no_more_it_is_told_as_the_propagators_tell_it(of: trace.SpanContext) -> None:
     ours, theirs = CIMultiDict[str](), CIMultiDict[str]()
-    telemetry.inject(trace.NonRecordingSpan(of), ours)
+    inject(trace.NonRecordingSpan(of), ours)
     propagate.inject(theirs, trace.set_span_in_context(trace.NonRecordingSpan(of)))
     assert ours == theirs
     assert bool(ours) is of.is_valid

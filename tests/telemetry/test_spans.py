@@ -23,7 +23,8 @@ from tests.conftest import Handler, Tracing
 from tests.telemetry.conftest import Metering, given
 from yarl import URL
 
-from lamella import AttemptSpan, Backoff, HeaderAuth, LamellaError, RequestSpan, Rule, RuleBook, maesn, stack, telemetry
+from lamella import AttemptSpan, Backoff, HeaderAuth, LamellaError, RequestSpan, Rule, RuleBook, maesn, stack
+from lamella.telemetry import attempt_span
 from lamella.testing import Fault, Sandbox, VirtualClock
 from lamella.testing.sandbox import Step
 
@@ -472,8 +473,8 @@ class TestNobodyRecords:
         def fail(*_: object) -> dict[str, str]:
             raise AssertionError
 
-        for name in ("peer_attributes", "header_attributes", "redact_url"):
-            monkeypatch.setattr(telemetry, name, fail)
+        for name in ("peer_attributes", "header_attributes", "shown_url"):
+            monkeypatch.setattr(attempt_span, name, fail)
         spans = AttemptSpan(tracer_provider=provider, request_headers=["Accept"], response_headers=["ETag"])
         async with aiohttp.ClientSession(
             await serve(answer), middlewares=stack(RULES, spans, tracer_provider=provider)

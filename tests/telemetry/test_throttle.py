@@ -23,8 +23,8 @@ from tests.telemetry.conftest import Metering, given
 from tests.test_state import JsonStore
 
 from lamella import Backoff, LamellaError, Limit, RateLimited, Rule, RuleBook, Throttle, TooManyRequests, stack
-from lamella.layers.throttle import _name
 from lamella.testing import VirtualClock
+from lamella.throttle.layer import _name
 
 Serve = Callable[[Handler], Awaitable[str]]
 MINUTE = RuleBook(
@@ -336,7 +336,7 @@ async def test_an_account_that_is_forgotten_in_its_episode_tells_of_it(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the busy ones, though they are the oldest, keep no place from being made."""
-    monkeypatch.setattr("lamella.layers.throttle._MOST_ACCOUNTS", 8)
+    monkeypatch.setattr("lamella.throttle.layer._MOST_ACCOUNTS", 8)
 
     async def answer(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(1000 if "busy" in request.path else 0)
@@ -421,7 +421,7 @@ async def test_the_key_is_shown_nowhere(
 def test_the_short_hash_is_the_same_in_every_process() -> None:
     """Whatever seed Python hashes with: two processes that share a store, or a dashboard, mean the same account."""
     origin = ("https", "api.example.com", 443)
-    script = f"from lamella.layers.throttle import _name; print(_name({origin!r}, {KEY!r}))"
+    script = f"from lamella.throttle.layer import _name; print(_name({origin!r}, {KEY!r}))"
     mine = _name(origin, KEY)
     for seed in ("1", "2"):
         env = os.environ | {"PYTHONHASHSEED": seed}

@@ -67,7 +67,7 @@ async def own_session() -> None:
     auth = lamella.HeaderAuth({"X-API-KEY": "key", "X-A": lambda: "now", "X-B": token}, origin="https://example.com")
     layers = lamella.stack(RULES, lamella.Timeout(5), auth=auth, attempts=3, deadline=60.0, retry_writes=True)
     assert_type(layers, tuple[aiohttp.ClientMiddlewareType, ...])
-    some = lamella.in_order(lamella.Classify(RULES), lamella.Retry(RULES, attempts=3))
+    some = lamella.stack(RULES, lamella.Classify(RULES), lamella.At(lamella.Slot.AUTH, own))
     assert_type(some, tuple[aiohttp.ClientMiddlewareType, ...])
     aiohttp.ClientSession(middlewares=(own, *layers, own))
     aiohttp.ClientSession(
@@ -85,7 +85,7 @@ async def own_session() -> None:
     lamella.stack()  # type: ignore[call-arg]
     lamella.stack(RULES, attempt=3)  # type: ignore[call-arg]
     lamella.stack(RULES, auth="key")  # type: ignore[arg-type]
-    lamella.in_order(own)  # type: ignore[arg-type]
+    lamella.stack(RULES, own)  # type: ignore[arg-type]
     lamella.Retry()  # type: ignore[call-arg]
     lamella.Retry(RULES, deadline="1 min")  # type: ignore[arg-type]
     lamella.HeaderAuth({"X-API-KEY": 5})  # type: ignore[dict-item]
@@ -98,7 +98,6 @@ def together(store: lamella.Store) -> None:
     lamella.stack(RULES, throttle, breaker, retry_budget=lamella.RetryBudget(share=0.1), store=lamella.MemoryStore(10))
     lamella.stack(RULES, limit=lamella.Limit(100, per=60), account=lambda _: None, retry_budget=None, throttle=False)
     maesn.session(limit=lamella.Limit(100, per=60), breaker=breaker, retry_budget=None, store=store)
-    lamella.in_order(throttle, breaker)
     with lamella.deadline(30) as nothing:
         assert_type(nothing, None)
 

@@ -8,9 +8,9 @@ from typing import Final, NamedTuple
 
 import stamina
 
-from lamella.classification import service_works
+from lamella.classify.failures import service_works
 from lamella.errors import LamellaError, NotSent
-from lamella.policy import StopReason
+from lamella.rules import StopReason
 
 __all__ = ["Entered", "Outage"]
 

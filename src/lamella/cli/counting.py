@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from lamella import telemetry
 from lamella.cli.causes import Cause, grouped, reason_of
 from lamella.cli.traces import number, text, traces
 from lamella.cli.words import count, duration
+from lamella.telemetry.names import ERROR_TYPE, WAIT
 
 if TYPE_CHECKING:
     from lamella.cli.demo import Result
@@ -37,8 +37,8 @@ def totals(result: Result) -> tuple[Total, ...]:
 def _totals(result: Result) -> Iterator[Total]:
     found = traces(result.spans)
     retries = [event for trace in found for event in trace.retries]
-    waits = sorted(number(event, telemetry.WAIT) for event in retries)
-    after = Counter(text(event, telemetry.ERROR_TYPE) for event in retries)
+    waits = sorted(number(event, WAIT) for event in retries)
+    after = Counter(text(event, ERROR_TYPE) for event in retries)
     sends = sum(len(trace.sends) for trace in found)
     well = sum(end.error is None and end.other is None for end in result.ended)
     calls = len(result.planned)

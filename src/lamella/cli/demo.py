@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, format_span_id
 
-from lamella import LamellaError, maesn, telemetry
+from lamella import LamellaError, maesn
 from lamella.cli import counting
 from lamella.cli.check import Check
 from lamella.cli.html import Page
@@ -24,6 +24,7 @@ from lamella.cli.plan import Planned, Settings, make_plan, make_sandbox
 from lamella.cli.stamina_hooks import no_stamina_hooks
 from lamella.cli.traces import attribute, context, traces
 from lamella.cli.words import count, duration
+from lamella.telemetry.names import STATUS
 from lamella.testing import Received
 
 __all__ = ["SERVICE", "Ended", "Result", "checks", "page", "run"]
@@ -177,7 +178,7 @@ def _untraced(result: Result) -> str | None:
 def _miscounted(result: Result) -> str | None:
     """Each send has its span's id on it. A send without an answer may have got lost on its way."""
     sends = {
-        format_span_id(context(span).span_id): attribute(span, telemetry.STATUS) is not None
+        format_span_id(context(span).span_id): attribute(span, STATUS) is not None
         for span in result.spans
         if span.kind is SpanKind.CLIENT
     }

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lamella.cli.words import between, duration, plain
 from lamella.maesn import RULES
-from lamella.policy import Backoff, Failure, Outcome, Rule, StopReason, decide
+from lamella.rules import Backoff, Failure, Outcome, Rule, StopReason, decide
 
 __all__ = ["all_rules", "one_rule", "parse"]
 

@@ -14,14 +14,28 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from opentelemetry.trace import format_trace_id
 
-from lamella import telemetry
 from lamella.cli.causes import Cause
 from lamella.cli.check import Check
 from lamella.cli.counting import Total
 from lamella.cli.report import tree_text
 from lamella.cli.traces import Trace, attribute, context, number, path, stop_phrase, text
 from lamella.cli.words import some
-from lamella.policy import WaitSource
+from lamella.rules import WaitSource
+from lamella.telemetry.names import (
+    ATTEMPTS_LEFT,
+    DEADLINE_LEFT,
+    ERROR_TYPE,
+    METHOD,
+    METHOD_ORIGINAL,
+    OUTCOME,
+    RETRY_EVENT,
+    RULE,
+    STATUS,
+    STOP_EVENT,
+    STOP_REASON,
+    WAIT,
+    WAIT_SOURCE,
+)
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -124,7 +138,7 @@ def _call(trace: Trace, began: int) -> _Json:
     """A call for the script: times are in microseconds, from the start of the first call on."""
     sends = [_send(send, began) for send in trace.sends]
     for event in trace.call.events:
-        if event.name in {telemetry.RETRY_EVENT, telemetry.STOP_EVENT}:
+        if event.name in {RETRY_EVENT, STOP_EVENT}:
             # A decision belongs to the send before it.
             before = [send for send in sends if send["at"] <= _since(event.timestamp, began)]
             if before:
@@ -132,9 +146,9 @@ def _call(trace: Trace, began: int) -> _Json:
     return {
         "at": _since(trace.call.start_time, began),
         "took": _since(trace.call.end_time, trace.call.start_time),
-        "method": text(trace.call, telemetry.METHOD_ORIGINAL) or text(trace.call, telemetry.METHOD),
+        "method": text(trace.call, METHOD_ORIGINAL) or text(trace.call, METHOD),
         "path": path(trace),
-        "outcome": text(trace.call, telemetry.OUTCOME),
+        "outcome": text(trace.call, OUTCOME),
         "trace": format_trace_id(context(trace.call).trace_id),
         "sends": sends,
         "others": list(_others(trace, began)),
@@ -147,13 +161,13 @@ def _send(send: ReadableSpan, began: int) -> _Json:
         "at": _since(send.start_time, began),
         "took": _since(send.end_time, send.start_time),
         "kind": _kind(send),
-        "ended": text(send, telemetry.ERROR_TYPE) or text(send, telemetry.STATUS) or "no answer",
+        "ended": text(send, ERROR_TYPE) or text(send, STATUS) or "no answer",
     }
 
 
 def _kind(send: ReadableSpan) -> str:
     """By the colour: an answer that broke off in the middle is none, whatever its status was."""
-    error, status = text(send, telemetry.ERROR_TYPE), attribute(send, telemetry.STATUS)
+    error, status = text(send, ERROR_TYPE), attribute(send, STATUS)
     ended = error or str(status)
     if ended == "429":
         return ended
@@ -162,25 +176,25 @@ def _kind(send: ReadableSpan) -> str:
 
 
 def _decision(event: Event, began: int) -> _Json:
-    decision: _Json = {"at": _since(event.timestamp, began), "rule": text(event, telemetry.RULE)}
-    if event.name == telemetry.STOP_EVENT:
-        decision["stop"] = stop_phrase(text(event, telemetry.STOP_REASON))
+    decision: _Json = {"at": _since(event.timestamp, began), "rule": text(event, RULE)}
+    if event.name == STOP_EVENT:
+        decision["stop"] = stop_phrase(text(event, STOP_REASON))
     else:
-        source = text(event, telemetry.WAIT_SOURCE)
-        decision["wait"] = round(number(event, telemetry.WAIT) * 1e6)
+        source = text(event, WAIT_SOURCE)
+        decision["wait"] = round(number(event, WAIT) * 1e6)
         decision["source"] = next((words for name, words in _SOURCES.items() if name == source), source)
-    if attribute(event, telemetry.ATTEMPTS_LEFT) is not None:
-        decision["left"] = int(number(event, telemetry.ATTEMPTS_LEFT))
-    if attribute(event, telemetry.DEADLINE_LEFT) is not None:
-        decision["deadline"] = round(number(event, telemetry.DEADLINE_LEFT) * 1e6)
+    if attribute(event, ATTEMPTS_LEFT) is not None:
+        decision["left"] = int(number(event, ATTEMPTS_LEFT))
+    if attribute(event, DEADLINE_LEFT) is not None:
+        decision["deadline"] = round(number(event, DEADLINE_LEFT) * 1e6)
     return decision
 
 
 def _others(trace: Trace, began: int) -> Iterator[_Json]:
     """Waits that are not before a retry, as for a slot under a limit."""
     for event in trace.call.events:
-        wait = number(event, telemetry.WAIT)
-        if wait and event.name not in {telemetry.RETRY_EVENT, telemetry.STOP_EVENT}:
+        wait = number(event, WAIT)
+        if wait and event.name not in {RETRY_EVENT, STOP_EVENT}:
             yield {"at": _since(event.timestamp, began), "wait": round(wait * 1e6), "name": event.name}
 
 

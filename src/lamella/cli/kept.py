@@ -10,8 +10,8 @@ from typing import Final
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.trace import SpanKind
 
-from lamella import telemetry
 from lamella.cli.traces import Trace, attribute, context, number, text
+from lamella.telemetry.names import ERROR_TYPE, OUTCOME, WAIT
 
 __all__ = ["KeptTraces"]
 
@@ -77,14 +77,14 @@ class KeptTraces(SpanProcessor):
             if span.kind is SpanKind.CLIENT and span.parent is not None:
                 self.sends += 1
                 self._open.setdefault(span.parent.span_id, []).append(span)
-            elif attribute(span, telemetry.OUTCOME) is not None:
+            elif attribute(span, OUTCOME) is not None:
                 sends = self._open.pop(context(span).span_id, [])
                 self._take(Trace(span, tuple(sorted(sends, key=lambda send: send.start_time or 0))))
 
     def _take(self, trace: Trace) -> None:
         for event in trace.retries:
-            self.after[text(event, telemetry.ERROR_TYPE)] += 1
-            self.waited += number(event, telemetry.WAIT)
+            self.after[text(event, ERROR_TYPE)] += 1
+            self.waited += number(event, WAIT)
         kind = _WELL if trace.succeeded and len(trace.sends) == 1 else _RETRIED if trace.succeeded else _FAILED
         self._ends[kind] += 1
         kept = self._kept[kind]

@@ -13,10 +13,25 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from lamella import telemetry
 from lamella.cli.traces import Trace, context, interest, number, path, seconds, stop_phrase, text, traces
 from lamella.cli.words import count, duration, plain, some
-from lamella.policy import WaitSource
+from lamella.rules import WaitSource
+from lamella.telemetry.names import (
+    ATTEMPTS,
+    ERROR_TYPE,
+    METHOD,
+    OUTCOME,
+    PARKED_BY,
+    PARKED_EVENT,
+    RESEND_COUNT,
+    RETRY_EVENT,
+    RULE,
+    STATUS,
+    STOP_EVENT,
+    STOP_REASON,
+    WAIT,
+    WAIT_SOURCE,
+)
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -109,36 +124,36 @@ def _branches(trace: Trace) -> list[Text]:
 def _call(trace: Trace) -> Iterator[Text]:
     span = trace.call
     yield _line((plain(span.name), "bold"))
-    ended, style = text(span, telemetry.OUTCOME), "green" if trace.succeeded else "red"
-    attempts = count(int(number(span, telemetry.ATTEMPTS)), "attempt")
-    took, waited = duration(seconds(span.end_time, span.start_time)), duration(number(span, telemetry.WAIT))
+    ended, style = text(span, OUTCOME), "green" if trace.succeeded else "red"
+    attempts = count(int(number(span, ATTEMPTS)), "attempt")
+    took, waited = duration(seconds(span.end_time, span.start_time)), duration(number(span, WAIT))
     yield _line("INTERNAL  ", (ended, style), f" after {attempts} in {took}, {waited} of it in waits")
-    if stop := text(span, telemetry.STOP_REASON):
+    if stop := text(span, STOP_REASON):
         yield _line("stopped: ", (stop_phrase(stop), style))
     yield _line((f"path {path(trace)}", "dim"))
     yield _line((f"trace {format_trace_id(context(span).trace_id)}", "dim"))
 
 
 def _send(trace: Trace, send: ReadableSpan) -> Text:
-    error = text(send, telemetry.ERROR_TYPE)
-    ended = error or text(send, telemetry.STATUS)
-    resent = f"  resend_count={int(number(send, telemetry.RESEND_COUNT))}" if text(send, telemetry.RESEND_COUNT) else ""
+    error = text(send, ERROR_TYPE)
+    ended = error or text(send, STATUS)
+    resent = f"  resend_count={int(number(send, RESEND_COUNT))}" if text(send, RESEND_COUNT) else ""
     return _line(
-        f"{_offset(trace, send.start_time)}  {f'CLIENT {text(send, telemetry.METHOD)}':<{_WHAT}} ",
+        f"{_offset(trace, send.start_time)}  {f'CLIENT {text(send, METHOD)}':<{_WHAT}} ",
         (f"{ended:<{_ENDED}}", "red" if error else "green"),
         f"  {duration(seconds(send.end_time, send.start_time)):>7}{resent}",
     )
 
 
 def _decision(trace: Trace, event: Event) -> Text:
-    if event.name == telemetry.RETRY_EVENT:
+    if event.name == RETRY_EVENT:
         name, style, why = "retry", "yellow", _wait(event)
-    elif event.name == telemetry.STOP_EVENT:
-        name, style, why = "stop", "red", stop_phrase(text(event, telemetry.STOP_REASON))
-    elif event.name == telemetry.PARKED_EVENT:
-        limited = text(event, telemetry.PARKED_BY) == "refusal"
+    elif event.name == STOP_EVENT:
+        name, style, why = "stop", "red", stop_phrase(text(event, STOP_REASON))
+    elif event.name == PARKED_EVENT:
+        limited = text(event, PARKED_BY) == "refusal"
         until = "its account was rate-limited" if limited else "until its account's turn"
-        name, style, why = "parked", "cyan", f"for {duration(number(event, telemetry.WAIT))}, {until}"
+        name, style, why = "parked", "cyan", f"for {duration(number(event, WAIT))}, {until}"
     else:
         name, style = plain(event.name), ""
         why = ", ".join(f"{key}={text(event, key)}" for key in event.attributes or ())
@@ -146,10 +161,10 @@ def _decision(trace: Trace, event: Event) -> Text:
 
 
 def _wait(event: Event) -> str:
-    wait = duration(number(event, telemetry.WAIT))
-    match text(event, telemetry.WAIT_SOURCE):
+    wait = duration(number(event, WAIT))
+    match text(event, WAIT_SOURCE):
         case WaitSource.RULE:
-            return f"after {wait}, by the rule: {text(event, telemetry.RULE)}"
+            return f"after {wait}, by the rule: {text(event, RULE)}"
         case WaitSource.RETRY_AFTER:
             return f"after {wait}, as Retry-After says"
         case WaitSource.IMMEDIATE:

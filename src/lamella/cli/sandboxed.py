@@ -13,10 +13,10 @@ from typing import Any, Final, NamedTuple
 
 from yarl import URL
 
+from lamella.breaker import Breaker
 from lamella.cli.check import Check
 from lamella.cli.sync import Settings, Synced
 from lamella.cli.words import count
-from lamella.layers import Breaker
 from lamella.maesn import RULES, Account
 from lamella.testing import Account as SandboxAccount
 from lamella.testing import Fault, FixedWindow, Sandbox

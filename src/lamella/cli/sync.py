@@ -16,13 +16,14 @@ import aiohttp
 from yarl import URL
 
 from lamella.batch import Journal, JournalError
+from lamella.breaker import Breaker
 from lamella.cli.overview import Watch
 from lamella.cli.stamina_hooks import no_stamina_hooks
-from lamella.fused import as_one
-from lamella.layers import Breaker, Throttle
 from lamella.maesn import RULES, Account, Part, Report, layers, plan, sync
-from lamella.policy import RuleBook
-from lamella.telemetry import without_other_instrumentation
+from lamella.pipeline import Pipeline
+from lamella.rules import RuleBook
+from lamella.telemetry.others import without_other_instrumentation
+from lamella.throttle import Throttle
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -162,7 +163,7 @@ async def _sync(settings: Settings, chosen: Sequence[aiohttp.ClientMiddlewareTyp
         without_other_instrumentation(
             aiohttp.ClientSession(
                 settings.base_url,
-                middlewares=(as_one(chosen),),
+                middlewares=tuple(chosen),
                 timeout=aiohttp.ClientTimeout(total=None),
                 connector=aiohttp.TCPConnector(limit=_connections()),
             )
@@ -193,7 +194,13 @@ def _connections() -> int:
 
 
 def _closed_for(settings: Settings, chosen: Sequence[aiohttp.ClientMiddlewareType]) -> Callable[[str], float]:
-    [throttle] = [layer for layer in chosen if isinstance(layer, Throttle)]
+    [throttle] = [
+        layer
+        for pipeline in chosen
+        if isinstance(pipeline, Pipeline)
+        for layer in pipeline.layers
+        if isinstance(layer, Throttle)
+    ]
     keys = {account.name: account.key for account in settings.accounts}
     return lambda name: throttle.closed_for(settings.base_url, keys[name])
 

@@ -10,9 +10,9 @@ from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, SpanKind
 from opentelemetry.util.types import AttributeValue
 from yarl import URL
 
-from lamella import telemetry
 from lamella.cli.words import plain
-from lamella.policy import StopReason
+from lamella.rules import StopReason
+from lamella.telemetry.names import EPISODE, ERROR_TYPE, OUTCOME, RETRY_EVENT, URL_FULL, WAIT_SOURCE
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -41,12 +41,12 @@ class Trace:
     @property
     def succeeded(self) -> bool:
         """Whether the call ended well."""
-        return attribute(self.call, telemetry.OUTCOME) == "success"
+        return attribute(self.call, OUTCOME) == "success"
 
     @property
     def retries(self) -> list[Event]:
         """The decisions to send again."""
-        return [event for event in self.call.events if event.name == telemetry.RETRY_EVENT]
+        return [event for event in self.call.events if event.name == RETRY_EVENT]
 
 
 def traces(spans: Iterable[ReadableSpan]) -> list[Trace]:
@@ -56,15 +56,15 @@ def traces(spans: Iterable[ReadableSpan]) -> list[Trace]:
     for span in sorted(spans, key=lambda span: span.start_time or 0):
         if span.kind is SpanKind.CLIENT and span.parent is not None:
             sends.setdefault(span.parent.span_id, []).append(span)
-        elif span.kind is SpanKind.INTERNAL and span.name != telemetry.EPISODE:
+        elif span.kind is SpanKind.INTERNAL and span.name != EPISODE:
             calls.append(span)
     return [Trace(call, tuple(sends.get(context(call).span_id, ()))) for call in calls]
 
 
 def interest(trace: Trace) -> tuple[int, int]:
     """How much there is to see in a trace: distinct things first, then sends."""
-    ends = {attribute(send, telemetry.ERROR_TYPE) for send in trace.sends}
-    reasons = {attribute(event, telemetry.WAIT_SOURCE) for event in trace.retries}
+    ends = {attribute(send, ERROR_TYPE) for send in trace.sends}
+    reasons = {attribute(event, WAIT_SOURCE) for event in trace.retries}
     return len(ends) + len(reasons), len(trace.sends)
 
 
@@ -92,7 +92,7 @@ def text(of: ReadableSpan | Event, name: str) -> str:
 
 def path(trace: Trace) -> str:
     """What was called: path and query as they were sent."""
-    url = text(trace.call, telemetry.URL_FULL)
+    url = text(trace.call, URL_FULL)
     try:
         return plain(URL(url).raw_path_qs)
     except ValueError:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import aiohttp
-from multidict import istr
 from yarl import URL
 
-from lamella.call import Call
-from lamella.layers import HeaderAuth
+from lamella.auth import HeaderAuth
 
 __all__ = ["ACCOUNT_KEY", "API_KEY", "Account", "account", "auth", "current_account"]
 
@@ -75,36 +73,19 @@ def current_account(account_key: str | None) -> str | None:
 
 
 def auth(api_key: str, account_key: str | None, base_url: URL) -> HeaderAuth:
-    """The layer that adds both keys; *account_key* is for calls made outside of :func:`account`."""
-    return _Keys(api_key, account_key, base_url)
+    """Return the layer that adds both keys; *account_key* is for calls made outside of :func:`account`.
 
+    Only ``/auth/``, where an account begins, does without the key of an account.
+    """
+    without = f"{base_url.path.rstrip('/')}/auth/"
 
-class _NoAccount(Exception):
-    pass
-
-
-class _Keys(HeaderAuth):
-    """Both keys. Only ``/auth/``, where an account begins, does without that of an account."""
-
-    def __init__(self, api_key: str, account_key: str | None, base_url: URL) -> None:
-        self._account_key = account_key
-        self._without = f"{base_url.path.rstrip('/')}/auth/"
-        super().__init__({API_KEY: api_key, ACCOUNT_KEY: self._key}, origin=base_url)
-
-    def _ask(self, request: aiohttp.ClientRequest, call: Call, name: istr) -> Awaitable[str | None] | None:
-        try:
-            return super()._ask(request, call, name)
-        except _NoAccount:
-            if request.url.path.startswith(self._without):
-                request.headers.popall(name, None)
-                return None
+    def key(request: aiohttp.ClientRequest) -> str | None:
+        found = current_account(account_key)
+        if found is None and not request.url.path.startswith(without):
             raise ValueError(
                 "no account key for this call: set MAESN_ACCOUNT_KEY, give account_key=, "
                 "or make the call inside of maesn.account(key)"
-            ) from None
+            )
+        return found
 
-    def _key(self) -> str:
-        key = current_account(self._account_key)
-        if key is None:
-            raise _NoAccount
-        return key
+    return HeaderAuth({API_KEY: api_key, ACCOUNT_KEY: key}, origin=base_url)

@@ -16,14 +16,15 @@ from typing import Any, Final, NoReturn
 import aiohttp
 import anyio
 
-from lamella.answer_body import wait_for_body, whole_bodies
-from lamella.classification import ERROR_STATUS, api_error, error_messages, noting_secrets
+from lamella.body.answer import wait_for_body, whole_bodies
+from lamella.classify.failures import ERROR_STATUS, api_error, error_messages
+from lamella.credentials import noting_secrets
 from lamella.errors import BadRequest, NotFound
 from lamella.maesn.account import account as account_context
 from lamella.maesn.list_errors import AnswerFailed, EmptyPage, RepeatedPage, UnsteadyList
 from lamella.maesn.record import id_of, updated_of
 from lamella.maesn.rules import RULES
-from lamella.policy.retry_after import parse_http_date
+from lamella.rules.retry_after import parse_http_date
 
 __all__ = ["PAGE_LIMITS", "Page", "exact_int", "pages", "records"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lamella.policy import Backoff, Rule, RuleBook
+from lamella.rules import Backoff, Rule, RuleBook
 
 __all__ = ["RULES"]
 

@@ -11,15 +11,17 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from yarl import URL
 
-from lamella.fused import as_one
-from lamella.layers import Breaker, Buffer
+from lamella.breaker import Breaker
+from lamella.buffer import Buffer
 from lamella.maesn.account import auth, current_account
 from lamella.maesn.rules import RULES
-from lamella.policy import Limit, RetryBudget, RuleBook
-from lamella.policy.budget import DEFAULT_BUDGET
+from lamella.retry.budget import DEFAULT_BUDGET, RetryBudget
+from lamella.rules import RuleBook
 from lamella.stacking import stack
-from lamella.state import Store
-from lamella.telemetry import UrlTemplate, without_other_instrumentation
+from lamella.store import Store
+from lamella.telemetry.attributes import UrlTemplate
+from lamella.telemetry.others import without_other_instrumentation
+from lamella.throttle.estimator import Limit
 
 __all__ = ["ATTEMPT_TIMEOUT", "BASE_URL", "layers", "session"]
 
@@ -102,9 +104,7 @@ def session(
         meter_provider=meter_provider,
     )
     session_options.setdefault("timeout", aiohttp.ClientTimeout(total=None))
-    return without_other_instrumentation(
-        aiohttp.ClientSession(_url(base_url), middlewares=(as_one(chosen),), **session_options)
-    )
+    return without_other_instrumentation(aiohttp.ClientSession(_url(base_url), middlewares=chosen, **session_options))
 
 
 def layers(

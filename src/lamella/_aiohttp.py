@@ -1,0 +1,101 @@
+"""Everything private that lamella looks at in aiohttp, each with what it does where a version has it no more."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from io import IOBase
+from typing import Any
+
+import aiohttp
+from aiohttp import helpers, payload
+
+__all__ = [
+    "arrived_bytes",
+    "body_file",
+    "forget_answer",
+    "has_no_total",
+    "is_being_written",
+    "is_unsent",
+    "is_written",
+    "peer_of",
+    "prepare_again",
+    "put_back",
+    "same_call",
+    "trace_states",
+]
+
+
+def forget_answer(request: aiohttp.ClientRequest) -> None:
+    """Forget the answer to the last attempt, so that :func:`is_unsent` is about the next one."""
+    with suppress(AttributeError):
+        request.response = None
+
+
+def is_unsent(request: aiohttp.ClientRequest) -> bool:
+    """Return whether *request* has not begun to be written: aiohttp makes its answer then. Otherwise: it has."""
+    return getattr(request, "response", request) is None
+
+
+def is_being_written(request: aiohttp.ClientRequest) -> bool:
+    """Return whether there is a task that writes the body of *request*; it may just have ended. Otherwise: no."""
+    return getattr(request, "_writer", None) is not None
+
+
+def is_written(request: aiohttp.ClientRequest) -> bool:
+    """Return whether the body of *request* is written to its end. Otherwise: it is."""
+    writer = getattr(request, "_writer", None)
+    return writer is None or bool(writer.done())
+
+
+async def prepare_again(request: aiohttp.ClientRequest) -> None:
+    """Make *request* ready to be sent again: its last writer has ended, and 100-continue is awaited anew."""
+    await request.close()
+    request.update_expect_continue()
+
+
+def has_no_total(request: aiohttp.ClientRequest) -> bool:
+    """Return whether *request* was made without a total timeout. Otherwise: it may have that of its session."""
+    return isinstance(getattr(request, "_timer", None), getattr(helpers, "TimerNoop", ()))
+
+
+def same_call(request: aiohttp.ClientRequest) -> object:
+    """Return an object that all hops of a redirected call share. Otherwise: None, for all calls."""
+    return getattr(request, "_traces", None)
+
+
+def trace_states(request: aiohttp.ClientRequest) -> Iterator[tuple[Any, Any]]:
+    """Yield each trace configuration of *request* with its state for this call. Otherwise: nothing."""
+    for trace in getattr(request, "_traces", ()):
+        config, state = getattr(trace, "_trace_config", None), getattr(trace, "_trace_config_ctx", None)
+        if state is not None:
+            yield config, state
+
+
+def peer_of(response: aiohttp.ClientResponse) -> object:
+    """Return the address that *response* came from, which is public only while it is read. Otherwise: None."""
+    transport = getattr(getattr(response, "_protocol", None), "transport", None)
+    return None if transport is None else transport.get_extra_info("peername")
+
+
+def arrived_bytes(content: aiohttp.StreamReader) -> tuple[deque[bytes], int] | None:
+    """Return the chunks that have arrived, and how much of the first one is read. Otherwise: None."""
+    chunks, offset = getattr(content, "_buffer", None), getattr(content, "_buffer_offset", None)
+    return (chunks, offset) if isinstance(chunks, deque) and isinstance(offset, int) else None
+
+
+def put_back(content: aiohttp.StreamReader, chunks: list[bytes]) -> None:
+    """Put *chunks* back into *content*, as if they had never been read."""
+    with warnings.catch_warnings():
+        # Deprecated since 2018 without a successor: the only way to pass a stream on unchanged.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        # One by one: put together they would be there twice.
+        for chunk in reversed(chunks):
+            content.unread_data(chunk)
+
+
+def body_file(body: payload.IOBasePayload) -> IOBase:
+    """Return the file that *body* is read from."""
+    return body._value

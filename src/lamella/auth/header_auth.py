@@ -1,0 +1,192 @@
+"""``HeaderAuth``: credentials in headers, for one origin alone."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any
+
+import aiohttp
+from multidict import istr
+from yarl import URL
+
+from lamella.credentials import HIDDEN, hide_headers, needs_secrets, note_secrets
+from lamella.deadlines import inherited, inherited_deadline
+from lamella.origins import Origin, origin_of
+from lamella.pipeline import Call, Layer, Result, Slot
+
+__all__ = ["HeaderAuth", "HeaderValue"]
+
+HeaderValue = (
+    str
+    | Callable[[], str | None]
+    | Callable[[], Awaitable[str | None]]
+    | Callable[[aiohttp.ClientRequest], str | None]
+    | Callable[[aiohttp.ClientRequest], Awaitable[str | None]]
+)
+"""A value, or a function that is asked for it before each attempt; from a function, None leaves the header out."""
+
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BAD_VALUE = re.compile(r"[\r\n\0]")
+
+
+class HeaderAuth(Layer):
+    """Sets headers that hold a credential, on requests to one origin.
+
+    It stands inside of ``Retry``, so that each send gets a fresh value. A request to any other scheme, host or
+    port, as after a redirect, gets none of these headers and loses those that it has. When a send has ended they are
+    taken off the request again, so that nothing that is said of it later shows them.
+
+    Args:
+        headers: The values by their names. A function, plain or async, is called for each attempt, in the context of
+            that call: its answer is used for that attempt and no other, so it may depend on a context variable. It
+            takes the request where it has a parameter without a default.
+        origin: Where the credentials belong, as in ``"https://api.example.com"``. None means the origin of the
+            first request that passes.
+
+    Raises:
+        ValueError: A name or a value cannot stand in a header, or *origin* is no origin. Values that functions
+            return are checked when they are asked for.
+    """
+
+    slot = Slot.AUTH
+
+    def __init__(self, headers: Mapping[str, HeaderValue], *, origin: str | URL | None = None) -> None:
+        for name, value in headers.items():
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"not a header name: {name!r}")
+            if isinstance(value, str):
+                _check(name, value)
+            elif not callable(value):
+                raise ValueError(  # noqa: TRY004 - like every other bad value
+                    f"the value of {name} must be a string or a function, not {type(value).__name__}"
+                )
+        self._names = tuple(istr(name) for name in headers)
+        self._lowered = frozenset(name.lower() for name in self._names)
+        self._fixed = {istr(name): value for name, value in headers.items() if isinstance(value, str)}
+        self._secrets = tuple(self._fixed.values())
+        self._functions: dict[istr, tuple[Callable[..., object], bool]] = {
+            istr(name): (value, _takes_request(value)) for name, value in headers.items() if not isinstance(value, str)
+        }
+        self._passed: str | None = None
+        """What a function answered last: it need not be looked at again."""
+        self._origin = None if origin is None else _origin_of(origin)
+
+    def before(self, call: Call) -> Awaitable[None] | None:
+        if call.state.setdefault(HIDDEN, self._lowered) is not self._lowered:
+            hide_headers(call, self._lowered)
+        request = call.request
+        url, origin = request.url, self._origin
+        if origin is None:
+            origin = self._origin = origin_of(url)
+        if url.raw_host != origin[1] or url.port != origin[2] or url.scheme != origin[0]:
+            self._take_off(call)
+            return None
+        request.headers.update(self._fixed)
+        call.secrets = (*call.secrets, *self._secrets) if call.secrets else self._secrets
+        return self._ask_all(call) if self._functions else None
+
+    def _ask_all(self, call: Call) -> Awaitable[None] | None:
+        """Set the headers that functions answer for. Return what has to be awaited for that."""
+        if inherited() is not None:
+            # Other calls may wait for a task that a function starts: it must not inherit the deadline of this call.
+            return self._wait_for_all(call, iter(self._functions))
+        names = iter(self._functions)
+        try:
+            for name in names:
+                if (answer := self._ask(call, name)) is not None:
+                    return self._wait_for_all(call, names, name, answer)
+        except BaseException:
+            self._take_off(call)
+            raise
+        return None
+
+    async def _wait_for_all(
+        self, call: Call, names: Iterator[istr], first: istr | None = None, asked: Awaitable[str | None] | None = None
+    ) -> None:
+        """Set the header *first* to what is *asked* for, and then those of *names*."""
+        try:
+            # No value is in a local of this frame: a traceback with the locals of its frames would show it.
+            with inherited_deadline(inherited()):
+                if first is not None and asked is not None:
+                    _put(call, first, _checked(first, await asked))
+                for name in names:
+                    if (answer := self._ask(call, name)) is not None:
+                        _put(call, name, _checked(name, await answer))
+        except BaseException:
+            self._take_off(call)
+            raise
+
+    def after(self, call: Call, result: Result) -> None:
+        self._take_off(call)
+        if not isinstance(result, BaseException) and needs_secrets(result):
+            note_secrets(result, call.secrets)
+
+    def _take_off(self, call: Call) -> None:
+        # aiohttp shows the headers of a request that was sent: in the repr of its own errors, for one.
+        headers = call.request.headers
+        for name in self._names:
+            headers.popall(name, None)
+
+    def _ask(self, call: Call, name: istr) -> Awaitable[str | None] | None:
+        """Set a header whose value is known at once. Return what has to be awaited where it is not."""
+        function, takes_request = self._functions[name]
+        answer = function(call.request) if takes_request else function()
+        if not isinstance(answer, str):
+            if inspect.isawaitable(answer):
+                return answer
+            answer = _checked(name, answer)
+        elif answer is not self._passed:
+            self._passed = _check(name, answer)
+        _put(call, name, answer)
+        return None
+
+    def __repr__(self) -> str:
+        return f"HeaderAuth({', '.join(self._names)})"
+
+
+def _put(call: Call, name: istr, credential: str | None) -> None:
+    if credential is None:
+        call.request.headers.popall(name, None)
+        return
+    call.request.headers[name] = credential
+    if credential not in call.secrets:
+        call.secrets += (credential,)
+
+
+def _origin_of(value: str | URL) -> Origin:
+    try:
+        url = URL(value)
+    except ValueError:
+        url = URL()
+    if url.scheme not in {"http", "https"} or not url.raw_host:
+        shown = url.with_user(None) if url.raw_host else type(value).__name__
+        raise ValueError(f"origin must be an http or https URL with a host, not {str(shown)!r}")
+    return origin_of(url)
+
+
+def _checked(name: str, answer: object) -> str | None:
+    return None if answer is None else _check(name, answer)
+
+
+def _check(name: str, value: object) -> str:
+    # The messages name the header and never the value: it is a secret, or nearly one.
+    if not isinstance(value, str):
+        raise ValueError(f"the value of {name} must be a string, not {type(value).__name__}")  # noqa: TRY004
+    if not value.strip():
+        raise ValueError(f"the value of {name} is empty")
+    if not value.isprintable() and (bad := _BAD_VALUE.search(value)):
+        raise ValueError(f"the value of {name} contains {bad.group()!r}, which no header may")
+    return value
+
+
+def _takes_request(function: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False  # a builtin that does not say
+    return any(
+        each.default is each.empty and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+        for each in parameters
+    )

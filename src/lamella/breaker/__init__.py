@@ -1,0 +1,5 @@
+"""``Breaker``: calls fail at once while their service is down."""
+
+from lamella.breaker.layer import Breaker
+
+__all__ = ["Breaker"]

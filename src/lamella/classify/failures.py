@@ -1,0 +1,301 @@
+"""From what aiohttp says to a typed error: an answer with an error status, or a failure without one."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import time
+from collections.abc import Iterable
+from math import inf
+from traceback import walk_tb
+from types import CodeType
+from typing import Final, TypeVar
+
+import aiohttp
+from aiohttp import http_exceptions
+
+from lamella._aiohttp import is_unsent
+from lamella.body.answer import messages_in, read_error_body
+from lamella.credentials import noted_secrets, secrets_of
+from lamella.errors import (
+    ApiError,
+    AttemptTimeout,
+    CertificateInvalid,
+    ClientFault,
+    ConnectFailed,
+    ConnectionLost,
+    ConnectTimeout,
+    LamellaError,
+    NotSent,
+    ProxyRefused,
+    RateLimited,
+    TransportError,
+    api_error_class,
+)
+from lamella.pipeline import Call
+from lamella.redaction import secrets_in
+from lamella.rules import RuleBook, StopReason, is_rate_limit, parse_http_date, parse_retry_after
+
+__all__ = [
+    "ERROR_STATUS",
+    "api_error",
+    "error_messages",
+    "failure_of",
+    "rate_limited",
+    "require_open",
+    "retry_after_of",
+    "service_works",
+    "shown_cause",
+    "timed_out",
+    "transport_error",
+    "was_connecting",
+]
+
+_T = TypeVar("_T", bound=TransportError)
+
+ERROR_STATUS = 400
+"""An answer with this status or a greater one is an error."""
+
+_DEEPEST = 6
+"""Levels of objects that are looked at for an error; what is deeper counts as one."""
+
+_PASSING_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Answers of a proxy to CONNECT that may be better the next time. Every other one is final."""
+_PASSING_TLS: Final = re.compile("EOF|CLOSE_NOTIFY|INTERNAL_ERROR|USER_CANCELLED|RECORD_MAC")
+"""OpenSSL's reasons for a failed handshake that may succeed the next time. Every other one is final."""
+_OUR_CERTIFICATE: Final = re.compile("CERTIFICATE|UNKNOWN_CA")
+"""OpenSSL's reasons if a server rejects the client's certificate. With TLS 1.3 that comes after the handshake."""
+_IN_OPENSSL: Final = re.compile(r" \(_ssl\.c:\d+\)$")
+
+# The frames of an exception's traceback show what it interrupted.
+_CONNECTING: Final = aiohttp.BaseConnector.connect.__code__
+_IN_POOL: Final = getattr(getattr(aiohttp.BaseConnector, "_wait_for_available_connection", None), "__code__", None)
+
+
+async def api_error(
+    response: aiohttp.ClientResponse, rules: RuleBook, known_secrets: Iterable[str] = (), *, until: float = inf
+) -> ApiError:
+    """Make the error for *response*, whose status is an error. Its body can still be read afterwards.
+
+    The error tells what has come of the body by *until*, a moment of the loop's clock, or within a few seconds.
+    -inf means what is there already, if the body has ended.
+    """
+    secrets = _secrets_of(response, known_secrets)
+    said = await read_error_body(response, secrets, until=until)
+    info = response.request_info
+    return api_error_class(response.status)(
+        info,
+        status=response.status,
+        rule=rules.rule_for(response.status),
+        headers=response.headers,
+        body=said.body,
+        payload=said.payload,
+        details=said.details,
+        validation_errors=said.validation_errors,
+        downstream_errors=said.downstream_errors,
+        retry_after=retry_after_of(response),
+        secrets=secrets,
+    )
+
+
+def _secrets_of(response: aiohttp.ClientResponse, known_secrets: Iterable[str] = ()) -> tuple[str, ...]:
+    info = response.request_info
+    return secrets_in(info.real_url, info.headers, (*known_secrets, *noted_secrets(response)))
+
+
+def error_messages(response: aiohttp.ClientResponse, errors: object) -> tuple[str, ...] | None:
+    """The messages in the ``errors`` of an answer with a good status, without credentials. None: it has no errors.
+
+    An error that says nothing has no messages. ``None``, ``{}`` and ``[]`` are no errors, nor is an object that
+    holds nothing else.
+    """
+    if not _is_error(errors):
+        return None
+    return messages_in(errors, _secrets_of(response))
+
+
+def _is_error(errors: object, depth: int = 0) -> bool:
+    if isinstance(errors, dict) and depth < _DEEPEST:
+        return any(_is_error(value, depth + 1) for value in errors.values())
+    return bool(errors.strip() if isinstance(errors, str) else errors)
+
+
+def retry_after_of(answer: aiohttp.ClientResponse | aiohttp.ClientResponseError) -> float | None:
+    """Return what ``Retry-After`` says, in seconds from now. None: nothing that can be understood."""
+    headers = answer.headers
+    value = None if headers is None else headers.get("Retry-After")
+    if headers is None or value is None:
+        return None
+    # Measured on the server's own clock, where it tells it, a date is right even when ours is wrong.
+    now = time.time()
+    their_now = parse_http_date(headers.get("Date"), now)
+    return parse_retry_after(value, now if their_now is None else their_now)
+
+
+def require_open(request: aiohttp.ClientRequest) -> None:
+    """To be called after a wait: of a session that was closed meanwhile aiohttp makes an AssertionError without a word.
+
+    Raises:
+        RuntimeError: The session of *request* is closed, as aiohttp says it of a call that begins.
+    """
+    if request.session.closed:
+        raise RuntimeError("Session is closed")
+
+
+def failure_of(call: Call, exc: Exception, rules: RuleBook) -> TransportError | None:
+    """Return the error that takes the place of *exc*, its cause. None: it is no failure of the transport."""
+    error = transport_error(call, exc, rules)
+    if error is not None:
+        error.__cause__ = shown_cause(exc)
+    return error
+
+
+def transport_error(call: Call, exc: Exception, rules: RuleBook | None = None) -> TransportError | None:
+    """Return the error for *exc*. None: it is no failure of the transport, and should pass as it is."""
+    request = call.request
+    kind = _kind(exc)
+    if kind is None or request.session.closed:
+        return None
+    reason = _reason(kind, exc)
+    if kind is AttemptTimeout:
+        return timed_out(call, exc, rules, reason)
+    if kind is ConnectionLost and is_unsent(request) and request.proxy is not None and request.is_ssl():
+        # Between us and the proxy, which was asked for a tunnel: aiohttp has no name of its own for that.
+        kind = ConnectFailed
+    if kind is ConnectTimeout:
+        return _connect_timeout(call, exc, rules, reason)
+    return _error(kind, call, rules, reason)
+
+
+def timed_out(call: Call, exc: BaseException, rules: RuleBook | None, reason: str) -> AttemptTimeout | ConnectTimeout:
+    """Return the error for an attempt that took too long. *exc* ended it: a timeout or a cancellation."""
+    # That the request is not begun to be written does not prove that nothing was sent: another middleware may send it
+    # in its own way. It must also have interrupted aiohttp's connector.
+    if is_unsent(call.request) and was_connecting(exc):
+        return _connect_timeout(call, exc, rules, reason)
+    return _error(AttemptTimeout, call, rules, reason)
+
+
+def was_connecting(exc: BaseException) -> bool:
+    """Return whether *exc* interrupted aiohttp's connector: in the pool, or while it made a connection."""
+    return _passed(exc, _CONNECTING)
+
+
+def service_works(error: LamellaError) -> bool | None:
+    """Return whether the service works, judging by the *error* of a call. None: the error does not say."""
+    if isinstance(error, NotSent | CertificateInvalid | ProxyRefused):
+        return None
+    if isinstance(error, ConnectTimeout) and error.in_pool:
+        return None
+    if isinstance(error, ClientFault):
+        return True
+    # A rate limit told by 503 is no outage, and a real one may be told in the same way.
+    return None if is_rate_limit(error.outcome, error.retry_after) else False
+
+
+def shown_cause(exc: Exception) -> Exception | None:
+    """*exc* as the cause of an error of ours. None where it would show the request's headers or the server's bytes."""
+    return None if isinstance(exc, aiohttp.ClientResponseError | aiohttp.ServerFingerprintMismatch) else exc
+
+
+_NO_RULES = RuleBook()
+
+
+def _error(kind: type[_T], call: Call, rules: RuleBook | None, reason: str) -> _T:
+    rule = (rules or _NO_RULES).rule_for(kind.failure)
+    return kind(call.request.method, call.request.url, rule, reason, secrets=secrets_of(call))
+
+
+def _connect_timeout(call: Call, exc: BaseException, rules: RuleBook | None, reason: str) -> ConnectTimeout:
+    in_pool = _passed(exc, _IN_POOL)
+    where = "waiting for a free connection of the pool" if in_pool else "connecting"
+    error = _error(ConnectTimeout, call, rules, f"{reason}: it was still {where}")
+    error.in_pool = in_pool
+    return error
+
+
+def _passed(exc: BaseException | None, code: CodeType | None) -> bool:
+    """Return whether the traceback of *exc*, or of what it was raised from, has a frame of the function *code*."""
+    while exc is not None:
+        if any(frame.f_code is code for frame, _ in walk_tb(exc.__traceback__)):
+            return True
+        exc = exc.__cause__
+    return False
+
+
+def _kind(exc: Exception) -> type[TransportError] | None:
+    if isinstance(exc, LamellaError):
+        return None
+    if isinstance(exc, aiohttp.ServerFingerprintMismatch) or _is_refused_by_tls(exc):
+        return CertificateInvalid
+    if isinstance(exc, aiohttp.ClientHttpProxyError):
+        return ConnectFailed if exc.status in _PASSING_STATUS else ProxyRefused
+    if isinstance(exc, aiohttp.ConnectionTimeoutError):
+        return ConnectTimeout
+    if isinstance(exc, aiohttp.ClientConnectorError):
+        return ConnectTimeout if _is_timeout(exc.__cause__) else ConnectFailed
+    if isinstance(exc, TimeoutError):
+        return AttemptTimeout
+    if isinstance(exc, aiohttp.ClientResponseError):
+        # aiohttp makes one of these of an answer that is not HTTP; others come from other people's middlewares.
+        return ConnectionLost if isinstance(exc.__cause__, http_exceptions.HttpProcessingError) else None
+    if isinstance(exc, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | OSError):
+        return ConnectionLost
+    return None
+
+
+def _is_refused_by_tls(exc: Exception) -> bool:
+    """Return whether one side rejected the other in the TLS handshake, and would do so again."""
+    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+        return True
+    reason = getattr(exc.__cause__, "reason", None) if isinstance(exc.__cause__, ssl.SSLError) else None
+    if not reason:
+        return False
+    if isinstance(exc, aiohttp.ClientConnectorError):
+        return not _PASSING_TLS.search(reason)
+    return isinstance(exc, aiohttp.ClientOSError) and _OUR_CERTIFICATE.search(reason) is not None
+
+
+def _is_timeout(exc: BaseException | None) -> bool:
+    """Return whether *exc* is a timeout of the operating system, or of asyncio's for a TLS handshake."""
+    return isinstance(exc, TimeoutError) or (
+        isinstance(exc, ConnectionAbortedError) and "handshake is taking longer" in str(exc)
+    )
+
+
+def _reason(kind: type[TransportError], exc: Exception) -> str:
+    """Return the message for *exc*, in one readable line."""
+    if isinstance(exc, aiohttp.ClientResponseError):
+        return f"not HTTP: {exc.message}" if kind is ConnectionLost else f"proxy: {exc.status} {exc.message}"
+    if isinstance(exc, aiohttp.ServerFingerprintMismatch):
+        return f"{exc.host}:{exc.port}: the certificate's fingerprint is {exc.got.hex()}, not {exc.expected.hex()}"
+    if isinstance(exc, aiohttp.ClientConnectorError) and (kind is CertificateInvalid or exc.strerror is None):
+        # aiohttp's own message holds None, or a tuple.
+        cause = exc.__cause__ or exc
+        said = getattr(cause, "verify_message", None) or str(cause) or type(cause).__name__
+        return f"{exc.host}:{exc.port}: {_IN_OPENSSL.sub('', said)}"
+    return _IN_OPENSSL.sub("", str(exc)) or type(exc).__name__
+
+
+def rate_limited(
+    call: Call,
+    rules: RuleBook | None,
+    *,
+    since: float,
+    until: float,
+    stopped: StopReason = StopReason.DEADLINE,
+) -> RateLimited:
+    """Return the error for a call that a rate limit holds up for too long.
+
+    *since* is in seconds before now, *until* in seconds from now.
+    """
+    request = call.request
+    return RateLimited(
+        request.method,
+        request.url,
+        (rules or _NO_RULES).rule_for(RateLimited.failure),
+        since=since,
+        until=until,
+        stopped=stopped,
+        secrets=secrets_of(call),
+    )

@@ -1,0 +1,70 @@
+"""Which credentials a call carries, so that no text about it shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final
+
+import aiohttp
+
+from lamella.pipeline import Call, PerCall
+from lamella.redaction import secrets_in
+
+__all__ = [
+    "HIDDEN",
+    "hidden_headers",
+    "hide_headers",
+    "needs_secrets",
+    "note_secrets",
+    "noted_secrets",
+    "noting_secrets",
+    "secrets_of",
+]
+
+HIDDEN: Final = PerCall[frozenset[str]](frozenset)
+"""Names of headers, in lower case, that an auth layer has set."""
+_NOTED: Final = "_lamella_secrets"
+_NOTES_ALL: ContextVar[bool] = ContextVar("lamella_notes_all_secrets", default=False)
+
+
+def hide_headers(call: Call, names: frozenset[str]) -> None:
+    """Show no value of the headers *names* (in lower case), neither of the request nor of its answer."""
+    HIDDEN.set(call, HIDDEN.of(call) | names)
+
+
+def hidden_headers(call: Call) -> frozenset[str]:
+    """Return the names, in lower case, of the headers whose values are shown nowhere."""
+    return HIDDEN.of(call)
+
+
+def secrets_of(call: Call) -> tuple[str, ...]:
+    """Return what may be a secret in the request of *call*, to be taken out of every text about it."""
+    return secrets_in(call.request.url, call.request.headers, call.secrets)
+
+
+@contextmanager
+def noting_secrets() -> Iterator[None]:
+    """Remember the secrets of the requests that are made inside for a good answer, too."""
+    token = _NOTES_ALL.set(True)
+    try:
+        yield
+    finally:
+        _NOTES_ALL.reset(token)
+
+
+def needs_secrets(response: aiohttp.ClientResponse) -> bool:
+    """Return whether the secrets of *response* are to be remembered."""
+    return response.status >= 400 or _NOTES_ALL.get()
+
+
+def note_secrets(response: aiohttp.ClientResponse, secrets: tuple[str, ...]) -> None:
+    """Remember *secrets* for an error that is made of *response*: the request no longer has them in its headers."""
+    vars(response)[_NOTED] = secrets
+
+
+def noted_secrets(response: aiohttp.ClientResponse) -> tuple[str, ...]:
+    """Return what :func:`note_secrets` has remembered."""
+    found: tuple[str, ...] = vars(response).get(_NOTED, ())
+    return found

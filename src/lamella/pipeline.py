@@ -1,0 +1,429 @@
+"""How a call travels: hooks before and after each attempt, and the one runner that calls them.
+
+A layer is a pair of hooks. `Layer.before` may wait or refuse. `Layer.after` looks at what came of it, an answer or an
+exception, and may replace it: a failure is a value here, and travels through no frames. It may also make more attempts.
+The runner is the same for a whole stack and for a layer that stands alone among the middlewares of a session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
+from enum import IntEnum
+from functools import cached_property, partial
+from itertools import pairwise
+from types import MappingProxyType
+from typing import ClassVar, Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
+
+import aiohttp
+from opentelemetry.trace import Span
+
+from lamella._aiohttp import forget_answer
+from lamella.errors import AttemptRecord, LamellaError
+from lamella.rules import Rule, StopReason, WaitSource
+
+__all__ = [
+    "SENT_BEFORE",
+    "Again",
+    "Call",
+    "Circuit",
+    "Layer",
+    "Observer",
+    "PerCall",
+    "Pipeline",
+    "Result",
+    "Slot",
+    "Stop",
+    "check_order",
+    "check_slot",
+    "runs_beside",
+]
+
+S = TypeVar("S")
+
+Result: TypeAlias = aiohttp.ClientResponse | BaseException
+"""What an attempt or a call has ended in. A ``CancelledError`` or ``GeneratorExit`` is no failure: let it pass."""
+
+Again: TypeAlias = Callable[[], Awaitable[Result]]
+"""Makes one more attempt, through all layers further in."""
+
+Waits: TypeAlias = Awaitable[Result | None]
+
+Changed: TypeAlias = Result | Waits | Callable[[Again], Waits] | None
+"""What `Layer.after` may return."""
+
+
+class Slot(IntEnum):
+    """Where a layer stands, from the outside in. Layers of others stand outside of lamella's own in the same slot."""
+
+    REQUEST_SPAN = 0
+    """Outermost: the hooks of a layer here run once per call."""
+    BREAKER = 1
+    RETRY = 2
+    """Sends again: from the next slot on hooks run once per attempt."""
+    THROTTLE = 3
+    ATTEMPT_SPAN = 4
+    TIMEOUT = 5
+    AUTH = 6
+    BUFFER = 7
+    CLASSIFY = 8
+    INNERMOST = 9
+    """Next to the connection: sees answers with an error status, and aiohttp's own exceptions."""
+
+
+class Stop(NamedTuple):
+    """Why there was no further attempt."""
+
+    reason: StopReason
+    rule: Rule | None
+    """The rule that applied."""
+    error: LamellaError | None = None
+    """The refusal that a layer of this call has raised itself, before anything was sent."""
+
+
+class Circuit(Protocol):
+    """What ``Retry`` asks and reports to the ``Breaker`` around it."""
+
+    async def failed(self, error: BaseException) -> None:
+        """An attempt has ended in *error*."""
+
+    async def open_for(self) -> float:
+        """Return for how many seconds no attempt can pass; 0.0 while the circuit is closed or half-open."""
+        ...
+
+    async def admit(self) -> bool:
+        """Return whether one more attempt may pass now."""
+        ...
+
+
+class Observer(Protocol):
+    """What counts the waits of a call between its attempts."""
+
+    def wait_begins(self, rule: Rule, source: WaitSource | None) -> None:
+        """The call begins to wait, because of *rule*."""
+
+    def wait_ends(self) -> None:
+        """The wait is over, if there was one."""
+
+
+class Call:
+    """What the layers of one call share. A redirect makes a call of each hop: aiohttp makes a new request for it."""
+
+    # Defaults of the class: most calls need few of them, and to set a dozen attributes takes ten times as long.
+
+    span: Span | None = None
+    """The span of the whole call."""
+    deadline: float | None = None
+    """When the call must have ended, by the loop's clock."""
+    attempts = 0
+    """How many were begun, those of earlier hops included, as far as ``AttemptSpan`` saw."""
+    answer: aiohttp.ClientResponse | None = None
+    """The answer to the current attempt. A layer may have turned it into an error since."""
+    records: tuple[AttemptRecord, ...] = ()
+    """One for each attempt that ``Retry`` knows of. Empty while there is only one, and it did not fail."""
+    queued = 0.0
+    """Seconds that it waited for the account's rate limit, in sum."""
+    stop: Stop | None = None
+    """Why there was no further attempt. None: nothing has stopped it."""
+    circuit: Circuit | None = None
+    observer: Observer | None = None
+    secrets: tuple[str, ...] = ()
+    """Values that an auth layer has set: nothing shows them."""
+
+    def __init__(self, request: aiohttp.ClientRequest) -> None:
+        self.request = request
+        self.state: Final[dict[object, object]] = {}
+        """Of each layer what it keeps for this call: see `PerCall`."""
+
+    @staticmethod
+    def of(request: aiohttp.ClientRequest) -> Call:
+        """Return the call that *request* belongs to."""
+        attributes = vars(request)
+        call: Call | None = attributes.get(_KEY)
+        if call is None:
+            call = attributes[_KEY] = Call(request)
+        return call
+
+
+_KEY: Final = "_lamella_call"
+
+
+class PerCall(Generic[S]):
+    """A value of each call, which ends with it. What `before` leaves for `after` may be in a dict by call instead.
+
+    Args:
+        make: Makes the value when it is first asked for.
+    """
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[[], S]) -> None:
+        self._make = make
+
+    def of(self, call: Call) -> S:
+        """Return the value of *call*, which may be changed in place."""
+        state = call.state
+        if self not in state:
+            state[self] = self._make()
+        return cast(S, state[self])
+
+    def set(self, call: Call, value: S) -> None:
+        """Put *value* in the place of that of *call*."""
+        call.state[self] = value
+
+    def take(self, call: Call) -> S | None:
+        """Return the value of *call*, and forget it. None: there is none."""
+        return cast("S | None", call.state.pop(self, None))
+
+
+class Layer:
+    """A layer, to be subclassed: an aiohttp client middleware that works alone, and in a stack.
+
+    Set `slot`, and write `before`, `after` or both. They are called in the task of the call, and for one call one after
+    another; for several calls at a time. Keep what belongs to one call in a `PerCall`.
+    """
+
+    slot: ClassVar[Slot]
+    shared: Mapping[str, object] = MappingProxyType({})
+    """What it was made with of the options that the layers of one stack have in common."""
+    single: ClassVar[bool] = False
+    """Whether it is the only one of its kind in its slot."""
+    loop: asyncio.AbstractEventLoop | None = None
+    """The event loop that the calls are made in. None: there was none yet."""
+    moves: ClassVar = 0
+    """How often any layer has begun to work in another loop."""
+
+    def before(self, call: Call) -> Awaitable[object] | None:
+        """Do what comes before the call or the attempt: at once, or in a coroutine that is returned.
+
+        What it raises is the result for the layers further out; `after` of this layer is not called then.
+        """
+
+    def after(self, call: Call, result: Result) -> Changed:
+        """Look at what the layers further in have come to; return what takes its place. None: leave it as it is.
+
+        To wait, return a coroutine for it. To make more attempts, return a function that takes `Again` and returns one.
+
+        It is called when the call is cancelled as well, with a ``CancelledError``, and when the event loop throws the
+        call away, with a ``GeneratorExit``: then nothing can be awaited any more.
+        """
+
+    def work_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Make calls in *loop* from now on.
+
+        Raises:
+            RuntimeError: They are made in another one that is running, in another thread, or what the layer shares with
+                others is in use there.
+        """
+        if runs_beside(self.loop, loop):
+            raise RuntimeError(
+                f"{type(self).__name__} is in use in another thread, and cannot be shared with it: "
+                "make the layers anew for each event loop"
+            )
+        self.share_in(loop)
+        self.loop = loop
+        Layer.moves += 1
+
+    def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Prepare what the layer shares with other layers for use in *loop*."""
+
+    def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> Coroutine[None, None, aiohttp.ClientResponse]:
+        """Work alone among the middlewares of a session."""
+        return self._alone(request, handler)
+
+    @cached_property
+    def _alone(self) -> Pipeline:
+        return Pipeline((self,))
+
+
+def runs_beside(used: asyncio.AbstractEventLoop | None, loop: asyncio.AbstractEventLoop) -> bool:
+    """Return whether *used* is another loop than *loop*, and running: in another thread. None: it is none."""
+    return used is not None and used is not loop and used.is_running()
+
+
+class _Hooks(NamedTuple):
+    """The hooks of the layers from one on inwards."""
+
+    before: tuple[tuple[Callable[[Call], Awaitable[object] | None], int], ...]
+    """From the outside in, each with the number of layers that have begun when it raises."""
+    after: tuple[tuple[Callable[[Call, Result], Changed], int], ...]
+    """From the inside out, each with the number of its layer."""
+
+
+class Pipeline:
+    """Several layers, in their order from the outside in, as one aiohttp middleware."""
+
+    __slots__ = ("_count", "_hooks", "_innermost", "_loop", "_moves", "_outermost", "layers")
+
+    def __init__(self, layers: Iterable[Layer]) -> None:
+        self.layers = tuple(layers)
+        for layer in self.layers:
+            check_slot(layer)
+        for outer, inner in pairwise(self.layers):
+            check_order(outer, inner)
+        self._count = len(self.layers)
+        self._outermost, self._innermost = self.layers[0], self.layers[-1]
+        self._loop: object = None
+        """The loop that all of them worked in when it was last looked at."""
+        self._moves = 0
+        """How many moves there had been by then."""
+        self._hooks = tuple(self._hooks_from(first) for first in range(len(self.layers) + 1))
+
+    def _hooks_from(self, first: int) -> _Hooks:
+        numbered = list(enumerate(self.layers))[first:]
+        before = [(layer.before, number) for number, layer in numbered if _has(layer, "before")]
+        after = [(layer.after, number) for number, layer in reversed(numbered) if _has(layer, "after")]
+        return _Hooks(tuple(before), tuple(after))
+
+    def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> Coroutine[None, None, aiohttp.ClientResponse]:
+        loop = request.loop
+        if self._loop is not loop or self._moves != Layer.moves:
+            # Another pipeline may have taken one of the layers over.
+            for layer in self.layers:
+                if layer.loop is not loop:
+                    layer.work_in(loop)
+            self._loop, self._moves = loop, Layer.moves
+        attributes = vars(request)
+        call: Call | None = attributes.get(_KEY)
+        outside: object = None
+        if call is None:
+            call = attributes[_KEY] = Call(request)
+        else:
+            if (outside := call.state.get(_INSIDE)) is not None:
+                check_order(cast(Layer, outside), self._outermost)
+            call.request = request
+            _begin_anew(call)
+        call.state[_INSIDE] = self._innermost
+        # The end of a whole run is an answer, or raised.
+        return cast("Coroutine[None, None, aiohttp.ClientResponse]", self._run(call, handler, 0, outside))
+
+    async def _run(self, call: Call, handler: aiohttp.ClientHandlerType, first: int, outside: object) -> Result:
+        """Make one attempt through the layers from number *first* on, with what comes before and after it.
+
+        Return what it has ended in; from the first layer on, raise that where it is an exception. *outside* is the
+        layer that the pipeline is inside of. None: there is none.
+        """
+        hooks = self._hooks[first]
+        result: Result
+        begun = first
+        if first:
+            _begin_anew(call)
+        try:
+            for before, begun in hooks.before:  # noqa: B007 - used below
+                waiting = before(call)
+                if waiting is not None:
+                    await waiting
+            begun = self._count
+            result = call.answer = await handler(call.request)
+        except BaseException as exc:  # noqa: BLE001 - a value from here on
+            result = exc
+        changed: Changed = None
+        try:
+            begun_hooks = hooks.after if begun == self._count else [each for each in hooks.after if each[1] < begun]
+            for after, number in begun_hooks:
+                try:
+                    changed = after(call, result)
+                    if changed is not None:
+                        if callable(changed):
+                            changed = changed(partial(self._run, call, handler, number + 1, outside))
+                        result = await _settled(changed, result)
+                except BaseException as exc:  # noqa: BLE001 - as above
+                    if not isinstance(result, BaseException):
+                        result.release()  # the caller will not see it
+                    result = exc
+            if first:
+                return result
+            call.state[_INSIDE] = outside
+            if outside is None:
+                # The request holds on to the call: they must not keep each other alive.
+                del call.request
+                call.stop = None
+            if isinstance(result, BaseException):
+                raise result
+            return result
+        finally:
+            # Its traceback holds on to this frame: they must not keep each other alive.
+            del result, changed
+
+    def __repr__(self) -> str:
+        return f"Pipeline({', '.join(map(repr, self.layers))})"
+
+
+def _begin_anew(call: Call) -> None:
+    """Forget the answer to the last attempt: aiohttp makes another one when it begins to write the request again."""
+    call.answer = None
+    call.state[SENT_BEFORE] = True
+    forget_answer(call.request)
+
+
+async def _settled(changed: Result | Waits, result: Result) -> Result:
+    """Return what a hook makes of *result*; *changed* is what it has returned."""
+    try:
+        if not isinstance(changed, Awaitable):
+            return changed
+        if isinstance(result, GeneratorExit):
+            _run_at_once(changed)
+            return result
+        waited = await changed
+        return result if waited is None else waited
+    finally:
+        del changed, result  # as above
+
+
+def _run_at_once(waiting: Awaitable[object]) -> None:
+    """Run *waiting* as far as it comes without waiting: the event loop is gone."""
+    steps = waiting.__await__()
+    with suppress(BaseException):
+        next(steps)
+    if isinstance(waiting, Coroutine):
+        waiting.close()
+
+
+def _has(layer: Layer, hook: str) -> bool:
+    """Return whether *layer* has a *hook* of its own."""
+    return getattr(type(layer), hook) is not getattr(Layer, hook)
+
+
+_SLOTS: Final = ", ".join(slot.name for slot in Slot)
+SENT_BEFORE: Final = PerCall[bool](lambda: False)
+"""Whether a layer, or a middleware of others, may have sent the request before."""
+_INSIDE: Final = PerCall[Layer | None](lambda: None)
+"""The innermost of the layers that are running now."""
+
+
+def check_slot(layer: object) -> None:
+    """Check that *layer* says where it stands.
+
+    Raises:
+        ValueError: It does not.
+    """
+    slot = getattr(layer, "slot", None)
+    if not isinstance(slot, Slot):
+        raise ValueError(  # noqa: TRY004 - like every other bad value
+            f"{type(layer).__name__} has no slot: set one of {_SLOTS}, not {slot!r}"
+        )
+
+
+def check_order(outer: Layer, inner: Layer) -> None:
+    """Check that *inner* may stand inside of *outer*.
+
+    Raises:
+        ValueError: It belongs further out, or is there twice.
+    """
+    if inner.slot < outer.slot:
+        raise ValueError(
+            f"wrong order of middlewares: {_name(inner)} must be outside of {_name(outer)}. From the outside in, the "
+            f"first in the list being the outermost: {_SLOTS}. "
+            "lamella.stack() puts them in this order"
+        )
+    if inner.slot == outer.slot and inner.single and outer.single:
+        raise ValueError(f"{_name(outer)} and {_name(inner)} cannot both be in one stack: leave out one of them")
+
+
+def _name(layer: Layer) -> str:
+    return type(layer).__name__

@@ -1,0 +1,135 @@
+"""``Retry``: decide, wait, send again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from functools import partial
+from math import isfinite
+
+from lamella.body.request import note_interruption
+from lamella.classify.failures import ERROR_STATUS, require_open
+from lamella.cookies import note_held_cookies
+from lamella.deadlines import inherited
+from lamella.pipeline import SENT_BEFORE, Again, Call, Layer, Result, Slot
+from lamella.retry.budget import RetryBudget, Spent, take
+from lamella.retry.deadline import AttemptLimit, seconds_left
+from lamella.retry.loop import Loop, Settings, out_of_time
+from lamella.rules import RuleBook
+from lamella.store import Store
+from lamella.store.shared import SharedState
+
+__all__ = ["Retry"]
+
+_BUDGET = "retry-budget"
+
+
+class Retry(Layer):
+    """Sends a request again while the rules, the deadline and the safety of a repeat allow it.
+
+    stamina drives the waits: ``stamina.set_active(False)`` sends everything once, ``stamina.set_testing`` takes
+    the waits out, and stamina's hooks are called for each retry. With its *default* hooks, stamina writes a line
+    per retry; Retry lets those through at DEBUG only (logger ``stamina``).
+
+    It stands outside of everything that makes an attempt. With :class:`lamella.Classify` in the stack it raises
+    the last error; without, it returns the last answer at once, its body unread, and decides by the status alone. A
+    connection failure is always an error.
+
+    Args:
+        rules: What each failure means, and the waits.
+        attempts: How many attempts a call has, the first one included. None means as many as fit in *deadline*.
+        deadline: How many seconds a call may take, the waits included. None means no limit, except for a
+            total timeout of the session, which is taken as one. A call that is made inside of another one, or of
+            :func:`lamella.deadline`, has no longer than is left there.
+        budget: How much retries may add to the load of the session. None means no limit.
+        store: Where the budget is kept. None means in this process.
+        retry_writes: Send methods that are not idempotent (POST, PATCH) again, too, though the first one may have
+            been carried out. Without, they are where nothing can have been carried out (429, no connection) and
+            where an ``Idempotency-Key`` header makes a repeat harmless.
+        random: A source of uniform floats in [0, 1), for the waits.
+
+    Raises:
+        ValueError: *attempts* is less than 1, *deadline* is not greater than 0, or both are None.
+    """
+
+    slot = Slot.RETRY
+    single = True
+
+    def __init__(
+        self,
+        rules: RuleBook,
+        *,
+        attempts: int | None = 5,
+        deadline: float | None = None,
+        retry_writes: bool = False,
+        budget: RetryBudget | None = None,
+        store: Store | None = None,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        if attempts is not None and attempts < 1:
+            raise ValueError(f"attempts must be None or at least 1, not {attempts!r}")
+        if deadline is not None and (not isfinite(deadline) or deadline <= 0):
+            raise ValueError(f"deadline must be None or a finite number of seconds greater than 0, not {deadline!r}")
+        if attempts is None and deadline is None:
+            raise ValueError("attempts and deadline must not both be None: such a call might never end")
+        self.shared = {"store": store}
+        self._settings = Settings(rules, attempts, retry_writes, random, None if budget is None else self._afford)
+        self._deadline = deadline
+        self._budget = budget
+        self._state = SharedState(store)
+        self._calls = 0
+        """How many calls were made since the budget was asked last: each adds its share of a retry."""
+        self._begun: dict[Call, tuple[float, float, AttemptLimit | None]] = {}
+        """When the call began, by the loop's clock, how long it was queued before, and what ends its first attempt."""
+
+    def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._state.work_in(loop)
+
+    def before(self, call: Call) -> None:
+        request = call.request
+        if SENT_BEFORE in call.state:
+            # A middleware further out sends the request once more, and the session may be closed by now.
+            require_open(request)
+        note_held_cookies(call)
+        self._calls += 1
+        now = request.loop.time()
+        if self._deadline is None and not request.session.timeout.total and inherited() is None:
+            limit = None
+            if call.deadline is not None:
+                call.deadline = None
+        else:
+            seconds = seconds_left(request, self._deadline, now)
+            call.deadline = None if seconds is None else now + seconds
+            if seconds is not None and seconds <= 0:
+                # What is inherited may be used up already: then nothing is sent.
+                raise out_of_time(call, self._settings, seconds)
+            limit = None if call.deadline is None else AttemptLimit(call, call.deadline)
+        self._begun[call] = now, call.queued, limit
+
+    def after(self, call: Call, result: Result) -> Callable[[Again], Awaitable[Result]] | None:
+        began, queued_before, limit = self._begun.pop(call)
+        overdue = limit is not None and limit.stop() and isinstance(result, asyncio.CancelledError)
+        if not isinstance(result, BaseException):
+            # Most calls end well at the first attempt, and then nothing need be known of it.
+            if result.status < ERROR_STATUS and not call.records:
+                return None
+        elif not isinstance(result, Exception) and not overdue:
+            return None  # cancelled, or thrown away
+        note_interruption(call)
+        loop = Loop(call, self._settings, began=began, queued_before=queued_before)
+        return partial(loop.run, result, overdue=overdue)
+
+    async def _afford(self, call: Call) -> bool:
+        """Take a retry from the budget, if there is one left."""
+        if self._budget is None:
+            return True
+        calls, self._calls = self._calls, 0
+        return await self._state.update(call.span, _BUDGET, Spent, take, self._budget, calls)
+
+    def __repr__(self) -> str:
+        of = self._settings
+        return (
+            f"Retry({of.rules!r}, attempts={of.attempts}, deadline={self._deadline}, "
+            f"retry_writes={of.retry_writes}, budget={self._budget})"
+        )

@@ -1,0 +1,3 @@
+"""Spans, events, metrics and log lines."""
+
+__all__: list[str] = []

@@ -1,0 +1,179 @@
+"""What spans and metrics say of a request and its answer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+import aiohttp
+from opentelemetry.util.types import AttributeValue
+
+from lamella._aiohttp import peer_of
+from lamella.credentials import hidden_headers, secrets_of
+from lamella.pipeline import Call, PerCall
+from lamella.redaction import redact_text, redact_url
+from lamella.telemetry.log import LOGGER
+from lamella.telemetry.names import (
+    METHOD,
+    METHOD_ORIGINAL,
+    OTHER_METHOD,
+    PEER_ADDRESS,
+    PEER_PORT,
+    PROTOCOL_VERSION,
+    SERVER_ADDRESS,
+    SERVER_PORT,
+    STATUS,
+    URL_TEMPLATE,
+)
+
+__all__ = [
+    "Described",
+    "UrlTemplate",
+    "described",
+    "error_type",
+    "header_attributes",
+    "known_methods",
+    "last_shown_url",
+    "origin_attributes",
+    "peer_attributes",
+    "response_attributes",
+    "shown_url",
+]
+
+UrlTemplate = Callable[[aiohttp.ClientRequest], str | None]
+"""The path of a request with what varies in it named, as in ``/orders/{id}``, or None where that is not known."""
+
+
+def known_methods() -> frozenset[str]:
+    """The methods that are named as they are: the conventions', or those of the variable that overrides them."""
+    given = os.environ.get("OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS", "")
+    named = frozenset(method.strip() for method in given.split(",") if method.strip())
+    return named or frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
+
+
+class Described(NamedTuple):
+    """What is said of a request where it begins."""
+
+    name: str
+    """Of low cardinality: the method, and the template of the path where there is one."""
+    server: Mapping[str, AttributeValue]
+    """What a metric may have of it: method and server, never a URL."""
+    asked: Mapping[str, AttributeValue]
+    """What the conventions require of a client span, but for ``url.full``, which :func:`shown_url` knows at the end."""
+
+
+_DESCRIBED: Final = PerCall[tuple[object, Described] | None](lambda: None)
+
+
+def described(call: Call, template: UrlTemplate | None, known: frozenset[str]) -> Described:
+    """Return what is said of the request, whose path *template* names; *known* methods are named as they are."""
+    request = call.request
+    url, method = request.url, request.method
+    made_of = url, method, template
+    # Both spans say the same. (Another middleware may have changed the request between them.)
+    before = _DESCRIBED.of(call)
+    if before is not None and before[0] == made_of:
+        return before[1]
+    shown = method if method in known else OTHER_METHOD
+    path = _template_of(request, template)
+    now = _described(shown, method, url.host or "", url.port, path)
+    _DESCRIBED.set(call, (made_of, now))
+    return now
+
+
+# A service calls few servers, each of them often, and by few templates.
+@lru_cache(maxsize=1024)
+def _described(shown: str, method: str, host: str, port: int | None, path: str | None) -> Described:
+    server = MappingProxyType({METHOD: shown, **_origin_attributes(host, port)})
+    asked = dict(server)
+    if shown == OTHER_METHOD:
+        asked[METHOD_ORIGINAL] = method
+    if path:
+        asked[URL_TEMPLATE] = path
+    name = "HTTP" if shown == OTHER_METHOD else method
+    return Described(f"{name} {path}" if path else name, server, MappingProxyType(asked))
+
+
+def origin_attributes(request: aiohttp.ClientRequest) -> Mapping[str, AttributeValue]:
+    """What a metric may have of something that many requests to one server share."""
+    return _origin_attributes(request.url.host or "", request.url.port)
+
+
+@lru_cache(maxsize=1024)
+def _origin_attributes(host: str, port: int | None) -> Mapping[str, AttributeValue]:
+    attributes: dict[str, AttributeValue] = {SERVER_ADDRESS: host}
+    if port is not None:
+        attributes[SERVER_PORT] = port
+    return MappingProxyType(attributes)
+
+
+_SHOWN: Final = PerCall[tuple[object, tuple[str, ...], str] | None](lambda: None)
+
+
+def shown_url(call: Call) -> str:
+    """Return ``url.full``, to be asked for at the end of a span: an auth layer may have added secrets since."""
+    url = call.request.url
+    shown = redact_url(url, secrets_of(call))
+    _SHOWN.set(call, (url, call.secrets, shown))
+    return shown
+
+
+def last_shown_url(call: Call) -> str:
+    """Return the same, for the end of the call: that of its last attempt, where there was one."""
+    last = _SHOWN.of(call)
+    if last is not None and last[0] is call.request.url and last[1] == call.secrets:
+        return last[2]
+    return shown_url(call)
+
+
+def _template_of(request: aiohttp.ClientRequest, template: UrlTemplate | None) -> str | None:
+    """What *template* says of *request*; what it raises ends up in the log, and not in the call."""
+    if template is None:
+        return None
+    try:
+        return template(request)
+    except Exception:  # noqa: BLE001 - logged, with its traceback
+        LOGGER.exception("url_template failed")
+        return None
+
+
+def response_attributes(response: aiohttp.ClientResponse) -> dict[str, AttributeValue]:
+    """Status and protocol version of an answer."""
+    if response.version is None:
+        return {STATUS: response.status}
+    return {STATUS: response.status, PROTOCOL_VERSION: _protocol_version(*response.version)}
+
+
+@lru_cache(maxsize=16)
+def _protocol_version(major: int, minor: int) -> str:
+    return f"{major}.{minor}" if major < 2 else f"{major}"
+
+
+def peer_attributes(response: aiohttp.ClientResponse) -> dict[str, AttributeValue]:
+    """Whom we were really connected to; empty where the connection is gone."""
+    peer = peer_of(response)
+    if isinstance(peer, tuple) and len(peer) >= 2:
+        return {PEER_ADDRESS: peer[0], PEER_PORT: peer[1]}
+    return {PEER_ADDRESS: peer} if isinstance(peer, str) and peer else {}
+
+
+def header_attributes(
+    prefix: str, headers: Mapping[str, str], names: Iterable[str], call: Call, secrets: Iterable[str]
+) -> dict[str, AttributeValue]:
+    """Return the values of the headers *names*, each as a list; of none that an auth layer has set, and no secret."""
+    hidden = hidden_headers(call)
+    found: dict[str, list[str]] = {}
+    for name, value in headers.items():
+        lowered = name.lower()
+        if lowered in names and lowered not in hidden:
+            found.setdefault(f"{prefix}{lowered}", []).append(redact_text(value, secrets))
+    return dict(found)
+
+
+def error_type(exc: BaseException) -> str:
+    """``error.type`` of an exception: its status where it has one, else the name of its class."""
+    status = getattr(exc, "status", None)
+    return str(status) if isinstance(status, int) and status else type(exc).__qualname__

@@ -1,0 +1,41 @@
+"""The line of the log for a call that failed."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from opentelemetry import trace
+
+from lamella.errors import LamellaError
+
+__all__ = ["LOGGER", "ids_of", "log_failure"]
+
+LOGGER: Final = logging.getLogger("lamella")
+"""Its lines go where the application's logging sends them, and nowhere by themselves."""
+LOGGER.addHandler(logging.NullHandler())
+
+
+def log_failure(error: LamellaError, span: trace.Span | None) -> None:
+    """One line for a call that ended badly, with what is needed to find its trace."""
+    if not LOGGER.isEnabledFor(logging.WARNING):
+        return
+    fields = {
+        "lamella.method": error.method,
+        "lamella.url": error.url,
+        "lamella.outcome": str(error.outcome),
+        "lamella.attempts": len(error.attempts),
+        "lamella.wait": sum((record.waited for record in error.attempts), 0.0),
+        "lamella.stop_reason": error.stopped and error.stopped.value,
+        **ids_of(span or trace.get_current_span()),
+    }
+    LOGGER.warning("%s", error, extra=fields)
+
+
+def ids_of(span: trace.Span) -> dict[str, str]:
+    """What a line of the log needs for *span* to be found."""
+    context = span.get_span_context()
+    return {
+        "trace_id": trace.format_trace_id(context.trace_id),
+        "span_id": trace.format_span_id(context.span_id),
+    }

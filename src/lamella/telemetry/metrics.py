@@ -1,0 +1,101 @@
+"""The instruments of lamella, and their meter."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from opentelemetry import metrics
+
+from lamella.telemetry.names import SCHEMA, version_of_lamella
+
+__all__ = [
+    "Instruments",
+    "meter_of",
+]
+
+# The conventions' advice for durations of HTTP requests, in seconds.
+_SEND_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+# A call waits for minutes where a send takes seconds.
+_CALL_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
+_ATTEMPT_BUCKETS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20)
+
+
+def meter_of(provider: metrics.MeterProvider | None) -> metrics.Meter:
+    """Our meter of *provider*. None means the global one, even if it is set later."""
+    return metrics.get_meter("lamella", version_of_lamella(), meter_provider=provider, schema_url=SCHEMA)
+
+
+class Instruments:
+    """What we count and measure. *provider* None means the global one, even if it is set later."""
+
+    __slots__ = (
+        "attempts",
+        "call_duration",
+        "episode_duration",
+        "episodes",
+        "gate_wait",
+        "in_flight",
+        "parked",
+        "retries",
+        "send_duration",
+        "stops",
+        "wait",
+        "waiting",
+    )
+
+    def __init__(self, provider: metrics.MeterProvider | None = None) -> None:
+        meter = meter_of(provider)
+        self.send_duration = meter.create_histogram(
+            "http.client.request.duration",
+            "s",
+            "Duration of HTTP client requests: of each send by itself.",
+            explicit_bucket_boundaries_advisory=_SEND_BUCKETS,
+        )
+        self.in_flight = meter.create_up_down_counter("lamella.sends.active", "{send}", "Sends in flight now.")
+        self.call_duration = meter.create_histogram(
+            "lamella.call.duration",
+            "s",
+            "Duration of whole calls, with all their sends and waits.",
+            explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
+        )
+        self.attempts = meter.create_histogram(
+            "lamella.call.attempts",
+            "{send}",
+            "How often a call was sent.",
+            explicit_bucket_boundaries_advisory=_ATTEMPT_BUCKETS,
+        )
+        self.wait = meter.create_histogram(
+            "lamella.call.wait",
+            "s",
+            "How long a call waited between its sends, in sum.",
+            explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
+        )
+        self.retries = meter.create_counter("lamella.call.retries", "{retry}", "Decisions to send again.")
+        self.stops = meter.create_counter("lamella.call.stops", "{call}", "Calls that were given up, by the reason.")
+        self.waiting = meter.create_up_down_counter("lamella.calls.waiting", "{call}", "Calls that wait now.")
+        self.parked = meter.create_up_down_counter(
+            "lamella.calls.parked", "{call}", "Calls that wait at the gate of their account now."
+        )
+        self.gate_wait = meter.create_histogram(
+            "lamella.gate.wait",
+            "s",
+            "How long sends waited at the gate of their account, of those that had to.",
+            explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
+        )
+        self.episodes = meter.create_counter(
+            "lamella.rate_limit.episodes", "{episode}", "How often a rate limit closed the gate of an account."
+        )
+        self.episode_duration = meter.create_histogram(
+            "lamella.rate_limit.duration",
+            "s",
+            "How long nothing passed for an account after its rate limit had refused a send.",
+            explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
+        )
+
+    @property
+    def silent(self) -> bool:
+        """Whether nobody measures (yet)."""
+        # The API has no name for that. Without this one, we go the long way.
+        return getattr(self.call_duration, "_real_instrument", self) is None or isinstance(
+            self.call_duration, metrics.NoOpHistogram
+        )

@@ -1,0 +1,117 @@
+"""Names of spans, events and attributes; docs/telemetry.md says what each of them tells.
+
+Names under ``http.``, ``url.``, ``server.``, ``network.`` and ``error.`` are OpenTelemetry's HTTP semantic conventions;
+those under ``lamella.`` are ours.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final
+
+__all__ = [
+    "ATTEMPT",
+    "ATTEMPTS",
+    "ATTEMPTS_LEFT",
+    "CIRCUIT_CLOSE_EVENT",
+    "CIRCUIT_FAILURES",
+    "CIRCUIT_OPEN_EVENT",
+    "CIRCUIT_OPEN_FOR",
+    "CIRCUIT_SENDS",
+    "CIRCUIT_STATE",
+    "CIRCUIT_WAS_OPEN",
+    "DEADLINE_LEFT",
+    "EPISODE",
+    "ERROR_TYPE",
+    "GATE_WAIT",
+    "KEY_HASH",
+    "LIMIT",
+    "LIMIT_PERIOD",
+    "METHOD",
+    "METHOD_ORIGINAL",
+    "OTHER_METHOD",
+    "OUTCOME",
+    "PARKED",
+    "PARKED_BY",
+    "PARKED_EVENT",
+    "PEER_ADDRESS",
+    "PEER_PORT",
+    "PROTOCOL_VERSION",
+    "REFUSED",
+    "REQUEST_HEADER",
+    "RESEND_COUNT",
+    "RESPONSE_HEADER",
+    "RETRY_EVENT",
+    "RULE",
+    "SCHEMA",
+    "SERVER_ADDRESS",
+    "SERVER_PORT",
+    "STATUS",
+    "STOP_EVENT",
+    "STOP_REASON",
+    "STORE_EVENT",
+    "URL_FULL",
+    "URL_TEMPLATE",
+    "WAIT",
+    "WAIT_SOURCE",
+    "version_of_lamella",
+]
+
+ERROR_TYPE = "error.type"
+METHOD = "http.request.method"
+METHOD_ORIGINAL = "http.request.method_original"
+PEER_ADDRESS = "network.peer.address"
+PEER_PORT = "network.peer.port"
+PROTOCOL_VERSION = "network.protocol.version"
+REQUEST_HEADER = "http.request.header."
+RESEND_COUNT = "http.request.resend_count"
+RESPONSE_HEADER = "http.response.header."
+SERVER_ADDRESS = "server.address"
+SERVER_PORT = "server.port"
+STATUS = "http.response.status_code"
+URL_FULL = "url.full"
+URL_TEMPLATE = "url.template"
+
+ATTEMPT = "lamella.attempt"
+ATTEMPTS = "lamella.attempts"
+ATTEMPTS_LEFT = "lamella.attempts_left"
+DEADLINE_LEFT = "lamella.deadline_left"
+OUTCOME = "lamella.outcome"
+RULE = "lamella.rule"
+STOP_REASON = "lamella.stop_reason"
+WAIT = "lamella.wait"
+WAIT_SOURCE = "lamella.wait_source"
+
+CIRCUIT_FAILURES = "lamella.circuit.failures"
+CIRCUIT_OPEN_FOR = "lamella.circuit.open_for"
+CIRCUIT_SENDS = "lamella.circuit.sends"
+CIRCUIT_STATE = "lamella.circuit.state"
+CIRCUIT_WAS_OPEN = "lamella.circuit.was_open"
+GATE_WAIT = "lamella.gate_wait"
+KEY_HASH = "lamella.key_hash"
+LIMIT = "lamella.limit.requests"
+LIMIT_PERIOD = "lamella.limit.period"
+PARKED = "lamella.parked_calls"
+PARKED_BY = "lamella.parked_by"
+REFUSED = "lamella.refused_sends"
+
+EPISODE = "lamella rate limit"
+CIRCUIT_CLOSE_EVENT = "lamella.circuit.close"
+CIRCUIT_OPEN_EVENT = "lamella.circuit.open"
+PARKED_EVENT = "lamella.parked"
+RETRY_EVENT = "lamella.retry"
+STORE_EVENT = "lamella.store_failed"
+STOP_EVENT = "lamella.stop"
+
+OTHER_METHOD = "_OTHER"
+
+SCHEMA: Final = "https://opentelemetry.io/schemas/1.30.0"
+"""The version of the conventions."""
+
+
+@cache
+def version_of_lamella() -> str:
+    """Return the version of the package, which tracer and meter name."""
+    from importlib.metadata import version  # it takes longer to import than all else here
+
+    return version("lamella")

@@ -1,0 +1,31 @@
+"""The same layers one by one among the middlewares of a session, or together in one pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import aiohttp
+
+from lamella import Layer
+from lamella.pipeline import Pipeline
+
+__all__ = ["apart", "in_order", "together"]
+
+
+def in_order(*layers: Layer) -> tuple[Layer, ...]:
+    """Return *layers* from the outside in, each a middleware by itself."""
+    return tuple(sorted(layers, key=lambda layer: layer.slot))
+
+
+def apart(middlewares: Iterable[aiohttp.ClientMiddlewareType]) -> tuple[aiohttp.ClientMiddlewareType, ...]:
+    """Return the *middlewares* with each layer of a pipeline as one of them."""
+    return tuple(
+        each
+        for middleware in middlewares
+        for each in (middleware.layers if isinstance(middleware, Pipeline) else (middleware,))
+    )
+
+
+def together(middlewares: Iterable[aiohttp.ClientMiddlewareType]) -> Pipeline:
+    """Return one pipeline of all layers of *middlewares*."""
+    return Pipeline(layer for layer in apart(middlewares) if isinstance(layer, Layer))
