@@ -99,6 +99,8 @@ class Retry(Layer):
             if call.deadline is not None:
                 call.deadline = None
         else:
+            # Some versions of aiohttp make the request anew when the session was closed in the middle of an attempt.
+            require_open(request)
             seconds = seconds_left(request, self._deadline, now)
             call.deadline = None if seconds is None else now + seconds
             if seconds is not None and seconds <= 0:
