@@ -370,7 +370,10 @@ async def _settled(changed: Result | Waits, result: Result) -> Result:
             _run_at_once(changed)
             return result
         waited = await changed
-        return result if waited is None else waited
+        if waited is not None:
+            result = waited
+            del waited
+        return result
     finally:
         del changed, result  # as above
 
