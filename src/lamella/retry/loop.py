@@ -168,6 +168,7 @@ class Loop:
     async def _send_again(self, failure: LamellaError) -> Result:
         """Decide about *failure*, and send each time that stamina has waited. Return the last failure, or the end."""
         call = self._call
+        result: Result | None = None
         try:
             await self._decide(failure)
             if not self._goes_on():
@@ -209,7 +210,7 @@ class Loop:
             self._stop(StopReason.CANCELLED)
             raise
         finally:
-            del failure  # its traceback holds on to this frame: they must not keep each other alive
+            del failure, result  # their traceback holds on to this frame: they must not keep each other alive
 
     async def _attempt(self) -> Result:
         call, loop = self._call, self._call.request.loop
