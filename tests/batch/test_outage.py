@@ -156,7 +156,7 @@ async def test_patience_has_an_end_and_then_there_is_an_outcome_still(virtual_ti
     untried = [outcome for outcome in outcomes if outcome.tries == 0]
     assert len(untried) > 12
     assert all(outcome.parked == 100 for outcome in untried)
-    assert all(outcome.parked <= 100 for outcome in outcomes)
+    assert all(outcome.parked <= 100 + 1e-6 for outcome in outcomes)  # sums of moments of a clock are rounded
     # Twice: those for which there is room, and those that come after them.
     assert 200 <= service.at < 260
     assert len(service.sends) < 80
