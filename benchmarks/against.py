@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -24,13 +24,13 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, it does not know its package
 
-from benchmarks.processes import GRACE, child, receive
+from benchmarks.processes import child, receive
 from benchmarks.versions.checkouts import checkouts, commit
 from benchmarks.versions.ratios import BASE, HEAD, THIS, Ratio, Round, compare, exceeded, limits, line, order, summary
 from benchmarks.versions.scenarios import SCENARIOS, serve, work
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 120.0  # seconds for one turn
+PATIENCE = 120.0  # seconds for a process to start, or for one turn
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -100,14 +100,15 @@ def _round(name: str, sources: dict[str, Path], number: int) -> dict[str, Round]
     os.environ["PYTHONHASHSEED"] = str(number)  # the same for both sides: it decides which keys of a dict collide
     turns: dict[str, list[dict[str, float]]] = {THIS: [], BASE: []}
     with ExitStack() as stack:
-        url = receive(*stack.enter_context(child(serve, number)), GRACE)
+        url = _receive(name, "the server", stack.enter_context(child(serve, number)))
         workers = {}
         for side in order(number):
             workers[side] = stack.enter_context(child(work, name, sources[side], url, number))
             _receive(name, side, workers[side])
         for turn in range(SCENARIOS[name].turns):
             for side in order(turn):
-                workers[side][1].send("go")
+                with suppress(BrokenPipeError):  # the next line reports it
+                    workers[side][1].send("go")
                 turns[side].append(_receive(name, side, workers[side]))
     return {
         row: compare([turn[row] for turn in turns[THIS]], [turn[row] for turn in turns[BASE]])
@@ -115,11 +116,11 @@ def _round(name: str, sources: dict[str, Path], number: int) -> dict[str, Round]
     }
 
 
-def _receive(name: str, side: str, worker: tuple[SpawnProcess, Connection]) -> Any:
+def _receive(name: str, whose: str, process: tuple[SpawnProcess, Connection]) -> Any:
     try:
-        return receive(*worker, PATIENCE)
+        return receive(*process, PATIENCE)
     except RuntimeError as error:
-        raise RuntimeError(f"{name}: the process of {side} {error}") from None
+        raise RuntimeError(f"{name}: the process of {whose} {error}") from None
 
 
 if __name__ == "__main__":

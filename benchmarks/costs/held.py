@@ -72,7 +72,8 @@ async def _held(
         began = time.process_time_ns()
         tasks = [asyncio.ensure_future(call()) for _ in range(calls)]
         await _settle()
-        assert sent == (1 if what == QUEUED else calls), f"{sent} of {calls} calls were sent: it is not {what!r}"
+        expected = range(1, 2 + calls // 100) if what == QUEUED else (calls,)
+        assert sent in expected, f"{what}: {sent} of {calls} calls were sent"
         if memory:
             gc.collect()
             spent = tracemalloc.get_traced_memory()[0] - before
