@@ -93,6 +93,8 @@ SESSIONS = pytest.mark.parametrize("connect", [plain, of_maesn, shared])
         (plain, 100, 100, 0.5, 0.8),
         (plain, 200, 100, 1.0, 2.3),  # the second hundred need not find anything out
         (plain, 300, 100, 0.3, 1.2),
+        (plain, 100, 100, 0.2, 1.0),  # the answers are not slow, but so many calls would wait long for them
+        (plain, 300, 300, 0.15, 0.95),
     ],
 )
 async def test_a_crowd_of_slow_calls_takes_hardly_longer_than_one(

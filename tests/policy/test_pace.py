@@ -94,6 +94,7 @@ class Traffic:
         tries = [0] * self.calls
         now, opens, wake = BEGIN, -1.0, -1.0
         in_flight: list[float] = []
+        came: dict[int, float] = {}
 
         def at(moment: float, what: str, about: object = None) -> None:
             heappush(events, (moment, next(numbers), what, about))
@@ -118,6 +119,7 @@ class Traffic:
                     continue
                 case "comes", int(number):
                     heappush(queue, number)
+                    came[number] = now
                 case "changes", int(number):
                     limit = self.changes[number][1]
                     limiter = limit.limiter()
@@ -132,6 +134,7 @@ class Traffic:
                     if silent:
                         lost(pace, now)
                         heappush(queue, number)
+                        came[number] = now
                     elif until <= 0:
                         assert answered(pace, now, sent, len(in_flight), self.stated) in (True, False)
                         outcome.done.append(number)
@@ -151,10 +154,12 @@ class Traffic:
                     if until <= 0 or tries[number] == self.attempts:
                         for another in itertools.islice(waiting, 1):
                             heappush(queue, another)
+                            came[another] = now
             while queue:
                 if self.as_json:
                     pace = outcome.pace = Pace(**json.loads(json.dumps(asdict(pace))))
-                turn = next_turn(pace, now, in_flight, self.wait, self.stated, waiting=len(queue))
+                waited = now - came[queue[0]]
+                turn = next_turn(pace, now, in_flight, self.wait, self.stated, waiting=len(queue), waited=waited)
                 outcome.most_remembered = max(outcome.most_remembered, len(pace.log))
                 if isinstance(turn, Hold):
                     waits = [seconds for seconds in (turn.seconds, turn.again) if seconds is not None]
@@ -315,6 +320,17 @@ def test_how_slow_is_slow_goes_by_the_fastest_answer(fastest: float, slow_after:
     assert turn == Hold(None, closed=False, again=pytest.approx(slow_after - 0.05))  # type: ignore[arg-type]
     assert isinstance(next_turn(pace, BEGIN + slow_after - 0.001, [BEGIN] * 4, 60.0, None), Hold)
     assert isinstance(next_turn(pace, BEGIN + slow_after + 0.001, [BEGIN] * 4, 60.0, None), Sent)
+
+
+def test_before_anything_was_refused_no_call_is_held_back_for_longer_than_that() -> None:
+    young = [BEGIN] * 9
+    for pace, goes in ((Pace(fastest=0.15), True), (Pace(fastest=0.15, generation=1), False)):
+        turn = next_turn(pace, BEGIN + 0.1, young, 60.0, None, waiting=3, waited=0.65)
+        assert isinstance(turn, Hold)
+        if goes:
+            assert turn.again == pytest.approx(0.05)
+        turn = next_turn(pace, BEGIN + 0.15, young, 60.0, None, waiting=3, waited=0.7)
+        assert isinstance(turn, Sent) is goes
 
 
 @pytest.mark.parametrize("ahead", [1e6, -1e6])

@@ -5,8 +5,8 @@ the answer to a send is there in a fraction of a second. So the limit is not fel
 increase and multiplicative decrease would do it, but *measured* with as few as possible:
 
 1. ``burst``: nothing is known. Slow start: some sends at once, and one more in flight for every second answer. Where
-   answers are slow it grows with time instead: before anything was refused, no call waits longer than a fraction of a
-   second for the answer to another. At the first refusal we know how many pass at once: N.
+   answers are slow it grows with time instead: before anything was refused, no call waits longer than 0.7 s for the
+   answer to another. At the first refusal we know how many pass at once: N.
 2. ``spread``: N sends again, over a quarter of the period; beyond N one at a time. A window (fixed or sliding) refuses
    at N again, since it counts and does not refill; so it lets N pass a period. A token bucket refills meanwhile: what
    passes beyond N, by the time that it took, is its rate.
@@ -80,6 +80,8 @@ _ROOM: Final = 24
 """For each slow send so many others may go."""
 _MOST_ROOM: Final = 100.0
 """But no more than that when the first one becomes slow, and four times as many each time that as long has passed."""
+_PATIENCE: Final = 0.7
+"""No call is held back for more seconds than that before anything was refused."""
 _SLOW_KNOWN: Final = (1.0, 300.0)
 """Once something was refused: four times the fastest answer, within these bounds."""
 _ENOUGH: Final = 5
@@ -181,7 +183,14 @@ class Pace:
 
 
 def next_turn(
-    pace: Pace, now: float, in_flight: Sequence[float], period: float, limit: Limit | None, *, waiting: int = 0
+    pace: Pace,
+    now: float,
+    in_flight: Sequence[float],
+    period: float,
+    limit: Limit | None,
+    *,
+    waiting: int = 0,
+    waited: float = 0.0,
 ) -> Sent | Hold:
     """Return whether a send may go now; if so, it is recorded as gone.
 
@@ -192,6 +201,7 @@ def next_turn(
         period: The period in seconds that is assumed as long as nothing is known.
         limit: The limit, if it is stated. None means that it is learned.
         waiting: How many calls wait for their turn.
+        waited: For how many seconds the first of them has.
     """
     if now < pace.closed_until:
         return Hold(pace.closed_until - now, closed=True, too_long=pace.too_long)
@@ -223,7 +233,7 @@ def next_turn(
             else:
                 ends = max(in_flight[-counted] + lasts - now, _SOON) if counted else None
                 return _until_free(oldest, pace.period, now, ends)
-    elif len(in_flight) >= pace.reach and (hold := _slow_start(pace, now, in_flight, waiting)):
+    elif len(in_flight) >= pace.reach and (hold := _slow_start(pace, now, in_flight, waiting, waited)):
         return hold
     if now < pace.next_at:
         return Hold(max(pace.next_at - now, _SOON), closed=False)
@@ -374,10 +384,13 @@ def _while_in_flight(pace: Pace, now: float, in_flight: Sequence[float], most: f
     return Hold(None, closed=False, again=_until(in_flight[slow], slow_after, now))
 
 
-def _slow_start(pace: Pace, now: float, in_flight: Sequence[float], waiting: int) -> Hold | None:
+def _slow_start(pace: Pace, now: float, in_flight: Sequence[float], waiting: int, waited: float) -> Hold | None:
     """Hold a send back while too many are in flight for what little is known. None: it may go."""
     if pace.generation:
         return _while_in_flight(pace, now, in_flight, pace.reach)
+    patience = _PATIENCE - waited
+    if patience <= 0:
+        return None
     room = max(pace.reach, waiting / _SHARE)
     least, most = _SLOW
     slow_after = min(max(2 * pace.fastest, least), most)
@@ -390,7 +403,8 @@ def _slow_start(pace: Pace, now: float, in_flight: Sequence[float], waiting: int
         again = slow_after / 8  # it makes more room as time passes
     if len(in_flight) - slow < room:
         return None
-    return Hold(None, closed=False, again=min(again, _until(in_flight[slow], slow_after, now)))
+    again = min(again, max(patience, _SOON), _until(in_flight[slow], slow_after, now))
+    return Hold(None, closed=False, again=again)
 
 
 def _until(moment: float, after: float, now: float) -> float:

@@ -351,7 +351,9 @@ class Throttle(Layer):
         """Answer the gate of *account*."""
         update = self._state.update
         if not ahead:
-            change = partial(next_turn, waiting=account.gate.waiting)
+            waiting = waiting_of(call)
+            waited = 0.0 if waiting is None else asyncio.get_running_loop().time() - waiting[0]
+            change = partial(next_turn, waiting=account.gate.waiting, waited=waited)
             return await update(call.span, account.name, Pace, change, in_flight, self._period, self._limit)
         if self._limit is None:
             return Hold(None, closed=False)
