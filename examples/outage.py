@@ -43,7 +43,7 @@ async def main() -> None:
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
 
     # A fifth of a retry for each call, and ten to begin with: 100 calls are sent 130 times, and not 500.
-    why = await a_hundred_calls(url, stack(RULES, retry_budget=RetryBudget(share=0.2, reserve=10)))
+    why = await a_hundred_calls(url, stack(RULES, retry_budget=RetryBudget(ratio=0.2, capacity=10)))
     print("with a budget:", sends, "sends,", dict(why))
 
     sends = 0

@@ -28,7 +28,7 @@ from lamella.cli.sync import run
 from lamella.cli.sync_options import Options, settings_of
 
 WIDTH, HEIGHT = 100, 26
-FEWEST = {State.FAILED: 2, State.PARKED: 4, State.RUNNING: 4, State.DONE: 2}
+FEWEST = {State.FAILED: 2, State.QUEUED: 4, State.RUNNING: 4, State.DONE: 2}
 FONTS = '"Fira Code", "DejaVu Sans Mono", Menlo, Consolas, monospace'
 
 

@@ -137,7 +137,7 @@ async def test_a_session_that_is_closed_during_a_wait_says_so(virtual_time: Virt
     async with Sandbox(records=1) as sandbox:
         sandbox.script(*[429] * 5)
         session = maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url)
-        # The first one waits for its next try, the others at the gate.
+        # The first one waits for its next try, the others in the queue.
         calls = [asyncio.ensure_future(session.get("/accounting/invoices"))]
         await asyncio.sleep(1)
         calls += [asyncio.ensure_future(session.get("/accounting/invoices")) for _ in range(2)]

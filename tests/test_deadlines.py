@@ -53,7 +53,7 @@ def client(url: str, **options: float) -> aiohttp.ClientSession:
 
 @pytest.mark.parametrize("seconds", [0, -1, -0.0, math.inf, -math.inf, math.nan])
 async def test_it_is_a_number_of_seconds(seconds: float) -> None:
-    with pytest.raises(ValueError, match=f"greater than 0, not {seconds!r}"):
+    with pytest.raises(ValueError, match=f"greater than 0, got {seconds!r}"):
         with deadline(seconds):
             pass
     assert inherited() is None

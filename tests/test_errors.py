@@ -32,7 +32,7 @@ from lamella import (
     CertificateInvalid,
     CircuitOpen,
     Classify,
-    ClientFault,
+    ClientStatusError,
     ConnectFailed,
     ConnectionLost,
     ConnectTimeout,
@@ -47,7 +47,7 @@ from lamella import (
     RateLimited,
     Rule,
     RuleBook,
-    ServerFault,
+    ServerStatusError,
     StopReason,
     Timeout,
     TooManyRequests,
@@ -127,15 +127,15 @@ def strings_in(value: object) -> Iterator[str]:
     [
         (LamellaError, (Exception,)),
         (ApiError, (LamellaError, aiohttp.ClientResponseError)),
-        (ClientFault, (ApiError,)),
-        (BadRequest, (ClientFault,)),
-        (Unauthorized, (ClientFault,)),
-        (Forbidden, (ClientFault,)),
-        (NotFound, (ClientFault,)),
-        (MethodNotAllowed, (ClientFault,)),
-        (TooManyRequests, (ClientFault,)),
-        (ServerFault, (ApiError,)),
-        (InternalServerError, (ServerFault,)),
+        (ClientStatusError, (ApiError,)),
+        (BadRequest, (ClientStatusError,)),
+        (Unauthorized, (ClientStatusError,)),
+        (Forbidden, (ClientStatusError,)),
+        (NotFound, (ClientStatusError,)),
+        (MethodNotAllowed, (ClientStatusError,)),
+        (TooManyRequests, (ClientStatusError,)),
+        (ServerStatusError, (ApiError,)),
+        (InternalServerError, (ServerStatusError,)),
         (TransportError, (LamellaError, aiohttp.ClientConnectionError)),
         (ConnectFailed, (TransportError,)),
         (ConnectTimeout, (ConnectFailed, TimeoutError)),
@@ -167,7 +167,7 @@ def test_each_status_has_its_class() -> None:
         500: InternalServerError,
     }
     for status in range(400, 1000):
-        assert api_error_class(status) is own.get(status, ClientFault if status < 500 else ServerFault)
+        assert api_error_class(status) is own.get(status, ClientStatusError if status < 500 else ServerStatusError)
 
 
 def test_an_api_error_carries_what_is_known() -> None:

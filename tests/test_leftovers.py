@@ -96,7 +96,7 @@ async def test_a_timer_of_lamella_is_seen(name: str, path: str) -> None:
 
 @pytest.mark.usefixtures("debug")
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", ["app", "tests.lamella", "lamellar", "lamella_app.gate"])
+@pytest.mark.parametrize("name", ["app", "tests.lamella", "lamellar", "lamella_app.queue"])
 async def test_a_timer_of_others_is_not(name: str, path: str) -> None:
     for callback, arguments in of(module(name, path)):
         with timer(callback, *arguments):
@@ -170,10 +170,10 @@ async def test_the_timer_of_an_attempt_is_not_at_rest_until_the_attempt_ends(
         [made] = timers_of_lamella()
         assert type(owner_of(made)).__name__ == "_Alarm"
         [account] = throttle_in(session)._accounts.values()
-        sent = account.gate.sent.pop()  # as if Throttle had lost it
+        sent = account.queue.sent.pop()  # as if Throttle had lost it
         with pytest.raises(AssertionError, match="_Alarm"):
             at_rest(session)
-        account.gate.sent.append(sent)
+        account.queue.sent.append(sent)
         assert await call == 200
         at_rest(session)
         await asyncio.sleep(0)

@@ -242,7 +242,7 @@ async def _observed(
 def _left(throttle: Throttle, breaker: Breaker) -> Iterator[str]:
     """What the layers know after a call, and what nobody must have left behind."""
     for account in vars(throttle)["_accounts"].values():
-        assert account.gate.in_flight == account.gate.waiting == 0
+        assert account.queue.in_flight == account.queue.waiting == 0
         yield f"episode: {account.episode!r}"
     for layer in (vars(throttle)["_state"], vars(breaker)["_shared"]):
         yield from (repr(state) for state in layer.memory._states.values())

@@ -155,7 +155,7 @@ async def test_a_call_that_has_to_wait_at_its_gate_is_sent_when_it_opens(
     async with aiohttp.ClientSession(await serve(answer), middlewares=(together(layers),)) as session:
         first = asyncio.create_task(session.get("/"))
         await asyncio.sleep(1)
-        # The gate is closed: this one waits before it is sent, when the layers outside of the gate have begun.
+        # The queue is closed: this one waits before it is sent, when the layers outside of the queue have begun.
         second = asyncio.create_task(session.get("/"))
         assert [(await task).status for task in (first, second)] == [200, 200]
         assert 60 <= virtual_time.elapsed < 62
@@ -166,7 +166,7 @@ async def test_a_call_that_has_to_wait_at_its_gate_is_sent_when_it_opens(
         200,
         200,
     ]
-    waited = [span.attributes and span.attributes.get("lamella.gate_wait") for span in tracing.spans]
+    waited = [span.attributes and span.attributes.get("lamella.queue_wait") for span in tracing.spans]
     assert sum(bool(each) for each in waited) == 1  # the other one waited for its next try
 
 
@@ -239,7 +239,7 @@ async def test_what_fails_before_a_send_ends_what_has_begun(
         await asyncio.sleep(0)
         assert not timers_of_lamella()
     [account] = vars(throttle)["_accounts"].values()
-    assert account.gate.in_flight == 0
+    assert account.queue.in_flight == 0
     assert len(tracing.spans) == 2
     for span in tracing.spans:
         assert span.status.status_code is StatusCode.ERROR

@@ -100,7 +100,7 @@ async def total(state: SharedState | Store, key: str = "key") -> int:
 
 @pytest.mark.parametrize("keys", [0, -1])
 def test_a_memory_store_keeps_at_least_one(keys: int) -> None:
-    with pytest.raises(ValueError, match=f"keys must be at least 1, not {keys}"):
+    with pytest.raises(ValueError, match=f"keys must be a whole number, 1 or more, got {keys}"):
         MemoryStore(keys)
 
 
@@ -149,7 +149,7 @@ async def test_a_memory_store_goes_by_the_loops_clock_or_by_another(virtual_time
 @pytest.mark.parametrize("name", ["patience", "pause"])
 @pytest.mark.parametrize("value", [0, -1, math.inf, math.nan])
 def test_bad_arguments(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"^{name} must be .* not {value}$"):
+    with pytest.raises(ValueError, match=f"^{name} must be .* got {value}$"):
         SharedState(None, **{name: value})
 
 

@@ -74,7 +74,13 @@ def test_every_public_module_lists_its_names_and_has_them(module: str) -> None:
         assert hasattr(loaded, name), name
 
 
-PURE = ("lamella.rules", "lamella.throttle.estimator", "lamella.breaker.circuit", "lamella.retry.budget")
+PURE = (
+    "lamella.checks",
+    "lamella.rules",
+    "lamella.throttle.estimator",
+    "lamella.breaker.circuit",
+    "lamella.retry.budget",
+)
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if within(name, *PURE)])

@@ -1,4 +1,4 @@
-"""What calls hold and cost that wait: for their answers, or at a closed gate."""
+"""What calls hold and cost that wait: for their answers, or at a closed queue."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.costs.server import answer
 __all__ = ["HELD", "QUEUED", "bytes_held", "held"]
 
 _URL = "https://api.example.com/"
-QUEUED = "lamella, parked at the gate"
+QUEUED = "lamella, queued at the queue"
 HELD = ("aiohttp, in flight", "lamella, in flight", QUEUED)
 _DONE = 1_000_000.0
 
@@ -61,7 +61,7 @@ async def _held(
 
         if what == QUEUED:
             first = asyncio.ensure_future(call())
-            await _settle()  # it is refused, and has closed the gate
+            await _settle()  # it is refused, and has closed the queue
         else:
             first = asyncio.ensure_future(asyncio.sleep(0))
         gc.collect()

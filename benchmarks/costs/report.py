@@ -54,7 +54,7 @@ Python's garbage collector disabled, whose search for cycles looks at all that i
 HELD = """\
 ## What waiting calls hold
 
-So many calls that wait in one process: for an answer that does not come, or at the gate of their account after a 429.
+So many calls that wait in one process: for an answer that does not come, or at the queue of their account after a 429.
 CPU is from their beginning to their end, memory (in bytes) is that of the objects of one call, by tracemalloc.
 """
 
@@ -138,8 +138,10 @@ def goals(document: Document) -> Iterator[Goal]:
         own, bare = (scale[name][most]["median"] / scale[name][least]["median"] for name in (LAMELLA, BARE))
         yield _at_most(f"growth from {least} to {most} calls in flight, by aiohttp's", own / bare, 1.2, "times")
     if held := document["held"]:
-        own, bare = (held[name]["bytes"]["median"] for name in (f"{LAMELLA}, parked at the gate", f"{BARE}, in flight"))
-        yield _at_most("a parked call, beyond its task and request", own - bare, 4096.0, "bytes")
+        own, bare = (
+            held[name]["bytes"]["median"] for name in (f"{LAMELLA}, queued at the queue", f"{BARE}, in flight")
+        )
+        yield _at_most("a queued call, beyond its task and request", own - bare, 4096.0, "bytes")
     if failing := document["failing"]:
         peers = [each["2"]["median"] for name, each in failing.items() if name != LAMELLA]
         yield _at_most(

@@ -107,8 +107,8 @@ async def _soak(
             url,
             rules=RULES,
             breaker=Breaker(open_for=0.3),
-            # With the default so many faults park the syncs for most of the time.
-            retry_budget=RetryBudget(share=1.0),
+            # With the default so many faults queue the syncs for most of the time.
+            retry_budget=RetryBudget(ratio=1.0),
             attempt_timeout=SILENCE,
             tracer_provider=tracing,
             meter_provider=metering,

@@ -7,8 +7,10 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
-from math import inf, isfinite
+from math import inf
 from typing import Final, NamedTuple
+
+from lamella.checks import check_seconds
 
 __all__ = ["Inherited", "deadline", "enter", "inherited", "inherited_deadline", "leave"]
 
@@ -42,8 +44,7 @@ def deadline(seconds: float) -> Iterator[None]:
         ValueError: *seconds* is not a finite number greater than 0.
         RuntimeError: No event loop is running.
     """
-    if not isfinite(seconds) or seconds <= 0:
-        raise ValueError(f"seconds must be a finite number greater than 0, not {seconds!r}")
+    check_seconds("the deadline", seconds)
     end = asyncio.get_running_loop().time() + seconds
     outer = _current.get()
     token = _current.set(outer._replace(shared=min(end, outer.shared)))

@@ -4,14 +4,14 @@
 
     LamellaError
     ├── ApiError (aiohttp.ClientResponseError)          an answer whose status is an error
-    │   ├── ClientFault                                 4xx
+    │   ├── ClientStatusError                                 4xx
     │   │   ├── BadRequest                              400
     │   │   ├── Unauthorized                            401
     │   │   ├── Forbidden                               403
     │   │   ├── NotFound                                404
     │   │   ├── MethodNotAllowed                        405
     │   │   └── TooManyRequests                         429
-    │   └── ServerFault                                 5xx
+    │   └── ServerStatusError                                 5xx
     │       └── InternalServerError                     500
     └── TransportError (aiohttp.ClientConnectionError)  no answer, or half of one
         ├── ConnectFailed                               nothing was sent: DNS, refused, TLS interrupted
@@ -20,7 +20,7 @@
         ├── CertificateInvalid                          nothing was sent: the server is not trusted
         ├── ConnectionLost                              it broke after something was sent
         ├── AttemptTimeout (TimeoutError)               no answer in time
-        └── NotSent                                     lamella itself did not send it
+        └── RequestRejected                                     lamella itself did not send it
             ├── CircuitOpen                             the service is known to be down
             └── RateLimited                             the rate limit would keep it waiting for too long
 
@@ -49,7 +49,7 @@ __all__ = [
     "BadRequest",
     "CertificateInvalid",
     "CircuitOpen",
-    "ClientFault",
+    "ClientStatusError",
     "ConnectFailed",
     "ConnectTimeout",
     "ConnectionLost",
@@ -58,10 +58,10 @@ __all__ = [
     "LamellaError",
     "MethodNotAllowed",
     "NotFound",
-    "NotSent",
     "ProxyRefused",
     "RateLimited",
-    "ServerFault",
+    "RequestRejected",
+    "ServerStatusError",
     "TooManyRequests",
     "TransportError",
     "Unauthorized",
@@ -87,8 +87,8 @@ class AttemptRecord:
     """How often it could be sent after this. None: as often as it takes."""
     deadline_left: float | None = None
     """Seconds that were left of the deadline. None: there was none."""
-    parked: float = 0.0
-    """How long it had waited at the gate of its account before it was sent; not a part of ``took``."""
+    queued: float = 0.0
+    """How long it had waited in the queue of its account before it was sent; not a part of ``took``."""
 
 
 class LamellaError(Exception):
@@ -123,7 +123,7 @@ class LamellaError(Exception):
             return line
         end = []
         if self.attempts:
-            seconds = sum(record.parked + record.took + record.waited for record in self.attempts)
+            seconds = sum(record.queued + record.took + record.waited for record in self.attempts)
             sends = "1 attempt" if len(self.attempts) == 1 else f"{len(self.attempts)} attempts"
             end.append(f"{sends} in {seconds:.3g} s")
         if self.stopped:
@@ -203,39 +203,39 @@ def _redacted(texts: tuple[str, ...], secrets: tuple[str, ...]) -> tuple[str, ..
     return tuple([redact_text(text, secrets) for text in texts]) if texts else ()
 
 
-class ClientFault(ApiError):
+class ClientStatusError(ApiError):
     """4xx: the request is at fault."""
 
 
-class BadRequest(ClientFault):
+class BadRequest(ClientStatusError):
     """400."""
 
 
-class Unauthorized(ClientFault):
+class Unauthorized(ClientStatusError):
     """401."""
 
 
-class Forbidden(ClientFault):
+class Forbidden(ClientStatusError):
     """403."""
 
 
-class NotFound(ClientFault):
+class NotFound(ClientStatusError):
     """404."""
 
 
-class MethodNotAllowed(ClientFault):
+class MethodNotAllowed(ClientStatusError):
     """405."""
 
 
-class TooManyRequests(ClientFault):
+class TooManyRequests(ClientStatusError):
     """429."""
 
 
-class ServerFault(ApiError):
+class ServerStatusError(ApiError):
     """5xx, or a status that no server should send (RFC 9110, section 15)."""
 
 
-class InternalServerError(ServerFault):
+class InternalServerError(ServerStatusError):
     """500."""
 
 
@@ -252,7 +252,7 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 
 def api_error_class(status: int) -> type[ApiError]:
     """The class for an error *status*."""
-    return _BY_STATUS.get(status) or (ClientFault if 400 <= status < 500 else ServerFault)
+    return _BY_STATUS.get(status) or (ClientStatusError if 400 <= status < 500 else ServerStatusError)
 
 
 class TransportError(LamellaError, aiohttp.ClientConnectionError):
@@ -315,7 +315,7 @@ class AttemptTimeout(TransportError, TimeoutError):
     failure = Failure.ATTEMPT_TIMEOUT
 
 
-class NotSent(TransportError):
+class RequestRejected(TransportError):
     """lamella did not send it, because of what became of other calls: nothing was carried out."""
 
     since: datetime
@@ -344,13 +344,13 @@ class NotSent(TransportError):
         super().__init__(method, url, rule, reason, secrets=secrets)
 
 
-class CircuitOpen(NotSent):
+class CircuitOpen(RequestRejected):
     """Not sent: the circuit of its service is open."""
 
     failure = Failure.CIRCUIT_OPEN
 
 
-class RateLimited(NotSent):
+class RateLimited(RequestRejected):
     """Not sent: its turn under the rate limit would come after its deadline, or the server asks for too long a wait.
 
     ``stopped`` says which: ``deadline`` or ``wait_too_long``.

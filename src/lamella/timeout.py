@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from math import isfinite
 from typing import Any
 
+from lamella.checks import check_seconds
 from lamella.classify.failures import timed_out
 from lamella.limits import ATTEMPT_END, cancels
 from lamella.pipeline import Call, Layer, Result, Slot
@@ -37,8 +37,7 @@ class Timeout(Layer):
     single = True
 
     def __init__(self, seconds: float) -> None:
-        if not isfinite(seconds) or seconds <= 0:
-            raise ValueError(f"seconds must be a finite number greater than 0, not {seconds!r}")
+        check_seconds("seconds", seconds)
         self._seconds = seconds
         self._alarm: _Alarm | None = None
 

@@ -111,7 +111,7 @@ async def test_a_call_that_succeeds_at_the_third_send(phoenix: Phoenix) -> None:
     assert from_phoenix(spans) == as_phoenix_shows_it(memory)
 
     [episode] = [span for span in spans if span["name"] == "lamella rate limit"]
-    assert (episode["parent_id"], episode["attributes"]["lamella.refused_sends"]) == (None, 2)
+    assert (episode["parent_id"], episode["attributes"]["lamella.refused_attempts"]) == (None, 2)
     call, *sends = [span for span in spans if span is not episode]
     assert episode["context"]["trace_id"] != call["context"]["trace_id"]
     assert (call["name"], call["span_kind"]) == ("lamella GET /accounting/invoices", KINDS[SpanKind.INTERNAL])
@@ -179,7 +179,7 @@ def test_the_demo(phoenix: Phoenix) -> None:
         assert resends == [None, *range(1, len(resends))]
         has_failed = attributes["lamella.outcome"] == "failure"
         expected = {"lamella.retry": len(resends) - 1, "lamella.stop": int(has_failed)}
-        del events["lamella.parked"]
+        del events["lamella.queued"]
         assert events == Counter(expected)
         assert call["status_code"] == ("ERROR" if has_failed else "UNSET")
         assert ("lamella.stop_reason" in attributes) == has_failed

@@ -152,8 +152,8 @@ async def test_scripted_calls(prometheus: Prometheus, exporter: Exporter) -> Non
         await call(Reply(200, delay=1.0))  # in flight during some scrapes
 
         waiting = asyncio.create_task(call(Reply(429, headers={"Retry-After": "30"})))
-        parked = 'sum(lamella_calls_waiting{job="scripted"})'
-        await asyncio.to_thread(until, lambda: prometheus.value(parked), lambda value: value == 1, "a call that waits")
+        queued = 'sum(lamella_calls_waiting{job="scripted"})'
+        await asyncio.to_thread(until, lambda: prometheus.value(queued), lambda value: value == 1, "a call that waits")
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting

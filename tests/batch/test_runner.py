@@ -155,7 +155,7 @@ def test_every_item_has_one_outcome(
     assert numbers == list(range(1, size + 1)) if in_order else sorted(numbers) == list(range(1, size + 1))
     for outcome in outcomes:
         assert outcome.item == outcome.number - 1
-        assert (outcome.tries, outcome.parked) == (1, 0.0)
+        assert (outcome.tries, outcome.queued) == (1, 0.0)
         assert outcome.done is not fails[outcome.item]
         assert outcome.value == (outcome.item * 2 if outcome.done else None)
         assert isinstance(outcome.error, Refused) is fails[outcome.item]
@@ -855,12 +855,12 @@ async def test_any_error_can_be_recorded(tmp_path: Path, error: Exception, text:
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"at_once": 0}, "at_once must be at least 1, not 0"),
-        ({"at_once_per_account": 0, "account": str}, "at_once_per_account must be at least 1, not 0"),
+        ({"at_once": 0}, "at_once must be a whole number, 1 or more, got 0"),
+        ({"at_once_per_account": 0, "account": str}, "at_once_per_account must be a whole number, 1 or more, got 0"),
         ({"at_once_per_account": 1}, "at_once_per_account needs account"),
-        ({"patience": -1}, "patience must be a finite number of seconds from 0, not -1"),
+        ({"patience": -1}, "patience must be a finite number of seconds, 0 or more, got -1"),
         ({"patience": float("inf")}, "patience must be a finite number"),
-        ({"grace": float("nan")}, "grace must be a finite number of seconds from 0, not nan"),
+        ({"grace": float("nan")}, "grace must be a finite number of seconds, 0 or more, got nan"),
         ({"journal": object()}, "a journal needs key"),
         ({"keep": str}, "keep needs journal"),
     ],

@@ -182,7 +182,7 @@ def test_the_decision_on_hover(page: Page) -> None:
     assert said["wait"] == at_once if wait == 0 else said["wait"].startswith(f"{duration(round(wait, 6))}, ")
     assert said["left"] == "4 attempts, no deadline"
 
-    # Others are waits at the gate; where one is very short, what is under the pointer may be the send after it.
+    # Others are waits in the queue; where one is very short, what is under the pointer may be the send after it.
     pauses = [page.hover(pause)[""] for pause in page.row(0).find_elements(By.CSS_SELECTOR, ".pause")]
     assert [pause for pause in pauses if pause.startswith("Wait before attempt ")]
     ActionChains(page.browser).move_to_element(page.one("h1")).perform()
@@ -252,6 +252,8 @@ def test_by_keyboard_alone(page: Page) -> None:
     assert page.script("return document.activeElement.dataset.place") == "0"
     page.press(Keys.ARROW_DOWN)
     page.press(Keys.ARROW_RIGHT)
+    if page.tip()[""] == "lamella.queued":  # where others of its account came first, which differs from run to run
+        page.press(Keys.ARROW_RIGHT)
     assert page.tip()[""] == "Attempt 1 of 5"
     page.press(Keys.ARROW_RIGHT)
     assert page.tip()[""] in {"Wait before attempt 2", "Attempt 2 of 5"}  # there may be no wait

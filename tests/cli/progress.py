@@ -37,7 +37,7 @@ class Story:
     run: int = 1
     resumed: bool = False
     closed: dict[str, float] = field(default_factory=dict)
-    """For how many seconds the gates of which accounts are closed."""
+    """For how many seconds the queues of which accounts are closed."""
     now: float = 100.0
 
     def take(self, *parts: Part) -> None:

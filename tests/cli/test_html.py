@@ -159,9 +159,9 @@ class TestWhatIsOnIt:
         assert (decision["left"], decision["deadline"]) == (3, 250_000)
 
     def test_a_wait_that_is_no_retry(self) -> None:
-        spans = (call(10, 0, 10, event("lamella.parked", 1, lamella__wait=2.0)), send(11, 10, 3, 8))
+        spans = (call(10, 0, 10, event("lamella.queued", 1, lamella__wait=2.0)), send(11, 10, 3, 8))
         [found] = Page(html_of(replace(small_result(), spans=spans))).data
-        assert found["others"] == [{"at": 1_000, "wait": 2_000_000, "name": "lamella.parked"}]
+        assert found["others"] == [{"at": 1_000, "wait": 2_000_000, "name": "lamella.queued"}]
         assert found["sends"][0]["kind"] == "none"
 
     def test_an_answer_that_broke_off_is_none(self) -> None:

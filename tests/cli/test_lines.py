@@ -88,18 +88,18 @@ def test_an_outage_is_named_by_what_the_network_says() -> None:
     ]
 
 
-def test_an_account_that_is_parked_for_long() -> None:
+def test_an_account_that_is_queued_for_long() -> None:
     mail = Mail(story(parts(30)))
     mail.story.closed = {"account 1": 70.0}
     assert len(mail.draw()) == 1, "a minute is nothing"
     mail.story.closed = {"account 1": 480.0}
-    assert mail.draw() == ["09:30:02  account 1: parked until 09:38:02 by its rate limit"]
+    assert mail.draw() == ["09:30:02  account 1: queued until 09:38:02 by its rate limit"]
     mail.story.closed = {"account 1": 400.0}
     assert mail.draw(10) == []
     mail.story.closed = {}
     mail.draw()
     mail.story.closed = {"account 1": 960.0}
-    assert mail.draw() == ["09:30:14  account 1: parked until 09:46:14 by its rate limit"]
+    assert mail.draw() == ["09:30:14  account 1: queued until 09:46:14 by its rate limit"]
 
 
 def test_of_many_accounts_those_that_end_well_have_no_line() -> None:

@@ -62,7 +62,7 @@ def test_80_columns() -> None:
         "━━━━━───────────────  26%   – pages/s   – to go   0 s so far",
         "",
         "✗ Café Zentral                 0 failed: 401: The end user has to authenticate …",
-        "‖ Delta          ━━╸───────  2/8 parked until 09:31:33",
+        "‖ Delta          ━━╸───────  2/8 queued until 09:31:33",
         "▸ Berger & Söhne ━━━─────── 6/20 4 pages under way",
         "· Eisen                      0/? waiting",
         "✓ Ahornhof                   3/3 done",
@@ -84,7 +84,7 @@ def test_200_columns() -> None:
         "OUTAGE for 5 s: 503 Service Unavailable. The pages wait until it is over.",
         "",
         f"✗ Café Zentral {' ' * 32}    0   0 records failed: 401: The end user has to authenticate again",
-        "‖ Delta          ━━━━━━━╸──────────────────────  2/8 200 records parked until 09:31:38",
+        "‖ Delta          ━━━━━━━╸──────────────────────  2/8 200 records queued until 09:31:38",
         "▸ Berger & Söhne ━━━━━━━━━───────────────────── 6/20 512 records 4 pages under way",
         "· Eisen                                          0/?   0 records waiting",
         "✓ Ahornhof                                       3/3 255 records done",
@@ -102,12 +102,12 @@ def test_what_there_is_no_room_for_is_counted() -> None:
     made = story(Part(f"done {number}", "x", None, pages=1, total_pages=1, done=True) for number in range(300))
     made.take(*(Part(f"waiting {number}", "x", None) for number in range(180)))
     made.take(*(Part(f"running {number}", "x", None, running=1) for number in range(15)))
-    made.take(*(Part(f"parked {number}", "x", None, running=1) for number in range(3)))
+    made.take(*(Part(f"queued {number}", "x", None, running=1) for number in range(3)))
     made.take(Part("failed 1", "x", None, error=DOWN), Part("failed 2", "x", None, error=DOWN))
-    made.closed = {f"parked {number}": 60.0 for number in range(3)}
+    made.closed = {f"queued {number}": 60.0 for number in range(3)}
     lines = drawn(made, 80, 12)
     assert len(lines) == 11
-    assert [line.split()[1] for line in lines[3:-1]] == ["failed"] * 2 + ["parked"] * 3 + ["running"] * 2
+    assert [line.split()[1] for line in lines[3:-1]] == ["failed"] * 2 + ["queued"] * 3 + ["running"] * 2
     assert lines[-1] == "… and 493 more: 13 running, 180 waiting, 300 done"
     # And where there is room for all but one, for that one, too.
     few = story(Part(f"waiting {number}", "x", None) for number in range(8))
@@ -170,14 +170,14 @@ PARTS = st.builds(
     height=st.integers(1, 60),
     down=st.booleans(),
     noted=st.booleans(),
-    parked=st.booleans(),
+    queued=st.booleans(),
 )
 def test_it_is_never_wider_or_taller_than_the_terminal(
-    parts: list[Part], width: int, height: int, down: bool, noted: bool, parked: bool
+    parts: list[Part], width: int, height: int, down: bool, noted: bool, queued: bool
 ) -> None:
     made = story(parts)
     made.outage = DOWN if down else None
-    made.closed = {part.account: 4000.0 for part in parts} if parked else {}
+    made.closed = {part.account: 4000.0 for part in parts} if queued else {}
     lines = drawn(made, width, height, "Ending: what is under way has 10 s." if noted else "")
     assert len(lines) <= max(height - 1, 1)
     assert max(map(cell_len, lines)) <= width

@@ -29,8 +29,8 @@ def test_how_the_accounts_stand() -> None:
             Part("failed", "b", None, error=refused),
             Part("half", "a", None, pages=2, total_pages=5, running=1),
             Part("half", "b", None, error=missing),
-            Part("parked", "a", None, pages=1, total_pages=3, records=90, running=2),
-            Part("parked", "b", None),
+            Part("queued", "a", None, pages=1, total_pages=3, records=90, running=2),
+            Part("queued", "b", None),
             Part("running", "a", None, running=1),
             Part("running", "b", None, pages=4, total_pages=4, done=True),
             Part("waiting", "a", None),
@@ -41,21 +41,21 @@ def test_how_the_accounts_stand() -> None:
             Part("mended", "b", None, pages=1, done=True),
         ]
     )
-    made.closed = {"parked": 61.5, "done": 5.0, "failed": 7.0}
+    made.closed = {"queued": 61.5, "done": 5.0, "failed": 7.0}
     found = look(made.watch())
     seen = {account.name: account for account in found.accounts}
     assert {name: account.state for name, account in seen.items()} == {
         "failed": State.FAILED,
         "half": State.FAILED,
-        "parked": State.PARKED,
+        "queued": State.QUEUED,
         "running": State.RUNNING,
         "waiting": State.WAITING,
         "done": State.DONE,
         "mended": State.DONE,
     }
     assert [part.resource for part in seen["half"].failed] == ["b"]
-    assert (seen["parked"].closed_for, seen["done"].closed_for, seen["failed"].closed_for) == (61.5, 0.0, 0.0)
-    assert (seen["parked"].pages, seen["parked"].expected, seen["parked"].running) == (1, None, 2)
+    assert (seen["queued"].closed_for, seen["done"].closed_for, seen["failed"].closed_for) == (61.5, 0.0, 0.0)
+    assert (seen["queued"].pages, seen["queued"].expected, seen["queued"].running) == (1, None, 2)
     assert (seen["done"].pages, seen["done"].expected, seen["done"].records) == (4, 4, 7)
     assert (found.parts, found.done, found.skipped, found.failed) == (14, 5, 1, 3)
     assert not found.ended
@@ -113,7 +113,7 @@ def test_the_rate_is_of_the_last_seconds_and_the_end_of_the_last_minutes() -> No
     assert found.left == pytest.approx(400 / (100 / 120))
 
 
-def test_it_does_not_end_before_those_that_are_parked_may_go_on() -> None:
+def test_it_does_not_end_before_those_that_are_queued_may_go_on() -> None:
     made = story([Part("a", "x", None, pages=1, total_pages=12), Part("b", "x", None, pages=0, total_pages=1)])
     watch = made.watch()
     look(watch)

@@ -88,7 +88,7 @@ def a_good_call() -> list[ReadableSpan]:
         retry(11.5, 0.5, "rule", "500"),
         retry(520, 0.0, "immediate", "ConnectionLost"),
         retry(540, 2.0, "retry_after", "429"),
-        event("lamella.parked", 545, lamella__wait=1.9, lamella__parked_by="refusal"),
+        event("lamella.queued", 545, lamella__wait=1.9, lamella__queued_by="refusal"),
         event("lamella.unheard_of", 2544, seconds=2),
     )
     return [
@@ -137,7 +137,7 @@ def test_the_tree_of_a_call_that_ended_well() -> None:
         "├──  +520 ms  retry         at once: the connection may have been stale\n"
         "├──  +530 ms  CLIENT GET    429                5 ms  resend_count=2\n"
         "├──  +540 ms  retry         after 2 s, as Retry-After says\n"
-        "├──  +545 ms  parked        for 1.9 s, its account was rate-limited\n"
+        "├──  +545 ms  queued        for 1.9 s, its account was rate-limited\n"
         "├──  +2.54 s  lamella.unheard_of seconds=2\n"
         "└──  +2.54 s  CLIENT GET    200                5 ms  resend_count=3"
     )

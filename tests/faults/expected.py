@@ -13,7 +13,7 @@ from lamella import (
     AttemptTimeout,
     BadRequest,
     CertificateInvalid,
-    ClientFault,
+    ClientStatusError,
     ConnectFailed,
     ConnectionLost,
     ConnectTimeout,
@@ -22,7 +22,7 @@ from lamella import (
     MethodNotAllowed,
     NotFound,
     ProxyRefused,
-    ServerFault,
+    ServerStatusError,
     StopReason,
     TooManyRequests,
     Unauthorized,
@@ -144,7 +144,7 @@ def _handed_on(kind: int | Kind | None, fault: Fault, layers: Layers) -> tuple[K
     if kind is not None and not isinstance(kind, int):
         return kind, None
     if kind is not None and layers.classify:
-        return _CLASSES.get(kind) or (ClientFault if kind < 500 else ServerFault), None
+        return _CLASSES.get(kind) or (ClientStatusError if kind < 500 else ServerStatusError), None
     if fault.phase is not Phase.BODY:
         return None, fault.status
     # The caller reads a body that nobody has waited for.

@@ -21,7 +21,7 @@ from lamella import (
     Retry,
     Rule,
     RuleBook,
-    ServerFault,
+    ServerStatusError,
     StopReason,
     Timeout,
     deadline,
@@ -261,7 +261,7 @@ async def test_an_error_that_hangs_each_time_is_retried_by_its_status(
     url = await serve_raw(server)
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(url, timeout=timeout, middlewares=RAISED[layers](url)) as session:
-        with pytest.raises(ServerFault) as caught:
+        with pytest.raises(ServerStatusError) as caught:
             await session.get("/")
     short = "deadline" in layers and "longer" not in layers
     expected = {

@@ -11,7 +11,7 @@ from tests.conftest import Tracing
 from tests.faults.certificates import client_context
 from tests.faults.wire import Line, Play, Route, Wire
 
-from lamella import HeaderAuth, LamellaError, ServerFault, maesn, stack
+from lamella import HeaderAuth, LamellaError, ServerStatusError, maesn, stack
 from lamella.testing import VirtualClock
 
 KEY: Final = b"zq-plain-4711-key"
@@ -126,7 +126,7 @@ async def test_each_hop_has_its_own_tries(tracing: Tracing, virtual_time: Virtua
 
     elsewhere = Wire(play=fails)
     walk = Walk([Wire(play=redirects(307, lambda: url_of(elsewhere))), elsewhere], tracing)
-    with pytest.raises(ServerFault) as caught:
+    with pytest.raises(ServerStatusError) as caught:
         await walk.call("PUT", b"abc")
     assert (len(caught.value.attempts), elsewhere.bodies) == (2, [b"abc"] * 2)
     assert walk.keys() == [True, False, False]

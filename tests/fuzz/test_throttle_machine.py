@@ -1,4 +1,4 @@
-"""Calls of several accounts through `Throttle`, whatever the server does: what the gate promises holds."""
+"""Calls of several accounts through `Throttle`, whatever the server does: whin the queue promises holds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lamella import (
 from lamella.pipeline import Call as LayersCall
 from lamella.testing import FixedWindow, SlidingWindow, TokenBucket, VirtualClock, VirtualTimeLoop
 from lamella.testing import Limit as ServersLimit
-from lamella.throttle.queue import Gate
+from lamella.throttle.queue import Queue
 
 _T = TypeVar("_T")
 
@@ -125,8 +125,8 @@ class Account:
     """Who went away while a slow store was told what had come of its send: it may know or not."""
 
 
-def gates_of(throttle: Throttle) -> list[Gate]:
-    return [account.gate for account in throttle._accounts.values()]
+def gates_of(throttle: Throttle) -> list[Queue]:
+    return [account.queue for account in throttle._accounts.values()]
 
 
 class ThrottleMachine(RuleBasedStateMachine):
@@ -282,7 +282,7 @@ class ThrottleMachine(RuleBasedStateMachine):
         return Answer(status)  # type: ignore[return-value]
 
     def _refused(self, call: Call, request: aiohttp.ClientRequest, closings: int) -> aiohttp.ClientResponse:
-        """The gate is closed, if not by a refusal of the same time already."""
+        """The queue is closed, if not by a refusal of the same time already."""
         account, asked = call.account, call.retry_after
         seconds = float(asked) if asked and asked.isdigit() else None
         if seconds is not None and seconds > BACKOFF.maximum:
@@ -339,7 +339,7 @@ class ThrottleMachine(RuleBasedStateMachine):
                 self.wrong.append(f"{number} sends are too many")
 
     def _is_not_idle(self, account: Account, layer: int) -> None:
-        """Who waits does so for an answer, for the gate to open, or for the pace: not without end."""
+        """Who waits does so for an answer, for the queue to open, or for the rate: not without end."""
         since = [at for call, at in account.waiting.items() if call.layer == layer and not call.goes]
         if not since or any(call.layer == layer for call in account.flying):
             return
@@ -416,9 +416,9 @@ class ThrottleMachine(RuleBasedStateMachine):
         self.they_come(name, layer, 2, 1.0, [429, None], None, 0.0, patience, raised=True)
         self.time_passes(1.0)
 
-    @rule(name=ACCOUNTS, layer=LAYERS, pace=st.sampled_from([(10, 0.1), (10, 1.0), (150, 1.0)]))
-    def they_come_one_after_the_other(self, name: str, layer: int, pace: tuple[int, float]) -> None:
-        number, seconds = pace
+    @rule(name=ACCOUNTS, layer=LAYERS, rule_of=st.sampled_from([(10, 0.1), (10, 1.0), (150, 1.0)]))
+    def they_come_one_after_the_other(self, name: str, layer: int, rule_of: tuple[int, float]) -> None:
+        number, seconds = rule_of
 
         async def main() -> None:
             for _ in range(number):
@@ -468,14 +468,14 @@ class ThrottleMachine(RuleBasedStateMachine):
         for task in tasks:
             assert task.cancelled() or task.exception() is None
         for throttle in self.throttles:
-            for gate in gates_of(throttle):
-                assert (gate.waiting, gate.in_flight) == (0, 0)
+            for queue in gates_of(throttle):
+                assert (queue.waiting, queue.in_flight) == (0, 0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
         assert [timer for timer in vars(self.loop)["_scheduled"] if not timer.cancelled()] == []
         data = self.reader.get_metrics_data()
         if data is not None:
             metrics = [each for scope in data.resource_metrics[0].scope_metrics for each in scope.metrics]
-            points: Any = [each.data.data_points for each in metrics if each.name == "lamella.calls.parked"]
+            points: Any = [each.data.data_points for each in metrics if each.name == "lamella.calls.queued"]
             assert {point.value for each in points for point in each} <= {0}
 
     def teardown(self) -> None:
@@ -513,15 +513,15 @@ class ThrottleMachine(RuleBasedStateMachine):
     async def _count(self) -> None:
         """Who waits and who is under way is known; and nobody waits for what comes too late."""
         timers = [timer for timer in vars(self.loop)["_scheduled"] if not timer.cancelled()]
-        everybody = sum(gate.waiting for each in self.throttles for gate in gates_of(each))
+        everybody = sum(queue.waiting for each in self.throttles for queue in gates_of(each))
         assert sum(timer._callback.__module__.startswith("lamella") for timer in timers) <= everybody
         for layer, throttle in enumerate(self.throttles):
-            gates = gates_of(throttle)
+            queues = gates_of(throttle)
             waiting = [call for each in self.accounts.values() for call in each.waiting if call.layer == layer]
             flying = [call for each in self.accounts.values() for call in each.flying if call.layer == layer]
             if not any(call.goes for call in self.calls):
-                assert sum(gate.waiting for gate in gates) == len(waiting)
-                assert sum(gate.in_flight for gate in gates) == len(flying)
+                assert sum(queue.waiting for queue in queues) == len(waiting)
+                assert sum(queue.in_flight for queue in queues) == len(flying)
             for call in waiting:
                 assert not call.account.shut or self.at > call.account.closed_until - NEAR, "it waits for too long"
                 closed = throttle.closed_for(URL(SERVER), f"/{call.account.name}")

@@ -41,7 +41,7 @@ from lamella import (
     Retry,
     Rule,
     RuleBook,
-    ServerFault,
+    ServerStatusError,
     StopReason,
     Timeout,
 )
@@ -62,7 +62,7 @@ SECRET = "s3cret-account-key"
 class Service:
     """Answers with a status that can be set, or the next of its script; a path in digits is a status of its own.
 
-    When its gate is closed, it keeps all of them waiting, if not for ever.
+    When its queue is closed, it keeps all of them waiting, if not for ever.
     """
 
     def __init__(self, status: int = 200) -> None:
@@ -70,13 +70,13 @@ class Service:
         self.script: list[int] = []
         self.body = b"body"
         self.sends = 0
-        self.gate = asyncio.Event()
-        self.gate.set()
+        self.queue = asyncio.Event()
+        self.queue.set()
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         self.sends += 1
         async with asyncio.timeout(1000):
-            await self.gate.wait()
+            await self.queue.wait()
         own = request.path.strip("/")
         status = self.script.pop(0) if self.script else self.status
         return web.Response(status=int(own) if own.isdigit() else status, body=self.body)
@@ -148,7 +148,7 @@ async def test_it_opens_and_refuses_at_once_and_says_since_when_and_until_when(
         service.status = 200
         assert [await get(session) for _ in range(2)] == [200, 200]
         service.status = 503
-        assert [await get(session) for _ in range(2)] == [ServerFault] * 2
+        assert [await get(session) for _ in range(2)] == [ServerStatusError] * 2
         await asyncio.sleep(20)
         began, before = virtual_time.now, datetime.now(UTC)
         with pytest.raises(CircuitOpen) as caught:
@@ -172,20 +172,20 @@ async def test_it_closes_when_the_probes_end_well_and_stays_open_when_one_does_n
 ) -> None:
     service = Service(503)
     async with client(await serve(service), quick(probes=2), CLASSIFY) as session:
-        assert await get(session) is ServerFault
+        assert await get(session) is ServerStatusError
         await asyncio.sleep(29)
         assert await get(session) is CircuitOpen
         await asyncio.sleep(1)
         assert await get(session, "/200") == 200
-        assert await get(session) is ServerFault
+        assert await get(session) is ServerStatusError
         assert await get(session, "/200") is CircuitOpen
         await asyncio.sleep(30)
-        service.gate.clear()
+        service.queue.clear()
         probes = asyncio.gather(*(get(session, path) for path in ("/200", "/404")))
         await asyncio.sleep(1)
         with pytest.raises(CircuitOpen) as caught:
             await session.get("/200")
-        service.gate.set()
+        service.queue.set()
         assert await probes == [200, NotFound]
         # It has not been closed for 61 s, and is half-open with no place free: for 29 s at the most.
         assert (datetime.now(UTC) - caught.value.since).total_seconds() == pytest.approx(61, abs=0.5)
@@ -342,7 +342,7 @@ async def test_what_lamella_did_not_send_says_nothing_even_after_other_sends(
 async def test_each_origin_has_a_circuit_of_its_own(serve: Serve) -> None:
     first, second = await serve(Service(503)), await serve(Service())
     async with client(first, quick(), CLASSIFY) as session:
-        assert await get(session) is ServerFault
+        assert await get(session) is ServerStatusError
         assert await get(session, f"{second}/") == 200
         assert await get(session, "/200") is CircuitOpen
 
@@ -356,7 +356,7 @@ async def test_a_redirect_leads_to_another_circuit(serve: Serve) -> None:
 
     start = await serve(elsewhere)
     async with client(start, quick(), CLASSIFY) as session:
-        assert [await get(session) for _ in range(2)] == [ServerFault, CircuitOpen]
+        assert [await get(session) for _ in range(2)] == [ServerStatusError, CircuitOpen]
         assert await get(session, allow_redirects=False) == 302
     assert target.sends == 1
 
@@ -365,7 +365,7 @@ async def test_a_key_decides_who_shares_a_circuit(serve: Serve) -> None:
     async with client(
         await serve(Service()), quick(key=lambda request: request.headers["X-Account"]), CLASSIFY
     ) as session:
-        assert await get(session, "/503", headers={"X-Account": "a"}) is ServerFault
+        assert await get(session, "/503", headers={"X-Account": "a"}) is ServerStatusError
         assert await get(session, headers={"X-Account": "b"}) == 200
         assert await get(session, headers={"X-Account": "a"}) is CircuitOpen
         with pytest.raises(KeyError):
@@ -377,7 +377,7 @@ async def test_layers_that_share_a_store_share_their_circuits(serve: Serve, virt
     service = Service(503)
     url = await serve(service)
     async with client(url, quick(store=store), CLASSIFY) as one, client(url, quick(store=store), CLASSIFY) as other:
-        assert await get(one) is ServerFault
+        assert await get(one) is ServerStatusError
         assert await get(other) is CircuitOpen
         await asyncio.sleep(30)
         assert await get(other, "/200") == 200
@@ -389,11 +389,11 @@ async def test_two_thousand_calls_at_once_find_it_half_open(serve: Serve, virtua
     async with client(await serve(service), quick(probes=3), CLASSIFY) as session:
         await get(session)
         await asyncio.sleep(30)
-        service.gate.clear()
+        service.queue.clear()
         calls = asyncio.gather(*(get(session, "/200") for _ in range(2000)))
         await asyncio.sleep(1)
         assert service.sends == 4
-        service.gate.set()
+        service.queue.set()
         outcomes = await calls
         assert (outcomes.count(200), outcomes.count(CircuitOpen)) == (3, 1997)
         assert await get(session, "/200") == 200
@@ -446,7 +446,7 @@ async def test_every_send_counts_once(
     # As one without its Retry, it sees an answer that Retry has told it of.
     outer = (together((span, breaker)),) if wrapped else (span, breaker)
     async with client(await serve(service), *outer, again(3, wait=1), *layers) as session:
-        failed = ServerFault if layers else 503
+        failed = ServerStatusError if layers else 503
         assert await get(session) == failed
         assert service.sends == 3
         # Two good ones: 3 of 5 have failed, which are too few.
@@ -466,7 +466,7 @@ async def test_a_retry_that_is_switched_off_leaves_the_counting_to_the_last_outc
     async with client(await serve(Service(503)), quick(minimum=2), again(3, wait=1), CLASSIFY) as session:
         stamina.set_active(False)
         try:
-            assert [await get(session) for _ in range(3)] == [ServerFault, ServerFault, CircuitOpen]
+            assert [await get(session) for _ in range(3)] == [ServerStatusError, ServerStatusError, CircuitOpen]
         finally:
             stamina.set_active(True)
 
@@ -480,8 +480,8 @@ async def test_a_call_that_waits_meets_the_circuit_when_its_turn_comes(
     async with client(url, breaker, again(3, wait=10), CLASSIFY) as session, client(url, breaker, CLASSIFY) as others:
         waiting = asyncio.create_task(session.get("/").__aenter__())
         await asyncio.sleep(9)
-        assert [await get(others) for _ in range(3)] == [ServerFault, ServerFault, CircuitOpen]
-        with pytest.raises(ServerFault) as caught:
+        assert [await get(others) for _ in range(3)] == [ServerStatusError, ServerStatusError, CircuitOpen]
+        with pytest.raises(ServerStatusError) as caught:
             await waiting
     assert caught.value.stopped is StopReason.CIRCUIT_OPEN
     assert service.sends == 3
@@ -498,13 +498,13 @@ async def test_a_send_of_a_call_that_waited_may_be_a_probe(
         await asyncio.sleep(39)
         assert service.sends == 1
         service.status = status
-        service.gate.clear()
+        service.queue.clear()
         await asyncio.sleep(5)
         # It has the one place.
         assert service.sends == 2
         assert await get(session, "/200") is CircuitOpen
-        service.gate.set()
-        assert await waiting == {200: 200, 404: NotFound, 503: ServerFault}[status]
+        service.queue.set()
+        assert await waiting == {200: 200, 404: NotFound, 503: ServerStatusError}[status]
         assert await get(session, "/200") == (CircuitOpen if status == 503 else 200)
 
 
@@ -515,11 +515,11 @@ async def test_a_place_that_a_send_after_a_wait_has_taken_is_given_back(
     async with client(await serve(service), quick(), again(2, wait=40), CLASSIFY) as session:
         waiting = asyncio.create_task(get(session))
         await asyncio.sleep(39)
-        service.gate.clear()
+        service.queue.clear()
         await asyncio.sleep(5)
         waiting.cancel()
         await asyncio.wait([waiting])
-        service.gate.set()
+        service.queue.set()
         assert waiting.cancelled()
         assert await get(session, "/200") == 200
 
@@ -536,11 +536,11 @@ async def test_who_asks_for_leave_twice_has_one_place(serve: Serve, virtual_time
     url = await serve(Service())
     breaker = quick(probes=2)
     async with client(url, breaker, CLASSIFY) as session, client(url, breaker, twice, CLASSIFY) as doubled:
-        assert await get(session, "/503") is ServerFault
+        assert await get(session, "/503") is ServerStatusError
         await asyncio.sleep(30)
         assert await get(doubled, "/200") == 200
         # Another success is needed, and a failure opens it again.
-        assert await get(session, "/503") is ServerFault
+        assert await get(session, "/503") is ServerStatusError
         assert await get(session, "/200") is CircuitOpen
 
 
@@ -637,7 +637,7 @@ async def test_a_call_thrown_away_at_any_await_does_not_keep_its_place_for_ever(
         connector = aiohttp.TCPConnector(keepalive_timeout=60)
         async with client(url, quick(store=store), CLASSIFY, connector=connector) as session:
             service.script = [503]
-            assert await get(session) is ServerFault
+            assert await get(session) is ServerStatusError
             await asyncio.sleep(31)
             thrown_away = await thrown_away_at(step, get(session))
             if isinstance(store, MemoryStore):
@@ -676,7 +676,7 @@ async def test_a_call_that_anyio_cancels_gives_its_place_back(serve: Serve, virt
     async with client(await serve(service), quick(store=store), CLASSIFY) as session:
         await get(session)
         await asyncio.sleep(31)
-        service.gate.clear()
+        service.queue.clear()
         with anyio.move_on_after(5) as scope:
             await get(session)
         assert scope.cancelled_caught
@@ -691,7 +691,7 @@ async def test_a_store_that_hangs_does_not_hold_a_cancellation_up_for_long(
     async with client(await serve(service), quick(store=store), CLASSIFY) as session:
         await get(session)
         await asyncio.sleep(31)
-        service.gate.clear()
+        service.queue.clear()
         call = asyncio.create_task(get(session))
         await asyncio.sleep(1)
         assert places(store) == 1
@@ -709,20 +709,20 @@ async def test_while_the_store_fails_it_goes_by_what_it_knows_itself(
     store, service = SharedStore(), Service(503)
     store.broken = True
     async with client(await serve(service), quick(store=store), CLASSIFY) as session:
-        assert [await get(session), await get(session)] == [ServerFault, CircuitOpen]
+        assert [await get(session), await get(session)] == [ServerStatusError, CircuitOpen]
         store.broken = False
         await asyncio.sleep(6)
-        assert [await get(session), await get(session)] == [ServerFault, CircuitOpen]
+        assert [await get(session), await get(session)] == [ServerStatusError, CircuitOpen]
         await asyncio.sleep(30)
-        service.gate.clear()
+        service.queue.clear()
         call = asyncio.create_task(get(session, "/200"))
         await asyncio.sleep(1)
         store.broken = True
-        service.gate.set()
+        service.queue.set()
         # What became of a probe is lost to the others for now, and the call is not.
         assert await call == 200
         assert await get(session, "/200") == 200
-        assert await get(session) is ServerFault
+        assert await get(session) is ServerStatusError
         assert await get(session) is CircuitOpen
     assert SECRET not in caplog.text
 
@@ -730,14 +730,14 @@ async def test_while_the_store_fails_it_goes_by_what_it_knows_itself(
 async def test_how_often_the_store_is_asked(serve: Serve, virtual_time: VirtualClock) -> None:
     store, service = slow_store(), Service()
     async with client(await serve(service), quick(store=store), CLASSIFY) as session:
-        service.gate.clear()
+        service.queue.clear()
         call = asyncio.create_task(get(session))
         await asyncio.sleep(1)
         call.cancel()
         await asyncio.wait([call])
         # Nobody need know that a send was cancelled which was no probe.
         assert store.asked == 1
-        service.gate.set()
+        service.queue.set()
         await get(session)
         assert store.asked == 3
         await get(session, "/503")
@@ -750,7 +750,7 @@ async def test_another_layer_may_send_a_call_again_and_nothing_is_left_on_it(ser
     left = []
 
     async def twice(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        with pytest.raises(ServerFault):
+        with pytest.raises(ServerStatusError):
             await handler(request)
         left.append(Call.of(request).circuit)
         with pytest.raises(CircuitOpen):
@@ -788,7 +788,7 @@ async def test_what_an_operator_sees(
     calls = tracing.spans
     events = [[(event.name, attributes(event)) for event in call.events] for call in calls]
     assert [len(each) for each in events] == [0, 1, 0, 0, 0, 1, 0, 1, 0]
-    opened = {"lamella.circuit.sends": 2, "lamella.circuit.failures": 2, "lamella.circuit.open_for": 30.0}
+    opened = {"lamella.circuit.attempts": 2, "lamella.circuit.failures": 2, "lamella.circuit.open_for": 30.0}
     assert events[1] == [("lamella.circuit.open", opened)]
     [(name, reopened)], [(closing, closed)] = events[5], events[7]
     assert (name, closing) == ("lamella.circuit.open", "lamella.circuit.close")
@@ -895,11 +895,11 @@ async def test_it_stands_outside_of_retry(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("options", "shown"),
     [
-        ({"failures": 0.0}, "failures must be a share greater than 0 and at most 1, not 0.0"),
-        ({"window": 0}, "window must be a finite number of seconds greater than 0, not 0"),
-        ({"minimum": 0}, "minimum must be at least 1, not 0"),
-        ({"open_for": float("inf")}, "open_for must be a finite number of seconds greater than 0, not inf"),
-        ({"probes": -1}, "probes must be at least 1, not -1"),
+        ({"failures": 0.0}, "failures must be a share greater than 0 and at most 1, got 0.0"),
+        ({"window": 0}, "window must be a finite number of seconds greater than 0, got 0"),
+        ({"minimum": 0}, "minimum must be a whole number, 1 or more, got 0"),
+        ({"open_for": float("inf")}, "open_for must be a finite number of seconds greater than 0, got inf"),
+        ({"probes": -1}, "probes must be a whole number, 1 or more, got -1"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], shown: str) -> None:

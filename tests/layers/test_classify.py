@@ -17,13 +17,13 @@ from lamella import (
     BadRequest,
     CertificateInvalid,
     Classify,
-    ClientFault,
+    ClientStatusError,
     ConnectFailed,
     ConnectionLost,
     Retry,
     Rule,
     RuleBook,
-    ServerFault,
+    ServerStatusError,
     TooManyRequests,
     TransportError,
 )
@@ -44,7 +44,13 @@ async def test_a_good_answer_passes_untouched(serve: Serve) -> None:
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(400, BadRequest), (429, TooManyRequests), (418, ClientFault), (599, ServerFault), (999, ServerFault)],
+    [
+        (400, BadRequest),
+        (429, TooManyRequests),
+        (418, ClientStatusError),
+        (599, ServerStatusError),
+        (999, ServerStatusError),
+    ],
 )
 @pytest.mark.parametrize("layer", [Classify(RULES), together([Classify(RULES)])], ids=["alone", "fused"])
 async def test_a_bad_status_is_raised_and_its_connection_is_free(
@@ -75,7 +81,7 @@ async def test_the_connection_of_an_error_that_is_longer_than_what_is_read_of_it
     ) as session:
         for _ in range(2):
             async with asyncio.timeout(5):
-                with pytest.raises(ServerFault) as caught:
+                with pytest.raises(ServerStatusError) as caught:
                     await session.get("/")
             assert len(caught.value.body) == 64 * 1024
             assert not connector._acquired

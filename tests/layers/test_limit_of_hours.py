@@ -37,7 +37,7 @@ from lamella.batch import AccountStopped, Batch, Journal
 from lamella.store import Store
 from lamella.testing import Account, FixedWindow, Limiter, Reply, Sandbox, VirtualClock
 from lamella.testing import Limit as ServersLimit
-from lamella.throttle.estimator import Pace, learned
+from lamella.throttle.estimator import RateEstimate, learned
 
 Serve = Callable[[Handler], Awaitable[str]]
 HOURS = 43200.0
@@ -121,7 +121,7 @@ RULES = RuleBook(
 async def test_calls_that_wait_in_the_queue_fail_at_once(
     serve: Serve, virtual_time: VirtualClock, store: MakeStore, limit: Limit | None
 ) -> None:
-    """They wait for a gate that is closed for a minute, or for their turn, when the refusal comes."""
+    """They wait for a queue that is closed for a minute, or for their turn, when the refusal comes."""
     server = Server(QUOTA)
     async with client(await serve(server), *stack(MINUTE, store=store(), limit=limit)) as session:
         began = now()
@@ -240,7 +240,7 @@ async def test_what_is_known_of_the_limit_of_a_minute_is_not_lost(virtual_time: 
                 results = await asyncio.gather(*(call() for _ in range(30)), return_exceptions=True)
                 assert results.count(200) == 20
                 [state] = throttle_in(session)._state._local._states.values()
-                assert isinstance(state, Pace)
+                assert isinstance(state, RateEstimate)
                 assert learned(state, 0.0)[1] < 130
                 await asyncio.sleep(86400)
             assert len(sandbox.received) < 3 * 30

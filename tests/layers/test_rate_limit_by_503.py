@@ -26,7 +26,7 @@ from lamella import (
     RetryBudget,
     Rule,
     RuleBook,
-    ServerFault,
+    ServerStatusError,
     StopReason,
     Throttle,
     maesn,
@@ -203,17 +203,17 @@ async def test_nor_does_it_open_or_close_a_half_open_circuit(serve: Serve, virtu
     server = Server()
     url = await refusing(serve, server, 1, "")
     async with client(url, *stack(RULES, Breaker(minimum=1, probes=1), attempts=1, throttle=False)) as session:
-        with pytest.raises(ServerFault):
+        with pytest.raises(ServerStatusError):
             await get(session)
         with pytest.raises(CircuitOpen):
             await get(session)
         await asyncio.sleep(30)
         server.down, server.asks = 3, "1"
         for _ in range(3):
-            with pytest.raises(ServerFault):
+            with pytest.raises(ServerStatusError):
                 await get(session)
         server.down, server.asks = 1, ""
-        with pytest.raises(ServerFault):
+        with pytest.raises(ServerStatusError):
             await get(session)
         with pytest.raises(CircuitOpen):
             await get(session)
@@ -281,7 +281,7 @@ async def test_a_write_is_not_sent_again_but_the_gate_closes(
     """That it was refused is no proof that nothing was carried out."""
     server = Server()
     async with client(await refusing(serve, server, 1, "30"), *stack(RULES)) as session:
-        with pytest.raises(ServerFault) as caught:
+        with pytest.raises(ServerStatusError) as caught:
             await get(session, method=method)
         assert caught.value.stopped is StopReason.UNSAFE_METHOD
         assert server.methods == [method]
@@ -304,7 +304,7 @@ async def test_the_throttle_by_itself_knows_it_too(
         if len(layers) == 1:
             assert await get(session) == 503
         else:
-            with pytest.raises(ServerFault):
+            with pytest.raises(ServerStatusError):
                 await get(session)
         assert await get(session) == 200
         assert server.at[1] - server.at[0] == pytest.approx(30, abs=1)
@@ -316,7 +316,7 @@ async def test_the_throttle_by_itself_knows_it_too(
 async def test_a_503_that_asks_for_nothing_closes_no_gate(serve: Serve, virtual_time: VirtualClock, asks: str) -> None:
     server = Server()
     async with client(await refusing(serve, server, 1, asks), *stack(RULES, attempts=1)) as session:
-        with pytest.raises(ServerFault):
+        with pytest.raises(ServerStatusError):
             await get(session)
         assert await get(session) == 200
         assert server.at[1] - server.at[0] < 1
@@ -338,7 +338,7 @@ async def test_in_a_real_outage_one_call_of_each_account_asks_and_the_others_wai
         # Only those that asked have used attempts up.
         assert len(failed) <= 2 * 8
         for error in failed:
-            assert isinstance(error, ServerFault)
+            assert isinstance(error, ServerStatusError)
             assert not isinstance(error, RateLimited)
         assert now() - server.at[0] < 900
         await asyncio.sleep(0)  # until Timeout cancels the timer that no attempt needs any more

@@ -32,7 +32,7 @@ from lamella import (
     Retry,
     Rule,
     RuleBook,
-    ServerFault,
+    ServerStatusError,
     Slot,
     StopReason,
     TooManyRequests,
@@ -141,7 +141,7 @@ async def test_what_may_have_been_carried_out_is_sent_again_only_where_that_is_s
 ) -> None:
     server = Server(*[503] * 9)
     async with aiohttp.ClientSession(await serve(server), middlewares=stack(RULES, **options)) as session:  # type: ignore[arg-type]
-        with pytest.raises(ServerFault) as caught:
+        with pytest.raises(ServerStatusError) as caught:
             await session.request(method, "/", data=b"body", headers=headers)
     assert server.bodies == [b"body"] * sends
     assert caught.value.stopped is (StopReason.UNSAFE_METHOD if sends == 1 else StopReason.ATTEMPTS_USED_UP)
@@ -327,7 +327,7 @@ async def test_a_layer_of_somebody_elses_may_ask_for_a_retry(serve: Serve) -> No
     async def look(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         response = await handler(request)
         if await response.text() == "busy":
-            raise ServerFault(response.request_info, status=503, rule=RULES.rule_for(503))
+            raise ServerStatusError(response.request_info, status=503, rule=RULES.rule_for(503))
         return response
 
     async with aiohttp.ClientSession(await serve(answer), middlewares=(Retry(RULES), look)) as session:
@@ -350,7 +350,7 @@ async def test_the_end_of_another_call_made_meanwhile_passes_as_it_is(serve: Ser
             await serve(server), middlewares=stack(RULES, attempts=4, auth=HeaderAuth({"X-Token": token}))
         ) as session,
     ):
-        with pytest.raises(ServerFault, match="/token") as caught:
+        with pytest.raises(ServerStatusError, match="/token") as caught:
             await session.get("/")
     assert len(tokens.bodies) == len(caught.value.attempts) == 2
     assert len(server.bodies) == sends
@@ -536,13 +536,13 @@ async def test_each_send_has_its_own_time_at_the_gate(serve: Serve, virtual_time
             await session.get("/")
         with pytest.raises(BadRequest) as caught:
             await session.get("/")
-    assert [record.parked for record in caught.value.attempts] == pytest.approx([60, 0], abs=0.1)
+    assert [record.queued for record in caught.value.attempts] == pytest.approx([60, 0], abs=0.1)
     assert [record.took for record in caught.value.attempts] == pytest.approx([0, 0], abs=0.1)
 
 
 async def test_nothing_is_left_of_the_attempts_where_staminas_test_mode_makes_more(serve: Serve) -> None:
     async with aiohttp.ClientSession(await serve(Server(*[503] * 9)), middlewares=stack(RULES, attempts=2)) as session:
-        with stamina.set_testing(True, attempts=3), pytest.raises(ServerFault) as caught:
+        with stamina.set_testing(True, attempts=3), pytest.raises(ServerStatusError) as caught:
             await session.get("/")
     assert [record.attempts_left for record in caught.value.attempts] == [1, 0, 0]
 
@@ -770,7 +770,7 @@ async def test_a_wait_is_on_record_though_the_circuit_has_opened_meanwhile(
     async with aiohttp.ClientSession(
         await serve(Server(503)), timeout=aiohttp.ClientTimeout(), middlewares=(protect, Retry(rules), Classify(rules))
     ) as session:
-        with pytest.raises(ServerFault) as caught:
+        with pytest.raises(ServerStatusError) as caught:
             await session.get("/")
     assert caught.value.stopped is StopReason.CIRCUIT_OPEN
     assert [record.waited for record in caught.value.attempts] == pytest.approx([10])

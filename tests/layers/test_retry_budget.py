@@ -20,7 +20,7 @@ from lamella import (
     RetryBudget,
     Rule,
     RuleBook,
-    ServerFault,
+    ServerStatusError,
     StopReason,
     TooManyRequests,
     deadline,
@@ -101,7 +101,7 @@ async def test_by_default_a_session_has_one(serve: Serve, virtual_time: VirtualC
     async with aiohttp.ClientSession(
         await serve(server), timeout=aiohttp.ClientTimeout(total), middlewares=layers
     ) as session:
-        await storm(session, 100)  # the reserve is full: there is no room for their share
+        await storm(session, 100)  # the budget is full: there is no room for more
         assert server.requests == 100 + 50
         await storm(session, 100)
     assert server.requests == 100 + 50 + 100 + 20
@@ -129,7 +129,7 @@ async def test_when_it_is_empty_a_failure_is_final_at_once_and_everybody_is_told
         began = virtual_time.now
         [error] = await storm(session, 1)
         assert virtual_time.now == began
-    assert isinstance(error, ServerFault)
+    assert isinstance(error, ServerStatusError)
     assert (error.stopped, len(error.attempts)) == (StopReason.RETRY_BUDGET_EMPTY, 1)
     assert error.attempts[0].attempts_left == 4
     assert "stopped: retry budget empty" in str(error)
@@ -190,7 +190,7 @@ async def test_what_is_not_retried_costs_nothing(serve: Serve, virtual_time: Vir
     async with client(await serve(server), RetryBudget(0.0, 1), attempts=2) as session:
         await storm(session, 20)
         server.status = 503
-        with pytest.raises(ServerFault) as unsafe:
+        with pytest.raises(ServerStatusError) as unsafe:
             await session.post("/")
         assert unsafe.value.stopped is StopReason.UNSAFE_METHOD
         assert [len(error.attempts) for error in await storm(session, 1)] == [2]

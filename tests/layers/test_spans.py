@@ -29,7 +29,7 @@ from lamella import (
     RequestSpan,
     Rule,
     RuleBook,
-    ServerFault,
+    ServerStatusError,
     stack,
 )
 from lamella.telemetry import names
@@ -117,7 +117,7 @@ async def test_a_call_that_needs_two_sends(serve: Serve, tracing: Tracing, virtu
 async def test_a_call_that_fails(serve: Serve, tracing: Tracing) -> None:
     layers = stack(RULES, tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(await serve(Server(503, 0)), middlewares=layers) as session:
-        with pytest.raises(ServerFault):
+        with pytest.raises(ServerStatusError):
             await session.get("/")
         call = tracing.call
         assert (call.status.status_code, "wait" in str(call.status.description)) == (StatusCode.ERROR, True)
@@ -163,7 +163,7 @@ async def test_a_call_without_other_layers_is_one_attempt_and_its_failure_is_in_
     async with aiohttp.ClientSession(await serve(Server(200, 503)), middlewares=layers) as session:
         await session.get("/")
         assert not caplog.records
-        with pytest.raises(ServerFault):
+        with pytest.raises(ServerStatusError):
             await session.get("/")
     assert [attributes(call)["lamella.attempts"] for call in tracing.spans] == [1, 1]
     [line] = caplog.records
@@ -240,7 +240,7 @@ async def test_no_credential_is_on_any_span(serve: Serve, tracing: Tracing) -> N
     layers = stack(RULES, auth=auth, tracer_provider=tracing.provider)
     url = (await serve(Server(429, 503))).replace("//", "//user:s3cr3t-password@")
     async with aiohttp.ClientSession(middlewares=layers) as session:
-        with pytest.raises(ServerFault):
+        with pytest.raises(ServerStatusError):
             await session.get(f"{url}/?token=s3cr3t-token&access_key=s3cr3t-key", headers={"Cookie": "a=s3cr3t-cookie"})
     assert len(tracing.spans) == 3
     for span in tracing.spans:

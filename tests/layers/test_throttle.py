@@ -144,7 +144,7 @@ def at_rest(session: aiohttp.ClientSession) -> None:
     Timeout cancels its timer in the loop's next round after the last attempt: such a timer does not count.
     """
     for account in throttle_in(session)._accounts.values():
-        assert (account.gate.waiting, account.gate.in_flight) == (0, 0)
+        assert (account.queue.waiting, account.queue.in_flight) == (0, 0)
     assert not [timer for timer in timers_of_lamella() if not getattr(owner_of(timer), "_idle", False)]
     assert not tasks_of_lamella()
 
@@ -245,7 +245,7 @@ async def test_first_come_first_served_and_a_resend_comes_before_the_younger(
             tasks.append(asyncio.create_task(get(session, number)))
             await asyncio.sleep(0.05)
         assert await asyncio.gather(*tasks) == [200] * 8
-        # The gate opens at the very moment when the refused one is back.
+        # The queue opens at the very moment when the refused one is back.
         assert server.calls in (["0", *map(str, range(8))], ["0", "1", "0", *map(str, range(2, 8))])
 
 
@@ -269,11 +269,11 @@ async def test_a_wait_that_would_end_after_the_deadline_fails_at_once(serve: Ser
 
 
 async def test_also_when_it_waits_already_and_has_been_sent_before(serve: Serve, virtual_time: VirtualClock) -> None:
-    """A newer episode closes the gate for longer: whoever cannot wait so long fails then, with what it tried."""
+    """A newer episode closes the queue for longer: whoever cannot wait so long fails then, with what it tried."""
     server = Server([500, 500, 429, 429], latency=1.0)
     async with client(await serve(server), *stack(MINUTE, deadline=130.0, retry_budget=None)) as session:
         began = virtual_time.now
-        # Both get a 500, and are back after 15 s; the third is refused, so that they wait. When the gate opens at 66 s,
+        # Both get a 500, and are back after 15 s; the third is refused, so that they wait. The queue opens at 66 s:
         # the older one goes alone and is refused again: now it is closed until 187 s.
         older = asyncio.create_task(get(session, "older"))
         await asyncio.sleep(1)
@@ -301,13 +301,13 @@ async def test_when_the_deadline_itself_ends_the_wait(serve: Serve, virtual_time
             await get(session)
         server.latency = 70.0
         began = virtual_time.now
-        first = asyncio.create_task(get(session, 1))  # goes alone when the gate opens, and is not back in time
+        first = asyncio.create_task(get(session, 1))  # goes alone when the queue opens, and is not back in time
         await asyncio.sleep(0)
         with pytest.raises(RateLimited) as caught:
             await get(session, 2)
         assert virtual_time.now - began == pytest.approx(100)
         assert (caught.value.stopped, caught.value.attempts) == (StopReason.DEADLINE, ())
-        # It had waited since it came, and the gate was open at last: there is no saying when its turn would come.
+        # It had waited since it came, and the queue was open at last: there is no saying when its turn would come.
         assert (caught.value.until - caught.value.since).total_seconds() == pytest.approx(100)
         assert caught.value.retry_after == 0
         await asyncio.gather(first, return_exceptions=True)
@@ -317,7 +317,7 @@ async def test_when_the_deadline_itself_ends_the_wait(serve: Serve, virtual_time
 async def test_who_has_had_its_turn_is_ended_by_the_deadline_as_any_other_send(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
-    """It was sent, so it may have been carried out: no refusal, though it had waited at the gate."""
+    """It was sent, so it may have been carried out: no refusal, though it had waited in the queue."""
     server = Server([429])
     async with client(await serve(server), *stack(MINUTE, deadline=100.0, attempts=1)) as session:
         with pytest.raises(TooManyRequests):
@@ -329,7 +329,7 @@ async def test_who_has_had_its_turn_is_ended_by_the_deadline_as_any_other_send(
         assert virtual_time.now - began == pytest.approx(100)
         assert caught.value.stopped is StopReason.DEADLINE
         [record] = caught.value.attempts
-        assert [record.parked, record.took] == pytest.approx([60, 40])
+        assert [record.queued, record.took] == pytest.approx([60, 40])
         at_rest(session)
 
 
@@ -351,12 +351,12 @@ async def test_and_so_is_the_next_try_of_one_that_had_waited_in_vain(serve: Serv
         with pytest.raises(TooManyRequests):
             await get(session)
         server.latency = 1000.0
-        first = asyncio.create_task(get(session, 1))  # goes alone when the gate opens, and is not back in time
+        first = asyncio.create_task(get(session, 1))  # goes alone when the queue opens, and is not back in time
         await asyncio.sleep(0)
         with pytest.raises(AttemptTimeout) as caught:
             await get(session, 2)
         assert len(refused) == 1
-        assert [record.parked for record in caught.value.attempts] == [0.0]
+        assert [record.queued for record in caught.value.attempts] == [0.0]
         await asyncio.gather(first, return_exceptions=True)
         at_rest(session)
 
@@ -534,7 +534,7 @@ async def test_accounts_are_told_apart_by_origin_and_key(serve: Serve) -> None:
 
 
 async def test_switched_off_by_stamina(serve: Serve, virtual_time: VirtualClock) -> None:
-    """Its test mode takes the waits out, ours as well; inactive it sends once, and the gate is kept all the same."""
+    """Its test mode takes the waits out, ours as well; inactive it sends once, and the queue is kept all the same."""
     server = Server([429, 429, 200])
     async with client(await serve(server), *stack(MINUTE)) as session:
         began = virtual_time.now
@@ -559,7 +559,7 @@ async def test_switched_off_by_stamina(serve: Serve, virtual_time: VirtualClock)
 async def test_cancelled_at_any_moment_it_leaves_nothing_behind(
     serve: Serve, virtual_time: VirtualClock, store: Store | None
 ) -> None:
-    """Before its turn, at the gate, on its way, and while what came of it is noted."""
+    """Before its turn, in the queue, on its way, and while what came of it is noted."""
     server = Server(latency=0.5)
     for step in range(0, 64, 4):
         throttle = Throttle(MINUTE, store=store, key=lambda _, step=step: str(step))  # type: ignore[misc]
@@ -570,7 +570,7 @@ async def test_cancelled_at_any_moment_it_leaves_nothing_behind(
             cancelled = asyncio.create_task(get(session))
             await asyncio.sleep(0.01)
             next_one = asyncio.create_task(get(session))
-            # The first of these steps are at the gate, the others around the moment when it opens.
+            # The first of these steps are in the queue, the others around the moment when it opens.
             await asyncio.sleep(0.02 * step if step < 6 else 59.4 + 0.03 * (step - 6))
             cancelled.cancel()
             await asyncio.wait([cancelled])
@@ -584,7 +584,7 @@ async def test_cancelled_at_any_moment_it_leaves_nothing_behind(
 
 
 async def test_a_call_thrown_away_on_its_way_waits_for_no_store(virtual_time: VirtualClock) -> None:
-    """Nothing can be awaited any more; the gate is free for the next one all the same."""
+    """Nothing can be awaited any more; the queue is free for the next one all the same."""
 
     async def hang(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         on_their_way.append(request)
@@ -778,7 +778,7 @@ async def test_a_store_that_dies_in_an_episode_does_not_end_it(
 async def test_a_store_that_dies_while_calls_are_on_their_way_keeps_nobody_for_ever(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
-    """What was sent by the store's clock is answered by the loop's: no gate is closed for eleven days for that."""
+    """What was sent by the store's clock is answered by the loop's: no queue is closed for eleven days for that."""
     server = Server(limit=FixedWindow(5, 60), latency=1.0)
     store = JsonStore()
     async with client(await serve(server), *stack(MINUTE, store=store, retry_budget=None)) as session:
@@ -792,7 +792,7 @@ async def test_a_store_that_dies_while_calls_are_on_their_way_keeps_nobody_for_e
 
 
 async def test_idle_accounts_are_bounded(serve: Serve, virtual_time: VirtualClock) -> None:
-    """Ten thousand gates are kept, and as many states; one that somebody waits at is never thrown away."""
+    """Ten thousand queues are kept, and as many states; one that somebody waits at is never thrown away."""
     url = await serve(Server())
     names = iter(range(-1, 10**6))
     throttle = Throttle(MINUTE, key=lambda _: str(next(names)))
@@ -810,7 +810,7 @@ async def test_idle_accounts_are_bounded(serve: Serve, virtual_time: VirtualCloc
         await waits(request, refuse)
         patient = asyncio.create_task(waits(await request_of(session), answer))
         await asyncio.sleep(0)
-        [kept] = [name for name, account in throttle._accounts.items() if account.gate.waiting]
+        [kept] = [name for name, account in throttle._accounts.items() if account.queue.waiting]
         for number in range(30_000):
             await throttle(request, answer)
             if number == 25_000:
@@ -887,7 +887,7 @@ def test_what_is_learned_is_the_same_whether_or_not_the_store_has_to_be_waited_f
         server = Server(limit=FixedWindow(12, 60), latency=6.0)
         async with serving(server) as url:  # type: ignore[arg-type]
             async with client(url, *stack(MINUTE, store=store, retry_budget=None)) as session:
-                # The limit is felt out by a crowd; then each finds the gate free, and some are more than it lets pass.
+                # The limit is felt out by a crowd; then each finds the queue free, and some are more than it lets pass.
                 calls = [asyncio.create_task(get(session)) for _ in range(13)]
                 await asyncio.sleep(80)
                 for _ in range(20):

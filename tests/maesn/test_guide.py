@@ -14,7 +14,7 @@ from lamella import (
     InternalServerError,
     MethodNotAllowed,
     NotFound,
-    ServerFault,
+    ServerStatusError,
     StopReason,
     TooManyRequests,
     Unauthorized,
@@ -56,9 +56,9 @@ async def test_a_fault_of_ours_is_sent_once(
     [
         (429, TooManyRequests, 60, 66),
         (500, InternalServerError, 15, 30),
-        (502, ServerFault, 15, 30),
-        (503, ServerFault, 15, 30),
-        (504, ServerFault, 15, 30),
+        (502, ServerStatusError, 15, 30),
+        (503, ServerStatusError, 15, 30),
+        (504, ServerStatusError, 15, 30),
     ],
 )
 @pytest.mark.parametrize("attempts", [5, 3])
@@ -99,7 +99,7 @@ async def test_other_4xx_never(sandbox: Sandbox, status: int) -> None:
 async def test_other_5xx_never(sandbox: Sandbox, status: int) -> None:
     sandbox.script(status)
     async with open_session(sandbox) as session:
-        with pytest.raises(ServerFault) as caught:
+        with pytest.raises(ServerStatusError) as caught:
             await session.get("/accounting/invoices")
     assert (caught.value.status, len(sandbox.received)) == (status, 1)
 

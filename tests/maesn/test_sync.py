@@ -693,8 +693,8 @@ class TestArguments:
             ({"limit": 7}, "limit must be one of 5, 10, 20, 50, 100, not 7"),
             ({"since": "yesterday"}, "since must be ISO 8601"),
             ({"since": "2026-01-01", "resume": True}, "give one of them"),
-            ({"at_once": 0}, "at_once must be at least 1, not 0"),
-            ({"at_once_per_account": 0}, "at_once_per_account must be at least 1, not 0"),
+            ({"at_once": 0}, "at_once must be a whole number, 1 or more, got 0"),
+            ({"at_once_per_account": 0}, "at_once_per_account must be a whole number, 1 or more, got 0"),
             ({"patience": -1}, "patience must be"),
         ],
     )

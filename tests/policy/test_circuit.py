@@ -501,11 +501,11 @@ def test_what_it_is_without_arguments() -> None:
         ({"window": float("inf")}, "a finite number of seconds greater than 0"),
         ({"open_for": -1.0}, "a finite number of seconds greater than 0"),
         ({"open_for": float("nan")}, "a finite number of seconds greater than 0"),
-        ({"minimum": 0}, "at least 1"),
-        ({"probes": 0}, "at least 1"),
+        ({"minimum": 0}, "a whole number, 1 or more"),
+        ({"probes": 0}, "a whole number, 1 or more"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], allowed: str) -> None:
     [(name, value)] = settings.items()
-    with pytest.raises(ValueError, match=f"^{name} must be {allowed}, not {value!r}$"):
+    with pytest.raises(ValueError, match=f"^{name} must be {allowed}, got {value!r}$"):
         CircuitSettings(**settings)

@@ -19,7 +19,7 @@ from lamella import (
     RateLimited,
     Rule,
     RuleBook,
-    ServerFault,
+    ServerStatusError,
     StopReason,
     TooManyRequests,
     stack,
@@ -146,7 +146,7 @@ async def test_an_error_without_end_is_not_read_to_its_end(serve_raw: ServeRaw) 
         sent.append(await _pour(writer, b"x" * 65536))
 
     async with session(await serve_raw(connection)) as asked:
-        with pytest.raises(ServerFault) as caught:
+        with pytest.raises(ServerStatusError) as caught:
             await asked.get("/")
         assert at_rest(asked)
     assert len(caught.value.body) == 64 * 1024

@@ -176,7 +176,7 @@ async def test_the_advised_buckets(serve: Serve, tracing: Tracing, metering: Met
         "lamella.call.attempts": (1, 2, 3, 4, 5, 6, 8, 10, 15, 20),
         "lamella.call.duration": of_a_call,
         "lamella.call.wait": of_a_call,
-        "lamella.gate.wait": of_a_call,
+        "lamella.queue.wait": of_a_call,
         "lamella.rate_limit.duration": of_a_call,
     }
 

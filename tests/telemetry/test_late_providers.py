@@ -28,7 +28,7 @@ from lamella import (
     RequestSpan,
     Rule,
     RuleBook,
-    ServerFault,
+    ServerStatusError,
     stack,
 )
 from lamella.telemetry import attempt_span, call_span
@@ -120,7 +120,7 @@ async def test_where_nobody_will_ever_listen_a_call_fails_as_it_always_does(
         await serve(answer), middlewares=[together(chosen)] if fused else chosen
     ) as session:
         for _ in range(2):
-            with pytest.raises(ServerFault) if raised else nullcontext():
+            with pytest.raises(ServerStatusError) if raised else nullcontext():
                 assert (await session.get("/")).status == 503
     assert len(caplog.records) == 2 * raised
 

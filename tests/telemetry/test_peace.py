@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind
 from tests.conftest import Tracing
 from tests.layering import together
 
-from lamella import AttemptSpan, Classify, ClientFault, RequestSpan, RuleBook, maesn
+from lamella import AttemptSpan, Classify, ClientStatusError, RequestSpan, RuleBook, maesn
 from lamella.testing import Sandbox
 
 
@@ -87,7 +87,7 @@ async def test_the_span_that_the_server_is_told_of_is_ended_by_whoever_began_it(
         tracing.exporter.clear()
         chosen = layers if classified else layers[:-1]
         async with aiohttp.ClientSession(sandbox.url, middlewares=(together(chosen),) if fused else chosen) as session:
-            with pytest.raises(ClientFault) if classified else nullcontext():
+            with pytest.raises(ClientStatusError) if classified else nullcontext():
                 await session.get("/accounting/invoices")
         [send] = tracing.sends
         assert send.instrumentation_scope is not None

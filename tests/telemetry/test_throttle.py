@@ -78,7 +78,7 @@ async def test_an_episode_is_one_span_with_a_link_to_the_first_that_was_refused(
         await asyncio.sleep(10)
         tasks += [asyncio.create_task(get(session)) for _ in range(4)]
         await asyncio.sleep(1)
-        assert metering.value("lamella.calls.parked") == 4
+        assert metering.value("lamella.calls.queued") == 4
         await asyncio.gather(*tasks)
     [episode] = episodes(tracing)
     assert episode.parent is None
@@ -90,9 +90,9 @@ async def test_an_episode_is_one_span_with_a_link_to_the_first_that_was_refused(
     address, port = re.fullmatch(r"http://(.*):(\d+)", url).groups()  # type: ignore[union-attr]
     assert attributes["server.address"] == address
     assert attributes["server.port"] == int(port)
-    assert attributes["lamella.refused_sends"] == 3
+    assert attributes["lamella.refused_attempts"] == 3
     # The four that waited at first, and those of the three that were not the first to go when it opened.
-    assert attributes["lamella.parked_calls"] == 6
+    assert attributes["lamella.queued_calls"] == 6
     assert attributes["lamella.wait"] == 60
     assert "lamella.key_hash" not in attributes
     # From the refusal until something passed: a minute and a send.
@@ -100,7 +100,7 @@ async def test_an_episode_is_one_span_with_a_link_to_the_first_that_was_refused(
     assert lasted == pytest.approx(60.5, abs=0.01)
     assert of == {"server.address": address, "server.port": int(port)}
     assert metering.value("lamella.rate_limit.episodes") == 1
-    assert metering.value("lamella.calls.parked") == 0
+    assert metering.value("lamella.calls.queued") == 0
 
 
 async def test_refused_again_when_it_opens_is_the_same_episode(
@@ -113,7 +113,7 @@ async def test_refused_again_when_it_opens_is_the_same_episode(
             await asyncio.gather(first, get(session))
     [episode] = episodes(tracing)
     assert given(episode)["lamella.wait"] == 60 + 120
-    assert given(episode)["lamella.refused_sends"] == 2
+    assert given(episode)["lamella.refused_attempts"] == 2
     assert metering.value("lamella.rate_limit.episodes") == 1
     assert metering.value("lamella.rate_limit.duration") == pytest.approx(181, abs=0.1)
     [line] = [record for record in caplog.records if record.levelno == logging.INFO]
@@ -134,7 +134,7 @@ async def test_the_next_one_is_an_episode_of_its_own(
             calls += [asyncio.create_task(get(session)) for _ in range(waiting)]
             await asyncio.gather(*calls)
     assert [given(episode)["lamella.wait"] for episode in episodes(tracing)] == [60, 60]
-    assert [given(episode)["lamella.parked_calls"] for episode in episodes(tracing)] == [2, 3]
+    assert [given(episode)["lamella.queued_calls"] for episode in episodes(tracing)] == [2, 3]
     assert metering.value("lamella.rate_limit.episodes") == 2
 
 
@@ -144,7 +144,7 @@ async def test_no_line_is_written_where_nobody_but_the_refused_had_to_wait(
     with caplog.at_level(logging.INFO, "lamella"):
         async with client(await serve(Server(429)), tracing, metering) as session:
             await get(session)
-    assert [given(episode)["lamella.parked_calls"] for episode in episodes(tracing)] == [0]
+    assert [given(episode)["lamella.queued_calls"] for episode in episodes(tracing)] == [0]
     assert [record.message for record in caplog.records] == []
 
 
@@ -157,16 +157,16 @@ async def test_who_waits_at_the_gate_twice_tells_of_each_wait_by_itself(
         await asyncio.sleep(30)
         tasks += [asyncio.create_task(get(session)) for _ in range(2)]
         await asyncio.gather(*tasks)
-    waits = [[event for event in span.events if event.name == "lamella.parked"] for span in calls(tracing)]
+    waits = [[event for event in span.events if event.name == "lamella.queued"] for span in calls(tracing)]
     assert sorted(map(len, waits)) == [0, 1, 2]
-    for span, parked in zip(calls(tracing), waits, strict=True):
-        told = [float(str(given(event)["lamella.wait"])) for event in parked]
-        assert sum(told) == pytest.approx(given(span).get("lamella.gate_wait", 0.0))
-        for event, waited in zip(parked, told, strict=True):
+    for span, queued in zip(calls(tracing), waits, strict=True):
+        told = [float(str(given(event)["lamella.wait"])) for event in queued]
+        assert sum(told) == pytest.approx(given(span).get("lamella.queue_wait", 0.0))
+        for event, waited in zip(queued, told, strict=True):
             # An event is told when it is over, and is when it began. (By a real clock, on which this takes no time.)
             assert event.timestamp / NS == pytest.approx(time.time() - waited, abs=10)
-    in_sum = sum(float(str(given(span).get("lamella.gate_wait", 0.0))) for span in calls(tracing))
-    assert metering.value("lamella.gate.wait") == pytest.approx(in_sum)
+    in_sum = sum(float(str(given(span).get("lamella.queue_wait", 0.0))) for span in calls(tracing))
+    assert metering.value("lamella.queue.wait") == pytest.approx(in_sum)
     assert in_sum > 60
 
 
@@ -197,19 +197,19 @@ async def test_time_at_the_gate_is_told_by_itself_and_is_in_no_attempt(
         tracing.exporter.clear()
         await get(session)
     [call] = calls(tracing)
-    assert events(call, "lamella.parked") == [{"lamella.wait": pytest.approx(40), "lamella.parked_by": "refusal"}]
-    assert given(call)["lamella.gate_wait"] == pytest.approx(40)
+    assert events(call, "lamella.queued") == [{"lamella.wait": pytest.approx(40), "lamella.queued_by": "refusal"}]
+    assert given(call)["lamella.queue_wait"] == pytest.approx(40)
     assert given(call)["lamella.attempts"] == 1
     assert given(call)["lamella.wait"] == 0
-    [(_, waited)] = metering.points("lamella.gate.wait")
+    [(_, waited)] = metering.points("lamella.queue.wait")
     assert waited == pytest.approx(40)
-    assert metering.value("lamella.calls.parked") == 0
+    assert metering.value("lamella.calls.queued") == 0
 
 
 async def test_an_attempt_took_what_the_server_took(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
-    """And neither the wait that was decided on, nor the one at the gate, where another has been refused meanwhile."""
+    """And neither the wait that was decided on, nor the one in the queue, where another has been refused meanwhile."""
     async with client(await serve(Server(500, 429, 400)), tracing, metering) as session:
         failing = asyncio.create_task(get(session))
         await asyncio.sleep(5)
@@ -219,10 +219,10 @@ async def test_an_attempt_took_what_the_server_took(
         await refused
     first, second = caught.value.attempts
     assert (first.status, second.status) == (500, 400)
-    assert [first.took, first.parked, first.waited] == pytest.approx([0.5, 0.0, 15.0])
-    assert [second.took, second.parked, second.waited] == pytest.approx([0.5, 50.0, 0.0])
+    assert [first.took, first.queued, first.waited] == pytest.approx([0.5, 0.0, 15.0])
+    assert [second.took, second.queued, second.waited] == pytest.approx([0.5, 50.0, 0.0])
     assert "2 attempts in 66 s" in str(caught.value)
-    assert metering.value("lamella.gate.wait") >= 50
+    assert metering.value("lamella.queue.wait") >= 50
 
 
 async def test_who_waited_for_the_pace_when_it_closed_is_counted(
@@ -231,11 +231,11 @@ async def test_who_waited_for_the_pace_when_it_closed_is_counted(
     async with client(await serve(Server(429, latency=0.2)), tracing, metering) as session:
         tasks = [asyncio.create_task(get(session)) for _ in range(7)]
         await asyncio.sleep(0.1)
-        assert metering.value("lamella.calls.parked") == 3  # four go at once where nothing is known
+        assert metering.value("lamella.calls.queued") == 3  # four go at once where nothing is known
         await asyncio.gather(*tasks)
     [episode] = episodes(tracing)
-    assert given(episode)["lamella.parked_calls"] in (3, 4)  # perhaps the refused one as well
-    assert given(episode)["lamella.refused_sends"] == 1
+    assert given(episode)["lamella.queued_calls"] in (3, 4)  # perhaps the refused one as well
+    assert given(episode)["lamella.refused_attempts"] == 1
 
 
 async def test_waiting_for_the_pace_is_no_refusal(
@@ -243,8 +243,8 @@ async def test_waiting_for_the_pace_is_no_refusal(
 ) -> None:
     async with client(await serve(Server()), tracing, metering, limit=Limit(1, 60)) as session:
         await asyncio.gather(get(session), get(session))
-    [told] = [event for call in calls(tracing) for event in events(call, "lamella.parked")]
-    assert told == {"lamella.wait": pytest.approx(60.5, abs=0.01), "lamella.parked_by": "pace"}
+    [told] = [event for call in calls(tracing) for event in events(call, "lamella.queued")]
+    assert told == {"lamella.wait": pytest.approx(60.5, abs=0.01), "lamella.queued_by": "rate"}
     assert episodes(tracing) == []
     assert metering.points("lamella.rate_limit.episodes") == []
 
@@ -282,7 +282,7 @@ async def test_whose_turn_comes_too_late_is_told_as_such(
     assert given(tracing.call)["lamella.attempts"] == 0
     [stop] = events(tracing.call, "lamella.stop")
     assert (stop["lamella.stop_reason"], stop["error.type"]) == ("deadline", "RateLimited")
-    assert events(tracing.call, "lamella.parked") == []
+    assert events(tracing.call, "lamella.queued") == []
     assert tracing.sends == []
 
 
@@ -295,12 +295,12 @@ async def test_a_cancelled_call_waited_as_long_as_it_did(
         tracing.exporter.clear()
         task = asyncio.create_task(get(session))
         await asyncio.sleep(7)
-        assert metering.value("lamella.calls.parked") == 1
+        assert metering.value("lamella.calls.queued") == 1
         task.cancel()
         await asyncio.wait([task])
-        assert metering.value("lamella.calls.parked") == 0
-    assert events(tracing.call, "lamella.parked") == [
-        {"lamella.wait": pytest.approx(7), "lamella.parked_by": "refusal"}
+        assert metering.value("lamella.calls.queued") == 0
+    assert events(tracing.call, "lamella.queued") == [
+        {"lamella.wait": pytest.approx(7), "lamella.queued_by": "refusal"}
     ]
     assert given(tracing.call)["lamella.outcome"] == "cancelled"
     assert tracing.call.status.is_unset
@@ -318,7 +318,7 @@ async def test_who_shares_a_store_tells_of_his_episode_though_another_was_the_fi
             assert episodes(tracing) == []
             await get(here)
     [episode] = episodes(tracing)
-    assert given(episode)["lamella.refused_sends"] == 1
+    assert given(episode)["lamella.refused_attempts"] == 1
     assert metering.value("lamella.rate_limit.episodes") == 1
 
 
@@ -356,7 +356,7 @@ async def test_an_account_that_is_forgotten_in_its_episode_tells_of_it(
             await get(session, "/often")
             assert next(reversed(throttle._accounts.values())) is often
             assert len(throttle._accounts) <= 9
-        assert [given(episode)["lamella.refused_sends"] for episode in episodes(tracing)] == [1]
+        assert [given(episode)["lamella.refused_attempts"] for episode in episodes(tracing)] == [1]
         origin = (session._base_url.scheme, session._base_url.host, session._base_url.port)  # type: ignore[union-attr]
         assert {_name(origin, f"/busy{number}") for number in range(4)} <= throttle._accounts.keys()
         await asyncio.gather(*busy)

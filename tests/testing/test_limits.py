@@ -152,20 +152,20 @@ def test_the_wait_is_never_a_rounding_error_too_few() -> None:
 @pytest.mark.parametrize("requests", [0, -1, 1.5, True, "3", math.nan])
 @pytest.mark.parametrize("kind", [FixedWindow, SlidingWindow])
 def test_rejects_requests(kind: type[FixedWindow], requests: int) -> None:
-    with pytest.raises(ValueError, match=r"requests must be a whole number from 1, not "):
+    with pytest.raises(ValueError, match=r"requests must be a whole number, 1 or more, got "):
         kind(requests, 60)
 
 
 @pytest.mark.parametrize("per", [0, -1, math.inf, math.nan, "60", True])
 def test_rejects_a_period(per: float) -> None:
-    with pytest.raises(ValueError, match=r"per must be a finite number above 0, not "):
+    with pytest.raises(ValueError, match=r"per must be a finite number of seconds greater than 0, got "):
         SlidingWindow(1, per)
 
 
 def test_rejects_a_bucket() -> None:
-    with pytest.raises(ValueError, match="rate must be a finite number above 0, not 0"):
+    with pytest.raises(ValueError, match="rate must be a finite number greater than 0, got 0"):
         TokenBucket(0)
-    with pytest.raises(ValueError, match="burst must be a whole number from 1, not 0"):
+    with pytest.raises(ValueError, match="burst must be a whole number, 1 or more, got 0"):
         TokenBucket(1, 0)
 
 

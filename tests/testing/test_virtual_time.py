@@ -398,5 +398,5 @@ def test_clock_tells_its_time() -> None:
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf])
 @pytest.mark.parametrize("name", ["start", "grace"])
 def test_rejects(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be a finite number of seconds from 0, not {value!r}"):
+    with pytest.raises(ValueError, match=f"{name} must be a finite number of seconds, 0 or more, got {value!r}"):
         VirtualClock(**{name: value})

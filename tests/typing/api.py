@@ -95,7 +95,7 @@ async def own_session() -> None:
 def together(store: lamella.Store) -> None:
     throttle = lamella.Throttle(RULES, limit=lamella.Limit(100, per=60), key=lambda request: request.headers.get("X"))
     breaker = lamella.Breaker(failures=0.5, window=30, minimum=20, open_for=30, probes=3, store=store)
-    lamella.stack(RULES, throttle, breaker, retry_budget=lamella.RetryBudget(share=0.1), store=lamella.MemoryStore(10))
+    lamella.stack(RULES, throttle, breaker, retry_budget=lamella.RetryBudget(ratio=0.1), store=lamella.MemoryStore(10))
     lamella.stack(RULES, limit=lamella.Limit(100, per=60), account=lambda _: None, retry_budget=None, throttle=False)
     maesn.session(limit=lamella.Limit(100, per=60), breaker=breaker, retry_budget=None, store=store)
     with lamella.deadline(30) as nothing:
@@ -166,7 +166,7 @@ async def errors(session: aiohttp.ClientSession) -> None:
         assert_type(error.stopped, StopReason | None)
         error.stopped = "deadline"  # type: ignore[assignment]
         error.status_code  # type: ignore[attr-defined]  # noqa: B018
-    except lamella.NotSent as error:
+    except lamella.RequestRejected as error:
         assert_type((error.since, error.until), tuple[datetime, datetime])
     except lamella.TransportError as error:
         assert_type(error.failure, Failure)

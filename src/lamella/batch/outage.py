@@ -9,13 +9,13 @@ from typing import Final, NamedTuple
 import stamina
 
 from lamella.classify.failures import service_works
-from lamella.errors import LamellaError, NotSent
+from lamella.errors import LamellaError, RequestRejected
 from lamella.rules import StopReason
 
 __all__ = ["Entered", "Outage"]
 
 # Retry gives these reasons only where a repeat does no harm.
-_PARKING: Final = frozenset({StopReason.CIRCUIT_OPEN, StopReason.RETRY_BUDGET_EMPTY})
+_QUEUEING: Final = frozenset({StopReason.CIRCUIT_OPEN, StopReason.RETRY_BUDGET_EMPTY})
 _USED_UP: Final = StopReason.ATTEMPTS_USED_UP
 _PAUSE: Final = 5.0
 """Seconds between the probes of an outage, where neither the service nor a rule says how many."""
@@ -118,11 +118,11 @@ class Outage:
         works = _works(error)
         again = False
         if isinstance(error, LamellaError):
-            again = error.stopped in _PARKING or (
+            again = error.stopped in _QUEUEING or (
                 # With stamina switched off nobody has asked whether a repeat does harm.
                 self.active and not works and error.stopped is _USED_UP and stamina.is_active()
             )
-            news = error.stopped in _PARKING or (self.active and works is False)
+            news = error.stopped in _QUEUEING or (self.active and works is False)
             if works is False:
                 self._cause = error
             if news and entered.generation == self._generation:
@@ -151,7 +151,7 @@ class Outage:
     def _goes_on(self, error: LamellaError) -> None:
         self._generation += 1
         self._failures += 1
-        self.error = (self._cause or error) if isinstance(error, NotSent) else error
+        self.error = (self._cause or error) if isinstance(error, RequestRejected) else error
         self.active = True
         self._let = 1
         rule = error.rule.retry

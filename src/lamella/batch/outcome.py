@@ -36,7 +36,7 @@ class ItemOutcome(Generic[Item, Value]):
     """Why it failed. A ``LamellaError`` has its attempts."""
     tries: int = 0
     """How often the function was called: more than once after an outage, 0 where it was not called at all."""
-    parked: float = 0.0
+    queued: float = 0.0
     """How many seconds it waited for an outage to end."""
 
     @property

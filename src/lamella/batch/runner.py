@@ -16,7 +16,7 @@ from collections.abc import (
 )
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
-from math import inf, isfinite
+from math import inf
 from types import TracebackType
 from typing import Final, Generic, Self, TypeVar
 
@@ -25,7 +25,8 @@ import anyio
 from lamella.batch.journal import Journal
 from lamella.batch.outage import Entered, Outage
 from lamella.batch.outcome import AccountStopped, ItemOutcome
-from lamella.errors import LamellaError, NotSent
+from lamella.checks import check_seconds, check_whole
+from lamella.errors import LamellaError, RequestRejected
 
 __all__ = ["Batch"]
 
@@ -55,7 +56,7 @@ class _Job(Generic[Item]):
     account: Hashable
     key: str
     tries: int = 0
-    parked: float = 0.0
+    queued: float = 0.0
     error: Exception | None = None
     """What the last try ended in. None: there was none."""
     entered: Entered | None = None
@@ -127,11 +128,11 @@ class Batch(Generic[Item, Value]):
         grace: float = 10.0,
     ) -> None:
         for name, number in (("at_once", at_once), ("at_once_per_account", at_once_per_account)):
-            if number is not None and number < 1:
-                raise ValueError(f"{name} must be at least 1, not {number!r}")
+            if number is not None:
+                check_whole(name, number)
         for name, seconds in (("patience", patience), ("grace", grace)):
-            if seconds is not None and (not isfinite(seconds) or seconds < 0):
-                raise ValueError(f"{name} must be a finite number of seconds from 0, not {seconds!r}")
+            if seconds is not None:
+                check_seconds(name, seconds, zero=True)
         if at_once_per_account is not None and account is None:
             raise ValueError("at_once_per_account needs account, which says what an item belongs to")
         if journal is not None and key is None:
@@ -355,7 +356,7 @@ class Batch(Generic[Item, Value]):
             return
         if entered is None:
             if job.outage.active:
-                self._tasks.start_soon(self._park, job)
+                self._tasks.start_soon(self._queue, job)
                 return
             entered = job.outage.enter()
         job.tries += 1
@@ -364,19 +365,19 @@ class Batch(Generic[Item, Value]):
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the outcome of this item alone
             if job.outage.leave(entered, error):
                 job.error = error
-                self._tasks.start_soon(self._park, job)
+                self._tasks.start_soon(self._queue, job)
             else:
                 await self._failed(job, error)
             return
         job.outage.leave(entered, None)
         await self._done(job, value)
 
-    async def _park(self, job: _Job[Item]) -> None:
+    async def _queue(self, job: _Job[Item]) -> None:
         """Wait until an item may be tried, as long as there is patience."""
         began = anyio.current_time()
-        with anyio.move_on_after(None if self._patience == inf else max(self._patience - job.parked, 0.0)) as patience:
+        with anyio.move_on_after(None if self._patience == inf else max(self._patience - job.queued, 0.0)) as patience:
             await job.outage.wait()
-        job.parked += anyio.current_time() - began
+        job.queued += anyio.current_time() - began
         if self._ending:
             return
         if not patience.cancelled_caught:
@@ -384,13 +385,13 @@ class Batch(Generic[Item, Value]):
             self._ready_in.send_nowait(job)
             return
         error, known = job.error, job.outage.error
-        if error is None or (isinstance(error, NotSent) and not isinstance(known, NotSent)):
+        if error is None or (isinstance(error, RequestRejected) and not isinstance(known, RequestRejected)):
             # The cause says more than that a circuit is open.
             error = known or error
         await self._failed(job, error or TimeoutError("an outage lasted longer than the batch's patience"))
 
     async def _done(self, job: _Job[Item], value: Value) -> None:
-        outcome = ItemOutcome(job.number, job.item, value, None, job.tries, job.parked)
+        outcome = ItemOutcome(job.number, job.item, value, None, job.tries, job.queued)
         try:
             text = None if self._keep is None else self._keep(value)
             if self._sink is not None:
@@ -405,7 +406,7 @@ class Batch(Generic[Item, Value]):
             self._stopped[job.account] = error
             if self._account is None:
                 self._feeding.cancel()
-        await self._end(job, ItemOutcome(job.number, job.item, None, error, job.tries, job.parked), None)
+        await self._end(job, ItemOutcome(job.number, job.item, None, error, job.tries, job.queued), None)
 
     async def _end(self, job: _Job[Item], outcome: ItemOutcome[Item, Value], text: str | None) -> None:
         """Record the end of an item, let the next one of its account begin, and hand the outcome out."""

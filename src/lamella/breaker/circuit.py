@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import isfinite
 from typing import Final
+
+from lamella.checks import check_seconds, check_whole
 
 __all__ = [
     "CircuitPhase",
@@ -70,13 +71,11 @@ class CircuitSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.failures <= 1:
-            raise ValueError(f"failures must be a share greater than 0 and at most 1, not {self.failures!r}")
+            raise ValueError(f"failures must be a share greater than 0 and at most 1, got {self.failures!r}")
         for name, seconds in (("window", self.window), ("open_for", self.open_for)):
-            if not isfinite(seconds) or seconds <= 0:
-                raise ValueError(f"{name} must be a finite number of seconds greater than 0, not {seconds!r}")
+            check_seconds(name, seconds)
         for name, number in (("minimum", self.minimum), ("probes", self.probes)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, not {number!r}")
+            check_whole(name, number)
 
 
 @dataclass(slots=True)

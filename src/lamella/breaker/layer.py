@@ -28,11 +28,11 @@ from lamella.telemetry.attributes import origin_attributes
 from lamella.telemetry.log import LOGGER, ids_of
 from lamella.telemetry.metrics import meter_of
 from lamella.telemetry.names import (
+    CIRCUIT_ATTEMPTS,
     CIRCUIT_CLOSE_EVENT,
     CIRCUIT_FAILURES,
     CIRCUIT_OPEN_EVENT,
     CIRCUIT_OPEN_FOR,
-    CIRCUIT_SENDS,
     CIRCUIT_STATE,
     CIRCUIT_WAS_OPEN,
 )
@@ -306,7 +306,7 @@ class _Passage:
         elif turn.sends:
             level = logging.WARNING
             event = {
-                CIRCUIT_SENDS: turn.sends,
+                CIRCUIT_ATTEMPTS: turn.sends,
                 CIRCUIT_FAILURES: turn.failures,
                 CIRCUIT_OPEN_FOR: open_for,
             }

@@ -21,14 +21,14 @@ from lamella.errors import (
     ApiError,
     AttemptTimeout,
     CertificateInvalid,
-    ClientFault,
+    ClientStatusError,
     ConnectFailed,
     ConnectionLost,
     ConnectTimeout,
     LamellaError,
-    NotSent,
     ProxyRefused,
     RateLimited,
+    RequestRejected,
     TransportError,
     api_error_class,
 )
@@ -183,11 +183,11 @@ def was_connecting(exc: BaseException) -> bool:
 
 def service_works(error: LamellaError) -> bool | None:
     """Return whether the service works, judging by the *error* of a call. None: the error does not say."""
-    if isinstance(error, NotSent | CertificateInvalid | ProxyRefused):
+    if isinstance(error, RequestRejected | CertificateInvalid | ProxyRefused):
         return None
     if isinstance(error, ConnectTimeout) and error.in_pool:
         return None
-    if isinstance(error, ClientFault):
+    if isinstance(error, ClientStatusError):
         return True
     # A rate limit told by 503 is no outage, and a real one may be told in the same way.
     return None if is_rate_limit(error.outcome, error.retry_after) else False

@@ -19,7 +19,7 @@ _FEW: Final = 20
 _MOST: Final = 40
 """So many lines tell of single accounts and outages. Who wants them all has the report."""
 _LONG: Final = 300.0
-"""Seconds for which an account has to be parked to be worth a line."""
+"""Seconds for which an account has to be queued to be worth a line."""
 
 
 class Lines:
@@ -47,7 +47,7 @@ class Lines:
         """After how many seconds there is a line of totals again."""
         self._ended: set[str] = set()
         self._failed: set[str] = set()
-        self._parked: set[str] = set()
+        self._queued: set[str] = set()
         self._down: float | None = None
         """How long the outage had lasted that goes on. None: there is none."""
         self._has_begun = False
@@ -89,11 +89,11 @@ class Lines:
                 if few:
                     yield f"{account.name}: done, {count(account.pages, 'page')}, {count(account.records, 'record')}"
             if account.closed_for < _LONG:
-                self._parked.discard(account.name)
-            elif account.name not in self._parked:
-                self._parked.add(account.name)
+                self._queued.discard(account.name)
+            elif account.name not in self._queued:
+                self._queued.add(account.name)
                 until = self._clock() + timedelta(seconds=account.closed_for)
-                yield f"{account.name}: parked until {until:%H:%M:%S} by its rate limit"
+                yield f"{account.name}: queued until {until:%H:%M:%S} by its rate limit"
 
     def _outage(self, overview: Overview) -> Iterator[str]:
         if overview.outage is not None:

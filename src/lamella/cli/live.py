@@ -21,7 +21,7 @@ __all__ = ["Screen", "on_screen"]
 
 _MARKS: Final = {
     State.FAILED: ("✗", "red"),
-    State.PARKED: ("‖", "yellow"),
+    State.QUEUED: ("‖", "yellow"),
     State.RUNNING: ("▸", "cyan"),
     State.WAITING: ("·", "dim"),
     State.DONE: ("✓", "green"),
@@ -198,9 +198,9 @@ def _told(account: AccountView, now: datetime) -> str:
     match account.state:
         case State.FAILED:
             return _why(account)
-        case State.PARKED:
+        case State.QUEUED:
             until = now + timedelta(seconds=account.closed_for)
-            return f"parked until {until:%H:%M:%S}"
+            return f"queued until {until:%H:%M:%S}"
         case State.RUNNING:
             return f"{count(account.running, 'page')} under way"
         case state:

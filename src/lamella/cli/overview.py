@@ -18,7 +18,7 @@ __all__ = ["AccountView", "Overview", "State", "Watch", "has_failed"]
 _RECENT: Final = 10.0
 """Of how many seconds the rate is."""
 _LONG: Final = 120.0
-"""Of how many seconds the pace is by which the end is foretold: limits let pages through in bursts."""
+"""Of how many seconds the rate is by which the end is foretold: limits let pages through in bursts."""
 _SOON: Final = 1.0
 """Seconds before which nobody knows how fast it goes."""
 
@@ -27,7 +27,7 @@ class State(StrEnum):
     """How an account stands, the one that is worth most attention first."""
 
     FAILED = "failed"
-    PARKED = "parked"
+    QUEUED = "queued"
     """Its rate limit keeps it waiting."""
     RUNNING = "running"
     WAITING = "waiting"
@@ -80,7 +80,7 @@ class Overview:
     rate: float | None
     """Pages a second, lately. None: too early to tell."""
     left: float | None
-    """Until the end, at the present pace. None: nobody can tell."""
+    """Until the end, at the present estimate. None: nobody can tell."""
     outage: LamellaError | None
     """What told that the API is down. None: it is up."""
     outage_for: float
@@ -167,7 +167,7 @@ class Watch:
             elif ended:
                 state = State.DONE
             elif closed_for > 0:
-                state = State.PARKED
+                state = State.QUEUED
             else:
                 state = State.RUNNING if running else State.WAITING
             known = [expected for part in own if (expected := _expected_of(part)) is not None]

@@ -21,8 +21,8 @@ from lamella.telemetry.names import (
     ERROR_TYPE,
     METHOD,
     OUTCOME,
-    PARKED_BY,
-    PARKED_EVENT,
+    QUEUED_BY,
+    QUEUED_EVENT,
     RESEND_COUNT,
     RETRY_EVENT,
     RULE,
@@ -150,10 +150,10 @@ def _decision(trace: Trace, event: Event) -> Text:
         name, style, why = "retry", "yellow", _wait(event)
     elif event.name == STOP_EVENT:
         name, style, why = "stop", "red", stop_phrase(text(event, STOP_REASON))
-    elif event.name == PARKED_EVENT:
-        limited = text(event, PARKED_BY) == "refusal"
+    elif event.name == QUEUED_EVENT:
+        limited = text(event, QUEUED_BY) == "refusal"
         until = "its account was rate-limited" if limited else "until its account's turn"
-        name, style, why = "parked", "cyan", f"for {duration(number(event, WAIT))}, {until}"
+        name, style, why = "queued", "cyan", f"for {duration(number(event, WAIT))}, {until}"
     else:
         name, style = plain(event.name), ""
         why = ", ".join(f"{key}={text(event, key)}" for key in event.attributes or ())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import Final
+
+from lamella.checks import check_number
 
 __all__ = ["DEFAULT_BUDGET", "RetryBudget", "Spent", "take"]
 
@@ -13,25 +14,23 @@ __all__ = ["DEFAULT_BUDGET", "RetryBudget", "Spent", "take"]
 class RetryBudget:
     """What all calls of a session together may spend on retries.
 
-    Every call brings in *share* of a retry, and each retry takes a whole one; what is left over is kept, up to
-    *reserve*, with which a session begins. So in an outage no more than *share* is added to the load, whatever each
+    Every call brings in *ratio* of a retry, and each retry takes a whole one; what is left over is kept, up to
+    *capacity*, with which a session begins. So in an outage no more than *ratio* is added to the load, whatever each
     call by itself would try. gRPC's retry throttling and the retry quota of the AWS SDKs do the same.
 
     Two kinds of retries are free: after a rate limit (429, or 503 with ``Retry-After``), which says when to come back,
     and the immediate one on a connection that was closed while idle.
 
     Raises:
-        ValueError: *share* is below 0 or not finite, or *reserve* is below 1 or not finite.
+        ValueError: *ratio* is below 0 or not finite, or *capacity* is below 1 or not finite.
     """
 
-    share: float = 0.2
-    reserve: float = 50.0
+    ratio: float = 0.2
+    capacity: float = 50.0
 
     def __post_init__(self) -> None:
-        if not isfinite(self.share) or self.share < 0:
-            raise ValueError(f"share must be a finite number from 0, not {self.share!r}")
-        if not isfinite(self.reserve) or self.reserve < 1:
-            raise ValueError(f"reserve must be a finite number from 1, not {self.reserve!r}")
+        check_number("ratio", self.ratio, 0)
+        check_number("capacity", self.capacity, 1)
 
 
 DEFAULT_BUDGET: Final = RetryBudget()
@@ -40,16 +39,16 @@ DEFAULT_BUDGET: Final = RetryBudget()
 
 @dataclass(slots=True)
 class Spent:
-    """How much is missing from a full reserve. A JSON value, as stores need it."""
+    """How much is missing from a full capacity. A JSON value, as stores need it."""
 
     missing: float = 0.0
 
 
 def take(spent: Spent, _now: float, budget: RetryBudget, calls: int) -> bool:
     """Whether one more retry may be made; *calls* is how many calls have been made since it was asked last."""
-    spent.missing = max(spent.missing - budget.share * calls, 0.0)
+    spent.missing = max(spent.missing - budget.ratio * calls, 0.0)
     # In sums of shares, a rounding error must not cost a whole retry.
-    if spent.missing + 1 > budget.reserve + 1e-9:
+    if spent.missing + 1 > budget.capacity + 1e-9:
         return False
     spent.missing += 1
     return True

@@ -6,9 +6,9 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from functools import partial
-from math import isfinite
 
 from lamella.body.request import note_interruption
+from lamella.checks import check_seconds, check_whole
 from lamella.classify.failures import ERROR_STATUS, require_open
 from lamella.cookies import note_held_cookies
 from lamella.deadlines import inherited
@@ -67,10 +67,10 @@ class Retry(Layer):
         store: Store | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
-        if attempts is not None and attempts < 1:
-            raise ValueError(f"attempts must be None or at least 1, not {attempts!r}")
-        if deadline is not None and (not isfinite(deadline) or deadline <= 0):
-            raise ValueError(f"deadline must be None or a finite number of seconds greater than 0, not {deadline!r}")
+        if attempts is not None:
+            check_whole("attempts", attempts)
+        if deadline is not None:
+            check_seconds("deadline", deadline)
         if attempts is None and deadline is None:
             raise ValueError("attempts and deadline must not both be None: such a call might never end")
         self.shared = {"store": store}

@@ -253,7 +253,7 @@ class Loop:
             status,
             exception,
             took=call.request.loop.time() - self._attempt_began - queued,
-            parked=queued,
+            queued=queued,
             rule=rule,
             attempts_left=None if attempts is None else max(attempts - number, 0),
             deadline_left=_deadline_left(call),

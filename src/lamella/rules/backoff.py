@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import isfinite
+
+from lamella.checks import check_number, check_seconds
 
 __all__ = ["Backoff", "Random"]
 
@@ -39,18 +40,17 @@ class Backoff:
     def __post_init__(self) -> None:
         initial = self.initial
         if isinstance(initial, tuple) and len(initial) != 2:
-            raise ValueError(f"initial must be a number or (low, high), not {initial!r}")
-        _check("initial", initial, *(initial if isinstance(initial, tuple) else (initial,)))
+            raise ValueError(f"initial must be a number or (low, high), got {initial!r}")
+        for value in initial if isinstance(initial, tuple) else (initial,):
+            check_seconds("initial", value, zero=True)
         if self.low > self.high:
-            raise ValueError(f"initial must be (low, high) with low <= high, not {initial!r}")
-        _check("maximum", self.maximum, self.maximum)
+            raise ValueError(f"initial must be (low, high) with low <= high, got {initial!r}")
+        check_seconds("maximum", self.maximum, zero=True)
         if self.maximum < self.low:
-            raise ValueError(f"maximum must be at least initial ({self.low!r} s), not {self.maximum!r}")
-        _check("factor", self.factor, self.factor)
-        if self.factor < 1:
-            raise ValueError(f"factor must be 1 or more, not {self.factor!r}")
+            raise ValueError(f"maximum must be at least initial ({self.low!r} s), got {self.maximum!r}")
+        check_number("factor", self.factor, 1)
         if self.jitter is not None:
-            _check("jitter", self.jitter, self.jitter)
+            check_number("jitter", self.jitter, 0)
 
     @property
     def low(self) -> float:
@@ -78,7 +78,7 @@ class Backoff:
 
     def scaled(self, factor: float) -> Backoff:
         """The same schedule with every delay times *factor* (0 or more)."""
-        _check("factor", factor, factor)
+        check_number("factor", factor, 0)
         initial = (self.low * factor, self.high * factor) if isinstance(self.initial, tuple) else self.low * factor
         return replace(self, initial=initial, maximum=self.maximum * factor)
 
@@ -100,10 +100,3 @@ class Backoff:
 
     def _jittered(self, seconds: float, random: float) -> float:
         return min(seconds + seconds * (self._jitter * random), self.maximum)
-
-
-def _check(name: str, shown: object, *values: object) -> None:
-    for value in values:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not isfinite(value) or value < 0:  # type: ignore[arg-type, operator]
-            raise ValueError(f"{name} must be finite, 0 or more, not {shown!r}")

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar, TypeVarTuple
 
+from lamella.checks import check_whole
 from lamella.pipeline import runs_beside
 
 __all__ = ["MemoryStore"]
@@ -30,8 +31,7 @@ class MemoryStore:
     __slots__ = ("_clock", "_keys", "_loop", "_states")
 
     def __init__(self, keys: int = 10_000, *, clock: Callable[[], float] | None = None) -> None:
-        if keys < 1:
-            raise ValueError(f"keys must be at least 1, not {keys!r}")
+        check_whole("keys", keys)
         self._keys = keys
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None

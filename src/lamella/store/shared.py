@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from math import isfinite
 from typing import TypeVar, TypeVarTuple
 
 from opentelemetry import trace
 
+from lamella.checks import check_seconds
 from lamella.store.memory import MemoryStore
 from lamella.store.protocol import Store
 from lamella.telemetry.log import LOGGER
@@ -41,8 +41,7 @@ class SharedState:
 
     def __init__(self, store: Store | None, *, patience: float = 0.25, pause: float = 5.0) -> None:
         for name, value in (("patience", patience), ("pause", pause)):
-            if not isfinite(value) or value <= 0:
-                raise ValueError(f"{name} must be a finite number of seconds greater than 0, not {value!r}")
+            check_seconds(name, value)
         self._store: Store | None = None
         self._local = MemoryStore()
         if isinstance(store, MemoryStore):

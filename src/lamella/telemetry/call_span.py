@@ -11,7 +11,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, TracerProvider
 from opentelemetry.util.types import AttributeValue
 
 from lamella.classify.failures import ERROR_STATUS
-from lamella.errors import LamellaError, NotSent
+from lamella.errors import LamellaError, RequestRejected
 from lamella.pipeline import Call, Layer, Result, Slot, Stop
 from lamella.rules import Rule, StopReason, WaitSource
 from lamella.telemetry.attributes import UrlTemplate, described, error_type, known_methods, last_shown_url
@@ -20,8 +20,8 @@ from lamella.telemetry.metrics import Instruments
 from lamella.telemetry.names import (
     ATTEMPTS,
     ERROR_TYPE,
-    GATE_WAIT,
     OUTCOME,
+    QUEUE_WAIT,
     RULE,
     STOP_REASON,
     URL_FULL,
@@ -156,7 +156,7 @@ class RequestSpan(Layer):
             return
         recording = span.is_recording()
         if recording or call.observer is not None:
-            least = 0 if isinstance(outcome.cause, NotSent) else 1
+            least = 0 if isinstance(outcome.cause, RequestRejected) else 1
             attempts = max(call.attempts - earlier_hops(call), len(call.records), least)
             waited = sum((record.waited for record in call.records), 0.0) if call.records else 0.0
             end: dict[str, AttributeValue] = {OUTCOME: outcome.name}
@@ -175,7 +175,7 @@ class RequestSpan(Layer):
                 end[ATTEMPTS] = attempts
                 end[WAIT] = waited
                 if call.queued:
-                    end[GATE_WAIT] = call.queued
+                    end[QUEUE_WAIT] = call.queued
                 span.set_attributes(end)
         span.end()
 

@@ -33,9 +33,9 @@ class Instruments:
         "call_duration",
         "episode_duration",
         "episodes",
-        "gate_wait",
         "in_flight",
-        "parked",
+        "queue_wait",
+        "queued",
         "retries",
         "send_duration",
         "stops",
@@ -73,17 +73,17 @@ class Instruments:
         self.retries = meter.create_counter("lamella.call.retries", "{retry}", "Decisions to send again.")
         self.stops = meter.create_counter("lamella.call.stops", "{call}", "Calls that were given up, by the reason.")
         self.waiting = meter.create_up_down_counter("lamella.calls.waiting", "{call}", "Calls that wait now.")
-        self.parked = meter.create_up_down_counter(
-            "lamella.calls.parked", "{call}", "Calls that wait at the gate of their account now."
+        self.queued = meter.create_up_down_counter(
+            "lamella.calls.queued", "{call}", "Calls that wait in the queue of their account now."
         )
-        self.gate_wait = meter.create_histogram(
-            "lamella.gate.wait",
+        self.queue_wait = meter.create_histogram(
+            "lamella.queue.wait",
             "s",
-            "How long sends waited at the gate of their account, of those that had to.",
+            "How long sends waited in the queue of their account, of those that had to.",
             explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
         )
         self.episodes = meter.create_counter(
-            "lamella.rate_limit.episodes", "{episode}", "How often a rate limit closed the gate of an account."
+            "lamella.rate_limit.episodes", "{episode}", "How often a rate limit closed the queue of an account."
         )
         self.episode_duration = meter.create_histogram(
             "lamella.rate_limit.duration",

@@ -13,17 +13,16 @@ __all__ = [
     "ATTEMPT",
     "ATTEMPTS",
     "ATTEMPTS_LEFT",
+    "CIRCUIT_ATTEMPTS",
     "CIRCUIT_CLOSE_EVENT",
     "CIRCUIT_FAILURES",
     "CIRCUIT_OPEN_EVENT",
     "CIRCUIT_OPEN_FOR",
-    "CIRCUIT_SENDS",
     "CIRCUIT_STATE",
     "CIRCUIT_WAS_OPEN",
     "DEADLINE_LEFT",
     "EPISODE",
     "ERROR_TYPE",
-    "GATE_WAIT",
     "KEY_HASH",
     "LIMIT",
     "LIMIT_PERIOD",
@@ -31,12 +30,13 @@ __all__ = [
     "METHOD_ORIGINAL",
     "OTHER_METHOD",
     "OUTCOME",
-    "PARKED",
-    "PARKED_BY",
-    "PARKED_EVENT",
     "PEER_ADDRESS",
     "PEER_PORT",
     "PROTOCOL_VERSION",
+    "QUEUED",
+    "QUEUED_BY",
+    "QUEUED_EVENT",
+    "QUEUE_WAIT",
     "REFUSED",
     "REQUEST_HEADER",
     "RESEND_COUNT",
@@ -84,21 +84,21 @@ WAIT_SOURCE = "lamella.wait_source"
 
 CIRCUIT_FAILURES = "lamella.circuit.failures"
 CIRCUIT_OPEN_FOR = "lamella.circuit.open_for"
-CIRCUIT_SENDS = "lamella.circuit.sends"
+CIRCUIT_ATTEMPTS = "lamella.circuit.attempts"
 CIRCUIT_STATE = "lamella.circuit.state"
 CIRCUIT_WAS_OPEN = "lamella.circuit.was_open"
-GATE_WAIT = "lamella.gate_wait"
+QUEUE_WAIT = "lamella.queue_wait"
 KEY_HASH = "lamella.key_hash"
 LIMIT = "lamella.limit.requests"
 LIMIT_PERIOD = "lamella.limit.period"
-PARKED = "lamella.parked_calls"
-PARKED_BY = "lamella.parked_by"
-REFUSED = "lamella.refused_sends"
+QUEUED = "lamella.queued_calls"
+QUEUED_BY = "lamella.queued_by"
+REFUSED = "lamella.refused_attempts"
 
 EPISODE = "lamella rate limit"
 CIRCUIT_CLOSE_EVENT = "lamella.circuit.close"
 CIRCUIT_OPEN_EVENT = "lamella.circuit.open"
-PARKED_EVENT = "lamella.parked"
+QUEUED_EVENT = "lamella.queued"
 RETRY_EVENT = "lamella.retry"
 STORE_EVENT = "lamella.store_failed"
 STOP_EVENT = "lamella.stop"

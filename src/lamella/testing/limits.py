@@ -11,6 +11,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from lamella.checks import check_number, check_seconds, check_whole
+
 __all__ = ("FixedWindow", "Limit", "Limiter", "RetryAfter", "SlidingWindow", "TokenBucket")
 
 RetryAfter = bool | Literal["date"]
@@ -58,8 +60,8 @@ class FixedWindow:
     retry_after: RetryAfter = True
 
     def __post_init__(self) -> None:
-        _check_whole("requests", self.requests)
-        _check_positive("per", self.per)
+        check_whole("requests", self.requests)
+        check_seconds("per", self.per)
         _check_retry_after(self.retry_after)
 
     def limiter(self) -> Limiter:
@@ -79,8 +81,8 @@ class SlidingWindow:
     retry_after: RetryAfter = True
 
     def __post_init__(self) -> None:
-        _check_whole("requests", self.requests)
-        _check_positive("per", self.per)
+        check_whole("requests", self.requests)
+        check_seconds("per", self.per)
         _check_retry_after(self.retry_after)
 
     def limiter(self) -> Limiter:
@@ -100,8 +102,8 @@ class TokenBucket:
     retry_after: RetryAfter = True
 
     def __post_init__(self) -> None:
-        _check_positive("rate", self.rate)
-        _check_whole("burst", self.burst)
+        check_number("rate", self.rate, 0, above=True)
+        check_whole("burst", self.burst)
         _check_retry_after(self.retry_after)
 
     def limiter(self) -> Limiter:
@@ -166,18 +168,6 @@ def _until(moment: float, now: float) -> float:
     while now + wait < moment:
         wait = math.nextafter(wait, math.inf)
     return wait
-
-
-def _check_whole(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        message = f"{name} must be a whole number from 1, not {value!r}"
-        raise ValueError(message)
-
-
-def _check_positive(name: str, value: object) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        message = f"{name} must be a finite number above 0, not {value!r}"
-        raise ValueError(message)
 
 
 def _check_retry_after(value: object) -> None:

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from contextvars import Context
 from typing import Any, TypeVar, TypeVarTuple
 
+from lamella.checks import check_seconds
+
 __all__ = ("VirtualClock", "VirtualTimeLoop", "run_virtual", "virtual_clock")
 
 _T = TypeVar("_T")
@@ -37,9 +39,7 @@ class VirtualClock:
 
     def __init__(self, start: float = 0.0, grace: float = _GRACE) -> None:
         for name, value in (("start", start), ("grace", grace)):
-            if not 0 <= value < math.inf:
-                message = f"{name} must be a finite number of seconds from 0, not {value!r}"
-                raise ValueError(message)
+            check_seconds(name, value, zero=True)
         self.grace = grace
         self._start = float(start)
         self._now = self._start

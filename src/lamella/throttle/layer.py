@@ -22,7 +22,7 @@ from opentelemetry.util.types import AttributeValue
 from yarl import URL
 
 from lamella.classify.failures import ERROR_STATUS, rate_limited, require_open, retry_after_of
-from lamella.errors import ApiError, CertificateInvalid, ConnectFailed, NotSent
+from lamella.errors import ApiError, CertificateInvalid, ConnectFailed, RequestRejected
 from lamella.origins import Origin, origin_of, origin_text
 from lamella.pipeline import Call, Layer, Result, Slot, Stop
 from lamella.rules import RuleBook, StopReason, is_rate_limit
@@ -36,9 +36,9 @@ from lamella.telemetry.names import (
     KEY_HASH,
     LIMIT,
     LIMIT_PERIOD,
-    PARKED,
-    PARKED_BY,
-    PARKED_EVENT,
+    QUEUED,
+    QUEUED_BY,
+    QUEUED_EVENT,
     REFUSED,
     SERVER_ADDRESS,
     WAIT,
@@ -47,8 +47,8 @@ from lamella.telemetry.tracing import SILENT, Tracing
 from lamella.throttle.estimator import (
     Hold,
     Limit,
-    Pace,
-    Sent,
+    Permit,
+    RateEstimate,
     answered,
     earliest,
     is_too_long,
@@ -57,7 +57,7 @@ from lamella.throttle.estimator import (
     next_turn,
     refused,
 )
-from lamella.throttle.queue import WAITING, Gate, no_longer_waiting, waiting_of
+from lamella.throttle.queue import WAITING, Queue, no_longer_waiting, waiting_of
 
 __all__ = ["Throttle"]
 
@@ -74,8 +74,8 @@ _MOST_ACCOUNTS: Final = 10_000
 class Throttle(Layer):
     """Makes the calls for one account wait for their turn, so that its rate limit refuses as few as possible.
 
-    The first refusal (429, or 503 with ``Retry-After``) closes the gate for all calls of that account, for the wait
-    that the rule or ``Retry-After`` asks for. What waits at the gate is not sent, so it uses up no attempt. How many
+    The first refusal (429, or 503 with ``Retry-After``) closes the queue for all calls of that account, for the wait
+    that the rule or ``Retry-After`` asks for. What waits in the queue is not sent, so it uses up no attempt. How many
     pass in which time is learned from the answers (see ``lamella.throttle.estimator``), so that later refusals are
     rare. Within an account it is first come, first served; a call that is sent again comes before all that are younger.
     No account waits for another.
@@ -88,7 +88,7 @@ class Throttle(Layer):
     stamina's test mode it lets everything pass.
 
     Args:
-        rules: What 429 and 503 mean, and for how long they close the gate.
+        rules: What 429 and 503 mean, and for how long they close the queue.
         limit: The limit, if it is known: then nothing is refused, unless others share the account. Each call counts
             until it is answered, so a long poll holds its place for as long as it takes. None means that the limit is
             learned.
@@ -125,15 +125,15 @@ class Throttle(Layer):
         self._show_key = show_key
         self._tracing = Tracing(tracer_provider)
         self._instruments = Instruments(meter_provider)
-        self._permits: dict[Call, tuple[_Account, Sent, Pace | None]] = {}
+        self._permits: dict[Call, tuple[_Account, Permit, RateEstimate | None]] = {}
         """The account and permit of each attempt under way, and what is known of it, where that is in memory."""
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
-        """The gates, the one used last at the end. What is learned of an account is in the store."""
+        """The queues, the one used last at the end. What is learned of an account is in the store."""
 
     def closed_for(self, origin: URL, key: str | None = None) -> float:
         """For how many seconds from now an account's refusal keeps its calls waiting, as far as is known here.
 
-        0.0: its gate is open. No store is asked, and an account that has made no call yet stays unknown.
+        0.0: its queue is open. No store is asked, and an account that has made no call yet stays unknown.
 
         Args:
             origin: The URL whose origin the calls go to.
@@ -142,7 +142,7 @@ class Throttle(Layer):
         account = self._accounts.get(_name(origin_of(origin), key))
         if account is None:
             return 0.0
-        return max(account.gate.closed_until - asyncio.get_running_loop().time(), 0.0)
+        return max(account.queue.closed_until - asyncio.get_running_loop().time(), 0.0)
 
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._state.work_in(loop)
@@ -153,15 +153,15 @@ class Throttle(Layer):
         if stamina.is_testing():
             return None  # without waits
         account, memory = self._account(call), self._state.memory
-        gate = account.gate
-        if memory is not None and gate.is_free:
+        queue = account.queue
+        if memory is not None and queue.is_free:
             # The queue is empty, and nothing need be waited for: most calls just pass.
-            pace = memory.of(account.name, Pace)
+            estimate = memory.of(account.name, RateEstimate)
             now = memory.now(call.request.loop.time())
-            turn = next_turn(pace, now, gate.sent, self._period, self._limit)
-            if isinstance(turn, Sent):
-                gate.let_pass(call, turn)
-                self._permits[call] = account, turn, pace
+            turn = next_turn(estimate, now, queue.sent, self._period, self._limit)
+            if isinstance(turn, Permit):
+                queue.let_pass(call, turn)
+                self._permits[call] = account, turn, estimate
                 return None
         return self._wait(call, account)
 
@@ -172,33 +172,33 @@ class Throttle(Layer):
         try:
             require_open(call.request)
         except BaseException:
-            account.gate.left(sent)
+            account.queue.left(sent)
             raise
         memory = self._state.memory
-        self._permits[call] = account, sent, None if memory is None else memory.of(account.name, Pace)
+        self._permits[call] = account, sent, None if memory is None else memory.of(account.name, RateEstimate)
 
     def after(self, call: Call, result: Result) -> Awaitable[None] | None:
         permit = self._permits.pop(call, None)
         if permit is None:
             return None
-        account, sent, pace = permit
-        gate, memory = account.gate, self._state.memory
+        account, sent, estimate = permit
+        queue, memory = account.queue, self._state.memory
         if not isinstance(result, BaseException):
-            if pace is None or memory is None or account.episode is not None or result.status >= ERROR_STATUS:
+            if estimate is None or memory is None or account.episode is not None or result.status >= ERROR_STATUS:
                 return self._settle_answer(call, account, sent, result)
             now = memory.now(call.request.loop.time())
-            answered(pace, now, sent, len(gate.sent) - 1, self._limit)
-            gate.left(sent)
+            answered(estimate, now, sent, len(queue.sent) - 1, self._limit)
+            queue.left(sent)
             return None
-        if isinstance(result, ConnectFailed | CertificateInvalid | NotSent | GeneratorExit):
-            gate.left(sent)  # it cannot have been counted; or the loop is gone
+        if isinstance(result, ConnectFailed | CertificateInvalid | RequestRejected | GeneratorExit):
+            queue.left(sent)  # it cannot have been counted; or the loop is gone
             return None
         return self._settle_failure(call, account, sent, result)
 
-    async def _turn(self, account: _Account, call: Call) -> Sent:
+    async def _turn(self, account: _Account, call: Call) -> Permit:
         """Wait until it is the turn of *call*."""
         answer = await self._queued(account, call)
-        if isinstance(answer, Sent):
+        if isinstance(answer, Permit):
             return answer
         now = asyncio.get_running_loop().time()
         began = account.episode.began if account.episode is not None else now
@@ -207,28 +207,28 @@ class Throttle(Layer):
         call.stop = Stop(stopped, error.rule, error)
         raise error
 
-    async def _queued(self, account: _Account, call: Call) -> Sent | Hold:
+    async def _queued(self, account: _Account, call: Call) -> Permit | Hold:
         waited = call.queued
-        parked: tuple[float, float] | None = None
+        queued: tuple[float, float] | None = None
         try:
-            answer = await account.gate.enter(call)
-            parked = waiting_of(call)
-            if isinstance(answer, Sent):
+            answer = await account.queue.enter(call)
+            queued = waiting_of(call)
+            if isinstance(answer, Permit):
                 no_longer_waiting(call)
             return answer
         finally:
-            parked = parked or waiting_of(call)
-            if parked is not None:
-                since, until = parked
+            queued = queued or waiting_of(call)
+            if queued is not None:
+                since, until = queued
                 waited = call.queued - waited
-                self._instruments.gate_wait.record(waited, account.server)
+                self._instruments.queue_wait.record(waited, account.server)
                 (call.span or trace.get_current_span()).add_event(
-                    PARKED_EVENT,
-                    {WAIT: waited, PARKED_BY: "refusal" if until > since else "pace"},
+                    QUEUED_EVENT,
+                    {WAIT: waited, QUEUED_BY: "refusal" if until > since else "rate"},
                     time.time_ns() - int(waited * 1e9),
                 )
 
-    async def _settle_failure(self, call: Call, account: _Account, sent: Sent, exc: BaseException) -> None:
+    async def _settle_failure(self, call: Call, account: _Account, sent: Permit, exc: BaseException) -> None:
         try:
             if not isinstance(exc, ApiError):
                 await self._noted(call, account, lost)
@@ -237,19 +237,23 @@ class Throttle(Layer):
                 await self._settle(call, account, sent, exc.status, exc.retry_after)
         finally:
             del exc  # its traceback may hold on to this frame
-            account.gate.left(sent)
+            account.queue.left(sent)
 
-    async def _settle_answer(self, call: Call, account: _Account, sent: Sent, response: aiohttp.ClientResponse) -> None:
+    async def _settle_answer(
+        self, call: Call, account: _Account, sent: Permit, response: aiohttp.ClientResponse
+    ) -> None:
         try:
             await self._settle(call, account, sent, response.status, retry_after_of(response))
         finally:
-            account.gate.left(sent)
+            account.queue.left(sent)
 
-    async def _settle(self, call: Call, account: _Account, sent: Sent, status: int, retry_after: float | None) -> None:
+    async def _settle(
+        self, call: Call, account: _Account, sent: Permit, status: int, retry_after: float | None
+    ) -> None:
         """Report to the estimator what an attempt has ended in."""
-        gate = account.gate
+        queue = account.queue
         if not is_rate_limit(status, retry_after):
-            ends = await self._noted(call, account, answered, sent, len(gate.sent) - 1, self._limit)
+            ends = await self._noted(call, account, answered, sent, len(queue.sent) - 1, self._limit)
             # Another process that shares the store may have been the first to pass.
             if ends or (account.episode is not None and sent.generation > account.episode.generation):
                 await self._reopened(account)
@@ -258,28 +262,30 @@ class Throttle(Layer):
         wait = await self._noted(call, account, refused, sent, backoff, retry_after)
         if wait is not None:
             now = asyncio.get_running_loop().time()
-            gate.close(now + wait, too_long=is_too_long(backoff, retry_after))
+            queue.close(now + wait, too_long=is_too_long(backoff, retry_after))
             if account.episode is None:
                 context = (call.span or trace.get_current_span()).get_span_context()
-                account.episode = _Episode(now, time.time_ns(), context, gate.parked - gate.waiting)
+                account.episode = _Episode(now, time.time_ns(), context, queue.queued - queue.waiting)
                 self._instruments.episodes.add(1, account.server)
             account.episode.wait += wait
             account.episode.generation = max(account.episode.generation, sent.generation)
         if account.episode is not None:
             account.episode.refused += 1
 
-    async def _noted(self, call: Call, account: _Account, change: Callable[[Pace, float, *_Ts], _R], *args: *_Ts) -> _R:
+    async def _noted(
+        self, call: Call, account: _Account, change: Callable[[RateEstimate, float, *_Ts], _R], *args: *_Ts
+    ) -> _R:
         """Have *change* made to what is known of *account*, though the caller may go away meanwhile."""
         from anyio import CancelScope  # it takes longer to import than all of this module
 
         try:
             # Who is cancelled by anyio can wait for nothing else. A slow store gets no more than its usual patience.
             with CancelScope(shield=True):
-                return await self._state.update(call.span, account.name, Pace, change, *args)
+                return await self._state.update(call.span, account.name, RateEstimate, change, *args)
         except asyncio.CancelledError:
             # Nobody knows whether it was made. Twice is a send too many in the count; not at all, one too few.
             with CancelScope(shield=True):
-                await self._state.update(call.span, account.name, Pace, change, *args)
+                await self._state.update(call.span, account.name, RateEstimate, change, *args)
             raise
         raise AssertionError("a shield swallows nothing")
 
@@ -288,7 +294,7 @@ class Throttle(Layer):
         episode, account.episode = account.episode, None
         if episode is None:
             return
-        requests, period = await self._state.update(None, account.name, Pace, learned)
+        requests, period = await self._state.update(None, account.name, RateEstimate, learned)
         if self._limit is not None:
             requests, period = self._limit.requests, self._limit.per
         limit: dict[str, AttributeValue] = {LIMIT: float(requests), LIMIT_PERIOD: float(period)}
@@ -296,11 +302,11 @@ class Throttle(Layer):
 
     def _tell(self, account: _Account, episode: _Episode, limit: Mapping[str, AttributeValue]) -> None:
         lasted = asyncio.get_running_loop().time() - episode.began
-        parked = account.gate.parked - episode.parked_before
+        queued = account.queue.queued - episode.queued_before
         self._instruments.episode_duration.record(lasted, account.server)
         attributes: dict[str, AttributeValue] = {
             **account.server,
-            PARKED: parked,
+            QUEUED: queued,
             REFUSED: episode.refused,
             WAIT: episode.wait,
             **limit,
@@ -314,14 +320,14 @@ class Throttle(Layer):
         self._tracing.tracer.start_span(
             EPISODE, Context(), SpanKind.INTERNAL, attributes, links, start_time=episode.started
         ).end()
-        if not parked:
+        if not queued:
             return  # nobody but the refused knows of it
         LOGGER.info(
-            "%s limited the rate%s: for %.3g s calls waited at the gate (%d of them), after %d had been refused",
+            "%s limited the rate%s: for %.3g s calls waited in the queue (%d of them), after %d had been refused",
             account.server[SERVER_ADDRESS],
             shown,
             lasted,
-            parked,
+            queued,
             episode.refused,
         )
 
@@ -340,29 +346,29 @@ class Throttle(Layer):
     def _forget_idle(self) -> None:
         # A few at a time: each new account makes room for more than itself.
         for name, account in list(islice(self._accounts.items(), 4)):
-            if account.gate.in_flight or account.gate.waiting:
+            if account.queue.in_flight or account.queue.waiting:
                 self._accounts.move_to_end(name)
                 continue
             if account.episode is not None:
                 self._tell(account, account.episode, {})
             del self._accounts[name]
 
-    async def ask(self, account: _Account, call: Call, in_flight: Sequence[float], ahead: int) -> Sent | Hold:
-        """Answer the gate of *account*."""
+    async def ask(self, account: _Account, call: Call, in_flight: Sequence[float], ahead: int) -> Permit | Hold:
+        """Answer the queue of *account*."""
         update = self._state.update
         if not ahead:
             waiting = waiting_of(call)
             waited = 0.0 if waiting is None else asyncio.get_running_loop().time() - waiting[0]
-            change = partial(next_turn, waiting=account.gate.waiting, waited=waited)
-            return await update(call.span, account.name, Pace, change, in_flight, self._period, self._limit)
+            change = partial(next_turn, waiting=account.queue.waiting, waited=waited)
+            return await update(call.span, account.name, RateEstimate, change, in_flight, self._period, self._limit)
         if self._limit is None:
             return Hold(None, closed=False)
-        seconds = await update(call.span, account.name, Pace, earliest, len(in_flight), ahead, self._limit)
+        seconds = await update(call.span, account.name, RateEstimate, earliest, len(in_flight), ahead, self._limit)
         return Hold(seconds, closed=False)
 
     def count(self, account: _Account, number: int) -> None:
-        """How the gate of *account* tells of those that wait."""
-        self._instruments.parked.add(number, account.server)
+        """How the queue of *account* tells of those that wait."""
+        self._instruments.queued.add(number, account.server)
 
     def __repr__(self) -> str:
         return f"Throttle({self._rules!r}, limit={self._limit!r})"
@@ -371,14 +377,14 @@ class Throttle(Layer):
 class _Account:
     """An account with calls."""
 
-    __slots__ = ("episode", "gate", "name", "server")
+    __slots__ = ("episode", "name", "queue", "server")
 
     def __init__(self, throttle: Throttle, name: str, server: Mapping[str, AttributeValue]) -> None:
         self.name = name
         """A hash: the key itself may be a credential."""
         self.server = server
         self.episode: _Episode | None = None
-        self.gate = Gate(
+        self.queue = Queue(
             lambda call, in_flight, ahead: throttle.ask(self, call, in_flight, ahead),
             lambda number: throttle.count(self, number),
         )
@@ -393,8 +399,8 @@ class _Episode:
     """The same in nanoseconds since the epoch."""
     context: SpanContext
     """The call that was refused."""
-    parked_before: int
-    """How many calls had had to wait at the gate before, and had passed."""
+    queued_before: int
+    """How many calls had had to wait in the queue before, and had passed."""
     wait: float = 0.0
     refused: int = 0
     generation: int = 0

@@ -10,9 +10,9 @@ from heapq import heapify, heappop, heappush
 from typing import Final
 
 from lamella.pipeline import Call, PerCall
-from lamella.throttle.estimator import Hold, Sent
+from lamella.throttle.estimator import Hold, Permit
 
-__all__ = ["TURN", "WAITING", "Gate", "no_longer_waiting", "waiting_of"]
+__all__ = ["TURN", "WAITING", "Queue", "no_longer_waiting", "waiting_of"]
 
 _turns: Final = itertools.count()
 
@@ -21,7 +21,7 @@ _NOISE: Final = 1e-3
 _MANY: Final = 20
 """The first in the queue asks again each time that so many more wait: a longer queue may let more go at once."""
 
-Ask = Callable[[Call, Sequence[float], int], Awaitable[Sent | Hold]]
+Ask = Callable[[Call, Sequence[float], int], Awaitable[Permit | Hold]]
 """Whether a call may go now, by the moments when those in flight were sent, and the number of those that come first."""
 
 
@@ -43,7 +43,7 @@ def no_longer_waiting(call: Call) -> None:
 class _Waiter:
     """A call in the queue, or one that has left it."""
 
-    __slots__ = ("asks_again", "call", "left", "loop", "parked", "turn", "woken")
+    __slots__ = ("asks_again", "call", "left", "loop", "queued", "turn", "woken")
 
     def __init__(self, call: Call, turn: int, loop: asyncio.AbstractEventLoop) -> None:
         self.call = call
@@ -53,12 +53,12 @@ class _Waiter:
         self.asks_again = False
         """Whether it was woken while it did not sleep: a store may take its time to answer."""
         self.woken: asyncio.Future[None] | None = None
-        self.parked: tuple[float, float] | None = None
-        """Since when it waits, and until when the gate is closed, by the loop's clock. None: it does not wait yet."""
+        self.queued: tuple[float, float] | None = None
+        """Since when it waits, and until when the queue is closed, by the loop's clock. None: it does not wait yet."""
 
-    def park(self, since: float, until: float) -> None:
-        self.parked = since, until
-        WAITING.set(self.call, self.parked)
+    def queue(self, since: float, until: float) -> None:
+        self.queued = since, until
+        WAITING.set(self.call, self.queued)
 
     def __lt__(self, other: _Waiter) -> bool:
         return self.turn < other.turn
@@ -83,7 +83,7 @@ class _Waiter:
                 timer.cancel()
 
 
-class Gate:
+class Queue:
     """Lets the calls for one account pass, one after another, as *ask* says.
 
     Only the first in the queue asks, in its own task. When it goes, or is cancelled, the next one is woken: so there
@@ -99,7 +99,7 @@ class Gate:
         "_queue",
         "_youngest",
         "closed_until",
-        "parked",
+        "queued",
         "sent",
         "too_long",
     )
@@ -116,7 +116,7 @@ class Gate:
         """The highest turn that there has been."""
         self.sent: list[float] = []
         """When each send that is in flight was made, by the store's clock, the oldest first."""
-        self.parked = 0
+        self.queued = 0
         """How many calls have had to wait so far."""
         self.closed_until = 0.0
         """By the loop's clock, as far as is known here."""
@@ -138,7 +138,7 @@ class Gate:
         """Whether nobody waits, so that a call may ask at once, without :meth:`enter`."""
         return not self._queue
 
-    def let_pass(self, call: Call, sent: Sent) -> None:
+    def let_pass(self, call: Call, sent: Permit) -> None:
         """*call* has asked at once, and may be sent."""
         self._goes(sent)
         if TURN not in call.state:
@@ -146,7 +146,7 @@ class Gate:
         else:
             self._youngest = max(self._youngest, TURN.of(call))
 
-    def _goes(self, sent: Sent) -> None:
+    def _goes(self, sent: Permit) -> None:
         if not self.sent or self.sent[-1] <= sent.at:
             self.sent.append(sent.at)
         else:
@@ -159,7 +159,7 @@ class Gate:
         self._youngest = max(self._youngest, turn)
         return turn
 
-    async def enter(self, call: Call) -> Sent | Hold:
+    async def enter(self, call: Call) -> Permit | Hold:
         """Wait until *call* may be sent. A Hold: that would be after its deadline or take too long, so it did not wait.
 
         A call that comes again keeps its place before all that came later.
@@ -173,11 +173,11 @@ class Gate:
             return await self._wait(waiter)
         finally:
             self._leave(waiter)
-            if waiter.parked is not None:
+            if waiter.queued is not None:
                 self._count(-1)
-                call.queued += loop.time() - waiter.parked[0]
+                call.queued += loop.time() - waiter.queued[0]
 
-    async def _wait(self, waiter: _Waiter) -> Sent | Hold:
+    async def _wait(self, waiter: _Waiter) -> Permit | Hold:
         loop, call = waiter.loop, waiter.call
         while True:
             waiter.asks_again = False
@@ -185,9 +185,9 @@ class Gate:
             first = not self._asking and self._first() is waiter
             now = loop.time()
             seconds = None
-            if first or (call.deadline is not None and waiter.parked is None):
+            if first or (call.deadline is not None and waiter.queued is None):
                 answer = await (self._ask_first(waiter) if first else self._ask(call, self.sent, self._ahead(waiter)))
-                if isinstance(answer, Sent):
+                if isinstance(answer, Permit):
                     return answer
                 now, seconds = loop.time(), answer.seconds
                 if answer.closed and seconds is not None and now + seconds > self.closed_until + _NOISE:
@@ -201,18 +201,18 @@ class Gate:
             too_long = self.too_long and closed_for > 0
             if too_long or _too_late(call, now, closed_for):
                 return Hold(closed_for, closed=True, too_long=too_long)
-            if waiter.parked is None:
-                self.parked += 1
+            if waiter.queued is None:
+                self.queued += 1
                 self._count(1)
-                waiter.park(now, self.closed_until)
+                waiter.queue(now, self.closed_until)
             if first or self._asking or self._first() is not waiter:
                 await waiter.wait(seconds if first else None)
 
-    async def _ask_first(self, waiter: _Waiter) -> Sent | Hold:
+    async def _ask_first(self, waiter: _Waiter) -> Permit | Hold:
         self._asking = True
         try:
             answer = await self._ask(waiter.call, self.sent, 0)
-            if isinstance(answer, Sent):
+            if isinstance(answer, Permit):
                 self._goes(answer)
             return answer
         finally:
@@ -227,7 +227,7 @@ class Gate:
             return max(self.waiting - 1, 1)
         return max(sum(1 for other in self._queue if other < waiter and not other.left), 1)
 
-    def left(self, sent: Sent) -> None:
+    def left(self, sent: Permit) -> None:
         """A send has ended: perhaps the next one can go."""
         del self.sent[bisect_left(self.sent, sent.at)]
         if self._queue:
@@ -240,8 +240,8 @@ class Gate:
         """
         self.closed_until, self.too_long = until, too_long
         for waiter in self._queue:
-            if waiter.parked is not None:
-                waiter.park(waiter.parked[0], until)
+            if waiter.queued is not None:
+                waiter.queue(waiter.queued[0], until)
             if too_long or (waiter.call.deadline is not None and waiter.call.deadline <= until):
                 waiter.wake()
 

@@ -1,4 +1,4 @@
-"""The queue before an account's gate: nobody is forgotten, nobody is overtaken, nobody passes while it is closed."""
+"""The queue before an account's queue: nobody is forgotten, nobody is overtaken, nobody passes while it is closed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lamella.pipeline import Call
 from lamella.rules import Backoff
 from lamella.testing import FixedWindow, SlidingWindow, TokenBucket, VirtualTimeLoop, run_virtual
 from lamella.testing import Limit as ServersLimit
-from lamella.throttle.estimator import Hold, Pace, Sent, answered, earliest, lost, next_turn, refused
-from lamella.throttle.queue import TURN, Gate, no_longer_waiting, waiting_of
+from lamella.throttle.estimator import Hold, Permit, RateEstimate, answered, earliest, lost, next_turn, refused
+from lamella.throttle.queue import TURN, Queue, no_longer_waiting, waiting_of
 
 T = TypeVar("T")
 
@@ -49,13 +49,13 @@ def now() -> float:
 
 @dataclass
 class Account:
-    """What a ``Throttle`` does with a gate, and a server of its own; the store takes *slow* seconds on each way."""
+    """What a ``Throttle`` does with a queue, and a server of its own; the store takes *slow* seconds on each way."""
 
     limit: ServersLimit | None = None
     stated: Limit | None = None
     slow: float = 0.0
-    pace: Pace = field(default_factory=Pace)
-    parked: int = 0
+    estimate: RateEstimate = field(default_factory=RateEstimate)
+    queued: int = 0
     asking: int = 0
     random: random.Random = field(default_factory=lambda: random.Random(0))
     sent: list[Call] = field(default_factory=list)
@@ -68,22 +68,22 @@ class Account:
     """Whether to look out for calls that were overtaken, which takes its time."""
 
     def __post_init__(self) -> None:
-        self.gate = Gate(self.ask, self.count)
+        self.queue = Queue(self.ask, self.count)
         self.limiter = self.limit.limiter() if self.limit else None
 
     def count(self, number: int) -> None:
-        self.parked += number
+        self.queued += number
 
     async def store(self) -> None:
         if self.slow:
             await asyncio.sleep(self.slow * self.random.random())
 
-    async def ask(self, call: Call, in_flight: Sequence[float], ahead: int) -> Sent | Hold:
+    async def ask(self, call: Call, in_flight: Sequence[float], ahead: int) -> Permit | Hold:
         if ahead:
             await self.store()
             if self.stated is None:
                 return Hold(None, closed=False)
-            return Hold(earliest(self.pace, now(), len(in_flight), ahead, self.stated), closed=False)
+            return Hold(earliest(self.estimate, now(), len(in_flight), ahead, self.stated), closed=False)
         self.asking += 1
         began = now()
         assert self.asking == 1, "two ask at once, of the same sends in flight"
@@ -91,9 +91,11 @@ class Account:
             await self.store()
             waiting = waiting_of(call)
             waited = now() - waiting[0] if waiting else 0.0
-            answer = next_turn(self.pace, now(), in_flight, 60.0, self.stated, waiting=self.gate.waiting, waited=waited)
-            if isinstance(answer, Sent):
-                assert now() >= self.opens, "let go while the gate is closed"
+            answer = next_turn(
+                self.estimate, now(), in_flight, 60.0, self.stated, waiting=self.queue.waiting, waited=waited
+            )
+            if isinstance(answer, Permit):
+                assert now() >= self.opens, "let go while the queue is closed"
                 assert TURN.of(call) is not None
                 for other, since in self.waiting.items() if self.watched else ():
                     turn = TURN.of(other)
@@ -109,7 +111,7 @@ class Account:
         self.waiting[call] = now()
         no_longer_waiting(call)
         try:
-            answer = await self.gate.enter(call)
+            answer = await self.queue.enter(call)
         finally:
             del self.waiting[call]
         if isinstance(answer, Hold):
@@ -122,22 +124,22 @@ class Account:
                     status = 429 if self.limiter and self.limiter.allow(now()) > 0 else 200
                 await asyncio.sleep(latency / 2)
             except BaseException:
-                lost(self.pace, now())
+                lost(self.estimate, now())
                 raise
             await self.store()
             if status == 429:
-                wait = refused(self.pace, now(), answer, Backoff(60), None)
+                wait = refused(self.estimate, now(), answer, Backoff(60), None)
                 if wait is not None:
                     self.opens = now() + wait
-                    self.gate.close(self.opens)
+                    self.queue.close(self.opens)
             else:
-                answered(self.pace, now(), answer, self.gate.in_flight - 1, self.stated)
+                answered(self.estimate, now(), answer, self.queue.in_flight - 1, self.stated)
             return status
         finally:
-            self.gate.left(answer)
+            self.queue.left(answer)
 
     def is_at_rest(self) -> None:
-        assert (self.gate.in_flight, self.gate.waiting, self.parked, self.asking) == (0, 0, 0, 0)
+        assert (self.queue.in_flight, self.queue.waiting, self.queued, self.asking) == (0, 0, 0, 0)
 
 
 def call(deadline: float | None = None) -> Call:
@@ -148,13 +150,13 @@ def call(deadline: float | None = None) -> Call:
 
 def slow() -> Account:
     """One that was refused before, and whose answers take their time: one call goes after the other."""
-    return Account(pace=Pace(generation=1, reach=1.0, fastest=50.0))
+    return Account(estimate=RateEstimate(generation=1, reach=1.0, fastest=50.0))
 
 
 async def close(account: Account) -> None:
-    """Let one call be refused, so that the gate is closed for a minute."""
+    """Let one call be refused, so thin the queue is closed for a minute."""
     assert await account.send(call(), 0.0, 429) == 429
-    assert account.gate.closed_until == now() + 60
+    assert account.queue.closed_until == now() + 60
 
 
 def test_who_need_not_wait_does_not() -> None:
@@ -163,7 +165,7 @@ def test_who_need_not_wait_does_not() -> None:
         first = call()
         assert await account.send(first, 0.5) == 200
         assert now() == 0.5
-        assert (waiting_of(first), first.queued, account.gate.parked) == (None, 0.0, 0)
+        assert (waiting_of(first), first.queued, account.queue.queued) == (None, 0.0, 0)
         account.is_at_rest()
 
     run(main())
@@ -176,11 +178,11 @@ def test_everybody_waits_for_a_closed_gate_and_goes_in_order() -> None:
         calls = [call() for _ in range(20)]
         tasks = [asyncio.create_task(account.send(each, 0.1)) for each in calls]
         await asyncio.sleep(30)
-        assert (len(account.sent), account.gate.waiting, account.gate.parked, account.parked) == (1, 20, 20, 20)
+        assert (len(account.sent), account.queue.waiting, account.queue.queued, account.queued) == (1, 20, 20, 20)
         assert {waiting_of(each) for each in calls} == {(0.0, 60.0)}
-        free = [account.gate.is_free]
+        free = [account.queue.is_free]
         assert await asyncio.gather(*tasks) == [200] * 20
-        assert [*free, account.gate.is_free] == [False, True]
+        assert [*free, account.queue.is_free] == [False, True]
         assert account.sent[1:] == calls
         assert all(each.queued >= 60 for each in calls)
         account.is_at_rest()
@@ -256,7 +258,7 @@ def test_with_a_stated_limit_its_place_in_the_queue_counts() -> None:
         assert await account.send(call(119.0), 0.0) == Hold(119.0, closed=False)
         late = asyncio.create_task(account.send(call(121.0), 0.0))
         await asyncio.sleep(0)
-        assert account.gate.waiting == 16
+        assert account.queue.waiting == 16
         again = call(59.0)
         TURN.set(again, -1)  # a re-send: only the next window is too late for it
         assert await account.send(again, 0.0) == Hold(59.0, closed=False)
@@ -274,8 +276,8 @@ def test_a_refusal_meanwhile_ends_the_wait_of_those_who_cannot_wait_so_long() ->
         calls = [call(end) for end in (None, 100.0, 110.0, 111.0)]
         first, second, third, fourth = (asyncio.create_task(account.send(each, 0.0)) for each in calls)
         await asyncio.sleep(1)
-        assert account.gate.waiting == 4
-        assert account.gate.closed_until == 0
+        assert account.queue.waiting == 4
+        assert account.queue.closed_until == 0
         # At 110 there would be no time left for the third.
         assert [await second, await third] == [Hold(60.0, closed=True)] * 2
         assert now() == 50
@@ -299,7 +301,7 @@ def test_a_refusal_that_only_the_store_knows_of_ends_it_too() -> None:
         first = asyncio.create_task(account.send(call(), 0.0))
         second = asyncio.create_task(account.send(call(100.0), 0.0))
         await asyncio.sleep(10)
-        account.pace.closed_until = account.opens = 300.0
+        account.estimate.closed_until = account.opens = 300.0
         assert await second == Hold(250.0, closed=True)
         assert now() == 50
         await asyncio.gather(busy, first)
@@ -317,11 +319,11 @@ def test_a_cancelled_call_leaves_nothing_behind_and_the_next_one_goes(which: int
         await account.send(call(), 0.0, 429)
         tasks = [asyncio.create_task(account.send(call(), 0.1)) for _ in range(3)]
         await asyncio.sleep(30)
-        assert account.parked == 3
+        assert account.queued == 3
         tasks[which].cancel()
         await asyncio.sleep(1)
         assert tasks[which].cancelled()
-        assert (account.parked, account.gate.waiting) == (2, 2)
+        assert (account.queued, account.queue.waiting) == (2, 2)
         await asyncio.sleep(60)
         assert [task.result() for task in tasks if not task.cancelled()] == [200, 200]
         account.is_at_rest()
@@ -334,7 +336,7 @@ def test_cancelled_at_any_moment_it_leaves_nothing_behind() -> None:
 
     async def at(steps: int) -> bool:
         account = Account(slow=0.2, random=random.Random(steps))
-        account.pace.reach = 1.0
+        account.estimate.reach = 1.0
         first = asyncio.create_task(account.send(call(), 0.3))
         other = asyncio.create_task(account.send(call(), 0.3))
         last = asyncio.create_task(account.send(call(), 0.3))
@@ -358,26 +360,26 @@ def test_an_error_of_what_it_asks_is_the_callers_and_the_next_one_asks() -> None
     async def main() -> None:
         asked: list[Call] = []
 
-        async def ask(asking: Call, in_flight: Sequence[float], ahead: int) -> Sent | Hold:
+        async def ask(asking: Call, in_flight: Sequence[float], ahead: int) -> Permit | Hold:
             asked.append(asking)
             await asyncio.sleep(1)
             if len(asked) == 1:
                 raise LookupError
-            return Sent(0, now())
+            return Permit(0, now())
 
-        gate = Gate(ask, lambda _: None)
-        first = asyncio.create_task(gate.enter(call()))
+        queue = Queue(ask, lambda _: None)
+        first = asyncio.create_task(queue.enter(call()))
         await asyncio.sleep(0)
-        assert isinstance(await gate.enter(call()), Sent)
+        assert isinstance(await queue.enter(call()), Permit)
         with pytest.raises(LookupError):
             await first
-        assert (gate.in_flight, gate.waiting) == (1, 0)
+        assert (queue.in_flight, queue.waiting) == (1, 0)
 
     run(main())
 
 
 def burden(calls: int) -> float:
-    """What it takes to park so many at a closed gate, with a deadline each; to cancel them; and to let them go."""
+    """What it takes to queue so many at a closed queue, with a deadline each; to cancel them; and to let them go."""
 
     async def main() -> None:
         account = Account(stated=Limit(calls // 10, 60), watched=False)
@@ -385,7 +387,7 @@ def burden(calls: int) -> float:
         for order in (1, -1):
             tasks = [asyncio.create_task(account.send(call(1e9), 0.0)) for _ in range(calls)]
             await asyncio.sleep(0)
-            assert account.parked == calls
+            assert account.queued == calls
             for task in tasks[calls // 2 :]:
                 task.cancel()
             for number, task in enumerate(tasks[: calls // 2][::order]):
@@ -419,7 +421,7 @@ def test_those_cancelled_behind_a_first_that_waits_long_do_not_pile_up() -> None
             await asyncio.sleep(0)
             task.cancel()
             await asyncio.wait([task])
-            assert len(account.gate._queue) <= 3
+            assert len(account.queue._queue) <= 3
         assert await first == 200
         account.is_at_rest()
 
@@ -431,16 +433,16 @@ def test_one_that_comes_again_while_a_younger_asks_is_told_when_that_has_its_ans
         younger, older = call(), call()
         TURN.set(older, -1)
 
-        async def ask(asking: Call, in_flight: Sequence[float], ahead: int) -> Sent | Hold:
+        async def ask(asking: Call, in_flight: Sequence[float], ahead: int) -> Permit | Hold:
             await asyncio.sleep(1)
-            return Hold(1000.0, closed=False) if asking is younger else Sent(0, now())
+            return Hold(1000.0, closed=False) if asking is younger else Permit(0, now())
 
-        gate = Gate(ask, lambda _: None)
-        waits = asyncio.create_task(gate.enter(younger))
+        queue = Queue(ask, lambda _: None)
+        waits = asyncio.create_task(queue.enter(younger))
         await asyncio.sleep(0.5)
-        assert isinstance(await gate.enter(older), Sent)
+        assert isinstance(await queue.enter(older), Permit)
         assert now() == 2
-        assert gate.closed_until == 0.0  # it was the pace that held the younger
+        assert queue.closed_until == 0.0  # it was the rate that held the younger
         waits.cancel()
         await asyncio.wait([waits])
 
@@ -453,7 +455,7 @@ def test_it_is_told_how_many_come_first() -> None:
     async def main() -> None:
         told: list[int] = []
 
-        async def ask(asking: Call, in_flight: Sequence[float], ahead: int) -> Sent | Hold:
+        async def ask(asking: Call, in_flight: Sequence[float], ahead: int) -> Permit | Hold:
             told.append(ahead)
             await asyncio.sleep(1)
             return Hold(None, closed=False)
@@ -462,12 +464,12 @@ def test_it_is_told_how_many_come_first() -> None:
             calls.append(call(1e9))
             if turn is not None:
                 TURN.set(calls[-1], turn)
-            tasks.append(asyncio.create_task(gate.enter(calls[-1])))
+            tasks.append(asyncio.create_task(queue.enter(calls[-1])))
             await asyncio.sleep(0)
 
-        gate = Gate(ask, lambda _: None)
+        queue = Queue(ask, lambda _: None)
         calls: list[Call] = []
-        tasks: list[asyncio.Task[Sent | Hold]] = []
+        tasks: list[asyncio.Task[Permit | Hold]] = []
         await comes(-50)
         await comes()
         tasks[-1].cancel()
@@ -483,13 +485,13 @@ def test_it_is_told_how_many_come_first() -> None:
             leaves.cancel()
             await asyncio.wait([leaves])
         youngest = TURN.of(calls[-1])
-        await comes(10**12)  # its turn is from another gate
+        await comes(10**12)  # its turn is from another queue
         await comes(youngest)
         assert told[5:] == [5, 5]
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        assert (gate.waiting, gate.in_flight) == (0, 0)
+        assert (queue.waiting, queue.in_flight) == (0, 0)
 
     run(main())
 
@@ -499,12 +501,12 @@ def test_whoever_asked_at_once_is_counted_and_keeps_its_turn() -> None:
         account = Account()
         at_once, other = call(), call()
         for each in (at_once, other):
-            assert account.gate.is_free
-            account.gate.let_pass(each, Sent(0, now()))
-        assert account.gate.in_flight == 2
+            assert account.queue.is_free
+            account.queue.let_pass(each, Permit(0, now()))
+        assert account.queue.in_flight == 2
         assert TURN.of(at_once) < TURN.of(other)
         for _ in range(2):
-            account.gate.left(Sent(0, now()))
+            account.queue.left(Permit(0, now()))
         account.is_at_rest()
 
     run(main())

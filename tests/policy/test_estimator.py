@@ -1,4 +1,4 @@
-"""The arithmetic of the pace against the limits themselves: hours of traffic, without a loop or a socket."""
+"""The arithmetic of the rate against the limits themselves: hours of traffic, without a loop or a socket."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lamella.testing import FixedWindow, Limiter, SlidingWindow, TokenBucket
 from lamella.testing import Limit as ServersLimit
 from lamella.throttle.estimator import (
     Hold,
-    Pace,
-    Sent,
+    Permit,
+    RateEstimate,
     answered,
     earliest,
     is_too_long,
@@ -54,14 +54,14 @@ class Outcome:
     lost: list[int] = field(default_factory=list)
     """Those that were refused as often as they may be sent."""
     refused: int = 0
-    pace: Pace = field(default_factory=Pace)
+    estimate: RateEstimate = field(default_factory=RateEstimate)
     most_remembered: int = 0
     sent_at: list[float] = field(default_factory=list)
 
 
 @dataclass
 class Traffic:
-    """The calls of one account, as a gate and ``Retry`` send them, and a server with a limit."""
+    """The calls of one account, as a queue and ``Retry`` send them, and a server with a limit."""
 
     limit: ServersLimit
     calls: int
@@ -86,7 +86,7 @@ class Traffic:
         random_ = random.Random(self.seed)
         backoff = Backoff(self.wait)
         outcome = Outcome()
-        pace = outcome.pace
+        estimate = outcome.estimate
         limit, limiter = self.limit, self.limit.limiter()
         events: list[tuple[float, int, str, object]] = []
         numbers = itertools.count()
@@ -111,9 +111,9 @@ class Traffic:
             at(BEGIN + random_.expovariate(self.others), "somebody else")
 
         while len(outcome.done) + len(outcome.lost) < self.calls:
-            assert events, f"stuck at {now}, {in_flight} in flight: {pace}"
+            assert events, f"stuck at {now}, {in_flight} in flight: {estimate}"
             now, _, what, about = heappop(events)
-            assert now < BEGIN + 1e7, f"it goes on for ever: {pace}"
+            assert now < BEGIN + 1e7, f"it goes on for ever: {estimate}"
             match what, about:
                 case "wakes", _ if about != wake:
                     continue
@@ -126,23 +126,23 @@ class Traffic:
                 case "somebody else", _:
                     limiter.allow(now)
                     at(now + random_.expovariate(self.others), "somebody else")
-                case "reaches the server", (int(number), Sent() as sent, float(back)):
+                case "reaches the server", (int(number), Permit() as sent, float(back)):
                     at(now + back, "is answered", (number, sent, limiter.allow(now), random_.random() < self.silence))
                     continue
-                case "is answered", (int(number), Sent() as sent, float(until), bool(silent)):
+                case "is answered", (int(number), Permit() as sent, float(until), bool(silent)):
                     in_flight.remove(sent.at)
                     if silent:
-                        lost(pace, now)
+                        lost(estimate, now)
                         heappush(queue, number)
                         came[number] = now
                     elif until <= 0:
-                        assert answered(pace, now, sent, len(in_flight), self.stated) in (True, False)
+                        assert answered(estimate, now, sent, len(in_flight), self.stated) in (True, False)
                         outcome.done.append(number)
                         outcome.took = now - BEGIN
                     else:
                         outcome.refused += 1
                         retry_after = math.ceil(until) if limit.retry_after else None
-                        closed_for = refused(pace, now, sent, backoff, retry_after)
+                        closed_for = refused(estimate, now, sent, backoff, retry_after)
                         if closed_for is not None:
                             opens = now + closed_for
                         tries[number] += 1
@@ -157,10 +157,10 @@ class Traffic:
                             came[another] = now
             while queue:
                 if self.as_json:
-                    pace = outcome.pace = Pace(**json.loads(json.dumps(asdict(pace))))
+                    estimate = outcome.estimate = RateEstimate(**json.loads(json.dumps(asdict(estimate))))
                 waited = now - came[queue[0]]
-                turn = next_turn(pace, now, in_flight, self.wait, self.stated, waiting=len(queue), waited=waited)
-                outcome.most_remembered = max(outcome.most_remembered, len(pace.log))
+                turn = next_turn(estimate, now, in_flight, self.wait, self.stated, waiting=len(queue), waited=waited)
+                outcome.most_remembered = max(outcome.most_remembered, len(estimate.log))
                 if isinstance(turn, Hold):
                     waits = [seconds for seconds in (turn.seconds, turn.again) if seconds is not None]
                     if waits:
@@ -168,9 +168,9 @@ class Traffic:
                         wake = now + min(waits)
                         at(wake, "wakes", wake)
                     else:
-                        assert in_flight, f"nothing will wake it: {pace}"
+                        assert in_flight, f"nothing will wake it: {estimate}"
                     break
-                assert now >= opens, "sent while the gate is closed"
+                assert now >= opens, "sent while the queue is closed"
                 number = heappop(queue)
                 in_flight.append(now)
                 outcome.sends += 1
@@ -191,29 +191,29 @@ class Traffic:
 
 @pytest.mark.parametrize(("requests", "per"), [(0, 1), (-1, 1), (1.5, 1), (True, 1), ("1", 1), (None, 1)])
 def test_a_limit_is_of_whole_requests(requests: int, per: float) -> None:
-    with pytest.raises(ValueError, match=f"requests must be .* not {requests!r}"):
+    with pytest.raises(ValueError, match=f"requests must be .* got {requests!r}"):
         Limit(requests, per)
 
 
 @pytest.mark.parametrize("per", [0, -1, math.inf, math.nan])
 def test_a_limit_is_for_some_time(per: float) -> None:
-    with pytest.raises(ValueError, match=f"per must be .* not {per!r}"):
+    with pytest.raises(ValueError, match=f"per must be .* got {per!r}"):
         Limit(1, per)
 
 
-def sends(pace: Pace, number: int, now: float = 0.0) -> list[Sent]:
-    """So many at once, whatever the pace says: they are on their way already."""
-    first = next_turn(pace, now, (), 60.0, None)
-    assert isinstance(first, Sent)
+def sends(estimate: RateEstimate, number: int, now: float = 0.0) -> list[Permit]:
+    """So many at once, whatever the rate says: they are on their way already."""
+    first = next_turn(estimate, now, (), 60.0, None)
+    assert isinstance(first, Permit)
     return [first] * number
 
 
 def test_of_the_429s_on_their_way_one_counts() -> None:
-    pace = Pace()
-    told = [refused(pace, 1.0 + number, sent, Backoff(60), None) for number, sent in enumerate(sends(pace, 9))]
+    estimate = RateEstimate()
+    told = [refused(estimate, 1.0 + number, sent, Backoff(60), None) for number, sent in enumerate(sends(estimate, 9))]
     assert told == [60.0, *[None] * 8]
-    assert next_turn(pace, 10.0, (), 60.0, None) == Hold(51.0, closed=True)
-    assert isinstance(next_turn(pace, 61.0, (), 60.0, None), Sent)
+    assert next_turn(estimate, 10.0, (), 60.0, None) == Hold(51.0, closed=True)
+    assert isinstance(next_turn(estimate, 61.0, (), 60.0, None), Permit)
 
 
 @pytest.mark.parametrize(
@@ -234,52 +234,52 @@ def test_of_the_429s_on_their_way_one_counts() -> None:
 def test_refused_again_when_it_opens_it_closes_for_longer(
     backoff: Backoff | None, retry_after: float | None, waits: list[float]
 ) -> None:
-    pace, now, told = Pace(), 0.0, []
+    estimate, now, told = RateEstimate(), 0.0, []
     for _ in waits:
-        [sent] = sends(pace, 1, now)
-        wait = refused(pace, now + 1, sent, backoff, retry_after)
+        [sent] = sends(estimate, 1, now)
+        wait = refused(estimate, now + 1, sent, backoff, retry_after)
         assert wait is not None
         told.append(wait)
         now += 1 + wait
     assert told == waits
-    [sent] = sends(pace, 1, now)
-    period = pace.period
-    assert answered(pace, now + 1, sent, 0, None)  # the end of the episode: from now on it begins at the first wait
+    [sent] = sends(estimate, 1, now)
+    period = estimate.period
+    assert answered(estimate, now + 1, sent, 0, None)  # the end of the episode: from now on it begins at the first wait
     # Refused since the first send, which was at 0, each time that it opened: so long the period is at least.
-    assert pace.period == max(period, now + 1)
-    [sent] = sends(pace, 1, now + 99)
-    assert refused(pace, now + 99, sent, backoff, retry_after) == waits[0]
+    assert estimate.period == max(period, now + 1)
+    [sent] = sends(estimate, 1, now + 99)
+    assert refused(estimate, now + 99, sent, backoff, retry_after) == waits[0]
 
 
 @pytest.mark.parametrize("retry_after", [None, 0.0])
 @pytest.mark.parametrize("backoff", [None, Backoff(0)])
 def test_a_429_that_asks_for_no_wait_closes_nothing(backoff: Backoff | None, retry_after: float | None) -> None:
-    pace = Pace()
-    [sent] = sends(pace, 1)
-    assert refused(pace, 1.0, sent, backoff, retry_after) is None
-    assert isinstance(next_turn(pace, 1.0, (), 60.0, None), Sent)
+    estimate = RateEstimate()
+    [sent] = sends(estimate, 1)
+    assert refused(estimate, 1.0, sent, backoff, retry_after) is None
+    assert isinstance(next_turn(estimate, 1.0, (), 60.0, None), Permit)
 
 
 @pytest.mark.parametrize("stated", [None, Limit(100, 60)])
 def test_when_it_opens_one_goes_alone(stated: Limit | None) -> None:
-    pace = Pace()
-    first = next_turn(pace, 0.0, (), 60.0, stated)
-    assert isinstance(first, Sent)
-    refused(pace, 1.0, first, Backoff(60), None)
-    alone = next_turn(pace, 61.0, (), 60.0, stated)
-    assert isinstance(alone, Sent)
-    assert next_turn(pace, 61.0, [0.0, 61.0], 60.0, stated) == Hold(None, closed=True, again=1.0)
-    assert not answered(pace, 61.5, first, 1, stated)  # a late one of before says nothing of now
+    estimate = RateEstimate()
+    first = next_turn(estimate, 0.0, (), 60.0, stated)
+    assert isinstance(first, Permit)
+    refused(estimate, 1.0, first, Backoff(60), None)
+    alone = next_turn(estimate, 61.0, (), 60.0, stated)
+    assert isinstance(alone, Permit)
+    assert next_turn(estimate, 61.0, [0.0, 61.0], 60.0, stated) == Hold(None, closed=True, again=1.0)
+    assert not answered(estimate, 61.5, first, 1, stated)  # a late one of before says nothing of now
     # A minute is now the shortest time that an answer is known to take.
-    assert next_turn(pace, 61.5, [61.0], 60.0, stated) == Hold(None, closed=True, again=4 * 61.5 - 0.5)
-    assert answered(pace, 62.0, alone, 0, stated)
-    assert isinstance(next_turn(pace, 62.0, (), 60.0, stated), Sent)
+    assert next_turn(estimate, 61.5, [61.0], 60.0, stated) == Hold(None, closed=True, again=4 * 61.5 - 0.5)
+    assert answered(estimate, 62.0, alone, 0, stated)
+    assert isinstance(next_turn(estimate, 62.0, (), 60.0, stated), Permit)
 
 
-def turns(pace: Pace, now: float, in_flight: list[float], waiting: int = 0) -> int:
+def turns(estimate: RateEstimate, now: float, in_flight: list[float], waiting: int = 0) -> int:
     """How many go now, one after the other."""
     goes = 0
-    while isinstance(next_turn(pace, now, in_flight, 60.0, None, waiting=waiting), Sent):
+    while isinstance(next_turn(estimate, now, in_flight, 60.0, None, waiting=waiting), Permit):
         in_flight.append(now)
         goes += 1
         assert goes <= 10_000
@@ -288,13 +288,13 @@ def turns(pace: Pace, now: float, in_flight: list[float], waiting: int = 0) -> i
 
 @pytest.mark.parametrize(("waiting", "goes"), [(0, 4), (1, 4), (100, 4), (101, 5), (500, 20), (2000, 80)])
 def test_where_nothing_is_known_a_few_go_at_once_and_of_many_some_more(waiting: int, goes: int) -> None:
-    assert turns(Pace(), BEGIN, [], waiting) == goes
+    assert turns(RateEstimate(), BEGIN, [], waiting) == goes
 
 
 def test_unanswered_sends_make_room_the_more_the_longer_they_take() -> None:
     """A hundred at first, and twice as many a tenth of a second later; then those at first are slow as well."""
-    pace, in_flight = Pace(), [BEGIN] * 20
-    made = {at: turns(pace, BEGIN + at / 1000, in_flight) for at in range(0, 451, 5)}
+    estimate, in_flight = RateEstimate(), [BEGIN] * 20
+    made = {at: turns(estimate, BEGIN + at / 1000, in_flight) for at in range(0, 451, 5)}
     assert next(at for at, number in made.items() if number) == 215
     for at, most in [(215, 100), (320, 200), (425, 500)]:
         assert sum(number for until, number in made.items() if until <= at) == pytest.approx(most, rel=0.1)
@@ -303,90 +303,90 @@ def test_unanswered_sends_make_room_the_more_the_longer_they_take() -> None:
 @pytest.mark.parametrize("slow", [1, 2, 3])
 def test_a_few_slow_ones_make_room_for_two_dozen_each(slow: int) -> None:
     in_flight = [BEGIN] * slow + [BEGIN + 0.2]
-    assert turns(Pace(), BEGIN + 0.25, in_flight) == 4 + 24 * slow - 1
+    assert turns(RateEstimate(), BEGIN + 0.25, in_flight) == 4 + 24 * slow - 1
 
 
 @pytest.mark.parametrize("polls", [1, 4, 100, 10_000])
 def test_a_long_poll_takes_no_place_and_makes_no_room(polls: int) -> None:
-    assert turns(Pace(), BEGIN + 100, [BEGIN] * polls) == 4
+    assert turns(RateEstimate(), BEGIN + 100, [BEGIN] * polls) == 4
 
 
 @pytest.mark.parametrize(
     ("fastest", "slow_after"), [(0.0, 0.21), (0.02, 0.21), (0.1, 0.21), (0.12, 0.24), (0.15, 0.3), (5.0, 0.3)]
 )
 def test_how_slow_is_slow_goes_by_the_fastest_answer(fastest: float, slow_after: float) -> None:
-    pace = Pace(fastest=fastest)
-    turn = next_turn(pace, BEGIN + 0.05, [BEGIN] * 4, 60.0, None)
+    estimate = RateEstimate(fastest=fastest)
+    turn = next_turn(estimate, BEGIN + 0.05, [BEGIN] * 4, 60.0, None)
     assert turn == Hold(None, closed=False, again=pytest.approx(slow_after - 0.05))  # type: ignore[arg-type]
-    assert isinstance(next_turn(pace, BEGIN + slow_after - 0.001, [BEGIN] * 4, 60.0, None), Hold)
-    assert isinstance(next_turn(pace, BEGIN + slow_after + 0.001, [BEGIN] * 4, 60.0, None), Sent)
+    assert isinstance(next_turn(estimate, BEGIN + slow_after - 0.001, [BEGIN] * 4, 60.0, None), Hold)
+    assert isinstance(next_turn(estimate, BEGIN + slow_after + 0.001, [BEGIN] * 4, 60.0, None), Permit)
 
 
 def test_before_anything_was_refused_no_call_is_held_back_for_longer_than_that() -> None:
     young = [BEGIN] * 9
-    for pace, goes in ((Pace(fastest=0.15), True), (Pace(fastest=0.15, generation=1), False)):
-        turn = next_turn(pace, BEGIN + 0.1, young, 60.0, None, waiting=3, waited=0.65)
+    for estimate, goes in ((RateEstimate(fastest=0.15), True), (RateEstimate(fastest=0.15, generation=1), False)):
+        turn = next_turn(estimate, BEGIN + 0.1, young, 60.0, None, waiting=3, waited=0.65)
         assert isinstance(turn, Hold)
         if goes:
             assert turn.again == pytest.approx(0.05)
-        turn = next_turn(pace, BEGIN + 0.15, young, 60.0, None, waiting=3, waited=0.7)
-        assert isinstance(turn, Sent) is goes
+        turn = next_turn(estimate, BEGIN + 0.15, young, 60.0, None, waiting=3, waited=0.7)
+        assert isinstance(turn, Permit) is goes
 
 
 @pytest.mark.parametrize("ahead", [1e6, -1e6])
 def test_moments_by_another_clock_keep_it_waiting_for_a_moment_only(ahead: float) -> None:
     """A store has failed meanwhile, and the clock is another one."""
-    for pace in (Pace(), Pace(generation=1), steady(phase="spread", **BEYOND)):
-        turn = next_turn(pace, 1010.0, [1010.0 + ahead] * 9, 60.0, None)
-        assert isinstance(turn, Sent) or (turn.again is not None and 0 < turn.again <= 1.0)
+    for estimate in (RateEstimate(), RateEstimate(generation=1), steady(phase="spread", **BEYOND)):
+        turn = next_turn(estimate, 1010.0, [1010.0 + ahead] * 9, 60.0, None)
+        assert isinstance(turn, Permit) or (turn.again is not None and 0 < turn.again <= 1.0)
 
 
 def test_so_many_as_were_in_flight_may_be_again() -> None:
-    pace, sent = Pace(), Sent(0, BEGIN)
+    estimate, sent = RateEstimate(), Permit(0, BEGIN)
     for others in reversed(range(100)):
-        answered(pace, BEGIN + 1, sent, others, None)
-    assert 100 <= turns(pace, BEGIN + 1, []) <= 150
+        answered(estimate, BEGIN + 1, sent, others, None)
+    assert 100 <= turns(estimate, BEGIN + 1, []) <= 150
 
 
 def test_after_a_refusal_time_makes_no_room_but_a_slow_one_gives_its_place_back() -> None:
     for fastest, slow_after in [(0.0, 1.0), (0.1, 1.0), (0.5, 2.0), (1000.0, 300.0)]:
-        pace = Pace(generation=1, reach=2.0, fastest=fastest)
+        estimate = RateEstimate(generation=1, reach=2.0, fastest=fastest)
         in_flight = [BEGIN, BEGIN + 0.5]
-        turn = next_turn(pace, BEGIN + 0.5, in_flight, 60.0, None, waiting=10_000)
+        turn = next_turn(estimate, BEGIN + 0.5, in_flight, 60.0, None, waiting=10_000)
         assert turn == Hold(None, closed=False, again=pytest.approx(slow_after - 0.5))  # type: ignore[arg-type]
-        assert turns(pace, BEGIN + slow_after + 0.25, in_flight, 10_000) == 1
-        assert turns(pace, BEGIN + 2 * slow_after + 0.5, in_flight, 10_000) == 2
+        assert turns(estimate, BEGIN + slow_after + 0.25, in_flight, 10_000) == 1
+        assert turns(estimate, BEGIN + 2 * slow_after + 0.5, in_flight, 10_000) == 2
 
 
 @pytest.mark.parametrize("limit", [None, Limit(100, 60)])
 def test_what_was_sent_before_the_gate_opened_does_not_keep_the_first_one_waiting(limit: Limit | None) -> None:
-    pace = Pace()
-    [sent] = sends(pace, 1, BEGIN)
-    refused(pace, BEGIN + 1, sent, Backoff(60), None)
+    estimate = RateEstimate()
+    [sent] = sends(estimate, 1, BEGIN)
+    refused(estimate, BEGIN + 1, sent, Backoff(60), None)
     polls, now = [BEGIN] * 3, BEGIN + 61
-    assert next_turn(pace, now, polls, 60.0, limit) == Sent(1, now)
+    assert next_turn(estimate, now, polls, 60.0, limit) == Permit(1, now)
     # It goes alone, until it is slow.
-    assert next_turn(pace, now, [*polls, now], 60.0, limit) == Hold(None, closed=True, again=1.0)
-    assert next_turn(pace, now + 1.5, [*polls, now], 60.0, limit) == Sent(1, now + 1.5)
-    turn = next_turn(pace, now + 1.5, [*polls, now, now + 1.5], 60.0, limit)
+    assert next_turn(estimate, now, [*polls, now], 60.0, limit) == Hold(None, closed=True, again=1.0)
+    assert next_turn(estimate, now + 1.5, [*polls, now], 60.0, limit) == Permit(1, now + 1.5)
+    turn = next_turn(estimate, now + 1.5, [*polls, now, now + 1.5], 60.0, limit)
     assert turn == Hold(None, closed=True, again=1.0)
 
 
 def test_what_is_in_flight_counts_as_sent_when_it_began() -> None:
     """For a period, and as long as an answer may take; not for as long as it takes."""
-    pace = steady(requests=3.0, look_at=1e9, fastest=0.5)
+    estimate = steady(requests=3.0, look_at=1e9, fastest=0.5)
     in_flight = [1000.0, 1010.0, 1020.0]
-    assert next_turn(pace, 1030.0, in_flight, 60.0, None) == Hold(None, closed=False, again=32.0)
-    assert next_turn(pace, 1062.5, in_flight, 60.0, None) == Sent(0, 1062.5)
+    assert next_turn(estimate, 1030.0, in_flight, 60.0, None) == Hold(None, closed=False, again=32.0)
+    assert next_turn(estimate, 1062.5, in_flight, 60.0, None) == Permit(0, 1062.5)
     # One that was answered may be there as well: what ends first counts.
     log = [[1040.0, 1041.0, 1]]
     for polls, seconds in [([1010.0, 1020.0], 37.0), ([1041.0, 1041.0], 66.0)]:
-        pace = steady(requests=3.0, look_at=1e9, fastest=0.5, log=[[*entry] for entry in log])
-        turn = next_turn(pace, 1035.0, polls, 60.0, None)
+        estimate = steady(requests=3.0, look_at=1e9, fastest=0.5, log=[[*entry] for entry in log])
+        turn = next_turn(estimate, 1035.0, polls, 60.0, None)
         assert turn == Hold(seconds, closed=False)
     # However slow all of them are, it is no more than two periods.
-    pace = steady(requests=1.0, look_at=1e9, fastest=1000.0)
-    assert next_turn(pace, 1000.0, [1000.0], 60.0, None) == Hold(None, closed=False, again=120.0)
+    estimate = steady(requests=1.0, look_at=1e9, fastest=1000.0)
+    assert next_turn(estimate, 1000.0, [1000.0], 60.0, None) == Hold(None, closed=False, again=120.0)
 
 
 HOURS = 43200.0
@@ -411,54 +411,54 @@ HOURS = 43200.0
 def test_a_wait_that_is_longer_than_the_rule_allows_is_for_no_call_to_wait(
     backoff: Backoff | None, retry_after: float, seconds: float, stated: Limit | None
 ) -> None:
-    pace = Pace()
-    sent = next_turn(pace, 0.0, (), 60.0, stated)
-    assert isinstance(sent, Sent)
-    assert refused(pace, 1.0, sent, backoff, retry_after) == seconds
+    estimate = RateEstimate()
+    sent = next_turn(estimate, 0.0, (), 60.0, stated)
+    assert isinstance(sent, Permit)
+    assert refused(estimate, 1.0, sent, backoff, retry_after) == seconds
     assert is_too_long(backoff, retry_after)
-    assert next_turn(pace, 2.0, (), 60.0, stated) == Hold(seconds - 1, closed=True, too_long=True)
+    assert next_turn(estimate, 2.0, (), 60.0, stated) == Hold(seconds - 1, closed=True, too_long=True)
     # The others that were under way add nothing, and a late answer opens nothing.
-    assert refused(pace, 2.0, sent, backoff, None) is None
-    assert not answered(pace, 3.0, sent, 0, stated)
-    assert next_turn(pace, 4.0, (), 60.0, stated) == Hold(seconds - 3, closed=True, too_long=True)
+    assert refused(estimate, 2.0, sent, backoff, None) is None
+    assert not answered(estimate, 3.0, sent, 0, stated)
+    assert next_turn(estimate, 4.0, (), 60.0, stated) == Hold(seconds - 3, closed=True, too_long=True)
     # When it opens, one goes alone.
     now = seconds + 1.5
-    alone = next_turn(pace, now, (), 60.0, stated)
-    assert alone == Sent(1, now)
-    assert isinstance(next_turn(pace, now, [now], 60.0, stated), Hold)
-    assert answered(pace, now + 0.1, alone, 0, stated)
-    assert not pace.too_long
-    assert isinstance(next_turn(pace, now + 0.1, (), 60.0, stated), Sent)
+    alone = next_turn(estimate, now, (), 60.0, stated)
+    assert alone == Permit(1, now)
+    assert isinstance(next_turn(estimate, now, [now], 60.0, stated), Hold)
+    assert answered(estimate, now + 0.1, alone, 0, stated)
+    assert not estimate.too_long
+    assert isinstance(next_turn(estimate, now + 0.1, (), 60.0, stated), Permit)
 
 
 @pytest.mark.parametrize("retry_after", [None, 0.0, 3600.0, -1.0])
 def test_up_to_the_maximum_it_is_for_the_calls_to_wait(retry_after: float | None) -> None:
-    pace = Pace()
-    [sent] = sends(pace, 1)
-    wait = refused(pace, 1.0, sent, Backoff(60), retry_after)
+    estimate = RateEstimate()
+    [sent] = sends(estimate, 1)
+    wait = refused(estimate, 1.0, sent, Backoff(60), retry_after)
     assert wait == (3600 if retry_after == 3600 else 60)
-    assert next_turn(pace, 1.0, (), 60.0, None) == Hold(wait, closed=True)
+    assert next_turn(estimate, 1.0, (), 60.0, None) == Hold(wait, closed=True)
 
 
 def test_a_later_refusal_of_hours_lengthens_an_episode_and_a_shorter_one_does_not_shorten_it() -> None:
-    pace = Pace()
-    first, second, third = sends(pace, 3)
-    assert refused(pace, 1.0, first, Backoff(60), None) == 60.0
-    assert refused(pace, 2.0, second, Backoff(60), HOURS) == HOURS
-    assert refused(pace, 3.0, third, Backoff(60), HOURS / 2) is None
-    assert refused(pace, 4.0, third, Backoff(60), None) is None
-    assert pace.closed_until == 2.0 + HOURS
-    assert refused(pace, 5.0, third, Backoff(60), 2 * HOURS) == 2 * HOURS
-    assert (pace.closed_until, pace.refusals) == (5.0 + 2 * HOURS, 1)
+    estimate = RateEstimate()
+    first, second, third = sends(estimate, 3)
+    assert refused(estimate, 1.0, first, Backoff(60), None) == 60.0
+    assert refused(estimate, 2.0, second, Backoff(60), HOURS) == HOURS
+    assert refused(estimate, 3.0, third, Backoff(60), HOURS / 2) is None
+    assert refused(estimate, 4.0, third, Backoff(60), None) is None
+    assert estimate.closed_until == 2.0 + HOURS
+    assert refused(estimate, 5.0, third, Backoff(60), 2 * HOURS) == 2 * HOURS
+    assert (estimate.closed_until, estimate.refusals) == (5.0 + 2 * HOURS, 1)
 
 
 def test_a_limit_of_hours_teaches_nothing_of_the_other_one() -> None:
     known = steady(look_at=1e9, began=900.0, passed=50, log=[[1000.0, 1010.0, 50]])
     before = asdict(known)
-    assert refused(known, 1011.0, Sent(0, 1010.5), Backoff(60), HOURS) == HOURS
+    assert refused(known, 1011.0, Permit(0, 1010.5), Backoff(60), HOURS) == HOURS
     now = 1011.0 + HOURS
     alone = next_turn(known, now, (), 60.0, None)
-    assert isinstance(alone, Sent)
+    assert isinstance(alone, Permit)
     assert answered(known, now + 0.1, alone, 0, None)
     for name in ("phase", "requests", "period", "spread", "surprises", "doubt", "burst", "good"):
         assert getattr(known, name) == before[name]
@@ -466,23 +466,23 @@ def test_a_limit_of_hours_teaches_nothing_of_the_other_one() -> None:
 
 @pytest.mark.parametrize("refusals", [0, 1, 2])
 def test_refused_when_it_opens_after_hours_it_is_as_at_the_first_time(refusals: int) -> None:
-    pace = Pace(refusals=refusals, refused_at=900.0, refused_began=800.0, asked=60.0, passed=7, period=60.0)
-    assert refused(pace, 1000.0, Sent(0, 999.0), Backoff(60), HOURS) == HOURS
+    estimate = RateEstimate(refusals=refusals, refused_at=900.0, refused_began=800.0, asked=60.0, passed=7, period=60.0)
+    assert refused(estimate, 1000.0, Permit(0, 999.0), Backoff(60), HOURS) == HOURS
     now = 1000.0 + HOURS
-    alone = next_turn(pace, now, (), 60.0, None)
-    assert isinstance(alone, Sent)
-    assert refused(pace, now + 1, alone, Backoff(60), None) == 60.0
-    assert (pace.too_long, pace.refusals) == (False, 1)
-    again = next_turn(pace, now + 61, (), 60.0, None)
-    assert isinstance(again, Sent)
-    assert answered(pace, now + 62, again, 0, None)
-    assert pace.period <= 62
+    alone = next_turn(estimate, now, (), 60.0, None)
+    assert isinstance(alone, Permit)
+    assert refused(estimate, now + 1, alone, Backoff(60), None) == 60.0
+    assert (estimate.too_long, estimate.refusals) == (False, 1)
+    again = next_turn(estimate, now + 61, (), 60.0, None)
+    assert isinstance(again, Permit)
+    assert answered(estimate, now + 62, again, 0, None)
+    assert estimate.period <= 62
 
 
-def steady(**known: Any) -> Pace:
+def steady(**known: Any) -> RateEstimate:
     """A window of 100 a minute that is known, and a look for more due."""
     usual: dict[str, Any] = {"phase": "steady", "requests": 100.0, "period": 60.0, "good": 90.0, "look_at": 10.0}
-    return Pace(**(usual | known))
+    return RateEstimate(**(usual | known))
 
 
 @pytest.mark.parametrize(
@@ -492,64 +492,70 @@ def steady(**known: Any) -> Pace:
 def test_it_looks_for_more_at_the_edge_of_a_window_and_by_a_climb_in_turns(
     looks: int, spread: float, phase: str
 ) -> None:
-    pace = steady(looks=looks, spread=spread)
-    assert isinstance(next_turn(pace, 9.9, (), 60.0, None), Sent)
-    assert (pace.phase, pace.looks) == ("steady", looks)
-    assert isinstance(next_turn(pace, 20.0, (), 60.0, None), Sent)
-    assert (pace.phase, pace.looks, pace.good) == (phase, looks + 1, 100.0)
+    estimate = steady(looks=looks, spread=spread)
+    assert isinstance(next_turn(estimate, 9.9, (), 60.0, None), Permit)
+    assert (estimate.phase, estimate.looks) == ("steady", looks)
+    assert isinstance(next_turn(estimate, 20.0, (), 60.0, None), Permit)
+    assert (estimate.phase, estimate.looks, estimate.good) == (phase, looks + 1, 100.0)
     if phase == "edge":
-        assert (pace.requests, pace.spread, pace.reach, pace.proven_at) == (100.0, spread, 1.0, -1.0)
+        assert (estimate.requests, estimate.spread, estimate.reach, estimate.proven_at) == (100.0, spread, 1.0, -1.0)
     else:
-        assert (pace.requests, pace.spread, pace.proven_at) == (125.0, 1.0, 86.0)
+        assert (estimate.requests, estimate.spread, estimate.proven_at) == (125.0, 1.0, 86.0)
 
 
 def test_a_climb_that_has_proved_right_goes_on_and_another_look_is_taken_again() -> None:
-    pace = steady(looks=1)
-    next_turn(pace, 20.0, (), 60.0, None)
-    next_turn(pace, 85.9, (), 60.0, None)
-    assert (pace.requests, pace.good, pace.proven_at) == (125.0, 100.0, 86.0)
-    next_turn(pace, 100.0, (), 60.0, None)
-    assert (pace.phase, pace.requests, pace.good, pace.proven_at) == ("climb", 156.25, 100.0, 166.0)
-    next_turn(pace, 200.0, (), 60.0, None)
-    assert (pace.requests, pace.good, pace.looks) == (195.3125, 125.0, 2)
-    next_turn(pace, 300.0, (), 60.0, None)
-    assert pace.good == 156.25
+    estimate = steady(looks=1)
+    next_turn(estimate, 20.0, (), 60.0, None)
+    next_turn(estimate, 85.9, (), 60.0, None)
+    assert (estimate.requests, estimate.good, estimate.proven_at) == (125.0, 100.0, 86.0)
+    next_turn(estimate, 100.0, (), 60.0, None)
+    assert (estimate.phase, estimate.requests, estimate.good, estimate.proven_at) == ("climb", 156.25, 100.0, 166.0)
+    next_turn(estimate, 200.0, (), 60.0, None)
+    assert (estimate.requests, estimate.good, estimate.looks) == (195.3125, 125.0, 2)
+    next_turn(estimate, 300.0, (), 60.0, None)
+    assert estimate.good == 156.25
 
     # Of a few it is one more at least.
-    pace = steady(looks=1, requests=2.0)
-    next_turn(pace, 20.0, (), 60.0, None)
-    assert (pace.requests, pace.good) == (3.0, 2.0)
+    estimate = steady(looks=1, requests=2.0)
+    next_turn(estimate, 20.0, (), 60.0, None)
+    assert (estimate.requests, estimate.good) == (3.0, 2.0)
 
     # More than 100 was found at an edge, and nothing was refused since: there may be more yet.
-    pace = steady(looks=1, look_at=1e9, proven_at=50.0, hold=64.0, requests=120.0)
-    next_turn(pace, 49.9, (), 60.0, None)
-    assert (pace.phase, pace.good, pace.hold) == ("steady", 90.0, 64.0)
-    next_turn(pace, 50.0, (), 60.0, None)
-    assert (pace.phase, pace.good, pace.looks, pace.hold, pace.proven_at) == ("edge", 120.0, 3, 8.0, -1.0)
+    estimate = steady(looks=1, look_at=1e9, proven_at=50.0, hold=64.0, requests=120.0)
+    next_turn(estimate, 49.9, (), 60.0, None)
+    assert (estimate.phase, estimate.good, estimate.hold) == ("steady", 90.0, 64.0)
+    next_turn(estimate, 50.0, (), 60.0, None)
+    assert (estimate.phase, estimate.good, estimate.looks, estimate.hold, estimate.proven_at) == (
+        "edge",
+        120.0,
+        3,
+        8.0,
+        -1.0,
+    )
 
 
 @pytest.mark.parametrize(
     ("phase", "passed", "finds"), [("edge", 151, True), ("edge", 149, False), ("steady", 151, False)]
 )
 def test_half_as_much_again_beyond_the_edge_is_believed_at_once(phase: str, passed: int, finds: bool) -> None:
-    pace = steady(
+    estimate = steady(
         phase=phase,
         period=61.0,
         good=100.0,
         look_at=1e9,
         log=[[950.0, 960.0, 500], [979.7, 979.8, 40], [1000.0, 1009.0, passed - 41]],
     )
-    assert not answered(pace, 1010.0, Sent(0, 1009.5), 0, None)
-    assert (pace.phase, pace.requests) == (("steady", 150.0) if finds else (phase, 100.0))
-    assert pace.proven_at == (1193.0 if finds else -1.0)
+    assert not answered(estimate, 1010.0, Permit(0, 1009.5), 0, None)
+    assert (estimate.phase, estimate.requests) == (("steady", 150.0) if finds else (phase, 100.0))
+    assert estimate.proven_at == (1193.0 if finds else -1.0)
 
 
-def refused_then_opened(pace: Pace) -> Pace:
-    """A send of 69 s was refused, and at 130 s the gate opens."""
-    pace.began = 0.0
-    assert refused(pace, 70.0, Sent(0, 69.0), Backoff(60), None) == 60.0
-    assert isinstance(next_turn(pace, 130.0, (), 60.0, None), Sent)
-    return pace
+def refused_then_opened(estimate: RateEstimate) -> RateEstimate:
+    """A send of 69 s was refused, and at 130 s the queue opens."""
+    estimate.began = 0.0
+    assert refused(estimate, 70.0, Permit(0, 69.0), Backoff(60), None) == 60.0
+    assert isinstance(next_turn(estimate, 130.0, (), 60.0, None), Permit)
+    return estimate
 
 
 @pytest.mark.parametrize(
@@ -564,30 +570,30 @@ def test_what_a_refusal_at_the_edge_tells(
     passed: int, requests: float, hold: float, look_at: float, proven_at: float
 ) -> None:
     log = [[0.0, 38.0, 500], [38.7, 38.8, 11], [50.0, 60.0, passed - 11]]
-    pace = refused_then_opened(steady(phase="edge", period=61.0, good=100.0, log=log))
-    assert (pace.phase, pace.requests, pace.hold) == ("steady", requests, hold)
-    assert (pace.look_at, pace.proven_at) == (look_at, proven_at)
+    estimate = refused_then_opened(steady(phase="edge", period=61.0, good=100.0, log=log))
+    assert (estimate.phase, estimate.requests, estimate.hold) == ("steady", requests, hold)
+    assert (estimate.look_at, estimate.proven_at) == (look_at, proven_at)
 
 
 @pytest.mark.parametrize(("burst", "spread", "look_at"), [(67.0, 4.0, 1090.0), (66.0, 1.0, 3010.0)])
 def test_after_a_climb_in_vain_it_is_as_before_it(burst: float, spread: float, look_at: float) -> None:
     """Where not as many pass at once it is a bucket: its sends are spread evenly, and a look costs more."""
     climbing = steady(phase="climb", spread=1.0, requests=125.0, good=100.0, proven_at=1e9, burst=burst)
-    pace = refused_then_opened(climbing)
-    assert (pace.phase, pace.requests, pace.spread) == ("steady", 100.0, spread)
-    assert (pace.hold, pace.look_at, pace.proven_at) == (16.0, look_at, -1.0)
+    estimate = refused_then_opened(climbing)
+    assert (estimate.phase, estimate.requests, estimate.spread) == ("steady", 100.0, spread)
+    assert (estimate.hold, estimate.look_at, estimate.proven_at) == (16.0, look_at, -1.0)
 
 
 def test_however_often_it_was_in_vain_some_time_it_looks_again() -> None:
-    pace = refused_then_opened(steady(phase="edge", good=100.0, hold=100.0))
-    assert (pace.hold, pace.look_at) == (128.0, 130.0 + 128 * 60)
+    estimate = refused_then_opened(steady(phase="edge", good=100.0, hold=100.0))
+    assert (estimate.hold, estimate.look_at) == (128.0, 130.0 + 128 * 60)
 
 
 def test_after_more_that_was_found_at_an_edge_was_refused_it_is_as_before_it() -> None:
     found = steady(requests=120.0, good=100.0, proven_at=1e9, burst=100.0, log=[[50.0, 60.0, 119]])
-    pace = refused_then_opened(found)
-    assert (pace.phase, pace.requests, pace.spread, pace.surprises) == ("steady", 100.0, 4.0, 0)
-    assert (pace.hold, pace.look_at, pace.proven_at) == (16.0, 1090.0, -1.0)
+    estimate = refused_then_opened(found)
+    assert (estimate.phase, estimate.requests, estimate.spread, estimate.surprises) == ("steady", 100.0, 4.0, 0)
+    assert (estimate.hold, estimate.look_at, estimate.proven_at) == (16.0, 1090.0, -1.0)
 
 
 @pytest.mark.parametrize(
@@ -604,12 +610,12 @@ def test_a_refusal_that_nothing_was_tried_for_lowers_what_is_believed(
     passed: int, surprises: int, phase: str, requests: float, hold: float
 ) -> None:
     known = steady(period=61.0, look_at=1e9, surprises=surprises, burst=90.0, log=[[50.0, 60.0, passed]])
-    pace = refused_then_opened(known)
-    assert (pace.phase, pace.requests, pace.hold) == (phase, requests, hold)
-    assert pace.surprises == (surprises + 1 if phase == "steady" else surprises)
-    assert pace.doubt == 0.0
+    estimate = refused_then_opened(known)
+    assert (estimate.phase, estimate.requests, estimate.hold) == (phase, requests, hold)
+    assert estimate.surprises == (surprises + 1 if phase == "steady" else surprises)
+    assert estimate.doubt == 0.0
     # At the first it is noted what is the best known, and how long that took.
-    assert (pace.burst, pace.burst_took) == ((90.0, 0.0) if surprises else (100.0, 15.25))
+    assert (estimate.burst, estimate.burst_took) == ((90.0, 0.0) if surprises else (100.0, 15.25))
 
 
 def test_however_long_a_window_has_been_open_it_is_no_bucket() -> None:
@@ -618,10 +624,10 @@ def test_however_long_a_window_has_been_open_it_is_no_bucket() -> None:
 
 
 def test_the_sends_of_a_period_go_four_times_as_fast_as_evenly_and_late_ones_are_made_up_for() -> None:
-    pace, told = steady(requests=64.0, period=64.0, look_at=1e9), []
+    estimate, told = steady(requests=64.0, period=64.0, look_at=1e9), []
     for moment in (1000.0, 1000.0, 1000.0, 1000.375, 1000.375, 1010.0, 1010.0, 1010.0):
-        turn = next_turn(pace, moment, (), 60.0, None)
-        told.append(None if turn == Sent(0, moment) else turn)
+        turn = next_turn(estimate, moment, (), 60.0, None)
+        told.append(None if turn == Permit(0, moment) else turn)
     # 10 s of nothing are made up for by one send, not by 10 s of them.
     later = Hold(0.25, closed=False)
     assert told == [None, None, later, None, Hold(0.125, closed=False), None, None, later]
@@ -641,38 +647,38 @@ def test_beyond_what_is_known_only_so_many_are_in_flight(known: dict[str, Any]) 
     later = Hold(None, closed=False, again=min(1010.0 + after - 1010.0, after))
     for in_flight, goes in [(2, True), (3, False), (4, False)]:
         turn = next_turn(steady(reach=3.0, **known), 1010.0, [1010.0] * in_flight, 60.0, None)
-        assert turn == (Sent(0, 1010.0) if goes else later)
+        assert turn == (Permit(0, 1010.0) if goes else later)
 
 
 def test_beyond_what_is_known_they_go_no_faster_than_before() -> None:
-    pace = steady(phase="spread", reach=3.0, period=64.0, log=[[1000.0, 1009.0, 128]])
-    turns = [next_turn(pace, 1010.0, (), 60.0, None) for _ in range(3)]
-    assert turns == [Sent(0, 1010.0), Sent(0, 1010.0), Hold(64 / (4 * 128), closed=False)]
+    estimate = steady(phase="spread", reach=3.0, period=64.0, log=[[1000.0, 1009.0, 128]])
+    turns = [next_turn(estimate, 1010.0, (), 60.0, None) for _ in range(3)]
+    assert turns == [Permit(0, 1010.0), Permit(0, 1010.0), Hold(64 / (4 * 128), closed=False)]
 
 
 @pytest.mark.parametrize("phase", ["steady", "climb"])
 def test_what_is_known_is_not_exceeded_but_to_look_for_more(phase: str) -> None:
     """The first of the period's sends ends 60 s after it."""
-    pace = steady(phase=phase, proven_at=1e9, reach=9.0, **BEYOND)
-    assert next_turn(pace, 1010.0, (), 60.0, None) == Hold(59.0, closed=False)
-    assert next_turn(pace, 1069.0, (), 60.0, None) == Sent(0, 1069.0)
+    estimate = steady(phase=phase, proven_at=1e9, reach=9.0, **BEYOND)
+    assert next_turn(estimate, 1010.0, (), 60.0, None) == Hold(59.0, closed=False)
+    assert next_turn(estimate, 1069.0, (), 60.0, None) == Permit(0, 1069.0)
 
 
 def test_beyond_the_edge_nothing_goes_once_a_new_window_may_have_begun() -> None:
     log = [[1000.0, 1000.0, 50], [1020.0, 1020.0, 60]]
-    pace = steady(phase="edge", period=61.0, reach=9.0, look_at=1e9, log=log)
-    assert isinstance(next_turn(pace, 1030.25, (), 60.0, None), Sent)
-    assert next_turn(pace, 1030.5, (), 60.0, None) == Hold(30.5, closed=False)
-    assert next_turn(pace, 1031.0, (), 60.0, None) == Hold(30.0, closed=False)
+    estimate = steady(phase="edge", period=61.0, reach=9.0, look_at=1e9, log=log)
+    assert isinstance(next_turn(estimate, 1030.25, (), 60.0, None), Permit)
+    assert next_turn(estimate, 1030.5, (), 60.0, None) == Hold(30.5, closed=False)
+    assert next_turn(estimate, 1031.0, (), 60.0, None) == Hold(30.0, closed=False)
 
 
 @pytest.mark.parametrize(("passed", "in_flight", "reach"), [(98, 0, 1.0), (98, 1, 1.5), (99, 0, 1.5), (300, 0, 1.5)])
 def test_only_what_passes_beyond_what_is_known_lets_more_be_in_flight(
     passed: int, in_flight: int, reach: float
 ) -> None:
-    pace = steady(phase="spread", reach=1.0, log=[[940.0, 949.0, 50], [1000.0, 1009.0, passed]])
-    assert not answered(pace, 1010.0, Sent(0, 1009.5), in_flight, None)
-    assert pace.reach == reach
+    estimate = steady(phase="spread", reach=1.0, log=[[940.0, 949.0, 50], [1000.0, 1009.0, passed]])
+    assert not answered(estimate, 1010.0, Permit(0, 1009.5), in_flight, None)
+    assert estimate.reach == reach
 
 
 @pytest.mark.parametrize(
@@ -690,11 +696,11 @@ def test_only_what_passes_beyond_what_is_known_lets_more_be_in_flight(
 def test_what_took_far_longer_than_the_fastest_is_counted_as_if_it_had_not(
     before: list[float], took: float, stated: Limit | None, counted: float
 ) -> None:
-    pace = steady(requests=1.0, look_at=1e9)
+    estimate = steady(requests=1.0, look_at=1e9)
     for earlier in before:
-        answered(pace, 100.0 + earlier, Sent(0, 100.0), 0, stated)
-    assert not answered(pace, 1000.0 + took, Sent(0, 1000.0), 0, stated)
-    turn = next_turn(pace, 1000.0 + took, (), 60.0, stated)
+        answered(estimate, 100.0 + earlier, Permit(0, 100.0), 0, stated)
+    assert not answered(estimate, 1000.0 + took, Permit(0, 1000.0), 0, stated)
+    turn = next_turn(estimate, 1000.0 + took, (), 60.0, stated)
     assert isinstance(turn, Hold)
     assert turn.seconds == pytest.approx(60.0 + counted - took, abs=0.01)
     assert not turn.closed
@@ -705,8 +711,8 @@ def test_nothing_goes_where_more_than_the_stated_limit_has_passed(
     passed: int, in_flight: int, seconds: float | None
 ) -> None:
     """By another process, which did not know of it."""
-    pace = Pace(log=[[1000.0, 1009.0, passed]] if passed else [])
-    assert next_turn(pace, 1010.0, [1010.0] * in_flight, 60.0, Limit(5, 60.0)) == Hold(seconds, closed=False)
+    estimate = RateEstimate(log=[[1000.0, 1009.0, passed]] if passed else [])
+    assert next_turn(estimate, 1010.0, [1010.0] * in_flight, 60.0, Limit(5, 60.0)) == Hold(seconds, closed=False)
 
 
 def test_a_wait_is_never_of_no_time_at_all() -> None:
@@ -714,7 +720,7 @@ def test_a_wait_is_never_of_no_time_at_all() -> None:
     moment, per, now = 468.8281224541568, 60.1, 528.9281224541568
     assert moment > now - per
     assert moment + per - now <= 0
-    turn = next_turn(Pace(log=[[moment, moment, 5]]), now, (), per, Limit(5, per))
+    turn = next_turn(RateEstimate(log=[[moment, moment, 5]]), now, (), per, Limit(5, per))
     assert isinstance(turn, Hold)
     assert turn.seconds is not None
     assert 0 < turn.seconds < 1e-3
@@ -729,12 +735,12 @@ def test_a_wait_is_never_of_no_time_at_all() -> None:
     ],
 )
 def test_what_passes_when_it_opens_tells_that_a_window_is_no_longer(known: dict[str, Any], period: float) -> None:
-    pace = steady(began=1000.0, look_at=1e9, **known)
-    assert refused(pace, 1070.0, Sent(0, 1069.0), Backoff(60, maximum=60), None) == 60.0
-    turn = next_turn(pace, 1130.0, (), 60.0, None)
-    assert isinstance(turn, Sent)
-    assert answered(pace, 1131.0, turn, 0, None)
-    assert pace.period == period
+    estimate = steady(began=1000.0, look_at=1e9, **known)
+    assert refused(estimate, 1070.0, Permit(0, 1069.0), Backoff(60, maximum=60), None) == 60.0
+    turn = next_turn(estimate, 1130.0, (), 60.0, None)
+    assert isinstance(turn, Permit)
+    assert answered(estimate, 1131.0, turn, 0, None)
+    assert estimate.period == period
 
 
 @pytest.mark.parametrize(
@@ -755,28 +761,28 @@ def test_what_passes_when_it_opens_tells_that_a_window_is_no_longer(known: dict[
 def test_the_period_that_a_refusal_suggests(
     rule: float, retry_after: float | None, elapsed: float, asked: float
 ) -> None:
-    pace = Pace(began=1000.0)
-    assert refused(pace, 1100.0, Sent(0, 1000.0 + elapsed), Backoff(rule), retry_after) is not None
-    assert isinstance(next_turn(pace, 1200.0, (), 60.0, None), Sent)
-    assert learned(pace, 1200.0)[1] == pytest.approx(asked)
+    estimate = RateEstimate(began=1000.0)
+    assert refused(estimate, 1100.0, Permit(0, 1000.0 + elapsed), Backoff(rule), retry_after) is not None
+    assert isinstance(next_turn(estimate, 1200.0, (), 60.0, None), Permit)
+    assert learned(estimate, 1200.0)[1] == pytest.approx(asked)
 
 
-def refused_after(pace: Pace, took: float, *log: list[float], period: float = 60.0) -> Pace:
-    """All of *log* has passed since the gate opened at 1,000 s; a send *took* later is refused, and it opens again.
+def refused_after(estimate: RateEstimate, took: float, *log: list[float], period: float = 60.0) -> RateEstimate:
+    """All of *log* has passed since the queue opened at 1,000 s; a send *took* later is refused, and it opens again.
 
     What is told for a minute is made shorter for a shorter *period*.
     """
-    pace.passed = int(sum(number for _, _, number in log))
+    estimate.passed = int(sum(number for _, _, number in log))
 
     def at(moment: float) -> float:
         return 1000.0 + (moment - 1000.0) * period / 60.0
 
-    pace.began, pace.period = 1000.0, period
-    pace.log = [[at(first), at(last), number] for first, last, number in (*pace.log, *log)]
+    estimate.began, estimate.period = 1000.0, period
+    estimate.log = [[at(first), at(last), number] for first, last, number in (*estimate.log, *log)]
     now = at(1000.0 + took)
-    assert refused(pace, now, Sent(0, now), Backoff(period), None) == period
-    assert isinstance(next_turn(pace, now + period, (), 60.0, None), Sent)
-    return pace
+    assert refused(estimate, now, Permit(0, now), Backoff(period), None) == period
+    assert isinstance(next_turn(estimate, now + period, (), 60.0, None), Permit)
+    return estimate
 
 
 @pytest.mark.parametrize(
@@ -793,43 +799,43 @@ def refused_after(pace: Pace, took: float, *log: list[float], period: float = 60
 )
 def test_of_a_few_that_pass_at_once_only_two_alike_are_believed(passed: int, burst: float, phase: str) -> None:
     """Somebody else may have used it up before."""
-    pace = refused_after(Pace(burst=burst), 2.0, [1000.5, 1001.5, passed])
-    assert (pace.phase, pace.burst, pace.burst_took, pace.reach) == (phase, passed, 2.0, 1.0)
-    assert pace.requests == (passed if phase == "spread" else 0.0)
+    estimate = refused_after(RateEstimate(burst=burst), 2.0, [1000.5, 1001.5, passed])
+    assert (estimate.phase, estimate.burst, estimate.burst_took, estimate.reach) == (phase, passed, 2.0, 1.0)
+    assert estimate.requests == (passed if phase == "spread" else 0.0)
 
 
 def test_as_long_as_nothing_is_known_the_period_is_as_long_as_supposed() -> None:
-    pace = Pace()
+    estimate = RateEstimate()
     for number in range(35):
         moment = 1000.0 + 2 * number
-        assert next_turn(pace, moment, (), 60.0, None) == Sent(0, moment)
-        answered(pace, moment + 0.1, Sent(0, moment), 0, None)
-    assert next_turn(pace, 1070.0, (), 60.0, None) == Sent(0, 1070.0)
-    refused(pace, 1070.1, Sent(0, 1070.0), Backoff(60), None)
-    assert isinstance(next_turn(pace, 1131.0, (), 60.0, None), Sent)
-    assert learned(pace, 1131.0) == (30.0, 60.0)
-    assert pace.burst_took == 70.0
+        assert next_turn(estimate, moment, (), 60.0, None) == Permit(0, moment)
+        answered(estimate, moment + 0.1, Permit(0, moment), 0, None)
+    assert next_turn(estimate, 1070.0, (), 60.0, None) == Permit(0, 1070.0)
+    refused(estimate, 1070.1, Permit(0, 1070.0), Backoff(60), None)
+    assert isinstance(next_turn(estimate, 1131.0, (), 60.0, None), Permit)
+    assert learned(estimate, 1131.0) == (30.0, 60.0)
+    assert estimate.burst_took == 70.0
 
 
 def test_a_refusal_of_a_send_that_a_lost_state_knew_of_is_all_that_is_known() -> None:
     """The store has forgotten it meanwhile."""
-    pace, sent = Pace(), Sent(0, 1000.0)
+    estimate, sent = RateEstimate(), Permit(0, 1000.0)
     for now, wait in [(1001.0, 60.0), (1062.0, 120.0)]:
-        assert refused(pace, now, sent, Backoff(60), None) == wait
-        turn = next_turn(pace, now + wait, (), 60.0, None)
-        assert isinstance(turn, Sent)
+        assert refused(estimate, now, sent, Backoff(60), None) == wait
+        turn = next_turn(estimate, now + wait, (), 60.0, None)
+        assert isinstance(turn, Permit)
         sent = turn
-    assert answered(pace, 1183.0, sent, 0, None)
-    assert pace.period == 183.0
+    assert answered(estimate, 1183.0, sent, 0, None)
+    assert estimate.period == 183.0
 
 
 @pytest.mark.parametrize(("took", "requests"), [(59.0, 100), (60.0, 40), (69.0, 40)])
 def test_of_what_passes_slowly_that_of_a_period_counts(took: float, requests: int) -> None:
-    pace = refused_after(Pace(), took, [1000.0, 1000.0, 60], [1030.0, 1031.0, 40])
-    assert (pace.phase, pace.requests) == ("spread", requests)
+    estimate = refused_after(RateEstimate(), took, [1000.0, 1000.0, 60], [1030.0, 1031.0, 40])
+    assert (estimate.phase, estimate.requests) == ("spread", requests)
 
 
-def spread(**known: Any) -> Pace:
+def spread(**known: Any) -> RateEstimate:
     """In the second round: at the end of the first, of two seconds, 100 had passed."""
     return steady(phase="spread", burst=100.0, burst_took=2.0, surprises=1, **known)
 
@@ -848,15 +854,15 @@ def spread(**known: Any) -> Pace:
     ],
 )
 def test_what_the_second_round_tells(took: float, passed: int, requests: float, spread_: float) -> None:
-    pace = refused_after(spread(), took, [1000.0, 1000.0 + took, passed])
-    assert (pace.phase, pace.spread, pace.surprises) == ("steady", spread_, 0)
-    assert pace.requests == pytest.approx(requests)
+    estimate = refused_after(spread(), took, [1000.0, 1000.0 + took, passed])
+    assert (estimate.phase, estimate.spread, estimate.surprises) == ("steady", spread_, 0)
+    assert estimate.requests == pytest.approx(requests)
 
 
 @pytest.mark.parametrize("passed", [0, 1])
 def test_one_a_period_is_the_least(passed: int) -> None:
-    pace = refused_after(steady(phase="spread", burst=1.0, burst_took=2.0), 15.0, *[[1000.0, 1000.0, 1]][:passed])
-    assert (pace.phase, pace.requests) == ("steady", 1.0)
+    estimate = refused_after(steady(phase="spread", burst=1.0, burst_took=2.0), 15.0, *[[1000.0, 1000.0, 1]][:passed])
+    assert (estimate.phase, estimate.requests) == ("steady", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -879,10 +885,15 @@ def test_one_a_period_is_the_least(passed: int) -> None:
 def test_what_contradicts_the_first_round_is_believed_the_second_time(
     passed: int, doubt: float, believed: bool
 ) -> None:
-    pace = refused_after(spread(doubt=doubt), 15.0, [1000.0, 1015.0, passed])
-    assert (pace.phase, pace.doubt) == (("steady", 0.0) if believed else ("spread", passed))
+    estimate = refused_after(spread(doubt=doubt), 15.0, [1000.0, 1015.0, passed])
+    assert (estimate.phase, estimate.doubt) == (("steady", 0.0) if believed else ("spread", passed))
     if not believed:
-        assert (pace.requests, pace.reach, pace.hold, pace.surprises) == (max(passed, 100.0), 1.0, 2.0, 1)
+        assert (estimate.requests, estimate.reach, estimate.hold, estimate.surprises) == (
+            max(passed, 100.0),
+            1.0,
+            2.0,
+            1,
+        )
 
 
 @pytest.mark.parametrize("period", [60.0, 60 / 64])
@@ -908,10 +919,10 @@ def test_a_small_bucket_is_known_by_its_rate(
     took: float, burst: int, log: list[list[float]], requests: float, period: float
 ) -> None:
     bucket = steady(phase="spread", burst=float(burst), burst_took=period / 30, log=[[985.0, 990.0, 50]])
-    pace = refused_after(bucket, took, *log, period=period)
-    assert (pace.phase, pace.spread) == ("steady", 1.0)
-    assert pace.requests == pytest.approx(requests)
-    assert pace.burst == pytest.approx(max(burst - requests / 60 * 2, 1.0))
+    estimate = refused_after(bucket, took, *log, period=period)
+    assert (estimate.phase, estimate.spread) == ("steady", 1.0)
+    assert estimate.requests == pytest.approx(requests)
+    assert estimate.burst == pytest.approx(max(burst - requests / 60 * 2, 1.0))
 
 
 @pytest.mark.parametrize("period", [60.0, 60 / 64])
@@ -923,9 +934,9 @@ def test_a_small_bucket_is_known_by_its_rate(
     ],
 )
 def test_noise_tells_no_rate(took: float, log: list[list[float]], period: float) -> None:
-    pace = refused_after(steady(phase="spread", burst=2.0, burst_took=period / 30), took, *log, period=period)
-    assert (pace.phase, pace.spread, pace.burst) == ("steady", 4.0, 2.0)
-    assert pace.requests == pytest.approx((pace.log[0][2] + log[1][2] + 0.5) / (1 + took / 60))
+    estimate = refused_after(steady(phase="spread", burst=2.0, burst_took=period / 30), took, *log, period=period)
+    assert (estimate.phase, estimate.spread, estimate.burst) == ("steady", 4.0, 2.0)
+    assert estimate.requests == pytest.approx((estimate.log[0][2] + log[1][2] + 0.5) / (1 + took / 60))
 
 
 @pytest.mark.parametrize(
@@ -944,20 +955,20 @@ def test_a_bucket_that_refuses_unlooked_for_has_the_rate_at_which_it_did_pass(
     took: float, passed: int, surprises: int, requests: float
 ) -> None:
     bucket = steady(spread=1.0, requests=60.0, burst=10.0, surprises=surprises, look_at=1e9)
-    pace = refused_after(bucket, took, [1000.0, 1000.0 + took, passed])
-    assert pace.requests == pytest.approx(requests)
+    estimate = refused_after(bucket, took, [1000.0, 1000.0 + took, passed])
+    assert estimate.requests == pytest.approx(requests)
     expected = ("steady", surprises + 1, 8.0, 1.0) if requests else ("burst", 0, 4.0, 4.0)
-    assert (pace.phase, pace.surprises, pace.hold, pace.reach) == expected
+    assert (estimate.phase, estimate.surprises, estimate.hold, estimate.reach) == expected
 
 
 def test_a_send_without_an_end_ends_no_episode() -> None:
-    pace = Pace()
-    [sent] = sends(pace, 1)
-    refused(pace, 1.0, sent, Backoff(60), None)
-    assert isinstance(next_turn(pace, 61.0, (), 60.0, None), Sent)
-    lost(pace, 62.0)
-    assert isinstance(next_turn(pace, 62.0, (), 60.0, None), Sent)
-    assert next_turn(pace, 62.0, [62.0], 60.0, None) == Hold(None, closed=True, again=1.0)
+    estimate = RateEstimate()
+    [sent] = sends(estimate, 1)
+    refused(estimate, 1.0, sent, Backoff(60), None)
+    assert isinstance(next_turn(estimate, 61.0, (), 60.0, None), Permit)
+    lost(estimate, 62.0)
+    assert isinstance(next_turn(estimate, 62.0, (), 60.0, None), Permit)
+    assert next_turn(estimate, 62.0, [62.0], 60.0, None) == Hold(None, closed=True, again=1.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -1021,10 +1032,10 @@ def test_the_earliest_moment_is_the_one_of_a_server_that_answers_at_once(
     """Nobody is told that its turn comes too late when it might not."""
     limit, now = Limit(requests, 60.0), 100.0
     # So long as they may be: another server's window, or others that share the account, can have let more pass.
-    pace = Pace(period=60.0, log=[[moment, moment, 1] for moment in sorted(passed)])
+    estimate = RateEstimate(period=60.0, log=[[moment, moment, 1] for moment in sorted(passed)])
     if closed_for:
-        pace.closed_until = now + closed_for
-    told = now + earliest(pace, now, in_flight, ahead, limit)
+        estimate.closed_until = now + closed_for
+    told = now + earliest(estimate, now, in_flight, ahead, limit)
     frees = [moment + 60.0 for moment in sorted(passed) if moment > now - 60.0]
     opens = now + closed_for
     # All in flight are answered just now, and each that goes is answered at once.
@@ -1056,41 +1067,43 @@ def test_the_earliest_moment_is_the_one_of_a_server_that_answers_at_once(
 )
 @pytest.mark.parametrize("closed_for", [0.0, 45.0, 70.0])
 def test_the_earliest_moment_by_what_has_passed(ahead: int, in_flight: int, seconds: float, closed_for: float) -> None:
-    pace = Pace(period=60.0, log=[[-45.0, -41.0, 9], [-1.0, 0.0, 3], [10.0, 10.0, 2]], closed_until=20.0 + closed_for)
+    estimate = RateEstimate(
+        period=60.0, log=[[-45.0, -41.0, 9], [-1.0, 0.0, 3], [10.0, 10.0, 2]], closed_until=20.0 + closed_for
+    )
     rounds = ahead // 5 * 60.0
     expected = max(seconds - rounds, closed_for) + rounds
-    assert earliest(pace, 20.0, in_flight, ahead, Limit(5, 60.0)) == expected
+    assert earliest(estimate, 20.0, in_flight, ahead, Limit(5, 60.0)) == expected
 
 
 @pytest.mark.parametrize(
     ("ahead", "seconds"), [(0, 0.0), (1, 0.0), (2, 40.0), (4, 40.0), (5, 60.0), (7, 100.0), (11, 120.0)]
 )
 def test_the_earliest_moment_where_some_may_go_at_once(ahead: int, seconds: float) -> None:
-    pace = Pace(period=60.0, log=[[-1.0, 0.0, 3]])
-    assert earliest(pace, 20.0, 0, ahead, Limit(5, 60.0)) == seconds
-    pace.closed_until = 50.0
-    assert earliest(pace, 20.0, 0, ahead, Limit(5, 60.0)) == max(seconds % 60, 30.0) + seconds // 60 * 60
+    estimate = RateEstimate(period=60.0, log=[[-1.0, 0.0, 3]])
+    assert earliest(estimate, 20.0, 0, ahead, Limit(5, 60.0)) == seconds
+    estimate.closed_until = 50.0
+    assert earliest(estimate, 20.0, 0, ahead, Limit(5, 60.0)) == max(seconds % 60, 30.0) + seconds // 60 * 60
 
 
 def test_what_has_passed_in_a_period_is_remembered_and_not_much_more() -> None:
-    pace = Pace(period=64.0)
+    estimate = RateEstimate(period=64.0)
     for moment in range(1000):
-        lost(pace, float(moment))
-        assert len(pace.log) <= 128
+        lost(estimate, float(moment))
+        assert len(estimate.log) <= 128
         if moment >= 64:
-            assert [earliest(pace, float(moment), 0, 0, Limit(number, 64.0)) for number in (64, 65)] == [1.0, 0.0]
+            assert [earliest(estimate, float(moment), 0, 0, Limit(number, 64.0)) for number in (64, 65)] == [1.0, 0.0]
 
 
 def test_what_has_passed_is_remembered_for_three_periods() -> None:
     """A refusal's lesson is learned a wait after it."""
-    pace = Pace(period=60.0, log=[[1000.0, 1000.0, 1], [1030.0, 1030.0, 1]])
-    lost(pace, 1179.0)
-    assert [first for first, _, _ in pace.log] == [1000.0, 1030.0, 1179.0]
-    lost(pace, 1191.0)
-    assert [first for first, _, _ in pace.log] == [1030.0, 1179.0, 1191.0]
-    lost(pace, 1191.5)
-    lost(pace, 1191.2)  # of what is noted together the last moment counts
-    assert pace.log[-1] == [1191.0, 1191.5, 3]
+    estimate = RateEstimate(period=60.0, log=[[1000.0, 1000.0, 1], [1030.0, 1030.0, 1]])
+    lost(estimate, 1179.0)
+    assert [first for first, _, _ in estimate.log] == [1000.0, 1030.0, 1179.0]
+    lost(estimate, 1191.0)
+    assert [first for first, _, _ in estimate.log] == [1030.0, 1179.0, 1191.0]
+    lost(estimate, 1191.5)
+    lost(estimate, 1191.2)  # of what is noted together the last moment counts
+    assert estimate.log[-1] == [1191.0, 1191.5, 3]
 
 
 CROWDS = [(100, 60.0, 0.1), (30, 60.0, 0.1), (12, 60.0, 0.1), (100, 1.0, 0.02), (30, 1.0, 0.02), (12, 1.0, 0.02)]
@@ -1152,7 +1165,7 @@ def test_a_limit_that_changes_is_found_anew(kind: str, factor: float) -> None:
     assert outcome.lost == []
     best = 1200 + (3600 - 1200) / factor
     assert outcome.took <= best * (1.2 if factor < 1 else 1.45)
-    requests, period = learned(outcome.pace, 0.0)
+    requests, period = learned(outcome.estimate, 0.0)
     assert requests / period == pytest.approx(factor, rel=0.6)  # it may be looking for more just now
 
 
@@ -1201,7 +1214,7 @@ class _Shedder:
 def test_what_is_refused_at_random_does_not_wear_the_pace_down(
     share: float, wait: float, asked: float | None, at_once: int, most: float
 ) -> None:
-    """It takes not much longer than the gate is closed by contract: before there was doubt, three to five times."""
+    """It takes not much longer than the queue is closed by contract: before there was doubt, three to five times."""
     calls = int(30 / share)
     best = calls * share * max(wait, asked or 0) + calls * 0.05 / at_once
     took = 0.0
@@ -1214,20 +1227,20 @@ def test_what_is_refused_at_random_does_not_wear_the_pace_down(
 
 
 def after_rounds(*rounds: int) -> tuple[float, float]:
-    """What is learned when so many have passed since the gate opened, and one is refused, round after round."""
-    pace, now, sent = Pace(), 0.0, None
+    """What is learned when so many have passed since the queue opened, and one is refused, round after round."""
+    estimate, now, sent = RateEstimate(), 0.0, None
     for passed in (*rounds, 1):
         for number in range(passed + 1):
-            while isinstance(turn := next_turn(pace, now, (), 60.0, None), Hold):
+            while isinstance(turn := next_turn(estimate, now, (), 60.0, None), Hold):
                 assert turn.seconds is not None
                 now += turn.seconds
             now += 0.05
             sent = turn
             if number < passed:
-                answered(pace, now, sent, 0, None)
+                answered(estimate, now, sent, 0, None)
         assert sent is not None
-        refused(pace, now, sent, Backoff(60), None)
-    return learned(pace, now)
+        refused(estimate, now, sent, Backoff(60), None)
+    return learned(estimate, now)
 
 
 @pytest.mark.parametrize(
@@ -1326,5 +1339,5 @@ def test_the_state_is_of_json_values(kind: str, stated: Limit | None) -> None:
     plain = Traffic(limit, 150, stated=stated, jitter=1).run()
     written = Traffic(limit, 150, stated=stated, jitter=1, as_json=True).run()
     assert written.sent_at == plain.sent_at
-    assert written.pace == plain.pace
-    assert len(json.dumps(asdict(plain.pace))) < 10_000
+    assert written.estimate == plain.estimate
+    assert len(json.dumps(asdict(plain.estimate))) < 10_000

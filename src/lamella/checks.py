@@ -1,0 +1,39 @@
+"""Check arguments: each error names the argument, its value and what is allowed."""
+
+from __future__ import annotations
+
+from math import isfinite
+from operator import index
+
+__all__ = ["check_number", "check_seconds", "check_whole"]
+
+
+def check_seconds(name: str, seconds: object, *, zero: bool = False) -> None:
+    """Check that *seconds* is a finite number greater than 0, or with *zero* 0 or more.
+
+    Raises:
+        ValueError: It is not.
+    """
+    check_number(name, seconds, 0, above=not zero, kind="a finite number of seconds")
+
+
+def check_number(name: str, number: object, least: int, *, above: bool = False, kind: str = "a finite number") -> None:
+    """Check that *number* is finite and at least *least*, or with *above* greater than that.
+
+    Raises:
+        ValueError: It is not.
+    """
+    valid = isinstance(number, int | float) and not isinstance(number, bool) and isfinite(number)
+    if not valid or number < least or (above and number == least):  # type: ignore[operator]
+        allowed = f"{kind} greater than {least}" if above else f"{kind}, {least} or more"
+        raise ValueError(f"{name} must be {allowed}, got {number!r}")
+
+
+def check_whole(name: str, number: object) -> None:
+    """Check that *number* is a whole number, 1 or more.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if isinstance(number, bool) or not hasattr(number, "__index__") or index(number) < 1:
+        raise ValueError(f"{name} must be a whole number, 1 or more, got {number!r}")
