@@ -42,9 +42,10 @@ demo: $(VENV)/.installed  ## Show lamella at work: `lamella sync --sandbox`
 test: $(VENV)/.installed  ## Run the tests
 	@$(RUN) pytest $(SIDE_BY_SIDE) $(ARGS)
 
-lint: $(VENV)/.installed  ## Check style and formatting
+lint: $(VENV)/.installed  ## Check style, formatting, and which module imports which
 	@$(RUN) ruff check
 	@$(RUN) ruff format --check
+	@$(VENV)/bin/python -c 'from importlinter.cli import lint_imports_command as run; run()' --no-cache --no-logo
 
 format: $(VENV)/.installed  ## Format the code and fix what ruff can fix
 	@$(RUN) ruff check --fix
@@ -100,7 +101,7 @@ clean:  ## Remove environments, caches, builds and reports
 $(VENV)/.installed: pyproject.toml Makefile scripts/make_venv.sh
 	@sh scripts/make_venv.sh "$(PYTHON)" $(VENV)
 	@echo "lamella: installing the package and its tools into $(VENV)"
-	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[dev,lint]'
 	@printf '%s\n' "$$MADE_FOR" >$@
 
 $(LOWEST)/.installed: pyproject.toml Makefile scripts/make_venv.sh scripts/lowest_versions.py
