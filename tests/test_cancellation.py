@@ -14,7 +14,8 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 
 from lamella import HeaderAuth, maesn, stack
-from lamella.testing import Fault, Reply, Sandbox, VirtualClock
+from lamella.maesn.sandbox import Reply, Sandbox
+from lamella.testing import Fault, VirtualClock
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ import pytest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, SpanKind
-from tests.cli.test_report import a_bad_call, a_good_call
+from tests.cli.spans import a_bad_call, a_good_call
 
 from lamella.cli.kept import KeptTraces
 from lamella.telemetry.names import EPISODE, OUTCOME

@@ -21,7 +21,7 @@ def test_the_version() -> None:
 
 
 def test_help_fits_80_columns() -> None:
-    for arguments in ([], ["sync"], ["demo"], ["sandbox"], ["explain"]):
+    for arguments in ([], ["sync"], ["sandbox"], ["explain"]):
         result = CliRunner().invoke(app, [*arguments, "--help"], prog_name="lamella")
         assert result.exit_code == 0
         assert max(map(len, result.output.splitlines())) <= 80
@@ -58,21 +58,8 @@ def test_without_the_extra_cli(module: str) -> None:
     assert result.stderr == f"lamella: {module} is missing: pip install 'lamella[cli]'\n"
 
 
-def test_without_the_extra_sdk() -> None:
-    result = without("opentelemetry.sdk", "demo")
-    assert (result.stdout, result.returncode) == ("", 2)
-    assert result.stderr == "lamella: the demo needs OpenTelemetry's SDK: pip install 'lamella[cli,sdk]'\n"
-
-
 def test_the_other_commands_do_without_the_extra_sdk() -> None:
     assert without("opentelemetry.sdk", "explain", "429").stdout.startswith("429 Too Many Requests\n")
-
-
-def test_where_the_sdk_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_SDK_DISABLED", "True")
-    result = CliRunner().invoke(app, ["demo"])
-    assert result.exit_code == 2
-    assert result.output == "lamella: the demo needs OpenTelemetry's SDK, and OTEL_SDK_DISABLED switches it off\n"
 
 
 def test_a_reader_that_goes_away() -> None:
@@ -94,7 +81,7 @@ def test_on_a_terminal(no_color: bool) -> None:
 
     ours, theirs = pty.openpty()
     variables = {"TERM": "xterm-256color", "COLUMNS": "80", **({"NO_COLOR": "1"} if no_color else {})}
-    arguments = ["demo", "--calls", "6", "--scale", "0.001"]
+    arguments = ["sync", "--sandbox", "--resource", "items"]
     with subprocess.Popen(  # noqa: S603
         [sys.executable, "-m", "lamella", *arguments], env=environment(**variables), stdout=theirs
     ) as process:
@@ -108,6 +95,6 @@ def test_on_a_terminal(no_color: bool) -> None:
         os.close(ours)
     assert process.returncode == 0
     text = output.decode()
-    assert "6/6" in text, "the bar"
+    assert "22 of 24 parts done" in text, "the display"
     assert "\x1b[1;4mOutcome\x1b[0m" in text
     assert ("\x1b[32mok\x1b[0m" in text) is not no_color

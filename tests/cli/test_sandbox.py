@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from lamella.cli.app import app
 from lamella.cli.serve import line_for, parse_chance, parse_limit
-from lamella.testing import Fault, FixedWindow, Received
+from lamella.maesn.sandbox import Received
+from lamella.testing import Fault, FixedWindow
 
 ON_SIGNALS = pytest.mark.skipif(sys.platform == "win32", reason="there are no signals to send")
 

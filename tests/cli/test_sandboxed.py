@@ -19,17 +19,11 @@ from lamella.cli.app import app
 from lamella.cli.sandboxed import Stage, checks
 from lamella.cli.sync import Settings, Synced
 from lamella.maesn import Part
-from lamella.testing import Received, Sandbox
+from lamella.maesn.sandbox import Received, Sandbox
 
 pytest.importorskip("pyarrow")
 
 Row = dict[str, Any]
-
-
-@pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandboxed, "SCALE", 1 / 400)
-    monkeypatch.setattr(sandboxed, "_OUTAGE", 0.3)
 
 
 @pytest.mark.usefixtures("fast")

@@ -35,7 +35,7 @@ from lamella.cli import sync_command, sync_options
 from lamella.cli.app import app
 from lamella.cli.sync import Settings
 from lamella.maesn import sync as syncing
-from lamella.testing import Sandbox
+from lamella.maesn.sandbox import Sandbox
 
 SIGNALS = pytest.mark.skipif(sys.platform == "win32", reason="there are no signals to send")
 
@@ -455,7 +455,7 @@ class TestInterrupted:
 
 
 def _two_accounts(records: int) -> list[Any]:
-    from lamella.testing import Account
+    from lamella.maesn.sandbox import Account
 
     return [Account(KEYS[name], records=records) for name in ("Ada", "Bob")]
 

@@ -45,16 +45,9 @@ from lamella import (
     maesn,
     stack,
 )
+from lamella.maesn.sandbox import Account, Sandbox
 from lamella.store import MemoryStore, Store
-from lamella.testing import (
-    Account,
-    FixedWindow,
-    Sandbox,
-    SlidingWindow,
-    TokenBucket,
-    VirtualClock,
-    VirtualTimeLoop,
-)
+from lamella.testing import FixedWindow, SlidingWindow, TokenBucket, VirtualClock, VirtualTimeLoop
 from lamella.testing import Limit as ServersLimit
 
 Serve = Callable[[Handler], Awaitable[str]]

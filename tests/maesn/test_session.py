@@ -7,8 +7,9 @@ import pytest
 from yarl import URL
 
 from lamella import BadRequest, LamellaError, NotFound, TooManyRequests, Unauthorized, maesn
-from lamella.testing import Account, Sandbox, VirtualClock
-from lamella.testing.plugin import MakeSandbox
+from lamella.maesn.sandbox import Account, Sandbox
+from lamella.pytest_maesn import MakeSandbox
+from lamella.testing import VirtualClock
 
 
 @pytest.fixture(autouse=True)

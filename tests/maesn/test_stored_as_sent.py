@@ -28,8 +28,8 @@ from lamella.batch import Journal
 from lamella.cli.app import app
 from lamella.maesn import Part
 from lamella.maesn.pages import _decoded
+from lamella.maesn.sandbox import Reply, Sandbox
 from lamella.maesn.stored import _compact
-from lamella.testing import Reply, Sandbox
 
 Serve = Callable[[Handler], Awaitable[str]]
 

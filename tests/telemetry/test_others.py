@@ -18,8 +18,9 @@ from tests.conftest import Handler, Tracing
 from tests.telemetry.conftest import Metering, given
 
 from lamella import Backoff, LamellaError, Rule, RuleBook, maesn, stack
+from lamella.maesn.sandbox import Sandbox
 from lamella.telemetry.tracing import inject
-from lamella.testing import Sandbox, VirtualClock
+from lamella.testing import VirtualClock
 
 Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))

@@ -17,7 +17,7 @@ from tests.conftest import Tracing
 from tests.layering import together
 
 from lamella import AttemptSpan, Classify, ClientStatusError, RequestSpan, RuleBook, maesn
-from lamella.testing import Sandbox
+from lamella.maesn.sandbox import Sandbox
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What is shown at the end: tables and trees, of the demo and of a sync."""
+"""What is shown at the end: tables and trees, of a sync."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.trace import format_trace_id
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from lamella.cli.traces import Trace, context, interest, number, path, seconds, stop_phrase, text, traces
+from lamella.cli.traces import Trace, context, number, path, seconds, stop_phrase, text
 from lamella.cli.words import count, duration, plain, some
 from lamella.rules import WaitSource
 from lamella.telemetry.names import (
@@ -39,19 +38,16 @@ if TYPE_CHECKING:
     from lamella.cli.causes import Cause
     from lamella.cli.check import Check
     from lamella.cli.counting import Total
-    from lamella.cli.demo import Result
     from lamella.cli.otlp import Delivery
 
 __all__ = [
     "delivery",
     "failures",
-    "how_to_deliver",
     "outcome",
     "page",
     "titled",
     "tree",
     "tree_text",
-    "trees",
     "verdict",
 ]
 
@@ -87,17 +83,6 @@ def failures(causes: Sequence[Cause]) -> RenderableType:
         if cause.hint:
             table.add_row("", Text(cause.hint))
     return titled("Failures", table)
-
-
-def trees(result: Result) -> RenderableType:
-    """The two calls with the most to see in them: one that ended well after several sends, one that did not."""
-    found = traces(result.spans)
-    chosen = (
-        ("A call that ended well", [trace for trace in found if trace.succeeded and len(trace.sends) > 1]),
-        ("A call that failed", [trace for trace in found if not trace.succeeded]),
-    )
-    # max() takes the first of equals: the one that began first.
-    return Group(*(titled(title, tree(max(some, key=interest))) for title, some in chosen if some))
 
 
 def tree(trace: Trace) -> Tree:
@@ -204,15 +189,6 @@ def delivery(sent: Delivery) -> RenderableType:
         return titled("Spans", Text(f"{spans} of the service {sent.service} sent to {sent.url}: all have arrived."))
     some = f"{sent.arrived} of {spans}" if sent.arrived else f"None of {spans}"
     return titled("Spans", Text(f"{some} arrived at {sent.url}: {sent.why}.", "red"))
-
-
-def how_to_deliver(service: str, command: str) -> RenderableType:
-    """How to see the same in a backend."""
-    return titled(
-        "Spans",
-        Text(f"To look at them in a trace backend that takes OTLP over HTTP, as the service {service}:"),
-        Padding(Text(f"{command} --otlp http://localhost:4318"), (1, 2, 0, 2)),
-    )
 
 
 def titled(title: str, *parts: RenderableType) -> RenderableType:

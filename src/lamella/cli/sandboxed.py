@@ -18,9 +18,9 @@ from lamella.cli.check import Check
 from lamella.cli.sync import Settings, Synced
 from lamella.cli.words import count
 from lamella.maesn import RULES, Account
-from lamella.testing import Account as SandboxAccount
-from lamella.testing import Fault, FixedWindow, Sandbox
-from lamella.testing.sandbox import AccountState
+from lamella.maesn.sandbox import Account as SandboxAccount
+from lamella.maesn.sandbox import AccountState, Sandbox
+from lamella.testing import Fault, FixedWindow
 
 __all__ = ["API_KEY", "RESOURCES", "SCALE", "accounts", "checks", "play"]
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from lamella.cli.words import plain
-from lamella.testing import Fault, FixedWindow, Received, Sandbox
+from lamella.maesn.sandbox import Received, Sandbox
+from lamella.testing import Fault, FixedWindow
 
 __all__ = ["line_for", "parse_chance", "parse_limit", "serve"]
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, SpanKind
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
 from opentelemetry.util.types import AttributeValue
 from yarl import URL
 
 from lamella.cli.words import plain
 from lamella.rules import StopReason
-from lamella.telemetry.names import EPISODE, ERROR_TYPE, OUTCOME, RETRY_EVENT, URL_FULL, WAIT_SOURCE
+from lamella.telemetry.names import ERROR_TYPE, OUTCOME, RETRY_EVENT, URL_FULL, WAIT_SOURCE
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -27,7 +26,6 @@ __all__ = [
     "seconds",
     "stop_phrase",
     "text",
-    "traces",
 ]
 
 
@@ -47,18 +45,6 @@ class Trace:
     def retries(self) -> list[Event]:
         """The decisions to send again."""
         return [event for event in self.call.events if event.name == RETRY_EVENT]
-
-
-def traces(spans: Iterable[ReadableSpan]) -> list[Trace]:
-    """The calls among *spans*, in the order in which they began."""
-    calls: list[ReadableSpan] = []
-    sends: dict[int, list[ReadableSpan]] = {}
-    for span in sorted(spans, key=lambda span: span.start_time or 0):
-        if span.kind is SpanKind.CLIENT and span.parent is not None:
-            sends.setdefault(span.parent.span_id, []).append(span)
-        elif span.kind is SpanKind.INTERNAL and span.name != EPISODE:
-            calls.append(span)
-    return [Trace(call, tuple(sends.get(context(call).span_id, ()))) for call in calls]
 
 
 def interest(trace: Trace) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any, TypeVar
 
-__all__ = ("RESOURCES", "Record", "Table", "id_field", "milliseconds")
+__all__ = ["RESOURCES", "Record", "Table", "id_field", "milliseconds"]
 
 Record = dict[str, Any]
 
@@ -40,16 +40,7 @@ _NAMES = (
     "Ivy", "Juniper", "Larch", "Maple", "Oak", "Poplar", "Rowan", "Willow",
 )  # fmt: skip
 _TRADES = ("Bakery", "Books", "Design", "Logistics", "Machines", "Optics", "Software", "Tea")
-_SERVICES = (
-    "Consulting",
-    "Hosting",
-    "Installation",
-    "Licence",
-    "Maintenance",
-    "Support",
-    "Training",
-    "Transport",
-)
+_SERVICES = ("Consulting", "Hosting", "Installation", "Licence", "Maintenance", "Support", "Training", "Transport")
 _CURRENCIES = ("EUR", "EUR", "EUR", "CHF", "GBP", "USD")
 _STATUSES = ("DRAFT", "OPEN", "OPEN", "OVERDUE", "PAID", "PAID", "PAID", "VOIDED")
 _TAX_PERCENTS = (0, 7, 19, 20)
