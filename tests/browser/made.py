@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import SpanKind
 from opentelemetry.util.types import AttributeValue
 
-from lamella.cli.kept import KeptTraces
+from lamella.cli.traces import Collector
 from lamella.rules import StopReason, WaitSource
 from lamella.telemetry.names import (
     ATTEMPTS,
@@ -77,9 +77,9 @@ class _Counting(IdGenerator):
         return next(self._ids)
 
 
-def recorded(calls: int, name: str | None = None) -> KeptTraces:
+def recorded(calls: int, name: str | None = None) -> Collector:
     """So many calls, 10 ms one after the other. *name* None means that each call has its own."""
-    kept = KeptTraces(most=calls)
+    kept = Collector(most=calls)
     provider = TracerProvider(sampler=ALWAYS_ON, id_generator=_Counting(), shutdown_on_exit=False)
     provider.add_span_processor(kept)
     tracer = provider.get_tracer("lamella")

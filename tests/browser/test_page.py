@@ -22,14 +22,10 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from tests.browser.made import recorded
 
 from lamella.cli import html
-from lamella.cli.check import Check
 from lamella.cli.html import html_report
-from lamella.cli.kept import KeptTraces
-from lamella.cli.report import tree_text
-from lamella.cli.summary import totals
-from lamella.cli.sync import Synced
-from lamella.cli.traces import Trace, path, seconds, text
-from lamella.cli.words import duration
+from lamella.cli.report import Check, Synced, totals
+from lamella.cli.terminal import duration
+from lamella.cli.traces import Collector, Trace, path, seconds, text, tree_text
 from lamella.maesn import Part
 from lamella.rules import StopReason
 from lamella.telemetry.names import ERROR_TYPE, METHOD, RULE, STATUS, STOP_REASON, WAIT
@@ -52,12 +48,12 @@ FIRST_PAINT = 10.0  # seconds, on a slow machine; a tenth of a second on a fast 
 MOST_ELEMENTS = 3000  # in the page, of how many calls it may be
 
 
-def report_of(kept: KeptTraces) -> html.Page:
+def report_of(kept: Collector) -> html.Page:
     """What goes on the page of these calls."""
     parts = (Part("Ada", "invoices", None, pages=300, records=5000, done=True),)
-    shown = totals(Synced(1, False, parts, 9.5), kept)
+    shown = tuple(totals(Synced(1, False, parts, 9.5), kept))
     checks = (Check("All is well.", None),)
-    return html.Page("lamella sync", "run 1", "Run 1.", shown, (), checks, kept.traces, kept.note)
+    return html.Page("run 1", "Run 1.", shown, (), checks, kept.traces, kept.note)
 
 
 @pytest.fixture(scope="session")
@@ -151,10 +147,10 @@ def page(browser: Chrome, report: html.Page, tmp_path: Path) -> Iterator[Page]:
 
 def row_of(trace: Trace) -> list[str]:
     """The texts that a call's row has to have."""
-    ended = text(trace.sends[-1], ERROR_TYPE) or text(trace.sends[-1], STATUS)
+    ended = text(trace.attempts[-1], ERROR_TYPE) or text(trace.attempts[-1], STATUS)
     took = duration(round(seconds(trace.call.end_time, trace.call.start_time), 6))
     name = f"{text(trace.call, METHOD)}{path(trace)}"
-    return [name, f"{'✓' if trace.succeeded else '✗'}{ended}", str(len(trace.sends)), took]
+    return [name, f"{'✓' if trace.succeeded else '✗'}{ended}", str(len(trace.attempts)), took]
 
 
 def test_the_totals_are_those_of_the_run(page: Page) -> None:
@@ -174,9 +170,9 @@ def test_the_rows_are_the_calls_in_their_order(page: Page) -> None:
 def test_the_decision_on_hover(page: Page) -> None:
     page.one("[data-sort=attempts]").click()
     Select(page.one("#axis")).select_by_value("fit")
-    most = max(page.found, key=lambda trace: (len(trace.sends), seconds(trace.call.end_time, trace.call.start_time)))
+    most = max(page.found, key=lambda trace: (len(trace.attempts), seconds(trace.call.end_time, trace.call.start_time)))
     first = most.retries[0].attributes or {}
-    said = page.hover(page.row(0).find_elements(By.CSS_SELECTOR, ".send")[0])
+    said = page.hover(page.row(0).find_elements(By.CSS_SELECTOR, ".attempt")[0])
     assert said[""] == "Attempt 1 of 5"
     assert said["came back"] == str(first[ERROR_TYPE])
     assert said["decision"] == "retry"
@@ -198,7 +194,7 @@ def test_why_it_stopped_on_hover(page: Page) -> None:
     failed = [trace for trace in page.found if not trace.succeeded]
     assert page.shown == f"{len(failed)} of 300 calls"
     reason = StopReason(text(failed[0].call, STOP_REASON)).phrase
-    said = page.hover(page.row(0).find_elements(By.CSS_SELECTOR, ".send")[-1])
+    said = page.hover(page.row(0).find_elements(By.CSS_SELECTOR, ".attempt")[-1])
     assert (said["decision"], said["why"]) == ("stop", reason)
 
 
@@ -208,19 +204,19 @@ def test_a_click_opens_the_call_and_another_closes_it(page: Page) -> None:
     assert page.one("#details pre").get_property("textContent") == tree_text(page.found[2])
     assert page.row(2).get_attribute("aria-selected") == "true"
     page.one("#zoom-to").click()
-    assert page.row(2).find_elements(By.CSS_SELECTOR, ".send")
+    assert page.row(2).find_elements(By.CSS_SELECTOR, ".attempt")
     page.row(2).click()
     assert not page.one("#details").is_displayed()
 
 
 def test_filters(page: Page) -> None:
-    again = [trace for trace in page.found if len(trace.sends) > 1]
+    again = [trace for trace in page.found if len(trace.attempts) > 1]
     Select(page.one("#outcome")).select_by_value("retried")
     assert page.shown == f"{len(again)} of 300 calls"
     Select(page.one("#outcome")).select_by_value("")
     button = page.one('#kinds [data-kind="429"]')
     button.click()
-    limited = [trace for trace in page.found if any(text(send, ERROR_TYPE) == "429" for send in trace.sends)]
+    limited = [trace for trace in page.found if any(text(send, ERROR_TYPE) == "429" for send in trace.attempts)]
     assert page.shown == f"{len(limited)} of 300 calls"
     assert button.get_attribute("aria-pressed") == "true"
     button.click()
@@ -245,7 +241,7 @@ def test_sort(page: Page) -> None:
     shortest = min(page.found, key=lambda trace: seconds(trace.call.end_time, trace.call.start_time))
     assert page.cells(0)[3] == row_of(shortest)[3]
     page.one("[data-sort=attempts]").click()
-    assert page.cells(0)[2] == str(max(len(trace.sends) for trace in page.found))
+    assert page.cells(0)[2] == str(max(len(trace.attempts) for trace in page.found))
     column = "[role=columnheader]:has([data-sort=attempts])"
     assert page.one(column).get_attribute("aria-sort") == "descending"
 
@@ -273,7 +269,7 @@ def test_by_keyboard_alone(page: Page) -> None:
 
 
 def test_zoom(page: Page) -> None:
-    bar = "return arguments[0].querySelector('.send').getBoundingClientRect().width"
+    bar = "return arguments[0].querySelector('.attempt').getBoundingClientRect().width"
     Select(page.one("#axis")).select_by_value("start")
     page.one("[data-sort=duration]").click()
     page.search("limit=7")
@@ -348,9 +344,9 @@ def test_the_page_of_a_real_run(browser: Chrome, tmp_path: Path) -> None:
     sends, calls = re.findall(r"^sends +(\d+)  for (\d+) calls$", run.stdout, re.MULTILINE)[0]
     named = {
         name: str(browser.find_element(By.CSS_SELECTOR, f'#totals [data-name="{name}"] .value').text)
-        for name in ("sends", "parts")
+        for name in ("attempts", "parts")
     }
-    assert named == {"sends": sends, "parts": "24"}
+    assert named == {"attempts": sends, "parts": "24"}
     assert str(browser.find_element(By.ID, "shown").text) == f"{calls} of {calls} calls"
     assert "Checked: all 3 ok" in str(browser.find_element(By.ID, "checks").text)
     browser.find_element(By.CSS_SELECTOR, "[data-sort=attempts]").click()

@@ -107,16 +107,18 @@ def a_bad_call() -> list[ReadableSpan]:
 
 def traces(spans: Iterable[ReadableSpan]) -> tuple[Trace, ...]:
     """The calls among *spans*, in the order in which they began."""
-    spans = sorted(spans, key=lambda span: span.start_time or 0)
-    calls = [span for span in spans if span.kind is not SpanKind.CLIENT]
-    return tuple(
-        Trace(call, tuple(span for span in spans if span.parent and span.parent.span_id == context(call).span_id))
-        for call in calls
-    )
+    calls: list[ReadableSpan] = []
+    attempts: dict[int, list[ReadableSpan]] = {}
+    for span in sorted(spans, key=lambda span: span.start_time or 0):
+        if span.parent is None:
+            calls.append(span)
+        else:
+            attempts.setdefault(span.parent.span_id, []).append(span)
+    return tuple(Trace(call, tuple(attempts.get(context(call).span_id, ()))) for call in calls)
 
 
 def page_of(spans: Iterable[ReadableSpan] | None = None, **changes: Any) -> Page:
     """The page of a run; None means a call that ended well and one that failed."""
     found = traces((*a_good_call(), *a_bad_call()) if spans is None else spans)
-    page = Page("lamella sync", "run 1", "Run 1 of a.journal.", totals=(), causes=(), checks=(), traces=found)
+    page = Page("run 1", "Run 1 of a.journal.", totals=(), causes=(), checks=(), traces=found)
     return replace(page, **changes)

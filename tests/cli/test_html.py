@@ -25,10 +25,10 @@ from typer.testing import CliRunner
 from lamella.cli import report
 from lamella.cli.app import app
 from lamella.cli.causes import Cause
-from lamella.cli.check import Check
-from lamella.cli.counting import Total
 from lamella.cli.html import html_report
-from lamella.cli.words import plain
+from lamella.cli.report import Check, Total
+from lamella.cli.terminal import plain
+from lamella.cli.traces import tree
 from lamella.telemetry.names import ATTEMPTS_LEFT, DEADLINE_LEFT, STOP_EVENT
 
 VOID = {"meta", "input", "br"}
@@ -80,9 +80,9 @@ class Page(HTMLParser):
         return str(policy)
 
 
-CAUSES = (Cause(2, "404 Not Found", "not retryable", "no such record", "Check the path and the id"),)
+CAUSES = (Cause(2, ("Ada",), "404 Not Found", "not retryable", "no such record", "Check the path and the id"),)
 CHECKS = (Check("All is well.", None), Check("Nothing is lost.", None))
-TOTALS = (Total("sends", "5", "for 2 calls"), Total("retries", "3"), Total("after 500", "1", nested=True))
+TOTALS = (Total("attempts", "5", "for 2 calls"), Total("retries", "3"), Total("after 500", "1", nested=True))
 
 
 def various() -> list[ReadableSpan]:
@@ -121,11 +121,11 @@ class TestWhatIsOnIt:
         spans = various()
         found = traces(spans)
         assert len(page.data) == len(found)
-        assert sum(len(call["sends"]) for call in page.data) == sum(span.kind is SpanKind.CLIENT for span in spans)
-        assert [call["tree"] for call in page.data] == [text_of(report.tree(trace), 500) for trace in found]
+        assert sum(len(call["attempts"]) for call in page.data) == sum(span.kind is SpanKind.CLIENT for span in spans)
+        assert [call["tree"] for call in page.data] == [text_of(tree(trace), 500) for trace in found]
 
     def test_the_colours_and_their_numbers(self, page: Page) -> None:
-        kinds = Counter(send["kind"] for call in page.data for send in call["sends"])
+        kinds = Counter(send["kind"] for call in page.data for send in call["attempts"])
         assert set(kinds) == {"2xx", "3xx", "4xx", "429", "5xx", "none"}
         shown = [attributes["data-kind"] for attributes in page.of("button") if "data-kind" in attributes]
         assert shown == ["2xx", "3xx", "4xx", "429", "5xx", "none"]
@@ -142,39 +142,39 @@ class TestWhatIsOnIt:
     def test_a_call_in_numbers(self) -> None:
         [good, bad] = Page(html_report(page_of())).data
         assert (good["at"], good["took"], good["path"]) == (0, 2_551_000, "/accounting/invoices/7?limit=5")
-        assert [(send["at"], send["took"], send["kind"], send["ended"]) for send in good["sends"]] == [
+        assert [(send["at"], send["took"], send["kind"], send["ended"]) for send in good["attempts"]] == [
             (1_500, 9_900, "5xx", "500"),
             (512_000, 3_000, "none", "ConnectionLost"),
             (530_000, 5_000, "429", "429"),
             (2_545_000, 5_000, "2xx", "200"),
         ]
-        first, second, third, last = good["sends"]
+        first, second, third, last = good["attempts"]
         assert first["decision"] == {"at": 11_500, "rule": "Server Error", "wait": 500_000, "source": "by the rule"}
         assert second["decision"]["source"] == "none: the connection may have been stale"
         assert third["decision"]["source"] == "as Retry-After says"
         assert "decision" not in last
-        assert bad["sends"][0]["decision"] == {"at": 9_000, "rule": "", "stop": "unsafe method"}
+        assert bad["attempts"][0]["decision"] == {"at": 9_000, "rule": "", "stop": "unsafe method"}
 
     def test_what_is_left(self) -> None:
         stop = event(STOP_EVENT, 9, **{ATTEMPTS_LEFT: 3, DEADLINE_LEFT: 0.25})
         spans = (call(10, 0, 10, stop), attempt(11, 10, 1, 8, error__type="500"))
         [found] = Page(html_report(page_of(spans))).data
-        decision = found["sends"][0]["decision"]
+        decision = found["attempts"][0]["decision"]
         assert (decision["left"], decision["deadline"]) == (3, 250_000)
 
     def test_a_wait_that_is_no_retry(self) -> None:
         spans = (call(10, 0, 10, event("lamella.queued", 1, lamella__wait=2.0)), attempt(11, 10, 3, 8))
         [found] = Page(html_report(page_of(spans))).data
         assert found["others"] == [{"at": 1_000, "wait": 2_000_000, "name": "lamella.queued"}]
-        assert found["sends"][0]["kind"] == "none"
+        assert found["attempts"][0]["kind"] == "none"
 
     def test_an_answer_that_broke_off_is_none(self) -> None:
         spans = (call(10, 0, 9), attempt(11, 10, 1, 2, http__response__status_code=200, error__type="ConnectionLost"))
         [found] = Page(html_report(page_of(spans))).data
-        assert found["sends"][0]["kind"] == "none"
+        assert found["attempts"][0]["kind"] == "none"
 
     def test_of_a_run_of_which_it_shows_a_part(self) -> None:
-        cause = Cause(30, "401 Unauthorized", "", "", "", tuple(f"account {number}" for number in range(22)))
+        cause = Cause(30, tuple(f"account {number}" for number in range(22)), "401 Unauthorized", "", "", "")
         found = Page(html_report(page_of(causes=(cause,), note="2 of 30 calls.")))
         assert found.texts["h1"] == ["lamella sync"]
         assert "2 of 30 calls." in found.texts["p"]
@@ -236,7 +236,7 @@ class TestNothingGetsOut:
         )
         # As causes and checks have it: in one line, without what moves a cursor.
         shown = plain(evil)
-        cause, check = Cause(1, shown, shown, shown, shown), Check(shown, shown)
+        cause, check = Cause(1, (shown,), shown, shown, shown, shown), Check(shown, shown)
         hostile = Page(html_report(page_of(spans, causes=(cause,), checks=(check,), totals=TOTALS)))
         assert {tag for tag, _ in hostile.tags} == {tag for tag, _ in page.tags}
         assert [tag for tag, _ in hostile.tags].count("script") == 2
@@ -245,8 +245,8 @@ class TestNothingGetsOut:
         assert shown == " ".join("".join(char if char.isprintable() else " " for char in evil).split())
         assert any(shown in said for said in hostile.texts["p"])
         [found] = hostile.data
-        assert found["sends"][0]["ended"] == shown
-        assert found["sends"][0]["decision"]["stop"] == shown
+        assert found["attempts"][0]["ended"] == shown
+        assert found["attempts"][0]["decision"]["stop"] == shown
 
 
 def many(calls: int) -> list[ReadableSpan]:
@@ -289,7 +289,7 @@ class TestTheFile:
         assert len(text.encode()) < 8_000_000
         data = Page(text).data
         assert len(data) == 5000
-        assert {len(call["sends"]) for call in data} == {4}
+        assert {len(call["attempts"]) for call in data} == {4}
 
     def test_the_command(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MAESN_API_KEY", API_KEY)
@@ -306,7 +306,7 @@ class TestTheFile:
         page = Page(text)
         assert len(page.data) == len(server.received)
         totals = [value for value in page.texts["dd"] if value.strip()]
-        for name in ("parts", "records", "sends", "retries"):
+        for name in ("parts", "records", "attempts", "retries"):
             [line] = [line for line in run.stdout.splitlines() if line.startswith(f"{name} ")]
             assert line.removeprefix(name).split()[0] in totals
         assert sorted(os.listdir(tmp_path)) == ["a page.html", "accounts.csv", "journal"]

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from tests.cli.progress import Story, api_error, story
 
-from lamella.cli.live import Screen, on_screen
+from lamella.cli.display import Screen, on_screen
 from lamella.maesn import Part
 
 DOWN = api_error(503)

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from tests.cli.conftest import environment, lamella, lamella_to_nobody
+from tests.cli.serving import API_KEY, served, write_accounts
 from typer.testing import CliRunner
 
 from lamella import cli
@@ -76,25 +78,27 @@ def test_an_encoding_without_our_characters() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 @pytest.mark.parametrize("no_color", [False, True])
-def test_on_a_terminal(no_color: bool) -> None:
+def test_on_a_terminal(tmp_path: Path, no_color: bool) -> None:
     import pty
 
     ours, theirs = pty.openpty()
     variables = {"TERM": "xterm-256color", "COLUMNS": "80", **({"NO_COLOR": "1"} if no_color else {})}
-    arguments = ["sync", "--sandbox", "--resource", "items"]
-    with subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "lamella", *arguments], env=environment(**variables), stdout=theirs
-    ) as process:
-        os.close(theirs)
-        output = b""
-        try:
-            while chunk := os.read(ours, 65536):
-                output += chunk
-        except OSError:  # how Linux tells that the other end is closed
-            pass
-        os.close(ours)
-    assert process.returncode == 0
+    with served() as server:
+        accounts = ("--accounts", str(write_accounts(tmp_path)), "--base-url", server.url)
+        command = [sys.executable, "-m", "lamella", "sync", "--resource", "items", *accounts]
+        own = environment(**variables, MAESN_API_KEY=API_KEY)
+        with subprocess.Popen(command, env=own, cwd=tmp_path, stdout=theirs) as process:  # noqa: S603
+            os.close(theirs)
+            output = b""
+            try:
+                while chunk := os.read(ours, 65536):
+                    output += chunk
+            except OSError:  # how Linux tells that the other end is closed
+                pass
+            os.close(ours)
+    assert process.returncode == 1
     text = output.decode()
-    assert "22 of 24 parts done" in text, "the display"
+    assert "2 of 3 parts done" in text, "the display"
     assert "\x1b[1;4mOutcome\x1b[0m" in text
-    assert ("\x1b[32mok\x1b[0m" in text) is not no_color
+    assert ("\x1b[1;31m401 Unauthorized\x1b[0m" in text) is not no_color
+    assert ("\x1b[1m401 Unauthorized\x1b[0m" in text) is no_color

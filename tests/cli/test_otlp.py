@@ -19,9 +19,9 @@ from tests.cli.spans import a_bad_call
 from typer.testing import CliRunner, Result
 
 from lamella import maesn
-from lamella.cli import otlp, sync_options
+from lamella.cli import options, otlp
 from lamella.cli.app import app
-from lamella.cli.sync import Settings
+from lamella.cli.options import Settings
 from lamella.testing import Fault
 
 
@@ -80,7 +80,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder of its own, with keys, and with short waits."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MAESN_API_KEY", API_KEY)
-    monkeypatch.setattr(sync_options, "Settings", partial(Settings, rules=maesn.RULES.scaled(0.001)))
+    monkeypatch.setattr(options, "Settings", partial(Settings, rules=maesn.RULES.scaled(0.001)))
     write_accounts(tmp_path, "Ada", "Bob")
 
 

@@ -8,11 +8,11 @@ from yarl import URL
 
 from lamella import ConnectionLost, Rule, StopReason
 from lamella.cli import report
-from lamella.cli.causes import Cause, grouped, reason_of
-from lamella.cli.check import Check
-from lamella.cli.counting import Total
+from lamella.cli.causes import Cause, causes_of
 from lamella.cli.otlp import Delivery
-from lamella.cli.traces import interest
+from lamella.cli.report import Check, Total
+from lamella.cli.traces import interest, tree
+from lamella.maesn import Part
 from lamella.rules import Failure
 
 TOTALS = (Total("calls", "2", "for 3 accounts"), Total("retries", "3"), Total("after ConnectionLost", "1", nested=True))
@@ -26,12 +26,12 @@ def error(reason: str = "reset", stopped: StopReason = StopReason.UNSAFE_METHOD)
 
 
 def causes(*errors: Exception) -> tuple[Cause, ...]:
-    return grouped(("", reason_of(error)) for error in errors)
+    return causes_of([Part("Ada", f"list {number}", None, error=error) for number, error in enumerate(errors)])
 
 
 def test_the_tree_of_a_call_that_ended_well() -> None:
     [trace] = traces(a_good_call())
-    assert text_of(report.tree(trace)) == (
+    assert text_of(tree(trace)) == (
         "lamella GET /accounting/invoices/{id}\n"
         "INTERNAL  success after 4 attempts in 2.55 s, 2.5 s of it in waits\n"
         "path /accounting/invoices/7?limit=5\n"
@@ -50,7 +50,7 @@ def test_the_tree_of_a_call_that_ended_well() -> None:
 
 def test_the_tree_of_a_call_that_failed() -> None:
     [trace] = traces(a_bad_call())
-    assert text_of(report.tree(trace)) == (
+    assert text_of(tree(trace)) == (
         "lamella POST /accounting/invoices/{id}\n"
         "INTERNAL  failure after 1 attempt in 10 ms, 0 s of it in waits\n"
         "stopped: unsafe method\n"
@@ -67,7 +67,7 @@ def test_the_call_with_the_most_to_see_is_the_most_interesting() -> None:
     single = call(40, -9, -8, lamella__outcome="success", lamella__attempts=1)
     found = traces((dull, *sends, single, *a_good_call(), *a_bad_call()))
     assert max(found, key=interest).call.name == "lamella GET /accounting/invoices/{id}"
-    assert len(max(found, key=interest).sends) == 4
+    assert len(max(found, key=interest).attempts) == 4
 
 
 def test_the_outcome() -> None:
@@ -86,9 +86,11 @@ def test_failures_by_cause() -> None:
     assert shown == (
         "Failures\n"
         "2 × Connection Lost, stopped: unsafe method\n"
+        "    Ada\n"
         "    it said: Connection reset by peer\n"
         "    Look before you send it again.\n"
         "1 × Connection Lost, stopped: attempts used up\n"
+        "    Ada\n"
         "    it said: reset\n"
         "    Look before you send it again.\n"
     )
@@ -105,15 +107,15 @@ def test_checks() -> None:
     ("delivery", "line"),
     [
         (
-            Delivery("lamella-sync", "http://a", 9, 9, None),
+            Delivery("http://a", 9, 9, None),
             "9 spans of the service lamella-sync sent to http://a: all have arrived.",
         ),
-        (Delivery("lamella-sync", "http://a", 9, 0, "refused"), "None of 9 spans arrived at http://a: refused."),
-        (Delivery("lamella-sync", "http://a", 9, 4, "late"), "4 of 9 spans arrived at http://a: late."),
+        (Delivery("http://a", 9, 0, "refused"), "None of 9 spans arrived at http://a: refused."),
+        (Delivery("http://a", 9, 4, "late"), "4 of 9 spans arrived at http://a: late."),
     ],
 )
 def test_delivery(delivery: Delivery, line: str) -> None:
-    assert text_of(report.delivery(delivery), 120) == f"Spans\n{line}\n"
+    assert text_of(report.titled("Spans", delivery), 120) == f"Spans\n{line}\n"
 
 
 EVIL = "[bold red]x[/]\x1b[2J\x07\r\n\x9b31m:smile:\u202e"
@@ -130,7 +132,7 @@ def test_a_text_from_elsewhere_is_only_text(color: bool) -> None:
         )
     )
     checks = (Check("x", EVIL),)
-    for part in (report.tree(trace), report.failures(causes(error(EVIL))), report.verdict(checks)):
+    for part in (tree(trace), report.failures(causes(error(EVIL))), report.verdict(checks)):
         shown = text_of(part, 200, color=color)
         assert "[bold red]x[/]" in shown
         assert "smile" in shown
@@ -141,7 +143,7 @@ def test_a_text_from_elsewhere_is_only_text(color: bool) -> None:
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_no_line_is_longer_than_the_screen(width: int) -> None:
     for part in (
-        *map(report.tree, traces((*a_good_call(), *a_bad_call()))),
+        *map(tree, traces((*a_good_call(), *a_bad_call()))),
         report.outcome(TOTALS),
         report.failures(causes(error())),
     ):

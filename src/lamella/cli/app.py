@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, Final
 
 import typer
-from rich.console import RenderableType
 from rich.text import Text
+from typer.core import TyperCommand
 
 from lamella.cli import explain as explaining
-from lamella.cli.serve import line_for, parse_chance, parse_limit, serve
-from lamella.cli.sync_command import EXIT_CODES, SyncCommand, sync
-from lamella.cli.terminal import console as make_console
-from lamella.cli.terminal import fail, show
-from lamella.cli.words import count, plain
+from lamella.cli import sync as syncing
+from lamella.cli.options import JOURNAL, Options
+from lamella.cli.terminal import count, fail, make_console, plain, show
 from lamella.maesn.sandbox import Received, Sandbox
+from lamella.testing import Fault, FixedWindow
 
-__all__ = ["app"]
+__all__ = ["app", "line_for", "parse_chance", "parse_limit"]
 
 # Without rich's markup typer writes help and errors plainly, which suits a pipe and 80 columns.
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-_MANY_KEYS = 5
+_LOOK_EVERY: Final = 0.1  # seconds
+_MANY_KEYS: Final = 5
+_SHOWN_OF_KEY: Final = 6  # characters
+
+_EXIT_CODES: Final = """\b
+Exit codes:
+  0    all is done
+  1    something failed, as shown at the end
+  2    bad usage, or the journal cannot be opened: nothing was sent
+  130  interrupted (Ctrl-C, SIGTERM): --resume goes on from there
+With --sandbox the failures are injected: 0 if all checks hold, else 1."""
 
 
 @contextmanager
 def _usage_errors(parameter: str | None = None) -> Iterator[None]:
-    """Turn a ValueError into an error of usage, about *parameter* if it is known."""
+    """Turn a ValueError into a usage error about *parameter*."""
     try:
         yield
     except ValueError as exc:
@@ -52,7 +63,80 @@ def lamella(
     """Thin layers for an aiohttp session: auth headers, typed errors, retries, traces."""
 
 
-app.command(cls=SyncCommand, context_settings={"allow_extra_args": True}, epilog=EXIT_CODES)(sync)
+class _OneLineErrors(TyperCommand):
+    """Reports usage errors in one line, which suits the log of a job."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the arguments."""
+        with _in_one_line():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with _in_one_line():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except Exception as exc:
+        # Not by its class: typer changes the place and name of the class of usage errors.
+        message = getattr(exc, "format_message", None)
+        if message is None:
+            raise
+        fail(message())
+
+
+@app.command(cls=_OneLineErrors, context_settings={"allow_extra_args": True}, epilog=_EXIT_CODES)
+def sync(
+    ctx: typer.Context,
+    *,
+    accounts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The accounts, as CSV or TOML. Else: MAESN_ACCOUNT_KEY.")
+    ] = None,
+    resources: Annotated[
+        list[str] | None, typer.Option("--resource", metavar="NAME", help="What to read: invoices, … Repeatable.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="All records in a file: .jsonl, .sqlite, .db, .parquet.")
+    ] = None,
+    journal: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"What is kept from run to run. Else: {JOURNAL}.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the last run where it ended.")] = False,
+    since: Annotated[
+        str | None, typer.Option(metavar="ISO", help="What was changed since then. Else: since the last run.")
+    ] = None,
+    concurrency: Annotated[
+        str | None, typer.Option(metavar="N", help="So many pages at a time. Else: four an account.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be read, and send nothing.")] = False,
+    otlp: Annotated[
+        str | None, typer.Option(metavar="URL", help="Send the spans there: http://localhost:4318.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout, the rest on stderr.")] = False,
+    page: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", help="Show the calls on a page for a browser.")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where the API is. Else: MAESN_BASE_URL, or Maesn's.")
+    ] = None,
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="With made-up accounts, at a server here that fails on purpose.")
+    ] = False,
+) -> None:
+    """Bring the records of many accounts up to date.
+
+    What has changed since the last run is read into the journal, page by page; the output gets all that is in it. The
+    API key is taken from MAESN_API_KEY.
+    """
+    given = {name: value for name, value in locals().items() if name != "ctx"}
+    if ctx.args:
+        # The argument may be a key: it is not shown.
+        fail("there is something beside the options, and it takes nothing else: see lamella sync --help")
+    raise typer.Exit(syncing.main(Options(**given | {"resources": tuple(resources or ())})))
 
 
 @app.command()
@@ -82,9 +166,6 @@ def sandbox(
     console = make_console()
     served = 0
 
-    def on_start() -> None:
-        console.print(_greeting(server), soft_wrap=True)
-
     def on_request(received: Received) -> None:
         nonlocal served
         served += 1
@@ -92,7 +173,7 @@ def sandbox(
             console.print(plain(line_for(received)), soft_wrap=True)
 
     try:
-        asyncio.run(serve(server, on_start, on_request))
+        asyncio.run(_serve(server, lambda: console.print(_greeting(server), soft_wrap=True), on_request))
     except KeyboardInterrupt:
         pass
     except OSError as exc:
@@ -100,7 +181,29 @@ def sandbox(
     console.print(f"Stopped after {count(served, 'request')}.")
 
 
-def _greeting(server: Sandbox) -> RenderableType:
+def parse_limit(text: str) -> FixedWindow:
+    """Return the limit for ``"100/60"``: 100 requests in 60 seconds. Raises ValueError."""
+    requests, _, per = text.partition("/")
+    try:
+        return FixedWindow(int(requests), float(per))
+    except ValueError:
+        raise ValueError(f"{plain(repr(text))} is not like 100/60, requests/seconds") from None
+
+
+def parse_chance(text: str) -> tuple[int | Fault, float]:
+    """Return outcome and chance for ``"500=0.05"`` or ``"cut_body=0.01"``. Raises ValueError."""
+    name, _, chance = text.partition("=")
+    name = name.strip()
+    faults = {fault.name.lower(): fault for fault in Fault}
+    try:
+        outcome = int(name) if name.isdigit() else faults[name.lower().replace("-", "_")]
+        return outcome, float(chance)
+    except (KeyError, ValueError):
+        names = "\n".join(f"  {name}" for name in faults)
+        raise ValueError(f"{plain(repr(text))} is not like 500=0.05. In place of the 500, one of\n{names}") from None
+
+
+def _greeting(server: Sandbox) -> Text:
     keys = [account.key for account in server.accounts]
     shown = keys if len(keys) <= _MANY_KEYS else [keys[0], "…", keys[-1]]
     return Text(
@@ -112,13 +215,51 @@ def _greeting(server: Sandbox) -> RenderableType:
     )
 
 
+async def _serve(server: Sandbox, on_start: Callable[[], None], on_request: Callable[[Received], None]) -> None:
+    """Serve until SIGTERM or a cancellation. *on_request* gets each request once its outcome is known.
+
+    Raises:
+        OSError: The address is not available.
+    """
+    terminated = asyncio.Event()
+    with suppress(NotImplementedError):  # Windows
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
+    under_way: list[Received] = []
+
+    def report() -> None:
+        # The sandbox forgets them: it may run for days.
+        seen = [*under_way, *server.received]
+        server.received.clear()
+        under_way[:] = [received for received in seen if received.outcome is None]
+        for received in seen:
+            if received.outcome is not None:
+                on_request(received)
+
+    async with server:
+        on_start()
+        try:
+            while not terminated.is_set():
+                await asyncio.sleep(_LOOK_EVERY)
+                report()
+        finally:
+            report()
+
+
+def line_for(received: Received) -> str:
+    """Return a request in a line, with the end of its account key only: someone may have sent a real one."""
+    key = received.account
+    account = "-" if key is None else f"…{key[-min(_SHOWN_OF_KEY, len(key) // 2) :]}"
+    outcome = received.outcome.name.lower() if isinstance(received.outcome, Fault) else received.outcome
+    return f"{outcome}  {received.method} {received.path}  {account}"
+
+
 @app.command()
 def explain(
     status: Annotated[str | None, typer.Argument(help="429, 500, 4xx, connection_lost, …; none: all.")] = None,
 ) -> None:
     """Explain what a failure means at Maesn.
 
-    And what to do about it, whether it is sent again, and after which waits.
+    And what to do about it, whether it is retried, and after which waits.
     """
     if status is None:
         show(make_console(), explaining.all_rules())

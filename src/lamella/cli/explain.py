@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lamella.cli.words import between, duration, plain
+from lamella.cli.terminal import between, duration, plain
 from lamella.maesn import RULES
 from lamella.rules import Backoff, Failure, Outcome, Rule, StopReason, decide
 
