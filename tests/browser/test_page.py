@@ -341,12 +341,12 @@ def test_the_page_of_a_real_run(browser: Chrome, tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603
     assert (run.returncode, run.stderr) == (0, "")
     browser.get((tmp_path / "page.html").as_uri())
-    sends, calls = re.findall(r"^sends +(\d+)  for (\d+) calls$", run.stdout, re.MULTILINE)[0]
+    attempts, calls = re.findall(r"^attempts +(\d+)  for (\d+) calls$", run.stdout, re.MULTILINE)[0]
     named = {
         name: str(browser.find_element(By.CSS_SELECTOR, f'#totals [data-name="{name}"] .value').text)
         for name in ("attempts", "parts")
     }
-    assert named == {"attempts": sends, "parts": "24"}
+    assert named == {"attempts": attempts, "parts": "24"}
     assert str(browser.find_element(By.ID, "shown").text) == f"{calls} of {calls} calls"
     assert "Checked: all 3 ok" in str(browser.find_element(By.ID, "checks").text)
     browser.find_element(By.CSS_SELECTOR, "[data-sort=attempts]").click()

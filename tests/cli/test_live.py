@@ -34,7 +34,7 @@ def console(width: int, height: int, *, color: bool = False) -> Console:
 
 def drawn(made: Story, width: int, height: int, note: str = "") -> list[str]:
     screen = Screen(made.watch().look, made.clock)
-    screen.note = note
+    screen.note(note)
     paper = console(width, height)
     with paper.capture() as captured:
         paper.print(screen)

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -68,64 +69,41 @@ class _OneLineErrors(TyperCommand):
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Read the arguments."""
-        with _in_one_line():
+        try:
             return super().make_context(*args, **kwargs)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        with _in_one_line():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def _in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except Exception as exc:
-        # Not by its class: typer changes the place and name of the class of usage errors.
-        message = getattr(exc, "format_message", None)
-        if message is None:
+        except Exception as exc:
+            # Not by its class: typer changes the place and name of the class of usage errors.
+            if message := getattr(exc, "format_message", None):
+                fail(message())
             raise
-        fail(message())
+
+
+def _value(metavar: str, text: str, *names: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=text)
+
+
+_file = partial(_value, "FILE")
 
 
 @app.command(cls=_OneLineErrors, context_settings={"allow_extra_args": True}, epilog=_EXIT_CODES)
 def sync(
     ctx: typer.Context,
     *,
-    accounts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The accounts, as CSV or TOML. Else: MAESN_ACCOUNT_KEY.")
-    ] = None,
+    accounts: Annotated[Path | None, _file("The accounts: CSV or TOML. Else: MAESN_ACCOUNT_KEY.")] = None,
     resources: Annotated[
-        list[str] | None, typer.Option("--resource", metavar="NAME", help="What to read: invoices, … Repeatable.")
+        list[str] | None, _value("NAME", "What to read: invoices, … Repeatable.", "--resource")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="All records in a file: .jsonl, .sqlite, .db, .parquet.")
-    ] = None,
-    journal: Annotated[
-        Path | None, typer.Option(metavar="FILE", help=f"What is kept from run to run. Else: {JOURNAL}.")
-    ] = None,
+    output: Annotated[Path | None, _file("All records in a file: .jsonl, .sqlite, .db, .parquet.")] = None,
+    journal: Annotated[Path | None, _file(f"What is kept from run to run. Else: {JOURNAL}.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last run where it ended.")] = False,
-    since: Annotated[
-        str | None, typer.Option(metavar="ISO", help="What was changed since then. Else: since the last run.")
-    ] = None,
-    concurrency: Annotated[
-        str | None, typer.Option(metavar="N", help="So many pages at a time. Else: four an account.")
-    ] = None,
+    since: Annotated[str | None, _value("ISO", "What was changed since then. Else: since the last run.")] = None,
+    concurrency: Annotated[str | None, _value("N", "So many pages at a time. Else: four an account.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be read, and send nothing.")] = False,
-    otlp: Annotated[
-        str | None, typer.Option(metavar="URL", help="Send the spans there: http://localhost:4318.")
-    ] = None,
+    otlp: Annotated[str | None, _value("URL", "Send the spans there: http://localhost:4318.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout, the rest on stderr.")] = False,
-    page: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE.html", help="Show the calls on a page for a browser.")
-    ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where the API is. Else: MAESN_BASE_URL, or Maesn's.")
-    ] = None,
-    sandbox: Annotated[
-        bool, typer.Option("--sandbox", help="With made-up accounts, at a server here that fails on purpose.")
-    ] = False,
+    page: Annotated[Path | None, _value("FILE.html", "Show the calls on a page for a browser.", "--report")] = None,
+    base_url: Annotated[str | None, _value("URL", "Where the API is. Else: MAESN_BASE_URL, or Maesn's.")] = None,
+    sandbox: Annotated[bool, typer.Option("--sandbox", help="With made-up accounts, at a server here.")] = False,
 ) -> None:
     """Bring the records of many accounts up to date.
 

@@ -12,7 +12,7 @@ from lamella.cli.terminal import plain
 from lamella.errors import ApiError, LamellaError, TransportError, Unauthorized
 from lamella.maesn import Part
 
-__all__ = ["Cause", "Reason", "causes_of", "has_failed", "reason_of", "state_of"]
+__all__ = ["Cause", "Reason", "causes_of", "reason_of", "state_of"]
 
 _LOG_IN_AGAIN: Final = (
     "The end user has to authenticate again, at the URL that GET /auth/{targetSystem} returns; then put the new "
@@ -94,7 +94,7 @@ def causes_of(parts: Sequence[Part], secrets: Sequence[str] = ()) -> tuple[Cause
     """Return the causes of the parts that failed, the most frequent first, without any of *secrets*."""
     groups: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
     for part in parts:
-        if part.error is not None and has_failed(part):
+        if part.error is not None and state_of(part) == "failed":
             reason = reason_of(part.error, secrets, of_account=True)
             groups.setdefault((reason.what, reason.stopped, reason.hint), []).append((part.account, reason.said))
     return tuple(
@@ -111,13 +111,11 @@ def causes_of(parts: Sequence[Part], secrets: Sequence[str] = ()) -> tuple[Cause
     )
 
 
-def has_failed(part: Part) -> bool:
-    """Return whether *part* failed. An error that another reading of the list has repaired does not count."""
-    return part.error is not None and not part.done
-
-
 def state_of(part: Part) -> str:
-    """Return ``done``, ``skipped`` (done already in the run that was resumed), ``failed`` or ``open``."""
+    """Return ``done``, ``skipped`` (done already in the run that was resumed), ``failed`` or ``open``.
+
+    An error that another reading of the list has repaired does not count.
+    """
     if part.done:
         return "skipped" if part.skipped else "done"
     return "open" if part.error is None else "failed"

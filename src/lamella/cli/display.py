@@ -47,17 +47,11 @@ class Display(Protocol):
     """Shows a sync while it goes on."""
 
     @property
-    def every(self) -> float:
-        """Seconds between two drawings."""
-        ...
+    def every(self) -> float: ...  # seconds between two drawings
 
-    def draw(self) -> None:
-        """Show the sync at this moment."""
-        ...
+    def draw(self) -> None: ...
 
-    def note(self, text: str) -> None:
-        """Show a message as well."""
-        ...
+    def note(self, text: str) -> None: ...  # shows a message as well
 
 
 def display_on(console: Console) -> Callable[[Look], AbstractContextManager[Display]]:
@@ -68,6 +62,16 @@ def display_on(console: Console) -> Callable[[Look], AbstractContextManager[Disp
     return lambda look: nullcontext(Lines(look, lambda text: typer.echo(text, err=console.stderr)))
 
 
+@contextmanager
+def on_screen(console: Console, look: Look) -> Iterator[Screen]:
+    """Show a sync on a terminal until the end of the block, however that ends."""
+    screen = Screen(look)
+    # Not drawn by a thread of its own: the sync changes in this one.
+    with Live(screen, console=console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
+        screen.refresh = live.refresh
+        yield screen
+
+
 def _time_of_day() -> datetime:
     return datetime.now().astimezone()
 
@@ -75,10 +79,22 @@ def _time_of_day() -> datetime:
 class Screen:
     """The live display, made anew each time it is drawn."""
 
+    every = 0.25
+
     def __init__(self, look: Look, clock: Callable[[], datetime] = _time_of_day) -> None:
         self._look = look
         self._clock = clock
-        self.note = ""
+        self._note = ""
+        self.refresh: Callable[[], None] = lambda: None
+
+    def draw(self) -> None:
+        """Show the sync at this moment."""
+        self.refresh()
+
+    def note(self, text: str) -> None:
+        """Show a message as well."""
+        self._note = text
+        self.refresh()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         overview = self._look()
@@ -94,8 +110,8 @@ class Screen:
             since = f" for {duration(round(overview.outage_for))}" if round(overview.outage_for) else ""
             outage = f"OUTAGE{since}: {reason_of(overview.outage).full}. "
             lines.append(line((outage, "bold red"), "The pages wait until it is over."))
-        if self.note:
-            lines.append(line((self.note, "bold")))
+        if self._note:
+            lines.append(line((self._note, "bold")))
         elif overview.ended:
             read = f"{count(overview.failed, 'part')} failed" if overview.failed else "Everything is read"
             lines.append(line((f"{read}, and the output is being written …", "bold")))
@@ -108,27 +124,6 @@ class Screen:
             states = ", ".join(f"{many:,} {state}" for state in State if (many := rest[state]))
             lines.append(line((f"… and {rest.total():,} more: {states}" if shown else states, "dim")))
         return lines
-
-
-class _OnScreen:
-    every = 0.25
-
-    def __init__(self, screen: Screen, live: Live) -> None:
-        self._screen = screen
-        self.draw = live.refresh
-
-    def note(self, text: str) -> None:
-        self._screen.note = text
-        self.draw()
-
-
-@contextmanager
-def on_screen(console: Console, look: Look) -> Iterator[_OnScreen]:
-    """Show it until the end of the block, however that ends."""
-    screen = Screen(look)
-    # Not drawn by a thread of its own: the sync changes in this one.
-    with Live(screen, console=console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
-        yield _OnScreen(screen, live)
 
 
 def _head(overview: Overview, width: int) -> Iterator[Text]:

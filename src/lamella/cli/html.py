@@ -20,21 +20,7 @@ from lamella.cli.report import Check, Total
 from lamella.cli.terminal import some
 from lamella.cli.traces import Trace, attribute, context, number, path, stop_phrase, text, tree_text
 from lamella.rules import WaitSource
-from lamella.telemetry.names import (
-    ATTEMPTS_LEFT,
-    DEADLINE_LEFT,
-    ERROR_TYPE,
-    METHOD,
-    METHOD_ORIGINAL,
-    OUTCOME,
-    RETRY_EVENT,
-    RULE,
-    STATUS,
-    STOP_EVENT,
-    STOP_REASON,
-    WAIT,
-    WAIT_SOURCE,
-)
+from lamella.telemetry import names
 
 __all__ = ["Page", "html_report"]
 
@@ -114,7 +100,7 @@ def _call(trace: Trace, began: int) -> _Json:
     """Return a call for the script. Times are in microseconds since the start of the first call."""
     attempts = [_attempt(attempt, began) for attempt in trace.attempts]
     for event in trace.call.events:
-        if event.name in {RETRY_EVENT, STOP_EVENT}:
+        if event.name in {names.RETRY_EVENT, names.STOP_EVENT}:
             # A decision belongs to the attempt before it.
             before = [attempt for attempt in attempts if attempt["at"] <= _since(event.timestamp, began)]
             if before:
@@ -122,9 +108,9 @@ def _call(trace: Trace, began: int) -> _Json:
     return {
         "at": _since(trace.call.start_time, began),
         "took": _since(trace.call.end_time, trace.call.start_time),
-        "method": text(trace.call, METHOD_ORIGINAL) or text(trace.call, METHOD),
+        "method": text(trace.call, names.METHOD_ORIGINAL) or text(trace.call, names.METHOD),
         "path": path(trace),
-        "outcome": text(trace.call, OUTCOME),
+        "outcome": text(trace.call, names.OUTCOME),
         "trace": format_trace_id(context(trace.call).trace_id),
         "attempts": attempts,
         "others": list(_other_waits(trace, began)),
@@ -133,7 +119,7 @@ def _call(trace: Trace, began: int) -> _Json:
 
 
 def _attempt(attempt: ReadableSpan, began: int) -> _Json:
-    error, status = text(attempt, ERROR_TYPE), text(attempt, STATUS)
+    error, status = text(attempt, names.ERROR_TYPE), text(attempt, names.STATUS)
     ended = error or status
     # An answer that broke off in the middle has an error, which counts more than its status.
     kind = "429" if ended == "429" else f"{ended[:1]}xx" if ended.isdecimal() else ""
@@ -146,24 +132,24 @@ def _attempt(attempt: ReadableSpan, began: int) -> _Json:
 
 
 def _decision(event: Event, began: int) -> _Json:
-    decision: _Json = {"at": _since(event.timestamp, began), "rule": text(event, RULE)}
-    if event.name == STOP_EVENT:
-        decision["stop"] = stop_phrase(text(event, STOP_REASON))
+    decision: _Json = {"at": _since(event.timestamp, began), "rule": text(event, names.RULE)}
+    if event.name == names.STOP_EVENT:
+        decision["stop"] = stop_phrase(text(event, names.STOP_REASON))
     else:
-        source = text(event, WAIT_SOURCE)
-        decision |= {"wait": round(number(event, WAIT) * 1e6), "source": _SOURCES.get(source, source)}
-    if attribute(event, ATTEMPTS_LEFT) is not None:
-        decision["left"] = int(number(event, ATTEMPTS_LEFT))
-    if attribute(event, DEADLINE_LEFT) is not None:
-        decision["deadline"] = round(number(event, DEADLINE_LEFT) * 1e6)
+        source = text(event, names.WAIT_SOURCE)
+        decision |= {"wait": round(number(event, names.WAIT) * 1e6), "source": _SOURCES.get(source, source)}
+    if attribute(event, names.ATTEMPTS_LEFT) is not None:
+        decision["left"] = int(number(event, names.ATTEMPTS_LEFT))
+    if attribute(event, names.DEADLINE_LEFT) is not None:
+        decision["deadline"] = round(number(event, names.DEADLINE_LEFT) * 1e6)
     return decision
 
 
 def _other_waits(trace: Trace, began: int) -> Iterator[_Json]:
     """Yield the waits that are not before a retry, such as those in the queue of a rate limit."""
     for event in trace.call.events:
-        wait = number(event, WAIT)
-        if wait and event.name not in {RETRY_EVENT, STOP_EVENT}:
+        wait = number(event, names.WAIT)
+        if wait and event.name not in {names.RETRY_EVENT, names.STOP_EVENT}:
             yield {"at": _since(event.timestamp, began), "wait": round(wait * 1e6), "name": event.name}
 
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from yarl import URL
 
@@ -111,12 +111,9 @@ def settings_of(options: Options, folder: Path) -> Settings:
         raise ValueError("--resource NAME is missing: invoices, contacts, … It may be given more than once")
     journal = options.journal or (folder / JOURNAL if options.sandbox else JOURNAL)
     output = options.output or (folder / "records.jsonl" if options.sandbox else None)
+    own = sandboxed.settings() if options.sandbox else _at_the_api(options)
     return Settings(
-        api_key=sandboxed.API_KEY
-        if options.sandbox
-        else key_in(_API_KEY, f"no API key: set {_API_KEY}. It is no option, since anybody can see those of a process"),
-        base_url=URL() if options.sandbox else _base_url(options.base_url),
-        accounts=_accounts(options),
+        **own,
         resources=tuple(dict.fromkeys(_checked("--resource", checked_resource, name) for name in resources))
         or sandboxed.RESOURCES,
         journal=_checked("--journal", _journal, journal),
@@ -124,8 +121,17 @@ def settings_of(options: Options, folder: Path) -> Settings:
         since=None if options.since is None else _checked("--since", checked_moment, options.since),
         resume=options.resume,
         at_once=None if options.concurrency is None else _checked("--concurrency", _at_once, options.concurrency),
-        **(sandboxed.settings() if options.sandbox else {}),
     )
+
+
+def _at_the_api(options: Options) -> dict[str, Any]:
+    missing = f"no API key: set {_API_KEY}. It is no option, since anybody can see those of a process"
+    accounts = None if options.accounts is None else _checked("--accounts", accounts_in, options.accounts)
+    return {
+        "api_key": key_in(_API_KEY, missing),
+        "base_url": _base_url(options.base_url),
+        "accounts": accounts_of_environment() if accounts is None else accounts,
+    }
 
 
 def _reject_conflicts(options: Options) -> None:
@@ -166,14 +172,6 @@ def _base_url(given: str | None) -> URL:
         shown = "" if "@" in text else f", not {plain(redact_url(url))!r}"
         raise ValueError(f"{name} must be a URL such as {BASE_URL}, without user, query and fragment{shown}")
     return url if url.path.endswith("/") else url.with_path(f"{url.path}/")
-
-
-def _accounts(options: Options) -> tuple[Account, ...]:
-    if options.sandbox:
-        return sandboxed.accounts()
-    if options.accounts is None:
-        return accounts_of_environment()
-    return _checked("--accounts", accounts_in, options.accounts)
 
 
 def _at_once(text: str) -> int:

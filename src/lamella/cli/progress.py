@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from lamella.cli.causes import has_failed
+from lamella.cli.causes import state_of
 from lamella.errors import LamellaError
 from lamella.maesn import Part, Progress
 
@@ -27,11 +27,9 @@ class State(StrEnum):
     """What an account is doing; the state that needs most attention first."""
 
     FAILED = "failed"
-    QUEUED = "queued"
-    """It waits for its rate limit."""
+    QUEUED = "queued"  # it waits for its rate limit
     RUNNING = "running"
-    WAITING = "waiting"
-    """None of its pages is under way."""
+    WAITING = "waiting"  # none of its pages is under way
     DONE = "done"
 
 
@@ -132,7 +130,7 @@ class Watch:
             parts=len(parts),
             done=sum(part.done for part in parts),
             skipped=sum(part.skipped for part in parts),
-            failed=sum(map(has_failed, parts)),
+            failed=sum(state_of(part) == "failed" for part in parts),
             elapsed=now - self._began,
             rate=recent,
             left=left,
@@ -145,7 +143,7 @@ class Watch:
         for part in parts.values():
             of_account.setdefault(part.account, []).append(part)
         for name, own in of_account.items():
-            failed = tuple(filter(has_failed, own))
+            failed = tuple(part for part in own if state_of(part) == "failed")
             running = sum(part.running for part in own)
             ended = not running and all(part.done or part.error is not None for part in own)
             closed_for = 0.0 if ended else self._closed_for(name)

@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lamella.cli.causes import Cause, has_failed, reason_of, state_of
+from lamella.cli.causes import Cause, reason_of, state_of
 from lamella.cli.terminal import count, duration, plain, some
 from lamella.errors import LamellaError, TransportError
 from lamella.maesn import Part
@@ -136,7 +136,7 @@ def remarks(parts: Sequence[Part]) -> Iterator[str]:
 def no_answer(parts: Sequence[Part]) -> str:
     """Return the most frequent cause of parts that failed without an answer. Empty: there are none."""
     found = Counter(
-        reason_of(part.error).full for part in parts if has_failed(part) and isinstance(part.error, TransportError)
+        reason_of(part.error).full for part in parts if not part.done and isinstance(part.error, TransportError)
     )
     return found.most_common(1)[0][0] if found else ""
 
@@ -277,7 +277,7 @@ def _of_parts(parts: Sequence[Part], secrets: Sequence[str]) -> _Json:
             {
                 **{name: getattr(part, name) for name in _FIELDS},
                 "state": state_of(part),
-                "error": _error(part.error, secrets) if part.error is not None and has_failed(part) else None,
+                "error": _error(part.error, secrets) if part.error is not None and state_of(part) == "failed" else None,
             }
             for part in parts
         ],

@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from yarl import URL
+
 from lamella.breaker import Breaker
 from lamella.cli.report import Check
 from lamella.cli.terminal import count
@@ -18,7 +20,7 @@ from lamella.maesn.sandbox import Account as SandboxAccount
 from lamella.maesn.sandbox import AccountState, Sandbox
 from lamella.testing import Fault, FixedWindow
 
-__all__ = ["API_KEY", "RESOURCES", "SCALE", "accounts", "checks", "play", "settings"]
+__all__ = ["API_KEY", "RESOURCES", "SCALE", "checks", "play", "settings"]
 
 API_KEY: Final = "sandbox-api-key"
 RESOURCES: Final = ("contacts", "invoices", "items")
@@ -39,31 +41,12 @@ _CHANCES: Final[dict[int | Fault, float]] = {500: 0.05, Fault.RESET_BEFORE_HEADE
 _STATES: Final[dict[str, AccountState]] = {"Hafenkontor Emden": "expired", "Praxis am Markt": "inactive"}
 _STATUSES: Final = {"expired": 401, "inactive": 403}
 _NAMES: Final = (
-    "Ahornhof Bäckerei",
-    "Berger & Söhne",
-    "Café Zentral",
-    "Delta Logistik",
-    "Eisenwaren Krüger",
-    "Fahrrad Nord",
-    "Gärtnerei Lindner",
-    "Hafenkontor Emden",
-    "Ilse Brandt Steuerberatung",
-    "Juwelier Pfeiffer",
-    "Kanzlei Dr. Ott",
-    "Lichthaus Meier",
-    "Möbelwerk Ost",
-    "Nordsee-Fisch",
-    "Optik Sommer",
-    "Praxis am Markt",
-    "Quellwasser AG",
-    "Reisebüro Fernweh und Heimkehr, Inhaberin Annegret Wiesengrund-Osterholz",
-    "Sägewerk Huber",
-    "Tischlerei Voss",
-    "Uhren-Atelier Faber",
-    "Verlag Morgenrot",
-    "Weinhandlung Rieth",
-    "Zimmerei Falk",
-)
+    "Ahornhof Bäckerei", "Berger & Söhne", "Café Zentral", "Delta Logistik", "Eisenwaren Krüger", "Fahrrad Nord",
+    "Gärtnerei Lindner", "Hafenkontor Emden", "Ilse Brandt Steuerberatung", "Juwelier Pfeiffer", "Kanzlei Dr. Ott",
+    "Lichthaus Meier", "Möbelwerk Ost", "Nordsee-Fisch", "Optik Sommer", "Praxis am Markt", "Quellwasser AG",
+    "Reisebüro Fernweh und Heimkehr, Inhaberin Annegret Wiesengrund-Osterholz", "Sägewerk Huber", "Tischlerei Voss",
+    "Uhren-Atelier Faber", "Verlag Morgenrot", "Weinhandlung Rieth", "Zimmerei Falk",
+)  # fmt: skip
 
 
 def _made() -> dict[str, SandboxAccount]:
@@ -76,14 +59,12 @@ def _made() -> dict[str, SandboxAccount]:
     }
 
 
-def accounts() -> tuple[Account, ...]:
-    """Return the made-up accounts."""
-    return tuple(Account(name, account.key) for name, account in _made().items())
-
-
 def settings() -> dict[str, Any]:
-    """Return the settings of a sync with the sandbox that differ from those of another sync."""
+    """Return the settings that a sync with the sandbox does not take from options. Its URL is known when it runs."""
     return {
+        "api_key": API_KEY,
+        "base_url": URL(),
+        "accounts": tuple(Account(name, account.key) for name, account in _made().items()),
         "page_size": _PAGE_SIZE,
         "batch": "maesn sync of the sandbox",
         "rules": RULES.scaled(SCALE),

@@ -9,11 +9,11 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import aiohttp
 import typer
@@ -49,8 +49,6 @@ _MOST_CONNECTIONS: Final = 500
 _MOST_NAMES: Final = 10
 """Resources that are named on the page."""
 
-_T = TypeVar("_T")
-
 
 class _Tracing(NamedTuple):
     """Where the spans go."""
@@ -60,14 +58,13 @@ class _Tracing(NamedTuple):
     outlet: Outlet | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Ended:
+class _Ended(NamedTuple):
     """What was asked for, its result, and what was checked (only with the sandbox)."""
 
     options: Options
     settings: Settings
     synced: Synced
-    checks: tuple[Check, ...]
+    checks: tuple[Check, ...] = ()
 
 
 def main(options: Options) -> int:
@@ -90,27 +87,23 @@ def _main(options: Options, folder: Path) -> int:
     if options.accounts is not None and others_can_read(options.accounts):
         warn(f"others on this machine can read the keys in {options.accounts}: chmod 600 it")
     console = make_console(stderr=options.as_json)
-    if options.dry_run:
-        parts = _opened(lambda: asyncio.run(_plan(settings)))
-        if options.as_json:
-            typer.echo(json.dumps(report.plan_as_json(parts), indent=2))
-        else:
-            show(console, report.plan_as_table(parts))
-        return 0
-    if options.sandbox:
-        console.print(
-            f"{count(len(settings.accounts), 'account')}, all made up, at a server on this machine that fails on "
-            f"purpose.\nThe waits are shortened: a minute of the rules takes {duration(60 * sandboxed.SCALE)}.\n"
-        )
-    return _tell(console, _opened(lambda: asyncio.run(_sync(options, settings, console, tracing))), tracing)
-
-
-def _opened(work: Callable[[], _T]) -> _T:
-    """Return the result of *work*, unless the journal cannot be opened."""
     try:
-        return work()
+        if options.dry_run:
+            parts = asyncio.run(_plan(settings))
+            if options.as_json:
+                typer.echo(json.dumps(report.plan_as_json(parts), indent=2))
+            else:
+                show(console, report.plan_as_table(parts))
+            return 0
+        if options.sandbox:
+            console.print(
+                f"{count(len(settings.accounts), 'account')}, all made up, at a server on this machine that fails on "
+                f"purpose.\nThe waits are shortened: a minute of the rules takes {duration(60 * sandboxed.SCALE)}.\n"
+            )
+        ended = asyncio.run(_sync(options, settings, console, tracing))
     except JournalError as exc:
         fail(f"--journal: {exc}")
+    return _tell(console, ended, tracing)
 
 
 async def _plan(settings: Settings) -> tuple[Part, ...]:
@@ -128,7 +121,7 @@ async def _sync(options: Options, settings: Settings, console: Console, tracing:
             settings = replace(settings, base_url=URL(f"{sandbox.url}/"))
         synced = await run(settings, display_on(console), None if tracing is None else tracing.provider)
         if sandbox is None or synced.interrupted or synced.fault:
-            return _Ended(options, settings, synced, ())
+            return _Ended(options, settings, synced)
         checks = sandboxed.checks(sandbox, settings.resources, settings.output, synced.parts)
         return _Ended(options, settings, synced, checks)
 
@@ -138,12 +131,7 @@ async def run(
     showing: Callable[[Look], AbstractContextManager[Display]],
     provider: TracerProvider | None = None,
 ) -> Synced:
-    """Sync until all has ended, or until it is interrupted (SIGINT, SIGTERM).
-
-    Args:
-        settings: What, and how.
-        showing: Shows it meanwhile.
-        provider: Where the spans go. None means the global one.
+    """Sync until all has ended, or until it is interrupted (SIGINT, SIGTERM), and show it meanwhile.
 
     Raises:
         JournalError: The journal could not be opened; nothing was sent.
@@ -311,8 +299,11 @@ def _tell(console: Console, ended: _Ended, tracing: _Tracing | None) -> int:
         journal = None if options.sandbox and options.journal is None else settings.journal
         show(console, report.where_it_is(options.output, journal, synced.parts, ended=has_ended))
     if checks:
-        if tracing is not None:
-            _show_a_tree(console, tracing.collected)
+        retried = [] if tracing is None else [trace for trace in tracing.collected.traces if trace.is_retried]
+        if retried:
+            from lamella.cli.traces import interest, tree
+
+            show(console, report.titled("A call that ended well", tree(max(retried, key=interest))))
         show(console, report.verdict(checks))
     if tracing is not None:
         if options.page is not None:
@@ -330,15 +321,6 @@ def _tell(console: Console, ended: _Ended, tracing: _Tracing | None) -> int:
         typer.echo(json.dumps(found, indent=2))
     _say_the_last_words(console, ended, code)
     return code
-
-
-def _show_a_tree(console: Console, collected: Collector) -> None:
-    """Show the call with the most to see in it, of those that ended well after several attempts."""
-    from lamella.cli.traces import interest, tree
-
-    retried = [trace for trace in collected.traces if trace.succeeded and len(trace.attempts) > 1]
-    if retried:
-        show(console, report.titled("A call that ended well", tree(max(retried, key=interest))))
 
 
 def _write_page(console: Console, path: Path, ended: _Ended, collected: Collector) -> int:

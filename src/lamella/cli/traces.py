@@ -18,23 +18,7 @@ from yarl import URL
 
 from lamella.cli.terminal import count, duration, line, plain
 from lamella.rules import StopReason, WaitSource
-from lamella.telemetry.names import (
-    ATTEMPTS,
-    ERROR_TYPE,
-    METHOD,
-    OUTCOME,
-    QUEUED_BY,
-    QUEUED_EVENT,
-    RESEND_COUNT,
-    RETRY_EVENT,
-    RULE,
-    STATUS,
-    STOP_EVENT,
-    STOP_REASON,
-    URL_FULL,
-    WAIT,
-    WAIT_SOURCE,
-)
+from lamella.telemetry import names
 
 __all__ = [
     "Collector",
@@ -65,12 +49,17 @@ class Trace(NamedTuple):
     @property
     def succeeded(self) -> bool:
         """Whether the call ended well."""
-        return attribute(self.call, OUTCOME) == "success"
+        return attribute(self.call, names.OUTCOME) == "success"
+
+    @property
+    def is_retried(self) -> bool:
+        """Whether the call ended well after several attempts."""
+        return self.succeeded and len(self.attempts) > 1
 
     @property
     def retries(self) -> list[Event]:
         """The decisions to make another attempt."""
-        return [event for event in self.call.events if event.name == RETRY_EVENT]
+        return [event for event in self.call.events if event.name == names.RETRY_EVENT]
 
 
 class Collector(SpanProcessor):
@@ -131,15 +120,15 @@ class Collector(SpanProcessor):
             if span.kind is SpanKind.CLIENT and span.parent is not None:
                 self.attempts += 1
                 self._open.setdefault(span.parent.span_id, []).append(span)
-            elif attribute(span, OUTCOME) is not None:
+            elif attribute(span, names.OUTCOME) is not None:
                 attempts = self._open.pop(context(span).span_id, [])
                 self._take(Trace(span, tuple(sorted(attempts, key=_start))))
 
     def _take(self, trace: Trace) -> None:
         for event in trace.retries:
-            self.after[text(event, ERROR_TYPE)] += 1
-            self.waited += number(event, WAIT)
-        kind = _FAILED if not trace.succeeded else _OTHERS if len(trace.attempts) == 1 else _RETRIED
+            self.after[text(event, names.ERROR_TYPE)] += 1
+            self.waited += number(event, names.WAIT)
+        kind = _RETRIED if trace.is_retried else _OTHERS if trace.succeeded else _FAILED
         self._ended[kind] += 1
         kept = self._kept[kind]
         if sum(map(len, self._kept)) < self._most:
@@ -158,8 +147,8 @@ def _start(span: ReadableSpan) -> int:
 
 def interest(trace: Trace) -> tuple[int, int]:
     """Return how much there is to see in a trace: different things first, then attempts."""
-    ends = {attribute(attempt, ERROR_TYPE) for attempt in trace.attempts}
-    sources = {attribute(event, WAIT_SOURCE) for event in trace.retries}
+    ends = {attribute(attempt, names.ERROR_TYPE) for attempt in trace.attempts}
+    sources = {attribute(event, names.WAIT_SOURCE) for event in trace.retries}
     return len(ends) + len(sources), len(trace.attempts)
 
 
@@ -187,7 +176,7 @@ def text(of: ReadableSpan | Event, name: str) -> str:
 
 def path(trace: Trace) -> str:
     """Return path and query of a call."""
-    url = text(trace.call, URL_FULL)
+    url = text(trace.call, names.URL_FULL)
     try:
         return plain(URL(url).raw_path_qs)
     except ValueError:
@@ -228,45 +217,47 @@ def _branches(trace: Trace) -> list[Text]:
 def _call(trace: Trace) -> Iterator[Text]:
     span = trace.call
     yield line((plain(span.name), "bold"))
-    ended, style = text(span, OUTCOME), "green" if trace.succeeded else "red"
-    attempts = count(int(number(span, ATTEMPTS)), "attempt")
-    took, waited = duration(seconds(span.end_time, span.start_time)), duration(number(span, WAIT))
+    ended, style = text(span, names.OUTCOME), "green" if trace.succeeded else "red"
+    attempts = count(int(number(span, names.ATTEMPTS)), "attempt")
+    took, waited = duration(seconds(span.end_time, span.start_time)), duration(number(span, names.WAIT))
     yield line("INTERNAL  ", (ended, style), f" after {attempts} in {took}, {waited} of it in waits")
-    if stop := text(span, STOP_REASON):
+    if stop := text(span, names.STOP_REASON):
         yield line("stopped: ", (stop_phrase(stop), style))
     yield line((f"path {path(trace)}", "dim"))
     yield line((f"trace {format_trace_id(context(span).trace_id)}", "dim"))
 
 
 def _attempt(trace: Trace, attempt: ReadableSpan) -> Text:
-    error = text(attempt, ERROR_TYPE)
-    resent = f"  resend_count={int(number(attempt, RESEND_COUNT))}" if text(attempt, RESEND_COUNT) else ""
+    error = text(attempt, names.ERROR_TYPE)
+    resent = f"  resend_count={int(number(attempt, names.RESEND_COUNT))}" if text(attempt, names.RESEND_COUNT) else ""
     return line(
-        f"{_offset(trace, attempt.start_time)}  {f'CLIENT {text(attempt, METHOD)}':<{_WHAT}} ",
-        (f"{error or text(attempt, STATUS):<{_ENDED}}", "red" if error else "green"),
+        f"{_offset(trace, attempt.start_time)}  {f'CLIENT {text(attempt, names.METHOD)}':<{_WHAT}} ",
+        (f"{error or text(attempt, names.STATUS):<{_ENDED}}", "red" if error else "green"),
         f"  {duration(seconds(attempt.end_time, attempt.start_time)):>7}{resent}",
     )
 
 
 def _decision(trace: Trace, event: Event) -> Text:
     name, style = plain(event.name), ""
-    if event.name == RETRY_EVENT:
+    if event.name == names.RETRY_EVENT:
         name, style, why = "retry", "yellow", _wait(event)
-    elif event.name == STOP_EVENT:
-        name, style, why = "stop", "red", stop_phrase(text(event, STOP_REASON))
-    elif event.name == QUEUED_EVENT:
-        until = "its account was rate-limited" if text(event, QUEUED_BY) == "refusal" else "until its account's turn"
-        name, style, why = "queued", "cyan", f"for {duration(number(event, WAIT))}, {until}"
+    elif event.name == names.STOP_EVENT:
+        name, style, why = "stop", "red", stop_phrase(text(event, names.STOP_REASON))
+    elif event.name == names.QUEUED_EVENT:
+        until = (
+            "its account was rate-limited" if text(event, names.QUEUED_BY) == "refusal" else "until its account's turn"
+        )
+        name, style, why = "queued", "cyan", f"for {duration(number(event, names.WAIT))}, {until}"
     else:
         why = ", ".join(f"{key}={text(event, key)}" for key in event.attributes or ())
     return line(f"{_offset(trace, event.timestamp)}  ", (f"{name:<{_WHAT}} ", style), why)
 
 
 def _wait(event: Event) -> str:
-    wait = duration(number(event, WAIT))
-    match text(event, WAIT_SOURCE):
+    wait = duration(number(event, names.WAIT))
+    match text(event, names.WAIT_SOURCE):
         case WaitSource.RULE:
-            return f"after {wait}, by the rule: {text(event, RULE)}"
+            return f"after {wait}, by the rule: {text(event, names.RULE)}"
         case WaitSource.RETRY_AFTER:
             return f"after {wait}, as Retry-After says"
         case WaitSource.IMMEDIATE:

@@ -21,21 +21,9 @@ _DEFAULT_PAGE_SIZE = 20
 _MOST_DIGITS = 18
 
 TARGET_SYSTEMS = (
-    "bexio",
-    "billomat",
-    "businesscentral",
-    "datev",
-    "fortnox",
-    "lexware-office",
-    "microsoft-dynamics",
-    "moneybird",
-    "netsuite",
-    "quickbooks",
-    "sage",
-    "sevdesk",
-    "weclapp",
-    "xero",
-)
+    "bexio", "billomat", "businesscentral", "datev", "fortnox", "lexware-office", "microsoft-dynamics",
+    "moneybird", "netsuite", "quickbooks", "sage", "sevdesk", "weclapp", "xero",
+)  # fmt: skip
 
 _LIST_METHODS = ("GET", "HEAD", "POST")
 _RECORD_METHODS = ("GET", "HEAD", "PATCH", "PUT", "DELETE")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from abc import ABC, abstractmethod
 from contextlib import suppress
+from types import TracebackType
+from typing import Self
 
 import anyio
 from aiohttp import web
@@ -16,20 +18,26 @@ _TURNS_TO_ACCEPT = 3
 _BACKLOG = 1024  # a storm of connections must not lose one: the kernel would retry it after a second of real time
 
 
-class Listener:
-    """Serves every request with *handler*. Port 0 means a free one, which is kept for the next start."""
+class Listener(ABC):
+    """Handles the requests to a port. Port 0 means a free one, which is kept for the next start."""
 
-    def __init__(self, handler: Callable[[web.Request], Awaitable[web.StreamResponse]], host: str, port: int) -> None:
-        self._handler = handler
+    def __init__(self, host: str, port: int) -> None:
         self._host = host
         self._port = port
         self._runner: web.AppRunner | None = None
         self._socket: socket.socket | None = None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it is listening."""
-        return self._runner is not None
+    @abstractmethod
+    async def _handle(self, request: web.Request) -> web.StreamResponse: ...
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
 
     @property
     def url(self) -> str:
@@ -40,11 +48,14 @@ class Listener:
         return f"http://{host}:{self._port}"
 
     async def start(self) -> None:
-        """Listen. Raises OSError if the port is not free, RuntimeError if it is listening already."""
+        """Listen. After a `close()` the port is the same as before, as after an outage.
+
+        Raises OSError if the port is not free, RuntimeError if the sandbox has been started.
+        """
         if self._runner is not None:
             raise RuntimeError("the sandbox has been started already")
         app = web.Application()
-        app.router.add_route("*", "/{path:(?s:.*)}", self._handler)
+        app.router.add_route("*", "/{path:(?s:.*)}", self._handle)
         # Only with cancellation does a silent or slow answer end together with its connection.
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
@@ -59,7 +70,7 @@ class Listener:
         self._port = listening.getsockname()[1]
 
     async def close(self) -> None:
-        """Stop listening and drop all connections. Does nothing if it is not listening."""
+        """Stop listening and drop all connections at once, whatever they wait for. Harmless if it was not started."""
         runner, listening = self._runner, self._socket
         self._runner = self._socket = None
         if runner is None or listening is None:

@@ -15,21 +15,9 @@ Record = dict[str, Any]
 _T = TypeVar("_T")
 
 RESOURCES = (
-    "accounts",
-    "bills",
-    "contacts",
-    "customers",
-    "expenses",
-    "invoices",
-    "items",
-    "journalEntries",
-    "offers",
-    "payments",
-    "projects",
-    "suppliers",
-    "taxRates",
-    "transactions",
-)
+    "accounts", "bills", "contacts", "customers", "expenses", "invoices", "items",
+    "journalEntries", "offers", "payments", "projects", "suppliers", "taxRates", "transactions",
+)  # fmt: skip
 
 _EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH = _EPOCH.replace(tzinfo=None)

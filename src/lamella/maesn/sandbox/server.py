@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
-from types import TracebackType
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 from aiohttp import web
 from multidict import CIMultiDict
@@ -52,7 +51,7 @@ class Account:
         _check_limit(self.limit)
 
 
-class Sandbox:
+class Sandbox(Listener):
     """A Maesn-like server on a real port, for tests and demonstrations: `async with Sandbox() as sandbox: ...`.
 
     - `accounts`: the number of active accounts, or the `Account`s themselves.
@@ -93,6 +92,7 @@ class Sandbox:
         check_seconds("latency", latency, zero=True)
         check_seconds("pause", pause, zero=True)
 
+        super().__init__(host, port)
         self.api_key = api_key
         self.accounts = _accounts(accounts)
         self.received: list[Received] = []
@@ -107,36 +107,10 @@ class Sandbox:
         self._numbers = itertools.count(1)
         own = {account.key: account.records for account in self.accounts}
         self._api = Api(seed=seed, size=lambda key: records if own[key] is None else own[key] or 0)
-        self._listener = Listener(self._handle, host, port)
 
     def __repr__(self) -> str:
-        state = f"on {self.url}" if self._listener.is_open else "closed"
+        state = f"on {self.url}" if self._runner else "closed"
         return f"<Sandbox {state}, accounts: {len(self.accounts)}, requests: {len(self.received)}>"
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def start(self) -> None:
-        """Listen. After a `close()` the port is the same as before, as after an outage.
-
-        Raises OSError if the port is not free, RuntimeError if the sandbox has been started.
-        """
-        await self._listener.start()
-
-    async def close(self) -> None:
-        """Stop listening and drop all connections at once, whatever they wait for. Harmless if it was not started."""
-        await self._listener.close()
-
-    @property
-    def url(self) -> str:
-        """The base URL, without a slash at its end. Raises RuntimeError before the first start."""
-        return self._listener.url
 
     @property
     def account_key(self) -> str:
