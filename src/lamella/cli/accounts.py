@@ -13,7 +13,7 @@ import stat
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from lamella.maesn.account import Account
 
@@ -24,6 +24,7 @@ _FIELDS: Final = (*_NEEDED, "company_id", "environment_name")
 _VARIABLE: Final = "MAESN_ACCOUNT_KEY"
 _NOT_A_HEADER: Final = "must be printable ASCII, as it stands in a header"
 _WHERE: Final = re.compile(r"\(at (?:line (\d+)|(end of document))")
+_Row = tuple[str, dict[str, str]]  # where it is, as in "line 3", and its fields
 _TABLE: Final = re.compile(r"""\s*(\[\[|\[)\s*["']?accounts["']?\s*(?:\]\]|\])\s*(?:#.*)?""")
 
 
@@ -86,12 +87,6 @@ class _Fault(Exception):
     """What is wrong, and where."""
 
 
-class _Row(NamedTuple):
-    where: str
-    """``"line 3"``."""
-    fields: dict[str, str]
-
-
 def _accounts(rows: Iterator[_Row]) -> Iterator[Account]:
     names: dict[str, str] = {}
     used: dict[tuple[str, str | None, str | None], str] = {}
@@ -133,7 +128,7 @@ def _csv(text: str) -> Iterator[_Row]:
     for line, values in lines:
         if len(values) != len(header):
             raise _Fault(f"line {line}: {len(values)} values, and the header has {len(header)}")
-        yield _Row(f"line {line}", dict(zip(header, values, strict=True)))
+        yield f"line {line}", dict(zip(header, values, strict=True))
 
 
 def _records(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
@@ -164,14 +159,14 @@ def _toml(text: str) -> Iterator[_Row]:
         raise _Fault("must hold accounts and nothing else: a table [[accounts]] for each, or one table [accounts]")
     if isinstance(accounts, dict):
         for where, (name, key) in zip(_places(text, "[", len(accounts)), accounts.items(), strict=True):
-            yield _Row(where, {"name": name.strip(), "key": _string(where, "key", key)})
+            yield where, {"name": name.strip(), "key": _string(where, "key", key)}
         return
     for where, table in zip(_places(text, "[[", len(accounts)), accounts, strict=True):
         if not isinstance(table, dict):
             raise _Fault(f"{where}: must be a table")
         if set(table) - set(_FIELDS):
             raise _Fault(f"{where}: has a field that is none of {', '.join(_FIELDS)}")
-        yield _Row(where, {field: _string(where, field, value) for field, value in table.items()})
+        yield where, {field: _string(where, field, value) for field, value in table.items()}
 
 
 def _string(where: str, field: str, value: object) -> str:

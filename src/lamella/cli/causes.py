@@ -37,12 +37,9 @@ _FIRST_WORDS: Final = re.compile(r"[^,;:.(]+")
 class Reason(NamedTuple):
     """Why one thing failed. Each field is a line without a credential; empty: unknown."""
 
-    what: str
-    """``"401 Unauthorized"``; the class name of an error that is not lamella's."""
-    stopped: str
-    """Why there was no further attempt."""
-    said: str
-    """What the server or the network said."""
+    what: str  # 401 Unauthorized; of an error that is not lamella's, the name of its class
+    stopped: str  # why there was no further attempt
+    said: str  # what the server or the network said
     hint: str
 
     @property

@@ -20,8 +20,7 @@ from lamella.cli.terminal import count, duration, line, plain
 
 __all__ = ["Display", "Lines", "Look", "Screen", "display_on", "on_screen"]
 
-Look = Callable[[], Overview | None]
-"""Returns the sync at this moment. None: it has not begun."""
+Look = Callable[[], Overview | None]  # returns the sync at this moment; None: it has not begun
 
 _MARKS: Final = {
     State.FAILED: ("✗", "red"),
@@ -30,17 +29,12 @@ _MARKS: Final = {
     State.WAITING: ("·", "dim"),
     State.DONE: ("✓", "green"),
 }
-_WIDE: Final = 120
-"""Columns from which on there is room for more."""
+_WIDE: Final = 120  # columns from which on there is room for more
 
-_EVERY: Final = 30.0
-"""Seconds between two lines of totals in the first minutes; later, a quarter of the time so far."""
-_FEW: Final = 20
-"""Up to so many accounts, each has a line when it is done; a failed one always has."""
-_MOST: Final = 40
-"""Lines about single accounts and outages. The report has them all."""
-_LONG: Final = 300.0
-"""Seconds for which an account has to be queued to get a line."""
+_EVERY: Final = 30.0  # seconds between two lines of totals in the first minutes; later, a quarter of the time so far
+_FEW: Final = 20  # up to so many accounts, each has a line when it is done; a failed one always has
+_MOST: Final = 40  # lines about single accounts and outages; the report has them all
+_LONG: Final = 300.0  # seconds for which an account has to be queued to get a line
 
 
 class Display(Protocol):
@@ -232,10 +226,8 @@ class Lines:
         self._write = write
         self._clock = clock
         self._events = 0
-        self._next = _EVERY
-        """Seconds of the sync after which there is a line of totals again."""
-        self._seen: set[tuple[str, State]] = set()
-        """What has a line already: an account with its state."""
+        self._next = _EVERY  # seconds of the sync after which there is a line of totals again
+        self._seen: set[tuple[str, State]] = set()  # what has a line already: an account with its state
         self._down: float | None = None
         """How long the present outage had lasted at the last drawing. None: there is none."""
         self._has_begun = False

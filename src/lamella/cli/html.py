@@ -52,17 +52,13 @@ _environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators
 class Page:
     """What goes on the page."""
 
-    title: str
-    """Which run it is, in a few words."""
-    about: str
-    """The same in a sentence or two."""
+    title: str  # which run it is, in a few words
+    about: str  # the same in a sentence or two
     totals: Sequence[Total]
     causes: Sequence[Cause]
     checks: Sequence[Check]
-    traces: Sequence[Trace]
-    """The calls, in the order in which they began."""
-    note: str = ""
-    """Which of all calls these are. Empty: all."""
+    traces: Sequence[Trace]  # the calls, in the order in which they began
+    note: str = ""  # which of all calls these are; empty: all
 
 
 def html_report(page: Page) -> str:

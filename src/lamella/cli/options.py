@@ -37,8 +37,7 @@ class Settings:
     """What to sync, and how. All of it is checked."""
 
     api_key: str = field(repr=False)
-    base_url: URL
-    """With a slash at its end."""
+    base_url: URL  # with a slash at its end
     accounts: tuple[Account, ...]
     resources: tuple[str, ...]
     journal: Path
@@ -47,8 +46,7 @@ class Settings:
     resume: bool = False
     at_once: int | None = None
     page_size: int = 100
-    batch: str = ""
-    """The name of the API in the journal. Empty: its URL."""
+    batch: str = ""  # the name of the API in the journal; empty: its URL
     rules: RuleBook = RULES
     breaker: Callable[[], Breaker] = Breaker
 

@@ -25,15 +25,12 @@ from lamella.redaction import redact_url
 __all__ = ["Delivery", "Outlet", "deliver", "endpoint", "make_provider"]
 
 _SERVICE: Final = "lamella-sync"
-_PATH: Final = "/v1/traces"
-"""Where an OTLP endpoint takes traces, below its base URL."""
+_PATH: Final = "/v1/traces"  # where an OTLP endpoint takes traces, below its base URL
 _ATTEMPT_SECONDS: Final = 2.0
 _LONGEST_SECONDS = 5.0
-_PAUSE: Final = 15.0
-"""Seconds for which an endpoint that failed gets nothing."""
+_PAUSE: Final = 15.0  # seconds for which an endpoint that failed gets nothing
 _BATCH: Final = 512
-_ROOM: Final = 30_000
-"""Spans that wait to be sent, at most: those of a storm of 5,000 calls."""
+_ROOM: Final = 30_000  # spans that wait to be sent, at most: those of a storm of 5,000 calls
 
 
 class Delivery(NamedTuple):

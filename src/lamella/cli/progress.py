@@ -15,12 +15,9 @@ from lamella.maesn import Part, Progress
 
 __all__ = ["AccountView", "Overview", "State", "Watch"]
 
-_RECENT: Final = 10.0
-"""Seconds that the rate is measured over."""
-_LONG: Final = 120.0
-"""Seconds that the rate for the time to go is measured over: limits let pages through in bursts."""
-_SOON: Final = 1.0
-"""Seconds before which there is no rate."""
+_RECENT: Final = 10.0  # seconds that the rate is measured over
+_LONG: Final = 120.0  # seconds that the rate for the time to go is measured over: limits let pages through in bursts
+_SOON: Final = 1.0  # seconds before which there is no rate
 
 
 class State(StrEnum):
@@ -84,13 +81,11 @@ class Watch:
     """
 
     def __init__(self, closed_for: Callable[[str], float], clock: Callable[[], float] = time.monotonic) -> None:
-        self.progress: Progress | None = None
-        """None: the sync has not begun."""
+        self.progress: Progress | None = None  # None: the sync has not begun
         self._closed_for = closed_for
         self._clock = clock
         self._began = clock()
-        self._pages: deque[tuple[float, int]] = deque()
-        """The number of stored pages at each look."""
+        self._pages: deque[tuple[float, int]] = deque()  # the number of stored pages at each look
         self._first: dict[str, tuple[float, int]] = {}
         """When each account was seen at work first, and its number of stored pages then."""
         self._down_since: float | None = None

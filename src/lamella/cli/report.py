@@ -40,8 +40,7 @@ __all__ = [
     "where_it_is",
 ]
 
-_VERSION: Final = 1
-"""Of the JSON. It changes when a field goes or means something else, not when one is added."""
+_VERSION: Final = 1  # of the JSON; it changes when a field goes or means something else, not when one is added
 _MOST_PARTS: Final = 40
 _MOST_NAMES: Final = 5
 _FIELDS: Final = ("account", "resource", "since", "pages", "total_pages", "records")
@@ -53,15 +52,12 @@ _Json = dict[str, Any]
 class Synced:
     """The result of a sync."""
 
-    run: int
-    """Its number in the journal, from 1."""
+    run: int  # its number in the journal, from 1
     resumed: bool
     parts: tuple[Part, ...]
-    took: float
-    """Seconds."""
+    took: float  # seconds
     interrupted: bool = False
-    fault: str | None = None
-    """Why the journal or the output could not be written. None: they could."""
+    fault: str | None = None  # why the journal or the output could not be written; None: they could
 
     @property
     def exit_code(self) -> int:

@@ -24,18 +24,14 @@ __all__ = ["API_KEY", "RESOURCES", "SCALE", "checks", "play", "settings"]
 
 API_KEY: Final = "sandbox-api-key"
 RESOURCES: Final = ("contacts", "invoices", "items")
-SCALE: Final = 1 / 30
-"""How many seconds a second of the rules takes."""
+SCALE: Final = 1 / 30  # how many seconds a second of the rules takes
 
 _PAGE_SIZE: Final = 20
 _REQUESTS_A_MINUTE: Final = 10
-_OUTAGE: Final = 2.0
-"""Seconds."""
-_OUTAGE_AFTER: Final = 0.45
-"""The share of the needed requests after which the outage begins."""
+_OUTAGE: Final = 2.0  # seconds
+_OUTAGE_AFTER: Final = 0.45  # the share of the needed requests after which the outage begins
 _LOOK_EVERY: Final = 0.05
-_MOST_REQUESTS: Final = 2.0
-"""For each request that is needed."""
+_MOST_REQUESTS: Final = 2.0  # for each request that is needed
 
 _CHANCES: Final[dict[int | Fault, float]] = {500: 0.05, Fault.RESET_BEFORE_HEADERS: 0.01, Fault.CUT_BODY: 0.01}
 _STATES: Final[dict[str, AccountState]] = {"Hafenkontor Emden": "expired", "Praxis am Markt": "inactive"}

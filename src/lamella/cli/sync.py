@@ -46,8 +46,7 @@ __all__ = ["main", "run"]
 
 _ENDING: Final = "Ending: what is under way has 10 s. Ctrl-C again ends at once."
 _MOST_CONNECTIONS: Final = 500
-_MOST_NAMES: Final = 10
-"""Resources that are named on the page."""
+_MOST_NAMES: Final = 10  # resources that are named on the page
 
 
 class _Tracing(NamedTuple):

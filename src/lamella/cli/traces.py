@@ -72,13 +72,10 @@ class Collector(SpanProcessor):
     def __init__(self, most: int = 2000) -> None:
         self.spans = 0
         self.attempts = 0
-        self.waited = 0.0
-        """Seconds between the attempts, the sum of all calls."""
-        self.after: Counter[str] = Counter()
-        """The number of retries after each kind of failure."""
+        self.waited = 0.0  # seconds between the attempts, the sum of all calls
+        self.after: Counter[str] = Counter()  # the number of retries after each kind of failure
         self._most = most
-        self._ended: Counter[int] = Counter()
-        """The number of calls of each kind."""
+        self._ended: Counter[int] = Counter()  # the number of calls of each kind
         self._kept: tuple[list[Trace], ...] = ([], [], [])
         self._open: dict[int, list[ReadableSpan]] = {}
         """The attempts of the calls that have not ended, by the id of the call's span."""
