@@ -62,7 +62,7 @@ BAD = [
     ((*GIVEN, "--output", "lamella-sync.journal"), f"--journal and --output {TWO_FILES} lamella-sync.journal"),
     ((*GIVEN, "--api-key", SECRET), "No such option: --api-key"),
     ((*GIVEN, f"--api-key={SECRET}"), "No such option: --api-key"),
-    ((*GIVEN, SECRET), "there is something beside the options, and it takes nothing else: see lamella sync --help"),
+    ((*GIVEN, SECRET), "sync takes options only, and there is another argument: see lamella sync --help"),
     ((*GIVEN, "--since"), "Option '--since' requires an argument."),
 ]  # fmt: skip
 

@@ -113,7 +113,7 @@ def sync(
     given = {name: value for name, value in locals().items() if name != "ctx"}
     if ctx.args:
         # The argument may be a key: it is not shown.
-        fail("there is something beside the options, and it takes nothing else: see lamella sync --help")
+        fail("sync takes options only, and there is another argument: see lamella sync --help")
     raise typer.Exit(syncing.main(Options(**given | {"resources": tuple(resources or ())})))
 
 
