@@ -27,7 +27,6 @@ __all__ = ["app", "line_for", "parse_chance", "parse_limit"]
 # Without rich's markup typer writes help and errors plainly, which suits a pipe and 80 columns.
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-_LOOK_EVERY: Final = 0.1  # seconds
 _MANY_KEYS: Final = 5
 _SHOWN_OF_KEY: Final = 6  # characters
 
@@ -138,25 +137,37 @@ def sandbox(
         limits = None if limit is None else parse_limit(limit)
     with _usage_errors("--chance"):
         chances = dict(map(parse_chance, chance or ()))
-    with _usage_errors():
-        server = Sandbox(host=host, port=port, accounts=accounts, limit=limits, chances=chances, seed=seed)
-
     console = make_console()
     served = 0
 
-    def on_request(received: Received) -> None:
+    def on_answer(received: Received) -> None:
         nonlocal served
         served += 1
+        server.received.clear()  # it may run for days
         if not quiet:
             console.print(plain(line_for(received)), soft_wrap=True)
 
+    with _usage_errors():
+        server = Sandbox(
+            host=host, port=port, accounts=accounts, limit=limits, chances=chances, seed=seed, on_answer=on_answer
+        )
     try:
-        asyncio.run(_serve(server, lambda: console.print(_greeting(server), soft_wrap=True), on_request))
+        asyncio.run(_serve(server, lambda: console.print(_greeting(server), soft_wrap=True)))
     except KeyboardInterrupt:
         pass
     except OSError as exc:
         fail(f"cannot listen on {host}:{port}: {(exc.strerror or str(exc)).partition(' (')[0]}")
     console.print(f"Stopped after {count(served, 'request')}.")
+
+
+async def _serve(server: Sandbox, on_start: Callable[[], None]) -> None:
+    """Serve until SIGTERM or a cancellation. Raises OSError if the address is not available."""
+    terminated = asyncio.Event()
+    with suppress(NotImplementedError):  # Windows
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
+    async with server:
+        on_start()
+        await terminated.wait()
 
 
 def parse_limit(text: str) -> FixedWindow:
@@ -191,36 +202,6 @@ def _greeting(server: Sandbox) -> Text:
         f"       -H 'X-ACCOUNT-KEY: {keys[0]}' \\\n"
         f"       '{server.url}/accounting/invoices?limit=5'\n"
     )
-
-
-async def _serve(server: Sandbox, on_start: Callable[[], None], on_request: Callable[[Received], None]) -> None:
-    """Serve until SIGTERM or a cancellation. *on_request* gets each request once its outcome is known.
-
-    Raises:
-        OSError: The address is not available.
-    """
-    terminated = asyncio.Event()
-    with suppress(NotImplementedError):  # Windows
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
-    under_way: list[Received] = []
-
-    def report() -> None:
-        # The sandbox forgets them: it may run for days.
-        seen = [*under_way, *server.received]
-        server.received.clear()
-        under_way[:] = [received for received in seen if received.outcome is None]
-        for received in seen:
-            if received.outcome is not None:
-                on_request(received)
-
-    async with server:
-        on_start()
-        try:
-            while not terminated.is_set():
-                await asyncio.sleep(_LOOK_EVERY)
-                report()
-        finally:
-            report()
 
 
 def line_for(received: Received) -> str:

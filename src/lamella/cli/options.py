@@ -14,7 +14,7 @@ from yarl import URL
 from lamella.breaker import Breaker
 from lamella.cli import sandboxed
 from lamella.cli.accounts import accounts_in, accounts_of_environment, key_in
-from lamella.cli.terminal import plain
+from lamella.cli.terminal import http_url, plain
 from lamella.maesn import BASE_URL, RULES, Account
 from lamella.maesn.export import check_output
 from lamella.maesn.pages import checked_moment, checked_resource
@@ -160,16 +160,19 @@ def _checked(option: str, check: Callable[[_T], _U], value: _T) -> _U:
 
 def _base_url(given: str | None) -> URL:
     name, text = ("--base-url", given) if given is not None else (_BASE_URL, os.environ.get(_BASE_URL) or BASE_URL)
-    try:
-        url, is_url = URL(text.strip()), not any(char.isspace() for char in text.strip())
-    except ValueError:
-        url, is_url = URL(), False
-    bare = not (url.raw_user or url.raw_password or url.raw_query_string or url.raw_fragment)
-    if not (is_url and bare and url.host and url.scheme in {"http", "https"}):
+    url = http_url(text)
+    if url is None or url.raw_user or url.raw_password:
         # A password stands before an @, also in what is no URL.
-        shown = "" if "@" in text else f", not {plain(redact_url(url))!r}"
+        shown = "" if "@" in text else f", not {plain(_redacted(text))!r}"
         raise ValueError(f"{name} must be a URL such as {BASE_URL}, without user, query and fragment{shown}")
     return url if url.path.endswith("/") else url.with_path(f"{url.path}/")
+
+
+def _redacted(text: str) -> str:
+    try:
+        return redact_url(URL(text.strip()))
+    except ValueError:
+        return ""
 
 
 def _at_once(text: str) -> int:

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from rich.text import Text
 from yarl import URL
 
-from lamella.cli.terminal import count, plain
+from lamella.cli.terminal import count, http_url, plain
 from lamella.redaction import redact_url
 
 __all__ = ["Delivery", "Outlet", "deliver", "endpoint", "make_provider"]
@@ -88,12 +88,8 @@ def endpoint(url: str) -> URL:
     Raises:
         ValueError: *url* is no http or https URL with a host.
     """
-    try:
-        found = URL(url.strip())
-        is_good = found.scheme in {"http", "https"} and found.host and not found.raw_query_string
-    except ValueError:
-        found, is_good = URL(), False
-    if not is_good or any(char.isspace() for char in str(found)):
+    found = http_url(url)
+    if found is None:
         raise ValueError("it must be a URL such as http://localhost:4318")
     path = found.path.rstrip("/")
     return found.with_path(path if path.endswith(_PATH) else path + _PATH)

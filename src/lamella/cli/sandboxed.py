@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +17,7 @@ from lamella.cli.report import Check
 from lamella.cli.terminal import count
 from lamella.maesn import RULES, Account, Part
 from lamella.maesn.sandbox import Account as SandboxAccount
-from lamella.maesn.sandbox import AccountState, Sandbox
+from lamella.maesn.sandbox import AccountState, Received, Sandbox
 from lamella.testing import Fault, FixedWindow
 
 __all__ = ["API_KEY", "RESOURCES", "SCALE", "checks", "play", "settings"]
@@ -30,7 +30,6 @@ _PAGE_SIZE: Final = 20
 _REQUESTS_A_MINUTE: Final = 10
 _OUTAGE: Final = 2.0  # seconds
 _OUTAGE_AFTER: Final = 0.45  # the share of the needed requests after which the outage begins
-_LOOK_EVERY: Final = 0.05
 _MOST_REQUESTS: Final = 2.0  # for each request that is needed
 
 _CHANCES: Final[dict[int | Fault, float]] = {500: 0.05, Fault.RESET_BEFORE_HEADERS: 0.01, Fault.CUT_BODY: 0.01}
@@ -68,19 +67,28 @@ def settings() -> dict[str, Any]:
     }
 
 
-@asynccontextmanager
-async def play(resources: Sequence[str]) -> AsyncIterator[Sandbox]:
-    """Serve the accounts, with an outage in the middle of a sync of *resources*."""
+def play(resources: Sequence[str]) -> Sandbox:
+    """Return a server of the accounts that fails for a while in the middle of a sync of *resources*."""
+    requests, outage_at = 0, round(_needed(resources) * _OUTAGE_AFTER)
+
+    def on_answer(_: Received) -> None:
+        nonlocal requests
+        requests += 1
+        if requests == outage_at:
+            sandbox.set_outage(503)
+            asyncio.get_running_loop().call_later(_OUTAGE, sandbox.set_outage, None)
+
     limit = FixedWindow(_REQUESTS_A_MINUTE, 60 * SCALE, retry_after=False)
-    sandbox = Sandbox(accounts=_made().values(), api_key=API_KEY, limit=limit, chances=_CHANCES, latency=0.02, seed=1)
-    async with sandbox:
-        failing = asyncio.create_task(_fail_in_the_middle(sandbox, _needed(resources)))
-        try:
-            yield sandbox
-        finally:
-            failing.cancel()
-            with suppress(asyncio.CancelledError):
-                await failing
+    sandbox = Sandbox(
+        accounts=_made().values(),
+        api_key=API_KEY,
+        limit=limit,
+        chances=_CHANCES,
+        latency=0.02,
+        seed=1,
+        on_answer=on_answer,
+    )
+    return sandbox
 
 
 def _needed(resources: Sequence[str]) -> int:
@@ -89,14 +97,6 @@ def _needed(resources: Sequence[str]) -> int:
         -(-(account.records or 0) // _PAGE_SIZE) * len(resources) if account.state == "active" else 1
         for account in _made().values()
     )
-
-
-async def _fail_in_the_middle(sandbox: Sandbox, needed: int) -> None:
-    while len(sandbox.received) < needed * _OUTAGE_AFTER:  # noqa: ASYNC110 - the sandbox has no event for it
-        await asyncio.sleep(_LOOK_EVERY)
-    sandbox.set_outage(503)
-    await asyncio.sleep(_OUTAGE)
-    sandbox.set_outage(None)
 
 
 def checks(sandbox: Sandbox, resources: Sequence[str], output: Path | None, parts: Sequence[Part]) -> tuple[Check, ...]:

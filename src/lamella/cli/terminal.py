@@ -8,10 +8,21 @@ from typing import NoReturn
 import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
+from yarl import URL
 
 from lamella.redaction import redact_text as plain
 
-__all__ = ["between", "count", "duration", "fail", "line", "make_console", "plain", "show", "some", "warn"]
+__all__ = ["between", "count", "duration", "fail", "http_url", "line", "make_console", "plain", "show", "some", "warn"]
+
+
+def http_url(text: str) -> URL | None:
+    """Return *text* as an http or https URL with a host and without query, fragment and space. None: it is none."""
+    try:
+        url = URL(text.strip())
+    except ValueError:
+        return None
+    is_bare = not (url.raw_query_string or url.raw_fragment or any(map(str.isspace, text.strip())))
+    return url if is_bare and url.host and url.scheme in {"http", "https"} else None
 
 
 def make_console(*, stderr: bool = False) -> Console:

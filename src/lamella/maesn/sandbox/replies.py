@@ -92,10 +92,7 @@ def failure(
 
     `message` None: the usual sentence for the status.
     """
-    errors: dict[str, Any] = {
-        "code": _code(status),
-        "message": message or _MESSAGES.get(status, _phrase(status)),
-    }
+    errors: dict[str, Any] = {"code": _code(status), "message": message or _MESSAGES.get(status, _phrase(status))}
     if invalid:
         errors["validationErrors"] = [{"field": field, "message": text} for field, text in invalid]
     if downstream:

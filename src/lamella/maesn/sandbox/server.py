@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
@@ -63,6 +63,7 @@ class Sandbox(Listener):
     - `host`, `port`: where to listen. Port 0: a free one, which the sandbox keeps when it is started again.
     - `latency`: seconds by the loop's clock before each answer.
     - `pause`: seconds by the loop's clock between the at most 60 pieces of a `Fault.SLOW_BODY`.
+    - `on_answer`: called with each request when its answer is known.
 
     A request meets, in this order, an outage, the scripts, the check of its keys, the rate limit, the chances and the
     API. The records outlive `close()`. Raises ValueError for a bad argument.
@@ -81,6 +82,7 @@ class Sandbox(Listener):
         port: int = 0,
         latency: float = 0.0,
         pause: float = 1.0,
+        on_answer: Callable[[Received], object] = lambda _: None,
     ) -> None:
         for name, text in (("api_key", api_key), ("host", host)):
             if not text.isprintable() or not text.strip():
@@ -102,6 +104,7 @@ class Sandbox(Listener):
         self._chances = Chances(chances or {}, seed)
         self._latency = latency
         self._pause = pause
+        self._on_answer = on_answer
         self._scripts: list[Script] = []
         self._outage: Step | None = None
         self._numbers = itertools.count(1)
@@ -144,11 +147,7 @@ class Sandbox(Listener):
         return self._api.table(self._key(account or self.account_key), resource).all()
 
     def script(
-        self,
-        *steps: Step,
-        method: str | None = None,
-        path: str | None = None,
-        account: Account | str | None = None,
+        self, *steps: Step, method: str | None = None, path: str | None = None, account: Account | str | None = None
     ) -> None:
         """Settle how the next matching requests end: one step each, and then as usual again.
 
@@ -212,6 +211,7 @@ class Sandbox(Listener):
         if delay := self._latency + reply.delay:
             await asyncio.sleep(delay)
         received.outcome = fault or reply.status
+        self._on_answer(received)
         headers, body = CIMultiDict(reply.headers), reply.encoded()
         if fault is not None and request.transport is not None:
             await break_answer(
