@@ -175,7 +175,7 @@ def test_a_sync_of_the_sandbox(phoenix: Phoenix) -> None:
         outcomes[attributes["lamella.outcome"]] += 1
         assert call["name"].startswith("lamella ")
         assert attributes["lamella.attempts"] == len(sends[name])
-        assert {send["context"]["trace_id"] for send in sends[name]} == {call["context"]["trace_id"]}
+        assert {send["context"]["trace_id"] for send in sends[name]} <= {call["context"]["trace_id"]}
         resends = [send["attributes"].get("http.request.resend_count") for send in sends[name]]
         assert resends == [None, *range(1, len(resends))][: len(resends)]
         has_failed = attributes["lamella.outcome"] == "failure"

@@ -1,7 +1,7 @@
-"""Rate limits of a server: how many requests it admits, and how long it turns the others away.
+"""Rate limits of a server: how many requests it admits, and for how long it rejects others.
 
 A limit (`FixedWindow`, `SlidingWindow`, `TokenBucket`) is a value; its `limiter()` is the state of one account.
-A limiter knows no clock: the time is an argument, so a test can stand exactly on a boundary.
+A limiter has no clock: the time is an argument, so that a test can be exactly on a boundary.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class Limiter(Protocol):
     """The state of one limit for one account."""
 
     def allow(self, now: float) -> float:
-        """Admit a request at `now` (seconds, never going back) and return 0, or return the seconds to wait.
+        """Admit a request at `now` (monotonic seconds) and return 0, or reject it and return the seconds to wait.
 
-        A request that comes exactly that much later is admitted, unless others took its place. One that was turned
-        away does not count against the limit.
+        A request that comes exactly that much later is admitted, unless others took its place. A rejected one does
+        not count against the limit.
         """
         ...
 
 
 class Limit(Protocol):
-    """What a sandbox needs of a limit; write your own for a kind that is not here."""
+    """What a server needs of a limit: implement it for another kind of limit."""
 
     @property
     def retry_after(self) -> RetryAfter:
@@ -87,7 +87,7 @@ class SlidingWindow(_Window):
 class TokenBucket:
     """A bucket of `burst` tokens, full at first, refilled with `rate` tokens a second; a request takes one.
 
-    Raises ValueError for a `rate` that is not above 0, or a `burst` that is no whole number from 1.
+    Raises ValueError for a `rate` that is not above 0 or a `burst` below 1.
     """
 
     rate: float
@@ -156,7 +156,7 @@ class _TokenBucketLimiter:
 
 
 def _until(moment: float, now: float) -> float:
-    """The seconds from `now` to `moment`, never a rounding error too few."""
+    """Return the seconds from `now` to `moment`, never a rounding error too few."""
     wait = moment - now
     while now + wait < moment:
         wait = math.nextafter(wait, math.inf)
@@ -165,5 +165,4 @@ def _until(moment: float, now: float) -> float:
 
 def _check_retry_after(value: object) -> None:
     if not (isinstance(value, bool) or value == "date"):
-        message = f'retry_after must be True, False or "date", not {value!r}'
-        raise ValueError(message)
+        raise ValueError(f'retry_after must be True, False or "date", got {value!r}')

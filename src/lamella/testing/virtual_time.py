@@ -197,8 +197,7 @@ def virtual_clock(loop: asyncio.AbstractEventLoop | None = None) -> Iterator[Vir
         yield loop.clock
         return
     if not isinstance(loop, asyncio.SelectorEventLoop):
-        message = f"virtual time needs an asyncio.SelectorEventLoop, not {type(loop).__qualname__}"
-        raise TypeError(message)
+        raise TypeError(f"virtual time needs an asyncio.SelectorEventLoop, not {type(loop).__qualname__}")
 
     clock = VirtualClock(math.ceil(loop.time()))
     selector: selectors.BaseSelector = loop._selector  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The accounting API itself: a request in, a `Reply` out, without keys, limits, faults or sockets."""
+"""The accounting API: a request in, a `Reply` out, without keys, limits, faults or sockets."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _READ_METHODS = ("GET", "HEAD")
 
 
 def needs_account(path: str) -> bool:
-    """Whether a request to this path must name an account."""
+    """Return whether a request to this path must name an account."""
     return _segments(path)[:1] != ["auth"]
 
 
 class Api:
-    """The resources of all accounts. `size`: how many records an account has of each, to begin with."""
+    """The resources of all accounts. `size` returns how many records of each an account has at first."""
 
     def __init__(self, *, seed: int, size: Callable[[str], int]) -> None:
         self.duplicates = 0
@@ -48,7 +48,7 @@ class Api:
         self._replays: dict[tuple[str, str, str], tuple[str, Reply]] = {}  # account, resource, key: body, reply
 
     def table(self, account: str, resource: str) -> Table:
-        """All records of a resource (which must exist) of an account."""
+        """Return the records of a resource (which must exist) of an account."""
         where = account, resource
         table = self._tables.get(where)
         if table is None:
@@ -56,7 +56,7 @@ class Api:
         return table
 
     def created(self, resource: str, account: str | None = None) -> list[Record]:
-        """What POSTs have created, in order, as it was then; of one account or of all."""
+        """Return the records that POSTs created, in order, as they were then; of one account or of all."""
         return [
             copy.deepcopy(record)
             for owner, kind, record in self._creations
@@ -64,7 +64,7 @@ class Api:
         ]
 
     def answer(self, received: Received) -> Reply:
-        """Carry out a request."""
+        """Carry out a request, and return the answer."""
         match _segments(received.path):
             case ["auth", system]:
                 return _authenticate(received, system)
@@ -176,7 +176,7 @@ def _method_not_allowed(allowed: tuple[str, ...], message: str | None = None) ->
 
 
 def _fields(body: bytes) -> dict[str, Any] | Reply:
-    """The object that a body holds, or the answer to a body that holds none."""
+    """Return the object in a body, or the answer to a body without one."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):
@@ -187,14 +187,14 @@ def _fields(body: bytes) -> dict[str, Any] | Reply:
 
 
 def _whole(text: str | None, default: int) -> int | None:
-    """A whole number, the default where there is no text, or None."""
+    """Return a whole number, the default where there is no text, or None."""
     if text is None:
         return default
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else None
 
 
 def _moment(text: str) -> int | None:
-    """A moment as the records count it (in UTC, if it names no zone), or None."""
+    """Return a moment in `milliseconds` (in UTC, if it names no zone), or None."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The records of a sandbox: made up from a seed, one by one when they are asked for, and changed in memory."""
+"""The records of a sandbox: made up from a seed when they are read, and changed in memory."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ _PAYMENT_DAYS = (7, 14, 30, 60)
 
 
 def id_field(resource: str) -> str:
-    """The name of the field that holds the id: "journalEntries" has "journalEntryId"."""
+    """Return the name of the id field: "journalEntryId" for "journalEntries"."""
     singular = f"{resource[:-3]}y" if resource.endswith("ies") else resource.removesuffix("s")
     return f"{singular}Id"
 
 
 def milliseconds(moment: datetime) -> int:
-    """A moment (which has a time zone) as the records count it, from the start of 2024."""
+    """Return a moment with a time zone in milliseconds since the start of 2024."""
     return (moment - _EPOCH) // timedelta(milliseconds=1)
 
 
 def _timestamp(moment: int) -> str:
-    """What `milliseconds` gives, as the API writes it: in UTC by ISO 8601."""
+    """Return a moment in `milliseconds` as the API writes it: in UTC by ISO 8601."""
     return f"{(_NAIVE_EPOCH + timedelta(milliseconds=moment)).isoformat(timespec='milliseconds')}Z"
 
 
 class Table:
     """The records of one resource of one account, in the order in which they were created.
 
-    The `size` first ones are functions of seed, account, resource and place, made anew each time they are read, so
-    a table takes no memory for what nobody has written. Every record that is handed out is the caller's own.
+    The first `size` records are functions of seed, account, resource and place, made again each time they are read:
+    only written records take memory. Every record that is returned is the caller's own.
     """
 
     def __init__(self, resource: str, account: str, *, seed: int, size: int) -> None:
@@ -70,20 +70,17 @@ class Table:
         self._chosen_ids: dict[str, int] = {}  # ids that a client has chosen
 
     def page(self, page: int, per_page: int, since: int | None = None) -> tuple[list[Record], int]:
-        """The records of one page (from 1), and how many there are on all.
-
-        `since` (of `milliseconds`): only those that were changed then or later.
-        """
+        """Return the records of one page (from 1) and their number on all pages, changed at or after `since`."""
         places = self._living(since)
         start = (page - 1) * per_page
         return [self._read(place) for place in places[start : start + per_page]], len(places)
 
     def all(self) -> list[Record]:
-        """Every record."""
+        """Return every record."""
         return [self._read(place) for place in self._living(None)]
 
     def get(self, record_id: str) -> Record | None:
-        """The record with this id, or None."""
+        """Return the record with this id, or None."""
         place = self._place(record_id)
         return None if place is None else self._read(place)
 
@@ -100,7 +97,7 @@ class Table:
         return self._write(place, {**before, **fields}, record_id, before["createdDate"])
 
     def upsert(self, record_id: str, fields: Mapping[str, Any]) -> tuple[Record, bool]:
-        """Replace a record, or add it under this id; and whether it is new."""
+        """Replace a record, or add it under this id, and return whether it is new."""
         place = self._place(record_id)
         if place is None:
             self._chosen_ids[record_id] = self._places
@@ -123,7 +120,7 @@ class Table:
         return self._write(place, fields, record_id, None)
 
     def _write(self, place: int, fields: Mapping[str, Any], record_id: str, created: str | None) -> Record:
-        """Store `fields`, of which no client can choose the id and the dates. `created` None: now."""
+        """Store `fields`, but for id and dates, which no client can choose. `created` None: now."""
         now = _timestamp(milliseconds(datetime.now(UTC)))
         own = {self.id_field: record_id, "createdDate": created or now, "updatedDate": now}
         # The id comes first, as in the records that were there before.
@@ -162,7 +159,7 @@ class Table:
         return f"{self._seed}/{self._account}/{resource or self._resource}/{place}"
 
     def _id(self, place: int, resource: str | None = None) -> str:
-        """An id with the form of a UUID that tells its place, so that looking it up needs no index."""
+        """Return an id in the form of a UUID that holds its place, so that a look-up needs no index."""
         digest = blake2b(self._key(place, resource).encode(), digest_size=16).hexdigest()
         return f"{place:08x}-{digest[:4]}-4{digest[4:7]}-a{digest[7:10]}-{digest[10:22]}"
 
@@ -195,7 +192,7 @@ class Table:
 
 
 class _Chance:
-    """Numbers drawn from a key: ten times cheaper to begin than random.Random, and a record needs few."""
+    """Numbers drawn from a key. It starts ten times as fast as random.Random, and a record needs few numbers."""
 
     def __init__(self, key: str) -> None:
         self._pool = int.from_bytes(blake2b(key.encode(), digest_size=64).digest(), "big")
@@ -208,7 +205,7 @@ class _Chance:
         return choices[self.below(len(choices))]
 
     def dates(self) -> tuple[int, int]:
-        """When it was created and when it was last changed: to be drawn first, so that they need no record."""
+        """Return when a record was created and last changed. Drawn first: `_updated` needs nothing else."""
         created = 1000 * self.below(_YEAR)
         return created, created + 1000 * self.below(_HALF_YEAR)
 
@@ -218,7 +215,7 @@ def _named(chance: _Chance) -> Record:
 
 
 def _line_item(number: int, chance: _Chance) -> tuple[Record, int, int]:
-    """A line of an invoice, its net amount and its tax, both in cents."""
+    """Return a line of an invoice, its net amount and its tax, both in cents."""
     quantity = chance.below(9) + 1
     unit_cents = chance.below(50_000) + 100
     percent = chance.one_of(_TAX_PERCENTS)

@@ -21,7 +21,7 @@ _MESSAGES: dict[int, str] = {
     HTTPStatus.NOT_FOUND: "There is nothing at this address.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This address does not take that method.",
     HTTPStatus.TOO_MANY_REQUESTS: "Too many requests for this account.",
-    HTTPStatus.INTERNAL_SERVER_ERROR: "Something went wrong on our side.",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "Internal error.",
     HTTPStatus.BAD_GATEWAY: "The target system gave no usable answer.",
     HTTPStatus.SERVICE_UNAVAILABLE: "The service is not available at the moment.",
     HTTPStatus.GATEWAY_TIMEOUT: "The target system took too long to answer.",
@@ -50,7 +50,7 @@ class Reply:
                 raise ValueError(f"a header must be one line of text, got {line!r}")
 
     def encoded(self) -> bytes:
-        """The bytes of the body."""
+        """Return the bytes of the body."""
         match self.body:
             case bytes():
                 return self.body
@@ -73,7 +73,7 @@ def success(
     pagination: Mapping[str, int] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Reply:
-    """What was asked for. `pagination` is for lists only."""
+    """Return a success. `pagination` is for lists only."""
     meta: dict[str, Any] = {"warnings": []}
     if pagination is not None:
         meta["pagination"] = dict(pagination)
@@ -88,7 +88,7 @@ def failure(
     downstream: Sequence[str] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Reply:
-    """An error. `invalid`: (field, what is wrong with it); `downstream`: what the target system said.
+    """Return an error. `invalid`: (field, what is wrong); `downstream`: messages of the target system.
 
     `message` None: the usual sentence for the status.
     """
