@@ -15,7 +15,9 @@ from lamella.deadlines import inherited
 from lamella.pipeline import SENT_BEFORE, Again, Call, Layer, Result, Slot
 from lamella.retry.budget import RetryBudget, Spent, take
 from lamella.retry.deadline import AttemptLimit, seconds_left
-from lamella.retry.loop import Loop, Settings, out_of_time
+from lamella.retry.judge import Settings
+from lamella.retry.loop import Loop
+from lamella.retry.report import out_of_time
 from lamella.rules import RuleBook
 from lamella.store import Store
 from lamella.store.shared import SharedState
@@ -105,7 +107,7 @@ class Retry(Layer):
             call.deadline = None if seconds is None else now + seconds
             if seconds is not None and seconds <= 0:
                 # What is inherited may be used up already: then nothing is sent.
-                raise out_of_time(call, self._settings, seconds)
+                raise out_of_time(call, self._settings.rules, seconds)
             limit = None if call.deadline is None else AttemptLimit(call, call.deadline)
         self._begun[call] = now, call.queued, limit
 
