@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from math import inf
 
 import aiohttp
@@ -220,7 +219,7 @@ class Loop:
         self._wait_ends()
         self._decision = None
         waited = call.request.loop.time() - self._last.failed_at
-        last = replace(call.records[-1], waited=waited, wait_source=decision.source)
+        last = call.records[-1]._replace(waited=waited, wait_source=decision.source)
         call.records = (*call.records[:-1], last)
         add_event(call, RETRY_EVENT, self._last.error, decision, timestamp=self._decided_at)
 
