@@ -24,7 +24,7 @@ from lamella import (
     deadline,
     stack,
 )
-from lamella.deadlines import inherited
+from lamella.scope import inherited
 from lamella.testing import VirtualClock
 
 Serve = Callable[[Handler], Awaitable[str]]

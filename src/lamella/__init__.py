@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from lamella.breaker import Breaker
     from lamella.buffer import Buffer
     from lamella.classify import Classify
-    from lamella.deadlines import deadline
     from lamella.errors import (
         ApiError,
         AttemptRecord,
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
         decide,
         parse_retry_after,
     )
+    from lamella.scope import deadline, options
     from lamella.stacking import At, stack
     from lamella.store import MemoryStore, Store
     from lamella.telemetry.attempt_span import AttemptSpan
@@ -113,6 +113,7 @@ __all__ = [
     "WaitSource",
     "deadline",
     "decide",
+    "options",
     "parse_retry_after",
     "stack",
 ]
@@ -167,7 +168,8 @@ _MODULES: Final = {
     "TransportError": "lamella.errors",
     "Unauthorized": "lamella.errors",
     "WaitSource": "lamella.rules",
-    "deadline": "lamella.deadlines",
+    "deadline": "lamella.scope",
+    "options": "lamella.scope",
     "decide": "lamella.rules",
     "parse_retry_after": "lamella.rules",
     "stack": "lamella.stacking",

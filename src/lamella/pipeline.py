@@ -22,8 +22,10 @@ from opentelemetry.trace import Span
 from lamella._aiohttp import forget_answer
 from lamella.errors import AttemptRecord, LamellaError
 from lamella.rules import Rule, StopReason, WaitSource
+from lamella.scope import CallOptions, given_options
 
 __all__ = [
+    "OPTIONS",
     "SENT_BEFORE",
     "Again",
     "Call",
@@ -171,6 +173,10 @@ class PerCall(Generic[S]):
             value = call.state[self] = self._make()
         return value  # type: ignore[return-value]
 
+    def get(self, call: Call) -> S | None:
+        """Return the value of *call*. None: there is none yet."""
+        return call.state.get(self)  # type: ignore[return-value]
+
     def set(self, call: Call, value: S) -> None:
         """Put *value* in the place of that of *call*."""
         call.state[self] = value
@@ -296,6 +302,8 @@ class Pipeline:
         outside: Layer | None = None
         if call is None:
             call = attributes[_KEY] = Call(request)
+            if (given := given_options()) is not None:
+                call.state[OPTIONS] = given
         else:
             outside = _INSIDE.of(call)
             if outside is not None:
@@ -396,6 +404,8 @@ def _has(layer: Layer, hook: str) -> bool:
 
 
 _SLOTS: Final = ", ".join(slot.name for slot in Slot)
+OPTIONS: Final = PerCall(CallOptions)
+"""What :func:`lamella.options` says for the call, where it is made inside of that."""
 SENT_BEFORE: Final = PerCall[bool](lambda: False)
 """Whether a layer, or a middleware of others, may have sent the request before."""
 _INSIDE: Final = PerCall[Layer | None](lambda: None)
