@@ -21,20 +21,27 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
+from tests.selection import pytest_terminal_summary, take_slow_tests_if_named
 from tests.telemetry.conformance import EPISODE, PAGE, Recorder
 
 if sys.platform != "win32":
     import resource
 
-# The same examples at every run, on every machine: on one for CI, hypothesis has another profile loaded already.
-settings.register_profile("lamella", settings.get_profile("default"), derandomize=True, deadline=None)
-settings.load_profile("lamella")
+__all__ = ["pytest_terminal_summary"]
+
+# The same examples at every run, on every machine. `make test-all` takes the thorough profile.
+for _profile, _examples in (("quick", 25), ("thorough", 100)):
+    settings.register_profile(
+        _profile, settings.get_profile("default"), derandomize=True, deadline=None, max_examples=_examples
+    )
+settings.load_profile("quick")
 
 RECORDER = Recorder()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Record all telemetry of the suite, also where a test does not ask for it; leave no core dump."""
+    take_slow_tests_if_named(config)
     if config.option.color == "auto":
         config.option.color = environment.COLOR
     if sys.platform != "win32":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,9 +26,11 @@ from tests.telemetry.test_leaks import SHAPES, texts_of
 
 from lamella import LamellaError
 
-__all__ = ["Cell", "Scene", "cells"]
+__all__ = ["Cell", "Scene", "cells", "sampled"]
 
 _FDS: Final = Path("/proc/self/fd")
+_SEED: Final = 41
+"""With it the sample has each request through each set of layers."""
 _PATIENCE: Final = 40.0
 """How many seconds a caller without any limit waits."""
 _EVER: Final = 10_000.0
@@ -63,6 +66,13 @@ def cells(fault: Fault) -> Iterator[Cell]:
             for always in (True, False) if layers.name in _THAT_RECOVER and not fault.lasts else (True,):
                 yield Cell(fault, request, layers, always, list(SHAPES.values())[number % len(SHAPES)])
                 number += 1
+
+
+def sampled(fault: Fault) -> list[Cell]:
+    """Return one cell of *fault* for each set of layers, the same ones at every run."""
+    chosen = random.Random(f"{_SEED} {fault.name}")
+    every = list(cells(fault))
+    return [chosen.choice([cell for cell in every if cell.layers is layers]) for layers in LAYERS]
 
 
 # Without a second send there is no difference between once and always.

@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from tests.faults.calls import LAYERS, REQUESTS
 from tests.faults.catalogue import FAULTS, Fault
-from tests.faults.cells import Scene, cells
+from tests.faults.cells import Scene, cells, sampled
 from tests.telemetry.conftest import Metering
 from tests.telemetry.test_leaks import SHAPES, spellings, texts_of
 
@@ -31,6 +32,7 @@ def _quick_collections() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.mark.parametrize("part", ["sample", pytest.param("rest", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "fault",
     [
@@ -43,7 +45,7 @@ def _quick_collections() -> Iterator[None]:
     ],
 )
 async def test_every_cell_ends_as_it_has_to(
-    fault: Fault, virtual_time: VirtualClock, metering: Metering, caplog: pytest.LogCaptureFixture
+    fault: Fault, part: str, virtual_time: VirtualClock, metering: Metering, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in (None, "lamella", "stamina", "aiohttp.client", "asyncio"):
         caplog.set_level(logging.DEBUG, logger=name)
@@ -52,7 +54,8 @@ async def test_every_cell_ends_as_it_has_to(
     red: dict[str, list[str]] = {}
     secrets: set[str] = set()
     scene = Scene(fault, metering.provider)
-    for cell in cells(fault):
+    sample = sampled(fault)
+    for cell in sample if part == "sample" else [cell for cell in cells(fault) if cell not in sample]:
         seen, wrong = await scene.run(cell)
         secrets.add(cell.secret)
         logged = {("log", text) for record in caplog.records for text in _of_log(record)}
@@ -103,3 +106,14 @@ def test_the_matrix_has_what_it_is_said_to_have() -> None:
     assert len({(cell.fault.name, str(cell)) for cell in every}) == len(every)
     assert {cell.request.method for cell in every} >= {"GET", "HEAD", "OPTIONS", "TRACE", "DELETE", "PUT", "POST"}
     assert len({(cell.fault.phase, cell.fault.end) for cell in every}) >= 14
+
+
+def test_the_sample_has_each_fault_through_all_layers_and_each_request() -> None:
+    sample = [cell for fault in FAULTS for cell in sampled(fault)]
+    assert {(cell.fault.name, cell.layers.name) for cell in sample} == {
+        (fault.name, layers.name) for fault in FAULTS for layers in LAYERS
+    }
+    assert {(cell.request.name, cell.layers.name) for cell in sample} == {
+        (request.name, layers.name) for request in REQUESTS for layers in LAYERS
+    }
+    assert {cell.always for cell in sample} == {True, False}
