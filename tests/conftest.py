@@ -7,9 +7,8 @@ from tests import environment  # the first: what follows reads the environment w
 # isort: split
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
 from typing import cast
 
 import pytest
@@ -17,12 +16,14 @@ from aiohttp import web
 from hypothesis import settings
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind
+from tests.sdk import Metering, Tracing
 from tests.selection import pytest_terminal_summary, take_slow_tests_if_named
-from tests.telemetry.conformance import EPISODE, PAGE, Recorder
+from tests.servers import Connection, Handler, Serve, ServeRaw
+from tests.telemetry.conformance import PAGE, Recorder
 
 if sys.platform != "win32":
     import resource
@@ -58,12 +59,8 @@ def _telemetry_conforms() -> Iterator[None]:
         pytest.fail("\n".join([f"emitted, but not so in {PAGE.name}:", *faults]), pytrace=False)
 
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Connection = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
 @pytest.fixture
-async def serve() -> AsyncIterator[Callable[[Handler], Awaitable[str]]]:
+async def serve() -> AsyncIterator[Serve]:
     """Start an aiohttp server with one handler for everything; returns its URL."""
     async with AsyncExitStack() as stack:
 
@@ -82,7 +79,7 @@ async def serve() -> AsyncIterator[Callable[[Handler], Awaitable[str]]]:
 
 
 @pytest.fixture
-async def serve_raw() -> AsyncIterator[Callable[[Connection], Awaitable[str]]]:
+async def serve_raw() -> AsyncIterator[ServeRaw]:
     """Start a server that need not speak HTTP; returns its URL."""
     servers: list[asyncio.Server] = []
     writers: list[asyncio.StreamWriter] = []
@@ -111,31 +108,18 @@ async def serve_raw() -> AsyncIterator[Callable[[Connection], Awaitable[str]]]:
     await asyncio.sleep(0)
 
 
-@dataclass(frozen=True)
-class Tracing:
-    """Where the spans of a test go, and come back from."""
-
-    provider: TracerProvider
-    exporter: InMemorySpanExporter
-
-    @property
-    def spans(self) -> tuple[ReadableSpan, ...]:
-        return self.exporter.get_finished_spans()
-
-    @property
-    def call(self) -> ReadableSpan:
-        [span] = [span for span in self.spans if span.kind is SpanKind.INTERNAL and span.name != EPISODE]
-        return span
-
-    @property
-    def sends(self) -> list[ReadableSpan]:
-        return [span for span in self.spans if span.kind is SpanKind.CLIENT]
-
-
 @pytest.fixture
 def tracing() -> Iterator[Tracing]:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     yield Tracing(provider, exporter)
+    provider.shutdown()
+
+
+@pytest.fixture
+def metering() -> Iterator[Metering]:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    yield Metering(provider, reader)
     provider.shutdown()

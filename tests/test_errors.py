@@ -9,7 +9,7 @@ import pickle
 import socket
 import traceback
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,6 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 from tests.layering import in_order
+from tests.servers import Serve, ServeRaw
 from yarl import URL
 
 import lamella.errors
@@ -55,9 +56,6 @@ from lamella import (
     Unauthorized,
 )
 from lamella.errors import api_error_class
-
-Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
-ServeRaw = Callable[[Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]], Awaitable[str]]
 
 RULE = Rule(429, "Too Many Requests", "Too many.", "Slow down.", Backoff(60))
 ATTEMPTS = (AttemptRecord(1, 500, None, 0.25, 15.0), AttemptRecord(2, None, "ConnectionLost", 1.0, 30.5))

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import aiohttp
@@ -13,9 +12,10 @@ from opentelemetry import baggage, context, metrics, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import CarrierT, Setter, TextMapPropagator, default_setter
 from opentelemetry.trace import StatusCode
-from tests.conftest import Handler, Tracing
 from tests.layering import in_order, together
 from tests.leftovers import timers_of_lamella
+from tests.sdk import Tracing
+from tests.servers import Serve
 from tests.test_stack import LAYERS, RULES
 
 from lamella import (
@@ -35,7 +35,6 @@ from lamella.testing import VirtualClock
 
 # With a total timeout of the session, which is a deadline, no call with a Retry goes the short way.
 NO_DEADLINE = aiohttp.ClientTimeout()
-Serve = Callable[[Handler], Awaitable[str]]
 
 
 async def _answer(request: web.Request) -> web.StreamResponse:

@@ -6,7 +6,7 @@ import asyncio
 import io
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,12 @@ import aiohttp
 import pytest
 from aiohttp import payload, web
 from aiohttp.base_protocol import BaseProtocol
+from tests.servers import Serve
 
 from lamella import Backoff, Retry, Rule, RuleBook
 from lamella._aiohttp import prepare_again
 from lamella.body.request import is_replayable, note_interruption
 from lamella.pipeline import Call
-
-Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
 
 TEXT = "Größe 7\n" * 10
 BIG = bytes(range(256)) * 10_000  # more than the sockets between client and server hold

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -11,8 +10,8 @@ from aiohttp import web
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
-from tests.conftest import Handler
 from tests.layering import apart, in_order
+from tests.servers import Serve
 
 from lamella import (
     AttemptSpan,
@@ -35,7 +34,6 @@ from lamella.pipeline import Layer, Pipeline
 from lamella.retry.budget import DEFAULT_BUDGET
 from lamella.testing import VirtualClock
 
-Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
 LAYERS: tuple[Layer, ...] = (
     RequestSpan(),

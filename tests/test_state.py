@@ -13,7 +13,7 @@ from typing import Any, TypeVar, TypeVarTuple, cast
 
 import pytest
 from opentelemetry import trace
-from tests.conftest import Tracing
+from tests.sdk import Tracing
 
 from lamella.store import MemoryStore, Store
 from lamella.store.shared import SharedState

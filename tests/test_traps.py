@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -13,7 +13,8 @@ import stamina
 from aiohttp import web
 from opentelemetry import metrics, trace
 from stamina.instrumentation import RetryDetails, set_on_retry_hooks
-from tests.conftest import Handler, Tracing
+from tests.sdk import Tracing
+from tests.servers import Serve
 
 from lamella import (
     AttemptSpan,
@@ -35,8 +36,6 @@ from lamella import (
     stack,
 )
 from lamella.testing import VirtualClock
-
-Serve = Callable[[Handler], Awaitable[str]]
 
 NOW = Backoff(initial=0)
 RULES = RuleBook(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 import stamina
 from aiohttp import web
-from tests.conftest import Handler
+from tests.servers import Serve
 from yarl import URL
 
 from lamella import (
@@ -34,8 +34,6 @@ from lamella.batch.outage import Outage
 from lamella.batch.outcome import AccountStopped, ItemOutcome
 from lamella.batch.runner import Batch
 from lamella.testing import VirtualClock, run_virtual
-
-Serve = Callable[[Handler], Awaitable[str]]
 
 RULES = RuleBook(Rule(500, "Internal Server Error", retry=Backoff(initial=1, jitter=0)))
 URL_ = URL("http://api.test/")

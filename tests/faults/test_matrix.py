@@ -14,7 +14,7 @@ import pytest
 from tests.faults.calls import LAYERS, REQUESTS
 from tests.faults.catalogue import FAULTS, Fault
 from tests.faults.cells import Scene, cells, sampled
-from tests.telemetry.conftest import Metering
+from tests.sdk import Metering
 from tests.telemetry.test_leaks import SHAPES, spellings, texts_of
 
 from lamella.testing import VirtualClock

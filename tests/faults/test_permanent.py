@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import aiohttp
 import pytest
-from tests.conftest import Tracing
 from tests.faults.certificates import server_context
 from tests.faults.refusals import FOR_GOOD, FOR_NOW, Refusal
 from tests.faults.wire import Line, Route, Wire
 from tests.layering import together
+from tests.sdk import Tracing
 
 from lamella import (
     Backoff,

@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import gzip
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 import aiohttp
 import pytest
-from tests.conftest import Connection
 from tests.layering import together
+from tests.servers import ServeRaw
 
 from lamella import Buffer, ConnectionLost, maesn, stack
 from lamella.rules import RuleBook
 from lamella.testing import VirtualClock
 
-ServeRaw = Callable[[Connection], Awaitable[str]]
 Layers = tuple[aiohttp.ClientMiddlewareType, ...]
 
 RULES: Final = RuleBook()

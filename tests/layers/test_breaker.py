@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -18,8 +18,9 @@ from aiohttp import web
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.trace import StatusCode
-from tests.conftest import Connection, Handler, Tracing
 from tests.layering import together
+from tests.sdk import Tracing
+from tests.servers import Connection, Serve, ServeRaw
 from tests.test_cancellation import cancelled_at
 from yarl import URL
 
@@ -52,8 +53,6 @@ S = TypeVar("S")
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
-Serve = Callable[[Handler], Awaitable[str]]
-ServeRaw = Callable[[Connection], Awaitable[str]]
 Layers = tuple[aiohttp.ClientMiddlewareType, ...]
 CLASSIFY = Classify(RuleBook())
 SECRET = "s3cret-account-key"

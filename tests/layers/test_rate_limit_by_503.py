@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Handler
 from tests.layers.test_throttle import KINDS, account_of, at_rest, client, in_episode, limit_of, now, quickly, serving
+from tests.servers import Serve
 from tests.test_state import JsonStore
 
 from lamella import (
@@ -38,7 +37,6 @@ from lamella.errors import api_error_class
 from lamella.testing import Limit as ServersLimit
 from lamella.testing import VirtualClock
 
-Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(
     Rule(429, "Too Many Requests", retry=Backoff(60, jitter=0)),
     *(Rule(status, "Server Error", retry=Backoff(15, factor=1, jitter=0)) for status in (500, 502, 503, 504)),

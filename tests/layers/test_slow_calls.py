@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Handler
 from tests.layers.test_throttle import MINUTE, at_rest, client, now, throttle_in
+from tests.servers import Serve
 from tests.test_state import JsonStore
 
 from lamella import Limit, maesn, stack
 from lamella.store import MemoryStore
 from lamella.testing import FixedWindow, VirtualClock
 
-Serve = Callable[[Handler], Awaitable[str]]
 Connect = Callable[[str], aiohttp.ClientSession]
 
 

@@ -20,9 +20,9 @@ import stamina
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conftest import Handler
 from tests.layers.test_breaker import thrown_away_at
 from tests.leftovers import owner_of, tasks_of_lamella, timers_of_lamella
+from tests.servers import Serve
 from tests.test_state import JsonStore, R, S, Ts
 from yarl import URL
 
@@ -57,7 +57,6 @@ from lamella.testing import (
 )
 from lamella.testing import Limit as ServersLimit
 
-Serve = Callable[[Handler], Awaitable[str]]
 MINUTE = RuleBook(
     Rule(429, "Too Many Requests", hint="slow down", retry=Backoff(60, jitter=0)),
     Rule(500, "Internal Server Error", retry=Backoff(15, jitter=0)),

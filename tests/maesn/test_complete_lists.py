@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
-from tests.conftest import Handler
 from tests.maesn.lists import START, ListServer, Record, numbered, record
+from tests.servers import Serve
 
 from lamella import Breaker, NotFound, maesn
 from lamella.batch import Journal
 from lamella.maesn import Part
 
-Serve = Callable[[Handler], Awaitable[str]]
 Body = dict[str, Any]
 
 RULES = maesn.RULES.scaled(0.0001)

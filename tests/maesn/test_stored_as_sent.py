@@ -8,7 +8,7 @@ import json
 import sqlite3
 import tempfile
 import tracemalloc
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
@@ -20,7 +20,7 @@ from aiohttp import web
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.cli.serving import API_KEY, KEYS, served, write_accounts
-from tests.conftest import Handler
+from tests.servers import Handler, Serve
 from typer.testing import CliRunner
 
 from lamella import maesn
@@ -30,8 +30,6 @@ from lamella.maesn import Part
 from lamella.maesn.pages import _decoded
 from lamella.maesn.stored import _compact
 from lamella.testing import Reply, Sandbox
-
-Serve = Callable[[Handler], Awaitable[str]]
 
 RULES = maesn.RULES.scaled(1e-5)
 SUFFIXES = [".jsonl", ".sqlite", ".parquet"]

@@ -7,15 +7,15 @@ import json
 import logging
 import traceback
 from base64 import b64decode, b64encode
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote, quote_plus
 
 import aiohttp
 import pytest
 from multidict import CIMultiDict
-from tests.conftest import Connection, Tracing
-from tests.telemetry.conftest import Metering
+from tests.sdk import Metering, Tracing
+from tests.servers import ServeRaw
 from yarl import URL
 
 from lamella import AttemptSpan, Backoff, Failure, HeaderAuth, LamellaError, Rule, RuleBook, Timeout, maesn, stack
@@ -255,9 +255,6 @@ def leaks(secret: str, texts: Iterable[tuple[str, str]]) -> set[str]:
         by_place.setdefault(place, set()).add(text)
     everything = {place: "\n".join(texts) for place, texts in by_place.items()}
     return {place for place, text in everything.items() if any(way in text for way in ways)}
-
-
-ServeRaw = Callable[[Connection], Awaitable[str]]
 
 
 @pytest.fixture(autouse=True)
