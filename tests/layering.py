@@ -6,10 +6,38 @@ from collections.abc import Iterable
 
 import aiohttp
 
-from lamella import Layer
+from lamella import (
+    AttemptSpan,
+    Backoff,
+    Breaker,
+    Buffer,
+    Classify,
+    HeaderAuth,
+    Layer,
+    RequestSpan,
+    Retry,
+    Rule,
+    RuleBook,
+    Throttle,
+    Timeout,
+)
 from lamella.pipeline import Pipeline
 
-__all__ = ["apart", "in_order", "together"]
+__all__ = ["LAYERS", "RULES", "apart", "in_order", "together"]
+
+RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
+LAYERS: tuple[Layer, ...] = (
+    RequestSpan(),
+    Breaker(),
+    Retry(RULES),
+    Throttle(RULES),
+    AttemptSpan(),
+    Timeout(5),
+    HeaderAuth({"X-A": "value"}),
+    Buffer(),
+    Classify(RULES),
+)
+"""One layer of each kind, from the outside in."""
 
 
 def in_order(*layers: Layer) -> tuple[Layer, ...]:

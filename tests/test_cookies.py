@@ -16,7 +16,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from tests.layering import together
 from tests.sdk import Tracing
 from tests.servers import Connection, Serve, ServeRaw
-from tests.test_errors import strings_in
+from tests.texts import strings_in
 from yarl import URL
 
 from lamella import (

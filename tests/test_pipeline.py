@@ -12,11 +12,10 @@ from opentelemetry import baggage, context, metrics, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import CarrierT, Setter, TextMapPropagator, default_setter
 from opentelemetry.trace import StatusCode
-from tests.layering import in_order, together
+from tests.layering import LAYERS, RULES, in_order, together
 from tests.leftovers import timers_of_lamella
 from tests.sdk import Tracing
 from tests.servers import Serve
-from tests.test_stack import LAYERS, RULES
 
 from lamella import (
     AttemptSpan,

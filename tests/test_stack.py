@@ -10,12 +10,11 @@ from aiohttp import web
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
-from tests.layering import apart, in_order
+from tests.layering import LAYERS, RULES, apart, in_order
 from tests.servers import Serve
 
 from lamella import (
     AttemptSpan,
-    Backoff,
     Breaker,
     Buffer,
     Classify,
@@ -24,8 +23,6 @@ from lamella import (
     MemoryStore,
     RequestSpan,
     Retry,
-    Rule,
-    RuleBook,
     Throttle,
     Timeout,
     stack,
@@ -33,19 +30,6 @@ from lamella import (
 from lamella.pipeline import Layer, Pipeline
 from lamella.retry.budget import DEFAULT_BUDGET
 from lamella.testing import VirtualClock
-
-RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
-LAYERS: tuple[Layer, ...] = (
-    RequestSpan(),
-    Breaker(),
-    Retry(RULES),
-    Throttle(RULES),
-    AttemptSpan(),
-    Timeout(5),
-    HeaderAuth({"X-A": "value"}),
-    Buffer(),
-    Classify(RULES),
-)
 
 
 async def _answer(request: web.Request) -> web.StreamResponse:

@@ -16,13 +16,14 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanKind
+from tests.credentials import SHAPES
 from tests.faults.calls import LAYERS, REQUESTS, Layers, Place, Request
 from tests.faults.catalogue import FAULTS, End, Fault, Names, Phase
 from tests.faults.certificates import HOST, client_context
 from tests.faults.expected import SOME, Expected, expected, reads_the_body
 from tests.faults.wire import WHOLE, Route, Wire
 from tests.telemetry.conformance import EPISODE
-from tests.telemetry.test_leaks import SHAPES, texts_of
+from tests.texts import texts_of
 
 from lamella import LamellaError
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 import aiohttp
 import pytest
 from aiohttp import web
+from tests.request_bodies import ONE_SHOT, OPTIONS, REPLAYABLE, Files
 from tests.servers import Serve
-from tests.test_request_body import ONE_SHOT, OPTIONS, REPLAYABLE, Files
 
 from lamella import ApiError, Buffer, HeaderAuth, LamellaError, StopReason, maesn, stack
 from lamella.testing import VirtualClock

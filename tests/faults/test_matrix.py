@@ -11,11 +11,12 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from tests.credentials import SHAPES, spellings
 from tests.faults.calls import LAYERS, REQUESTS
 from tests.faults.catalogue import FAULTS, Fault
 from tests.faults.cells import Scene, cells, sampled
 from tests.sdk import Metering
-from tests.telemetry.test_leaks import SHAPES, spellings, texts_of
+from tests.texts import texts_of
 
 from lamella.testing import VirtualClock
 

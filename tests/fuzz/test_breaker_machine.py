@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.fuzz.calls import Answer, driven, request_of
-from tests.test_state import JsonStore
+from tests.json_store import JsonStore
 from yarl import URL
 
 from lamella import Backoff, Breaker, CircuitOpen, Failure, LamellaError, MemoryStore, Retry, Rule, RuleBook, StopReason

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from tests.fuzz.calls import Answer, driven, request_of
-from tests.test_state import AHEAD, JsonStore
+from tests.json_store import AHEAD, JsonStore
 from yarl import URL
 
 from lamella import (

@@ -11,9 +11,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
+from tests.json_store import JsonStore
 from tests.layers.test_throttle import MINUTE, account_of, at_rest, client, get, now, throttle_in
 from tests.servers import Serve
-from tests.test_state import JsonStore
 
 from lamella import (
     ApiError,

@@ -10,9 +10,9 @@ from email.utils import format_datetime
 import aiohttp
 import pytest
 from aiohttp import web
+from tests.json_store import JsonStore
 from tests.layers.test_throttle import KINDS, account_of, at_rest, client, in_episode, limit_of, now, quickly, serving
 from tests.servers import Serve
-from tests.test_state import JsonStore
 
 from lamella import (
     ApiError,

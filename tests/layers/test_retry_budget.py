@@ -8,9 +8,9 @@ import aiohttp
 import pytest
 import stamina
 from aiohttp import web
+from tests.json_store import JsonStore
 from tests.sdk import Metering, Tracing
 from tests.servers import Serve, ServeRaw
-from tests.test_state import JsonStore
 
 from lamella import (
     Backoff,

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import aiohttp
 import pytest
 from aiohttp import web
+from tests.json_store import JsonStore
 from tests.layers.test_throttle import MINUTE, at_rest, client, now, throttle_in
 from tests.servers import Serve
-from tests.test_state import JsonStore
 
 from lamella import Limit, maesn, stack
 from lamella.store import MemoryStore

@@ -20,10 +20,10 @@ import stamina
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.layers.test_breaker import thrown_away_at
+from tests.cancelling import thrown_away_at
+from tests.json_store import JsonStore, R, S, Ts
 from tests.leftovers import owner_of, tasks_of_lamella, timers_of_lamella
 from tests.servers import Serve
-from tests.test_state import JsonStore, R, S, Ts
 from yarl import URL
 
 from lamella import (

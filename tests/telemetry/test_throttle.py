@@ -16,10 +16,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 from opentelemetry.sdk.trace import ReadableSpan
+from tests.json_store import JsonStore
 from tests.sdk import Metering, Tracing, given
 from tests.servers import Serve
 from tests.telemetry.conformance import EPISODE
-from tests.test_state import JsonStore
 
 from lamella import Backoff, LamellaError, Limit, RateLimited, Rule, RuleBook, Throttle, TooManyRequests, stack
 from lamella.testing import VirtualClock
