@@ -9,10 +9,14 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
-from typing import cast
+from pathlib import Path
 
 import pytest
-from aiohttp import web
+
+# An assert of a shared module shows its values, as one of a test does.
+pytest.register_assert_rewrite(*{f"tests.{path.stem}" for path in Path(__file__).parent.iterdir()} - sys.modules.keys())
+
+# isort: split
 from hypothesis import settings
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
@@ -22,7 +26,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tests.sdk import Metering, Tracing
 from tests.selection import pytest_terminal_summary, take_slow_tests_if_named
-from tests.servers import Connection, Handler, Serve, ServeRaw
+from tests.servers import Connection, Handler, Serve, ServeRaw, serving
 from tests.telemetry.conformance import PAGE, Recorder
 
 if sys.platform != "win32":
@@ -65,15 +69,7 @@ async def serve() -> AsyncIterator[Serve]:
     async with AsyncExitStack() as stack:
 
         async def start(handler: Handler) -> str:
-            async def handle(request: web.BaseRequest) -> web.StreamResponse:
-                return await handler(cast(web.Request, request))
-
-            # Handlers that never answer are cancelled almost at once; 0 would wait for them for ever.
-            runner = web.ServerRunner(web.Server(handle, access_log=None), shutdown_timeout=0.01)
-            await runner.setup()
-            stack.push_async_callback(runner.cleanup)
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            return f"http://127.0.0.1:{runner.addresses[0][1]}"
+            return await stack.enter_async_context(serving(handler))
 
         yield start
 

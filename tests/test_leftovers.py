@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from tests.layers.test_throttle import MINUTE, at_rest, client, get, throttle_in
+from tests.layers.accounts import MINUTE, at_rest, client, get, throttle_in
 from tests.leftovers import owner_of, tasks_of_lamella, timers_of_lamella
 from tests.servers import Serve
 

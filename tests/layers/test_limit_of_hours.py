@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from tests.json_store import JsonStore
-from tests.layers.test_throttle import MINUTE, account_of, at_rest, client, get, now, throttle_in
+from tests.layers.accounts import MINUTE, account_of, at_rest, client, get, now, throttle_in
 from tests.servers import Serve
 
 from lamella import (

@@ -11,8 +11,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 from tests.json_store import JsonStore
-from tests.layers.test_throttle import KINDS, account_of, at_rest, client, in_episode, limit_of, now, quickly, serving
-from tests.servers import Serve
+from tests.layers.accounts import KINDS, account_of, at_rest, client, in_episode, limit_of, now, quickly
+from tests.servers import Serve, serving
 
 from lamella import (
     ApiError,

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from tests.json_store import JsonStore
-from tests.layers.test_throttle import MINUTE, at_rest, client, now, throttle_in
+from tests.layers.accounts import MINUTE, at_rest, client, now, throttle_in
 from tests.servers import Serve
 
 from lamella import Limit, maesn, stack
