@@ -6,6 +6,7 @@ from tests import environment  # the first: what follows reads the environment w
 
 # isort: split
 import asyncio
+import gc
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
@@ -34,7 +35,7 @@ if sys.platform != "win32":
 
 __all__ = ["pytest_terminal_summary"]
 
-# The same examples at every run, on every machine. `make test-all` takes the thorough profile.
+# The same examples at every run, on every machine. `make test-all` takes the thorough profile; see tests/examples.py.
 for _profile, _examples in (("quick", 25), ("thorough", 100)):
     settings.register_profile(
         _profile, settings.get_profile("default"), derandomize=True, deadline=None, max_examples=_examples
@@ -42,6 +43,12 @@ for _profile, _examples in (("quick", 25), ("thorough", 100)):
 settings.load_profile("quick")
 
 RECORDER = Recorder()
+
+
+def pytest_collection_finish() -> None:
+    """Keep the objects of the collection away from the garbage collector: they are many, and they stay."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:

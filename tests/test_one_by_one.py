@@ -254,7 +254,13 @@ def _points(reader: InMemoryMetricReader) -> Iterator[str]:
                     yield f"{metric.name} {dict(point.attributes or {})} {numbers}"
 
 
-@pytest.mark.parametrize("without", ["nothing", *KINDS, "Retry Classify", "Retry Throttle Classify"])
+@pytest.mark.parametrize(
+    "without",
+    [
+        *("nothing", "Retry", "Retry Throttle Classify"),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in (*KINDS, "Retry Classify") if kind != "Retry"),
+    ],
+)
 def test_nobody_can_tell(without: str) -> None:
     """Without a total timeout of the session `Retry` has no deadline, and calls that end well go the short way."""
     kinds = [kind for kind in KINDS if kind not in without.split()]

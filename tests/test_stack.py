@@ -10,7 +10,7 @@ from aiohttp import web
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
-from tests.layering import LAYERS, RULES, apart, in_order
+from tests.layering import LAYERS, RULES, SUBSETS, apart, in_order
 from tests.servers import Serve
 
 from lamella import (
@@ -171,7 +171,7 @@ def test_an_unknown_option_is_named_with_those_that_there_are() -> None:
         stack(RULES, attempt=3)  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("chosen", [set_ for size in range(10) for set_ in itertools.combinations(LAYERS, size)])
+@pytest.mark.parametrize("chosen", SUBSETS)
 async def test_every_subset_works(serve: Serve, chosen: tuple[Layer, ...]) -> None:
     async with aiohttp.ClientSession(await serve(_answer), middlewares=in_order(*chosen)) as session:
         async with session.get("/") as response:

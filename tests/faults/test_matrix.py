@@ -25,12 +25,10 @@ _NOT_OURS = {"a cut gzip": "aiohttp takes a gzip that is cut for a whole one"}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick_collections() -> Iterator[None]:
-    """Each test collects its garbage: what was there before is not looked at again."""
+def _quick_collections() -> None:
+    """Keep what there was before away from the collections, of which each test makes one."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.mark.parametrize("part", ["sample", pytest.param("rest", marks=pytest.mark.slow)])

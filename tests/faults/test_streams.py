@@ -227,7 +227,15 @@ class Redirects:
 
 
 @pytest.mark.parametrize(
-    ("status", "header"), [(301, "Location"), (302, "Location"), (302, "URI"), (303, "Location"), (307, "Location")]
+    ("status", "header"),
+    [
+        (302, "Location"),
+        (307, "Location"),
+        *(
+            pytest.param(status, header, marks=pytest.mark.slow)
+            for status, header in ((301, "Location"), (302, "URI"), (303, "Location"))
+        ),
+    ],
 )
 @pytest.mark.parametrize("body", REDIRECT_BODIES)
 async def test_a_redirect_is_followed_without_its_body(

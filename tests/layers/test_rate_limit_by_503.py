@@ -87,7 +87,9 @@ async def get(session: aiohttp.ClientSession, account: str = "", method: str = "
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rules", SECOND)
+@pytest.mark.parametrize(
+    "rules", [name if name == "a second" else pytest.param(name, marks=pytest.mark.slow) for name in SECOND]
+)
 def test_a_crowd_beyond_the_limit_loses_nothing(kind: str, rules: str) -> None:
     """Two thousand calls, 500 at a time, for a hundred a second: as where it is told by 429."""
     limit = limit_of(kind, 100, 1.0)

@@ -740,7 +740,6 @@ async def test_nothing_of_a_call_is_left_for_the_garbage_collector(
     ]
     timeout = aiohttp.ClientTimeout(total)
     async with aiohttp.ClientSession(await serve(Server(*statuses)), timeout=timeout, middlewares=layers) as session:
-        gc.collect()
         gc.disable()
         try:
             with suppress(ApiError):

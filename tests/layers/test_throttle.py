@@ -15,9 +15,10 @@ import anyio
 import pytest
 import stamina
 from aiohttp import web
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.cancelling import thrown_away_at
+from tests.examples import examples
 from tests.json_store import JsonStore, R, S, Ts
 from tests.layers.accounts import (
     KINDS,
@@ -766,7 +767,7 @@ async def request_of(session: aiohttp.ClientSession) -> aiohttp.ClientRequest:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("requests", [30, 100])
+@pytest.mark.parametrize("requests", [30, pytest.param(100, marks=pytest.mark.slow)])
 def test_the_guides_figures(kind: str, requests: int) -> None:
     """``maesn.session`` with rules of a minute and doubling against the sandbox's limit a minute: none is lost.
 
@@ -876,7 +877,7 @@ def test_a_stated_limit_is_never_exceeded(kind: str) -> None:
     assert took < 310
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_whatever_happens_to_them_all_calls_come_to_an_end(data: st.DataObject) -> None:
     """Successes, 429s, 500s, lost connections, deadlines and cancellations in any order, over real sockets."""

@@ -17,9 +17,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.cli.serving import API_KEY, KEYS, served, write_accounts
+from tests.examples import examples
 from tests.servers import Handler, Serve
 from typer.testing import CliRunner
 
@@ -436,7 +437,7 @@ VALUE = st.recursive(
 RECORD = st.lists(spaced(STRING, ":", VALUE), max_size=4).map(",".join)
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(records=st.lists(RECORD, min_size=1, max_size=20), suffix=st.sampled_from(SUFFIXES))
 def test_any_record_is_stored_token_by_token(records: list[str], suffix: str) -> None:
     sent = {

@@ -743,6 +743,7 @@ class TestArguments:
             assert await journal.read(lambda db: list(db.iterdump())) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("down", [0, 30], ids=["up all the time", "down for half a minute"])
 async def test_hundreds_of_accounts_with_limits_and_faults(
     make_sandbox: MakeSandbox, virtual_time: VirtualClock, tmp_path: Path, down: float

@@ -11,8 +11,9 @@ from heapq import heappop, heappush
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from lamella import Limit
 from lamella.rules import Backoff
@@ -972,7 +973,7 @@ def test_a_send_without_an_end_ends_no_episode() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60)
+@examples(60)
 @given(
     requests=st.integers(1, 100),
     per=st.sampled_from([0.5, 1.0, 60.0, 61.7]),
@@ -1018,7 +1019,7 @@ def test_a_stated_limit_is_used_up(kind: str) -> None:
     assert outcome.took <= traffic.ideal() * (1.02 if kind != "bucket" else 1.03)  # of an hour
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     requests=st.integers(1, 12),
     passed=st.lists(st.floats(0.0, 100.0), max_size=30),
@@ -1284,7 +1285,7 @@ ODD: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(odd=ODD)
 def test_whatever_the_period_nothing_is_lost_and_nothing_gets_stuck(odd: dict[str, Any]) -> None:
     kind, requests, retry_after = odd["kind"], odd["requests"], odd["retry_after"]
