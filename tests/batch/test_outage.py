@@ -107,7 +107,7 @@ def session(url: str, *more: aiohttp.ClientMiddlewareType) -> aiohttp.ClientSess
 
 
 @pytest.mark.parametrize("by", ["circuit", "budget"])
-@pytest.mark.parametrize("down", [0.0, 2.0])
+@pytest.mark.parametrize("down", [pytest.param(0.0, marks=pytest.mark.slow), 2.0])
 async def test_an_outage_loses_no_item(virtual_time: VirtualClock, serve: Serve, by: str, down: float) -> None:
     """A minute without the service, with a breaker, or with a retry budget alone."""
     service = Service(down, 60)

@@ -297,7 +297,7 @@ async def test_in_order_a_slow_item_keeps_the_others_back_but_not_from_being_don
 
 
 @pytest.mark.parametrize(
-    "how", ["journal", *(pytest.param(how, marks=pytest.mark.slow) for how in ("", "done before", "in order"))]
+    "how", ["", *(pytest.param(how, marks=pytest.mark.slow) for how in ("journal", "done before", "in order"))]
 )
 async def test_memory_stays_flat(tmp_path: Path, how: str) -> None:
     """A second look after ten times as many items finds no more than the first."""

@@ -107,12 +107,9 @@ def test_the_matrix_has_what_it_is_said_to_have() -> None:
     assert len({(cell.fault.phase, cell.fault.end) for cell in every}) >= 14
 
 
-def test_the_sample_has_each_fault_through_all_layers_and_each_request() -> None:
+def test_the_sample_has_each_fault_each_request_and_each_set_of_layers() -> None:
     sample = [cell for fault in FAULTS for cell in sampled(fault)]
-    assert {(cell.fault.name, cell.layers.name) for cell in sample} == {
-        (fault.name, layers.name) for fault in FAULTS for layers in LAYERS
-    }
-    assert {(cell.request.name, cell.layers.name) for cell in sample} == {
-        (request.name, layers.name) for request in REQUESTS for layers in LAYERS
-    }
+    assert {cell.fault.name for cell in sample} == {fault.name for fault in FAULTS}
+    assert {cell.request.name for cell in sample} == {request.name for request in REQUESTS}
+    assert {cell.layers.name for cell in sample} == {layers.name for layers in LAYERS}
     assert {cell.always for cell in sample} == {True, False}

@@ -86,7 +86,13 @@ async def stream() -> AsyncIterator[bytes]:
     yield b"abc"
 
 
-@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize(
+    "layers",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in {"Buffer and Classify", "Retry", "a deadline"} else ())
+        for name in LAYERS
+    ],
+)
 @pytest.mark.parametrize("refusal", FOR_GOOD)
 async def test_a_permanent_failure_is_tried_once_and_named(
     refusal: str, layers: str, virtual_time: VirtualClock

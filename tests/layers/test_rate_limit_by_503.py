@@ -86,7 +86,7 @@ async def get(session: aiohttp.ClientSession, account: str = "", method: str = "
         return response.status
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["fixed", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
 @pytest.mark.parametrize(
     "rules", [name if name == "a second" else pytest.param(name, marks=pytest.mark.slow) for name in SECOND]
 )

@@ -820,6 +820,7 @@ def test_what_is_learned_is_the_same_whether_or_not_the_store_has_to_be_waited_f
     assert at_once == by_and_by
 
 
+@pytest.mark.slow
 def test_two_hours_of_three_accounts_with_errors_and_outages() -> None:
     """Each with a limit of another kind, 500s by chance, and all calls of a sync at once: none is lost."""
     calls = 12 * 120

@@ -1135,6 +1135,7 @@ def test_so_few_a_period_are_found_too(kind: str, requests: int) -> None:
     assert outcome.sends <= traffic.calls * 1.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("requests", "hours"), [(30, 4), (100, 2)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_guides_figures_for_hours(kind: str, requests: int, hours: int) -> None:
@@ -1206,8 +1207,8 @@ class _Shedder:
     ("share", "wait", "asked", "at_once", "most"),
     [
         (0.002, 60, None, 10, 1.6),
-        (0.01, 60, None, 10, 1.8),
-        (0.01, 60, None, 50, 1.8),
+        pytest.param(0.01, 60, None, 10, 1.8, marks=pytest.mark.slow),
+        pytest.param(0.01, 60, None, 50, 1.8, marks=pytest.mark.slow),
         (0.01, 1, 5.0, 10, 1.4),
         (0.05, 1, 1.0, 10, 1.6),
     ],
@@ -1306,7 +1307,7 @@ def test_whatever_the_period_nothing_is_lost_and_nothing_gets_stuck(odd: dict[st
     assert traffic.run().lost == []
 
 
-@pytest.mark.parametrize("wait", [0.0, 0.2, 0.6])
+@pytest.mark.parametrize("wait", [0.0, *(pytest.param(wait, marks=pytest.mark.slow) for wait in (0.2, 0.6))])
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_the_rule_hardly_waits_the_server_tells_the_period(kind: str, wait: float) -> None:
     """Refused a moment after the first send, for one second: that is no period of a moment."""
