@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from tests.conftest import Handler
-from tests.layers.test_throttle import MINUTE, at_rest, client, get, throttle_in
+from tests.layers.accounts import MINUTE, at_rest, client, get, throttle_in
 from tests.leftovers import owner_of, tasks_of_lamella, timers_of_lamella
+from tests.servers import Serve
 
 from lamella import Retry, stack
 from lamella.testing import VirtualClock
 from lamella.throttle.queue import _Waiter
 
-Serve = Callable[[Handler], Any]
 PATHS = ("/home/me/lamella/src/lamella/layers/retry.py", "/srv/größe 1/app.py", "app.py")
 CODE = """
 import asyncio

@@ -13,8 +13,9 @@ from typing import Any, TypeVar, cast
 
 import aiohttp
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from lamella import Limit
 from lamella.pipeline import Call
@@ -406,6 +407,7 @@ def burden(calls: int) -> float:
     return time.process_time() - began
 
 
+@pytest.mark.slow
 def test_ten_thousand_at_a_closed_gate_are_no_burden() -> None:
     """Ten times as many take some ten times as long: with anything quadratic in it, it would be a hundred times."""
     assert burden(10_000) < 40 * min(burden(1000) for _ in range(3))
@@ -578,7 +580,7 @@ PLANS = st.lists(
 )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(
     plans=PLANS,
     limit=st.sampled_from([None, FixedWindow(3, 60), SlidingWindow(2, 60), TokenBucket(0.1, 4)]),
@@ -627,7 +629,7 @@ def test_whatever_happens_nobody_is_forgotten(
     run(main())
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(
     plans=st.lists(
         st.tuples(
@@ -662,7 +664,7 @@ def test_where_nothing_is_refused_no_call_waits_long_whatever_the_others_take(
     run(main())
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(
     polls=st.lists(st.tuples(st.sampled_from([0.0, 0.1, 30.0, 61.0, 100.0]), st.integers(1, 12)), max_size=4),
     before=st.integers(0, 12),

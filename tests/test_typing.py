@@ -47,6 +47,7 @@ def imported_by(module: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_the_public_api_has_the_types_that_its_users_rely_on(tmp_path_factory: pytest.TempPathFactory) -> None:
     cache = tmp_path_factory.mktemp("mypy")
     done = subprocess.run(  # noqa: S603

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, TypeVar
 
 import aiohttp
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.examples import examples
 from tests.fuzz.calls import Answer, driven, request_of
-from tests.test_state import JsonStore
+from tests.json_store import JsonStore
 from yarl import URL
 
 from lamella import Backoff, Breaker, CircuitOpen, Failure, LamellaError, MemoryStore, Retry, Rule, RuleBook, StopReason
@@ -521,4 +521,4 @@ def _error(kind: type[Exception]) -> Exception:
 
 
 TestBreaker = BreakerMachine.TestCase
-TestBreaker.settings = settings(max_examples=50, stateful_step_count=25)
+TestBreaker.settings = examples(50, stateful_step_count=25)

@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, TypeVar
 
 import aiohttp
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from tests.examples import examples
 from tests.fuzz.calls import Answer, driven, request_of
-from tests.test_state import AHEAD, JsonStore
+from tests.json_store import AHEAD, JsonStore
 from yarl import URL
 
 from lamella import (
@@ -529,4 +529,4 @@ class ThrottleMachine(RuleBasedStateMachine):
 
 
 TestThrottle = ThrottleMachine.TestCase
-TestThrottle.settings = settings(max_examples=25, stateful_step_count=20)
+TestThrottle.settings = examples(25, stateful_step_count=20)

@@ -3,11 +3,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from types import coroutine
 from typing import Any, TypeVar, TypeVarTuple
 
 import aiohttp
@@ -18,9 +17,10 @@ from aiohttp import web
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.trace import StatusCode
-from tests.conftest import Connection, Handler, Tracing
+from tests.cancelling import cancelled_at, thrown_away_at
 from tests.layering import together
-from tests.test_cancellation import cancelled_at
+from tests.sdk import Tracing
+from tests.servers import Connection, Serve, ServeRaw
 from yarl import URL
 
 from lamella import (
@@ -52,8 +52,6 @@ S = TypeVar("S")
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
-Serve = Callable[[Handler], Awaitable[str]]
-ServeRaw = Callable[[Connection], Awaitable[str]]
 Layers = tuple[aiohttp.ClientMiddlewareType, ...]
 CLASSIFY = Classify(RuleBook())
 SECRET = "s3cret-account-key"
@@ -607,20 +605,6 @@ async def _cancelled(
 async def _stepped(step: int, session: aiohttp.ClientSession) -> bool:
     reached, _ = await cancelled_at(step, get(session))
     return reached
-
-
-@coroutine
-def thrown_away_at(step: int, work: Coroutine[Any, Any, object]) -> Generator[Any, Any, bool]:
-    """Run *work* and throw it away while it waits for the *step*-th time. Whether it does so often."""
-    for count in range(step):
-        try:
-            waits_for = work.send(None)
-        except StopIteration:
-            return False
-        if count < step - 1:
-            yield waits_for
-    work.close()
-    return True
 
 
 @pytest.mark.parametrize("kind", [MemoryStore, slow_store])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -11,9 +11,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Handler
-from tests.layers.test_throttle import MINUTE, account_of, at_rest, client, get, now, throttle_in
-from tests.test_state import JsonStore
+from tests.json_store import JsonStore
+from tests.layers.accounts import MINUTE, account_of, at_rest, client, get, now, throttle_in
+from tests.servers import Serve
 
 from lamella import (
     ApiError,
@@ -39,7 +39,6 @@ from lamella.testing import Account, FixedWindow, Limiter, Reply, Sandbox, Virtu
 from lamella.testing import Limit as ServersLimit
 from lamella.throttle.estimator import RateEstimate, learned
 
-Serve = Callable[[Handler], Awaitable[str]]
 HOURS = 43200.0
 QUOTA = (429, str(int(HOURS)))
 MakeStore = Callable[[], Store | None]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Handler
-from tests.layers.test_throttle import KINDS, account_of, at_rest, client, in_episode, limit_of, now, quickly, serving
-from tests.test_state import JsonStore
+from tests.json_store import JsonStore
+from tests.layers.accounts import KINDS, account_of, at_rest, client, in_episode, limit_of, now, quickly
+from tests.servers import Serve, serving
 
 from lamella import (
     ApiError,
@@ -38,7 +37,6 @@ from lamella.errors import api_error_class
 from lamella.testing import Limit as ServersLimit
 from lamella.testing import VirtualClock
 
-Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(
     Rule(429, "Too Many Requests", retry=Backoff(60, jitter=0)),
     *(Rule(status, "Server Error", retry=Backoff(15, factor=1, jitter=0)) for status in (500, 502, 503, 504)),
@@ -88,8 +86,10 @@ async def get(session: aiohttp.ClientSession, account: str = "", method: str = "
         return response.status
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rules", SECOND)
+@pytest.mark.parametrize("kind", ["fixed", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
+@pytest.mark.parametrize(
+    "rules", [name if name == "a second" else pytest.param(name, marks=pytest.mark.slow) for name in SECOND]
+)
 def test_a_crowd_beyond_the_limit_loses_nothing(kind: str, rules: str) -> None:
     """Two thousand calls, 500 at a time, for a hundred a second: as where it is told by 429."""
     limit = limit_of(kind, 100, 1.0)

@@ -8,22 +8,33 @@ import random
 import re
 import tracemalloc
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 import aiohttp
 import anyio
 import pytest
 import stamina
 from aiohttp import web
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import Handler
-from tests.layers.test_breaker import thrown_away_at
-from tests.leftovers import owner_of, tasks_of_lamella, timers_of_lamella
-from tests.test_state import JsonStore, R, S, Ts
+from tests.cancelling import thrown_away_at
+from tests.examples import examples
+from tests.json_store import JsonStore, R, S, Ts
+from tests.layers.accounts import (
+    KINDS,
+    MINUTE,
+    Server,
+    account_of,
+    at_rest,
+    client,
+    get,
+    in_episode,
+    limit_of,
+    now,
+    quickly,
+    throttle_in,
+)
+from tests.servers import Serve, serving
 from yarl import URL
 
 from lamella import (
@@ -53,100 +64,7 @@ from lamella.testing import (
     SlidingWindow,
     TokenBucket,
     VirtualClock,
-    VirtualTimeLoop,
 )
-from lamella.testing import Limit as ServersLimit
-
-Serve = Callable[[Handler], Awaitable[str]]
-MINUTE = RuleBook(
-    Rule(429, "Too Many Requests", hint="slow down", retry=Backoff(60, jitter=0)),
-    Rule(500, "Internal Server Error", retry=Backoff(15, jitter=0)),
-)
-KINDS = ("fixed", "sliding", "bucket")
-
-
-def limit_of(kind: str, requests: int, per: float, *, retry_after: bool = True) -> ServersLimit:
-    if kind == "bucket":
-        return TokenBucket(requests / per, requests, retry_after=retry_after)
-    return (FixedWindow if kind == "fixed" else SlidingWindow)(requests, per, retry_after=retry_after)
-
-
-def account_of(request: aiohttp.ClientRequest) -> str | None:
-    return request.headers.get("X-Account")
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-@dataclass
-class Server:
-    """Answers as it is told to; notes what has come in."""
-
-    statuses: list[int] = field(default_factory=list)
-    limit: ServersLimit | None = None
-    latency: float = 0.1
-    headers: dict[str, str] = field(default_factory=dict)
-    came: list[tuple[float, str, str]] = field(default_factory=list)
-    """When, which call, which account."""
-    refused: int = 0
-
-    def __post_init__(self) -> None:
-        self.limiters: dict[str, Any] = {}
-
-    @property
-    def calls(self) -> list[str]:
-        return [number for _, number, _ in self.came]
-
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
-        account = request.headers.get("X-Account", "")
-        self.came.append((now(), request.query.get("n", ""), account))
-        status = self.statuses.pop(0) if self.statuses else 200
-        if self.limit is not None:
-            limiter = self.limiters.setdefault(account, self.limit.limiter())
-            if limiter.allow(now()) > 0:
-                status = 429
-        self.refused += status == 429
-        await asyncio.sleep(self.latency)
-        return web.Response(status=status, headers=self.headers)
-
-
-def client(url: str, *layers: aiohttp.ClientMiddlewareType) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        url,
-        timeout=aiohttp.ClientTimeout(),
-        middlewares=layers,
-        connector=aiohttp.TCPConnector(limit=0),
-    )
-
-
-async def get(session: aiohttp.ClientSession, number: object = "", account: str = "") -> int:
-    async with session.get(
-        "/", params={"n": str(number)}, headers={"X-Account": account} if account else {}
-    ) as response:
-        return response.status
-
-
-def throttle_in(session: aiohttp.ClientSession) -> Throttle:
-    layers = [layer for one in session._middlewares for layer in getattr(one, "layers", [one])]
-    [throttle] = [layer for layer in layers if isinstance(layer, Throttle)]
-    return throttle
-
-
-def in_episode(session: aiohttp.ClientSession) -> bool:
-    [account] = throttle_in(session)._accounts.values()
-    return account.episode is not None
-
-
-def at_rest(session: aiohttp.ClientSession) -> None:
-    """Assert that no call waits or is in flight, and that no timer and no task of lamella is left.
-
-    Timeout cancels its timer in the loop's next round after the last attempt: such a timer does not count.
-    """
-    for account in throttle_in(session)._accounts.values():
-        assert (account.queue.waiting, account.queue.in_flight) == (0, 0)
-    assert not [timer for timer in timers_of_lamella() if not getattr(owner_of(timer), "_idle", False)]
-    assert not tasks_of_lamella()
 
 
 async def test_one_429_closes_the_gate_for_the_account_and_for_no_other(
@@ -849,7 +767,7 @@ async def request_of(session: aiohttp.ClientSession) -> aiohttp.ClientRequest:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("requests", [30, 100])
+@pytest.mark.parametrize("requests", [30, pytest.param(100, marks=pytest.mark.slow)])
 def test_the_guides_figures(kind: str, requests: int) -> None:
     """``maesn.session`` with rules of a minute and doubling against the sandbox's limit a minute: none is lost.
 
@@ -885,7 +803,7 @@ def test_what_is_learned_is_the_same_whether_or_not_the_store_has_to_be_waited_f
 
     async def main(store: Store) -> list[float]:
         server = Server(limit=FixedWindow(12, 60), latency=6.0)
-        async with serving(server) as url:  # type: ignore[arg-type]
+        async with serving(server) as url:
             async with client(url, *stack(MINUTE, store=store, retry_budget=None)) as session:
                 # The limit is felt out by a crowd; then each finds the queue free, and some are more than it lets pass.
                 calls = [asyncio.create_task(get(session)) for _ in range(13)]
@@ -902,12 +820,7 @@ def test_what_is_learned_is_the_same_whether_or_not_the_store_has_to_be_waited_f
     assert at_once == by_and_by
 
 
-def quickly(main: Callable[[], Any]) -> Any:
-    """In virtual time, without listening for a real millisecond before each jump: all are on this machine."""
-    with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(VirtualClock(grace=0))) as runner:
-        return runner.run(main())
-
-
+@pytest.mark.slow
 def test_two_hours_of_three_accounts_with_errors_and_outages() -> None:
     """Each with a limit of another kind, 500s by chance, and all calls of a sync at once: none is lost."""
     calls = 12 * 120
@@ -965,18 +878,7 @@ def test_a_stated_limit_is_never_exceeded(kind: str) -> None:
     assert took < 310
 
 
-@asynccontextmanager
-async def serving(handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
-    runner = web.ServerRunner(web.Server(handle, access_log=None), shutdown_timeout=0.01)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-
-
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_whatever_happens_to_them_all_calls_come_to_an_end(data: st.DataObject) -> None:
     """Successes, 429s, 500s, lost connections, deadlines and cancellations in any order, over real sockets."""

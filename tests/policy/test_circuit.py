@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from lamella.breaker.circuit import (
     CircuitPhase,
@@ -391,7 +391,7 @@ def test_it_opens_if_and_only_if_the_share_and_the_minimum_are_met(
         assert circuit.phase is CircuitPhase.CLOSED
 
 
-@examples(max_examples=40)
+@examples(40)
 @given(st.lists(st.floats(0, 4, allow_subnormal=False), min_size=1, max_size=80), st.floats(0, 1e10))
 def test_a_send_counts_for_nine_tenths_of_the_window_and_never_for_more_than_all_of_it(
     waits: list[float], start: float
@@ -416,7 +416,7 @@ STEPS = st.one_of(
 )
 
 
-@examples(max_examples=80)
+@examples(80)
 @given(SETTINGS_OF_ALL_KINDS, st.lists(STEPS, min_size=10, max_size=40))
 def test_whatever_happens(settings: CircuitSettings, steps: list[tuple[str, float]]) -> None:
     """Sends that come, end and vanish in any order."""

@@ -11,8 +11,9 @@ from heapq import heappop, heappush
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from lamella import Limit
 from lamella.rules import Backoff
@@ -972,7 +973,7 @@ def test_a_send_without_an_end_ends_no_episode() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60)
+@examples(60)
 @given(
     requests=st.integers(1, 100),
     per=st.sampled_from([0.5, 1.0, 60.0, 61.7]),
@@ -1018,7 +1019,7 @@ def test_a_stated_limit_is_used_up(kind: str) -> None:
     assert outcome.took <= traffic.ideal() * (1.02 if kind != "bucket" else 1.03)  # of an hour
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     requests=st.integers(1, 12),
     passed=st.lists(st.floats(0.0, 100.0), max_size=30),
@@ -1134,6 +1135,7 @@ def test_so_few_a_period_are_found_too(kind: str, requests: int) -> None:
     assert outcome.sends <= traffic.calls * 1.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("requests", "hours"), [(30, 4), (100, 2)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_guides_figures_for_hours(kind: str, requests: int, hours: int) -> None:
@@ -1205,8 +1207,8 @@ class _Shedder:
     ("share", "wait", "asked", "at_once", "most"),
     [
         (0.002, 60, None, 10, 1.6),
-        (0.01, 60, None, 10, 1.8),
-        (0.01, 60, None, 50, 1.8),
+        pytest.param(0.01, 60, None, 10, 1.8, marks=pytest.mark.slow),
+        pytest.param(0.01, 60, None, 50, 1.8, marks=pytest.mark.slow),
         (0.01, 1, 5.0, 10, 1.4),
         (0.05, 1, 1.0, 10, 1.6),
     ],
@@ -1284,7 +1286,7 @@ ODD: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(odd=ODD)
 def test_whatever_the_period_nothing_is_lost_and_nothing_gets_stuck(odd: dict[str, Any]) -> None:
     kind, requests, retry_after = odd["kind"], odd["requests"], odd["retry_after"]
@@ -1305,7 +1307,7 @@ def test_whatever_the_period_nothing_is_lost_and_nothing_gets_stuck(odd: dict[st
     assert traffic.run().lost == []
 
 
-@pytest.mark.parametrize("wait", [0.0, 0.2, 0.6])
+@pytest.mark.parametrize("wait", [0.0, *(pytest.param(wait, marks=pytest.mark.slow) for wait in (0.2, 0.6))])
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_the_rule_hardly_waits_the_server_tells_the_period(kind: str, wait: float) -> None:
     """Refused a moment after the first send, for one second: that is no period of a moment."""

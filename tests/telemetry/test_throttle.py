@@ -10,23 +10,21 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from functools import partial
 
 import aiohttp
 import pytest
 from aiohttp import web
 from opentelemetry.sdk.trace import ReadableSpan
-from tests.conftest import Handler, Tracing
+from tests.json_store import JsonStore
+from tests.sdk import Metering, Tracing, given
+from tests.servers import Serve
 from tests.telemetry.conformance import EPISODE
-from tests.telemetry.conftest import Metering, given
-from tests.test_state import JsonStore
 
 from lamella import Backoff, LamellaError, Limit, RateLimited, Rule, RuleBook, Throttle, TooManyRequests, stack
 from lamella.testing import VirtualClock
 from lamella.throttle.layer import _name
 
-Serve = Callable[[Handler], Awaitable[str]]
 MINUTE = RuleBook(
     Rule(429, "Too Many Requests", hint="slow down", retry=Backoff(60, jitter=0)),
     Rule(500, "Internal Server Error", retry=Backoff(15, jitter=0)),
