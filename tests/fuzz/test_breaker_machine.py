@@ -508,8 +508,8 @@ class BreakerMachine(RuleBasedStateMachine):
     def is_as_known(self, key: str) -> None:
         service, state = self.look(key), self.states()[self.names[key]]
         assert (state["since"] is None) is (service.opened is None), f"the circuit of {key}"
-        assert len(state["places"]) <= service.probes
-        assert len(state["sends"]) == len(state["failures"]) <= 10
+        assert len(state["probes"]) <= service.probes
+        assert len(state["attempts"]) == len(state["failures"]) <= 10
 
 
 def _error(kind: type[Exception]) -> Exception:

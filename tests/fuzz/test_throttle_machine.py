@@ -1,4 +1,4 @@
-"""Calls of several accounts through `Throttle`, whatever the server does: whin the queue promises holds."""
+"""Calls of several accounts through `Throttle`, whatever the server does: what it promises holds."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Account:
     """Who went away while a slow store was told what had come of its send: it may know or not."""
 
 
-def gates_of(throttle: Throttle) -> list[Queue]:
+def queues_of(throttle: Throttle) -> list[Queue]:
     return [account.queue for account in throttle._accounts.values()]
 
 
@@ -308,7 +308,7 @@ class ThrottleMachine(RuleBasedStateMachine):
 
     def _is_closed(self, call: Call) -> None:
         account = call.account
-        for_seconds = self.throttles[call.layer].closed_for(URL(SERVER), f"/{account.name}")
+        for_seconds = self.throttles[call.layer].blocked_for(URL(SERVER), f"/{account.name}")
         if abs(for_seconds - (account.closed_until - self.at)) > NEAR:
             self.wrong.append(f"it is closed for {for_seconds} s, and should be until {account.closed_until} s")
 
@@ -350,7 +350,7 @@ class ThrottleMachine(RuleBasedStateMachine):
         # It may be closed for longer, as far as a slow store knows, or a period last longer, as was learned.
         states = self.states()
         if not self.memory:
-            idle = min(idle, self.at - max(state["closed_until"] - AHEAD for state in states))
+            idle = min(idle, self.at - max(state["blocked_until"] - AHEAD for state in states))
         if self.stated is None:
             period = max(period, *(state["period"] for state in states))
         if idle > period + 2 * self.late + NEAR:
@@ -468,7 +468,7 @@ class ThrottleMachine(RuleBasedStateMachine):
         for task in tasks:
             assert task.cancelled() or task.exception() is None
         for throttle in self.throttles:
-            for queue in gates_of(throttle):
+            for queue in queues_of(throttle):
                 assert (queue.waiting, queue.in_flight) == (0, 0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
         assert [timer for timer in vars(self.loop)["_scheduled"] if not timer.cancelled()] == []
@@ -513,10 +513,10 @@ class ThrottleMachine(RuleBasedStateMachine):
     async def _count(self) -> None:
         """Who waits and who is under way is known; and nobody waits for what comes too late."""
         timers = [timer for timer in vars(self.loop)["_scheduled"] if not timer.cancelled()]
-        everybody = sum(queue.waiting for each in self.throttles for queue in gates_of(each))
+        everybody = sum(queue.waiting for each in self.throttles for queue in queues_of(each))
         assert sum(timer._callback.__module__.startswith("lamella") for timer in timers) <= everybody
         for layer, throttle in enumerate(self.throttles):
-            queues = gates_of(throttle)
+            queues = queues_of(throttle)
             waiting = [call for each in self.accounts.values() for call in each.waiting if call.layer == layer]
             flying = [call for each in self.accounts.values() for call in each.flying if call.layer == layer]
             if not any(call.goes for call in self.calls):
@@ -524,7 +524,7 @@ class ThrottleMachine(RuleBasedStateMachine):
                 assert sum(queue.in_flight for queue in queues) == len(flying)
             for call in waiting:
                 assert not call.account.shut or self.at > call.account.closed_until - NEAR, "it waits for too long"
-                closed = throttle.closed_for(URL(SERVER), f"/{call.account.name}")
+                closed = throttle.blocked_for(URL(SERVER), f"/{call.account.name}")
                 assert call.goes or call.deadline is None or self.at + closed < call.deadline or not closed
 
 

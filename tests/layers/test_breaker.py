@@ -62,7 +62,7 @@ SECRET = "s3cret-account-key"
 class Service:
     """Answers with a status that can be set, or the next of its script; a path in digits is a status of its own.
 
-    When its queue is closed, it keeps all of them waiting, if not for ever.
+    While `go_on` is not set, it keeps all of them waiting, but not for ever.
     """
 
     def __init__(self, status: int = 200) -> None:
@@ -70,13 +70,13 @@ class Service:
         self.script: list[int] = []
         self.body = b"body"
         self.sends = 0
-        self.queue = asyncio.Event()
-        self.queue.set()
+        self.go_on = asyncio.Event()
+        self.go_on.set()
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         self.sends += 1
         async with asyncio.timeout(1000):
-            await self.queue.wait()
+            await self.go_on.wait()
         own = request.path.strip("/")
         status = self.script.pop(0) if self.script else self.status
         return web.Response(status=int(own) if own.isdigit() else status, body=self.body)
@@ -180,12 +180,12 @@ async def test_it_closes_when_the_probes_end_well_and_stays_open_when_one_does_n
         assert await get(session) is ServerStatusError
         assert await get(session, "/200") is CircuitOpen
         await asyncio.sleep(30)
-        service.queue.clear()
+        service.go_on.clear()
         probes = asyncio.gather(*(get(session, path) for path in ("/200", "/404")))
         await asyncio.sleep(1)
         with pytest.raises(CircuitOpen) as caught:
             await session.get("/200")
-        service.queue.set()
+        service.go_on.set()
         assert await probes == [200, NotFound]
         # It has not been closed for 61 s, and is half-open with no place free: for 29 s at the most.
         assert (datetime.now(UTC) - caught.value.since).total_seconds() == pytest.approx(61, abs=0.5)
@@ -389,11 +389,11 @@ async def test_two_thousand_calls_at_once_find_it_half_open(serve: Serve, virtua
     async with client(await serve(service), quick(probes=3), CLASSIFY) as session:
         await get(session)
         await asyncio.sleep(30)
-        service.queue.clear()
+        service.go_on.clear()
         calls = asyncio.gather(*(get(session, "/200") for _ in range(2000)))
         await asyncio.sleep(1)
         assert service.sends == 4
-        service.queue.set()
+        service.go_on.set()
         outcomes = await calls
         assert (outcomes.count(200), outcomes.count(CircuitOpen)) == (3, 1997)
         assert await get(session, "/200") == 200
@@ -428,7 +428,7 @@ async def test_it_opens_once_for_two_thousand_calls_at_once(
         assert (outcomes.count(TimeoutError), outcomes.count(200)) == (1999, 1)
         assert await asyncio.gather(*(call(1999) for _ in range(200))) == [CircuitOpen] * 200
     [record] = caplog.records
-    assert "opened: 100 of 100 sends failed within 30 s, so none passes for 60 s" in record.getMessage()
+    assert "opened: 100 of 100 attempts failed within 30 s, so none is sent for 60 s" in record.getMessage()
     assert service.sends == 1
 
 
@@ -498,12 +498,12 @@ async def test_a_send_of_a_call_that_waited_may_be_a_probe(
         await asyncio.sleep(39)
         assert service.sends == 1
         service.status = status
-        service.queue.clear()
+        service.go_on.clear()
         await asyncio.sleep(5)
         # It has the one place.
         assert service.sends == 2
         assert await get(session, "/200") is CircuitOpen
-        service.queue.set()
+        service.go_on.set()
         assert await waiting == {200: 200, 404: NotFound, 503: ServerStatusError}[status]
         assert await get(session, "/200") == (CircuitOpen if status == 503 else 200)
 
@@ -515,11 +515,11 @@ async def test_a_place_that_a_send_after_a_wait_has_taken_is_given_back(
     async with client(await serve(service), quick(), again(2, wait=40), CLASSIFY) as session:
         waiting = asyncio.create_task(get(session))
         await asyncio.sleep(39)
-        service.queue.clear()
+        service.go_on.clear()
         await asyncio.sleep(5)
         waiting.cancel()
         await asyncio.wait([waiting])
-        service.queue.set()
+        service.go_on.set()
         assert waiting.cancelled()
         assert await get(session, "/200") == 200
 
@@ -550,8 +550,8 @@ async def test_who_asks_for_leave_twice_has_one_place(serve: Serve, virtual_time
 def places(store: SharedStore | MemoryStore) -> int:
     """How many probes are under way, as far as the store knows."""
     if isinstance(store, MemoryStore):
-        return sum(len(state.places) for state in store._states.values())
-    return sum(len(json.loads(state)["places"]) for state in store.states.values())
+        return sum(len(state.probes) for state in store._states.values())
+    return sum(len(json.loads(state)["probes"]) for state in store.states.values())
 
 
 @pytest.mark.parametrize("kind", [MemoryStore, slow_store])
@@ -676,7 +676,7 @@ async def test_a_call_that_anyio_cancels_gives_its_place_back(serve: Serve, virt
     async with client(await serve(service), quick(store=store), CLASSIFY) as session:
         await get(session)
         await asyncio.sleep(31)
-        service.queue.clear()
+        service.go_on.clear()
         with anyio.move_on_after(5) as scope:
             await get(session)
         assert scope.cancelled_caught
@@ -691,7 +691,7 @@ async def test_a_store_that_hangs_does_not_hold_a_cancellation_up_for_long(
     async with client(await serve(service), quick(store=store), CLASSIFY) as session:
         await get(session)
         await asyncio.sleep(31)
-        service.queue.clear()
+        service.go_on.clear()
         call = asyncio.create_task(get(session))
         await asyncio.sleep(1)
         assert places(store) == 1
@@ -714,11 +714,11 @@ async def test_while_the_store_fails_it_goes_by_what_it_knows_itself(
         await asyncio.sleep(6)
         assert [await get(session), await get(session)] == [ServerStatusError, CircuitOpen]
         await asyncio.sleep(30)
-        service.queue.clear()
+        service.go_on.clear()
         call = asyncio.create_task(get(session, "/200"))
         await asyncio.sleep(1)
         store.broken = True
-        service.queue.set()
+        service.go_on.set()
         # What became of a probe is lost to the others for now, and the call is not.
         assert await call == 200
         assert await get(session, "/200") == 200
@@ -730,14 +730,14 @@ async def test_while_the_store_fails_it_goes_by_what_it_knows_itself(
 async def test_how_often_the_store_is_asked(serve: Serve, virtual_time: VirtualClock) -> None:
     store, service = slow_store(), Service()
     async with client(await serve(service), quick(store=store), CLASSIFY) as session:
-        service.queue.clear()
+        service.go_on.clear()
         call = asyncio.create_task(get(session))
         await asyncio.sleep(1)
         call.cancel()
         await asyncio.wait([call])
         # Nobody need know that a send was cancelled which was no probe.
         assert store.asked == 1
-        service.queue.set()
+        service.go_on.set()
         await get(session)
         assert store.asked == 3
         await get(session, "/503")
@@ -821,7 +821,7 @@ async def test_what_an_operator_sees(
     )
 
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", f"the circuit of {url} opened: 2 of 2 sends failed within 20 s, so none passes for 30 s"),
+        ("WARNING", f"the circuit of {url} opened: 2 of 2 attempts failed within 20 s, so none is sent for 30 s"),
         ("INFO", f"the circuit of {url} stays open for another 30 s: a probe failed 30 s after it had opened"),
         ("INFO", f"the circuit of {url} closed: it had been open for 60 s"),
     ]

@@ -37,7 +37,8 @@ from lamella.batch import AccountStopped, Batch, Journal
 from lamella.store import Store
 from lamella.testing import Account, FixedWindow, Limiter, Reply, Sandbox, VirtualClock
 from lamella.testing import Limit as ServersLimit
-from lamella.throttle.estimator import RateEstimate, learned
+from lamella.throttle.estimate import RateEstimate
+from lamella.throttle.permits import learned
 
 Serve = Callable[[Handler], Awaitable[str]]
 HOURS = 43200.0
@@ -167,7 +168,7 @@ async def test_of_several_refusals_under_way_the_longest_counts(
         at_rest(session)
 
 
-async def test_an_answer_to_what_was_sent_before_does_not_open_the_gate(
+async def test_an_answer_to_what_was_sent_before_does_not_end_the_wait(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     server = Server((200, None), QUOTA)

@@ -121,9 +121,7 @@ async def refusing(serve: Serve, server: Server, down: int, asks: str | None) ->
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-async def test_the_gate_closes_for_all_of_the_account_and_for_no_other(
-    serve: Serve, virtual_time: VirtualClock, form: str
-) -> None:
+async def test_it_blocks_its_account_and_no_other(serve: Serve, virtual_time: VirtualClock, form: str) -> None:
     server = Server()
     url = await refusing(serve, server, 1, "30" if form == "seconds" else None)
     if form == "date":
@@ -275,7 +273,7 @@ async def test_a_batch_goes_on_for_other_accounts(serve: Serve, virtual_time: Vi
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
-async def test_a_write_is_not_sent_again_but_the_gate_closes(
+async def test_a_write_is_not_sent_again_but_the_account_is_blocked(
     serve: Serve, virtual_time: VirtualClock, method: str
 ) -> None:
     """That it was refused is no proof that nothing was carried out."""
@@ -313,7 +311,7 @@ async def test_the_throttle_by_itself_knows_it_too(
 
 
 @pytest.mark.parametrize("asks", ["", "soon"])
-async def test_a_503_that_asks_for_nothing_closes_no_gate(serve: Serve, virtual_time: VirtualClock, asks: str) -> None:
+async def test_a_503_that_asks_for_nothing_blocks_nothing(serve: Serve, virtual_time: VirtualClock, asks: str) -> None:
     server = Server()
     async with client(await refusing(serve, server, 1, asks), *stack(RULES, attempts=1)) as session:
         with pytest.raises(ServerStatusError):

@@ -149,9 +149,7 @@ def at_rest(session: aiohttp.ClientSession) -> None:
     assert not tasks_of_lamella()
 
 
-async def test_one_429_closes_the_gate_for_the_account_and_for_no_other(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_one_429_blocks_its_account_and_no_other(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server([429])
     async with client(await serve(server), *stack(MINUTE, account=account_of)) as session:
         began = virtual_time.now
@@ -198,17 +196,17 @@ async def test_who_looks_on_sees_for_how_long_it_is_closed(serve: Serve, virtual
     url = URL(await serve(server)) / "base/"
     throttle = Throttle(MINUTE, key=account_of)
     async with client(str(url.origin()), *stack(MINUTE, throttle, attempts=1)) as session:
-        assert throttle.closed_for(url, "a") == 0
+        assert throttle.blocked_for(url, "a") == 0
         assert not throttle._accounts, "a look makes nobody known"
         with pytest.raises(TooManyRequests):
             await get(session, account="a")
-        assert throttle.closed_for(url, "a") == 60
+        assert throttle.blocked_for(url, "a") == 60
         others = ((url, "b"), (url, None), (URL("http://elsewhere"), "a"))
-        assert [throttle.closed_for(*other) for other in others] == [0, 0, 0]
+        assert [throttle.blocked_for(*other) for other in others] == [0, 0, 0]
         await asyncio.sleep(45)
-        assert throttle.closed_for(url, "a") == 15
+        assert throttle.blocked_for(url, "a") == 15
         await asyncio.sleep(20)
-        assert throttle.closed_for(url, "a") == 0
+        assert throttle.blocked_for(url, "a") == 0
 
 
 async def test_refused_again_when_it_opens_it_closes_for_twice_as_long(
@@ -221,7 +219,7 @@ async def test_refused_again_when_it_opens_it_closes_for_twice_as_long(
         assert [at - began for at, _, _ in server.came] == [0, 60, 180, 420]
 
 
-async def test_who_waits_at_the_gate_uses_no_attempt(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_queued_call_uses_no_attempt(serve: Serve, virtual_time: VirtualClock) -> None:
     """Three episodes in a row, with two attempts each: only those that were sent and refused have used one."""
     server = Server([429, 429, 429])
     async with client(await serve(server), *stack(MINUTE, attempts=2)) as session:

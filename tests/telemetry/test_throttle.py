@@ -23,8 +23,8 @@ from tests.telemetry.conftest import Metering, given
 from tests.test_state import JsonStore
 
 from lamella import Backoff, LamellaError, Limit, RateLimited, Rule, RuleBook, Throttle, TooManyRequests, stack
+from lamella.store.shared import hash_key
 from lamella.testing import VirtualClock
-from lamella.throttle.layer import _name
 
 Serve = Callable[[Handler], Awaitable[str]]
 MINUTE = RuleBook(
@@ -148,7 +148,7 @@ async def test_no_line_is_written_where_nobody_but_the_refused_had_to_wait(
     assert [record.message for record in caplog.records] == []
 
 
-async def test_who_waits_at_the_gate_twice_tells_of_each_wait_by_itself(
+async def test_a_call_that_is_queued_twice_has_an_event_for_each_wait(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     """The first ends an episode, the others begin the next one; then the older goes first, and the younger waits."""
@@ -187,7 +187,7 @@ async def test_the_span_has_the_real_times(serve: Serve, tracing: Tracing, meter
     )
 
 
-async def test_time_at_the_gate_is_told_by_itself_and_is_in_no_attempt(
+async def test_time_in_the_queue_is_reported_by_itself_and_is_in_no_attempt(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     async with client(await serve(Server(429)), tracing, metering, attempts=1) as session:
@@ -358,7 +358,7 @@ async def test_an_account_that_is_forgotten_in_its_episode_tells_of_it(
             assert len(throttle._accounts) <= 9
         assert [given(episode)["lamella.refused_attempts"] for episode in episodes(tracing)] == [1]
         origin = (session._base_url.scheme, session._base_url.host, session._base_url.port)  # type: ignore[union-attr]
-        assert {_name(origin, f"/busy{number}") for number in range(4)} <= throttle._accounts.keys()
+        assert {hash_key(origin, f"/busy{number}") for number in range(4)} <= throttle._accounts.keys()
         await asyncio.gather(*busy)
 
 
@@ -398,7 +398,9 @@ async def test_the_key_is_shown_nowhere(
     async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=layers) as session:
         [account] = throttle._accounts.values()
         # As if another process had been refused.
-        store.texts = {key: text.replace('"closed_until": ', '"closed_until": 9') for key, text in store.texts.items()}
+        store.texts = {
+            key: text.replace('"blocked_until": ', '"blocked_until": 9') for key, text in store.texts.items()
+        }
         await asyncio.sleep(10)
         with pytest.raises(RateLimited) as caught:
             await get(session)
@@ -421,11 +423,11 @@ async def test_the_key_is_shown_nowhere(
 def test_the_short_hash_is_the_same_in_every_process() -> None:
     """Whatever seed Python hashes with: two processes that share a store, or a dashboard, mean the same account."""
     origin = ("https", "api.example.com", 443)
-    script = f"from lamella.throttle.layer import _name; print(_name({origin!r}, {KEY!r}))"
-    mine = _name(origin, KEY)
+    script = f"from lamella.store.shared import hash_key; print(hash_key({origin!r}, {KEY!r}))"
+    mine = hash_key(origin, KEY)
     for seed in ("1", "2"):
         env = os.environ | {"PYTHONHASHSEED": seed}
         ran = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)  # noqa: S603
         assert ran.stdout.strip() == mine
-    assert _name(origin, KEY + "x")[:8] != mine[:8]
-    assert _name(("https", "other.example.com", 443), KEY)[:8] != mine[:8]
+    assert hash_key(origin, KEY + "x")[:8] != mine[:8]
+    assert hash_key(("https", "other.example.com", 443), KEY)[:8] != mine[:8]
