@@ -121,14 +121,13 @@ class Breaker(Layer):
 
     async def _enter(self, call: Call, passage: _Passage) -> None:
         try:
-            rejection = await passage.enter()
+            _check(call, await passage.enter())
         except GeneratorExit:
             passage.abandon()
             raise
         except BaseException:
             await passage.release()
             raise
-        _check(call, rejection)
         call.circuit = passage
 
     def after(self, call: Call, result: Result) -> Awaitable[None] | None:
@@ -136,9 +135,6 @@ class Breaker(Layer):
         memory = self._shared.memory
         if memory is not None and not isinstance(result, BaseException) and result.status < _SERVER_STATUS:
             passage.succeeded_at_once(memory)
-            return None
-        if isinstance(result, GeneratorExit):
-            passage.abandon()
             return None
         return self._ended(passage, result)
 
@@ -212,13 +208,14 @@ class _Passage:
 
     def enter_at_once(self, memory: MemoryStore) -> Rejection | None:
         """Do what `enter` does, for the first attempt, where the circuits are in *memory*."""
-        return self._admitted(self._change(memory, circuit.admit, self._breaker._settings, self._begin()))
+        now, settings = self._call.request.loop.time(), self._breaker._settings
+        return self._admitted(memory.apply(now, self._key, CircuitState, circuit.admit, settings, self._begin()))
 
     def succeeded_at_once(self, memory: MemoryStore) -> None:
         """Report a success, where the circuits are in *memory*."""
         if self._attempt is not None and self._permit is not None:
-            settings, epoch = self._breaker._settings, self._permit.epoch
-            self._settled(self._change(memory, circuit.succeeded, settings, self._attempt, epoch))
+            now, known = self._call.request.loop.time(), (self._breaker._settings, self._attempt, self._permit.epoch)
+            self._settled(memory.apply(now, self._key, CircuitState, circuit.succeeded, *known))
 
     async def enter(self) -> Rejection | None:
         """Ask whether an attempt may be sent. None: it may, and its result is to be reported."""
@@ -244,8 +241,8 @@ class _Passage:
             await self.release()
         elif self._attempt is not None and self._permit is not None:
             change = circuit.succeeded if works else circuit.failed
-            settings, epoch = self._breaker._settings, self._permit.epoch
-            self._settled(await self._update(change, settings, self._attempt, epoch))
+            known = self._breaker._settings, self._attempt, self._permit.epoch
+            self._settled(await self._update(change, *known))
 
     async def release(self) -> None:
         """Forget the attempt, if there is one: it shows nothing about the service."""
@@ -281,9 +278,6 @@ class _Passage:
         self._attempt = None
         if transition is not None:
             self._breaker._report(self._call, transition)
-
-    def _change(self, memory: MemoryStore, change: Callable[[CircuitState, float, *_Ts], _R], *args: *_Ts) -> _R:
-        return change(memory.of(self._key, CircuitState), memory.now(self._call.request.loop.time()), *args)
 
     async def _update(self, change: Callable[[CircuitState, float, *_Ts], _R], *args: *_Ts) -> _R:
         return await self._breaker._shared.update(self._call.span, self._key, CircuitState, change, *args)

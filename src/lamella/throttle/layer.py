@@ -82,13 +82,11 @@ class Throttle(Layer):
 
     A refusal (429, or 503 with ``Retry-After``) begins a rate-limit episode: all calls of that account are queued for
     the wait that the rule or ``Retry-After`` asks for, and then sent at the rate that is learned, first come, first
-    served. A queued call is not sent and uses up no attempt; a retry keeps its place. Accounts do not wait for each
-    other. If the server asks for a longer wait than the rule's maximum, the calls of that account fail at once with
-    :class:`lamella.RateLimited` until it has passed.
+    served. A queued call uses up no attempt, and a retry keeps its place. If the server asks for a longer wait than the
+    rule's maximum, the calls of that account fail with :class:`lamella.RateLimited` until it has passed.
 
     It belongs inside ``Retry``, since each attempt counts, and outside ``AttemptSpan``, whose time is the server's.
-    Without ``Retry`` a refused call fails, and the others are queued all the same. In stamina's test mode nothing
-    waits.
+    Without ``Retry`` a refused call fails, and the others are queued. In stamina's test mode nothing waits.
 
     Args:
         rules: What 429 and 503 mean, and how long to wait after them.
@@ -153,8 +151,8 @@ class Throttle(Layer):
         queue = account.queue
         if memory is not None and not queue.waiting:
             # Most calls need not wait.
-            estimate, now = memory.of(account.name, RateEstimate), memory.now(call.request.loop.time())
-            permit = next_permit(estimate, now, queue.sent_at, self._period, self._limit)
+            now, limit = call.request.loop.time(), self._limit
+            permit = memory.apply(now, account.name, RateEstimate, next_permit, queue.sent_at, self._period, limit)
             if isinstance(permit, Permit):
                 queue.start(call, permit)
                 self._permits[call] = account, permit
@@ -218,8 +216,8 @@ class Throttle(Layer):
         if not isinstance(result, BaseException):
             if memory is None or account.episode is not None or result.status >= ERROR_STATUS:
                 return self._ended(call, account, permit, result)
-            estimate, now = memory.of(account.name, RateEstimate), memory.now(call.request.loop.time())
-            answered(estimate, now, permit, queue.in_flight - 1, self._limit)
+            now, others = call.request.loop.time(), queue.in_flight - 1
+            memory.apply(now, account.name, RateEstimate, answered, permit, others, self._limit)
         elif not isinstance(result, ConnectFailed | CertificateInvalid | RequestRejected | GeneratorExit):
             return self._ended(call, account, permit, result)
         # Otherwise the server cannot have counted it, or the loop is gone.
