@@ -131,8 +131,8 @@ class Account:
             await self.store()
             if status == 429:
                 wait = refused(self.estimate, now(), answer, Backoff(60), None)
-                if wait is not None:
-                    self.opens = now() + wait
+                if wait is not None and wait.seconds is not None:
+                    self.opens = now() + wait.seconds
                     self.queue.block(self.opens)
             else:
                 answered(self.estimate, now(), answer, self.queue.in_flight - 1, self.stated)

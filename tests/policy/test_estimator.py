@@ -19,9 +19,10 @@ from lamella.rules import Backoff
 from lamella.rules.retry_after import LONGEST
 from lamella.testing import FixedWindow, Limiter, SlidingWindow, TokenBucket
 from lamella.testing import Limit as ServersLimit
+from lamella.throttle import permits
 from lamella.throttle.estimate import Permit, RateEstimate, Wait
 from lamella.throttle.limit import earliest
-from lamella.throttle.permits import answered, is_too_long, learned, next_permit, refused
+from lamella.throttle.permits import answered, learned, next_permit
 
 KINDS = ("fixed", "sliding", "bucket")
 ENDLESS = 10**9
@@ -33,6 +34,12 @@ def limit_of(kind: str, requests: int, per: float, *, retry_after: bool = False)
     if kind == "bucket":
         return TokenBucket(requests / per, requests, retry_after=retry_after)
     return (FixedWindow if kind == "fixed" else SlidingWindow)(requests, per, retry_after=retry_after)
+
+
+def refused(*what: Any) -> float | None:
+    """Return for how many seconds a refusal blocks the account. None: it is no news."""
+    wait = permits.refused(*what)
+    return None if wait is None else wait.seconds
 
 
 @dataclass
@@ -203,8 +210,8 @@ def permits_of(estimate: RateEstimate, number: int, now: float = 0.0) -> list[Pe
 
 def test_of_the_429s_in_flight_together_one_counts() -> None:
     estimate = RateEstimate()
-    permits = enumerate(permits_of(estimate, 9))
-    told = [refused(estimate, 1.0 + number, permit, Backoff(60), None) for number, permit in permits]
+    each = enumerate(permits_of(estimate, 9))
+    told = [refused(estimate, 1.0 + number, permit, Backoff(60), None) for number, permit in each]
     assert told == [60.0, *[None] * 8]
     assert next_permit(estimate, 10.0, (), 60.0, None) == Wait(51.0, blocked=True)
     assert isinstance(next_permit(estimate, 61.0, (), 60.0, None), Permit)
@@ -272,7 +279,7 @@ def test_after_the_wait_one_goes_alone(stated: Limit | None) -> None:
     assert isinstance(next_permit(estimate, 62.0, (), 60.0, stated), Permit)
 
 
-def permits(estimate: RateEstimate, now: float, in_flight: list[float], waiting: int = 0) -> int:
+def sent_now(estimate: RateEstimate, now: float, in_flight: list[float], waiting: int = 0) -> int:
     """Return how many attempts may be sent now."""
     goes = 0
     while isinstance(next_permit(estimate, now, in_flight, 60.0, None, waiting=waiting), Permit):
@@ -284,13 +291,13 @@ def permits(estimate: RateEstimate, now: float, in_flight: list[float], waiting:
 
 @pytest.mark.parametrize(("waiting", "goes"), [(0, 4), (1, 4), (100, 4), (101, 5), (500, 20), (2000, 80)])
 def test_where_nothing_is_known_a_few_go_at_once_and_of_many_some_more(waiting: int, goes: int) -> None:
-    assert permits(RateEstimate(), BEGIN, [], waiting) == goes
+    assert sent_now(RateEstimate(), BEGIN, [], waiting) == goes
 
 
 def test_unanswered_attempts_make_room_the_more_the_longer_they_take() -> None:
     """A hundred at first, and twice as many a tenth of a second later; then those at first are slow as well."""
     estimate, in_flight = RateEstimate(), [BEGIN] * 20
-    made = {at: permits(estimate, BEGIN + at / 1000, in_flight) for at in range(0, 451, 5)}
+    made = {at: sent_now(estimate, BEGIN + at / 1000, in_flight) for at in range(0, 451, 5)}
     assert next(at for at, number in made.items() if number) == 215
     for at, most in [(215, 100), (320, 200), (425, 500)]:
         assert sum(number for until, number in made.items() if until <= at) == pytest.approx(most, rel=0.1)
@@ -299,12 +306,12 @@ def test_unanswered_attempts_make_room_the_more_the_longer_they_take() -> None:
 @pytest.mark.parametrize("slow", [1, 2, 3])
 def test_a_few_slow_ones_make_room_for_two_dozen_each(slow: int) -> None:
     in_flight = [BEGIN] * slow + [BEGIN + 0.2]
-    assert permits(RateEstimate(), BEGIN + 0.25, in_flight) == 4 + 24 * slow - 1
+    assert sent_now(RateEstimate(), BEGIN + 0.25, in_flight) == 4 + 24 * slow - 1
 
 
 @pytest.mark.parametrize("polls", [1, 4, 100, 10_000])
 def test_a_long_poll_takes_no_place_and_makes_no_room(polls: int) -> None:
-    assert permits(RateEstimate(), BEGIN + 100, [BEGIN] * polls) == 4
+    assert sent_now(RateEstimate(), BEGIN + 100, [BEGIN] * polls) == 4
 
 
 @pytest.mark.parametrize(
@@ -341,7 +348,7 @@ def test_so_many_as_were_in_flight_may_be_again() -> None:
     estimate, permit = RateEstimate(), Permit(0, BEGIN)
     for others in reversed(range(100)):
         answered(estimate, BEGIN + 1, permit, others, None)
-    assert 100 <= permits(estimate, BEGIN + 1, []) <= 150
+    assert 100 <= sent_now(estimate, BEGIN + 1, []) <= 150
 
 
 def test_after_a_refusal_time_makes_no_room_but_a_slow_one_gives_its_place_back() -> None:
@@ -350,8 +357,8 @@ def test_after_a_refusal_time_makes_no_room_but_a_slow_one_gives_its_place_back(
         in_flight = [BEGIN, BEGIN + 0.5]
         answer = next_permit(estimate, BEGIN + 0.5, in_flight, 60.0, None, waiting=10_000)
         assert answer == Wait(None, blocked=False, again=pytest.approx(slow_after - 0.5))  # type: ignore[arg-type]
-        assert permits(estimate, BEGIN + slow_after + 0.25, in_flight, 10_000) == 1
-        assert permits(estimate, BEGIN + 2 * slow_after + 0.5, in_flight, 10_000) == 2
+        assert sent_now(estimate, BEGIN + slow_after + 0.25, in_flight, 10_000) == 1
+        assert sent_now(estimate, BEGIN + 2 * slow_after + 0.5, in_flight, 10_000) == 2
 
 
 @pytest.mark.parametrize("limit", [None, Limit(100, 60)])
@@ -410,8 +417,8 @@ def test_a_wait_that_is_longer_than_the_rule_allows_is_for_no_call_to_wait(
     estimate = RateEstimate()
     permit = next_permit(estimate, 0.0, (), 60.0, stated)
     assert isinstance(permit, Permit)
-    assert refused(estimate, 1.0, permit, backoff, retry_after) == seconds
-    assert is_too_long(backoff, retry_after)
+    wait = permits.refused(estimate, 1.0, permit, backoff, retry_after)
+    assert wait == Wait(seconds, blocked=True, too_long=True)
     assert next_permit(estimate, 2.0, (), 60.0, stated) == Wait(seconds - 1, blocked=True, too_long=True)
     # The other attempts in flight add nothing, and a late answer ends nothing.
     assert refused(estimate, 2.0, permit, backoff, None) is None

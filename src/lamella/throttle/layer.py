@@ -45,7 +45,7 @@ from lamella.telemetry.names import (
 from lamella.telemetry.tracing import SILENT, Tracing
 from lamella.throttle.estimate import Permit, RateEstimate, Wait
 from lamella.throttle.limit import Limit, earliest
-from lamella.throttle.permits import answered, is_too_long, learned, next_permit, refused
+from lamella.throttle.permits import answered, learned, next_permit, refused
 from lamella.throttle.queue import WAITING, Queue, waiting_of
 
 __all__ = ["Throttle"]
@@ -244,13 +244,13 @@ class Throttle(Layer):
             backoff = self._rules.rule_for(status).retry
             wait = await state.note(call.span, account.name, RateEstimate, refused, permit, backoff, retry_after)
             if wait is not None:
-                now = asyncio.get_running_loop().time()
-                queue.block(now + wait, too_long=is_too_long(backoff, retry_after))
+                now, seconds = asyncio.get_running_loop().time(), wait.seconds or 0.0
+                queue.block(now + seconds, too_long=wait.too_long)
                 if account.episode is None:
                     context = (call.span or trace.get_current_span()).get_span_context()
                     account.episode = _Episode(now, context, queue.queued - queue.waiting)
                     self._instruments.episodes.add(1, account.server)
-                account.episode.wait += wait
+                account.episode.wait += seconds
                 account.episode.generation = max(account.episode.generation, permit.generation)
             if account.episode is not None:
                 account.episode.refused += 1

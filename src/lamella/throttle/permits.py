@@ -1,4 +1,4 @@
-"""Decide when an attempt may be sent, and take in what came of it. Pure arithmetic on a state, no clock.
+"""Decide when an attempt may be sent, and evaluate its result. Pure arithmetic on a state, no clock.
 
 A 429 is expensive: it blocks the account for the wait that the rule or ``Retry-After`` asks for, a minute at Maesn. So
 the limit is measured with as few refusals as possible, in phases:
@@ -29,7 +29,7 @@ from lamella.throttle.estimate import SPREAD, Permit, RateEstimate, Wait
 from lamella.throttle.learning import BIG_STEP, learn, look_for_more, settle
 from lamella.throttle.limit import Limit
 
-__all__ = ["answered", "is_too_long", "learned", "next_permit", "refused"]
+__all__ = ["answered", "learned", "next_permit", "refused"]
 
 # In slow start, before the first refusal:
 _GROWTH: Final = 0.5  # more attempts in flight for each answer
@@ -82,7 +82,7 @@ def next_permit(
 
 
 def _by_limit(estimate: RateEstimate, now: float, in_flight: int, limit: Limit) -> Wait | None:
-    """Wait while a stated limit is used up. None: an attempt may be sent."""
+    """Return the wait while a stated limit is used up. None: an attempt may be sent."""
     # An attempt counts until it is answered, however long that takes: a stated limit is never exceeded.
     if in_flight + estimate.count(now - limit.per) < limit.requests:
         return None
@@ -92,7 +92,7 @@ def _by_limit(estimate: RateEstimate, now: float, in_flight: int, limit: Limit) 
 def _by_estimate(
     estimate: RateEstimate, now: float, in_flight: Sequence[float], waiting: int, waited: float
 ) -> Wait | None:
-    """Wait as the learned limit has it. None: an attempt may be sent."""
+    """Return the wait by the learned limit. None: an attempt may be sent."""
     if estimate.phase == "steady" or estimate.proven_at >= 0:
         look_for_more(estimate, now)
     gap = 0.0
@@ -122,7 +122,7 @@ def _by_estimate(
 
 
 def _until_free(oldest: float | None, period: float, now: float, ends: float | None) -> Wait:
-    """Wait until an attempt of the period no longer counts; *ends* is when the first in flight does not."""
+    """Return the wait until an attempt of the period no longer counts; *ends* is when the first in flight does not."""
     if oldest is None:
         return Wait(None, blocked=False, again=ends)
     free = max(oldest + period - now, _SOON)
@@ -130,7 +130,7 @@ def _until_free(oldest: float | None, period: float, now: float, ends: float | N
 
 
 def _alone(estimate: RateEstimate, now: float, in_flight: Sequence[float]) -> Wait | None:
-    """Wait while another attempt since the last wait is in flight. None: one may be sent."""
+    """Return the wait while the first attempt after a refusal is in flight. None: one may be sent."""
     if estimate.began < 0:
         return None
     # Attempts from before the wait do not show whether requests pass now.
@@ -141,7 +141,7 @@ def _alone(estimate: RateEstimate, now: float, in_flight: Sequence[float]) -> Wa
 def _slow_start(
     estimate: RateEstimate, now: float, in_flight: Sequence[float], waiting: int, waited: float
 ) -> Wait | None:
-    """Wait while too many attempts are in flight for what little is known. None: one may be sent."""
+    """Return the wait while too many attempts are in flight for what little is known. None: one may be sent."""
     if estimate.generation:
         return _until_answered(in_flight, now, estimate.max_in_flight, _slow_after(estimate))
     patience = _PATIENCE - waited
@@ -168,7 +168,7 @@ def _slow_after(estimate: RateEstimate) -> float:
 def _until_answered(
     in_flight: Sequence[float], now: float, most: float, slow_after: float, *, blocked: bool = False, again: float = inf
 ) -> Wait | None:
-    """Wait while *most* attempts are in flight, slow ones not counted, but no longer than *again* seconds."""
+    """Return the wait while *most* attempts that are not slow are in flight, but at most *again* seconds, or None."""
     slow = bisect_right(in_flight, now - slow_after)
     if len(in_flight) - slow < most:
         return None
@@ -218,15 +218,16 @@ def answered(estimate: RateEstimate, now: float, permit: Permit, in_flight: int,
 
 def refused(
     estimate: RateEstimate, now: float, permit: Permit, backoff: Backoff | None, retry_after: float | None
-) -> float | None:
-    """Block the account, since an attempt was refused. Return for how many seconds. None: the refusal is no news.
+) -> Wait | None:
+    """Block the account, since an attempt was refused. Return the wait that begins. None: the refusal is no news.
 
     *backoff* is that of the rule, *retry_after* the seconds that the server asks for. If that is longer than the rule
     allows, it is another limit, such as a quota a day: no call waits for it, and nothing is learned from it.
     """
-    if retry_after is not None and is_too_long(backoff, retry_after):
+    longest = backoff.maximum if backoff else _LONGEST_WAIT
+    if retry_after is not None and retry_after > longest:
         # More than a year is no statement: then the next call after the rule's maximum finds out.
-        return _block_for_quota(estimate, now, retry_after if retry_after < LONGEST else _longest(backoff))
+        return _block_for_quota(estimate, now, retry_after if retry_after < LONGEST else longest)
     if permit.generation != estimate.generation:
         return None
     if estimate.too_long:
@@ -244,12 +245,7 @@ def refused(
         estimate.refused_began = estimate.began if estimate.began >= 0 else permit.at
         estimate.asked = _suggested_period(least, retry_after, permit.at - estimate.refused_began)
     estimate.began = -1.0
-    return wait
-
-
-def is_too_long(backoff: Backoff | None, retry_after: float | None) -> bool:
-    """Return whether the server asks for a longer wait than the rule allows. None for *backoff*: the rule has none."""
-    return retry_after is not None and retry_after > _longest(backoff)
+    return Wait(wait, blocked=True)
 
 
 def learned(estimate: RateEstimate, _now: float) -> tuple[float, float]:
@@ -257,11 +253,7 @@ def learned(estimate: RateEstimate, _now: float) -> tuple[float, float]:
     return estimate.requests, estimate.period
 
 
-def _longest(backoff: Backoff | None) -> float:
-    return backoff.maximum if backoff else _LONGEST_WAIT
-
-
-def _block_for_quota(estimate: RateEstimate, now: float, seconds: float) -> float | None:
+def _block_for_quota(estimate: RateEstimate, now: float, seconds: float) -> Wait | None:
     if now + seconds <= estimate.blocked_until:
         return None
     estimate.generation += 1
@@ -270,7 +262,7 @@ def _block_for_quota(estimate: RateEstimate, now: float, seconds: float) -> floa
     estimate.began = -1.0
     if estimate.refused_at < 0:
         estimate.passed = 0
-    return seconds
+    return Wait(seconds, blocked=True, too_long=True)
 
 
 def _suggested_period(least: float, retry_after: float | None, elapsed: float) -> float:
