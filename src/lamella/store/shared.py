@@ -77,6 +77,8 @@ class SharedState:
 
         After a cancellation the change may have been applied twice.
         """
+        if self.memory is not None:
+            return await self.memory.update(key, new, change, *args)  # it does not wait
         from anyio import CancelScope  # its import takes longer than that of all of this module
 
         with CancelScope(shield=True):  # in a scope that is cancelled nothing could be awaited

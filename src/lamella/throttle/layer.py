@@ -218,25 +218,25 @@ class Throttle(Layer):
                 return self._ended(call, account, permit, result)
             now, others = call.request.loop.time(), queue.in_flight - 1
             memory.apply(now, account.name, RateEstimate, answered, permit, others, self._limit)
+        # The server cannot have counted an attempt that ended in one of these; or the loop is gone.
         elif not isinstance(result, ConnectFailed | CertificateInvalid | RequestRejected | GeneratorExit):
             return self._ended(call, account, permit, result)
-        # Otherwise the server cannot have counted it, or the loop is gone.
         queue.end(permit)
         return None
 
     async def _ended(self, call: Call, account: _Account, permit: Permit, result: Result) -> None:
         try:
             if not isinstance(result, BaseException):
-                await self._answered(call, account, permit, result.status, retry_after_of(result))
+                await self._record(call, account, permit, result.status, retry_after_of(result))
             elif not isinstance(result, ApiError):
                 await self._state.note(call.span, account.name, RateEstimate, RateEstimate.record)
             elif result.stopped is None:  # otherwise it is the end of another call, which a layer further in made
-                await self._answered(call, account, permit, result.status, result.retry_after)
+                await self._record(call, account, permit, result.status, result.retry_after)
         finally:
             del result  # its traceback may refer to this frame
             account.queue.end(permit)
 
-    async def _answered(
+    async def _record(
         self, call: Call, account: _Account, permit: Permit, status: int, retry_after: float | None
     ) -> None:
         state, queue = self._state, account.queue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from bisect import bisect_left, insort
-from collections import deque
 from collections.abc import Awaitable, Callable
 from operator import attrgetter
 from typing import Final
@@ -86,7 +85,7 @@ class Queue:
     ) -> None:
         self._ask = ask
         self._count = count
-        self._queue: deque[_Waiter] = deque()  # by their places
+        self._queue: list[_Waiter] = []  # by their places
         self._asking = False
         self.sent_at: list[float] = []  # when each attempt in flight was sent, by the store's clock, in order
         self.queued = 0  # how many calls have had to wait so far
