@@ -208,14 +208,14 @@ class _Passage:
 
     def enter_at_once(self, memory: MemoryStore) -> Rejection | None:
         """Do what `enter` does, for the first attempt, where the circuits are in *memory*."""
-        now, settings = self._call.request.loop.time(), self._breaker._settings
-        return self._admitted(memory.apply(now, self._key, CircuitState, circuit.admit, settings, self._begin()))
+        state, now = memory.of(self._key, CircuitState), memory.now(self._call.request.loop.time())
+        return self._admitted(circuit.admit(state, now, self._breaker._settings, self._begin()))
 
     def succeeded_at_once(self, memory: MemoryStore) -> None:
         """Report a success, where the circuits are in *memory*."""
         if self._attempt is not None and self._permit is not None:
-            now, known = self._call.request.loop.time(), (self._breaker._settings, self._attempt, self._permit.epoch)
-            self._settled(memory.apply(now, self._key, CircuitState, circuit.succeeded, *known))
+            state, now = memory.of(self._key, CircuitState), memory.now(self._call.request.loop.time())
+            self._settled(circuit.succeeded(state, now, self._breaker._settings, self._attempt, self._permit.epoch))
 
     async def enter(self) -> Rejection | None:
         """Ask whether an attempt may be sent. None: it may, and its result is to be reported."""

@@ -52,19 +52,21 @@ class MemoryStore:
 
     async def update(self, key: str, new: Callable[[], _S], change: Callable[[_S, float, *_Ts], _R], *args: *_Ts) -> _R:
         """Do what :meth:`Store.update` says, without waiting."""
-        return self.apply(asyncio.get_running_loop().time(), key, new, change, *args)
+        return change(self.of(key, new), self.now(asyncio.get_running_loop().time()), *args)
 
-    def apply(
-        self, loop_time: float, key: str, new: Callable[[], _S], change: Callable[[_S, float, *_Ts], _R], *args: *_Ts
-    ) -> _R:
-        """Do the same at once, which is ten times as fast; *loop_time* is the time of the running loop."""
+    def of(self, key: str, new: Callable[[], _S]) -> _S:
+        """Return the state of *key*, to be changed at once: ten times as fast as `update`."""
         state: _S | None = self._states.get(key)
         if state is None:
             state = new()
             self.keep(key, state)
         else:
             self._states.move_to_end(key)
-        return change(state, loop_time if self._clock is None else self._clock(), *args)
+        return state
+
+    def now(self, loop_time: float) -> float:
+        """Return the time of such a change; *loop_time* is that of the running loop."""
+        return loop_time if self._clock is None else self._clock()
 
     def keep(self, key: str, state: object) -> None:
         """Replace the state of *key*."""

@@ -124,7 +124,8 @@ class Throttle(Layer):
         self._show_key = show_key
         self._tracing = Tracing(tracer_provider)
         self._instruments = Instruments(meter_provider)
-        self._permits: dict[Call, tuple[_Account, Permit]] = {}  # of the attempts in flight
+        self._permits: dict[Call, tuple[_Account, Permit, RateEstimate | None]] = {}
+        """Of the attempts in flight. The estimate, where it is in memory: to look it up again takes longer."""
         self._accounts: OrderedDict[str, _Account] = OrderedDict()  # the one used last at the end
 
     def blocked_for(self, origin: URL, key: str | None = None) -> float:
@@ -151,11 +152,11 @@ class Throttle(Layer):
         queue = account.queue
         if memory is not None and not queue.waiting:
             # Most calls need not wait.
-            now, limit = call.request.loop.time(), self._limit
-            permit = memory.apply(now, account.name, RateEstimate, next_permit, queue.sent_at, self._period, limit)
+            estimate, now = memory.of(account.name, RateEstimate), memory.now(call.request.loop.time())
+            permit = next_permit(estimate, now, queue.sent_at, self._period, self._limit)
             if isinstance(permit, Permit):
                 queue.start(call, permit)
-                self._permits[call] = account, permit
+                self._permits[call] = account, permit, estimate
                 return None
         return self._wait(call, account)
 
@@ -168,7 +169,8 @@ class Throttle(Layer):
         except RuntimeError:
             account.queue.end(permit)
             raise
-        self._permits[call] = account, permit
+        memory = self._state.memory
+        self._permits[call] = account, permit, None if memory is None else memory.of(account.name, RateEstimate)
 
     async def _queued(self, call: Call, account: _Account) -> Permit:
         before = call.queued
@@ -209,15 +211,16 @@ class Throttle(Layer):
         return Wait(seconds, blocked=False)
 
     def after(self, call: Call, result: Result) -> Awaitable[None] | None:
-        account, permit = self._permits.pop(call, (None, None))
-        if account is None or permit is None:
+        begun = self._permits.pop(call, None)
+        if begun is None:
             return None
+        account, permit, estimate = begun
         queue, memory = account.queue, self._state.memory
         if not isinstance(result, BaseException):
-            if memory is None or account.episode is not None or result.status >= ERROR_STATUS:
+            if memory is None or estimate is None or account.episode is not None or result.status >= ERROR_STATUS:
                 return self._ended(call, account, permit, result)
-            now, others = call.request.loop.time(), queue.in_flight - 1
-            memory.apply(now, account.name, RateEstimate, answered, permit, others, self._limit)
+            now = memory.now(call.request.loop.time())
+            answered(estimate, now, permit, len(queue.sent_at) - 1, self._limit)
         # The server cannot have counted an attempt that ended in one of these; or the loop is gone.
         elif not isinstance(result, ConnectFailed | CertificateInvalid | RequestRejected | GeneratorExit):
             return self._ended(call, account, permit, result)

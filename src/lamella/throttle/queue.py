@@ -105,12 +105,14 @@ class Queue:
     def start(self, call: Call, permit: Permit) -> None:
         """Count an attempt of *call*, which got its *permit* without waiting because the queue is empty."""
         insort(self.sent_at, permit.at)
-        PLACE.of(call)
+        if PLACE not in call.state:
+            PLACE.set(call, next(_places))
 
     def end(self, permit: Permit) -> None:
         """Count an attempt as ended. The next call may get a permit."""
         del self.sent_at[bisect_left(self.sent_at, permit.at)]
-        self._wake_first()
+        if self._queue:
+            self._wake_first()
 
     def block(self, until: float, *, too_long: bool = False) -> None:
         """Issue no permits before *until*, by the loop's clock, and wake calls that cannot wait so long.
@@ -187,7 +189,7 @@ class Queue:
 
     def _index(self, waiter: _Waiter) -> int:
         """Return the number of calls before *waiter*."""
-        index = bisect_left(self._queue, waiter.place, key=_by_place)
+        index = 0 if self._queue[0] is waiter else bisect_left(self._queue, waiter.place, key=_by_place)
         while self._queue[index] is not waiter:
             index += 1
         return index
