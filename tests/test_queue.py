@@ -213,7 +213,7 @@ def test_a_call_that_comes_again_keeps_its_place_before_the_younger(slow: float)
 
 @pytest.mark.parametrize("slow", [0.0, 0.2])
 def test_two_that_come_together_do_not_both_take_the_last_place(slow: float) -> None:
-    """While one waits for a slow store, the other has not been told of it yet."""
+    """While one waits for a slow store, the other does not know of it yet."""
 
     async def main() -> None:
         account = Account(SlidingWindow(1, 60), Limit(1, 60), slow=slow)
@@ -261,7 +261,7 @@ def test_with_a_stated_limit_its_place_in_the_queue_counts() -> None:
         await asyncio.sleep(0)
         assert account.queue.waiting == 16
         again = call(59.0)
-        PLACE.set(again, -1)  # a re-send: only the next window is too late for it
+        PLACE.set(again, -1)  # a retry: only the next window is too late for it
         assert await account.send(again, 0.0) == Wait(59.0, blocked=False)
         assert await asyncio.gather(*tasks, late) == [200] * 26
         account.is_at_rest()
@@ -429,7 +429,7 @@ def test_those_cancelled_behind_a_first_that_waits_long_do_not_pile_up() -> None
     run(main())
 
 
-def test_one_that_comes_again_while_a_younger_asks_is_told_when_that_has_its_answer() -> None:
+def test_a_retry_that_comes_while_a_younger_call_asks_is_woken_when_that_has_its_answer() -> None:
     async def main() -> None:
         younger, older = call(), call()
         PLACE.set(older, -1)
@@ -450,7 +450,7 @@ def test_one_that_comes_again_while_a_younger_asks_is_told_when_that_has_its_ans
     run(main())
 
 
-def test_it_is_told_how_many_come_first() -> None:
+def test_ask_gets_the_number_of_calls_before() -> None:
     """Those that are younger do not, and those that have left the queue; but one that asks just now does."""
 
     async def main() -> None:
@@ -532,7 +532,7 @@ def test_those_left_when_most_were_cancelled_go_in_order_too() -> None:
     run(main())
 
 
-def test_those_left_in_a_loop_that_is_closed_go_silently() -> None:
+def test_calls_left_in_a_closed_loop_end_silently() -> None:
     loop = VirtualTimeLoop()
     told: list[object] = []
     loop.set_exception_handler(lambda _, context: told.append(context["message"]))
@@ -558,7 +558,7 @@ class Plan:
     comes: float
     latency: float
     statuses: tuple[int | None, ...]
-    """Of its sends. None: what the limit says."""
+    """Of its attempts. None: what the limit says."""
     patience: float | None
     """For how long it may wait in all."""
     cancelled: float | None
@@ -587,7 +587,7 @@ PLANS = st.lists(
     slow=st.sampled_from([0.0, 0.0, 0.3]),
     seed=st.integers(0, 99),
 )
-def test_whatever_happens_nobody_is_forgotten(
+def test_whatever_happens_no_call_is_forgotten(
     plans: list[Plan], limit: ServersLimit | None, stated: Limit | None, slow: float, seed: int
 ) -> None:
     """Successes, 429s, 500s, cancellations and deadlines, in any order."""

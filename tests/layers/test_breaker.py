@@ -245,7 +245,7 @@ async def test_no_connection_is_a_failure(serve_raw: ServeRaw, layers: Layers) -
             await session.get("/")
 
 
-async def test_the_second_send_that_aiohttp_makes_by_itself_is_one_more(serve_raw: ServeRaw) -> None:
+async def test_the_second_attempt_that_aiohttp_makes_by_itself_counts(serve_raw: ServeRaw) -> None:
     """Without a Classify below: the first opens the circuit, and the second is refused."""
     sends = []
 
@@ -322,7 +322,7 @@ async def test_what_an_error_says_of_the_service(
         assert [await get(other, path) for path in ("/503", "/200")] == expected[works]
 
 
-async def test_what_lamella_did_not_send_says_nothing_even_after_other_sends(
+async def test_what_lamella_did_not_send_shows_nothing_even_after_other_attempts(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     async def refuse(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -432,18 +432,18 @@ async def test_it_opens_once_for_two_thousand_calls_at_once(
     assert service.sends == 1
 
 
-# What Retry and the circuit tell each other.
+# What Retry and the circuit report to each other.
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("layers", [(CLASSIFY,), ()], ids=["Classify", "alone"])
-async def test_every_send_counts_once(
+async def test_every_attempt_counts_once(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, layers: Layers, wrapped: bool
 ) -> None:
     service = Service(503)
     breaker = Breaker(failures=0.5, minimum=6, window=60)
     span = RequestSpan(tracer_provider=tracing.provider)
-    # As one without its Retry, it sees an answer that Retry has told it of.
+    # As one middleware without its Retry, it sees an answer that Retry has reported already.
     outer = (together((span, breaker)),) if wrapped else (span, breaker)
     async with client(await serve(service), *outer, again(3, wait=1), *layers) as session:
         failed = ServerStatusError if layers else 503
@@ -453,7 +453,7 @@ async def test_every_send_counts_once(
         assert [await get(session, "/200") for _ in range(2)] == [200, 200]
         began = virtual_time.now
         assert await get(session) == failed
-        # The sixth send has opened it, and so the call does not wait.
+        # The sixth attempt has opened it, and so the call does not wait.
         assert virtual_time.now == began
     assert service.sends == 6
     reasons = [attributes(call).get("lamella.stop_reason") for call in tracing.spans]
@@ -471,9 +471,7 @@ async def test_a_retry_that_is_switched_off_leaves_the_counting_to_the_last_outc
             stamina.set_active(True)
 
 
-async def test_a_call_that_waits_meets_the_circuit_when_its_turn_comes(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_a_call_that_waits_asks_the_circuit_after_its_wait(serve: Serve, virtual_time: VirtualClock) -> None:
     service = Service(503)
     url = await serve(service)
     breaker = Breaker(failures=0.9, minimum=3, open_for=30, probes=1)
@@ -489,9 +487,7 @@ async def test_a_call_that_waits_meets_the_circuit_when_its_turn_comes(
 
 
 @pytest.mark.parametrize("status", [200, 404, 503])
-async def test_a_send_of_a_call_that_waited_may_be_a_probe(
-    serve: Serve, virtual_time: VirtualClock, status: int
-) -> None:
+async def test_an_attempt_after_a_wait_may_be_a_probe(serve: Serve, virtual_time: VirtualClock, status: int) -> None:
     service = Service(503)
     async with client(await serve(service), quick(), again(2, wait=40), CLASSIFY) as session:
         waiting = asyncio.create_task(get(session))
@@ -508,9 +504,7 @@ async def test_a_send_of_a_call_that_waited_may_be_a_probe(
         assert await get(session, "/200") == (CircuitOpen if status == 503 else 200)
 
 
-async def test_a_place_that_a_send_after_a_wait_has_taken_is_given_back(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_a_probe_after_a_wait_is_released(serve: Serve, virtual_time: VirtualClock) -> None:
     service = Service(503)
     async with client(await serve(service), quick(), again(2, wait=40), CLASSIFY) as session:
         waiting = asyncio.create_task(get(session))
@@ -524,7 +518,7 @@ async def test_a_place_that_a_send_after_a_wait_has_taken_is_given_back(
         assert await get(session, "/200") == 200
 
 
-async def test_who_asks_for_leave_twice_has_one_place(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_call_that_asks_twice_has_one_probe(serve: Serve, virtual_time: VirtualClock) -> None:
     async def twice(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         circuit = Call.of(request).circuit
         assert circuit is not None
@@ -544,11 +538,11 @@ async def test_who_asks_for_leave_twice_has_one_place(serve: Serve, virtual_time
         assert await get(session, "/200") is CircuitOpen
 
 
-# Whatever ends a call: the place of a probe is free again.
+# Whatever ends a call: its probe is released.
 
 
 def places(store: SharedStore | MemoryStore) -> int:
-    """How many probes are under way, as far as the store knows."""
+    """Return how many probes are in flight, as far as the store knows."""
     if isinstance(store, MemoryStore):
         return sum(len(state.probes) for state in store._states.values())
     return sum(len(json.loads(state)["probes"]) for state in store.states.values())
@@ -556,7 +550,7 @@ def places(store: SharedStore | MemoryStore) -> int:
 
 @pytest.mark.parametrize("kind", [MemoryStore, slow_store])
 @pytest.mark.parametrize(("status", "waits"), [(200, False), (200, True), (503, True)])
-async def test_a_call_cancelled_at_any_await_gives_its_place_back(
+async def test_a_call_cancelled_at_any_await_releases_its_probe(
     serve: Serve, virtual_time: VirtualClock, kind: Callable[[], MemoryStore | SharedStore], waits: bool, status: int
 ) -> None:
     service = Service()
@@ -571,7 +565,7 @@ async def test_a_call_cancelled_at_any_await_gives_its_place_back(
 async def _cancelled(
     step: int, url: str, service: Service, store: SharedStore | MemoryStore, waits: bool, status: int
 ) -> bool:
-    """Cancel a call of which a send is a probe at its *step*-th await; whether it has as many."""
+    """Cancel a call with a probe at its *step*-th await; return whether it has as many."""
     answers = []
 
     async def keep(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -596,7 +590,7 @@ async def _cancelled(
         assert not places(store), f"a place is held after the cancellation at step {step}"
         assert task.cancelled() or not task.result(), f"the cancellation at step {step} was swallowed"
         if status == 200 or waits:
-            # If its first send has opened the circuit, it is half-open now, and closed if its second one ended well.
+            # If its first attempt has opened the circuit, it is half-open now, and closed if its second one succeeded.
             await asyncio.sleep(max(began + 31 - asyncio.get_running_loop().time(), 0))
         if status == 200:
             service.script = []
@@ -624,7 +618,7 @@ def thrown_away_at(step: int, work: Coroutine[Any, Any, object]) -> Generator[An
 
 
 @pytest.mark.parametrize("kind", [MemoryStore, slow_store])
-async def test_a_call_thrown_away_at_any_await_does_not_keep_its_place_for_ever(
+async def test_a_call_thrown_away_at_any_await_does_not_keep_its_probe_for_ever(
     serve: Serve, virtual_time: VirtualClock, kind: Callable[[], MemoryStore | SharedStore]
 ) -> None:
     service = Service()
@@ -671,7 +665,7 @@ def test_a_call_may_be_thrown_away_when_its_loop_is_gone() -> None:
     call.close()
 
 
-async def test_a_call_that_anyio_cancels_gives_its_place_back(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_call_that_anyio_cancels_releases_its_probe(serve: Serve, virtual_time: VirtualClock) -> None:
     store, service = slow_store(), Service(503)
     async with client(await serve(service), quick(store=store), CLASSIFY) as session:
         await get(session)
@@ -735,7 +729,7 @@ async def test_how_often_the_store_is_asked(serve: Serve, virtual_time: VirtualC
         await asyncio.sleep(1)
         call.cancel()
         await asyncio.wait([call])
-        # Nobody need know that a send was cancelled which was no probe.
+        # An attempt that is no probe need not be released.
         assert store.asked == 1
         service.go_on.set()
         await get(session)
@@ -764,7 +758,7 @@ async def test_another_layer_may_send_a_call_again_and_nothing_is_left_on_it(ser
     assert left == [None, None]
 
 
-# What is told of it, and what is not.
+# What is reported, and what is not.
 
 
 async def test_what_an_operator_sees(
@@ -833,7 +827,7 @@ async def test_what_an_operator_sees(
         assert vars(record)["trace_id"] == f"{call.context.trace_id:032x}"
 
 
-async def test_a_clock_of_whole_seconds_and_settings_of_whole_numbers_are_told_as_floats(
+async def test_a_clock_of_whole_seconds_and_settings_of_whole_numbers_are_reported_as_floats(
     serve: Serve, tracing: Tracing
 ) -> None:
     seconds = [0]
@@ -848,7 +842,7 @@ async def test_a_clock_of_whole_seconds_and_settings_of_whole_numbers_are_told_a
     assert [type(value) for value in told if value in {30, 60}] == [float, float]
 
 
-async def test_without_a_span_of_the_call_the_current_one_is_told(serve: Serve, tracing: Tracing) -> None:
+async def test_without_a_span_of_the_call_the_event_is_on_the_current_one(serve: Serve, tracing: Tracing) -> None:
     async with client(await serve(Service(503)), quick(minimum=1, open_for=5)) as session:
         with tracing.provider.get_tracer("test").start_as_current_span("test"):
             await get(session)
@@ -856,7 +850,7 @@ async def test_without_a_span_of_the_call_the_current_one_is_told(serve: Serve, 
     assert [event.name for event in span.events] == ["lamella.circuit.open"]
 
 
-async def test_a_key_is_shown_to_nobody(
+async def test_a_key_is_shown_nowhere(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

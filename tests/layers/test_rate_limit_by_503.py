@@ -57,7 +57,7 @@ class Server:
         self.limiter = limit.limiter() if limit else None
         self.status = 503
         self.asks: str | None = None
-        """For how long it asks. None: as long as its limit says; else what *down* requests are told."""
+        """For how long it asks. None: as long as its limit says."""
         self.down = 0
         self.form = "seconds"
         self.latency = latency
@@ -91,7 +91,7 @@ async def get(session: aiohttp.ClientSession, account: str = "", method: str = "
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rules", SECOND)
 def test_a_crowd_beyond_the_limit_loses_nothing(kind: str, rules: str) -> None:
-    """Two thousand calls, 500 at a time, for a hundred a second: as where it is told by 429."""
+    """Two thousand calls, 500 at a time, for a hundred a second: as with 429."""
     limit = limit_of(kind, 100, 1.0)
     server = Server(limit=limit)
 
@@ -239,7 +239,7 @@ async def test_an_error_of_another_middleware_is_judged_in_the_same_way(
     ("status", "retry_after", "works"),
     [(503, 1.0, None), (503, 0.0, None), (503, None, False), (500, 1.0, False), (502, 1.0, False), (429, None, True)],
 )
-async def test_an_outage_is_not_told_by_it(
+async def test_a_503_without_it_is_an_outage(
     serve: Serve, status: int, retry_after: float | None, works: bool | None
 ) -> None:
     async with client(await serve(Server())) as session, session.get("/") as response:
@@ -250,7 +250,7 @@ async def test_an_outage_is_not_told_by_it(
 
 @pytest.mark.parametrize("asks", ["60", ""])
 async def test_a_batch_goes_on_for_other_accounts(serve: Serve, virtual_time: VirtualClock, asks: str) -> None:
-    """Without `Retry-After` it waits for the outage to end; the breaker tells of it."""
+    """Without `Retry-After` it waits for the outage to end, and the breaker opens."""
     server = Server()
     server.down, server.asks = 10**9, asks
 

@@ -66,7 +66,7 @@ class Circuit:
         return self.apply(succeeded if well else failed, self.settings, send[0], send[1].epoch)
 
     def run(self, outcomes: str) -> list[Transition | None]:
-        """Send for each letter: ``f`` for a failure, ``s`` for a success."""
+        """Make an attempt for each letter: ``f`` for a failure, ``s`` for a success."""
         return [self.end(self.send(), letter == "s") for letter in outcomes]
 
     def release(self, send: tuple[str, Permit]) -> None:
@@ -110,7 +110,7 @@ class Circuit:
         ("f" * 7 + "s" * 93, {"minimum": 100, "failures": 0.07}, True),  # 0.07 * 100 is more than 7
     ],
 )
-def test_it_opens_with_the_send_that_makes_up_the_share_and_the_minimum(
+def test_it_opens_with_the_attempt_that_reaches_the_share_and_the_minimum(
     outcomes: str, settings: dict[str, Any], opens: bool
 ) -> None:
     circuit = Circuit(CircuitSettings(**({"failures": 0.5, "minimum": 4} | settings)))
@@ -190,7 +190,7 @@ def test_what_is_in_the_window(times: list[float], counted: int) -> None:
     assert len(circuit.state.attempts) == len(circuit.state.failures) <= 10
 
 
-def test_who_comes_back_a_rounding_error_too_early_is_not_sent_away_once_more() -> None:
+def test_a_call_that_comes_back_a_rounding_error_too_early_is_not_rejected_again() -> None:
     circuit = Circuit(now=1.7e9 + 0.1).opened()
     circuit.now += 12.3
     circuit.now += circuit.open_for() - 4e-7
@@ -238,7 +238,7 @@ def test_one_probe_that_fails_opens_it_again_for_as_long_and_the_successes_befor
     assert circuit.end(circuit.send(), True) == Transition(CircuitPhase.CLOSED, since=61)
 
 
-def test_a_place_that_was_given_back_is_free_and_says_nothing() -> None:
+def test_a_probe_that_was_released_shows_nothing_and_another_may_be_sent() -> None:
     circuit = Circuit().half_open()
     first, second = circuit.send(), circuit.send()
     assert isinstance(circuit.admit(), Rejection)
@@ -251,7 +251,7 @@ def test_a_place_that_was_given_back_is_free_and_says_nothing() -> None:
     assert circuit.end(third, True) == Transition(CircuitPhase.CLOSED, since=30)
 
 
-def test_a_send_of_a_closed_circuit_that_was_given_back_does_not_count() -> None:
+def test_an_attempt_of_a_closed_circuit_that_was_released_does_not_count() -> None:
     circuit = Circuit()
     circuit.run("fff")
     circuit.release(circuit.send())
@@ -259,7 +259,7 @@ def test_a_send_of_a_closed_circuit_that_was_given_back_does_not_count() -> None
     assert circuit.run("f") == [Transition(CircuitPhase.OPEN, attempts=4, failures=4)]
 
 
-def test_a_probe_that_nothing_is_heard_of_does_not_block_for_ever() -> None:
+def test_a_probe_without_a_result_does_not_block_for_ever() -> None:
     circuit = Circuit().half_open()
     circuit.send()
     circuit.now += 10
@@ -285,7 +285,7 @@ def test_a_probe_that_was_given_up_and_ends_after_all_is_news(well: bool, phase:
 
 
 @pytest.mark.parametrize("well", [True, False])
-def test_late_results_of_sends_from_before_change_nothing(well: bool) -> None:
+def test_late_results_of_earlier_attempts_change_nothing(well: bool) -> None:
     circuit = Circuit()
     early = [circuit.send() for _ in range(7)]
     circuit.opened()
@@ -393,7 +393,7 @@ def test_it_opens_if_and_only_if_the_share_and_the_minimum_are_met(
 
 @examples(max_examples=40)
 @given(st.lists(st.floats(0, 4, allow_subnormal=False), min_size=1, max_size=80), st.floats(0, 1e10))
-def test_a_send_counts_for_nine_tenths_of_the_window_and_never_for_more_than_all_of_it(
+def test_an_attempt_counts_for_nine_tenths_of_the_window_and_never_for_more_than_all_of_it(
     waits: list[float], start: float
 ) -> None:
     circuit = Circuit(CircuitSettings(window=10.0, minimum=1000), start)
@@ -419,15 +419,15 @@ STEPS = st.one_of(
 @examples(max_examples=80)
 @given(SETTINGS_OF_ALL_KINDS, st.lists(STEPS, min_size=10, max_size=40))
 def test_whatever_happens(settings: CircuitSettings, steps: list[tuple[str, float]]) -> None:
-    """Sends that come, end and vanish in any order."""
+    """Attempts that come, end and vanish in any order."""
     circuit = Circuit(settings)
-    # It has just become half-open, and two sends from before that are under way: so much happens in a few steps.
+    # It has just become half-open, and two earlier attempts are in flight: so much happens in a few steps.
     under_way = [circuit.send(), circuit.send()]
     opened_at = circuit.now
     assert circuit.run("f" * settings.minimum)[-1] is not None
     circuit.now += settings.open_for
     probes: dict[str, float] = {}
-    # How often it has opened or closed: a send from before the last time is no news.
+    # How often it has opened or closed: an attempt from before the last time is no news.
     transitions, well = 1, 0
     sent = {send[0]: 0 for send in under_way}
     for step, value in steps:
@@ -464,7 +464,7 @@ def test_whatever_happens(settings: CircuitSettings, steps: list[tuple[str, floa
             if is_news and step == "badly" and phase is CircuitPhase.HALF_OPEN:
                 assert transition is not None
         if transition is None:
-            # Nothing else opens or closes it than a result, and time makes it half-open.
+            # Only a result opens or closes it, and time makes it half-open.
             after = CircuitPhase.HALF_OPEN if step == "wait" and phase is CircuitPhase.OPEN else phase
             assert circuit.phase in {phase, after}
         else:
@@ -476,13 +476,13 @@ def test_whatever_happens(settings: CircuitSettings, steps: list[tuple[str, floa
             if phase is CircuitPhase.CLOSED:
                 opened_at = circuit.now
             probes, transitions, well = {}, transitions + 1, 0
-        # It is never stuck: a send may pass when it is no longer open, and none is heard of.
+        # It is never stuck: an attempt may be sent once it is no longer open, even if no result is reported.
         later = deepcopy(circuit.state)
         assert isinstance(admit(later, circuit.now + settings.open_for, settings, "later"), Permit)
         assert len(circuit.state.probes) <= settings.probes
 
 
-def test_the_phases_have_the_names_that_are_told_outside() -> None:
+def test_the_phases_have_the_documented_names() -> None:
     assert [phase.value for phase in CircuitPhase] == ["closed", "open", "half_open"]
 
 

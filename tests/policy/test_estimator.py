@@ -45,7 +45,7 @@ def refused(*what: Any) -> float | None:
 @dataclass
 class Outcome:
     took: float = 0.0
-    """From the first send to the last answer."""
+    """From the first attempt to the last answer."""
     sends: int = 0
     done: list[int] = field(default_factory=list)
     """The calls in the order in which they passed."""
@@ -76,7 +76,7 @@ class Traffic:
     others: float = 0.0
     """How often in a second somebody else uses the account."""
     silence: float = 0.0
-    """How likely a send ends without an answer."""
+    """How likely an attempt ends without an answer."""
     as_json: bool = False
     seed: int = 0
 
@@ -181,7 +181,7 @@ class Traffic:
         return outcome
 
     def ideal(self) -> float:
-        """When the last answer would be there if each send came at the best moment."""
+        """Return when the last answer would be there if each attempt were sent at the best moment."""
         limiter, now = self.limit.limiter(), 0.0
         for _ in range(self.calls):
             while (wait := limiter.allow(now)) > 0:
@@ -565,12 +565,12 @@ def refused_then_waited(estimate: RateEstimate) -> RateEstimate:
 @pytest.mark.parametrize(
     ("passed", "requests", "look_every", "look_at", "proven_at"),
     [
-        (111, 100.0, 16.0, 1106.0, -1.0),  # in vain: the next look is taken after twice as long
+        (111, 100.0, 16.0, 1106.0, -1.0),  # the look failed: the next one is taken after twice as long
         (112, 112.0, 8.0, 618.0, 313.0),
         (140, 125.0, 8.0, 618.0, 313.0),  # no more than a step is believed
     ],
 )
-def test_what_a_refusal_at_the_edge_tells(
+def test_what_a_refusal_at_the_edge_teaches(
     passed: int, requests: float, look_every: float, look_at: float, proven_at: float
 ) -> None:
     log = [[0.0, 38.0, 500], [38.7, 38.8, 11], [50.0, 60.0, passed - 11]]
@@ -632,7 +632,7 @@ def test_the_attempts_of_a_period_go_four_times_as_fast_as_evenly_and_late_ones_
     for moment in (1000.0, 1000.0, 1000.0, 1000.375, 1000.375, 1010.0, 1010.0, 1010.0):
         answer = next_permit(estimate, moment, (), 60.0, None)
         told.append(None if answer == Permit(0, moment) else answer)
-    # 10 s of nothing are made up for by one send, not by 10 s of them.
+    # 10 s without attempts are made up for by one attempt, not by 10 s of them.
     later = Wait(0.25, blocked=False)
     assert told == [None, None, later, None, Wait(0.125, blocked=False), None, None, later]
 
@@ -662,7 +662,7 @@ def test_beyond_what_is_known_they_go_no_faster_than_before() -> None:
 
 @pytest.mark.parametrize("phase", ["steady", "climb"])
 def test_what_is_known_is_not_exceeded_but_to_look_for_more(phase: str) -> None:
-    """The first of the period's sends ends 60 s after it."""
+    """The first attempt of the period no longer counts 60 s after it."""
     estimate = steady(phase=phase, proven_at=1e9, max_in_flight=9.0, **BEYOND)
     assert next_permit(estimate, 1010.0, (), 60.0, None) == Wait(59.0, blocked=False)
     assert next_permit(estimate, 1069.0, (), 60.0, None) == Permit(0, 1069.0)
@@ -736,7 +736,7 @@ def test_a_wait_is_never_of_no_time_at_all() -> None:
         ({"period": 180.0, "spread": 1.0}, 180.0),  # a bucket has something again at once
     ],
 )
-def test_what_passes_after_the_wait_tells_that_a_window_is_no_longer(known: dict[str, Any], period: float) -> None:
+def test_what_passes_after_the_wait_shows_that_a_window_is_no_longer(known: dict[str, Any], period: float) -> None:
     estimate = steady(began=1000.0, look_at=1e9, **known)
     assert refused(estimate, 1070.0, Permit(0, 1069.0), Backoff(60, maximum=60), None) == 60.0
     answer = next_permit(estimate, 1130.0, (), 60.0, None)
@@ -855,7 +855,7 @@ def spread(**known: Any) -> RateEstimate:
         (54.0, 100, 97.0, 1.0),  # as evenly as it was sent it passes
     ],
 )
-def test_what_the_second_round_tells(took: float, passed: int, requests: float, spread_: float) -> None:
+def test_what_the_second_round_teaches(took: float, passed: int, requests: float, spread_: float) -> None:
     estimate = refused_after(spread(), took, [1000.0, 1000.0 + took, passed])
     assert (estimate.phase, estimate.spread, estimate.surprises) == ("steady", spread_, 0)
     assert estimate.requests == pytest.approx(requests)
@@ -935,7 +935,7 @@ def test_a_small_bucket_is_known_by_its_rate(
         (7.9, [[1000.0, 1001.0, 2], [1001.0, 1006.0, 20]]),  # less than a tenth of the period
     ],
 )
-def test_noise_tells_no_rate(took: float, log: list[list[float]], period: float) -> None:
+def test_noise_is_no_rate(took: float, log: list[list[float]], period: float) -> None:
     estimate = refused_after(steady(phase="spread", burst=2.0, burst_took=period / 30), took, *log, period=period)
     assert (estimate.phase, estimate.spread, estimate.burst) == ("steady", 4.0, 2.0)
     assert estimate.requests == pytest.approx((estimate.log[0][2] + log[1][2] + 0.5) / (1 + took / 60))
@@ -1173,7 +1173,7 @@ def test_a_limit_that_changes_is_found_anew(kind: str, factor: float) -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_somebody_elses_share_is_left_to_him(kind: str, share: float) -> None:
+def test_the_share_of_others_is_left_to_them(kind: str, share: float) -> None:
     traffic = Traffic(limit_of(kind, 60, 60), 1500, others=share)
     outcome = traffic.run()
     assert outcome.lost == []
@@ -1183,7 +1183,7 @@ def test_somebody_elses_share_is_left_to_him(kind: str, share: float) -> None:
 
 @dataclass(frozen=True)
 class Shedding:
-    """No limit, but a server that refuses a share of the sends at random."""
+    """No limit, but a server that refuses a share of the attempts at random."""
 
     share: float
     wait: float = 1.0
@@ -1309,8 +1309,8 @@ def test_whatever_the_period_nothing_is_lost_and_nothing_gets_stuck(odd: dict[st
 
 @pytest.mark.parametrize("wait", [0.0, 0.2, 0.6])
 @pytest.mark.parametrize("kind", KINDS)
-def test_where_the_rule_hardly_waits_the_server_tells_the_period(kind: str, wait: float) -> None:
-    """Refused a moment after the first send, for one second: that is no period of a moment."""
+def test_where_the_rule_hardly_waits_the_server_says_the_period(kind: str, wait: float) -> None:
+    """Refused a moment after the first attempt, for one second: that is no period of a moment."""
     for seed in range(4):
         limit = limit_of(kind, 100, 60, retry_after=True)
         traffic = Traffic(limit, 1500, wait, latency=0.02, jitter=seed % 2, seed=seed)

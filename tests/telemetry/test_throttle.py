@@ -1,4 +1,4 @@
-"""What an operator sees of a rate limit; and that nobody sees an account's key."""
+"""What an operator sees of a rate limit, and that an account's key is shown nowhere."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ async def test_an_episode_is_one_span_with_a_link_to_the_first_that_was_refused(
     assert attributes["lamella.queued_calls"] == 6
     assert attributes["lamella.wait"] == 60
     assert "lamella.key_hash" not in attributes
-    # From the refusal until something passed: a minute and a send.
+    # From the refusal to the next success: a minute and an attempt.
     [(of, lasted)] = metering.points("lamella.rate_limit.duration")
     assert lasted == pytest.approx(60.5, abs=0.01)
     assert of == {"server.address": address, "server.port": int(port)}
@@ -103,7 +103,7 @@ async def test_an_episode_is_one_span_with_a_link_to_the_first_that_was_refused(
     assert metering.value("lamella.calls.queued") == 0
 
 
-async def test_refused_again_when_it_opens_is_the_same_episode(
+async def test_refused_again_after_the_wait_is_the_same_episode(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "lamella"):
@@ -138,7 +138,7 @@ async def test_the_next_one_is_an_episode_of_its_own(
     assert metering.value("lamella.rate_limit.episodes") == 2
 
 
-async def test_no_line_is_written_where_nobody_but_the_refused_had_to_wait(
+async def test_no_line_is_written_where_only_the_refused_call_had_to_wait(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "lamella"):
@@ -163,7 +163,7 @@ async def test_a_call_that_is_queued_twice_has_an_event_for_each_wait(
         told = [float(str(given(event)["lamella.wait"])) for event in queued]
         assert sum(told) == pytest.approx(given(span).get("lamella.queue_wait", 0.0))
         for event, waited in zip(queued, told, strict=True):
-            # An event is told when it is over, and is when it began. (By a real clock, on which this takes no time.)
+            # The event has the time when the wait began. (By a real clock, on which this takes no time.)
             assert event.timestamp / NS == pytest.approx(time.time() - waited, abs=10)
     in_sum = sum(float(str(given(span).get("lamella.queue_wait", 0.0))) for span in calls(tracing))
     assert metering.value("lamella.queue.wait") == pytest.approx(in_sum)
@@ -225,7 +225,7 @@ async def test_an_attempt_took_what_the_server_took(
     assert metering.value("lamella.queue.wait") >= 50
 
 
-async def test_who_waited_for_the_pace_when_it_closed_is_counted(
+async def test_a_call_that_waited_for_the_rate_before_the_refusal_is_counted(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     async with client(await serve(Server(429, latency=0.2)), tracing, metering) as session:
@@ -238,7 +238,7 @@ async def test_who_waited_for_the_pace_when_it_closed_is_counted(
     assert given(episode)["lamella.refused_attempts"] == 1
 
 
-async def test_waiting_for_the_pace_is_no_refusal(
+async def test_waiting_for_the_rate_is_no_refusal(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     async with client(await serve(Server()), tracing, metering, limit=Limit(1, 60)) as session:
@@ -268,7 +268,7 @@ async def test_a_wait_that_is_too_long_is_the_reason_of_both_calls(
     assert [(attributes["lamella.stop_reason"], count) for attributes, count in stops] == [("wait_too_long", 1)] * 2
 
 
-async def test_whose_turn_comes_too_late_is_told_as_such(
+async def test_a_permit_that_comes_too_late_is_reported_as_such(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     async with client(await serve(Server(429)), tracing, metering, deadline=50.0) as session:
@@ -306,7 +306,7 @@ async def test_a_cancelled_call_waited_as_long_as_it_did(
     assert tracing.call.status.is_unset
 
 
-async def test_who_shares_a_store_tells_of_his_episode_though_another_was_the_first_to_pass(
+async def test_a_layer_with_a_shared_store_reports_its_episode_though_another_had_the_first_success(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     url, store = await serve(Server(429)), JsonStore()
@@ -322,7 +322,7 @@ async def test_who_shares_a_store_tells_of_his_episode_though_another_was_the_fi
     assert metering.value("lamella.rate_limit.episodes") == 1
 
 
-async def test_what_is_learned_of_the_limit_is_told(
+async def test_the_learned_limit_is_reported(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     async with client(await serve(Server(*[200] * 10, 429, 200)), tracing, metering, limit=Limit(20, 30)) as session:
@@ -332,7 +332,7 @@ async def test_what_is_learned_of_the_limit_is_told(
     assert (given(episode)["lamella.limit.requests"], given(episode)["lamella.limit.period"]) == (20, 30)
 
 
-async def test_an_account_that_is_forgotten_in_its_episode_tells_of_it(
+async def test_an_account_that_is_forgotten_in_its_episode_reports_it(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the busy ones, though they are the oldest, keep no place from being made."""
