@@ -78,7 +78,10 @@ def test_every_public_module_lists_its_names_and_has_them(module: str) -> None:
 PURE = (
     "lamella.checks",
     "lamella.rules",
-    "lamella.throttle.estimator",
+    "lamella.throttle.estimate",
+    "lamella.throttle.learning",
+    "lamella.throttle.limit",
+    "lamella.throttle.permits",
     "lamella.breaker.circuit",
     "lamella.retry.budget",
 )

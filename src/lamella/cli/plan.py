@@ -56,7 +56,7 @@ class _Kind:
     state: str = "active"
     has_key: bool = False
     alone: bool = False
-    """Whether it closes the queue of its account for so long that it gets one of its own."""
+    """Whether it blocks its account for so long that it gets one of its own."""
 
 
 _RECORD = "/accounting/invoices/{id}"

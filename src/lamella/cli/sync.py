@@ -202,7 +202,7 @@ def _closed_for(settings: Settings, chosen: Sequence[aiohttp.ClientMiddlewareTyp
         if isinstance(layer, Throttle)
     ]
     keys = {account.name: account.key for account in settings.accounts}
-    return lambda name: throttle.closed_for(settings.base_url, keys[name])
+    return lambda name: throttle.blocked_for(settings.base_url, keys[name])
 
 
 @asynccontextmanager
