@@ -1,7 +1,7 @@
 # Every target makes the virtual environment that it needs. On the machine: Python 3.11+, make, nothing else.
 #
 #   make test PYTHON=python3.12 VENV=.venv-3.12     another interpreter, an environment of its own
-#   make test ARGS='-k retry -x'                    arguments for pytest (test, test-all, coverage, lowest) or the demo
+#   make test ARGS='-k retry -x'                    arguments for pytest (test, test-all, coverage, lowest) or `make demo`
 
 PYTHON ?= python3
 VENV   := .venv
@@ -75,7 +75,7 @@ backends: $(BACKENDS)/.installed $(PHOENIX)/.installed  ## Run the tests against
 	@$(BACKENDS)/bin/python scripts/backends.py --phoenix $(PHOENIX)/bin/python -- \
 		$(BACKENDS)/bin/python -m pytest --confcutdir tests/backends tests/backends $(ARGS)
 
-browser: $(BROWSER)/.installed  ## Run the tests of the demo's page in a headless Chromium
+browser: $(BROWSER)/.installed  ## Run the tests of the page of --report in a headless Chromium
 	@$(BROWSER)/bin/python tests/browser/with_chromium.py \
 		$(BROWSER)/bin/python -m pytest --confcutdir tests/browser tests/browser $(ARGS)
 

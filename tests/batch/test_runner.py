@@ -25,7 +25,8 @@ from lamella import HeaderAuth, RuleBook, Unauthorized, stack
 from lamella.batch.journal import Counts, Journal, JournalError
 from lamella.batch.outcome import AccountStopped, ItemOutcome
 from lamella.batch.runner import Batch
-from lamella.testing import Account, Sandbox, VirtualClock, run_virtual
+from lamella.maesn.sandbox import Account, Sandbox
+from lamella.testing import VirtualClock, run_virtual
 
 KEY = "batch-4ccount-s3cret"
 

@@ -34,8 +34,9 @@ from lamella import (
     stack,
 )
 from lamella.batch import AccountStopped, Batch, Journal
+from lamella.maesn.sandbox import Account, Reply, Sandbox
 from lamella.store import Store
-from lamella.testing import Account, FixedWindow, Limiter, Reply, Sandbox, VirtualClock
+from lamella.testing import FixedWindow, Limiter, VirtualClock
 from lamella.testing import Limit as ServersLimit
 from lamella.throttle.estimate import RateEstimate
 from lamella.throttle.permits import learned

@@ -56,11 +56,10 @@ from lamella import (
     maesn,
     stack,
 )
+from lamella.maesn.sandbox import Account, Sandbox
 from lamella.store import MemoryStore, Store
 from lamella.testing import (
-    Account,
     FixedWindow,
-    Sandbox,
     SlidingWindow,
     TokenBucket,
     VirtualClock,

@@ -29,8 +29,8 @@ from lamella.batch import Journal
 from lamella.cli.app import app
 from lamella.maesn import Part
 from lamella.maesn.pages import _decoded
+from lamella.maesn.sandbox import Reply, Sandbox
 from lamella.maesn.stored import _compact
-from lamella.testing import Reply, Sandbox
 
 RULES = maesn.RULES.scaled(1e-5)
 SUFFIXES = [".jsonl", ".sqlite", ".parquet"]

@@ -20,10 +20,11 @@ from tests.servers import Serve
 from lamella import Breaker, InternalServerError, Unauthorized, maesn
 from lamella.batch import Batch, ItemOutcome, Journal, JournalError
 from lamella.maesn import EmptyPage, Part, Progress, UnsteadyList
+from lamella.maesn.sandbox import Account, Sandbox
 from lamella.maesn.stored import Position, Wanted
 from lamella.maesn.sync import _List, _Page, _Reading
-from lamella.testing import Account, Fault, FixedWindow, Sandbox, VirtualClock
-from lamella.testing.plugin import MakeSandbox
+from lamella.pytest_maesn import MakeSandbox
+from lamella.testing import Fault, FixedWindow, VirtualClock
 
 Record = dict[str, Any]
 

@@ -37,13 +37,7 @@ class Fault(Enum):
 
 
 async def break_answer(
-    fault: Fault,
-    transport: asyncio.Transport,
-    *,
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    pause: float,
+    fault: Fault, transport: asyncio.Transport, *, status: int, headers: Mapping[str, str], body: bytes, pause: float
 ) -> None:
     """Send an answer with a fault, past the HTTP server; the transport is closed or closing afterwards.
 

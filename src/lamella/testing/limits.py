@@ -40,21 +40,12 @@ class Limit(Protocol):
         ...
 
     def limiter(self) -> Limiter:
-        """A fresh state, for one account."""
+        """Return a fresh state, for one account."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class FixedWindow:
-    """`requests` in each window of `per` seconds.
-
-    A window opens with the first request after the last window has ended, and ends `per` seconds later, that
-    moment excluded: the counter that expires, as most gateways have it. A burst on both sides of the boundary gets
-    through, up to 2 x `requests`.
-
-    Raises ValueError for a `requests` that is no whole number from 1, or a `per` that is not above 0.
-    """
-
+class _Window:
     requests: int
     per: float
     retry_after: RetryAfter = True
@@ -64,29 +55,31 @@ class FixedWindow:
         check_seconds("per", self.per)
         _check_retry_after(self.retry_after)
 
+
+@dataclass(frozen=True, slots=True)
+class FixedWindow(_Window):
+    """`requests` in each window of `per` seconds.
+
+    A window opens with the first request after the last window has ended, and ends `per` seconds later, as the
+    expiring counter of most gateways does. A burst around the boundary can have 2 x `requests`.
+
+    Raises ValueError for a `requests` below 1 or a `per` that is not above 0.
+    """
+
     def limiter(self) -> Limiter:
-        """A fresh state, for one account."""
+        """Return a fresh state, for one account."""
         return _FixedWindowLimiter(self)
 
 
 @dataclass(frozen=True, slots=True)
-class SlidingWindow:
-    """`requests` in any `per` seconds that one may pick: no burst over a boundary gets through.
+class SlidingWindow(_Window):
+    """`requests` in any `per` seconds: no burst over a boundary.
 
-    Raises ValueError for a `requests` that is no whole number from 1, or a `per` that is not above 0.
+    Raises ValueError for a `requests` below 1 or a `per` that is not above 0.
     """
 
-    requests: int
-    per: float
-    retry_after: RetryAfter = True
-
-    def __post_init__(self) -> None:
-        check_whole("requests", self.requests)
-        check_seconds("per", self.per)
-        _check_retry_after(self.retry_after)
-
     def limiter(self) -> Limiter:
-        """A fresh state, for one account."""
+        """Return a fresh state, for one account."""
         return _SlidingWindowLimiter(self)
 
 
@@ -107,7 +100,7 @@ class TokenBucket:
         _check_retry_after(self.retry_after)
 
     def limiter(self) -> Limiter:
-        """A fresh state, for one account."""
+        """Return a fresh state, for one account."""
         return _TokenBucketLimiter(self)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.testing.records import RESOURCES, Table, id_field, milliseconds
+from lamella.maesn.sandbox.records import RESOURCES, Table, id_field, milliseconds
 
 
 def table(resource: str = "invoices", account: str = "a", seed: int = 0, size: int = 30) -> Table:

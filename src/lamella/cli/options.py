@@ -1,29 +1,29 @@
-"""The options of ``lamella sync``, as they were given, and what they come to."""
+"""The options of ``lamella sync`` as they were given, and the checked settings that they amount to."""
 
 from __future__ import annotations
 
 import os
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from yarl import URL
 
+from lamella.breaker import Breaker
 from lamella.cli import sandboxed
-from lamella.cli.accounts import accounts_in, accounts_of_environment
-from lamella.cli.sync import Settings
-from lamella.cli.words import plain
-from lamella.maesn import BASE_URL, Account
+from lamella.cli.accounts import accounts_in, accounts_of_environment, key_in
+from lamella.cli.terminal import http_url, plain
+from lamella.maesn import BASE_URL, RULES, Account
 from lamella.maesn.export import check_output
 from lamella.maesn.pages import checked_moment, checked_resource
 from lamella.redaction import redact_url
+from lamella.rules import RuleBook
 
-__all__ = ["JOURNAL", "Options", "settings_of"]
+__all__ = ["JOURNAL", "Options", "Settings", "settings_of"]
 
 JOURNAL: Final = Path("lamella-sync.journal")
-"""Where the journal is, unless somebody says."""
 
 _API_KEY: Final = "MAESN_API_KEY"
 _BASE_URL: Final = "MAESN_BASE_URL"
@@ -33,8 +33,37 @@ _U = TypeVar("_U")
 
 
 @dataclass(frozen=True, slots=True)
+class Settings:
+    """What to sync, and how. All of it is checked."""
+
+    api_key: str = field(repr=False)
+    base_url: URL  # with a slash at its end
+    accounts: tuple[Account, ...]
+    resources: tuple[str, ...]
+    journal: Path
+    output: Path | None = None
+    since: str | None = None
+    resume: bool = False
+    at_once: int | None = None
+    page_size: int = 100
+    batch: str = ""  # the name of the API in the journal; empty: its URL
+    rules: RuleBook = RULES
+    breaker: Callable[[], Breaker] = Breaker
+
+    @property
+    def identity(self) -> str:
+        """The name of the batch in the journal."""
+        return self.batch or f"maesn sync of {str(self.base_url).rstrip('/')}"
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What is shown nowhere."""
+        return (self.api_key, *(account.key for account in self.accounts))
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
-    """As they were given. None: not at all."""
+    """The options as they were given. None: not given."""
 
     accounts: Path | None = None
     resources: Sequence[str] = ()
@@ -51,7 +80,7 @@ class Options:
     sandbox: bool = False
 
     def to_go_on(self) -> str:
-        """The command line that goes on with this sync. No password is in it."""
+        """Return the command line that resumes this sync, without a password."""
         named = (
             ("--accounts", self.accounts),
             *(("--resource", resource) for resource in self.resources),
@@ -68,33 +97,42 @@ class Options:
 
 
 def settings_of(options: Options, folder: Path) -> Settings:
-    """What they come to. *folder* is for what a sandbox's sync keeps nowhere else.
+    """Return what *options* amount to. *folder* is for what a sync with the sandbox does not keep.
 
     Raises:
-        ValueError: One of them cannot be: which, and what can.
+        ValueError: An option is not valid: which, and what is allowed.
         ModuleNotFoundError: The output is Parquet, and pyarrow is missing.
     """
-    _refuse_what_does_not_go_together(options)
+    _reject_conflicts(options)
     resources = [name.strip() for given in options.resources for name in given.split(",") if name.strip()]
     if not resources and not options.sandbox:
         raise ValueError("--resource NAME is missing: invoices, contacts, … It may be given more than once")
     journal = options.journal or (folder / JOURNAL if options.sandbox else JOURNAL)
     output = options.output or (folder / "records.jsonl" if options.sandbox else None)
+    own = sandboxed.settings() if options.sandbox else _at_the_api(options)
     return Settings(
-        api_key=sandboxed.API_KEY if options.sandbox else _api_key(),
-        base_url=URL() if options.sandbox else _base_url(options.base_url),
-        accounts=_accounts(options),
-        resources=tuple(dict.fromkeys(_of("--resource", checked_resource, name) for name in resources))
+        **own,
+        resources=tuple(dict.fromkeys(_checked("--resource", checked_resource, name) for name in resources))
         or sandboxed.RESOURCES,
-        journal=_of("--journal", _journal, journal),
-        output=None if output is None else _of("--output", _output, output),
-        since=None if options.since is None else _of("--since", checked_moment, options.since),
+        journal=_checked("--journal", _journal, journal),
+        output=None if output is None else _checked("--output", _output, output),
+        since=None if options.since is None else _checked("--since", checked_moment, options.since),
         resume=options.resume,
-        at_once=None if options.concurrency is None else _at_once(options.concurrency),
+        at_once=None if options.concurrency is None else _checked("--concurrency", _at_once, options.concurrency),
     )
 
 
-def _refuse_what_does_not_go_together(options: Options) -> None:
+def _at_the_api(options: Options) -> dict[str, Any]:
+    missing = f"no API key: set {_API_KEY}. It is no option, since anybody can see those of a process"
+    accounts = None if options.accounts is None else _checked("--accounts", accounts_in, options.accounts)
+    return {
+        "api_key": key_in(_API_KEY, missing),
+        "base_url": _base_url(options.base_url),
+        "accounts": accounts_of_environment() if accounts is None else accounts,
+    }
+
+
+def _reject_conflicts(options: Options) -> None:
     if options.sandbox and (options.accounts is not None or options.base_url is not None):
         raise ValueError("--sandbox brings its own accounts and address: leave --accounts and --base-url out")
     if options.resume and options.since is not None:
@@ -113,46 +151,34 @@ def _refuse_what_does_not_go_together(options: Options) -> None:
             raise ValueError(f"{name} and {other} must be two files, and both are {plain(str(path))}")
 
 
-def _of(option: str, check: Callable[[_T], _U], value: _T) -> _U:
+def _checked(option: str, check: Callable[[_T], _U], value: _T) -> _U:
     try:
         return check(value)
     except ValueError as exc:
         raise ValueError(f"{option}: {exc}") from None
 
 
-def _api_key() -> str:
-    key = os.environ.get(_API_KEY, "").strip()
-    if not key:
-        raise ValueError(f"no API key: set {_API_KEY}. It is no option, since anybody can see those of a process")
-    if not key.isascii() or not key.isprintable():
-        raise ValueError(f"{_API_KEY} must be printable ASCII, as it stands in a header")
-    return key
-
-
 def _base_url(given: str | None) -> URL:
     name, text = ("--base-url", given) if given is not None else (_BASE_URL, os.environ.get(_BASE_URL) or BASE_URL)
-    try:
-        url, is_url = URL(text.strip()), not any(char.isspace() for char in text.strip())
-    except ValueError:
-        url, is_url = URL(), False
-    bare = not (url.raw_user or url.raw_password or url.raw_query_string or url.raw_fragment)
-    if not (is_url and bare and url.host and url.scheme in {"http", "https"}):
-        # A password stands before an @, be it in what is a URL or not.
-        shown = "" if "@" in text else f", not {plain(redact_url(url))!r}"
+    url = http_url(text)
+    if url is None or url.raw_user or url.raw_password:
+        # A password stands before an @, also in what is no URL.
+        shown = "" if "@" in text else f", not {plain(_redacted(text))!r}"
         raise ValueError(f"{name} must be a URL such as {BASE_URL}, without user, query and fragment{shown}")
     return url if url.path.endswith("/") else url.with_path(f"{url.path}/")
 
 
+def _redacted(text: str) -> str:
+    try:
+        return redact_url(URL(text.strip()))
+    except ValueError:
+        return ""
+
+
 def _at_once(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:9]) > 0):
-        raise ValueError(f"--concurrency must be a whole number from 1, not {plain(text)!r}")
+        raise ValueError(f"must be a whole number, 1 or more, got {plain(text)!r}")
     return int(text[:9])
-
-
-def _accounts(options: Options) -> tuple[Account, ...]:
-    if options.sandbox:
-        return sandboxed.accounts()
-    return accounts_of_environment() if options.accounts is None else _of("--accounts", accounts_in, options.accounts)
 
 
 def _journal(path: Path) -> Path:

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from multidict import CIMultiDictProxy
 
-from lamella.testing import Sandbox
+from lamella.maesn.sandbox import Sandbox
 
 
 @dataclass(frozen=True)

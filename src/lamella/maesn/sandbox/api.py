@@ -5,37 +5,25 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from .records import RESOURCES, Record, Table, id_field, milliseconds
-from .replies import Reply, failure, success
+from lamella.maesn.sandbox.records import RESOURCES, Record, Table, id_field, milliseconds
+from lamella.maesn.sandbox.replies import Reply, failure, success
+from lamella.maesn.sandbox.requests import Received
 
-__all__ = ("PAGE_SIZES", "TARGET_SYSTEMS", "Api", "Question", "needs_account")
+__all__ = ["PAGE_SIZES", "TARGET_SYSTEMS", "Api", "needs_account"]
 
 PAGE_SIZES = (5, 10, 20, 50, 100)
 _DEFAULT_PAGE_SIZE = 20
 _MOST_DIGITS = 18
 
 TARGET_SYSTEMS = (
-    "bexio",
-    "billomat",
-    "businesscentral",
-    "datev",
-    "fortnox",
-    "lexware-office",
-    "microsoft-dynamics",
-    "moneybird",
-    "netsuite",
-    "quickbooks",
-    "sage",
-    "sevdesk",
-    "weclapp",
-    "xero",
-)
+    "bexio", "billomat", "businesscentral", "datev", "fortnox", "lexware-office", "microsoft-dynamics",
+    "moneybird", "netsuite", "quickbooks", "sage", "sevdesk", "weclapp", "xero",
+)  # fmt: skip
 
 _LIST_METHODS = ("GET", "HEAD", "POST")
 _RECORD_METHODS = ("GET", "HEAD", "PATCH", "PUT", "DELETE")
@@ -45,18 +33,6 @@ _READ_METHODS = ("GET", "HEAD")
 def needs_account(path: str) -> bool:
     """Whether a request to this path must name an account."""
     return _segments(path)[:1] != ["auth"]
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A request, as far as the API looks at it. `account`: a key that has been checked, "" where none is needed."""
-
-    method: str
-    path: str
-    account: str = ""
-    query: Mapping[str, str] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
 
 
 class Api:
@@ -87,40 +63,40 @@ class Api:
             if kind == resource and (account is None or owner == account)
         ]
 
-    def answer(self, question: Question) -> Reply:
+    def answer(self, received: Received) -> Reply:
         """Carry out a request."""
-        match _segments(question.path):
+        match _segments(received.path):
             case ["auth", system]:
-                return _authenticate(question, system)
+                return _authenticate(received, system)
             case ["accounting", resource] if resource in RESOURCES:
-                return self._answer_for_list(question, resource)
+                return self._answer_for_list(received, resource)
             case ["accounting", resource, record_id] if resource in RESOURCES:
-                return self._answer_for_record(question, resource, record_id)
+                return self._answer_for_record(received, resource, record_id)
             case ["accounting", resource, *_] if resource not in RESOURCES:
                 reason = f"the resource {resource!r} is not supported by the target system"
                 return failure(HTTPStatus.NOT_FOUND, downstream=[reason])
             case _:
                 return failure(HTTPStatus.NOT_FOUND)
 
-    def _answer_for_list(self, question: Question, resource: str) -> Reply:
-        match question.method:
+    def _answer_for_list(self, received: Received, resource: str) -> Reply:
+        match received.method:
             case "GET" | "HEAD":
-                return _list(self.table(question.account, resource), question.query)
+                return _list(self.table(received.account or "", resource), received.query)
             case "POST":
-                return self._create(question, resource)
+                return self._create(received, resource)
             case _:
                 return _method_not_allowed(_LIST_METHODS)
 
-    def _answer_for_record(self, question: Question, resource: str, record_id: str) -> Reply:
-        table = self.table(question.account, resource)
-        match question.method:
+    def _answer_for_record(self, received: Received, resource: str, record_id: str) -> Reply:
+        table = self.table(received.account or "", resource)
+        match received.method:
             case "GET" | "HEAD":
                 return _found(table.get(record_id), resource, record_id)
             case "DELETE":
                 deleted = {id_field(resource): record_id} if table.delete(record_id) else None
                 return _found(deleted, resource, record_id)
             case "PATCH" | "PUT" as method:
-                fields = _fields(question.body)
+                fields = _fields(received.body)
                 if isinstance(fields, Reply):
                     return fields
                 if method == "PATCH":
@@ -130,13 +106,13 @@ class Api:
             case _:
                 return _method_not_allowed(_RECORD_METHODS)
 
-    def _create(self, question: Question, resource: str) -> Reply:
-        fields = _fields(question.body)
+    def _create(self, received: Received, resource: str) -> Reply:
+        fields = _fields(received.body)
         if isinstance(fields, Reply):
             return fields
         body = json.dumps(fields, sort_keys=True)
-        account = question.account
-        key = question.headers.get("Idempotency-Key")
+        account = received.account or ""
+        key = received.headers.get("Idempotency-Key")
         if key is not None and (account, resource, key) in self._replays:
             first_body, reply = self._replays[account, resource, key]
             if first_body == body:
@@ -160,8 +136,8 @@ def _segments(path: str) -> list[str]:
     return path.strip("/").split("/")
 
 
-def _authenticate(question: Question, system: str) -> Reply:
-    if question.method not in _READ_METHODS:
+def _authenticate(received: Received, system: str) -> Reply:
+    if received.method not in _READ_METHODS:
         return _method_not_allowed(_READ_METHODS)
     if system not in TARGET_SYSTEMS:
         return _method_not_allowed((), f"There is no target system {system!r}.")

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-__all__ = ("BODILESS", "Reply", "failure", "success")
+from lamella.checks import check_seconds, check_whole
+
+__all__ = ["BODILESS", "Reply", "failure", "success"]
 
 BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
-_LOWEST_STATUS, _HIGHEST_STATUS = 200, 599
-_LOWEST_ERROR = 400
 
 _MESSAGES: dict[int, str] = {
     HTTPStatus.BAD_REQUEST: "The request has parameters that cannot be accepted.",
@@ -42,16 +42,12 @@ class Reply:
     delay: float = 0.0
 
     def __post_init__(self) -> None:
-        if not _LOWEST_STATUS <= self.status <= _HIGHEST_STATUS:
-            message = f"the status of a Reply must be {_LOWEST_STATUS} to {_HIGHEST_STATUS}, not {self.status!r}"
-            raise ValueError(message)
-        if not 0 <= self.delay < float("inf"):
-            message = f"the delay of a Reply must be 0 or more seconds, not {self.delay!r}"
-            raise ValueError(message)
-        for name, value in self.headers.items():
-            if not _is_line(name) or not _is_line(value):
-                message = f"a header of a Reply must be one line of text, not {name!r}: {value!r}"
-                raise ValueError(message)
+        check_whole("status", self.status, 200, 599)
+        check_seconds("delay", self.delay, zero=True)
+        for text in (*self.headers, *self.headers.values()):
+            line: object = text
+            if not isinstance(line, str) or "\r" in line or "\n" in line:
+                raise ValueError(f"a header must be one line of text, got {line!r}")
 
     def encoded(self) -> bytes:
         """The bytes of the body."""
@@ -62,7 +58,7 @@ class Reply:
                 return self.body.encode()
             case None if self.status in BODILESS:
                 return b""
-            case None if self.status >= _LOWEST_ERROR:
+            case None if self.status >= 400:
                 return failure(self.status).encoded()
             case None:
                 return success(None).encoded()
@@ -96,10 +92,7 @@ def failure(
 
     `message` None: the usual sentence for the status.
     """
-    errors: dict[str, Any] = {
-        "code": _code(status),
-        "message": message or _MESSAGES.get(status, _phrase(status)),
-    }
+    errors: dict[str, Any] = {"code": _code(status), "message": message or _MESSAGES.get(status, _phrase(status))}
     if invalid:
         errors["validationErrors"] = [{"field": field, "message": text} for field, text in invalid]
     if downstream:
@@ -108,10 +101,6 @@ def failure(
 
 
 _KNOWN = frozenset(map(int, HTTPStatus))
-
-
-def _is_line(text: object) -> bool:
-    return isinstance(text, str) and "\r" not in text and "\n" not in text
 
 
 def _code(status: int) -> str:

@@ -1,4 +1,4 @@
-"""The routes, without a socket; `test_sandbox.py` has them with one."""
+"""The routes, without a socket; `test_server.py` has them with one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from multidict import CIMultiDict, MultiDict
 
-from lamella.testing.api import PAGE_SIZES, TARGET_SYSTEMS, Api, Question, needs_account
-from lamella.testing.records import RESOURCES
-from lamella.testing.replies import Reply
+from lamella.maesn.sandbox import Received
+from lamella.maesn.sandbox.api import PAGE_SIZES, TARGET_SYSTEMS, Api, needs_account
+from lamella.maesn.sandbox.records import RESOURCES
+from lamella.maesn.sandbox.replies import Reply
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def ask(
     **query: str,
 ) -> Reply:
     encoded = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return api.answer(Question(method, path, account, query, headers or {}, encoded))
+    return api.answer(Received(1, 0.0, method, path, MultiDict(query), CIMultiDict(headers or {}), account, encoded))
 
 
 def payload(reply: Reply) -> Any:

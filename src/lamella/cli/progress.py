@@ -1,88 +1,69 @@
-"""A sync seen from outside at one moment: what is done, how fast it goes, and how each account stands."""
+"""A sync at one moment: what is done, how fast it goes, and what each account is doing."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from lamella.errors import LamellaError
-    from lamella.maesn.sync import Part, Progress
+from lamella.cli.causes import state_of
+from lamella.errors import LamellaError
+from lamella.maesn import Part, Progress
 
-__all__ = ["AccountView", "Overview", "State", "Watch", "has_failed"]
+__all__ = ["AccountView", "Overview", "State", "Watch"]
 
-_RECENT: Final = 10.0
-"""Of how many seconds the rate is."""
-_LONG: Final = 120.0
-"""Of how many seconds the rate is by which the end is foretold: limits let pages through in bursts."""
-_SOON: Final = 1.0
-"""Seconds before which nobody knows how fast it goes."""
+_RECENT: Final = 10.0  # seconds that the rate is measured over
+_LONG: Final = 120.0  # seconds that the rate for the time to go is measured over: limits let pages through in bursts
+_SOON: Final = 1.0  # seconds before which there is no rate
 
 
 class State(StrEnum):
-    """How an account stands, the one that is worth most attention first."""
+    """What an account is doing; the state that needs most attention first."""
 
     FAILED = "failed"
-    QUEUED = "queued"
-    """Its rate limit keeps it waiting."""
+    QUEUED = "queued"  # it waits for its rate limit
     RUNNING = "running"
-    WAITING = "waiting"
-    """None of its pages is under way."""
+    WAITING = "waiting"  # none of its pages is under way
     DONE = "done"
 
 
 @dataclass(frozen=True, slots=True)
 class AccountView:
-    """An account."""
+    """An account at one moment."""
 
     name: str
     state: State
-    pages: int
-    """How many are stored."""
-    expected: int | None
-    """How many there are. None: nobody knows yet."""
+    pages: int  # stored
+    expected: int | None  # in all; None: unknown
     records: int
-    running: int
-    """How many of its pages are under way."""
-    closed_for: float
-    """Seconds for which its rate limit keeps it waiting. 0.0: it does not."""
+    running: int  # pages under way
+    closed_for: float  # seconds that its rate limit keeps it waiting
     parts: int
     failed: tuple[Part, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """All of it. Times are in seconds."""
+    """The whole sync at one moment. Times are in seconds."""
 
     run: int
     resumed: bool
-    accounts: tuple[AccountView, ...]
-    """In the order in which they were given."""
-    pages: int
-    """How many are stored."""
-    expected: int | None
-    """How many there are in all. None: nobody can tell yet."""
-    guessed: bool
-    """Whether that holds a guess: lists of which nothing is known yet, taken to be as long as the others."""
+    accounts: tuple[AccountView, ...]  # in the order in which they were given
+    pages: int  # stored
+    expected: int | None  # pages in all; None: unknown
+    guessed: bool  # whether that includes lists of unknown length, taken to be as long as the others
     records: int
     parts: int
-    done: int
-    """Parts."""
-    skipped: int
-    """Those of them that were done before the run was resumed."""
-    failed: int
-    """Parts."""
+    done: int  # parts
+    skipped: int  # parts that were done before the run was resumed
+    failed: int  # parts
     elapsed: float
-    rate: float | None
-    """Pages a second, lately. None: too early to tell."""
-    left: float | None
-    """Until the end, at the present estimate. None: nobody can tell."""
-    outage: LamellaError | None
-    """What told that the API is down. None: it is up."""
+    rate: float | None  # pages a second in the last seconds; None: too early
+    left: float | None  # estimated time to go; None: unknown
+    outage: LamellaError | None  # the failure that shows that the API is down; None: it is up
     outage_for: float
 
     @property
@@ -92,48 +73,47 @@ class Overview:
 
 
 class Watch:
-    """Looks at a sync now and then.
+    """Looks at a sync from time to time.
 
     Args:
-        closed_for: For how many seconds the rate limit keeps the account of this name waiting.
-        clock: Seconds that only go forward. None means those of this machine.
+        closed_for: Returns the seconds for which the rate limit keeps the account of this name waiting.
+        clock: Monotonic seconds. None means those of this machine.
     """
 
     def __init__(self, closed_for: Callable[[str], float], clock: Callable[[], float] = time.monotonic) -> None:
-        self.progress: Progress | None = None
-        """What the sync tells of itself. None: it has not begun."""
+        self.progress: Progress | None = None  # None: the sync has not begun
         self._closed_for = closed_for
         self._clock = clock
         self._began = clock()
-        self._pages: deque[tuple[float, int]] = deque()
-        """When how many pages were stored."""
+        self._pages: deque[tuple[float, int]] = deque()  # the number of stored pages at each look
         self._first: dict[str, tuple[float, int]] = {}
-        """When each account was seen at work first, and how many of its pages were stored then."""
+        """When each account was seen at work first, and its number of stored pages then."""
         self._down_since: float | None = None
 
     def begun(self, progress: Progress) -> None:
-        """Take it from there: the sync's ``on_progress``."""
+        """Take the progress of the sync: its ``on_progress``."""
         self.progress = progress
 
     def look(self) -> Overview | None:
-        """How it stands now. None: it has not begun."""
+        """Return the sync at this moment. None: it has not begun."""
         progress = self.progress
         if progress is None:
             return None
         now = self._clock()
-        parts = progress.parts
-        pages = sum(part.pages for part in parts.values())
-        expected, guessed = _expected(parts.values())
+        parts = progress.parts.values()
+        pages = sum(part.pages for part in parts)
+        expected, guessed = _expected(parts)
         outage = progress.outage
-        if outage is None:
-            self._down_since = None
-        elif self._down_since is None:
-            self._down_since = now
+        self._down_since = None if outage is None else now if self._down_since is None else self._down_since
         recent, long = self._rates(now, pages)
-        accounts = tuple(self._accounts(parts))
+        accounts = tuple(self._accounts(progress.parts))
         for account in accounts:
             if account.running:
                 self._first.setdefault(account.name, (now, account.pages))
+        left = None
+        if expected is not None and long:
+            # Until all together are through, and until the slowest account is: each has a limit of its own.
+            left = max([(expected - pages) / long, *(self._left_of(account, now) for account in accounts)])
         return Overview(
             run=progress.run,
             resumed=progress.resumed,
@@ -141,24 +121,24 @@ class Watch:
             pages=pages,
             expected=expected,
             guessed=guessed,
-            records=sum(part.records for part in parts.values()),
+            records=sum(part.records for part in parts),
             parts=len(parts),
-            done=sum(part.done for part in parts.values()),
-            skipped=sum(part.skipped for part in parts.values()),
-            failed=sum(has_failed(part) for part in parts.values()),
+            done=sum(part.done for part in parts),
+            skipped=sum(part.skipped for part in parts),
+            failed=sum(state_of(part) == "failed" for part in parts),
             elapsed=now - self._began,
             rate=recent,
-            left=None if expected is None or not long else self._left((expected - pages) / long, now, accounts),
+            left=left,
             outage=outage,
             outage_for=0.0 if self._down_since is None else now - self._down_since,
         )
 
-    def _accounts(self, parts: Mapping[tuple[str, str], Part]) -> Iterable[AccountView]:
+    def _accounts(self, parts: Mapping[tuple[str, str], Part]) -> Iterator[AccountView]:
         of_account: dict[str, list[Part]] = {}
         for part in parts.values():
             of_account.setdefault(part.account, []).append(part)
         for name, own in of_account.items():
-            failed = tuple(filter(has_failed, own))
+            failed = tuple(part for part in own if state_of(part) == "failed")
             running = sum(part.running for part in own)
             ended = not running and all(part.done or part.error is not None for part in own)
             closed_for = 0.0 if ended else self._closed_for(name)
@@ -184,7 +164,7 @@ class Watch:
             )
 
     def _rates(self, now: float, pages: int) -> tuple[float | None, float | None]:
-        """Pages a second of the last seconds, and of the last minutes."""
+        """Return the pages a second of the last seconds, and of the last minutes."""
         seen = self._pages
         seen.append((now, pages))
         while len(seen) > 1 and seen[1][0] <= now - _LONG:
@@ -192,25 +172,13 @@ class Watch:
         lately = next((each for each in seen if each[0] >= now - _RECENT), seen[-1])
         return _rate(lately, seen[-1]), _rate(seen[0], seen[-1])
 
-    def _left(self, of_all: float, now: float, accounts: Iterable[AccountView]) -> float:
-        """Seconds until the end: when all together are through, and the slowest by itself as well.
-
-        Each account has a limit of its own, and the one with the longest lists is through last.
-        """
-        return max([of_all, *(self._left_of(account, now) for account in accounts)])
-
     def _left_of(self, account: AccountView, now: float) -> float:
-        """By how fast it went so far, and not before its limit lets it go on. 0.0: nobody can tell."""
+        """Return the time to go of an account by its own rate, and at least until its limit lets it go on."""
         first = self._first.get(account.name)
         own = None if first is None else _rate(first, (now, account.pages))
         if not own or account.expected is None:
             return account.closed_for
         return max((account.expected - account.pages) / own, account.closed_for)
-
-
-def has_failed(part: Part) -> bool:
-    """Whether it has; an error that another reading of the list has made good is none."""
-    return part.error is not None and not part.done
 
 
 def _rate(one: tuple[float, int], other: tuple[float, int]) -> float | None:
@@ -219,14 +187,14 @@ def _rate(one: tuple[float, int], other: tuple[float, int]) -> float | None:
 
 
 def _expected_of(part: Part) -> int | None:
-    """How many pages a part will have. None: nobody knows yet."""
+    """Return the number of pages that a part will have. None: unknown."""
     if part.done or (part.error is not None and not part.running):
         return part.pages
     return None if part.total_pages is None else max(part.total_pages, part.pages)
 
 
 def _expected(parts: Iterable[Part]) -> tuple[int | None, bool]:
-    """How many pages there will be, and whether that holds a guess."""
+    """Return the number of pages that there will be, and whether it is a guess for lists of unknown length."""
     known: dict[str, list[int]] = {}
     unknown: list[str] = []
     total = 0
@@ -238,11 +206,8 @@ def _expected(parts: Iterable[Part]) -> tuple[int | None, bool]:
         total += expected
         if part.error is None:
             known.setdefault(part.resource, []).append(expected)
-    if not unknown:
-        return total, False
     every = [expected for some in known.values() for expected in some]
-    if not every:
+    if unknown and not every:
         return None, True
     means = {resource: sum(some) / len(some) for resource, some in known.items()}
-    other = sum(every) / len(every)
-    return total + round(sum(means.get(resource, other) for resource in unknown)), True
+    return total + round(sum(means.get(resource, sum(every) / len(every)) for resource in unknown)), bool(unknown)

@@ -19,22 +19,12 @@ import anyio
 import pytest
 from aiohttp import web
 
-from lamella.testing import (
-    Account,
-    Fault,
-    FixedWindow,
-    Limit,
-    Reply,
-    Sandbox,
-    SlidingWindow,
-    TokenBucket,
-    VirtualClock,
-    VirtualTimeLoop,
-)
-from lamella.testing.plugin import MakeSandbox
+from lamella.maesn.sandbox import Account, Reply, Sandbox
+from lamella.pytest_maesn import MakeSandbox
+from lamella.testing import Fault, FixedWindow, Limit, SlidingWindow, TokenBucket, VirtualClock, VirtualTimeLoop
 
 if TYPE_CHECKING:
-    from tests.testing.conftest import Client, MakeClient
+    from tests.maesn.sandbox.conftest import Client, MakeClient
 
 BILLS = "/accounting/bills"
 
@@ -155,11 +145,11 @@ class TestRecords:
         assert (await client("POST", BILLS, json={}, expect100=expect)).status == 201
 
     async def test_unknown_names(self, sandbox: Sandbox) -> None:
-        with pytest.raises(ValueError, match=r"resource must be one of accounts, bills, .*, not 'dreams'"):
+        with pytest.raises(ValueError, match=r"unknown resource 'dreams'; expected one of: accounts, bills, "):
             sandbox.records("dreams")
-        with pytest.raises(ValueError, match="resource must be one of "):
+        with pytest.raises(ValueError, match="unknown resource 'dreams'; expected one of: "):
             sandbox.created("dreams")
-        with pytest.raises(ValueError, match="account must be one of the 1 of this sandbox or its key, not 'other'"):
+        with pytest.raises(ValueError, match="account must be one of the 1 of this sandbox or its key, got 'other'"):
             sandbox.records("bills", "other")
 
 
@@ -240,7 +230,7 @@ class TestLimits:
         assert await statuses(client, 3, account=other.key) == [200] * 3
 
     async def test_rejects_what_is_no_limit(self, sandbox: Sandbox) -> None:
-        with pytest.raises(ValueError, match="limit must be a FixedWindow, SlidingWindow, TokenBucket or None, not 5"):
+        with pytest.raises(ValueError, match="limit must be a FixedWindow, SlidingWindow, TokenBucket or None, got 5"):
             sandbox.set_limit(5)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="account must be one of the 1 "):
             sandbox.set_limit(None, Account("other"))
@@ -334,7 +324,7 @@ class TestScripts:
 
     @pytest.mark.parametrize("step", [201, 302, 399, 600, True, "500", None, 0])
     def test_rejects_a_step(self, step: Any) -> None:
-        with pytest.raises(ValueError, match=f"a step must be a status.*, not {step!r}"):
+        with pytest.raises(ValueError, match=f"a step must be a status.*, got {step!r}"):
             Sandbox().script(200, step)
 
     def test_rejects_no_step(self) -> None:
@@ -386,7 +376,7 @@ class TestOutages:
 
     @pytest.mark.parametrize("step", [200, 201, 302, 399, 600, True, "500", 0])
     async def test_rejects_a_step(self, client: Client, sandbox: Sandbox, step: Any) -> None:
-        with pytest.raises(ValueError, match=f"the step of an outage must be .*, not {step!r}"):
+        with pytest.raises(ValueError, match=f"the step of an outage must be .*, got {step!r}"):
             sandbox.set_outage(step)
         assert await statuses(client, 1) == [200]
 
@@ -594,28 +584,28 @@ class TestLife:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"accounts": 0}, "accounts must be a whole number from 1, not 0"),
-        ({"accounts": True}, "accounts must be a whole number from 1, not True"),
-        ({"accounts": []}, r"accounts must be a number from 1, or at least one Account, not \(\)"),
-        ({"accounts": ["key"]}, r"accounts must be a number from 1, or at least one Account, not \('key',\)"),
-        ({"accounts": [Account("a"), Account("a")]}, "accounts must be Accounts with keys that differ, not "),
-        ({"api_key": ""}, "api_key must be a line of text that is not empty, not ''"),
-        ({"api_key": "a\nb"}, "api_key must be a line of text that is not empty, not "),
-        ({"records": -1}, "records must be a whole number from 0, not -1"),
-        ({"records": 1.5}, "records must be a whole number from 0, not 1.5"),
-        ({"limit": 5}, "limit must be a FixedWindow, SlidingWindow, TokenBucket or None, not 5"),
-        ({"limit": FixedWindow}, "limit must be a FixedWindow, SlidingWindow, TokenBucket or None, not <class"),
-        ({"seed": "x"}, "seed must be a whole number, not 'x'"),
-        ({"host": ""}, "host must be a line of text that is not empty, not ''"),
-        ({"port": 70000}, "port must be a whole number from 0 to 65535, not 70000"),
-        ({"latency": -1}, "latency must be a finite number from 0, not -1"),
-        ({"latency": math.nan}, "latency must be a finite number from 0, not nan"),
-        ({"pause": math.inf}, "pause must be a finite number from 0, not inf"),
-        ({"chances": {200: 0.5}}, "an outcome in chances must be a status from 400 to 599, not 200"),
-        ({"chances": {"500": 0.5}}, "an outcome in chances must be a status from 400 to 599, not '500'"),
-        ({"chances": {500: 1.5}}, "the chance of 500 must be a finite number from 0 to 1, not 1.5"),
-        ({"chances": {Fault.CUT_BODY: -1}}, "the chance of Fault.CUT_BODY must be a finite number from 0 to 1, not -1"),
-        ({"chances": {500: 0.7, 503: 0.7}}, "chances must be at most 1 in sum, not "),
+        ({"accounts": 0}, "accounts must be a whole number, 1 or more, got 0"),
+        ({"accounts": True}, "accounts must be a whole number, 1 or more, got True"),
+        ({"accounts": []}, r"accounts must be a whole number, 1 or more, or at least one Account, got \(\)"),
+        ({"accounts": ["key"]}, r"accounts must be a whole number, 1 or more, or at least one Account, got \('key',\)"),
+        ({"accounts": [Account("a"), Account("a")]}, "accounts must have different keys, got "),
+        ({"api_key": ""}, "api_key must be a line of text that is not empty, got ''"),
+        ({"api_key": "a\nb"}, "api_key must be a line of text that is not empty, got "),
+        ({"records": -1}, "records must be a whole number, 0 or more, got -1"),
+        ({"records": 1.5}, "records must be a whole number, 0 or more, got 1.5"),
+        ({"limit": 5}, "limit must be a FixedWindow, SlidingWindow, TokenBucket or None, got 5"),
+        ({"limit": FixedWindow}, "limit must be a FixedWindow, SlidingWindow, TokenBucket or None, got <class"),
+        ({"seed": "x"}, "seed must be a whole number, got 'x'"),
+        ({"host": ""}, "host must be a line of text that is not empty, got ''"),
+        ({"port": 70000}, "port must be a whole number from 0 to 65535, got 70000"),
+        ({"latency": -1}, "latency must be a finite number of seconds, 0 or more, got -1"),
+        ({"latency": math.nan}, "latency must be a finite number of seconds, 0 or more, got nan"),
+        ({"pause": math.inf}, "pause must be a finite number of seconds, 0 or more, got inf"),
+        ({"chances": {200: 0.5}}, "an outcome in chances must be a status from 400 to 599, got 200"),
+        ({"chances": {"500": 0.5}}, "an outcome in chances must be a status from 400 to 599, got '500'"),
+        ({"chances": {500: 1.5}}, "the sum of chances must be at most 1, got {500: 1.5}"),
+        ({"chances": {Fault.CUT_BODY: -1}}, "the chance of Fault.CUT_BODY must be a finite number, 0 or more, got -1"),
+        ({"chances": {500: 0.7, 503: 0.7}}, "the sum of chances must be at most 1, got "),
     ],
     ids=repr,
 )
@@ -631,12 +621,12 @@ def test_accepts_chances_of_one_in_sum() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"key": ""}, "the key of an Account must be printable ASCII without space around it, not ''"),
-        ({"key": "a\n"}, "the key of an Account must be printable ASCII "),
-        ({"key": "é"}, "the key of an Account must be printable ASCII "),
-        ({"key": "a", "state": "dead"}, "the state of an Account must be one of .*, not 'dead'"),
-        ({"key": "a", "records": -1}, "records of an Account must be a whole number from 0, not -1"),
-        ({"key": "a", "limit": 5}, "limit must be a FixedWindow, SlidingWindow, TokenBucket or None, not 5"),
+        ({"key": ""}, "key must be printable ASCII without space around it, got ''"),
+        ({"key": "a\n"}, "key must be printable ASCII "),
+        ({"key": "é"}, "key must be printable ASCII "),
+        ({"key": "a", "state": "dead"}, "state must be one of .*, got 'dead'"),
+        ({"key": "a", "records": -1}, "records must be a whole number, 0 or more, got -1"),
+        ({"key": "a", "limit": 5}, "limit must be a FixedWindow, SlidingWindow, TokenBucket or None, got 5"),
     ],
     ids=repr,
 )

@@ -8,28 +8,16 @@ from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any, TypeVar
 
-__all__ = ("RESOURCES", "Record", "Table", "id_field", "milliseconds")
+__all__ = ["RESOURCES", "Record", "Table", "id_field", "milliseconds"]
 
 Record = dict[str, Any]
 
 _T = TypeVar("_T")
 
 RESOURCES = (
-    "accounts",
-    "bills",
-    "contacts",
-    "customers",
-    "expenses",
-    "invoices",
-    "items",
-    "journalEntries",
-    "offers",
-    "payments",
-    "projects",
-    "suppliers",
-    "taxRates",
-    "transactions",
-)
+    "accounts", "bills", "contacts", "customers", "expenses", "invoices", "items",
+    "journalEntries", "offers", "payments", "projects", "suppliers", "taxRates", "transactions",
+)  # fmt: skip
 
 _EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH = _EPOCH.replace(tzinfo=None)
@@ -40,16 +28,7 @@ _NAMES = (
     "Ivy", "Juniper", "Larch", "Maple", "Oak", "Poplar", "Rowan", "Willow",
 )  # fmt: skip
 _TRADES = ("Bakery", "Books", "Design", "Logistics", "Machines", "Optics", "Software", "Tea")
-_SERVICES = (
-    "Consulting",
-    "Hosting",
-    "Installation",
-    "Licence",
-    "Maintenance",
-    "Support",
-    "Training",
-    "Transport",
-)
+_SERVICES = ("Consulting", "Hosting", "Installation", "Licence", "Maintenance", "Support", "Training", "Transport")
 _CURRENCIES = ("EUR", "EUR", "EUR", "CHF", "GBP", "USD")
 _STATUSES = ("DRAFT", "OPEN", "OPEN", "OVERDUE", "PAID", "PAID", "PAID", "VOIDED")
 _TAX_PERCENTS = (0, 7, 19, 20)

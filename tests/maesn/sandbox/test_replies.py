@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from lamella.testing import Reply
-from lamella.testing.replies import failure, success
+from lamella.maesn.sandbox import Reply
+from lamella.maesn.sandbox.replies import failure, success
 
 
 def test_success() -> None:
@@ -62,17 +62,17 @@ def test_body(reply: Reply, body: bytes) -> None:
 
 @pytest.mark.parametrize("status", [100, 199, 600, 0])
 def test_rejects_a_status(status: int) -> None:
-    with pytest.raises(ValueError, match=f"the status of a Reply must be 200 to 599, not {status}"):
+    with pytest.raises(ValueError, match=f"status must be a whole number from 200 to 599, got {status}"):
         Reply(status)
 
 
 @pytest.mark.parametrize("delay", [-1, math.inf, math.nan])
 def test_rejects_a_delay(delay: float) -> None:
-    with pytest.raises(ValueError, match="the delay of a Reply must be 0 or more seconds, not "):
+    with pytest.raises(ValueError, match="delay must be a finite number of seconds, 0 or more, got "):
         Reply(delay=delay)
 
 
 @pytest.mark.parametrize("headers", [{"Retry-After": 5}, {"A": "b\r\nC: d"}, {"A\n": "b"}])
 def test_rejects_a_header(headers: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="a header of a Reply must be one line of text, not "):
+    with pytest.raises(ValueError, match="a header must be one line of text, got "):
         Reply(headers=headers)
