@@ -1,21 +1,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextvars import ContextVar
 from functools import partial
 
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Handler, Tracing
 from tests.layering import together
+from tests.sdk import Tracing
+from tests.servers import Serve
 from yarl import URL
 
 from lamella import AttemptSpan, Backoff, HeaderAuth, Retry, Rule, RuleBook, Throttle
 from lamella.auth.header_auth import HeaderValue
 
-Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import aiohttp
 import pytest
@@ -17,7 +16,8 @@ from opentelemetry.semconv.attributes import (
     url_attributes,
 )
 from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
-from tests.conftest import Handler, Tracing
+from tests.sdk import Tracing
+from tests.servers import Serve
 
 from lamella import (
     AttemptSpan,
@@ -35,7 +35,6 @@ from lamella import (
 from lamella.telemetry import names
 from lamella.testing import VirtualClock
 
-Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(
     Rule(429, "Too Many Requests", retry=Backoff(initial=0)), Rule(503, "Unavailable", hint="wait", retry=None)
 )

@@ -11,7 +11,7 @@ import pytest
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
-from tests.telemetry.conftest import Metering
+from tests.sdk import Metering
 
 from lamella import AttemptSpan, LamellaError, TooManyRequests, maesn
 from lamella.maesn.sandbox import Reply, Sandbox, Step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 
 import aiohttp
@@ -14,15 +13,14 @@ from multidict import CIMultiDict
 from opentelemetry import baggage, context, propagate, trace
 from opentelemetry.propagators.textmap import CarrierT, Getter, Setter, TextMapPropagator, default_setter
 from opentelemetry.sdk.trace import TracerProvider
-from tests.conftest import Handler, Tracing
-from tests.telemetry.conftest import Metering, given
+from tests.sdk import Metering, Tracing, given
+from tests.servers import Serve
 
 from lamella import Backoff, LamellaError, Rule, RuleBook, maesn, stack
 from lamella.maesn.sandbox import Sandbox
 from lamella.telemetry.tracing import inject
 from lamella.testing import VirtualClock
 
-Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
 
 

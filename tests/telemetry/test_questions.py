@@ -8,8 +8,7 @@ import aiohttp
 import pytest
 from opentelemetry import propagate, trace
 from opentelemetry.sdk.trace import ReadableSpan
-from tests.conftest import Tracing
-from tests.telemetry.conftest import given
+from tests.sdk import Tracing, given
 
 from lamella import LamellaError, maesn
 from lamella.maesn.sandbox import Reply, Sandbox

@@ -138,7 +138,7 @@ async def run(
     """
     keys = {account.name: account.key for account in settings.accounts}
     throttle = Throttle(settings.rules, key=lambda _: maesn.current_account(), tracer_provider=provider)
-    watch = Watch(lambda name: throttle.closed_for(settings.base_url, keys[name]))
+    watch = Watch(lambda name: throttle.blocked_for(settings.base_url, keys[name]))
     began = time.monotonic()
     fault = None
     with _without_stamina_hooks(), showing(watch.look) as display:

@@ -21,8 +21,7 @@ from lamella.stacking import stack
 from lamella.store import Store
 from lamella.telemetry.attributes import UrlTemplate
 from lamella.telemetry.others import without_other_instrumentation
-from lamella.throttle import Throttle
-from lamella.throttle.estimator import Limit
+from lamella.throttle import Limit, Throttle
 
 __all__ = ["ATTEMPT_TIMEOUT", "BASE_URL", "layers", "session"]
 
