@@ -24,21 +24,9 @@ if TYPE_CHECKING:
     from lamella.cli.traces import Collector
 
 __all__ = [
-    "Check",
-    "Synced",
-    "Total",
-    "as_json",
-    "failures",
-    "no_answer",
-    "outcome",
-    "plan_as_json",
-    "plan_as_table",
-    "remarks",
-    "titled",
-    "totals",
-    "verdict",
-    "where_it_is",
-]
+    "Check", "Synced", "Total", "as_json", "failures", "no_answer", "outcome", "plan_as_json", "plan_as_table",
+    "remarks", "titled", "totals", "verdict", "where_it_is",
+]  # fmt: skip
 
 _VERSION: Final = 1  # of the JSON; it changes when a field goes or means something else, not when one is added
 _MOST_PARTS: Final = 40

@@ -21,19 +21,9 @@ from lamella.rules import StopReason, WaitSource
 from lamella.telemetry import names
 
 __all__ = [
-    "Collector",
-    "Trace",
-    "attribute",
-    "context",
-    "interest",
-    "number",
-    "path",
-    "seconds",
-    "stop_phrase",
-    "text",
-    "tree",
-    "tree_text",
-]
+    "Collector", "Trace", "attribute", "context", "interest", "number", "path", "seconds", "stop_phrase",
+    "text", "tree", "tree_text",
+]  # fmt: skip
 
 _FAILED, _RETRIED, _OTHERS = range(3)
 _KINDS = ("that failed", "with more than one attempt", "others")
