@@ -71,7 +71,7 @@ async def take() -> str:
 
     with TemporaryDirectory() as folder:
         settings = settings_of(Options(sandbox=True), Path(folder))
-        async with sandboxed.play(settings.resources) as sandbox:
+        async with sandboxed.make_server(settings.resources) as sandbox:
             await run(replace(settings, base_url=URL(f"{sandbox.url}/")), showing)
     picture = cameras[0].picture
     if picture is None:

@@ -1,4 +1,4 @@
-"""``lamella sync --sandbox``: that it plays, and that its checks find what they are there to find."""
+"""``lamella sync --sandbox``: that it runs, and that its checks find faults."""
 
 from __future__ import annotations
 

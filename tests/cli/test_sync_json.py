@@ -58,7 +58,7 @@ def test_the_message_of_our_own_errors_is_not_cut() -> None:
     assert len(str(error)) > 300
 
 
-def test_the_checks_of_a_play() -> None:
+def test_the_checks_of_a_sync_with_the_sandbox() -> None:
     checks = (Check("All is well.", None), Check("Nothing is lost.", "1 record missing"))
     found = as_json(Synced(1, False, (), 1.0), (), output=None, exit_code=1, checks=checks)
     assert found["checks"] == [

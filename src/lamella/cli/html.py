@@ -71,7 +71,7 @@ def html_report(page: Page) -> str:
         whole = whole if total.nested else total.name
         nested.setdefault(whole, []).extend([total] * total.nested)
     ends = Counter(attempt["kind"] for call in calls for attempt in call["attempts"])
-    # Nobody's text but ours.
+    # Our own files, not text from elsewhere.
     style, script = (Markup(_loader.get_source(_environment, f"report.{kind}")[0]) for kind in ("css", "js"))  # noqa: S704
     return _environment.get_template("report.html.j2").render(
         page=page,

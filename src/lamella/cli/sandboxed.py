@@ -20,7 +20,7 @@ from lamella.maesn.sandbox import Account as SandboxAccount
 from lamella.maesn.sandbox import AccountState, Received, Sandbox
 from lamella.testing import Fault, FixedWindow
 
-__all__ = ["API_KEY", "RESOURCES", "SCALE", "checks", "play", "settings"]
+__all__ = ["API_KEY", "RESOURCES", "SCALE", "checks", "make_server", "settings"]
 
 API_KEY: Final = "sandbox-api-key"
 RESOURCES: Final = ("contacts", "invoices", "items")
@@ -67,7 +67,7 @@ def settings() -> dict[str, Any]:
     }
 
 
-def play(resources: Sequence[str]) -> Sandbox:
+def make_server(resources: Sequence[str]) -> Sandbox:
     """Return a server of the accounts that fails for a while in the middle of a sync of *resources*."""
     requests, outage_at = 0, round(_needed(resources) * _OUTAGE_AFTER)
 

@@ -69,7 +69,7 @@ class _Ended(NamedTuple):
 def main(options: Options) -> int:
     """Sync, show the result, and return the exit code."""
     try:
-        # A sync with the sandbox keeps what nobody asked for in a folder of its own.
+        # With the sandbox, the files that were not asked for are in a temporary folder.
         with TemporaryDirectory(prefix="lamella-") if options.sandbox else nullcontext("") as folder:
             return _main(options, Path(folder))
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -115,7 +115,7 @@ async def _plan(settings: Settings) -> tuple[Part, ...]:
 
 
 async def _sync(options: Options, settings: Settings, console: Console, tracing: _Tracing | None) -> _Ended:
-    async with sandboxed.play(settings.resources) if options.sandbox else nullcontext() as sandbox:
+    async with sandboxed.make_server(settings.resources) if options.sandbox else nullcontext() as sandbox:
         if sandbox is not None:
             settings = replace(settings, base_url=URL(f"{sandbox.url}/"))
         synced = await run(settings, display_on(console), None if tracing is None else tracing.provider)

@@ -36,7 +36,7 @@ def no_waits() -> Iterator[None]:
     """Remove the waits from everything that retries by stamina. The number of attempts stays the same."""
     import stamina
 
-    # With a cap that nobody reaches, the number of attempts stays what the code says.
+    # With a cap that is never reached, the number of attempts stays what the code says.
     with stamina.set_testing(True, attempts=sys.maxsize, cap=True):
         yield
 
