@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Final, Protocol
 
 import typer
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
@@ -162,11 +162,13 @@ def _rows(accounts: Sequence[AccountView], width: int, now: datetime) -> Iterato
     for account, (name, pages, records, what) in zip(accounts, rows, strict=True):
         mark, color = _MARKS[account.state]
         style = "dim" if account.state in {State.DONE, State.WAITING} else ""
+        fitted = Text(name, style)
+        fitted.truncate(name_width, overflow="ellipsis", pad=True)
         has_bar = account.expected and account.state not in {State.FAILED, State.DONE}
         yield line(
             (mark, color),
             " ",
-            (_fitted(name, name_width), style),
+            fitted,
             " ",
             *(_bar(account.pages, account.expected or 0, bar, color) if has_bar else [" " * bar]),
             " ",
@@ -190,11 +192,6 @@ def _cells(account: AccountView, now: datetime) -> tuple[str, str, str, str]:
     elif account.state is State.RUNNING:
         what = f"{count(account.running, 'page')} under way"
     return plain(account.name), pages, f"{account.records:,} records", what
-
-
-def _fitted(text: str, cells: int) -> str:
-    """Return *text* in so many columns of the terminal."""
-    return set_cell_size(text, cells) if cell_len(text) <= cells else f"{set_cell_size(text, cells - 1)}…"
 
 
 def _bar(done: int, expected: int, width: int, style: str) -> tuple[tuple[str, str], tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -27,6 +27,8 @@ JOURNAL: Final = Path("lamella-sync.journal")
 
 _API_KEY: Final = "MAESN_API_KEY"
 _BASE_URL: Final = "MAESN_BASE_URL"
+
+_OPTIONS: Final = {"resources": "--resource", "as_json": "--json", "page": "--report"}  # of fields with other names
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -69,31 +71,27 @@ class Options:
     resources: Sequence[str] = ()
     output: Path | None = None
     journal: Path | None = None
-    resume: bool = False
     since: str | None = None
     concurrency: str | None = None
     dry_run: bool = False
     otlp: str | None = None
-    as_json: bool = False
     page: Path | None = None
     base_url: str | None = None
     sandbox: bool = False
+    as_json: bool = False
+    resume: bool = False
 
     def to_go_on(self) -> str:
         """Return the command line that resumes this sync, without a password."""
-        named = (
-            ("--accounts", self.accounts),
-            *(("--resource", resource) for resource in self.resources),
-            ("--output", self.output),
-            ("--journal", self.journal),
-            ("--concurrency", self.concurrency),
-            ("--otlp", None if self.otlp is None else redact_url(URL(self.otlp))),
-            ("--report", self.page),
-            ("--base-url", self.base_url),
-        )
-        switches = (("--sandbox", self.sandbox), ("--json", self.as_json), ("--resume", True))
-        words = [word for name, value in named if value is not None for word in (name, str(value))]
-        return shlex.join(["lamella", "sync", *words, *(name for name, is_on in switches if is_on)])
+        otlp = None if self.otlp is None else redact_url(URL(self.otlp))
+        given = asdict(replace(self, otlp=otlp, since=None, dry_run=False, resume=True))
+        words = []
+        for name, value in given.items():
+            option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+            for each in value if isinstance(value, tuple) else (value,):
+                if each is not None and each is not False:
+                    words += [option] if each is True else [option, str(each)]
+        return shlex.join(["lamella", "sync", *words])
 
 
 def settings_of(options: Options, folder: Path) -> Settings:

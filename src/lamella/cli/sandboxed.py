@@ -7,8 +7,9 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from yarl import URL
 
@@ -129,12 +130,11 @@ def _lost(sandbox: Sandbox, resources: Sequence[str], output: Path | None) -> st
     }
     twice = differ = 0
     seen = set()
-    for row in _rows_of(output):
-        found = row[:3]
+    for found, record in _rows_of(output):
         twice += found in seen
         seen.add(found)
         # There may be others, of an earlier sync into the same journal.
-        differ += found[1] in resources and expected.get(found) != row.record
+        differ += found[1] in resources and expected.get(found) != record
     missing = len(expected.keys() - seen)
     faults = {"missing": missing, "there twice": twice, "not as the API has it": differ}
     return "; ".join(f"{count(many, 'record')} {fault}" for fault, many in faults.items() if many) or None
@@ -159,25 +159,21 @@ def _unreported(parts: Sequence[Part]) -> str | None:
     return f"{count(len(wrong), 'part')} otherwise: {resource} of {account} ended in {found.get(first, 'nothing bad')}"
 
 
-class _Row(NamedTuple):
-    account: str
-    resource: str
-    id: str
-    record: Any
-
-
-def _rows_of(path: Path) -> Iterator[_Row]:
-    """Yield the rows of an output, read as any other program would."""
+def _rows_of(path: Path) -> Iterator[tuple[tuple[str, str, str], Any]]:
+    """Yield account, resource and id of each record in an output, and the record, as any other program reads them."""
+    names = ("account", "resource", "id", "record")
     suffix = path.suffix.lower()
     if suffix in {".jsonl", ".ndjson"}:
         with path.open(encoding="utf-8") as lines:
-            yield from (_Row(**json.loads(line)) for line in lines)
-    elif suffix == ".parquet":
+            for *found, record in (itemgetter(*names)(json.loads(line)) for line in lines):
+                yield tuple(found), record
+        return
+    if suffix == ".parquet":
         from pyarrow import parquet
 
-        for batch in parquet.ParquetFile(path).iter_batches():
-            yield from (_Row(**{**row, "record": json.loads(row["record"])}) for row in batch.to_pylist())
+        rows = [itemgetter(*names)(row) for row in parquet.read_table(path).to_pylist()]
     else:
         with closing(sqlite3.connect(path)) as db:
-            for account, resource, id_, record in db.execute("SELECT account, resource, id, record FROM records"):
-                yield _Row(account, resource, id_, json.loads(record))
+            rows = db.execute("SELECT account, resource, id, record FROM records").fetchall()
+    for *found, record in rows:
+        yield tuple(found), json.loads(record)

@@ -41,7 +41,7 @@ def show(console: Console, *parts: RenderableType) -> None:
         typer.echo("\n".join(text.rstrip() for text in captured.get().splitlines()), err=console.stderr)
 
 
-def line(*parts: str | tuple[str, str]) -> Text:
+def line(*parts: str | Text | tuple[str, str]) -> Text:
     """Return a line that is cut at the edge of the screen, not wrapped. A part may have a style."""
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
