@@ -6,7 +6,6 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Final, TypeVar, TypeVarTuple, cast
 
 import aiohttp
@@ -122,10 +121,7 @@ class Breaker(Layer):
     async def _enter(self, call: Call, passage: _Passage) -> None:
         try:
             _check(call, await passage.enter())
-        except GeneratorExit:
-            passage.abandon()
-            raise
-        except BaseException:
+        except (Exception, asyncio.CancelledError):
             await passage.release()
             raise
         call.circuit = passage
@@ -141,12 +137,11 @@ class Breaker(Layer):
     async def _ended(self, passage: _Passage, result: Result) -> None:
         try:
             await passage.ended(result)
-        except GeneratorExit:
-            passage.abandon()
+        except (Exception, asyncio.CancelledError):
+            await passage.release()
             raise
         finally:
             del result  # an exception, which may refer to this frame
-            await passage.release()
 
     def _state_key(self, request: aiohttp.ClientRequest) -> str:
         # A prefix: a Throttle may share the store.
@@ -237,26 +232,21 @@ class _Passage:
     async def ended(self, result: Result) -> None:
         """Report what the attempt has ended in."""
         works = _works(self._call, result)
-        if works is None:
+        if works is None or self._attempt is None or self._permit is None:
             await self.release()
-        elif self._attempt is not None and self._permit is not None:
+        else:
             change = circuit.succeeded if works else circuit.failed
             known = self._breaker._settings, self._attempt, self._permit.epoch
             self._settled(await self._update(change, *known))
 
     async def release(self) -> None:
-        """Forget the attempt, if there is one: it shows nothing about the service."""
+        """Forget the attempt, if there is one: it shows nothing about the service.
+
+        Of a call that the event loop throws away while a store answers, the probe expires.
+        """
         if self._attempt is not None and (self._permit is None or self._permit.probe):
             shared = self._breaker._shared
             await shared.note(self._call.span, self._key, CircuitState, circuit.release, self._attempt)
-        self._attempt = None
-
-    def abandon(self) -> None:
-        """Do what `release` does where nothing can be awaited any more. If it would have to wait, the probe expires."""
-        last = self.release()
-        with suppress(Exception):  # without a running loop nothing works
-            last.send(None)
-        last.close()
         self._attempt = None
 
     def _begin(self) -> str:

@@ -131,9 +131,7 @@ class Throttle(Layer):
     def blocked_for(self, origin: URL, key: str | None = None) -> float:
         """Return for how many seconds a refusal still blocks an account, as far as this process knows, or 0.0.
 
-        Args:
-            origin: A URL of the origin that the calls go to.
-            key: What the *key* of the layer returns for a request of that account.
+        *origin* is a URL of its server, *key* what the *key* of the layer returns for its requests.
         """
         account = self._accounts.get(hash_key(origin_of(origin), key))
         if account is None:
@@ -161,41 +159,32 @@ class Throttle(Layer):
         return self._wait(call, account)
 
     async def _wait(self, call: Call, account: _Account) -> None:
-        permit = await self._queued(call, account)
+        queue, before = account.queue, call.queued
+        try:
+            answer = await queue.enter(call)
+        finally:
+            if (queued := waiting_of(call)) is not None:
+                waited, reason = call.queued - before, "refusal" if queued[1] > queued[0] else "rate"
+                self._instruments.queue_wait.record(waited, account.server)
+                (call.span or trace.get_current_span()).add_event(
+                    QUEUED_EVENT, {WAIT: waited, QUEUED_BY: reason}, time.time_ns() - int(waited * 1e9)
+                )
+        if isinstance(answer, Wait):
+            since = 0.0 if account.episode is None else call.request.loop.time() - account.episode.began
+            stopped = StopReason.WAIT_TOO_LONG if answer.too_long else StopReason.DEADLINE
+            error = rate_limited(call, self._rules, since=since, until=answer.seconds or 0.0, stopped=stopped)
+            call.stop = Stop(stopped, error.rule, error)
+            raise error
+        WAITING.take(call)
         if call.span is SILENT:
             call.span = trace.INVALID_SPAN  # an SDK may have been set up meanwhile
         try:
             require_open(call.request)
         except RuntimeError:
-            account.queue.end(permit)
+            queue.end(answer)
             raise
         memory = self._state.memory
-        self._permits[call] = account, permit, None if memory is None else memory.of(account.name, RateEstimate)
-
-    async def _queued(self, call: Call, account: _Account) -> Permit:
-        before = call.queued
-        try:
-            answer = await account.queue.enter(call)
-        finally:
-            queued = waiting_of(call)
-            if queued is not None:
-                since, until = queued
-                waited = call.queued - before
-                self._instruments.queue_wait.record(waited, account.server)
-                (call.span or trace.get_current_span()).add_event(
-                    QUEUED_EVENT,
-                    {WAIT: waited, QUEUED_BY: "refusal" if until > since else "rate"},
-                    time.time_ns() - int(waited * 1e9),
-                )
-        if isinstance(answer, Permit):
-            WAITING.take(call)
-            return answer
-        episode = account.episode
-        since = 0.0 if episode is None else asyncio.get_running_loop().time() - episode.began
-        stopped = StopReason.WAIT_TOO_LONG if answer.too_long else StopReason.DEADLINE
-        error = rate_limited(call, self._rules, since=since, until=answer.seconds or 0.0, stopped=stopped)
-        call.stop = Stop(stopped, error.rule, error)
-        raise error
+        self._permits[call] = account, answer, None if memory is None else memory.of(account.name, RateEstimate)
 
     async def _ask(self, name: str, call: Call, queue: Queue, ahead: int) -> Permit | Wait:
         """Ask for a permit for *call*, which has *ahead* others before it in the queue of the account *name*."""
