@@ -9,7 +9,7 @@ from typing import cast
 
 from aiohttp import web
 
-__all__ = ["Connection", "Handler", "Serve", "ServeRaw", "serving"]
+__all__ = ["Connection", "Handler", "Serve", "ServeRaw", "Statuses", "serving"]
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Connection = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -34,3 +34,19 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
+
+
+class Statuses:
+    """A handler that answers with the given statuses, one after the other, then with 200; 0 closes the connection."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.statuses = list(statuses)
+        self.requests: list[web.Request] = []
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(request)
+        status = self.statuses.pop(0) if self.statuses else 200
+        if not status:
+            assert request.transport is not None
+            request.transport.abort()
+        return web.Response(status=status or 200)

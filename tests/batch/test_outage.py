@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 import stamina
 from aiohttp import web
+from tests.batch.circuits import refused
 from tests.servers import Serve
 from yarl import URL
 
@@ -19,7 +20,6 @@ from lamella import (
     Backoff,
     Breaker,
     CertificateInvalid,
-    CircuitOpen,
     ConnectFailed,
     ConnectTimeout,
     Failure,
@@ -37,12 +37,6 @@ from lamella.testing import VirtualClock, run_virtual
 
 RULES = RuleBook(Rule(500, "Internal Server Error", retry=Backoff(initial=1, jitter=0)))
 URL_ = URL("http://api.test/")
-
-
-def refused(until: float = 10.0) -> CircuitOpen:
-    return CircuitOpen(
-        "GET", URL_, Rule(Failure.CIRCUIT_OPEN, "Circuit Open"), since=0, until=until, stopped=StopReason.CIRCUIT_OPEN
-    )
 
 
 def failed(stopped: StopReason, first: float | None = 1.0) -> LamellaError:
