@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from lamella import BadRequest, LamellaError, NotFound, TooManyRequests, Unauthorized, maesn
+from lamella import BadRequest, HeaderAuth, LamellaError, NotFound, TooManyRequests, Unauthorized, maesn
 from lamella.testing import Account, Sandbox, VirtualClock
 from lamella.testing.plugin import MakeSandbox
 
@@ -158,3 +158,21 @@ async def test_layers_fit_a_session_of_ones_own(sandbox: Sandbox, virtual_time: 
         with pytest.raises(TooManyRequests):
             await session.get(f"{sandbox.url}/accounting/invoices")
     assert len(sandbox.received) == 2
+
+
+async def test_it_takes_the_options_of_the_stack(sandbox: Sandbox) -> None:
+    keys = sandbox.api_key, sandbox.account_key, sandbox.url
+    more = HeaderAuth({"X-More": "value"}, origin=sandbox.url)
+    async with maesn.session(*keys, auth=more, throttle=False, spans=False, buffer=None) as session:
+        async with session.get("/accounting/items/") as response:
+            assert response.status == 200
+    [received] = sandbox.received
+    assert received.headers["X-More"] == "value"
+    assert received.headers["X-ACCOUNT-KEY"] == sandbox.account_key
+
+
+async def test_an_unknown_option_is_an_error() -> None:
+    with pytest.raises(TypeError, match="attempt_limit"):
+        maesn.session("key", "account", attempt_limit=5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="attempt_limit"):
+        maesn.layers("key", "account", attempt_limit=5)  # type: ignore[call-arg]
