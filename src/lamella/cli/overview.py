@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from lamella.errors import LamellaError
-    from lamella.maesn.sync import Part, Progress
+    from lamella.maesn.progress import Part, Progress
 
 __all__ = ["AccountView", "Overview", "State", "Watch", "has_failed"]
 

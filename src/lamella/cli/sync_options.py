@@ -17,7 +17,7 @@ from lamella.cli.sync import Settings
 from lamella.cli.words import plain
 from lamella.maesn import BASE_URL, Account
 from lamella.maesn.export import check_output
-from lamella.maesn.pages import checked_moment, checked_resource
+from lamella.maesn.page import checked_moment, checked_resource
 from lamella.redaction import redact_url
 
 __all__ = ["JOURNAL", "Options", "settings_of"]
