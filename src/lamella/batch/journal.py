@@ -128,15 +128,14 @@ class Journal:
     async def commit(self, change: Callable[[sqlite3.Connection], _T]) -> _T:
         """Run *change* in the journal's thread, inside a transaction; return what it returns once that is on disk.
 
-        Changes that are made at the same time share a transaction. One that raises undoes its own part, and raises
-        here; the others are not affected. A change may create and use tables of its own (their names must not begin
-        with ``lamella_``); it must not begin or end transactions or savepoints, and should be quick.
-
-        If the caller is cancelled meanwhile, the change is carried out whole or not at all.
+        Changes that are made at the same time share a transaction. One that raises is undone, and raises here; the
+        others are not affected. A change may create and use tables of its own (their names must not begin with
+        ``lamella_``); it must not begin or end transactions or savepoints, and should be quick. If the caller is
+        cancelled, the change is carried out whole or not at all.
 
         Raises:
             JournalError: It could not be written (a full disk, say), the change tried to control the transaction, or
-                the journal is closed. Nothing of the change is kept. Where one makes SQLite undo the whole transaction
+                the journal is closed. Nothing of the change is kept. If one makes SQLite undo the whole transaction
                 (``ON CONFLICT ROLLBACK``, a deferred foreign key), all changes in it end so.
             Exception: Whatever *change* raises.
         """
@@ -179,9 +178,8 @@ class Journal:
     def idempotency_key(self, key: str) -> str:
         """Return an ``Idempotency-Key`` for the write of an item: the same each time, and different in each journal.
 
-        It is made of *key* and of a random id that is on disk before the first item is sent. So a write that is
-        repeated after a `kill -9` has the same key as before, and no other journal has that key, even for a batch of
-        the same name. Where an item is written in several requests, each needs a *key* of its own.
+        It is made of *key* and of the journal's random id, which is on disk before the first item is sent. Where an
+        item is written in several requests, each needs a *key* of its own.
 
         Raises:
             TypeError: *key* is not a str.

@@ -41,8 +41,7 @@ _TABLES: Final = (
 class Wanted(NamedTuple):
     """A list that is to be synced."""
 
-    account: str
-    """Its name."""
+    account: str  # its name
     resource: str
 
 
@@ -50,30 +49,19 @@ class Wanted(NamedTuple):
 class Position:
     """How far a list has been read in a run."""
 
-    walk: int
-    """From 1. 0: it is to be read from its first page on."""
+    walk: int  # from 1; 0: it is to be read from its first page on
     since: str | None
-    stored: int
-    """Pages."""
-    pages: int | None
-    """How many there are. None: not known yet."""
-    changed: int
-    """Records that were new, or not as they were."""
+    stored: int  # pages
+    pages: int | None  # how many there are; None: not known yet
+    changed: int  # records that were new, or not as they were
     ended: bool
-    skipped: bool = False
-    """It had ended when this run was resumed."""
-    total: int | None = None
-    """How many records there are: the most that the API has stated. None: it did not state it."""
-    largest: int = 0
-    """How many records the largest page of the walk holds."""
-    more: int = 0
-    """How many of the pages are beyond the last one by the API's count, and are read since records are missing."""
-    gap: bool = False
-    """Records that were last changed before `since` are not stored: no earlier walk goes on up to it."""
-    dropped: bool = False
-    """What was stored of another company or environment was dropped when the run began."""
-    error: IncompleteList | None = None
-    """Why the list is not complete, each time it was read: the mark has not moved."""
+    skipped: bool = False  # it had ended when this run was resumed
+    total: int | None = None  # the greatest number of records that the API has stated
+    largest: int = 0  # how many records the largest page of the walk holds
+    more: int = 0  # how many of the pages are beyond the API's last one, and are read since records are missing
+    gap: bool = False  # records that were last changed before `since` are not stored: no earlier walk goes up to it
+    dropped: bool = False  # what was stored of another company or environment was dropped when the run began
+    error: IncompleteList | None = None  # why the list is not complete, each time it was read: the mark has not moved
 
 
 @dataclass(slots=True)

@@ -137,7 +137,6 @@ async def read_filled(
     before: int | None,
     total_pages: int | None,
     total: int | None,
-    counted_pages: int | None,
 ) -> Page:
     """Read one page of a list, and again after a pause while it is empty and should not be.
 
@@ -146,9 +145,8 @@ async def read_filled(
         query: Which list.
         number: Which page.
         before: How many records the pages before it hold. None means unknown.
-        total_pages: How many pages there are, as far as known.
-        total: How many records there are, as far as known.
-        counted_pages: How many pages the API counts. Beyond them 400 and 404 mean an empty page. None means unknown.
+        total_pages: How many pages the API counts. Beyond them, 400 and 404 mean an empty page. None means unknown.
+        total: How many records the API counts. None means unknown.
 
     Raises:
         EmptyPage: It stayed empty, and by its own answer it should not be.
@@ -170,7 +168,7 @@ async def read_filled(
             await anyio.sleep(pause)
             page = await _read_page(session, query, number)
     except (BadRequest, NotFound):
-        if counted_pages is None or number <= counted_pages:
+        if total_pages is None or number <= total_pages:
             raise
         return Page(number, None, [], {}, answered=time.time())
     # An empty page beyond the last one only means that records are missing, which UnsteadyList reports.

@@ -86,13 +86,7 @@ async def _pages(session: aiohttp.ClientSession, query: Query, number: int) -> A
     walk = Walk(query.resource, number)
     while True:
         page = await read_filled(
-            session,
-            query,
-            number,
-            before=walk.before,
-            total_pages=walk.total_pages,
-            total=walk.total,
-            counted_pages=walk.total_pages,
+            session, query, number, before=walk.before, total_pages=walk.total_pages, total=walk.total
         )
         says_nothing = not page.records and page.total_pages is None and page.total is None
         if says_nothing and number < (walk.total_pages or 0):

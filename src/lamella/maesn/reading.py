@@ -122,9 +122,8 @@ class Reading:
             of.query,
             page.number,
             before=(page.number - 1) * position.largest,
-            total_pages=position.pages,
+            total_pages=None if position.pages is None else position.pages - position.more,
             total=position.total,
-            counted_pages=(position.pages or 0) - position.more if position.more else None,
         )
         return await self._journal.commit(lambda db: store(db, of.wanted, page.walk, found))
 

@@ -45,13 +45,11 @@ async def sync(
     """Bring the records of all *accounts* up to date, page by page, and report what could not be read.
 
     The records are kept in *journal*, each as the JSON text that the API sent, without the white space between its
-    tokens. A page's records are stored in one transaction with the fact that the page is stored, and with the
-    high-water mark of each account and resource: from there, less five minutes for clocks that differ, the next sync
-    goes on. The mark moves only when all pages up to it are stored, and as many different records as the API counts,
-    and never beyond the moment at which the first of them was read. A list that changes while it is read so that
-    records may be missing, that holds fewer records than the API counts, or of which a page brings no new record, is
-    read up to three times; then its part fails with an :class:`IncompleteList`. Records that are deleted at the API
-    stay.
+    tokens. The next sync of an account and resource goes on from its high-water mark, less five minutes for clocks
+    that differ. The mark moves only when as many different records are stored as the API counts, and never beyond the
+    moment at which the first of them was read. A list that changes while it is read so that records may be missing,
+    that holds fewer records than the API counts, or of which a page brings no new record, is read up to three times;
+    then its part fails with an :class:`IncompleteList`. Records that are deleted at the API stay.
 
     An error that concerns the whole account ends its parts: 401, and a rate limit that lasts too long
     (:class:`lamella.RateLimited`: for example a daily quota). Any other failure ends its part alone, and the other
@@ -66,13 +64,10 @@ async def sync(
         accounts: Accounts with names that differ, or names with their keys.
         resources: For example ``["contacts", "invoices"]``.
         journal: Where all is kept, for this sync and the next ones. Its ``batch`` should name the API.
-        output: The file that gets all records at the end; its suffix names the format, see
-            :func:`lamella.maesn.export`. None means none.
-        since: Only what was changed since this moment, whatever the marks say. Where that leaves a gap, because no run
-            has read the list up to it, the mark does not move: see :attr:`Part.gap`. None means from the mark on, or
-            everything where there is none.
-        resume: Whether to go on with the last run: only what it has not done is read. Where there is no last run it
-            is the first.
+        output: The file that gets all records at the end, by :func:`lamella.maesn.export`. None means none.
+        since: Only what was changed since this moment, whatever the marks say; see :attr:`Part.gap`. None means from
+            the mark on, or everything where there is none.
+        resume: Whether to go on with the last run, if there is one: only what it has not done is read.
         limit: How many records a page holds: 5, 10, 20, 50 or 100.
         at_once: How many pages may be read at a time. None means as many as the accounts may have, up to 1,000.
         at_once_per_account: How many pages of one account may be read at a time.
