@@ -290,6 +290,7 @@ def _moved(ids: SpanContext | None, number: int) -> SpanContext | None:
 
 
 class TestTheFile:
+    @pytest.mark.slow
     def test_with_5000_calls(self) -> None:
         """A bound for a slow machine: it takes two seconds on a fast one."""
         result = many(5000)

@@ -468,6 +468,7 @@ def _wait_for(condition: Any) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 class TestWhatIsNotInstalled:
     @pytest.mark.parametrize("option", [("--otlp", "http://localhost:4318"), ("--report", "page.html"), ("--sandbox",)])
     def test_the_sdk(self, option: tuple[str, ...]) -> None:
