@@ -1,7 +1,7 @@
 # Every target makes the virtual environment that it needs. On the machine: Python 3.11+, make, nothing else.
 #
 #   make test PYTHON=python3.12 VENV=.venv-3.12     another interpreter, an environment of its own
-#   make test ARGS='-k retry -x'                    arguments for pytest (test, test-all, coverage, lowest) or the demo
+#   make test ARGS='-k retry -x'                    arguments for pytest (test, test-all, coverage, lowest) or `make demo`
 
 PYTHON ?= python3
 VENV   := .venv
@@ -47,9 +47,10 @@ test: $(VENV)/.installed  ## Run the tests without the slow ones: two minutes
 test-all: $(VENV)/.installed  ## Run all tests, with every cell of the fault matrix and more random examples
 	@$(RUN) pytest $(SIDE_BY_SIDE) $(EVERY_TEST) $(ARGS)
 
-lint: $(VENV)/.installed  ## Check style and formatting
+lint: $(VENV)/.installed  ## Check style, formatting, and which module imports which
 	@$(RUN) ruff check
 	@$(RUN) ruff format --check
+	@$(VENV)/bin/python -c 'from importlinter.cli import lint_imports_command as run; run()' --no-cache --no-logo
 
 format: $(VENV)/.installed  ## Format the code and fix what ruff can fix
 	@$(RUN) ruff check --fix
@@ -74,7 +75,7 @@ backends: $(BACKENDS)/.installed $(PHOENIX)/.installed  ## Run the tests against
 	@$(BACKENDS)/bin/python scripts/backends.py --phoenix $(PHOENIX)/bin/python -- \
 		$(BACKENDS)/bin/python -m pytest --confcutdir tests/backends tests/backends $(ARGS)
 
-browser: $(BROWSER)/.installed  ## Run the tests of the demo's page in a headless Chromium
+browser: $(BROWSER)/.installed  ## Run the tests of the page of --report in a headless Chromium
 	@$(BROWSER)/bin/python tests/browser/with_chromium.py \
 		$(BROWSER)/bin/python -m pytest --confcutdir tests/browser tests/browser $(ARGS)
 
@@ -105,7 +106,7 @@ clean:  ## Remove environments, caches, builds and reports
 $(VENV)/.installed: pyproject.toml Makefile scripts/make_venv.sh
 	@sh scripts/make_venv.sh "$(PYTHON)" $(VENV)
 	@echo "lamella: installing the package and its tools into $(VENV)"
-	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[dev,lint]'
 	@printf '%s\n' "$$MADE_FOR" >$@
 
 $(LOWEST)/.installed: pyproject.toml Makefile scripts/make_venv.sh scripts/lowest_versions.py

@@ -13,7 +13,8 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerPro
 from tests.cancelling import T, cancelled_at
 
 from lamella import HeaderAuth, maesn, stack
-from lamella.testing import Fault, Reply, Sandbox, VirtualClock
+from lamella.maesn.sandbox import Reply, Sandbox
+from lamella.testing import Fault, VirtualClock
 
 
 class Open(SpanProcessor):

@@ -25,7 +25,7 @@ from lamella import (
     deadline,
     stack,
 )
-from lamella.deadlines import inherited
+from lamella.scope import inherited
 from lamella.testing import VirtualClock
 
 RULES = RuleBook(

@@ -15,6 +15,7 @@ SHOWN = {
         "6 done, 0 failed, 9 skipped; Counts(done=15, failed=0)",
         "requests that it took: 6",
     ],
+    "one_call.py": ["usual: 200", "one attempt: 503 attempts_used_up", "as an answer: 503"],
     "own_layer.py": [
         *("alone: 2 at a time", "alone: 127.0.0.1 cannot be reached"),
         *("in a stack: 2 at a time", "in a stack: 127.0.0.1 cannot be reached"),

@@ -169,10 +169,10 @@ async def test_the_timer_of_an_attempt_is_not_at_rest_until_the_attempt_ends(
         [made] = timers_of_lamella()
         assert type(owner_of(made)).__name__ == "_Alarm"
         [account] = throttle_in(session)._accounts.values()
-        sent = account.queue.sent.pop()  # as if Throttle had lost it
+        sent = account.queue.sent_at.pop()  # as if Throttle had lost it
         with pytest.raises(AssertionError, match="_Alarm"):
             at_rest(session)
-        account.queue.sent.append(sent)
+        account.queue.sent_at.append(sent)
         assert await call == 200
         at_rest(session)
         await asyncio.sleep(0)

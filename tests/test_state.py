@@ -168,7 +168,7 @@ FAILURES = {
 async def test_where_it_fails_what_is_known_here_has_to_do(
     how: str, virtual_time: VirtualClock, tracing: Tracing, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What it has told before is known here; one warning tells of it; when it is well again, it is asked again."""
+    """What it said before is known here; there is one warning; after the pause it is asked again."""
     store = JsonStore(slow=0)
     state = SharedState(store)
     assert await state.update(None, "key", Tally, add, 5) == 5

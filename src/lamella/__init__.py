@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from lamella.breaker import Breaker
     from lamella.buffer import Buffer
     from lamella.classify import Classify
-    from lamella.deadlines import deadline
     from lamella.errors import (
         ApiError,
         AttemptRecord,
@@ -53,12 +52,12 @@ if TYPE_CHECKING:
         decide,
         parse_retry_after,
     )
+    from lamella.scope import deadline, options
     from lamella.stacking import At, stack
     from lamella.store import MemoryStore, Store
     from lamella.telemetry.attempt_span import AttemptSpan
     from lamella.telemetry.call_span import RequestSpan
-    from lamella.throttle import Throttle
-    from lamella.throttle.estimator import Limit
+    from lamella.throttle import Limit, Throttle
     from lamella.timeout import Timeout
 
 __all__ = [
@@ -113,6 +112,7 @@ __all__ = [
     "WaitSource",
     "deadline",
     "decide",
+    "options",
     "parse_retry_after",
     "stack",
 ]
@@ -167,7 +167,8 @@ _MODULES: Final = {
     "TransportError": "lamella.errors",
     "Unauthorized": "lamella.errors",
     "WaitSource": "lamella.rules",
-    "deadline": "lamella.deadlines",
+    "deadline": "lamella.scope",
+    "options": "lamella.scope",
     "decide": "lamella.rules",
     "parse_retry_after": "lamella.rules",
     "stack": "lamella.stacking",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
 from io import IOBase
 from typing import Any
@@ -66,12 +66,13 @@ def same_call(request: aiohttp.ClientRequest) -> object:
     return getattr(request, "_traces", None)
 
 
-def trace_states(request: aiohttp.ClientRequest) -> Iterator[tuple[Any, Any]]:
-    """Yield each trace configuration of *request* with its state for this call. Otherwise: nothing."""
-    for trace in getattr(request, "_traces", ()):
-        config, state = getattr(trace, "_trace_config", None), getattr(trace, "_trace_config_ctx", None)
-        if state is not None:
-            yield config, state
+def trace_states(request: aiohttp.ClientRequest) -> Sequence[tuple[Any, Any]]:
+    """Return each trace configuration of *request* with its state for this call. Otherwise: nothing."""
+    traces = getattr(request, "_traces", ())
+    if not traces:
+        return ()
+    found = [(getattr(each, "_trace_config", None), getattr(each, "_trace_config_ctx", None)) for each in traces]
+    return [(config, state) for config, state in found if state is not None]
 
 
 def peer_of(response: aiohttp.ClientResponse) -> object:

@@ -13,7 +13,7 @@ from lamella.body.answer import wait_for_body, whole_limit
 from lamella.body.request import note_interruption
 from lamella.classify.failures import ERROR_STATUS, failure_of
 from lamella.cookies import keep_cookies
-from lamella.pipeline import Call, Layer, Result, Slot
+from lamella.pipeline import OPTIONS, Call, Layer, Result, Slot
 from lamella.rules import RuleBook
 from lamella.telemetry.redirects import is_redirect
 
@@ -52,7 +52,7 @@ class Buffer(Layer):
         self._whole = dict(whole)
 
     def after(self, call: Call, result: Result) -> Awaitable[Result | None] | None:
-        if isinstance(result, BaseException) or result.content.is_eof() or not (limit := self._wanted(result)):
+        if isinstance(result, BaseException) or result.content.is_eof() or not (limit := self._wanted(call, result)):
             return None
         return self._read(call, result, limit)
 
@@ -74,17 +74,18 @@ class Buffer(Layer):
             raise
         return None
 
-    def _wanted(self, response: aiohttp.ClientResponse) -> int:
+    def _wanted(self, call: Call, response: aiohttp.ClientResponse) -> int:
         """Return the number of bytes of the body to wait for. 0: none, it is handed on as a stream."""
         # (What is upgraded, to a websocket or the like, has no body by aiohttp: it is at its end already.)
         if response.status >= ERROR_STATUS or is_redirect(response):
             return 0
         length, kind = response.content_length, response.content_type
         limit = whole_limit() or self._whole.get(kind)
-        if limit is None:
-            if length is None or kind in _ENDLESS:
+        given = OPTIONS.get(call) or {}
+        if limit is None or "buffer" in given:
+            if limit is None and (length is None or kind in _ENDLESS):
                 return 0
-            limit = self._limit
+            limit = given.get("buffer", self._limit) or 0
         return limit if length is None or length <= limit else 0
 
     def __repr__(self) -> str:

@@ -4,14 +4,14 @@
 
     LamellaError
     ├── ApiError (aiohttp.ClientResponseError)          an answer whose status is an error
-    │   ├── ClientStatusError                                 4xx
+    │   ├── ClientStatusError                       4xx
     │   │   ├── BadRequest                              400
     │   │   ├── Unauthorized                            401
     │   │   ├── Forbidden                               403
     │   │   ├── NotFound                                404
     │   │   ├── MethodNotAllowed                        405
     │   │   └── TooManyRequests                         429
-    │   └── ServerStatusError                                 5xx
+    │   └── ServerStatusError                       5xx
     │       └── InternalServerError                     500
     └── TransportError (aiohttp.ClientConnectionError)  no answer, or half of one
         ├── ConnectFailed                               nothing was sent: DNS, refused, TLS interrupted
@@ -20,7 +20,7 @@
         ├── CertificateInvalid                          nothing was sent: the server is not trusted
         ├── ConnectionLost                              it broke after something was sent
         ├── AttemptTimeout (TimeoutError)               no answer in time
-        └── RequestRejected                                     lamella itself did not send it
+        └── RequestRejected                         lamella itself did not send it
             ├── CircuitOpen                             the service is known to be down
             └── RateLimited                             the rate limit would keep it waiting for too long
 
@@ -32,9 +32,8 @@ No message, ``repr`` or field of theirs holds a header value that may be a secre
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import aiohttp
 from yarl import URL
@@ -69,9 +68,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptRecord:
-    """One send of a call. ``status`` or ``exception`` (the name of its class) is None; times are in seconds."""
+class AttemptRecord(NamedTuple):
+    """One attempt of a call. ``status`` or ``exception`` (the name of its class) is None; times are in seconds."""
 
     number: int
     status: int | None

@@ -14,7 +14,7 @@ from enum import IntEnum
 from functools import cached_property, partial
 from itertools import pairwise
 from types import MappingProxyType
-from typing import ClassVar, Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
+from typing import ClassVar, Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import aiohttp
 from opentelemetry.trace import Span
@@ -22,8 +22,10 @@ from opentelemetry.trace import Span
 from lamella._aiohttp import forget_answer
 from lamella.errors import AttemptRecord, LamellaError
 from lamella.rules import Rule, StopReason, WaitSource
+from lamella.scope import CallOptions, given_options
 
 __all__ = [
+    "OPTIONS",
     "SENT_BEFORE",
     "Again",
     "Call",
@@ -149,6 +151,9 @@ class Call:
 _KEY: Final = "_lamella_call"
 
 
+_NONE: Final = object()
+
+
 class PerCall(Generic[S]):
     """A value of each call, which ends with it. What `before` leaves for `after` may be in a dict by call instead.
 
@@ -163,10 +168,14 @@ class PerCall(Generic[S]):
 
     def of(self, call: Call) -> S:
         """Return the value of *call*, which may be changed in place."""
-        state = call.state
-        if self not in state:
-            state[self] = self._make()
-        return cast(S, state[self])
+        value = call.state.get(self, _NONE)
+        if value is _NONE:
+            value = call.state[self] = self._make()
+        return value  # type: ignore[return-value]
+
+    def get(self, call: Call) -> S | None:
+        """Return the value of *call*. None: there is none yet."""
+        return call.state.get(self)  # type: ignore[return-value]
 
     def set(self, call: Call, value: S) -> None:
         """Put *value* in the place of that of *call*."""
@@ -174,7 +183,7 @@ class PerCall(Generic[S]):
 
     def take(self, call: Call) -> S | None:
         """Return the value of *call*, and forget it. None: there is none."""
-        return cast("S | None", call.state.pop(self, None))
+        return call.state.pop(self, None)  # type: ignore[return-value]
 
 
 class Layer:
@@ -290,19 +299,21 @@ class Pipeline:
             self._loop, self._moves = loop, Layer.moves
         attributes = vars(request)
         call: Call | None = attributes.get(_KEY)
-        outside: object = None
+        outside: Layer | None = None
         if call is None:
             call = attributes[_KEY] = Call(request)
+            if (given := given_options()) is not None:
+                call.state[OPTIONS] = given
         else:
-            if (outside := call.state.get(_INSIDE)) is not None:
-                check_order(cast(Layer, outside), self._outermost)
+            outside = _INSIDE.of(call)
+            if outside is not None:
+                check_order(outside, self._outermost)
             call.request = request
             _begin_anew(call)
         call.state[_INSIDE] = self._innermost
-        # The end of a whole run is an answer, or raised.
-        return cast("Coroutine[None, None, aiohttp.ClientResponse]", self._run(call, handler, 0, outside))
+        return self._run(call, handler, 0, outside)  # type: ignore[return-value]  # a whole run raises its exception
 
-    async def _run(self, call: Call, handler: aiohttp.ClientHandlerType, first: int, outside: object) -> Result:
+    async def _run(self, call: Call, handler: aiohttp.ClientHandlerType, first: int, outside: Layer | None) -> Result:
         """Make one attempt through the layers from number *first* on, with what comes before and after it.
 
         Return what it has ended in; from the first layer on, raise that where it is an exception. *outside* is the
@@ -393,6 +404,8 @@ def _has(layer: Layer, hook: str) -> bool:
 
 
 _SLOTS: Final = ", ".join(slot.name for slot in Slot)
+OPTIONS: Final = PerCall(CallOptions)
+"""What :func:`lamella.options` says for the call, where it is made inside of that."""
 SENT_BEFORE: Final = PerCall[bool](lambda: False)
 """Whether a layer, or a middleware of others, may have sent the request before."""
 _INSIDE: Final = PerCall[Layer | None](lambda: None)

@@ -21,8 +21,7 @@ from lamella.store import Store
 from lamella.telemetry.attempt_span import AttemptSpan
 from lamella.telemetry.attributes import UrlTemplate
 from lamella.telemetry.call_span import RequestSpan
-from lamella.throttle import Throttle
-from lamella.throttle.estimator import Limit
+from lamella.throttle import Limit, Throttle
 from lamella.timeout import Timeout
 
 __all__ = ["At", "StackOptions", "stack"]
@@ -46,7 +45,7 @@ class StackOptions(TypedDict, total=False):
     buffer: int | None
     retry_writes: bool
     retry_budget: RetryBudget | None
-    throttle: bool
+    throttle: bool | Throttle
     limit: Limit | None
     account: Callable[[aiohttp.ClientRequest], str | None] | None
     store: Store | None
@@ -121,8 +120,8 @@ def stack(
             Default: 8 MiB.
         retry_writes: Whether methods that are not idempotent are sent again, too. Default: False.
         retry_budget: How much retries may add to the load of the session. None means no limit. Default: a fifth of it.
-        throttle: Whether the calls for one account wait together when its rate limit is exceeded, and keep to it.
-            Default: True.
+        throttle: Whether the calls for one account wait together when its rate limit is exceeded, and keep to it; or a
+            ``Throttle`` made by hand. Default: True.
         limit: The rate limit of an account, if it is known. None, the default, means that it is learned.
         account: Which account a request belongs to. None, the default, means one account for each origin.
         store: Shared state store. None, the default, means in this process.
@@ -142,6 +141,9 @@ def stack(
     """
     if unknown := [name for name in options if name not in StackOptions.__annotations__]:
         raise TypeError(f"stack() has no option {unknown[0]!r}; there are {', '.join(StackOptions.__annotations__)}")
+    if isinstance(throttle := options.get("throttle"), Throttle):
+        layers = (*layers, throttle)
+        del options["throttle"]
     auth = options.get("auth", ())
     chosen = [_checked(layer) for layer in (*layers, *([auth] if isinstance(auth, HeaderAuth) else auth))]
     by_hand = {

@@ -8,7 +8,7 @@ from typing import Any
 from lamella.checks import check_seconds
 from lamella.classify.failures import timed_out
 from lamella.limits import ATTEMPT_END, cancels
-from lamella.pipeline import Call, Layer, Result, Slot
+from lamella.pipeline import OPTIONS, Call, Layer, Result, Slot
 
 __all__ = ["Timeout"]
 
@@ -40,22 +40,27 @@ class Timeout(Layer):
         check_seconds("seconds", seconds)
         self._seconds = seconds
         self._alarm: _Alarm | None = None
+        self._others: dict[Call, _Alarm] = {}
+        """Of the calls that have a time of their own."""
 
     def before(self, call: Call) -> None:
         alarm, loop = self._alarm, call.request.loop
-        if alarm is None or alarm.loop is not loop:
-            alarm = self._alarm = _Alarm(loop)
-        when = loop.time() + self._seconds
-        call.state[ATTEMPT_END] = when
-        alarm.watch(call, when)
+        given = OPTIONS.get(call)
+        if given is not None and "attempt_timeout" in given:
+            if (seconds := given["attempt_timeout"]) is None:
+                return
+            alarm = self._others[call] = _Alarm(loop, seconds)
+        elif alarm is None or alarm.loop is not loop:
+            alarm = self._alarm = _Alarm(loop, self._seconds)
+        alarm.watch(call)
 
     def after(self, call: Call, result: Result) -> Result | None:
-        alarm = self._alarm
+        alarm = self._others.pop(call, None) or self._alarm
         if alarm is None or alarm.forget(call) or not alarm.take_back(call):
             return None
         if not isinstance(result, asyncio.CancelledError):
             return None
-        error = timed_out(call, result, None, f"no whole answer within {self._seconds:g} s")
+        error = timed_out(call, result, None, f"no whole answer within {alarm.seconds:g} s")
         error.__cause__ = result
         return error
 
@@ -70,10 +75,11 @@ class _Alarm:
     call often follows another at once. An attempt is cancelled by the rules of ``asyncio.timeout``.
     """
 
-    __slots__ = ("_idle", "_rung", "_timer", "_watched", "loop")
+    __slots__ = ("_idle", "_rung", "_timer", "_watched", "loop", "seconds")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         self.loop = loop
+        self.seconds = seconds
         self._watched: dict[Call, tuple[float, asyncio.Task[Any], int]] = {}
         """Those under way, the oldest first: until when, in which task, and how often that was cancelled before."""
         self._rung: dict[Call, tuple[float, asyncio.Task[Any], int]] = {}
@@ -82,7 +88,8 @@ class _Alarm:
         self._idle = False
         """Whether the timer will be put away."""
 
-    def watch(self, call: Call, when: float) -> None:
+    def watch(self, call: Call) -> None:
+        when = call.state[ATTEMPT_END] = self.loop.time() + self.seconds
         task = asyncio.current_task(self.loop)
         if task is None:
             raise RuntimeError("Timeout works inside of a task only")

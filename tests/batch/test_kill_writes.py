@@ -15,7 +15,7 @@ from tests.killing import completed, killed
 from lamella import HeaderAuth, RuleBook, stack
 from lamella.batch.journal import Counts, Journal
 from lamella.batch.runner import Batch
-from lamella.testing import Sandbox
+from lamella.maesn.sandbox import Sandbox
 
 BATCH = "records to push"
 

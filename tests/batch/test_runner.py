@@ -25,7 +25,8 @@ from lamella import HeaderAuth, RuleBook, Unauthorized, stack
 from lamella.batch.journal import Counts, Journal, JournalError
 from lamella.batch.outcome import AccountStopped, ItemOutcome
 from lamella.batch.runner import Batch
-from lamella.testing import Account, Sandbox, VirtualClock, run_virtual
+from lamella.maesn.sandbox import Account, Sandbox
+from lamella.testing import VirtualClock, run_virtual
 
 KEY = "batch-4ccount-s3cret"
 
@@ -155,7 +156,7 @@ def test_every_item_has_one_outcome(
     assert numbers == list(range(1, size + 1)) if in_order else sorted(numbers) == list(range(1, size + 1))
     for outcome in outcomes:
         assert outcome.item == outcome.number - 1
-        assert (outcome.tries, outcome.queued) == (1, 0.0)
+        assert (outcome.tries, outcome.paused) == (1, 0.0)
         assert outcome.done is not fails[outcome.item]
         assert outcome.value == (outcome.item * 2 if outcome.done else None)
         assert isinstance(outcome.error, Refused) is fails[outcome.item]

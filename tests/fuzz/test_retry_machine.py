@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.examples import examples
 
 from lamella import ApiError, Backoff, Failure, LamellaError, RetryBudget, Rule, RuleBook, StopReason, stack
-from lamella.testing import Fault, Reply, Sandbox, VirtualTimeLoop
+from lamella.maesn.sandbox import Reply, Sandbox
+from lamella.testing import Fault, VirtualTimeLoop
 
 LONGEST: Final = 50.0
 RULES: Final = RuleBook(

@@ -179,13 +179,13 @@ async def test_a_slow_call_is_asked_about_a_few_times_and_not_over_and_over(
     async with client(await serve(server), *stack(MINUTE, store=store)) as session:
         asked: list[float] = []
         throttle = throttle_in(session)
-        ask = throttle.ask
+        ask = throttle._ask
 
         async def counted(*args: object) -> object:
             asked.append(now())
             return await ask(*args)  # type: ignore[arg-type]
 
-        throttle.ask = counted  # type: ignore[method-assign, assignment]
+        throttle._ask = counted  # type: ignore[method-assign, assignment]
         # A limit of five is learned; then five polls use it up, and others wait for a minute.
         await crowd(session, 20, 20, 0.01)
         asked.clear()
@@ -212,7 +212,7 @@ class Refusing(Server):
 
 
 @pytest.mark.parametrize("slow", [False, True])
-async def test_polls_from_before_a_refusal_hold_nothing_up_when_the_gate_opens(
+async def test_polls_from_before_a_refusal_hold_nothing_up_after_the_wait(
     serve: Serve, virtual_time: VirtualClock, slow: bool
 ) -> None:
     server, store = Refusing(), JsonStore(slow=0.0) if slow else None
@@ -229,7 +229,7 @@ async def test_polls_from_before_a_refusal_hold_nothing_up_when_the_gate_opens(
 
 @pytest.mark.parametrize("polls", [1, 4, 12])
 @pytest.mark.parametrize("limit", [None, Limit(1000, 60)])
-async def test_polls_that_go_when_the_gate_opens_are_no_deadlock(
+async def test_polls_that_are_sent_after_the_wait_are_no_deadlock(
     serve: Serve, virtual_time: VirtualClock, polls: int, limit: Limit | None
 ) -> None:
     """One goes alone, until it passes or has taken its time: a second where answers are quick."""

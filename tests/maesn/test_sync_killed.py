@@ -12,7 +12,8 @@ from tests.killing import completed, killed
 
 from lamella import maesn
 from lamella.batch import Journal
-from lamella.testing import Account, Fault, Sandbox
+from lamella.maesn.sandbox import Account, Sandbox
+from lamella.testing import Fault
 
 RESOURCES = ["bills", "invoices", "items"]
 

@@ -20,8 +20,9 @@ from tests.servers import Serve
 
 from lamella import maesn
 from lamella.batch import Journal
-from lamella.testing import Reply, Sandbox, run_virtual
-from lamella.testing.plugin import MakeSandbox
+from lamella.maesn.sandbox import Reply, Sandbox
+from lamella.pytest_maesn import MakeSandbox
+from lamella.testing import run_virtual
 
 RULES = maesn.RULES.scaled(1e-5)
 LAST = Reply(200, {}, {"data": []})

@@ -24,7 +24,8 @@ from lamella import (
     TooManyRequests,
     stack,
 )
-from lamella.testing import Reply, Sandbox, VirtualClock
+from lamella.maesn.sandbox import Reply, Sandbox
+from lamella.testing import VirtualClock
 
 MB = 2**20
 COUNTS = "max_headers" in signature(aiohttp.ClientSession).parameters

@@ -12,8 +12,8 @@ from aiohttp import web
 from tests.servers import Serve, ServeRaw
 
 from lamella import Classify, ConnectFailed, HeaderAuth, LamellaError, RuleBook, maesn, stack
-from lamella.testing import Reply, Sandbox
-from lamella.testing.plugin import MakeSandbox
+from lamella.maesn.sandbox import Reply, Sandbox
+from lamella.pytest_maesn import MakeSandbox
 
 API_KEY, ACCOUNT_KEY = "zq-api-key-4711", "zq-account-key-0815"
 

@@ -47,8 +47,9 @@ from lamella import (
     maesn,
     stack,
 )
+from lamella.maesn.sandbox import Sandbox
 from lamella.telemetry.metrics import Instruments
-from lamella.testing import Sandbox, VirtualClock
+from lamella.testing import VirtualClock
 
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
 

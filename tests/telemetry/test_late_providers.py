@@ -46,7 +46,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from lamella import maesn
 from lamella.telemetry.attributes import described
-from lamella.testing import Sandbox
+from lamella.maesn.sandbox import Sandbox
 
 told, described = [], described
 

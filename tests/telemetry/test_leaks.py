@@ -20,8 +20,9 @@ from tests.texts import texts_of
 from yarl import URL
 
 from lamella import AttemptSpan, Backoff, Failure, HeaderAuth, LamellaError, Rule, RuleBook, Timeout, maesn, stack
-from lamella.testing import Fault, Reply, VirtualClock
-from lamella.testing.plugin import MakeSandbox
+from lamella.maesn.sandbox import Reply
+from lamella.pytest_maesn import MakeSandbox
+from lamella.testing import Fault, VirtualClock
 
 ORIGIN = "http://api.example"
 

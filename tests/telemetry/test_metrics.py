@@ -14,9 +14,9 @@ from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricR
 from tests.sdk import Metering
 
 from lamella import AttemptSpan, LamellaError, TooManyRequests, maesn
-from lamella.testing import Fault, Reply, VirtualClock
-from lamella.testing.plugin import MakeSandbox
-from lamella.testing.sandbox import Sandbox, Step
+from lamella.maesn.sandbox import Reply, Sandbox, Step
+from lamella.pytest_maesn import MakeSandbox
+from lamella.testing import Fault, VirtualClock
 
 Connect = Callable[..., aiohttp.ClientSession]
 

@@ -16,8 +16,9 @@ from tests.sdk import Metering, Tracing, given
 from tests.servers import Serve, Statuses
 
 from lamella import Backoff, LamellaError, Rule, RuleBook, maesn, stack
+from lamella.maesn.sandbox import Sandbox
 from lamella.telemetry.tracing import inject
-from lamella.testing import Sandbox, VirtualClock
+from lamella.testing import VirtualClock
 
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
 

@@ -17,7 +17,7 @@ from tests.layering import together
 from tests.sdk import Tracing
 
 from lamella import AttemptSpan, Classify, ClientStatusError, RequestSpan, RuleBook, maesn
-from lamella.testing import Sandbox
+from lamella.maesn.sandbox import Sandbox
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from tests.sdk import Tracing, given
 
 from lamella import LamellaError, maesn
-from lamella.testing import Fault, Reply, Sandbox, VirtualClock
+from lamella.maesn.sandbox import Reply, Sandbox
+from lamella.testing import Fault, VirtualClock
 
 
 def session(sandbox: Sandbox, tracing: Tracing, scale: float = 1, **options: Any) -> aiohttp.ClientSession:

@@ -33,8 +33,9 @@ from lamella import (
     maesn,
     stack,
 )
+from lamella.maesn.sandbox import Sandbox
 from lamella.redaction import redact_text
-from lamella.testing import Fault, Sandbox
+from lamella.testing import Fault
 
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=60)))
 

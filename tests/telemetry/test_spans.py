@@ -24,9 +24,9 @@ from tests.servers import Serve
 from yarl import URL
 
 from lamella import AttemptSpan, Backoff, HeaderAuth, LamellaError, RequestSpan, Rule, RuleBook, maesn, stack
+from lamella.maesn.sandbox import Sandbox, Step
 from lamella.telemetry import attempt_span
-from lamella.testing import Fault, Sandbox, VirtualClock
-from lamella.testing.sandbox import Step
+from lamella.testing import Fault, VirtualClock
 
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
 KNOWN = "OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS"

@@ -12,9 +12,9 @@ from multidict import istr
 from yarl import URL
 
 from lamella.credentials import HIDDEN, hide_headers, needs_secrets, note_secrets
-from lamella.deadlines import inherited, inherited_deadline
 from lamella.origins import Origin, origin_of
 from lamella.pipeline import Call, Layer, Result, Slot
+from lamella.scope import in_a_block, inherited, inherited_deadline
 
 __all__ = ["HeaderAuth", "HeaderValue"]
 
@@ -89,7 +89,7 @@ class HeaderAuth(Layer):
 
     def _ask_all(self, call: Call) -> Awaitable[None] | None:
         """Set the headers that functions answer for. Return what has to be awaited for that."""
-        if inherited() is not None:
+        if in_a_block():
             # Other calls may wait for a task that a function starts: it must not inherit the deadline of this call.
             return self._wait_for_all(call, iter(self._functions))
         names = iter(self._functions)

@@ -11,7 +11,7 @@ from lamella.classify.failures import ERROR_STATUS, api_error, failure_of
 from lamella.cookies import keep_cookies
 from lamella.errors import ApiError
 from lamella.limits import not_cancelled
-from lamella.pipeline import Call, Layer, Result, Slot
+from lamella.pipeline import OPTIONS, Call, Layer, Result, Slot
 from lamella.rules import RuleBook
 
 __all__ = ["Classify"]
@@ -39,18 +39,26 @@ class Classify(Layer):
 
     def after(self, call: Call, result: Result) -> Result | Awaitable[Result] | None:
         if not isinstance(result, BaseException):
-            return None if result.status < ERROR_STATUS else self._error(call, result)
+            if result.status < ERROR_STATUS:
+                return None
+            if (given := OPTIONS.get(call)) is not None and not given.get("raise_errors", True):
+                return None
+            return self._error(call, result, self._rules_of(call))
         if not isinstance(result, aiohttp.ClientError | OSError):
             return None
         note_interruption(call)
-        return failure_of(call, result, self._rules)
+        return failure_of(call, result, self._rules_of(call))
 
-    async def _error(self, call: Call, response: aiohttp.ClientResponse) -> ApiError:
+    def _rules_of(self, call: Call) -> RuleBook:
+        given = OPTIONS.get(call)
+        return self._rules if given is None else given.get("rules", self._rules)
+
+    async def _error(self, call: Call, response: aiohttp.ClientResponse, rules: RuleBook) -> ApiError:
         note_interruption(call)
         keep_cookies(call, response)
         try:
             with not_cancelled(call) as until:
-                return await api_error(response, self._rules, call.secrets, until=until)
+                return await api_error(response, rules, call.secrets, until=until)
         finally:
             response.release()
 

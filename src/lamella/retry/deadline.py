@@ -9,9 +9,9 @@ from typing import Any
 import aiohttp
 
 from lamella._aiohttp import has_no_total
-from lamella.deadlines import Inherited, enter, inherited, leave
 from lamella.limits import cancels
 from lamella.pipeline import Call
+from lamella.scope import Scope, enter, inherited, leave
 
 __all__ = ["AttemptLimit", "seconds_left"]
 
@@ -48,7 +48,7 @@ class AttemptLimit:
         self._cancelling = task.cancelling()
         self._rung = False
         self._timer = loop.call_at(moment, self._ring)
-        self._inherited: Token[Inherited] = enter(moment)
+        self._inherited: Token[Scope] = enter(moment)
 
     def _ring(self) -> None:
         if cancels(self._call):

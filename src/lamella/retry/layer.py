@@ -11,12 +11,14 @@ from lamella.body.request import note_interruption
 from lamella.checks import check_seconds, check_whole
 from lamella.classify.failures import ERROR_STATUS, require_open
 from lamella.cookies import note_held_cookies
-from lamella.deadlines import inherited
-from lamella.pipeline import SENT_BEFORE, Again, Call, Layer, Result, Slot
+from lamella.pipeline import OPTIONS, SENT_BEFORE, Again, Call, Layer, Result, Slot
 from lamella.retry.budget import RetryBudget, Spent, take
 from lamella.retry.deadline import AttemptLimit, seconds_left
-from lamella.retry.loop import Loop, Settings, out_of_time
+from lamella.retry.judge import Settings
+from lamella.retry.loop import Loop
+from lamella.retry.report import out_of_time
 from lamella.rules import RuleBook
+from lamella.scope import inherited
 from lamella.store import Store
 from lamella.store.shared import SharedState
 
@@ -94,18 +96,23 @@ class Retry(Layer):
         note_held_cookies(call)
         self._calls += 1
         now = request.loop.time()
-        if self._deadline is None and not request.session.timeout.total and inherited() is None:
+        own = self._deadline
+        if (given := OPTIONS.get(call)) is not None:
+            own = given.get("deadline", own)
+            if own is None and given.get("attempts", self._settings.attempts) is None:
+                raise ValueError("attempts and deadline must not both be None: such a call might never end")
+        if own is None and not request.session.timeout.total and inherited() is None:
             limit = None
             if call.deadline is not None:
                 call.deadline = None
         else:
             # Some versions of aiohttp make the request anew when the session was closed in the middle of an attempt.
             require_open(request)
-            seconds = seconds_left(request, self._deadline, now)
+            seconds = seconds_left(request, own, now)
             call.deadline = None if seconds is None else now + seconds
             if seconds is not None and seconds <= 0:
                 # What is inherited may be used up already: then nothing is sent.
-                raise out_of_time(call, self._settings, seconds)
+                raise out_of_time(call, self._settings_of(call).rules, seconds)
             limit = None if call.deadline is None else AttemptLimit(call, call.deadline)
         self._begun[call] = now, call.queued, limit
 
@@ -119,8 +126,19 @@ class Retry(Layer):
         elif not isinstance(result, Exception) and not overdue:
             return None  # cancelled, or thrown away
         note_interruption(call)
-        loop = Loop(call, self._settings, began=began, queued_before=queued_before)
+        loop = Loop(call, self._settings_of(call), began=began, queued_before=queued_before)
         return partial(loop.run, result, overdue=overdue)
+
+    def _settings_of(self, call: Call) -> Settings:
+        """Return the settings of *call*: those of the layer, unless options() says otherwise."""
+        given, own = OPTIONS.get(call), self._settings
+        if given is None:
+            return own
+        return own._replace(
+            rules=given.get("rules", own.rules),
+            attempts=given.get("attempts", own.attempts),
+            retry_writes=given.get("retry_writes", own.retry_writes),
+        )
 
     async def _afford(self, call: Call) -> bool:
         """Take a retry from the budget, if there is one left."""

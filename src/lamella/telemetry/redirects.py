@@ -22,8 +22,9 @@ _EARLIER: Final = PerCall[int](lambda: 0)
 
 def is_redirect(response: aiohttp.ClientResponse) -> bool:
     """Return whether aiohttp follows *response*, unless the caller has told it not to, and drops its body."""
-    headers = response.headers
-    return response.status in _REDIRECTS and (headers.get("Location") or headers.get("URI")) is not None
+    if response.status not in _REDIRECTS:
+        return False
+    return (response.headers.get("Location") or response.headers.get("URI")) is not None
 
 
 def note_redirect(call: Call, response: aiohttp.ClientResponse) -> None:

@@ -1,0 +1,136 @@
+"""Judge what an attempt ended in: a failure to decide about, or the end of the call."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from math import inf
+from typing import NamedTuple
+
+import aiohttp
+
+from lamella.classify.failures import ERROR_STATUS, api_error, failure_of, rate_limited, timed_out
+from lamella.cookies import keep_cookies
+from lamella.errors import ApiError, AttemptRecord, LamellaError
+from lamella.pipeline import Call, Result
+from lamella.retry.report import deadline_left, deadline_passed, reject
+from lamella.rules import RuleBook
+from lamella.throttle.queue import waiting_of
+
+__all__ = ["Judge", "Settings"]
+
+
+class Settings(NamedTuple):
+    """What the calls of one ``Retry`` share."""
+
+    rules: RuleBook
+    attempts: int | None
+    retry_writes: bool
+    random: Callable[[], float]
+    afford: Callable[[Call], Awaitable[bool]] | None
+    """Takes a retry from the budget, if there is one left. None: there is no budget."""
+
+
+class Judge:
+    """The last attempt of one call, and what it ended in."""
+
+    __slots__ = (
+        "_attempt_began",
+        "_call",
+        "_queued_before",
+        "_settings",
+        "answer",
+        "began",
+        "error",
+        "failed_at",
+        "overdue",
+    )
+
+    def __init__(self, call: Call, settings: Settings, *, began: float, queued_before: float) -> None:
+        self._call = call
+        self._settings = settings
+        self.began = began
+        """When the call began, by the loop's clock."""
+        self.error: LamellaError | None = None
+        """The failure of the last attempt. Another result is the end of the call: an answer, or no failure of ours."""
+        self.failed_at = 0.0
+        self.answer: aiohttp.ClientResponse | None = None
+        """The answer that *error* is about, where no layer further in has turned it into an error."""
+        self.overdue = False
+        """Whether the deadline has ended the last attempt."""
+        self.begin(began, queued_before)
+
+    def begin(self, now: float, queued_before: float) -> None:
+        """An attempt begins *now*, by the loop's clock; *queued_before*: seconds that the call was queued before it."""
+        self._attempt_began = now
+        self._queued_before = queued_before
+
+    async def look_at(self, result: Result, *, overdue: bool) -> Result:
+        """Return the failure that *result* is, now in `error`, or *result* itself where it ends the call."""
+        call = self._call
+        if overdue and isinstance(result, BaseException):
+            return self._end_by_deadline(result)
+        if not isinstance(result, BaseException):
+            if result.status < ERROR_STATUS:
+                if call.records:
+                    self._record(result.status, None, None)
+                return result
+            self.answer = result
+            keep_cookies(call, result)
+            # The body is the caller's: it may be slow, or broken.
+            return self._fail(await api_error(result, self._settings.rules, call.secrets, until=-inf))
+        if call.stop is not None and result is call.stop.error:
+            return reject(call, call.stop.error)
+        if isinstance(result, LamellaError):
+            # One that says why it stopped is the end of another call, which a layer further in has made.
+            return self._fail(result) if result.stopped is None else result
+        if isinstance(result, aiohttp.ClientError | TimeoutError):
+            failure = failure_of(call, result, self._settings.rules)
+            if failure is not None:
+                return self._fail(failure)
+        return result
+
+    def release(self) -> None:
+        """Release the connection of an answer that is not read."""
+        if self.answer is not None:
+            self.answer.release()
+            self.answer = None
+
+    def forget(self) -> None:
+        """Forget the failure and its answer, which hold on to an attempt."""
+        self.error = self.answer = None
+        del self._call
+
+    def _end_by_deadline(self, exc: BaseException) -> LamellaError:
+        call, rules = self._call, self._settings.rules
+        now = call.request.loop.time()
+        waiting = waiting_of(call)
+        if waiting is not None:
+            since, until = waiting
+            return reject(call, rate_limited(call, rules, since=now - since, until=max(until - now, 0.0)))
+        self.overdue = True
+        seconds = 0.0 if call.deadline is None else call.deadline - self.began
+        return self._fail(timed_out(call, exc, rules, deadline_passed(seconds)))
+
+    def _fail(self, error: LamellaError) -> LamellaError:
+        self.error = error
+        self.failed_at = self._call.request.loop.time()
+        error.rule = self._settings.rules.rule_for(error.outcome)
+        status = error.status if isinstance(error, ApiError) else None
+        self._record(status, None if status else type(error).__name__, error.rule.title)
+        return error
+
+    def _record(self, status: int | None, exception: str | None, rule: str | None) -> None:
+        call, attempts = self._call, self._settings.attempts
+        number = len(call.records) + 1
+        queued = call.queued - self._queued_before
+        record = AttemptRecord(
+            number,
+            status,
+            exception,
+            took=call.request.loop.time() - self._attempt_began - queued,
+            queued=queued,
+            rule=rule,
+            attempts_left=None if attempts is None else max(attempts - number, 0),
+            deadline_left=deadline_left(call),
+        )
+        call.records = (*call.records, record)

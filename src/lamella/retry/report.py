@@ -1,0 +1,82 @@
+"""Report what was decided about a call: its stop reason, the events on its span, and the log line of its end."""
+
+from __future__ import annotations
+
+from opentelemetry import trace
+from opentelemetry.util.types import AttributeValue
+
+from lamella.credentials import secrets_of
+from lamella.errors import AttemptTimeout, LamellaError
+from lamella.pipeline import Call, Stop
+from lamella.rules import Decision, RuleBook, StopReason
+from lamella.telemetry.attributes import error_type
+from lamella.telemetry.log import log_failure
+from lamella.telemetry.names import (
+    ATTEMPT,
+    ATTEMPTS_LEFT,
+    DEADLINE_LEFT,
+    ERROR_TYPE,
+    RULE,
+    STATUS,
+    STOP_EVENT,
+    STOP_REASON,
+    WAIT,
+    WAIT_SOURCE,
+)
+
+__all__ = ["add_event", "deadline_left", "deadline_passed", "out_of_time", "reject"]
+
+
+def out_of_time(call: Call, rules: RuleBook, seconds: float) -> LamellaError:
+    """End *call*, whose deadline of *seconds* has passed before the attempt was sent. Return its error."""
+    request, rule = call.request, rules.rule_for(AttemptTimeout.failure)
+    message = deadline_passed(seconds)
+    return reject(call, AttemptTimeout(request.method, request.url, rule, message, secrets=secrets_of(call)))
+
+
+def reject(call: Call, error: LamellaError) -> LamellaError:
+    """End *call* with *error*, since an attempt was not sent: because of the deadline, unless *error* says why."""
+    error.stopped = error.stopped or StopReason.DEADLINE
+    call.stop = Stop(error.stopped, error.rule)
+    error.attempts = call.records
+    add_event(call, STOP_EVENT, error, None, reason=error.stopped)
+    log_failure(error, call.span)
+    return error
+
+
+def deadline_passed(seconds: float) -> str:
+    """Return the message of a deadline of *seconds* that has passed."""
+    return f"the call's deadline of {seconds:.4g} s has passed"
+
+
+def deadline_left(call: Call) -> float | None:
+    """Return the seconds until the deadline, from now on. None: there is none."""
+    return None if call.deadline is None else max(call.deadline - call.request.loop.time(), 0.0)
+
+
+def add_event(
+    call: Call,
+    name: str,
+    error: LamellaError | None,
+    decision: Decision | None,
+    *,
+    timestamp: int | None = None,
+    reason: StopReason | None = None,
+) -> None:
+    """Add an event about *decision* to the span of *call*. *timestamp* is in nanoseconds; None means now."""
+    span = call.span or trace.get_current_span()
+    if not span.is_recording() or error is None:
+        return
+    record = call.records[-1] if call.records else None
+    given: dict[str, AttributeValue | None] = {
+        ATTEMPT: record.number if record else None,
+        RULE: error.rule.title,
+        STATUS: record.status if record else None,
+        ERROR_TYPE: error_type(error),
+        WAIT: None if decision is None else decision.wait,
+        WAIT_SOURCE: decision.source.value if decision and decision.source else None,
+        ATTEMPTS_LEFT: record.attempts_left if record else None,
+        DEADLINE_LEFT: record.deadline_left if record and timestamp else deadline_left(call),
+        STOP_REASON: None if reason is None else reason.value,
+    }
+    span.add_event(name, {key: value for key, value in given.items() if value is not None}, timestamp)

@@ -1,0 +1,189 @@
+"""Options and a total time limit for the calls made inside a block."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, Token
+from math import inf
+from typing import Final, NamedTuple, TypedDict, Unpack
+
+from lamella.checks import check_seconds, check_whole
+from lamella.rules import RuleBook
+
+__all__ = [
+    "Block",
+    "CallOptions",
+    "Scope",
+    "deadline",
+    "enter",
+    "given_options",
+    "in_a_block",
+    "inherited",
+    "inherited_deadline",
+    "leave",
+    "options",
+]
+
+
+class CallOptions(TypedDict, total=False):
+    """The options of :func:`options`, which explains them."""
+
+    attempts: int
+    attempt_timeout: float | None
+    deadline: float | None
+    buffer: int | None
+    retry_writes: bool
+    raise_errors: bool
+    rules: RuleBook
+
+
+class Scope(NamedTuple):
+    """What the calls made in a context inherit."""
+
+    options: CallOptions | None = None
+    """Hold for the tasks started inside as well."""
+    shared: float = inf
+    """When the calls must have ended, by the loop's clock, those of tasks started inside as well. inf: no limit."""
+    own: float = inf
+    """The same for *task* alone."""
+    task: weakref.ref[asyncio.Task[object]] | None = None
+
+
+_NOTHING: Final = Scope()
+_current: ContextVar[Scope] = ContextVar("lamella_scope", default=_NOTHING)
+
+
+class Block:
+    """A ``with`` or ``async with`` block. Use it once."""
+
+    __slots__ = ("_options", "_seconds", "_token")
+
+    def __init__(self, options: CallOptions, seconds: float = inf) -> None:
+        self._options = options
+        self._seconds = seconds
+        self._token: Token[Scope] | None = None
+
+    def __enter__(self) -> None:
+        if self._token is not None:
+            raise RuntimeError("this block was entered before: make a new one for each with statement")
+        outer = _current.get()
+        end = inf if self._seconds == inf else asyncio.get_running_loop().time() + self._seconds
+        options: CallOptions = {**(outer.options or {}), **self._options}
+        self._token = _current.set(outer._replace(options=options or None, shared=min(end, outer.shared)))
+
+    def __exit__(self, *_: object) -> None:
+        if self._token is not None:
+            leave(self._token)
+
+    async def __aenter__(self) -> None:
+        self.__enter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.__exit__()
+
+
+def options(**given: Unpack[CallOptions]) -> Block:
+    """Return a block that changes options of the stack for the calls made inside, also by tasks started inside.
+
+    ``with`` and ``async with`` both work. Inside another block the inner value counts. A call that a function of
+    :class:`lamella.HeaderAuth` makes, such as a token request, takes none of these options. An option has an effect if
+    the session has the layer that it belongs to.
+
+    Args:
+        attempts: How many attempts a call has. 1 means no retries.
+        attempt_timeout: How many seconds one attempt may take. None means no limit.
+        deadline: How many seconds each call may take. None means no limit. See :func:`deadline` for all calls together.
+        buffer: The number of bytes of a body that are read inside the attempt. None means that each body is a stream.
+        retry_writes: Whether methods that are not idempotent are sent again.
+        raise_errors: Whether an error status is raised. If not, the last answer is returned.
+        rules: What each status means, and the waits.
+
+    Raises:
+        TypeError: There is no option of that name.
+        ValueError: A value is out of its range.
+    """
+    if unknown := [name for name in given if name not in CallOptions.__annotations__]:
+        raise TypeError(f"options() has no option {unknown[0]!r}; there are {', '.join(CallOptions.__annotations__)}")
+    for name, value in given.items():
+        if name == "rules":
+            valid, allowed = isinstance(value, RuleBook), "a RuleBook"
+        elif name in {"retry_writes", "raise_errors"}:
+            valid, allowed = isinstance(value, bool), "True or False"
+        elif value is None and name != "attempts":
+            continue
+        else:
+            (check_whole if name in {"attempts", "buffer"} else check_seconds)(name, value)
+            continue
+        if not valid:
+            raise ValueError(f"{name} must be {allowed}, got {value!r}")
+    return Block(given)
+
+
+def deadline(seconds: float) -> Block:
+    """Return a block whose calls take *seconds* altogether, with all their attempts and waits.
+
+    It holds for the current task and for the tasks started inside. Inside another block, or inside a call that has a
+    deadline (such as the one that a function of :class:`lamella.HeaderAuth` is asked for), the earlier end counts.
+    ``Retry`` enforces it: a call that cannot end in time fails at once, with ``StopReason.DEADLINE``. ``with`` and
+    ``async with`` both work.
+
+    A task that is started inside a call, such as the refresh of a token that other calls wait for as well, inherits
+    neither the deadline of that call nor that of a block around it.
+
+    Raises:
+        ValueError: *seconds* is not a finite number greater than 0.
+        RuntimeError: No event loop is running when the block is entered.
+    """
+    check_seconds("the deadline", seconds)
+    return Block({}, seconds)
+
+
+def in_a_block() -> bool:
+    """Return whether calls made here inherit anything."""
+    return _current.get() is not _NOTHING
+
+
+def given_options() -> CallOptions | None:
+    """Return the options of the blocks around this call. None: there are none."""
+    return _current.get().options
+
+
+@contextmanager
+def inherited_deadline(moment: float | None) -> Iterator[None]:
+    """Pass *moment*, by the loop's clock, on to the calls that the current task makes, unless there is an earlier one.
+
+    The tasks started inside inherit neither. None: there is no moment to add.
+    """
+    token = enter(moment)
+    try:
+        yield
+    finally:
+        leave(token)
+
+
+def enter(moment: float | None) -> Token[Scope]:
+    """Begin what :func:`inherited_deadline` does; *leave* ends it."""
+    outer, task = inherited(), asyncio.current_task()
+    own = min(inf if moment is None else moment, inf if outer is None else outer)
+    # A weak reference: a task started inside may outlive this one, and must not keep its result alive.
+    return _current.set(Scope(own=own, task=None if task is None else weakref.ref(task)))
+
+
+def leave(token: Token[Scope]) -> None:
+    """End what *enter* has begun."""
+    with suppress(ValueError):  # thrown away in another context, where it does not matter
+        _current.reset(token)
+
+
+def inherited() -> float | None:
+    """Return when the calls around this one must have ended, by the loop's clock. None: there is no limit."""
+    scope = _current.get()
+    if scope is _NOTHING:
+        return None
+    moment = scope.shared
+    if scope.own < moment and (scope.task is None or scope.task() is asyncio.current_task()):
+        moment = scope.own
+    return None if moment == inf else moment

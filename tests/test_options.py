@@ -1,0 +1,308 @@
+"""Options for the calls made inside a block, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from tests.servers import Connection, Handler
+
+from lamella import (
+    ApiError,
+    AttemptTimeout,
+    Backoff,
+    HeaderAuth,
+    LamellaError,
+    Rule,
+    RuleBook,
+    StopReason,
+    deadline,
+    options,
+    stack,
+)
+from lamella.testing import VirtualClock
+
+Serve = Callable[[Handler], Awaitable[str]]
+RULES = RuleBook(Rule(503, "Service Unavailable", retry=Backoff(10, jitter=0)))
+
+
+class Server:
+    """Answers with these statuses, then with 200; each answer takes *latency* seconds."""
+
+    def __init__(self, *statuses: int, latency: float = 0.0) -> None:
+        self.statuses = list(statuses)
+        self.latency = latency
+        self.requests = 0
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        self.requests += 1
+        status = self.statuses.pop(0) if self.statuses else 200
+        await asyncio.sleep(self.latency)
+        return web.Response(status=status, text="text")
+
+
+def client(url: str, **given: Any) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=stack(RULES, **given))
+
+
+async def get(session: aiohttp.ClientSession, method: str = "GET") -> int:
+    async with session.request(method, "/") as response:
+        await response.read()
+        return response.status
+
+
+async def test_the_number_of_attempts_inside_and_the_stack_s_own_after_it(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
+    server = Server(503, 503)
+    async with client(await serve(server)) as session:
+        with options(attempts=1), pytest.raises(ApiError) as caught:
+            await get(session)
+        assert (server.requests, caught.value.stopped) == (1, StopReason.ATTEMPTS_USED_UP)
+        assert await get(session) == 200
+        assert server.requests == 3
+
+
+async def test_a_write_may_be_sent_again(serve: Serve, virtual_time: VirtualClock) -> None:
+    server = Server(503, 503)
+    async with client(await serve(server)) as session:
+        with pytest.raises(ApiError) as caught:
+            await get(session, "POST")
+        assert caught.value.stopped is StopReason.UNSAFE_METHOD
+        async with options(retry_writes=True):
+            assert await get(session, "POST") == 200
+
+
+async def test_each_attempt_has_the_time_of_its_own_call(serve: Serve, virtual_time: VirtualClock) -> None:
+    ended: dict[str, tuple[str, float]] = {}
+    async with client(await serve(Server(latency=20.0)), attempt_timeout=30.0) as session:
+
+        async def call(name: str, **own: Any) -> None:
+            began = virtual_time.now
+            with options(attempts=1, **own):
+                try:
+                    await get(session)
+                    how = "well"
+                except AttemptTimeout as error:
+                    how = error.reason
+            ended[name] = how, virtual_time.now - began
+
+        async with asyncio.timeout(300):
+            await asyncio.gather(
+                call("usual"),
+                call("shorter", attempt_timeout=5),
+                call("none", attempt_timeout=None),
+                call("longer", attempt_timeout=600),
+            )
+    assert {name: how for name, (how, _) in ended.items()} == {
+        "usual": "well",
+        "shorter": "no whole answer within 5 s",
+        "none": "well",
+        "longer": "well",
+    }
+    assert ended["shorter"][1] == pytest.approx(5, abs=0.1)
+    assert ended["usual"][1] == pytest.approx(20, abs=0.1)
+
+
+async def test_a_longer_time_than_the_stack_s_own(serve: Serve, virtual_time: VirtualClock) -> None:
+    async with client(await serve(Server(latency=100.0)), attempts=1) as session:
+        with pytest.raises(AttemptTimeout):
+            await get(session)
+        for seconds in (150.0, None):
+            with options(attempt_timeout=seconds):
+                assert await get(session) == 200
+
+
+async def test_a_deadline_for_each_call_and_one_for_all(serve: Serve, virtual_time: VirtualClock) -> None:
+    server = Server(503, 200, 503, 200, 503, 200, latency=1.0)
+    async with client(await serve(server), deadline=5.0) as session:
+        with pytest.raises(ApiError) as caught:
+            await get(session)
+        assert caught.value.stopped is StopReason.DEADLINE
+        server.statuses = [503, 200, 503, 200]
+        with options(deadline=15):
+            assert await get(session) == 200
+            assert await get(session) == 200  # 24 s in sum
+        server.statuses = [503, 200, 503, 200]
+        with options(deadline=None):
+            assert await get(session) == 200
+        server.statuses = [503, 200]
+        with deadline(3), options(deadline=100), pytest.raises(ApiError):
+            await get(session)  # the earlier end counts
+
+
+async def test_a_call_that_could_go_on_for_ever_is_refused(serve: Serve) -> None:
+    async with client(await serve(Server()), attempts=None, deadline=5.0) as session:
+        with options(deadline=None), pytest.raises(ValueError, match="might never end"):
+            await get(session)
+        with options(deadline=None, attempts=3):
+            assert await get(session) == 200
+
+
+async def test_a_body_is_a_stream_or_is_read_in_the_attempt(
+    serve_raw: Callable[[Connection], Awaitable[str]], virtual_time: VirtualClock
+) -> None:
+    requests = 0
+
+    async def truncate_the_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        while await reader.readuntil(b"\r\n\r\n"):
+            requests += 1
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + b"x" * (50 if requests % 2 else 100))
+            if requests % 2:
+                return
+
+    async with client(await serve_raw(truncate_the_first)) as session:
+        assert await get(session) == 200
+        assert requests == 2
+        for size in (None, 99):
+            requests = 0
+            with options(buffer=size), pytest.raises(aiohttp.ClientPayloadError):
+                await get(session)
+            assert requests == 1
+        requests = 0
+        with options(buffer=100):
+            assert await get(session) == 200
+    async with client(await serve_raw(truncate_the_first), buffer=10) as session:
+        requests = 0
+        with options(buffer=1000):
+            assert await get(session) == 200
+
+
+async def test_an_error_status_is_returned_and_a_lost_connection_is_raised(
+    serve: Serve, serve_raw: Callable[[Connection], Awaitable[str]], virtual_time: VirtualClock
+) -> None:
+    server = Server(503, 404)
+    async with client(await serve(server)) as session:
+        with options(raise_errors=False):
+            assert await get(session) == 404
+        assert server.requests == 2
+        server.statuses = [404]
+        with pytest.raises(ApiError):
+            await get(session)
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+
+    async with client(await serve_raw(hang_up)) as session:
+        with options(raise_errors=False, attempts=1), pytest.raises(LamellaError):
+            await get(session)
+
+
+async def test_rules_of_one_call(serve: Serve, virtual_time: VirtualClock) -> None:
+    server = Server(404, 404)
+    book = RuleBook(Rule(404, "Not There Yet", retry=Backoff(1, jitter=0)))
+    async with client(await serve(server)) as session:
+        with options(rules=book):
+            assert await get(session) == 200
+        server.statuses = [404] * 9
+        with options(rules=book, attempts=2), pytest.raises(ApiError, match="404 Not There Yet"):
+            await get(session)
+        with pytest.raises(ApiError) as caught:
+            await get(session)
+        assert caught.value.stopped is StopReason.NOT_RETRYABLE
+
+
+async def test_the_inner_value_counts_and_the_outer_one_comes_back(serve: Serve, virtual_time: VirtualClock) -> None:
+    server = Server(*[503] * 100)
+    async with client(await serve(server)) as session:
+
+        async def attempts_made() -> int:
+            before = server.requests
+            with pytest.raises(ApiError):
+                await get(session)
+            return server.requests - before
+
+        with options(attempts=2, retry_writes=True):
+            with options(attempts=3):
+                assert await attempts_made() == 3
+            assert await attempts_made() == 2
+            with pytest.raises(LookupError), options(attempts=4):
+                raise LookupError
+            assert await attempts_made() == 2
+        assert await attempts_made() == 5
+
+
+async def test_tasks_started_inside_take_them_and_others_do_not(serve: Serve, virtual_time: VirtualClock) -> None:
+    server = Server(*[503] * 100)
+    async with client(await serve(server), retry_budget=None) as session:
+
+        async def attempts_made() -> int:
+            with pytest.raises(ApiError) as caught:
+                await get(session)
+            return len(caught.value.attempts)
+
+        before = asyncio.create_task(attempts_made())
+        with options(attempts=2):
+            inside = asyncio.create_task(attempts_made())
+        after = asyncio.create_task(attempts_made())
+        assert tuple(await asyncio.gather(before, inside, after)) == (5, 2, 5)
+
+
+@pytest.mark.parametrize("limit", [None, 100.0])
+async def test_a_token_request_takes_none_of_them(
+    serve: Serve, virtual_time: VirtualClock, limit: float | None
+) -> None:
+    server = Server(503)
+    tokens = Server(503)
+    async with client(await serve(tokens)) as token_session:
+
+        async def token() -> str:
+            return f"Bearer {await get(token_session)}"
+
+        url = await serve(server)
+        auth = HeaderAuth({"Authorization": token}, origin=url)
+        async with client(url, auth=auth, deadline=limit) as session:
+            server.statuses = []
+            with options(attempts=1):
+                assert await get(session) == 200
+    assert tokens.requests == 2
+
+
+async def test_they_hold_for_each_hop_of_a_redirect(serve: Serve, virtual_time: VirtualClock) -> None:
+    server = Server(503)
+
+    async def redirect(request: web.Request) -> web.StreamResponse:
+        raise web.HTTPFound(f"{url}/there")
+
+    url = await serve(server)
+    async with client(await serve(redirect)) as session:
+        with options(attempts=1), pytest.raises(ApiError, match="503"):
+            await get(session)
+    assert server.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"attempts": 0}, "attempts must be a whole number, 1 or more, got 0"),
+        ({"attempts": None}, "attempts must be a whole number, 1 or more, got None"),
+        ({"attempt_timeout": 0}, "attempt_timeout must be a finite number of seconds greater than 0, got 0"),
+        ({"deadline": float("inf")}, "deadline must be a finite number of seconds greater than 0, got inf"),
+        ({"buffer": -1}, "buffer must be a whole number, 1 or more, got -1"),
+        ({"retry_writes": 1}, "retry_writes must be True or False, got 1"),
+        ({"raise_errors": None}, "raise_errors must be True or False, got None"),
+        ({"rules": [Rule(404, "Not Found")]}, r"rules must be a RuleBook, got \[Rule"),
+    ],
+)
+def test_a_bad_value_is_named_at_once(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        options(**given)
+
+
+def test_an_unknown_option_is_named_with_those_that_there_are() -> None:
+    with pytest.raises(TypeError, match="no option 'retries'; there are attempts, attempt_timeout, deadline"):
+        options(retries=3)  # type: ignore[call-arg]
+
+
+async def test_a_block_is_for_one_with_statement() -> None:
+    block = options(attempts=1)
+    with block:
+        pass
+    with pytest.raises(RuntimeError, match="make a new one"):
+        with block:
+            pass
