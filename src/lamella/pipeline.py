@@ -22,7 +22,7 @@ from opentelemetry.trace import Span
 from lamella._aiohttp import forget_answer
 from lamella.errors import AttemptRecord, LamellaError
 from lamella.rules import Rule, StopReason, WaitSource
-from lamella.scope import CallOptions, given_options
+from lamella.scope import SCOPE, CallOptions
 
 __all__ = [
     "OPTIONS",
@@ -302,7 +302,7 @@ class Pipeline:
         outside: Layer | None = None
         if call is None:
             call = attributes[_KEY] = Call(request)
-            if (given := given_options()) is not None:
+            if (given := SCOPE.get().options) is not None:
                 call.state[OPTIONS] = given
         else:
             outside = _INSIDE.of(call)

@@ -14,12 +14,12 @@ from lamella.checks import check_seconds, check_whole
 from lamella.rules import RuleBook
 
 __all__ = [
+    "SCOPE",
     "Block",
     "CallOptions",
     "Scope",
     "deadline",
     "enter",
-    "given_options",
     "in_a_block",
     "inherited",
     "inherited_deadline",
@@ -53,7 +53,7 @@ class Scope(NamedTuple):
 
 
 _NOTHING: Final = Scope()
-_current: ContextVar[Scope] = ContextVar("lamella_scope", default=_NOTHING)
+SCOPE: Final[ContextVar[Scope]] = ContextVar("lamella_scope", default=_NOTHING)
 
 
 class Block:
@@ -69,10 +69,10 @@ class Block:
     def __enter__(self) -> None:
         if self._token is not None:
             raise RuntimeError("this block was entered before: make a new one for each with statement")
-        outer = _current.get()
+        outer = SCOPE.get()
         end = inf if self._seconds == inf else asyncio.get_running_loop().time() + self._seconds
         options: CallOptions = {**(outer.options or {}), **self._options}
-        self._token = _current.set(outer._replace(options=options or None, shared=min(end, outer.shared)))
+        self._token = SCOPE.set(outer._replace(options=options or None, shared=min(end, outer.shared)))
 
     def __exit__(self, *_: object) -> None:
         if self._token is not None:
@@ -143,12 +143,7 @@ def deadline(seconds: float) -> Block:
 
 def in_a_block() -> bool:
     """Return whether calls made here inherit anything."""
-    return _current.get() is not _NOTHING
-
-
-def given_options() -> CallOptions | None:
-    """Return the options of the blocks around this call. None: there are none."""
-    return _current.get().options
+    return SCOPE.get() is not _NOTHING
 
 
 @contextmanager
@@ -169,18 +164,18 @@ def enter(moment: float | None) -> Token[Scope]:
     outer, task = inherited(), asyncio.current_task()
     own = min(inf if moment is None else moment, inf if outer is None else outer)
     # A weak reference: a task started inside may outlive this one, and must not keep its result alive.
-    return _current.set(Scope(own=own, task=None if task is None else weakref.ref(task)))
+    return SCOPE.set(Scope(own=own, task=None if task is None else weakref.ref(task)))
 
 
 def leave(token: Token[Scope]) -> None:
     """End what *enter* has begun."""
     with suppress(ValueError):  # thrown away in another context, where it does not matter
-        _current.reset(token)
+        SCOPE.reset(token)
 
 
 def inherited() -> float | None:
     """Return when the calls around this one must have ended, by the loop's clock. None: there is no limit."""
-    scope = _current.get()
+    scope = SCOPE.get()
     if scope is _NOTHING:
         return None
     moment = scope.shared

@@ -45,8 +45,7 @@ class Timeout(Layer):
 
     def before(self, call: Call) -> None:
         alarm, loop = self._alarm, call.request.loop
-        given = OPTIONS.get(call)
-        if given is not None and "attempt_timeout" in given:
+        if OPTIONS in call.state and "attempt_timeout" in (given := OPTIONS.of(call)):
             if (seconds := given["attempt_timeout"]) is None:
                 return
             alarm = self._others[call] = _Alarm(loop, seconds)

@@ -97,7 +97,8 @@ class Retry(Layer):
         self._calls += 1
         now = request.loop.time()
         own = self._deadline
-        if (given := OPTIONS.get(call)) is not None:
+        if OPTIONS in call.state:
+            given = OPTIONS.of(call)
             own = given.get("deadline", own)
             if own is None and given.get("attempts", self._settings.attempts) is None:
                 raise ValueError("attempts and deadline must not both be None: such a call might never end")
