@@ -16,7 +16,7 @@ from lamella.classify import Classify
 from lamella.pipeline import Layer, Pipeline, Slot, check_slot
 from lamella.retry import Retry
 from lamella.retry.budget import DEFAULT_BUDGET, RetryBudget
-from lamella.rules import RuleBook
+from lamella.rules import HTTP_RULES, RuleBook
 from lamella.store import Store
 from lamella.telemetry.attempt_span import AttemptSpan
 from lamella.telemetry.attributes import UrlTemplate
@@ -102,12 +102,13 @@ _DEFAULTS: Final[StackOptions] = {
 
 
 def stack(
-    rules: RuleBook, *layers: Layer | At, **options: Unpack[StackOptions]
+    rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **options: Unpack[StackOptions]
 ) -> tuple[aiohttp.ClientMiddlewareType, ...]:
     """Return the whole stack for *rules*, in the right order.
 
     Args:
-        rules: What each status means, and the waits.
+        rules: What each status means, and the waits. It may be left out, also before *layers*. Default:
+            :data:`lamella.HTTP_RULES`.
         layers: Layers made by hand; each takes the place of the one that would be made, with the options that belong
             to it: those are then given to that layer. A ``Breaker`` is always made by hand, and takes store and
             meter provider of the stack where it has none of its own.
@@ -142,6 +143,10 @@ def stack(
     """
     if unknown := [name for name in options if name not in StackOptions.__annotations__]:
         raise TypeError(f"stack() has no option {unknown[0]!r}; there are {', '.join(StackOptions.__annotations__)}")
+    if isinstance(rules, Layer | At):
+        return stack(HTTP_RULES, rules, *layers, **options)
+    if not isinstance(rules, RuleBook):
+        raise ValueError(f"rules must be a RuleBook, got {rules!r}: write stack(RuleBook(Rule(…)))")  # noqa: TRY004
     auth = options.get("auth", ())
     chosen = [_checked(layer) for layer in (*layers, *([auth] if isinstance(auth, HeaderAuth) else auth))]
     by_hand = {

@@ -35,8 +35,8 @@ class Retry(Layer):
     per retry; Retry lets those through at DEBUG only (logger ``stamina``).
 
     It stands outside of everything that makes an attempt. With :class:`lamella.Classify` in the stack it raises
-    the last error; without, it returns the last answer at once, its body unread, and decides by the status alone. A
-    connection failure is always an error.
+    the last error; without, it judges the answers itself, and returns the last one at once, its body unread unless a
+    rule asks for it. A connection failure is always an error, and so is an answer below 400 that a rule calls one.
 
     Args:
         rules: What each failure means, and the waits.
@@ -77,6 +77,7 @@ class Retry(Layer):
             raise ValueError("attempts and deadline must not both be None: such a call might never end")
         self.shared = {"store": store}
         self._settings = Settings(rules, attempts, retry_writes, random, None if budget is None else self._afford)
+        self._below_400 = rules.below_400
         self._deadline = deadline
         self._budget = budget
         self._state = SharedState(store)
@@ -122,7 +123,10 @@ class Retry(Layer):
         if not isinstance(result, BaseException):
             # Most calls end well at the first attempt, and then nothing need be known of it.
             if result.status < ERROR_STATUS and not call.records:
-                return None
+                if not self._below_400 and OPTIONS not in call.state:
+                    return None
+                if result.status not in self._settings_of(call).rules.below_400:
+                    return None
         elif not isinstance(result, Exception) and not overdue:
             return None  # cancelled, or thrown away
         note_interruption(call)

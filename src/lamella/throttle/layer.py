@@ -21,11 +21,12 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, TracerProvider
 from opentelemetry.util.types import AttributeValue
 from yarl import URL
 
-from lamella.classify.failures import ERROR_STATUS, rate_limited, require_open, retry_after_of
+from lamella.classify.failures import ERROR_STATUS, rate_limited, require_open
+from lamella.classify.judge import Judged, judge
 from lamella.errors import ApiError, CertificateInvalid, ConnectFailed, RequestRejected
 from lamella.origins import Origin, origin_of, origin_text
 from lamella.pipeline import Call, Layer, Result, Slot, Stop
-from lamella.rules import RuleBook, StopReason, is_rate_limit
+from lamella.rules import RuleBook, StopReason
 from lamella.store import Store
 from lamella.store.shared import SharedState
 from lamella.telemetry.attributes import origin_attributes
@@ -117,6 +118,7 @@ class Throttle(Layer):
     ) -> None:
         self.shared = {"store": store, "tracer_provider": tracer_provider, "meter_provider": meter_provider}
         self._rules = rules
+        self._below_400 = rules.below_400
         backoff = rules.rule_for(_REFUSED).retry
         self._period = (backoff.low if backoff else 0.0) or _PERIOD
         self._limit = limit
@@ -184,7 +186,13 @@ class Throttle(Layer):
         account, sent, estimate = permit
         queue, memory = account.queue, self._state.memory
         if not isinstance(result, BaseException):
-            if estimate is None or memory is None or account.episode is not None or result.status >= ERROR_STATUS:
+            if (
+                estimate is None
+                or memory is None
+                or account.episode is not None
+                or result.status >= ERROR_STATUS
+                or (self._below_400 and result.status in self._below_400)
+            ):
                 return self._settle_answer(call, account, sent, result)
             now = memory.now(call.request.loop.time())
             answered(estimate, now, sent, len(queue.sent) - 1, self._limit)
@@ -234,7 +242,8 @@ class Throttle(Layer):
                 await self._noted(call, account, lost)
             elif exc.stopped is None:
                 # One that says why it stopped is the end of another call, which a layer further in has made.
-                await self._settle(call, account, sent, exc.status, exc.retry_after)
+                rule = self._rules.unless_built_in(exc.rule, exc.status)
+                await self._settle(call, account, sent, exc.status, Judged(rule, exc.retry_after))
         finally:
             del exc  # its traceback may hold on to this frame
             account.queue.left(sent)
@@ -243,22 +252,20 @@ class Throttle(Layer):
         self, call: Call, account: _Account, sent: Permit, response: aiohttp.ClientResponse
     ) -> None:
         try:
-            await self._settle(call, account, sent, response.status, retry_after_of(response))
+            await self._settle(call, account, sent, response.status, await judge(call, response, self._rules))
         finally:
             account.queue.left(sent)
 
-    async def _settle(
-        self, call: Call, account: _Account, sent: Permit, status: int, retry_after: float | None
-    ) -> None:
-        """Report to the estimator what an attempt has ended in."""
+    async def _settle(self, call: Call, account: _Account, sent: Permit, status: int, judged: Judged | None) -> None:
+        """Report to the estimator what an attempt has ended in. None for *judged*: it is no error."""
         queue = account.queue
-        if not is_rate_limit(status, retry_after):
+        if judged is None or not judged.rule.is_rate_limit(status, judged.retry_after):
             ends = await self._noted(call, account, answered, sent, len(queue.sent) - 1, self._limit)
             # Another process that shares the store may have been the first to pass.
             if ends or (account.episode is not None and sent.generation > account.episode.generation):
                 await self._reopened(account)
             return
-        backoff = self._rules.rule_for(status).retry
+        backoff, retry_after = judged.rule.retry, judged.retry_after
         wait = await self._noted(call, account, refused, sent, backoff, retry_after)
         if wait is not None:
             now = asyncio.get_running_loop().time()
