@@ -252,7 +252,12 @@ class Throttle(Layer):
         self, call: Call, account: _Account, sent: Permit, response: aiohttp.ClientResponse
     ) -> None:
         try:
-            await self._settle(call, account, sent, response.status, await judge(call, response, self._rules))
+            try:
+                judged = await judge(call, response, self._rules)
+            except (aiohttp.ClientError, TimeoutError):
+                await self._noted(call, account, lost)
+                raise
+            await self._settle(call, account, sent, response.status, judged)
         finally:
             account.queue.left(sent)
 
