@@ -1,7 +1,7 @@
 # Every target makes the virtual environment that it needs. On the machine: Python 3.11+, make, nothing else.
 #
 #   make test PYTHON=python3.12 VENV=.venv-3.12     another interpreter, an environment of its own
-#   make test ARGS='-k retry -x'                    arguments for pytest (test, coverage, lowest) or the demo
+#   make test ARGS='-k retry -x'                    arguments for pytest (test, test-all, coverage, lowest) or `make demo`
 
 PYTHON ?= python3
 VENV   := .venv
@@ -17,6 +17,7 @@ AUDIT := .venv-audit
 RUN    := $(VENV)/bin/python -m
 # As many processes as there are cores. ARGS='-n 0' runs the tests in one, for a debugger.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist worksteal
+EVERY_TEST := -m '' --hypothesis-profile thorough
 
 # No target depends on what the user has set for other programs. Installations keep what they need: proxies,
 # certificates, package indexes. Without a locale Python takes UTF-8, also for the path of the checkout.
@@ -30,17 +31,21 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format types audit coverage lowest backends browser bench bench-against bench-storm bench-batch soak picture clean FORCE
+.PHONY: help demo test test-all lint format types audit coverage lowest backends browser bench bench-against bench-storm bench-batch soak picture clean FORCE
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' Makefile
+	@echo "One file: make test ARGS=tests/layers/test_retry.py   One test: make test ARGS='-n 0 -k refused_at_random'"
 
 demo: $(VENV)/.installed  ## Show lamella at work: `lamella sync --sandbox`
 	@# By -m: the first line of a script in bin cannot hold every path.
 	@$(RUN) lamella sync --sandbox $(ARGS)
 
-test: $(VENV)/.installed  ## Run the tests
+test: $(VENV)/.installed  ## Run the tests without the slow ones: two minutes
 	@$(RUN) pytest $(SIDE_BY_SIDE) $(ARGS)
+
+test-all: $(VENV)/.installed  ## Run all tests, with every cell of the fault matrix and more random examples
+	@$(RUN) pytest $(SIDE_BY_SIDE) $(EVERY_TEST) $(ARGS)
 
 lint: $(VENV)/.installed  ## Check style, formatting, and which module imports which
 	@$(RUN) ruff check
@@ -57,9 +62,9 @@ types: $(VENV)/.installed  ## Check the types
 audit: $(AUDIT)/.installed  ## Look for known holes: bandit on the code, pip-audit on the packages
 	@$(AUDIT)/bin/python scripts/audit.py $(ARGS)
 
-coverage: $(VENV)/.installed  ## Run the tests and show which lines they miss
+coverage: $(VENV)/.installed  ## Run all tests and show which lines they miss
 	@# The plugin imports lamella as pytest starts: only a run from outside pytest sees those lines.
-	@$(RUN) coverage run -m pytest $(ARGS)
+	@$(RUN) coverage run -m pytest $(EVERY_TEST) $(ARGS)
 	@$(RUN) coverage report
 
 lowest: $(LOWEST)/.installed  ## Run the tests with the lowest versions that pyproject.toml allows
@@ -70,7 +75,7 @@ backends: $(BACKENDS)/.installed $(PHOENIX)/.installed  ## Run the tests against
 	@$(BACKENDS)/bin/python scripts/backends.py --phoenix $(PHOENIX)/bin/python -- \
 		$(BACKENDS)/bin/python -m pytest --confcutdir tests/backends tests/backends $(ARGS)
 
-browser: $(BROWSER)/.installed  ## Run the tests of the demo's page in a headless Chromium
+browser: $(BROWSER)/.installed  ## Run the tests of the page of --report in a headless Chromium
 	@$(BROWSER)/bin/python tests/browser/with_chromium.py \
 		$(BROWSER)/bin/python -m pytest --confcutdir tests/browser tests/browser $(ARGS)
 

@@ -33,10 +33,10 @@ are in storm.json.
 - **429s**: how many requests were turned away.
 - **peak**: the most requests that arrived within any second.
 
-*Lost* is what the client says; all else is by the server's log and clock. The server is `lamella.testing.Sandbox`, on
-real sockets, and takes 20 ms for an answer. For each run there is a fresh one in a process of its own, and the
-contender is in another; nothing else runs. "500 at a time" are so many workers, each of which makes the next call when
-its last one is over. Only where it is said a 429 has a `Retry-After`.
+*Lost* is what the client says; all else is by the server's log and clock. The server is
+`lamella.maesn.sandbox.Sandbox`, on real sockets, and takes 20 ms for an answer. For each run there is a fresh one in a
+process of its own, and the contender is in another; nothing else runs. "500 at a time" are so many workers, each of
+which makes the next call when its last one is over. Only where it is said a 429 has a `Retry-After`.
 """
 
 GOALS = f"""\

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import anyio
 from benchmarks.processes import readable
 
-from lamella.testing import Account, Limit, Limiter, Received, Sandbox
+from lamella.maesn.sandbox import Account, Received, Sandbox
+from lamella.testing import Limit, Limiter
 from lamella.testing.limits import RetryAfter
 
 if TYPE_CHECKING:

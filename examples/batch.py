@@ -16,7 +16,8 @@ from typing import NamedTuple
 from lamella import Breaker, Unauthorized, maesn
 from lamella.batch.journal import Journal
 from lamella.batch.runner import Batch
-from lamella.testing import Account, Fault, Sandbox
+from lamella.maesn.sandbox import Account, Sandbox
+from lamella.testing import Fault
 
 RULES = maesn.RULES.scaled(0.001)  # a thousandth of every delay, for this example
 

@@ -12,7 +12,8 @@ import asyncio
 import aiohttp
 
 from lamella import maesn
-from lamella.testing import Fault, Sandbox
+from lamella.maesn.sandbox import Sandbox
+from lamella.testing import Fault
 
 
 async def count(session: aiohttp.ClientSession, account_key: str) -> int:

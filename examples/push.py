@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lamella import maesn
 from lamella.batch import Batch, Journal
-from lamella.testing import Sandbox
+from lamella.maesn.sandbox import Sandbox
 
 RECORDS = 300
 

@@ -12,9 +12,10 @@ import asyncio
 import aiohttp
 
 from lamella import Backoff, Limit, Rule, RuleBook, maesn
-from lamella.testing import FixedWindow, Sandbox
+from lamella.maesn.sandbox import Sandbox
+from lamella.testing import FixedWindow
 
-# What a 429 closes the queue for. maesn.RULES has the guide's minute.
+# How long to wait after a 429. maesn.RULES has the guide's minute.
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0.1)))
 
 

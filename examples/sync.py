@@ -17,7 +17,8 @@ import aiohttp
 
 from lamella import Breaker, maesn
 from lamella.batch import Journal
-from lamella.testing import Account, Fault, Sandbox
+from lamella.maesn.sandbox import Account, Sandbox
+from lamella.testing import Fault
 
 RULES = maesn.RULES.scaled(0.001)  # a thousandth of every delay, for this example
 ACCOUNTS = {"north": "sandbox-key-north", "south": "sandbox-key-south", "west": "sandbox-key-west"}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import pytest
 
 from lamella import TooManyRequests, maesn
-from lamella.testing import Sandbox, VirtualClock
+from lamella.maesn.sandbox import Sandbox
+from lamella.testing import VirtualClock
 
 
 @pytest.mark.asyncio

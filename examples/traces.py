@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 
 from lamella import maesn
-from lamella.testing import Sandbox
+from lamella.maesn.sandbox import Sandbox
 
 
 def line(span: ReadableSpan) -> str:

@@ -14,18 +14,19 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rich.console import Console
+from yarl import URL
 
 from lamella import whole_file
 from lamella.cli import sandboxed
-from lamella.cli.display import Display, Look
-from lamella.cli.live import Screen
-from lamella.cli.overview import Overview, State
+from lamella.cli.display import Display, Look, Screen
+from lamella.cli.options import Options, settings_of
+from lamella.cli.progress import Overview, State
 from lamella.cli.sync import run
-from lamella.cli.sync_options import Options, settings_of
 
 WIDTH, HEIGHT = 100, 26
 FEWEST = {State.FAILED: 2, State.QUEUED: 4, State.RUNNING: 4, State.DONE: 2}
@@ -69,8 +70,9 @@ async def take() -> str:
         yield cameras[0]
 
     with TemporaryDirectory() as folder:
-        async with sandboxed.play(settings_of(Options(sandbox=True), Path(folder))) as stage:
-            await run(stage.settings, showing)
+        settings = settings_of(Options(sandbox=True), Path(folder))
+        async with sandboxed.make_server(settings.resources) as sandbox:
+            await run(replace(settings, base_url=URL(f"{sandbox.url}/")), showing)
     picture = cameras[0].picture
     if picture is None:
         sys.exit("picture: there was no such moment this time; try again")

@@ -6,35 +6,54 @@ from tests import environment  # the first: what follows reads the environment w
 
 # isort: split
 import asyncio
+import gc
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
 
 import pytest
-from aiohttp import web
+
+# An assert of a shared module shows its values, as one of a test does.
+pytest.register_assert_rewrite(*{f"tests.{path.stem}" for path in Path(__file__).parent.iterdir()} - sys.modules.keys())
+
+# isort: split
 from hypothesis import settings
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind
-from tests.telemetry.conformance import EPISODE, PAGE, Recorder
+from tests.sdk import Metering, Tracing
+from tests.selection import pytest_terminal_summary, take_slow_tests_if_named
+from tests.servers import Connection, Handler, Serve, ServeRaw, serving
+from tests.telemetry.conformance import PAGE, Recorder
 
 if sys.platform != "win32":
     import resource
 
-# The same examples at every run, on every machine: on one for CI, hypothesis has another profile loaded already.
-settings.register_profile("lamella", settings.get_profile("default"), derandomize=True, deadline=None)
-settings.load_profile("lamella")
+__all__ = ["pytest_terminal_summary"]
+
+# The same examples at every run, on every machine. `make test-all` takes the thorough profile; see tests/examples.py.
+for _profile, _examples in (("quick", 25), ("thorough", 100)):
+    settings.register_profile(
+        _profile, settings.get_profile("default"), derandomize=True, deadline=None, max_examples=_examples
+    )
+settings.load_profile("quick")
 
 RECORDER = Recorder()
 
 
+def pytest_collection_finish() -> None:
+    """Keep the objects of the collection away from the garbage collector: they are many, and they stay."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Record all telemetry of the suite, also where a test does not ask for it; leave no core dump."""
+    take_slow_tests_if_named(config)
     if config.option.color == "auto":
         config.option.color = environment.COLOR
     if sys.platform != "win32":
@@ -51,31 +70,19 @@ def _telemetry_conforms() -> Iterator[None]:
         pytest.fail("\n".join([f"emitted, but not so in {PAGE.name}:", *faults]), pytrace=False)
 
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Connection = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
 @pytest.fixture
-async def serve() -> AsyncIterator[Callable[[Handler], Awaitable[str]]]:
+async def serve() -> AsyncIterator[Serve]:
     """Start an aiohttp server with one handler for everything; returns its URL."""
     async with AsyncExitStack() as stack:
 
         async def start(handler: Handler) -> str:
-            async def handle(request: web.BaseRequest) -> web.StreamResponse:
-                return await handler(cast(web.Request, request))
-
-            # Handlers that never answer are cancelled almost at once; 0 would wait for them for ever.
-            runner = web.ServerRunner(web.Server(handle, access_log=None), shutdown_timeout=0.01)
-            await runner.setup()
-            stack.push_async_callback(runner.cleanup)
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            return f"http://127.0.0.1:{runner.addresses[0][1]}"
+            return await stack.enter_async_context(serving(handler))
 
         yield start
 
 
 @pytest.fixture
-async def serve_raw() -> AsyncIterator[Callable[[Connection], Awaitable[str]]]:
+async def serve_raw() -> AsyncIterator[ServeRaw]:
     """Start a server that need not speak HTTP; returns its URL."""
     servers: list[asyncio.Server] = []
     writers: list[asyncio.StreamWriter] = []
@@ -104,31 +111,18 @@ async def serve_raw() -> AsyncIterator[Callable[[Connection], Awaitable[str]]]:
     await asyncio.sleep(0)
 
 
-@dataclass(frozen=True)
-class Tracing:
-    """Where the spans of a test go, and come back from."""
-
-    provider: TracerProvider
-    exporter: InMemorySpanExporter
-
-    @property
-    def spans(self) -> tuple[ReadableSpan, ...]:
-        return self.exporter.get_finished_spans()
-
-    @property
-    def call(self) -> ReadableSpan:
-        [span] = [span for span in self.spans if span.kind is SpanKind.INTERNAL and span.name != EPISODE]
-        return span
-
-    @property
-    def sends(self) -> list[ReadableSpan]:
-        return [span for span in self.spans if span.kind is SpanKind.CLIENT]
-
-
 @pytest.fixture
 def tracing() -> Iterator[Tracing]:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     yield Tracing(provider, exporter)
+    provider.shutdown()
+
+
+@pytest.fixture
+def metering() -> Iterator[Metering]:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    yield Metering(provider, reader)
     provider.shutdown()

@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import aiohttp
+import pytest
 
-from lamella import Layer
+from lamella import (
+    AttemptSpan,
+    Backoff,
+    Breaker,
+    Buffer,
+    Classify,
+    HeaderAuth,
+    Layer,
+    RequestSpan,
+    Retry,
+    Rule,
+    RuleBook,
+    Throttle,
+    Timeout,
+)
 from lamella.pipeline import Pipeline
 
-__all__ = ["apart", "in_order", "together"]
+__all__ = ["LAYERS", "RULES", "SUBSETS", "apart", "in_order", "together"]
+
+RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
+LAYERS: tuple[Layer, ...] = (
+    RequestSpan(),
+    Breaker(),
+    Retry(RULES),
+    Throttle(RULES),
+    AttemptSpan(),
+    Timeout(5),
+    HeaderAuth({"X-A": "value"}),
+    Buffer(),
+    Classify(RULES),
+)
+"""One layer of each kind, from the outside in."""
+SUBSETS = [
+    pytest.param(subset, marks=pytest.mark.slow if 2 < size < len(LAYERS) - 2 else ())
+    for size in range(len(LAYERS) + 1)
+    for subset in itertools.combinations(LAYERS, size)
+]
+"""All sets of these layers; those that have, or lack, more than two of them are slow."""
 
 
 def in_order(*layers: Layer) -> tuple[Layer, ...]:

@@ -14,13 +14,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
+from tests.servers import Serve, ServeRaw
 
 from lamella import _aiohttp
 from lamella.body import answer as answer_body
 from lamella.body.answer import ErrorBody, finish_error_body, peek, read_error_body
-
-Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
-ServeRaw = Callable[[Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]], Awaitable[str]]
 
 BODY = json.dumps([{"id": number, "text": "ä" * 50} for number in range(300)], indent=1, ensure_ascii=False).encode()
 FRAMINGS = ["length", "chunked", "gzip", "gzip chunked"]

@@ -2,17 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import aiohttp
 import pytest
 from aiohttp import web
 from tests.layering import together
+from tests.servers import Handler, serving
 
 from lamella import Breaker, HeaderAuth, MemoryStore, Retry, Throttle, maesn, stack
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Middlewares = Iterable[aiohttp.ClientMiddlewareType]
 RULES = maesn.RULES
 
@@ -37,18 +37,12 @@ async def _at_once(request: web.BaseRequest) -> web.StreamResponse:
 
 
 async def _call(handler: Handler, middlewares: Middlewares) -> int:
-    runner = web.ServerRunner(web.Server(handler))
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
-        async with (
-            aiohttp.ClientSession(f"http://{host}:{port}", middlewares=tuple(middlewares)) as session,
-            session.get("/") as response,
-        ):
-            return response.status
-    finally:
-        await runner.cleanup()
+    async with (
+        serving(handler) as url,
+        aiohttp.ClientSession(url, middlewares=tuple(middlewares)) as session,
+        session.get("/") as response,
+    ):
+        return response.status
 
 
 @contextmanager

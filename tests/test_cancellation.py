@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator
-from functools import partial
-from types import coroutine
-from typing import Any, TypeVar
+from collections.abc import Coroutine
+from typing import Any
 
 import aiohttp
 import pytest
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from tests.cancelling import T, cancelled_at
 
 from lamella import HeaderAuth, maesn, stack
-from lamella.testing import Fault, Reply, Sandbox, VirtualClock
-
-T = TypeVar("T")
+from lamella.maesn.sandbox import Reply, Sandbox
+from lamella.testing import Fault, VirtualClock
 
 
 class Open(SpanProcessor):
@@ -30,29 +28,6 @@ class Open(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         self.spans.discard(span.context.span_id)
-
-
-@coroutine
-def cancelled_at(step: int, work: Coroutine[Any, Any, T]) -> Generator[Any, Any, tuple[bool, T]]:
-    """Run *work* and cancel it while it waits for the *step*-th time. Returns whether it did, and its value."""
-    count = 0
-    resume = partial(work.send, None)
-    while True:
-        try:
-            waits_for = resume()
-        except StopIteration as end:
-            return count >= step, end.value
-        count += 1
-        if count == step:
-            task = asyncio.current_task()
-            assert task is not None
-            task.cancel()
-        try:
-            yield waits_for
-        except BaseException as exc:  # noqa: BLE001 - handed on
-            resume = partial(work.throw, exc)
-        else:
-            resume = partial(work.send, None)
 
 
 async def _token() -> str:

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import http_exceptions, web
 from aiohttp.client_reqrep import ConnectionKey
-from tests.conftest import Handler
+from tests.servers import Serve
 
 from lamella import (
     ApiError,
@@ -34,7 +34,6 @@ from lamella.credentials import note_secrets
 from lamella.pipeline import Call
 
 T = TypeVar("T")
-Serve = Callable[[Handler], Any]
 
 OWN = RuleBook(*(Rule(failure, f"own {failure}") for failure in Failure))
 HTTPS = "https://api.example.com/x"

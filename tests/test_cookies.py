@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http.cookies import BaseCookie, SimpleCookie
 from typing import Any, Final
 
@@ -13,9 +13,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
-from tests.conftest import Connection, Handler, Tracing
 from tests.layering import together
-from tests.test_errors import strings_in
+from tests.sdk import Tracing
+from tests.servers import Connection, Serve, ServeRaw
+from tests.texts import strings_in
 from yarl import URL
 
 from lamella import (
@@ -38,8 +39,6 @@ from lamella import (
 )
 from lamella.testing import VirtualClock
 
-Serve = Callable[[Handler], Awaitable[str]]
-ServeRaw = Callable[[Connection], Awaitable[str]]
 Layers = tuple[aiohttp.ClientMiddlewareType, ...]
 
 NOW: Final = Backoff(initial=0)

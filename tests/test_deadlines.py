@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import nullcontext
 
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Handler, Tracing
+from tests.sdk import Tracing
+from tests.servers import Serve
 
 from lamella import (
     AttemptTimeout,
@@ -27,7 +28,6 @@ from lamella import (
 from lamella.scope import inherited
 from lamella.testing import VirtualClock
 
-Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(
     Rule(429, "Too Many Requests", retry=Backoff(60, jitter=0)),
     Rule(503, "Service Unavailable", retry=Backoff(10, jitter=0)),

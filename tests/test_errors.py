@@ -9,7 +9,7 @@ import pickle
 import socket
 import traceback
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,6 +20,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 from tests.layering import in_order
+from tests.servers import Serve, ServeRaw
+from tests.texts import strings_in
 from yarl import URL
 
 import lamella.errors
@@ -55,9 +57,6 @@ from lamella import (
     Unauthorized,
 )
 from lamella.errors import api_error_class
-
-Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
-ServeRaw = Callable[[Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]], Awaitable[str]]
 
 RULE = Rule(429, "Too Many Requests", "Too many.", "Slow down.", Backoff(60))
 ATTEMPTS = (AttemptRecord(1, 500, None, 0.25, 15.0), AttemptRecord(2, None, "ConnectionLost", 1.0, 30.5))
@@ -99,27 +98,6 @@ def pool_timeout() -> ConnectTimeout:
     error = ConnectTimeout("POST", URL("http://h"), RuleBook().rule_for(Failure.CONNECT_FAILED), "too late")
     error.in_pool = True
     return error
-
-
-def strings_in(value: object) -> Iterator[str]:
-    """Every text in *value*, however deep, and in its URLs as they were meant."""
-    match value:
-        case str():
-            yield value
-        case bytes():
-            yield value.decode("utf-8", "replace")
-        case URL():
-            yield from (str(value), value.human_repr())
-        case Mapping():
-            for item in value.items():
-                yield from strings_in(item)
-        case list() | tuple() | set() | frozenset():
-            for item in value:
-                yield from strings_in(item)
-        case _ if hasattr(value, "__dict__"):
-            yield from strings_in(vars(value))
-        case _:
-            yield repr(value)
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from tests.conftest import Handler
-from tests.layers.test_throttle import MINUTE, at_rest, client, get, throttle_in
+from tests.layers.accounts import MINUTE, at_rest, client, get, throttle_in
 from tests.leftovers import owner_of, tasks_of_lamella, timers_of_lamella
+from tests.servers import Serve
 
 from lamella import Retry, stack
 from lamella.testing import VirtualClock
 from lamella.throttle.queue import _Waiter
 
-Serve = Callable[[Handler], Any]
 PATHS = ("/home/me/lamella/src/lamella/layers/retry.py", "/srv/größe 1/app.py", "app.py")
 CODE = """
 import asyncio
@@ -170,10 +169,10 @@ async def test_the_timer_of_an_attempt_is_not_at_rest_until_the_attempt_ends(
         [made] = timers_of_lamella()
         assert type(owner_of(made)).__name__ == "_Alarm"
         [account] = throttle_in(session)._accounts.values()
-        sent = account.queue.sent.pop()  # as if Throttle had lost it
+        sent = account.queue.sent_at.pop()  # as if Throttle had lost it
         with pytest.raises(AssertionError, match="_Alarm"):
             at_rest(session)
-        account.queue.sent.append(sent)
+        account.queue.sent_at.append(sent)
         assert await call == 200
         at_rest(session)
         await asyncio.sleep(0)

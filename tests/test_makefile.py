@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(not MAKE, reason="there is no make")
 
 PLACES = ["lamella", "größe 1/lamella", """[x] it's "a" $HOME ;&|%s *?#/lamella""", f"{'long/' * 20}{'l' * 200}"]
 TARGETS = [
-    *("demo", "test", "lint", "format", "types", "audit", "coverage", "lowest", "backends", "browser"),
+    *("demo", "test", "test-all", "lint", "format", "types", "audit", "coverage", "lowest", "backends", "browser"),
     *("bench", "bench-storm", "bench-batch", "soak", "picture"),
 ]
 # It notes how it is run. An environment that it makes has an interpreter like it, and nothing else.
@@ -119,7 +120,9 @@ def checkout(tmp_path: Path, request: pytest.FixtureRequest) -> Checkout:
     return Checkout(tmp_path / getattr(request, "param", PLACES[1]), tmp_path)
 
 
-@pytest.mark.parametrize("checkout", PLACES, indirect=True)
+@pytest.mark.parametrize(
+    "checkout", [*PLACES[2:], *(pytest.param(place, marks=pytest.mark.slow) for place in PLACES[:2])], indirect=True
+)
 def test_each_target_runs_by_an_interpreter_of_its_own(checkout: Checkout) -> None:
     """Where a path is long or has a space in it, a script in the environment's bin may not start."""
     runs = checkout.make(*TARGETS)
@@ -147,10 +150,29 @@ def test_what_is_set_for_other_programs_reaches_none(checkout: Checkout) -> None
     assert {(run.environ["NO_PROXY"], run.environ["no_proxy"]) for run in benchmarks} == {("*", "*")}
 
 
-@pytest.mark.parametrize("checkout", PLACES, indirect=True)
+@pytest.mark.parametrize(
+    "checkout",
+    [PLACES[2], *(pytest.param(place, marks=pytest.mark.slow) for place in PLACES if place != PLACES[2])],
+    indirect=True,
+)
 def test_an_environment_is_made_once_for_a_place(checkout: Checkout, tmp_path: Path) -> None:
     made = ["-m", "venv", ".venv"]
     assert made in [run.arguments for run in checkout.make("types")]
     assert [run.arguments for run in checkout.make("types")] == [["-m", "mypy"]]
     checkout.folder = checkout.folder.rename(tmp_path / "another place")
     assert made in [run.arguments for run in checkout.make("types")]
+
+
+def test_arguments_reach_pytest_and_only_test_all_takes_the_slow_tests(checkout: Checkout) -> None:
+    runs = checkout.make("test", "test-all", "ARGS=tests/test_call.py -k 'a b'")
+    quick, every = [run.arguments for run in runs if run.arguments[:2] == ["-m", "pytest"]]
+    assert quick[-3:] == every[-3:] == ["tests/test_call.py", "-k", "a b"]
+    assert quick[2:].count("-m") == 0
+    assert every[every.index("-m", 2) + 1] == ""
+
+
+def test_help_shows_how_to_run_one_file() -> None:
+    done = subprocess.run([MAKE, "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603
+    [line] = [line for line in done.stdout.splitlines() if "ARGS=tests/" in line]
+    [path] = re.findall(r"tests/\S+\.py", line)
+    assert (ROOT / path).is_file()

@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tests.layering import together
+from tests.servers import serving
 
 from lamella import (
     AttemptSpan,
@@ -183,13 +184,9 @@ async def _observed(
         assert current is not None
         assert not current.cancelling() or what == "cancelled"
 
-    runner = web.ServerRunner(web.Server(server, access_log=None), shutdown_timeout=0.01)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        port = runner.addresses[0][1]
+    async with serving(server) as url:
         async with aiohttp.ClientSession(
-            f"http://127.0.0.1:{port}",
+            url,
             middlewares=(look, together(layers)) if wrapped else (look, *layers),
             timeout=aiohttp.ClientTimeout(total=total),
         ) as session:
@@ -215,8 +212,6 @@ async def _observed(
                 context.detach(token)
                 seen.append(f"at {asyncio.get_running_loop().time():.3f}")
                 seen.extend(_left(throttle, breaker))
-    finally:
-        await runner.cleanup()
     spans = [
         (
             span.name,
@@ -233,6 +228,7 @@ async def _observed(
     tracing.shutdown()
     metering.shutdown()
     # What is drawn by lot, or goes by the calendar.
+    port = url.rpartition(":")[2]
     lots = re.compile(rf"\b({port}|[0-9a-f]{{16}}|(?!{TRACE:032x})[0-9a-f]{{32}}|20\d\d-\S+ \S+Z)\b")
     return _Observed(
         *([lots.sub("…", each) for each in part] for part in (seen, server.sent, map(repr, spans), points))
@@ -258,7 +254,13 @@ def _points(reader: InMemoryMetricReader) -> Iterator[str]:
                     yield f"{metric.name} {dict(point.attributes or {})} {numbers}"
 
 
-@pytest.mark.parametrize("without", ["nothing", *KINDS, "Retry Classify", "Retry Throttle Classify"])
+@pytest.mark.parametrize(
+    "without",
+    [
+        *("nothing", "Retry", "Retry Throttle Classify"),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in (*KINDS, "Retry Classify") if kind != "Retry"),
+    ],
+)
 def test_nobody_can_tell(without: str) -> None:
     """Without a total timeout of the session `Retry` has no deadline, and calls that end well go the short way."""
     kinds = [kind for kind in KINDS if kind not in without.split()]

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Connection, Handler
+from tests.servers import Connection, Handler
 
 from lamella import (
     ApiError,

@@ -12,8 +12,9 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Handler, Tracing
 from tests.layering import apart
+from tests.sdk import Tracing
+from tests.servers import Serve
 
 from lamella import (
     At,
@@ -35,7 +36,6 @@ from lamella import (
 from lamella.pipeline import Again
 from lamella.testing import VirtualClock
 
-Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(
     Rule(500, "Internal Server Error", retry=Backoff(initial=1, jitter=0)),
     Rule(429, "Too Many Requests", retry=Backoff(initial=1, jitter=0)),

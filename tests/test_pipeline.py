@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import aiohttp
@@ -13,10 +11,10 @@ from opentelemetry import baggage, context, metrics, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import CarrierT, Setter, TextMapPropagator, default_setter
 from opentelemetry.trace import StatusCode
-from tests.conftest import Handler, Tracing
-from tests.layering import in_order, together
+from tests.layering import LAYERS, RULES, SUBSETS, in_order, together
 from tests.leftovers import timers_of_lamella
-from tests.test_stack import LAYERS, RULES
+from tests.sdk import Tracing
+from tests.servers import Serve
 
 from lamella import (
     AttemptSpan,
@@ -35,14 +33,13 @@ from lamella.testing import VirtualClock
 
 # With a total timeout of the session, which is a deadline, no call with a Retry goes the short way.
 NO_DEADLINE = aiohttp.ClientTimeout()
-Serve = Callable[[Handler], Awaitable[str]]
 
 
 async def _answer(request: web.Request) -> web.StreamResponse:
     return web.Response(text="good")
 
 
-@pytest.mark.parametrize("chosen", [set_ for size in range(1, 10) for set_ in itertools.combinations(LAYERS, size)])
+@pytest.mark.parametrize("chosen", SUBSETS[1:])
 async def test_every_subset_works_as_one(serve: Serve, chosen: tuple[Layer, ...]) -> None:
     async with aiohttp.ClientSession(await serve(_answer), middlewares=(together(in_order(*chosen)),)) as session:
         async with session.get("/") as response:

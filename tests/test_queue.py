@@ -1,4 +1,4 @@
-"""The queue before an account's queue: nobody is forgotten, nobody is overtaken, nobody passes while it is closed."""
+"""The queue of an account: no call is forgotten, none is overtaken, none passes while the account is blocked."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import gc
 import random
 import time
 from asyncio import timeouts
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import aiohttp
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from lamella import Limit
 from lamella.pipeline import Call
 from lamella.rules import Backoff
 from lamella.testing import FixedWindow, SlidingWindow, TokenBucket, VirtualTimeLoop, run_virtual
 from lamella.testing import Limit as ServersLimit
-from lamella.throttle.estimator import Hold, Permit, RateEstimate, answered, earliest, lost, next_turn, refused
-from lamella.throttle.queue import TURN, Queue, no_longer_waiting, waiting_of
+from lamella.throttle.estimate import Permit, RateEstimate, Wait
+from lamella.throttle.limit import earliest
+from lamella.throttle.permits import answered, next_permit, refused
+from lamella.throttle.queue import PLACE, WAITING, Queue, waiting_of
 
 T = TypeVar("T")
 
@@ -47,6 +50,11 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
+def is_reached(moment: float) -> bool:
+    """Return whether a timer for *moment* may have fired: asyncio fires timers up to one tick of the clock early."""
+    return now() + time.get_clock_info("monotonic").resolution >= moment
+
+
 @dataclass
 class Account:
     """What a ``Throttle`` does with a queue, and a server of its own; the store takes *slow* seconds on each way."""
@@ -59,7 +67,7 @@ class Account:
     asking: int = 0
     random: random.Random = field(default_factory=lambda: random.Random(0))
     sent: list[Call] = field(default_factory=list)
-    """In the order in which they were let go."""
+    """In the order in which they got their permits."""
     waiting: dict[Call, float] = field(default_factory=dict)
     """Since when they wait."""
     overtaken: list[str] = field(default_factory=list)
@@ -78,43 +86,43 @@ class Account:
         if self.slow:
             await asyncio.sleep(self.slow * self.random.random())
 
-    async def ask(self, call: Call, in_flight: Sequence[float], ahead: int) -> Permit | Hold:
+    async def ask(self, call: Call, queue: Queue, ahead: int) -> Permit | Wait:
         if ahead:
             await self.store()
             if self.stated is None:
-                return Hold(None, closed=False)
-            return Hold(earliest(self.estimate, now(), len(in_flight), ahead, self.stated), closed=False)
+                return Wait(None, blocked=False)
+            return Wait(earliest(self.estimate, now(), queue.in_flight, ahead, self.stated), blocked=False)
         self.asking += 1
         began = now()
-        assert self.asking == 1, "two ask at once, of the same sends in flight"
+        assert self.asking == 1, "two ask at once, with the same attempts in flight"
         try:
             await self.store()
             waiting = waiting_of(call)
             waited = now() - waiting[0] if waiting else 0.0
-            answer = next_turn(
-                self.estimate, now(), in_flight, 60.0, self.stated, waiting=self.queue.waiting, waited=waited
+            answer = next_permit(
+                self.estimate, now(), queue.sent_at, 60.0, self.stated, waiting=queue.waiting, waited=waited
             )
             if isinstance(answer, Permit):
-                assert now() >= self.opens, "let go while the queue is closed"
-                assert TURN.of(call) is not None
+                assert is_reached(self.opens), "a permit while the account is blocked"
+                assert PLACE.of(call) is not None
                 for other, since in self.waiting.items() if self.watched else ():
-                    turn = TURN.of(other)
-                    if other is not call and since < began and turn < TURN.of(call):
-                        self.overtaken.append(f"{TURN.of(call)} came before {turn}")
+                    place = PLACE.of(other)
+                    if other is not call and since < began and place < PLACE.of(call):
+                        self.overtaken.append(f"{PLACE.of(call)} came before {place}")
             await self.store()
             return answer
         finally:
             self.asking -= 1
 
-    async def send(self, call: Call, latency: float, status: int | None = None) -> int | Hold:
-        """The status of one send, None for *status* meaning what the limit says. A Hold: its turn came too late."""
+    async def send(self, call: Call, latency: float, status: int | None = None) -> int | Wait:
+        """Return the status of one attempt, by default what the limit says, or a Wait if its permit comes too late."""
         self.waiting[call] = now()
-        no_longer_waiting(call)
+        WAITING.take(call)
         try:
             answer = await self.queue.enter(call)
         finally:
             del self.waiting[call]
-        if isinstance(answer, Hold):
+        if isinstance(answer, Wait):
             return answer
         self.sent.append(call)
         try:
@@ -124,19 +132,19 @@ class Account:
                     status = 429 if self.limiter and self.limiter.allow(now()) > 0 else 200
                 await asyncio.sleep(latency / 2)
             except BaseException:
-                lost(self.estimate, now())
+                self.estimate.record(now())
                 raise
             await self.store()
             if status == 429:
                 wait = refused(self.estimate, now(), answer, Backoff(60), None)
-                if wait is not None:
-                    self.opens = now() + wait
-                    self.queue.close(self.opens)
+                if wait is not None and wait.seconds is not None:
+                    self.opens = now() + wait.seconds
+                    self.queue.block(self.opens)
             else:
                 answered(self.estimate, now(), answer, self.queue.in_flight - 1, self.stated)
             return status
         finally:
-            self.queue.left(answer)
+            self.queue.end(answer)
 
     def is_at_rest(self) -> None:
         assert (self.queue.in_flight, self.queue.waiting, self.queued, self.asking) == (0, 0, 0, 0)
@@ -150,16 +158,16 @@ def call(deadline: float | None = None) -> Call:
 
 def slow() -> Account:
     """One that was refused before, and whose answers take their time: one call goes after the other."""
-    return Account(estimate=RateEstimate(generation=1, reach=1.0, fastest=50.0))
+    return Account(estimate=RateEstimate(generation=1, max_in_flight=1.0, fastest=50.0))
 
 
-async def close(account: Account) -> None:
-    """Let one call be refused, so thin the queue is closed for a minute."""
+async def block(account: Account) -> None:
+    """Let one call be refused, so that the account is blocked for a minute."""
     assert await account.send(call(), 0.0, 429) == 429
-    assert account.queue.closed_until == now() + 60
+    assert account.queue.blocked_until == now() + 60
 
 
-def test_who_need_not_wait_does_not() -> None:
+def test_a_call_that_need_not_wait_does_not() -> None:
     async def main() -> None:
         account = Account()
         first = call()
@@ -171,18 +179,17 @@ def test_who_need_not_wait_does_not() -> None:
     run(main())
 
 
-def test_everybody_waits_for_a_closed_gate_and_goes_in_order() -> None:
+def test_all_calls_wait_while_the_account_is_blocked_and_go_in_order() -> None:
     async def main() -> None:
         account = Account()
-        await close(account)
+        await block(account)
         calls = [call() for _ in range(20)]
         tasks = [asyncio.create_task(account.send(each, 0.1)) for each in calls]
         await asyncio.sleep(30)
         assert (len(account.sent), account.queue.waiting, account.queue.queued, account.queued) == (1, 20, 20, 20)
         assert {waiting_of(each) for each in calls} == {(0.0, 60.0)}
-        free = [account.queue.is_free]
         assert await asyncio.gather(*tasks) == [200] * 20
-        assert [*free, account.queue.is_free] == [False, True]
+        assert account.queue.waiting == 0
         assert account.sent[1:] == calls
         assert all(each.queued >= 60 for each in calls)
         account.is_at_rest()
@@ -212,7 +219,7 @@ def test_a_call_that_comes_again_keeps_its_place_before_the_younger(slow: float)
 
 @pytest.mark.parametrize("slow", [0.0, 0.2])
 def test_two_that_come_together_do_not_both_take_the_last_place(slow: float) -> None:
-    """While one waits for a slow store, the other has not been told of it yet."""
+    """While one waits for a slow store, the other does not know of it yet."""
 
     async def main() -> None:
         account = Account(SlidingWindow(1, 60), Limit(1, 60), slow=slow)
@@ -223,12 +230,12 @@ def test_two_that_come_together_do_not_both_take_the_last_place(slow: float) -> 
     run(main())
 
 
-def test_whose_turn_would_come_too_late_does_not_wait_for_it() -> None:
+def test_a_call_whose_permit_would_come_too_late_does_not_wait_for_it() -> None:
     async def main() -> None:
         account = Account()
-        await close(account)
+        await block(account)
         hasty, patient = call(60.0), call(60.1)
-        assert await account.send(hasty, 0.0) == Hold(60.0, closed=True)
+        assert await account.send(hasty, 0.0) == Wait(60.0, blocked=True)
         assert (now(), waiting_of(hasty)) == (0.0, None)
         assert await account.send(patient, 0.0) == 200
         account.is_at_rest()
@@ -239,10 +246,10 @@ def test_whose_turn_would_come_too_late_does_not_wait_for_it() -> None:
 def test_behind_others_too() -> None:
     async def main() -> None:
         account = Account()
-        await close(account)
+        await block(account)
         first = asyncio.create_task(account.send(call(), 0.0))
         await asyncio.sleep(10)
-        assert await account.send(call(59.0), 0.0) == Hold(50.0, closed=True)
+        assert await account.send(call(59.0), 0.0) == Wait(50.0, blocked=True)
         assert now() == 10
         assert await first == 200
         account.is_at_rest()
@@ -255,13 +262,13 @@ def test_with_a_stated_limit_its_place_in_the_queue_counts() -> None:
         account = Account(stated=Limit(10, 60))
         tasks = [asyncio.create_task(account.send(call(), 0.0)) for _ in range(25)]  # the last five: after two minutes
         await asyncio.sleep(1)
-        assert await account.send(call(119.0), 0.0) == Hold(119.0, closed=False)
+        assert await account.send(call(119.0), 0.0) == Wait(119.0, blocked=False)
         late = asyncio.create_task(account.send(call(121.0), 0.0))
         await asyncio.sleep(0)
         assert account.queue.waiting == 16
         again = call(59.0)
-        TURN.set(again, -1)  # a re-send: only the next window is too late for it
-        assert await account.send(again, 0.0) == Hold(59.0, closed=False)
+        PLACE.set(again, -1)  # a retry: only the next window is too late for it
+        assert await account.send(again, 0.0) == Wait(59.0, blocked=False)
         assert await asyncio.gather(*tasks, late) == [200] * 26
         account.is_at_rest()
 
@@ -277,9 +284,9 @@ def test_a_refusal_meanwhile_ends_the_wait_of_those_who_cannot_wait_so_long() ->
         first, second, third, fourth = (asyncio.create_task(account.send(each, 0.0)) for each in calls)
         await asyncio.sleep(1)
         assert account.queue.waiting == 4
-        assert account.queue.closed_until == 0
+        assert account.queue.blocked_until == 0
         # At 110 there would be no time left for the third.
-        assert [await second, await third] == [Hold(60.0, closed=True)] * 2
+        assert [await second, await third] == [Wait(60.0, blocked=True)] * 2
         assert now() == 50
         await on_its_way
         assert {waiting_of(calls[0]), waiting_of(calls[3])} == {(1.0, 110.0)}
@@ -301,8 +308,8 @@ def test_a_refusal_that_only_the_store_knows_of_ends_it_too() -> None:
         first = asyncio.create_task(account.send(call(), 0.0))
         second = asyncio.create_task(account.send(call(100.0), 0.0))
         await asyncio.sleep(10)
-        account.estimate.closed_until = account.opens = 300.0
-        assert await second == Hold(250.0, closed=True)
+        account.estimate.blocked_until = account.opens = 300.0
+        assert await second == Wait(250.0, blocked=True)
         assert now() == 50
         await asyncio.gather(busy, first)
         assert now() == 300
@@ -336,7 +343,7 @@ def test_cancelled_at_any_moment_it_leaves_nothing_behind() -> None:
 
     async def at(steps: int) -> bool:
         account = Account(slow=0.2, random=random.Random(steps))
-        account.estimate.reach = 1.0
+        account.estimate.max_in_flight = 1.0
         first = asyncio.create_task(account.send(call(), 0.3))
         other = asyncio.create_task(account.send(call(), 0.3))
         last = asyncio.create_task(account.send(call(), 0.3))
@@ -360,7 +367,7 @@ def test_an_error_of_what_it_asks_is_the_callers_and_the_next_one_asks() -> None
     async def main() -> None:
         asked: list[Call] = []
 
-        async def ask(asking: Call, in_flight: Sequence[float], ahead: int) -> Permit | Hold:
+        async def ask(asking: Call, queue: Queue, ahead: int) -> Permit | Wait:
             asked.append(asking)
             await asyncio.sleep(1)
             if len(asked) == 1:
@@ -379,11 +386,11 @@ def test_an_error_of_what_it_asks_is_the_callers_and_the_next_one_asks() -> None
 
 
 def burden(calls: int) -> float:
-    """What it takes to queue so many at a closed queue, with a deadline each; to cancel them; and to let them go."""
+    """Return the CPU time to queue so many calls, with a deadline each; to cancel them; and to send them."""
 
     async def main() -> None:
         account = Account(stated=Limit(calls // 10, 60), watched=False)
-        await close(account)
+        await block(account)
         for order in (1, -1):
             tasks = [asyncio.create_task(account.send(call(1e9), 0.0)) for _ in range(calls)]
             await asyncio.sleep(0)
@@ -406,7 +413,8 @@ def burden(calls: int) -> float:
     return time.process_time() - began
 
 
-def test_ten_thousand_at_a_closed_gate_are_no_burden() -> None:
+@pytest.mark.slow
+def test_ten_thousand_queued_calls_are_no_burden() -> None:
     """Ten times as many take some ten times as long: with anything quadratic in it, it would be a hundred times."""
     assert burden(10_000) < 40 * min(burden(1000) for _ in range(3))
 
@@ -414,7 +422,7 @@ def test_ten_thousand_at_a_closed_gate_are_no_burden() -> None:
 def test_those_cancelled_behind_a_first_that_waits_long_do_not_pile_up() -> None:
     async def main() -> None:
         account = Account()
-        await close(account)
+        await block(account)
         first = asyncio.create_task(account.send(call(), 0.0))
         for _ in range(1000):
             task = asyncio.create_task(account.send(call(), 0.0))
@@ -428,48 +436,48 @@ def test_those_cancelled_behind_a_first_that_waits_long_do_not_pile_up() -> None
     run(main())
 
 
-def test_one_that_comes_again_while_a_younger_asks_is_told_when_that_has_its_answer() -> None:
+def test_a_retry_that_comes_while_a_younger_call_asks_is_woken_when_that_has_its_answer() -> None:
     async def main() -> None:
         younger, older = call(), call()
-        TURN.set(older, -1)
+        PLACE.set(older, -1)
 
-        async def ask(asking: Call, in_flight: Sequence[float], ahead: int) -> Permit | Hold:
+        async def ask(asking: Call, queue: Queue, ahead: int) -> Permit | Wait:
             await asyncio.sleep(1)
-            return Hold(1000.0, closed=False) if asking is younger else Permit(0, now())
+            return Wait(1000.0, blocked=False) if asking is younger else Permit(0, now())
 
         queue = Queue(ask, lambda _: None)
         waits = asyncio.create_task(queue.enter(younger))
         await asyncio.sleep(0.5)
         assert isinstance(await queue.enter(older), Permit)
         assert now() == 2
-        assert queue.closed_until == 0.0  # it was the rate that held the younger
+        assert queue.blocked_until == 0.0  # the younger waited for the rate
         waits.cancel()
         await asyncio.wait([waits])
 
     run(main())
 
 
-def test_it_is_told_how_many_come_first() -> None:
+def test_ask_gets_the_number_of_calls_before() -> None:
     """Those that are younger do not, and those that have left the queue; but one that asks just now does."""
 
     async def main() -> None:
         told: list[int] = []
 
-        async def ask(asking: Call, in_flight: Sequence[float], ahead: int) -> Permit | Hold:
+        async def ask(asking: Call, queue: Queue, ahead: int) -> Permit | Wait:
             told.append(ahead)
             await asyncio.sleep(1)
-            return Hold(None, closed=False)
+            return Wait(None, blocked=False)
 
-        async def comes(turn: int | None = None) -> None:
+        async def comes(place: int | None = None) -> None:
             calls.append(call(1e9))
-            if turn is not None:
-                TURN.set(calls[-1], turn)
+            if place is not None:
+                PLACE.set(calls[-1], place)
             tasks.append(asyncio.create_task(queue.enter(calls[-1])))
             await asyncio.sleep(0)
 
         queue = Queue(ask, lambda _: None)
         calls: list[Call] = []
-        tasks: list[asyncio.Task[Permit | Hold]] = []
+        tasks: list[asyncio.Task[Permit | Wait]] = []
         await comes(-50)
         await comes()
         tasks[-1].cancel()
@@ -478,14 +486,14 @@ def test_it_is_told_how_many_come_first() -> None:
         assert told == [0, 1, 1]
         await asyncio.sleep(10)
         told.clear()
-        for turn in (None, None, None, -55, None):
-            await comes(turn)
+        for place in (None, None, None, -55, None):
+            await comes(place)
         assert told == [2, 3, 4, 1, 6]
         for leaves in (tasks[-1], tasks[-3]):
             leaves.cancel()
             await asyncio.wait([leaves])
-        youngest = TURN.of(calls[-1])
-        await comes(10**12)  # its turn is from another queue
+        youngest = PLACE.of(calls[-1])
+        await comes(10**12)  # its place is from another queue
         await comes(youngest)
         assert told[5:] == [5, 5]
         for task in tasks:
@@ -496,17 +504,17 @@ def test_it_is_told_how_many_come_first() -> None:
     run(main())
 
 
-def test_whoever_asked_at_once_is_counted_and_keeps_its_turn() -> None:
+def test_a_call_that_got_its_permit_at_once_is_counted_and_keeps_its_place() -> None:
     async def main() -> None:
         account = Account()
         at_once, other = call(), call()
         for each in (at_once, other):
-            assert account.queue.is_free
-            account.queue.let_pass(each, Permit(0, now()))
+            assert not account.queue.waiting
+            account.queue.start(each, Permit(0, now()))
         assert account.queue.in_flight == 2
-        assert TURN.of(at_once) < TURN.of(other)
+        assert PLACE.of(at_once) < PLACE.of(other)
         for _ in range(2):
-            account.queue.left(Permit(0, now()))
+            account.queue.end(Permit(0, now()))
         account.is_at_rest()
 
     run(main())
@@ -515,31 +523,31 @@ def test_whoever_asked_at_once_is_counted_and_keeps_its_turn() -> None:
 def test_those_left_when_most_were_cancelled_go_in_order_too() -> None:
     async def main() -> None:
         account = Account()
-        await close(account)
-        turns = random.Random(0).sample(range(-100, 0), 100)
-        calls = [call() for _ in turns]
-        for each, turn in zip(calls, turns, strict=True):
-            TURN.set(each, turn)
+        await block(account)
+        places = random.Random(0).sample(range(-100, 0), 100)
+        calls = [call() for _ in places]
+        for each, place in zip(calls, places, strict=True):
+            PLACE.set(each, place)
         tasks = [asyncio.create_task(account.send(each, 0.0)) for each in calls]
         await asyncio.sleep(1)
         for task in tasks[:60]:
             task.cancel()
         await asyncio.wait(tasks)
-        assert [TURN.of(each) for each in account.sent[1:]] == sorted(turns[60:])
+        assert [PLACE.of(each) for each in account.sent[1:]] == sorted(places[60:])
         account.is_at_rest()
 
     run(main())
 
 
-def test_those_left_in_a_loop_that_is_closed_go_silently() -> None:
+def test_calls_left_in_a_closed_loop_end_silently() -> None:
     loop = VirtualTimeLoop()
     told: list[object] = []
     loop.set_exception_handler(lambda _, context: told.append(context["message"]))
-    tasks: list[asyncio.Task[int | Hold]] = []
+    tasks: list[asyncio.Task[int | Wait]] = []
 
     async def main() -> None:
         account = Account()
-        await close(account)
+        await block(account)
         tasks.extend(asyncio.create_task(account.send(call(), 0.0)) for _ in range(3))
         await asyncio.sleep(1)
 
@@ -557,7 +565,7 @@ class Plan:
     comes: float
     latency: float
     statuses: tuple[int | None, ...]
-    """Of its sends. None: what the limit says."""
+    """Of its attempts. None: what the limit says."""
     patience: float | None
     """For how long it may wait in all."""
     cancelled: float | None
@@ -578,7 +586,7 @@ PLANS = st.lists(
 )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(
     plans=PLANS,
     limit=st.sampled_from([None, FixedWindow(3, 60), SlidingWindow(2, 60), TokenBucket(0.1, 4)]),
@@ -586,7 +594,7 @@ PLANS = st.lists(
     slow=st.sampled_from([0.0, 0.0, 0.3]),
     seed=st.integers(0, 99),
 )
-def test_whatever_happens_nobody_is_forgotten(
+def test_whatever_happens_no_call_is_forgotten(
     plans: list[Plan], limit: ServersLimit | None, stated: Limit | None, slow: float, seed: int
 ) -> None:
     """Successes, 429s, 500s, cancellations and deadlines, in any order."""
@@ -597,7 +605,7 @@ def test_whatever_happens_nobody_is_forgotten(
         try:
             async with timeouts.timeout_at(mine.deadline):
                 for number, status in enumerate(plan.statuses):
-                    if isinstance(answer := await account.send(mine, plan.latency, status), Hold):
+                    if isinstance(answer := await account.send(mine, plan.latency, status), Wait):
                         assert mine.deadline is not None
                         assert answer.seconds is not None
                         assert now() + answer.seconds >= mine.deadline
@@ -607,7 +615,7 @@ def test_whatever_happens_nobody_is_forgotten(
                     await asyncio.sleep(60 * 2**number if answer == 429 else 15)
         except TimeoutError:
             assert mine.deadline is not None
-            assert now() >= mine.deadline
+            assert is_reached(mine.deadline)
 
     async def main() -> None:
         account = Account(limit, stated, slow, random=random.Random(seed))
@@ -627,7 +635,7 @@ def test_whatever_happens_nobody_is_forgotten(
     run(main())
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(
     plans=st.lists(
         st.tuples(
@@ -662,7 +670,7 @@ def test_where_nothing_is_refused_no_call_waits_long_whatever_the_others_take(
     run(main())
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(
     polls=st.lists(st.tuples(st.sampled_from([0.0, 0.1, 30.0, 61.0, 100.0]), st.integers(1, 12)), max_size=4),
     before=st.integers(0, 12),

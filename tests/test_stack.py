@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -11,12 +10,11 @@ from aiohttp import web
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
-from tests.conftest import Handler
-from tests.layering import apart, in_order
+from tests.layering import LAYERS, RULES, SUBSETS, apart, in_order
+from tests.servers import Serve
 
 from lamella import (
     AttemptSpan,
-    Backoff,
     Breaker,
     Buffer,
     Classify,
@@ -25,8 +23,6 @@ from lamella import (
     MemoryStore,
     RequestSpan,
     Retry,
-    Rule,
-    RuleBook,
     Throttle,
     Timeout,
     stack,
@@ -34,20 +30,6 @@ from lamella import (
 from lamella.pipeline import Layer, Pipeline
 from lamella.retry.budget import DEFAULT_BUDGET
 from lamella.testing import VirtualClock
-
-Serve = Callable[[Handler], Awaitable[str]]
-RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
-LAYERS: tuple[Layer, ...] = (
-    RequestSpan(),
-    Breaker(),
-    Retry(RULES),
-    Throttle(RULES),
-    AttemptSpan(),
-    Timeout(5),
-    HeaderAuth({"X-A": "value"}),
-    Buffer(),
-    Classify(RULES),
-)
 
 
 async def _answer(request: web.Request) -> web.StreamResponse:
@@ -189,7 +171,7 @@ def test_an_unknown_option_is_named_with_those_that_there_are() -> None:
         stack(RULES, attempt=3)  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("chosen", [set_ for size in range(10) for set_ in itertools.combinations(LAYERS, size)])
+@pytest.mark.parametrize("chosen", SUBSETS)
 async def test_every_subset_works(serve: Serve, chosen: tuple[Layer, ...]) -> None:
     async with aiohttp.ClientSession(await serve(_answer), middlewares=in_order(*chosen)) as session:
         async with session.get("/") as response:

@@ -6,70 +6,20 @@ import asyncio
 import json
 import logging
 import math
-import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar, TypeVarTuple, cast
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import pytest
 from opentelemetry import trace
-from tests.conftest import Tracing
+from tests.json_store import AHEAD, JsonStore, R, S, Ts
+from tests.sdk import Tracing
 
 from lamella.store import MemoryStore, Store
 from lamella.store.shared import SharedState
 from lamella.testing import VirtualClock
 
-S = TypeVar("S")
-R = TypeVar("R")
-Ts = TypeVarTuple("Ts")
-
 SECRET = "zq-store-pa55word"
-AHEAD = 1e6
-
-
-class JsonStore:
-    """As one beyond a network: each state is a text, each update takes its time, and its clock is not the loop's.
-
-    It compares and swaps: now and then another was quicker, and the change is applied again to the newer state.
-    """
-
-    def __init__(self, *, slow: float = 0.004, seed: int = 0, ahead: float = AHEAD) -> None:
-        self.texts: dict[str, str] = {}
-        self.ahead = ahead
-        self.asked = 0
-        self.again = 0
-        self.slow = slow
-        self.random = random.Random(seed)
-        self.fails: Callable[[], object] | None = None
-        """What it does in place of an update. None: it works."""
-
-    async def update(self, key: str, new: Callable[[], S], change: Callable[[S, float, *Ts], R], *args: *Ts) -> R:
-        self.asked += 1
-        if self.fails is not None:
-            answer: Any = self.fails()
-            answer = await answer if asyncio.isfuture(answer) or asyncio.iscoroutine(answer) else answer
-            return cast(R, answer)
-        await self.wait()
-        if self.random.random() < 0.3:
-            self.again += 1
-            change(self.state(key, new), self.now(), *args)
-            await self.wait()
-        state = self.state(key, new)
-        result = change(state, self.now(), *args)
-        self.texts[key] = json.dumps(asdict(state))  # type: ignore[call-overload]
-        await self.wait()
-        return result
-
-    def state(self, key: str, new: Callable[[], S]) -> S:
-        text = self.texts.get(key)
-        return new() if text is None else type(new())(**json.loads(text))
-
-    def now(self) -> float:
-        return asyncio.get_running_loop().time() + self.ahead
-
-    async def wait(self) -> None:
-        if self.slow:
-            await asyncio.sleep(self.slow * self.random.random())
 
 
 @dataclass
@@ -218,7 +168,7 @@ FAILURES = {
 async def test_where_it_fails_what_is_known_here_has_to_do(
     how: str, virtual_time: VirtualClock, tracing: Tracing, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What it has told before is known here; one warning tells of it; when it is well again, it is asked again."""
+    """What it said before is known here; there is one warning; after the pause it is asked again."""
     store = JsonStore(slow=0)
     state = SharedState(store)
     assert await state.update(None, "key", Tally, add, 5) == 5

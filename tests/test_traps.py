@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -13,7 +13,8 @@ import stamina
 from aiohttp import web
 from opentelemetry import metrics, trace
 from stamina.instrumentation import RetryDetails, set_on_retry_hooks
-from tests.conftest import Handler, Tracing
+from tests.sdk import Tracing
+from tests.servers import Serve, serving
 
 from lamella import (
     AttemptSpan,
@@ -35,8 +36,6 @@ from lamella import (
     stack,
 )
 from lamella.testing import VirtualClock
-
-Serve = Callable[[Handler], Awaitable[str]]
 
 NOW = Backoff(initial=0)
 RULES = RuleBook(
@@ -407,18 +406,14 @@ def test_8_and_6_a_call_that_succeeds_computes_nothing_for_a_span_nobody_records
         monkeypatch.setattr(f"lamella.telemetry.attempt_span.{name}", fail)
 
     async def main() -> None:
-        async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        async def answer(request: web.Request) -> web.StreamResponse:
             return web.Response()
 
-        runner = web.ServerRunner(web.Server(answer))
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0][:2]
         nobody: Any = {"tracer_provider": trace.NoOpTracerProvider(), "meter_provider": metrics.NoOpMeterProvider()}
-        async with aiohttp.ClientSession(middlewares=(RequestSpan(**nobody), AttemptSpan(**nobody))) as session:
-            async with session.get(f"http://{host}:{port}") as response:
+        layers = RequestSpan(**nobody), AttemptSpan(**nobody)
+        async with serving(answer) as url, aiohttp.ClientSession(url, middlewares=layers) as session:
+            async with session.get("/") as response:
                 assert response.status == 200
-        await runner.cleanup()
 
     asyncio.run(main())
 

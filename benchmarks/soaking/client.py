@@ -38,6 +38,8 @@ BEFORE_ALL: Final = "2000-01-01T00:00:00Z"
 """Each sync reads all of the lists: it has as much to do as the first one."""
 _IDLE: Final = 0.5
 """Seconds after which an idle connection is closed."""
+_LONGEST: Final = 30.0
+"""How many seconds longer a sample may take on a slow machine, until a page has been read."""
 _CANCELLED: Final = 0.2
 """The share of the syncs that are cancelled in the middle."""
 
@@ -99,7 +101,6 @@ async def _soak(
     tracing.add_span_processor(SimpleSpanProcessor(spans))
     metering = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
     connector = aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=_IDLE)
-    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         async with maesn.session(
             API_KEY,
@@ -115,9 +116,10 @@ async def _soak(
             connector=connector,
         ) as session:
             syncs = _Syncs(session, connector, Path(folder), chance)
+            began = time.monotonic()
             while time.monotonic() - began < seconds:
                 until = time.monotonic() + every
-                while time.monotonic() < until:
+                while (now := time.monotonic()) < until or (not syncs.pages and now < until + _LONGEST):
                     await syncs.one()
                 await _come_to_rest(connector)
                 garbage = gc.collect()
@@ -153,7 +155,7 @@ class _Syncs:
 
     def _begin(self) -> None:
         self._work: Held = {"tasks": 0, "descriptors": 0, "connections": 0}
-        self._syncs = self._cancelled = self._pages = self._parts = 0
+        self._syncs = self._cancelled = self.pages = self._parts = 0
 
     def taken(self) -> _Done:
         """What they have come to since this was asked last."""
@@ -161,7 +163,7 @@ class _Syncs:
             "work": self._work,
             "syncs": self._syncs,
             "cancelled": self._cancelled,
-            "pages": self._pages,
+            "pages": self.pages,
             "parts": self._parts,
         }
         self._begin()
@@ -191,7 +193,7 @@ class _Syncs:
             self._cancelled += 1
             self._resume = True
             return
-        self._pages += report.pages
+        self.pages += report.pages
         self._parts += len(report.failed)
 
     def _look(self, _: object) -> None:

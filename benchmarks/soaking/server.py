@@ -11,8 +11,8 @@ from typing import Final
 import anyio
 from benchmarks.processes import readable
 
-from lamella.testing import Account, Fault, Sandbox, TokenBucket
-from lamella.testing.sandbox import Step
+from lamella.maesn.sandbox import Account, Sandbox, Step
+from lamella.testing import Fault, TokenBucket
 
 __all__ = ["ACCOUNTS", "API_KEY", "CHANCES", "SILENCE", "serve"]
 

@@ -20,7 +20,8 @@ from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import start_http_server
 
 from lamella import LamellaError, maesn
-from lamella.testing import Fault, FixedWindow, Sandbox
+from lamella.maesn.sandbox import Sandbox
+from lamella.testing import Fault, FixedWindow
 
 AT_ONCE = 6
 

@@ -59,8 +59,7 @@ if TYPE_CHECKING:
     from lamella.store import MemoryStore, Store
     from lamella.telemetry.attempt_span import AttemptSpan
     from lamella.telemetry.call_span import RequestSpan
-    from lamella.throttle import Throttle
-    from lamella.throttle.estimator import Limit
+    from lamella.throttle import Limit, Throttle
     from lamella.timeout import Timeout
 
 __all__ = [

@@ -29,11 +29,14 @@ def check_number(name: str, number: object, least: int, *, above: bool = False, 
         raise ValueError(f"{name} must be {allowed}, got {number!r}")
 
 
-def check_whole(name: str, number: object) -> None:
-    """Check that *number* is a whole number, 1 or more.
+def check_whole(name: str, number: object, least: int | None = 1, most: int | None = None) -> None:
+    """Check that *number* is a whole number from *least* to *most*; None means no bound.
 
     Raises:
         ValueError: It is not.
     """
-    if isinstance(number, bool) or not hasattr(number, "__index__") or index(number) < 1:
-        raise ValueError(f"{name} must be a whole number, 1 or more, got {number!r}")
+    valid = not isinstance(number, bool) and hasattr(number, "__index__")
+    if valid and (least is None or index(number) >= least) and (most is None or index(number) <= most):  # type: ignore[arg-type]
+        return
+    bounds = "" if least is None else f", {least} or more" if most is None else f" from {least} to {most}"
+    raise ValueError(f"{name} must be a whole number{bounds}, got {number!r}")

@@ -21,8 +21,7 @@ from lamella.store import Store
 from lamella.telemetry.attempt_span import AttemptSpan
 from lamella.telemetry.attributes import UrlTemplate
 from lamella.telemetry.call_span import RequestSpan
-from lamella.throttle import Throttle
-from lamella.throttle.estimator import Limit
+from lamella.throttle import Limit, Throttle
 from lamella.timeout import Timeout
 
 __all__ = ["At", "StackOptions", "stack"]

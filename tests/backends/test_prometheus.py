@@ -17,7 +17,8 @@ from prometheus_client import start_http_server
 from tests.backends.conftest import until
 
 from lamella import LamellaError, maesn
-from lamella.testing import Fault, FixedWindow, Received, Reply, Sandbox
+from lamella.maesn.sandbox import Received, Reply, Sandbox
+from lamella.testing import Fault, FixedWindow
 
 if TYPE_CHECKING:
     from tests.backends.conftest import Prometheus

@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.batch.test_outage import refused
+from tests.batch.circuits import refused
 
 from lamella.batch import Batch, ItemOutcome, Journal
 from lamella.testing import VirtualClock

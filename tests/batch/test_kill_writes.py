@@ -9,15 +9,15 @@ from itertools import count
 from pathlib import Path
 
 import aiohttp
+import pytest
 from tests.killing import completed, killed
 
 from lamella import HeaderAuth, RuleBook, stack
 from lamella.batch.journal import Counts, Journal
 from lamella.batch.runner import Batch
-from lamella.testing import Sandbox
+from lamella.maesn.sandbox import Sandbox
 
 BATCH = "records to push"
-KILLS = 50
 
 
 async def push(sandbox: tuple[str, dict[str, str]], path: Path, records: int | None) -> None:
@@ -36,12 +36,13 @@ async def push(sandbox: tuple[str, dict[str, str]], path: Path, records: int | N
                 assert outcome.done, outcome.error
 
 
-async def test_a_push_that_is_killed_at_fifty_moments_makes_each_record_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [20, pytest.param(50, marks=pytest.mark.slow)])
+async def test_a_push_that_is_killed_at_many_moments_makes_each_record_once(tmp_path: Path, kills: int) -> None:
     moments = random.Random(5)
     path = tmp_path / "journal"
     async with Sandbox(records=0) as sandbox:
         there = sandbox.url, {"X-API-KEY": sandbox.api_key, "X-ACCOUNT-KEY": sandbox.account_key}
-        for _ in range(KILLS):
+        for _ in range(kills):
             requests = len(sandbox.received) + moments.choice([1, 2, 8, 9, 30])
 
             def arrived(requests: int = requests) -> bool:

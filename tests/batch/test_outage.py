@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,14 +12,14 @@ import aiohttp
 import pytest
 import stamina
 from aiohttp import web
-from tests.conftest import Handler
+from tests.batch.circuits import refused
+from tests.servers import Serve
 from yarl import URL
 
 from lamella import (
     Backoff,
     Breaker,
     CertificateInvalid,
-    CircuitOpen,
     ConnectFailed,
     ConnectTimeout,
     Failure,
@@ -35,16 +35,8 @@ from lamella.batch.outcome import AccountStopped, ItemOutcome
 from lamella.batch.runner import Batch
 from lamella.testing import VirtualClock, run_virtual
 
-Serve = Callable[[Handler], Awaitable[str]]
-
 RULES = RuleBook(Rule(500, "Internal Server Error", retry=Backoff(initial=1, jitter=0)))
 URL_ = URL("http://api.test/")
-
-
-def refused(until: float = 10.0) -> CircuitOpen:
-    return CircuitOpen(
-        "GET", URL_, Rule(Failure.CIRCUIT_OPEN, "Circuit Open"), since=0, until=until, stopped=StopReason.CIRCUIT_OPEN
-    )
 
 
 def failed(stopped: StopReason, first: float | None = 1.0) -> LamellaError:
@@ -109,7 +101,7 @@ def session(url: str, *more: aiohttp.ClientMiddlewareType) -> aiohttp.ClientSess
 
 
 @pytest.mark.parametrize("by", ["circuit", "budget"])
-@pytest.mark.parametrize("down", [0.0, 2.0])
+@pytest.mark.parametrize("down", [pytest.param(0.0, marks=pytest.mark.slow), 2.0])
 async def test_an_outage_loses_no_item(virtual_time: VirtualClock, serve: Serve, by: str, down: float) -> None:
     """A minute without the service, with a breaker, or with a retry budget alone."""
     service = Service(down, 60)

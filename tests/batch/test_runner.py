@@ -25,7 +25,8 @@ from lamella import HeaderAuth, RuleBook, Unauthorized, stack
 from lamella.batch.journal import Counts, Journal, JournalError
 from lamella.batch.outcome import AccountStopped, ItemOutcome
 from lamella.batch.runner import Batch
-from lamella.testing import Account, Sandbox, VirtualClock, run_virtual
+from lamella.maesn.sandbox import Account, Sandbox
+from lamella.testing import VirtualClock, run_virtual
 
 KEY = "batch-4ccount-s3cret"
 
@@ -296,7 +297,9 @@ async def test_in_order_a_slow_item_keeps_the_others_back_but_not_from_being_don
     assert virtual_time.now - began == 106
 
 
-@pytest.mark.parametrize("how", ["", "journal", "done before", "in order"])
+@pytest.mark.parametrize(
+    "how", ["", *(pytest.param(how, marks=pytest.mark.slow) for how in ("journal", "done before", "in order"))]
+)
 async def test_memory_stays_flat(tmp_path: Path, how: str) -> None:
     """A second look after ten times as many items finds no more than the first."""
     items = iter(range(11_000))

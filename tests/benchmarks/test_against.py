@@ -141,7 +141,9 @@ def test_a_name_of_no_commit_is_an_error(repository: Path, name: str) -> None:
         commit(repository, name)
 
 
-@pytest.mark.parametrize("name", ["pure", "failing", "queued", "import"])
+@pytest.mark.parametrize(
+    "name", ["pure", "import", *(pytest.param(name, marks=pytest.mark.slow) for name in ("failing", "queued"))]
+)
 def test_a_process_measures_the_checkout_that_it_is_given(tmp_path: Path, name: str) -> None:
     source = tmp_path / "src"
     shutil.copytree(ROOT / "src", source)

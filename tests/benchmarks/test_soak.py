@@ -35,6 +35,7 @@ def a_sample(at: float) -> Sample:
 FLAT = [a_sample(10.0 * number) for number in range(1, 61)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="its /proc tells what a process holds")
 def test_some_seconds_for_real() -> None:
     samples = measure(2.0, 0.5, seed=1)

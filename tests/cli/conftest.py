@@ -1,8 +1,7 @@
-"""The command line as its users run it, and a small result of the demo."""
+"""The command line as its users run it."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -11,13 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
 
-from lamella.cli.demo import Result, run
-from lamella.cli.plan import Settings
-
-SMALL = Settings(calls=40, accounts=4, seed=3, scale=0.001)
-"""Enough calls for one of each kind."""
+from lamella.cli import sandboxed
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +76,8 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         )
 
 
-@pytest.fixture(scope="session")
-def result() -> Result:
-    """A real run with one call of each kind at least."""
-    return asyncio.run(run(SMALL, TracerProvider()))
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sandbox's sync with shorter waits."""
+    monkeypatch.setattr(sandboxed, "SCALE", 1 / 400)
+    monkeypatch.setattr(sandboxed, "_OUTAGE", 0.3)

@@ -12,7 +12,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from lamella import ApiError, LamellaError, StopReason, maesn
-from lamella.cli.overview import Watch
+from lamella.cli.progress import Watch
 from lamella.errors import api_error_class
 from lamella.maesn import Part, Progress
 

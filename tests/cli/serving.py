@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from lamella.testing import Account, Sandbox
+from lamella.maesn.sandbox import Account, Sandbox
 
 __all__ = ["API_KEY", "KEYS", "answering", "served", "write_accounts"]
 

@@ -6,7 +6,8 @@ from tests.cli.progress import api_error
 from yarl import URL
 
 from lamella import ConnectionLost, StopReason, maesn
-from lamella.cli.causes import Cause, Reason, grouped, reason_of
+from lamella.cli.causes import Cause, Reason, causes_of, reason_of
+from lamella.maesn import Part
 from lamella.rules import Failure
 
 
@@ -48,12 +49,14 @@ def test_a_list_that_does_not_stand_still() -> None:
 
 
 def test_they_are_grouped_and_the_most_frequent_comes_first() -> None:
-    one, other = reason_of(api_error(403, "b")), reason_of(api_error(403, "a"))
-    slow = reason_of(api_error(403, stopped=StopReason.DEADLINE))
-    found = grouped([("Eve", slow), ("Ada", one), ("", other), ("Bob", one), ("Ada", one)])
+    errors = [
+        ("Eve", api_error(403, stopped=StopReason.DEADLINE)),
+        *[(name, api_error(403, said)) for name, said in (("Ada", "b"), ("Max", "a"), ("Bob", "b"), ("Ada", "b"))],
+    ]
+    parts = [Part(name, f"list {number}", None, error=error) for number, (name, error) in enumerate(errors)]
     hint = maesn.RULES.rule_for(403).hint
-    assert found == (
-        Cause(4, "403 Forbidden", "not retryable", "a", hint, ("Ada", "Bob")),
-        Cause(1, "403 Forbidden", "deadline", "", hint, ("Eve",)),
+    assert causes_of([*parts, Part("Zoe", "x", None, done=True, error=api_error(404))]) == (
+        Cause(4, ("Ada", "Max", "Bob"), "403 Forbidden", "not retryable", "a", hint),
+        Cause(1, ("Eve",), "403 Forbidden", "deadline", "", hint),
     )
-    assert grouped(()) == ()
+    assert causes_of(()) == ()

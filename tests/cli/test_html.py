@@ -1,4 +1,4 @@
-"""The page of the demo, as a file: what is on it, that nothing can get out of hand, and how it is written."""
+"""The page of a run, as a file: what is on it, that nothing can get out of hand, and how it is written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import time
 from base64 import b64encode
 from collections import Counter
-from dataclasses import replace
 from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,22 +18,17 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import SpanContext, SpanKind
 from tests.cli.conftest import lamella
-from tests.cli.test_main import without
-from tests.cli.test_report import GET, a_bad_call, a_good_call, call, event, retry, send, text_of
-from tests.cli.test_report import result as small_result
+from tests.cli.serving import API_KEY, KEYS, served, write_accounts
+from tests.cli.spans import a_bad_call, a_good_call, attempt, call, event, page_of, retry, text_of, traces
 from typer.testing import CliRunner
-from yarl import URL
 
-from lamella import Rule
-from lamella.cli import counting, demo, report
+from lamella.cli import report
 from lamella.cli.app import app
 from lamella.cli.causes import Cause
-from lamella.cli.demo import Ended, Result
 from lamella.cli.html import html_report
-from lamella.cli.plan import Planned
-from lamella.cli.traces import traces
-from lamella.errors import ConnectionLost
-from lamella.rules import Failure
+from lamella.cli.report import Check, Total
+from lamella.cli.terminal import plain
+from lamella.cli.traces import tree
 from lamella.telemetry.names import ATTEMPTS_LEFT, DEADLINE_LEFT, STOP_EVENT
 
 VOID = {"meta", "input", "br"}
@@ -86,13 +80,25 @@ class Page(HTMLParser):
         return str(policy)
 
 
-def html_of(result: Result) -> str:
-    return html_report(demo.page(result))
+CAUSES = (Cause(2, ("Ada",), "404 Not Found", "not retryable", "no such record", "Check the path and the id"),)
+CHECKS = (Check("All is well.", None), Check("Nothing is lost.", None))
+TOTALS = (Total("attempts", "5", "for 2 calls"), Total("retries", "3"), Total("after 500", "1", nested=True))
+
+
+def various() -> list[ReadableSpan]:
+    """The spans of calls that end in every kind of answer."""
+    spans = [*a_good_call(), *a_bad_call()]
+    for number, status in ((30, 404), (40, 301)):
+        spans += [
+            call(number, number, number + 9, lamella__outcome="success"),
+            attempt(number + 1, number, number + 1, number + 2, http__response__status_code=status),
+        ]
+    return spans
 
 
 @pytest.fixture(scope="session")
-def text(result: Result) -> str:
-    return html_of(result)
+def text() -> str:
+    return html_report(page_of(various(), causes=CAUSES, checks=CHECKS, totals=TOTALS))
 
 
 @pytest.fixture(scope="session")
@@ -101,80 +107,75 @@ def page(text: str) -> Page:
 
 
 class TestWhatIsOnIt:
-    def test_the_totals_are_those_of_the_screen(self, result: Result, page: Page) -> None:
+    def test_the_totals_are_those_of_the_screen(self, page: Page) -> None:
         names, values = page.texts["dt"], [value for value in page.texts["dd"] if value.strip()]
-        table = text_of(report.outcome(counting.totals(result)), 200)
-        for total in counting.totals(result):
+        table = text_of(report.outcome(TOTALS), 200)
+        for total in TOTALS:
             assert total.name in names
             assert total.value in values
             line = next(line for line in table.splitlines() if line.strip().startswith(total.name + " "))
             assert total.value in line
             assert total.note in line
 
-    def test_every_call_and_every_send(self, result: Result, page: Page) -> None:
-        found = traces(result.spans)
+    def test_every_call_and_every_attempt(self, page: Page) -> None:
+        spans = various()
+        found = traces(spans)
         assert len(page.data) == len(found)
-        assert sum(len(call["sends"]) for call in page.data) == sum(
-            span.kind is SpanKind.CLIENT for span in result.spans
-        )
-        assert [call["tree"] for call in page.data] == [text_of(report.tree(trace), 500) for trace in found]
+        assert sum(len(call["attempts"]) for call in page.data) == sum(span.kind is SpanKind.CLIENT for span in spans)
+        assert [call["tree"] for call in page.data] == [text_of(tree(trace), 500) for trace in found]
 
     def test_the_colours_and_their_numbers(self, page: Page) -> None:
-        kinds = Counter(send["kind"] for call in page.data for send in call["sends"])
-        assert set(kinds) == {"2xx", "4xx", "429", "5xx", "none"}
+        kinds = Counter(send["kind"] for call in page.data for send in call["attempts"])
+        assert set(kinds) == {"2xx", "3xx", "4xx", "429", "5xx", "none"}
         shown = [attributes["data-kind"] for attributes in page.of("button") if "data-kind" in attributes]
-        assert shown == [kind for kind in ("2xx", "4xx", "429", "5xx", "none") if kind in kinds]
+        assert shown == ["2xx", "3xx", "4xx", "429", "5xx", "none"]
 
-    def test_the_failures_and_the_checks(self, result: Result, page: Page) -> None:
-        causes = [f"{cause.many} × {cause.what}" for cause in counting.causes(result)]
-        assert page.texts["strong"] == [*causes, *["ok"] * len(demo.checks(result))]
+    def test_the_failures_and_the_checks(self, page: Page) -> None:
+        assert page.texts["strong"] == ["2 × 404 Not Found", "ok", "ok"]
 
-    def test_a_check_that_failed_is_there_to_see(self, result: Result) -> None:
-        broken = Page(html_of(replace(result, ended=result.ended[1:])))
+    def test_a_check_that_failed_is_there_to_see(self) -> None:
+        broken = Page(html_report(page_of(checks=(*CHECKS, Check("x", "1 record missing")))))
         assert "FAILED" in broken.texts["strong"]
-        assert "Checked: 1 of 4 failed" in broken.texts["summary"]
+        assert "Checked: 1 of 3 failed" in broken.texts["summary"]
         assert "open" in next(attributes for attributes in broken.of("details") if attributes["id"] == "checks")
 
     def test_a_call_in_numbers(self) -> None:
-        [good, bad] = Page(html_of(small_result())).data
+        [good, bad] = Page(html_report(page_of())).data
         assert (good["at"], good["took"], good["path"]) == (0, 2_551_000, "/accounting/invoices/7?limit=5")
-        assert [(send["at"], send["took"], send["kind"], send["ended"]) for send in good["sends"]] == [
+        assert [(send["at"], send["took"], send["kind"], send["ended"]) for send in good["attempts"]] == [
             (1_500, 9_900, "5xx", "500"),
             (512_000, 3_000, "none", "ConnectionLost"),
             (530_000, 5_000, "429", "429"),
             (2_545_000, 5_000, "2xx", "200"),
         ]
-        first, second, third, last = good["sends"]
+        first, second, third, last = good["attempts"]
         assert first["decision"] == {"at": 11_500, "rule": "Server Error", "wait": 500_000, "source": "by the rule"}
         assert second["decision"]["source"] == "none: the connection may have been stale"
         assert third["decision"]["source"] == "as Retry-After says"
         assert "decision" not in last
-        assert bad["sends"][0]["decision"] == {"at": 9_000, "rule": "", "stop": "unsafe method"}
+        assert bad["attempts"][0]["decision"] == {"at": 9_000, "rule": "", "stop": "unsafe method"}
 
     def test_what_is_left(self) -> None:
         stop = event(STOP_EVENT, 9, **{ATTEMPTS_LEFT: 3, DEADLINE_LEFT: 0.25})
-        spans = (call(10, 0, 10, stop), send(11, 10, 1, 8, error__type="500"))
-        [found] = Page(html_of(replace(small_result(), spans=spans))).data
-        decision = found["sends"][0]["decision"]
+        spans = (call(10, 0, 10, stop), attempt(11, 10, 1, 8, error__type="500"))
+        [found] = Page(html_report(page_of(spans))).data
+        decision = found["attempts"][0]["decision"]
         assert (decision["left"], decision["deadline"]) == (3, 250_000)
 
     def test_a_wait_that_is_no_retry(self) -> None:
-        spans = (call(10, 0, 10, event("lamella.queued", 1, lamella__wait=2.0)), send(11, 10, 3, 8))
-        [found] = Page(html_of(replace(small_result(), spans=spans))).data
+        spans = (call(10, 0, 10, event("lamella.queued", 1, lamella__wait=2.0)), attempt(11, 10, 3, 8))
+        [found] = Page(html_report(page_of(spans))).data
         assert found["others"] == [{"at": 1_000, "wait": 2_000_000, "name": "lamella.queued"}]
-        assert found["sends"][0]["kind"] == "none"
+        assert found["attempts"][0]["kind"] == "none"
 
     def test_an_answer_that_broke_off_is_none(self) -> None:
-        spans = (call(10, 0, 9), send(11, 10, 1, 2, http__response__status_code=200, error__type="ConnectionLost"))
-        [found] = Page(html_of(replace(small_result(), spans=spans))).data
-        assert found["sends"][0]["kind"] == "none"
+        spans = (call(10, 0, 9), attempt(11, 10, 1, 2, http__response__status_code=200, error__type="ConnectionLost"))
+        [found] = Page(html_report(page_of(spans))).data
+        assert found["attempts"][0]["kind"] == "none"
 
     def test_of_a_run_of_which_it_shows_a_part(self) -> None:
-        cause = Cause(30, "401 Unauthorized", "", "", "", tuple(f"account {number}" for number in range(22)))
-        page = replace(
-            demo.page(small_result()), name="lamella sync", causes=(cause,), checks=(), note="2 of 30 calls."
-        )
-        found = Page(html_report(page))
+        cause = Cause(30, tuple(f"account {number}" for number in range(22)), "401 Unauthorized", "", "", "")
+        found = Page(html_report(page_of(causes=(cause,), note="2 of 30 calls.")))
         assert found.texts["h1"] == ["lamella sync"]
         assert "2 of 30 calls." in found.texts["p"]
         assert any(text.endswith("account 19 and 2 more") for text in found.texts["p"])
@@ -183,7 +184,7 @@ class TestWhatIsOnIt:
         assert "checks" not in found.ids
 
     def test_nothing_at_all(self) -> None:
-        empty = Page(html_of(replace(small_result(), spans=(), ended=())))
+        empty = Page(html_report(page_of(())))
         assert empty.data == []
         assert "None." in empty.texts["p"]
 
@@ -206,16 +207,6 @@ class TestNothingGetsOut:
             f"default-src 'none'; style-src {of(style)}; script-src {of(script)}; base-uri 'none'; form-action 'none'"
         )
 
-    def test_no_credential(self, result: Result, text: str) -> None:
-        keys = {
-            value
-            for received in result.received
-            for name, value in received.headers.items()
-            if name.lower() in {"x-api-key", "x-account-key"}
-        }
-        assert len(keys) > 2
-        assert not [key for key in keys if key in text]
-
     @pytest.mark.parametrize(
         "evil",
         [
@@ -228,8 +219,6 @@ class TestNothingGetsOut:
         ],
     )
     def test_a_text_from_elsewhere_is_only_text(self, page: Page, evil: str) -> None:
-        rule = Rule(Failure.CONNECTION_LOST, evil, hint=evil)
-        lost = ConnectionLost("GET", URL(GET), rule, evil)
         stopped = {"lamella__stop_reason": evil, "lamella__rule": evil}
         spans = (
             call(
@@ -243,22 +232,24 @@ class TestNothingGetsOut:
                 url__full=f"http://h/{evil}?q={evil}",
                 lamella__outcome=evil,
             ),
-            send(11, 10, 1, 2, evil, error__type=evil),
+            attempt(11, 10, 1, 2, evil, error__type=evil),
         )
-        ended = (Ended(1, lost), Ended(2, other=evil))
-        hostile = Page(html_of(replace(small_result(), spans=spans, ended=ended)))
+        # As causes and checks have it: in one line, without what moves a cursor.
+        shown = plain(evil)
+        cause, check = Cause(1, (shown,), shown, shown, shown, shown), Check(shown, shown)
+        hostile = Page(html_report(page_of(spans, causes=(cause,), checks=(check,), totals=TOTALS)))
         assert {tag for tag, _ in hostile.tags} == {tag for tag, _ in page.tags}
         assert [tag for tag, _ in hostile.tags].count("script") == 2
         assert hostile.policy == page.policy
         # It is not lost either: one reads what came.
-        shown = " ".join("".join(char if char.isprintable() else " " for char in evil).split())
+        assert shown == " ".join("".join(char if char.isprintable() else " " for char in evil).split())
         assert any(shown in said for said in hostile.texts["p"])
         [found] = hostile.data
-        assert found["sends"][0]["ended"] == shown
-        assert found["sends"][0]["decision"]["stop"] == shown
+        assert found["attempts"][0]["ended"] == shown
+        assert found["attempts"][0]["decision"]["stop"] == shown
 
 
-def many(calls: int) -> Result:
+def many(calls: int) -> list[ReadableSpan]:
     """So many calls of four sends each, from one."""
     first = a_good_call()
     spans = []
@@ -278,8 +269,7 @@ def many(calls: int) -> Result:
                     end_time=(span.end_time or 0) + later,
                 )
             )
-    planned = tuple(Planned(number, "a", "GET", "/", {}, {}, None, ()) for number in range(calls))
-    return replace(small_result(), planned=planned, ended=tuple(map(Ended, range(calls))), spans=tuple(spans))
+    return spans
 
 
 def _moved(ids: SpanContext | None, number: int) -> SpanContext | None:
@@ -292,28 +282,34 @@ def _moved(ids: SpanContext | None, number: int) -> SpanContext | None:
 class TestTheFile:
     def test_with_5000_calls(self) -> None:
         """A bound for a slow machine: it takes two seconds on a fast one."""
-        result = many(5000)
+        page = page_of(many(5000))
         began = time.perf_counter()
-        text = html_of(result)
+        text = html_report(page)
         assert time.perf_counter() - began < 30
         assert len(text.encode()) < 8_000_000
         data = Page(text).data
         assert len(data) == 5000
-        assert {len(call["sends"]) for call in data} == {4}
+        assert {len(call["attempts"]) for call in data} == {4}
 
-    def test_the_command(self, tmp_path: Path) -> None:
+    def test_the_command(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MAESN_API_KEY", API_KEY)
         path = tmp_path / "a page.html"
         path.write_text("old")
-        run = lamella("demo", "--calls", "12", "--scale", "0.001", "--report", str(path))
-        assert (run.returncode, run.stderr) == (0, "")
+        accounts = write_accounts(tmp_path)
+        with served() as server:
+            options = ("--accounts", str(accounts), "--base-url", server.url, "--journal", str(tmp_path / "journal"))
+            run = lamella("sync", "--resource", "bills,items", *options, "--report", str(path))
+        assert run.returncode == 1
         assert "a page.html, " in run.stdout
-        page = Page(path.read_text(encoding="utf-8"))
-        assert len(page.data) == 12
+        text = path.read_text(encoding="utf-8")
+        assert not [key for key in (API_KEY, *KEYS.values()) if key in text]
+        page = Page(text)
+        assert len(page.data) == len(server.received)
         totals = [value for value in page.texts["dd"] if value.strip()]
-        for name in ("ended well", "failed", "sends", "retries"):
+        for name in ("parts", "records", "attempts", "retries"):
             [line] = [line for line in run.stdout.splitlines() if line.startswith(f"{name} ")]
             assert line.removeprefix(name).split()[0] in totals
-        assert os.listdir(tmp_path) == ["a page.html"]
+        assert sorted(os.listdir(tmp_path)) == ["a page.html", "accounts.csv", "journal"]
 
     @pytest.mark.parametrize(
         ("name", "why"),
@@ -329,26 +325,20 @@ class TestTheFile:
         (tmp_path / "file").touch()
         (tmp_path / "circle").symlink_to("circle")
         path = tmp_path / name
-        run = CliRunner().invoke(app, ["demo", "--report", str(path)])
+        run = CliRunner().invoke(app, ["sync", "--sandbox", "--report", str(path)])
         assert run.exit_code == 2
         assert run.stdout == ""
-        assert run.stderr.startswith(f"lamella: cannot write the page: {why}: {tmp_path}")
+        assert run.stderr.startswith(f"lamella: --report: cannot be written: {why}: {tmp_path}")
         assert run.stderr.count("\n") == 1
         assert sorted(os.listdir(tmp_path)) == ["circle", "file"]
 
     def test_a_device_is_not_replaced(self) -> None:
-        run = CliRunner().invoke(app, ["demo", "--report", os.devnull])
+        run = CliRunner().invoke(app, ["sync", "--sandbox", "--report", os.devnull])
         assert (run.exit_code, run.stdout) == (2, "")
-        assert run.stderr == f"lamella: cannot write the page: it is no ordinary file: {os.devnull}\n"
+        assert run.stderr == f"lamella: --report: cannot be written: it is no ordinary file: {os.devnull}\n"
         assert Path(os.devnull).is_char_device()
 
 
-def test_without_jinja() -> None:
-    run = without("jinja2", "demo")
-    assert (run.stdout, run.returncode) == ("", 2)
-    assert run.stderr == "lamella: jinja2 is missing: pip install 'lamella[cli]'\n"
-
-
 def test_the_page_of_a_bad_call_says_so() -> None:
-    page = Page(html_of(replace(small_result(), spans=tuple(a_bad_call()))))
+    page = Page(html_report(page_of(a_bad_call())))
     assert [found["outcome"] for found in page.data] == ["failure"]

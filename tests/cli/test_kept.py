@@ -9,9 +9,9 @@ import pytest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, SpanKind
-from tests.cli.test_report import a_bad_call, a_good_call
+from tests.cli.spans import a_bad_call, a_good_call
 
-from lamella.cli.kept import KeptTraces
+from lamella.cli.traces import Collector
 from lamella.telemetry.names import EPISODE, OUTCOME
 
 WELL = {OUTCOME: "success"}
@@ -20,7 +20,7 @@ NO = Resource.get_empty()
 """Else each span would look for its own."""
 
 
-def call(kept: KeptTraces, number: int, sends: int, outcome: dict[str, str]) -> None:
+def call(kept: Collector, number: int, sends: int, outcome: dict[str, str]) -> None:
     own = SpanContext(number + 1, 10 * number + 1, is_remote=False)
     for send in range(sends):
         context = SpanContext(number + 1, 10 * number + 2 + send, is_remote=False)
@@ -28,20 +28,20 @@ def call(kept: KeptTraces, number: int, sends: int, outcome: dict[str, str]) -> 
     kept.on_end(ReadableSpan(f"call {number}", own, resource=NO, attributes=outcome, start_time=100 * number))
 
 
-def kinds(kept: KeptTraces) -> Counter[str]:
+def kinds(kept: Collector) -> Counter[str]:
     return Counter(
-        "failed" if not trace.succeeded else "well" if len(trace.sends) == 1 else "retried" for trace in kept.traces
+        "failed" if not trace.succeeded else "well" if len(trace.attempts) == 1 else "retried" for trace in kept.traces
     )
 
 
 def test_all_are_kept_while_there_is_room() -> None:
-    kept = KeptTraces(most=10)
+    kept = Collector(most=10)
     for span in (*a_bad_call(), *a_good_call()):
         kept.on_end(span)
     bad, good = kept.traces
-    assert (good.succeeded, len(good.sends), bad.succeeded, len(bad.sends)) == (True, 4, False, 1)
-    assert [send.start_time for send in good.sends] == sorted(send.start_time or 0 for send in good.sends)
-    assert (kept.calls, kept.sends, kept.spans, kept.note) == (2, 5, 7, "")
+    assert (good.succeeded, len(good.attempts), bad.succeeded, len(bad.attempts)) == (True, 4, False, 1)
+    assert [send.start_time for send in good.attempts] == sorted(send.start_time or 0 for send in good.attempts)
+    assert (kept.calls, kept.attempts, kept.spans, kept.note) == (2, 5, 7, "")
     assert kept.after == Counter({"500": 1, "ConnectionLost": 1, "429": 1})
     assert kept.waited == 2.5
 
@@ -50,22 +50,21 @@ def test_all_are_kept_while_there_is_room() -> None:
 def test_what_failed_comes_first_then_what_was_sent_again(seed: int) -> None:
     ends = [(1, BADLY)] * 30 + [(2, WELL)] * 50 + [(1, WELL)] * 900
     random.Random(seed).shuffle(ends)
-    kept = KeptTraces(most=100)
+    kept = Collector(most=100)
     for number, (sends, outcome) in enumerate(ends):
         call(kept, number, sends, outcome)
         assert sum(map(len, kept._kept)) <= 100
     assert kinds(kept) == {"failed": 30, "retried": 50, "well": 20}
     assert kept.note == (
-        "100 of 980 calls are shown: all 30 that failed, all 50 that were sent more than once and a sample of the "
-        "others."
+        "100 of 980 calls are shown: all 30 that failed, all 50 with more than one attempt and a sample of the others."
     )
     starts = [trace.call.start_time or 0 for trace in kept.traces]
     assert starts == sorted(starts)
-    assert (kept.calls, kept.sends, kept.spans) == (980, 30 + 100 + 900, 980 + 1030)
+    assert (kept.calls, kept.attempts, kept.spans) == (980, 30 + 100 + 900, 980 + 1030)
 
 
 def test_of_too_many_a_sample_is_kept_from_the_whole_run() -> None:
-    kept = KeptTraces(most=100)
+    kept = Collector(most=100)
     for number in range(2000):
         call(kept, number, 1, BADLY if number % 2 else WELL)
     assert kinds(kept) == {"failed": 100}
@@ -75,7 +74,7 @@ def test_of_too_many_a_sample_is_kept_from_the_whole_run() -> None:
 
 
 def test_nothing_is_kept_of_what_is_over() -> None:
-    kept = KeptTraces(most=5)
+    kept = Collector(most=5)
     for number in range(200):
         call(kept, number, 3, WELL)
     kept.on_end(ReadableSpan(EPISODE, SpanContext(7, 7, is_remote=False)))

@@ -9,7 +9,7 @@ from tests.cli.progress import Story, api_error, story
 from yarl import URL
 
 from lamella import ConnectFailed, Failure, maesn
-from lamella.cli.lines import Lines
+from lamella.cli.display import Lines
 from lamella.maesn import Part
 
 

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from tests.cli.progress import Story, api_error, story
 
-from lamella.cli.live import Screen, on_screen
+from lamella.cli.display import Screen, on_screen
 from lamella.maesn import Part
 
 DOWN = api_error(503)
@@ -34,7 +34,7 @@ def console(width: int, height: int, *, color: bool = False) -> Console:
 
 def drawn(made: Story, width: int, height: int, note: str = "") -> list[str]:
     screen = Screen(made.watch().look, made.clock)
-    screen.note = note
+    screen.note(note)
     paper = console(width, height)
     with paper.capture() as captured:
         paper.print(screen)

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from tests.cli.conftest import environment, lamella, lamella_to_nobody
+from tests.cli.serving import API_KEY, served, write_accounts
 from typer.testing import CliRunner
 
 from lamella import cli
@@ -21,7 +23,7 @@ def test_the_version() -> None:
 
 
 def test_help_fits_80_columns() -> None:
-    for arguments in ([], ["sync"], ["demo"], ["sandbox"], ["explain"]):
+    for arguments in ([], ["sync"], ["sandbox"], ["explain"]):
         result = CliRunner().invoke(app, [*arguments, "--help"], prog_name="lamella")
         assert result.exit_code == 0
         assert max(map(len, result.output.splitlines())) <= 80
@@ -58,21 +60,8 @@ def test_without_the_extra_cli(module: str) -> None:
     assert result.stderr == f"lamella: {module} is missing: pip install 'lamella[cli]'\n"
 
 
-def test_without_the_extra_sdk() -> None:
-    result = without("opentelemetry.sdk", "demo")
-    assert (result.stdout, result.returncode) == ("", 2)
-    assert result.stderr == "lamella: the demo needs OpenTelemetry's SDK: pip install 'lamella[cli,sdk]'\n"
-
-
 def test_the_other_commands_do_without_the_extra_sdk() -> None:
     assert without("opentelemetry.sdk", "explain", "429").stdout.startswith("429 Too Many Requests\n")
-
-
-def test_where_the_sdk_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_SDK_DISABLED", "True")
-    result = CliRunner().invoke(app, ["demo"])
-    assert result.exit_code == 2
-    assert result.output == "lamella: the demo needs OpenTelemetry's SDK, and OTEL_SDK_DISABLED switches it off\n"
 
 
 def test_a_reader_that_goes_away() -> None:
@@ -89,25 +78,27 @@ def test_an_encoding_without_our_characters() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 @pytest.mark.parametrize("no_color", [False, True])
-def test_on_a_terminal(no_color: bool) -> None:
+def test_on_a_terminal(tmp_path: Path, no_color: bool) -> None:
     import pty
 
     ours, theirs = pty.openpty()
     variables = {"TERM": "xterm-256color", "COLUMNS": "80", **({"NO_COLOR": "1"} if no_color else {})}
-    arguments = ["demo", "--calls", "6", "--scale", "0.001"]
-    with subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "lamella", *arguments], env=environment(**variables), stdout=theirs
-    ) as process:
-        os.close(theirs)
-        output = b""
-        try:
-            while chunk := os.read(ours, 65536):
-                output += chunk
-        except OSError:  # how Linux tells that the other end is closed
-            pass
-        os.close(ours)
-    assert process.returncode == 0
+    with served() as server:
+        accounts = ("--accounts", str(write_accounts(tmp_path)), "--base-url", server.url)
+        command = [sys.executable, "-m", "lamella", "sync", "--resource", "items", *accounts]
+        own = environment(**variables, MAESN_API_KEY=API_KEY)
+        with subprocess.Popen(command, env=own, cwd=tmp_path, stdout=theirs) as process:  # noqa: S603
+            os.close(theirs)
+            output = b""
+            try:
+                while chunk := os.read(ours, 65536):
+                    output += chunk
+            except OSError:  # how Linux tells that the other end is closed
+                pass
+            os.close(ours)
+    assert process.returncode == 1
     text = output.decode()
-    assert "6/6" in text, "the bar"
+    assert "2 of 3 parts done" in text, "the display"
     assert "\x1b[1;4mOutcome\x1b[0m" in text
-    assert ("\x1b[32mok\x1b[0m" in text) is not no_color
+    assert ("\x1b[1;31m401 Unauthorized\x1b[0m" in text) is not no_color
+    assert ("\x1b[1m401 Unauthorized\x1b[0m" in text) is no_color

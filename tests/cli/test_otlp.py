@@ -7,16 +7,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from tests.cli.test_report import a_bad_call
+from tests.cli.serving import API_KEY, KEYS, served, write_accounts
+from tests.cli.spans import a_bad_call
 from typer.testing import CliRunner, Result
 
-from lamella.cli import otlp
+from lamella import maesn
+from lamella.cli import options, otlp
 from lamella.cli.app import app
+from lamella.cli.options import Settings
+from lamella.testing import Fault
 
 
 @dataclass
@@ -69,9 +75,29 @@ def collector(status: int = 200, delay: float = 0.0) -> Iterator[Collector]:
         thread.join()
 
 
-def demo(url: str, calls: int = 8) -> Result:
-    arguments = ["--calls", str(calls), "--scale", "0.001", "--otlp", url]
-    return CliRunner().invoke(app, ["demo", *arguments], env={"COLUMNS": "200"})
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of its own, with keys, and with short waits."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAESN_API_KEY", API_KEY)
+    monkeypatch.setattr(options, "Settings", partial(Settings, rules=maesn.RULES.scaled(0.001)))
+    write_accounts(tmp_path, "Ada", "Bob")
+
+
+def sync(url: str) -> Result:
+    """Sync from a server that fails some of the attempts, and send the spans to *url*."""
+    with served() as server:
+        server.script(500, Fault.CUT_BODY, account=KEYS["Ada"], path="*/items")
+        server.script(404, account=KEYS["Bob"], path="*/bills")
+        arguments = ["--accounts", "accounts.csv", "--resource", "bills,items", "--base-url", server.url]
+        return CliRunner().invoke(app, ["sync", *arguments, "--otlp", url], env={"COLUMNS": "200"})
+
+
+def assert_only_the_server_failed(shown: Result) -> None:
+    """The last word is about the sync: the spans are no reason to fail."""
+    assert shown.exit_code == 1
+    assert shown.stderr.startswith("lamella: 1 of 4 parts failed; go on with: ")
+    assert shown.stderr.count("\n") == 1
 
 
 def value(span: Span, name: str) -> object:
@@ -82,24 +108,24 @@ def value(span: Span, name: str) -> object:
 @pytest.mark.parametrize("path", ["", "/v1/traces"])
 def test_the_spans_arrive(path: str) -> None:
     with collector() as kept:
-        shown = demo(kept.url + path)
-    assert (shown.exit_code, shown.stderr) == (0, "")
+        shown = sync(kept.url + path)
+    assert_only_the_server_failed(shown)
     assert set(kept.paths) == {"/v1/traces"}
-    said = f"{len(kept.spans)} spans of the service lamella-demo sent to {kept.url}/v1/traces: all have arrived."
+    said = f"{len(kept.spans)} spans of the service lamella-sync sent to {kept.url}/v1/traces: all have arrived."
     assert said in shown.stdout
 
     for request in kept.requests:
         for resource in request.resource_spans:
             names = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
-            assert names["service.name"] == "lamella-demo"
+            assert names["service.name"] == "lamella-sync"
 
 
 def test_what_arrives_is_a_tree_for_each_call() -> None:
     with collector() as kept:
-        shown = demo(kept.url)
+        sync(kept.url)
     calls = {span.trace_id: span for span in kept.spans if span.kind == Span.SPAN_KIND_INTERNAL}
     sends = [span for span in kept.spans if span.kind == Span.SPAN_KIND_CLIENT]
-    assert len(calls) == 8
+    assert len(calls) == 4
     assert len(calls) + len(sends) == len(kept.spans)
     for trace_id, call in calls.items():
         below = sorted(
@@ -111,18 +137,26 @@ def test_what_arrives_is_a_tree_for_each_call() -> None:
         assert [value(send, "http.request.resend_count") for send in below] == [None, *range(1, len(below))]
         assert [event.name for event in call.events].count("lamella.retry") == len(below) - 1
         assert value(call, "lamella.outcome") == ("success" if value(below[-1], "error.type") is None else "failure")
-    # The one that is on the screen is among them.
-    [shown_id, *_] = re.findall(r"^trace ([0-9a-f]{32})$", shown.stdout, re.MULTILINE)
-    assert bytes.fromhex(shown_id) in calls
+    assert sorted(len([send for send in sends if send.trace_id == trace_id]) for trace_id in calls) == [1, 1, 1, 3]
+
+
+@pytest.mark.usefixtures("fast")
+def test_the_call_on_the_screen_is_one_of_those_that_arrive() -> None:
+    with collector() as kept:
+        arguments = ["--sandbox", "--resource", "items", "--otlp", kept.url]
+        shown = CliRunner().invoke(app, ["sync", *arguments], env={"COLUMNS": "200"})
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    [shown_id] = re.findall(r"^trace ([0-9a-f]{32})$", shown.stdout, re.MULTILINE)
+    assert bytes.fromhex(shown_id) in {span.trace_id for span in kept.spans}
 
 
 def test_a_closed_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     started = time.monotonic()
-    shown = demo(url)
+    shown = sync(url)
     assert time.monotonic() - started < 5
-    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert_only_the_server_failed(shown)
     assert re.search(
         rf"^None of \d+ spans arrived at {url}/v1/traces: Connection refused\.$", shown.stdout, re.MULTILINE
     )
@@ -130,8 +164,8 @@ def test_a_closed_port() -> None:
 
 def test_an_endpoint_that_does_not_want_them() -> None:
     with collector(status=404) as kept:
-        shown = demo(kept.url.replace("//", "//user:s3cr3t@"))
-    assert (shown.exit_code, shown.stderr) == (0, "")
+        shown = sync(kept.url.replace("//", "//user:s3cr3t@"))
+    assert_only_the_server_failed(shown)
     assert re.search(rf"^None of \d+ spans arrived at {kept.url}/v1/traces: .*404", shown.stdout, re.MULTILINE)
     assert "s3cr3t" not in shown.output
     assert len(kept.paths) == 1
@@ -154,8 +188,8 @@ def test_an_endpoint_that_fails_is_tried_again_after_a_pause(pause: float, arriv
 def test_an_endpoint_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(otlp, "_LONGEST_SECONDS", 0.5)
     with collector(delay=1.0) as kept:
-        shown = demo(kept.url)
-    assert (shown.exit_code, shown.stderr) == (0, "")
+        shown = sync(kept.url)
+    assert_only_the_server_failed(shown)
     assert "spans arrived at" in shown.stdout
     assert "it took longer than 0.5 s." in shown.stdout
 
@@ -181,7 +215,7 @@ def test_an_endpoint(url: str, found: str) -> None:
      "http://a?b=c", "4318"],
 )  # fmt: skip
 def test_a_url_that_is_none(url: str) -> None:
-    shown = demo(url)
+    shown = sync(url)
     assert shown.exit_code == 2
     assert shown.stdout == ""
     assert shown.stderr.endswith("--otlp: it must be a URL such as http://localhost:4318\n")

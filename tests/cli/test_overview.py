@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from tests.cli.progress import api_error, story
 
-from lamella.cli.overview import Overview, State, Watch
+from lamella.cli.progress import Overview, State, Watch
 from lamella.maesn import Part
 
 

@@ -15,9 +15,9 @@ from multidict import CIMultiDict, MultiDict
 from tests.cli.conftest import start
 from typer.testing import CliRunner
 
-from lamella.cli.app import app
-from lamella.cli.serve import line_for, parse_chance, parse_limit
-from lamella.testing import Fault, FixedWindow, Received
+from lamella.cli.app import app, line_for, parse_chance, parse_limit
+from lamella.maesn.sandbox import Received
+from lamella.testing import Fault, FixedWindow
 
 ON_SIGNALS = pytest.mark.skipif(sys.platform == "win32", reason="there are no signals to send")
 

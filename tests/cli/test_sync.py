@@ -31,11 +31,12 @@ from tests.cli.test_otlp import collector
 from typer.testing import CliRunner, Result
 
 from lamella import maesn
-from lamella.cli import sync_command, sync_options
+from lamella.cli import options
+from lamella.cli import sync as sync_module
 from lamella.cli.app import app
-from lamella.cli.sync import Settings
+from lamella.cli.options import Settings
 from lamella.maesn import sync as syncing
-from lamella.testing import Sandbox
+from lamella.maesn.sandbox import Sandbox
 
 SIGNALS = pytest.mark.skipif(sys.platform == "win32", reason="there are no signals to send")
 
@@ -208,7 +209,7 @@ class TestTheEnd:
             server.script(500, account=KEYS["Ada"])
             rules = maesn.RULES.scaled(0.001)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(sync_options, "Settings", partial(Settings, rules=rules))
+                patch.setattr(options, "Settings", partial(Settings, rules=rules))
                 sync(server)
             assert len(server.received) > len(asked(server))
             assert told == []
@@ -409,7 +410,7 @@ class TestInterrupted:
         async def interrupted(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr(sync_command, "run", interrupted)
+        monkeypatch.setattr(sync_module, "run", interrupted)
         shown = sync(server)
         assert (shown.exit_code, shown.stdout) == (130, "")
         assert shown.stderr.startswith("lamella: interrupted; go on with: lamella sync --accounts accounts.csv ")
@@ -455,7 +456,7 @@ class TestInterrupted:
 
 
 def _two_accounts(records: int) -> list[Any]:
-    from lamella.testing import Account
+    from lamella.maesn.sandbox import Account
 
     return [Account(KEYS[name], records=records) for name in ("Ada", "Bob")]
 

@@ -19,9 +19,9 @@ from tests.maesn.lists import START, ListServer, numbered, record
 from typer.testing import CliRunner, Result
 
 from lamella import maesn
-from lamella.cli import sync_options
+from lamella.cli import options
 from lamella.cli.app import app
-from lamella.cli.sync import Settings
+from lamella.cli.options import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MAESN_ACCOUNT_KEY", "MAESN_BASE_URL", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys.modules[maesn.Page.__module__], "_PAUSES", (0.0, 0.0), raising=False)
-    monkeypatch.setattr(sync_options, "Settings", partial(Settings, rules=maesn.RULES.scaled(0.001)))
+    monkeypatch.setattr(options, "Settings", partial(Settings, rules=maesn.RULES.scaled(0.001)))
     write_accounts()
 
 

@@ -7,10 +7,8 @@ from pathlib import Path
 
 from tests.cli.progress import api_error
 
-from lamella.cli.check import Check
-from lamella.cli.summary import causes
-from lamella.cli.sync import Synced
-from lamella.cli.sync_json import synced_as_json
+from lamella.cli.causes import causes_of
+from lamella.cli.report import Check, Synced, as_json
 from lamella.maesn import Part
 
 KEY = "k3y-of-4da"
@@ -24,7 +22,7 @@ PARTS = (
 
 
 def test_the_states() -> None:
-    found = synced_as_json(Synced(3, True, PARTS, 1.23456), (), output=None, exit_code=1)
+    found = as_json(Synced(3, True, PARTS, 1.23456), (), output=None, exit_code=1)
     assert [part["state"] for part in found["parts"]] == ["done", "skipped", "open", "failed", "failed"]
     assert found["totals"] == {
         "accounts": 2, "parts": 5, "done": 1, "skipped": 1, "failed": 2, "open": 1, "pages": 4, "records": 130,
@@ -37,8 +35,8 @@ def test_the_states() -> None:
 
 def test_what_holds_a_secret_is_redacted() -> None:
     synced = Synced(1, False, PARTS, 1.0, fault=f"the journal of {KEY} is full")
-    told = causes(PARTS, [KEY])
-    found = synced_as_json(synced, told, output=Path("a.db"), exit_code=1, secrets=[KEY])
+    told = causes_of(PARTS, [KEY])
+    found = as_json(synced, told, output=Path("a.db"), exit_code=1, secrets=[KEY])
     text = json.dumps(found)
     assert KEY not in text
     assert found["parts"][-1]["error"] == {
@@ -55,14 +53,14 @@ def test_what_holds_a_secret_is_redacted() -> None:
 
 def test_the_message_of_our_own_errors_is_not_cut() -> None:
     error = api_error(404, "x" * 290)
-    found = synced_as_json(Synced(1, False, (Part("a", "x", None, error=error),), 1.0), (), output=None, exit_code=1)
+    found = as_json(Synced(1, False, (Part("a", "x", None, error=error),), 1.0), (), output=None, exit_code=1)
     assert found["parts"][0]["error"]["message"] == str(error)
     assert len(str(error)) > 300
 
 
-def test_the_checks_of_a_play() -> None:
+def test_the_checks_of_a_sync_with_the_sandbox() -> None:
     checks = (Check("All is well.", None), Check("Nothing is lost.", "1 record missing"))
-    found = synced_as_json(Synced(1, False, (), 1.0), (), output=None, exit_code=1, checks=checks)
+    found = as_json(Synced(1, False, (), 1.0), (), output=None, exit_code=1, checks=checks)
     assert found["checks"] == [
         {"what": "All is well.", "fault": None},
         {"what": "Nothing is lost.", "fault": "1 record missing"},

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lamella.cli.app import app
-from lamella.cli.sync_options import Options, settings_of
+from lamella.cli.options import Options, settings_of
 from lamella.maesn import Account
 
 SECRET = "s3cr3t-k3y"
@@ -44,9 +44,9 @@ BAD = [
     ((*GIVEN, "--report", "no/a.html"), "--report: cannot be written: No such file or directory: no/a.html"),
     ((*GIVEN, "--since", "friday"), "--since: since must be ISO 8601, as in 2026-01-31T00:00:00Z, not 'friday'"),
     ((*GIVEN, "--since", "2026-01-31", "--resume"), ONE_OF_THEM),
-    ((*GIVEN, "--concurrency", "0"), "--concurrency must be a whole number from 1, not '0'"),
-    ((*GIVEN, "--concurrency", "-1"), "--concurrency must be a whole number from 1, not '-1'"),
-    ((*GIVEN, "--concurrency", "many"), "--concurrency must be a whole number from 1, not 'many'"),
+    ((*GIVEN, "--concurrency", "0"), "--concurrency: must be a whole number, 1 or more, got '0'"),
+    ((*GIVEN, "--concurrency", "-1"), "--concurrency: must be a whole number, 1 or more, got '-1'"),
+    ((*GIVEN, "--concurrency", "many"), "--concurrency: must be a whole number, 1 or more, got 'many'"),
     ((*GIVEN, "--base-url", "maesn"), f"--base-url {URL}, not 'maesn'"),
     ((*GIVEN, "--base-url", "ftp://a"), f"--base-url {URL}, not 'ftp://a'"),
     ((*GIVEN, "--base-url", "http://a b"), f"--base-url {URL}, not 'http://a b'"),
@@ -62,7 +62,7 @@ BAD = [
     ((*GIVEN, "--output", "lamella-sync.journal"), f"--journal and --output {TWO_FILES} lamella-sync.journal"),
     ((*GIVEN, "--api-key", SECRET), "No such option: --api-key"),
     ((*GIVEN, f"--api-key={SECRET}"), "No such option: --api-key"),
-    ((*GIVEN, SECRET), "there is something beside the options, and it takes nothing else: see lamella sync --help"),
+    ((*GIVEN, SECRET), "sync takes options only, and there is another argument: see lamella sync --help"),
     ((*GIVEN, "--since"), "Option '--since' requires an argument."),
 ]  # fmt: skip
 

@@ -16,10 +16,10 @@ from tests.faults.certificates import server_context
 from typer.testing import CliRunner, Result
 
 from lamella import Breaker, maesn
-from lamella.cli import sync_options
+from lamella.cli import options
 from lamella.cli.app import app
-from lamella.cli.lines import Lines
-from lamella.cli.sync import Settings
+from lamella.cli.display import Lines
+from lamella.cli.options import Settings
 
 RULES = maesn.RULES.scaled(0.001)
 
@@ -31,7 +31,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAESN_API_KEY", API_KEY)
     monkeypatch.delenv("MAESN_BASE_URL", raising=False)
     breaker = partial(Breaker, minimum=2, open_for=0.05)
-    monkeypatch.setattr(sync_options, "Settings", partial(Settings, rules=RULES, breaker=breaker))
+    monkeypatch.setattr(options, "Settings", partial(Settings, rules=RULES, breaker=breaker))
     write_accounts(Path())
 
 
@@ -101,7 +101,7 @@ def test_an_unknown_host_name_is_named_when_the_patience_ends(monkeypatch: pytes
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    monkeypatch.setattr("lamella.cli.sync.sync", partial(maesn.sync, patience=0.3))
+    monkeypatch.setattr(maesn, "sync", partial(maesn.sync, patience=0.3))
     monkeypatch.setattr(Lines, "every", 0.01)
     shown = sync("https://api.maesm.test", "invoices,contacts,items,projects")
     assert "Connection Failed (Cannot connect to host api.maesm.test:443" in last_line(shown)

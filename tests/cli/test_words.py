@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lamella.cli.words import between, count, duration, plain
+from lamella.cli.terminal import between, count, duration, plain
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,19 +16,21 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanKind
+from tests.credentials import SHAPES
 from tests.faults.calls import LAYERS, REQUESTS, Layers, Place, Request
 from tests.faults.catalogue import FAULTS, End, Fault, Names, Phase
 from tests.faults.certificates import HOST, client_context
 from tests.faults.expected import SOME, Expected, expected, reads_the_body
 from tests.faults.wire import WHOLE, Route, Wire
 from tests.telemetry.conformance import EPISODE
-from tests.telemetry.test_leaks import SHAPES, texts_of
+from tests.texts import texts_of
 
 from lamella import LamellaError
 
-__all__ = ["Cell", "Scene", "cells"]
+__all__ = ["Cell", "Scene", "cells", "sampled"]
 
 _FDS: Final = Path("/proc/self/fd")
+_SEED: Final = 41
 _PATIENCE: Final = 40.0
 """How many seconds a caller without any limit waits."""
 _EVER: Final = 10_000.0
@@ -63,6 +66,14 @@ def cells(fault: Fault) -> Iterator[Cell]:
             for always in (True, False) if layers.name in _THAT_RECOVER and not fault.lasts else (True,):
                 yield Cell(fault, request, layers, always, list(SHAPES.values())[number % len(SHAPES)])
                 number += 1
+
+
+def sampled(fault: Fault) -> list[Cell]:
+    """Return one cell of *fault* for every other set of layers, the same ones at every run."""
+    chosen = random.Random(f"{_SEED} {fault.name}")
+    every = list(cells(fault))
+    first = FAULTS.index(fault) % 2
+    return [chosen.choice([cell for cell in every if cell.layers is layers]) for layers in LAYERS[first::2]]
 
 
 # Without a second send there is no difference between once and always.

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import io
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Handler
-from tests.test_request_body import ONE_SHOT, OPTIONS, REPLAYABLE, Files
+from tests.request_bodies import ONE_SHOT, OPTIONS, REPLAYABLE, Files
+from tests.servers import Serve
 
 from lamella import ApiError, Buffer, HeaderAuth, LamellaError, StopReason, maesn, stack
 from lamella.testing import VirtualClock
-
-Serve = Callable[[Handler], Awaitable[str]]
 
 MB: Final = 2**20
 MUCH: Final = 100 * MB

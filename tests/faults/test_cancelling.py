@@ -10,18 +10,16 @@ from typing import Any, Final
 import aiohttp
 import anyio
 import pytest
-from tests.conftest import Handler, Tracing
+from tests.cancelling import cancelled_at
 from tests.faults.calls import REQUESTS, Request
 from tests.faults.catalogue import FAULTS, Fault, Phase
 from tests.faults.cells import Spans
 from tests.faults.certificates import HOST, client_context
 from tests.faults.wire import Route, Wire
-from tests.test_cancellation import cancelled_at
+from tests.sdk import Tracing
 
 from lamella import AttemptTimeout, Breaker, HeaderAuth, maesn, stack
 from lamella.testing import VirtualClock
-
-Serve = Callable[[Handler], Awaitable[str]]
 
 # One of each phase, on each way, and what is written while it happens.
 PLACES: Final = (

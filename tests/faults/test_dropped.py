@@ -10,8 +10,8 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from tests.conftest import Tracing
 from tests.faults.wire import full_backlog
+from tests.sdk import Tracing
 
 from lamella import ConnectFailed, ConnectTimeout, StopReason, maesn
 from lamella.testing import VirtualClock

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final
 
 import aiohttp
 import pytest
-from tests.conftest import Connection, Tracing
 from tests.layering import apart, together
+from tests.sdk import Tracing
+from tests.servers import ServeRaw
 
 from lamella import (
     AttemptTimeout,
@@ -30,7 +31,6 @@ from lamella import (
 )
 from lamella.testing import VirtualClock
 
-ServeRaw = Callable[[Connection], Awaitable[str]]
 Layers = tuple[aiohttp.ClientMiddlewareType, ...]
 
 RULES: Final = maesn.RULES

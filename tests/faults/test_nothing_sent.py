@@ -12,11 +12,11 @@ from typing import Any, Final
 
 import aiohttp
 import pytest
-from tests.conftest import Tracing
 from tests.faults.catalogue import Names
 from tests.faults.certificates import HOST, client_context
 from tests.faults.wire import Line, Route, Wire, full_backlog
 from tests.layering import together
+from tests.sdk import Tracing
 
 from lamella import (
     AttemptTimeout,

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import aiohttp
 import pytest
-from tests.conftest import Tracing
 from tests.faults.certificates import server_context
 from tests.faults.refusals import FOR_GOOD, FOR_NOW, Refusal
 from tests.faults.wire import Line, Route, Wire
 from tests.layering import together
+from tests.sdk import Tracing
 
 from lamella import (
     Backoff,
@@ -86,7 +86,13 @@ async def stream() -> AsyncIterator[bytes]:
     yield b"abc"
 
 
-@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize(
+    "layers",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in {"Buffer and Classify", "Retry", "a deadline"} else ())
+        for name in LAYERS
+    ],
+)
 @pytest.mark.parametrize("refusal", FOR_GOOD)
 async def test_a_permanent_failure_is_tried_once_and_named(
     refusal: str, layers: str, virtual_time: VirtualClock

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import aiohttp
 import pytest
-from tests.conftest import Tracing
 from tests.faults.certificates import client_context
 from tests.faults.wire import Line, Play, Route, Wire
+from tests.sdk import Tracing
 
 from lamella import HeaderAuth, LamellaError, ServerStatusError, maesn, stack
 from lamella.testing import VirtualClock

@@ -8,10 +8,10 @@ from typing import Final
 import aiohttp
 import pytest
 from opentelemetry.metrics import get_meter_provider
-from tests.conftest import Tracing
 from tests.faults.calls import LAYERS, REQUESTS, Layers, Place, Request
 from tests.faults.expected import IDEMPOTENT
 from tests.faults.wire import WHOLE, Line, Wire, healthy
+from tests.sdk import Tracing
 
 from lamella import ConnectionLost, StopReason
 from lamella.testing import VirtualClock

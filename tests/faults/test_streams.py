@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import gzip
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 import aiohttp
 import pytest
-from tests.conftest import Connection
 from tests.layering import together
+from tests.servers import ServeRaw
 
 from lamella import Buffer, ConnectionLost, maesn, stack
 from lamella.rules import RuleBook
 from lamella.testing import VirtualClock
 
-ServeRaw = Callable[[Connection], Awaitable[str]]
 Layers = tuple[aiohttp.ClientMiddlewareType, ...]
 
 RULES: Final = RuleBook()
@@ -228,7 +227,15 @@ class Redirects:
 
 
 @pytest.mark.parametrize(
-    ("status", "header"), [(301, "Location"), (302, "Location"), (302, "URI"), (303, "Location"), (307, "Location")]
+    ("status", "header"),
+    [
+        (302, "Location"),
+        (307, "Location"),
+        *(
+            pytest.param(status, header, marks=pytest.mark.slow)
+            for status, header in ((301, "Location"), (302, "URI"), (303, "Location"))
+        ),
+    ],
 )
 @pytest.mark.parametrize("body", REDIRECT_BODIES)
 async def test_a_redirect_is_followed_without_its_body(

@@ -12,12 +12,12 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Handler, Tracing
+from tests.sdk import Tracing
+from tests.servers import Serve
 
 from lamella import Breaker, HeaderAuth, NotFound, maesn, stack
 from lamella.testing import VirtualClock
 
-Serve = Callable[[Handler], Awaitable[str]]
 Layers = tuple[aiohttp.ClientMiddlewareType, ...]
 Scenario = Callable[["Client"], Awaitable[object]]
 

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, TypeVar
 
 import aiohttp
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.examples import examples
 from tests.fuzz.calls import Answer, driven, request_of
-from tests.test_state import JsonStore
+from tests.json_store import JsonStore
 from yarl import URL
 
 from lamella import Backoff, Breaker, CircuitOpen, Failure, LamellaError, MemoryStore, Retry, Rule, RuleBook, StopReason
@@ -54,7 +54,7 @@ class Call:
     retries: bool
     task: asyncio.Task[Any] | None = None
     send: Send | None = None
-    """The send that is under way."""
+    """The attempt in flight."""
     abandoned: bool = False
 
     def is_abandoned(self) -> bool:
@@ -63,7 +63,7 @@ class Call:
 
 @dataclass(eq=False)
 class Send:
-    """A send that has passed the breaker."""
+    """An attempt that the breaker has admitted."""
 
     turn: int
     """How often the circuit had opened or closed."""
@@ -72,7 +72,7 @@ class Send:
 
 @dataclass
 class Service:
-    """What has come of all sends to one service, and what its circuit has to make of it."""
+    """The results of all attempts to one service, and what its circuit must make of them."""
 
     failures: float
     minimum: int
@@ -83,19 +83,19 @@ class Service:
     opened: float | None = None
     """When it opened last. None: it is closed."""
     unsure: bool = False
-    """Whether it may have opened or not: there are sends at the far end of the window."""
+    """Whether it may have opened or not: there are attempts at the far end of the window."""
     unsure_since: float = 0.0
     ends: list[tuple[float, bool]] = field(default_factory=list)
-    """Since the last turn: when, and whether it was a failure."""
+    """Since the last transition: when, and whether it was a failure."""
     in_a_row: int = 0
     well: int = 0
     places: dict[Send, float] = field(default_factory=dict)
     works: bool = False
-    """Whether it answers each send at once, and well."""
+    """Whether it answers each attempt at once, with a success."""
     sends: int = 0
 
     def left(self, now: float) -> float:
-        """For how many seconds no send can pass."""
+        """Return for how many seconds no attempt can pass."""
         if self.opened is None:
             return 0.0
         if now < self.opened:
@@ -104,7 +104,7 @@ class Service:
         return left if left > NEAR else 0.0
 
     def free(self, now: float) -> float:
-        """How many sends may pass."""
+        """Return how many attempts may pass."""
         if self.opened is None:
             return float("inf")
         return 0 if self.left(now) else max(self.probes - len(self.taken(now)), 0)
@@ -120,7 +120,7 @@ class Service:
             self.places[send] = now
 
     def ended(self, now: float, send: Send, failed: bool | None) -> None:
-        """A *send* has ended; None: that says nothing."""
+        """A *send* has ended; None: that shows nothing."""
         self.places.pop(send, None)
         if failed is None or send.turn != self.turn:
             return
@@ -332,7 +332,7 @@ class BreakerMachine(RuleBasedStateMachine):
             self.wrong.append(f"it is said to be open for {lasts} s in all")
 
     async def _end(self, call: Call, how: Any) -> None:
-        """Let the send of *call* end as *how* says."""
+        """Let the attempt of *call* end as *how* says."""
         service, send = self.look(call.key), call.send
         assert send is not None
         before = self.states()
@@ -349,7 +349,7 @@ class BreakerMachine(RuleBasedStateMachine):
             after = self.states()
             for state in before.values():
                 if state["opened"] > self.now():
-                    # The clock has begun anew: whoever asks next sets them right.
+                    # The clock has begun anew: the next call sets them right.
                     state.pop("since"), state.pop("opened")
             assert {name: {each: after[name][each] for each in state} for name, state in before.items()} == before
 
@@ -392,7 +392,7 @@ class BreakerMachine(RuleBasedStateMachine):
             return
         assert call.task is not None
         call.abandoned = how == "thrown away"
-        # A store that has to be waited for cannot be told of it then: only time frees the place.
+        # Nothing can be recorded in a slow store then: the probe expires.
         if call.send is not None and not (call.abandoned and isinstance(self.store, Shared)):
             self.look(call.key).ended(self.now(), call.send, failed=None)
         call.task.cancel()
@@ -508,8 +508,8 @@ class BreakerMachine(RuleBasedStateMachine):
     def is_as_known(self, key: str) -> None:
         service, state = self.look(key), self.states()[self.names[key]]
         assert (state["since"] is None) is (service.opened is None), f"the circuit of {key}"
-        assert len(state["places"]) <= service.probes
-        assert len(state["sends"]) == len(state["failures"]) <= 10
+        assert len(state["probes"]) <= service.probes
+        assert len(state["attempts"]) == len(state["failures"]) <= 10
 
 
 def _error(kind: type[Exception]) -> Exception:
@@ -521,4 +521,4 @@ def _error(kind: type[Exception]) -> Exception:
 
 
 TestBreaker = BreakerMachine.TestCase
-TestBreaker.settings = settings(max_examples=50, stateful_step_count=25)
+TestBreaker.settings = examples(50, stateful_step_count=25)

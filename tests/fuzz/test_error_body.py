@@ -7,8 +7,9 @@ import json
 from typing import Any
 
 import aiohttp
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from lamella import ApiError, ConnectionLost, RuleBook, stack
 from lamella.body.answer import ErrorBody, parse_error_body
@@ -71,7 +72,7 @@ def _check(said: ErrorBody | ApiError) -> None:
     assert not any(SECRET in text for text in (*_strings(said.payload), *lines))
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(BODIES)
 @example(b'{"message": "zq\\u002ds3cr3t"}')
 @example(b"9" * 70_000)
@@ -82,7 +83,7 @@ def test_any_bytes_are_an_error_body(body: bytes) -> None:
     assert said == parse_error_body(body, (SECRET,))
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(st.lists(BODIES, min_size=20, max_size=20), st.sampled_from(["identity", "gzip", "deflate", "br", "x"]))
 def test_over_the_wire_as_well(bodies: list[bytes], coding: str) -> None:
     """Whatever it is compressed with, or says that it is: the status is known, so that is what it ends in."""

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from tests.examples import examples
 
 from lamella.batch import Counts, Journal, JournalError, JournalLocked, JournalMismatch, end_of
 
@@ -212,4 +212,4 @@ def _copy(source: Path, target: Path) -> None:
 
 
 TestJournal = JournalMachine.TestCase
-TestJournal.settings = settings(max_examples=20, stateful_step_count=20)
+TestJournal.settings = examples(20, stateful_step_count=20)

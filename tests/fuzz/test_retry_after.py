@@ -6,8 +6,9 @@ import asyncio
 from math import isfinite
 
 import aiohttp
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from lamella import Backoff, ConnectionLost, Rule, RuleBook, TooManyRequests, parse_retry_after, stack
 from lamella.rules.retry_after import LONGEST, parse_http_date
@@ -27,7 +28,7 @@ def _read(value: bytes) -> str:
     return value.decode("utf-8", "surrogateescape")
 
 
-@settings(max_examples=1000)
+@examples(1000)
 @given(VALUES, VALUES, st.floats() | st.floats(0, 4e9))
 @example(b"9" * 5000, b"", 0.0)
 @example(b"Thu, 29 Feb 2100 23:59:60 GMT", b"Thursday, 29-Feb-00 23:59:60 GMT", 951868799.0)
@@ -41,7 +42,7 @@ def test_any_bytes_are_seconds_or_nothing(value: bytes, date: bytes, now: float)
             assert seconds is None or (isfinite(seconds) and 0 <= seconds <= LONGEST)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(values=st.lists(st.tuples(VALUES, VALUES), min_size=30, max_size=30))
 def test_over_the_wire_as_well(values: list[tuple[bytes, bytes]]) -> None:
     """Whatever stands there, the call ends as a 429, or aiohttp has refused the answer."""

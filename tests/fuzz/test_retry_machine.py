@@ -8,12 +8,13 @@ from itertools import pairwise
 from typing import Any, Final
 
 import aiohttp
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from tests.examples import examples
 
 from lamella import ApiError, Backoff, Failure, LamellaError, RetryBudget, Rule, RuleBook, StopReason, stack
-from lamella.testing import Fault, Reply, Sandbox, VirtualTimeLoop
+from lamella.maesn.sandbox import Reply, Sandbox
+from lamella.testing import Fault, VirtualTimeLoop
 
 LONGEST: Final = 50.0
 RULES: Final = RuleBook(
@@ -191,4 +192,4 @@ class RetryMachine(RuleBasedStateMachine):
 
 
 TestRetry = RetryMachine.TestCase
-TestRetry.settings = settings(max_examples=40, stateful_step_count=12)
+TestRetry.settings = examples(40, stateful_step_count=12)

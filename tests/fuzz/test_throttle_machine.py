@@ -1,4 +1,4 @@
-"""Calls of several accounts through `Throttle`, whatever the server does: whin the queue promises holds."""
+"""Calls of several accounts through `Throttle`, whatever the server does: what it promises holds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, TypeVar
 
 import aiohttp
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from tests.examples import examples
 from tests.fuzz.calls import Answer, driven, request_of
-from tests.test_state import AHEAD, JsonStore
+from tests.json_store import AHEAD, JsonStore
 from yarl import URL
 
 from lamella import (
@@ -63,7 +63,7 @@ SECONDS = st.sampled_from([0.0, 0.05, 1.0, 5.0, 29.0, 59.9, 60.0, 61.0, 300.0])
 
 @dataclass(eq=False)
 class Call:
-    """A call, and what becomes of its sends."""
+    """A call and its attempts."""
 
     number: int
     """Its place in the order in which they came."""
@@ -81,18 +81,18 @@ class Call:
     abandoned: bool = False
     sent_at: float = 0.0
     told_to_go: int | None = None
-    """How often it had been told to go away when its send ended. None: it has not."""
+    """How often it had been cancelled when its attempt ended. None: it has not ended."""
 
     def is_abandoned(self) -> bool:
         return self.abandoned
 
     def went_unnoted(self) -> bool:
-        """Whether it was told so after that, while the end was noted."""
+        """Return whether it was cancelled after that, while the end was recorded."""
         return self.told_to_go is not None and self.times_told > self.told_to_go
 
     @property
     def times_told(self) -> int:
-        """How often it has been told to go away."""
+        """How often it has been cancelled."""
         return 0 if self.task is None else self.task.cancelling()
 
     @property
@@ -102,7 +102,7 @@ class Call:
 
 @dataclass(eq=False)
 class Account:
-    """What has come of all calls of one account."""
+    """The results of all calls of one account."""
 
     name: str
     limiter: Any
@@ -111,26 +111,26 @@ class Account:
     """Since when."""
     flying: set[Call] = field(default_factory=set)
     counted: list[tuple[float, Call]] = field(default_factory=list)
-    """When a send ended that the server may have counted, and whose."""
-    closed_at: float = -1.0
-    closed_until: float = -1.0
-    closings: int = 0
+    """When an attempt ended that the server may have counted, and of which call."""
+    blocked_at: float = -1.0
+    blocked_until: float = -1.0
+    blocks: int = 0
     refusals: int = 0
-    """How many times it was closed since something last passed."""
+    """How many times it was blocked since the last success."""
     shut: bool = False
-    """Whether it is closed for longer than the rule allows."""
+    """Whether it is blocked for longer than the rule allows."""
     moved: float = 0.0
-    """When a send last began or ended."""
+    """When an attempt last began or ended."""
     unnoted: set[Call] = field(default_factory=set)
-    """Who went away while a slow store was told what had come of its send: it may know or not."""
+    """Calls that were cancelled while the result was recorded in a slow store: it may know it or not."""
 
 
-def gates_of(throttle: Throttle) -> list[Queue]:
+def queues_of(throttle: Throttle) -> list[Queue]:
     return [account.queue for account in throttle._accounts.values()]
 
 
 class ThrottleMachine(RuleBasedStateMachine):
-    """The sends themselves look whether they may be made, and note in `wrong` what they find."""
+    """The attempts check whether they may be sent, and note in `wrong` what they find."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class ThrottleMachine(RuleBasedStateMachine):
             await asyncio.sleep(0)
         await asyncio.sleep(self.late)
 
-    # What becomes of a call.
+    # The life of a call.
 
     async def _come(self, *calls: Call, settled: bool = True) -> None:
         for call in calls:
@@ -241,7 +241,7 @@ class ThrottleMachine(RuleBasedStateMachine):
             self._told_too_late(call, error)
         except TimeoutError:
             if call.deadline is None:
-                self.wrong.append("a call is out of time that has all the time there is")
+                self.wrong.append("a call without a deadline is out of time")
         finally:
             self.calls.remove(call)
 
@@ -249,9 +249,9 @@ class ThrottleMachine(RuleBasedStateMachine):
         account = call.account
         self._may_be_sent(call)
         del account.waiting[call]
-        closings = account.closings
-        if self.at < account.closed_until:
-            closings -= 1  # it had leave before that
+        blocks = account.blocks
+        if self.at < account.blocked_until:
+            blocks -= 1  # it had leave before that
         account.flying.add(call)
         account.moved = call.sent_at = self.at
         counts = True
@@ -263,7 +263,7 @@ class ThrottleMachine(RuleBasedStateMachine):
             await asyncio.sleep(call.latency / 2)
             counts = status not in {429, UNSENT}
         except GeneratorExit:
-            counts = False  # nobody could be told of it
+            counts = False  # nobody could record it
             raise
         finally:
             account.flying.remove(call)
@@ -276,55 +276,55 @@ class ThrottleMachine(RuleBasedStateMachine):
         if status == UNSENT:
             raise ConnectFailed("GET", request.url, RULES.rule_for(ConnectFailed.failure))
         if status == 429:
-            return self._refused(call, request, closings)
-        if closings == account.closings:
+            return self._refused(call, request, blocks)
+        if blocks == account.blocks:
             account.refusals, account.shut = 0, False
         return Answer(status)  # type: ignore[return-value]
 
-    def _refused(self, call: Call, request: aiohttp.ClientRequest, closings: int) -> aiohttp.ClientResponse:
-        """The queue is closed, if not by a refusal of the same time already."""
+    def _refused(self, call: Call, request: aiohttp.ClientRequest, blocks: int) -> aiohttp.ClientResponse:
+        """Block the account, if it is not blocked by a refusal of the same time already."""
         account, asked = call.account, call.retry_after
         seconds = float(asked) if asked and asked.isdigit() else None
         if seconds is not None and seconds > BACKOFF.maximum:
-            if self.at + seconds > account.closed_until:
-                account.closings += 1
+            if self.at + seconds > account.blocked_until:
+                account.blocks += 1
                 account.refusals = max(account.refusals, 1)
                 account.shut = True
-                account.closed_at, account.closed_until = self.at, self.at + seconds
+                account.blocked_at, account.blocked_until = self.at, self.at + seconds
                 if self.memory:
-                    self.loop.call_soon(self._is_closed, call)
-        elif closings == account.closings:
-            account.closings += 1
+                    self.loop.call_soon(self._is_blocked, call)
+        elif blocks == account.blocks:
+            account.blocks += 1
             account.refusals = 1 if account.shut else account.refusals + 1
             account.shut = False
-            # Which of two answers a slow store hears of first nobody knows.
+            # Which of two answers a slow store records first is not known.
             least = max(BACKOFF.floor(account.refusals), seconds or 0.0) if self.memory else 60.0
-            account.closed_at, account.closed_until = self.at, self.at + least
+            account.blocked_at, account.blocked_until = self.at, self.at + least
             if self.memory:
-                self.loop.call_soon(self._is_closed, call)
+                self.loop.call_soon(self._is_blocked, call)
         if call.raised:
             raise TooManyRequests(request.request_info, status=429, rule=RULES.rule_for(429), retry_after=seconds)
         return Answer(429, {"Retry-After": asked} if asked else {})  # type: ignore[return-value]
 
-    def _is_closed(self, call: Call) -> None:
+    def _is_blocked(self, call: Call) -> None:
         account = call.account
-        for_seconds = self.throttles[call.layer].closed_for(URL(SERVER), f"/{account.name}")
-        if abs(for_seconds - (account.closed_until - self.at)) > NEAR:
-            self.wrong.append(f"it is closed for {for_seconds} s, and should be until {account.closed_until} s")
+        for_seconds = self.throttles[call.layer].blocked_for(URL(SERVER), f"/{account.name}")
+        if abs(for_seconds - (account.blocked_until - self.at)) > NEAR:
+            self.wrong.append(f"it is blocked for {for_seconds} s, and should be until {account.blocked_until} s")
 
     def _may_be_sent(self, call: Call) -> None:
         account, now = call.account, self.at
         self._is_not_idle(account, call.layer)
-        closed = now < account.closed_until - NEAR and account.closed_at <= now - self.late
+        closed = now < account.blocked_until - NEAR and account.blocked_at <= now - self.late
         if closed and not account.unnoted:
-            self.wrong.append(f"sent at {now} s, while it is closed until {account.closed_until} s")
+            self.wrong.append(f"sent at {now} s, while it is blocked until {account.blocked_until} s")
         for other, since in account.waiting.items():
             if other.number < call.number and other.layer == call.layer and since <= now - self.late and not other.goes:
                 self.wrong.append(f"the {call.number}th call has overtaken the {other.number}th")
         if self.memory and account.refusals:
             for other in account.flying:
-                # A slow one, or one that was sent before it was closed, tells nothing, so the others go on.
-                lately = max(account.closed_until, now - 1.0) + NEAR
+                # A slow one, or one from before the refusal, shows nothing, so the others go on.
+                lately = max(account.blocked_until, now - 1.0) + NEAR
                 if other.layer == call.layer and other.sent_at > lately:
                     self.wrong.append("not alone, though nothing has passed since it was closed")
         if (stated := self.stated) is not None:
@@ -343,14 +343,14 @@ class ThrottleMachine(RuleBasedStateMachine):
         since = [at for call, at in account.waiting.items() if call.layer == layer and not call.goes]
         if not since or any(call.layer == layer for call in account.flying):
             return
-        idle = self.at - max(min(since), account.moved, account.closed_until)
+        idle = self.at - max(min(since), account.moved, account.blocked_until)
         period = 60.0 if self.stated is None else self.stated.per
         if idle <= period:
             return
-        # It may be closed for longer, as far as a slow store knows, or a period last longer, as was learned.
+        # It may be blocked for longer, as far as a slow store knows, or the learned period may be longer.
         states = self.states()
         if not self.memory:
-            idle = min(idle, self.at - max(state["closed_until"] - AHEAD for state in states))
+            idle = min(idle, self.at - max(state["blocked_until"] - AHEAD for state in states))
         if self.stated is None:
             period = max(period, *(state["period"] for state in states))
         if idle > period + 2 * self.late + NEAR:
@@ -360,10 +360,10 @@ class ThrottleMachine(RuleBasedStateMachine):
         assert error.retry_after is not None
         if error.stopped is StopReason.WAIT_TOO_LONG:
             opens = self.at + error.retry_after
-            if not call.account.shut or abs(opens - call.account.closed_until) > NEAR + self.late:
-                self.wrong.append(f"it is not closed until {opens}")
+            if not call.account.shut or abs(opens - call.account.blocked_until) > NEAR + self.late:
+                self.wrong.append(f"it is not blocked until {opens}")
         elif error.stopped is not StopReason.DEADLINE or call.deadline is None:
-            self.wrong.append("a call is told that it is too late that has all the time there is")
+            self.wrong.append("a call without a deadline is rejected as too late")
         elif self.at + error.retry_after < call.deadline - NEAR:
             self.wrong.append(f"it could have been sent {call.deadline - self.at - error.retry_after} s before its end")
 
@@ -464,11 +464,11 @@ class ThrottleMachine(RuleBasedStateMachine):
         tasks = [call.task for call in self.calls if call.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=100_000)
-        assert not self.calls, "somebody waits for ever"
+        assert not self.calls, "a call waits for ever"
         for task in tasks:
             assert task.cancelled() or task.exception() is None
         for throttle in self.throttles:
-            for queue in gates_of(throttle):
+            for queue in queues_of(throttle):
                 assert (queue.waiting, queue.in_flight) == (0, 0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
         assert [timer for timer in vars(self.loop)["_scheduled"] if not timer.cancelled()] == []
@@ -511,22 +511,22 @@ class ThrottleMachine(RuleBasedStateMachine):
             self.run(self._count())
 
     async def _count(self) -> None:
-        """Who waits and who is under way is known; and nobody waits for what comes too late."""
+        """The queued calls and attempts in flight are known, and no call waits for what comes too late."""
         timers = [timer for timer in vars(self.loop)["_scheduled"] if not timer.cancelled()]
-        everybody = sum(queue.waiting for each in self.throttles for queue in gates_of(each))
+        everybody = sum(queue.waiting for each in self.throttles for queue in queues_of(each))
         assert sum(timer._callback.__module__.startswith("lamella") for timer in timers) <= everybody
         for layer, throttle in enumerate(self.throttles):
-            queues = gates_of(throttle)
+            queues = queues_of(throttle)
             waiting = [call for each in self.accounts.values() for call in each.waiting if call.layer == layer]
             flying = [call for each in self.accounts.values() for call in each.flying if call.layer == layer]
             if not any(call.goes for call in self.calls):
                 assert sum(queue.waiting for queue in queues) == len(waiting)
                 assert sum(queue.in_flight for queue in queues) == len(flying)
             for call in waiting:
-                assert not call.account.shut or self.at > call.account.closed_until - NEAR, "it waits for too long"
-                closed = throttle.closed_for(URL(SERVER), f"/{call.account.name}")
+                assert not call.account.shut or self.at > call.account.blocked_until - NEAR, "it waits for too long"
+                closed = throttle.blocked_for(URL(SERVER), f"/{call.account.name}")
                 assert call.goes or call.deadline is None or self.at + closed < call.deadline or not closed
 
 
 TestThrottle = ThrottleMachine.TestCase
-TestThrottle.settings = settings(max_examples=25, stateful_step_count=20)
+TestThrottle.settings = examples(25, stateful_step_count=20)

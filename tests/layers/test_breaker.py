@@ -3,11 +3,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from types import coroutine
 from typing import Any, TypeVar, TypeVarTuple
 
 import aiohttp
@@ -18,9 +17,10 @@ from aiohttp import web
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.trace import StatusCode
-from tests.conftest import Connection, Handler, Tracing
+from tests.cancelling import cancelled_at, thrown_away_at
 from tests.layering import together
-from tests.test_cancellation import cancelled_at
+from tests.sdk import Tracing
+from tests.servers import Connection, Serve, ServeRaw
 from yarl import URL
 
 from lamella import (
@@ -52,8 +52,6 @@ S = TypeVar("S")
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
-Serve = Callable[[Handler], Awaitable[str]]
-ServeRaw = Callable[[Connection], Awaitable[str]]
 Layers = tuple[aiohttp.ClientMiddlewareType, ...]
 CLASSIFY = Classify(RuleBook())
 SECRET = "s3cret-account-key"
@@ -62,7 +60,7 @@ SECRET = "s3cret-account-key"
 class Service:
     """Answers with a status that can be set, or the next of its script; a path in digits is a status of its own.
 
-    When its queue is closed, it keeps all of them waiting, if not for ever.
+    While `go_on` is not set, it keeps all of them waiting, but not for ever.
     """
 
     def __init__(self, status: int = 200) -> None:
@@ -70,13 +68,13 @@ class Service:
         self.script: list[int] = []
         self.body = b"body"
         self.sends = 0
-        self.queue = asyncio.Event()
-        self.queue.set()
+        self.go_on = asyncio.Event()
+        self.go_on.set()
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         self.sends += 1
         async with asyncio.timeout(1000):
-            await self.queue.wait()
+            await self.go_on.wait()
         own = request.path.strip("/")
         status = self.script.pop(0) if self.script else self.status
         return web.Response(status=int(own) if own.isdigit() else status, body=self.body)
@@ -180,12 +178,12 @@ async def test_it_closes_when_the_probes_end_well_and_stays_open_when_one_does_n
         assert await get(session) is ServerStatusError
         assert await get(session, "/200") is CircuitOpen
         await asyncio.sleep(30)
-        service.queue.clear()
+        service.go_on.clear()
         probes = asyncio.gather(*(get(session, path) for path in ("/200", "/404")))
         await asyncio.sleep(1)
         with pytest.raises(CircuitOpen) as caught:
             await session.get("/200")
-        service.queue.set()
+        service.go_on.set()
         assert await probes == [200, NotFound]
         # It has not been closed for 61 s, and is half-open with no place free: for 29 s at the most.
         assert (datetime.now(UTC) - caught.value.since).total_seconds() == pytest.approx(61, abs=0.5)
@@ -245,7 +243,7 @@ async def test_no_connection_is_a_failure(serve_raw: ServeRaw, layers: Layers) -
             await session.get("/")
 
 
-async def test_the_second_send_that_aiohttp_makes_by_itself_is_one_more(serve_raw: ServeRaw) -> None:
+async def test_the_second_attempt_that_aiohttp_makes_by_itself_counts(serve_raw: ServeRaw) -> None:
     """Without a Classify below: the first opens the circuit, and the second is refused."""
     sends = []
 
@@ -322,7 +320,7 @@ async def test_what_an_error_says_of_the_service(
         assert [await get(other, path) for path in ("/503", "/200")] == expected[works]
 
 
-async def test_what_lamella_did_not_send_says_nothing_even_after_other_sends(
+async def test_what_lamella_did_not_send_shows_nothing_even_after_other_attempts(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     async def refuse(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -389,11 +387,11 @@ async def test_two_thousand_calls_at_once_find_it_half_open(serve: Serve, virtua
     async with client(await serve(service), quick(probes=3), CLASSIFY) as session:
         await get(session)
         await asyncio.sleep(30)
-        service.queue.clear()
+        service.go_on.clear()
         calls = asyncio.gather(*(get(session, "/200") for _ in range(2000)))
         await asyncio.sleep(1)
         assert service.sends == 4
-        service.queue.set()
+        service.go_on.set()
         outcomes = await calls
         assert (outcomes.count(200), outcomes.count(CircuitOpen)) == (3, 1997)
         assert await get(session, "/200") == 200
@@ -428,22 +426,22 @@ async def test_it_opens_once_for_two_thousand_calls_at_once(
         assert (outcomes.count(TimeoutError), outcomes.count(200)) == (1999, 1)
         assert await asyncio.gather(*(call(1999) for _ in range(200))) == [CircuitOpen] * 200
     [record] = caplog.records
-    assert "opened: 100 of 100 sends failed within 30 s, so none passes for 60 s" in record.getMessage()
+    assert "opened: 100 of 100 attempts failed within 30 s, so none is sent for 60 s" in record.getMessage()
     assert service.sends == 1
 
 
-# What Retry and the circuit tell each other.
+# What Retry and the circuit report to each other.
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("layers", [(CLASSIFY,), ()], ids=["Classify", "alone"])
-async def test_every_send_counts_once(
+async def test_every_attempt_counts_once(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, layers: Layers, wrapped: bool
 ) -> None:
     service = Service(503)
     breaker = Breaker(failures=0.5, minimum=6, window=60)
     span = RequestSpan(tracer_provider=tracing.provider)
-    # As one without its Retry, it sees an answer that Retry has told it of.
+    # As one middleware without its Retry, it sees an answer that Retry has reported already.
     outer = (together((span, breaker)),) if wrapped else (span, breaker)
     async with client(await serve(service), *outer, again(3, wait=1), *layers) as session:
         failed = ServerStatusError if layers else 503
@@ -453,7 +451,7 @@ async def test_every_send_counts_once(
         assert [await get(session, "/200") for _ in range(2)] == [200, 200]
         began = virtual_time.now
         assert await get(session) == failed
-        # The sixth send has opened it, and so the call does not wait.
+        # The sixth attempt has opened it, and so the call does not wait.
         assert virtual_time.now == began
     assert service.sends == 6
     reasons = [attributes(call).get("lamella.stop_reason") for call in tracing.spans]
@@ -471,9 +469,7 @@ async def test_a_retry_that_is_switched_off_leaves_the_counting_to_the_last_outc
             stamina.set_active(True)
 
 
-async def test_a_call_that_waits_meets_the_circuit_when_its_turn_comes(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_a_call_that_waits_asks_the_circuit_after_its_wait(serve: Serve, virtual_time: VirtualClock) -> None:
     service = Service(503)
     url = await serve(service)
     breaker = Breaker(failures=0.9, minimum=3, open_for=30, probes=1)
@@ -489,42 +485,38 @@ async def test_a_call_that_waits_meets_the_circuit_when_its_turn_comes(
 
 
 @pytest.mark.parametrize("status", [200, 404, 503])
-async def test_a_send_of_a_call_that_waited_may_be_a_probe(
-    serve: Serve, virtual_time: VirtualClock, status: int
-) -> None:
+async def test_an_attempt_after_a_wait_may_be_a_probe(serve: Serve, virtual_time: VirtualClock, status: int) -> None:
     service = Service(503)
     async with client(await serve(service), quick(), again(2, wait=40), CLASSIFY) as session:
         waiting = asyncio.create_task(get(session))
         await asyncio.sleep(39)
         assert service.sends == 1
         service.status = status
-        service.queue.clear()
+        service.go_on.clear()
         await asyncio.sleep(5)
         # It has the one place.
         assert service.sends == 2
         assert await get(session, "/200") is CircuitOpen
-        service.queue.set()
+        service.go_on.set()
         assert await waiting == {200: 200, 404: NotFound, 503: ServerStatusError}[status]
         assert await get(session, "/200") == (CircuitOpen if status == 503 else 200)
 
 
-async def test_a_place_that_a_send_after_a_wait_has_taken_is_given_back(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_a_probe_after_a_wait_is_released(serve: Serve, virtual_time: VirtualClock) -> None:
     service = Service(503)
     async with client(await serve(service), quick(), again(2, wait=40), CLASSIFY) as session:
         waiting = asyncio.create_task(get(session))
         await asyncio.sleep(39)
-        service.queue.clear()
+        service.go_on.clear()
         await asyncio.sleep(5)
         waiting.cancel()
         await asyncio.wait([waiting])
-        service.queue.set()
+        service.go_on.set()
         assert waiting.cancelled()
         assert await get(session, "/200") == 200
 
 
-async def test_who_asks_for_leave_twice_has_one_place(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_call_that_asks_twice_has_one_probe(serve: Serve, virtual_time: VirtualClock) -> None:
     async def twice(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         circuit = Call.of(request).circuit
         assert circuit is not None
@@ -544,19 +536,19 @@ async def test_who_asks_for_leave_twice_has_one_place(serve: Serve, virtual_time
         assert await get(session, "/200") is CircuitOpen
 
 
-# Whatever ends a call: the place of a probe is free again.
+# Whatever ends a call: its probe is released.
 
 
 def places(store: SharedStore | MemoryStore) -> int:
-    """How many probes are under way, as far as the store knows."""
+    """Return how many probes are in flight, as far as the store knows."""
     if isinstance(store, MemoryStore):
-        return sum(len(state.places) for state in store._states.values())
-    return sum(len(json.loads(state)["places"]) for state in store.states.values())
+        return sum(len(state.probes) for state in store._states.values())
+    return sum(len(json.loads(state)["probes"]) for state in store.states.values())
 
 
 @pytest.mark.parametrize("kind", [MemoryStore, slow_store])
 @pytest.mark.parametrize(("status", "waits"), [(200, False), (200, True), (503, True)])
-async def test_a_call_cancelled_at_any_await_gives_its_place_back(
+async def test_a_call_cancelled_at_any_await_releases_its_probe(
     serve: Serve, virtual_time: VirtualClock, kind: Callable[[], MemoryStore | SharedStore], waits: bool, status: int
 ) -> None:
     service = Service()
@@ -571,7 +563,7 @@ async def test_a_call_cancelled_at_any_await_gives_its_place_back(
 async def _cancelled(
     step: int, url: str, service: Service, store: SharedStore | MemoryStore, waits: bool, status: int
 ) -> bool:
-    """Cancel a call of which a send is a probe at its *step*-th await; whether it has as many."""
+    """Cancel a call with a probe at its *step*-th await; return whether it has as many."""
     answers = []
 
     async def keep(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -596,7 +588,7 @@ async def _cancelled(
         assert not places(store), f"a place is held after the cancellation at step {step}"
         assert task.cancelled() or not task.result(), f"the cancellation at step {step} was swallowed"
         if status == 200 or waits:
-            # If its first send has opened the circuit, it is half-open now, and closed if its second one ended well.
+            # If its first attempt has opened the circuit, it is half-open now, and closed if its second one succeeded.
             await asyncio.sleep(max(began + 31 - asyncio.get_running_loop().time(), 0))
         if status == 200:
             service.script = []
@@ -609,22 +601,8 @@ async def _stepped(step: int, session: aiohttp.ClientSession) -> bool:
     return reached
 
 
-@coroutine
-def thrown_away_at(step: int, work: Coroutine[Any, Any, object]) -> Generator[Any, Any, bool]:
-    """Run *work* and throw it away while it waits for the *step*-th time. Whether it does so often."""
-    for count in range(step):
-        try:
-            waits_for = work.send(None)
-        except StopIteration:
-            return False
-        if count < step - 1:
-            yield waits_for
-    work.close()
-    return True
-
-
 @pytest.mark.parametrize("kind", [MemoryStore, slow_store])
-async def test_a_call_thrown_away_at_any_await_does_not_keep_its_place_for_ever(
+async def test_a_call_thrown_away_at_any_await_does_not_keep_its_probe_for_ever(
     serve: Serve, virtual_time: VirtualClock, kind: Callable[[], MemoryStore | SharedStore]
 ) -> None:
     service = Service()
@@ -671,12 +649,12 @@ def test_a_call_may_be_thrown_away_when_its_loop_is_gone() -> None:
     call.close()
 
 
-async def test_a_call_that_anyio_cancels_gives_its_place_back(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_call_that_anyio_cancels_releases_its_probe(serve: Serve, virtual_time: VirtualClock) -> None:
     store, service = slow_store(), Service(503)
     async with client(await serve(service), quick(store=store), CLASSIFY) as session:
         await get(session)
         await asyncio.sleep(31)
-        service.queue.clear()
+        service.go_on.clear()
         with anyio.move_on_after(5) as scope:
             await get(session)
         assert scope.cancelled_caught
@@ -691,7 +669,7 @@ async def test_a_store_that_hangs_does_not_hold_a_cancellation_up_for_long(
     async with client(await serve(service), quick(store=store), CLASSIFY) as session:
         await get(session)
         await asyncio.sleep(31)
-        service.queue.clear()
+        service.go_on.clear()
         call = asyncio.create_task(get(session))
         await asyncio.sleep(1)
         assert places(store) == 1
@@ -714,11 +692,11 @@ async def test_while_the_store_fails_it_goes_by_what_it_knows_itself(
         await asyncio.sleep(6)
         assert [await get(session), await get(session)] == [ServerStatusError, CircuitOpen]
         await asyncio.sleep(30)
-        service.queue.clear()
+        service.go_on.clear()
         call = asyncio.create_task(get(session, "/200"))
         await asyncio.sleep(1)
         store.broken = True
-        service.queue.set()
+        service.go_on.set()
         # What became of a probe is lost to the others for now, and the call is not.
         assert await call == 200
         assert await get(session, "/200") == 200
@@ -730,14 +708,14 @@ async def test_while_the_store_fails_it_goes_by_what_it_knows_itself(
 async def test_how_often_the_store_is_asked(serve: Serve, virtual_time: VirtualClock) -> None:
     store, service = slow_store(), Service()
     async with client(await serve(service), quick(store=store), CLASSIFY) as session:
-        service.queue.clear()
+        service.go_on.clear()
         call = asyncio.create_task(get(session))
         await asyncio.sleep(1)
         call.cancel()
         await asyncio.wait([call])
-        # Nobody need know that a send was cancelled which was no probe.
+        # An attempt that is no probe need not be released.
         assert store.asked == 1
-        service.queue.set()
+        service.go_on.set()
         await get(session)
         assert store.asked == 3
         await get(session, "/503")
@@ -764,7 +742,7 @@ async def test_another_layer_may_send_a_call_again_and_nothing_is_left_on_it(ser
     assert left == [None, None]
 
 
-# What is told of it, and what is not.
+# What is reported, and what is not.
 
 
 async def test_what_an_operator_sees(
@@ -821,7 +799,7 @@ async def test_what_an_operator_sees(
     )
 
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", f"the circuit of {url} opened: 2 of 2 sends failed within 20 s, so none passes for 30 s"),
+        ("WARNING", f"the circuit of {url} opened: 2 of 2 attempts failed within 20 s, so none is sent for 30 s"),
         ("INFO", f"the circuit of {url} stays open for another 30 s: a probe failed 30 s after it had opened"),
         ("INFO", f"the circuit of {url} closed: it had been open for 60 s"),
     ]
@@ -833,7 +811,7 @@ async def test_what_an_operator_sees(
         assert vars(record)["trace_id"] == f"{call.context.trace_id:032x}"
 
 
-async def test_a_clock_of_whole_seconds_and_settings_of_whole_numbers_are_told_as_floats(
+async def test_a_clock_of_whole_seconds_and_settings_of_whole_numbers_are_reported_as_floats(
     serve: Serve, tracing: Tracing
 ) -> None:
     seconds = [0]
@@ -848,7 +826,7 @@ async def test_a_clock_of_whole_seconds_and_settings_of_whole_numbers_are_told_a
     assert [type(value) for value in told if value in {30, 60}] == [float, float]
 
 
-async def test_without_a_span_of_the_call_the_current_one_is_told(serve: Serve, tracing: Tracing) -> None:
+async def test_without_a_span_of_the_call_the_event_is_on_the_current_one(serve: Serve, tracing: Tracing) -> None:
     async with client(await serve(Service(503)), quick(minimum=1, open_for=5)) as session:
         with tracing.provider.get_tracer("test").start_as_current_span("test"):
             await get(session)
@@ -856,7 +834,7 @@ async def test_without_a_span_of_the_call_the_current_one_is_told(serve: Serve, 
     assert [event.name for event in span.events] == ["lamella.circuit.open"]
 
 
-async def test_a_key_is_shown_to_nobody(
+async def test_a_key_is_shown_nowhere(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

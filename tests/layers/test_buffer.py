@@ -2,19 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Connection, Handler
 from tests.layering import together
+from tests.servers import Handler, Serve, ServeRaw
 
 from lamella import AttemptTimeout, Buffer, ConnectionLost, Timeout, stack
 from lamella.rules import RuleBook
 
-Serve = Callable[[Handler], Awaitable[str]]
-ServeRaw = Callable[[Connection], Awaitable[str]]
 BODY = bytes(range(256)) * 4000
 OCTETS = "application/octet-stream"
 

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
 
 import aiohttp
 import pytest
 import stamina
 from aiohttp import web
-from tests.conftest import Connection, Handler
 from tests.layering import together
+from tests.servers import Serve, ServeRaw
 
 from lamella import (
     ApiError,
@@ -28,8 +27,6 @@ from lamella import (
     TransportError,
 )
 
-Serve = Callable[[Handler], Awaitable[str]]
-ServeRaw = Callable[[Connection], Awaitable[str]]
 RULES = RuleBook(Rule(429, "Too Many Requests", hint="slow down"))
 
 

@@ -1,32 +1,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextvars import ContextVar
 from functools import partial
 
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Handler, Tracing
 from tests.layering import together
+from tests.sdk import Tracing
+from tests.servers import Serve, Statuses
 from yarl import URL
 
 from lamella import AttemptSpan, Backoff, HeaderAuth, Retry, Rule, RuleBook, Throttle
 from lamella.auth.header_auth import HeaderValue
 
-Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
 
 
-class Server:
-    def __init__(self, *statuses: int) -> None:
-        self.statuses = list(statuses)
-        self.headers: list[str | None] = []
-
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
-        self.headers.append(request.headers.get("X-Token"))
-        return web.Response(status=self.statuses.pop(0) if self.statuses else 200)
+def tokens(server: Statuses) -> list[str | None]:
+    """Return the X-Token of each request."""
+    return [request.headers.get("X-Token") for request in server.requests]
 
 
 async def test_values_of_every_kind(serve: Serve) -> None:
@@ -37,33 +32,33 @@ async def test_values_of_every_kind(serve: Serve) -> None:
         async def __call__(self) -> str:
             return "object-value"
 
-    server = Server()
+    server = Statuses()
     url = await serve(server)
     for value in ("fixed-value", lambda: "called-value", ask, Asked(), partial(ask), lambda: None):
         async with aiohttp.ClientSession(middlewares=(HeaderAuth({"X-Token": value}, origin=url),)) as session:
             await session.get(url)
-    assert server.headers == ["fixed-value", "called-value", "async-value", "object-value", "async-value", None]
+    assert tokens(server) == ["fixed-value", "called-value", "async-value", "object-value", "async-value", None]
 
 
 async def test_none_leaves_out_what_the_caller_has_set_too(serve: Serve) -> None:
     async def none() -> None:
         return None
 
-    server = Server()
+    server = Statuses()
     url = await serve(server)
     for value in (lambda: None, none):
         async with aiohttp.ClientSession(middlewares=(HeaderAuth({"X-Token": value}, origin=url),)) as session:
             await session.get(url, headers={"X-Token": "the caller's"})
-    assert server.headers == [None, None]
+    assert tokens(server) == [None, None]
 
 
 async def test_a_fresh_value_for_every_send(serve: Serve) -> None:
     numbers = iter(range(10))
-    server = Server(429, 429, 200)
+    server = Statuses(429, 429, 200)
     auth = HeaderAuth({"X-Token": lambda: f"value-{next(numbers)}"})
     async with aiohttp.ClientSession(await serve(server), middlewares=(Retry(RULES), auth)) as session:
         await session.get("/")
-    assert server.headers == ["value-0", "value-1", "value-2"]
+    assert tokens(server) == ["value-0", "value-1", "value-2"]
 
 
 _tenant: ContextVar[str] = ContextVar("tenant")
@@ -148,11 +143,11 @@ async def test_a_function_that_fails_fails_its_own_call_alone(serve: Serve) -> N
         async with session.get("/") as response:
             return response.status
 
-    server = Server()
+    server = Statuses()
     async with aiohttp.ClientSession(await serve(server), middlewares=(HeaderAuth({"X-Token": ask}),)) as session:
         results = await asyncio.gather(*(call(tenant) for tenant in _TENANTS[:5]), return_exceptions=True)
     assert [type(result) for result in results] == [LookupError, int, int, int, int]
-    assert sorted(header or "" for header in server.headers) == _TENANTS[1:5]
+    assert sorted(header or "" for header in tokens(server)) == _TENANTS[1:5]
 
 
 async def test_cancelling_one_call_leaves_the_others_alone(serve: Serve) -> None:
@@ -168,14 +163,14 @@ async def test_cancelling_one_call_leaves_the_others_alone(serve: Serve) -> None
         async with session.get("/") as response:
             return response.status
 
-    server = Server()
+    server = Statuses()
     async with aiohttp.ClientSession(await serve(server), middlewares=(HeaderAuth({"X-Token": ask}),)) as session:
         tasks = [asyncio.create_task(call(tenant)) for tenant in _TENANTS[:5]]
         await began.wait()
         tasks[0].cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(results[0], asyncio.CancelledError)
-    assert sorted(header or "" for header in server.headers) == _TENANTS[1:5]
+    assert sorted(header or "" for header in tokens(server)) == _TENANTS[1:5]
 
 
 async def _token() -> str:
@@ -187,7 +182,7 @@ async def _token() -> str:
 async def test_another_origin_gets_no_header_and_loses_one_that_is_there(
     serve: Serve, other: str, value: HeaderValue
 ) -> None:
-    server = Server()
+    server = Statuses()
     url = await serve(server)
     origin = {
         "port": "http://127.0.0.1:1",
@@ -197,16 +192,16 @@ async def test_another_origin_gets_no_header_and_loses_one_that_is_there(
     auth = HeaderAuth({"X-Token": value}, origin=origin)
     async with aiohttp.ClientSession(middlewares=(auth,)) as session:
         await session.get(url, headers={"X-Token": "s3cr3t"})
-    assert server.headers == [None]
+    assert tokens(server) == [None]
 
 
 async def test_no_origin_means_that_of_the_first_request(serve: Serve) -> None:
-    home, foreign = Server(), Server()
+    home, foreign = Statuses(), Statuses()
     urls = [await serve(home), await serve(foreign)]
     async with aiohttp.ClientSession(middlewares=(HeaderAuth({"X-Token": "s3cr3t"}),)) as session:
         for url in (*urls, urls[0]):
             await session.get(url)
-    assert (home.headers, foreign.headers) == (["s3cr3t"] * 2, [None])
+    assert (tokens(home), tokens(foreign)) == (["s3cr3t"] * 2, [None])
 
 
 @pytest.mark.parametrize("value", [7, b"s3cr3t"])
@@ -214,14 +209,14 @@ async def test_a_function_may_answer_with_no_other_kind(serve: Serve, value: obj
     async def ask() -> object:
         return value
 
-    server = Server()
+    server = Statuses()
     url = await serve(server)
     for kind in (lambda: value, ask):
         auth = HeaderAuth({"X-Token": kind})  # type: ignore[dict-item]
         async with aiohttp.ClientSession(middlewares=(auth,)) as session:
             with pytest.raises(ValueError, match=f"X-Token must be a string, not {type(value).__name__}"):
                 await session.get(url)
-    assert not server.headers
+    assert not tokens(server)
 
 
 @pytest.mark.parametrize("value", ["", "  ", "a\rb", "a\nb", "a\0b"])
@@ -229,13 +224,13 @@ async def test_bad_values_are_refused_without_being_shown(serve: Serve, value: s
     with pytest.raises(ValueError, match="X-Token") as caught:
         HeaderAuth({"X-Token": f"{value}s3cr3t" if value.strip() else value})
     assert "s3cr3t" not in str(caught.value)
-    server = Server()
+    server = Statuses()
     async with aiohttp.ClientSession(
         await serve(server), middlewares=(HeaderAuth({"X-Token": lambda: value}),)
     ) as session:
         with pytest.raises(ValueError, match="X-Token"):
             await session.get("/")
-    assert not server.headers
+    assert not tokens(server)
 
 
 def test_bad_names_kinds_and_origins_are_refused() -> None:
@@ -273,13 +268,13 @@ def test_repr_shows_names_only() -> None:
 
 async def test_a_url_that_a_middleware_puts_in_gets_no_header_of_the_old_one(serve: Serve) -> None:
     """What layers outside have found out of the request's origin must not be believed then."""
-    away = URL(await serve(Server()))
+    away = URL(await serve(Statuses()))
 
     async def divert(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         request.url = away
         return await handler(request)
 
-    url = await serve(Server())
+    url = await serve(Statuses())
     auth = HeaderAuth({"X-Token": "value"}, origin=url)
     async with aiohttp.ClientSession() as session:
         request_headers = []

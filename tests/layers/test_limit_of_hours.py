@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -11,9 +11,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Handler
-from tests.layers.test_throttle import MINUTE, account_of, at_rest, client, get, now, throttle_in
-from tests.test_state import JsonStore
+from tests.json_store import JsonStore
+from tests.layers.accounts import MINUTE, account_of, at_rest, client, get, now, throttle_in
+from tests.servers import Serve
 
 from lamella import (
     ApiError,
@@ -34,12 +34,13 @@ from lamella import (
     stack,
 )
 from lamella.batch import AccountStopped, Batch, Journal
+from lamella.maesn.sandbox import Account, Reply, Sandbox
 from lamella.store import Store
-from lamella.testing import Account, FixedWindow, Limiter, Reply, Sandbox, VirtualClock
+from lamella.testing import FixedWindow, Limiter, VirtualClock
 from lamella.testing import Limit as ServersLimit
-from lamella.throttle.estimator import RateEstimate, learned
+from lamella.throttle.estimate import RateEstimate
+from lamella.throttle.permits import learned
 
-Serve = Callable[[Handler], Awaitable[str]]
 HOURS = 43200.0
 QUOTA = (429, str(int(HOURS)))
 MakeStore = Callable[[], Store | None]
@@ -121,7 +122,7 @@ RULES = RuleBook(
 async def test_calls_that_wait_in_the_queue_fail_at_once(
     serve: Serve, virtual_time: VirtualClock, store: MakeStore, limit: Limit | None
 ) -> None:
-    """They wait for a queue that is closed for a minute, or for their turn, when the refusal comes."""
+    """They are queued for the minute after a refusal, or for the rate, when the refusal comes."""
     server = Server(QUOTA)
     async with client(await serve(server), *stack(MINUTE, store=store(), limit=limit)) as session:
         began = now()
@@ -167,7 +168,7 @@ async def test_of_several_refusals_under_way_the_longest_counts(
         at_rest(session)
 
 
-async def test_an_answer_to_what_was_sent_before_does_not_open_the_gate(
+async def test_an_answer_to_what_was_sent_before_does_not_end_the_wait(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     server = Server((200, None), QUOTA)
@@ -180,7 +181,7 @@ async def test_an_answer_to_what_was_sent_before_does_not_open_the_gate(
         await refused(session)
 
 
-async def test_when_it_opens_one_goes_alone_and_a_shorter_refusal_is_waited_for(
+async def test_after_the_wait_one_goes_alone_and_the_calls_wait_for_a_shorter_refusal(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     server = Server(QUOTA, (429, None))
@@ -195,7 +196,7 @@ async def test_when_it_opens_one_goes_alone_and_a_shorter_refusal_is_waited_for(
         at_rest(session)
 
 
-async def test_asked_for_hours_again_when_it_opens_the_calls_fail_again(
+async def test_asked_for_hours_again_after_the_wait_the_calls_fail_again(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     server = Server(*[QUOTA] * 5)
@@ -380,7 +381,7 @@ async def test_a_breaker_learns_nothing_from_it(serve: Serve, virtual_time: Virt
         assert await get(session, account="b") == 200
 
 
-async def test_a_batch_ends_the_account_where_it_is_told_to(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_batch_ends_the_account_where_it_is_asked_to(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server((200, None), QUOTA)
     async with client(await serve(server), *stack(MINUTE, account=account_of)) as session:
 

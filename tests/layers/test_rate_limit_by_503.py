@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Handler
-from tests.layers.test_throttle import KINDS, account_of, at_rest, client, in_episode, limit_of, now, quickly, serving
-from tests.test_state import JsonStore
+from tests.json_store import JsonStore
+from tests.layers.accounts import KINDS, account_of, at_rest, client, in_episode, limit_of, now, quickly
+from tests.servers import Serve, serving
 
 from lamella import (
     ApiError,
@@ -38,7 +37,6 @@ from lamella.errors import api_error_class
 from lamella.testing import Limit as ServersLimit
 from lamella.testing import VirtualClock
 
-Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(
     Rule(429, "Too Many Requests", retry=Backoff(60, jitter=0)),
     *(Rule(status, "Server Error", retry=Backoff(15, factor=1, jitter=0)) for status in (500, 502, 503, 504)),
@@ -57,7 +55,7 @@ class Server:
         self.limiter = limit.limiter() if limit else None
         self.status = 503
         self.asks: str | None = None
-        """For how long it asks. None: as long as its limit says; else what *down* requests are told."""
+        """For how long it asks. None: as long as its limit says."""
         self.down = 0
         self.form = "seconds"
         self.latency = latency
@@ -88,10 +86,12 @@ async def get(session: aiohttp.ClientSession, account: str = "", method: str = "
         return response.status
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rules", SECOND)
+@pytest.mark.parametrize("kind", ["fixed", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
+@pytest.mark.parametrize(
+    "rules", [name if name == "a second" else pytest.param(name, marks=pytest.mark.slow) for name in SECOND]
+)
 def test_a_crowd_beyond_the_limit_loses_nothing(kind: str, rules: str) -> None:
-    """Two thousand calls, 500 at a time, for a hundred a second: as where it is told by 429."""
+    """Two thousand calls, 500 at a time, for a hundred a second: as with 429."""
     limit = limit_of(kind, 100, 1.0)
     server = Server(limit=limit)
 
@@ -121,9 +121,7 @@ async def refusing(serve: Serve, server: Server, down: int, asks: str | None) ->
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-async def test_the_gate_closes_for_all_of_the_account_and_for_no_other(
-    serve: Serve, virtual_time: VirtualClock, form: str
-) -> None:
+async def test_it_blocks_its_account_and_no_other(serve: Serve, virtual_time: VirtualClock, form: str) -> None:
     server = Server()
     url = await refusing(serve, server, 1, "30" if form == "seconds" else None)
     if form == "date":
@@ -241,7 +239,7 @@ async def test_an_error_of_another_middleware_is_judged_in_the_same_way(
     ("status", "retry_after", "works"),
     [(503, 1.0, None), (503, 0.0, None), (503, None, False), (500, 1.0, False), (502, 1.0, False), (429, None, True)],
 )
-async def test_an_outage_is_not_told_by_it(
+async def test_a_503_without_it_is_an_outage(
     serve: Serve, status: int, retry_after: float | None, works: bool | None
 ) -> None:
     async with client(await serve(Server())) as session, session.get("/") as response:
@@ -252,7 +250,7 @@ async def test_an_outage_is_not_told_by_it(
 
 @pytest.mark.parametrize("asks", ["60", ""])
 async def test_a_batch_goes_on_for_other_accounts(serve: Serve, virtual_time: VirtualClock, asks: str) -> None:
-    """Without `Retry-After` it waits for the outage to end; the breaker tells of it."""
+    """Without `Retry-After` it waits for the outage to end, and the breaker opens."""
     server = Server()
     server.down, server.asks = 10**9, asks
 
@@ -275,7 +273,7 @@ async def test_a_batch_goes_on_for_other_accounts(serve: Serve, virtual_time: Vi
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
-async def test_a_write_is_not_sent_again_but_the_gate_closes(
+async def test_a_write_is_not_sent_again_but_the_account_is_blocked(
     serve: Serve, virtual_time: VirtualClock, method: str
 ) -> None:
     """That it was refused is no proof that nothing was carried out."""
@@ -313,7 +311,7 @@ async def test_the_throttle_by_itself_knows_it_too(
 
 
 @pytest.mark.parametrize("asks", ["", "soon"])
-async def test_a_503_that_asks_for_nothing_closes_no_gate(serve: Serve, virtual_time: VirtualClock, asks: str) -> None:
+async def test_a_503_that_asks_for_nothing_blocks_nothing(serve: Serve, virtual_time: VirtualClock, asks: str) -> None:
     server = Server()
     async with client(await refusing(serve, server, 1, asks), *stack(RULES, attempts=1)) as session:
         with pytest.raises(ServerStatusError):

@@ -5,16 +5,16 @@ import gc
 import io
 import logging
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import aiohttp
 import pytest
 import stamina
 from aiohttp import web
-from tests.conftest import Connection, Handler, Tracing
 from tests.layering import apart
-from tests.telemetry.conftest import Metering, metering
+from tests.sdk import Metering, Tracing
+from tests.servers import Serve, ServeRaw
 
 from lamella import (
     ApiError,
@@ -42,10 +42,6 @@ from lamella import (
 from lamella.pipeline import Call
 from lamella.testing import VirtualClock
 
-__all__ = ["metering"]
-
-Serve = Callable[[Handler], Awaitable[str]]
-ServeRaw = Callable[[Connection], Awaitable[str]]
 NOW = Backoff(initial=0)
 RULES = RuleBook(
     Rule(429, "Too Many Requests", hint="slow down", retry=NOW),
@@ -744,7 +740,6 @@ async def test_nothing_of_a_call_is_left_for_the_garbage_collector(
     ]
     timeout = aiohttp.ClientTimeout(total)
     async with aiohttp.ClientSession(await serve(Server(*statuses)), timeout=timeout, middlewares=layers) as session:
-        gc.collect()
         gc.disable()
         try:
             with suppress(ApiError):

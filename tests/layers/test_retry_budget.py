@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import aiohttp
 import pytest
 import stamina
 from aiohttp import web
-from tests.conftest import Connection, Handler, Tracing
-from tests.telemetry.conftest import Metering, metering
-from tests.test_state import JsonStore
+from tests.json_store import JsonStore
+from tests.sdk import Metering, Tracing
+from tests.servers import Serve, ServeRaw
 
 from lamella import (
     Backoff,
@@ -29,10 +28,6 @@ from lamella import (
 from lamella.store import MemoryStore, Store
 from lamella.testing import VirtualClock
 
-__all__ = ["metering"]
-
-Serve = Callable[[Handler], Awaitable[str]]
-ServeRaw = Callable[[Connection], Awaitable[str]]
 RULES = RuleBook(
     Rule(429, "Too Many Requests", retry=Backoff(10, jitter=0)),
     Rule(503, "Service Unavailable", retry=Backoff(1, factor=1, jitter=0)),

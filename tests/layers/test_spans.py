@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import aiohttp
 import pytest
 from aiohttp import web
 from opentelemetry import baggage, context, propagate, trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.semconv.attributes import (
     error_attributes,
@@ -17,7 +16,8 @@ from opentelemetry.semconv.attributes import (
     url_attributes,
 )
 from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
-from tests.conftest import Handler, Tracing
+from tests.sdk import Tracing, given
+from tests.servers import Serve, Statuses
 
 from lamella import (
     AttemptSpan,
@@ -35,28 +35,9 @@ from lamella import (
 from lamella.telemetry import names
 from lamella.testing import VirtualClock
 
-Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(
     Rule(429, "Too Many Requests", retry=Backoff(initial=0)), Rule(503, "Unavailable", hint="wait", retry=None)
 )
-
-
-class Server:
-    def __init__(self, *statuses: int) -> None:
-        self.statuses = list(statuses)
-        self.requests: list[web.Request] = []
-
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
-        self.requests.append(request)
-        status = self.statuses.pop(0) if self.statuses else 200
-        if not status:
-            assert request.transport is not None
-            request.transport.abort()
-        return web.Response(status=status or 200)
-
-
-def attributes(span: ReadableSpan) -> dict[str, object]:
-    return dict(span.attributes or {})
 
 
 def test_the_names_are_the_conventions() -> None:
@@ -71,7 +52,7 @@ def test_the_names_are_the_conventions() -> None:
 
 
 async def test_a_call_that_needs_two_sends(serve: Serve, tracing: Tracing, virtual_time: VirtualClock) -> None:
-    url = await serve(Server(429))
+    url = await serve(Statuses(429))
     port = int(url.rpartition(":")[2])
     layers = stack(RULES, tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=layers) as session:
@@ -84,8 +65,8 @@ async def test_a_call_that_needs_two_sends(serve: Serve, tracing: Tracing, virtu
         "server.port": port,
     }
     answered = {"network.peer.address": "127.0.0.1", "network.peer.port": port, "network.protocol.version": "1.1"}
-    assert attributes(first) == {**common, **answered, "http.response.status_code": 429, "error.type": "429"}
-    assert attributes(second) == {
+    assert given(first) == {**common, **answered, "http.response.status_code": 429, "error.type": "429"}
+    assert given(second) == {
         **common,
         **answered,
         "http.response.status_code": 200,
@@ -95,7 +76,7 @@ async def test_a_call_that_needs_two_sends(serve: Serve, tracing: Tracing, virtu
     assert [span.status.status_code for span in tracing.sends] == [StatusCode.ERROR, StatusCode.UNSET]
     call = tracing.call
     assert call.status.is_unset
-    assert attributes(call) == {
+    assert given(call) == {
         **common,
         "lamella.outcome": "success",
         "lamella.attempts": 2,
@@ -116,35 +97,35 @@ async def test_a_call_that_needs_two_sends(serve: Serve, tracing: Tracing, virtu
 
 async def test_a_call_that_fails(serve: Serve, tracing: Tracing) -> None:
     layers = stack(RULES, tracer_provider=tracing.provider)
-    async with aiohttp.ClientSession(await serve(Server(503, 0)), middlewares=layers) as session:
+    async with aiohttp.ClientSession(await serve(Statuses(503, 0)), middlewares=layers) as session:
         with pytest.raises(ServerStatusError):
             await session.get("/")
         call = tracing.call
         assert (call.status.status_code, "wait" in str(call.status.description)) == (StatusCode.ERROR, True)
-        assert attributes(call)["lamella.outcome"] == "failure"
-        assert attributes(call)["lamella.stop_reason"] == "not_retryable"
-        assert attributes(call)["error.type"] == "503"
+        assert given(call)["lamella.outcome"] == "failure"
+        assert given(call)["lamella.stop_reason"] == "not_retryable"
+        assert given(call)["error.type"] == "503"
         assert [event.name for event in call.events] == ["lamella.stop"]
         tracing.exporter.clear()
         with pytest.raises(ConnectionLost):
             await session.post("/")
-    assert attributes(tracing.call)["error.type"] == attributes(tracing.sends[0])["error.type"] == "ConnectionLost"
-    assert attributes(tracing.call)["lamella.stop_reason"] == "unsafe_method"
+    assert given(tracing.call)["error.type"] == given(tracing.sends[0])["error.type"] == "ConnectionLost"
+    assert given(tracing.call)["lamella.stop_reason"] == "unsafe_method"
 
 
 @pytest.mark.parametrize("status", [400, 503])
 async def test_without_raise_errors_the_spans_say_the_same(serve: Serve, tracing: Tracing, status: int) -> None:
     layers = stack(RULES, raise_errors=False, tracer_provider=tracing.provider)
-    async with aiohttp.ClientSession(await serve(Server(status)), middlewares=layers) as session:
+    async with aiohttp.ClientSession(await serve(Statuses(status)), middlewares=layers) as session:
         await session.get("/")
     for span in tracing.spans:
         assert span.status.status_code is StatusCode.ERROR
-        assert attributes(span)["error.type"] == str(status)
-    assert attributes(tracing.call)["lamella.outcome"] == "failure"
+        assert given(span)["error.type"] == str(status)
+    assert given(tracing.call)["lamella.outcome"] == "failure"
 
 
 async def test_each_span_layer_works_alone(serve: Serve, tracing: Tracing) -> None:
-    server = Server()
+    server = Statuses()
     url = await serve(server)
     for layer, kind in (
         (AttemptSpan(tracer_provider=tracing.provider), SpanKind.CLIENT),
@@ -160,12 +141,12 @@ async def test_a_call_without_other_layers_is_one_attempt_and_its_failure_is_in_
     serve: Serve, tracing: Tracing, caplog: pytest.LogCaptureFixture
 ) -> None:
     layers = (RequestSpan(tracer_provider=tracing.provider), Classify(RULES))
-    async with aiohttp.ClientSession(await serve(Server(200, 503)), middlewares=layers) as session:
+    async with aiohttp.ClientSession(await serve(Statuses(200, 503)), middlewares=layers) as session:
         await session.get("/")
         assert not caplog.records
         with pytest.raises(ServerStatusError):
             await session.get("/")
-    assert [attributes(call)["lamella.attempts"] for call in tracing.spans] == [1, 1]
+    assert [given(call)["lamella.attempts"] for call in tracing.spans] == [1, 1]
     [line] = caplog.records
     assert tracing.spans[1].context is not None
     assert vars(line)["trace_id"] == f"{tracing.spans[1].context.trace_id:032x}"
@@ -187,9 +168,9 @@ async def test_a_send_that_the_deadline_ends_is_a_timeout_and_one_that_is_cancel
         cancelled.cancel()
         await asyncio.wait([cancelled])
     late, given_up = tracing.sends
-    assert attributes(late)["error.type"] == "AttemptTimeout"
+    assert given(late)["error.type"] == "AttemptTimeout"
     assert late.status.status_code is StatusCode.ERROR
-    assert "error.type" not in attributes(given_up)
+    assert "error.type" not in given(given_up)
     assert given_up.status.status_code is StatusCode.UNSET
 
 
@@ -204,12 +185,12 @@ async def test_an_answer_just_before_the_deadline_is_no_timeout(
     async with aiohttp.ClientSession(await serve(late), middlewares=layers) as session:
         await session.get("/")
     for span in tracing.spans:
-        assert "error.type" not in attributes(span)
+        assert "error.type" not in given(span)
         assert span.status.is_unset
 
 
 async def test_the_users_span_is_the_parent_and_baggage_passes(serve: Serve, tracing: Tracing) -> None:
-    server = Server()
+    server = Statuses()
     layers = stack(RULES, tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(await serve(server), middlewares=layers) as session:
         with tracing.provider.get_tracer("user").start_as_current_span("job") as job:
@@ -227,7 +208,7 @@ async def test_the_users_span_is_the_parent_and_baggage_passes(serve: Serve, tra
 
 
 async def test_a_sampled_out_call_still_propagates(serve: Serve) -> None:
-    server = Server()
+    server = Statuses()
     layers = stack(RULES, tracer_provider=TracerProvider(sampler=ALWAYS_OFF))
     async with aiohttp.ClientSession(await serve(server), middlewares=layers) as session:
         await session.get("/")
@@ -238,7 +219,7 @@ async def test_a_sampled_out_call_still_propagates(serve: Serve) -> None:
 async def test_no_credential_is_on_any_span(serve: Serve, tracing: Tracing) -> None:
     auth = HeaderAuth({"X-API-KEY": "s3cr3t-key"})
     layers = stack(RULES, auth=auth, tracer_provider=tracing.provider)
-    url = (await serve(Server(429, 503))).replace("//", "//user:s3cr3t-password@")
+    url = (await serve(Statuses(429, 503))).replace("//", "//user:s3cr3t-password@")
     async with aiohttp.ClientSession(middlewares=layers) as session:
         with pytest.raises(ServerStatusError):
             await session.get(f"{url}/?token=s3cr3t-token&access_key=s3cr3t-key", headers={"Cookie": "a=s3cr3t-cookie"})
@@ -256,5 +237,5 @@ async def test_a_redirect_is_another_send(serve: Serve, tracing: Tracing) -> Non
     layers = stack(RULES, tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(await serve(redirect), middlewares=layers) as session:
         await session.get("/")
-    assert [attributes(span)["http.response.status_code"] for span in tracing.sends] == [302, 200]
-    assert [attributes(span).get("http.request.resend_count") for span in tracing.sends] == [None, 1]
+    assert [given(span)["http.response.status_code"] for span in tracing.sends] == [302, 200]
+    assert [given(span).get("http.request.resend_count") for span in tracing.sends] == [None, 1]

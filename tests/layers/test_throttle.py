@@ -8,22 +8,33 @@ import random
 import re
 import tracemalloc
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 import aiohttp
 import anyio
 import pytest
 import stamina
 from aiohttp import web
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import Handler
-from tests.layers.test_breaker import thrown_away_at
-from tests.leftovers import owner_of, tasks_of_lamella, timers_of_lamella
-from tests.test_state import JsonStore, R, S, Ts
+from tests.cancelling import thrown_away_at
+from tests.examples import examples
+from tests.json_store import JsonStore, R, S, Ts
+from tests.layers.accounts import (
+    KINDS,
+    MINUTE,
+    Server,
+    account_of,
+    at_rest,
+    client,
+    get,
+    in_episode,
+    limit_of,
+    now,
+    quickly,
+    throttle_in,
+)
+from tests.servers import Serve, serving
 from yarl import URL
 
 from lamella import (
@@ -45,113 +56,17 @@ from lamella import (
     maesn,
     stack,
 )
+from lamella.maesn.sandbox import Account, Sandbox
 from lamella.store import MemoryStore, Store
 from lamella.testing import (
-    Account,
     FixedWindow,
-    Sandbox,
     SlidingWindow,
     TokenBucket,
     VirtualClock,
-    VirtualTimeLoop,
 )
-from lamella.testing import Limit as ServersLimit
-
-Serve = Callable[[Handler], Awaitable[str]]
-MINUTE = RuleBook(
-    Rule(429, "Too Many Requests", hint="slow down", retry=Backoff(60, jitter=0)),
-    Rule(500, "Internal Server Error", retry=Backoff(15, jitter=0)),
-)
-KINDS = ("fixed", "sliding", "bucket")
 
 
-def limit_of(kind: str, requests: int, per: float, *, retry_after: bool = True) -> ServersLimit:
-    if kind == "bucket":
-        return TokenBucket(requests / per, requests, retry_after=retry_after)
-    return (FixedWindow if kind == "fixed" else SlidingWindow)(requests, per, retry_after=retry_after)
-
-
-def account_of(request: aiohttp.ClientRequest) -> str | None:
-    return request.headers.get("X-Account")
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-@dataclass
-class Server:
-    """Answers as it is told to; notes what has come in."""
-
-    statuses: list[int] = field(default_factory=list)
-    limit: ServersLimit | None = None
-    latency: float = 0.1
-    headers: dict[str, str] = field(default_factory=dict)
-    came: list[tuple[float, str, str]] = field(default_factory=list)
-    """When, which call, which account."""
-    refused: int = 0
-
-    def __post_init__(self) -> None:
-        self.limiters: dict[str, Any] = {}
-
-    @property
-    def calls(self) -> list[str]:
-        return [number for _, number, _ in self.came]
-
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
-        account = request.headers.get("X-Account", "")
-        self.came.append((now(), request.query.get("n", ""), account))
-        status = self.statuses.pop(0) if self.statuses else 200
-        if self.limit is not None:
-            limiter = self.limiters.setdefault(account, self.limit.limiter())
-            if limiter.allow(now()) > 0:
-                status = 429
-        self.refused += status == 429
-        await asyncio.sleep(self.latency)
-        return web.Response(status=status, headers=self.headers)
-
-
-def client(url: str, *layers: aiohttp.ClientMiddlewareType) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        url,
-        timeout=aiohttp.ClientTimeout(),
-        middlewares=layers,
-        connector=aiohttp.TCPConnector(limit=0),
-    )
-
-
-async def get(session: aiohttp.ClientSession, number: object = "", account: str = "") -> int:
-    async with session.get(
-        "/", params={"n": str(number)}, headers={"X-Account": account} if account else {}
-    ) as response:
-        return response.status
-
-
-def throttle_in(session: aiohttp.ClientSession) -> Throttle:
-    layers = [layer for one in session._middlewares for layer in getattr(one, "layers", [one])]
-    [throttle] = [layer for layer in layers if isinstance(layer, Throttle)]
-    return throttle
-
-
-def in_episode(session: aiohttp.ClientSession) -> bool:
-    [account] = throttle_in(session)._accounts.values()
-    return account.episode is not None
-
-
-def at_rest(session: aiohttp.ClientSession) -> None:
-    """Assert that no call waits or is in flight, and that no timer and no task of lamella is left.
-
-    Timeout cancels its timer in the loop's next round after the last attempt: such a timer does not count.
-    """
-    for account in throttle_in(session)._accounts.values():
-        assert (account.queue.waiting, account.queue.in_flight) == (0, 0)
-    assert not [timer for timer in timers_of_lamella() if not getattr(owner_of(timer), "_idle", False)]
-    assert not tasks_of_lamella()
-
-
-async def test_one_429_closes_the_gate_for_the_account_and_for_no_other(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_one_429_blocks_its_account_and_no_other(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server([429])
     async with client(await serve(server), *stack(MINUTE, account=account_of)) as session:
         began = virtual_time.now
@@ -181,7 +96,7 @@ async def test_the_429s_of_those_on_their_way_are_of_the_same_episode(serve: Ser
 
 
 @pytest.mark.parametrize(("retry_after", "seconds"), [(None, 60), ("30", 60), ("90", 90)])
-async def test_it_is_closed_for_as_long_as_the_rule_or_the_server_says(
+async def test_the_account_is_blocked_for_as_long_as_the_rule_or_the_server_says(
     serve: Serve, virtual_time: VirtualClock, retry_after: str | None, seconds: float
 ) -> None:
     server = Server([429], latency=0, headers={} if retry_after is None else {"Retry-After": retry_after})
@@ -193,25 +108,25 @@ async def test_it_is_closed_for_as_long_as_the_rule_or_the_server_says(
         assert virtual_time.now - began == seconds
 
 
-async def test_who_looks_on_sees_for_how_long_it_is_closed(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_blocked_for_returns_how_long_an_account_is_blocked(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server([429], latency=0)
     url = URL(await serve(server)) / "base/"
     throttle = Throttle(MINUTE, key=account_of)
     async with client(str(url.origin()), *stack(MINUTE, throttle, attempts=1)) as session:
-        assert throttle.closed_for(url, "a") == 0
+        assert throttle.blocked_for(url, "a") == 0
         assert not throttle._accounts, "a look makes nobody known"
         with pytest.raises(TooManyRequests):
             await get(session, account="a")
-        assert throttle.closed_for(url, "a") == 60
+        assert throttle.blocked_for(url, "a") == 60
         others = ((url, "b"), (url, None), (URL("http://elsewhere"), "a"))
-        assert [throttle.closed_for(*other) for other in others] == [0, 0, 0]
+        assert [throttle.blocked_for(*other) for other in others] == [0, 0, 0]
         await asyncio.sleep(45)
-        assert throttle.closed_for(url, "a") == 15
+        assert throttle.blocked_for(url, "a") == 15
         await asyncio.sleep(20)
-        assert throttle.closed_for(url, "a") == 0
+        assert throttle.blocked_for(url, "a") == 0
 
 
-async def test_refused_again_when_it_opens_it_closes_for_twice_as_long(
+async def test_refused_again_after_the_wait_the_next_wait_is_twice_as_long(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     server = Server([429, 429, 429], latency=0)
@@ -221,7 +136,7 @@ async def test_refused_again_when_it_opens_it_closes_for_twice_as_long(
         assert [at - began for at, _, _ in server.came] == [0, 60, 180, 420]
 
 
-async def test_who_waits_at_the_gate_uses_no_attempt(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_queued_call_uses_no_attempt(serve: Serve, virtual_time: VirtualClock) -> None:
     """Three episodes in a row, with two attempts each: only those that were sent and refused have used one."""
     server = Server([429, 429, 429])
     async with client(await serve(server), *stack(MINUTE, attempts=2)) as session:
@@ -245,7 +160,7 @@ async def test_first_come_first_served_and_a_resend_comes_before_the_younger(
             tasks.append(asyncio.create_task(get(session, number)))
             await asyncio.sleep(0.05)
         assert await asyncio.gather(*tasks) == [200] * 8
-        # The queue opens at the very moment when the refused one is back.
+        # The wait ends at the very moment when the refused call comes back.
         assert server.calls in (["0", *map(str, range(8))], ["0", "1", "0", *map(str, range(2, 8))])
 
 
@@ -269,12 +184,12 @@ async def test_a_wait_that_would_end_after_the_deadline_fails_at_once(serve: Ser
 
 
 async def test_also_when_it_waits_already_and_has_been_sent_before(serve: Serve, virtual_time: VirtualClock) -> None:
-    """A newer episode closes the queue for longer: whoever cannot wait so long fails then, with what it tried."""
+    """A second refusal makes the wait longer: a call that cannot wait so long fails then, with its attempts."""
     server = Server([500, 500, 429, 429], latency=1.0)
     async with client(await serve(server), *stack(MINUTE, deadline=130.0, retry_budget=None)) as session:
         began = virtual_time.now
-        # Both get a 500, and are back after 15 s; the third is refused, so that they wait. The queue opens at 66 s:
-        # the older one goes alone and is refused again: now it is closed until 187 s.
+        # Both get a 500, and are back after 15 s; the third is refused, so that they wait until 66 s:
+        # the older one goes alone and is refused again, so that the account is blocked until 187 s.
         older = asyncio.create_task(get(session, "older"))
         await asyncio.sleep(1)
         hasty = asyncio.create_task(get(session, "hasty"))
@@ -293,7 +208,7 @@ async def test_also_when_it_waits_already_and_has_been_sent_before(serve: Serve,
 
 
 async def test_when_the_deadline_itself_ends_the_wait(serve: Serve, virtual_time: VirtualClock) -> None:
-    """It could not be known before that its turn would not come: the one before it took too long."""
+    """Nobody could know that it would get no permit: the call before it took too long."""
     server = Server([429], latency=0.1)
     layers = stack(MINUTE, deadline=100.0, attempts=1, limit=Limit(1, 10))
     async with client(await serve(server), *layers) as session:
@@ -301,20 +216,20 @@ async def test_when_the_deadline_itself_ends_the_wait(serve: Serve, virtual_time
             await get(session)
         server.latency = 70.0
         began = virtual_time.now
-        first = asyncio.create_task(get(session, 1))  # goes alone when the queue opens, and is not back in time
+        first = asyncio.create_task(get(session, 1))  # goes alone after the wait, and is not back in time
         await asyncio.sleep(0)
         with pytest.raises(RateLimited) as caught:
             await get(session, 2)
         assert virtual_time.now - began == pytest.approx(100)
         assert (caught.value.stopped, caught.value.attempts) == (StopReason.DEADLINE, ())
-        # It had waited since it came, and the queue was open at last: there is no saying when its turn would come.
+        # The wait for the refusal was over: nobody knows when it would get its permit.
         assert (caught.value.until - caught.value.since).total_seconds() == pytest.approx(100)
         assert caught.value.retry_after == 0
         await asyncio.gather(first, return_exceptions=True)
         at_rest(session)
 
 
-async def test_who_has_had_its_turn_is_ended_by_the_deadline_as_any_other_send(
+async def test_an_attempt_after_a_wait_is_ended_by_the_deadline_like_any_other(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     """It was sent, so it may have been carried out: no refusal, though it had waited in the queue."""
@@ -334,7 +249,7 @@ async def test_who_has_had_its_turn_is_ended_by_the_deadline_as_any_other_send(
 
 
 async def test_and_so_is_the_next_try_of_one_that_had_waited_in_vain(serve: Serve, virtual_time: VirtualClock) -> None:
-    """A middleware of somebody else's sends the same request once more: of its first wait nothing is left."""
+    """A middleware of others sends the same request once more: nothing is left of its first wait."""
     server = Server([429])
     refused: list[RateLimited] = []
 
@@ -351,7 +266,7 @@ async def test_and_so_is_the_next_try_of_one_that_had_waited_in_vain(serve: Serv
         with pytest.raises(TooManyRequests):
             await get(session)
         server.latency = 1000.0
-        first = asyncio.create_task(get(session, 1))  # goes alone when the queue opens, and is not back in time
+        first = asyncio.create_task(get(session, 1))  # goes alone after the wait, and is not back in time
         await asyncio.sleep(0)
         with pytest.raises(AttemptTimeout) as caught:
             await get(session, 2)
@@ -361,7 +276,7 @@ async def test_and_so_is_the_next_try_of_one_that_had_waited_in_vain(serve: Serv
         at_rest(session)
 
 
-async def test_with_a_stated_limit_nobody_waits_whose_turn_comes_too_late(
+async def test_with_a_stated_limit_no_call_waits_for_a_permit_that_comes_too_late(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     server = Server(limit=SlidingWindow(10, 60))
@@ -507,7 +422,7 @@ async def test_a_key_that_raises_is_the_callers_and_harms_no_further_try(serve: 
 
 
 async def again(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Somebody else's retry: it sends the same request once more."""
+    """A retry of others: it sends the same request once more."""
     try:
         return await handler(request)
     except aiohttp.ClientConnectionError:
@@ -534,7 +449,7 @@ async def test_accounts_are_told_apart_by_origin_and_key(serve: Serve) -> None:
 
 
 async def test_switched_off_by_stamina(serve: Serve, virtual_time: VirtualClock) -> None:
-    """Its test mode takes the waits out, ours as well; inactive it sends once, and the queue is kept all the same."""
+    """stamina's test mode removes the waits of Throttle, too; if stamina is inactive, calls are queued all the same."""
     server = Server([429, 429, 200])
     async with client(await serve(server), *stack(MINUTE)) as session:
         began = virtual_time.now
@@ -559,7 +474,7 @@ async def test_switched_off_by_stamina(serve: Serve, virtual_time: VirtualClock)
 async def test_cancelled_at_any_moment_it_leaves_nothing_behind(
     serve: Serve, virtual_time: VirtualClock, store: Store | None
 ) -> None:
-    """Before its turn, in the queue, on its way, and while what came of it is noted."""
+    """Before it is queued, in the queue, in flight, and while its result is recorded."""
     server = Server(latency=0.5)
     for step in range(0, 64, 4):
         throttle = Throttle(MINUTE, store=store, key=lambda _, step=step: str(step))  # type: ignore[misc]
@@ -570,7 +485,7 @@ async def test_cancelled_at_any_moment_it_leaves_nothing_behind(
             cancelled = asyncio.create_task(get(session))
             await asyncio.sleep(0.01)
             next_one = asyncio.create_task(get(session))
-            # The first of these steps are in the queue, the others around the moment when it opens.
+            # The first of these steps are in the queue, the others around the end of the wait.
             await asyncio.sleep(0.02 * step if step < 6 else 59.4 + 0.03 * (step - 6))
             cancelled.cancel()
             await asyncio.wait([cancelled])
@@ -597,14 +512,14 @@ async def test_a_call_thrown_away_on_its_way_waits_for_no_store(virtual_time: Vi
         for step in range(1, 6):
             assert await thrown_away_at(step, get(session))
             at_rest(session)
-    # The first ones while they asked for their turn.
+    # The first ones while they asked for their permits.
     assert 0 < len(on_their_way) < 5
 
 
 async def test_an_answer_that_nobody_will_read_gives_its_connection_back(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
-    """The caller goes away while it is noted what came of the send."""
+    """The caller is cancelled while the result of the attempt is recorded."""
 
     async def much(request: web.Request) -> web.StreamResponse:
         return web.Response(body=bytes(8_000_000))
@@ -633,7 +548,7 @@ async def test_an_answer_that_nobody_will_read_gives_its_connection_back(
         assert not held
 
 
-async def test_a_send_that_nobody_saw_the_end_of_counts(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_an_attempt_without_a_known_end_counts(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server(limit=SlidingWindow(2, 60), latency=1.0)
     async with client(await serve(server), *stack(MINUTE, limit=Limit(2, 60))) as session:
         began = virtual_time.now
@@ -648,7 +563,9 @@ async def test_a_send_that_nobody_saw_the_end_of_counts(serve: Serve, virtual_ti
         at_rest(session)
 
 
-async def test_a_send_that_anyio_cancels_counts_with_a_slow_store_too(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_an_attempt_that_anyio_cancels_counts_with_a_slow_store_too(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
     """Who is cancelled by anyio can wait for nothing else."""
     server = Server(latency=1.0)
     async with client(await serve(server), Throttle(MINUTE, limit=Limit(1, 60), store=JsonStore(slow=0.05))) as session:
@@ -778,7 +695,7 @@ async def test_a_store_that_dies_in_an_episode_does_not_end_it(
 async def test_a_store_that_dies_while_calls_are_on_their_way_keeps_nobody_for_ever(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
-    """What was sent by the store's clock is answered by the loop's: no queue is closed for eleven days for that."""
+    """What was sent by the store's clock is answered by the loop's: that must not block the account for eleven days."""
     server = Server(limit=FixedWindow(5, 60), latency=1.0)
     store = JsonStore()
     async with client(await serve(server), *stack(MINUTE, store=store, retry_budget=None)) as session:
@@ -849,7 +766,7 @@ async def request_of(session: aiohttp.ClientSession) -> aiohttp.ClientRequest:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("requests", [30, 100])
+@pytest.mark.parametrize("requests", [30, pytest.param(100, marks=pytest.mark.slow)])
 def test_the_guides_figures(kind: str, requests: int) -> None:
     """``maesn.session`` with rules of a minute and doubling against the sandbox's limit a minute: none is lost.
 
@@ -881,11 +798,11 @@ def test_the_guides_figures(kind: str, requests: int) -> None:
 
 
 def test_what_is_learned_is_the_same_whether_or_not_the_store_has_to_be_waited_for() -> None:
-    """One is told at once what comes of a send, the other by and by: of the same, with as many on their way."""
+    """One layer learns the results at once, the other later: the same results, with as many attempts in flight."""
 
     async def main(store: Store) -> list[float]:
         server = Server(limit=FixedWindow(12, 60), latency=6.0)
-        async with serving(server) as url:  # type: ignore[arg-type]
+        async with serving(server) as url:
             async with client(url, *stack(MINUTE, store=store, retry_budget=None)) as session:
                 # The limit is felt out by a crowd; then each finds the queue free, and some are more than it lets pass.
                 calls = [asyncio.create_task(get(session)) for _ in range(13)]
@@ -902,12 +819,7 @@ def test_what_is_learned_is_the_same_whether_or_not_the_store_has_to_be_waited_f
     assert at_once == by_and_by
 
 
-def quickly(main: Callable[[], Any]) -> Any:
-    """In virtual time, without listening for a real millisecond before each jump: all are on this machine."""
-    with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(VirtualClock(grace=0))) as runner:
-        return runner.run(main())
-
-
+@pytest.mark.slow
 def test_two_hours_of_three_accounts_with_errors_and_outages() -> None:
     """Each with a limit of another kind, 500s by chance, and all calls of a sync at once: none is lost."""
     calls = 12 * 120
@@ -965,18 +877,7 @@ def test_a_stated_limit_is_never_exceeded(kind: str) -> None:
     assert took < 310
 
 
-@asynccontextmanager
-async def serving(handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
-    runner = web.ServerRunner(web.Server(handle, access_log=None), shutdown_timeout=0.01)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-
-
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_whatever_happens_to_them_all_calls_come_to_an_end(data: st.DataObject) -> None:
     """Successes, 429s, 500s, lost connections, deadlines and cancellations in any order, over real sockets."""

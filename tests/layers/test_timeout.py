@@ -1,21 +1,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Handler
 from tests.layering import together
 from tests.leftovers import timers_of_lamella
+from tests.servers import Serve
 
 from lamella import AttemptTimeout, Backoff, Failure, HeaderAuth, Rule, RuleBook, Timeout, stack
 from lamella.testing import VirtualClock
 from lamella.testing.virtual_time import run_virtual
-
-Serve = Callable[[Handler], Awaitable[str]]
 
 
 async def never(request: web.Request) -> web.StreamResponse:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
-from tests.conftest import Handler
 from tests.maesn.lists import START, ListServer, Record, numbered, record
+from tests.servers import Serve
 
 from lamella import Breaker, NotFound, maesn
 from lamella.batch import Journal
 from lamella.maesn import Part
 
-Serve = Callable[[Handler], Awaitable[str]]
 Body = dict[str, Any]
 
 RULES = maesn.RULES.scaled(0.0001)
@@ -133,8 +132,15 @@ COMPLETE: dict[str, Callable[[], ListServer]] = {
 
 
 class TestAllRecordsAreRead:
-    @pytest.mark.parametrize("last_first", [False, True], ids=["", "last first"])
-    @pytest.mark.parametrize("at_once", [1, 4], ids=["one at a time", "four at once"])
+    @pytest.mark.parametrize(
+        ("at_once", "last_first"),
+        [
+            pytest.param(1, False, id="one at a time"),
+            pytest.param(4, False, id="four at once"),
+            pytest.param(4, True, id="four at once, last first"),
+            pytest.param(1, True, id="one at a time, last first", marks=pytest.mark.slow),
+        ],
+    )
     @pytest.mark.parametrize("case", COMPLETE)
     async def test_by_a_sync(self, serve: Serve, tmp_path: Path, case: str, at_once: int, last_first: bool) -> None:
         server = COMPLETE[case]()

@@ -22,7 +22,7 @@ from typing import Any
 import anyio
 import pyarrow.parquet as pq
 import pytest
-from tests.test_cancellation import cancelled_at
+from tests.cancelling import cancelled_at
 
 from lamella.batch import Journal
 from lamella.maesn.export import check_output, export

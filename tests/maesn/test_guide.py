@@ -20,8 +20,9 @@ from lamella import (
     Unauthorized,
     maesn,
 )
-from lamella.testing import FixedWindow, Sandbox, VirtualClock
-from lamella.testing.plugin import MakeSandbox
+from lamella.maesn.sandbox import Sandbox
+from lamella.pytest_maesn import MakeSandbox
+from lamella.testing import FixedWindow, VirtualClock
 
 
 def open_session(sandbox: Sandbox, attempts: int = 5) -> aiohttp.ClientSession:

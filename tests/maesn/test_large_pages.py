@@ -7,19 +7,18 @@ import gzip
 import json
 import sys
 import tracemalloc
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 import pytest
-from tests.conftest import Connection
+from tests.servers import ServeRaw
 
 from lamella import AttemptTimeout, ConnectionLost, HeaderAuth, maesn, stack
 from lamella.batch import Journal
 from lamella.testing import VirtualClock
 
-ServeRaw = Callable[[Connection], Awaitable[str]]
 MB: Final = 2**20
 LARGER: Final = 9 * MB
 """More than Buffer reads of any other answer."""

@@ -7,8 +7,9 @@ import aiohttp
 import pytest
 
 from lamella import NotFound, TransportError, maesn
-from lamella.testing import Account, Fault, Reply, Sandbox, VirtualClock
-from lamella.testing.plugin import MakeSandbox
+from lamella.maesn.sandbox import Account, Reply, Sandbox
+from lamella.pytest_maesn import MakeSandbox
+from lamella.testing import Fault, VirtualClock
 
 
 def connect(sandbox: Sandbox, **options: bool) -> aiohttp.ClientSession:

@@ -6,9 +6,10 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from lamella import BadRequest, LamellaError, NotFound, TooManyRequests, Unauthorized, maesn
-from lamella.testing import Account, Sandbox, VirtualClock
-from lamella.testing.plugin import MakeSandbox
+from lamella import BadRequest, LamellaError, Limit, NotFound, Throttle, TooManyRequests, Unauthorized, maesn
+from lamella.maesn.sandbox import Account, Sandbox
+from lamella.pytest_maesn import MakeSandbox
+from lamella.testing import FixedWindow, VirtualClock
 
 
 @pytest.fixture(autouse=True)
@@ -158,3 +159,24 @@ async def test_layers_fit_a_session_of_ones_own(sandbox: Sandbox, virtual_time: 
         with pytest.raises(TooManyRequests):
             await session.get(f"{sandbox.url}/accounting/invoices")
     assert len(sandbox.received) == 2
+
+
+async def test_a_throttle_made_by_hand_takes_the_place_of_the_own_one(
+    make_sandbox: MakeSandbox, virtual_time: VirtualClock
+) -> None:
+    throttle = Throttle(maesn.RULES, key=lambda _: maesn.current_account())
+    sandbox = await make_sandbox(accounts=2, limit=FixedWindow(1, 60))
+    url, [limited, other] = URL(sandbox.url), [account.key for account in sandbox.accounts]
+    async with maesn.session(sandbox.api_key, base_url=sandbox.url, throttle=throttle) as session:
+
+        async def read() -> int:
+            with maesn.account(limited):
+                return (await session.get("/accounting/items")).status
+
+        tasks = [asyncio.ensure_future(read()) for _ in range(2)]
+        await asyncio.sleep(1)
+        assert 0 < throttle.blocked_for(url, limited) <= 66
+        assert throttle.blocked_for(url, other) == 0
+        assert await asyncio.gather(*tasks) == [200, 200]
+    with pytest.raises(ValueError, match="limit= has no effect on a Throttle made by hand"):
+        maesn.layers("key", throttle=throttle, limit=Limit(1, 60))

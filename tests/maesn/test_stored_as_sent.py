@@ -8,7 +8,7 @@ import json
 import sqlite3
 import tempfile
 import tracemalloc
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
@@ -17,10 +17,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.cli.serving import API_KEY, KEYS, served, write_accounts
-from tests.conftest import Handler
+from tests.examples import examples
+from tests.servers import Handler, Serve
 from typer.testing import CliRunner
 
 from lamella import maesn
@@ -28,10 +29,8 @@ from lamella.batch import Journal
 from lamella.cli.app import app
 from lamella.maesn import Part
 from lamella.maesn.pages import _decoded
+from lamella.maesn.sandbox import Reply, Sandbox
 from lamella.maesn.stored import _compact
-from lamella.testing import Reply, Sandbox
-
-Serve = Callable[[Handler], Awaitable[str]]
 
 RULES = maesn.RULES.scaled(1e-5)
 SUFFIXES = [".jsonl", ".sqlite", ".parquet"]
@@ -438,7 +437,7 @@ VALUE = st.recursive(
 RECORD = st.lists(spaced(STRING, ":", VALUE), max_size=4).map(",".join)
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(records=st.lists(RECORD, min_size=1, max_size=20), suffix=st.sampled_from(SUFFIXES))
 def test_any_record_is_stored_token_by_token(records: list[str], suffix: str) -> None:
     sent = {

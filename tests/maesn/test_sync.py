@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,17 +15,17 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Handler
+from tests.servers import Serve
 
 from lamella import Breaker, InternalServerError, Unauthorized, maesn
 from lamella.batch import Batch, ItemOutcome, Journal, JournalError
 from lamella.maesn import EmptyPage, Part, Progress, UnsteadyList
+from lamella.maesn.sandbox import Account, Sandbox
 from lamella.maesn.stored import Position, Wanted
 from lamella.maesn.sync import _List, _Page, _Reading
-from lamella.testing import Account, Fault, FixedWindow, Sandbox, VirtualClock
-from lamella.testing.plugin import MakeSandbox
+from lamella.pytest_maesn import MakeSandbox
+from lamella.testing import Fault, FixedWindow, VirtualClock
 
-Serve = Callable[[Handler], Awaitable[str]]
 Record = dict[str, Any]
 
 RULES = maesn.RULES.scaled(0.0001)
@@ -744,6 +744,7 @@ class TestArguments:
             assert await journal.read(lambda db: list(db.iterdump())) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("down", [0, 30], ids=["up all the time", "down for half a minute"])
 async def test_hundreds_of_accounts_with_limits_and_faults(
     make_sandbox: MakeSandbox, virtual_time: VirtualClock, tmp_path: Path, down: float

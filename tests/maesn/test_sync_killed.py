@@ -7,14 +7,15 @@ import random
 from pathlib import Path
 
 import anyio
+import pytest
 from tests.killing import completed, killed
 
 from lamella import maesn
 from lamella.batch import Journal
-from lamella.testing import Account, Fault, Sandbox
+from lamella.maesn.sandbox import Account, Sandbox
+from lamella.testing import Fault
 
 RESOURCES = ["bills", "invoices", "items"]
-KILLS = 50
 
 
 async def sync(url: str, api_key: str, names: dict[str, str], folder: Path) -> None:
@@ -40,7 +41,8 @@ async def sync_and_stay(url: str, api_key: str, names: dict[str, str], folder: P
     await anyio.sleep_forever()
 
 
-async def test_killed_at_fifty_moments_it_comes_to_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
+async def test_killed_at_many_moments_it_comes_to_the_same(tmp_path: Path, kills: int) -> None:
     moments = random.Random(7)
     calm, stormy = tmp_path / "calm", tmp_path / "stormy"
     for folder in (calm, stormy):
@@ -51,7 +53,7 @@ async def test_killed_at_fifty_moments_it_comes_to_the_same(tmp_path: Path) -> N
         there = sandbox.url, sandbox.api_key, names
         await completed(sync, *there, calm)
         expected, ended = (calm / "out.jsonl").read_bytes(), stormy / "out.jsonl"
-        for _ in range(KILLS):
+        for _ in range(kills):
             requests = len(sandbox.received) + moments.choice([0, 1, 2, 4, 7, 11])
 
             def arrived(requests: int = requests) -> bool:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
-from tests.conftest import Handler
 from tests.maesn.lists import START, ListServer, Record, numbered, record
+from tests.servers import Serve
 
 from lamella import NotFound, maesn
 from lamella.batch import Journal
 from lamella.maesn import Account, Report
-
-Serve = Callable[[Handler], Awaitable[str]]
 
 RULES = maesn.RULES.scaled(0.0001)
 OLD = START - timedelta(days=400)

@@ -11,20 +11,20 @@ from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
+from tests.examples import examples
 
 from lamella.breaker.circuit import (
     CircuitPhase,
     CircuitSettings,
     CircuitState,
-    Leave,
-    Refusal,
-    Turn,
+    Permit,
+    Rejection,
+    Transition,
     admit,
     failed,
-    give_back,
     open_for,
+    release,
     succeeded,
 )
 
@@ -52,25 +52,25 @@ class Circuit:
         assert self.state == other
         return answer
 
-    def admit(self) -> tuple[str, Leave] | Refusal:
+    def admit(self) -> tuple[str, Permit] | Rejection:
         name = f"send {next(self.names)}"
         answer = self.apply(admit, self.settings, name)
-        return answer if isinstance(answer, Refusal) else (name, answer)
+        return answer if isinstance(answer, Rejection) else (name, answer)
 
-    def send(self) -> tuple[str, Leave]:
+    def send(self) -> tuple[str, Permit]:
         answer = self.admit()
-        assert not isinstance(answer, Refusal)
+        assert not isinstance(answer, Rejection)
         return answer
 
-    def end(self, send: tuple[str, Leave], well: bool) -> Turn | None:
+    def end(self, send: tuple[str, Permit], well: bool) -> Transition | None:
         return self.apply(succeeded if well else failed, self.settings, send[0], send[1].epoch)
 
-    def run(self, outcomes: str) -> list[Turn | None]:
-        """Send for each letter: ``f`` for a failure, ``s`` for a success."""
+    def run(self, outcomes: str) -> list[Transition | None]:
+        """Make an attempt for each letter: ``f`` for a failure, ``s`` for a success."""
         return [self.end(self.send(), letter == "s") for letter in outcomes]
 
-    def give_back(self, send: tuple[str, Leave]) -> None:
-        self.apply(give_back, send[0])
+    def release(self, send: tuple[str, Permit]) -> None:
+        self.apply(release, send[0])
 
     def open_for(self) -> float:
         return self.apply(open_for, self.settings)
@@ -82,9 +82,9 @@ class Circuit:
         return CircuitPhase.OPEN if self.open_for() else CircuitPhase.HALF_OPEN
 
     def opened(self) -> Circuit:
-        *before, turn = self.run("ffff")
+        *before, transition = self.run("ffff")
         assert before == [None] * 3
-        assert turn == Turn(CircuitPhase.OPEN, since=0.0, sends=4, failures=4)
+        assert transition == Transition(CircuitPhase.OPEN, since=0.0, attempts=4, failures=4)
         return self
 
     def half_open(self) -> Circuit:
@@ -110,13 +110,13 @@ class Circuit:
         ("f" * 7 + "s" * 93, {"minimum": 100, "failures": 0.07}, True),  # 0.07 * 100 is more than 7
     ],
 )
-def test_it_opens_with_the_send_that_makes_up_the_share_and_the_minimum(
+def test_it_opens_with_the_attempt_that_reaches_the_share_and_the_minimum(
     outcomes: str, settings: dict[str, Any], opens: bool
 ) -> None:
     circuit = Circuit(CircuitSettings(**({"failures": 0.5, "minimum": 4} | settings)))
     *before, last = circuit.run(outcomes)
     assert not any(before)
-    expected = Turn(CircuitPhase.OPEN, sends=len(outcomes), failures=outcomes.count("f"))
+    expected = Transition(CircuitPhase.OPEN, attempts=len(outcomes), failures=outcomes.count("f"))
     assert last == (expected if opens else None)
     assert (circuit.phase is CircuitPhase.OPEN) is opens
 
@@ -134,7 +134,7 @@ def test_in_a_busy_window_so_many_failures_in_a_row_open_it_whatever_the_share(o
     *before, last = circuit.run(outcomes)
     assert set(before) == {None}
     failures = outcomes.count("f")
-    assert last == (Turn(CircuitPhase.OPEN, sends=len(outcomes), failures=failures) if opens else None)
+    assert last == (Transition(CircuitPhase.OPEN, attempts=len(outcomes), failures=failures) if opens else None)
 
 
 def test_failures_in_a_row_are_too_few_where_there_is_less_than_the_minimum_in_the_window() -> None:
@@ -144,7 +144,7 @@ def test_failures_in_a_row_are_too_few_where_there_is_less_than_the_minimum_in_t
     # They are not forgotten until there are enough.
     circuit = Circuit(CircuitSettings(failures=0.5, window=10, minimum=130, open_for=30, probes=2))
     assert set(circuit.run("s" * 100 + "f" * 29)) == {None}
-    assert circuit.run("f") == [Turn(CircuitPhase.OPEN, sends=130, failures=30)]
+    assert circuit.run("f") == [Transition(CircuitPhase.OPEN, attempts=130, failures=30)]
 
 
 def test_a_circuit_that_has_closed_begins_with_no_failures_in_a_row() -> None:
@@ -159,7 +159,7 @@ def test_while_it_is_open_nothing_passes_and_it_says_since_when_and_until_when()
     circuit = Circuit().opened()
     for after in (0.0, 0.5, 29.5):
         circuit.now = 1000 + after
-        assert circuit.admit() == Refusal(since=after, until=30 - after)
+        assert circuit.admit() == Rejection(since=after, until=30 - after)
         assert circuit.open_for() == 30 - after
     circuit.now = 1030.0
     assert circuit.open_for() == 0.0
@@ -186,11 +186,11 @@ def test_what_is_in_the_window(times: list[float], counted: int) -> None:
     circuit = Circuit(CircuitSettings(window=10, minimum=1000))
     for circuit.now in times:
         circuit.run("f")
-    assert (sum(circuit.state.sends), sum(circuit.state.failures)) == (counted, counted)
-    assert len(circuit.state.sends) == len(circuit.state.failures) <= 10
+    assert (sum(circuit.state.attempts), sum(circuit.state.failures)) == (counted, counted)
+    assert len(circuit.state.attempts) == len(circuit.state.failures) <= 10
 
 
-def test_who_comes_back_a_rounding_error_too_early_is_not_sent_away_once_more() -> None:
+def test_a_call_that_comes_back_a_rounding_error_too_early_is_not_rejected_again() -> None:
     circuit = Circuit(now=1.7e9 + 0.1).opened()
     circuit.now += 12.3
     circuit.now += circuit.open_for() - 4e-7
@@ -203,13 +203,13 @@ def test_half_open_lets_a_few_through_at_a_time_and_closes_when_as_many_end_well
     assert [first[1].probe, second[1].probe] == [1, 2]
     circuit.now += 10
     # Both places are taken at 30 s, and are free at 60 s at the latest.
-    assert circuit.admit() == Refusal(since=40, until=20)
+    assert circuit.admit() == Rejection(since=40, until=20)
     assert circuit.open_for() == 0.0
     assert circuit.end(first, True) is None
     third = circuit.send()
     assert third[1].probe == 3
-    assert isinstance(circuit.admit(), Refusal)
-    assert circuit.end(third, True) == Turn(CircuitPhase.CLOSED, since=40, sends=0, failures=0)
+    assert isinstance(circuit.admit(), Rejection)
+    assert circuit.end(third, True) == Transition(CircuitPhase.CLOSED, since=40, attempts=0, failures=0)
     assert circuit.phase is CircuitPhase.CLOSED
     assert circuit.open_for() == 0.0
     assert circuit.send()[1].probe == 0
@@ -217,7 +217,7 @@ def test_half_open_lets_a_few_through_at_a_time_and_closes_when_as_many_end_well
 
 def test_a_closed_circuit_begins_with_an_empty_window() -> None:
     circuit = Circuit(CircuitSettings(failures=0.5, window=1000, minimum=4, open_for=30, probes=1)).half_open()
-    assert circuit.run("s") == [Turn(CircuitPhase.CLOSED, since=30)]
+    assert circuit.run("s") == [Transition(CircuitPhase.CLOSED, since=30)]
     assert circuit.run("fffs")[:3] == [None] * 3
     assert circuit.phase is CircuitPhase.OPEN
 
@@ -227,48 +227,48 @@ def test_one_probe_that_fails_opens_it_again_for_as_long_and_the_successes_befor
     first, second = circuit.send(), circuit.send()
     assert circuit.end(first, True) is None
     circuit.now += 1
-    assert circuit.end(second, False) == Turn(CircuitPhase.OPEN, since=31)
+    assert circuit.end(second, False) == Transition(CircuitPhase.OPEN, since=31)
     # It says since when it has not been closed: it opened again just now.
-    assert circuit.admit() == Refusal(since=31, until=30)
+    assert circuit.admit() == Rejection(since=31, until=30)
     circuit.now += 30
     # The first of this time, and two are needed anew.
     third = circuit.send()
     assert third[1].probe == 1
     assert circuit.end(third, True) is None
-    assert circuit.end(circuit.send(), True) == Turn(CircuitPhase.CLOSED, since=61)
+    assert circuit.end(circuit.send(), True) == Transition(CircuitPhase.CLOSED, since=61)
 
 
-def test_a_place_that_was_given_back_is_free_and_says_nothing() -> None:
+def test_a_probe_that_was_released_shows_nothing_and_another_may_be_sent() -> None:
     circuit = Circuit().half_open()
     first, second = circuit.send(), circuit.send()
-    assert isinstance(circuit.admit(), Refusal)
+    assert isinstance(circuit.admit(), Rejection)
     for _ in range(2):
-        circuit.give_back(first)
+        circuit.release(first)
     third = circuit.send()
-    assert isinstance(circuit.admit(), Refusal)
+    assert isinstance(circuit.admit(), Rejection)
     assert circuit.phase is CircuitPhase.HALF_OPEN
     assert circuit.end(second, True) is None
-    assert circuit.end(third, True) == Turn(CircuitPhase.CLOSED, since=30)
+    assert circuit.end(third, True) == Transition(CircuitPhase.CLOSED, since=30)
 
 
-def test_a_send_of_a_closed_circuit_that_was_given_back_does_not_count() -> None:
+def test_an_attempt_of_a_closed_circuit_that_was_released_does_not_count() -> None:
     circuit = Circuit()
     circuit.run("fff")
-    circuit.give_back(circuit.send())
+    circuit.release(circuit.send())
     assert circuit.phase is CircuitPhase.CLOSED
-    assert circuit.run("f") == [Turn(CircuitPhase.OPEN, sends=4, failures=4)]
+    assert circuit.run("f") == [Transition(CircuitPhase.OPEN, attempts=4, failures=4)]
 
 
-def test_a_probe_that_nothing_is_heard_of_does_not_block_for_ever() -> None:
+def test_a_probe_without_a_result_does_not_block_for_ever() -> None:
     circuit = Circuit().half_open()
     circuit.send()
     circuit.now += 10
     circuit.send()
     circuit.now += 19.5
-    assert circuit.admit() == Refusal(since=59.5, until=0.5)
+    assert circuit.admit() == Rejection(since=59.5, until=0.5)
     circuit.now += 0.5
     assert circuit.send()
-    assert circuit.admit() == Refusal(since=60, until=10)
+    assert circuit.admit() == Rejection(since=60, until=10)
 
 
 @pytest.mark.parametrize(("well", "phase"), [(True, CircuitPhase.CLOSED), (False, CircuitPhase.OPEN)])
@@ -277,15 +277,15 @@ def test_a_probe_that_was_given_up_and_ends_after_all_is_news(well: bool, phase:
     slow = circuit.send()
     circuit.now += 35
     next_one = circuit.send()
-    turn = circuit.end(slow, well)
-    assert turn == Turn(phase, since=65)
+    transition = circuit.end(slow, well)
+    assert transition == Transition(phase, since=65)
     # The other was sent before that, and changes nothing any more.
     assert circuit.end(next_one, not well) is None
     assert circuit.phase is phase
 
 
 @pytest.mark.parametrize("well", [True, False])
-def test_late_results_of_sends_from_before_change_nothing(well: bool) -> None:
+def test_late_results_of_earlier_attempts_change_nothing(well: bool) -> None:
     circuit = Circuit()
     early = [circuit.send() for _ in range(7)]
     circuit.opened()
@@ -300,10 +300,10 @@ def test_late_results_of_sends_from_before_change_nothing(well: bool) -> None:
     assert circuit.phase is CircuitPhase.HALF_OPEN
     assert circuit.end(probe, True) is None
     left = circuit.send()
-    assert circuit.end(circuit.send(), True) == Turn(CircuitPhase.CLOSED, since=30)
+    assert circuit.end(circuit.send(), True) == Transition(CircuitPhase.CLOSED, since=30)
     for send in (*early, left):
         assert circuit.end(send, well) is None
-    assert circuit.state.sends == []
+    assert circuit.state.attempts == []
 
 
 def test_a_probe_of_an_earlier_time_says_nothing_of_a_later_one() -> None:
@@ -322,7 +322,7 @@ def test_a_probe_of_an_earlier_time_says_nothing_of_a_later_one() -> None:
 def test_a_clock_that_begins_anew_keeps_nothing_open_or_closed() -> None:
     circuit = Circuit(now=1e6).opened()
     circuit.now = 5.0
-    assert circuit.admit() == Refusal(since=0.0, until=30.0)
+    assert circuit.admit() == Rejection(since=0.0, until=30.0)
     circuit.now = 35.0
     probe = circuit.send()
     circuit.send()
@@ -339,25 +339,25 @@ def test_a_clock_that_begins_anew_keeps_nothing_open_or_closed() -> None:
         probe = circuit.send()
         circuit.now = 5.0
         # No length of time is less than none.
-        assert circuit.end(probe, well) == Turn(CircuitPhase.CLOSED if well else CircuitPhase.OPEN, since=0.0)
+        assert circuit.end(probe, well) == Transition(CircuitPhase.CLOSED if well else CircuitPhase.OPEN, since=0.0)
         circuit.now = 6.0
         assert circuit.open_for() == (0.0 if well else 29.0)
-        assert well or circuit.admit() == Refusal(since=1.0, until=29.0)
+        assert well or circuit.admit() == Rejection(since=1.0, until=29.0)
 
     # Nor does it say that it opened just now for as long as that time is yet to come.
     late = Circuit(now=1e6).half_open()
     probe = late.send()
     late.now = 5.0
-    assert late.end(probe, False) == Turn(CircuitPhase.OPEN)
+    assert late.end(probe, False) == Transition(CircuitPhase.OPEN)
     late.now = 15.0
-    assert late.admit() == Refusal(since=10.0, until=20.0)
+    assert late.admit() == Rejection(since=10.0, until=20.0)
 
     closed = Circuit(now=1e6)
     closed.run("fff")
     closed.now = 5.0
     # Nobody can tell how old the others are.
     assert closed.run("fff") == [None] * 3
-    assert closed.run("f") == [Turn(CircuitPhase.OPEN, sends=4, failures=4)]
+    assert closed.run("f") == [Transition(CircuitPhase.OPEN, attempts=4, failures=4)]
 
 
 SETTINGS_OF_ALL_KINDS = st.builds(
@@ -383,17 +383,17 @@ def test_it_opens_if_and_only_if_the_share_and_the_minimum_are_met(
         counted = [*((at, good) for at, good in counted if circuit.now - at < 10), (circuit.now, well)]
         bad = sum(not good for _, good in counted)
         in_a_row = 0 if well else in_a_row + 1
-        turn = circuit.end(circuit.send(), well)
+        transition = circuit.end(circuit.send(), well)
         if len(counted) >= settings.minimum and (bad / len(counted) >= settings.failures or in_a_row >= 20):
-            assert turn == Turn(CircuitPhase.OPEN, sends=len(counted), failures=bad)
+            assert transition == Transition(CircuitPhase.OPEN, attempts=len(counted), failures=bad)
             return
-        assert turn is None
+        assert transition is None
         assert circuit.phase is CircuitPhase.CLOSED
 
 
-@examples(max_examples=40)
+@examples(40)
 @given(st.lists(st.floats(0, 4, allow_subnormal=False), min_size=1, max_size=80), st.floats(0, 1e10))
-def test_a_send_counts_for_nine_tenths_of_the_window_and_never_for_more_than_all_of_it(
+def test_an_attempt_counts_for_nine_tenths_of_the_window_and_never_for_more_than_all_of_it(
     waits: list[float], start: float
 ) -> None:
     circuit = Circuit(CircuitSettings(window=10.0, minimum=1000), start)
@@ -404,8 +404,8 @@ def test_a_send_counts_for_nine_tenths_of_the_window_and_never_for_more_than_all
         circuit.run("f")
         surely = sum(circuit.now - at < 9 - 1e-3 for at in times)
         at_most = sum(circuit.now - at <= 10 + 1e-3 for at in times)
-        assert surely <= sum(circuit.state.sends) <= at_most
-        assert len(circuit.state.sends) == len(circuit.state.failures) <= 10
+        assert surely <= sum(circuit.state.attempts) <= at_most
+        assert len(circuit.state.attempts) == len(circuit.state.failures) <= 10
 
 
 STEPS = st.one_of(
@@ -416,23 +416,23 @@ STEPS = st.one_of(
 )
 
 
-@examples(max_examples=80)
+@examples(80)
 @given(SETTINGS_OF_ALL_KINDS, st.lists(STEPS, min_size=10, max_size=40))
 def test_whatever_happens(settings: CircuitSettings, steps: list[tuple[str, float]]) -> None:
-    """Sends that come, end and vanish in any order."""
+    """Attempts that come, end and vanish in any order."""
     circuit = Circuit(settings)
-    # It has just become half-open, and two sends from before that are under way: so much happens in a few steps.
+    # It has just become half-open, and two earlier attempts are in flight: so much happens in a few steps.
     under_way = [circuit.send(), circuit.send()]
     opened_at = circuit.now
     assert circuit.run("f" * settings.minimum)[-1] is not None
     circuit.now += settings.open_for
     probes: dict[str, float] = {}
-    # How often it has opened or closed: a send from before the last time is no news.
-    turns, well = 1, 0
+    # How often it has opened or closed: an attempt from before the last time is no news.
+    transitions, well = 1, 0
     sent = {send[0]: 0 for send in under_way}
     for step, value in steps:
         phase = circuit.phase
-        turn = None
+        transition = None
         if step == "wait":
             circuit.now += value * settings.open_for
         elif step == "admit":
@@ -440,49 +440,49 @@ def test_whatever_happens(settings: CircuitSettings, steps: list[tuple[str, floa
                 recent = sum(circuit.now - at < settings.open_for for at in probes.values())
                 answer = circuit.admit()
                 passes = phase is CircuitPhase.CLOSED or (phase is CircuitPhase.HALF_OPEN and recent < settings.probes)
-                assert isinstance(answer, Refusal) is not passes
-                if isinstance(answer, Refusal):
+                assert isinstance(answer, Rejection) is not passes
+                if isinstance(answer, Rejection):
                     assert answer.since == circuit.now - opened_at
                     assert 0 < answer.until <= settings.open_for
                     assert phase is CircuitPhase.HALF_OPEN or answer.until == circuit.open_for()
                     continue
                 under_way.append(answer)
-                sent[answer[0]] = turns
+                sent[answer[0]] = transitions
                 if phase is CircuitPhase.HALF_OPEN:
                     probes[answer[0]] = circuit.now
         elif under_way:
             send = under_way.pop(int(value) % len(under_way))
-            is_news = sent[send[0]] == turns
+            is_news = sent[send[0]] == transitions
             probes.pop(send[0], None)
             if step == "back":
-                circuit.give_back(send)
+                circuit.release(send)
             else:
-                turn = circuit.end(send, step == "well")
+                transition = circuit.end(send, step == "well")
                 well += is_news and step == "well" and phase is CircuitPhase.HALF_OPEN
             if not is_news:
-                assert turn is None
+                assert transition is None
             if is_news and step == "badly" and phase is CircuitPhase.HALF_OPEN:
-                assert turn is not None
-        if turn is None:
-            # Nothing else opens or closes it than a result, and time makes it half-open.
+                assert transition is not None
+        if transition is None:
+            # Only a result opens or closes it, and time makes it half-open.
             after = CircuitPhase.HALF_OPEN if step == "wait" and phase is CircuitPhase.OPEN else phase
             assert circuit.phase in {phase, after}
         else:
             assert phase is not CircuitPhase.OPEN
-            assert circuit.phase is turn.phase
-            assert turn.since == (circuit.now - opened_at if phase is CircuitPhase.HALF_OPEN else 0.0)
-            assert (turn.phase is CircuitPhase.CLOSED) is (well == settings.probes)
-            assert circuit.state.places == {}
+            assert circuit.phase is transition.phase
+            assert transition.since == (circuit.now - opened_at if phase is CircuitPhase.HALF_OPEN else 0.0)
+            assert (transition.phase is CircuitPhase.CLOSED) is (well == settings.probes)
+            assert circuit.state.probes == {}
             if phase is CircuitPhase.CLOSED:
                 opened_at = circuit.now
-            probes, turns, well = {}, turns + 1, 0
-        # It is never stuck: a send may pass when it is no longer open, and none is heard of.
+            probes, transitions, well = {}, transitions + 1, 0
+        # It is never stuck: an attempt may be sent once it is no longer open, even if no result is reported.
         later = deepcopy(circuit.state)
-        assert isinstance(admit(later, circuit.now + settings.open_for, settings, "later"), Leave)
-        assert len(circuit.state.places) <= settings.probes
+        assert isinstance(admit(later, circuit.now + settings.open_for, settings, "later"), Permit)
+        assert len(circuit.state.probes) <= settings.probes
 
 
-def test_the_phases_have_the_names_that_are_told_outside() -> None:
+def test_the_phases_have_the_documented_names() -> None:
     assert [phase.value for phase in CircuitPhase] == ["closed", "open", "half_open"]
 
 

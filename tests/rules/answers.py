@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Handler
+from tests.servers import Serve
 
 from lamella import LamellaError, RuleBook, stack
 
-Serve = Callable[[Handler], Awaitable[str]]
+__all__ = ["Reply", "Serve", "Server", "call", "client", "fails"]
 
 
 class Reply(NamedTuple):

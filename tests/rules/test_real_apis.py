@@ -7,8 +7,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tests.conftest import Connection
 from tests.rules.answers import Reply, Serve, Server, call, client, fails
+from tests.servers import Connection
 
 from lamella import (
     HTTP_RULES,

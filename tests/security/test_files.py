@@ -9,8 +9,8 @@ import pytest
 
 from lamella import maesn
 from lamella.batch import Batch, Journal
-from lamella.testing import Account, Reply
-from lamella.testing.plugin import MakeSandbox
+from lamella.maesn.sandbox import Account, Reply
+from lamella.pytest_maesn import MakeSandbox
 
 API_KEY, ACCOUNT_KEY = "zq-api-key-4711", "zq-account-key-0815"
 RULES = maesn.RULES.scaled(1e-5)

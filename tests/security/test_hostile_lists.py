@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import tracemalloc
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,17 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.security.shown import links
+from tests.servers import Serve
 
 from lamella import maesn
 from lamella.batch import Journal
-from lamella.testing import Reply, Sandbox, run_virtual
-from lamella.testing.plugin import MakeSandbox
+from lamella.maesn.sandbox import Reply, Sandbox
+from lamella.pytest_maesn import MakeSandbox
+from lamella.testing import run_virtual
 
 RULES = maesn.RULES.scaled(1e-5)
 LAST = Reply(200, {}, {"data": []})
 MB = 2**20
-
-Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
 
 
 def session_of(sandbox: Sandbox) -> aiohttp.ClientSession:

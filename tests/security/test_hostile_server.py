@@ -9,7 +9,7 @@ from inspect import signature
 
 import aiohttp
 import pytest
-from tests.conftest import Connection
+from tests.servers import ServeRaw
 
 from lamella import (
     AttemptTimeout,
@@ -24,9 +24,9 @@ from lamella import (
     TooManyRequests,
     stack,
 )
-from lamella.testing import Reply, Sandbox, VirtualClock
+from lamella.maesn.sandbox import Reply, Sandbox
+from lamella.testing import VirtualClock
 
-ServeRaw = Callable[[Connection], Awaitable[str]]
 MB = 2**20
 COUNTS = "max_headers" in signature(aiohttp.ClientSession).parameters
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=1, maximum=100)))

@@ -6,15 +6,15 @@ import asyncio
 import io
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 
 import aiohttp
 import pytest
-from tests.conftest import Connection, Tracing
+from tests.sdk import Tracing
+from tests.servers import ServeRaw
 
 from lamella import Backoff, Failure, LamellaError, Rule, RuleBook, stack
 
-ServeRaw = Callable[[Connection], Awaitable[str]]
 RULES = RuleBook(
     Rule(503, "Service Unavailable", retry=Backoff(initial=0.001)),
     Rule(Failure.CONNECTION_LOST, "Connection Lost", retry=Backoff(initial=0.001)),

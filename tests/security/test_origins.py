@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
-from tests.conftest import Connection
+from tests.servers import Serve, ServeRaw
 
 from lamella import Classify, ConnectFailed, HeaderAuth, LamellaError, RuleBook, maesn, stack
-from lamella.testing import Reply, Sandbox
-from lamella.testing.plugin import MakeSandbox
+from lamella.maesn.sandbox import Reply, Sandbox
+from lamella.pytest_maesn import MakeSandbox
 
 API_KEY, ACCOUNT_KEY = "zq-api-key-4711", "zq-account-key-0815"
-
-Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
-ServeRaw = Callable[[Connection], Awaitable[str]]
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

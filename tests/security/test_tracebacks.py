@@ -16,8 +16,9 @@ from tests.security.shown import leaks, links
 
 from lamella import Forbidden, HeaderAuth, deadline, maesn
 from lamella.batch import Batch, Journal
-from lamella.testing import Account, Fault, Reply, Sandbox
-from lamella.testing.plugin import MakeSandbox
+from lamella.maesn.sandbox import Account, Reply, Sandbox
+from lamella.pytest_maesn import MakeSandbox
+from lamella.testing import Fault
 
 API_KEY, ACCOUNT_KEY = "zq-api-key-4711", "zq-account-key-0815"
 KEYS = (API_KEY, ACCOUNT_KEY)

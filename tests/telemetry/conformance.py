@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from opentelemetry.sdk.metrics import Counter, Histogram, MeterProvider, UpDownCounter
 from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader, Metric, Sum
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerProvider
 
 SCOPE: Final = "lamella"
@@ -201,6 +202,12 @@ def _shape(given: Mapping[str, object]) -> object:
     return frozenset((name, type(value), value in ("", ())) for name, value in given.items())
 
 
+def _forget_series(reader: InMemoryMetricReader) -> None:
+    """Drop what *reader* has collected; the SDK has no public way."""
+    consumer = vars(reader)["_collect"].__self__
+    vars(vars(consumer)["_reader_storages"][reader])["_instrument_view_instrument_matches"].clear()
+
+
 class Recorder(SpanProcessor):
     """Sees what any provider of this process is given by lamella, from :meth:`install` on."""
 
@@ -213,9 +220,10 @@ class Recorder(SpanProcessor):
         """Be a processor, and a reader, of each provider that is made."""
         tracer_init: Any = TracerProvider.__init__
         meter_init: Any = MeterProvider.__init__
+        resource = Resource.create()  # which takes a millisecond or two
 
         def init_tracer(provider: TracerProvider, *args: Any, **options: Any) -> None:
-            tracer_init(provider, *args, **options)
+            tracer_init(provider, *args, **({"resource": resource} | options))
             provider.add_span_processor(self)
 
         def init_meter(provider: MeterProvider, metric_readers: Iterable[Any] = (), *args: Any, **options: Any) -> None:
@@ -223,7 +231,7 @@ class Recorder(SpanProcessor):
             kinds: tuple[type, ...] = (Counter, Histogram, UpDownCounter)
             delta = dict.fromkeys(kinds, AggregationTemporality.DELTA)
             self._readers.append(InMemoryMetricReader(delta))
-            meter_init(provider, [*metric_readers, self._readers[-1]], *args, **options)
+            meter_init(provider, [*metric_readers, self._readers[-1]], *args, **({"resource": resource} | options))
 
         TracerProvider.__init__ = init_tracer  # type: ignore[method-assign,assignment]
         MeterProvider.__init__ = init_meter  # type: ignore[method-assign,assignment]
@@ -241,7 +249,10 @@ class Recorder(SpanProcessor):
                     if metrics.scope.name == SCOPE:
                         for metric in metrics.metrics:
                             self._faults.update(dict.fromkeys(self.checker.metric(metric)))
-        # All but the global one's are as long-lived as their test.
+        # All but the global one's are as long-lived as their test. The global one's would keep, and collect each time,
+        # a series for each port of a server that there was.
         del self._readers[1:]
+        for reader in self._readers:
+            _forget_series(reader)
         faults, self._faults = list(self._faults), {}
         return faults

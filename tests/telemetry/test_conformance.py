@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
@@ -19,8 +18,9 @@ from opentelemetry.sdk.metrics.export import HistogramDataPoint
 from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind
-from tests.conftest import Handler, Tracing
 from tests.layering import in_order
+from tests.sdk import Metering, Tracing, given
+from tests.servers import Serve
 from tests.telemetry.conformance import (
     PAGE,
     SCOPE,
@@ -32,7 +32,6 @@ from tests.telemetry.conformance import (
     tables,
     type_of,
 )
-from tests.telemetry.conftest import Metering, given
 
 from lamella import (
     AttemptSpan,
@@ -48,10 +47,10 @@ from lamella import (
     maesn,
     stack,
 )
+from lamella.maesn.sandbox import Sandbox
 from lamella.telemetry.metrics import Instruments
-from lamella.testing import Sandbox, VirtualClock
+from lamella.testing import VirtualClock
 
-Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
 
 

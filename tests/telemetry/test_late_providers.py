@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -17,9 +17,9 @@ from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
-from tests.conftest import Handler, Tracing
 from tests.layering import together
-from tests.telemetry.conftest import Metering
+from tests.sdk import Metering, Tracing
+from tests.servers import Serve
 
 from lamella import (
     AttemptSpan,
@@ -32,8 +32,6 @@ from lamella import (
     stack,
 )
 from lamella.telemetry import attempt_span, call_span
-
-Serve = Callable[[Handler], Awaitable[str]]
 
 PARENT = SpanContext(0x1234567890ABCDEF1234567890ABCDEF, 0x1234567890ABCDEF, False, TraceFlags(1))
 
@@ -48,7 +46,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from lamella import maesn
 from lamella.telemetry.attributes import described
-from lamella.testing import Sandbox
+from lamella.maesn.sandbox import Sandbox
 
 told, described = [], described
 

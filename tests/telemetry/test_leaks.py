@@ -6,46 +6,24 @@ import asyncio
 import json
 import logging
 import traceback
-from base64 import b64decode, b64encode
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote
 
 import aiohttp
 import pytest
-from multidict import CIMultiDict
-from tests.conftest import Connection, Tracing
-from tests.telemetry.conftest import Metering
+from tests.credentials import SHAPES, spellings
+from tests.sdk import Metering, Tracing
+from tests.servers import ServeRaw
+from tests.texts import texts_of
 from yarl import URL
 
 from lamella import AttemptSpan, Backoff, Failure, HeaderAuth, LamellaError, Rule, RuleBook, Timeout, maesn, stack
-from lamella.testing import Fault, Reply, VirtualClock
-from lamella.testing.plugin import MakeSandbox
+from lamella.maesn.sandbox import Reply
+from lamella.pytest_maesn import MakeSandbox
+from lamella.testing import Fault, VirtualClock
 
-SHAPES = {
-    "plain": "zq-plain-4711-key",
-    "four characters": "zq7w",
-    "four kilobytes": "zqL" * 1365,
-    "bearer": "Bearer zqB3arer.t0ken-abc",
-    "basic": "Basic " + b64encode(b"zq-user:zq-pa55:word").decode(),
-    "jwt": "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ6cSIsIm4iOjF9.zqSignature_-",
-    "base64": "zq+a/b==",
-    "hexadecimal": "5ec2e7" * 8,
-    "digits": "9081726354" * 3,
-    "unicode": "zq-schlüssel-ключ-鍵-🔑",
-    "quotes": "zq\"double'single`back",
-    "backslashes": "zq\\n\\u0041\\\\end",
-    "percent-encoded": "zq%2Fkey%3D%25",
-    "markup": "<zq&amp;key/>",
-    "regular expression": "zq.*(key)+[x]{2}$^|?",
-    "braces of a template": "{zq} {0!r} %(zq)s %s",
-    "json": '{"zq-key": ["zq-value"]}',
-    "tab": "zq-key\tzq-tab",
-    "spaces": "zq several words  as one",
-    "digest": 'Digest username="zq-name", response="zq-0a1b2c"',
-    "signature": "AWS4-HMAC-SHA256 Credential=ZQAKIA/eu, Signature=zqfe5e",
-    "url": "https://zq-user:zq-pass@zq.example/?zq=1",
-}
 ORIGIN = "http://api.example"
 
 RULES = RuleBook(
@@ -199,35 +177,6 @@ ENDINGS: dict[str, Callable[[str, bytes], bytes | None]] = {
 }
 
 
-def spellings(secret: str) -> Iterator[str]:
-    """How it could be found: as it is, in a URL, in JSON, in Python's quotes, in base64, with a wrong charset."""
-    scheme, _, rest = secret.partition(" ")
-    texts = [secret, *([rest] if scheme in {"Bearer", "Basic", "Digest"} else [])]
-    if scheme == "Basic":
-        texts += [b64decode(rest).decode(), "zq-pa55:word"]
-    for text in texts:
-        yield text
-        yield from (quote(text), quote(text, ""), quote_plus(text), str(URL.build(path=f"/{text}"))[1:])
-        yield from (json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], repr(text)[1:-1])
-        yield repr(text.encode())[2:-1]
-        yield text.encode().decode("latin-1")
-        yield b64encode(f"someone:{text}".encode()).decode()
-
-
-def texts_of(value: object) -> Iterator[str]:
-    """All the texts in a value, unescaped, and its repr."""
-    if isinstance(value, bytes):
-        yield value.decode("utf-8", "replace")
-    elif isinstance(value, Mapping | CIMultiDict):
-        for key, item in value.items():
-            yield from (str(key), *texts_of(item))
-    elif isinstance(value, Iterable) and not isinstance(value, str):
-        for item in value:
-            yield from texts_of(item)
-    else:
-        yield from (str(value), repr(value))
-
-
 def shown(
     tracing: Tracing, metering: Metering, caplog: pytest.LogCaptureFixture, error: BaseException | None, layers: object
 ) -> Iterator[tuple[str, str]]:
@@ -255,9 +204,6 @@ def leaks(secret: str, texts: Iterable[tuple[str, str]]) -> set[str]:
         by_place.setdefault(place, set()).add(text)
     everything = {place: "\n".join(texts) for place, texts in by_place.items()}
     return {place for place, text in everything.items() if any(way in text for way in ways)}
-
-
-ServeRaw = Callable[[Connection], Awaitable[str]]
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,12 @@ import pytest
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
-from tests.telemetry.conftest import Metering
+from tests.sdk import Metering
 
 from lamella import AttemptSpan, LamellaError, TooManyRequests, maesn
-from lamella.testing import Fault, Reply, VirtualClock
-from lamella.testing.plugin import MakeSandbox
-from lamella.testing.sandbox import Sandbox, Step
+from lamella.maesn.sandbox import Reply, Sandbox, Step
+from lamella.pytest_maesn import MakeSandbox
+from lamella.testing import Fault, VirtualClock
 
 Connect = Callable[..., aiohttp.ClientSession]
 

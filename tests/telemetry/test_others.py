@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 
 import aiohttp
 import pytest
 import stamina
-from aiohttp import web
 from multidict import CIMultiDict
 from opentelemetry import baggage, context, propagate, trace
 from opentelemetry.propagators.textmap import CarrierT, Getter, Setter, TextMapPropagator, default_setter
 from opentelemetry.sdk.trace import TracerProvider
-from tests.conftest import Handler, Tracing
-from tests.telemetry.conftest import Metering, given
+from tests.sdk import Metering, Tracing, given
+from tests.servers import Serve, Statuses
 
 from lamella import Backoff, LamellaError, Rule, RuleBook, maesn, stack
+from lamella.maesn.sandbox import Sandbox
 from lamella.telemetry.tracing import inject
-from lamella.testing import Sandbox, VirtualClock
+from lamella.testing import VirtualClock
 
-Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
-
-
-class Server:
-    def __init__(self, *statuses: int) -> None:
-        self.statuses = list(statuses)
-        self.requests: list[web.Request] = []
-
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
-        self.requests.append(request)
-        return web.Response(status=self.statuses.pop(0) if self.statuses else 200)
 
 
 async def test_a_span_of_the_users_is_the_parent_and_stays_current(serve: Serve, tracing: Tracing) -> None:
     layers = stack(RULES, tracer_provider=tracing.provider)
     tracer = tracing.provider.get_tracer("the user's")
-    async with aiohttp.ClientSession(await serve(Server(429)), middlewares=layers) as session:
+    async with aiohttp.ClientSession(await serve(Statuses(429)), middlewares=layers) as session:
         with tracer.start_as_current_span("job") as job:
             async with session.get("/"):
                 assert trace.get_current_span() is job
@@ -51,7 +39,7 @@ async def test_a_span_of_the_users_is_the_parent_and_stays_current(serve: Serve,
 
 
 async def test_baggage_passes_with_each_send(serve: Serve, tracing: Tracing) -> None:
-    server = Server(429)
+    server = Statuses(429)
     layers = stack(RULES, tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(await serve(server), middlewares=layers) as session:
         token = context.attach(baggage.set_baggage("tenant", "acme"))
@@ -63,7 +51,7 @@ async def test_baggage_passes_with_each_send(serve: Serve, tracing: Tracing) -> 
 
 
 async def test_a_header_of_the_users_own_is_replaced_and_never_doubled(serve: Serve, tracing: Tracing) -> None:
-    server = Server(429)
+    server = Statuses(429)
     old = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     layers = stack(RULES, tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(await serve(server), middlewares=layers) as session:
@@ -110,7 +98,7 @@ class Letters(TextMapPropagator):
 
 
 async def test_whatever_propagator_is_set(serve: Serve, tracing: Tracing) -> None:
-    server = Server(429)
+    server = Statuses(429)
     usual = propagate.get_global_textmap()
     propagate.set_global_textmap(Letters())
     layers = stack(RULES, tracer_provider=tracing.provider)
@@ -129,7 +117,7 @@ async def test_providers_are_given_or_global(
 ) -> None:
     """The global one may even be set after the layers were made."""
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-    url = await serve(Server())
+    url = await serve(Statuses())
     layers = stack(RULES)
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", tracing.provider)
     async with aiohttp.ClientSession(url, middlewares=layers) as session:
@@ -153,7 +141,7 @@ async def test_trace_configs_of_the_users_see_one_request(serve: Serve, tracing:
 
     config.on_request_start.append(note)
     layers = stack(RULES, tracer_provider=tracing.provider)
-    async with aiohttp.ClientSession(await serve(Server(429)), middlewares=layers, trace_configs=[config]) as session:
+    async with aiohttp.ClientSession(await serve(Statuses(429)), middlewares=layers, trace_configs=[config]) as session:
         await session.get("/")
         assert session.trace_configs == [config]
     assert (seen, len(tracing.sends)) == (["GET"], 2)
@@ -195,7 +183,7 @@ async def test_an_error_of_a_layer_of_the_users_shows_as_its_status_or_its_class
         raise OwnError(status)
 
     layers = (*stack(RULES, tracer_provider=tracing.provider), own)
-    async with aiohttp.ClientSession(await serve(Server()), middlewares=layers) as session:
+    async with aiohttp.ClientSession(await serve(Statuses()), middlewares=layers) as session:
         with pytest.raises(OwnError) as caught:
             await session.get("/")
     assert not isinstance(caught.value, LamellaError)

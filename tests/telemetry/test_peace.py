@@ -13,11 +13,11 @@ from opentelemetry.instrumentation.utils import suppress_http_instrumentation
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.trace import SpanKind
-from tests.conftest import Tracing
 from tests.layering import together
+from tests.sdk import Tracing
 
 from lamella import AttemptSpan, Classify, ClientStatusError, RequestSpan, RuleBook, maesn
-from lamella.testing import Sandbox
+from lamella.maesn.sandbox import Sandbox
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,11 @@ import aiohttp
 import pytest
 from opentelemetry import propagate, trace
 from opentelemetry.sdk.trace import ReadableSpan
-from tests.conftest import Tracing
-from tests.telemetry.conftest import given
+from tests.sdk import Tracing, given
 
 from lamella import LamellaError, maesn
-from lamella.testing import Fault, Reply, Sandbox, VirtualClock
+from lamella.maesn.sandbox import Reply, Sandbox
+from lamella.testing import Fault, VirtualClock
 
 
 def session(sandbox: Sandbox, tracing: Tracing, scale: float = 1, **options: Any) -> aiohttp.ClientSession:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 import aiohttp
 import pytest
@@ -14,9 +14,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
-from tests.conftest import Handler, Tracing
+from tests.sdk import Metering, Tracing, given
+from tests.servers import Serve
 from tests.telemetry.conformance import Told
-from tests.telemetry.conftest import Metering, given
 
 from lamella import (
     AttemptSpan,
@@ -33,10 +33,10 @@ from lamella import (
     maesn,
     stack,
 )
+from lamella.maesn.sandbox import Sandbox
 from lamella.redaction import redact_text
-from lamella.testing import Fault, Sandbox
+from lamella.testing import Fault
 
-Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=60)))
 
 

@@ -19,16 +19,15 @@ from opentelemetry.sdk.metrics.export import HistogramDataPoint
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
-from tests.conftest import Handler, Tracing
-from tests.telemetry.conftest import Metering, given
+from tests.sdk import Metering, Tracing, given
+from tests.servers import Serve
 from yarl import URL
 
 from lamella import AttemptSpan, Backoff, HeaderAuth, LamellaError, RequestSpan, Rule, RuleBook, maesn, stack
+from lamella.maesn.sandbox import Sandbox, Step
 from lamella.telemetry import attempt_span
-from lamella.testing import Fault, Sandbox, VirtualClock
-from lamella.testing.sandbox import Step
+from lamella.testing import Fault, VirtualClock
 
-Serve = Callable[[Handler], Awaitable[str]]
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
 KNOWN = "OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS"
 

@@ -1,4 +1,4 @@
-"""What an operator sees of a rate limit; and that nobody sees an account's key."""
+"""What an operator sees of a rate limit, and that an account's key is shown nowhere."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from functools import partial
 
 import aiohttp
 import pytest
 from aiohttp import web
 from opentelemetry.sdk.trace import ReadableSpan
-from tests.conftest import Handler, Tracing
+from tests.json_store import JsonStore
+from tests.sdk import Metering, Tracing, given
+from tests.servers import Serve
 from tests.telemetry.conformance import EPISODE
-from tests.telemetry.conftest import Metering, given
-from tests.test_state import JsonStore
 
 from lamella import Backoff, LamellaError, Limit, RateLimited, Rule, RuleBook, Throttle, TooManyRequests, stack
+from lamella.store.shared import hash_key
 from lamella.testing import VirtualClock
-from lamella.throttle.layer import _name
 
-Serve = Callable[[Handler], Awaitable[str]]
 MINUTE = RuleBook(
     Rule(429, "Too Many Requests", hint="slow down", retry=Backoff(60, jitter=0)),
     Rule(500, "Internal Server Error", retry=Backoff(15, jitter=0)),
@@ -95,7 +93,7 @@ async def test_an_episode_is_one_span_with_a_link_to_the_first_that_was_refused(
     assert attributes["lamella.queued_calls"] == 6
     assert attributes["lamella.wait"] == 60
     assert "lamella.key_hash" not in attributes
-    # From the refusal until something passed: a minute and a send.
+    # From the refusal to the next success: a minute and an attempt.
     [(of, lasted)] = metering.points("lamella.rate_limit.duration")
     assert lasted == pytest.approx(60.5, abs=0.01)
     assert of == {"server.address": address, "server.port": int(port)}
@@ -103,7 +101,7 @@ async def test_an_episode_is_one_span_with_a_link_to_the_first_that_was_refused(
     assert metering.value("lamella.calls.queued") == 0
 
 
-async def test_refused_again_when_it_opens_is_the_same_episode(
+async def test_refused_again_after_the_wait_is_the_same_episode(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "lamella"):
@@ -138,7 +136,7 @@ async def test_the_next_one_is_an_episode_of_its_own(
     assert metering.value("lamella.rate_limit.episodes") == 2
 
 
-async def test_no_line_is_written_where_nobody_but_the_refused_had_to_wait(
+async def test_no_line_is_written_where_only_the_refused_call_had_to_wait(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "lamella"):
@@ -148,7 +146,7 @@ async def test_no_line_is_written_where_nobody_but_the_refused_had_to_wait(
     assert [record.message for record in caplog.records] == []
 
 
-async def test_who_waits_at_the_gate_twice_tells_of_each_wait_by_itself(
+async def test_a_call_that_is_queued_twice_has_an_event_for_each_wait(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     """The first ends an episode, the others begin the next one; then the older goes first, and the younger waits."""
@@ -163,7 +161,7 @@ async def test_who_waits_at_the_gate_twice_tells_of_each_wait_by_itself(
         told = [float(str(given(event)["lamella.wait"])) for event in queued]
         assert sum(told) == pytest.approx(given(span).get("lamella.queue_wait", 0.0))
         for event, waited in zip(queued, told, strict=True):
-            # An event is told when it is over, and is when it began. (By a real clock, on which this takes no time.)
+            # The event has the time when the wait began. (By a real clock, on which this takes no time.)
             assert event.timestamp / NS == pytest.approx(time.time() - waited, abs=10)
     in_sum = sum(float(str(given(span).get("lamella.queue_wait", 0.0))) for span in calls(tracing))
     assert metering.value("lamella.queue.wait") == pytest.approx(in_sum)
@@ -187,7 +185,7 @@ async def test_the_span_has_the_real_times(serve: Serve, tracing: Tracing, meter
     )
 
 
-async def test_time_at_the_gate_is_told_by_itself_and_is_in_no_attempt(
+async def test_time_in_the_queue_is_reported_by_itself_and_is_in_no_attempt(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     async with client(await serve(Server(429)), tracing, metering, attempts=1) as session:
@@ -225,7 +223,7 @@ async def test_an_attempt_took_what_the_server_took(
     assert metering.value("lamella.queue.wait") >= 50
 
 
-async def test_who_waited_for_the_pace_when_it_closed_is_counted(
+async def test_a_call_that_waited_for_the_rate_before_the_refusal_is_counted(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     async with client(await serve(Server(429, latency=0.2)), tracing, metering) as session:
@@ -238,7 +236,7 @@ async def test_who_waited_for_the_pace_when_it_closed_is_counted(
     assert given(episode)["lamella.refused_attempts"] == 1
 
 
-async def test_waiting_for_the_pace_is_no_refusal(
+async def test_waiting_for_the_rate_is_no_refusal(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     async with client(await serve(Server()), tracing, metering, limit=Limit(1, 60)) as session:
@@ -268,7 +266,7 @@ async def test_a_wait_that_is_too_long_is_the_reason_of_both_calls(
     assert [(attributes["lamella.stop_reason"], count) for attributes, count in stops] == [("wait_too_long", 1)] * 2
 
 
-async def test_whose_turn_comes_too_late_is_told_as_such(
+async def test_a_permit_that_comes_too_late_is_reported_as_such(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     async with client(await serve(Server(429)), tracing, metering, deadline=50.0) as session:
@@ -306,7 +304,7 @@ async def test_a_cancelled_call_waited_as_long_as_it_did(
     assert tracing.call.status.is_unset
 
 
-async def test_who_shares_a_store_tells_of_his_episode_though_another_was_the_first_to_pass(
+async def test_a_layer_with_a_shared_store_reports_its_episode_though_another_had_the_first_success(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     url, store = await serve(Server(429)), JsonStore()
@@ -322,7 +320,7 @@ async def test_who_shares_a_store_tells_of_his_episode_though_another_was_the_fi
     assert metering.value("lamella.rate_limit.episodes") == 1
 
 
-async def test_what_is_learned_of_the_limit_is_told(
+async def test_the_learned_limit_is_reported(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     async with client(await serve(Server(*[200] * 10, 429, 200)), tracing, metering, limit=Limit(20, 30)) as session:
@@ -332,7 +330,7 @@ async def test_what_is_learned_of_the_limit_is_told(
     assert (given(episode)["lamella.limit.requests"], given(episode)["lamella.limit.period"]) == (20, 30)
 
 
-async def test_an_account_that_is_forgotten_in_its_episode_tells_of_it(
+async def test_an_account_that_is_forgotten_in_its_episode_reports_it(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the busy ones, though they are the oldest, keep no place from being made."""
@@ -358,7 +356,7 @@ async def test_an_account_that_is_forgotten_in_its_episode_tells_of_it(
             assert len(throttle._accounts) <= 9
         assert [given(episode)["lamella.refused_attempts"] for episode in episodes(tracing)] == [1]
         origin = (session._base_url.scheme, session._base_url.host, session._base_url.port)  # type: ignore[union-attr]
-        assert {_name(origin, f"/busy{number}") for number in range(4)} <= throttle._accounts.keys()
+        assert {hash_key(origin, f"/busy{number}") for number in range(4)} <= throttle._accounts.keys()
         await asyncio.gather(*busy)
 
 
@@ -398,7 +396,9 @@ async def test_the_key_is_shown_nowhere(
     async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=layers) as session:
         [account] = throttle._accounts.values()
         # As if another process had been refused.
-        store.texts = {key: text.replace('"closed_until": ', '"closed_until": 9') for key, text in store.texts.items()}
+        store.texts = {
+            key: text.replace('"blocked_until": ', '"blocked_until": 9') for key, text in store.texts.items()
+        }
         await asyncio.sleep(10)
         with pytest.raises(RateLimited) as caught:
             await get(session)
@@ -421,11 +421,11 @@ async def test_the_key_is_shown_nowhere(
 def test_the_short_hash_is_the_same_in_every_process() -> None:
     """Whatever seed Python hashes with: two processes that share a store, or a dashboard, mean the same account."""
     origin = ("https", "api.example.com", 443)
-    script = f"from lamella.throttle.layer import _name; print(_name({origin!r}, {KEY!r}))"
-    mine = _name(origin, KEY)
+    script = f"from lamella.store.shared import hash_key; print(hash_key({origin!r}, {KEY!r}))"
+    mine = hash_key(origin, KEY)
     for seed in ("1", "2"):
         env = os.environ | {"PYTHONHASHSEED": seed}
         ran = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)  # noqa: S603
         assert ran.stdout.strip() == mine
-    assert _name(origin, KEY + "x")[:8] != mine[:8]
-    assert _name(("https", "other.example.com", 443), KEY)[:8] != mine[:8]
+    assert hash_key(origin, KEY + "x")[:8] != mine[:8]
+    assert hash_key(("https", "other.example.com", 443), KEY)[:8] != mine[:8]

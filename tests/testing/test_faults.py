@@ -7,7 +7,8 @@ import asyncio
 import aiohttp
 import pytest
 
-from lamella.testing import Fault, Sandbox, VirtualClock
+from lamella.maesn.sandbox import Sandbox
+from lamella.testing import Fault, VirtualClock
 from lamella.testing.faults import SLOW_PIECES
 
 

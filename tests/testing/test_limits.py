@@ -171,5 +171,5 @@ def test_rejects_a_bucket() -> None:
 
 @pytest.mark.parametrize("retry_after", ["seconds", None, 5])
 def test_rejects_a_form_of_retry_after(retry_after: bool) -> None:
-    with pytest.raises(ValueError, match='retry_after must be True, False or "date", not '):
+    with pytest.raises(ValueError, match='retry_after must be True, False or "date", got '):
         FixedWindow(1, 60, retry_after)

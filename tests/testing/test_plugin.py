@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import stamina
 
-import lamella.testing.sandbox
+import lamella.maesn.sandbox
 import lamella.testing.virtual_time  # so that the inner runs do not import them anew
 
 pytest_plugins = ["pytester"]
@@ -29,7 +29,8 @@ def inner(pytester: pytest.Pytester, request: pytest.FixtureRequest) -> Any:
             else "[pytest]\n"
         )
         pytester.makepyfile(source)
-        plugin = () if request.config.pluginmanager.has_plugin("lamella") else ("-p", "lamella.testing.plugin")
+        is_there = request.config.pluginmanager.has_plugin("lamella")
+        plugin = () if is_there else ("-p", "lamella.testing.plugin", "-p", "lamella.pytest_maesn")
         run = pytester.runpytest_subprocess if own_process else pytester.runpytest_inprocess
         spared = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
         return run(*plugin, *spared, "-W", "error", *arguments)
@@ -174,15 +175,16 @@ def test_fixtures_are_listed(inner: Any) -> None:
     result.stdout.no_fnmatch_line("*_on_*loop*")
 
 
-def test_importing_the_plugin_imports_no_server() -> None:
-    """Every run of pytest pays for it. What lamella itself imports is not the plugin's."""
+def test_importing_the_plugins_imports_no_server() -> None:
+    """Every run of pytest pays for it. What lamella itself imports is not counted."""
     script = """
 import sys
 import lamella
 before = set(sys.modules)
 import lamella.testing.plugin
+import lamella.pytest_maesn
 new = {name for name in set(sys.modules) - before if name.startswith(("lamella", "aiohttp.web", "stamina"))}
-assert new == {"lamella.testing", "lamella.testing.plugin"}, new
+assert new == {"lamella.testing", "lamella.testing.plugin", "lamella.pytest_maesn"}, new
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)  # noqa: S603  our own script
 
@@ -195,10 +197,10 @@ def test_names_of_the_package() -> None:
         _ = lamella.testing.Nothing
 
 
-def test_entry_point() -> None:
+def test_entry_points() -> None:
     try:
         distribution = importlib.metadata.distribution("lamella")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("lamella is not installed")
-    [point] = distribution.entry_points.select(group="pytest11")
-    assert point.value == "lamella.testing.plugin"
+    points = distribution.entry_points.select(group="pytest11")
+    assert {point.value for point in points} == {"lamella.testing.plugin", "lamella.pytest_maesn"}

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.testing import FixedWindow, Sandbox, VirtualClock, VirtualTimeLoop, run_virtual, virtual_clock
+from lamella.maesn.sandbox import Sandbox
+from lamella.testing import FixedWindow, VirtualClock, VirtualTimeLoop, run_virtual, virtual_clock
 
 HOUR = 3600.0
 

@@ -1,8 +1,7 @@
-"""When to leave a service alone that fails, and when to try it again: a circuit, as values and pure functions.
+"""When to reject the calls to a service that fails, and when to try it again: a state and pure functions on it.
 
-A circuit is closed (all sends pass), open (none does) or half-open (a few do, to find out). The functions change its
-state in place. They are told the time in seconds by a clock that only has to be the same for one state, so whatever
-they tell of time is a length and not a moment.
+A circuit is closed (all attempts pass), open (none does) or half-open (a few probes do). The functions change the state
+in place. Their *now* is in seconds, by any clock that is the same for one state: only lengths of time are returned.
 """
 
 from __future__ import annotations
@@ -17,51 +16,30 @@ __all__ = [
     "CircuitPhase",
     "CircuitSettings",
     "CircuitState",
-    "Leave",
-    "Refusal",
-    "Turn",
+    "Permit",
+    "Rejection",
+    "Transition",
     "admit",
     "failed",
-    "give_back",
     "open_for",
+    "release",
     "succeeded",
 ]
 
-# The window rolls on by a slice at a time, so that it takes the same few numbers whatever the traffic.
-_SLICES: Final = 10
-# So many failures in a row are no chance, however many sends ended well before: in a busy window the share stays low.
-_IN_A_ROW: Final = 20
-# Who has waited for as long as was said is not to be too early by a rounding error: of a time since 1970, too.
-_ROUNDING: Final = 1e-6
+_SLICES: Final = 10  # the window moves by a tenth of itself, so that it takes the same few numbers for any traffic
+_IN_A_ROW: Final = 20  # so many failures in a row are no chance, though in a busy window their share is small
+_ROUNDING: Final = 1e-6  # seconds by which a call may come back too early
 
 
 class CircuitPhase(StrEnum):
-    """What a circuit is."""
-
     CLOSED = "closed"
-    """All sends pass, and are counted."""
     OPEN = "open"
-    """None passes."""
     HALF_OPEN = "half_open"
-    """A few probes pass at a time: what becomes of them decides."""
 
 
 @dataclass(frozen=True, slots=True)
 class CircuitSettings:
-    """When a circuit opens, and how it closes.
-
-    Args:
-        failures: The share of sends, greater than 0 and at most 1, that have to fail for it to open. Twenty in a row
-            open it, too: in a window that was busy the share would be low for a long time.
-        window: Of how many seconds the sends count. Each does for at least nine tenths of that.
-        minimum: How many sends there have to be in the window for it to open.
-        open_for: For how many seconds it is open before it is half-open; and after how many of them the place of a
-            probe is free again that nothing was heard of.
-        probes: How many sends pass at a time while it is half-open, and how many have to end well for it to close.
-
-    Raises:
-        ValueError: A number is out of its range.
-    """
+    """When a circuit opens, and how it closes: the arguments of `lamella.Breaker`."""
 
     failures: float = 0.5
     window: float = 30.0
@@ -72,161 +50,143 @@ class CircuitSettings:
     def __post_init__(self) -> None:
         if not 0 < self.failures <= 1:
             raise ValueError(f"failures must be a share greater than 0 and at most 1, got {self.failures!r}")
-        for name, seconds in (("window", self.window), ("open_for", self.open_for)):
-            check_seconds(name, seconds)
-        for name, number in (("minimum", self.minimum), ("probes", self.probes)):
-            check_whole(name, number)
+        check_seconds("window", self.window)
+        check_whole("minimum", self.minimum)
+        check_seconds("open_for", self.open_for)
+        check_whole("probes", self.probes)
 
 
 @dataclass(slots=True)
 class CircuitState:
-    """What is known of a service: JSON values, so that another process can read it."""
+    """What is known of a service, in JSON values."""
 
-    epoch: str = ""
-    """The send with which it last opened or closed: what was sent before that says nothing of the time after it."""
-    since: float | None = None
-    """When it opened, and has not been closed since. None: it is closed."""
-    opened: float = 0.0
-    """When it opened last: a probe that fails opens it again."""
-    tried: int = 0
-    """How many probes have passed since then."""
-    well: int = 0
-    """How many of them have ended well."""
-    places: dict[str, float] = field(default_factory=dict)
-    """The probes that are under way, and since when."""
-    began: float = 0.0
-    """When the newest slice of the window began."""
-    sends: list[int] = field(default_factory=list)
-    """The sends in each slice of the window, the newest first."""
+    epoch: str = ""  # the attempt with which it last opened or closed: earlier attempts are no news
+    since: float | None = None  # when it opened, and has not closed since. None: it is closed
+    opened: float = 0.0  # when it last opened: a failed probe opens it again
+    probed: int = 0  # probes admitted since then
+    succeeded: int = 0  # those of them that have succeeded
+    probes: dict[str, float] = field(default_factory=dict)  # those in flight, and when they were admitted
+    began: float = 0.0  # when the newest slice of the window began
+    attempts: list[int] = field(default_factory=list)  # in each slice of the window, the newest first
     failures: list[int] = field(default_factory=list)
-    """How many of them have failed."""
-    in_a_row: int = 0
-    """How many sends have failed since the last one that ended well."""
+    in_a_row: int = 0  # failures since the last success
 
 
 @dataclass(frozen=True, slots=True)
-class Leave:
-    """One send may pass."""
+class Permit:
+    """An attempt may be sent. Its result is reported with the epoch."""
 
     epoch: str
-    """To be handed back with what has become of it."""
-    probe: int = 0
-    """Which probe it is since the circuit opened, from 1: with the first it is half-open. 0: it is closed."""
+    probe: int = 0  # its number since the circuit opened, from 1: the first makes it half-open. 0: it is closed
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """A send may not pass."""
+class Rejection:
+    """An attempt must not be sent."""
 
-    since: float
-    """How many seconds ago the circuit opened; it has not been closed since."""
-    until: float
-    """In how many seconds it is half-open. If it is, and has no place free: in how many one is at the latest."""
+    since: float  # seconds since the circuit opened; it has not closed since
+    until: float  # seconds until it is half-open, or if it is, until at the latest another probe may be sent
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """A circuit has become what it was not before, or has opened again."""
+class Transition:
+    """A circuit has changed its phase, or has opened again."""
 
     phase: CircuitPhase
-    since: float = 0.0
-    """How many seconds ago it opened; 0.0 if that is now."""
-    sends: int = 0
-    """How many sends there were in the window that made it open; 0 if it was a probe that failed, or did not open."""
+    since: float = 0.0  # seconds since it opened
+    attempts: int = 0  # in the window that made it open. 0: a probe has failed, or it has not opened
     failures: int = 0
-    """How many of these had failed."""
 
 
-def admit(state: CircuitState, now: float, settings: CircuitSettings, send: str) -> Leave | Refusal:
-    """Whether *send*, a name that no other has, may pass. If so, it is to be told of, or given back."""
+def admit(state: CircuitState, now: float, settings: CircuitSettings, attempt: str) -> Permit | Rejection:
+    """Return whether *attempt*, a unique name, may be sent. If so, report its result, or release it."""
     if state.since is None:
-        return Leave(state.epoch)
+        return Permit(state.epoch)
     left = open_for(state, now, settings)
     since = max(now - state.since, 0.0)
     if left:
-        return Refusal(since, left)
-    # Who took a place and was not heard of again is dead. (So is one of a time that is yet to come.)
+        return Rejection(since, left)
+    # A probe without a result for so long is lost, as is one of the future: the clock has begun anew.
     recent = settings.open_for - _ROUNDING
-    state.places = {name: at for name, at in state.places.items() if 0 <= now - at < recent}
-    if len(state.places) >= settings.probes:
-        return Refusal(since, max(min(state.places.values()) + settings.open_for - now, 0.0))
-    state.places[send] = now
-    state.tried += 1
-    return Leave(state.epoch, state.tried)
+    state.probes = {name: at for name, at in state.probes.items() if 0 <= now - at < recent}
+    if len(state.probes) >= settings.probes:
+        return Rejection(since, max(min(state.probes.values()) + settings.open_for - now, 0.0))
+    state.probes[attempt] = now
+    state.probed += 1
+    return Permit(state.epoch, state.probed)
 
 
-def succeeded(state: CircuitState, now: float, settings: CircuitSettings, send: str, epoch: str) -> Turn | None:
-    """*send*, which had leave since *epoch*, has shown that the service works. None: that changes nothing."""
-    state.places.pop(send, None)
+def succeeded(
+    state: CircuitState, now: float, settings: CircuitSettings, attempt: str, epoch: str
+) -> Transition | None:
+    """Record that *attempt*, admitted in *epoch*, has shown that the service works."""
+    state.probes.pop(attempt, None)
     if epoch != state.epoch:
         return None
     if state.since is None:
-        return _count(state, now, settings, send, 0)
-    state.well += 1
-    if state.well < settings.probes:
+        return _count(state, now, settings, attempt, 0)
+    state.succeeded += 1
+    if state.succeeded < settings.probes:
         return None
-    turn = Turn(CircuitPhase.CLOSED, max(now - state.since, 0.0))
-    _begin(state, send)
+    transition = Transition(CircuitPhase.CLOSED, max(now - state.since, 0.0))
+    _begin_epoch(state, attempt)
     state.since = None
-    return turn
+    return transition
 
 
-def failed(state: CircuitState, now: float, settings: CircuitSettings, send: str, epoch: str) -> Turn | None:
-    """*send*, which had leave since *epoch*, has shown that the service does not work. None: that changes nothing."""
+def failed(state: CircuitState, now: float, settings: CircuitSettings, attempt: str, epoch: str) -> Transition | None:
+    """Record that *attempt*, admitted in *epoch*, has shown that the service does not work."""
     if epoch != state.epoch:
         return None
     if state.since is None:
-        return _count(state, now, settings, send, 1)
-    _begin(state, send)
-    # By a clock that has begun anew it would have opened in a time that is yet to come, and say so until then.
-    state.since = min(state.since, now)
+        return _count(state, now, settings, attempt, 1)
+    _begin_epoch(state, attempt)
+    state.since = min(state.since, now)  # the clock may have begun anew
     state.opened = now
-    return Turn(CircuitPhase.OPEN, now - state.since)
+    return Transition(CircuitPhase.OPEN, now - state.since)
 
 
-def give_back(state: CircuitState, now: float, send: str) -> None:
-    """*send* has shown nothing: another may have its place. There is none to give back, or more than once: no harm."""
-    del now  # what every change is told
-    state.places.pop(send, None)
+def release(state: CircuitState, _now: float, attempt: str) -> None:
+    """Forget *attempt*, if it is a probe: it has shown nothing, and another one may be sent."""
+    state.probes.pop(attempt, None)
 
 
 def open_for(state: CircuitState, now: float, settings: CircuitSettings) -> float:
-    """For how many seconds no send can pass; 0.0 if the circuit is closed or half-open."""
+    """Return for how many seconds no attempt may be sent; 0.0 if the circuit is closed or half-open."""
     if state.since is None:
         return 0.0
     if now < state.opened:
-        # A clock that has begun anew, as another event loop's may: it must not stay open until that time comes again.
+        # The clock has begun anew, such as that of another event loop.
         state.since = state.opened = now
     left = state.opened + settings.open_for - now
     return left if left > _ROUNDING else 0.0
 
 
-def _count(state: CircuitState, now: float, settings: CircuitSettings, send: str, failure: int) -> Turn | None:
-    """Count a send while the circuit is closed; it opens if that is one failure too many."""
+def _count(state: CircuitState, now: float, settings: CircuitSettings, attempt: str, failure: int) -> Transition | None:
+    """Count an attempt of a closed circuit, and open it if that is one failure too many."""
     passed = (now - state.began) / settings.window * _SLICES
-    if not state.sends or not 0 <= passed < _SLICES:
-        state.began, state.sends, state.failures = now, [0], [0]
+    if not state.attempts or not 0 <= passed < _SLICES:
+        state.began, state.attempts, state.failures = now, [0], [0]
     elif passed >= 1:
         slices = int(passed)
-        # Not after now, by a rounding error: it would look like a clock that has begun anew.
+        # By a rounding error it might be after now, as if the clock had begun anew.
         state.began = min(state.began + slices * settings.window / _SLICES, now)
-        state.sends = [0] * slices + state.sends[: _SLICES - slices]
+        state.attempts = [0] * slices + state.attempts[: _SLICES - slices]
         state.failures = [0] * slices + state.failures[: _SLICES - slices]
-    state.sends[0] += 1
+    state.attempts[0] += 1
     state.failures[0] += failure
     state.in_a_row = state.in_a_row + 1 if failure else 0
-    sends, failures = sum(state.sends), sum(state.failures)
-    too_many = failures / sends >= settings.failures or state.in_a_row >= _IN_A_ROW
-    if sends < settings.minimum or not too_many:
+    attempts, failures = sum(state.attempts), sum(state.failures)
+    too_many = failures / attempts >= settings.failures or state.in_a_row >= _IN_A_ROW
+    if attempts < settings.minimum or not too_many:
         return None
-    _begin(state, send)
+    _begin_epoch(state, attempt)
     state.since = state.opened = now
-    return Turn(CircuitPhase.OPEN, sends=sends, failures=failures)
+    return Transition(CircuitPhase.OPEN, attempts=attempts, failures=failures)
 
 
-def _begin(state: CircuitState, send: str) -> None:
-    """With *send* the circuit opens or closes: nothing from before counts."""
-    state.epoch = send
-    state.tried = state.well = 0
-    state.places = {}
-    state.sends, state.failures, state.in_a_row = [], [], 0
+def _begin_epoch(state: CircuitState, attempt: str) -> None:
+    state.epoch = attempt
+    state.probed = state.succeeded = 0
+    state.probes = {}
+    state.attempts, state.failures, state.in_a_row = [], [], 0

@@ -1,4 +1,4 @@
-"""``Breaker``: a service that is down is left alone for a while."""
+"""``Breaker``: while a service is down, its calls fail at once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from hashlib import sha256
 from typing import Final, TypeVar, TypeVarTuple, cast
 
 import aiohttp
@@ -16,14 +14,15 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.util.types import AttributeValue
 
 from lamella.breaker import circuit
-from lamella.breaker.circuit import CircuitPhase, CircuitSettings, CircuitState, Leave, Refusal, Turn
+from lamella.breaker.circuit import CircuitPhase, CircuitSettings, CircuitState, Permit, Rejection, Transition
 from lamella.classify.failures import ERROR_STATUS, retry_after_of, service_works, transport_error
 from lamella.credentials import secrets_of
 from lamella.errors import CircuitOpen, LamellaError
+from lamella.origins import origin_of
 from lamella.pipeline import Call, Layer, Result, Slot, Stop
 from lamella.rules import Failure, RuleBook, StopReason, is_rate_limit
 from lamella.store import MemoryStore, Store
-from lamella.store.shared import SharedState
+from lamella.store.shared import SharedState, hash_key
 from lamella.telemetry.attributes import origin_attributes
 from lamella.telemetry.log import LOGGER, ids_of
 from lamella.telemetry.metrics import meter_of
@@ -47,29 +46,29 @@ _SERVER_STATUS: Final = 500
 
 
 class Breaker(Layer):
-    """Refuses calls at once with :class:`lamella.CircuitOpen` while their service is down.
+    """Rejects calls with :class:`lamella.CircuitOpen` while their service is down.
 
-    It counts sends: one that ends in a status of 500 or more, or without an answer, has failed; any other answer is
-    a success, 429 included. A send is neither if it was cancelled, if lamella itself did not make it, if it was refused
-    by 503 with ``Retry-After`` (a rate limit), if it got no connection of the session's pool in time, or if it ended in
-    :class:`lamella.CertificateInvalid` or :class:`lamella.ProxyRefused`. When too many have failed, the circuit opens:
-    calls are refused, and calls that wait for their next attempt stop. After *open_for* seconds a few probes pass: it
-    closes if they end well, and opens again if one does not.
+    An attempt fails if it ends in a status of 500 or more, or without an answer; any other answer is a success, 429
+    included. Not counted are attempts that were cancelled, that lamella rejected itself, that ended in 503 with
+    ``Retry-After`` (a rate limit), :class:`lamella.CertificateInvalid` or :class:`lamella.ProxyRefused`, or that got
+    no connection of the session's pool in time.
 
-    It stands outside of ``Retry``, which tells it of every send, so that a refused call does not wait; and inside of
-    ``RequestSpan``, which tells of the refusal. Without a ``Retry`` it sees the last outcome alone.
+    When too many fail, the circuit opens: calls are rejected, and calls that wait for their next attempt stop. After
+    *open_for* seconds a few probes are sent: the circuit closes if they succeed, and opens again if one fails.
+
+    It belongs outside ``Retry``, which reports each attempt to it, and inside ``RequestSpan``. Without a ``Retry`` it
+    counts the results of calls.
 
     Args:
-        failures: The share of sends, greater than 0 and at most 1, that have to fail for the circuit to open. Twenty in
-            a row open it, too.
-        window: Of how many seconds the sends count.
-        minimum: How many sends there have to be in the window for it to open.
-        open_for: For how many seconds it is open before it lets probes through, and for how many it waits for news
-            of one.
-        probes: How many of them pass at a time, and how many have to end well for it to close.
-        key: What shares a circuit, by a request: not shown anywhere, and kept as a digest. None means the origin:
-            scheme, host and port.
-        store: Where the circuits are kept. None means that of the stack, or else in memory, for this layer alone.
+        failures: The share of attempts, greater than 0 and at most 1, that opens the circuit. Twenty failures in a row
+            open it as well.
+        window: The number of seconds in which attempts count.
+        minimum: The number of attempts in the window below which the circuit does not open.
+        open_for: For how many seconds the circuit is open, and for how many it waits for the result of a probe.
+        probes: How many probes are sent at a time, and how many must succeed.
+        key: Returns what shares a circuit, for a request. Only a hash of it is stored. None means the origin: scheme,
+            host and port.
+        store: Where the circuits are kept. None means the store of the stack, or else in memory, for this layer alone.
             Layers that share a store share their circuits, and need the same settings.
         meter_provider: None means that of the stack, or else the global one.
 
@@ -99,8 +98,7 @@ class Breaker(Layer):
         self.inherit()
 
     def inherit(self, *, store: Store | None = None, meter_provider: MeterProvider | None = None) -> None:
-        """Use *store* and *meter_provider* where it was made without: those of the stack that it is in."""
-        # An empty store is false.
+        """Use *store* and *meter_provider* of the stack where the layer was made without."""
         self._store = store if self._store is None else self._store
         self._meter_provider = meter_provider if self._meter_provider is None else self._meter_provider
         self._shared = SharedState(self._store)
@@ -116,54 +114,72 @@ class Breaker(Layer):
         memory = self._shared.memory
         if memory is None:
             return self._enter(call, passage)
-        if (refusal := passage.enter_at_once(memory, call.request.loop.time())) is not None:
-            raise _refused(call, refusal)
+        _check(call, passage.enter_at_once(memory))
         call.circuit = passage
         return None
 
     async def _enter(self, call: Call, passage: _Passage) -> None:
         try:
-            refusal = await passage.enter()
-        except GeneratorExit:
-            passage.abandon()
+            _check(call, await passage.enter())
+        except (Exception, asyncio.CancelledError):
+            await passage.release()
             raise
-        except BaseException:
-            await passage.give_back()
-            raise
-        if refusal is not None:
-            raise _refused(call, refusal)
         call.circuit = passage
 
     def after(self, call: Call, result: Result) -> Awaitable[None] | None:
         passage, call.circuit = cast(_Passage, call.circuit), None
         memory = self._shared.memory
         if memory is not None and not isinstance(result, BaseException) and result.status < _SERVER_STATUS:
-            passage.answered_at_once(memory, call.request.loop.time())
-            return None
-        if isinstance(result, GeneratorExit):
-            passage.abandon()
+            passage.succeeded_at_once(memory)
             return None
         return self._ended(passage, result)
 
     async def _ended(self, passage: _Passage, result: Result) -> None:
         try:
-            if not isinstance(result, BaseException):
-                await passage.answered(result)
-            elif isinstance(result, Exception):
-                await passage.failed(result)
-        except GeneratorExit:
-            passage.abandon()
+            await passage.ended(result)
+        except (Exception, asyncio.CancelledError):
+            await passage.release()
             raise
         finally:
-            del result  # an exception, which may hold on to this frame
-            await passage.give_back()
+            del result  # an exception, which may refer to this frame
 
     def _state_key(self, request: aiohttp.ClientRequest) -> str:
+        # A prefix: a Throttle may share the store.
         if self._key is None:
-            url = request.url
-            return f"breaker:{url.scheme}://{url.raw_host}:{url.port}"
-        # It may be a credential, and a store may be open to many.
-        return f"breaker:sha256:{sha256(self._key(request).encode('utf-8', 'surrogatepass')).hexdigest()}"
+            return f"breaker:{hash_key(origin_of(request.url), None)}"
+        return f"breaker:{hash_key(None, self._key(request))}"
+
+    def _report(self, call: Call, transition: Transition) -> None:
+        """Count *transition*, and report it on the span of the *call* that caused it and in the log."""
+        server, phase, since = origin_attributes(call.request), transition.phase, float(transition.since)
+        state = {CIRCUIT_STATE: phase.value}
+        self._transitions.add(1, {**server, **state})
+        if phase is CircuitPhase.HALF_OPEN:
+            return  # its end is reported
+        open_for = float(self._settings.open_for)
+        circuit_of = f"the circuit of {call.request.url.origin()}"  # never the key, which may be a credential
+        level, name = logging.INFO, CIRCUIT_OPEN_EVENT
+        event: dict[str, AttributeValue]
+        if phase is CircuitPhase.CLOSED:
+            name, event = CIRCUIT_CLOSE_EVENT, {CIRCUIT_WAS_OPEN: since}
+            message = f"{circuit_of} closed: it had been open for {since:.3g} s"
+        elif transition.attempts:
+            level = logging.WARNING  # one an outage is enough
+            event = {CIRCUIT_ATTEMPTS: transition.attempts, CIRCUIT_FAILURES: transition.failures}
+            message = (
+                f"{circuit_of} opened: {transition.failures} of {transition.attempts} attempts failed within "
+                f"{self._settings.window:g} s, so none is sent for {open_for:g} s"
+            )
+        else:
+            event = {CIRCUIT_WAS_OPEN: since}
+            message = (
+                f"{circuit_of} stays open for another {open_for:g} s: a probe failed {since:.3g} s after it had opened"
+            )
+        if phase is CircuitPhase.OPEN:
+            event[CIRCUIT_OPEN_FOR] = open_for
+        span = call.span or trace.get_current_span()
+        span.add_event(name, event)
+        LOGGER.log(level, "%s", message, extra={**server, **state, **ids_of(span)})
 
     def __repr__(self) -> str:
         of = self._settings
@@ -173,190 +189,119 @@ class Breaker(Layer):
         )
 
 
-def _name() -> str:
-    """A name that no other send has, in any process that shares a store: a fork seeds this source anew."""
-    return f"{random.getrandbits(64):016x}"
-
-
 class _Passage:
-    """The sends of one call, as the circuit sees them, one after the other: what ``call.circuit`` is."""
+    """The attempts of one call, one after another, as its circuit sees them: what ``call.circuit`` is."""
 
-    __slots__ = ("_breaker", "_call", "_key", "_leave", "_send")
+    __slots__ = ("_attempt", "_breaker", "_call", "_key", "_permit")
 
     def __init__(self, breaker: Breaker, call: Call) -> None:
         self._breaker = breaker
         self._call = call
         self._key = breaker._state_key(call.request)
-        self._send: str | None = None
-        """The send that may be under way, and that the circuit has heard nothing of yet. None: there is none."""
-        self._leave: Leave | None = None
-        """The leave that it has. None: the answer has not come (yet)."""
+        self._attempt: str | None = None  # the attempt that may be in flight, and is not reported yet
+        self._permit: Permit | None = None  # None: the store has not answered
 
-    def enter_at_once(self, memory: MemoryStore, now: float) -> Refusal | None:
-        """As `enter`, for the first send, where the circuits are in *memory*."""
-        send = self._send = _name()
-        state = memory.of(self._key, CircuitState)
-        return self._entered(circuit.admit(state, memory.now(now), self._breaker._settings, send))
+    def enter_at_once(self, memory: MemoryStore) -> Rejection | None:
+        """Do what `enter` does, for the first attempt, where the circuits are in *memory*."""
+        state, now = memory.of(self._key, CircuitState), memory.now(self._call.request.loop.time())
+        return self._admitted(circuit.admit(state, now, self._breaker._settings, self._begin()))
 
-    def answered_at_once(self, memory: MemoryStore, now: float) -> None:
-        """As `answered`, for an answer that is a success."""
-        if self._send is None or self._leave is None:
-            return
-        state = memory.of(self._key, CircuitState)
-        turn = circuit.succeeded(state, memory.now(now), self._breaker._settings, self._send, self._leave.epoch)
-        self._send = None
-        if turn is not None:
-            self._tell(turn)
+    def succeeded_at_once(self, memory: MemoryStore) -> None:
+        """Report a success, where the circuits are in *memory*."""
+        if self._attempt is not None and self._permit is not None:
+            state, now = memory.of(self._key, CircuitState), memory.now(self._call.request.loop.time())
+            self._settled(circuit.succeeded(state, now, self._breaker._settings, self._attempt, self._permit.epoch))
 
-    async def enter(self) -> Refusal | None:
-        """Ask for leave for one send. None: it may pass, and has to be settled."""
-        await self.give_back()
-        # Noted first: if we are cancelled while we wait for the answer, the store may have taken a place for it.
-        send = self._send = _name()
-        self._leave = None
-        return self._entered(await self._update(circuit.admit, self._breaker._settings, send))
-
-    def _entered(self, answer: Leave | Refusal) -> Refusal | None:
-        if isinstance(answer, Refusal):
-            self._send = None
-            return answer
-        self._leave = answer
-        if answer.probe == 1:
-            self._tell(Turn(CircuitPhase.HALF_OPEN))
-        return None
+    async def enter(self) -> Rejection | None:
+        """Ask whether an attempt may be sent. None: it may, and its result is to be reported."""
+        await self.release()
+        return self._admitted(await self._update(circuit.admit, self._breaker._settings, self._begin()))
 
     async def admit(self) -> bool:
-        """Whether one more send may pass now."""
+        """Return whether one more attempt may be sent now."""
         return await self.enter() is None
 
     async def open_for(self) -> float:
-        """For how many seconds no send can pass; 0.0 while the circuit is closed or half-open."""
+        """Return for how many seconds no attempt may be sent; 0.0 while the circuit is closed or half-open."""
         return await self._update(circuit.open_for, self._breaker._settings)
 
     async def failed(self, error: BaseException) -> None:
-        """The send has ended in *error*, whatever that says of the service."""
-        await self._judged(_works(self._call, error))
+        """Report that the attempt has ended in *error*."""
+        await self.ended(error)
 
-    async def answered(self, response: aiohttp.ClientResponse) -> None:
-        """The send has ended in an answer."""
-        await self._judged(_works_by(response.status, response))
+    async def ended(self, result: Result) -> None:
+        """Report what the attempt has ended in."""
+        works = _works(self._call, result)
+        if works is None or self._attempt is None or self._permit is None:
+            await self.release()
+        else:
+            change = circuit.succeeded if works else circuit.failed
+            known = self._breaker._settings, self._attempt, self._permit.epoch
+            self._settled(await self._update(change, *known))
 
-    async def _judged(self, works: bool | None) -> None:
-        match works:
-            case None:
-                await self.give_back()
-            case True:
-                await self._settle(circuit.succeeded)
-            case False:
-                await self._settle(circuit.failed)
+    async def release(self) -> None:
+        """Forget the attempt, if there is one: it shows nothing about the service.
 
-    async def _settle(self, change: Callable[[CircuitState, float, CircuitSettings, str, str], Turn | None]) -> None:
-        if self._send is None or self._leave is None:
-            return
-        turn = await self._update(change, self._breaker._settings, self._send, self._leave.epoch)
-        # Not before: if we are cancelled while we wait, the place of a probe is still to be given back.
-        self._send = None
-        if turn is not None:
-            self._tell(turn)
+        Of a call that the event loop throws away while a store answers, the probe expires.
+        """
+        if self._attempt is not None and (self._permit is None or self._permit.probe):
+            shared = self._breaker._shared
+            await shared.note(self._call.span, self._key, CircuitState, circuit.release, self._attempt)
+        self._attempt = None
 
-    async def give_back(self) -> None:
-        """The send, if there is one, says nothing of the service."""
-        if self._send is None:
-            return
-        if self._leave is None or self._leave.probe:
-            # Who is cancelled by anyio can wait for nothing else. A slow store gets no more than its usual patience.
-            from anyio import CancelScope  # it takes longer to import than all of this module
+    def _begin(self) -> str:
+        # Set before the store is asked: if the call is cancelled meanwhile, the store may have admitted a probe.
+        self._permit = None
+        self._attempt = f"{random.getrandbits(64):016x}"  # unique in all processes: a fork seeds this source anew
+        return self._attempt
 
-            with CancelScope(shield=True):
-                await self._update(circuit.give_back, self._send)
-        self._send = None
+    def _admitted(self, answer: Permit | Rejection) -> Rejection | None:
+        if isinstance(answer, Rejection):
+            self._attempt = None
+            return answer
+        self._permit = answer
+        if answer.probe == 1:
+            self._breaker._report(self._call, Transition(CircuitPhase.HALF_OPEN))
+        return None
 
-    def abandon(self) -> None:
-        """As :meth:`give_back` where nothing can be awaited any more. If it has to wait, time will free the place."""
-        last = self.give_back()
-        # Without a running loop nothing works.
-        with suppress(Exception):
-            last.send(None)
-        last.close()
-        self._send = None
+    def _settled(self, transition: Transition | None) -> None:
+        self._attempt = None
+        if transition is not None:
+            self._breaker._report(self._call, transition)
 
     async def _update(self, change: Callable[[CircuitState, float, *_Ts], _R], *args: *_Ts) -> _R:
-        shared = self._breaker._shared
-        if (memory := shared.memory) is not None:
-            return change(memory.of(self._key, CircuitState), memory.now(self._call.request.loop.time()), *args)
-        return await shared.update(self._call.span, self._key, CircuitState, change, *args)
-
-    def _tell(self, turn: Turn) -> None:
-        """Count what the circuit has become; tell of it on the span of the call that made it so, and in the log."""
-        server = origin_attributes(self._call.request)
-        state = {CIRCUIT_STATE: turn.phase.value}
-        self._breaker._transitions.add(1, {**server, **state})
-        if turn.phase is CircuitPhase.HALF_OPEN:
-            # What comes of it is told.
-            return
-        settings = self._breaker._settings
-        open_for = float(settings.open_for)
-        # Never the key, which may be a credential.
-        origin = str(self._call.request.url.origin())
-        level, name = logging.INFO, CIRCUIT_OPEN_EVENT
-        event: dict[str, AttributeValue] = {CIRCUIT_WAS_OPEN: float(turn.since)}
-        if turn.phase is CircuitPhase.CLOSED:
-            name = CIRCUIT_CLOSE_EVENT
-            message = f"the circuit of {origin} closed: it had been open for {turn.since:.3g} s"
-        elif turn.sends:
-            level = logging.WARNING
-            event = {
-                CIRCUIT_ATTEMPTS: turn.sends,
-                CIRCUIT_FAILURES: turn.failures,
-                CIRCUIT_OPEN_FOR: open_for,
-            }
-            message = (
-                f"the circuit of {origin} opened: {turn.failures} of {turn.sends} sends failed within "
-                f"{settings.window:g} s, so none passes for {open_for:g} s"
-            )
-        else:
-            # INFO: one warning an outage is enough.
-            event[CIRCUIT_OPEN_FOR] = open_for
-            message = (
-                f"the circuit of {origin} stays open for another {open_for:g} s: "
-                f"a probe failed {turn.since:.3g} s after it had opened"
-            )
-        span = self._call.span or trace.get_current_span()
-        span.add_event(name, event)
-        LOGGER.log(level, "%s", message, extra={**server, **state, **ids_of(span)})
+        return await self._breaker._shared.update(self._call.span, self._key, CircuitState, change, *args)
 
 
-def _refused(call: Call, refusal: Refusal) -> CircuitOpen:
-    """Stop *call*, which the circuit does not let pass."""
-    request = call.request
+def _check(call: Call, rejection: Rejection | None) -> None:
+    """Raise CircuitOpen where the circuit does not let *call* pass."""
+    if rejection is None:
+        return
     error = CircuitOpen(
-        request.method,
-        request.url,
+        call.request.method,
+        call.request.url,
         _RULE,
-        since=refusal.since,
-        until=refusal.until,
+        since=rejection.since,
+        until=rejection.until,
         stopped=StopReason.CIRCUIT_OPEN,
         secrets=secrets_of(call),
     )
     call.stop = Stop(StopReason.CIRCUIT_OPEN, _RULE, error)
-    return error
+    raise error
 
 
-def _works_by(status: int, answer: aiohttp.ClientResponse | aiohttp.ClientResponseError) -> bool | None:
-    """Return whether the service works, going by the *status* of an *answer*. None: it says nothing of that."""
-    if status < _SERVER_STATUS:
-        return True
-    return None if is_rate_limit(status, retry_after_of(answer)) else False
-
-
-def _works(call: Call, error: BaseException) -> bool | None:
-    """Whether the service works, going by the *error* of a send. None: it says nothing of that."""
-    if isinstance(error, LamellaError):
-        # One that says why it stopped is the end of another call, which a layer below made, or of no send at all.
-        return service_works(error) if error.stopped is None else None
-    if isinstance(error, Exception) and (failure := transport_error(call, error)) is not None:
+def _works(call: Call, result: Result) -> bool | None:
+    """Return whether the service works, judging by the *result* of an attempt. None: it does not show."""
+    if isinstance(result, LamellaError):
+        # With a stop reason it is the end of another call, which a layer further in made, or nothing was sent.
+        return service_works(result) if result.stopped is None else None
+    if isinstance(result, Exception) and (failure := transport_error(call, result)) is not None:
         return service_works(failure)
-    # What others make of a status.
-    if isinstance(error, aiohttp.ClientResponseError) and error.status >= ERROR_STATUS:
-        return _works_by(error.status, error)
-    return None
+    if isinstance(result, aiohttp.ClientResponseError):
+        if result.status < ERROR_STATUS:  # another middleware has raised it
+            return None
+    elif isinstance(result, BaseException):
+        return None
+    if result.status < _SERVER_STATUS:
+        return True
+    return None if is_rate_limit(result.status, retry_after_of(result)) else False

@@ -1,6 +1,6 @@
 """The accounts of a sync: from a file (CSV or TOML), or the one of the environment.
 
-No message says what is in the file: somebody may have put a key where a name belongs. It names the line.
+No message shows what is in the file, since a key may stand where a name belongs; it names the line.
 """
 
 from __future__ import annotations
@@ -13,27 +13,29 @@ import stat
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from lamella.maesn.account import Account
 
-__all__ = ["accounts_in", "accounts_of_environment", "others_can_read"]
+__all__ = ["accounts_in", "accounts_of_environment", "key_in", "others_can_read"]
 
 _NEEDED: Final = ("name", "key")
 _FIELDS: Final = (*_NEEDED, "company_id", "environment_name")
-_HEADER: Final = "name,key, and perhaps company_id and environment_name"
 _VARIABLE: Final = "MAESN_ACCOUNT_KEY"
-_OTHERS: Final = stat.S_IRGRP | stat.S_IROTH
+_NOT_A_HEADER: Final = "must be printable ASCII, as it stands in a header"
+_WHERE: Final = re.compile(r"\(at (?:line (\d+)|(end of document))")
+_Row = tuple[str, dict[str, str]]  # where it is, as in "line 3", and its fields
+_TABLE: Final = re.compile(r"""\s*(\[\[|\[)\s*["']?accounts["']?\s*(?:\]\]|\])\s*(?:#.*)?""")
 
 
 def accounts_in(path: Path) -> tuple[Account, ...]:
-    """The accounts of a file: TOML where its name ends in ``.toml``, else CSV.
+    """Return the accounts of a file: TOML where its name ends in ``.toml``, else CSV.
 
     CSV has a header, ``name,key[,company_id,environment_name]``, with commas or semicolons. TOML has a table
     ``[[accounts]]`` with these fields for each account, or one table ``[accounts]`` of names with their keys.
 
     Raises:
-        ValueError: It cannot be read, or something in it is not as it must be: which file, which line, and what.
+        ValueError: It cannot be read or is not valid: which file, which line, and what.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -42,45 +44,47 @@ def accounts_in(path: Path) -> tuple[Account, ...]:
     except UnicodeDecodeError as exc:
         line = bytes(exc.object[: exc.start]).count(b"\n") + 1
         raise ValueError(f"{path}: line {line} is not UTF-8: save the file as UTF-8") from None
-    rows = _toml(text) if path.suffix.lower() == ".toml" else _csv(text)
     try:
-        return tuple(_accounts(rows))
+        return tuple(_accounts(_toml(text) if path.suffix.lower() == ".toml" else _csv(text)))
     except _Fault as fault:
         raise ValueError(f"{path}: {fault}") from None
 
 
 def accounts_of_environment() -> tuple[Account, ...]:
-    """One account, ``default``, with the key of ``MAESN_ACCOUNT_KEY``.
+    """Return one account, ``default``, with the key of ``MAESN_ACCOUNT_KEY``.
 
     Raises:
         ValueError: There is none, or it cannot stand in a header.
     """
-    key = os.environ.get(_VARIABLE, "").strip()
-    if not key:
-        raise ValueError(f"no accounts: give --accounts FILE, or set {_VARIABLE} for a single one")
-    if not _fits_header(key):
-        raise ValueError(f"{_VARIABLE} must be printable ASCII, as it stands in a header")
+    key = key_in(_VARIABLE, f"no accounts: give --accounts FILE, or set {_VARIABLE} for a single one")
     return (Account("default", key),)
 
 
+def key_in(variable: str, missing: str) -> str:
+    """Return the key in a variable of the environment.
+
+    Raises:
+        ValueError: There is none, with the message *missing*, or it cannot stand in a header.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ValueError(missing)
+    if not _fits_header(key):
+        raise ValueError(f"{variable} {_NOT_A_HEADER}")
+    return key
+
+
 def others_can_read(path: Path) -> bool:
-    """Whether somebody else than its owner can read the file. False where nobody can tell."""
+    """Return whether someone else than its owner can read the file. False if that is unknown."""
     try:
         found = path.stat()
     except OSError:
         return False
-    return os.name == "posix" and stat.S_ISREG(found.st_mode) and bool(found.st_mode & _OTHERS)
+    return os.name == "posix" and stat.S_ISREG(found.st_mode) and bool(found.st_mode & (stat.S_IRGRP | stat.S_IROTH))
 
 
 class _Fault(Exception):
     """What is wrong, and where."""
-
-
-class _Row(NamedTuple):
-    """What the file has of one account, and where: ``"line 3"``."""
-
-    where: str
-    fields: dict[str, str]
 
 
 def _accounts(rows: Iterator[_Row]) -> Iterator[Account]:
@@ -95,7 +99,7 @@ def _accounts(rows: Iterator[_Row]) -> Iterator[Account]:
         if not name.isprintable():
             raise _Fault(f"{where}: the name must be a line of text")
         if not _fits_header(key):
-            raise _Fault(f"{where}: the key must be printable ASCII, as it stands in a header")
+            raise _Fault(f"{where}: the key {_NOT_A_HEADER}")
         if name == key:
             raise _Fault(f"{where}: the name is the key, and names are shown")
         if first := names.get(name):
@@ -119,22 +123,23 @@ def _csv(text: str) -> Iterator[_Row]:
     line, header = next(lines, (1, []))
     header = [column.lower() for column in header]
     if set(_NEEDED) - set(header) or set(header) - set(_FIELDS) or len(set(header)) < len(header):
-        raise _Fault(f"line {line}: must be the header: {_HEADER}, each once")
+        allowed = "name,key, and perhaps company_id and environment_name, each once"
+        raise _Fault(f"line {line}: must be the header: {allowed}")
     for line, values in lines:
         if len(values) != len(header):
             raise _Fault(f"line {line}: {len(values)} values, and the header has {len(header)}")
-        yield _Row(f"line {line}", dict(zip(header, values, strict=True)))
+        yield f"line {line}", dict(zip(header, values, strict=True))
 
 
 def _records(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """The lines that are not empty, each with the number of the first of its lines."""
+    """Yield the records that are not empty, each with the number of its first line."""
     line = 1
     while True:
         try:
             values = next(reader)
         except StopIteration:
             return
-        except csv.Error:  # whose words may have the value in them
+        except csv.Error:  # its message may show the value
             raise _Fault(f"line {line}: is no CSV: look at its quotes") from None
         values = [value.strip() for value in values]
         if any(values):
@@ -142,30 +147,26 @@ def _records(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
         line = reader.line_num + 1  # type: ignore[attr-defined]
 
 
-_WHERE: Final = re.compile(r"\(at (?:line (\d+)|(end of document))")
-_TABLE: Final = re.compile(r"""\s*(\[\[|\[)\s*["']?accounts["']?\s*(?:\]\]|\])\s*(?:#.*)?""")
-
-
 def _toml(text: str) -> Iterator[_Row]:
     try:
         found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:  # whose words may have the value in them
+    except tomllib.TOMLDecodeError as exc:  # its message may show the value
         place = _WHERE.search(str(exc))
-        where = f"line {place[1]}" if place and place[1] else f"line {text.count(chr(10)) + 1}"
-        raise _Fault(f"{where}: is no TOML") from None
+        line = place[1] if place and place[1] else text.count("\n") + 1
+        raise _Fault(f"line {line}: is no TOML") from None
     accounts = found.pop("accounts", None)
     if found or not isinstance(accounts, list | dict):
         raise _Fault("must hold accounts and nothing else: a table [[accounts]] for each, or one table [accounts]")
     if isinstance(accounts, dict):
         for where, (name, key) in zip(_places(text, "[", len(accounts)), accounts.items(), strict=True):
-            yield _Row(where, {"name": name.strip(), "key": _string(where, "key", key)})
+            yield where, {"name": name.strip(), "key": _string(where, "key", key)}
         return
     for where, table in zip(_places(text, "[[", len(accounts)), accounts, strict=True):
         if not isinstance(table, dict):
             raise _Fault(f"{where}: must be a table")
         if set(table) - set(_FIELDS):
             raise _Fault(f"{where}: has a field that is none of {', '.join(_FIELDS)}")
-        yield _Row(where, {field: _string(where, field, value) for field, value in table.items()})
+        yield where, {field: _string(where, field, value) for field, value in table.items()}
 
 
 def _string(where: str, field: str, value: object) -> str:
@@ -175,7 +176,7 @@ def _string(where: str, field: str, value: object) -> str:
 
 
 def _places(text: str, bracket: str, many: int) -> list[str]:
-    """Where each account is. The parser does not tell: the lines that look like one are counted."""
+    """Return where each account is. The parser does not say, so lines that look like one are counted."""
     lines = list(enumerate(text.split("\n"), 1))
     heads = [number for number, line in lines if (table := _TABLE.fullmatch(line)) and table[1] == bracket]
     if bracket == "[" and heads:

@@ -3,53 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
+from typer.core import TyperCommand
 
-from lamella import whole_file
-from lamella.cli import counting, report
 from lamella.cli import explain as explaining
-from lamella.cli.plan import FEWEST_ACCOUNTS, Settings
-from lamella.cli.serve import line_for, parse_chance, parse_limit, serve
-from lamella.cli.sync_command import EXIT_CODES, SyncCommand, sync
-from lamella.cli.terminal import console as make_console
-from lamella.cli.terminal import fail, show
-from lamella.cli.words import count, plain
-from lamella.testing import Received, Sandbox
+from lamella.cli import sync as syncing
+from lamella.cli.options import JOURNAL, Options
+from lamella.cli.terminal import count, fail, make_console, plain, show
+from lamella.maesn.sandbox import Received, Sandbox
+from lamella.testing import Fault, FixedWindow
 
-__all__ = ["app"]
+__all__ = ["app", "line_for", "parse_chance", "parse_limit"]
 
 # Without rich's markup typer writes help and errors plainly, which suits a pipe and 80 columns.
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-_MANY_KEYS = 5
+_MANY_KEYS: Final = 5
+_SHOWN_OF_KEY: Final = 6  # characters
+
+_EXIT_CODES: Final = """\b
+Exit codes:
+  0    all is done
+  1    something failed, as shown at the end
+  2    bad usage, or the journal cannot be opened: nothing was sent
+  130  interrupted (Ctrl-C, SIGTERM): --resume goes on from there
+With --sandbox the failures are injected: 0 if all checks hold, else 1."""
 
 
 @contextmanager
 def _usage_errors(parameter: str | None = None) -> Iterator[None]:
-    """Turn a ValueError into an error of usage, about *parameter* if it is known."""
+    """Turn a ValueError into a usage error about *parameter*."""
     try:
         yield
     except ValueError as exc:
         raise typer.BadParameter(str(exc), param_hint=parameter) from None
-
-
-@contextmanager
-def _file_errors(path: Path, code: int = 2) -> Iterator[None]:
-    """Tell in one line why *path* cannot be written."""
-    try:
-        yield
-    except OSError as exc:
-        fail(f"cannot write the page: {exc.strerror or exc}: {path}", code)
 
 
 def _show_version(wanted: bool) -> None:
@@ -67,107 +63,57 @@ def lamella(
     """Thin layers for an aiohttp session: auth headers, typed errors, retries, traces."""
 
 
-@app.command()
-def demo(
-    *,
-    calls: Annotated[int, typer.Option(min=1, help="How many calls.")] = 300,
-    accounts: Annotated[int, typer.Option(min=FEWEST_ACCOUNTS, help="For how many accounts.")] = 8,
-    seed: Annotated[int, typer.Option(help="Another seed, other calls.")] = 1,
-    scale: Annotated[
-        float, typer.Option(min=0.0005, max=1.0, help="How long a second of the rules takes, in seconds.")
-    ] = 0.005,
-    otlp: Annotated[
-        str | None, typer.Option(metavar="URL", help="Send the spans there, too: http://localhost:4318.")
-    ] = None,
-    page: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE.html", help="Show every call on a page for a browser.")
-    ] = None,
-) -> None:
-    """Make many calls to a server that misbehaves.
+class _OneLineErrors(TyperCommand):
+    """Reports usage errors in one line, which suits the log of a job."""
 
-    They go through the whole stack, for several accounts at once; then it shows what became of them, and one of
-    them as a trace.
-    """
-    try:
-        from lamella.cli import demo as demonstration
-        from lamella.cli import otlp as spans
-        from lamella.cli.html import html_report
-    except ModuleNotFoundError as exc:
-        if exc.name == "jinja2":
-            fail("jinja2 is missing: pip install 'lamella[cli]'")
-        if not (exc.name or "").startswith("opentelemetry"):
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the arguments."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except Exception as exc:
+            # Not by its class: typer changes the place and name of the class of usage errors.
+            if message := getattr(exc, "format_message", None):
+                fail(message())
             raise
-        fail("the demo needs OpenTelemetry's SDK: pip install 'lamella[cli,sdk]'")
-    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        fail("the demo needs OpenTelemetry's SDK, and OTEL_SDK_DISABLED switches it off")
-    with _usage_errors("--otlp"):
-        outlet = None if otlp is None else spans.Outlet(spans.endpoint(otlp))
-    if page is not None:
-        with _file_errors(page):
-            whole_file.check(page)
-
-    console = make_console()
-    settings = Settings(calls, accounts, seed, scale)
-    provider = spans.make_provider(demonstration.SERVICE, outlet, calls)
-    console.print(
-        f"{count(calls, 'call')} for {accounts} accounts to a server that misbehaves, by the seed {seed}.\n"
-        f"The waits are shortened: a minute of the rules takes {60 * scale:.3g} s.\n"
-    )
-    done = 0
-    try:
-        with _progress(console, calls) as advance:
-
-            def on_ended() -> None:
-                nonlocal done
-                done += 1
-                advance()
-
-            result = asyncio.run(demonstration.run(settings, provider, on_ended))
-        checks = demonstration.checks(result)
-        show(
-            console,
-            report.outcome(counting.totals(result)),
-            report.failures(counting.causes(result)),
-            report.trees(result),
-            report.verdict(checks),
-        )
-        if page is not None:
-            content = html_report(demonstration.page(result)).encode()
-            with _file_errors(page, 1):
-                whole_file.write(page, content)
-            show(console, report.page(page, len(content)))
-        show(
-            console,
-            report.how_to_deliver(demonstration.SERVICE, "lamella demo")
-            if outlet is None
-            else report.delivery(spans.deliver(provider, outlet, len(result.spans))),
-        )
-    except KeyboardInterrupt:
-        fail(f"interrupted after {done} of {calls} calls", 130)
-    faults = [check.fault for check in checks if check.fault]
-    if faults:
-        fail("; ".join(faults), 1)
 
 
-@contextmanager
-def _progress(console: Console, calls: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, nothing in a pipe; what it gives is to be called after each call."""
-    if not console.file.isatty():
-        yield lambda: None
-        return
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    ) as progress:
-        task = progress.add_task("calls", total=calls)
-        yield lambda: progress.advance(task)
+def _value(metavar: str, text: str, *names: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=text)
 
 
-app.command(cls=SyncCommand, context_settings={"allow_extra_args": True}, epilog=EXIT_CODES)(sync)
+_file = partial(_value, "FILE")
+
+
+@app.command(cls=_OneLineErrors, context_settings={"allow_extra_args": True}, epilog=_EXIT_CODES)
+def sync(
+    ctx: typer.Context,
+    *,
+    accounts: Annotated[Path | None, _file("The accounts: CSV or TOML. Else: MAESN_ACCOUNT_KEY.")] = None,
+    resources: Annotated[
+        list[str] | None, _value("NAME", "What to read: invoices, … Repeatable.", "--resource")
+    ] = None,
+    output: Annotated[Path | None, _file("All records in a file: .jsonl, .sqlite, .db, .parquet.")] = None,
+    journal: Annotated[Path | None, _file(f"What is kept from run to run. Else: {JOURNAL}.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the last run where it ended.")] = False,
+    since: Annotated[str | None, _value("ISO", "What was changed since then. Else: since the last run.")] = None,
+    concurrency: Annotated[str | None, _value("N", "So many pages at a time. Else: four an account.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be read, and send nothing.")] = False,
+    otlp: Annotated[str | None, _value("URL", "Send the spans there: http://localhost:4318.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout, the rest on stderr.")] = False,
+    page: Annotated[Path | None, _value("FILE.html", "Show the calls on a page for a browser.", "--report")] = None,
+    base_url: Annotated[str | None, _value("URL", "Where the API is. Else: MAESN_BASE_URL, or Maesn's.")] = None,
+    sandbox: Annotated[bool, typer.Option("--sandbox", help="With made-up accounts, at a server here.")] = False,
+) -> None:
+    """Bring the records of many accounts up to date.
+
+    What has changed since the last run is read into the journal, page by page; the output gets all that is in it. The
+    API key is taken from MAESN_API_KEY.
+    """
+    given = {name: value for name, value in locals().items() if name != "ctx"}
+    if ctx.args:
+        # The argument may be a key: it is not shown.
+        fail("sync takes options only, and there is another argument: see lamella sync --help")
+    raise typer.Exit(syncing.main(Options(**given | {"resources": tuple(resources or ())})))
 
 
 @app.command()
@@ -191,23 +137,22 @@ def sandbox(
         limits = None if limit is None else parse_limit(limit)
     with _usage_errors("--chance"):
         chances = dict(map(parse_chance, chance or ()))
-    with _usage_errors():
-        server = Sandbox(host=host, port=port, accounts=accounts, limit=limits, chances=chances, seed=seed)
-
     console = make_console()
     served = 0
 
-    def on_start() -> None:
-        console.print(_greeting(server), soft_wrap=True)
-
-    def on_request(received: Received) -> None:
+    def on_answer(received: Received) -> None:
         nonlocal served
         served += 1
+        server.received.clear()  # it may run for days
         if not quiet:
             console.print(plain(line_for(received)), soft_wrap=True)
 
+    with _usage_errors():
+        server = Sandbox(
+            host=host, port=port, accounts=accounts, limit=limits, chances=chances, seed=seed, on_answer=on_answer
+        )
     try:
-        asyncio.run(serve(server, on_start, on_request))
+        asyncio.run(_serve(server, lambda: console.print(_greeting(server), soft_wrap=True)))
     except KeyboardInterrupt:
         pass
     except OSError as exc:
@@ -215,7 +160,39 @@ def sandbox(
     console.print(f"Stopped after {count(served, 'request')}.")
 
 
-def _greeting(server: Sandbox) -> RenderableType:
+async def _serve(server: Sandbox, on_start: Callable[[], None]) -> None:
+    """Serve until SIGTERM or a cancellation. Raises OSError if the address is not available."""
+    terminated = asyncio.Event()
+    with suppress(NotImplementedError):  # Windows
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
+    async with server:
+        on_start()
+        await terminated.wait()
+
+
+def parse_limit(text: str) -> FixedWindow:
+    """Return the limit for ``"100/60"``: 100 requests in 60 seconds. Raises ValueError."""
+    requests, _, per = text.partition("/")
+    try:
+        return FixedWindow(int(requests), float(per))
+    except ValueError:
+        raise ValueError(f"{plain(repr(text))} is not like 100/60, requests/seconds") from None
+
+
+def parse_chance(text: str) -> tuple[int | Fault, float]:
+    """Return outcome and chance for ``"500=0.05"`` or ``"cut_body=0.01"``. Raises ValueError."""
+    name, _, chance = text.partition("=")
+    name = name.strip()
+    faults = {fault.name.lower(): fault for fault in Fault}
+    try:
+        outcome = int(name) if name.isdigit() else faults[name.lower().replace("-", "_")]
+        return outcome, float(chance)
+    except (KeyError, ValueError):
+        names = "\n".join(f"  {name}" for name in faults)
+        raise ValueError(f"{plain(repr(text))} is not like 500=0.05. In place of the 500, one of\n{names}") from None
+
+
+def _greeting(server: Sandbox) -> Text:
     keys = [account.key for account in server.accounts]
     shown = keys if len(keys) <= _MANY_KEYS else [keys[0], "…", keys[-1]]
     return Text(
@@ -227,13 +204,21 @@ def _greeting(server: Sandbox) -> RenderableType:
     )
 
 
+def line_for(received: Received) -> str:
+    """Return a request in a line, with the end of its account key only: someone may have sent a real one."""
+    key = received.account
+    account = "-" if key is None else f"…{key[-min(_SHOWN_OF_KEY, len(key) // 2) :]}"
+    outcome = received.outcome.name.lower() if isinstance(received.outcome, Fault) else received.outcome
+    return f"{outcome}  {received.method} {received.path}  {account}"
+
+
 @app.command()
 def explain(
     status: Annotated[str | None, typer.Argument(help="429, 500, 4xx, connection_lost, …; none: all.")] = None,
 ) -> None:
     """Explain what a failure means at Maesn.
 
-    And what to do about it, whether it is sent again, and after which waits.
+    And what to do about it, whether it is retried, and after which waits.
     """
     if status is None:
         show(make_console(), explaining.all_rules())

@@ -1,23 +1,23 @@
-"""What failed, grouped by cause: for the screens, the pages and the JSON report."""
+"""What failed and why, grouped by cause: for the screen, the page and the JSON report."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from lamella import maesn
+from lamella.cli.terminal import plain
 from lamella.errors import ApiError, LamellaError, TransportError, Unauthorized
-from lamella.redaction import redact_text
+from lamella.maesn import Part
 
-__all__ = ["Cause", "Reason", "grouped", "reason_of"]
+__all__ = ["Cause", "Reason", "causes_of", "reason_of", "state_of"]
 
 _LOG_IN_AGAIN: Final = (
     "The end user has to authenticate again, at the URL that GET /auth/{targetSystem} returns; then put the new "
     "account key in the place of the old one"
 )
-
 _OF_LISTS: Final[dict[type[Exception], tuple[str, str]]] = {
     maesn.UnsteadyList: (
         "Unsteady list",
@@ -30,22 +30,17 @@ _OF_LISTS: Final[dict[type[Exception], tuple[str, str]]] = {
     maesn.EmptyPage: ("Empty page", "Sync again. If it stays so, ask the API's vendor why the page is empty"),
     maesn.AnswerFailed: ("Errors in an answer", "The message is the API's own: the answer looks like a success"),
 }
-"""What it is called and what to do about it, of an error that a list has ended in."""
+"""Title and hint of an error that a list ends with."""
 _FIRST_WORDS: Final = re.compile(r"[^,;:.(]+")
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why one thing failed. Each of them is a line, and without a credential."""
+class Reason(NamedTuple):
+    """Why one thing failed. Each field is a line without a credential; empty: unknown."""
 
-    what: str
-    """``"401 Unauthorized"``; of what is no error of lamella's the name of its class."""
-    stopped: str
-    """Why there was no further try, in words. Empty: nobody says."""
-    said: str
-    """What the server or the network said. Empty: nothing."""
+    what: str  # 401 Unauthorized; of an error that is not lamella's, the name of its class
+    stopped: str  # why there was no further attempt
+    said: str  # what the server or the network said
     hint: str
-    """What to do about it. Empty: nobody knows."""
 
     @property
     def short(self) -> str:
@@ -56,63 +51,68 @@ class Reason:
 
     @property
     def full(self) -> str:
-        """What happened, and what the server or the network said: ``"Connection Failed (no route to host)"``."""
+        """What happened, and what was said: ``"Connection Failed (no route to host)"``."""
         return f"{self.what} ({self.said})" if self.said else self.what
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """What failed in the same way."""
+    """Parts that failed for the same reason, and the accounts that they belong to."""
 
-    many: int
+    parts: int
+    accounts: tuple[str, ...]
     what: str
     stopped: str
     said: str
     hint: str
-    who: tuple[str, ...] = ()
-    """Whose it was, each once."""
 
 
 def reason_of(error: Exception, secrets: Iterable[str] = (), *, of_account: bool = False) -> Reason:
-    """Why *error* came.
+    """Return why *error* came, without any of *secrets*.
 
-    Args:
-        error: What something has ended in.
-        secrets: What is shown nowhere. lamella's own errors hold none.
-        of_account: Whether the reader keeps the account keys, and can put a new one in the place of an old one.
+    *of_account*: the reader stores the account keys, and can replace one.
     """
     if type(error) in _OF_LISTS:
         what, hint = _OF_LISTS[type(error)]
-        return Reason(what, "", redact_text(str(error), secrets), hint)
+        return Reason(what, "", plain(str(error), secrets), hint)
     if not isinstance(error, LamellaError):
-        return Reason(type(error).__name__, "", redact_text(str(error), secrets), "")
-    what = f"{error.status} {error.rule.title}" if isinstance(error, ApiError) else error.rule.title
+        return Reason(type(error).__name__, "", plain(str(error), secrets), "")
+    what, said = error.rule.title, ""
+    if isinstance(error, ApiError):
+        what = f"{error.status} {what}"
+        said = "; ".join(error.validation_errors or error.downstream_errors or error.details)
+    elif isinstance(error, TransportError):
+        said = error.reason
     hint = _LOG_IN_AGAIN if of_account and isinstance(error, Unauthorized) else error.rule.hint
-    return Reason(what, error.stopped.phrase if error.stopped else "", _said(error), hint)
+    return Reason(what, error.stopped.phrase if error.stopped else "", plain(said), hint)
 
 
-def grouped(failed: Iterable[tuple[str, Reason]]) -> tuple[Cause, ...]:
-    """The causes, the most frequent first. Each failure has the name of whose it is; an empty one is told nowhere."""
+def causes_of(parts: Sequence[Part], secrets: Sequence[str] = ()) -> tuple[Cause, ...]:
+    """Return the causes of the parts that failed, the most frequent first, without any of *secrets*."""
     groups: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
-    for who, reason in failed:
-        groups.setdefault((reason.what, reason.stopped, reason.hint), []).append((who, reason.said))
+    for part in parts:
+        if part.error is not None and state_of(part) == "failed":
+            reason = reason_of(part.error, secrets, of_account=True)
+            groups.setdefault((reason.what, reason.stopped, reason.hint), []).append((part.account, reason.said))
     return tuple(
         Cause(
             len(found),
+            tuple(dict.fromkeys(account for account, _ in found)),
             what,
             stopped,
-            # They end in any order, so what the first of them says would be another thing each time.
+            # They end in any order, so the first would differ from run to run.
             min((said for _, said in found if said), default=""),
             hint,
-            tuple(dict.fromkeys(who for who, _ in found if who)),
         )
         for (what, stopped, hint), found in sorted(groups.items(), key=lambda item: (-len(item[1]), *item[0][:2]))
     )
 
 
-def _said(error: LamellaError) -> str:
-    """What the server or the network said, in a line."""
-    if isinstance(error, TransportError):
-        return redact_text(error.reason)
-    said = (error.validation_errors or error.downstream_errors or error.details) if isinstance(error, ApiError) else ()
-    return redact_text("; ".join(said))
+def state_of(part: Part) -> str:
+    """Return ``done``, ``skipped`` (done already in the run that was resumed), ``failed`` or ``open``.
+
+    An error that another reading of the list has repaired does not count.
+    """
+    if part.done:
+        return "skipped" if part.skipped else "done"
+    return "open" if part.error is None else "failed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -10,27 +11,22 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lamella.cli.words import between, duration, plain
+from lamella.cli.terminal import between, duration, plain
 from lamella.maesn import RULES
 from lamella.rules import Backoff, Failure, Outcome, Rule, StopReason, decide
 
 __all__ = ["all_rules", "one_rule", "parse"]
 
-_ATTEMPTS = 5
-"""How often a call is sent unless one says otherwise."""
-
-_LOWEST, _HIGHEST = 400, 999  # HTTP has no room for a fourth digit
-# A class as a whole has the rule of a status that nobody gives one of its own.
+_ATTEMPTS = 5  # the default of a session
+# A class as a whole has the rule of a status without a rule of its own.
 _CLASSES: dict[str, Outcome] = {"4xx": 499, "5xx": 599}
 
 
 def parse(text: str) -> tuple[str, Outcome]:
-    """The name of what *text* asks for, and the outcome that it stands for.
-
-    It may be a status, a class of statuses, or a failure as the rule book or as ``error.type`` on a span names it.
+    """Return name and outcome for a status, a class of statuses, or a failure as the rules or spans name it.
 
     Raises:
-        ValueError: It is none of them.
+        ValueError: *text* is none of them.
     """
     name = text.strip().lower()
     if name in _CLASSES:
@@ -38,28 +34,25 @@ def parse(text: str) -> tuple[str, Outcome]:
     for failure in Failure:
         if name.replace("-", "").replace("_", "") == failure.value.replace("_", ""):
             return failure.value, failure
-    if name.isascii() and name.isdigit() and len(name) == len(str(_HIGHEST)) and int(name) >= _LOWEST:
+    if name.isascii() and name.isdigit() and len(name) == 3 and int(name) >= 400:
         return name, int(name)
-    allowed = ", ".join([f"{_LOWEST} to {_HIGHEST}", *_CLASSES, *Failure])
+    allowed = ", ".join(["400 to 999", *_CLASSES, *Failure])
     raise ValueError(f"{plain(repr(text))} is none of these:\n{allowed}")
 
 
 def all_rules() -> RenderableType:
-    """The whole book as a table."""
+    """Return the whole book as a table."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for heading in ("status", "title", "retry", "first wait"):
         table.add_column(heading, no_wrap=True)
     for rule in (*RULES, *map(RULES.rule_for, Failure)):
         table.add_row(str(rule.status), rule.title, "yes" if rule.retry else "no", _first_wait(rule.retry))
-    notes = (
-        "A wait is never shorter than the Retry-After of the answer.",
-        "More about one of them: lamella explain 429",
-    )
-    return Group(table, Text(), *map(Text, notes))
+    notes = "\nA wait is never shorter than the Retry-After of the answer.\nMore about one of them: lamella explain 429"
+    return Group(table, Text(notes))
 
 
 def one_rule(name: str, outcome: Outcome) -> RenderableType:
-    """The rule for what :func:`parse` found: what it means, what to do, and when it is sent again."""
+    """Return a rule: what the failure means, what to do, and when the call is retried."""
     rule = RULES.rule_for(outcome)
     title = Text(f"{name} {rule.title}", "bold")
     if name != str(rule.status):
@@ -107,17 +100,8 @@ def _in_words(backoff: Backoff) -> str:
 
 
 def _of_writes(rule: Rule, outcome: Outcome) -> str:
-    decision = decide(
-        rule,
-        outcome,
-        number=1,
-        attempts=_ATTEMPTS,
-        method="POST",
-        replayable=True,
-        elapsed=0.0,
-        deadline=None,
-        random=lambda: 0.0,
-    )
+    limits: dict[str, Any] = {"number": 1, "attempts": _ATTEMPTS, "elapsed": 0.0, "deadline": None}
+    decision = decide(rule, outcome, method="POST", replayable=True, random=lambda: 0.0, **limits)
     if decision.stop is StopReason.UNSAFE_METHOD:
         return (
             "A POST or PATCH is not sent again, for it may have been carried out: only with an Idempotency-Key header, "

@@ -1,190 +1,170 @@
-"""What is shown at the end: tables and trees, of the demo and of a sync."""
+"""The end of a sync: numbers, failures by cause, where the records are. As tables, and as JSON.
+
+docs/sync-report.md describes the JSON.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from opentelemetry.trace import format_trace_id
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree
 
-from lamella.cli.traces import Trace, context, interest, number, path, seconds, stop_phrase, text, traces
-from lamella.cli.words import count, duration, plain, some
-from lamella.rules import WaitSource
-from lamella.telemetry.names import (
-    ATTEMPTS,
-    ERROR_TYPE,
-    METHOD,
-    OUTCOME,
-    QUEUED_BY,
-    QUEUED_EVENT,
-    RESEND_COUNT,
-    RETRY_EVENT,
-    RULE,
-    STATUS,
-    STOP_EVENT,
-    STOP_REASON,
-    WAIT,
-    WAIT_SOURCE,
-)
+from lamella.cli.causes import Cause, reason_of, state_of
+from lamella.cli.terminal import count, duration, plain, some
+from lamella.errors import LamellaError, TransportError
+from lamella.maesn import Part
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import Event, ReadableSpan
-
-    from lamella.cli.causes import Cause
-    from lamella.cli.check import Check
-    from lamella.cli.counting import Total
-    from lamella.cli.demo import Result
-    from lamella.cli.otlp import Delivery
+    from lamella.cli.traces import Collector
 
 __all__ = [
-    "delivery",
-    "failures",
-    "how_to_deliver",
-    "outcome",
-    "page",
-    "titled",
-    "tree",
-    "tree_text",
-    "trees",
-    "verdict",
-]
+    "Check", "Synced", "Total", "as_json", "failures", "no_answer", "outcome", "plan_as_json", "plan_as_table",
+    "remarks", "titled", "totals", "verdict", "where_it_is",
+]  # fmt: skip
 
-_SHOWN_NAMES = 5
-_WHAT, _ENDED = 13, 14  # columns for what a line of the tree is, and for how a send ended
+_VERSION: Final = 1  # of the JSON; it changes when a field goes or means something else, not when one is added
+_MOST_PARTS: Final = 40
+_MOST_NAMES: Final = 5
+_FIELDS: Final = ("account", "resource", "since", "pages", "total_pages", "records")
+
+_Json = dict[str, Any]
 
 
-def outcome(totals: Iterable[Total]) -> RenderableType:
-    """What a run has come to, in numbers."""
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """The result of a sync."""
+
+    run: int  # its number in the journal, from 1
+    resumed: bool
+    parts: tuple[Part, ...]
+    took: float  # seconds
+    interrupted: bool = False
+    fault: str | None = None  # why the journal or the output could not be written; None: they could
+
+    @property
+    def exit_code(self) -> int:
+        """0: all is done. 1: something failed. 130: it was interrupted."""
+        if self.interrupted:
+            return 130
+        return 1 if self.fault or not all(part.done for part in self.parts) else 0
+
+
+class Check(NamedTuple):
+    """Something that must hold after a sync with the sandbox. ``fault`` says how it does not; None: it holds."""
+
+    what: str
+    fault: str | None
+
+
+class Total(NamedTuple):
+    """A number with its name. ``nested``: it is a part of the one before it."""
+
+    name: str
+    value: str
+    note: str = ""
+    nested: bool = False
+
+
+def totals(synced: Synced, collected: Collector | None = None) -> Iterator[Total]:
+    """Yield the numbers of a sync; those of attempts and retries where spans were collected."""
+    parts = synced.parts
+    of_account: dict[str, set[str]] = {}
+    for part in parts:
+        of_account.setdefault(part.account, set()).add(state_of(part))
+    order = ("failed", "open", "done", "skipped")
+    worst = [min(own, key=order.index) for own in of_account.values()]
+    yield Total("run", str(synced.run), "resumed" if synced.resumed else "")
+    yield Total("accounts", f"{len(of_account):,}", _in_words(worst))
+    yield Total("parts", f"{len(parts):,}", _in_words(map(state_of, parts)))
+    yield Total("pages", f"{sum(part.pages for part in parts):,}", "stored")
+    yield Total("records", f"{sum(part.records for part in parts):,}", "new or changed")
+    if collected is not None:
+        yield Total("attempts", f"{collected.attempts:,}", f"for {count(collected.calls, 'call')}")
+        yield Total("retries", f"{collected.after.total():,}")
+        for cause, many in sorted(collected.after.items(), key=lambda item: (-item[1], item[0])):
+            yield Total(f"after {cause}", f"{many:,}", nested=True)
+        if collected.waited:
+            yield Total("waits", duration(collected.waited), "between attempts, in sum")
+    yield Total("time", duration(synced.took))
+
+
+def _in_words(states: Iterable[str]) -> str:
+    many = Counter(states)
+    names = {"done": "done", "skipped": "done before", "failed": "failed", "open": "not ended"}
+    return ", ".join(f"{many[state]:,} {name}" for state, name in names.items() if many[state])
+
+
+def remarks(parts: Sequence[Part]) -> Iterator[str]:
+    """Yield what is to be known of the records beside the failures: what is missing, what was dropped."""
+    open_ = sum(not part.done for part in parts)
+    if open_:
+        yield f"Records are missing: {open_:,} of {count(len(parts), 'part')} {'is' if open_ == 1 else 'are'} not done."
+    gaps = [part for part in parts if part.gap]
+    if gaps:
+        since = some(sorted({str(part.since) for part in gaps}), 1)
+        yield (
+            f"Records that were last changed before {plain(since)} were not read, of {count(len(gaps), 'part')}: "
+            "a sync without --since reads them."
+        )
+    if dropped := [plain(name) for name in _dropped(parts)]:
+        names = some(dropped, _MOST_NAMES)
+        yield f"What was stored of {names} was dropped: company_id or environment_name has changed."
+
+
+def no_answer(parts: Sequence[Part]) -> str:
+    """Return the most frequent cause of parts that failed without an answer. Empty: there are none."""
+    found = Counter(
+        reason_of(part.error).full for part in parts if not part.done and isinstance(part.error, TransportError)
+    )
+    return found.most_common(1)[0][0] if found else ""
+
+
+def titled(title: str, *parts: RenderableType) -> RenderableType:
+    """Return a section of the screen."""
+    return Group(Text(title, "bold underline"), *parts, Text())
+
+
+def _table(*columns: dict[str, Any], gap: int = 1) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, gap, 0, 0))
+    for column in columns:
+        table.add_column(**column)
+    return table
+
+
+def outcome(shown: Iterable[Total]) -> RenderableType:
+    """Return the numbers as a table."""
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column()
-    for row in totals:
+    for justify in ("left", "right", "left"):
+        table.add_column(justify=justify)
+    for row in shown:
         table.add_row(f"  {row.name}" if row.nested else row.name, row.value, row.note)
     return titled("Outcome", table)
 
 
 def failures(causes: Sequence[Cause]) -> RenderableType:
-    """What failed, by cause: how many, why there was no further try, what to do."""
+    """Return what failed by cause: how many, why there was no further attempt, what to do."""
     if not causes:
         return titled("Failures", Text("None."))
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column()
+    table = _table({"justify": "right", "no_wrap": True}, {})
     for cause in causes:
         head = Text.assemble((cause.what, "bold red"), f", stopped: {cause.stopped}" if cause.stopped else "")
-        table.add_row(f"{cause.many} ×", head)
-        if cause.who:
-            table.add_row("", Text(some(cause.who, _SHOWN_NAMES), "bold"))
-        if cause.said:
-            table.add_row("", Text(f"it said: {cause.said}"))
-        if cause.hint:
-            table.add_row("", Text(cause.hint))
+        table.add_row(f"{cause.parts} ×", head)
+        said = f"it said: {cause.said}" if cause.said else ""
+        for words, style in ((some(cause.accounts, _MOST_NAMES), "bold"), (said, ""), (cause.hint, "")):
+            if words:
+                table.add_row("", Text(words, style))
     return titled("Failures", table)
 
 
-def trees(result: Result) -> RenderableType:
-    """The two calls with the most to see in them: one that ended well after several sends, one that did not."""
-    found = traces(result.spans)
-    chosen = (
-        ("A call that ended well", [trace for trace in found if trace.succeeded and len(trace.sends) > 1]),
-        ("A call that failed", [trace for trace in found if not trace.succeeded]),
-    )
-    # max() takes the first of equals: the one that began first.
-    return Group(*(titled(title, tree(max(some, key=interest))) for title, some in chosen if some))
-
-
-def tree(trace: Trace) -> Tree:
-    """A call as a tree: its span, and below it in the order of time its sends and its decisions."""
-    root = Tree(Group(*_call(trace)), guide_style="dim")
-    for line in _branches(trace):
-        root.add(line)
-    return root
-
-
-def tree_text(trace: Trace) -> str:
-    """The same tree as plain text, each line in full: thousands of them take rich too long."""
-    branches = [line.plain for line in _branches(trace)]
-    guides = ["├── "] * (len(branches) - 1) + ["└── "]
-    return "\n".join([*(line.plain for line in _call(trace)), *map("".join, zip(guides, branches, strict=False))])
-
-
-def _branches(trace: Trace) -> list[Text]:
-    lines = [(send.start_time or 0, _send(trace, send)) for send in trace.sends]
-    lines += [(event.timestamp, _decision(trace, event)) for event in trace.call.events]
-    return [line for _, line in sorted(lines, key=lambda item: item[0])]
-
-
-def _call(trace: Trace) -> Iterator[Text]:
-    span = trace.call
-    yield _line((plain(span.name), "bold"))
-    ended, style = text(span, OUTCOME), "green" if trace.succeeded else "red"
-    attempts = count(int(number(span, ATTEMPTS)), "attempt")
-    took, waited = duration(seconds(span.end_time, span.start_time)), duration(number(span, WAIT))
-    yield _line("INTERNAL  ", (ended, style), f" after {attempts} in {took}, {waited} of it in waits")
-    if stop := text(span, STOP_REASON):
-        yield _line("stopped: ", (stop_phrase(stop), style))
-    yield _line((f"path {path(trace)}", "dim"))
-    yield _line((f"trace {format_trace_id(context(span).trace_id)}", "dim"))
-
-
-def _send(trace: Trace, send: ReadableSpan) -> Text:
-    error = text(send, ERROR_TYPE)
-    ended = error or text(send, STATUS)
-    resent = f"  resend_count={int(number(send, RESEND_COUNT))}" if text(send, RESEND_COUNT) else ""
-    return _line(
-        f"{_offset(trace, send.start_time)}  {f'CLIENT {text(send, METHOD)}':<{_WHAT}} ",
-        (f"{ended:<{_ENDED}}", "red" if error else "green"),
-        f"  {duration(seconds(send.end_time, send.start_time)):>7}{resent}",
-    )
-
-
-def _decision(trace: Trace, event: Event) -> Text:
-    if event.name == RETRY_EVENT:
-        name, style, why = "retry", "yellow", _wait(event)
-    elif event.name == STOP_EVENT:
-        name, style, why = "stop", "red", stop_phrase(text(event, STOP_REASON))
-    elif event.name == QUEUED_EVENT:
-        limited = text(event, QUEUED_BY) == "refusal"
-        until = "its account was rate-limited" if limited else "until its account's turn"
-        name, style, why = "queued", "cyan", f"for {duration(number(event, WAIT))}, {until}"
-    else:
-        name, style = plain(event.name), ""
-        why = ", ".join(f"{key}={text(event, key)}" for key in event.attributes or ())
-    return _line(f"{_offset(trace, event.timestamp)}  ", (f"{name:<{_WHAT}} ", style), why)
-
-
-def _wait(event: Event) -> str:
-    wait = duration(number(event, WAIT))
-    match text(event, WAIT_SOURCE):
-        case WaitSource.RULE:
-            return f"after {wait}, by the rule: {text(event, RULE)}"
-        case WaitSource.RETRY_AFTER:
-            return f"after {wait}, as Retry-After says"
-        case WaitSource.IMMEDIATE:
-            return "at once: the connection may have been stale"
-        case source:
-            return f"after {wait}, by {source}"
-
-
-def _offset(trace: Trace, moment: int | None) -> str:
-    return f"{f'+{duration(seconds(moment, trace.call.start_time))}':>8}"
-
-
-def _line(*parts: str | tuple[str, str]) -> Text:
-    """A line that is cut at the edge of the screen rather than broken."""
-    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
-
-
-def verdict(checks: tuple[Check, ...]) -> RenderableType:
-    """What was checked, and whether it holds."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+def verdict(checks: Iterable[Check]) -> RenderableType:
+    """Return what was checked, and whether it holds."""
+    table = _table()
     for check in checks:
         table.add_row(Text("FAILED", "bold red") if check.fault else Text("ok", "green"), Text(check.what))
         if check.fault:
@@ -192,29 +172,114 @@ def verdict(checks: tuple[Check, ...]) -> RenderableType:
     return titled("Checked", table)
 
 
-def page(path: Path, size: int) -> RenderableType:
-    """Where the page is that shows all of it."""
-    return titled("Page", Text(f"{plain(str(path))}, {size / 1024:,.0f} kB: open it in a browser."))
+def where_it_is(output: Path | None, journal: Path | None, parts: Sequence[Part], *, ended: bool) -> RenderableType:
+    """Return where the records are, and what is missing there.
+
+    Args:
+        output: None: there is none.
+        journal: None: it is temporary.
+        parts: What was to be synced.
+        ended: Whether the sync came to its end, so that the output was written.
+    """
+    has_all = ended and all(part.done and not part.gap for part in parts)
+    lines = []
+    if output is not None:
+        what = "has all records" if has_all else "has what was read" if ended else "was not written"
+        lines.append(f"{plain(str(output))} {what}.")
+    if journal is not None:
+        what = "all records; the next sync reads only what is new" if has_all else "what was read"
+        lines.append(f"The journal {plain(str(journal))} has {what}.")
+    return titled("Output", *map(Text, (*lines, *remarks(parts))))
 
 
-def delivery(sent: Delivery) -> RenderableType:
-    """What has become of the spans at the endpoint."""
-    spans = count(sent.spans, "span")
-    if sent.why is None:
-        return titled("Spans", Text(f"{spans} of the service {sent.service} sent to {sent.url}: all have arrived."))
-    some = f"{sent.arrived} of {spans}" if sent.arrived else f"None of {spans}"
-    return titled("Spans", Text(f"{some} arrived at {sent.url}: {sent.why}.", "red"))
+def plan_as_table(parts: Sequence[Part]) -> RenderableType:
+    """Return what a sync would read."""
+    table = _table(gap=2)
+    for part in parts[:_MOST_PARTS]:
+        what = f"since {part.since}" if part.since else "everything"
+        if part.skipped:
+            what = "nothing: done already"
+        elif part.dropped:
+            what += "; what is stored will be dropped, since company_id or environment_name has changed"
+        elif part.pages:
+            what += f", but for {count(part.pages, 'page')} that {'is' if part.pages == 1 else 'are'} stored"
+        table.add_row(Text(plain(part.account)), Text(part.resource), Text(what))
+    more = len(parts) - _MOST_PARTS
+    rest = [Text(f"… and {more:,} more")] if more > 0 else []
+    return titled(f"{count(len(parts), 'part')}, and nothing was sent", table, *rest)
 
 
-def how_to_deliver(service: str, command: str) -> RenderableType:
-    """How to see the same in a backend."""
-    return titled(
-        "Spans",
-        Text(f"To look at them in a trace backend that takes OTLP over HTTP, as the service {service}:"),
-        Padding(Text(f"{command} --otlp http://localhost:4318"), (1, 2, 0, 2)),
-    )
+def as_json(
+    synced: Synced,
+    causes: Iterable[Cause],
+    *,
+    output: Path | None,
+    exit_code: int,
+    secrets: Sequence[str] = (),
+    checks: Sequence[Check] = (),
+) -> _Json:
+    """Return the result of a sync, without any of *secrets*."""
+    parts = synced.parts
+    return {
+        "version": _VERSION,
+        "run": synced.run,
+        "resumed": synced.resumed,
+        "took": round(synced.took, 3),
+        "interrupted": synced.interrupted,
+        "fault": None if synced.fault is None else plain(synced.fault, secrets),
+        "complete": all(part.done and not part.gap for part in parts),
+        "gaps": [
+            {"account": part.account, "resource": part.resource, "since": part.since} for part in parts if part.gap
+        ],
+        **_of_parts(parts, secrets),
+        "causes": [
+            {name: value or None for name, value in asdict(cause).items()} | {"accounts": list(cause.accounts)}
+            for cause in causes
+        ],
+        "output": None if output is None else str(output),
+        "exit_code": exit_code,
+        **({"checks": [check._asdict() for check in checks]} if checks else {}),
+    }
 
 
-def titled(title: str, *parts: RenderableType) -> RenderableType:
-    """A section of the screen."""
-    return Group(Text(title, "bold underline"), *parts, Text())
+def plan_as_json(parts: Sequence[Part]) -> _Json:
+    """Return what a sync would begin with (``--dry-run``)."""
+    return {"version": _VERSION, "dry_run": True, **_of_parts(parts, ()), "exit_code": 0}
+
+
+def _of_parts(parts: Sequence[Part], secrets: Sequence[str]) -> _Json:
+    states = Counter(map(state_of, parts))
+    return {
+        "totals": {
+            "accounts": len({part.account for part in parts}),
+            "parts": len(parts),
+            **{state: states[state] for state in ("done", "skipped", "failed", "open")},
+            "pages": sum(part.pages for part in parts),
+            "records": sum(part.records for part in parts),
+        },
+        "parts": [
+            {
+                **{name: getattr(part, name) for name in _FIELDS},
+                "state": state_of(part),
+                "error": _error(part.error, secrets) if part.error is not None and state_of(part) == "failed" else None,
+            }
+            for part in parts
+        ],
+        "dropped": _dropped(parts),
+    }
+
+
+def _dropped(parts: Iterable[Part]) -> list[str]:
+    return list(dict.fromkeys(part.account for part in parts if part.dropped))
+
+
+def _error(error: Exception, secrets: Sequence[str]) -> _Json:
+    is_ours = isinstance(error, LamellaError)
+    return {
+        "type": type(error).__name__,
+        "status": getattr(error, "status", None),
+        # lamella's own errors hold no secret, and may be longer than a line of someone else's.
+        "message": str(error) if is_ours else plain(str(error), secrets),
+        "hint": reason_of(error, secrets, of_account=True).hint or None,
+        "stopped": error.stopped.value if isinstance(error, LamellaError) and error.stopped else None,
+    }

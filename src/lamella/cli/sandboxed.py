@@ -1,230 +1,179 @@
-"""``lamella sync --sandbox``: the same sync, of made-up accounts at a server on this machine that misbehaves."""
+"""``lamella sync --sandbox``: a sync of made-up accounts, with a server on this machine that fails on purpose."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from yarl import URL
 
 from lamella.breaker import Breaker
-from lamella.cli.check import Check
-from lamella.cli.sync import Settings, Synced
-from lamella.cli.words import count
-from lamella.maesn import RULES, Account
-from lamella.testing import Account as SandboxAccount
-from lamella.testing import Fault, FixedWindow, Sandbox
-from lamella.testing.sandbox import AccountState
+from lamella.cli.report import Check
+from lamella.cli.terminal import count
+from lamella.maesn import RULES, Account, Part
+from lamella.maesn.sandbox import Account as SandboxAccount
+from lamella.maesn.sandbox import AccountState, Received, Sandbox
+from lamella.testing import Fault, FixedWindow
 
-__all__ = ["API_KEY", "RESOURCES", "SCALE", "accounts", "checks", "play"]
+__all__ = ["API_KEY", "RESOURCES", "SCALE", "checks", "make_server", "settings"]
 
 API_KEY: Final = "sandbox-api-key"
 RESOURCES: Final = ("contacts", "invoices", "items")
-SCALE: Final = 1 / 30
-"""How many seconds a second of the rules takes."""
+SCALE: Final = 1 / 30  # how many seconds a second of the rules takes
 
 _PAGE_SIZE: Final = 20
 _REQUESTS_A_MINUTE: Final = 10
-_OUTAGE: Final = 2.0
-"""Seconds."""
-_OUTAGE_AFTER: Final = 0.45
-"""Of the requests that are needed."""
-_LOOK_EVERY: Final = 0.05
-_MOST_SENDS: Final = 2.0
-"""How many sends a page may take."""
+_OUTAGE: Final = 2.0  # seconds
+_OUTAGE_AFTER: Final = 0.45  # the share of the needed requests after which the outage begins
+_MOST_REQUESTS: Final = 2.0  # for each request that is needed
 
 _CHANCES: Final[dict[int | Fault, float]] = {500: 0.05, Fault.RESET_BEFORE_HEADERS: 0.01, Fault.CUT_BODY: 0.01}
-_STATES: Final[dict[int, AccountState]] = {7: "expired", 15: "inactive"}
+_STATES: Final[dict[str, AccountState]] = {"Hafenkontor Emden": "expired", "Praxis am Markt": "inactive"}
+_STATUSES: Final = {"expired": 401, "inactive": 403}
 _NAMES: Final = (
-    "Ahornhof Bäckerei",
-    "Berger & Söhne",
-    "Café Zentral",
-    "Delta Logistik",
-    "Eisenwaren Krüger",
-    "Fahrrad Nord",
-    "Gärtnerei Lindner",
-    "Hafenkontor Emden",
-    "Ilse Brandt Steuerberatung",
-    "Juwelier Pfeiffer",
-    "Kanzlei Dr. Ott",
-    "Lichthaus Meier",
-    "Möbelwerk Ost",
-    "Nordsee-Fisch",
-    "Optik Sommer",
-    "Praxis am Markt",
-    "Quellwasser AG",
-    "Reisebüro Fernweh und Heimkehr, Inhaberin Annegret Wiesengrund-Osterholz",
-    "Sägewerk Huber",
-    "Tischlerei Voss",
-    "Uhren-Atelier Faber",
-    "Verlag Morgenrot",
-    "Weinhandlung Rieth",
-    "Zimmerei Falk",
-)
+    "Ahornhof Bäckerei", "Berger & Söhne", "Café Zentral", "Delta Logistik", "Eisenwaren Krüger", "Fahrrad Nord",
+    "Gärtnerei Lindner", "Hafenkontor Emden", "Ilse Brandt Steuerberatung", "Juwelier Pfeiffer", "Kanzlei Dr. Ott",
+    "Lichthaus Meier", "Möbelwerk Ost", "Nordsee-Fisch", "Optik Sommer", "Praxis am Markt", "Quellwasser AG",
+    "Reisebüro Fernweh und Heimkehr, Inhaberin Annegret Wiesengrund-Osterholz", "Sägewerk Huber", "Tischlerei Voss",
+    "Uhren-Atelier Faber", "Verlag Morgenrot", "Weinhandlung Rieth", "Zimmerei Falk",
+)  # fmt: skip
 
 
-class _Made(NamedTuple):
-    account: Account
-    theirs: SandboxAccount
+def _made() -> dict[str, SandboxAccount]:
+    """Return the accounts by their names, with 5 to 250 records of each resource."""
+    return {
+        name: SandboxAccount(
+            f"sandbox-account-key-{number + 1}", _STATES.get(name, "active"), records=5 + number * 97 % 246
+        )
+        for number, name in enumerate(_NAMES)
+    }
 
 
-def _made() -> list[_Made]:
-    """The accounts, as we know them and as the sandbox does: from 5 to 250 records of each resource."""
-    found = []
-    for number, name in enumerate(_NAMES):
-        key = f"sandbox-account-key-{number + 1}"
-        records = 5 + number * 97 % 246
-        theirs = SandboxAccount(key, state=_STATES.get(number, "active"), records=records)
-        found.append(_Made(Account(name, key), theirs))
-    return found
+def settings() -> dict[str, Any]:
+    """Return the settings that a sync with the sandbox does not take from options. Its URL is known when it runs."""
+    return {
+        "api_key": API_KEY,
+        "base_url": URL(),
+        "accounts": tuple(Account(name, account.key) for name, account in _made().items()),
+        "page_size": _PAGE_SIZE,
+        "batch": "maesn sync of the sandbox",
+        "rules": RULES.scaled(SCALE),
+        "breaker": lambda: Breaker(window=30 * SCALE, open_for=15 * SCALE, minimum=10),
+    }
 
 
-def accounts() -> tuple[Account, ...]:
-    """The made-up accounts."""
-    return tuple(made.account for made in _made())
+def make_server(resources: Sequence[str]) -> Sandbox:
+    """Return a server of the accounts that fails for a while in the middle of a sync of *resources*."""
+    requests, outage_at = 0, round(_needed(resources) * _OUTAGE_AFTER)
 
+    def on_answer(_: Received) -> None:
+        nonlocal requests
+        requests += 1
+        if requests == outage_at:
+            sandbox.set_outage(503)
+            asyncio.get_running_loop().call_later(_OUTAGE, sandbox.set_outage, None)
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """The server while it plays, and the settings for a sync with it."""
-
-    sandbox: Sandbox
-    settings: Settings
-
-
-@asynccontextmanager
-async def play(settings: Settings) -> AsyncIterator[Stage]:
-    """Serve it, with an outage in the middle."""
-    made = _made()
     limit = FixedWindow(_REQUESTS_A_MINUTE, 60 * SCALE, retry_after=False)
     sandbox = Sandbox(
-        accounts=[each.theirs for each in made], api_key=API_KEY, limit=limit, chances=_CHANCES, latency=0.02, seed=1
+        accounts=_made().values(),
+        api_key=API_KEY,
+        limit=limit,
+        chances=_CHANCES,
+        latency=0.02,
+        seed=1,
+        on_answer=on_answer,
     )
-    async with sandbox:
-        failing = asyncio.create_task(_fail_in_the_middle(sandbox, _needed(made, settings.resources)))
-        try:
-            yield Stage(
-                sandbox,
-                replace(
-                    settings,
-                    base_url=URL(f"{sandbox.url}/"),
-                    page_size=_PAGE_SIZE,
-                    batch="maesn sync of the sandbox",
-                    rules=RULES.scaled(SCALE),
-                    breaker=_breaker,
-                ),
-            )
-        finally:
-            failing.cancel()
-            with suppress(asyncio.CancelledError):
-                await failing
+    return sandbox
 
 
-def _breaker() -> Breaker:
-    return Breaker(window=30 * SCALE, open_for=15 * SCALE, minimum=10)
-
-
-def _needed(made: Sequence[_Made], resources: Sequence[str]) -> int:
-    """How many requests would do, if all were answered."""
+def _needed(resources: Sequence[str]) -> int:
+    """Return how many requests a sync needs if all are answered."""
     return sum(
-        -(-(each.theirs.records or 0) // _PAGE_SIZE) * len(resources) if each.theirs.state == "active" else 1
-        for each in made
+        -(-(account.records or 0) // _PAGE_SIZE) * len(resources) if account.state == "active" else 1
+        for account in _made().values()
     )
 
 
-async def _fail_in_the_middle(sandbox: Sandbox, needed: int) -> None:
-    while len(sandbox.received) < needed * _OUTAGE_AFTER:  # noqa: ASYNC110 - the sandbox tells nobody
-        await asyncio.sleep(_LOOK_EVERY)
-    sandbox.set_outage(503)
-    await asyncio.sleep(_OUTAGE)
-    sandbox.set_outage(None)
-
-
-def checks(stage: Stage, synced: Synced) -> tuple[Check, ...]:
-    """Whether all came over, and whether what could not is reported."""
-    sends = len(stage.sandbox.received)
-    needed = _needed(_made(), stage.settings.resources)
+def checks(sandbox: Sandbox, resources: Sequence[str], output: Path | None, parts: Sequence[Part]) -> tuple[Check, ...]:
+    """Return whether *output* has all records, and whether what could not be read is reported in *parts*."""
+    requests, needed = len(sandbox.received), _needed(resources)
     # A sync that is resumed, or reads only what is new, needs fewer.
-    fault = None if sends <= needed * _MOST_SENDS else f"more than {_MOST_SENDS:g} for each of the {needed} needed"
+    fault = f"more than {_MOST_REQUESTS:g} for each of the {needed} needed"
     return (
-        Check("Every record of every account that works is in the output once, as the API has it.", _lost(stage)),
-        Check("The accounts that do not work are reported, with 401 and 403, and no others.", _unreported(synced)),
-        Check(f"It took {sends:,} requests where {needed:,} would do: {sends / needed:.2f} for each.", fault),
+        Check(
+            "Every record of every active account is in the output once, as the API has it.",
+            _lost(sandbox, resources, output),
+        ),
+        Check("The other accounts are reported, with 401 and 403, and no others.", _unreported(parts)),
+        Check(
+            f"It took {requests:,} requests, and {needed:,} are needed: {requests / needed:.2f} for each.",
+            fault if requests > needed * _MOST_REQUESTS else None,
+        ),
     )
 
 
-def _lost(stage: Stage) -> str | None:
-    settings, sandbox = stage.settings, stage.sandbox
-    if settings.output is None:
+def _lost(sandbox: Sandbox, resources: Sequence[str], output: Path | None) -> str | None:
+    if output is None:
         return "there is no output"
-    keys = {account.name: account.key for account in settings.accounts}
-    working = {each.account.name for each in _made() if each.theirs.state == "active"}
     expected = {
         (name, resource, next(iter(record.values()))): record
-        for name in working
-        for resource in settings.resources
-        for record in sandbox.records(resource, keys[name])
+        for name, account in _made().items()
+        if account.state == "active"
+        for resource in resources
+        for record in sandbox.records(resource, account.key)
     }
     twice = differ = 0
     seen = set()
-    for row in _rows_of(settings.output):
-        found = row[:3]
+    for found, record in _rows_of(output):
         twice += found in seen
         seen.add(found)
-        # Of an earlier sync into the same journal there may be others.
-        differ += found[1] in settings.resources and expected.get(found) != row.record
+        # There may be others, of an earlier sync into the same journal.
+        differ += found[1] in resources and expected.get(found) != record
     missing = len(expected.keys() - seen)
     faults = {"missing": missing, "there twice": twice, "not as the API has it": differ}
     return "; ".join(f"{count(many, 'record')} {fault}" for fault, many in faults.items() if many) or None
 
 
-def _unreported(synced: Synced) -> str | None:
+def _unreported(parts: Sequence[Part]) -> str | None:
+    made = _made()
     wanted = {
-        (each.account.name, part.resource): {"expired": 401, "inactive": 403}[each.theirs.state]
-        for each in _made()
-        if each.theirs.state != "active"
-        for part in synced.parts
-        if part.account == each.account.name
+        (part.account, part.resource): _STATUSES[state]
+        for part in parts
+        if (state := made[part.account].state) != "active"
     }
-    found = {(part.account, part.resource): _ended_in(part.error) for part in synced.parts if not part.done}
-    wrong = [part for part in wanted.keys() | found.keys() if wanted.get(part, "done") != found.get(part, "done")]
+    found = {
+        (part.account, part.resource): getattr(part.error, "status", None) or type(part.error).__name__
+        for part in parts
+        if not part.done
+    }
+    wrong = [part for part in wanted.keys() | found.keys() if wanted.get(part) != found.get(part)]
     if not wrong:
         return None
     account, resource = first = min(wrong)
     return f"{count(len(wrong), 'part')} otherwise: {resource} of {account} ended in {found.get(first, 'nothing bad')}"
 
 
-def _ended_in(error: Exception | None) -> object:
-    return getattr(error, "status", None) or type(error).__name__
-
-
-class _Row(NamedTuple):
-    account: str
-    resource: str
-    id: str
-    record: Any
-
-
-def _rows_of(path: Path) -> Iterator[_Row]:
-    """What an output holds, read as anybody would."""
+def _rows_of(path: Path) -> Iterator[tuple[tuple[str, str, str], Any]]:
+    """Yield account, resource and id of each record in an output, and the record, as any other program reads them."""
+    names = ("account", "resource", "id", "record")
     suffix = path.suffix.lower()
     if suffix in {".jsonl", ".ndjson"}:
         with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                yield _Row(**json.loads(line))
-    elif suffix == ".parquet":
+            for *found, record in (itemgetter(*names)(json.loads(line)) for line in lines):
+                yield tuple(found), record
+        return
+    if suffix == ".parquet":
         from pyarrow import parquet
 
-        for batch in parquet.ParquetFile(path).iter_batches():
-            for row in batch.to_pylist():
-                yield _Row(**{**row, "record": json.loads(row["record"])})
+        rows = [itemgetter(*names)(row) for row in parquet.read_table(path).to_pylist()]
     else:
         with closing(sqlite3.connect(path)) as db:
-            for account, resource, id_, record in db.execute("SELECT account, resource, id, record FROM records"):
-                yield _Row(account, resource, id_, json.loads(record))
+            rows = db.execute("SELECT account, resource, id, record FROM records").fetchall()
+    for *found, record in rows:
+        yield tuple(found), json.loads(record)

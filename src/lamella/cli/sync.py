@@ -1,92 +1,128 @@
-"""``lamella sync``, without its options and screens: from settings that are checked to what has come of it."""
+"""``lamella sync``: from options to what it shows, writes and exits with."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import aiohttp
+import typer
+from rich.console import Console
+from rich.text import Text
+from stamina.instrumentation import get_on_retry_hooks, set_on_retry_hooks
 from yarl import URL
 
+from lamella import maesn, whole_file
 from lamella.batch import Journal, JournalError
-from lamella.breaker import Breaker
-from lamella.cli.overview import Watch
-from lamella.cli.stamina_hooks import no_stamina_hooks
-from lamella.maesn import RULES, Account, Part, Report, layers, plan, sync
-from lamella.pipeline import Pipeline
-from lamella.rules import RuleBook
-from lamella.telemetry.others import without_other_instrumentation
+from lamella.cli import report, sandboxed
+from lamella.cli.accounts import others_can_read
+from lamella.cli.causes import causes_of
+from lamella.cli.display import Display, Look, display_on
+from lamella.cli.options import Options, Settings, settings_of
+from lamella.cli.progress import Watch
+from lamella.cli.report import Check, Synced
+from lamella.cli.terminal import count, duration, fail, make_console, plain, show, some, warn
+from lamella.maesn import Part, Report
+from lamella.redaction import one_line
 from lamella.throttle import Throttle
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import TracerProvider
+    from opentelemetry.sdk.trace import TracerProvider
 
-    from lamella.cli.display import Display, Look
+    from lamella.cli.otlp import Outlet
+    from lamella.cli.traces import Collector
 
-__all__ = ["Settings", "Synced", "planned", "run"]
+__all__ = ["main", "run"]
 
 _ENDING: Final = "Ending: what is under way has 10 s. Ctrl-C again ends at once."
 _MOST_CONNECTIONS: Final = 500
+_MOST_NAMES: Final = 10  # resources that are named on the page
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What is to be synced, and how. All of it is checked."""
+class _Tracing(NamedTuple):
+    """Where the spans go."""
 
-    api_key: str = field(repr=False)
-    base_url: URL
-    """With a slash at its end."""
-    accounts: tuple[Account, ...]
-    resources: tuple[str, ...]
-    journal: Path
-    output: Path | None = None
-    since: str | None = None
-    resume: bool = False
-    at_once: int | None = None
-    page_size: int = 100
-    batch: str = ""
-    """What the journal knows the API by. Empty: by its URL."""
-    rules: RuleBook = RULES
-    breaker: Callable[[], Breaker] = Breaker
-
-    @property
-    def identity(self) -> str:
-        """What the journal is opened with."""
-        return self.batch or f"maesn sync of {str(self.base_url).rstrip('/')}"
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """What is shown nowhere."""
-        return (self.api_key, *(account.key for account in self.accounts))
+    provider: TracerProvider
+    collected: Collector
+    outlet: Outlet | None
 
 
-@dataclass(frozen=True, slots=True)
-class Synced:
-    """What has come of it."""
+class _Ended(NamedTuple):
+    """What was asked for, its result, and what was checked (only with the sandbox)."""
 
-    run: int
-    """Its number in the journal, from 1."""
-    resumed: bool
-    parts: tuple[Part, ...]
-    took: float
-    """Seconds."""
-    interrupted: bool = False
-    fault: str | None = None
-    """Why it could not go on, or not write the output. None: it could."""
+    options: Options
+    settings: Settings
+    synced: Synced
+    checks: tuple[Check, ...] = ()
 
-    @property
-    def exit_code(self) -> int:
-        """0: all is done. 1: something failed. 130: it was interrupted."""
-        if self.interrupted:
-            return 130
-        return 1 if self.fault or not all(part.done for part in self.parts) else 0
+
+def main(options: Options) -> int:
+    """Sync, show the result, and return the exit code."""
+    try:
+        # With the sandbox, the files that were not asked for are in a temporary folder.
+        with TemporaryDirectory(prefix="lamella-") if options.sandbox else nullcontext("") as folder:
+            return _main(options, Path(folder))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        _say_how_to_go_on("interrupted", options)
+        return 130
+
+
+def _main(options: Options, folder: Path) -> int:
+    try:
+        settings = settings_of(options, folder)
+        tracing = _tracing(options)
+    except (ValueError, ModuleNotFoundError) as exc:
+        fail(str(exc))
+    if options.accounts is not None and others_can_read(options.accounts):
+        warn(f"others on this machine can read the keys in {options.accounts}: chmod 600 it")
+    console = make_console(stderr=options.as_json)
+    try:
+        if options.dry_run:
+            parts = asyncio.run(_plan(settings))
+            if options.as_json:
+                typer.echo(json.dumps(report.plan_as_json(parts), indent=2))
+            else:
+                show(console, report.plan_as_table(parts))
+            return 0
+        if options.sandbox:
+            console.print(
+                f"{count(len(settings.accounts), 'account')}, all made up, at a server on this machine that fails on "
+                f"purpose.\nThe waits are shortened: a minute of the rules takes {duration(60 * sandboxed.SCALE)}.\n"
+            )
+        ended = asyncio.run(_sync(options, settings, console, tracing))
+    except JournalError as exc:
+        fail(f"--journal: {exc}")
+    return _tell(console, ended, tracing)
+
+
+async def _plan(settings: Settings) -> tuple[Part, ...]:
+    """Return what a sync would begin with. Nothing is sent or written."""
+    there = os.path.exists(settings.journal)  # noqa: ASYNC240 - a look, before there is anything to wait for
+    async with Journal.open(settings.journal, batch=settings.identity) if there else nullcontext() as journal:
+        return await maesn.plan(
+            settings.accounts, settings.resources, journal=journal, since=settings.since, resume=settings.resume
+        )
+
+
+async def _sync(options: Options, settings: Settings, console: Console, tracing: _Tracing | None) -> _Ended:
+    async with sandboxed.make_server(settings.resources) if options.sandbox else nullcontext() as sandbox:
+        if sandbox is not None:
+            settings = replace(settings, base_url=URL(f"{sandbox.url}/"))
+        synced = await run(settings, display_on(console), None if tracing is None else tracing.provider)
+        if sandbox is None or synced.interrupted or synced.fault:
+            return _Ended(options, settings, synced)
+        checks = sandboxed.checks(sandbox, settings.resources, settings.output, synced.parts)
+        return _Ended(options, settings, synced, checks)
 
 
 async def run(
@@ -94,82 +130,50 @@ async def run(
     showing: Callable[[Look], AbstractContextManager[Display]],
     provider: TracerProvider | None = None,
 ) -> Synced:
-    """Sync until all has ended, or somebody interrupts it (SIGINT, SIGTERM).
-
-    Args:
-        settings: What, and how.
-        showing: Shows it meanwhile.
-        provider: Where the spans go. None means the global one.
+    """Sync until all has ended, or until it is interrupted (SIGINT, SIGTERM), and show it meanwhile.
 
     Raises:
         JournalError: The journal could not be opened; nothing was sent.
         asyncio.CancelledError: It was interrupted before it began.
     """
-    chosen = layers(
-        settings.api_key,
-        base_url=str(settings.base_url),
-        rules=settings.rules,
-        breaker=settings.breaker(),
-        tracer_provider=provider,
-    )
-    watch = Watch(_closed_for(settings, chosen))
+    keys = {account.name: account.key for account in settings.accounts}
+    throttle = Throttle(settings.rules, key=lambda _: maesn.current_account(), tracer_provider=provider)
+    watch = Watch(lambda name: throttle.blocked_for(settings.base_url, keys[name]))
     began = time.monotonic()
     fault = None
-    with no_stamina_hooks(), showing(watch.look) as display:
+    with _without_stamina_hooks(), showing(watch.look) as display:
         async with _drawn(display):
-            syncing = asyncio.create_task(_sync(settings, chosen, watch))
+            syncing = asyncio.create_task(_sync_all(settings, throttle, watch, provider))
             with _interrupted_by_signals(syncing, display):
                 try:
-                    report = await syncing
-                    return Synced(report.run, report.resumed, report.parts, report.took)
-                except asyncio.CancelledError:
+                    done = await syncing
+                    return Synced(done.run, done.resumed, done.parts, done.took)
+                except (asyncio.CancelledError, JournalError, OSError) as exc:
                     if watch.progress is None:
                         raise
-                except JournalError as exc:
-                    if watch.progress is None:
-                        raise
-                    fault = str(exc)
-                except OSError as exc:
-                    if watch.progress is None:
-                        raise
-                    fault = f"the output cannot be written: {exc.strerror or exc}: {settings.output}"
+                    if isinstance(exc, JournalError):
+                        fault = str(exc)
+                    elif isinstance(exc, OSError):
+                        fault = f"the output cannot be written: {exc.strerror or exc}: {settings.output}"
     found = watch.progress
-    return Synced(
-        found.run,
-        found.resumed,
-        tuple(found.parts.values()),
-        time.monotonic() - began,
-        interrupted=fault is None,
-        fault=fault,
-    )
+    took = time.monotonic() - began
+    return Synced(found.run, found.resumed, tuple(found.parts.values()), took, fault is None, fault)
 
 
-async def planned(settings: Settings) -> tuple[Part, ...]:
-    """What a sync would begin with. Nothing is sent or written.
-
-    Raises:
-        JournalError: The journal could not be opened.
-    """
-    arguments = (settings.accounts, settings.resources)
-    if not os.path.exists(settings.journal):  # noqa: ASYNC240 - a look, before there is anything to wait for
-        return await plan(*arguments, journal=None, since=settings.since, resume=settings.resume)
-    async with Journal.open(settings.journal, batch=settings.identity) as journal:
-        return await plan(*arguments, journal=journal, since=settings.since, resume=settings.resume)
-
-
-async def _sync(settings: Settings, chosen: Sequence[aiohttp.ClientMiddlewareType], watch: Watch) -> Report:
+async def _sync_all(settings: Settings, throttle: Throttle, watch: Watch, provider: TracerProvider | None) -> Report:
     async with (
         Journal.open(settings.journal, batch=settings.identity) as journal,
-        without_other_instrumentation(
-            aiohttp.ClientSession(
-                settings.base_url,
-                middlewares=tuple(chosen),
-                timeout=aiohttp.ClientTimeout(total=None),
-                connector=aiohttp.TCPConnector(limit=_connections()),
-            )
+        maesn.session(
+            settings.api_key,
+            base_url=str(settings.base_url),
+            rules=settings.rules,
+            breaker=settings.breaker(),
+            throttle=throttle,
+            tracer_provider=provider,
+            connector=aiohttp.TCPConnector(limit=_connections()),
         ) as session,
     ):
-        return await sync(
+        return await maesn.sync(
             session,
             settings.accounts,
             settings.resources,
@@ -184,7 +188,7 @@ async def _sync(settings: Settings, chosen: Sequence[aiohttp.ClientMiddlewareTyp
 
 
 def _connections() -> int:
-    """How many connections there may be: half of the files that a process may open, at most."""
+    """Return how many connections there may be: at most half of the files that a process may open."""
     try:
         import resource
     except ModuleNotFoundError:  # Windows
@@ -193,16 +197,15 @@ def _connections() -> int:
     return _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else max(min(files // 2, _MOST_CONNECTIONS), 1)
 
 
-def _closed_for(settings: Settings, chosen: Sequence[aiohttp.ClientMiddlewareType]) -> Callable[[str], float]:
-    [throttle] = [
-        layer
-        for pipeline in chosen
-        if isinstance(pipeline, Pipeline)
-        for layer in pipeline.layers
-        if isinstance(layer, Throttle)
-    ]
-    keys = {account.name: account.key for account in settings.accounts}
-    return lambda name: throttle.closed_for(settings.base_url, keys[name])
+@contextmanager
+def _without_stamina_hooks() -> Iterator[None]:
+    """Switch stamina's line for each retry off: where structlog is installed, there would be hundreds, on stdout."""
+    hooks = get_on_retry_hooks()
+    set_on_retry_hooks([])
+    try:
+        yield
+    finally:
+        set_on_retry_hooks(hooks)
 
 
 @asynccontextmanager
@@ -213,7 +216,7 @@ async def _drawn(display: Display) -> AsyncIterator[None]:
         while True:
             began = time.perf_counter()
             display.draw()
-            # Of many accounts that takes its time, which is the sync's: no more than a tenth of it.
+            # With many accounts a drawing takes a while: at most a tenth of the time.
             await asyncio.sleep(max(display.every, 9 * (time.perf_counter() - began)))
 
     drawing = asyncio.create_task(draw())
@@ -228,7 +231,7 @@ async def _drawn(display: Display) -> AsyncIterator[None]:
 
 @contextmanager
 def _interrupted_by_signals(task: asyncio.Task[Report], display: Display) -> Iterator[None]:
-    """Cancel *task* at SIGINT and SIGTERM: the first time it ends in order, and at once the next time."""
+    """Cancel *task* at SIGINT and SIGTERM: the first one ends it in order, the second one at once."""
     loop = asyncio.get_running_loop()
     taken = []
 
@@ -237,7 +240,7 @@ def _interrupted_by_signals(task: asyncio.Task[Report], display: Display) -> Ite
         display.note(_ENDING)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        # What is ignored, as in the background of a shell, stays so.
+        # A signal that is ignored, as in the background of a shell, stays ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
             with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
                 loop.add_signal_handler(number, interrupt)
@@ -247,3 +250,128 @@ def _interrupted_by_signals(task: asyncio.Task[Report], display: Display) -> Ite
     finally:
         for number in taken:
             loop.remove_signal_handler(number)
+
+
+def _tracing(options: Options) -> _Tracing | None:
+    """Return what --otlp, --report and --sandbox need. None: none of them is given.
+
+    Raises:
+        ValueError: It is not installed or switched off, or an argument is not valid.
+    """
+    given = (("--otlp", options.otlp), ("--report", options.page), ("--sandbox", options.sandbox or None))
+    name = next((name for name, value in given if value is not None), None)
+    if name is None:
+        return None
+    try:
+        from lamella.cli import otlp, traces
+    except ModuleNotFoundError as exc:
+        if not (exc.name or "").startswith("opentelemetry"):
+            raise
+        raise ValueError(f"{name} needs OpenTelemetry's SDK: pip install 'lamella[cli,sdk]'") from None
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        raise ValueError(f"{name} needs OpenTelemetry's SDK, and OTEL_SDK_DISABLED switches it off")
+    if options.page is not None:
+        if find_spec("jinja2") is None:
+            raise ValueError("jinja2 is missing: pip install 'lamella[cli]'")
+        try:
+            whole_file.check(options.page)
+        except OSError as exc:
+            raise ValueError(f"--report: cannot be written: {exc.strerror or exc}: {options.page}") from None
+    try:
+        outlet = None if options.otlp is None else otlp.Outlet(otlp.endpoint(options.otlp))
+    except ValueError as exc:
+        raise ValueError(f"--otlp: {exc}") from None
+    provider, collected = otlp.make_provider(outlet), traces.Collector()
+    provider.add_span_processor(collected)
+    return _Tracing(provider, collected, outlet)
+
+
+def _tell(console: Console, ended: _Ended, tracing: _Tracing | None) -> int:
+    """Show the result, and return the exit code."""
+    options, settings, synced, checks = ended.options, ended.settings, ended.synced, ended.checks
+    # With the sandbox the failures are injected: the checks count.
+    code = int(any(check.fault for check in checks)) if checks else synced.exit_code
+    causes = causes_of(synced.parts, settings.secrets)
+    show(console, report.outcome(report.totals(synced, tracing and tracing.collected)), report.failures(causes))
+    if options.output is not None or options.journal is not None or not options.sandbox:
+        has_ended = not synced.interrupted and synced.fault is None
+        journal = None if options.sandbox and options.journal is None else settings.journal
+        show(console, report.where_it_is(options.output, journal, synced.parts, ended=has_ended))
+    if checks:
+        retried = [] if tracing is None else [trace for trace in tracing.collected.traces if trace.is_retried]
+        if retried:
+            from lamella.cli.traces import interest, tree
+
+            show(console, report.titled("A call that ended well", tree(max(retried, key=interest))))
+        show(console, report.verdict(checks))
+    if tracing is not None:
+        if options.page is not None:
+            page_code = _write_page(console, options.page, ended, tracing.collected)
+            code = code or page_code
+        if tracing.outlet is not None:
+            from lamella.cli.otlp import deliver
+
+            delivery = deliver(tracing.provider, tracing.outlet, tracing.collected.spans)
+            show(console, report.titled("Spans", delivery))
+    if options.as_json:
+        found = report.as_json(
+            synced, causes, output=options.output, exit_code=code, secrets=settings.secrets, checks=checks
+        )
+        typer.echo(json.dumps(found, indent=2))
+    _say_the_last_words(console, ended, code)
+    return code
+
+
+def _write_page(console: Console, path: Path, ended: _Ended, collected: Collector) -> int:
+    """Write the page, and return the exit code for that."""
+    from lamella.cli.html import Page, html_report
+
+    settings, synced = ended.settings, ended.synced
+    about = (
+        f"Run {synced.run} of {settings.journal.name}: {some(settings.resources, _MOST_NAMES)} of "
+        f"{count(len(settings.accounts), 'account')} at {settings.base_url}."
+    )
+    page = Page(
+        title=f"run {synced.run}",
+        about=" ".join((about, *report.remarks(synced.parts))),
+        totals=tuple(report.totals(synced, collected)),
+        causes=causes_of(synced.parts, settings.secrets),
+        checks=ended.checks,
+        traces=collected.traces,
+        note=collected.note,
+    )
+    content = html_report(page).encode()
+    try:
+        whole_file.write(path, content, mode=whole_file.PRIVATE)  # it names the end users
+    except OSError as exc:
+        warn(f"cannot write the page: {exc.strerror or exc}: {path}")
+        return 1
+    where = Text(f"{plain(str(path))}, {len(content) / 1024:,.0f} kB: open it in a browser.")
+    show(console, report.titled("Page", where))
+    return 0
+
+
+def _say_the_last_words(console: Console, ended: _Ended, code: int) -> None:
+    options, synced = ended.options, ended.synced
+    if ended.checks:
+        if faults := [check.fault for check in ended.checks if check.fault]:
+            warn("; ".join(faults))
+        elif not code:
+            console.print("All checks passed. The failures above were injected (exit code 0).")
+    elif synced.interrupted:
+        _say_how_to_go_on("interrupted", options)
+    elif synced.fault is not None:
+        _say_how_to_go_on(plain(synced.fault), options)
+    elif code:
+        failed = sum(not part.done for part in synced.parts)
+        why = report.no_answer(synced.parts)
+        told = f"{failed:,} of {count(len(synced.parts), 'part')} failed" + (f": {plain(why)}" if why else "")
+        _say_how_to_go_on(told, options)
+
+
+def _say_how_to_go_on(what: str, options: Options) -> None:
+    """Print *what* has happened, and the command that goes on. Nothing is cut: it is to be copied."""
+    if options.sandbox and options.journal is None:
+        typer.echo(f"lamella: {what}; with --journal FILE --resume could go on from there", err=True)
+    else:
+        typer.echo(f"lamella: {what}; go on with: {one_line(options.to_go_on())}", err=True)

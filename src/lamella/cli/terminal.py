@@ -1,39 +1,88 @@
-"""What all commands write with."""
+"""What all commands write with: consoles, messages, and values in words."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 import typer
 from rich.console import Console, RenderableType
+from rich.text import Text
+from yarl import URL
 
-from lamella.cli.words import plain
+from lamella.redaction import redact_text as plain
 
-__all__ = ["console", "fail", "show", "warn"]
+__all__ = ["between", "count", "duration", "fail", "http_url", "line", "make_console", "plain", "show", "some", "warn"]
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console that shows a text from elsewhere as what it is: without markup, emoji or highlighting."""
+def http_url(text: str) -> URL | None:
+    """Return *text* as an http or https URL with a host and without query, fragment and space. None: it is none."""
+    try:
+        url = URL(text.strip())
+    except ValueError:
+        return None
+    is_bare = not (url.raw_query_string or url.raw_fragment or any(map(str.isspace, text.strip())))
+    return url if is_bare and url.host and url.scheme in {"http", "https"} else None
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """Return a console that shows text from elsewhere as it is: without markup, emoji or highlighting."""
     return Console(markup=False, emoji=False, highlight=False, stderr=stderr)
 
 
 def show(console: Console, *parts: RenderableType) -> None:
-    """Print *parts*; into a pipe without the spaces that rich fills each line of a table with."""
+    """Print *parts*; into a pipe without the spaces with which rich fills each line of a table."""
     for part in parts:
         if console.is_terminal:
             console.print(part)
             continue
         with console.capture() as captured:
             console.print(part)
-        typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()), err=console.stderr)
+        typer.echo("\n".join(text.rstrip() for text in captured.get().splitlines()), err=console.stderr)
+
+
+def line(*parts: str | Text | tuple[str, str]) -> Text:
+    """Return a line that is cut at the edge of the screen, not wrapped. A part may have a style."""
+    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
 
 def warn(message: str) -> None:
-    """Tell something in one line, beside what is asked for."""
+    """Print a message in one line on stderr."""
     typer.echo(f"lamella: {plain(message)}", err=True)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-    """Tell in one line why the command ends here."""
+    """Print in one line why the command ends here."""
     warn(message)
     raise typer.Exit(code)
+
+
+def duration(seconds: float) -> str:
+    """Return *seconds* in words: ``"41 ms"``, ``"1.5 s"``, ``"1 min 6 s"``."""
+    if not seconds:
+        return "0 s"
+    if round(seconds, 3) < 1:
+        return f"{round(seconds * 1000, 1 if seconds < 0.01 else None):g} ms"
+    if round(seconds, 1) < 60:
+        return f"{round(seconds, 2 if seconds < 10 else 1):g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((hours, "h"), (minutes, "min"), (rest, "s"))
+    return " ".join(f"{number} {unit}" for number, unit in parts if number)
+
+
+def between(low: float, high: float) -> str:
+    """Return a range of seconds in words, or one duration where both ends look the same."""
+    shortest, longest = duration(low), duration(high)
+    return shortest if shortest == longest else f"{shortest} – {longest}"
+
+
+def count(number: int, thing: str) -> str:
+    """Return ``"1 call"``, ``"2 calls"``."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """Return at most *most* of the *names*: ``"Ada, Bob and 7 more"``."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,98 +1,169 @@
-"""The spans of calls, put together again: each call with its sends and its decisions."""
+"""The spans of a run put together: each call with its attempts and decisions, and as a tree."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, SpanKind
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, SpanKind, format_trace_id
 from opentelemetry.util.types import AttributeValue
+from rich.console import Group
+from rich.text import Text
+from rich.tree import Tree
 from yarl import URL
 
-from lamella.cli.words import plain
-from lamella.rules import StopReason
-from lamella.telemetry.names import EPISODE, ERROR_TYPE, OUTCOME, RETRY_EVENT, URL_FULL, WAIT_SOURCE
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import Event, ReadableSpan
+from lamella.cli.terminal import count, duration, line, plain
+from lamella.rules import StopReason, WaitSource
+from lamella.telemetry import names
 
 __all__ = [
-    "Trace",
-    "attribute",
-    "context",
-    "interest",
-    "number",
-    "path",
-    "seconds",
-    "stop_phrase",
-    "text",
-    "traces",
-]
+    "Collector", "Trace", "attribute", "context", "interest", "number", "path", "seconds", "stop_phrase",
+    "text", "tree", "tree_text",
+]  # fmt: skip
+
+_FAILED, _RETRIED, _OTHERS = range(3)
+_KINDS = ("that failed", "with more than one attempt", "others")
+_WHAT, _ENDED = 13, 14  # columns for what a line of the tree is, and for how an attempt ended
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(NamedTuple):
     """The INTERNAL span of a call, and its CLIENT spans in the order in which they began."""
 
     call: ReadableSpan
-    sends: tuple[ReadableSpan, ...]
+    attempts: tuple[ReadableSpan, ...]
 
     @property
     def succeeded(self) -> bool:
         """Whether the call ended well."""
-        return attribute(self.call, OUTCOME) == "success"
+        return attribute(self.call, names.OUTCOME) == "success"
+
+    @property
+    def is_retried(self) -> bool:
+        """Whether the call ended well after several attempts."""
+        return self.succeeded and len(self.attempts) > 1
 
     @property
     def retries(self) -> list[Event]:
-        """The decisions to send again."""
-        return [event for event in self.call.events if event.name == RETRY_EVENT]
+        """The decisions to make another attempt."""
+        return [event for event in self.call.events if event.name == names.RETRY_EVENT]
 
 
-def traces(spans: Iterable[ReadableSpan]) -> list[Trace]:
-    """The calls among *spans*, in the order in which they began."""
-    calls: list[ReadableSpan] = []
-    sends: dict[int, list[ReadableSpan]] = {}
-    for span in sorted(spans, key=lambda span: span.start_time or 0):
-        if span.kind is SpanKind.CLIENT and span.parent is not None:
-            sends.setdefault(span.parent.span_id, []).append(span)
-        elif span.kind is SpanKind.INTERNAL and span.name != EPISODE:
-            calls.append(span)
-    return [Trace(call, tuple(sends.get(context(call).span_id, ()))) for call in calls]
+class Collector(SpanProcessor):
+    """Counts all calls and attempts of a run, and keeps the traces of at most *most* calls.
+
+    Calls that failed come first, then calls with more than one attempt. Of a kind that there are too many of, it keeps
+    a sample.
+    """
+
+    def __init__(self, most: int = 2000) -> None:
+        self.spans = 0
+        self.attempts = 0
+        self.waited = 0.0  # seconds between the attempts, the sum of all calls
+        self.after: Counter[str] = Counter()  # the number of retries after each kind of failure
+        self._most = most
+        self._ended: Counter[int] = Counter()  # the number of calls of each kind
+        self._kept: tuple[list[Trace], ...] = ([], [], [])
+        self._open: dict[int, list[ReadableSpan]] = {}
+        """The attempts of the calls that have not ended, by the id of the call's span."""
+        self._random = random.Random(0)
+        self._lock = threading.Lock()
+
+    @property
+    def calls(self) -> int:
+        """The number of calls that have ended."""
+        return self._ended.total()
+
+    @property
+    def traces(self) -> tuple[Trace, ...]:
+        """The traces that are kept, in the order in which the calls began."""
+        with self._lock:
+            kept = [trace for traces in self._kept for trace in traces]
+        return tuple(sorted(kept, key=lambda trace: _start(trace.call)))
+
+    @property
+    def note(self) -> str:
+        """Which calls are kept. Empty: all."""
+        if self.calls <= self._most:
+            return ""
+        shown = []
+        for kind, name in enumerate(_KINDS):
+            if len(self._kept[kind]) < self._ended[kind]:
+                shown.append(f"a sample of {'the' if kind == _OTHERS else 'those'} {name}")
+                break
+            if self._ended[kind]:
+                shown.append(f"all {self._ended[kind]:,} {name}")
+        *most, last = shown
+        kinds = f"{', '.join(most)} and {last}" if most else last
+        return f"{self._most:,} of {self.calls:,} calls are shown: {kinds}."
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Take a span."""
+        with self._lock:
+            self.spans += 1
+            if span.kind is SpanKind.CLIENT and span.parent is not None:
+                self.attempts += 1
+                self._open.setdefault(span.parent.span_id, []).append(span)
+            elif attribute(span, names.OUTCOME) is not None:
+                attempts = self._open.pop(context(span).span_id, [])
+                self._take(Trace(span, tuple(sorted(attempts, key=_start))))
+
+    def _take(self, trace: Trace) -> None:
+        for event in trace.retries:
+            self.after[text(event, names.ERROR_TYPE)] += 1
+            self.waited += number(event, names.WAIT)
+        kind = _RETRIED if trace.is_retried else _OTHERS if trace.succeeded else _FAILED
+        self._ended[kind] += 1
+        kept = self._kept[kind]
+        if sum(map(len, self._kept)) < self._most:
+            kept.append(trace)
+        elif lesser := next((traces for traces in self._kept[:kind:-1] if traces), None):
+            lesser[self._random.randrange(len(lesser))] = lesser[-1]
+            lesser.pop()
+            kept.append(trace)
+        elif kept and (place := self._random.randrange(self._ended[kind])) < len(kept):
+            kept[place] = trace  # each of its kind with the same chance (reservoir sampling)
+
+
+def _start(span: ReadableSpan) -> int:
+    return span.start_time or 0
 
 
 def interest(trace: Trace) -> tuple[int, int]:
-    """How much there is to see in a trace: distinct things first, then sends."""
-    ends = {attribute(send, ERROR_TYPE) for send in trace.sends}
-    reasons = {attribute(event, WAIT_SOURCE) for event in trace.retries}
-    return len(ends) + len(reasons), len(trace.sends)
+    """Return how much there is to see in a trace: different things first, then attempts."""
+    ends = {attribute(attempt, names.ERROR_TYPE) for attempt in trace.attempts}
+    sources = {attribute(event, names.WAIT_SOURCE) for event in trace.retries}
+    return len(ends) + len(sources), len(trace.attempts)
 
 
 def context(span: ReadableSpan) -> SpanContext:
-    """The ids of a span."""
+    """Return the ids of a span."""
     return span.get_span_context() or INVALID_SPAN_CONTEXT
 
 
 def attribute(of: ReadableSpan | Event, name: str) -> AttributeValue | None:
-    """An attribute, or None."""
+    """Return an attribute, or None."""
     return (of.attributes or {}).get(name)
 
 
 def number(of: ReadableSpan | Event, name: str) -> float:
-    """An attribute that is a number, or 0."""
+    """Return an attribute that is a number, or 0."""
     value = attribute(of, name)
     return value if isinstance(value, int | float) else 0.0
 
 
 def text(of: ReadableSpan | Event, name: str) -> str:
-    """An attribute as a text for one line, or an empty one."""
+    """Return an attribute as text for one line, or empty text."""
     value = attribute(of, name)
     return "" if value is None else plain(str(value))
 
 
 def path(trace: Trace) -> str:
-    """What was called: path and query as they were sent."""
-    url = text(trace.call, URL_FULL)
+    """Return path and query of a call."""
+    url = text(trace.call, names.URL_FULL)
     try:
         return plain(URL(url).raw_path_qs)
     except ValueError:
@@ -100,13 +171,87 @@ def path(trace: Trace) -> str:
 
 
 def stop_phrase(reason: str) -> str:
-    """Why there was no further try, in words."""
-    try:
-        return StopReason(reason).phrase
-    except ValueError:
-        return reason
+    """Return in words why there was no further attempt."""
+    return StopReason(reason).phrase if reason in set(StopReason) else reason
 
 
 def seconds(nanoseconds: int | None, since: int | None = 0) -> float:
-    """The time of a span or an event, from the moment *since* on."""
+    """Return the time of a span or an event, from the moment *since* on."""
     return ((nanoseconds or 0) - (since or 0)) / 1e9
+
+
+def tree(trace: Trace) -> Tree:
+    """Return a call as a tree: its span, and below it its attempts and decisions in the order of time."""
+    root = Tree(Group(*_call(trace)), guide_style="dim")
+    for branch in _branches(trace):
+        root.add(branch)
+    return root
+
+
+def tree_text(trace: Trace) -> str:
+    """Return the same tree as plain text, each line in full: rich takes too long for thousands of them."""
+    branches = [branch.plain for branch in _branches(trace)]
+    guides = ["├── "] * (len(branches) - 1) + ["└── "]
+    return "\n".join([*(head.plain for head in _call(trace)), *map("".join, zip(guides, branches, strict=False))])
+
+
+def _branches(trace: Trace) -> list[Text]:
+    lines = [(_start(attempt), _attempt(trace, attempt)) for attempt in trace.attempts]
+    lines += [(event.timestamp, _decision(trace, event)) for event in trace.call.events]
+    return [branch for _, branch in sorted(lines, key=lambda item: item[0])]
+
+
+def _call(trace: Trace) -> Iterator[Text]:
+    span = trace.call
+    yield line((plain(span.name), "bold"))
+    ended, style = text(span, names.OUTCOME), "green" if trace.succeeded else "red"
+    attempts = count(int(number(span, names.ATTEMPTS)), "attempt")
+    took, waited = duration(seconds(span.end_time, span.start_time)), duration(number(span, names.WAIT))
+    yield line("INTERNAL  ", (ended, style), f" after {attempts} in {took}, {waited} of it in waits")
+    if stop := text(span, names.STOP_REASON):
+        yield line("stopped: ", (stop_phrase(stop), style))
+    yield line((f"path {path(trace)}", "dim"))
+    yield line((f"trace {format_trace_id(context(span).trace_id)}", "dim"))
+
+
+def _attempt(trace: Trace, attempt: ReadableSpan) -> Text:
+    error = text(attempt, names.ERROR_TYPE)
+    resent = f"  resend_count={int(number(attempt, names.RESEND_COUNT))}" if text(attempt, names.RESEND_COUNT) else ""
+    return line(
+        f"{_offset(trace, attempt.start_time)}  {f'CLIENT {text(attempt, names.METHOD)}':<{_WHAT}} ",
+        (f"{error or text(attempt, names.STATUS):<{_ENDED}}", "red" if error else "green"),
+        f"  {duration(seconds(attempt.end_time, attempt.start_time)):>7}{resent}",
+    )
+
+
+def _decision(trace: Trace, event: Event) -> Text:
+    name, style = plain(event.name), ""
+    if event.name == names.RETRY_EVENT:
+        name, style, why = "retry", "yellow", _wait(event)
+    elif event.name == names.STOP_EVENT:
+        name, style, why = "stop", "red", stop_phrase(text(event, names.STOP_REASON))
+    elif event.name == names.QUEUED_EVENT:
+        until = (
+            "its account was rate-limited" if text(event, names.QUEUED_BY) == "refusal" else "until its account's turn"
+        )
+        name, style, why = "queued", "cyan", f"for {duration(number(event, names.WAIT))}, {until}"
+    else:
+        why = ", ".join(f"{key}={text(event, key)}" for key in event.attributes or ())
+    return line(f"{_offset(trace, event.timestamp)}  ", (f"{name:<{_WHAT}} ", style), why)
+
+
+def _wait(event: Event) -> str:
+    wait = duration(number(event, names.WAIT))
+    match text(event, names.WAIT_SOURCE):
+        case WaitSource.RULE:
+            return f"after {wait}, by the rule: {text(event, names.RULE)}"
+        case WaitSource.RETRY_AFTER:
+            return f"after {wait}, as Retry-After says"
+        case WaitSource.IMMEDIATE:
+            return "at once: the connection may have been stale"
+        case source:
+            return f"after {wait}, by {source}"
+
+
+def _offset(trace: Trace, moment: int | None) -> str:
+    return f"{f'+{duration(seconds(moment, trace.call.start_time))}':>8}"

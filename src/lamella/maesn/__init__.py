@@ -1,6 +1,6 @@
 """The Maesn accounting API: its rules, by the vendor's error-handling guide, its credentials, its lists, and a sync."""
 
-from lamella.maesn.account import Account, account
+from lamella.maesn.account import Account, account, current_account
 from lamella.maesn.export import export
 from lamella.maesn.list_errors import AnswerFailed, EmptyPage, IncompleteList, RepeatedPage, UnsteadyList
 from lamella.maesn.pages import PAGE_LIMITS, Page, pages, records
@@ -23,6 +23,7 @@ __all__ = [
     "Report",
     "UnsteadyList",
     "account",
+    "current_account",
     "export",
     "layers",
     "pages",

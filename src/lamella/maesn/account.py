@@ -67,8 +67,8 @@ def account(key: str) -> Iterator[None]:
         _current.reset(token)
 
 
-def current_account(account_key: str | None) -> str | None:
-    """The key of the account that a call is made for; *account_key* is for calls made outside of :func:`account`."""
+def current_account(account_key: str | None = None) -> str | None:
+    """Return the key of the account that a call is made for: outside of :func:`account`, *account_key*."""
     return _current.get() or account_key
 
 

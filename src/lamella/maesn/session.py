@@ -21,7 +21,7 @@ from lamella.stacking import stack
 from lamella.store import Store
 from lamella.telemetry.attributes import UrlTemplate
 from lamella.telemetry.others import without_other_instrumentation
-from lamella.throttle.estimator import Limit
+from lamella.throttle import Limit, Throttle
 
 __all__ = ["ATTEMPT_TIMEOUT", "BASE_URL", "layers", "session"]
 
@@ -47,6 +47,7 @@ def session(
     retry_writes: bool = False,
     retry_budget: RetryBudget | None = DEFAULT_BUDGET,
     limit: Limit | None = None,
+    throttle: Throttle | None = None,
     breaker: Breaker | None = None,
     store: Store | None = None,
     raise_errors: bool = True,
@@ -71,6 +72,8 @@ def session(
         retry_writes: Whether POST and PATCH are sent again where they may have been carried out.
         retry_budget: How much retries may add to the load of the session. None means as much as they like.
         limit: The rate limit of an account, if it is known. None means that it is learned, for each account by itself.
+        throttle: A layer made by hand, whose *key* should be :func:`lamella.maesn.current_account`. None means one for
+            *limit*.
         breaker: Refuses calls while the API is down. None means that nothing does.
         store: Where is kept what calls learn for one another. None means in this process.
         raise_errors: Whether an error status is raised; if not, the last answer is returned.
@@ -97,6 +100,7 @@ def session(
         retry_writes=retry_writes,
         retry_budget=retry_budget,
         limit=limit,
+        throttle=throttle,
         breaker=breaker,
         store=store,
         raise_errors=raise_errors,
@@ -119,6 +123,7 @@ def layers(
     retry_writes: bool = False,
     retry_budget: RetryBudget | None = DEFAULT_BUDGET,
     limit: Limit | None = None,
+    throttle: Throttle | None = None,
     breaker: Breaker | None = None,
     store: Store | None = None,
     raise_errors: bool = True,
@@ -136,7 +141,7 @@ def layers(
     account_key = account_key or os.environ.get("MAESN_ACCOUNT_KEY") or None
     return stack(
         rules,
-        *(() if breaker is None else (breaker,)),
+        *(layer for layer in (breaker, throttle) if layer is not None),
         Buffer(whole=_WHOLE),
         auth=auth(_setting("api_key", api_key, "MAESN_API_KEY"), account_key, _url(base_url)),
         attempts=attempts,
@@ -145,7 +150,7 @@ def layers(
         retry_writes=retry_writes,
         retry_budget=retry_budget,
         limit=limit,
-        account=lambda _: current_account(account_key),
+        account=None if throttle is not None else lambda _: current_account(account_key),
         store=store,
         raise_errors=raise_errors,
         tracer_provider=tracer_provider,

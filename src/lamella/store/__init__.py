@@ -1,4 +1,4 @@
-"""Where layers keep what calls learn for one another."""
+"""The shared state store: what calls learn about an account or an origin, for all calls."""
 
 from lamella.store.memory import MemoryStore
 from lamella.store.protocol import Store

@@ -1,4 +1,4 @@
-"""What a shared store has to offer."""
+"""``Store``: what a shared state store must offer."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ _Ts = TypeVarTuple("_Ts")
 
 
 class Store(Protocol):
-    """What a shared store has to offer, so that a fleet of processes knows what one of them has learned."""
+    """A store of states that many processes share."""
 
     async def update(self, key: str, new: Callable[[], _S], change: Callable[[_S, float, *_Ts], _R], *args: *_Ts) -> _R:
-        """Apply ``change(state, now, *args)`` to the state of *key*, and return just what it returns.
+        """Apply ``change(state, now, *args)`` to the state of *key*, all or nothing, and return what it returns.
 
-        *new* makes the state of a key that has none; it is a dataclass of JSON values, and its fields are all there
-        is to keep. *now* is in seconds by a clock that never goes back and that all who share the store go by. The
-        change alters the state in place. It depends on nothing else, so a store may apply it again to a newer state
-        where another process came first (compare and swap). It is quick, and does not wait.
+        A state is a dataclass of JSON values; *new* makes that of a new key. *now* is in seconds, by a clock that never
+        goes back and that all who share the store use. *change* alters the state in place, at once, and depends on
+        nothing else: the store may apply it again to a newer state (compare and swap).
 
-        A store may forget a state that nobody has asked for in a while.
+        A store may forget a state that has not been used for a while.
 
         Raises:
-            Exception: Whatever is wrong with the store. Nothing is changed then, and the caller goes on alone.
+            Exception: The store has failed and has changed nothing. The caller continues with what it knows itself.
         """
         ...

@@ -1,47 +1,55 @@
-"""Where layers keep what they know of an account, an origin or a session: behind one small interface.
-
-What is known is a *state*: a dataclass with defaults whose fields are JSON values, so that another process can read it.
-A layer changes it by a plain function, which the store applies to the newest state, whole or not at all.
-"""
+"""``SharedState``: how a layer uses a store, so that no call fails or waits long because the store does."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import lru_cache
+from hashlib import blake2b
 from typing import TypeVar, TypeVarTuple
 
-from opentelemetry import trace
+from opentelemetry.trace import Span, get_current_span
 
 from lamella.checks import check_seconds
+from lamella.origins import Origin, origin_text
 from lamella.store.memory import MemoryStore
 from lamella.store.protocol import Store
 from lamella.telemetry.log import LOGGER
 from lamella.telemetry.names import ERROR_TYPE, STORE_EVENT
 
-__all__ = ["SharedState"]
+__all__ = ["SharedState", "hash_key"]
 
 _S = TypeVar("_S")
 _R = TypeVar("_R")
 _Ts = TypeVarTuple("_Ts")
 
 
-class SharedState:
-    """A layer's way to a store: where that fails or is slow, what this process knows has to do. No call fails for it.
+@lru_cache(maxsize=4096)
+def hash_key(origin: Origin | None, key: str | None) -> str:
+    """Return a hash of *origin* and *key*, which may be a credential. It is the same in every process."""
+    text = f"{'' if origin is None else origin_text(origin)}\n{key or ''}"
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
-    What it knows is what it last saw in the store, and it goes by the store's clock: so an episode does not end
-    because a store did, and no state ever holds moments by two clocks.
+
+class SharedState:
+    """The states of a layer in a store. While the store fails, the layer uses what this process has last seen there.
+
+    All moments are by the store's clock, even while it fails: no state has moments of two clocks, and no episode ends
+    because the store does.
 
     Args:
-        store: The store. None means one in memory, of the layer's own.
-        patience: The longest that an answer may take, in seconds.
-        pause: For how many seconds a store that has failed is left alone.
+        store: The store. None means one in memory, for this layer alone.
+        patience: The longest time in seconds that the store may take.
+        pause: For how many seconds not to ask a store that has failed.
     """
 
     __slots__ = ("_ahead", "_failed", "_failures", "_local", "_patience", "_pause", "_store", "memory")
 
     def __init__(self, store: Store | None, *, patience: float = 0.25, pause: float = 5.0) -> None:
-        for name, value in (("patience", patience), ("pause", pause)):
-            check_seconds(name, value)
+        check_seconds("patience", patience)
+        check_seconds("pause", pause)
+        self._patience = patience
+        self._pause = pause
         self._store: Store | None = None
         self._local = MemoryStore()
         if isinstance(store, MemoryStore):
@@ -49,41 +57,47 @@ class SharedState:
         elif store is not None:
             self._store, self._local = store, MemoryStore(clock=self._clock)
         self.memory = self._local if self._store is None else None
-        """The store, where it is one in memory: that can be asked at once. None: it may take its time."""
-        self._patience = patience
-        self._pause = pause
-        self._failed: float | None = None
-        """When the store failed, by the loop's clock. None: it works, as far as is known."""
+        """The store, if it is in memory: a layer may use it without waiting."""
+        self._failed: float | None = None  # when the store failed, by the loop's clock. None: it works
         self._failures = 0
-        self._ahead: float | None = None
-        """By how many seconds the store's clock is ahead of the loop's. None: it has never been asked."""
+        self._ahead: float | None = None  # seconds of the store's clock ahead of the loop's. None: not known yet
 
     def work_in(self, loop: asyncio.AbstractEventLoop) -> None:
-        """As :meth:`MemoryStore.work_in`, where the store is one in memory."""
+        """Do what :meth:`MemoryStore.work_in` says, if the store is in memory."""
         if self.memory is not None:
             self.memory.work_in(loop)
 
     def _clock(self) -> float:
         return asyncio.get_running_loop().time() + (self._ahead or 0.0)
 
-    async def update(
-        self,
-        span: trace.Span | None,
-        key: str,
-        new: Callable[[], _S],
-        change: Callable[[_S, float, *_Ts], _R],
-        *args: *_Ts,
+    async def note(
+        self, span: Span | None, key: str, new: Callable[[], _S], change: Callable[[_S, float, *_Ts], _R], *args: *_Ts
     ) -> _R:
-        """As :meth:`Store.update` has it; a warning about the store goes on *span*, None meaning the current one."""
-        store = self._store
-        if store is None:
+        """Do what `update` does, even if the caller is cancelled meanwhile: for an end that must not be lost.
+
+        After a cancellation the change may have been applied twice.
+        """
+        if self.memory is not None:
+            return await self.memory.update(key, new, change, *args)  # it does not wait
+        from anyio import CancelScope  # its import takes longer than that of all of this module
+
+        with CancelScope(shield=True):  # in a scope that is cancelled nothing could be awaited
+            try:
+                return await self.update(span, key, new, change, *args)
+            except asyncio.CancelledError:
+                await self.update(span, key, new, change, *args)
+                raise
+        raise AssertionError("a shield swallows nothing")
+
+    async def update(
+        self, span: Span | None, key: str, new: Callable[[], _S], change: Callable[[_S, float, *_Ts], _R], *args: *_Ts
+    ) -> _R:
+        """Do what :meth:`Store.update` says. If the store fails, warn on *span*; None means the current one."""
+        store, now = self._store, asyncio.get_running_loop().time()
+        if store is None or (self._failed is not None and now < self._failed + self._pause):
             return await self._local.update(key, new, change, *args)
-        now = asyncio.get_running_loop().time()
         if self._failed is not None:
-            if now < self._failed + self._pause:
-                return await self._local.update(key, new, change, *args)
-            # This one finds out whether it is well again: the others need not wait for it meanwhile.
-            self._failed = now
+            self._failed = now  # this call asks the store; the others do not wait for the answer
         failures = self._failures
         try:
             return await self._ask(store, key, new, change, *args)
@@ -91,10 +105,10 @@ class SharedState:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            failure: BaseException = exc  # something inside of the store was cancelled, and not we
+            failure: BaseException = exc  # something in the store was cancelled, not this task
         except Exception as exc:  # noqa: BLE001 - a store of the user's may fail in any way
             failure = exc
-        if self._failures == failures:  # of those that asked together, one warns
+        if self._failures == failures:  # only the first of several at once warns
             self._failures += 1
             self._failed = asyncio.get_running_loop().time()
             self._warn(failure, span)
@@ -104,37 +118,34 @@ class SharedState:
         self, store: Store, key: str, new: Callable[[], _S], change: Callable[[_S, float, *_Ts], _R], *args: *_Ts
     ) -> _R:
         loop = asyncio.get_running_loop()
-        seen: list[tuple[_S, float, _R]] = []
+        applied: list[tuple[_S, float, _R]] = []
 
         def changed(state: _S, moment: float, *args: *_Ts) -> _R:
-            answer = change(state, moment, *args)
-            seen.append((state, moment - loop.time(), answer))
-            return answer
+            result = change(state, moment, *args)
+            applied.append((state, moment - loop.time(), result))
+            return result
 
         failures = self._failures
         async with asyncio.timeout(self._patience):
             given = await store.update(key, new, changed, *args)
-        found = next((each for each in reversed(seen) if each[2] is given or each[2] == given), None)
+        found = next((each for each in reversed(applied) if each[2] is given or each[2] == given), None)
         if found is None:
-            raise TypeError("what the store has returned is not what the change did")
-        state, ahead, answer = found
+            raise TypeError("the store has not returned what the change returned")
+        state, ahead, result = found
         if self._failures == failures:
             self._failed = None
         if self._ahead is None:
-            # Until now it went by another clock.
-            self._local = MemoryStore(clock=self._clock)
+            self._local = MemoryStore(clock=self._clock)  # the states so far are by another clock
         self._ahead = ahead
         self._local.keep(key, state)
-        return answer
+        return result
 
-    def _warn(self, exc: BaseException, span: trace.Span | None) -> None:
-        # The message of a store's error may hold its address, and a password in it: only its class is told.
-        kind = type(exc).__qualname__
+    def _warn(self, exc: BaseException, span: Span | None) -> None:
+        kind = type(exc).__qualname__  # its message may hold the store's address, with a password
         LOGGER.warning(
             "the store of shared state failed (%s): for %g s this process goes by what it knows itself",
             kind,
             self._pause,
             extra={"lamella.store_error": kind},
         )
-        where = span or trace.get_current_span()
-        where.add_event(STORE_EVENT, {ERROR_TYPE: kind})
+        (span or get_current_span()).add_event(STORE_EVENT, {ERROR_TYPE: kind})

@@ -79,16 +79,16 @@ class Instruments:
         self.queue_wait = meter.create_histogram(
             "lamella.queue.wait",
             "s",
-            "How long sends waited in the queue of their account, of those that had to.",
+            "How long queued attempts waited.",
             explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
         )
         self.episodes = meter.create_counter(
-            "lamella.rate_limit.episodes", "{episode}", "How often a rate limit closed the queue of an account."
+            "lamella.rate_limit.episodes", "{episode}", "Rate-limit episodes that began."
         )
         self.episode_duration = meter.create_histogram(
             "lamella.rate_limit.duration",
             "s",
-            "How long nothing passed for an account after its rate limit had refused a send.",
+            "Length of a rate-limit episode, from the refusal to the next success.",
             explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
         )
 

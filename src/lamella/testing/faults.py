@@ -1,4 +1,4 @@
-"""The ways in which an answer can break on the wire, with the real bytes and the real TCP."""
+"""The ways in which an answer can break on the wire, with real bytes on real TCP."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _RESET_ON_CLOSE = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)  # struct
 
 
 class Fault(Enum):
-    """What happens to the answer. The request itself has been carried out: the worst case for a client."""
+    """What happens to an answer. The request was carried out: the worst case for a client."""
 
     RESET_BEFORE_HEADERS = "a TCP reset before the first byte"
     RESET_AFTER_HEADERS = "a TCP reset after status line and headers"
     CUT_BODY = "half of the promised body, then the end of the connection"
-    ENDLESS_HEADERS = "one header line after the other, some megabytes of them"
+    ENDLESS_HEADERS = "header lines without end: some megabytes of them"
     SLOW_BODY = "the whole body, in small pieces with a pause after each"
     GARBAGE = "bytes that are not HTTP, then the end of the connection"
     SILENCE = "no byte at all, on an open connection"
@@ -37,13 +37,7 @@ class Fault(Enum):
 
 
 async def break_answer(
-    fault: Fault,
-    transport: asyncio.Transport,
-    *,
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    pause: float,
+    fault: Fault, transport: asyncio.Transport, *, status: int, headers: Mapping[str, str], body: bytes, pause: float
 ) -> None:
     """Send an answer with a fault, past the HTTP server; the transport is closed or closing afterwards.
 
@@ -96,7 +90,7 @@ async def _drip(transport: asyncio.Transport, body: bytes, pause: float) -> None
 
 
 async def _pour(transport: asyncio.Transport) -> None:
-    """Header lines until the client has enough, or the bound that keeps one answer from filling the memory."""
+    """Send header lines until the client closes, up to a bound that protects the memory."""
     for _ in range(_MOST_FILLERS):
         transport.write(_FILLER)
         await asyncio.sleep(0)

@@ -1,7 +1,7 @@
-"""Rate limits of a server: how many requests it admits, and how long it turns the others away.
+"""Rate limits of a server: how many requests it admits, and for how long it rejects others.
 
 A limit (`FixedWindow`, `SlidingWindow`, `TokenBucket`) is a value; its `limiter()` is the state of one account.
-A limiter knows no clock: the time is an argument, so a test can stand exactly on a boundary.
+A limiter has no clock: the time is an argument, so that a test can be exactly on a boundary.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class Limiter(Protocol):
     """The state of one limit for one account."""
 
     def allow(self, now: float) -> float:
-        """Admit a request at `now` (seconds, never going back) and return 0, or return the seconds to wait.
+        """Admit a request at `now` (monotonic seconds) and return 0, or reject it and return the seconds to wait.
 
-        A request that comes exactly that much later is admitted, unless others took its place. One that was turned
-        away does not count against the limit.
+        A request that comes exactly that much later is admitted, unless others took its place. A rejected one does
+        not count against the limit.
         """
         ...
 
 
 class Limit(Protocol):
-    """What a sandbox needs of a limit; write your own for a kind that is not here."""
+    """What a server needs of a limit: implement it for another kind of limit."""
 
     @property
     def retry_after(self) -> RetryAfter:
@@ -40,21 +40,12 @@ class Limit(Protocol):
         ...
 
     def limiter(self) -> Limiter:
-        """A fresh state, for one account."""
+        """Return a fresh state, for one account."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class FixedWindow:
-    """`requests` in each window of `per` seconds.
-
-    A window opens with the first request after the last window has ended, and ends `per` seconds later, that
-    moment excluded: the counter that expires, as most gateways have it. A burst on both sides of the boundary gets
-    through, up to 2 x `requests`.
-
-    Raises ValueError for a `requests` that is no whole number from 1, or a `per` that is not above 0.
-    """
-
+class _Window:
     requests: int
     per: float
     retry_after: RetryAfter = True
@@ -64,29 +55,31 @@ class FixedWindow:
         check_seconds("per", self.per)
         _check_retry_after(self.retry_after)
 
+
+@dataclass(frozen=True, slots=True)
+class FixedWindow(_Window):
+    """`requests` in each window of `per` seconds.
+
+    A window opens with the first request after the last window has ended, and ends `per` seconds later, as the
+    expiring counter of most gateways does. A burst around the boundary can have 2 x `requests`.
+
+    Raises ValueError for a `requests` below 1 or a `per` that is not above 0.
+    """
+
     def limiter(self) -> Limiter:
-        """A fresh state, for one account."""
+        """Return a fresh state, for one account."""
         return _FixedWindowLimiter(self)
 
 
 @dataclass(frozen=True, slots=True)
-class SlidingWindow:
-    """`requests` in any `per` seconds that one may pick: no burst over a boundary gets through.
+class SlidingWindow(_Window):
+    """`requests` in any `per` seconds: no burst over a boundary.
 
-    Raises ValueError for a `requests` that is no whole number from 1, or a `per` that is not above 0.
+    Raises ValueError for a `requests` below 1 or a `per` that is not above 0.
     """
 
-    requests: int
-    per: float
-    retry_after: RetryAfter = True
-
-    def __post_init__(self) -> None:
-        check_whole("requests", self.requests)
-        check_seconds("per", self.per)
-        _check_retry_after(self.retry_after)
-
     def limiter(self) -> Limiter:
-        """A fresh state, for one account."""
+        """Return a fresh state, for one account."""
         return _SlidingWindowLimiter(self)
 
 
@@ -94,7 +87,7 @@ class SlidingWindow:
 class TokenBucket:
     """A bucket of `burst` tokens, full at first, refilled with `rate` tokens a second; a request takes one.
 
-    Raises ValueError for a `rate` that is not above 0, or a `burst` that is no whole number from 1.
+    Raises ValueError for a `rate` that is not above 0 or a `burst` below 1.
     """
 
     rate: float
@@ -107,7 +100,7 @@ class TokenBucket:
         _check_retry_after(self.retry_after)
 
     def limiter(self) -> Limiter:
-        """A fresh state, for one account."""
+        """Return a fresh state, for one account."""
         return _TokenBucketLimiter(self)
 
 
@@ -163,7 +156,7 @@ class _TokenBucketLimiter:
 
 
 def _until(moment: float, now: float) -> float:
-    """The seconds from `now` to `moment`, never a rounding error too few."""
+    """Return the seconds from `now` to `moment`, never a rounding error too few."""
     wait = moment - now
     while now + wait < moment:
         wait = math.nextafter(wait, math.inf)
@@ -172,5 +165,4 @@ def _until(moment: float, now: float) -> float:
 
 def _check_retry_after(value: object) -> None:
     if not (isinstance(value, bool) or value == "date"):
-        message = f'retry_after must be True, False or "date", not {value!r}'
-        raise ValueError(message)
+        raise ValueError(f'retry_after must be True, False or "date", got {value!r}')

@@ -1,45 +1,24 @@
-"""The pytest plugin: the fixtures `sandbox`, `make_sandbox`, `virtual_time` and `no_waits`.
+"""The pytest plugin: the fixtures `virtual_time` and `no_waits`.
 
 pytest-asyncio and the plugin of anyio both give an async fixture a loop by rules of their own, and pytest-asyncio not
-always the test's. The fixtures here are therefore plain ones, which look up how the test at hand runs and hand over to
-an async fixture that runs in the same loop.
+always the test's. The fixtures here are therefore plain ones, which look up how the test runs and hand over to an
+async fixture that runs in the same loop.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pytest
 
 if TYPE_CHECKING:
-    from .sandbox import Sandbox
     from .virtual_time import VirtualClock
 
-__all__ = ("MakeSandbox", "make_sandbox", "no_waits", "sandbox", "virtual_time")
-
-
-class MakeSandbox(Protocol):
-    """What the fixture `make_sandbox` is: give it the arguments of a `Sandbox`, and it returns a started one."""
-
-    async def __call__(self, **options: Any) -> Sandbox: ...
-
-
-@pytest.fixture
-def sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    """A started `Sandbox` with its defaults, in the loop of the test; closed afterwards."""
-    started: Sandbox = _in_loop_of_test("sandbox", request)
-    return started
-
-
-@pytest.fixture
-def make_sandbox(request: pytest.FixtureRequest) -> MakeSandbox:
-    """Start a `Sandbox` of one's own: `await make_sandbox(accounts=3)`. All are closed after the test."""
-    make: MakeSandbox = _in_loop_of_test("make_sandbox", request)
-    return make
+__all__ = ("async_fixtures", "in_loop_of_test", "no_waits", "virtual_time")
 
 
 @pytest.fixture
@@ -48,16 +27,16 @@ def virtual_time(request: pytest.FixtureRequest) -> VirtualClock:
 
     The value is its `VirtualClock`, with `now` and `elapsed` in seconds.
     """
-    clock: VirtualClock = _in_loop_of_test("virtual_time", request)
+    clock: VirtualClock = in_loop_of_test("virtual_time", request)
     return clock
 
 
 @pytest.fixture
 def no_waits() -> Iterator[None]:
-    """Take the waits out of everything that retries by stamina. There are as many attempts as without."""
+    """Remove the waits from everything that retries by stamina. The number of attempts stays the same."""
     import stamina
 
-    # Capped at what nobody reaches, the number of attempts stays what the code says.
+    # With a cap that is never reached, the number of attempts stays what the code says.
     with stamina.set_testing(True, attempts=sys.maxsize, cap=True):
         yield
 
@@ -66,8 +45,8 @@ _PYTEST_ASYNCIO = ("asyncio", "pytest_asyncio.plugin")  # by its entry point, or
 _LoopScope = Literal["function", "class", "module", "package", "session"]
 
 
-def _in_loop_of_test(name: str, request: pytest.FixtureRequest) -> Any:
-    """The value of the async fixture of this name that runs where the test does."""
+def in_loop_of_test(name: str, request: pytest.FixtureRequest) -> Any:
+    """Return the value of the fixture that `async_fixtures` has made for *name* and for the loop of the test."""
     if "anyio_backend" in request.fixturenames:
         return request.getfixturevalue(f"_{name}_on_anyio")
     if not any(map(request.config.pluginmanager.has_plugin, _PYTEST_ASYNCIO)):
@@ -76,53 +55,34 @@ def _in_loop_of_test(name: str, request: pytest.FixtureRequest) -> Any:
     options = marker.kwargs if marker else {}
     scope = (
         options.get("loop_scope")
-        or options.get("scope")  # its name of old
+        or options.get("scope")  # the name that older versions have for it
         or request.config.getini("asyncio_default_test_loop_scope")
     )
     return request.getfixturevalue(f"_{name}_on_{scope}_loop")
 
 
-def _async_fixtures() -> dict[str, Callable[[], AsyncIterator[object]]]:
-    """The functions behind the fixtures; made anew at each call, for a function can be one fixture only."""
+def async_fixtures(**functions: Callable[[], AsyncIterator[object]]) -> dict[str, object]:
+    """Return the async fixtures for a plugin module, by name: one for each way in which a test can get its loop."""
+    makers: dict[str, Callable[..., Any]] = {"anyio": pytest.fixture}
+    if find_spec("pytest_asyncio") is not None:
+        import pytest_asyncio
 
-    async def sandbox() -> AsyncIterator[Sandbox]:
-        from .sandbox import Sandbox
-
-        async with Sandbox() as sandbox:
-            yield sandbox
-
-    async def make_sandbox() -> AsyncIterator[MakeSandbox]:
-        from .sandbox import Sandbox
-
-        async with AsyncExitStack() as stack:
-
-            async def make(**options: Any) -> Sandbox:
-                return await stack.enter_async_context(Sandbox(**options))
-
-            yield make
-
-    async def virtual_time() -> AsyncIterator[VirtualClock]:
-        from .virtual_time import virtual_clock
-
-        with virtual_clock() as clock:
-            yield clock
-
-    return {"sandbox": sandbox, "make_sandbox": make_sandbox, "virtual_time": virtual_time}
+        for scope in get_args(_LoopScope):
+            makers[f"{scope}_loop"] = pytest_asyncio.fixture(loop_scope=scope)
+    fixtures: dict[str, object] = {}
+    for name, function in functions.items():
+        for loop, make in makers.items():
+            # A function can be one fixture only.
+            copy = FunctionType(function.__code__, function.__globals__)
+            fixtures[f"_{name}_on_{loop}"] = make(copy)
+    return fixtures
 
 
-def _register() -> None:
-    """Give this module the async fixtures, one for each way in which a test can have got its loop."""
-    for name, function in _async_fixtures().items():
-        unique = f"_{name}_on_anyio"
-        globals()[unique] = pytest.fixture(name=unique)(function)
-    if find_spec("pytest_asyncio") is None:
-        return
-    import pytest_asyncio
+async def _virtual_time() -> AsyncIterator[VirtualClock]:
+    from .virtual_time import virtual_clock
 
-    for scope in get_args(_LoopScope):
-        for name, function in _async_fixtures().items():
-            unique = f"_{name}_on_{scope}_loop"
-            globals()[unique] = pytest_asyncio.fixture(loop_scope=scope, name=unique)(function)
+    with virtual_clock() as clock:
+        yield clock
 
 
-_register()
+globals().update(async_fixtures(virtual_time=_virtual_time))

@@ -1,8 +1,7 @@
 """An event loop whose clock jumps over every wait, with real sockets.
 
-Whatever lives by the loop's clock (`asyncio.sleep`, `asyncio.timeout`, `loop.call_later`, the timeouts of aiohttp,
-the waits of stamina, `anyio.current_time`) takes no real time. What asks `time.monotonic` or `time.time` does not
-notice.
+What uses the loop's clock (`asyncio.sleep`, `asyncio.timeout`, `loop.call_later`, the timeouts of aiohttp, the waits of
+stamina, `anyio.current_time`) takes no real time. `time.monotonic` and `time.time` stay real.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import itertools
 import math
 import selectors
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from contextvars import Context
@@ -31,8 +30,8 @@ _GRACE = 0.001  # the least that epoll can wait; on Linux even 0 has proved enou
 class VirtualClock:
     """The time of a virtual-time loop, in seconds.
 
-    `grace`: how many real seconds the loop listens to its sockets before each jump, so that bytes which are under
-    way on this machine arrive first. Raise it for a peer in another process.
+    `grace`: for how many real seconds the loop listens to its sockets before each jump, so that bytes under way on this
+    machine arrive first. Raise it for a peer in another process.
 
     Raises ValueError for a `start` or a `grace` that is below 0 or not finite.
     """
@@ -50,7 +49,7 @@ class VirtualClock:
 
     @property
     def now(self) -> float:
-        """What `loop.time()` says."""
+        """The value of `loop.time()`."""
         return self._now
 
     @property
@@ -60,7 +59,7 @@ class VirtualClock:
 
     @contextmanager
     def real_time(self) -> Iterator[None]:
-        """Inside, the clock goes as fast as a real one: for work of which the loop knows nothing.
+        """Let the clock run in real time inside the context, for work that the loop does not know of.
 
         `run_in_executor` and `asyncio.to_thread` do so by themselves; threads of anyio, subprocesses and servers
         in other processes do not.
@@ -86,7 +85,7 @@ class VirtualClock:
             # With nothing but the loop's own wake-up socket there can be no bytes under way.
             ready = selector.select(self.grace if len(selector.get_map()) > 1 else 0)
         if not ready:
-            # Not a rounding error before the timer: who waits for a limit must not come too soon.
+            # Not a rounding error before the timer: a wait for a limit must not end too soon.
             self._now = timeout.until if isinstance(timeout, _Wait) else self._now + timeout
         elif self._holds:
             self._now += min(time.monotonic() - began, timeout)
@@ -96,7 +95,7 @@ class VirtualClock:
 _Events = list[tuple[selectors.SelectorKey, int]]
 
 
-class _VirtualSelector(selectors.BaseSelector):
+class _VirtualSelector:
     """A selector that asks the clock where it would have to wait for a timer."""
 
     def __init__(self, selector: selectors.BaseSelector, clock: VirtualClock) -> None:
@@ -108,33 +107,15 @@ class _VirtualSelector(selectors.BaseSelector):
             return self._selector.select(timeout)
         return self._clock._wait(self._selector, timeout)
 
-    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        return self._selector.register(fileobj, events, data)
-
-    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        return self._selector.unregister(fileobj)
-
-    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        return self._selector.modify(fileobj, events, data)
-
-    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
-        return self._selector.get_key(fileobj)
-
-    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        return self._selector.get_map()
-
-    def close(self) -> None:
-        self._selector.close()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._selector, name)
 
 
 class _Wait(float):
     """The seconds until a timer, and exactly when that is."""
 
     __slots__ = ("until",)
-
-    def __init__(self, seconds: float) -> None:
-        del seconds  # float.__new__ has taken them
-        self.until = 0.0
+    until: float
 
 
 class _Moment(float):
@@ -157,7 +138,7 @@ class _Moment(float):
         return super().__lt__(other)
 
     def __sub__(self, now: float) -> _Wait:
-        """How a loop finds out for how long it may wait."""
+        """Return the wait, as a loop computes it."""
         wait = _Wait(super().__sub__(now))
         wait.until = float(self)
         return wait
@@ -166,8 +147,8 @@ class _Moment(float):
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """An asyncio loop on a `VirtualClock`: when nothing is ready, the clock jumps to the next timer.
 
-    It waits for real only while work in executor threads is under way (the clock then goes with it), and when there
-    is no timer to jump to. A task that spins with `sleep(0)` keeps the clock where it is.
+    It waits in real time only while work in executor threads is under way (the clock then runs), and when there is no
+    timer to jump to. A task that spins with `sleep(0)` keeps the clock where it is.
 
     `asyncio.Runner(loop_factory=VirtualTimeLoop)`, or `run_virtual`. `clock` None: one that begins at 0.
     """
@@ -176,31 +157,27 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def __init__(self, clock: VirtualClock | None = None) -> None:
         self.clock = clock or VirtualClock()
-        super().__init__(_VirtualSelector(selectors.DefaultSelector(), self.clock))
+        super().__init__(_VirtualSelector(selectors.DefaultSelector(), self.clock))  # type: ignore[arg-type]
 
     def time(self) -> float:
         """The virtual time, in seconds."""
         return self.clock.now
 
     def call_at(
-        self,
-        when: float,
-        callback: Callable[[*_Ts], object],
-        *args: *_Ts,
-        context: Context | None = None,
+        self, when: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """As asyncio does; of timers for the same moment the first one comes first."""
+        """Do as asyncio does; of timers for the same moment the first one comes first."""
         return super().call_at(_Moment(when), callback, *args, context=context)
 
     def run_in_executor(self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts) -> asyncio.Future[_T]:
-        """As asyncio does; until the work is done the clock does not jump."""
+        """Do as asyncio does; until the work is done the clock does not jump."""
         future = super().run_in_executor(executor, func, *args)
         self.clock._hold()
         future.add_done_callback(self.clock._release)
         return future
 
     async def shutdown_default_executor(self, *args: float | None) -> None:
-        """As asyncio does; until the threads have ended the clock does not jump."""
+        """Do as asyncio does; until the threads have ended the clock does not jump."""
         with self.clock.real_time():
             await super().shutdown_default_executor(*args)  # with a timeout since Python 3.12
 
@@ -220,8 +197,7 @@ def virtual_clock(loop: asyncio.AbstractEventLoop | None = None) -> Iterator[Vir
         yield loop.clock
         return
     if not isinstance(loop, asyncio.SelectorEventLoop):
-        message = f"virtual time needs an asyncio.SelectorEventLoop, not {type(loop).__qualname__}"
-        raise TypeError(message)
+        raise TypeError(f"virtual time needs an asyncio.SelectorEventLoop, not {type(loop).__qualname__}")
 
     clock = VirtualClock(math.ceil(loop.time()))
     selector: selectors.BaseSelector = loop._selector  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 """``Throttle``: the calls of an account keep to its rate limit, stated or learned."""
 
-from lamella.throttle.estimator import Limit
 from lamella.throttle.layer import Throttle
+from lamella.throttle.limit import Limit
 
 __all__ = ["Limit", "Throttle"]

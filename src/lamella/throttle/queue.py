@@ -1,274 +1,203 @@
-"""Where calls wait for their turn: first come, first served."""
+"""The queue of an account: its calls wait for permits, first come, first served."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 from bisect import bisect_left, insort
-from collections.abc import Awaitable, Callable, Sequence
-from heapq import heapify, heappop, heappush
+from collections.abc import Awaitable, Callable
+from operator import attrgetter
 from typing import Final
 
 from lamella.pipeline import Call, PerCall
-from lamella.throttle.estimator import Hold, Permit
+from lamella.throttle.estimate import Permit, Wait
 
-__all__ = ["TURN", "WAITING", "Queue", "no_longer_waiting", "waiting_of"]
+__all__ = ["PLACE", "WAITING", "Queue", "waiting_of"]
 
-_turns: Final = itertools.count()
+_NOISE: Final = 1e-3  # seconds by which the same moment may differ when it is computed twice
+_MANY: Final = 20  # the first call asks again when so many more wait: a longer queue may get more permits at once
 
-# By how many seconds the same moment may differ when it is reckoned twice.
-_NOISE: Final = 1e-3
-_MANY: Final = 20
-"""The first in the queue asks again each time that so many more wait: a longer queue may let more go at once."""
+_places: Final = itertools.count()
+_by_place: Final = attrgetter("place")
 
-Ask = Callable[[Call, Sequence[float], int], Awaitable[Permit | Hold]]
-"""Whether a call may go now, by the moments when those in flight were sent, and the number of those that come first."""
-
-
-TURN: Final = PerCall[int](lambda: next(_turns))
-"""The place of a call in the order in which calls came: a re-send keeps it."""
+PLACE: Final = PerCall[int](lambda: next(_places))
+"""The place of a call in the order of arrival. Its retries keep it."""
 WAITING: Final = PerCall[tuple[float, float] | None](lambda: None)
 
 
 def waiting_of(call: Call) -> tuple[float, float] | None:
-    """Return since when *call* waits, and until when its account is closed, by the loop's clock. None: it does not."""
+    """Return since when *call* is queued and until when its account is blocked, by the loop's clock, or None."""
     return WAITING.of(call)
 
 
-def no_longer_waiting(call: Call) -> None:
-    """Forget that *call* waits."""
-    WAITING.take(call)
-
-
 class _Waiter:
-    """A call in the queue, or one that has left it."""
+    """A call in the queue."""
 
-    __slots__ = ("asks_again", "call", "left", "loop", "queued", "turn", "woken")
+    __slots__ = ("call", "loop", "place", "queued", "wakeup", "woken")
 
-    def __init__(self, call: Call, turn: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
         self.call = call
-        self.turn = turn
+        self.place = PLACE.of(call)
         self.loop = loop
-        self.left = False
-        self.asks_again = False
-        """Whether it was woken while it did not sleep: a store may take its time to answer."""
-        self.woken: asyncio.Future[None] | None = None
-        self.queued: tuple[float, float] | None = None
-        """Since when it waits, and until when the queue is closed, by the loop's clock. None: it does not wait yet."""
+        self.woken = False  # perhaps while it asks a slow store: then it asks again
+        self.wakeup: asyncio.Future[None] | None = None
+        self.queued: tuple[float, float] | None = None  # as in `waiting_of`
 
     def queue(self, since: float, until: float) -> None:
         self.queued = since, until
         WAITING.set(self.call, self.queued)
 
-    def __lt__(self, other: _Waiter) -> bool:
-        return self.turn < other.turn
-
     def wake(self) -> None:
-        self.asks_again = True
-        # In a loop that is closed nobody waits any more, though some may still be there to be thrown away.
-        if self.woken is not None and not self.woken.done() and not self.loop.is_closed():
-            self.woken.set_result(None)
+        self.woken = True
+        # In a closed loop nothing waits any more, but calls may still be there to be thrown away.
+        if self.wakeup is not None and not self.wakeup.done() and not self.loop.is_closed():
+            self.wakeup.set_result(None)
 
     async def wait(self, seconds: float | None) -> None:
-        """Until it is woken, or *seconds* have passed. None: until it is woken."""
-        if self.asks_again:
+        """Wait until it is woken, or for *seconds*. None: without a limit."""
+        if self.woken:
             return
-        self.woken = self.loop.create_future()
+        self.wakeup = self.loop.create_future()
         timer = None if seconds is None else self.loop.call_later(seconds, self.wake)
         try:
-            await self.woken
+            await self.wakeup
         finally:
-            self.woken = None
+            self.wakeup = None
             if timer is not None:
                 timer.cancel()
 
 
 class Queue:
-    """Lets the calls for one account pass, one after another, as *ask* says.
+    """The calls of one account that wait for a permit, and its attempts in flight.
 
-    Only the first in the queue asks, in its own task. When it goes, or is cancelled, the next one is woken: so there
-    is no task and no timer but those of calls that wait. *count* is called for each call that begins to wait (1), and
-    for each that no longer does (-1).
+    Only the first call asks for a permit, in its own task, and wakes the next one when it leaves: there is no other
+    task, and no timer but that of the first call.
+
+    Args:
+        ask: Asks for a permit for a call, which has so many others before it in the queue.
+        count: Is called with 1 for each call that begins to wait, and with -1 when its wait ends.
     """
 
-    __slots__ = (
-        "_ask",
-        "_asking",
-        "_count",
-        "_gone",
-        "_queue",
-        "_youngest",
-        "closed_until",
-        "queued",
-        "sent",
-        "too_long",
-    )
+    __slots__ = ("_ask", "_asking", "_count", "_queue", "blocked_until", "queued", "sent_at", "too_long")
 
-    def __init__(self, ask: Ask, count: Callable[[int], None]) -> None:
+    def __init__(
+        self, ask: Callable[[Call, Queue, int], Awaitable[Permit | Wait]], count: Callable[[int], object]
+    ) -> None:
         self._ask = ask
         self._count = count
-        self._queue: list[_Waiter] = []
-        self._gone = 0
-        """How many in the queue have left it."""
+        self._queue: list[_Waiter] = []  # by their places
         self._asking = False
-        """Whether the one that was the first is waiting for the answer to what it has asked."""
-        self._youngest = -1
-        """The highest turn that there has been."""
-        self.sent: list[float] = []
-        """When each send that is in flight was made, by the store's clock, the oldest first."""
-        self.queued = 0
-        """How many calls have had to wait so far."""
-        self.closed_until = 0.0
-        """By the loop's clock, as far as is known here."""
-        self.too_long = False
-        """Whether that is too long for a call to wait."""
+        self.sent_at: list[float] = []  # when each attempt in flight was sent, by the store's clock, in order
+        self.queued = 0  # how many calls have had to wait so far
+        self.blocked_until = 0.0  # by the loop's clock, as far as this process knows
+        self.too_long = False  # whether that is too long for a call to wait
 
     @property
     def in_flight(self) -> int:
-        """How many sends are under way."""
-        return len(self.sent)
+        """The number of attempts in flight."""
+        return len(self.sent_at)
 
     @property
     def waiting(self) -> int:
-        """How many wait now."""
-        return len(self._queue) - self._gone
+        """The number of calls that wait now."""
+        return len(self._queue)
 
-    @property
-    def is_free(self) -> bool:
-        """Whether nobody waits, so that a call may ask at once, without :meth:`enter`."""
-        return not self._queue
+    def start(self, call: Call, permit: Permit) -> None:
+        """Count an attempt of *call*, which got its *permit* without waiting because the queue is empty."""
+        insort(self.sent_at, permit.at)
+        if PLACE not in call.state:
+            PLACE.set(call, next(_places))
 
-    def let_pass(self, call: Call, sent: Permit) -> None:
-        """*call* has asked at once, and may be sent."""
-        self._goes(sent)
-        if TURN not in call.state:
-            call.state[TURN] = self._youngest = next(_turns)
-        else:
-            self._youngest = max(self._youngest, TURN.of(call))
-
-    def _goes(self, sent: Permit) -> None:
-        if not self.sent or self.sent[-1] <= sent.at:
-            self.sent.append(sent.at)
-        else:
-            insort(self.sent, sent.at)  # a slow store, or one with another clock that has failed
-
-    def _turn(self, call: Call) -> int:
-        if TURN not in call.state:
-            call.state[TURN] = next(_turns)
-        turn = TURN.of(call)
-        self._youngest = max(self._youngest, turn)
-        return turn
-
-    async def enter(self, call: Call) -> Permit | Hold:
-        """Wait until *call* may be sent. A Hold: that would be after its deadline or take too long, so it did not wait.
-
-        A call that comes again keeps its place before all that came later.
-        """
-        loop = asyncio.get_running_loop()
-        waiter = _Waiter(call, self._turn(call), loop)
-        heappush(self._queue, waiter)
-        if not self.waiting % _MANY and self.closed_until <= loop.time():
-            self._first_wakes()
-        try:
-            return await self._wait(waiter)
-        finally:
-            self._leave(waiter)
-            if waiter.queued is not None:
-                self._count(-1)
-                call.queued += loop.time() - waiter.queued[0]
-
-    async def _wait(self, waiter: _Waiter) -> Permit | Hold:
-        loop, call = waiter.loop, waiter.call
-        while True:
-            waiter.asks_again = False
-            # One asks at a time: two that are told of the same sends in flight could both take the last place.
-            first = not self._asking and self._first() is waiter
-            now = loop.time()
-            seconds = None
-            if first or (call.deadline is not None and waiter.queued is None):
-                answer = await (self._ask_first(waiter) if first else self._ask(call, self.sent, self._ahead(waiter)))
-                if isinstance(answer, Permit):
-                    return answer
-                now, seconds = loop.time(), answer.seconds
-                if answer.closed and seconds is not None and now + seconds > self.closed_until + _NOISE:
-                    # Another process that shares the store was refused.
-                    self.close(now + seconds, too_long=answer.too_long)
-                if answer.too_long or _too_late(call, now, seconds):
-                    return answer
-                if answer.again is not None:
-                    seconds = answer.again if seconds is None else min(seconds, answer.again)
-            closed_for = self.closed_until - now
-            too_long = self.too_long and closed_for > 0
-            if too_long or _too_late(call, now, closed_for):
-                return Hold(closed_for, closed=True, too_long=too_long)
-            if waiter.queued is None:
-                self.queued += 1
-                self._count(1)
-                waiter.queue(now, self.closed_until)
-            if first or self._asking or self._first() is not waiter:
-                await waiter.wait(seconds if first else None)
-
-    async def _ask_first(self, waiter: _Waiter) -> Permit | Hold:
-        self._asking = True
-        try:
-            answer = await self._ask(waiter.call, self.sent, 0)
-            if isinstance(answer, Permit):
-                self._goes(answer)
-            return answer
-        finally:
-            self._asking = False
-            # A re-send may have come before it meanwhile.
-            if self._first() is not waiter:
-                self._first_wakes()
-
-    def _ahead(self, waiter: _Waiter) -> int:
-        """How many come before *waiter*, who is not the first."""
-        if waiter.turn == self._youngest:
-            return max(self.waiting - 1, 1)
-        return max(sum(1 for other in self._queue if other < waiter and not other.left), 1)
-
-    def left(self, sent: Permit) -> None:
-        """A send has ended: perhaps the next one can go."""
-        del self.sent[bisect_left(self.sent, sent.at)]
+    def end(self, permit: Permit) -> None:
+        """Count an attempt as ended. The next call may get a permit."""
+        del self.sent_at[bisect_left(self.sent_at, permit.at)]
         if self._queue:
-            self._first_wakes()
+            self._wake_first()
 
-    def close(self, until: float, *, too_long: bool = False) -> None:
-        """Let nothing pass before *until*, by the loop's clock, and wake the calls that cannot wait until then.
+    def block(self, until: float, *, too_long: bool = False) -> None:
+        """Issue no permits before *until*, by the loop's clock, and wake calls that cannot wait so long.
 
         *too_long* means that none can.
         """
-        self.closed_until, self.too_long = until, too_long
+        self.blocked_until, self.too_long = until, too_long
         for waiter in self._queue:
             if waiter.queued is not None:
                 waiter.queue(waiter.queued[0], until)
             if too_long or (waiter.call.deadline is not None and waiter.call.deadline <= until):
                 waiter.wake()
 
-    def _first(self) -> _Waiter | None:
-        queue = self._queue
-        while queue and queue[0].left:
-            heappop(queue)
-            self._gone -= 1
-        return queue[0] if queue else None
+    async def enter(self, call: Call) -> Permit | Wait:
+        """Wait for a permit for *call*. Return a Wait if it would come after its deadline, or would take too long."""
+        waiter = _Waiter(call, asyncio.get_running_loop())
+        insort(self._queue, waiter, key=_by_place)
+        if not self.waiting % _MANY and self.blocked_until <= waiter.loop.time():
+            self._wake_first()
+        try:
+            return await self._permit(waiter)
+        finally:
+            index = self._index(waiter)
+            del self._queue[index]
+            if not index:
+                self._wake_first()
+            if waiter.queued is not None:
+                self._count(-1)
+                call.queued += waiter.loop.time() - waiter.queued[0]
 
-    def _first_wakes(self) -> None:
-        first = self._first()
-        if first is not None:
-            first.wake()
+    async def _permit(self, waiter: _Waiter) -> Permit | Wait:
+        loop, call = waiter.loop, waiter.call
+        while True:
+            waiter.woken = False
+            # One asks at a time: two that see the same attempts in flight could both take the last place.
+            first = not self._asking and self._queue[0] is waiter
+            now = loop.time()
+            seconds = None
+            if first or (call.deadline is not None and waiter.queued is None):
+                ahead = 0 if first else max(self._index(waiter), 1)
+                answer = await (self._ask_first(waiter) if first else self._ask(call, self, ahead))
+                if isinstance(answer, Permit):
+                    return answer
+                now, seconds = loop.time(), answer.seconds
+                if answer.blocked and seconds is not None and now + seconds > self.blocked_until + _NOISE:
+                    # Another process that shares the store was refused.
+                    self.block(now + seconds, too_long=answer.too_long)
+                if answer.too_long or _is_too_late(call, now, seconds):
+                    return answer
+                if answer.again is not None:
+                    seconds = answer.again if seconds is None else min(seconds, answer.again)
+            blocked_for = self.blocked_until - now
+            too_long = self.too_long and blocked_for > 0
+            if too_long or _is_too_late(call, now, blocked_for):
+                return Wait(blocked_for, blocked=True, too_long=too_long)
+            if waiter.queued is None:
+                self.queued += 1
+                self._count(1)
+                waiter.queue(now, self.blocked_until)
+            if first or self._asking or self._queue[0] is not waiter:
+                await waiter.wait(seconds if first else None)
 
-    def _leave(self, waiter: _Waiter) -> None:
-        was_first = self._first() is waiter
-        waiter.left = True
-        self._gone += 1
-        if self._gone * 2 > len(self._queue):
-            # Those that were cancelled behind a first that waits long must not pile up.
-            self._queue = [other for other in self._queue if not other.left]
-            heapify(self._queue)
-            self._gone = 0
-        if was_first:
-            self._first_wakes()
+    async def _ask_first(self, waiter: _Waiter) -> Permit | Wait:
+        self._asking = True
+        try:
+            answer = await self._ask(waiter.call, self, 0)
+            if isinstance(answer, Permit):
+                insort(self.sent_at, answer.at)
+            return answer
+        finally:
+            self._asking = False
+            if self._queue[0] is not waiter:
+                self._wake_first()  # an older call has come back meanwhile
+
+    def _index(self, waiter: _Waiter) -> int:
+        """Return the number of calls before *waiter*."""
+        index = 0 if self._queue[0] is waiter else bisect_left(self._queue, waiter.place, key=_by_place)
+        while self._queue[index] is not waiter:
+            index += 1
+        return index
+
+    def _wake_first(self) -> None:
+        if self._queue:
+            self._queue[0].wake()
 
 
-def _too_late(call: Call, now: float, seconds: float | None) -> bool:
+def _is_too_late(call: Call, now: float, seconds: float | None) -> bool:
     return seconds is not None and call.deadline is not None and now + seconds >= call.deadline

@@ -13,10 +13,10 @@
   const longest = most((call) => call.took);
   calls.forEach((call, number) => {
     call.number = number;
-    const last = call.sends.at(-1);
+    const last = call.attempts.at(-1);
     call.ended = last ? last.ended : call.outcome;
     call.well = call.outcome === "success";
-    call.kinds = new Set(call.sends.map((send) => send.kind));
+    call.kinds = new Set(call.attempts.map((attempt) => attempt.kind));
     call.text = `${call.method} ${call.path} ${call.trace}`.toLowerCase();
   });
 
@@ -50,7 +50,7 @@
   const ORDERS = {
     start: (a, b) => a.at - b.at,
     duration: (a, b) => a.took - b.took,
-    attempts: (a, b) => a.sends.length - b.sends.length || a.took - b.took,
+    attempts: (a, b) => a.attempts.length - b.attempts.length || a.took - b.took,
     path: (a, b) => compare(a.path, b.path) || compare(a.method, b.method),
     ended: (a, b) => a.well - b.well || compare(a.ended, b.ended),
   };
@@ -64,7 +64,7 @@
     const words = at("search").value.toLowerCase().split(/\s+/).filter(Boolean);
     const kinds = [...document.querySelectorAll('#kinds [aria-pressed="true"]')].map((button) => button.dataset.kind);
     const isWanted = (call) =>
-      (!outcome || (outcome === "retried" ? call.sends.length > 1 : call.well === (outcome === "well"))) &&
+      (!outcome || (outcome === "retried" ? call.attempts.length > 1 : call.well === (outcome === "well"))) &&
       (!kinds.length || kinds.some((kind) => call.kinds.has(kind))) &&
       words.every((word) => call.text.includes(word));
     const sign = state.descending ? -1 : 1;
@@ -185,7 +185,7 @@
     mark.setAttribute("role", "img");
     ended.prepend(mark);
     const cells = [
-      name, ended, element("span", "right", call.sends.length), element("span", "right", duration(call.took)), timeline(call),
+      name, ended, element("span", "right", call.attempts.length), element("span", "right", duration(call.took)), timeline(call),
     ];
     for (const cell of cells) cell.setAttribute("role", "gridcell");
     row.append(...cells);
@@ -225,29 +225,29 @@
         other.name, [["wait", duration(other.wait)]],
       ]);
     }
-    call.sends.forEach((send, index) => {
-      const { decision } = send;
+    call.attempts.forEach((attempt, index) => {
+      const { decision } = attempt;
       if (decision && decision.wait) {
         const label = `wait before attempt ${index + 2}: ${duration(decision.wait)}`;
         add("pause", decision.at, decision.wait, label, () => [
-          `Wait before attempt ${index + 2}`, [["after", `attempt ${index + 1}: ${send.ended}`], ...decisionWords(send)],
+          `Wait before attempt ${index + 2}`, [["after", `attempt ${index + 1}: ${attempt.ended}`], ...decisionWords(attempt)],
         ]);
       }
     });
-    call.sends.forEach((send, index) => {
-      const kind = KINDS.has(send.kind) ? send.kind : "none";
-      add(`send k${kind}`, send.at, send.took, `attempt ${index + 1}: ${send.ended}`, () => sendWords(call, send, index));
+    call.attempts.forEach((attempt, index) => {
+      const kind = KINDS.has(attempt.kind) ? attempt.kind : "none";
+      add(`attempt k${kind}`, attempt.at, attempt.took, `attempt ${index + 1}: ${attempt.ended}`, () => attemptWords(call, attempt, index));
     });
     return cell;
   }
 
-  function sendWords(call, send, index) {
-    const left = send.decision && send.decision.left;
+  function attemptWords(call, attempt, index) {
+    const left = attempt.decision && attempt.decision.left;
     const of = left === undefined ? "" : ` of ${index + 1 + left}`;
     const lines = [
-      ["came back", send.ended], ["took", duration(send.took)], ["began", `${duration(send.at - call.at)} into the call`],
+      ["came back", attempt.ended], ["took", duration(attempt.took)], ["began", `${duration(attempt.at - call.at)} into the call`],
     ];
-    return [`Attempt ${index + 1}${of}`, [...lines, ...decisionWords(send)]];
+    return [`Attempt ${index + 1}${of}`, [...lines, ...decisionWords(attempt)]];
   }
 
   function decisionWords({ decision, kind }) {
@@ -288,7 +288,7 @@
     tip.hidden = true;
   }
 
-  const barOf = (event) => event.target.closest?.(".send, .pause");
+  const barOf = (event) => event.target.closest?.(".attempt, .pause");
   rows.addEventListener("mouseover", (event) => (barOf(event) ? showTip(barOf(event)) : hideTip()));
   rows.addEventListener("mouseleave", hideTip);
   rows.addEventListener("focusin", (event) => {
@@ -348,8 +348,8 @@
     if (event.key in places) {
       go(places[event.key]);
     } else if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
-      // In the order of time: the waits are drawn first, below the sends.
-      const bars = [...row.querySelectorAll(".send, .pause")].sort((a, b) => a.start - b.start);
+      // In the order of time: the waits are drawn first, below the attempts.
+      const bars = [...row.querySelectorAll(".attempt, .pause")].sort((a, b) => a.start - b.start);
       const next = bars.indexOf(event.target) + (event.key === "ArrowLeft" ? -1 : 1);
       (next < 0 ? row : bars[Math.min(next, bars.length - 1)] ?? row).focus({ preventScroll: true });
     } else if (event.key === "Enter" || event.key === " ") {

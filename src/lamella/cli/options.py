@@ -1,0 +1,193 @@
+"""The options of ``lamella sync`` as they were given, and the checked settings that they amount to."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from yarl import URL
+
+from lamella.breaker import Breaker
+from lamella.cli import sandboxed
+from lamella.cli.accounts import accounts_in, accounts_of_environment, key_in
+from lamella.cli.terminal import http_url, plain
+from lamella.maesn import BASE_URL, RULES, Account
+from lamella.maesn.export import check_output
+from lamella.maesn.pages import checked_moment, checked_resource
+from lamella.redaction import redact_url
+from lamella.rules import RuleBook
+
+__all__ = ["JOURNAL", "Options", "Settings", "settings_of"]
+
+JOURNAL: Final = Path("lamella-sync.journal")
+
+_API_KEY: Final = "MAESN_API_KEY"
+_BASE_URL: Final = "MAESN_BASE_URL"
+
+_OPTIONS: Final = {"resources": "--resource", "as_json": "--json", "page": "--report"}  # of fields with other names
+
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to sync, and how. All of it is checked."""
+
+    api_key: str = field(repr=False)
+    base_url: URL  # with a slash at its end
+    accounts: tuple[Account, ...]
+    resources: tuple[str, ...]
+    journal: Path
+    output: Path | None = None
+    since: str | None = None
+    resume: bool = False
+    at_once: int | None = None
+    page_size: int = 100
+    batch: str = ""  # the name of the API in the journal; empty: its URL
+    rules: RuleBook = RULES
+    breaker: Callable[[], Breaker] = Breaker
+
+    @property
+    def identity(self) -> str:
+        """The name of the batch in the journal."""
+        return self.batch or f"maesn sync of {str(self.base_url).rstrip('/')}"
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What is shown nowhere."""
+        return (self.api_key, *(account.key for account in self.accounts))
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options as they were given. None: not given."""
+
+    accounts: Path | None = None
+    resources: Sequence[str] = ()
+    output: Path | None = None
+    journal: Path | None = None
+    since: str | None = None
+    concurrency: str | None = None
+    dry_run: bool = False
+    otlp: str | None = None
+    page: Path | None = None
+    base_url: str | None = None
+    sandbox: bool = False
+    as_json: bool = False
+    resume: bool = False
+
+    def to_go_on(self) -> str:
+        """Return the command line that resumes this sync, without a password."""
+        otlp = None if self.otlp is None else redact_url(URL(self.otlp))
+        given = asdict(replace(self, otlp=otlp, since=None, dry_run=False, resume=True))
+        words = []
+        for name, value in given.items():
+            option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+            for each in value if isinstance(value, tuple) else (value,):
+                if each is not None and each is not False:
+                    words += [option] if each is True else [option, str(each)]
+        return shlex.join(["lamella", "sync", *words])
+
+
+def settings_of(options: Options, folder: Path) -> Settings:
+    """Return what *options* amount to. *folder* is for what a sync with the sandbox does not keep.
+
+    Raises:
+        ValueError: An option is not valid: which, and what is allowed.
+        ModuleNotFoundError: The output is Parquet, and pyarrow is missing.
+    """
+    _reject_conflicts(options)
+    resources = [name.strip() for given in options.resources for name in given.split(",") if name.strip()]
+    if not resources and not options.sandbox:
+        raise ValueError("--resource NAME is missing: invoices, contacts, … It may be given more than once")
+    journal = options.journal or (folder / JOURNAL if options.sandbox else JOURNAL)
+    output = options.output or (folder / "records.jsonl" if options.sandbox else None)
+    own = sandboxed.settings() if options.sandbox else _at_the_api(options)
+    return Settings(
+        **own,
+        resources=tuple(dict.fromkeys(_checked("--resource", checked_resource, name) for name in resources))
+        or sandboxed.RESOURCES,
+        journal=_checked("--journal", _journal, journal),
+        output=None if output is None else _checked("--output", _output, output),
+        since=None if options.since is None else _checked("--since", checked_moment, options.since),
+        resume=options.resume,
+        at_once=None if options.concurrency is None else _checked("--concurrency", _at_once, options.concurrency),
+    )
+
+
+def _at_the_api(options: Options) -> dict[str, Any]:
+    missing = f"no API key: set {_API_KEY}. It is no option, since anybody can see those of a process"
+    accounts = None if options.accounts is None else _checked("--accounts", accounts_in, options.accounts)
+    return {
+        "api_key": key_in(_API_KEY, missing),
+        "base_url": _base_url(options.base_url),
+        "accounts": accounts_of_environment() if accounts is None else accounts,
+    }
+
+
+def _reject_conflicts(options: Options) -> None:
+    if options.sandbox and (options.accounts is not None or options.base_url is not None):
+        raise ValueError("--sandbox brings its own accounts and address: leave --accounts and --base-url out")
+    if options.resume and options.since is not None:
+        raise ValueError("--since begins a new run, and --resume goes on with the last one: give one of them")
+    if options.dry_run and (options.otlp is not None or options.page is not None):
+        raise ValueError("--dry-run sends nothing that --otlp or --report could show: leave them out")
+    files: dict[str, str] = {}
+    given = (
+        ("--accounts", options.accounts),
+        ("--output", options.output),
+        ("--journal", options.journal or (None if options.sandbox else JOURNAL)),
+        ("--report", options.page),
+    )
+    for name, path in given:
+        if path is not None and (other := files.setdefault(os.path.realpath(path), name)) != name:
+            raise ValueError(f"{name} and {other} must be two files, and both are {plain(str(path))}")
+
+
+def _checked(option: str, check: Callable[[_T], _U], value: _T) -> _U:
+    try:
+        return check(value)
+    except ValueError as exc:
+        raise ValueError(f"{option}: {exc}") from None
+
+
+def _base_url(given: str | None) -> URL:
+    name, text = ("--base-url", given) if given is not None else (_BASE_URL, os.environ.get(_BASE_URL) or BASE_URL)
+    url = http_url(text)
+    if url is None or url.raw_user or url.raw_password:
+        # A password stands before an @, also in what is no URL.
+        shown = "" if "@" in text else f", not {plain(_redacted(text))!r}"
+        raise ValueError(f"{name} must be a URL such as {BASE_URL}, without user, query and fragment{shown}")
+    return url if url.path.endswith("/") else url.with_path(f"{url.path}/")
+
+
+def _redacted(text: str) -> str:
+    try:
+        return redact_url(URL(text.strip()))
+    except ValueError:
+        return ""
+
+
+def _at_once(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text[:9]) > 0):
+        raise ValueError(f"must be a whole number, 1 or more, got {plain(text)!r}")
+    return int(text[:9])
+
+
+def _journal(path: Path) -> Path:
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {plain(str(path.parent))}")
+    return path
+
+
+def _output(path: Path) -> Path:
+    try:
+        check_output(path)
+    except OSError as exc:
+        raise ValueError(f"cannot be written: {exc.strerror or exc}: {path}") from None
+    return path

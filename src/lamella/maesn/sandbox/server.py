@@ -1,0 +1,307 @@
+"""The sandbox: it checks keys and limits, follows scripts and chances, and lets the API answer the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Literal, get_args
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from lamella.checks import check_seconds, check_whole
+from lamella.maesn.sandbox.api import Api, needs_account
+from lamella.maesn.sandbox.listener import Listener
+from lamella.maesn.sandbox.records import RESOURCES, Record
+from lamella.maesn.sandbox.replies import BODILESS, Reply, failure
+from lamella.maesn.sandbox.requests import Chances, Received, Script, Step, check_step
+from lamella.testing.faults import Fault, break_answer
+from lamella.testing.limits import Limit, Limiter
+
+__all__ = ["Account", "AccountState", "Sandbox"]
+
+AccountState = Literal["active", "expired", "inactive"]
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One end user. `limit` and `records` None: the sandbox's own.
+
+    "expired" is answered with 401, "inactive" with 403. Raises ValueError for a bad argument.
+    """
+
+    key: str = field(repr=False)
+    state: AccountState = "active"
+    limit: Limit | None = None
+    records: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.key or not self.key.isascii() or not self.key.isprintable() or self.key != self.key.strip():
+            raise ValueError(f"key must be printable ASCII without space around it, got {self.key!r}")
+        if self.state not in get_args(AccountState):
+            raise ValueError(f"state must be one of {get_args(AccountState)}, got {self.state!r}")
+        if self.records is not None:
+            check_whole("records", self.records, 0)
+        _check_limit(self.limit)
+
+
+class Sandbox(Listener):
+    """A Maesn-like server on a real port, for tests and demonstrations: `async with Sandbox() as sandbox: ...`.
+
+    - `accounts`: the number of active accounts, or the `Account`s themselves.
+    - `api_key`: the only X-API-KEY that is accepted.
+    - `records`: the number of records that an account has of each resource, made up from the `seed`.
+    - `limit`: the rate limit of each account. None: no limit.
+    - `chances`: how likely (0 to 1) a request ends with an error status (400 to 599) or a `Fault`. It depends on the
+      seed and on the number of the request.
+    - `host`, `port`: where to listen. Port 0: a free one, which the sandbox keeps when it is started again.
+    - `latency`: seconds by the loop's clock before each answer.
+    - `pause`: seconds by the loop's clock between the at most 60 pieces of a `Fault.SLOW_BODY`.
+    - `on_answer`: called with each request when its answer is known.
+
+    A request meets, in this order, an outage, the scripts, the check of its keys, the rate limit, the chances and the
+    API. The records outlive `close()`. Raises ValueError for a bad argument.
+    """
+
+    def __init__(
+        self,
+        *,
+        accounts: int | Iterable[Account] = 1,
+        api_key: str = "sandbox-api-key",
+        records: int = 250,
+        limit: Limit | None = None,
+        chances: Mapping[int | Fault, float] | None = None,
+        seed: int = 0,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        latency: float = 0.0,
+        pause: float = 1.0,
+        on_answer: Callable[[Received], object] = lambda _: None,
+    ) -> None:
+        for name, text in (("api_key", api_key), ("host", host)):
+            if not text.isprintable() or not text.strip():
+                raise ValueError(f"{name} must be a line of text that is not empty, got {text!r}")
+        check_whole("records", records, 0)
+        _check_limit(limit)
+        check_whole("seed", seed, None)
+        check_whole("port", port, 0, 65_535)
+        check_seconds("latency", latency, zero=True)
+        check_seconds("pause", pause, zero=True)
+
+        super().__init__(host, port)
+        self.api_key = api_key
+        self.accounts = _accounts(accounts)
+        self.received: list[Received] = []
+        self._by_key = {account.key: account for account in self.accounts}
+        self._limits = {account.key: account.limit or limit for account in self.accounts}
+        self._limiters: dict[str, Limiter] = {}
+        self._chances = Chances(chances or {}, seed)
+        self._latency = latency
+        self._pause = pause
+        self._on_answer = on_answer
+        self._scripts: list[Script] = []
+        self._outage: Step | None = None
+        self._numbers = itertools.count(1)
+        own = {account.key: account.records for account in self.accounts}
+        self._api = Api(seed=seed, size=lambda key: records if own[key] is None else own[key] or 0)
+
+    def __repr__(self) -> str:
+        state = f"on {self.url}" if self._runner else "closed"
+        return f"<Sandbox {state}, accounts: {len(self.accounts)}, requests: {len(self.received)}>"
+
+    @property
+    def account_key(self) -> str:
+        """The key of the first account."""
+        return self.accounts[0].key
+
+    @property
+    def duplicates(self) -> int:
+        """How many POSTs repeated the body of an earlier POST for the same account and resource."""
+        return self._api.duplicates
+
+    @property
+    def pending(self) -> int:
+        """How many steps of scripts have not been used yet."""
+        return sum(len(script.steps) for script in self._scripts)
+
+    def created(self, resource: str, account: Account | str | None = None) -> list[Record]:
+        """Return the records that POSTs created, in order and as they were then. `account` None: of all accounts.
+
+        Raises ValueError for an unknown resource or account.
+        """
+        _check_resource(resource)
+        return self._api.created(resource, None if account is None else self._key(account))
+
+    def records(self, resource: str, account: Account | str | None = None) -> list[Record]:
+        """Return all records that there are now, in the order of the lists. `account` None: of the first account.
+
+        Raises ValueError for an unknown resource or account.
+        """
+        _check_resource(resource)
+        return self._api.table(self._key(account or self.account_key), resource).all()
+
+    def script(
+        self, *steps: Step, method: str | None = None, path: str | None = None, account: Account | str | None = None
+    ) -> None:
+        """Settle how the next matching requests end: one step each, and then as usual again.
+
+        A step is 200 (as usual, but exempt from the chances), an error status (400 to 599), a `Fault` or a `Reply`.
+        Steps other than 200 come before the check of keys and do not count against a rate limit. With a status or
+        a Reply nothing is carried out; with a Fault the request is carried out, and then its answer breaks.
+
+        `method`, `path` (with * and ? as in file names) and `account` select the requests; None: any. Of several
+        scripts that match, the first is used up first. Raises ValueError for a bad step or an unknown account.
+        """
+        if not steps:
+            raise ValueError("steps must be at least one step, got none")
+        for step in steps:
+            check_step("a step", step)
+        key = None if account is None else self._key(account)
+        self._scripts.append(Script(list(steps), method and method.upper(), path, key))
+
+    def set_outage(self, step: Step | None) -> None:
+        """End each request in this way from now on, whatever it asks for, until None is set.
+
+        A step is an error status (400 to 599), a `Fault` or a `Reply`, with the meaning that it has in a script.
+        Scripts are not used up meanwhile. Requests that arrived before end as usual. Raises ValueError for a bad step.
+        """
+        if step == HTTPStatus.OK:
+            raise ValueError(f"the step of an outage must be an error status, a Fault or a Reply, got {step!r}")
+        if step is not None:
+            check_step("the step of an outage", step)
+        self._outage = step
+
+    def set_limit(self, limit: Limit | None, account: Account | str | None = None) -> None:
+        """Replace the rate limit (None: no limit) of one account, or of all, and start to count again.
+
+        Raises ValueError for an unknown account.
+        """
+        _check_limit(limit)
+        for key in self._by_key if account is None else [self._key(account)]:
+            self._limits[key] = limit
+            self._limiters.pop(key, None)
+
+    def _key(self, account: Account | str) -> str:
+        key = account.key if isinstance(account, Account) else account
+        if key not in self._by_key:
+            raise ValueError(
+                f"account must be one of the {len(self.accounts)} of this sandbox or its key, got {account!r}"
+            )
+        return key
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        received = Received(
+            number=next(self._numbers),
+            at=asyncio.get_running_loop().time(),
+            method=request.method,
+            path=request.path,
+            query=request.query,
+            headers=request.headers,
+            account=request.headers.get("X-ACCOUNT-KEY"),
+        )
+        self.received.append(received)
+        received.body = await request.content.read()
+        fault, reply = self._decide(received)
+        if delay := self._latency + reply.delay:
+            await asyncio.sleep(delay)
+        received.outcome = fault or reply.status
+        self._on_answer(received)
+        headers, body = CIMultiDict(reply.headers), reply.encoded()
+        if fault is not None and request.transport is not None:
+            await break_answer(
+                fault, request.transport, status=reply.status, headers=headers, body=body, pause=self._pause
+            )
+            return web.Response()  # goes nowhere: the transport is closing
+        if reply.status not in BODILESS:
+            headers.setdefault("Content-Type", "application/json; charset=utf-8")
+        return web.Response(status=reply.status, headers=headers, body=body)
+
+    def _decide(self, received: Received) -> tuple[Fault | None, Reply]:
+        """Return the answer to a request, and how it breaks."""
+        match step := self._next_step(received):
+            case Fault():
+                return step, self._refusal(received) or self._api.answer(received)
+            case Reply():
+                return None, step
+            case int() if step != HTTPStatus.OK:
+                return None, failure(step)
+        refusal = self._refusal(received) or self._limited(received)
+        if refusal is not None:
+            return None, refusal
+        chance = self._chances.draw(received.number) if step is None else None
+        if isinstance(chance, int):
+            return None, failure(chance)
+        return chance, self._api.answer(received)
+
+    def _next_step(self, received: Received) -> Step | None:
+        if self._outage is not None:
+            return self._outage
+        for script in self._scripts:
+            if script.matches(received):
+                step = script.steps.pop(0)
+                if not script.steps:
+                    self._scripts.remove(script)
+                return step
+        return None
+
+    def _refusal(self, received: Received) -> Reply | None:
+        """Return the answer to a request whose keys are not in order. None: they are."""
+        if received.headers.get("X-API-KEY") != self.api_key:
+            return failure(HTTPStatus.FORBIDDEN, "The X-API-KEY header is missing, or the key is unknown.")
+        if not needs_account(received.path):
+            return None
+        account = self._by_key.get(received.account or "")
+        if account is None:
+            return failure(HTTPStatus.UNAUTHORIZED, "The X-ACCOUNT-KEY header is missing, or the key is unknown.")
+        if account.state == "expired":
+            return failure(HTTPStatus.UNAUTHORIZED, "The account key has expired: the user must log in again.")
+        return failure(HTTPStatus.FORBIDDEN, "This user is inactive.") if account.state == "inactive" else None
+
+    def _limited(self, received: Received) -> Reply | None:
+        """Return the answer to a request that comes too soon. None: it does not."""
+        key = received.account
+        if key is None or not needs_account(received.path) or (limit := self._limits[key]) is None:
+            return None
+        limiter = self._limiters.get(key)
+        if limiter is None:
+            limiter = self._limiters[key] = limit.limiter()
+        now = asyncio.get_running_loop().time()
+        wait = limiter.allow(now)
+        if wait <= 0:
+            return None
+        headers = {}
+        if limit.retry_after == "date":
+            headers["Retry-After"] = formatdate(math.ceil(time.time() + wait), usegmt=True)
+        elif limit.retry_after:
+            seconds = math.ceil(wait)
+            # A rounding error of the clock is no second.
+            headers["Retry-After"] = str(seconds - (now + (seconds - 1) >= now + wait))
+        return failure(HTTPStatus.TOO_MANY_REQUESTS, headers=headers)
+
+
+def _accounts(accounts: int | Iterable[Account]) -> tuple[Account, ...]:
+    if isinstance(accounts, int):
+        check_whole("accounts", accounts)
+        return tuple(Account(f"sandbox-account-key-{number}") for number in range(1, accounts + 1))
+    many = tuple(accounts)
+    if not many or not all(isinstance(account, Account) for account in many):
+        raise ValueError(f"accounts must be a whole number, 1 or more, or at least one Account, got {many!r}")
+    if len({account.key for account in many}) < len(many):
+        raise ValueError(f"accounts must have different keys, got {many!r}")
+    return many
+
+
+def _check_resource(resource: str) -> None:
+    if resource not in RESOURCES:
+        raise ValueError(f"unknown resource {resource!r}; expected one of: {', '.join(RESOURCES)}")
+
+
+def _check_limit(limit: Limit | None) -> None:
+    if limit is not None and (isinstance(limit, type) or not hasattr(limit, "limiter")):
+        raise ValueError(f"limit must be a FixedWindow, SlidingWindow, TokenBucket or None, got {limit!r}")

@@ -1,0 +1,92 @@
+"""The rate estimate of one account, and the answers that are derived from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+__all__ = ["LOOK_EVERY", "SLOW_START", "SPREAD", "Permit", "RateEstimate", "Wait"]
+
+SPREAD: Final = 4.0  # how many times faster than evenly the attempts of a period are sent: in a quarter of it
+SLOW_START: Final = 4.0  # attempts in flight while nothing is known
+LOOK_EVERY: Final = 8.0  # periods between two looks whether the limit allows more
+
+_ENTRIES: Final = 64  # of the log, for each period
+_MEMORY: Final = 3.0  # periods: a refusal is evaluated one wait after it
+
+
+class Permit(NamedTuple):
+    """An attempt may be sent now. Its result is reported together with the permit."""
+
+    generation: int  # the number of refusals that had begun a wait: a later refusal of an older permit is no news
+    at: float  # when it was issued
+
+
+class Wait(NamedTuple):
+    """No attempt may be sent now."""
+
+    seconds: float | None  # until one may be sent at the earliest. None: unknown, the next answer may allow it
+    blocked: bool  # whether a refusal is the reason, and not the rate
+    again: float | None = None  # seconds after which to ask again, answer or not. None: after *seconds*
+    too_long: bool = False  # whether the server asks for a longer wait than the rule allows: then no call waits for it
+
+
+@dataclass(slots=True)
+class RateEstimate:
+    """What is known of the rate limit of an account, in JSON values.
+
+    Moments are in seconds of the store's clock; below 0 means none.
+    """
+
+    phase: str = "burst"  # see lamella.throttle.permits
+    requests: float = 0.0  # how many pass in a period. 0: not known yet
+    period: float = 0.0
+    spread: float = SPREAD  # 1 for a bucket that is refilled many times in a period
+    max_in_flight: float = SLOW_START  # where the rate is not known, or is tried
+    blocked_until: float = -1.0
+    too_long: bool = False  # whether that is longer than the rule allows a call to wait. Set until the next success
+    generation: int = 0
+    refusals: int = 0  # how many times the account was blocked since the last success
+    began: float = -1.0  # when the first attempt since the last wait was sent
+    passed: int = 0  # how many have passed since then
+    next_at: float = -1.0  # when the rate allows the next attempt
+    fastest: float = 0.0  # seconds of the fastest answer. Grows slowly: the server may have become slower
+    log: list[list[float]] = field(default_factory=list)  # what passed: first moment, last moment, number
+    refused_at: float = -1.0  # when the refused attempt was sent, until its lesson is learned
+    refused_began: float = -1.0  # what *began* was then
+    asked: float = 0.0  # the period that this refusal suggests
+    burst: float = 0.0  # how many passed at once
+    burst_took: float = 0.0
+    good: float = 0.0  # the number that is proven, while more is tried
+    proven_at: float = -1.0  # when the number that is tried will be proven
+    look_at: float = -1.0  # when to look for more
+    looks: int = 0
+    look_every: float = LOOK_EVERY
+    surprises: int = 0  # refusals of the steady rate in a row
+    doubt: float = 0.0  # how many passed before the last refusal, where that contradicts the estimate, or 0
+
+    def record(self, now: float) -> None:
+        """Record an attempt that the server may have counted."""
+        log = self.log
+        if log and now - (last := log[-1])[0] < self.period / _ENTRIES:
+            last[1] = max(last[1], now)
+            last[2] += 1
+            return
+        log.append([now, now, 1])
+        while log[0][1] < now - _MEMORY * self.period:
+            del log[0]
+        if len(log) > 2 * _ENTRIES:
+            del log[: _ENTRIES // 2]
+
+    def count(self, since: float) -> int:
+        """Return how many attempts have passed after *since*."""
+        total = 0.0
+        for _, last, number in reversed(self.log):
+            if last <= since:
+                break
+            total += number
+        return int(total)
+
+    def oldest(self, since: float) -> float | None:
+        """Return when the first attempt after *since* passed. None: none has."""
+        return next((last for _, last, _ in self.log if last > since), None)

@@ -1,0 +1,188 @@
+"""Learn the rate limit of an account from its refusals, and look from time to time whether it has become higher.
+
+A window (fixed or sliding) counts the requests of a period. A token bucket admits a burst, and then as many requests as
+it is refilled.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from lamella.throttle.estimate import LOOK_EVERY, SLOW_START, SPREAD, RateEstimate
+
+__all__ = ["BIG_STEP", "learn", "look_for_more", "settle"]
+
+BIG_STEP: Final = 1.5  # what a look at the edge of a window may gain at once
+_STEP: Final = 1.25  # of a climb
+_TRIAL: Final = 3.0  # periods until a higher number is proven
+_LONGEST_LOOK_EVERY: Final = 128.0
+_EVEN: Final = 3.0  # where attempts are sent evenly, a look costs a whole period, and is taken less often
+_ENOUGH: Final = 5  # so many must have passed for a single refusal to say something about the limit
+_SURPRISES: Final = 2
+_FEW: Final = 0.75  # a refusal after less than this part of what passed before contradicts it
+_ALIKE: Final = 0.05  # relative difference of numbers that count as equal; a difference of 1 always does
+
+
+def learn(estimate: RateEstimate, now: float) -> None:
+    """Update *estimate* by the last refusal, after its wait: by then all attempts that were in flight have ended."""
+    if not estimate.requests and not estimate.burst:
+        estimate.period = estimate.asked
+    if estimate.phase == "burst":
+        _end_burst(estimate)
+    elif estimate.phase == "spread":
+        _end_spread(estimate, now)
+    elif estimate.phase == "edge":
+        passed = _passed_within(estimate, estimate.period / 2)
+        if passed > estimate.good * 1.1 + 1:
+            settle(estimate, now, min(passed, estimate.good * _STEP), on_trial=True)
+        else:
+            settle(estimate, now, estimate.good, failed=True)
+    elif estimate.proven_at >= 0:
+        if estimate.burst * BIG_STEP >= estimate.good:
+            estimate.spread = SPREAD  # as before the climb
+        settle(estimate, now, estimate.good, failed=True)
+    else:
+        _lower(estimate, now)
+    estimate.refused_at, estimate.passed, estimate.next_at = -1.0, 0, now
+
+
+def look_for_more(estimate: RateEstimate, now: float) -> None:
+    """Accept a higher number that is proven by now, and begin the next look when it is due."""
+    if 0 <= estimate.proven_at <= now:
+        estimate.proven_at, estimate.look_every = -1.0, LOOK_EVERY
+        if estimate.phase == "climb":
+            # One step behind: the burst of a bucket may have helped.
+            estimate.good = max(estimate.good, estimate.requests / _STEP)
+            _climb(estimate, now)
+        else:
+            estimate.good, estimate.look_at = estimate.requests, now
+            estimate.looks += 1  # so that the next look is of the same kind
+    if estimate.phase == "steady" and estimate.proven_at < 0 and now >= estimate.look_at:
+        estimate.looks += 1
+        estimate.good = estimate.requests
+        if estimate.spread > 1 and estimate.looks % 2:
+            estimate.phase, estimate.max_in_flight = "edge", 1.0
+        else:
+            estimate.phase = "climb"
+            _climb(estimate, now)
+
+
+def settle(
+    estimate: RateEstimate, now: float, requests: float, *, on_trial: bool = False, failed: bool = False
+) -> None:
+    """Send *requests* a period from now on. *failed*: a look has found no more, so the next one is taken later."""
+    estimate.phase, estimate.requests = "steady", max(requests, 1.0)
+    estimate.proven_at = now + _TRIAL * estimate.period if on_trial else -1.0
+    if failed:
+        estimate.look_every = min(estimate.look_every * 2, _LONGEST_LOOK_EVERY)
+    estimate.look_at = now + estimate.period * estimate.look_every * (1.0 if estimate.spread > 1 else _EVEN)
+
+
+def _climb(estimate: RateEstimate, now: float) -> None:
+    estimate.spread = 1.0
+    estimate.requests = max(estimate.requests * _STEP, estimate.requests + 1)
+    estimate.proven_at = now + estimate.period * 1.1
+
+
+def _start_over(estimate: RateEstimate, max_in_flight: float) -> None:
+    estimate.phase, estimate.requests, estimate.surprises = "burst", 0.0, 0
+    estimate.max_in_flight, estimate.look_every = max_in_flight, LOOK_EVERY / 2
+
+
+def _measure_again(estimate: RateEstimate, passed: float, *, doubt: float) -> None:
+    estimate.burst = max(estimate.burst, passed)
+    estimate.phase, estimate.requests, estimate.doubt = "spread", estimate.burst, doubt
+    estimate.max_in_flight, estimate.look_every = 1.0, LOOK_EVERY / 4
+
+
+def _end_burst(estimate: RateEstimate) -> None:
+    took = _took(estimate)
+    passed = estimate.passed if took < estimate.period else _passed_within(estimate, estimate.period)
+    confirmed = passed > 0 and passed == estimate.burst
+    estimate.burst, estimate.burst_took = float(passed), took
+    if passed < _ENOUGH and not confirmed:
+        _start_over(estimate, 1.0)  # others may have used up the limit before
+    else:
+        estimate.phase, estimate.requests, estimate.spread = "spread", float(passed), SPREAD
+
+
+def _end_spread(estimate: RateEstimate, now: float) -> None:
+    period, burst, passed, took = estimate.period, estimate.burst, estimate.passed, _took(estimate)
+    contradicts = passed < burst * _FEW or estimate.doubt > 0
+    if contradicts and not _alike(passed, burst) and not _alike(passed, estimate.doubt):
+        _measure_again(estimate, passed, doubt=passed)
+        return
+    estimate.doubt, estimate.surprises = 0.0, 0
+    rate = _refill_rate(estimate, took)
+    at_once = max(burst - rate * estimate.burst_took, 1.0)
+    if rate * period > BIG_STEP * at_once:
+        # A small bucket, refilled many times in a period.
+        estimate.spread, estimate.burst = 1.0, at_once
+        settle(estimate, now, rate * period)
+    elif took >= period * 0.9:
+        estimate.spread = 1.0
+        settle(estimate, now, _passed_within(estimate, period) * 0.97)
+    elif passed > burst * 1.03 + 1:
+        # A bucket that holds what a period refills; each of the two rounds measures how much that is. A fraction of
+        # a token does not pass: on average half of one more was there.
+        first = (burst + 0.5) / (1 + estimate.burst_took / period)
+        second = (passed + 0.5) / (1 + took / period)
+        settle(estimate, now, max(first, second))
+    else:
+        settle(estimate, now, min(passed, burst))
+
+
+def _lower(estimate: RateEstimate, now: float) -> None:
+    """Lower a steady rate: the limit has become lower, others use it as well, or a bucket's rate was overestimated."""
+    is_window, in_a_row, took = estimate.spread > 1, estimate.surprises, _took(estimate)
+    # A bucket's rate is measured best by a long time, without the burst that it held.
+    rate = (estimate.passed - estimate.burst) / took * estimate.period if took > estimate.period else 0.0
+    if in_a_row >= _SURPRISES or not (is_window or rate > 0.7 * estimate.requests):
+        if is_window:
+            _measure_again(estimate, 0.0, doubt=0.0)
+        else:
+            _start_over(estimate, SLOW_START)
+        return
+    estimate.surprises += 1
+    if not is_window:
+        settle(estimate, now, min(estimate.requests * 0.97, rate * 0.98))
+        return
+    if not in_a_row:
+        estimate.burst, estimate.burst_took = estimate.requests, estimate.period / estimate.spread
+    estimate.look_every = LOOK_EVERY / 4
+    passed, lower = _passed_within(estimate, estimate.period / 2), estimate.requests * 0.95
+    # At the beginning of a period it was rather an attempt that came a little too soon.
+    settle(estimate, now, min(passed, lower) if passed >= estimate.requests / 2 else lower)
+
+
+def _took(estimate: RateEstimate) -> float:
+    """Return the seconds from the end of the wait before to the refused attempt."""
+    return estimate.refused_at - estimate.refused_began
+
+
+def _passed_within(estimate: RateEstimate, seconds: float) -> int:
+    """Return how many attempts passed in the *seconds* before the refused one."""
+    return estimate.count(estimate.refused_at - seconds)
+
+
+def _alike(passed: float, before: float) -> bool:
+    return before > 0 and abs(passed - before) <= max(before * _ALIKE, 1.0)
+
+
+def _refill_rate(estimate: RateEstimate, took: float) -> float:
+    """Return how many attempts per second passed beyond the burst: the rate of a bucket, about 0 for a window.
+
+    It is the highest rate of any time up to the refusal: a very small bucket overflows until attempts come as fast as
+    it is refilled. Too high a rate is corrected by the next refusal.
+    """
+    rate, number = 0.0, 0.0
+    # A shorter time, or fewer than 4 attempts, would be noise.
+    shortest = max(estimate.period / 10, min(estimate.period / 4, (took - estimate.burst_took) * 0.8))
+    for first, _, entry in reversed(estimate.log):
+        if first < estimate.refused_began:
+            break
+        number += entry
+        seconds = estimate.refused_at - first - estimate.burst_took
+        if seconds >= shortest and number - estimate.burst >= 4:
+            rate = max(rate, (number - estimate.burst - 1) / seconds)
+    return rate

@@ -1,0 +1,275 @@
+"""Decide when an attempt may be sent, and evaluate its result. Pure arithmetic on a state, no clock.
+
+A 429 is expensive: it blocks the account for the wait that the rule or ``Retry-After`` asks for, a minute at Maesn. So
+the limit is measured with as few refusals as possible, in phases:
+
+1. ``burst``: nothing is known. Slow start: some attempts at once, and one more in flight for every second answer.
+   Where answers are slow it grows with time instead. N pass until the first refusal.
+2. ``spread``: N attempts over a quarter of the period, then one at a time. A window refuses at N again; a token bucket
+   has been refilled meanwhile, and what passes beyond N measures its rate.
+3. ``steady``: no more than that in a period, in a quarter of it for a window, evenly for a bucket.
+4. ``edge``, ``climb``: a look whether there is more. At the edge of a window one at a time, or by a higher rate, which
+   also finds a period that is shorter than assumed. After each look that fails, the next one is taken later.
+
+The period is the wait that was asked for. A refusal in the steady phase lowers the number to what did pass; the third
+in a row starts a new measurement. A single refusal well below what passed before may be random: it changes nothing
+until a second one confirms it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from math import inf
+from typing import Final
+
+from lamella.rules.backoff import Backoff
+from lamella.rules.retry_after import LONGEST
+from lamella.throttle.estimate import SPREAD, Permit, RateEstimate, Wait
+from lamella.throttle.learning import BIG_STEP, learn, look_for_more, settle
+from lamella.throttle.limit import Limit
+
+__all__ = ["answered", "learned", "next_permit", "refused"]
+
+# In slow start, before the first refusal:
+_GROWTH: Final = 0.5  # more attempts in flight for each answer
+_SHARE: Final = 25  # one in so many queued calls may be sent at once
+_SLOW: Final = (0.21, 0.3)  # bounds of twice the fastest answer, after which an attempt is slow
+_LONG_POLL: Final = 4.0  # after so many times as long it is a long poll, and says nothing about other calls
+_ROOM: Final = 24  # more attempts for each slow one
+_MOST_ROOM: Final = 100.0  # but no more than that when the first becomes slow, and four times as many each time later
+_PATIENCE: Final = 0.7  # seconds that a call waits at most
+
+_SLOW_LATER: Final = (1.0, 300.0)  # after the first refusal: bounds of four times the fastest answer
+_LATE: Final = 4.0  # times the fastest answer
+_FORGET: Final = 1.001  # growth of the fastest answer with each answer
+_SOON: Final = 1e-6  # the shortest wait, so that a rounding error is no endless loop
+_HARDLY: Final = 0.25  # of the period that the server suggests: a shorter wait of the rule is no period
+_LONGEST_WAIT: Final = 3600.0  # where no rule has a maximum
+
+
+def next_permit(
+    estimate: RateEstimate,
+    now: float,
+    in_flight: Sequence[float],
+    period: float,
+    limit: Limit | None,
+    *,
+    waiting: int = 0,
+    waited: float = 0.0,
+) -> Permit | Wait:
+    """Return whether an attempt may be sent now; a permit counts as used.
+
+    *in_flight* is when each attempt in flight was sent, the oldest first; *period* the one to assume until it is known;
+    *limit* None where it is learned; *waiting* the number of queued calls, the first of them for *waited* seconds.
+    """
+    if now < estimate.blocked_until:
+        return Wait(estimate.blocked_until - now, blocked=True, too_long=estimate.too_long)
+    estimate.period = limit.per if limit is not None else estimate.period or period
+    if limit is None and estimate.refused_at >= 0:
+        learn(estimate, now)
+    wait = _alone(estimate, now, in_flight) if estimate.refusals else None
+    if wait is None:
+        if limit is None:
+            wait = _by_estimate(estimate, now, in_flight, waiting, waited)
+        else:
+            wait = _by_limit(estimate, now, len(in_flight), limit)
+    if wait is not None:
+        return wait
+    if estimate.began < 0:
+        estimate.began = now
+    return Permit(estimate.generation, now)
+
+
+def _by_limit(estimate: RateEstimate, now: float, in_flight: int, limit: Limit) -> Wait | None:
+    """Return the wait while a stated limit is used up. None: an attempt may be sent."""
+    # An attempt counts until it is answered, however long that takes: a stated limit is never exceeded.
+    if in_flight + estimate.count(now - limit.per) < limit.requests:
+        return None
+    return _until_free(estimate.oldest(now - limit.per), limit.per, now, None)
+
+
+def _by_estimate(
+    estimate: RateEstimate, now: float, in_flight: Sequence[float], waiting: int, waited: float
+) -> Wait | None:
+    """Return the wait by the learned limit. None: an attempt may be sent."""
+    if estimate.phase == "steady" or estimate.proven_at >= 0:
+        look_for_more(estimate, now)
+    gap = 0.0
+    if estimate.requests:
+        gap = estimate.period / (estimate.spread * estimate.requests)
+        # The server counted an attempt when it was sent, or a little later, as in `answered`.
+        lasts = estimate.period + min(_LATE * estimate.fastest, estimate.period)
+        counted = len(in_flight) - bisect_right(in_flight, now - lasts)
+        used = counted + estimate.count(now - estimate.period)
+        if used >= estimate.requests:
+            oldest = estimate.oldest(now - estimate.period)
+            # At the edge only while all attempts of this period are young: later a new window may have begun.
+            young = oldest is None or now - oldest < estimate.period / 2
+            if not (estimate.phase == "spread" or (estimate.phase == "edge" and young)):
+                ends = max(in_flight[-counted] + lasts - now, _SOON) if counted else None
+                return _until_free(oldest, estimate.period, now, ends)
+            if wait := _until_answered(in_flight, now, estimate.max_in_flight, _slow_after(estimate)):
+                return wait
+            gap = estimate.period / (SPREAD * used)
+    elif len(in_flight) >= estimate.max_in_flight and (wait := _slow_start(estimate, now, in_flight, waiting, waited)):
+        return wait
+    if now < estimate.next_at:
+        return Wait(max(estimate.next_at - now, _SOON), blocked=False)
+    # A late timer must not lower the rate.
+    estimate.next_at = max(estimate.next_at, now - gap) + gap if gap else now
+    return None
+
+
+def _until_free(oldest: float | None, period: float, now: float, ends: float | None) -> Wait:
+    """Return the wait until an attempt of the period no longer counts; *ends* is when the first in flight does not."""
+    if oldest is None:
+        return Wait(None, blocked=False, again=ends)
+    free = max(oldest + period - now, _SOON)
+    return Wait(free if ends is None else min(free, ends), blocked=False)
+
+
+def _alone(estimate: RateEstimate, now: float, in_flight: Sequence[float]) -> Wait | None:
+    """Return the wait while the first attempt after a refusal is in flight. None: one may be sent."""
+    if estimate.began < 0:
+        return None
+    # Attempts from before the wait do not show whether requests pass now.
+    since = in_flight[bisect_left(in_flight, estimate.began) :]
+    return _until_answered(since, now, 1.0, _slow_after(estimate), blocked=True)
+
+
+def _slow_start(
+    estimate: RateEstimate, now: float, in_flight: Sequence[float], waiting: int, waited: float
+) -> Wait | None:
+    """Return the wait while too many attempts are in flight for what little is known. None: one may be sent."""
+    if estimate.generation:
+        return _until_answered(in_flight, now, estimate.max_in_flight, _slow_after(estimate))
+    patience = _PATIENCE - waited
+    if patience <= 0:
+        return None
+    room = max(estimate.max_in_flight, waiting / _SHARE)
+    shortest, longest = _SLOW
+    slow_after = again = min(max(2 * estimate.fastest, shortest), longest)
+    polls = bisect_right(in_flight, now - slow_after * _LONG_POLL)
+    slow = bisect_right(in_flight, now - slow_after)
+    if slow > polls:
+        since = (now - in_flight[polls]) / slow_after - 1.0
+        room += min(_ROOM * (slow - polls), _MOST_ROOM * 4.0**since)
+        again = slow_after / 8  # there is more room as time passes
+    return _until_answered(in_flight, now, room, slow_after, again=min(again, max(patience, _SOON)))
+
+
+def _slow_after(estimate: RateEstimate) -> float:
+    """Return after how many seconds an attempt is slow, once something was refused."""
+    shortest, longest = _SLOW_LATER
+    return min(max(_LATE * estimate.fastest, shortest), longest)
+
+
+def _until_answered(
+    in_flight: Sequence[float], now: float, most: float, slow_after: float, *, blocked: bool = False, again: float = inf
+) -> Wait | None:
+    """Return the wait while *most* attempts that are not slow are in flight, but at most *again* seconds, or None."""
+    slow = bisect_right(in_flight, now - slow_after)
+    if len(in_flight) - slow < most:
+        return None
+    # The moments may be of another clock than *now*, where a store has failed.
+    until_slow = min(max(in_flight[slow] + slow_after - now, _SOON), slow_after)
+    return Wait(None, blocked, again=min(again, until_slow))
+
+
+def answered(estimate: RateEstimate, now: float, permit: Permit, in_flight: int, limit: Limit | None) -> bool:
+    """Record an attempt that the limit has let pass, whatever its status. Return whether that ends an episode.
+
+    *in_flight* is the number of other attempts in flight.
+    """
+    # The server counted it between its start and its answer. Only the end is safe: by an earlier moment, an attempt
+    # that was slow on its way there would make room too soon. But one that took more than four times as long as the
+    # fastest waited for this process, or for something behind the limit.
+    took = now - permit.at
+    fastest = estimate.fastest * _FORGET
+    if took < fastest or not fastest:
+        fastest = took
+    estimate.fastest = fastest
+    late = took > _LATE * fastest and limit is None
+    estimate.record(permit.at + _LATE * fastest if late else now)
+    estimate.passed += 1
+    if permit.generation != estimate.generation:
+        return False
+    refusals, estimate.refusals = estimate.refusals, 0
+    too_long, estimate.too_long = estimate.too_long, False
+    if limit is not None:
+        return refusals > 0
+    if not too_long:  # the length of a quota says nothing about the period of the other limit
+        since_began = now - estimate.refused_began
+        if refusals > 1:
+            # Refused again after the wait: the period is longer than what was asked for.
+            estimate.period = max(estimate.period, since_began)
+        elif refusals and estimate.spread > 1 and estimate.asked <= since_began < estimate.period:
+            # A used-up window lets nothing pass before its end, so it has ended by now.
+            estimate.period = since_began
+    if in_flight > estimate.max_in_flight and not estimate.generation:
+        estimate.max_in_flight = float(in_flight)  # so many at a time were not too many
+    if not estimate.requests or in_flight + estimate.count(now - estimate.period) >= estimate.requests:
+        estimate.max_in_flight += _GROWTH
+    if estimate.phase == "edge" and estimate.count(now - estimate.period / 2) > estimate.good * BIG_STEP:
+        settle(estimate, now, estimate.good * BIG_STEP, on_trial=True)
+    return refusals > 0
+
+
+def refused(
+    estimate: RateEstimate, now: float, permit: Permit, backoff: Backoff | None, retry_after: float | None
+) -> Wait | None:
+    """Block the account, since an attempt was refused. Return the wait that begins. None: the refusal is no news.
+
+    *backoff* is that of the rule, *retry_after* the seconds that the server asks for. If that is longer than the rule
+    allows, it is another limit, such as a quota a day: no call waits for it, and nothing is learned from it.
+    """
+    longest = backoff.maximum if backoff else _LONGEST_WAIT
+    if retry_after is not None and retry_after > longest:
+        # More than a year is no statement: then the next call after the rule's maximum finds out.
+        return _block_for_quota(estimate, now, retry_after if retry_after < LONGEST else longest)
+    if permit.generation != estimate.generation:
+        return None
+    if estimate.too_long:
+        estimate.too_long, estimate.refusals = False, 0
+    least = backoff.floor(estimate.refusals + 1) if backoff else 0.0
+    wait = max(least, retry_after or 0.0)
+    if wait <= 0:
+        return None
+    estimate.generation += 1
+    estimate.blocked_until = now + wait
+    estimate.refusals += 1
+    estimate.max_in_flight = 1.0
+    if estimate.refusals == 1:
+        estimate.refused_at = permit.at
+        estimate.refused_began = estimate.began if estimate.began >= 0 else permit.at
+        estimate.asked = _suggested_period(least, retry_after, permit.at - estimate.refused_began)
+    estimate.began = -1.0
+    return Wait(wait, blocked=True)
+
+
+def learned(estimate: RateEstimate, _now: float) -> tuple[float, float]:
+    """Return the learned limit: requests, 0 if it is not known, and period in seconds."""
+    return estimate.requests, estimate.period
+
+
+def _block_for_quota(estimate: RateEstimate, now: float, seconds: float) -> Wait | None:
+    if now + seconds <= estimate.blocked_until:
+        return None
+    estimate.generation += 1
+    estimate.blocked_until, estimate.too_long = now + seconds, True
+    estimate.refusals = max(estimate.refusals, 1)  # so that afterwards one goes alone
+    estimate.began = -1.0
+    if estimate.refused_at < 0:
+        estimate.passed = 0
+    return Wait(seconds, blocked=True, too_long=True)
+
+
+def _suggested_period(least: float, retry_after: float | None, elapsed: float) -> float:
+    """Return the period of a window that was used up in *elapsed* seconds; *least* is the wait of the rule."""
+    if retry_after is None:
+        return least
+    # Whole seconds are rounded up, by at most one.
+    slack = 1.0 if retry_after == int(retry_after) else 0.0
+    whole = retry_after + (elapsed if elapsed <= retry_after else 0.0)
+    return whole if least < max(whole - slack, whole * _HARDLY) else least

@@ -1,0 +1,17 @@
+"""How many random examples a test of hypothesis takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import settings
+
+__all__ = ["examples"]
+
+_THOROUGH = 100
+"""As many as the thorough profile of conftest.py has; the quick one has a quarter of them."""
+
+
+def examples(number: int, **more: Any) -> settings:
+    """Return settings with *number* examples by the thorough profile, and a quarter of them by the quick one."""
+    return settings(max_examples=max(1, number * settings().max_examples // _THOROUGH), **more)

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamella.maesn.sandbox.records import RESOURCES, Table, id_field, milliseconds
+
+
+def table(resource: str = "invoices", account: str = "a", seed: int = 0, size: int = 30) -> Table:
+    return Table(resource, account, seed=seed, size=size)
+
+
+def test_same_seed_same_records() -> None:
+    assert table().all() == table().all()
+
+
+@pytest.mark.parametrize("other", [table(seed=1), table(account="b"), table("offers")], ids=["seed", "account", "kind"])
+def test_other_records_for(other: Table) -> None:
+    ids = {record[other.id_field] for record in other.all()}
+    assert ids.isdisjoint(record["invoiceId"] for record in table().all())
+
+
+@pytest.mark.parametrize("resource", RESOURCES)
+def test_every_record_has_an_id_and_its_dates(resource: str) -> None:
+    records = table(resource).all()
+    assert len({record[id_field(resource)] for record in records}) == 30
+    for record in records:
+        created, updated = (datetime.fromisoformat(record[name]) for name in ("createdDate", "updatedDate"))
+        assert created <= updated < datetime.now(UTC)
+
+
+def test_singular_of_ids() -> None:
+    assert [id_field(resource) for resource in ("invoices", "journalEntries", "taxRates")] == [
+        "invoiceId",
+        "journalEntryId",
+        "taxRateId",
+    ]
+
+
+def test_an_invoice_adds_up() -> None:
+    contacts = {record["contactId"] for record in table("contacts").all()}
+    for invoice in table().all():
+        assert invoice["contactId"] in contacts
+        assert invoice["invoiceDate"] < invoice["dueDate"]
+        assert invoice["lineItems"]
+        assert invoice["sumNetAmount"] == pytest.approx(sum(line["netAmount"] for line in invoice["lineItems"]))
+        assert invoice["totalAmount"] == pytest.approx(sum(line["totalAmount"] for line in invoice["lineItems"]))
+        assert invoice["totalAmount"] == pytest.approx(invoice["sumNetAmount"] + invoice["totalTaxAmount"])
+        assert {"invoiceNumber", "currency", "status"} <= invoice.keys()
+
+
+def test_reading_makes_no_record_of_an_other_page() -> None:
+    endless = table(size=10**9)
+    records, total = endless.page(10**7, 100)
+    assert len(records) == 100
+    assert total == 10**9
+    assert endless.get(records[7]["invoiceId"]) == records[7]
+
+
+@pytest.mark.parametrize("record_id", ["", "nothing", "00000000", "-1", "0000001d-0000-4000-a000-000000000000"])
+def test_finds_no_other_id(record_id: str) -> None:
+    assert table().get(record_id) is None
+
+
+def test_a_new_record_comes_last() -> None:
+    records = table()
+    created = records.create({"name": "new", "invoiceId": "mine", "createdDate": "never", "updatedDate": "never"})
+    assert created["invoiceId"] != "mine"
+    assert created["createdDate"] == created["updatedDate"] != "never"
+    assert records.all()[-1] == created == records.get(created["invoiceId"])
+
+
+def test_change_keeps_the_place_and_what_was_not_named() -> None:
+    records = table()
+    before = records.all()[3]
+    after = records.change(before["invoiceId"], {"status": "VOIDED", "invoiceId": "other"})
+    assert after
+    assert after == records.all()[3] == {**before, "status": "VOIDED", "updatedDate": after["updatedDate"]}
+    assert after["updatedDate"] > before["updatedDate"]
+    assert records.change("other", {}) is None
+
+
+def test_upsert_replaces_or_adds() -> None:
+    records = table()
+    before = records.all()[3]
+    after, new = records.upsert(before["invoiceId"], {"status": "VOIDED"})
+    assert not new
+    assert after.keys() == {"invoiceId", "status", "createdDate", "updatedDate"}
+    assert records.upsert("mine", {"status": "OPEN"})[1]
+    assert records.upsert("mine", {"status": "PAID"})[1] is False
+    assert [record["status"] for record in records.all() if record["invoiceId"] == "mine"] == ["PAID"]
+
+
+def test_delete_closes_the_gap() -> None:
+    records = table(size=3)
+    first, second, third = records.all()
+    assert records.delete(second["invoiceId"])
+    assert not records.delete(second["invoiceId"])
+    assert records.get(second["invoiceId"]) is None
+    assert records.page(1, 5) == ([first, third], 2)
+    assert records.upsert(second["invoiceId"], {})[1]
+    assert records.upsert("mine", {})[1]
+    assert records.delete("mine")
+    assert len(records.all()) == 3
+
+
+def test_what_is_handed_out_is_a_copy() -> None:
+    records = table()
+    fields = {"lineItems": [{"quantity": 1}]}
+    created = records.create(fields)
+    fields["lineItems"][0]["quantity"] = 2
+    created["lineItems"][0]["quantity"] = 3
+    assert records.all()[-1]["lineItems"] == [{"quantity": 1}]
+    records.all()[-1]["lineItems"].clear()
+    assert records.all()[-1]["lineItems"] == [{"quantity": 1}]
+
+
+@given(st.datetimes(datetime(2024, 1, 1), datetime(2025, 12, 31), timezones=st.just(UTC)))  # noqa: DTZ001
+def test_filter_by_the_last_change(since: datetime) -> None:
+    records = table()
+    found, total = records.page(1, 100, milliseconds(since))
+    expected = [record for record in records.all() if datetime.fromisoformat(record["updatedDate"]) >= since]
+    assert found == expected
+    assert total == len(expected)
+
+
+def test_filter_finds_what_was_changed_in_the_same_millisecond() -> None:
+    records = table()
+    since = milliseconds(datetime.now(UTC))
+    changed = records.change(records.all()[3]["invoiceId"], {"status": "PAID"})
+    created = records.create({})
+    assert records.page(1, 100, since)[0] == [changed, created]
