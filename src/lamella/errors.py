@@ -133,7 +133,7 @@ class LamellaError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The constructors of aiohttp's and of OSError's classes do not fit what pickle and copy would call.
-        return _blank, (type(self),), vars(self).copy()
+        return _blank, (type(self),), {**vars(self), "rule": self.rule.without_condition()}
 
 
 def _sentence(text: str) -> str:

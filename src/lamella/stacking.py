@@ -138,7 +138,7 @@ def stack(
     Raises:
         TypeError: There is no option of that name.
         ValueError: An argument is out of its range, an option would have no effect (its layer is left out, or made by
-            hand without it), or a layer is there twice.
+            hand without it), a layer made by hand has other rules, or a layer is there twice.
     """
     if unknown := [name for name in options if name not in StackOptions.__annotations__]:
         raise TypeError(f"stack() has no option {unknown[0]!r}; there are {', '.join(StackOptions.__annotations__)}")
@@ -151,6 +151,9 @@ def stack(
     by_hand = {
         kind: layer for layer in chosen if isinstance(layer, Layer) for kind in _KINDS if isinstance(layer, kind)
     }
+    for kind, made_by_hand in by_hand.items():
+        if made_by_hand.shared.get("rules", rules) != rules:
+            raise ValueError(f"the {kind.__name__} made by hand has other rules than the stack: give both the same")
     wanted: dict[str, Any] = {**_DEFAULTS, **options}
     makes = [made for made in _MADE if made.off is None or wanted.get(made.off[0], ...) is not made.off[1]]
     for name, value in options.items():

@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 from tests.rules.answers import Reply, Serve, Server, call, client, fails
+from tests.sdk import Tracing
 from tests.servers import Connection
 
 from lamella import (
@@ -39,6 +40,7 @@ from lamella import (
     stack,
 )
 from lamella.pipeline import Call
+from lamella.rules import BodyNeeded
 from lamella.testing import VirtualClock
 
 SOON = Backoff(0.01)
@@ -240,6 +242,39 @@ async def test_a_layer_judges_alone(serve: Serve, layers: tuple[Any, ...]) -> No
     assert len(server.requests) == 3
 
 
+async def test_an_error_can_be_pickled_though_its_rule_has_a_condition(serve: Serve) -> None:
+    book = RuleBook(Rule(200, "Throttled", when=lambda a: "x" in a.text))
+    async with client(await serve(Server(Reply(body="x"))), book) as session:
+        error = await fails(session)
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert (again.rule.title, again.rule.when, str(again)) == ("Throttled", None, str(error))
+    assert error.rule.when is not None
+    assert error.__context__ is None
+
+
+async def test_a_broken_body_shows_nothing_of_the_question_for_it(serve_raw: ServeRaw) -> None:
+    book = RuleBook(Rule(200, when=lambda a: "x" in a.text))
+    url = await serve_raw(raw("HTTP/1.1 200 OK\nContent-Length: 9\n\nhalf"))
+    for raise_errors in (True, False):
+        async with client(url, book, attempts=1, raise_errors=raise_errors) as session:
+            error: BaseException | None = await fails(session)
+        while error is not None:
+            assert not isinstance(error, BodyNeeded)
+            error = error.__cause__ or error.__context__
+
+
+async def test_a_200_that_is_an_error_is_one_on_its_spans(serve: Serve, tracing: Tracing) -> None:
+    book = RuleBook(Rule(200, "Throttled", when=lambda a: a.text == "x", retry=SOON))
+    server = Server(Reply(body="x"), Reply(body="x"), Reply())
+    async with client(await serve(server), book, attempts=2, tracer_provider=tracing.provider) as session:
+        await fails(session)
+        await call(session)
+    found = [(span.attributes or {}).get("error.type") for span in tracing.sends]
+    assert found == ["ApiError", "ApiError", None]
+    [ended, _] = [span.attributes or {} for span in tracing.spans if "lamella.outcome" in (span.attributes or {})]
+    assert (ended["lamella.outcome"], ended["error.type"]) == ("failure", "ApiError")
+
+
 class Verdict(Layer):
     """Puts a rule of its own on each error."""
 
@@ -289,6 +324,7 @@ async def test_a_503_that_is_no_rate_limit(serve: Serve, virtual_time: VirtualCl
         (lambda: Rule(99, "x", when=bool), "from 100 to 599"),
         (lambda: Rule([429, 200], "x"), "got 200"),
         (lambda: Rule([], "x"), "status must be"),
+        (lambda: Rule([[429]]), "got [429]"),  # type: ignore[list-item]
         (lambda: Rule(Failure.CONNECTION_LOST, when=bool), "no answer"),
         (lambda: Rule(429, retry=True), "retry must be a Backoff or None, got True"),  # type: ignore[arg-type]
         (lambda: Rule(429, retry=5), "retry=Backoff"),  # type: ignore[arg-type]
@@ -303,10 +339,12 @@ async def test_a_503_that_is_no_rate_limit(serve: Serve, virtual_time: VirtualCl
         (lambda: RuleBook(Rule(429), Rule([428, 429])), "two rules for status 429"),
         (lambda: RuleBook(retry_after=5), "retry_after must be a function"),  # type: ignore[arg-type]
         (lambda: stack([Rule(429)]), "rules must be a RuleBook"),  # type: ignore[arg-type]
+        (lambda: stack(RuleBook(), Retry(HTTP_RULES)), "the Retry made by hand has other rules than the stack"),
+        (lambda: stack(Throttle(RuleBook())), "the Throttle made by hand has other rules than the stack"),
     ],
 )
 def test_a_mistake_is_named(make: Callable[[], object], says: str) -> None:
-    with pytest.raises(ValueError, match=r"must|two rules|no effect") as caught:
+    with pytest.raises(ValueError, match=r"must|two rules|no effect|other rules") as caught:
         make()
     assert says in str(caught.value)
 
@@ -327,6 +365,9 @@ def test_titles_by_default() -> None:
     assert Rule([502, 503], "Unavailable").title_of(503) == "Unavailable"
     assert RuleBook().rule_for(404).title_of(404) == "Not Found"
     assert Rule(Failure.CONNECTION_LOST).title == "Connection Lost"
+    rule = RuleBook(Rule([502, 503, 504])).replace(Rule(503)).rule_for(504)
+    assert rule.title == "Bad Gateway, Gateway Timeout"
+    assert rule.title_of(504) == "Gateway Timeout"
 
 
 @pytest.mark.parametrize(

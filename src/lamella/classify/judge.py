@@ -52,9 +52,13 @@ async def judge(call: Call, response: aiohttp.ClientResponse, rules: RuleBook) -
     known = _JUDGED.get(call)
     if known is not None and known[0] is response and known[1] is rules:
         return known[2]
+    judged: Judged | None = None
+    body_needed = False
     try:
         judged = _judged(response, rules, None, call.secrets)
     except BodyNeeded:
+        body_needed = True
+    if body_needed:  # what goes wrong now has no BodyNeeded as its context
         judged = _judged(response, rules, await _body(call, response), call.secrets)
     _JUDGED.set(call, (response, rules, judged))
     return judged

@@ -39,6 +39,7 @@ class Classify(Layer):
     single = True
 
     def __init__(self, rules: RuleBook) -> None:
+        self.shared = {"rules": rules}
         self._rules = rules
         self._below_400 = rules.below_400
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final
 
 __all__ = ["Answer", "BodyNeeded"]
 
 _CODES: Final = ("code", "error_code", "errorCode", "status", "reason", "type")
-_UNREAD: Final = object()
 
 
 class BodyNeeded(BaseException):
@@ -47,9 +47,8 @@ class Answer:
         self.body_needed = False
         """Whether a rule has asked for the body, and it was not there."""
         self._body = body
-        self._json: Any = _UNREAD
 
-    @property
+    @cached_property
     def text(self) -> str:
         """The body as text: by the charset of its ``Content-Type``, or UTF-8. What cannot be decoded becomes U+FFFD."""
         body = self._body
@@ -62,16 +61,14 @@ class Answer:
         except (LookupError, ValueError):
             return body.decode("utf-8", "replace")
 
-    @property
+    @cached_property
     def json(self) -> Any:
         """The body as JSON. None: it is not JSON."""
-        if self._json is _UNREAD:
-            text = self.text
-            try:
-                self._json = json.loads(text.removeprefix("\ufeff"))
-            except (ValueError, RecursionError):
-                self._json = None
-        return self._json
+        text = self.text.removeprefix("\ufeff")
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return None
 
     @property
     def error_code(self) -> str | None:

@@ -99,7 +99,7 @@ class RuleBook:
         for rule in rules:
             if not isinstance(rule, Rule):
                 raise ValueError(f"a rule must be a Rule, got {rule!r}: write RuleBook(Rule(…), Rule(…))")  # noqa: TRY004
-            for status in rule.statuses if rule.when is None else ():
+            for status in dict.fromkeys(rule.statuses) if rule.when is None else ():
                 if first := self._by_status.get(status):
                     raise ValueError(f"two rules for status {status!r}: {first.title!r} and {rule.title!r}")
                 self._by_status[status] = rule
@@ -182,13 +182,8 @@ class RuleBook:
         new = {status: rule for rule in rules if rule.when is None for status in rule.statuses}
         kept: list[Rule] = [rule for rule in rules if rule.when is not None]
         for rule in self.rules:
-            left = rule.statuses if rule.when is not None else tuple(s for s in rule.statuses if s not in new)
-            if left == rule.statuses:
-                kept.append(rule)
-            elif left:
-                kept.append(replace(rule, status=left))
-            else:
-                kept.append(new[rule.statuses[0]])
+            left = rule if rule.when is not None else rule.without(new)
+            kept.append(new[rule.statuses[0]] if left is None else left)
         return RuleBook(*dict.fromkeys((*kept, *new.values())), retry_after=self.retry_after)
 
     def scaled(self, factor: float) -> RuleBook:

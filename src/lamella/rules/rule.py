@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from copy import copy
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from http import HTTPStatus
 from inspect import iscoroutinefunction
@@ -58,8 +59,8 @@ class Rule:
 
     Args:
         status: What the rule is for: an error status (400 to 599; with *when* any from 100 on), a class of them
-            (``"4xx"`` or ``"5xx"``), a :class:`Failure`, a list of these, or None for every error status that no other
-            rule names.
+            (``"4xx"`` or ``"5xx"``), a :class:`Failure`, a list of these, or None for every error status (without
+            *when*: that no other rule names).
         title: A short name. Default: the registered one, such as "Too Many Requests".
         description: What happened, in a sentence.
         hint: What to do about it, in a sentence.
@@ -77,7 +78,7 @@ class Rule:
         ValueError: An argument is not what it should be; the message says what is allowed.
     """
 
-    status: Status | Iterable[Status | None] | None
+    status: Status | Collection[Status | None] | None
     """One status, or a tuple of several."""
     title: str = ""
     description: str = ""
@@ -89,13 +90,11 @@ class Rule:
     attempts: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        several = isinstance(self.status, list | tuple | set | frozenset | range)
-        if several:
-            object.__setattr__(self, "status", tuple(dict.fromkeys(self.status)))  # type: ignore[arg-type]
+        if isinstance(self.status, list | tuple | set | frozenset | range):
+            object.__setattr__(self, "status", tuple(self.status))
         self._check()
         if not self.title:
-            titles = dict.fromkeys(map(_title, self.statuses))
-            object.__setattr__(self, "title", ", ".join(titles))
+            object.__setattr__(self, "title", self._registered_title)
 
     def _check(self) -> None:
         lowest = ERROR if self.when is None else 100
@@ -133,14 +132,30 @@ class Rule:
         return self.status if isinstance(self.status, tuple) else (self.status,)
 
     @property
+    def _registered_title(self) -> str:
+        return ", ".join(dict.fromkeys(map(_title, self.statuses)))
+
+    @property
     def retryable(self) -> bool:
         """Whether it is ever tried again."""
         return self.retry is not None
 
+    def without_condition(self) -> Rule:
+        """Return the rule without *when*, which may not be picklable: for an error that goes to another process."""
+        rule = copy(self)
+        object.__setattr__(rule, "when", None)
+        return rule
+
     def title_of(self, status: int) -> str:
         """Return the title for *status*: its registered one, unless the rule was given a title."""
-        own = ", ".join(dict.fromkeys(map(_title, self.statuses)))
-        return _title(status) if self.title == own else self.title
+        return _title(status) if self.title == self._registered_title else self.title
+
+    def without(self, statuses: Collection[Status | None]) -> Rule | None:
+        """Return the rule for its other statuses than *statuses*. None: there are none left."""
+        left = tuple(status for status in self.statuses if status not in statuses)
+        if not left or left == self.statuses:
+            return self if left else None
+        return replace(self, status=left, title="" if self.title == self._registered_title else self.title)
 
     def covers(self, status: int) -> bool:
         """Return whether the rule is for answers with *status*, leaving *when* aside."""

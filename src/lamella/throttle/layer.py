@@ -115,7 +115,12 @@ class Throttle(Layer):
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
-        self.shared = {"store": store, "tracer_provider": tracer_provider, "meter_provider": meter_provider}
+        self.shared = {
+            "rules": rules,
+            "store": store,
+            "tracer_provider": tracer_provider,
+            "meter_provider": meter_provider,
+        }
         self._rules = rules
         self._below_400 = rules.below_400
         backoff = rules.rule_for(_REFUSED).retry
