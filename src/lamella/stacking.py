@@ -45,7 +45,7 @@ class StackOptions(TypedDict, total=False):
     buffer: int | None
     retry_writes: bool
     retry_budget: RetryBudget | None
-    throttle: bool
+    throttle: bool | Throttle
     limit: Limit | None
     account: Callable[[aiohttp.ClientRequest], str | None] | None
     store: Store | None
@@ -121,8 +121,8 @@ def stack(
             Default: 8 MiB.
         retry_writes: Whether methods that are not idempotent are sent again, too. Default: False.
         retry_budget: How much retries may add to the load of the session. None means no limit. Default: a fifth of it.
-        throttle: Whether the calls for one account wait together when its rate limit is exceeded, and keep to it.
-            Default: True.
+        throttle: Whether the calls for one account wait together when its rate limit is exceeded, and keep to it; or a
+            ``Throttle`` made by hand. Default: True.
         limit: The rate limit of an account, if it is known. None, the default, means that it is learned.
         account: Which account a request belongs to. None, the default, means one account for each origin.
         store: Shared state store. None, the default, means in this process.
@@ -146,6 +146,9 @@ def stack(
         return stack(HTTP_RULES, rules, *layers, **options)
     if not isinstance(rules, RuleBook):
         raise ValueError(f"rules must be a RuleBook, got {rules!r}: write stack(RuleBook(Rule(…)))")  # noqa: TRY004
+    if isinstance(throttle := options.get("throttle"), Throttle):
+        layers = (*layers, throttle)
+        del options["throttle"]
     auth = options.get("auth", ())
     chosen = [_checked(layer) for layer in (*layers, *([auth] if isinstance(auth, HeaderAuth) else auth))]
     by_hand = {

@@ -1,4 +1,4 @@
-"""Work in a thread that is carried out whole, whoever stops waiting for it."""
+"""Work in a thread that is carried out completely, even if the caller is cancelled."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _T = TypeVar("_T")
 
 
 async def run_to_its_end(executor: Executor, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Run *work* in *executor* and return what it returns; a cancellation is passed on when it has ended.
+    """Run *work* in *executor* and return what it returns; a cancellation takes effect when it has ended.
 
-    A thread cannot be stopped, and nobody else would close what it has opened.
+    A thread cannot be stopped, and what it has opened must be closed. (``anyio.to_thread`` does not wait for the
+    thread when the task is cancelled by ``Task.cancel``.)
     """
     running = asyncio.get_running_loop().run_in_executor(executor, partial(work, *args, **kwargs))
     cancelled: asyncio.CancelledError | None = None

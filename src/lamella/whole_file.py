@@ -1,8 +1,8 @@
-"""Writing a file whole or not at all: a reader sees the old file or the new one, never a part.
+"""Write a file whole or not at all: a reader sees the old file or the new one, never a part.
 
-Whoever is killed in the middle (``kill -9``) leaves a hidden file beside the target. The next write in that folder
-removes it: who is still at work holds a lock of the operating system on its own, and such a lock ends with its
-process. Without such locks (Windows, some network file systems) those files stay, since nobody could tell.
+A process that is killed meanwhile (``kill -9``) leaves a hidden file beside the target, which the next write in that
+folder removes. A process that is still writing holds a lock on its own. Without locks (Windows, some network file
+systems) such files stay.
 """
 
 from __future__ import annotations
@@ -24,42 +24,42 @@ if sys.platform != "win32":
 __all__ = ["PRIVATE", "PUBLIC", "check", "replacing", "write"]
 
 PRIVATE: Final = 0o600
-"""The mode of a file that its owner alone may read."""
+"""The mode of a file that only its owner may read."""
 
 PUBLIC: Final = 0o666
-"""The mode of any new file: the umask takes from it what it takes."""
+"""The mode of any new file, before the umask."""
 
 _TEMPORARY: Final = re.compile(r"\.lamella-[0-9a-f]{12}\.tmp")
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """Raise an OSError if *path* cannot be written; what is there stays as it is."""
+    """Raise an OSError if *path* cannot be written; an existing file is unchanged."""
     with _naming(path):
-        # Asking for permissions is not enough: the disk may be full or read-only, and root may do all.
+        # Permissions are not enough: the disk may be full or read-only, and root has all of them.
         with _temporary(_target(path).parent, PRIVATE):
             pass
 
 
 def write(path: str | os.PathLike[str], content: bytes, *, mode: int = PUBLIC) -> None:
-    """Put *content* where *path* is, as :func:`replacing` does."""
+    """Write *content* to *path* by :func:`replacing`."""
     with replacing(path, mode=mode) as temporary:
         temporary.write_bytes(content)
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, mode: int = PUBLIC) -> Iterator[Path]:
-    """Give the path of an empty file; what the ``with`` block has written to it takes the place of *path*.
+    """Yield the path of an empty file, which replaces *path* at the end of the ``with`` block.
 
-    It takes it at the end of the block, once it is on disk, and not at all when the block raises. It must be closed by
-    then. A link stays a link: the file that it leads to is replaced.
+    It does so once it is on disk, and not if the block raises. The block must close it. A link stays a link: the file
+    that it points to is replaced.
 
     Args:
         path: The file; its folder must exist.
-        mode: Of a file that is new. One that replaces another has the mode of that, and its owner and group where
-            we may give it to them.
+        mode: The mode of a new file. One that replaces another has the mode of that, and its owner and group where
+            the process may set them.
 
     Raises:
-        OSError: It cannot be written, or *path* is a folder or a device. What was there is untouched. An OSError of
+        OSError: It cannot be written, or *path* is a folder or a device. An existing file is unchanged. An OSError of
             the block that names no file, or the temporary one, is raised as one that names *path*.
     """
     with _naming(path):
@@ -76,7 +76,7 @@ def replacing(path: str | os.PathLike[str], *, mode: int = PUBLIC) -> Iterator[P
 
 @contextmanager
 def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Let no OSError name a file beside *path*, which is gone by then, or none at all."""
+    """Make an OSError name *path*, if it names the temporary file or none."""
     try:
         yield
     except OSError as exc:
@@ -86,8 +86,8 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _target(path: str | os.PathLike[str]) -> Path:
-    """The file itself: a link to it stays, and a folder or device is never replaced."""
-    # Unlike Path.resolve, which has an error of its own for links in a circle, this leaves that to stat().
+    """Return the file that a link points to; raise if it is a folder or a device."""
+    # Unlike Path.resolve, this leaves the error for a circle of links to stat().
     target = Path(os.path.realpath(path))
     try:
         mode = target.stat().st_mode
@@ -101,7 +101,7 @@ def _target(path: str | os.PathLike[str]) -> Path:
 
 
 def _make_alike(temporary: Path, old: os.stat_result) -> None:
-    """Let those read the new file who may read the old one, and nobody else."""
+    """Give the new file the permissions of the old one, and no more."""
     mode = stat.S_IMODE(old.st_mode) & 0o777
     if sys.platform == "win32":
         temporary.chmod(mode)
@@ -111,7 +111,7 @@ def _make_alike(temporary: Path, old: os.stat_result) -> None:
         try:
             os.chown(temporary, -1, old.st_gid)
         except OSError:
-            mode &= ~stat.S_IRWXG  # those rights were another group's
+            mode &= ~stat.S_IRWXG  # these permissions were of another group
     temporary.chmod(mode)
     if new.st_uid != old.st_uid:
         with suppress(OSError):
@@ -120,30 +120,30 @@ def _make_alike(temporary: Path, old: os.stat_result) -> None:
 
 @contextmanager
 def _temporary(folder: Path, mode: int) -> Iterator[Path]:
-    """A new file in *folder*: only there can one take the place of another at once. At the end it is gone."""
+    """Create a file in *folder*, where it can replace another atomically; remove it at the end."""
     while True:
         temporary = folder / f".lamella-{token_hex(6)}.tmp"
         with ExitStack() as stack:
             file = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode)
-            stack.callback(temporary.unlink, missing_ok=True)  # gone by then, unless something went wrong
+            stack.callback(temporary.unlink, missing_ok=True)  # still there only after an error
             opened = stack.enter_context(ExitStack())
             opened.callback(os.close, file)
             if not _lock(file, shared=False) or not temporary.exists():
-                continue  # it was swept away before we could lock it
+                continue  # another process removed it before it was locked
             if sys.platform == "win32":
-                opened.close()  # what is open cannot be renamed there
+                opened.close()  # Windows cannot rename an open file
             yield temporary
             return
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what was left by those who were killed. It is no reason not to write that something cannot be removed."""
+    """Remove the files of processes that were killed; ignore those that cannot be removed."""
     if sys.platform == "win32":
         return
     with suppress(OSError):
         for name in filter(_TEMPORARY.fullmatch, os.listdir(folder)):
             with suppress(OSError), ExitStack() as stack:
-                # It may be a link or a pipe that somebody has put there.
+                # It may be a link or a pipe that another user has created.
                 file = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
                 stack.callback(os.close, file)
                 if _lock(file, shared=True):
@@ -151,11 +151,11 @@ def _sweep(folder: Path) -> None:
 
 
 def _lock(file: int, *, shared: bool) -> bool:
-    """Lock a file for who writes to it, or, *shared*, for who sweeps it away. False: another has locked it."""
+    """Lock a file to write it, or with *shared* to remove it. Return False if another process has locked it."""
     if sys.platform == "win32":
         return True
     try:
-        # Not exclusively to sweep: for that, network file systems want a file that is open to be written.
+        # Network file systems lock only files exclusively that are open for writing.
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False

@@ -711,7 +711,7 @@ def test_what_changed_while_it_was_looked_at_is_in_use_and_not_damaged(
         raise JournalDamaged("it does not look sound")
 
     run(fill(path))
-    monkeypatch.setattr("lamella.batch.journal._sound", looks)
+    monkeypatch.setattr("lamella.batch.journal_file._check_database", looks)
     with pytest.raises(JournalLocked if changed else JournalDamaged):
         run(opens(path))
 
@@ -758,7 +758,7 @@ async def test_two_journals_of_one_process(journal: Journal, path: Path) -> None
 
 
 async def test_waits_for_whoever_only_looks_at_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamella.batch.journal._PATIENCE", 10)  # so that a slow machine does not decide
+    monkeypatch.setattr("lamella.batch.journal_file._PATIENCE", 10)  # so that a slow machine does not decide
     await opens(path)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN")

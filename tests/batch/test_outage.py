@@ -1,4 +1,4 @@
-"""An outage queues a batch, and does not burn it."""
+"""An outage pauses a batch; its items do not fail."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ async def test_an_outage_loses_no_item(virtual_time: VirtualClock, serve: Serve,
     assert max(service.between(second, second + 1) for second in range(int(down) + 5, 59)) <= 3
     assert service.between(down + 5, 60) <= 60
     assert max(outcome.tries for outcome in outcomes) > 1
-    waited = [outcome.queued for outcome in outcomes if outcome.queued]
+    waited = [outcome.paused for outcome in outcomes if outcome.paused]
     assert 20 <= len(waited) <= 80 + 20
     assert max(waited) >= 40
     # 2,000 items (1,600 where 400 went before) take 10 s (8 s) at best; 10 s until it is noticed that it is back.
@@ -147,8 +147,8 @@ async def test_patience_has_an_end_and_then_there_is_an_outcome_still(virtual_ti
     assert all(isinstance(outcome.error, LamellaError) for outcome in outcomes)
     untried = [outcome for outcome in outcomes if outcome.tries == 0]
     assert len(untried) > 12
-    assert all(outcome.queued == 100 for outcome in untried)
-    assert all(outcome.queued <= 100 + 1e-6 for outcome in outcomes)  # sums of moments of a clock are rounded
+    assert all(outcome.paused == 100 for outcome in untried)
+    assert all(outcome.paused <= 100 + 1e-6 for outcome in outcomes)  # sums of moments of a clock are rounded
     # Twice: those for which there is room, and those that come after them.
     assert 200 <= service.at < 260
     assert len(service.sends) < 80
@@ -496,7 +496,7 @@ async def test_an_item_that_was_tried_fails_with_its_own_last_error(virtual_time
         raise errors[item]
 
     outcomes = await collected(Batch(work, range(4), at_once=2, patience=20, in_order=True))
-    assert all(outcome.queued == 20 for outcome in outcomes)
+    assert all(outcome.paused == 20 for outcome in outcomes)
     assert outcomes[0].error is errors[0]
     assert outcomes[1].error is errors[1]
 

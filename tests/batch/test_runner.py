@@ -156,7 +156,7 @@ def test_every_item_has_one_outcome(
     assert numbers == list(range(1, size + 1)) if in_order else sorted(numbers) == list(range(1, size + 1))
     for outcome in outcomes:
         assert outcome.item == outcome.number - 1
-        assert (outcome.tries, outcome.queued) == (1, 0.0)
+        assert (outcome.tries, outcome.paused) == (1, 0.0)
         assert outcome.done is not fails[outcome.item]
         assert outcome.value == (outcome.item * 2 if outcome.done else None)
         assert isinstance(outcome.error, Refused) is fails[outcome.item]

@@ -366,7 +366,7 @@ async def test_a_wait_in_the_pool_costs_no_retry_of_the_budget(virtual_time: Vir
 
 
 async def test_for_a_batch_it_is_no_outage(virtual_time: VirtualClock) -> None:
-    """One call holds the only connection: the items fail, and none is queued."""
+    """One call holds the only connection: the items fail, and none is paused."""
     layers = stack(RULES, Breaker(minimum=3), attempts=2, attempt_timeout=1, retry_budget=RetryBudget(0.0, 1))
     async with waiting_at("pool") as where, where.session(layers) as session:
 
@@ -380,7 +380,7 @@ async def test_for_a_batch_it_is_no_outage(virtual_time: VirtualClock) -> None:
                 outcomes.append(outcome)
                 assert batch.outage is None
     assert len(outcomes) == 20
-    assert {(type(outcome.error), outcome.queued, outcome.tries) for outcome in outcomes} == {
+    assert {(type(outcome.error), outcome.paused, outcome.tries) for outcome in outcomes} == {
         (type(outcomes[0].error), 0.0, 1)
     }
     assert isinstance(outcomes[0].error, ConnectFailed)

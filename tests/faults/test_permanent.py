@@ -225,7 +225,7 @@ async def test_for_a_batch_it_is_no_outage_and_each_item_fails_at_once(
     async with refusing(refused, stack(outage_rules(), Breaker(minimum=3))) as place:
         outcomes, outages = await collected(place, 40)
         assert place.wire.connections == 40
-    assert {(type(outcome.error), outcome.queued) for outcome in outcomes} == {(refused.error, 0.0)}
+    assert {(type(outcome.error), outcome.paused) for outcome in outcomes} == {(refused.error, 0.0)}
     assert outages == [None] * 40
     assert virtual_time.elapsed < 2
 
@@ -245,7 +245,7 @@ async def test_after_an_outage_it_ends_the_wait_of_the_items(virtual_time: Virtu
     async with refusing(refusal, stack(outage_rules(), breaker, retry_budget=None)) as place:
         outcomes, _ = await collected(place, 30)
     assert {type(outcome.error) for outcome in outcomes} == {CertificateInvalid}
-    assert max(outcome.queued for outcome in outcomes) > 40
+    assert max(outcome.paused for outcome in outcomes) > 40
     assert virtual_time.now - back < 60
 
 

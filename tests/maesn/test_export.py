@@ -26,8 +26,8 @@ from tests.cancelling import cancelled_at
 
 from lamella.batch import Journal
 from lamella.maesn.export import check_output, export
-from lamella.maesn.pages import Page
-from lamella.maesn.stored import Wanted, begin, store
+from lamella.maesn.marks import Wanted, begin, store
+from lamella.maesn.page import Page
 
 MODULE = sys.modules[export.__module__]  # its name in the package is that of the function
 

@@ -6,7 +6,17 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from lamella import BadRequest, LamellaError, Limit, NotFound, Throttle, TooManyRequests, Unauthorized, maesn
+from lamella import (
+    BadRequest,
+    HeaderAuth,
+    LamellaError,
+    Limit,
+    NotFound,
+    Throttle,
+    TooManyRequests,
+    Unauthorized,
+    maesn,
+)
 from lamella.maesn.sandbox import Account, Sandbox
 from lamella.pytest_maesn import MakeSandbox
 from lamella.testing import FixedWindow, VirtualClock
@@ -180,3 +190,21 @@ async def test_a_throttle_made_by_hand_takes_the_place_of_the_own_one(
         assert await asyncio.gather(*tasks) == [200, 200]
     with pytest.raises(ValueError, match="limit= has no effect on a Throttle made by hand"):
         maesn.layers("key", throttle=throttle, limit=Limit(1, 60))
+
+
+async def test_it_takes_the_options_of_the_stack(sandbox: Sandbox) -> None:
+    keys = sandbox.api_key, sandbox.account_key, sandbox.url
+    more = HeaderAuth({"X-More": "value"}, origin=sandbox.url)
+    async with maesn.session(*keys, auth=more, throttle=False, spans=False, buffer=None) as session:
+        async with session.get("/accounting/items/") as response:
+            assert response.status == 200
+    [received] = sandbox.received
+    assert received.headers["X-More"] == "value"
+    assert received.headers["X-ACCOUNT-KEY"] == sandbox.account_key
+
+
+async def test_an_unknown_option_is_an_error() -> None:
+    with pytest.raises(TypeError, match="attempt_limit"):
+        maesn.session("key", "account", attempt_limit=5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="attempt_limit"):
+        maesn.layers("key", "account", attempt_limit=5)  # type: ignore[call-arg]

@@ -28,9 +28,9 @@ from lamella import maesn
 from lamella.batch import Journal
 from lamella.cli.app import app
 from lamella.maesn import Part
-from lamella.maesn.pages import _decoded
+from lamella.maesn.json_texts import decode
 from lamella.maesn.sandbox import Reply, Sandbox
-from lamella.maesn.stored import _compact
+from lamella.maesn.stored import compact
 
 RULES = maesn.RULES.scaled(1e-5)
 SUFFIXES = [".jsonl", ".sqlite", ".parquet"]
@@ -245,7 +245,7 @@ class TestText:
         text = '{"billId":"' + r"\\" * 500_000 + '"}'
         tracemalloc.start()
         try:
-            assert _compact(text) == text
+            assert compact(text) == text
             [_, peak] = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -487,9 +487,9 @@ def test_a_page_is_read_as_json_reads_it(text: str, at: int | None, cut: int, pu
         expected = json.loads(text, **options)
     except ValueError:
         with pytest.raises(ValueError):  # noqa: PT011 - which one depends on where it is noticed
-            _decoded(text, json.JSONDecoder(**options))
+            decode(text, json.JSONDecoder(**options))
         return
-    answer, texts = _decoded(text, json.JSONDecoder(**options))
+    answer, texts = decode(text, json.JSONDecoder(**options))
     assert answer == expected
     data = expected.get("data") if isinstance(expected, dict) else None
     assert [json.loads(each, **options) for each in texts] == (data if isinstance(data, list) else [])

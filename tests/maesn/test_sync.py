@@ -20,9 +20,9 @@ from tests.servers import Serve
 from lamella import Breaker, InternalServerError, Unauthorized, maesn
 from lamella.batch import Batch, ItemOutcome, Journal, JournalError
 from lamella.maesn import EmptyPage, Part, Progress, UnsteadyList
+from lamella.maesn.marks import Position, Wanted
+from lamella.maesn.reading import ListToRead, PageToRead, Reading
 from lamella.maesn.sandbox import Account, Sandbox
-from lamella.maesn.stored import Position, Wanted
-from lamella.maesn.sync import _List, _Page, _Reading
 from lamella.pytest_maesn import MakeSandbox
 from lamella.testing import Fault, FixedWindow, VirtualClock
 
@@ -208,12 +208,16 @@ class TestARun:
     async def test_older_news_of_a_part_do_not_replace_newer(self, sandbox: Sandbox, tmp_path: Path) -> None:
         """Pages end side by side, and what is told of them may come in another order."""
         async with at_work(tmp_path, sandbox.url, sandbox.api_key) as (session, journal):
-            reading = _Reading(session, journal, None)
-            of = _List(Wanted("north", "bills"), maesn.Account("north", "key"), 5, Position(1, None, 0, None, 0, False))
+            reading = Reading(session, journal, None)
+            of = ListToRead(
+                Wanted("north", "bills"), maesn.Account("north", "key"), 5, Position(1, None, 0, None, 0, False)
+            )
             progress = Progress(1, [of.part], Batch(reading.read, []), resumed=False)
             reading.begin(progress)
             for number, stored, ended in ((1, 1, False), (3, 3, True), (2, 2, False)):
-                reading.ended(ItemOutcome(number, _Page(of, number), Position(1, None, stored, 3, 0, ended), tries=1))
+                reading.ended(
+                    ItemOutcome(number, PageToRead(of, number), Position(1, None, stored, 3, 0, ended), tries=1)
+                )
         [part] = progress.parts.values()
         assert (part.done, part.pages) == (True, 3)
 

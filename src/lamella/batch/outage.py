@@ -1,4 +1,4 @@
-"""While a service is down the items of a batch wait together, and a few at a time find out whether it is back."""
+"""While a service is down the items of a batch are paused, and a few at a time probe whether it is back."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lamella.rules import StopReason
 
 __all__ = ["Entered", "Outage"]
 
-# Retry gives these reasons only where a repeat does no harm.
-_QUEUEING: Final = frozenset({StopReason.CIRCUIT_OPEN, StopReason.RETRY_BUDGET_EMPTY})
+# Retry uses these reasons only where a repeat is safe.
+_PAUSING: Final = frozenset({StopReason.CIRCUIT_OPEN, StopReason.RETRY_BUDGET_EMPTY})
 _USED_UP: Final = StopReason.ATTEMPTS_USED_UP
-_PAUSE: Final = 5.0
-"""Seconds between the probes of an outage, where neither the service nor a rule says how many."""
+_INTERVAL: Final = 5.0
+"""Seconds between the probes of an outage, if neither the service nor a rule states them."""
 _LONGEST: Final = 4.0
-"""How many times the first pause the pause may become."""
+"""The longest interval between probes, as a multiple of the first."""
 
 
 class Entered(NamedTuple):
@@ -31,26 +31,11 @@ class Entered(NamedTuple):
 
 
 class Outage:
-    """The outage of one service, or that there is none.
+    """The state of one service: up, or in an outage.
 
-    In an outage one item at a time is let through, a probe. When it ends well it is two at a time, then four, and so on
-    up to *at_most*: what has just come back is not to be run over, nor to be refused by a circuit that is half-open.
+    In an outage one item at a time is tried, a probe. When it ends well, two at a time are, then four, and so on up to
+    *at_most*: so a service that has just come back is not overloaded, and a half-open circuit rejects no item.
     """
-
-    __slots__ = (
-        "_at_most",
-        "_cause",
-        "_closed",
-        "_failures",
-        "_generation",
-        "_let",
-        "_out",
-        "_resting",
-        "_timer",
-        "_waiting",
-        "active",
-        "error",
-    )
 
     def __init__(self, at_most: int) -> None:
         self.active = False
@@ -61,25 +46,25 @@ class Outage:
         self._closed = False
         self._at_most = at_most
         self._failures = 0
-        """In a row: the first one, and then the probes."""
+        """In a row, counted from the failure that began the outage."""
         self._generation = 0
-        """How often there was news of it: what was tried before is no news."""
+        """How many failures have renewed the outage: the results of items that were tried before do not count."""
         self._resting = False
-        """Whether it is too early for the next probe."""
+        """Whether the time for the next probe has not come."""
         self._let = 1
         """How many probes may be under way at a time."""
         self._out = 0
-        """How many are."""
+        """How many are under way."""
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def goes_on(self) -> bool:
-        """Whether the last news of it was bad, or items wait still for it to be over."""
+        """Whether the last probe failed, or items still wait."""
         return self.active and (self._let == 1 or bool(self._waiting))
 
     async def wait(self) -> None:
-        """Wait until an item may be tried; who has waited has to enter at once."""
+        """Wait until an item may be tried; the caller then enters at once."""
         again = False
         while not self._closed and self.active and (self._resting or self._out >= self._let):
             woken = asyncio.get_running_loop().create_future()
@@ -92,25 +77,25 @@ class Outage:
                 await woken
             except asyncio.CancelledError:
                 if not woken.cancelled():
-                    self._wake()  # it was its turn
+                    self._wake()  # let another item have this turn
                 elif woken in self._waiting:
                     self._waiting.remove(woken)
                 raise
 
     def enter(self) -> Entered:
-        """Begin to try an item. What comes of it is to be told to :meth:`leave`, or :meth:`give_back`."""
+        """Begin to try an item; :meth:`leave` or :meth:`give_back` ends it."""
         if self.active:
             self._out += 1
         return Entered(self._generation, self.active)
 
     def give_back(self, entered: Entered) -> None:
-        """An item that has entered was not tried."""
+        """End the turn of an item that was not tried."""
         if entered.probe:
             self._out -= 1
         self._wake()
 
     def leave(self, entered: Entered, error: Exception | None) -> bool:
-        """An item that has entered has ended, with *error* or well. Returns whether it is to be tried again."""
+        """End the turn of an item, which has ended with *error* or well. Return whether to try it again."""
         if entered.probe:
             self._out -= 1
         if self._closed:
@@ -118,57 +103,49 @@ class Outage:
         works = _works(error)
         again = False
         if isinstance(error, LamellaError):
-            again = error.stopped in _QUEUEING or (
-                # With stamina switched off nobody has asked whether a repeat does harm.
+            again = error.stopped in _PAUSING or (
+                # With stamina switched off, Retry has not checked whether a repeat is safe.
                 self.active and not works and error.stopped is _USED_UP and stamina.is_active()
             )
-            news = error.stopped in _QUEUEING or (self.active and works is False)
+            news = error.stopped in _PAUSING or (self.active and works is False)
             if works is False:
                 self._cause = error
             if news and entered.generation == self._generation:
-                self._goes_on(error)
+                self._renew(error)
         if works and not self.active:
             self._cause = None
         if works and entered.probe and self.active and entered.generation == self._generation:
-            # One more for each that ends well doubles them each time round.
+            # One more for each that ends well: with all of them it doubles.
             self._let += 1
             if self._let > self._at_most:
-                self._is_over()
+                self.active, self._cause, self._failures = False, None, 0
         self._wake()
         return again
 
     def close(self) -> None:
-        """Nobody waits any more."""
+        """Release all that wait, now and later."""
         self._closed = True
-        self._disarm()
-        self._wake()
-
-    def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        self._wake()
 
-    def _goes_on(self, error: LamellaError) -> None:
+    def _renew(self, error: LamellaError) -> None:
         self._generation += 1
         self._failures += 1
         self.error = (self._cause or error) if isinstance(error, RequestRejected) else error
         self.active = True
         self._let = 1
         rule = error.rule.retry
-        first = rule.low if rule is not None and rule.low > 0 else _PAUSE
-        pause = error.retry_after or min(first * 2.0 ** min(self._failures - 1, 30), first * _LONGEST)
-        self._disarm()
+        first = rule.low if rule is not None and rule.low > 0 else _INTERVAL
+        interval = error.retry_after or min(first * 2.0 ** min(self._failures - 1, 30), first * _LONGEST)
+        if self._timer is not None:
+            self._timer.cancel()
         self._resting = True
-        self._timer = asyncio.get_running_loop().call_later(pause, self._go)
+        self._timer = asyncio.get_running_loop().call_later(interval, self._go)
 
     def _go(self) -> None:
         self._resting = False
         self._wake()
-
-    def _is_over(self) -> None:
-        self.active = False
-        self._cause = None
-        self._failures = 0
 
     def _wake(self) -> None:
         """Wake as many as may be tried now."""
@@ -184,7 +161,7 @@ class Outage:
 
 
 def _works(error: Exception | None) -> bool | None:
-    """Whether the service works, going by how an item has ended. None: that says nothing of it."""
+    """Return whether the service works, judged by how an item has ended. None: that is no evidence."""
     if isinstance(error, LamellaError):
         return service_works(error)
     return True if error is None else None

@@ -36,8 +36,8 @@ class ItemOutcome(Generic[Item, Value]):
     """Why it failed. A ``LamellaError`` has its attempts."""
     tries: int = 0
     """How often the function was called: more than once after an outage, 0 where it was not called at all."""
-    queued: float = 0.0
-    """How many seconds it waited for an outage to end."""
+    paused: float = 0.0
+    """How many seconds it waited for outages to end."""
 
     @property
     def done(self) -> bool:

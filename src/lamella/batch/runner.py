@@ -1,9 +1,8 @@
-"""``Batch``: a function for each of many items, so many at a time, and an outcome for each."""
+"""``Batch``: a function for each of many items, a limited number at a time, and an outcome for each."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -15,56 +14,33 @@ from collections.abc import (
     Iterator,
 )
 from contextvars import copy_context
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from math import inf
 from types import TracebackType
-from typing import Final, Generic, Self, TypeVar
+from typing import Final, Generic, Self, TypeVar, cast
 
 import anyio
 
+from lamella.batch.jobs import Job, Lanes
 from lamella.batch.journal import Journal
-from lamella.batch.outage import Entered, Outage
-from lamella.batch.outcome import AccountStopped, ItemOutcome
+from lamella.batch.outage import Outage
+from lamella.batch.outcome import AccountStopped, Item, ItemOutcome, Value
 from lamella.checks import check_seconds, check_whole
 from lamella.errors import LamellaError, RequestRejected
 
 __all__ = ["Batch"]
 
-Item = TypeVar("Item")
-Value = TypeVar("Value")
 _T = TypeVar("_T")
 
 _AHEAD: Final = 4
-"""How many times *at_once* items may have been taken from the source whose outcomes are not handed out."""
+"""How many times *at_once* items may have been taken from the source without their outcome being taken."""
 _CHUNK: Final = 64
 """How many keys the journal is asked for at a time."""
 
 
-@dataclass(slots=True)
-class _Lane(Generic[Item]):
-    """The items of one account that are under way, or wait for those to end."""
-
-    running: int = 0
-    waiting: deque[_Job[Item]] = field(default_factory=deque)
-
-
-@dataclass(slots=True)
-class _Job(Generic[Item]):
-    number: int
-    item: Item
-    outage: Outage
-    account: Hashable
-    key: str
-    tries: int = 0
-    queued: float = 0.0
-    error: Exception | None = None
-    """What the last try ended in. None: there was none."""
-    entered: Entered | None = None
-    """It has waited for an outage to end, and may be tried now."""
-
-
+@dataclass(eq=False, repr=False)
 class Batch(Generic[Item, Value]):
-    """Calls *function* for each of *items*, so many at a time, and tells what became of each.
+    """Calls *function* for each of *items*, a limited number at a time, and yields an outcome for each.
 
     ::
 
@@ -72,113 +48,91 @@ class Batch(Generic[Item, Value]):
             async for outcome in batch:
                 ...
 
-    An item that fails is an outcome with an error, and not the end of the batch. While a service is down (its circuit
-    is open, or the session's retry budget is empty) its items wait together, and a few find out whether it is back.
-    Then *function* is called again, from its beginning, for those that it had failed for: a write in it should be its
-    last call, or have an ``Idempotency-Key``. An outcome that nobody takes keeps its place: who is slow to take them
-    slows the batch down.
+    An item that fails is an outcome with an error, and does not end the batch. While a service is down (its circuit is
+    open, or the session's retry budget is empty) the batch pauses: its items wait together, and a few probe whether the
+    service is back. Then *function* is called again, from its beginning, for the items that the outage made fail: a
+    write in it should be its last call, or have an ``Idempotency-Key``. An item keeps its place until its outcome is
+    taken, so a slow consumer applies backpressure.
 
-    Leaving the ``async with`` block ends the batch; what is under way then has *grace* seconds to end. So it is with
-    Ctrl-C, and with a cancellation.
-
-    If *items* raises, or the journal cannot be written, the iteration raises that after the last outcome. An item that
-    could not be recorded has its value, and the journal's error.
+    Leaving the ``async with`` block ends the batch; running items then have *grace* seconds to end, also after Ctrl-C
+    or a cancellation. If *items* raises, or the journal cannot be written, the iteration raises that after the last
+    outcome. An item that could not be recorded has its value, and the journal's error.
 
     Args:
-        function: What is done for an item, in a copy of the context in which the batch was entered: a context variable
-            that it sets is seen by no other item. Use one session for all items.
-        items: The items, as many as there are. No more are taken than are needed to keep the batch busy.
-        at_once: How many items may be under way at a time.
-        account: Which account an item belongs to. None means that all belong together.
-        at_once_per_account: How many items of one account may be under way at a time, or wait for an outage to end. The
-            others are looked for among the next ``4 * at_once`` items. None means *at_once*.
-        stop_on: Errors that end the part of an account, since its other items would fail, too: those that have not
-            begun end in :class:`AccountStopped`. Without *account*, no more items are taken.
-        in_order: Whether the outcomes come in the order of the items. A slow item keeps the outcomes of others back.
-        service: Which service an item is for: in an outage of one, the items of the others go on. None means that all
-            are for one.
-        patience: How many seconds an item may wait for outages to end, in sum; then it fails with its last error. None
-            means as long as it takes.
-        journal: Where the end of each item is recorded. What it has as done is not done again. None means nowhere.
-        key: What identifies an item in the journal, and in no other of the same batch.
-        keep: The text that the journal keeps of a value. None means that it keeps none.
-        sink: Takes what was done, before it is recorded as done: an item whose sink fails has failed.
-        grace: How many seconds what is under way may go on when the block is left.
+        function: Called with an item, in its own copy of the context in which the batch was entered. Use one session
+            for all items.
+        items: The items, any number. No more are taken than are needed to keep the batch busy.
+        at_once: How many items may run at a time.
+        account: Returns the account of an item. None means one account for all.
+        at_once_per_account: How many items of one account may run at a time, or be paused. Items of other accounts are
+            looked for among the next ``4 * at_once``. None means *at_once*.
+        stop_on: Errors that end the part of an account: its items that have not begun end in :class:`AccountStopped`.
+            Without *account*, no more items are taken.
+        in_order: Whether the outcomes come in the order of the items. A slow item delays the outcomes after it.
+        service: Returns the service of an item: an outage of one pauses only its own items. None means one for all.
+        patience: How many seconds an item may be paused, in sum; then it fails with its last error. None: no limit.
+        journal: Where the end of each item is recorded. An item that is done there is skipped. None means nowhere.
+        key: Returns what identifies an item in the journal, unique within the batch.
+        keep: Returns the text that the journal keeps of a value. None means that it keeps none.
+        sink: Takes the outcome of an item before it is recorded as done: an item whose sink fails has failed.
+        grace: How many seconds running items may take when the block is left.
 
     Raises:
-        ValueError: A number is out of its range, or of two arguments that need each other one is missing.
+        ValueError: A number is out of its range, or an argument is missing that another one needs.
     """
 
-    def __init__(
-        self,
-        function: Callable[[Item], Awaitable[Value]],
-        items: Iterable[Item] | AsyncIterable[Item],
-        *,
-        at_once: int = 100,
-        account: Callable[[Item], Hashable] | None = None,
-        at_once_per_account: int | None = None,
-        stop_on: type[Exception] | tuple[type[Exception], ...] = (),
-        in_order: bool = False,
-        service: Callable[[Item], Hashable] | None = None,
-        patience: float | None = 3600.0,
-        journal: Journal | None = None,
-        key: Callable[[Item], str] | None = None,
-        keep: Callable[[Value], str] | None = None,
-        sink: Callable[[ItemOutcome[Item, Value]], Awaitable[object]] | None = None,
-        grace: float = 10.0,
-    ) -> None:
-        for name, number in (("at_once", at_once), ("at_once_per_account", at_once_per_account)):
-            if number is not None:
-                check_whole(name, number)
-        for name, seconds in (("patience", patience), ("grace", grace)):
-            if seconds is not None:
-                check_seconds(name, seconds, zero=True)
-        if at_once_per_account is not None and account is None:
-            raise ValueError("at_once_per_account needs account, which says what an item belongs to")
-        if journal is not None and key is None:
-            raise ValueError("a journal needs key, which identifies an item")
-        if keep is not None and journal is None:
-            raise ValueError("keep needs journal, where the values are kept")
-        self._function = function
-        self._items = items
-        self._at_once = at_once
-        self._account = account
-        self._per_account = at_once_per_account
-        self._stop_on = stop_on
-        self._in_order = in_order
-        self._service = service
-        self._patience = inf if patience is None else patience
-        self._journal = journal
-        self._key = key
-        self._keep = keep
-        self._sink = sink
-        self._grace = grace
+    function: Callable[[Item], Awaitable[Value]]
+    items: Iterable[Item] | AsyncIterable[Item]
+    _: KW_ONLY
+    at_once: int = 100
+    account: Callable[[Item], Hashable] | None = None
+    at_once_per_account: int | None = None
+    stop_on: type[Exception] | tuple[type[Exception], ...] = ()
+    in_order: bool = False
+    service: Callable[[Item], Hashable] | None = None
+    patience: float | None = 3600.0
+    journal: Journal | None = None
+    key: Callable[[Item], str] | None = None
+    keep: Callable[[Value], str] | None = None
+    sink: Callable[[ItemOutcome[Item, Value]], Awaitable[object]] | None = None
+    grace: float = 10.0
 
+    def __post_init__(self) -> None:
+        check_whole("at_once", self.at_once)
+        check_whole("at_once_per_account", 1 if self.at_once_per_account is None else self.at_once_per_account)
+        check_seconds("patience", 0 if self.patience is None else self.patience, zero=True)
+        check_seconds("grace", self.grace, zero=True)
+        if self.at_once_per_account is not None and self.account is None:
+            raise ValueError("at_once_per_account needs account, which says what an item belongs to")
+        if self.journal is not None and self.key is None:
+            raise ValueError("a journal needs key, which identifies an item")
+        if self.keep is not None and self.journal is None:
+            raise ValueError("keep needs journal, where the values are kept")
         self._begun = False
         self._ending = False
-        self._fed = False
-        """Whether there are no more items."""
+        self._has_all = False
+        """Whether there are no more items to take."""
         self._error: Exception | None = None
-        """What the batch itself ends in, after its outcomes. None: nothing, or the consumer has been told."""
+        """What the iteration raises after the outcomes. None: nothing, or it has been raised."""
         self._number = 0
-        self._lanes: dict[Hashable, _Lane[Item]] = {}
+        self._lanes = Lanes[Item](self.at_once_per_account)
         self._stopped: dict[Hashable, Exception] = {}
         self._outages: dict[Hashable, Outage] = {}
         self._early: dict[int, ItemOutcome[Item, Value]] = {}
-        """Outcomes whose turn has not come."""
-        self._turn = 1
+        """Outcomes of items whose predecessors have not ended."""
+        self._next = 1
+        """The item whose outcome comes next, if they come in order."""
 
     async def __aenter__(self) -> Self:
         if self._begun:
             raise RuntimeError("a batch runs once: make another one")
         self._begun = True
-        self._ready_in, self._ready_out = anyio.create_memory_object_stream[_Job[Item]](inf)  # bounded by the room
+        self._ready_in, self._ready_out = anyio.create_memory_object_stream[Job[Item]](inf)  # bounded by the room
         self._out_in, self._out_out = anyio.create_memory_object_stream[ItemOutcome[Item, Value]](0)
-        self._room = anyio.CapacityLimiter(self._at_once * _AHEAD)
-        """Items, by their numbers, whose outcome is not handed out yet."""
+        self._room = anyio.CapacityLimiter(self.at_once * _AHEAD)
+        """Borrowed by the numbers of the items whose outcome is not taken yet."""
         self._feeding = anyio.CancelScope()
-        # Whoever cancels the block does not cancel what is under way: that has its grace.
-        self._working = anyio.CancelScope(shield=True)
+        self._working = anyio.CancelScope(shield=True)  # a cancelled block leaves running items their grace
         self._idle = anyio.Event()
         self._context = copy_context()
         """Each item runs in a copy of it."""
@@ -193,12 +147,12 @@ class Batch(Generic[Item, Value]):
         self.stop()
         self._out_out.close()
         try:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(self._grace):
+            with anyio.CancelScope(shield=True), anyio.move_on_after(self.grace):
                 await self._idle.wait()
         finally:
             self._working.cancel()
             try:
-                # Not told of the block's own exception, which it would wrap in a group.
+                # Without the block's own exception, which the group would wrap.
                 await self._host.__aexit__(None, None, None)
             finally:
                 for stream in (self._ready_in, self._ready_out, self._out_in):
@@ -225,11 +179,11 @@ class Batch(Generic[Item, Value]):
 
     @property
     def outage(self) -> LamellaError | None:
-        """The last failure of a service that is down now, as far as one is known. None: there is no outage."""
+        """The last failure of a service while its outage goes on. None: no outage is known."""
         return next((outage.error for outage in self._outages.values() if outage.goes_on), None)
 
     def stop(self) -> None:
-        """Begin nothing more: what is under way comes to its end, the outcomes of the rest are left out."""
+        """Begin no more items: running ones come to their end, the others have no outcome."""
         self._ending = True
         self._feeding.cancel()
         for outage in self._outages.values():
@@ -240,7 +194,7 @@ class Batch(Generic[Item, Value]):
         try:
             with self._working:
                 async with anyio.create_task_group() as self._tasks:
-                    for _ in range(self._at_once):
+                    for _ in range(self.at_once):
                         self._tasks.start_soon(self._work)
                     self._tasks.start_soon(self._feed)
         finally:
@@ -248,21 +202,20 @@ class Batch(Generic[Item, Value]):
             self._idle.set()
 
     async def _feed(self) -> None:
-        """Take the items, as many as there is room for."""
         try:
-            source = aiter(self._items) if isinstance(self._items, AsyncIterable) else iter(self._items)
+            source = aiter(self.items) if isinstance(self.items, AsyncIterable) else iter(self.items)
             with self._feeding:
-                while not self._fed:
+                while not self._has_all:
                     await self._begin(await self._take(source))
             if isinstance(source, AsyncGenerator):
                 await source.aclose()
-        except Exception as error:  # noqa: BLE001 - the consumer is told, after the outcomes
+        except Exception as error:  # noqa: BLE001 - raised after the outcomes
             self._error = self._error or error
-        self._fed = True
-        self._end_when_done()
+        self._has_all = True
+        self._end_if_done()
 
     async def _take(self, source: Iterator[Item] | AsyncIterator[Item]) -> list[Item]:
-        """Wait for room, and take an item; more where the journal is asked for many at a time, and none has to wait."""
+        """Wait for room, and take an item; with a journal, as many as are there at once, up to a chunk."""
         taken: list[Item] = []
         number = self._number + 1
         try:
@@ -270,26 +223,26 @@ class Batch(Generic[Item, Value]):
         except anyio.WouldBlock:
             await self._room.acquire_on_behalf_of(number)
         try:
-            await asyncio.sleep(0)  # what was taken before begins first
+            await asyncio.sleep(0)  # items taken before begin first
             if isinstance(source, AsyncIterator):
                 taken.append(await _uncancelled(anext(source)))
             else:
                 taken.append(next(source))
-                while self._journal is not None and len(taken) < _CHUNK and self._room.available_tokens:
+                while self.journal is not None and len(taken) < _CHUNK and self._room.available_tokens:
                     taken.append(next(source))
                     self._room.acquire_on_behalf_of_nowait(number + len(taken) - 1)
         except (StopIteration, StopAsyncIteration):
-            self._fed = True
-        except Exception as error:  # noqa: BLE001 - the consumer is told, after the outcomes
-            self._fed, self._error = True, self._error or error
+            self._has_all = True
+        except Exception as error:  # noqa: BLE001 - raised after the outcomes
+            self._has_all, self._error = True, self._error or error
         finally:
             if not taken:
                 self._room.release_on_behalf_of(number)
         return taken
 
     async def _begin(self, items: list[Item]) -> None:
-        """Line *items* up, except for those that are done."""
-        jobs: list[_Job[Item]] = []
+        """Make jobs of *items*, except for those that are done."""
+        jobs: list[Job[Item]] = []
         ended: list[ItemOutcome[Item, Value]] = []
         for item in items:
             self._number += 1
@@ -297,87 +250,74 @@ class Batch(Generic[Item, Value]):
                 jobs.append(self._job(item))
             except Exception as error:  # noqa: BLE001 - it is the outcome of this item alone
                 ended.append(ItemOutcome(self._number, item, error=error))
-        done: set[str] = set()
-        if self._journal is not None:
-            with anyio.CancelScope(shield=True):  # what is taken has an outcome
+        with anyio.CancelScope(shield=True):  # each item that is taken has an outcome
+            done: set[str] = set()
+            if self.journal is not None:
                 try:
-                    done = await self._journal.ended(job.key for job in jobs)
-                except Exception as error:  # noqa: BLE001 - the consumer is told
+                    done = await self.journal.ended(job.key for job in jobs)
+                except Exception as error:  # noqa: BLE001 - raised after the outcomes
                     self._fail(error)
-        for job in jobs:
-            if job.key in done:
-                ended.append(ItemOutcome(job.number, job.item))
-            else:
-                self._line_up(job)
-        if ended:
-            with anyio.CancelScope(shield=True):
-                for outcome in ended:
-                    await self._hand_out(outcome)
+            for job in jobs:
+                if job.key in done:
+                    ended.append(ItemOutcome(job.number, job.item))
+                else:
+                    self._line_up(job)
+            for outcome in ended:
+                await self._hand_out(outcome)
 
-    def _job(self, item: Item) -> _Job[Item]:
-        service = None if self._service is None else self._service(item)
+    def _job(self, item: Item) -> Job[Item]:
+        service = None if self.service is None else self.service(item)
         outage = self._outages.get(service)
         if outage is None:
-            outage = self._outages[service] = Outage(self._at_once)
-        account = None if self._account is None else self._account(item)
-        return _Job(self._number, item, outage, account, "" if self._key is None else self._key(item))
+            outage = self._outages[service] = Outage(self.at_once)
+        account = None if self.account is None else self.account(item)
+        return Job(self._number, item, outage, account, "" if self.key is None else self.key(item))
 
-    def _line_up(self, job: _Job[Item]) -> None:
-        if self._ending:
-            return
-        if self._per_account is None:
+    def _line_up(self, job: Job[Item]) -> None:
+        if not self._ending and self._lanes.enter(job):
             self._ready_in.send_nowait(job)
-            return
-        lane = self._lanes.get(job.account)
-        if lane is None:
-            lane = self._lanes[job.account] = _Lane()
-        if lane.running < self._per_account:
-            lane.running += 1
-            self._ready_in.send_nowait(job)
-        else:
-            lane.waiting.append(job)
 
     async def _work(self) -> None:
-        """Try one item, then leave the place to a new task: what *function* sets in its context stays with the item."""
+        """Try one item, then hand over to a new task: what *function* sets in its context stays with the item."""
         async for job in self._ready_out:
             if not self._ending:
                 await self._try(job)
                 self._context.run(self._tasks.start_soon, self._work)
                 return
 
-    async def _try(self, job: _Job[Item]) -> None:
-        """Call the function for an item. In an outage the item may have to wait, which takes no worker."""
+    async def _try(self, job: Job[Item]) -> None:
+        """Call the function for an item. In an outage the item may be paused, which takes no worker."""
         entered, job.entered = job.entered, None
         stopped = self._stopped.get(job.account)
         if stopped is not None and not job.tries:
             if entered is not None:
                 job.outage.give_back(entered)
-            await self._failed(job, AccountStopped(stopped))
+            await self._end(job, None, AccountStopped(stopped))
             return
         if entered is None:
             if job.outage.active:
-                self._tasks.start_soon(self._queue, job)
+                self._tasks.start_soon(self._pause, job)
                 return
             entered = job.outage.enter()
         job.tries += 1
         try:
-            value = await _uncancelled(self._function(job.item))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the outcome of this item alone
+            value = await _uncancelled(self.function(job.item))
+        except Exception as error:  # noqa: BLE001 - it is the outcome of this item alone
             if job.outage.leave(entered, error):
                 job.error = error
-                self._tasks.start_soon(self._queue, job)
+                self._tasks.start_soon(self._pause, job)
             else:
-                await self._failed(job, error)
-            return
-        job.outage.leave(entered, None)
-        await self._done(job, value)
+                await self._end(job, None, error)
+        else:
+            job.outage.leave(entered, None)
+            await self._end(job, value, None)
 
-    async def _queue(self, job: _Job[Item]) -> None:
-        """Wait until an item may be tried, as long as there is patience."""
+    async def _pause(self, job: Job[Item]) -> None:
+        """Wait until an item may be tried, as long as its patience lasts."""
         began = anyio.current_time()
-        with anyio.move_on_after(None if self._patience == inf else max(self._patience - job.queued, 0.0)) as patience:
+        with anyio.move_on_after(None if self.patience is None else max(self.patience - job.paused, 0.0)) as patience:
             await job.outage.wait()
-        job.queued += anyio.current_time() - began
+        job.paused += anyio.current_time() - began
         if self._ending:
             return
         if not patience.cancelled_caught:
@@ -386,83 +326,71 @@ class Batch(Generic[Item, Value]):
             return
         error, known = job.error, job.outage.error
         if error is None or (isinstance(error, RequestRejected) and not isinstance(known, RequestRejected)):
-            # The cause says more than that a circuit is open.
-            error = known or error
-        await self._failed(job, error or TimeoutError("an outage lasted longer than the batch's patience"))
+            error = known or error  # the cause says more than that a circuit is open
+        error = error or TimeoutError("an outage lasted longer than the batch's patience")
+        await self._end(job, None, error)
 
-    async def _done(self, job: _Job[Item], value: Value) -> None:
-        outcome = ItemOutcome(job.number, job.item, value, None, job.tries, job.queued)
-        try:
-            text = None if self._keep is None else self._keep(value)
-            if self._sink is not None:
-                await _uncancelled(self._sink(outcome))
-        except Exception as error:  # noqa: BLE001 - what is not confirmed is not done
-            await self._failed(job, error)
-        else:
-            await self._end(job, outcome, text)
-
-    async def _failed(self, job: _Job[Item], error: Exception) -> None:
-        if isinstance(error, self._stop_on) and job.account not in self._stopped:
-            self._stopped[job.account] = error
-            if self._account is None:
-                self._feeding.cancel()
-        await self._end(job, ItemOutcome(job.number, job.item, None, error, job.tries, job.queued), None)
-
-    async def _end(self, job: _Job[Item], outcome: ItemOutcome[Item, Value], text: str | None) -> None:
-        """Record the end of an item, let the next one of its account begin, and hand the outcome out."""
-        if self._journal is not None:
+    async def _end(self, job: Job[Item], value: Value | None, error: Exception | None) -> None:
+        """Record how an item has ended, begin the next one of its account, and hand the outcome out."""
+        outcome, text = ItemOutcome(job.number, job.item, value, error, job.tries, job.paused), None
+        if error is None:
             try:
-                await self._journal.end(job.key, result=text, error=_text(outcome.error))
-            except Exception as error:  # noqa: BLE001 - the consumer is told
-                self._fail(error)
-                outcome = replace(outcome, error=outcome.error or error)
-        if self._per_account is not None:
-            self._next_in_lane(job.account)
+                text = None if self.keep is None else self.keep(cast(Value, value))
+                if self.sink is not None:
+                    await _uncancelled(self.sink(outcome))
+            except Exception as exc:  # noqa: BLE001 - it is the outcome of this item alone
+                outcome, text = replace(outcome, value=None, error=exc), None
+        if isinstance(outcome.error, self.stop_on) and job.account not in self._stopped:
+            self._stopped[job.account] = outcome.error
+            if self.account is None:
+                self._feeding.cancel()
+        if self.journal is not None:
+            failure = None if outcome.error is None else str(outcome.error) or repr(outcome.error)
+            if failure is not None:
+                failure = failure.encode("utf-8", "backslashreplace").decode()  # SQLite takes no lone surrogates
+            try:
+                await self.journal.end(job.key, result=text, error=failure)
+            except Exception as exc:  # noqa: BLE001 - raised after the outcomes
+                self._fail(exc)
+                outcome = replace(outcome, error=outcome.error or exc)
+        following = self._lanes.leave(job.account)
+        if following is not None and not self._ending:
+            self._ready_in.send_nowait(following)
         await self._hand_out(outcome)
 
-    def _next_in_lane(self, account: Hashable) -> None:
-        lane = self._lanes[account]
-        if lane.waiting and not self._ending:
-            self._ready_in.send_nowait(lane.waiting.popleft())
-        else:
-            lane.running -= 1
-            if not lane.running:
-                del self._lanes[account]
-
     def _fail(self, error: Exception) -> None:
-        """End the batch in *error*."""
         self._error = self._error or error
         self.stop()
 
     async def _hand_out(self, outcome: ItemOutcome[Item, Value]) -> None:
-        """Wait until somebody takes it, or with those before it if they come in order."""
+        """Wait until the outcome is taken; in order, leave it to the item before if that has not ended."""
         try:
-            if not self._in_order:
+            if not self.in_order:
                 await self._out_in.send(outcome)
-                self._handed_out(outcome.number)
+                self._taken(outcome.number)
                 return
             self._early[outcome.number] = outcome
-            if outcome.number != self._turn:
+            if outcome.number != self._next:
                 return
-            # The turn is passed on when one is taken, so nobody else comes as far as here meanwhile.
-            while self._turn in self._early:
-                await self._out_in.send(self._early.pop(self._turn))
-                self._handed_out(self._turn)
-                self._turn += 1
+            # _next changes when an outcome is taken, so only one item at a time gets here.
+            while self._next in self._early:
+                await self._out_in.send(self._early.pop(self._next))
+                self._taken(self._next)
+                self._next += 1
         except anyio.BrokenResourceError:
-            pass  # nobody takes them any more
+            pass  # the block has been left
 
-    def _handed_out(self, number: int) -> None:
+    def _taken(self, number: int) -> None:
         self._room.release_on_behalf_of(number)
-        self._end_when_done()
+        self._end_if_done()
 
-    def _end_when_done(self) -> None:
-        if self._fed and not self._room.borrowed_tokens:
+    def _end_if_done(self) -> None:
+        if self._has_all and not self._room.borrowed_tokens:
             self._ready_in.close()
 
 
 async def _uncancelled(call: Awaitable[_T]) -> _T:
-    """Await *call*. A CancelledError that nobody has asked for is an error like any other."""
+    """Await *call*; make a RuntimeError of a CancelledError that is not a cancellation of this task."""
     try:
         return await call
     except asyncio.CancelledError as error:
@@ -470,10 +398,3 @@ async def _uncancelled(call: Awaitable[_T]) -> _T:
         if task is None or task.cancelling():
             raise
         raise RuntimeError("it ended in a CancelledError, though nobody had cancelled it") from error
-
-
-def _text(error: Exception | None) -> str | None:
-    """What the journal keeps of an error: a text that is not empty, and that SQLite takes."""
-    if error is None:
-        return None
-    return (str(error) or repr(error)).encode("utf-8", "backslashreplace").decode()

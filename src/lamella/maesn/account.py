@@ -20,17 +20,16 @@ ACCOUNT_KEY = "X-ACCOUNT-KEY"
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One end user's account.
+    """An end user's account.
 
     Raises:
-        ValueError: The name is empty, cannot be shown in a line, or is the key; or the key is empty or cannot stand in
-            a header.
+        ValueError: The name is empty, not printable, or the same as the key; or the key is not allowed in a header.
     """
 
     name: str
-    """What it is called: on screens, in files, in the journal. It stays when the end user gets another key."""
+    """Identifies it on screens, in files and in the journal. It stays when the end user gets another key."""
     key: str = field(repr=False)
-    """A credential: nothing shows or stores it."""
+    """A credential, which is never shown or stored."""
     company_id: str | None = None
     """For the target systems that have several companies in one account."""
     environment_name: str | None = None
@@ -52,8 +51,8 @@ _current: ContextVar[str | None] = ContextVar("lamella_maesn_account", default=N
 def account(key: str) -> Iterator[None]:
     """Make the calls inside the ``with`` block for the account with this *key*.
 
-    It holds for the task that it is entered in, and for the tasks started inside: thousands can use one session,
-    each for an account of its own.
+    It holds for the current task, and for the tasks started inside: thousands of tasks can use one session, each for
+    its own account.
 
     Raises:
         ValueError: *key* is empty.
@@ -68,14 +67,14 @@ def account(key: str) -> Iterator[None]:
 
 
 def current_account(account_key: str | None = None) -> str | None:
-    """Return the key of the account that a call is made for: outside of :func:`account`, *account_key*."""
+    """Return the key of the account that a call is made for, or *account_key* outside of :func:`account`."""
     return _current.get() or account_key
 
 
 def auth(api_key: str, account_key: str | None, base_url: URL) -> HeaderAuth:
     """Return the layer that adds both keys; *account_key* is for calls made outside of :func:`account`.
 
-    Only ``/auth/``, where an account begins, does without the key of an account.
+    Calls to ``/auth/``, which creates an account, need no account key.
     """
     without = f"{base_url.path.rstrip('/')}/auth/"
 

@@ -1,4 +1,4 @@
-"""All records of a journal in one file, whole or not at all."""
+"""Write all records of a journal to one file, whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -20,11 +21,11 @@ from lamella.threads import run_to_its_end
 __all__ = ["check_output", "export"]
 
 _ROWS: Final = 1000
-"""How many records are read at once, at most: some milliseconds, so that commits get their turn in between."""
+"""How many records are read at once, at most: a few milliseconds, so that commits come in between."""
 _PAGE_SIZE: Final = 4_000_000
-"""How many characters of records are read at once: what is held in memory, unless a single record is larger."""
+"""How many characters of records are read at once, and so held in memory, unless a single record is larger."""
 _GROUP_SIZE: Final = 32_000_000
-"""Bytes of records in a row group of Parquet: what is held in memory, too."""
+"""Bytes of records in a row group of Parquet, which is held in memory as well."""
 
 _PAGE: Final = (
     "SELECT account, resource, id, record FROM maesn_records"
@@ -50,7 +51,7 @@ _Format = Callable[[Path], AbstractContextManager[_Write]]
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
-    """Raise if :func:`export` could not write *path*, before there is work that would be lost.
+    """Check that :func:`export` can write *path*, before there is work that would be lost.
 
     Raises:
         ValueError: Its suffix names no format.
@@ -59,25 +60,25 @@ def check_output(path: str | os.PathLike[str]) -> None:
     """
     _format_of(path)
     whole_file.check(path)
-    _refuse_what_is_precious(path)
+    _check_target(path)
 
 
 async def export(journal: Journal, path: str | os.PathLike[str]) -> int:
-    """Write all records that *journal* holds to a file, and return how many there are.
+    """Write all records of *journal* to a file, and return how many there are.
 
-    They come by account, resource and id, each record as the JSON text that the API sent, in the format that the
-    suffix names:
+    They are sorted by account, resource and id, each record as the JSON text that the API sent. The suffix names the
+    format:
 
     - ``.jsonl``, ``.ndjson``: an object a line, ``{"account": …, "resource": …, "id": …, "record": {…}}``.
     - ``.sqlite``, ``.sqlite3``, ``.db``: a table ``records``, and a view of it for each resource (``invoices``, …).
     - ``.parquet``: four columns of strings. It needs pyarrow: ``pip install 'lamella[parquet]'``.
 
-    A reader sees the old file or the new one, never a part; when it fails or is cancelled, the old one stays. A new
-    file can be read by its owner alone (mode 0600), one that replaces another has the mode of that. It reads as it
-    goes, a few MB at a time, and holds back nobody: of the records stored meanwhile it has some and others not.
+    A reader sees the old file or the new one, never a part; if the export fails or is cancelled, the old one stays. A
+    new file can be read by its owner only (mode 0600); one that replaces another has the mode of that. The records are
+    read a few MB at a time, without holding up commits: of those stored meanwhile some are in the file, others not.
 
     Args:
-        journal: One that :func:`lamella.maesn.sync` has filled. Where it has not stored anything, the file is empty.
+        journal: One that :func:`lamella.maesn.sync` has filled. If nothing is stored, the file is empty.
         path: The file; its folder must exist.
 
     Raises:
@@ -108,30 +109,21 @@ def _format_of(path: str | os.PathLike[str]) -> _Format:
     if writing is None:
         *most, last = _FORMATS
         raise ValueError(f"the output must end in {', '.join(most)} or {last}, not {os.fspath(path)!r}")
-    if writing is _parquet:
-        _pyarrow()
+    if writing is _parquet and find_spec("pyarrow") is None:
+        raise ModuleNotFoundError("pyarrow is missing: pip install 'lamella[parquet]'", name="pyarrow")
     return writing
 
 
-def _pyarrow() -> None:
-    try:
-        import pyarrow.parquet  # noqa: F401 - whether it can be had
-    except ModuleNotFoundError as exc:
-        if (exc.name or "").partition(".")[0] != "pyarrow":
-            raise
-        raise ModuleNotFoundError("pyarrow is missing: pip install 'lamella[parquet]'", name="pyarrow") from None
+def _check_target(path: str | os.PathLike[str]) -> None:
+    """Check that *path* is neither a journal nor an SQLite file whose newest changes are in a file beside it.
 
-
-def _refuse_what_is_precious(path: str | os.PathLike[str]) -> None:
-    """Raise where *path* is a journal, or an SQLite file that has its newest changes beside it.
-
-    Those changes would be lost; or rather, SQLite would take them for changes of the file that comes there.
+    SQLite would apply those changes to the new file.
     """
     target = os.path.realpath(path)
     for beside in (f"{target}-wal", f"{target}-journal"):
         if os.path.exists(beside):
             raise OSError(errno.EBUSY, f"it is in use, or was when a process was killed: there is {beside}", str(path))
-    # Only now: a journal that this process has open would lose its locks when we close it, and has a -wal.
+    # Not before: closing a journal that this process has open would release its locks; but that one has a -wal.
     with suppress(FileNotFoundError), open(target, "rb") as file:
         head = file.read(_HEAD)
         if head.startswith(b"SQLite format 3\0") and head.endswith(b"laml"):
@@ -139,7 +131,7 @@ def _refuse_what_is_precious(path: str | os.PathLike[str]) -> None:
 
 
 def _read(db: sqlite3.Connection, after: _Row) -> list[_Row]:
-    """The next records, in the journal's thread: as many as make a page, and one at least while there are any."""
+    """Return the next records, up to the size of a page, and at least one if there are any."""
     rows: list[_Row] = []
     size = 0
     if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'maesn_records'").fetchone():
@@ -158,13 +150,13 @@ def _read(db: sqlite3.Connection, after: _Row) -> list[_Row]:
 
 @contextmanager
 def _file(path: str | os.PathLike[str]) -> Iterator[_Write]:
-    """A file that is filled by what this gives, and then takes the place of *path*."""
+    """Yield a function that writes rows to a new file; at the end the file replaces *path*."""
     writing = _format_of(path)
     with whole_file.replacing(path, mode=whole_file.PRIVATE) as temporary:
-        _refuse_what_is_precious(path)
+        _check_target(path)
         with writing(temporary) as write:
             yield write
-        _refuse_what_is_precious(path)  # so much later somebody may be at work on it
+        _check_target(path)  # again: meanwhile another process may have opened it
 
 
 @contextmanager
@@ -176,7 +168,7 @@ def _jsonl(path: Path) -> Iterator[_Write]:
 _quoted = json.JSONEncoder(ensure_ascii=False).encode
 
 _BREAKS: Final = {char: json.dumps(char)[1:-1] for char in "\x85\u2028\u2029"}
-"""What ends a line for some readers (str.splitlines is one), and how JSON can write it otherwise."""
+"""Characters that end a line for some readers, such as str.splitlines, and their JSON escapes."""
 
 
 def _line(row: _Row) -> str:
@@ -190,7 +182,7 @@ def _line(row: _Row) -> str:
     return line
 
 
-# With rowid, for the reason that the journal's has it. By the index, too, come those of a resource by account and id.
+# With rowid, like the journal's table of items. The index also sorts the records of a resource by account and id.
 _TABLE: Final = (
     "CREATE TABLE records (account TEXT NOT NULL, resource TEXT NOT NULL, id TEXT NOT NULL, record TEXT NOT NULL,"
     " PRIMARY KEY (account, resource, id))"
@@ -200,7 +192,7 @@ _INDEX: Final = "CREATE INDEX records_by_resource ON records (resource)"
 
 @contextmanager
 def _sqlite(path: Path) -> Iterator[_Write]:
-    # The file is nobody else's, and worth nothing unless all goes well: no locks, no journal, no waits for the disk.
+    # Nobody else uses the file, and it is thrown away if anything fails: no locks, no journal, no waits for the disk.
     with closing(sqlite3.connect(f"{path.as_uri()}?nolock=1", uri=True, isolation_level=None)) as db:
         with _sqlite_errors():
             db.execute("PRAGMA journal_mode = OFF")
@@ -220,7 +212,7 @@ def _sqlite(path: Path) -> Iterator[_Write]:
 
 
 def _make_views(db: sqlite3.Connection) -> None:
-    """A view for each resource that is a plain word, unless it is taken: to SQLite, case makes no difference."""
+    """Create a view for each resource that is a plain word, unless the name is taken; SQLite ignores its case."""
     for (resource,) in db.execute("SELECT DISTINCT resource FROM records ORDER BY resource").fetchall():
         taken = db.execute("SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE", (resource,)).fetchone()
         if not taken and resource.isascii() and resource.isalnum():
@@ -232,7 +224,7 @@ def _make_views(db: sqlite3.Connection) -> None:
 
 @contextmanager
 def _sqlite_errors() -> Iterator[None]:
-    """SQLite does not tell more of what the system said than whether the disk is full."""
+    """Raise SQLite's errors as an OSError: whether the disk is full is all that they say about the system."""
     try:
         yield
     except sqlite3.Error as exc:
@@ -261,7 +253,7 @@ def _parquet(path: Path) -> Iterator[_Write]:
         held.clear()
         is_empty = False
 
-    # Through a file of Python's: its errors say what is wrong, and pyarrow's own go into details.
+    # Python's own file, since its errors are plainer than pyarrow's.
     with (
         path.open("wb") as file,
         ParquetWriter(
@@ -273,7 +265,7 @@ def _parquet(path: Path) -> Iterator[_Write]:
         ) as writer,
     ):
         yield write
-        if held or is_empty:  # some readers want a group, be there nothing in it
+        if held or is_empty:  # some readers need at least one group
             write_group()
 
 

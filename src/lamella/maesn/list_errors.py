@@ -1,6 +1,6 @@
-"""The errors of lists: what was read is not all, or an answer says that it failed.
+"""Errors of lists: records are missing, or an answer says that it failed.
 
-They are ValueErrors, as those of an answer that holds no list: it is the answer that is wrong.
+They are ValueErrors, like the error of an answer that holds no list: the answer is wrong.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ __all__ = ["AnswerFailed", "EmptyPage", "IncompleteList", "RepeatedPage", "Unste
 
 
 class IncompleteList(ValueError):
-    """Records of a list are missing, or it cannot be known that none is."""
+    """Records of a list are missing, or may be."""
 
 
 class UnsteadyList(IncompleteList):
@@ -18,9 +18,9 @@ class UnsteadyList(IncompleteList):
     Args:
         resource: Which list.
         seen: How many different records were read.
-        total: How many there are by ``meta.pagination.total``. None means that the API did not say, or no more.
+        total: How many there are by ``meta.pagination.total``. None means that the API did not say.
         readings: How often the list was read.
-        moved: Whether it was seen to shrink, or to change its order.
+        moved: Whether it was observed to shrink, or to change its order.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class UnsteadyList(IncompleteList):
 
 
 class RepeatedPage(IncompleteList):
-    """A page brought no new record, so that the list might never end."""
+    """A page brought no new record, so the list might never end."""
 
     def __init__(self, resource: str, number: int) -> None:
         super().__init__(
@@ -43,7 +43,7 @@ class RepeatedPage(IncompleteList):
 
 
 class EmptyPage(IncompleteList):
-    """A page is empty though the list goes on by the API's own numbers, and stayed so when it was read again."""
+    """A page is empty, also when read again, though by the API's own numbers the list goes on."""
 
     def __init__(self, resource: str, number: int, total_pages: int | None, total: int | None) -> None:
         numbers = [f"{many} {of}" for many, of in ((total, "records"), (total_pages, "pages")) if many is not None]

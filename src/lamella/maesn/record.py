@@ -1,4 +1,4 @@
-"""What a record says of itself: its id, and when it was last changed."""
+"""The id of a record, and when it was last changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 __all__ = ["EPOCH", "MICROSECOND", "OVERLAP", "id_names", "id_of", "microseconds", "updated_of"]
 
 OVERLAP: Final = 300 * 1_000_000
-"""Microseconds by which a sync begins before the high-water mark: for clocks that differ, and slow answers."""
+"""Microseconds by which a sync begins before the high-water mark, for clocks that differ and slow answers."""
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -32,12 +32,12 @@ def id_of(record: Any, resource: str) -> str | None:
 def updated_of(record: Any) -> int | None:
     """Return when a record was last changed, in microseconds since the epoch, or None where it does not say."""
     updated = microseconds(record.get("updatedDate")) if isinstance(record, dict) else None
-    # Where there is no date some systems say 0001-01-01.
+    # Some systems send 0001-01-01 for a missing date.
     return None if updated is None or updated < OVERLAP else updated
 
 
 def microseconds(text: object) -> int | None:
-    """Return a moment by ISO 8601 (UTC if it names no zone) in microseconds since the epoch, or None."""
+    """Return a moment in ISO 8601 (UTC if it has no zone) in microseconds since the epoch, or None."""
     try:
         moment = datetime.fromisoformat(text) if isinstance(text, str) else None
     except ValueError:

@@ -1,0 +1,195 @@
+"""The file of a journal: it is opened for one process only, and left unchanged if it is not a journal of the batch."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final
+from uuid import UUID, uuid4
+
+from lamella.batch.journal_errors import JournalError, JournalMismatch, damaged, explain, locked, shortened
+from lamella.batch.transactions import Connection
+
+__all__ = ["opened"]
+
+_APPLICATION: Final = 0x6C616D6C
+"""SQLite's application_id of a journal: "laml"."""
+_VERSION: Final = 1
+"""The version of the tables below: SQLite's user_version."""
+
+# With rowid: without, a table with results of a kilobyte is twice as large and three times as slow.
+_TABLES: Final = (
+    "CREATE TABLE lamella_batch (batch TEXT NOT NULL, id TEXT NOT NULL)",
+    "CREATE TABLE lamella_items (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, error TEXT, result TEXT)",
+    "CREATE INDEX lamella_failures ON lamella_items (number) WHERE error IS NOT NULL",
+)
+_PATIENCE: Final = 0.2
+"""Seconds to wait for a lock: enough for another process that checks the file, too short for one that runs a batch."""
+_SMALLEST: Final = 512
+"""Bytes of SQLite's smallest page. It takes a file of one byte for an empty one, and overwrites it."""
+_CREATING: Final = threading.Lock()
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], batch: str) -> Iterator[Connection]:
+    """Open the journal of *batch* for writing, or create it. It is locked until the end of the block.
+
+    Raises:
+        JournalError: It cannot be opened; the file is unchanged.
+    """
+    path = os.path.realpath(path)  # SQLite puts its files beside the file, and not beside a link to it
+    try:
+        _create(path)
+        _check_unchanged(path, batch)
+        db = _take(path, batch)
+    except sqlite3.Error as exc:
+        raise explain(path, exc, otherwise=damaged(path, str(exc))) from exc
+    except OSError as exc:
+        raise JournalError(f"{path}: cannot be opened ({exc.strerror}); its folder must exist and be ours") from exc
+    with closing(db):
+        yield db
+
+
+def _create(path: str) -> None:
+    """Create an empty file with mode 0600 if there is none; SQLite gives the files beside it the same mode."""
+    with _CREATING:  # to close the file releases this process's locks on it, so no other thread may hold one
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except FileExistsError:
+            return
+        os.chmod(path, 0o600)  # the umask may have removed bits
+
+
+def _check_unchanged(path: str, batch: str) -> None:
+    """Raise unless the file is empty or a sound journal of *batch*; change nothing."""
+    before = _stamp(path)
+    try:
+        _check_file(path, batch)
+    except (JournalError, sqlite3.Error):
+        if _stamp(path) != before:  # another process wrote to it meanwhile
+            raise locked(path) from None
+        raise
+
+
+def _stamp(path: str) -> tuple[object, ...]:
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns, os.path.exists(path + "-wal")
+
+
+def _check_file(path: str, batch: str) -> None:
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise JournalError(f"{path}: is not a file; choose another path")
+    wal, shm = Path(path + "-wal"), Path(path + "-shm")
+    if not found.st_size:
+        if wal.exists() and wal.stat().st_size:
+            raise damaged(path, f"it is empty, and {wal.name} beside it is not")
+    elif found.st_size < _SMALLEST:
+        raise damaged(path, f"file is not a database: {found.st_size} bytes")
+    elif not wal.exists():
+        # No process has it open, so no lock is needed, and SQLite need not create files beside it.
+        _check_database(path, "mode=ro&immutable=1", batch)
+    else:
+        # A process has it open, or was killed: the newest changes are in the -wal only.
+        is_ours = not shm.exists()
+        try:
+            _check_database(path, "mode=ro", batch)
+        finally:
+            if is_ours:  # SQLite has created the -shm; a connection that cannot write does not remove it
+                shm.unlink(missing_ok=True)
+
+
+def _check_database(path: str, how: str, batch: str) -> None:
+    with closing(_connect(path, how, timeout=0)) as db:
+        if _batch_id(db, batch):
+            [verdict] = db.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise damaged(path, verdict)
+
+
+def _batch_id(db: Connection, batch: str) -> UUID | None:
+    """Return the id of the journal. None: it has no tables yet.
+
+    Raises:
+        JournalError: It is not a journal of *batch*.
+    """
+    [application] = db.execute("PRAGMA application_id").fetchone()
+    [version] = db.execute("PRAGMA user_version").fetchone()
+    if not application and not version and not db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+        return None  # the process that created it was killed
+    if application != _APPLICATION:
+        raise JournalMismatch(f"{db.path}: is an SQLite file, but not a journal of lamella's; choose another path")
+    if version != _VERSION:
+        raise JournalMismatch(
+            f"{db.path}: is a journal of version {version}, and this lamella's are of version {_VERSION};"
+            " end the batch with the lamella that began it, or choose another path"
+        )
+    begun, batch_id = db.execute("SELECT batch, id FROM lamella_batch").fetchone() or (None, None)
+    if not isinstance(begun, str) or not isinstance(batch_id, str):
+        raise damaged(db.path, "it does not tell of which batch it is")
+    if begun != batch:
+        theirs, ours = _difference(begun, batch)
+        raise JournalMismatch(
+            f"{db.path}: is the journal of another batch: of {theirs}, and this one is {ours};"
+            " start the batch as it was begun, or choose another path"
+        )
+    try:
+        return UUID(batch_id)
+    except ValueError:
+        raise damaged(db.path, "the id of its batch is none") from None
+
+
+def _take(path: str, batch: str) -> Connection:
+    """Open the file for writing, lock it, and create the tables if there are none."""
+    db = _connect(path, "mode=rw", timeout=_PATIENCE)
+    try:
+        # EXCLUSIVE before the first access: SQLite then keeps the lock, and needs no -shm.
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        db.execute("BEGIN EXCLUSIVE")
+        batch_id = _batch_id(db, batch)  # again: another process may have changed it since
+        db.execute("ROLLBACK")
+        [mode] = db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise JournalError(f"{path}: SQLite cannot write a WAL there; choose a path on a local disk")
+        # NORMAL would lose whole commits in a power failure. FULL costs one fsync a group, not one an item.
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA fullfsync = ON")  # macOS: otherwise fsync does not wait for the disk
+        db.batch_id = batch_id or _begin(db, batch)
+        Path(path + "-shm").unlink(missing_ok=True)  # left by another tool: nobody else has the file open now
+        db.set_authorizer(db.authorize)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _begin(db: Connection, batch: str) -> UUID:
+    """Create the tables in one transaction, and return the new id."""
+    batch_id = uuid4()
+    db.execute("BEGIN")
+    for table in _TABLES:
+        db.execute(table)
+    db.execute("INSERT INTO lamella_batch VALUES (?, ?)", (batch, str(batch_id)))
+    db.execute(f"PRAGMA application_id = {_APPLICATION}")
+    db.execute(f"PRAGMA user_version = {_VERSION}")
+    db.execute("COMMIT")
+    return batch_id
+
+
+def _connect(path: str, how: str, *, timeout: float) -> Connection:
+    uri = f"{Path(path).as_uri()}?{how}"
+    db = sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None, factory=Connection)
+    db.path = path
+    return db
+
+
+def _difference(one: str, other: str) -> tuple[str, str]:
+    """Return both texts from shortly before they differ, cut so that each fits in a line."""
+    start = max(0, len(os.path.commonprefix([one, other])) - 20)  # noqa: RUF071 - of texts, which are no paths
+    before = "…" if start else ""
+    return before + shortened(one[start:]), before + shortened(other[start:])

@@ -1,0 +1,172 @@
+"""The pages of a sync: which are to be read, reading and storing one, and what its end means for its list."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import aiohttp
+import anyio
+
+from lamella.batch import AccountStopped, ItemOutcome, Journal
+from lamella.errors import LamellaError
+from lamella.maesn.account import Account
+from lamella.maesn.list_errors import AnswerFailed, EmptyPage
+from lamella.maesn.marks import Position, Wanted, store
+from lamella.maesn.page import Query, exact_int, read_filled
+from lamella.maesn.progress import Part, Progress, part_of
+
+__all__ = ["ListToRead", "PageSource", "PageToRead", "Reading"]
+
+_OF_ONE_PAGE: Final = (LamellaError, EmptyPage, AnswerFailed)
+"""Errors that need not concern the other pages of the list."""
+
+
+class ListToRead:
+    """A list that is being read: a resource of an account."""
+
+    def __init__(self, wanted: Wanted, account: Account, limit: int, position: Position) -> None:
+        self.wanted = wanted
+        self.position = position
+        self.part = part_of(wanted, position)
+        self.known = 0
+        """The last page that is to be read, as far as known."""
+        self.is_over = False
+        """Whether no more of its pages are to be read."""
+        books = account.company_id, account.environment_name
+        self.query = Query(wanted.resource, limit, position.since, *books, account.key, parse_int=exact_int)
+
+
+@dataclass(slots=True, eq=False)
+class PageToRead:
+    """A page that is to be read, in one of the walks of its list."""
+
+    list: ListToRead
+    number: int
+    walk: int = 1
+    begun: bool = False
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether it is still to be read."""
+        return not self.list.is_over and self.walk == self.list.position.walk
+
+
+class PageSource:
+    """Yields the known pages, one of each list in turn. It ends when no page is being read that may reveal others."""
+
+    def __init__(self) -> None:
+        self._lists: deque[tuple[ListToRead, Iterator[PageToRead]]] = deque()
+        self._running = 0
+        self._changed = anyio.Event()
+
+    def add(self, of: ListToRead, numbers: Sequence[int]) -> None:
+        """Add the pages *numbers* of a list."""
+        if numbers:
+            of.known = numbers[-1]
+            walk = of.position.walk
+            self._lists.append((of, (PageToRead(of, number, walk) for number in numbers)))
+            self._changed.set()
+
+    def ended(self) -> None:
+        """Note that one of the pages has ended."""
+        self._running -= 1
+        self._changed.set()
+
+    def __aiter__(self) -> PageSource:
+        return self
+
+    async def __anext__(self) -> PageToRead:
+        while True:
+            while self._lists:
+                of, pages = self._lists.popleft()
+                page = next(pages, None)
+                if page is not None and page.is_needed:
+                    self._lists.append((of, pages))
+                    self._running += 1
+                    return page
+            if not self._running:
+                raise StopAsyncIteration
+            self._changed = anyio.Event()
+            await self._changed.wait()
+
+
+class Reading:
+    """Reads and stores pages, and updates the progress of each part."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, journal: Journal, on_progress: Callable[[Progress], object] | None
+    ) -> None:
+        self._session = session
+        self._journal = journal
+        self._on_progress = on_progress
+        self.pages = PageSource()
+
+    def begin(self, progress: Progress) -> None:
+        """Report *progress* from now on."""
+        self._progress = progress
+        self._report()
+
+    async def read(self, page: PageToRead) -> Position | None:
+        """Read a page, and store it. None: it was no longer needed."""
+        of, position = page.list, page.list.position
+        if not page.is_needed:
+            return None
+        if not page.begun:
+            page.begun = True
+            self._change(of, replace(of.part, running=of.part.running + 1))
+        found = await read_filled(
+            self._session,
+            of.query,
+            page.number,
+            before=(page.number - 1) * position.largest,
+            total_pages=None if position.pages is None else position.pages - position.more,
+            total=position.total,
+        )
+        return await self._journal.commit(lambda db: store(db, of.wanted, page.walk, found))
+
+    def ended(self, outcome: ItemOutcome[PageToRead, Position | None]) -> None:
+        """Update the part of a page that has ended, and add the pages that are known by it."""
+        page, error = outcome.item, outcome.error
+        of = page.list
+        if isinstance(error, AccountStopped) and isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        if not page.is_needed:
+            error = None  # the page is of an earlier walk
+        if outcome.value is not None:
+            error = error or outcome.value.error
+            self._go_on(page, outcome.value)
+        if error is not None and not isinstance(error, _OF_ONE_PAGE):
+            of.is_over = True
+        running = of.part.running - page.begun
+        self._change(of, replace(part_of(of.wanted, of.position), running=running, error=of.part.error or error))
+        self.pages.ended()
+
+    def _go_on(self, page: PageToRead, position: Position) -> None:
+        """Continue the list from its new *position*."""
+        of = page.list
+        position = replace(position, dropped=of.position.dropped)
+        if position.walk > of.position.walk:
+            of.position = position
+            if position.error is None:
+                self.pages.add(of, [1])
+        if page.walk != of.position.walk:
+            return  # the page is of an earlier walk
+        # Pages are stored concurrently, so a newer position may arrive before an older one.
+        if (position.ended, position.stored) > (of.position.ended, of.position.stored):
+            of.position = position
+        if position.ended:
+            of.is_over = True
+            return
+        self.pages.add(of, [page.number + 1] if position.pages is None else range(of.known + 1, position.pages + 1))
+
+    def _change(self, of: ListToRead, part: Part) -> None:
+        of.part = part
+        self._progress.take(part)
+        self._report()
+
+    def _report(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self._progress)
