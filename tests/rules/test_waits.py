@@ -130,7 +130,7 @@ async def test_it_counts_for_any_status_that_a_rule_retries(
     async with client(await serve(server := Server(Reply(status, headers))), ANY) as session:
         assert await call(session) == (200, "")
         server.replies = [Reply(status, headers)]
-        error = await fails(session, headers={}, method="POST") if status != 429 else None
+        error = await fails(session, "POST") if status != 429 else None
     assert server.waits[0] == pytest.approx(42, abs=1)
     if error is not None:
         assert error.retry_after == pytest.approx(42, abs=1)

@@ -24,6 +24,8 @@ from lamella import (
     ApiError,
     AttemptTimeout,
     Backoff,
+    Breaker,
+    CircuitOpen,
     Classify,
     ConnectionLost,
     Failure,
@@ -31,6 +33,7 @@ from lamella import (
     Layer,
     Result,
     Retry,
+    RetryBudget,
     Rule,
     RuleBook,
     Slot,
@@ -305,16 +308,42 @@ async def test_retry_respects_the_rule_that_a_layer_has_put_on_an_error(serve: S
 
 
 async def test_a_503_that_is_no_rate_limit(serve: Serve, virtual_time: VirtualClock) -> None:
-    """Its account is not queued, the retry costs budget, and the circuit counts it."""
+    """Its account is not queued, and the retry costs budget."""
     book = RuleBook(Rule(503, retry=Backoff(1, jitter=0), rate_limit=False))
     server = Server(Reply(503, {"Retry-After": "30"}))
-    async with client(await serve(server), book) as session:
+    async with client(await serve(server), book, retry_budget=RetryBudget(0, 1)) as session:
         first = asyncio.create_task(call(session))
         await asyncio.sleep(0.1)
         began = asyncio.get_running_loop().time()
         assert (await call(session))[0] == 200
         assert asyncio.get_running_loop().time() - began < 1
         assert (await first)[0] == 200
+        server.replies = [Reply(503, {"Retry-After": "30"})]
+        assert (await fails(session)).stopped is StopReason.RETRY_BUDGET_EMPTY
+
+
+@pytest.mark.parametrize(("rate_limit", "opens"), [(None, True), (True, False), (False, True)])
+async def test_the_circuit_counts_what_is_no_rate_limit(serve: Serve, rate_limit: bool | None, opens: bool) -> None:
+    book = RuleBook(Rule(529, "Overloaded", rate_limit=rate_limit))
+    server = Server(*[Reply(529)] * 3)
+    layers = stack(book, Breaker(minimum=2), throttle=False)
+    async with aiohttp.ClientSession(await serve(server), middlewares=layers) as session:
+        errors = [await fails(session) for _ in range(3)]
+    assert isinstance(errors[-1], CircuitOpen) is opens
+
+
+def converting(answer: Answer) -> bool:
+    try:
+        return "yes" in answer.text
+    except BaseException as exc:
+        raise ValueError("no text") from exc
+
+
+async def test_a_question_for_the_body_is_no_failure(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    book = RuleBook(Rule(200, "Yes", when=converting))
+    async with client(await serve(Server(Reply(body="no"))), book) as session:
+        assert await call(session) == (200, "no")
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -41,12 +41,12 @@ _JUDGED: Final = PerCall[tuple[aiohttp.ClientResponse, RuleBook, Judged | None] 
 async def judge(call: Call, response: aiohttp.ClientResponse, rules: RuleBook) -> Judged | None:
     """Return what *rules*, or those that options() gives for *call*, say of *response*. None: it is no error.
 
-    The body is read if a rule asks for it, as far as the limits of the attempt allow, and can still be read afterwards.
-    Of several layers that ask, the first one has the work.
+    The body is read if a rule asks for it, within the limits of the attempt, and can still be read afterwards. However
+    many layers ask, the rules are evaluated once.
 
     Raises:
         TimeoutError: The body of a status below 400 did not come in time.
-        aiohttp.ClientError: It is broken.
+        aiohttp.ClientError: The body of a status below 400 is broken.
     """
     rules = (OPTIONS.get(call) or {}).get("rules", rules)
     known = _JUDGED.get(call)

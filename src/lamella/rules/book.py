@@ -79,7 +79,7 @@ class RuleBook:
     """An immutable set of rules. The first match counts: rules with ``when`` in order, status, class, default.
 
     A status of 600 or more, which no server should send, counts as a server error (RFC 9110, section 15). What no
-    rule names has a built-in one: a status is never tried again, and a failure of the connection is, soon.
+    rule names has a built-in rule: a status is final, and a failed connection is tried again soon.
 
     Args:
         rules: The rules. A status may have one rule without ``when``, and any number with it.
@@ -140,7 +140,7 @@ class RuleBook:
                     applies = bool(rule.when(answer))
                 except Exception as exc:  # noqa: BLE001 - a rule must not break a call
                     applies = False
-                    self._report(rule, exc, failed)
+                    self._report(rule, exc, answer, failed)
                 if answer.body_needed:
                     raise BodyNeeded
                 if applies:
@@ -159,14 +159,17 @@ class RuleBook:
                 check_seconds("the result of retry_after", seconds, zero=True)
         except Exception as exc:  # noqa: BLE001 - as above
             seconds = None
-            self._report(None, exc, failed)
+            self._report(None, exc, answer, failed)
         if answer.body_needed:
             raise BodyNeeded
         return None if seconds is None else min(seconds, LONGEST)
 
-    def _report(self, rule: Rule | None, exc: Exception, failed: Callable[[Rule | None, Exception], None]) -> None:
+    def _report(
+        self, rule: Rule | None, exc: Exception, answer: Answer, failed: Callable[[Rule | None, Exception], None]
+    ) -> None:
         number = 0 if rule is None else id(rule)
-        if number not in self._failed:
+        # The function may have made its own exception of BodyNeeded: it is asked again.
+        if number not in self._failed and not answer.body_needed:
             self._failed.add(number)
             failed(rule, exc)
 
