@@ -58,7 +58,14 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py") if "test_" not in path.name))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(path.name, marks=() if path.stem in {"own_layer", "service", "sync"} else pytest.mark.slow)
+        for path in sorted(EXAMPLES.glob("*.py"))
+        if "test_" not in path.name
+    ],
+)
 def test_an_example_shows_what_it_is_for(name: str) -> None:
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-W", "error", EXAMPLES / name], capture_output=True, text=True, timeout=60, check=False

@@ -19,6 +19,11 @@ MAKE = shutil.which("make") or ""
 pytestmark = pytest.mark.skipif(not MAKE, reason="there is no make")
 
 PLACES = ["lamella", "größe 1/lamella", """[x] it's "a" $HOME ;&|%s *?#/lamella""", f"{'long/' * 20}{'l' * 200}"]
+AT_EACH_PLACE = pytest.mark.parametrize(
+    "checkout",
+    [PLACES[2], *(pytest.param(place, marks=pytest.mark.slow) for place in PLACES if place != PLACES[2])],
+    indirect=True,
+)
 TARGETS = [
     *("demo", "test", "test-all", "lint", "format", "types", "audit", "coverage", "lowest", "backends", "browser"),
     *("bench", "bench-storm", "bench-batch", "soak", "picture"),
@@ -120,9 +125,7 @@ def checkout(tmp_path: Path, request: pytest.FixtureRequest) -> Checkout:
     return Checkout(tmp_path / getattr(request, "param", PLACES[1]), tmp_path)
 
 
-@pytest.mark.parametrize(
-    "checkout", [*PLACES[2:], *(pytest.param(place, marks=pytest.mark.slow) for place in PLACES[:2])], indirect=True
-)
+@AT_EACH_PLACE
 def test_each_target_runs_by_an_interpreter_of_its_own(checkout: Checkout) -> None:
     """Where a path is long or has a space in it, a script in the environment's bin may not start."""
     runs = checkout.make(*TARGETS)
@@ -150,11 +153,7 @@ def test_what_is_set_for_other_programs_reaches_none(checkout: Checkout) -> None
     assert {(run.environ["NO_PROXY"], run.environ["no_proxy"]) for run in benchmarks} == {("*", "*")}
 
 
-@pytest.mark.parametrize(
-    "checkout",
-    [PLACES[2], *(pytest.param(place, marks=pytest.mark.slow) for place in PLACES if place != PLACES[2])],
-    indirect=True,
-)
+@AT_EACH_PLACE
 def test_an_environment_is_made_once_for_a_place(checkout: Checkout, tmp_path: Path) -> None:
     made = ["-m", "venv", ".venv"]
     assert made in [run.arguments for run in checkout.make("types")]

@@ -142,7 +142,7 @@ def test_a_name_of_no_commit_is_an_error(repository: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["pure", "import", *(pytest.param(name, marks=pytest.mark.slow) for name in ("failing", "queued"))]
+    "name", ["import", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pure", "failing", "queued"))]
 )
 def test_a_process_measures_the_checkout_that_it_is_given(tmp_path: Path, name: str) -> None:
     source = tmp_path / "src"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from benchmarks.report import line, missed
 from benchmarks.run import run
 from benchmarks.scenarios import Crowd, Outage, Scenario
@@ -21,8 +22,9 @@ def test_lamella_rides_a_small_storm() -> None:
     assert "1.00 sends a call, 0 lost, 0 429s" in line(one)
 
 
+@pytest.mark.slow
 def test_an_outage_begins_with_the_first_request() -> None:
-    down = Scenario("down", "Down", "", (Crowd(4, rate=20),), outage=Outage(0.0, 0.5), deadline=5.0, latency=0.01)
+    down = Scenario("down", "Down", "", (Crowd(4, rate=20),), outage=Outage(0.0, 3.0), deadline=5.0, latency=0.01)
     one = run(down, "lamella", seed=1)
     assert one["whole"]["failed"] >= 2
     assert one["outage"] is not None
@@ -35,6 +37,7 @@ def test_a_server_that_crashes_has_a_row_that_says_so() -> None:
     assert (one["whole"]["sends"], one["whole"]["lost"]) == (0, 5)
 
 
+@pytest.mark.slow
 def test_a_client_that_crashes_has_a_row_that_says_so() -> None:
     one = run(SMALL, "nobody", seed=1)
     assert one["fault"] == "the client crashed, exit code 1"

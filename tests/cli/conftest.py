@@ -38,6 +38,19 @@ def lamella(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
     )
 
 
+def without(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command where *module* is not installed."""
+    code = f"import sys; sys.modules[{module!r}] = None; from lamella.cli import main; main()"
+    return subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code, *arguments],
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+
+
 def lamella_to_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command with its output in a pipe that nobody reads."""
     reading, writing = os.pipe()

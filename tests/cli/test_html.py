@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
 from base64 import b64encode
 from collections import Counter
 from hashlib import sha256
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import SpanContext, SpanKind
 from tests.cli.conftest import lamella
+from tests.cli.pages import Page
 from tests.cli.serving import API_KEY, KEYS, served, write_accounts
 from tests.cli.spans import a_bad_call, a_good_call, attempt, call, event, page_of, retry, text_of, traces
 from typer.testing import CliRunner
@@ -30,55 +28,6 @@ from lamella.cli.report import Check, Total
 from lamella.cli.terminal import plain
 from lamella.cli.traces import tree
 from lamella.telemetry.names import ATTEMPTS_LEFT, DEADLINE_LEFT, STOP_EVENT
-
-VOID = {"meta", "input", "br"}
-
-
-class Page(HTMLParser):
-    """A page taken apart. It fails where a tag is not closed, and where an id is there twice."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.ids: Counter[str] = Counter()
-        self.texts: dict[str, list[str]] = {}
-        self.feed(text)
-        self.close()
-        assert self.open == []
-        assert [name for name, times in self.ids.items() if times > 1] == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = dict(attrs)
-        assert len(attributes) == len(attrs)
-        self.tags.append((tag, attributes))
-        if name := attributes.get("id"):
-            self.ids[name] += 1
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open:
-            self.texts.setdefault(self.open[-1], []).append(data)
-
-    def of(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    @property
-    def data(self) -> list[dict[str, Any]]:
-        [data, _] = self.texts["script"]
-        found = json.loads(data)
-        assert isinstance(found, list)
-        return found
-
-    @property
-    def policy(self) -> str:
-        [policy] = [meta["content"] for meta in self.of("meta") if "http-equiv" in meta]
-        return str(policy)
-
 
 CAUSES = (Cause(2, ("Ada",), "404 Not Found", "not retryable", "no such record", "Check the path and the id"),)
 CHECKS = (Check("All is well.", None), Check("Nothing is lost.", None))
@@ -280,6 +229,7 @@ def _moved(ids: SpanContext | None, number: int) -> SpanContext | None:
 
 
 class TestTheFile:
+    @pytest.mark.slow
     def test_with_5000_calls(self) -> None:
         """A bound for a slow machine: it takes two seconds on a fast one."""
         page = page_of(many(5000))

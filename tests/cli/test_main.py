@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import environment, lamella, lamella_to_nobody
+from tests.cli.conftest import environment, lamella, lamella_to_nobody, without
 from tests.cli.serving import API_KEY, served, write_accounts
 from typer.testing import CliRunner
 
@@ -38,19 +38,6 @@ def test_ctrl_c_while_it_is_being_loaded(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 130
-
-
-def without(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command where *module* is not installed."""
-    code = f"import sys; sys.modules[{module!r}] = None; from lamella.cli import main; main()"
-    return subprocess.run(  # noqa: S603
-        [sys.executable, "-c", code, *arguments],
-        env=environment(),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=60,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("module", ["rich", "typer"])

@@ -23,11 +23,10 @@ from typing import Any
 
 import pytest
 from stamina.instrumentation import RetryDetails, get_on_retry_hooks, set_on_retry_hooks
-from tests.cli.conftest import environment, lamella, lamella_to_nobody, minding_ctrl_c, start
+from tests.cli.collector import collector
+from tests.cli.conftest import environment, lamella, lamella_to_nobody, minding_ctrl_c, start, without
+from tests.cli.pages import Page
 from tests.cli.serving import API_KEY, KEYS, served, write_accounts
-from tests.cli.test_html import Page
-from tests.cli.test_main import without
-from tests.cli.test_otlp import collector
 from typer.testing import CliRunner, Result
 
 from lamella import maesn
@@ -469,6 +468,7 @@ def _wait_for(condition: Any) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 class TestWhatIsNotInstalled:
     @pytest.mark.parametrize("option", [("--otlp", "http://localhost:4318"), ("--report", "page.html"), ("--sandbox",)])
     def test_the_sdk(self, option: tuple[str, ...]) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.pages import Page
 from tests.cli.serving import API_KEY, KEYS, answering
-from tests.cli.test_html import Page
 from tests.maesn.lists import START, ListServer, numbered, record
 from typer.testing import CliRunner, Result
 

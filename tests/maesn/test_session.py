@@ -83,6 +83,7 @@ async def test_a_base_url_may_have_a_path(sandbox: Sandbox) -> None:
         assert str(session._base_url) == f"{sandbox.url}/accounting/"
 
 
+@pytest.mark.slow
 async def test_thousands_of_tasks_use_one_session_each_for_its_account(make_sandbox: MakeSandbox) -> None:
     keys = [f"account-key-{number}" for number in range(100)]
     sandbox = await make_sandbox(accounts=[Account(key) for key in keys], records=1)

@@ -1208,7 +1208,7 @@ class _Shedder:
 @pytest.mark.parametrize(
     ("share", "wait", "asked", "at_once", "most"),
     [
-        (0.002, 60, None, 10, 1.6),
+        pytest.param(0.002, 60, None, 10, 1.6, marks=pytest.mark.slow),
         pytest.param(0.01, 60, None, 10, 1.8, marks=pytest.mark.slow),
         pytest.param(0.01, 60, None, 50, 1.8, marks=pytest.mark.slow),
         (0.01, 1, 5.0, 10, 1.4),
@@ -1323,6 +1323,7 @@ def test_where_the_rule_hardly_waits_the_server_says_the_period(kind: str, wait:
         assert outcome.took <= traffic.ideal() * 1.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("requests", "per", "latency"), CROWDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_that_take_five_times_as_long_now_and_then_are_no_disaster(

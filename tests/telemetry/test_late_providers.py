@@ -87,7 +87,12 @@ METRICS = [
 
 @pytest.mark.parametrize(
     ("what", "spans", "metrics"),
-    [("nothing", [], []), ("tracer", SPANS, []), ("meter", [], METRICS), ("tracer, meter", SPANS, METRICS)],
+    [
+        pytest.param("nothing", [], [], marks=pytest.mark.slow),
+        pytest.param("tracer", SPANS, [], marks=pytest.mark.slow),
+        pytest.param("meter", [], METRICS, marks=pytest.mark.slow),
+        ("tracer, meter", SPANS, METRICS),
+    ],
 )
 def test_a_provider_that_is_set_later_is_used_from_then_on(what: str, spans: list[str], metrics: list[str]) -> None:
     # In a process of its own: a global provider is set once.

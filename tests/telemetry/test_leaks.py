@@ -222,8 +222,16 @@ def shapes_for(place: Callable[[str, URL], Request], ending: str) -> list[str]:
 
 # aiohttp's newest has another way for a proxy, which its older ones have not.
 @pytest.mark.filterwarnings("ignore:.*(BasicAuth|proxy_auth):DeprecationWarning")
-@pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+@pytest.mark.parametrize(
+    ("place", "ending"),
+    [
+        # Those in between are slow, but for the usual place.
+        pytest.param(place, ending, marks=pytest.mark.slow if row and (row + column) % 2 else ())
+        for row, place in enumerate(PLACES)
+        for column, ending in enumerate(ENDINGS)
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 async def test_nothing_shows_a_credential(
     place: Callable[[str, URL], Request],
     ending: str,

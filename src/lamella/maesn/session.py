@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final, Unpack
 
 import aiohttp
@@ -31,14 +31,19 @@ _WHOLE: Final = {"application/json": 64 * 2**20}
 class SessionOptions(StackOptions, total=False):
     """Options of :func:`session`: those of :func:`lamella.stack`, and those of ``aiohttp.ClientSession``."""
 
+    auto_decompress: bool
     connector: aiohttp.BaseConnector | None
+    connector_owner: bool
     cookie_jar: aiohttp.abc.AbstractCookieJar | None
     cookies: Mapping[str, str]
     headers: Mapping[str, str]
     json_serialize: Callable[[Any], str]
     proxy: str | URL | None
     proxy_auth: aiohttp.BasicAuth | None
-    raise_for_status: bool
+    raise_for_status: bool | Callable[[aiohttp.ClientResponse], Awaitable[None]]
+    read_bufsize: int
+    requote_redirect_url: bool
+    skip_auto_headers: Iterable[str] | None
     timeout: aiohttp.ClientTimeout
     trace_configs: list[aiohttp.TraceConfig]
     trust_env: bool
