@@ -21,7 +21,6 @@ __all__ = [
     "messages_in",
     "parse_error_body",
     "peek",
-    "read_error_body",
     "take_error_body",
     "wait_for_body",
     "whole_bodies",
@@ -135,15 +134,8 @@ class ErrorBody(NamedTuple):
     downstream_errors: tuple[str, ...] = ()
 
 
-async def read_error_body(
-    response: aiohttp.ClientResponse, secrets: Iterable[str] = (), *, until: float = inf
-) -> ErrorBody:
-    """Return the first 64 KiB of the body without *secrets*, as far as :func:`take_error_body` gets."""
-    return parse_error_body(await take_error_body(response, until), secrets)
-
-
 async def take_error_body(response: aiohttp.ClientResponse, until: float = inf) -> bytes:
-    """Return the beginning of the body, or what has come of it before it broke or time was up.
+    """Return the first bytes of the body, secrets included, or what has come before it broke or time was up.
 
     Time is up after a few seconds, or at *until*, a moment of the loop's clock. -inf means to wait for nothing.
     """
@@ -159,7 +151,7 @@ async def take_error_body(response: aiohttp.ClientResponse, until: float = inf) 
 
 
 async def finish_error_body(response: aiohttp.ClientResponse, until: float = inf) -> None:
-    """Wait as :func:`read_error_body` does, so that the connection of a short body can be used again."""
+    """Wait as :func:`take_error_body` does, so that the connection of a short body can be used again."""
     if not response.content.is_eof():
         await _take_error_body(response.content, until, [])
 
@@ -183,7 +175,7 @@ def messages_in(errors: Any, secrets: Iterable[str] = ()) -> tuple[str, ...]:
 
 
 def parse_error_body(body: bytes, secrets: Iterable[str] = ()) -> ErrorBody:
-    """Find the messages in *body*, which may be anything, and take the *secrets* out of it."""
+    """Find the messages in *body*, which may be anything. Return its first 64 KiB, without *secrets*, with them."""
     body, payload = redact_json(body, _json(body) if len(body) <= _ERROR_BYTES else None, secrets)
     if not isinstance(payload, _NESTED):
         return ErrorBody(body[:_ERROR_BYTES], payload)
