@@ -18,7 +18,7 @@ from tests.servers import Serve, ServeRaw
 
 from lamella import _aiohttp
 from lamella.body import answer as answer_body
-from lamella.body.answer import ErrorBody, finish_error_body, peek, read_error_body
+from lamella.body.answer import ErrorBody, finish_error_body, parse_error_body, peek, take_error_body
 
 BODY = json.dumps([{"id": number, "text": "ä" * 50} for number in range(300)], indent=1, ensure_ascii=False).encode()
 FRAMINGS = ["length", "chunked", "gzip", "gzip chunked"]
@@ -39,6 +39,11 @@ async def answer(request: web.Request) -> web.StreamResponse:
     for start in range(0, len(body), 1000):
         await response.write(body[start : start + 1000])
     return response
+
+
+async def read_error_body(response: aiohttp.ClientResponse, secrets: tuple[str, ...] = ()) -> ErrorBody:
+    """Read the body as an error has it."""
+    return parse_error_body(await take_error_body(response), secrets)
 
 
 async def by_readline(response: aiohttp.ClientResponse) -> bytes:

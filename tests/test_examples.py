@@ -34,6 +34,14 @@ SHOWN = {
         "some were sent a second time: True",
     ],
     "rate_limit.py": ["learned: 60 calls, all answered", "stated: 60 calls, all answered; 0 of 60 sends were refused"],
+    "rules.py": [
+        "a limit: 200",
+        "a plain 403: 403 Forbidden, not_retryable",
+        "a lock: 200",
+        "no quota: 429 Quota Used Up, not_retryable",
+        'an error in a 200: 200 {"data"',
+        "by hand: True",
+    ],
     "service.py": ["order 1: {'id': 1}", "404 Not Found [no such order]. check the id", "stopped: not_retryable"],
     "sync.py": [
         "run 1: 20 pages, 1000 records",

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from lamella.retry import Retry
     from lamella.retry.budget import RetryBudget
     from lamella.rules import (
+        HTTP_RULES,
+        Answer,
         Backoff,
         Decision,
         Failure,
@@ -61,6 +63,8 @@ if TYPE_CHECKING:
     from lamella.timeout import Timeout
 
 __all__ = [
+    "HTTP_RULES",
+    "Answer",
     "ApiError",
     "At",
     "AttemptRecord",
@@ -118,6 +122,7 @@ __all__ = [
 ]
 
 _MODULES: Final = {
+    "Answer": "lamella.rules",
     "ApiError": "lamella.errors",
     "At": "lamella.stacking",
     "Call": "lamella.pipeline",
@@ -142,6 +147,7 @@ _MODULES: Final = {
     "Decision": "lamella.rules",
     "Failure": "lamella.rules",
     "Forbidden": "lamella.errors",
+    "HTTP_RULES": "lamella.rules",
     "HeaderAuth": "lamella.auth",
     "InternalServerError": "lamella.errors",
     "LamellaError": "lamella.errors",

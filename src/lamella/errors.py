@@ -133,7 +133,7 @@ class LamellaError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The constructors of aiohttp's and of OSError's classes do not fit what pickle and copy would call.
-        return _blank, (type(self),), vars(self).copy()
+        return _blank, (type(self),), {**vars(self), "rule": self.rule.without_condition()}
 
 
 def _sentence(text: str) -> str:
@@ -145,7 +145,7 @@ def _blank(cls: type[LamellaError]) -> LamellaError:
 
 
 class ApiError(LamellaError, aiohttp.ClientResponseError):
-    """An answer whose status is an error."""
+    """An answer whose status is an error, or that a rule calls one."""
 
     status: int
     body: bytes
@@ -177,7 +177,8 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
         self.url, shown = shown_url(request_info.real_url, secrets)
         self.method = request_info.method
         info = aiohttp.RequestInfo(shown, self.method, redact_headers(request_info.headers, secrets), shown)  # type: ignore[arg-type]
-        super().__init__(info, (), status=status, message=rule.title, headers=redact_headers(headers or {}, secrets))
+        title, given = rule.title_of(status), redact_headers(headers or {}, secrets)
+        super().__init__(info, (), status=status, message=title, headers=given)
         self.args = ()
         self.rule = rule
         self.body = body
@@ -194,7 +195,7 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
 
     def _what(self) -> str:
         said = "; ".join((self.details + self.validation_errors + self.downstream_errors)[:5])
-        return f"{self.status} {self.rule.title}" + (f" [{redact_text(said)}]" if said else "")
+        return f"{self.status} {self.rule.title_of(self.status)}" + (f" [{redact_text(said)}]" if said else "")
 
 
 def _redacted(texts: tuple[str, ...], secrets: tuple[str, ...]) -> tuple[str, ...]:
@@ -249,8 +250,10 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 
 
 def api_error_class(status: int) -> type[ApiError]:
-    """The class for an error *status*."""
-    return _BY_STATUS.get(status) or (ClientStatusError if 400 <= status < 500 else ServerStatusError)
+    """Return the class for a *status* that is an error."""
+    if status < 400:
+        return ApiError
+    return _BY_STATUS.get(status) or (ClientStatusError if status < 500 else ServerStatusError)
 
 
 class TransportError(LamellaError, aiohttp.ClientConnectionError):

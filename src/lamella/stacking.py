@@ -16,7 +16,7 @@ from lamella.classify import Classify
 from lamella.pipeline import Layer, Pipeline, Slot, check_slot
 from lamella.retry import Retry
 from lamella.retry.budget import DEFAULT_BUDGET, RetryBudget
-from lamella.rules import RuleBook
+from lamella.rules import HTTP_RULES, RuleBook
 from lamella.store import Store
 from lamella.telemetry.attempt_span import AttemptSpan
 from lamella.telemetry.attributes import UrlTemplate
@@ -101,12 +101,13 @@ _DEFAULTS: Final[StackOptions] = {
 
 
 def stack(
-    rules: RuleBook, *layers: Layer | At, **options: Unpack[StackOptions]
+    rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **options: Unpack[StackOptions]
 ) -> tuple[aiohttp.ClientMiddlewareType, ...]:
     """Return the whole stack for *rules*, in the right order.
 
     Args:
-        rules: What each status means, and the waits.
+        rules: What each status means, and the waits. It may be left out, also before *layers*. Default:
+            :data:`lamella.HTTP_RULES`.
         layers: Layers made by hand; each takes the place of the one that would be made, with the options that belong
             to it: those are then given to that layer. A ``Breaker`` is always made by hand, and takes store and
             meter provider of the stack where it has none of its own.
@@ -137,10 +138,14 @@ def stack(
     Raises:
         TypeError: There is no option of that name.
         ValueError: An argument is out of its range, an option would have no effect (its layer is left out, or made by
-            hand without it), or a layer is there twice.
+            hand without it), a layer made by hand has other rules, or a layer is there twice.
     """
     if unknown := [name for name in options if name not in StackOptions.__annotations__]:
         raise TypeError(f"stack() has no option {unknown[0]!r}; there are {', '.join(StackOptions.__annotations__)}")
+    if isinstance(rules, Layer | At):
+        return stack(HTTP_RULES, rules, *layers, **options)
+    if not isinstance(rules, RuleBook):
+        raise ValueError(f"rules must be a RuleBook, got {rules!r}: write stack(RuleBook(Rule(…)))")  # noqa: TRY004
     if isinstance(throttle := options.get("throttle"), Throttle):
         layers = (*layers, throttle)
         del options["throttle"]
@@ -149,6 +154,9 @@ def stack(
     by_hand = {
         kind: layer for layer in chosen if isinstance(layer, Layer) for kind in _KINDS if isinstance(layer, kind)
     }
+    for kind, made_by_hand in by_hand.items():
+        if made_by_hand.shared.get("rules", rules) != rules:
+            raise ValueError(f"the {kind.__name__} made by hand has other rules than the stack: give both the same")
     wanted: dict[str, Any] = {**_DEFAULTS, **options}
     makes = [made for made in _MADE if made.off is None or wanted.get(made.off[0], ...) is not made.off[1]]
     for name, value in options.items():

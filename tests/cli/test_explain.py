@@ -117,7 +117,7 @@ def test_an_argument_cannot_move_the_cursor() -> None:
 def test_it_tells_what_would_be_done(outcome: Outcome) -> None:
     sent_again = {
         method: decide(
-            maesn.RULES,
+            maesn.RULES.rule_for(outcome),
             outcome,
             number=1,
             attempts=5,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.examples import examples
 
 from lamella import ApiError, ConnectionLost, RuleBook, stack
-from lamella.body.answer import ErrorBody, _parse
+from lamella.body.answer import ErrorBody, parse_error_body
 
 SECRET = "zq-s3cr3t"
 NAMES = st.sampled_from(
@@ -78,9 +78,9 @@ def _check(said: ErrorBody | ApiError) -> None:
 @example(b"9" * 70_000)
 @example(b'{"errors": {"zq-s3cr3t": "zq-s3cr3t"}}')
 def test_any_bytes_are_an_error_body(body: bytes) -> None:
-    said = _parse(body, (SECRET,))
+    said = parse_error_body(body, (SECRET,))
     _check(said)
-    assert said == _parse(body, (SECRET,))
+    assert said == parse_error_body(body, (SECRET,))
 
 
 @examples(20)

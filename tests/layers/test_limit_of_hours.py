@@ -257,7 +257,7 @@ async def test_what_cannot_be_understood_asks_for_nothing(serve: Serve, virtual_
         assert server.at[1] - server.at[0] == pytest.approx(60, abs=1)
 
 
-@pytest.mark.parametrize("value", ["9" * 400, "1760000000", "31622400", "Fri, 31 Dec 9999 23:59:59 GMT"])
+@pytest.mark.parametrize("value", ["9" * 400, "999999999", "31622400", "Fri, 31 Dec 9999 23:59:59 GMT"])
 async def test_more_than_a_year_is_no_statement_and_locks_no_account_out(
     serve: Serve, virtual_time: VirtualClock, value: str
 ) -> None:

@@ -98,7 +98,7 @@ def test_each_code_of_the_guide_has_a_rule_of_its_own_that_says_what_to_do(
 def test_a_call_of_five_attempts_waits_at_least(outcome: Outcome, method: str, waits: list[float]) -> None:
     decisions = [
         decide(
-            RULES,
+            RULES.rule_for(outcome),
             outcome,
             number=number,
             attempts=5,
@@ -120,7 +120,7 @@ def test_a_call_of_five_attempts_waits_at_least(outcome: Outcome, method: str, w
 @pytest.mark.parametrize(("asked", "wait"), [(5.0, 60), (61.0, 61), (3600.0, 3600), (3601.0, None)])
 def test_retry_after_only_lengthens_a_wait_and_never_beyond_an_hour(asked: float, wait: float | None) -> None:
     decision = decide(
-        RULES,
+        RULES.rule_for(429),
         429,
         number=1,
         attempts=5,

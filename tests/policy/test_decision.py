@@ -40,7 +40,7 @@ def ask(outcome: Outcome = 500, *, rules: RuleBook = RULES, random: float = 0.0,
         "elapsed": 0.0,
         "deadline": None,
     }
-    return decide(rules, outcome, random=lambda: random, **(usual | changes))
+    return decide(rules.rule_for(outcome), outcome, random=lambda: random, **(usual | changes))
 
 
 def test_without_an_objection_it_waits_as_the_rule_says() -> None:

@@ -108,7 +108,7 @@ def test_what_no_rule_names_is_told_in_a_sentence_as_well_with_what_to_do_about_
 
 @pytest.mark.parametrize(
     "status",
-    [0, -1, 1, 200, 304, 399, 600, 999, True, 429.5, "429", "3xx", "6xx", "4XX", "", "connect_failed", b"4xx", (429,)],
+    [0, -1, 1, 200, 304, 399, 600, 999, True, 429.5, "429", "3xx", "6xx", "4XX", "", "connect_failed", b"4xx", ()],
 )
 def test_a_status_that_no_error_has_is_a_value_error_that_shows_it(status: Any) -> None:
     with pytest.raises(ValueError, match="status") as caught:
@@ -116,10 +116,9 @@ def test_a_status_that_no_error_has_is_a_value_error_that_shows_it(status: Any) 
     assert repr(status) in str(caught.value)
 
 
-@pytest.mark.parametrize("title", ["", " \n"])
-def test_an_empty_title_is_a_value_error_that_names_the_rule(title: str) -> None:
+def test_a_blank_title_is_a_value_error_that_names_the_rule() -> None:
     with pytest.raises(ValueError, match="503"):
-        Rule(503, title)
+        Rule(503, " \n")
 
 
 def test_a_rule_is_retryable_if_it_has_waits() -> None:
@@ -144,7 +143,7 @@ def test_a_rule_is_retryable_if_it_has_waits() -> None:
 def test_two_rules_for_one_status_are_a_value_error_that_shows_it(first: Rule, second: Rule) -> None:
     with pytest.raises(ValueError, match="two rules") as caught:
         RuleBook(CLIENT if first is not CLIENT else RETRIED, first, second)
-    assert repr(first.status) in str(caught.value) or str(int(first.status or 0)) in str(caught.value)
+    assert repr(first.status) in str(caught.value)
 
 
 def test_replace_puts_a_rule_in_the_place_of_the_old_one_and_new_ones_at_the_end() -> None:

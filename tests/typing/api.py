@@ -82,7 +82,8 @@ async def own_session() -> None:
         )
     )
 
-    lamella.stack()  # type: ignore[call-arg]
+    lamella.stack()
+    lamella.stack(lamella.Breaker(), attempts=3)
     lamella.stack(RULES, attempt=3)  # type: ignore[call-arg]
     lamella.stack(RULES, auth="key")  # type: ignore[arg-type]
     lamella.stack(RULES, own)  # type: ignore[arg-type]
@@ -183,7 +184,7 @@ async def errors(session: aiohttp.ClientSession) -> None:
 
 def policy() -> None:
     decision = lamella.decide(
-        RULES,
+        RULES.rule_for(Failure.CONNECTION_LOST),
         Failure.CONNECTION_LOST,
         number=1,
         attempts=None,
@@ -203,7 +204,12 @@ def policy() -> None:
     assert_type(lamella.parse_retry_after("120", 0.0), float | None)
 
     Rule("3xx", "Redirect")  # type: ignore[arg-type]
-    Rule(429)  # type: ignore[call-arg]
+    Rule([502, 503, 504], retry=Backoff(1), attempts=3)
+    Rule(403, when=lambda answer: answer.headers.get("Retry-After"), rate_limit=True, carried_out=False)
+    RuleBook(Rule(429), retry_after=lambda answer: answer.json["wait"])
+    assert_type(lamella.HTTP_RULES, RuleBook)
+    assert_type(lamella.Answer(403, {"Retry-After": "5"}).error_code, str | None)
+    Rule(429, when="yes")  # type: ignore[arg-type]
     Rule(429, "Too Many Requests", retry=60)  # type: ignore[arg-type]
     Backoff("60")  # type: ignore[arg-type]
     Backoff((15, 30, 45))  # type: ignore[arg-type]
@@ -211,4 +217,4 @@ def policy() -> None:
     RULES.rules = ()  # type: ignore[misc]
     RuleBook([Rule(429, "Too Many Requests")])  # type: ignore[arg-type]
     decision.wait = 0.0  # type: ignore[misc]
-    lamella.decide(RULES, 500)  # type: ignore[call-arg]
+    lamella.decide(RULES.rule_for(500), 500)  # type: ignore[call-arg]

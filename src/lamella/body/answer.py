@@ -19,8 +19,9 @@ __all__ = [
     "ErrorBody",
     "finish_error_body",
     "messages_in",
+    "parse_error_body",
     "peek",
-    "read_error_body",
+    "take_error_body",
     "wait_for_body",
     "whole_bodies",
     "whole_limit",
@@ -133,26 +134,24 @@ class ErrorBody(NamedTuple):
     downstream_errors: tuple[str, ...] = ()
 
 
-async def read_error_body(
-    response: aiohttp.ClientResponse, secrets: Iterable[str] = (), *, until: float = inf
-) -> ErrorBody:
-    """Return the first 64 KiB of the body without *secrets*, or what has come of it before it broke or time was up.
+async def take_error_body(response: aiohttp.ClientResponse, until: float = inf) -> bytes:
+    """Return the first bytes of the body, secrets included, or what has come before it broke or time was up.
 
     Time is up after a few seconds, or at *until*, a moment of the loop's clock. -inf means to wait for nothing.
     """
     content = response.content
     if content.is_eof() and content.exception() is None:
         # It is all there: no need for a clock.
-        return _parse(await peek(response, _ERROR_BYTES + _OVERLAP), secrets)
+        return await peek(response, _ERROR_BYTES + _OVERLAP)
     if until == -inf:
-        return ErrorBody(b"")
+        return b""
     chunks: list[bytes] = []
     await _take_error_body(content, until, chunks)
-    return _parse(b"".join(chunks)[: _ERROR_BYTES + _OVERLAP], secrets)
+    return b"".join(chunks)[: _ERROR_BYTES + _OVERLAP]
 
 
 async def finish_error_body(response: aiohttp.ClientResponse, until: float = inf) -> None:
-    """Wait as :func:`read_error_body` does, so that the connection of a short body can be used again."""
+    """Wait as :func:`take_error_body` does, so that the connection of a short body can be used again."""
     if not response.content.is_eof():
         await _take_error_body(response.content, until, [])
 
@@ -170,13 +169,13 @@ def messages_in(errors: Any, secrets: Iterable[str] = ()) -> tuple[str, ...]:
         body = json.dumps({"errors": errors}, default=str).encode()
     except RecursionError:
         return ()
-    found = _parse(body, secrets)
+    found = parse_error_body(body, secrets)
     said = found.validation_errors + found.downstream_errors + found.details
     return tuple(redact_text(text, secrets) for text in said[:_MOST_SHOWN])
 
 
-def _parse(body: bytes, secrets: Iterable[str] = ()) -> ErrorBody:
-    """Find the messages in *body*, which may be anything, and take the *secrets* out of it."""
+def parse_error_body(body: bytes, secrets: Iterable[str] = ()) -> ErrorBody:
+    """Find the messages in *body*, which may be anything. Return its first 64 KiB, without *secrets*, with them."""
     body, payload = redact_json(body, _json(body) if len(body) <= _ERROR_BYTES else None, secrets)
     if not isinstance(payload, _NESTED):
         return ErrorBody(body[:_ERROR_BYTES], payload)

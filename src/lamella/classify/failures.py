@@ -6,7 +6,6 @@ import re
 import ssl
 import time
 from collections.abc import Iterable
-from math import inf
 from traceback import walk_tb
 from types import CodeType
 from typing import Final, TypeVar
@@ -15,7 +14,7 @@ import aiohttp
 from aiohttp import http_exceptions
 
 from lamella._aiohttp import is_unsent
-from lamella.body.answer import messages_in, read_error_body
+from lamella.body.answer import messages_in
 from lamella.credentials import noted_secrets, secrets_of
 from lamella.errors import (
     ApiError,
@@ -30,20 +29,19 @@ from lamella.errors import (
     RateLimited,
     RequestRejected,
     TransportError,
-    api_error_class,
 )
 from lamella.pipeline import Call
 from lamella.redaction import secrets_in
-from lamella.rules import RuleBook, StopReason, is_rate_limit, parse_http_date, parse_retry_after
+from lamella.rules import RuleBook, StopReason, asked_wait
 
 __all__ = [
     "ERROR_STATUS",
-    "api_error",
     "error_messages",
     "failure_of",
     "rate_limited",
     "require_open",
     "retry_after_of",
+    "secrets_of_answer",
     "service_works",
     "shown_cause",
     "timed_out",
@@ -72,33 +70,8 @@ _CONNECTING: Final = aiohttp.BaseConnector.connect.__code__
 _IN_POOL: Final = getattr(getattr(aiohttp.BaseConnector, "_wait_for_available_connection", None), "__code__", None)
 
 
-async def api_error(
-    response: aiohttp.ClientResponse, rules: RuleBook, known_secrets: Iterable[str] = (), *, until: float = inf
-) -> ApiError:
-    """Make the error for *response*, whose status is an error. Its body can still be read afterwards.
-
-    The error tells what has come of the body by *until*, a moment of the loop's clock, or within a few seconds.
-    -inf means what is there already, if the body has ended.
-    """
-    secrets = _secrets_of(response, known_secrets)
-    said = await read_error_body(response, secrets, until=until)
-    info = response.request_info
-    return api_error_class(response.status)(
-        info,
-        status=response.status,
-        rule=rules.rule_for(response.status),
-        headers=response.headers,
-        body=said.body,
-        payload=said.payload,
-        details=said.details,
-        validation_errors=said.validation_errors,
-        downstream_errors=said.downstream_errors,
-        retry_after=retry_after_of(response),
-        secrets=secrets,
-    )
-
-
-def _secrets_of(response: aiohttp.ClientResponse, known_secrets: Iterable[str] = ()) -> tuple[str, ...]:
+def secrets_of_answer(response: aiohttp.ClientResponse, known_secrets: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the secrets that *response* may repeat: those of its request, and *known_secrets*."""
     info = response.request_info
     return secrets_in(info.real_url, info.headers, (*known_secrets, *noted_secrets(response)))
 
@@ -111,7 +84,7 @@ def error_messages(response: aiohttp.ClientResponse, errors: object) -> tuple[st
     """
     if not _is_error(errors):
         return None
-    return messages_in(errors, _secrets_of(response))
+    return messages_in(errors, secrets_of_answer(response))
 
 
 def _is_error(errors: object, depth: int = 0) -> bool:
@@ -121,15 +94,8 @@ def _is_error(errors: object, depth: int = 0) -> bool:
 
 
 def retry_after_of(answer: aiohttp.ClientResponse | aiohttp.ClientResponseError) -> float | None:
-    """Return what ``Retry-After`` says, in seconds from now. None: nothing that can be understood."""
-    headers = answer.headers
-    value = None if headers is None else headers.get("Retry-After")
-    if headers is None or value is None:
-        return None
-    # Measured on the server's own clock, where it tells it, a date is right even when ours is wrong.
-    now = time.time()
-    their_now = parse_http_date(headers.get("Date"), now)
-    return parse_retry_after(value, now if their_now is None else their_now)
+    """Return the longest wait that the headers ask for, in seconds from now. None: they ask for none."""
+    return None if answer.headers is None else asked_wait(answer.headers, time.time())
 
 
 def require_open(request: aiohttp.ClientRequest) -> None:
@@ -189,8 +155,10 @@ def service_works(error: LamellaError) -> bool | None:
         return None
     if isinstance(error, ClientStatusError):
         return True
-    # A rate limit told by 503 is no outage, and a real one may be told in the same way.
-    return None if is_rate_limit(error.outcome, error.retry_after) else False
+    if isinstance(error, ApiError) and error.status < ERROR_STATUS:
+        return None
+    # A rate limit that is reported by 503 is no outage, and an outage may be reported in the same way.
+    return None if error.rule.is_rate_limit(error.outcome, error.retry_after) else False
 
 
 def shown_cause(exc: Exception) -> Exception | None:

@@ -80,7 +80,7 @@ def _schedule(rule: Rule, outcome: Outcome) -> Iterator[RenderableType]:
     low, high = sum(map(backoff.floor, retries)), sum(map(backoff.ceiling, retries))
     table.add_row(f"in all {_ATTEMPTS} attempts", between(low, high))
     yield Padding(table, (1, 0, 1, 2))
-    yield _below(_of_writes(outcome))
+    yield _below(_of_writes(rule, outcome))
 
 
 def _first_wait(backoff: Backoff | None) -> str:
@@ -99,9 +99,9 @@ def _in_words(backoff: Backoff) -> str:
     return f"after {first}{drawn}{more}, {_growth(backoff)}; {duration(backoff.maximum)} at most"
 
 
-def _of_writes(outcome: Outcome) -> str:
+def _of_writes(rule: Rule, outcome: Outcome) -> str:
     limits: dict[str, Any] = {"number": 1, "attempts": _ATTEMPTS, "elapsed": 0.0, "deadline": None}
-    decision = decide(RULES, outcome, method="POST", replayable=True, random=lambda: 0.0, **limits)
+    decision = decide(rule, outcome, method="POST", replayable=True, random=lambda: 0.0, **limits)
     if decision.stop is StopReason.UNSAFE_METHOD:
         return (
             "A POST or PATCH is not sent again, for it may have been carried out: only with an Idempotency-Key header, "

@@ -16,7 +16,8 @@ import aiohttp
 import anyio
 
 from lamella.body.answer import wait_for_body, whole_bodies
-from lamella.classify.failures import ERROR_STATUS, api_error, error_messages
+from lamella.classify.failures import ERROR_STATUS, error_messages
+from lamella.classify.judge import api_error
 from lamella.credentials import noting_secrets
 from lamella.errors import BadRequest, NotFound
 from lamella.maesn.account import account as account_context

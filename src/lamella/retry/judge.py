@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import aiohttp
 
-from lamella.classify.failures import ERROR_STATUS, api_error, failure_of, rate_limited, timed_out
+from lamella.classify.failures import ERROR_STATUS, failure_of, rate_limited, timed_out
+from lamella.classify.judge import Judged, api_error, judge
 from lamella.cookies import keep_cookies
 from lamella.errors import ApiError, AttemptRecord, LamellaError
+from lamella.limits import not_cancelled
 from lamella.pipeline import Call, Result
 from lamella.retry.report import deadline_left, deadline_passed, reject
-from lamella.rules import RuleBook
+from lamella.rules import Rule, RuleBook
 from lamella.throttle.queue import waiting_of
 
 __all__ = ["Judge", "Settings"]
@@ -37,12 +39,14 @@ class Judge:
         "_attempt_began",
         "_call",
         "_queued_before",
+        "_rules",
         "_settings",
         "answer",
         "began",
         "error",
         "failed_at",
         "overdue",
+        "same",
     )
 
     def __init__(self, call: Call, settings: Settings, *, began: float, queued_before: float) -> None:
@@ -55,6 +59,10 @@ class Judge:
         self.failed_at = 0.0
         self.answer: aiohttp.ClientResponse | None = None
         """The answer that *error* is about, where no layer further in has turned it into an error."""
+        self.same = 0
+        """How many attempts of the call have ended in the rule of *error*, with the last one."""
+        self._rules: list[Rule] = []
+        """Those that the attempts have ended in."""
         self.overdue = False
         """Whether the deadline has ended the last attempt."""
         self.begin(began, queued_before)
@@ -70,14 +78,18 @@ class Judge:
         if overdue and isinstance(result, BaseException):
             return self._end_by_deadline(result)
         if not isinstance(result, BaseException):
-            if result.status < ERROR_STATUS:
-                if call.records:
-                    self._record(result.status, None, None)
-                return result
-            self.answer = result
-            keep_cookies(call, result)
-            # The body is the caller's: it may be slow, or broken.
-            return self._fail(await api_error(result, self._settings.rules, call.secrets, until=-inf))
+            try:
+                judged = await judge(call, result, self._settings.rules)
+            except (aiohttp.ClientError, TimeoutError) as exc:
+                keep_cookies(call, result)
+                result.close()
+                result = exc
+            else:
+                if judged is None:
+                    if call.records:
+                        self._record(result.status, None, None)
+                    return result
+                return self._fail(await self._error(result, judged))
         if call.stop is not None and result is call.stop.error:
             return reject(call, call.stop.error)
         if isinstance(result, LamellaError):
@@ -88,6 +100,21 @@ class Judge:
             if failure is not None:
                 return self._fail(failure)
         return result
+
+    async def _error(self, answer: aiohttp.ClientResponse, judged: Judged) -> ApiError:
+        """Return the error that *answer* is, where no layer further in has made it."""
+        call, rules = self._call, self._settings.rules
+        keep_cookies(call, answer)
+        if answer.status >= ERROR_STATUS:
+            self.answer = answer
+            # The body is the caller's: it may be slow, or broken.
+            return await api_error(answer, rules, call.secrets, until=-inf, judged=judged)
+        # By its status the caller would take it for a success.
+        try:
+            with not_cancelled(call) as until:
+                return await api_error(answer, rules, call.secrets, until=until, judged=judged)
+        finally:
+            answer.release()
 
     def release(self) -> None:
         """Release the connection of an answer that is not read."""
@@ -114,7 +141,9 @@ class Judge:
     def _fail(self, error: LamellaError) -> LamellaError:
         self.error = error
         self.failed_at = self._call.request.loop.time()
-        error.rule = self._settings.rules.rule_for(error.outcome)
+        error.rule = self._settings.rules.unless_built_in(error.rule, error.outcome)
+        self._rules.append(error.rule)
+        self.same = self._rules.count(error.rule)
         status = error.status if isinstance(error, ApiError) else None
         self._record(status, None if status else type(error).__name__, error.rule.title)
         return error
@@ -122,6 +151,9 @@ class Judge:
     def _record(self, status: int | None, exception: str | None, rule: str | None) -> None:
         call, attempts = self._call, self._settings.attempts
         number = len(call.records) + 1
+        left = [] if attempts is None else [attempts - number]
+        if self.error is not None and self.error.rule.attempts is not None:
+            left.append(self.error.rule.attempts - self.same)
         queued = call.queued - self._queued_before
         record = AttemptRecord(
             number,
@@ -130,7 +162,7 @@ class Judge:
             took=call.request.loop.time() - self._attempt_began - queued,
             queued=queued,
             rule=rule,
-            attempts_left=None if attempts is None else max(attempts - number, 0),
+            attempts_left=max(min(left), 0) if left else None,
             deadline_left=deadline_left(call),
         )
         call.records = (*call.records, record)

@@ -35,8 +35,8 @@ class Retry(Layer):
     per retry; Retry lets those through at DEBUG only (logger ``stamina``).
 
     It stands outside of everything that makes an attempt. With :class:`lamella.Classify` in the stack it raises
-    the last error; without, it returns the last answer at once, its body unread, and decides by the status alone. A
-    connection failure is always an error.
+    the last error; without, it judges the answers itself, and returns the last one at once, its body unread unless a
+    rule asks for it. A connection failure is always an error, and so is an answer below 400 that a rule calls one.
 
     Args:
         rules: What each failure means, and the waits.
@@ -75,15 +75,17 @@ class Retry(Layer):
             check_seconds("deadline", deadline)
         if attempts is None and deadline is None:
             raise ValueError("attempts and deadline must not both be None: such a call might never end")
-        self.shared = {"store": store}
+        self.shared = {"rules": rules, "store": store}
         self._settings = Settings(rules, attempts, retry_writes, random, None if budget is None else self._afford)
+        self._below_400 = rules.below_400
         self._deadline = deadline
         self._budget = budget
         self._state = SharedState(store)
         self._calls = 0
         """How many calls were made since the budget was asked last: each adds its share of a retry."""
-        self._begun: dict[Call, tuple[float, float, AttemptLimit | None]] = {}
-        """When the call began, by the loop's clock, how long it was queued before, and what ends its first attempt."""
+        self._begun: dict[Call, tuple[float, float, AttemptLimit | None, frozenset[int]]] = {}
+        """When the call began, by the loop's clock, how long it was queued before, what ends its first attempt, and
+        which statuses below 400 may be an error."""
 
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._state.work_in(loop)
@@ -96,10 +98,11 @@ class Retry(Layer):
         note_held_cookies(call)
         self._calls += 1
         now = request.loop.time()
-        own = self._deadline
+        own, below_400 = self._deadline, self._below_400
         if OPTIONS in call.state:
             given = OPTIONS.of(call)
             own = given.get("deadline", own)
+            below_400 = given.get("rules", self._settings.rules).below_400
             if own is None and given.get("attempts", self._settings.attempts) is None:
                 raise ValueError("attempts and deadline must not both be None: such a call might never end")
         if own is None and not request.session.timeout.total and inherited() is None:
@@ -115,14 +118,14 @@ class Retry(Layer):
                 # What is inherited may be used up already: then nothing is sent.
                 raise out_of_time(call, self._settings_of(call).rules, seconds)
             limit = None if call.deadline is None else AttemptLimit(call, call.deadline)
-        self._begun[call] = now, call.queued, limit
+        self._begun[call] = now, call.queued, limit, below_400
 
     def after(self, call: Call, result: Result) -> Callable[[Again], Awaitable[Result]] | None:
-        began, queued_before, limit = self._begun.pop(call)
+        began, queued_before, limit, below_400 = self._begun.pop(call)
         overdue = limit is not None and limit.stop() and isinstance(result, asyncio.CancelledError)
         if not isinstance(result, BaseException):
             # Most calls end well at the first attempt, and then nothing need be known of it.
-            if result.status < ERROR_STATUS and not call.records:
+            if result.status < ERROR_STATUS and not call.records and result.status not in below_400:
                 return None
         elif not isinstance(result, Exception) and not overdue:
             return None  # cancelled, or thrown away

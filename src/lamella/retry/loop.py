@@ -20,7 +20,7 @@ from lamella.retry.deadline import AttemptLimit
 from lamella.retry.judge import Judge, Settings
 from lamella.retry.report import add_event, out_of_time
 from lamella.retry.stamina_log import NAME
-from lamella.rules import Decision, StopReason, WaitSource, decide, is_rate_limit
+from lamella.rules import Decision, StopReason, WaitSource, decide
 from lamella.telemetry.log import log_failure
 from lamella.telemetry.names import RETRY_EVENT, STOP_EVENT
 
@@ -160,9 +160,10 @@ class Loop:
         )
         testing = stamina.is_testing()
         decision = decide(
-            settings.rules,
+            error.rule,
             error.outcome,
             number=len(call.records),
+            same=self._last.same,
             # In its test mode stamina sets the attempts, and takes the waits out.
             attempts=None if testing else settings.attempts,
             method=call.request.method,
@@ -200,7 +201,7 @@ class Loop:
     async def _affordable(self, error: LamellaError, decision: Decision) -> bool:
         """Return whether the budget of the session has a retry left, which is taken."""
         free = (
-            is_rate_limit(error.outcome, error.retry_after)
+            error.rule.is_rate_limit(error.outcome, error.retry_after)
             or decision.source is WaitSource.IMMEDIATE
             or (isinstance(error, ConnectTimeout) and error.in_pool)  # it did not reach the service
         )

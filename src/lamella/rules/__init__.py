@@ -1,13 +1,20 @@
 """Policy is data, and pure: no I/O, no clock, no global randomness."""
 
+from lamella.rules.answer import Answer, BodyNeeded
 from lamella.rules.backoff import Backoff
-from lamella.rules.book import Failure, Outcome, Rule, RuleBook, is_rate_limit
+from lamella.rules.book import RuleBook
 from lamella.rules.decision import IDEMPOTENT_METHODS, Decision, StopReason, WaitSource, decide
+from lamella.rules.http import HTTP_RULES
 from lamella.rules.retry_after import parse_http_date, parse_retry_after
+from lamella.rules.rule import Failure, Outcome, Rule, is_rate_limit
+from lamella.rules.waits import asked_wait
 
 __all__ = [
+    "HTTP_RULES",
     "IDEMPOTENT_METHODS",
+    "Answer",
     "Backoff",
+    "BodyNeeded",
     "Decision",
     "Failure",
     "Outcome",
@@ -15,6 +22,7 @@ __all__ = [
     "RuleBook",
     "StopReason",
     "WaitSource",
+    "asked_wait",
     "decide",
     "is_rate_limit",
     "parse_http_date",

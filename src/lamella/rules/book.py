@@ -1,102 +1,30 @@
-"""What a failure means and whether it is worth another try: a table of values."""
+"""A table of rules, and those that every table has."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import Final, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Final
 
+from lamella.checks import check_seconds
+from lamella.rules.answer import Answer, BodyNeeded
 from lamella.rules.backoff import Backoff
+from lamella.rules.retry_after import LONGEST
+from lamella.rules.rule import ERROR, Failure, Outcome, Rule, Status, status_class
 
-__all__ = ["Failure", "Outcome", "Rule", "RuleBook", "is_rate_limit"]
-
-
-class Failure(StrEnum):
-    """Why there is no (whole) answer."""
-
-    CONNECT_FAILED = "connect_failed"
-    """Nothing was sent: DNS, connection refused, an interrupted TLS handshake, no connection in time."""
-    CERTIFICATE_INVALID = "certificate_invalid"
-    """Nothing was sent: the server's certificate is not trusted, or no TLS version or cipher suits both sides."""
-    PROXY_REFUSED = "proxy_refused"
-    """Nothing was sent: the proxy refuses to connect to the server, and would do so again."""
-    CONNECTION_LOST = "connection_lost"
-    """It broke after something was sent: the request may have been carried out."""
-    ATTEMPT_TIMEOUT = "attempt_timeout"
-    """No answer in time: the request may have been carried out."""
-    CIRCUIT_OPEN = "circuit_open"
-    """It was not sent: the service is known to be down."""
-    RATE_LIMITED = "rate_limited"
-    """It was not sent: its turn under the rate limit would come after its deadline, or the server asks for a wait that
-    is too long."""
-
-
-Outcome = int | Failure
-"""What came of one attempt that failed: the status of the answer, or why there was none."""
-
-
-def is_rate_limit(outcome: Outcome, retry_after: float | None) -> bool:
-    """Return whether a failed attempt says that the account sends too much: 429, or 503 with ``Retry-After``.
-
-    *retry_after* is what the server asks for, in seconds. None means that it asks for nothing that can be understood.
-    """
-    return outcome == 429 or (outcome == 503 and retry_after is not None)
-
-
-_LOWEST, _SERVER, _HIGHEST = 400, 500, 599
-_CLASSES = ("4xx", "5xx")
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One row of a :class:`RuleBook`.
-
-    Args:
-        status: What the rule is for: an error status (400 to 599); a class of them, ``"4xx"`` or ``"5xx"``; a
-            :class:`Failure`; or None, for every status that no other rule names.
-        title: A short name, as in "Too Many Requests".
-        description: What happened, in a sentence.
-        hint: What to do about it, in a sentence.
-        retry: The waits between the tries. None means that it is never tried again.
-
-    Raises:
-        ValueError: No error can have this status, or the title is empty.
-    """
-
-    status: int | Literal["4xx", "5xx"] | Failure | None
-    title: str
-    description: str = ""
-    hint: str = ""
-    retry: Backoff | None = None
-
-    def __post_init__(self) -> None:
-        status = self.status
-        error = isinstance(status, int) and _LOWEST <= status <= _HIGHEST
-        if not (error or isinstance(status, Failure) or status is None or status in _CLASSES):
-            raise ValueError(
-                f'status must be from {_LOWEST} to {_HIGHEST}, "4xx", "5xx", a Failure or None, not {status!r}'
-            )
-        if not self.title.strip():
-            raise ValueError(f"title must not be empty, and is {self.title!r} in the rule for {status!r}")
-
-    @property
-    def retryable(self) -> bool:
-        """Whether it is ever tried again."""
-        return self.retry is not None
-
+__all__ = ["RuleBook"]
 
 _CONNECTION = Backoff(initial=(0.5, 1.0), maximum=60)
-_BUILT_IN: Final[dict[str, Rule]] = {
-    rule.status: rule
+_BUILT_IN: Final[dict[Status | None, Rule]] = {
+    status: rule
     for rule in (
         Rule(
             "4xx",
-            "Client Error",
+            "",
             "The server refused the request.",
             "Check the request; the same one fails again.",
         ),
-        Rule("5xx", "Server Error", "The server failed.", "Look at the server's status, or ask its operator."),
+        Rule("5xx", "", "The server failed.", "Look at the server's status, or ask its operator."),
         Rule(
             Failure.CONNECT_FAILED,
             "Connection Failed",
@@ -143,64 +71,149 @@ _BUILT_IN: Final[dict[str, Rule]] = {
             "Nothing was carried out: try again later, allow it more time, or send fewer at a time.",
         ),
     )
-    if isinstance(rule.status, str)
+    for status in rule.statuses
 }
 
 
 class RuleBook:
-    """An immutable set of rules: looked up by status, then by class of status, then the default.
+    """An immutable set of rules. The first match counts: rules with ``when`` in order, status, class, default.
 
     A status of 600 or more, which no server should send, counts as a server error (RFC 9110, section 15). What no
-    rule names has a built-in one: a status is never tried again, and a failure of the connection is, soon.
+    rule names has a built-in rule: a status is final, and a failed connection is tried again soon.
+
+    Args:
+        rules: The rules. A status may have one rule without ``when``, and any number with it.
+        retry_after: Returns the wait that an :class:`Answer` asks for, in seconds, where the headers that lamella knows
+            do not say it. None, or an exception, which is logged once, means that the headers count.
 
     Raises:
-        ValueError: Two rules are for the same status.
+        ValueError: Two rules without ``when`` are for the same status, or an argument is no rule.
     """
 
-    __slots__ = ("_by_status", "rules")
+    __slots__ = ("_by_status", "_failed", "_when", "below_400", "retry_after", "rules")
 
-    def __init__(self, *rules: Rule) -> None:
+    def __init__(self, *rules: Rule, retry_after: Callable[[Answer], float | None] | None = None) -> None:
         self.rules: Final = rules
+        self.retry_after: Final = retry_after
         self._by_status: dict[int | str | None, Rule] = {}
         for rule in rules:
-            if first := self._by_status.get(rule.status):
-                raise ValueError(f"two rules for status {rule.status!r}: {first.title!r} and {rule.title!r}")
-            self._by_status[rule.status] = rule
+            if not isinstance(rule, Rule):
+                raise ValueError(f"a rule must be a Rule, got {rule!r}: write RuleBook(Rule(…), Rule(…))")  # noqa: TRY004
+            for status in dict.fromkeys(rule.statuses) if rule.when is None else ():
+                if first := self._by_status.get(status):
+                    raise ValueError(f"two rules for status {status!r}: {first.title!r} and {rule.title!r}")
+                self._by_status[status] = rule
+        if retry_after is not None and not callable(retry_after):
+            raise ValueError(f"retry_after must be a function of an Answer or None, got {retry_after!r}")
+        self._failed: set[int] = set()
+        """The ids of the rules with a failure that was reported already; 0 for *retry_after*."""
+        self._when = tuple(rule for rule in rules if rule.when is not None)
+        named = {status for rule in self._when for status in rule.statuses}
+        self.below_400: Final = frozenset(status for status in named if isinstance(status, int) and status < ERROR)
+        """The statuses below 400 that a rule may call an error."""
 
     def rule_for(self, outcome: Outcome) -> Rule:
-        """The rule for a status, or for a failure without one."""
+        """Return the rule for a status or for a failure without one, leaving those with ``when`` aside."""
         book = self._by_status
         if rule := book.get(outcome):
             return rule
         if isinstance(outcome, Failure):
             return _BUILT_IN[outcome]
-        kind = "4xx" if _LOWEST <= outcome < _SERVER else "5xx"
+        kind = status_class(outcome)
         return book.get(kind) or book.get(None) or _BUILT_IN[kind]
 
+    def looks_at(self, status: int) -> bool:
+        """Return whether the book has to see an answer with *status* to judge it."""
+        return self.retry_after is not None or any(rule.covers(status) for rule in self._when)
+
+    def judge(self, answer: Answer, failed: Callable[[Rule | None, Exception], None]) -> Rule | None:
+        """Return the rule for *answer*. None: it is no error.
+
+        A rule whose ``when`` raises does not apply. The first time, that is passed to *failed*.
+
+        Raises:
+            BodyNeeded: A rule asks for the body, which is not read yet.
+        """
+        for rule in self._when:
+            if rule.covers(answer.status) and rule.when is not None:
+                try:
+                    applies = bool(rule.when(answer))
+                except Exception as exc:  # noqa: BLE001 - a rule must not break a call
+                    applies = False
+                    self._report(rule, exc, answer, failed)
+                if answer.body_needed:
+                    raise BodyNeeded
+                if applies:
+                    return rule
+        return None if answer.status < ERROR else self.rule_for(answer.status)
+
+    def wait_of(self, answer: Answer, failed: Callable[[Rule | None, Exception], None]) -> float | None:
+        """Return the wait that *answer* asks for by *retry_after*, in seconds. None: by that it asks for none.
+
+        Raises:
+            BodyNeeded: The function asks for the body, which is not read yet.
+        """
+        seconds: float | None = None
+        try:
+            if self.retry_after is not None and (seconds := self.retry_after(answer)) is not None:
+                check_seconds("the result of retry_after", seconds, zero=True)
+        except Exception as exc:  # noqa: BLE001 - as above
+            seconds = None
+            self._report(None, exc, answer, failed)
+        if answer.body_needed:
+            raise BodyNeeded
+        return None if seconds is None else min(seconds, LONGEST)
+
+    def _report(
+        self, rule: Rule | None, exc: Exception, answer: Answer, failed: Callable[[Rule | None, Exception], None]
+    ) -> None:
+        number = 0 if rule is None else id(rule)
+        # The function may have made its own exception of BodyNeeded: it is asked again.
+        if number not in self._failed and not answer.body_needed:
+            self._failed.add(number)
+            failed(rule, exc)
+
+    def unless_built_in(self, rule: Rule, outcome: Outcome) -> Rule:
+        """Return *rule*, which another layer has put on an error, or this book's for *outcome* if it is built in."""
+        return self.rule_for(outcome) if any(rule is built_in for built_in in _BUILT_IN.values()) else rule
+
     def replace(self, *rules: Rule) -> RuleBook:
-        """The same book with *rules* in place of those for the same statuses, or added."""
-        return RuleBook(*{rule.status: rule for rule in (*self.rules, *rules)}.values())
+        """Return the same book with *rules* in place of those for the same statuses, or added.
+
+        A rule with ``when`` replaces none: it comes before those that the book has.
+        """
+        new = {status: rule for rule in rules if rule.when is None for status in rule.statuses}
+        kept: list[Rule] = [rule for rule in rules if rule.when is not None]
+        for rule in self.rules:
+            left = rule if rule.when is not None else rule.without(new)
+            kept.append(new[rule.statuses[0]] if left is None else left)
+        return RuleBook(*dict.fromkeys((*kept, *new.values())), retry_after=self.retry_after)
 
     def scaled(self, factor: float) -> RuleBook:
-        """The same book with every delay times *factor*, for demos and tests."""
-        own = {rule.status for rule in self.rules}
-        # The built-in waits after a failed connection are delays too.
-        others = [rule for rule in _BUILT_IN.values() if rule.retry and rule.status not in own]
-        return RuleBook(
-            *(replace(rule, retry=rule.retry and rule.retry.scaled(factor)) for rule in (*self.rules, *others))
-        )
+        """Return the same book with every backoff times *factor*, for demos and tests."""
+        # The built-in waits after a failed connection are delays, too.
+        others = [rule for status, rule in _BUILT_IN.items() if rule.retry and status not in self._by_status]
+        scaled = [replace(rule, retry=rule.retry and rule.retry.scaled(factor)) for rule in (*self.rules, *others)]
+        return RuleBook(*scaled, retry_after=self.retry_after)
+
+    def _key(self) -> tuple[object, ...]:
+        return frozenset(self._by_status.items()), self._when, self.retry_after
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules)
 
     def __eq__(self, other: object) -> bool:
-        return self._by_status == other._by_status if isinstance(other, RuleBook) else NotImplemented
+        return self._key() == other._key() if isinstance(other, RuleBook) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(frozenset(self.rules))
+        return hash(self._key())
 
-    def __reduce__(self) -> tuple[type[RuleBook], tuple[Rule, ...]]:
-        return RuleBook, self.rules
+    def __reduce__(self) -> tuple[object, ...]:
+        return _book, (self.rules, self.retry_after)
 
     def __repr__(self) -> str:
         return f"RuleBook({', '.join(f'{rule.status} {rule.title}' for rule in self.rules)})"
+
+
+def _book(rules: tuple[Rule, ...], retry_after: Callable[[Answer], float | None] | None) -> RuleBook:
+    return RuleBook(*rules, retry_after=retry_after)

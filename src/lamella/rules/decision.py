@@ -6,18 +6,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from lamella.rules.backoff import Random
-from lamella.rules.book import Failure, Outcome, Rule, RuleBook
+from lamella.rules.rule import Failure, Outcome, Rule
 
 __all__ = ["IDEMPOTENT_METHODS", "Decision", "StopReason", "WaitSource", "decide"]
 
 IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 """RFC 9110, section 9.2.2: sending one of these twice does what sending it once does."""
 
-# 429: the server refused before it did anything. The others: nothing was sent.
-# 503 is not among them, even as a rate limit: a server may break down while it carries something out.
-_NEVER_CARRIED_OUT: frozenset[Outcome] = frozenset(
-    {429, Failure.CONNECT_FAILED, Failure.CERTIFICATE_INVALID, Failure.PROXY_REFUSED}
-)
 # What an attempt that a deadline cuts short ends in.
 _CUT_SHORT: frozenset[Outcome] = frozenset({Failure.ATTEMPT_TIMEOUT, Failure.CONNECT_FAILED})
 
@@ -28,7 +23,7 @@ class StopReason(StrEnum):
     NOT_RETRYABLE = "not_retryable"
     """The rule says that another try would fail the same way."""
     ATTEMPTS_USED_UP = "attempts_used_up"
-    """It was sent as often as is allowed."""
+    """The call has no attempts left, or there were as many as the rule allows."""
     DEADLINE = "deadline"
     """The wait would end after the call's deadline."""
     WAIT_TOO_LONG = "wait_too_long"
@@ -72,10 +67,11 @@ class Decision:
 
 
 def decide(
-    rules: RuleBook,
+    rule: Rule,
     outcome: Outcome,
     *,
     number: int,
+    same: int = 1,
     attempts: int | None,
     method: str,
     replayable: bool,
@@ -89,9 +85,10 @@ def decide(
     """Decide about attempt *number* (from 1), which ended in *outcome*.
 
     Args:
-        rules: What each outcome means.
+        rule: What the outcome means.
         outcome: The status of the answer, or why there was none.
         number: Which attempt of the call this was, from 1.
+        same: How many attempts of the call have ended in this rule, with this one.
         attempts: How often a call may be sent. None means as often as it takes.
         method: The request's method, in capitals.
         replayable: Whether the body can be sent again.
@@ -102,17 +99,16 @@ def decide(
         idempotent: The caller vouches that a repeat does no harm, whatever the method.
         stale: The connection may have been closed while it was idle; then the next try need not wait.
     """
-    rule = rules.rule_for(outcome)
     if outcome in _CUT_SHORT and deadline is not None and elapsed >= deadline:
         # It was the deadline itself that cut the attempt short.
         return Decision(rule, stop=StopReason.DEADLINE)
     if rule.retry is None:
         return Decision(rule, stop=StopReason.NOT_RETRYABLE)
-    if not (idempotent or method in IDEMPOTENT_METHODS or outcome in _NEVER_CARRIED_OUT):
+    if not idempotent and method not in IDEMPOTENT_METHODS and rule.may_be_carried_out(outcome):
         return Decision(rule, stop=StopReason.UNSAFE_METHOD)
     if not replayable:
         return Decision(rule, stop=StopReason.BODY_NOT_REPLAYABLE)
-    if attempts is not None and number >= attempts:
+    if (attempts is not None and number >= attempts) or (rule.attempts is not None and same >= rule.attempts):
         return Decision(rule, stop=StopReason.ATTEMPTS_USED_UP)
     if stale:
         wait, source = 0.0, WaitSource.IMMEDIATE

@@ -15,6 +15,8 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 _MONTH = f"(?P<month>{'|'.join(_MONTHS)})"
 _TIME = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]*)?")
+_MOMENT, _MOMENT_IN_MILLISECONDS = 1e9, 1e11
+"""From here on a number is a moment since the epoch: in seconds, and from the year 5138 on rather in milliseconds."""
 # The three forms of RFC 9110, section 5.6.7: IMF-fixdate, then the obsolete RFC 850 and asctime.
 _DATES = tuple(
     re.compile(form, re.IGNORECASE)
@@ -27,22 +29,24 @@ _DATES = tuple(
 
 
 def parse_retry_after(value: str | None, now: float) -> float | None:
-    """How many seconds from *now* (seconds since the epoch) the server asks us to wait.
+    """Return how many seconds from *now* (seconds since the epoch) the server asks to wait.
 
-    Returns None where it asks for nothing that can be understood: no header, a negative number, a date that
-    does not exist, garbage. A date that has passed is 0.0, and more than a year is :data:`LONGEST`. A decimal
-    fraction, which the RFC does not know but servers send, is taken as it is meant.
+    None: it asks for nothing that can be understood: no header, a negative number, a date that does not exist, garbage.
+    A moment that has passed is 0.0, and more than a year is :data:`LONGEST`. Three forms are not in the RFC, but are
+    sent: a decimal fraction, and a moment in seconds or milliseconds since the epoch: any number above 10⁹.
     """
     text = (value or "").strip()
     if _SECONDS.fullmatch(text):
-        # A number of any length is fine: float() makes infinity of what is too large for it.
-        return min(float(text), LONGEST)
+        number = float(text)  # infinity, if it is too large
+        if number > _MOMENT:
+            number = max(0.0, (number / 1000 if number >= _MOMENT_IN_MILLISECONDS else number) - now)
+        return min(number, LONGEST)
     moment = parse_http_date(text, now)
     return None if moment is None else min(max(moment - now, 0.0), LONGEST)
 
 
 def parse_http_date(value: str | None, now: float) -> float | None:
-    """An HTTP-date as seconds since the epoch, or None; *now* gives a two-digit year its century."""
+    """Return an HTTP-date as seconds since the epoch. None: it is none. *now* gives a two-digit year its century."""
     text = (value or "").strip()
     for form in _DATES:
         if match := form.fullmatch(text):
@@ -57,7 +61,7 @@ def _moment(match: re.Match[str], now: datetime) -> datetime:
     digits = int(match["year"])
     if len(match["year"]) == 4:
         return _in_year(digits, match)
-    # RFC 9110: a two-digit year that seems more than 50 years away is the latest one before with those digits.
+    # RFC 9110: a two-digit year that seems more than 50 years ahead is in the past.
     century = now.year - now.year % 100
     # In 50 years there is no 29 February.
     latest = now.replace(year=now.year + 50, day=28 if (now.month, now.day) == (2, 29) else now.day)

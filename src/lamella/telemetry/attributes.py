@@ -12,6 +12,7 @@ import aiohttp
 from opentelemetry.util.types import AttributeValue
 
 from lamella._aiohttp import peer_of
+from lamella.classify.failures import ERROR_STATUS
 from lamella.credentials import hidden_headers, secrets_of
 from lamella.pipeline import Call, PerCall
 from lamella.redaction import redact_text, redact_url
@@ -174,6 +175,6 @@ def header_attributes(
 
 
 def error_type(exc: BaseException) -> str:
-    """``error.type`` of an exception: its status where it has one, else the name of its class."""
+    """Return ``error.type`` of an exception: its status if that is an error, else the name of its class."""
     status = getattr(exc, "status", None)
-    return str(status) if isinstance(status, int) and status else type(exc).__qualname__
+    return str(status) if isinstance(status, int) and status >= ERROR_STATUS else type(exc).__qualname__

@@ -20,11 +20,12 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, TracerProvider
 from opentelemetry.util.types import AttributeValue
 from yarl import URL
 
-from lamella.classify.failures import ERROR_STATUS, rate_limited, require_open, retry_after_of
+from lamella.classify.failures import ERROR_STATUS, rate_limited, require_open
+from lamella.classify.judge import Judged, judge
 from lamella.errors import ApiError, CertificateInvalid, ConnectFailed, RequestRejected
 from lamella.origins import origin_of
 from lamella.pipeline import Call, Layer, Result, Slot, Stop
-from lamella.rules import RuleBook, StopReason, is_rate_limit
+from lamella.rules import RuleBook, StopReason
 from lamella.store import Store
 from lamella.store.shared import SharedState, hash_key
 from lamella.telemetry.attributes import origin_attributes
@@ -80,8 +81,8 @@ class _Account:
 class Throttle(Layer):
     """Keeps the calls of an account to its rate limit, which is stated or learned.
 
-    A refusal (429, or 503 with ``Retry-After``) begins a rate-limit episode: all calls of that account are queued for
-    the wait that the rule or ``Retry-After`` asks for, and then sent at the rate that is learned, first come, first
+    A refusal (an answer whose rule is a rate limit) begins a rate-limit episode: all calls of that account are queued
+    for the wait that the rule or the server asks for, and then sent at the rate that is learned, first come, first
     served. A queued call uses up no attempt, and a retry keeps its place. If the server asks for a longer wait than the
     rule's maximum, the calls of that account fail with :class:`lamella.RateLimited` until it has passed.
 
@@ -89,7 +90,7 @@ class Throttle(Layer):
     Without ``Retry`` a refused call fails, and the others are queued. In stamina's test mode nothing waits.
 
     Args:
-        rules: What 429 and 503 mean, and how long to wait after them.
+        rules: Which answers are a rate limit, and how long to wait after them.
         limit: The limit, if it is known: then nothing is refused, unless others use it as well. Each call counts until
             it is answered, a long poll too. None means that the limit is learned.
         key: Returns the account of a request. None, or a *key* that returns None, means one account for each origin.
@@ -114,8 +115,14 @@ class Throttle(Layer):
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
-        self.shared = {"store": store, "tracer_provider": tracer_provider, "meter_provider": meter_provider}
+        self.shared = {
+            "rules": rules,
+            "store": store,
+            "tracer_provider": tracer_provider,
+            "meter_provider": meter_provider,
+        }
         self._rules = rules
+        self._below_400 = rules.below_400
         backoff = rules.rule_for(_REFUSED).retry
         self._period = (backoff.low if backoff else 0.0) or _PERIOD
         self._limit = limit
@@ -206,7 +213,13 @@ class Throttle(Layer):
         account, permit, estimate = begun
         queue, memory = account.queue, self._state.memory
         if not isinstance(result, BaseException):
-            if memory is None or estimate is None or account.episode is not None or result.status >= ERROR_STATUS:
+            if (
+                memory is None
+                or estimate is None
+                or account.episode is not None
+                or result.status >= ERROR_STATUS
+                or (self._below_400 and result.status in self._below_400)
+            ):
                 return self._ended(call, account, permit, result)
             now = memory.now(call.request.loop.time())
             answered(estimate, now, permit, len(queue.sent_at) - 1, self._limit)
@@ -219,22 +232,26 @@ class Throttle(Layer):
     async def _ended(self, call: Call, account: _Account, permit: Permit, result: Result) -> None:
         try:
             if not isinstance(result, BaseException):
-                await self._record(call, account, permit, result.status, retry_after_of(result))
+                try:
+                    judged = await judge(call, result, self._rules)
+                except (aiohttp.ClientError, TimeoutError):  # of the body that a rule asks for
+                    await self._state.note(call.span, account.name, RateEstimate, RateEstimate.record)
+                    raise
+                await self._record(call, account, permit, result.status, judged)
             elif not isinstance(result, ApiError):
                 await self._state.note(call.span, account.name, RateEstimate, RateEstimate.record)
             elif result.stopped is None:  # otherwise it is the end of another call, which a layer further in made
-                await self._record(call, account, permit, result.status, result.retry_after)
+                rule = self._rules.unless_built_in(result.rule, result.status)
+                await self._record(call, account, permit, result.status, Judged(rule, result.retry_after))
         finally:
             del result  # its traceback may refer to this frame
             account.queue.end(permit)
 
-    async def _record(
-        self, call: Call, account: _Account, permit: Permit, status: int, retry_after: float | None
-    ) -> None:
+    async def _record(self, call: Call, account: _Account, permit: Permit, status: int, judged: Judged | None) -> None:
         state, queue = self._state, account.queue
-        if is_rate_limit(status, retry_after):
-            backoff = self._rules.rule_for(status).retry
-            wait = await state.note(call.span, account.name, RateEstimate, refused, permit, backoff, retry_after)
+        if judged is not None and judged.rule.is_rate_limit(status, judged.retry_after):
+            asked = judged.rule.retry, judged.retry_after
+            wait = await state.note(call.span, account.name, RateEstimate, refused, permit, *asked)
             if wait is not None:
                 now, seconds = asyncio.get_running_loop().time(), wait.seconds or 0.0
                 queue.block(now + seconds, too_long=wait.too_long)

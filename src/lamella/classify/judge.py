@@ -1,0 +1,136 @@
+"""What an answer means by a rule book, and the error for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from functools import partial
+from math import inf
+from typing import Final, NamedTuple
+
+import aiohttp
+
+from lamella.body.answer import parse_error_body, peek, take_error_body
+from lamella.classify.failures import ERROR_STATUS, retry_after_of, secrets_of_answer
+from lamella.errors import ApiError, api_error_class
+from lamella.limits import not_cancelled
+from lamella.pipeline import OPTIONS, Call, PerCall
+from lamella.redaction import one_line, redact_text
+from lamella.rules import Answer, BodyNeeded, Rule, RuleBook
+
+__all__ = ["Judged", "api_error", "judge"]
+
+_LOGGER: Final = logging.getLogger("lamella")
+_MOST: Final = 8 * 2**20
+"""Bytes of a body below status 400 that a rule gets to see. Of an error's body it sees what the error has."""
+_ENDLESS: Final = frozenset({"text/event-stream", "multipart/x-mixed-replace"})
+
+
+class Judged(NamedTuple):
+    """What a rule book says of an answer that is an error."""
+
+    rule: Rule
+    retry_after: float | None
+    """Seconds that the server asks to wait. None: it asks for none."""
+
+
+_JUDGED: Final = PerCall[tuple[aiohttp.ClientResponse, RuleBook, Judged | None] | None](lambda: None)
+
+
+async def judge(call: Call, response: aiohttp.ClientResponse, rules: RuleBook) -> Judged | None:
+    """Return what *rules*, or those that options() gives for *call*, say of *response*. None: it is no error.
+
+    The body is read if a rule asks for it, within the limits of the attempt, and can still be read afterwards. However
+    many layers ask, the rules are evaluated once.
+
+    Raises:
+        TimeoutError: The body of a status below 400 did not come in time.
+        aiohttp.ClientError: The body of a status below 400 is broken.
+    """
+    rules = (OPTIONS.get(call) or {}).get("rules", rules)
+    known = _JUDGED.get(call)
+    if known is not None and known[0] is response and known[1] is rules:
+        return known[2]
+    judged: Judged | None = None
+    body_needed = False
+    try:
+        judged = _judged(response, rules, None, call.secrets)
+    except BodyNeeded:
+        body_needed = True
+    if body_needed:  # what goes wrong now has no BodyNeeded as its context
+        judged = _judged(response, rules, await _body(call, response), call.secrets)
+    _JUDGED.set(call, (response, rules, judged))
+    return judged
+
+
+async def api_error(
+    response: aiohttp.ClientResponse,
+    rules: RuleBook,
+    known_secrets: Iterable[str] = (),
+    *,
+    until: float = inf,
+    judged: Judged | None = None,
+) -> ApiError:
+    """Return the error for *response*. Its body can still be read afterwards.
+
+    The error has what has come of the body by *until*, a moment of the loop's clock, or within a few seconds.
+    -inf means what is there already, if the body has ended. *judged* is what is known of a status below 400.
+    """
+    body = await take_error_body(response, until)
+    judged = judged or _judged(response, rules, body, known_secrets)
+    if judged is None:
+        raise ValueError(f"status {response.status} is an error only if it is judged to be one")
+    secrets = secrets_of_answer(response, known_secrets)
+    said = parse_error_body(body, secrets)
+    return api_error_class(response.status)(
+        response.request_info,
+        status=response.status,
+        rule=judged.rule,
+        headers=response.headers,
+        body=said.body,
+        payload=said.payload,
+        details=said.details,
+        validation_errors=said.validation_errors,
+        downstream_errors=said.downstream_errors,
+        retry_after=judged.retry_after,
+        secrets=secrets,
+    )
+
+
+def _judged(
+    response: aiohttp.ClientResponse, rules: RuleBook, body: bytes | None, known_secrets: Iterable[str]
+) -> Judged | None:
+    status = response.status
+    if status < ERROR_STATUS and status not in rules.below_400:
+        return None
+    if not rules.looks_at(status):
+        return Judged(rules.rule_for(status), retry_after_of(response))
+    info, failed = response.request_info, partial(_log, response, known_secrets)
+    answer = Answer(status, response.headers, method=info.method, url=str(info.real_url), body=body)
+    rule = rules.judge(answer, failed)
+    if rule is None:
+        return None
+    asked = rules.wait_of(answer, failed)
+    return Judged(rule, retry_after_of(response) if asked is None else asked)
+
+
+async def _body(call: Call, response: aiohttp.ClientResponse) -> bytes:
+    with not_cancelled(call) as until:
+        if response.status >= ERROR_STATUS:
+            return await take_error_body(response, until)
+        if response.content_type in _ENDLESS:
+            return b""
+        try:
+            async with asyncio.timeout_at(None if until == inf else until):
+                return await peek(response, _MOST)
+        except TimeoutError as exc:
+            raise TimeoutError("the body that a rule asks for did not come in time") from exc
+
+
+def _log(response: aiohttp.ClientResponse, known_secrets: Iterable[str], rule: Rule | None, exc: Exception) -> None:
+    said = redact_text(f"{type(exc).__name__}: {exc}", secrets_of_answer(response, known_secrets))
+    if rule is None:
+        _LOGGER.warning("retry_after of the rule book failed, so the headers count: %s", one_line(said))
+    else:
+        _LOGGER.warning("when of the rule %r failed, so it does not apply: %s", rule.title, one_line(said))

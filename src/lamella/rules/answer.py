@@ -1,0 +1,117 @@
+"""What a rule sees of an answer, and the question for its body."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Final
+
+__all__ = ["Answer", "BodyNeeded"]
+
+_CODES: Final = ("code", "error_code", "errorCode", "status", "reason", "type")
+
+
+class BodyNeeded(BaseException):
+    """A rule asks for a body that is not read yet. (No Exception: a rule that catches those must not catch this.)"""
+
+
+class Answer:
+    """An answer, as ``Rule(when=…)`` and ``RuleBook(retry_after=…)`` see it.
+
+    lamella reads the body only if a rule asks for `text`, `json` or `error_code`. Make one by hand to test a rule:
+    ``Answer(403, {"Retry-After": "5"})``.
+
+    Args:
+        status: The status of the answer.
+        headers: Its headers. Their names may be written in any case.
+        method: The method of the request.
+        url: The URL of the request.
+        body: What is read of the body. None: nothing is read yet, so a question for it raises `BodyNeeded`.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        *,
+        method: str = "GET",
+        url: str = "",
+        body: bytes | None = b"",
+    ) -> None:
+        self.status: Final = status
+        self.headers: Final = headers if hasattr(headers, "getall") else _Headers(headers)
+        self.method: Final = method
+        self.url: Final = url
+        self.body_needed = False
+        """Whether a rule has asked for the body, and it was not there."""
+        self._body = body
+
+    @cached_property
+    def text(self) -> str:
+        """The body as text: by the charset of its ``Content-Type``, or UTF-8. What cannot be decoded becomes U+FFFD."""
+        body = self._body
+        if body is None:
+            self.body_needed = True
+            raise BodyNeeded
+        _, _, charset = self.headers.get("Content-Type", "").lower().partition("charset=")
+        try:
+            return body.decode(charset.partition(";")[0].strip(" \"'") or "utf-8", "replace")
+        except (LookupError, ValueError):
+            return body.decode("utf-8", "replace")
+
+    @cached_property
+    def json(self) -> Any:
+        """The body as JSON. None: it is not JSON."""
+        text = self.text.removeprefix("\ufeff")
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+
+    @property
+    def error_code(self) -> str | None:
+        """The code of the error in a JSON body, such as ``lock_timeout`` in ``{"error": {"code": "lock_timeout"}}``.
+
+        It is looked for in ``error``, in the first of ``errors`` and in the body itself, under ``code``,
+        ``error_code``, ``errorCode``, ``status``, ``reason`` and ``type``. A number that repeats the status is none.
+        """
+        for part in _errors(self.json):
+            if isinstance(part, str):
+                return part
+            for name in _CODES:
+                code = part.get(name)
+                if isinstance(code, str | int) and str(code) not in {"", "True", "False", str(self.status)}:
+                    return str(code)
+        return None
+
+    def __repr__(self) -> str:
+        return f"<Answer {self.status} to {self.method}>"
+
+
+class _Headers(Mapping[str, str]):
+    """Headers whose names are found in any case, as those that aiohttp gives."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._values = {name.lower(): value for name, value in headers.items()}
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name.lower()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+def _errors(body: Any) -> Iterator[str | dict[str, Any]]:
+    """Yield what may hold the code of an error, the most likely first."""
+    if isinstance(body, list):
+        body = {"errors": body}
+    if isinstance(body, dict):
+        errors = body.get("errors")
+        for part in (body.get("error"), errors[0] if isinstance(errors, list) and errors else errors, body):
+            if isinstance(part, dict) or (isinstance(part, str) and part):
+                yield part
