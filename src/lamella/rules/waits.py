@@ -11,6 +11,9 @@ from lamella.rules.retry_after import LONGEST, parse_http_date, parse_retry_afte
 __all__ = ["asked_wait"]
 
 _MILLISECONDS: Final = ("retry-after-ms", "x-ms-retry-after-ms")
+_NAMES: Final = frozenset(
+    {"retry-after", *_MILLISECONDS, "ratelimit", "ratelimit-reset", "x-ratelimit-reset", "x-rate-limit-reset"}
+)
 _QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
 # Of one policy: draft 8 and later say r=0;t=30, drafts 4 to 7 remaining=0, reset=30.
 _REMAINING: Final = re.compile(r"(?:^|[;,\s])(?:r|remaining)\s*=\s*([0-9]+)")
@@ -31,6 +34,8 @@ def asked_wait(headers: Mapping[str, str], now: float) -> float | None:
     ``X-RateLimit-Reset``, ``X-Rate-Limit-…``   the same, where ``…-Remaining`` is 0
     ==========================================  ==========================================================
     """
+    if _NAMES.isdisjoint([name.lower() for name in headers]):
+        return None  # most answers ask for nothing
     return max(_waits(headers, _server_now(headers, now)), default=None)
 
 
