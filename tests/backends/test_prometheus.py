@@ -136,7 +136,7 @@ def check(prometheus: Prometheus, job: str, sandbox: Sandbox, ends: Ends) -> Non
 async def test_scripted_calls(prometheus: Prometheus, exporter: Exporter) -> None:
     await asyncio.to_thread(prometheus.scrape, "scripted", exporter.port)
     ends = Ends()
-    async with Sandbox() as sandbox, session_for(sandbox, exporter, 0.01) as session:
+    async with Sandbox(accounts=2) as sandbox, session_for(sandbox, exporter, 0.01) as session:
 
         async def call(*steps: int | Fault | Reply, method: str = "GET") -> None:
             sandbox.script(*steps)
@@ -149,7 +149,8 @@ async def test_scripted_calls(prometheus: Prometheus, exporter: Exporter) -> Non
         await call(404)
         await call(*[500] * 5)
         await call(500, method="POST")
-        await call(Reply(429, headers={"Retry-After": "7200"}))
+        with maesn.account(sandbox.accounts[1].key):  # which is blocked for two hours by that
+            await call(Reply(429, headers={"Retry-After": "7200"}))
         await call(Reply(200, delay=1.0))  # in flight during some scrapes
 
         waiting = asyncio.create_task(call(Reply(429, headers={"Retry-After": "30"})))
