@@ -4,39 +4,50 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import Token
-from typing import Any
+from math import inf
+from typing import Any, Final
 
 import aiohttp
 
-from lamella._aiohttp import has_no_total
+from lamella._aiohttp import has_no_total, total_end
 from lamella.limits import cancels
-from lamella.pipeline import Call
+from lamella.pipeline import Call, PerCall
 from lamella.scope import Scope, enter, inherited, leave
 
 __all__ = ["AttemptLimit", "seconds_left"]
 
 # A session's total timeout ends our wait and our attempt first, so that the caller gets our error for it.
 _MARGIN_SHARE, _MARGIN_SECONDS = 0.05, 0.1
+_ROUNDING: Final = 1.0
+"""aiohttp rounds the end of a total timeout up by less than this."""
+_FIRM: Final = PerCall[float](lambda: inf)
+"""When a call whose deadline is the session's total must have ended for another reason, by the loop's clock."""
 
 
-def seconds_left(request: aiohttp.ClientRequest, own: float | None, now: float) -> float | None:
+def seconds_left(call: Call, own: float | None, now: float) -> float | None:
     """Return the seconds left: the least of *own*, the session's total and what is inherited. None: no limit."""
-    limits = [own, _session_total(request), None if (outer := inherited()) is None else outer - now]
-    return min((limit for limit in limits if limit is not None), default=None)
+    outer = inherited()
+    firm = min(inf if own is None else own, inf if outer is None else outer - now)
+    total = _session_total(call.request)
+    if total < firm:
+        _FIRM.set(call, now + firm)
+        return total
+    _FIRM.take(call)
+    return None if firm == inf else firm
 
 
-def _session_total(request: aiohttp.ClientRequest) -> float | None:
+def _session_total(request: aiohttp.ClientRequest) -> float:
     total = request.session.timeout.total
-    # A timeout given with the request can lift the session's; the request only shows that there is none.
+    # A timeout that is given with the request takes its place, and is not visible here unless it has no total.
     if not total or has_no_total(request):
-        return None
+        return inf
     return total - min(total * _MARGIN_SHARE, _MARGIN_SECONDS)
 
 
 class AttemptLimit:
     """Cancels the current task at a moment, by the rules of ``asyncio.timeout``, unless it is stopped before."""
 
-    __slots__ = ("_call", "_cancelling", "_inherited", "_rung", "_task", "_timer")
+    __slots__ = ("_call", "_cancelling", "_inherited", "_moment", "_rung", "_task", "_timer")
 
     def __init__(self, call: Call, moment: float) -> None:
         loop = call.request.loop
@@ -47,13 +58,31 @@ class AttemptLimit:
         self._task: asyncio.Task[Any] = task
         self._cancelling = task.cancelling()
         self._rung = False
+        self._moment = moment
         self._timer = loop.call_at(moment, self._ring)
         self._inherited: Token[Scope] = enter(moment)
 
     def _ring(self) -> None:
+        firm = _FIRM.get(self._call)
+        if firm is not None and not self._ends_by_total(firm):
+            return
         if cancels(self._call):
             self._rung = True
             self._task.cancel()
+
+    def _ends_by_total(self, firm: float) -> bool:
+        """Return whether the total timeout that ends the request is the session's. If not, go on without that."""
+        call = self._call
+        end = total_end(call.request)
+        if end is not None and end <= self._moment + _MARGIN_SECONDS + _ROUNDING:
+            return True
+        self._moment = min(firm, inf if end is None else end - _MARGIN_SECONDS)
+        if self._moment < inf:
+            call.deadline = self._moment
+            self._timer = call.request.loop.call_at(self._moment, self._ring)
+        if self._moment == firm:
+            _FIRM.take(call)
+        return False
 
     def stop(self) -> bool:
         """Stop the timer. Return whether it has cancelled the task, and nothing else has."""
