@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lamella.buffer import Buffer
     from lamella.classify import Classify
     from lamella.errors import (
+        AnswerInvalid,
         ApiError,
         AttemptRecord,
         AttemptTimeout,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from lamella.timeout import Timeout
 
 __all__ = [
+    "AnswerInvalid",
     "ApiError",
     "At",
     "AttemptRecord",
@@ -118,6 +120,7 @@ __all__ = [
 ]
 
 _MODULES: Final = {
+    "AnswerInvalid": "lamella.errors",
     "ApiError": "lamella.errors",
     "At": "lamella.stacking",
     "Call": "lamella.pipeline",

@@ -10,6 +10,7 @@ from tests.faults.calls import ATTEMPTS, Layers, Request
 from tests.faults.catalogue import End, Fault, Phase
 
 from lamella import (
+    AnswerInvalid,
     AttemptTimeout,
     BadRequest,
     CertificateInvalid,
@@ -108,7 +109,7 @@ def _failure(fault: Fault, layers: Layers) -> int | Kind | None:
         return status  # it says enough, and the body is the caller's
     match fault.end:
         case End.BREAKS:
-            return (fault.final or ConnectFailed) if fault.phase is Phase.CONNECT else ConnectionLost
+            return fault.final or (ConnectFailed if fault.phase is Phase.CONNECT else ConnectionLost)
         case End.SILENCE if fault.phase is Phase.CONNECT:
             return ConnectTimeout  # by the layer's limit, or by the session's own for a connection
         case End.SILENCE:
@@ -128,7 +129,11 @@ def _stop(kind: int | Kind, request: Request, layers: Layers) -> StopReason:
     """Why there is no other try, in the order of the contract's questions."""
     if kind is TimeoutError:
         return StopReason.CANCELLED
-    if (isinstance(kind, int) and kind not in _TRIED_AGAIN) or kind in {CertificateInvalid, ProxyRefused}:
+    if (isinstance(kind, int) and kind not in _TRIED_AGAIN) or kind in {
+        CertificateInvalid,
+        ProxyRefused,
+        AnswerInvalid,
+    }:
         return StopReason.NOT_RETRYABLE
     unsent = kind in {ConnectFailed, ConnectTimeout}
     nothing_done = unsent or kind == 429

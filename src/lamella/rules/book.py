@@ -23,6 +23,8 @@ class Failure(StrEnum):
     """Nothing was sent: the proxy refuses to connect to the server, and would do so again."""
     CONNECTION_LOST = "connection_lost"
     """It broke after something was sent: the request may have been carried out."""
+    ANSWER_INVALID = "answer_invalid"
+    """aiohttp rejects the answer: its headers exceed a limit of the session, or its body cannot be decompressed."""
     ATTEMPT_TIMEOUT = "attempt_timeout"
     """No answer in time: the request may have been carried out."""
     CIRCUIT_OPEN = "circuit_open"
@@ -122,6 +124,13 @@ _BUILT_IN: Final[dict[str, Rule]] = {
             "The connection broke before the whole answer was there.",
             "It may have been carried out: look before you send a write again.",
             _CONNECTION,
+        ),
+        Rule(
+            Failure.ANSWER_INVALID,
+            "Answer Invalid",
+            "The answer came, and aiohttp cannot read it.",
+            "Raise max_line_size, max_field_size or max_headers of the session if it is about a limit; otherwise "
+            "report it to the server's operator. The request may have been carried out.",
         ),
         Rule(
             Failure.ATTEMPT_TIMEOUT,
