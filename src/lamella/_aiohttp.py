@@ -25,7 +25,7 @@ __all__ = [
     "prepare_again",
     "put_back",
     "same_call",
-    "total_end",
+    "total_of",
     "trace_states",
 ]
 
@@ -70,8 +70,8 @@ def has_no_total(request: aiohttp.ClientRequest) -> bool:
     return isinstance(getattr(request, "_timer", None), getattr(helpers, "TimerNoop", ()))
 
 
-def total_end(request: aiohttp.ClientRequest) -> float | None:
-    """Return when aiohttp ends *request* by its total timeout, by the loop's clock. Otherwise: None.
+def total_of(request: aiohttp.ClientRequest) -> float | None:
+    """Return the total timeout of *request*, in seconds. Otherwise: None.
 
     It looks through the timers of the loop: call it only where that is rarely needed.
     """
@@ -81,7 +81,7 @@ def total_end(request: aiohttp.ClientRequest) -> float | None:
         if isinstance(total, kind):
             ends = getattr(total, "_callbacks", ())
             if any(getattr(end, "__self__", None) is timer for end, *_ in ends):
-                return float(handle.when())
+                return getattr(total, "_timeout", None)
     return None
 
 

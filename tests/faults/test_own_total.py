@@ -32,6 +32,28 @@ async def test_an_attempt_may_take_longer_than_the_sessions_total(
             assert await response.text() == "late"
 
 
+@pytest.mark.parametrize(("total", "own", "takes"), [(1.0, 1.3, 1.1), (30.0, 30.5, 30.2)])
+async def test_it_may_be_a_little_longer(
+    serve: Serve, virtual_time: VirtualClock, total: float, own: float, takes: float
+) -> None:
+    layers = stack(RULES, attempt_timeout=None)
+    async with aiohttp.ClientSession(await serve(slow), timeout=ClientTimeout(total), middlewares=layers) as session:
+        async with session.get(f"/?seconds={takes}", timeout=ClientTimeout(own)) as response:
+            assert await response.text() == "late"
+
+
+async def test_a_loop_without_a_list_of_timers_leaves_the_end_to_aiohttp(
+    serve: Serve, virtual_time: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lamella.retry.deadline.total_of", lambda _: None)
+    layers = stack(RULES, attempt_timeout=None)
+    async with aiohttp.ClientSession(await serve(slow), timeout=ClientTimeout(30), middlewares=layers) as session:
+        async with session.get("/?seconds=50", timeout=ClientTimeout(100)) as response:
+            assert await response.text() == "late"
+        with pytest.raises(TimeoutError):
+            await session.get("/?seconds=1000")
+
+
 async def test_its_own_total_ends_it(serve: Serve, virtual_time: VirtualClock) -> None:
     layers = stack(RULES, attempt_timeout=None)
     async with aiohttp.ClientSession(await serve(slow), timeout=ClientTimeout(30), middlewares=layers) as session:

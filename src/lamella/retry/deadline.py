@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from lamella._aiohttp import has_no_total, total_end
+from lamella._aiohttp import has_no_total, total_of
 from lamella.limits import cancels
 from lamella.pipeline import Call, PerCall
 from lamella.scope import Scope, enter, inherited, leave
@@ -18,8 +18,6 @@ __all__ = ["AttemptLimit", "seconds_left"]
 
 # A session's total timeout ends our wait and our attempt first, so that the caller gets our error for it.
 _MARGIN_SHARE, _MARGIN_SECONDS = 0.05, 0.1
-_ROUNDING: Final = 1.0
-"""aiohttp rounds the end of a total timeout up by less than this."""
 _FIRM: Final = PerCall[float](lambda: inf)
 """When a call whose deadline is the session's total must have ended for another reason, by the loop's clock."""
 
@@ -47,7 +45,7 @@ def _session_total(request: aiohttp.ClientRequest) -> float:
 class AttemptLimit:
     """Cancels the current task at a moment, by the rules of ``asyncio.timeout``, unless it is stopped before."""
 
-    __slots__ = ("_call", "_cancelling", "_inherited", "_moment", "_rung", "_task", "_timer")
+    __slots__ = ("_call", "_cancelling", "_inherited", "_rung", "_task", "_timer")
 
     def __init__(self, call: Call, moment: float) -> None:
         loop = call.request.loop
@@ -58,31 +56,30 @@ class AttemptLimit:
         self._task: asyncio.Task[Any] = task
         self._cancelling = task.cancelling()
         self._rung = False
-        self._moment = moment
         self._timer = loop.call_at(moment, self._ring)
         self._inherited: Token[Scope] = enter(moment)
 
     def _ring(self) -> None:
-        firm = _FIRM.get(self._call)
-        if firm is not None and not self._ends_by_total(firm):
+        firm = _FIRM.take(self._call)
+        if firm is not None and self._goes_on(firm):
             return
         if cancels(self._call):
             self._rung = True
             self._task.cancel()
 
-    def _ends_by_total(self, firm: float) -> bool:
-        """Return whether the total timeout that ends the request is the session's. If not, go on without that."""
+    def _goes_on(self, firm: float) -> bool:
+        """Return whether the request has a longer total than the session. If so, it ends by that, or at *firm*."""
         call = self._call
-        end = total_end(call.request)
-        if end is not None and end <= self._moment + _MARGIN_SECONDS + _ROUNDING:
-            return True
-        self._moment = min(firm, inf if end is None else end - _MARGIN_SECONDS)
-        if self._moment < inf:
-            call.deadline = self._moment
-            self._timer = call.request.loop.call_at(self._moment, self._ring)
-        if self._moment == firm:
-            _FIRM.take(call)
-        return False
+        assumed, total = call.request.session.timeout.total or 0.0, total_of(call.request)
+        # Where it cannot be found out, aiohttp ends the request itself.
+        more = inf if total is None else total - assumed
+        if more <= 0:
+            return False
+        moment = min(firm, self._timer.when() + more)
+        if moment < inf:
+            call.deadline = moment
+            self._timer = call.request.loop.call_at(moment, self._ring)
+        return True
 
     def stop(self) -> bool:
         """Stop the timer. Return whether it has cancelled the task, and nothing else has."""
