@@ -14,6 +14,7 @@ PHOENIX := .venv-phoenix
 BROWSER := .venv-browser
 BENCH := .venv-bench
 AUDIT := .venv-audit
+AIOHTTP := .venv-aiohttp
 RUN    := $(VENV)/bin/python -m
 # As many processes as there are cores. ARGS='-n 0' runs the tests in one, for a debugger.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist worksteal
@@ -31,7 +32,7 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint format types audit coverage lowest backends browser bench bench-against bench-storm bench-batch soak picture clean FORCE
+.PHONY: help demo test test-all lint format types audit coverage lowest backends browser bench bench-against bench-storm bench-batch soak aiohttp-tests picture clean FORCE
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' Makefile
@@ -95,6 +96,9 @@ bench-batch: $(BENCH)/.installed  ## Measure a batch of a million items beside o
 soak: $(BENCH)/.installed  ## Sync for ten minutes under random faults, and see whether anything grows or is left
 	@$(DIRECT) $(BENCH)/bin/python benchmarks/soak.py $(ARGS)
 
+aiohttp-tests: $(AIOHTTP)/.installed  ## Run aiohttp's own client tests with the stack in each session: ten minutes
+	@$(AIOHTTP)/bin/python scripts/aiohttp_tests.py $(ARGS)
+
 picture: $(VENV)/.installed  ## Draw docs/sync.svg, the picture of the live display, anew
 	@$(VENV)/bin/python scripts/picture.py docs/sync.svg
 
@@ -139,6 +143,7 @@ $(eval $(call install_extra,$(BACKENDS),backends,its exporters))
 $(eval $(call install_extra,$(BROWSER),browser,selenium))
 $(eval $(call install_extra,$(BENCH),bench,its peers))
 $(eval $(call install_extra,$(AUDIT),audit,bandit and pip-audit))
+$(eval $(call install_extra,$(AIOHTTP),aiohttp-tests,what aiohttp's tests need))
 
 # An environment made for another place or interpreter, or one whose interpreter is gone, is out of date.
 define remake_unless_made_for_this
@@ -146,4 +151,4 @@ ifneq ($$(file <$(1)/.installed)$$(if $$(realpath $(1)/bin/python),, no python),
 $(1)/.installed: FORCE
 endif
 endef
-$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX) $(BROWSER) $(BENCH) $(AUDIT),$(eval $(call remake_unless_made_for_this,$(venv))))
+$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX) $(BROWSER) $(BENCH) $(AUDIT) $(AIOHTTP),$(eval $(call remake_unless_made_for_this,$(venv))))

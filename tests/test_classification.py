@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
@@ -81,7 +82,7 @@ def connector_error(cause: OSError) -> Exception:
         (aiohttp.ServerDisconnectedError("gone"), ConnectionLost, "gone"),
         (aiohttp.ClientPayloadError("half of it"), ConnectionLost, "half of it"),
         (ConnectionResetError(104, "reset"), ConnectionLost, "[Errno 104] reset"),
-        (OSError(), ConnectionLost, "OSError"),
+        (OSError(errno.EHOSTUNREACH, "no route"), ConnectionLost, f"[Errno {errno.EHOSTUNREACH}] no route"),
         (TimeoutError(), AttemptTimeout, "TimeoutError"),
         (aiohttp.SocketTimeoutError("read"), AttemptTimeout, "read"),
         (aiohttp.ConnectionTimeoutError("connect"), ConnectTimeout, "connect: it was still connecting"),
@@ -105,7 +106,9 @@ async def test_what_is_said_of_a_failure(exc: Exception, kind: type[TransportErr
     assert (own.method, own.url) == ("POST", HTTPS)
 
 
-@pytest.mark.parametrize("exc", [ValueError("x"), response_error(), response_error(ValueError("x")), Seen()])
+@pytest.mark.parametrize(
+    "exc", [ValueError("x"), OSError("x"), response_error(), response_error(ValueError("x")), Seen()]
+)
 async def test_what_is_none_of_the_transports_passes(exc: Exception) -> None:
     assert await of_request(lambda request: transport_error(Call.of(request), exc)) is None
 

@@ -26,6 +26,7 @@ from yarl import URL
 
 import lamella.errors
 from lamella import (
+    AnswerInvalid,
     ApiError,
     AttemptRecord,
     AttemptTimeout,
@@ -120,6 +121,7 @@ def pool_timeout() -> ConnectTimeout:
         (ProxyRefused, (ConnectFailed,)),
         (CertificateInvalid, (TransportError,)),
         (ConnectionLost, (TransportError,)),
+        (AnswerInvalid, (TransportError,)),
         (AttemptTimeout, (TransportError, TimeoutError)),
     ],
 )
@@ -169,6 +171,7 @@ UNANSWERED: list[type[TransportError]] = [
     CertificateInvalid,
     ProxyRefused,
     ConnectionLost,
+    AnswerInvalid,
     AttemptTimeout,
 ]
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lamella.buffer import Buffer
     from lamella.classify import Classify
     from lamella.errors import (
+        AnswerInvalid,
         ApiError,
         AttemptRecord,
         AttemptTimeout,
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HTTP_RULES",
     "Answer",
+    "AnswerInvalid",
     "ApiError",
     "At",
     "AttemptRecord",
@@ -123,6 +125,7 @@ __all__ = [
 
 _MODULES: Final = {
     "Answer": "lamella.rules",
+    "AnswerInvalid": "lamella.errors",
     "ApiError": "lamella.errors",
     "At": "lamella.stacking",
     "Call": "lamella.pipeline",

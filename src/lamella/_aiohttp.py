@@ -17,6 +17,7 @@ __all__ = [
     "body_file",
     "forget_answer",
     "has_no_total",
+    "is_begun",
     "is_being_written",
     "is_unsent",
     "is_written",
@@ -24,6 +25,7 @@ __all__ = [
     "prepare_again",
     "put_back",
     "same_call",
+    "total_of",
     "trace_states",
 ]
 
@@ -37,6 +39,13 @@ def forget_answer(request: aiohttp.ClientRequest) -> None:
 def is_unsent(request: aiohttp.ClientRequest) -> bool:
     """Return whether *request* has not begun to be written: aiohttp makes its answer then. Otherwise: it has."""
     return getattr(request, "response", request) is None
+
+
+def is_begun(request: aiohttp.ClientRequest) -> bool:
+    """Return whether the body of *request* has begun, if it waits for 100-continue. Otherwise: it may have."""
+    wait = getattr(request, "_continue", None)
+    # When the answer is final, aiohttp cancels the wait.
+    return wait is None or (wait.done() and not wait.cancelled())
 
 
 def is_being_written(request: aiohttp.ClientRequest) -> bool:
@@ -59,6 +68,21 @@ async def prepare_again(request: aiohttp.ClientRequest) -> None:
 def has_no_total(request: aiohttp.ClientRequest) -> bool:
     """Return whether *request* was made without a total timeout. Otherwise: it may have that of its session."""
     return isinstance(getattr(request, "_timer", None), getattr(helpers, "TimerNoop", ()))
+
+
+def total_of(request: aiohttp.ClientRequest) -> float | None:
+    """Return the total timeout of *request*, in seconds. Otherwise: None.
+
+    It looks through the timers of the loop: call it only where that is rarely needed.
+    """
+    timer, kind = getattr(request, "_timer", None), getattr(helpers, "TimeoutHandle", ())
+    for handle in getattr(request.loop, "_scheduled", ()):
+        total = getattr(getattr(handle, "_callback", None), "__self__", None)
+        if isinstance(total, kind):
+            ends = getattr(total, "_callbacks", ())
+            if any(getattr(end, "__self__", None) is timer for end, *_ in ends):
+                return getattr(total, "_timeout", None)
+    return None
 
 
 def same_call(request: aiohttp.ClientRequest) -> object:

@@ -19,6 +19,7 @@
         │   └── ProxyRefused                            a proxy refuses to connect (407, 403)
         ├── CertificateInvalid                          nothing was sent: the server is not trusted
         ├── ConnectionLost                              it broke after something was sent
+        ├── AnswerInvalid                               the answer exceeds aiohttp's limits, or is damaged
         ├── AttemptTimeout (TimeoutError)               no answer in time
         └── RequestRejected                         lamella itself did not send it
             ├── CircuitOpen                             the service is known to be down
@@ -42,6 +43,7 @@ from lamella.redaction import one_line, redact_headers, redact_text, redact_url,
 from lamella.rules import Failure, Outcome, Rule, StopReason, WaitSource
 
 __all__ = [
+    "AnswerInvalid",
     "ApiError",
     "AttemptRecord",
     "AttemptTimeout",
@@ -308,6 +310,12 @@ class ConnectionLost(TransportError):
     """It broke after something was sent: the request may have been carried out."""
 
     failure = Failure.CONNECTION_LOST
+
+
+class AnswerInvalid(TransportError):
+    """aiohttp rejects the answer: its headers exceed a limit of the session, or its body cannot be decompressed."""
+
+    failure = Failure.ANSWER_INVALID
 
 
 class AttemptTimeout(TransportError, TimeoutError):

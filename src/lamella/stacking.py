@@ -138,7 +138,8 @@ def stack(
     Raises:
         TypeError: There is no option of that name.
         ValueError: An argument is out of its range, an option would have no effect (its layer is left out, or made by
-            hand without it), a layer made by hand has other rules, or a layer is there twice.
+            hand without it), a layer made by hand has other rules, a layer is there twice, or ``DigestAuthMiddleware``
+            stands where errors are raised.
     """
     if unknown := [name for name in options if name not in StackOptions.__annotations__]:
         raise TypeError(f"stack() has no option {unknown[0]!r}; there are {', '.join(StackOptions.__annotations__)}")
@@ -159,6 +160,9 @@ def stack(
             raise ValueError(f"the {kind.__name__} made by hand has other rules than the stack: give both the same")
     wanted: dict[str, Any] = {**_DEFAULTS, **options}
     makes = [made for made in _MADE if made.off is None or wanted.get(made.off[0], ...) is not made.off[1]]
+    if any(made.kind is Classify for made in makes) or Classify in by_hand:
+        for layer in chosen:
+            _require_answers(layer)
     for name, value in options.items():
         _require_effect(name, value, by_hand, makes)
     for layer in chosen:
@@ -179,6 +183,20 @@ def _checked(layer: object) -> Layer | At:
         f"{layer!r} is no layer: expected a lamella.Layer, or a middleware with its place, as in "
         "At(Slot.THROTTLE, middleware)"
     )
+
+
+def _require_answers(layer: Layer | At) -> None:
+    """Check that *layer* gets the answers that it reads, in a stack that raises errors.
+
+    Raises:
+        ValueError: It is aiohttp's digest authentication, and would never see a 401.
+    """
+    digest = aiohttp.DigestAuthMiddleware
+    if isinstance(layer, At) and layer.slot < Slot.INNERMOST and isinstance(layer.middleware, digest):
+        raise ValueError(
+            f"{type(layer.middleware).__name__} reads answers of status 401, which this stack raises as errors at "
+            f"{layer.slot.name}: use At(Slot.INNERMOST, ...), or raise_errors=False"
+        )
 
 
 def _in_order(layers: Iterable[Layer | At]) -> tuple[aiohttp.ClientMiddlewareType, ...]:

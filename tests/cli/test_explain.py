@@ -102,8 +102,8 @@ def test_what_it_does_not_know(text: str) -> None:
     assert result.exit_code == 2
     assert result.output.endswith(
         f"{text!r} is none of these:\n"
-        "400 to 999, 4xx, 5xx, connect_failed, certificate_invalid, proxy_refused, connection_lost, attempt_timeout, "
-        "circuit_open, rate_limited\n"
+        "400 to 999, 4xx, 5xx, connect_failed, certificate_invalid, proxy_refused, connection_lost, answer_invalid, "
+        "attempt_timeout, circuit_open, rate_limited\n"
     )
 
 

@@ -18,7 +18,7 @@ from tests.faults.calls import Request
 from tests.faults.certificates import client_context, server_context
 from tests.faults.wire import WHOLE, Greet, Line, Play, Route, head, healthy, in_one, tunnel
 
-from lamella import CertificateInvalid, ProxyRefused, TransportError
+from lamella import AnswerInvalid, CertificateInvalid, ProxyRefused, TransportError
 
 __all__ = ["FAULTS", "End", "Fault", "Names", "Phase", "sends_later"]
 
@@ -411,9 +411,13 @@ def _with_an_echo(sent: bytes) -> Play:
     return play
 
 
+_BEYOND_LIMITS: Final = {"a header of 1 MB", "10,000 headers", "a status line of 1 MB"}
+
+
 def _malformed() -> Iterator[Fault]:
     for name, sent in _NOT_HTTP.items():
-        yield Fault(name, Phase.HEAD, End.BREAKS, _with_an_echo(sent))
+        final = AnswerInvalid if name in _BEYOND_LIMITS else None
+        yield Fault(name, Phase.HEAD, End.BREAKS, _with_an_echo(sent), final=final)
     chunked = head("200 OK", "Transfer-Encoding: chunked")
     for name, chunks in _BAD_CHUNKS.items():
         # aiohttp notices it and tells nobody: test_aiohttp.py.
@@ -442,6 +446,7 @@ def _malformed() -> Iterator[Fault]:
                 _after(sent, _closes),
                 status=status,
                 requests=_has_a_body_in_the_answer,
+                final=None if name == "a cut gzip" else AnswerInvalid,
             )
     too_long = head("200 OK", f"Content-Length: {len(WHOLE) + 100}") + WHOLE
     yield Fault(

@@ -10,6 +10,7 @@ from tests.faults.calls import ATTEMPTS, Layers, Request
 from tests.faults.catalogue import End, Fault, Phase
 
 from lamella import (
+    AnswerInvalid,
     AttemptTimeout,
     BadRequest,
     CertificateInvalid,
@@ -74,7 +75,7 @@ class Expected:
 def expected(fault: Fault, request: Request, layers: Layers, *, always: bool) -> Expected:
     """What has to come of *request* through *layers*, whose sends meet *fault* always, or the first one alone."""
     kind = _failure(fault, layers)
-    stop = None if kind is None else _stop(kind, request, layers)
+    stop = None if kind is None else _stop(kind, fault, request, layers)
     again = layers.retry and kind is not None and stop is StopReason.ATTEMPTS_USED_UP
     faulty = 1 if not (again and always) else ATTEMPTS
     well = int(again and not always)
@@ -108,7 +109,7 @@ def _failure(fault: Fault, layers: Layers) -> int | Kind | None:
         return status  # it says enough, and the body is the caller's
     match fault.end:
         case End.BREAKS:
-            return (fault.final or ConnectFailed) if fault.phase is Phase.CONNECT else ConnectionLost
+            return fault.final or (ConnectFailed if fault.phase is Phase.CONNECT else ConnectionLost)
         case End.SILENCE if fault.phase is Phase.CONNECT:
             return ConnectTimeout  # by the layer's limit, or by the session's own for a connection
         case End.SILENCE:
@@ -124,17 +125,22 @@ def reads_the_body(fault: Fault, layers: Layers) -> bool:
     return fault.status < 400 and layers.buffer and (fault.sized or layers.whole_json)
 
 
-def _stop(kind: int | Kind, request: Request, layers: Layers) -> StopReason:
+def _stop(kind: int | Kind, fault: Fault, request: Request, layers: Layers) -> StopReason:
     """Why there is no other try, in the order of the contract's questions."""
     if kind is TimeoutError:
         return StopReason.CANCELLED
-    if (isinstance(kind, int) and kind not in _TRIED_AGAIN) or kind in {CertificateInvalid, ProxyRefused}:
+    if (isinstance(kind, int) and kind not in _TRIED_AGAIN) or kind in {
+        CertificateInvalid,
+        ProxyRefused,
+        AnswerInvalid,
+    }:
         return StopReason.NOT_RETRYABLE
     unsent = kind in {ConnectFailed, ConnectTimeout}
     nothing_done = unsent or kind == 429
     if not (nothing_done or request.method in IDEMPOTENT or request.key or layers.retry_writes):
         return StopReason.UNSAFE_METHOD
-    if request.stream and not unsent:
+    # A body that waits for "100 Continue" and gets none is never begun.
+    if request.stream and not unsent and "expect100" not in fault.options:
         return StopReason.BODY_NOT_REPLAYABLE
     return StopReason.ATTEMPTS_USED_UP
 

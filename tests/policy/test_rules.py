@@ -76,7 +76,7 @@ def test_without_rules_no_status_is_tried_again_and_a_failed_connection_is_soon(
         retry = RuleBook().rule_for(failure).retry
         if failure in {Failure.CIRCUIT_OPEN, Failure.RATE_LIMITED}:
             assert retry is None  # lamella's own refusals
-        elif failure in {Failure.CERTIFICATE_INVALID, Failure.PROXY_REFUSED}:
+        elif failure in {Failure.CERTIFICATE_INVALID, Failure.PROXY_REFUSED, Failure.ANSWER_INVALID}:
             assert retry is None  # it would fail the same way again
         else:
             assert retry is not None
@@ -90,6 +90,7 @@ def test_the_failures_have_the_names_that_are_told_outside() -> None:
         "certificate_invalid",
         "proxy_refused",
         "connection_lost",
+        "answer_invalid",
         "attempt_timeout",
         "circuit_open",
         "rate_limited",

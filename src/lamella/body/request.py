@@ -7,7 +7,7 @@ from typing import Final
 import aiohttp
 from aiohttp import payload
 
-from lamella._aiohttp import body_file, is_being_written
+from lamella._aiohttp import body_file, is_begun, is_being_written
 from lamella.pipeline import Call, PerCall
 
 __all__ = ["is_replayable", "note_interruption"]
@@ -23,7 +23,7 @@ def is_replayable(call: Call, *, sent: bool) -> bool:
     aiohttp sends a stream that is used up as an empty body, without an error.
     """
     body = call.request.body
-    if not sent:
+    if not (sent and is_begun(call.request)):
         return not getattr(body, "consumed", False)
     return not body or _replays(body, _INTERRUPTED.of(call))
 

@@ -50,8 +50,8 @@ class Breaker(Layer):
 
     An attempt fails if it ends in a status of 500 or more, or without an answer; any other answer is a success, 429
     included. Not counted are attempts that were cancelled, that lamella rejected itself, that ended in 503 with
-    ``Retry-After`` (a rate limit), :class:`lamella.CertificateInvalid` or :class:`lamella.ProxyRefused`, or that got
-    no connection of the session's pool in time.
+    ``Retry-After`` (a rate limit), :class:`lamella.CertificateInvalid`, :class:`lamella.ProxyRefused` or
+    :class:`lamella.AnswerInvalid`, or that got no connection of the session's pool in time.
 
     When too many fail, the circuit opens: calls are rejected, and calls that wait for their next attempt stop. After
     *open_for* seconds a few probes are sent: the circuit closes if they succeed, and opens again if one fails.

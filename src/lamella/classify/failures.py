@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import ssl
 import time
@@ -17,6 +18,7 @@ from lamella._aiohttp import is_unsent
 from lamella.body.answer import messages_in
 from lamella.credentials import noted_secrets, secrets_of
 from lamella.errors import (
+    AnswerInvalid,
     ApiError,
     AttemptTimeout,
     CertificateInvalid,
@@ -63,6 +65,12 @@ _PASSING_TLS: Final = re.compile("EOF|CLOSE_NOTIFY|INTERNAL_ERROR|USER_CANCELLED
 """OpenSSL's reasons for a failed handshake that may succeed the next time. Every other one is final."""
 _OUR_CERTIFICATE: Final = re.compile("CERTIFICATE|UNKNOWN_CA")
 """OpenSSL's reasons if a server rejects the client's certificate. With TLS 1.3 that comes after the handshake."""
+_REJECTED: Final = re.compile("Too many headers|Can not decode")
+"""How aiohttp reports an answer that it rejects, where the class of its exception does not say it."""
+_NETWORK: Final = frozenset(
+    {errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN}
+)
+"""Errors of a connection for which Python has no class."""
 _IN_OPENSSL: Final = re.compile(r" \(_ssl\.c:\d+\)$")
 
 # The frames of an exception's traceback show what it interrupted.
@@ -149,7 +157,7 @@ def was_connecting(exc: BaseException) -> bool:
 
 def service_works(error: LamellaError) -> bool | None:
     """Return whether the service works, judging by the *error* of a call. None: the error does not say."""
-    if isinstance(error, RequestRejected | CertificateInvalid | ProxyRefused):
+    if isinstance(error, RequestRejected | CertificateInvalid | ProxyRefused | AnswerInvalid):
         return None
     if isinstance(error, ConnectTimeout) and error.in_pool:
         return None
@@ -204,11 +212,26 @@ def _kind(exc: Exception) -> type[TransportError] | None:
         return ConnectTimeout if _is_timeout(exc.__cause__) else ConnectFailed
     if isinstance(exc, TimeoutError):
         return AttemptTimeout
+    if _rejection(exc) is not None:
+        return AnswerInvalid
     if isinstance(exc, aiohttp.ClientResponseError):
         # aiohttp makes one of these of an answer that is not HTTP; others come from other people's middlewares.
         return ConnectionLost if isinstance(exc.__cause__, http_exceptions.HttpProcessingError) else None
-    if isinstance(exc, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | OSError):
+    if isinstance(exc, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | ConnectionError | ssl.SSLError):
         return ConnectionLost
+    # Another OSError is not about the connection: a middleware that looked for a file, for example.
+    return ConnectionLost if isinstance(exc, OSError) and exc.errno in _NETWORK else None
+
+
+def _rejection(exc: BaseException | None) -> str | None:
+    """Return why aiohttp rejected the answer. None: it did not, or it may accept the next one."""
+    while exc is not None:
+        if isinstance(exc, http_exceptions.LineTooLong):
+            # The rest of the message is what was read.
+            return f"{exc.message.partition(' when reading')[0]} in one line of the headers"
+        if isinstance(exc, http_exceptions.HttpProcessingError) and _REJECTED.match(exc.message):
+            return exc.message
+        exc = exc.__cause__
     return None
 
 
@@ -233,6 +256,8 @@ def _is_timeout(exc: BaseException | None) -> bool:
 
 def _reason(kind: type[TransportError], exc: Exception) -> str:
     """Return the message for *exc*, in one readable line."""
+    if kind is AnswerInvalid:
+        return _rejection(exc) or ""
     if isinstance(exc, aiohttp.ClientResponseError):
         return f"not HTTP: {exc.message}" if kind is ConnectionLost else f"proxy: {exc.status} {exc.message}"
     if isinstance(exc, aiohttp.ServerFingerprintMismatch):

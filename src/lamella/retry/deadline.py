@@ -4,32 +4,41 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import Token
-from typing import Any
+from math import inf
+from typing import Any, Final
 
 import aiohttp
 
-from lamella._aiohttp import has_no_total
+from lamella._aiohttp import has_no_total, total_of
 from lamella.limits import cancels
-from lamella.pipeline import Call
+from lamella.pipeline import Call, PerCall
 from lamella.scope import Scope, enter, inherited, leave
 
 __all__ = ["AttemptLimit", "seconds_left"]
 
 # A session's total timeout ends our wait and our attempt first, so that the caller gets our error for it.
 _MARGIN_SHARE, _MARGIN_SECONDS = 0.05, 0.1
+_FIRM: Final = PerCall[float](lambda: inf)
+"""When a call whose deadline is the session's total must have ended for another reason, by the loop's clock."""
 
 
-def seconds_left(request: aiohttp.ClientRequest, own: float | None, now: float) -> float | None:
+def seconds_left(call: Call, own: float | None, now: float) -> float | None:
     """Return the seconds left: the least of *own*, the session's total and what is inherited. None: no limit."""
-    limits = [own, _session_total(request), None if (outer := inherited()) is None else outer - now]
-    return min((limit for limit in limits if limit is not None), default=None)
+    outer = inherited()
+    firm = min(inf if own is None else own, inf if outer is None else outer - now)
+    total = _session_total(call.request)
+    if total < firm:
+        _FIRM.set(call, now + firm)
+        return total
+    _FIRM.take(call)
+    return None if firm == inf else firm
 
 
-def _session_total(request: aiohttp.ClientRequest) -> float | None:
+def _session_total(request: aiohttp.ClientRequest) -> float:
     total = request.session.timeout.total
-    # A timeout given with the request can lift the session's; the request only shows that there is none.
+    # A timeout that is given with the request takes its place, and is not visible here unless it has no total.
     if not total or has_no_total(request):
-        return None
+        return inf
     return total - min(total * _MARGIN_SHARE, _MARGIN_SECONDS)
 
 
@@ -51,9 +60,26 @@ class AttemptLimit:
         self._inherited: Token[Scope] = enter(moment)
 
     def _ring(self) -> None:
+        firm = _FIRM.take(self._call)
+        if firm is not None and self._goes_on(firm):
+            return
         if cancels(self._call):
             self._rung = True
             self._task.cancel()
+
+    def _goes_on(self, firm: float) -> bool:
+        """Return whether the request has a longer total than the session. If so, it ends by that, or at *firm*."""
+        call = self._call
+        assumed, total = call.request.session.timeout.total or 0.0, total_of(call.request)
+        # Where it cannot be found out, aiohttp ends the request itself.
+        more = inf if total is None else total - assumed
+        if more <= 0:
+            return False
+        moment = min(firm, self._timer.when() + more)
+        if moment < inf:
+            call.deadline = moment
+            self._timer = call.request.loop.call_at(moment, self._ring)
+        return True
 
     def stop(self) -> bool:
         """Stop the timer. Return whether it has cancelled the task, and nothing else has."""

@@ -42,7 +42,8 @@ class Retry(Layer):
         rules: What each failure means, and the waits.
         attempts: How many attempts a call has, the first one included. None means as many as fit in *deadline*.
         deadline: How many seconds a call may take, the waits included. None means no limit, except for a
-            total timeout of the session, which is taken as one. A call that is made inside of another one, or of
+            total timeout of the session, which is taken as one; an attempt may take as long as a longer total that
+            is given with its request. A call that is made inside of another one, or of
             :func:`lamella.deadline`, has no longer than is left there.
         budget: How much retries may add to the load of the session. None means no limit.
         store: Where the budget is kept. None means in this process.
@@ -112,7 +113,7 @@ class Retry(Layer):
         else:
             # Some versions of aiohttp make the request anew when the session was closed in the middle of an attempt.
             require_open(request)
-            seconds = seconds_left(request, own, now)
+            seconds = seconds_left(call, own, now)
             call.deadline = None if seconds is None else now + seconds
             if seconds is not None and seconds <= 0:
                 # What is inherited may be used up already: then nothing is sent.

@@ -52,6 +52,13 @@ _BUILT_IN: Final[dict[Status | None, Rule]] = {
             _CONNECTION,
         ),
         Rule(
+            Failure.ANSWER_INVALID,
+            "Answer Invalid",
+            "The answer came, and aiohttp cannot read it.",
+            "Raise max_line_size, max_field_size or max_headers of the session if it is about a limit; otherwise "
+            "report it to the server's operator. The request may have been carried out.",
+        ),
+        Rule(
             Failure.ATTEMPT_TIMEOUT,
             "Timeout",
             "The answer did not come in time.",

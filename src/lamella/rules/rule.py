@@ -28,6 +28,8 @@ class Failure(StrEnum):
     """Nothing was sent: the proxy refuses to connect to the server, and would do so again."""
     CONNECTION_LOST = "connection_lost"
     """It broke after something was sent: the request may have been carried out."""
+    ANSWER_INVALID = "answer_invalid"
+    """aiohttp rejects the answer: its headers exceed a limit of the session, or its body cannot be decompressed."""
     ATTEMPT_TIMEOUT = "attempt_timeout"
     """No answer in time: the request may have been carried out."""
     CIRCUIT_OPEN = "circuit_open"
