@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from lamella.attempt_record import AttemptRecord
     from lamella.auth import HeaderAuth
     from lamella.breaker import Breaker
     from lamella.buffer import Buffer
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
     from lamella.deadlines import deadline
     from lamella.errors import (
         ApiError,
-        AttemptRecord,
         AttemptTimeout,
         BadRequest,
         CertificateInvalid,
         CircuitOpen,
         ClientStatusError,
+        Conflict,
         ConnectFailed,
         ConnectionLost,
         ConnectTimeout,
@@ -34,9 +35,11 @@ if TYPE_CHECKING:
         RateLimited,
         RequestRejected,
         ServerStatusError,
+        ServiceUnavailable,
         TooManyRequests,
         TransportError,
         Unauthorized,
+        UnprocessableContent,
     )
     from lamella.pipeline import Call, Layer, PerCall, Result, Slot
     from lamella.retry import Retry
@@ -76,6 +79,7 @@ __all__ = [
     "CircuitOpen",
     "Classify",
     "ClientStatusError",
+    "Conflict",
     "ConnectFailed",
     "ConnectTimeout",
     "ConnectionLost",
@@ -102,6 +106,7 @@ __all__ = [
     "Rule",
     "RuleBook",
     "ServerStatusError",
+    "ServiceUnavailable",
     "Slot",
     "StopReason",
     "Store",
@@ -110,6 +115,7 @@ __all__ = [
     "TooManyRequests",
     "TransportError",
     "Unauthorized",
+    "UnprocessableContent",
     "WaitSource",
     "deadline",
     "decide",
@@ -125,7 +131,7 @@ _MODULES: Final = {
     "PerCall": "lamella.pipeline",
     "Result": "lamella.pipeline",
     "Slot": "lamella.pipeline",
-    "AttemptRecord": "lamella.errors",
+    "AttemptRecord": "lamella.attempt_record",
     "AttemptSpan": "lamella.telemetry.attempt_span",
     "AttemptTimeout": "lamella.errors",
     "Backoff": "lamella.rules",
@@ -136,6 +142,7 @@ _MODULES: Final = {
     "CircuitOpen": "lamella.errors",
     "Classify": "lamella.classify",
     "ClientStatusError": "lamella.errors",
+    "Conflict": "lamella.errors",
     "ConnectFailed": "lamella.errors",
     "ConnectTimeout": "lamella.errors",
     "ConnectionLost": "lamella.errors",
@@ -159,6 +166,7 @@ _MODULES: Final = {
     "Rule": "lamella.rules",
     "RuleBook": "lamella.rules",
     "ServerStatusError": "lamella.errors",
+    "ServiceUnavailable": "lamella.errors",
     "StopReason": "lamella.rules",
     "Store": "lamella.store",
     "Throttle": "lamella.throttle",
@@ -166,6 +174,7 @@ _MODULES: Final = {
     "TooManyRequests": "lamella.errors",
     "TransportError": "lamella.errors",
     "Unauthorized": "lamella.errors",
+    "UnprocessableContent": "lamella.errors",
     "WaitSource": "lamella.rules",
     "deadline": "lamella.deadlines",
     "decide": "lamella.rules",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import inf
 from traceback import walk_tb
 from types import CodeType
@@ -15,7 +15,7 @@ import aiohttp
 from aiohttp import http_exceptions
 
 from lamella._aiohttp import is_unsent
-from lamella.body.answer import messages_in, read_error_body
+from lamella.body.answer import messages_in, take_error_body
 from lamella.credentials import noted_secrets, secrets_of
 from lamella.errors import (
     ApiError,
@@ -73,28 +73,29 @@ _IN_POOL: Final = getattr(getattr(aiohttp.BaseConnector, "_wait_for_available_co
 
 
 async def api_error(
-    response: aiohttp.ClientResponse, rules: RuleBook, known_secrets: Iterable[str] = (), *, until: float = inf
+    response: aiohttp.ClientResponse,
+    rules: RuleBook,
+    known_secrets: Iterable[str] = (),
+    *,
+    until: float = inf,
+    hidden: Collection[str] = (),
 ) -> ApiError:
-    """Make the error for *response*, whose status is an error. Its body can still be read afterwards.
+    """Return the error for *response*, whose status is an error. Its body can still be read afterwards.
 
-    The error tells what has come of the body by *until*, a moment of the loop's clock, or within a few seconds.
-    -inf means what is there already, if the body has ended.
+    The error has what arrived of the body by *until*, a moment of the loop's clock, or within a few seconds.
+    -inf means what is there already, if the body has ended. *hidden* are names of headers, in lower case, whose values
+    are not shown.
     """
-    secrets = _secrets_of(response, known_secrets)
-    said = await read_error_body(response, secrets, until=until)
-    info = response.request_info
+    body = await take_error_body(response, until)
     return api_error_class(response.status)(
-        info,
+        response.request_info,
         status=response.status,
         rule=rules.rule_for(response.status),
         headers=response.headers,
-        body=said.body,
-        payload=said.payload,
-        details=said.details,
-        validation_errors=said.validation_errors,
-        downstream_errors=said.downstream_errors,
+        body=body,
         retry_after=retry_after_of(response),
-        secrets=secrets,
+        secrets=_secrets_of(response, known_secrets),
+        hidden=hidden,
     )
 
 

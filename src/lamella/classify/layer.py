@@ -9,6 +9,7 @@ import aiohttp
 from lamella.body.request import note_interruption
 from lamella.classify.failures import ERROR_STATUS, api_error, failure_of
 from lamella.cookies import keep_cookies
+from lamella.credentials import hidden_headers
 from lamella.errors import ApiError
 from lamella.limits import not_cancelled
 from lamella.pipeline import Call, Layer, Result, Slot
@@ -50,7 +51,7 @@ class Classify(Layer):
         keep_cookies(call, response)
         try:
             with not_cancelled(call) as until:
-                return await api_error(response, self._rules, call.secrets, until=until)
+                return await api_error(response, self._rules, call.secrets, until=until, hidden=hidden_headers(call))
         finally:
             response.release()
 

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import aiohttp
 
+from lamella.attempt_record import AttemptRecord
 from lamella.classify.failures import ERROR_STATUS, api_error, failure_of, rate_limited, timed_out
 from lamella.cookies import keep_cookies
-from lamella.errors import ApiError, AttemptRecord, LamellaError
+from lamella.errors import ApiError, LamellaError
 from lamella.pipeline import Call, Result
 from lamella.retry.report import deadline_left, deadline_passed, reject
 from lamella.rules import RuleBook
