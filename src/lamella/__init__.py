@@ -1,14 +1,16 @@
-"""Thin async layers for an aiohttp session: what happens to an HTTP call that fails.
+"""Thin async layers for an aiohttp session: auth headers, typed errors, retries and OpenTelemetry traces.
 
-The names are imported when they are first used: whoever needs an error class alone does not wait for the layers.
+Each name is imported when it is first used: code that needs an error class alone does not wait for the layers.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from lamella import batch as batch
+    from lamella import maesn as maesn
+    from lamella import testing as testing
     from lamella.attempt_record import AttemptRecord
     from lamella.auth import HeaderAuth
     from lamella.breaker import Breaker
@@ -183,14 +185,26 @@ _MODULES: Final = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker is to know these names and no others
+_PACKAGES: Final = ("batch", "maesn", "testing")
+
+if TYPE_CHECKING:
+    __version__: str
+else:  # a type checker is to know these names and no others
 
     def __getattr__(name: str) -> Any:
-        if name not in _MODULES:
+        from importlib import import_module, metadata
+
+        if name == "__version__":
+            value = metadata.version("lamella")
+        elif name in _PACKAGES:
+            value = import_module(f"lamella.{name}")
+        elif name in _MODULES:
+            value = getattr(import_module(_MODULES[name]), name)
+        else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *_PACKAGES, "__version__"])

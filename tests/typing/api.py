@@ -183,6 +183,13 @@ async def errors(session: aiohttp.ClientSession) -> None:
             record.took = 0.0  # type: ignore[misc]
 
 
+def packages() -> None:
+    assert_type(lamella.__version__, str)
+    assert_type(lamella.maesn.RULES, RuleBook)
+    lamella.batch.Batch(fetch, range(10))
+    lamella.import_module  # type: ignore[attr-defined]  # noqa: B018
+
+
 def policy() -> None:
     decision = lamella.decide(
         RULES,
