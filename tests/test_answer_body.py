@@ -8,7 +8,7 @@ import json
 import random
 import warnings
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
@@ -16,13 +16,30 @@ from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 from tests.servers import Serve, ServeRaw
 
-from lamella import _aiohttp
+from lamella import ApiError, Rule, _aiohttp
 from lamella.body import answer as answer_body
-from lamella.body.answer import ErrorBody, finish_error_body, parse_error_body, peek, take_error_body
+from lamella.body.answer import finish_error_body, peek, take_error_body
 
 BODY = json.dumps([{"id": number, "text": "ä" * 50} for number in range(300)], indent=1, ensure_ascii=False).encode()
 FRAMINGS = ["length", "chunked", "gzip", "gzip chunked"]
 LARGEST_ERROR = 64 * 1024
+
+
+class ErrorBody(NamedTuple):
+    """What an error says of its body."""
+
+    body: bytes
+    payload: Any = None
+    details: tuple[str, ...] = ()
+    validation_errors: tuple[str, ...] = ()
+    downstream_errors: tuple[str, ...] = ()
+
+
+async def said_in(response: aiohttp.ClientResponse, secrets: tuple[str, ...] = ()) -> ErrorBody:
+    """Return what the error for *response* says of its body."""
+    body = await take_error_body(response)
+    error = ApiError(response.request_info, status=500, rule=Rule(500, "Error"), body=body, secrets=secrets)
+    return ErrorBody(error.body, error.payload, error.details, error.validation_errors, error.downstream_errors)
 
 
 async def answer(request: web.Request) -> web.StreamResponse:
@@ -39,11 +56,6 @@ async def answer(request: web.Request) -> web.StreamResponse:
     for start in range(0, len(body), 1000):
         await response.write(body[start : start + 1000])
     return response
-
-
-async def read_error_body(response: aiohttp.ClientResponse, secrets: tuple[str, ...] = ()) -> ErrorBody:
-    """Read the body as an error has it."""
-    return parse_error_body(await take_error_body(response), secrets)
 
 
 async def by_readline(response: aiohttp.ClientResponse) -> bytes:
@@ -105,7 +117,7 @@ async def test_a_body_can_be_looked_into_again_and_again(serve: Serve) -> None:
     async with aiohttp.ClientSession() as session, session.get(url) as response:
         for limit in (5, 5000, 1, 10**7, 0, 10**7):
             assert await peek(response, limit) == BODY[:limit]
-        assert await read_error_body(response) == ErrorBody(BODY, json.loads(BODY))
+        assert await said_in(response) == ErrorBody(BODY, json.loads(BODY))
         assert await response.read() == BODY
 
 
@@ -126,7 +138,7 @@ async def test_a_body_that_is_all_there_is_only_looked_at(
             for limit in (0, 1, 999, 10_000, 10**7):
                 assert await peek(response, limit) == BODY[start : start + limit]
             assert await response.content.readexactly(size) == BODY[start : start + size]
-        assert await read_error_body(response) == ErrorBody(BODY[2006:], None)
+        assert await said_in(response) == ErrorBody(BODY[2006:], None)
         assert await response.content.read() == BODY[2006:]
 
 
@@ -150,11 +162,11 @@ async def test_where_aiohttp_does_not_let_us_look_it_is_the_same(serve: Serve, m
         monkeypatch.setattr(_aiohttp, "deque", list)  # aiohttp keeps it in something else
         assert answer_body._arrived(response.content, 1) is None
         assert await peek(response, 1000) == BODY[:1000]
-        assert await read_error_body(response) == ErrorBody(BODY, json.loads(BODY))
+        assert await said_in(response) == ErrorBody(BODY, json.loads(BODY))
         assert await response.read() == BODY
 
 
-@pytest.mark.parametrize("look", [lambda response: peek(response, 10**6), read_error_body])
+@pytest.mark.parametrize("look", [lambda response: peek(response, 10**6), take_error_body])
 @pytest.mark.parametrize("framing", FRAMINGS)
 async def test_when_the_body_has_ended_its_connection_is_free(serve: Serve, framing: str, look: Any) -> None:
     url = f"{await serve(answer)}/{framing}"
@@ -196,7 +208,7 @@ async def test_an_empty_body_is_empty_and_its_connection_free(serve: Serve, meth
 
     async with aiohttp.ClientSession() as session, session.request(method, await serve(empty)) as response:
         assert await peek(response, 100) == b""
-        assert await read_error_body(response) == ErrorBody(b"")
+        assert await said_in(response) == ErrorBody(b"")
         assert response.connection is None
         assert await response.read() == b""
 
@@ -262,7 +274,7 @@ async def test_of_an_error_that_breaks_off_what_came_is_kept(
     serve_raw: ServeRaw, head: str, parts: list[bytes], expected: ErrorBody
 ) -> None:
     async with aiohttp.ClientSession() as session, session.get(await serve_raw(raw(head, *parts))) as response:
-        assert await read_error_body(response) == expected
+        assert await said_in(response) == expected
 
 
 @pytest.mark.parametrize(
@@ -282,7 +294,7 @@ async def test_of_an_error_that_is_slow_what_came_within_a_few_seconds_is_kept(
     monkeypatch.setattr(answer_body, "_ERROR_SECONDS", 0.01)
     url = await serve_raw(raw(head, *parts, hang=True))
     async with aiohttp.ClientSession() as session, session.get(url) as response:
-        assert await read_error_body(response) == expected
+        assert await said_in(response) == expected
 
 
 async def test_an_error_that_trickles_is_not_read_for_ever(
@@ -291,7 +303,7 @@ async def test_an_error_that_trickles_is_not_read_for_ever(
     monkeypatch.setattr(answer_body, "_ERROR_SECONDS", 0.01)
     url = await serve_raw(raw("Content-Length: 5000", *[b"x"] * 1000, pause=0.001))
     async with aiohttp.ClientSession() as session, session.get(url) as response:
-        said = await read_error_body(response)
+        said = await said_in(response)
 
     assert 0 < len(said.body) < 1000
     assert set(said.body) == set(b"x")
@@ -304,9 +316,9 @@ async def test_whoever_waits_for_a_slow_error_can_still_be_cancelled(serve_raw: 
         if how == "timeout":
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.02):
-                    await read_error_body(response)
+                    await take_error_body(response)
         else:
-            task = asyncio.create_task(read_error_body(response))
+            task = asyncio.create_task(take_error_body(response))
             await asyncio.sleep(0.01)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -323,7 +335,7 @@ def error_with(body: bytes, content_type: str = "application/json") -> Callable[
 async def error_body(serve: Serve, body: bytes, content_type: str = "application/json") -> ErrorBody:
     async with aiohttp.ClientSession() as session:
         async with session.get(await serve(error_with(body, content_type))) as response:
-            said = await read_error_body(response)
+            said = await said_in(response)
             assert await response.read() == body
     assert said.body == body[:LARGEST_ERROR]
     return said
@@ -341,7 +353,7 @@ async def test_of_a_long_compressed_error_the_beginning_is_kept(serve: Serve) ->
         return web.Response(status=500, body=gzip.compress(b"0" * 10**7), headers={"Content-Encoding": "gzip"})
 
     async with aiohttp.ClientSession() as session, session.get(await serve(bomb)) as response:
-        assert await read_error_body(response) == ErrorBody(b"0" * LARGEST_ERROR)
+        assert await said_in(response) == ErrorBody(b"0" * LARGEST_ERROR)
 
 
 @pytest.mark.parametrize("more", [0, 9])
@@ -356,7 +368,7 @@ async def test_no_half_of_a_secret_is_left_where_a_long_error_is_cut(serve_raw: 
     async with aiohttp.ClientSession() as session, session.get(url) as response:
         if not more:
             await peek(response, len(body))
-        assert (await read_error_body(response, (secret,))).body == begins + b"REDAC"
+        assert (await said_in(response, (secret,))).body == begins + b"REDAC"
 
 
 MESSAGE = '{"message": "Größe", "code": 7}'
@@ -490,6 +502,9 @@ async def test_the_messages_of_an_error_are_found_and_told_apart(
         ({"errors": [{"message": "m", "downstreamErrors": ["no company"]}]}, "downstream_errors", ["no company"]),
         ({"downstreamErrors": {"error": {"message": "no company"}}}, "downstream_errors", ["no company"]),
         ({"downstreamErrors": [{"system": "x", "errors": ["no company"]}]}, "downstream_errors", ["no company"]),
+        ({"errors": {"title": ["is empty"], "email": ["is odd"]}}, "details", ["title: is empty", "email: is odd"]),
+        ({"errors": {"address": {"zip": ["is odd"]}}}, "details", ["address: zip: is odd"]),
+        ({"detail": [{"loc": ["body", "x"], "msg": "is missing"}]}, "details", ["is missing"]),
     ],
     ids=json.dumps,
 )
@@ -500,6 +515,39 @@ async def test_the_messages_of_other_common_shapes_are_found(
 
     for word in words:
         assert word in " ".join(getattr(said, group))
+
+
+NOISE = {"email": "NOISE", "internal": {"note": "NOISE", "reason": ["NOISE"]}, "id": "NOISE"}
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        ({"message": "m", **NOISE}, ("m",)),
+        ({"error": {"message": "m", "type": "NOISE", "code": "quota", **NOISE}}, ("quota: m",)),
+        ({"error": {"code": "quota", **NOISE}}, ("quota",)),
+        ({"error": {"code": 404, "message": "m", "details": [{"reason": "NOISE", "metadata": NOISE}]}}, ("404: m",)),
+        (
+            {"error": {"code": "a", "message": "m", "details": [{"code": "b", "message": "n", **NOISE}]}},
+            ("a: m", "b: n"),
+        ),
+        ({"errors": [{"title": "t", "detail": "d", "code": "c", "meta": NOISE, **NOISE}]}, ("c: t: d",)),
+        ({"errors": [{"message": "m", "extensions": {"code": "NOISE", "stacktrace": ["NOISE"]}}]}, ("m",)),
+        (
+            {"message": "m", "errors": [{"resource": "NOISE", "field": "title", "code": "missing"}]},
+            ("m", "title: missing"),
+        ),
+        ({"errors": {"message": "m", "validationErrors": [{**ITEM, **NOISE}]}}, ("m", "limit: must be 5")),
+        ({"errors": [{"message": "m", "messages": ["n"], "field": "f", **NOISE}]}, ("f: m", "n")),
+    ],
+    ids=str,
+)
+async def test_of_an_error_message_code_and_field_are_shown_and_nothing_else(
+    serve: Serve, payload: object, said: tuple[str, ...]
+) -> None:
+    found = await error_body(serve, json.dumps(payload).encode())
+
+    assert found.details + found.validation_errors == said
 
 
 @pytest.mark.parametrize(
@@ -556,4 +604,4 @@ async def test_a_connection_that_has_ended_and_did_not_tell_the_body_is_one_that
             await peek(response, 100)
         async with asyncio.timeout(4):
             await finish_error_body(response)
-            assert await read_error_body(response) == ErrorBody(b"")
+            assert await said_in(response) == ErrorBody(b"")

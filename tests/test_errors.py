@@ -36,6 +36,7 @@ from lamella import (
     CircuitOpen,
     Classify,
     ClientStatusError,
+    Conflict,
     ConnectFailed,
     ConnectionLost,
     ConnectTimeout,
@@ -51,11 +52,13 @@ from lamella import (
     Rule,
     RuleBook,
     ServerStatusError,
+    ServiceUnavailable,
     StopReason,
     Timeout,
     TooManyRequests,
     TransportError,
     Unauthorized,
+    UnprocessableContent,
 )
 from lamella.errors import api_error_class
 
@@ -75,14 +78,13 @@ def api_error(status: int = 429, rule: Rule = RULE, info: aiohttp.RequestInfo | 
     return api_error_class(status)(info or request_info(), status=status, rule=rule, **more)
 
 
+PAYLOAD = {"message": "wait", "list": [1, None], "validationErrors": ["limit: 5"], "downstreamErrors": ["busy"]}
+
+
 def full_api_error() -> ApiError:
     error = api_error(
         headers=CIMultiDict({"Retry-After": "7", "X-Unknown": "x"}),
-        body=b'{"message": "wait"}',
-        payload={"message": "wait", "list": [1, None]},
-        details=("wait",),
-        validation_errors=("limit: 5",),
-        downstream_errors=("busy",),
+        body=json.dumps(PAYLOAD).encode(),
         retry_after=7.0,
     )
     error.attempts = ATTEMPTS
@@ -112,9 +114,12 @@ def pool_timeout() -> ConnectTimeout:
         (Forbidden, (ClientStatusError,)),
         (NotFound, (ClientStatusError,)),
         (MethodNotAllowed, (ClientStatusError,)),
+        (Conflict, (ClientStatusError,)),
+        (UnprocessableContent, (ClientStatusError,)),
         (TooManyRequests, (ClientStatusError,)),
         (ServerStatusError, (ApiError,)),
         (InternalServerError, (ServerStatusError,)),
+        (ServiceUnavailable, (ServerStatusError,)),
         (TransportError, (LamellaError, aiohttp.ClientConnectionError)),
         (ConnectFailed, (TransportError,)),
         (ConnectTimeout, (ConnectFailed, TimeoutError)),
@@ -143,11 +148,16 @@ def test_each_status_has_its_class() -> None:
         403: Forbidden,
         404: NotFound,
         405: MethodNotAllowed,
+        409: Conflict,
+        422: UnprocessableContent,
         429: TooManyRequests,
         500: InternalServerError,
+        503: ServiceUnavailable,
     }
     for status in range(400, 1000):
         assert api_error_class(status) is own.get(status, ClientStatusError if status < 500 else ServerStatusError)
+    # A rule may call any answer an error.
+    assert {api_error_class(status) for status in (200, 302, 399)} == {ApiError}
 
 
 def test_an_api_error_carries_what_is_known() -> None:
@@ -157,12 +167,12 @@ def test_an_api_error_carries_what_is_known() -> None:
     assert (error.status, error.outcome, error.message, error.method) == (429, 429, RULE.title, "GET")
     assert error.url == "https://api.example.com/v1/invoices?limit=5"
     assert (error.rule, error.retry_after, error.attempts) == (RULE, 7.0, ATTEMPTS)
-    assert (error.body, error.payload) == (b'{"message": "wait"}', {"message": "wait", "list": [1, None]})
+    assert (json.loads(error.body), error.payload) == (PAYLOAD, PAYLOAD)
     assert (error.details, error.validation_errors, error.downstream_errors) == (("wait",), ("limit: 5",), ("busy",))
     assert error.stopped is StopReason.ATTEMPTS_USED_UP
     # What code that knows aiohttp's error alone looks at.
     assert error.headers is not None
-    assert (error.headers["retry-after"], error.headers["x-unknown"]) == ("7", "REDACTED")
+    assert (error.headers["retry-after"], error.headers["x-unknown"]) == ("7", "x")
     assert (error.request_info.method, str(error.request_info.real_url), error.history) == ("GET", error.url, ())
 
 
@@ -213,19 +223,23 @@ def test_what_was_not_sent_says_since_when_and_until_when(cls: type[CircuitOpen 
     assert f"{error.rule.title} ({error.reason})" in str(error)
 
 
+def said_by(details: object = (), validation: object = (), downstream: object = ()) -> bytes:
+    """Return a body that has these messages."""
+    said = {"errors": details, "validationErrors": validation, "downstreamErrors": downstream}
+    return json.dumps(said).encode()
+
+
 def test_no_part_of_an_api_error_shows_a_secret_that_it_was_told_of() -> None:
     info = request_info(accept=f"a/b; {SECRET}", authorization="x")
     said = (f"no {SECRET}!",)
-    error = api_error(info=info, details=said, validation_errors=said, downstream_errors=said, secrets=(SECRET,))
+    error = api_error(info=info, body=said_by(said, said, said), secrets=(SECRET,))
 
     assert error.details == error.validation_errors == error.downstream_errors == ("no REDACTED!",)
     assert dict(error.request_info.headers) == {"accept": "a/b; REDACTED", "authorization": "REDACTED"}
 
 
 def test_of_many_messages_an_error_shows_five() -> None:
-    assert "[a; b; c; d; e]" in str(
-        api_error(details=("a", "b", "c"), validation_errors=("d", "e"), downstream_errors=("f",))
-    )
+    assert "[a; b; c; d; e]" in str(api_error(body=said_by(("a", "b", "c"), ("d", "e"), ("f",))))
 
 
 def test_a_send_that_was_the_last_has_waited_for_nothing() -> None:
@@ -292,6 +306,41 @@ def test_an_error_is_one_line_that_says_what_to_do(error: LamellaError, line: st
 
 
 @pytest.mark.parametrize(
+    ("body", "code", "shown"),
+    [
+        ({"message": "wait", "code": "busy", "customer": "Jane"}, "busy", "[busy: wait]"),
+        ({"error": {"message": "wait", "code": "busy", "customer": {"name": "Jane"}}}, "busy", "[busy: wait]"),
+        ({"errors": [{"message": "wait", "errorCode": 7}, {"code": 8}]}, "7", "[7: wait; 8]"),
+        ({"code": "busy\r\nx", "customer": "Jane"}, "busy x", "[busy x]"),
+        # A code that is the status says nothing new.
+        ({"message": "wait", "code": 429}, None, "[wait]"),
+        ({"error": "denied", "error_description": "wait", "customer": "Jane"}, "denied", "[denied; wait]"),
+        ({"error": {"message": "wait", "type": "busy", "param": "x"}}, "busy", "[busy: x: wait]"),
+        ([{"message": "wait", "code": "busy"}], "busy", "[busy: wait]"),
+        ({"message": "wait", "customer": "Jane"}, None, "[wait]"),
+    ],
+    ids=str,
+)
+def test_the_line_of_an_error_has_message_and_code_and_no_other_field(body: object, code: str, shown: str) -> None:
+    error = api_error(body=json.dumps(body).encode())
+
+    assert error.error_code == code
+    assert str(error) == f"GET https://api.example.com/v1/invoices?limit=5: 429 Too Many Requests {shown}. Slow down"
+
+
+def test_the_body_is_parsed_when_somebody_looks_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = json.dumps({"message": "wait: Größe"}, ensure_ascii=False).encode()
+    with monkeypatch.context() as patched:
+        patched.setattr(json, "loads", None)
+        error = api_error(body=body, secrets=(SECRET, "Bearer of news"))
+        again = pickle.loads(pickle.dumps(error))  # noqa: S301
+        assert error.body == again.body == body
+    for each in (error, again, copy.copy(error)):
+        assert each.payload is each.payload
+        assert (each.payload, each.details) == ({"message": "wait: Größe"}, ("wait: Größe",))
+
+
+@pytest.mark.parametrize(
     ("attempts", "stopped", "end"),
     [
         (ATTEMPTS[:1], None, " (1 attempt in 15.2 s)"),
@@ -312,9 +361,9 @@ def test_an_error_says_how_often_it_was_sent_and_why_no_more(
 @example(HOSTILE)
 def test_what_a_server_says_is_shown_in_one_printable_line(said: str) -> None:
     for error in (
-        api_error(details=(said,)),
-        api_error(validation_errors=(said, said)),
-        api_error(downstream_errors=(said,)),
+        api_error(body=said_by((said,))),
+        api_error(body=said_by((), (said, said))),
+        api_error(body=said_by((), (), (said,))),
         transport_error(reason=said),
     ):
         assert str(error).isprintable()
@@ -329,8 +378,9 @@ def test_an_error_is_one_line_however_its_rule_is_written(text: str) -> None:
 
 
 def test_a_long_answer_makes_no_long_message() -> None:
-    error = api_error(details=("x" * 10_000,) * 100, validation_errors=("y" * 10_000,) * 100)
+    error = api_error(body=said_by(("x" * 10_000,) * 3, ("y" * 10_000,) * 3))
 
+    assert error.details
     assert len(str(error)) < 1000
     assert "Slow down" in str(error)
 
@@ -380,8 +430,9 @@ async def test_no_secret_is_in_the_error_for_a_server_that_echoes_it(serve: Serv
     assert isinstance(error, ApiError)
     assert error.details
 
-    fields = vars(error).copy()
-    body, payload, answer = (fields.pop(name) for name in ("body", "payload", "headers"))
+    fields = {**vars(error), "pickled": pickle.dumps(error)}
+    body, payload, answer = error.body, error.payload, fields.pop("headers")
+    fields["looked at"] = vars(error)
     shown = {
         "text": [str(error), repr(error), str(error.args)],
         "fields": fields,
@@ -420,6 +471,91 @@ async def test_no_secret_is_in_the_payload_however_json_spells_it(
     except ValueError:
         said = None
     assert_none_shows_it(strings_in(said))
+
+
+@pytest.mark.parametrize("look", [repr, pickle.dumps, copy.deepcopy], ids=["looked at", "pickled", "copied"])
+async def test_no_error_keeps_a_secret_to_search_its_body_for_later(serve: Serve, look: Callable[[Any], Any]) -> None:
+    error = await failure_of(await serve(echo), {"Authorization": f"Bearer {SECRET}"}, key=SECRET)
+    look(error)
+    assert_none_shows_it([*strings_in(vars(error)), *strings_in(vars(copy.copy(error))), repr(pickle.dumps(error))])
+
+
+ANSWER_HEADERS = {
+    "X-Customer-Id": "c-17",
+    "X-RateLimit-Remaining-Tokens": "0",
+    "Retry-After-Ms": "70",
+    "Set-Cookie": "sid=hunter22",
+    "X-Api-Key": "hunter22",
+    "X-New-Session": "hunter22",
+    "X-Auth-Token": "hunter22",
+    "X-Echo": f"you sent {SECRET}!",
+    "X-Account": "hunter22-rotated",
+    "Location": "https://user:hunter22@api.example.com/a?page=2&access_token=hunter22;x=hunter22#id_token=hunter22",
+    "Content-Location": "//user:hunter22@h/?%61pi_key=hunter22",
+    "Link": '<https://h/?cursor=c&sig=hunter22>; rel="next", </?page=1;key=hunter22>; rel="prev"',
+    "Operation-Location": "/operations/7?code=hunter22&state=hunter22",
+    "Refresh": "5; url=/x?jwt=hunter22",
+}
+
+
+async def test_the_headers_of_the_answer_are_shown_without_secrets(serve: Serve) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=400, headers=ANSWER_HEADERS)
+
+    layers = in_order(Classify(RuleBook()), HeaderAuth({"X-Account": SECRET}))
+    async with aiohttp.ClientSession(middlewares=layers, headers={"X-Own": "own"}) as session:
+        with pytest.raises(ApiError) as caught:
+            await session.get(await serve(handler))
+    error = caught.value
+    assert error.headers is not None
+    assert {name: error.headers[name] for name in ANSWER_HEADERS} == {
+        "X-Customer-Id": "c-17",
+        "X-RateLimit-Remaining-Tokens": "0",
+        "Retry-After-Ms": "70",
+        "Set-Cookie": "REDACTED",
+        "X-Api-Key": "REDACTED",
+        "X-New-Session": "REDACTED",
+        "X-Auth-Token": "REDACTED",
+        "X-Echo": "you sent REDACTED!",
+        "X-Account": "REDACTED",
+        "Location": "https://api.example.com/a?page=2&access_token=REDACTED#id_token=REDACTED",
+        "Content-Location": "//h/?%61pi_key=REDACTED",
+        "Link": '<https://h/?cursor=c&sig=REDACTED>; rel="next", </?page=1;key=REDACTED>; rel="prev"',
+        "Operation-Location": "/operations/7?code=REDACTED&state=REDACTED",
+        "Refresh": "5; url=/x?jwt=REDACTED",
+    }
+    assert error.request_info.headers["X-Own"] == "REDACTED"
+    assert_hidden(error)
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        *(
+            ({name: "id-7"}, "id-7")
+            for name in (
+                "X-Request-Id",
+                "Request-Id",
+                "x-amzn-RequestId",
+                "x-amz-request-id",
+                "X-Correlation-ID",
+                "X-MS-Request-ID",
+                "X-GitHub-Request-Id",
+                "X-Trace-Id",
+                "CF-Ray",
+                "X-Vendor-Request-Id",
+            )
+        ),
+        ({"CF-Ray": "ray", "X-Request-Id": "id-7", "X-Vendor-Request-Id": "other"}, "id-7"),
+        ({"X-Request-Id": "", "CF-Ray": "ray"}, "ray"),
+        ({"X-Request-Id": "a" * 500 + "\x1b[31m"}, "a" * 299 + "…"),
+        ({"X-Other": "x"}, None),
+        (None, None),
+    ],
+    ids=str,
+)
+def test_an_error_has_the_servers_name_for_the_request(headers: dict[str, str] | None, found: str | None) -> None:
+    assert api_error(headers=headers and CIMultiDict(headers)).request_id == found
 
 
 async def test_a_number_that_looks_like_a_secret_does_not_spoil_the_payload(serve: Serve) -> None:

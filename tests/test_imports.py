@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -38,7 +39,21 @@ print([name for name in lamella.__all__ if isinstance(getattr(lamella, name), ty
 
 
 def test_all_names_are_there() -> None:
-    assert set(lamella.__all__) <= set(dir(lamella))
+    assert set(dir(lamella)) == {*lamella.__all__, "__version__", "batch", "maesn", "testing"}
     assert set(lamella.__all__) == set(lamella._MODULES)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = lamella.nothing  # type: ignore[attr-defined]
+
+
+def test_completion_shows_public_names_only_whatever_is_loaded() -> None:
+    program = "import lamella.retry.loop, lamella; lamella.Rule; print(*dir(lamella))"
+    assert ran(program).split() == dir(lamella)
+
+
+@pytest.mark.parametrize("name", ["maesn.session", "batch.Batch", "testing.VirtualClock"])
+def test_a_package_needs_no_import_of_its_own(name: str) -> None:
+    assert ran(f"import lamella; print(callable(lamella.{name}))") == "True"
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert lamella.__version__ == version("lamella")

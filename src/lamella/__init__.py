@@ -1,14 +1,17 @@
-"""Thin async layers for an aiohttp session: what happens to an HTTP call that fails.
+"""Thin async layers for an aiohttp session: auth headers, typed errors, retries and OpenTelemetry traces.
 
-The names are imported when they are first used: whoever needs an error class alone does not wait for the layers.
+Each name is imported when it is first used: code that needs an error class alone does not wait for the layers.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from lamella import batch as batch
+    from lamella import maesn as maesn
+    from lamella import testing as testing
+    from lamella.attempt_record import AttemptRecord
     from lamella.auth import HeaderAuth
     from lamella.breaker import Breaker
     from lamella.buffer import Buffer
@@ -16,12 +19,12 @@ if TYPE_CHECKING:
     from lamella.errors import (
         AnswerInvalid,
         ApiError,
-        AttemptRecord,
         AttemptTimeout,
         BadRequest,
         CertificateInvalid,
         CircuitOpen,
         ClientStatusError,
+        Conflict,
         ConnectFailed,
         ConnectionLost,
         ConnectTimeout,
@@ -34,9 +37,11 @@ if TYPE_CHECKING:
         RateLimited,
         RequestRejected,
         ServerStatusError,
+        ServiceUnavailable,
         TooManyRequests,
         TransportError,
         Unauthorized,
+        UnprocessableContent,
     )
     from lamella.pipeline import Call, Layer, PerCall, Result, Slot
     from lamella.retry import Retry
@@ -81,6 +86,7 @@ __all__ = [
     "CircuitOpen",
     "Classify",
     "ClientStatusError",
+    "Conflict",
     "ConnectFailed",
     "ConnectTimeout",
     "ConnectionLost",
@@ -107,6 +113,7 @@ __all__ = [
     "Rule",
     "RuleBook",
     "ServerStatusError",
+    "ServiceUnavailable",
     "Slot",
     "StopReason",
     "Store",
@@ -115,6 +122,7 @@ __all__ = [
     "TooManyRequests",
     "TransportError",
     "Unauthorized",
+    "UnprocessableContent",
     "WaitSource",
     "deadline",
     "decide",
@@ -133,7 +141,7 @@ _MODULES: Final = {
     "PerCall": "lamella.pipeline",
     "Result": "lamella.pipeline",
     "Slot": "lamella.pipeline",
-    "AttemptRecord": "lamella.errors",
+    "AttemptRecord": "lamella.attempt_record",
     "AttemptSpan": "lamella.telemetry.attempt_span",
     "AttemptTimeout": "lamella.errors",
     "Backoff": "lamella.rules",
@@ -144,6 +152,7 @@ _MODULES: Final = {
     "CircuitOpen": "lamella.errors",
     "Classify": "lamella.classify",
     "ClientStatusError": "lamella.errors",
+    "Conflict": "lamella.errors",
     "ConnectFailed": "lamella.errors",
     "ConnectTimeout": "lamella.errors",
     "ConnectionLost": "lamella.errors",
@@ -168,6 +177,7 @@ _MODULES: Final = {
     "Rule": "lamella.rules",
     "RuleBook": "lamella.rules",
     "ServerStatusError": "lamella.errors",
+    "ServiceUnavailable": "lamella.errors",
     "StopReason": "lamella.rules",
     "Store": "lamella.store",
     "Throttle": "lamella.throttle",
@@ -175,6 +185,7 @@ _MODULES: Final = {
     "TooManyRequests": "lamella.errors",
     "TransportError": "lamella.errors",
     "Unauthorized": "lamella.errors",
+    "UnprocessableContent": "lamella.errors",
     "WaitSource": "lamella.rules",
     "deadline": "lamella.scope",
     "options": "lamella.scope",
@@ -184,14 +195,26 @@ _MODULES: Final = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker is to know these names and no others
+_PACKAGES: Final = ("batch", "maesn", "testing")
+
+if TYPE_CHECKING:
+    __version__: str
+else:  # a type checker is to know these names and no others
 
     def __getattr__(name: str) -> Any:
-        if name not in _MODULES:
+        from importlib import import_module, metadata
+
+        if name == "__version__":
+            value = metadata.version("lamella")
+        elif name in _PACKAGES:
+            value = import_module(f"lamella.{name}")
+        elif name in _MODULES:
+            value = getattr(import_module(_MODULES[name]), name)
+        else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *_PACKAGES, "__version__"])

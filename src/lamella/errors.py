@@ -1,18 +1,21 @@
-"""The errors that a call may end in.
+"""The errors in which a call may end.
 
 ::
 
     LamellaError
-    ├── ApiError (aiohttp.ClientResponseError)          an answer whose status is an error
-    │   ├── ClientStatusError                       4xx
+    ├── ApiError (aiohttp.ClientResponseError)          an answer that is an error
+    │   ├── ClientStatusError                           4xx
     │   │   ├── BadRequest                              400
     │   │   ├── Unauthorized                            401
     │   │   ├── Forbidden                               403
     │   │   ├── NotFound                                404
     │   │   ├── MethodNotAllowed                        405
+    │   │   ├── Conflict                                409
+    │   │   ├── UnprocessableContent                    422
     │   │   └── TooManyRequests                         429
-    │   └── ServerStatusError                       5xx
-    │       └── InternalServerError                     500
+    │   └── ServerStatusError                           5xx
+    │       ├── InternalServerError                     500
+    │       └── ServiceUnavailable                      503
     └── TransportError (aiohttp.ClientConnectionError)  no answer, or half of one
         ├── ConnectFailed                               nothing was sent: DNS, refused, TLS interrupted
         │   ├── ConnectTimeout (TimeoutError)           no connection in time, or none free in the pool
@@ -21,36 +24,39 @@
         ├── ConnectionLost                              it broke after something was sent
         ├── AnswerInvalid                               the answer exceeds aiohttp's limits, or is damaged
         ├── AttemptTimeout (TimeoutError)               no answer in time
-        └── RequestRejected                         lamella itself did not send it
+        └── RequestRejected                             lamella did not send it
             ├── CircuitOpen                             the service is known to be down
-            └── RateLimited                             the rate limit would keep it waiting for too long
+            └── RateLimited                             the rate limit would queue it for too long
 
-They derive from aiohttp's own, so that ``except aiohttp.ClientError`` goes on working. None derives from
-``ClientOSError`` or ``ServerDisconnectedError``: on those aiohttp runs all middlewares a second time by itself.
-No message, ``repr`` or field of theirs holds a header value that may be a secret.
+They derive from aiohttp's own, so that ``except aiohttp.ClientError`` keeps working. None derives from
+``ClientOSError`` or ``ServerDisconnectedError``: on those aiohttp runs all middlewares a second time.
+No message, ``repr`` or field contains a credential of the request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, NamedTuple
+from functools import cached_property
+from typing import Any, ClassVar
 
 import aiohttp
 from yarl import URL
 
-from lamella.redaction import one_line, redact_headers, redact_text, redact_url, shown_url
-from lamella.rules import Failure, Outcome, Rule, StopReason, WaitSource
+from lamella.attempt_record import AttemptRecord
+from lamella.error_body import ERROR_BYTES, Said, code_in, parse, request_id_in
+from lamella.redaction import one_line, redact_answer_headers, redact_body, redact_headers, redact_text, shown_url
+from lamella.rules import Failure, Outcome, Rule, StopReason
 
 __all__ = [
     "AnswerInvalid",
     "ApiError",
-    "AttemptRecord",
     "AttemptTimeout",
     "BadRequest",
     "CertificateInvalid",
     "CircuitOpen",
     "ClientStatusError",
+    "Conflict",
     "ConnectFailed",
     "ConnectTimeout",
     "ConnectionLost",
@@ -63,48 +69,29 @@ __all__ = [
     "RateLimited",
     "RequestRejected",
     "ServerStatusError",
+    "ServiceUnavailable",
     "TooManyRequests",
     "TransportError",
     "Unauthorized",
+    "UnprocessableContent",
     "api_error_class",
 ]
-
-
-class AttemptRecord(NamedTuple):
-    """One attempt of a call. ``status`` or ``exception`` (the name of its class) is None; times are in seconds."""
-
-    number: int
-    status: int | None
-    exception: str | None
-    took: float
-    waited: float = 0.0
-    """How long the call waited after it; 0.0 after the last one."""
-    rule: str | None = None
-    """The title of the rule that applied. None for a send that ended well."""
-    wait_source: WaitSource | None = None
-    """Where the length of the wait came from. None: there was none."""
-    attempts_left: int | None = None
-    """How often it could be sent after this. None: as often as it takes."""
-    deadline_left: float | None = None
-    """Seconds that were left of the deadline. None: there was none."""
-    queued: float = 0.0
-    """How long it had waited in the queue of its account before it was sent; not a part of ``took``."""
 
 
 class LamellaError(Exception):
     """A call that failed: what happened, what was tried, what to do about it."""
 
     rule: Rule
-    """What the rule book says of it: title, description, hint, whether it is worth another try."""
+    """The rule that applies: title, description, hint, and whether the call is worth another attempt."""
     method: str
     url: str
-    """The URL without user, password and the values of telling query keys."""
+    """The URL, without user and password, and without the values of query keys that name a secret."""
     retry_after: float | None = None
     """Seconds that the server asked to wait. None: it did not."""
     attempts: tuple[AttemptRecord, ...] = ()
-    """One record a send. Empty without a ``Retry`` layer."""
+    """One record for each attempt. Empty without a ``Retry`` layer."""
     stopped: StopReason | None = None
-    """Why there was no further try. None without a ``Retry`` layer."""
+    """Why there was no further attempt. None without a ``Retry`` layer."""
 
     @property
     def outcome(self) -> Outcome:
@@ -124,8 +111,8 @@ class LamellaError(Exception):
         end = []
         if self.attempts:
             seconds = sum(record.queued + record.took + record.waited for record in self.attempts)
-            sends = "1 attempt" if len(self.attempts) == 1 else f"{len(self.attempts)} attempts"
-            end.append(f"{sends} in {seconds:.3g} s")
+            many = "1 attempt" if len(self.attempts) == 1 else f"{len(self.attempts)} attempts"
+            end.append(f"{many} in {seconds:.3g} s")
         if self.stopped:
             end.append(f"stopped: {self.stopped.phrase}")
         return f"{line} ({', '.join(end)})"
@@ -147,19 +134,19 @@ def _blank(cls: type[LamellaError]) -> LamellaError:
 
 
 class ApiError(LamellaError, aiohttp.ClientResponseError):
-    """An answer whose status is an error, or that a rule calls one."""
+    """An answer that is an error, as its status or a rule says.
+
+    Args:
+        request_info, status, headers, body: The request and its answer; the error keeps 64 KiB of the body.
+        rule: The rule that applies.
+        retry_after: Seconds that the server asked to wait. None: it did not.
+        secrets: What is taken out of URL, headers and body.
+        hidden: More names of headers, in lower case, whose values are not shown.
+    """
 
     status: int
     body: bytes
-    """The answer's body as far as it could be read, at most 64 KiB."""
-    payload: Any
-    """The body as JSON, or None where it is not JSON."""
-    validation_errors: tuple[str, ...]
-    """What is wrong with the request, item by item, where the answer says so."""
-    downstream_errors: tuple[str, ...]
-    """What the system behind the API said, where the answer tells."""
-    details: tuple[str, ...]
-    """The answer's own messages that are neither of these two."""
+    """The first 64 KiB of the answer's body, as far as it arrived."""
 
     def __init__(
         self,
@@ -169,26 +156,57 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
         rule: Rule,
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
-        payload: Any = None,
-        details: tuple[str, ...] = (),
-        validation_errors: tuple[str, ...] = (),
-        downstream_errors: tuple[str, ...] = (),
         retry_after: float | None = None,
         secrets: tuple[str, ...] = (),
+        hidden: Collection[str] = (),
     ) -> None:
         self.url, shown = shown_url(request_info.real_url, secrets)
         self.method = request_info.method
         info = aiohttp.RequestInfo(shown, self.method, redact_headers(request_info.headers, secrets), shown)  # type: ignore[arg-type]
-        title, given = rule.title_of(status), redact_headers(headers or {}, secrets)
+        title, given = rule.title_of(status), redact_answer_headers(headers or {}, secrets, hidden)
         super().__init__(info, (), status=status, message=title, headers=given)
         self.args = ()
         self.rule = rule
-        self.body = body
-        self.payload = payload
-        self.details = _redacted(details, secrets)
-        self.validation_errors = _redacted(validation_errors, secrets)
-        self.downstream_errors = _redacted(downstream_errors, secrets)
+        self.body = redact_body(body, secrets, ERROR_BYTES) if body else b""
         self.retry_after = retry_after
+
+    @cached_property
+    def _said(self) -> Said:
+        # Of the body without secrets: they are not kept.
+        payload, *messages = parse(self.body)
+        return Said(payload, *[tuple(map(redact_text, texts)) for texts in messages])
+
+    @property
+    def payload(self) -> Any:
+        """The body as JSON, or None if it is not JSON. It is parsed when it is first read."""
+        return self._said.payload
+
+    @property
+    def error_code(self) -> str | None:
+        """The API's own code for the error, if the body has one, such as ``lock_timeout``."""
+        found = code_in(self.payload, self.status)
+        return found and redact_text(found)
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """The messages of the body that are neither validation nor downstream errors."""
+        return self._said.details
+
+    @property
+    def validation_errors(self) -> tuple[str, ...]:
+        """What is wrong with the request, item by item, if the body says so."""
+        return self._said.validation_errors
+
+    @property
+    def downstream_errors(self) -> tuple[str, ...]:
+        """What the system behind the API said, if the body has it."""
+        return self._said.downstream_errors
+
+    @property
+    def request_id(self) -> str | None:
+        """The server's name for this request, by the usual headers of its answer. None: it has none of them."""
+        found = request_id_in(self.headers or {})
+        return found and redact_text(found)
 
     @property
     def outcome(self) -> Outcome:
@@ -197,11 +215,10 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
 
     def _what(self) -> str:
         said = "; ".join((self.details + self.validation_errors + self.downstream_errors)[:5])
+        code = self.error_code
+        if code and code not in said:
+            said = f"{code}: {said}" if said else code
         return f"{self.status} {self.rule.title_of(self.status)}" + (f" [{redact_text(said)}]" if said else "")
-
-
-def _redacted(texts: tuple[str, ...], secrets: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple([redact_text(text, secrets) for text in texts]) if texts else ()
 
 
 class ClientStatusError(ApiError):
@@ -228,6 +245,14 @@ class MethodNotAllowed(ClientStatusError):
     """405."""
 
 
+class Conflict(ClientStatusError):
+    """409."""
+
+
+class UnprocessableContent(ClientStatusError):
+    """422."""
+
+
 class TooManyRequests(ClientStatusError):
     """429."""
 
@@ -240,19 +265,26 @@ class InternalServerError(ServerStatusError):
     """500."""
 
 
+class ServiceUnavailable(ServerStatusError):
+    """503."""
+
+
 _BY_STATUS: dict[int, type[ApiError]] = {
     400: BadRequest,
     401: Unauthorized,
     403: Forbidden,
     404: NotFound,
     405: MethodNotAllowed,
+    409: Conflict,
+    422: UnprocessableContent,
     429: TooManyRequests,
     500: InternalServerError,
+    503: ServiceUnavailable,
 }
 
 
 def api_error_class(status: int) -> type[ApiError]:
-    """Return the class for a *status* that is an error."""
+    """Return the class for an answer with *status*, which is an error."""
     if status < 400:
         return ApiError
     return _BY_STATUS.get(status) or (ClientStatusError if status < 500 else ServerStatusError)
@@ -263,12 +295,12 @@ class TransportError(LamellaError, aiohttp.ClientConnectionError):
 
     failure: ClassVar[Failure]
     reason: str
-    """What the layer below said, in a line."""
+    """The message of the exception behind it, in one line."""
 
     def __init__(self, method: str, url: URL, rule: Rule, reason: str = "", *, secrets: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.method = method
-        self.url = redact_url(url, secrets)
+        self.url, _ = shown_url(url, secrets)
         self.rule = rule
         self.reason = redact_text(reason, secrets)
 
@@ -291,7 +323,7 @@ class ConnectTimeout(ConnectFailed, TimeoutError):
     """Nothing was sent: there was no connection in time."""
 
     in_pool: bool = False
-    """Whether it was waiting for a free connection of the session's pool, which says nothing about the server."""
+    """Whether it waited for a free connection of the session's pool, which says nothing about the server."""
 
 
 class ProxyRefused(ConnectFailed):
@@ -325,7 +357,7 @@ class AttemptTimeout(TransportError, TimeoutError):
 
 
 class RequestRejected(TransportError):
-    """lamella did not send it, because of what became of other calls: nothing was carried out."""
+    """lamella did not send it, because of the results of other calls: nothing was carried out."""
 
     since: datetime
     """When that began (UTC)."""
@@ -349,7 +381,8 @@ class RequestRejected(TransportError):
         self.until = now + timedelta(seconds=until)
         self.retry_after = until
         self.stopped = stopped
-        reason = f"since {_clock(self.since)}, until {_clock(self.until)}, which is in {until:.3g} s"
+        began, ends = (f"{moment:%Y-%m-%d %H:%M:%S}Z" for moment in (self.since, self.until))
+        reason = f"since {began}, until {ends}, which is in {until:.3g} s"
         super().__init__(method, url, rule, reason, secrets=secrets)
 
 
@@ -360,13 +393,9 @@ class CircuitOpen(RequestRejected):
 
 
 class RateLimited(RequestRejected):
-    """Not sent: its turn under the rate limit would come after its deadline, or the server asks for too long a wait.
+    """Not sent: the rate limit would queue it beyond its deadline, or the server asks for too long a wait.
 
     ``stopped`` says which: ``deadline`` or ``wait_too_long``.
     """
 
     failure = Failure.RATE_LIMITED
-
-
-def _clock(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M:%S}Z"

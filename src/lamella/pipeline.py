@@ -20,7 +20,8 @@ import aiohttp
 from opentelemetry.trace import Span
 
 from lamella._aiohttp import forget_answer
-from lamella.errors import AttemptRecord, LamellaError
+from lamella.attempt_record import AttemptRecord
+from lamella.errors import LamellaError
 from lamella.rules import Rule, StopReason, WaitSource
 from lamella.scope import SCOPE, CallOptions
 

@@ -1,11 +1,11 @@
-"""What may be shown of a request: nothing here lets a credential through."""
+"""Show requests and answers without credentials."""
 
 from __future__ import annotations
 
 import json
 import re
 from base64 import b64decode
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote, unquote_plus
@@ -13,11 +13,14 @@ from urllib.parse import unquote, unquote_plus
 from multidict import CIMultiDict
 from yarl import URL
 
+from lamella.error_body import json_in
+
 __all__ = [
     "REDACTED",
     "one_line",
+    "redact_answer_headers",
+    "redact_body",
     "redact_headers",
-    "redact_json",
     "redact_text",
     "redact_url",
     "secrets_in",
@@ -37,12 +40,14 @@ _SHORTEST_SECRET = 4
 # Parts of a credential are often words, as in a cookie's name.
 _SHORTEST_PART = 8
 
-# Names of query parameters whose values are shown to nobody.
+# Names of query parameters and headers whose values are not shown.
 _SECRET_NAME = re.compile(
     r"key|token|secret|passw|passphrase|^pass$|pwd|signature|^sig$|credential|auth|session|jwt|^code$|^state$|otp|^pin$",
     re.IGNORECASE,
 )
-# Headers whose values are worth showing and never a secret. Everything else keeps its name only.
+# A number of tokens that are left is no secret: X-RateLimit-Remaining-Tokens.
+_COUNTED = re.compile("rate-?limit.*tokens", re.IGNORECASE)
+# Headers of a request whose values are worth showing and never a secret. Of the others only the name is shown.
 _PUBLIC_HEADERS = frozenset(
     {
         "accept",
@@ -75,12 +80,12 @@ _PUBLIC_HEADERS = frozenset(
 
 
 def redact_url(url: URL, secrets: Iterable[str] = ()) -> str:
-    """*url* without user, password and fragment, and with the values of telling query keys replaced."""
+    """Return *url* without user, password and fragment, and with the values of telling query keys replaced."""
     return shown_url(url, secrets)[0]
 
 
 def shown_url(url: URL, secrets: Iterable[str] = ()) -> tuple[str, URL]:
-    """What :func:`redact_url` makes of *url*, as a text and as a URL."""
+    """Return the result of :func:`redact_url`, as a text and as a URL."""
     shown = url.with_fragment(None) if url.raw_fragment else url
     if url.raw_user is not None or url.raw_password is not None:
         shown = shown.with_user(None)
@@ -97,8 +102,35 @@ def shown_url(url: URL, secrets: Iterable[str] = ()) -> tuple[str, URL]:
 
 
 def redact_headers(headers: Mapping[str, str], secrets: Iterable[str] = ()) -> CIMultiDict[str]:
-    """The same names; the values only where they are known to be harmless, and without *secrets*."""
-    pairs = [(name, value if name.lower() in _PUBLIC_HEADERS else REDACTED) for name, value in headers.items()]
+    """Return the *headers* of a request, with the values of the harmless ones only, and without *secrets*."""
+    return _hide_in_values(
+        [(name, value if name.lower() in _PUBLIC_HEADERS else REDACTED) for name, value in headers.items()], secrets
+    )
+
+
+def redact_answer_headers(
+    headers: Mapping[str, str], secrets: Iterable[str] = (), hidden: Collection[str] = ()
+) -> CIMultiDict[str]:
+    """Return the *headers* of an answer, without *secrets* and the values of telling names.
+
+    A URL has no user, no password, and none of the values of telling query keys. *hidden* are more names, in lower
+    case, whose values are not shown.
+    """
+    return _hide_in_values(
+        [
+            (name, REDACTED if _tells_of_answer(name) or name.lower() in hidden else _without_login(value))
+            for name, value in headers.items()
+        ],
+        secrets,
+    )
+
+
+def _without_login(value: str) -> str:
+    """Return *value* without user and password of a URL in it, nor the values of its telling query keys."""
+    return _PARAMETERS.sub(_hide_parameter, _USER.sub("", value)) if "//" in value or "?" in value else value
+
+
+def _hide_in_values(pairs: list[tuple[str, str]], secrets: Iterable[str]) -> CIMultiDict[str]:
     # One look at all of them tells that there is nothing to hide, as most often.
     together = "\n".join([value for _, value in pairs])
     if _hide(together, secrets) != together:
@@ -106,33 +138,69 @@ def redact_headers(headers: Mapping[str, str], secrets: Iterable[str] = ()) -> C
     return CIMultiDict(pairs)
 
 
-def redact_json(body: bytes, payload: Any, secrets: Iterable[str] = ()) -> tuple[bytes, Any]:
-    """*body* and what it says as JSON (None where it is none), without the secrets that a server has put into it."""
+_USER = re.compile(r"""(?<=//)[^/?#\s"'<>]*@""")
+_PARAMETERS = re.compile(r"""([?&#])([^?&#\s"'<>]+)""")
+
+
+def _hide_parameter(found: re.Match[str]) -> str:
+    shown: list[str] = []
+    for part in found[2].split(";"):
+        name, equals, _ = part.partition("=")
+        if equals and _tells(unquote_plus(name)):
+            # What follows may belong to the value.
+            return found[1] + ";".join([*shown, f"{name}={REDACTED}"])
+        shown.append(part)
+    return found[0]
+
+
+def redact_body(body: bytes, secrets: Iterable[str] = (), limit: int | None = None) -> bytes:
+    """Return the first *limit* bytes of *body* without the secrets that a server has put into it.
+
+    Neither the bytes nor a string in them, read as JSON, contains one. None means that nothing is cut off.
+    """
+    secrets = _ordered(secrets)
     text = body.decode("utf-8", "surrogateescape")
-    hidden_text = _hide(text, secrets)
-    clean = hidden_text == text
-    shown = body if clean else hidden_text.encode("utf-8", "surrogateescape")
-    if payload is None:
-        return shown, None
-    if clean and _is_literal(text):
+    hidden = _hide(text, secrets)
+    clean = hidden == text
+    shown = (body if clean else hidden.encode("utf-8", "surrogateescape"))[:limit]
+    if clean and _is_literal(text) and _is_clean_in_one_line(text, secrets):
         # What is in its strings is in the text, letter for letter.
-        return body, payload
+        return shown
     try:
-        hidden = _in_strings(payload, secrets)
+        payload = json_in(body if limit is None or len(body) <= limit else shown)
         # In JSON a secret may be spelled in many ways, and look like a number that is none.
-        return (body if shown == body and hidden == payload else json.dumps(hidden).encode()), hidden
+        hidden_payload = _in_strings(payload, secrets)
+        if clean and hidden_payload == payload:
+            return shown
+        return json.dumps(hidden_payload, ensure_ascii=False).encode("utf-8", "surrogatepass")[:limit]
+    except ValueError:
+        return shown
     except RecursionError:
-        return shown, None
+        # It cannot be searched here, and may be read elsewhere, with more of the stack left.
+        return b""
+
+
+# A byte that is not UTF-8, as surrogateescape shows it.
+_STRAY_BYTE = re.compile("[\udc80-\udcff]")
 
 
 def _is_literal(text: str) -> bool:
-    """Whether *text*, which is JSON, spells each string as it is: without escapes, and in no encoding but UTF-8."""
-    return text.isascii() and "\\" not in text and "\0" not in text
+    """Return whether JSON in *text* spells each string as it is: without escapes, and in no encoding but UTF-8."""
+    return "\\" not in text and "\0" not in text and (text.isascii() or not _STRAY_BYTE.search(text))
+
+
+def _is_clean_in_one_line(text: str, secrets: Iterable[str]) -> bool:
+    """Return whether a secret with a space in it does not come together when *text* is shown in one line."""
+    if not any(" " in secret for secret in secrets):
+        return True
+    line = one_line(text)
+    return line == text or _hide(line, secrets) == line
 
 
 def _in_strings(value: Any, secrets: Iterable[str]) -> Any:
     if isinstance(value, str):
-        return _hide(value, secrets)
+        hidden = _hide(value, secrets)
+        return hidden if _is_clean_in_one_line(hidden, secrets) else _hide(one_line(hidden), secrets)
     if isinstance(value, list):
         return [_in_strings(item, secrets) for item in value]
     if isinstance(value, dict):
@@ -141,29 +209,30 @@ def _in_strings(value: Any, secrets: Iterable[str]) -> Any:
 
 
 def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
-    """Somebody else's *text*, fit for one line of ours: no secrets, no control characters, not too long."""
+    """Return *text* of somebody else as one short line, without *secrets* and control characters."""
     # One line first: a secret that was torn apart by what is not shown would come together.
     line = _hide(one_line(text[:_MOST_READ]), secrets)
     return line if len(line) <= _LONGEST_TEXT else line[: _LONGEST_TEXT - 1] + "…"
 
 
 def one_line(text: str) -> str:
-    """*text* with every run of what is white or cannot be printed as one space."""
-    if not text.isprintable():
-        text = "".join(char if char.isprintable() else " " for char in text)
-    return " ".join(text.split())
+    """Return *text* with one space in place of each run of characters that are white or cannot be printed."""
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return " ".join("".join([char if char.isprintable() else " " for char in line]).split())
 
 
 class _Secrets(tuple[str, ...]):
-    """Texts to be taken out, in the order in which that has to be done."""
+    """Texts to be taken out, in this order."""
 
     __slots__ = ()
 
 
 def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) -> tuple[str, ...]:
-    """Whatever in a request may be a secret, so that it can be taken out of what a server says of it.
+    """Return what may be a secret in a request, so that it can be taken out of what a server says about it.
 
-    That is what is *known* to be one, and the values of telling headers and query keys.
+    These are the *known* ones, and the values of telling headers and query keys.
     """
     found = [*known]
     if url.raw_query_string:
@@ -182,9 +251,14 @@ def _with_parts(given: tuple[str, ...], cookie: str) -> _Secrets:
     return _in_order({part for part in parts if len(part) >= _SHORTEST_PART} | {*values})
 
 
+def _ordered(secrets: Iterable[str]) -> Iterable[str]:
+    # Once for a request, and not for each of the many texts about it.
+    return secrets if isinstance(secrets, _Secrets) or not secrets else _in_order(secrets)
+
+
 def _in_order(secrets: Iterable[str]) -> _Secrets:
     found = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
-    # Whoever reads our headers as Latin-1, as HTTP once said, tells of them in these letters.
+    # A server that reads headers as Latin-1, as HTTP once said, repeats them in these letters.
     found |= {secret.encode("utf-8", "surrogatepass").decode("latin-1") for secret in found if not secret.isascii()}
     found |= {one_line(secret) for secret in found if not secret.isprintable() or len(secret.split()) > 1}
     # The longest first: nothing is to be left of one that holds another.
@@ -194,20 +268,25 @@ def _in_order(secrets: Iterable[str]) -> _Secrets:
 
 @lru_cache(maxsize=1024)
 def _tells(name: str) -> bool:
-    """Whether the value of a header or query key of this name is shown to nobody."""
+    """Return whether the value of a header or query key of this name is not shown."""
     return _SECRET_NAME.search(name) is not None
 
 
 @lru_cache(maxsize=1024)
 def _tells_header(name: str) -> bool:
-    return _tells(name) or name.lower() == "cookie"
+    return _tells(name) or name.lower() in {"cookie", "set-cookie", "set-cookie2"}
+
+
+@lru_cache(maxsize=1024)
+def _tells_of_answer(name: str) -> bool:
+    return _tells_header(name) and not _COUNTED.search(name)
 
 
 _SEPARATORS = re.compile(r"[\s;,=]+")
 
 
 def _after_scheme(value: str) -> Iterable[str]:
-    """The credential of ``Bearer abc``, and what is inside that of ``Basic dXNlcjpw``."""
+    """Return the credential of ``Bearer abc``, and what is inside that of ``Basic dXNlcjpw``."""
     scheme, _, rest = value.partition(" ")
     if scheme.lower() != "basic":
         return (rest.strip(),)
@@ -220,9 +299,8 @@ def _after_scheme(value: str) -> Iterable[str]:
 
 
 def _hide(text: str, secrets: Iterable[str]) -> str:
-    """*text* with each of *secrets* replaced, as it is or as a URL spells it."""
-    # Once for a request, and not for each of the many texts about it.
-    ordered = secrets if isinstance(secrets, _Secrets) or not secrets else _in_order(secrets)
+    """Return *text* with each of *secrets* replaced, in any spelling of a URL, JSON or Python."""
+    ordered = _ordered(secrets)
     if not ordered:
         return text.replace(_MARK, REDACTED)
     for secret in ordered:
@@ -230,7 +308,7 @@ def _hide(text: str, secrets: Iterable[str]) -> str:
     if "%" in text or "+" in text:
         decoded = unquote(text), unquote_plus(text)
         for secret in ordered:
-            # The pattern is dear, and needed only where there is something to find.
+            # The pattern is expensive, and needed only where there is something to find.
             if secret in decoded[0] or secret in decoded[1]:
                 text = re.sub("".join(map(_spelled, secret)), _MARK, text)
     if "\\" in text:
@@ -240,7 +318,7 @@ def _hide(text: str, secrets: Iterable[str]) -> str:
 
 
 def _spelled(char: str) -> str:
-    """*char* as it is or as a URL spells it."""
+    """Return a pattern for *char* as it is or as a URL spells it."""
     percent = "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
     return rf"(?:{re.escape(char)}|(?i:{percent}){'|[+]' if char == ' ' else ''})"
 
@@ -249,7 +327,7 @@ _LETTERS = {"\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
 
 
 def _escaped(char: str) -> str:
-    """*char* as it is or as JSON, or Python in the repr of a text or of bytes, spells it."""
+    """Return a pattern for *char* as it is or as JSON, or Python in the repr of a text or of bytes, spells it."""
     octets = char.encode("utf-8", "surrogatepass")
     units = char.encode("utf-16-be", "surrogatepass").hex()
     spellings = [

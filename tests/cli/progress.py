@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -23,7 +24,8 @@ def api_error(status: int, *said: str, stopped: StopReason = StopReason.NOT_RETR
     """What a call at Maesn's ends in."""
     url = URL("https://api.maesn.dev/accounting/invoices?limit=100&page=1")
     info = RequestInfo(url, "GET", CIMultiDictProxy(CIMultiDict()), url)
-    error = api_error_class(status)(info, status=status, rule=maesn.RULES.rule_for(status), details=said)
+    body = json.dumps({"errors": said}).encode()
+    error = api_error_class(status)(info, status=status, rule=maesn.RULES.rule_for(status), body=body)
     error.stopped = stopped
     return error
 

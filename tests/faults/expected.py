@@ -15,6 +15,7 @@ from lamella import (
     BadRequest,
     CertificateInvalid,
     ClientStatusError,
+    Conflict,
     ConnectFailed,
     ConnectionLost,
     ConnectTimeout,
@@ -24,9 +25,11 @@ from lamella import (
     NotFound,
     ProxyRefused,
     ServerStatusError,
+    ServiceUnavailable,
     StopReason,
     TooManyRequests,
     Unauthorized,
+    UnprocessableContent,
 )
 
 __all__ = ["IDEMPOTENT", "SOME", "Expected", "expected", "reads_the_body"]
@@ -39,8 +42,11 @@ _CLASSES: Final[dict[int, Kind]] = {
     403: Forbidden,
     404: NotFound,
     405: MethodNotAllowed,
+    409: Conflict,
+    422: UnprocessableContent,
     429: TooManyRequests,
     500: InternalServerError,
+    503: ServiceUnavailable,
 }
 _TRIED_AGAIN: Final = frozenset({429, 500, 502, 503, 504})
 """The guide's, and what Maesn's rules make of 502, 503 and 504."""

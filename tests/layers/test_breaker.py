@@ -41,7 +41,7 @@ from lamella import (
     Retry,
     Rule,
     RuleBook,
-    ServerStatusError,
+    ServiceUnavailable,
     StopReason,
     Timeout,
 )
@@ -146,7 +146,7 @@ async def test_it_opens_and_refuses_at_once_and_says_since_when_and_until_when(
         service.status = 200
         assert [await get(session) for _ in range(2)] == [200, 200]
         service.status = 503
-        assert [await get(session) for _ in range(2)] == [ServerStatusError] * 2
+        assert [await get(session) for _ in range(2)] == [ServiceUnavailable] * 2
         await asyncio.sleep(20)
         began, before = virtual_time.now, datetime.now(UTC)
         with pytest.raises(CircuitOpen) as caught:
@@ -170,12 +170,12 @@ async def test_it_closes_when_the_probes_end_well_and_stays_open_when_one_does_n
 ) -> None:
     service = Service(503)
     async with client(await serve(service), quick(probes=2), CLASSIFY) as session:
-        assert await get(session) is ServerStatusError
+        assert await get(session) is ServiceUnavailable
         await asyncio.sleep(29)
         assert await get(session) is CircuitOpen
         await asyncio.sleep(1)
         assert await get(session, "/200") == 200
-        assert await get(session) is ServerStatusError
+        assert await get(session) is ServiceUnavailable
         assert await get(session, "/200") is CircuitOpen
         await asyncio.sleep(30)
         service.go_on.clear()
@@ -340,7 +340,7 @@ async def test_what_lamella_did_not_send_shows_nothing_even_after_other_attempts
 async def test_each_origin_has_a_circuit_of_its_own(serve: Serve) -> None:
     first, second = await serve(Service(503)), await serve(Service())
     async with client(first, quick(), CLASSIFY) as session:
-        assert await get(session) is ServerStatusError
+        assert await get(session) is ServiceUnavailable
         assert await get(session, f"{second}/") == 200
         assert await get(session, "/200") is CircuitOpen
 
@@ -354,7 +354,7 @@ async def test_a_redirect_leads_to_another_circuit(serve: Serve) -> None:
 
     start = await serve(elsewhere)
     async with client(start, quick(), CLASSIFY) as session:
-        assert [await get(session) for _ in range(2)] == [ServerStatusError, CircuitOpen]
+        assert [await get(session) for _ in range(2)] == [ServiceUnavailable, CircuitOpen]
         assert await get(session, allow_redirects=False) == 302
     assert target.sends == 1
 
@@ -363,7 +363,7 @@ async def test_a_key_decides_who_shares_a_circuit(serve: Serve) -> None:
     async with client(
         await serve(Service()), quick(key=lambda request: request.headers["X-Account"]), CLASSIFY
     ) as session:
-        assert await get(session, "/503", headers={"X-Account": "a"}) is ServerStatusError
+        assert await get(session, "/503", headers={"X-Account": "a"}) is ServiceUnavailable
         assert await get(session, headers={"X-Account": "b"}) == 200
         assert await get(session, headers={"X-Account": "a"}) is CircuitOpen
         with pytest.raises(KeyError):
@@ -375,7 +375,7 @@ async def test_layers_that_share_a_store_share_their_circuits(serve: Serve, virt
     service = Service(503)
     url = await serve(service)
     async with client(url, quick(store=store), CLASSIFY) as one, client(url, quick(store=store), CLASSIFY) as other:
-        assert await get(one) is ServerStatusError
+        assert await get(one) is ServiceUnavailable
         assert await get(other) is CircuitOpen
         await asyncio.sleep(30)
         assert await get(other, "/200") == 200
@@ -444,7 +444,7 @@ async def test_every_attempt_counts_once(
     # As one middleware without its Retry, it sees an answer that Retry has reported already.
     outer = (together((span, breaker)),) if wrapped else (span, breaker)
     async with client(await serve(service), *outer, again(3, wait=1), *layers) as session:
-        failed = ServerStatusError if layers else 503
+        failed = ServiceUnavailable if layers else 503
         assert await get(session) == failed
         assert service.sends == 3
         # Two good ones: 3 of 5 have failed, which are too few.
@@ -464,7 +464,7 @@ async def test_a_retry_that_is_switched_off_leaves_the_counting_to_the_last_outc
     async with client(await serve(Service(503)), quick(minimum=2), again(3, wait=1), CLASSIFY) as session:
         stamina.set_active(False)
         try:
-            assert [await get(session) for _ in range(3)] == [ServerStatusError, ServerStatusError, CircuitOpen]
+            assert [await get(session) for _ in range(3)] == [ServiceUnavailable, ServiceUnavailable, CircuitOpen]
         finally:
             stamina.set_active(True)
 
@@ -476,8 +476,8 @@ async def test_a_call_that_waits_asks_the_circuit_after_its_wait(serve: Serve, v
     async with client(url, breaker, again(3, wait=10), CLASSIFY) as session, client(url, breaker, CLASSIFY) as others:
         waiting = asyncio.create_task(session.get("/").__aenter__())
         await asyncio.sleep(9)
-        assert [await get(others) for _ in range(3)] == [ServerStatusError, ServerStatusError, CircuitOpen]
-        with pytest.raises(ServerStatusError) as caught:
+        assert [await get(others) for _ in range(3)] == [ServiceUnavailable, ServiceUnavailable, CircuitOpen]
+        with pytest.raises(ServiceUnavailable) as caught:
             await waiting
     assert caught.value.stopped is StopReason.CIRCUIT_OPEN
     assert service.sends == 3
@@ -498,7 +498,7 @@ async def test_an_attempt_after_a_wait_may_be_a_probe(serve: Serve, virtual_time
         assert service.sends == 2
         assert await get(session, "/200") is CircuitOpen
         service.go_on.set()
-        assert await waiting == {200: 200, 404: NotFound, 503: ServerStatusError}[status]
+        assert await waiting == {200: 200, 404: NotFound, 503: ServiceUnavailable}[status]
         assert await get(session, "/200") == (CircuitOpen if status == 503 else 200)
 
 
@@ -528,11 +528,11 @@ async def test_a_call_that_asks_twice_has_one_probe(serve: Serve, virtual_time: 
     url = await serve(Service())
     breaker = quick(probes=2)
     async with client(url, breaker, CLASSIFY) as session, client(url, breaker, twice, CLASSIFY) as doubled:
-        assert await get(session, "/503") is ServerStatusError
+        assert await get(session, "/503") is ServiceUnavailable
         await asyncio.sleep(30)
         assert await get(doubled, "/200") == 200
         # Another success is needed, and a failure opens it again.
-        assert await get(session, "/503") is ServerStatusError
+        assert await get(session, "/503") is ServiceUnavailable
         assert await get(session, "/200") is CircuitOpen
 
 
@@ -615,7 +615,7 @@ async def test_a_call_thrown_away_at_any_await_does_not_keep_its_probe_for_ever(
         connector = aiohttp.TCPConnector(keepalive_timeout=60)
         async with client(url, quick(store=store), CLASSIFY, connector=connector) as session:
             service.script = [503]
-            assert await get(session) is ServerStatusError
+            assert await get(session) is ServiceUnavailable
             await asyncio.sleep(31)
             thrown_away = await thrown_away_at(step, get(session))
             if isinstance(store, MemoryStore):
@@ -687,10 +687,10 @@ async def test_while_the_store_fails_it_goes_by_what_it_knows_itself(
     store, service = SharedStore(), Service(503)
     store.broken = True
     async with client(await serve(service), quick(store=store), CLASSIFY) as session:
-        assert [await get(session), await get(session)] == [ServerStatusError, CircuitOpen]
+        assert [await get(session), await get(session)] == [ServiceUnavailable, CircuitOpen]
         store.broken = False
         await asyncio.sleep(6)
-        assert [await get(session), await get(session)] == [ServerStatusError, CircuitOpen]
+        assert [await get(session), await get(session)] == [ServiceUnavailable, CircuitOpen]
         await asyncio.sleep(30)
         service.go_on.clear()
         call = asyncio.create_task(get(session, "/200"))
@@ -700,7 +700,7 @@ async def test_while_the_store_fails_it_goes_by_what_it_knows_itself(
         # What became of a probe is lost to the others for now, and the call is not.
         assert await call == 200
         assert await get(session, "/200") == 200
-        assert await get(session) is ServerStatusError
+        assert await get(session) is ServiceUnavailable
         assert await get(session) is CircuitOpen
     assert SECRET not in caplog.text
 
@@ -728,7 +728,7 @@ async def test_another_layer_may_send_a_call_again_and_nothing_is_left_on_it(ser
     left = []
 
     async def twice(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        with pytest.raises(ServerStatusError):
+        with pytest.raises(ServiceUnavailable):
             await handler(request)
         left.append(Call.of(request).circuit)
         with pytest.raises(CircuitOpen):

@@ -160,12 +160,14 @@ async def errors(session: aiohttp.ClientSession) -> None:
         assert_type(error.rule, Rule)
         assert_type(error.body, bytes)
         assert_type(error.payload, Any)
+        assert_type((error.error_code, error.request_id), tuple[str | None, str | None])
         assert_type(error.details, tuple[str, ...])
         assert_type(error.validation_errors, tuple[str, ...])
         assert_type(error.downstream_errors, tuple[str, ...])
         assert_type(error.attempts, tuple[lamella.AttemptRecord, ...])
         assert_type(error.stopped, StopReason | None)
         error.stopped = "deadline"  # type: ignore[assignment]
+        error.payload = {}  # type: ignore[misc]
         error.status_code  # type: ignore[attr-defined]  # noqa: B018
     except lamella.RequestRejected as error:
         assert_type((error.since, error.until), tuple[datetime, datetime])
@@ -180,6 +182,13 @@ async def errors(session: aiohttp.ClientSession) -> None:
             assert_type((record.number, record.status, record.exception), tuple[int, int | None, str | None])
             assert_type((record.took, record.waited), tuple[float, float])
             record.took = 0.0  # type: ignore[misc]
+
+
+def packages() -> None:
+    assert_type(lamella.__version__, str)
+    assert_type(lamella.maesn.RULES, RuleBook)
+    lamella.batch.Batch(fetch, range(10))
+    lamella.import_module  # type: ignore[attr-defined]  # noqa: B018
 
 
 def policy() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 from math import inf
 from typing import Final, NamedTuple
 
 import aiohttp
 
-from lamella.body.answer import parse_error_body, peek, take_error_body
+from lamella.body.answer import peek, take_error_body
 from lamella.classify.failures import ERROR_STATUS, retry_after_of, secrets_of_answer
 from lamella.errors import ApiError, api_error_class
 from lamella.limits import not_cancelled
@@ -71,30 +71,27 @@ async def api_error(
     *,
     until: float = inf,
     judged: Judged | None = None,
+    hidden: Collection[str] = (),
 ) -> ApiError:
     """Return the error for *response*. Its body can still be read afterwards.
 
     The error has what has come of the body by *until*, a moment of the loop's clock, or within a few seconds.
-    -inf means what is there already, if the body has ended. *judged* is what is known of a status below 400.
+    -inf means what is there already, if the body has ended. *judged* is what is known of a status below 400. *hidden*
+    are names of headers, in lower case, whose values are not shown.
     """
     body = await take_error_body(response, until)
     judged = judged or _judged(response, rules, body, known_secrets)
     if judged is None:
         raise ValueError(f"status {response.status} is an error only if it is judged to be one")
-    secrets = secrets_of_answer(response, known_secrets)
-    said = parse_error_body(body, secrets)
     return api_error_class(response.status)(
         response.request_info,
         status=response.status,
         rule=judged.rule,
         headers=response.headers,
-        body=said.body,
-        payload=said.payload,
-        details=said.details,
-        validation_errors=said.validation_errors,
-        downstream_errors=said.downstream_errors,
+        body=body,
         retry_after=judged.retry_after,
-        secrets=secrets,
+        secrets=secrets_of_answer(response, known_secrets),
+        hidden=hidden,
     )
 
 

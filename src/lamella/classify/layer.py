@@ -10,6 +10,7 @@ from lamella.body.request import note_interruption
 from lamella.classify.failures import ERROR_STATUS, failure_of
 from lamella.classify.judge import Judged, api_error, judge
 from lamella.cookies import keep_cookies
+from lamella.credentials import hidden_headers
 from lamella.errors import ApiError, LamellaError
 from lamella.limits import not_cancelled
 from lamella.pipeline import OPTIONS, Call, Layer, Result, Slot
@@ -80,7 +81,8 @@ class Classify(Layer):
         keep_cookies(call, response)
         try:
             with not_cancelled(call) as until:
-                return await api_error(response, rules, call.secrets, until=until, judged=judged)
+                hidden = hidden_headers(call)
+                return await api_error(response, rules, call.secrets, until=until, judged=judged, hidden=hidden)
         finally:
             response.release()
 

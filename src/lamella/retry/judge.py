@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import aiohttp
 
+from lamella.attempt_record import AttemptRecord
 from lamella.classify.failures import ERROR_STATUS, failure_of, rate_limited, timed_out
 from lamella.classify.judge import Judged, api_error, judge
 from lamella.cookies import keep_cookies
-from lamella.errors import ApiError, AttemptRecord, LamellaError
+from lamella.errors import ApiError, LamellaError
 from lamella.limits import not_cancelled
 from lamella.pipeline import Call, Result
 from lamella.retry.report import deadline_left, deadline_passed, reject
