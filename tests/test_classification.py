@@ -29,10 +29,10 @@ from lamella import (
     TransportError,
 )
 from lamella._aiohttp import forget_answer, is_unsent
+from lamella.call import Call
 from lamella.classify.failures import rate_limited, require_open, shown_cause, transport_error
 from lamella.classify.judge import api_error
 from lamella.credentials import note_secrets
-from lamella.pipeline import Call
 
 T = TypeVar("T")
 

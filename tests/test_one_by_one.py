@@ -38,7 +38,8 @@ from lamella import (
     Throttle,
     Timeout,
 )
-from lamella.pipeline import Call, Layer
+from lamella.call import Call
+from lamella.pipeline import Layer
 from lamella.testing.virtual_time import run_virtual
 
 RULES = RuleBook(

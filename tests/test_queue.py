@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.examples import examples
 
 from lamella import Limit
-from lamella.pipeline import Call
+from lamella.call import Call
 from lamella.rules import Backoff
 from lamella.testing import FixedWindow, SlidingWindow, TokenBucket, VirtualTimeLoop, run_virtual
 from lamella.testing import Limit as ServersLimit

@@ -19,7 +19,7 @@ from tests.servers import Serve
 from lamella import Backoff, Retry, Rule, RuleBook
 from lamella._aiohttp import prepare_again
 from lamella.body.request import is_replayable, note_interruption
-from lamella.pipeline import Call
+from lamella.call import Call
 
 BIG = bytes(range(256)) * 10_000  # more than the sockets between client and server hold
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lamella.auth import HeaderAuth
     from lamella.breaker import Breaker
     from lamella.buffer import Buffer
+    from lamella.call import Call, PerCall
     from lamella.classify import Classify
     from lamella.errors import (
         AnswerInvalid,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
         Unauthorized,
         UnprocessableContent,
     )
-    from lamella.pipeline import Call, Layer, PerCall, Result, Slot
+    from lamella.pipeline import Layer, Result, Slot
     from lamella.retry import Retry
     from lamella.retry.budget import RetryBudget
     from lamella.rules import (
@@ -136,9 +137,9 @@ _MODULES: Final = {
     "AnswerInvalid": "lamella.errors",
     "ApiError": "lamella.errors",
     "At": "lamella.stacking",
-    "Call": "lamella.pipeline",
+    "Call": "lamella.call",
     "Layer": "lamella.pipeline",
-    "PerCall": "lamella.pipeline",
+    "PerCall": "lamella.call",
     "Result": "lamella.pipeline",
     "Slot": "lamella.pipeline",
     "AttemptRecord": "lamella.attempt_record",

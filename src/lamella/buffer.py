@@ -11,9 +11,10 @@ import aiohttp
 from lamella._aiohttp import is_written
 from lamella.body.answer import wait_for_body, whole_limit
 from lamella.body.request import note_interruption
+from lamella.call import OPTIONS, Call
 from lamella.classify.failures import ERROR_STATUS, failure_of
 from lamella.cookies import keep_cookies
-from lamella.pipeline import OPTIONS, Call, Layer, Result, Slot
+from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import RuleBook
 from lamella.telemetry.redirects import is_redirect
 

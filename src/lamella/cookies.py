@@ -9,7 +9,7 @@ from typing import Final
 import aiohttp
 from aiohttp import hdrs
 
-from lamella.pipeline import Call, PerCall
+from lamella.call import Call, PerCall
 
 __all__ = ["keep_cookies", "note_held_cookies", "renew_cookies"]
 

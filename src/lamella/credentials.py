@@ -9,7 +9,7 @@ from typing import Final
 
 import aiohttp
 
-from lamella.pipeline import Call, PerCall
+from lamella.call import Call, PerCall
 from lamella.redaction import secrets_in
 
 __all__ = [

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from math import inf
 from typing import Final
 
-from lamella.pipeline import Call, PerCall
+from lamella.call import Call, PerCall
 
 __all__ = ["ATTEMPT_END", "cancels", "not_cancelled"]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from lamella.call import OPTIONS, Call
 from lamella.checks import check_seconds
 from lamella.classify.failures import timed_out
 from lamella.limits import ATTEMPT_END, cancels
-from lamella.pipeline import OPTIONS, Call, Layer, Result, Slot
+from lamella.pipeline import Layer, Result, Slot
 
 __all__ = ["Timeout"]
 

@@ -32,7 +32,7 @@ from lamella import (
     Throttle,
     TooManyRequests,
 )
-from lamella.pipeline import Call as LayersCall
+from lamella.call import Call as LayersCall
 from lamella.testing import FixedWindow, SlidingWindow, TokenBucket, VirtualClock, VirtualTimeLoop
 from lamella.testing import Limit as ServersLimit
 from lamella.throttle.queue import Queue

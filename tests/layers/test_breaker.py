@@ -45,7 +45,7 @@ from lamella import (
     StopReason,
     Timeout,
 )
-from lamella.pipeline import Call
+from lamella.call import Call
 from lamella.testing import VirtualClock, run_virtual
 
 S = TypeVar("S")

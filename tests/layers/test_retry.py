@@ -39,7 +39,7 @@ from lamella import (
     deadline,
     stack,
 )
-from lamella.pipeline import Call
+from lamella.call import Call
 from lamella.testing import VirtualClock
 
 NOW = Backoff(initial=0)

@@ -42,7 +42,7 @@ from lamella import (
     options,
     stack,
 )
-from lamella.pipeline import Call
+from lamella.call import Call
 from lamella.rules import BodyNeeded
 from lamella.testing import VirtualClock
 

@@ -11,9 +11,10 @@ import aiohttp
 from multidict import istr
 from yarl import URL
 
+from lamella.call import Call
 from lamella.credentials import HIDDEN, hide_headers, needs_secrets, note_secrets
 from lamella.origins import Origin, origin_of
-from lamella.pipeline import Call, Layer, Result, Slot
+from lamella.pipeline import Layer, Result, Slot
 from lamella.scope import in_a_block, inherited, inherited_deadline
 
 __all__ = ["HeaderAuth", "HeaderValue"]

@@ -8,7 +8,7 @@ import aiohttp
 from aiohttp import payload
 
 from lamella._aiohttp import body_file, is_begun, is_being_written
-from lamella.pipeline import Call, PerCall
+from lamella.call import Call, PerCall
 
 __all__ = ["is_replayable", "note_interruption"]
 

@@ -15,11 +15,12 @@ from opentelemetry.util.types import AttributeValue
 
 from lamella.breaker import circuit
 from lamella.breaker.circuit import CircuitPhase, CircuitSettings, CircuitState, Permit, Rejection, Transition
+from lamella.call import Call, Stop
 from lamella.classify.failures import ERROR_STATUS, retry_after_of, service_works, transport_error
 from lamella.credentials import secrets_of
 from lamella.errors import CircuitOpen, LamellaError
 from lamella.origins import origin_of
-from lamella.pipeline import Call, Layer, Result, Slot, Stop
+from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import Failure, RuleBook, StopReason, is_rate_limit
 from lamella.store import MemoryStore, Store
 from lamella.store.shared import SharedState, hash_key

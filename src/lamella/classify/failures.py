@@ -16,6 +16,7 @@ from aiohttp import http_exceptions
 
 from lamella._aiohttp import is_unsent
 from lamella.body.answer import messages_in
+from lamella.call import Call
 from lamella.credentials import noted_secrets, secrets_of
 from lamella.errors import (
     AnswerInvalid,
@@ -32,7 +33,6 @@ from lamella.errors import (
     RequestRejected,
     TransportError,
 )
-from lamella.pipeline import Call
 from lamella.redaction import secrets_in
 from lamella.rules import RuleBook, StopReason, asked_wait
 

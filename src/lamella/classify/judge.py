@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 import aiohttp
 
 from lamella.body.answer import peek, take_error_body
+from lamella.call import OPTIONS, Call, PerCall
 from lamella.classify.failures import ERROR_STATUS, retry_after_of, secrets_of_answer
 from lamella.errors import ApiError, api_error_class
 from lamella.limits import not_cancelled
-from lamella.pipeline import OPTIONS, Call, PerCall
 from lamella.redaction import one_line, redact_text
 from lamella.rules import Answer, BodyNeeded, Rule, RuleBook
 

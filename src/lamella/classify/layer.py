@@ -7,13 +7,14 @@ from collections.abc import Awaitable
 import aiohttp
 
 from lamella.body.request import note_interruption
+from lamella.call import OPTIONS, Call
 from lamella.classify.failures import ERROR_STATUS, failure_of
 from lamella.classify.judge import Judged, api_error, judge
 from lamella.cookies import keep_cookies
 from lamella.credentials import hidden_headers
 from lamella.errors import ApiError, LamellaError
 from lamella.limits import not_cancelled
-from lamella.pipeline import OPTIONS, Call, Layer, Result, Slot
+from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import RuleBook
 
 __all__ = ["Classify"]

@@ -10,8 +10,8 @@ from typing import Any, Final
 import aiohttp
 
 from lamella._aiohttp import has_no_total, total_of
+from lamella.call import Call, PerCall
 from lamella.limits import cancels
-from lamella.pipeline import Call, PerCall
 from lamella.scope import Scope, enter, inherited, leave
 
 __all__ = ["AttemptLimit", "seconds_left"]

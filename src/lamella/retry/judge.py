@@ -9,12 +9,13 @@ from typing import NamedTuple
 import aiohttp
 
 from lamella.attempt_record import AttemptRecord
+from lamella.call import Call
 from lamella.classify.failures import ERROR_STATUS, failure_of, rate_limited, timed_out
 from lamella.classify.judge import Judged, api_error, judge
 from lamella.cookies import keep_cookies
 from lamella.errors import ApiError, LamellaError
 from lamella.limits import not_cancelled
-from lamella.pipeline import Call, Result
+from lamella.pipeline import Result
 from lamella.retry.report import deadline_left, deadline_passed, reject
 from lamella.rules import Rule, RuleBook
 from lamella.throttle.queue import waiting_of

@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from lamella.body.request import note_interruption
+from lamella.call import OPTIONS, SENT_BEFORE, Call
 from lamella.checks import check_seconds, check_whole
 from lamella.classify.failures import ERROR_STATUS, require_open
 from lamella.cookies import note_held_cookies
-from lamella.pipeline import OPTIONS, SENT_BEFORE, Again, Call, Layer, Result, Slot
+from lamella.pipeline import Again, Layer, Result, Slot
 from lamella.retry.budget import RetryBudget, Spent, take
 from lamella.retry.deadline import AttemptLimit, seconds_left
 from lamella.retry.judge import Settings

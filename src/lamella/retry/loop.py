@@ -12,10 +12,11 @@ import stamina
 from lamella._aiohttp import prepare_again
 from lamella.body.answer import finish_error_body
 from lamella.body.request import is_replayable, note_interruption
+from lamella.call import Call, Stop
 from lamella.classify.failures import require_open
 from lamella.cookies import renew_cookies
 from lamella.errors import ConnectFailed, ConnectionLost, ConnectTimeout, LamellaError
-from lamella.pipeline import Again, Call, Result, Stop
+from lamella.pipeline import Again, Result
 from lamella.retry.deadline import AttemptLimit
 from lamella.retry.judge import Judge, Settings
 from lamella.retry.report import add_event, out_of_time

@@ -5,9 +5,9 @@ from __future__ import annotations
 from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
+from lamella.call import Call, Stop
 from lamella.credentials import secrets_of
 from lamella.errors import AttemptTimeout, LamellaError
-from lamella.pipeline import Call, Stop
 from lamella.rules import Decision, RuleBook, StopReason
 from lamella.telemetry.attributes import error_type
 from lamella.telemetry.log import log_failure

@@ -10,10 +10,11 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
 from opentelemetry.util.types import AttributeValue
 
+from lamella.call import Call
 from lamella.classify.failures import ERROR_STATUS, was_connecting
 from lamella.credentials import secrets_of
 from lamella.errors import AttemptTimeout, ConnectTimeout
-from lamella.pipeline import Call, Layer, Result, Slot
+from lamella.pipeline import Layer, Result, Slot
 from lamella.telemetry.attributes import (
     UrlTemplate,
     described,

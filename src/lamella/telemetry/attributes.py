@@ -12,9 +12,9 @@ import aiohttp
 from opentelemetry.util.types import AttributeValue
 
 from lamella._aiohttp import peer_of
+from lamella.call import Call, PerCall
 from lamella.classify.failures import ERROR_STATUS
 from lamella.credentials import hidden_headers, secrets_of
-from lamella.pipeline import Call, PerCall
 from lamella.redaction import redact_text, redact_url
 from lamella.telemetry.log import LOGGER
 from lamella.telemetry.names import (

@@ -10,9 +10,10 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import SpanKind, Status, StatusCode, TracerProvider
 from opentelemetry.util.types import AttributeValue
 
+from lamella.call import Call, Stop
 from lamella.classify.failures import ERROR_STATUS
 from lamella.errors import LamellaError, RequestRejected
-from lamella.pipeline import Call, Layer, Result, Slot, Stop
+from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import Rule, StopReason, WaitSource
 from lamella.telemetry.attributes import UrlTemplate, described, error_type, known_methods, last_shown_url
 from lamella.telemetry.log import log_failure

@@ -8,7 +8,7 @@ import aiohttp
 from opentelemetry import context, trace
 
 from lamella._aiohttp import trace_states
-from lamella.pipeline import Call, PerCall
+from lamella.call import Call, PerCall
 from lamella.telemetry.tracing import unrecorded
 
 __all__ = ["give_back", "take_over", "without_other_instrumentation"]

@@ -10,7 +10,7 @@ import aiohttp
 from yarl import URL
 
 from lamella._aiohttp import same_call
-from lamella.pipeline import Call, PerCall
+from lamella.call import Call, PerCall
 
 __all__ = ["earlier_hops", "is_redirect", "note_earlier_hops", "note_redirect"]
 

@@ -20,11 +20,12 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, TracerProvider
 from opentelemetry.util.types import AttributeValue
 from yarl import URL
 
+from lamella.call import Call, Stop
 from lamella.classify.failures import ERROR_STATUS, rate_limited, require_open
 from lamella.classify.judge import Judged, judge
 from lamella.errors import ApiError, CertificateInvalid, ConnectFailed, RequestRejected
 from lamella.origins import origin_of
-from lamella.pipeline import Call, Layer, Result, Slot, Stop
+from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import RuleBook, StopReason
 from lamella.store import Store
 from lamella.store.shared import SharedState, hash_key

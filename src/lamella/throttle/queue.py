@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from operator import attrgetter
 from typing import Final
 
-from lamella.pipeline import Call, PerCall
+from lamella.call import Call, PerCall
 from lamella.throttle.estimate import Permit, Wait
 
 __all__ = ["PLACE", "WAITING", "Queue", "waiting_of"]
