@@ -7,10 +7,13 @@ import copy
 import json
 import pickle
 import socket
+import subprocess
+import sys
 import traceback
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -383,6 +386,17 @@ def test_a_long_answer_makes_no_long_message() -> None:
     assert error.details
     assert len(str(error)) < 1000
     assert "Slow down" in str(error)
+
+
+def test_the_example_of_the_docs_runs() -> None:
+    page = Path(__file__).resolve().parent.parent.joinpath("docs", "errors.md").read_text("utf-8")
+    program = page.split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603
+    first, second = done.stdout.splitlines()
+    assert first == "no_invoice r-1"
+    assert "/invoices/7: 404 Client Error [no_invoice: There is no invoice 7]. Check the ID (1 attempt" in second
+    for name in lamella.errors.__all__:
+        assert f"`{name}`" in page or name == "api_error_class", name
 
 
 @pytest.mark.parametrize("part", ["https", "8443", "api.example.com", "[::1]", "//"])
