@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
@@ -14,6 +14,7 @@ from tests.layering import LAYERS, RULES, SUBSETS, apart, in_order
 from tests.servers import Serve
 
 from lamella import (
+    At,
     AttemptSpan,
     Breaker,
     Buffer,
@@ -23,8 +24,12 @@ from lamella import (
     MemoryStore,
     RequestSpan,
     Retry,
+    Rule,
+    RuleBook,
+    Slot,
     Throttle,
     Timeout,
+    maesn,
     stack,
 )
 from lamella.pipeline import Layer, Pipeline
@@ -166,9 +171,92 @@ async def test_a_limit_beside_a_throttle_that_has_it(serve: Serve, virtual_time:
     assert virtual_time.now - began == pytest.approx(10)
 
 
-def test_an_unknown_option_is_named_with_those_that_there_are() -> None:
-    with pytest.raises(TypeError, match=r"no option 'attempt'; there are auth, attempts, deadline, attempt_timeout, "):
-        stack(RULES, attempt=3)  # type: ignore[call-arg]
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("attempt", "no option 'attempt', did you mean 'attempts'\\? There are: auth, attempts, deadline, "),
+        ("max_attempts", "no option 'max_attempts', did you mean 'attempts'"),
+        ("raise_for_status", "no option 'raise_for_status'"),
+        ("xyzzy", "no option 'xyzzy'; there are: auth, "),
+    ],
+)
+def test_an_unknown_option_is_named_with_the_closest_and_all_that_there_are(name: str, said: str) -> None:
+    options: dict[str, Any] = {name: 3}
+    with pytest.raises(TypeError, match=said):
+        stack(RULES, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("attempt", "did you mean 'attempts'"), ("header", "did you mean 'headers'"), ("xyzzy", "api_key")],
+)
+def test_an_unknown_option_of_a_session_is_named_with_the_closest(name: str, said: str) -> None:
+    options: dict[str, Any] = {name: "s3cr3t"}
+    with pytest.raises(TypeError, match=rf"maesn.session\(\) has no option '{name}'.*{said}") as caught:
+        maesn.session("key", "account", **options)
+    assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ([Rule(429, "Slow")], r"got list of Rule: write stack\(RuleBook\(rule, \.\.\.\)\)"),
+        ((Rule(429, "Slow"),), r"got tuple of Rule: write stack\(RuleBook\("),
+        (Rule(429, "Slow"), r"got Rule: write stack\(RuleBook\("),
+        ([], "got list$"),
+        (RuleBook, "got type$"),
+        (None, "got NoneType$"),
+        ("s3cr3t", "got str$"),
+    ],
+    ids=str,
+)
+def test_rules_that_are_no_rule_book_are_refused(rules: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"^rules must be a RuleBook, {said}"):
+        stack(rules)
+
+
+class Login(NamedTuple):
+    """A login as aiohttp's BasicAuth is one."""
+
+    user: str
+    password: str
+
+
+@pytest.mark.parametrize(
+    ("auth", "said"),
+    [
+        ({"X-API-KEY": "s3cr3t"}, r"got dict: write auth=HeaderAuth\(\{\.\.\.\}, origin=\.\.\.\)"),
+        ("s3cr3t", "got str$"),
+        (Login("user", "s3cr3t"), "got Login$"),
+        (b"s3cr3t", "got bytes$"),
+        (lambda: "s3cr3t", "got function$"),
+        (["s3cr3t", HeaderAuth({"X-A": "a"})], "got str, HeaderAuth$"),
+        (None, "got NoneType$"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_header_auth_is_refused_without_being_shown(auth: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^auth must be a HeaderAuth, or several of them, {said}") as caught:
+        stack(RULES, auth=auth)
+    assert "s3cr3t" not in str(caught.value)
+
+
+async def test_a_stack_works_as_one_middleware_too(serve: Serve) -> None:
+    seen: list[str] = []
+
+    async def key(request: web.Request) -> web.StreamResponse:
+        seen.append(request.headers.get("X-A", ""))
+        return web.Response(text="good", status=200 if len(seen) > 1 else 429)
+
+    async def own(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        return await handler(request)
+
+    whole = stack(RULES, At(Slot.AUTH, own), auth=HeaderAuth({"X-A": "value"}))
+    assert len(whole) > 1
+    async with aiohttp.ClientSession(await serve(key), middlewares=(own, whole, own)) as session:
+        async with session.get("/") as response:
+            assert await response.text() == "good"
+    assert seen == ["value", "value"]
 
 
 @pytest.mark.parametrize("chosen", SUBSETS)
@@ -211,4 +299,18 @@ async def test_other_peoples_middlewares_may_stand_anywhere_and_retry_too(serve:
 @pytest.mark.parametrize("layer", ["Retry", Retry, _answer, (RULES,)])
 def test_what_is_no_layer_is_refused(layer: Any) -> None:
     with pytest.raises(ValueError, match=r"is no layer: expected a lamella.Layer, or a middleware with its place"):
+        stack(RULES, layer)
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (Retry, r"it is a class: write Retry\(\.\.\.\)"),
+        ((Timeout(5),), r"it is a sequence: write stack\(rules, \*layers\)"),
+        (RULES, "a stack has one RuleBook: its first argument"),
+    ],
+    ids=str,
+)
+def test_a_mistake_with_a_layer_is_named(layer: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
         stack(RULES, layer)

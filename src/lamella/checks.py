@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import isfinite
 from operator import index
 
-__all__ = ["check_number", "check_seconds", "check_whole"]
+__all__ = ["check_number", "check_options", "check_seconds", "check_whole"]
+
+
+def check_options(function: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Check that *function* has each of the *options*; *known* are the names that there are.
+
+    Raises:
+        TypeError: It has not.
+    """
+    names = list(known)
+    if all(option in names for option in options):
+        return
+    from difflib import get_close_matches  # only for the message
+
+    for option in options:
+        if option not in names:
+            close = get_close_matches(option, names, 1)
+            meant = f", did you mean {close[0]!r}? There are" if close else "; there are"
+            raise TypeError(f"{function}() has no option {option!r}{meant}: {', '.join(names)}")
 
 
 def check_seconds(name: str, seconds: object, *, zero: bool = False) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final, NamedTuple, TypedDict, Unpack, cast
 
 import aiohttp
@@ -12,11 +13,12 @@ from opentelemetry.trace import TracerProvider
 from lamella.auth import HeaderAuth
 from lamella.breaker import Breaker
 from lamella.buffer import Buffer
+from lamella.checks import check_options
 from lamella.classify import Classify
 from lamella.pipeline import Layer, Pipeline, Slot, check_slot
 from lamella.retry import Retry
 from lamella.retry.budget import DEFAULT_BUDGET, RetryBudget
-from lamella.rules import HTTP_RULES, RuleBook
+from lamella.rules import HTTP_RULES, Rule, RuleBook
 from lamella.store import Store
 from lamella.telemetry.attempt_span import AttemptSpan
 from lamella.telemetry.attributes import UrlTemplate
@@ -24,15 +26,28 @@ from lamella.telemetry.call_span import RequestSpan
 from lamella.throttle import Limit, Throttle
 from lamella.timeout import Timeout
 
-__all__ = ["At", "StackOptions", "stack"]
+__all__ = ["At", "Stack", "StackOptions", "stack"]
 
 
 class At(NamedTuple):
     """A plain aiohttp middleware with its place in a stack."""
 
     slot: Slot
-    """It stands outside of lamella's own layer there."""
+    """It is outside of lamella's own layer there."""
     middleware: aiohttp.ClientMiddlewareType
+
+
+class Stack(tuple[aiohttp.ClientMiddlewareType, ...]):
+    """The middlewares that :func:`stack` returns, which also work as one: ``middlewares=(stack(rules), other)``."""
+
+    __slots__ = ()
+
+    def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> Awaitable[aiohttp.ClientResponse]:
+        for middleware in reversed(self):
+            handler = partial(middleware, handler=handler)  # type: ignore[call-arg]  # as aiohttp does
+        return handler(request)
 
 
 class StackOptions(TypedDict, total=False):
@@ -100,9 +115,7 @@ _DEFAULTS: Final[StackOptions] = {
 }
 
 
-def stack(
-    rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **options: Unpack[StackOptions]
-) -> tuple[aiohttp.ClientMiddlewareType, ...]:
+def stack(rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **options: Unpack[StackOptions]) -> Stack:
     """Return the whole stack for *rules*, in the right order.
 
     Args:
@@ -141,17 +154,14 @@ def stack(
             hand without it), a layer made by hand has other rules, a layer is there twice, or ``DigestAuthMiddleware``
             stands where errors are raised.
     """
-    if unknown := [name for name in options if name not in StackOptions.__annotations__]:
-        raise TypeError(f"stack() has no option {unknown[0]!r}; there are {', '.join(StackOptions.__annotations__)}")
+    check_options("stack", options, StackOptions.__annotations__)
     if isinstance(rules, Layer | At):
         return stack(HTTP_RULES, rules, *layers, **options)
-    if not isinstance(rules, RuleBook):
-        raise ValueError(f"rules must be a RuleBook, got {rules!r}: write stack(RuleBook(Rule(…)))")  # noqa: TRY004
+    _require_rules(rules)
     if isinstance(throttle := options.get("throttle"), Throttle):
         layers = (*layers, throttle)
         del options["throttle"]
-    auth = options.get("auth", ())
-    chosen = [_checked(layer) for layer in (*layers, *([auth] if isinstance(auth, HeaderAuth) else auth))]
+    chosen = [_checked(layer) for layer in layers] + _auth_layers(options.get("auth", ()))
     by_hand = {
         kind: layer for layer in chosen if isinstance(layer, Layer) for kind in _KINDS if isinstance(layer, kind)
     }
@@ -175,13 +185,45 @@ def stack(
     return _in_order(chosen)
 
 
+def _require_rules(rules: object) -> None:
+    if isinstance(rules, RuleBook):
+        return
+    items = rules if isinstance(rules, list | tuple) else [rules]
+    kind = (
+        type(rules).__name__
+        if items is not rules or not items
+        else f"{type(rules).__name__} of {type(items[0]).__name__}"
+    )
+    hint = ": write stack(RuleBook(rule, ...))" if any(isinstance(item, Rule) for item in items) else ""
+    raise ValueError(f"rules must be a RuleBook, got {kind}{hint}")
+
+
+def _auth_layers(auth: object) -> list[Layer | At]:
+    # A named tuple, such as At or aiohttp's BasicAuth, is one thing.
+    one = isinstance(auth, str | bytes | Mapping) or hasattr(auth, "_fields")
+    layers = list(auth) if isinstance(auth, Iterable) and not one else [auth]
+    if not all(isinstance(layer, Layer | At) for layer in layers):
+        # No value: it may be a credential.
+        kinds = ", ".join(type(layer).__name__ for layer in layers)
+        hint = ": write auth=HeaderAuth({...}, origin=...)" if isinstance(auth, Mapping) else ""
+        raise ValueError(f"auth must be a HeaderAuth, or several of them, got {kinds}{hint}")
+    return [_checked(layer) for layer in layers]
+
+
 def _checked(layer: object) -> Layer | At:
     if isinstance(layer, Layer | At):
         check_slot(layer)
         return layer
+    hint = ""
+    if isinstance(layer, type):
+        hint = f" (it is a class: write {layer.__name__}(...))"
+    elif isinstance(layer, list | tuple):
+        hint = " (it is a sequence: write stack(rules, *layers))"
+    elif isinstance(layer, RuleBook):
+        hint = " (a stack has one RuleBook: its first argument)"
     raise ValueError(
         f"{layer!r} is no layer: expected a lamella.Layer, or a middleware with its place, as in "
-        "At(Slot.THROTTLE, middleware)"
+        f"At(Slot.THROTTLE, middleware){hint}"
     )
 
 
@@ -199,7 +241,7 @@ def _require_answers(layer: Layer | At) -> None:
         )
 
 
-def _in_order(layers: Iterable[Layer | At]) -> tuple[aiohttp.ClientMiddlewareType, ...]:
+def _in_order(layers: Iterable[Layer | At]) -> Stack:
     """Return *layers* from the outside in, those that are neighbours as one middleware."""
     middlewares: list[aiohttp.ClientMiddlewareType] = []
     neighbours: list[Layer] = []
@@ -213,7 +255,7 @@ def _in_order(layers: Iterable[Layer | At]) -> tuple[aiohttp.ClientMiddlewareTyp
         middlewares.append(layer.middleware)
     if neighbours:
         middlewares.append(Pipeline(neighbours))
-    return tuple(middlewares)
+    return Stack(middlewares)
 
 
 def _place(layer: Layer | At) -> tuple[Slot, bool]:

@@ -245,6 +245,19 @@ def test_bad_names_kinds_and_origins_are_refused() -> None:
         assert "s3cr3t" not in str(caught.value)
 
 
+@pytest.mark.parametrize("origin", ["api.example.com", "localhost:8080", "10.0.0.1", "API.example.com:443"])
+def test_an_origin_without_a_scheme_is_named_with_the_fix(origin: str) -> None:
+    with pytest.raises(ValueError, match=f"got '{origin}': write 'https://{origin}'"):
+        HeaderAuth({"X-Token": "value"}, origin=origin)
+
+
+@pytest.mark.parametrize("origin", ["sk-s3cr3t_key", "s3cr3t", "s3cr3t.key_1", "user:s3cr3t@example.com"])
+def test_an_origin_that_may_be_a_credential_is_not_shown(origin: str) -> None:
+    with pytest.raises(ValueError, match="origin must be an http or https URL with a host, got ") as caught:
+        HeaderAuth({"X-Token": "value"}, origin=origin)
+    assert "s3cr3t" not in str(caught.value)
+
+
 async def test_no_span_has_such_a_header_of_an_answer_either(serve: Serve, tracing: Tracing) -> None:
     """A server may hand out the next credential there, which nobody here knows yet."""
 

@@ -16,6 +16,7 @@ import aiohttp
 import lamella
 from lamella import Backoff, Failure, Outcome, Rule, RuleBook, StopReason, WaitSource, maesn
 from lamella.batch import Batch, ItemOutcome, Journal
+from lamella.stacking import Stack
 
 RULES = RuleBook(
     Rule(429, "Too Many Requests", hint="slow down", retry=Backoff(initial=1, maximum=30)),
@@ -66,9 +67,10 @@ async def own(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 async def own_session() -> None:
     auth = lamella.HeaderAuth({"X-API-KEY": "key", "X-A": lambda: "now", "X-B": token}, origin="https://example.com")
     layers = lamella.stack(RULES, lamella.Timeout(5), auth=auth, attempts=3, deadline=60.0, retry_writes=True)
-    assert_type(layers, tuple[aiohttp.ClientMiddlewareType, ...])
+    assert_type(layers, Stack)
     some = lamella.stack(RULES, lamella.Classify(RULES), lamella.At(lamella.Slot.AUTH, own))
-    assert_type(some, tuple[aiohttp.ClientMiddlewareType, ...])
+    assert_type(some, Stack)
+    aiohttp.ClientSession(middlewares=(own, some, own))
     aiohttp.ClientSession(middlewares=(own, *layers, own))
     aiohttp.ClientSession(
         middlewares=(

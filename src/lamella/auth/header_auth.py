@@ -29,15 +29,16 @@ HeaderValue = (
 """A value, or a function that is asked for it before each attempt; from a function, None leaves the header out."""
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HOST = re.compile(r"(localhost|[a-z0-9-]+(\.[a-z0-9-]+)*\.[a-z]{2,24}|\d+(\.\d+){3})(:\d+)?", re.IGNORECASE)
 _BAD_VALUE = re.compile(r"[\r\n\0]")
 
 
 class HeaderAuth(Layer):
     """Sets headers that hold a credential, on requests to one origin.
 
-    It stands inside of ``Retry``, so that each send gets a fresh value. A request to any other scheme, host or
-    port, as after a redirect, gets none of these headers and loses those that it has. When a send has ended they are
-    taken off the request again, so that nothing that is said of it later shows them.
+    It is inside of ``Retry``, so that each attempt gets a fresh value. A request to any other scheme, host or port,
+    such as after a redirect, gets none of these headers and loses those that it has. When an attempt has ended, the
+    headers are taken off the request again, so that no later text about it shows them.
 
     Args:
         headers: The values by their names. A function, plain or async, is called for each attempt, in the context of
@@ -162,8 +163,12 @@ def _origin_of(value: str | URL) -> Origin:
     except ValueError:
         url = URL()
     if url.scheme not in {"http", "https"} or not url.raw_host:
-        shown = url.with_user(None) if url.raw_host else type(value).__name__
-        raise ValueError(f"origin must be an http or https URL with a host, not {str(shown)!r}")
+        text = str(value)
+        if _HOST.fullmatch(text):
+            raise ValueError(f"origin must be an http or https URL with a host, got {text!r}: write 'https://{text}'")
+        # Without a host it may be anything, also a credential.
+        shown = repr(str(url.with_user(None))) if url.raw_host else type(value).__name__
+        raise ValueError(f"origin must be an http or https URL with a host, got {shown}")
     return origin_of(url)
 
 

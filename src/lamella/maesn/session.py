@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ from yarl import URL
 
 from lamella.breaker import Breaker
 from lamella.buffer import Buffer
+from lamella.checks import check_options
 from lamella.maesn.account import auth, current_account
 from lamella.maesn.rules import RULES
 from lamella.rules import RuleBook
@@ -81,6 +83,7 @@ def session(
             "middlewares is not an option here, since the order of your own and lamella's is your choice. "
             "Make a session of your own with middlewares=(*outer, *maesn.layers(), *inner)"
         )
+    check_options("maesn.session", options, _OPTIONS)
     of_stack: Any = {name: value for name, value in options.items() if name in StackOptions.__annotations__}
     others: Any = {name: value for name, value in options.items() if name not in of_stack}
     others.setdefault("timeout", aiohttp.ClientTimeout(total=None))
@@ -143,3 +146,10 @@ def _url(value: str | None) -> URL:
     url = URL(value or os.environ.get("MAESN_BASE_URL") or BASE_URL)
     # Relative URLs replace what follows the last slash.
     return url if url.path.endswith("/") else url.with_path(f"{url.path}/")
+
+
+_OPTIONS: Final = [
+    *("api_key", "account_key", "base_url", "rules", "breaker"),
+    *StackOptions.__annotations__,
+    *(name for name in inspect.signature(aiohttp.ClientSession).parameters if name != "middlewares"),
+]
