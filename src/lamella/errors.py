@@ -140,8 +140,7 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
         request_info, status, headers, body: The request and its answer; the error keeps 64 KiB of the body.
         rule: The rule that applies.
         retry_after: Seconds that the server asked to wait. None: it did not.
-        secrets: What is taken out of URL, headers and body.
-        hidden: More names of headers, in lower case, whose values are not shown.
+        secrets, hidden: Texts to take out of URL, headers and body; names of headers, in lower case, to redact as well.
     """
 
     status: int
