@@ -394,7 +394,7 @@ def test_the_example_of_the_docs_runs() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603
     first, second = done.stdout.splitlines()
     assert first == "no_invoice r-1"
-    assert "/invoices/7: 404 Client Error [no_invoice: There is no invoice 7]. Check the ID (1 attempt" in second
+    assert "/invoices/7: 404 Not Found [no_invoice: There is no invoice 7]. Check the ID (1 attempt" in second
     for name in lamella.errors.__all__:
         assert f"`{name}`" in page or name == "api_error_class", name
 
