@@ -91,15 +91,17 @@ def known_differences() -> dict[str, str]:
 def fetch_tests(folder: Path) -> None:
     """Unpack the tests of the installed aiohttp into *folder*."""
     archive = f"aiohttp-{version('aiohttp')}.tar.gz"
-    index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/")
+    index = os.environ.get("PIP_INDEX_URL", "").rstrip("/")
+    if not index:
+        sys.exit("aiohttp_tests: set PIP_INDEX_URL to the package index that has aiohttp's sdist")
     request = urllib.request.Request(  # noqa: S310 - an address of the user's own
         f"{index}/aiohttp/", headers={"Accept": "application/vnd.pypi.simple.v1+json"}
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 # nosec B310
         [file] = [file for file in json.load(answer)["files"] if file["filename"] == archive]
     print(f"aiohttp_tests: fetching {file['url']}", flush=True)
     path = folder / archive
-    with urllib.request.urlopen(file["url"], timeout=300) as answer:  # noqa: S310
+    with urllib.request.urlopen(file["url"], timeout=300) as answer:  # noqa: S310 # nosec B310
         path.write_bytes(answer.read())
     if hashlib.sha256(path.read_bytes()).hexdigest() != file["hashes"]["sha256"]:
         raise ValueError(f"{archive} is not the file that the index names: its SHA-256 differs")
@@ -126,7 +128,7 @@ def run(folder: Path, title: str, files: tuple[str, ...] | list[str], *more: str
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
     subprocess.run(command, cwd=folder, env=env, check=False)  # noqa: S603
     passed: dict[str, bool] = {}
-    for case in ET.parse(report).iter("testcase"):  # noqa: S314 - pytest's own file
+    for case in ET.parse(report).iter("testcase"):  # noqa: S314 # nosec B314 - written by pytest
         function = re.sub(r"\[.*", "", case.get("name", ""), flags=re.DOTALL)
         test = f"{case.get('classname', '').removeprefix('tests.')}::{function}"
         failed = case.find("failure") is not None or case.find("error") is not None
