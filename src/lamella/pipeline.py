@@ -1,6 +1,6 @@
 """How a call travels: hooks before and after each attempt, and the one runner that calls them.
 
-A layer is a pair of hooks. `Layer.before` may wait or refuse. `Layer.after` looks at what came of it, an answer or an
+A layer is a pair of hooks. `Layer.before` may wait or refuse. `Layer.after` looks at the result, an answer or an
 exception, and may replace it: a failure is a value here, and travels through no frames. It may also make more attempts.
 The runner is the same for a whole stack and for a layer that stands alone among the middlewares of a session.
 """
@@ -46,7 +46,7 @@ Changed: TypeAlias = Result | Waits | Callable[[Again], Waits] | None
 
 
 class Slot(IntEnum):
-    """Where a layer stands, from the outside in. Layers of others stand outside of lamella's own in the same slot."""
+    """The place of a layer, from the outside in. In one slot the layers of others are outside lamella's own."""
 
     REQUEST_SPAN = 0
     """Outermost: the hooks of a layer here run once per call."""
@@ -299,7 +299,7 @@ def check_slot(layer: object) -> None:
 
 
 def check_order(outer: Layer, inner: Layer) -> None:
-    """Check that *inner* may stand inside of *outer*.
+    """Check that *inner* may be inside *outer*.
 
     Raises:
         ValueError: It belongs further out, or is there twice.

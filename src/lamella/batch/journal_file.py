@@ -160,7 +160,7 @@ def _take(path: str, batch: str) -> Connection:
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA fullfsync = ON")  # macOS: otherwise fsync does not wait for the disk
         db.batch_id = batch_id or _begin(db, batch)
-        Path(path + "-shm").unlink(missing_ok=True)  # left by another tool: nobody else has the file open now
+        Path(path + "-shm").unlink(missing_ok=True)  # left by another tool: no other process has it open
         db.set_authorizer(db.authorize)
     except BaseException:
         db.close()

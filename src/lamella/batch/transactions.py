@@ -13,7 +13,7 @@ __all__ = ["Change", "Connection", "Result", "read", "write"]
 
 Change = Callable[[sqlite3.Connection], Any]
 Result = tuple[Any, BaseException | None]
-"""What a change returned or raised. A future would take no StopIteration, and would log an exception nobody reads."""
+"""What a change returned or raised. A future would take no StopIteration, and would log an unread exception."""
 
 # The comments make these texts unique: a change's own statement of the same text would come from the cache, where the
 # authorizer is not asked.

@@ -1,4 +1,4 @@
-"""Reading the body of an answer without taking it from whoever reads it next."""
+"""Read the body of an answer so that it can still be read by the caller."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ async def api_error(
 ) -> ApiError:
     """Return the error for *response*. Its body can still be read afterwards.
 
-    The error has what has come of the body by *until*, a moment of the loop's clock, or within a few seconds.
+    The error has what arrived of the body by *until*, a moment of the loop's clock, or within a few seconds.
     -inf means what is there already, if the body has ended. *judged* is what is known of a status below 400. *hidden*
     are names of headers, in lower case, whose values are not shown.
     """

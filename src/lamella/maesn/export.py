@@ -192,7 +192,7 @@ _INDEX: Final = "CREATE INDEX records_by_resource ON records (resource)"
 
 @contextmanager
 def _sqlite(path: Path) -> Iterator[_Write]:
-    # Nobody else uses the file, and it is thrown away if anything fails: no locks, no journal, no waits for the disk.
+    # No other process uses the file, and it is deleted if anything fails: no locks, no journal, no waits for the disk.
     with closing(sqlite3.connect(f"{path.as_uri()}?nolock=1", uri=True, isolation_level=None)) as db:
         with _sqlite_errors():
             db.execute("PRAGMA journal_mode = OFF")
