@@ -52,18 +52,20 @@ from lamella import (
     NotFound,
     ProxyRefused,
     RateLimited,
+    RequestRejected,
     Rule,
     RuleBook,
     ServerStatusError,
     ServiceUnavailable,
     StopReason,
     Timeout,
+    TokenUnavailable,
     TooManyRequests,
     TransportError,
     Unauthorized,
     UnprocessableContent,
 )
-from lamella.errors import api_error_class
+from lamella.classify.judge import api_error_class
 
 RULE = Rule(429, "Too Many Requests", "Too many.", "Slow down.", Backoff(60))
 ATTEMPTS = (AttemptRecord(1, 500, None, 0.25, 15.0), AttemptRecord(2, None, "ConnectionLost", 1.0, 30.5))
@@ -196,7 +198,7 @@ def test_a_transport_error_carries_what_is_known(cls: type[TransportError]) -> N
     assert (error.method, error.url, error.reason) == ("POST", "http://h/x?token=REDACTED", "reset by peer")
     assert error.outcome is error.failure is error.rule.status
     assert (error.retry_after, error.attempts, error.stopped) == (None, (), None)
-    unsent: list[type[TransportError]] = [CircuitOpen, RateLimited]
+    unsent: list[type[TransportError]] = [CircuitOpen, RateLimited, TokenUnavailable]
     assert [each.failure for each in [*UNANSWERED, *unsent]] == list(Failure)
 
 
@@ -204,14 +206,16 @@ def test_a_connect_timeout_was_not_in_the_pool_unless_it_says_so() -> None:
     assert not ConnectTimeout("GET", URL("http://h"), RULE).in_pool
 
 
-def not_sent(cls: type[CircuitOpen | RateLimited]) -> CircuitOpen | RateLimited:
+def not_sent(cls: type[RequestRejected]) -> RequestRejected:
     rule = RuleBook().rule_for(cls.failure)
     url = URL(f"http://h/{SECRET}")
     return cls("GET", url, rule, since=90, until=30.5, stopped=StopReason.DEADLINE, secrets=(SECRET,))
 
 
-@pytest.mark.parametrize("cls", [CircuitOpen, RateLimited])
-def test_what_was_not_sent_says_since_when_and_until_when(cls: type[CircuitOpen | RateLimited]) -> None:
+@pytest.mark.parametrize("cls", [CircuitOpen, RateLimited, TokenUnavailable])
+def test_what_was_not_sent_says_since_when_and_until_when(
+    cls: type[CircuitOpen | RateLimited | TokenUnavailable],
+) -> None:
     began = datetime.now(UTC)
     error = not_sent(cls)
 
@@ -258,7 +262,7 @@ def test_a_send_that_was_the_last_has_waited_for_nothing() -> None:
         api_error(599),
         *(transport_error(cls) for cls in (*UNANSWERED, ConnectTimeout)),
         pool_timeout(),
-        *(not_sent(cls) for cls in (CircuitOpen, RateLimited)),
+        *(not_sent(cls) for cls in (CircuitOpen, RateLimited, TokenUnavailable)),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -396,7 +400,7 @@ def test_the_example_of_the_docs_runs() -> None:
     assert first == "no_invoice r-1"
     assert "/invoices/7: 404 Not Found [no_invoice: There is no invoice 7]. Check the ID (1 attempt" in second
     for name in lamella.errors.__all__:
-        assert f"`{name}`" in page or name == "api_error_class", name
+        assert f"`{name}`" in page, name
 
 
 @pytest.mark.parametrize("part", ["https", "8443", "api.example.com", "[::1]", "//"])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lamella import maesn as maesn
     from lamella import testing as testing
     from lamella.attempt_record import AttemptRecord
-    from lamella.auth import HeaderAuth
+    from lamella.auth import HeaderAuth, Token, Tokens
     from lamella.breaker import Breaker
     from lamella.buffer import Buffer
     from lamella.call import Call, PerCall
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         RequestRejected,
         ServerStatusError,
         ServiceUnavailable,
+        TokenUnavailable,
         TooManyRequests,
         TransportError,
         Unauthorized,
@@ -120,6 +121,9 @@ __all__ = [
     "Store",
     "Throttle",
     "Timeout",
+    "Token",
+    "TokenUnavailable",
+    "Tokens",
     "TooManyRequests",
     "TransportError",
     "Unauthorized",
@@ -183,6 +187,9 @@ _MODULES: Final = {
     "Store": "lamella.store",
     "Throttle": "lamella.throttle",
     "Timeout": "lamella.timeout",
+    "Token": "lamella.auth",
+    "TokenUnavailable": "lamella.errors",
+    "Tokens": "lamella.auth",
     "TooManyRequests": "lamella.errors",
     "TransportError": "lamella.errors",
     "Unauthorized": "lamella.errors",

@@ -26,7 +26,8 @@
         ├── AttemptTimeout (TimeoutError)               no answer in time
         └── RequestRejected                             lamella did not send it
             ├── CircuitOpen                             the service is known to be down
-            └── RateLimited                             the rate limit would queue it for too long
+            ├── RateLimited                             the rate limit would queue it for too long
+            └── TokenUnavailable                        there is no token for it
 
 They derive from aiohttp's own, so that ``except aiohttp.ClientError`` keeps working. None derives from
 ``ClientOSError`` or ``ServerDisconnectedError``: on those aiohttp runs all middlewares a second time.
@@ -70,11 +71,11 @@ __all__ = [
     "RequestRejected",
     "ServerStatusError",
     "ServiceUnavailable",
+    "TokenUnavailable",
     "TooManyRequests",
     "TransportError",
     "Unauthorized",
     "UnprocessableContent",
-    "api_error_class",
 ]
 
 
@@ -268,27 +269,6 @@ class ServiceUnavailable(ServerStatusError):
     """503."""
 
 
-_BY_STATUS: dict[int, type[ApiError]] = {
-    400: BadRequest,
-    401: Unauthorized,
-    403: Forbidden,
-    404: NotFound,
-    405: MethodNotAllowed,
-    409: Conflict,
-    422: UnprocessableContent,
-    429: TooManyRequests,
-    500: InternalServerError,
-    503: ServiceUnavailable,
-}
-
-
-def api_error_class(status: int) -> type[ApiError]:
-    """Return the class for an answer with *status*, which is an error."""
-    if status < 400:
-        return ApiError
-    return _BY_STATUS.get(status) or (ClientStatusError if status < 500 else ServerStatusError)
-
-
 class TransportError(LamellaError, aiohttp.ClientConnectionError):
     """No answer, or half of one."""
 
@@ -398,3 +378,9 @@ class RateLimited(RequestRejected):
     """
 
     failure = Failure.RATE_LIMITED
+
+
+class TokenUnavailable(RequestRejected):
+    """Not sent: the fetch of the token that it waited for has failed. ``__cause__`` is what the fetch ended in."""
+
+    failure = Failure.TOKEN_UNAVAILABLE

@@ -18,7 +18,7 @@ from tests.json_store import JsonStore
 from yarl import URL
 
 from lamella import Backoff, Breaker, CircuitOpen, Failure, LamellaError, MemoryStore, Retry, Rule, RuleBook, StopReason
-from lamella.errors import api_error_class
+from lamella.classify.judge import api_error_class
 from lamella.testing import VirtualClock, VirtualTimeLoop
 
 _T = TypeVar("_T")

@@ -33,7 +33,7 @@ from lamella import (
 )
 from lamella.batch import Batch
 from lamella.batch.outage import _works
-from lamella.errors import api_error_class
+from lamella.classify.judge import api_error_class
 from lamella.testing import Limit as ServersLimit
 from lamella.testing import VirtualClock
 

@@ -62,6 +62,7 @@ def books(draw: st.DrawFn) -> RuleBook:
         (RuleBook(), Failure.ATTEMPT_TIMEOUT, "Timeout"),
         (RuleBook(), Failure.CIRCUIT_OPEN, "Circuit Open"),
         (RuleBook(), Failure.RATE_LIMITED, "Rate Limited"),
+        (RuleBook(), Failure.TOKEN_UNAVAILABLE, "Token Unavailable"),
     ],
 )
 def test_the_status_is_looked_up_first_then_its_class_then_the_default(
@@ -74,7 +75,7 @@ def test_without_rules_no_status_is_tried_again_and_a_failed_connection_is_soon(
     assert [status for status in range(400, 1000) if RuleBook().rule_for(status).retryable] == []
     for failure in Failure:
         retry = RuleBook().rule_for(failure).retry
-        if failure in {Failure.CIRCUIT_OPEN, Failure.RATE_LIMITED}:
+        if failure in {Failure.CIRCUIT_OPEN, Failure.RATE_LIMITED, Failure.TOKEN_UNAVAILABLE}:
             assert retry is None  # lamella's own refusals
         elif failure in {Failure.CERTIFICATE_INVALID, Failure.PROXY_REFUSED, Failure.ANSWER_INVALID}:
             assert retry is None  # it would fail the same way again
@@ -94,6 +95,7 @@ def test_the_failures_have_the_names_that_are_told_outside() -> None:
         "attempt_timeout",
         "circuit_open",
         "rate_limited",
+        "token_unavailable",
     ]
     assert [failure.value for failure in Failure] == names
 

@@ -37,12 +37,15 @@ from lamella import (
     AttemptSpan,
     Backoff,
     Breaker,
+    HeaderAuth,
     LamellaError,
     RequestSpan,
     Rule,
     RuleBook,
     StopReason,
     Throttle,
+    Token,
+    Tokens,
     WaitSource,
     maesn,
     stack,
@@ -97,6 +100,7 @@ async def emit_everything(serve: Serve, tracing: Tracing, metering: Metering) ->
             await asyncio.wait_for(session._request("GET", "/never"), 0.02)
     await emit_an_episode(serve, tracing, metering)
     await emit_a_circuit(serve, tracing, metering)
+    await emit_a_token(serve, tracing, metering)
 
 
 async def emit_a_circuit(serve: Serve, tracing: Tracing, metering: Metering) -> None:
@@ -112,6 +116,20 @@ async def emit_a_circuit(serve: Serve, tracing: Tracing, metering: Metering) -> 
         for _ in range(3):
             await session.get("/")
             await asyncio.sleep(0.015)
+
+
+async def emit_a_token(serve: Serve, tracing: Tracing, metering: Metering) -> None:
+    async def fetch() -> Token:
+        return Token("Bearer t", 60)
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response()
+
+    auth = HeaderAuth({"Authorization": Tokens(fetch, meter_provider=metering.provider)})
+    async with aiohttp.ClientSession(
+        await serve(answer), middlewares=stack(auth=auth, tracer_provider=tracing.provider)
+    ) as session:
+        await session.get("/")
 
 
 class BrokenStore:
@@ -198,6 +216,7 @@ def test_names_and_units_are_by_the_rules() -> None:
     assert {unit for _, unit in told.metrics.values()} <= {
         "s",
         "{send}",
+        "{refresh}",
         "{call}",
         "{retry}",
         "{episode}",

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import aiohttp
 from multidict import istr
 from yarl import URL
 
+from lamella.auth.tokens import Tokens
+from lamella.auth.values import check_value, checked, is_header_name, parsed_origin, takes_request
 from lamella.call import Call, PerCall
 from lamella.credentials import HIDDEN, hide_headers, needs_secrets, note_secrets
-from lamella.origins import Origin, origin_of
+from lamella.origins import origin_of
 from lamella.pipeline import Layer, Result, Slot
 from lamella.scope import in_a_block, inherited, inherited_deadline
 
@@ -25,12 +26,9 @@ HeaderValue = (
     | Callable[[], Awaitable[str | None]]
     | Callable[[aiohttp.ClientRequest], str | None]
     | Callable[[aiohttp.ClientRequest], Awaitable[str | None]]
+    | Tokens
 )
 """A value, or a function that is asked for it before each attempt; from a function, None leaves the header out."""
-
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HOST = re.compile(r"(localhost|[a-z0-9-]+(\.[a-z0-9-]+)*\.[a-z]{2,24}|\d+(\.\d+){3})(:\d+)?", re.IGNORECASE)
-_BAD_VALUE = re.compile(r"[\r\n\0]")
 
 
 class HeaderAuth(Layer):
@@ -66,10 +64,10 @@ class HeaderAuth(Layer):
         if existing not in {"raise", "keep"}:
             raise ValueError(f"existing must be 'raise' or 'keep', got {existing!r}")
         for name, value in headers.items():
-            if not _NAME.fullmatch(name):
+            if not is_header_name(name):
                 raise ValueError(f"not a header name: {name!r}")
             if isinstance(value, str):
-                _check(name, value)
+                check_value(name, value)
             elif not callable(value):
                 raise ValueError(  # noqa: TRY004 - like every other bad value
                     f"the value of {name} must be a string or a function, not {type(value).__name__}"
@@ -79,11 +77,11 @@ class HeaderAuth(Layer):
         self._fixed = {istr(name): value for name, value in headers.items() if isinstance(value, str)}
         self._secrets = tuple(self._fixed.values())
         self._functions: dict[istr, tuple[Callable[..., object], bool]] = {
-            istr(name): (value, _takes_request(value)) for name, value in headers.items() if not isinstance(value, str)
+            istr(name): (value, takes_request(value)) for name, value in headers.items() if not isinstance(value, str)
         }
         self._passed: str | None = None
         """What a function answered last: it need not be looked at again."""
-        self._origin = None if origin is None else _origin_of(origin)
+        self._origin = None if origin is None else parsed_origin(origin)
         self._kept = PerCall[frozenset[istr]](frozenset) if existing == "keep" else None
         """Which of the headers the request brings. None: it may bring none."""
 
@@ -148,10 +146,10 @@ class HeaderAuth(Layer):
             # No value is in a local of this frame: a traceback with the locals of its frames would show it.
             with inherited_deadline(inherited()):
                 if first is not None and asked is not None:
-                    _put(call, first, _checked(first, await asked))
+                    _put(call, first, checked(first, await asked))
                 for name in names:
                     if (answer := self._ask(call, name)) is not None:
-                        _put(call, name, _checked(name, await answer))
+                        _put(call, name, checked(name, await answer))
         except BaseException:
             self._take_off(call)
             raise
@@ -175,9 +173,9 @@ class HeaderAuth(Layer):
         if not isinstance(answer, str):
             if inspect.isawaitable(answer):
                 return answer
-            answer = _checked(name, answer)
+            answer = checked(name, answer)
         elif answer is not self._passed:
-            self._passed = _check(name, answer)
+            self._passed = check_value(name, answer)
         _put(call, name, answer)
         return None
 
@@ -192,44 +190,3 @@ def _put(call: Call, name: istr, credential: str | None) -> None:
     call.request.headers[name] = credential
     if credential not in call.secrets:
         call.secrets += (credential,)
-
-
-def _origin_of(value: str | URL) -> Origin:
-    try:
-        url = URL(value)
-    except ValueError:
-        url = URL()
-    if url.scheme not in {"http", "https"} or not url.raw_host:
-        text = str(value)
-        if _HOST.fullmatch(text):
-            raise ValueError(f"origin must be an http or https URL with a host, got {text!r}: write 'https://{text}'")
-        # Without a host it may be anything, also a credential.
-        shown = repr(str(url.with_user(None))) if url.raw_host else type(value).__name__
-        raise ValueError(f"origin must be an http or https URL with a host, got {shown}")
-    return origin_of(url)
-
-
-def _checked(name: str, answer: object) -> str | None:
-    return None if answer is None else _check(name, answer)
-
-
-def _check(name: str, value: object) -> str:
-    # The messages name the header and never the value: it is a secret, or nearly one.
-    if not isinstance(value, str):
-        raise ValueError(f"the value of {name} must be a string, not {type(value).__name__}")  # noqa: TRY004
-    if not value.strip():
-        raise ValueError(f"the value of {name} is empty")
-    if not value.isprintable() and (bad := _BAD_VALUE.search(value)):
-        raise ValueError(f"the value of {name} contains {bad.group()!r}, which no header may")
-    return value
-
-
-def _takes_request(function: Callable[..., Any]) -> bool:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return False  # a builtin that does not say
-    return any(
-        each.default is each.empty and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
-        for each in parameters
-    )

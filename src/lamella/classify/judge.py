@@ -14,17 +14,43 @@ import aiohttp
 from lamella.body.answer import peek, take_error_body
 from lamella.call import OPTIONS, Call, PerCall
 from lamella.classify.failures import ERROR_STATUS, retry_after_of, secrets_of_answer
-from lamella.errors import ApiError, api_error_class
+from lamella.errors import (
+    ApiError,
+    BadRequest,
+    ClientStatusError,
+    Conflict,
+    Forbidden,
+    InternalServerError,
+    MethodNotAllowed,
+    NotFound,
+    ServerStatusError,
+    ServiceUnavailable,
+    TooManyRequests,
+    Unauthorized,
+    UnprocessableContent,
+)
 from lamella.limits import not_cancelled
 from lamella.redaction import one_line, redact_text
 from lamella.rules import Answer, BodyNeeded, Rule, RuleBook
 
-__all__ = ["Judged", "api_error", "judge"]
+__all__ = ["Judged", "api_error", "api_error_class", "judge"]
 
 _LOGGER: Final = logging.getLogger("lamella")
 _MOST: Final = 8 * 2**20
 """Bytes of a body below status 400 that a rule gets to see. Of an error's body it sees what the error has."""
 _ENDLESS: Final = frozenset({"text/event-stream", "multipart/x-mixed-replace"})
+_BY_STATUS: Final[dict[int, type[ApiError]]] = {
+    400: BadRequest,
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    405: MethodNotAllowed,
+    409: Conflict,
+    422: UnprocessableContent,
+    429: TooManyRequests,
+    500: InternalServerError,
+    503: ServiceUnavailable,
+}
 
 
 class Judged(NamedTuple):
@@ -131,3 +157,10 @@ def _log(response: aiohttp.ClientResponse, known_secrets: Iterable[str], rule: R
         _LOGGER.warning("retry_after of the rule book failed, so the headers count: %s", one_line(said))
     else:
         _LOGGER.warning("when of the rule %r failed, so it does not apply: %s", rule.title, one_line(said))
+
+
+def api_error_class(status: int) -> type[ApiError]:
+    """Return the class for an answer with *status*, which is an error."""
+    if status < 400:
+        return ApiError
+    return _BY_STATUS.get(status) or (ClientStatusError if status < 500 else ServerStatusError)

@@ -77,6 +77,12 @@ _BUILT_IN: Final[dict[Status | None, Rule]] = {
             "The rate limit would have kept this request waiting for too long, so it was not sent.",
             "Nothing was carried out: try again later, allow it more time, or send fewer at a time.",
         ),
+        Rule(
+            Failure.TOKEN_UNAVAILABLE,
+            "Token Unavailable",
+            "The token for this request could not be fetched, so it was not sent.",
+            "Nothing was carried out: look at the cause, and at the client's credentials or the token endpoint.",
+        ),
     )
     for status in rule.statuses
 }

@@ -36,6 +36,8 @@ class StopReason(StrEnum):
     """Retries have had their share of the traffic."""
     CIRCUIT_OPEN = "circuit_open"
     """The service is known to be down."""
+    TOKEN_UNAVAILABLE = "token_unavailable"  # noqa: S105 - a name
+    """The fetch of its token failed."""
     CANCELLED = "cancelled"
     """The caller does not want the answer any more."""
 

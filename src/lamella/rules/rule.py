@@ -37,6 +37,8 @@ class Failure(StrEnum):
     RATE_LIMITED = "rate_limited"
     """It was not sent: its turn under the rate limit would come after its deadline, or the server asks for a wait that
     is too long."""
+    TOKEN_UNAVAILABLE = "token_unavailable"  # noqa: S105 - a name
+    """It was not sent: the fetch of its token failed."""
 
 
 Outcome: TypeAlias = int | Failure

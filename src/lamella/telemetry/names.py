@@ -50,6 +50,8 @@ __all__ = [
     "STOP_EVENT",
     "STOP_REASON",
     "STORE_EVENT",
+    "TOKEN_EVENT",
+    "TOKEN_RESULT",
     "URL_FULL",
     "URL_TEMPLATE",
     "WAIT",
@@ -94,6 +96,7 @@ LIMIT_PERIOD = "lamella.limit.period"
 QUEUED = "lamella.queued_calls"
 QUEUED_BY = "lamella.queued_by"
 REFUSED = "lamella.refused_attempts"
+TOKEN_RESULT = "lamella.token.result"  # noqa: S105 - a name
 
 EPISODE = "lamella rate limit"
 CIRCUIT_CLOSE_EVENT = "lamella.circuit.close"
@@ -102,6 +105,7 @@ QUEUED_EVENT = "lamella.queued"
 RETRY_EVENT = "lamella.retry"
 STORE_EVENT = "lamella.store_failed"
 STOP_EVENT = "lamella.stop"
+TOKEN_EVENT = "lamella.token"  # noqa: S105 - a name
 
 OTHER_METHOD = "_OTHER"
 

@@ -1,0 +1,57 @@
+"""``Token``: a credential that may expire."""
+
+from __future__ import annotations
+
+from math import inf, isfinite
+from typing import Final
+
+from lamella.auth.values import fault_of
+
+__all__ = ["Held", "Token"]
+
+_UNDER_WAY: Final = 5.0
+"""Seconds before its expiry from which a token is not sent any more: it could expire on its way."""
+
+
+class Token:
+    """A credential that may expire: what the *fetch* of :class:`Tokens` returns.
+
+    Args:
+        value: The whole value of the header, such as ``"Bearer abc"``. No repr and no message shows it.
+        expires_in: Seconds from now until it expires. With 0 or less only the calls that wait for it get it. None, the
+            default, means that it is used until it is refused.
+
+    Raises:
+        ValueError: *value* cannot stand in a header, or *expires_in* is not a finite number.
+    """
+
+    __slots__ = ("expires_in", "value")
+
+    def __init__(self, value: str, expires_in: float | None = None) -> None:
+        self.value = value
+        self.expires_in = expires_in
+        fault = fault_of(value)
+        del value  # a traceback would show it
+        if fault is not None:
+            raise ValueError(f"the value of a token {fault}")
+        number = isinstance(expires_in, int | float) and not isinstance(expires_in, bool)
+        if expires_in is not None and not (number and isfinite(expires_in)):
+            raise ValueError(f"expires_in must be a finite number of seconds or None, got {expires_in!r}")
+
+    def __repr__(self) -> str:
+        return f"Token(expires_in={self.expires_in})"
+
+
+class Held:
+    """A token with its moments, by the loop's clock."""
+
+    __slots__ = ("expires", "fetched", "fresh_until", "value")
+
+    def __init__(self, token: Token, now: float, leeway: float) -> None:
+        lasts = inf if token.expires_in is None else max(token.expires_in, 0.0)
+        self.value = token.value
+        self.fetched = now
+        self.expires = now + lasts - min(_UNDER_WAY, lasts / 10, leeway)
+        """Until when it is sent."""
+        self.fresh_until = now + lasts - max(min(leeway, lasts / 2), min(_UNDER_WAY, lasts / 10, leeway))
+        """Until when it need not be renewed."""

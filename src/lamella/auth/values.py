@@ -1,0 +1,88 @@
+"""What may stand in a header, and where it may go: the checks of the arguments of ``HeaderAuth`` and ``Tokens``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+from yarl import URL
+
+from lamella.origins import Origin, origin_of
+
+__all__ = ["check_value", "checked", "fault_of", "is_header_name", "parsed_origin", "takes_request"]
+
+_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HOST: Final = re.compile(r"(localhost|[a-z0-9-]+(\.[a-z0-9-]+)*\.[a-z]{2,24}|\d+(\.\d+){3})(:\d+)?", re.IGNORECASE)
+_BAD_VALUE: Final = re.compile(r"[\r\n\0]")
+
+
+def is_header_name(name: str) -> bool:
+    """Return whether a header may have this *name* (RFC 9110, section 5.1)."""
+    return _NAME.fullmatch(name) is not None
+
+
+def parsed_origin(value: str | URL) -> Origin:
+    """Return the origin that *value* is.
+
+    Raises:
+        ValueError: It is no http or https URL with a host.
+    """
+    try:
+        url = URL(value)
+    except ValueError:
+        url = URL()
+    if url.scheme not in {"http", "https"} or not url.raw_host:
+        text = str(value)
+        if _HOST.fullmatch(text):
+            raise ValueError(f"origin must be an http or https URL with a host, got {text!r}: write 'https://{text}'")
+        # Without a host it may be anything, also a credential.
+        shown = repr(str(url.with_user(None))) if url.raw_host else type(value).__name__
+        raise ValueError(f"origin must be an http or https URL with a host, got {shown}")
+    return origin_of(url)
+
+
+def checked(name: str, answer: object) -> str | None:
+    """Return *answer*, which a function gave for the header *name*. None: leave the header out.
+
+    Raises:
+        ValueError: It cannot stand in a header.
+    """
+    return None if answer is None else check_value(name, answer)
+
+
+def check_value(name: str, value: object) -> str:
+    """Return *value*, which is for the header *name*.
+
+    Raises:
+        ValueError: It cannot stand in a header.
+    """
+    fault = fault_of(value)
+    if fault is None and isinstance(value, str):
+        return value
+    del value  # a traceback would show it
+    raise ValueError(f"the value of {name} {fault}")
+
+
+def fault_of(value: object) -> str | None:
+    """Return what keeps *value* from standing in a header, without showing it. None: nothing does."""
+    if not isinstance(value, str):
+        return f"must be a string, not {type(value).__name__}"
+    if not value.strip():
+        return "is empty"
+    if not value.isprintable() and (bad := _BAD_VALUE.search(value)):
+        return f"contains {bad.group()!r}, which no header may"
+    return None
+
+
+def takes_request(function: Callable[..., Any]) -> bool:
+    """Return whether *function* is called with the request: it has a parameter without a default."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False  # a builtin that does not say
+    return any(
+        each.default is each.empty and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+        for each in parameters
+    )
