@@ -203,7 +203,7 @@ async def test_5_no_credential_follows_a_redirect_to_another_origin(serve: Serve
 
     home = await serve(redirect)
     for origin in (home, None):
-        auth = HeaderAuth({"X-API-KEY": "s3cr3t-key"}, origin=origin)
+        auth = HeaderAuth({"X-API-KEY": "s3cr3t-key"}, origin=origin, existing="keep")
         # Even when it is one of the session's headers, which aiohttp carries along.
         headers = {"X-API-KEY": "s3cr3t-key"}
         async with aiohttp.ClientSession(headers=headers, middlewares=(auth,)) as session:

@@ -14,6 +14,7 @@ from lamella.redaction import secrets_in
 
 __all__ = [
     "HIDDEN",
+    "REFUSED",
     "hidden_headers",
     "hide_headers",
     "needs_secrets",
@@ -25,6 +26,8 @@ __all__ = [
 
 HIDDEN: Final = PerCall[frozenset[str]](frozenset)
 """Names of headers, in lower case, that an auth layer has set."""
+REFUSED: Final = PerCall[bool](lambda: False)
+"""Set by an auth layer whose credential the attempt was refused with, and that has another one for the next attempt."""
 _NOTED: Final = "_lamella_secrets"
 _NOTES_ALL: ContextVar[bool] = ContextVar("lamella_notes_all_secrets", default=False)
 

@@ -85,7 +85,7 @@ def test_the_reasons_of_the_design_are_all_there_and_policy_gives_those_that_it_
 
 
 def test_the_sources_of_a_wait_have_the_names_that_are_told_outside() -> None:
-    assert [source.value for source in WaitSource] == ["rule", "retry_after", "immediate"]
+    assert [source.value for source in WaitSource] == ["rule", "retry_after", "immediate", "refresh"]
 
 
 def test_the_methods_of_rfc_9110_are_idempotent_and_no_others() -> None:
@@ -102,6 +102,16 @@ def test_what_may_have_been_carried_out_is_sent_again_only_if_that_is_harmless(m
 
     assert ask(outcome, method=method).stop is (None if harmless else StopReason.UNSAFE_METHOD)
     assert ask(outcome, method=method, idempotent=True).stop is None
+
+
+@pytest.mark.parametrize("change", [change for change, _ in REFUSALS])
+def test_a_refused_token_is_replaced_at_once_unless_the_body_is_gone_or_the_time_is_up(change: dict[str, Any]) -> None:
+    rule = RULES.rule_for(change.get("outcome", 500))
+    again, used_up = (Decision(rule, 0.0, WaitSource.REFRESH), Decision(rule, stop=StopReason.BODY_NOT_REPLAYABLE))
+
+    assert ask(refused=True, **change) == (again if change.get("replayable", True) else used_up)
+    late = ask(refused=True, **(change | {"elapsed": 100.0, "deadline": 100.0}))
+    assert late == Decision(rule, stop=StopReason.DEADLINE)
 
 
 @pytest.mark.parametrize(("number", "attempts", "stops"), [(1, 1, True), (4, 5, False), (5, 5, True), (6, 5, True)])

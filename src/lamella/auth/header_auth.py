@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from typing import Literal
 
 import aiohttp
@@ -13,7 +13,9 @@ from yarl import URL
 from lamella.auth.tokens import Tokens
 from lamella.auth.values import check_value, checked, is_header_name, parsed_origin, takes_request
 from lamella.call import Call, PerCall
-from lamella.credentials import HIDDEN, hide_headers, needs_secrets, note_secrets
+from lamella.checks import check_whole
+from lamella.credentials import HIDDEN, REFUSED, hide_headers, needs_secrets, note_secrets
+from lamella.errors import ApiError
 from lamella.origins import origin_of
 from lamella.pipeline import Layer, Result, Slot
 from lamella.scope import in_a_block, inherited, inherited_deadline
@@ -46,10 +48,14 @@ class HeaderAuth(Layer):
             first request that passes.
         existing: What happens to a request that brings one of the headers itself, or from ``ClientSession(headers=)``:
             ``"raise"``, the default, raises ValueError before anything is sent; ``"keep"`` sends what it brings.
+        refresh_on: Statuses by which the server refuses a token of :class:`lamella.Tokens`. It is dropped, and the
+            ``Retry`` around this layer sends the request once more with another one, a write as well, since it was not
+            carried out. Default: 401.
 
     Raises:
-        ValueError: A name or a value cannot stand in a header, *origin* is no origin, or *existing* is neither of the
-            two. Values that functions return are checked when they are asked for.
+        ValueError: A name or a value cannot stand in a header, *origin* is no origin, *existing* is neither of the two,
+            or *refresh_on* has what is no status from 400 to 599. Values that functions return are checked when they
+            are asked for.
     """
 
     slot = Slot.AUTH
@@ -60,7 +66,10 @@ class HeaderAuth(Layer):
         *,
         origin: str | URL | None = None,
         existing: Literal["raise", "keep"] = "raise",
+        refresh_on: Collection[int] = (401,),
     ) -> None:
+        for status in refresh_on:
+            check_whole("a status of refresh_on", status, 400, 599)
         if existing not in {"raise", "keep"}:
             raise ValueError(f"existing must be 'raise' or 'keep', got {existing!r}")
         for name, value in headers.items():
@@ -84,6 +93,8 @@ class HeaderAuth(Layer):
         self._origin = None if origin is None else parsed_origin(origin)
         self._kept = PerCall[frozenset[istr]](frozenset) if existing == "keep" else None
         """Which of the headers the request brings. None: it may bring none."""
+        tokens = [name for name, value in headers.items() if isinstance(value, Tokens)]
+        self._refresh_on = frozenset(refresh_on if tokens else ())
 
     def before(self, call: Call) -> Awaitable[None] | None:
         if call.state.setdefault(HIDDEN, self._lowered) is not self._lowered:
@@ -155,9 +166,20 @@ class HeaderAuth(Layer):
             raise
 
     def after(self, call: Call, result: Result) -> None:
+        statuses = self._refresh_on
+        if statuses and isinstance(result, aiohttp.ClientResponse | ApiError) and result.status in statuses:
+            self._refuse(call)
         self._take_off(call)
         if not isinstance(result, BaseException) and needs_secrets(result):
             note_secrets(result, call.secrets)
+
+    def _refuse(self, call: Call) -> None:
+        """Drop the tokens that the request has, and let it be sent once more."""
+        kept = () if self._kept is None else self._kept.of(call)
+        for name, (value, _) in self._functions.items():
+            if isinstance(value, Tokens) and name in call.request.headers and name not in kept:
+                value.refuse(call.request, name)
+                REFUSED.set(call, True)
 
     def _take_off(self, call: Call) -> None:
         # aiohttp shows the headers of a request that was sent: in the repr of its own errors, for one.

@@ -48,6 +48,7 @@ class Judge:
         "error",
         "failed_at",
         "overdue",
+        "repeats",
         "same",
     )
 
@@ -67,6 +68,8 @@ class Judge:
         """Those that the attempts have ended in."""
         self.overdue = False
         """Whether the deadline has ended the last attempt."""
+        self.repeats = 0
+        """How many attempts ended in the refusal of a token, and were repeated with another one. They do not count."""
         self.begin(began, queued_before)
 
     def begin(self, now: float, queued_before: float) -> None:
@@ -118,6 +121,11 @@ class Judge:
         finally:
             answer.release()
 
+    def discount(self) -> None:
+        """Count the last attempt for nothing: it is repeated."""
+        self.repeats += 1
+        self._rules.pop()
+
     def release(self) -> None:
         """Release the connection of an answer that is not read."""
         if self.answer is not None:
@@ -153,7 +161,7 @@ class Judge:
     def _record(self, status: int | None, exception: str | None, rule: str | None) -> None:
         call, attempts = self._call, self._settings.attempts
         number = len(call.records) + 1
-        left = [] if attempts is None else [attempts - number]
+        left = [] if attempts is None else [attempts - number + self.repeats]
         if self.error is not None and self.error.rule.attempts is not None:
             left.append(self.error.rule.attempts - self.same)
         queued = call.queued - self._queued_before

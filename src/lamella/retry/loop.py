@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from math import inf
 
 import aiohttp
@@ -15,6 +16,7 @@ from lamella.body.request import is_replayable, note_interruption
 from lamella.call import Call, Stop
 from lamella.classify.failures import require_open
 from lamella.cookies import renew_cookies
+from lamella.credentials import REFUSED
 from lamella.errors import ConnectFailed, ConnectionLost, ConnectTimeout, LamellaError
 from lamella.pipeline import Again, Result
 from lamella.retry.deadline import AttemptLimit
@@ -70,19 +72,18 @@ class Loop:
 
     async def _send_again(self, failure: LamellaError) -> Result:
         """Decide about *failure*, and send each time that stamina has waited. Return the last failure, or the end."""
-        call = self._call
         result: Result | None = None
+        turns: AsyncIterator[stamina.Attempt] | None = None
+        turn: stamina.Attempt | None = None
         try:
-            await self._decide(failure)
-            if not self._goes_on():
-                return failure
-            # Not its decorator, which is made for functions that last: decorating one per call doubles the cost.
-            retrying = stamina.retry_context(on=self._decided, attempts=self._settings.attempts, timeout=None)
-            # By this name stamina_log knows them. Where none can be given any more, their lines are warnings.
-            named = getattr(retrying, "with_name", None)
-            turns = aiter(retrying if named is None else named(NAME, (), {}))
-            turn = await anext(turns)
             while True:
+                result = await self._decide(failure)
+                if result is not self._last.error or not self._goes_on():
+                    return result
+                failure = self._last.error
+                if turns is None or turn is None:
+                    turns = self._turns()
+                    turn = await anext(turns)
                 # As if raised inside of `with turn`, but without a way through frames that it would keep alive.
                 turn.__exit__(type(failure), failure, failure.__traceback__)
                 try:
@@ -91,23 +92,12 @@ class Loop:
                     if exc is failure:
                         return failure
                     raise
-                require_open(call.request)
-                if call.circuit is not None and not await call.circuit.admit():
-                    self._note_retry()
-                    self._decision = Decision(failure.rule, stop=StopReason.CIRCUIT_OPEN)
+                if not await self._admitted(failure):
                     return failure
-                self._note_retry()
-                # It is raised no more, and its traceback keeps all of that attempt alive until the next gc.
-                failure.__traceback__ = None
-                await prepare_again(call.request)
-                renew_cookies(call)
-                result = await self._attempt()
+                result = await self._attempt(failure)
                 if result is not self._last.error:
                     return result
                 failure = self._last.error
-                await self._decide(failure)
-                if not self._goes_on():
-                    return failure
         except asyncio.CancelledError:
             self._note_retry()
             self._stop(StopReason.CANCELLED)
@@ -115,8 +105,40 @@ class Loop:
         finally:
             del failure, result  # their traceback holds on to this frame: they must not keep each other alive
 
-    async def _attempt(self) -> Result:
+    def _turns(self) -> AsyncIterator[stamina.Attempt]:
+        # Not its decorator, which is made for functions that last: decorating one per call doubles the cost.
+        retrying = stamina.retry_context(on=self._decided, attempts=self._settings.attempts, timeout=None)
+        # By this name stamina_log knows them. Where none can be given any more, their lines are warnings.
+        named = getattr(retrying, "with_name", None)
+        return aiter(retrying if named is None else named(NAME, (), {}))
+
+    async def _decide(self, failure: LamellaError) -> Result:
+        """Decide about *failure*. Return it, or what the attempt ends in that a refused token is repeated with."""
+        await self._ask_the_rules(failure)
+        if not self._is_repeat() or not await self._admitted(failure):
+            return failure
+        # stamina does not know of this attempt: it takes none of those that are allowed.
+        self._last.discount()
+        result = await self._attempt(failure)
+        return result if result is not self._last.error else await self._decide(self._last.error)
+
+    async def _admitted(self, failure: LamellaError) -> bool:
+        """Return whether the attempt after *failure* may pass the breaker."""
+        require_open(self._call.request)
+        if self._call.circuit is None or await self._call.circuit.admit():
+            return True
+        self._note_retry()
+        self._decision = Decision(failure.rule, stop=StopReason.CIRCUIT_OPEN)
+        return False
+
+    async def _attempt(self, failure: LamellaError) -> Result:
+        """Make the attempt after *failure*. Return what it ends in."""
         call = self._call
+        self._note_retry()
+        # It is raised no more, and its traceback keeps all of that attempt alive until the next gc.
+        failure.__traceback__ = None
+        await prepare_again(call.request)
+        renew_cookies(call)
         now = call.request.loop.time()
         self._last.begin(now, call.queued)
         if call.deadline is not None and now >= call.deadline:
@@ -140,12 +162,16 @@ class Loop:
         """Return whether the last decision is to send again."""
         return self._decision is not None and self._decision.stop is None
 
+    def _is_repeat(self) -> bool:
+        """Return whether the last decision is to send again at once, with another token."""
+        return self._goes_on() and self._decision is not None and self._decision.source is WaitSource.REFRESH
+
     def _decided(self, _exc: Exception) -> bool | float:
         """Return the seconds to wait: stamina's hook, called only where it is decided to send again."""
         decision = self._decision
         return False if decision is None or decision.wait is None else max(decision.wait - self._waited, 0.0)
 
-    async def _decide(self, error: LamellaError) -> None:
+    async def _ask_the_rules(self, error: LamellaError) -> None:
         """Decide what to do about *error*, the end of the last attempt."""
         call, settings = self._call, self._settings
         circuit = call.circuit
@@ -163,7 +189,7 @@ class Loop:
         decision = decide(
             error.rule,
             error.outcome,
-            number=len(call.records),
+            number=len(call.records) - self._last.repeats,
             same=self._last.same,
             # In its test mode stamina sets the attempts, and takes the waits out.
             attempts=None if testing else settings.attempts,
@@ -176,6 +202,7 @@ class Loop:
             retry_after=error.retry_after,
             idempotent=settings.retry_writes or "Idempotency-Key" in call.request.headers,
             stale=stale,
+            refused=bool(REFUSED.take(call)) and not self._last.repeats,
         )
         self._decided_at = time.time_ns()
         self._waited = 0.0
@@ -203,7 +230,7 @@ class Loop:
         """Return whether the budget of the session has a retry left, which is taken."""
         free = (
             error.rule.is_rate_limit(error.outcome, error.retry_after)
-            or decision.source is WaitSource.IMMEDIATE
+            or decision.source in {WaitSource.IMMEDIATE, WaitSource.REFRESH}
             or (isinstance(error, ConnectTimeout) and error.in_pool)  # it did not reach the service
         )
         return free or self._settings.afford is None or await self._settings.afford(self._call)

@@ -54,6 +54,8 @@ class WaitSource(StrEnum):
     RETRY_AFTER = "retry_after"
     IMMEDIATE = "immediate"
     """No wait: a connection that the server had closed while it was idle."""
+    REFRESH = "refresh"
+    """No wait: the token was refused, and there is another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ def decide(
     retry_after: float | None = None,
     idempotent: bool = False,
     stale: bool = False,
+    refused: bool = False,
 ) -> Decision:
     """Decide about attempt *number* (from 1), which ended in *outcome*.
 
@@ -100,7 +103,13 @@ def decide(
         retry_after: Seconds that the server asked for. None means that it did not.
         idempotent: The caller vouches that a repeat does no harm, whatever the method.
         stale: The connection may have been closed while it was idle; then the next try need not wait.
+        refused: The token was refused, so nothing was carried out, and there is another one. That try counts as none.
     """
+    if refused and deadline is not None and elapsed >= deadline:
+        return Decision(rule, stop=StopReason.DEADLINE)
+    if refused:
+        again = Decision(rule, 0.0, WaitSource.REFRESH)
+        return again if replayable else Decision(rule, stop=StopReason.BODY_NOT_REPLAYABLE)
     if outcome in _CUT_SHORT and deadline is not None and elapsed >= deadline:
         # It was the deadline itself that cut the attempt short.
         return Decision(rule, stop=StopReason.DEADLINE)
