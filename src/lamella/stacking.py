@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
+from itertools import groupby
 from typing import Any, Final, NamedTuple, TypedDict, Unpack, cast
 
 import aiohttp
@@ -249,17 +250,13 @@ def _require_answers(layer: Layer | At) -> None:
 def _in_order(layers: Iterable[Layer | At]) -> Stack:
     """Return *layers* from the outside in, those that are neighbours as one middleware."""
     middlewares: list[aiohttp.ClientMiddlewareType] = []
-    neighbours: list[Layer] = []
-    for layer in sorted(layers, key=_place):
-        if isinstance(layer, Layer):
-            neighbours.append(layer)
-            continue
-        if neighbours:
-            middlewares.append(Pipeline(neighbours))
-            neighbours = []
-        middlewares.append(layer.middleware)
-    if neighbours:
-        middlewares.append(Pipeline(neighbours))
+    in_order = sorted(layers, key=_place)
+    beside = [layer for layer in in_order if isinstance(layer, Layer)]
+    for plain, neighbours in groupby(in_order, lambda layer: isinstance(layer, At)):
+        if plain:
+            middlewares.extend(at.middleware for at in neighbours if isinstance(at, At))
+        else:
+            middlewares.append(Pipeline((layer for layer in neighbours if isinstance(layer, Layer)), beside))
     return Stack(middlewares)
 
 
