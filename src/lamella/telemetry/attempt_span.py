@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextvars import Token
 from typing import NamedTuple
 
 from opentelemetry import context
+from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
 from opentelemetry.util.types import AttributeValue
@@ -29,7 +31,7 @@ from lamella.telemetry.metrics import Instruments
 from lamella.telemetry.names import ERROR_TYPE, REQUEST_HEADER, RESEND_COUNT, RESPONSE_HEADER, URL_FULL
 from lamella.telemetry.others import take_over
 from lamella.telemetry.redirects import note_earlier_hops, note_redirect
-from lamella.telemetry.tracing import SILENT, Tracing, inject, unrecorded
+from lamella.telemetry.tracing import SILENT, Tracing, inject, leave
 
 __all__ = ["AttemptSpan"]
 
@@ -41,6 +43,8 @@ class _Begun(NamedTuple):
     """An attempt that is being made."""
 
     span: Span
+    token: Token[Context] | None
+    """What ends the time that the span is current. None: it is not."""
     at: float
     """By the loop's clock."""
     counted: Mapping[str, AttributeValue] | None
@@ -101,33 +105,37 @@ class AttemptSpan(Layer):
         else:
             # A trace that has been begun elsewhere goes on, though nothing is recorded of the attempt.
             call.attempts += 1
-            inject(unrecorded(call.span), call.request.headers)
+            inject(call.request.headers)
 
     def after(self, call: Call, result: Result) -> None:
         begun = self._begun.pop(call, None)
         if begun is None:
             return
-        if not isinstance(result, BaseException):
-            note_redirect(call, result)
-            error = str(result.status) if result.status >= ERROR_STATUS else None
-        else:
-            error = error_type(result) if isinstance(result, Exception) else _deadline_error(call, result)
-        self._finish(call, begun, error)
+        try:
+            if not isinstance(result, BaseException):
+                note_redirect(call, result)
+                error = str(result.status) if result.status >= ERROR_STATUS else None
+            else:
+                error = error_type(result) if isinstance(result, Exception) else _deadline_error(call, result)
+            self._finish(call, begun, error)
+        finally:
+            leave(begun.span, begun.token, result)
 
     def _start(self, call: Call, *, counted: bool) -> None:
         said = described(call, self._template, self._known)
         if not call.attempts:
             note_earlier_hops(call)
         asked = {**said.asked, RESEND_COUNT: call.attempts} if call.attempts else said.asked
-        span = self._tracing.start(said.name, call.span, SpanKind.CLIENT, asked)
+        span, token = self._tracing.start(said.name, SpanKind.CLIENT, asked)
         call.attempts += 1
-        begun = _Begun(span, call.request.loop.time(), said.server if counted else None)
+        begun = _Begun(span, token, call.request.loop.time(), said.server if counted else None)
         if counted:
             self._instruments.in_flight.add(1, said.server)
         try:
-            inject(span, call.request.headers)
+            inject(call.request.headers)
         except BaseException as exc:
             self._finish(call, begun, error_type(exc))
+            leave(span, token, exc)
             raise
         self._begun[call] = begun
 

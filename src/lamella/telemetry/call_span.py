@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextvars import Token
 from typing import Final, NamedTuple
 
+from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import SpanKind, Status, StatusCode, TracerProvider
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
 from opentelemetry.util.types import AttributeValue
 
 from lamella.call import Call, Stop
@@ -31,7 +33,7 @@ from lamella.telemetry.names import (
 )
 from lamella.telemetry.others import give_back, take_over
 from lamella.telemetry.redirects import earlier_hops
-from lamella.telemetry.tracing import SILENT, Tracing, hands_on_nothing, unrecorded
+from lamella.telemetry.tracing import SILENT, Tracing, hands_on_nothing, leave, unrecorded
 
 __all__ = ["RequestSpan"]
 
@@ -55,6 +57,18 @@ def _outcome_of(exc: BaseException) -> _Outcome:
         return _CANCELLED
     error = error_type(exc) if isinstance(exc, Exception) else None
     return _Outcome("failure", error, exc if isinstance(exc, LamellaError) else None)
+
+
+class _Begun(NamedTuple):
+    """A call that is being made."""
+
+    span: Span
+    token: Token[Context] | None
+    """What ends the time that the span is current. None: it is not."""
+    at: float
+    """By the loop's clock."""
+    server: Mapping[str, AttributeValue]
+    """What metrics say about where the call goes."""
 
 
 class _Waits:
@@ -114,8 +128,7 @@ class RequestSpan(Layer):
         self._known = known_methods()
         self._template = url_template
         self._global = tracer_provider is None and meter_provider is None
-        self._began: dict[Call, tuple[float, Mapping[str, AttributeValue]]] = {}
-        """When the call began, by the loop's clock, and what its metrics say of the server."""
+        self._began: dict[Call, _Begun] = {}
 
     def before(self, call: Call) -> None:
         silent = self._tracing.silent
@@ -127,15 +140,23 @@ class RequestSpan(Layer):
             call.span = SILENT if self._global and hands_on_nothing() else unrecorded()
             return
         said = described(call, self._template, self._known)
-        call.span = self._tracing.start(f"lamella {said.name}", None, SpanKind.INTERNAL, said.asked)
         if counted:
             call.observer = _Waits(self._instruments, said.server)
-        self._began[call] = call.request.loop.time(), said.server
+        call.span, token = self._tracing.start(f"lamella {said.name}", SpanKind.INTERNAL, said.asked)
+        self._began[call] = _Begun(call.span, token, call.request.loop.time(), said.server)
 
     def after(self, call: Call, result: Result) -> None:
         began = self._began.pop(call, None)
         if began is None and call.attempts and not isinstance(result, BaseException):
             return
+        try:
+            self._end(call, result, began)
+        finally:
+            if began is not None:
+                leave(began.span, began.token, result)
+
+    def _end(self, call: Call, result: Result, began: _Begun | None) -> None:
+        """Report that *call* has ended in *result*. *began* None means that nothing records it."""
         if not call.attempts:
             give_back(call)
         if not isinstance(result, BaseException):
@@ -148,13 +169,11 @@ class RequestSpan(Layer):
                 # There is no Retry to report it.
                 log_failure(outcome.cause, call.span)
         if began is not None:
-            self._report(call, outcome, call.request.loop.time() - began[0], began[1])
+            self._report(call, outcome, began)
 
-    def _report(self, call: Call, outcome: _Outcome, seconds: float, server: Mapping[str, AttributeValue]) -> None:
-        """Record how the call has ended, after so many *seconds*."""
-        span = call.span
-        if span is None:
-            return
+    def _report(self, call: Call, outcome: _Outcome, began: _Begun) -> None:
+        """Record how the call has ended."""
+        span = began.span
         recording = span.is_recording()
         if recording or call.observer is not None:
             least = 0 if isinstance(outcome.cause, RequestRejected) else 1
@@ -164,7 +183,7 @@ class RequestSpan(Layer):
             if outcome.error is not None:
                 end[ERROR_TYPE] = outcome.error
             if call.observer is not None:
-                self._measure(call, {**server, **end}, seconds, attempts, waited)
+                self._measure(call, {**began.server, **end}, call.request.loop.time() - began.at, attempts, waited)
             if recording:
                 if outcome.name == "failure":
                     # Only our own messages are known to hold no secret.
