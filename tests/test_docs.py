@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 from unittest.mock import AsyncMock, Mock, patch
 
 import aiohttp
@@ -158,11 +158,21 @@ def default_of(cell: str) -> object:
     return eval(cell.strip("`"), {"random": random})  # noqa: S307 - code of our own
 
 
+def parameters_of(layer: type) -> Iterator[inspect.Parameter]:
+    """Yield the parameters of the constructor; where it shares options with other layers, those come first."""
+    named = inspect.signature(layer).parameters.values()
+    for each in named:
+        if each.kind is each.VAR_KEYWORD:
+            shared = get_args(get_type_hints(vars(layer)["__init__"])[each.name])[0]
+            yield from (inspect.Parameter(name, each.KEYWORD_ONLY, default=None) for name in shared.__annotations__)
+    yield from (each for each in named if each.kind is not each.VAR_KEYWORD)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_options_of_a_layer_are_those_of_its_constructor(name: str) -> None:
     layer = getattr(lamella, name.title().replace("-", ""))
     said = [(cells[0].strip("`"), default_of(cells[1])) for cells in rows(LAYERS[name], "Options")]
-    parameters = list(inspect.signature(layer).parameters.values())
+    parameters = list(parameters_of(layer))
     assert [option for option, _ in said] == [each.name for each in parameters]
     for (option, default), each in zip(said, parameters, strict=True):
         assert default == (dict(each.default) if isinstance(each.default, Mapping) else each.default), option
