@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
@@ -105,6 +106,16 @@ async def test_the_code_of_a_page_does_what_it_says(
             if isinstance(value, aiohttp.ClientSession):
                 await value.close()
     assert next(steps, None) is None, "there are answers left that the code does not ask for"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_the_code_of_a_page_imports_from_lamella_exists(page: Path) -> None:
+    """Also where the code is a part of a program, and cannot run."""
+    for code, _ in code_of(page):
+        for node in ast.walk(compile(code, page.name, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lamella"):
+                module = import_module(node.module or "")
+                assert [each.name for each in node.names if not hasattr(module, each.name)] == []
 
 
 @pytest.mark.slow
