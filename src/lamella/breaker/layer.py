@@ -26,7 +26,7 @@ from lamella.store import MemoryStore, Store
 from lamella.store.shared import SharedState, hash_key
 from lamella.telemetry.attributes import origin_attributes
 from lamella.telemetry.log import LOGGER, ids_of
-from lamella.telemetry.metrics import meter_of
+from lamella.telemetry.metrics import instruments_of
 from lamella.telemetry.names import (
     CIRCUIT_ATTEMPTS,
     CIRCUIT_CLOSE_EVENT,
@@ -103,9 +103,7 @@ class Breaker(Layer):
         self._store = store if self._store is None else self._store
         self._meter_provider = meter_provider if self._meter_provider is None else self._meter_provider
         self._shared = SharedState(self._store)
-        self._transitions = meter_of(self._meter_provider).create_counter(
-            "lamella.breaker.transitions", "{transition}", "Circuits that opened, became half-open, or closed."
-        )
+        self._transitions = instruments_of(self._meter_provider).transitions
 
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._shared.work_in(loop)

@@ -31,7 +31,7 @@ from lamella.store import Store
 from lamella.store.shared import SharedState, hash_key
 from lamella.telemetry.attributes import origin_attributes
 from lamella.telemetry.log import LOGGER
-from lamella.telemetry.metrics import Instruments
+from lamella.telemetry.metrics import instruments_of
 from lamella.telemetry.names import (
     EPISODE,
     KEY_HASH,
@@ -131,7 +131,7 @@ class Throttle(Layer):
         self._state = SharedState(store)
         self._show_key = show_key
         self._tracing = Tracing(tracer_provider)
-        self._instruments = Instruments(meter_provider)
+        self._instruments = instruments_of(meter_provider)
         self._permits: dict[Call, tuple[_Account, Permit, RateEstimate | None]] = {}
         """Of the attempts in flight. The estimate, where it is in memory: to look it up again takes longer."""
         self._accounts: OrderedDict[str, _Account] = OrderedDict()  # the one used last at the end
