@@ -15,6 +15,10 @@ SHOWN = {
         "6 done, 0 failed, 9 skipped; Counts(done=15, failed=0)",
         "requests that it took: 6",
     ],
+    "on_attempt.py": [
+        "attempt 2: 503, next one in 0.02 s\nattempt 3: 200, done\nthe call took [503, 503, 200]",
+        "attempt 1: 404, stopped: not_retryable",
+    ],
     "one_call.py": ["usual: 200", "one attempt: 503 attempts_used_up", "as an answer: 503"],
     "own_layer.py": [
         *("alone: 2 at a time", "alone: 127.0.0.1 cannot be reached"),

@@ -29,7 +29,7 @@ HeaderValue = (
 """A value, or a function that is asked for it before each attempt; from a function, None leaves the header out."""
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HOST = re.compile(r"(localhost|[a-z0-9-]+(\.[a-z0-9-]+)*\.[a-z]{2,24}|\d+(\.\d+){3})(:\d+)?", re.IGNORECASE)
+_HOST = r"(localhost|[a-z0-9-]+(\.[a-z0-9-]+)*\.[a-z]{2,24}|\d+(\.\d+){3})(:\d+)?"
 _BAD_VALUE = re.compile(r"[\r\n\0]")
 
 
@@ -201,7 +201,7 @@ def _origin_of(value: str | URL) -> Origin:
         url = URL()
     if url.scheme not in {"http", "https"} or not url.raw_host:
         text = str(value)
-        if _HOST.fullmatch(text):
+        if re.fullmatch(_HOST, text, re.IGNORECASE):
             raise ValueError(f"origin must be an http or https URL with a host, got {text!r}: write 'https://{text}'")
         # Without a host it may be anything, also a credential.
         shown = repr(str(url.with_user(None))) if url.raw_host else type(value).__name__
