@@ -85,7 +85,8 @@ class AttemptSpan(Layer):
         else:
             # A trace that has been begun elsewhere goes on, though nothing is recorded of the attempt.
             call.attempts += 1
-            inject(call.request.headers)
+            if not telemetry.is_off(call):
+                inject(call.request.headers)
 
     def after(self, call: Call, result: Result) -> None:
         begun = self._begun.pop(call, None)

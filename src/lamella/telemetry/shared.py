@@ -11,7 +11,7 @@ from lamella.call import Call
 from lamella.telemetry.attributes import Described, UrlTemplate, described, known_methods
 from lamella.telemetry.metrics import instruments_of
 from lamella.telemetry.others import take_over
-from lamella.telemetry.tracing import Tracing
+from lamella.telemetry.tracing import OFF, Tracing, is_suppressed
 
 __all__ = ["SpanOptions", "Telemetry"]
 
@@ -43,9 +43,19 @@ class Telemetry:
         self._known = known_methods()
 
     def describe(self, call: Call) -> Described | None:
-        """Return what spans and metrics say about the request of *call*. None: there is neither, without an SDK."""
-        if not self.tracing.silent:
-            take_over(call)
-        elif self.instruments.silent:
+        """Return what spans and metrics say about the request of *call*. None: there is neither."""
+        silent = self.tracing.silent
+        if (silent and self.instruments.silent) or self.is_off(call):
             return None
+        if not silent:
+            take_over(call)
         return described(call, self._template, self._known)
+
+    def is_off(self, call: Call) -> bool:
+        """Return whether *call* gets neither spans nor metrics, and no context in its headers, with an SDK or not."""
+        if OFF in call.state:
+            return True
+        if not is_suppressed():
+            return False
+        OFF.set(call, True)
+        return True

@@ -16,9 +16,10 @@ from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
+from lamella.call import PerCall
 from lamella.telemetry.names import SCHEMA, version_of_lamella
 
-__all__ = ["SILENT", "Tracing", "hands_on_nothing", "inject", "leave", "unrecorded"]
+__all__ = ["OFF", "SILENT", "Tracing", "hands_on_nothing", "inject", "is_suppressed", "leave", "unrecorded"]
 
 
 class Tracing:
@@ -72,6 +73,21 @@ def unrecorded() -> trace.Span:
     return (
         current if isinstance(current, trace.NonRecordingSpan) else trace.NonRecordingSpan(current.get_span_context())
     )
+
+
+OFF: Final = PerCall[bool](lambda: True)
+"""Is there for a call that gets neither spans nor metrics, because its caller has said so."""
+
+
+def is_suppressed() -> bool:
+    """Return whether this is inside ``suppress_instrumentation()`` or ``suppress_http_instrumentation()``."""
+    current = context.get_current()
+    return bool(current) and bool(current.get(_ALL_SUPPRESSED) or current.get(_HTTP_SUPPRESSED))
+
+
+# OpenTelemetry's own instrumentations use these names as well.
+_ALL_SUPPRESSED: Final[str] = context._SUPPRESS_INSTRUMENTATION_KEY
+_HTTP_SUPPRESSED: Final[str] = context._SUPPRESS_HTTP_INSTRUMENTATION_KEY
 
 
 def hands_on_nothing() -> bool:
