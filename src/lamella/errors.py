@@ -143,6 +143,7 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
         secrets, hidden: Texts to take out of URL, headers and body; names of headers, in lower case, to redact as well.
     """
 
+    url: str
     status: int
     body: bytes
     """The first 64 KiB of the answer's body, as far as it arrived."""
@@ -160,11 +161,11 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
         hidden: Collection[str] = (),
     ) -> None:
         self.url, shown = shown_url(request_info.real_url, secrets)
-        self.method = request_info.method
+        self.method: str = request_info.method
         info = aiohttp.RequestInfo(shown, self.method, redact_headers(request_info.headers, secrets), shown)  # type: ignore[arg-type]
         title, given = rule.title_of(status), redact_answer_headers(headers or {}, secrets, hidden)
         super().__init__(info, (), status=status, message=title, headers=given)
-        self.args = ()
+        self.args: tuple[Any, ...] = ()
         self.rule = rule
         self.body = redact_body(body, secrets, ERROR_BYTES) if body else b""
         self.retry_after = retry_after
@@ -214,8 +215,7 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
 
     def _what(self) -> str:
         said = "; ".join((self.details + self.validation_errors + self.downstream_errors)[:5])
-        code = self.error_code
-        if code and code not in said:
+        if (code := self.error_code) and code not in said:
             said = f"{code}: {said}" if said else code
         return f"{self.status} {self.rule.title_of(self.status)}" + (f" [{redact_text(said)}]" if said else "")
 
@@ -299,7 +299,7 @@ class TransportError(LamellaError, aiohttp.ClientConnectionError):
     def __init__(self, method: str, url: URL, rule: Rule, reason: str = "", *, secrets: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.method = method
-        self.url, _ = shown_url(url, secrets)
+        self.url: str = shown_url(url, secrets)[0]
         self.rule = rule
         self.reason = redact_text(reason, secrets)
 
@@ -378,8 +378,8 @@ class RequestRejected(TransportError):
         now = datetime.now(UTC)
         self.since = now - timedelta(seconds=since)
         self.until = now + timedelta(seconds=until)
-        self.retry_after = until
-        self.stopped = stopped
+        self.retry_after: float | None = until
+        self.stopped: StopReason | None = stopped
         began, ends = (f"{moment:%Y-%m-%d %H:%M:%S}Z" for moment in (self.since, self.until))
         reason = f"since {began}, until {ends}, which is in {until:.3g} s"
         super().__init__(method, url, rule, reason, secrets=secrets)

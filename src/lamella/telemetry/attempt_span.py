@@ -75,7 +75,7 @@ class AttemptSpan(Layer):
         request_headers: Iterable[str] = (),
         response_headers: Iterable[str] = (),
     ) -> None:
-        self.shared = {
+        self.shared: Mapping[str, object] = {
             "tracer_provider": tracer_provider,
             "meter_provider": meter_provider,
             "url_template": url_template,

@@ -104,7 +104,7 @@ class RequestSpan(Layer):
         meter_provider: MeterProvider | None = None,
         url_template: UrlTemplate | None = None,
     ) -> None:
-        self.shared = {
+        self.shared: Mapping[str, object] = {
             "tracer_provider": tracer_provider,
             "meter_provider": meter_provider,
             "url_template": url_template,

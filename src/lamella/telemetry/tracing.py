@@ -25,7 +25,9 @@ class Tracing:
     __slots__ = ("_late", "_never", "tracer")
 
     def __init__(self, provider: trace.TracerProvider | None) -> None:
-        self.tracer = trace.get_tracer("lamella", version_of_lamella(), tracer_provider=provider, schema_url=SCHEMA)
+        self.tracer: trace.Tracer = trace.get_tracer(
+            "lamella", version_of_lamella(), tracer_provider=provider, schema_url=SCHEMA
+        )
         self._never = isinstance(self.tracer, trace.NoOpTracer)
         self._late = isinstance(self.tracer, trace.ProxyTracer)
 
@@ -69,7 +71,7 @@ def hands_on_nothing() -> bool:
 def inject(span: trace.Span, headers: MutableMapping[str, str]) -> None:
     """Hand *span* and the rest of the current context on in *headers*, as the global propagator does it."""
     if not hands_on_nothing():
-        propagate.get_global_textmap().inject(headers, trace.set_span_in_context(span))
+        propagate.inject(headers, trace.set_span_in_context(span))
     elif (at := span.get_span_context()).is_valid:
         # W3C Trace Context, section 3.2. The propagators take 7 µs for it, this 1.
         headers[_TRACEPARENT] = f"00-{at.trace_id:032x}-{at.span_id:016x}-{at.trace_flags:02x}"
