@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lamella import batch as batch
     from lamella import maesn as maesn
     from lamella import testing as testing
-    from lamella.attempt_record import AttemptRecord
+    from lamella.attempt_record import AttemptRecord, attempts
     from lamella.auth import HeaderAuth, Token, Tokens
     from lamella.breaker import Breaker
     from lamella.buffer import Buffer
@@ -129,6 +129,7 @@ __all__ = [
     "Unauthorized",
     "UnprocessableContent",
     "WaitSource",
+    "attempts",
     "deadline",
     "decide",
     "options",
@@ -195,6 +196,7 @@ _MODULES: Final = {
     "Unauthorized": "lamella.errors",
     "UnprocessableContent": "lamella.errors",
     "WaitSource": "lamella.rules",
+    "attempts": "lamella.attempt_record",
     "deadline": "lamella.scope",
     "options": "lamella.scope",
     "decide": "lamella.rules",
@@ -210,10 +212,12 @@ if TYPE_CHECKING:
 else:  # a type checker is to know these names and no others
 
     def __getattr__(name: str) -> Any:
-        from importlib import import_module, metadata
+        from importlib import import_module
 
         if name == "__version__":
-            value = metadata.version("lamella")
+            from importlib.metadata import version  # `from lamella import a_module` comes by here, and must not wait
+
+            value = version("lamella")
         elif name in _PACKAGES:
             value = import_module(f"lamella.{name}")
         elif name in _MODULES:

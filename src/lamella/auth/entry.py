@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import Future
 from math import inf
+from typing import Final
 
 from lamella.auth.token import Held
 
 __all__ = ["Entry", "Fetch"]
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+_FIRST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 30.0
 """Seconds until an endpoint that failed is asked again: doubled for each failure in a row."""
 
 
@@ -22,15 +24,15 @@ class Fetch:
     task: asyncio.Task[Held]
 
     def __init__(self, loop: asyncio.AbstractEventLoop, after: Fetch | None) -> None:
-        self.loop = loop
-        self.began = loop.time()
-        self.after = after
+        self.loop: Final[asyncio.AbstractEventLoop] = loop
+        self.began: float = loop.time()
+        self.after: Fetch | None = after
         """One that was given up, and has to end first."""
         self.ended: Future[Held | BaseException] = Future()
         self.ended.set_running_or_notify_cancel()  # a waiter that is cancelled must not cancel it
-        self.given_up = False
+        self.given_up: bool = False
         """Whether it was cancelled, since no call waited for it any more."""
-        self.waiters = 0.0
+        self.waiters: float = 0.0
         """How many calls wait for it; infinity in the background."""
 
     def is_lost(self, loop: asyncio.AbstractEventLoop) -> bool:
@@ -53,10 +55,10 @@ class Entry:
         self.held: Held | None = None
         self.fetch: Fetch | None = None
         """The fetch that is under way."""
-        self.failures = 0
+        self.failures: int = 0
         """How many fetches have failed in a row."""
-        self.failing_since = 0.0
-        self.ask_from = -inf
+        self.failing_since: float = 0.0
+        self.ask_from: float = -inf
         """From when on the endpoint may be asked."""
 
     def is_useful(self, now: float) -> bool:

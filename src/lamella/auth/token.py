@@ -28,8 +28,8 @@ class Token:
     __slots__ = ("expires_in", "value")
 
     def __init__(self, value: str, expires_in: float | None = None) -> None:
-        self.value = value
-        self.expires_in = expires_in
+        self.value: Final[str] = value
+        self.expires_in: Final[float | None] = expires_in
         fault = fault_of(value)
         del value  # a traceback would show it
         if fault is not None:
@@ -49,9 +49,9 @@ class Held:
 
     def __init__(self, token: Token, now: float, leeway: float) -> None:
         lasts = inf if token.expires_in is None else max(token.expires_in, 0.0)
-        self.value = token.value
-        self.fetched = now
-        self.expires = now + lasts - min(_UNDER_WAY, lasts / 10, leeway)
+        self.value: Final[str] = token.value
+        self.fetched: Final[float] = now
+        self.expires: Final[float] = now + lasts - min(_UNDER_WAY, lasts / 10, leeway)
         """Until when it is sent."""
-        self.fresh_until = now + lasts - max(min(leeway, lasts / 2), min(_UNDER_WAY, lasts / 10, leeway))
+        self.fresh_until: Final[float] = now + lasts - max(min(leeway, lasts / 2), min(_UNDER_WAY, lasts / 10, leeway))
         """Until when it need not be renewed."""

@@ -25,7 +25,7 @@ from lamella.checks import check_seconds
 from lamella.credentials import secrets_of
 from lamella.errors import LamellaError, TokenUnavailable
 from lamella.rules import Failure, RuleBook, StopReason
-from lamella.telemetry.metrics import meter_of
+from lamella.telemetry.metrics import instruments_of
 from lamella.telemetry.names import TOKEN_EVENT, TOKEN_RESULT, WAIT
 
 __all__ = ["Tokens"]
@@ -107,9 +107,7 @@ class Tokens:
         self._running: set[Fetch] = set()
         self._lock = Lock()
         """Held for what changes an entry, and never while something is awaited or called that is not ours."""
-        self._refreshes = meter_of(meter_provider).create_counter(
-            "lamella.token.refreshes", "{refresh}", "Fetches of tokens, by their result."
-        )
+        self._refreshes = instruments_of(meter_provider).refreshes
 
     def __call__(self, request: aiohttp.ClientRequest) -> str | Awaitable[str] | None:
         """Return the value for *request*, or what has to be awaited for it. None: it needs none."""

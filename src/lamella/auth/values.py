@@ -14,7 +14,7 @@ from lamella.origins import Origin, origin_of
 __all__ = ["check_value", "checked", "fault_of", "is_header_name", "parsed_origin", "takes_request"]
 
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HOST: Final = re.compile(r"(localhost|[a-z0-9-]+(\.[a-z0-9-]+)*\.[a-z]{2,24}|\d+(\.\d+){3})(:\d+)?", re.IGNORECASE)
+_HOST: Final = r"(localhost|[a-z0-9-]+(\.[a-z0-9-]+)*\.[a-z]{2,24}|\d+(\.\d+){3})(:\d+)?"
 _BAD_VALUE: Final = re.compile(r"[\r\n\0]")
 
 
@@ -35,7 +35,7 @@ def parsed_origin(value: str | URL) -> Origin:
         url = URL()
     if url.scheme not in {"http", "https"} or not url.raw_host:
         text = str(value)
-        if _HOST.fullmatch(text):
+        if re.fullmatch(_HOST, text, re.IGNORECASE):
             raise ValueError(f"origin must be an http or https URL with a host, got {text!r}: write 'https://{text}'")
         # Without a host it may be anything, also a credential.
         shown = repr(str(url.with_user(None))) if url.raw_host else type(value).__name__

@@ -19,13 +19,16 @@ from lamella.cli import explain as explaining
 from lamella.cli import sync as syncing
 from lamella.cli.options import JOURNAL, Options
 from lamella.cli.terminal import count, fail, make_console, plain, show
+from lamella.maesn import RULES
 from lamella.maesn.sandbox import Received, Sandbox
 from lamella.testing import Fault, FixedWindow
 
 __all__ = ["app", "line_for", "parse_chance", "parse_limit"]
 
 # Without rich's markup typer writes help and errors plainly, which suits a pipe and 80 columns.
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app: typer.Typer = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+)
 
 _MANY_KEYS: Final = 5
 _SHOWN_OF_KEY: Final = 6  # characters
@@ -109,11 +112,11 @@ def sync(
     What has changed since the last run is read into the journal, page by page; the output gets all that is in it. The
     API key is taken from MAESN_API_KEY.
     """
-    given = {name: value for name, value in locals().items() if name != "ctx"}
+    given: dict[str, Any] = {name: value for name, value in locals().items() if name != "ctx"}
     if ctx.args:
         # The argument may be a key: it is not shown.
         fail("sync takes options only, and there is another argument: see lamella sync --help")
-    raise typer.Exit(syncing.main(Options(**given | {"resources": tuple(resources or ())})))
+    raise typer.Exit(syncing.main(Options(**{**given, "resources": tuple(resources or ())})))
 
 
 @app.command()
@@ -215,14 +218,17 @@ def line_for(received: Received) -> str:
 @app.command()
 def explain(
     status: Annotated[str | None, typer.Argument(help="429, 500, 4xx, connection_lost, …; none: all.")] = None,
+    rules: Annotated[str | None, _value("MODULE:BOOK", "Another RuleBook than Maesn's: package.module:BOOK.")] = None,
 ) -> None:
-    """Explain what a failure means at Maesn.
+    """Explain what a failure means, by the rules for Maesn.
 
     And what to do about it, whether it is retried, and after which waits.
     """
+    with _usage_errors("--rules"):
+        book = RULES if rules is None else explaining.book_of(rules)
     if status is None:
-        show(make_console(), explaining.all_rules())
+        show(make_console(), explaining.all_rules(book))
         return
     with _usage_errors("STATUS"):
-        name, outcome = explaining.parse(status)
-    show(make_console(), explaining.one_rule(name, outcome))
+        name, outcome = explaining.parse(book, status)
+    show(make_console(), explaining.one_rule(book, name, outcome))

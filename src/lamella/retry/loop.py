@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from math import inf
 
 import aiohttp
 import stamina
 
 from lamella._aiohttp import prepare_again
+from lamella.attempt_record import RECORDS_KEY
 from lamella.body.answer import finish_error_body
 from lamella.body.request import is_replayable, note_interruption
 from lamella.call import Call, Stop
@@ -50,17 +50,24 @@ class Loop:
         self._again = again
         try:
             result = await self._last.look_at(result, overdue=overdue)
-            if result is not self._last.error:
-                return result
-            result = await self._send_again(result)
-            if result is not self._last.error:
+            if isinstance(result, LamellaError) and result is self._last.error:
+                result = await self._send_again(result)
+            if not isinstance(result, LamellaError) or result is not self._last.error:
+                if isinstance(result, aiohttp.ClientResponse):
+                    vars(result)[RECORDS_KEY] = self._call.records
+                await self._report(result)
                 return result
             # Without a reason of ours it was stamina that stopped: switched off, or in its test mode.
             decided = self._decision and self._decision.stop
+            result.retried = False
             result.stopped = self._stop(decided or StopReason.ATTEMPTS_USED_UP)
             result.attempts = self._call.records
             log_failure(result, self._call.span)
-            return result if self._last.answer is None else self._last.answer
+            await self._report(result)
+            if self._last.answer is None:
+                return result
+            vars(self._last.answer)[RECORDS_KEY] = self._call.records
+            return self._last.answer
         except BaseException:
             self._last.release()
             raise
@@ -72,18 +79,22 @@ class Loop:
 
     async def _send_again(self, failure: LamellaError) -> Result:
         """Decide about *failure*, and send each time that stamina has waited. Return the last failure, or the end."""
+        call = self._call
         result: Result | None = None
-        turns: AsyncIterator[stamina.Attempt] | None = None
-        turn: stamina.Attempt | None = None
         try:
+            await self._decide(failure)
+            if not self._goes_on():
+                return failure
+            # Not its decorator, which is made for functions that last: decorating one per call doubles the cost.
+            # Only its test mode needs the number of attempts: to count them is `decide`'s.
+            attempts = self._settings.attempts if stamina.is_testing() else None
+            retrying = stamina.retry_context(on=self._decided, attempts=attempts, timeout=None)
+            # By this name stamina_log knows them. Where none can be given any more, their lines are warnings.
+            named = getattr(retrying, "with_name", None)
+            turns = aiter(retrying if named is None else named(NAME, (), {}))
+            turn = await anext(turns)
             while True:
-                result = await self._decide(failure)
-                if result is not self._last.error or not self._goes_on():
-                    return result
-                failure = self._last.error
-                if turns is None or turn is None:
-                    turns = self._turns()
-                    turn = await anext(turns)
+                failure.retried = True
                 # As if raised inside of `with turn`, but without a way through frames that it would keep alive.
                 turn.__exit__(type(failure), failure, failure.__traceback__)
                 try:
@@ -92,12 +103,23 @@ class Loop:
                     if exc is failure:
                         return failure
                     raise
-                if not await self._admitted(failure):
+                require_open(call.request)
+                if call.circuit is not None and not await call.circuit.admit():
+                    self._note_retry()
+                    self._decision = Decision(failure.rule, stop=StopReason.CIRCUIT_OPEN)
                     return failure
-                result = await self._attempt(failure)
-                if result is not self._last.error:
+                self._note_retry()
+                # It is raised no more, and its traceback keeps all of that attempt alive until the next gc.
+                failure.__traceback__ = None
+                await prepare_again(call.request)
+                renew_cookies(call)
+                result = await self._attempt()
+                if not isinstance(result, LamellaError) or result is not self._last.error:
                     return result
-                failure = self._last.error
+                failure = result
+                await self._decide(failure)
+                if not self._goes_on():
+                    return failure
         except asyncio.CancelledError:
             self._note_retry()
             self._stop(StopReason.CANCELLED)
@@ -105,40 +127,8 @@ class Loop:
         finally:
             del failure, result  # their traceback holds on to this frame: they must not keep each other alive
 
-    def _turns(self) -> AsyncIterator[stamina.Attempt]:
-        # Not its decorator, which is made for functions that last: decorating one per call doubles the cost.
-        retrying = stamina.retry_context(on=self._decided, attempts=self._settings.attempts, timeout=None)
-        # By this name stamina_log knows them. Where none can be given any more, their lines are warnings.
-        named = getattr(retrying, "with_name", None)
-        return aiter(retrying if named is None else named(NAME, (), {}))
-
-    async def _decide(self, failure: LamellaError) -> Result:
-        """Decide about *failure*. Return it, or what the attempt ends in that a refused token is repeated with."""
-        await self._ask_the_rules(failure)
-        if not self._is_repeat() or not await self._admitted(failure):
-            return failure
-        # stamina does not know of this attempt: it takes none of those that are allowed.
-        self._last.discount()
-        result = await self._attempt(failure)
-        return result if result is not self._last.error else await self._decide(self._last.error)
-
-    async def _admitted(self, failure: LamellaError) -> bool:
-        """Return whether the attempt after *failure* may pass the breaker."""
-        require_open(self._call.request)
-        if self._call.circuit is None or await self._call.circuit.admit():
-            return True
-        self._note_retry()
-        self._decision = Decision(failure.rule, stop=StopReason.CIRCUIT_OPEN)
-        return False
-
-    async def _attempt(self, failure: LamellaError) -> Result:
-        """Make the attempt after *failure*. Return what it ends in."""
+    async def _attempt(self) -> Result:
         call = self._call
-        self._note_retry()
-        # It is raised no more, and its traceback keeps all of that attempt alive until the next gc.
-        failure.__traceback__ = None
-        await prepare_again(call.request)
-        renew_cookies(call)
         now = call.request.loop.time()
         self._last.begin(now, call.queued)
         if call.deadline is not None and now >= call.deadline:
@@ -162,16 +152,12 @@ class Loop:
         """Return whether the last decision is to send again."""
         return self._decision is not None and self._decision.stop is None
 
-    def _is_repeat(self) -> bool:
-        """Return whether the last decision is to send again at once, with another token."""
-        return self._goes_on() and self._decision is not None and self._decision.source is WaitSource.REFRESH
-
     def _decided(self, _exc: Exception) -> bool | float:
         """Return the seconds to wait: stamina's hook, called only where it is decided to send again."""
         decision = self._decision
         return False if decision is None or decision.wait is None else max(decision.wait - self._waited, 0.0)
 
-    async def _ask_the_rules(self, error: LamellaError) -> None:
+    async def _decide(self, error: LamellaError) -> None:
         """Decide what to do about *error*, the end of the last attempt."""
         call, settings = self._call, self._settings
         circuit = call.circuit
@@ -215,13 +201,16 @@ class Loop:
         if decision.stop is not None:
             return
         self._was_stale = self._was_stale or stale
+        if decision.source is WaitSource.REFRESH:
+            self._last.discount()
+        # What is done now is a part of the wait: otherwise the deadline could pass.
+        before = call.request.loop.time()
+        await self._report(error, decision)
         if not testing:
             # Held during the wait it would hold its connection. (A test mode does not wait, and may still stop.)
             if self._last.answer is not None and decision.wait is not None:
-                # It is a part of the wait: otherwise the deadline could pass.
-                before = call.request.loop.time()
                 await finish_error_body(self._last.answer, before + decision.wait)
-                self._waited = call.request.loop.time() - before
+            self._waited = call.request.loop.time() - before
             self._last.release()
             if call.observer is not None:
                 call.observer.wait_begins(decision.rule, decision.source)
@@ -234,6 +223,10 @@ class Loop:
             or (isinstance(error, ConnectTimeout) and error.in_pool)  # it did not reach the service
         )
         return free or self._settings.afford is None or await self._settings.afford(self._call)
+
+    async def _report(self, result: Result, decision: Decision | None = None) -> None:
+        if self._settings.report is not None:
+            await self._settings.report(self._call, result, decision)
 
     def _wait_ends(self) -> None:
         if self._call.observer is not None:
