@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from lamella import batch as batch
     from lamella import maesn as maesn
+    from lamella import sync as sync
     from lamella import testing as testing
     from lamella.attempt_record import AttemptRecord
     from lamella.auth import HeaderAuth
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from lamella.scope import deadline, options
     from lamella.stacking import At, stack
     from lamella.store import MemoryStore, Store
+    from lamella.sync import Source, pages, records
     from lamella.telemetry.attempt_span import AttemptSpan
     from lamella.telemetry.call_span import RequestSpan
     from lamella.throttle import Limit, Throttle
@@ -116,6 +118,7 @@ __all__ = [
     "ServerStatusError",
     "ServiceUnavailable",
     "Slot",
+    "Source",
     "StopReason",
     "Store",
     "Throttle",
@@ -128,7 +131,9 @@ __all__ = [
     "deadline",
     "decide",
     "options",
+    "pages",
     "parse_retry_after",
+    "records",
     "stack",
 ]
 
@@ -190,13 +195,16 @@ _MODULES: Final = {
     "WaitSource": "lamella.rules",
     "deadline": "lamella.scope",
     "options": "lamella.scope",
+    "Source": "lamella.sync",
+    "pages": "lamella.sync",
+    "records": "lamella.sync",
     "decide": "lamella.rules",
     "parse_retry_after": "lamella.rules",
     "stack": "lamella.stacking",
 }
 
 
-_PACKAGES: Final = ("batch", "maesn", "testing")
+_PACKAGES: Final = ("batch", "maesn", "sync", "testing")
 
 if TYPE_CHECKING:
     __version__: str

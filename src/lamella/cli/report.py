@@ -18,7 +18,7 @@ from rich.text import Text
 from lamella.cli.causes import Cause, reason_of, state_of
 from lamella.cli.terminal import count, duration, plain, some
 from lamella.errors import LamellaError, TransportError
-from lamella.maesn import Part
+from lamella.sync import Part
 
 if TYPE_CHECKING:
     from lamella.cli.traces import Collector

@@ -9,7 +9,7 @@ from typing import Any
 
 from lamella.batch import Batch
 from lamella.errors import LamellaError
-from lamella.maesn.marks import Position, Wanted
+from lamella.sync.marks import Position, Wanted
 
 __all__ = ["Part", "Progress", "Report", "part_of"]
 
