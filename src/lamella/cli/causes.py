@@ -27,6 +27,7 @@ _OF_LISTS: Final[dict[type[Exception], tuple[str, str]]] = {
         "Repeated page",
         "Ask the API's vendor why its pages repeat; the list was not read to its end",
     ),
+    sync.BadRecord: ("Bad record", "Ask the API's vendor about this record; the others of its page are stored"),
     sync.EmptyPage: ("Empty page", "Sync again. If it stays so, ask the API's vendor why the page is empty"),
     sync.AnswerFailed: ("Errors in an answer", "The message is the API's own: the answer looks like a success"),
 }

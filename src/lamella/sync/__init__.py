@@ -6,7 +6,7 @@ from lamella.sync.lists import pages, records
 from lamella.sync.page import Page
 from lamella.sync.progress import Part, Progress, Report
 from lamella.sync.run import plan, run
-from lamella.sync.source import Cursor, LinkHeader, NextUrl, Numbered, Offset, Source
+from lamella.sync.source import Cursor, LinkHeader, NextUrl, Numbered, Offset, Pagination, Source
 
 __all__ = [
     "AnswerFailed",
@@ -19,6 +19,7 @@ __all__ = [
     "Numbered",
     "Offset",
     "Page",
+    "Pagination",
     "Part",
     "Progress",
     "RepeatedPage",

@@ -64,7 +64,8 @@ class Position:
     dropped: bool = False  # what was stored of another company or list was dropped when the run began
     token: str | None = None  # what leads to the page after the one that was stored
     error: IncompleteList | None = None  # why the list is not complete: the mark has not moved
-    bad: IncompleteList | None = None  # a record of the page that could not be stored
+    bad: tuple[BadRecord, ...] = ()  # records of the page that could not be stored
+    warnings: tuple[str, ...] = ()  # of the page
 
 
 @dataclass(slots=True)
@@ -191,8 +192,8 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source:
     many = len(page.records) + len(page.bad)
     walk.seen, walk.old, walk.read = walk.seen + result.seen, walk.old + result.old, walk.read + many
     walk.largest = max(walk.largest, many)
-    bad = next(iter((*page.bad, *filter(None, [result.bad]))), None)
-    walk.bad = walk.bad or (None if bad is None else str(bad))
+    bad = (*page.bad, *result.bad)
+    walk.bad = walk.bad or (str(bad[0]) if bad else None)
     if result.moved is not None:
         walk.unsteady = f"record {result.moved.position} on {what} (id {result.moved.id!r}) was on another page before"
     if page.number == 1 and walk.first is None:
@@ -213,7 +214,7 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source:
         error = None if again else error  # the last one: the next run reads the list again
         _forget_pages(db, each)
     _save(db, each, walk)
-    return replace(_position(db, each, walk), error=error, bad=bad, token=page.token)
+    return replace(_position(db, each, walk), error=error, bad=bad, warnings=page.warnings, token=page.token)
 
 
 def _count_in(db: sqlite3.Connection, each: Wanted, walk: _Walk, page: Page, source: Source) -> None:

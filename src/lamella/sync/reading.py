@@ -23,6 +23,9 @@ __all__ = ["ListToRead", "PageSource", "PageToRead", "Reading"]
 _OF_ONE_PAGE: Final = (LamellaError, EmptyPage, AnswerFailed, BadRecord)
 """Errors that need not concern the other pages of the list."""
 
+_MOST_TOLD: Final = 10
+"""How many warnings and bad records of a list are reported."""
+
 
 class ListToRead:
     """A list that is being read: a resource of an account."""
@@ -31,6 +34,8 @@ class ListToRead:
         self.wanted = wanted
         self.position = position
         self.part = part_of(wanted, position)
+        self.warnings: dict[str, None] = {}
+        self.bad: dict[str, None] = {}
         self.known = 0
         """The last page that is to be read, as far as known."""
         self.is_over = False
@@ -138,12 +143,23 @@ class Reading:
         if not page.is_needed:
             error = None  # the page is of an earlier walk
         if outcome.value is not None:
-            error = error or outcome.value.error or outcome.value.bad
+            error = error or outcome.value.error or next(iter(outcome.value.bad), None)
+            of.warnings |= dict.fromkeys(outcome.value.warnings)
+            of.bad |= dict.fromkeys(map(str, outcome.value.bad))
             self._go_on(page, outcome.value)
         if error is not None and not isinstance(error, _OF_ONE_PAGE):
             of.is_over = True
-        running = of.part.running - page.begun
-        self._change(of, replace(part_of(of.wanted, of.position), running=running, error=of.part.error or error))
+        part = part_of(of.wanted, of.position)
+        self._change(
+            of,
+            replace(
+                part,
+                running=of.part.running - page.begun,
+                error=of.part.error or error,
+                warnings=tuple(of.warnings)[:_MOST_TOLD],
+                bad=tuple(of.bad)[:_MOST_TOLD],
+            ),
+        )
         self.pages.ended()
 
     def _go_on(self, page: PageToRead, position: Position) -> None:

@@ -20,7 +20,9 @@ _TOO_MANY: Final = 2**53
 
 
 @dataclass(frozen=True, slots=True)
-class _Pages:
+class Pagination:
+    """How the pages of a list are asked for."""
+
     _: KW_ONLY
     page_size: int = 100
     """How many records to ask for on a page."""
@@ -28,6 +30,8 @@ class _Pages:
     """The query parameter for that. None means that there is none."""
     parallel: ClassVar[bool] = False
     """Whether a page can be asked for without the answer to the one before."""
+    linked: ClassVar[bool] = False
+    """Whether the token of a page is the URL of the next one."""
 
     def __post_init__(self) -> None:
         check_whole("page_size", self.page_size)
@@ -42,7 +46,7 @@ class _Pages:
 
 
 @dataclass(frozen=True, slots=True)
-class Numbered(_Pages):
+class Numbered(Pagination):
     """Pages with numbers: ``?page=2&limit=100``. They are read side by side once their number is known."""
 
     page: str = "page"
@@ -52,11 +56,11 @@ class Numbered(_Pages):
     parallel: ClassVar[bool] = True
 
     def query(self, number: int, before: int, token: str | None) -> dict[str, str]:
-        return {**_Pages.query(self, number, before, token), self.page: str(number - 1 + self.first)}
+        return {**Pagination.query(self, number, before, token), self.page: str(number - 1 + self.first)}
 
 
 @dataclass(frozen=True, slots=True)
-class Offset(_Pages):
+class Offset(Pagination):
     """Pages that begin with a record: ``?offset=100&limit=100``. They are read side by side once the total is known."""
 
     offset: str = "offset"
@@ -64,11 +68,11 @@ class Offset(_Pages):
     parallel: ClassVar[bool] = True
 
     def query(self, number: int, before: int, token: str | None) -> dict[str, str]:
-        return {**_Pages.query(self, number, before, token), self.offset: str(before)}
+        return {**Pagination.query(self, number, before, token), self.offset: str(before)}
 
 
 @dataclass(frozen=True, slots=True)
-class Cursor(_Pages):
+class Cursor(Pagination):
     """Pages that lead to the next one by a text in the answer: ``?cursor=…&limit=100``."""
 
     next: str = "next_cursor"
@@ -77,7 +81,7 @@ class Cursor(_Pages):
     """The query parameter for it."""
 
     def query(self, number: int, before: int, token: str | None) -> dict[str, str]:
-        return {**_Pages.query(self, number, before, token), **({} if token is None else {self.cursor: token})}
+        return {**Pagination.query(self, number, before, token), **({} if token is None else {self.cursor: token})}
 
     def token(self, response: aiohttp.ClientResponse, answer: object) -> str | None:
         found = at(answer, self.next)
@@ -85,7 +89,9 @@ class Cursor(_Pages):
 
 
 @dataclass(frozen=True, slots=True)
-class _Linked(_Pages):
+class _Linked(Pagination):
+    linked: ClassVar[bool] = True
+
     def url(self, response: aiohttp.ClientResponse, answer: object) -> str | None:
         """Return the URL of the next page, perhaps a relative one."""
         raise NotImplementedError
@@ -124,9 +130,6 @@ class NextUrl(_Linked):
     def url(self, response: aiohttp.ClientResponse, answer: object) -> str | None:
         found = at(answer, self.next)
         return found if isinstance(found, str) else None
-
-
-Pagination = Numbered | Offset | Cursor | LinkHeader | NextUrl
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +194,7 @@ class Source:
         self, account: object, since: str | None, number: int, before: int, token: str | None
     ) -> tuple[URL, dict[str, str] | None]:
         """Return the URL and the query of a page. An empty value is not sent."""
-        if token is not None and isinstance(self.pages, LinkHeader | NextUrl):
+        if token is not None and self.pages.linked:
             return URL(token, encoded=True), None
         more = self.params(account) if callable(self.params) else self.params
         given = {**more, **({} if self.since is None else {self.since: since})}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from lamella.sync.decode import Record
@@ -34,8 +34,8 @@ class Put:
     """Those of them that were there before the walk began, as far as known."""
     moved: Record | None = None
     """One that this walk had read before, with another content."""
-    bad: BadRecord | None = None
-    """One with the id of another record on the page."""
+    bad: list[BadRecord] = field(default_factory=list)
+    """Those with the id of another record on the page."""
 
 
 def put(
@@ -72,9 +72,8 @@ def put(
         before, text, last = found.get(record.id, (None, None, -1))
         other = here.get(record.id)
         if other is not None and other.text != record.text:
-            result.bad = result.bad or BadRecord(
-                f"record {record.position} on {page} has the id {record.id!r} of record {other.position}, and differs"
-            )
+            again = f"has the id {record.id!r} of record {other.position}, and differs"
+            result.bad.append(BadRecord(f"record {record.position} on {page} {again}"))
         if last != walk or other is not None:
             result.seen += 1
             result.old += last not in {-1, walk} or record.updated is None or record.updated < began
