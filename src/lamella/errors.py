@@ -178,7 +178,7 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
         self.retry_after = retry_after
         sent = CIMultiDict(request_info.headers)  # an auth layer will take its headers off the request
         self._look: Callable[[], dict[str, object]] | None = lambda: redact_exchange(
-            request_info, sent, headers or {}, body, secrets, hidden
+            request_info, sent, headers or {}, body, secrets=secrets, hidden=hidden
         )
 
     if not TYPE_CHECKING:  # a type checker is to know the attributes and no others

@@ -187,6 +187,7 @@ def redact_exchange(
     sent: Mapping[str, str],
     headers: Mapping[str, str],
     body: bytes,
+    *,
     secrets: Iterable[str],
     hidden: Collection[str],
 ) -> dict[str, object]:
