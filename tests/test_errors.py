@@ -438,6 +438,7 @@ SENT: dict[str, Callable[[URL], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("field", ["text", "fields", "headers", "body", "payload", "traceback"])
 @pytest.mark.parametrize("place", SENT)
 async def test_no_secret_is_in_the_error_for_a_server_that_echoes_it(serve: Serve, place: str, field: str) -> None:

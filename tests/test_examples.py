@@ -15,12 +15,22 @@ SHOWN = {
         "6 done, 0 failed, 9 skipped; Counts(done=15, failed=0)",
         "requests that it took: 6",
     ],
+    "on_attempt.py": [
+        "attempt 2: 503, next one in 0.02 s\nattempt 3: 200, done\nthe call took [503, 503, 200]",
+        "attempt 1: 404, stopped: not_retryable",
+    ],
     "one_call.py": ["usual: 200", "one attempt: 503 attempts_used_up", "as an answer: 503"],
     "own_layer.py": [
         *("alone: 2 at a time", "alone: 127.0.0.1 cannot be reached"),
         *("in a stack: 2 at a time", "in a stack: 127.0.0.1 cannot be reached"),
     ],
     "fresh_token.py": ["Bearer anna-1\nBearer anna-1\nBearer ben-2\nBearer ben-2\n", "expired: Bearer anna-3"],
+    "idempotency_keys.py": [
+        *("cut: charged 100", "slow: charged 100", "busy: charged 100"),
+        "broken: 500 misconfigured, not_retryable, attempts: 1",
+        "plain: 409 idempotency_key_reused, not_retryable, attempts: 1",
+        "'carried_out': {'plain': 1, 'cut': 1, 'slow': 1, 'busy': 1}, 'posts': {'plain': 3, 'cut': 2, 'slow': 3, ",
+    ],
     "maesn_invoices.py": ["invoices: [250, 250]", "requests that it took: 9"],
     "outage.py": [
         "with a budget: 129 sends, {'attempts_used_up': 2, 'retry_budget_empty': 98}",
@@ -41,6 +51,11 @@ SHOWN = {
         "no quota: 429 Quota Used Up, not_retryable",
         'an error in a 200: 200 {"data"',
         "by hand: True",
+    ],
+    "secondary_limits.py": [
+        *("octo/cat: 95 issues, each once: True", "octo/fish: 95 issues, each once: True"),
+        "30 pages in 2.",
+        "octo/secret: 403 Forbidden, not_retryable, 1 attempt",
     ],
     "service.py": ["order 1: {'id': 1}", "404 Not Found [no such order]. check the id", "stopped: not_retryable"],
     "sync.py": [

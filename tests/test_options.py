@@ -13,17 +13,26 @@ from tests.servers import Connection, Handler
 
 from lamella import (
     ApiError,
+    At,
     AttemptTimeout,
     Backoff,
+    Buffer,
+    Classify,
     HeaderAuth,
     LamellaError,
+    RequestSpan,
+    Retry,
     Rule,
     RuleBook,
+    Slot,
     StopReason,
+    Throttle,
+    Timeout,
     deadline,
     options,
     stack,
 )
+from lamella.scope import TAKERS, CallOptions
 from lamella.testing import VirtualClock
 
 Serve = Callable[[Handler], Awaitable[str]]
@@ -306,3 +315,80 @@ async def test_a_block_is_for_one_with_statement() -> None:
     with pytest.raises(RuntimeError, match="make a new one"):
         with block:
             pass
+
+
+NO_LAYER = {
+    "attempts": (5, 1, "Retry"),
+    "deadline": (5.0, None, "Retry"),
+    "retry_writes": (True, False, "Retry"),
+    "attempt_timeout": (5.0, None, "Timeout"),
+    "buffer": (5, None, "Buffer"),
+    "raise_errors": (True, False, "Classify"),
+    "rules": (RULES, ..., "Retry or Classify"),
+}
+
+
+def test_each_option_has_a_layer() -> None:
+    assert {*NO_LAYER} == {*TAKERS} == {*CallOptions.__annotations__}
+
+
+@pytest.mark.parametrize("name", NO_LAYER)
+async def test_an_option_whose_layer_the_session_lacks_is_an_error_before_anything_is_sent(
+    serve: Serve, name: str
+) -> None:
+    server = Server()
+    value, without, layer = NO_LAYER[name]
+    alone = Throttle(RULES)
+    async with aiohttp.ClientSession(await serve(server), middlewares=(alone,)) as session:
+        with options(**{name: value}):  # type: ignore[arg-type]
+            with pytest.raises(ValueError, match=rf"options\({name}=...\) has no effect: this session has no {layer}$"):
+                await get(session)
+        assert server.requests == 0
+        if without is not ...:
+            with options(**{name: without}):  # type: ignore[arg-type]
+                assert await get(session) == 200
+
+
+async def test_each_layer_beside_counts_whatever_stands_between(serve: Serve) -> None:
+    async def passes(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        return await handler(request)
+
+    async def wraps(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        return await inside(request, handler)
+
+    url, inside = await serve(Server()), stack(RULES)
+    for middlewares in (
+        (Retry(RULES), passes, Timeout(60), Buffer(), Classify(RULES)),
+        (stack(RULES, At(Slot.ATTEMPT_SPAN, passes)),),
+        (*stack(RULES, At(Slot.ATTEMPT_SPAN, passes)), passes),
+        (RequestSpan(), *stack(RULES, spans=False)),
+        (wraps,),
+    ):
+        async with aiohttp.ClientSession(url, middlewares=middlewares) as session:
+            with options(**{name: value for name, (value, _, _) in NO_LAYER.items()}):  # type: ignore[arg-type]
+                assert await get(session) == 200
+    async with aiohttp.ClientSession(url, middlewares=(wraps,)) as session:
+        inside = stack(RULES, attempt_timeout=None)
+        with options(attempt_timeout=5), pytest.raises(ValueError, match="no Timeout"):
+            await get(session)
+
+
+async def test_layers_of_a_single_request(serve: Serve) -> None:
+    async with aiohttp.ClientSession(await serve(Server())) as session:
+        with options(attempt_timeout=5):
+            for middlewares in ((Retry(RULES), Timeout(60)), stack(RULES)):
+                async with session.get("/", middlewares=middlewares) as response:
+                    assert response.status == 200
+            with pytest.raises(ValueError, match="no Timeout"):
+                await session.get("/", middlewares=stack(RULES, attempt_timeout=None))
+
+
+async def test_a_block_around_calls_of_two_sessions(serve: Serve) -> None:
+    url = await serve(Server())
+    async with client(url) as whole, client(url, attempt_timeout=None) as untimed:
+        with options(attempts=2, attempt_timeout=5):
+            assert await get(whole) == 200
+            with pytest.raises(ValueError, match="attempt_timeout"):
+                await get(untimed)
+            with options(attempt_timeout=None):
+                assert await get(untimed) == 200

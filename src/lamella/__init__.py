@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lamella import batch as batch
     from lamella import maesn as maesn
     from lamella import testing as testing
-    from lamella.attempt_record import AttemptRecord
+    from lamella.attempt_record import AttemptRecord, attempts
     from lamella.auth import HeaderAuth
     from lamella.breaker import Breaker
     from lamella.buffer import Buffer
@@ -125,6 +125,7 @@ __all__ = [
     "Unauthorized",
     "UnprocessableContent",
     "WaitSource",
+    "attempts",
     "deadline",
     "decide",
     "options",
@@ -188,6 +189,7 @@ _MODULES: Final = {
     "Unauthorized": "lamella.errors",
     "UnprocessableContent": "lamella.errors",
     "WaitSource": "lamella.rules",
+    "attempts": "lamella.attempt_record",
     "deadline": "lamella.scope",
     "options": "lamella.scope",
     "decide": "lamella.rules",

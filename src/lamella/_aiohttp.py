@@ -21,6 +21,7 @@ __all__ = [
     "is_being_written",
     "is_unsent",
     "is_written",
+    "middlewares_of",
     "peer_of",
     "prepare_again",
     "put_back",
@@ -83,6 +84,11 @@ def total_of(request: aiohttp.ClientRequest) -> float | None:
             if any(getattr(end, "__self__", None) is timer for end, *_ in ends):
                 return getattr(total, "_timeout", None)
     return None
+
+
+def middlewares_of(session: aiohttp.ClientSession) -> Sequence[object]:
+    """Return the middlewares that *session* was made with. Otherwise: nothing."""
+    return getattr(session, "_middlewares", ())
 
 
 def same_call(request: aiohttp.ClientRequest) -> object:

@@ -1,12 +1,17 @@
-"""``AttemptRecord``: what happened in one attempt of a call."""
+"""``AttemptRecord``: what happened in one attempt of a call, and `attempts`: the records of a call that ended well."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+import aiohttp
 
 from lamella.rules import WaitSource
 
-__all__ = ["AttemptRecord"]
+__all__ = ["RECORDS_KEY", "AttemptRecord", "attempts"]
+
+RECORDS_KEY: Final = "_lamella_attempts"
+"""Where an answer keeps what `attempts` returns, or what it makes that of."""
 
 
 class AttemptRecord(NamedTuple):
@@ -28,3 +33,26 @@ class AttemptRecord(NamedTuple):
     """How many seconds were left until the deadline. None: there is no deadline."""
     queued: float = 0.0
     """How long it was in the queue of its account before it was sent; not a part of ``took``."""
+
+
+def attempts(response: aiohttp.ClientResponse) -> tuple[AttemptRecord, ...]:
+    """Return a record of each attempt of the call that *response* came from, the last one included.
+
+    After a redirect these are the attempts of its last hop. The tuple is empty if ``Retry`` did not handle the call, as
+    in a session without it, or with a mock of the answer. An error has them in ``error.attempts``.
+    """
+    kept = vars(response).get(RECORDS_KEY, ())
+    if not kept or isinstance(kept[0], AttemptRecord):
+        return tuple(kept)
+    # The only attempt: its record is made when somebody asks for it.
+    began, ended, queued, allowed, deadline = kept
+    record = AttemptRecord(
+        1,
+        response.status,
+        None,
+        took=ended - began - queued,
+        queued=queued,
+        attempts_left=None if allowed is None else allowed - 1,
+        deadline_left=None if deadline is None else max(deadline - ended, 0.0),
+    )
+    return (record,)

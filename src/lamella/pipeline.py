@@ -8,7 +8,7 @@ The runner is the same for a whole stack and for a layer that stands alone among
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from enum import IntEnum
 from functools import cached_property, partial
@@ -18,9 +18,9 @@ from typing import ClassVar, Final, NamedTuple, TypeAlias
 
 import aiohttp
 
-from lamella._aiohttp import forget_answer
+from lamella._aiohttp import forget_answer, middlewares_of
 from lamella.call import CALL_KEY, OPTIONS, SENT_BEFORE, Call, PerCall
-from lamella.scope import SCOPE
+from lamella.scope import SCOPE, TAKERS, CallOptions
 
 __all__ = [
     "Again",
@@ -140,12 +140,18 @@ class _Hooks(NamedTuple):
 
 
 class Pipeline:
-    """Several layers, in their order from the outside in, as one aiohttp middleware."""
+    """Several layers, in their order from the outside in, as one aiohttp middleware.
 
-    __slots__ = ("_count", "_hooks", "_innermost", "_loop", "_moves", "_outermost", "layers")
+    Args:
+        layers: Its layers.
+        beside: All layers of the stack that it is a part of. Empty: it is a part of none.
+    """
 
-    def __init__(self, layers: Iterable[Layer]) -> None:
+    __slots__ = ("_beside", "_count", "_hooks", "_innermost", "_loop", "_moves", "_outermost", "layers")
+
+    def __init__(self, layers: Iterable[Layer], beside: Iterable[Layer] = ()) -> None:
         self.layers = tuple(layers)
+        self._beside = tuple(beside)
         for layer in self.layers:
             check_slot(layer)
         for outer, inner in pairwise(self.layers):
@@ -180,6 +186,7 @@ class Pipeline:
         if call is None:
             call = attributes[CALL_KEY] = Call(request)
             if (given := SCOPE.get().options) is not None:
+                self._check_options(given, request.session)
                 call.state[OPTIONS] = given
         else:
             outside = _INSIDE.of(call)
@@ -189,6 +196,21 @@ class Pipeline:
             _begin_anew(call)
         call.state[_INSIDE] = self._innermost
         return self._run(call, handler, 0, outside)  # type: ignore[return-value]  # a whole run raises its exception
+
+    def _check_options(self, given: CallOptions, session: aiohttp.ClientSession) -> None:
+        """Check that there is a layer for each option that is *given* by a block.
+
+        Raises:
+            ValueError: There is none, and without it *session* does not behave in that way.
+        """
+        of_session = set(_layers_in(middlewares_of(session)))
+        if not self._beside and self.layers[0] not in of_session:
+            return  # it was passed with the request, maybe among others
+        kinds = {kind.__name__ for layer in (*self._beside, *of_session) for kind in type(layer).__mro__}
+        for name, value in given.items():
+            without, takers = TAKERS[name]
+            if value != without and kinds.isdisjoint(takers):
+                raise ValueError(f"options({name}=...) has no effect: this session has no {' or '.join(takers)}")
 
     async def _run(self, call: Call, handler: aiohttp.ClientHandlerType, first: int, outside: Layer | None) -> Result:
         """Make one attempt through the layers from number *first* on, with what comes before and after it.
@@ -240,6 +262,17 @@ class Pipeline:
 
     def __repr__(self) -> str:
         return f"Pipeline({', '.join(map(repr, self.layers))})"
+
+
+def _layers_in(middlewares: Iterable[object]) -> Iterator[Layer]:
+    """Yield the layers among *middlewares*, those inside of stacks as well."""
+    for middleware in middlewares:
+        if isinstance(middleware, Layer):
+            yield middleware
+        elif isinstance(middleware, Pipeline):
+            yield from middleware.layers
+        elif isinstance(middleware, tuple):
+            yield from _layers_in(middleware)
 
 
 def _begin_anew(call: Call) -> None:

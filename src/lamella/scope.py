@@ -15,6 +15,7 @@ from lamella.rules import RuleBook
 
 __all__ = [
     "SCOPE",
+    "TAKERS",
     "Block",
     "CallOptions",
     "Scope",
@@ -38,6 +39,18 @@ class CallOptions(TypedDict, total=False):
     retry_writes: bool
     raise_errors: bool
     rules: RuleBook
+
+
+TAKERS: Final[dict[str, tuple[object, tuple[str, ...]]]] = {
+    "attempts": (1, ("Retry",)),
+    "attempt_timeout": (None, ("Timeout",)),
+    "deadline": (None, ("Retry",)),
+    "buffer": (None, ("Buffer",)),
+    "retry_writes": (False, ("Retry",)),
+    "raise_errors": (False, ("Classify",)),
+    "rules": (None, ("Retry", "Classify")),
+}
+"""The value of each option that a session behaves by without its layer, and the layers that take the option."""
 
 
 class Scope(NamedTuple):
@@ -89,8 +102,9 @@ def options(**given: Unpack[CallOptions]) -> Block:
     """Return a block that changes options of the stack for the calls made inside, also by tasks started inside.
 
     ``with`` and ``async with`` both work. Inside another block the inner value counts. A call that a function of
-    :class:`lamella.HeaderAuth` makes, such as a token request, takes none of these options. An option has an effect if
-    the session has the layer that it belongs to.
+    :class:`lamella.HeaderAuth` makes, such as a token request, takes none of these options. A call through a session
+    without the layer of an option raises ValueError, unless the option says what such a session does anyway, such as
+    ``attempts=1`` without ``Retry``.
 
     Args:
         attempts: How many attempts a call has. 1 means no retries.

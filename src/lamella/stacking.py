@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
+from itertools import groupby
 from typing import Any, Final, NamedTuple, TypedDict, Unpack, cast
 
 import aiohttp
@@ -18,6 +19,7 @@ from lamella.classify import Classify
 from lamella.pipeline import Layer, Pipeline, Slot, check_slot
 from lamella.retry import Retry
 from lamella.retry.budget import DEFAULT_BUDGET, RetryBudget
+from lamella.retry.report import OnAttempt
 from lamella.rules import HTTP_RULES, Rule, RuleBook
 from lamella.store import Store
 from lamella.telemetry.attempt_span import AttemptSpan
@@ -60,6 +62,7 @@ class StackOptions(TypedDict, total=False):
     buffer: int | None
     retry_writes: bool
     retry_budget: RetryBudget | None
+    on_attempt: OnAttempt | None
     throttle: bool | Throttle
     limit: Limit | None
     account: Callable[[aiohttp.ClientRequest], str | None] | None
@@ -90,6 +93,7 @@ _RETRY: Final = {
     "retry_writes": "retry_writes",
     "retry_budget": "budget",
     "store": "store",
+    "on_attempt": "on_attempt",
 }
 _THROTTLE: Final = {**_PROVIDERS, "limit": "limit", "account": "key", "store": "store"}
 
@@ -105,7 +109,7 @@ _MADE: Final = (
 _KINDS: Final = (*(made.kind for made in _MADE), Breaker, HeaderAuth)
 _SHARED: Final = frozenset({"store", "tracer_provider", "meter_provider", "url_template"})
 """Options that a layer made by hand has to have as well."""
-_OPTIONAL: Final = _SHARED | {"limit", "account"}
+_OPTIONAL: Final = _SHARED | {"limit", "account", "on_attempt"}
 """Options of which None means that they are not given."""
 _DEFAULTS: Final[StackOptions] = {
     "attempts": 5,
@@ -134,6 +138,8 @@ def stack(rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **opti
             Default: 8 MiB.
         retry_writes: Whether methods that are not idempotent are sent again, too. Default: False.
         retry_budget: How much retries may add to the load of the session. None means no limit. Default: a fifth of it.
+        on_attempt: A function that is called after each attempt with request, result and record
+            (:class:`lamella.Retry`). None, the default, means that nothing is called.
         throttle: Whether the calls for one account wait together when its rate limit is exceeded, and keep to it; or a
             ``Throttle`` made by hand. Default: True.
         limit: The rate limit of an account, if it is known. None, the default, means that it is learned.
@@ -244,17 +250,13 @@ def _require_answers(layer: Layer | At) -> None:
 def _in_order(layers: Iterable[Layer | At]) -> Stack:
     """Return *layers* from the outside in, those that are neighbours as one middleware."""
     middlewares: list[aiohttp.ClientMiddlewareType] = []
-    neighbours: list[Layer] = []
-    for layer in sorted(layers, key=_place):
-        if isinstance(layer, Layer):
-            neighbours.append(layer)
-            continue
-        if neighbours:
-            middlewares.append(Pipeline(neighbours))
-            neighbours = []
-        middlewares.append(layer.middleware)
-    if neighbours:
-        middlewares.append(Pipeline(neighbours))
+    in_order = sorted(layers, key=_place)
+    beside = [layer for layer in in_order if isinstance(layer, Layer)]
+    for plain, neighbours in groupby(in_order, lambda layer: isinstance(layer, At)):
+        if plain:
+            middlewares.extend(at.middleware for at in neighbours if isinstance(at, At))
+        else:
+            middlewares.append(Pipeline((layer for layer in neighbours if isinstance(layer, Layer)), beside))
     return Stack(middlewares)
 
 

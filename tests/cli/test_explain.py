@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -86,12 +88,12 @@ def test_a_status_without_a_rule_of_its_own(asked: str, head: str) -> None:
     ],
 )
 def test_what_it_takes(text: str, outcome: Outcome) -> None:
-    assert parse(text) == (str(outcome), outcome)
+    assert parse(maesn.RULES, text) == (str(outcome), outcome)
 
 
 @pytest.mark.parametrize("text", ["4xx", "5XX"])
 def test_a_class_has_the_rule_of_the_class(text: str) -> None:
-    name, outcome = parse(text)
+    name, outcome = parse(maesn.RULES, text)
     assert name == text.lower()
     assert maesn.RULES.rule_for(outcome).status == name
 
@@ -134,3 +136,104 @@ def test_it_tells_what_would_be_done(outcome: Outcome) -> None:
     assert ("  Yes, after" in output) is sent_again["GET"]
     assert ("A POST or PATCH is sent again" in output) is sent_again["POST"] is sent_again["PATCH"]
     assert ("A POST or PATCH is not sent again" in output) is (sent_again["GET"] and not sent_again["POST"])
+
+
+BOOKS = """\
+from lamella import HTTP_RULES, Backoff, Failure, Rule, RuleBook
+
+BOOK = RuleBook(
+    Rule([502, 503], "Unavailable", retry=Backoff(2, jitter=0), attempts=2),
+    Rule(403, "Secondary Limit", hint="Wait", when=lambda a: "Retry-After" in a.headers, retry=Backoff(60, jitter=0)),
+    Rule(200, "Throttled", when=lambda a: "THROTTLED" in a.text, retry=Backoff(1, factor=3, jitter=0)),
+    Rule(Failure.ATTEMPT_TIMEOUT, "Slow"),
+    Rule(None, "Other"),
+)
+SMALL = RuleBook(Rule("4xx", "A title [bold]" + " that needs more room than there is" * 2))
+TABLE = {429: 1}
+"""
+
+
+@pytest.fixture
+def books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module in the current folder."""
+    name = f"books_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(BOOKS)
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+def test_any_book(books: str) -> None:
+    result = explain("--rules", f"{books}:BOOK")
+    assert result.exit_code == 0, result.output
+    rows = lines(result.output)
+    assert rows[0] == "status title retry first wait"
+    assert rows[2:7] == [
+        "502, 503 Unavailable yes 2 s, doubling",
+        "403 (when) Secondary Limit yes 1 min, doubling",
+        "200 (when) Throttled yes 1 s, times 3 each time",
+        "attempt_timeout Slow no",
+        "any other Other no",
+    ]
+    assert {row.split()[0] for row in rows[7:-4]} == set(Failure) - {Failure.ATTEMPT_TIMEOUT}
+    assert rows[-3] == "(when): if the condition of the rule is met. These come first."
+
+
+def test_the_book_of_stack_and_one_whose_titles_are_long(books: str) -> None:
+    result = explain("--rules", "lamella:HTTP_RULES")
+    assert "429 Too Many Requests yes 1 s – 1.1 s, doubling" in lines(result.output)
+    result = explain("--rules", f"{books}:SMALL")
+    assert max(map(len, result.output.splitlines())) <= 80
+    assert "[bold]" in result.output
+    assert {"5xx Server Error no", "rate_limited Rate Limited no"} <= {*lines(result.output)}
+
+
+def test_one_rule_of_a_book(books: str) -> None:
+    assert explain("--rules", f"{books}:BOOK", "403").output == (
+        "403 Secondary Limit (by the rule for 403 (when))\n"
+        "  Wait.\n"
+        "\n"
+        "Is it sent again?\n"
+        "  Yes, after 1 min, doubling; 1 h at most.\n"
+        "\n"
+        "  before retry 1     1 min\n"
+        "  before retry 2     2 min\n"
+        "  before retry 3     4 min\n"
+        "  before retry 4     8 min\n"
+        "  in all 5 attempts  15 min\n"
+        "\n"
+        "  A POST or PATCH is not sent again, for it may have been carried out: only with\n"
+        "  an Idempotency-Key header, or with retry_writes=True.\n"
+        "\n"
+        "403 Other (by the rule for any other)\n"
+        "\n"
+        "Is it sent again?\n"
+        "  No: it would fail the same way again.\n"
+    )
+    assert explain("--rules", f"{books}:BOOK", "200").output.startswith("200 Throttled (by the rule for 200 (when))\n")
+    assert "in all 2 attempts  2 s" in explain("--rules", f"{books}:BOOK", "502").output
+    assert explain("--rules", f"{books}:BOOK", "201").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("BOOK", "'BOOK' is not like package.module:BOOK"),
+        ("a:", "'a:' is not like package.module:BOOK"),
+        (":BOOK", "':BOOK' is not like package.module:BOOK"),
+        ("../books.py:BOOK", "'../books.py:BOOK' is not like package.module:BOOK"),
+        ("no_such_module:BOOK", "cannot import no_such_module: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("{}:OTHER", "{} has no 'OTHER'; its rule books: HTTP_RULES, BOOK, SMALL"),
+        ("{}:TABLE", "{}:TABLE must be a RuleBook, got dict"),
+        ("failing:BOOK", "cannot import failing: ValueError: attempts must be a whole number, 1 or more, got 0"),
+        ("leaving:BOOK", "cannot import leaving: SystemExit: 3"),
+        ("wrong:BOOK", "cannot import wrong: SyntaxError: '(' was never closed (wrong.py, line 1)"),
+    ],
+)
+def test_a_book_that_is_not_there(books: str, name: str, said: str) -> None:
+    Path("failing.py").write_text("import lamella; lamella.Rule(429, retry=lamella.Backoff(1), attempts=0)")
+    Path("leaving.py").write_text("raise SystemExit(3)")
+    Path("wrong.py").write_text("BOOK = (")
+    result = explain("--rules", name.format(books))
+    assert result.exit_code == 2
+    assert result.output.endswith(f"Invalid value for --rules: {said.format(books)}\n")
+    assert "Traceback" not in result.output

@@ -19,6 +19,7 @@ from lamella.cli import explain as explaining
 from lamella.cli import sync as syncing
 from lamella.cli.options import JOURNAL, Options
 from lamella.cli.terminal import count, fail, make_console, plain, show
+from lamella.maesn import RULES
 from lamella.maesn.sandbox import Received, Sandbox
 from lamella.testing import Fault, FixedWindow
 
@@ -215,14 +216,17 @@ def line_for(received: Received) -> str:
 @app.command()
 def explain(
     status: Annotated[str | None, typer.Argument(help="429, 500, 4xx, connection_lost, …; none: all.")] = None,
+    rules: Annotated[str | None, _value("MODULE:BOOK", "Another RuleBook than Maesn's: package.module:BOOK.")] = None,
 ) -> None:
-    """Explain what a failure means at Maesn.
+    """Explain what a failure means, by the rules for Maesn.
 
     And what to do about it, whether it is retried, and after which waits.
     """
+    with _usage_errors("--rules"):
+        book = RULES if rules is None else explaining.book_of(rules)
     if status is None:
-        show(make_console(), explaining.all_rules())
+        show(make_console(), explaining.all_rules(book))
         return
     with _usage_errors("STATUS"):
-        name, outcome = explaining.parse(status)
-    show(make_console(), explaining.one_rule(name, outcome))
+        name, outcome = explaining.parse(book, status)
+    show(make_console(), explaining.one_rule(book, name, outcome))

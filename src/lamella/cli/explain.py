@@ -1,8 +1,10 @@
-"""``lamella explain``: the rules of Maesn's book, and their waits."""
+"""``lamella explain``: the rules of a book, and their waits."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,18 +14,19 @@ from rich.table import Table
 from rich.text import Text
 
 from lamella.cli.terminal import between, duration, plain
-from lamella.maesn import RULES
-from lamella.rules import Backoff, Failure, Outcome, Rule, StopReason, decide
+from lamella.rules import Backoff, Failure, Outcome, Rule, RuleBook, StopReason, decide
 
-__all__ = ["all_rules", "one_rule", "parse"]
+__all__ = ["all_rules", "book_of", "one_rule", "parse"]
 
 _ATTEMPTS = 5  # the default of a session
 # A class as a whole has the rule of a status without a rule of its own.
 _CLASSES: dict[str, Outcome] = {"4xx": 499, "5xx": 599}
 
 
-def parse(text: str) -> tuple[str, Outcome]:
+def parse(book: RuleBook, text: str) -> tuple[str, Outcome]:
     """Return name and outcome for a status, a class of statuses, or a failure as the rules or spans name it.
+
+    A status below 400 has to be named by *book*.
 
     Raises:
         ValueError: *text* is none of them.
@@ -34,29 +37,74 @@ def parse(text: str) -> tuple[str, Outcome]:
     for failure in Failure:
         if name.replace("-", "").replace("_", "") == failure.value.replace("_", ""):
             return failure.value, failure
-    if name.isascii() and name.isdigit() and len(name) == 3 and int(name) >= 400:
+    if name.isascii() and name.isdigit() and len(name) == 3 and (int(name) >= 400 or int(name) in book.below_400):
         return name, int(name)
     allowed = ", ".join(["400 to 999", *_CLASSES, *Failure])
     raise ValueError(f"{plain(repr(text))} is none of these:\n{allowed}")
 
 
-def all_rules() -> RenderableType:
+def book_of(name: str) -> RuleBook:
+    """Return the rule book that *name* says, such as ``package.module:BOOK``: its module is imported.
+
+    Raises:
+        ValueError: There is none of that name, or its module cannot be imported.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not (colon and attribute and all(part.isidentifier() for part in module_name.split("."))):
+        raise ValueError(f"{plain(repr(name))} is not like package.module:BOOK")
+    # As with `python -m`: the command itself has its own folder there.
+    sys.path.insert(0, "")
+    try:
+        module = import_module(module_name)
+    except (Exception, SystemExit) as exc:  # noqa: BLE001 - of the user's own
+        raise ValueError(f"cannot import {module_name}: {plain(f'{type(exc).__name__}: {exc}')}") from None
+    finally:
+        sys.path.remove("")
+    if not hasattr(module, attribute):
+        books = ", ".join(key for key, value in vars(module).items() if isinstance(value, RuleBook))
+        raise ValueError(f"{module_name} has no {plain(repr(attribute))}; its rule books: {books or 'none'}")
+    book = getattr(module, attribute)
+    if not isinstance(book, RuleBook):
+        raise ValueError(f"{name} must be a RuleBook, got {type(book).__name__}")  # noqa: TRY004 - as above
+    return book
+
+
+def all_rules(book: RuleBook) -> RenderableType:
     """Return the whole book as a table."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for heading in ("status", "title", "retry", "first wait"):
+    for heading in ("status", "title"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("retry", "first wait"):
         table.add_column(heading, no_wrap=True)
-    for rule in (*RULES, *map(RULES.rule_for, Failure)):
-        table.add_row(str(rule.status), rule.title, "yes" if rule.retry else "no", _first_wait(rule.retry))
+    named = {status for rule in book if rule.when is None for status in rule.statuses}
+    others = [] if None in named else [_CLASSES[each] for each in _CLASSES if each not in named]
+    built_in = map(book.rule_for, [*others, *(failure for failure in Failure if failure not in named)])
+    for rule in (*book, *built_in):
+        table.add_row(_status(rule), rule.title, "yes" if rule.retry else "no", _first_wait(rule.retry))
     notes = "\nA wait is never shorter than the Retry-After of the answer.\nMore about one of them: lamella explain 429"
+    if any(rule.when for rule in book):
+        notes = f"\n(when): if the condition of the rule is met. These come first.{notes}"
     return Group(table, Text(notes))
 
 
-def one_rule(name: str, outcome: Outcome) -> RenderableType:
+def _status(rule: Rule) -> str:
+    anything = "any other" if rule.when is None else "any error"
+    statuses = ", ".join(anything if status is None else str(status) for status in rule.statuses)
+    return statuses if rule.when is None else f"{statuses} (when)"
+
+
+def one_rule(book: RuleBook, name: str, outcome: Outcome) -> RenderableType:
     """Return a rule: what the failure means, what to do, and when the call is retried."""
-    rule = RULES.rule_for(outcome)
+    rules = [rule for rule in book if rule.when and isinstance(outcome, int) and rule.covers(outcome)]
+    if outcome not in book.below_400:
+        rules.append(book.rule_for(outcome))
+    return Group(*[part for rule in rules for part in (Text(), _one(rule, name, outcome))][1:])
+
+
+def _one(rule: Rule, name: str, outcome: Outcome) -> RenderableType:
     title = Text(f"{name} {rule.title}", "bold")
-    if name != str(rule.status):
-        title.append(f" (by the rule for {rule.status})", "not bold")
+    if name != _status(rule):
+        title.append(f" (by the rule for {_status(rule)})", "not bold")
     sentences = [_below(sentence) for sentence in (rule.description, rule.hint) if sentence]
     return Group(title, *sentences, Text(), Text("Is it sent again?", "bold"), *_schedule(rule, outcome))
 
@@ -74,11 +122,12 @@ def _schedule(rule: Rule, outcome: Outcome) -> Iterator[RenderableType]:
     if outcome is Failure.CONNECTION_LOST:
         yield _below("The first time in a call it is sent again at once: the server may have closed an idle connection")
     table = Table(box=None, show_header=False, pad_edge=False)
-    retries = range(1, _ATTEMPTS)
+    attempts = min(_ATTEMPTS, rule.attempts or _ATTEMPTS)
+    retries = range(1, attempts)
     for number in retries:
         table.add_row(f"before retry {number}", between(backoff.floor(number), backoff.ceiling(number)))
     low, high = sum(map(backoff.floor, retries)), sum(map(backoff.ceiling, retries))
-    table.add_row(f"in all {_ATTEMPTS} attempts", between(low, high))
+    table.add_row(f"in all {attempts} attempts", between(low, high))
     yield Padding(table, (1, 0, 1, 2))
     yield _below(_of_writes(rule, outcome))
 

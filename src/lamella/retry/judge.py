@@ -17,7 +17,7 @@ from lamella.errors import ApiError, LamellaError
 from lamella.limits import not_cancelled
 from lamella.pipeline import Result
 from lamella.retry.report import deadline_left, deadline_passed, reject
-from lamella.rules import Rule, RuleBook
+from lamella.rules import Decision, Rule, RuleBook
 from lamella.throttle.queue import waiting_of
 
 __all__ = ["Judge", "Settings"]
@@ -32,6 +32,8 @@ class Settings(NamedTuple):
     random: Callable[[], float]
     afford: Callable[[Call], Awaitable[bool]] | None
     """Takes a retry from the budget, if there is one left. None: there is no budget."""
+    report: Callable[[Call, Result, Decision | None], Awaitable[None]] | None
+    """Calls the user's hook after an attempt, with what was decided if there is another one. None: no hook."""
 
 
 class Judge:
@@ -88,8 +90,7 @@ class Judge:
                 result = exc
             else:
                 if judged is None:
-                    if call.records:
-                        self._record(result.status, None, None)
+                    self._record(result.status, None, None)
                     return result
                 return self._fail(await self._error(result, judged))
         if call.stop is not None and result is call.stop.error:

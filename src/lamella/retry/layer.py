@@ -7,6 +7,7 @@ import random
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from lamella.attempt_record import RECORDS_KEY
 from lamella.body.request import note_interruption
 from lamella.call import OPTIONS, SENT_BEFORE, Call
 from lamella.checks import check_seconds, check_whole
@@ -17,7 +18,7 @@ from lamella.retry.budget import RetryBudget, Spent, take
 from lamella.retry.deadline import AttemptLimit, seconds_left
 from lamella.retry.judge import Settings
 from lamella.retry.loop import Loop
-from lamella.retry.report import out_of_time
+from lamella.retry.report import OnAttempt, out_of_time, reporter
 from lamella.rules import RuleBook
 from lamella.scope import inherited
 from lamella.store import Store
@@ -52,9 +53,15 @@ class Retry(Layer):
             been carried out. Without, they are where nothing can have been carried out (429, no connection) and
             where an ``Idempotency-Key`` header makes a repeat harmless.
         random: A source of uniform floats in [0, 1), for the waits.
+        on_attempt: A function, or an ``async`` one, that is called after each attempt with the request, the result and
+            the attempt's record: before the call waits for the next attempt, when ``record.waited`` is the wait that
+            follows, and at the end of the call. The result is the answer, or the error, whose ``stopped`` says at
+            the end why there was no further attempt. The call waits for the function. If it raises an exception, that
+            is logged once, and the call goes on. None means that nothing is called.
 
     Raises:
-        ValueError: *attempts* is less than 1, *deadline* is not greater than 0, or both are None.
+        ValueError: *attempts* is less than 1, *deadline* is not greater than 0, both are None, or *on_attempt* is not
+            a function.
     """
 
     slot = Slot.RETRY
@@ -70,6 +77,7 @@ class Retry(Layer):
         budget: RetryBudget | None = None,
         store: Store | None = None,
         random: Callable[[], float] = random.random,
+        on_attempt: OnAttempt | None = None,
     ) -> None:
         if attempts is not None:
             check_whole("attempts", attempts)
@@ -78,16 +86,17 @@ class Retry(Layer):
         if attempts is None and deadline is None:
             raise ValueError("attempts and deadline must not both be None: such a call might never end")
         self.shared = {"rules": rules, "store": store}
-        self._settings = Settings(rules, attempts, retry_writes, random, None if budget is None else self._afford)
+        afford, report = None if budget is None else self._afford, None if on_attempt is None else reporter(on_attempt)
+        self._settings = Settings(rules, attempts, retry_writes, random, afford, report)
         self._below_400 = rules.below_400
         self._deadline = deadline
         self._budget = budget
         self._state = SharedState(store)
         self._calls = 0
         """How many calls were made since the budget was asked last: each adds its share of a retry."""
-        self._begun: dict[Call, tuple[float, float, AttemptLimit | None, frozenset[int]]] = {}
-        """When the call began, by the loop's clock, how long it was queued before, what ends its first attempt, and
-        which statuses below 400 may be an error."""
+        self._begun: dict[Call, tuple[float, float, AttemptLimit | None, frozenset[int], int | None]] = {}
+        """When the call began, by the loop's clock, how long it was queued before, what ends its first attempt,
+        which statuses below 400 may be an error, and how many attempts it has."""
 
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._state.work_in(loop)
@@ -100,12 +109,13 @@ class Retry(Layer):
         note_held_cookies(call)
         self._calls += 1
         now = request.loop.time()
-        own, below_400 = self._deadline, self._below_400
+        own, below_400, attempts = self._deadline, self._below_400, self._settings.attempts
         if OPTIONS in call.state:
             given = OPTIONS.of(call)
             own = given.get("deadline", own)
             below_400 = given.get("rules", self._settings.rules).below_400
-            if own is None and given.get("attempts", self._settings.attempts) is None:
+            attempts = given.get("attempts", attempts)
+            if own is None and attempts is None:
                 raise ValueError("attempts and deadline must not both be None: such a call might never end")
         if own is None and not request.session.timeout.total and inherited() is None:
             limit = None
@@ -120,14 +130,21 @@ class Retry(Layer):
                 # What is inherited may be used up already: then nothing is sent.
                 raise out_of_time(call, self._settings_of(call).rules, seconds)
             limit = None if call.deadline is None else AttemptLimit(call, call.deadline)
-        self._begun[call] = now, call.queued, limit, below_400
+        self._begun[call] = now, call.queued, limit, below_400, attempts
 
     def after(self, call: Call, result: Result) -> Callable[[Again], Awaitable[Result]] | None:
-        began, queued_before, limit, below_400 = self._begun.pop(call)
+        began, queued_before, limit, below_400, attempts = self._begun.pop(call)
         overdue = limit is not None and limit.stop() and isinstance(result, asyncio.CancelledError)
         if not isinstance(result, BaseException):
-            # Most calls end well at the first attempt, and then nothing need be known of it.
-            if result.status < ERROR_STATUS and not call.records and result.status not in below_400:
+            # Most calls end well at the first attempt, and then little need be known of it.
+            if (
+                result.status < ERROR_STATUS
+                and not call.records
+                and result.status not in below_400
+                and self._settings.report is None
+            ):
+                queued = call.queued - queued_before
+                vars(result)[RECORDS_KEY] = began, call.request.loop.time(), queued, attempts, call.deadline
                 return None
         elif not isinstance(result, Exception) and not overdue:
             return None  # cancelled, or thrown away

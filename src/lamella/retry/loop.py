@@ -10,6 +10,7 @@ import aiohttp
 import stamina
 
 from lamella._aiohttp import prepare_again
+from lamella.attempt_record import RECORDS_KEY
 from lamella.body.answer import finish_error_body
 from lamella.body.request import is_replayable, note_interruption
 from lamella.call import Call, Stop
@@ -48,10 +49,12 @@ class Loop:
         self._again = again
         try:
             result = await self._last.look_at(result, overdue=overdue)
+            if result is self._last.error:
+                result = await self._send_again(result)
             if result is not self._last.error:
-                return result
-            result = await self._send_again(result)
-            if result is not self._last.error:
+                if isinstance(result, aiohttp.ClientResponse):
+                    vars(result)[RECORDS_KEY] = self._call.records
+                await self._report(result)
                 return result
             # Without a reason of ours it was stamina that stopped: switched off, or in its test mode.
             decided = self._decision and self._decision.stop
@@ -59,7 +62,11 @@ class Loop:
             result.stopped = self._stop(decided or StopReason.ATTEMPTS_USED_UP)
             result.attempts = self._call.records
             log_failure(result, self._call.span)
-            return result if self._last.answer is None else self._last.answer
+            await self._report(result)
+            if self._last.answer is None:
+                return result
+            vars(self._last.answer)[RECORDS_KEY] = self._call.records
+            return self._last.answer
         except BaseException:
             self._last.release()
             raise
@@ -192,13 +199,14 @@ class Loop:
         if decision.stop is not None:
             return
         self._was_stale = self._was_stale or stale
+        # What is done now is a part of the wait: otherwise the deadline could pass.
+        before = call.request.loop.time()
+        await self._report(error, decision)
         if not testing:
             # Held during the wait it would hold its connection. (A test mode does not wait, and may still stop.)
             if self._last.answer is not None and decision.wait is not None:
-                # It is a part of the wait: otherwise the deadline could pass.
-                before = call.request.loop.time()
                 await finish_error_body(self._last.answer, before + decision.wait)
-                self._waited = call.request.loop.time() - before
+            self._waited = call.request.loop.time() - before
             self._last.release()
             if call.observer is not None:
                 call.observer.wait_begins(decision.rule, decision.source)
@@ -211,6 +219,10 @@ class Loop:
             or (isinstance(error, ConnectTimeout) and error.in_pool)  # it did not reach the service
         )
         return free or self._settings.afford is None or await self._settings.afford(self._call)
+
+    async def _report(self, result: Result, decision: Decision | None = None) -> None:
+        if self._settings.report is not None:
+            await self._settings.report(self._call, result, decision)
 
     def _wait_ends(self) -> None:
         if self._call.observer is not None:

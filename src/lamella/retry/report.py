@@ -1,16 +1,24 @@
-"""Report what was decided about a call: its stop reason, the events on its span, and the log line of its end."""
+"""Report what was decided about a call: its stop reason, span events, the log line of its end, the hook of the user."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable
+from typing import TypeAlias
+
+import aiohttp
 from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
+from lamella.attempt_record import AttemptRecord
 from lamella.call import Call, Stop
 from lamella.credentials import secrets_of
 from lamella.errors import AttemptTimeout, LamellaError
+from lamella.pipeline import Result
+from lamella.redaction import redact_text
 from lamella.rules import Decision, RuleBook, StopReason
 from lamella.telemetry.attributes import error_type
-from lamella.telemetry.log import log_failure
+from lamella.telemetry.log import LOGGER, log_failure
 from lamella.telemetry.names import (
     ATTEMPT,
     ATTEMPTS_LEFT,
@@ -24,7 +32,44 @@ from lamella.telemetry.names import (
     WAIT_SOURCE,
 )
 
-__all__ = ["add_event", "deadline_left", "deadline_passed", "out_of_time", "reject"]
+__all__ = ["OnAttempt", "add_event", "deadline_left", "deadline_passed", "out_of_time", "reject", "reporter"]
+
+OnAttempt: TypeAlias = Callable[
+    [aiohttp.ClientRequest, aiohttp.ClientResponse | LamellaError, AttemptRecord], Awaitable[object] | None
+]
+"""What ``Retry(on_attempt=…)`` takes."""
+
+
+def reporter(hook: OnAttempt) -> Callable[[Call, Result, Decision | None], Awaitable[None]]:
+    """Return a function that calls *hook* with the last attempt of a call, and logs the first failure of *hook*.
+
+    Raises:
+        ValueError: *hook* is not a function.
+    """
+    if not callable(hook):
+        raise ValueError(  # noqa: TRY004 - like every other bad value
+            f"on_attempt must be a function of request, result and record, got {hook!r}"
+        )
+    logged = False
+
+    async def report(call: Call, result: Result, decision: Decision | None) -> None:
+        nonlocal logged
+        if not call.records or not isinstance(result, aiohttp.ClientResponse | LamellaError):
+            return
+        record = call.records[-1]
+        if decision is not None and decision.wait is not None:
+            record = record._replace(waited=decision.wait, wait_source=decision.source)
+        try:
+            waiting = hook(call.request, result, record)
+            if isawaitable(waiting):
+                await waiting
+        except Exception as exc:  # noqa: BLE001 - of the user's own
+            if not logged:
+                logged = True
+                said = redact_text(f"{type(exc).__name__}: {exc}", secrets_of(call))
+                LOGGER.warning("on_attempt failed, and the call goes on; later failures are not logged: %s", said)
+
+    return report
 
 
 def out_of_time(call: Call, rules: RuleBook, seconds: float) -> LamellaError:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
+from contextvars import Token
 from functools import lru_cache
 from typing import Final
 
 from multidict import istr
 from opentelemetry import context, propagate, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.context import Context
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
+from lamella.call import PerCall
 from lamella.telemetry.names import SCHEMA, version_of_lamella
 
-__all__ = ["SILENT", "Tracing", "hands_on_nothing", "inject", "unrecorded"]
+__all__ = ["OFF", "SILENT", "Tracing", "hands_on_nothing", "inject", "is_suppressed", "leave", "unrecorded"]
 
 
 class Tracing:
-    """Our tracer of *provider*. None means the global one, even if it is set later."""
+    """The tracer of lamella, made by *provider*. None means the global one, even if it is set later."""
 
     __slots__ = ("_late", "_never", "tracer")
 
@@ -30,13 +33,16 @@ class Tracing:
         self._late = isinstance(self.tracer, trace.ProxyTracer)
 
     def start(
-        self, name: str, parent: trace.Span | None, kind: trace.SpanKind, attributes: Mapping[str, AttributeValue]
-    ) -> trace.Span:
-        """A span inside of *parent*, None meaning the current one; while there is no SDK, what stands for one."""
+        self, name: str, kind: trace.SpanKind, attributes: Mapping[str, AttributeValue]
+    ) -> tuple[trace.Span, Token[Context] | None]:
+        """Start a span inside the current one and make it current, until :func:`leave`.
+
+        Without an SDK, return what stands for a span, and None.
+        """
         if self.silent:
-            return unrecorded(parent)
-        within = None if parent is None else trace.set_span_in_context(parent)
-        return self.tracer.start_span(name, within, kind, attributes)
+            return unrecorded(), None
+        span = self.tracer.start_span(name, None, kind, attributes)
+        return span, context.attach(trace.set_span_in_context(span))
 
     @property
     def silent(self) -> bool:
@@ -45,36 +51,63 @@ class Tracing:
         return self._never or (self._late and getattr(trace, "_TRACER_PROVIDER", self) is None)
 
 
+def leave(span: trace.Span, token: Token[Context] | None, result: object) -> None:
+    """Make the span current that was so before *span*, whose call or attempt has ended in *result*."""
+    # What the event loop throws away may end in another context, where the token is of no use.
+    if token is not None and (not isinstance(result, GeneratorExit) or trace.get_current_span() is span):
+        context.detach(token)
+
+
 SILENT: Final = trace.NonRecordingSpan(trace.INVALID_SPAN_CONTEXT)
 """Stands for the span of a call that nothing records, and that has no context to pass on."""
 
 
-def unrecorded(parent: trace.Span | None = None) -> trace.Span:
-    """What stands for a span while there is no SDK: it has the context of *parent*, None meaning the current one.
+def unrecorded() -> trace.Span:
+    """Return what stands for a span while there is no SDK: it has the context of the current span.
 
-    So a trace that somebody else has begun goes on through us. (Of old the API's own tracers ended it.)
+    Events that are added to it are not added to the current span, which is somebody else's.
     """
-    if parent is None:
-        if not context.get_current():
-            return trace.INVALID_SPAN  # as it would come out, in 2 µs
-        parent = trace.get_current_span()
-    return parent if isinstance(parent, trace.NonRecordingSpan) else trace.NonRecordingSpan(parent.get_span_context())
+    if not context.get_current():
+        return trace.INVALID_SPAN  # the same result, which get_current_span() takes 2 µs for
+    current = trace.get_current_span()
+    return (
+        current if isinstance(current, trace.NonRecordingSpan) else trace.NonRecordingSpan(current.get_span_context())
+    )
+
+
+OFF: Final = PerCall[bool](lambda: True)
+"""Is there for a call that gets neither spans nor metrics, because its caller has said so."""
+
+
+def is_suppressed() -> bool:
+    """Return whether this is inside ``suppress_instrumentation()`` or ``suppress_http_instrumentation()``."""
+    current = context.get_current()
+    return bool(current) and bool(current.get(_ALL_SUPPRESSED) or current.get(_HTTP_SUPPRESSED))
+
+
+# OpenTelemetry's own instrumentations use these names as well.
+_ALL_SUPPRESSED: Final[str] = context._SUPPRESS_INSTRUMENTATION_KEY
+_HTTP_SUPPRESSED: Final[str] = context._SUPPRESS_HTTP_INSTRUMENTATION_KEY
 
 
 def hands_on_nothing() -> bool:
-    """Whether there is no trace to go on with, and no other context, which propagators find out in 3 µs."""
+    """Return whether there is no context to propagate, which propagators take 3 µs to find out."""
     return not context.get_current() and _is_w3c(propagate.get_global_textmap())
 
 
-def inject(span: trace.Span, headers: MutableMapping[str, str]) -> None:
-    """Hand *span* and the rest of the current context on in *headers*, as the global propagator does it."""
-    if not hands_on_nothing():
-        propagate.get_global_textmap().inject(headers, trace.set_span_in_context(span))
-    elif (at := span.get_span_context()).is_valid:
-        # W3C Trace Context, section 3.2. The propagators take 7 µs for it, this 1.
+def inject(headers: MutableMapping[str, str]) -> None:
+    """Write the current context into *headers*, as the global propagator does it."""
+    current, propagator = context.get_current(), propagate.get_global_textmap()
+    if not current and _is_w3c(propagator):
+        return
+    at = trace.get_current_span(current).get_span_context()
+    if len(current) == 1 and at.is_valid and _is_w3c(propagator):
+        # There is a span and nothing else. W3C Trace Context, section 3.2: the propagators take 7 µs for it, this 1.
         headers[_TRACEPARENT] = f"00-{at.trace_id:032x}-{at.span_id:016x}-{at.trace_flags:02x}"
         if at.trace_state:
             headers[_TRACESTATE] = at.trace_state.to_header()
+        return
+    propagator.inject(headers)
 
 
 _TRACEPARENT: Final = istr("traceparent")
