@@ -154,6 +154,7 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
 
     __slots__ = ("_look",)  # and not in vars(), which debuggers and trackers of errors show
 
+    url: str
     status: int
     body: bytes
     """The first 64 KiB of the answer's body, as far as it arrived."""
@@ -172,8 +173,8 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
     ) -> None:
         super().__init__(request_info, (), status=status, message=rule.title_of(status))
         del self.request_info, self.headers
-        self.args = ()
-        self.method = request_info.method
+        self.args: tuple[Any, ...] = ()
+        self.method: str = request_info.method
         self.rule = rule
         self.retry_after = retry_after
         sent = CIMultiDict(request_info.headers)  # an auth layer will take its headers off the request
@@ -244,8 +245,7 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
 
     def _what(self) -> str:
         said = "; ".join((self.details + self.validation_errors + self.downstream_errors)[:5])
-        code = self.error_code
-        if code and code not in said:
+        if (code := self.error_code) and code not in said:
             said = f"{code}: {said}" if said else code
         return f"{self.status} {self.rule.title_of(self.status)}" + (f" [{redact_text(said)}]" if said else "")
 
@@ -329,7 +329,7 @@ class TransportError(LamellaError, aiohttp.ClientConnectionError):
     def __init__(self, method: str, url: URL, rule: Rule, reason: str = "", *, secrets: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.method = method
-        self.url, _ = shown_url(url, secrets)
+        self.url: str = shown_url(url, secrets)[0]
         self.rule = rule
         self.reason = redact_text(reason, secrets)
 
@@ -408,8 +408,8 @@ class RequestRejected(TransportError):
         now = datetime.now(UTC)
         self.since = now - timedelta(seconds=since)
         self.until = now + timedelta(seconds=until)
-        self.retry_after = until
-        self.stopped = stopped
+        self.retry_after: float | None = until
+        self.stopped: StopReason | None = stopped
         began, ends = (f"{moment:%Y-%m-%d %H:%M:%S}Z" for moment in (self.since, self.until))
         reason = f"since {began}, until {ends}, which is in {until:.3g} s"
         super().__init__(method, url, rule, reason, secrets=secrets)

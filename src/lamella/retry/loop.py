@@ -49,9 +49,9 @@ class Loop:
         self._again = again
         try:
             result = await self._last.look_at(result, overdue=overdue)
-            if result is self._last.error:
+            if isinstance(result, LamellaError) and result is self._last.error:
                 result = await self._send_again(result)
-            if result is not self._last.error:
+            if not isinstance(result, LamellaError) or result is not self._last.error:
                 if isinstance(result, aiohttp.ClientResponse):
                     vars(result)[RECORDS_KEY] = self._call.records
                 await self._report(result)
@@ -113,9 +113,9 @@ class Loop:
                 await prepare_again(call.request)
                 renew_cookies(call)
                 result = await self._attempt()
-                if result is not self._last.error:
+                if not isinstance(result, LamellaError) or result is not self._last.error:
                     return result
-                failure = self._last.error
+                failure = result
                 await self._decide(failure)
                 if not self._goes_on():
                     return failure

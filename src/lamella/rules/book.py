@@ -190,7 +190,9 @@ class RuleBook:
 
         A rule with ``when`` replaces none: it comes before those that the book has.
         """
-        new = {status: rule for rule in rules if rule.when is None for status in rule.statuses}
+        new: dict[Status | None, Rule] = {
+            status: rule for rule in rules if rule.when is None for status in rule.statuses
+        }
         kept: list[Rule] = [rule for rule in rules if rule.when is not None]
         for rule in self.rules:
             left = rule if rule.when is not None else rule.without(new)

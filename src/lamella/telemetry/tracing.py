@@ -28,7 +28,9 @@ class Tracing:
     __slots__ = ("_late", "_never", "tracer")
 
     def __init__(self, provider: trace.TracerProvider | None) -> None:
-        self.tracer = trace.get_tracer("lamella", version_of_lamella(), tracer_provider=provider, schema_url=SCHEMA)
+        self.tracer: trace.Tracer = trace.get_tracer(
+            "lamella", version_of_lamella(), tracer_provider=provider, schema_url=SCHEMA
+        )
         self._never = isinstance(self.tracer, trace.NoOpTracer)
         self._late = isinstance(self.tracer, trace.ProxyTracer)
 
@@ -107,7 +109,7 @@ def inject(headers: MutableMapping[str, str]) -> None:
         if at.trace_state:
             headers[_TRACESTATE] = at.trace_state.to_header()
         return
-    propagator.inject(headers)
+    propagate.inject(headers)
 
 
 _TRACEPARENT: Final = istr("traceparent")
