@@ -48,13 +48,16 @@ class HeaderAuth(Layer):
             first request that passes.
 
     Raises:
-        ValueError: A name or a value cannot stand in a header, or *origin* is no origin. Values that functions
-            return are checked when they are asked for.
+        ValueError: *headers* is no mapping, a name or a value cannot stand in a header, or *origin* is no origin.
+            Values that functions return are checked when they are asked for.
     """
 
     slot = Slot.AUTH
 
     def __init__(self, headers: Mapping[str, HeaderValue], *, origin: str | URL | None = None) -> None:
+        if not isinstance(headers, Mapping):
+            # No value: it may be a credential.
+            raise ValueError(f"headers must be a mapping of names to values, got {type(headers).__name__}")  # noqa: TRY004
         for name, value in headers.items():
             if not _NAME.fullmatch(name):
                 raise ValueError(f"not a header name: {name!r}")
@@ -168,7 +171,9 @@ def _origin_of(value: str | URL) -> Origin:
             raise ValueError(f"origin must be an http or https URL with a host, got {text!r}: write 'https://{text}'")
         # Without a host it may be anything, also a credential.
         shown = repr(str(url.with_user(None))) if url.raw_host else type(value).__name__
-        raise ValueError(f"origin must be an http or https URL with a host, got {shown}")
+        raise ValueError(
+            f"origin must be an http or https URL with a host, got {shown}: write 'https://api.example.com'"
+        )
     return origin_of(url)
 
 
