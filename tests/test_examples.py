@@ -25,6 +25,12 @@ SHOWN = {
         *("in a stack: 2 at a time", "in a stack: 127.0.0.1 cannot be reached"),
     ],
     "fresh_token.py": ["Bearer anna-1\nBearer anna-1\nBearer ben-2\nBearer ben-2\n", "expired: Bearer anna-3"],
+    "idempotency_keys.py": [
+        *("cut: charged 100", "slow: charged 100", "busy: charged 100"),
+        "broken: 500 misconfigured, not_retryable, attempts: 1",
+        "plain: 409 idempotency_key_reused, not_retryable, attempts: 1",
+        "'carried_out': {'plain': 1, 'cut': 1, 'slow': 1, 'busy': 1}, 'posts': {'plain': 3, 'cut': 2, 'slow': 3, ",
+    ],
     "maesn_invoices.py": ["invoices: [250, 250]", "requests that it took: 9"],
     "outage.py": [
         "with a budget: 129 sends, {'attempts_used_up': 2, 'retry_budget_empty': 98}",
@@ -45,6 +51,11 @@ SHOWN = {
         "no quota: 429 Quota Used Up, not_retryable",
         'an error in a 200: 200 {"data"',
         "by hand: True",
+    ],
+    "secondary_limits.py": [
+        *("octo/cat: 95 issues, each once: True", "octo/fish: 95 issues, each once: True"),
+        "30 pages in 2.",
+        "octo/secret: 403 Forbidden, not_retryable, 1 attempt",
     ],
     "service.py": ["order 1: {'id': 1}", "404 Not Found [no such order]. check the id", "stopped: not_retryable"],
     "sync.py": [

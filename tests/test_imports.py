@@ -57,3 +57,8 @@ def test_a_package_needs_no_import_of_its_own(name: str) -> None:
 
 def test_the_version_is_the_installed_one() -> None:
     assert lamella.__version__ == version("lamella")
+
+
+def test_the_profile_does_not_load_what_only_the_version_needs() -> None:
+    program = "import sys, lamella.maesn; print('importlib.metadata' in sys.modules, 'lamella.maesn' in sys.modules)"
+    assert ran(program) == "False True"

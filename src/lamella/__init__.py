@@ -205,10 +205,12 @@ if TYPE_CHECKING:
 else:  # a type checker is to know these names and no others
 
     def __getattr__(name: str) -> Any:
-        from importlib import import_module, metadata
+        from importlib import import_module
 
         if name == "__version__":
-            value = metadata.version("lamella")
+            from importlib.metadata import version  # `from lamella import a_module` comes by here, and must not wait
+
+            value = version("lamella")
         elif name in _PACKAGES:
             value = import_module(f"lamella.{name}")
         elif name in _MODULES:

@@ -285,7 +285,7 @@ def _begin_anew(call: Call) -> None:
 async def _settled(changed: Result | Waits, result: Result) -> Result:
     """Return what a hook makes of *result*; *changed* is what it has returned."""
     try:
-        if not isinstance(changed, Awaitable):
+        if isinstance(changed, _RESULTS) or not isinstance(changed, Awaitable):
             return changed
         if isinstance(result, GeneratorExit):
             _run_at_once(changed)
@@ -313,6 +313,7 @@ def _has(layer: Layer, hook: str) -> bool:
     return getattr(type(layer), hook) is not getattr(Layer, hook)
 
 
+_RESULTS: Final = (aiohttp.ClientResponse, BaseException)
 _SLOTS: Final = ", ".join(slot.name for slot in Slot)
 _INSIDE: Final = PerCall[Layer | None](lambda: None)
 """The innermost of the layers that are running now."""

@@ -11,10 +11,11 @@ import pytest
 from aiohttp import web
 from tests.layering import together
 from tests.sdk import Tracing
+from tests.security.shown import leaks
 from tests.servers import Serve, Statuses
 from yarl import URL
 
-from lamella import AttemptSpan, Backoff, HeaderAuth, Retry, Rule, RuleBook, Throttle
+from lamella import ApiError, AttemptSpan, Backoff, Classify, HeaderAuth, Retry, Rule, RuleBook, Throttle
 from lamella.auth.header_auth import HeaderValue
 
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
@@ -39,18 +40,6 @@ async def test_values_of_every_kind(serve: Serve) -> None:
         async with aiohttp.ClientSession(middlewares=(HeaderAuth({"X-Token": value}, origin=url),)) as session:
             await session.get(url)
     assert tokens(server) == ["fixed-value", "called-value", "async-value", "object-value", "async-value", None]
-
-
-async def test_none_leaves_out_what_the_caller_has_set_too(serve: Serve) -> None:
-    async def none() -> None:
-        return None
-
-    server = Statuses()
-    url = await serve(server)
-    for value in (lambda: None, none):
-        async with aiohttp.ClientSession(middlewares=(HeaderAuth({"X-Token": value}, origin=url),)) as session:
-            await session.get(url, headers={"X-Token": "the caller's"})
-    assert tokens(server) == [None, None]
 
 
 async def test_a_fresh_value_for_every_send(serve: Serve) -> None:
@@ -96,6 +85,7 @@ def _token_functions(seconds: float = 0.0) -> dict[str, HeaderValue]:
     }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", _token_functions())
 @pytest.mark.parametrize("refused", [0, 1])
 async def test_each_tenant_gets_its_own_token_whatever_runs_at_the_same_time(
@@ -307,3 +297,54 @@ async def test_a_url_that_a_middleware_puts_in_gets_no_header_of_the_old_one(ser
         await session.get(url, middlewares=(Throttle(RULES), divert, auth, look))
         await session.get(url, middlewares=(Throttle(RULES), auth, look))
     assert request_headers == [False, True]
+
+
+async def _none() -> None:
+    return None
+
+
+@pytest.mark.parametrize("value", ["the layer's", lambda: "the layer's", _token, _none])
+@pytest.mark.parametrize("where", ["request", "session"])
+async def test_a_header_that_the_request_brings_is_not_replaced_without_a_word(
+    serve: Serve, value: HeaderValue, where: str
+) -> None:
+    server = Statuses()
+    auth = HeaderAuth({"X-Token": value})
+    brought = {"X-Token": "zq-of-the-caller"}
+    session_headers, headers = (brought, {}) if where == "session" else ({}, brought)
+    async with aiohttp.ClientSession(await serve(server), middlewares=(auth,), headers=session_headers) as session:
+        with pytest.raises(ValueError, match=r"X-Token.*existing='keep'") as caught:
+            await session.get("/", headers=headers)
+    assert "zq-of-the-caller" not in str(caught.value)
+    assert not leaks(caught.value, "the layer's", apart_from=__file__)
+    assert not server.requests
+
+
+@pytest.mark.parametrize("value", ["the layer's", lambda: "the layer's", _token, _none])
+async def test_a_header_that_the_request_brings_is_kept_on_demand_at_each_attempt(
+    serve: Serve, value: HeaderValue
+) -> None:
+    server = Statuses(429, 200, 200)
+    auth = HeaderAuth({"X-Other": "other", "X-Token": value}, existing="keep")
+    async with aiohttp.ClientSession(await serve(server), middlewares=(Retry(RULES), auth)) as session:
+        await session.get("/", headers={"X-Token": "the caller's"})
+        await session.get("/")
+    assert tokens(server)[:2] == ["the caller's"] * 2
+    assert tokens(server)[2] != "the caller's"
+    assert [request.headers["X-Other"] for request in server.requests] == ["other"] * 3
+
+
+async def test_what_is_kept_is_shown_no_more_than_what_is_set(serve: Serve) -> None:
+    async def echo(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=403, text=f"not {request.headers['X-A']}")
+
+    auth = HeaderAuth({"X-A": "the layer's"}, existing="keep")
+    async with aiohttp.ClientSession(await serve(echo), middlewares=(auth, Classify(RULES))) as session:
+        with pytest.raises(ApiError) as caught:
+            await session.get("/", headers={"X-A": "zq-of-the-caller"})
+    assert "zq-of-the-caller" not in f"{caught.value}{caught.value.body!r}{caught.value.request_info!r}"
+
+
+def test_there_are_two_ways_to_treat_a_header_of_the_request() -> None:
+    with pytest.raises(ValueError, match="existing must be 'raise' or 'keep', got 'replace'"):
+        HeaderAuth({"X-Token": "value"}, existing="replace")  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ from lamella import (
     ServerStatusError,
     stack,
 )
-from lamella.telemetry import attempt_span, call_span
+from lamella.telemetry import shared
 
 PARENT = SpanContext(0x1234567890ABCDEF1234567890ABCDEF, 0x1234567890ABCDEF, False, TraceFlags(1))
 
@@ -105,8 +105,7 @@ def test_a_provider_that_is_set_later_is_used_from_then_on(what: str, spans: lis
 async def test_where_nobody_will_ever_listen_nothing_is_described(
     serve: Serve, kinds: tuple[type[AttemptSpan] | type[RequestSpan], ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (attempt_span, call_span):
-        monkeypatch.setattr(module, "described", None)
+    monkeypatch.setattr(shared, "described", None)
     assert "traceparent" not in await headers_of_a_call(serve, *layers(*kinds))
 
 

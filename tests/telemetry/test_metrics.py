@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
 from tests.sdk import Metering
 
-from lamella import AttemptSpan, LamellaError, TooManyRequests, maesn
+from lamella import AttemptSpan, Breaker, LamellaError, TooManyRequests, maesn, stack
 from lamella.maesn.sandbox import Reply, Sandbox, Step
 from lamella.pytest_maesn import MakeSandbox
 from lamella.testing import Fault, VirtualClock
@@ -165,12 +167,31 @@ async def test_many_at_once_add_up(slow: Sandbox, connect: Connect, metering: Me
 async def test_without_a_provider_it_is_the_global_one(slow: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
-    monkeypatch.setattr(metrics, "get_meter", lambda *args, meter_provider=None, **options: provider.get_meter(*args))
+    monkeypatch.setattr(metrics, "get_meter_provider", lambda: provider)
     async with aiohttp.ClientSession(slow.url, middlewares=(AttemptSpan(),)) as session:
         await session.get("/auth/datev")
     provider.shutdown()
     data = Metering(provider, reader).metrics
     assert set(data) == {"http.client.request.duration", "lamella.sends.active"}
+
+
+def test_the_layers_of_all_stacks_share_the_instruments_of_a_provider() -> None:
+    asked: list[str] = []
+
+    class Counting(MeterProvider):
+        def get_meter(self, name: str, *args: Any, **options: Any) -> metrics.Meter:
+            asked.append(name)
+            return super().get_meter(name, *args, **options)
+
+    provider = Counting()
+    for _ in range(2):
+        stack(Breaker(), meter_provider=provider)
+    assert asked == ["lamella"]
+    gone = weakref.ref(provider)
+    provider.shutdown()
+    del provider
+    gc.collect()
+    assert gone() is None
 
 
 async def test_the_error_of_a_call_says_the_same(slow: Sandbox, connect: Connect, metering: Metering) -> None:

@@ -72,8 +72,9 @@ async def test_a_header_of_the_users_own_is_replaced_and_never_doubled(serve: Se
 )
 def test_where_there_is_a_span_and_no_more_it_is_told_as_the_propagators_tell_it(of: trace.SpanContext) -> None:
     ours, theirs = CIMultiDict[str](), CIMultiDict[str]()
-    inject(trace.NonRecordingSpan(of), ours)
-    propagate.inject(theirs, trace.set_span_in_context(trace.NonRecordingSpan(of)))
+    with trace.use_span(trace.NonRecordingSpan(of)):
+        inject(ours)
+        propagate.inject(theirs)
     assert ours == theirs
     assert bool(ours) is of.is_valid
 

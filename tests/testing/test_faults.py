@@ -6,6 +6,8 @@ import asyncio
 
 import aiohttp
 import pytest
+from aiohttp import web
+from tests.servers import Serve
 
 from lamella.maesn.sandbox import Sandbox
 from lamella.testing import Fault, VirtualClock
@@ -31,6 +33,26 @@ async def read_all(reader: asyncio.StreamReader) -> tuple[bytes, BaseException |
     except ConnectionError as error:
         return bytes(data), error
     return bytes(data), None
+
+
+async def test_a_fault_breaks_the_answer_of_any_aiohttp_server(serve: Serve) -> None:
+    faults = iter([Fault.CUT_BODY, Fault.RESET_BEFORE_HEADERS])
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        whole = web.json_response({"id": 1}, headers={"X-Request-Id": "r-1"})
+        fault = next(faults, None)
+        return whole if fault is None else await fault.answer(request, whole)
+
+    url = await serve(handler)
+    async with aiohttp.ClientSession() as session:
+        async with session.get(url) as response:
+            assert response.headers["X-Request-Id"] == "r-1"
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.json()
+        with pytest.raises(aiohttp.ClientError):
+            await session.post(url)
+        async with session.get(url) as response:
+            assert await response.json() == {"id": 1}
 
 
 class TestOnTheWire:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 import aiohttp
 from multidict import istr
 from yarl import URL
 
-from lamella.call import Call
+from lamella.call import Call, PerCall
 from lamella.credentials import HIDDEN, hide_headers, needs_secrets, note_secrets
 from lamella.origins import Origin, origin_of
 from lamella.pipeline import Layer, Result, Slot
@@ -29,7 +29,7 @@ HeaderValue = (
 """A value, or a function that is asked for it before each attempt; from a function, None leaves the header out."""
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HOST = re.compile(r"(localhost|[a-z0-9-]+(\.[a-z0-9-]+)*\.[a-z]{2,24}|\d+(\.\d+){3})(:\d+)?", re.IGNORECASE)
+_HOST = r"(localhost|[a-z0-9-]+(\.[a-z0-9-]+)*\.[a-z]{2,24}|\d+(\.\d+){3})(:\d+)?"
 _BAD_VALUE = re.compile(r"[\r\n\0]")
 
 
@@ -46,15 +46,26 @@ class HeaderAuth(Layer):
             takes the request where it has a parameter without a default.
         origin: Where the credentials belong, as in ``"https://api.example.com"``. None means the origin of the
             first request that passes.
+        existing: What happens to a request that brings one of the headers itself, or from ``ClientSession(headers=)``:
+            ``"raise"``, the default, raises ValueError before anything is sent; ``"keep"`` sends what it brings.
+            A ``Cookie`` header is always replaced, since the session's jar writes one.
 
     Raises:
-        ValueError: *headers* is no mapping, a name or a value cannot stand in a header, or *origin* is no origin.
-            Values that functions return are checked when they are asked for.
+        ValueError: *headers* is no mapping, a name or a value cannot stand in a header, *origin* is no origin, or
+            *existing* is neither of the two. Values that functions return are checked when they are asked for.
     """
 
     slot = Slot.AUTH
 
-    def __init__(self, headers: Mapping[str, HeaderValue], *, origin: str | URL | None = None) -> None:
+    def __init__(
+        self,
+        headers: Mapping[str, HeaderValue],
+        *,
+        origin: str | URL | None = None,
+        existing: Literal["raise", "keep"] = "raise",
+    ) -> None:
+        if existing not in {"raise", "keep"}:
+            raise ValueError(f"existing must be 'raise' or 'keep', got {existing!r}")
         if not isinstance(headers, Mapping):
             # No value: it may be a credential.
             raise ValueError(f"headers must be a mapping of names to values, got {type(headers).__name__}")  # noqa: TRY004
@@ -69,6 +80,8 @@ class HeaderAuth(Layer):
                 )
         self._names = tuple(istr(name) for name in headers)
         self._lowered = frozenset(name.lower() for name in self._names)
+        self._guarded = tuple(name for name in self._names if name.lower() != "cookie")
+        """Those that a request may not bring unnoticed. Cookies come from the session's jar."""
         self._fixed = {istr(name): value for name, value in headers.items() if isinstance(value, str)}
         self._secrets = tuple(self._fixed.values())
         self._functions: dict[istr, tuple[Callable[..., object], bool]] = {
@@ -77,6 +90,8 @@ class HeaderAuth(Layer):
         self._passed: str | None = None
         """What a function answered last: it need not be looked at again."""
         self._origin = None if origin is None else _origin_of(origin)
+        self._kept = PerCall[frozenset[istr]](frozenset) if existing == "keep" else None
+        """Which of the headers the request brings. None: it may bring none."""
 
     def before(self, call: Call) -> Awaitable[None] | None:
         if call.state.setdefault(HIDDEN, self._lowered) is not self._lowered:
@@ -86,18 +101,42 @@ class HeaderAuth(Layer):
         if origin is None:
             origin = self._origin = origin_of(url)
         if url.raw_host != origin[1] or url.port != origin[2] or url.scheme != origin[0]:
+            if self._kept is not None:
+                self._kept.take(call)
             self._take_off(call)
             return None
+        for name in self._guarded:
+            if name in request.headers:
+                return self._add_to_existing(call)
         request.headers.update(self._fixed)
         call.secrets = (*call.secrets, *self._secrets) if call.secrets else self._secrets
-        return self._ask_all(call) if self._functions else None
+        return self._ask_all(call, self._functions) if self._functions else None
 
-    def _ask_all(self, call: Call) -> Awaitable[None] | None:
-        """Set the headers that functions answer for. Return what has to be awaited for that."""
+    def _add_to_existing(self, call: Call) -> Awaitable[None] | None:
+        """Set the headers that the request does not bring. Return what has to be awaited for that.
+
+        Raises:
+            ValueError: It may bring none of them.
+        """
+        kept = frozenset(name for name in self._guarded if name in call.request.headers)
+        if self._kept is None:
+            raise ValueError(
+                f"the request brings {', '.join(sorted(kept))}, which HeaderAuth sets: leave it out of the request and "
+                "of the session's headers, or send what the request brings by HeaderAuth(..., existing='keep')"
+            )
+        self._kept.set(call, kept)
+        call.secrets += (*self._secrets, *(call.request.headers[name] for name in kept))
+        for name in self._fixed:
+            if name not in kept:
+                call.request.headers[name] = self._fixed[name]
+        return self._ask_all(call, [name for name in self._functions if name not in kept])
+
+    def _ask_all(self, call: Call, functions: Iterable[istr]) -> Awaitable[None] | None:
+        """Set the headers that *functions* answer for. Return what has to be awaited for that."""
+        names = iter(functions)
         if in_a_block():
             # Other calls may wait for a task that a function starts: it must not inherit the deadline of this call.
-            return self._wait_for_all(call, iter(self._functions))
-        names = iter(self._functions)
+            return self._wait_for_all(call, names)
         try:
             for name in names:
                 if (answer := self._ask(call, name)) is not None:
@@ -130,9 +169,10 @@ class HeaderAuth(Layer):
 
     def _take_off(self, call: Call) -> None:
         # aiohttp shows the headers of a request that was sent: in the repr of its own errors, for one.
-        headers = call.request.headers
+        headers, kept = call.request.headers, None if self._kept is None else self._kept.get(call)
         for name in self._names:
-            headers.popall(name, None)
+            if not kept or name not in kept:
+                headers.popall(name, None)
 
     def _ask(self, call: Call, name: istr) -> Awaitable[str | None] | None:
         """Set a header whose value is known at once. Return what has to be awaited where it is not."""
@@ -167,7 +207,7 @@ def _origin_of(value: str | URL) -> Origin:
         url = URL()
     if url.scheme not in {"http", "https"} or not url.raw_host:
         text = str(value)
-        if _HOST.fullmatch(text):
+        if re.fullmatch(_HOST, text, re.IGNORECASE):
             raise ValueError(f"origin must be an http or https URL with a host, got {text!r}: write 'https://{text}'")
         # Without a host it may be anything, also a credential.
         shown = repr(str(url.with_user(None))) if url.raw_host else type(value).__name__

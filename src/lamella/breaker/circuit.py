@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from lamella.checks import check_seconds, check_whole
 
@@ -72,24 +72,21 @@ class CircuitState:
     in_a_row: int = 0  # failures since the last success
 
 
-@dataclass(frozen=True, slots=True)
-class Permit:
+class Permit(NamedTuple):
     """An attempt may be sent. Its result is reported with the epoch."""
 
     epoch: str
     probe: int = 0  # its number since the circuit opened, from 1: the first makes it half-open. 0: it is closed
 
 
-@dataclass(frozen=True, slots=True)
-class Rejection:
+class Rejection(NamedTuple):
     """An attempt must not be sent."""
 
     since: float  # seconds since the circuit opened; it has not closed since
     until: float  # seconds until it is half-open, or if it is, until at the latest another probe may be sent
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(NamedTuple):
     """A circuit has changed its phase, or has opened again."""
 
     phase: CircuitPhase

@@ -26,7 +26,7 @@ from lamella.store import MemoryStore, Store
 from lamella.store.shared import SharedState, hash_key
 from lamella.telemetry.attributes import origin_attributes
 from lamella.telemetry.log import LOGGER, ids_of
-from lamella.telemetry.metrics import meter_of
+from lamella.telemetry.metrics import instruments_of
 from lamella.telemetry.names import (
     CIRCUIT_ATTEMPTS,
     CIRCUIT_CLOSE_EVENT,
@@ -36,6 +36,7 @@ from lamella.telemetry.names import (
     CIRCUIT_STATE,
     CIRCUIT_WAS_OPEN,
 )
+from lamella.telemetry.tracing import OFF
 
 __all__ = ["Breaker"]
 
@@ -103,9 +104,7 @@ class Breaker(Layer):
         self._store = store if self._store is None else self._store
         self._meter_provider = meter_provider if self._meter_provider is None else self._meter_provider
         self._shared = SharedState(self._store)
-        self._transitions = meter_of(self._meter_provider).create_counter(
-            "lamella.breaker.transitions", "{transition}", "Circuits that opened, became half-open, or closed."
-        )
+        self._transitions = instruments_of(self._meter_provider).transitions
 
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._shared.work_in(loop)
@@ -154,7 +153,8 @@ class Breaker(Layer):
         """Count *transition*, and report it on the span of the *call* that caused it and in the log."""
         server, phase, since = origin_attributes(call.request), transition.phase, float(transition.since)
         state = {CIRCUIT_STATE: phase.value}
-        self._transitions.add(1, {**server, **state})
+        if OFF not in call.state:
+            self._transitions.add(1, {**server, **state})
         if phase is CircuitPhase.HALF_OPEN:
             return  # its end is reported
         open_for = float(self._settings.open_for)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from lamella.rules.backoff import Random
 from lamella.rules.rule import Failure, Outcome, Rule
@@ -54,8 +54,7 @@ class WaitSource(StrEnum):
     """No wait: a connection that the server had closed while it was idle."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What to do about one failed attempt: stop, or wait and send again."""
 
     rule: Rule

@@ -18,13 +18,11 @@ _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]*)?")
 _MOMENT, _MOMENT_IN_MILLISECONDS = 1e9, 1e11
 """From here on a number is a moment since the epoch: in seconds, and from the year 5138 on rather in milliseconds."""
 # The three forms of RFC 9110, section 5.6.7: IMF-fixdate, then the obsolete RFC 850 and asctime.
-_DATES = tuple(
-    re.compile(form, re.IGNORECASE)
-    for form in (
-        rf"[a-z]{{3}}, (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_TIME} GMT",
-        rf"[a-z]{{6,9}}, (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_TIME} GMT",
-        rf"[a-z]{{3}} {_MONTH} (?P<day>[ 0-9][0-9]) {_TIME} (?P<year>[0-9]{{4}})",
-    )
+# They are compiled when the first date comes: that takes a millisecond of the import.
+_DATES = (
+    rf"[a-z]{{3}}, (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_TIME} GMT",
+    rf"[a-z]{{6,9}}, (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_TIME} GMT",
+    rf"[a-z]{{3}} {_MONTH} (?P<day>[ 0-9][0-9]) {_TIME} (?P<year>[0-9]{{4}})",
 )
 
 
@@ -49,7 +47,7 @@ def parse_http_date(value: str | None, now: float) -> float | None:
     """Return an HTTP-date as seconds since the epoch. None: it is none. *now* gives a two-digit year its century."""
     text = (value or "").strip()
     for form in _DATES:
-        if match := form.fullmatch(text):
+        if match := re.fullmatch(form, text, re.IGNORECASE):
             try:
                 return _moment(match, datetime.fromtimestamp(now, UTC)).timestamp()
             except (ValueError, OverflowError):

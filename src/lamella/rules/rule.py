@@ -151,6 +151,8 @@ class Rule:
 
     def title_of(self, status: int) -> str:
         """Return the title for *status*: its registered one, unless the rule was given a title."""
+        if self.status == status:
+            return self.title
         return _title(status) if self.title == self._registered_title else self.title
 
     def without(self, statuses: Collection[Status | None]) -> Rule | None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Unpack
 
-from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import SpanKind, Status, StatusCode, TracerProvider
+from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from lamella.call import Call, Stop
@@ -15,7 +14,7 @@ from lamella.classify.failures import ERROR_STATUS
 from lamella.errors import LamellaError, RequestRejected
 from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import Rule, StopReason, WaitSource
-from lamella.telemetry.attributes import UrlTemplate, described, error_type, known_methods, last_shown_url
+from lamella.telemetry.attributes import error_type, last_shown_url
 from lamella.telemetry.log import log_failure
 from lamella.telemetry.metrics import Instruments
 from lamella.telemetry.names import (
@@ -29,9 +28,10 @@ from lamella.telemetry.names import (
     WAIT,
     WAIT_SOURCE,
 )
-from lamella.telemetry.others import give_back, take_over
+from lamella.telemetry.others import give_back
 from lamella.telemetry.redirects import earlier_hops
-from lamella.telemetry.tracing import SILENT, Tracing, hands_on_nothing, unrecorded
+from lamella.telemetry.shared import SpanOptions, Telemetry
+from lamella.telemetry.tracing import SILENT, Current, hands_on_nothing, unrecorded
 
 __all__ = ["RequestSpan"]
 
@@ -55,6 +55,16 @@ def _outcome_of(exc: BaseException) -> _Outcome:
         return _CANCELLED
     error = error_type(exc) if isinstance(exc, Exception) else None
     return _Outcome("failure", error, exc if isinstance(exc, LamellaError) else None)
+
+
+class _Begun(NamedTuple):
+    """A call that is being made."""
+
+    current: Current
+    at: float
+    """By the loop's clock."""
+    server: Mapping[str, AttributeValue]
+    """What metrics say about where the call goes."""
 
 
 class _Waits:
@@ -81,61 +91,58 @@ class _Waits:
 
 
 class RequestSpan(Layer):
-    """One INTERNAL span around all the sends and waits of a call, with an event for each decision.
+    """One INTERNAL span around all attempts and waits of a call, with an event for each decision.
 
-    It also measures whole calls: their duration, sends and waits, and why they were given up. It stands outermost,
-    so that it sees everything. It ends when the layers hand the answer on, with the outcome: success, failure (and
-    why there was no further try), or cancelled, which is no error.
+    It also measures whole calls: their duration, attempts and waits, and why they were given up. It is outermost, so
+    that it sees everything. The span ends when the layers return the answer, with the outcome: success, failure (and
+    why there was no further attempt), or cancelled, which is no error.
 
     Args:
         tracer_provider: None means the global one.
         meter_provider: None means the global one.
-        url_template: What the path of a request looks like with its variable parts named. None means that nobody
-            knows: then the span's name has the method alone.
+        url_template: Returns the path of a request with its variable parts named, for the names of spans. None means
+            that the names have the method alone.
+        excluded_urls: Regular expressions; a call to a URL in which one is found has neither spans nor metrics, and
+            gets no trace context in its headers. None means those that ``OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS``
+            lists with commas, or ``OTEL_PYTHON_EXCLUDED_URLS``.
+
+    Raises:
+        ValueError: *excluded_urls* are not regular expressions.
     """
 
     slot = Slot.REQUEST_SPAN
     single = True
 
-    def __init__(
-        self,
-        *,
-        tracer_provider: TracerProvider | None = None,
-        meter_provider: MeterProvider | None = None,
-        url_template: UrlTemplate | None = None,
-    ) -> None:
-        self.shared: Mapping[str, object] = {
-            "tracer_provider": tracer_provider,
-            "meter_provider": meter_provider,
-            "url_template": url_template,
-        }
-        self._tracing = Tracing(tracer_provider)
-        self._instruments = Instruments(meter_provider)
-        self._known = known_methods()
-        self._template = url_template
-        self._global = tracer_provider is None and meter_provider is None
-        self._began: dict[Call, tuple[float, Mapping[str, AttributeValue]]] = {}
-        """When the call began, by the loop's clock, and what its metrics say of the server."""
+    def __init__(self, **options: Unpack[SpanOptions]) -> None:
+        self.shared: Mapping[str, object] = dict(options)
+        self._telemetry = Telemetry(**options)
+        self._begun: dict[Call, _Begun] = {}
 
     def before(self, call: Call) -> None:
-        silent = self._tracing.silent
-        if not silent:
-            take_over(call)
-        counted = not self._instruments.silent
-        if silent and not counted:
+        telemetry = self._telemetry
+        said = telemetry.describe(call)
+        if said is None:
             # Nothing is recorded: what other layers and the log need, and no more.
-            call.span = SILENT if self._global and hands_on_nothing() else unrecorded()
+            call.span = SILENT if telemetry.is_global and hands_on_nothing() else unrecorded()
             return
-        said = described(call, self._template, self._known)
-        call.span = self._tracing.start(f"lamella {said.name}", None, SpanKind.INTERNAL, said.asked)
-        if counted:
-            call.observer = _Waits(self._instruments, said.server)
-        self._began[call] = call.request.loop.time(), said.server
+        if not telemetry.instruments.silent:
+            call.observer = _Waits(telemetry.instruments, said.server)
+        current = telemetry.tracing.start(call, f"lamella {said.name}", SpanKind.INTERNAL, said.asked)
+        call.span = current.span
+        self._begun[call] = _Begun(current, call.request.loop.time(), said.server)
 
     def after(self, call: Call, result: Result) -> None:
-        began = self._began.pop(call, None)
-        if began is None and call.attempts and not isinstance(result, BaseException):
+        begun = self._begun.pop(call, None)
+        if begun is None and call.attempts and not isinstance(result, BaseException):
             return
+        try:
+            self._end(call, result, begun)
+        finally:
+            if begun is not None:
+                begun.current.leave(result)
+
+    def _end(self, call: Call, result: Result, begun: _Begun | None) -> None:
+        """Report that *call* has ended in *result*. *begun* None means that nothing records it."""
         if not call.attempts:
             give_back(call)
         if not isinstance(result, BaseException):
@@ -147,14 +154,12 @@ class RequestSpan(Layer):
             elif outcome.cause is not None and outcome.cause.stopped is None:
                 # There is no Retry to report it.
                 log_failure(outcome.cause, call.span)
-        if began is not None:
-            self._report(call, outcome, call.request.loop.time() - began[0], began[1])
+        if begun is not None:
+            self._report(call, outcome, begun)
 
-    def _report(self, call: Call, outcome: _Outcome, seconds: float, server: Mapping[str, AttributeValue]) -> None:
-        """Record how the call has ended, after so many *seconds*."""
-        span = call.span
-        if span is None:
-            return
+    def _report(self, call: Call, outcome: _Outcome, begun: _Begun) -> None:
+        """Record how the call has ended."""
+        span = begun.current.span
         recording = span.is_recording()
         if recording or call.observer is not None:
             least = 0 if isinstance(outcome.cause, RequestRejected) else 1
@@ -164,7 +169,7 @@ class RequestSpan(Layer):
             if outcome.error is not None:
                 end[ERROR_TYPE] = outcome.error
             if call.observer is not None:
-                self._measure(call, {**server, **end}, seconds, attempts, waited)
+                self._measure(call, {**begun.server, **end}, call.request.loop.time() - begun.at, attempts, waited)
             if recording:
                 if outcome.name == "failure":
                     # Only our own messages are known to hold no secret.
@@ -172,7 +177,8 @@ class RequestSpan(Layer):
                     span.set_status(Status(StatusCode.ERROR, message))
                 if call.stop is not None:
                     end[STOP_REASON] = call.stop.reason.value
-                end[URL_FULL] = last_shown_url(call)
+                if (url := last_shown_url(call)) != begun.current.url:
+                    end[URL_FULL] = url
                 end[ATTEMPTS] = attempts
                 end[WAIT] = waited
                 if call.queued:
@@ -183,14 +189,15 @@ class RequestSpan(Layer):
     def _measure(
         self, call: Call, attributes: Mapping[str, AttributeValue], seconds: float, attempts: int, waited: float
     ) -> None:
-        self._instruments.call_duration.record(seconds, attributes)
-        self._instruments.attempts.record(attempts, attributes)
-        self._instruments.wait.record(waited, attributes)
+        instruments = self._telemetry.instruments
+        instruments.call_duration.record(seconds, attributes)
+        instruments.attempts.record(attempts, attributes)
+        instruments.wait.record(waited, attributes)
         if call.stop is not None:
             why = {STOP_REASON: call.stop.reason.value}
             if call.stop.rule is not None:
                 why[RULE] = call.stop.rule.title
-            self._instruments.stops.add(1, {**attributes, **why})
+            instruments.stops.add(1, {**attributes, **why})
 
     def __repr__(self) -> str:
         return "RequestSpan()"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics
 
 from lamella.telemetry.names import SCHEMA, version_of_lamella
 
-__all__ = [
-    "Instruments",
-    "meter_of",
-]
+__all__ = ["Instruments", "instruments_of"]
 
 # The conventions' advice for durations of HTTP requests, in seconds.
 _SEND_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
@@ -20,13 +18,17 @@ _CALL_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60
 _ATTEMPT_BUCKETS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20)
 
 
-def meter_of(provider: metrics.MeterProvider | None) -> metrics.Meter:
-    """Our meter of *provider*. None means the global one, even if it is set later."""
-    return metrics.get_meter("lamella", version_of_lamella(), meter_provider=provider, schema_url=SCHEMA)
+def instruments_of(provider: metrics.MeterProvider | None) -> Instruments:
+    """Return the instruments that *provider* makes. None means the global one, even if it is set later."""
+    used = metrics.get_meter_provider() if provider is None else provider
+    found = _INSTRUMENTS.get(used)
+    if found is None:
+        found = _INSTRUMENTS[used] = Instruments(used)
+    return found
 
 
 class Instruments:
-    """What we count and measure. *provider* None means the global one, even if it is set later."""
+    """What lamella counts and measures, with the instruments of one meter provider."""
 
     __slots__ = (
         "attempts",
@@ -39,12 +41,13 @@ class Instruments:
         "retries",
         "send_duration",
         "stops",
+        "transitions",
         "wait",
         "waiting",
     )
 
-    def __init__(self, provider: metrics.MeterProvider | None = None) -> None:
-        meter = meter_of(provider)
+    def __init__(self, provider: metrics.MeterProvider) -> None:
+        meter = metrics.get_meter("lamella", version_of_lamella(), meter_provider=provider, schema_url=SCHEMA)
         self.send_duration: metrics.Histogram = meter.create_histogram(
             "http.client.request.duration",
             "s",
@@ -100,10 +103,17 @@ class Instruments:
             explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
         )
 
+        self.transitions: metrics.Counter = meter.create_counter(
+            "lamella.breaker.transitions", "{transition}", "Circuits that opened, became half-open, or closed."
+        )
+
     @property
     def silent(self) -> bool:
-        """Whether nobody measures (yet)."""
-        # The API has no name for that. Without this one, we go the long way.
+        """Whether there is no SDK (yet)."""
+        # The API has no public name for that. Without this private one, everything is recorded, for nothing.
         return getattr(self.call_duration, "_real_instrument", self) is None or isinstance(
             self.call_duration, metrics.NoOpHistogram
         )
+
+
+_INSTRUMENTS: Final[WeakKeyDictionary[metrics.MeterProvider, Instruments]] = WeakKeyDictionary()

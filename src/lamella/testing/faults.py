@@ -9,10 +9,14 @@ import struct
 from collections.abc import Mapping
 from enum import Enum
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from multidict import CIMultiDict
 
-__all__ = ("SLOW_PIECES", "Fault", "break_answer")
+if TYPE_CHECKING:
+    from aiohttp import web
+
+__all__ = ("SLOW_PIECES", "Fault")
 
 SLOW_PIECES = 60
 _FILLER = (b"X-Filler: " + b"." * 54 + b"\r\n") * 1024
@@ -35,37 +39,38 @@ class Fault(Enum):
     def __repr__(self) -> str:
         return f"{type(self).__name__}.{self.name}"
 
+    async def answer(self, request: web.BaseRequest, response: web.Response, *, pause: float = 1.0) -> web.Response:
+        """Send *response* to *request* with this fault; return what a handler of an aiohttp server has to return.
 
-async def break_answer(
-    fault: Fault, transport: asyncio.Transport, *, status: int, headers: Mapping[str, str], body: bytes, pause: float
-) -> None:
-    """Send an answer with a fault, past the HTTP server; the transport is closed or closing afterwards.
-
-    `pause`: seconds by the loop's clock after each of the pieces of a slow body. Silence ends only by
-    cancellation, which a server gives to the handler of a lost connection.
-    """
-    head = _head(status, headers, len(body))
-    match fault:
-        case Fault.SILENCE:
-            await asyncio.get_running_loop().create_future()
-        case Fault.RESET_BEFORE_HEADERS:
-            _reset(transport)
-            return
-        case Fault.RESET_AFTER_HEADERS:
-            transport.write(head)
-            _reset(transport)
-            return
-        case Fault.CUT_BODY:
-            transport.write(head + body[: len(body) // 2])
-        case Fault.GARBAGE:
-            transport.write(_GARBAGE)
-        case Fault.SLOW_BODY:
-            transport.write(head)
-            await _drip(transport, body, pause)
-        case Fault.ENDLESS_HEADERS:
-            transport.write(head.removesuffix(b"\r\n"))
-            await _pour(transport)
-    transport.close()
+        *pause*: seconds by the loop's clock after each of the pieces of a slow body. Silence ends only when the
+        handler is cancelled, which a runner with ``handler_cancellation=True`` does when the client closes the
+        connection. (aiohttp's test server has it.)
+        """
+        transport, body = request.transport, response.body
+        if transport is None:
+            return response
+        content = body if isinstance(body, bytes) else b""
+        head = _head(response.status, response.headers, len(content))
+        match self:
+            case Fault.SILENCE:
+                await asyncio.get_running_loop().create_future()
+            case Fault.RESET_BEFORE_HEADERS:
+                _reset(transport)
+            case Fault.RESET_AFTER_HEADERS:
+                transport.write(head)
+                _reset(transport)
+            case Fault.CUT_BODY:
+                transport.write(head + content[: len(content) // 2])
+            case Fault.GARBAGE:
+                transport.write(_GARBAGE)
+            case Fault.SLOW_BODY:
+                transport.write(head)
+                await _drip(transport, content, pause)
+            case Fault.ENDLESS_HEADERS:
+                transport.write(head.removesuffix(b"\r\n"))
+                await _pour(transport)
+        transport.close()
+        return response
 
 
 def _head(status: int, headers: Mapping[str, str], length: int) -> bytes:

@@ -21,7 +21,7 @@ from lamella.maesn.sandbox.listener import Listener
 from lamella.maesn.sandbox.records import RESOURCES, Record
 from lamella.maesn.sandbox.replies import BODILESS, Reply, failure
 from lamella.maesn.sandbox.requests import Chances, Received, Script, Step, check_step
-from lamella.testing.faults import Fault, break_answer
+from lamella.testing.faults import Fault
 from lamella.testing.limits import Limit, Limiter
 
 __all__ = ["Account", "AccountState", "Sandbox"]
@@ -213,14 +213,10 @@ class Sandbox(Listener):
         received.outcome = fault or reply.status
         self._on_answer(received)
         headers, body = CIMultiDict(reply.headers), reply.encoded()
-        if fault is not None and request.transport is not None:
-            await break_answer(
-                fault, request.transport, status=reply.status, headers=headers, body=body, pause=self._pause
-            )
-            return web.Response()  # goes nowhere: the transport is closing
         if reply.status not in BODILESS:
             headers.setdefault("Content-Type", "application/json; charset=utf-8")
-        return web.Response(status=reply.status, headers=headers, body=body)
+        response = web.Response(status=reply.status, headers=headers, body=body)
+        return response if fault is None else await fault.answer(request, response, pause=self._pause)
 
     def _decide(self, received: Received) -> tuple[Fault | None, Reply]:
         """Return the answer to a request, and how it breaks."""

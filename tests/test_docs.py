@@ -1,0 +1,230 @@
+"""The docs say what is so: their code runs, their options are those of the code, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+from unittest.mock import AsyncMock, Mock, patch
+
+import aiohttp
+import pytest
+from aiohttp import web
+from tests.servers import Serve
+
+import lamella
+from lamella.stacking import StackOptions
+from lamella.testing import Fault, VirtualClock
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+LAYERS = {path.stem: path for path in sorted((DOCS / "layers").glob("*.md"))}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(DOCS.rglob("*.md"))]
+
+Step = int | Fault | Callable[[web.Request], Awaitable[web.Response]]
+
+
+async def echo(request: web.Request) -> web.Response:
+    return web.json_response({"key": request.headers.get("X-API-Key")}, headers={"X-Request-Id": "r-7"})
+
+
+async def slow(_: web.Request) -> web.Response:
+    await asyncio.sleep(100)
+    return web.Response()
+
+
+async def moved(request: web.Request) -> web.Response:
+    elsewhere = request.url.with_host("localhost").with_path("/orders/7")
+    return web.Response(status=302, headers={"Location": str(elsewhere)})
+
+
+ANSWERS: dict[str, list[Step]] = {
+    "layers/attempt-span.md": [503, echo],
+    "layers/breaker.md": [500] * 20,
+    "layers/buffer.md": [Fault.CUT_BODY],
+    "layers/classify.md": [404, 404],
+    "layers/header-auth.md": [echo, moved, echo, echo],
+    "layers/request-span.md": [503],
+    "layers/retry.md": [503, 503, 200, 503, 503, 503],
+    "layers/timeout.md": [slow],
+}
+"""What api.example.com answers to the code of a page, in turn; then always 200."""
+RUN = [*(f"layers/{name}.md" for name in LAYERS), "options.md", "rules.md", "together.md", "../CONTRIBUTING.md"]
+
+
+def code_of(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each block of Python of *page*, with the lines that it says it prints.
+
+    They are in comments behind each print(), or in a text block that follows. "…" stands for anything.
+    """
+    for code, text in re.findall(
+        r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", page.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    ):
+        yield code, text.splitlines() or re.findall(r"^\s*print\(.*\)  # (.*)$", code, re.MULTILINE)
+
+
+def matches(printed: list[str], said: list[str]) -> bool:
+    patterns = [".*".join(map(re.escape, line.split("…"))) for line in said]
+    return len(printed) == len(said) and all(map(re.fullmatch, patterns, printed))
+
+
+@pytest.mark.parametrize("name", RUN)
+async def test_the_code_of_a_page_does_what_it_says(
+    name: str, serve: Serve, virtual_time: VirtualClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = iter(ANSWERS.get(name, []))
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        step = next(steps, 200)
+        if isinstance(step, Fault):
+            return await step.answer(request, web.json_response({"id": 7}))
+        return web.json_response({"id": 7}, status=step) if isinstance(step, int) else await step(request)
+
+    url = await serve(handler)
+    names: dict[str, Any] = {}
+    for code, said in code_of(DOCS / name):
+        # As `python -m asyncio` does it.
+        program = compile(
+            code.replace("https://api.example.com", url), name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        )
+        running = eval(program, names)  # noqa: S307 - code of our own
+        if inspect.isawaitable(running):
+            await running
+        printed = capsys.readouterr().out.splitlines()
+        assert matches(printed, said), f"\n{code}\nprinted {printed}\ninstead of {said}"
+        for value in names.values():
+            if isinstance(value, aiohttp.ClientSession):
+                await value.close()
+    assert next(steps, None) is None, "there are answers left that the code does not ask for"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_the_code_of_a_page_imports_from_lamella_exists(page: Path) -> None:
+    """Also where the code is a part of a program, and cannot run."""
+    for code, _ in code_of(page):
+        for node in ast.walk(compile(code, page.name, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lamella"):
+                module = import_module(node.module or "")
+                assert [each.name for each in node.names if not hasattr(module, each.name)] == []
+
+
+@pytest.mark.slow
+def test_the_tests_on_the_page_about_testing_pass(tmp_path: Path) -> None:
+    """Those with a mock library run where it is installed: none of them is needed for anything else."""
+    for number, (code, _) in enumerate(code_of(DOCS / "testing.md")):
+        if all(map(find_spec, re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE))):
+            (tmp_path / f"test_{number}.py").write_text(code, "utf-8")
+    assert len(list(tmp_path.iterdir())) >= 5
+    done = subprocess.run(  # noqa: S603
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+            "-o",
+            "asyncio_mode=auto",
+            "--rootdir",
+            ".",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+async def test_what_replaces_the_request_of_a_session_replaces_the_layers() -> None:
+    answer = Mock(status=503)
+    with patch.object(aiohttp.ClientSession, "_request", AsyncMock(return_value=answer)):
+        async with aiohttp.ClientSession(middlewares=lamella.stack()) as session:
+            assert await session.get("https://api.example.com") is answer
+
+
+def rows(page: Path, title: str) -> list[list[str]]:
+    """Return the cells of the first table under the heading *title*."""
+    section = page.read_text("utf-8").split(f"\n## {title}\n")[1]
+    lines = takewhile(lambda line: line.startswith("|"), section.strip().splitlines())
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines][2:]
+
+
+def default_of(cell: str) -> object:
+    """Return the value that *cell* of a table of options names."""
+    if cell == "required":
+        return inspect.Parameter.empty
+    if size := re.fullmatch(r"(\d+) MiB", cell):
+        return int(size[1]) * 1024 * 1024
+    return eval(cell.strip("`"), {"random": random})  # noqa: S307 - code of our own
+
+
+def options_of(layer: type[lamella.Layer]) -> dict[str, object]:
+    """Return the options of the constructor of *layer*, with their defaults."""
+    options: dict[str, object] = {}
+    for each in inspect.signature(layer).parameters.values():
+        if each.kind is each.VAR_KEYWORD:
+            # Unpack[a TypedDict], of which None means that they are not given.
+            [several] = get_args(get_type_hints(vars(layer)["__init__"])[each.name])
+            options |= dict.fromkeys(several.__annotations__)
+        else:
+            options[each.name] = dict(each.default) if isinstance(each.default, Mapping) else each.default
+    return options
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_options_of_a_layer_are_those_of_its_constructor(name: str) -> None:
+    said = [(cells[0].strip("`"), default_of(cells[1])) for cells in rows(LAYERS[name], "Options")]
+    options = options_of(getattr(lamella, name.title().replace("-", "")))
+    assert dict(said) == options
+    assert len(said) == len(options)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_options_of_a_stack_on_the_page_of_a_layer_exist(name: str) -> None:
+    for _, _, in_stack, *_ in rows(LAYERS[name], "Options"):
+        for option in re.findall(r"`(\w+)=?`", in_stack):
+            assert option in StackOptions.__annotations__
+
+
+def test_each_layer_has_a_page_with_the_same_parts() -> None:
+    layers = {
+        name
+        for name in lamella.__all__
+        if inspect.isclass(value := getattr(lamella, name))
+        and issubclass(value, lamella.Layer)
+        and value is not lamella.Layer
+    }
+    assert layers == {name.title().replace("-", "") for name in LAYERS}
+    for page in LAYERS.values():
+        parts = re.findall(r"^## (.*)$", page.read_text("utf-8"), re.MULTILINE)
+        assert parts == ["Options", "What happens on failure", "Do and don't"], page.name
+
+
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_each_link_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page if not path else page.parent / path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_index_has_each_page() -> None:
+    linked = {
+        (DOCS / link).resolve() for link in re.findall(r"\]\(([^)#\s]+\.md)", (DOCS / "README.md").read_text("utf-8"))
+    }
+    assert linked >= set(DOCS.rglob("*.md")) - {DOCS / "README.md"}
