@@ -190,7 +190,7 @@ def options_of(layer: type[lamella.Layer]) -> dict[str, object]:
     for each in inspect.signature(layer).parameters.values():
         if each.kind is each.VAR_KEYWORD:
             # Unpack[a TypedDict], of which None means that they are not given.
-            [several] = get_args(get_type_hints(layer.__init__)[each.name])
+            [several] = get_args(get_type_hints(vars(layer)["__init__"])[each.name])
             options |= dict.fromkeys(several.__annotations__)
         else:
             options[each.name] = dict(each.default) if isinstance(each.default, Mapping) else each.default

@@ -79,7 +79,7 @@ class Account:
         self.queue = Queue(self.ask, self.count)
         self.limiter = self.limit.limiter() if self.limit else None
 
-    def count(self, number: int) -> None:
+    def count(self, _call: Call, number: int) -> None:
         self.queued += number
 
     async def store(self) -> None:
@@ -374,7 +374,7 @@ def test_an_error_of_what_it_asks_is_the_callers_and_the_next_one_asks() -> None
                 raise LookupError
             return Permit(0, now())
 
-        queue = Queue(ask, lambda _: None)
+        queue = Queue(ask, lambda *_: None)
         first = asyncio.create_task(queue.enter(call()))
         await asyncio.sleep(0)
         assert isinstance(await queue.enter(call()), Permit)
@@ -445,7 +445,7 @@ def test_a_retry_that_comes_while_a_younger_call_asks_is_woken_when_that_has_its
             await asyncio.sleep(1)
             return Wait(1000.0, blocked=False) if asking is younger else Permit(0, now())
 
-        queue = Queue(ask, lambda _: None)
+        queue = Queue(ask, lambda *_: None)
         waits = asyncio.create_task(queue.enter(younger))
         await asyncio.sleep(0.5)
         assert isinstance(await queue.enter(older), Permit)
@@ -475,7 +475,7 @@ def test_ask_gets_the_number_of_calls_before() -> None:
             tasks.append(asyncio.create_task(queue.enter(calls[-1])))
             await asyncio.sleep(0)
 
-        queue = Queue(ask, lambda _: None)
+        queue = Queue(ask, lambda *_: None)
         calls: list[Call] = []
         tasks: list[asyncio.Task[Permit | Wait]] = []
         await comes(-50)

@@ -72,6 +72,7 @@ class StackOptions(TypedDict, total=False):
     tracer_provider: TracerProvider | None
     meter_provider: MeterProvider | None
     url_template: UrlTemplate | None
+    excluded_urls: Iterable[str] | None
 
 
 class _Made(NamedTuple):
@@ -86,7 +87,7 @@ class _Made(NamedTuple):
 
 
 _PROVIDERS: Final = {"tracer_provider": "tracer_provider", "meter_provider": "meter_provider"}
-_SPANS: Final = {**_PROVIDERS, "url_template": "url_template"}
+_SPANS: Final = {**_PROVIDERS, "url_template": "url_template", "excluded_urls": "excluded_urls"}
 _RETRY: Final = {
     "attempts": "attempts",
     "deadline": "deadline",
@@ -107,7 +108,7 @@ _MADE: Final = (
     _Made(Classify, True, {}, ("raise_errors", False)),
 )
 _KINDS: Final = (*(made.kind for made in _MADE), Breaker, HeaderAuth)
-_SHARED: Final = frozenset({"store", "tracer_provider", "meter_provider", "url_template"})
+_SHARED: Final = frozenset({"store", "tracer_provider", "meter_provider", "url_template", "excluded_urls"})
 """Options that a layer made by hand has to have as well."""
 _OPTIONAL: Final = _SHARED | {"limit", "account", "on_attempt"}
 """Options of which None means that they are not given."""
@@ -153,6 +154,8 @@ def stack(rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **opti
         meter_provider: Where the metrics go. None, the default, means the global one.
         url_template: Says what the path of a request looks like with its variable parts named, for the spans' names.
             None, the default, means that the names have the method alone.
+        excluded_urls: Regular expressions; a call to a URL in which one is found has neither spans nor metrics. None,
+            the default, means those of ``OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS`` or ``OTEL_PYTHON_EXCLUDED_URLS``.
 
     Raises:
         TypeError: There is no option of that name.

@@ -57,10 +57,13 @@ RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
 async def emit_everything(serve: Serve, tracing: Tracing, metering: Metering) -> None:
     """Calls that end well, badly, and not at all."""
 
+    arrived = asyncio.Event()
+
     async def answer(request: web.Request) -> web.StreamResponse:
         if request.path == "/moved":
             raise web.HTTPFound("/200")
         if request.path == "/never":
+            arrived.set()
             await asyncio.sleep(3600)
         if request.path == "/busy":
             return web.Response(status=429, headers={"Retry-After": "3600"})
@@ -93,8 +96,11 @@ async def emit_everything(serve: Serve, tracing: Tracing, metering: Metering) ->
         ):
             with suppress(LamellaError):
                 await session.request(method, path)
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(session._request("GET", "/never"), 0.02)
+        cancelled = asyncio.create_task(session._request("GET", "/never"))
+        await arrived.wait()
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
     await emit_an_episode(serve, tracing, metering)
     await emit_a_circuit(serve, tracing, metering)
 

@@ -48,6 +48,7 @@ class HeaderAuth(Layer):
             first request that passes.
         existing: What happens to a request that brings one of the headers itself, or from ``ClientSession(headers=)``:
             ``"raise"``, the default, raises ValueError before anything is sent; ``"keep"`` sends what it brings.
+            A ``Cookie`` header is always replaced, since the session's jar writes one.
 
     Raises:
         ValueError: A name or a value cannot stand in a header, *origin* is no origin, or *existing* is neither of the
@@ -76,6 +77,8 @@ class HeaderAuth(Layer):
                 )
         self._names = tuple(istr(name) for name in headers)
         self._lowered = frozenset(name.lower() for name in self._names)
+        self._guarded = tuple(name for name in self._names if name.lower() != "cookie")
+        """Those that a request may not bring unnoticed. Cookies come from the session's jar."""
         self._fixed = {istr(name): value for name, value in headers.items() if isinstance(value, str)}
         self._secrets = tuple(self._fixed.values())
         self._functions: dict[istr, tuple[Callable[..., object], bool]] = {
@@ -99,7 +102,7 @@ class HeaderAuth(Layer):
                 self._kept.take(call)
             self._take_off(call)
             return None
-        for name in self._names:
+        for name in self._guarded:
             if name in request.headers:
                 return self._add_to_existing(call)
         request.headers.update(self._fixed)
@@ -112,7 +115,7 @@ class HeaderAuth(Layer):
         Raises:
             ValueError: It may bring none of them.
         """
-        kept = frozenset(name for name in self._names if name in call.request.headers)
+        kept = frozenset(name for name in self._guarded if name in call.request.headers)
         if self._kept is None:
             raise ValueError(
                 f"the request brings {', '.join(sorted(kept))}, which HeaderAuth sets: leave it out of the request and "

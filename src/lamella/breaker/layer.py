@@ -36,6 +36,7 @@ from lamella.telemetry.names import (
     CIRCUIT_STATE,
     CIRCUIT_WAS_OPEN,
 )
+from lamella.telemetry.tracing import OFF
 
 __all__ = ["Breaker"]
 
@@ -152,7 +153,8 @@ class Breaker(Layer):
         """Count *transition*, and report it on the span of the *call* that caused it and in the log."""
         server, phase, since = origin_attributes(call.request), transition.phase, float(transition.since)
         state = {CIRCUIT_STATE: phase.value}
-        self._transitions.add(1, {**server, **state})
+        if OFF not in call.state:
+            self._transitions.add(1, {**server, **state})
         if phase is CircuitPhase.HALF_OPEN:
             return  # its end is reported
         open_for = float(self._settings.open_for)
@@ -160,7 +162,8 @@ class Breaker(Layer):
         level, name = logging.INFO, CIRCUIT_OPEN_EVENT
         event: dict[str, AttributeValue]
         if phase is CircuitPhase.CLOSED:
-            name, event = CIRCUIT_CLOSE_EVENT, {CIRCUIT_WAS_OPEN: since}
+            name = CIRCUIT_CLOSE_EVENT
+            event = {CIRCUIT_WAS_OPEN: since}
             message = f"{circuit_of} closed: it had been open for {since:.3g} s"
         elif transition.attempts:
             level = logging.WARNING  # one an outage is enough

@@ -44,7 +44,7 @@ from lamella.telemetry.names import (
     SERVER_ADDRESS,
     WAIT,
 )
-from lamella.telemetry.tracing import SILENT, Tracing
+from lamella.telemetry.tracing import OFF, SILENT, Tracing
 from lamella.throttle.estimate import Permit, RateEstimate, Wait
 from lamella.throttle.limit import Limit, earliest
 from lamella.throttle.permits import answered, learned, next_permit, refused
@@ -65,6 +65,7 @@ class _Episode:
     began: float  # by the loop's clock
     context: SpanContext  # of the refused call
     queued_before: int  # calls that had been queued, and sent, before it
+    recorded: bool  # whether there is a span and metrics
     wait: float = 0.0
     refused: int = 0
     generation: int = 0  # of the last refused permit: a success with a later one ends the episode
@@ -116,7 +117,7 @@ class Throttle(Layer):
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
-        self.shared = {
+        self.shared: Mapping[str, object] = {
             "rules": rules,
             "store": store,
             "tracer_provider": tracer_provider,
@@ -173,7 +174,8 @@ class Throttle(Layer):
         finally:
             if (queued := waiting_of(call)) is not None:
                 waited, reason = call.queued - before, "refusal" if queued[1] > queued[0] else "rate"
-                self._instruments.queue_wait.record(waited, account.server)
+                if OFF not in call.state:
+                    self._instruments.queue_wait.record(waited, account.server)
                 (call.span or trace.get_current_span()).add_event(
                     QUEUED_EVENT, {WAIT: waited, QUEUED_BY: reason}, time.time_ns() - int(waited * 1e9)
                 )
@@ -258,8 +260,9 @@ class Throttle(Layer):
                 queue.block(now + seconds, too_long=wait.too_long)
                 if account.episode is None:
                     context = (call.span or trace.get_current_span()).get_span_context()
-                    account.episode = _Episode(now, context, queue.queued - queue.waiting)
-                    self._instruments.episodes.add(1, account.server)
+                    account.episode = _Episode(now, context, queue.queued - queue.waiting, OFF not in call.state)
+                    if account.episode.recorded:
+                        self._instruments.episodes.add(1, account.server)
                 account.episode.wait += seconds
                 account.episode.generation = max(account.episode.generation, permit.generation)
             if account.episode is not None:
@@ -280,16 +283,17 @@ class Throttle(Layer):
         """Report the end of *episode*: a span, a metric and a line in the log."""
         lasted = asyncio.get_running_loop().time() - episode.began
         queued = account.queue.queued - episode.queued_before
-        self._instruments.episode_duration.record(lasted, account.server)
         attributes = {**account.server, QUEUED: queued, REFUSED: episode.refused, WAIT: episode.wait, **limit}
         shown = ""
         if self._show_key:
             attributes[KEY_HASH] = account.name[:_SHOWN]
             shown = f", account {account.name[:_SHOWN]}"
-        # A trace of its own: it belongs to all calls that waited.
-        links = [Link(episode.context)] if episode.context.is_valid else []
-        start = self._tracing.tracer.start_span
-        start(EPISODE, Context(), SpanKind.INTERNAL, attributes, links, start_time=episode.started).end()
+        if episode.recorded:
+            self._instruments.episode_duration.record(lasted, account.server)
+            # A trace of its own: it belongs to all calls that waited.
+            links = [Link(episode.context)] if episode.context.is_valid else []
+            start = self._tracing.tracer.start_span
+            start(EPISODE, Context(), SpanKind.INTERNAL, attributes, links, start_time=episode.started).end()
         if queued:  # otherwise only the refused call was concerned
             LOGGER.info(
                 "%s limited the rate%s: for %.3g s calls waited in the queue (%d of them), after %d had been refused",
@@ -306,13 +310,17 @@ class Throttle(Layer):
         account = accounts.get(name)
         if account is None:
             server = origin_attributes(request)
-            queue = Queue(partial(self._ask, name), partial(self._instruments.queued.add, attributes=server))
+            queue = Queue(partial(self._ask, name), partial(self._count_queued, server))
             account = accounts[name] = _Account(name, server, queue)
             if len(accounts) > _MOST_ACCOUNTS:
                 self._forget_idle()
         else:
             accounts.move_to_end(name)
         return account
+
+    def _count_queued(self, server: Mapping[str, AttributeValue], call: Call, change: int) -> None:
+        if OFF not in call.state:
+            self._instruments.queued.add(change, server)
 
     def _forget_idle(self) -> None:
         # A few at a time: each new account makes room for more than itself.

@@ -75,22 +75,22 @@ class Queue:
 
     Args:
         ask: Asks for a permit for a call, which has so many others before it in the queue.
-        count: Is called with 1 for each call that begins to wait, and with -1 when its wait ends.
+        count: Is called with a call and 1 when it begins to wait, and with -1 when its wait ends.
     """
 
     __slots__ = ("_ask", "_asking", "_count", "_queue", "blocked_until", "queued", "sent_at", "too_long")
 
     def __init__(
-        self, ask: Callable[[Call, Queue, int], Awaitable[Permit | Wait]], count: Callable[[int], object]
+        self, ask: Callable[[Call, Queue, int], Awaitable[Permit | Wait]], count: Callable[[Call, int], object]
     ) -> None:
         self._ask = ask
         self._count = count
         self._queue: list[_Waiter] = []  # by their places
         self._asking = False
         self.sent_at: list[float] = []  # when each attempt in flight was sent, by the store's clock, in order
-        self.queued = 0  # how many calls have had to wait so far
-        self.blocked_until = 0.0  # by the loop's clock, as far as this process knows
-        self.too_long = False  # whether that is too long for a call to wait
+        self.queued: int = 0  # how many calls have had to wait so far
+        self.blocked_until: float = 0.0  # by the loop's clock, as far as this process knows
+        self.too_long: bool = False  # whether that is too long for a call to wait
 
     @property
     def in_flight(self) -> int:
@@ -140,7 +140,7 @@ class Queue:
             if not index:
                 self._wake_first()
             if waiter.queued is not None:
-                self._count(-1)
+                self._count(call, -1)
                 call.queued += waiter.loop.time() - waiter.queued[0]
 
     async def _permit(self, waiter: _Waiter) -> Permit | Wait:
@@ -170,7 +170,7 @@ class Queue:
                 return Wait(blocked_for, blocked=True, too_long=too_long)
             if waiter.queued is None:
                 self.queued += 1
-                self._count(1)
+                self._count(call, 1)
                 waiter.queue(now, self.blocked_until)
             if first or self._asking or self._queue[0] is not waiter:
                 await waiter.wait(seconds if first else None)
