@@ -16,14 +16,16 @@ BENCH := .venv-bench
 AUDIT := .venv-audit
 AIOHTTP := .venv-aiohttp
 RUN    := $(VENV)/bin/python -m
+# It looks for lamella with the python on the path, and without the variable for a newer version of itself on the index.
+PYRIGHT := PATH="$(VENV)/bin:$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(RUN) pyright
 # As many processes as there are cores. ARGS='-n 0' runs the tests in one, for a debugger.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist worksteal
 EVERY_TEST := -m '' --hypothesis-profile thorough
 
 # No target depends on what the user has set for other programs. Installations keep what they need: proxies,
 # certificates, package indexes. Without a locale Python takes UTF-8, also for the path of the checkout.
-unexport $(filter-out PYTHON,$(filter BANDIT_% COVERAGE_% HYPOTHESIS_% LAMELLA_% LC_% MAESN_% MYPY% OTEL_% PIP_AUDIT_% \
-	PYTEST_% PYTHON% RUFF_%,$(.VARIABLES))) LANG LANGUAGE PIP_PREFIX PIP_TARGET PIP_USER SSLKEYLOGFILE
+unexport $(filter-out PYTHON,$(filter BANDIT_% COVERAGE_% HYPOTHESIS_% LAMELLA_% LC_% MAESN_% MYPY% NODE_% OTEL_% \
+	PIP_AUDIT_% PYRIGHT_% PYTEST_% PYTHON% RUFF_%,$(.VARIABLES))) LANG LANGUAGE PIP_PREFIX PIP_TARGET PIP_USER SSLKEYLOGFILE
 # The benchmarks measure libraries that take a proxy from the environment, at servers on this machine.
 DIRECT := NO_PROXY='*' no_proxy='*'
 
@@ -57,8 +59,11 @@ format: $(VENV)/.installed  ## Format the code and fix what ruff can fix
 	@$(RUN) ruff check --fix
 	@$(RUN) ruff format
 
-types: $(VENV)/.installed  ## Check the types
+types: $(VENV)/.installed  ## Check the types, and that each public name has one
 	@$(RUN) mypy
+	@$(PYRIGHT) src
+	@# It lists every module: show that only if a type is missing.
+	@found=$$($(PYRIGHT) --verifytypes lamella --ignoreexternal) || { echo "$$found"; exit 1; }
 
 audit: $(AUDIT)/.installed  ## Look for known holes: bandit on the code, pip-audit on the packages
 	@$(AUDIT)/bin/python scripts/audit.py $(ARGS)

@@ -99,6 +99,7 @@ async def gathered(chunks: Any) -> bytes:
     return b"".join([chunk async for chunk in chunks])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("limit", [1, 100, len(BODY) - 1, len(BODY), len(BODY) + 1, 10**7])
 @pytest.mark.parametrize("framing", FRAMINGS)
 async def test_a_body_that_was_looked_into_can_be_read_in_every_way(serve: Serve, framing: str, limit: int) -> None:

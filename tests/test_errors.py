@@ -28,6 +28,7 @@ from tests.texts import strings_in
 from yarl import URL
 
 import lamella.errors
+import lamella.redaction
 from lamella import (
     AnswerInvalid,
     ApiError,
@@ -437,6 +438,7 @@ SENT: dict[str, Callable[[URL], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("field", ["text", "fields", "headers", "body", "payload", "traceback"])
 @pytest.mark.parametrize("place", SENT)
 async def test_no_secret_is_in_the_error_for_a_server_that_echoes_it(serve: Serve, place: str, field: str) -> None:
@@ -492,6 +494,30 @@ async def test_no_error_keeps_a_secret_to_search_its_body_for_later(serve: Serve
     error = await failure_of(await serve(echo), {"Authorization": f"Bearer {SECRET}"}, key=SECRET)
     look(error)
     assert_none_shows_it([*strings_in(vars(error)), *strings_in(vars(copy.copy(error))), repr(pickle.dumps(error))])
+
+
+async def test_an_error_that_nobody_looks_at_is_not_redacted_and_shows_no_secret(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redacted: list[bytes] = []
+
+    def redact_body(body: bytes, *rest: Any) -> bytes:
+        redacted.append(body)
+        return lamella.redaction.redact_body(body, *rest)
+
+    monkeypatch.setattr(lamella.errors, "redact_body", redact_body)
+    error = await failure_of(await serve(echo), {"Authorization": f"Bearer {SECRET}"}, key=SECRET)
+    assert isinstance(error, ApiError)
+    assert redacted == []
+    assert_none_shows_it(strings_in([vars(error), error.args, error.message, traceback.format_tb(error.__traceback__)]))
+    assert (error.status, error.method, error.outcome, error.retry_after) == (400, "GET", 400, None)
+
+    assert error.url
+    assert SECRET.encode() in redacted[0]
+    assert_none_shows_it(strings_in([vars(error), error.request_info, error.headers, error.body, error.details]))
+    assert len(redacted) == 1, "once for all that is shown"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = error.nothing  # type: ignore[attr-defined]
 
 
 ANSWER_HEADERS = {

@@ -51,9 +51,11 @@ SET = {
     "MAESN_API_KEY": "somebody's",
     "MYPYPATH": "/no/such/folder",
     "MYPY_CACHE_DIR": "/no/such/folder",
+    "NODE_OPTIONS": "--no-such-option",
     "OTEL_SDK_DISABLED": "true",
     "PIP_TARGET": "/no/such/folder",
     "PIP_USER": "1",
+    "PYRIGHT_PYTHON_FORCE_VERSION": "latest",
     "PYTEST_ADDOPTS": "--collect-only",
     "PYTEST_PLUGINS": "no_such_plugin",
     "PYTHONHOME": "/no/such/folder",
@@ -132,7 +134,7 @@ def test_each_target_runs_by_an_interpreter_of_its_own(checkout: Checkout) -> No
     own = [run for run in runs if run.python.is_relative_to(checkout.folder)]
     assert {run.python.relative_to(checkout.folder).parts[1:] for run in own} == {("bin", "python")}
     ran = [run.arguments[:2] for run in own]
-    for module in ("coverage", "lamella", "mypy", "pip", "pytest", "ruff"):
+    for module in ("coverage", "lamella", "mypy", "pip", "pyright", "pytest", "ruff"):
         assert ["-m", module] in ran, module
     for script in ("audit", "backends", "lowest_versions", "picture"):
         assert [run for run in own if run.arguments[0] == f"scripts/{script}.py"], script
@@ -157,7 +159,7 @@ def test_what_is_set_for_other_programs_reaches_none(checkout: Checkout) -> None
 def test_an_environment_is_made_once_for_a_place(checkout: Checkout, tmp_path: Path) -> None:
     made = ["-m", "venv", ".venv"]
     assert made in [run.arguments for run in checkout.make("types")]
-    assert [run.arguments for run in checkout.make("types")] == [["-m", "mypy"]]
+    assert [run.arguments[:2] for run in checkout.make("types")] == [["-m", "mypy"], *[["-m", "pyright"]] * 2]
     checkout.folder = checkout.folder.rename(tmp_path / "another place")
     assert made in [run.arguments for run in checkout.make("types")]
 

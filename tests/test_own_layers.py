@@ -230,6 +230,7 @@ async def test_a_layer_may_make_more_attempts(serve: Serve, virtual_time: Virtua
     assert len(server.requests) == 5
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("hook", ["before", "after", "waiting before", "waiting after"])
 @pytest.mark.parametrize("slot", Slot)
 async def test_what_a_hook_raises_is_the_result_for_the_layers_further_out(

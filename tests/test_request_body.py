@@ -86,6 +86,7 @@ def files(tmp_path: Path) -> Iterator[Files]:
         yield found
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("kind", REPLAYABLE)
 async def test_what_is_said_to_be_replayable_is_read_twice(serve: Serve, files: Files, kind: str, option: str) -> None:
@@ -117,6 +118,7 @@ async def test_a_body_that_is_used_up_is_not_said_to_be_replayable(
     assert b"abc" in body
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("first", ["answers early", "hangs up"])
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize(
@@ -143,6 +145,7 @@ async def test_a_body_of_which_only_a_part_was_sent_is_sent_again_from_its_begin
     assert (BIG if len(body) >= len(BIG) else BIG[:1_000_000]) in body
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("first", ["answers early", "hangs up"])
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""A run of whole folders leaves out the slow tests; a run of what is named takes all of it."""
+"""A run of whole folders leaves out slow tests and most cases of sampled ones; a run of what is named takes all."""
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 
@@ -12,10 +13,13 @@ pytest_plugins = ["pytester"]
 INI = """
 [pytest]
 addopts = --strict-markers -m "not slow" -p no:cacheprovider -p no:asyncio
-markers = slow: long
+markers =
+    slow: long
+    sampled: in part
 """
 CONFTEST = """
-from tests.selection import pytest_terminal_summary, take_slow_tests_if_named as pytest_configure
+from tests.selection import *
+from tests.selection import take_slow_tests_if_named as pytest_configure
 """
 TESTS = """
 import pytest
@@ -51,3 +55,29 @@ def test_slow_tests_run_where_they_are_named(pytester: pytest.Pytester, argument
     assert ("test-all" in shown) is not runs_slow
     command = shlex.join([sys.executable, "-m", "pytest", "folder/test_it.py::test_slow[a b]"])
     assert (f"To repeat one: {command}" in shown) is runs_slow
+
+
+SAMPLED = """
+import pytest
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("letter", "abcde")
+@pytest.mark.parametrize(("number", "name"), [(1, "one"), (1, "uno"), pytest.param(2, "two", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flag", [True, False])
+def test_it(letter, number, name, flag): print("case:", letter, name, flag)
+"""
+
+
+def test_of_a_sampled_test_some_cases_are_not_slow(pytester: pytest.Pytester) -> None:
+    pytester.makeini(INI)
+    pytester.makeconftest(CONFTEST)
+    pytester.mkdir("folder").joinpath("test_it.py").write_text(SAMPLED, "utf-8")
+    samples = []
+    for _ in range(2):
+        shown = pytester.runpytest_inprocess("-s").stdout.str()
+        samples.append(re.findall(r"case: (\w+) (\w+) (\w+)", shown))
+    assert samples[0] == samples[1]
+    assert len(samples[0]) == 5  # as many as the parameter with the most values has
+    letters, names, flags = (set(values) for values in zip(*samples[0], strict=True))
+    assert (letters, names, flags) == (set("abcde"), {"one", "uno"}, {"True", "False"})
+    assert pytester.runpytest_inprocess("-m", "").parseoutcomes() == {"passed": 30}

@@ -68,7 +68,7 @@ class Call:
     """The answer to the current attempt. A layer may have turned it into an error since."""
     records: tuple[AttemptRecord, ...] = ()
     """One for each attempt that ``Retry`` knows of. Empty while there is only one, and it did not fail."""
-    queued = 0.0
+    queued: float = 0.0
     """Seconds that it waited for the account's rate limit, in sum."""
     stop: Stop | None = None
     """Why there was no further attempt. None: nothing has stopped it."""

@@ -35,17 +35,26 @@ No message, ``repr`` or field contains a credential of the request.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 import aiohttp
+from multidict import CIMultiDict
 from yarl import URL
 
 from lamella.attempt_record import AttemptRecord
 from lamella.error_body import ERROR_BYTES, Said, code_in, parse, request_id_in
-from lamella.redaction import one_line, redact_answer_headers, redact_body, redact_headers, redact_text, shown_url
+from lamella.redaction import (
+    one_line,
+    redact_answer_headers,
+    redact_body,
+    redact_headers,
+    redact_text,
+    secrets_in,
+    shown_url,
+)
 from lamella.rules import Failure, Outcome, Rule, StopReason
 
 __all__ = [
@@ -92,6 +101,8 @@ class LamellaError(Exception):
     """One record for each attempt. Empty without a ``Retry`` layer."""
     stopped: StopReason | None = None
     """Why there was no further attempt. None without a ``Retry`` layer."""
+    retried: bool = False
+    """Whether the call went on after it. Then ``repr`` is short: stamina's default hook makes one for each retry."""
 
     @property
     def outcome(self) -> Outcome:
@@ -118,7 +129,7 @@ class LamellaError(Exception):
         return f"{line} ({', '.join(end)})"
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self}>"
+        return f"<{type(self).__name__}: {f'{self.outcome}, retried' if self.retried else self}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The constructors of aiohttp's and of OSError's classes do not fit what pickle and copy would call.
@@ -133,16 +144,37 @@ def _blank(cls: type[LamellaError]) -> LamellaError:
     return cls.__new__(cls)
 
 
+class _Raw(NamedTuple):
+    """Request and answer of an error as they were."""
+
+    url: URL
+    sent: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+    secrets: Iterable[str]
+    hidden: Collection[str]
+
+
+_REDACTED_LATER: Final = frozenset({"url", "request_info", "headers", "body"})
+
+
 class ApiError(LamellaError, aiohttp.ClientResponseError):
     """An answer that is an error, as its status or a rule says.
+
+    URL, headers and body are redacted when one of them is first looked at: most errors are retried, and nobody looks.
+    Until then they are in no attribute.
 
     Args:
         request_info, status, headers, body: The request and its answer; the error keeps 64 KiB of the body.
         rule: The rule that applies.
         retry_after: Seconds that the server asked to wait. None: it did not.
-        secrets, hidden: Texts to take out of URL, headers and body; names of headers, in lower case, to redact as well.
+        secrets, hidden: Texts to take out of URL, headers and body, besides the credentials in URL and headers of the
+            request; names of headers, in lower case, to redact as well.
     """
 
+    __slots__ = ("_raw",)  # and not in vars(), which debuggers and trackers of errors show
+
+    url: str
     status: int
     body: bytes
     """The first 64 KiB of the answer's body, as far as it arrived."""
@@ -156,18 +188,42 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
         retry_after: float | None = None,
-        secrets: tuple[str, ...] = (),
+        secrets: Iterable[str] = (),
         hidden: Collection[str] = (),
     ) -> None:
-        self.url, shown = shown_url(request_info.real_url, secrets)
-        self.method = request_info.method
-        info = aiohttp.RequestInfo(shown, self.method, redact_headers(request_info.headers, secrets), shown)  # type: ignore[arg-type]
-        title, given = rule.title_of(status), redact_answer_headers(headers or {}, secrets, hidden)
-        super().__init__(info, (), status=status, message=title, headers=given)
-        self.args = ()
+        super().__init__(request_info, (), status=status, message=rule.title_of(status))
+        del self.request_info, self.headers
+        self.args: tuple[Any, ...] = ()
+        self.method: str = request_info.method
         self.rule = rule
-        self.body = redact_body(body, secrets, ERROR_BYTES) if body else b""
         self.retry_after = retry_after
+        # An auth layer will take its headers off the request.
+        sent = CIMultiDict(request_info.headers)
+        self._raw: _Raw | None = _Raw(request_info.real_url, sent, headers or {}, body, secrets, hidden)
+
+    if not TYPE_CHECKING:  # a type checker is to know the attributes and no others
+
+        def __getattr__(self, name: str) -> Any:
+            if name not in _REDACTED_LATER:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            self._redact()
+            return vars(self)[name]
+
+    def _redact(self) -> None:
+        """Put what is shown of request and answer into its attributes."""
+        raw: _Raw | None = getattr(self, "_raw", None)  # there is none in one that was pickled
+        if raw is None:
+            return
+        secrets = secrets_in(raw.url, raw.sent, raw.secrets)
+        self.url, shown = shown_url(raw.url, secrets)
+        self.request_info: aiohttp.RequestInfo = aiohttp.RequestInfo(shown, self.method, redact_headers(raw.sent, secrets), shown)  # type: ignore[arg-type]
+        self.headers: CIMultiDict[str] = redact_answer_headers(raw.headers, secrets, raw.hidden)
+        self.body = redact_body(raw.body, secrets, ERROR_BYTES) if raw.body else b""
+        self._raw = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._redact()
+        return super().__reduce__()
 
     @cached_property
     def _said(self) -> Said:
@@ -214,8 +270,7 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
 
     def _what(self) -> str:
         said = "; ".join((self.details + self.validation_errors + self.downstream_errors)[:5])
-        code = self.error_code
-        if code and code not in said:
+        if (code := self.error_code) and code not in said:
             said = f"{code}: {said}" if said else code
         return f"{self.status} {self.rule.title_of(self.status)}" + (f" [{redact_text(said)}]" if said else "")
 
@@ -299,7 +354,7 @@ class TransportError(LamellaError, aiohttp.ClientConnectionError):
     def __init__(self, method: str, url: URL, rule: Rule, reason: str = "", *, secrets: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.method = method
-        self.url, _ = shown_url(url, secrets)
+        self.url: str = shown_url(url, secrets)[0]
         self.rule = rule
         self.reason = redact_text(reason, secrets)
 
@@ -378,8 +433,8 @@ class RequestRejected(TransportError):
         now = datetime.now(UTC)
         self.since = now - timedelta(seconds=since)
         self.until = now + timedelta(seconds=until)
-        self.retry_after = until
-        self.stopped = stopped
+        self.retry_after: float | None = until
+        self.stopped: StopReason | None = stopped
         began, ends = (f"{moment:%Y-%m-%d %H:%M:%S}Z" for moment in (self.since, self.until))
         reason = f"since {began}, until {ends}, which is in {until:.3g} s"
         super().__init__(method, url, rule, reason, secrets=secrets)

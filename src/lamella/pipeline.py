@@ -77,7 +77,7 @@ class Layer:
     """Whether it is the only one of its kind in its slot."""
     loop: asyncio.AbstractEventLoop | None = None
     """The event loop that the calls are made in. None: there was none yet."""
-    moves: ClassVar = 0
+    moves: ClassVar[int] = 0
     """How often any layer has begun to work in another loop."""
 
     def before(self, call: Call) -> Awaitable[object] | None:
@@ -150,7 +150,7 @@ class Pipeline:
     __slots__ = ("_beside", "_count", "_hooks", "_innermost", "_loop", "_moves", "_outermost", "layers")
 
     def __init__(self, layers: Iterable[Layer], beside: Iterable[Layer] = ()) -> None:
-        self.layers = tuple(layers)
+        self.layers: tuple[Layer, ...] = tuple(layers)
         self._beside = tuple(beside)
         for layer in self.layers:
             check_slot(layer)
@@ -285,7 +285,7 @@ def _begin_anew(call: Call) -> None:
 async def _settled(changed: Result | Waits, result: Result) -> Result:
     """Return what a hook makes of *result*; *changed* is what it has returned."""
     try:
-        if not isinstance(changed, Awaitable):
+        if isinstance(changed, _RESULTS) or not isinstance(changed, Awaitable):
             return changed
         if isinstance(result, GeneratorExit):
             _run_at_once(changed)
@@ -313,6 +313,7 @@ def _has(layer: Layer, hook: str) -> bool:
     return getattr(type(layer), hook) is not getattr(Layer, hook)
 
 
+_RESULTS: Final = (aiohttp.ClientResponse, BaseException)
 _SLOTS: Final = ", ".join(slot.name for slot in Slot)
 _INSIDE: Final = PerCall[Layer | None](lambda: None)
 """The innermost of the layers that are running now."""

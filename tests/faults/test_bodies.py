@@ -58,6 +58,7 @@ class Server:
         return web.Response(text="well")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("first", ["503", "reset", "cut"])
 @pytest.mark.parametrize("kind", [*REPLAYABLE, *ONE_SHOT])
 async def test_it_is_sent_again_as_it_was_or_not_at_all(

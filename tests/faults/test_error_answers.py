@@ -106,6 +106,7 @@ UNRAISED: Final[dict[str, Callable[[str], Layers]]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("layers", UNRAISED)
 @pytest.mark.parametrize("broken", BROKEN)
 async def test_where_nothing_is_raised_it_is_returned_at_once(
@@ -143,6 +144,7 @@ async def test_what_the_caller_reads_of_it_is_as_with_bare_aiohttp(
     assert await read(unraised()) == await read(())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("layers", UNRAISED)
 @pytest.mark.parametrize("broken", BROKEN)
 async def test_where_nothing_is_raised_the_status_decides_on_a_retry(
@@ -229,6 +231,7 @@ RAISED: Final[dict[str, Callable[[str], Layers]]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("layers", RAISED)
 @pytest.mark.parametrize("broken", BROKEN)
 async def test_where_errors_are_raised_it_is_that_of_its_status_and_in_time(

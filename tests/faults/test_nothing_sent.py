@@ -171,6 +171,7 @@ LIMITS: Final[dict[str, tuple[Make, dict[str, float]]]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("place", PLACES)
 async def test_an_attempt_that_takes_too_long_to_connect_was_not_sent(
@@ -230,6 +231,7 @@ AGAIN: Final[dict[str, tuple[Make, dict[str, float]]]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("limit", AGAIN)
 @pytest.mark.parametrize("method", ["POST", "PATCH", "PUT"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["bytes", "stream"])
@@ -329,6 +331,7 @@ BREAKERS: Final[dict[str, tuple[Callable[[Breaker], Layers], dict[str, float]]]]
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("place", ["pool", "pool of the host", "name", "connect", "handshake"])
 @pytest.mark.parametrize("way", BREAKERS)
 async def test_a_breaker_opens_by_what_fails_outside_of_the_pool(

@@ -86,6 +86,7 @@ async def stream() -> AsyncIterator[bytes]:
     yield b"abc"
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "layers",
     [
@@ -115,6 +116,7 @@ async def test_a_permanent_failure_is_tried_once_and_named(
     assert virtual_time.elapsed < 1
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("refusal", FOR_NOW)
 @pytest.mark.parametrize("layers", ["Retry", "Retry and Classify", "all as one"])
 async def test_a_passing_failure_is_tried_again(refusal: str, layers: str, virtual_time: VirtualClock) -> None:
@@ -181,6 +183,7 @@ async def test_a_rule_can_have_it_tried_again(virtual_time: VirtualClock) -> Non
 # It says nothing about whether the service works.
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("refusal", ["expired", "fingerprint", "plain HTTP", "a proxy's 407"])
 @pytest.mark.parametrize(
     "layers",

@@ -71,6 +71,7 @@ class Walk:
         return [KEY in head for wire in self.wires for head in wire.heads]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "POST", "DELETE"])
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize(

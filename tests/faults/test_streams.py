@@ -124,6 +124,7 @@ async def test_headers_arrive_before_the_first_piece(make: Callable[[str], Layer
             assert await response.read() == ONE
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("pause", [False, True], ids=["at once", "one by one"])
 @pytest.mark.parametrize("framing", ["chunked", "gzip", "length"])
 async def test_the_chunks_that_the_caller_sees_are_the_servers(
@@ -226,6 +227,7 @@ class Redirects:
             await reader.read()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("status", "header"),
     [

@@ -370,6 +370,7 @@ def make(request: pytest.FixtureRequest, tracing: Tracing) -> Callable[[str], La
     return full
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", SCENARIOS)
 async def test_it_is_as_without_layers(name: str, make: Callable[[str], Layers], serve: Serve) -> None:
     url = await serve(server)

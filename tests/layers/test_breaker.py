@@ -546,6 +546,7 @@ def places(store: SharedStore | MemoryStore) -> int:
     return sum(len(json.loads(state)["probes"]) for state in store.states.values())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", [MemoryStore, slow_store])
 @pytest.mark.parametrize(("status", "waits"), [(200, False), (200, True), (503, True)])
 async def test_a_call_cancelled_at_any_await_releases_its_probe(

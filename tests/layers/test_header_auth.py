@@ -84,6 +84,7 @@ def _token_functions(seconds: float = 0.0) -> dict[str, HeaderValue]:
     }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", _token_functions())
 @pytest.mark.parametrize("refused", [0, 1])
 async def test_each_tenant_gets_its_own_token_whatever_runs_at_the_same_time(

@@ -76,6 +76,7 @@ async def refused(session: aiohttp.ClientSession, account: str = "") -> RateLimi
     return caught.value
 
 
+@pytest.mark.sampled
 @STORES
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("form", ["43200", "43200.0", "0043200", "date"])
@@ -149,6 +150,7 @@ async def test_calls_that_wait_in_the_queue_fail_at_once(
         at_rest(session)
 
 
+@pytest.mark.sampled
 @STORES
 @pytest.mark.parametrize("answers", [[QUOTA, (429, "1")], [(429, "1"), QUOTA], [QUOTA, QUOTA], [QUOTA, (429, "86400")]])
 async def test_of_several_refusals_under_way_the_longest_counts(

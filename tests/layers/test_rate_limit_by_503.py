@@ -139,6 +139,7 @@ async def test_it_blocks_its_account_and_no_other(serve: Serve, virtual_time: Vi
         at_rest(session)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("status", "asks", "free"),
     [

@@ -5,17 +5,20 @@ import gc
 import io
 import logging
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from typing import Any
 
 import aiohttp
 import pytest
 import stamina
 from aiohttp import web
+from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 from tests.layering import apart
 from tests.sdk import Metering, Tracing
 from tests.servers import Serve, ServeRaw
 
+import lamella.errors
 from lamella import (
     ApiError,
     At,
@@ -541,6 +544,57 @@ async def test_nothing_is_left_of_the_attempts_where_staminas_test_mode_makes_mo
         with stamina.set_testing(True, attempts=3), pytest.raises(ServerStatusError) as caught:
             await session.get("/")
     assert [record.attempts_left for record in caught.value.attempts] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("layers", [stack(RULES), (Retry(RULES),)], ids=["stack", "Retry alone"])
+async def test_nothing_is_parsed_or_redacted_for_an_attempt_that_is_retried(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, layers: tuple[aiohttp.ClientMiddlewareType, ...]
+) -> None:
+    looked: list[str] = []
+
+    def watched(name: str) -> Callable[..., Any]:
+        given = getattr(lamella.errors, name)
+
+        def look(*args: Any) -> Any:
+            looked.append(name)
+            return given(*args)
+
+        return look
+
+    for name in ("parse", "redact_body", "redact_headers", "redact_answer_headers", "redact_text", "shown_url"):
+        monkeypatch.setattr(lamella.errors, name, watched(name))
+    set_on_retry_hooks(None)  # the default one makes a repr of each failure
+    async with aiohttp.ClientSession(await serve(Server(503, 429)), middlewares=layers) as session:
+        assert (await session.get("/?token=hunter22")).status == 200
+        assert looked == []
+    async with aiohttp.ClientSession(await serve(Server(503, 400)), middlewares=stack(RULES)) as session:
+        with pytest.raises(BadRequest) as caught:
+            await session.get("/?token=hunter22")
+    assert "hunter22" not in str(caught.value)
+    assert looked.count("redact_body") == 1, "that of the last attempt"
+
+
+async def test_the_repr_of_an_error_is_short_while_its_call_goes_on(serve: Serve) -> None:
+    seen: list[LamellaError] = []
+    short: list[str] = []
+
+    def hook(details: RetryDetails) -> None:
+        assert isinstance(details.caused_by, LamellaError)
+        seen.append(details.caused_by)
+        short.append(repr(details.caused_by))
+
+    set_on_retry_hooks([hook])
+    try:
+        async with aiohttp.ClientSession(await serve(Server(503, *[429] * 9)), middlewares=stack(RULES)) as session:
+            with pytest.raises(TooManyRequests) as caught:
+                await session.get("/?token=hunter22")
+    finally:
+        set_on_retry_hooks(None)
+    assert short == ["<ServiceUnavailable: 503, retried>", *["<TooManyRequests: 429, retried>"] * 3]
+    assert [error.retried for error in seen] == [True] * 4
+    assert "/?token=REDACTED: 503 Service Unavailable" in str(seen[0])
+    assert not caught.value.retried
+    assert repr(caught.value) == f"<TooManyRequests: {caught.value}>"
 
 
 async def test_every_decision_to_send_again_is_counted(

@@ -115,6 +115,7 @@ async def test_so_it_is_where_some_answers_are_known(serve: Serve, virtual_time:
         assert await crowd(session, 100, 100, 2.0) <= 2.35
 
 
+@pytest.mark.sampled
 @SESSIONS
 @pytest.mark.parametrize("polls", [4, 12, 100])
 @pytest.mark.parametrize("later", [0.0, 0.1, 50.0])
@@ -133,6 +134,7 @@ async def test_a_quick_call_waits_for_no_long_poll(
         at_rest(session)
 
 
+@pytest.mark.sampled
 @SESSIONS
 @pytest.mark.parametrize("polls", [4, 12, 100])
 async def test_polls_that_wait_for_another_call_are_no_deadlock(

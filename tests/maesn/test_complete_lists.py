@@ -132,6 +132,7 @@ COMPLETE: dict[str, Callable[[], ListServer]] = {
 
 
 class TestAllRecordsAreRead:
+    @pytest.mark.sampled
     @pytest.mark.parametrize(
         ("at_once", "last_first"),
         [
@@ -170,6 +171,7 @@ class TestAllRecordsAreRead:
         part, kept = await synced(tmp_path, await serve(server))
         assert (part.done, kept) == (True, by_id(server.records))
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize("changes", [True, False], ids=["with a new date", "as it was"])
     @pytest.mark.parametrize("many", [250, 201, 150])
     @pytest.mark.parametrize("at_once", [1, 4])
@@ -436,6 +438,7 @@ ENDLESS["one page and a hundred records more are counted each time"] = lambda: L
 
 
 class TestAListWithoutEnd:
+    @pytest.mark.sampled
     @pytest.mark.parametrize("case", ENDLESS)
     @pytest.mark.parametrize("at_once", [1, 4])
     async def test_ends_its_part_with_an_error(self, serve: Serve, tmp_path: Path, case: str, at_once: int) -> None:
@@ -523,6 +526,7 @@ ERRORS = [
 
 
 class TestErrorsInAGoodAnswer:
+    @pytest.mark.sampled
     @pytest.mark.parametrize("data", [[], None, numbered(5)], ids=["no records", "null", "records"])
     @pytest.mark.parametrize("errors", ERRORS, ids=repr)
     async def test_are_a_failure_with_its_message(

@@ -106,6 +106,7 @@ async def read(session: aiohttp.ClientSession) -> list[dict[str, Any]]:
     return [record async for record in maesn.records(session, "invoices")]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("make", SESSIONS)
 @pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("fault", ["closes", "stalls", "trickles"])
@@ -238,6 +239,7 @@ async def test_a_large_page_is_held_four_times_at_most(framing: str, serve_raw: 
     assert peak < 4 * len(PAGE)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("framing", ["length", "chunked", "gzip", "gzip chunked"])
 @pytest.mark.parametrize("fault", ["closes", "stalls", "trickles"])
 async def test_large_json_that_a_caller_asks_for_is_retried_as_well(
@@ -294,6 +296,7 @@ async def download(session: aiohttp.ClientSession, document: Document) -> None:
         assert size == document.size
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("make", [maesns, own_session])
 @pytest.mark.parametrize("kind", DOCUMENTS)
 async def test_a_large_document_is_a_stream(

@@ -13,6 +13,7 @@ ALMOST_ONE = nextafter(1, 0)
 RETRIED = {429, 500, 502, 503, 504}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("random", [0.0, 0.25, 0.5, ALMOST_ONE])
 @pytest.mark.parametrize(
     ("status", "number", "shortest", "longest"),

@@ -145,6 +145,7 @@ CHANGES = [
 
 
 class TestAnotherCompany:
+    @pytest.mark.sampled
     @pytest.mark.parametrize(("before", "after"), CHANGES)
     @pytest.mark.parametrize("resume", [False, True])
     async def test_only_its_own_books_are_there(

@@ -1112,6 +1112,7 @@ def test_what_has_passed_is_remembered_for_three_periods() -> None:
 CROWDS = [(100, 60.0, 0.1), (30, 60.0, 0.1), (12, 60.0, 0.1), (100, 1.0, 0.02), (30, 1.0, 0.02), (12, 1.0, 0.02)]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("requests", "per", "latency"), CROWDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_crowd_is_near_the_ideal(kind: str, requests: int, per: float, latency: float) -> None:
@@ -1160,6 +1161,7 @@ def test_the_first_call_to_come_is_the_first_to_pass(kind: str) -> None:
     assert max(abs(place[number] - number) for number in place) <= 2 * 20
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("factor", [0.5, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_limit_that_changes_is_found_anew(kind: str, factor: float) -> None:

@@ -110,6 +110,7 @@ ANY = RuleBook(
 )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("status", [303, 307, 408, 429, 500, 503, 529])
 @pytest.mark.parametrize(
     "headers",

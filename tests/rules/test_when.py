@@ -411,6 +411,7 @@ def test_titles_by_default() -> None:
         (b'[{"errorCode": "REQUEST_LIMIT_EXCEEDED"}]', "REQUEST_LIMIT_EXCEEDED"),
         (b'{"code": "top"}', "top"),
         (b'\xef\xbb\xbf{"code": "bom"}', "bom"),
+        (b'{"error": {"code": " ", "type": "busy"}}', "busy"),
         (b'{"error": true, "code": ""}', None),
         (b'{"errors": [], "data": 1}', None),
         (b'"text"', None),

@@ -38,7 +38,7 @@ class Outage:
     """
 
     def __init__(self, at_most: int) -> None:
-        self.active = False
+        self.active: bool = False
         self.error: LamellaError | None = None
         """The last failure of the service; the error of an open circuit if no failure is known."""
         self._cause: LamellaError | None = None

@@ -19,7 +19,7 @@ class AccountStopped(Exception):
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(f"not tried: an earlier item of the same account ended in {type(cause).__name__}: {cause}")
-        self.__cause__ = cause
+        self.__cause__: BaseException | None = cause
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,8 @@ class Breaker(Layer):
         level, name = logging.INFO, CIRCUIT_OPEN_EVENT
         event: dict[str, AttributeValue]
         if phase is CircuitPhase.CLOSED:
-            name, event = CIRCUIT_CLOSE_EVENT, {CIRCUIT_WAS_OPEN: since}
+            name = CIRCUIT_CLOSE_EVENT
+            event = {CIRCUIT_WAS_OPEN: since}
             message = f"{circuit_of} closed: it had been open for {since:.3g} s"
         elif transition.attempts:
             level = logging.WARNING  # one an outage is enough

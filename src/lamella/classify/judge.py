@@ -14,6 +14,7 @@ import aiohttp
 from lamella.body.answer import peek, take_error_body
 from lamella.call import OPTIONS, Call, PerCall
 from lamella.classify.failures import ERROR_STATUS, retry_after_of, secrets_of_answer
+from lamella.credentials import noted_secrets
 from lamella.errors import ApiError, api_error_class
 from lamella.limits import not_cancelled
 from lamella.redaction import one_line, redact_text
@@ -90,7 +91,7 @@ async def api_error(
         headers=response.headers,
         body=body,
         retry_after=judged.retry_after,
-        secrets=secrets_of_answer(response, known_secrets),
+        secrets=(*known_secrets, *noted_secrets(response)),
         hidden=hidden,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 
 import aiohttp
 
@@ -41,7 +41,7 @@ class Classify(Layer):
     single = True
 
     def __init__(self, rules: RuleBook) -> None:
-        self.shared = {"rules": rules}
+        self.shared: Mapping[str, object] = {"rules": rules}
         self._rules = rules
         self._below_400 = rules.below_400
 

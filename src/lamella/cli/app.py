@@ -26,7 +26,9 @@ from lamella.testing import Fault, FixedWindow
 __all__ = ["app", "line_for", "parse_chance", "parse_limit"]
 
 # Without rich's markup typer writes help and errors plainly, which suits a pipe and 80 columns.
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app: typer.Typer = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+)
 
 _MANY_KEYS: Final = 5
 _SHOWN_OF_KEY: Final = 6  # characters
@@ -110,11 +112,11 @@ def sync(
     What has changed since the last run is read into the journal, page by page; the output gets all that is in it. The
     API key is taken from MAESN_API_KEY.
     """
-    given = {name: value for name, value in locals().items() if name != "ctx"}
+    given: dict[str, Any] = {name: value for name, value in locals().items() if name != "ctx"}
     if ctx.args:
         # The argument may be a key: it is not shown.
         fail("sync takes options only, and there is another argument: see lamella sync --help")
-    raise typer.Exit(syncing.main(Options(**given | {"resources": tuple(resources or ())})))
+    raise typer.Exit(syncing.main(Options(**{**given, "resources": tuple(resources or ())})))
 
 
 @app.command()

@@ -73,7 +73,7 @@ def _time_of_day() -> datetime:
 class Screen:
     """The live display, made anew each time it is drawn."""
 
-    every = 0.25
+    every: float = 0.25
 
     def __init__(self, look: Look, clock: Callable[[], datetime] = _time_of_day) -> None:
         self._look = look
@@ -214,7 +214,7 @@ def _queued(account: AccountView, now: datetime) -> str:
 class Lines:
     """The display where there is no terminal, such as in a cron job's mail: a ``Display``."""
 
-    every = 1.0
+    every: float = 1.0
 
     def __init__(
         self, look: Look, write: Callable[[str], object], clock: Callable[[], datetime] = _time_of_day

@@ -54,8 +54,8 @@ class Outlet(SpanExporter):
 
     def __init__(self, url: URL, pause: float = _PAUSE) -> None:
         self.url = url
-        self.arrived = 0
-        self.complaint = ""
+        self.arrived: int = 0
+        self.complaint: str = ""
         self._pause = pause
         self._failed_at = -inf
         self._exporter: SpanExporter = OTLPSpanExporter(str(url), timeout=_ATTEMPT_SECONDS)

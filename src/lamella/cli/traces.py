@@ -60,9 +60,9 @@ class Collector(SpanProcessor):
     """
 
     def __init__(self, most: int = 2000) -> None:
-        self.spans = 0
-        self.attempts = 0
-        self.waited = 0.0  # seconds between the attempts, the sum of all calls
+        self.spans: int = 0
+        self.attempts: int = 0
+        self.waited: float = 0.0  # seconds between the attempts, the sum of all calls
         self.after: Counter[str] = Counter()  # the number of retries after each kind of failure
         self._most = most
         self._ended: Counter[int] = Counter()  # the number of calls of each kind
@@ -134,8 +134,8 @@ def _start(span: ReadableSpan) -> int:
 
 def interest(trace: Trace) -> tuple[int, int]:
     """Return how much there is to see in a trace: different things first, then attempts."""
-    ends = {attribute(attempt, names.ERROR_TYPE) for attempt in trace.attempts}
-    sources = {attribute(event, names.WAIT_SOURCE) for event in trace.retries}
+    ends = {str(attribute(attempt, names.ERROR_TYPE)) for attempt in trace.attempts}
+    sources = {str(attribute(event, names.WAIT_SOURCE)) for event in trace.retries}
     return len(ends) + len(sources), len(trace.attempts)
 
 

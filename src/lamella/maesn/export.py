@@ -260,8 +260,8 @@ def _parquet(path: Path) -> Iterator[_Write]:
             file,
             schema,
             compression="zstd",
-            use_dictionary=["account", "resource"],
-            write_statistics=["account", "resource", "id"],
+            use_dictionary=["account", "resource"],  # pyright: ignore[reportArgumentType] - pyarrow has no types
+            write_statistics=["account", "resource", "id"],  # pyright: ignore[reportArgumentType]
         ) as writer,
     ):
         yield write

@@ -112,7 +112,7 @@ def look(
         return 1, False, [_unread(since)] * len(wanted)
     [last] = db.execute("SELECT max(run) FROM maesn_parts").fetchone()
     resumed = resume and last is not None
-    run = last if resumed else (last or 0) + 1
+    run: int = (last or 0) + (0 if resumed else 1)
     others = of_other_books(db, books)
     any_record = "SELECT 1 FROM maesn_records WHERE account = ? LIMIT 1"
     dropped = {name for name in others if db.execute(any_record, (name,)).fetchone()}
@@ -180,7 +180,7 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page) -> Posi
     new: set[str] = set()
     for record, text in zip(page.records, page.texts, strict=True):
         name, updated = checked_id(record, each.resource), updated_of(record)
-        is_changed, is_moved, is_new = put(db, (*each, name), number, compact(text), updated)
+        is_changed, is_moved, is_new = put(db, (each.account, each.resource, name), number, compact(text), updated)
         walk.changed += is_changed
         walk.unsteady |= is_moved
         # A record that does not say when it was changed counts as changed when it was read.

@@ -30,13 +30,13 @@ class ListToRead:
     def __init__(self, wanted: Wanted, account: Account, limit: int, position: Position) -> None:
         self.wanted = wanted
         self.position = position
-        self.part = part_of(wanted, position)
+        self.part: Part = part_of(wanted, position)
         self.known = 0
         """The last page that is to be read, as far as known."""
         self.is_over = False
         """Whether no more of its pages are to be read."""
         books = account.company_id, account.environment_name
-        self.query = Query(wanted.resource, limit, position.since, *books, account.key, parse_int=exact_int)
+        self.query: Query = Query(wanted.resource, limit, position.since, *books, account.key, parse_int=exact_int)
 
 
 @dataclass(slots=True, eq=False)
@@ -102,7 +102,7 @@ class Reading:
         self._session = session
         self._journal = journal
         self._on_progress = on_progress
-        self.pages = PageSource()
+        self.pages: PageSource = PageSource()
 
     def begin(self, progress: Progress) -> None:
         """Report *progress* from now on."""

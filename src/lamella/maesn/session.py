@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final, Unpack
 
 import aiohttp
+from aiohttp.abc import AbstractCookieJar
 from yarl import URL
 
 from lamella.breaker import Breaker
@@ -36,7 +37,7 @@ class SessionOptions(StackOptions, total=False):
     auto_decompress: bool
     connector: aiohttp.BaseConnector | None
     connector_owner: bool
-    cookie_jar: aiohttp.abc.AbstractCookieJar | None
+    cookie_jar: AbstractCookieJar | None
     cookies: Mapping[str, str]
     headers: Mapping[str, str]
     json_serialize: Callable[[Any], str]

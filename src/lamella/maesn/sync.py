@@ -149,7 +149,7 @@ def _checked(
     resume: bool,
 ) -> tuple[list[Wanted], dict[str, Account], str | None]:
     if isinstance(accounts, Mapping):
-        accounts = [Account(name, key) for name, key in accounts.items()]
+        accounts = [Account(name, key) for name, key in accounts.items()]  # pyright: ignore[reportArgumentType]
     many, kinds = list(accounts), [checked_resource(resource) for resource in resources]
     for what, names in (("accounts", [account.name for account in many]), ("resources", kinds)):
         if not names:

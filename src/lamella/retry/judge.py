@@ -56,18 +56,18 @@ class Judge:
     def __init__(self, call: Call, settings: Settings, *, began: float, queued_before: float) -> None:
         self._call = call
         self._settings = settings
-        self.began = began
+        self.began: float = began
         """When the call began, by the loop's clock."""
         self.error: LamellaError | None = None
         """The failure of the last attempt. Another result is the end of the call: an answer, or no failure of ours."""
-        self.failed_at = 0.0
+        self.failed_at: float = 0.0
         self.answer: aiohttp.ClientResponse | None = None
         """The answer that *error* is about, where no layer further in has turned it into an error."""
-        self.same = 0
+        self.same: int = 0
         """How many attempts of the call have ended in the rule of *error*, with the last one."""
         self._rules: list[Rule] = []
         """Those that the attempts have ended in."""
-        self.overdue = False
+        self.overdue: bool = False
         """Whether the deadline has ended the last attempt."""
         self.begin(began, queued_before)
 
@@ -93,9 +93,9 @@ class Judge:
                     self._record(result.status, None, None)
                     return result
                 return self._fail(await self._error(result, judged))
-        if call.stop is not None and result is call.stop.error:
-            return reject(call, call.stop.error)
         if isinstance(result, LamellaError):
+            if call.stop is not None and result is call.stop.error:
+                return reject(call, result)
             # One that says why it stopped is the end of another call, which a layer further in has made.
             return self._fail(result) if result.stopped is None else result
         if isinstance(result, aiohttp.ClientError | TimeoutError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from lamella.attempt_record import RECORDS_KEY
@@ -85,7 +85,7 @@ class Retry(Layer):
             check_seconds("deadline", deadline)
         if attempts is None and deadline is None:
             raise ValueError("attempts and deadline must not both be None: such a call might never end")
-        self.shared = {"rules": rules, "store": store}
+        self.shared: Mapping[str, object] = {"rules": rules, "store": store}
         afford, report = None if budget is None else self._afford, None if on_attempt is None else reporter(on_attempt)
         self._settings = Settings(rules, attempts, retry_writes, random, afford, report)
         self._below_400 = rules.below_400

@@ -49,15 +49,16 @@ class Loop:
         self._again = again
         try:
             result = await self._last.look_at(result, overdue=overdue)
-            if result is self._last.error:
+            if isinstance(result, LamellaError) and result is self._last.error:
                 result = await self._send_again(result)
-            if result is not self._last.error:
+            if not isinstance(result, LamellaError) or result is not self._last.error:
                 if isinstance(result, aiohttp.ClientResponse):
                     vars(result)[RECORDS_KEY] = self._call.records
                 await self._report(result)
                 return result
             # Without a reason of ours it was stamina that stopped: switched off, or in its test mode.
             decided = self._decision and self._decision.stop
+            result.retried = False
             result.stopped = self._stop(decided or StopReason.ATTEMPTS_USED_UP)
             result.attempts = self._call.records
             log_failure(result, self._call.span)
@@ -84,12 +85,15 @@ class Loop:
             if not self._goes_on():
                 return failure
             # Not its decorator, which is made for functions that last: decorating one per call doubles the cost.
-            retrying = stamina.retry_context(on=self._decided, attempts=self._settings.attempts, timeout=None)
+            # Only its test mode needs the number of attempts: to count them is `decide`'s.
+            attempts = self._settings.attempts if stamina.is_testing() else None
+            retrying = stamina.retry_context(on=self._decided, attempts=attempts, timeout=None)
             # By this name stamina_log knows them. Where none can be given any more, their lines are warnings.
             named = getattr(retrying, "with_name", None)
             turns = aiter(retrying if named is None else named(NAME, (), {}))
             turn = await anext(turns)
             while True:
+                failure.retried = True
                 # As if raised inside of `with turn`, but without a way through frames that it would keep alive.
                 turn.__exit__(type(failure), failure, failure.__traceback__)
                 try:
@@ -109,9 +113,9 @@ class Loop:
                 await prepare_again(call.request)
                 renew_cookies(call)
                 result = await self._attempt()
-                if result is not self._last.error:
+                if not isinstance(result, LamellaError) or result is not self._last.error:
                     return result
-                failure = self._last.error
+                failure = result
                 await self._decide(failure)
                 if not self._goes_on():
                     return failure

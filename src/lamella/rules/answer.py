@@ -8,9 +8,9 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final
 
-__all__ = ["Answer", "BodyNeeded"]
+from lamella.error_body import code_in
 
-_CODES: Final = ("code", "error_code", "errorCode", "status", "reason", "type")
+__all__ = ["Answer", "BodyNeeded"]
 
 
 class BodyNeeded(BaseException):
@@ -44,7 +44,7 @@ class Answer:
         self.headers: Final = headers if hasattr(headers, "getall") else _Headers(headers)
         self.method: Final = method
         self.url: Final = url
-        self.body_needed = False
+        self.body_needed: bool = False
         """Whether a rule has asked for the body, and it was not there."""
         self._body = body
 
@@ -74,17 +74,10 @@ class Answer:
     def error_code(self) -> str | None:
         """The code of the error in a JSON body, such as ``lock_timeout`` in ``{"error": {"code": "lock_timeout"}}``.
 
-        It is looked for in ``error``, in the first of ``errors`` and in the body itself, under ``code``,
-        ``error_code``, ``errorCode``, ``status``, ``reason`` and ``type``. A number that repeats the status is none.
+        It is looked for where :attr:`lamella.ApiError.error_code` is: in ``error``, in the first of ``errors`` and in
+        the body itself. A number that repeats the status is none.
         """
-        for part in _errors(self.json):
-            if isinstance(part, str):
-                return part
-            for name in _CODES:
-                code = part.get(name)
-                if isinstance(code, str | int) and str(code) not in {"", "True", "False", str(self.status)}:
-                    return str(code)
-        return None
+        return code_in(self.json, self.status)
 
     def __repr__(self) -> str:
         return f"<Answer {self.status} to {self.method}>"
@@ -104,14 +97,3 @@ class _Headers(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._values)
-
-
-def _errors(body: Any) -> Iterator[str | dict[str, Any]]:
-    """Yield what may hold the code of an error, the most likely first."""
-    if isinstance(body, list):
-        body = {"errors": body}
-    if isinstance(body, dict):
-        errors = body.get("errors")
-        for part in (body.get("error"), errors[0] if isinstance(errors, list) and errors else errors, body):
-            if isinstance(part, dict) or (isinstance(part, str) and part):
-                yield part

@@ -80,6 +80,7 @@ _BUILT_IN: Final[dict[Status | None, Rule]] = {
     )
     for status in rule.statuses
 }
+_BUILT_IN_IDS: Final = frozenset(map(id, _BUILT_IN.values()))
 
 
 class RuleBook:
@@ -182,14 +183,16 @@ class RuleBook:
 
     def unless_built_in(self, rule: Rule, outcome: Outcome) -> Rule:
         """Return *rule*, which another layer has put on an error, or this book's for *outcome* if it is built in."""
-        return self.rule_for(outcome) if any(rule is built_in for built_in in _BUILT_IN.values()) else rule
+        return self.rule_for(outcome) if id(rule) in _BUILT_IN_IDS else rule
 
     def replace(self, *rules: Rule) -> RuleBook:
         """Return the same book with *rules* in place of those for the same statuses, or added.
 
         A rule with ``when`` replaces none: it comes before those that the book has.
         """
-        new = {status: rule for rule in rules if rule.when is None for status in rule.statuses}
+        new: dict[Status | None, Rule] = {
+            status: rule for rule in rules if rule.when is None for status in rule.statuses
+        }
         kept: list[Rule] = [rule for rule in rules if rule.when is not None]
         for rule in self.rules:
             left = rule if rule.when is not None else rule.without(new)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from http import HTTPStatus
 from inspect import iscoroutinefunction
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from lamella.checks import check_whole
 from lamella.rules.answer import Answer
@@ -131,7 +131,8 @@ class Rule:
     @property
     def statuses(self) -> tuple[Status | None, ...]:
         """What the rule is for, one by one."""
-        return self.status if isinstance(self.status, tuple) else (self.status,)
+        status: Any = self.status  # a collection is a tuple by now
+        return status if isinstance(status, tuple) else (status,)
 
     @property
     def _registered_title(self) -> str:
@@ -150,6 +151,8 @@ class Rule:
 
     def title_of(self, status: int) -> str:
         """Return the title for *status*: its registered one, unless the rule was given a title."""
+        if self.status == status:
+            return self.title
         return _title(status) if self.title == self._registered_title else self.title
 
     def without(self, statuses: Collection[Status | None]) -> Rule | None:

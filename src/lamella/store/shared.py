@@ -56,7 +56,7 @@ class SharedState:
             self._local = store
         elif store is not None:
             self._store, self._local = store, MemoryStore(clock=self._clock)
-        self.memory = self._local if self._store is None else None
+        self.memory: MemoryStore | None = self._local if self._store is None else None
         """The store, if it is in memory: a layer may use it without waiting."""
         self._failed: float | None = None  # when the store failed, by the loop's clock. None: it works
         self._failures = 0

@@ -79,7 +79,7 @@ class AttemptSpan(Layer):
         origins: Iterable[str | URL] = (),
         **options: Unpack[SpanOptions],
     ) -> None:
-        self.shared = dict(options)
+        self.shared: Mapping[str, object] = dict(options)
         self._telemetry = Telemetry(**options)
         self._request_headers = frozenset(name.lower() for name in request_headers)
         self._response_headers = frozenset(name.lower() for name in response_headers)

@@ -115,7 +115,7 @@ class RequestSpan(Layer):
     single = True
 
     def __init__(self, **options: Unpack[SpanOptions]) -> None:
-        self.shared = dict(options)
+        self.shared: Mapping[str, object] = dict(options)
         self._telemetry = Telemetry(**options)
         self._begun: dict[Call, _Begun] = {}
 

@@ -48,47 +48,55 @@ class Instruments:
 
     def __init__(self, provider: metrics.MeterProvider) -> None:
         meter = metrics.get_meter("lamella", version_of_lamella(), meter_provider=provider, schema_url=SCHEMA)
-        self.send_duration = meter.create_histogram(
+        self.send_duration: metrics.Histogram = meter.create_histogram(
             "http.client.request.duration",
             "s",
             "Duration of HTTP client requests: of each send by itself.",
             explicit_bucket_boundaries_advisory=_SEND_BUCKETS,
         )
-        self.in_flight = meter.create_up_down_counter("lamella.sends.active", "{send}", "Sends in flight now.")
-        self.call_duration = meter.create_histogram(
+        self.in_flight: metrics.UpDownCounter = meter.create_up_down_counter(
+            "lamella.sends.active", "{send}", "Sends in flight now."
+        )
+        self.call_duration: metrics.Histogram = meter.create_histogram(
             "lamella.call.duration",
             "s",
             "Duration of whole calls, with all their sends and waits.",
             explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
         )
-        self.attempts = meter.create_histogram(
+        self.attempts: metrics.Histogram = meter.create_histogram(
             "lamella.call.attempts",
             "{send}",
             "How often a call was sent.",
             explicit_bucket_boundaries_advisory=_ATTEMPT_BUCKETS,
         )
-        self.wait = meter.create_histogram(
+        self.wait: metrics.Histogram = meter.create_histogram(
             "lamella.call.wait",
             "s",
             "How long a call waited between its sends, in sum.",
             explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
         )
-        self.retries = meter.create_counter("lamella.call.retries", "{retry}", "Decisions to send again.")
-        self.stops = meter.create_counter("lamella.call.stops", "{call}", "Calls that were given up, by the reason.")
-        self.waiting = meter.create_up_down_counter("lamella.calls.waiting", "{call}", "Calls that wait now.")
-        self.queued = meter.create_up_down_counter(
+        self.retries: metrics.Counter = meter.create_counter(
+            "lamella.call.retries", "{retry}", "Decisions to send again."
+        )
+        self.stops: metrics.Counter = meter.create_counter(
+            "lamella.call.stops", "{call}", "Calls that were given up, by the reason."
+        )
+        self.waiting: metrics.UpDownCounter = meter.create_up_down_counter(
+            "lamella.calls.waiting", "{call}", "Calls that wait now."
+        )
+        self.queued: metrics.UpDownCounter = meter.create_up_down_counter(
             "lamella.calls.queued", "{call}", "Calls that wait in the queue of their account now."
         )
-        self.queue_wait = meter.create_histogram(
+        self.queue_wait: metrics.Histogram = meter.create_histogram(
             "lamella.queue.wait",
             "s",
             "How long queued attempts waited.",
             explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
         )
-        self.episodes = meter.create_counter(
+        self.episodes: metrics.Counter = meter.create_counter(
             "lamella.rate_limit.episodes", "{episode}", "Rate-limit episodes that began."
         )
-        self.episode_duration = meter.create_histogram(
+        self.episode_duration: metrics.Histogram = meter.create_histogram(
             "lamella.rate_limit.duration",
             "s",
             "Length of a rate-limit episode, from the refusal to the next success.",

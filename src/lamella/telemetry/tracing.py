@@ -39,7 +39,9 @@ class Tracing:
     __slots__ = ("_late", "_never", "tracer")
 
     def __init__(self, provider: trace.TracerProvider | None) -> None:
-        self.tracer = trace.get_tracer("lamella", version_of_lamella(), tracer_provider=provider, schema_url=SCHEMA)
+        self.tracer: trace.Tracer = trace.get_tracer(
+            "lamella", version_of_lamella(), tracer_provider=provider, schema_url=SCHEMA
+        )
         self._never = isinstance(self.tracer, trace.NoOpTracer)
         self._late = isinstance(self.tracer, trace.ProxyTracer)
 

@@ -117,7 +117,7 @@ class Throttle(Layer):
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
-        self.shared = {
+        self.shared: Mapping[str, object] = {
             "rules": rules,
             "store": store,
             "tracer_provider": tracer_provider,

@@ -88,9 +88,9 @@ class Queue:
         self._queue: list[_Waiter] = []  # by their places
         self._asking = False
         self.sent_at: list[float] = []  # when each attempt in flight was sent, by the store's clock, in order
-        self.queued = 0  # how many calls have had to wait so far
-        self.blocked_until = 0.0  # by the loop's clock, as far as this process knows
-        self.too_long = False  # whether that is too long for a call to wait
+        self.queued: int = 0  # how many calls have had to wait so far
+        self.blocked_until: float = 0.0  # by the loop's clock, as far as this process knows
+        self.too_long: bool = False  # whether that is too long for a call to wait
 
     @property
     def in_flight(self) -> int:

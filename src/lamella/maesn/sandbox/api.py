@@ -39,7 +39,7 @@ class Api:
     """The resources of all accounts. `size` returns how many records of each an account has at first."""
 
     def __init__(self, *, seed: int, size: Callable[[str], int]) -> None:
-        self.duplicates = 0
+        self.duplicates: int = 0
         self._seed = seed
         self._size = size
         self._tables: dict[tuple[str, str], Table] = {}

@@ -59,7 +59,7 @@ class Table:
     """
 
     def __init__(self, resource: str, account: str, *, seed: int, size: int) -> None:
-        self.id_field = id_field(resource)
+        self.id_field: str = id_field(resource)
         self._resource = resource
         self._account = account
         self._seed = seed

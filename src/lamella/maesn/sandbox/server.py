@@ -96,7 +96,7 @@ class Sandbox(Listener):
 
         super().__init__(host, port)
         self.api_key = api_key
-        self.accounts = _accounts(accounts)
+        self.accounts: tuple[Account, ...] = _accounts(accounts)
         self.received: list[Received] = []
         self._by_key = {account.key: account for account in self.accounts}
         self._limits = {account.key: account.limit or limit for account in self.accounts}
