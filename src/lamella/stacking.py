@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple, TypedDict, Unpack, cast
 
 import aiohttp
 from opentelemetry.metrics import MeterProvider
+from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import TracerProvider
 
 from lamella.auth import HeaderAuth
@@ -16,6 +17,7 @@ from lamella.breaker import Breaker
 from lamella.buffer import Buffer
 from lamella.checks import check_kind, check_options
 from lamella.classify import Classify
+from lamella.origins import Origin
 from lamella.pipeline import Layer, Pipeline, Slot, check_slot
 from lamella.retry import Retry
 from lamella.retry.budget import DEFAULT_BUDGET, RetryBudget
@@ -74,6 +76,7 @@ class StackOptions(TypedDict, total=False):
     meter_provider: MeterProvider | None
     url_template: UrlTemplate | None
     excluded_urls: Iterable[str] | None
+    propagate: TextMapPropagator | bool
 
 
 class _Made(NamedTuple):
@@ -103,7 +106,7 @@ _MADE: Final = (
     _Made(RequestSpan, False, _SPANS, ("spans", False)),
     _Made(Retry, True, _RETRY),
     _Made(Throttle, True, _THROTTLE, ("throttle", False)),
-    _Made(AttemptSpan, False, _SPANS, ("spans", False)),
+    _Made(AttemptSpan, False, {**_SPANS, "propagate": "propagate"}, ("spans", False)),
     _Made(Timeout, False, {"attempt_timeout": "seconds"}, ("attempt_timeout", None)),
     _Made(Buffer, False, {"buffer": "limit"}, ("buffer", None)),
     _Made(Classify, True, {}, ("raise_errors", False)),
@@ -168,6 +171,9 @@ def stack(rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **opti
             None, the default, means that the names have the method alone.
         excluded_urls: Regular expressions; a call to a URL in which one is found has neither spans nor metrics. None,
             the default, means those of ``OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS`` or ``OTEL_PYTHON_EXCLUDED_URLS``.
+        propagate: What writes trace context and baggage into the headers of requests to the origins that ``HeaderAuth``
+            layers state; where none does, of all requests but those that a redirect sends to another origin. True, the
+            default, means the global propagator of OpenTelemetry, False means that nothing is written.
 
     Raises:
         TypeError: There is no option of that name.
@@ -208,6 +214,10 @@ def stack(rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **opti
         if made.kind not in by_hand:
             make = cast(Callable[..., Layer], made.kind)
             chosen.append(make(*([rules] if made.takes_rules else []), **_arguments(made, wanted)))
+    origins = [layer.shared["origin"] for layer in chosen if isinstance(layer, HeaderAuth)]
+    for layer in chosen:
+        if isinstance(layer, AttemptSpan):
+            layer.inherit(cast(Origin, origin) for origin in origins if origin is not None)
     return _in_order(chosen)
 
 

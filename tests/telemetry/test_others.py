@@ -17,7 +17,7 @@ from tests.servers import Serve, Statuses
 
 from lamella import Backoff, LamellaError, Rule, RuleBook, maesn, stack
 from lamella.maesn.sandbox import Sandbox
-from lamella.telemetry.tracing import inject
+from lamella.telemetry.propagation import inject
 from lamella.testing import VirtualClock
 
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
@@ -73,7 +73,7 @@ async def test_a_header_of_the_users_own_is_replaced_and_never_doubled(serve: Se
 def test_where_there_is_a_span_and_no_more_it_is_told_as_the_propagators_tell_it(of: trace.SpanContext) -> None:
     ours, theirs = CIMultiDict[str](), CIMultiDict[str]()
     with trace.use_span(trace.NonRecordingSpan(of)):
-        inject(ours)
+        inject(ours, propagate.get_global_textmap())
         propagate.inject(theirs)
     assert ours == theirs
     assert bool(ours) is of.is_valid

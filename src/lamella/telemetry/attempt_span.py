@@ -6,13 +6,16 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Unpack
 
 from opentelemetry import context
+from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
+from yarl import URL
 
 from lamella.call import Call
 from lamella.classify.failures import ERROR_STATUS, was_connecting
 from lamella.credentials import secrets_of
 from lamella.errors import AttemptTimeout, ConnectTimeout
+from lamella.origins import Origin
 from lamella.pipeline import Layer, Result, Slot
 from lamella.telemetry.attributes import (
     Described,
@@ -23,9 +26,10 @@ from lamella.telemetry.attributes import (
     shown_url,
 )
 from lamella.telemetry.names import ERROR_TYPE, REQUEST_HEADER, RESEND_COUNT, RESPONSE_HEADER, URL_FULL
+from lamella.telemetry.propagation import Propagation
 from lamella.telemetry.redirects import note_earlier_hops, note_redirect
 from lamella.telemetry.shared import SpanOptions, Telemetry
-from lamella.telemetry.tracing import SILENT, Current, inject
+from lamella.telemetry.tracing import SILENT, Current
 
 __all__ = ["AttemptSpan"]
 
@@ -53,7 +57,14 @@ class AttemptSpan(Layer):
     Args:
         request_headers: Names of headers whose values are put on the span; never one that ``HeaderAuth`` set.
         response_headers: The same for the headers of the answer.
+        propagate: What writes trace context and baggage into the headers of a request. True means the global
+            propagator, False means that nothing is written.
+        origins: Where trace context and baggage go, beside the origins that the ``HeaderAuth`` layers of the stack
+            state. Without any they go wherever the caller sends a request, but not where a redirect leads.
         options: Those of :class:`lamella.RequestSpan`.
+
+    Raises:
+        ValueError: *propagate* or *origins* are something else, or one of the options is.
     """
 
     slot = Slot.ATTEMPT_SPAN
@@ -64,76 +75,85 @@ class AttemptSpan(Layer):
         *,
         request_headers: Iterable[str] = (),
         response_headers: Iterable[str] = (),
+        propagate: TextMapPropagator | bool = True,
+        origins: Iterable[str | URL] = (),
         **options: Unpack[SpanOptions],
     ) -> None:
         self.shared: Mapping[str, object] = dict(options)
         self._telemetry = Telemetry(**options)
         self._request_headers = frozenset(name.lower() for name in request_headers)
         self._response_headers = frozenset(name.lower() for name in response_headers)
-        self._begun: dict[Call, _Begun] = {}
+        self._propagation = Propagation(propagate, origins)
+        self._begun: dict[Call, _Begun | None] = {}
+        """None: nothing is recorded of the attempt."""
+
+    def inherit(self, origins: Iterable[Origin]) -> None:
+        """Propagate context to *origins* of the stack as well."""
+        self._propagation.origins |= frozenset(origins)
 
     def before(self, call: Call) -> None:
-        telemetry = self._telemetry
-        if telemetry.is_global and call.span is SILENT and not context.get_current():
+        telemetry, propagation = self._telemetry, self._propagation
+        if telemetry.is_global and call.span is SILENT and not context.get_current() and propagation.is_default:
             call.attempts += 1
-        elif (said := telemetry.describe(call)) is not None:
-            self._start(call, said)
-        else:
-            # A trace that has been begun elsewhere goes on, though nothing is recorded of the attempt.
-            call.attempts += 1
-            if not telemetry.is_off(call):
-                inject(call.request.headers)
-
-    def after(self, call: Call, result: Result) -> None:
-        begun = self._begun.pop(call, None)
-        if begun is None:
             return
-        try:
-            if not isinstance(result, BaseException):
-                note_redirect(call, result)
-                error = str(result.status) if result.status >= ERROR_STATUS else None
-            else:
-                error = error_type(result) if isinstance(result, Exception) else _deadline_error(call, result)
-            self._finish(call, begun, error)
-        finally:
-            begun.current.leave(result)
-
-    def _start(self, call: Call, said: Described) -> None:
         if not call.attempts:
             note_earlier_hops(call)
-        asked = {**said.asked, RESEND_COUNT: call.attempts} if call.attempts else said.asked
-        telemetry = self._telemetry
-        current = telemetry.tracing.start(call, said.name, SpanKind.CLIENT, asked)
+        begun: _Begun | None = None
+        if (said := telemetry.describe(call)) is not None:
+            begun = self._start(call, said)
         call.attempts += 1
-        counted = None if telemetry.instruments.silent else said.server
-        begun = _Begun(current, call.request.loop.time(), counted)
-        if counted is not None:
-            telemetry.instruments.in_flight.add(1, counted)
         try:
-            inject(call.request.headers)
+            # A trace that has been begun elsewhere goes on, also if nothing is recorded of the attempt.
+            if begun is not None or not telemetry.is_off(call):
+                propagation.inject(call)
         except BaseException as exc:
-            self._finish(call, begun, error_type(exc))
-            begun.current.leave(exc)
+            if begun is not None:
+                self._finish(call, begun, exc, error_type(exc))
             raise
         self._begun[call] = begun
 
-    def _finish(self, call: Call, begun: _Begun, error: str | None) -> None:
+    def after(self, call: Call, result: Result) -> None:
+        if call not in self._begun:
+            return
+        begun, error = self._begun.pop(call), None
+        if not isinstance(result, BaseException):
+            note_redirect(call, result)
+            if result.status >= ERROR_STATUS:
+                error = str(result.status)
+        else:
+            error = error_type(result) if isinstance(result, Exception) else _deadline_error(call, result)
+        if begun is not None:
+            self._finish(call, begun, result, error)
+
+    def _start(self, call: Call, said: Described) -> _Begun:
+        asked = {**said.asked, RESEND_COUNT: call.attempts} if call.attempts else said.asked
+        telemetry = self._telemetry
+        counted = None if telemetry.instruments.silent else said.server
+        if counted is not None:
+            telemetry.instruments.in_flight.add(1, counted)
+        current = telemetry.tracing.start(call, said.name, SpanKind.CLIENT, asked)
+        return _Begun(current, call.request.loop.time(), counted)
+
+    def _finish(self, call: Call, begun: _Begun, result: object, error: str | None) -> None:
         """End the span of the attempt: with the answer of the call, if there is one; *error* is its type."""
         span, counted, answer = begun.current.span, begun.counted, call.answer
-        if counted is not None:
-            self._telemetry.instruments.in_flight.add(-1, counted)
-        recording = span.is_recording()
-        if counted is not None or recording:
-            now = call.request.loop.time()
-            ended = {} if answer is None else response_attributes(answer)
-            if error is not None:
-                ended[ERROR_TYPE] = error
-            # Without an answer and without an error it was cancelled.
-            if counted is not None and ended:
-                self._telemetry.instruments.send_duration.record(now - begun.at, {**counted, **ended})
-            if recording:
-                self._describe(begun.current, call, ended)
-        span.end()
+        try:
+            if counted is not None:
+                self._telemetry.instruments.in_flight.add(-1, counted)
+            recording = span.is_recording()
+            if counted is not None or recording:
+                now = call.request.loop.time()
+                ended = {} if answer is None else response_attributes(answer)
+                if error is not None:
+                    ended[ERROR_TYPE] = error
+                # Without an answer and without an error it was cancelled.
+                if counted is not None and ended:
+                    self._telemetry.instruments.send_duration.record(now - begun.at, {**counted, **ended})
+                if recording:
+                    self._describe(begun.current, call, ended)
+            span.end()
+        finally:
+            begun.current.leave(result)
 
     def _describe(self, current: Current, call: Call, ended: dict[str, AttributeValue]) -> None:
         request, answer, span = call.request, call.answer, current.span

@@ -29,9 +29,10 @@ from lamella.telemetry.names import (
     WAIT_SOURCE,
 )
 from lamella.telemetry.others import give_back
+from lamella.telemetry.propagation import hands_on_nothing
 from lamella.telemetry.redirects import earlier_hops
 from lamella.telemetry.shared import SpanOptions, Telemetry
-from lamella.telemetry.tracing import SILENT, Current, hands_on_nothing, unrecorded
+from lamella.telemetry.tracing import SILENT, Current, unrecorded
 
 __all__ = ["RequestSpan"]
 

@@ -1,26 +1,20 @@
-"""The tracer of lamella, the current span, and how a trace is propagated."""
+"""The tracer of lamella, and the current span."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from contextvars import Token
-from functools import lru_cache
 from typing import Final, NamedTuple
 
-from multidict import istr
-from opentelemetry import context, propagate, trace
-from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry import context, trace
 from opentelemetry.context import Context
-from opentelemetry.propagators.composite import CompositePropagator
-from opentelemetry.propagators.textmap import TextMapPropagator
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
 from lamella.call import Call, PerCall
 from lamella.telemetry.attributes import last_shown_url
 from lamella.telemetry.names import SCHEMA, URL_FULL, version_of_lamella
 
-__all__ = ["OFF", "SILENT", "Current", "Tracing", "hands_on_nothing", "inject", "is_suppressed", "unrecorded"]
+__all__ = ["OFF", "SILENT", "Current", "Tracing", "is_suppressed", "unrecorded"]
 
 
 class Current(NamedTuple):
@@ -97,39 +91,3 @@ def is_suppressed() -> bool:
 # Private names, which OpenTelemetry's own instrumentations use as well.
 _ALL_SUPPRESSED: Final[str] = context._SUPPRESS_INSTRUMENTATION_KEY
 _HTTP_SUPPRESSED: Final[str] = context._SUPPRESS_HTTP_INSTRUMENTATION_KEY
-
-
-def hands_on_nothing() -> bool:
-    """Return whether there is no context to propagate, which propagators take 3 µs to find out."""
-    return not context.get_current() and _is_w3c(propagate.get_global_textmap())
-
-
-def inject(headers: MutableMapping[str, str]) -> None:
-    """Write the current context into *headers*, as the global propagator does it."""
-    current, propagator = context.get_current(), propagate.get_global_textmap()
-    if not _is_w3c(propagator) or len(current) > 1:
-        propagate.inject(headers)
-    elif current:
-        at = trace.get_current_span(current).get_span_context()
-        if at.is_valid:
-            # A span and nothing else. W3C Trace Context, section 3.2: the propagators take 7 µs for it, this 1.
-            headers[_TRACEPARENT] = f"00-{at.trace_id:032x}-{at.span_id:016x}-{at.trace_flags:02x}"
-            if at.trace_state:
-                headers[_TRACESTATE] = at.trace_state.to_header()
-        else:
-            propagate.inject(headers)
-
-
-_TRACEPARENT: Final = istr("traceparent")
-_TRACESTATE: Final = istr("tracestate")
-
-
-def _is_w3c(propagator: TextMapPropagator) -> bool:
-    """Return whether *propagator* writes traces and baggage alone; one of the user's might write other headers."""
-    return type(propagator) is CompositePropagator and _are_w3c(propagator)
-
-
-@lru_cache(maxsize=1)
-def _are_w3c(propagator: CompositePropagator) -> bool:
-    parts = getattr(propagator, "_propagators", [None])
-    return all(type(part) in {TraceContextTextMapPropagator, W3CBaggagePropagator} for part in parts)
