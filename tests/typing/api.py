@@ -93,7 +93,7 @@ async def own_session() -> None:
     )
 
     lamella.stack(on_attempt=on_attempt)
-    lamella.Retry(RULES, on_attempt=lambda request, result, record: print(request.url, result, record.waited))
+    lamella.Retry(RULES, on_attempt=lambda request, result, record: (request.url, result, record.waited))
     lamella.stack(on_attempt=own)  # type: ignore[arg-type]
     lamella.stack()
     lamella.stack(lamella.Breaker(), attempts=3)
