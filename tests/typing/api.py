@@ -63,6 +63,15 @@ async def own(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     return await handler(request)
 
 
+async def on_attempt(
+    request: aiohttp.ClientRequest, result: aiohttp.ClientResponse | lamella.LamellaError, record: lamella.AttemptRecord
+) -> None:
+    if isinstance(result, aiohttp.ClientResponse):
+        assert_type(lamella.attempts(result), tuple[lamella.AttemptRecord, ...])
+    else:
+        assert_type(result.stopped, StopReason | None)
+
+
 async def own_session() -> None:
     auth = lamella.HeaderAuth({"X-API-KEY": "key", "X-A": lambda: "now", "X-B": token}, origin="https://example.com")
     layers = lamella.stack(RULES, lamella.Timeout(5), auth=auth, attempts=3, deadline=60.0, retry_writes=True)
@@ -83,6 +92,9 @@ async def own_session() -> None:
         )
     )
 
+    lamella.stack(on_attempt=on_attempt)
+    lamella.Retry(RULES, on_attempt=lambda request, result, record: (request.url, result, record.waited))
+    lamella.stack(on_attempt=own)  # type: ignore[arg-type]
     lamella.stack()
     lamella.stack(lamella.Breaker(), attempts=3)
     lamella.stack(RULES, attempt=3)  # type: ignore[call-arg]

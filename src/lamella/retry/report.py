@@ -35,10 +35,8 @@ from lamella.telemetry.names import (
 
 __all__ = ["OnAttempt", "add_event", "deadline_left", "deadline_passed", "out_of_time", "reject", "reporter"]
 
-OnAttempt: TypeAlias = Callable[
-    [aiohttp.ClientRequest, aiohttp.ClientResponse | LamellaError, AttemptRecord], Awaitable[object] | None
-]
-"""What ``Retry(on_attempt=…)`` takes."""
+OnAttempt: TypeAlias = Callable[[aiohttp.ClientRequest, aiohttp.ClientResponse | LamellaError, AttemptRecord], object]
+"""What ``Retry(on_attempt=…)`` takes: a function, or an ``async`` one."""
 
 
 def reporter(hook: OnAttempt) -> Callable[[Call, Result, Decision | None], Awaitable[None]]:
