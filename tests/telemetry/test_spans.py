@@ -14,11 +14,15 @@ import aiohttp
 import pytest
 from aiohttp import web
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.util.types import Attributes
 from tests.sdk import Metering, Tracing, given
 from tests.servers import Serve
 from yarl import URL
@@ -322,6 +326,45 @@ async def test_the_url_without_secrets(serve: Serve, tracing: Tracing, before: s
     port = await send(serve, tracing, before)
     for span in tracing.spans:
         assert given(span)["url.full"] == f"http://127.0.0.1:{port}{after}"
+
+
+class Seeing(Sampler):
+    """Samples all, and keeps the URLs that it was shown."""
+
+    def __init__(self) -> None:
+        self.urls: list[object] = []
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        *_: object,
+        **__: object,
+    ) -> SamplingResult:
+        self.urls.append((attributes or {}).get("url.full"))
+        return ALWAYS_ON.should_sample(parent_context, trace_id, name, kind, attributes)
+
+    def get_description(self) -> str:
+        return "Seeing"
+
+
+async def test_samplers_see_the_url_and_spans_have_the_right_one_at_their_end(serve: Serve) -> None:
+    """At the start nobody knows which credential an auth layer will set, and whether it is in the path as well."""
+    sampler, exporter = Seeing(), InMemorySpanExporter()
+    provider = TracerProvider(sampler, shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    url = await serve(answer)
+    layers = stack(RULES, auth=HeaderAuth({"X-Key": "s3cr3t-key"}), tracer_provider=provider)
+    async with aiohttp.ClientSession(url, middlewares=layers) as session:
+        await session.get("/200?token=abc&limit=5#part")
+        await session.get("/200/s3cr3t-key")
+    first, second = f"{url}/200?token=REDACTED&limit=5", f"{url}/200/s3cr3t-key"
+    assert sampler.urls == [first, first, second, second]
+    hidden = f"{url}/200/REDACTED"
+    assert [given(span)["url.full"] for span in exporter.get_finished_spans()] == [first, first, hidden, hidden]
 
 
 class TestACall:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextvars import Token
 from typing import NamedTuple, Unpack
 
 from opentelemetry import context
-from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from lamella.call import Call
@@ -27,7 +25,7 @@ from lamella.telemetry.attributes import (
 from lamella.telemetry.names import ERROR_TYPE, REQUEST_HEADER, RESEND_COUNT, RESPONSE_HEADER, URL_FULL
 from lamella.telemetry.redirects import note_earlier_hops, note_redirect
 from lamella.telemetry.shared import SpanOptions, Telemetry
-from lamella.telemetry.tracing import SILENT, inject, leave
+from lamella.telemetry.tracing import SILENT, Current, inject
 
 __all__ = ["AttemptSpan"]
 
@@ -38,9 +36,7 @@ _CLOCK = 0.002
 class _Begun(NamedTuple):
     """An attempt that is being made."""
 
-    span: Span
-    token: Token[Context] | None
-    """What ends the time that the span is current. None: it is not."""
+    current: Current
     at: float
     """By the loop's clock."""
     counted: Mapping[str, AttributeValue] | None
@@ -100,30 +96,30 @@ class AttemptSpan(Layer):
                 error = error_type(result) if isinstance(result, Exception) else _deadline_error(call, result)
             self._finish(call, begun, error)
         finally:
-            leave(begun.span, begun.token, result)
+            begun.current.leave(result)
 
     def _start(self, call: Call, said: Described) -> None:
         if not call.attempts:
             note_earlier_hops(call)
         asked = {**said.asked, RESEND_COUNT: call.attempts} if call.attempts else said.asked
         telemetry = self._telemetry
-        span, token = telemetry.tracing.start(said.name, SpanKind.CLIENT, asked)
+        current = telemetry.tracing.start(call, said.name, SpanKind.CLIENT, asked)
         call.attempts += 1
         counted = None if telemetry.instruments.silent else said.server
-        begun = _Begun(span, token, call.request.loop.time(), counted)
+        begun = _Begun(current, call.request.loop.time(), counted)
         if counted is not None:
             telemetry.instruments.in_flight.add(1, counted)
         try:
             inject(call.request.headers)
         except BaseException as exc:
             self._finish(call, begun, error_type(exc))
-            leave(span, token, exc)
+            begun.current.leave(exc)
             raise
         self._begun[call] = begun
 
     def _finish(self, call: Call, begun: _Begun, error: str | None) -> None:
         """End the span of the attempt: with the answer of the call, if there is one; *error* is its type."""
-        span, counted, answer = begun.span, begun.counted, call.answer
+        span, counted, answer = begun.current.span, begun.counted, call.answer
         if counted is not None:
             self._telemetry.instruments.in_flight.add(-1, counted)
         recording = span.is_recording()
@@ -136,16 +132,17 @@ class AttemptSpan(Layer):
             if counted is not None and ended:
                 self._telemetry.instruments.send_duration.record(now - begun.at, {**counted, **ended})
             if recording:
-                self._describe(span, call, ended)
+                self._describe(begun.current, call, ended)
         span.end()
 
-    def _describe(self, span: Span, call: Call, ended: dict[str, AttributeValue]) -> None:
-        request, answer = call.request, call.answer
+    def _describe(self, current: Current, call: Call, ended: dict[str, AttributeValue]) -> None:
+        request, answer, span = call.request, call.answer, current.span
         if ERROR_TYPE in ended:
             span.set_status(Status(StatusCode.ERROR))
         if answer is not None:
             ended |= peer_attributes(answer)
-        ended[URL_FULL] = shown_url(call)
+        if (url := shown_url(call)) != current.url:  # an auth layer may have added secrets
+            ended[URL_FULL] = url
         if self._request_headers:
             ended |= header_attributes(REQUEST_HEADER, request.headers, self._request_headers, call, secrets_of(call))
         if self._response_headers and answer is not None:

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 import aiohttp
 from opentelemetry.util.types import AttributeValue
+from yarl import URL
 
 from lamella._aiohttp import peer_of
 from lamella.call import Call, PerCall
@@ -63,7 +64,7 @@ class Described(NamedTuple):
     server: Mapping[str, AttributeValue]
     """What a metric may have of it: method and server, never a URL."""
     asked: Mapping[str, AttributeValue]
-    """What the conventions require of a client span, but for ``url.full``, which :func:`shown_url` knows at the end."""
+    """What the conventions require of a client span at its start, without ``url.full``."""
 
 
 _DESCRIBED: Final = PerCall[tuple[object, Described] | None](lambda: None)
@@ -111,22 +112,25 @@ def _origin_attributes(host: str, port: int | None) -> Mapping[str, AttributeVal
     return MappingProxyType(attributes)
 
 
-_SHOWN: Final = PerCall[tuple[object, tuple[str, ...], str] | None](lambda: None)
+_SHOWN: Final = PerCall[tuple[URL, tuple[str, ...], tuple[str, ...], str]](lambda: (URL(), (), (), ""))
 
 
 def shown_url(call: Call) -> str:
-    """Return ``url.full``, to be asked for at the end of a span: an auth layer may have added secrets since."""
-    url = call.request.url
-    shown = redact_url(url, secrets_of(call))
-    _SHOWN.set(call, (url, call.secrets, shown))
+    """Return ``url.full`` without the secrets that are known now: an auth layer may have added some."""
+    url, secrets = call.request.url, secrets_of(call)
+    last = _SHOWN.get(call)
+    if last is not None and last[0] is url and last[2] == secrets:
+        return last[3]
+    shown = redact_url(url, secrets)
+    _SHOWN.set(call, (url, call.secrets, secrets, shown))
     return shown
 
 
 def last_shown_url(call: Call) -> str:
-    """Return the same, for the end of the call: that of its last attempt, where there was one."""
-    last = _SHOWN.of(call)
+    """Return what :func:`shown_url` returned last, if URL and secrets of auth layers are still the same."""
+    last = _SHOWN.get(call)
     if last is not None and last[0] is call.request.url and last[1] == call.secrets:
-        return last[2]
+        return last[3]
     return shown_url(call)
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from contextvars import Token
 from typing import Final, NamedTuple, Unpack
 
-from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from lamella.call import Call, Stop
@@ -33,7 +31,7 @@ from lamella.telemetry.names import (
 from lamella.telemetry.others import give_back
 from lamella.telemetry.redirects import earlier_hops
 from lamella.telemetry.shared import SpanOptions, Telemetry
-from lamella.telemetry.tracing import SILENT, hands_on_nothing, leave, unrecorded
+from lamella.telemetry.tracing import SILENT, Current, hands_on_nothing, unrecorded
 
 __all__ = ["RequestSpan"]
 
@@ -62,9 +60,7 @@ def _outcome_of(exc: BaseException) -> _Outcome:
 class _Begun(NamedTuple):
     """A call that is being made."""
 
-    span: Span
-    token: Token[Context] | None
-    """What ends the time that the span is current. None: it is not."""
+    current: Current
     at: float
     """By the loop's clock."""
     server: Mapping[str, AttributeValue]
@@ -106,6 +102,12 @@ class RequestSpan(Layer):
         meter_provider: None means the global one.
         url_template: Returns the path of a request with its variable parts named, for the names of spans. None means
             that the names have the method alone.
+        excluded_urls: Regular expressions; a call to a URL in which one is found has neither spans nor metrics, and
+            gets no trace context in its headers. None means those that ``OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS``
+            lists with commas, or ``OTEL_PYTHON_EXCLUDED_URLS``.
+
+    Raises:
+        ValueError: *excluded_urls* are not regular expressions.
     """
 
     slot = Slot.REQUEST_SPAN
@@ -125,8 +127,9 @@ class RequestSpan(Layer):
             return
         if not telemetry.instruments.silent:
             call.observer = _Waits(telemetry.instruments, said.server)
-        call.span, token = telemetry.tracing.start(f"lamella {said.name}", SpanKind.INTERNAL, said.asked)
-        self._begun[call] = _Begun(call.span, token, call.request.loop.time(), said.server)
+        current = telemetry.tracing.start(call, f"lamella {said.name}", SpanKind.INTERNAL, said.asked)
+        call.span = current.span
+        self._begun[call] = _Begun(current, call.request.loop.time(), said.server)
 
     def after(self, call: Call, result: Result) -> None:
         begun = self._begun.pop(call, None)
@@ -136,7 +139,7 @@ class RequestSpan(Layer):
             self._end(call, result, begun)
         finally:
             if begun is not None:
-                leave(begun.span, begun.token, result)
+                begun.current.leave(result)
 
     def _end(self, call: Call, result: Result, begun: _Begun | None) -> None:
         """Report that *call* has ended in *result*. *begun* None means that nothing records it."""
@@ -156,7 +159,7 @@ class RequestSpan(Layer):
 
     def _report(self, call: Call, outcome: _Outcome, begun: _Begun) -> None:
         """Record how the call has ended."""
-        span = begun.span
+        span = begun.current.span
         recording = span.is_recording()
         if recording or call.observer is not None:
             least = 0 if isinstance(outcome.cause, RequestRejected) else 1
@@ -174,7 +177,8 @@ class RequestSpan(Layer):
                     span.set_status(Status(StatusCode.ERROR, message))
                 if call.stop is not None:
                     end[STOP_REASON] = call.stop.reason.value
-                end[URL_FULL] = last_shown_url(call)
+                if (url := last_shown_url(call)) != begun.current.url:
+                    end[URL_FULL] = url
                 end[ATTEMPTS] = attempts
                 end[WAIT] = waited
                 if call.queued:
