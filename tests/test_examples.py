@@ -61,7 +61,7 @@ SHOWN = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(path.name, marks=() if path.stem in {"own_layer", "service", "sync"} else pytest.mark.slow)
+        pytest.param(path.name, marks=() if path.stem in {"own_layer", "service"} else pytest.mark.slow)
         for path in sorted(EXAMPLES.glob("*.py"))
         if "test_" not in path.name
     ],
