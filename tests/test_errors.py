@@ -636,6 +636,7 @@ async def demand_proxy_login(reader: asyncio.StreamReader, writer: asyncio.Strea
     await writer.drain()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("place", SENT)
 @pytest.mark.parametrize(
     ("answer", "cls"), [(not_http, ConnectionLost), (hang_up, ConnectionLost), (None, ConnectFailed)]

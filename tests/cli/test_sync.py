@@ -225,7 +225,9 @@ class TestTheEnd:
 
 
 class TestInAPipe:
-    @pytest.mark.parametrize("variables", [{}, {"FORCE_COLOR": "1", "TERM": "xterm"}])
+    @pytest.mark.parametrize(
+        "variables", [pytest.param({}, marks=pytest.mark.slow), {"FORCE_COLOR": "1", "TERM": "xterm"}]
+    )
     def test_there_are_lines_and_no_display(self, server: Sandbox, variables: dict[str, str]) -> None:
         write_accounts(Path(), "Ada")
         shown = lamella(*arguments(server), **variables)
@@ -326,7 +328,7 @@ class TestAJournalThatCannotBeUsed:
 
 @SIGNALS
 class TestInterrupted:
-    @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("by", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
     def test_it_ends_in_order_and_goes_on_where_it_was(self, by: signal.Signals) -> None:
         write_accounts(Path(), "Ada", "Bob")
         records = 1000
@@ -416,7 +418,7 @@ class TestInterrupted:
         assert shown.exit_code == 130
         assert shown.stderr == "lamella: interrupted; with --journal FILE --resume could go on from there\n"
 
-    @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("by", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
     def test_a_terminal_is_left_as_it_was(self, by: signal.Signals) -> None:
         import pty
 

@@ -29,6 +29,7 @@ def sender(*pieces: bytes, **headers: str) -> Handler:
     return answer
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("limit", [1, 1000, len(BODY), 1 << 30])
 @pytest.mark.parametrize("headers", [{}, {"Content_Length": str(len(BODY))}])
 @pytest.mark.parametrize("whole", [False, True])
@@ -215,6 +216,7 @@ FRAMINGS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("kind", "framing", "reads"),
     [

@@ -118,6 +118,7 @@ RULES = RuleBook(
 )
 
 
+@pytest.mark.sampled
 @STORES
 @pytest.mark.parametrize("limit", [None, Limit(1, 7.0)])
 async def test_calls_that_wait_in_the_queue_fail_at_once(

@@ -728,9 +728,9 @@ async def test_idle_accounts_are_bounded(serve: Serve, virtual_time: VirtualCloc
         patient = asyncio.create_task(waits(await request_of(session), answer))
         await asyncio.sleep(0)
         [kept] = [name for name, account in throttle._accounts.items() if account.queue.waiting]
-        for number in range(30_000):
+        for number in range(21_000):
             await throttle(request, answer)
-            if number == 25_000:
+            if number == 16_000:
                 gc.collect()
                 tracemalloc.start()
         gc.collect()

@@ -151,6 +151,7 @@ def without_space(text: str) -> str:
 
 
 class TestNumbers:
+    @pytest.mark.sampled
     @pytest.mark.parametrize("suffix", SUFFIXES)
     @pytest.mark.parametrize("place", PLACES)
     async def test_each_is_stored_digit_by_digit(self, serve: Serve, tmp_path: Path, place: str, suffix: str) -> None:

@@ -676,13 +676,13 @@ class TestAFailure:
         self, make_sandbox: MakeSandbox, virtual_time: VirtualClock, tmp_path: Path
     ) -> None:
         """Half a minute: nothing is lost, and what comes meanwhile is a few probes."""
-        sandbox = await make_sandbox(accounts=40, records=50, latency=0.2)
+        sandbox = await make_sandbox(accounts=20, records=50, latency=0.2)
         seen: set[str] = set()
         halfway = asyncio.Event()
 
         def see(progress: Progress) -> None:
             seen.add(type(progress.outage).__name__)
-            if sum(part.pages for part in progress.parts.values()) > 400:
+            if sum(part.pages for part in progress.parts.values()) > 200:
                 halfway.set()
 
         async def outage() -> None:

@@ -1175,6 +1175,7 @@ def test_a_limit_that_changes_is_found_anew(kind: str, factor: float) -> None:
     assert requests / period == pytest.approx(factor, rel=0.6)  # it may be looking for more just now
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("share", [0.1, 0.3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_share_of_others_is_left_to_them(kind: str, share: float) -> None:
@@ -1339,6 +1340,7 @@ def test_answers_that_take_five_times_as_long_now_and_then_are_no_disaster(
         assert outcome.took <= traffic.ideal() * 1.25
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("stated", [None, Limit(30, 60)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_state_is_of_json_values(kind: str, stated: Limit | None) -> None:
