@@ -216,7 +216,9 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
             return
         secrets = secrets_in(raw.url, raw.sent, raw.secrets)
         self.url, shown = shown_url(raw.url, secrets)
-        self.request_info: aiohttp.RequestInfo = aiohttp.RequestInfo(shown, self.method, redact_headers(raw.sent, secrets), shown)  # type: ignore[arg-type]
+        self.request_info: aiohttp.RequestInfo = aiohttp.RequestInfo(
+            shown, self.method, redact_headers(raw.sent, secrets), shown
+        )  # type: ignore[arg-type]
         self.headers: CIMultiDict[str] = redact_answer_headers(raw.headers, secrets, raw.hidden)
         self.body = redact_body(raw.body, secrets, ERROR_BYTES) if raw.body else b""
         self._raw = None

@@ -67,7 +67,7 @@ async def emit_everything(serve: Serve, tracing: Tracing, metering: Metering) ->
             await asyncio.sleep(3600)
         if request.path == "/busy":
             return web.Response(status=429, headers={"Retry-After": "3600"})
-        return web.Response(status=int(request.path.strip("/")))
+        return web.Response(status=int(request.path.strip("/")), headers={"X-Request-Id": "r-7"})
 
     spans = AttemptSpan(
         tracer_provider=tracing.provider,
@@ -75,6 +75,7 @@ async def emit_everything(serve: Serve, tracing: Tracing, metering: Metering) ->
         url_template=lambda _: "/{status}",
         request_headers=["Accept"],
         response_headers=["Content-Type"],
+        body_sizes=True,
     )
     layers = stack(
         RULES,

@@ -14,9 +14,11 @@ from yarl import URL
 from lamella.call import Call
 from lamella.classify.failures import ERROR_STATUS, was_connecting
 from lamella.credentials import secrets_of
-from lamella.errors import AttemptTimeout, ConnectTimeout
+from lamella.error_body import request_id_in
+from lamella.errors import AttemptTimeout, ConnectTimeout, LamellaError
 from lamella.origins import Origin
 from lamella.pipeline import Layer, Result, Slot
+from lamella.redaction import redact_text
 from lamella.telemetry.attributes import (
     Described,
     error_type,
@@ -24,8 +26,17 @@ from lamella.telemetry.attributes import (
     peer_attributes,
     response_attributes,
     shown_url,
+    size_attributes,
 )
-from lamella.telemetry.names import ERROR_TYPE, REQUEST_HEADER, RESEND_COUNT, RESPONSE_HEADER, URL_FULL
+from lamella.telemetry.names import (
+    ERROR_TYPE,
+    REQUEST_HEADER,
+    REQUEST_ID,
+    RESEND_COUNT,
+    RESPONSE_HEADER,
+    RULE,
+    URL_FULL,
+)
 from lamella.telemetry.propagation import Propagation
 from lamella.telemetry.redirects import note_earlier_hops, note_redirect
 from lamella.telemetry.shared import SpanOptions, Telemetry
@@ -57,6 +68,7 @@ class AttemptSpan(Layer):
     Args:
         request_headers: Names of headers whose values are put on the span; never one that ``HeaderAuth`` set.
         response_headers: The same for the headers of the answer.
+        body_sizes: Whether the span has the sizes of both bodies, where their headers state them.
         propagate: What writes trace context and baggage into the headers of a request. True means the global
             propagator, False means that nothing is written.
         origins: Where trace context and baggage go, beside the origins that the ``HeaderAuth`` layers of the stack
@@ -75,6 +87,7 @@ class AttemptSpan(Layer):
         *,
         request_headers: Iterable[str] = (),
         response_headers: Iterable[str] = (),
+        body_sizes: bool = False,
         propagate: TextMapPropagator | bool = True,
         origins: Iterable[str | URL] = (),
         **options: Unpack[SpanOptions],
@@ -83,6 +96,7 @@ class AttemptSpan(Layer):
         self._telemetry = Telemetry(**options)
         self._request_headers = frozenset(name.lower() for name in request_headers)
         self._response_headers = frozenset(name.lower() for name in response_headers)
+        self._body_sizes = body_sizes
         self._propagation = Propagation(propagate, origins)
         self._begun: dict[Call, _Begun | None] = {}
         """None: nothing is recorded of the attempt."""
@@ -150,23 +164,29 @@ class AttemptSpan(Layer):
                 if counted is not None and ended:
                     self._telemetry.instruments.send_duration.record(now - begun.at, {**counted, **ended})
                 if recording:
-                    self._describe(begun.current, call, ended)
+                    self._describe(begun.current, call, result, ended)
             span.end()
         finally:
             begun.current.leave(result)
 
-    def _describe(self, current: Current, call: Call, ended: dict[str, AttributeValue]) -> None:
-        request, answer, span = call.request, call.answer, current.span
+    def _describe(self, current: Current, call: Call, result: object, ended: dict[str, AttributeValue]) -> None:
+        request, answer, span, secrets = call.request, call.answer, current.span, secrets_of(call)
         if ERROR_TYPE in ended:
             span.set_status(Status(StatusCode.ERROR))
-        if answer is not None:
-            ended |= peer_attributes(answer)
-        if (url := shown_url(call)) != current.url:  # an auth layer may have added secrets
+        if isinstance(result, LamellaError):
+            ended[RULE] = result.rule.title
+        if (url := shown_url(call, secrets)) != current.url:  # an auth layer may have added secrets
             ended[URL_FULL] = url
         if self._request_headers:
-            ended |= header_attributes(REQUEST_HEADER, request.headers, self._request_headers, call, secrets_of(call))
-        if self._response_headers and answer is not None:
-            ended |= header_attributes(RESPONSE_HEADER, answer.headers, self._response_headers, call, secrets_of(call))
+            ended |= header_attributes(REQUEST_HEADER, request.headers, self._request_headers, call, secrets)
+        if answer is not None:
+            ended |= peer_attributes(answer)
+            if (request_id := request_id_in(answer.headers)) is not None:
+                ended[REQUEST_ID] = redact_text(request_id, secrets)
+            if self._response_headers:
+                ended |= header_attributes(RESPONSE_HEADER, answer.headers, self._response_headers, call, secrets)
+        if self._body_sizes:
+            ended |= size_attributes(request, answer)
         span.set_attributes(ended)
 
     def __repr__(self) -> str:

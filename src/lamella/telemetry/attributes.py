@@ -25,6 +25,8 @@ from lamella.telemetry.names import (
     PEER_ADDRESS,
     PEER_PORT,
     PROTOCOL_VERSION,
+    REQUEST_SIZE,
+    RESPONSE_SIZE,
     SERVER_ADDRESS,
     SERVER_PORT,
     STATUS,
@@ -43,6 +45,7 @@ __all__ = [
     "peer_attributes",
     "response_attributes",
     "shown_url",
+    "size_attributes",
 ]
 
 UrlTemplate = Callable[[aiohttp.ClientRequest], str | None]
@@ -115,9 +118,9 @@ def _origin_attributes(host: str, port: int | None) -> Mapping[str, AttributeVal
 _SHOWN: Final = PerCall[tuple[URL, tuple[str, ...], tuple[str, ...], str]](lambda: (URL(), (), (), ""))
 
 
-def shown_url(call: Call) -> str:
-    """Return ``url.full`` without the secrets that are known now: an auth layer may have added some."""
-    url, secrets = call.request.url, secrets_of(call)
+def shown_url(call: Call, secrets: tuple[str, ...]) -> str:
+    """Return ``url.full`` without *secrets*, which are those of the call by now: an auth layer may have added some."""
+    url = call.request.url
     last = _SHOWN.get(call)
     if last is not None and last[0] is url and last[2] == secrets:
         return last[3]
@@ -131,7 +134,7 @@ def last_shown_url(call: Call) -> str:
     last = _SHOWN.get(call)
     if last is not None and last[0] is call.request.url and last[1] == call.secrets:
         return last[3]
-    return shown_url(call)
+    return shown_url(call, secrets_of(call))
 
 
 def _template_of(request: aiohttp.ClientRequest, template: UrlTemplate | None) -> str | None:
@@ -163,6 +166,21 @@ def peer_attributes(response: aiohttp.ClientResponse) -> dict[str, AttributeValu
     if isinstance(peer, tuple) and len(peer) >= 2:
         return {PEER_ADDRESS: peer[0], PEER_PORT: peer[1]}
     return {PEER_ADDRESS: peer} if isinstance(peer, str) and peer else {}
+
+
+def size_attributes(
+    request: aiohttp.ClientRequest, response: aiohttp.ClientResponse | None
+) -> dict[str, AttributeValue]:
+    """Return how many bytes both bodies have, as far as their headers state it: as they are sent, compressed or not."""
+    sizes: dict[str, AttributeValue] = {}
+    if (stated := request.headers.get("Content-Length", "")).isdecimal():
+        sizes[REQUEST_SIZE] = int(stated)
+    # An answer without a body may state the size of another one.
+    has_body = response is not None and request.method != "HEAD" and response.status not in {204, 304}
+    stated = response.headers.get("Content-Length", "") if response is not None and has_body else ""
+    if stated.isdecimal():
+        sizes[RESPONSE_SIZE] = int(stated)
+    return sizes
 
 
 def header_attributes(
