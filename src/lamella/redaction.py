@@ -10,16 +10,18 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote, unquote_plus
 
+import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from lamella.error_body import json_in
+from lamella.error_body import ERROR_BYTES, json_in
 
 __all__ = [
     "REDACTED",
     "one_line",
     "redact_answer_headers",
     "redact_body",
+    "redact_exchange",
     "redact_headers",
     "redact_text",
     "redact_url",
@@ -178,6 +180,30 @@ def redact_body(body: bytes, secrets: Iterable[str] = (), limit: int | None = No
     except RecursionError:
         # It cannot be searched here, and may be read elsewhere, with more of the stack left.
         return b""
+
+
+def redact_exchange(
+    info: aiohttp.RequestInfo,
+    sent: Mapping[str, str],
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    secrets: Iterable[str],
+    hidden: Collection[str],
+) -> dict[str, object]:
+    """Return what an error shows of a request and its answer, by the names of its attributes.
+
+    *sent* are the headers of the request, *headers* and *body* those of the answer. *secrets* are known besides those
+    that are in the request.
+    """
+    secrets = secrets_in(info.real_url, sent, secrets)
+    text, url = shown_url(info.real_url, secrets)
+    return {
+        "url": text,
+        "request_info": aiohttp.RequestInfo(url, info.method, redact_headers(sent, secrets), url),  # type: ignore[arg-type]
+        "headers": redact_answer_headers(headers, secrets, hidden),
+        "body": redact_body(body, secrets, ERROR_BYTES) if body else b"",
+    }
 
 
 # A byte that is not UTF-8, as surrogateescape shows it.

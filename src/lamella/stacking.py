@@ -15,14 +15,15 @@ from opentelemetry.trace import TracerProvider
 from lamella.auth import HeaderAuth
 from lamella.breaker import Breaker
 from lamella.buffer import Buffer
-from lamella.checks import check_options
+from lamella.checks import check_kind, check_options
 from lamella.classify import Classify
 from lamella.origins import Origin
 from lamella.pipeline import Layer, Pipeline, Slot, check_slot
 from lamella.retry import Retry
 from lamella.retry.budget import DEFAULT_BUDGET, RetryBudget
 from lamella.retry.report import OnAttempt
-from lamella.rules import HTTP_RULES, Rule, RuleBook
+from lamella.rules import HTTP_RULES, RuleBook, check_rules
+from lamella.scope import TAKERS, check_values
 from lamella.store import Store
 from lamella.telemetry.attempt_span import AttemptSpan
 from lamella.telemetry.attributes import UrlTemplate
@@ -115,6 +116,17 @@ _SHARED: Final = frozenset({"store", "tracer_provider", "meter_provider", "url_t
 """Options that a layer made by hand has to have as well."""
 _OPTIONAL: Final = _SHARED | {"limit", "account", "on_attempt"}
 """Options of which None means that they are not given."""
+_FUNCTION: Final = (Callable, type(None)), "a function of a request, or None"
+_OF_STACK: Final[dict[str, tuple[Any, str]]] = {
+    "retry_budget": (RetryBudget | None, "a RetryBudget or None"),
+    "throttle": (bool | Throttle, "True, False or a Throttle"),
+    "limit": (Limit | None, "a Limit or None"),
+    "account": _FUNCTION,
+    "store": (Store | None, "a Store or None"),
+    "spans": (bool, "True or False"),
+    "url_template": _FUNCTION,
+}
+"""What an option that :func:`lamella.options` lacks may be, and the same in words."""
 _DEFAULTS: Final[StackOptions] = {
     "attempts": 5,
     "attempt_timeout": 60.0,
@@ -172,7 +184,12 @@ def stack(rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **opti
     check_options("stack", options, StackOptions.__annotations__)
     if isinstance(rules, Layer | At):
         return stack(HTTP_RULES, rules, *layers, **options)
-    _require_rules(rules)
+    check_rules(rules, "stack(")
+    for name, value in options.items():
+        if name in _OF_STACK:
+            check_kind(name, value, *_OF_STACK[name])
+        elif name in TAKERS and (name, value) != ("attempts", None):
+            check_values({name: value})
     if isinstance(throttle := options.get("throttle"), Throttle):
         layers = (*layers, throttle)
         del options["throttle"]
@@ -202,19 +219,6 @@ def stack(rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **opti
         if isinstance(layer, AttemptSpan):
             layer.inherit(cast(Origin, origin) for origin in origins if origin is not None)
     return _in_order(chosen)
-
-
-def _require_rules(rules: object) -> None:
-    if isinstance(rules, RuleBook):
-        return
-    items = rules if isinstance(rules, list | tuple) else [rules]
-    kind = (
-        type(rules).__name__
-        if items is not rules or not items
-        else f"{type(rules).__name__} of {type(items[0]).__name__}"
-    )
-    hint = ": write stack(RuleBook(rule, ...))" if any(isinstance(item, Rule) for item in items) else ""
-    raise ValueError(f"rules must be a RuleBook, got {kind}{hint}")
 
 
 def _auth_layers(auth: object) -> list[Layer | At]:

@@ -34,7 +34,6 @@ from lamella.cli import options
 from lamella.cli import sync as sync_module
 from lamella.cli.app import app
 from lamella.cli.options import Settings
-from lamella.maesn import sync as syncing
 from lamella.maesn.sandbox import Sandbox
 
 SIGNALS = pytest.mark.skipif(sys.platform == "win32", reason="there are no signals to send")
@@ -168,7 +167,7 @@ class TestTheEnd:
         async def full(*_: object) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "records.jsonl")
 
-        monkeypatch.setattr(sys.modules[syncing.__module__], "export", full)
+        monkeypatch.setattr(sys.modules["lamella.sync.run"], "export", full)
         write_accounts(Path(), "Ada")
         shown = sync(server, "--output", "records.jsonl")
         assert shown.exit_code == 1

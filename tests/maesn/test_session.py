@@ -60,9 +60,12 @@ async def test_a_missing_key_is_told_with_the_variable(sandbox: Sandbox) -> None
         assert caught.value.__context__ is None
         assert not sandbox.received
         # Where an account begins there is none yet.
-        async with session.get("/auth/datev", headers={"x-account-key": "of-an-old-one"}) as response:
+        async with session.get("/auth/datev") as response:
             assert response.status == 200
-    assert "X-ACCOUNT-KEY" not in sandbox.received[0].headers
+        assert "X-ACCOUNT-KEY" not in sandbox.received[0].headers
+        with pytest.raises(ValueError, match="the request brings X-ACCOUNT-KEY"):
+            await session.get("/auth/datev", headers={"x-account-key": "of-an-old-one"})
+    assert len(sandbox.received) == 1
 
 
 async def test_bad_arguments_are_told_at_once() -> None:

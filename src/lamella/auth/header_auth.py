@@ -51,8 +51,8 @@ class HeaderAuth(Layer):
             A ``Cookie`` header is always replaced, since the session's jar writes one.
 
     Raises:
-        ValueError: A name or a value cannot stand in a header, *origin* is no origin, or *existing* is neither of the
-            two. Values that functions return are checked when they are asked for.
+        ValueError: *headers* is no mapping, a name or a value cannot stand in a header, *origin* is no origin, or
+            *existing* is neither of the two. Values that functions return are checked when they are asked for.
     """
 
     slot = Slot.AUTH
@@ -66,6 +66,9 @@ class HeaderAuth(Layer):
     ) -> None:
         if existing not in {"raise", "keep"}:
             raise ValueError(f"existing must be 'raise' or 'keep', got {existing!r}")
+        if not isinstance(headers, Mapping):
+            # No value: it may be a credential.
+            raise ValueError(f"headers must be a mapping of names to values, got {type(headers).__name__}")  # noqa: TRY004
         for name, value in headers.items():
             if not _NAME.fullmatch(name):
                 raise ValueError(f"not a header name: {name!r}")
@@ -209,7 +212,9 @@ def _origin_of(value: str | URL) -> Origin:
             raise ValueError(f"origin must be an http or https URL with a host, got {text!r}: write 'https://{text}'")
         # Without a host it may be anything, also a credential.
         shown = repr(str(url.with_user(None))) if url.raw_host else type(value).__name__
-        raise ValueError(f"origin must be an http or https URL with a host, got {shown}")
+        raise ValueError(
+            f"origin must be an http or https URL with a host, got {shown}: write 'https://api.example.com'"
+        )
     return origin_of(url)
 
 

@@ -19,7 +19,7 @@ from lamella.retry.deadline import AttemptLimit, seconds_left
 from lamella.retry.judge import Settings
 from lamella.retry.loop import Loop
 from lamella.retry.report import OnAttempt, out_of_time, reporter
-from lamella.rules import RuleBook
+from lamella.rules import RuleBook, check_rules
 from lamella.scope import inherited
 from lamella.store import Store
 from lamella.store.shared import SharedState
@@ -79,6 +79,7 @@ class Retry(Layer):
         random: Callable[[], float] = random.random,
         on_attempt: OnAttempt | None = None,
     ) -> None:
+        check_rules(rules, "Retry(")
         if attempts is not None:
             check_whole("attempts", attempts)
         if deadline is not None:

@@ -103,7 +103,7 @@ class Instruments:
             explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
         )
 
-        self.transitions = meter.create_counter(
+        self.transitions: metrics.Counter = meter.create_counter(
             "lamella.breaker.transitions", "{transition}", "Circuits that opened, became half-open, or closed."
         )
 

@@ -12,7 +12,7 @@ from opentelemetry.trace import TracerProvider
 
 from lamella.call import Call
 from lamella.telemetry.attributes import Described, UrlTemplate, described, known_methods
-from lamella.telemetry.metrics import instruments_of
+from lamella.telemetry.metrics import Instruments, instruments_of
 from lamella.telemetry.others import take_over
 from lamella.telemetry.tracing import OFF, Tracing, is_suppressed
 
@@ -41,9 +41,9 @@ class Telemetry:
         url_template: UrlTemplate | None = None,
         excluded_urls: Iterable[str] | None = None,
     ) -> None:
-        self.tracing = Tracing(tracer_provider)
-        self.instruments = instruments_of(meter_provider)
-        self.is_global = tracer_provider is None and meter_provider is None
+        self.tracing: Tracing = Tracing(tracer_provider)
+        self.instruments: Instruments = instruments_of(meter_provider)
+        self.is_global: bool = tracer_provider is None and meter_provider is None
         self._template = url_template
         self._known = known_methods()
         self._excluded = _excluded(excluded_urls)

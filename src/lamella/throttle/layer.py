@@ -26,7 +26,7 @@ from lamella.classify.judge import Judged, judge
 from lamella.errors import ApiError, CertificateInvalid, ConnectFailed, RequestRejected
 from lamella.origins import origin_of
 from lamella.pipeline import Layer, Result, Slot
-from lamella.rules import RuleBook, StopReason
+from lamella.rules import RuleBook, StopReason, check_rules
 from lamella.store import Store
 from lamella.store.shared import SharedState, hash_key
 from lamella.telemetry.attributes import origin_attributes
@@ -117,6 +117,7 @@ class Throttle(Layer):
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
+        check_rules(rules, "Throttle(")
         self.shared: Mapping[str, object] = {
             "rules": rules,
             "store": store,

@@ -28,7 +28,7 @@ _GROUP_SIZE: Final = 32_000_000
 """Bytes of records in a row group of Parquet, which is held in memory as well."""
 
 _PAGE: Final = (
-    "SELECT account, resource, id, record FROM maesn_records"
+    "SELECT account, resource, id, record FROM sync_records"
     " WHERE (account, resource, id) > (?, ?, ?) ORDER BY account, resource, id LIMIT ?"
 )
 
@@ -78,7 +78,7 @@ async def export(journal: Journal, path: str | os.PathLike[str]) -> int:
     read a few MB at a time, without holding up commits: of those stored meanwhile some are in the file, others not.
 
     Args:
-        journal: One that :func:`lamella.maesn.sync` has filled. If nothing is stored, the file is empty.
+        journal: One that :func:`lamella.sync.run` has filled. If nothing is stored, the file is empty.
         path: The file; its folder must exist.
 
     Raises:
@@ -134,7 +134,7 @@ def _read(db: sqlite3.Connection, after: _Row) -> list[_Row]:
     """Return the next records, up to the size of a page, and at least one if there are any."""
     rows: list[_Row] = []
     size = 0
-    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'maesn_records'").fetchone():
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'sync_records'").fetchone():
         return rows
     with closing(db.execute(_PAGE, (*after[:3], _ROWS))) as found:
         for row in map(_Row._make, found):
