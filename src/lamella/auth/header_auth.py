@@ -90,7 +90,7 @@ class HeaderAuth(Layer):
         self._passed: str | None = None
         """What a function answered last: it need not be looked at again."""
         self._origin = None if origin is None else _origin_of(origin)
-        self.shared = {"origin": self._origin}
+        self.shared: Mapping[str, object] = {"origin": self._origin}
         self._kept = PerCall[frozenset[istr]](frozenset) if existing == "keep" else None
         """Which of the headers the request brings. None: it may bring none."""
 

@@ -83,7 +83,7 @@ def inject(headers: MutableMapping[str, str], propagator: TextMapPropagator) -> 
         if at.trace_state:
             headers[_TRACESTATE] = at.trace_state.to_header()
     else:
-        propagator.inject(headers)  # pyright: ignore[reportArgumentType]  # of its own default
+        propagator.inject(headers)  # pyright: ignore[reportArgumentType]  # its default setter is for mutable mappings
 
 
 _TRACEPARENT: Final = istr("traceparent")
