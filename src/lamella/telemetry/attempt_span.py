@@ -28,6 +28,7 @@ from lamella.telemetry.attributes import (
     shown_url,
     size_attributes,
 )
+from lamella.telemetry.metrics import Gauge
 from lamella.telemetry.names import (
     ERROR_TYPE,
     REQUEST_HEADER,
@@ -54,8 +55,8 @@ class _Begun(NamedTuple):
     current: Current
     at: float
     """By the loop's clock."""
-    counted: Mapping[str, AttributeValue] | None
-    """What it is counted by. None: it is not."""
+    measured: Mapping[str, AttributeValue] | None
+    """What all metrics of the attempt have in common. None: nothing is measured."""
 
 
 class AttemptSpan(Layer):
@@ -98,6 +99,7 @@ class AttemptSpan(Layer):
         self._response_headers = frozenset(name.lower() for name in response_headers)
         self._body_sizes = body_sizes
         self._propagation = Propagation(propagate, origins)
+        self._in_flight = Gauge("in_flight", options.get("meter_provider"))
         self._begun: dict[Call, _Begun | None] = {}
         """None: nothing is recorded of the attempt."""
 
@@ -142,27 +144,27 @@ class AttemptSpan(Layer):
     def _start(self, call: Call, said: Described) -> _Begun:
         asked = {**said.asked, RESEND_COUNT: call.attempts} if call.attempts else said.asked
         telemetry = self._telemetry
-        counted = None if telemetry.instruments.silent else said.server
-        if counted is not None:
-            telemetry.instruments.in_flight.add(1, counted)
+        measured = telemetry.measured(call, said)
+        if measured is not None:
+            self._in_flight.add(1, measured)
         current = telemetry.tracing.start(call, said.name, SpanKind.CLIENT, asked)
-        return _Begun(current, call.request.loop.time(), counted)
+        return _Begun(current, call.request.loop.time(), measured)
 
     def _finish(self, call: Call, begun: _Begun, result: object, error: str | None) -> None:
         """End the span of the attempt: with the answer of the call, if there is one; *error* is its type."""
-        span, counted, answer = begun.current.span, begun.counted, call.answer
+        span, measured, answer = begun.current.span, begun.measured, call.answer
         try:
-            if counted is not None:
-                self._telemetry.instruments.in_flight.add(-1, counted)
+            if measured is not None:
+                self._in_flight.add(-1, measured)
             recording = span.is_recording()
-            if counted is not None or recording:
+            if measured is not None or recording:
                 now = call.request.loop.time()
                 ended = {} if answer is None else response_attributes(answer)
                 if error is not None:
                     ended[ERROR_TYPE] = error
                 # Without an answer and without an error it was cancelled.
-                if counted is not None and ended:
-                    self._telemetry.instruments.send_duration.record(now - begun.at, {**counted, **ended})
+                if measured is not None and ended:
+                    self._telemetry.instruments.attempt_duration.record(now - begun.at, {**measured, **ended})
                 if recording:
                     self._describe(begun.current, call, result, ended)
             span.end()

@@ -21,7 +21,7 @@ from lamella.telemetry.log import LOGGER
 from lamella.telemetry.names import (
     METHOD,
     METHOD_ORIGINAL,
-    OTHER_METHOD,
+    OTHER,
     PEER_ADDRESS,
     PEER_PORT,
     PROTOCOL_VERSION,
@@ -64,8 +64,6 @@ class Described(NamedTuple):
 
     name: str
     """Of low cardinality: the method, and the template of the path where there is one."""
-    server: Mapping[str, AttributeValue]
-    """What a metric may have of it: method and server, never a URL."""
     asked: Mapping[str, AttributeValue]
     """What the conventions require of a client span at its start, without ``url.full``."""
 
@@ -82,7 +80,7 @@ def described(call: Call, template: UrlTemplate | None, known: frozenset[str]) -
     before = _DESCRIBED.of(call)
     if before is not None and before[0] == made_of:
         return before[1]
-    shown = method if method in known else OTHER_METHOD
+    shown = method if method in known else OTHER
     path = _template_of(request, template)
     now = _described(shown, method, url.host or "", url.port, path)
     _DESCRIBED.set(call, (made_of, now))
@@ -92,18 +90,17 @@ def described(call: Call, template: UrlTemplate | None, known: frozenset[str]) -
 # A service calls few servers, each of them often, and by few templates.
 @lru_cache(maxsize=1024)
 def _described(shown: str, method: str, host: str, port: int | None, path: str | None) -> Described:
-    server = MappingProxyType({METHOD: shown, **_origin_attributes(host, port)})
-    asked = dict(server)
-    if shown == OTHER_METHOD:
+    asked: dict[str, AttributeValue] = {METHOD: shown, **_origin_attributes(host, port)}
+    if shown == OTHER:
         asked[METHOD_ORIGINAL] = method
     if path:
         asked[URL_TEMPLATE] = path
-    name = "HTTP" if shown == OTHER_METHOD else method
-    return Described(f"{name} {path}" if path else name, server, MappingProxyType(asked))
+    name = "HTTP" if shown == OTHER else method
+    return Described(f"{name} {path}" if path else name, MappingProxyType(asked))
 
 
 def origin_attributes(request: aiohttp.ClientRequest) -> Mapping[str, AttributeValue]:
-    """What a metric may have of something that many requests to one server share."""
+    """Return the attributes of the server of *request*."""
     return _origin_attributes(request.url.host or "", request.url.port)
 
 

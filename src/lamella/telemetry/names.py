@@ -28,7 +28,7 @@ __all__ = [
     "LIMIT_PERIOD",
     "METHOD",
     "METHOD_ORIGINAL",
-    "OTHER_METHOD",
+    "OTHER",
     "OUTCOME",
     "PEER_ADDRESS",
     "PEER_PORT",
@@ -109,7 +109,7 @@ RETRY_EVENT = "lamella.retry"
 STORE_EVENT = "lamella.store_failed"
 STOP_EVENT = "lamella.stop"
 
-OTHER_METHOD = "_OTHER"
+OTHER = "_OTHER"
 
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.30.0"
 """The version of the conventions."""
