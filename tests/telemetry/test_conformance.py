@@ -324,6 +324,12 @@ class TestThePage:
             for name in names.split(", "):
                 assert getattr(import_module(module), name)
 
+    def test_its_policies_for_a_collector_have_attributes_of_spans(self) -> None:
+        [policies] = re.findall(r"```yaml\n(.*?)```", page(), re.DOTALL)
+        keys = set(re.findall(r"key: ([\w.]+)", policies))
+        assert keys == {"lamella.attempts", "lamella.outcome", "lamella.queue_wait"}
+        assert keys <= Told.by().on["call"]
+
     async def test_its_example_is_what_comes_out(
         self, sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock
     ) -> None:
