@@ -53,10 +53,10 @@ class _Begun(NamedTuple):
     """An attempt that is being made."""
 
     current: Current
-    at: float
-    """By the loop's clock."""
-    measured: Mapping[str, AttributeValue] | None
+    measured: Mapping[str, AttributeValue] | None = None
     """What all metrics of the attempt have in common. None: nothing is measured."""
+    at: float = 0.0
+    """When it began, by the loop's clock, if that is measured."""
 
 
 class AttemptSpan(Layer):
@@ -124,54 +124,51 @@ class AttemptSpan(Layer):
                 propagation.inject(call)
         except BaseException as exc:
             if begun is not None:
-                self._finish(call, begun, exc, error_type(exc))
+                self._finish(call, begun, exc)
             raise
         self._begun[call] = begun
 
     def after(self, call: Call, result: Result) -> None:
         if call not in self._begun:
             return
-        begun, error = self._begun.pop(call), None
+        begun = self._begun.pop(call)
         if not isinstance(result, BaseException):
             note_redirect(call, result)
-            if result.status >= ERROR_STATUS:
-                error = str(result.status)
-        else:
-            error = error_type(result) if isinstance(result, Exception) else _deadline_error(call, result)
         if begun is not None:
-            self._finish(call, begun, result, error)
+            self._finish(call, begun, result)
 
     def _start(self, call: Call, said: Described) -> _Begun:
         asked = {**said.asked, RESEND_COUNT: call.attempts} if call.attempts else said.asked
         telemetry = self._telemetry
-        measured = telemetry.measured(call, said)
-        if measured is not None:
-            self._in_flight.add(1, measured)
         current = telemetry.tracing.start(call, said.name, SpanKind.CLIENT, asked)
-        return _Begun(current, call.request.loop.time(), measured)
+        measured = telemetry.measured(call, said)
+        if measured is None:
+            return _Begun(current)
+        self._in_flight.add(1, measured)
+        return _Begun(current, measured, call.request.loop.time())
 
-    def _finish(self, call: Call, begun: _Begun, result: object, error: str | None) -> None:
-        """End the span of the attempt: with the answer of the call, if there is one; *error* is its type."""
+    def _finish(self, call: Call, begun: _Begun, result: Result) -> None:
+        """End the span of the attempt, which has ended in *result*; there may have been an answer before that."""
         span, measured, answer = begun.current.span, begun.measured, call.answer
         try:
             if measured is not None:
                 self._in_flight.add(-1, measured)
             recording = span.is_recording()
             if measured is not None or recording:
-                now = call.request.loop.time()
                 ended = {} if answer is None else response_attributes(answer)
-                if error is not None:
+                if (error := _error_of(call, result)) is not None:
                     ended[ERROR_TYPE] = error
                 # Without an answer and without an error it was cancelled.
                 if measured is not None and ended:
-                    self._telemetry.instruments.attempt_duration.record(now - begun.at, {**measured, **ended})
+                    took = call.request.loop.time() - begun.at
+                    self._telemetry.instruments.attempt_duration.record(took, {**measured, **ended})
                 if recording:
                     self._describe(begun.current, call, result, ended)
             span.end()
         finally:
             begun.current.leave(result)
 
-    def _describe(self, current: Current, call: Call, result: object, ended: dict[str, AttributeValue]) -> None:
+    def _describe(self, current: Current, call: Call, result: Result, ended: dict[str, AttributeValue]) -> None:
         request, answer, span, secrets = call.request, call.answer, current.span, secrets_of(call)
         if ERROR_TYPE in ended:
             span.set_status(Status(StatusCode.ERROR))
@@ -195,8 +192,13 @@ class AttemptSpan(Layer):
         return "AttemptSpan()"
 
 
-def _deadline_error(call: Call, exc: BaseException) -> str | None:
-    """Return the type of error that *exc*, which looks like a cancellation, is. None: it is a cancellation."""
+def _error_of(call: Call, result: Result) -> str | None:
+    """Return the type of error that an attempt has ended in. None: it succeeded, or was cancelled."""
+    if not isinstance(result, BaseException):
+        return str(result.status) if result.status >= ERROR_STATUS else None
+    if isinstance(result, Exception):
+        return error_type(result)
+    # What looks like a cancellation may be the deadline.
     if call.answer is None and call.deadline is not None and call.request.loop.time() >= call.deadline - _CLOCK:
-        return (ConnectTimeout if was_connecting(exc) else AttemptTimeout).__name__
+        return (ConnectTimeout if was_connecting(result) else AttemptTimeout).__name__
     return None

@@ -44,7 +44,7 @@ class _Outcome(NamedTuple):
     error: str | None = None
     """The type of what went wrong."""
     cause: LamellaError | None = None
-    """The same itself, if it is one of ours."""
+    """The error itself, if it is a LamellaError."""
 
 
 _SUCCESS: Final = _Outcome("success")
@@ -62,10 +62,10 @@ class _Begun(NamedTuple):
     """A call that is being made."""
 
     current: Current
-    at: float
-    """By the loop's clock."""
     measured: Mapping[str, AttributeValue] | None
     """What all metrics of the call have in common. None: nothing is measured."""
+    at: float
+    """When it began, by the loop's clock, if that is measured."""
 
 
 class _Waits:
@@ -95,7 +95,7 @@ class _Waits:
 class RequestSpan(Layer):
     """One INTERNAL span around all attempts and waits of a call, with an event for each decision.
 
-    It also measures whole calls: their duration, attempts and waits, and why they were given up. It is outermost, so
+    It also measures whole calls: their duration and waits, and why they were given up. It is outermost, so
     that it sees everything. The span ends when the layers return the answer, with the outcome: success, failure (and
     why there was no further attempt), or cancelled, which is no error.
 
@@ -130,12 +130,12 @@ class RequestSpan(Layer):
             # Nothing is recorded: what other layers and the log need, and no more.
             call.span = SILENT if telemetry.is_global and hands_on_nothing() else unrecorded()
             return
-        server = telemetry.measured(call, said)
-        if server is not None:
-            call.observer = _Waits(telemetry.instruments, self._waiting, server)
+        measured, now = telemetry.measured(call, said), 0.0
+        if measured is not None:
+            call.observer, now = _Waits(telemetry.instruments, self._waiting, measured), call.request.loop.time()
         current = telemetry.tracing.start(call, f"lamella {said.name}", SpanKind.INTERNAL, said.asked)
         call.span = current.span
-        self._begun[call] = _Begun(current, call.request.loop.time(), server)
+        self._begun[call] = _Begun(current, measured, now)
 
     def after(self, call: Call, result: Result) -> None:
         begun = self._begun.pop(call, None)
@@ -168,8 +168,6 @@ class RequestSpan(Layer):
         span = begun.current.span
         recording = span.is_recording()
         if recording or begun.measured is not None:
-            least = 0 if isinstance(outcome.cause, RequestRejected) else 1
-            attempts = max(call.attempts - earlier_hops(call), len(call.records), least)
             waited = sum((record.waited for record in call.records), 0.0) if call.records else 0.0
             end: dict[str, AttributeValue] = {OUTCOME: outcome.name}
             if outcome.error is not None:
@@ -177,15 +175,16 @@ class RequestSpan(Layer):
             if begun.measured is not None:
                 self._measure(call, {**begun.measured, **end}, call.request.loop.time() - begun.at, waited)
             if recording:
+                least = 0 if isinstance(outcome.cause, RequestRejected) else 1
                 if outcome.name == "failure":
-                    # Only our own messages are known to hold no secret.
+                    # Only a LamellaError is known to have no secret in its message.
                     message = None if outcome.cause is None else str(outcome.cause)
                     span.set_status(Status(StatusCode.ERROR, message))
                 if call.stop is not None:
                     end[STOP_REASON] = call.stop.reason.value
                 if (url := last_shown_url(call)) != begun.current.url:
                     end[URL_FULL] = url
-                end[ATTEMPTS] = attempts
+                end[ATTEMPTS] = max(call.attempts - earlier_hops(call), len(call.records), least)
                 end[WAIT] = waited
                 if call.queued:
                     end[QUEUE_WAIT] = call.queued
