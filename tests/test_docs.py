@@ -36,7 +36,8 @@ Step = int | Fault | Callable[[web.Request], Awaitable[web.Response]]
 
 
 async def echo(request: web.Request) -> web.Response:
-    return web.json_response({"key": request.headers.get("X-API-Key")}, headers={"X-Request-Id": "r-7"})
+    headers = {"X-Request-Id": "r-7", "X-Cache": "miss"}
+    return web.json_response({"key": request.headers.get("X-API-Key")}, headers=headers)
 
 
 async def slow(_: web.Request) -> web.Response:

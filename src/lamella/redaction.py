@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote, unquote_plus
@@ -27,6 +27,7 @@ __all__ = [
     "redact_url",
     "secrets_in",
     "shown_url",
+    "url_redactor",
 ]
 
 REDACTED = "REDACTED"
@@ -88,19 +89,28 @@ def redact_url(url: URL, secrets: Iterable[str] = ()) -> str:
 
 def shown_url(url: URL, secrets: Iterable[str] = ()) -> tuple[str, URL]:
     """Return the result of :func:`redact_url`, as a text and as a URL."""
+    origin, rest, shown = _shown_parts(url)
+    hidden = _hide(rest, secrets)
+    text = origin + hidden
+    return text, shown if hidden == rest and text == str(shown) else URL(text)
+
+
+def url_redactor(url: URL) -> Callable[[Iterable[str]], str]:
+    """Return a function that takes secrets and returns the result of :func:`redact_url`: for secrets that grow."""
+    origin, rest, _ = _shown_parts(url)
+    return lambda secrets: origin + _hide(rest, secrets)
+
+
+def _shown_parts(url: URL) -> tuple[str, str, URL]:
+    """Return the origin of *url*, what follows that, and both as a URL; secrets are not taken out yet."""
     shown = url.with_fragment(None) if url.raw_fragment else url
     if url.raw_user is not None or url.raw_password is not None:
         shown = shown.with_user(None)
     if url.raw_query_string and any(map(_tells, url.query)):
         shown = shown.with_query([(name, REDACTED if _tells(name) else value) for name, value in url.query.items()])
-    text = str(shown)
     # Host and port stay: what is found in them is found by chance.
     origin = f"{shown.scheme}://{shown.raw_authority}" if shown.raw_authority else ""
-    rest = text.removeprefix(origin)
-    hidden = _hide(rest, secrets)
-    if hidden == rest and text.startswith(origin):
-        return text, shown
-    return origin + hidden, URL(origin + hidden)
+    return origin, str(shown).removeprefix(origin), shown
 
 
 def redact_headers(headers: Mapping[str, str], secrets: Iterable[str] = ()) -> CIMultiDict[str]:

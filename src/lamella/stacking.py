@@ -77,6 +77,7 @@ class StackOptions(TypedDict, total=False):
     url_template: UrlTemplate | None
     excluded_urls: Iterable[str] | None
     propagate: TextMapPropagator | bool
+    max_servers: int | None
 
 
 class _Made(NamedTuple):
@@ -91,7 +92,9 @@ class _Made(NamedTuple):
 
 
 _PROVIDERS: Final = {"tracer_provider": "tracer_provider", "meter_provider": "meter_provider"}
-_SPANS: Final = {**_PROVIDERS, "url_template": "url_template", "excluded_urls": "excluded_urls"}
+_SPANS: Final = {
+    name: name for name in ("tracer_provider", "meter_provider", "url_template", "excluded_urls", "max_servers")
+}
 _RETRY: Final = {
     "attempts": "attempts",
     "deadline": "deadline",
@@ -112,7 +115,7 @@ _MADE: Final = (
     _Made(Classify, True, {}, ("raise_errors", False)),
 )
 _KINDS: Final = (*(made.kind for made in _MADE), Breaker, HeaderAuth)
-_SHARED: Final = frozenset({"store", "tracer_provider", "meter_provider", "url_template", "excluded_urls"})
+_SHARED: Final = frozenset({"store", *_SPANS})
 """Options that a layer made by hand has to have as well."""
 _OPTIONAL: Final = _SHARED | {"limit", "account", "on_attempt"}
 """Options of which None means that they are not given."""
@@ -174,6 +177,8 @@ def stack(rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **opti
         propagate: What writes trace context and baggage into the headers of requests to the origins that ``HeaderAuth``
             layers state; where none does, of all requests but those that a redirect sends to another origin. True, the
             default, means the global propagator of OpenTelemetry, False means that nothing is written.
+        max_servers: How many servers the metrics of one meter provider tell apart; any other is ``_OTHER``. None, the
+            default, means 100.
 
     Raises:
         TypeError: There is no option of that name.

@@ -128,7 +128,7 @@ async def test_providers_are_given_or_global(
     async with aiohttp.ClientSession(url, middlewares=layers) as session:
         await session.get("/")
     assert len(tracing.spans) == 2
-    assert metering.value("lamella.call.attempts") == 1
+    assert metering.count("lamella.call.duration") == 1
 
 
 async def test_trace_configs_of_the_users_see_one_request(serve: Serve, tracing: Tracing) -> None:

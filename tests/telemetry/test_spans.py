@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from tempfile import TemporaryDirectory
 
@@ -27,7 +27,7 @@ from tests.sdk import Metering, Tracing, given
 from tests.servers import Serve
 from yarl import URL
 
-from lamella import AttemptSpan, Backoff, HeaderAuth, LamellaError, RequestSpan, Rule, RuleBook, maesn, stack
+from lamella import AttemptSpan, Backoff, Failure, HeaderAuth, LamellaError, RequestSpan, Rule, RuleBook, maesn, stack
 from lamella.maesn.sandbox import Sandbox, Step
 from lamella.telemetry import attempt_span
 from lamella.testing import Fault, VirtualClock
@@ -84,6 +84,7 @@ class TestASend:
             "network.protocol.version": "1.1",
             "http.response.status_code": 404,
             "error.type": "404",
+            "lamella.rule": "Client Error",
         }
         assert (span.kind, span.name) == (SpanKind.CLIENT, "GET")
         assert span.instrumentation_scope is not None
@@ -224,6 +225,93 @@ class TestASend:
         [send] = tracing.sends
         assert given(send)["network.peer.address"] == f"{folder}/socket"
         assert "network.peer.port" not in given(send)
+
+
+class TestWhatAnAttemptSays:
+    @pytest.mark.parametrize(
+        ("headers", "shown"),
+        [
+            ({}, None),
+            ({"X-Request-Id": "r-7"}, "r-7"),
+            ({"CF-Ray": "ray", "x-vendor-request-id": "r-8"}, "r-8"),
+            ({"X-Request-Id": "r-s3cr3t-key"}, "r-REDACTED"),
+            ({"X-Request-Id": "a" * 500}, "a" * 299 + "…"),
+        ],
+    )
+    @pytest.mark.parametrize("status", [200, 404])
+    async def test_the_request_id_of_the_answer(
+        self, serve: Serve, tracing: Tracing, headers: dict[str, str], shown: str | None, status: int
+    ) -> None:
+        async def named(request: web.Request) -> web.StreamResponse:
+            return web.Response(status=status, headers=headers)
+
+        layers = stack(RULES, auth=HeaderAuth({"X-Key": "s3cr3t-key"}), tracer_provider=tracing.provider)
+        async with aiohttp.ClientSession(await serve(named), middlewares=layers) as session:
+            with suppress(LamellaError):
+                await session.get("/")
+        assert given(tracing.sends[0]).get("lamella.request_id") == shown
+
+    async def test_the_rule_and_the_type_of_its_error(
+        self, sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock
+    ) -> None:
+        sandbox.script(429, Fault.RESET_BEFORE_HEADERS, 404)
+        async with maesn.session(
+            sandbox.api_key, sandbox.account_key, sandbox.url, tracer_provider=tracing.provider
+        ) as session:
+            with pytest.raises(LamellaError):
+                await session.get("/accounting/invoices")
+        kinds: list[int | Failure] = [429, Failure.CONNECTION_LOST, 404]
+        assert [(given(span)["error.type"], given(span)["lamella.rule"]) for span in tracing.sends] == [
+            (error, maesn.RULES.rule_for(kind).title)
+            for error, kind in zip(("429", "ConnectionLost", "404"), kinds, strict=True)
+        ]
+
+    async def test_an_answer_below_400_that_a_rule_calls_an_error(self, serve: Serve, tracing: Tracing) -> None:
+        rules = RuleBook(Rule(200, "Throttled", when=lambda a: "X-Two" in a.headers))
+        layers = stack(rules, tracer_provider=tracing.provider)
+        async with aiohttp.ClientSession(await serve(answer), middlewares=layers) as session:
+            with pytest.raises(LamellaError):
+                await session.get("/200")
+        [span] = tracing.sends
+        assert (given(span)["error.type"], given(span)["lamella.rule"]) == ("ApiError", "Throttled")
+        assert given(span)["http.response.status_code"] == 200
+
+    @pytest.mark.parametrize(
+        ("method", "body", "sizes"),
+        [
+            ("GET", None, (None, 9)),
+            ("POST", b"12345", (5, 9)),
+            ("POST", "ä", (2, 9)),
+            ("HEAD", None, (None, None)),
+            ("PUT", "a stream", (None, None)),
+        ],
+    )
+    async def test_the_sizes_of_both_bodies_where_somebody_asks(
+        self, serve: Serve, tracing: Tracing, method: str, body: object, sizes: tuple[int | None, int | None]
+    ) -> None:
+        async def sized(request: web.Request) -> web.StreamResponse:
+            if request.method == "PUT":
+                response = web.StreamResponse()
+                await response.prepare(request)
+                await response.write(b"some")
+                return response
+            return web.Response(body=b"nine byte")
+
+        async def stream() -> AsyncIterator[bytes]:
+            yield b"some"
+
+        spans = AttemptSpan(body_sizes=True, tracer_provider=tracing.provider)
+        layers = stack(RULES, spans, tracer_provider=tracing.provider)
+        data = stream() if body == "a stream" else body
+        async with aiohttp.ClientSession(await serve(sized), middlewares=layers) as session:
+            async with session.request(method, "/", data=data) as response:
+                await response.read()
+        found = given(tracing.sends[0])
+        assert (found.get("http.request.body.size"), found.get("http.response.body.size")) == sizes
+
+    async def test_no_sizes_unless_somebody_asks(self, serve: Serve, tracing: Tracing) -> None:
+        await send(serve, tracing)
+        assert not [name for name in given(tracing.sends[0]) if ".body.size" in name]
 
 
 class TestNames:
@@ -541,9 +629,8 @@ class TestNobodyRecords:
         (send, call), others = spans[:2], spans[2:]
         assert [given(span).keys() for span in others] == [given(send).keys(), given(call).keys()]
         assert [span.status.status_code for span in others] == [StatusCode.ERROR] * 2
-        for name in ("lamella.call.attempts", "lamella.call.stops"):
-            assert metering.value(name) == 2
-        assert metering.value("lamella.sends.active") == 0
+        assert metering.count("lamella.call.duration") == metering.value("lamella.call.stops") == 2
+        assert metering.value("lamella.attempts.active") == 0
         points = metering.metrics["http.client.request.duration"].data.data_points
         assert sum(point.count for point in points if isinstance(point, HistogramDataPoint)) == 2
 

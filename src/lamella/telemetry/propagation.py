@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, MutableMapping
 from functools import lru_cache
-from typing import Final
+from typing import Final, cast
 
 from multidict import istr
 from opentelemetry import context, propagate, trace
@@ -17,6 +17,7 @@ from yarl import URL
 from lamella.call import Call
 from lamella.origins import Origin, origin_of, parsed_origin
 from lamella.telemetry.redirects import first_origin
+from lamella.telemetry.tracing import SPAN_KEY
 
 __all__ = ["Propagation", "hands_on_nothing", "inject"]
 
@@ -32,7 +33,7 @@ class Propagation:
         ValueError: *propagator* is something else, or *origins* are no origins.
     """
 
-    __slots__ = ("_given", "origins")
+    __slots__ = ("_given", "is_default", "origins")
 
     def __init__(self, propagator: TextMapPropagator | bool, origins: Iterable[str | URL]) -> None:
         if not isinstance(propagator, TextMapPropagator | bool):
@@ -40,12 +41,9 @@ class Propagation:
                 f"propagate must be a propagator, True or False, got {type(propagator).__name__}"
             )
         self._given = propagator
-        self.origins: frozenset[Origin] = frozenset(map(parsed_origin, origins))
-
-    @property
-    def is_default(self) -> bool:
+        self.is_default: bool = isinstance(propagator, bool)
         """Whether it writes nothing where the global propagator writes nothing."""
-        return isinstance(self._given, bool)
+        self.origins: frozenset[Origin] = frozenset(map(parsed_origin, origins))
 
     def inject(self, call: Call) -> None:
         """Write the current context into the headers of *call*. To another origin it gets no context at all."""
@@ -74,16 +72,17 @@ def hands_on_nothing() -> bool:
 def inject(headers: MutableMapping[str, str], propagator: TextMapPropagator) -> None:
     """Write the current context into *headers*, as *propagator* does it."""
     current = context.get_current()
-    if not current and _is_w3c(propagator):
-        return
-    at = trace.get_current_span(current).get_span_context()
-    if len(current) == 1 and at.is_valid and _is_w3c(propagator):
-        # A span and nothing else. W3C Trace Context, section 3.2: the propagators take 7 µs for it, this 1.
-        headers[_TRACEPARENT] = f"00-{at.trace_id:032x}-{at.span_id:016x}-{at.trace_flags:02x}"
-        if at.trace_state:
-            headers[_TRACESTATE] = at.trace_state.to_header()
-    else:
-        propagator.inject(headers)  # pyright: ignore[reportArgumentType]  # its default setter is for mutable mappings
+    if len(current) < 2 and _is_w3c(propagator):
+        if not current:
+            return
+        span = cast(trace.Span | None, current.get(SPAN_KEY))
+        if span is not None and (at := span.get_span_context()).is_valid:
+            # A span and nothing else. W3C Trace Context, section 3.2: the propagators take 7 µs for it, this 1.
+            headers[_TRACEPARENT] = f"00-{at.trace_id:032x}-{at.span_id:016x}-{at.trace_flags:02x}"
+            if at.trace_state:
+                headers[_TRACESTATE] = at.trace_state.to_header()
+            return
+    propagator.inject(headers)  # pyright: ignore[reportArgumentType]  # its default setter is for mutable mappings
 
 
 _TRACEPARENT: Final = istr("traceparent")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, TypedDict
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
+from opentelemetry.util.types import AttributeValue
 
 from lamella.call import Call
+from lamella.checks import check_whole
 from lamella.telemetry.attributes import Described, UrlTemplate, described, known_methods
 from lamella.telemetry.metrics import Instruments, instruments_of
+from lamella.telemetry.names import METHOD
 from lamella.telemetry.others import take_over
 from lamella.telemetry.tracing import OFF, Tracing, is_suppressed
 
@@ -26,6 +29,7 @@ class SpanOptions(TypedDict, total=False):
     meter_provider: MeterProvider | None
     url_template: UrlTemplate | None
     excluded_urls: Iterable[str] | None
+    max_servers: int | None
 
 
 class Telemetry:
@@ -40,6 +44,7 @@ class Telemetry:
         meter_provider: MeterProvider | None = None,
         url_template: UrlTemplate | None = None,
         excluded_urls: Iterable[str] | None = None,
+        max_servers: int | None = None,
     ) -> None:
         self.tracing: Tracing = Tracing(tracer_provider)
         self.instruments: Instruments = instruments_of(meter_provider)
@@ -47,6 +52,9 @@ class Telemetry:
         self._template = url_template
         self._known = known_methods()
         self._excluded = _excluded(excluded_urls)
+        if max_servers is not None:
+            check_whole("max_servers", max_servers)
+            self.instruments.max_servers = max_servers
 
     def describe(self, call: Call) -> Described | None:
         """Return what spans and metrics say about the request of *call*. None: there is neither."""
@@ -56,6 +64,13 @@ class Telemetry:
         if not silent:
             take_over(call)
         return described(call, self._template, self._known)
+
+    def measured(self, call: Call, said: Described) -> Mapping[str, AttributeValue] | None:
+        """Return the attributes that all metrics about the request of *call* have. None: nothing is measured."""
+        if self.instruments.silent:
+            return None
+        url, method = call.request.url, said.asked[METHOD]
+        return self.instruments.server(url.host, url.port, str(method))
 
     def is_off(self, call: Call) -> bool:
         """Return whether *call* gets neither spans nor metrics, and no context in its headers, with an SDK or not."""

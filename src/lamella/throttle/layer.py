@@ -31,7 +31,7 @@ from lamella.store import Store
 from lamella.store.shared import SharedState, hash_key
 from lamella.telemetry.attributes import origin_attributes
 from lamella.telemetry.log import LOGGER
-from lamella.telemetry.metrics import instruments_of
+from lamella.telemetry.metrics import Gauge, instruments_of
 from lamella.telemetry.names import (
     EPISODE,
     KEY_HASH,
@@ -76,6 +76,7 @@ class _Episode:
 class _Account:
     name: str  # a hash: the key itself may be a credential
     server: Mapping[str, AttributeValue]
+    measured: Mapping[str, AttributeValue]  # what metrics say about the server
     queue: Queue
     episode: _Episode | None = None
 
@@ -134,6 +135,7 @@ class Throttle(Layer):
         self._show_key = show_key
         self._tracing = Tracing(tracer_provider)
         self._instruments = instruments_of(meter_provider)
+        self._queued = Gauge("queued", meter_provider)
         self._permits: dict[Call, tuple[_Account, Permit, RateEstimate | None]] = {}
         """Of the attempts in flight. The estimate, where it is in memory: to look it up again takes longer."""
         self._accounts: OrderedDict[str, _Account] = OrderedDict()  # the one used last at the end
@@ -176,7 +178,7 @@ class Throttle(Layer):
             if (queued := waiting_of(call)) is not None:
                 waited, reason = call.queued - before, "refusal" if queued[1] > queued[0] else "rate"
                 if OFF not in call.state:
-                    self._instruments.queue_wait.record(waited, account.server)
+                    self._instruments.queue_wait.record(waited, account.measured)
                 (call.span or trace.get_current_span()).add_event(
                     QUEUED_EVENT, {WAIT: waited, QUEUED_BY: reason}, time.time_ns() - int(waited * 1e9)
                 )
@@ -263,7 +265,7 @@ class Throttle(Layer):
                     context = (call.span or trace.get_current_span()).get_span_context()
                     account.episode = _Episode(now, context, queue.queued - queue.waiting, OFF not in call.state)
                     if account.episode.recorded:
-                        self._instruments.episodes.add(1, account.server)
+                        self._instruments.episodes.add(1, account.measured)
                 account.episode.wait += seconds
                 account.episode.generation = max(account.episode.generation, permit.generation)
             if account.episode is not None:
@@ -290,7 +292,7 @@ class Throttle(Layer):
             attributes[KEY_HASH] = account.name[:_SHOWN]
             shown = f", account {account.name[:_SHOWN]}"
         if episode.recorded:
-            self._instruments.episode_duration.record(lasted, account.server)
+            self._instruments.episode_duration.record(lasted, account.measured)
             # A trace of its own: it belongs to all calls that waited.
             links = [Link(episode.context)] if episode.context.is_valid else []
             start = self._tracing.tracer.start_span
@@ -310,18 +312,19 @@ class Throttle(Layer):
         name = hash_key(origin_of(request.url), None if self._key is None else self._key(request))
         account = accounts.get(name)
         if account is None:
-            server = origin_attributes(request)
-            queue = Queue(partial(self._ask, name), partial(self._count_queued, server))
-            account = accounts[name] = _Account(name, server, queue)
+            server, url = origin_attributes(request), request.url
+            measured = self._instruments.server(url.host, url.port)
+            queue = Queue(partial(self._ask, name), partial(self._count_queued, measured))
+            account = accounts[name] = _Account(name, server, measured, queue)
             if len(accounts) > _MOST_ACCOUNTS:
                 self._forget_idle()
         else:
             accounts.move_to_end(name)
         return account
 
-    def _count_queued(self, server: Mapping[str, AttributeValue], call: Call, change: int) -> None:
+    def _count_queued(self, measured: Mapping[str, AttributeValue], call: Call, change: int) -> None:
         if OFF not in call.state:
-            self._instruments.queued.add(change, server)
+            self._queued.add(change, measured)
 
     def _forget_idle(self) -> None:
         # A few at a time: each new account makes room for more than itself.
