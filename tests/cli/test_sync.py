@@ -167,7 +167,7 @@ class TestTheEnd:
         async def full(*_: object) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "records.jsonl")
 
-        monkeypatch.setattr(sys.modules["lamella.sync.run"], "export", full)
+        monkeypatch.setattr(sys.modules["lamella.sync.export"], "export", full)
         write_accounts(Path(), "Ada")
         shown = sync(server, "--output", "records.jsonl")
         assert shown.exit_code == 1
@@ -258,7 +258,7 @@ class TestJson:
         first, *_, last = report["parts"]
         assert first == {
             "account": "Ada", "resource": "invoices", "since": None, "pages": 1, "total_pages": 1, "records": 45,
-            "state": "done", "error": None,
+            "total": 45, "state": "done", "error": None, "warnings": [], "bad_records": [],
         }  # fmt: skip
         assert (last["account"], last["state"]) == ("Eve", "failed")
         error = last["error"]

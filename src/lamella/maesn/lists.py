@@ -63,7 +63,7 @@ def source(resource: str, limit: int = 100) -> Source:
         f"accounting/{resource}",
         Numbered(page_size=limit),
         id=(f"{singular}Id", "id"),
-        changed="updatedDate",
+        changed=("updatedDate", "lastModifiedDate"),
         since="lastModifiedAt",
         total="meta.pagination.total",
         total_pages="meta.pagination.totalPages",

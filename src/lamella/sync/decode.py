@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -121,17 +121,18 @@ def record_of(raw: bytes, source: Source, position: int = 1) -> Record:
     import msgspec
 
     try:
-        *ids, changed = _fields(source.ids, source.changed)(raw)
+        found = _fields((*source.ids, *source.dates))(raw)
     except msgspec.DecodeError:  # it is no object, or has half a character
         value = _exact(raw)
         if not isinstance(value, dict):
             raise ValueError("is not an object") from None  # noqa: TRY004 - the record is wrong, not an argument
-        *ids, changed = (at(value, place) for place in (*source.ids, source.changed or ""))
+        found = [at(value, place) for place in (*source.ids, *source.dates)]
+    ids, dates = found[: len(source.ids)], found[len(source.ids) :]
     name = next(filter(None, map(_id, ids)), None)
     if name is None:
         names = " nor ".join(map(repr, source.ids))
         raise ValueError(f"has {'neither' if len(ids) > 1 else 'no'} {names}, so that it cannot be told apart")
-    return Record(name, _updated(changed), raw.decode(), position)
+    return Record(name, _updated(dates), raw.decode(), position)
 
 
 def id_of(record: object, source: Source) -> str | None:
@@ -141,7 +142,7 @@ def id_of(record: object, source: Source) -> str | None:
 
 def updated_of(record: object, source: Source) -> int | None:
     """Return when a record that is decoded was last changed, as :attr:`Record.updated`."""
-    return None if source.changed is None else _updated(at(record, source.changed))
+    return _updated([at(record, name) for name in source.dates])
 
 
 def microseconds(value: object) -> int | None:
@@ -158,9 +159,8 @@ def microseconds(value: object) -> int | None:
     return None
 
 
-def _updated(value: object) -> int | None:
-    found = microseconds(value)
-    return None if found is None or found < _EARLIEST else found
+def _updated(values: Iterable[object]) -> int | None:
+    return next((found for found in map(microseconds, values) if found is not None and found >= _EARLIEST), None)
 
 
 def _id(value: object) -> str | None:
@@ -170,12 +170,12 @@ def _id(value: object) -> str | None:
 
 
 @lru_cache(maxsize=64)
-def _fields(ids: tuple[str, ...], changed: str | None) -> Callable[[bytes], list[Any]]:
-    """Return a function that decodes the ids and the date of a record, and nothing else of it."""
+def _fields(names: tuple[str, ...]) -> Callable[[bytes], list[Any]]:
+    """Return a function that decodes these fields of a record, and nothing else of it."""
     import msgspec
 
-    places = [place.partition(".")[::2] for place in (*ids, changed or "")]
-    names = list(dict.fromkeys(name for name, _ in places))
+    places = [place.partition(".")[::2] for place in names]
+    names = tuple(dict.fromkeys(name for name, _ in places))
     nothing = msgspec.Raw(b"null")
     kind = msgspec.defstruct(
         "Fields",

@@ -17,7 +17,7 @@ from lamella.sync.errors import BadRecord, EmptyPage, IncompleteList, RepeatedPa
 from lamella.sync.lists import MOST_EMPTY
 from lamella.sync.page import Page, greater
 from lamella.sync.source import Source
-from lamella.sync.stored import TABLES, adopt, has_table, of_others, put
+from lamella.sync.stored import TABLES, adopt, count_change, has_table, of_others, put
 
 __all__ = ["OVERLAP", "Ask", "Position", "Wanted", "begin", "look", "missing", "store"]
 
@@ -90,6 +90,8 @@ class _Walk:
     largest: int = 0  # how many records the largest page holds
     seen: int = 0  # how many different records there are
     old: int = 0  # how many of these were there before it began, as far as known
+    undated: int = 0  # how many of the others do not say when they were changed
+    dated: bool = False  # whether any record says so
     first: int | None = None  # the total by page 1
     more: int = 0  # how many pages beyond the last one are read, since records are missing
     repeated: int | None = None  # a page that brought no new record
@@ -143,6 +145,8 @@ def begin(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[i
     for name in ("sync_records", "sync_parts", "sync_pages"):
         sql = f"DELETE FROM {name} WHERE account = ?1 AND (resource = ?2 OR ?2 = '')"  # noqa: S608 - our own names
         db.executemany(sql, others)
+    if others:
+        count_change(db)
     db.executemany(
         "INSERT OR REPLACE INTO sync_made VALUES (?, ?, ?)", [(*key, made) for key, made in ask.made.items()]
     )
@@ -188,9 +192,11 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source:
     walk.changed += result.changed
     # A record that does not say when it was changed counts as changed when it was read.
     for record in page.records:
+        walk.dated = walk.dated or record.updated is not None
         walk.highest = greater(walk.highest, answered if record.updated is None else record.updated)
     many = len(page.records) + len(page.bad)
-    walk.seen, walk.old, walk.read = walk.seen + result.seen, walk.old + result.old, walk.read + many
+    walk.seen, walk.old, walk.undated = walk.seen + result.seen, walk.old + result.old, walk.undated + result.undated
+    walk.read += many
     walk.largest = max(walk.largest, many)
     bad = (*page.bad, *result.bad)
     walk.bad = walk.bad or (str(bad[0]) if bad else None)
@@ -287,14 +293,13 @@ def _end(
 def _has_all(walk: _Walk) -> bool:
     """Return whether the walk has read as many records as were there when it began, as far as the API counts.
 
-    Records that are new since then do not stand in for others; where more old ones were read than page 1 counted,
-    its count is wrong.
+    Records that are new since then do not stand in for others; where none has a date, they cannot be told apart. Where
+    more old ones were read than page 1 counted, its count is wrong.
     """
     if walk.total is None:
         return True
-    if walk.first is None or walk.old > walk.first:
-        return walk.seen >= walk.total
-    return walk.old == walk.first
+    old = walk.old + (0 if walk.dated else walk.undated)
+    return walk.seen >= walk.total if walk.first is None or old > walk.first else old == walk.first
 
 
 def _start(db: sqlite3.Connection, each: Wanted, ask: Ask, run: int) -> Position:
@@ -304,7 +309,7 @@ def _start(db: sqlite3.Connection, each: Wanted, ask: Ask, run: int) -> Position
         return _unread(ask.since)
     if walk.run != run:
         since = ask.since
-        if since is None and walk.mark is not None and source.since is not None and source.changed is not None:
+        if since is None and walk.mark is not None and source.since is not None and source.dates:
             since = _text(walk.mark - int(ask.lookback * 1_000_000))
         return _unread(since, walk.mark)
     if walk.ended:

@@ -14,7 +14,7 @@ from lamella.batch import Batch, Journal, JournalError
 from lamella.checks import check_seconds
 from lamella.errors import RateLimited, Unauthorized
 from lamella.sync.decode import check_msgspec
-from lamella.sync.export import check_output, export
+from lamella.sync.export import check_output, export_changes
 from lamella.sync.marks import OVERLAP, Ask, Wanted, begin, look, missing
 from lamella.sync.page import checked_moment
 from lamella.sync.progress import Part, Progress, Report, part_of
@@ -70,7 +70,8 @@ async def run(
         accounts: By its name, what each source's ``within`` and ``params`` are called with. By default one,
             ``"default"``, with the credentials of the session.
         journal: Where all is kept, for this sync and the next ones. Its ``batch`` should name the API.
-        output: The file that gets all records at the end, by :func:`lamella.sync.export`. None means none.
+        output: The file that gets all records at the end, by :func:`lamella.sync.export`, unless it is up to date.
+            None means none.
         since: Only what was changed since this moment, whatever the marks say; see :attr:`Part.gap`. None means from
             the mark on, or everything where there is none.
         resume: Whether to go on with the last run, if there is one: only what it has not done is read.
@@ -122,7 +123,7 @@ async def run(
                 raise outcome.error
             reading.ended(outcome)
     if output is not None:
-        await export(journal, output)
+        await export_changes(journal, output)
     return Report(number, resumed, tuple(progress.parts.values()), time.monotonic() - began)
 
 

@@ -150,9 +150,9 @@ class Source:
     """Where the records are in an answer. Empty: the answer is the list of records."""
     id: str | Sequence[str] = "id"
     """The field that tells records apart. Of several the first one that a record has."""
-    changed: str | None = None
+    changed: str | Sequence[str] | None = None
     """The field with the moment of a record's last change: ISO 8601 (UTC if it has no zone), or seconds since 1970.
-    None means that a record has none: each run reads the whole list."""
+    Of several the first one that a record has. None means that a record has none: each run reads the whole list."""
     since: str | None = None
     """The query parameter for records that were changed since a moment. None: each run reads the whole list."""
     total: str | None = None
@@ -186,9 +186,14 @@ class Source:
         return (self.id,) if isinstance(self.id, str) else tuple(self.id)
 
     @property
+    def dates(self) -> tuple[str, ...]:
+        """The fields that may say when a record was last changed."""
+        return () if self.changed is None else (self.changed,) if isinstance(self.changed, str) else tuple(self.changed)
+
+    @property
     def identity(self) -> str:
         """What its stored records depend on: a journal's records of another identity are of another list."""
-        return repr((self.url, self.records, self.ids, self.changed))
+        return repr((self.url, self.records, self.ids, self.dates))
 
     def request(
         self, account: object, since: str | None, number: int, before: int, token: str | None

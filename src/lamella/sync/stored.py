@@ -10,7 +10,7 @@ from typing import Final
 from lamella.sync.decode import Record
 from lamella.sync.errors import BadRecord
 
-__all__ = ["TABLES", "Put", "adopt", "has_table", "of_others", "put"]
+__all__ = ["TABLES", "Put", "adopt", "count_change", "has_table", "of_others", "put"]
 
 # `walk` is the one in which it was read last, `updated` what the record itself says, in microseconds since the epoch.
 TABLES: Final = (
@@ -19,6 +19,10 @@ TABLES: Final = (
     # What the records depend on, of an account (resource is empty) and of a list.
     """CREATE TABLE IF NOT EXISTS sync_made (account TEXT NOT NULL, resource TEXT NOT NULL, made TEXT NOT NULL,
     PRIMARY KEY (account, resource))""",
+    # One row: it counts the changes of the records.
+    "CREATE TABLE IF NOT EXISTS sync_version (version INTEGER NOT NULL)",
+    # Each output: the version that it was written from, and its file as it was then.
+    "CREATE TABLE IF NOT EXISTS sync_outputs (path TEXT PRIMARY KEY, version INTEGER NOT NULL, stamp TEXT NOT NULL)",
 )
 
 
@@ -32,6 +36,8 @@ class Put:
     """Not read by this walk before. One that is twice on the page counts twice, as the API counts it."""
     old: int = 0
     """Those of them that were there before the walk began, as far as known."""
+    undated: int = 0
+    """Those of them that do not say when they were changed, and are not known from before."""
     moved: Record | None = None
     """One that this walk had read before, with another content."""
     bad: list[BadRecord] = field(default_factory=list)
@@ -76,7 +82,9 @@ def put(
             result.bad.append(BadRecord(f"record {record.position} on {page} {again}"))
         if last != walk or other is not None:
             result.seen += 1
-            result.old += last not in {-1, walk} or record.updated is None or record.updated < began
+            is_old = last not in {-1, walk} or (record.updated is not None and record.updated < began)
+            result.old += is_old
+            result.undated += not is_old and record.updated is None
         else:
             if record.updated is not None and before is not None and record.updated < before:
                 continue  # pages are read concurrently: this one is the older
@@ -90,7 +98,15 @@ def put(
         " SET updated = excluded.updated, record = excluded.record, walk = excluded.walk",
         kept,
     )
+    if result.changed:
+        count_change(db)
     return result
+
+
+def count_change(db: sqlite3.Connection) -> None:
+    """Note that the records have changed, so that each output is out of date."""
+    if not db.execute("UPDATE sync_version SET version = version + 1").rowcount:
+        db.execute("INSERT INTO sync_version VALUES (1)")
 
 
 def of_others(db: sqlite3.Connection, made: Mapping[tuple[str, str], str]) -> set[tuple[str, str]]:
