@@ -251,8 +251,8 @@ class Throttle(Layer):
     async def _record(self, call: Call, account: _Account, permit: Permit, status: int, judged: Judged | None) -> None:
         state, queue = self._state, account.queue
         if judged is not None and judged.rule.is_rate_limit(status, judged.retry_after):
-            asked = judged.rule.retry, judged.retry_after
-            wait = await state.note(call.span, account.name, RateEstimate, refused, permit, *asked)
+            asked, change = (judged.rule.retry, judged.retry_after), partial(refused, others=queue.in_flight - 1)
+            wait = await state.note(call.span, account.name, RateEstimate, change, permit, *asked)
             if wait is not None:
                 now, seconds = asyncio.get_running_loop().time(), wait.seconds or 0.0
                 queue.block(now + seconds, too_long=wait.too_long)

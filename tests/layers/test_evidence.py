@@ -1,0 +1,195 @@
+"""``Throttle`` and refusals of several kinds: by chance, by the number in flight, and where the account is used up."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from aiohttp import web
+from tests.layers.accounts import MINUTE, at_rest, client, get, in_episode, now, quickly, throttle_in
+from tests.servers import Serve, serving
+
+from lamella import Backoff, Rule, RuleBook, TooManyRequests, stack
+from lamella.testing import FixedWindow, VirtualClock
+from lamella.testing import Limit as ServersLimit
+from lamella.throttle.estimate import RateEstimate
+
+SECOND = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(1, jitter=0)))
+
+
+class Server:
+    """Refuses by chance, beyond so many in flight, and beyond a limit."""
+
+    def __init__(
+        self,
+        *,
+        chance: float = 0.0,
+        most: int = 10**9,
+        limit: ServersLimit | None = None,
+        latency: float = 0.02,
+        seed: int = 1,
+    ) -> None:
+        self.chance = chance
+        self.most = most
+        self.limiter = limit.limiter() if limit else None
+        self.latency = latency
+        self.random = random.Random(seed)
+        self.in_flight = 0
+        self.came: list[tuple[float, str, int]] = []
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        number = request.query["n"]
+        at = now()
+        if (
+            self.random.random() < self.chance
+            or self.in_flight >= self.most
+            or (self.limiter is not None and self.limiter.allow(at) > 0)
+        ):
+            self.came.append((at, number, 429))
+            return web.Response(status=429)
+        self.came.append((at, number, 200))
+        self.in_flight += 1
+        try:
+            await asyncio.sleep(self.latency)
+        finally:
+            self.in_flight -= 1
+        return web.Response()
+
+    @property
+    def refused(self) -> dict[str, float]:
+        """When each call was refused last."""
+        return {number: at for at, number, status in self.came if status == 429}
+
+
+def crowd(server: Server, rules: RuleBook, calls: int, at_once: int) -> tuple[float, dict[str, float], RateEstimate]:
+    """Make so many calls. Return how long all of them took, and each, and what was learned."""
+
+    async def main() -> tuple[float, dict[str, float], RateEstimate]:
+        took: dict[str, float] = {}
+        async with serving(server) as url, client(url, *stack(rules, spans=False, retry_budget=None)) as session:
+            numbers = iter(range(calls))
+
+            async def work() -> None:
+                for number in numbers:
+                    began = now()
+                    assert await get(session, number) == 200
+                    took[str(number)] = now() - began
+
+            began = now()
+            await asyncio.gather(*(work() for _ in range(at_once)))
+            lasted = now() - began
+            await asyncio.sleep(0)  # until Timeout cancels the timer that no attempt needs any more
+            at_rest(session)
+            [state] = throttle_in(session)._state._local._states.values()
+            assert isinstance(state, RateEstimate)
+            return lasted, took, state
+
+    result: tuple[float, dict[str, float], RateEstimate] = quickly(main)
+    return result
+
+
+def waited_their_minute(server: Server, seconds: float) -> bool:
+    """Return whether no call was sent again sooner than *seconds* after its refusal."""
+    refused: dict[str, float] = {}
+    for at, number, status in server.came:
+        if at < refused.get(number, -seconds) + seconds:
+            return False
+        if status == 429:
+            refused[number] = at
+    return True
+
+
+@pytest.mark.parametrize(
+    ("calls", "at_once", "chance"), [(600, 500, 0.02), (400, 10, 0.02), (200, 3, 0.02), (600, 100, 0.05)]
+)
+def test_a_refusal_by_chance_delays_only_the_refused_call(calls: int, at_once: int, chance: float) -> None:
+    server = Server(chance=chance)
+    _, took, _ = crowd(server, MINUTE, calls, at_once)
+    assert server.refused
+    assert max(seconds for number, seconds in took.items() if number not in server.refused) < 0.5
+    assert waited_their_minute(server, 60)
+    # The refused ones wait for their minutes and for nothing else.
+    for number, times in Counter(number for _, number, status in server.came if status == 429).items():
+        assert took[number] < 60 * (2**times - 1) + 0.5
+
+
+@pytest.mark.parametrize(
+    ("most", "calls", "latency"), [(10, 600, 0.05), (3, 200, 0.05), (1, 100, 0.05), (50, 2000, 0.05), (10, 100, 1.0)]
+)
+def test_a_limit_of_attempts_in_flight_is_learned(most: int, calls: int, latency: float) -> None:
+    server = Server(most=most, latency=latency)
+    took, _, estimate = crowd(server, SECOND, calls, 500)
+    assert took <= 1.2 * calls * latency / most + 0.5
+    assert len(server.refused) <= 0.05 * calls + 12
+    assert abs(estimate.most - most) <= 1
+    assert estimate.is_sure
+    assert not estimate.generation, "the account was never used up"
+
+
+def test_a_window_beside_a_limit_of_attempts_in_flight() -> None:
+    server = Server(most=10, latency=0.05, limit=FixedWindow(100, 1))
+    took, _, _ = crowd(server, SECOND, 1000, 500)
+    assert took <= 10 * 1.2
+    assert len(server.came) <= 1.1 * 1000
+
+
+def test_a_window_beside_refusals_by_chance() -> None:
+    server = Server(chance=0.02, limit=FixedWindow(100, 1))
+    took, _, _ = crowd(server, SECOND, 1000, 500)
+    assert took <= 10 * 1.25
+    assert len(server.came) <= 1.15 * 1000
+
+
+async def refuse_one(serve: Serve, plan: Callable[[str], bool]) -> tuple[str, Counter[str]]:
+    """Serve, refuse the first attempt of each call that *plan* says, and return the URL and the attempts."""
+    came: Counter[str] = Counter()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        number = request.query["n"]
+        came[number] += 1
+        await asyncio.sleep(0.1)
+        return web.Response(status=429 if plan(number) and came[number] == 1 else 200)
+
+    return await serve(answer), came
+
+
+async def test_after_an_undecided_refusal_one_attempt_goes_alone(serve: Serve, virtual_time: VirtualClock) -> None:
+    url, came = await refuse_one(serve, lambda number: number == "refused")
+    async with client(url, *stack(MINUTE)) as session:
+        assert await get(session, "before") == 200
+        refused = asyncio.create_task(get(session, "refused"))
+        await asyncio.sleep(0.11)
+        began = now()
+        assert await asyncio.gather(*(get(session, number) for number in range(4))) == [200] * 4
+        assert now() - began < 0.5
+        assert not in_episode(session)
+        assert came["0"] == 1
+        await asyncio.sleep(0)
+        assert not refused.done()
+        assert await refused == 200
+        at_rest(session)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_where_it_is_refused_too_the_account_is_closed(
+    serve: Serve, virtual_time: VirtualClock, alone: bool
+) -> None:
+    """Nothing is sent until the wait of the first refusal has passed; one that never passed anything closes at once."""
+    url, _ = await refuse_one(serve, lambda number: number in {"refused", "alone"})
+    async with client(url, *stack(MINUTE, attempts=1)) as session:
+        if alone:
+            assert await get(session, "before") == 200
+        began = now()
+        with pytest.raises(TooManyRequests):
+            await get(session, "refused")
+        if alone:
+            assert not in_episode(session)
+            with pytest.raises(TooManyRequests):
+                await get(session, "alone")
+        assert in_episode(session)
+        assert await get(session, "later") == 200
+        assert now() - began == pytest.approx(60.2, abs=0.01)
+        assert not in_episode(session)
