@@ -60,11 +60,12 @@ _SHOWN: Final = 8  # hexadecimal digits of a key's hash
 
 @dataclass(eq=False, slots=True)
 class _Episode:
-    """A rate-limit episode of an account: from a refusal to the next success."""
+    """A rate-limit episode of an account: from a refusal to the next success. Until it is one, refusals in doubt."""
 
     began: float  # by the loop's clock
     context: SpanContext  # of the refused call
     queued_before: int  # calls that had been queued, and sent, before it
+    last: float  # when the last attempt was sent before it: a success of a later one shows that it is none
     wait: float = 0.0
     refused: int = 0
     generation: int = 0  # of the last refused permit: a success with a later one ends the episode
@@ -77,6 +78,7 @@ class _Account:
     server: Mapping[str, AttributeValue]
     queue: Queue
     episode: _Episode | None = None
+    doubt: _Episode | None = None
 
 
 class Throttle(Layer):
@@ -218,6 +220,7 @@ class Throttle(Layer):
                 memory is None
                 or estimate is None
                 or account.episode is not None
+                or account.doubt is not None
                 or result.status >= ERROR_STATUS
                 or (self._below_400 and result.status in self._below_400)
             ):
@@ -253,20 +256,25 @@ class Throttle(Layer):
         if judged is not None and judged.rule.is_rate_limit(status, judged.retry_after):
             asked, change = (judged.rule.retry, judged.retry_after), partial(refused, others=queue.in_flight - 1)
             wait = await state.note(call.span, account.name, RateEstimate, change, permit, *asked)
+            now, episode = asyncio.get_running_loop().time(), account.episode or account.doubt
+            if episode is None:
+                context = (call.span or trace.get_current_span()).get_span_context()
+                episode = _Episode(now, context, queue.queued - queue.waiting, queue.sent_at[-1])
+                account.doubt = episode
+            episode.refused += 1
             if wait is not None:
-                now, seconds = asyncio.get_running_loop().time(), wait.seconds or 0.0
+                seconds = wait.seconds or 0.0
                 queue.block(now + seconds, too_long=wait.too_long)
                 if account.episode is None:
-                    context = (call.span or trace.get_current_span()).get_span_context()
-                    account.episode = _Episode(now, context, queue.queued - queue.waiting)
+                    account.episode, account.doubt = episode, None
                     self._instruments.episodes.add(1, account.server)
-                account.episode.wait += seconds
-                account.episode.generation = max(account.episode.generation, permit.generation)
-            if account.episode is not None:
-                account.episode.refused += 1
+                episode.wait += seconds
+                episode.generation = max(episode.generation, permit.generation)
             return
         others, limit = queue.in_flight - 1, self._limit
         ends = await state.note(call.span, account.name, RateEstimate, answered, permit, others, limit)
+        if account.doubt is not None and permit.at > account.doubt.last:
+            account.doubt = None
         episode = account.episode
         # Another process that shares the store may have had the first success.
         if episode is not None and (ends or permit.generation > episode.generation):
