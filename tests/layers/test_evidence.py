@@ -11,10 +11,12 @@ import pytest
 from aiohttp import web
 from tests.layers.accounts import MINUTE, at_rest, client, get, in_episode, now, quickly, throttle_in
 from tests.servers import Serve, serving
+from yarl import URL
 
-from lamella import Backoff, Rule, RuleBook, TooManyRequests, stack
-from lamella.testing import FixedWindow, VirtualClock
+from lamella import Backoff, Limit, Rule, RuleBook, Throttle, TooManyRequests, stack
+from lamella.testing import FixedWindow, TokenBucket, VirtualClock
 from lamella.testing import Limit as ServersLimit
+from lamella.throttle.belief import Belief, believed
 from lamella.throttle.estimate import RateEstimate
 
 SECOND = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(1, jitter=0)))
@@ -193,3 +195,63 @@ async def test_where_it_is_refused_too_the_account_is_closed(
         assert await get(session, "later") == 200
         assert now() - began == pytest.approx(60.2, abs=0.01)
         assert not in_episode(session)
+
+
+async def test_a_limit_of_one_path_does_not_hold_up_the_others(serve: Serve, virtual_time: VirtualClock) -> None:
+    limiters = {path: FixedWindow(10, 60).limiter() for path in ("/a", "/b")}
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        limiter = limiters.get(request.path)
+        return web.Response(status=429 if limiter is not None and limiter.allow(now()) > 0 else 200)
+
+    throttle = Throttle(MINUTE, scope=lambda request: request.url.path)
+    url = await serve(answer)
+    async with client(url, *stack(MINUTE, throttle)) as session:
+
+        async def call(path: str) -> float:
+            began = now()
+            async with session.get(path) as response:
+                assert response.status == 200
+            return now() - began
+
+        limited = [asyncio.create_task(call("/a")) for _ in range(30)]
+        assert max(await asyncio.gather(*(call("/free") for _ in range(100)))) < 1
+        assert max(await asyncio.gather(*(call("/b") for _ in range(10)))) < 1
+        await asyncio.sleep(1)
+        origin = URL(url)
+        assert throttle.blocked_for(origin, scope="/a") > 50
+        assert [throttle.blocked_for(origin, scope=path) for path in ("/b", "/free")] == [0, 0]
+        assert throttle.blocked_for(origin) == 0
+        await asyncio.gather(*limited)
+        at_rest(session)
+
+
+@pytest.mark.parametrize(
+    ("server", "calls", "kind", "requests", "in_flight"),  # of a bucket it is not the limit, but how its rate is kept
+    [
+        (lambda: Server(limit=FixedWindow(50, 1)), 400, "window", 50, None),
+        (lambda: Server(limit=TokenBucket(50, 50)), 400, "window", 50, ...),
+        (lambda: Server(limit=TokenBucket(100, 5)), 600, "bucket", 100, ...),
+        (lambda: Server(most=10, latency=0.05), 400, "none", 0, 10),
+        (Server, 100, "none", 0, None),
+    ],
+)
+def test_what_is_believed_can_be_looked_at(
+    server: Callable[[], Server], calls: int, kind: str, requests: float, in_flight: object
+) -> None:
+    belief = believed(crowd(server(), SECOND, calls, 200)[2], None)
+    assert belief.kind == kind
+    assert in_flight in (belief.in_flight, ...)
+    assert belief.requests == pytest.approx(requests, rel=0.3)
+    assert belief.by_chance == pytest.approx(0, abs=0.02)
+
+
+async def test_of_an_account_that_is_not_known_nothing_is_believed(serve: Serve, virtual_time: VirtualClock) -> None:
+    url = URL(await serve(Server()))
+    assert Throttle(MINUTE).state(url) == Belief("none", 0.0, 0.0, None, 0.0)
+    throttle = Throttle(MINUTE, limit=Limit(5, 60))
+    assert throttle.state(url) == Belief("stated", 5.0, 60, None, 0.0)
+    assert not throttle._accounts
+    async with client(str(url), *stack(MINUTE, throttle)) as session:
+        await get(session)
+        assert throttle.state(url) == Belief("stated", 5.0, 60, None, 0.0)

@@ -45,6 +45,7 @@ from lamella.telemetry.names import (
     WAIT,
 )
 from lamella.telemetry.tracing import SILENT, Tracing
+from lamella.throttle.belief import Belief, believed
 from lamella.throttle.estimate import Permit, RateEstimate, Wait
 from lamella.throttle.limit import Limit, earliest
 from lamella.throttle.permits import answered, learned, next_permit, refused
@@ -98,6 +99,9 @@ class Throttle(Layer):
             it is answered, a long poll too. None means that the limit is learned.
         key: Returns the account of a request. None, or a *key* that returns None, means one account for each origin.
             The key may be a credential: only a hash of it is stored.
+        scope: Returns which limit of the account a request counts against, where there are several, such as one for
+            each path. Each has a queue and an estimate of its own. None, or a *scope* that returns None, means one for
+            all.
         store: Where what is learned is kept. None means in this process, for the 10,000 accounts used last.
         show_key: Whether traces and logs tell accounts apart, by a short hash of the key.
         tracer_provider: None means the global one.
@@ -113,6 +117,7 @@ class Throttle(Layer):
         *,
         limit: Limit | None = None,
         key: Callable[[aiohttp.ClientRequest], str | None] | None = None,
+        scope: Callable[[aiohttp.ClientRequest], str | None] | None = None,
         store: Store | None = None,
         show_key: bool = False,
         tracer_provider: TracerProvider | None = None,
@@ -130,6 +135,7 @@ class Throttle(Layer):
         self._period = (backoff.low if backoff else 0.0) or _PERIOD
         self._limit = limit
         self._key = key
+        self._scope = scope
         self._state = SharedState(store)
         self._show_key = show_key
         self._tracing = Tracing(tracer_provider)
@@ -138,15 +144,23 @@ class Throttle(Layer):
         """Of the attempts in flight. The estimate, where it is in memory: to look it up again takes longer."""
         self._accounts: OrderedDict[str, _Account] = OrderedDict()  # the one used last at the end
 
-    def blocked_for(self, origin: URL, key: str | None = None) -> float:
+    def blocked_for(self, origin: URL, key: str | None = None, scope: str | None = None) -> float:
         """Return for how many seconds a refusal still blocks an account, as far as this process knows, or 0.0.
 
-        *origin* is a URL of its server, *key* what the *key* of the layer returns for its requests.
+        *origin* is a URL of its server, *key* and *scope* what those of the layer return for its requests.
         """
-        account = self._accounts.get(hash_key(origin_of(origin), key))
+        account = self._accounts.get(_name(origin, key, scope))
         if account is None:
             return 0.0
         return max(account.queue.blocked_until - asyncio.get_running_loop().time(), 0.0)
+
+    def state(self, origin: URL, key: str | None = None, scope: str | None = None) -> Belief:
+        """Return what is believed of the limits of an account, as far as this process knows.
+
+        *origin* is a URL of its server, *key* and *scope* what those of the layer return for its requests.
+        """
+        estimate = self._state.last_known(_name(origin, key, scope))
+        return believed(estimate if isinstance(estimate, RateEstimate) else RateEstimate(), self._limit)
 
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._state.work_in(loop)
@@ -310,7 +324,8 @@ class Throttle(Layer):
 
     def _account(self, request: aiohttp.ClientRequest) -> _Account:
         accounts = self._accounts
-        name = hash_key(origin_of(request.url), None if self._key is None else self._key(request))
+        key, scope = self._key, self._scope
+        name = _name(request.url, None if key is None else key(request), None if scope is None else scope(request))
         account = accounts.get(name)
         if account is None:
             server = origin_attributes(request)
@@ -334,3 +349,7 @@ class Throttle(Layer):
 
     def __repr__(self) -> str:
         return f"Throttle({self._rules!r}, limit={self._limit!r})"
+
+
+def _name(url: URL, key: str | None, scope: str | None) -> str:
+    return hash_key(origin_of(url), key if scope is None else f"{key or ''}\n{scope}")
