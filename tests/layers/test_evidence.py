@@ -9,12 +9,15 @@ from collections.abc import Callable
 
 import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.examples import examples
 from tests.layers.accounts import MINUTE, at_rest, client, get, in_episode, now, quickly, throttle_in
 from tests.servers import Serve, serving
 from yarl import URL
 
 from lamella import Backoff, Limit, Rule, RuleBook, Throttle, TooManyRequests, stack
-from lamella.testing import FixedWindow, TokenBucket, VirtualClock
+from lamella.testing import FixedWindow, SlidingWindow, TokenBucket, VirtualClock
 from lamella.testing import Limit as ServersLimit
 from lamella.throttle.belief import Belief, believed
 from lamella.throttle.estimate import RateEstimate
@@ -255,3 +258,27 @@ async def test_of_an_account_that_is_not_known_nothing_is_believed(serve: Serve,
     async with client(str(url), *stack(MINUTE, throttle)) as session:
         await get(session)
         assert throttle.state(url) == Belief("stated", 5.0, 60, None, 0.0)
+
+
+@examples(15)
+@given(
+    limit=st.sampled_from([None, FixedWindow(50, 1), SlidingWindow(50, 1), TokenBucket(50, 50)]),
+    most=st.sampled_from([10**9, 10**9, 5, 20]),
+    chance=st.sampled_from([0.0, 0.0, 0.02]),
+    at_once=st.sampled_from([10, 100, 400]),
+    seed=st.integers(0, 2**32),
+)
+def test_whatever_the_limits_no_call_is_lost_and_none_takes_much_longer(
+    limit: ServersLimit | None, most: int, chance: float, at_once: int, seed: int
+) -> None:
+    """Compared with an oracle that knows the limits: at most 1.5 times as long, and what the measurement takes."""
+    calls = 500
+    server = Server(limit=limit, most=most, chance=chance, seed=seed)
+    took, _, _ = crowd(server, SECOND, calls, at_once)  # asserts that each call ends well
+    assert waited_their_minute(server, 1)
+    best = calls * server.latency / min(most, at_once)
+    if limit is not None:
+        best = max(best, calls / 50 - 1)
+    refused = Counter(number for _, number, status in server.came if status == 429).values()
+    waits = max((2.0**times - 1 for times in refused), default=0.0)
+    assert took <= 1.5 * best + waits + 1
