@@ -128,7 +128,7 @@ class BrokenStore:
 
 async def emit_an_episode(serve: Serve, tracing: Tracing, metering: Metering) -> None:
     """An account that is rate-limited for a moment, and a store that fails."""
-    answers = iter([*(200,) * 5, 429])
+    answers = iter([*(200,) * 5, *(429,) * 6])  # the last one goes alone
 
     async def answer(_: web.Request) -> web.Response:
         return web.Response(status=next(answers, 200))
