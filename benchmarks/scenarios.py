@@ -44,7 +44,8 @@ class Outage:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One storm. `errors` is the chance of a random 500, `deadline` how many seconds a call may take in all.
+    """One storm. `errors` is the chance of a random 500, `refusals` that of a random 429, `deadline` how many seconds a
+    call may take in all.
 
     `name` is for the command line, `title` for the plot, where room is short, `about` for the page.
     """
@@ -54,6 +55,7 @@ class Scenario:
     about: str
     crowds: tuple[Crowd, ...]
     errors: float = 0.0
+    refusals: float = 0.0
     outage: Outage | None = None
     deadline: float | None = None
     wait: float = 1.0
@@ -115,6 +117,23 @@ def scenarios(*, quick: bool = False) -> tuple[Scenario, ...]:
             "100 requests in each second; of those that are let in, 5 % end in a 500.",
             fixed,
             errors=0.05,
+        ),
+        Scenario(
+            "chance",
+            "2 % random 429s",
+            f"No limit; 2 % of all requests are refused by chance. {calls:,} calls, {AT_ONCE} at a time. In the "
+            "ideal time none is.",
+            (Crowd(calls),),
+            refusals=0.02,
+        ),
+        Scenario(
+            "in-flight",
+            "10 in flight",
+            "A request is refused while 10 others are in flight; an answer takes 0.05 s. "
+            f"{calls:,} calls, {AT_ONCE} at a time.",
+            # Each request that is let in is in flight for as long as its answer takes.
+            (Crowd(calls, SlidingWindow(10, 0.05, retry_after=False)),),
+            latency=0.05,
         ),
         Scenario(
             "accounts",

@@ -84,7 +84,7 @@ async def _serve(scenario: Scenario, seed: int, pipe: Connection) -> None:
         accounts=[Account(account_key(number), limit=crowd.limit) for number, crowd in enumerate(scenario.crowds)],
         api_key=API_KEY,
         records=1,
-        chances={500: scenario.errors} if scenario.errors else None,
+        chances={500: scenario.errors, 429: scenario.refusals},
         seed=seed,
         latency=scenario.latency,
     )

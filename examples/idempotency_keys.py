@@ -21,7 +21,7 @@ from lamella.testing import run_virtual
 RULES = HTTP_RULES.replace(
     Rule(None, "Not Retryable", when=lambda a: a.headers.get("Stripe-Should-Retry") == "false"),
     Rule(None, "Retryable", when=lambda a: a.headers.get("Stripe-Should-Retry") == "true", retry=Backoff((0.5, 1))),
-    Rule(409, "Key In Use", when=lambda a: a.error_code == "idempotency_key_in_use", retry=Backoff((0.5, 1))),
+    Rule(409, "Key In Use", when=lambda a: a.error_code == "idempotency_key_in_use", retry=Backoff(1)),
 )
 
 

@@ -36,7 +36,7 @@ if sys.platform != "win32":
 __all__ = ["pytest_collection_modifyitems", "pytest_terminal_summary"]
 
 # The same examples at every run, on every machine. `make test-all` takes the thorough profile; see tests/examples.py.
-for _profile, _examples in (("quick", 25), ("thorough", 100)):
+for _profile, _examples in (("quick", 15), ("thorough", 100)):
     settings.register_profile(
         _profile, settings.get_profile("default"), derandomize=True, deadline=None, max_examples=_examples
     )

@@ -30,6 +30,8 @@ _KEPT_PREFIXES: Final = ("DYLD_", "LAMELLA_", "LD_", "PYTEST_XDIST_")
 """Where the libraries of an interpreter are; what `make backends` and `make browser` have started."""
 _SET: Final = {
     "HOME": os.path.join(os.devnull, "home"),  # no file of the user's; nothing can be written to it, either
+    "SSL_CERT_DIR": os.devnull,  # no test trusts an authority of the machine, and loading them takes time
+    "SSL_CERT_FILE": os.devnull,
     "TZ": "UTC",
 }
 _LONGEST_TEMPORARY: Final = 60

@@ -64,6 +64,11 @@ class Metering:
         """Return the sum over all points."""
         return sum(value for _, value in self.points(name))
 
+    def count(self, name: str) -> int:
+        """Return how many values a histogram has, over all points."""
+        points = self.metrics[name].data.data_points if name in self.metrics else ()
+        return sum(point.count for point in points if isinstance(point, HistogramDataPoint))
+
 
 def value_of(point: object) -> float:
     """Return the value of a point, or the sum of a histogram's."""

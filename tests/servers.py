@@ -37,15 +37,20 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
 
 
 class Statuses:
-    """A handler that answers with the given statuses, one after the other, then with 200; 0 closes the connection."""
+    """A handler that answers with the given statuses, one after the other, then with 200; 0 closes the connection.
 
-    def __init__(self, *statuses: int) -> None:
+    Each answer takes *latency* seconds.
+    """
+
+    def __init__(self, *statuses: int, latency: float = 0.0) -> None:
         self.statuses = list(statuses)
+        self.latency = latency
         self.requests: list[web.Request] = []
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
         status = self.statuses.pop(0) if self.statuses else 200
+        await asyncio.sleep(self.latency)
         if not status:
             assert request.transport is not None
             request.transport.abort()

@@ -180,6 +180,7 @@ async def test_when_the_body_has_ended_its_connection_is_free(serve: Serve, fram
         assert [await first.read(), await second.read()] == [BODY, BODY]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("limit", [1000, 700_000])  # aiohttp pauses the server at 128 KiB
 @pytest.mark.parametrize("framing", FRAMINGS)
 async def test_a_body_that_goes_on_keeps_its_connection_until_it_is_read(

@@ -30,6 +30,7 @@ def test_the_versions_on_the_page_are_the_bounds() -> None:
     [names, versions, *_] = _row("typer, rich, jinja2")
     wanted = {re.split(r"[<>=]", text)[0]: _lowest([text])[0] for text in extras["cli"]}
     assert dict(zip(names.removesuffix(" (`cli`)").split(", "), versions.split(", "), strict=True)) == wanted
+    assert _row("msgspec")[1:2] == _lowest(extras["sync"])
     assert _row("pyarrow")[1:2] == _lowest(extras["parquet"])
 
 

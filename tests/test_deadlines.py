@@ -9,9 +9,8 @@ from contextlib import nullcontext
 
 import aiohttp
 import pytest
-from aiohttp import web
 from tests.sdk import Tracing
-from tests.servers import Serve
+from tests.servers import Serve, Statuses
 
 from lamella import (
     AttemptTimeout,
@@ -32,19 +31,6 @@ RULES = RuleBook(
     Rule(429, "Too Many Requests", retry=Backoff(60, jitter=0)),
     Rule(503, "Service Unavailable", retry=Backoff(10, jitter=0)),
 )
-
-
-class Server:
-    def __init__(self, *statuses: int, latency: float = 0.0) -> None:
-        self.statuses = list(statuses)
-        self.latency = latency
-        self.requests = 0
-
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
-        self.requests += 1
-        status = self.statuses.pop(0) if self.statuses else 200
-        await asyncio.sleep(self.latency)
-        return web.Response(status=status)
 
 
 def client(url: str, **options: float) -> aiohttp.ClientSession:
@@ -93,7 +79,7 @@ async def test_it_holds_for_the_tasks_started_inside_and_for_no_other(virtual_ti
 
 
 async def test_the_waits_and_the_sends_of_all_calls_together(serve: Serve, virtual_time: VirtualClock) -> None:
-    server = Server(503, 200, 503, 503, latency=1.0)
+    server = Statuses(503, 200, 503, 503, latency=1.0)
     async with client(await serve(server)) as session:
         began = virtual_time.now
         with deadline(30):
@@ -105,11 +91,11 @@ async def test_the_waits_and_the_sends_of_all_calls_together(serve: Serve, virtu
         assert caught.value.stopped is StopReason.DEADLINE
         assert [record.status for record in caught.value.attempts] == [503, 503]
         await session.get("/")
-    assert server.requests == 5
+    assert len(server.requests) == 5
 
 
 async def test_the_sessions_own_is_kept_where_it_is_earlier(serve: Serve, virtual_time: VirtualClock) -> None:
-    async with client(await serve(Server(latency=60.0)), deadline=3.0) as session:
+    async with client(await serve(Statuses(latency=60.0)), deadline=3.0) as session:
         for outer, took in ((10.0, 3.0), (2.0, 2.0)):
             began = virtual_time.now
             with deadline(outer), pytest.raises(AttemptTimeout) as caught:
@@ -121,13 +107,13 @@ async def test_the_sessions_own_is_kept_where_it_is_earlier(serve: Serve, virtua
 async def test_over_before_it_begins_nothing_is_sent(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing
 ) -> None:
-    server = Server()
+    server = Statuses()
     async with client(await serve(server), tracer_provider=tracing.provider) as session:  # type: ignore[arg-type]
         with deadline(5):
             await asyncio.sleep(6)
             with pytest.raises(LamellaError) as caught:
                 await session.get("/")
-    assert server.requests == 0
+    assert len(server.requests) == 0
     assert caught.value.stopped is StopReason.DEADLINE
     assert caught.value.attempts == ()
     assert tracing.sends == []
@@ -135,8 +121,8 @@ async def test_over_before_it_begins_nothing_is_sent(
 
 async def test_a_call_made_meanwhile_has_no_longer_than_is_left(serve: Serve, virtual_time: VirtualClock) -> None:
     """A function for the auth headers fetches a token, through a session with layers of its own."""
-    tokens = Server(503, 503, 503)
-    main = Server(503)
+    tokens = Statuses(503, 503, 503)
+    main = Statuses(503)
     main_url = await serve(main)
     ends: list[float | None] = []
 
@@ -155,14 +141,14 @@ async def test_a_call_made_meanwhile_has_no_longer_than_is_left(serve: Serve, vi
             assert virtual_time.now - began == pytest.approx(30)
             assert ends == [began + 35]
             assert caught.value.stopped is StopReason.DEADLINE
-            assert tokens.requests == 3
-            assert main.requests == 0
+            assert len(tokens.requests) == 3
+            assert len(main.requests) == 0
             assert inherited() is None
 
 
 async def test_a_task_started_inside_of_a_call_inherits_no_deadline(serve: Serve, virtual_time: VirtualClock) -> None:
     """Neither the call's nor that of a block around it; but that of a block that the task is started in."""
-    url = await serve(Server())
+    url = await serve(Statuses())
     ends: list[float | None] = []
 
     async def look() -> None:
@@ -199,8 +185,8 @@ async def test_callers_that_share_a_token_fetch_do_not_fail_by_the_first_ones_de
     serve: Serve, virtual_time: VirtualClock, kind: str, plain: bool
 ) -> None:
     """The first caller's context is copied into the task that all of them wait for."""
-    tokens = Server(503, 200)
-    url = await serve(Server())
+    tokens = Statuses(503, 200)
+    url = await serve(Statuses())
     fetching: list[asyncio.Task[str]] = []
 
     async with client(await serve(tokens)) as other:
@@ -237,7 +223,7 @@ async def test_callers_that_share_a_token_fetch_do_not_fail_by_the_first_ones_de
     # Alone, HeaderAuth has no deadline to keep: there the first caller waits as long as the others.
     first = int if kind == "HeaderAuth alone in a block" else AttemptTimeout
     assert [type(result) for result in results] == [first, int, int]
-    assert tokens.requests == 2
+    assert len(tokens.requests) == 2
 
 
 def client_with_auth(url: str, auth: HeaderAuth) -> aiohttp.ClientSession:
@@ -248,7 +234,7 @@ async def test_a_background_task_started_inside_of_a_call_goes_on_after_its_dead
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     """As a refresher that is started with the first token: each later refresh has the time that it needs."""
-    url = await serve(Server())
+    url = await serve(Statuses())
     refreshed: list[int] = []
     tasks: list[asyncio.Task[None]] = []
 
@@ -258,7 +244,7 @@ async def test_a_background_task_started_inside_of_a_call_goes_on_after_its_dead
             async with other.get("/token") as response:
                 refreshed.append(response.status)
 
-    async with client(await serve(Server(latency=1.0))) as other:
+    async with client(await serve(Statuses(latency=1.0))) as other:
 
         async def token() -> str:
             if not tasks:
@@ -273,7 +259,7 @@ async def test_a_background_task_started_inside_of_a_call_goes_on_after_its_dead
 
 
 async def test_the_time_at_the_gate_is_in_it(serve: Serve, virtual_time: VirtualClock) -> None:
-    server = Server(429)
+    server = Statuses(429)
     async with client(await serve(server), attempts=1) as session:
         with pytest.raises(LamellaError):
             await session.get("/")
@@ -284,4 +270,4 @@ async def test_the_time_at_the_gate_is_in_it(serve: Serve, virtual_time: Virtual
         with deadline(61):
             await session.get("/")
         assert virtual_time.now - began == pytest.approx(60)
-    assert server.requests == 2
+    assert len(server.requests) == 2

@@ -23,6 +23,7 @@ from aiohttp import web
 from tests.servers import Serve
 
 import lamella
+from lamella.pytest_maesn import MakeSandbox
 from lamella.stacking import StackOptions
 from lamella.testing import Fault, VirtualClock
 
@@ -35,7 +36,8 @@ Step = int | Fault | Callable[[web.Request], Awaitable[web.Response]]
 
 
 async def echo(request: web.Request) -> web.Response:
-    return web.json_response({"key": request.headers.get("X-API-Key")}, headers={"X-Request-Id": "r-7"})
+    headers = {"X-Request-Id": "r-7", "X-Cache": "miss"}
+    return web.json_response({"key": request.headers.get("X-API-Key")}, headers=headers)
 
 
 async def slow(_: web.Request) -> web.Response:
@@ -78,6 +80,16 @@ def matches(printed: list[str], said: list[str]) -> bool:
     return len(printed) == len(said) and all(map(re.fullmatch, patterns, printed))
 
 
+async def run(code: str, names: dict[str, Any]) -> None:
+    """Run *code* as `python -m asyncio` does, and close the sessions that it leaves open."""
+    running = eval(compile(code, "<docs>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)  # noqa: S307 - our own
+    if inspect.isawaitable(running):
+        await running
+    for value in names.values():
+        if isinstance(value, aiohttp.ClientSession):
+            await value.close()
+
+
 @pytest.mark.parametrize("name", RUN)
 async def test_the_code_of_a_page_does_what_it_says(
     name: str, serve: Serve, virtual_time: VirtualClock, capsys: pytest.CaptureFixture[str]
@@ -93,19 +105,27 @@ async def test_the_code_of_a_page_does_what_it_says(
     url = await serve(handler)
     names: dict[str, Any] = {}
     for code, said in code_of(DOCS / name):
-        # As `python -m asyncio` does it.
-        program = compile(
-            code.replace("https://api.example.com", url), name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-        )
-        running = eval(program, names)  # noqa: S307 - code of our own
-        if inspect.isawaitable(running):
-            await running
+        await run(code.replace("https://api.example.com", url), names)
         printed = capsys.readouterr().out.splitlines()
         assert matches(printed, said), f"\n{code}\nprinted {printed}\ninstead of {said}"
-        for value in names.values():
-            if isinstance(value, aiohttp.ClientSession):
-                await value.close()
     assert next(steps, None) is None, "there are answers left that the code does not ask for"
+
+
+async def test_the_sessions_of_the_readme_work(make_sandbox: MakeSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox = await make_sandbox(accounts=2)
+    first, second = (account.key for account in sandbox.accounts)
+    monkeypatch.setenv("MAESN_BASE_URL", sandbox.url)
+    maesn, other = [code for code, _ in code_of(ROOT / "README.md") if "session = " in code or "api_key=" in code]
+    for shown, real in (
+        ('api_key="…"', f'api_key="{sandbox.api_key}"'),
+        ("…", first),
+        ("another end user's key", second),
+    ):
+        assert shown in maesn
+        maesn = maesn.replace(shown, real)
+    await run(maesn, {})
+    await run(other, {})
+    assert {request.account for request in sandbox.received} == {first, second}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

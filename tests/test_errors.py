@@ -507,9 +507,10 @@ async def test_an_error_that_nobody_looks_at_is_not_redacted_and_shows_no_secret
 
     def redact_body(body: bytes, *rest: Any) -> bytes:
         redacted.append(body)
-        return lamella.redaction.redact_body(body, *rest)
+        return redact(body, *rest)
 
-    monkeypatch.setattr(lamella.errors, "redact_body", redact_body)
+    redact = lamella.redaction.redact_body
+    monkeypatch.setattr(lamella.redaction, "redact_body", redact_body)
     error = await failure_of(await serve(echo), {"Authorization": f"Bearer {SECRET}"}, key=SECRET)
     assert isinstance(error, ApiError)
     assert redacted == []
@@ -639,6 +640,7 @@ async def demand_proxy_login(reader: asyncio.StreamReader, writer: asyncio.Strea
     await writer.drain()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("place", SENT)
 @pytest.mark.parametrize(
     ("answer", "cls"), [(not_http, ConnectionLost), (hang_up, ConnectionLost), (None, ConnectFailed)]

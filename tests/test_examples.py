@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+QUICK = {"own_layer", "service", "sync", "sync_any_api"}
 SHOWN = {
     "batch.py": [
         "9 done, 6 failed, 0 skipped; Counts(done=9, failed=6)",
@@ -64,6 +65,12 @@ SHOWN = {
         "run 2: 4 pages, 1 records",
         "'south/contacts': 251",
     ],
+    "sync_any_api.py": [
+        "run 1: 370 records that were new or had changed, done: True",
+        "run 2: 1 records",
+        "in the file: {'customers': 120, 'orders': 250}",
+        "by records(): 120",
+    ],
     "traces.py": [
         "GET /accounting/invoices CLIENT",
         "lamella GET /accounting/invoices INTERNAL",
@@ -76,7 +83,7 @@ SHOWN = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(path.name, marks=() if path.stem in {"own_layer", "service", "sync"} else pytest.mark.slow)
+        pytest.param(path.name, marks=() if path.stem in QUICK else pytest.mark.slow)
         for path in sorted(EXAMPLES.glob("*.py"))
         if "test_" not in path.name
     ],

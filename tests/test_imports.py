@@ -26,7 +26,13 @@ def test_an_error_class_needs_no_layer() -> None:
     assert ran(program) == "False"
 
 
-@pytest.mark.parametrize("before", ["", "import lamella.stacking, lamella.retry, lamella.maesn, lamella.batch"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param("", marks=pytest.mark.slow),
+        "import lamella.stacking, lamella.retry, lamella.maesn, lamella.batch",
+    ],
+)
 def test_no_module_takes_the_place_of_a_name(before: str) -> None:
     """A submodule, once it is loaded, is an attribute of its package, too."""
     program = f"""
@@ -39,7 +45,7 @@ print([name for name in lamella.__all__ if isinstance(getattr(lamella, name), ty
 
 
 def test_all_names_are_there() -> None:
-    assert set(dir(lamella)) == {*lamella.__all__, "__version__", "batch", "maesn", "testing"}
+    assert set(dir(lamella)) == {*lamella.__all__, "__version__", "batch", "maesn", "sync", "testing"}
     assert set(lamella.__all__) == set(lamella._MODULES)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = lamella.nothing  # type: ignore[attr-defined]
@@ -50,7 +56,13 @@ def test_completion_shows_public_names_only_whatever_is_loaded() -> None:
     assert ran(program).split() == dir(lamella)
 
 
-@pytest.mark.parametrize("name", ["maesn.session", "batch.Batch", "testing.VirtualClock"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "maesn.session",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("batch.Batch", "testing.VirtualClock")),
+    ],
+)
 def test_a_package_needs_no_import_of_its_own(name: str) -> None:
     assert ran(f"import lamella; print(callable(lamella.{name}))") == "True"
 

@@ -19,11 +19,7 @@ MAKE = shutil.which("make") or ""
 pytestmark = pytest.mark.skipif(not MAKE, reason="there is no make")
 
 PLACES = ["lamella", "größe 1/lamella", """[x] it's "a" $HOME ;&|%s *?#/lamella""", f"{'long/' * 20}{'l' * 200}"]
-AT_EACH_PLACE = pytest.mark.parametrize(
-    "checkout",
-    [PLACES[2], *(pytest.param(place, marks=pytest.mark.slow) for place in PLACES if place != PLACES[2])],
-    indirect=True,
-)
+EACH_PLACE = [PLACES[2], *(pytest.param(place, marks=pytest.mark.slow) for place in PLACES if place != PLACES[2])]
 TARGETS = [
     *("demo", "test", "test-all", "lint", "format", "types", "audit", "coverage", "lowest", "backends", "browser"),
     *("bench", "bench-storm", "bench-batch", "soak", "picture"),
@@ -127,12 +123,19 @@ def checkout(tmp_path: Path, request: pytest.FixtureRequest) -> Checkout:
     return Checkout(tmp_path / getattr(request, "param", PLACES[1]), tmp_path)
 
 
-@AT_EACH_PLACE
-def test_each_target_runs_by_an_interpreter_of_its_own(checkout: Checkout) -> None:
+@pytest.fixture(scope="module", params=EACH_PLACE)
+def made(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> tuple[Path, list[Run]]:
+    """The folder of a checkout in which all targets were made, and the runs of interpreters that this took."""
+    beside = tmp_path_factory.mktemp("beside")
+    checkout = Checkout(beside / request.param, beside)
+    return checkout.folder, checkout.make(*TARGETS)
+
+
+def test_each_target_runs_by_an_interpreter_of_its_own(made: tuple[Path, list[Run]]) -> None:
     """Where a path is long or has a space in it, a script in the environment's bin may not start."""
-    runs = checkout.make(*TARGETS)
-    own = [run for run in runs if run.python.is_relative_to(checkout.folder)]
-    assert {run.python.relative_to(checkout.folder).parts[1:] for run in own} == {("bin", "python")}
+    folder, runs = made
+    own = [run for run in runs if run.python.is_relative_to(folder)]
+    assert {run.python.relative_to(folder).parts[1:] for run in own} == {("bin", "python")}
     ran = [run.arguments[:2] for run in own]
     for module in ("coverage", "lamella", "mypy", "pip", "pyright", "pytest", "ruff"):
         assert ["-m", module] in ran, module
@@ -141,8 +144,8 @@ def test_each_target_runs_by_an_interpreter_of_its_own(checkout: Checkout) -> No
     assert {run.arguments[0] for run in runs if run not in own} <= {"-c", "-m"}
 
 
-def test_what_is_set_for_other_programs_reaches_none(checkout: Checkout) -> None:
-    runs = checkout.make(*TARGETS)
+def test_what_is_set_for_other_programs_reaches_none(made: tuple[Path, list[Run]]) -> None:
+    _, runs = made
     for run in runs:
         assert not [name for name, value in SET.items() if run.environ.get(name) == value], run.arguments
         assert SET["ARGS"] not in run.arguments
@@ -155,7 +158,7 @@ def test_what_is_set_for_other_programs_reaches_none(checkout: Checkout) -> None
     assert {(run.environ["NO_PROXY"], run.environ["no_proxy"]) for run in benchmarks} == {("*", "*")}
 
 
-@AT_EACH_PLACE
+@pytest.mark.parametrize("checkout", EACH_PLACE, indirect=True)
 def test_an_environment_is_made_once_for_a_place(checkout: Checkout, tmp_path: Path) -> None:
     made = ["-m", "venv", ".venv"]
     assert made in [run.arguments for run in checkout.make("types")]

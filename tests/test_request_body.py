@@ -102,6 +102,7 @@ async def test_what_is_said_to_be_replayable_is_read_twice(serve: Serve, files: 
     assert server.early == ([0, 0] if option == "expect" else [])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("option", ["plain", "gzip", "expect"])
 @pytest.mark.parametrize("kind", ONE_SHOT)
 async def test_a_body_that_is_used_up_is_not_said_to_be_replayable(

@@ -90,6 +90,7 @@ _STORE = MemoryStore()
         (AttemptSpan(response_headers=["X-Request-Id"]), {"tracer_provider": _PROVIDER}),
         (AttemptSpan(), {"meter_provider": _METERS}),
         (AttemptSpan(), {"url_template": lambda _: "/"}),
+        (AttemptSpan(), {"excluded_urls": ["health"]}),
         (RequestSpan(), {"tracer_provider": _PROVIDER}),
         (RequestSpan(), {"meter_provider": _METERS}),
         (RequestSpan(), {"url_template": lambda _: "/"}),
@@ -113,6 +114,7 @@ def test_an_option_that_a_layer_made_by_hand_would_ignore_is_refused(layer: Laye
         {"limit": Limit(5, per=1), "throttle": False},
         {"account": lambda _: "account", "throttle": False},
         {"url_template": lambda _: "/", "spans": False},
+        {"excluded_urls": ["health"], "spans": False},
         {"tracer_provider": _PROVIDER, "spans": False, "throttle": False},
         {"meter_provider": _METERS, "spans": False, "throttle": False},
     ],
@@ -213,6 +215,39 @@ def test_an_unknown_option_of_a_session_is_named_with_the_closest(name: str, sai
 def test_rules_that_are_no_rule_book_are_refused(rules: Any, said: str) -> None:
     with pytest.raises(ValueError, match=rf"^rules must be a RuleBook, {said}"):
         stack(rules)
+
+
+@pytest.mark.parametrize("layer", [Retry, Classify, Throttle])
+def test_a_layer_made_by_hand_refuses_them_as_well(layer: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^rules must be a RuleBook, got list of Rule: write {layer.__name__}\(Rule"):
+        layer([Rule(429)])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("attempts", "5", "attempts must be a whole number, 1 or more, got '5'"),
+        ("attempt_timeout", 0, "attempt_timeout must be a finite number of seconds greater than 0, got 0"),
+        ("buffer", 0, "buffer must be a whole number, 1 or more, got 0"),
+        ("buffer", True, "buffer must be a whole number, 1 or more, got True"),
+        ("deadline", -1, "deadline must be a finite number of seconds greater than 0, got -1"),
+        ("retry_writes", 1, "retry_writes must be True or False, got 1"),
+        ("raise_errors", 0, "raise_errors must be True or False, got 0"),
+        ("raise_errors", None, "raise_errors must be True or False, got None"),
+        ("spans", 0, "spans must be True or False, got 0"),
+        ("throttle", None, "throttle must be True, False or a Throttle, got None"),
+        ("retry_budget", 0.2, "retry_budget must be a RetryBudget or None, got 0.2"),
+        ("limit", (100, 60), "limit must be a Limit or None, got tuple"),
+        ("account", "s3cr3t-account-key", "account must be a function of a request, or None, got str"),
+        ("store", "redis://:s3cr3t@host", "store must be a Store or None, got str"),
+        ("url_template", "/{id}", "url_template must be a function of a request, or None, got str"),
+        ("on_attempt", "log", "on_attempt must be a function of request, result and record, got str"),
+    ],
+)
+def test_an_option_of_the_wrong_kind_is_named(name: str, value: Any, said: str) -> None:
+    options: dict[str, Any] = {name: value}
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        stack(RULES, **options)
 
 
 class Login(NamedTuple):

@@ -79,12 +79,12 @@ async def test_what_was_put_in_its_place_was_used_too() -> None:
     assert await total(store, "b") == 0
 
 
-async def test_a_hundred_thousand_accounts_are_bounded() -> None:
+async def test_thirty_thousand_accounts_are_bounded() -> None:
     store = MemoryStore()
-    for number in range(100_000):
+    for number in range(30_000):
         await store.update(str(number), Tally, add, 1)
         assert len(store) <= 10_000
-    assert await total(store, "99999") == 1
+    assert await total(store, "29999") == 1
     assert await total(store, "0") == 0
 
 

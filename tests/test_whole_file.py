@@ -234,7 +234,7 @@ def test_two_at_once_do_not_take_from_one_another(path: Path) -> None:
 
 def test_many_at_once(path: Path) -> None:
     def work(number: int) -> None:
-        for _ in range(50):
+        for _ in range(20):
             whole_file.write(path, bytes([number]) * 10_000)
 
     def look() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from lamella import batch as batch
     from lamella import maesn as maesn
+    from lamella import sync as sync
     from lamella import testing as testing
     from lamella.attempt_record import AttemptRecord, attempts
     from lamella.auth import HeaderAuth, Token, Tokens
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from lamella.scope import deadline, options
     from lamella.stacking import At, stack
     from lamella.store import MemoryStore, Store
+    from lamella.sync import Source, pages, records
     from lamella.telemetry.attempt_span import AttemptSpan
     from lamella.telemetry.call_span import RequestSpan
     from lamella.throttle import Limit, Throttle
@@ -117,6 +119,7 @@ __all__ = [
     "ServerStatusError",
     "ServiceUnavailable",
     "Slot",
+    "Source",
     "StopReason",
     "Store",
     "Throttle",
@@ -133,7 +136,9 @@ __all__ = [
     "deadline",
     "decide",
     "options",
+    "pages",
     "parse_retry_after",
+    "records",
     "stack",
 ]
 
@@ -199,13 +204,16 @@ _MODULES: Final = {
     "attempts": "lamella.attempt_record",
     "deadline": "lamella.scope",
     "options": "lamella.scope",
+    "Source": "lamella.sync",
+    "pages": "lamella.sync",
+    "records": "lamella.sync",
     "decide": "lamella.rules",
     "parse_retry_after": "lamella.rules",
     "stack": "lamella.stacking",
 }
 
 
-_PACKAGES: Final = ("batch", "maesn", "testing")
+_PACKAGES: Final = ("batch", "maesn", "sync", "testing")
 
 if TYPE_CHECKING:
     __version__: str

@@ -12,6 +12,7 @@ from lamella._aiohttp import is_written
 from lamella.body.answer import wait_for_body, whole_limit
 from lamella.body.request import note_interruption
 from lamella.call import OPTIONS, Call
+from lamella.checks import check_whole
 from lamella.classify.failures import ERROR_STATUS, failure_of
 from lamella.cookies import keep_cookies
 from lamella.pipeline import Layer, Result, Slot
@@ -47,8 +48,9 @@ class Buffer(Layer):
     single = True
 
     def __init__(self, limit: int = 8 * 1024 * 1024, *, whole: Mapping[str, int] = MappingProxyType({})) -> None:
-        if min([limit, *whole.values()]) < 1:
-            raise ValueError(f"a limit must be a number of bytes, 1 or more, got {limit!r} and {dict(whole)!r}")
+        check_whole("limit", limit)
+        for kind, size in whole.items():
+            check_whole(f"whole[{kind!r}]", size)
         self._limit = limit
         self._whole = dict(whole)
 

@@ -85,10 +85,10 @@ class Call:
     @staticmethod
     def of(request: aiohttp.ClientRequest) -> Call:
         """Return the call that *request* belongs to."""
-        attributes = vars(request)
-        call: Call | None = attributes.get(CALL_KEY)
+        call: Call | None = getattr(request, CALL_KEY, None)
         if call is None:
-            call = attributes[CALL_KEY] = Call(request)
+            call = Call(request)
+            setattr(request, CALL_KEY, call)
         return call
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import isfinite
 from operator import index
+from typing import Any
 
-__all__ = ["check_number", "check_options", "check_seconds", "check_whole"]
+__all__ = ["check_kind", "check_number", "check_options", "check_seconds", "check_whole"]
 
 
 def check_options(function: str, options: Iterable[str], known: Iterable[str]) -> None:
@@ -25,6 +26,17 @@ def check_options(function: str, options: Iterable[str], known: Iterable[str]) -
             close = get_close_matches(option, names, 1)
             meant = f", did you mean {close[0]!r}? There are" if close else "; there are"
             raise TypeError(f"{function}() has no option {option!r}{meant}: {', '.join(names)}")
+
+
+def check_kind(name: str, value: object, kind: Any, allowed: str) -> None:
+    """Check that *value* is an instance of *kind*, a class or a union of some; *allowed* says that in words.
+
+    Raises:
+        ValueError: It is not. A text, which may be a credential, is not shown.
+    """
+    if not isinstance(value, kind):
+        shown = repr(value) if isinstance(value, int | float | None) else type(value).__name__
+        raise ValueError(f"{name} must be {allowed}, got {shown}")  # noqa: TRY004 - like every other bad value
 
 
 def check_seconds(name: str, seconds: object, *, zero: bool = False) -> None:

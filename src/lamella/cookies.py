@@ -44,9 +44,8 @@ def keep_cookies(call: Call, response: aiohttp.ClientResponse) -> None:
 
 
 def note_held_cookies(call: Call) -> None:
-    """Remember what the jar held for *request* when aiohttp made it. Its other cookies are the request's own."""
-    if hdrs.COOKIE in call.request.headers:
-        _HELD.set(call, _held(call.request))
+    """Remember what the jar held when aiohttp made the request, which has cookies. The others are its own."""
+    _HELD.set(call, _held(call.request))
 
 
 def renew_cookies(call: Call) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 __all__ = ["ERROR_BYTES", "Said", "code_in", "json_in", "parse", "request_id_in"]
@@ -200,6 +202,16 @@ _TRACE_IDS: Final = ("x-trace-id", "x-amzn-trace-id", "x-cloud-trace-context", "
 
 def request_id_in(headers: Mapping[str, str]) -> str | None:
     """Return the server's name for the request, by the usual *headers* of an answer. None: it has none of them."""
-    lower = {name.lower(): value for name, value in headers.items()}
-    others = (name for name in lower if name.endswith(("request-id", "requestid")))
-    return next((lower[name] for name in (*_REQUEST_IDS, *others, *_TRACE_IDS) if lower.get(name)), None)
+    found = [(rank, value) for name, value in headers.items() if (rank := _rank_of(name)) is not None and value]
+    return min(found, key=itemgetter(0))[1] if found else None
+
+
+@lru_cache(maxsize=1024)
+def _rank_of(name: str) -> int | None:
+    """Return how well the header *name* names a request, 0 being the best. None: it does not."""
+    lower = name.lower()
+    if lower in _REQUEST_IDS:
+        return _REQUEST_IDS.index(lower)
+    if lower.endswith(("request-id", "requestid")):
+        return len(_REQUEST_IDS)
+    return len(_REQUEST_IDS) + 1 + _TRACE_IDS.index(lower) if lower in _TRACE_IDS else None

@@ -36,26 +36,18 @@ No message, ``repr`` or field contains a credential of the request.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
 from lamella.attempt_record import AttemptRecord
-from lamella.error_body import ERROR_BYTES, Said, code_in, parse, request_id_in
-from lamella.redaction import (
-    one_line,
-    redact_answer_headers,
-    redact_body,
-    redact_headers,
-    redact_text,
-    secrets_in,
-    shown_url,
-)
+from lamella.error_body import Said, code_in, parse, request_id_in
+from lamella.redaction import one_line, redact_exchange, redact_text, shown_url
 from lamella.rules import Failure, Outcome, Rule, StopReason
 
 __all__ = [
@@ -145,17 +137,6 @@ def _blank(cls: type[LamellaError]) -> LamellaError:
     return cls.__new__(cls)
 
 
-class _Raw(NamedTuple):
-    """Request and answer of an error as they were."""
-
-    url: URL
-    sent: Mapping[str, str]
-    headers: Mapping[str, str]
-    body: bytes
-    secrets: Iterable[str]
-    hidden: Collection[str]
-
-
 _REDACTED_LATER: Final = frozenset({"url", "request_info", "headers", "body"})
 
 
@@ -163,7 +144,6 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
     """An answer that is an error, as its status or a rule says.
 
     URL, headers and body are redacted when one of them is first looked at: most errors are retried, and nobody looks.
-    Until then they are in no attribute.
 
     Args:
         request_info, status, headers, body: The request and its answer; the error keeps 64 KiB of the body.
@@ -173,7 +153,7 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
             request; names of headers, in lower case, to redact as well.
     """
 
-    __slots__ = ("_raw",)  # and not in vars(), which debuggers and trackers of errors show
+    __slots__ = ("_look",)  # and not in vars(), which debuggers and trackers of errors show
 
     url: str
     status: int
@@ -198,29 +178,24 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
         self.method: str = request_info.method
         self.rule = rule
         self.retry_after = retry_after
-        # An auth layer will take its headers off the request.
-        sent = CIMultiDict(request_info.headers)
-        self._raw: _Raw | None = _Raw(request_info.real_url, sent, headers or {}, body, secrets, hidden)
+        sent = CIMultiDict(request_info.headers)  # an auth layer will take its headers off the request
+        self._look: Callable[[], dict[str, object]] | None = lambda: redact_exchange(
+            request_info, sent, headers or {}, body, secrets=secrets, hidden=hidden
+        )
 
     if not TYPE_CHECKING:  # a type checker is to know the attributes and no others
 
         def __getattr__(self, name: str) -> Any:
-            if name not in _REDACTED_LATER:
-                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            self._redact()
-            return vars(self)[name]
+            if name in _REDACTED_LATER:
+                self._redact()
+            return super().__getattribute__(name)
 
     def _redact(self) -> None:
-        """Put what is shown of request and answer into its attributes."""
-        raw: _Raw | None = getattr(self, "_raw", None)  # there is none in one that was pickled
-        if raw is None:
-            return
-        secrets = secrets_in(raw.url, raw.sent, raw.secrets)
-        self.url, shown = shown_url(raw.url, secrets)
-        self.request_info = aiohttp.RequestInfo(shown, self.method, redact_headers(raw.sent, secrets), shown)  # type: ignore[arg-type]
-        self.headers = redact_answer_headers(raw.headers, secrets, raw.hidden)
-        self.body = redact_body(raw.body, secrets, ERROR_BYTES) if raw.body else b""
-        self._raw = None
+        """Redact what is shown of request and answer, and keep nothing else."""
+        look = getattr(self, "_look", None)  # one that was pickled has none
+        if look is not None:
+            vars(self).update(look())
+            self._look = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._redact()

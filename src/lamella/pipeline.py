@@ -180,11 +180,11 @@ class Pipeline:
                 if layer.loop is not loop:
                     layer.work_in(loop)
             self._loop, self._moves = loop, Layer.moves
-        attributes = vars(request)
-        call: Call | None = attributes.get(CALL_KEY)
+        call: Call | None = getattr(request, CALL_KEY, None)  # vars() would make it a dict first, which costs more
         outside: Layer | None = None
         if call is None:
-            call = attributes[CALL_KEY] = Call(request)
+            call = Call(request)
+            setattr(request, CALL_KEY, call)
             if (given := SCOPE.get().options) is not None:
                 self._check_options(given, request.session)
                 call.state[OPTIONS] = given

@@ -5,26 +5,29 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote, unquote_plus
 
+import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from lamella.error_body import json_in
+from lamella.error_body import ERROR_BYTES, json_in
 
 __all__ = [
     "REDACTED",
     "one_line",
     "redact_answer_headers",
     "redact_body",
+    "redact_exchange",
     "redact_headers",
     "redact_text",
     "redact_url",
     "secrets_in",
     "shown_url",
+    "url_redactor",
 ]
 
 REDACTED = "REDACTED"
@@ -86,19 +89,28 @@ def redact_url(url: URL, secrets: Iterable[str] = ()) -> str:
 
 def shown_url(url: URL, secrets: Iterable[str] = ()) -> tuple[str, URL]:
     """Return the result of :func:`redact_url`, as a text and as a URL."""
+    origin, rest, shown = _shown_parts(url)
+    hidden = _hide(rest, secrets)
+    text = origin + hidden
+    return text, shown if hidden == rest and text == str(shown) else URL(text)
+
+
+def url_redactor(url: URL) -> Callable[[Iterable[str]], str]:
+    """Return a function that takes secrets and returns the result of :func:`redact_url`: for secrets that grow."""
+    origin, rest, _ = _shown_parts(url)
+    return lambda secrets: origin + _hide(rest, secrets)
+
+
+def _shown_parts(url: URL) -> tuple[str, str, URL]:
+    """Return the origin of *url*, what follows that, and both as a URL; secrets are not taken out yet."""
     shown = url.with_fragment(None) if url.raw_fragment else url
     if url.raw_user is not None or url.raw_password is not None:
         shown = shown.with_user(None)
     if url.raw_query_string and any(map(_tells, url.query)):
         shown = shown.with_query([(name, REDACTED if _tells(name) else value) for name, value in url.query.items()])
-    text = str(shown)
     # Host and port stay: what is found in them is found by chance.
     origin = f"{shown.scheme}://{shown.raw_authority}" if shown.raw_authority else ""
-    rest = text.removeprefix(origin)
-    hidden = _hide(rest, secrets)
-    if hidden == rest and text.startswith(origin):
-        return text, shown
-    return origin + hidden, URL(origin + hidden)
+    return origin, str(shown).removeprefix(origin), shown
 
 
 def redact_headers(headers: Mapping[str, str], secrets: Iterable[str] = ()) -> CIMultiDict[str]:
@@ -178,6 +190,30 @@ def redact_body(body: bytes, secrets: Iterable[str] = (), limit: int | None = No
     except RecursionError:
         # It cannot be searched here, and may be read elsewhere, with more of the stack left.
         return b""
+
+
+def redact_exchange(
+    info: aiohttp.RequestInfo,
+    sent: Mapping[str, str],
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    secrets: Iterable[str],
+    hidden: Collection[str],
+) -> dict[str, object]:
+    """Return what an error shows of a request and its answer, by the names of its attributes.
+
+    *sent* are the headers of the request, *headers* and *body* those of the answer. *secrets* are known besides those
+    that are in the request.
+    """
+    secrets = secrets_in(info.real_url, sent, secrets)
+    text, url = shown_url(info.real_url, secrets)
+    return {
+        "url": text,
+        "request_info": aiohttp.RequestInfo(url, info.method, redact_headers(sent, secrets), url),  # type: ignore[arg-type]
+        "headers": redact_answer_headers(headers, secrets, hidden),
+        "body": redact_body(body, secrets, ERROR_BYTES) if body else b"",
+    }
 
 
 # A byte that is not UTF-8, as surrogateescape shows it.

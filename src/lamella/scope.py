@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from math import inf
 from typing import Final, NamedTuple, TypedDict, Unpack
 
-from lamella.checks import check_seconds, check_whole
-from lamella.rules import RuleBook
+from lamella.checks import check_kind, check_options, check_seconds, check_whole
+from lamella.rules import RuleBook, check_rules
 
 __all__ = [
     "SCOPE",
@@ -19,6 +19,7 @@ __all__ = [
     "Block",
     "CallOptions",
     "Scope",
+    "check_values",
     "deadline",
     "enter",
     "in_a_block",
@@ -119,21 +120,24 @@ def options(**given: Unpack[CallOptions]) -> Block:
         TypeError: There is no option of that name.
         ValueError: A value is out of its range.
     """
-    if unknown := [name for name in given if name not in CallOptions.__annotations__]:
-        raise TypeError(f"options() has no option {unknown[0]!r}; there are {', '.join(CallOptions.__annotations__)}")
+    check_options("options", given, CallOptions.__annotations__)
+    check_values(given)
+    return Block(given)
+
+
+def check_values(given: Mapping[str, object]) -> None:
+    """Check the values of the options *given*, each of :func:`options`.
+
+    Raises:
+        ValueError: One is out of its range.
+    """
     for name, value in given.items():
         if name == "rules":
-            valid, allowed = isinstance(value, RuleBook), "a RuleBook"
+            check_rules(value, "options(rules=")
         elif name in {"retry_writes", "raise_errors"}:
-            valid, allowed = isinstance(value, bool), "True or False"
-        elif value is None and name != "attempts":
-            continue
-        else:
+            check_kind(name, value, bool, "True or False")
+        elif value is not None or name == "attempts":
             (check_whole if name in {"attempts", "buffer"} else check_seconds)(name, value)
-            continue
-        if not valid:
-            raise ValueError(f"{name} must be {allowed}, got {value!r}")
-    return Block(given)
 
 
 def deadline(seconds: float) -> Block:

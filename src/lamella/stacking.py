@@ -9,18 +9,21 @@ from typing import Any, Final, NamedTuple, TypedDict, Unpack, cast
 
 import aiohttp
 from opentelemetry.metrics import MeterProvider
+from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import TracerProvider
 
 from lamella.auth import HeaderAuth
 from lamella.breaker import Breaker
 from lamella.buffer import Buffer
-from lamella.checks import check_options
+from lamella.checks import check_kind, check_options
 from lamella.classify import Classify
+from lamella.origins import Origin
 from lamella.pipeline import Layer, Pipeline, Slot, check_slot
 from lamella.retry import Retry
 from lamella.retry.budget import DEFAULT_BUDGET, RetryBudget
 from lamella.retry.report import OnAttempt
-from lamella.rules import HTTP_RULES, Rule, RuleBook
+from lamella.rules import HTTP_RULES, RuleBook, check_rules
+from lamella.scope import TAKERS, check_values
 from lamella.store import Store
 from lamella.telemetry.attempt_span import AttemptSpan
 from lamella.telemetry.attributes import UrlTemplate
@@ -72,6 +75,9 @@ class StackOptions(TypedDict, total=False):
     tracer_provider: TracerProvider | None
     meter_provider: MeterProvider | None
     url_template: UrlTemplate | None
+    excluded_urls: Iterable[str] | None
+    propagate: TextMapPropagator | bool
+    max_servers: int | None
 
 
 class _Made(NamedTuple):
@@ -86,7 +92,9 @@ class _Made(NamedTuple):
 
 
 _PROVIDERS: Final = {"tracer_provider": "tracer_provider", "meter_provider": "meter_provider"}
-_SPANS: Final = {**_PROVIDERS, "url_template": "url_template"}
+_SPANS: Final = {
+    name: name for name in ("tracer_provider", "meter_provider", "url_template", "excluded_urls", "max_servers")
+}
 _RETRY: Final = {
     "attempts": "attempts",
     "deadline": "deadline",
@@ -101,16 +109,27 @@ _MADE: Final = (
     _Made(RequestSpan, False, _SPANS, ("spans", False)),
     _Made(Retry, True, _RETRY),
     _Made(Throttle, True, _THROTTLE, ("throttle", False)),
-    _Made(AttemptSpan, False, _SPANS, ("spans", False)),
+    _Made(AttemptSpan, False, {**_SPANS, "propagate": "propagate"}, ("spans", False)),
     _Made(Timeout, False, {"attempt_timeout": "seconds"}, ("attempt_timeout", None)),
     _Made(Buffer, False, {"buffer": "limit"}, ("buffer", None)),
     _Made(Classify, True, {}, ("raise_errors", False)),
 )
 _KINDS: Final = (*(made.kind for made in _MADE), Breaker, HeaderAuth)
-_SHARED: Final = frozenset({"store", "tracer_provider", "meter_provider", "url_template"})
+_SHARED: Final = frozenset({"store", *_SPANS})
 """Options that a layer made by hand has to have as well."""
 _OPTIONAL: Final = _SHARED | {"limit", "account", "on_attempt"}
 """Options of which None means that they are not given."""
+_FUNCTION: Final = (Callable, type(None)), "a function of a request, or None"
+_OF_STACK: Final[dict[str, tuple[Any, str]]] = {
+    "retry_budget": (RetryBudget | None, "a RetryBudget or None"),
+    "throttle": (bool | Throttle, "True, False or a Throttle"),
+    "limit": (Limit | None, "a Limit or None"),
+    "account": _FUNCTION,
+    "store": (Store | None, "a Store or None"),
+    "spans": (bool, "True or False"),
+    "url_template": _FUNCTION,
+}
+"""What an option that :func:`lamella.options` lacks may be, and the same in words."""
 _DEFAULTS: Final[StackOptions] = {
     "attempts": 5,
     "attempt_timeout": 60.0,
@@ -153,6 +172,13 @@ def stack(rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **opti
         meter_provider: Where the metrics go. None, the default, means the global one.
         url_template: Says what the path of a request looks like with its variable parts named, for the spans' names.
             None, the default, means that the names have the method alone.
+        excluded_urls: Regular expressions; a call to a URL in which one is found has neither spans nor metrics. None,
+            the default, means those of ``OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS`` or ``OTEL_PYTHON_EXCLUDED_URLS``.
+        propagate: What writes trace context and baggage into the headers of requests to the origins that ``HeaderAuth``
+            layers state; where none does, of all requests but those that a redirect sends to another origin. True, the
+            default, means the global propagator of OpenTelemetry, False means that nothing is written.
+        max_servers: How many servers the metrics of one meter provider tell apart; any other is ``_OTHER``. None, the
+            default, means 100.
 
     Raises:
         TypeError: There is no option of that name.
@@ -163,7 +189,12 @@ def stack(rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **opti
     check_options("stack", options, StackOptions.__annotations__)
     if isinstance(rules, Layer | At):
         return stack(HTTP_RULES, rules, *layers, **options)
-    _require_rules(rules)
+    check_rules(rules, "stack(")
+    for name, value in options.items():
+        if name in _OF_STACK:
+            check_kind(name, value, *_OF_STACK[name])
+        elif name in TAKERS and (name, value) != ("attempts", None):
+            check_values({name: value})
     if isinstance(throttle := options.get("throttle"), Throttle):
         layers = (*layers, throttle)
         del options["throttle"]
@@ -188,20 +219,11 @@ def stack(rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **opti
         if made.kind not in by_hand:
             make = cast(Callable[..., Layer], made.kind)
             chosen.append(make(*([rules] if made.takes_rules else []), **_arguments(made, wanted)))
+    origins = [layer.shared["origin"] for layer in chosen if isinstance(layer, HeaderAuth)]
+    for layer in chosen:
+        if isinstance(layer, AttemptSpan):
+            layer.inherit(cast(Origin, origin) for origin in origins if origin is not None)
     return _in_order(chosen)
-
-
-def _require_rules(rules: object) -> None:
-    if isinstance(rules, RuleBook):
-        return
-    items = rules if isinstance(rules, list | tuple) else [rules]
-    kind = (
-        type(rules).__name__
-        if items is not rules or not items
-        else f"{type(rules).__name__} of {type(items[0]).__name__}"
-    )
-    hint = ": write stack(RuleBook(rule, ...))" if any(isinstance(item, Rule) for item in items) else ""
-    raise ValueError(f"rules must be a RuleBook, got {kind}{hint}")
 
 
 def _auth_layers(auth: object) -> list[Layer | At]:

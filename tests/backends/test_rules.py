@@ -64,9 +64,10 @@ def test_the_example_sets_off_what_the_rules_are_for(prometheus: Prometheus) -> 
         prometheus.scrape("example", port)
 
         for recorded in (
-            "lamella:sends:rate5m",
+            "lamella:attempts:rate5m",
             "lamella:calls:rate5m",
             "lamella:retries:ratio5m",
+            "lamella:attempts_per_call:ratio5m",
             "lamella:given_up:ratio5m",
             "lamella:rate_limited:rate15m",
             "lamella:call_wait:p95_15m",
@@ -86,7 +87,7 @@ def test_the_example_sets_off_what_the_rules_are_for(prometheus: Prometheus) -> 
         share = prometheus.value('lamella:retries:ratio5m{job="example"}')
         assert 0.1 < share < 0.9
     rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
-    assert len(rules) == 12
+    assert len(rules) == 13
     assert {(rule["health"], rule.get("lastError", "")) for rule in rules} == {("ok", "")}
 
 

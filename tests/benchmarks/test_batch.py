@@ -8,7 +8,10 @@ from benchmarks.batches.measure import Sample, measure, spent
 from benchmarks.batches.report import MB, Document, growth, line, page
 
 
-@pytest.mark.parametrize("name", ["lamella", "lamella, journal", "asyncio.gather"])
+@pytest.mark.parametrize(
+    "name",
+    ["lamella, journal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lamella", "asyncio.gather"))],
+)
 def test_a_contender_does_all_items(name: str) -> None:
     sample = measure(name, 300)
     assert (sample["contender"], sample["items"]) == (name, 300)

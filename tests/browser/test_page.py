@@ -26,8 +26,8 @@ from lamella.cli.html import html_report
 from lamella.cli.report import Check, Synced, totals
 from lamella.cli.terminal import duration
 from lamella.cli.traces import Collector, Trace, path, seconds, text, tree_text
-from lamella.maesn import Part
 from lamella.rules import StopReason
+from lamella.sync import Part
 from lamella.telemetry.names import ERROR_TYPE, METHOD, RULE, STATUS, STOP_REASON, WAIT
 
 FLAGS = (

@@ -15,7 +15,7 @@ from yarl import URL
 from lamella import ApiError, LamellaError, StopReason, maesn
 from lamella.classify.judge import api_error_class
 from lamella.cli.progress import Watch
-from lamella.maesn import Part, Progress
+from lamella.sync import Part, Progress
 
 MORNING = datetime(2026, 11, 22, 9, 30, 0, tzinfo=UTC)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from tests.cli.progress import api_error
 from yarl import URL
 
-from lamella import ConnectionLost, StopReason, maesn
+from lamella import ConnectionLost, StopReason, maesn, sync
 from lamella.cli.causes import Cause, Reason, causes_of, reason_of
-from lamella.maesn import Part
 from lamella.rules import Failure
+from lamella.sync import Part
 
 
 def test_an_answer() -> None:
@@ -43,7 +43,7 @@ def test_what_is_no_error_of_lamellas() -> None:
 
 
 def test_a_list_that_does_not_stand_still() -> None:
-    reason = reason_of(maesn.UnsteadyList("invoices"))
+    reason = reason_of(sync.UnsteadyList("invoices", how="page 2 counts less"))
     assert reason.short == "Unsteady list: Sync again when less is being deleted"
     assert reason.said.startswith("invoices shrank or were sorted anew")
 

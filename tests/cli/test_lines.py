@@ -10,7 +10,7 @@ from yarl import URL
 
 from lamella import ConnectFailed, Failure, maesn
 from lamella.cli.display import Lines
-from lamella.maesn import Part
+from lamella.sync import Part
 
 
 class Mail:

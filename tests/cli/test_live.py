@@ -13,7 +13,7 @@ from rich.console import Console
 from tests.cli.progress import Story, api_error, story
 
 from lamella.cli.display import Screen, on_screen
-from lamella.maesn import Part
+from lamella.sync import Part
 
 DOWN = api_error(503)
 

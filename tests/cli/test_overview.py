@@ -8,7 +8,7 @@ import pytest
 from tests.cli.progress import api_error, story
 
 from lamella.cli.progress import Overview, State, Watch
-from lamella.maesn import Part
+from lamella.sync import Part
 
 
 def look(watch: Watch) -> Overview:

@@ -12,8 +12,8 @@ from lamella.cli.causes import Cause, causes_of
 from lamella.cli.otlp import Delivery
 from lamella.cli.report import Check, Total
 from lamella.cli.traces import interest, tree
-from lamella.maesn import Part
 from lamella.rules import Failure
+from lamella.sync import Part
 
 TOTALS = (Total("calls", "2", "for 3 accounts"), Total("retries", "3"), Total("after ConnectionLost", "1", nested=True))
 

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from lamella.cli import sandboxed
 from lamella.cli.app import app
 from lamella.cli.sandboxed import checks
-from lamella.maesn import Part
 from lamella.maesn.sandbox import Received, Sandbox
+from lamella.sync import Part
 
 pytest.importorskip("pyarrow")
 

@@ -34,7 +34,6 @@ from lamella.cli import options
 from lamella.cli import sync as sync_module
 from lamella.cli.app import app
 from lamella.cli.options import Settings
-from lamella.maesn import sync as syncing
 from lamella.maesn.sandbox import Sandbox
 
 SIGNALS = pytest.mark.skipif(sys.platform == "win32", reason="there are no signals to send")
@@ -168,7 +167,7 @@ class TestTheEnd:
         async def full(*_: object) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "records.jsonl")
 
-        monkeypatch.setattr(sys.modules[syncing.__module__], "export", full)
+        monkeypatch.setattr(sys.modules["lamella.sync.export"], "export", full)
         write_accounts(Path(), "Ada")
         shown = sync(server, "--output", "records.jsonl")
         assert shown.exit_code == 1
@@ -226,7 +225,9 @@ class TestTheEnd:
 
 
 class TestInAPipe:
-    @pytest.mark.parametrize("variables", [{}, {"FORCE_COLOR": "1", "TERM": "xterm"}])
+    @pytest.mark.parametrize(
+        "variables", [pytest.param({}, marks=pytest.mark.slow), {"FORCE_COLOR": "1", "TERM": "xterm"}]
+    )
     def test_there_are_lines_and_no_display(self, server: Sandbox, variables: dict[str, str]) -> None:
         write_accounts(Path(), "Ada")
         shown = lamella(*arguments(server), **variables)
@@ -257,7 +258,7 @@ class TestJson:
         first, *_, last = report["parts"]
         assert first == {
             "account": "Ada", "resource": "invoices", "since": None, "pages": 1, "total_pages": 1, "records": 45,
-            "state": "done", "error": None,
+            "total": 45, "state": "done", "error": None, "warnings": [], "bad_records": [],
         }  # fmt: skip
         assert (last["account"], last["state"]) == ("Eve", "failed")
         error = last["error"]
@@ -327,7 +328,7 @@ class TestAJournalThatCannotBeUsed:
 
 @SIGNALS
 class TestInterrupted:
-    @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("by", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
     def test_it_ends_in_order_and_goes_on_where_it_was(self, by: signal.Signals) -> None:
         write_accounts(Path(), "Ada", "Bob")
         records = 1000
@@ -417,7 +418,7 @@ class TestInterrupted:
         assert shown.exit_code == 130
         assert shown.stderr == "lamella: interrupted; with --journal FILE --resume could go on from there\n"
 
-    @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("by", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
     def test_a_terminal_is_left_as_it_was(self, by: signal.Signals) -> None:
         import pty
 

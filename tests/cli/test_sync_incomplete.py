@@ -31,7 +31,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAESN_API_KEY", API_KEY)
     for name in ("MAESN_ACCOUNT_KEY", "MAESN_BASE_URL", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sys.modules[maesn.Page.__module__], "_PAUSES", (0.0, 0.0), raising=False)
+    monkeypatch.setattr(sys.modules["lamella.sync.page"], "_PAUSES", (0.0, 0.0), raising=False)
     monkeypatch.setattr(options, "Settings", partial(Settings, rules=maesn.RULES.scaled(0.001)))
     write_accounts()
 

@@ -9,7 +9,7 @@ from tests.cli.progress import api_error
 
 from lamella.cli.causes import causes_of
 from lamella.cli.report import Check, Synced, as_json
-from lamella.maesn import Part
+from lamella.sync import Part
 
 KEY = "k3y-of-4da"
 PARTS = (

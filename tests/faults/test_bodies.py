@@ -165,8 +165,12 @@ async def test_an_upload_of_100_mb_passes_through(serve: Serve, kind: str, peak:
 
 @pytest.mark.parametrize(
     ("buffer", "query"),
-    [(None, ""), (8 * MB, "&length"), (8 * MB, ""), (MB, "")],
-    ids=["no Buffer", "a length above the limit", "no length", "a small limit"],
+    [
+        pytest.param(None, "", id="no Buffer", marks=pytest.mark.slow),
+        pytest.param(8 * MB, "&length", id="a length above the limit"),
+        pytest.param(8 * MB, "", id="no length"),
+        pytest.param(MB, "", id="a small limit", marks=pytest.mark.slow),
+    ],
 )
 async def test_a_download_of_100_mb_passes_through(
     serve: Serve, buffer: int | None, query: str, peak: Callable[[], float]

@@ -307,6 +307,7 @@ async def test_a_loop_that_was_busy_at_the_end_of_the_time_makes_no_difference(
             await session.get("/")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("layers", RAISED)
 @pytest.mark.parametrize("how", ["cancel", "timeout"])
 async def test_while_it_is_read_the_caller_can_still_end_the_call(

@@ -22,6 +22,7 @@ async def body() -> AsyncIterator[bytes]:
     yield b"def"
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("raise_errors", [True, False])
 @pytest.mark.parametrize("said", [b"no", b""], ids=["with a body", "without"])
 @pytest.mark.parametrize("status", STATUSES)

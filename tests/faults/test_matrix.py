@@ -24,10 +24,9 @@ from lamella.testing import VirtualClock
 _NOT_OURS = {"a cut gzip": "aiohttp takes a gzip that is cut for a whole one"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections() -> None:
-    """Keep what there was before away from the collections, of which each test makes one."""
-    gc.collect()
+@pytest.fixture(autouse=True)
+def _quick_collection() -> None:
+    """Keep what there was before away from the collection that the test makes at its end."""
     gc.freeze()
 
 

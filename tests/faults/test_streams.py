@@ -162,6 +162,7 @@ async def test_the_chunks_that_the_caller_sees_are_the_servers(
         assert ends == {20, 40, 60, 80, 100}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 async def test_a_body_may_wait_for_the_first_line_of_the_answer(
@@ -297,6 +298,7 @@ async def test_a_redirect_to_nowhere_is_an_answer_like_any_other(
     assert server.paths == [b"/here"] * 5
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["304", "204", "HEAD"])
 async def test_an_answer_that_has_no_body_is_not_waited_for(
     kind: str, make: Callable[[str], Layers], serve_raw: ServeRaw, virtual_time: VirtualClock

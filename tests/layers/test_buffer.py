@@ -29,6 +29,7 @@ def sender(*pieces: bytes, **headers: str) -> Handler:
     return answer
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("limit", [1, 1000, len(BODY), 1 << 30])
 @pytest.mark.parametrize("headers", [{}, {"Content_Length": str(len(BODY))}])
 @pytest.mark.parametrize("whole", [False, True])
@@ -197,9 +198,9 @@ async def test_what_is_upgraded_is_left_alone_whatever_it_says_of_a_body(
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="0"):
+    with pytest.raises(ValueError, match=r"^limit must be a whole number, 1 or more, got 0$"):
         Buffer(0)
-    with pytest.raises(ValueError, match="'text/plain': 0"):
+    with pytest.raises(ValueError, match=r"^whole\['text/plain'\] must be a whole number, 1 or more, got 0$"):
         Buffer(whole={"application/json": 1, "text/plain": 0})
 
 
@@ -215,6 +216,7 @@ FRAMINGS = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("kind", "framing", "reads"),
     [

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable
 from contextvars import ContextVar
 from functools import partial
+from typing import Any
 
 import aiohttp
 import pytest
@@ -239,6 +240,13 @@ def test_bad_names_kinds_and_origins_are_refused() -> None:
 def test_an_origin_without_a_scheme_is_named_with_the_fix(origin: str) -> None:
     with pytest.raises(ValueError, match=f"got '{origin}': write 'https://{origin}'"):
         HeaderAuth({"X-Token": "value"}, origin=origin)
+
+
+@pytest.mark.parametrize("headers", ["s3cr3t-key", [("X-API-KEY", "s3cr3t-key")], None])
+def test_headers_that_are_no_mapping_are_refused_and_not_shown(headers: Any) -> None:
+    said = f"headers must be a mapping of names to values, got {type(headers).__name__}"
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        HeaderAuth(headers, origin="https://api.example.com")
 
 
 @pytest.mark.parametrize("origin", ["sk-s3cr3t_key", "s3cr3t", "s3cr3t.key_1", "user:s3cr3t@example.com"])

@@ -204,11 +204,6 @@ async def test_a_cancellation_passes_and_releases_the_answer(serve: Serve) -> No
         assert not session.connector._acquired
 
 
-def test_it_must_be_a_function() -> None:
-    with pytest.raises(ValueError, match="on_attempt must be a function of request, result and record, got 'log'"):
-        stack(RULES, on_attempt="log")  # type: ignore[arg-type]
-
-
 def test_it_is_an_option_of_the_stack_and_of_maesns_session() -> None:
     with pytest.raises(ValueError, match="on_attempt= has no effect on a Retry made by hand: give it to that layer"):
         stack(RULES, Retry(RULES), on_attempt=print)

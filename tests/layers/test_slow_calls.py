@@ -85,10 +85,10 @@ SESSIONS = pytest.mark.parametrize("connect", [plain, of_maesn, shared])
     ("connect", "calls", "at_once", "seconds", "most"),
     [
         *((connect, 100, 100, 1.0, 1.3) for connect in (plain, of_maesn, shared)),
-        (plain, 1000, 500, 0.02, 0.2),
+        pytest.param(plain, 1000, 500, 0.02, 0.2, marks=pytest.mark.slow),
         pytest.param(of_maesn, 1000, 500, 0.02, 0.2, marks=pytest.mark.slow),
         (plain, 20, 20, 1.0, 1.3),
-        (plain, 500, 500, 1.0, 1.5),
+        pytest.param(plain, 500, 500, 1.0, 1.5, marks=pytest.mark.slow),
         pytest.param(plain, 1000, 1000, 3.0, 3.6, marks=pytest.mark.slow),
         (plain, 100, 100, 0.5, 0.8),
         (plain, 200, 100, 1.0, 2.3),  # the second hundred need not find anything out
@@ -160,7 +160,7 @@ async def test_quick_calls_go_on_beside_slow_ones_as_if_they_were_alone(
         assert max(await asyncio.gather(*slow)) < 10.3
 
 
-@pytest.mark.parametrize("connect", [plain, shared])
+@pytest.mark.parametrize("connect", [plain, pytest.param(shared, marks=pytest.mark.slow)])
 async def test_slow_start_goes_by_answers_where_they_come_in_a_fifth_of_a_second(
     serve: Serve, virtual_time: VirtualClock, connect: Connect
 ) -> None:
@@ -229,6 +229,7 @@ async def test_polls_from_before_a_refusal_hold_nothing_up_after_the_wait(
         at_rest(session)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("polls", [1, 4, 12])
 @pytest.mark.parametrize("limit", [None, Limit(1000, 60)])
 async def test_polls_that_are_sent_after_the_wait_are_no_deadlock(

@@ -65,7 +65,8 @@ async def test_a_call_that_needs_two_sends(serve: Serve, tracing: Tracing, virtu
         "server.port": port,
     }
     answered = {"network.peer.address": "127.0.0.1", "network.peer.port": port, "network.protocol.version": "1.1"}
-    assert given(first) == {**common, **answered, "http.response.status_code": 429, "error.type": "429"}
+    failed = {"http.response.status_code": 429, "error.type": "429", "lamella.rule": "Too Many Requests"}
+    assert given(first) == {**common, **answered, **failed}
     assert given(second) == {
         **common,
         **answered,

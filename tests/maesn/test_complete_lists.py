@@ -15,9 +15,9 @@ from aiohttp import web
 from tests.maesn.lists import START, ListServer, Record, numbered, record
 from tests.servers import Serve
 
-from lamella import Breaker, NotFound, maesn
+from lamella import Breaker, NotFound, maesn, sync
 from lamella.batch import Journal
-from lamella.maesn import Part
+from lamella.sync import Part
 
 Body = dict[str, Any]
 
@@ -27,7 +27,7 @@ RULES = maesn.RULES.scaled(0.0001)
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty page is read again at once."""
-    monkeypatch.setattr(sys.modules[maesn.Page.__module__], "_PAUSES", (0.0, 0.0), raising=False)
+    monkeypatch.setattr(sys.modules["lamella.sync.page"], "_PAUSES", (0.0, 0.0), raising=False)
 
 
 async def synced(path: Path, url: str, *, at_once: int = 4, **options: Any) -> tuple[Part, dict[str, Any]]:
@@ -37,7 +37,7 @@ async def synced(path: Path, url: str, *, at_once: int = 4, **options: Any) -> t
         Journal.open(path / "journal", batch="nightly") as journal,
     ):
         report = await maesn.sync(session, {"north": "key"}, ["bills"], journal=journal, at_once=at_once, **options)
-        rows = await journal.read(lambda db: db.execute("SELECT id, record FROM maesn_records").fetchall())
+        rows = await journal.read(lambda db: db.execute("SELECT id, record FROM sync_records").fetchall())
     [part] = report.parts
     assert report.done is part.done is (part.error is None or part.done)
     return part, {name: json.loads(text) for name, text in rows}
@@ -50,7 +50,7 @@ async def read(url: str, **options: Any) -> list[Record]:
 
 async def mark_of(path: Path) -> Any:
     async with Journal.open(path / "journal", batch="nightly") as journal:
-        [(mark,)] = await journal.read(lambda db: db.execute("SELECT mark FROM maesn_parts").fetchall())
+        [(mark,)] = await journal.read(lambda db: db.execute("SELECT mark FROM sync_parts").fetchall())
         return mark
 
 
@@ -337,7 +337,7 @@ class TestRecordsThatAreMissing:
         with pytest.raises(ValueError, match="bills") as caught:
             await read(await serve(server))
         assert type(caught.value).__name__ == (missing.of_records or missing.error)
-        assert isinstance(caught.value, maesn.IncompleteList)
+        assert isinstance(caught.value, sync.IncompleteList)
         assert [number for number in missing.numbers if number not in str(caught.value)] == []
         assert len(server.pages) <= 9
 
@@ -369,7 +369,7 @@ class TestRecordsThatAreMissing:
                 del server.records[0]
 
         server = ListServer(numbered(250), instead=delete)
-        with pytest.raises(maesn.UnsteadyList, match="249 different records were read, and the API counts 250"):
+        with pytest.raises(sync.UnsteadyList, match="249 different records were read, and the API counts 250"):
             await read(await serve(server))
 
     async def test_one_that_grows_is_none(self, serve: Serve) -> None:
@@ -445,7 +445,7 @@ class TestAListWithoutEnd:
         server = ENDLESS[case]()
         part, kept = await synced(tmp_path, await serve(server), at_once=at_once)
         assert not part.done
-        assert isinstance(part.error, maesn.RepeatedPage)
+        assert isinstance(part.error, sync.RepeatedPage)
         assert "of bills brought no new record" in str(part.error)
         assert await mark_of(tmp_path) is None
         assert len(server.pages) <= 24, "each of three readings ends with the first repeat"
@@ -454,7 +454,7 @@ class TestAListWithoutEnd:
     @pytest.mark.parametrize("case", ENDLESS)
     async def test_ends_records_with_an_error(self, serve: Serve, case: str) -> None:
         server = ENDLESS[case]()
-        with pytest.raises(maesn.RepeatedPage, match=r"page \d of bills brought no new record"):
+        with pytest.raises(sync.RepeatedPage, match=r"page \d of bills brought no new record"):
             await read(await serve(server))
         assert len(server.pages) <= 5
 
@@ -470,7 +470,7 @@ class TestAListWithoutEnd:
             return body | {"data": [{"number": each["number"]} for each in body["data"]]}
 
         server.instead = without_ids
-        with pytest.raises(maesn.RepeatedPage):
+        with pytest.raises(sync.RepeatedPage):
             await read(await serve(server))
         assert len(server.pages) <= 5
 
@@ -496,7 +496,7 @@ class TestAListWithoutEnd:
             return answer
 
         part, _ = await synced(tmp_path, await serve(handle))
-        assert isinstance(part.error, maesn.RepeatedPage)
+        assert isinstance(part.error, sync.RepeatedPage)
 
     async def test_the_other_lists_go_on(self, serve: Serve, tmp_path: Path) -> None:
         endless, sound = ignoring_page(numbered(100), NOTHING), ListServer(numbered(250))
@@ -511,7 +511,7 @@ class TestAListWithoutEnd:
         ):
             report = await maesn.sync(session, {"north": "key"}, ["bills", "items"], journal=journal)
         bills, items = report.parts
-        assert isinstance(bills.error, maesn.RepeatedPage)
+        assert isinstance(bills.error, sync.RepeatedPage)
         assert (items.done, items.records) == (True, 250)
 
 
@@ -536,18 +536,18 @@ class TestErrorsInAGoodAnswer:
         url = await serve(server)
         part, kept = await synced(tmp_path, url)
         assert not part.done
-        assert isinstance(part.error, maesn.AnswerFailed)
+        assert isinstance(part.error, sync.AnswerFailed)
         assert "page 1 of bills failed" in str(part.error)
         assert "the target system did not answer" in str(part.error)
         assert kept == {}
-        with pytest.raises(maesn.AnswerFailed, match="the target system did not answer"):
+        with pytest.raises(sync.AnswerFailed, match="the target system did not answer"):
             await read(url)
 
     @pytest.mark.parametrize("errors", [True, 5, {"a": {"b": {"c": {"d": {"e": {"f": {"g": {}}}}}}}}, [{}], [None]])
     async def test_also_where_they_say_nothing(self, serve: Serve, tmp_path: Path, errors: object) -> None:
         server = ListServer(numbered(5), instead=lambda server, page, given: given | {"errors": errors})
         part, _ = await synced(tmp_path, await serve(server))
-        assert isinstance(part.error, maesn.AnswerFailed)
+        assert isinstance(part.error, sync.AnswerFailed)
 
     @pytest.mark.parametrize(
         "errors", [None, {}, [], "", " ", False, {"validationErrors": [], "downstreamErrors": None}, {"a": {"b": ""}}]
@@ -563,7 +563,7 @@ class TestErrorsInAGoodAnswer:
         server = ListServer(numbered(250), instead=always(2, lambda given: given | {"errors": ["down"]}))
         url = await serve(server)
         part, kept = await synced(tmp_path, url)
-        assert (type(part.error), part.pages, len(kept)) == (maesn.AnswerFailed, 2, 150)
+        assert (type(part.error), part.pages, len(kept)) == (sync.AnswerFailed, 2, 150)
         assert await mark_of(tmp_path) is None
         server.instead = lambda *_: None
         part, kept = await synced(tmp_path, url, resume=True)
@@ -578,12 +578,12 @@ class TestErrorsInAGoodAnswer:
 
         url = await serve(handle)
         async with maesn.session("secret-api-key", None, url, rules=RULES) as session:
-            with pytest.raises(maesn.AnswerFailed, match="no such key: REDACTED of REDACTED") as caught:
+            with pytest.raises(sync.AnswerFailed, match="no such key: REDACTED of REDACTED") as caught:
                 [each async for each in maesn.records(session, "bills", account="secret-account-key")]
         assert "secret" not in f"{caught.value!r}{vars(caught.value)}"
 
     async def test_a_long_one_is_cut(self, serve: Serve) -> None:
         server = ListServer([], instead=lambda server, page, given: {"errors": ["x" * 100_000] * 50})
-        with pytest.raises(maesn.AnswerFailed) as caught:
+        with pytest.raises(sync.AnswerFailed) as caught:
             await read(await serve(server))
         assert len(str(caught.value)) < 2000

@@ -52,6 +52,7 @@ async def test_a_fault_of_ours_is_sent_once(
     assert hint in str(caught.value)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("status", "kind", "low", "high"),
     [

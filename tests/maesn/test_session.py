@@ -60,9 +60,12 @@ async def test_a_missing_key_is_told_with_the_variable(sandbox: Sandbox) -> None
         assert caught.value.__context__ is None
         assert not sandbox.received
         # Where an account begins there is none yet.
-        async with session.get("/auth/datev", headers={"x-account-key": "of-an-old-one"}) as response:
+        async with session.get("/auth/datev") as response:
             assert response.status == 200
-    assert "X-ACCOUNT-KEY" not in sandbox.received[0].headers
+        assert "X-ACCOUNT-KEY" not in sandbox.received[0].headers
+        with pytest.raises(ValueError, match="the request brings X-ACCOUNT-KEY"):
+            await session.get("/auth/datev", headers={"x-account-key": "of-an-old-one"})
+    assert len(sandbox.received) == 1
 
 
 async def test_bad_arguments_are_told_at_once() -> None:
@@ -186,9 +189,11 @@ async def test_a_throttle_made_by_hand_takes_the_place_of_the_own_one(
 
         tasks = [asyncio.ensure_future(read()) for _ in range(2)]
         await asyncio.sleep(1)
+        tasks.append(asyncio.ensure_future(read()))  # goes alone, and shows that the account is used up
+        await asyncio.sleep(1)
         assert 0 < throttle.blocked_for(url, limited) <= 66
         assert throttle.blocked_for(url, other) == 0
-        assert await asyncio.gather(*tasks) == [200, 200]
+        assert await asyncio.gather(*tasks) == [200] * 3
     with pytest.raises(ValueError, match="limit= has no effect on a Throttle made by hand"):
         maesn.layers("key", throttle=throttle, limit=Limit(1, 60))
 

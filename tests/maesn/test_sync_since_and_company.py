@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from tests.servers import Serve
 
 from lamella import NotFound, maesn
 from lamella.batch import Journal
-from lamella.maesn import Account, Report
+from lamella.maesn import Account
+from lamella.sync import Report
 
 RULES = maesn.RULES.scaled(0.0001)
 OLD = START - timedelta(days=400)
@@ -227,61 +229,24 @@ class TestAnotherCompany:
 
 
 class TestAJournalOfAnEarlierLamella:
-    """It has the same tables, but for those that count a walk and know the company."""
-
-    async def old_form(self, path: Path) -> None:
-        async with Journal.open(path / "journal", batch="nightly") as journal:
-            for table in ("maesn_walks", "maesn_books"):
-                await journal.commit(lambda db, table=table: db.execute(f"DROP TABLE IF EXISTS {table}"))  # type: ignore[misc]
-
-    async def test_its_marks_hold(self, serve: Serve, tmp_path: Path) -> None:
-        server = ListServer(numbered(20))
+    async def test_its_records_stay_and_its_lists_are_read_again(self, serve: Serve, tmp_path: Path) -> None:
+        server = ListServer(numbered(20), instead=lambda *_: 404)
         url = await serve(server)
-        await synced(tmp_path, url)
-        await self.old_form(tmp_path)
         async with Journal.open(tmp_path / "journal", batch="nightly") as journal:
-            accounts = [Account("north", "key", "4711")]
-            [part] = await maesn.plan(accounts, ["bills"], journal=journal)
-            assert (part.since is not None, part.dropped) == (True, False)
-            [part] = await maesn.plan(accounts, ["bills"], journal=journal, resume=True)
-            assert (part.skipped, part.pages, part.dropped) == (True, 1, False)
-        [part] = (await synced(tmp_path, url, Account("north", "key", "4711"))).parts
-        assert (part.done, part.since is not None, part.dropped) == (True, True, False)
-        [part] = (await synced(tmp_path, url, Account("north", "key", "4712"))).parts
-        assert (part.done, part.since, part.dropped) == (True, None, True), "from now on it is known"
 
-    async def test_what_it_has_done_is_done(self, serve: Serve, tmp_path: Path) -> None:
-        server = ListServer(numbered(20))
-        url = await serve(server)
-        await synced(tmp_path, url)
-        await self.old_form(tmp_path)
-        server.pages.clear()
-        [part] = (await synced(tmp_path, url, resume=True)).parts
-        assert (part.done, part.skipped, server.pages) == (True, True, [])
+            def fill(db: sqlite3.Connection) -> None:
+                db.execute(
+                    "CREATE TABLE maesn_records (account TEXT NOT NULL, resource TEXT NOT NULL, id TEXT NOT NULL,"
+                    " updated INTEGER, record TEXT NOT NULL, walk INTEGER NOT NULL,"
+                    " PRIMARY KEY (account, resource, id))"
+                )
+                db.execute("CREATE TABLE maesn_parts (account TEXT, resource TEXT, mark INTEGER)")
+                kept = [("north", "bills", each["billId"], 1, json.dumps(each), 1) for each in numbered(3)]
+                db.executemany("INSERT INTO maesn_records VALUES (?, ?, ?, ?, ?, ?)", kept)
 
-    async def test_what_it_had_begun_is_read_from_the_beginning(self, serve: Serve, tmp_path: Path) -> None:
-        """It did not count the records of the pages that are stored."""
-        server = ListServer(numbered(250), instead=lambda server, page, given: 404 if page == 2 else None)
-        url = await serve(server)
-        await synced(tmp_path, url, since="2000-01-01")
-        await self.old_form(tmp_path)
-        server.instead = lambda server, page, given: None
-        server.pages.clear()
-        async with Journal.open(tmp_path / "journal", batch="nightly") as journal:
-            [part] = await maesn.plan({"north": "key"}, ["bills"], journal=journal, resume=True)
-            assert (part.pages, part.since) == (0, "2000-01-01")
-        [part] = (await synced(tmp_path, url, resume=True)).parts
-        assert (part.done, part.since, sorted(server.pages)) == (True, "2000-01-01", [1, 2, 3])
-        assert len(ids(tmp_path)) == 250
-
-    async def test_what_it_has_gone_on_with_is_no_walk_of_ours(self, serve: Serve, tmp_path: Path) -> None:
-        """After a way back to an earlier lamella the counts are those of another walk."""
-        server = ListServer(numbered(250), instead=lambda server, page, given: 404 if page == 2 else None)
-        url = await serve(server)
-        await synced(tmp_path, url)
-        async with Journal.open(tmp_path / "journal", batch="nightly") as journal:
-            await journal.commit(lambda db: db.execute("UPDATE maesn_parts SET walk = walk + 1"))
-        server.instead = lambda server, page, given: None
-        server.pages.clear()
-        [part] = (await synced(tmp_path, url, resume=True)).parts
-        assert (part.done, sorted(server.pages)) == (True, [1, 2, 3])
+            await journal.commit(fill)
+        [part] = (await synced(tmp_path, url)).parts
+        assert (part.done, ids(tmp_path)) == (False, ["b0", "b1", "b2"])
+        server.instead = lambda *_: None
+        [part] = (await synced(tmp_path, url)).parts
+        assert (part.done, part.since, part.dropped, len(ids(tmp_path))) == (True, None, False, 20)

@@ -148,6 +148,7 @@ def book(retry_after: Any) -> RuleBook:
     return RuleBook(Rule([429, 500], retry=Backoff(1, maximum=100, jitter=0)), retry_after=retry_after)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("retry_after", "wait"),
     [

@@ -48,7 +48,7 @@ class Told:
     attributes: dict[str, str] = field(default_factory=dict)
     """The types by name."""
     on: dict[str, set[str]] = field(default_factory=dict)
-    """The attributes of ``call``, ``send``, each event and each metric."""
+    """The attributes of ``call``, ``attempt``, each event and each metric."""
     events: set[str] = field(default_factory=set)
     metrics: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Instrument and unit by name."""
@@ -131,7 +131,7 @@ class Checker:
     def span(self, span: ReadableSpan) -> list[str]:
         """What is wrong with a span."""
         given = span.attributes or {}
-        place = {"INTERNAL": "call", "CLIENT": "send"}.get(span.kind.name, "?")
+        place = {"INTERNAL": "call", "CLIENT": "attempt"}.get(span.kind.name, "?")
         if span.name == EPISODE:
             place = "episode"
         method = given.get("http.request.method", "?")
@@ -172,7 +172,8 @@ class Checker:
         if isinstance(metric.data, Sum):
             kind = "counter" if metric.data.is_monotonic else "updowncounter"
         faults = []
-        if self.told.metrics.get(metric.name) != (kind, metric.unit):
+        instrument, unit = self.told.metrics.get(metric.name, ("", ""))
+        if (instrument.removeprefix("observable "), unit) != (kind, metric.unit):
             faults.append(f"the metric {metric.name} as {kind} in {metric.unit}")
         for point in metric.data.data_points:
             faults += self._attributes(metric.name, point.attributes or {})

@@ -78,10 +78,8 @@ asyncio.run(main())
 SPANS = ["GET /accounting/invoices", "lamella GET /accounting/invoices"]
 METRICS = [
     "http.client.request.duration",
-    "lamella.call.attempts",
+    "lamella.attempts.active",
     "lamella.call.duration",
-    "lamella.call.wait",
-    "lamella.sends.active",
 ]
 
 

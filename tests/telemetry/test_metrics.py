@@ -6,21 +6,25 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from opentelemetry import metrics
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics import MeterProvider, UpDownCounter
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
 from tests.sdk import Metering
+from tests.servers import Serve, Statuses, serving
 
-from lamella import AttemptSpan, Breaker, LamellaError, TooManyRequests, maesn, stack
+from lamella import AttemptSpan, Backoff, Breaker, LamellaError, Limit, Rule, RuleBook, TooManyRequests, maesn, stack
 from lamella.maesn.sandbox import Reply, Sandbox, Step
 from lamella.pytest_maesn import MakeSandbox
 from lamella.testing import Fault, VirtualClock
 
 Connect = Callable[..., aiohttp.ClientSession]
+RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
 
 
 @pytest.fixture
@@ -59,12 +63,11 @@ async def test_two_rate_limits_and_an_answer(
         (200, None, 1, pytest.approx(0.5)),
         (429, "429", 2, pytest.approx(1.0)),
     ]
-    assert counts(metering, "lamella.call.attempts") == [("success", None, 1, 3)]
     [(_, _, _, waited)] = counts(metering, "lamella.call.wait")
     assert 180 <= waited <= 198
     assert counts(metering, "lamella.call.wait") == [("success", None, 1, pytest.approx(took - 1.5))]
     assert counts(metering, "lamella.call.duration") == [("success", None, 1, pytest.approx(took))]
-    assert metering.value("lamella.calls.waiting") == metering.value("lamella.sends.active") == 0
+    assert metering.value("lamella.calls.waiting") == metering.value("lamella.attempts.active") == 0
     assert "lamella.call.stops" not in metering.metrics
 
 
@@ -77,12 +80,12 @@ async def test_attributes_are_few_and_never_a_url(slow: Sandbox, connect: Connec
     failed = {**server, "lamella.outcome": "failure", "error.type": "500"}
     answer = {"http.response.status_code": 500, "network.protocol.version": "1.1", "error.type": "500"}
     assert [attributes for attributes, _ in metering.points("http.client.request.duration")] == [{**server, **answer}]
-    for name in ("lamella.call.duration", "lamella.call.attempts", "lamella.call.wait"):
-        assert [attributes for attributes, _ in metering.points(name)] == [failed]
+    assert [attributes for attributes, _ in metering.points("lamella.call.duration")] == [failed]
+    assert "lamella.call.wait" not in metering.metrics  # it did not wait
     rule = maesn.RULES.rule_for(500).title
     stop = {**failed, "lamella.stop_reason": "attempts_used_up", "lamella.rule": rule}
     assert metering.points("lamella.call.stops") == [(stop, 1)]
-    assert metering.points("lamella.sends.active") == [(server, 0)]
+    assert metering.points("lamella.attempts.active") == [(server, 0)]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +110,7 @@ async def test_a_call_that_is_given_up_is_counted_by_the_reason(
     [(_, error, sends, took)] = counts(metering, "http.client.request.duration")
     assert (error, sends) == (type_, 1)
     assert took == pytest.approx(3 if step is Fault.SILENCE else 0.5)
-    assert metering.value("lamella.sends.active") == metering.value("lamella.calls.waiting") == 0
+    assert metering.value("lamella.attempts.active") == metering.value("lamella.calls.waiting") == 0
 
 
 async def test_an_error_that_is_not_raised_is_measured_all_the_same(
@@ -116,8 +119,7 @@ async def test_an_error_that_is_not_raised_is_measured_all_the_same(
     slow.script(400)
     async with connect(raise_errors=False) as session:
         assert (await session.get("/accounting/invoices")).status == 400
-    for name, value in (("duration", pytest.approx(0.5)), ("attempts", 1), ("wait", 0)):
-        assert counts(metering, f"lamella.call.{name}") == [("failure", "400", 1, value)]
+    assert counts(metering, "lamella.call.duration") == [("failure", "400", 1, pytest.approx(0.5))]
     assert counts(metering, "http.client.request.duration") == [(400, "400", 1, pytest.approx(0.5))]
 
 
@@ -127,7 +129,7 @@ async def test_what_is_under_way_now(slow: Sandbox, connect: Connect, metering: 
     slow.script(429, Reply(200 if ends == "well" else 404))
 
     def now() -> tuple[float, float]:
-        return metering.value("lamella.sends.active"), metering.value("lamella.calls.waiting")
+        return metering.value("lamella.attempts.active"), metering.value("lamella.calls.waiting")
 
     async with connect() as session:
         call = asyncio.create_task(session._request("GET", "/accounting/invoices"))
@@ -146,7 +148,7 @@ async def test_a_send_that_is_cancelled(slow: Sandbox, connect: Connect, meterin
     async with connect() as session:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(session._request("GET", "/accounting/invoices"), 0.25)
-    assert metering.value("lamella.sends.active") == 0
+    assert metering.value("lamella.attempts.active") == 0
     assert counts(metering, "lamella.call.duration") == [("cancelled", None, 1, pytest.approx(0.25))]
     assert "http.client.request.duration" not in metering.metrics
     [(attributes, _)] = metering.points("lamella.call.stops")
@@ -160,8 +162,9 @@ async def test_many_at_once_add_up(slow: Sandbox, connect: Connect, metering: Me
         await asyncio.sleep(10)
         assert metering.value("lamella.calls.waiting") == 20
         await asyncio.gather(*calls)
-    assert counts(metering, "lamella.call.attempts") == [("success", None, 20, 40)]
-    assert metering.value("lamella.calls.waiting") == metering.value("lamella.sends.active") == 0
+    assert [count for *_, count, _ in counts(metering, "lamella.call.duration")] == [20]
+    assert metering.count("http.client.request.duration") == 40
+    assert metering.value("lamella.calls.waiting") == metering.value("lamella.attempts.active") == 0
 
 
 async def test_without_a_provider_it_is_the_global_one(slow: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +175,7 @@ async def test_without_a_provider_it_is_the_global_one(slow: Sandbox, monkeypatc
         await session.get("/auth/datev")
     provider.shutdown()
     data = Metering(provider, reader).metrics
-    assert set(data) == {"http.client.request.duration", "lamella.sends.active"}
+    assert set(data) == {"http.client.request.duration", "lamella.attempts.active"}
 
 
 def test_the_layers_of_all_stacks_share_the_instruments_of_a_provider() -> None:
@@ -200,6 +203,116 @@ async def test_the_error_of_a_call_says_the_same(slow: Sandbox, connect: Connect
         with pytest.raises(TooManyRequests) as caught:
             await session.get("/accounting/invoices")
     records = caught.value.attempts
-    assert metering.value("lamella.call.attempts") == len(records) == 2
+    assert metering.count("http.client.request.duration") == len(records) == 2
     assert metering.value("lamella.call.wait") == pytest.approx(sum(record.waited for record in records))
     assert metering.value("http.client.request.duration") == pytest.approx(sum(record.took for record in records))
+
+
+class TestGauges:
+    """They are read when somebody collects, and cost a call nothing else."""
+
+    async def test_nothing_is_recorded_for_them(
+        self, serve: Serve, metering: Metering, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def add(*_: object, **__: object) -> None:
+            pytest.fail("a call has recorded a gauge")
+
+        monkeypatch.setattr(UpDownCounter, "add", add)
+        layers = stack(RULES, meter_provider=metering.provider)
+        async with aiohttp.ClientSession(await serve(Statuses(429)), middlewares=layers) as session:
+            await session.get("/")
+        assert [value for _, value in metering.points("lamella.attempts.active")] == [0]
+        assert [value for _, value in metering.points("lamella.calls.waiting")] == [0]
+
+    async def test_all_sessions_of_a_provider_add_up_and_leave_nothing_behind(
+        self, serve: Serve, metering: Metering
+    ) -> None:
+        async def never(_: web.Request) -> web.StreamResponse:
+            await asyncio.sleep(3600)
+            raise AssertionError
+
+        url = await serve(never)
+        other = MeterProvider([InMemoryMetricReader()])
+
+        async def use() -> None:
+            async with AsyncExitStack() as sessions:
+                calls = []
+                for provider in (metering.provider, metering.provider, other):
+                    session = aiohttp.ClientSession(url, middlewares=stack(RULES, meter_provider=provider))
+                    await sessions.enter_async_context(session)
+                    calls += [asyncio.create_task(session._request("GET", "/")) for _ in range(3)]
+                await asyncio.sleep(0.05)
+                assert metering.value("lamella.attempts.active") == 6
+                for call in calls:
+                    call.cancel()
+                await asyncio.gather(*calls, return_exceptions=True)
+                assert [value for _, value in metering.points("lamella.attempts.active")] == [0]
+
+        await use()
+        other.shutdown()
+        gc.collect()
+        assert "lamella.attempts.active" not in metering.metrics
+
+    async def test_in_several_threads(self, metering: Metering) -> None:
+        """Each thread has a loop and layers of its own, and all of them are collected meanwhile."""
+
+        async def work() -> None:
+            server = Statuses()
+            async with serving(server) as url:
+                layers = stack(RULES, meter_provider=metering.provider)
+                async with aiohttp.ClientSession(url, middlewares=layers) as session:
+                    for _ in range(20):
+                        await asyncio.gather(*(session._request("GET", "/") for _ in range(5)))
+                    assert metering.value("lamella.attempts.active") >= 0
+
+        await asyncio.gather(*(asyncio.to_thread(asyncio.run, work()) for _ in range(4)))
+        assert metering.value("lamella.attempts.active") == 0
+        assert metering.count("http.client.request.duration") == 400
+
+    async def test_queued_calls(self, serve: Serve, metering: Metering, virtual_time: VirtualClock) -> None:
+        layers = stack(RULES, limit=Limit(1, per=60), meter_provider=metering.provider)
+        async with aiohttp.ClientSession(await serve(Statuses()), middlewares=layers) as session:
+            calls = [asyncio.create_task(session._request("GET", "/")) for _ in range(3)]
+            await asyncio.sleep(1)
+            assert metering.value("lamella.calls.queued") == 2
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+        assert [value for _, value in metering.points("lamella.calls.queued")] == [0]
+
+
+class TestManyServers:
+    async def test_from_one_on_they_are_others(self, serve: Serve, metering: Metering) -> None:
+        urls = [await serve(Statuses()) for _ in range(4)]
+        layers = stack(RULES, Breaker(), max_servers=2, meter_provider=metering.provider)
+        async with aiohttp.ClientSession(middlewares=layers) as session:
+            for url in urls * 2:
+                await session.get(url)
+        for name in ("http.client.request.duration", "lamella.call.duration", "lamella.attempts.active"):
+            found = [attributes for attributes, _ in metering.points(name)]
+            servers = {(attributes["server.address"], attributes.get("server.port")) for attributes in found}
+            known = {("127.0.0.1", int(url.rpartition(":")[2])) for url in urls[:2]}
+            assert servers == known | {("_OTHER", None)}
+            assert {attributes["http.request.method"] for attributes in found} == {"GET"}
+
+    async def test_of_queue_and_circuit_as_well(self, serve: Serve, metering: Metering) -> None:
+        layers = stack(
+            RULES,
+            Breaker(minimum=1),
+            max_servers=1,
+            limit=Limit(1, per=0.02),
+            attempts=1,
+            meter_provider=metering.provider,
+        )
+        async with aiohttp.ClientSession(middlewares=layers) as session:
+            for url in [await serve(Statuses(200, 500)) for _ in range(2)]:
+                await asyncio.gather(*(session._request("GET", url) for _ in range(2)), return_exceptions=True)
+        names = ("lamella.queue.wait", "lamella.calls.queued", "lamella.breaker.transitions")
+        for name in names:
+            found = [attributes["server.address"] for attributes, _ in metering.points(name)]
+            assert found == ["127.0.0.1", "_OTHER"], name
+
+    @pytest.mark.parametrize("value", [0, -1, 1.5, True])
+    def test_bad_settings(self, value: Any) -> None:
+        with pytest.raises(ValueError, match="max_servers must be a whole number, 1 or more"):
+            stack(RULES, max_servers=value)

@@ -17,7 +17,7 @@ from tests.servers import Serve, Statuses
 
 from lamella import Backoff, LamellaError, Rule, RuleBook, maesn, stack
 from lamella.maesn.sandbox import Sandbox
-from lamella.telemetry.tracing import inject
+from lamella.telemetry.propagation import inject
 from lamella.testing import VirtualClock
 
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
@@ -73,7 +73,7 @@ async def test_a_header_of_the_users_own_is_replaced_and_never_doubled(serve: Se
 def test_where_there_is_a_span_and_no_more_it_is_told_as_the_propagators_tell_it(of: trace.SpanContext) -> None:
     ours, theirs = CIMultiDict[str](), CIMultiDict[str]()
     with trace.use_span(trace.NonRecordingSpan(of)):
-        inject(ours)
+        inject(ours, propagate.get_global_textmap())
         propagate.inject(theirs)
     assert ours == theirs
     assert bool(ours) is of.is_valid
@@ -128,7 +128,7 @@ async def test_providers_are_given_or_global(
     async with aiohttp.ClientSession(url, middlewares=layers) as session:
         await session.get("/")
     assert len(tracing.spans) == 2
-    assert metering.value("lamella.call.attempts") == 1
+    assert metering.count("lamella.call.duration") == 1
 
 
 async def test_trace_configs_of_the_users_see_one_request(serve: Serve, tracing: Tracing) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from tempfile import TemporaryDirectory
 
@@ -14,16 +14,20 @@ import aiohttp
 import pytest
 from aiohttp import web
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.util.types import Attributes
 from tests.sdk import Metering, Tracing, given
 from tests.servers import Serve
 from yarl import URL
 
-from lamella import AttemptSpan, Backoff, HeaderAuth, LamellaError, RequestSpan, Rule, RuleBook, maesn, stack
+from lamella import AttemptSpan, Backoff, Failure, HeaderAuth, LamellaError, RequestSpan, Rule, RuleBook, maesn, stack
 from lamella.maesn.sandbox import Sandbox, Step
 from lamella.telemetry import attempt_span
 from lamella.testing import Fault, VirtualClock
@@ -80,6 +84,7 @@ class TestASend:
             "network.protocol.version": "1.1",
             "http.response.status_code": 404,
             "error.type": "404",
+            "lamella.rule": "Client Error",
         }
         assert (span.kind, span.name) == (SpanKind.CLIENT, "GET")
         assert span.instrumentation_scope is not None
@@ -222,6 +227,93 @@ class TestASend:
         assert "network.peer.port" not in given(send)
 
 
+class TestWhatAnAttemptSays:
+    @pytest.mark.parametrize(
+        ("headers", "shown"),
+        [
+            ({}, None),
+            ({"X-Request-Id": "r-7"}, "r-7"),
+            ({"CF-Ray": "ray", "x-vendor-request-id": "r-8"}, "r-8"),
+            ({"X-Request-Id": "r-s3cr3t-key"}, "r-REDACTED"),
+            ({"X-Request-Id": "a" * 500}, "a" * 299 + "…"),
+        ],
+    )
+    @pytest.mark.parametrize("status", [200, 404])
+    async def test_the_request_id_of_the_answer(
+        self, serve: Serve, tracing: Tracing, headers: dict[str, str], shown: str | None, status: int
+    ) -> None:
+        async def named(request: web.Request) -> web.StreamResponse:
+            return web.Response(status=status, headers=headers)
+
+        layers = stack(RULES, auth=HeaderAuth({"X-Key": "s3cr3t-key"}), tracer_provider=tracing.provider)
+        async with aiohttp.ClientSession(await serve(named), middlewares=layers) as session:
+            with suppress(LamellaError):
+                await session.get("/")
+        assert given(tracing.sends[0]).get("lamella.request_id") == shown
+
+    async def test_the_rule_and_the_type_of_its_error(
+        self, sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock
+    ) -> None:
+        sandbox.script(429, Fault.RESET_BEFORE_HEADERS, 404)
+        async with maesn.session(
+            sandbox.api_key, sandbox.account_key, sandbox.url, tracer_provider=tracing.provider
+        ) as session:
+            with pytest.raises(LamellaError):
+                await session.get("/accounting/invoices")
+        kinds: list[int | Failure] = [429, Failure.CONNECTION_LOST, 404]
+        assert [(given(span)["error.type"], given(span)["lamella.rule"]) for span in tracing.sends] == [
+            (error, maesn.RULES.rule_for(kind).title)
+            for error, kind in zip(("429", "ConnectionLost", "404"), kinds, strict=True)
+        ]
+
+    async def test_an_answer_below_400_that_a_rule_calls_an_error(self, serve: Serve, tracing: Tracing) -> None:
+        rules = RuleBook(Rule(200, "Throttled", when=lambda a: "X-Two" in a.headers))
+        layers = stack(rules, tracer_provider=tracing.provider)
+        async with aiohttp.ClientSession(await serve(answer), middlewares=layers) as session:
+            with pytest.raises(LamellaError):
+                await session.get("/200")
+        [span] = tracing.sends
+        assert (given(span)["error.type"], given(span)["lamella.rule"]) == ("ApiError", "Throttled")
+        assert given(span)["http.response.status_code"] == 200
+
+    @pytest.mark.parametrize(
+        ("method", "body", "sizes"),
+        [
+            ("GET", None, (None, 9)),
+            ("POST", b"12345", (5, 9)),
+            ("POST", "ä", (2, 9)),
+            ("HEAD", None, (None, None)),
+            ("PUT", "a stream", (None, None)),
+        ],
+    )
+    async def test_the_sizes_of_both_bodies_where_somebody_asks(
+        self, serve: Serve, tracing: Tracing, method: str, body: object, sizes: tuple[int | None, int | None]
+    ) -> None:
+        async def sized(request: web.Request) -> web.StreamResponse:
+            if request.method == "PUT":
+                response = web.StreamResponse()
+                await response.prepare(request)
+                await response.write(b"some")
+                return response
+            return web.Response(body=b"nine byte")
+
+        async def stream() -> AsyncIterator[bytes]:
+            yield b"some"
+
+        spans = AttemptSpan(body_sizes=True, tracer_provider=tracing.provider)
+        layers = stack(RULES, spans, tracer_provider=tracing.provider)
+        data = stream() if body == "a stream" else body
+        async with aiohttp.ClientSession(await serve(sized), middlewares=layers) as session:
+            async with session.request(method, "/", data=data) as response:
+                await response.read()
+        found = given(tracing.sends[0])
+        assert (found.get("http.request.body.size"), found.get("http.response.body.size")) == sizes
+
+    async def test_no_sizes_unless_somebody_asks(self, serve: Serve, tracing: Tracing) -> None:
+        await send(serve, tracing)
+        assert not [name for name in given(tracing.sends[0]) if ".body.size" in name]
+
+
 class TestNames:
     @pytest.mark.parametrize(
         ("method", "known", "named", "original"),
@@ -322,6 +414,45 @@ async def test_the_url_without_secrets(serve: Serve, tracing: Tracing, before: s
     port = await send(serve, tracing, before)
     for span in tracing.spans:
         assert given(span)["url.full"] == f"http://127.0.0.1:{port}{after}"
+
+
+class Seeing(Sampler):
+    """Samples all, and keeps the URLs that it was shown."""
+
+    def __init__(self) -> None:
+        self.urls: list[object] = []
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        *_: object,
+        **__: object,
+    ) -> SamplingResult:
+        self.urls.append((attributes or {}).get("url.full"))
+        return ALWAYS_ON.should_sample(parent_context, trace_id, name, kind, attributes)
+
+    def get_description(self) -> str:
+        return "Seeing"
+
+
+async def test_samplers_see_the_url_and_spans_have_the_right_one_at_their_end(serve: Serve) -> None:
+    """At the start nobody knows which credential an auth layer will set, and whether it is in the path as well."""
+    sampler, exporter = Seeing(), InMemorySpanExporter()
+    provider = TracerProvider(sampler, shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    url = await serve(answer)
+    layers = stack(RULES, auth=HeaderAuth({"X-Key": "s3cr3t-key"}), tracer_provider=provider)
+    async with aiohttp.ClientSession(url, middlewares=layers) as session:
+        await session.get("/200?token=abc&limit=5#part")
+        await session.get("/200/s3cr3t-key")
+    first, second = f"{url}/200?token=REDACTED&limit=5", f"{url}/200/s3cr3t-key"
+    assert sampler.urls == [first, first, second, second]
+    hidden = f"{url}/200/REDACTED"
+    assert [given(span)["url.full"] for span in exporter.get_finished_spans()] == [first, first, hidden, hidden]
 
 
 class TestACall:
@@ -498,9 +629,8 @@ class TestNobodyRecords:
         (send, call), others = spans[:2], spans[2:]
         assert [given(span).keys() for span in others] == [given(send).keys(), given(call).keys()]
         assert [span.status.status_code for span in others] == [StatusCode.ERROR] * 2
-        for name in ("lamella.call.attempts", "lamella.call.stops"):
-            assert metering.value(name) == 2
-        assert metering.value("lamella.sends.active") == 0
+        assert metering.count("lamella.call.duration") == metering.value("lamella.call.stops") == 2
+        assert metering.value("lamella.attempts.active") == 0
         points = metering.metrics["http.client.request.duration"].data.data_points
         assert sum(point.count for point in points if isinstance(point, HistogramDataPoint)) == 2
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 from opentelemetry import baggage, context, trace
 from opentelemetry.instrumentation.utils import suppress_http_instrumentation, suppress_instrumentation
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.trace import SpanKind
 from tests.sdk import Metering, Tracing
 from tests.servers import Serve, Statuses
 
 from lamella import AttemptSpan, Backoff, Breaker, LamellaError, RequestSpan, Rule, RuleBook, stack
 
 RULES = RuleBook(Rule(429, retry=Backoff(initial=0.02)), Rule(500, retry=Backoff(initial=0)))
+
+SPECIAL, GENERAL = "OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS", "OTEL_PYTHON_EXCLUDED_URLS"
 
 Suppress = Callable[[], AbstractContextManager[None]]
 
@@ -50,7 +55,7 @@ async def test_a_suppressed_call_has_neither_spans_nor_metrics(
         # From the next call on there are some.
         await session.get("/")
     assert len(tracing.spans) == 2
-    assert metering.value("lamella.call.attempts") == 1
+    assert metering.count("lamella.call.duration") == 1
 
 
 @BOTH
@@ -86,3 +91,84 @@ async def test_a_suppressed_call_writes_nothing_on_the_current_span(
                 await session.get("/")
     [job] = tracing.spans
     assert (job.events, dict(job.attributes or {})) == ((), {})
+
+
+@pytest.mark.parametrize(
+    ("special", "general", "argument", "recorded"),
+    [
+        (None, None, None, ["/health", "/orders", "/orders/health?x=1"]),
+        (None, "health", None, ["/orders"]),
+        ("nothing", "health", None, ["/health", "/orders", "/orders/health?x=1"]),
+        ("/health$, [?]x=", None, None, ["/orders"]),
+        ("", "health", None, ["/health", "/orders", "/orders/health?x=1"]),
+        (None, "health", [], ["/health", "/orders", "/orders/health?x=1"]),
+        (None, None, [r"\d/health", "x=1"], ["/orders"]),
+        (None, None, ["^http://127"], []),
+    ],
+)
+async def test_an_excluded_call_has_neither_spans_nor_metrics(
+    serve: Serve,
+    tracing: Tracing,
+    metering: Metering,
+    monkeypatch: pytest.MonkeyPatch,
+    special: str | None,
+    general: str | None,
+    argument: list[str] | None,
+    recorded: list[str],
+) -> None:
+    for name, value in ((SPECIAL, special), (GENERAL, general)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    server = Statuses()
+    layers = stack(RULES, tracer_provider=tracing.provider, meter_provider=metering.provider, excluded_urls=argument)
+    url = await serve(server)
+    async with aiohttp.ClientSession(url, middlewares=layers) as session:
+        for path in ("/health", "/orders", "/orders/health?x=1"):
+            await session.get(path)
+    assert [str((span.attributes or {})["url.full"]).removeprefix(url) for span in tracing.sends] == recorded
+    assert len(tracing.spans) == 2 * len(recorded)
+    assert metering.count("lamella.call.duration") == len(recorded)
+    assert sum("traceparent" in request.headers for request in server.requests) == len(recorded)
+
+
+async def test_each_hop_of_a_redirect_may_be_excluded(serve: Serve, tracing: Tracing) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path == "/here":
+            raise web.HTTPFound("/there")
+        return web.Response()
+
+    layers = stack(RULES, tracer_provider=tracing.provider, excluded_urls=["/there"])
+    async with aiohttp.ClientSession(await serve(answer), middlewares=layers) as session:
+        await session.get("/here")
+    assert [span.kind for span in tracing.spans] == [SpanKind.CLIENT, SpanKind.INTERNAL]
+
+
+async def test_an_excluded_call_does_not_pass_on_the_trace_without_an_sdk_either(serve: Serve) -> None:
+    server = Statuses()
+    provider = trace.NoOpTracerProvider()
+    layers = stack(RULES, tracer_provider=provider, meter_provider=NoOpMeterProvider(), excluded_urls=["health"])
+    job = trace.NonRecordingSpan(trace.SpanContext(1, 2, False))
+    async with aiohttp.ClientSession(await serve(server), middlewares=layers) as session:
+        with trace.use_span(job):
+            await session.get("/health")
+            await session.get("/orders")
+    assert ["traceparent" in request.headers for request in server.requests] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("health", "excluded_urls must be regular expressions, several of them, got the string 'health'"),
+        (["good", "(bad"], r"excluded_urls must be regular expressions, got '\(bad': missing"),
+    ],
+)
+def test_bad_patterns(given: Any, message: str) -> None:
+    for make in (RequestSpan, AttemptSpan, stack):
+        with pytest.raises(ValueError, match=message):
+            make(excluded_urls=given)
+
+
+def test_a_bad_pattern_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(GENERAL, "[")
+    with pytest.raises(ValueError, match=rf"{GENERAL} must be regular expressions, got '\['"):
+        RequestSpan()

@@ -94,7 +94,13 @@ def test_pytest_asyncio_with_another_default_scope(inner: Any) -> None:
     inner(source, ini="asyncio_default_test_loop_scope = session").assert_outcomes(passed=2)
 
 
-@pytest.mark.parametrize("arguments", [(), ("-p", "no:asyncio")], ids=["with pytest-asyncio", "alone"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param((), id="with pytest-asyncio"),
+        pytest.param(("-p", "no:asyncio"), id="alone", marks=pytest.mark.slow),
+    ],
+)
 def test_anyio(inner: Any, arguments: tuple[str, ...]) -> None:
     backend = """
     @pytest.fixture

@@ -5,7 +5,6 @@ A ``type: ignore`` stands where a wrong use must be rejected: if it were not, my
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, assert_type
 import aiohttp
 
 import lamella
-from lamella import Backoff, Failure, Outcome, Rule, RuleBook, StopReason, WaitSource, maesn
+from lamella import Backoff, Failure, Outcome, Rule, RuleBook, StopReason, WaitSource, maesn, sync
 from lamella.batch import Batch, ItemOutcome, Journal
 from lamella.stacking import Stack
 
@@ -38,11 +37,11 @@ async def maesn_session() -> None:
         async for record in maesn.records(session, "invoices", since=datetime.now(UTC)):
             assert_type(record, dict[str, Any])
         async for page in maesn.pages(session, "contacts", 50, since="2026-01-31", account="a", first=2):
-            assert_type(page, maesn.Page)
+            assert_type(page, sync.Page)
             assert_type(page.number, int)
             assert_type(page.total_pages, int | None)
-            assert_type(page.records, list[dict[str, Any]])
-            assert_type(page.texts, Sequence[str])
+            assert_type(page.records, list[Any])
+            assert_type(page.texts, list[str])
         maesn.records(session, "invoices", parse_float=Decimal)
         maesn.pages(session, "invoices", parse_float=Decimal)
     assert_type(maesn.RULES.scaled(0.01), RuleBook)
@@ -62,6 +61,15 @@ async def token() -> str | None:
 
 async def own(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
     return await handler(request)
+
+
+async def on_attempt(
+    request: aiohttp.ClientRequest, result: aiohttp.ClientResponse | lamella.LamellaError, record: lamella.AttemptRecord
+) -> None:
+    if isinstance(result, aiohttp.ClientResponse):
+        assert_type(lamella.attempts(result), tuple[lamella.AttemptRecord, ...])
+    else:
+        assert_type(result.stopped, StopReason | None)
 
 
 async def own_session() -> None:
@@ -84,6 +92,9 @@ async def own_session() -> None:
         )
     )
 
+    lamella.stack(on_attempt=on_attempt)
+    lamella.Retry(RULES, on_attempt=lambda request, result, record: (request.url, result, record.waited))
+    lamella.stack(on_attempt=own)  # type: ignore[arg-type]
     lamella.stack()
     lamella.stack(lamella.Breaker(), attempts=3)
     lamella.stack(RULES, attempt=3)  # type: ignore[call-arg]
@@ -134,19 +145,19 @@ async def batches() -> None:
     Batch(fetch, range(10), stop_on="401")  # type: ignore[arg-type]
 
 
-async def sync(session: aiohttp.ClientSession) -> None:
-    def see(progress: maesn.Progress) -> None:
-        assert_type((progress.changed, progress.outage), tuple[maesn.Part | None, lamella.LamellaError | None])
+async def a_sync(session: aiohttp.ClientSession) -> None:
+    def see(progress: sync.Progress) -> None:
+        assert_type((progress.changed, progress.outage), tuple[sync.Part | None, lamella.LamellaError | None])
         for part in progress.parts.values():
             assert_type((part.since, part.pages, part.total_pages), tuple[str | None, int, int | None])
 
     async with Journal.open("night", batch="production") as journal:
         report = await maesn.sync(session, {"north": "key"}, ["bills"], journal=journal, on_progress=see)
-        assert_type((report.done, report.failed), tuple[bool, tuple[maesn.Part, ...]])
+        assert_type((report.done, report.failed), tuple[bool, tuple[sync.Part, ...]])
         assert_type(report.failed[0].error, Exception | None)
         north = maesn.Account("north", "key", company_id="1")
-        assert_type(await maesn.plan([north], ["bills"], journal=None, since=datetime.now(UTC)), tuple[maesn.Part, ...])
-        assert_type(await maesn.export(journal, Path("out.jsonl")), int)
+        assert_type(await maesn.plan([north], ["bills"], journal=None, since=datetime.now(UTC)), tuple[sync.Part, ...])
+        assert_type(await sync.export(journal, Path("out.jsonl")), int)
         north.name = "south"  # type: ignore[misc]
         await maesn.sync(session, ["key"], ["bills"], journal=journal)  # type: ignore[list-item]
     await maesn.sync(session, {"north": "key"}, ["bills"], journal="night")  # type: ignore[arg-type]

@@ -54,9 +54,9 @@ class HeaderAuth(Layer):
             carried out. Default: 401.
 
     Raises:
-        ValueError: A name or a value cannot stand in a header, *origin* is no origin, *existing* is neither of the two,
-            or *refresh_on* has what is no status from 400 to 599. Values that functions return are checked when they
-            are asked for.
+        ValueError: *headers* is no mapping, a name or a value cannot stand in a header, *origin* is no origin,
+            *existing* is neither of the two, or *refresh_on* has what is no status from 400 to 599. Values that
+            functions return are checked when they are asked for.
     """
 
     slot = Slot.AUTH
@@ -73,6 +73,9 @@ class HeaderAuth(Layer):
             check_whole("a status of refresh_on", status, 400, 599)
         if existing not in {"raise", "keep"}:
             raise ValueError(f"existing must be 'raise' or 'keep', got {existing!r}")
+        if not isinstance(headers, Mapping):
+            # No value: it may be a credential.
+            raise ValueError(f"headers must be a mapping of names to values, got {type(headers).__name__}")  # noqa: TRY004
         for name, value in headers.items():
             if not is_header_name(name):
                 raise ValueError(f"not a header name: {name!r}")
@@ -94,6 +97,7 @@ class HeaderAuth(Layer):
         self._passed: str | None = None
         """What a function answered last: it need not be looked at again."""
         self._origin = None if origin is None else parsed_origin(origin)
+        self.shared: Mapping[str, object] = {"origin": self._origin}
         self._kept = PerCall[frozenset[istr]](frozenset) if existing == "keep" else None
         """Which of the headers the request brings. None: it may bring none."""
         tokens = [name for name, value in headers.items() if isinstance(value, Tokens)]

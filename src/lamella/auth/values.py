@@ -39,7 +39,9 @@ def parsed_origin(value: str | URL) -> Origin:
             raise ValueError(f"origin must be an http or https URL with a host, got {text!r}: write 'https://{text}'")
         # Without a host it may be anything, also a credential.
         shown = repr(str(url.with_user(None))) if url.raw_host else type(value).__name__
-        raise ValueError(f"origin must be an http or https URL with a host, got {shown}")
+        raise ValueError(
+            f"origin must be an http or https URL with a host, got {shown}: write 'https://api.example.com'"
+        )
     return origin_of(url)
 
 

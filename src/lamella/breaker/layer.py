@@ -104,7 +104,7 @@ class Breaker(Layer):
         self._store = store if self._store is None else self._store
         self._meter_provider = meter_provider if self._meter_provider is None else self._meter_provider
         self._shared = SharedState(self._store)
-        self._transitions = instruments_of(self._meter_provider).transitions
+        self._instruments = instruments_of(self._meter_provider)
 
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._shared.work_in(loop)
@@ -154,7 +154,8 @@ class Breaker(Layer):
         server, phase, since = origin_attributes(call.request), transition.phase, float(transition.since)
         state = {CIRCUIT_STATE: phase.value}
         if OFF not in call.state:
-            self._transitions.add(1, {**server, **state})
+            url = call.request.url
+            self._instruments.transitions.add(1, {**self._instruments.server(url.host, url.port), **state})
         if phase is CircuitPhase.HALF_OPEN:
             return  # its end is reported
         open_for = float(self._settings.open_for)

@@ -15,7 +15,7 @@ from lamella.credentials import hidden_headers
 from lamella.errors import ApiError, LamellaError
 from lamella.limits import not_cancelled
 from lamella.pipeline import Layer, Result, Slot
-from lamella.rules import RuleBook
+from lamella.rules import RuleBook, check_rules
 
 __all__ = ["Classify"]
 
@@ -41,6 +41,7 @@ class Classify(Layer):
     single = True
 
     def __init__(self, rules: RuleBook) -> None:
+        check_rules(rules, "Classify(")
         self.shared: Mapping[str, object] = {"rules": rules}
         self._rules = rules
         self._below_400 = rules.below_400

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from lamella import maesn
+from lamella import sync
 from lamella.cli.terminal import plain
 from lamella.errors import ApiError, LamellaError, TransportError, Unauthorized
-from lamella.maesn import Part
+from lamella.sync import Part
 
 __all__ = ["Cause", "Reason", "causes_of", "reason_of", "state_of"]
 
@@ -19,16 +19,17 @@ _LOG_IN_AGAIN: Final = (
     "account key in the place of the old one"
 )
 _OF_LISTS: Final[dict[type[Exception], tuple[str, str]]] = {
-    maesn.UnsteadyList: (
+    sync.UnsteadyList: (
         "Unsteady list",
         "Sync again when less is being deleted. If it stays so, the API counts records that its pages do not hold",
     ),
-    maesn.RepeatedPage: (
+    sync.RepeatedPage: (
         "Repeated page",
         "Ask the API's vendor why its pages repeat; the list was not read to its end",
     ),
-    maesn.EmptyPage: ("Empty page", "Sync again. If it stays so, ask the API's vendor why the page is empty"),
-    maesn.AnswerFailed: ("Errors in an answer", "The message is the API's own: the answer looks like a success"),
+    sync.BadRecord: ("Bad record", "Ask the API's vendor about this record; the others of its page are stored"),
+    sync.EmptyPage: ("Empty page", "Sync again. If it stays so, ask the API's vendor why the page is empty"),
+    sync.AnswerFailed: ("Errors in an answer", "The message is the API's own: the answer looks like a success"),
 }
 """Title and hint of an error that a list ends with."""
 _FIRST_WORDS: Final = re.compile(r"[^,;:.(]+")

@@ -16,10 +16,11 @@ from lamella.cli import sandboxed
 from lamella.cli.accounts import accounts_in, accounts_of_environment, key_in
 from lamella.cli.terminal import http_url, plain
 from lamella.maesn import BASE_URL, RULES, Account
-from lamella.maesn.export import check_output
-from lamella.maesn.page import checked_moment, checked_resource
+from lamella.maesn.lists import checked_resource
 from lamella.redaction import redact_url
 from lamella.rules import RuleBook
+from lamella.sync.export import check_output
+from lamella.sync.page import checked_moment
 
 __all__ = ["JOURNAL", "Options", "Settings", "settings_of"]
 

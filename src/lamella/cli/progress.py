@@ -11,7 +11,7 @@ from typing import Final
 
 from lamella.cli.causes import state_of
 from lamella.errors import LamellaError
-from lamella.maesn import Part, Progress
+from lamella.sync import Part, Progress
 
 __all__ = ["AccountView", "Overview", "State", "Watch"]
 

@@ -18,7 +18,7 @@ from rich.text import Text
 from lamella.cli.causes import Cause, reason_of, state_of
 from lamella.cli.terminal import count, duration, plain, some
 from lamella.errors import LamellaError, TransportError
-from lamella.maesn import Part
+from lamella.sync import Part
 
 if TYPE_CHECKING:
     from lamella.cli.traces import Collector
@@ -31,7 +31,7 @@ __all__ = [
 _VERSION: Final = 1  # of the JSON; it changes when a field goes or means something else, not when one is added
 _MOST_PARTS: Final = 40
 _MOST_NAMES: Final = 5
-_FIELDS: Final = ("account", "resource", "since", "pages", "total_pages", "records")
+_FIELDS: Final = ("account", "resource", "since", "pages", "total_pages", "records", "total")
 
 _Json = dict[str, Any]
 
@@ -100,8 +100,8 @@ def _in_words(states: Iterable[str]) -> str:
     return ", ".join(f"{many[state]:,} {name}" for state, name in names.items() if many[state])
 
 
-def remarks(parts: Sequence[Part]) -> Iterator[str]:
-    """Yield what is to be known of the records beside the failures: what is missing, what was dropped."""
+def remarks(parts: Sequence[Part], secrets: Sequence[str] = ()) -> Iterator[str]:
+    """Yield what is to be known of the records beside the failures: what is missing or not proved, what was dropped."""
     open_ = sum(not part.done for part in parts)
     if open_:
         yield f"Records are missing: {open_:,} of {count(len(parts), 'part')} {'is' if open_ == 1 else 'are'} not done."
@@ -112,9 +112,26 @@ def remarks(parts: Sequence[Part]) -> Iterator[str]:
             f"Records that were last changed before {plain(since)} were not read, of {count(len(gaps), 'part')}: "
             "a sync without --since reads them."
         )
+    if unproved := sum(_is_unproved(part) for part in parts):
+        yield (
+            f"The API gives no total of {count(unproved, 'part')}: they were read to their end, and that all of their "
+            "records are there cannot be proved."
+        )
+    if bad := [text for part in parts for text in part.bad]:
+        yield f"Records were not stored, their pages were: {plain(some(bad, _MOST_NAMES), secrets)}."
+    if warnings := list(dict.fromkeys(text for part in parts for text in part.warnings)):
+        yield f"The API warns: {plain(some(warnings, _MOST_NAMES), secrets)}."
     if dropped := [plain(name) for name in _dropped(parts)]:
         names = some(dropped, _MOST_NAMES)
         yield f"What was stored of {names} was dropped: company_id or environment_name has changed."
+
+
+def _is_unproved(part: Part) -> bool:
+    return part.done and part.total is None
+
+
+def _has_all(parts: Iterable[Part]) -> bool:
+    return all(part.done and not part.gap and not _is_unproved(part) for part in parts)
 
 
 def no_answer(parts: Sequence[Part]) -> str:
@@ -181,7 +198,7 @@ def where_it_is(output: Path | None, journal: Path | None, parts: Sequence[Part]
         parts: What was to be synced.
         ended: Whether the sync came to its end, so that the output was written.
     """
-    has_all = ended and all(part.done and not part.gap for part in parts)
+    has_all = ended and _has_all(parts)
     lines = []
     if output is not None:
         what = "has all records" if has_all else "has what was read" if ended else "was not written"
@@ -227,7 +244,7 @@ def as_json(
         "took": round(synced.took, 3),
         "interrupted": synced.interrupted,
         "fault": None if synced.fault is None else plain(synced.fault, secrets),
-        "complete": all(part.done and not part.gap for part in parts),
+        "complete": _has_all(parts),
         "gaps": [
             {"account": part.account, "resource": part.resource, "since": part.since} for part in parts if part.gap
         ],
@@ -261,6 +278,8 @@ def _of_parts(parts: Sequence[Part], secrets: Sequence[str]) -> _Json:
             {
                 **{name: getattr(part, name) for name in _FIELDS},
                 "state": state_of(part),
+                "warnings": [plain(text, secrets) for text in part.warnings],
+                "bad_records": [plain(text, secrets) for text in part.bad],
                 "error": _error(part.error, secrets) if part.error is not None and state_of(part) == "failed" else None,
             }
             for part in parts

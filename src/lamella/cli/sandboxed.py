@@ -16,9 +16,10 @@ from yarl import URL
 from lamella.breaker import Breaker
 from lamella.cli.report import Check
 from lamella.cli.terminal import count
-from lamella.maesn import RULES, Account, Part
+from lamella.maesn import RULES, Account
 from lamella.maesn.sandbox import Account as SandboxAccount
 from lamella.maesn.sandbox import AccountState, Received, Sandbox
+from lamella.sync import Part
 from lamella.testing import Fault, FixedWindow
 
 __all__ = ["API_KEY", "RESOURCES", "SCALE", "checks", "make_server", "settings"]

@@ -32,8 +32,8 @@ from lamella.cli.options import Options, Settings, settings_of
 from lamella.cli.progress import Watch
 from lamella.cli.report import Check, Synced
 from lamella.cli.terminal import count, duration, fail, make_console, plain, show, some, warn
-from lamella.maesn import Part, Report
 from lamella.redaction import one_line
+from lamella.sync import Part, Report
 from lamella.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -110,7 +110,12 @@ async def _plan(settings: Settings) -> tuple[Part, ...]:
     there = os.path.exists(settings.journal)  # noqa: ASYNC240 - a look, before there is anything to wait for
     async with Journal.open(settings.journal, batch=settings.identity) if there else nullcontext() as journal:
         return await maesn.plan(
-            settings.accounts, settings.resources, journal=journal, since=settings.since, resume=settings.resume
+            settings.accounts,
+            settings.resources,
+            journal=journal,
+            limit=settings.page_size,
+            since=settings.since,
+            resume=settings.resume,
         )
 
 

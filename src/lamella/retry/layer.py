@@ -7,6 +7,8 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
+from aiohttp import hdrs
+
 from lamella.attempt_record import RECORDS_KEY
 from lamella.body.request import note_interruption
 from lamella.call import OPTIONS, SENT_BEFORE, Call
@@ -19,7 +21,7 @@ from lamella.retry.deadline import AttemptLimit, seconds_left
 from lamella.retry.judge import Settings
 from lamella.retry.loop import Loop
 from lamella.retry.report import OnAttempt, out_of_time, reporter
-from lamella.rules import RuleBook
+from lamella.rules import RuleBook, check_rules
 from lamella.scope import inherited
 from lamella.store import Store
 from lamella.store.shared import SharedState
@@ -79,6 +81,7 @@ class Retry(Layer):
         random: Callable[[], float] = random.random,
         on_attempt: OnAttempt | None = None,
     ) -> None:
+        check_rules(rules, "Retry(")
         if attempts is not None:
             check_whole("attempts", attempts)
         if deadline is not None:
@@ -106,7 +109,8 @@ class Retry(Layer):
         if SENT_BEFORE in call.state:
             # A middleware further out sends the request once more, and the session may be closed by now.
             require_open(request)
-        note_held_cookies(call)
+        if hdrs.COOKIE in request.headers:
+            note_held_cookies(call)
         self._calls += 1
         now = request.loop.time()
         own, below_400, attempts = self._deadline, self._below_400, self._settings.attempts
@@ -143,8 +147,8 @@ class Retry(Layer):
                 and result.status not in below_400
                 and self._settings.report is None
             ):
-                queued = call.queued - queued_before
-                vars(result)[RECORDS_KEY] = began, call.request.loop.time(), queued, attempts, call.deadline
+                ended, queued = call.request.loop.time(), call.queued - queued_before
+                setattr(result, RECORDS_KEY, (began, ended, queued, attempts, call.deadline))
                 return None
         elif not isinstance(result, Exception) and not overdue:
             return None  # cancelled, or thrown away

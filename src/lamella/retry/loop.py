@@ -54,7 +54,7 @@ class Loop:
                 result = await self._send_again(result)
             if not isinstance(result, LamellaError) or result is not self._last.error:
                 if isinstance(result, aiohttp.ClientResponse):
-                    vars(result)[RECORDS_KEY] = self._call.records
+                    setattr(result, RECORDS_KEY, self._call.records)
                 await self._report(result)
                 return result
             # Without a reason of ours it was stamina that stopped: switched off, or in its test mode.
@@ -66,7 +66,7 @@ class Loop:
             await self._report(result)
             if self._last.answer is None:
                 return result
-            vars(self._last.answer)[RECORDS_KEY] = self._call.records
+            setattr(self._last.answer, RECORDS_KEY, self._call.records)
             return self._last.answer
         except BaseException:
             self._last.release()

@@ -12,6 +12,7 @@ from opentelemetry.util.types import AttributeValue
 
 from lamella.attempt_record import AttemptRecord
 from lamella.call import Call, Stop
+from lamella.checks import check_kind
 from lamella.credentials import secrets_of
 from lamella.errors import AttemptTimeout, LamellaError
 from lamella.pipeline import Result
@@ -34,10 +35,8 @@ from lamella.telemetry.names import (
 
 __all__ = ["OnAttempt", "add_event", "deadline_left", "deadline_passed", "out_of_time", "reject", "reporter"]
 
-OnAttempt: TypeAlias = Callable[
-    [aiohttp.ClientRequest, aiohttp.ClientResponse | LamellaError, AttemptRecord], Awaitable[object] | None
-]
-"""What ``Retry(on_attempt=…)`` takes."""
+OnAttempt: TypeAlias = Callable[[aiohttp.ClientRequest, aiohttp.ClientResponse | LamellaError, AttemptRecord], object]
+"""What ``Retry(on_attempt=…)`` takes: a function, or an ``async`` one."""
 
 
 def reporter(hook: OnAttempt) -> Callable[[Call, Result, Decision | None], Awaitable[None]]:
@@ -46,10 +45,7 @@ def reporter(hook: OnAttempt) -> Callable[[Call, Result, Decision | None], Await
     Raises:
         ValueError: *hook* is not a function.
     """
-    if not callable(hook):
-        raise ValueError(  # noqa: TRY004 - like every other bad value
-            f"on_attempt must be a function of request, result and record, got {hook!r}"
-        )
+    check_kind("on_attempt", hook, Callable, "a function of request, result and record")
     logged = False
 
     async def report(call: Call, result: Result, decision: Decision | None) -> None:

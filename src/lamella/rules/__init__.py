@@ -2,7 +2,7 @@
 
 from lamella.rules.answer import Answer, BodyNeeded
 from lamella.rules.backoff import Backoff
-from lamella.rules.book import RuleBook
+from lamella.rules.book import RuleBook, check_rules
 from lamella.rules.decision import IDEMPOTENT_METHODS, Decision, StopReason, WaitSource, decide
 from lamella.rules.http import HTTP_RULES
 from lamella.rules.retry_after import parse_http_date, parse_retry_after
@@ -23,6 +23,7 @@ __all__ = [
     "StopReason",
     "WaitSource",
     "asked_wait",
+    "check_rules",
     "decide",
     "is_rate_limit",
     "parse_http_date",

@@ -22,7 +22,7 @@ class Backoff:
 
     Args:
         initial: The first wait: one number, or a range ``(low, high)`` from which each wait is drawn evenly
-            before it is multiplied.
+            before it is multiplied. 0 means that there is no wait, unless the server asks for one.
         factor: How much longer each wait is than the one before; at least 1.
         maximum: No wait is longer. Where a server asks for more with ``Retry-After``, the call stops.
         jitter: The share of the wait that randomness may add; it never takes anything away. None means 0.1

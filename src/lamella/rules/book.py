@@ -12,7 +12,7 @@ from lamella.rules.backoff import Backoff
 from lamella.rules.retry_after import LONGEST
 from lamella.rules.rule import ERROR, Failure, Outcome, Rule, Status, status_class
 
-__all__ = ["RuleBook"]
+__all__ = ["RuleBook", "check_rules"]
 
 _CONNECTION = Backoff(initial=(0.5, 1.0), maximum=60)
 _BUILT_IN: Final[dict[Status | None, Rule]] = {
@@ -233,3 +233,17 @@ class RuleBook:
 
 def _book(rules: tuple[Rule, ...], retry_after: Callable[[Answer], float | None] | None) -> RuleBook:
     return RuleBook(*rules, retry_after=retry_after)
+
+
+def check_rules(rules: object, call: str) -> None:
+    """Check that *rules* are a book; *call* is the code before them, such as ``stack(``.
+
+    Raises:
+        ValueError: They are not.
+    """
+    if isinstance(rules, RuleBook):
+        return
+    items = rules if isinstance(rules, list | tuple) and rules else [rules]
+    kind = type(rules).__name__ if items is not rules else f"{type(rules).__name__} of {type(items[0]).__name__}"
+    hint = f": write {call}RuleBook(rule, ...))" if any(isinstance(item, Rule) for item in items) else ""
+    raise ValueError(f"rules must be a RuleBook, got {kind}{hint}")

@@ -64,6 +64,10 @@ class MemoryStore:
             self._states.move_to_end(key)
         return state
 
+    def peek(self, key: str) -> object | None:
+        """Return the state of *key*, without counting that as a use, or None."""
+        return self._states.get(key)
+
     def now(self, loop_time: float) -> float:
         """Return the time of such a change; *loop_time* is that of the running loop."""
         return loop_time if self._clock is None else self._clock()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar, TypeVarTuple
+from typing import Protocol, TypeVar, TypeVarTuple, runtime_checkable
 
 __all__ = ["Store"]
 
@@ -12,6 +12,7 @@ _R = TypeVar("_R")
 _Ts = TypeVarTuple("_Ts")
 
 
+@runtime_checkable
 class Store(Protocol):
     """A store of states that many processes share."""
 

@@ -67,6 +67,10 @@ class SharedState:
         if self.memory is not None:
             self.memory.work_in(loop)
 
+    def last_known(self, key: str) -> object | None:
+        """Return the state of *key* as this process has last seen it, not to be changed. None: it has seen none."""
+        return self._local.peek(key)
+
     def _clock(self) -> float:
         return asyncio.get_running_loop().time() + (self._ahead or 0.0)
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextvars import Token
 from typing import NamedTuple, Unpack
 
 from opentelemetry import context
-from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.propagators.textmap import TextMapPropagator
+from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
+from yarl import URL
 
 from lamella.call import Call
 from lamella.classify.failures import ERROR_STATUS, was_connecting
 from lamella.credentials import secrets_of
-from lamella.errors import AttemptTimeout, ConnectTimeout
+from lamella.error_body import request_id_in
+from lamella.errors import AttemptTimeout, ConnectTimeout, LamellaError
+from lamella.origins import Origin
 from lamella.pipeline import Layer, Result, Slot
+from lamella.redaction import redact_text
 from lamella.telemetry.attributes import (
     Described,
     error_type,
@@ -23,11 +26,22 @@ from lamella.telemetry.attributes import (
     peer_attributes,
     response_attributes,
     shown_url,
+    size_attributes,
 )
-from lamella.telemetry.names import ERROR_TYPE, REQUEST_HEADER, RESEND_COUNT, RESPONSE_HEADER, URL_FULL
+from lamella.telemetry.metrics import Gauge
+from lamella.telemetry.names import (
+    ERROR_TYPE,
+    REQUEST_HEADER,
+    REQUEST_ID,
+    RESEND_COUNT,
+    RESPONSE_HEADER,
+    RULE,
+    URL_FULL,
+)
+from lamella.telemetry.propagation import Propagation
 from lamella.telemetry.redirects import note_earlier_hops, note_redirect
 from lamella.telemetry.shared import SpanOptions, Telemetry
-from lamella.telemetry.tracing import SILENT, inject, leave
+from lamella.telemetry.tracing import SILENT, Current
 
 __all__ = ["AttemptSpan"]
 
@@ -38,13 +52,11 @@ _CLOCK = 0.002
 class _Begun(NamedTuple):
     """An attempt that is being made."""
 
-    span: Span
-    token: Token[Context] | None
-    """What ends the time that the span is current. None: it is not."""
-    at: float
-    """By the loop's clock."""
-    counted: Mapping[str, AttributeValue] | None
-    """What it is counted by. None: it is not."""
+    current: Current
+    measured: Mapping[str, AttributeValue] | None = None
+    """What all metrics of the attempt have in common. None: nothing is measured."""
+    at: float = 0.0
+    """When it began, by the loop's clock, if that is measured."""
 
 
 class AttemptSpan(Layer):
@@ -57,7 +69,15 @@ class AttemptSpan(Layer):
     Args:
         request_headers: Names of headers whose values are put on the span; never one that ``HeaderAuth`` set.
         response_headers: The same for the headers of the answer.
+        body_sizes: Whether the span has the sizes of both bodies, where their headers state them.
+        propagate: What writes trace context and baggage into the headers of a request. True means the global
+            propagator, False means that nothing is written.
+        origins: Where trace context and baggage go, beside the origins that the ``HeaderAuth`` layers of the stack
+            state. Without any they go wherever the caller sends a request, but not where a redirect leads.
         options: Those of :class:`lamella.RequestSpan`.
+
+    Raises:
+        ValueError: *propagate* or *origins* are something else, or one of the options is.
     """
 
     slot = Slot.ATTEMPT_SPAN
@@ -68,96 +88,117 @@ class AttemptSpan(Layer):
         *,
         request_headers: Iterable[str] = (),
         response_headers: Iterable[str] = (),
+        body_sizes: bool = False,
+        propagate: TextMapPropagator | bool = True,
+        origins: Iterable[str | URL] = (),
         **options: Unpack[SpanOptions],
     ) -> None:
         self.shared: Mapping[str, object] = dict(options)
         self._telemetry = Telemetry(**options)
         self._request_headers = frozenset(name.lower() for name in request_headers)
         self._response_headers = frozenset(name.lower() for name in response_headers)
-        self._begun: dict[Call, _Begun] = {}
+        self._body_sizes = body_sizes
+        self._propagation = Propagation(propagate, origins)
+        self._in_flight = Gauge("in_flight", options.get("meter_provider"))
+        self._begun: dict[Call, _Begun | None] = {}
+        """None: nothing is recorded of the attempt."""
+
+    def inherit(self, origins: Iterable[Origin]) -> None:
+        """Propagate context to *origins* of the stack as well."""
+        self._propagation.origins |= frozenset(origins)
 
     def before(self, call: Call) -> None:
-        telemetry = self._telemetry
-        if telemetry.is_global and call.span is SILENT and not context.get_current():
+        telemetry, propagation = self._telemetry, self._propagation
+        if telemetry.is_global and call.span is SILENT and not context.get_current() and propagation.is_default:
             call.attempts += 1
-        elif (said := telemetry.describe(call)) is not None:
-            self._start(call, said)
-        else:
-            # A trace that has been begun elsewhere goes on, though nothing is recorded of the attempt.
-            call.attempts += 1
-            if not telemetry.is_off(call):
-                inject(call.request.headers)
-
-    def after(self, call: Call, result: Result) -> None:
-        begun = self._begun.pop(call, None)
-        if begun is None:
             return
-        try:
-            if not isinstance(result, BaseException):
-                note_redirect(call, result)
-                error = str(result.status) if result.status >= ERROR_STATUS else None
-            else:
-                error = error_type(result) if isinstance(result, Exception) else _deadline_error(call, result)
-            self._finish(call, begun, error)
-        finally:
-            leave(begun.span, begun.token, result)
-
-    def _start(self, call: Call, said: Described) -> None:
         if not call.attempts:
             note_earlier_hops(call)
-        asked = {**said.asked, RESEND_COUNT: call.attempts} if call.attempts else said.asked
-        telemetry = self._telemetry
-        span, token = telemetry.tracing.start(said.name, SpanKind.CLIENT, asked)
+        begun: _Begun | None = None
+        if (said := telemetry.describe(call)) is not None:
+            begun = self._start(call, said)
         call.attempts += 1
-        counted = None if telemetry.instruments.silent else said.server
-        begun = _Begun(span, token, call.request.loop.time(), counted)
-        if counted is not None:
-            telemetry.instruments.in_flight.add(1, counted)
         try:
-            inject(call.request.headers)
+            # A trace that has been begun elsewhere goes on, also if nothing is recorded of the attempt.
+            if begun is not None or not telemetry.is_off(call):
+                propagation.inject(call)
         except BaseException as exc:
-            self._finish(call, begun, error_type(exc))
-            leave(span, token, exc)
+            if begun is not None:
+                self._finish(call, begun, exc)
             raise
         self._begun[call] = begun
 
-    def _finish(self, call: Call, begun: _Begun, error: str | None) -> None:
-        """End the span of the attempt: with the answer of the call, if there is one; *error* is its type."""
-        span, counted, answer = begun.span, begun.counted, call.answer
-        if counted is not None:
-            self._telemetry.instruments.in_flight.add(-1, counted)
-        recording = span.is_recording()
-        if counted is not None or recording:
-            now = call.request.loop.time()
-            ended = {} if answer is None else response_attributes(answer)
-            if error is not None:
-                ended[ERROR_TYPE] = error
-            # Without an answer and without an error it was cancelled.
-            if counted is not None and ended:
-                self._telemetry.instruments.send_duration.record(now - begun.at, {**counted, **ended})
-            if recording:
-                self._describe(span, call, ended)
-        span.end()
+    def after(self, call: Call, result: Result) -> None:
+        if call not in self._begun:
+            return
+        begun = self._begun.pop(call)
+        if not isinstance(result, BaseException):
+            note_redirect(call, result)
+        if begun is not None:
+            self._finish(call, begun, result)
 
-    def _describe(self, span: Span, call: Call, ended: dict[str, AttributeValue]) -> None:
-        request, answer = call.request, call.answer
+    def _start(self, call: Call, said: Described) -> _Begun:
+        asked = {**said.asked, RESEND_COUNT: call.attempts} if call.attempts else said.asked
+        telemetry = self._telemetry
+        current = telemetry.tracing.start(call, said.name, SpanKind.CLIENT, asked)
+        measured = telemetry.measured(call, said)
+        if measured is None:
+            return _Begun(current)
+        self._in_flight.add(1, measured)
+        return _Begun(current, measured, call.request.loop.time())
+
+    def _finish(self, call: Call, begun: _Begun, result: Result) -> None:
+        """End the span of the attempt, which has ended in *result*; there may have been an answer before that."""
+        span, measured, answer = begun.current.span, begun.measured, call.answer
+        try:
+            if measured is not None:
+                self._in_flight.add(-1, measured)
+            recording = span.is_recording()
+            if measured is not None or recording:
+                ended = {} if answer is None else response_attributes(answer)
+                if (error := _error_of(call, result)) is not None:
+                    ended[ERROR_TYPE] = error
+                # Without an answer and without an error it was cancelled.
+                if measured is not None and ended:
+                    took = call.request.loop.time() - begun.at
+                    self._telemetry.instruments.attempt_duration.record(took, {**measured, **ended})
+                if recording:
+                    self._describe(begun.current, call, result, ended)
+            span.end()
+        finally:
+            begun.current.leave(result)
+
+    def _describe(self, current: Current, call: Call, result: Result, ended: dict[str, AttributeValue]) -> None:
+        request, answer, span, secrets = call.request, call.answer, current.span, secrets_of(call)
         if ERROR_TYPE in ended:
             span.set_status(Status(StatusCode.ERROR))
+        if isinstance(result, LamellaError):
+            ended[RULE] = result.rule.title
+        if (url := shown_url(call, secrets)) != current.url:  # an auth layer may have added secrets
+            ended[URL_FULL] = url
+        if self._request_headers:
+            ended |= header_attributes(REQUEST_HEADER, request.headers, self._request_headers, call, secrets)
         if answer is not None:
             ended |= peer_attributes(answer)
-        ended[URL_FULL] = shown_url(call)
-        if self._request_headers:
-            ended |= header_attributes(REQUEST_HEADER, request.headers, self._request_headers, call, secrets_of(call))
-        if self._response_headers and answer is not None:
-            ended |= header_attributes(RESPONSE_HEADER, answer.headers, self._response_headers, call, secrets_of(call))
+            if (request_id := request_id_in(answer.headers)) is not None:
+                ended[REQUEST_ID] = redact_text(request_id, secrets)
+            if self._response_headers:
+                ended |= header_attributes(RESPONSE_HEADER, answer.headers, self._response_headers, call, secrets)
+        if self._body_sizes:
+            ended |= size_attributes(request, answer)
         span.set_attributes(ended)
 
     def __repr__(self) -> str:
         return "AttemptSpan()"
 
 
-def _deadline_error(call: Call, exc: BaseException) -> str | None:
-    """Return the type of error that *exc*, which looks like a cancellation, is. None: it is a cancellation."""
+def _error_of(call: Call, result: Result) -> str | None:
+    """Return the type of error that an attempt has ended in. None: it succeeded, or was cancelled."""
+    if not isinstance(result, BaseException):
+        return str(result.status) if result.status >= ERROR_STATUS else None
+    if isinstance(result, Exception):
+        return error_type(result)
+    # What looks like a cancellation may be the deadline.
     if call.answer is None and call.deadline is not None and call.request.loop.time() >= call.deadline - _CLOCK:
-        return (ConnectTimeout if was_connecting(exc) else AttemptTimeout).__name__
+        return (ConnectTimeout if was_connecting(result) else AttemptTimeout).__name__
     return None

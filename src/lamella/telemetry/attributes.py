@@ -1,4 +1,4 @@
-"""What spans and metrics say of a request and its answer."""
+"""What spans and metrics say about a request and its answer."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from typing import Final, NamedTuple
 
 import aiohttp
 from opentelemetry.util.types import AttributeValue
+from yarl import URL
 
 from lamella._aiohttp import peer_of
 from lamella.call import Call, PerCall
 from lamella.classify.failures import ERROR_STATUS
 from lamella.credentials import hidden_headers, secrets_of
-from lamella.redaction import redact_text, redact_url
+from lamella.redaction import redact_text, url_redactor
 from lamella.telemetry.log import LOGGER
 from lamella.telemetry.names import (
     METHOD,
     METHOD_ORIGINAL,
-    OTHER_METHOD,
+    OTHER,
     PEER_ADDRESS,
     PEER_PORT,
     PROTOCOL_VERSION,
+    REQUEST_SIZE,
+    RESPONSE_SIZE,
     SERVER_ADDRESS,
     SERVER_PORT,
     STATUS,
@@ -42,64 +45,62 @@ __all__ = [
     "peer_attributes",
     "response_attributes",
     "shown_url",
+    "size_attributes",
 ]
 
 UrlTemplate = Callable[[aiohttp.ClientRequest], str | None]
-"""The path of a request with what varies in it named, as in ``/orders/{id}``, or None where that is not known."""
+"""Returns the path of a request with its variable parts named, such as ``/orders/{id}``. None: it is not known."""
 
 
 def known_methods() -> frozenset[str]:
-    """The methods that are named as they are: the conventions', or those of the variable that overrides them."""
+    """Return the methods that are not ``_OTHER``: those of the conventions, or of the variable that overrides them."""
     given = os.environ.get("OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS", "")
     named = frozenset(method.strip() for method in given.split(",") if method.strip())
     return named or frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 
 
 class Described(NamedTuple):
-    """What is said of a request where it begins."""
+    """What is said about a request at its start."""
 
     name: str
     """Of low cardinality: the method, and the template of the path where there is one."""
-    server: Mapping[str, AttributeValue]
-    """What a metric may have of it: method and server, never a URL."""
     asked: Mapping[str, AttributeValue]
-    """What the conventions require of a client span, but for ``url.full``, which :func:`shown_url` knows at the end."""
+    """What the conventions require of a client span at its start, without ``url.full``."""
 
 
-_DESCRIBED: Final = PerCall[tuple[object, Described] | None](lambda: None)
+_DESCRIBED: Final = PerCall[tuple[object, Described]](lambda: (None, Described("", {})))
 
 
 def described(call: Call, template: UrlTemplate | None, known: frozenset[str]) -> Described:
-    """Return what is said of the request, whose path *template* names; *known* methods are named as they are."""
+    """Return what is said about the request of *call*. Methods that are not *known* are ``_OTHER``."""
     request = call.request
     url, method = request.url, request.method
     made_of = url, method, template
-    # Both spans say the same. (Another middleware may have changed the request between them.)
-    before = _DESCRIBED.of(call)
+    # Both spans say the same, unless a middleware between them has changed the request.
+    before = _DESCRIBED.get(call)
     if before is not None and before[0] == made_of:
         return before[1]
-    shown = method if method in known else OTHER_METHOD
+    shown = method if method in known else OTHER
     path = _template_of(request, template)
     now = _described(shown, method, url.host or "", url.port, path)
     _DESCRIBED.set(call, (made_of, now))
     return now
 
 
-# A service calls few servers, each of them often, and by few templates.
+# A service calls few servers often, with few templates.
 @lru_cache(maxsize=1024)
 def _described(shown: str, method: str, host: str, port: int | None, path: str | None) -> Described:
-    server = MappingProxyType({METHOD: shown, **_origin_attributes(host, port)})
-    asked = dict(server)
-    if shown == OTHER_METHOD:
+    asked: dict[str, AttributeValue] = {METHOD: shown, **_origin_attributes(host, port)}
+    if shown == OTHER:
         asked[METHOD_ORIGINAL] = method
     if path:
         asked[URL_TEMPLATE] = path
-    name = "HTTP" if shown == OTHER_METHOD else method
-    return Described(f"{name} {path}" if path else name, server, MappingProxyType(asked))
+    name = "HTTP" if shown == OTHER else method
+    return Described(f"{name} {path}" if path else name, MappingProxyType(asked))
 
 
 def origin_attributes(request: aiohttp.ClientRequest) -> Mapping[str, AttributeValue]:
-    """What a metric may have of something that many requests to one server share."""
+    """Return the attributes of the server of *request*."""
     return _origin_attributes(request.url.host or "", request.url.port)
 
 
@@ -111,27 +112,38 @@ def _origin_attributes(host: str, port: int | None) -> Mapping[str, AttributeVal
     return MappingProxyType(attributes)
 
 
-_SHOWN: Final = PerCall[tuple[object, tuple[str, ...], str] | None](lambda: None)
+class _Shown(NamedTuple):
+    """What was shown of a URL last."""
+
+    url: URL
+    redact: Callable[[Iterable[str]], str]
+    known: tuple[str, ...]
+    """The secrets of auth layers at that time."""
+    text: str
 
 
-def shown_url(call: Call) -> str:
-    """Return ``url.full``, to be asked for at the end of a span: an auth layer may have added secrets since."""
-    url = call.request.url
-    shown = redact_url(url, secrets_of(call))
-    _SHOWN.set(call, (url, call.secrets, shown))
-    return shown
+_SHOWN: Final = PerCall[_Shown](lambda: _Shown(URL(), str, (), ""))
+
+
+def shown_url(call: Call, secrets: tuple[str, ...]) -> str:
+    """Return ``url.full`` without *secrets*, which are those of the call by now: an auth layer may have added some."""
+    url, last = call.request.url, _SHOWN.get(call)
+    redact = last.redact if last is not None and last.url is url else url_redactor(url)
+    text = redact(secrets)
+    _SHOWN.set(call, _Shown(url, redact, call.secrets, text))
+    return text
 
 
 def last_shown_url(call: Call) -> str:
-    """Return the same, for the end of the call: that of its last attempt, where there was one."""
-    last = _SHOWN.of(call)
-    if last is not None and last[0] is call.request.url and last[1] == call.secrets:
-        return last[2]
-    return shown_url(call)
+    """Return what :func:`shown_url` returned last, if URL and secrets of auth layers are still the same."""
+    last = _SHOWN.get(call)
+    if last is not None and last.url is call.request.url and last.known == call.secrets:
+        return last.text
+    return shown_url(call, secrets_of(call))
 
 
 def _template_of(request: aiohttp.ClientRequest, template: UrlTemplate | None) -> str | None:
-    """What *template* says of *request*; what it raises ends up in the log, and not in the call."""
+    """Return what *template* says about *request*. An exception is logged, and does not break the call."""
     if template is None:
         return None
     try:
@@ -142,7 +154,7 @@ def _template_of(request: aiohttp.ClientRequest, template: UrlTemplate | None) -
 
 
 def response_attributes(response: aiohttp.ClientResponse) -> dict[str, AttributeValue]:
-    """Status and protocol version of an answer."""
+    """Return status and protocol version of an answer."""
     if response.version is None:
         return {STATUS: response.status}
     return {STATUS: response.status, PROTOCOL_VERSION: _protocol_version(*response.version)}
@@ -154,17 +166,32 @@ def _protocol_version(major: int, minor: int) -> str:
 
 
 def peer_attributes(response: aiohttp.ClientResponse) -> dict[str, AttributeValue]:
-    """Whom we were really connected to; empty where the connection is gone."""
+    """Return the address at the other end of the connection. Empty: the connection is gone."""
     peer = peer_of(response)
     if isinstance(peer, tuple) and len(peer) >= 2:
         return {PEER_ADDRESS: peer[0], PEER_PORT: peer[1]}
     return {PEER_ADDRESS: peer} if isinstance(peer, str) and peer else {}
 
 
+def size_attributes(
+    request: aiohttp.ClientRequest, response: aiohttp.ClientResponse | None
+) -> dict[str, AttributeValue]:
+    """Return how many bytes both bodies have, as far as their headers state it: as they are sent, compressed or not."""
+    sizes: dict[str, AttributeValue] = {}
+    if (stated := request.headers.get("Content-Length", "")).isdecimal():
+        sizes[REQUEST_SIZE] = int(stated)
+    # An answer without a body may state the size of another one.
+    has_body = response is not None and request.method != "HEAD" and response.status not in {204, 304}
+    stated = response.headers.get("Content-Length", "") if response is not None and has_body else ""
+    if stated.isdecimal():
+        sizes[RESPONSE_SIZE] = int(stated)
+    return sizes
+
+
 def header_attributes(
     prefix: str, headers: Mapping[str, str], names: Iterable[str], call: Call, secrets: Iterable[str]
 ) -> dict[str, AttributeValue]:
-    """Return the values of the headers *names*, each as a list; of none that an auth layer has set, and no secret."""
+    """Return the values of the headers *names*, each as a list, without *secrets* and headers that auth layers set."""
     hidden = hidden_headers(call)
     found: dict[str, list[str]] = {}
     for name, value in headers.items():

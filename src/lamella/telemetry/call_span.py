@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from contextvars import Token
 from typing import Final, NamedTuple, Unpack
 
-from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from lamella.call import Call, Stop
@@ -18,7 +16,7 @@ from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import Rule, StopReason, WaitSource
 from lamella.telemetry.attributes import error_type, last_shown_url
 from lamella.telemetry.log import log_failure
-from lamella.telemetry.metrics import Instruments
+from lamella.telemetry.metrics import Gauge, Instruments
 from lamella.telemetry.names import (
     ATTEMPTS,
     ERROR_TYPE,
@@ -31,9 +29,10 @@ from lamella.telemetry.names import (
     WAIT_SOURCE,
 )
 from lamella.telemetry.others import give_back
+from lamella.telemetry.propagation import hands_on_nothing
 from lamella.telemetry.redirects import earlier_hops
 from lamella.telemetry.shared import SpanOptions, Telemetry
-from lamella.telemetry.tracing import SILENT, hands_on_nothing, leave, unrecorded
+from lamella.telemetry.tracing import SILENT, Current, unrecorded
 
 __all__ = ["RequestSpan"]
 
@@ -45,7 +44,7 @@ class _Outcome(NamedTuple):
     error: str | None = None
     """The type of what went wrong."""
     cause: LamellaError | None = None
-    """The same itself, if it is one of ours."""
+    """The error itself, if it is a LamellaError."""
 
 
 _SUCCESS: Final = _Outcome("success")
@@ -62,42 +61,41 @@ def _outcome_of(exc: BaseException) -> _Outcome:
 class _Begun(NamedTuple):
     """A call that is being made."""
 
-    span: Span
-    token: Token[Context] | None
-    """What ends the time that the span is current. None: it is not."""
+    current: Current
+    measured: Mapping[str, AttributeValue] | None
+    """What all metrics of the call have in common. None: nothing is measured."""
     at: float
-    """By the loop's clock."""
-    server: Mapping[str, AttributeValue]
-    """What metrics say about where the call goes."""
+    """When it began, by the loop's clock, if that is measured."""
 
 
 class _Waits:
     """Counts the waits of one call between its attempts."""
 
-    __slots__ = ("_instruments", "_server", "_waiting")
+    __slots__ = ("_gauge", "_instruments", "_server", "_waiting")
 
-    def __init__(self, instruments: Instruments, server: Mapping[str, AttributeValue]) -> None:
+    def __init__(self, instruments: Instruments, gauge: Gauge, server: Mapping[str, AttributeValue]) -> None:
         self._instruments = instruments
+        self._gauge = gauge
         self._server = server
         self._waiting: dict[str, AttributeValue] | None = None
         """The attributes under which the call counts among those that wait. None: it does not wait."""
 
     def wait_begins(self, rule: Rule, source: WaitSource | None) -> None:
         self._waiting = {**self._server, RULE: rule.title}
-        self._instruments.waiting.add(1, self._waiting)
+        self._gauge.add(1, self._waiting)
         if source is not None:
             self._instruments.retries.add(1, {**self._waiting, WAIT_SOURCE: source.value})
 
     def wait_ends(self) -> None:
         if self._waiting is not None:
-            self._instruments.waiting.add(-1, self._waiting)
+            self._gauge.add(-1, self._waiting)
             self._waiting = None
 
 
 class RequestSpan(Layer):
     """One INTERNAL span around all attempts and waits of a call, with an event for each decision.
 
-    It also measures whole calls: their duration, attempts and waits, and why they were given up. It is outermost, so
+    It also measures whole calls: their duration and waits, and why they were given up. It is outermost, so
     that it sees everything. The span ends when the layers return the answer, with the outcome: success, failure (and
     why there was no further attempt), or cancelled, which is no error.
 
@@ -106,6 +104,14 @@ class RequestSpan(Layer):
         meter_provider: None means the global one.
         url_template: Returns the path of a request with its variable parts named, for the names of spans. None means
             that the names have the method alone.
+        excluded_urls: Regular expressions; a call to a URL in which one is found has neither spans nor metrics, and
+            gets no trace context in its headers. None means those that ``OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS``
+            lists with commas, or ``OTEL_PYTHON_EXCLUDED_URLS``.
+        max_servers: How many servers the metrics of one meter provider tell apart; ``server.address`` of any other is
+            ``_OTHER``. None means that this stays as it is: 100.
+
+    Raises:
+        ValueError: *excluded_urls* are not regular expressions, or *max_servers* is less than 1.
     """
 
     slot = Slot.REQUEST_SPAN
@@ -114,6 +120,7 @@ class RequestSpan(Layer):
     def __init__(self, **options: Unpack[SpanOptions]) -> None:
         self.shared: Mapping[str, object] = dict(options)
         self._telemetry = Telemetry(**options)
+        self._waiting = Gauge("waiting", options.get("meter_provider"))
         self._begun: dict[Call, _Begun] = {}
 
     def before(self, call: Call) -> None:
@@ -123,10 +130,12 @@ class RequestSpan(Layer):
             # Nothing is recorded: what other layers and the log need, and no more.
             call.span = SILENT if telemetry.is_global and hands_on_nothing() else unrecorded()
             return
-        if not telemetry.instruments.silent:
-            call.observer = _Waits(telemetry.instruments, said.server)
-        call.span, token = telemetry.tracing.start(f"lamella {said.name}", SpanKind.INTERNAL, said.asked)
-        self._begun[call] = _Begun(call.span, token, call.request.loop.time(), said.server)
+        measured, now = telemetry.measured(call, said), 0.0
+        if measured is not None:
+            call.observer, now = _Waits(telemetry.instruments, self._waiting, measured), call.request.loop.time()
+        current = telemetry.tracing.start(call, f"lamella {said.name}", SpanKind.INTERNAL, said.asked)
+        call.span = current.span
+        self._begun[call] = _Begun(current, measured, now)
 
     def after(self, call: Call, result: Result) -> None:
         begun = self._begun.pop(call, None)
@@ -136,7 +145,7 @@ class RequestSpan(Layer):
             self._end(call, result, begun)
         finally:
             if begun is not None:
-                leave(begun.span, begun.token, result)
+                begun.current.leave(result)
 
     def _end(self, call: Call, result: Result, begun: _Begun | None) -> None:
         """Report that *call* has ended in *result*. *begun* None means that nothing records it."""
@@ -156,39 +165,37 @@ class RequestSpan(Layer):
 
     def _report(self, call: Call, outcome: _Outcome, begun: _Begun) -> None:
         """Record how the call has ended."""
-        span = begun.span
+        span = begun.current.span
         recording = span.is_recording()
-        if recording or call.observer is not None:
-            least = 0 if isinstance(outcome.cause, RequestRejected) else 1
-            attempts = max(call.attempts - earlier_hops(call), len(call.records), least)
+        if recording or begun.measured is not None:
             waited = sum((record.waited for record in call.records), 0.0) if call.records else 0.0
             end: dict[str, AttributeValue] = {OUTCOME: outcome.name}
             if outcome.error is not None:
                 end[ERROR_TYPE] = outcome.error
-            if call.observer is not None:
-                self._measure(call, {**begun.server, **end}, call.request.loop.time() - begun.at, attempts, waited)
+            if begun.measured is not None:
+                self._measure(call, {**begun.measured, **end}, call.request.loop.time() - begun.at, waited)
             if recording:
+                least = 0 if isinstance(outcome.cause, RequestRejected) else 1
                 if outcome.name == "failure":
-                    # Only our own messages are known to hold no secret.
+                    # Only a LamellaError is known to have no secret in its message.
                     message = None if outcome.cause is None else str(outcome.cause)
                     span.set_status(Status(StatusCode.ERROR, message))
                 if call.stop is not None:
                     end[STOP_REASON] = call.stop.reason.value
-                end[URL_FULL] = last_shown_url(call)
-                end[ATTEMPTS] = attempts
+                if (url := last_shown_url(call)) != begun.current.url:
+                    end[URL_FULL] = url
+                end[ATTEMPTS] = max(call.attempts - earlier_hops(call), len(call.records), least)
                 end[WAIT] = waited
                 if call.queued:
                     end[QUEUE_WAIT] = call.queued
                 span.set_attributes(end)
         span.end()
 
-    def _measure(
-        self, call: Call, attributes: Mapping[str, AttributeValue], seconds: float, attempts: int, waited: float
-    ) -> None:
+    def _measure(self, call: Call, attributes: Mapping[str, AttributeValue], seconds: float, waited: float) -> None:
         instruments = self._telemetry.instruments
         instruments.call_duration.record(seconds, attributes)
-        instruments.attempts.record(attempts, attributes)
-        instruments.wait.record(waited, attributes)
+        if waited:
+            instruments.wait.record(waited, attributes)
         if call.stop is not None:
             why = {STOP_REASON: call.stop.reason.value}
             if call.stop.rule is not None:

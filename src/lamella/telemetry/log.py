@@ -1,4 +1,4 @@
-"""The line of the log for a call that failed."""
+"""The log line of a call that failed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lamella.errors import LamellaError
 __all__ = ["LOGGER", "ids_of", "log_failure"]
 
 LOGGER: Final = logging.getLogger("lamella")
-"""Its lines go where the application's logging sends them, and nowhere by themselves."""
+"""It has no handler of its own: the application decides where its lines go."""
 LOGGER.addHandler(logging.NullHandler())
 
 
 def log_failure(error: LamellaError, span: trace.Span | None) -> None:
-    """One line for a call that ended badly, with what is needed to find its trace."""
+    """Log one line for a call that failed with *error*, with the ids of *span*. None means the current span."""
     if not LOGGER.isEnabledFor(logging.WARNING):
         return
     fields = {
@@ -33,7 +33,7 @@ def log_failure(error: LamellaError, span: trace.Span | None) -> None:
 
 
 def ids_of(span: trace.Span) -> dict[str, str]:
-    """What a line of the log needs for *span* to be found."""
+    """Return the fields of a log record by which *span* is found."""
     context = span.get_span_context()
     return {
         "trace_id": trace.format_trace_id(context.trace_id),

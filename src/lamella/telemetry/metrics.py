@@ -1,21 +1,79 @@
-"""The instruments of lamella, and their meter."""
+"""The instruments of lamella, and the numbers that an SDK reads from them."""
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from opentelemetry import metrics
+from opentelemetry.util.types import AttributeValue
 
-from lamella.telemetry.names import SCHEMA, version_of_lamella
+from lamella.telemetry.names import METHOD, OTHER, SCHEMA, SERVER_ADDRESS, SERVER_PORT, version_of_lamella
 
-__all__ = ["Instruments", "instruments_of"]
+__all__ = ["Gauge", "Instruments", "instruments_of"]
 
 # The conventions' advice for durations of HTTP requests, in seconds.
-_SEND_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-# A call waits for minutes where a send takes seconds.
-_CALL_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
-_ATTEMPT_BUCKETS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20)
+_ATTEMPT_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+# A call waits for minutes where an attempt takes seconds.
+_CALL_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
+
+_GAUGES: Final = {
+    "in_flight": ("lamella.attempts.active", "{attempt}", "Attempts in flight now."),
+    "waiting": ("lamella.calls.waiting", "{call}", "Calls that wait for their next attempt now."),
+    "queued": ("lamella.calls.queued", "{call}", "Calls that wait in the queue of their account now."),
+}
+
+Key = tuple[tuple[str, AttributeValue], ...]
+
+
+class Gauge:
+    """How many calls or attempts of one layer are in a state now: *kind* is a name in :data:`_GAUGES`.
+
+    It costs a call nothing but a number in memory, which an SDK reads when it collects. It goes with its layer.
+    """
+
+    __slots__ = ("__weakref__", "_kind", "_numbers", "_provider")
+
+    def __init__(self, kind: str, provider: metrics.MeterProvider | None) -> None:
+        self._kind = kind
+        self._provider = provider
+        self._numbers: dict[Key, int] = {}
+        """A layer works in one thread at a time, and so does what changes this."""
+        with _LOCK:
+            _LIVE.add(self)
+
+    def add(self, change: int, attributes: Mapping[str, AttributeValue]) -> None:
+        """Add *change*, which may be negative, to the number with these *attributes*."""
+        key = tuple(attributes.items())
+        self._numbers[key] = self._numbers.get(key, 0) + change
+
+    def numbers(self, kind: str, provider: object) -> list[tuple[Key, int]]:
+        """Return the numbers, if the gauge is of this *kind* and *provider*; in any thread."""
+        mine = metrics.get_meter_provider() if self._provider is None else self._provider
+        return list(self._numbers.items()) if kind == self._kind and mine is provider else []
+
+
+_LOCK: Final = threading.Lock()
+_LIVE: Final[WeakSet[Gauge]] = WeakSet()
+
+
+def _observe(
+    kind: str, used: ref[metrics.MeterProvider] | None, _: metrics.CallbackOptions
+) -> Iterable[metrics.Observation]:
+    """Return the sums over all layers that use the provider. *used* None means the global one."""
+    provider = metrics.get_meter_provider() if used is None else used()
+    with _LOCK:
+        gauges = list(_LIVE)
+    sums: Counter[Key] = Counter()
+    for gauge in gauges:
+        for key, number in gauge.numbers(kind, provider):
+            sums[key] += number
+    return [metrics.Observation(number, dict(key)) for key, number in sums.items()]
 
 
 def instruments_of(provider: metrics.MeterProvider | None) -> Instruments:
@@ -23,7 +81,7 @@ def instruments_of(provider: metrics.MeterProvider | None) -> Instruments:
     used = metrics.get_meter_provider() if provider is None else provider
     found = _INSTRUMENTS.get(used)
     if found is None:
-        found = _INSTRUMENTS[used] = Instruments(used)
+        found = _INSTRUMENTS[used] = Instruments(used, is_global=provider is None)
     return found
 
 
@@ -31,68 +89,56 @@ class Instruments:
     """What lamella counts and measures, with the instruments of one meter provider."""
 
     __slots__ = (
-        "attempts",
+        "_attributes",
+        "_servers",
+        "attempt_duration",
         "call_duration",
         "episode_duration",
         "episodes",
-        "in_flight",
+        "max_servers",
         "queue_wait",
-        "queued",
         "refreshes",
         "retries",
-        "send_duration",
         "stops",
         "transitions",
         "wait",
-        "waiting",
     )
 
-    def __init__(self, provider: metrics.MeterProvider) -> None:
+    def __init__(self, provider: metrics.MeterProvider, *, is_global: bool) -> None:
         meter = metrics.get_meter("lamella", version_of_lamella(), meter_provider=provider, schema_url=SCHEMA)
-        self.send_duration: metrics.Histogram = meter.create_histogram(
+        self.max_servers: int = 100
+        """How many servers the metrics tell apart; any other is ``_OTHER``."""
+        self._servers: set[tuple[str, int | None]] = set()
+        self._attributes: dict[tuple[str, int | None, str | None], Mapping[str, AttributeValue]] = {}
+        self.attempt_duration: metrics.Histogram = meter.create_histogram(
             "http.client.request.duration",
             "s",
-            "Duration of HTTP client requests: of each send by itself.",
-            explicit_bucket_boundaries_advisory=_SEND_BUCKETS,
-        )
-        self.in_flight: metrics.UpDownCounter = meter.create_up_down_counter(
-            "lamella.sends.active", "{send}", "Sends in flight now."
+            "Duration of HTTP client requests: of each attempt by itself.",
+            explicit_bucket_boundaries_advisory=_ATTEMPT_SECONDS,
         )
         self.call_duration: metrics.Histogram = meter.create_histogram(
             "lamella.call.duration",
             "s",
-            "Duration of whole calls, with all their sends and waits.",
-            explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
-        )
-        self.attempts: metrics.Histogram = meter.create_histogram(
-            "lamella.call.attempts",
-            "{send}",
-            "How often a call was sent.",
-            explicit_bucket_boundaries_advisory=_ATTEMPT_BUCKETS,
+            "Duration of whole calls, with all their attempts and waits.",
+            explicit_bucket_boundaries_advisory=_CALL_SECONDS,
         )
         self.wait: metrics.Histogram = meter.create_histogram(
             "lamella.call.wait",
             "s",
-            "How long a call waited between its sends, in sum.",
-            explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
+            "How long a call waited between its attempts, in sum, if it did.",
+            explicit_bucket_boundaries_advisory=_CALL_SECONDS,
         )
         self.retries: metrics.Counter = meter.create_counter(
-            "lamella.call.retries", "{retry}", "Decisions to send again."
+            "lamella.call.retries", "{retry}", "Decisions to make another attempt."
         )
         self.stops: metrics.Counter = meter.create_counter(
             "lamella.call.stops", "{call}", "Calls that were given up, by the reason."
-        )
-        self.waiting: metrics.UpDownCounter = meter.create_up_down_counter(
-            "lamella.calls.waiting", "{call}", "Calls that wait now."
-        )
-        self.queued: metrics.UpDownCounter = meter.create_up_down_counter(
-            "lamella.calls.queued", "{call}", "Calls that wait in the queue of their account now."
         )
         self.queue_wait: metrics.Histogram = meter.create_histogram(
             "lamella.queue.wait",
             "s",
             "How long queued attempts waited.",
-            explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
+            explicit_bucket_boundaries_advisory=_CALL_SECONDS,
         )
         self.episodes: metrics.Counter = meter.create_counter(
             "lamella.rate_limit.episodes", "{episode}", "Rate-limit episodes that began."
@@ -101,15 +147,34 @@ class Instruments:
             "lamella.rate_limit.duration",
             "s",
             "Length of a rate-limit episode, from the refusal to the next success.",
-            explicit_bucket_boundaries_advisory=_CALL_BUCKETS,
+            explicit_bucket_boundaries_advisory=_CALL_SECONDS,
         )
-
         self.refreshes: metrics.Counter = meter.create_counter(
             "lamella.token.refreshes", "{refresh}", "Fetches of tokens, by their result."
         )
-        self.transitions = meter.create_counter(
+        self.transitions: metrics.Counter = meter.create_counter(
             "lamella.breaker.transitions", "{transition}", "Circuits that opened, became half-open, or closed."
         )
+        # The callback must not keep the provider, which keeps it.
+        used = None if is_global else ref(provider)
+        for kind, (name, unit, description) in _GAUGES.items():
+            meter.create_observable_up_down_counter(name, [partial(_observe, kind, used)], unit, description)
+
+    def server(self, host: str | None, port: int | None, method: str | None = None) -> Mapping[str, AttributeValue]:
+        """Return the attributes of what is measured about a server, with *method* if it is about requests."""
+        host = host or ""
+        found = self._attributes.get((host, port, method))
+        if found is not None:
+            return found
+        attributes: dict[str, AttributeValue] = {} if method is None else {METHOD: method}
+        if (host, port) not in self._servers and len(self._servers) >= self.max_servers:
+            return attributes | {SERVER_ADDRESS: OTHER}
+        self._servers.add((host, port))
+        attributes[SERVER_ADDRESS] = host
+        if port is not None:
+            attributes[SERVER_PORT] = port
+        found = self._attributes[host, port, method] = MappingProxyType(attributes)
+        return found
 
     @property
     def silent(self) -> bool:

@@ -1,4 +1,4 @@
-"""Names of spans, events and attributes; docs/telemetry.md says what each of them tells.
+"""Names of spans, events and attributes; docs/telemetry.md says what each of them means.
 
 Names under ``http.``, ``url.``, ``server.``, ``network.`` and ``error.`` are OpenTelemetry's HTTP semantic conventions;
 those under ``lamella.`` are ours.
@@ -28,7 +28,7 @@ __all__ = [
     "LIMIT_PERIOD",
     "METHOD",
     "METHOD_ORIGINAL",
-    "OTHER_METHOD",
+    "OTHER",
     "OUTCOME",
     "PEER_ADDRESS",
     "PEER_PORT",
@@ -39,8 +39,11 @@ __all__ = [
     "QUEUE_WAIT",
     "REFUSED",
     "REQUEST_HEADER",
+    "REQUEST_ID",
+    "REQUEST_SIZE",
     "RESEND_COUNT",
     "RESPONSE_HEADER",
+    "RESPONSE_SIZE",
     "RETRY_EVENT",
     "RULE",
     "SCHEMA",
@@ -66,8 +69,10 @@ PEER_ADDRESS = "network.peer.address"
 PEER_PORT = "network.peer.port"
 PROTOCOL_VERSION = "network.protocol.version"
 REQUEST_HEADER = "http.request.header."
+REQUEST_SIZE = "http.request.body.size"
 RESEND_COUNT = "http.request.resend_count"
 RESPONSE_HEADER = "http.response.header."
+RESPONSE_SIZE = "http.response.body.size"
 SERVER_ADDRESS = "server.address"
 SERVER_PORT = "server.port"
 STATUS = "http.response.status_code"
@@ -79,6 +84,7 @@ ATTEMPTS = "lamella.attempts"
 ATTEMPTS_LEFT = "lamella.attempts_left"
 DEADLINE_LEFT = "lamella.deadline_left"
 OUTCOME = "lamella.outcome"
+REQUEST_ID = "lamella.request_id"
 RULE = "lamella.rule"
 STOP_REASON = "lamella.stop_reason"
 WAIT = "lamella.wait"
@@ -107,7 +113,7 @@ STORE_EVENT = "lamella.store_failed"
 STOP_EVENT = "lamella.stop"
 TOKEN_EVENT = "lamella.token"  # noqa: S105 - a name
 
-OTHER_METHOD = "_OTHER"
+OTHER = "_OTHER"
 
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.30.0"
 """The version of the conventions."""

@@ -1,52 +1,74 @@
-"""How many attempts the earlier hops of a redirect took: aiohttp makes a new request of each, and so a new call."""
+"""What was before a redirect: aiohttp makes a new request of each hop, and so there is a new call."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Final
+from typing import Final, NamedTuple
 
 import aiohttp
 from yarl import URL
 
 from lamella._aiohttp import same_call
 from lamella.call import Call, PerCall
+from lamella.origins import Origin, origin_of
 
-__all__ = ["earlier_hops", "is_redirect", "note_earlier_hops", "note_redirect"]
+__all__ = ["earlier_hops", "first_origin", "is_redirect", "note_earlier_hops", "note_redirect"]
 
-# For the next hop: where the redirect leads, how many attempts were made, and a list that all requests of a call share.
-_redirected: ContextVar[tuple[str, int, object] | None] = ContextVar("lamella_redirected", default=None)
+
+class _Redirect(NamedTuple):
+    """What the next hop needs to know."""
+
+    target: str
+    call: object
+    """What all requests of a call share."""
+    attempts: int
+    """How many were made so far."""
+    origin: Origin
+    """Of the first request."""
+
+
+_redirected: ContextVar[_Redirect | None] = ContextVar("lamella_redirected", default=None)
+_BEFORE: Final = PerCall[_Redirect](lambda: _Redirect("", None, 0, ("", None, None)))
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_EARLIER: Final = PerCall[int](lambda: 0)
 
 
 def is_redirect(response: aiohttp.ClientResponse) -> bool:
     """Return whether aiohttp follows *response*, unless the caller has told it not to, and drops its body."""
-    if response.status not in _REDIRECTS:
-        return False
-    return (response.headers.get("Location") or response.headers.get("URI")) is not None
+    return response.status in _REDIRECTS and _target_of(response) is not None
+
+
+def _target_of(response: aiohttp.ClientResponse) -> str | None:
+    return response.headers.get("Location") or response.headers.get("URI")
 
 
 def note_redirect(call: Call, response: aiohttp.ClientResponse) -> None:
-    """Remember how many attempts were made, for the hop that *response* may lead to."""
-    if is_redirect(response) and (target := response.headers.get("Location")):
+    """Remember for the hop that *response* may lead to what was before it."""
+    if is_redirect(response):
+        target = ""
         with suppress(ValueError):
-            url = response.url.join(URL(target)).with_fragment(None)
-            _redirected.set((str(url), call.attempts, same_call(call.request)))
+            target = str(response.url.join(URL(_target_of(response) or "")).with_fragment(None))
+        first = first_origin(call) or origin_of(call.request.url)
+        _redirected.set(_Redirect(target, same_call(call.request), call.attempts, first))
 
 
 def note_earlier_hops(call: Call) -> None:
     """Count the attempts of earlier hops as attempts of *call*, before it makes its first one."""
-    redirected = _redirected.get()
-    if redirected is None:
+    redirect = _redirected.get()
+    if redirect is None:
         return
     _redirected.set(None)
-    target, attempts, shared = redirected
-    if target == str(call.request.url) and shared is same_call(call.request):
-        call.attempts = attempts
-        _EARLIER.set(call, attempts)
+    shared = same_call(call.request)
+    if redirect.call is shared and (shared is not None or redirect.target == str(call.request.url)):
+        call.attempts = redirect.attempts
+        _BEFORE.set(call, redirect)
 
 
 def earlier_hops(call: Call) -> int:
     """Return how many of the attempts of *call* were made by earlier hops."""
-    return _EARLIER.of(call)
+    return 0 if (before := _BEFORE.get(call)) is None else before.attempts
+
+
+def first_origin(call: Call) -> Origin | None:
+    """Return where the caller sent the request that was redirected to this one. None: it was not redirected."""
+    return None if (before := _BEFORE.get(call)) is None else before.origin

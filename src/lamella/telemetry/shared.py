@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final, TypedDict
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
+from opentelemetry.util.types import AttributeValue
 
 from lamella.call import Call
+from lamella.checks import check_whole
 from lamella.telemetry.attributes import Described, UrlTemplate, described, known_methods
-from lamella.telemetry.metrics import instruments_of
+from lamella.telemetry.metrics import Instruments, instruments_of
+from lamella.telemetry.names import METHOD
 from lamella.telemetry.others import take_over
 from lamella.telemetry.tracing import OFF, Tracing, is_suppressed
 
@@ -22,12 +28,14 @@ class SpanOptions(TypedDict, total=False):
     tracer_provider: TracerProvider | None
     meter_provider: MeterProvider | None
     url_template: UrlTemplate | None
+    excluded_urls: Iterable[str] | None
+    max_servers: int | None
 
 
 class Telemetry:
     """Where spans and metrics go, and how they describe a request."""
 
-    __slots__ = ("_known", "_template", "instruments", "is_global", "tracing")
+    __slots__ = ("_excluded", "_known", "_template", "instruments", "is_global", "tracing")
 
     def __init__(
         self,
@@ -35,12 +43,18 @@ class Telemetry:
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
         url_template: UrlTemplate | None = None,
+        excluded_urls: Iterable[str] | None = None,
+        max_servers: int | None = None,
     ) -> None:
-        self.tracing = Tracing(tracer_provider)
-        self.instruments = instruments_of(meter_provider)
-        self.is_global = tracer_provider is None and meter_provider is None
+        self.tracing: Tracing = Tracing(tracer_provider)
+        self.instruments: Instruments = instruments_of(meter_provider)
+        self.is_global: bool = tracer_provider is None and meter_provider is None
         self._template = url_template
         self._known = known_methods()
+        self._excluded = _excluded(excluded_urls)
+        if max_servers is not None:
+            check_whole("max_servers", max_servers)
+            self.instruments.max_servers = max_servers
 
     def describe(self, call: Call) -> Described | None:
         """Return what spans and metrics say about the request of *call*. None: there is neither."""
@@ -51,11 +65,40 @@ class Telemetry:
             take_over(call)
         return described(call, self._template, self._known)
 
+    def measured(self, call: Call, said: Described) -> Mapping[str, AttributeValue] | None:
+        """Return the attributes that all metrics about the request of *call* have. None: nothing is measured."""
+        if self.instruments.silent:
+            return None
+        url, method = call.request.url, said.asked[METHOD]
+        return self.instruments.server(url.host, url.port, str(method))
+
     def is_off(self, call: Call) -> bool:
         """Return whether *call* gets neither spans nor metrics, and no context in its headers, with an SDK or not."""
         if OFF in call.state:
             return True
-        if not is_suppressed():
+        if not is_suppressed() and (self._excluded is None or not self._excluded.search(str(call.request.url))):
             return False
         OFF.set(call, True)
         return True
+
+
+def _excluded(given: Iterable[str] | None) -> re.Pattern[str] | None:
+    """Return what finds a URL that is excluded: by *given*, or by the variables of OpenTelemetry where that is None."""
+    if given is None:
+        name = next((name for name in _VARIABLES if name in os.environ), _VARIABLES[-1])
+        given = os.environ.get(name, "").split(",")
+    else:
+        name = "excluded_urls"
+        if isinstance(given, str):
+            raise ValueError(f"excluded_urls must be regular expressions, several of them, got the string {given!r}")
+    patterns = [pattern.strip() for pattern in given if pattern.strip()]
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as exc:
+            raise ValueError(f"{name} must be regular expressions, got {pattern!r}: {exc}") from None
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns)) if patterns else None
+
+
+_VARIABLES: Final = ("OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS", "OTEL_PYTHON_EXCLUDED_URLS")
+"""The first that is set counts, as for OpenTelemetry's own instrumentation of aiohttp."""

@@ -1,25 +1,36 @@
-"""The tracer of lamella, and how a trace goes on through it."""
+"""The tracer of lamella, and the current span."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from contextvars import Token
-from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
-from multidict import istr
-from opentelemetry import context, propagate, trace
-from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry import context, trace
 from opentelemetry.context import Context
-from opentelemetry.propagators.composite import CompositePropagator
-from opentelemetry.propagators.textmap import TextMapPropagator
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from lamella.call import PerCall
-from lamella.telemetry.names import SCHEMA, version_of_lamella
+from lamella.call import Call, PerCall
+from lamella.telemetry.attributes import last_shown_url
+from lamella.telemetry.names import SCHEMA, URL_FULL, version_of_lamella
 
-__all__ = ["OFF", "SILENT", "Tracing", "hands_on_nothing", "inject", "is_suppressed", "leave", "unrecorded"]
+__all__ = ["OFF", "SILENT", "SPAN_KEY", "Current", "Tracing", "is_suppressed", "unrecorded"]
+
+
+class Current(NamedTuple):
+    """The span of a call or an attempt, which is current until :meth:`leave`."""
+
+    span: trace.Span
+    url: str = ""
+    """The URL that it was started with."""
+    token: Token[Context] | None = None
+    """None: there is no SDK, and the span only stands for one."""
+
+    def leave(self, result: object) -> None:
+        """Make the span current that was so before. The call or attempt has ended in *result*."""
+        # What the event loop throws away may end in another context, where the token is of no use.
+        if self.token is not None and (not isinstance(result, GeneratorExit) or trace.get_current_span() is self.span):
+            context.detach(self.token)
 
 
 class Tracing:
@@ -34,34 +45,27 @@ class Tracing:
         self._never = isinstance(self.tracer, trace.NoOpTracer)
         self._late = isinstance(self.tracer, trace.ProxyTracer)
 
-    def start(
-        self, name: str, kind: trace.SpanKind, attributes: Mapping[str, AttributeValue]
-    ) -> tuple[trace.Span, Token[Context] | None]:
-        """Start a span inside the current one and make it current, until :func:`leave`.
-
-        Without an SDK, return what stands for a span, and None.
-        """
+    def start(self, call: Call, name: str, kind: trace.SpanKind, attributes: Mapping[str, AttributeValue]) -> Current:
+        """Start a span for *call* inside the current one, and make it current."""
         if self.silent:
-            return unrecorded(), None
-        span = self.tracer.start_span(name, None, kind, attributes)
-        return span, context.attach(trace.set_span_in_context(span))
+            return Current(unrecorded())
+        url, within = last_shown_url(call), context.get_current()
+        span = self.tracer.start_span(name, within, kind, {**attributes, URL_FULL: url})
+        return Current(span, url, context.attach(Context(within, **{SPAN_KEY: span})))
 
     @property
     def silent(self) -> bool:
         """Whether there is no SDK (yet), so that no span need be described."""
-        # The public function for this looks into the environment each time. Without the name, we go the long way.
+        # The public function for this reads the environment each time. Without the private name, everything is
+        # described, for nothing.
         return self._never or (self._late and getattr(trace, "_TRACER_PROVIDER", self) is None)
 
 
-def leave(span: trace.Span, token: Token[Context] | None, result: object) -> None:
-    """Make the span current that was so before *span*, whose call or attempt has ended in *result*."""
-    # What the event loop throws away may end in another context, where the token is of no use.
-    if token is not None and (not isinstance(result, GeneratorExit) or trace.get_current_span() is span):
-        context.detach(token)
-
+SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
+"""The key of the span in a context: what the API does in 1 µs takes a third of that with it."""
 
 SILENT: Final = trace.NonRecordingSpan(trace.INVALID_SPAN_CONTEXT)
-"""Stands for the span of a call that nothing records, and that has no context to pass on."""
+"""Stands for the span of a call that nothing records, and that has no context to propagate."""
 
 
 def unrecorded() -> trace.Span:
@@ -78,50 +82,15 @@ def unrecorded() -> trace.Span:
 
 
 OFF: Final = PerCall[bool](lambda: True)
-"""Is there for a call that gets neither spans nor metrics, because its caller has said so."""
+"""Is there for a call that gets neither spans nor metrics, because somebody has said so."""
 
 
 def is_suppressed() -> bool:
     """Return whether this is inside ``suppress_instrumentation()`` or ``suppress_http_instrumentation()``."""
     current = context.get_current()
-    return bool(current) and bool(current.get(_ALL_SUPPRESSED) or current.get(_HTTP_SUPPRESSED))
+    return bool(current.get(_ALL_SUPPRESSED) or current.get(_HTTP_SUPPRESSED))
 
 
-# OpenTelemetry's own instrumentations use these names as well.
+# Private names, which OpenTelemetry's own instrumentations use as well.
 _ALL_SUPPRESSED: Final[str] = context._SUPPRESS_INSTRUMENTATION_KEY
 _HTTP_SUPPRESSED: Final[str] = context._SUPPRESS_HTTP_INSTRUMENTATION_KEY
-
-
-def hands_on_nothing() -> bool:
-    """Return whether there is no context to propagate, which propagators take 3 µs to find out."""
-    return not context.get_current() and _is_w3c(propagate.get_global_textmap())
-
-
-def inject(headers: MutableMapping[str, str]) -> None:
-    """Write the current context into *headers*, as the global propagator does it."""
-    current, propagator = context.get_current(), propagate.get_global_textmap()
-    if not current and _is_w3c(propagator):
-        return
-    at = trace.get_current_span(current).get_span_context()
-    if len(current) == 1 and at.is_valid and _is_w3c(propagator):
-        # There is a span and nothing else. W3C Trace Context, section 3.2: the propagators take 7 µs for it, this 1.
-        headers[_TRACEPARENT] = f"00-{at.trace_id:032x}-{at.span_id:016x}-{at.trace_flags:02x}"
-        if at.trace_state:
-            headers[_TRACESTATE] = at.trace_state.to_header()
-        return
-    propagate.inject(headers)
-
-
-_TRACEPARENT: Final = istr("traceparent")
-_TRACESTATE: Final = istr("tracestate")
-
-
-def _is_w3c(propagator: TextMapPropagator) -> bool:
-    """Whether it hands on traces and baggage alone; one of the user's might write headers of its own."""
-    return type(propagator) is CompositePropagator and _are_w3c(propagator)
-
-
-@lru_cache(maxsize=1)
-def _are_w3c(propagator: CompositePropagator) -> bool:
-    parts = getattr(propagator, "_propagators", [None])
-    return all(type(part) in {TraceContextTextMapPropagator, W3CBaggagePropagator} for part in parts)

@@ -1,6 +1,7 @@
 """``Throttle``: the calls of an account keep to its rate limit, stated or learned."""
 
+from lamella.throttle.belief import Belief
 from lamella.throttle.layer import Throttle
 from lamella.throttle.limit import Limit
 
-__all__ = ["Limit", "Throttle"]
+__all__ = ["Belief", "Limit", "Throttle"]

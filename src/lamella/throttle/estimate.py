@@ -19,7 +19,8 @@ class Permit(NamedTuple):
     """An attempt may be sent now. Its result is reported together with the permit."""
 
     generation: int  # the number of refusals that had begun a wait: a later refusal of an older permit is no news
-    at: float  # when it was issued
+    at: float  # when it was issued. No two of an account are equal
+    among: int = 1  # the attempts in flight then, itself included
 
 
 class Wait(NamedTuple):
@@ -63,6 +64,24 @@ class RateEstimate:
     looks: int = 0
     look_every: float = LOOK_EVERY
     surprises: int = 0  # refusals of the steady rate in a row
+    sent_at: float = -1.0  # when the last permit was issued
+    recent: float = 0.0  # refusals of late. Fades with each success
+    chance: float = 0.0  # the share that is refused by chance
+    most: float = 0.0  # how many may be in flight. 0: no such limit is known
+    most_tried: float = 0.0  # while more is tried, how many
+    is_sure: bool = False  # whether two refusals or more have shown that
+    most_left: float = 0.0  # successes until one more is tried
+    most_every: float = 0.0  # rounds of as many as may be in flight between two tries
+    trial_at: float = -1.0  # when the first refused attempt of a trial was sent, while it lasts
+    trial_last: float = -1.0  # when the last one was sent before that refusal came
+    trial_until: float = -1.0  # until when the account is blocked if it is used up
+    trial_refused: int = 0
+    trial_passed: int = 0  # of those that were sent after the first refused one
+    trial_probes: int = 0  # refused ones of those that were sent alone after the first refusal
+    trial_among: int = 0  # the fewest attempts in flight with a refused one
+    trials: int = 0  # in a row
+    since_trial: int = 0  # successes since the end of the last trial, or of the last time that the account was used up
+    was_used_up: bool = False  # what that trial has shown
     doubt: float = 0.0  # how many passed before the last refusal, where that contradicts the estimate, or 0
 
     def record(self, now: float) -> None:

@@ -26,12 +26,12 @@ from lamella.classify.judge import Judged, judge
 from lamella.errors import ApiError, CertificateInvalid, ConnectFailed, RequestRejected
 from lamella.origins import origin_of
 from lamella.pipeline import Layer, Result, Slot
-from lamella.rules import RuleBook, StopReason
+from lamella.rules import RuleBook, StopReason, check_rules
 from lamella.store import Store
 from lamella.store.shared import SharedState, hash_key
 from lamella.telemetry.attributes import origin_attributes
 from lamella.telemetry.log import LOGGER
-from lamella.telemetry.metrics import instruments_of
+from lamella.telemetry.metrics import Gauge, instruments_of
 from lamella.telemetry.names import (
     EPISODE,
     KEY_HASH,
@@ -45,6 +45,7 @@ from lamella.telemetry.names import (
     WAIT,
 )
 from lamella.telemetry.tracing import OFF, SILENT, Tracing
+from lamella.throttle.belief import Belief, believed
 from lamella.throttle.estimate import Permit, RateEstimate, Wait
 from lamella.throttle.limit import Limit, earliest
 from lamella.throttle.permits import answered, learned, next_permit, refused
@@ -60,11 +61,12 @@ _SHOWN: Final = 8  # hexadecimal digits of a key's hash
 
 @dataclass(eq=False, slots=True)
 class _Episode:
-    """A rate-limit episode of an account: from a refusal to the next success."""
+    """A rate-limit episode of an account: from a refusal to the next success. Until it is one, refusals in doubt."""
 
     began: float  # by the loop's clock
     context: SpanContext  # of the refused call
     queued_before: int  # calls that had been queued, and sent, before it
+    last: float  # when the last attempt was sent before it: a success of a later one shows that it is none
     recorded: bool  # whether there is a span and metrics
     wait: float = 0.0
     refused: int = 0
@@ -76,8 +78,10 @@ class _Episode:
 class _Account:
     name: str  # a hash: the key itself may be a credential
     server: Mapping[str, AttributeValue]
+    measured: Mapping[str, AttributeValue]  # what metrics say about the server
     queue: Queue
     episode: _Episode | None = None
+    doubt: _Episode | None = None
 
 
 class Throttle(Layer):
@@ -97,6 +101,9 @@ class Throttle(Layer):
             it is answered, a long poll too. None means that the limit is learned.
         key: Returns the account of a request. None, or a *key* that returns None, means one account for each origin.
             The key may be a credential: only a hash of it is stored.
+        scope: Returns which limit of the account a request counts against, where there are several, such as one for
+            each path. Each has a queue and an estimate of its own. None, or a *scope* that returns None, means one for
+            all.
         store: Where what is learned is kept. None means in this process, for the 10,000 accounts used last.
         show_key: Whether traces and logs tell accounts apart, by a short hash of the key.
         tracer_provider: None means the global one.
@@ -112,11 +119,13 @@ class Throttle(Layer):
         *,
         limit: Limit | None = None,
         key: Callable[[aiohttp.ClientRequest], str | None] | None = None,
+        scope: Callable[[aiohttp.ClientRequest], str | None] | None = None,
         store: Store | None = None,
         show_key: bool = False,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
+        check_rules(rules, "Throttle(")
         self.shared: Mapping[str, object] = {
             "rules": rules,
             "store": store,
@@ -129,23 +138,33 @@ class Throttle(Layer):
         self._period = (backoff.low if backoff else 0.0) or _PERIOD
         self._limit = limit
         self._key = key
+        self._scope = scope
         self._state = SharedState(store)
         self._show_key = show_key
         self._tracing = Tracing(tracer_provider)
         self._instruments = instruments_of(meter_provider)
+        self._queued = Gauge("queued", meter_provider)
         self._permits: dict[Call, tuple[_Account, Permit, RateEstimate | None]] = {}
         """Of the attempts in flight. The estimate, where it is in memory: to look it up again takes longer."""
         self._accounts: OrderedDict[str, _Account] = OrderedDict()  # the one used last at the end
 
-    def blocked_for(self, origin: URL, key: str | None = None) -> float:
+    def blocked_for(self, origin: URL, key: str | None = None, scope: str | None = None) -> float:
         """Return for how many seconds a refusal still blocks an account, as far as this process knows, or 0.0.
 
-        *origin* is a URL of its server, *key* what the *key* of the layer returns for its requests.
+        *origin* is a URL of its server, *key* and *scope* what those of the layer return for its requests.
         """
-        account = self._accounts.get(hash_key(origin_of(origin), key))
+        account = self._accounts.get(_name(origin, key, scope))
         if account is None:
             return 0.0
         return max(account.queue.blocked_until - asyncio.get_running_loop().time(), 0.0)
+
+    def state(self, origin: URL, key: str | None = None, scope: str | None = None) -> Belief:
+        """Return what is believed of the limits of an account, as far as this process knows.
+
+        *origin* is a URL of its server, *key* and *scope* what those of the layer return for its requests.
+        """
+        estimate = self._state.last_known(_name(origin, key, scope))
+        return believed(estimate if isinstance(estimate, RateEstimate) else RateEstimate(), self._limit)
 
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._state.work_in(loop)
@@ -175,7 +194,7 @@ class Throttle(Layer):
             if (queued := waiting_of(call)) is not None:
                 waited, reason = call.queued - before, "refusal" if queued[1] > queued[0] else "rate"
                 if OFF not in call.state:
-                    self._instruments.queue_wait.record(waited, account.server)
+                    self._instruments.queue_wait.record(waited, account.measured)
                 (call.span or trace.get_current_span()).add_event(
                     QUEUED_EVENT, {WAIT: waited, QUEUED_BY: reason}, time.time_ns() - int(waited * 1e9)
                 )
@@ -220,6 +239,7 @@ class Throttle(Layer):
                 memory is None
                 or estimate is None
                 or account.episode is not None
+                or account.doubt is not None
                 or result.status >= ERROR_STATUS
                 or (self._below_400 and result.status in self._below_400)
             ):
@@ -253,23 +273,28 @@ class Throttle(Layer):
     async def _record(self, call: Call, account: _Account, permit: Permit, status: int, judged: Judged | None) -> None:
         state, queue = self._state, account.queue
         if judged is not None and judged.rule.is_rate_limit(status, judged.retry_after):
-            asked = judged.rule.retry, judged.retry_after
-            wait = await state.note(call.span, account.name, RateEstimate, refused, permit, *asked)
+            asked, change = (judged.rule.retry, judged.retry_after), partial(refused, others=queue.in_flight - 1)
+            wait = await state.note(call.span, account.name, RateEstimate, change, permit, *asked)
+            now, episode = asyncio.get_running_loop().time(), account.episode or account.doubt
+            if episode is None:
+                context = (call.span or trace.get_current_span()).get_span_context()
+                episode = _Episode(now, context, queue.queued - queue.waiting, queue.sent_at[-1], OFF not in call.state)
+                account.doubt = episode
+            episode.refused += 1
             if wait is not None:
-                now, seconds = asyncio.get_running_loop().time(), wait.seconds or 0.0
+                seconds = wait.seconds or 0.0
                 queue.block(now + seconds, too_long=wait.too_long)
                 if account.episode is None:
-                    context = (call.span or trace.get_current_span()).get_span_context()
-                    account.episode = _Episode(now, context, queue.queued - queue.waiting, OFF not in call.state)
-                    if account.episode.recorded:
-                        self._instruments.episodes.add(1, account.server)
-                account.episode.wait += seconds
-                account.episode.generation = max(account.episode.generation, permit.generation)
-            if account.episode is not None:
-                account.episode.refused += 1
+                    account.episode, account.doubt = episode, None
+                    if episode.recorded:
+                        self._instruments.episodes.add(1, account.measured)
+                episode.wait += seconds
+                episode.generation = max(episode.generation, permit.generation)
             return
         others, limit = queue.in_flight - 1, self._limit
         ends = await state.note(call.span, account.name, RateEstimate, answered, permit, others, limit)
+        if account.doubt is not None and permit.at > account.doubt.last:
+            account.doubt = None
         episode = account.episode
         # Another process that shares the store may have had the first success.
         if episode is not None and (ends or permit.generation > episode.generation):
@@ -289,7 +314,7 @@ class Throttle(Layer):
             attributes[KEY_HASH] = account.name[:_SHOWN]
             shown = f", account {account.name[:_SHOWN]}"
         if episode.recorded:
-            self._instruments.episode_duration.record(lasted, account.server)
+            self._instruments.episode_duration.record(lasted, account.measured)
             # A trace of its own: it belongs to all calls that waited.
             links = [Link(episode.context)] if episode.context.is_valid else []
             start = self._tracing.tracer.start_span
@@ -306,21 +331,23 @@ class Throttle(Layer):
 
     def _account(self, request: aiohttp.ClientRequest) -> _Account:
         accounts = self._accounts
-        name = hash_key(origin_of(request.url), None if self._key is None else self._key(request))
+        key, scope = self._key, self._scope
+        name = _name(request.url, None if key is None else key(request), None if scope is None else scope(request))
         account = accounts.get(name)
         if account is None:
-            server = origin_attributes(request)
-            queue = Queue(partial(self._ask, name), partial(self._count_queued, server))
-            account = accounts[name] = _Account(name, server, queue)
+            server, url = origin_attributes(request), request.url
+            measured = self._instruments.server(url.host, url.port)
+            queue = Queue(partial(self._ask, name), partial(self._count_queued, measured))
+            account = accounts[name] = _Account(name, server, measured, queue)
             if len(accounts) > _MOST_ACCOUNTS:
                 self._forget_idle()
         else:
             accounts.move_to_end(name)
         return account
 
-    def _count_queued(self, server: Mapping[str, AttributeValue], call: Call, change: int) -> None:
+    def _count_queued(self, measured: Mapping[str, AttributeValue], call: Call, change: int) -> None:
         if OFF not in call.state:
-            self._instruments.queued.add(change, server)
+            self._queued.add(change, measured)
 
     def _forget_idle(self) -> None:
         # A few at a time: each new account makes room for more than itself.
@@ -334,3 +361,7 @@ class Throttle(Layer):
 
     def __repr__(self) -> str:
         return f"Throttle({self._rules!r}, limit={self._limit!r})"
+
+
+def _name(url: URL, key: str | None, scope: str | None) -> str:
+    return hash_key(origin_of(url), key if scope is None else f"{key or ''}\n{scope}")

@@ -12,20 +12,21 @@ the limit is measured with as few refusals as possible, in phases:
    also finds a period that is shorter than assumed. After each look that fails, the next one is taken later.
 
 The period is the wait that was asked for. A refusal in the steady phase lowers the number to what did pass; the third
-in a row starts a new measurement. A single refusal well below what passed before may be random: it changes nothing
-until a second one confirms it.
+in a row starts a new measurement. What a refusal is evidence of is decided in :mod:`lamella.throttle.evidence`: one by
+chance, or by too many attempts in flight, is no part of this measurement.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from math import inf
+from math import inf, nextafter
 from typing import Final
 
 from lamella.rules.backoff import Backoff
 from lamella.rules.retry_after import LONGEST
 from lamella.throttle.estimate import SPREAD, Permit, RateEstimate, Wait
+from lamella.throttle.evidence import by_chance, closes, has_passed
 from lamella.throttle.learning import BIG_STEP, learn, look_for_more, settle
 from lamella.throttle.limit import Limit
 
@@ -33,6 +34,7 @@ __all__ = ["answered", "learned", "next_permit", "refused"]
 
 # In slow start, before the first refusal:
 _GROWTH: Final = 0.5  # more attempts in flight for each answer
+_REGROWTH: Final = 1.0  # after a refusal by too many in flight
 _SHARE: Final = 25  # one in so many queued calls may be sent at once
 _SLOW: Final = (0.21, 0.3)  # bounds of twice the fastest answer, after which an attempt is slow
 _LONG_POLL: Final = 4.0  # after so many times as long it is a long poll, and says nothing about other calls
@@ -44,6 +46,7 @@ _SLOW_LATER: Final = (1.0, 300.0)  # after the first refusal: bounds of four tim
 _LATE: Final = 4.0  # times the fastest answer
 _FORGET: Final = 1.001  # growth of the fastest answer with each answer
 _SOON: Final = 1e-6  # the shortest wait, so that a rounding error is no endless loop
+_SAME_MOMENT: Final = 1e-3  # seconds: within these no two permits are of the same moment
 _HARDLY: Final = 0.25  # of the period that the server suggests: a shorter wait of the rule is no period
 _LONGEST_WAIT: Final = 3600.0  # where no rule has a maximum
 
@@ -69,16 +72,21 @@ def next_permit(
     if limit is None and estimate.refused_at >= 0:
         learn(estimate, now)
     wait = _alone(estimate, now, in_flight) if estimate.refusals else None
-    if wait is None:
-        if limit is None:
-            wait = _by_estimate(estimate, now, in_flight, waiting, waited)
-        else:
-            wait = _by_limit(estimate, now, len(in_flight), limit)
+    goes_alone = False
+    if wait is None and estimate.trial_at >= 0:
+        wait = _until_answered(in_flight, now, 1.0, _slow_after(estimate), blocked=True)
+        goes_alone = wait is None and not by_chance(estimate)
+    if wait is None and limit is not None:
+        wait = _by_limit(estimate, now, len(in_flight), limit)
+    elif wait is None and not goes_alone:
+        wait = _by_estimate(estimate, now, in_flight, waiting, waited)
     if wait is not None:
         return wait
     if estimate.began < 0:
         estimate.began = now
-    return Permit(estimate.generation, now)
+    at = now if not now <= estimate.sent_at < now + _SAME_MOMENT else nextafter(estimate.sent_at, inf)
+    estimate.sent_at = at
+    return Permit(estimate.generation, at, len(in_flight) + 1)
 
 
 def _by_limit(estimate: RateEstimate, now: float, in_flight: int, limit: Limit) -> Wait | None:
@@ -96,6 +104,8 @@ def _by_estimate(
     if estimate.phase == "steady" or estimate.proven_at >= 0:
         look_for_more(estimate, now)
     gap = 0.0
+    if estimate.is_sure and (wait := _until_answered(in_flight, now, estimate.most_tried, _slow_after(estimate))):
+        return wait
     if estimate.requests:
         gap = estimate.period / (estimate.spread * estimate.requests)
         # The server counted an attempt when it was sent, or a little later, as in `answered`.
@@ -142,7 +152,7 @@ def _slow_start(
     estimate: RateEstimate, now: float, in_flight: Sequence[float], waiting: int, waited: float
 ) -> Wait | None:
     """Return the wait while too many attempts are in flight for what little is known. None: one may be sent."""
-    if estimate.generation:
+    if estimate.generation or estimate.most:
         return _until_answered(in_flight, now, estimate.max_in_flight, _slow_after(estimate))
     patience = _PATIENCE - waited
     if patience <= 0:
@@ -193,6 +203,7 @@ def answered(estimate: RateEstimate, now: float, permit: Permit, in_flight: int,
     late = took > _LATE * fastest and limit is None
     estimate.record(permit.at + _LATE * fastest if late else now)
     estimate.passed += 1
+    has_passed(estimate, permit)
     if permit.generation != estimate.generation:
         return False
     refusals, estimate.refusals = estimate.refusals, 0
@@ -201,28 +212,37 @@ def answered(estimate: RateEstimate, now: float, permit: Permit, in_flight: int,
         return refusals > 0
     if not too_long:  # the length of a quota says nothing about the period of the other limit
         since_began = now - estimate.refused_began
-        if refusals > 1:
+        if refusals > 1 and not estimate.chance:
             # Refused again after the wait: the period is longer than what was asked for.
             estimate.period = max(estimate.period, since_began)
         elif refusals and estimate.spread > 1 and estimate.asked <= since_began < estimate.period:
             # A used-up window lets nothing pass before its end, so it has ended by now.
             estimate.period = since_began
-    if in_flight > estimate.max_in_flight and not estimate.generation:
+    if in_flight > estimate.max_in_flight and not (estimate.generation or estimate.most):
         estimate.max_in_flight = float(in_flight)  # so many at a time were not too many
     if not estimate.requests or in_flight + estimate.count(now - estimate.period) >= estimate.requests:
-        estimate.max_in_flight += _GROWTH
+        estimate.max_in_flight += _REGROWTH if estimate.max_in_flight < estimate.most else _GROWTH
+        if estimate.is_sure:
+            estimate.max_in_flight = min(estimate.max_in_flight, estimate.most_tried)
     if estimate.phase == "edge" and estimate.count(now - estimate.period / 2) > estimate.good * BIG_STEP:
         settle(estimate, now, estimate.good * BIG_STEP, on_trial=True)
     return refusals > 0
 
 
 def refused(
-    estimate: RateEstimate, now: float, permit: Permit, backoff: Backoff | None, retry_after: float | None
+    estimate: RateEstimate,
+    now: float,
+    permit: Permit,
+    backoff: Backoff | None,
+    retry_after: float | None,
+    *,
+    others: int = 0,
 ) -> Wait | None:
     """Block the account, since an attempt was refused. Return the wait that begins. None: the refusal is no news.
 
     *backoff* is that of the rule, *retry_after* the seconds that the server asks for. If that is longer than the rule
-    allows, it is another limit, such as a quota a day: no call waits for it, and nothing is learned from it.
+    allows, it is another limit, such as a quota a day: no call waits for it, and nothing is learned from it. *others*
+    is the number of attempts in flight still. It is no news either while it may have been refused by chance.
     """
     longest = backoff.maximum if backoff else _LONGEST_WAIT
     if retry_after is not None and retry_after > longest:
@@ -236,16 +256,21 @@ def refused(
     wait = max(least, retry_after or 0.0)
     if wait <= 0:
         return None
+    first = estimate.trial_at if estimate.trial_at >= 0 else permit.at
+    until = max(estimate.trial_until, now + (retry_after or 0.0)) if estimate.trial_at >= 0 else now + wait
+    if not closes(estimate, permit, others):
+        estimate.trial_until = until
+        return None
     estimate.generation += 1
-    estimate.blocked_until = now + wait
+    estimate.blocked_until = until
     estimate.refusals += 1
     estimate.max_in_flight = 1.0
     if estimate.refusals == 1:
-        estimate.refused_at = permit.at
-        estimate.refused_began = estimate.began if estimate.began >= 0 else permit.at
-        estimate.asked = _suggested_period(least, retry_after, permit.at - estimate.refused_began)
+        estimate.refused_at = first
+        estimate.refused_began = estimate.began if estimate.began >= 0 else first
+        estimate.asked = _suggested_period(least, retry_after, first - estimate.refused_began)
     estimate.began = -1.0
-    return Wait(wait, blocked=True)
+    return Wait(max(until - now, 0.0), blocked=True)
 
 
 def learned(estimate: RateEstimate, _now: float) -> tuple[float, float]:
@@ -257,6 +282,7 @@ def _block_for_quota(estimate: RateEstimate, now: float, seconds: float) -> Wait
     if now + seconds <= estimate.blocked_until:
         return None
     estimate.generation += 1
+    estimate.trial_at = -1.0
     estimate.blocked_until, estimate.too_long = now + seconds, True
     estimate.refusals = max(estimate.refusals, 1)  # so that afterwards one goes alone
     estimate.began = -1.0

@@ -106,7 +106,7 @@ class Queue:
         """Count an attempt of *call*, which got its *permit* without waiting because the queue is empty."""
         insort(self.sent_at, permit.at)
         if PLACE not in call.state:
-            PLACE.set(call, next(_places))
+            call.state[PLACE] = next(_places)
 
     def end(self, permit: Permit) -> None:
         """Count an attempt as ended. The next call may get a permit."""

@@ -5,53 +5,57 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 import anyio
 
 from lamella.batch import AccountStopped, ItemOutcome, Journal
 from lamella.errors import LamellaError
-from lamella.maesn.account import Account
-from lamella.maesn.list_errors import AnswerFailed, EmptyPage
-from lamella.maesn.marks import Position, Wanted, store
-from lamella.maesn.page import Query, exact_int, read_filled
-from lamella.maesn.progress import Part, Progress, part_of
+from lamella.sync.errors import AnswerFailed, BadRecord, EmptyPage
+from lamella.sync.marks import Position, Wanted, store
+from lamella.sync.page import List, Place, read_filled
+from lamella.sync.progress import Part, Progress, part_of
+from lamella.sync.source import Source
 
 __all__ = ["ListToRead", "PageSource", "PageToRead", "Reading"]
 
-_OF_ONE_PAGE: Final = (LamellaError, EmptyPage, AnswerFailed)
+_OF_ONE_PAGE: Final = (LamellaError, EmptyPage, AnswerFailed, BadRecord)
 """Errors that need not concern the other pages of the list."""
+
+_MOST_TOLD: Final = 10
+"""How many warnings and bad records of a list are reported."""
 
 
 class ListToRead:
     """A list that is being read: a resource of an account."""
 
-    def __init__(self, wanted: Wanted, account: Account, limit: int, position: Position) -> None:
+    def __init__(self, wanted: Wanted, source: Source, account: Any, position: Position) -> None:
         self.wanted = wanted
         self.position = position
         self.part: Part = part_of(wanted, position)
+        self.warnings: dict[str, None] = {}
+        self.bad: dict[str, None] = {}
         self.known = 0
         """The last page that is to be read, as far as known."""
         self.is_over = False
         """Whether no more of its pages are to be read."""
-        books = account.company_id, account.environment_name
-        self.query: Query = Query(wanted.resource, limit, position.since, *books, account.key, parse_int=exact_int)
+        self.list: List = List(source, account, position.since, raw=True)
 
 
 @dataclass(slots=True, eq=False)
 class PageToRead:
     """A page that is to be read, in one of the walks of its list."""
 
-    list: ListToRead
-    number: int
+    of: ListToRead
+    place: Place
     walk: int = 1
     begun: bool = False
 
     @property
     def is_needed(self) -> bool:
         """Whether it is still to be read."""
-        return not self.list.is_over and self.walk == self.list.position.walk
+        return not self.of.is_over and self.walk == self.of.position.walk
 
 
 class PageSource:
@@ -62,12 +66,13 @@ class PageSource:
         self._running = 0
         self._changed = anyio.Event()
 
-    def add(self, of: ListToRead, numbers: Sequence[int]) -> None:
-        """Add the pages *numbers* of a list."""
+    def add(self, of: ListToRead, numbers: Sequence[int], token: str | None = None) -> None:
+        """Add the pages *numbers* of a list; *token* leads to the only one, in a chain."""
         if numbers:
             of.known = numbers[-1]
-            walk = of.position.walk
-            self._lists.append((of, (PageToRead(of, number, walk) for number in numbers)))
+            walk, size = of.position.walk, of.position.largest
+            places = (Place(number, (number - 1) * size, token) for number in numbers)
+            self._lists.append((of, (PageToRead(of, place, walk) for place in places)))
             self._changed.set()
 
     def ended(self) -> None:
@@ -111,42 +116,55 @@ class Reading:
 
     async def read(self, page: PageToRead) -> Position | None:
         """Read a page, and store it. None: it was no longer needed."""
-        of, position = page.list, page.list.position
+        of, position = page.of, page.of.position
         if not page.is_needed:
             return None
         if not page.begun:
             page.begun = True
             self._change(of, replace(of.part, running=of.part.running + 1))
+        # Without a total of records, how many are on the pages before says nothing.
+        parallel = of.list.source.pages.parallel
         found = await read_filled(
             self._session,
-            of.query,
-            page.number,
-            before=(page.number - 1) * position.largest,
+            of.list,
+            page.place,
+            before=(page.place.number - 1) * position.largest if parallel else None,
             total_pages=None if position.pages is None else position.pages - position.more,
             total=position.total,
         )
-        return await self._journal.commit(lambda db: store(db, of.wanted, page.walk, found))
+        return await self._journal.commit(lambda db: store(db, of.wanted, page.walk, found, of.list.source))
 
     def ended(self, outcome: ItemOutcome[PageToRead, Position | None]) -> None:
         """Update the part of a page that has ended, and add the pages that are known by it."""
         page, error = outcome.item, outcome.error
-        of = page.list
+        of = page.of
         if isinstance(error, AccountStopped) and isinstance(error.__cause__, Exception):
             error = error.__cause__
         if not page.is_needed:
             error = None  # the page is of an earlier walk
         if outcome.value is not None:
-            error = error or outcome.value.error
+            error = error or outcome.value.error or next(iter(outcome.value.bad), None)
+            of.warnings |= dict.fromkeys(outcome.value.warnings)
+            of.bad |= dict.fromkeys(map(str, outcome.value.bad))
             self._go_on(page, outcome.value)
         if error is not None and not isinstance(error, _OF_ONE_PAGE):
             of.is_over = True
-        running = of.part.running - page.begun
-        self._change(of, replace(part_of(of.wanted, of.position), running=running, error=of.part.error or error))
+        part = part_of(of.wanted, of.position)
+        self._change(
+            of,
+            replace(
+                part,
+                running=of.part.running - page.begun,
+                error=of.part.error or error,
+                warnings=tuple(of.warnings)[:_MOST_TOLD],
+                bad=tuple(of.bad)[:_MOST_TOLD],
+            ),
+        )
         self.pages.ended()
 
     def _go_on(self, page: PageToRead, position: Position) -> None:
         """Continue the list from its new *position*."""
-        of = page.list
+        of = page.of
         position = replace(position, dropped=of.position.dropped)
         if position.walk > of.position.walk:
             of.position = position
@@ -160,7 +178,9 @@ class Reading:
         if position.ended:
             of.is_over = True
             return
-        self.pages.add(of, [page.number + 1] if position.pages is None else range(of.known + 1, position.pages + 1))
+        number = page.place.number
+        next_ones = [number + 1] if position.pages is None else range(of.known + 1, position.pages + 1)
+        self.pages.add(of, next_ones, position.token)
 
     def _change(self, of: ListToRead, part: Part) -> None:
         of.part = part

@@ -9,7 +9,7 @@ from typing import Any
 
 from lamella.batch import Batch
 from lamella.errors import LamellaError
-from lamella.maesn.marks import Position, Wanted
+from lamella.sync.marks import Position, Wanted
 
 __all__ = ["Part", "Progress", "Report", "part_of"]
 
@@ -40,9 +40,15 @@ class Part:
     gap: bool = False
     """It is done, but records that were last changed before `since` may be missing, since no run has read the list up
     to it. The mark has not moved, so that a run without *since* reads them."""
+    total: int | None = None
+    """The most records that the API has counted. None: it has not, so that it cannot be proved that all are there."""
+    warnings: tuple[str, ...] = ()
+    """What the API has said beside the records; the first ten."""
+    bad: tuple[str, ...] = ()
+    """Records that could not be stored, each with its page and position; the first ten."""
     dropped: bool = False
-    """What was stored for the account was of another `company_id` or `environment_name`: the run drops it when it
-    begins, and reads it again."""
+    """What was stored for the account was of another company, or of another list: the run drops it when it begins,
+    and reads it again."""
 
 
 class Progress:
@@ -94,6 +100,11 @@ class Report:
         return tuple(part for part in self.parts if not part.done)
 
     @property
+    def unproved(self) -> tuple[Part, ...]:
+        """The parts that are done, and of which the API gives no total."""
+        return tuple(part for part in self.parts if part.done and part.total is None)
+
+    @property
     def pages(self) -> int:
         """How many are stored."""
         return sum(part.pages for part in self.parts)
@@ -115,5 +126,6 @@ def part_of(wanted: Wanted, position: Position) -> Part:
         done=position.ended,
         skipped=position.skipped,
         gap=position.ended and position.gap,
+        total=position.total,
         dropped=position.dropped,
     )

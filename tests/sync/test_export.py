@@ -25,15 +25,16 @@ import pytest
 from tests.cancelling import cancelled_at
 
 from lamella.batch import Journal
-from lamella.maesn.export import check_output, export
-from lamella.maesn.marks import Wanted, begin, store
-from lamella.maesn.page import Page
+from lamella.sync import Page, Source
+from lamella.sync.decode import record_of
+from lamella.sync.export import check_output, export
+from lamella.sync.marks import Ask, Wanted, begin, store
 
 MODULE = sys.modules[export.__module__]  # its name in the package is that of the function
 
 BATCH = "a sync"
 TABLE = (
-    "CREATE TABLE maesn_records (account TEXT NOT NULL, resource TEXT NOT NULL, id TEXT NOT NULL, record TEXT NOT NULL,"
+    "CREATE TABLE sync_records (account TEXT NOT NULL, resource TEXT NOT NULL, id TEXT NOT NULL, record TEXT NOT NULL,"
     " PRIMARY KEY (account, resource, id))"
 )
 
@@ -65,9 +66,9 @@ async def keep(journal: Journal, rows: Iterable[Row]) -> None:
     """Put *rows* in the place of what the journal holds."""
 
     def change(db: sqlite3.Connection) -> None:
-        db.execute("DROP TABLE IF EXISTS maesn_records")
+        db.execute("DROP TABLE IF EXISTS sync_records")
         db.execute(TABLE)
-        db.executemany("INSERT INTO maesn_records VALUES (?, ?, ?, ?)", rows)
+        db.executemany("INSERT INTO sync_records VALUES (?, ?, ?, ?)", rows)
 
     await journal.commit(change)
 
@@ -133,12 +134,13 @@ async def test_nothing_was_synced_yet(journal: Journal, folder: Path, suffix: st
 
 @every_format
 async def test_what_a_sync_stores(journal: Journal, folder: Path, suffix: str) -> None:
-    wanted = Wanted("Müller", "invoices")
+    wanted, source = Wanted("Müller", "invoices"), Source("invoices", id="invoiceId")
     records = [{"invoiceId": f"{number}", "text": "\ud83d halved", "total": 0.1} for number in range(3)]
 
     def change(db: sqlite3.Connection) -> None:
-        begin(db, [wanted], None, resume=False, page_size=100)
-        store(db, wanted, 1, Page(1, 1, list(records), {}, texts=[json.dumps(record) for record in records]))
+        begin(db, [wanted], Ask({"invoices": source}))
+        page = Page(1, 1, [record_of(json.dumps(record).encode(), source) for record in records])
+        store(db, wanted, 1, page, source)
 
     await journal.commit(change)
     path = folder / f"out{suffix}"
@@ -293,7 +295,7 @@ async def test_records_may_be_stored_meanwhile(journal: Journal, folder: Path, s
 
 
 def _insert(db: sqlite3.Connection, row: Row) -> None:
-    db.execute("INSERT INTO maesn_records VALUES (?, ?, ?, ?)", row)
+    db.execute("INSERT INTO sync_records VALUES (?, ?, ?, ?)", row)
 
 
 # Where it is written
@@ -444,7 +446,7 @@ async def test_a_record_that_cannot_be_read(journal: Journal, folder: Path, suff
     """It is not the output that is wrong."""
     await keep(journal, some(5))
     await journal.commit(
-        lambda db: db.execute("UPDATE maesn_records SET record = CAST(x'ff' AS TEXT) WHERE id > '000002'")
+        lambda db: db.execute("UPDATE sync_records SET record = CAST(x'ff' AS TEXT) WHERE id > '000002'")
     )
     with pytest.raises(sqlite3.OperationalError, match="Could not decode"):
         await export(journal, folder / f"out{suffix}")
@@ -553,7 +555,7 @@ async def test_cancelled_by_a_scope(
 KILLED = """
 import asyncio, os, signal, sys
 from lamella.batch import Journal
-from lamella.maesn.export import export
+from lamella.sync.export import export
 
 async def main(journal, output, page):
     async with Journal.open(journal, batch="a sync") as journal:

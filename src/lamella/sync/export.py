@@ -18,7 +18,7 @@ from lamella import whole_file
 from lamella.batch import Journal
 from lamella.threads import run_to_its_end
 
-__all__ = ["check_output", "export"]
+__all__ = ["check_output", "export", "export_changes"]
 
 _ROWS: Final = 1000
 """How many records are read at once, at most: a few milliseconds, so that commits come in between."""
@@ -28,7 +28,7 @@ _GROUP_SIZE: Final = 32_000_000
 """Bytes of records in a row group of Parquet, which is held in memory as well."""
 
 _PAGE: Final = (
-    "SELECT account, resource, id, record FROM maesn_records"
+    "SELECT account, resource, id, record FROM sync_records"
     " WHERE (account, resource, id) > (?, ?, ?) ORDER BY account, resource, id LIMIT ?"
 )
 
@@ -78,7 +78,7 @@ async def export(journal: Journal, path: str | os.PathLike[str]) -> int:
     read a few MB at a time, without holding up commits: of those stored meanwhile some are in the file, others not.
 
     Args:
-        journal: One that :func:`lamella.maesn.sync` has filled. If nothing is stored, the file is empty.
+        journal: One that :func:`lamella.sync.run` has filled. If nothing is stored, the file is empty.
         path: The file; its folder must exist.
 
     Raises:
@@ -101,6 +101,31 @@ async def export(journal: Journal, path: str | os.PathLike[str]) -> int:
     finally:
         thread.shutdown(wait=False)
     return count
+
+
+async def export_changes(journal: Journal, path: str | os.PathLike[str]) -> None:
+    """Write all records of *journal* to a file by :func:`export`, unless it is up to date."""
+    target = os.path.realpath(path)  # noqa: ASYNC240 - a look
+    version, *written = await journal.read(partial(_versions, target=target))
+    if written == [version, _stamp(target)]:
+        return
+    await export(journal, path)
+    row = target, version, _stamp(target)
+    await journal.commit(lambda db: db.execute("INSERT OR REPLACE INTO sync_outputs VALUES (?, ?, ?)", row))
+
+
+def _versions(db: sqlite3.Connection, target: str) -> tuple[int | str, ...]:
+    """Return the version of the records, and of the output the version and the stamp, if it was written."""
+    [version] = db.execute("SELECT version FROM sync_version").fetchone() or (0,)
+    return version, *(db.execute("SELECT version, stamp FROM sync_outputs WHERE path = ?", (target,)).fetchone() or ())
+
+
+def _stamp(path: str) -> str:
+    """Return what differs when a file was changed."""
+    with suppress(OSError):
+        found = os.stat(path)
+        return f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"
+    return ""
 
 
 def _format_of(path: str | os.PathLike[str]) -> _Format:
@@ -134,7 +159,7 @@ def _read(db: sqlite3.Connection, after: _Row) -> list[_Row]:
     """Return the next records, up to the size of a page, and at least one if there are any."""
     rows: list[_Row] = []
     size = 0
-    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'maesn_records'").fetchone():
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'sync_records'").fetchone():
         return rows
     with closing(db.execute(_PAGE, (*after[:3], _ROWS))) as found:
         for row in map(_Row._make, found):

@@ -5,7 +5,7 @@ They are ValueErrors, like the error of an answer that holds no list: the answer
 
 from __future__ import annotations
 
-__all__ = ["AnswerFailed", "EmptyPage", "IncompleteList", "RepeatedPage", "UnsteadyList"]
+__all__ = ["AnswerFailed", "BadRecord", "EmptyPage", "IncompleteList", "RepeatedPage", "UnsteadyList"]
 
 
 class IncompleteList(ValueError):
@@ -16,28 +16,29 @@ class UnsteadyList(IncompleteList):
     """A list changed while it was read, or holds fewer records than the API counts.
 
     Args:
-        resource: Which list.
+        name: Which list.
         seen: How many different records were read.
-        total: How many there are by ``meta.pagination.total``. None means that the API did not say.
+        total: How many there are by the API's count. None means that it did not say.
         readings: How often the list was read.
-        moved: Whether it was observed to shrink, or to change its order.
+        how: How it was observed to shrink, or to change its order. None means that it was not.
     """
 
     def __init__(
-        self, resource: str, seen: int = 0, total: int | None = None, *, readings: int = 1, moved: bool = True
+        self, name: str, seen: int = 0, total: int | None = None, *, readings: int = 1, how: str | None = None
     ) -> None:
-        what = "shrank or were sorted anew" if moved else "were incomplete"
+        what = "were incomplete" if how is None else "shrank or were sorted anew"
         times = "while they were read" if readings == 1 else f"each of the {readings} times they were read"
         numbers = "" if total is None else f": {seen} different records were read, and the API counts {total}"
-        super().__init__(f"{resource} {what} {times}{numbers}. Records may be missing")
+        why = "" if how is None else f" ({how})"
+        super().__init__(f"{name} {what} {times}{numbers}{why}. Records may be missing")
 
 
 class RepeatedPage(IncompleteList):
     """A page brought no new record, so the list might never end."""
 
-    def __init__(self, resource: str, number: int) -> None:
+    def __init__(self, name: str, number: int) -> None:
         super().__init__(
-            f"page {number} of {resource} brought no new record: all of its records were on pages before. "
+            f"page {number} of {name} brought no new record: all of its records were on pages before. "
             "The API may ignore the parameter page"
         )
 
@@ -45,13 +46,21 @@ class RepeatedPage(IncompleteList):
 class EmptyPage(IncompleteList):
     """A page is empty, also when read again, though by the API's own numbers the list goes on."""
 
-    def __init__(self, resource: str, number: int, total_pages: int | None, total: int | None) -> None:
+    def __init__(self, name: str, number: int, total_pages: int | None, total: int | None) -> None:
         numbers = [f"{many} {of}" for many, of in ((total, "records"), (total_pages, "pages")) if many is not None]
-        super().__init__(f"page {number} of {resource} is empty, and the API counts {' on '.join(numbers)}")
+        said = f"the API counts {' on '.join(numbers)}" if numbers else "leads to yet another page, as those before it"
+        super().__init__(f"page {number} of {name} is empty, and {said}")
+
+
+class BadRecord(IncompleteList):
+    """A record cannot be stored: it is no object, has no id or the id of another one, or is not UTF-8.
+
+    The other records of its page are stored. The message has the page and the position.
+    """
 
 
 class AnswerFailed(ValueError):
-    """An answer with a good status whose ``errors`` say that it failed. No credential is in the message."""
+    """An answer with a good status whose errors say that it failed. No credential is in the message."""
 
     def __init__(self, what: str, status: int, messages: tuple[str, ...]) -> None:
         said = "; ".join(messages)

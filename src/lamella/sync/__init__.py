@@ -1,0 +1,34 @@
+"""A sync engine for any paginated source: all records, as they were sent, and what could not be proved to be there."""
+
+from lamella.sync.errors import AnswerFailed, BadRecord, EmptyPage, IncompleteList, RepeatedPage, UnsteadyList
+from lamella.sync.export import export
+from lamella.sync.lists import pages, records
+from lamella.sync.page import Page
+from lamella.sync.progress import Part, Progress, Report
+from lamella.sync.run import plan, run
+from lamella.sync.source import Cursor, LinkHeader, NextUrl, Numbered, Offset, Pagination, Source
+
+__all__ = [
+    "AnswerFailed",
+    "BadRecord",
+    "Cursor",
+    "EmptyPage",
+    "IncompleteList",
+    "LinkHeader",
+    "NextUrl",
+    "Numbered",
+    "Offset",
+    "Page",
+    "Pagination",
+    "Part",
+    "Progress",
+    "RepeatedPage",
+    "Report",
+    "Source",
+    "UnsteadyList",
+    "export",
+    "pages",
+    "plan",
+    "records",
+    "run",
+]

@@ -1,0 +1,197 @@
+"""``lamella.pages`` and ``lamella.records``: a list page by page, without a sync."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from datetime import datetime
+from hashlib import blake2b
+from typing import Any, Final
+
+import aiohttp
+
+from lamella.sync.decode import ParseNumber, id_of, updated_of
+from lamella.sync.errors import EmptyPage, RepeatedPage, UnsteadyList
+from lamella.sync.page import List, Page, Place, checked_moment, greater, read_filled
+from lamella.sync.source import Source
+
+__all__ = ["MOST_EMPTY", "pages", "records"]
+
+MOST_EMPTY: Final = 20
+"""How many pages in a row may be empty where each leads to the next one."""
+
+
+def pages(
+    session: aiohttp.ClientSession,
+    source: Source,
+    *,
+    account: object = None,
+    since: datetime | str | None = None,
+    first: int = 1,
+    parse_float: ParseNumber = None,
+) -> AsyncIterator[Page]:
+    """Yield the pages of a list, in order, each read when it is asked for.
+
+    The list ends on evidence: the page that leads to no other, the last page by the counts that the API gave most
+    recently and not before as many records were read as it counts, or an empty page after the last one. An empty page
+    before the end is read again.
+
+    Args:
+        session: Its base URL is what the URL of *source* is relative to. Its layers add credentials and retry.
+        source: The list.
+        account: What ``within`` and ``params`` of *source* are called with. None means that ``within`` is not called.
+        since: Only what was changed since this moment: a datetime with a time zone, or ISO 8601. None means all.
+        first: The page to begin with, from 1. Pages that lead to one another begin with 1.
+        parse_float: Called with the text of each number that has a point or an exponent, as by ``json.loads``.
+            ``decimal.Decimal`` keeps every digit of an amount. None means float, which keeps about 16.
+
+    Raises:
+        ValueError: An argument is out of its range; at the call, before anything is sent.
+        lamella.LamellaError: A page could not be read; while iterating.
+        IncompleteList: Records are missing by the API's own count (:class:`UnsteadyList`, after the last page), a page
+            is empty that should not be (:class:`EmptyPage`), or brings no new record (:class:`RepeatedPage`). It is a
+            ValueError, as is what follows.
+        AnswerFailed: An answer has a good status and errors.
+        ValueError: An answer holds no list.
+    """
+    if first < 1 or (first > 1 and not source.pages.parallel):
+        raise ValueError(f"first must be at least 1, and 1 where a page leads to the next one, not {first!r}")
+    if since is not None and source.since is None:
+        raise ValueError(f"{source.name} has no parameter for since: set Source.since")
+    moment = None if since is None else checked_moment(since)
+    return _pages(session, List(source, account, moment, parse_float=parse_float), first)
+
+
+def records(
+    session: aiohttp.ClientSession,
+    source: Source,
+    *,
+    account: object = None,
+    since: datetime | str | None = None,
+    parse_float: ParseNumber = None,
+) -> AsyncIterator[Any]:
+    """Yield the records of a list, one by one, with the arguments of :func:`pages`."""
+    return _records(pages(session, source, account=account, since=since, parse_float=parse_float))
+
+
+async def _records(found: AsyncIterator[Page]) -> AsyncIterator[Any]:
+    async for page in found:
+        for record in page.records:
+            yield record
+
+
+async def _pages(session: aiohttp.ClientSession, of: List, number: int) -> AsyncIterator[Page]:
+    walk, token, empty = _Walk(of.source, number), None, 0
+    while True:
+        before = (number - 1) * of.source.pages.page_size if walk.before is None else walk.before
+        page = await read_filled(
+            session,
+            of,
+            Place(number, before, token),
+            before=walk.before,
+            total_pages=walk.total_pages,
+            total=walk.total,
+        )
+        token, empty = page.token, 0 if page.records else empty + 1
+        says_nothing = not page.records and page.total_pages is None and page.total is None
+        if (says_nothing and number < (walk.total_pages or 0)) or empty > MOST_EMPTY:
+            raise EmptyPage(of.source.name, number, walk.total_pages, walk.total)
+        if not page.records and token is not None:
+            number += 1
+            continue
+        if (not page.records and number > 1) or not walk.take(page):
+            break
+        yield page
+        if not page.records or walk.ends_with(page):
+            break
+        number += 1
+    walk.check()
+
+
+class _Walk:
+    """What the pages of one reading have brought so far, and what the API says that there is."""
+
+    def __init__(self, source: Source, first: int) -> None:
+        self._source = source
+        self._first = first
+        self._ids: set[str] = set()
+        self._contents: set[bytes] = set()
+        """Digests of pages with records that have no id."""
+        self._seen = 0
+        """Different records: by their ids, or each one where it has none."""
+        self._old = 0
+        """Those of them that were last changed before the first page was read."""
+        self._began = 0
+        self._first_total: int | None = None
+        self.before: int | None = 0 if first == 1 else None
+        """How many records are on the pages up to here. None: unknown, since it began in the middle."""
+        self.total: int | None = None
+        """The greatest number of records that the API has stated."""
+        self.total_pages: int | None = None
+        """The greatest number of pages that the API has stated."""
+
+    def take(self, page: Page) -> bool:
+        """Count a page in. Return False if it only repeats known records, and all are there by the API's count.
+
+        Raises:
+            RepeatedPage: It brings no new record, and so might all that follow.
+        """
+        if page.number == self._first:
+            self._began, self._first_total = int(page.answered * 1_000_000), page.total
+        self.total = greater(self.total, page.total)
+        self.total_pages = greater(self.total_pages, page.total_pages)
+        if not page.records:
+            return True
+        if self._repeats(page):
+            if self.total is not None and self._has_all():
+                return False
+            raise RepeatedPage(self._source.name, page.number)
+        if self.before is None:
+            self.before = (self._first - 1) * len(page.records)
+        self.before += len(page.records)
+        return True
+
+    def _repeats(self, page: Page) -> bool:
+        """Count the records of a page; return whether none of them is new."""
+        ids = [id_of(record, self._source) for record in page.records]
+        known = self._ids.intersection(name for name in ids if name is not None)
+        for record, name in zip(page.records, ids, strict=True):
+            if name is None or name not in known:
+                self._seen += 1
+                updated = updated_of(record, self._source)
+                self._old += updated is not None and updated < self._began
+        self._ids.update(name for name in ids if name is not None)
+        if None not in ids:
+            return len(known) == len(set(ids))
+        # There may be several equal records without an id: only a page that is equal as a whole is a repeat.
+        text = json.dumps(page.records, sort_keys=True, default=str)
+        content = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if content in self._contents:
+            return True
+        self._contents.add(content)
+        return False
+
+    def ends_with(self, page: Page) -> bool:
+        """Return whether a page is the last one, by its number and by how many records there are."""
+        if not self._source.pages.parallel:
+            return page.token is None
+        total = self.total if page.total is None else page.total
+        if page.number < (page.total_pages or 0) or (total is None and page.total_pages is None):
+            return False
+        # With more records than are counted the count is wrong, and an empty page is the end.
+        return total is None or self.before is None or self.before == total
+
+    def _has_all(self) -> bool:
+        if self._first > 1:
+            return self.total is None or (self.before or 0) >= self.total
+        enough = self._first_total is not None and self._old >= self._first_total
+        return self.total is None or self._seen >= self.total or enough
+
+    def check(self) -> None:
+        """Check that no records are missing.
+
+        Raises:
+            UnsteadyList: There are fewer than the API counts.
+        """
+        if self._first == 1 and not self._has_all():
+            raise UnsteadyList(self._source.name, self._seen, self.total)

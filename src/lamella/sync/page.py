@@ -1,0 +1,249 @@
+"""One page of a list: how it is read, and what it says."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import aiohttp
+import anyio
+
+from lamella.body.answer import wait_for_body, whole_bodies
+from lamella.classify.failures import ERROR_STATUS, error_messages
+from lamella.classify.judge import api_error
+from lamella.credentials import noting_secrets
+from lamella.errors import BadRequest, NotFound
+from lamella.rules.retry_after import parse_http_date
+from lamella.sync.decode import ParseNumber, loads, record_of, split
+from lamella.sync.errors import AnswerFailed, BadRecord, EmptyPage
+from lamella.sync.source import Source, at, count_at
+
+__all__ = ["List", "Page", "Place", "checked_moment", "greater", "read_filled"]
+
+_MOST_PAGES: Final = 1_000_000
+"""A larger count of pages is ignored: we would have to keep a list of them."""
+_LONGEST: Final = 64 * 2**20
+"""Bytes of a page that are read, inside the attempt."""
+_PAUSES: Final = (0.2, 1.0)
+"""Seconds before a page is read again that is empty and should not be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a list."""
+
+    number: int
+    """From 1."""
+    total_pages: int | None
+    """How many there were when this one was read. None where the API did not say."""
+    records: list[Any]
+    """As ``json.loads`` reads them: a float may differ from the number that was sent, see *texts* and *parse_float*."""
+    answer: Any = None
+    """What the answer holds."""
+    total: int | None = None
+    """How many records there were on all pages. None where the API did not say."""
+    answered: float = 0.0
+    """When the API answered, in seconds since the epoch: by its own clock, or by ours where it did not say."""
+    token: str | None = None
+    """What leads to the next page: its cursor or its URL. None where pages have numbers, and on the last one."""
+    warnings: tuple[str, ...] = ()
+    """What the API says beside the records. No credential is in them."""
+    bad: tuple[BadRecord, ...] = ()
+    """Records that cannot be stored; only a sync looks for them."""
+    body: bytes = field(default=b"", repr=False)
+    """The answer as it was sent, in UTF-8."""
+    place: str = field(default="", repr=False)
+
+    @property
+    def texts(self) -> list[str]:
+        """The JSON text of each record, character by character as the API sent it. It needs the extra ``sync``."""
+        _, records = split(self.body, self.place)
+        return [record.decode() for record in records or ()]
+
+
+@dataclass(frozen=True, slots=True)
+class List:
+    """A list that is to be read: of which account, from when on, and how."""
+
+    source: Source
+    account: Any = field(default=None, repr=False)
+    """What :attr:`Source.within` and ``params`` are called with. It may hold a credential. None: there is none."""
+    since: str | None = None
+    raw: bool = False
+    """Whether records are kept as they were sent, for a sync; otherwise they are decoded."""
+    parse_float: ParseNumber = None
+
+
+class Place(NamedTuple):
+    """Which page of a list."""
+
+    number: int
+    before: int = 0
+    """How many records the pages before it hold."""
+    token: str | None = None
+    """:attr:`Page.token` of the page before it."""
+
+
+def checked_moment(since: datetime | str) -> str:
+    """Return *since* as a text, or raise ValueError."""
+    try:
+        moment = datetime.fromisoformat(since) if isinstance(since, str) else since
+    except ValueError:
+        raise ValueError(f"since must be ISO 8601, as in 2026-01-31T00:00:00Z, not {since!r}") from None
+    if isinstance(since, datetime) and moment.tzinfo is None:
+        raise ValueError(f"since must have a time zone, as in datetime.now(UTC), not {since!r}")
+    return since if isinstance(since, str) else moment.isoformat()
+
+
+def greater(one: int | None, other: int | None) -> int | None:
+    """Return the greater number, or the one that is known."""
+    return other if one is None else one if other is None else max(one, other)
+
+
+async def read_filled(
+    session: aiohttp.ClientSession,
+    of: List,
+    place: Place,
+    *,
+    before: int | None,
+    total_pages: int | None,
+    total: int | None,
+) -> Page:
+    """Read one page of a list, and again after a pause while it is empty and should not be.
+
+    Args:
+        session: As for :func:`lamella.pages`.
+        of: Which list.
+        place: Which page.
+        before: How many records the pages before it hold. None means unknown.
+        total_pages: How many pages the API counts. Beyond them, 400 and 404 mean an empty page. None means unknown.
+        total: How many records the API counts. None means unknown.
+
+    Raises:
+        EmptyPage: It stayed empty, and by its own answer it should not be.
+        lamella.LamellaError: It could not be read.
+        ValueError: The answer holds no list, or errors.
+    """
+    number = place.number
+
+    def is_due(pages: int | None, records: int | None) -> bool:
+        """Return whether the page should hold records."""
+        if records is not None and before is not None:
+            return before < records
+        return pages is not None and number < pages
+
+    try:
+        page = await _read_page(session, of, place)
+        for pause in _PAUSES:
+            due = is_due(greater(page.total_pages, total_pages), greater(page.total, total))
+            if page.records or page.bad or page.token or not due:
+                return page
+            await anyio.sleep(pause)
+            page = await _read_page(session, of, place)
+    except (BadRequest, NotFound):
+        if total_pages is None or number <= total_pages:
+            raise
+        return Page(number, None, [], answered=time.time())
+    # An empty page beyond the last one only means that records are missing, which UnsteadyList reports.
+    is_counted = page.total_pages is not None and number <= page.total_pages
+    if not page.records and not page.bad and is_counted and is_due(page.total_pages, page.total):
+        raise EmptyPage(of.source.name, number, page.total_pages, page.total)
+    return page
+
+
+async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> Page:
+    source, what = of.source, f"page {place.number} of {of.source.name}"
+    url, params = source.request(of.account, of.since, *place)
+    within = nullcontext() if of.account is None else source.within(of.account)
+    with within, whole_bodies(_LONGEST), noting_secrets():
+        async with session.get(url, params=params) as response:
+            if response.status >= ERROR_STATUS:
+                # A session that does not raise must not make an error look like an empty list.
+                raise await api_error(response, source.rules)
+            body = await _body(response, what)
+            now = time.time()
+            answered = parse_http_date(response.headers.get("Date"), now) or now
+            answer, records, problem = _parsed(body, of)
+            failed = warnings = token = None
+            if problem is None:
+                failed = None if source.errors is None else error_messages(response, at(answer, source.errors))
+                warnings = None if source.warnings is None else error_messages(response, at(answer, source.warnings))
+                token = source.pages.token(response, answer) if failed is None else None
+    # A server may repeat a credential, and some tools show the locals of a traceback.
+    if problem is not None or failed is not None or not isinstance(records, list):
+        held = type(at(answer, source.records)).__name__
+        del answer, body, records
+        if problem is not None:
+            raise ValueError(f"{what} is no JSON that can be read ({problem})")
+        if failed is not None:
+            raise AnswerFailed(what, response.status, failed)
+        raise ValueError(f"{what} holds no list of records, but {held}")
+    total_pages = count_at(answer, source.total_pages)
+    page = Page(
+        place.number,
+        # As if it had not said: the list ends with an empty page, too.
+        None if total_pages is None or total_pages > _MOST_PAGES else total_pages,
+        records,
+        answer,
+        count_at(answer, source.total),
+        answered,
+        token,
+        warnings or (),
+        (),
+        body,
+        source.records,
+    )
+    return _checked(page, source, what) if of.raw else page
+
+
+def _parsed(body: bytes, of: List) -> tuple[Any, Any, str | None]:
+    """Return the answer, its records, and what is wrong with it: without the body, which an exception would hold."""
+    try:
+        if of.raw:
+            try:
+                return *split(body, of.source.records, compact=True), None
+            except ValueError:
+                loads(body)  # its errors are those that callers of pages() know
+                raise
+        answer = loads(body, of.parse_float)
+        return answer, at(answer, of.source.records), None
+    except (ValueError, ArithmeticError, RecursionError) as exc:  # decimal's errors are arithmetic ones
+        ours = type(exc) is ValueError and str(exc).endswith("JSON compliant")
+        return None, None, str(exc) if ours else type(exc).__name__
+
+
+def _checked(page: Page, source: Source, what: str) -> Page:
+    """Return a page with records to be stored, and those that cannot be."""
+    found, bad = [], []
+    for position, raw in enumerate(page.records, 1):
+        try:
+            found.append(record_of(raw, source, position))
+        except ValueError as exc:
+            why = "is not UTF-8" if isinstance(exc, UnicodeDecodeError) else str(exc)
+            bad.append(BadRecord(f"record {position} on {what} {why}"))
+    return replace(page, records=found, bad=tuple(bad), answer=None, body=b"")
+
+
+async def _body(response: aiohttp.ClientResponse, what: str) -> bytes:
+    """Return the body in UTF-8. Half a character, which other encodings may hold, is escaped."""
+    # Buffer has read the body, up to its limit. In a session without Buffer it is still to be read.
+    if not response.content.is_eof() and (
+        (response.content_length or 0) > _LONGEST or not await wait_for_body(response, _LONGEST)
+    ):
+        response.close()
+        raise ValueError(f"{what} is longer than {_LONGEST // 2**20} MiB: smaller pages can be read")
+    body = await response.read() if response.content.at_eof() else await response.content.read()
+    charset = (response.charset or "utf-8").lower()
+    if charset in {"utf-8", "utf8", "us-ascii"}:
+        return body
+    try:
+        return body.decode(charset).encode("utf-8", "backslashreplace")
+    except LookupError:  # an unknown character set
+        return body
+    except ValueError as exc:
+        problem = type(exc).__name__
+    del body
+    raise ValueError(f"{what} is no JSON that can be read ({problem})")

@@ -1,0 +1,100 @@
+"""Which context a request carries in its headers, and where to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, MutableMapping
+from functools import lru_cache
+from typing import Final, cast
+
+from multidict import istr
+from opentelemetry import context, propagate, trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.propagators.textmap import TextMapPropagator
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from yarl import URL
+
+from lamella.call import Call
+from lamella.origins import Origin, origin_of, parsed_origin
+from lamella.telemetry.redirects import first_origin
+from lamella.telemetry.tracing import SPAN_KEY
+
+__all__ = ["Propagation", "hands_on_nothing", "inject"]
+
+
+class Propagation:
+    """Writes the current context into the headers of requests, for some origins only.
+
+    Args:
+        propagator: What writes it. True means the global propagator, False means that nothing is written.
+        origins: Where it goes. None of them means wherever the caller sends a request, but not where a redirect leads.
+
+    Raises:
+        ValueError: *propagator* is something else, or *origins* are no origins.
+    """
+
+    __slots__ = ("_given", "is_default", "origins")
+
+    def __init__(self, propagator: TextMapPropagator | bool, origins: Iterable[str | URL]) -> None:
+        if not isinstance(propagator, TextMapPropagator | bool):
+            raise ValueError(  # noqa: TRY004 - like every other bad value
+                f"propagate must be a propagator, True or False, got {type(propagator).__name__}"
+            )
+        self._given = propagator
+        self.is_default: bool = isinstance(propagator, bool)
+        """Whether it writes nothing where the global propagator writes nothing."""
+        self.origins: frozenset[Origin] = frozenset(map(parsed_origin, origins))
+
+    def inject(self, call: Call) -> None:
+        """Write the current context into the headers of *call*. To another origin it gets no context at all."""
+        given, request = self._given, call.request
+        if given is False:
+            return
+        propagator = propagate.get_global_textmap() if given is True else given
+        if self.origins:
+            foreign = origin_of(request.url) not in self.origins
+        else:
+            first = first_origin(call)
+            foreign = first is not None and origin_of(request.url) != first
+        if not foreign:
+            inject(request.headers, propagator)
+            return
+        for name in propagator.fields:
+            # aiohttp sends the headers of the first hop to the next one as well.
+            request.headers.popall(name, None)
+
+
+def hands_on_nothing() -> bool:
+    """Return whether there is no context to propagate, which propagators take 3 µs to find out."""
+    return not context.get_current() and _is_w3c(propagate.get_global_textmap())
+
+
+def inject(headers: MutableMapping[str, str], propagator: TextMapPropagator) -> None:
+    """Write the current context into *headers*, as *propagator* does it."""
+    current = context.get_current()
+    if len(current) < 2 and _is_w3c(propagator):
+        if not current:
+            return
+        span = cast(trace.Span | None, current.get(SPAN_KEY))
+        if span is not None and (at := span.get_span_context()).is_valid:
+            # A span and nothing else. W3C Trace Context, section 3.2: the propagators take 7 µs for it, this 1.
+            headers[_TRACEPARENT] = f"00-{at.trace_id:032x}-{at.span_id:016x}-{at.trace_flags:02x}"
+            if at.trace_state:
+                headers[_TRACESTATE] = at.trace_state.to_header()
+            return
+    propagator.inject(headers)  # pyright: ignore[reportArgumentType]  # its default setter is for mutable mappings
+
+
+_TRACEPARENT: Final = istr("traceparent")
+_TRACESTATE: Final = istr("tracestate")
+
+
+def _is_w3c(propagator: TextMapPropagator) -> bool:
+    """Return whether *propagator* writes traces and baggage alone; one of the user's might write other headers."""
+    return type(propagator) is CompositePropagator and _are_w3c(propagator)
+
+
+@lru_cache(maxsize=8)
+def _are_w3c(propagator: CompositePropagator) -> bool:
+    parts = getattr(propagator, "_propagators", [None])
+    return [type(part) for part in parts] == [TraceContextTextMapPropagator, W3CBaggagePropagator]
