@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -22,7 +22,7 @@ from yarl import URL
 
 from lamella.call import Call, Stop
 from lamella.classify.failures import ERROR_STATUS, rate_limited, require_open
-from lamella.classify.judge import Judged, judge
+from lamella.classify.judge import ERROR_HEADERS, Judged, judge
 from lamella.errors import ApiError, CertificateInvalid, ConnectFailed, RequestRejected
 from lamella.origins import origin_of
 from lamella.pipeline import Layer, Result, Slot
@@ -47,9 +47,11 @@ from lamella.telemetry.names import (
 from lamella.telemetry.tracing import OFF, SILENT, Tracing
 from lamella.throttle.belief import Belief, believed
 from lamella.throttle.estimate import Permit, RateEstimate, Wait
+from lamella.throttle.headers import stated_limits
 from lamella.throttle.limit import Limit, earliest
 from lamella.throttle.permits import answered, learned, next_permit, refused
 from lamella.throttle.queue import WAITING, Queue, waiting_of
+from lamella.throttle.stated import StatedLimit
 
 __all__ = ["Throttle"]
 
@@ -104,6 +106,9 @@ class Throttle(Layer):
         scope: Returns which limit of the account a request counts against, where there are several, such as one for
             each path. Each has a queue and an estimate of its own. None, or a *scope* that returns None, means one for
             all.
+        limits: Returns the limits that the headers of an answer state. They are kept to before anything is refused.
+            None means the usual forms, ``RateLimit`` and ``X-RateLimit-Remaining`` among them. With *limit* it is not
+            called.
         store: Where what is learned is kept. None means in this process, for the 10,000 accounts used last.
         show_key: Whether traces and logs tell accounts apart, by a short hash of the key.
         tracer_provider: None means the global one.
@@ -120,6 +125,7 @@ class Throttle(Layer):
         limit: Limit | None = None,
         key: Callable[[aiohttp.ClientRequest], str | None] | None = None,
         scope: Callable[[aiohttp.ClientRequest], str | None] | None = None,
+        limits: Callable[[Mapping[str, str]], Sequence[StatedLimit]] | None = None,
         store: Store | None = None,
         show_key: bool = False,
         tracer_provider: TracerProvider | None = None,
@@ -139,6 +145,7 @@ class Throttle(Layer):
         self._limit = limit
         self._key = key
         self._scope = scope
+        self._limits = limits or stated_limits
         self._state = SharedState(store)
         self._show_key = show_key
         self._tracing = Tracing(tracer_provider)
@@ -245,7 +252,7 @@ class Throttle(Layer):
             ):
                 return self._ended(call, account, permit, result)
             now = memory.now(call.request.loop.time())
-            answered(estimate, now, permit, len(queue.sent_at) - 1, self._limit)
+            answered(estimate, now, permit, len(queue.sent_at) - 1, self._limit, says=self._stated(result.headers))
         # The server cannot have counted an attempt that ended in one of these; or the loop is gone.
         elif not isinstance(result, ConnectFailed | CertificateInvalid | RequestRejected | GeneratorExit):
             return self._ended(call, account, permit, result)
@@ -260,20 +267,29 @@ class Throttle(Layer):
                 except (aiohttp.ClientError, TimeoutError):  # of the body that a rule asks for
                     await self._state.note(call.span, account.name, RateEstimate, RateEstimate.record)
                     raise
-                await self._record(call, account, permit, result.status, judged)
+                await self._record(call, account, permit, result, judged)
             elif not isinstance(result, ApiError):
                 await self._state.note(call.span, account.name, RateEstimate, RateEstimate.record)
             elif result.stopped is None:  # otherwise it is the end of another call, which a layer further in made
                 rule = self._rules.unless_built_in(result.rule, result.status)
-                await self._record(call, account, permit, result.status, Judged(rule, result.retry_after))
+                await self._record(call, account, permit, result, Judged(rule, result.retry_after))
         finally:
             del result  # its traceback may refer to this frame
             account.queue.end(permit)
 
-    async def _record(self, call: Call, account: _Account, permit: Permit, status: int, judged: Judged | None) -> None:
+    async def _record(
+        self,
+        call: Call,
+        account: _Account,
+        permit: Permit,
+        result: aiohttp.ClientResponse | ApiError,
+        judged: Judged | None,
+    ) -> None:
         state, queue = self._state, account.queue
-        if judged is not None and judged.rule.is_rate_limit(status, judged.retry_after):
-            asked, change = (judged.rule.retry, judged.retry_after), partial(refused, others=queue.in_flight - 1)
+        says = self._stated(ERROR_HEADERS.take(call) if isinstance(result, ApiError) else result.headers)
+        if judged is not None and judged.rule.is_rate_limit(result.status, judged.retry_after):
+            asked = judged.rule.retry, judged.retry_after
+            change = partial(refused, others=queue.in_flight - 1, says=says)
             wait = await state.note(call.span, account.name, RateEstimate, change, permit, *asked)
             now, episode = asyncio.get_running_loop().time(), account.episode or account.doubt
             if episode is None:
@@ -292,7 +308,8 @@ class Throttle(Layer):
                 episode.generation = max(episode.generation, permit.generation)
             return
         others, limit = queue.in_flight - 1, self._limit
-        ends = await state.note(call.span, account.name, RateEstimate, answered, permit, others, limit)
+        passed = partial(answered, says=says)
+        ends = await state.note(call.span, account.name, RateEstimate, passed, permit, others, limit)
         if account.doubt is not None and permit.at > account.doubt.last:
             account.doubt = None
         episode = account.episode
@@ -303,6 +320,11 @@ class Throttle(Layer):
             if limit is not None:
                 requests, period = limit.requests, limit.per
             self._report(account, episode, {LIMIT: float(requests), LIMIT_PERIOD: float(period)} if requests else {})
+
+    def _stated(self, headers: Mapping[str, str] | None) -> Sequence[StatedLimit]:
+        if self._limit is not None or headers is None:
+            return ()
+        return self._limits(headers)
 
     def _report(self, account: _Account, episode: _Episode, limit: Mapping[str, AttributeValue]) -> None:
         """Report the end of *episode*: a span, a metric and a line in the log."""
