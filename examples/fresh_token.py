@@ -1,4 +1,4 @@
-"""A token for each tenant: HeaderAuth asks for it before each attempt, and the function keeps it until it expires.
+"""A token for each tenant, fetched once for all calls that need it, and renewed before it expires.
 
 python examples/fresh_token.py
 """
@@ -7,39 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from contextvars import ContextVar
 
 import aiohttp
 from aiohttp import web
 
-from lamella import HeaderAuth
+from lamella import HeaderAuth, Token, Tokens
+from lamella.testing import run_virtual
 
 tenant: ContextVar[str] = ContextVar("tenant")
 numbers = itertools.count(1)
 
 
-class Tokens:
-    """One token for each tenant, fetched by one caller at a time."""
-
-    def __init__(self) -> None:
-        self._tokens: dict[str, tuple[str, float]] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
-
-    async def __call__(self) -> str:
-        name = tenant.get()
-        async with self._locks.setdefault(name, asyncio.Lock()):
-            token, expires = self._tokens.get(name, ("", 0.0))
-            if time.monotonic() >= expires:
-                token = await fetch(name)
-                self._tokens[name] = token, time.monotonic() + 0.1
-            return token
-
-
-async def fetch(name: str) -> str:
+async def fetch(name: str) -> Token:
     """Stand for a call to an identity provider."""
-    await asyncio.sleep(0.01)
-    return f"Bearer {name}-{next(numbers)}"
+    await asyncio.sleep(0.2)
+    return Token(f"Bearer {name}-{next(numbers)}", expires_in=600)
 
 
 async def main() -> None:
@@ -58,14 +41,18 @@ async def main() -> None:
         async with session.get("/") as response:
             return await response.text()
 
-    auth = HeaderAuth({"Authorization": Tokens()}, origin=url)
+    tokens = Tokens(fetch, key=tenant.get)
+    auth = HeaderAuth({"Authorization": tokens}, origin=url)
     async with aiohttp.ClientSession(url, middlewares=(auth,)) as session:
         for token in await asyncio.gather(call("anna"), call("anna"), call("ben"), call("ben")):
             print(token)
-        await asyncio.sleep(0.1)
-        print("after it has expired:", await call("anna"))
+        await asyncio.sleep(570)
+        print("30 s before it expires:", await call("anna"))  # another one is fetched meanwhile
+        await asyncio.sleep(1)
+        print("after that:", await call("anna"))
+    await tokens.aclose()
     await runner.cleanup()
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_virtual(main())

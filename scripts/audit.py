@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("cli", "parquet", "sdk")
+EXTRAS = ("cli", "oauth", "parquet", "sdk")
 KNOWN_HOLE = "jinja2==3.1.2"  # CVE-2024-22195, and others since
 SERVICES = ("pypi", "osv")
 PATIENCE = 300  # seconds

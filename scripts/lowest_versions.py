@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
-USER_EXTRAS = ("cli", "parquet", "sdk")
+USER_EXTRAS = ("cli", "oauth", "parquet", "sdk")
 REQUIREMENT = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^]]*\])?\s*(?P<bounds>[^;]*)")
 LOWER_BOUND = re.compile(r">=\s*(?P<version>[^\s,]+)")
 

@@ -31,6 +31,7 @@ def test_the_versions_on_the_page_are_the_bounds() -> None:
     wanted = {re.split(r"[<>=]", text)[0]: _lowest([text])[0] for text in extras["cli"]}
     assert dict(zip(names.removesuffix(" (`cli`)").split(", "), versions.split(", "), strict=True)) == wanted
     assert _row("msgspec")[1:2] == _lowest(extras["sync"])
+    assert _row("joserfc")[1:2] == _lowest(extras["oauth"])
     assert _row("pyarrow")[1:2] == _lowest(extras["parquet"])
 
 

@@ -37,7 +37,12 @@ Step = int | Fault | Callable[[web.Request], Awaitable[web.Response]]
 
 async def echo(request: web.Request) -> web.Response:
     headers = {"X-Request-Id": "r-7", "X-Cache": "miss"}
-    return web.json_response({"key": request.headers.get("X-API-Key")}, headers=headers)
+    sent = {"key": request.headers.get("X-API-Key"), "authorization": request.headers.get("Authorization")}
+    return web.json_response(sent, headers=headers)
+
+
+async def issue(_: web.Request) -> web.Response:
+    return web.json_response({"access_token": "made-up-token", "token_type": "bearer", "expires_in": 3600})
 
 
 async def slow(_: web.Request) -> web.Response:
@@ -51,6 +56,7 @@ async def moved(request: web.Request) -> web.Response:
 
 
 ANSWERS: dict[str, list[Step]] = {
+    "authentication.md": [echo, echo, echo, echo, issue, echo],
     "layers/attempt-span.md": [503, echo],
     "layers/breaker.md": [500] * 20,
     "layers/buffer.md": [Fault.CUT_BODY],
@@ -61,7 +67,10 @@ ANSWERS: dict[str, list[Step]] = {
     "layers/timeout.md": [slow],
 }
 """What api.example.com answers to the code of a page, in turn; then always 200."""
-RUN = [*(f"layers/{name}.md" for name in LAYERS), "options.md", "rules.md", "together.md", "../CONTRIBUTING.md"]
+RUN = [
+    *(f"layers/{name}.md" for name in LAYERS),
+    *("authentication.md", "options.md", "rules.md", "together.md", "../CONTRIBUTING.md"),
+]
 
 
 def code_of(page: Path) -> Iterator[tuple[str, list[str]]]:

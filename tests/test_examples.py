@@ -16,6 +16,11 @@ SHOWN = {
         "6 done, 0 failed, 9 skipped; Counts(done=15, failed=0)",
         "requests that it took: 6",
     ],
+    "oauth.py": [
+        "the client itself: Counter({200: 100}), 1 token request",
+        "revoked: Counter({200: 100}), 2 token requests",
+        "an hour later: 200 - stored refresh tokens: ['first', 'refresh-1', 'refresh-2']",
+    ],
     "on_attempt.py": [
         "attempt 2: 503, next one in 0.02 s\nattempt 3: 200, done\nthe call took [503, 503, 200]",
         "attempt 1: 404, stopped: not_retryable",
@@ -25,7 +30,10 @@ SHOWN = {
         *("alone: 2 at a time", "alone: 127.0.0.1 cannot be reached"),
         *("in a stack: 2 at a time", "in a stack: 127.0.0.1 cannot be reached"),
     ],
-    "fresh_token.py": ["Bearer anna-1\nBearer anna-1\nBearer ben-2\nBearer ben-2\n", "expired: Bearer anna-3"],
+    "fresh_token.py": [
+        "Bearer anna-1\nBearer anna-1\nBearer ben-2\nBearer ben-2\n",
+        "30 s before it expires: Bearer anna-1\nafter that: Bearer anna-3",
+    ],
     "idempotency_keys.py": [
         *("cut: charged 100", "slow: charged 100", "busy: charged 100"),
         "broken: 500 misconfigured, not_retryable, attempts: 1",
@@ -55,7 +63,7 @@ SHOWN = {
     ],
     "secondary_limits.py": [
         *("octo/cat: 95 issues, each once: True", "octo/fish: 95 issues, each once: True"),
-        "30 pages in 2.",
+        "30 pages in 3.",
         "octo/secret: 403 Forbidden, not_retryable, 1 attempt",
     ],
     "service.py": ["order 1: {'id': 1}", "404 Not Found [no such order]. check the id", "stopped: not_retryable"],

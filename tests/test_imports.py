@@ -45,7 +45,7 @@ print([name for name in lamella.__all__ if isinstance(getattr(lamella, name), ty
 
 
 def test_all_names_are_there() -> None:
-    assert set(dir(lamella)) == {*lamella.__all__, "__version__", "batch", "maesn", "sync", "testing"}
+    assert set(dir(lamella)) == {*lamella.__all__, "__version__", "batch", "maesn", "oauth", "sync", "testing"}
     assert set(lamella.__all__) == set(lamella._MODULES)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = lamella.nothing  # type: ignore[attr-defined]

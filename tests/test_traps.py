@@ -400,8 +400,7 @@ def test_8_and_6_a_call_that_succeeds_computes_nothing_for_a_span_nobody_records
     def fail(*_: object) -> dict[str, str]:
         raise AssertionError
 
-    for module in ("attempt_span", "call_span"):
-        monkeypatch.setattr(f"lamella.telemetry.{module}.described", fail)
+    monkeypatch.setattr("lamella.telemetry.shared.described", fail)
     for name in ("response_attributes", "shown_url"):
         monkeypatch.setattr(f"lamella.telemetry.attempt_span.{name}", fail)
 

@@ -53,18 +53,25 @@ async def _pure(telemetry: str, rounds: int) -> dict[str, list[float]]:
 
 
 async def _subjects(telemetry: str) -> dict[str, Layers]:
-    from lamella import Breaker, HeaderAuth, maesn, stack
+    from lamella import Breaker, HeaderAuth, Token, Tokens, maesn, stack
 
     providers: dict[str, Any] = {
         "tracer_provider": tracer_provider(telemetry),
         "meter_provider": meter_provider(telemetry),
     }
     auth = HeaderAuth(KEYS, origin=_BASE)
+
+    async def fetch(of: str) -> Token:
+        return Token(f"Bearer token-of-{of}", expires_in=86400)
+
+    tokens = Tokens(fetch, key=lambda request: request.url.path, meter_provider=providers["meter_provider"])
     layers = stack(maesn.RULES, Breaker(meter_provider=providers["meter_provider"]), auth=auth, **providers)
     return {
         "an empty middleware": (_empty,),
         "nine empty middlewares": (_empty,) * 9,
         **{type(layer).__name__: (layer,) for layer in layers},
+        "HeaderAuth with a string": (HeaderAuth({"Authorization": "Bearer a-token"}, origin=_BASE),),
+        "HeaderAuth with a cached token": (HeaderAuth({"Authorization": tokens}, origin=_BASE),),
         FULL: await full(**providers),
     }
 

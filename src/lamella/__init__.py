@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from lamella import batch as batch
     from lamella import maesn as maesn
+    from lamella import oauth as oauth
     from lamella import sync as sync
     from lamella import testing as testing
     from lamella.attempt_record import AttemptRecord, attempts
@@ -217,7 +218,7 @@ _MODULES: Final = {
 }
 
 
-_PACKAGES: Final = ("batch", "maesn", "sync", "testing")
+_PACKAGES: Final = ("batch", "maesn", "oauth", "sync", "testing")
 
 if TYPE_CHECKING:
     __version__: str

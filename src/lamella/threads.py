@@ -1,4 +1,4 @@
-"""Work in a thread that is carried out completely, even if the caller is cancelled."""
+"""Work that is carried out completely, even if the caller is cancelled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 
 import anyio
 
-__all__ = ["run_to_its_end"]
+__all__ = ["run_to_its_end", "to_its_end"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -22,7 +22,11 @@ async def run_to_its_end(executor: Executor, work: Callable[_P, _T], *args: _P.a
     A thread cannot be stopped, and what it has opened must be closed. (``anyio.to_thread`` does not wait for the
     thread when the task is cancelled by ``Task.cancel``.)
     """
-    running = asyncio.get_running_loop().run_in_executor(executor, partial(work, *args, **kwargs))
+    return await to_its_end(asyncio.get_running_loop().run_in_executor(executor, partial(work, *args, **kwargs)))
+
+
+async def to_its_end(running: asyncio.Future[_T]) -> _T:
+    """Return what *running* comes to; a cancellation takes effect when it has ended."""
     cancelled: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):
         while not running.done():

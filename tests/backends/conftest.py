@@ -21,6 +21,7 @@ _PHOENIX, _PROMETHEUS, _TARGETS = "LAMELLA_PHOENIX_URL", "LAMELLA_PROMETHEUS_URL
 collect_ignore = [
     name
     for name, variable in (
+        ("test_dashboard.py", _PROMETHEUS),
         ("test_phoenix.py", _PHOENIX),
         ("test_prometheus.py", _PROMETHEUS),
         ("test_rules.py", _PROMETHEUS),

@@ -18,7 +18,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import start_http_server
 from tests.backends.conftest import until
 
-from lamella import Breaker, LamellaError, maesn
+from lamella import Breaker, HeaderAuth, LamellaError, Token, Tokens, maesn
 from lamella.maesn.sandbox import Sandbox
 from lamella.testing import Fault, FixedWindow
 
@@ -53,6 +53,19 @@ def exported() -> Iterator[tuple[MeterProvider, int]]:
     provider.shutdown()
 
 
+async def use_tokens(url: str, provider: MeterProvider) -> None:
+    """Make calls whose tokens expire soon."""
+
+    async def fetch() -> Token:
+        return Token("Bearer made-up", expires_in=0.2)
+
+    auth = HeaderAuth({"Authorization": Tokens(fetch, meter_provider=provider)}, origin=url)
+    async with aiohttp.ClientSession(url, middlewares=(auth,)) as session:
+        while True:
+            async with session.get("/"):
+                await asyncio.sleep(0.05)
+
+
 async def test_no_query_is_empty(prometheus: Prometheus, exported: tuple[MeterProvider, int]) -> None:
     provider, port = exported
     chances: dict[int | Fault, float] = {500: 0.2, 404: 0.05, Fault.CUT_BODY: 0.05}
@@ -78,6 +91,7 @@ async def test_no_query_is_empty(prometheus: Prometheus, exported: tuple[MeterPr
         ) as session,
     ):
         tasks = [asyncio.create_task(work(session, account.key)) for account in sandbox.accounts for _ in range(4)]
+        tasks.append(asyncio.create_task(use_tokens(sandbox.url, provider)))
         await asyncio.to_thread(prometheus.scrape, "dashboard", port)
         asked = queries()
         assert len(asked) > 20

@@ -117,6 +117,8 @@ class Account:
     blocks: int = 0
     refusals: int = 0
     """How many times it was blocked since the last success."""
+    undecided: list[tuple[float, float]] = field(default_factory=list)
+    """When attempts were refused without blocking it, and the seconds that the server asked for."""
     shut: bool = False
     """Whether it is blocked for longer than the rule allows."""
     moved: float = 0.0
@@ -294,17 +296,33 @@ class ThrottleMachine(RuleBasedStateMachine):
                 if self.memory:
                     self.loop.call_soon(self._is_blocked, call)
         elif blocks == account.blocks:
-            account.blocks += 1
-            account.refusals = 1 if account.shut else account.refusals + 1
-            account.shut = False
-            # Which of two answers a slow store records first is not known.
-            least = max(BACKOFF.floor(account.refusals), seconds or 0.0) if self.memory else 60.0
-            account.blocked_at, account.blocked_until = self.at, self.at + least
+            account.undecided.append((self.at, seconds or 0.0))
             if self.memory:
-                self.loop.call_soon(self._is_blocked, call)
+                self.loop.call_soon(self._may_be_blocked, call, blocks)
+            else:
+                self.loop.call_later(self.late, self._may_be_blocked, call, blocks)
         if call.raised:
             raise TooManyRequests(request.request_info, status=429, rule=RULES.rule_for(429), retry_after=seconds)
         return Answer(429, {"Retry-After": asked} if asked else {})  # type: ignore[return-value]
+
+    def _may_be_blocked(self, call: Call, blocks: int) -> None:
+        """Note whether a refusal has blocked the account, for as long as it should; it may have been by chance."""
+        account = call.account
+        for_seconds = self.throttles[call.layer].blocked_for(URL(SERVER), f"/{account.name}")
+        if account.blocks != blocks or for_seconds == 0:
+            return
+        account.blocks += 1
+        account.refusals = 1 if account.shut else account.refusals + 1
+        account.shut = False
+        # Which of two answers of one moment is recorded first is not known, nor how often it was blocked in a row.
+        least = min(at + BACKOFF.floor(1) for at, _ in account.undecided)
+        most = max(at + max(BACKOFF.maximum, seconds) for at, seconds in account.undecided)
+        until = self.at + for_seconds
+        # The layer begins the wait when a slow store has answered; it began in the store before that.
+        account.blocked_at, account.blocked_until = self.at, until - self.late
+        if not least - NEAR <= until <= most + self.late + NEAR:
+            self.wrong.append(f"it is blocked until {until} s, and not {least} to {most} s")
+        account.undecided.clear()
 
     def _is_blocked(self, call: Call) -> None:
         account = call.account
@@ -464,6 +482,7 @@ class ThrottleMachine(RuleBasedStateMachine):
         tasks = [call.task for call in self.calls if call.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=100_000)
+        await asyncio.sleep(self.late)  # until what is called later here has been
         assert not self.calls, "a call waits for ever"
         for task in tasks:
             assert task.cancelled() or task.exception() is None

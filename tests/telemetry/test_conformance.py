@@ -55,8 +55,8 @@ from lamella.testing import VirtualClock
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
 
 
-async def emit_everything(serve: Serve, tracing: Tracing, metering: Metering) -> None:
-    """Calls that end well, badly, and not at all."""
+async def emit_everything(serve: Serve, tracing: Tracing, metering: Metering) -> list[object]:
+    """Make calls that end well, badly, and not at all. Return the layers: their gauges go with them."""
 
     arrived = asyncio.Event()
 
@@ -103,9 +103,10 @@ async def emit_everything(serve: Serve, tracing: Tracing, metering: Metering) ->
         cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
             await cancelled
-    await emit_an_episode(serve, tracing, metering)
+    throttled = await emit_an_episode(serve, tracing, metering)
     await emit_a_circuit(serve, tracing, metering)
     await emit_a_token(serve, tracing, metering)
+    return [layers, throttled]
 
 
 async def emit_a_circuit(serve: Serve, tracing: Tracing, metering: Metering) -> None:
@@ -144,7 +145,7 @@ class BrokenStore:
         raise ConnectionError("redis://:password@store")
 
 
-async def emit_an_episode(serve: Serve, tracing: Tracing, metering: Metering) -> None:
+async def emit_an_episode(serve: Serve, tracing: Tracing, metering: Metering) -> object:
     """An account that is rate-limited for a moment, and a store that fails."""
     answers = iter([*(200,) * 5, *(429,) * 6])  # the last one goes alone
 
@@ -162,19 +163,21 @@ async def emit_an_episode(serve: Serve, tracing: Tracing, metering: Metering) ->
     layers = stack(rules, throttle, tracer_provider=tracing.provider, meter_provider=metering.provider)
     async with aiohttp.ClientSession(await serve(answer), middlewares=layers) as session:
         await asyncio.gather(*(session._request("GET", "/") for _ in range(10)))
+    return layers
 
 
 async def test_all_that_is_told_is_emitted_and_nothing_else(serve: Serve, tracing: Tracing, metering: Metering) -> None:
-    await emit_everything(serve, tracing, metering)
+    layers = await emit_everything(serve, tracing, metering)
     checker = Checker(Told.by())
     faults = [fault for span in tracing.spans for fault in checker.span(span)]
     faults += [fault for metric in metering.metrics.values() for fault in checker.metric(metric)]
     assert not faults
     assert checker.seen == Told.by().all
+    del layers
 
 
 async def test_whose_they_are(serve: Serve, tracing: Tracing, metering: Metering) -> None:
-    await emit_everything(serve, tracing, metering)
+    layers = await emit_everything(serve, tracing, metering)
     data = metering.reader.get_metrics_data()
     assert data is not None
     scopes = {span.instrumentation_scope for span in tracing.spans}
@@ -182,10 +185,11 @@ async def test_whose_they_are(serve: Serve, tracing: Tracing, metering: Metering
     assert {(scope.name, scope.version, scope.schema_url) for scope in scopes if scope} == {
         (SCOPE, version("lamella"), "https://opentelemetry.io/schemas/1.30.0")
     }
+    del layers
 
 
 async def test_the_advised_buckets(serve: Serve, tracing: Tracing, metering: Metering) -> None:
-    await emit_everything(serve, tracing, metering)
+    layers = await emit_everything(serve, tracing, metering)
     advised = {}
     for name, metric in metering.metrics.items():
         point = next(iter(metric.data.data_points))
@@ -200,6 +204,7 @@ async def test_the_advised_buckets(serve: Serve, tracing: Tracing, metering: Met
         "lamella.queue.wait": of_a_call,
         "lamella.rate_limit.duration": of_a_call,
     }
+    del layers
 
 
 def test_the_page_is_right_by_the_published_conventions() -> None:
@@ -254,16 +259,18 @@ async def test_the_fields_of_the_log_are_those_that_are_told(
     serve: Serve, tracing: Tracing, metering: Metering, caplog: pytest.LogCaptureFixture
 ) -> None:
     usual = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
-    await emit_everything(serve, tracing, metering)
+    layers = await emit_everything(serve, tracing, metering)
     lines = [record for record in caplog.records if record.name == "lamella"]
     assert len(lines) == 5  # three calls that failed, a store, and a circuit
     assert {name for line in lines for name in vars(line)} - usual == Told.by().log_fields
+    del layers
 
 
 async def test_each_instrument_says_what_it_counts(serve: Serve, tracing: Tracing, metering: Metering) -> None:
-    await emit_everything(serve, tracing, metering)
+    layers = await emit_everything(serve, tracing, metering)
     assert metering.metrics.keys() == Told.by().metrics.keys()
     assert not [metric.name for metric in metering.metrics.values() if not str(metric.description).endswith(".")]
+    del layers
 
 
 class TestTheRecorder:

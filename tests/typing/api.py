@@ -197,6 +197,27 @@ async def errors(session: aiohttp.ClientSession) -> None:
             record.took = 0.0  # type: ignore[misc]
 
 
+async def of_tenant(tenant: str) -> lamella.Token:
+    return lamella.Token(f"Bearer {tenant}", expires_in=3600)
+
+
+async def of_all() -> lamella.Token:
+    return lamella.Token("Bearer abc")
+
+
+def tokens() -> None:
+    lamella.HeaderAuth({"Authorization": lamella.Tokens(of_all)}, refresh_on={401, 403}, existing="keep")
+    lamella.Tokens(of_tenant, key=lambda request: request.url.host, leeway=30, timeout=10)
+    lamella.Tokens(of_tenant)  # type: ignore[arg-type]
+    lamella.Tokens(of_all, key=lambda: "anna")  # type: ignore[arg-type]
+    lamella.HeaderAuth({"Authorization": "abc"}, existing="replace")  # type: ignore[arg-type]
+    client = lamella.oauth.Client("shop", "made-up", method="post")
+    assert_type(lamella.oauth.client_credentials("https://api.example.com/token", client, scope="read"), lamella.Tokens)
+    lamella.oauth.client_credentials("https://api.example.com/token", client, scopes="read")  # type: ignore[call-arg]
+    kept = ["first"]
+    lamella.oauth.refresh_token("https://api.example.com/token", client, load=lambda: kept[-1], store=kept.append)
+
+
 def packages() -> None:
     assert_type(lamella.__version__, str)
     assert_type(lamella.maesn.RULES, RuleBook)

@@ -117,7 +117,7 @@ def look(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[in
     resumed = ask.resume and last is not None
     run: int = (last or 0) + (0 if resumed else 1)
     others = of_others(db, ask.made)
-    has_any = "SELECT 1 FROM sync_records WHERE account = ?1 AND (resource = ?2 OR ?2 = '') LIMIT 1"
+    has_any = "SELECT 1 FROM sync_records WHERE account = ? AND ? IN ('', resource) LIMIT 1"
     dropped = {key for key in others if db.execute(has_any, key).fetchone()}
     return (
         run,
@@ -143,7 +143,7 @@ def begin(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[i
     run, resumed, positions = look(db, wanted, ask)
     others = of_others(db, ask.made)
     for name in ("sync_records", "sync_parts", "sync_pages"):
-        sql = f"DELETE FROM {name} WHERE account = ?1 AND (resource = ?2 OR ?2 = '')"  # noqa: S608 - our own names
+        sql = f"DELETE FROM {name} WHERE account = ? AND ? IN ('', resource)"  # noqa: S608 - our own names
         db.executemany(sql, others)
     if others:
         count_change(db)

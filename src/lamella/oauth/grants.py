@@ -1,0 +1,148 @@
+"""The grants of RFC 6749 that need no user: client credentials, and a refresh token."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from typing import Any, TypedDict, TypeVar, Unpack
+
+import aiohttp
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import TracerProvider
+
+from lamella.auth import Token, Tokens
+from lamella.auth.values import parsed_origin
+from lamella.checks import check_options, check_seconds
+from lamella.oauth.client import Client, KeyClient, TokenRequest
+from lamella.oauth.endpoint import Endpoint, Issued
+from lamella.threads import to_its_end
+
+__all__ = ["Key", "Options", "Who", "client_credentials", "refresh_token"]
+
+Who = Client | KeyClient | Callable[..., Client | KeyClient | Awaitable[Client | KeyClient]]
+"""The client, or a function that returns the client for a key, plain or async."""
+Key = Callable[[], Hashable] | Callable[[aiohttp.ClientRequest], Hashable]
+"""Returns whose token a request needs: see :class:`lamella.Tokens`."""
+T = TypeVar("T")
+
+
+class Options(TypedDict, total=False):
+    """Options of :func:`client_credentials` and :func:`refresh_token`."""
+
+    key: Key
+    """Returns whose token a request needs. Default: there is one token for all."""
+    scope: str
+    """What the token is to be good for: words with spaces between them. Default: what the server grants."""
+    parameters: Mapping[str, str]
+    """More parameters of the request, such as ``audience`` or ``resource``. None of them may be a secret."""
+    leeway: float
+    """How many seconds before its expiry a token is renewed. Default: 60."""
+    timeout: float
+    """How many seconds a fetch may take, half of them for the request. Default: 60."""
+    session: Mapping[str, Any]
+    """Options of the ``aiohttp.ClientSession`` that calls the endpoint, such as ``trust_env``."""
+    tracer_provider: TracerProvider | None
+    meter_provider: MeterProvider | None
+
+
+def client_credentials(token_url: str, client: Who, **options: Unpack[Options]) -> Tokens:
+    """Return tokens for the client itself (RFC 6749, section 4.4), for ``HeaderAuth({"Authorization": …})``.
+
+    Args:
+        token_url: The URL of the token endpoint.
+        client: Who asks, or a function that returns it for a key.
+        options: See :class:`Options`.
+
+    Raises:
+        TypeError: There is no option of that name.
+        ValueError: An argument is out of its range.
+    """
+    endpoint = _endpoint(token_url, options)
+    scope, parameters = options.get("scope"), options.get("parameters", {})
+
+    async def fetch(*key: Hashable) -> Token:
+        request = TokenRequest(grant_type="client_credentials", scope=scope, **parameters)
+        return (await endpoint.ask(await _settled(client, key), request)).token
+
+    return _tokens(fetch, options)
+
+
+def refresh_token(
+    token_url: str,
+    client: Who,
+    *,
+    load: Callable[..., str | Awaitable[str]],
+    store: Callable[..., Awaitable[None] | None],
+    **options: Unpack[Options],
+) -> Tokens:
+    """Return tokens for a user who logged in before (RFC 6749, section 6), for ``HeaderAuth({"Authorization": …})``.
+
+    A server may issue a new refresh token with each token, and make the old one invalid. So a request is carried out
+    to its end, even if no call waits for it any more, and so is *store*.
+
+    Args:
+        token_url: The URL of the token endpoint.
+        client: Who asks, or a function that returns it for a key.
+        load: Returns the refresh token (of a key); plain or async.
+        store: Keeps a new refresh token, ``store(token)`` or ``store(key, token)``, before the token that came with it
+            is used; plain or async. If it raises, the fetch fails, and the next one begins with storing it.
+        options: See :class:`Options`.
+
+    Raises:
+        TypeError: There is no option of that name.
+        ValueError: An argument is out of its range.
+    """
+    endpoint = _endpoint(token_url, options)
+    scope, parameters = options.get("scope"), options.get("parameters", {})
+    unsaved: dict[tuple[Hashable, ...], Issued] = {}
+
+    async def save(key: tuple[Hashable, ...]) -> None:
+        stored = store(*key, unsaved[key].refresh.value)
+        if stored is not None:
+            await stored
+        del unsaved[key]
+
+    async def exchange(*key: Hashable) -> Token:
+        if key in unsaved:
+            await save(key)
+        request = TokenRequest(
+            grant_type="refresh_token", refresh_token=await _settled(load, key), scope=scope, **parameters
+        )
+        issued = await endpoint.ask(await _settled(client, key), request)
+        if issued.refresh.value not in {None, request.parameters["refresh_token"]}:
+            unsaved[key] = issued
+            await save(key)
+        return issued.token
+
+    async def fetch(*key: Hashable) -> Token:
+        return await to_its_end(asyncio.ensure_future(exchange(*key)))
+
+    return _tokens(fetch, options)
+
+
+async def _settled(value: Any, arguments: tuple[Any, ...]) -> Any:
+    """Return *value*, or what it returns for *arguments* if it is a function."""
+    if not callable(value):
+        return value
+    answer = value(*arguments)
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+def _endpoint(token_url: str, options: Options) -> Endpoint:
+    check_options("oauth", options, Options.__annotations__)
+    parsed_origin(token_url)
+    check_seconds("timeout", options.get("timeout", 60.0))
+    return Endpoint(
+        token_url,
+        seconds=options.get("timeout", 60.0) / 2,
+        session=options.get("session", {}),
+        tracer_provider=options.get("tracer_provider"),
+        meter_provider=options.get("meter_provider"),
+    )
+
+
+def _tokens(fetch: Callable[..., Awaitable[Token]], options: Options) -> Tokens:
+    names = {"key", "leeway", "timeout", "meter_provider"}
+    given: Any = {name: value for name, value in options.items() if name in names}
+    return Tokens(fetch, **given)
