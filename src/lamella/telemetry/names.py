@@ -13,6 +13,7 @@ __all__ = [
     "ATTEMPT",
     "ATTEMPTS",
     "ATTEMPTS_LEFT",
+    "BELIEF_EVENT",
     "CIRCUIT_ATTEMPTS",
     "CIRCUIT_CLOSE_EVENT",
     "CIRCUIT_FAILURES",
@@ -25,6 +26,8 @@ __all__ = [
     "ERROR_TYPE",
     "KEY_HASH",
     "LIMIT",
+    "LIMIT_IN_FLIGHT",
+    "LIMIT_KIND",
     "LIMIT_PERIOD",
     "METHOD",
     "METHOD_ORIGINAL",
@@ -98,6 +101,8 @@ CIRCUIT_WAS_OPEN = "lamella.circuit.was_open"
 QUEUE_WAIT = "lamella.queue_wait"
 KEY_HASH = "lamella.key_hash"
 LIMIT = "lamella.limit.requests"
+LIMIT_IN_FLIGHT = "lamella.limit.in_flight"
+LIMIT_KIND = "lamella.limit.kind"
 LIMIT_PERIOD = "lamella.limit.period"
 QUEUED = "lamella.queued_calls"
 QUEUED_BY = "lamella.queued_by"
@@ -107,6 +112,7 @@ TOKEN_RESULT = "lamella.token.result"  # noqa: S105 - a name
 EPISODE = "lamella rate limit"
 CIRCUIT_CLOSE_EVENT = "lamella.circuit.close"
 CIRCUIT_OPEN_EVENT = "lamella.circuit.open"
+BELIEF_EVENT = "lamella.rate_limit_belief"
 QUEUED_EVENT = "lamella.queued"
 RETRY_EVENT = "lamella.retry"
 STORE_EVENT = "lamella.store_failed"

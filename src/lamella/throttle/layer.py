@@ -29,21 +29,10 @@ from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import RuleBook, StopReason, check_rules
 from lamella.store import Store
 from lamella.store.shared import SharedState, hash_key
+from lamella.telemetry import names
 from lamella.telemetry.attributes import origin_attributes
 from lamella.telemetry.log import LOGGER
 from lamella.telemetry.metrics import Gauge, instruments_of
-from lamella.telemetry.names import (
-    EPISODE,
-    KEY_HASH,
-    LIMIT,
-    LIMIT_PERIOD,
-    QUEUED,
-    QUEUED_BY,
-    QUEUED_EVENT,
-    REFUSED,
-    SERVER_ADDRESS,
-    WAIT,
-)
 from lamella.telemetry.tracing import OFF, SILENT, Tracing
 from lamella.throttle.belief import Belief, believed
 from lamella.throttle.estimate import Permit, RateEstimate, Wait
@@ -84,6 +73,7 @@ class _Account:
     queue: Queue
     episode: _Episode | None = None
     doubt: _Episode | None = None
+    belief: tuple[AttributeValue, ...] = ("none", 0.0, 0.0, 0)  # as it was last recorded
 
 
 class Throttle(Layer):
@@ -170,8 +160,11 @@ class Throttle(Layer):
 
         *origin* is a URL of its server, *key* and *scope* what those of the layer return for its requests.
         """
-        estimate = self._state.last_known(_name(origin, key, scope))
-        return believed(estimate if isinstance(estimate, RateEstimate) else RateEstimate(), self._limit)
+        return believed(self._estimate(_name(origin, key, scope)), self._limit)
+
+    def _estimate(self, name: str) -> RateEstimate:
+        estimate = self._state.last_known(name)
+        return estimate if isinstance(estimate, RateEstimate) else RateEstimate()
 
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._state.work_in(loop)
@@ -202,8 +195,9 @@ class Throttle(Layer):
                 waited, reason = call.queued - before, "refusal" if queued[1] > queued[0] else "rate"
                 if OFF not in call.state:
                     self._instruments.queue_wait.record(waited, account.measured)
+                noted: dict[str, AttributeValue] = {names.WAIT: waited, names.QUEUED_BY: reason}
                 (call.span or trace.get_current_span()).add_event(
-                    QUEUED_EVENT, {WAIT: waited, QUEUED_BY: reason}, time.time_ns() - int(waited * 1e9)
+                    names.QUEUED_EVENT, noted, time.time_ns() - int(waited * 1e9)
                 )
         if isinstance(answer, Wait):
             since = 0.0 if account.episode is None else call.request.loop.time() - account.episode.began
@@ -219,6 +213,7 @@ class Throttle(Layer):
         except RuntimeError:
             queue.end(answer)
             raise
+        self._record_belief(call, account)
         memory = self._state.memory
         self._permits[call] = account, answer, None if memory is None else memory.of(account.name, RateEstimate)
 
@@ -319,32 +314,47 @@ class Throttle(Layer):
             requests, period = await state.update(None, account.name, RateEstimate, learned)
             if limit is not None:
                 requests, period = limit.requests, limit.per
-            self._report(account, episode, {LIMIT: float(requests), LIMIT_PERIOD: float(period)} if requests else {})
+            self._report(
+                account, episode, {names.LIMIT: float(requests), names.LIMIT_PERIOD: float(period)} if requests else {}
+            )
 
     def _stated(self, headers: Mapping[str, str] | None) -> Sequence[StatedLimit]:
-        if self._limit is not None or headers is None:
-            return ()
-        return self._limits(headers)
+        return () if self._limit is not None or headers is None else self._limits(headers)
+
+    def _record_belief(self, call: Call, account: _Account) -> None:
+        """Record what is believed of the limits of *account*, if that has changed."""
+        belief = believed(self._estimate(account.name), self._limit)
+        limits: dict[str, AttributeValue] = {names.LIMIT_KIND: belief.kind, names.LIMIT: float(belief.requests)}
+        limits |= {names.LIMIT_PERIOD: float(belief.period), names.LIMIT_IN_FLIGHT: belief.in_flight or 0}
+        if (now := tuple(limits.values())) != account.belief:
+            (call.span or trace.get_current_span()).add_event(names.BELIEF_EVENT, limits)
+            account.belief = now
 
     def _report(self, account: _Account, episode: _Episode, limit: Mapping[str, AttributeValue]) -> None:
         """Report the end of *episode*: a span, a metric and a line in the log."""
         lasted = asyncio.get_running_loop().time() - episode.began
         queued = account.queue.queued - episode.queued_before
-        attributes = {**account.server, QUEUED: queued, REFUSED: episode.refused, WAIT: episode.wait, **limit}
+        attributes = {
+            **account.server,
+            names.QUEUED: queued,
+            names.REFUSED: episode.refused,
+            names.WAIT: episode.wait,
+            **limit,
+        }
         shown = ""
         if self._show_key:
-            attributes[KEY_HASH] = account.name[:_SHOWN]
+            attributes[names.KEY_HASH] = account.name[:_SHOWN]
             shown = f", account {account.name[:_SHOWN]}"
         if episode.recorded:
             self._instruments.episode_duration.record(lasted, account.measured)
             # A trace of its own: it belongs to all calls that waited.
             links = [Link(episode.context)] if episode.context.is_valid else []
             start = self._tracing.tracer.start_span
-            start(EPISODE, Context(), SpanKind.INTERNAL, attributes, links, start_time=episode.started).end()
+            start(names.EPISODE, Context(), SpanKind.INTERNAL, attributes, links, start_time=episode.started).end()
         if queued:  # otherwise only the refused call was concerned
             LOGGER.info(
                 "%s limited the rate%s: for %.3g s calls waited in the queue (%d of them), after %d had been refused",
-                account.server[SERVER_ADDRESS],
+                account.server[names.SERVER_ADDRESS],
                 shown,
                 lasted,
                 queued,
