@@ -85,6 +85,7 @@ PURE = (
     "lamella.throttle.learning",
     "lamella.throttle.limit",
     "lamella.throttle.permits",
+    "lamella.throttle.stated",
     "lamella.breaker.circuit",
     "lamella.retry.budget",
 )

@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from lamella.sync import Source, pages, records
     from lamella.telemetry.attempt_span import AttemptSpan
     from lamella.telemetry.call_span import RequestSpan
-    from lamella.throttle import Limit, Throttle
+    from lamella.throttle import Belief, Limit, StatedLimit, Throttle
     from lamella.timeout import Timeout
 
 __all__ = [
@@ -84,6 +84,7 @@ __all__ = [
     "AttemptTimeout",
     "Backoff",
     "BadRequest",
+    "Belief",
     "Breaker",
     "Buffer",
     "Call",
@@ -121,6 +122,7 @@ __all__ = [
     "ServiceUnavailable",
     "Slot",
     "Source",
+    "StatedLimit",
     "StopReason",
     "Store",
     "Throttle",
@@ -175,7 +177,9 @@ _MODULES: Final = {
     "HeaderAuth": "lamella.auth",
     "InternalServerError": "lamella.errors",
     "LamellaError": "lamella.errors",
+    "Belief": "lamella.throttle",
     "Limit": "lamella.throttle",
+    "StatedLimit": "lamella.throttle",
     "MemoryStore": "lamella.store",
     "MethodNotAllowed": "lamella.errors",
     "NotFound": "lamella.errors",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any, Final, NamedTuple, TypedDict, Unpack, cast
@@ -28,7 +28,7 @@ from lamella.store import Store
 from lamella.telemetry.attempt_span import AttemptSpan
 from lamella.telemetry.attributes import UrlTemplate
 from lamella.telemetry.call_span import RequestSpan
-from lamella.throttle import Limit, Throttle
+from lamella.throttle import Limit, StatedLimit, Throttle
 from lamella.timeout import Timeout
 
 
@@ -67,6 +67,8 @@ class StackOptions(TypedDict, total=False):
     throttle: bool | Throttle
     limit: Limit | None
     account: Callable[[aiohttp.ClientRequest], str | None] | None
+    scope: Callable[[aiohttp.ClientRequest], str | None] | None
+    limits: Callable[[Mapping[str, str]], Sequence[StatedLimit]] | None
     store: Store | None
     raise_errors: bool
     spans: bool
@@ -101,7 +103,14 @@ _RETRY: Final = {
     "store": "store",
     "on_attempt": "on_attempt",
 }
-_THROTTLE: Final = {**_PROVIDERS, "limit": "limit", "account": "key", "store": "store"}
+_THROTTLE: Final = {
+    **_PROVIDERS,
+    "limit": "limit",
+    "account": "key",
+    "scope": "scope",
+    "limits": "limits",
+    "store": "store",
+}
 
 _MADE: Final = (
     _Made(RequestSpan, False, _SPANS, ("spans", False)),
@@ -115,7 +124,7 @@ _MADE: Final = (
 _KINDS: Final = (*(made.kind for made in _MADE), Breaker, HeaderAuth)
 _SHARED: Final = frozenset({"store", *_SPANS})
 """Options that a layer made by hand has to have as well."""
-_OPTIONAL: Final = _SHARED | {"limit", "account", "on_attempt"}
+_OPTIONAL: Final = _SHARED | {"limit", "account", "scope", "limits", "on_attempt"}
 """Options of which None means that they are not given."""
 _FUNCTION: Final = (Callable, type(None)), "a function of a request, or None"
 _OF_STACK: Final[dict[str, tuple[Any, str]]] = {
@@ -123,6 +132,8 @@ _OF_STACK: Final[dict[str, tuple[Any, str]]] = {
     "throttle": (bool | Throttle, "True, False or a Throttle"),
     "limit": (Limit | None, "a Limit or None"),
     "account": _FUNCTION,
+    "scope": _FUNCTION,
+    "limits": ((Callable, type(None)), "a function of the headers of an answer, or None"),
     "store": (Store | None, "a Store or None"),
     "spans": (bool, "True or False"),
     "url_template": _FUNCTION,
@@ -161,6 +172,9 @@ def stack(rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **opti
             ``Throttle`` made by hand. Default: True.
         limit: The rate limit of an account, if it is known. None, the default, means that it is learned.
         account: Which account a request belongs to. None, the default, means one account for each origin.
+        scope: Which limit of the account a request counts against, where there is one for each path, say. None, the
+            default, means one for all.
+        limits: Which limits the headers of an answer state. None, the default, means the usual forms.
         store: Shared state store. None, the default, means in this process.
         raise_errors: Whether an error status is raised. If not, the last answer is returned as soon as its headers
             are there, for code that looks at ``response.status``; a failed connection is raised all the same.

@@ -68,6 +68,10 @@ EMPTY = {"X-RateLimit-Remaining": "0"}
         ({"RateLimit": f'"x";r=0;t={"9" * 400}'}, LONGEST),
         ({"RateLimit": "garbage"}, None),
         ({**EMPTY, "X-RateLimit-Reset": "7"}, 7),
+        # More than a day, and no moment: it is in another unit.
+        ({**EMPTY, "X-RateLimit-Reset": "86400"}, 86400),
+        ({**EMPTY, "X-RateLimit-Reset": "900000"}, None),
+        ({**EMPTY, "X-RateLimit-Reset": "1790000007000", "Date": "Mon, 21 Sep 2026 14:13:20 GMT"}, 7),
         ({**EMPTY, "X-RateLimit-Reset": "1790000007", "Date": "Mon, 21 Sep 2026 14:13:20 GMT"}, 7),
         ({"X-Rate-Limit-Remaining": "0", "X-Rate-Limit-Reset": "7"}, 7),
         ({"X-RateLimit-Remaining": "1", "X-RateLimit-Reset": "7"}, None),

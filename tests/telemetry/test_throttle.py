@@ -431,3 +431,28 @@ def test_the_short_hash_is_the_same_in_every_process() -> None:
         assert ran.stdout.strip() == mine
     assert hash_key(origin, KEY + "x")[:8] != mine[:8]
     assert hash_key(("https", "other.example.com", 443), KEY)[:8] != mine[:8]
+
+
+async def test_a_call_from_the_queue_records_what_is_newly_believed(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
+) -> None:
+    came: list[float] = []
+
+    async def server(_: web.Request) -> web.StreamResponse:
+        now = asyncio.get_running_loop().time()
+        passes = sum(at > now - 60 for at in came) < 20
+        if passes:
+            came.append(now)
+        await asyncio.sleep(0.1)
+        return web.Response(status=200 if passes else 429)
+
+    async with client(await serve(server), tracing, metering) as session:
+        await asyncio.gather(*(get(session) for _ in range(100)))
+    believed = [event for span in calls(tracing) for event in events(span, "lamella.rate_limit_belief")]
+    assert {
+        "lamella.limit.kind": "window",
+        "lamella.limit.requests": 20.0,
+        "lamella.limit.period": 60.0,
+        "lamella.limit.in_flight": 0,
+    } in believed
+    assert len(believed) < 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from math import inf
 from typing import Final, NamedTuple
@@ -33,6 +33,9 @@ from lamella.errors import (
 from lamella.limits import not_cancelled
 from lamella.redaction import one_line, redact_text
 from lamella.rules import Answer, BodyNeeded, Rule, RuleBook
+
+ERROR_HEADERS: Final = PerCall[Mapping[str, str] | None](lambda: None)
+"""Of the last answer that became an error, as the server sent them: the error's own are redacted, which takes time."""
 
 _LOGGER: Final = logging.getLogger("lamella")
 _MOST: Final = 8 * 2**20

@@ -9,7 +9,7 @@ import aiohttp
 from lamella.body.request import note_interruption
 from lamella.call import OPTIONS, Call
 from lamella.classify.failures import ERROR_STATUS, failure_of
-from lamella.classify.judge import Judged, api_error, judge
+from lamella.classify.judge import ERROR_HEADERS, Judged, api_error, judge
 from lamella.cookies import keep_cookies
 from lamella.credentials import hidden_headers
 from lamella.errors import ApiError, LamellaError
@@ -82,6 +82,7 @@ class Classify(Layer):
         try:
             with not_cancelled(call) as until:
                 hidden = hidden_headers(call)
+                ERROR_HEADERS.set(call, response.headers)
                 return await api_error(response, rules, call.secrets, until=until, judged=judged, hidden=hidden)
         finally:
             response.release()

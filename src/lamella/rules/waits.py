@@ -12,7 +12,9 @@ _MILLISECONDS: Final = ("retry-after-ms", "x-ms-retry-after-ms")
 _NAMES: Final = frozenset(
     {"retry-after", *_MILLISECONDS, "ratelimit", "ratelimit-reset", "x-ratelimit-reset", "x-rate-limit-reset"}
 )
-_QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
+_DAY: Final = 86400.0
+_MOMENT: Final = 1e9  # from here on a number is a moment
+QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
 # Of one policy: draft 8 and later say r=0;t=30, drafts 4 to 7 remaining=0, reset=30.
 _REMAINING: Final = re.compile(r"(?:^|[;,\s])(?:r|remaining)\s*=\s*([0-9]+)")
 _RESET: Final = re.compile(r"(?:^|[;,\s])(?:t|reset)\s*=\s*([0-9]+)")
@@ -29,12 +31,13 @@ def asked_wait(headers: Mapping[str, str], now: float) -> float | None:
     ``retry-after-ms``, ``x-ms-retry-after-ms`` milliseconds
     ``RateLimit``                               the IETF drafts: of each policy of which nothing remains
     ``RateLimit-Reset``                         seconds or a moment, unless ``RateLimit-Remaining`` is above 0
-    ``X-RateLimit-Reset``, ``X-Rate-Limit-…``   the same, where ``…-Remaining`` is 0
+    ``X-RateLimit-Reset``, ``X-Rate-Limit-…``   the same, where ``…-Remaining`` is 0. More than a day in seconds is
+                                                taken for another unit, and ignored
     ==========================================  ==========================================================
     """
     if _NAMES.isdisjoint([name.lower() for name in headers]):
         return None  # most answers ask for nothing
-    return max(_waits(headers, _server_now(headers, now)), default=None)
+    return max(_waits(headers, server_now(headers, now)), default=None)
 
 
 def _waits(headers: Mapping[str, str], now: float) -> Iterator[float]:
@@ -43,20 +46,29 @@ def _waits(headers: Mapping[str, str], now: float) -> Iterator[float]:
             yield wait
     for name in _MILLISECONDS:
         for value in _all(headers, name):
-            if (number := _number(value)) is not None:
+            if (number := number_in(value)) is not None:
                 yield min(number / 1000, LONGEST)
     for value in _all(headers, "RateLimit"):
         yield from _of_policies(value)
     for prefix in ("RateLimit", "X-RateLimit", "X-Rate-Limit"):
-        remaining = _number(headers.get(f"{prefix}-Remaining"))
+        remaining = number_in(headers.get(f"{prefix}-Remaining"))
         if remaining == 0 or (remaining is None and prefix == "RateLimit"):
             for value in _all(headers, f"{prefix}-Reset"):
-                if (wait := parse_retry_after(value, now)) is not None:
+                if (wait := reset_in(value, now)) is not None:
                     yield wait
 
 
+def reset_in(value: str | None, now: float) -> float | None:
+    """Return the seconds from *now* until the moment of a reset header. None: it states none.
+
+    More than a day that is no moment either is in another unit, such as milliseconds: it states nothing.
+    """
+    wait = parse_retry_after(value, now)
+    return None if wait is not None and wait > _DAY and (number_in(value) or _MOMENT) < _MOMENT else wait
+
+
 def _of_policies(value: str) -> Iterator[float]:
-    value = _QUOTED.sub('""', value).lower()
+    value = QUOTED.sub('""', value).lower()
     policies = value.split(",") if '"' in value or ";" in value else [value]
     for policy in policies:
         remaining, reset = _REMAINING.search(policy), _RESET.search(policy)
@@ -64,9 +76,10 @@ def _of_policies(value: str) -> Iterator[float]:
             yield min(float(reset[1]), LONGEST)
 
 
-def _server_now(headers: Mapping[str, str], now: float) -> float:
+def server_now(headers: Mapping[str, str], now: float) -> float:
+    """Return the moment by the server's clock, in seconds since the epoch. *now* is used where it states none."""
     date = parse_http_date(headers.get("Date"), now)
-    return now if date is None else date + min(_number(headers.get("Age")) or 0.0, LONGEST)
+    return now if date is None else date + min(number_in(headers.get("Age")) or 0.0, LONGEST)
 
 
 def _all(headers: Mapping[str, str], name: str) -> list[str]:
@@ -77,6 +90,7 @@ def _all(headers: Mapping[str, str], name: str) -> list[str]:
     return [] if value is None else [value]
 
 
-def _number(value: str | None) -> float | None:
+def number_in(value: str | None) -> float | None:
+    """Return a decimal number, 0 or more, or None."""
     text = (value or "").strip()
     return float(text) if re.fullmatch(r"[0-9]+(?:\.[0-9]*)?", text) else None

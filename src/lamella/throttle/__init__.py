@@ -3,5 +3,6 @@
 from lamella.throttle.belief import Belief
 from lamella.throttle.layer import Throttle
 from lamella.throttle.limit import Limit
+from lamella.throttle.stated import StatedLimit
 
-__all__ = ["Belief", "Limit", "Throttle"]
+__all__ = ["Belief", "Limit", "StatedLimit", "Throttle"]

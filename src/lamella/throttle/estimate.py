@@ -80,6 +80,7 @@ class RateEstimate:
     trials: int = 0  # in a row
     since_trial: int = 0  # successes since the end of the last trial, or of the last time that the account was used up
     was_used_up: bool = False  # what that trial has shown
+    stated: dict[str, list[float]] = field(default_factory=dict)  # limits by their names, see lamella.throttle.stated
     doubt: float = 0.0  # how many passed before the last refusal, where that contradicts the estimate, or 0
 
     def record(self, now: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -22,34 +22,25 @@ from yarl import URL
 
 from lamella.call import Call, Stop
 from lamella.classify.failures import ERROR_STATUS, rate_limited, require_open
-from lamella.classify.judge import Judged, judge
+from lamella.classify.judge import ERROR_HEADERS, Judged, judge
 from lamella.errors import ApiError, CertificateInvalid, ConnectFailed, RequestRejected
 from lamella.origins import origin_of
 from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import RuleBook, StopReason, check_rules
 from lamella.store import Store
 from lamella.store.shared import SharedState, hash_key
+from lamella.telemetry import names
 from lamella.telemetry.attributes import origin_attributes
 from lamella.telemetry.log import LOGGER
 from lamella.telemetry.metrics import Gauge, instruments_of
-from lamella.telemetry.names import (
-    EPISODE,
-    KEY_HASH,
-    LIMIT,
-    LIMIT_PERIOD,
-    QUEUED,
-    QUEUED_BY,
-    QUEUED_EVENT,
-    REFUSED,
-    SERVER_ADDRESS,
-    WAIT,
-)
 from lamella.telemetry.tracing import OFF, SILENT, Tracing
 from lamella.throttle.belief import Belief, believed
 from lamella.throttle.estimate import Permit, RateEstimate, Wait
+from lamella.throttle.headers import stated_limits
 from lamella.throttle.limit import Limit, earliest
 from lamella.throttle.permits import answered, learned, next_permit, refused
 from lamella.throttle.queue import WAITING, Queue, waiting_of
+from lamella.throttle.stated import StatedLimit
 
 _REFUSED: Final = 429
 _PERIOD: Final = 60.0  # the period to assume where the rules have no wait
@@ -80,6 +71,7 @@ class _Account:
     queue: Queue
     episode: _Episode | None = None
     doubt: _Episode | None = None
+    belief: tuple[AttributeValue, ...] = ("none", 0.0, 0.0, 0)  # as it was last recorded
 
 
 class Throttle(Layer):
@@ -102,6 +94,9 @@ class Throttle(Layer):
         scope: Returns which limit of the account a request counts against, where there are several, such as one for
             each path. Each has a queue and an estimate of its own. None, or a *scope* that returns None, means one for
             all.
+        limits: Returns the limits that the headers of an answer state. They are kept to before anything is refused.
+            None means the usual forms, ``RateLimit`` and ``X-RateLimit-Remaining`` among them. With *limit* it is not
+            called.
         store: Where what is learned is kept. None means in this process, for the 10,000 accounts used last.
         show_key: Whether traces and logs tell accounts apart, by a short hash of the key.
         tracer_provider: None means the global one.
@@ -118,6 +113,7 @@ class Throttle(Layer):
         limit: Limit | None = None,
         key: Callable[[aiohttp.ClientRequest], str | None] | None = None,
         scope: Callable[[aiohttp.ClientRequest], str | None] | None = None,
+        limits: Callable[[Mapping[str, str]], Sequence[StatedLimit]] | None = None,
         store: Store | None = None,
         show_key: bool = False,
         tracer_provider: TracerProvider | None = None,
@@ -137,6 +133,7 @@ class Throttle(Layer):
         self._limit = limit
         self._key = key
         self._scope = scope
+        self._limits = limits or stated_limits
         self._state = SharedState(store)
         self._show_key = show_key
         self._tracing = Tracing(tracer_provider)
@@ -161,8 +158,11 @@ class Throttle(Layer):
 
         *origin* is a URL of its server, *key* and *scope* what those of the layer return for its requests.
         """
-        estimate = self._state.last_known(_name(origin, key, scope))
-        return believed(estimate if isinstance(estimate, RateEstimate) else RateEstimate(), self._limit)
+        return believed(self._estimate(_name(origin, key, scope)), self._limit)
+
+    def _estimate(self, name: str) -> RateEstimate:
+        estimate = self._state.last_known(name)
+        return estimate if isinstance(estimate, RateEstimate) else RateEstimate()
 
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._state.work_in(loop)
@@ -193,8 +193,9 @@ class Throttle(Layer):
                 waited, reason = call.queued - before, "refusal" if queued[1] > queued[0] else "rate"
                 if OFF not in call.state:
                     self._instruments.queue_wait.record(waited, account.measured)
+                noted: dict[str, AttributeValue] = {names.WAIT: waited, names.QUEUED_BY: reason}
                 (call.span or trace.get_current_span()).add_event(
-                    QUEUED_EVENT, {WAIT: waited, QUEUED_BY: reason}, time.time_ns() - int(waited * 1e9)
+                    names.QUEUED_EVENT, noted, time.time_ns() - int(waited * 1e9)
                 )
         if isinstance(answer, Wait):
             since = 0.0 if account.episode is None else call.request.loop.time() - account.episode.began
@@ -210,6 +211,7 @@ class Throttle(Layer):
         except RuntimeError:
             queue.end(answer)
             raise
+        self._record_belief(call, account)
         memory = self._state.memory
         self._permits[call] = account, answer, None if memory is None else memory.of(account.name, RateEstimate)
 
@@ -243,7 +245,7 @@ class Throttle(Layer):
             ):
                 return self._ended(call, account, permit, result)
             now = memory.now(call.request.loop.time())
-            answered(estimate, now, permit, len(queue.sent_at) - 1, self._limit)
+            answered(estimate, now, permit, len(queue.sent_at) - 1, self._limit, says=self._stated(result.headers))
         # The server cannot have counted an attempt that ended in one of these; or the loop is gone.
         elif not isinstance(result, ConnectFailed | CertificateInvalid | RequestRejected | GeneratorExit):
             return self._ended(call, account, permit, result)
@@ -258,20 +260,29 @@ class Throttle(Layer):
                 except (aiohttp.ClientError, TimeoutError):  # of the body that a rule asks for
                     await self._state.note(call.span, account.name, RateEstimate, RateEstimate.record)
                     raise
-                await self._record(call, account, permit, result.status, judged)
+                await self._record(call, account, permit, result, judged)
             elif not isinstance(result, ApiError):
                 await self._state.note(call.span, account.name, RateEstimate, RateEstimate.record)
             elif result.stopped is None:  # otherwise it is the end of another call, which a layer further in made
                 rule = self._rules.unless_built_in(result.rule, result.status)
-                await self._record(call, account, permit, result.status, Judged(rule, result.retry_after))
+                await self._record(call, account, permit, result, Judged(rule, result.retry_after))
         finally:
             del result  # its traceback may refer to this frame
             account.queue.end(permit)
 
-    async def _record(self, call: Call, account: _Account, permit: Permit, status: int, judged: Judged | None) -> None:
+    async def _record(
+        self,
+        call: Call,
+        account: _Account,
+        permit: Permit,
+        result: aiohttp.ClientResponse | ApiError,
+        judged: Judged | None,
+    ) -> None:
         state, queue = self._state, account.queue
-        if judged is not None and judged.rule.is_rate_limit(status, judged.retry_after):
-            asked, change = (judged.rule.retry, judged.retry_after), partial(refused, others=queue.in_flight - 1)
+        says = self._stated(ERROR_HEADERS.take(call) if isinstance(result, ApiError) else result.headers)
+        if judged is not None and judged.rule.is_rate_limit(result.status, judged.retry_after):
+            asked = judged.rule.retry, judged.retry_after
+            change = partial(refused, others=queue.in_flight - 1, says=says)
             wait = await state.note(call.span, account.name, RateEstimate, change, permit, *asked)
             now, episode = asyncio.get_running_loop().time(), account.episode or account.doubt
             if episode is None:
@@ -290,7 +301,8 @@ class Throttle(Layer):
                 episode.generation = max(episode.generation, permit.generation)
             return
         others, limit = queue.in_flight - 1, self._limit
-        ends = await state.note(call.span, account.name, RateEstimate, answered, permit, others, limit)
+        passed = partial(answered, says=says)
+        ends = await state.note(call.span, account.name, RateEstimate, passed, permit, others, limit)
         if account.doubt is not None and permit.at > account.doubt.last:
             account.doubt = None
         episode = account.episode
@@ -300,27 +312,47 @@ class Throttle(Layer):
             requests, period = await state.update(None, account.name, RateEstimate, learned)
             if limit is not None:
                 requests, period = limit.requests, limit.per
-            self._report(account, episode, {LIMIT: float(requests), LIMIT_PERIOD: float(period)} if requests else {})
+            self._report(
+                account, episode, {names.LIMIT: float(requests), names.LIMIT_PERIOD: float(period)} if requests else {}
+            )
+
+    def _stated(self, headers: Mapping[str, str] | None) -> Sequence[StatedLimit]:
+        return () if self._limit is not None or headers is None else self._limits(headers)
+
+    def _record_belief(self, call: Call, account: _Account) -> None:
+        """Record what is believed of the limits of *account*, if that has changed."""
+        belief = believed(self._estimate(account.name), self._limit)
+        limits: dict[str, AttributeValue] = {names.LIMIT_KIND: belief.kind, names.LIMIT: float(belief.requests)}
+        limits |= {names.LIMIT_PERIOD: float(belief.period), names.LIMIT_IN_FLIGHT: belief.in_flight or 0}
+        if (now := tuple(limits.values())) != account.belief:
+            (call.span or trace.get_current_span()).add_event(names.BELIEF_EVENT, limits)
+            account.belief = now
 
     def _report(self, account: _Account, episode: _Episode, limit: Mapping[str, AttributeValue]) -> None:
         """Report the end of *episode*: a span, a metric and a line in the log."""
         lasted = asyncio.get_running_loop().time() - episode.began
         queued = account.queue.queued - episode.queued_before
-        attributes = {**account.server, QUEUED: queued, REFUSED: episode.refused, WAIT: episode.wait, **limit}
+        attributes = {
+            **account.server,
+            names.QUEUED: queued,
+            names.REFUSED: episode.refused,
+            names.WAIT: episode.wait,
+            **limit,
+        }
         shown = ""
         if self._show_key:
-            attributes[KEY_HASH] = account.name[:_SHOWN]
+            attributes[names.KEY_HASH] = account.name[:_SHOWN]
             shown = f", account {account.name[:_SHOWN]}"
         if episode.recorded:
             self._instruments.episode_duration.record(lasted, account.measured)
             # A trace of its own: it belongs to all calls that waited.
             links = [Link(episode.context)] if episode.context.is_valid else []
             start = self._tracing.tracer.start_span
-            start(EPISODE, Context(), SpanKind.INTERNAL, attributes, links, start_time=episode.started).end()
+            start(names.EPISODE, Context(), SpanKind.INTERNAL, attributes, links, start_time=episode.started).end()
         if queued:  # otherwise only the refused call was concerned
             LOGGER.info(
                 "%s limited the rate%s: for %.3g s calls waited in the queue (%d of them), after %d had been refused",
-                account.server[SERVER_ADDRESS],
+                account.server[names.SERVER_ADDRESS],
                 shown,
                 lasted,
                 queued,

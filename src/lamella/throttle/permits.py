@@ -29,6 +29,7 @@ from lamella.throttle.estimate import SPREAD, Permit, RateEstimate, Wait
 from lamella.throttle.evidence import by_chance, closes, has_passed
 from lamella.throttle.learning import BIG_STEP, learn, look_for_more, settle
 from lamella.throttle.limit import Limit
+from lamella.throttle.stated import StatedLimit, hear, wait_for_stated
 
 # In slow start, before the first refusal:
 _GROWTH: Final = 0.5  # more attempts in flight for each answer
@@ -74,6 +75,9 @@ def next_permit(
     if wait is None and estimate.trial_at >= 0:
         wait = _until_answered(in_flight, now, 1.0, _slow_after(estimate), blocked=True)
         goes_alone = wait is None and not by_chance(estimate)
+    if wait is None and estimate.stated:
+        fast = in_flight[bisect_right(in_flight, now - _slow_after(estimate)) :]
+        wait = wait_for_stated(estimate, now, fast, _LONGEST_WAIT)
     if wait is None and limit is not None:
         wait = _by_limit(estimate, now, len(in_flight), limit)
     elif wait is None and not goes_alone:
@@ -185,11 +189,21 @@ def _until_answered(
     return Wait(None, blocked, again=min(again, until_slow))
 
 
-def answered(estimate: RateEstimate, now: float, permit: Permit, in_flight: int, limit: Limit | None) -> bool:
+def answered(
+    estimate: RateEstimate,
+    now: float,
+    permit: Permit,
+    in_flight: int,
+    limit: Limit | None,
+    *,
+    says: Sequence[StatedLimit] = (),
+) -> bool:
     """Record an attempt that the limit has let pass, whatever its status. Return whether that ends an episode.
 
-    *in_flight* is the number of other attempts in flight.
+    *in_flight* is the number of other attempts in flight; *says*, what the answer states of limits.
     """
+    if says or estimate.stated:
+        hear(estimate, now, permit, says, passed=True)
     # The server counted it between its start and its answer. Only the end is safe: by an earlier moment, an attempt
     # that was slow on its way there would make room too soon. But one that took more than four times as long as the
     # fastest waited for this process, or for something behind the limit.
@@ -235,13 +249,17 @@ def refused(
     retry_after: float | None,
     *,
     others: int = 0,
+    says: Sequence[StatedLimit] = (),
 ) -> Wait | None:
     """Block the account, since an attempt was refused. Return the wait that begins. None: the refusal is no news.
 
     *backoff* is that of the rule, *retry_after* the seconds that the server asks for. If that is longer than the rule
     allows, it is another limit, such as a quota a day: no call waits for it, and nothing is learned from it. *others*
-    is the number of attempts in flight still. It is no news either while it may have been refused by chance.
+    is the number of attempts in flight still, *says* what the answer states of limits. It is no news either while it
+    may have been refused by chance.
     """
+    if says or estimate.stated:
+        hear(estimate, now, permit, says, passed=False)
     longest = backoff.maximum if backoff else _LONGEST_WAIT
     if retry_after is not None and retry_after > longest:
         # More than a year is no statement: then the next call after the rule's maximum finds out.

@@ -1,0 +1,54 @@
+"""Read the limits that a server states in the headers of its answers."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from lamella.rules.waits import QUOTED, number_in, reset_in, server_now
+from lamella.throttle.stated import StatedLimit
+
+_OLD: Final = ("RateLimit", "X-RateLimit", "X-Rate-Limit")
+_ITEM: Final = re.compile(r'\s*(?P<name>"(?:[^"\\]|\\.)*"|[\w*.-]+)(?P<values>(?:\s*;[^,]*)?)')
+_PAIR: Final = re.compile(r"(?:^|[;,\s])(?P<key>[a-z]+)\s*=\s*(?P<number>[0-9]{1,15})")
+_OTHER_UNIT: Final = re.compile(r';\s*qu\s*=\s*"(?!requests")')
+
+
+def stated_limits(headers: Mapping[str, str]) -> Sequence[StatedLimit]:
+    """Return the limits that *headers* state in one of the usual forms.
+
+    These are ``RateLimit`` with ``RateLimit-Policy`` (draft-ietf-httpapi-ratelimit-headers, revisions 8 to 10, and
+    ``RateLimit`` of revision 7), and ``Limit``, ``Remaining`` and ``Reset`` after ``RateLimit-``, ``X-RateLimit-`` or
+    ``X-Rate-Limit-``; the reset is in seconds or a moment. A limit in another unit than requests is left out.
+    """
+    if "RateLimit" in headers:
+        return _by_draft(headers["RateLimit"], headers.get("RateLimit-Policy", ""))
+    for prefix in _OLD:
+        remaining = headers.get(f"{prefix}-Remaining")
+        if remaining is not None and (number := number_in(remaining)) is not None:
+            reset = reset_in(headers.get(f"{prefix}-Reset"), server_now(headers, time.time()))
+            return [StatedLimit(number, number_in(headers.get(f"{prefix}-Limit")) or 0.0, reset)]
+    return ()
+
+
+def _by_draft(value: str, policy: str) -> list[StatedLimit]:
+    if "=" in QUOTED.sub("", value).partition(";")[0]:  # revision 7: limit=100, remaining=50, reset=30
+        numbers = _numbers(value)
+        if "remaining" not in numbers:
+            return []
+        return [StatedLimit(numbers["remaining"], numbers.get("limit", 0.0), numbers.get("reset"))]
+    policies = {item["name"]: item["values"] for item in _ITEM.finditer(policy)}
+    found = []
+    for item in _ITEM.finditer(value):
+        numbers, quota = _numbers(item["values"]), policies.get(item["name"], "")
+        if "r" in numbers and not _OTHER_UNIT.search(quota):
+            stated = _numbers(quota)
+            reset = numbers.get("t", stated.get("w"))
+            found.append(StatedLimit(numbers["r"], stated.get("q", 0.0), reset, name=item["name"]))
+    return found
+
+
+def _numbers(text: str) -> dict[str, float]:
+    return {pair["key"]: float(pair["number"]) for pair in _PAIR.finditer(text)}
