@@ -202,8 +202,9 @@ def redact_later(
 ) -> Callable[[], dict[str, object]]:
     """Return a function that returns what an error shows of a request and its answer, by name of attribute.
 
-    *headers* and *body* are those of the answer. *secrets* are known besides those that are in the request. *hidden* are
-    names of headers of the answer, in lower case, whose values are not shown. A function, since its repr shows nothing.
+    *headers* and *body* are those of the answer. *secrets* are known besides those that are in the request. *hidden*
+    are names of headers of the answer, in lower case, whose values are not shown. A function, since its repr shows
+    nothing.
     """
     sent = CIMultiDict(info.headers)  # an auth layer will take its headers off the request
 
