@@ -124,8 +124,7 @@ class LamellaError(Exception):
         return f"<{type(self).__name__}: {f'{self.outcome}, retried' if self.retried else self}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The constructors of aiohttp's and of OSError's classes do not fit what pickle and copy would call.
-        # To look at the URL makes an ApiError redact what it keeps.
+        # No constructor here fits what pickle and copy would call. Looking at the URL makes an ApiError redact.
         return _blank, (type(self),), {"url": self.url, **vars(self), "rule": self.rule.without_condition()}
 
 
@@ -388,10 +387,7 @@ class CircuitOpen(RequestRejected):
 
 
 class RateLimited(RequestRejected):
-    """Not sent: the rate limit would queue it beyond its deadline, or the server asks for too long a wait.
-
-    ``stopped`` says which: ``deadline`` or ``wait_too_long``.
-    """
+    """Not sent: it would be queued beyond its deadline, or the server asks for too long a wait: see ``stopped``."""
 
     failure = Failure.RATE_LIMITED
 

@@ -16,20 +16,6 @@ from yarl import URL
 
 from lamella.error_body import ERROR_BYTES, json_in
 
-__all__ = [
-    "REDACTED",
-    "one_line",
-    "redact_answer_headers",
-    "redact_body",
-    "redact_headers",
-    "redact_later",
-    "redact_text",
-    "redact_url",
-    "secrets_in",
-    "shown_url",
-    "url_redactor",
-]
-
 REDACTED = "REDACTED"
 """What stands in place of a secret, by the OpenTelemetry conventions for ``url.full``."""
 
@@ -202,9 +188,8 @@ def redact_later(
 ) -> Callable[[], dict[str, object]]:
     """Return a function that returns what an error shows of a request and its answer, by name of attribute.
 
-    *headers* and *body* are those of the answer. *secrets* are known besides those that are in the request. *hidden*
-    are names of headers of the answer, in lower case, whose values are not shown. A function, since its repr shows
-    nothing.
+    *headers* and *body* are those of the answer. *secrets* are known besides those in the request. *hidden* are names
+    of headers of the answer, in lower case, whose values are not shown. A function, since its repr shows nothing.
     """
     sent = CIMultiDict(info.headers)  # an auth layer will take its headers off the request
 

@@ -34,8 +34,6 @@ from lamella.limits import not_cancelled
 from lamella.redaction import one_line, redact_text
 from lamella.rules import Answer, BodyNeeded, Rule, RuleBook
 
-__all__ = ["ERROR_HEADERS", "Judged", "api_error", "api_error_class", "judge"]
-
 ERROR_HEADERS: Final = PerCall[Mapping[str, str] | None](lambda: None)
 """Of the last answer that became an error, as the server sent them: the error's own are redacted, which takes time."""
 

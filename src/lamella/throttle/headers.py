@@ -10,8 +10,6 @@ from typing import Final
 from lamella.rules.waits import QUOTED, number_in, reset_in, server_now
 from lamella.throttle.stated import StatedLimit
 
-__all__ = ["stated_limits"]
-
 _OLD: Final = ("RateLimit", "X-RateLimit", "X-Rate-Limit")
 _ITEM: Final = re.compile(r'\s*(?P<name>"(?:[^"\\]|\\.)*"|[\w*.-]+)(?P<values>(?:\s*;[^,]*)?)')
 _PAIR: Final = re.compile(r"(?:^|[;,\s])(?P<key>[a-z]+)\s*=\s*(?P<number>[0-9]{1,15})")

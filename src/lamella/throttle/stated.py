@@ -15,8 +15,6 @@ from typing import Final, NamedTuple
 from lamella.rules.retry_after import LONGEST
 from lamella.throttle.estimate import Permit, RateEstimate, Wait
 
-__all__ = ["StatedLimit", "hear", "wait_for_stated"]
-
 _ROUNDED: Final = 1.0  # seconds by which a reset in whole seconds may be off
 _FASTER: Final = 2.0  # seconds by which the reset may come closer than time passes
 _DOUBTS: Final = 3.0
