@@ -104,8 +104,9 @@ soak: $(BENCH)/.installed  ## Sync for ten minutes under random faults, and see 
 aiohttp-tests: $(AIOHTTP)/.installed  ## Run aiohttp's own client tests with the stack in each session: ten minutes
 	@$(AIOHTTP)/bin/python scripts/aiohttp_tests.py $(ARGS)
 
-picture: $(VENV)/.installed  ## Draw docs/sync.svg, the picture of the live display, anew
+picture: $(VENV)/.installed  ## Draw docs/sync.svg and docs/throttle.svg anew
 	@$(VENV)/bin/python scripts/picture.py docs/sync.svg
+	@$(VENV)/bin/python scripts/throttle_plot.py docs/throttle.svg
 
 clean:  ## Remove environments, caches, builds and reports
 	rm -rf .venv .venv-* build dist htmlcov .coverage .coverage.* coverage.xml
