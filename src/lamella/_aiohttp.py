@@ -12,24 +12,6 @@ from typing import Any
 import aiohttp
 from aiohttp import helpers, payload
 
-__all__ = [
-    "arrived_bytes",
-    "body_file",
-    "forget_answer",
-    "has_no_total",
-    "is_begun",
-    "is_being_written",
-    "is_unsent",
-    "is_written",
-    "middlewares_of",
-    "peer_of",
-    "prepare_again",
-    "put_back",
-    "same_call",
-    "total_of",
-    "trace_states",
-]
-
 
 def forget_answer(request: aiohttp.ClientRequest) -> None:
     """Forget the answer to the last attempt, so that :func:`is_unsent` is about the next one."""

@@ -8,8 +8,6 @@ import aiohttp
 
 from lamella.rules import WaitSource
 
-__all__ = ["RECORDS_KEY", "AttemptRecord", "attempts"]
-
 RECORDS_KEY: Final = "_lamella_attempts"
 """Where an answer keeps what `attempts` returns, or what it makes that of."""
 

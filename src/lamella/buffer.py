@@ -19,8 +19,6 @@ from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import RuleBook
 from lamella.telemetry.redirects import is_redirect
 
-__all__ = ["Buffer"]
-
 _NO_RULES = RuleBook()
 _ENDLESS = frozenset({"text/event-stream", "multipart/x-mixed-replace"})
 

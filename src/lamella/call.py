@@ -13,8 +13,6 @@ from lamella.errors import LamellaError
 from lamella.rules import Rule, StopReason, WaitSource
 from lamella.scope import CallOptions
 
-__all__ = ["CALL_KEY", "OPTIONS", "SENT_BEFORE", "Call", "Circuit", "Observer", "PerCall", "Stop"]
-
 S = TypeVar("S")
 
 

@@ -7,8 +7,6 @@ from math import isfinite
 from operator import index
 from typing import Any
 
-__all__ = ["check_kind", "check_number", "check_options", "check_seconds", "check_whole"]
-
 
 def check_options(function: str, options: Iterable[str], known: Iterable[str]) -> None:
     """Check that *function* has each of the *options*; *known* are the names that there are.

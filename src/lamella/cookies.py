@@ -11,8 +11,6 @@ from aiohttp import hdrs
 
 from lamella.call import Call, PerCall
 
-__all__ = ["keep_cookies", "note_held_cookies", "renew_cookies"]
-
 _HELD: Final = PerCall[Mapping[str, str]](dict)
 """The cookies that the session's jar held for the request when aiohttp made it, or when it was last sent."""
 _SEGMENT: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^;])+')

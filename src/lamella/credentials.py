@@ -12,18 +12,6 @@ import aiohttp
 from lamella.call import Call, PerCall
 from lamella.redaction import secrets_in
 
-__all__ = [
-    "HIDDEN",
-    "REFUSED",
-    "hidden_headers",
-    "hide_headers",
-    "needs_secrets",
-    "note_secrets",
-    "noted_secrets",
-    "noting_secrets",
-    "secrets_of",
-]
-
 HIDDEN: Final = PerCall[frozenset[str]](frozenset)
 """Names of headers, in lower case, that an auth layer has set."""
 REFUSED: Final = PerCall[bool](lambda: False)

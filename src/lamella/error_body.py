@@ -8,8 +8,6 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-__all__ = ["ERROR_BYTES", "Said", "code_in", "json_in", "parse", "request_id_in"]
-
 ERROR_BYTES = 64 * 1024
 """How many bytes of its body an error keeps."""
 

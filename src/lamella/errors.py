@@ -39,15 +39,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import aiohttp
-from multidict import CIMultiDict
 from yarl import URL
 
 from lamella.attempt_record import AttemptRecord
 from lamella.error_body import Said, code_in, parse, request_id_in
-from lamella.redaction import one_line, redact_exchange, redact_text, shown_url
+from lamella.redaction import one_line, redact_later, redact_text, shown_url
 from lamella.rules import Failure, Outcome, Rule, StopReason
 
 __all__ = [
@@ -125,8 +124,8 @@ class LamellaError(Exception):
         return f"<{type(self).__name__}: {f'{self.outcome}, retried' if self.retried else self}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The constructors of aiohttp's and of OSError's classes do not fit what pickle and copy would call.
-        return _blank, (type(self),), {**vars(self), "rule": self.rule.without_condition()}
+        # No constructor here fits what pickle and copy would call. Looking at the URL makes an ApiError redact.
+        return _blank, (type(self),), {"url": self.url, **vars(self), "rule": self.rule.without_condition()}
 
 
 def _sentence(text: str) -> str:
@@ -135,9 +134,6 @@ def _sentence(text: str) -> str:
 
 def _blank(cls: type[LamellaError]) -> LamellaError:
     return cls.__new__(cls)
-
-
-_REDACTED_LATER: Final = frozenset({"url", "request_info", "headers", "body"})
 
 
 class ApiError(LamellaError, aiohttp.ClientResponseError):
@@ -178,28 +174,17 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
         self.method: str = request_info.method
         self.rule = rule
         self.retry_after = retry_after
-        sent = CIMultiDict(request_info.headers)  # an auth layer will take its headers off the request
-        self._look: Callable[[], dict[str, object]] | None = lambda: redact_exchange(
-            request_info, sent, headers or {}, body, secrets=secrets, hidden=hidden
+        self._look: Callable[[], dict[str, object]] | None = redact_later(
+            request_info, headers or {}, body, secrets=secrets, hidden=hidden
         )
 
     if not TYPE_CHECKING:  # a type checker is to know the attributes and no others
 
         def __getattr__(self, name: str) -> Any:
-            if name in _REDACTED_LATER:
-                self._redact()
+            if name in {"url", "request_info", "headers", "body"} and self._look is not None:
+                vars(self).update(self._look())
+                self._look = None
             return super().__getattribute__(name)
-
-    def _redact(self) -> None:
-        """Redact what is shown of request and answer, and keep nothing else."""
-        look = getattr(self, "_look", None)  # one that was pickled has none
-        if look is not None:
-            vars(self).update(look())
-            self._look = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        self._redact()
-        return super().__reduce__()
 
     @cached_property
     def _said(self) -> Said:
@@ -402,10 +387,7 @@ class CircuitOpen(RequestRejected):
 
 
 class RateLimited(RequestRejected):
-    """Not sent: the rate limit would queue it beyond its deadline, or the server asks for too long a wait.
-
-    ``stopped`` says which: ``deadline`` or ``wait_too_long``.
-    """
+    """Not sent: it would be queued beyond its deadline, or the server asks for too long a wait: see ``stopped``."""
 
     failure = Failure.RATE_LIMITED
 

@@ -9,8 +9,6 @@ from typing import Final
 
 from lamella.call import Call, PerCall
 
-__all__ = ["ATTEMPT_END", "cancels", "not_cancelled"]
-
 ATTEMPT_END: Final = PerCall[float](lambda: inf)
 """When ``Timeout`` ends the attempt, by the loop's clock."""
 

@@ -6,8 +6,6 @@ from functools import lru_cache
 
 from yarl import URL
 
-__all__ = ["Origin", "origin_of", "origin_text", "parsed_origin"]
-
 Origin = tuple[str, str | None, int | None]
 """Scheme, host and port."""
 

@@ -22,17 +22,6 @@ from lamella._aiohttp import forget_answer, middlewares_of
 from lamella.call import CALL_KEY, OPTIONS, SENT_BEFORE, Call, PerCall
 from lamella.scope import SCOPE, TAKERS, CallOptions
 
-__all__ = [
-    "Again",
-    "Layer",
-    "Pipeline",
-    "Result",
-    "Slot",
-    "check_order",
-    "check_slot",
-    "runs_beside",
-]
-
 Result: TypeAlias = aiohttp.ClientResponse | BaseException
 """What an attempt or a call has ended in. A ``CancelledError`` or ``GeneratorExit`` is no failure: let it pass."""
 

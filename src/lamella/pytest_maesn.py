@@ -16,8 +16,6 @@ from lamella.testing.plugin import async_fixtures, in_loop_of_test
 if TYPE_CHECKING:
     from lamella.maesn.sandbox import Sandbox
 
-__all__ = ["MakeSandbox", "make_sandbox", "sandbox"]
-
 
 class MakeSandbox(Protocol):
     """The type of the fixture `make_sandbox`: takes the arguments of a `Sandbox`, returns a started one."""

@@ -16,20 +16,6 @@ from yarl import URL
 
 from lamella.error_body import ERROR_BYTES, json_in
 
-__all__ = [
-    "REDACTED",
-    "one_line",
-    "redact_answer_headers",
-    "redact_body",
-    "redact_exchange",
-    "redact_headers",
-    "redact_text",
-    "redact_url",
-    "secrets_in",
-    "shown_url",
-    "url_redactor",
-]
-
 REDACTED = "REDACTED"
 """What stands in place of a secret, by the OpenTelemetry conventions for ``url.full``."""
 
@@ -192,28 +178,32 @@ def redact_body(body: bytes, secrets: Iterable[str] = (), limit: int | None = No
         return b""
 
 
-def redact_exchange(
+def redact_later(
     info: aiohttp.RequestInfo,
-    sent: Mapping[str, str],
     headers: Mapping[str, str],
     body: bytes,
     *,
     secrets: Iterable[str],
     hidden: Collection[str],
-) -> dict[str, object]:
-    """Return what an error shows of a request and its answer, by the names of its attributes.
+) -> Callable[[], dict[str, object]]:
+    """Return a function that returns what an error shows of a request and its answer, by name of attribute.
 
-    *sent* are the headers of the request, *headers* and *body* those of the answer. *secrets* are known besides those
-    that are in the request.
+    *headers* and *body* are those of the answer. *secrets* are known besides those in the request. *hidden* are names
+    of headers of the answer, in lower case, whose values are not shown. A function, since its repr shows nothing.
     """
-    secrets = secrets_in(info.real_url, sent, secrets)
-    text, url = shown_url(info.real_url, secrets)
-    return {
-        "url": text,
-        "request_info": aiohttp.RequestInfo(url, info.method, redact_headers(sent, secrets), url),  # type: ignore[arg-type]
-        "headers": redact_answer_headers(headers, secrets, hidden),
-        "body": redact_body(body, secrets, ERROR_BYTES) if body else b"",
-    }
+    sent = CIMultiDict(info.headers)  # an auth layer will take its headers off the request
+
+    def redacted() -> dict[str, object]:
+        found = secrets_in(info.real_url, sent, secrets)
+        text, url = shown_url(info.real_url, found)
+        return {
+            "url": text,
+            "request_info": aiohttp.RequestInfo(url, info.method, redact_headers(sent, found), url),  # type: ignore[arg-type]
+            "headers": redact_answer_headers(headers, found, hidden),
+            "body": redact_body(body, found, ERROR_BYTES) if body else b"",
+        }
+
+    return redacted
 
 
 # A byte that is not UTF-8, as surrogateescape shows it.

@@ -13,22 +13,6 @@ from typing import Final, NamedTuple, TypedDict, Unpack
 from lamella.checks import check_kind, check_options, check_seconds, check_whole
 from lamella.rules import RuleBook, check_rules
 
-__all__ = [
-    "SCOPE",
-    "TAKERS",
-    "Block",
-    "CallOptions",
-    "Scope",
-    "check_values",
-    "deadline",
-    "enter",
-    "in_a_block",
-    "inherited",
-    "inherited_deadline",
-    "leave",
-    "options",
-]
-
 
 class CallOptions(TypedDict, total=False):
     """The options of :func:`options`, which explains them."""

@@ -31,8 +31,6 @@ from lamella.telemetry.call_span import RequestSpan
 from lamella.throttle import Limit, Throttle
 from lamella.timeout import Timeout
 
-__all__ = ["At", "Stack", "StackOptions", "stack"]
-
 
 class At(NamedTuple):
     """A plain aiohttp middleware with its place in a stack."""

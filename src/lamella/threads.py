@@ -10,8 +10,6 @@ from typing import ParamSpec, TypeVar
 
 import anyio
 
-__all__ = ["run_to_its_end", "to_its_end"]
-
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 

@@ -11,8 +11,6 @@ from lamella.classify.failures import timed_out
 from lamella.limits import ATTEMPT_END, cancels
 from lamella.pipeline import Layer, Result, Slot
 
-__all__ = ["Timeout"]
-
 # By how many seconds a timer may be due early.
 _CLOCK = 1e-3
 

@@ -21,8 +21,6 @@ from typing import Final
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["PRIVATE", "PUBLIC", "check", "replacing", "write"]
-
 PRIVATE: Final = 0o600
 """The mode of a file that only its owner may read."""
 

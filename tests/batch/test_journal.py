@@ -20,15 +20,8 @@ from uuid import UUID
 
 import pytest
 
-from lamella.batch.journal import (
-    Counts,
-    Journal,
-    JournalDamaged,
-    JournalError,
-    JournalLocked,
-    JournalMismatch,
-    end_of,
-)
+from lamella.batch.journal import Counts, Journal, end_of
+from lamella.batch.journal_errors import JournalDamaged, JournalError, JournalLocked, JournalMismatch
 from lamella.testing import run_virtual
 
 BATCH = "a batch"

@@ -22,7 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamella import HeaderAuth, RuleBook, Unauthorized, stack
-from lamella.batch.journal import Counts, Journal, JournalError
+from lamella.batch.journal import Counts, Journal
+from lamella.batch.journal_errors import JournalError
 from lamella.batch.outcome import AccountStopped, ItemOutcome
 from lamella.batch.runner import Batch
 from lamella.maesn.sandbox import Account, Sandbox

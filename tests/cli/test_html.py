@@ -25,8 +25,8 @@ from lamella.cli.app import app
 from lamella.cli.causes import Cause
 from lamella.cli.html import html_report
 from lamella.cli.report import Check, Total
-from lamella.cli.terminal import plain
 from lamella.cli.traces import tree
+from lamella.redaction import redact_text
 from lamella.telemetry.names import ATTEMPTS_LEFT, DEADLINE_LEFT, STOP_EVENT
 
 CAUSES = (Cause(2, ("Ada",), "404 Not Found", "not retryable", "no such record", "Check the path and the id"),)
@@ -184,7 +184,7 @@ class TestNothingGetsOut:
             attempt(11, 10, 1, 2, evil, error__type=evil),
         )
         # As causes and checks have it: in one line, without what moves a cursor.
-        shown = plain(evil)
+        shown = redact_text(evil)
         cause, check = Cause(1, (shown,), shown, shown, shown, shown), Check(shown, shown)
         hostile = Page(html_report(page_of(spans, causes=(cause,), checks=(check,), totals=TOTALS)))
         assert {tag for tag, _ in hostile.tags} == {tag for tag, _ in page.tags}

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from lamella.cli.terminal import between, count, duration, plain
+from lamella.cli.terminal import between, count, duration
+from lamella.redaction import redact_text
 
 
 @pytest.mark.parametrize(
@@ -40,4 +41,4 @@ def test_count() -> None:
 
 
 def test_plain_text_cannot_move_the_cursor() -> None:
-    assert plain("a\x1b[2J\r\nb\x9b1m\u202e[red]") == "a [2J b 1m [red]"
+    assert redact_text("a\x1b[2J\r\nb\x9b1m\u202e[red]") == "a [2J b 1m [red]"

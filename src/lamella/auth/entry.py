@@ -9,8 +9,6 @@ from typing import Final
 
 from lamella.auth.token import Held
 
-__all__ = ["Entry", "Fetch"]
-
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
 """Seconds until an endpoint that failed is asked again: doubled for each failure in a row."""

@@ -20,8 +20,6 @@ from lamella.origins import origin_of
 from lamella.pipeline import Layer, Result, Slot
 from lamella.scope import in_a_block, inherited, inherited_deadline
 
-__all__ = ["HeaderAuth", "HeaderValue"]
-
 HeaderValue = (
     str
     | Callable[[], str | None]

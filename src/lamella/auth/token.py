@@ -7,8 +7,6 @@ from typing import Final
 
 from lamella.auth.values import fault_of
 
-__all__ = ["Held", "Token"]
-
 _UNDER_WAY: Final = 5.0
 """Seconds before its expiry from which a token is not sent any more: it could expire on its way."""
 

@@ -28,8 +28,6 @@ from lamella.rules import Failure, RuleBook, StopReason
 from lamella.telemetry.metrics import instruments_of
 from lamella.telemetry.names import TOKEN_EVENT, TOKEN_RESULT, WAIT
 
-__all__ = ["Tokens"]
-
 K = TypeVar("K", bound=Hashable)
 
 _MOST_KEYS: Final = 100_000

@@ -11,8 +11,6 @@ from yarl import URL
 
 from lamella.origins import Origin, origin_of
 
-__all__ = ["check_value", "checked", "fault_of", "is_header_name", "parsed_origin", "takes_request"]
-
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HOST: Final = r"(localhost|[a-z0-9-]+(\.[a-z0-9-]+)*\.[a-z]{2,24}|\d+(\.\d+){3})(:\d+)?"
 _BAD_VALUE: Final = re.compile(r"[\r\n\0]")

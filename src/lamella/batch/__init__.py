@@ -1,14 +1,7 @@
 """Many items, so many at a time, with an outcome for each, and a journal of what is done."""
 
-from lamella.batch.journal import (
-    Counts,
-    Journal,
-    JournalDamaged,
-    JournalError,
-    JournalLocked,
-    JournalMismatch,
-    end_of,
-)
+from lamella.batch.journal import Counts, Journal, end_of
+from lamella.batch.journal_errors import JournalDamaged, JournalError, JournalLocked, JournalMismatch
 from lamella.batch.outcome import AccountStopped, ItemOutcome
 from lamella.batch.runner import Batch
 

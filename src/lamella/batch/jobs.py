@@ -11,8 +11,6 @@ from typing import Generic
 from lamella.batch.outage import Entered, Outage
 from lamella.batch.outcome import Item
 
-__all__ = ["Job", "Lanes"]
-
 
 @dataclass(slots=True)
 class Job(Generic[Item]):

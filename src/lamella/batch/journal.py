@@ -23,12 +23,10 @@ from itertools import islice
 from typing import Any, Final, NamedTuple, Self, TypeVar
 from uuid import uuid5
 
-from lamella.batch.journal_errors import JournalDamaged, JournalError, JournalLocked, JournalMismatch
+from lamella.batch.journal_errors import JournalError
 from lamella.batch.journal_file import opened
 from lamella.batch.transactions import Change, Connection, Result, read, write
 from lamella.threads import run_to_its_end
-
-__all__ = ["Counts", "Journal", "JournalDamaged", "JournalError", "JournalLocked", "JournalMismatch", "end_of"]
 
 _T = TypeVar("_T")
 

@@ -4,17 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 
-__all__ = [
-    "JournalDamaged",
-    "JournalError",
-    "JournalLocked",
-    "JournalMismatch",
-    "damaged",
-    "explain",
-    "locked",
-    "shortened",
-]
-
 
 class JournalError(Exception):
     """A journal cannot be opened, read or written: which one, what is wrong, what to do."""

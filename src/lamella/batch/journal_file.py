@@ -15,8 +15,6 @@ from uuid import UUID, uuid4
 from lamella.batch.journal_errors import JournalError, JournalMismatch, damaged, explain, locked, shortened
 from lamella.batch.transactions import Connection
 
-__all__ = ["opened"]
-
 _APPLICATION: Final = 0x6C616D6C
 """SQLite's application_id of a journal: "laml"."""
 _VERSION: Final = 1

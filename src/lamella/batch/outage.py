@@ -12,8 +12,6 @@ from lamella.classify.failures import service_works
 from lamella.errors import LamellaError, RequestRejected
 from lamella.rules import StopReason
 
-__all__ = ["Entered", "Outage"]
-
 # Retry uses these reasons only where a repeat is safe.
 _PAUSING: Final = frozenset({StopReason.CIRCUIT_OPEN, StopReason.RETRY_BUDGET_EMPTY})
 _USED_UP: Final = StopReason.ATTEMPTS_USED_UP

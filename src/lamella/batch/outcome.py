@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-__all__ = ["AccountStopped", "ItemOutcome"]
-
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 

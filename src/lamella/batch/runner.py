@@ -28,8 +28,6 @@ from lamella.batch.outcome import AccountStopped, Item, ItemOutcome, Value
 from lamella.checks import check_seconds, check_whole
 from lamella.errors import LamellaError, RequestRejected
 
-__all__ = ["Batch"]
-
 _T = TypeVar("_T")
 
 _AHEAD: Final = 4

@@ -9,8 +9,6 @@ from uuid import UUID
 
 from lamella.batch.journal_errors import JournalError, explain, sqlite_code
 
-__all__ = ["Change", "Connection", "Result", "read", "write"]
-
 Change = Callable[[sqlite3.Connection], Any]
 Result = tuple[Any, BaseException | None]
 """What a change returned or raised. A future would take no StopIteration, and would log an unread exception."""

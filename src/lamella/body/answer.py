@@ -16,16 +16,6 @@ from lamella._aiohttp import arrived_bytes, put_back
 from lamella.error_body import ERROR_BYTES, parse
 from lamella.redaction import redact_body, redact_text
 
-__all__ = [
-    "finish_error_body",
-    "messages_in",
-    "peek",
-    "take_error_body",
-    "wait_for_body",
-    "whole_bodies",
-    "whole_limit",
-]
-
 # More than an error keeps, so that a secret is not cut in two, and its first half kept.
 _MOST_READ = ERROR_BYTES + 8 * 1024
 _ERROR_SECONDS = 5.0

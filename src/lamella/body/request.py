@@ -10,9 +10,6 @@ from aiohttp import payload
 from lamella._aiohttp import body_file, is_begun, is_being_written
 from lamella.call import Call, PerCall
 
-__all__ = ["is_replayable", "note_interruption"]
-
-
 _INTERRUPTED: Final = PerCall[bool](lambda: False)
 """Whether an attempt ended before all of the body was written."""
 

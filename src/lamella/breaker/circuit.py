@@ -12,20 +12,6 @@ from typing import Final, NamedTuple
 
 from lamella.checks import check_seconds, check_whole
 
-__all__ = [
-    "CircuitPhase",
-    "CircuitSettings",
-    "CircuitState",
-    "Permit",
-    "Rejection",
-    "Transition",
-    "admit",
-    "failed",
-    "open_for",
-    "release",
-    "succeeded",
-]
-
 _SLICES: Final = 10  # the window moves by a tenth of itself, so that it takes the same few numbers for any traffic
 _IN_A_ROW: Final = 20  # so many failures in a row are no chance, though in a busy window their share is small
 _ROUNDING: Final = 1e-6  # seconds by which a call may come back too early

@@ -38,8 +38,6 @@ from lamella.telemetry.names import (
 )
 from lamella.telemetry.tracing import OFF
 
-__all__ = ["Breaker"]
-
 _R = TypeVar("_R")
 _Ts = TypeVarTuple("_Ts")
 

@@ -36,21 +36,6 @@ from lamella.errors import (
 from lamella.redaction import secrets_in
 from lamella.rules import RuleBook, StopReason, asked_wait
 
-__all__ = [
-    "ERROR_STATUS",
-    "error_messages",
-    "failure_of",
-    "rate_limited",
-    "require_open",
-    "retry_after_of",
-    "secrets_of_answer",
-    "service_works",
-    "shown_cause",
-    "timed_out",
-    "transport_error",
-    "was_connecting",
-]
-
 _T = TypeVar("_T", bound=TransportError)
 
 ERROR_STATUS = 400

@@ -34,8 +34,6 @@ from lamella.limits import not_cancelled
 from lamella.redaction import one_line, redact_text
 from lamella.rules import Answer, BodyNeeded, Rule, RuleBook
 
-__all__ = ["Judged", "api_error", "api_error_class", "judge"]
-
 _LOGGER: Final = logging.getLogger("lamella")
 _MOST: Final = 8 * 2**20
 """Bytes of a body below status 400 that a rule gets to see. Of an error's body it sees what the error has."""

@@ -17,8 +17,6 @@ from lamella.limits import not_cancelled
 from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import RuleBook, check_rules
 
-__all__ = ["Classify"]
-
 
 class Classify(Layer):
     """Raises :class:`lamella.ApiError` for an answer of status 400 or more, :class:`lamella.TransportError` for none.

@@ -17,8 +17,6 @@ from typing import Final
 
 from lamella.maesn.account import Account
 
-__all__ = ["accounts_in", "accounts_of_environment", "key_in", "others_can_read"]
-
 _NEEDED: Final = ("name", "key")
 _FIELDS: Final = (*_NEEDED, "company_id", "environment_name")
 _VARIABLE: Final = "MAESN_ACCOUNT_KEY"

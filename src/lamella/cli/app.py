@@ -18,12 +18,11 @@ from typer.core import TyperCommand
 from lamella.cli import explain as explaining
 from lamella.cli import sync as syncing
 from lamella.cli.options import JOURNAL, Options
-from lamella.cli.terminal import count, fail, make_console, plain, show
+from lamella.cli.terminal import count, fail, make_console, show
 from lamella.maesn import RULES
 from lamella.maesn.sandbox import Received, Sandbox
+from lamella.redaction import redact_text
 from lamella.testing import Fault, FixedWindow
-
-__all__ = ["app", "line_for", "parse_chance", "parse_limit"]
 
 # Without rich's markup typer writes help and errors plainly, which suits a pipe and 80 columns.
 app: typer.Typer = typer.Typer(
@@ -151,7 +150,7 @@ def sandbox(
         served += 1
         server.received.clear()  # it may run for days
         if not quiet:
-            console.print(plain(line_for(received)), soft_wrap=True)
+            console.print(redact_text(line_for(received)), soft_wrap=True)
 
     with _usage_errors():
         server = Sandbox(
@@ -182,7 +181,7 @@ def parse_limit(text: str) -> FixedWindow:
     try:
         return FixedWindow(int(requests), float(per))
     except ValueError:
-        raise ValueError(f"{plain(repr(text))} is not like 100/60, requests/seconds") from None
+        raise ValueError(f"{redact_text(repr(text))} is not like 100/60, requests/seconds") from None
 
 
 def parse_chance(text: str) -> tuple[int | Fault, float]:
@@ -195,7 +194,9 @@ def parse_chance(text: str) -> tuple[int | Fault, float]:
         return outcome, float(chance)
     except (KeyError, ValueError):
         names = "\n".join(f"  {name}" for name in faults)
-        raise ValueError(f"{plain(repr(text))} is not like 500=0.05. In place of the 500, one of\n{names}") from None
+        raise ValueError(
+            f"{redact_text(repr(text))} is not like 500=0.05. In place of the 500, one of\n{names}"
+        ) from None
 
 
 def _greeting(server: Sandbox) -> Text:

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from lamella import sync
-from lamella.cli.terminal import plain
 from lamella.errors import ApiError, LamellaError, TransportError, Unauthorized
+from lamella.redaction import redact_text
 from lamella.sync import Part
-
-__all__ = ["Cause", "Reason", "causes_of", "reason_of", "state_of"]
 
 _LOG_IN_AGAIN: Final = (
     "The end user has to authenticate again, at the URL that GET /auth/{targetSystem} returns; then put the new "
@@ -75,9 +73,9 @@ def reason_of(error: Exception, secrets: Iterable[str] = (), *, of_account: bool
     """
     if type(error) in _OF_LISTS:
         what, hint = _OF_LISTS[type(error)]
-        return Reason(what, "", plain(str(error), secrets), hint)
+        return Reason(what, "", redact_text(str(error), secrets), hint)
     if not isinstance(error, LamellaError):
-        return Reason(type(error).__name__, "", plain(str(error), secrets), "")
+        return Reason(type(error).__name__, "", redact_text(str(error), secrets), "")
     what, said = error.rule.title, ""
     if isinstance(error, ApiError):
         what = f"{error.status} {what}"
@@ -85,7 +83,7 @@ def reason_of(error: Exception, secrets: Iterable[str] = (), *, of_account: bool
     elif isinstance(error, TransportError):
         said = error.reason
     hint = _LOG_IN_AGAIN if of_account and isinstance(error, Unauthorized) else error.rule.hint
-    return Reason(what, error.stopped.phrase if error.stopped else "", plain(said), hint)
+    return Reason(what, error.stopped.phrase if error.stopped else "", redact_text(said), hint)
 
 
 def causes_of(parts: Sequence[Part], secrets: Sequence[str] = ()) -> tuple[Cause, ...]:

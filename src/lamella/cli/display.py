@@ -16,9 +16,8 @@ from rich.text import Text
 
 from lamella.cli.causes import reason_of
 from lamella.cli.progress import AccountView, Overview, State
-from lamella.cli.terminal import count, duration, line, plain
-
-__all__ = ["Display", "Lines", "Look", "Screen", "display_on", "on_screen"]
+from lamella.cli.terminal import count, duration, line
+from lamella.redaction import redact_text
 
 Look = Callable[[], Overview | None]  # returns the sync at this moment; None: it has not begun
 
@@ -191,7 +190,7 @@ def _cells(account: AccountView, now: datetime) -> tuple[str, str, str, str]:
         what = _queued(account, now)
     elif account.state is State.RUNNING:
         what = f"{count(account.running, 'page')} under way"
-    return plain(account.name), pages, f"{account.records:,} records", what
+    return redact_text(account.name), pages, f"{account.records:,} records", what
 
 
 def _bar(done: int, expected: int, width: int, style: str) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -254,7 +253,7 @@ class Lines:
 
     def note(self, text: str) -> None:
         """Write a line."""
-        self._write(f"{self._clock():%H:%M:%S}  {plain(text)}")
+        self._write(f"{self._clock():%H:%M:%S}  {redact_text(text)}")
 
     def _outage(self, overview: Overview) -> Iterator[str]:
         if overview.outage is not None:

@@ -13,10 +13,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lamella.cli.terminal import between, duration, plain
+from lamella.cli.terminal import between, duration
+from lamella.redaction import redact_text
 from lamella.rules import Backoff, Failure, Outcome, Rule, RuleBook, StopReason, decide
-
-__all__ = ["all_rules", "book_of", "one_rule", "parse"]
 
 _ATTEMPTS = 5  # the default of a session
 # A class as a whole has the rule of a status without a rule of its own.
@@ -40,7 +39,7 @@ def parse(book: RuleBook, text: str) -> tuple[str, Outcome]:
     if name.isascii() and name.isdigit() and len(name) == 3 and (int(name) >= 400 or int(name) in book.below_400):
         return name, int(name)
     allowed = ", ".join(["400 to 999", *_CLASSES, *Failure])
-    raise ValueError(f"{plain(repr(text))} is none of these:\n{allowed}")
+    raise ValueError(f"{redact_text(repr(text))} is none of these:\n{allowed}")
 
 
 def book_of(name: str) -> RuleBook:
@@ -51,18 +50,18 @@ def book_of(name: str) -> RuleBook:
     """
     module_name, colon, attribute = name.partition(":")
     if not (colon and attribute and all(part.isidentifier() for part in module_name.split("."))):
-        raise ValueError(f"{plain(repr(name))} is not like package.module:BOOK")
+        raise ValueError(f"{redact_text(repr(name))} is not like package.module:BOOK")
     # As with `python -m`: the command itself has its own folder there.
     sys.path.insert(0, "")
     try:
         module = import_module(module_name)
     except (Exception, SystemExit) as exc:  # noqa: BLE001 - of the user's own
-        raise ValueError(f"cannot import {module_name}: {plain(f'{type(exc).__name__}: {exc}')}") from None
+        raise ValueError(f"cannot import {module_name}: {redact_text(f'{type(exc).__name__}: {exc}')}") from None
     finally:
         sys.path.remove("")
     if not hasattr(module, attribute):
         books = ", ".join(key for key, value in vars(module).items() if isinstance(value, RuleBook))
-        raise ValueError(f"{module_name} has no {plain(repr(attribute))}; its rule books: {books or 'none'}")
+        raise ValueError(f"{module_name} has no {redact_text(repr(attribute))}; its rule books: {books or 'none'}")
     book = getattr(module, attribute)
     if not isinstance(book, RuleBook):
         raise ValueError(f"{name} must be a RuleBook, got {type(book).__name__}")  # noqa: TRY004 - as above

@@ -22,8 +22,6 @@ from lamella.cli.traces import Trace, attribute, context, number, path, stop_phr
 from lamella.rules import WaitSource
 from lamella.telemetry import names
 
-__all__ = ["Page", "html_report"]
-
 _Json = dict[str, Any]
 
 _KINDS: Final = {"2xx": "2xx", "3xx": "3xx", "4xx": "4xx", "429": "429", "5xx": "5xx", "none": "no answer"}

@@ -15,16 +15,14 @@ from yarl import URL
 from lamella.breaker import Breaker
 from lamella.cli import sandboxed
 from lamella.cli.accounts import accounts_in, accounts_of_environment, key_in
-from lamella.cli.terminal import http_url, plain
+from lamella.cli.terminal import http_url
 from lamella.maesn import BASE_URL, RULES, Account
 from lamella.maesn.lists import checked_resource
-from lamella.redaction import redact_url
+from lamella.redaction import redact_text, redact_url
 from lamella.rules import RuleBook
 from lamella.sync.export import check_output
 from lamella.sync.marks import OVERLAP
 from lamella.sync.page import checked_moment
-
-__all__ = ["JOURNAL", "Options", "Settings", "settings_of"]
 
 JOURNAL: Final = Path("lamella-sync.journal")
 
@@ -155,7 +153,7 @@ def _reject_conflicts(options: Options) -> None:
     )
     for name, path in given:
         if path is not None and (other := files.setdefault(os.path.realpath(path), name)) != name:
-            raise ValueError(f"{name} and {other} must be two files, and both are {plain(str(path))}")
+            raise ValueError(f"{name} and {other} must be two files, and both are {redact_text(str(path))}")
 
 
 def _checked(option: str, check: Callable[[_T], _U], value: _T) -> _U:
@@ -170,7 +168,7 @@ def _base_url(given: str | None) -> URL:
     url = http_url(text)
     if url is None or url.raw_user or url.raw_password:
         # A password stands before an @, also in what is no URL.
-        shown = "" if "@" in text else f", not {plain(_redacted(text))!r}"
+        shown = "" if "@" in text else f", not {redact_text(_redacted(text))!r}"
         raise ValueError(f"{name} must be a URL such as {BASE_URL}, without user, query and fragment{shown}")
     return url if url.path.endswith("/") else url.with_path(f"{url.path}/")
 
@@ -191,13 +189,13 @@ def _seconds(text: str) -> float:
 
 def _at_once(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:9]) > 0):
-        raise ValueError(f"must be a whole number, 1 or more, got {plain(text)!r}")
+        raise ValueError(f"must be a whole number, 1 or more, got {redact_text(text)!r}")
     return int(text[:9])
 
 
 def _journal(path: Path) -> Path:
     if not path.parent.is_dir():
-        raise ValueError(f"there is no folder {plain(str(path.parent))}")
+        raise ValueError(f"there is no folder {redact_text(str(path.parent))}")
     return path
 
 

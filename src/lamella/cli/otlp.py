@@ -19,10 +19,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from rich.text import Text
 from yarl import URL
 
-from lamella.cli.terminal import count, http_url, plain
-from lamella.redaction import redact_url
-
-__all__ = ["Delivery", "Outlet", "deliver", "endpoint", "make_provider"]
+from lamella.cli.terminal import count, http_url
+from lamella.redaction import redact_text, redact_url
 
 _SERVICE: Final = "lamella-sync"  # unless the environment has a name
 _PATH: Final = "/v1/traces"  # where an OTLP endpoint takes traces, below its base URL
@@ -121,7 +119,7 @@ def deliver(provider: TracerProvider, outlet: Outlet, spans: int) -> Delivery:
         why = f"it took longer than {_LONGEST_SECONDS:g} s"
     elif arrived < spans:
         why = _unreachable(outlet.url) or outlet.complaint or "the endpoint did not take them"
-    return Delivery(redact_url(outlet.url), spans, arrived, why and plain(why).rstrip("."))
+    return Delivery(redact_url(outlet.url), spans, arrived, why and redact_text(why).rstrip("."))
 
 
 def _unreachable(url: URL) -> str | None:

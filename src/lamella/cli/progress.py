@@ -13,8 +13,6 @@ from lamella.cli.causes import state_of
 from lamella.errors import LamellaError
 from lamella.sync import Part, Progress
 
-__all__ = ["AccountView", "Overview", "State", "Watch"]
-
 _RECENT: Final = 10.0  # seconds that the rate is measured over
 _LONG: Final = 120.0  # seconds that the rate for the time to go is measured over: limits let pages through in bursts
 _SOON: Final = 1.0  # seconds before which there is no rate

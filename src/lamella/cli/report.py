@@ -16,17 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from lamella.cli.causes import Cause, reason_of, state_of
-from lamella.cli.terminal import count, duration, plain, some
+from lamella.cli.terminal import count, duration, some
 from lamella.errors import LamellaError, TransportError
+from lamella.redaction import redact_text
 from lamella.sync import Part
 
 if TYPE_CHECKING:
     from lamella.cli.traces import Collector
-
-__all__ = [
-    "Check", "Synced", "Total", "as_json", "failures", "no_answer", "outcome", "plan_as_json", "plan_as_table",
-    "remarks", "titled", "totals", "verdict", "where_it_is",
-]  # fmt: skip
 
 _VERSION: Final = 1  # of the JSON; it changes when a field goes or means something else, not when one is added
 _MOST_PARTS: Final = 40
@@ -109,7 +105,7 @@ def remarks(parts: Sequence[Part], secrets: Sequence[str] = ()) -> Iterator[str]
     if gaps:
         since = some(sorted({str(part.since) for part in gaps}), 1)
         yield (
-            f"Records that were last changed before {plain(since)} were not read, of {count(len(gaps), 'part')}: "
+            f"Records that were last changed before {redact_text(since)} were not read, of {count(len(gaps), 'part')}: "
             "a sync without --since reads them."
         )
     if unproved := sum(_is_unproved(part) for part in parts):
@@ -118,10 +114,10 @@ def remarks(parts: Sequence[Part], secrets: Sequence[str] = ()) -> Iterator[str]
             "records are there cannot be proved."
         )
     if bad := [text for part in parts for text in part.bad]:
-        yield f"Records were not stored, their pages were: {plain(some(bad, _MOST_NAMES), secrets)}."
+        yield f"Records were not stored, their pages were: {redact_text(some(bad, _MOST_NAMES), secrets)}."
     if warnings := list(dict.fromkeys(text for part in parts for text in part.warnings)):
-        yield f"The API warns: {plain(some(warnings, _MOST_NAMES), secrets)}."
-    if dropped := [plain(name) for name in _dropped(parts)]:
+        yield f"The API warns: {redact_text(some(warnings, _MOST_NAMES), secrets)}."
+    if dropped := [redact_text(name) for name in _dropped(parts)]:
         names = some(dropped, _MOST_NAMES)
         yield f"What was stored of {names} was dropped: company_id or environment_name has changed."
 
@@ -185,7 +181,7 @@ def verdict(checks: Iterable[Check]) -> RenderableType:
     for check in checks:
         table.add_row(Text("FAILED", "bold red") if check.fault else Text("ok", "green"), Text(check.what))
         if check.fault:
-            table.add_row("", Text(plain(check.fault)))
+            table.add_row("", Text(redact_text(check.fault)))
     return titled("Checked", table)
 
 
@@ -202,10 +198,10 @@ def where_it_is(output: Path | None, journal: Path | None, parts: Sequence[Part]
     lines = []
     if output is not None:
         what = "has all records" if has_all else "has what was read" if ended else "was not written"
-        lines.append(f"{plain(str(output))} {what}.")
+        lines.append(f"{redact_text(str(output))} {what}.")
     if journal is not None:
         what = "all records; the next sync reads only what is new" if has_all else "what was read"
-        lines.append(f"The journal {plain(str(journal))} has {what}.")
+        lines.append(f"The journal {redact_text(str(journal))} has {what}.")
     return titled("Output", *map(Text, (*lines, *remarks(parts))))
 
 
@@ -220,7 +216,7 @@ def plan_as_table(parts: Sequence[Part]) -> RenderableType:
             what += "; what is stored will be dropped, since company_id or environment_name has changed"
         elif part.pages:
             what += f", but for {count(part.pages, 'page')} that {'is' if part.pages == 1 else 'are'} stored"
-        table.add_row(Text(plain(part.account)), Text(part.resource), Text(what))
+        table.add_row(Text(redact_text(part.account)), Text(part.resource), Text(what))
     more = len(parts) - _MOST_PARTS
     rest = [Text(f"… and {more:,} more")] if more > 0 else []
     return titled(f"{count(len(parts), 'part')}, and nothing was sent", table, *rest)
@@ -243,7 +239,7 @@ def as_json(
         "resumed": synced.resumed,
         "took": round(synced.took, 3),
         "interrupted": synced.interrupted,
-        "fault": None if synced.fault is None else plain(synced.fault, secrets),
+        "fault": None if synced.fault is None else redact_text(synced.fault, secrets),
         "complete": _has_all(parts),
         "gaps": [
             {"account": part.account, "resource": part.resource, "since": part.since} for part in parts if part.gap
@@ -278,8 +274,8 @@ def _of_parts(parts: Sequence[Part], secrets: Sequence[str]) -> _Json:
             {
                 **{name: getattr(part, name) for name in _FIELDS},
                 "state": state_of(part),
-                "warnings": [plain(text, secrets) for text in part.warnings],
-                "bad_records": [plain(text, secrets) for text in part.bad],
+                "warnings": [redact_text(text, secrets) for text in part.warnings],
+                "bad_records": [redact_text(text, secrets) for text in part.bad],
                 "error": _error(part.error, secrets) if part.error is not None and state_of(part) == "failed" else None,
             }
             for part in parts
@@ -298,7 +294,7 @@ def _error(error: Exception, secrets: Sequence[str]) -> _Json:
         "type": type(error).__name__,
         "status": getattr(error, "status", None),
         # lamella's own errors hold no secret, and may be longer than a line of someone else's.
-        "message": str(error) if is_ours else plain(str(error), secrets),
+        "message": str(error) if is_ours else redact_text(str(error), secrets),
         "hint": reason_of(error, secrets, of_account=True).hint or None,
         "stopped": error.stopped.value if isinstance(error, LamellaError) and error.stopped else None,
     }

@@ -22,8 +22,6 @@ from lamella.maesn.sandbox import AccountState, Received, Sandbox
 from lamella.sync import Part
 from lamella.testing import Fault, FixedWindow
 
-__all__ = ["API_KEY", "RESOURCES", "SCALE", "checks", "make_server", "settings"]
-
 API_KEY: Final = "sandbox-api-key"
 RESOURCES: Final = ("contacts", "invoices", "items")
 SCALE: Final = 1 / 30  # how many seconds a second of the rules takes

@@ -32,8 +32,8 @@ from lamella.cli.display import Display, Look, display_on
 from lamella.cli.options import Options, Settings, settings_of
 from lamella.cli.progress import Watch
 from lamella.cli.report import Check, Synced
-from lamella.cli.terminal import count, duration, fail, make_console, plain, show, some, warn
-from lamella.redaction import one_line
+from lamella.cli.terminal import count, duration, fail, make_console, show, some, warn
+from lamella.redaction import one_line, redact_text
 from lamella.sync import Part, Report
 from lamella.throttle import Throttle
 
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
     from lamella.cli.otlp import Outlet
     from lamella.cli.traces import Collector
-
-__all__ = ["main", "run"]
 
 _ENDING: Final = "Ending: what is under way has 10 s. Ctrl-C again ends at once."
 _MOST_CONNECTIONS: Final = 500
@@ -366,7 +364,7 @@ def _write_page(console: Console, path: Path, ended: _Ended, collected: Collecto
     except OSError as exc:
         warn(f"cannot write the page: {exc.strerror or exc}: {path}")
         return 1
-    where = Text(f"{plain(str(path))}, {len(content) / 1024:,.0f} kB: open it in a browser.")
+    where = Text(f"{redact_text(str(path))}, {len(content) / 1024:,.0f} kB: open it in a browser.")
     show(console, report.titled("Page", where))
     return 0
 
@@ -381,11 +379,11 @@ def _say_the_last_words(console: Console, ended: _Ended, code: int) -> None:
     elif synced.interrupted:
         _say_how_to_go_on("interrupted", options)
     elif synced.fault is not None:
-        _say_how_to_go_on(plain(synced.fault), options)
+        _say_how_to_go_on(redact_text(synced.fault), options)
     elif code:
         failed = sum(not part.done for part in synced.parts)
         why = report.no_answer(synced.parts)
-        told = f"{failed:,} of {count(len(synced.parts), 'part')} failed" + (f": {plain(why)}" if why else "")
+        told = f"{failed:,} of {count(len(synced.parts), 'part')} failed" + (f": {redact_text(why)}" if why else "")
         _say_how_to_go_on(told, options)
 
 

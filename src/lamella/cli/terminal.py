@@ -10,9 +10,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 from yarl import URL
 
-from lamella.redaction import redact_text as plain
-
-__all__ = ["between", "count", "duration", "fail", "http_url", "line", "make_console", "plain", "show", "some", "warn"]
+from lamella.redaction import redact_text
 
 
 def http_url(text: str) -> URL | None:
@@ -48,7 +46,7 @@ def line(*parts: str | Text | tuple[str, str]) -> Text:
 
 def warn(message: str) -> None:
     """Print a message in one line on stderr."""
-    typer.echo(f"lamella: {plain(message)}", err=True)
+    typer.echo(f"lamella: {redact_text(message)}", err=True)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:

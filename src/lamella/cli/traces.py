@@ -16,14 +16,10 @@ from rich.text import Text
 from rich.tree import Tree
 from yarl import URL
 
-from lamella.cli.terminal import count, duration, line, plain
+from lamella.cli.terminal import count, duration, line
+from lamella.redaction import redact_text
 from lamella.rules import StopReason, WaitSource
 from lamella.telemetry import names
-
-__all__ = [
-    "Collector", "Trace", "attribute", "context", "interest", "number", "path", "seconds", "stop_phrase",
-    "text", "tree", "tree_text",
-]  # fmt: skip
 
 _FAILED, _RETRIED, _OTHERS = range(3)
 _KINDS = ("that failed", "with more than one attempt", "others")
@@ -158,14 +154,14 @@ def number(of: ReadableSpan | Event, name: str) -> float:
 def text(of: ReadableSpan | Event, name: str) -> str:
     """Return an attribute as text for one line, or empty text."""
     value = attribute(of, name)
-    return "" if value is None else plain(str(value))
+    return "" if value is None else redact_text(str(value))
 
 
 def path(trace: Trace) -> str:
     """Return path and query of a call."""
     url = text(trace.call, names.URL_FULL)
     try:
-        return plain(URL(url).raw_path_qs)
+        return redact_text(URL(url).raw_path_qs)
     except ValueError:
         return url
 
@@ -203,7 +199,7 @@ def _branches(trace: Trace) -> list[Text]:
 
 def _call(trace: Trace) -> Iterator[Text]:
     span = trace.call
-    yield line((plain(span.name), "bold"))
+    yield line((redact_text(span.name), "bold"))
     ended, style = text(span, names.OUTCOME), "green" if trace.succeeded else "red"
     attempts = count(int(number(span, names.ATTEMPTS)), "attempt")
     took, waited = duration(seconds(span.end_time, span.start_time)), duration(number(span, names.WAIT))
@@ -225,7 +221,7 @@ def _attempt(trace: Trace, attempt: ReadableSpan) -> Text:
 
 
 def _decision(trace: Trace, event: Event) -> Text:
-    name, style = plain(event.name), ""
+    name, style = redact_text(event.name), ""
     if event.name == names.RETRY_EVENT:
         name, style, why = "retry", "yellow", _wait(event)
     elif event.name == names.STOP_EVENT:

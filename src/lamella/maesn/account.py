@@ -12,8 +12,6 @@ from yarl import URL
 
 from lamella.auth import HeaderAuth
 
-__all__ = ["ACCOUNT_KEY", "API_KEY", "Account", "account", "auth", "current_account"]
-
 API_KEY = "X-API-KEY"
 ACCOUNT_KEY = "X-ACCOUNT-KEY"
 

@@ -21,8 +21,6 @@ from lamella.maesn.rules import RULES
 from lamella.sync import Numbered, Page, Part, Progress, Report, Source
 from lamella.sync.marks import OVERLAP
 
-__all__ = ["PAGE_LIMITS", "checked_resource", "pages", "plan", "records", "source", "sync"]
-
 PAGE_LIMITS: Final = (5, 10, 20, 50, 100)
 """The page sizes that the API accepts."""
 _RESOURCE = re.compile(r"[A-Za-z][A-Za-z0-9]*")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from lamella.rules import Backoff, Rule, RuleBook
 
-__all__ = ["RULES"]
-
 # "After an initial one-minute delay", doubling: sooner is never right, so jitter only adds.
 _RATE_LIMITED = Backoff(initial=60)
 # "After an initial 15-30 second delay", doubling.

@@ -22,8 +22,6 @@ from lamella.stacking import StackOptions, stack
 from lamella.telemetry.attributes import UrlTemplate
 from lamella.telemetry.others import without_other_instrumentation
 
-__all__ = ["BASE_URL", "SessionOptions", "layers", "session"]
-
 BASE_URL = "https://api.maesn.dev"
 """The URL of the API, unless ``base_url`` or ``MAESN_BASE_URL`` is set."""
 

@@ -8,8 +8,6 @@ from base64 import b64encode
 from typing import Any, Final, Literal
 from urllib.parse import quote_plus, urlencode
 
-__all__ = ["Client", "Hidden", "KeyClient", "TokenRequest"]
-
 _LASTS: Final = 300
 """Seconds for which an assertion is valid."""
 _KINDS: Final = {"RS": "RSAKey", "PS": "RSAKey", "ES": "ECKey", "Ed": "OKPKey"}

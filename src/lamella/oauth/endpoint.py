@@ -20,8 +20,6 @@ from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import Answer, Backoff, Rule, RuleBook
 from lamella.stacking import stack
 
-__all__ = ["RULES", "Endpoint", "Issued", "lifetime", "token_of"]
-
 _LONGEST: Final = 366 * 86400.0
 _SOON: Final = Backoff(initial=(0.5, 1.0), maximum=10)
 _SHOWN: Final = ("error", "error_description", "error_uri")

@@ -18,8 +18,6 @@ from lamella.oauth.client import Client, KeyClient, TokenRequest
 from lamella.oauth.endpoint import Endpoint, Issued
 from lamella.threads import to_its_end
 
-__all__ = ["Key", "Options", "Who", "client_credentials", "refresh_token"]
-
 Who = Client | KeyClient | Callable[..., Client | KeyClient | Awaitable[Client | KeyClient]]
 """The client, or a function that returns the client for a key, plain or async."""
 Key = Callable[[], Hashable] | Callable[[aiohttp.ClientRequest], Hashable]

@@ -7,8 +7,6 @@ from typing import Final
 
 from lamella.checks import check_number
 
-__all__ = ["DEFAULT_BUDGET", "RetryBudget", "Spent", "take"]
-
 
 @dataclass(frozen=True, slots=True)
 class RetryBudget:

@@ -14,8 +14,6 @@ from lamella.call import Call, PerCall
 from lamella.limits import cancels
 from lamella.scope import Scope, enter, inherited, leave
 
-__all__ = ["AttemptLimit", "seconds_left"]
-
 # A session's total timeout ends our wait and our attempt first, so that the caller gets our error for it.
 _MARGIN_SHARE, _MARGIN_SECONDS = 0.05, 0.1
 _FIRM: Final = PerCall[float](lambda: inf)

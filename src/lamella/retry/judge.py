@@ -20,8 +20,6 @@ from lamella.retry.report import deadline_left, deadline_passed, reject
 from lamella.rules import Decision, Rule, RuleBook
 from lamella.throttle.queue import waiting_of
 
-__all__ = ["Judge", "Settings"]
-
 
 class Settings(NamedTuple):
     """What the calls of one ``Retry`` share."""

@@ -26,8 +26,6 @@ from lamella.scope import inherited
 from lamella.store import Store
 from lamella.store.shared import SharedState
 
-__all__ = ["Retry"]
-
 _BUDGET = "retry-budget"
 
 

@@ -27,8 +27,6 @@ from lamella.rules import Decision, StopReason, WaitSource, decide
 from lamella.telemetry.log import log_failure
 from lamella.telemetry.names import RETRY_EVENT, STOP_EVENT
 
-__all__ = ["Loop"]
-
 
 class Loop:
     """The attempts of one call, from the end of the first one on."""

@@ -33,8 +33,6 @@ from lamella.telemetry.names import (
     WAIT_SOURCE,
 )
 
-__all__ = ["OnAttempt", "add_event", "deadline_left", "deadline_passed", "out_of_time", "reject", "reporter"]
-
 OnAttempt: TypeAlias = Callable[[aiohttp.ClientRequest, aiohttp.ClientResponse | LamellaError, AttemptRecord], object]
 """What ``Retry(on_attempt=…)`` takes: a function, or an ``async`` one."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 
-__all__ = ["NAME"]
-
 NAME = "lamella.Retry"
 """The name by which stamina's hooks see a retry of lamella's."""
 

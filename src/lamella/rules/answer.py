@@ -10,8 +10,6 @@ from typing import Any, Final
 
 from lamella.error_body import code_in
 
-__all__ = ["Answer", "BodyNeeded"]
-
 
 class BodyNeeded(BaseException):
     """A rule asks for a body that is not read yet. (No Exception: a rule that catches those must not catch this.)"""

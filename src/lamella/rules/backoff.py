@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 
 from lamella.checks import check_number, check_seconds
 
-__all__ = ["Backoff", "Random"]
-
 Random = Callable[[], float]
 """A source of randomness: a uniform float in [0, 1), as ``random.random`` gives it."""
 

@@ -12,8 +12,6 @@ from lamella.rules.backoff import Backoff
 from lamella.rules.retry_after import LONGEST
 from lamella.rules.rule import ERROR, Failure, Outcome, Rule, Status, status_class
 
-__all__ = ["RuleBook", "check_rules"]
-
 _CONNECTION = Backoff(initial=(0.5, 1.0), maximum=60)
 _BUILT_IN: Final[dict[Status | None, Rule]] = {
     status: rule

@@ -8,8 +8,6 @@ from typing import NamedTuple
 from lamella.rules.backoff import Random
 from lamella.rules.rule import Failure, Outcome, Rule
 
-__all__ = ["IDEMPOTENT_METHODS", "Decision", "StopReason", "WaitSource", "decide"]
-
 IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 """RFC 9110, section 9.2.2: sending one of these twice does what sending it once does."""
 

@@ -8,8 +8,6 @@ from lamella.rules.backoff import Backoff
 from lamella.rules.book import RuleBook
 from lamella.rules.rule import Rule
 
-__all__ = ["HTTP_RULES"]
-
 _SOON = Backoff(initial=(0.5, 1.0), maximum=60)
 # Up to five minutes, if the server asks for that long.
 _WHEN_ASKED = Backoff(initial=1.0, maximum=300)

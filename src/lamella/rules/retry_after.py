@@ -6,8 +6,6 @@ import re
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
-__all__ = ["LONGEST", "parse_http_date", "parse_retry_after"]
-
 LONGEST = 366 * 86400.0
 """What a longer wait counts as, in seconds: a year is never worth waiting for, and stays a finite number."""
 

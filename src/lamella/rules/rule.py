@@ -14,8 +14,6 @@ from lamella.checks import check_whole
 from lamella.rules.answer import Answer
 from lamella.rules.backoff import Backoff
 
-__all__ = ["ERROR", "Failure", "Outcome", "Rule", "Status", "is_rate_limit", "status_class"]
-
 
 class Failure(StrEnum):
     """Why there is no (whole) answer."""

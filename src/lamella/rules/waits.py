@@ -8,8 +8,6 @@ from typing import Final
 
 from lamella.rules.retry_after import LONGEST, parse_http_date, parse_retry_after
 
-__all__ = ["asked_wait"]
-
 _MILLISECONDS: Final = ("retry-after-ms", "x-ms-retry-after-ms")
 _NAMES: Final = frozenset(
     {"retry-after", *_MILLISECONDS, "ratelimit", "ratelimit-reset", "x-ratelimit-reset", "x-rate-limit-reset"}

@@ -10,8 +10,6 @@ from typing import Any, TypeVar, TypeVarTuple
 from lamella.checks import check_whole
 from lamella.pipeline import runs_beside
 
-__all__ = ["MemoryStore"]
-
 _S = TypeVar("_S")
 _R = TypeVar("_R")
 _Ts = TypeVarTuple("_Ts")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeVar, TypeVarTuple, runtime_checkable
 
-__all__ = ["Store"]
-
 _S = TypeVar("_S")
 _R = TypeVar("_R")
 _Ts = TypeVarTuple("_Ts")

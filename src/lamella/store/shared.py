@@ -17,8 +17,6 @@ from lamella.store.protocol import Store
 from lamella.telemetry.log import LOGGER
 from lamella.telemetry.names import ERROR_TYPE, STORE_EVENT
 
-__all__ = ["SharedState", "hash_key"]
-
 _S = TypeVar("_S")
 _R = TypeVar("_R")
 _Ts = TypeVarTuple("_Ts")

@@ -14,20 +14,6 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from lamella.sync.source import Source, at
 
-__all__ = [
-    "EPOCH",
-    "MICROSECOND",
-    "ParseNumber",
-    "Record",
-    "check_msgspec",
-    "id_of",
-    "loads",
-    "microseconds",
-    "record_of",
-    "split",
-    "updated_of",
-]
-
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND: Final = timedelta(microseconds=1)
 _EARLIEST: Final = 300 * 1_000_000

@@ -18,8 +18,6 @@ from lamella import whole_file
 from lamella.batch import Journal
 from lamella.threads import run_to_its_end
 
-__all__ = ["check_output", "export", "export_changes"]
-
 _ROWS: Final = 1000
 """How many records are read at once, at most: a few milliseconds, so that commits come in between."""
 _PAGE_SIZE: Final = 4_000_000

@@ -15,8 +15,6 @@ from lamella.sync.errors import EmptyPage, RepeatedPage, UnsteadyList
 from lamella.sync.page import List, Page, Place, checked_moment, greater, read_filled
 from lamella.sync.source import Source
 
-__all__ = ["MOST_EMPTY", "pages", "records"]
-
 MOST_EMPTY: Final = 20
 """How many pages in a row may be empty where each leads to the next one."""
 

@@ -19,8 +19,6 @@ from lamella.sync.page import Page, greater
 from lamella.sync.source import Source
 from lamella.sync.stored import TABLES, adopt, count_change, has_table, of_others, put
 
-__all__ = ["OVERLAP", "Ask", "Position", "Wanted", "begin", "look", "missing", "store"]
-
 _MOST_WALKS: Final = 3
 """How often a list is read that changes while it is read, or is incomplete."""
 _MOST_PAGES: Final = 1_000_000

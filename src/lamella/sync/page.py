@@ -21,8 +21,6 @@ from lamella.sync.decode import ParseNumber, loads, record_of, split
 from lamella.sync.errors import AnswerFailed, BadRecord, EmptyPage
 from lamella.sync.source import Source, at, count_at
 
-__all__ = ["List", "Page", "Place", "checked_moment", "greater", "read_filled"]
-
 _MOST_PAGES: Final = 1_000_000
 """A larger count of pages is ignored: we would have to keep a list of them."""
 _LONGEST: Final = 64 * 2**20

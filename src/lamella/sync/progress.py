@@ -11,8 +11,6 @@ from lamella.batch import Batch
 from lamella.errors import LamellaError
 from lamella.sync.marks import Position, Wanted
 
-__all__ = ["Part", "Progress", "Report", "part_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Part:

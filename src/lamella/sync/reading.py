@@ -18,8 +18,6 @@ from lamella.sync.page import List, Place, read_filled
 from lamella.sync.progress import Part, Progress, part_of
 from lamella.sync.source import Source
 
-__all__ = ["ListToRead", "PageSource", "PageToRead", "Reading"]
-
 _OF_ONE_PAGE: Final = (LamellaError, EmptyPage, AnswerFailed, BadRecord)
 """Errors that need not concern the other pages of the list."""
 

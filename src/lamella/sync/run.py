@@ -21,8 +21,6 @@ from lamella.sync.progress import Part, Progress, Report, part_of
 from lamella.sync.reading import ListToRead, Reading
 from lamella.sync.source import Source
 
-__all__ = ["ALONE", "plan", "run"]
-
 _MOST_AT_ONCE: Final = 1000
 """The largest default of *at_once*."""
 ALONE: Final[Mapping[str, Any]] = {"default": None}

@@ -13,8 +13,6 @@ from yarl import URL
 from lamella.checks import check_whole
 from lamella.rules import HTTP_RULES, RuleBook
 
-__all__ = ["Cursor", "LinkHeader", "NextUrl", "Numbered", "Offset", "Pagination", "Source", "at", "count_at"]
-
 _TOO_MANY: Final = 2**53
 """An upper bound for counts of records and pages: JSON cannot tell larger numbers from their neighbours."""
 

@@ -10,8 +10,6 @@ from typing import Final
 from lamella.sync.decode import Record
 from lamella.sync.errors import BadRecord
 
-__all__ = ["TABLES", "Put", "adopt", "count_change", "has_table", "of_others", "put"]
-
 # `walk` is the one in which it was read last, `updated` what the record itself says, in microseconds since the epoch.
 TABLES: Final = (
     """CREATE TABLE IF NOT EXISTS sync_records (account TEXT NOT NULL, resource TEXT NOT NULL, id TEXT NOT NULL,

@@ -43,8 +43,6 @@ from lamella.telemetry.redirects import note_earlier_hops, note_redirect
 from lamella.telemetry.shared import SpanOptions, Telemetry
 from lamella.telemetry.tracing import SILENT, Current
 
-__all__ = ["AttemptSpan"]
-
 # A timer may be due this many seconds early.
 _CLOCK = 0.002
 

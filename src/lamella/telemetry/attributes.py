@@ -33,21 +33,6 @@ from lamella.telemetry.names import (
     URL_TEMPLATE,
 )
 
-__all__ = [
-    "Described",
-    "UrlTemplate",
-    "described",
-    "error_type",
-    "header_attributes",
-    "known_methods",
-    "last_shown_url",
-    "origin_attributes",
-    "peer_attributes",
-    "response_attributes",
-    "shown_url",
-    "size_attributes",
-]
-
 UrlTemplate = Callable[[aiohttp.ClientRequest], str | None]
 """Returns the path of a request with its variable parts named, such as ``/orders/{id}``. None: it is not known."""
 

@@ -34,8 +34,6 @@ from lamella.telemetry.redirects import earlier_hops
 from lamella.telemetry.shared import SpanOptions, Telemetry
 from lamella.telemetry.tracing import SILENT, Current, unrecorded
 
-__all__ = ["RequestSpan"]
-
 
 class _Outcome(NamedTuple):
     """How a call has ended."""

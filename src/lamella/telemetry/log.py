@@ -9,8 +9,6 @@ from opentelemetry import trace
 
 from lamella.errors import LamellaError
 
-__all__ = ["LOGGER", "ids_of", "log_failure"]
-
 LOGGER: Final = logging.getLogger("lamella")
 """It has no handler of its own: the application decides where its lines go."""
 LOGGER.addHandler(logging.NullHandler())

@@ -15,8 +15,6 @@ from opentelemetry.util.types import AttributeValue
 
 from lamella.telemetry.names import METHOD, OTHER, SCHEMA, SERVER_ADDRESS, SERVER_PORT, version_of_lamella
 
-__all__ = ["Gauge", "Instruments", "instruments_of"]
-
 # The conventions' advice for durations of HTTP requests, in seconds.
 _ATTEMPT_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 # A call waits for minutes where an attempt takes seconds.

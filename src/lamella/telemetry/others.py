@@ -11,8 +11,6 @@ from lamella._aiohttp import trace_states
 from lamella.call import Call, PerCall
 from lamella.telemetry.tracing import unrecorded
 
-__all__ = ["give_back", "take_over", "without_other_instrumentation"]
-
 _TAKEN_OVER: Final = PerCall[list[tuple[Any, trace.Span]]](list)
 """The states of another instrumentation for a call, each with the span that it had started."""
 

@@ -19,8 +19,6 @@ from lamella.origins import Origin, origin_of, parsed_origin
 from lamella.telemetry.redirects import first_origin
 from lamella.telemetry.tracing import SPAN_KEY
 
-__all__ = ["Propagation", "hands_on_nothing", "inject"]
-
 
 class Propagation:
     """Writes the current context into the headers of requests, for some origins only.

@@ -13,8 +13,6 @@ from lamella._aiohttp import same_call
 from lamella.call import Call, PerCall
 from lamella.origins import Origin, origin_of
 
-__all__ = ["earlier_hops", "first_origin", "is_redirect", "note_earlier_hops", "note_redirect"]
-
 
 class _Redirect(NamedTuple):
     """What the next hop needs to know."""

@@ -19,8 +19,6 @@ from lamella.telemetry.names import METHOD
 from lamella.telemetry.others import take_over
 from lamella.telemetry.tracing import OFF, Tracing, is_suppressed
 
-__all__ = ["SpanOptions", "Telemetry"]
-
 
 class SpanOptions(TypedDict, total=False):
     """The options of both layers, which :class:`lamella.RequestSpan` explains."""

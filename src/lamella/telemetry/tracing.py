@@ -14,8 +14,6 @@ from lamella.call import Call, PerCall
 from lamella.telemetry.attributes import last_shown_url
 from lamella.telemetry.names import SCHEMA, URL_FULL, version_of_lamella
 
-__all__ = ["OFF", "SILENT", "SPAN_KEY", "Current", "Tracing", "is_suppressed", "unrecorded"]
-
 
 class Current(NamedTuple):
     """The span of a call or an attempt, which is current until :meth:`leave`."""

@@ -16,8 +16,6 @@ from multidict import CIMultiDict
 if TYPE_CHECKING:
     from aiohttp import web
 
-__all__ = ("SLOW_PIECES", "Fault")
-
 SLOW_PIECES = 60
 _FILLER = (b"X-Filler: " + b"." * 54 + b"\r\n") * 1024
 _MOST_FILLERS = 64  # times 64 KiB

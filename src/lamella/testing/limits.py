@@ -13,8 +13,6 @@ from typing import Literal, Protocol
 
 from lamella.checks import check_number, check_seconds, check_whole
 
-__all__ = ("FixedWindow", "Limit", "Limiter", "RetryAfter", "SlidingWindow", "TokenBucket")
-
 RetryAfter = bool | Literal["date"]
 """Whether a 429 has a Retry-After header: True in whole seconds, "date" as an HTTP date, False not at all."""
 

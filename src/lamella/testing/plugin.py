@@ -18,8 +18,6 @@ import pytest
 if TYPE_CHECKING:
     from .virtual_time import VirtualClock
 
-__all__ = ("async_fixtures", "in_loop_of_test", "no_waits", "virtual_time")
-
 
 @pytest.fixture
 def virtual_time(request: pytest.FixtureRequest) -> VirtualClock:

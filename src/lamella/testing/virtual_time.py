@@ -19,8 +19,6 @@ from typing import Any, TypeVar, TypeVarTuple
 
 from lamella.checks import check_seconds
 
-__all__ = ("VirtualClock", "VirtualTimeLoop", "run_virtual", "virtual_clock")
-
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 

@@ -8,8 +8,6 @@ from typing import Literal
 from lamella.throttle.estimate import RateEstimate
 from lamella.throttle.limit import Limit
 
-__all__ = ["Belief", "believed"]
-
 
 @dataclass(frozen=True, slots=True)
 class Belief:

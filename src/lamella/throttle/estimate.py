@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-__all__ = ["LOOK_EVERY", "SLOW_START", "SPREAD", "Permit", "RateEstimate", "Wait"]
-
 SPREAD: Final = 4.0  # how many times faster than evenly the attempts of a period are sent: in a quarter of it
 SLOW_START: Final = 4.0  # attempts in flight while nothing is known
 LOOK_EVERY: Final = 8.0  # periods between two looks whether the limit allows more

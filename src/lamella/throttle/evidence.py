@@ -13,8 +13,6 @@ from typing import Final
 
 from lamella.throttle.estimate import Permit, RateEstimate
 
-__all__ = ["by_chance", "closes", "has_passed"]
-
 _OPEN: Final = 3  # so many passed for each refused one show that the account is open
 _TOLERATED: Final = 2.0  # refusals close together that begin a trial, where single ones are no news
 _FADES: Final = 0.25  # of a refusal with each success

@@ -51,8 +51,6 @@ from lamella.throttle.limit import Limit, earliest
 from lamella.throttle.permits import answered, learned, next_permit, refused
 from lamella.throttle.queue import WAITING, Queue, waiting_of
 
-__all__ = ["Throttle"]
-
 _REFUSED: Final = 429
 _PERIOD: Final = 60.0  # the period to assume where the rules have no wait
 _MOST_ACCOUNTS: Final = 10_000

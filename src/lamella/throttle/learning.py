@@ -10,8 +10,6 @@ from typing import Final
 
 from lamella.throttle.estimate import LOOK_EVERY, SLOW_START, SPREAD, RateEstimate
 
-__all__ = ["BIG_STEP", "learn", "look_for_more", "settle"]
-
 BIG_STEP: Final = 1.5  # what a look at the edge of a window may gain at once
 _STEP: Final = 1.25  # of a climb
 _TRIAL: Final = 3.0  # periods until a higher number is proven

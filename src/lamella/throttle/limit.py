@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from lamella.checks import check_seconds, check_whole
 from lamella.throttle.estimate import RateEstimate
 
-__all__ = ["Limit", "earliest"]
-
 
 @dataclass(frozen=True, slots=True)
 class Limit:

@@ -30,8 +30,6 @@ from lamella.throttle.evidence import by_chance, closes, has_passed
 from lamella.throttle.learning import BIG_STEP, learn, look_for_more, settle
 from lamella.throttle.limit import Limit
 
-__all__ = ["answered", "learned", "next_permit", "refused"]
-
 # In slow start, before the first refusal:
 _GROWTH: Final = 0.5  # more attempts in flight for each answer
 _REGROWTH: Final = 1.0  # after a refusal by too many in flight

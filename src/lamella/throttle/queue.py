@@ -12,8 +12,6 @@ from typing import Final
 from lamella.call import Call, PerCall
 from lamella.throttle.estimate import Permit, Wait
 
-__all__ = ["PLACE", "WAITING", "Queue", "waiting_of"]
-
 _NOISE: Final = 1e-3  # seconds by which the same moment may differ when it is computed twice
 _MANY: Final = 20  # the first call asks again when so many more wait: a longer queue may get more permits at once
 

@@ -14,8 +14,6 @@ from lamella.maesn.sandbox.records import RESOURCES, Record, Table, id_field, mi
 from lamella.maesn.sandbox.replies import Reply, failure, success
 from lamella.maesn.sandbox.requests import Received
 
-__all__ = ["PAGE_SIZES", "TARGET_SYSTEMS", "Api", "needs_account"]
-
 PAGE_SIZES = (5, 10, 20, 50, 100)
 _DEFAULT_PAGE_SIZE = 20
 _MOST_DIGITS = 18

@@ -12,8 +12,6 @@ from typing import Self
 import anyio
 from aiohttp import web
 
-__all__ = ["Listener"]
-
 _TURNS_TO_ACCEPT = 3
 _BACKLOG = 1024  # a storm of connections must not lose one: the kernel would retry it after a second of real time
 

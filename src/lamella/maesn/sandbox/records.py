@@ -8,8 +8,6 @@ from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any, TypeVar
 
-__all__ = ["RESOURCES", "Record", "Table", "id_field", "milliseconds"]
-
 Record = dict[str, Any]
 
 _T = TypeVar("_T")

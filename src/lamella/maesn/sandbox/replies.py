@@ -10,8 +10,6 @@ from typing import Any
 
 from lamella.checks import check_seconds, check_whole
 
-__all__ = ["BODILESS", "Reply", "failure", "success"]
-
 BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
 _MESSAGES: dict[int, str] = {

@@ -15,8 +15,6 @@ from lamella.checks import check_number
 from lamella.maesn.sandbox.replies import Reply
 from lamella.testing.faults import Fault
 
-__all__ = ["Chances", "Received", "Script", "Step", "check_step"]
-
 Step = int | Fault | Reply
 """What a script does with a request: 200 to answer as usual, another status as an error, a Fault, or a Reply."""
 

@@ -24,8 +24,6 @@ from lamella.maesn.sandbox.requests import Chances, Received, Script, Step, chec
 from lamella.testing.faults import Fault
 from lamella.testing.limits import Limit, Limiter
 
-__all__ = ["Account", "AccountState", "Sandbox"]
-
 AccountState = Literal["active", "expired", "inactive"]
 
 
