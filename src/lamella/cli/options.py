@@ -183,7 +183,7 @@ def _redacted(text: str) -> str:
 def _seconds(text: str) -> float:
     found = _DURATION.fullmatch(text.strip())
     if found is None:
-        raise ValueError(f"must be a duration such as 90s, 30m, 12h or 7d, got {plain(text)!r}")
+        raise ValueError(f"must be a duration such as 90s, 30m, 12h or 7d, got {redact_text(text)!r}")
     return float(int(found[1]) * _UNITS[found[2]])
 
 

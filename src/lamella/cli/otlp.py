@@ -105,7 +105,7 @@ def make_provider(outlet: Outlet | None) -> TracerProvider:
 def _service() -> str:
     """Return the name of the service: that of OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES, else the command's."""
     found = str(Resource.create().attributes["service.name"])
-    return _SERVICE if found.startswith("unknown_service") else plain(found)
+    return _SERVICE if found.startswith("unknown_service") else redact_text(found)
 
 
 def deliver(provider: TracerProvider, outlet: Outlet, spans: int) -> Delivery:
