@@ -55,6 +55,11 @@ async def moved(request: web.Request) -> web.Response:
     return web.Response(status=302, headers={"Location": str(elsewhere)})
 
 
+async def three(_: web.Request) -> web.Response:
+    found = [{"id": at, "name": name, "changed_at": "2026-01-01"} for at, name in enumerate(("Ada", "Bob", "Eve"))]
+    return web.json_response({"contacts": found, "paging": {"next": None, "total": 3}})
+
+
 ANSWERS: dict[str, list[Step]] = {
     "authentication.md": [echo, echo, echo, echo, issue, echo],
     "layers/attempt-span.md": [503, echo],
@@ -65,11 +70,12 @@ ANSWERS: dict[str, list[Step]] = {
     "layers/request-span.md": [503],
     "layers/retry.md": [503, 503, 200, 503, 503, 503],
     "layers/timeout.md": [slow],
+    "sync-any-api.md": [three, three],
 }
 """What api.example.com answers to the code of a page, in turn; then always 200."""
 RUN = [
     *(f"layers/{name}.md" for name in LAYERS),
-    *("authentication.md", "options.md", "rules.md", "together.md", "../CONTRIBUTING.md"),
+    *("authentication.md", "options.md", "rules.md", "sync-any-api.md", "together.md", "../CONTRIBUTING.md"),
 ]
 
 
@@ -101,8 +107,14 @@ async def run(code: str, names: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", RUN)
 async def test_the_code_of_a_page_does_what_it_says(
-    name: str, serve: Serve, virtual_time: VirtualClock, capsys: pytest.CaptureFixture[str]
+    name: str,
+    serve: Serve,
+    virtual_time: VirtualClock,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # for the files that it writes
     steps = iter(ANSWERS.get(name, []))
 
     async def handler(request: web.Request) -> web.StreamResponse:

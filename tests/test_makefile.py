@@ -22,7 +22,7 @@ PLACES = ["lamella", "größe 1/lamella", """[x] it's "a" $HOME ;&|%s *?#/lamell
 EACH_PLACE = [PLACES[2], *(pytest.param(place, marks=pytest.mark.slow) for place in PLACES if place != PLACES[2])]
 TARGETS = [
     *("demo", "test", "test-all", "lint", "format", "types", "audit", "coverage", "lowest", "backends", "browser"),
-    *("bench", "bench-storm", "bench-batch", "soak", "picture"),
+    *("bench", "bench-storm", "bench-batch", "bench-sync", "soak", "picture"),
 ]
 # It notes how it is run. An environment that it makes has an interpreter like it, and nothing else.
 INTERPRETER = """
@@ -154,7 +154,7 @@ def test_what_is_set_for_other_programs_reaches_none(made: tuple[Path, list[Run]
     for run in installations:
         assert run.environ.items() >= NETWORK.items()
     benchmarks = [run for run in runs if run.arguments[0].startswith("benchmarks/")]
-    assert len(benchmarks) == 4
+    assert len(benchmarks) == 5
     assert {(run.environ["NO_PROXY"], run.environ["no_proxy"]) for run in benchmarks} == {("*", "*")}
 
 

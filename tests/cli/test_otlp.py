@@ -50,6 +50,20 @@ def value(span: Span, name: str) -> object:
     return found and getattr(found, found.WhichOneof("value"))
 
 
+@pytest.mark.parametrize(
+    ("variable", "given"), [("OTEL_SERVICE_NAME", "books"), ("OTEL_RESOURCE_ATTRIBUTES", "service.name=books")]
+)
+def test_the_name_of_the_environment_wins(monkeypatch: pytest.MonkeyPatch, variable: str, given: str) -> None:
+    monkeypatch.setenv(variable, given)
+    with collector() as kept:
+        shown = sync(kept.url)
+    assert "spans of the service books sent to" in shown.stdout
+    for request in kept.requests:
+        for resource in request.resource_spans:
+            names = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
+            assert names["service.name"] == "books"
+
+
 @pytest.mark.parametrize("path", ["", "/v1/traces"])
 def test_the_spans_arrive(path: str) -> None:
     with collector() as kept:

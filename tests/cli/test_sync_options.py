@@ -47,6 +47,8 @@ BAD = [
     ((*GIVEN, "--concurrency", "0"), "--concurrency: must be a whole number, 1 or more, got '0'"),
     ((*GIVEN, "--concurrency", "-1"), "--concurrency: must be a whole number, 1 or more, got '-1'"),
     ((*GIVEN, "--concurrency", "many"), "--concurrency: must be a whole number, 1 or more, got 'many'"),
+    ((*GIVEN, "--lookback", "-1d"), "--lookback: must be a duration such as 90s, 30m, 12h or 7d, got '-1d'"),
+    ((*GIVEN, "--lookback", "7"), "--lookback: must be a duration such as 90s, 30m, 12h or 7d, got '7'"),
     ((*GIVEN, "--base-url", "maesn"), f"--base-url {URL}, not 'maesn'"),
     ((*GIVEN, "--base-url", "ftp://a"), f"--base-url {URL}, not 'ftp://a'"),
     ((*GIVEN, "--base-url", "http://a b"), f"--base-url {URL}, not 'http://a b'"),
@@ -131,8 +133,8 @@ def test_the_same_address_is_the_same_journal(tmp_path: Path) -> None:
 def test_how_to_go_on_is_what_was_given_and_no_since() -> None:
     arguments = [
         "--accounts", "my accounts.csv", "--resource", "invoices,contacts", "--resource", "items", "--output", "a.db",
-        "--journal", "j", "--concurrency", "7", "--otlp", "http://a", "--report", "a.html", "--base-url", "https://a",
-        "--json",
+        "--journal", "j", "--lookback", "7d", "--concurrency", "7", "--otlp", "http://a", "--report", "a.html",
+        "--base-url", "https://a", "--json",
     ]  # fmt: skip
     options = Options(
         accounts=Path("my accounts.csv"),
@@ -140,6 +142,7 @@ def test_how_to_go_on_is_what_was_given_and_no_since() -> None:
         output=Path("a.db"),
         journal=Path("j"),
         since="2026-01-31",
+        lookback="7d",
         concurrency="7",
         otlp="http://a",
         as_json=True,

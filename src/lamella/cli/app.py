@@ -98,6 +98,9 @@ def sync(
     journal: Annotated[Path | None, _file(f"What is kept from run to run. Else: {JOURNAL}.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last run where it ended.")] = False,
     since: Annotated[str | None, _value("ISO", "What was changed since then. Else: since the last run.")] = None,
+    lookback: Annotated[
+        str | None, _value("TIME", "Read again so long before the last run: 12h, 7d. Else: 5m.")
+    ] = None,
     concurrency: Annotated[str | None, _value("N", "So many pages at a time. Else: four an account.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be read, and send nothing.")] = False,
     otlp: Annotated[str | None, _value("URL", "Send the spans there: http://localhost:4318.")] = None,

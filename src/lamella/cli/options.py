@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +21,7 @@ from lamella.maesn.lists import checked_resource
 from lamella.redaction import redact_text, redact_url
 from lamella.rules import RuleBook
 from lamella.sync.export import check_output
+from lamella.sync.marks import OVERLAP
 from lamella.sync.page import checked_moment
 
 JOURNAL: Final = Path("lamella-sync.journal")
@@ -28,6 +30,9 @@ _API_KEY: Final = "MAESN_API_KEY"
 _BASE_URL: Final = "MAESN_BASE_URL"
 
 _OPTIONS: Final = {"resources": "--resource", "as_json": "--json", "page": "--report"}  # of fields with other names
+
+_DURATION: Final = re.compile(r"([0-9]{1,5})([smhd])")
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -45,6 +50,7 @@ class Settings:
     output: Path | None = None
     since: str | None = None
     resume: bool = False
+    lookback: float = OVERLAP
     at_once: int | None = None
     page_size: int = 100
     batch: str = ""  # the name of the API in the journal; empty: its URL
@@ -71,6 +77,7 @@ class Options:
     output: Path | None = None
     journal: Path | None = None
     since: str | None = None
+    lookback: str | None = None
     concurrency: str | None = None
     dry_run: bool = False
     otlp: str | None = None
@@ -115,6 +122,7 @@ def settings_of(options: Options, folder: Path) -> Settings:
         output=None if output is None else _checked("--output", _output, output),
         since=None if options.since is None else _checked("--since", checked_moment, options.since),
         resume=options.resume,
+        lookback=OVERLAP if options.lookback is None else _checked("--lookback", _seconds, options.lookback),
         at_once=None if options.concurrency is None else _checked("--concurrency", _at_once, options.concurrency),
     )
 
@@ -170,6 +178,13 @@ def _redacted(text: str) -> str:
         return redact_url(URL(text.strip()))
     except ValueError:
         return ""
+
+
+def _seconds(text: str) -> float:
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"must be a duration such as 90s, 30m, 12h or 7d, got {redact_text(text)!r}")
+    return float(int(found[1]) * _UNITS[found[2]])
 
 
 def _at_once(text: str) -> int:

@@ -22,7 +22,7 @@ from yarl import URL
 from lamella.cli.terminal import count, http_url
 from lamella.redaction import redact_text, redact_url
 
-_SERVICE: Final = "lamella-sync"
+_SERVICE: Final = "lamella-sync"  # unless the environment has a name
 _PATH: Final = "/v1/traces"  # where an OTLP endpoint takes traces, below its base URL
 _ATTEMPT_SECONDS: Final = 2.0
 _LONGEST_SECONDS = 5.0
@@ -42,7 +42,7 @@ class Delivery(NamedTuple):
     def __rich__(self) -> Text:
         spans = count(self.spans, "span")
         if self.why is None:
-            return Text(f"{spans} of the service {_SERVICE} sent to {self.url}: all have arrived.")
+            return Text(f"{spans} of the service {_service()} sent to {self.url}: all have arrived.")
         some = f"{self.arrived} of {spans}" if self.arrived else f"None of {spans}"
         return Text(f"{some} arrived at {self.url}: {self.why}.", "red")
 
@@ -95,11 +95,17 @@ def endpoint(url: str) -> URL:
 
 def make_provider(outlet: Outlet | None) -> TracerProvider:
     """Return a provider that keeps every span, whatever the environment says of samplers, for *outlet*."""
-    resource = Resource.create({"service.name": _SERVICE})
+    resource = Resource.create({"service.name": _service()})
     provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
     if outlet is not None:
         provider.add_span_processor(BatchSpanProcessor(outlet, max_queue_size=_ROOM, max_export_batch_size=_BATCH))
     return provider
+
+
+def _service() -> str:
+    """Return the name of the service: that of OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES, else the command's."""
+    found = str(Resource.create().attributes["service.name"])
+    return _SERVICE if found.startswith("unknown_service") else redact_text(found)
 
 
 def deliver(provider: TracerProvider, outlet: Outlet, spans: int) -> Delivery:

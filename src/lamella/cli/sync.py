@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import typer
@@ -114,6 +115,7 @@ async def _plan(settings: Settings) -> tuple[Part, ...]:
             limit=settings.page_size,
             since=settings.since,
             resume=settings.resume,
+            lookback=settings.lookback,
         )
 
 
@@ -174,6 +176,7 @@ async def _sync_all(settings: Settings, throttle: Throttle, watch: Watch, provid
             throttle=throttle,
             tracer_provider=provider,
             connector=aiohttp.TCPConnector(limit=_connections()),
+            proxy=_proxy(settings.base_url),
         ) as session,
     ):
         return await maesn.sync(
@@ -184,10 +187,22 @@ async def _sync_all(settings: Settings, throttle: Throttle, watch: Watch, provid
             output=settings.output,
             since=settings.since,
             resume=settings.resume,
+            lookback=settings.lookback,
             limit=settings.page_size,
             at_once=settings.at_once,
             on_progress=watch.begun,
         )
+
+
+def _proxy(url: URL) -> URL | None:
+    """Return the proxy of the environment for *url*: HTTPS_PROXY or HTTP_PROXY, unless NO_PROXY names the host.
+
+    aiohttp's ``trust_env`` would also send a password of the user's .netrc to the API.
+    """
+    found = getproxies().get(url.scheme)
+    if not found or proxy_bypass(f"{url.host}:{url.port}"):
+        return None
+    return URL(found if "://" in found else f"http://{found}")
 
 
 def _connections() -> int:

@@ -19,6 +19,7 @@ from lamella.batch import Journal
 from lamella.maesn.account import Account, account
 from lamella.maesn.rules import RULES
 from lamella.sync import Numbered, Page, Part, Progress, Report, Source
+from lamella.sync.marks import OVERLAP
 
 PAGE_LIMITS: Final = (5, 10, 20, 50, 100)
 """The page sizes that the API accepts."""
@@ -149,10 +150,13 @@ async def plan(
     limit: int = 100,
     since: datetime | str | None = None,
     resume: bool = False,
+    lookback: float = OVERLAP,
 ) -> tuple[Part, ...]:
     """Return the parts that :func:`sync` would begin with: :func:`lamella.sync.plan`. It sends and writes nothing."""
     lists, named = _sources(resources, limit), _named(accounts)
-    return await syncing.plan(lists, named, journal=journal, since=since, resume=resume, identity=_identity)
+    return await syncing.plan(
+        lists, named, journal=journal, since=since, resume=resume, lookback=lookback, identity=_identity
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,132 @@
+"""``lamella sync`` behind a proxy, with an authority of one's own, and with a lookback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import trustme
+from aiohttp import web
+from tests.cli.serving import API_KEY, answering, served, write_accounts
+from typer.testing import CliRunner, Result
+
+from lamella.cli.app import app
+
+PROXIES = [name for each in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY") for name in (each, each.lower())]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAESN_API_KEY", API_KEY)
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    write_accounts(tmp_path, "Ada")
+
+
+def arguments(url: str) -> list[str]:
+    return ["sync", "--accounts", "accounts.csv", "--resource", "items", "--base-url", url]
+
+
+def sync(url: str, *more: str) -> Result:
+    return CliRunner().invoke(app, [*arguments(url), *more])
+
+
+@pytest.mark.parametrize("user", ["", "ada:zq-password@"])
+def test_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user: str) -> None:
+    (tmp_path / "netrc").write_text("default login somebody password zq-netrc")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with served() as server:
+        monkeypatch.setenv("http_proxy", server.url.replace("http://", f"http://{user}"))
+        shown = sync("http://books.example")
+        assert shown.exit_code == 0, shown.output
+        assert {request.headers["Host"] for request in server.received} == {"books.example"}
+        assert ["Proxy-Authorization" in request.headers for request in server.received] == [bool(user)]
+        assert "Authorization" not in server.received[0].headers
+    assert "zq-" not in shown.output
+
+
+async def refused(_: web.Request) -> web.Response:
+    return web.Response(status=407)
+
+
+def test_a_proxy_that_refuses_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(refused) as url:
+        for variable, target in (("http_proxy", "http://books.example"), ("https_proxy", "https://books.example")):
+            monkeypatch.setenv(variable, url.replace("http://", "http://ada:zq-password@"))
+            shown = sync(target, "--journal", variable)
+            assert shown.exit_code == 1
+            assert "407" in shown.output
+            assert "zq-password" not in shown.output
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "*"])
+def test_no_proxy_names_those_that_are_reached_directly(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with socket.socket() as nobody, served() as server:
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("http_proxy", f"127.0.0.1:{nobody.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", name)
+        assert sync(server.url).exit_code == 0
+
+
+@contextmanager
+def https(authority: trustme.CA) -> Iterator[str]:
+    """A server that answers each request with an empty list."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'{"data": [], "meta": {"pagination": {"total": 0, "totalPages": 0}}}'
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name
+            pass
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"https://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join(10)
+        server.server_close()
+
+
+def test_an_authority_of_ones_own(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with https(authority) as url:
+        for variables, code in (({}, 1), ({"SSL_CERT_FILE": str(tmp_path / "ca.pem")}, 0)):
+            command = [sys.executable, "-m", "lamella", *arguments(url)]
+            done = subprocess.run(  # noqa: S603 - our own command
+                command, check=False, env=os.environ | variables, capture_output=True, text=True, timeout=60
+            )
+            assert done.returncode == code, done.stderr
+
+
+def test_a_lookback_asks_for_what_was_changed_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
+    with served() as server:
+        moments = []
+        for more in ((), ("--lookback", "0s"), ("--lookback", "2d")):
+            assert sync(server.url, *more).exit_code == 0
+            moments.append(server.received[-1].query.get("lastModifiedAt"))
+        assert moments[0] is None
+        assert moments[1] is not None
+        assert moments[2] is not None
+        assert moments[2] < moments[1]
