@@ -152,6 +152,23 @@ async def test_a_bucket_is_kept_to_with_a_function_of_the_headers(serve: Serve, 
         at_rest(session)
 
 
+async def test_a_function_of_the_headers_that_fails_breaks_no_call(
+    serve: Serve, virtual_time: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def server(_: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    def broken(headers: Mapping[str, str]) -> list[StatedLimit]:
+        raise KeyError(headers["Date"])
+
+    async with client(await serve(server), *stack(MINUTE, limits=broken)) as session:
+        assert await asyncio.gather(*(get(session, number) for number in range(3))) == [200] * 3
+        at_rest(session)
+    assert [record.message for record in caplog.records if record.name == "lamella"] == [
+        "limits= of Throttle failed, and no limit is read: KeyError"
+    ]
+
+
 @pytest.mark.parametrize(
     ("headers", "limits"),
     [

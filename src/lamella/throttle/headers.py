@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from lamella.rules.waits import QUOTED, number_in, reset_in, server_now
+from lamella.telemetry.log import LOGGER
 from lamella.throttle.stated import StatedLimit
 
 _OLD: Final = ("RateLimit", "X-RateLimit", "X-Rate-Limit")
@@ -52,3 +53,21 @@ def _by_draft(value: str, policy: str) -> list[StatedLimit]:
 
 def _numbers(text: str) -> dict[str, float]:
     return {pair["key"]: float(pair["number"]) for pair in _PAIR.finditer(text)}
+
+
+def guarded(limits: Callable[[Mapping[str, str]], Sequence[StatedLimit]]) -> Callable[..., Sequence[StatedLimit]]:
+    """Return *limits* as a function that breaks no call: its first exception is logged, and then it returns nothing."""
+    logged = False
+
+    def stated(headers: Mapping[str, str]) -> Sequence[StatedLimit]:
+        nonlocal logged
+        try:
+            return limits(headers)
+        except Exception as exc:  # noqa: BLE001 - of the user's own
+            if not logged:
+                logged = True
+                # Its text may hold what the headers hold.
+                LOGGER.warning("limits= of Throttle failed, and no limit is read: %s", type(exc).__name__)
+            return ()
+
+    return stated

@@ -36,7 +36,7 @@ from lamella.telemetry.metrics import Gauge, instruments_of
 from lamella.telemetry.tracing import OFF, SILENT, Tracing
 from lamella.throttle.belief import Belief, believed
 from lamella.throttle.estimate import Permit, RateEstimate, Wait
-from lamella.throttle.headers import stated_limits
+from lamella.throttle.headers import guarded, stated_limits
 from lamella.throttle.limit import Limit, earliest
 from lamella.throttle.permits import answered, learned, next_permit, refused
 from lamella.throttle.queue import WAITING, Queue, waiting_of
@@ -133,7 +133,7 @@ class Throttle(Layer):
         self._limit = limit
         self._key = key
         self._scope = scope
-        self._limits = limits or stated_limits
+        self._limits = stated_limits if limits is None else guarded(limits)
         self._state = SharedState(store)
         self._show_key = show_key
         self._tracing = Tracing(tracer_provider)
