@@ -29,6 +29,7 @@ class TestTheCommand:
     def test_all_holds(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         monkeypatch.delenv("MAESN_API_KEY", raising=False)
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing listens there, and the sandbox needs none
         shown = CliRunner().invoke(app, ["sync", "--sandbox", "--report", "page.html", "--journal", "a.journal"])
         assert (shown.exit_code, shown.stderr) == (0, "")
         lines = shown.stdout.splitlines()

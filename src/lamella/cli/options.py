@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.request import getproxies, proxy_bypass
 
 from yarl import URL
 
@@ -51,6 +52,7 @@ class Settings:
     since: str | None = None
     resume: bool = False
     lookback: float = OVERLAP
+    proxy: URL | None = field(default=None, repr=False)  # it may have a password
     at_once: int | None = None
     page_size: int = 100
     batch: str = ""  # the name of the API in the journal; empty: its URL
@@ -130,9 +132,11 @@ def settings_of(options: Options, folder: Path) -> Settings:
 def _at_the_api(options: Options) -> dict[str, Any]:
     missing = f"no API key: set {_API_KEY}. It is no option, since anybody can see those of a process"
     accounts = None if options.accounts is None else _checked("--accounts", accounts_in, options.accounts)
+    base_url = _base_url(options.base_url)
     return {
         "api_key": key_in(_API_KEY, missing),
-        "base_url": _base_url(options.base_url),
+        "base_url": base_url,
+        "proxy": _proxy(base_url),
         "accounts": accounts_of_environment() if accounts is None else accounts,
     }
 
@@ -171,6 +175,17 @@ def _base_url(given: str | None) -> URL:
         shown = "" if "@" in text else f", not {redact_text(_redacted(text))!r}"
         raise ValueError(f"{name} must be a URL such as {BASE_URL}, without user, query and fragment{shown}")
     return url if url.path.endswith("/") else url.with_path(f"{url.path}/")
+
+
+def _proxy(url: URL) -> URL | None:
+    """Return the proxy of the environment for *url*: HTTPS_PROXY or HTTP_PROXY, unless NO_PROXY names the host.
+
+    aiohttp's ``trust_env`` would also send a password of the user's .netrc to the API.
+    """
+    found = getproxies().get(url.scheme)
+    if not found or proxy_bypass(f"{url.host}:{url.port}"):
+        return None
+    return URL(found if "://" in found else f"http://{found}")
 
 
 def _redacted(text: str) -> str:

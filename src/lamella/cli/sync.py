@@ -14,7 +14,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, NamedTuple
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import typer
@@ -176,7 +175,7 @@ async def _sync_all(settings: Settings, throttle: Throttle, watch: Watch, provid
             throttle=throttle,
             tracer_provider=provider,
             connector=aiohttp.TCPConnector(limit=_connections()),
-            proxy=_proxy(settings.base_url),
+            proxy=settings.proxy,
         ) as session,
     ):
         return await maesn.sync(
@@ -192,17 +191,6 @@ async def _sync_all(settings: Settings, throttle: Throttle, watch: Watch, provid
             at_once=settings.at_once,
             on_progress=watch.begun,
         )
-
-
-def _proxy(url: URL) -> URL | None:
-    """Return the proxy of the environment for *url*: HTTPS_PROXY or HTTP_PROXY, unless NO_PROXY names the host.
-
-    aiohttp's ``trust_env`` would also send a password of the user's .netrc to the API.
-    """
-    found = getproxies().get(url.scheme)
-    if not found or proxy_bypass(f"{url.host}:{url.port}"):
-        return None
-    return URL(found if "://" in found else f"http://{found}")
 
 
 def _connections() -> int:
