@@ -20,7 +20,8 @@ RESOURCES = ["bills", "invoices", "items"]
 
 async def sync(url: str, api_key: str, names: dict[str, str], folder: Path) -> None:
     rules = maesn.RULES.scaled(0.0001)
-    async with maesn.session(api_key, None, url, rules=rules) as session:
+    # Which requests fail depends on their order alone: five in a row can be those of one call.
+    async with maesn.session(api_key, None, url, rules=rules, attempts=20) as session:
         async with Journal.open(folder / "journal", batch="nightly") as journal:
             report = await maesn.sync(
                 session,
