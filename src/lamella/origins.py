@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
+from typing import Final
 
 from yarl import URL
+
+_HOST: Final = r"(localhost|[a-z0-9-]+(\.[a-z0-9-]+)*\.[a-z]{2,24}|\d+(\.\d+){3})(:\d+)?"
 
 Origin = tuple[str, str | None, int | None]
 """Scheme, host and port."""
@@ -23,7 +27,7 @@ def origin_text(origin: Origin) -> str:
 
 
 def parsed_origin(value: str | URL) -> Origin:
-    """Return the origin that *value* states, such as ``https://api.example.com``.
+    """Return the origin that *value* is.
 
     Raises:
         ValueError: It is no http or https URL with a host.
@@ -33,5 +37,12 @@ def parsed_origin(value: str | URL) -> Origin:
     except ValueError:
         url = URL()
     if url.scheme not in {"http", "https"} or not url.raw_host:
-        raise ValueError(f"an origin must be an http or https URL with a host, got {str(value)!r}")
+        text = str(value)
+        if re.fullmatch(_HOST, text, re.IGNORECASE):
+            raise ValueError(f"origin must be an http or https URL with a host, got {text!r}: write 'https://{text}'")
+        # Without a host it may be anything, also a credential.
+        shown = repr(str(url.with_user(None))) if url.raw_host else type(value).__name__
+        raise ValueError(
+            f"origin must be an http or https URL with a host, got {shown}: write 'https://api.example.com'"
+        )
     return origin_of(url)

@@ -218,8 +218,11 @@ async def test_each_attempt_names_its_own_span(serve: Serve, tracing: Tracing) -
     [
         ({"propagate": None}, "propagate must be a propagator, True or False, got NoneType"),
         ({"propagate": "tracecontext"}, "propagate must be a propagator, True or False, got str"),
-        ({"origins": ["api.example.com"]}, "an origin must be an http or https URL with a host, got 'api.example.com'"),
-        ({"origins": "https://api.example.com"}, "an origin must be .* got 'h'"),
+        (
+            {"origins": ["api.example.com"]},
+            "origin must be an http or https URL with a host, got 'api.example.com': write",
+        ),
+        ({"origins": "https://api.example.com"}, "origins must be several of them, such as a list, got"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:

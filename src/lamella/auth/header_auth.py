@@ -11,12 +11,12 @@ from multidict import istr
 from yarl import URL
 
 from lamella.auth.tokens import Tokens
-from lamella.auth.values import check_value, checked, is_header_name, parsed_origin, takes_request
+from lamella.auth.values import check_value, checked, is_header_name, takes_request
 from lamella.call import Call, PerCall
 from lamella.checks import check_whole
 from lamella.credentials import HIDDEN, REFUSED, hide_headers, needs_secrets, note_secrets
 from lamella.errors import ApiError
-from lamella.origins import origin_of
+from lamella.origins import origin_of, parsed_origin
 from lamella.pipeline import Layer, Result, Slot
 from lamella.scope import in_a_block, inherited, inherited_deadline
 

@@ -1,4 +1,4 @@
-"""What may stand in a header, and where it may go: the checks of the arguments of ``HeaderAuth`` and ``Tokens``."""
+"""What may stand in a header: the checks of the arguments of ``HeaderAuth`` and ``Tokens``."""
 
 from __future__ import annotations
 
@@ -7,40 +7,13 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
-from yarl import URL
-
-from lamella.origins import Origin, origin_of
-
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HOST: Final = r"(localhost|[a-z0-9-]+(\.[a-z0-9-]+)*\.[a-z]{2,24}|\d+(\.\d+){3})(:\d+)?"
 _BAD_VALUE: Final = re.compile(r"[\r\n\0]")
 
 
 def is_header_name(name: str) -> bool:
     """Return whether a header may have this *name* (RFC 9110, section 5.1)."""
     return _NAME.fullmatch(name) is not None
-
-
-def parsed_origin(value: str | URL) -> Origin:
-    """Return the origin that *value* is.
-
-    Raises:
-        ValueError: It is no http or https URL with a host.
-    """
-    try:
-        url = URL(value)
-    except ValueError:
-        url = URL()
-    if url.scheme not in {"http", "https"} or not url.raw_host:
-        text = str(value)
-        if re.fullmatch(_HOST, text, re.IGNORECASE):
-            raise ValueError(f"origin must be an http or https URL with a host, got {text!r}: write 'https://{text}'")
-        # Without a host it may be anything, also a credential.
-        shown = repr(str(url.with_user(None))) if url.raw_host else type(value).__name__
-        raise ValueError(
-            f"origin must be an http or https URL with a host, got {shown}: write 'https://api.example.com'"
-        )
-    return origin_of(url)
 
 
 def checked(name: str, answer: object) -> str | None:

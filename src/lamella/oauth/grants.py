@@ -12,10 +12,10 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
 from lamella.auth import Token, Tokens
-from lamella.auth.values import parsed_origin
 from lamella.checks import check_options, check_seconds
 from lamella.oauth.client import Client, KeyClient, TokenRequest
 from lamella.oauth.endpoint import Endpoint, Issued
+from lamella.origins import parsed_origin
 from lamella.threads import to_its_end
 
 Who = Client | KeyClient | Callable[..., Client | KeyClient | Awaitable[Client | KeyClient]]

@@ -41,6 +41,10 @@ class Propagation:
         self._given = propagator
         self.is_default: bool = isinstance(propagator, bool)
         """Whether it writes nothing where the global propagator writes nothing."""
+        if isinstance(origins, str):
+            raise ValueError(  # noqa: TRY004 - as above
+                f"origins must be several of them, such as a list, got {origins!r}"
+            )
         self.origins: frozenset[Origin] = frozenset(map(parsed_origin, origins))
 
     def inject(self, call: Call) -> None:
