@@ -4,9 +4,11 @@ import asyncio
 import json
 import pickle
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
+from urllib.parse import quote_plus, unquote_plus
 
 import aiohttp
 import pytest
@@ -291,16 +293,22 @@ async def test_a_redirect_takes_no_secret_along(serve: Serve) -> None:
     assert not elsewhere.forms
 
 
-SECRETS = ("zq-secret-0815", "zq-refresh-4711", "zq-access-2342")
+ODD = "zq-se/cr+et 0815"
+"""A secret that a form and the basic scheme write differently."""
+BASIC = b64encode(f"c:{quote_plus(ODD)}".encode()).decode()
+SECRETS = (ODD, quote_plus(ODD), BASIC, "zq-refresh-4711", "zq-access-2342")
 CLIENTS: dict[str, Callable[[], oauth.Client | oauth.KeyClient]] = {
-    "basic": lambda: oauth.Client("c", "zq-secret-0815"),
-    "post": lambda: oauth.Client("c", "zq-secret-0815", method="post"),
+    "basic": lambda: oauth.Client("c", ODD),
+    "post": lambda: oauth.Client("c", ODD, method="post"),
     "key": lambda: oauth.KeyClient("c", PEM, algorithm="ES256"),
 }
 
 
 def _echoes(status: int, media_type: str) -> Callable[[dict[str, str]], web.Response]:
     def answer(form: dict[str, str]) -> web.Response:
+        if form["authorization"]:
+            client, secret = b64decode(form["authorization"].removeprefix("Basic ")).decode().split(":")
+            form |= {"sent": f"{client}:{secret}", "client_secret": unquote_plus(secret)}
         said = {"error": "invalid_client", "error_description": json.dumps(form), "access_token": "zq-access-2342"}
         if status == 200:
             said = {"message": json.dumps(form), "refresh_token": "zq-access-2342"}
@@ -321,7 +329,7 @@ async def test_no_secret_is_shown_whatever_the_endpoint_says(
     client: str,
     status: int | str,
 ) -> None:
-    server = AuthorizationServer({"c": "zq-secret-0815"})
+    server = AuthorizationServer({"c": ODD})
 
     async def answer(request: web.Request) -> web.StreamResponse:
         server.answers = [_echoes(status if isinstance(status, int) else 200, "application/json")]
@@ -342,6 +350,8 @@ async def test_no_secret_is_shown_whatever_the_endpoint_says(
         with pytest.raises(TokenUnavailable) as caught:
             await get(api)
     secrets = (*SECRETS, *(form["client_assertion"] for form in server.forms if "client_assertion" in form))
+    sent = {"basic": "Basic", "post": ODD, "key": "eyJ"}[client]
+    assert sent in f"{server.headers[0]} {server.forms[0]}"
     assert server.forms[0]["refresh_token"] == "zq-refresh-4711"
     assert not leaks(caught.value, *secrets, apart_from=__file__)
     texts = [repr(tokens), repr(CLIENTS[client]()), caplog.text]

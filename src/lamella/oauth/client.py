@@ -25,7 +25,7 @@ class Hidden:
 class TokenRequest:
     """The parameters of a token request, which hold secrets: no repr and no local of a frame shows them."""
 
-    __slots__ = ("authorization", "parameters")
+    __slots__ = ("authorization", "parameters", "secret")
 
     def __init__(self, **parameters: str | None) -> None:
         self.parameters: Final[dict[str, str]] = {
@@ -33,6 +33,8 @@ class TokenRequest:
         }
         self.authorization: str | None = None
         """The header that names the client. None: the parameters do."""
+        self.secret: str | None = None
+        """The client's secret, which the header has in another spelling. None: there is none, or a parameter has it."""
 
     @property
     def body(self) -> bytes:
@@ -44,7 +46,7 @@ class TokenRequest:
         """What no text may show."""
         telling = ("client_secret", "client_assertion", "refresh_token")
         found = [self.parameters[name] for name in telling if name in self.parameters]
-        return (*found, self.authorization) if self.authorization else tuple(found)
+        return (*found, *(text for text in (self.authorization, self.secret) if text))
 
 
 class Client:
@@ -82,6 +84,7 @@ class Client:
                 request.parameters["client_secret"] = self._secret
         else:
             pair = f"{quote_plus(self.client_id)}:{quote_plus(self._secret)}"
+            request.secret = self._secret  # a server may echo it as it has read it
             request.authorization = f"Basic {b64encode(pair.encode()).decode()}"
 
     def __repr__(self) -> str:
