@@ -275,3 +275,15 @@ def test_one_record_shifts_to_a_page_that_was_read(way: str, tricks: list[tuple[
     machine.night(tricks, "")
     machine.quiet_night(since=False)
     machine.teardown()
+
+
+def test_a_record_with_two_contents_is_read_again() -> None:
+    """A run of everything stores one of the two, and fails. The next run from the mark must not be done without it."""
+    machine = SyncMachine()
+    machine.begin(way="numbers", counts=True, dates=[None] * 4)
+    machine.day(1, 7)
+    machine.quiet_night(since=False)
+    machine.night([("doubles", 0)], "all")
+    machine.night([], "")
+    machine.quiet_night(since=False)
+    machine.teardown()

@@ -200,6 +200,8 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source:
     walk.bad = walk.bad or (str(bad[0]) if bad else None)
     if result.moved is not None:
         walk.unsteady = f"record {result.moved.position} on {what} (id {result.moved.id!r}) was on another page before"
+    for record in result.doubtful:  # unless this walk ends well, the next run has to read it again
+        walk.mark = None if walk.mark is None or record.updated is None else min(walk.mark, record.updated)
     if page.number == 1 and walk.first is None:
         walk.first = page.total
     walk.empty = 0 if many else walk.empty + 1

@@ -38,6 +38,8 @@ class Put:
     """Those of them that do not say when they were changed, and are not known from before."""
     moved: Record | None = None
     """One that this walk had read before, with another content."""
+    doubtful: list[Record] = field(default_factory=list)
+    """Those that were read with two contents. Which one is right is not known."""
     bad: list[BadRecord] = field(default_factory=list)
     """Those with the id of another record on the page."""
 
@@ -78,6 +80,7 @@ def put(
         if other is not None and other.text != record.text:
             again = f"has the id {record.id!r} of record {other.position}, and differs"
             result.bad.append(BadRecord(f"record {record.position} on {page} {again}"))
+            result.doubtful.append(record)
         if last != walk or other is not None:
             result.seen += 1
             is_old = last not in {-1, walk} or (record.updated is not None and record.updated < began)
@@ -88,6 +91,7 @@ def put(
                 continue  # pages are read concurrently: this one is the older
             if text != record.text:
                 result.moved = result.moved or record
+                result.doubtful.append(record)
         here[record.id] = record
         result.changed += text != record.text
         kept.append((*each, record.id, record.updated, record.text, walk))
