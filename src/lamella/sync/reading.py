@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import aiohttp
 import anyio
+from yarl import URL
 
 from lamella.batch import AccountStopped, ItemOutcome, Journal
 from lamella.errors import LamellaError
+from lamella.sync.contact import Contact
 from lamella.sync.errors import AnswerFailed, BadRecord, EmptyPage
 from lamella.sync.marks import Position, Wanted, store
 from lamella.sync.page import List, Place, read_filled
@@ -38,6 +41,9 @@ class ListToRead:
         """The last page that is to be read, as far as known."""
         self.is_over = False
         """Whether no more of its pages are to be read."""
+        url = URL(source.url)
+        self.origin: str = str(url.origin()) if url.absolute else ""
+        """Of its URL. Empty: that of the session's base URL."""
         self.list: List = List(source, account, position.since, raw=True)
 
 
@@ -105,6 +111,7 @@ class Reading:
         self._session = session
         self._journal = journal
         self._on_progress = on_progress
+        self._contacts: defaultdict[str, Contact] = defaultdict(Contact)
         self.pages: PageSource = PageSource()
 
     def begin(self, progress: Progress) -> None:
@@ -122,7 +129,8 @@ class Reading:
             self._change(of, replace(of.part, running=of.part.running + 1))
         # Without a total of records, how many are on the pages before says nothing.
         parallel = of.list.source.pages.parallel
-        found = await read_filled(
+        read = partial(
+            read_filled,
             self._session,
             of.list,
             page.place,
@@ -130,6 +138,7 @@ class Reading:
             total_pages=None if position.pages is None else position.pages - position.more,
             total=position.total,
         )
+        found = await self._contacts[of.origin].read(read)
         return await self._journal.commit(lambda db: store(db, of.wanted, page.walk, found, of.list.source))
 
     def ended(self, outcome: ItemOutcome[PageToRead, Position | None]) -> None:
