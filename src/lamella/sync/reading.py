@@ -25,7 +25,7 @@ _OF_ONE_PAGE: Final = (LamellaError, EmptyPage, AnswerFailed, BadRecord)
 """Errors that need not concern the other pages of the list."""
 
 _MOST_TOLD: Final = 10
-"""How many warnings and bad records of a list are reported."""
+"""How many warnings, bad records and ids of a list are reported."""
 
 
 class ListToRead:
@@ -35,8 +35,8 @@ class ListToRead:
         self.wanted = wanted
         self.position = position
         self.part: Part = part_of(wanted, position)
-        self.warnings: dict[str, None] = {}
-        self.bad: dict[str, None] = {}
+        self.told: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        """Warnings, bad records, ids: by the field of Part that has the first of them."""
         self.known = 0
         """The last page that is to be read, as far as known."""
         self.is_over = False
@@ -151,8 +151,10 @@ class Reading:
             error = None  # the page is of an earlier walk
         if outcome.value is not None:
             error = error or outcome.value.error or next(iter(outcome.value.bad), None)
-            of.warnings |= dict.fromkeys(outcome.value.warnings)
-            of.bad |= dict.fromkeys(map(str, outcome.value.bad))
+            of.told["warnings"] |= dict.fromkeys(outcome.value.warnings)
+            of.told["bad"] |= dict.fromkeys(map(str, outcome.value.bad))
+            of.told["missing_ids"] |= dict.fromkeys(outcome.value.missing_ids)
+            of.told["deleted_ids"] |= dict.fromkeys(outcome.value.deleted_ids[:_MOST_TOLD])
             self._go_on(page, outcome.value)
         if error is not None and not isinstance(error, _OF_ONE_PAGE):
             of.is_over = True
@@ -163,8 +165,7 @@ class Reading:
                 part,
                 running=of.part.running - page.begun,
                 error=of.part.error or error,
-                warnings=tuple(of.warnings)[:_MOST_TOLD],
-                bad=tuple(of.bad)[:_MOST_TOLD],
+                **{name: tuple(texts)[:_MOST_TOLD] for name, texts in of.told.items()},  # type: ignore[arg-type]
             ),
         )
         self.pages.ended()
