@@ -142,7 +142,9 @@ async def sync(
         limit: How many records a page holds: 5, 10, 20, 50 or 100.
     """
     lists, named = _sources(resources, limit), _named(accounts)
-    return await syncing.run(session, lists, named, journal=journal, identity=_identity, **options)
+    return await syncing.run(
+        session, lists, named, journal=journal, absent=_absent(named), identity=_identity, **options
+    )
 
 
 async def plan(
@@ -166,6 +168,7 @@ async def plan(
         resume=resume,
         lookback=lookback,
         full_every=full_every,
+        absent=_absent(named),
         identity=_identity,
     )
 
@@ -199,6 +202,10 @@ def _params(caller: Account | _Caller) -> dict[str, str | None]:
 
 def _identity(of: Account) -> str:
     return json.dumps([of.company_id or None, of.environment_name or None])  # an empty value is not sent, like None
+
+
+def _absent(accounts: Mapping[str, Account]) -> set[tuple[str, str]]:
+    return {(name, resource) for name, each in accounts.items() for resource in each.without}
 
 
 def _sources(resources: Iterable[str], limit: int) -> dict[str, Source]:

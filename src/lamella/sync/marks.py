@@ -122,7 +122,7 @@ def begin(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[i
     run, resumed, positions = look(db, wanted, ask)
     others = of_others(db, ask.made)
     drop(db, others)
-    settle_departed(db, {each.account for each in wanted}, ask.departed, int(time.time() * 1_000_000))
+    settle_departed(db, {account for account, _ in (*wanted, *ask.made)}, ask.departed, int(time.time() * 1_000_000))
     db.executemany(
         "INSERT OR REPLACE INTO sync_made VALUES (?, ?, ?)", [(*key, made) for key, made in ask.made.items()]
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from os import PathLike
 from typing import Any, Final, get_args
@@ -45,6 +45,7 @@ async def run(
     lookback: float = OVERLAP,
     full_every: float | None = None,
     departed: Departed = "keep",
+    absent: Collection[tuple[str, str]] = (),
     identity: Callable[[Any], str] = _one_and_all,
     at_once: int | None = None,
     at_once_per_account: int = 4,
@@ -86,6 +87,8 @@ async def run(
             means in this run. None means never, where the API can be asked for what has changed.
         departed: What becomes of the records of accounts that the journal knows, and that are not given: ``"keep"``,
             ``"mark"`` as deleted, or ``"forget"``.
+        absent: The lists that are not there and not read, each by the names of its account and source. What is stored
+            of them stays.
         identity: Returns a text for an account, such as its company. If it differs from that of the run before, all
             that is stored for the account is dropped, and it is read from the beginning.
         at_once: How many pages may be read at a time. None means as many as the accounts may have, up to 1,000.
@@ -99,7 +102,9 @@ async def run(
         lamella.batch.JournalError: The journal cannot be written.
         OSError: The output cannot be written.
     """
-    wanted, ask = _checked(sources, accounts, since, identity, resume=resume, lookback=lookback, full_every=full_every)
+    wanted, ask = _checked(
+        sources, accounts, since, identity, absent, resume=resume, lookback=lookback, full_every=full_every
+    )
     if departed not in get_args(Departed):
         raise ValueError(f"departed must be one of {', '.join(get_args(Departed))}, got {departed!r}")
     ask = ask._replace(departed=departed)
@@ -149,6 +154,7 @@ async def plan(
     resume: bool = False,
     lookback: float = OVERLAP,
     full_every: float | None = None,
+    absent: Collection[tuple[str, str]] = (),
     identity: Callable[[Any], str] = _one_and_all,
 ) -> tuple[Part, ...]:
     """Return the parts that :func:`run` would begin with. It sends nothing, and writes nothing.
@@ -161,7 +167,9 @@ async def plan(
     Raises:
         ValueError: An argument is out of its range.
     """
-    wanted, ask = _checked(sources, accounts, since, identity, resume=resume, lookback=lookback, full_every=full_every)
+    wanted, ask = _checked(
+        sources, accounts, since, identity, absent, resume=resume, lookback=lookback, full_every=full_every
+    )
     if journal is None:
         return tuple(Part(*each, ask.since) for each in wanted)
     _, _, positions = await journal.read(lambda db: look(db, wanted, ask))
@@ -173,6 +181,7 @@ def _checked(
     accounts: Mapping[str, Any],
     since: datetime | str | None,
     identity: Callable[[Any], str],
+    absent: Collection[tuple[str, str]],
     *,
     resume: bool,
     lookback: float,
@@ -186,7 +195,9 @@ def _checked(
     check_seconds("lookback", lookback, zero=True)
     check_seconds("full_every", 0 if full_every is None else full_every, zero=True)
     full_before = None if full_every is None else int((time.time() - full_every) * 1_000_000) if full_every else 2**62
-    wanted = [Wanted(account, resource) for account in accounts for resource in sources]
+    wanted = [
+        Wanted(account, resource) for account in accounts for resource in sources if (account, resource) not in absent
+    ]
     made = {(name, ""): identity(account) for name, account in accounts.items()}
     made |= {(each.account, each.resource): sources[each.resource].identity for each in wanted}
     return wanted, Ask(
