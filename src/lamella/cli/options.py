@@ -17,7 +17,7 @@ from lamella.breaker import Breaker
 from lamella.cli import sandboxed
 from lamella.cli.accounts import accounts_in, accounts_of_environment, key_in
 from lamella.cli.terminal import http_url
-from lamella.maesn import BASE_URL, RULES, Account
+from lamella.maesn import BASE_URL, RULES, Account, current_account
 from lamella.maesn.lists import checked_resource
 from lamella.redaction import redact_text, redact_url
 from lamella.rules import RuleBook
@@ -71,6 +71,11 @@ class Settings:
     def absent(self) -> list[tuple[str, str]]:
         """The lists that were asked for, and that the accounts' systems do not have: account and resource of each."""
         return [(each.name, name) for each in self.accounts for name in self.resources if name in each.without]
+
+    def current_account(self) -> str | None:
+        """Return the name of the account that a call is made for; of several with the same key, all of them."""
+        key = current_account()
+        return ", ".join(each.name for each in self.accounts if each.key == key) or None
 
     @property
     def secrets(self) -> tuple[str, ...]:

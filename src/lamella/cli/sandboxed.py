@@ -109,6 +109,7 @@ def checks(sandbox: Sandbox, resources: Sequence[str], output: Path | None, part
             "Every record of every active account is in the output once, as the API has it.",
             _lost(sandbox, resources, output),
         ),
+        _counted(parts),
         Check("The other accounts are reported, with 401 and 403, and no others.", _unreported(parts)),
         Check(
             f"It took {requests:,} requests, and {needed:,} are needed: {requests / needed:.2f} for each.",
@@ -137,6 +138,18 @@ def _lost(sandbox: Sandbox, resources: Sequence[str], output: Path | None) -> st
     missing = len(expected.keys() - seen)
     faults = {"missing": missing, "there twice": twice, "not as the API has it": differ}
     return "; ".join(f"{count(many, 'record')} {fault}" for fault, many in faults.items() if many) or None
+
+
+def _counted(parts: Sequence[Part]) -> Check:
+    """Return whether all lists that are done are complete by the API's own count."""
+    done = [part for part in parts if part.done]
+    counted = sum(part.total or 0 for part in done)
+    without = sum(part.total is None for part in done)
+    return Check(
+        f"{count(len(done), 'list')} {'is' if len(done) == 1 else 'are'} complete: as many different records were read "
+        f"as the API counts, {counted:,}.",
+        f"the API gave no count of {without}" if without else None,
+    )
 
 
 def _unreported(parts: Sequence[Part]) -> str | None:

@@ -79,7 +79,7 @@ def main(options: Options) -> int:
 def _main(options: Options, folder: Path) -> int:
     try:
         settings = settings_of(options, folder)
-        tracing = _tracing(options)
+        tracing = _tracing(options, settings)
     except (ValueError, ModuleNotFoundError) as exc:
         fail(str(exc))
     if options.accounts is not None and others_can_read(options.accounts):
@@ -264,7 +264,7 @@ def _interrupted_by_signals(task: asyncio.Task[Report], display: Display) -> Ite
             loop.remove_signal_handler(number)
 
 
-def _tracing(options: Options) -> _Tracing | None:
+def _tracing(options: Options, settings: Settings) -> _Tracing | None:
     """Return what --otlp, --report and --sandbox need. None: none of them is given.
 
     Raises:
@@ -293,7 +293,7 @@ def _tracing(options: Options) -> _Tracing | None:
         outlet = None if options.otlp is None else otlp.Outlet(otlp.endpoint(options.otlp))
     except ValueError as exc:
         raise ValueError(f"--otlp: {exc}") from None
-    provider, collected = otlp.make_provider(outlet), traces.Collector()
+    provider, collected = otlp.make_provider(outlet), traces.Collector(account=settings.current_account)
     provider.add_span_processor(collected)
     return _Tracing(provider, collected, outlet)
 
