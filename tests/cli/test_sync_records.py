@@ -6,6 +6,7 @@ import asyncio
 import json
 import sqlite3
 from contextlib import closing
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
@@ -152,3 +153,66 @@ def test_one_id_twice_with_the_same_content_is_one_record() -> None:
         again = sync(url)
     assert (shown.exit_code, again.exit_code) == (0, 0)
     assert len(Path("out.jsonl").read_text().splitlines()) == 2
+
+
+SCHEMA = """
+[bills]
+number = "text"
+total = "decimal(18, 2)"
+
+[bills.lineItems]
+amount = "decimal(18, 2)"
+"""
+TYPED = '{"billId":"b0","number":"A-1","total":99999999999999.99,"lineItems":[{"amount":0.10},{"amount":7}]}'
+
+
+class TestASchema:
+    def test_makes_typed_columns_and_child_tables(self) -> None:
+        Path("schema.toml").write_text(SCHEMA)
+        with answering(partial(answer, text=body(TYPED))) as url:
+            for output in ("out.db", "out.parquet"):
+                shown = sync(url, "--output", output, "--schema", "schema.toml")
+                assert (shown.exit_code, shown.stderr) == (0, ""), shown.output
+        with closing(sqlite3.connect("out.db")) as db:
+            assert db.execute("SELECT * FROM bills").fetchall() == [("Ada", "b0", "A-1", "99999999999999.99")]
+            assert db.execute("SELECT position, amount FROM bills_lineItems").fetchall() == [(1, "0.10"), (2, "7.00")]
+        [row] = pq.read_table("out.bills.parquet").to_pylist()
+        assert row["total"] == Decimal("99999999999999.99")
+        assert pq.read_table("out.bills_lineItems.parquet").num_rows == 2
+
+    def test_that_does_not_fit_is_a_reported_failure_and_no_lost_record(self) -> None:
+        Path("schema.toml").write_text(SCHEMA)
+        text = body(TYPED, '{"billId":"b1","number":5,"total":1.005}')
+        with answering(partial(answer, text=text)) as url:
+            shown = sync(url, "--output", "out.db", "--schema", "schema.toml", "--json")
+            again = sync(url, "--output", "out.db", "--schema", "schema.toml")
+        report = json.loads(shown.stdout)
+        assert (shown.exit_code, again.exit_code) == (1, 1)
+        assert (report["misfits"], report["exit_code"], report["complete"]) == (2, 1, True)
+        assert report["misfit_texts"][0] == "bills.number of Ada b1 is no text"
+        assert "2 values do not fit: bills.number of Ada b1 is no text; bills.total of Ada b1 is no decimal(18, 2)" in (
+            words(again)
+        )
+        assert again.stderr == "lamella: all is stored, and 2 values do not fit schema.toml: see above\n"
+        with closing(sqlite3.connect("out.db")) as db:
+            assert db.execute("SELECT count(*) FROM records").fetchone() == (2,)
+
+    @pytest.mark.parametrize(
+        ("text", "output", "told"),
+        [
+            (SCHEMA, "out.jsonl", "--output: typed tables need an output in .sqlite, .sqlite3, .db or .parquet"),
+            (SCHEMA, "", "--schema needs --output FILE in .sqlite, .db or .parquet"),
+            ("", "out.db", "--schema: schema.toml: no tables in it"),
+            ("bills", "out.db", "--schema: schema.toml: is no TOML"),
+            ("bills = 7", "out.db", "--schema: schema.toml: bills must be a table of columns"),
+            ("[bills]\na = 7", "out.db", "--schema: schema.toml: bills must hold the types of its columns as texts"),
+            ('[bills]\na = "money"', "out.db", "--schema: schema.toml: the type of a column must be one of text"),
+            (None, "out.db", "--schema: schema.toml: cannot be read: No such file"),
+        ],
+    )
+    def test_that_is_wrong(self, text: str | None, output: str, told: str) -> None:
+        if text is not None:
+            Path("schema.toml").write_text(text)
+        shown = sync("http://127.0.0.1:9", "--schema", "schema.toml", *(["--output", output] if output else []))
+        assert (shown.exit_code, shown.stdout) == (2, "")
+        assert shown.stderr.startswith(f"lamella: {told}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast, get_args
 from urllib.request import getproxies, proxy_bypass
@@ -16,6 +17,7 @@ from yarl import URL
 from lamella.breaker import Breaker
 from lamella.cli import sandboxed
 from lamella.cli.accounts import accounts_in, accounts_of_environment, key_in
+from lamella.cli.schema import tables_in
 from lamella.cli.terminal import http_url
 from lamella.maesn import BASE_URL, RULES, Account, current_account
 from lamella.maesn.lists import checked_resource
@@ -25,6 +27,7 @@ from lamella.sync.export import check_output
 from lamella.sync.marks import OVERLAP
 from lamella.sync.page import checked_moment
 from lamella.sync.stored import Departed
+from lamella.sync.tables import NO_TABLES, Table
 
 JOURNAL: Final = Path("lamella-sync.journal")
 
@@ -50,6 +53,7 @@ class Settings:
     resources: tuple[str, ...]
     journal: Path
     output: Path | None = None
+    tables: Mapping[str, Table] = field(default_factory=dict)
     since: str | None = None
     resume: bool = False
     lookback: float = OVERLAP
@@ -90,6 +94,7 @@ class Options:
     accounts: Path | None = None
     resources: Sequence[str] = ()
     output: Path | None = None
+    schema: Path | None = None
     journal: Path | None = None
     since: str | None = None
     lookback: str | None = None
@@ -131,13 +136,15 @@ def settings_of(options: Options, folder: Path) -> Settings:
         raise ValueError("--resource NAME is missing: invoices, contacts, … It may be given more than once")
     journal = options.journal or (folder / JOURNAL if options.sandbox else JOURNAL)
     output = options.output or (folder / "records.jsonl" if options.sandbox else None)
+    tables = NO_TABLES if options.schema is None else _checked("--schema", tables_in, options.schema)
     own = sandboxed.settings() if options.sandbox else _at_the_api(options)
     return Settings(
         **own,
         resources=tuple(dict.fromkeys(_checked("--resource", checked_resource, name) for name in resources))
         or sandboxed.RESOURCES,
         journal=_checked("--journal", _journal, journal),
-        output=None if output is None else _checked("--output", _output, output),
+        output=None if output is None else _checked("--output", partial(_output, tables=tables), output),
+        tables=tables,
         since=None if options.since is None else _checked("--since", checked_moment, options.since),
         resume=options.resume,
         lookback=OVERLAP if options.lookback is None else _checked("--lookback", _seconds, options.lookback),
@@ -164,6 +171,8 @@ def _reject_conflicts(options: Options) -> None:
         raise ValueError("--sandbox brings its own accounts and address: leave --accounts and --base-url out")
     if options.resume and options.since is not None:
         raise ValueError("--since begins a new run, and --resume goes on with the last one: give one of them")
+    if options.schema is not None and options.output is None:
+        raise ValueError("--schema needs --output FILE in .sqlite, .db or .parquet, whose columns it states")
     if options.verify and (options.resume or options.since is not None or options.full_every is not None):
         raise ValueError("--verify reads all lists from their beginning: leave --resume, --since and --full-every out")
     if options.dry_run and (options.otlp is not None or options.page is not None):
@@ -171,6 +180,7 @@ def _reject_conflicts(options: Options) -> None:
     files: dict[str, str] = {}
     given = (
         ("--accounts", options.accounts),
+        ("--schema", options.schema),
         ("--output", options.output),
         ("--journal", options.journal or (None if options.sandbox else JOURNAL)),
         ("--report", options.page),
@@ -248,9 +258,9 @@ def _journal(path: Path) -> Path:
     return path
 
 
-def _output(path: Path) -> Path:
+def _output(path: Path, tables: Mapping[str, Table]) -> Path:
     try:
-        check_output(path)
+        check_output(path, tables)
     except OSError as exc:
         raise ValueError(f"cannot be written: {exc.strerror or exc}: {path}") from None
     return path

@@ -18,7 +18,7 @@ from lamella import sync as syncing
 from lamella.batch import Journal
 from lamella.maesn.account import Account, account
 from lamella.maesn.rules import RULES
-from lamella.sync import Numbered, Page, Part, Progress, Report, Source
+from lamella.sync import Numbered, Page, Part, Progress, Report, Source, Table
 from lamella.sync.marks import OVERLAP
 from lamella.sync.stored import Departed
 
@@ -40,6 +40,7 @@ class SyncOptions(TypedDict, total=False):
     """Options of :func:`sync` that :func:`lamella.sync.run` explains."""
 
     output: str | PathLike[str] | None
+    tables: Mapping[str, Table]
     since: datetime | str | None
     resume: bool
     lookback: float
