@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
-from dataclasses import astuple, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -320,7 +320,9 @@ def _tell(console: Console, ended: _Ended, tracing: _Tracing | None) -> int:
 def _notes(settings: Settings, synced: Synced) -> Iterator[str]:
     yield from remarks(synced.parts, settings.secrets)
     if synced.misfits.count:
-        yield redact_text(f"{SchemaMismatch(*astuple(synced.misfits))}: null in the table, and in its record as sent.")
+        yield redact_text(
+            f"{SchemaMismatch(synced.misfits.count, synced.misfits.first[:2])}. They are null in the tables."
+        )
     verify, how = settings.full_every == 0, settings.departed
     yield from remarks_of_run(synced.parts, synced.departed, how, settings.absent, verify=verify)
 

@@ -80,7 +80,8 @@ class Progress:
         """The run's number in its journal, from 1."""
         self.resumed = resumed
         self.departed = departed
-        """The accounts that the journal had records of when the run began, and that are no longer synced."""
+        """The accounts that are no longer synced, and that the journal had records of when the run began; of those that
+        it keeps, the ones that are not marked."""
         self.changed: Part | None = None
         """The part that has changed last. None at the beginning."""
         self.misfits = Misfits()
@@ -114,7 +115,8 @@ class Report:
     took: float
     """Seconds."""
     departed: tuple[str, ...] = ()
-    """The accounts that the journal had records of when the run began, and that are no longer synced."""
+    """The accounts that are no longer synced, and that the journal had records of when the run began; of those that it
+    keeps, the ones that are not marked."""
     misfits: Misfits = field(default_factory=Misfits)
     """Values that do not fit the typed columns of the output, where they are null: how many, and the first ten. The
     records themselves are there."""

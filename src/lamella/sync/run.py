@@ -129,7 +129,7 @@ async def run(
         patience=patience,
     )
     began = time.monotonic()
-    gone = tuple(await journal.read(lambda db: others_in(db, accounts)))
+    gone = tuple(await journal.read(lambda db: others_in(db, accounts, unmarked=departed == "keep")))
     number, resumed, positions = await journal.commit(lambda db: begin(db, wanted, ask))
     lists = [
         ListToRead(each, sources[each.resource], accounts[each.account], at)
