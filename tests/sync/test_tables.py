@@ -190,6 +190,15 @@ async def test_an_output_that_is_up_to_date_is_left_alone_unless_its_tables_are_
         assert (folder / "out.invoices.parquet").exists()
 
 
+async def test_a_column_that_is_always_empty_is_named(nights: Nights, folder: Path) -> None:
+    table = Table({"number": "text", "totl": "decimal(18, 2)"}, {"lines": {"amuont": "integer"}, "line": {"x": "text"}})
+    for _ in range(2):
+        report = await nights.run(folder / "out.db", {"invoices": table, "others": TABLE})
+        assert report.misfits.empty == ("invoices.totl", "invoices.lines.amuont", "invoices.line.x")
+        assert report.misfits.count == 0
+    assert (await nights.run(folder / "out.parquet", {"invoices": TABLE})).misfits.empty == ()
+
+
 async def test_a_deleted_record_is_in_no_typed_table(nights: Nights, folder: Path) -> None:
     path = folder / "out.db"
     await nights.run(path, {"invoices": TABLE})

@@ -237,6 +237,7 @@ def as_json(
             if part.compared or part.missing or part.deleted or part.unmet
         ],
         "misfits": synced.misfits.count,
+        "empty_columns": list(synced.misfits.empty),
         "misfit_texts": [redact_text(text, secrets) for text in synced.misfits.first],
         "departed": list(synced.departed),
         "output": None if output is None else str(output),

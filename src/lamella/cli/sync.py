@@ -323,6 +323,9 @@ def _notes(settings: Settings, synced: Synced) -> Iterator[str]:
         yield redact_text(
             f"{SchemaMismatch(synced.misfits.count, synced.misfits.first[:2])}. They are null in the tables."
         )
+    if synced.misfits.empty:
+        names = redact_text(some(synced.misfits.empty, 5))
+        yield f"Columns of the schema that have a value in no record: {names}. Check their names."
     verify, how = settings.full_every == 0, settings.departed
     yield from remarks_of_run(synced.parts, synced.departed, how, settings.absent, verify=verify)
 

@@ -20,7 +20,7 @@ from lamella.sync.decode import text_of
 from lamella.sync.errors import SchemaMismatch
 from lamella.sync.stored import has_table
 from lamella.sync.tables import NO_TABLES, Misfits, Table, check_tables
-from lamella.sync.typed import OnMisfit, files_beside, parquet_tables, sqlite_tables
+from lamella.sync.typed import Empty, OnMisfit, files_beside, names_of_empty, parquet_tables, sqlite_tables
 from lamella.threads import run_to_its_end
 
 _ROWS: Final = 1000
@@ -61,6 +61,7 @@ class _Wanted(NamedTuple):
     columns: tuple[str, ...]
     tables: Mapping[str, Table]
     on_misfit: OnMisfit
+    empty: Empty
 
 
 _Format = Callable[[Path, _Wanted], AbstractContextManager[_Write]]
@@ -126,12 +127,25 @@ async def export(
     misfits = Misfits()
     if tables:
         check_output(path, tables)
+    count = await _export(journal, path, tables, on_misfit or misfits.take, {})
+    if misfits.count:
+        raise SchemaMismatch(misfits.count, misfits.first)
+    return count
+
+
+async def _export(
+    journal: Journal,
+    path: str | os.PathLike[str],
+    tables: Mapping[str, Table],
+    on_misfit: OnMisfit,
+    empty: Empty,
+) -> int:
     thread = ThreadPoolExecutor(1, thread_name_prefix="lamella-export")
     file, count = ExitStack(), 0
     try:
         await run_to_its_end(thread, _check_target, path)
         rows = await journal.read(partial(_read, after=_BEFORE_ALL))
-        wanted = _Wanted(_COLUMNS[: len(rows[0]) if rows else None], tables, on_misfit or misfits.take)
+        wanted = _Wanted(_COLUMNS[: len(rows[0]) if rows else None], tables, on_misfit, empty)
         write = await run_to_its_end(thread, file.enter_context, _file(path, wanted))
         while rows:
             await run_to_its_end(thread, write, rows)
@@ -143,8 +157,6 @@ async def export(
         raise
     finally:
         thread.shutdown(wait=False)
-    if misfits.count:
-        raise SchemaMismatch(misfits.count, misfits.first)
     return count
 
 
@@ -157,9 +169,11 @@ async def export_changes(
     version, *written = await journal.read(partial(_versions, target=target))
     if written == [version, _stamp(target, tables)]:
         return misfits
-    await export(journal, path, tables, misfits.take)
+    empty: Empty = {}
+    await _export(journal, path, tables, misfits.take, empty)
+    misfits.empty = names_of_empty(empty)
     # What does not fit is reported each time, until it does.
-    row = target, version, "" if misfits.count else _stamp(target, tables)
+    row = target, version, "" if misfits.count or misfits.empty else _stamp(target, tables)
     await journal.commit(lambda db: db.execute("INSERT OR REPLACE INTO sync_outputs VALUES (?, ?, ?)", row))
     return misfits
 
@@ -242,7 +256,7 @@ def _beside(path: str | os.PathLike[str], wanted: _Wanted, writing: _Format) -> 
     """Open the files beside *path* that the tables need."""
     if writing is not _parquet or not wanted.tables:
         return nullcontext()
-    return parquet_tables(Path(path), wanted.tables, wanted.on_misfit)
+    return parquet_tables(Path(path), wanted.tables, wanted.on_misfit, wanted.empty)
 
 
 @contextmanager
@@ -289,7 +303,7 @@ def _sqlite(path: Path, wanted: _Wanted) -> Iterator[_Write]:
             db.execute("BEGIN")
             db.execute(_TABLE.format(" deleted TEXT," if "deleted" in columns else ""))
             db.execute(_INDEX)
-            fill = sqlite_tables(db, wanted.tables, wanted.on_misfit) if wanted.tables else None
+            fill = sqlite_tables(db, wanted.tables, wanted.on_misfit, wanted.empty) if wanted.tables else None
 
         places = ", ".join("?" * len(columns))
 

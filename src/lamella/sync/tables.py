@@ -140,10 +140,12 @@ class Misfit(NamedTuple):
 
 @dataclass(slots=True)
 class Misfits:
-    """How many values do not fit, and the first of them."""
+    """How many values do not fit, the first of them, and the columns without any value."""
 
     count: int = 0
     first: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
+    """The columns that have a value in no record, though there are records: their names may be wrong."""
 
     def take(self, misfit: Misfit) -> None:
         """Count one in."""

@@ -22,6 +22,17 @@ _SQLITE: Final = {"integer": "INTEGER", "boolean": "INTEGER"}
 Write = Callable[[Sequence[tuple[str | None, ...]]], None]
 """Takes rows of ``records``: account, resource, id, record, and perhaps deleted."""
 OnMisfit = Callable[[Misfit], object]
+Empty = dict[tuple[str, str], dict[int, str]]
+"""The columns without a value so far, of resources with records: by resource and child the name by its place."""
+
+
+def names_of_empty(empty: Empty) -> tuple[str, ...]:
+    """Return the names of these columns."""
+    return tuple(
+        ".".join(filter(None, (resource, child, name)))
+        for (resource, child), columns in empty.items()
+        for name in columns.values()
+    )
 
 
 def names_of(tables: Mapping[str, Table]) -> Iterator[tuple[str, str, str, Mapping[str, Type]]]:
@@ -36,7 +47,7 @@ def files_beside(path: Path, tables: Mapping[str, Table]) -> dict[str, Path]:
     return {name: path.with_name(f"{path.stem}.{name}{path.suffix}") for name, *_ in names_of(tables)}
 
 
-def sqlite_tables(db: sqlite3.Connection, tables: Mapping[str, Table], on_misfit: OnMisfit) -> Write:
+def sqlite_tables(db: sqlite3.Connection, tables: Mapping[str, Table], on_misfit: OnMisfit, empty: Empty) -> Write:
     """Create the tables in *db*, and return a function that fills them."""
     inserts = {}
     for name, resource, child, types in names_of(tables):
@@ -51,11 +62,11 @@ def sqlite_tables(db: sqlite3.Connection, tables: Mapping[str, Table], on_misfit
         for key, rows in found.items():
             db.executemany(inserts[key], [tuple(map(_plain, row)) for row in rows])
 
-    return _writer(tables, insert, on_misfit)
+    return _writer(tables, insert, on_misfit, empty)
 
 
 @contextmanager
-def parquet_tables(path: Path, tables: Mapping[str, Table], on_misfit: OnMisfit) -> Iterator[Write]:
+def parquet_tables(path: Path, tables: Mapping[str, Table], on_misfit: OnMisfit, empty: Empty) -> Iterator[Write]:
     """Yield a function that fills a file for each table; at the end the files replace those that are there."""
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
@@ -96,7 +107,7 @@ def parquet_tables(path: Path, tables: Mapping[str, Table], on_misfit: OnMisfit)
                 if len(held[key]) >= _GROUP_ROWS:
                     write_group(key)
 
-        yield _writer(tables, take, on_misfit)
+        yield _writer(tables, take, on_misfit, empty)
         for key in held:
             write_group(key)  # also an empty one: some readers need a group
 
@@ -105,8 +116,15 @@ def _writer(
     tables: Mapping[str, Table],
     take: Callable[[Mapping[tuple[str, str], list[tuple[Any, ...]]]], None],
     on_misfit: OnMisfit,
+    empty: Empty,
 ) -> Write:
     """Return a function that passes the rows of each table to *take*, without records that are deleted."""
+    begun: set[str] = set()
+
+    def begin(resource: str, table: Table) -> None:
+        begun.add(resource)
+        for child, types in table.types.items():
+            empty[resource, child] = dict(enumerate(types, 3 if child else 2))
 
     def write(rows: Sequence[tuple[str | None, ...]]) -> None:
         found: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
@@ -114,9 +132,14 @@ def _writer(
             table = tables.get(resource or "")
             if table is None or (mark and mark[0]):
                 continue
+            if resource not in begun:
+                begin(str(resource), table)
             for row in rows_of(table, str(resource), str(account), str(name), str(record)):
                 if isinstance(row, Row):
                     found.setdefault((str(resource), row.child), []).append(row.values)
+                    without = empty[str(resource), row.child]
+                    for place in [place for place in without if row.values[place] is not None]:
+                        del without[place]
                 else:
                     on_misfit(row)
         take(found)
