@@ -84,7 +84,7 @@ class Progress:
         it keeps, the ones that are not marked."""
         self.changed: Part | None = None
         """The part that has changed last. None at the beginning."""
-        self.misfits = Misfits()
+        self.misfits: Misfits = Misfits()
         """What does not fit the typed columns of the output, when it is written."""
         self._parts = {(part.account, part.resource): part for part in parts}
         self._batch = batch
