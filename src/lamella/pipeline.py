@@ -212,15 +212,19 @@ class Pipeline:
         begun = first
         if first:
             _begin_anew(call)
+        time = call.request.loop.time
+        call.now = time()
         try:
             for before, begun in hooks.before:  # noqa: B007 - used below
                 waiting = before(call)
                 if waiting is not None:
                     await waiting
+                    call.now = time()
             begun = self._count
             result = call.answer = await handler(call.request)
         except BaseException as exc:  # noqa: BLE001 - a value from here on
             result = exc
+        call.now = time()
         changed: Changed = None
         try:
             begun_hooks = hooks.after if begun == self._count else [each for each in hooks.after if each[1] < begun]
@@ -231,6 +235,7 @@ class Pipeline:
                         if callable(changed):
                             changed = changed(partial(self._run, call, handler, number + 1, outside))
                         result = await _settled(changed, result)
+                        call.now = time()
                 except BaseException as exc:  # noqa: BLE001 - as above
                     if not isinstance(result, BaseException):
                         result.release()  # the caller will not see it

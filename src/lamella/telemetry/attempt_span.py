@@ -143,7 +143,7 @@ class AttemptSpan(Layer):
         if measured is None:
             return _Begun(current)
         self._in_flight.add(1, measured)
-        return _Begun(current, measured, call.request.loop.time())
+        return _Begun(current, measured, call.now)
 
     def _finish(self, call: Call, begun: _Begun, result: Result) -> None:
         """End the span of the attempt, which has ended in *result*; there may have been an answer before that."""
@@ -158,7 +158,7 @@ class AttemptSpan(Layer):
                     ended[ERROR_TYPE] = error
                 # Without an answer and without an error it was cancelled.
                 if measured is not None and ended:
-                    took = call.request.loop.time() - begun.at
+                    took = call.now - begun.at
                     self._telemetry.instruments.attempt_duration.record(took, {**measured, **ended})
                 if recording:
                     self._describe(begun.current, call, result, ended)
