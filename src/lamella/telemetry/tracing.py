@@ -89,6 +89,12 @@ def is_suppressed() -> bool:
     return bool(current.get(_ALL_SUPPRESSED) or current.get(_HTTP_SUPPRESSED))
 
 
+def suppression() -> Context:
+    """Return a context with nothing of the current one but what :func:`is_suppressed` asks for."""
+    current = context.get_current()
+    return Context({key: True for key in (_ALL_SUPPRESSED, _HTTP_SUPPRESSED) if current.get(key)})
+
+
 # Private names, which OpenTelemetry's own instrumentations use as well.
 _ALL_SUPPRESSED: Final[str] = context._SUPPRESS_INSTRUMENTATION_KEY
 _HTTP_SUPPRESSED: Final[str] = context._SUPPRESS_HTTP_INSTRUMENTATION_KEY
