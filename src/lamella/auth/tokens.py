@@ -27,6 +27,7 @@ from lamella.errors import LamellaError, TokenUnavailable
 from lamella.rules import Failure, RuleBook, StopReason
 from lamella.telemetry.metrics import instruments_of
 from lamella.telemetry.names import TOKEN_EVENT, TOKEN_RESULT, WAIT
+from lamella.telemetry.tracing import is_suppressed, suppression
 
 K = TypeVar("K", bound=Hashable)
 
@@ -49,7 +50,8 @@ class Tokens:
 
     Args:
         fetch: Fetches a :class:`Token`, of the key where there is a *key*. It runs in an empty context: context
-            variables have their defaults, except that a span of it is a child of the call that caused it.
+            variables have their defaults, except that a span of it is a child of the call that caused it, and that it
+            is inside ``suppress_instrumentation()`` where that call is.
         key: Returns whose token a request needs, such as the tenant: something hashable. It is called in the context of
             the call, with the request if it has a parameter without a default. From it, None means no token: the header
             is left out. Without it there is one token for all calls.
@@ -228,8 +230,11 @@ class Tokens:
             entry.fetch = fetch = Fetch(loop, fetch)
             self._running.add(fetch)
             within, span = Context(), call.span or trace.get_current_span()
+            current = suppression()
             if span.get_span_context().is_valid:
-                within.run(context.attach, trace.set_span_in_context(span, context.Context()))
+                current = trace.set_span_in_context(span, current)
+            if current:
+                within.run(context.attach, current)
             fetch.task = loop.create_task(self._run(key, entry, fetch), context=within)
             fetch.task.add_done_callback(partial(self._end, entry, fetch))
         fetch.waiters += waiters
@@ -262,7 +267,8 @@ class Tokens:
                 entry.give_up(fetch.began)
             else:
                 entry.fail(fetch.began, fetch.loop.time())
-        self._refreshes.add(1, {TOKEN_RESULT: _result_of(outcome)})
+        if not is_suppressed():  # where the call was made that caused it: callbacks keep that context
+            self._refreshes.add(1, {TOKEN_RESULT: _result_of(outcome)})
         fetch.ended.set_result(outcome)
 
     def __repr__(self) -> str:
