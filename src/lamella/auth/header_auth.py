@@ -11,7 +11,7 @@ from multidict import istr
 from yarl import URL
 
 from lamella.auth.tokens import Tokens
-from lamella.auth.values import check_value, checked, is_header_name, takes_request
+from lamella.auth.values import check_value, checked, fault_of_name, takes_request
 from lamella.call import Call, PerCall
 from lamella.checks import check_whole
 from lamella.credentials import HIDDEN, REFUSED, hide_headers, needs_secrets, note_secrets
@@ -67,6 +67,10 @@ class HeaderAuth(Layer):
         existing: Literal["raise", "keep"] = "raise",
         refresh_on: Collection[int] = (401,),
     ) -> None:
+        if isinstance(refresh_on, str | int):
+            raise ValueError(  # noqa: TRY004 - like every other bad value
+                f"refresh_on must be several statuses, such as {{401}}, got {refresh_on!r}"
+            )
         for status in refresh_on:
             check_whole("a status of refresh_on", status, 400, 599)
         if existing not in {"raise", "keep"}:
@@ -75,8 +79,9 @@ class HeaderAuth(Layer):
             # No value: it may be a credential.
             raise ValueError(f"headers must be a mapping of names to values, got {type(headers).__name__}")  # noqa: TRY004
         for name, value in headers.items():
-            if not is_header_name(name):
-                raise ValueError(f"not a header name: {name!r}")
+            if (fault := fault_of_name(name)) is not None:
+                # Nor this name: it may be a credential that has changed places with its name.
+                raise ValueError(f"a name in headers {fault}: write {{name: value}}, such as {{'X-API-Key': key}}")
             if isinstance(value, str):
                 check_value(name, value)
             elif not callable(value):

@@ -129,7 +129,7 @@ async def _settled(value: Any, arguments: tuple[Any, ...]) -> Any:
 
 def _endpoint(token_url: str, options: Options) -> Endpoint:
     check_options("oauth", options, Options.__annotations__)
-    parsed_origin(token_url)
+    parsed_origin(token_url, "token_url")
     check_seconds("timeout", options.get("timeout", 60.0))
     return Endpoint(
         token_url,

@@ -244,4 +244,6 @@ def check_rules(rules: object, call: str) -> None:
     items = rules if isinstance(rules, list | tuple) and rules else [rules]
     kind = type(rules).__name__ if items is not rules else f"{type(rules).__name__} of {type(items[0]).__name__}"
     hint = f": write {call}RuleBook(rule, ...))" if any(isinstance(item, Rule) for item in items) else ""
+    if isinstance(rules, type):
+        kind, hint = f"the class {rules.__name__}", f": write {rules.__name__}(...)"
     raise ValueError(f"rules must be a RuleBook, got {kind}{hint}")
