@@ -19,8 +19,8 @@ from typing import ClassVar, Final, NamedTuple, TypeAlias
 import aiohttp
 
 from lamella._aiohttp import forget_answer, middlewares_of
-from lamella.call import CALL_KEY, OPTIONS, SENT_BEFORE, Call, PerCall
-from lamella.scope import SCOPE, TAKERS, CallOptions
+from lamella.call import BLOCK_END, CALL_KEY, OPTIONS, SENT_BEFORE, Call, PerCall
+from lamella.scope import SCOPE, TAKERS, CallOptions, in_a_block, inherited, inherited_deadline
 
 Result: TypeAlias = aiohttp.ClientResponse | BaseException
 """What an attempt or a call has ended in. A ``CancelledError`` or ``GeneratorExit`` is no failure: let it pass."""
@@ -174,9 +174,8 @@ class Pipeline:
         if call is None:
             call = Call(request)
             setattr(request, CALL_KEY, call)
-            if (given := SCOPE.get().options) is not None:
-                self._check_options(given, request.session)
-                call.state[OPTIONS] = given
+            if in_a_block():
+                return self._run_in_a_block(call, handler)  # type: ignore[return-value]  # as below
         else:
             outside = _INSIDE.of(call)
             if outside is not None:
@@ -185,6 +184,17 @@ class Pipeline:
             _begin_anew(call)
         call.state[_INSIDE] = self._innermost
         return self._run(call, handler, 0, outside)  # type: ignore[return-value]  # a whole run raises its exception
+
+    async def _run_in_a_block(self, call: Call, handler: aiohttp.ClientHandlerType) -> Result:
+        """Run a call that is made inside of a block: a task that a layer starts inherits nothing of that."""
+        if (given := SCOPE.get().options) is not None:
+            self._check_options(given, call.request.session)
+            call.state[OPTIONS] = given
+        if (end := inherited()) is not None:
+            call.state[BLOCK_END] = end
+        call.state[_INSIDE] = self._innermost
+        with inherited_deadline(None):
+            return await self._run(call, handler, 0, None)
 
     def _check_options(self, given: CallOptions, session: aiohttp.ClientSession) -> None:
         """Check that there is a layer for each option that is *given* by a block.

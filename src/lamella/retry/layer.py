@@ -17,12 +17,11 @@ from lamella.classify.failures import ERROR_STATUS, require_open
 from lamella.cookies import note_held_cookies
 from lamella.pipeline import Again, Layer, Result, Slot
 from lamella.retry.budget import RetryBudget, Spent, take
-from lamella.retry.deadline import AttemptLimit, seconds_left
+from lamella.retry.deadline import AttemptLimit, block_end, seconds_left
 from lamella.retry.judge import Settings
 from lamella.retry.loop import Loop
 from lamella.retry.report import OnAttempt, out_of_time, reporter
 from lamella.rules import RuleBook, check_rules
-from lamella.scope import inherited
 from lamella.store import Store
 from lamella.store.shared import SharedState
 
@@ -119,7 +118,7 @@ class Retry(Layer):
             attempts = given.get("attempts", attempts)
             if own is None and attempts is None:
                 raise ValueError("attempts and deadline must not both be None: such a call might never end")
-        if own is None and not request.session.timeout.total and inherited() is None:
+        if own is None and not request.session.timeout.total and block_end(call) is None:
             limit = None
             if call.deadline is not None:
                 call.deadline = None
