@@ -227,6 +227,8 @@ def stack(rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **opti
     for layer in chosen:
         if isinstance(layer, Breaker):
             layer.inherit(store=options.get("store"), meter_provider=options.get("meter_provider"))
+        elif isinstance(layer, HeaderAuth):
+            layer.inherit(tracer_provider=options.get("tracer_provider"), meter_provider=options.get("meter_provider"))
     for made in makes:
         if made.kind not in by_hand:
             make = cast(Callable[..., Layer], made.kind)

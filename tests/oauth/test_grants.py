@@ -14,6 +14,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 from joserfc import jwk, jwt
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.trace import NoOpTracerProvider
 from tests.oauth.server import AuthorizationServer
 from tests.sdk import Metering, Tracing
 from tests.security.shown import leaks, links
@@ -398,17 +400,32 @@ def test_bad_options() -> None:
         oauth.client_credentials("https://id.example/token", client, timeout=-1)
 
 
+@pytest.mark.parametrize("given", [True, False])
 async def test_the_request_is_a_child_of_the_call_that_caused_it(
-    serve: Serve, tracing: Tracing, metering: Metering
+    serve: Serve, tracing: Tracing, metering: Metering, given: bool
 ) -> None:
+    """It goes to the providers of the stack, unless it has its own."""
     server = AuthorizationServer({"c": "s"})
     providers: Any = {"tracer_provider": tracing.provider, "meter_provider": metering.provider}
-    tokens = oauth.client_credentials(await serve(server), oauth.Client("c", "s"), **providers)
+    tokens = oauth.client_credentials(await serve(server), oauth.Client("c", "s"), **(providers if given else {}))
     async with session(await serve(echo), tokens, **providers) as api:
         await get(api)
+    assert metering.count("lamella.call.duration") == 2
+    assert metering.value("lamella.token.refreshes") == 1
     by_name = {span.name: span for span in tracing.spans if span.kind.name == "INTERNAL"}
     assert by_name.keys() == {"lamella GET", "lamella POST"}
     parent = by_name["lamella POST"].parent
     assert parent is not None
     assert parent.span_id == by_name["lamella GET"].context.span_id
     assert len({span.context.trace_id for span in tracing.spans}) == 1
+
+
+async def test_providers_of_its_own_are_kept(serve: Serve, tracing: Tracing, metering: Metering) -> None:
+    server = AuthorizationServer({"c": "s"})
+    own: Any = {"tracer_provider": tracing.provider, "meter_provider": metering.provider}
+    others: Any = {"tracer_provider": NoOpTracerProvider(), "meter_provider": NoOpMeterProvider()}
+    tokens = oauth.client_credentials(await serve(server), oauth.Client("c", "s"), **own)
+    async with session(await serve(echo), tokens, **others) as api:
+        await get(api)
+    assert {span.name for span in tracing.spans} == {"lamella POST", "POST"}
+    assert metering.value("lamella.token.refreshes") == 1

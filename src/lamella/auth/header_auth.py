@@ -8,6 +8,8 @@ from typing import Literal
 
 import aiohttp
 from multidict import istr
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import TracerProvider
 from yarl import URL
 
 from lamella.auth.tokens import Tokens
@@ -105,6 +107,12 @@ class HeaderAuth(Layer):
         """Which of the headers the request brings. None: it may bring none."""
         tokens = [name for name, value in headers.items() if isinstance(value, Tokens)]
         self._refresh_on = frozenset(refresh_on if tokens else ())
+
+    def inherit(self, *, tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None) -> None:
+        """Let tokens take over the providers of the stack where they have none of their own."""
+        for value, _ in self._functions.values():
+            if isinstance(value, Tokens):
+                value.inherit(tracer_provider=tracer_provider, meter_provider=meter_provider)
 
     def before(self, call: Call) -> Awaitable[None] | None:
         if call.state.setdefault(HIDDEN, self._lowered) is not self._lowered:

@@ -16,6 +16,7 @@ from typing import Final, TypeVar, overload
 import aiohttp
 from opentelemetry import context, trace
 from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import TracerProvider
 
 from lamella.auth.entry import Entry, Fetch
 from lamella.auth.token import Held, Token
@@ -57,7 +58,7 @@ class Tokens:
             is left out. Without it there is one token for all calls.
         leeway: How many seconds before its expiry a token is renewed, but at most half of its life before.
         timeout: How many seconds a fetch may take.
-        meter_provider: Where the metric goes. None, the default, means the global one.
+        meter_provider: Where the metric goes. None, the default, means that of the stack, or the global one.
 
     Raises:
         ValueError: *fetch* or *key* is not a function, or a number of seconds is out of its range.
@@ -108,6 +109,13 @@ class Tokens:
         self._lock = Lock()
         """Held for what changes an entry, and never while something is awaited or called that is not ours."""
         self._refreshes = instruments_of(meter_provider).refreshes
+        self._is_measured = meter_provider is not None
+        """Whether it was said where the metric goes."""
+
+    def inherit(self, *, tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None) -> None:
+        """Take over the providers of a stack where none was given. (A fetch uses no tracer itself.)"""
+        if meter_provider is not None and not self._is_measured:
+            self._refreshes = instruments_of(meter_provider).refreshes
 
     def __call__(self, request: aiohttp.ClientRequest) -> str | Awaitable[str] | None:
         """Return the value for *request*, or what has to be awaited for it. None: it needs none."""

@@ -115,7 +115,13 @@ class Endpoint:
         meter_provider: MeterProvider | None,
     ) -> None:
         self._url, self._seconds, self._session = url, seconds, session
-        self._providers = {"tracer_provider": tracer_provider, "meter_provider": meter_provider}
+        self._given = {"tracer_provider": tracer_provider, "meter_provider": meter_provider}
+        self._providers = self._given
+
+    def inherit(self, **providers: TracerProvider | MeterProvider | None) -> None:
+        """Take over the *providers* of a stack where none was given."""
+        chosen = {**self._providers, **{name: each for name, each in providers.items() if each is not None}}
+        self._providers = {**chosen, **{name: each for name, each in self._given.items() if each is not None}}
 
     async def ask(self, client: Client | KeyClient, request: TokenRequest) -> Issued:
         """Return what *client* gets for *request*.

@@ -41,7 +41,9 @@ class Options(TypedDict, total=False):
     session: Mapping[str, Any]
     """Options of the ``aiohttp.ClientSession`` that calls the endpoint, such as ``trust_env``."""
     tracer_provider: TracerProvider | None
+    """Where the spans of the requests go. Default: that of the stack, or the global one."""
     meter_provider: MeterProvider | None
+    """Where the metrics go. Default: as above."""
 
 
 def client_credentials(token_url: str, client: Who, **options: Unpack[Options]) -> Tokens:
@@ -63,7 +65,7 @@ def client_credentials(token_url: str, client: Who, **options: Unpack[Options]) 
         request = TokenRequest(grant_type="client_credentials", scope=scope, **parameters)
         return (await endpoint.ask(await _settled(client, key), request)).token
 
-    return _tokens(fetch, options)
+    return _Tokens(fetch, endpoint, options)
 
 
 def refresh_token(
@@ -116,7 +118,7 @@ def refresh_token(
     async def fetch(*key: Hashable) -> Token:
         return await to_its_end(asyncio.ensure_future(exchange(*key)))
 
-    return _tokens(fetch, options)
+    return _Tokens(fetch, endpoint, options)
 
 
 async def _settled(value: Any, arguments: tuple[Any, ...]) -> Any:
@@ -140,7 +142,15 @@ def _endpoint(token_url: str, options: Options) -> Endpoint:
     )
 
 
-def _tokens(fetch: Callable[..., Awaitable[Token]], options: Options) -> Tokens:
-    names = {"key", "leeway", "timeout", "meter_provider"}
-    given: Any = {name: value for name, value in options.items() if name in names}
-    return Tokens(fetch, **given)
+class _Tokens(Tokens):
+    """Tokens of an *endpoint*."""
+
+    def __init__(self, fetch: Callable[..., Awaitable[Token]], endpoint: Endpoint, options: Options) -> None:
+        names = {"key", "leeway", "timeout", "meter_provider"}
+        given: Any = {name: value for name, value in options.items() if name in names}
+        super().__init__(fetch, **given)
+        self._endpoint = endpoint
+
+    def inherit(self, *, tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None) -> None:
+        super().inherit(tracer_provider=tracer_provider, meter_provider=meter_provider)
+        self._endpoint.inherit(tracer_provider=tracer_provider, meter_provider=meter_provider)
