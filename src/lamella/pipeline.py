@@ -164,6 +164,7 @@ class Pipeline:
     ) -> Coroutine[None, None, aiohttp.ClientResponse]:
         loop = request.loop
         if self._loop is not loop or self._moves != Layer.moves:
+            self._check_outside(request)
             # Another pipeline may have taken one of the layers over.
             for layer in self.layers:
                 if layer.loop is not loop:
@@ -184,6 +185,27 @@ class Pipeline:
             _begin_anew(call)
         call.state[_INSIDE] = self._innermost
         return self._run(call, handler, 0, outside)  # type: ignore[return-value]  # a whole run raises its exception
+
+    def _check_outside(self, request: aiohttp.ClientRequest) -> None:
+        """Check that no middleware of its session outside of this pipeline waits for an answer that is raised here.
+
+        Raises:
+            ValueError: One does: aiohttp's digest authentication would never see a 401.
+        """
+        raises = any(layer.slot is Slot.CLASSIFY and layer.single for layer in self.layers)
+        call: Call | None = getattr(request, CALL_KEY, None)
+        given = SCOPE.get().options if call is None else OPTIONS.get(call)
+        if not raises or not (given or {}).get("raise_errors", True):
+            return
+        digest: aiohttp.DigestAuthMiddleware | None = None
+        for middleware in _flat(middlewares_of(request.session)):
+            if isinstance(middleware, aiohttp.DigestAuthMiddleware):
+                digest = middleware
+            elif digest is not None and (middleware is self or middleware is self._outermost):
+                raise ValueError(
+                    f"{type(digest).__name__} reads answers of status 401, which the layers inside of it raise as "
+                    "errors: put it behind them, as in middlewares=(*stack(), digest), or use raise_errors=False"
+                )
 
     async def _run_in_a_block(self, call: Call, handler: aiohttp.ClientHandlerType) -> Result:
         """Run a call that is made inside of a block: a task that a layer starts inherits nothing of that."""
@@ -265,13 +287,20 @@ class Pipeline:
 
 def _layers_in(middlewares: Iterable[object]) -> Iterator[Layer]:
     """Yield the layers among *middlewares*, those inside of stacks as well."""
-    for middleware in middlewares:
+    for middleware in _flat(middlewares):
         if isinstance(middleware, Layer):
             yield middleware
         elif isinstance(middleware, Pipeline):
             yield from middleware.layers
-        elif isinstance(middleware, tuple):
-            yield from _layers_in(middleware)
+
+
+def _flat(middlewares: Iterable[object]) -> Iterator[object]:
+    """Yield *middlewares*, those of stacks that work as one as well."""
+    for middleware in middlewares:
+        if isinstance(middleware, tuple):
+            yield from _flat(middleware)
+        else:
+            yield middleware
 
 
 def _begin_anew(call: Call) -> None:

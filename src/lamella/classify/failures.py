@@ -207,7 +207,7 @@ def _kind(exc: Exception) -> type[TransportError] | None:
     if isinstance(exc, aiohttp.ClientResponseError):
         # aiohttp makes one of these of an answer that is not HTTP; others come from other people's middlewares.
         return ConnectionLost if isinstance(exc.__cause__, http_exceptions.HttpProcessingError) else None
-    if isinstance(exc, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | ConnectionError | ssl.SSLError):
+    if isinstance(exc, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | ConnectionError):
         return ConnectionLost
     # Another OSError is not about the connection: a middleware that looked for a file, for example.
     return ConnectionLost if isinstance(exc, OSError) and exc.errno in _NETWORK else None
