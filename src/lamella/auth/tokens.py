@@ -42,7 +42,8 @@ class Tokens:
     However many calls want the token of one key, one fetch is under way for it, outside of any call: no deadline,
     option, context variable or cancellation of a caller reaches it. It ends when no call waits for it any more. Its
     failure is that of the calls that waited for it: each raises a :class:`lamella.TokenUnavailable`. An endpoint that
-    failed is asked again after 1 s, then 2, 4 and so on up to 30 s; calls wait until then, as long as they may.
+    failed is asked again after 1 s, then 2, 4 and so on up to 30 s, or when it asks for by ``Retry-After``, up to five
+    minutes; calls wait until then, as long as they may.
 
     A token is renewed before it expires, in the background, while calls still use it. It is dropped when a server
     refuses it (``HeaderAuth(refresh_on=)``). At most 100,000 keys are kept.
@@ -274,7 +275,8 @@ class Tokens:
             elif task.cancelled():
                 entry.give_up(fetch.began)
             else:
-                entry.fail(fetch.began, fetch.loop.time())
+                asked = outcome.retry_after if isinstance(outcome, LamellaError) else None
+                entry.fail(fetch.began, fetch.loop.time(), asked or 0.0)
         if not is_suppressed():  # where the call was made that caused it: callbacks keep that context
             self._refreshes.add(1, {TOKEN_RESULT: _result_of(outcome)})
         fetch.ended.set_result(outcome)
