@@ -59,6 +59,8 @@ class Call:
 
     span: Span | None = None
     """The span of the whole call."""
+    now: float = 0.0
+    """The loop's time at this step of the call: it is read once for all hooks that need not wait for anything."""
     deadline: float | None = None
     """When the call must have ended, by the loop's clock."""
     attempts = 0

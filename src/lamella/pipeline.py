@@ -20,7 +20,7 @@ import aiohttp
 
 from lamella._aiohttp import forget_answer, middlewares_of
 from lamella.call import BLOCK_END, CALL_KEY, OPTIONS, SENT_BEFORE, Call, PerCall
-from lamella.scope import SCOPE, TAKERS, CallOptions, in_a_block, inherited, inherited_deadline
+from lamella.scope import NOTHING, SCOPE, TAKERS, CallOptions, inherited, inherited_deadline
 
 Result: TypeAlias = aiohttp.ClientResponse | BaseException
 """What an attempt or a call has ended in. A ``CancelledError`` or ``GeneratorExit`` is no failure: let it pass."""
@@ -175,7 +175,7 @@ class Pipeline:
         if call is None:
             call = Call(request)
             setattr(request, CALL_KEY, call)
-            if in_a_block():
+            if SCOPE.get() is not NOTHING:
                 return self._run_in_a_block(call, handler)  # type: ignore[return-value]  # as below
         else:
             outside = _INSIDE.of(call)
@@ -244,15 +244,19 @@ class Pipeline:
         begun = first
         if first:
             _begin_anew(call)
+        time = call.request.loop.time
+        call.now = time()
         try:
             for before, begun in hooks.before:  # noqa: B007 - used below
                 waiting = before(call)
                 if waiting is not None:
                     await waiting
+                    call.now = time()
             begun = self._count
             result = call.answer = await handler(call.request)
         except BaseException as exc:  # noqa: BLE001 - a value from here on
             result = exc
+        call.now = time()
         changed: Changed = None
         try:
             begun_hooks = hooks.after if begun == self._count else [each for each in hooks.after if each[1] < begun]
@@ -263,6 +267,7 @@ class Pipeline:
                         if callable(changed):
                             changed = changed(partial(self._run, call, handler, number + 1, outside))
                         result = await _settled(changed, result)
+                        call.now = time()
                 except BaseException as exc:  # noqa: BLE001 - as above
                     if not isinstance(result, BaseException):
                         result.release()  # the caller will not see it

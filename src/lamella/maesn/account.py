@@ -77,7 +77,7 @@ def auth(api_key: str, account_key: str | None, base_url: URL) -> HeaderAuth:
     without = f"{base_url.path.rstrip('/')}/auth/"
 
     def key(request: aiohttp.ClientRequest) -> str | None:
-        found = current_account(account_key)
+        found = _current.get() or account_key
         if found is None and not request.url.path.startswith(without):
             raise ValueError(
                 "no account key for this call: set MAESN_ACCOUNT_KEY, give account_key=, "

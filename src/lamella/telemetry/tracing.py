@@ -47,7 +47,9 @@ class Tracing:
             "lamella", version_of_lamella(), tracer_provider=provider, schema_url=SCHEMA
         )
         self._never = isinstance(self.tracer, trace.NoOpTracer)
-        self._late = isinstance(self.tracer, trace.ProxyTracer)
+        # The public function for this reads the environment each time. Without the private name, everything is
+        # described, for nothing.
+        self._late = isinstance(self.tracer, trace.ProxyTracer) and hasattr(trace, "_TRACER_PROVIDER")
 
     def start(self, call: Call, name: str, kind: trace.SpanKind, attributes: Mapping[str, AttributeValue]) -> Current:
         """Start a span for *call* inside the current one, and make it current."""
@@ -60,9 +62,7 @@ class Tracing:
     @property
     def silent(self) -> bool:
         """Whether there is no SDK (yet), so that no span need be described."""
-        # The public function for this reads the environment each time. Without the private name, everything is
-        # described, for nothing.
-        return self._never or (self._late and getattr(trace, "_TRACER_PROVIDER", self) is None)
+        return self._never or (self._late and trace._TRACER_PROVIDER is None)
 
 
 SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
