@@ -22,7 +22,7 @@ _FIRM: Final = PerCall[float](lambda: inf)
 
 def seconds_left(call: Call, own: float | None, now: float) -> float | None:
     """Return the seconds left: the least of *own*, the session's total and what is inherited. None: no limit."""
-    outer = _block_end(call)
+    outer = block_end(call)
     firm = min(inf if own is None else own, inf if outer is None else outer - now)
     total = _session_total(call.request)
     if total < firm:
@@ -32,7 +32,7 @@ def seconds_left(call: Call, own: float | None, now: float) -> float | None:
     return None if firm == inf else firm
 
 
-def _block_end(call: Call) -> float | None:
+def block_end(call: Call) -> float | None:
     """Return when *call* must have ended by the blocks and calls around it, by the loop's clock. None: no limit."""
     if SCOPE.get() is NOTHING:
         return None
