@@ -39,7 +39,7 @@ from lamella.telemetry.names import (
     URL_FULL,
 )
 from lamella.telemetry.propagation import Propagation
-from lamella.telemetry.redirects import is_redirected, note_earlier_hops, note_redirect
+from lamella.telemetry.redirects import REDIRECTED, note_earlier_hops, note_redirect
 from lamella.telemetry.shared import SpanOptions, Telemetry
 from lamella.telemetry.tracing import SILENT, Current
 
@@ -108,7 +108,7 @@ class AttemptSpan(Layer):
     def before(self, call: Call) -> None:
         telemetry, propagation = self._telemetry, self._propagation
         silent = telemetry.is_global and call.span is SILENT and not context.get_current() and propagation.is_default
-        if silent and (call.attempts or not is_redirected()):
+        if silent and (call.attempts or REDIRECTED.get() is None):
             call.attempts += 1
             return
         if not call.attempts:
