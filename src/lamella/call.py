@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import aiohttp
@@ -132,5 +133,7 @@ class PerCall(Generic[S]):
 
 OPTIONS: Final = PerCall(CallOptions)
 """What :func:`lamella.options` says for the call, where it is made inside of that."""
+BLOCK_END: Final = PerCall[float](lambda: inf)
+"""When the calls of the block that the call is made in must have ended, by the loop's clock, if they must."""
 SENT_BEFORE: Final = PerCall[bool](lambda: False)
 """Whether a layer, or a middleware of others, may have sent the request before."""

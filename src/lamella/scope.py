@@ -87,10 +87,10 @@ class Block:
 def options(**given: Unpack[CallOptions]) -> Block:
     """Return a block that changes options of the stack for the calls made inside, also by tasks started inside.
 
-    ``with`` and ``async with`` both work. Inside another block the inner value counts. A call that a function of
-    :class:`lamella.HeaderAuth` makes, such as a token request, takes none of these options. A call through a session
-    without the layer of an option raises ValueError, unless the option says what such a session does anyway, such as
-    ``attempts=1`` without ``Retry``.
+    ``with`` and ``async with`` both work. Inside another block the inner value counts. A call that a layer or a
+    function of the stack makes inside a call, such as a token request, takes none of these options. A call through a
+    session without the layer of an option raises ValueError, unless the option says what such a session does anyway,
+    such as ``attempts=1`` without ``Retry``.
 
     Args:
         attempts: How many attempts a call has. 1 means no retries.

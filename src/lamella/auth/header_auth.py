@@ -8,10 +8,12 @@ from typing import Literal
 
 import aiohttp
 from multidict import istr
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import TracerProvider
 from yarl import URL
 
 from lamella.auth.tokens import Tokens
-from lamella.auth.values import check_value, checked, is_header_name, takes_request
+from lamella.auth.values import check_value, checked, fault_of_name, takes_request
 from lamella.call import Call, PerCall
 from lamella.checks import check_whole
 from lamella.credentials import HIDDEN, NOTES_ALL, REFUSED, hide_headers, note_secrets
@@ -67,6 +69,10 @@ class HeaderAuth(Layer):
         existing: Literal["raise", "keep"] = "raise",
         refresh_on: Collection[int] = (401,),
     ) -> None:
+        if isinstance(refresh_on, str | int):
+            raise ValueError(  # noqa: TRY004 - like every other bad value
+                f"refresh_on must be several statuses, such as {{401}}, got {refresh_on!r}"
+            )
         for status in refresh_on:
             check_whole("a status of refresh_on", status, 400, 599)
         if existing not in {"raise", "keep"}:
@@ -75,8 +81,9 @@ class HeaderAuth(Layer):
             # No value: it may be a credential.
             raise ValueError(f"headers must be a mapping of names to values, got {type(headers).__name__}")  # noqa: TRY004
         for name, value in headers.items():
-            if not is_header_name(name):
-                raise ValueError(f"not a header name: {name!r}")
+            if (fault := fault_of_name(name)) is not None:
+                # Nor this name: it may be a credential that has changed places with its name.
+                raise ValueError(f"a name in headers {fault}: write {{name: value}}, such as {{'X-API-Key': key}}")
             if isinstance(value, str):
                 check_value(name, value)
             elif not callable(value):
@@ -100,6 +107,12 @@ class HeaderAuth(Layer):
         """Which of the headers the request brings. None: it may bring none."""
         tokens = [name for name, value in headers.items() if isinstance(value, Tokens)]
         self._refresh_on = frozenset(refresh_on if tokens else ())
+
+    def inherit(self, *, tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None) -> None:
+        """Let tokens take over the providers of the stack where they have none of their own."""
+        for value, _ in self._functions.values():
+            if isinstance(value, Tokens):
+                value.inherit(tracer_provider=tracer_provider, meter_provider=meter_provider)
 
     def before(self, call: Call) -> Awaitable[None] | None:
         if call.state.setdefault(HIDDEN, self._lowered) is not self._lowered:

@@ -17,7 +17,7 @@ from lamella.classify.failures import ERROR_STATUS, require_open
 from lamella.cookies import note_held_cookies
 from lamella.pipeline import Again, Layer, Result, Slot
 from lamella.retry.budget import RetryBudget, Spent, take
-from lamella.retry.deadline import AttemptLimit, seconds_left
+from lamella.retry.deadline import AttemptLimit, block_end, seconds_left
 from lamella.retry.judge import Settings
 from lamella.retry.loop import Loop
 from lamella.retry.report import OnAttempt, out_of_time, reporter
@@ -119,7 +119,8 @@ class Retry(Layer):
             attempts = given.get("attempts", attempts)
             if own is None and attempts is None:
                 raise ValueError("attempts and deadline must not both be None: such a call might never end")
-        if own is None and not request.session.timeout.total and SCOPE.get() is NOTHING:
+        is_free = SCOPE.get() is NOTHING or block_end(call) is None
+        if own is None and not request.session.timeout.total and is_free:
             limit = None
             if call.deadline is not None:
                 call.deadline = None

@@ -32,11 +32,17 @@ class Current(NamedTuple):
 
 
 class Tracing:
-    """The tracer of lamella, made by *provider*. None means the global one, even if it is set later."""
+    """The tracer of lamella, made by *provider*. None means the global one, even if it is set later.
+
+    Raises:
+        ValueError: It is no provider.
+    """
 
     __slots__ = ("_late", "_never", "tracer")
 
     def __init__(self, provider: trace.TracerProvider | None) -> None:
+        if provider is not None and not hasattr(provider, "get_tracer"):
+            raise ValueError(f"tracer_provider must be a TracerProvider or None, got {type(provider).__name__}")
         self.tracer: trace.Tracer = trace.get_tracer(
             "lamella", version_of_lamella(), tracer_provider=provider, schema_url=SCHEMA
         )
@@ -87,6 +93,12 @@ def is_suppressed() -> bool:
     """Return whether this is inside ``suppress_instrumentation()`` or ``suppress_http_instrumentation()``."""
     current = context.get_current()
     return bool(current.get(_ALL_SUPPRESSED) or current.get(_HTTP_SUPPRESSED))
+
+
+def suppression() -> Context:
+    """Return a context with nothing of the current one but what :func:`is_suppressed` asks for."""
+    current = context.get_current()
+    return Context({key: True for key in (_ALL_SUPPRESSED, _HTTP_SUPPRESSED) if current.get(key)})
 
 
 # Private names, which OpenTelemetry's own instrumentations use as well.
