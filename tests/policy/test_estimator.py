@@ -6,6 +6,8 @@ import itertools
 import json
 import math
 import random
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from heapq import heappop, heappush
 from typing import Any
@@ -84,6 +86,10 @@ class Traffic:
     """How often in a second somebody else uses the account."""
     silence: float = 0.0
     """How likely an attempt ends without an answer."""
+    points: Callable[[int], float] | None = None
+    """What a call takes of the limit, which is then of points. None: one."""
+    states_points: bool = False
+    """Whether the estimator knows of them."""
     as_json: bool = False
     seed: int = 0
 
@@ -101,6 +107,7 @@ class Traffic:
         tries = [0] * self.calls
         now, opens, wake = BEGIN, -1.0, -1.0
         in_flight: list[float] = []
+        costs: dict[float, float] = {}
         came: dict[int, float] = {}
 
         def at(moment: float, what: str, about: object = None) -> None:
@@ -134,10 +141,12 @@ class Traffic:
                     limiter.allow(now)
                     at(now + random_.expovariate(self.others), "somebody else")
                 case "reaches the server", (int(number), Permit() as permit, float(back)):
-                    at(now + back, "is answered", (number, permit, limiter.allow(now), random_.random() < self.silence))
+                    until = self._allow(limiter, now, number)
+                    at(now + back, "is answered", (number, permit, until, random_.random() < self.silence))
                     continue
                 case "is answered", (int(number), Permit() as permit, float(until), bool(silent)):
                     in_flight.remove(permit.at)
+                    del costs[permit.at]
                     if silent or until <= 0:
                         record(usage, now, stated, 1.0)
                     if silent:
@@ -168,7 +177,9 @@ class Traffic:
                 if self.as_json:
                     estimate = outcome.estimate = RateEstimate(**json.loads(json.dumps(asdict(estimate))))
                     usage = Usage(**json.loads(json.dumps(asdict(usage))))
-                asked = Asked(learns, len(queue), now - came[queue[0]])
+                cost = self.points(queue[0]) if self.points and self.states_points else 1.0
+                extra = sum(costs.values()) - len(in_flight)
+                asked = Asked(learns, len(queue), now - came[queue[0]], extra, cost)
                 answer = wait_for(usage, now, InFlight(len(in_flight), len(in_flight)), stated, 1.0) or next_permit(
                     estimate, now, in_flight, self.wait, asked
                 )
@@ -185,6 +196,7 @@ class Traffic:
                 assert now >= opens, "sent while the account is blocked"
                 number = heappop(queue)
                 in_flight.append(answer.at)
+                costs[answer.at] = answer.cost
                 outcome.sends += 1
                 outcome.sent_at.append(now)
                 latency = self.latency * (1 + self.jitter * random_.random())
@@ -195,10 +207,21 @@ class Traffic:
     def ideal(self) -> float:
         """Return when the last answer would be there if each attempt were sent at the best moment."""
         limiter, now = self.limit.limiter(), 0.0
-        for _ in range(self.calls):
-            while (wait := limiter.allow(now)) > 0:
+        for number in range(self.calls):
+            while (wait := self._allow(limiter, now, number)) > 0:
                 now += wait
         return now + self.latency
+
+    def _allow(self, limiter: Limiter, now: float, number: int) -> float:
+        """Admit all points of a call, or none."""
+        if self.points is None:
+            return limiter.allow(now)
+        points, trial = self.points(number), deepcopy(limiter)
+        if wait := max(trial.allow(now) for _ in range(int(points))):
+            return wait
+        for _ in range(int(points)):
+            limiter.allow(now)
+        return 0.0
 
 
 def permits_of(estimate: RateEstimate, number: int, now: float = 0.0) -> list[Permit]:
