@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -61,6 +62,8 @@ class Outcome:
     lost: list[int] = field(default_factory=list)
     """Those that were refused as often as they may be sent."""
     refused: int = 0
+    by_chance: Counter[int] = field(default_factory=Counter)
+    """How often each call was refused by chance."""
     estimate: RateEstimate = field(default_factory=RateEstimate)
     most_remembered: int = 0
     sent_at: list[float] = field(default_factory=list)
@@ -88,6 +91,10 @@ class Traffic:
     """How likely an attempt ends without an answer."""
     points: Callable[[int], float] | None = None
     """What a call takes of the limit, which is then of points. None: one."""
+    most: int | None = None
+    """How many requests may be at the server at a time."""
+    chance: float = 0.0
+    """How likely it refuses a request that it could admit."""
     states_points: bool = False
     """Whether the estimator knows of them."""
     as_json: bool = False
@@ -106,6 +113,7 @@ class Traffic:
         queue: list[int] = []
         tries = [0] * self.calls
         now, opens, wake = BEGIN, -1.0, -1.0
+        there_now = 0
         in_flight: list[float] = []
         costs: dict[float, float] = {}
         came: dict[int, float] = {}
@@ -141,10 +149,18 @@ class Traffic:
                     limiter.allow(now)
                     at(now + random_.expovariate(self.others), "somebody else")
                 case "reaches the server", (int(number), Permit() as permit, float(back)):
-                    until = self._allow(limiter, now, number)
+                    if self.most is not None and there_now >= self.most:
+                        until = 1e-3
+                    elif self.chance and random_.random() < self.chance:
+                        until = 1e-3
+                        outcome.by_chance[number] += 1
+                    else:
+                        until = self._allow(limiter, now, number)
+                    there_now += until <= 0
                     at(now + back, "is answered", (number, permit, until, random_.random() < self.silence))
                     continue
                 case "is answered", (int(number), Permit() as permit, float(until), bool(silent)):
+                    there_now -= until <= 0
                     in_flight.remove(permit.at)
                     del costs[permit.at]
                     if silent or until <= 0:
