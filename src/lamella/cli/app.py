@@ -95,11 +95,17 @@ def sync(
         list[str] | None, _value("NAME", "What to read: invoices, … Repeatable.", "--resource")
     ] = None,
     output: Annotated[Path | None, _file("All records in a file: .jsonl, .sqlite, .db, .parquet.")] = None,
+    schema: Annotated[Path | None, _file("Typed columns and child tables of the output: TOML.")] = None,
     journal: Annotated[Path | None, _file(f"What is kept from run to run. Else: {JOURNAL}.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last run where it ended.")] = False,
     since: Annotated[str | None, _value("ISO", "What was changed since then. Else: since the last run.")] = None,
     lookback: Annotated[
         str | None, _value("TIME", "Read again so long before the last run: 12h, 7d. Else: 5m.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read whole lists; compare them with the journal.")] = False,
+    full_every: Annotated[str | None, _value("TIME", "The same for lists not read in full for so long: 7d.")] = None,
+    departed: Annotated[
+        str | None, _value("keep|mark|forget", "Records of accounts that are not in the file. Else: keep.")
     ] = None,
     concurrency: Annotated[str | None, _value("N", "So many pages at a time. Else: four an account.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be read, and send nothing.")] = False,

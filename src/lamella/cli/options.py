@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast, get_args
 from urllib.request import getproxies, proxy_bypass
 
 from yarl import URL
@@ -16,14 +17,17 @@ from yarl import URL
 from lamella.breaker import Breaker
 from lamella.cli import sandboxed
 from lamella.cli.accounts import accounts_in, accounts_of_environment, key_in
+from lamella.cli.schema import tables_in
 from lamella.cli.terminal import http_url
-from lamella.maesn import BASE_URL, RULES, Account
+from lamella.maesn import BASE_URL, RULES, Account, current_account
 from lamella.maesn.lists import checked_resource
 from lamella.redaction import redact_text, redact_url
 from lamella.rules import RuleBook
 from lamella.sync.export import check_output
 from lamella.sync.marks import OVERLAP
 from lamella.sync.page import checked_moment
+from lamella.sync.stored import Departed
+from lamella.sync.tables import NO_TABLES, Table
 
 JOURNAL: Final = Path("lamella-sync.journal")
 
@@ -49,9 +53,12 @@ class Settings:
     resources: tuple[str, ...]
     journal: Path
     output: Path | None = None
+    tables: Mapping[str, Table] = field(default_factory=dict)
     since: str | None = None
     resume: bool = False
     lookback: float = OVERLAP
+    full_every: float | None = None  # 0: --verify
+    departed: Departed = "keep"
     proxy: URL | None = field(default=None, repr=False)  # it may have a password
     at_once: int | None = None
     page_size: int = 100
@@ -63,6 +70,16 @@ class Settings:
     def identity(self) -> str:
         """The name of the batch in the journal."""
         return self.batch or f"maesn sync of {str(self.base_url).rstrip('/')}"
+
+    @property
+    def absent(self) -> list[tuple[str, str]]:
+        """The lists that were asked for, and that the accounts' systems do not have: account and resource of each."""
+        return [(each.name, name) for each in self.accounts for name in self.resources if name in each.without]
+
+    def current_account(self) -> str | None:
+        """Return the name of the account that a call is made for; of several with the same key, all of them."""
+        key = current_account()
+        return ", ".join(each.name for each in self.accounts if each.key == key) or None
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -77,9 +94,13 @@ class Options:
     accounts: Path | None = None
     resources: Sequence[str] = ()
     output: Path | None = None
+    schema: Path | None = None
     journal: Path | None = None
     since: str | None = None
     lookback: str | None = None
+    verify: bool = False
+    full_every: str | None = None
+    departed: str | None = None
     concurrency: str | None = None
     dry_run: bool = False
     otlp: str | None = None
@@ -92,7 +113,7 @@ class Options:
     def to_go_on(self) -> str:
         """Return the command line that resumes this sync, without a password."""
         otlp = None if self.otlp is None else redact_url(URL(self.otlp))
-        given = asdict(replace(self, otlp=otlp, since=None, dry_run=False, resume=True))
+        given = asdict(replace(self, otlp=otlp, since=None, verify=False, dry_run=False, resume=True))
         words = []
         for name, value in given.items():
             option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
@@ -115,16 +136,20 @@ def settings_of(options: Options, folder: Path) -> Settings:
         raise ValueError("--resource NAME is missing: invoices, contacts, … It may be given more than once")
     journal = options.journal or (folder / JOURNAL if options.sandbox else JOURNAL)
     output = options.output or (folder / "records.jsonl" if options.sandbox else None)
+    tables = NO_TABLES if options.schema is None else _checked("--schema", tables_in, options.schema)
     own = sandboxed.settings() if options.sandbox else _at_the_api(options)
     return Settings(
         **own,
         resources=tuple(dict.fromkeys(_checked("--resource", checked_resource, name) for name in resources))
         or sandboxed.RESOURCES,
         journal=_checked("--journal", _journal, journal),
-        output=None if output is None else _checked("--output", _output, output),
+        output=None if output is None else _checked("--output", partial(_output, tables=tables), output),
+        tables=tables,
         since=None if options.since is None else _checked("--since", checked_moment, options.since),
         resume=options.resume,
         lookback=OVERLAP if options.lookback is None else _checked("--lookback", _seconds, options.lookback),
+        full_every=0.0 if options.verify else _full_every(options.full_every),
+        departed="keep" if options.departed is None else _checked("--departed", _departed, options.departed),
         at_once=None if options.concurrency is None else _checked("--concurrency", _at_once, options.concurrency),
     )
 
@@ -146,11 +171,16 @@ def _reject_conflicts(options: Options) -> None:
         raise ValueError("--sandbox brings its own accounts and address: leave --accounts and --base-url out")
     if options.resume and options.since is not None:
         raise ValueError("--since begins a new run, and --resume goes on with the last one: give one of them")
+    if options.schema is not None and options.output is None:
+        raise ValueError("--schema needs --output FILE in .sqlite, .db or .parquet, whose columns it states")
+    if options.verify and (options.resume or options.since is not None or options.full_every is not None):
+        raise ValueError("--verify reads all lists from their beginning: leave --resume, --since and --full-every out")
     if options.dry_run and (options.otlp is not None or options.page is not None):
         raise ValueError("--dry-run sends nothing that --otlp or --report could show: leave them out")
     files: dict[str, str] = {}
     given = (
         ("--accounts", options.accounts),
+        ("--schema", options.schema),
         ("--output", options.output),
         ("--journal", options.journal or (None if options.sandbox else JOURNAL)),
         ("--report", options.page),
@@ -202,6 +232,20 @@ def _seconds(text: str) -> float:
     return float(int(found[1]) * _UNITS[found[2]])
 
 
+def _full_every(text: str | None) -> float | None:
+    found = None if text is None else _checked("--full-every", _seconds, text)
+    if found == 0:
+        raise ValueError("--full-every must be greater than 0: --verify reads everything in this run")
+    return found
+
+
+def _departed(text: str) -> Departed:
+    allowed = get_args(Departed)
+    if text not in allowed:
+        raise ValueError(f"must be one of {', '.join(allowed)}, got {redact_text(text)!r}")
+    return cast(Departed, text)
+
+
 def _at_once(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:9]) > 0):
         raise ValueError(f"must be a whole number, 1 or more, got {redact_text(text)!r}")
@@ -214,9 +258,9 @@ def _journal(path: Path) -> Path:
     return path
 
 
-def _output(path: Path) -> Path:
+def _output(path: Path, tables: Mapping[str, Table]) -> Path:
     try:
-        check_output(path)
+        check_output(path, tables)
     except OSError as exc:
         raise ValueError(f"cannot be written: {exc.strerror or exc}: {path}") from None
     return path

@@ -19,7 +19,6 @@ import aiohttp
 import typer
 from rich.console import Console
 from rich.text import Text
-from stamina.instrumentation import get_on_retry_hooks, set_on_retry_hooks
 from yarl import URL
 
 from lamella import maesn, whole_file
@@ -29,11 +28,13 @@ from lamella.cli.accounts import others_can_read
 from lamella.cli.causes import causes_of
 from lamella.cli.display import Display, Look, display_on
 from lamella.cli.options import Options, Settings, settings_of
+from lamella.cli.process import connections, without_stamina_hooks
 from lamella.cli.progress import Watch
+from lamella.cli.remarks import remarks, remarks_of_run
 from lamella.cli.report import Check, Synced
 from lamella.cli.terminal import count, duration, fail, make_console, show, some, warn
 from lamella.redaction import one_line, redact_text
-from lamella.sync import Part, Report
+from lamella.sync import Part, Report, SchemaMismatch
 from lamella.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from lamella.cli.traces import Collector
 
 _ENDING: Final = "Ending: what is under way has 10 s. Ctrl-C again ends at once."
-_MOST_CONNECTIONS: Final = 500
 _MOST_NAMES: Final = 10  # resources that are named on the page
 
 
@@ -78,7 +78,7 @@ def main(options: Options) -> int:
 def _main(options: Options, folder: Path) -> int:
     try:
         settings = settings_of(options, folder)
-        tracing = _tracing(options)
+        tracing = _tracing(options, settings)
     except (ValueError, ModuleNotFoundError) as exc:
         fail(str(exc))
     if options.accounts is not None and others_can_read(options.accounts):
@@ -115,6 +115,7 @@ async def _plan(settings: Settings) -> tuple[Part, ...]:
             since=settings.since,
             resume=settings.resume,
             lookback=settings.lookback,
+            full_every=settings.full_every,
         )
 
 
@@ -145,13 +146,15 @@ async def run(
     watch = Watch(lambda name: throttle.blocked_for(settings.base_url, keys[name]))
     began = time.monotonic()
     fault = None
-    with _without_stamina_hooks(), showing(watch.look) as display:
+    with without_stamina_hooks(), showing(watch.look) as display:
         async with _drawn(display):
             syncing = asyncio.create_task(_sync_all(settings, throttle, watch, provider))
             with _interrupted_by_signals(syncing, display):
                 try:
                     done = await syncing
-                    return Synced(done.run, done.resumed, done.parts, done.took)
+                    return Synced(
+                        *(done.run, done.resumed, done.parts, done.took), departed=done.departed, misfits=done.misfits
+                    )
                 except (asyncio.CancelledError, JournalError, OSError) as exc:
                     if watch.progress is None:
                         raise
@@ -161,7 +164,9 @@ async def run(
                         fault = f"the output cannot be written: {exc.strerror or exc}: {settings.output}"
     found = watch.progress
     took = time.monotonic() - began
-    return Synced(found.run, found.resumed, tuple(found.parts.values()), took, fault is None, fault)
+    return Synced(
+        *(found.run, found.resumed, tuple(found.parts.values()), took, fault is None, fault), departed=found.departed
+    )
 
 
 async def _sync_all(settings: Settings, throttle: Throttle, watch: Watch, provider: TracerProvider | None) -> Report:
@@ -174,7 +179,7 @@ async def _sync_all(settings: Settings, throttle: Throttle, watch: Watch, provid
             breaker=settings.breaker(),
             throttle=throttle,
             tracer_provider=provider,
-            connector=aiohttp.TCPConnector(limit=_connections()),
+            connector=aiohttp.TCPConnector(limit=connections()),
             proxy=settings.proxy,
         ) as session,
     ):
@@ -184,34 +189,16 @@ async def _sync_all(settings: Settings, throttle: Throttle, watch: Watch, provid
             settings.resources,
             journal=journal,
             output=settings.output,
+            tables=settings.tables,
             since=settings.since,
             resume=settings.resume,
             lookback=settings.lookback,
+            full_every=settings.full_every,
+            departed=settings.departed,
             limit=settings.page_size,
             at_once=settings.at_once,
             on_progress=watch.begun,
         )
-
-
-def _connections() -> int:
-    """Return how many connections there may be: at most half of the files that a process may open."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return _MOST_CONNECTIONS
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else max(min(files // 2, _MOST_CONNECTIONS), 1)
-
-
-@contextmanager
-def _without_stamina_hooks() -> Iterator[None]:
-    """Switch stamina's line for each retry off: where structlog is installed, there would be hundreds, on stdout."""
-    hooks = get_on_retry_hooks()
-    set_on_retry_hooks([])
-    try:
-        yield
-    finally:
-        set_on_retry_hooks(hooks)
 
 
 @asynccontextmanager
@@ -258,7 +245,7 @@ def _interrupted_by_signals(task: asyncio.Task[Report], display: Display) -> Ite
             loop.remove_signal_handler(number)
 
 
-def _tracing(options: Options) -> _Tracing | None:
+def _tracing(options: Options, settings: Settings) -> _Tracing | None:
     """Return what --otlp, --report and --sandbox need. None: none of them is given.
 
     Raises:
@@ -287,7 +274,7 @@ def _tracing(options: Options) -> _Tracing | None:
         outlet = None if options.otlp is None else otlp.Outlet(otlp.endpoint(options.otlp))
     except ValueError as exc:
         raise ValueError(f"--otlp: {exc}") from None
-    provider, collected = otlp.make_provider(outlet), traces.Collector()
+    provider, collected = otlp.make_provider(outlet), traces.Collector(account=settings.current_account)
     provider.add_span_processor(collected)
     return _Tracing(provider, collected, outlet)
 
@@ -296,13 +283,14 @@ def _tell(console: Console, ended: _Ended, tracing: _Tracing | None) -> int:
     """Show the result, and return the exit code."""
     options, settings, synced, checks = ended.options, ended.settings, ended.synced, ended.checks
     # With the sandbox the failures are injected: the checks count.
-    code = int(any(check.fault for check in checks)) if checks else synced.exit_code
+    code = int(any(check.fault for check in checks) or synced.misfits.count > 0) if checks else synced.exit_code
     causes = causes_of(synced.parts, settings.secrets)
     show(console, report.outcome(report.totals(synced, tracing and tracing.collected)), report.failures(causes))
     if options.output is not None or options.journal is not None or not options.sandbox:
         has_ended = not synced.interrupted and synced.fault is None
         journal = None if options.sandbox and options.journal is None else settings.journal
-        show(console, report.where_it_is(options.output, journal, synced.parts, ended=has_ended))
+        notes = _notes(settings, synced)
+        show(console, report.where_it_is(options.output, journal, synced.parts, notes, ended=has_ended))
     if checks:
         retried = [] if tracing is None else [trace for trace in tracing.collected.traces if trace.is_retried]
         if retried:
@@ -323,9 +311,23 @@ def _tell(console: Console, ended: _Ended, tracing: _Tracing | None) -> int:
         found = report.as_json(
             synced, causes, output=options.output, exit_code=code, secrets=settings.secrets, checks=checks
         )
+        found["absent"] = [{"account": name, "resource": resource} for name, resource in settings.absent]
         typer.echo(json.dumps(found, indent=2))
     _say_the_last_words(console, ended, code)
     return code
+
+
+def _notes(settings: Settings, synced: Synced) -> Iterator[str]:
+    yield from remarks(synced.parts, settings.secrets)
+    if synced.misfits.count:
+        yield redact_text(
+            f"{SchemaMismatch(synced.misfits.count, synced.misfits.first[:2])}. They are null in the tables."
+        )
+    if synced.misfits.empty:
+        names = redact_text(some(synced.misfits.empty, 5))
+        yield f"Columns of the schema that have a value in no record: {names}. Check their names."
+    verify, how = settings.full_every == 0, settings.departed
+    yield from remarks_of_run(synced.parts, synced.departed, how, settings.absent, verify=verify)
 
 
 def _write_page(console: Console, path: Path, ended: _Ended, collected: Collector) -> int:
@@ -339,7 +341,7 @@ def _write_page(console: Console, path: Path, ended: _Ended, collected: Collecto
     )
     page = Page(
         title=f"run {synced.run}",
-        about=" ".join((about, *report.remarks(synced.parts))),
+        about=" ".join((about, *_notes(settings, synced))),
         totals=tuple(report.totals(synced, collected)),
         causes=causes_of(synced.parts, settings.secrets),
         checks=ended.checks,
@@ -372,7 +374,10 @@ def _say_the_last_words(console: Console, ended: _Ended, code: int) -> None:
         failed = sum(not part.done for part in synced.parts)
         why = report.no_answer(synced.parts)
         told = f"{failed:,} of {count(len(synced.parts), 'part')} failed" + (f": {redact_text(why)}" if why else "")
-        _say_how_to_go_on(told, options)
+        if failed:
+            _say_how_to_go_on(told, options)
+        elif synced.misfits.count:
+            warn(f"all is stored, and {synced.misfits.count:,} values do not fit {options.schema}: see above")
 
 
 def _say_how_to_go_on(what: str, options: Options) -> None:

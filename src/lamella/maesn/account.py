@@ -32,6 +32,8 @@ class Account:
     """For the target systems that have several companies in one account."""
     environment_name: str | None = None
     """For the target systems that have environments."""
+    without: tuple[str, ...] = ()
+    """Lists that its target system does not have, such as ``("offers",)``: a sync does not ask for them."""
 
     def __post_init__(self) -> None:
         if not self.name.strip() or not self.name.isprintable():
@@ -77,7 +79,7 @@ def auth(api_key: str, account_key: str | None, base_url: URL) -> HeaderAuth:
     without = f"{base_url.path.rstrip('/')}/auth/"
 
     def key(request: aiohttp.ClientRequest) -> str | None:
-        found = current_account(account_key)
+        found = _current.get() or account_key
         if found is None and not request.url.path.startswith(without):
             raise ValueError(
                 "no account key for this call: set MAESN_ACCOUNT_KEY, give account_key=, "

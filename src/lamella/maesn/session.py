@@ -17,6 +17,7 @@ from lamella.buffer import Buffer
 from lamella.checks import check_options
 from lamella.maesn.account import auth, current_account
 from lamella.maesn.rules import RULES
+from lamella.origins import parsed_origin
 from lamella.rules import RuleBook
 from lamella.stacking import StackOptions, stack
 from lamella.telemetry.attributes import UrlTemplate
@@ -142,7 +143,9 @@ def _setting(name: str, value: str | None, variable: str) -> str:
 
 
 def _url(value: str | None) -> URL:
-    url = URL(value or os.environ.get("MAESN_BASE_URL") or BASE_URL)
+    given = value or os.environ.get("MAESN_BASE_URL") or BASE_URL
+    parsed_origin(given, "base_url")
+    url = URL(given)
     # Relative URLs replace what follows the last slash.
     return url if url.path.endswith("/") else url.with_path(f"{url.path}/")
 

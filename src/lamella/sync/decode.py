@@ -57,7 +57,7 @@ def loads(body: bytes, parse_float: ParseNumber = None, parse_int: ParseNumber =
 
 
 def _exact(body: bytes) -> Any:
-    return loads(body, parse_int=_exact_int)
+    return loads(body, parse_int=exact_int)
 
 
 def split(body: bytes, place: str, *, compact: bool = False) -> tuple[Any, list[bytes] | None]:
@@ -145,6 +145,11 @@ def microseconds(value: object) -> int | None:
     return None
 
 
+def text_of(moment: int) -> str:
+    """Return a moment in microseconds since 1970 as ISO 8601, in UTC."""
+    return (EPOCH + moment * MICROSECOND).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def _updated(values: Iterable[object]) -> int | None:
     return next((found for found in map(microseconds, values) if found is not None and found >= _EARLIEST), None)
 
@@ -190,7 +195,7 @@ def _decoder(kind: Any) -> Any:
     return msgspec.json.Decoder(kind)
 
 
-def _exact_int(literal: str) -> int | Decimal:
+def exact_int(literal: str) -> int | Decimal:
     """Return the value of an integer's text, as a Decimal where it has more digits than Python lets an int have."""
     try:
         return int(literal)

@@ -50,6 +50,11 @@ def note_redirect(call: Call, response: aiohttp.ClientResponse) -> None:
         _redirected.set(_Redirect(target, same_call(call.request), call.attempts, first))
 
 
+def is_redirected() -> bool:
+    """Return whether the call that begins may be the next hop of a redirect."""
+    return _redirected.get() is not None
+
+
 def note_earlier_hops(call: Call) -> None:
     """Count the attempts of earlier hops as attempts of *call*, before it makes its first one."""
     redirect = _redirected.get()

@@ -155,10 +155,10 @@ class Throttle(Layer):
             return None
         account, memory = self._account(call.request), self._state.memory
         queue = account.queue
-        if memory is not None and not queue.waiting and self._quotas is None:
+        if memory is not None and not queue.waiters and self._quotas is None:
             # Most calls need not wait.
             _, period, _, cost = self._learning
-            estimate, now = memory.of(account.name, RateEstimate), memory.now(call.request.loop.time())
+            estimate, now = memory.of(account.name, RateEstimate), memory.now(call.now)
             asked = ONE
             if cost is not None:
                 asked = Asked(extra=queue.points - queue.in_flight, cost=cost_of(call.request, cost))
@@ -221,7 +221,7 @@ class Throttle(Layer):
                 or (self._below_400 and result.status in self._below_400)
             ):
                 return self._ended(call, account, permit, held, result)
-            now = memory.now(call.request.loop.time())
+            now = memory.now(call.now)
             learns, says = self._stated is None, self._says(result.headers)
             answered(estimate, now, permit, len(queue.sent_at) - 1, learns=learns, says=says)
         # The server cannot have counted an attempt that ended in one of these; or the loop is gone.
@@ -312,7 +312,8 @@ class Throttle(Layer):
     def _account(self, request: aiohttp.ClientRequest) -> Account:
         accounts = self._accounts
         key, scope = self._key, self._scope
-        name = _name(request.url, None if key is None else key(request), None if scope is None else scope(request))
+        of = None if key is None else key(request)
+        name = hash_key(origin_of(request.url), of) if scope is None else _name(request.url, of, scope(request))
         account = accounts.get(name)
         if account is None:
             server, url = origin_attributes(request), request.url

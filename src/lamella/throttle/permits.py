@@ -60,17 +60,25 @@ def next_permit(
 
     *in_flight* is when each attempt in flight was sent, the oldest first; *period* the one to assume until it is known.
     """
+    if estimate.untouched and asked.learns and len(in_flight) < estimate.max_in_flight:
+        estimate.period = estimate.period or period
+        return _issued(estimate, now, len(in_flight), asked.cost)
     gap = _gap(estimate, now, in_flight, period, asked)
     if isinstance(gap, Wait):
         return gap
     if gap is not None:
         # A late timer must not lower the rate.
         estimate.next_at = max(estimate.next_at, now - gap) + gap if gap else now
+    return _issued(estimate, now, len(in_flight), asked.cost)
+
+
+def _issued(estimate: RateEstimate, now: float, in_flight: int, cost: float) -> Permit:
+    """Return a permit for an attempt that is sent now."""
     if estimate.began < 0:
         estimate.began = now
     at = now if not now <= estimate.sent_at < now + _SAME_MOMENT else nextafter(estimate.sent_at, inf)
     estimate.sent_at = at
-    return Permit(estimate.generation, at, len(in_flight) + 1, asked.cost)
+    return Permit(estimate.generation, at, in_flight + 1, cost)
 
 
 def may_send(
@@ -207,6 +215,7 @@ def answered(
     answer states of limits.
     """
     if says or estimate.stated:
+        estimate.untouched = False
         hear(estimate, now, permit, says, passed=True)
     # The server counted it between its start and its answer. Only the end is safe: by an earlier moment, an attempt
     # that was slow on its way there would make room too soon. But one that took more than four times as long as the
@@ -219,6 +228,11 @@ def answered(
     late = took > _LATE * fastest
     estimate.record(permit.at + _LATE * fastest if late else now, permit.cost)
     estimate.passed += permit.cost
+    if estimate.untouched:
+        estimate.since_trial += 1
+        if learns:
+            estimate.max_in_flight = _GROWTH + max(estimate.max_in_flight, in_flight)
+        return False
     has_passed(estimate, permit)
     if permit.generation != estimate.generation:
         return False
@@ -264,6 +278,7 @@ def refused(
     """
     if says or estimate.stated:
         hear(estimate, now, permit, says, passed=False)
+    estimate.untouched = False
     longest = backoff.maximum if backoff else _LONGEST_WAIT
     if retry_after is not None and retry_after > longest:
         # More than a year is no statement: then the next call after the rule's maximum finds out.

@@ -86,12 +86,12 @@ class Queue:
         count: Counts the calls that wait.
     """
 
-    __slots__ = ("_ask", "_count", "_queue", "asking", "blocked_until", "points", "queued", "sent_at", "too_long")
+    __slots__ = ("_ask", "_count", "asking", "blocked_until", "points", "queued", "sent_at", "too_long", "waiters")
 
     def __init__(self, ask: Callable[[Call, Queue, int], Awaitable[Permit | Wait]], count: Count) -> None:
         self._ask = ask
         self._count = count
-        self._queue: list[_Waiter] = []  # by their places
+        self.waiters: list[_Waiter] = []  # by their places
         self.asking: _Waiter | None = None  # who asks for a permit now
         self.sent_at: list[float] = []  # when each attempt in flight was sent, by the store's clock, in order
         self.points: float = 0.0  # that these attempts take
@@ -107,7 +107,7 @@ class Queue:
     @property
     def waiting(self) -> int:
         """The number of calls that wait now."""
-        return len(self._queue)
+        return len(self.waiters)
 
     def start(self, call: Call, permit: Permit) -> None:
         """Count an attempt of *call*, which got its *permit* without waiting because the queue is empty."""
@@ -119,7 +119,7 @@ class Queue:
         """Count an attempt as ended. The next call may get a permit."""
         del self.sent_at[bisect_left(self.sent_at, permit.at)]
         self.points = self.points - permit.cost if self.sent_at else 0.0  # no sum of rounding errors
-        if self._queue:
+        if self.waiters:
             self._wake_first()
 
     def block(self, until: float, *, too_long: bool = False) -> None:
@@ -128,7 +128,7 @@ class Queue:
         *too_long* means that none can.
         """
         self.blocked_until, self.too_long = until, too_long
-        for waiter in self._queue:
+        for waiter in self.waiters:
             if waiter.queued is not None:
                 waiter.queue(waiter.queued[0], until)
             if too_long or (waiter.call.deadline is not None and waiter.call.deadline <= until):
@@ -137,7 +137,7 @@ class Queue:
     @property
     def first_has_come(self) -> bool:
         """Whether an older call has come while one asks."""
-        return self.asking is not None and self._queue[0] is not self.asking
+        return self.asking is not None and self.waiters[0] is not self.asking
 
     async def enter(self, call: Call, outer: Queue | None = None) -> Permit | Wait:
         """Wait for a permit for *call*. Return a Wait if it would come after its deadline, or would take too long.
@@ -146,7 +146,7 @@ class Queue:
         already. If an older one comes there, this one leaves without a permit, and a Wait is returned as well.
         """
         waiter = _Waiter(call, asyncio.get_running_loop(), outer)
-        insort(self._queue, waiter, key=_by_place)
+        insort(self.waiters, waiter, key=_by_place)
         if outer is not None and outer.asking is not None:
             outer.asking.inner = waiter
         if self.first_has_come:
@@ -159,7 +159,7 @@ class Queue:
             if outer is not None and outer.asking is not None:
                 outer.asking.inner = None
             index = self._index(waiter)
-            del self._queue[index]
+            del self.waiters[index]
             if not index:
                 self._wake_first()
             if waiter.queued is not None:
@@ -173,7 +173,7 @@ class Queue:
             if waiter.gives_way():
                 return Wait(None, blocked=False)
             # One asks at a time: two that see the same attempts in flight could both take the last place.
-            first = self.asking is None and self._queue[0] is waiter
+            first = self.asking is None and self.waiters[0] is waiter
             now = loop.time()
             seconds = None
             if first or (call.deadline is not None and waiter.queued is None):
@@ -197,7 +197,7 @@ class Queue:
                 self.queued += 1
                 self._count(call, 1)
                 waiter.queue(now, self.blocked_until)
-            if first or self.asking is not None or self._queue[0] is not waiter:
+            if first or self.asking is not None or self.waiters[0] is not waiter:
                 await waiter.wait(seconds if first else None)
 
     async def _ask_first(self, waiter: _Waiter) -> Permit | Wait:
@@ -209,7 +209,7 @@ class Queue:
             return answer
         finally:
             self.asking = None
-            if self._queue[0] is not waiter:
+            if self.waiters[0] is not waiter:
                 self._wake_first()  # an older call has come back meanwhile
 
     def _add(self, permit: Permit) -> None:
@@ -218,8 +218,8 @@ class Queue:
 
     def _index(self, waiter: _Waiter) -> int:
         """Return the number of calls before *waiter*."""
-        index = 0 if self._queue[0] is waiter else bisect_left(self._queue, waiter.place, key=_by_place)
-        while self._queue[index] is not waiter:
+        index = 0 if self.waiters[0] is waiter else bisect_left(self.waiters, waiter.place, key=_by_place)
+        while self.waiters[index] is not waiter:
             index += 1
         return index
 
@@ -230,8 +230,8 @@ class Queue:
             inner = inner.inner
 
     def _wake_first(self) -> None:
-        if self._queue:
-            self._queue[0].wake()
+        if self.waiters:
+            self.waiters[0].wake()
 
 
 def _is_too_late(call: Call, now: float, seconds: float | None) -> bool:
