@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -77,7 +77,7 @@ class Account:
     async def earliest(self, call: Call, ahead: int) -> float | None:
         return None  # what is learned may change
 
-    async def _ask(self, call: Call, change: Callable[..., _R]) -> _R:
+    async def _ask(self, call: Call, change: Callable[[RateEstimate, float, Sequence[float], float, Asked], _R]) -> _R:
         state, period, learns, cost = self.learning
         queued = waiting_of(call)
         waited = 0.0 if queued is None else asyncio.get_running_loop().time() - queued[0]

@@ -86,14 +86,15 @@ async def ask(station: Station, call: Call, queue: Queue, ahead: int) -> Permit 
         inner = await behind[0].queue.enter(call, queue)
         if isinstance(inner, Wait):
             return inner._replace(blocked=False)  # others of this queue may not need to pass there
-    answer: Permit | Wait | None = None
     try:
         answer = await station.take(call)
-        if isinstance(answer, Permit):
-            passage.held.append((station, answer))
-    finally:
-        if not isinstance(answer, Permit):
-            passage.release()
+    except BaseException:
+        passage.release()
+        raise
+    if isinstance(answer, Permit):
+        passage.held.append((station, answer))
+    else:
+        passage.release()
     return answer
 
 
