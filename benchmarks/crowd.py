@@ -51,7 +51,9 @@ def ride(scenario: Scenario, contender: str, url: str, seed: int, pipe: Connecti
     # A line for each retry would cost more than the retry: stamina writes one.
     logging.basicConfig(level=logging.CRITICAL)
     random.seed(seed)
-    asyncio.run(_ride(scenario, contender, Place(url, scenario.deadline, scenario.wait), pipe))
+    costs = scenario.costs() if scenario.points else None
+    place = Place(url, scenario.deadline, scenario.wait, scenario.paths, costs, scenario.told)
+    asyncio.run(_ride(scenario, contender, place, pipe))
 
 
 async def _ride(scenario: Scenario, contender: str, place: Place, pipe: Connection) -> None:

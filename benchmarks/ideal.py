@@ -15,12 +15,14 @@ def answers(scenario: Scenario, crowd: Crowd, failures: int = 0) -> list[float]:
     limiter = crowd.limit.limiter() if crowd.limit else None
     moments = []
     now = 0.0
+    costs = scenario.costs()
     for number in range(crowd.calls + failures):
         now = max(now, crowd.arrival(min(number, crowd.calls - 1)))
         if scenario.outage and scenario.outage.covers(now):
             now = scenario.outage.end
         # With each of these limits, to come as soon as one is let in is the best that one can do.
-        while limiter and (wait := limiter.allow(now)) > 0:
-            now += wait
+        for _ in range(next(costs)):
+            while limiter and (wait := limiter.allow(now)) > 0:
+                now += wait
         moments.append(now + scenario.latency)
     return moments

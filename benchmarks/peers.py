@@ -6,17 +6,16 @@ count as a success what ends with a 200. What is imported is imported inside, so
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-from benchmarks.server import API_KEY, account_key
+from benchmarks.server import API_KEY, account_key, path_of
 
 __all__ = ["CONTENDERS", "Call", "Contender", "Place"]
 
-PATH = "/accounting/invoices?limit=5"
 ATTEMPTS = 5
 
 Call = Callable[[int], Awaitable[int]]
@@ -30,6 +29,18 @@ class Place:
     url: str
     deadline: float | None = None
     wait: float = 1.0
+    paths: bool = False
+    costs: Iterator[int] | None = None
+    told: bool = True
+
+    def path(self, number: int) -> str:
+        """The path of the calls of a crowd."""
+        return f"{path_of(number if self.paths else 0)}?limit=5"
+
+    def headers(self, number: int) -> dict[str, str]:
+        """What says for whom a request is, and how many points it takes."""
+        key = {"X-ACCOUNT-KEY": account_key(0 if self.paths else number)}
+        return key if self.costs is None else {**key, "X-Points": str(next(self.costs))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +59,6 @@ def aiohttp_session(place: Place, **options: Any) -> aiohttp.ClientSession:
     )
 
 
-def account_header(account: int) -> dict[str, str]:
-    """What says for whom a request is."""
-    return {"X-ACCOUNT-KEY": account_key(account)}
-
-
 @asynccontextmanager
 async def lamella(place: Place) -> AsyncIterator[Call]:
     """`lamella.stack` with all that it has on by default, told whose calls they are. The rules are Maesn's, scaled."""
@@ -61,18 +67,21 @@ async def lamella(place: Place) -> AsyncIterator[Call]:
     rules = RuleBook(
         Rule(429, "Too Many Requests", retry=Backoff(initial=place.wait)),
         Rule(500, "Internal Server Error", retry=Backoff(initial=(0.15, 0.30))),
+        Rule(503, "Service Unavailable", retry=Backoff(initial=place.wait)),
     )
     layers = stack(
         rules,
         attempts=ATTEMPTS,
         deadline=place.deadline,
         account=lambda request: request.headers["X-ACCOUNT-KEY"],
+        scope=(lambda request: request.url.path) if place.paths and place.told else None,
+        cost=(lambda request: float(request.headers["X-Points"])) if place.costs and place.told else None,
     )
     # The total of a session would include the waits: lamella has limits of its own.
     async with aiohttp_session(place, middlewares=layers, timeout=aiohttp.ClientTimeout(total=None)) as session:
 
         async def call(account: int) -> int:
-            async with session.get(PATH, headers=account_header(account)) as response:
+            async with session.get(place.path(account), headers=place.headers(account)) as response:
                 await response.read()
                 return response.status
 
@@ -91,7 +100,7 @@ async def aiohttp_retry(place: Place) -> AsyncIterator[Call]:
     async with RetryClient(aiohttp_session(place), retry_options=options) as client:
 
         async def call(account: int) -> int:
-            async with client.get(PATH, headers=account_header(account)) as response:
+            async with client.get(place.path(account), headers=place.headers(account)) as response:
                 await response.read()
                 return int(response.status)
 
@@ -121,7 +130,7 @@ async def stamina_loop(place: Place) -> AsyncIterator[Call]:
                 wait_jitter=place.wait,
             ):
                 with attempt:
-                    async with session.get(PATH, headers=account_header(account)) as response:
+                    async with session.get(place.path(account), headers=place.headers(account)) as response:
                         await response.read()
                         return response.status
             raise AssertionError("unreachable")
@@ -150,7 +159,7 @@ async def redress(place: Place) -> AsyncIterator[Call]:
     async with AsyncRetryingAiohttpSession(aiohttp_session(place), policy) as session:
 
         async def call(account: int) -> int:
-            async with await session.get(PATH, headers=account_header(account)) as response:
+            async with await session.get(place.path(account), headers=place.headers(account)) as response:
                 await response.read()
                 return int(response.status)
 
@@ -180,8 +189,21 @@ async def httpx_retries(place: Place) -> AsyncIterator[Call]:
     ) as client:
 
         async def call(account: int) -> int:
-            response = await client.get(PATH, headers=account_header(account))
+            response = await client.get(place.path(account), headers=place.headers(account))
             return int(response.status_code)
+
+        yield call
+
+
+@asynccontextmanager
+async def bare(place: Place) -> AsyncIterator[Call]:
+    """aiohttp alone, which tries nothing again: to compare with where nothing is refused."""
+    async with aiohttp_session(place) as session:
+
+        async def call(account: int) -> int:
+            async with session.get(place.path(account), headers=place.headers(account)) as response:
+                await response.read()
+                return response.status
 
         yield call
 
@@ -193,6 +215,7 @@ CONTENDERS = {
         Contender("aiohttp-retry", ("aiohttp-retry", "aiohttp"), aiohttp_retry),
         Contender("stamina", ("stamina", "aiohttp"), stamina_loop),
         Contender("redress", ("redress", "aiohttp"), redress),
+        Contender("aiohttp", ("aiohttp",), bare),
         Contender("httpx-retries", ("httpx-retries", "httpx"), httpx_retries),
     )
 }

@@ -19,7 +19,7 @@ BUSY = 0.5  # the share of the time that a client may compute, and still be judg
 INTRODUCTION = """\
 # The storm
 
-The same calls to the same server, made in five ways. `make bench-storm` wrote this page; the figures, with much more,
+The same calls to the same server, made by several clients. `make bench-storm` wrote this page; the figures, with more,
 are in storm.json.
 
 ![Time, sends and lost calls of each contender in each scenario](storm.png)

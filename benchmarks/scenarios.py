@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.server import Changing
 
@@ -47,6 +50,10 @@ class Scenario:
     """One storm. `errors` is the chance of a random 500, `refusals` that of a random 429, `deadline` how many seconds a
     call may take in all.
 
+    `refusal` is the status of a request beyond the limit, `states` whether each answer has X-RateLimit-*. `paths`: the
+    crowds are those of the paths of one account, and not of accounts. `points`: a request takes 1 to 9 of the limit.
+    `told`: whether lamella is told of paths and points.
+
     `name` is for the command line, `title` for the plot, where room is short, `about` for the page.
     """
 
@@ -60,11 +67,27 @@ class Scenario:
     deadline: float | None = None
     wait: float = 1.0
     latency: float = LATENCY
+    refusal: int = 429
+    states: bool = False
+    paths: bool = False
+    points: bool = False
+    told: bool = True
+
+    def costs(self) -> Iterator[int]:
+        """The points of each request, in the order in which they are made."""
+        draw = random.Random(1)
+        while True:
+            yield draw.randint(1, 9) if self.points else 1
 
     @property
     def calls(self) -> int:
         """How many calls all accounts make."""
         return sum(crowd.calls for crowd in self.crowds)
+
+    @property
+    def peaceful(self) -> bool:
+        """Whether nothing is refused, and nothing fails."""
+        return not (self.limited or self.errors or self.refusals or self.outage)
 
     @property
     def limited(self) -> bool:
@@ -81,9 +104,9 @@ def scenarios(*, quick: bool = False) -> tuple[Scenario, ...]:
     halved_after = windows * 2 // 5
     outage = Outage(windows / 4, windows * 3 / 4)
 
-    def alone(name: str, title: str, about: str, limit: Limit, errors: float = 0.0) -> Scenario:
+    def alone(name: str, title: str, about: str, limit: Limit, errors: float = 0.0, **more: Any) -> Scenario:
         about += f" {calls:,} calls, {AT_ONCE} at a time."
-        return Scenario(name, title, about, (Crowd(calls, limit),), errors)
+        return Scenario(name, title, about, (Crowd(calls, limit),), errors, **more)
 
     return (
         alone("fixed", "Fixed window", "100 requests in each second.", fixed),
@@ -134,6 +157,56 @@ def scenarios(*, quick: bool = False) -> tuple[Scenario, ...]:
             # Each request that is let in is in flight for as long as its answer takes.
             (Crowd(calls, SlidingWindow(10, 0.05, retry_after=False)),),
             latency=0.05,
+        ),
+        alone(
+            "unavailable",
+            "503, Retry-After",
+            "100 requests in each second; any other is answered with 503, and how many seconds to wait.",
+            FixedWindow(100, 1.0, retry_after=True),
+            refusal=503,
+        ),
+        alone(
+            "stated",
+            "X-RateLimit-*",
+            "100 requests in each second, and each answer says what is left.",
+            fixed,
+            states=True,
+        ),
+        Scenario(
+            "paths",
+            "A limit for each of four paths",
+            "100 requests in each second for each of four paths of one account; lamella is told `scope`. "
+            f"{calls:,} calls for each, {AT_ONCE // 4} at a time.",
+            (Crowd(calls, fixed, AT_ONCE // 4),) * 4,
+            paths=True,
+        ),
+        alone(
+            "points",
+            "Points, told",
+            "500 points in each second, a request takes 1 to 9; lamella is told `cost`.",
+            FixedWindow(500, 1.0, retry_after=False),
+            points=True,
+        ),
+        alone(
+            "points-untold",
+            "Points, not told",
+            "500 points in each second, a request takes 1 to 9.",
+            FixedWindow(500, 1.0, retry_after=False),
+            points=True,
+            told=False,
+        ),
+        Scenario(
+            "unlimited",
+            "No limit, slow answers",
+            "No limit; an answer takes a second. 100 calls at once.",
+            (Crowd(100),),
+            latency=1.0,
+        ),
+        Scenario(
+            "quick",
+            "No limit, quick answers",
+            "No limit; 1,000 calls, 500 at a time. What each takes beyond the ideal time is its own, and aiohttp's.",
+            (Crowd(1000),),
         ),
         Scenario(
             "accounts",

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 from benchmarks.processes import readable
 
-from lamella.maesn.sandbox import Account, Received, Sandbox
-from lamella.testing import Limit, Limiter
+from lamella.maesn.sandbox import Account, Received, Reply, Sandbox
+from lamella.testing import Fault, FixedWindow, Limit, Limiter
 from lamella.testing.limits import RetryAfter
 
 if TYPE_CHECKING:
     from benchmarks.scenarios import Outage, Scenario
 
-__all__ = ["API_KEY", "Arrival", "Changing", "account_key", "serve"]
+__all__ = ["API_KEY", "Arrival", "Changing", "account_key", "path_of", "serve"]
 
 API_KEY = "storm-api-key"
 
@@ -36,6 +37,11 @@ class Arrival(NamedTuple):
 def account_key(number: int) -> str:
     """The key of an account, which the server knows and a client sends."""
     return f"account-{number}"
+
+
+def path_of(number: int) -> str:
+    """The path of a crowd, where it is one of several of an account."""
+    return f"/accounting/{('invoices', 'contacts', 'bills', 'items')[number]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +85,56 @@ def serve(scenario: Scenario, seed: int, pipe: Connection) -> None:
     asyncio.run(_serve(scenario, seed, pipe))
 
 
+class _Storm(Sandbox):
+    """A sandbox whose limit is of points or of a path, whose answers state it, or which refuses with another status."""
+
+    def __init__(self, scenario: Scenario, seed: int) -> None:
+        keys = range(1 if scenario.paths else len(scenario.crowds))
+        super().__init__(
+            accounts=[Account(account_key(number), limit=scenario.crowds[number].limit) for number in keys],
+            api_key=API_KEY,
+            records=1,
+            chances={500: scenario.errors, 429: scenario.refusals},
+            seed=seed,
+            latency=scenario.latency,
+        )
+        self._scenario = scenario
+        self._windows: dict[str, list[float]] = {}  # of each path: when it ends, and what is used of it
+
+    def _limited(self, received: Received) -> Reply | None:
+        scenario = self._scenario
+        if not (scenario.paths or scenario.points or scenario.states):
+            reply = super()._limited(received)
+        elif (limit := scenario.crowds[0].limit) is None or not isinstance(limit, FixedWindow):
+            raise ValueError(f"the limit must be a FixedWindow, got {limit!r}")
+        else:
+            now, cost = asyncio.get_running_loop().time(), int(received.headers.get("X-Points", "1"))
+            window = self._windows.setdefault(received.path if scenario.paths else "", [0.0, 0.0])
+            if now >= window[0]:
+                window[:] = now + limit.per, 0.0
+            passes = window[1] + cost <= limit.requests
+            window[1] += cost if passes else 0
+            reply = None if passes else Reply(429)
+        if reply is not None and scenario.refusal != reply.status:
+            reply = Reply(scenario.refusal, headers=reply.headers)
+        return reply
+
+    def _decide(self, received: Received) -> tuple[Fault | None, Reply]:
+        fault, reply = super()._decide(received)
+        limit = self._scenario.crowds[0].limit
+        if self._scenario.states and isinstance(limit, FixedWindow) and "" in self._windows:
+            ends, used = self._windows[""]
+            left = {
+                "X-RateLimit-Limit": str(limit.requests),
+                "X-RateLimit-Remaining": f"{limit.requests - used:.0f}",
+                "X-RateLimit-Reset": str(math.ceil(ends - asyncio.get_running_loop().time())),
+            }
+            reply = replace(reply, headers={**reply.headers, **left})
+        return fault, reply
+
+
 async def _serve(scenario: Scenario, seed: int, pipe: Connection) -> None:
-    sandbox = Sandbox(
-        accounts=[Account(account_key(number), limit=crowd.limit) for number, crowd in enumerate(scenario.crowds)],
-        api_key=API_KEY,
-        records=1,
-        chances={500: scenario.errors, 429: scenario.refusals},
-        seed=seed,
-        latency=scenario.latency,
-    )
+    sandbox = _Storm(scenario, seed)
     async with sandbox, anyio.create_task_group() as tasks:
         if scenario.outage is not None:
             tasks.start_soon(_go_down, sandbox, scenario.outage)
@@ -95,7 +142,7 @@ async def _serve(scenario: Scenario, seed: int, pipe: Connection) -> None:
         await readable(pipe)
         tasks.cancel_scope.cancel()
     with suppress(BrokenPipeError):  # our parent is gone
-        pipe.send(_arrivals(sandbox.received, len(scenario.crowds)))
+        pipe.send(_arrivals(sandbox.received, scenario))
 
 
 async def _go_down(sandbox: Sandbox, outage: Outage) -> None:
@@ -112,10 +159,15 @@ async def _go_down(sandbox: Sandbox, outage: Outage) -> None:
     sandbox.set_outage(None)
 
 
-def _arrivals(received: Sequence[Received], accounts: int) -> list[Arrival]:
-    numbers = {account_key(number): number for number in range(accounts)}
+def _arrivals(received: Sequence[Received], scenario: Scenario) -> list[Arrival]:
+    crowds = range(len(scenario.crowds))
+    numbers = {(path_of(number) if scenario.paths else account_key(number)): number for number in crowds}
     return [
         # Whoever sends no or a wrong key gets a 401 or 403, which must not count for an account.
-        Arrival(one.at, numbers.get(one.account or "", -1), one.outcome if isinstance(one.outcome, int) else 0)
+        Arrival(
+            one.at,
+            numbers.get(one.path if scenario.paths else one.account or "", -1),
+            one.outcome if isinstance(one.outcome, int) else 0,
+        )
         for one in received
     ]

@@ -84,7 +84,12 @@ def _choose(option: str, known: Mapping[str, T], wanted: Sequence[str] | None) -
 
 
 def _run_all(chosen: Sequence[Scenario], contenders: Sequence[Contender], seed: int) -> list[Run]:
-    pairs = [(scenario, contender) for scenario in chosen for contender in contenders]
+    pairs = [
+        (scenario, contender)
+        for scenario in chosen
+        for contender in contenders
+        if scenario.peaceful or contender.name != "aiohttp"  # it would lose what is refused
+    ]
     runs = []
     for number, (scenario, contender) in enumerate(pairs, 1):
         typer.echo(f"[{number}/{len(pairs)}] {scenario.name}, {contender.name}: ", nl=False)

@@ -34,7 +34,7 @@ async def main() -> None:
 
         sandbox.received.clear()
         await asyncio.sleep(0.1)  # the window that the first crowd has used up
-        await crowd(maesn.session(*keys, rules=RULES, limit=Limit(20, per=0.1)))
+        await crowd(maesn.session(*keys, rules=RULES, limits=Limit(20, per=0.1)))
         refused = sum(request.outcome == 429 for request in sandbox.received)
         print(f"stated: 60 calls, all answered; {refused} of {len(sandbox.received)} sends were refused")
 

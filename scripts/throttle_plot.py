@@ -16,7 +16,7 @@ from lamella import whole_file
 from lamella.rules import Backoff
 from lamella.testing import FixedWindow, TokenBucket
 from lamella.throttle.belief import believed
-from lamella.throttle.estimate import Permit, RateEstimate
+from lamella.throttle.estimate import Asked, Permit, RateEstimate
 from lamella.throttle.permits import answered, next_permit, refused
 
 PERIOD, SECONDS, LATENCY, CALLS = 1.0, 12.0, 0.02, 60
@@ -54,7 +54,7 @@ def simulate(admits: Admits) -> tuple[list[float], list[float], list[tuple[float
     passed, failed, beliefs = list[float](), list[float](), list[tuple[float, float]]()
     while now < SECONDS:
         ready = sum(at <= now for at in returns)
-        answer = next_permit(estimate, now, sent, PERIOD, None, waiting=ready) if ready else None
+        answer = next_permit(estimate, now, sent, PERIOD, Asked(waiting=ready)) if ready else None
         if isinstance(answer, Permit):
             returns.remove(min(returns))
             passes = admits(now, sum(each[2] for each in ends))
@@ -70,7 +70,7 @@ def simulate(admits: Admits) -> tuple[list[float], list[float], list[tuple[float
             sent.remove(permit.at)
             (passed if passes else failed).append(now)
             if passes:
-                answered(estimate, now, permit, len(sent), None)
+                answered(estimate, now, permit, len(sent))
             else:
                 refused(estimate, now, permit, backoff, None, others=len(sent))
             returns.append(now if passes else now + PERIOD)

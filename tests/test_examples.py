@@ -67,6 +67,12 @@ SHOWN = {
         "octo/secret: 403 Forbidden, not_retryable, 1 attempt",
     ],
     "service.py": ["order 1: {'id': 1}", "404 Not Found [no such order]. check the id", "stopped: not_retryable"],
+    "several_limits.py": [
+        "100 calls in 19 s: 100 answered, 0 to be made in 0 h\n",
+        "160 calls in 29 s: 140 answered, 20 to be made in 24 h\n",
+        "the server has answered 240 and refused 0\n",
+        "Limit(60, per=86400): 0 left\n",
+    ],
     "sync.py": [
         "run 1: 20 pages, 1000 records",
         "invoices of west failed: Unauthorized",

@@ -22,10 +22,10 @@ from lamella.call import Call
 from lamella.rules import Backoff
 from lamella.testing import FixedWindow, SlidingWindow, TokenBucket, VirtualTimeLoop, run_virtual
 from lamella.testing import Limit as ServersLimit
-from lamella.throttle.estimate import Permit, RateEstimate, Wait
-from lamella.throttle.limit import earliest
+from lamella.throttle.estimate import Asked, Permit, RateEstimate, Wait
 from lamella.throttle.permits import answered, next_permit, refused
 from lamella.throttle.queue import PLACE, WAITING, Queue, waiting_of
+from lamella.throttle.usage import InFlight, Usage, earliest, record, wait_for
 
 T = TypeVar("T")
 
@@ -63,6 +63,7 @@ class Account:
     stated: Limit | None = None
     slow: float = 0.0
     estimate: RateEstimate = field(default_factory=RateEstimate)
+    usage: Usage = field(default_factory=Usage)
     queued: int = 0
     asking: int = 0
     random: random.Random = field(default_factory=lambda: random.Random(0))
@@ -78,6 +79,7 @@ class Account:
     def __post_init__(self) -> None:
         self.queue = Queue(self.ask, self.count)
         self.limiter = self.limit.limiter() if self.limit else None
+        self.limits = (self.stated,) if self.stated else ()
 
     def count(self, _call: Call, number: int) -> None:
         self.queued += number
@@ -91,7 +93,8 @@ class Account:
             await self.store()
             if self.stated is None:
                 return Wait(None, blocked=False)
-            return Wait(earliest(self.estimate, now(), queue.in_flight, ahead, self.stated), blocked=False)
+            used = InFlight(queue.in_flight, queue.points)
+            return Wait(earliest(self.usage, now(), used, self.limits, ahead), blocked=False)
         self.asking += 1
         began = now()
         assert self.asking == 1, "two ask at once, with the same attempts in flight"
@@ -99,9 +102,10 @@ class Account:
             await self.store()
             waiting = waiting_of(call)
             waited = now() - waiting[0] if waiting else 0.0
-            answer = next_permit(
-                self.estimate, now(), queue.sent_at, 60.0, self.stated, waiting=queue.waiting, waited=waited
-            )
+            asked = Asked(self.stated is None, queue.waiting, waited)
+            answer = wait_for(
+                self.usage, now(), InFlight(queue.in_flight, queue.points), self.limits, 1.0
+            ) or next_permit(self.estimate, now(), queue.sent_at, 60.0, asked)
             if isinstance(answer, Permit):
                 assert is_reached(self.opens), "a permit while the account is blocked"
                 assert PLACE.of(call) is not None
@@ -133,6 +137,7 @@ class Account:
                 await asyncio.sleep(latency / 2)
             except BaseException:
                 self.estimate.record(now())
+                record(self.usage, now(), self.limits, 1.0)
                 raise
             await self.store()
             if status == 429:
@@ -141,7 +146,8 @@ class Account:
                     self.opens = now() + wait.seconds
                     self.queue.block(self.opens)
             else:
-                answered(self.estimate, now(), answer, self.queue.in_flight - 1, self.stated)
+                answered(self.estimate, now(), answer, self.queue.in_flight - 1, learns=self.stated is None)
+                record(self.usage, now(), self.limits, 1.0)
             return status
         finally:
             self.queue.end(answer)

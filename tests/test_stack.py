@@ -82,7 +82,7 @@ _STORE = MemoryStore()
         (Retry(RULES), {"retry_writes": True}),
         (Retry(RULES), {"retry_budget": None}),
         (Retry(RULES), {"store": _STORE}),
-        (Throttle(RULES), {"limit": Limit(5, per=1)}),
+        (Throttle(RULES), {"limits": Limit(5, per=1)}),
         (Throttle(RULES), {"account": lambda _: "account"}),
         (Throttle(RULES), {"throttle": False}),
         (Throttle(RULES), {"store": _STORE}),
@@ -112,7 +112,7 @@ def test_an_option_that_a_layer_made_by_hand_would_ignore_is_refused(layer: Laye
 @pytest.mark.parametrize(
     "options",
     [
-        {"limit": Limit(5, per=1), "throttle": False},
+        {"limits": Limit(5, per=1), "throttle": False},
         {"account": lambda _: "account", "throttle": False},
         {"url_template": lambda _: "/", "spans": False},
         {"excluded_urls": ["health"], "spans": False},
@@ -139,7 +139,7 @@ def test_options_that_have_an_effect_beside_layers_made_by_hand() -> None:
     assert RequestSpan not in map(type, apart(stack(RULES, AttemptSpan(), spans=False)))
     assert stack(RULES, Classify(RULES), raise_errors=True)
     # None stands for an option that is not given.
-    assert stack(RULES, Throttle(RULES), limit=None, account=None, store=None, meter_provider=None)
+    assert stack(RULES, Throttle(RULES), limits=None, account=None, store=None, meter_provider=None)
     assert stack(RULES, Breaker(), throttle=False, spans=False, retry_budget=None, tracer_provider=None)
 
 
@@ -166,7 +166,7 @@ async def test_a_breaker_takes_the_store_and_the_meter_provider_of_its_stack(
 async def test_a_limit_beside_a_throttle_that_has_it(serve: Serve, virtual_time: VirtualClock) -> None:
     """The option's effect, seen from outside: the second call waits."""
     url = await serve(_answer)
-    layers = stack(RULES, limit=Limit(1, per=10))
+    layers = stack(RULES, limits=Limit(1, per=10))
     async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=layers) as session:
         began = virtual_time.now
         for _ in range(2):
@@ -239,7 +239,10 @@ def test_a_layer_made_by_hand_refuses_them_as_well(layer: Any) -> None:
         ("spans", 0, "spans must be True or False, got 0"),
         ("throttle", None, "throttle must be True, False or a Throttle, got None"),
         ("retry_budget", 0.2, "retry_budget must be a RetryBudget or None, got 0.2"),
-        ("limit", (100, 60), "limit must be a Limit or None, got tuple"),
+        ("limits", (100, 60), "limits must be a Limit or a function of the headers of an answer, or several, got 100"),
+        ("limits", [Limit], "limits must be a Limit or a function of the headers of an answer, or several, got type"),
+        ("limits", "60", "limits must be a Limit or a function of the headers of an answer, or several, got str"),
+        ("cost", 3, "cost must be a function of a request, or None, got 3"),
         ("account", "s3cr3t-account-key", "account must be a function of a request, or None, got str"),
         ("store", "redis://:s3cr3t@host", "store must be a Store or None, got str"),
         ("url_template", "/{id}", "url_template must be a function of a request, or None, got str"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from itertools import groupby
 from typing import Any, Final, NamedTuple, TypedDict, Unpack, cast
@@ -28,7 +28,8 @@ from lamella.store import Store
 from lamella.telemetry.attempt_span import AttemptSpan
 from lamella.telemetry.attributes import UrlTemplate
 from lamella.telemetry.call_span import RequestSpan
-from lamella.throttle import Limit, StatedLimit, Throttle
+from lamella.throttle import Throttle
+from lamella.throttle.limit import Cost, Limits, Of
 from lamella.timeout import Timeout
 
 
@@ -65,10 +66,10 @@ class StackOptions(TypedDict, total=False):
     retry_budget: RetryBudget | None
     on_attempt: OnAttempt | None
     throttle: bool | Throttle
-    limit: Limit | None
-    account: Callable[[aiohttp.ClientRequest], str | None] | None
-    scope: Callable[[aiohttp.ClientRequest], str | None] | None
-    limits: Callable[[Mapping[str, str]], Sequence[StatedLimit]] | None
+    limits: Limits | None
+    account: Of | None
+    scope: Of | None
+    cost: Cost | None
     store: Store | None
     raise_errors: bool
     spans: bool
@@ -105,10 +106,10 @@ _RETRY: Final = {
 }
 _THROTTLE: Final = {
     **_PROVIDERS,
-    "limit": "limit",
+    "limits": "limits",
     "account": "key",
     "scope": "scope",
-    "limits": "limits",
+    "cost": "cost",
     "store": "store",
 }
 
@@ -124,16 +125,15 @@ _MADE: Final = (
 _KINDS: Final = (*(made.kind for made in _MADE), Breaker, HeaderAuth)
 _SHARED: Final = frozenset({"store", *_SPANS})
 """Options that a layer made by hand has to have as well."""
-_OPTIONAL: Final = _SHARED | {"limit", "account", "scope", "limits", "on_attempt"}
+_OPTIONAL: Final = _SHARED | {"limits", "account", "scope", "cost", "on_attempt"}
 """Options of which None means that they are not given."""
 _FUNCTION: Final = (Callable, type(None)), "a function of a request, or None"
 _OF_STACK: Final[dict[str, tuple[Any, str]]] = {
     "retry_budget": (RetryBudget | None, "a RetryBudget or None"),
     "throttle": (bool | Throttle, "True, False or a Throttle"),
-    "limit": (Limit | None, "a Limit or None"),
     "account": _FUNCTION,
     "scope": _FUNCTION,
-    "limits": ((Callable, type(None)), "a function of the headers of an answer, or None"),
+    "cost": _FUNCTION,
     "store": (Store | None, "a Store or None"),
     "spans": (bool, "True or False"),
     "url_template": _FUNCTION,
@@ -170,11 +170,13 @@ def stack(rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **opti
             (:class:`lamella.Retry`). None, the default, means that nothing is called.
         throttle: Whether the calls for one account wait together when its rate limit is exceeded, and keep to it; or a
             ``Throttle`` made by hand. Default: True.
-        limit: The rate limit of an account, if it is known. None, the default, means that it is learned.
+        limits: The limits that are known: one :class:`lamella.Limit`, or several; or a function of the headers of an
+            answer that returns the limits that they state. None, the default, means that the limit is learned, and
+            that headers are read in the usual forms.
         account: Which account a request belongs to. None, the default, means one account for each origin.
         scope: Which limit of the account a request counts against, where there is one for each path, say. None, the
             default, means one for all.
-        limits: Which limits the headers of an answer state. None, the default, means the usual forms.
+        cost: How many points of the limit a request takes. None, the default, means 1.
         store: Shared state store. None, the default, means in this process.
         raise_errors: Whether an error status is raised. If not, the last answer is returned as soon as its headers
             are there, for code that looks at ``response.status``; a failed connection is raised all the same.

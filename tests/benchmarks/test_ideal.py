@@ -42,6 +42,17 @@ def test_a_limit_that_changes_is_counted_in_two_parts() -> None:
     assert ideal(Changing(FixedWindow(100, 1.0), FixedWindow(50, 1.0), after=1.5), 300) == pytest.approx(2.5 + LATENCY)
 
 
+def test_points_are_counted_in_their_order() -> None:
+    crowd = Crowd(calls=20, limit=FixedWindow(9, 1.0))
+    scenario = Scenario("points", "Points", "", (crowd,), points=True, latency=LATENCY)
+    moments, costs, used, window = answers(scenario, crowd), scenario.costs(), 0, 0
+    for moment in moments:
+        used += next(costs)
+        if used > 9 * (window + 1):
+            window = -(-used // 9) - 1
+        assert moment == pytest.approx(window + LATENCY)
+
+
 def test_errors_by_chance_have_to_be_sent_again() -> None:
     assert ideal(FixedWindow(100, 1.0), 200, failures=0) == pytest.approx(1 + LATENCY)
     assert ideal(FixedWindow(100, 1.0), 200, failures=1) == pytest.approx(2 + LATENCY)

@@ -22,6 +22,29 @@ def test_lamella_rides_a_small_storm() -> None:
     assert "1.00 sends a call, 0 lost, 0 429s" in line(one)
 
 
+@pytest.mark.parametrize(
+    ("kind", "calls", "answered"),
+    [
+        ({"states": True}, 20, 20),
+        ({"paths": True}, 8, 16),
+        ({"points": True}, 8, 8),
+    ],
+    ids=["states", "paths", "points"],
+)
+def test_lamella_keeps_to_a_limit_that_is_stated(kind: dict[str, bool], calls: int, answered: int) -> None:
+    crowds = (Crowd(calls, FixedWindow(10, 0.3)),) * (2 if "paths" in kind else 1)
+    one = run(Scenario("small", "Small", "", crowds, latency=0.01, wait=0.3, **kind), "lamella", seed=1)  # type: ignore[arg-type]
+    assert one["fault"] == ""
+    assert one["whole"]["answered"] == one["whole"]["calls"] == answered
+    assert one["whole"]["lost"] == 0
+
+
+def test_503_with_retry_after_is_a_limit() -> None:
+    scenario = Scenario("small", "Small", "", (Crowd(12, FixedWindow(10, 1.0)),), latency=0.01, refusal=503)
+    one = run(scenario, "lamella", seed=1)
+    assert (one["fault"], one["whole"]["lost"], one["whole"]["answered"]) == ("", 0, 12)
+
+
 @pytest.mark.slow
 def test_an_outage_begins_with_the_first_request() -> None:
     down = Scenario("down", "Down", "", (Crowd(4, rate=20),), outage=Outage(0.0, 3.0), deadline=5.0, latency=0.01)

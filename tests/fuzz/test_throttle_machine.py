@@ -131,6 +131,10 @@ def queues_of(throttle: Throttle) -> list[Queue]:
     return [account.queue for account in throttle._accounts.values()]
 
 
+def queues_of_quotas(throttle: Throttle) -> list[Queue]:
+    return [] if throttle._quotas is None else [quota.queue for quota in throttle._quotas._quotas.values()]
+
+
 class ThrottleMachine(RuleBasedStateMachine):
     """The attempts check whether they may be sent, and note in `wrong` what they find."""
 
@@ -154,19 +158,39 @@ class ThrottleMachine(RuleBasedStateMachine):
         limit=st.sampled_from(
             [None, None, FixedWindow(3, 60), SlidingWindow(2, 60), TokenBucket(0.1, 4), FixedWindow(30, 60)]
         ),
-        stated=st.sampled_from([None, None, Limit(3, 60), Limit(20, 45)]),
+        limits=st.sampled_from(
+            [
+                (),
+                (),
+                (Limit(3, 60),),
+                (Limit(20, 45),),
+                (Limit(20, 45), Limit(3, 10), Limit(concurrent=2)),
+                (Limit(3, 60), Limit(4, 60, key=lambda _: None)),
+                (Limit(concurrent=2), Limit(concurrent=3, key=lambda _: None)),
+                (Limit(2, 50, scope=lambda request: request.url.path), Limit(5, 60, key=lambda _: None)),
+            ]
+        ),
         chance=st.sampled_from([0.0, 0.0, 0.2]),
         memory=st.sampled_from([True, True, False]),
         layers=st.integers(1, 2),
         seed=st.integers(0, 99),
     )
     def begin(
-        self, limit: ServersLimit | None, stated: Limit | None, chance: float, memory: bool, layers: int, seed: int
+        self,
+        limit: ServersLimit | None,
+        limits: tuple[Limit, ...],
+        chance: float,
+        memory: bool,
+        layers: int,
+        seed: int,
     ) -> None:
-        self.limit, self.stated, self.chance = limit, stated, chance
+        self.limit, self.limits, self.chance = limit, limits, chance
+        self.longest = max((each.per for each in limits if each.per is not None), default=0.0)
+        self.learns = not any(each.per is not None and each.key is None for each in limits)
         self.random = random.Random(seed)
         self.memory = memory
-        self.late = 0.0 if memory else 5 * SLOW
+        # Where limits are stated, the store is asked for each of them as well.
+        self.late = 0.0 if memory else (25 if limits else 5) * SLOW
         """How long it takes until a layer knows of something, or has done what it knew of before."""
         self.store = MemoryStore() if memory else JsonStore(slow=SLOW, seed=seed)
         self.reader = InMemoryMetricReader()
@@ -174,7 +198,7 @@ class ThrottleMachine(RuleBasedStateMachine):
         self.throttles = [
             Throttle(
                 RULES,
-                limit=stated,
+                limits=limits,
                 key=lambda request: request.url.path,
                 store=self.store,
                 meter_provider=self.meters,
@@ -192,13 +216,14 @@ class ThrottleMachine(RuleBasedStateMachine):
         return self.accounts[name]
 
     def states(self) -> list[dict[str, Any]]:
-        """All that is kept; as it comes out of JSON again."""
+        """What is kept of accounts; as it comes out of JSON again."""
         if isinstance(self.store, MemoryStore):
             given = [asdict(state) for state in self.store._states.values()]
             states: list[dict[str, Any]] = json.loads(json.dumps(given, allow_nan=False))
             assert states == given
-            return states
-        return [json.loads(text) for text in self.store.texts.values()]
+        else:
+            states = [json.loads(text) for text in self.store.texts.values()]
+        return [state for state in states if "log" in state]
 
     async def _settled(self) -> None:
         for _ in range(10):
@@ -345,31 +370,39 @@ class ThrottleMachine(RuleBasedStateMachine):
                 lately = max(account.blocked_until, now - 1.0) + NEAR
                 if other.layer == call.layer and other.sent_at > lately:
                     self.wrong.append("not alone, though nothing has passed since it was closed")
-        if (stated := self.stated) is not None:
-            recent = sum(
-                (other.layer == call.layer or at < now - self.late) and other not in account.unnoted
-                for at, other in itertools.takewhile(
-                    lambda end: now - end[0] < stated.per - NEAR, reversed(account.counted)
-                )
-            )
-            number = 1 + recent + sum(other.layer == call.layer for other in account.flying)
-            if number > stated.requests:
-                self.wrong.append(f"{number} sends are too many")
+        for limit in self.limits:
+            self._is_kept(limit, call)
+
+    def _is_kept(self, limit: Limit, call: Call) -> None:
+        """Note it if *call*, which is sent now, is beyond *limit*."""
+        number = 1
+        for account in self.accounts.values() if limit.key else [call.account]:
+            number += sum(other.layer == call.layer for other in account.flying)
+            per = limit.per or 0.0
+            for at, other in reversed(account.counted):
+                if self.at - at >= per - NEAR:
+                    break
+                seen = other.layer == call.layer or at < self.at - self.late
+                number += seen and other not in account.unnoted
+        most = limit.requests or limit.concurrent
+        if most is not None and number > most:
+            self.wrong.append(f"{number} sends are too many for {limit}")
 
     def _is_not_idle(self, account: Account, layer: int) -> None:
         """Who waits does so for an answer, for the queue to open, or for the rate: not without end."""
         since = [at for call, at in account.waiting.items() if call.layer == layer and not call.goes]
-        if not since or any(call.layer == layer for call in account.flying):
+        shared = list(self.accounts.values()) if any(limit.key for limit in self.limits) else [account]
+        if not since or any(call.layer == layer for each in shared for call in each.flying):
             return
-        idle = self.at - max(min(since), account.moved, account.blocked_until)
-        period = 60.0 if self.stated is None else self.stated.per
+        idle = self.at - max(min(since), account.blocked_until, *(each.moved for each in shared))
+        period = max(60.0, self.longest)
         if idle <= period:
             return
         # It may be blocked for longer, as far as a slow store knows, or the learned period may be longer.
         states = self.states()
         if not self.memory:
             idle = min(idle, self.at - max(state["blocked_until"] - AHEAD for state in states))
-        if self.stated is None:
+        if self.learns:
             period = max(period, *(state["period"] for state in states))
         if idle > period + 2 * self.late + NEAR:
             self.wrong.append(f"{len(since)} calls wait since {idle} s for nothing")
@@ -452,7 +485,7 @@ class ThrottleMachine(RuleBasedStateMachine):
         self.run(self._come(call))
         if not self.memory:
             self.run(self._settled())
-        assert call not in self.calls
+        assert call not in self.calls or any(limit.key for limit in self.limits)
 
     @precondition(lambda self: self.calls)
     @rule(which=WHICH, abandoned=st.booleans(), number=st.sampled_from([1, 1, 3]))
@@ -487,8 +520,8 @@ class ThrottleMachine(RuleBasedStateMachine):
         for task in tasks:
             assert task.cancelled() or task.exception() is None
         for throttle in self.throttles:
-            for queue in queues_of(throttle):
-                assert (queue.waiting, queue.in_flight) == (0, 0)
+            for queue in [*queues_of(throttle), *queues_of_quotas(throttle)]:
+                assert (queue.waiting, queue.in_flight, queue.points) == (0, 0, 0.0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
         assert [timer for timer in vars(self.loop)["_scheduled"] if not timer.cancelled()] == []
         data = self.reader.get_metrics_data()
@@ -501,7 +534,7 @@ class ThrottleMachine(RuleBasedStateMachine):
         try:
             if self.throttles:
                 self.all_come_to_an_end()
-                assert self.wrong == []
+                assert self.wrong == [], self.wrong[:3]
         finally:
             if self.throttles:
                 self.run(self._left())
@@ -517,13 +550,13 @@ class ThrottleMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_wrong(self) -> None:
-        assert self.wrong == []
+        assert self.wrong == [], self.wrong[:3]
         if not self.throttles:
             return
         for account in self.accounts.values():
             for layer in range(len(self.throttles)):
                 self._is_not_idle(account, layer)
-        assert self.wrong == []
+        assert self.wrong == [], self.wrong[:3]
         for state in self.states():
             assert len(state["log"]) <= 128
         if self.memory:
@@ -532,14 +565,17 @@ class ThrottleMachine(RuleBasedStateMachine):
     async def _count(self) -> None:
         """The queued calls and attempts in flight are known, and no call waits for what comes too late."""
         timers = [timer for timer in vars(self.loop)["_scheduled"] if not timer.cancelled()]
-        everybody = sum(queue.waiting for each in self.throttles for queue in queues_of(each))
+        everybody = sum(
+            queue.waiting for each in self.throttles for queue in [*queues_of(each), *queues_of_quotas(each)]
+        )
         assert sum(timer._callback.__module__.startswith("lamella") for timer in timers) <= everybody
         for layer, throttle in enumerate(self.throttles):
             queues = queues_of(throttle)
             waiting = [call for each in self.accounts.values() for call in each.waiting if call.layer == layer]
             flying = [call for each in self.accounts.values() for call in each.flying if call.layer == layer]
             if not any(call.goes for call in self.calls):
-                assert sum(queue.waiting for queue in queues) == len(waiting)
+                if not any(limit.scope for limit in self.limits):  # otherwise they wait there, all but the first
+                    assert sum(queue.waiting for queue in queues) == len(waiting)
                 assert sum(queue.in_flight for queue in queues) == len(flying)
             for call in waiting:
                 assert not call.account.shut or self.at > call.account.blocked_until - NEAR, "it waits for too long"

@@ -115,8 +115,12 @@ def at_rest(session: aiohttp.ClientSession) -> None:
 
     Timeout cancels its timer in the loop's next round after the last attempt: such a timer does not count.
     """
-    for account in throttle_in(session)._accounts.values():
-        assert (account.queue.waiting, account.queue.in_flight) == (0, 0)
+    throttle = throttle_in(session)
+    queues = [account.queue for account in throttle._accounts.values()]
+    if throttle._quotas is not None:
+        queues += [quota.queue for quota in throttle._quotas._quotas.values()]
+    for queue in queues:
+        assert (queue.waiting, queue.in_flight, queue.points, queue.asking) == (0, 0, 0.0, None)
     assert not [timer for timer in timers_of_lamella() if not getattr(owner_of(timer), "_idle", False)]
     assert not tasks_of_lamella()
 

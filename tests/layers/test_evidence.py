@@ -16,7 +16,7 @@ from tests.layers.accounts import MINUTE, at_rest, client, get, in_episode, now,
 from tests.servers import Serve, serving
 from yarl import URL
 
-from lamella import Backoff, Limit, Rule, RuleBook, Throttle, TooManyRequests, stack
+from lamella import Backoff, Limit, Rule, RuleBook, StatedLimit, Throttle, TooManyRequests, stack
 from lamella.testing import FixedWindow, SlidingWindow, TokenBucket, VirtualClock
 from lamella.testing import Limit as ServersLimit
 from lamella.throttle.belief import Belief, believed
@@ -234,7 +234,7 @@ async def test_a_limit_of_one_path_does_not_hold_up_the_others(serve: Serve, vir
     [
         (lambda: Server(limit=FixedWindow(50, 1)), 400, "window", 50, None),
         (lambda: Server(limit=TokenBucket(50, 50)), 400, "window", 50, ...),
-        (lambda: Server(limit=TokenBucket(100, 5)), 600, "bucket", 100, ...),
+        (lambda: Server(limit=TokenBucket(50, 10)), 600, "bucket", 50, ...),
         (lambda: Server(most=10, latency=0.05), 400, "none", 0, 10),
         (Server, 100, "none", 0, None),
     ],
@@ -252,12 +252,13 @@ def test_what_is_believed_can_be_looked_at(
 async def test_of_an_account_that_is_not_known_nothing_is_believed(serve: Serve, virtual_time: VirtualClock) -> None:
     url = URL(await serve(Server()))
     assert Throttle(MINUTE).state(url) == Belief("none", 0.0, 0.0, None, 0.0)
-    throttle = Throttle(MINUTE, limit=Limit(5, 60))
+    throttle = Throttle(MINUTE, limits=Limit(5, 60))
     assert throttle.state(url) == Belief("stated", 5.0, 60, None, 0.0)
     assert not throttle._accounts
     async with client(str(url), *stack(MINUTE, throttle)) as session:
         await get(session)
-        assert throttle.state(url) == Belief("stated", 5.0, 60, None, 0.0)
+        left = StatedLimit(4.0, 5, 60.0, name="Limit(5, per=60)")
+        assert throttle.state(url) == Belief("stated", 5.0, 60, None, 0.0, (left,))
 
 
 @examples(15)

@@ -126,7 +126,7 @@ async def test_calls_that_wait_in_the_queue_fail_at_once(
 ) -> None:
     """They are queued for the minute after a refusal, or for the rate, when the refusal comes."""
     server = Server(QUOTA)
-    async with client(await serve(server), *stack(MINUTE, store=store(), limit=limit)) as session:
+    async with client(await serve(server), *stack(MINUTE, store=store(), limits=limit)) as session:
         began = now()
         slow = asyncio.create_task(get(session, "20.0"))
         await asyncio.sleep(0.05)
@@ -324,7 +324,7 @@ async def test_without_retry_the_next_call_is_not_sent(
 
 
 @pytest.mark.parametrize(
-    "options", [{"attempts": 1}, {"deadline": 100.0}, {"raise_errors": False}, {"limit": Limit(9, 1)}]
+    "options", [{"attempts": 1}, {"deadline": 100.0}, {"raise_errors": False}, {"limits": Limit(9, 1)}]
 )
 async def test_whatever_the_options_the_next_call_is_not_sent(
     serve: Serve, virtual_time: VirtualClock, options: dict[str, object]

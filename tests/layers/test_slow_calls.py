@@ -13,8 +13,11 @@ from tests.layers.accounts import MINUTE, at_rest, client, now, throttle_in
 from tests.servers import Serve
 
 from lamella import Limit, maesn, stack
+from lamella.call import Call
 from lamella.store import MemoryStore
 from lamella.testing import FixedWindow, VirtualClock
+from lamella.throttle.account import Account
+from lamella.throttle.estimate import Permit, Wait
 
 Connect = Callable[[str], aiohttp.ClientSession]
 
@@ -174,20 +177,22 @@ async def test_slow_start_goes_by_answers_where_they_come_in_a_fifth_of_a_second
 
 @pytest.mark.parametrize("store", [None, MemoryStore(), JsonStore(slow=0.001)], ids=["none", "memory", "slow"])
 async def test_a_slow_call_is_asked_about_a_few_times_and_not_over_and_over(
-    serve: Serve, virtual_time: VirtualClock, store: MemoryStore | JsonStore | None
+    serve: Serve,
+    virtual_time: VirtualClock,
+    store: MemoryStore | JsonStore | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = Server()
     server.limiter = FixedWindow(5, 60).limiter()
     async with client(await serve(server), *stack(MINUTE, store=store)) as session:
         asked: list[float] = []
-        throttle = throttle_in(session)
-        ask = throttle._ask
+        take = Account.take
 
-        async def counted(*args: object) -> object:
+        async def counted(account: Account, call: Call) -> Permit | Wait:
             asked.append(now())
-            return await ask(*args)  # type: ignore[arg-type]
+            return await take(account, call)
 
-        throttle._ask = counted  # type: ignore[method-assign, assignment]
+        monkeypatch.setattr(Account, "take", counted)
         # A limit of five is learned; then five polls use it up, and others wait for a minute.
         await crowd(session, 20, 20, 0.01)
         asked.clear()
@@ -238,7 +243,7 @@ async def test_polls_that_are_sent_after_the_wait_are_no_deadlock(
     """One goes alone, until it passes or has taken its time: a second where answers are quick."""
     server = Refusing()
     server.refusing = 1
-    async with client(await serve(server), *stack(MINUTE, limit=limit, attempt_timeout=None)) as session:
+    async with client(await serve(server), *stack(MINUTE, limits=limit, attempt_timeout=None)) as session:
         with pytest.raises(aiohttp.ClientError):
             await session.get("/", params={}, middlewares=stack(MINUTE, throttle_in(session), attempts=1))
         polling = [asyncio.create_task(get(session, path="poll")) for _ in range(polls)]

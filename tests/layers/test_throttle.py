@@ -154,7 +154,7 @@ async def test_first_come_first_served_and_a_resend_comes_before_the_younger(
 ) -> None:
     server = Server([429], latency=0.1)
     rules = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(60, jitter=0)))
-    async with client(await serve(server), *stack(rules, limit=Limit(1, 1))) as session:
+    async with client(await serve(server), *stack(rules, limits=Limit(1, 1))) as session:
         tasks = []
         for number in range(8):
             tasks.append(asyncio.create_task(get(session, number)))
@@ -209,7 +209,7 @@ async def test_also_when_it_waits_already_and_has_been_sent_before(serve: Serve,
 async def test_when_the_deadline_itself_ends_the_wait(serve: Serve, virtual_time: VirtualClock) -> None:
     """Nobody could know that it would get no permit: the call before it took too long."""
     server = Server([429], latency=0.1)
-    layers = stack(MINUTE, deadline=100.0, attempts=1, limit=Limit(1, 10))
+    layers = stack(MINUTE, deadline=100.0, attempts=1, limits=Limit(1, 10))
     async with client(await serve(server), *layers) as session:
         with pytest.raises(TooManyRequests):
             await get(session)
@@ -260,7 +260,7 @@ async def test_and_so_is_the_next_try_of_one_that_had_waited_in_vain(serve: Serv
             await asyncio.sleep(1)  # now nobody is in front of it
             return await handler(request)
 
-    layers = stack(MINUTE, deadline=100.0, attempts=1, attempt_timeout=None, limit=Limit(1, 0.5))
+    layers = stack(MINUTE, deadline=100.0, attempts=1, attempt_timeout=None, limits=Limit(1, 0.5))
     async with client(await serve(server), once_more, *layers) as session:
         with pytest.raises(TooManyRequests):
             await get(session)
@@ -279,7 +279,7 @@ async def test_with_a_stated_limit_no_call_waits_for_a_permit_that_comes_too_lat
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     server = Server(limit=SlidingWindow(10, 60))
-    async with client(await serve(server), *stack(MINUTE, deadline=100.0, limit=Limit(10, 60))) as session:
+    async with client(await serve(server), *stack(MINUTE, deadline=100.0, limits=Limit(10, 60))) as session:
         began = virtual_time.now
         results = await asyncio.gather(*(get(session, number) for number in range(35)), return_exceptions=True)
         assert results[:20] == [200] * 20
@@ -351,7 +351,7 @@ async def test_a_connection_that_fails_takes_nothing_from_a_stated_limit(
             raise failing.pop()
         return await handler(request)
 
-    layers = (Throttle(MINUTE, limit=Limit(1, 60)), Classify(MINUTE), network)
+    layers = (Throttle(MINUTE, limits=Limit(1, 60)), Classify(MINUTE), network)
     async with client(await serve(Server(latency=0)), *layers) as session:
         began = virtual_time.now
         with pytest.raises(ConnectFailed):
@@ -400,7 +400,7 @@ async def test_whatever_a_layer_below_raises_the_next_one_goes(serve: Serve, vir
             raise raising.pop()
         return await handler(request)
 
-    async with client(await serve(Server()), Throttle(MINUTE, limit=Limit(10, 60)), odd) as session:
+    async with client(await serve(Server()), Throttle(MINUTE, limits=Limit(10, 60)), odd) as session:
         for kind in list(reversed(raising)):
             with pytest.raises(kind):
                 await get(session)
@@ -552,7 +552,7 @@ async def test_an_answer_that_nobody_will_read_gives_its_connection_back(
 
 async def test_an_attempt_without_a_known_end_counts(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server(limit=SlidingWindow(2, 60), latency=1.0)
-    async with client(await serve(server), *stack(MINUTE, limit=Limit(2, 60))) as session:
+    async with client(await serve(server), *stack(MINUTE, limits=Limit(2, 60))) as session:
         began = virtual_time.now
         gone = [asyncio.create_task(get(session)) for _ in range(2)]
         await asyncio.sleep(0.5)
@@ -570,7 +570,9 @@ async def test_an_attempt_that_anyio_cancels_counts_with_a_slow_store_too(
 ) -> None:
     """Who is cancelled by anyio can wait for nothing else."""
     server = Server(latency=1.0)
-    async with client(await serve(server), Throttle(MINUTE, limit=Limit(1, 60), store=JsonStore(slow=0.05))) as session:
+    async with client(
+        await serve(server), Throttle(MINUTE, limits=Limit(1, 60), store=JsonStore(slow=0.05))
+    ) as session:
         with anyio.move_on_after(0.5) as scope:
             await get(session)
         assert scope.cancelled_caught
@@ -591,7 +593,7 @@ async def test_and_it_counts_once(serve: Serve, virtual_time: VirtualClock) -> N
 
     server = Server(latency=1.0)
     store = SlowToSay(slow=0)
-    async with client(await serve(server), Throttle(MINUTE, limit=Limit(2, 60), store=store)) as session:
+    async with client(await serve(server), Throttle(MINUTE, limits=Limit(2, 60), store=store)) as session:
         with anyio.move_on_after(0.5) as scope:
             await get(session)
         assert scope.cancelled_caught
@@ -614,7 +616,7 @@ async def test_an_answer_counts_though_its_caller_goes_while_that_is_noted(
         is_answered.set()
         return response
 
-    async with client(await serve(server), Throttle(MINUTE, limit=limit, store=store), answered) as session:
+    async with client(await serve(server), Throttle(MINUTE, limits=limit, store=store), answered) as session:
         gone = asyncio.create_task(get(session))
         await is_answered.wait()
         gone.cancel()
@@ -725,7 +727,7 @@ async def test_idle_accounts_are_bounded(serve: Serve, virtual_time: VirtualCloc
             return Answer(429)  # type: ignore[return-value]
 
         waits = Throttle(MINUTE, key=lambda _: "waits")
-        waits._accounts, waits._state = throttle._accounts, throttle._state
+        waits._accounts, waits._state, waits._learning = throttle._accounts, throttle._state, throttle._learning
         await waits(request, refuse)
         patient = asyncio.create_task(waits(await request_of(session), answer))
         await asyncio.sleep(0)
@@ -864,7 +866,7 @@ def test_a_stated_limit_is_never_exceeded(kind: str) -> None:
 
     async def main() -> float:
         async with serving(handle) as url:
-            async with client(url, *stack(MINUTE, limit=Limit(100, per=60), spans=False)) as session:
+            async with client(url, *stack(MINUTE, limits=Limit(100, per=60), spans=False)) as session:
 
                 async def call(number: int) -> int:
                     await asyncio.sleep(chance.choice([0, 0, chance.random() * 200]))
@@ -937,7 +939,9 @@ def test_whatever_happens_to_them_all_calls_come_to_an_end(data: st.DataObject) 
 
     async def main() -> None:
         async with serving(handle) as url:
-            layers = stack(MINUTE, account=account_of, limit=stated, store=store, retry_writes=True, attempt_timeout=30)
+            layers = stack(
+                MINUTE, account=account_of, limits=stated, store=store, retry_writes=True, attempt_timeout=30
+            )
             async with client(url, *layers) as session:
                 tasks = [asyncio.create_task(one(session, number)) for number in range(len(plans))]
                 timers = [

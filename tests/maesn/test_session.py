@@ -196,8 +196,8 @@ async def test_a_throttle_made_by_hand_takes_the_place_of_the_own_one(
         assert 0 < throttle.blocked_for(url, limited) <= 66
         assert throttle.blocked_for(url, other) == 0
         assert await asyncio.gather(*tasks) == [200] * 3
-    with pytest.raises(ValueError, match="limit= has no effect on a Throttle made by hand"):
-        maesn.layers("key", throttle=throttle, limit=Limit(1, 60))
+    with pytest.raises(ValueError, match="limits= has no effect on a Throttle made by hand"):
+        maesn.layers("key", throttle=throttle, limits=Limit(1, 60))
 
 
 async def test_it_takes_the_options_of_the_stack(sandbox: Sandbox) -> None:

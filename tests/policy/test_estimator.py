@@ -6,6 +6,9 @@ import itertools
 import json
 import math
 import random
+from collections import Counter
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from heapq import heappop, heappush
 from typing import Any
@@ -21,9 +24,9 @@ from lamella.rules.retry_after import LONGEST
 from lamella.testing import FixedWindow, Limiter, SlidingWindow, TokenBucket
 from lamella.testing import Limit as ServersLimit
 from lamella.throttle import permits
-from lamella.throttle.estimate import Permit, RateEstimate, Wait
-from lamella.throttle.limit import earliest
+from lamella.throttle.estimate import Asked, Permit, RateEstimate, Wait
 from lamella.throttle.permits import answered, learned, next_permit
+from lamella.throttle.usage import InFlight, Usage, record, wait_for
 
 KINDS = ("fixed", "sliding", "bucket")
 ENDLESS = 10**9
@@ -59,6 +62,8 @@ class Outcome:
     lost: list[int] = field(default_factory=list)
     """Those that were refused as often as they may be sent."""
     refused: int = 0
+    by_chance: Counter[int] = field(default_factory=Counter)
+    """How often each call was refused by chance."""
     estimate: RateEstimate = field(default_factory=RateEstimate)
     most_remembered: int = 0
     sent_at: list[float] = field(default_factory=list)
@@ -84,6 +89,14 @@ class Traffic:
     """How often in a second somebody else uses the account."""
     silence: float = 0.0
     """How likely an attempt ends without an answer."""
+    points: Callable[[int], float] | None = None
+    """What a call takes of the limit, which is then of points. None: one."""
+    most: int | None = None
+    """How many requests may be at the server at a time."""
+    chance: float = 0.0
+    """How likely it refuses a request that it could admit."""
+    states_points: bool = False
+    """Whether the estimator knows of them."""
     as_json: bool = False
     seed: int = 0
 
@@ -91,14 +104,18 @@ class Traffic:
         random_ = random.Random(self.seed)
         backoff = Backoff(self.wait)
         outcome = Outcome()
-        estimate = outcome.estimate
+        estimate, usage = outcome.estimate, Usage()
+        stated = () if self.stated is None else (self.stated,)
+        learns = self.stated is None
         limit, limiter = self.limit, self.limit.limiter()
         events: list[tuple[float, int, str, object]] = []
         numbers = itertools.count()
         queue: list[int] = []
         tries = [0] * self.calls
         now, opens, wake = BEGIN, -1.0, -1.0
+        there_now = 0
         in_flight: list[float] = []
+        costs: dict[float, float] = {}
         came: dict[int, float] = {}
 
         def at(moment: float, what: str, about: object = None) -> None:
@@ -132,16 +149,28 @@ class Traffic:
                     limiter.allow(now)
                     at(now + random_.expovariate(self.others), "somebody else")
                 case "reaches the server", (int(number), Permit() as permit, float(back)):
-                    at(now + back, "is answered", (number, permit, limiter.allow(now), random_.random() < self.silence))
+                    if self.most is not None and there_now >= self.most:
+                        until = 1e-3
+                    elif self.chance and random_.random() < self.chance:
+                        until = 1e-3
+                        outcome.by_chance[number] += 1
+                    else:
+                        until = self._allow(limiter, now, number)
+                    there_now += until <= 0
+                    at(now + back, "is answered", (number, permit, until, random_.random() < self.silence))
                     continue
                 case "is answered", (int(number), Permit() as permit, float(until), bool(silent)):
+                    there_now -= until <= 0
                     in_flight.remove(permit.at)
+                    del costs[permit.at]
+                    if silent or until <= 0:
+                        record(usage, now, stated, 1.0)
                     if silent:
                         estimate.record(now)
                         heappush(queue, number)
                         came[number] = now
                     elif until <= 0:
-                        assert answered(estimate, now, permit, len(in_flight), self.stated) in (True, False)
+                        assert answered(estimate, now, permit, len(in_flight), learns=learns) in (True, False)
                         outcome.done.append(number)
                         outcome.took = now - BEGIN
                     else:
@@ -163,9 +192,12 @@ class Traffic:
             while queue:
                 if self.as_json:
                     estimate = outcome.estimate = RateEstimate(**json.loads(json.dumps(asdict(estimate))))
-                waited = now - came[queue[0]]
-                answer = next_permit(
-                    estimate, now, in_flight, self.wait, self.stated, waiting=len(queue), waited=waited
+                    usage = Usage(**json.loads(json.dumps(asdict(usage))))
+                cost = self.points(queue[0]) if self.points and self.states_points else 1.0
+                extra = sum(costs.values()) - len(in_flight)
+                asked = Asked(learns, len(queue), now - came[queue[0]], extra, cost)
+                answer = wait_for(usage, now, InFlight(len(in_flight), len(in_flight)), stated, 1.0) or next_permit(
+                    estimate, now, in_flight, self.wait, asked
                 )
                 outcome.most_remembered = max(outcome.most_remembered, len(estimate.log))
                 if isinstance(answer, Wait):
@@ -180,6 +212,7 @@ class Traffic:
                 assert now >= opens, "sent while the account is blocked"
                 number = heappop(queue)
                 in_flight.append(answer.at)
+                costs[answer.at] = answer.cost
                 outcome.sends += 1
                 outcome.sent_at.append(now)
                 latency = self.latency * (1 + self.jitter * random_.random())
@@ -190,27 +223,26 @@ class Traffic:
     def ideal(self) -> float:
         """Return when the last answer would be there if each attempt were sent at the best moment."""
         limiter, now = self.limit.limiter(), 0.0
-        for _ in range(self.calls):
-            while (wait := limiter.allow(now)) > 0:
+        for number in range(self.calls):
+            while (wait := self._allow(limiter, now, number)) > 0:
                 now += wait
         return now + self.latency
 
-
-@pytest.mark.parametrize(("requests", "per"), [(0, 1), (-1, 1), (1.5, 1), (True, 1), ("1", 1), (None, 1)])
-def test_a_limit_is_of_whole_requests(requests: int, per: float) -> None:
-    with pytest.raises(ValueError, match=f"requests must be .* got {requests!r}"):
-        Limit(requests, per)
-
-
-@pytest.mark.parametrize("per", [0, -1, math.inf, math.nan])
-def test_a_limit_is_for_some_time(per: float) -> None:
-    with pytest.raises(ValueError, match=f"per must be .* got {per!r}"):
-        Limit(1, per)
+    def _allow(self, limiter: Limiter, now: float, number: int) -> float:
+        """Admit all points of a call, or none."""
+        if self.points is None:
+            return limiter.allow(now)
+        points, trial = self.points(number), deepcopy(limiter)
+        if wait := max(trial.allow(now) for _ in range(int(points))):
+            return wait
+        for _ in range(int(points)):
+            limiter.allow(now)
+        return 0.0
 
 
 def permits_of(estimate: RateEstimate, number: int, now: float = 0.0) -> list[Permit]:
     """Return the permits of so many attempts that are in flight together, whatever the rate says."""
-    first = next_permit(estimate, now, (), 60.0, None)
+    first = next_permit(estimate, now, (), 60.0)
     assert isinstance(first, Permit)
     return [first] * number
 
@@ -220,8 +252,8 @@ def test_of_the_429s_in_flight_together_one_counts() -> None:
     each = enumerate(permits_of(estimate, 9))
     told = [refused(estimate, 1.0 + number, permit, Backoff(60), None) for number, permit in each]
     assert told == [60.0, *[None] * 8]
-    assert next_permit(estimate, 10.0, (), 60.0, None) == Wait(51.0, blocked=True)
-    assert isinstance(next_permit(estimate, 61.0, (), 60.0, None), Permit)
+    assert next_permit(estimate, 10.0, (), 60.0) == Wait(51.0, blocked=True)
+    assert isinstance(next_permit(estimate, 61.0, (), 60.0), Permit)
 
 
 @pytest.mark.parametrize(
@@ -252,9 +284,7 @@ def test_refused_again_after_the_wait_the_account_is_blocked_for_longer(
     assert told == waits
     [permit] = permits_of(estimate, 1, now)
     period = estimate.period
-    assert answered(
-        estimate, now + 1, permit, 0, None
-    )  # the end of the episode: the next one begins with the first wait
+    assert answered(estimate, now + 1, permit, 0)  # the end of the episode: the next one begins with the first wait
     # From the first attempt, at 0, all were refused: the period is at least so long.
     assert estimate.period == max(period, now + 1)
     [permit] = permits_of(estimate, 1, now + 99)
@@ -267,29 +297,29 @@ def test_a_429_that_asks_for_no_wait_blocks_nothing(backoff: Backoff | None, ret
     estimate = RateEstimate()
     [permit] = permits_of(estimate, 1)
     assert refused(estimate, 1.0, permit, backoff, retry_after) is None
-    assert isinstance(next_permit(estimate, 1.0, (), 60.0, None), Permit)
+    assert isinstance(next_permit(estimate, 1.0, (), 60.0), Permit)
 
 
-@pytest.mark.parametrize("stated", [None, Limit(100, 60)])
-def test_after_the_wait_one_goes_alone(stated: Limit | None) -> None:
+@pytest.mark.parametrize("learns", [True, False])
+def test_after_the_wait_one_goes_alone(learns: bool) -> None:
     estimate = RateEstimate()
-    first = next_permit(estimate, 0.0, (), 60.0, stated)
+    first = next_permit(estimate, 0.0, (), 60.0, Asked(learns))
     assert isinstance(first, Permit)
     refused(estimate, 1.0, first, Backoff(60), None)
-    alone = next_permit(estimate, 61.0, (), 60.0, stated)
+    alone = next_permit(estimate, 61.0, (), 60.0, Asked(learns))
     assert isinstance(alone, Permit)
-    assert next_permit(estimate, 61.0, [0.0, 61.0], 60.0, stated) == Wait(None, blocked=True, again=1.0)
-    assert not answered(estimate, 61.5, first, 1, stated)  # a late one of before says nothing of now
+    assert next_permit(estimate, 61.0, [0.0, 61.0], 60.0, Asked(learns)) == Wait(None, blocked=True, again=1.0)
+    assert not answered(estimate, 61.5, first, 1, learns=learns)  # a late one of before says nothing of now
     # A minute is now the shortest time that an answer is known to take.
-    assert next_permit(estimate, 61.5, [61.0], 60.0, stated) == Wait(None, blocked=True, again=4 * 61.5 - 0.5)
-    assert answered(estimate, 62.0, alone, 0, stated)
-    assert isinstance(next_permit(estimate, 62.0, (), 60.0, stated), Permit)
+    assert next_permit(estimate, 61.5, [61.0], 60.0, Asked(learns)) == Wait(None, blocked=True, again=4 * 61.5 - 0.5)
+    assert answered(estimate, 62.0, alone, 0, learns=learns)
+    assert isinstance(next_permit(estimate, 62.0, (), 60.0, Asked(learns)), Permit)
 
 
 def sent_now(estimate: RateEstimate, now: float, in_flight: list[float], waiting: int = 0) -> int:
     """Return how many attempts may be sent now."""
     goes = 0
-    while isinstance(next_permit(estimate, now, in_flight, 60.0, None, waiting=waiting), Permit):
+    while isinstance(next_permit(estimate, now, in_flight, 60.0, Asked(waiting=waiting)), Permit):
         in_flight.append(now)
         goes += 1
         assert goes <= 10_000
@@ -326,21 +356,21 @@ def test_a_long_poll_takes_no_place_and_makes_no_room(polls: int) -> None:
 )
 def test_how_slow_is_slow_goes_by_the_fastest_answer(fastest: float, slow_after: float) -> None:
     estimate = RateEstimate(fastest=fastest)
-    answer = next_permit(estimate, BEGIN + 0.05, [BEGIN] * 4, 60.0, None)
+    answer = next_permit(estimate, BEGIN + 0.05, [BEGIN] * 4, 60.0)
     assert answer == Wait(None, blocked=False, again=pytest.approx(slow_after - 0.05))  # type: ignore[arg-type]
-    assert isinstance(next_permit(estimate, BEGIN + slow_after - 0.001, [BEGIN] * 4, 60.0, None), Wait)
-    assert isinstance(next_permit(estimate, BEGIN + slow_after + 0.001, [BEGIN] * 4, 60.0, None), Permit)
+    assert isinstance(next_permit(estimate, BEGIN + slow_after - 0.001, [BEGIN] * 4, 60.0), Wait)
+    assert isinstance(next_permit(estimate, BEGIN + slow_after + 0.001, [BEGIN] * 4, 60.0), Permit)
 
 
 def test_before_anything_was_refused_no_call_is_held_back_for_longer_than_that() -> None:
     young = [BEGIN] * 9
     refused_before = RateEstimate(fastest=0.15, generation=1, untouched=False)
     for estimate, goes in ((RateEstimate(fastest=0.15), True), (refused_before, False)):
-        answer = next_permit(estimate, BEGIN + 0.1, young, 60.0, None, waiting=3, waited=0.65)
+        answer = next_permit(estimate, BEGIN + 0.1, young, 60.0, Asked(waiting=3, waited=0.65))
         assert isinstance(answer, Wait)
         if goes:
             assert answer.again == pytest.approx(0.05)
-        answer = next_permit(estimate, BEGIN + 0.15, young, 60.0, None, waiting=3, waited=0.7)
+        answer = next_permit(estimate, BEGIN + 0.15, young, 60.0, Asked(waiting=3, waited=0.7))
         assert isinstance(answer, Permit) is goes
 
 
@@ -348,14 +378,14 @@ def test_before_anything_was_refused_no_call_is_held_back_for_longer_than_that()
 def test_moments_by_another_clock_keep_it_waiting_for_a_moment_only(ahead: float) -> None:
     """A store has failed meanwhile, and the clock is another one."""
     for estimate in (RateEstimate(), RateEstimate(generation=1, untouched=False), steady(phase="spread", **BEYOND)):
-        answer = next_permit(estimate, 1010.0, [1010.0 + ahead] * 9, 60.0, None)
+        answer = next_permit(estimate, 1010.0, [1010.0 + ahead] * 9, 60.0)
         assert isinstance(answer, Permit) or (answer.again is not None and 0 < answer.again <= 1.0)
 
 
 def test_so_many_as_were_in_flight_may_be_again() -> None:
     estimate, permit = RateEstimate(), Permit(0, BEGIN)
     for others in reversed(range(100)):
-        answered(estimate, BEGIN + 1, permit, others, None)
+        answered(estimate, BEGIN + 1, permit, others)
     assert 100 <= sent_now(estimate, BEGIN + 1, []) <= 150
 
 
@@ -363,23 +393,23 @@ def test_after_a_refusal_time_makes_no_room_but_a_slow_one_gives_its_place_back(
     for fastest, slow_after in [(0.0, 1.0), (0.1, 1.0), (0.5, 2.0), (1000.0, 300.0)]:
         estimate = RateEstimate(generation=1, max_in_flight=2.0, fastest=fastest, untouched=False)
         in_flight = [BEGIN, BEGIN + 0.5]
-        answer = next_permit(estimate, BEGIN + 0.5, in_flight, 60.0, None, waiting=10_000)
+        answer = next_permit(estimate, BEGIN + 0.5, in_flight, 60.0, Asked(waiting=10_000))
         assert answer == Wait(None, blocked=False, again=pytest.approx(slow_after - 0.5))  # type: ignore[arg-type]
         assert sent_now(estimate, BEGIN + slow_after + 0.25, in_flight, 10_000) == 1
         assert sent_now(estimate, BEGIN + 2 * slow_after + 0.5, in_flight, 10_000) == 2
 
 
-@pytest.mark.parametrize("limit", [None, Limit(100, 60)])
-def test_what_was_sent_before_the_wait_does_not_keep_the_first_one_waiting(limit: Limit | None) -> None:
+@pytest.mark.parametrize("learns", [True, False])
+def test_what_was_sent_before_the_wait_does_not_keep_the_first_one_waiting(learns: bool) -> None:
     estimate = RateEstimate()
     [permit] = permits_of(estimate, 1, BEGIN)
     refused(estimate, BEGIN + 1, permit, Backoff(60), None)
     polls, now = [BEGIN] * 3, BEGIN + 61
-    assert next_permit(estimate, now, polls, 60.0, limit) == Permit(1, now, 4)
+    assert next_permit(estimate, now, polls, 60.0, Asked(learns)) == Permit(1, now, 4)
     # It goes alone, until it is slow.
-    assert next_permit(estimate, now, [*polls, now], 60.0, limit) == Wait(None, blocked=True, again=1.0)
-    assert next_permit(estimate, now + 1.5, [*polls, now], 60.0, limit) == Permit(1, now + 1.5, 5)
-    answer = next_permit(estimate, now + 1.5, [*polls, now, now + 1.5], 60.0, limit)
+    assert next_permit(estimate, now, [*polls, now], 60.0, Asked(learns)) == Wait(None, blocked=True, again=1.0)
+    assert next_permit(estimate, now + 1.5, [*polls, now], 60.0, Asked(learns)) == Permit(1, now + 1.5, 5)
+    answer = next_permit(estimate, now + 1.5, [*polls, now, now + 1.5], 60.0, Asked(learns))
     assert answer == Wait(None, blocked=True, again=1.0)
 
 
@@ -387,17 +417,17 @@ def test_what_is_in_flight_counts_as_sent_when_it_began() -> None:
     """For a period, and as long as an answer may take; not for as long as it takes."""
     estimate = steady(requests=3.0, look_at=1e9, fastest=0.5)
     in_flight = [1000.0, 1010.0, 1020.0]
-    assert next_permit(estimate, 1030.0, in_flight, 60.0, None) == Wait(None, blocked=False, again=32.0)
-    assert next_permit(estimate, 1062.5, in_flight, 60.0, None) == Permit(0, 1062.5, 4)
+    assert next_permit(estimate, 1030.0, in_flight, 60.0) == Wait(None, blocked=False, again=32.0)
+    assert next_permit(estimate, 1062.5, in_flight, 60.0) == Permit(0, 1062.5, 4)
     # One that was answered may be there as well: what ends first counts.
     log = [[1040.0, 1041.0, 1]]
     for polls, seconds in [([1010.0, 1020.0], 37.0), ([1041.0, 1041.0], 66.0)]:
         estimate = steady(requests=3.0, look_at=1e9, fastest=0.5, log=[[*entry] for entry in log])
-        answer = next_permit(estimate, 1035.0, polls, 60.0, None)
+        answer = next_permit(estimate, 1035.0, polls, 60.0)
         assert answer == Wait(seconds, blocked=False)
     # However slow all of them are, it is no more than two periods.
     estimate = steady(requests=1.0, look_at=1e9, fastest=1000.0)
-    assert next_permit(estimate, 1000.0, [1000.0], 60.0, None) == Wait(None, blocked=False, again=120.0)
+    assert next_permit(estimate, 1000.0, [1000.0], 60.0) == Wait(None, blocked=False, again=120.0)
 
 
 HOURS = 43200.0
@@ -418,28 +448,28 @@ HOURS = 43200.0
         (None, 1e9, 3600),
     ],
 )
-@pytest.mark.parametrize("stated", [None, Limit(100, 60)])
+@pytest.mark.parametrize("learns", [True, False])
 def test_a_wait_that_is_longer_than_the_rule_allows_is_for_no_call_to_wait(
-    backoff: Backoff | None, retry_after: float, seconds: float, stated: Limit | None
+    backoff: Backoff | None, retry_after: float, seconds: float, learns: bool
 ) -> None:
     estimate = RateEstimate()
-    permit = next_permit(estimate, 0.0, (), 60.0, stated)
+    permit = next_permit(estimate, 0.0, (), 60.0, Asked(learns))
     assert isinstance(permit, Permit)
     wait = permits.refused(estimate, 1.0, permit, backoff, retry_after)
     assert wait == Wait(seconds, blocked=True, too_long=True)
-    assert next_permit(estimate, 2.0, (), 60.0, stated) == Wait(seconds - 1, blocked=True, too_long=True)
+    assert next_permit(estimate, 2.0, (), 60.0, Asked(learns)) == Wait(seconds - 1, blocked=True, too_long=True)
     # The other attempts in flight add nothing, and a late answer ends nothing.
     assert refused(estimate, 2.0, permit, backoff, None) is None
-    assert not answered(estimate, 3.0, permit, 0, stated)
-    assert next_permit(estimate, 4.0, (), 60.0, stated) == Wait(seconds - 3, blocked=True, too_long=True)
+    assert not answered(estimate, 3.0, permit, 0, learns=learns)
+    assert next_permit(estimate, 4.0, (), 60.0, Asked(learns)) == Wait(seconds - 3, blocked=True, too_long=True)
     # After the wait, one goes alone.
     now = seconds + 1.5
-    alone = next_permit(estimate, now, (), 60.0, stated)
+    alone = next_permit(estimate, now, (), 60.0, Asked(learns))
     assert alone == Permit(1, now)
-    assert isinstance(next_permit(estimate, now, [now], 60.0, stated), Wait)
-    assert answered(estimate, now + 0.1, alone, 0, stated)
+    assert isinstance(next_permit(estimate, now, [now], 60.0, Asked(learns)), Wait)
+    assert answered(estimate, now + 0.1, alone, 0, learns=learns)
     assert not estimate.too_long
-    assert isinstance(next_permit(estimate, now + 0.1, (), 60.0, stated), Permit)
+    assert isinstance(next_permit(estimate, now + 0.1, (), 60.0, Asked(learns)), Permit)
 
 
 @pytest.mark.parametrize("retry_after", [None, 0.0, 3600.0, -1.0])
@@ -448,7 +478,7 @@ def test_up_to_the_maximum_it_is_for_the_calls_to_wait(retry_after: float | None
     [permit] = permits_of(estimate, 1)
     wait = refused(estimate, 1.0, permit, Backoff(60), retry_after)
     assert wait == (3600 if retry_after == 3600 else 60)
-    assert next_permit(estimate, 1.0, (), 60.0, None) == Wait(wait, blocked=True)
+    assert next_permit(estimate, 1.0, (), 60.0) == Wait(wait, blocked=True)
 
 
 def test_a_later_refusal_of_hours_lengthens_an_episode_and_a_shorter_one_does_not_shorten_it() -> None:
@@ -468,9 +498,9 @@ def test_a_limit_of_hours_teaches_nothing_of_the_other_one() -> None:
     before = asdict(known)
     assert refused(known, 1011.0, Permit(0, 1010.5), Backoff(60), HOURS) == HOURS
     now = 1011.0 + HOURS
-    alone = next_permit(known, now, (), 60.0, None)
+    alone = next_permit(known, now, (), 60.0)
     assert isinstance(alone, Permit)
-    assert answered(known, now + 0.1, alone, 0, None)
+    assert answered(known, now + 0.1, alone, 0)
     for name in ("phase", "requests", "period", "spread", "surprises", "doubt", "burst", "good"):
         assert getattr(known, name) == before[name]
 
@@ -480,13 +510,13 @@ def test_refused_after_a_wait_of_hours_it_is_as_at_the_first_time(refusals: int)
     estimate = RateEstimate(refusals=refusals, refused_at=900.0, refused_began=800.0, asked=60.0, passed=7, period=60.0)
     assert refused(estimate, 1000.0, Permit(0, 999.0), Backoff(60), HOURS) == HOURS
     now = 1000.0 + HOURS
-    alone = next_permit(estimate, now, (), 60.0, None)
+    alone = next_permit(estimate, now, (), 60.0)
     assert isinstance(alone, Permit)
     assert refused(estimate, now + 1, alone, Backoff(60), None) == 60.0
     assert (estimate.too_long, estimate.refusals) == (False, 1)
-    again = next_permit(estimate, now + 61, (), 60.0, None)
+    again = next_permit(estimate, now + 61, (), 60.0)
     assert isinstance(again, Permit)
-    assert answered(estimate, now + 62, again, 0, None)
+    assert answered(estimate, now + 62, again, 0)
     assert estimate.period <= 62
 
 
@@ -505,9 +535,9 @@ def test_it_looks_for_more_at_the_edge_of_a_window_and_by_a_climb_in_turns(
     looks: int, spread: float, phase: str
 ) -> None:
     estimate = steady(looks=looks, spread=spread)
-    assert isinstance(next_permit(estimate, 9.9, (), 60.0, None), Permit)
+    assert isinstance(next_permit(estimate, 9.9, (), 60.0), Permit)
     assert (estimate.phase, estimate.looks) == ("steady", looks)
-    assert isinstance(next_permit(estimate, 20.0, (), 60.0, None), Permit)
+    assert isinstance(next_permit(estimate, 20.0, (), 60.0), Permit)
     assert (estimate.phase, estimate.looks, estimate.good) == (phase, looks + 1, 100.0)
     if phase == "edge":
         assert (estimate.requests, estimate.spread) == (100.0, spread)
@@ -518,26 +548,26 @@ def test_it_looks_for_more_at_the_edge_of_a_window_and_by_a_climb_in_turns(
 
 def test_a_climb_that_has_proved_right_goes_on_and_another_look_is_taken_again() -> None:
     estimate = steady(looks=1)
-    next_permit(estimate, 20.0, (), 60.0, None)
-    next_permit(estimate, 85.9, (), 60.0, None)
+    next_permit(estimate, 20.0, (), 60.0)
+    next_permit(estimate, 85.9, (), 60.0)
     assert (estimate.requests, estimate.good, estimate.proven_at) == (125.0, 100.0, 86.0)
-    next_permit(estimate, 100.0, (), 60.0, None)
+    next_permit(estimate, 100.0, (), 60.0)
     assert (estimate.phase, estimate.requests, estimate.good, estimate.proven_at) == ("climb", 156.25, 100.0, 166.0)
-    next_permit(estimate, 200.0, (), 60.0, None)
+    next_permit(estimate, 200.0, (), 60.0)
     assert (estimate.requests, estimate.good, estimate.looks) == (195.3125, 125.0, 2)
-    next_permit(estimate, 300.0, (), 60.0, None)
+    next_permit(estimate, 300.0, (), 60.0)
     assert estimate.good == 156.25
 
     # Of a few it is one more at least.
     estimate = steady(looks=1, requests=2.0)
-    next_permit(estimate, 20.0, (), 60.0, None)
+    next_permit(estimate, 20.0, (), 60.0)
     assert (estimate.requests, estimate.good) == (3.0, 2.0)
 
     # More than 100 was found at an edge, and nothing was refused since: there may be more yet.
     estimate = steady(looks=1, look_at=1e9, proven_at=50.0, look_every=64.0, requests=120.0)
-    next_permit(estimate, 49.9, (), 60.0, None)
+    next_permit(estimate, 49.9, (), 60.0)
     assert (estimate.phase, estimate.good, estimate.look_every) == ("steady", 90.0, 64.0)
-    next_permit(estimate, 50.0, (), 60.0, None)
+    next_permit(estimate, 50.0, (), 60.0)
     assert (estimate.phase, estimate.good, estimate.looks, estimate.look_every, estimate.proven_at) == (
         "edge",
         120.0,
@@ -558,7 +588,7 @@ def test_half_as_much_again_beyond_the_edge_is_believed_at_once(phase: str, pass
         look_at=1e9,
         log=[[950.0, 960.0, 500], [979.7, 979.8, 40], [1000.0, 1009.0, passed - 41]],
     )
-    assert not answered(estimate, 1010.0, Permit(0, 1009.5), 0, None)
+    assert not answered(estimate, 1010.0, Permit(0, 1009.5), 0)
     assert (estimate.phase, estimate.requests) == (("steady", 150.0) if finds else (phase, 100.0))
     assert estimate.proven_at == (1193.0 if finds else -1.0)
 
@@ -567,7 +597,7 @@ def refused_then_waited(estimate: RateEstimate) -> RateEstimate:
     """An attempt of 69 s was refused, and the wait for it has ended at 130 s."""
     estimate.began = 0.0
     assert closed(estimate, 70.0, Permit(0, 69.0), Backoff(60), None) == 60.0
-    assert isinstance(next_permit(estimate, 130.0, (), 60.0, None), Permit)
+    assert isinstance(next_permit(estimate, 130.0, (), 60.0), Permit)
     return estimate
 
 
@@ -639,7 +669,7 @@ def test_however_long_a_window_has_been_open_it_is_no_bucket() -> None:
 def test_the_attempts_of_a_period_go_four_times_as_fast_as_evenly_and_late_ones_are_made_up_for() -> None:
     estimate, told = steady(requests=64.0, period=64.0, look_at=1e9), []
     for moment in (1000.0, 1000.0, 1000.0, 1000.375, 1000.375, 1010.0, 1010.0, 1010.0):
-        answer = next_permit(estimate, moment, (), 60.0, None)
+        answer = next_permit(estimate, moment, (), 60.0)
         told.append(None if isinstance(answer, Permit) else answer)
     # 10 s without attempts are made up for by one attempt, not by 10 s of them.
     later = Wait(0.25, blocked=False)
@@ -659,13 +689,13 @@ def test_beyond_what_is_known_only_so_many_are_in_flight(known: dict[str, Any]) 
     after = 0.21 if known["phase"] == "burst" else 1.0
     later = Wait(None, blocked=False, again=min(1010.0 + after - 1010.0, after))
     for in_flight, goes in [(2, True), (3, False), (4, False)]:
-        answer = next_permit(steady(max_in_flight=3.0, **known), 1010.0, [1010.0] * in_flight, 60.0, None)
+        answer = next_permit(steady(max_in_flight=3.0, **known), 1010.0, [1010.0] * in_flight, 60.0)
         assert answer == (Permit(0, 1010.0, in_flight + 1) if goes else later)
 
 
 def test_beyond_what_is_known_they_go_no_faster_than_before() -> None:
     estimate = steady(phase="spread", max_in_flight=3.0, period=64.0, log=[[1000.0, 1009.0, 128]])
-    answers = [next_permit(estimate, 1010.0, (), 60.0, None) for _ in range(3)]
+    answers = [next_permit(estimate, 1010.0, (), 60.0) for _ in range(3)]
     later = math.nextafter(1010.0, 1011.0)
     assert answers == [Permit(0, 1010.0), Permit(0, later), Wait(64 / (4 * 128), blocked=False)]
 
@@ -674,68 +704,47 @@ def test_beyond_what_is_known_they_go_no_faster_than_before() -> None:
 def test_what_is_known_is_not_exceeded_but_to_look_for_more(phase: str) -> None:
     """The first attempt of the period no longer counts 60 s after it."""
     estimate = steady(phase=phase, proven_at=1e9, max_in_flight=9.0, **BEYOND)
-    assert next_permit(estimate, 1010.0, (), 60.0, None) == Wait(59.0, blocked=False)
-    assert next_permit(estimate, 1069.0, (), 60.0, None) == Permit(0, 1069.0)
+    assert next_permit(estimate, 1010.0, (), 60.0) == Wait(59.0, blocked=False)
+    assert next_permit(estimate, 1069.0, (), 60.0) == Permit(0, 1069.0)
 
 
 def test_beyond_the_edge_nothing_goes_once_a_new_window_may_have_begun() -> None:
     log = [[1000.0, 1000.0, 50], [1020.0, 1020.0, 60]]
     estimate = steady(phase="edge", period=61.0, max_in_flight=9.0, look_at=1e9, log=log)
-    assert isinstance(next_permit(estimate, 1030.25, (), 60.0, None), Permit)
-    assert next_permit(estimate, 1030.5, (), 60.0, None) == Wait(30.5, blocked=False)
-    assert next_permit(estimate, 1031.0, (), 60.0, None) == Wait(30.0, blocked=False)
+    assert isinstance(next_permit(estimate, 1030.25, (), 60.0), Permit)
+    assert next_permit(estimate, 1030.5, (), 60.0) == Wait(30.5, blocked=False)
+    assert next_permit(estimate, 1031.0, (), 60.0) == Wait(30.0, blocked=False)
 
 
 @pytest.mark.parametrize(("passed", "in_flight", "most"), [(98, 0, 1.0), (98, 1, 1.5), (99, 0, 1.5), (300, 0, 1.5)])
 def test_only_what_passes_beyond_what_is_known_lets_more_be_in_flight(passed: int, in_flight: int, most: float) -> None:
     estimate = steady(phase="spread", max_in_flight=1.0, log=[[940.0, 949.0, 50], [1000.0, 1009.0, passed]])
-    assert not answered(estimate, 1010.0, Permit(0, 1009.5), in_flight, None)
+    assert not answered(estimate, 1010.0, Permit(0, 1009.5), in_flight)
     assert estimate.max_in_flight == most
 
 
 @pytest.mark.parametrize(
-    ("before", "took", "stated", "counted"),
+    ("before", "took", "counted"),
     [
-        ([], 5.0, None, 5.0),
-        ([0.1], 0.39, None, 0.39),
-        ([0.1], 2.0, None, 0.4),
-        ([0.1, 5.0, 5.0], 5.0, None, 0.4),
-        ([5.0, 0.1, 5.0], 5.0, None, 0.4),
-        ([0.1] + [5.0] * 4000, 5.0, None, 5.0),  # the server, or the way there, has become slower for good
-        ([0.1], 5.0, Limit(1, 60.0), 5.0),  # this must not be exceeded
+        ([], 5.0, 5.0),
+        ([0.1], 0.39, 0.39),
+        ([0.1], 2.0, 0.4),
+        ([0.1, 5.0, 5.0], 5.0, 0.4),
+        ([5.0, 0.1, 5.0], 5.0, 0.4),
+        ([0.1] + [5.0] * 4000, 5.0, 5.0),  # the server, or the way there, has become slower for good
     ],
 )
 def test_what_took_far_longer_than_the_fastest_is_counted_as_if_it_had_not(
-    before: list[float], took: float, stated: Limit | None, counted: float
+    before: list[float], took: float, counted: float
 ) -> None:
     estimate = steady(requests=1.0, look_at=1e9)
     for earlier in before:
-        answered(estimate, 100.0 + earlier, Permit(0, 100.0), 0, stated)
-    assert not answered(estimate, 1000.0 + took, Permit(0, 1000.0), 0, stated)
-    answer = next_permit(estimate, 1000.0 + took, (), 60.0, stated)
+        answered(estimate, 100.0 + earlier, Permit(0, 100.0), 0)
+    assert not answered(estimate, 1000.0 + took, Permit(0, 1000.0), 0)
+    answer = next_permit(estimate, 1000.0 + took, (), 60.0)
     assert isinstance(answer, Wait)
     assert answer.seconds == pytest.approx(60.0 + counted - took, abs=0.01)
     assert not answer.blocked
-
-
-@pytest.mark.parametrize(("passed", "in_flight", "seconds"), [(5, 0, 59.0), (9, 0, 59.0), (2, 3, 59.0), (0, 9, None)])
-def test_nothing_goes_where_more_than_the_stated_limit_has_passed(
-    passed: int, in_flight: int, seconds: float | None
-) -> None:
-    """By another process, which did not know of it."""
-    estimate = RateEstimate(log=[[1000.0, 1009.0, passed]] if passed else [])
-    assert next_permit(estimate, 1010.0, [1010.0] * in_flight, 60.0, Limit(5, 60.0)) == Wait(seconds, blocked=False)
-
-
-def test_a_wait_is_never_of_no_time_at_all() -> None:
-    """A rounding error must not make it ask again at the same moment for ever."""
-    moment, per, now = 468.8281224541568, 60.1, 528.9281224541568
-    assert moment > now - per
-    assert moment + per - now <= 0
-    answer = next_permit(RateEstimate(log=[[moment, moment, 5]]), now, (), per, Limit(5, per))
-    assert isinstance(answer, Wait)
-    assert answer.seconds is not None
-    assert 0 < answer.seconds < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -749,9 +758,9 @@ def test_a_wait_is_never_of_no_time_at_all() -> None:
 def test_what_passes_after_the_wait_shows_that_a_window_is_no_longer(known: dict[str, Any], period: float) -> None:
     estimate = steady(began=1000.0, look_at=1e9, **known)
     assert refused(estimate, 1070.0, Permit(0, 1069.0), Backoff(60, maximum=60), None) == 60.0
-    answer = next_permit(estimate, 1130.0, (), 60.0, None)
+    answer = next_permit(estimate, 1130.0, (), 60.0)
     assert isinstance(answer, Permit)
-    assert answered(estimate, 1131.0, answer, 0, None)
+    assert answered(estimate, 1131.0, answer, 0)
     assert estimate.period == period
 
 
@@ -775,7 +784,7 @@ def test_the_period_that_a_refusal_suggests(
 ) -> None:
     estimate = RateEstimate(began=1000.0)
     assert refused(estimate, 1100.0, Permit(0, 1000.0 + elapsed), Backoff(rule), retry_after) is not None
-    assert isinstance(next_permit(estimate, 1200.0, (), 60.0, None), Permit)
+    assert isinstance(next_permit(estimate, 1200.0, (), 60.0), Permit)
     assert learned(estimate, 1200.0)[1] == pytest.approx(asked)
 
 
@@ -793,7 +802,7 @@ def refused_after(estimate: RateEstimate, took: float, *log: list[float], period
     estimate.log = [[at(first), at(last), number] for first, last, number in (*estimate.log, *log)]
     now = at(1000.0 + took)
     assert closed(estimate, now, Permit(0, now), Backoff(period), None) == pytest.approx(period)
-    assert isinstance(next_permit(estimate, now + period, (), 60.0, None), Permit)
+    assert isinstance(next_permit(estimate, now + period, (), 60.0), Permit)
     return estimate
 
 
@@ -820,11 +829,11 @@ def test_as_long_as_nothing_is_known_the_period_is_as_long_as_supposed() -> None
     estimate = RateEstimate()
     for number in range(35):
         moment = 1000.0 + 2 * number
-        assert next_permit(estimate, moment, (), 60.0, None) == Permit(0, moment)
-        answered(estimate, moment + 0.1, Permit(0, moment), 0, None)
-    assert next_permit(estimate, 1070.0, (), 60.0, None) == Permit(0, 1070.0)
+        assert next_permit(estimate, moment, (), 60.0) == Permit(0, moment)
+        answered(estimate, moment + 0.1, Permit(0, moment), 0)
+    assert next_permit(estimate, 1070.0, (), 60.0) == Permit(0, 1070.0)
     closed(estimate, 1070.1, Permit(0, 1070.0), Backoff(60), None)
-    assert isinstance(next_permit(estimate, 1131.0, (), 60.0, None), Permit)
+    assert isinstance(next_permit(estimate, 1131.0, (), 60.0), Permit)
     assert learned(estimate, 1131.0) == (30.0, 60.0)
     assert estimate.burst_took == 70.0
 
@@ -834,10 +843,10 @@ def test_a_refusal_of_an_attempt_that_a_lost_state_knew_of_is_all_that_is_known(
     estimate, permit = RateEstimate(), Permit(0, 1000.0)
     for now, wait in [(1001.0, 60.0), (1062.0, 120.0)]:
         assert refused(estimate, now, permit, Backoff(60), None) == wait
-        answer = next_permit(estimate, now + wait, (), 60.0, None)
+        answer = next_permit(estimate, now + wait, (), 60.0)
         assert isinstance(answer, Permit)
         permit = answer
-    assert answered(estimate, 1183.0, permit, 0, None)
+    assert answered(estimate, 1183.0, permit, 0)
     assert estimate.period == 183.0
 
 
@@ -977,10 +986,10 @@ def test_an_attempt_without_an_end_ends_no_episode() -> None:
     estimate = RateEstimate()
     [permit] = permits_of(estimate, 1)
     refused(estimate, 1.0, permit, Backoff(60), None)
-    assert isinstance(next_permit(estimate, 61.0, (), 60.0, None), Permit)
+    assert isinstance(next_permit(estimate, 61.0, (), 60.0), Permit)
     estimate.record(62.0)
-    assert isinstance(next_permit(estimate, 62.0, (), 60.0, None), Permit)
-    assert next_permit(estimate, 62.0, [62.0], 60.0, None) == Wait(None, blocked=True, again=1.0)
+    assert isinstance(next_permit(estimate, 62.0, (), 60.0), Permit)
+    assert next_permit(estimate, 62.0, [62.0], 60.0) == Wait(None, blocked=True, again=1.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -1028,82 +1037,6 @@ def test_a_stated_limit_is_used_up(kind: str) -> None:
     traffic = Traffic(limit_of(kind, 100, 60), 6000, stated=Limit(100, 60), jitter=1)
     outcome = traffic.run()
     assert outcome.took <= traffic.ideal() * (1.02 if kind != "bucket" else 1.03)  # of an hour
-
-
-@examples(200)
-@given(
-    requests=st.integers(1, 12),
-    passed=st.lists(st.floats(0.0, 100.0), max_size=30),
-    in_flight=st.integers(0, 12),
-    blocked_for=st.sampled_from([0.0, 0.0, 30.0]),
-    ahead=st.integers(0, 40),
-)
-def test_the_earliest_moment_is_the_one_of_a_server_that_answers_at_once(
-    requests: int, passed: list[float], in_flight: int, blocked_for: float, ahead: int
-) -> None:
-    """No call is told that its permit comes too late when it might not."""
-    limit, now = Limit(requests, 60.0), 100.0
-    # So long as they may be: another server's window, or others that share the account, can have let more pass.
-    estimate = RateEstimate(period=60.0, log=[[moment, moment, 1] for moment in sorted(passed)])
-    if blocked_for:
-        estimate.blocked_until = now + blocked_for
-    told = now + earliest(estimate, now, in_flight, ahead, limit)
-    frees = [moment + 60.0 for moment in sorted(passed) if moment > now - 60.0]
-    opens = now + blocked_for
-    # All in flight are answered just now, and each that goes is answered at once.
-    frees = sorted(frees + [now + 60.0] * in_flight)
-    sent_at = opens
-    for number in range(ahead + 1):
-        sent_at = max(opens, frees[-requests]) if len(frees) >= requests else opens
-        if number < ahead:
-            frees.append(max(sent_at, now) + 60.0)
-            frees.sort()
-    assert told <= sent_at + 1e-6
-    if len(passed) <= requests and not blocked_for and not in_flight:
-        assert told >= sent_at - 60.0 - 1e-6
-
-
-@pytest.mark.parametrize(
-    ("ahead", "in_flight", "seconds"),
-    [
-        (0, 0, 40.0),  # of the five in the last minute three end in 40 s, and two in 50 s
-        (2, 0, 40.0),
-        (3, 0, 50.0),
-        (4, 0, 50.0),
-        (5, 0, 100.0),
-        (0, 2, 40.0),
-        (1, 2, 50.0),
-        (3, 2, 60.0),  # after those in flight, which may end just now
-        (8, 2, 120.0),
-    ],
-)
-@pytest.mark.parametrize("blocked_for", [0.0, 45.0, 70.0])
-def test_the_earliest_moment_by_what_has_passed(ahead: int, in_flight: int, seconds: float, blocked_for: float) -> None:
-    estimate = RateEstimate(
-        period=60.0, log=[[-45.0, -41.0, 9], [-1.0, 0.0, 3], [10.0, 10.0, 2]], blocked_until=20.0 + blocked_for
-    )
-    rounds = ahead // 5 * 60.0
-    expected = max(seconds - rounds, blocked_for) + rounds
-    assert earliest(estimate, 20.0, in_flight, ahead, Limit(5, 60.0)) == expected
-
-
-@pytest.mark.parametrize(
-    ("ahead", "seconds"), [(0, 0.0), (1, 0.0), (2, 40.0), (4, 40.0), (5, 60.0), (7, 100.0), (11, 120.0)]
-)
-def test_the_earliest_moment_where_some_may_go_at_once(ahead: int, seconds: float) -> None:
-    estimate = RateEstimate(period=60.0, log=[[-1.0, 0.0, 3]])
-    assert earliest(estimate, 20.0, 0, ahead, Limit(5, 60.0)) == seconds
-    estimate.blocked_until = 50.0
-    assert earliest(estimate, 20.0, 0, ahead, Limit(5, 60.0)) == max(seconds % 60, 30.0) + seconds // 60 * 60
-
-
-def test_what_has_passed_in_a_period_is_remembered_and_not_much_more() -> None:
-    estimate = RateEstimate(period=64.0)
-    for moment in range(1000):
-        estimate.record(float(moment))
-        assert len(estimate.log) <= 128
-        if moment >= 64:
-            assert [earliest(estimate, float(moment), 0, 0, Limit(number, 64.0)) for number in (64, 65)] == [1.0, 0.0]
 
 
 def test_what_has_passed_is_remembered_for_three_periods() -> None:
@@ -1247,13 +1180,13 @@ def after_rounds(*rounds: int) -> tuple[float, float]:
     estimate, now, permit = RateEstimate(), 0.0, None
     for passed in (*rounds, 1):
         for number in range(passed + 1):
-            while isinstance(answer := next_permit(estimate, now, (), 60.0, None), Wait):
+            while isinstance(answer := next_permit(estimate, now, (), 60.0), Wait):
                 assert answer.seconds is not None
                 now += answer.seconds
             now += 0.05
             permit = answer
             if number < passed:
-                answered(estimate, now, permit, 0, None)
+                answered(estimate, now, permit, 0)
         assert permit is not None
         closed(estimate, now, permit, Backoff(60), None)
     return learned(estimate, now)

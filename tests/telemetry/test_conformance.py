@@ -169,7 +169,7 @@ async def emit_an_episode(serve: Serve, tracing: Tracing, metering: Metering) ->
     layers = stack(rules, throttle, tracer_provider=tracing.provider, meter_provider=metering.provider)
     async with aiohttp.ClientSession(await serve(answer), middlewares=layers) as session:
         await asyncio.gather(*(session._request("GET", "/") for _ in range(10)))
-    limited = stack(rules, limit=Limit(1, per=0.01), tracer_provider=tracing.provider)
+    limited = stack(rules, limits=Limit(1, per=0.01), tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(await serve(answer), middlewares=limited) as session:
         await asyncio.gather(*(session._request("GET", "/") for _ in range(2)))
     return layers

@@ -272,7 +272,7 @@ class TestGauges:
         assert metering.count("http.client.request.duration") == 400
 
     async def test_queued_calls(self, serve: Serve, metering: Metering, virtual_time: VirtualClock) -> None:
-        layers = stack(RULES, limit=Limit(1, per=60), meter_provider=metering.provider)
+        layers = stack(RULES, limits=Limit(1, per=60), meter_provider=metering.provider)
         async with aiohttp.ClientSession(await serve(Statuses()), middlewares=layers) as session:
             calls = [asyncio.create_task(session._request("GET", "/")) for _ in range(3)]
             await asyncio.sleep(1)
@@ -302,7 +302,7 @@ class TestManyServers:
             RULES,
             Breaker(minimum=1),
             max_servers=1,
-            limit=Limit(1, per=0.02),
+            limits=Limit(1, per=0.02),
             attempts=1,
             meter_provider=metering.provider,
         )

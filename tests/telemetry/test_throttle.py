@@ -241,7 +241,7 @@ async def test_a_call_that_waited_for_the_rate_before_the_refusal_is_counted(
 async def test_waiting_for_the_rate_is_no_refusal(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
-    async with client(await serve(Server()), tracing, metering, limit=Limit(1, 60)) as session:
+    async with client(await serve(Server()), tracing, metering, limits=Limit(1, 60)) as session:
         await asyncio.gather(get(session), get(session))
     [told] = [event for call in calls(tracing) for event in events(call, "lamella.queued")]
     assert told == {"lamella.wait": pytest.approx(60.5, abs=0.01), "lamella.queued_by": "rate"}
@@ -325,7 +325,7 @@ async def test_a_layer_with_a_shared_store_reports_its_episode_though_another_ha
 async def test_the_learned_limit_is_reported(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
-    async with client(await serve(Server(*[200] * 10, 429, 429)), tracing, metering, limit=Limit(20, 30)) as session:
+    async with client(await serve(Server(*[200] * 10, 429, 429)), tracing, metering, limits=Limit(20, 30)) as session:
         for _ in range(11):
             await get(session)
     [episode] = episodes(tracing)

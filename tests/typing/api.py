@@ -107,17 +107,17 @@ async def own_session() -> None:
 
 
 def together(store: lamella.Store) -> None:
-    throttle = lamella.Throttle(RULES, limit=lamella.Limit(100, per=60), key=lambda request: request.headers.get("X"))
+    throttle = lamella.Throttle(RULES, limits=lamella.Limit(100, per=60), key=lambda request: request.headers.get("X"))
     breaker = lamella.Breaker(failures=0.5, window=30, minimum=20, open_for=30, probes=3, store=store)
     lamella.stack(RULES, throttle, breaker, retry_budget=lamella.RetryBudget(ratio=0.1), store=lamella.MemoryStore(10))
-    lamella.stack(RULES, limit=lamella.Limit(100, per=60), account=lambda _: None, retry_budget=None, throttle=False)
-    maesn.session(limit=lamella.Limit(100, per=60), breaker=breaker, retry_budget=None, store=store)
+    lamella.stack(RULES, limits=lamella.Limit(100, per=60), account=lambda _: None, retry_budget=None, throttle=False)
+    maesn.session(limits=lamella.Limit(100, per=60), breaker=breaker, retry_budget=None, store=store)
     with lamella.deadline(30) as nothing:
         assert_type(nothing, None)
 
-    lamella.Limit(100)  # type: ignore[call-arg]
     lamella.Limit(0.5, per=60)  # type: ignore[arg-type]
-    lamella.stack(RULES, limit=100)  # type: ignore[arg-type]
+    lamella.stack(RULES, limits=100)  # type: ignore[arg-type]
+    lamella.stack(RULES, limits=[lamella.Limit(9, 60), lamella.Limit(concurrent=5), lambda headers: []])
     lamella.stack(RULES, retry_budget=0.2)  # type: ignore[arg-type]
     lamella.Throttle(RULES, key="account")  # type: ignore[arg-type]
     lamella.Throttle(RULES, store=object())  # type: ignore[arg-type]

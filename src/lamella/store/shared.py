@@ -69,6 +69,11 @@ class SharedState:
         """Return the state of *key* as this process has last seen it, not to be changed. None: it has seen none."""
         return self._local.peek(key)
 
+    def now(self) -> float:
+        """Return the time by the store's clock, as far as it is known."""
+        time = asyncio.get_running_loop().time()
+        return self._clock() if self.memory is None else self.memory.now(time)
+
     def _clock(self) -> float:
         return asyncio.get_running_loop().time() + (self._ahead or 0.0)
 

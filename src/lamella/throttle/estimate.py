@@ -19,6 +19,7 @@ class Permit(NamedTuple):
     generation: int  # the number of refusals that had begun a wait: a later refusal of an older permit is no news
     at: float  # when it was issued. No two of an account are equal
     among: int = 1  # the attempts in flight then, itself included
+    cost: float = 1.0  # points of the limit that it takes
 
 
 class Wait(NamedTuple):
@@ -28,6 +29,19 @@ class Wait(NamedTuple):
     blocked: bool  # whether a refusal is the reason, and not the rate
     again: float | None = None  # seconds after which to ask again, answer or not. None: after *seconds*
     too_long: bool = False  # whether the server asks for a longer wait than the rule allows: then no call waits for it
+
+
+class Asked(NamedTuple):
+    """The attempt that a permit is asked for, and the calls behind it."""
+
+    learns: bool = True  # whether the limit is learned, or else stated by the user
+    waiting: int = 0  # the number of queued calls
+    waited: float = 0.0  # for how many seconds the first of them has waited
+    extra: float = 0.0  # by how many points the attempts in flight take more than one each
+    cost: float = 1.0  # points that this one takes
+
+
+ONE: Final = Asked()
 
 
 @dataclass(slots=True)
@@ -48,7 +62,7 @@ class RateEstimate:
     generation: int = 0
     refusals: int = 0  # how many times the account was blocked since the last success
     began: float = -1.0  # when the first attempt since the last wait was sent
-    passed: int = 0  # how many have passed since then
+    passed: float = 0  # how many have passed since then, or how many points
     next_at: float = -1.0  # when the rate allows the next attempt
     fastest: float = 0.0  # seconds of the fastest answer. Grows slowly: the server may have become slower
     log: list[list[float]] = field(default_factory=list)  # what passed: first moment, last moment, number
@@ -84,27 +98,27 @@ class RateEstimate:
     stated: dict[str, list[float]] = field(default_factory=dict)  # limits by their names, see lamella.throttle.stated
     doubt: float = 0.0  # how many passed before the last refusal, where that contradicts the estimate, or 0
 
-    def record(self, now: float) -> None:
-        """Record an attempt that the server may have counted."""
+    def record(self, now: float, points: float = 1.0) -> None:
+        """Record an attempt of so many points that the server may have counted."""
         log = self.log
         if log and now - (last := log[-1])[0] < self.period / _ENTRIES:
             last[1] = max(last[1], now)
-            last[2] += 1
+            last[2] += points
             return
-        log.append([now, now, 1])
+        log.append([now, now, points])
         while log[0][1] < now - _MEMORY * self.period:
             del log[0]
         if len(log) > 2 * _ENTRIES:
             del log[: _ENTRIES // 2]
 
-    def count(self, since: float) -> int:
-        """Return how many attempts have passed after *since*."""
+    def count(self, since: float) -> float:
+        """Return how many attempts have passed after *since*, or how many points they took."""
         total = 0.0
         for _, last, number in reversed(self.log):
             if last <= since:
                 break
             total += number
-        return int(total)
+        return total
 
     def oldest(self, since: float) -> float | None:
         """Return when the first attempt after *since* passed. None: none has."""

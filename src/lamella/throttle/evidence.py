@@ -24,12 +24,14 @@ _TRIALS: Final = 3  # so many undecided trials in a row, ...
 _APART: Final = 16  # ... with fewer than so many successes between them, are a rate that is exceeded
 _SAME: Final = 0.7  # of the attempts in flight: a refusal at more than that is by the same limit
 _FIRST_ROUNDS: Final = 4.0  # of as many attempts as may be in flight, before one more is tried: twice as many, ...
+_FEW: Final = 4.0  # a limit below that is tried no more often than that one: each try is a refusal
 _MOST_ROUNDS: Final = 64.0  # ... and twice as many again with each refusal
 
 
 def closes(estimate: RateEstimate, permit: Permit, others: int) -> bool:
     """Return whether the refusal of an attempt shows that the account is used up. *others* are in flight still."""
     estimate.recent += 1.0
+    among = max(permit.among, others + 1)  # one that was sent later may have overtaken it
     soon = estimate.since_trial < max(_APART, 2 * estimate.most)
     if estimate.trial_at >= 0:
         estimate.trial_at = min(estimate.trial_at, permit.at)
@@ -50,7 +52,7 @@ def closes(estimate: RateEstimate, permit: Permit, others: int) -> bool:
         used_up = True
     else:
         estimate.trials = estimate.trials + 1 if soon else 1
-        used_up = estimate.trials >= _TRIALS or (soon and estimate.is_sure and permit.among < _SAME * estimate.most)
+        used_up = estimate.trials >= _TRIALS or (soon and estimate.is_sure and among < _SAME * estimate.most)
         estimate.trial_at, estimate.trial_last, estimate.trial_among = permit.at, estimate.sent_at, permit.among
         estimate.trial_refused, estimate.trial_passed, estimate.trial_probes = 1, 0, 0
     if used_up:
@@ -117,7 +119,7 @@ def _too_many(estimate: RateEstimate, most: float, *, is_sure: bool = True) -> N
     estimate.most = estimate.most_tried = most
     estimate.is_sure = is_sure
     estimate.most_every = min(estimate.most_every * 2, _MOST_ROUNDS)
-    estimate.most_left = most * estimate.most_every
+    estimate.most_left = max(most, _FEW) * estimate.most_every
     estimate.max_in_flight = min(estimate.max_in_flight, most)
 
 

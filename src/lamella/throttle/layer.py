@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -14,10 +12,8 @@ from typing import Final
 import aiohttp
 import stamina
 from opentelemetry import trace
-from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import Link, SpanContext, SpanKind, TracerProvider
-from opentelemetry.util.types import AttributeValue
+from opentelemetry.trace import TracerProvider
 from yarl import URL
 
 from lamella.call import Call, Stop
@@ -29,49 +25,22 @@ from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import RuleBook, StopReason, check_rules
 from lamella.store import Store
 from lamella.store.shared import SharedState, hash_key
-from lamella.telemetry import names
 from lamella.telemetry.attributes import origin_attributes
-from lamella.telemetry.log import LOGGER
-from lamella.telemetry.metrics import Gauge, instruments_of
-from lamella.telemetry.tracing import OFF, SILENT, Tracing
+from lamella.telemetry.tracing import OFF, SILENT
+from lamella.throttle.account import Account, Episode, Learning
 from lamella.throttle.belief import Belief, believed
-from lamella.throttle.estimate import Permit, RateEstimate, Wait
+from lamella.throttle.estimate import ONE, Asked, Permit, RateEstimate, Wait
 from lamella.throttle.headers import guarded, stated_limits
-from lamella.throttle.limit import Limit, earliest
+from lamella.throttle.limit import Cost, Limits, Of, cost_of, separated
 from lamella.throttle.permits import answered, learned, next_permit, refused
-from lamella.throttle.queue import WAITING, Queue, waiting_of
-from lamella.throttle.stated import StatedLimit
+from lamella.throttle.queue import WAITING
+from lamella.throttle.quota import PASSAGE, Held, Quota, Quotas, ended, release
+from lamella.throttle.report import Report
+from lamella.throttle.stated import StatedLimit, stated_now
 
 _REFUSED: Final = 429
 _PERIOD: Final = 60.0  # the period to assume where the rules have no wait
 _MOST_ACCOUNTS: Final = 10_000
-_SHOWN: Final = 8  # hexadecimal digits of a key's hash
-
-
-@dataclass(eq=False, slots=True)
-class _Episode:
-    """A rate-limit episode of an account: from a refusal to the next success. Until it is one, refusals in doubt."""
-
-    began: float  # by the loop's clock
-    context: SpanContext  # of the refused call
-    queued_before: int  # calls that had been queued, and sent, before it
-    last: float  # when the last attempt was sent before it: a success of a later one shows that it is none
-    recorded: bool  # whether there is a span and metrics
-    wait: float = 0.0
-    refused: int = 0
-    generation: int = 0  # of the last refused permit: a success with a later one ends the episode
-    started: int = field(default_factory=time.time_ns)
-
-
-@dataclass(eq=False, slots=True)
-class _Account:
-    name: str  # a hash: the key itself may be a credential
-    server: Mapping[str, AttributeValue]
-    measured: Mapping[str, AttributeValue]  # what metrics say about the server
-    queue: Queue
-    episode: _Episode | None = None
-    doubt: _Episode | None = None
-    belief: tuple[AttributeValue, ...] = ("none", 0.0, 0.0, 0)  # as it was last recorded
 
 
 class Throttle(Layer):
@@ -87,17 +56,20 @@ class Throttle(Layer):
 
     Args:
         rules: Which answers are a rate limit, and how long to wait after them.
-        limit: The limit, if it is known: then nothing is refused, unless others use it as well. Each call counts until
-            it is answered, a long poll too. None means that the limit is learned.
+        limits: The limits that are known: a :class:`lamella.Limit`, or several, all of which are kept to. Then nothing
+            is refused, unless others use them as well. Each call counts until it is answered, a long poll too. A
+            function in place of a Limit, or among them, returns the limits that the headers of an answer state. None
+            means that the limit is learned, and that headers are read in the usual forms, ``RateLimit`` and
+            ``X-RateLimit-Remaining`` among them. A number of requests that is stated for the account is not learned,
+            and headers are then read by the functions alone.
         key: Returns the account of a request. None, or a *key* that returns None, means one account for each origin.
             The key may be a credential: only a hash of it is stored.
-        scope: Returns which limit of the account a request counts against, where there are several, such as one for
+        scope: Returns which limit of the account a request counts against, where several are learned, such as one for
             each path. Each has a queue and an estimate of its own. None, or a *scope* that returns None, means one for
             all.
-        limits: Returns the limits that the headers of an answer state. They are kept to before anything is refused.
-            None means the usual forms, ``RateLimit`` and ``X-RateLimit-Remaining`` among them. With *limit* it is not
-            called.
-        store: Where what is learned is kept. None means in this process, for the 10,000 accounts used last.
+        cost: Returns how many points of the limit a request takes, 0 or more. None means 1.
+        store: Where what is learned, and what is used of limits, is kept. None means in this process, for the 10,000
+            accounts used last.
         show_key: Whether traces and logs tell accounts apart, by a short hash of the key.
         tracer_provider: None means the global one.
         meter_provider: None means the global one.
@@ -110,10 +82,10 @@ class Throttle(Layer):
         self,
         rules: RuleBook,
         *,
-        limit: Limit | None = None,
-        key: Callable[[aiohttp.ClientRequest], str | None] | None = None,
-        scope: Callable[[aiohttp.ClientRequest], str | None] | None = None,
-        limits: Callable[[Mapping[str, str]], Sequence[StatedLimit]] | None = None,
+        limits: Limits | None = None,
+        key: Of | None = None,
+        scope: Of | None = None,
+        cost: Cost | None = None,
         store: Store | None = None,
         show_key: bool = False,
         tracer_provider: TracerProvider | None = None,
@@ -128,20 +100,22 @@ class Throttle(Layer):
         }
         self._rules = rules
         self._below_400 = rules.below_400
-        backoff = rules.rule_for(_REFUSED).retry
-        self._period = (backoff.low if backoff else 0.0) or _PERIOD
-        self._limit = limit
+        self._limits, reads = separated(limits)
         self._key = key
         self._scope = scope
-        self._limits = stated_limits if limits is None else guarded(limits)
         self._state = SharedState(store)
-        self._show_key = show_key
-        self._tracing = Tracing(tracer_provider)
-        self._instruments = instruments_of(meter_provider)
-        self._queued = Gauge("queued", meter_provider)
-        self._permits: dict[Call, tuple[_Account, Permit, RateEstimate | None]] = {}
+        self._used = SharedState(store)
+        self._quotas = Quotas(self._limits, key=key, scope=scope, cost=cost, state=self._used) if self._limits else None
+        self._stated = next((each for each in self._limits if each.requests is not None and each.key is None), None)
+        """A limit that is not learned."""
+        self._reads = tuple(map(guarded, reads)) or (() if self._stated else (stated_limits,))
+        backoff = rules.rule_for(_REFUSED).retry
+        period = (backoff.low if backoff else 0.0) or _PERIOD
+        self._learning = Learning(self._state, period, self._stated is None, cost)
+        self._report = Report(tracer_provider, meter_provider, show_key=show_key)
+        self._permits: dict[Call, tuple[Account, Permit, RateEstimate | None, Held]] = {}
         """Of the attempts in flight. The estimate, where it is in memory: to look it up again takes longer."""
-        self._accounts: OrderedDict[str, _Account] = OrderedDict()  # the one used last at the end
+        self._accounts: OrderedDict[str, Account] = OrderedDict()  # the one used last at the end
 
     def blocked_for(self, origin: URL, key: str | None = None, scope: str | None = None) -> float:
         """Return for how many seconds a refusal still blocks an account, as far as this process knows, or 0.0.
@@ -158,7 +132,13 @@ class Throttle(Layer):
 
         *origin* is a URL of its server, *key* and *scope* what those of the layer return for its requests.
         """
-        return believed(self._estimate(_name(origin, key, scope)), self._limit)
+        name = _name(origin, key, scope)
+        estimate, account = self._estimate(name), self._accounts.get(name)
+        stations = () if account is None else account.stations
+        left = [each for station in stations if isinstance(station, Quota) for each in station.uses()]
+        if estimate.stated:
+            left += stated_now(estimate, self._state.now())
+        return believed(estimate, self._stated, left)
 
     def _estimate(self, name: str) -> RateEstimate:
         estimate = self._state.last_known(name)
@@ -166,6 +146,7 @@ class Throttle(Layer):
 
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._state.work_in(loop)
+        self._used.work_in(loop)
 
     def before(self, call: Call) -> Awaitable[None] | None:
         if WAITING in call.state:
@@ -174,29 +155,30 @@ class Throttle(Layer):
             return None
         account, memory = self._account(call.request), self._state.memory
         queue = account.queue
-        if memory is not None and not queue.waiters:
+        if memory is not None and not queue.waiters and self._quotas is None:
             # Most calls need not wait.
+            _, period, _, cost = self._learning
             estimate, now = memory.of(account.name, RateEstimate), memory.now(call.now)
-            permit = next_permit(estimate, now, queue.sent_at, self._period, self._limit)
+            asked = ONE
+            if cost is not None:
+                asked = Asked(extra=queue.points - queue.in_flight, cost=cost_of(call.request, cost))
+            permit = next_permit(estimate, now, queue.sent_at, period, asked)
             if isinstance(permit, Permit):
                 queue.start(call, permit)
-                self._permits[call] = account, permit, estimate
+                self._permits[call] = account, permit, estimate, ()
                 return None
         return self._wait(call, account)
 
-    async def _wait(self, call: Call, account: _Account) -> None:
-        queue, before = account.queue, call.queued
+    async def _wait(self, call: Call, account: Account) -> None:
+        first, before, passage = account.queue, call.queued, None
+        if self._quotas is not None:
+            passage = self._quotas.passage(call.request, account, account.count)
+            PASSAGE.set(call, passage)
+            account.stations, first = passage.stations, passage.stations[0].queue
         try:
-            answer = await queue.enter(call)
+            answer = await first.enter(call)
         finally:
-            if (queued := waiting_of(call)) is not None:
-                waited, reason = call.queued - before, "refusal" if queued[1] > queued[0] else "rate"
-                if OFF not in call.state:
-                    self._instruments.queue_wait.record(waited, account.measured)
-                noted: dict[str, AttributeValue] = {names.WAIT: waited, names.QUEUED_BY: reason}
-                (call.span or trace.get_current_span()).add_event(
-                    names.QUEUED_EVENT, noted, time.time_ns() - int(waited * 1e9)
-                )
+            self._report.wait_ended(call, account, call.queued - before)
         if isinstance(answer, Wait):
             since = 0.0 if account.episode is None else call.request.loop.time() - account.episode.began
             stopped = StopReason.WAIT_TOO_LONG if answer.too_long else StopReason.DEADLINE
@@ -206,33 +188,27 @@ class Throttle(Layer):
         WAITING.take(call)
         if call.span is SILENT:
             call.span = trace.INVALID_SPAN  # an SDK may have been set up meanwhile
+        held: Held = ()
+        if passage is not None:
+            PASSAGE.take(call)
+            [answer] = [permit for station, permit in passage.held if station is account]
+            held = [each for each in passage.held if each[0] is not account]
         try:
             require_open(call.request)
         except RuntimeError:
-            queue.end(answer)
+            account.queue.end(answer)
+            release(held)
             raise
-        self._record_belief(call, account)
+        self._report.believed(call, account, believed(self._estimate(account.name), self._stated))
         memory = self._state.memory
-        self._permits[call] = account, answer, None if memory is None else memory.of(account.name, RateEstimate)
-
-    async def _ask(self, name: str, call: Call, queue: Queue, ahead: int) -> Permit | Wait:
-        """Ask for a permit for *call*, which has *ahead* others before it in the queue of the account *name*."""
-        update, limit = self._state.update, self._limit
-        if not ahead:
-            queued = waiting_of(call)
-            waited = 0.0 if queued is None else asyncio.get_running_loop().time() - queued[0]
-            change = partial(next_permit, waiting=queue.waiting, waited=waited)
-            return await update(call.span, name, RateEstimate, change, queue.sent_at, self._period, limit)
-        if limit is None:
-            return Wait(None, blocked=False)
-        seconds = await update(call.span, name, RateEstimate, earliest, queue.in_flight, ahead, limit)
-        return Wait(seconds, blocked=False)
+        estimate = None if memory is None else memory.of(account.name, RateEstimate)
+        self._permits[call] = account, answer, estimate, held
 
     def after(self, call: Call, result: Result) -> Awaitable[None] | None:
         begun = self._permits.pop(call, None)
         if begun is None:
             return None
-        account, permit, estimate = begun
+        account, permit, estimate, held = begun
         queue, memory = account.queue, self._state.memory
         if not isinstance(result, BaseException):
             if (
@@ -240,46 +216,58 @@ class Throttle(Layer):
                 or estimate is None
                 or account.episode is not None
                 or account.doubt is not None
+                or held
                 or result.status >= ERROR_STATUS
                 or (self._below_400 and result.status in self._below_400)
             ):
-                return self._ended(call, account, permit, result)
-            says = self._limits(result.headers) if self._limit is None else ()
-            answered(estimate, memory.now(call.now), permit, len(queue.sent_at) - 1, self._limit, says=says)
+                return self._ended(call, account, permit, held, result)
+            now = memory.now(call.now)
+            learns, says = self._stated is None, self._says(result.headers)
+            answered(estimate, now, permit, len(queue.sent_at) - 1, learns=learns, says=says)
         # The server cannot have counted an attempt that ended in one of these; or the loop is gone.
         elif not isinstance(result, ConnectFailed | CertificateInvalid | RequestRejected | GeneratorExit):
-            return self._ended(call, account, permit, result)
+            return self._ended(call, account, permit, held, result)
         queue.end(permit)
+        release(held)
         return None
 
-    async def _ended(self, call: Call, account: _Account, permit: Permit, result: Result) -> None:
+    async def _ended(self, call: Call, account: Account, permit: Permit, held: Held, result: Result) -> None:
+        counts = True
         try:
             if not isinstance(result, BaseException):
                 try:
                     judged = await judge(call, result, self._rules)
                 except (aiohttp.ClientError, TimeoutError):  # of the body that a rule asks for
-                    await self._state.note(call.span, account.name, RateEstimate, RateEstimate.record)
+                    await self._note(call, account, permit)
                     raise
-                await self._record(call, account, permit, result, judged)
+                counts = await self._record(call, account, permit, result, judged)
             elif not isinstance(result, ApiError):
-                await self._state.note(call.span, account.name, RateEstimate, RateEstimate.record)
+                await self._note(call, account, permit)
             elif result.stopped is None:  # otherwise it is the end of another call, which a layer further in made
                 rule = self._rules.unless_built_in(result.rule, result.status)
-                await self._record(call, account, permit, result, Judged(rule, result.retry_after))
+                counts = await self._record(call, account, permit, result, Judged(rule, result.retry_after))
+            else:
+                counts = False
         finally:
             del result  # its traceback may refer to this frame
             account.queue.end(permit)
+            await ended(call, held, counts=counts)
+
+    async def _note(self, call: Call, account: Account, permit: Permit) -> None:
+        """Record an attempt without an answer."""
+        await self._state.note(call.span, account.name, RateEstimate, RateEstimate.record, permit.cost)
 
     async def _record(
         self,
         call: Call,
-        account: _Account,
+        account: Account,
         permit: Permit,
         result: aiohttp.ClientResponse | ApiError,
         judged: Judged | None,
-    ) -> None:
+    ) -> bool:
+        """Record an answer. Return whether the limit has let the attempt pass."""
         state, queue = self._state, account.queue
-        says = self._stated(ERROR_HEADERS.take(call) if isinstance(result, ApiError) else result.headers)
+        says = self._says(ERROR_HEADERS.take(call) if isinstance(result, ApiError) else result.headers)
         if judged is not None and judged.rule.is_rate_limit(result.status, judged.retry_after):
             asked = judged.rule.retry, judged.retry_after
             change = partial(refused, others=queue.in_flight - 1, says=says)
@@ -287,7 +275,7 @@ class Throttle(Layer):
             now, episode = asyncio.get_running_loop().time(), account.episode or account.doubt
             if episode is None:
                 context = (call.span or trace.get_current_span()).get_span_context()
-                episode = _Episode(now, context, queue.queued - queue.waiting, queue.sent_at[-1], OFF not in call.state)
+                episode = Episode(now, context, queue.queued - queue.waiting, queue.sent_at[-1], OFF not in call.state)
                 account.doubt = episode
             episode.refused += 1
             if wait is not None:
@@ -295,14 +283,12 @@ class Throttle(Layer):
                 queue.block(now + seconds, too_long=wait.too_long)
                 if account.episode is None:
                     account.episode, account.doubt = episode, None
-                    if episode.recorded:
-                        self._instruments.episodes.add(1, account.measured)
+                    self._report.begun(account, episode)
                 episode.wait += seconds
                 episode.generation = max(episode.generation, permit.generation)
-            return
-        others, limit = queue.in_flight - 1, self._limit
-        passed = partial(answered, says=says)
-        ends = await state.note(call.span, account.name, RateEstimate, passed, permit, others, limit)
+            return False
+        passed = partial(answered, learns=self._stated is None, says=says)
+        ends = await state.note(call.span, account.name, RateEstimate, passed, permit, queue.in_flight - 1)
         if account.doubt is not None and permit.at > account.doubt.last:
             account.doubt = None
         episode = account.episode
@@ -310,56 +296,20 @@ class Throttle(Layer):
         if episode is not None and (ends or permit.generation > episode.generation):
             account.episode = None
             requests, period = await state.update(None, account.name, RateEstimate, learned)
-            if limit is not None:
-                requests, period = limit.requests, limit.per
-            self._report(
-                account, episode, {names.LIMIT: float(requests), names.LIMIT_PERIOD: float(period)} if requests else {}
-            )
+            if self._stated is not None:
+                requests, period = self._stated.requests or 0.0, self._stated.per or 0.0
+            self._report.ended(account, episode, requests, period)
+        return True
 
-    def _stated(self, headers: Mapping[str, str] | None) -> Sequence[StatedLimit]:
-        return () if self._limit is not None or headers is None else self._limits(headers)
+    def _says(self, headers: Mapping[str, str] | None) -> Sequence[StatedLimit]:
+        """Return what the headers of an answer state."""
+        if headers is None or not self._reads:
+            return ()
+        first, *others = self._reads
+        says = first(headers)
+        return [*says, *(each for read in others for each in read(headers))] if others else says
 
-    def _record_belief(self, call: Call, account: _Account) -> None:
-        """Record what is believed of the limits of *account*, if that has changed."""
-        belief = believed(self._estimate(account.name), self._limit)
-        limits: dict[str, AttributeValue] = {names.LIMIT_KIND: belief.kind, names.LIMIT: float(belief.requests)}
-        limits |= {names.LIMIT_PERIOD: float(belief.period), names.LIMIT_IN_FLIGHT: belief.in_flight or 0}
-        if (now := tuple(limits.values())) != account.belief:
-            (call.span or trace.get_current_span()).add_event(names.BELIEF_EVENT, limits)
-            account.belief = now
-
-    def _report(self, account: _Account, episode: _Episode, limit: Mapping[str, AttributeValue]) -> None:
-        """Report the end of *episode*: a span, a metric and a line in the log."""
-        lasted = asyncio.get_running_loop().time() - episode.began
-        queued = account.queue.queued - episode.queued_before
-        attributes = {
-            **account.server,
-            names.QUEUED: queued,
-            names.REFUSED: episode.refused,
-            names.WAIT: episode.wait,
-            **limit,
-        }
-        shown = ""
-        if self._show_key:
-            attributes[names.KEY_HASH] = account.name[:_SHOWN]
-            shown = f", account {account.name[:_SHOWN]}"
-        if episode.recorded:
-            self._instruments.episode_duration.record(lasted, account.measured)
-            # A trace of its own: it belongs to all calls that waited.
-            links = [Link(episode.context)] if episode.context.is_valid else []
-            start = self._tracing.tracer.start_span
-            start(names.EPISODE, Context(), SpanKind.INTERNAL, attributes, links, start_time=episode.started).end()
-        if queued:  # otherwise only the refused call was concerned
-            LOGGER.info(
-                "%s limited the rate%s: for %.3g s calls waited in the queue (%d of them), after %d had been refused",
-                account.server[names.SERVER_ADDRESS],
-                shown,
-                lasted,
-                queued,
-                episode.refused,
-            )
-
-    def _account(self, request: aiohttp.ClientRequest) -> _Account:
+    def _account(self, request: aiohttp.ClientRequest) -> Account:
         accounts = self._accounts
         key, scope = self._key, self._scope
         of = None if key is None else key(request)
@@ -367,18 +317,14 @@ class Throttle(Layer):
         account = accounts.get(name)
         if account is None:
             server, url = origin_attributes(request), request.url
-            measured = self._instruments.server(url.host, url.port)
-            queue = Queue(partial(self._ask, name), partial(self._count_queued, measured))
-            account = accounts[name] = _Account(name, server, measured, queue)
+            measured = self._report.instruments.server(url.host, url.port)
+            count = partial(self._report.count_queued, measured)
+            account = accounts[name] = Account(name, server, measured, self._learning, count)
             if len(accounts) > _MOST_ACCOUNTS:
                 self._forget_idle()
         else:
             accounts.move_to_end(name)
         return account
-
-    def _count_queued(self, measured: Mapping[str, AttributeValue], call: Call, change: int) -> None:
-        if OFF not in call.state:
-            self._queued.add(change, measured)
 
     def _forget_idle(self) -> None:
         # A few at a time: each new account makes room for more than itself.
@@ -387,11 +333,12 @@ class Throttle(Layer):
                 self._accounts.move_to_end(name)
                 continue
             if account.episode is not None:
-                self._report(account, account.episode, {})
+                self._report.ended(account, account.episode, 0.0, 0.0)
             del self._accounts[name]
 
     def __repr__(self) -> str:
-        return f"Throttle({self._rules!r}, limit={self._limit!r})"
+        shown = f", limits={list(self._limits)!r}" if self._limits else ""
+        return f"Throttle({self._rules!r}{shown})"
 
 
 def _name(url: URL, key: str | None, scope: str | None) -> str:

@@ -158,7 +158,7 @@ def _took(estimate: RateEstimate) -> float:
     return estimate.refused_at - estimate.refused_began
 
 
-def _passed_within(estimate: RateEstimate, seconds: float) -> int:
+def _passed_within(estimate: RateEstimate, seconds: float) -> float:
     """Return how many attempts passed in the *seconds* before the refused one."""
     return estimate.count(estimate.refused_at - seconds)
 

@@ -1,40 +1,99 @@
-"""``Limit``: a rate limit that the user states."""
+"""``Limit``: a limit that the user states."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from lamella.checks import check_seconds, check_whole
-from lamella.throttle.estimate import RateEstimate
+import aiohttp
+
+from lamella.checks import check_kind, check_number, check_seconds, check_whole
+from lamella.throttle.stated import StatedLimit
+
+Limits: TypeAlias = "Limit | ReadLimits | Iterable[Limit | ReadLimits]"
+"""What ``limits=`` takes: limits that the user states, and functions that read those that the server states."""
+ReadLimits: TypeAlias = Callable[[Mapping[str, str]], Sequence[StatedLimit]]
+"""Returns the limits that the headers of an answer state."""
+Of: TypeAlias = Callable[[aiohttp.ClientRequest], str | None]
+Cost: TypeAlias = Callable[[aiohttp.ClientRequest], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A known rate limit: at most *requests* in any *per* seconds.
+    """A known limit of an account: *requests* in any *per* seconds, or so many at a time.
+
+    State several limits together by several values::
+
+        [Limit(60, per=60), Limit(5000, per=86_400), Limit(concurrent=5), Limit(2, per=1, scope=path_of)]
+
+    Args:
+        requests: How many requests pass, or with *cost* how many points.
+        per: In how many seconds. Nothing is sent too soon for a fixed window, a sliding one, or a bucket that is full.
+        concurrent: How many attempts may be in flight at a time. In place of *requests* and *per*.
+        key: Returns whose limit a request counts against, in place of its account: the integrator's, say. A *key* that
+            returns None means one limit for all calls to the origin. None, the default, means the account.
+        scope: Returns which limit a request counts against, where each path, say, has one of its own. A *scope* that
+            returns None means that the request counts against none. None, the default, means one limit for all.
+        cost: Returns how many points a request takes, 0 or more. None, the default, means what ``Throttle(cost=)``
+            returns, or else 1.
 
     Raises:
-        ValueError: *requests* is not a whole number, 1 or more, or *per* is not a finite number greater than 0.
+        ValueError: *requests* or *concurrent* is not a whole number, 1 or more, or *per* is not a finite number greater
+            than 0; or a limit is stated in both ways, or in neither.
     """
 
-    requests: int
-    per: float
+    requests: int | None = None
+    per: float | None = None
+    concurrent: int | None = field(default=None, kw_only=True)
+    key: Of | None = field(default=None, kw_only=True)
+    scope: Of | None = field(default=None, kw_only=True)
+    cost: Cost | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_whole("requests", self.requests)
-        check_seconds("per", self.per)
+        if self.concurrent is None:
+            if self.requests is None and self.per is None:
+                raise ValueError("a Limit needs requests and per, or concurrent, got none of them")
+            check_whole("requests", self.requests)
+            check_seconds("per", self.per)
+        elif self.requests is not None or self.per is not None or self.cost is not None:
+            raise ValueError(
+                f"a Limit has either requests and per, or concurrent, got {self!r}: state two limits by two values"
+            )
+        else:
+            check_whole("concurrent", self.concurrent)
+
+    def __repr__(self) -> str:
+        if self.concurrent is not None:
+            shown = f"concurrent={self.concurrent!r}"
+        else:
+            shown = f"{self.requests!r}, per={self.per!r}"
+        functions = (("key", self.key), ("scope", self.scope), ("cost", self.cost))
+        return f"Limit({', '.join([shown, *(f'{name}=...' for name, given in functions if given is not None)])})"
 
 
-def earliest(estimate: RateEstimate, now: float, in_flight: int, ahead: int, limit: Limit) -> float:
-    """Return in how many seconds at the earliest a call with *ahead* others before it in the queue may be sent."""
-    blocked = max(estimate.blocked_until - now, 0.0)
-    rounds, place = divmod(ahead, limit.requests)
-    free = limit.requests - in_flight - estimate.count(now - limit.per)
-    if place < free:
-        return blocked + rounds * limit.per
-    missing = place - free + 1
-    for _, last, number in estimate.log:
-        if last > now - limit.per:
-            missing -= int(number)
-            if missing <= 0:
-                return max(blocked, last + limit.per - now) + rounds * limit.per
-    return max(blocked, limit.per) + rounds * limit.per
+def cost_of(request: aiohttp.ClientRequest, cost: Cost | None) -> float:
+    """Return how many points *request* takes.
+
+    Raises:
+        ValueError: *cost* has returned something else than a finite number, 0 or more.
+    """
+    if cost is None:
+        return 1.0
+    points = cost(request)
+    check_number("cost", points, 0)
+    return float(points)
+
+
+def separated(limits: Limits | None) -> tuple[tuple[Limit, ...], tuple[ReadLimits, ...]]:
+    """Return what of *limits* the user states, and the functions that read what the server states.
+
+    Raises:
+        ValueError: Something is neither a Limit nor a function.
+    """
+    given = () if limits is None else tuple(limits) if isinstance(limits, Iterable) else (limits,)
+    for each in given:
+        kind = Limit if isinstance(each, type) else (Limit, Callable)  # a class is no function of headers
+        check_kind("limits", each, kind, "a Limit or a function of the headers of an answer, or several")
+    stated = tuple(each for each in given if isinstance(each, Limit))
+    return stated, tuple(each for each in given if not isinstance(each, Limit))

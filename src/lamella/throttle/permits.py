@@ -25,10 +25,9 @@ from typing import Final
 
 from lamella.rules.backoff import Backoff
 from lamella.rules.retry_after import LONGEST
-from lamella.throttle.estimate import SPREAD, Permit, RateEstimate, Wait
+from lamella.throttle.estimate import ONE, SPREAD, Asked, Permit, RateEstimate, Wait
 from lamella.throttle.evidence import by_chance, closes, has_passed
 from lamella.throttle.learning import BIG_STEP, learn, look_for_more, settle
-from lamella.throttle.limit import Limit
 from lamella.throttle.stated import StatedLimit, hear, wait_for_stated
 
 # In slow start, before the first refusal:
@@ -55,72 +54,82 @@ def next_permit(
     now: float,
     in_flight: Sequence[float],
     period: float,
-    limit: Limit | None,
-    *,
-    waiting: int = 0,
-    waited: float = 0.0,
+    asked: Asked = ONE,
 ) -> Permit | Wait:
     """Return whether an attempt may be sent now; a permit counts as used.
 
-    *in_flight* is when each attempt in flight was sent, the oldest first; *period* the one to assume until it is known;
-    *limit* None where it is learned; *waiting* the number of queued calls, the first of them for *waited* seconds.
+    *in_flight* is when each attempt in flight was sent, the oldest first; *period* the one to assume until it is known.
     """
-    if estimate.untouched and limit is None and len(in_flight) < estimate.max_in_flight:
+    if estimate.untouched and asked.learns and len(in_flight) < estimate.max_in_flight:
         estimate.period = estimate.period or period
-        return _issued(estimate, now, len(in_flight))
-    if now < estimate.blocked_until:
-        return Wait(estimate.blocked_until - now, blocked=True, too_long=estimate.too_long)
-    estimate.period = limit.per if limit is not None else estimate.period or period
-    if limit is None and estimate.refused_at >= 0:
-        learn(estimate, now)
-    wait = _alone(estimate, now, in_flight) if estimate.refusals else None
-    goes_alone = False
-    if wait is None and estimate.trial_at >= 0:
-        wait = _until_answered(in_flight, now, 1.0, _slow_after(estimate), blocked=True)
-        goes_alone = wait is None and not by_chance(estimate)
-    if wait is None and estimate.stated:
-        fast = in_flight[bisect_right(in_flight, now - _slow_after(estimate)) :]
-        wait = wait_for_stated(estimate, now, fast, _LONGEST_WAIT)
-    if wait is None and limit is not None:
-        wait = _by_limit(estimate, now, len(in_flight), limit)
-    elif wait is None and not goes_alone:
-        wait = _by_estimate(estimate, now, in_flight, waiting, waited)
-    return _issued(estimate, now, len(in_flight)) if wait is None else wait
+        return _issued(estimate, now, len(in_flight), asked.cost)
+    gap = _gap(estimate, now, in_flight, period, asked)
+    if isinstance(gap, Wait):
+        return gap
+    if gap is not None:
+        # A late timer must not lower the rate.
+        estimate.next_at = max(estimate.next_at, now - gap) + gap if gap else now
+    return _issued(estimate, now, len(in_flight), asked.cost)
 
 
-def _issued(estimate: RateEstimate, now: float, in_flight: int) -> Permit:
+def _issued(estimate: RateEstimate, now: float, in_flight: int, cost: float) -> Permit:
     """Return a permit for an attempt that is sent now."""
     if estimate.began < 0:
         estimate.began = now
     at = now if not now <= estimate.sent_at < now + _SAME_MOMENT else nextafter(estimate.sent_at, inf)
     estimate.sent_at = at
-    return Permit(estimate.generation, at, in_flight + 1)
+    return Permit(estimate.generation, at, in_flight + 1, cost)
 
 
-def _by_limit(estimate: RateEstimate, now: float, in_flight: int, limit: Limit) -> Wait | None:
-    """Return the wait while a stated limit is used up. None: an attempt may be sent."""
-    # An attempt counts until it is answered, however long that takes: a stated limit is never exceeded.
-    if in_flight + estimate.count(now - limit.per) < limit.requests:
-        return None
-    return _until_free(estimate.oldest(now - limit.per), limit.per, now, None)
-
-
-def _by_estimate(
-    estimate: RateEstimate, now: float, in_flight: Sequence[float], waiting: int, waited: float
+def may_send(
+    estimate: RateEstimate,
+    now: float,
+    in_flight: Sequence[float],
+    period: float,
+    asked: Asked = ONE,
 ) -> Wait | None:
-    """Return the wait by the learned limit. None: an attempt may be sent."""
+    """Return the wait that :func:`next_permit` would return. None: it would be a permit."""
+    gap = _gap(estimate, now, in_flight, period, asked)
+    return gap if isinstance(gap, Wait) else None
+
+
+def _gap(
+    estimate: RateEstimate, now: float, in_flight: Sequence[float], period: float, asked: Asked
+) -> Wait | float | None:
+    """Return the wait, or the time between this attempt and the next one. None: any, since nothing is learned."""
+    if now < estimate.blocked_until:
+        return Wait(estimate.blocked_until - now, blocked=True, too_long=estimate.too_long)
+    estimate.period = estimate.period or period
+    if asked.learns and estimate.refused_at >= 0:
+        learn(estimate, now)
+    if estimate.refusals and (wait := _alone(estimate, now, in_flight)):
+        return wait
+    goes_alone = False
+    if estimate.trial_at >= 0:
+        if wait := _until_answered(in_flight, now, 1.0, _slow_after(estimate), blocked=True):
+            return wait
+        goes_alone = not by_chance(estimate)
+    if estimate.stated:
+        fast = in_flight[bisect_right(in_flight, now - _slow_after(estimate)) :]
+        if wait := wait_for_stated(estimate, now, fast, _LONGEST_WAIT):
+            return wait
+    return None if goes_alone or not asked.learns else _by_estimate(estimate, now, in_flight, asked)
+
+
+def _by_estimate(estimate: RateEstimate, now: float, in_flight: Sequence[float], asked: Asked) -> Wait | float:
+    """Return the wait by the learned limit, or the time between this attempt and the next one."""
     if estimate.phase == "steady" or estimate.proven_at >= 0:
         look_for_more(estimate, now)
     gap = 0.0
     if estimate.is_sure and (wait := _until_answered(in_flight, now, estimate.most_tried, _slow_after(estimate))):
         return wait
     if estimate.requests:
-        gap = estimate.period / (estimate.spread * estimate.requests)
+        gap = asked.cost * estimate.period / (estimate.spread * estimate.requests)
         # The server counted an attempt when it was sent, or a little later, as in `answered`.
         lasts = estimate.period + min(_LATE * estimate.fastest, estimate.period)
         counted = len(in_flight) - bisect_right(in_flight, now - lasts)
-        used = counted + estimate.count(now - estimate.period)
-        if used >= estimate.requests:
+        used = counted + asked.extra + estimate.count(now - estimate.period)
+        if used > 0 and used + asked.cost - 1.0 >= estimate.requests:
             oldest = estimate.oldest(now - estimate.period)
             # At the edge only while all attempts of this period are young: later a new window may have begun.
             young = oldest is None or now - oldest < estimate.period / 2
@@ -129,14 +138,12 @@ def _by_estimate(
                 return _until_free(oldest, estimate.period, now, ends)
             if wait := _until_answered(in_flight, now, estimate.max_in_flight, _slow_after(estimate)):
                 return wait
-            gap = estimate.period / (SPREAD * used)
-    elif len(in_flight) >= estimate.max_in_flight and (wait := _slow_start(estimate, now, in_flight, waiting, waited)):
+            gap = asked.cost * estimate.period / (SPREAD * used)
+    elif len(in_flight) >= estimate.max_in_flight and (wait := _slow_start(estimate, now, in_flight, asked)):
         return wait
     if now < estimate.next_at:
         return Wait(max(estimate.next_at - now, _SOON), blocked=False)
-    # A late timer must not lower the rate.
-    estimate.next_at = max(estimate.next_at, now - gap) + gap if gap else now
-    return None
+    return gap
 
 
 def _until_free(oldest: float | None, period: float, now: float, ends: float | None) -> Wait:
@@ -156,16 +163,14 @@ def _alone(estimate: RateEstimate, now: float, in_flight: Sequence[float]) -> Wa
     return _until_answered(since, now, 1.0, _slow_after(estimate), blocked=True)
 
 
-def _slow_start(
-    estimate: RateEstimate, now: float, in_flight: Sequence[float], waiting: int, waited: float
-) -> Wait | None:
+def _slow_start(estimate: RateEstimate, now: float, in_flight: Sequence[float], asked: Asked) -> Wait | None:
     """Return the wait while too many attempts are in flight for what little is known. None: one may be sent."""
     if estimate.generation or estimate.most:
         return _until_answered(in_flight, now, estimate.max_in_flight, _slow_after(estimate))
-    patience = _PATIENCE - waited
+    patience = _PATIENCE - asked.waited
     if patience <= 0:
         return None
-    room = max(estimate.max_in_flight, waiting / _SHARE)
+    room = max(estimate.max_in_flight, asked.waiting / _SHARE)
     shortest, longest = _SLOW
     slow_after = again = min(max(2 * estimate.fastest, shortest), longest)
     polls = bisect_right(in_flight, now - slow_after * _LONG_POLL)
@@ -200,13 +205,14 @@ def answered(
     now: float,
     permit: Permit,
     in_flight: int,
-    limit: Limit | None,
     *,
+    learns: bool = True,
     says: Sequence[StatedLimit] = (),
 ) -> bool:
     """Record an attempt that the limit has let pass, whatever its status. Return whether that ends an episode.
 
-    *in_flight* is the number of other attempts in flight; *says*, what the answer states of limits.
+    *in_flight* is the number of other attempts in flight, *learns* whether the limit is learned; *says*, what the
+    answer states of limits.
     """
     if says or estimate.stated:
         estimate.untouched = False
@@ -219,12 +225,12 @@ def answered(
     if took < fastest or not fastest:
         fastest = took
     estimate.fastest = fastest
-    late = took > _LATE * fastest and limit is None
-    estimate.record(permit.at + _LATE * fastest if late else now)
-    estimate.passed += 1
+    late = took > _LATE * fastest
+    estimate.record(permit.at + _LATE * fastest if late else now, permit.cost)
+    estimate.passed += permit.cost
     if estimate.untouched:
         estimate.since_trial += 1
-        if limit is None:
+        if learns:
             estimate.max_in_flight = _GROWTH + max(estimate.max_in_flight, in_flight)
         return False
     has_passed(estimate, permit)
@@ -232,7 +238,7 @@ def answered(
         return False
     refusals, estimate.refusals = estimate.refusals, 0
     too_long, estimate.too_long = estimate.too_long, False
-    if limit is not None:
+    if not learns:
         return refusals > 0
     if not too_long:  # the length of a quota says nothing about the period of the other limit
         since_began = now - estimate.refused_began

@@ -7,13 +7,16 @@ import itertools
 from bisect import bisect_left, insort
 from collections.abc import Awaitable, Callable
 from operator import attrgetter
-from typing import Final
+from typing import Final, TypeAlias
 
 from lamella.call import Call, PerCall
 from lamella.throttle.estimate import Permit, Wait
 
 _NOISE: Final = 1e-3  # seconds by which the same moment may differ when it is computed twice
 _MANY: Final = 20  # the first call asks again when so many more wait: a longer queue may get more permits at once
+
+Count: TypeAlias = Callable[[Call, int], object]
+"""Is called with a call and 1 when it begins to wait, and with -1 when its wait ends."""
 
 _places: Final = itertools.count()
 _by_place: Final = attrgetter("place")
@@ -31,10 +34,12 @@ def waiting_of(call: Call) -> tuple[float, float] | None:
 class _Waiter:
     """A call in the queue."""
 
-    __slots__ = ("call", "loop", "place", "queued", "wakeup", "woken")
+    __slots__ = ("call", "inner", "loop", "outer", "place", "queued", "wakeup", "woken")
 
-    def __init__(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, call: Call, loop: asyncio.AbstractEventLoop, outer: Queue | None) -> None:
         self.call = call
+        self.outer = outer  # where the call is the first as well
+        self.inner: _Waiter | None = None  # the same call, where it waits in one more queue
         self.place = PLACE.of(call)
         self.loop = loop
         self.woken = False  # perhaps while it asks a slow store: then it asks again
@@ -50,6 +55,11 @@ class _Waiter:
         # In a closed loop nothing waits any more, but calls may still be there to be thrown away.
         if self.wakeup is not None and not self.wakeup.done() and not self.loop.is_closed():
             self.wakeup.set_result(None)
+
+    def gives_way(self) -> bool:
+        """Return whether an older call has come to an outer queue meanwhile."""
+        outer = self.outer
+        return outer is not None and (outer.first_has_come or (outer.asking is not None and outer.asking.gives_way()))
 
     async def wait(self, seconds: float | None) -> None:
         """Wait until it is woken, or for *seconds*. None: without a limit."""
@@ -73,19 +83,18 @@ class Queue:
 
     Args:
         ask: Asks for a permit for a call, which has so many others before it in the queue.
-        count: Is called with a call and 1 when it begins to wait, and with -1 when its wait ends.
+        count: Counts the calls that wait.
     """
 
-    __slots__ = ("_ask", "_asking", "_count", "blocked_until", "queued", "sent_at", "too_long", "waiters")
+    __slots__ = ("_ask", "_count", "asking", "blocked_until", "points", "queued", "sent_at", "too_long", "waiters")
 
-    def __init__(
-        self, ask: Callable[[Call, Queue, int], Awaitable[Permit | Wait]], count: Callable[[Call, int], object]
-    ) -> None:
+    def __init__(self, ask: Callable[[Call, Queue, int], Awaitable[Permit | Wait]], count: Count) -> None:
         self._ask = ask
         self._count = count
         self.waiters: list[_Waiter] = []  # by their places
-        self._asking = False
+        self.asking: _Waiter | None = None  # who asks for a permit now
         self.sent_at: list[float] = []  # when each attempt in flight was sent, by the store's clock, in order
+        self.points: float = 0.0  # that these attempts take
         self.queued: int = 0  # how many calls have had to wait so far
         self.blocked_until: float = 0.0  # by the loop's clock, as far as this process knows
         self.too_long: bool = False  # whether that is too long for a call to wait
@@ -102,13 +111,14 @@ class Queue:
 
     def start(self, call: Call, permit: Permit) -> None:
         """Count an attempt of *call*, which got its *permit* without waiting because the queue is empty."""
-        insort(self.sent_at, permit.at)
+        self._add(permit)
         if PLACE not in call.state:
             call.state[PLACE] = next(_places)
 
     def end(self, permit: Permit) -> None:
         """Count an attempt as ended. The next call may get a permit."""
         del self.sent_at[bisect_left(self.sent_at, permit.at)]
+        self.points = self.points - permit.cost if self.sent_at else 0.0  # no sum of rounding errors
         if self.waiters:
             self._wake_first()
 
@@ -124,15 +134,30 @@ class Queue:
             if too_long or (waiter.call.deadline is not None and waiter.call.deadline <= until):
                 waiter.wake()
 
-    async def enter(self, call: Call) -> Permit | Wait:
-        """Wait for a permit for *call*. Return a Wait if it would come after its deadline, or would take too long."""
-        waiter = _Waiter(call, asyncio.get_running_loop())
+    @property
+    def first_has_come(self) -> bool:
+        """Whether an older call has come while one asks."""
+        return self.asking is not None and self.waiters[0] is not self.asking
+
+    async def enter(self, call: Call, outer: Queue | None = None) -> Permit | Wait:
+        """Wait for a permit for *call*. Return a Wait if it would come after its deadline, or would take too long.
+
+        *outer* is another queue, of which *call* is the first and asks for a permit. There it may be counted as waiting
+        already. If an older one comes there, this one leaves without a permit, and a Wait is returned as well.
+        """
+        waiter = _Waiter(call, asyncio.get_running_loop(), outer)
         insort(self.waiters, waiter, key=_by_place)
+        if outer is not None and outer.asking is not None:
+            outer.asking.inner = waiter
+        if self.first_has_come:
+            self._wake_inner()
         if not self.waiting % _MANY and self.blocked_until <= waiter.loop.time():
             self._wake_first()
         try:
             return await self._permit(waiter)
         finally:
+            if outer is not None and outer.asking is not None:
+                outer.asking.inner = None
             index = self._index(waiter)
             del self.waiters[index]
             if not index:
@@ -145,8 +170,10 @@ class Queue:
         loop, call = waiter.loop, waiter.call
         while True:
             waiter.woken = False
+            if waiter.gives_way():
+                return Wait(None, blocked=False)
             # One asks at a time: two that see the same attempts in flight could both take the last place.
-            first = not self._asking and self.waiters[0] is waiter
+            first = self.asking is None and self.waiters[0] is waiter
             now = loop.time()
             seconds = None
             if first or (call.deadline is not None and waiter.queued is None):
@@ -166,24 +193,28 @@ class Queue:
             too_long = self.too_long and blocked_for > 0
             if too_long or _is_too_late(call, now, blocked_for):
                 return Wait(blocked_for, blocked=True, too_long=too_long)
-            if waiter.queued is None:
+            if waiter.queued is None and (waiter.outer is None or waiting_of(call) is None):
                 self.queued += 1
                 self._count(call, 1)
                 waiter.queue(now, self.blocked_until)
-            if first or self._asking or self.waiters[0] is not waiter:
+            if first or self.asking is not None or self.waiters[0] is not waiter:
                 await waiter.wait(seconds if first else None)
 
     async def _ask_first(self, waiter: _Waiter) -> Permit | Wait:
-        self._asking = True
+        self.asking = waiter
         try:
             answer = await self._ask(waiter.call, self, 0)
             if isinstance(answer, Permit):
-                insort(self.sent_at, answer.at)
+                self._add(answer)
             return answer
         finally:
-            self._asking = False
+            self.asking = None
             if self.waiters[0] is not waiter:
                 self._wake_first()  # an older call has come back meanwhile
+
+    def _add(self, permit: Permit) -> None:
+        insort(self.sent_at, permit.at)
+        self.points += permit.cost
 
     def _index(self, waiter: _Waiter) -> int:
         """Return the number of calls before *waiter*."""
@@ -191,6 +222,12 @@ class Queue:
         while self.waiters[index] is not waiter:
             index += 1
         return index
+
+    def _wake_inner(self) -> None:
+        inner = None if self.asking is None else self.asking.inner
+        while inner is not None:
+            inner.wake()
+            inner = inner.inner
 
     def _wake_first(self) -> None:
         if self.waiters:

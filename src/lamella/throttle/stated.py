@@ -91,6 +91,19 @@ def wait_for_stated(estimate: RateEstimate, now: float, in_flight: Sequence[floa
     return Wait(max(longest, _SOON), blocked=False)
 
 
+def stated_now(estimate: RateEstimate, now: float) -> list[StatedLimit]:
+    """Return what is left of the limits that the server states, those that are dropped not among them."""
+    left = []
+    for name, known in estimate.stated.items():
+        policy = _Policy(*known)
+        if policy.doubts < _DOUBTS and now < policy.resets_at:
+            remaining = policy.remaining + policy.refill * (now - policy.at)
+            remaining = min(remaining, policy.limit) if policy.limit else remaining
+            reset = None if policy.refill else policy.resets_at - now
+            left.append(StatedLimit(remaining, policy.limit, reset, policy.refill, name))
+    return left
+
+
 def _renewed(old: _Policy | None, now: float, permit: Permit, says: StatedLimit, *, passed: bool) -> _Policy | None:
     """Return the limit after one more statement. None: it says nothing that can be used."""
     reset = LONGEST if says.reset is None and says.refill else says.reset

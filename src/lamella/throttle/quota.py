@@ -1,0 +1,252 @@
+"""The limits that the user states: a call waits for all of those that it counts against.
+
+The limits that the same requests count against are a ``Quota``, with one queue. A call enters the queues one inside the
+other, from the narrowest (a path of an account) by that of its account to the widest (the integrator's): only the first
+of a queue enters the next one, once its own limits would let it pass. It holds no permit while it waits there: when the
+last queue lets it pass, it gets the permits of all, or none. Each queue is first come, first served, and all calls
+enter them in the same order, so none waits for ever.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby, islice
+from typing import Final, NamedTuple, Protocol
+
+import aiohttp
+
+from lamella.call import Call, PerCall
+from lamella.origins import origin_of
+from lamella.store.shared import SharedState, hash_key
+from lamella.throttle.estimate import Permit, Wait
+from lamella.throttle.limit import Cost, Limit, Of, cost_of
+from lamella.throttle.queue import Count, Queue
+from lamella.throttle.stated import StatedLimit
+from lamella.throttle.usage import InFlight, Usage, earliest, record, take, uses, wait_for
+
+_MOST: Final = 10_000
+
+
+class Station(Protocol):
+    """What a call has to pass: its account, or a quota. Each has a queue."""
+
+    queue: Queue
+    is_common: bool
+    """Whether all calls of an account have to pass it."""
+
+    async def may_pass(self, call: Call) -> Wait | None:
+        """Return the wait until *call* may pass. None: it may now."""
+        ...
+
+    async def take(self, call: Call) -> Permit | Wait:
+        """Issue a permit for *call*, or return the wait."""
+        ...
+
+    async def earliest(self, call: Call, ahead: int) -> float | None:
+        """Return in how many seconds a call with *ahead* before it may pass at the earliest. None: it is not known."""
+        ...
+
+
+Held = Sequence[tuple[Station, Permit]]
+
+
+@dataclass(eq=False, slots=True)
+class Passage:
+    """The way of one attempt: what it has to pass, and the permits that it has."""
+
+    stations: tuple[Station, ...]
+    """The narrowest first."""
+    held: list[tuple[Station, Permit]] = field(default_factory=list)
+
+    def release(self) -> None:
+        """Release the permits, which are not used."""
+        held, self.held = self.held, []
+        release(held)
+
+
+PASSAGE: Final = PerCall[Passage | None](lambda: None)
+
+
+async def ask(station: Station, call: Call, queue: Queue, ahead: int) -> Permit | Wait:
+    """Ask *station* for a permit for *call*, which has *ahead* others before it in its queue, and all that is behind.
+
+    It is what the queue of a station asks.
+    """
+    passage = PASSAGE.get(call) or Passage((station,))
+    behind = passage.stations[passage.stations.index(station) + 1 :]
+    if ahead:
+        moments = [await each.earliest(call, ahead) for each in (station, *behind) if each is station or each.is_common]
+        return Wait(max((each for each in moments if each is not None), default=None), blocked=False)
+    if behind:
+        if (wait := await station.may_pass(call)) is not None:
+            return wait
+        inner = await behind[0].queue.enter(call, queue)
+        if isinstance(inner, Wait):
+            return inner._replace(blocked=False)  # others of this queue may not need to pass there
+    try:
+        answer = await station.take(call)
+    except BaseException:
+        passage.release()
+        raise
+    if isinstance(answer, Permit):
+        passage.held.append((station, answer))
+    else:
+        passage.release()
+    return answer
+
+
+def release(held: Held) -> None:
+    """Release permits that are not used."""
+    for station, permit in held:
+        station.queue.end(permit)
+
+
+async def ended(call: Call, held: Held, *, counts: bool) -> None:
+    """Release the permits of an attempt that has ended. *counts*: the server may have counted it."""
+    if not held:
+        return
+    station, permit = held[0]
+    try:
+        if counts and isinstance(station, Quota):
+            await station.record(call, permit)
+    finally:
+        station.queue.end(permit)
+        await ended(call, held[1:], counts=counts)
+
+
+@dataclass(eq=False, slots=True)
+class Quota:
+    """What is used of the limits that the same requests count against, and the queue of those that wait for it."""
+
+    name: str
+    limits: tuple[Limit, ...]
+    cost: Cost | None
+    is_common: bool
+    state: SharedState
+    queue: Queue = field(init=False)
+
+    async def may_pass(self, call: Call) -> Wait | None:
+        return await self.state.update(
+            call.span, self.name, Usage, wait_for, self._in_flight, self.limits, self._cost(call)
+        )
+
+    async def take(self, call: Call) -> Permit | Wait:
+        return await self.state.update(
+            call.span, self.name, Usage, take, self._in_flight, self.limits, self._cost(call)
+        )
+
+    async def earliest(self, call: Call, ahead: int) -> float | None:
+        if self.cost is not None:
+            return None
+        return await self.state.update(call.span, self.name, Usage, earliest, self._in_flight, self.limits, ahead)
+
+    async def record(self, call: Call, permit: Permit) -> None:
+        """Record an attempt that the server may have counted."""
+        await self.state.note(call.span, self.name, Usage, record, self.limits, permit.cost)
+
+    def uses(self) -> list[StatedLimit]:
+        """Return what is left of the limits, as far as this process knows."""
+        usage = self.state.last_known(self.name)
+        known = usage if isinstance(usage, Usage) else Usage()
+        return uses(known, self.state.now(), self._in_flight, self.limits)
+
+    @property
+    def _in_flight(self) -> InFlight:
+        return InFlight(self.queue.in_flight, self.queue.points)
+
+    def _cost(self, call: Call) -> float:
+        return cost_of(call.request, self.cost)
+
+
+class _Group(NamedTuple):
+    """Limits that the same requests count against."""
+
+    limits: tuple[Limit, ...]
+    key: Of | None
+    scope: Of | None
+    cost: Cost | None
+    is_wide: bool
+    """Whether it is behind the account."""
+    is_common: bool
+
+
+class Quotas:
+    """The quotas of all calls, the 10,000 that were used last and those in use.
+
+    Args:
+        limits: Those that the user states.
+        key: Returns the account of a request.
+        scope: Returns which limit of it a request counts against that is learned.
+        cost: Returns the points of a request for limits that have no cost of their own.
+        state: Where it is kept what is used.
+    """
+
+    def __init__(
+        self, limits: Sequence[Limit], *, key: Of | None, scope: Of | None, cost: Cost | None, state: SharedState
+    ) -> None:
+        self._groups = _grouped(limits, key, scope, cost)
+        self._state = state
+        self._quotas: OrderedDict[str, Quota] = OrderedDict()
+
+    def passage(self, request: aiohttp.ClientRequest, account: Station, count: Count) -> Passage:
+        """Return what *request* of *account* has to pass. *count* is for the queues."""
+        before: list[Station] = []
+        behind: list[Station] = []
+        for number, group in enumerate(self._groups):
+            scope = None if group.scope is None else group.scope(request)
+            if scope is None and group.scope is not None and not group.is_common:
+                continue
+            key = None if group.key is None else group.key(request)
+            name = hash_key(origin_of(request.url), f"limit {number}\n{key or ''}\n{scope or ''}")
+            (behind if group.is_wide else before).append(self._quota(name, group, count))
+        return Passage((*before, account, *behind))
+
+    def _quota(self, name: str, group: _Group, count: Count) -> Quota:
+        quota = self._quotas.get(name)
+        if quota is None:
+            quota = self._quotas[name] = Quota(name, group.limits, group.cost, group.is_common, self._state)
+            quota.queue = Queue(partial(ask, quota), count)
+            if len(self._quotas) > _MOST:
+                self._forget_idle()
+        self._quotas.move_to_end(name)
+        return quota
+
+    def _forget_idle(self) -> None:
+        for name, quota in list(islice(self._quotas.items(), 4)):
+            if not (quota.queue.in_flight or quota.queue.waiting):
+                del self._quotas[name]
+
+
+def _grouped(limits: Sequence[Limit], key: Of | None, scope: Of | None, cost: Cost | None) -> tuple[_Group, ...]:
+    """Return the groups of *limits*, the narrowest first."""
+
+    def width(limit: Limit) -> int:
+        if limit.key is None:
+            return 1 if limit.scope is scope else 2 if limit.scope is None else 0
+        return 3 if limit.scope is not None else 4
+
+    def alike(limit: Limit) -> tuple[object, ...]:
+        return width(limit), limit.key, limit.scope, limit.cost
+
+    def in_order() -> Iterator[_Group]:
+        seen: list[tuple[object, ...]] = []
+        for each in limits:
+            if alike(each) not in seen:
+                seen.append(alike(each))
+        by_likeness = sorted(limits, key=lambda limit: (width(limit), seen.index(alike(limit))))
+        for _, same in groupby(by_likeness, alike):
+            group = tuple(same)
+            first = group[0]
+            yield _Group(
+                group,
+                first.key or key,
+                first.scope,
+                first.cost or cost,
+                is_wide=width(first) > 0,
+                is_common=width(first) in {1, 2},
+            )
+
+    return tuple(in_order())

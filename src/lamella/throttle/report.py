@@ -1,0 +1,102 @@
+"""What traces, metrics and the log say about accounts: their rate-limit episodes, their queues, what is believed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import Link, SpanKind, TracerProvider
+from opentelemetry.util.types import AttributeValue
+
+from lamella.call import Call
+from lamella.telemetry import names
+from lamella.telemetry.log import LOGGER
+from lamella.telemetry.metrics import Gauge, instruments_of
+from lamella.telemetry.tracing import OFF, Tracing
+from lamella.throttle.account import Account, Episode
+from lamella.throttle.belief import Belief
+from lamella.throttle.queue import waiting_of
+
+_SHOWN: Final = 8  # hexadecimal digits of a key's hash
+
+
+class Report:
+    """Writes what happens to accounts into traces, metrics and the log.
+
+    Args:
+        show_key: Whether traces and logs tell accounts apart, by a short hash of the key.
+    """
+
+    def __init__(
+        self, tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None, *, show_key: bool
+    ) -> None:
+        self._show_key = show_key
+        self._tracing = Tracing(tracer_provider)
+        self.instruments = instruments_of(meter_provider)
+        self._queued = Gauge("queued", meter_provider)
+
+    def count_queued(self, measured: Mapping[str, AttributeValue], call: Call, change: int) -> None:
+        """Count a call that begins to wait, or ends its wait."""
+        if OFF not in call.state:
+            self._queued.add(change, measured)
+
+    def wait_ended(self, call: Call, account: Account, waited: float) -> None:
+        """Record that *call* has waited for *waited* seconds, if it had to wait."""
+        if (queued := waiting_of(call)) is None:
+            return
+        if OFF not in call.state:
+            self.instruments.queue_wait.record(waited, account.measured)
+        reason = "refusal" if queued[1] > queued[0] else "rate"
+        noted: dict[str, AttributeValue] = {names.WAIT: waited, names.QUEUED_BY: reason}
+        span = call.span or trace.get_current_span()
+        span.add_event(names.QUEUED_EVENT, noted, time.time_ns() - int(waited * 1e9))
+
+    def believed(self, call: Call, account: Account, belief: Belief) -> None:
+        """Record what is believed of the limits of *account*, if that has changed."""
+        limits: dict[str, AttributeValue] = {names.LIMIT_KIND: belief.kind, names.LIMIT: float(belief.requests)}
+        limits |= {names.LIMIT_PERIOD: float(belief.period), names.LIMIT_IN_FLIGHT: belief.in_flight or 0}
+        if (now := tuple(limits.values())) != account.belief:
+            (call.span or trace.get_current_span()).add_event(names.BELIEF_EVENT, limits)
+            account.belief = now
+
+    def begun(self, account: Account, episode: Episode) -> None:
+        """Count an episode that has begun."""
+        if episode.recorded:
+            self.instruments.episodes.add(1, account.measured)
+
+    def ended(self, account: Account, episode: Episode, requests: float, period: float) -> None:
+        """Report the end of *episode*: a span, a metric and a line in the log. *requests* 0: no limit is known."""
+        lasted = asyncio.get_running_loop().time() - episode.began
+        queued = account.queue.queued - episode.queued_before
+        attributes = {
+            **account.server,
+            names.QUEUED: queued,
+            names.REFUSED: episode.refused,
+            names.WAIT: episode.wait,
+        }
+        if requests:
+            attributes |= {names.LIMIT: float(requests), names.LIMIT_PERIOD: float(period)}
+        shown = ""
+        if self._show_key:
+            attributes[names.KEY_HASH] = account.name[:_SHOWN]
+            shown = f", account {account.name[:_SHOWN]}"
+        if episode.recorded:
+            self.instruments.episode_duration.record(lasted, account.measured)
+            # A trace of its own: it belongs to all calls that waited.
+            links = [Link(episode.context)] if episode.context.is_valid else []
+            start = self._tracing.tracer.start_span
+            start(names.EPISODE, Context(), SpanKind.INTERNAL, attributes, links, start_time=episode.started).end()
+        if queued:  # otherwise only the refused call was concerned
+            LOGGER.info(
+                "%s limited the rate%s: for %.3g s calls waited in the queue (%d of them), after %d had been refused",
+                account.server[names.SERVER_ADDRESS],
+                shown,
+                lasted,
+                queued,
+                episode.refused,
+            )
