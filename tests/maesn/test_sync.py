@@ -57,7 +57,7 @@ def expected(sandbox: Sandbox, names: dict[str, str], resources: list[str]) -> d
     """What the API has, of the accounts that it lets in."""
     keys = {account.key for account in sandbox.accounts if account.state == "active"}
     return {
-        (name, resource, record[f"{resource.removesuffix('s')}Id"]): record
+        (name, resource, record["id"]): record
         for name, key in names.items()
         if key in keys
         for resource in resources

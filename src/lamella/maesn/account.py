@@ -11,6 +11,7 @@ import aiohttp
 from yarl import URL
 
 from lamella.auth import HeaderAuth
+from lamella.maesn.published import needs_account
 
 API_KEY = "X-API-KEY"
 ACCOUNT_KEY = "X-ACCOUNT-KEY"
@@ -72,13 +73,13 @@ def current_account(account_key: str | None = None) -> str | None:
 def auth(api_key: str, account_key: str | None, base_url: URL) -> HeaderAuth:
     """Return the layer that adds both keys; *account_key* is for calls made outside of :func:`account`.
 
-    Calls to ``/auth/``, which creates an account, need no account key.
+    Operations that concern no account, such as those that make one, need no account key.
     """
-    without = f"{base_url.path.rstrip('/')}/auth/"
+    folder = base_url.path.rstrip("/")
 
     def key(request: aiohttp.ClientRequest) -> str | None:
         found = current_account(account_key)
-        if found is None and not request.url.path.startswith(without):
+        if found is None and needs_account(request.method, request.url.path.removeprefix(folder)):
             raise ValueError(
                 "no account key for this call: set MAESN_ACCOUNT_KEY, give account_key=, "
                 "or make the call inside of maesn.account(key)"

@@ -16,6 +16,7 @@ from lamella.breaker import Breaker
 from lamella.buffer import Buffer
 from lamella.checks import check_options
 from lamella.maesn.account import auth, current_account
+from lamella.maesn.published import template_of
 from lamella.maesn.rules import RULES
 from lamella.rules import RuleBook
 from lamella.stacking import StackOptions, stack
@@ -25,6 +26,8 @@ from lamella.telemetry.others import without_other_instrumentation
 BASE_URL = "https://api.maesn.dev"
 """The URL of the API, unless ``base_url`` or ``MAESN_BASE_URL`` is set."""
 
+_UNKNOWN: Final = re.compile(r"(accounting/[A-Za-z]+)(/[^/]+)?/?")
+"""Paths of lists, and of their records, that are not published yet."""
 _WHOLE: Final = {"application/json": 64 * 2**20}
 """What the API never streams, and how many bytes of it are read inside the attempt: as many as of a page."""
 
@@ -119,17 +122,17 @@ def layers(
 
 
 def _template(base_url: URL) -> UrlTemplate:
-    """Return a function for templates such as ``/accounting/invoices/{id}``; other paths have none."""
+    """Return a function for templates such as ``/accounting/invoices/{invoiceId}``; unknown paths have none."""
     prefix = base_url.path
-    shape = re.compile(rf"{re.escape(prefix)}(accounting/[A-Za-z]+)(/[^/]+)?/?|{re.escape(prefix)}(auth)/[^/]+/?")
 
     def template(request: aiohttp.ClientRequest) -> str | None:
-        found = shape.fullmatch(request.url.path)
-        if found is None:
+        path = request.url.path
+        if not path.startswith(prefix):
             return None
-        if found[3]:
-            return f"{prefix}auth/{{targetSystem}}"
-        return f"{prefix}{found[1]}" + ("/{id}" if found[2] else "")
+        found = template_of(path.removeprefix(prefix))
+        if found is None and (unknown := _UNKNOWN.fullmatch(path.removeprefix(prefix))):
+            found = f"{unknown[1]}/{{id}}" if unknown[2] else unknown[1]
+        return None if found is None else prefix + found
 
     return template
 

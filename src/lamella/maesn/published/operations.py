@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -12,6 +12,7 @@ from typing import Final
 # Status: 202 means a task, whose id is in the answer; "201|202" means that a task may take the place of the record.
 # Body: "json", or of a multipart form the field with the JSON, "+", and the field of the files; "-": none.
 # Data: a kind of record (records.py), [several], "text" or "any"; "<...>": an answer without the envelope.
+#   That one item, and one fiscal year, come as a list of one is published so.
 # Parameters: page (with limit), since (lastModifiedAt), env (environmentName), co (companyId), raw (rawData);
 # "!": needed.
 #
@@ -64,7 +65,7 @@ _TABLE: Final = """
   GET    accounting/files/documentExtensions              200 -    documentExtensions co
   GET    accounting/files/documentTypes                   200 -    [documentType] co
   GET    accounting/fiscalYears                           200 -    [fiscalYear] env co raw
-  GET    accounting/fiscalYears/{fiscalYearId}            200 -    fiscalYear  env co raw
+  GET    accounting/fiscalYears/{fiscalYearId}            200 -    [fiscalYear] env co raw
   GET    accounting/goodsReceipts                         200 -    [goodsReceipt] page since env co raw
   GET    accounting/goodsReceipts/{goodsReceiptId}        200 -    goodsReceipt env co raw
   GET    accounting/goodsReceipts/{goodsReceiptId}/lineItems 200 - [receiptLine] since env co raw
@@ -80,7 +81,7 @@ _TABLE: Final = """
   PATCH  accounting/invoices/{invoiceId}/lineItems/{lineItemId} 200 json invoiceLine env co
   GET    accounting/items                                 200 -    [item]      page since env co raw type itemNumber
   POST   accounting/items                                 201 json item        env co
-  GET    accounting/items/{itemId}                        200 -    item        env co raw
+  GET    accounting/items/{itemId}                        200 -    [item]      env co raw
 + PUT    accounting/items/{itemId}                        200 json item        env co
   PATCH  accounting/items/{itemId}                        200 json item        env co
 + DELETE accounting/items/{itemId}                        200 -    text        env co
@@ -231,6 +232,11 @@ class Operation:
     """Those that it needs."""
 
     @property
+    def is_list(self) -> bool:
+        """Whether it reads a list of records, and not one of them."""
+        return self.many and self.method == "GET" and not self.path.endswith("Id}")
+
+    @property
     def needs_account(self) -> bool:
         """Whether it concerns one account, and so needs an account key."""
         if self.path in _WITH_ACCOUNT:
@@ -264,35 +270,61 @@ def _operation(columns: list[str]) -> Operation:
     )
 
 
+class _Node:
+    """What can follow in a path."""
+
+    __slots__ = ("found", "literal", "template", "variable")
+
+    def __init__(self) -> None:
+        self.literal: dict[str, _Node] = {}
+        self.variable: _Node | None = None
+        self.found: dict[str, Operation] = {}
+        """The operations of the path that ends here, by their method."""
+        self.template: str | None = None
+
+
 @cache
-def _by_length() -> dict[int, list[tuple[tuple[str, ...], dict[str, Operation]]]]:
-    """Return the operations by method, of each path, by the number of its segments; literal segments come first."""
-    found: dict[str, dict[str, Operation]] = {}
+def _tree() -> _Node:
+    root = _Node()
     for operation in operations():
-        found.setdefault(operation.path, {})[operation.method] = operation
-    table: dict[int, list[tuple[tuple[str, ...], dict[str, Operation]]]] = {}
-    for path in sorted(found, key=lambda path: [part.startswith("{") for part in path.split("/")]):
-        parts = tuple(path.split("/"))
-        table.setdefault(len(parts), []).append((parts, found[path]))
-    return table
+        node = root
+        for part in operation.path.split("/"):
+            if part.startswith("{"):
+                node.variable = node = node.variable or _Node()
+            else:
+                node = node.literal.setdefault(part, _Node())
+        node.found[operation.method] = operation
+        node.template = operation.path
+    return root
 
 
-def at_path(path: str) -> tuple[dict[str, Operation], tuple[str, ...]]:
+def at_path(path: str) -> tuple[Mapping[str, Operation], tuple[str, ...]]:
     """Return the operations at a path of the API by their method, and the values of its variable parts.
 
     A slash in front or at the end does not count. There is no such path: both are empty.
     """
-    parts = tuple(path.strip("/").split("/"))
-    for shape, found in _by_length().get(len(parts), ()):
-        if all(one.startswith("{") or one == other for one, other in zip(shape, parts, strict=True)):
-            return found, tuple(other for one, other in zip(shape, parts, strict=True) if one.startswith("{"))
-    return {}, ()
+    values: list[str] = []
+    node = _at(path, values)
+    return ({}, ()) if node is None else (node.found, tuple(values))
+
+
+def _at(path: str, values: list[str]) -> _Node | None:
+    node = _tree()
+    for part in path.strip("/").split("/"):
+        following = node.literal.get(part)
+        if following is None:
+            following = node.variable
+            if following is None:
+                return None
+            values.append(part)
+        node = following
+    return node if node.found else None
 
 
 def template_of(path: str) -> str | None:
     """Return a path with its variable parts named, such as ``accounting/invoices/{invoiceId}``. None: unknown."""
-    found, _ = at_path(path)
-    return next(iter(found.values())).path if found else None
+    node = _at(path, [])
+    return None if node is None else node.template
 
 
 def needs_account(method: str, path: str) -> bool:
@@ -306,4 +338,4 @@ def needs_account(method: str, path: str) -> bool:
 
 def lists() -> Iterator[Operation]:
     """Yield the operations that return a list of records."""
-    return (operation for operation in operations() if operation.many and operation.method == "GET")
+    return (operation for operation in operations() if operation.is_list)
