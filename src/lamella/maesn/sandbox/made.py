@@ -6,7 +6,7 @@ import base64
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import blake2b
 from random import Random
 from typing import Any, Final
@@ -59,7 +59,15 @@ def milliseconds(moment: datetime) -> int:
 
 def timestamp(moment: int) -> str:
     """Return a moment in `milliseconds` as the API writes it: in UTC by ISO 8601."""
-    return f"{(_NAIVE_EPOCH + timedelta(milliseconds=moment)).isoformat(timespec='milliseconds')}Z"
+    days, rest = divmod(moment, _DAY)
+    minutes, rest = divmod(rest, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    return f"{_date(days)}T{hours:02}:{minutes:02}:{rest // 1000:02}.{rest % 1000:03}Z"
+
+
+@lru_cache(maxsize=2048)
+def _date(days: int) -> str:
+    return (_NAIVE_EPOCH + timedelta(days=days)).date().isoformat()
 
 
 def dates(key: str) -> tuple[int, int]:
@@ -163,7 +171,7 @@ class _Maker:
         }
 
     def records(self, field: Field, depth: int) -> list[Record]:
-        many = self.below(4 if depth == 0 else 2) + (field.name == "lineItems")
+        many = self.below(3 if depth == 0 else 2) + (field.name == "lineItems")
         found = [self.record(field.of, depth + 1) for _ in range(many)]
         for number, record in enumerate(found, 1):
             for name in ids_of(field.of):
