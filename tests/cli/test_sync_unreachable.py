@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.cli.serving import API_KEY, KEYS, served, write_accounts
+from aiohttp import web
+from tests.cli.serving import API_KEY, KEYS, answering, served, write_accounts
 from tests.faults.certificates import server_context
+from tests.maesn.lists import ListServer, numbered
 from typer.testing import CliRunner, Result
 
 from lamella import Breaker, maesn
@@ -20,6 +23,7 @@ from lamella.cli import options
 from lamella.cli.app import app
 from lamella.cli.display import Lines
 from lamella.cli.options import Settings
+from lamella.sync import contact
 
 RULES = maesn.RULES.scaled(0.001)
 
@@ -35,8 +39,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_accounts(Path())
 
 
-def sync(url: str, resources: str) -> Result:
-    shown = CliRunner().invoke(app, ["sync", "--accounts", "accounts.csv", "--resource", resources, "--base-url", url])
+def sync(url: str, resources: str, *more: str) -> Result:
+    arguments = ["sync", "--accounts", "accounts.csv", "--resource", resources, "--base-url", url, *more]
+    shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 1
     assert not [key for key in (API_KEY, *KEYS.values()) if key in shown.output]
     return shown
@@ -94,23 +99,81 @@ def test_an_untrusted_certificate_fails_each_part_at_once_and_is_named() -> None
     assert "the API is down" not in shown.output
 
 
-def test_an_unknown_host_name_is_named_when_the_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A typing error in --base-url looks like an outage, since name servers fail for a while as well."""
+def test_an_unknown_host_name_ends_the_sync_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typing error in --base-url: the name server says that there is no such name."""
+    asked = []
 
     def unknown(*_: object, **__: object) -> None:
+        asked.append(1)
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    monkeypatch.setattr(maesn, "sync", partial(maesn.sync, patience=0.3))
-    monkeypatch.setattr(Lines, "every", 0.01)
+    monkeypatch.setattr(options, "Settings", Settings)  # with the waits of the rules
+    began = time.monotonic()
     shown = sync("https://api.maesm.test", "invoices,contacts,items,projects")
+    assert time.monotonic() - began < 3
+    assert len(asked) <= 12
+    assert last_line(shown).startswith("lamella: 12 of 12 parts failed: ")
     assert "Connection Failed (Cannot connect to host api.maesm.test:443" in last_line(shown)
     assert "Name or service not known" in last_line(shown)
-    assert last_line(shown).startswith("lamella: 12 of 12 parts failed: ")
-    down = [line for line in shown.stdout.splitlines() if "the API is down" in line]
-    assert down
-    assert all("Connection Failed (Cannot connect to host api.maesm.test:443" in line for line in down)
+    assert "the API is down" not in shown.output
     assert "Circuit Open" not in shown.output
+
+
+def test_of_many_parts_only_the_first_are_tried_at_an_address_that_fails_for_good() -> None:
+    with untrusted() as (url, connections):
+        shown = sync(url, "invoices,contacts,items,projects,bills,units,offers,payments", "--concurrency", "1")
+        assert connections == [20]
+    assert last_line(shown).startswith("lamella: 24 of 24 parts failed: Certificate Invalid (127.0.0.1:")
+
+
+@pytest.fixture
+def free_port() -> int:
+    """One that nobody listens at."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def test_a_port_that_nobody_listens_at_ends_the_sync_soon(free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contact, "_PATIENCE", 0.2)
+    monkeypatch.setattr(contact, "_PAUSES", (0.05,))
+    monkeypatch.setattr(options, "Settings", Settings)
+    began = time.monotonic()
+    shown = sync(f"http://127.0.0.1:{free_port}", "invoices,contacts,items,projects")
+    assert 0.2 < time.monotonic() - began < 3
+    assert last_line(shown).startswith("lamella: 12 of 12 parts failed: Connection Failed (Cannot connect to host 127")
+    assert "the API is down" not in shown.output
+    assert "Circuit Open" not in shown.output
+
+
+def test_the_wrong_scheme_ends_the_sync_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contact, "_PATIENCE", 0.2)
+    monkeypatch.setattr(contact, "_PAUSES", (0.05,))
+    with served() as sandbox:
+        shown = sync(sandbox.url.replace("http://", "https://"), "invoices,contacts")
+    assert last_line(shown).startswith("lamella: 6 of 6 parts failed: Certificate Invalid (127.0.0.1:")
+    with untrusted() as (url, _):
+        shown = sync(url.replace("https://", "http://"), "invoices,contacts", "--journal", "other")
+    assert last_line(shown).startswith("lamella: 6 of 6 parts failed: Connection Lost (")
+    assert "the API is down" not in shown.output
+
+
+def test_an_outage_after_an_answer_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that fail end the parts of an address that has never answered, and no others."""
+    monkeypatch.setattr(contact, "_PATIENCE", 0.0)
+    monkeypatch.setattr(maesn, "sync", partial(maesn.sync, patience=0.3))
+    monkeypatch.setattr(Lines, "every", 0.01)
+    answers = ListServer(numbered(1000))
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if len(answers.pages) >= 3 and request.transport is not None:
+            request.transport.abort()
+        return await answers(request)
+
+    with answering(handle) as url:
+        shown = sync(url, "bills", "--concurrency", "1")
+    assert "the API is down: Connection Lost" in shown.stdout
 
 
 def test_an_answer_of_the_api_is_not_repeated_in_the_last_line() -> None:

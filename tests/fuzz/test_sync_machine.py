@@ -178,6 +178,8 @@ class SyncMachine(RuleBasedStateMachine):
         self.opened = AsyncExitStack()
         self.api = Hostile()
         self.folder = tempfile.TemporaryDirectory()
+        self.deleted: set[int] = set()
+        """What the output marks as deleted."""
 
     @initialize(
         way=st.sampled_from(list(WAYS)),
@@ -195,16 +197,19 @@ class SyncMachine(RuleBasedStateMachine):
         self.source = Source("list", WAYS[way], changed="at", since="since", errors="errors", **counted)  # type: ignore[arg-type]
         self.url = self.loop.run_until_complete(self.opened.enter_async_context(serving(self.api)))
 
-    @rule(tricks=TRICKS | LIES, how=st.sampled_from(["", "", "resume", "all"]))
+    @rule(tricks=TRICKS | LIES, how=st.sampled_from(["", "", "resume", "all", "compare"]))
     def night(self, tricks: list[tuple[str, int]], how: str) -> None:
         self.api.tricks = list(tricks)
         before = {row.number: row.text for row in self.api.rows}
         self.api.requests = 0
         for row in self.api.rows:
             row.born = 0
-        part, stored = self.run(resume=how == "resume", since=ALL if how == "all" else None)
+        part, stored = self.run(
+            resume=how == "resume", since=ALL if how == "all" else None, full_every=0 if how == "compare" else None
+        )
         throughout = {row.number: row.text for row in self.api.rows if row.born == 0}
         assert throughout.items() <= before.items()
+        assert self.deleted.isdisjoint(throughout), "what is there is not marked as deleted"
         if part.done and not part.skipped and part.total is not None:
             assert {number: stored.get(number) for number in throughout} == throughout
         assert self.api.requests < 200
@@ -216,6 +221,20 @@ class SyncMachine(RuleBasedStateMachine):
         assert part.done
         if since or self.api.counts:
             assert stored.items() >= {row.number: row.text for row in self.api.rows}.items()
+
+    @rule()
+    def quiet_comparison(self) -> None:
+        """All that the source has is stored, and all else is marked, or it is said that this is not proved."""
+        self.api.tricks = []
+        part, stored = self.run(full_every=0)
+        there = {row.number: row.text for row in self.api.rows}
+        assert part.done
+        assert part.compared == self.api.counts
+        assert stored.items() >= there.items()
+        assert self.deleted.isdisjoint(there)
+        if part.compared:
+            assert self.deleted == stored.keys() - there.keys()
+            assert not part.unmet
 
     @rule(many=st.integers(0, 5), at=st.integers(0, 20))
     def day(self, many: int, at: int) -> None:
@@ -244,9 +263,13 @@ class SyncMachine(RuleBasedStateMachine):
             report = await sync.run(session, {"list": self.source}, journal=journal, output=output, **options)
         [part] = report.parts
         stored = {}
+        self.deleted = set[int]()
         for line in lines_of(output):
             text = line.partition('"record":')[2][:-1]
-            stored[json.loads(text)["id"]] = text
+            number = json.loads(text)["id"]
+            stored[number] = text
+            if '"deleted":' in line.partition('"record":')[0]:
+                self.deleted.add(number)
         return part, stored
 
     def teardown(self) -> None:

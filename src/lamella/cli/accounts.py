@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Final
 
 from lamella.maesn.account import Account
+from lamella.maesn.lists import checked_resource
 
 _NEEDED: Final = ("name", "key")
-_FIELDS: Final = (*_NEEDED, "company_id", "environment_name")
+_FIELDS: Final = (*_NEEDED, "company_id", "environment_name", "without")
 _VARIABLE: Final = "MAESN_ACCOUNT_KEY"
 _NOT_A_HEADER: Final = "must be printable ASCII, as it stands in a header"
 _WHERE: Final = re.compile(r"\(at (?:line (\d+)|(end of document))")
@@ -29,8 +30,9 @@ _TABLE: Final = re.compile(r"""\s*(\[\[|\[)\s*["']?accounts["']?\s*(?:\]\]|\])\s
 def accounts_in(path: Path) -> tuple[Account, ...]:
     """Return the accounts of a file: TOML where its name ends in ``.toml``, else CSV.
 
-    CSV has a header, ``name,key[,company_id,environment_name]``, with commas or semicolons. TOML has a table
+    CSV has a header, ``name,key[,company_id,environment_name,without]``, with commas or semicolons. TOML has a table
     ``[[accounts]]`` with these fields for each account, or one table ``[accounts]`` of names with their keys.
+    ``without`` names the lists that the account's system does not have, with spaces between them.
 
     Raises:
         ValueError: It cannot be read or is not valid: which file, which line, and what.
@@ -105,9 +107,16 @@ def _accounts(rows: Iterator[_Row]) -> Iterator[Account]:
         if first := used.get((key, company, environment)):
             raise _Fault(f"{where}: the same key as in {first}")
         names[name] = used[key, company, environment] = where
-        yield Account(name, key, company, environment)
+        yield Account(name, key, company, environment, _lists(where, fields.get("without", "")))
     if not names:
         raise _Fault("no accounts in it")
+
+
+def _lists(where: str, text: str) -> tuple[str, ...]:
+    try:
+        return tuple(map(checked_resource, re.split(r"[\s,;]+", text.strip()) if text.strip() else ()))
+    except ValueError:  # its message shows the value
+        raise _Fault(f"{where}: without must name lists such as offers, with spaces between them") from None
 
 
 def _fits_header(key: str) -> bool:
@@ -121,7 +130,7 @@ def _csv(text: str) -> Iterator[_Row]:
     line, header = next(lines, (1, []))
     header = [column.lower() for column in header]
     if set(_NEEDED) - set(header) or set(header) - set(_FIELDS) or len(set(header)) < len(header):
-        allowed = "name,key, and perhaps company_id and environment_name, each once"
+        allowed = "name,key, and perhaps company_id and environment_name, each once, and without"
         raise _Fault(f"line {line}: must be the header: {allowed}")
     for line, values in lines:
         if len(values) != len(header):
@@ -164,6 +173,8 @@ def _toml(text: str) -> Iterator[_Row]:
             raise _Fault(f"{where}: must be a table")
         if set(table) - set(_FIELDS):
             raise _Fault(f"{where}: has a field that is none of {', '.join(_FIELDS)}")
+        if isinstance(table.get("without"), list):
+            table["without"] = " ".join(map(str, table["without"])) or " "
         yield where, {field: _string(where, field, value) for field, value in table.items()}
 
 

@@ -101,6 +101,11 @@ def sync(
     lookback: Annotated[
         str | None, _value("TIME", "Read again so long before the last run: 12h, 7d. Else: 5m.")
     ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read whole lists; compare them with the journal.")] = False,
+    full_every: Annotated[str | None, _value("TIME", "The same for lists not read in full for so long: 7d.")] = None,
+    departed: Annotated[
+        str | None, _value("keep|mark|forget", "Records of accounts that are not in the file. Else: keep.")
+    ] = None,
     concurrency: Annotated[str | None, _value("N", "So many pages at a time. Else: four an account.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be read, and send nothing.")] = False,
     otlp: Annotated[str | None, _value("URL", "Send the spans there: http://localhost:4318.")] = None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from lamella import sync
-from lamella.errors import ApiError, LamellaError, TransportError, Unauthorized
+from lamella.errors import ApiError, LamellaError, MethodNotAllowed, NotFound, TransportError, Unauthorized
 from lamella.redaction import redact_text
 from lamella.sync import Part
 
@@ -16,6 +16,7 @@ _LOG_IN_AGAIN: Final = (
     "The end user has to authenticate again, at the URL that GET /auth/{targetSystem} returns; then put the new "
     "account key in the place of the old one"
 )
+_STATE_IT: Final = "or state that the account's system does not have the list: column without of the accounts file"
 _OF_LISTS: Final[dict[type[Exception], tuple[str, str]]] = {
     sync.UnsteadyList: (
         "Unsteady list",
@@ -82,7 +83,11 @@ def reason_of(error: Exception, secrets: Iterable[str] = (), *, of_account: bool
         said = "; ".join(error.validation_errors or error.downstream_errors or error.details)
     elif isinstance(error, TransportError):
         said = error.reason
-    hint = _LOG_IN_AGAIN if of_account and isinstance(error, Unauthorized) else error.rule.hint
+    hint = error.rule.hint
+    if of_account and isinstance(error, Unauthorized):
+        hint = _LOG_IN_AGAIN
+    elif of_account and isinstance(error, NotFound | MethodNotAllowed):
+        hint = f"{hint}, {_STATE_IT}"
     return Reason(what, error.stopped.phrase if error.stopped else "", redact_text(said), hint)
 
 

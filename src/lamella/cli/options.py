@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast, get_args
 from urllib.request import getproxies, proxy_bypass
 
 from yarl import URL
@@ -24,6 +24,7 @@ from lamella.rules import RuleBook
 from lamella.sync.export import check_output
 from lamella.sync.marks import OVERLAP
 from lamella.sync.page import checked_moment
+from lamella.sync.stored import Departed
 
 JOURNAL: Final = Path("lamella-sync.journal")
 
@@ -52,6 +53,8 @@ class Settings:
     since: str | None = None
     resume: bool = False
     lookback: float = OVERLAP
+    full_every: float | None = None  # 0: --verify
+    departed: Departed = "keep"
     proxy: URL | None = field(default=None, repr=False)  # it may have a password
     at_once: int | None = None
     page_size: int = 100
@@ -63,6 +66,11 @@ class Settings:
     def identity(self) -> str:
         """The name of the batch in the journal."""
         return self.batch or f"maesn sync of {str(self.base_url).rstrip('/')}"
+
+    @property
+    def absent(self) -> list[tuple[str, str]]:
+        """The lists that were asked for, and that the accounts' systems do not have: account and resource of each."""
+        return [(each.name, name) for each in self.accounts for name in self.resources if name in each.without]
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -80,6 +88,9 @@ class Options:
     journal: Path | None = None
     since: str | None = None
     lookback: str | None = None
+    verify: bool = False
+    full_every: str | None = None
+    departed: str | None = None
     concurrency: str | None = None
     dry_run: bool = False
     otlp: str | None = None
@@ -92,7 +103,7 @@ class Options:
     def to_go_on(self) -> str:
         """Return the command line that resumes this sync, without a password."""
         otlp = None if self.otlp is None else redact_url(URL(self.otlp))
-        given = asdict(replace(self, otlp=otlp, since=None, dry_run=False, resume=True))
+        given = asdict(replace(self, otlp=otlp, since=None, verify=False, dry_run=False, resume=True))
         words = []
         for name, value in given.items():
             option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
@@ -125,6 +136,8 @@ def settings_of(options: Options, folder: Path) -> Settings:
         since=None if options.since is None else _checked("--since", checked_moment, options.since),
         resume=options.resume,
         lookback=OVERLAP if options.lookback is None else _checked("--lookback", _seconds, options.lookback),
+        full_every=0.0 if options.verify else _full_every(options.full_every),
+        departed="keep" if options.departed is None else _checked("--departed", _departed, options.departed),
         at_once=None if options.concurrency is None else _checked("--concurrency", _at_once, options.concurrency),
     )
 
@@ -146,6 +159,8 @@ def _reject_conflicts(options: Options) -> None:
         raise ValueError("--sandbox brings its own accounts and address: leave --accounts and --base-url out")
     if options.resume and options.since is not None:
         raise ValueError("--since begins a new run, and --resume goes on with the last one: give one of them")
+    if options.verify and (options.resume or options.since is not None or options.full_every is not None):
+        raise ValueError("--verify reads all lists from their beginning: leave --resume, --since and --full-every out")
     if options.dry_run and (options.otlp is not None or options.page is not None):
         raise ValueError("--dry-run sends nothing that --otlp or --report could show: leave them out")
     files: dict[str, str] = {}
@@ -200,6 +215,20 @@ def _seconds(text: str) -> float:
     if found is None:
         raise ValueError(f"must be a duration such as 90s, 30m, 12h or 7d, got {redact_text(text)!r}")
     return float(int(found[1]) * _UNITS[found[2]])
+
+
+def _full_every(text: str | None) -> float | None:
+    found = None if text is None else _checked("--full-every", _seconds, text)
+    if found == 0:
+        raise ValueError("--full-every must be greater than 0: --verify reads everything in this run")
+    return found
+
+
+def _departed(text: str) -> Departed:
+    allowed = get_args(Departed)
+    if text not in allowed:
+        raise ValueError(f"must be one of {', '.join(allowed)}, got {redact_text(text)!r}")
+    return cast(Departed, text)
 
 
 def _at_once(text: str) -> int:

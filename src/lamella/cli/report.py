@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lamella.cli.causes import Cause, reason_of, state_of
+from lamella.cli.remarks import are_all_there, dropped_of
 from lamella.cli.terminal import count, duration, some
 from lamella.errors import LamellaError, TransportError
 from lamella.redaction import redact_text
@@ -42,6 +43,7 @@ class Synced:
     took: float  # seconds
     interrupted: bool = False
     fault: str | None = None  # why the journal or the output could not be written; None: they could
+    departed: tuple[str, ...] = ()  # accounts that the journal had records of, and that are no longer synced
 
     @property
     def exit_code(self) -> int:
@@ -94,40 +96,6 @@ def _in_words(states: Iterable[str]) -> str:
     many = Counter(states)
     names = {"done": "done", "skipped": "done before", "failed": "failed", "open": "not ended"}
     return ", ".join(f"{many[state]:,} {name}" for state, name in names.items() if many[state])
-
-
-def remarks(parts: Sequence[Part], secrets: Sequence[str] = ()) -> Iterator[str]:
-    """Yield what is to be known of the records beside the failures: what is missing or not proved, what was dropped."""
-    open_ = sum(not part.done for part in parts)
-    if open_:
-        yield f"Records are missing: {open_:,} of {count(len(parts), 'part')} {'is' if open_ == 1 else 'are'} not done."
-    gaps = [part for part in parts if part.gap]
-    if gaps:
-        since = some(sorted({str(part.since) for part in gaps}), 1)
-        yield (
-            f"Records that were last changed before {redact_text(since)} were not read, of {count(len(gaps), 'part')}: "
-            "a sync without --since reads them."
-        )
-    if unproved := sum(_is_unproved(part) for part in parts):
-        yield (
-            f"The API gives no total of {count(unproved, 'part')}: they were read to their end, and that all of their "
-            "records are there cannot be proved."
-        )
-    if bad := [text for part in parts for text in part.bad]:
-        yield f"Records were not stored, their pages were: {redact_text(some(bad, _MOST_NAMES), secrets)}."
-    if warnings := list(dict.fromkeys(text for part in parts for text in part.warnings)):
-        yield f"The API warns: {redact_text(some(warnings, _MOST_NAMES), secrets)}."
-    if dropped := [redact_text(name) for name in _dropped(parts)]:
-        names = some(dropped, _MOST_NAMES)
-        yield f"What was stored of {names} was dropped: company_id or environment_name has changed."
-
-
-def _is_unproved(part: Part) -> bool:
-    return part.done and part.total is None
-
-
-def _has_all(parts: Iterable[Part]) -> bool:
-    return all(part.done and not part.gap and not _is_unproved(part) for part in parts)
 
 
 def no_answer(parts: Sequence[Part]) -> str:
@@ -185,16 +153,19 @@ def verdict(checks: Iterable[Check]) -> RenderableType:
     return titled("Checked", table)
 
 
-def where_it_is(output: Path | None, journal: Path | None, parts: Sequence[Part], *, ended: bool) -> RenderableType:
+def where_it_is(
+    output: Path | None, journal: Path | None, parts: Sequence[Part], notes: Iterable[str], *, ended: bool
+) -> RenderableType:
     """Return where the records are, and what is missing there.
 
     Args:
         output: None: there is none.
         journal: None: it is temporary.
         parts: What was to be synced.
+        notes: What else is to be known of the records.
         ended: Whether the sync came to its end, so that the output was written.
     """
-    has_all = ended and _has_all(parts)
+    has_all = ended and are_all_there(parts)
     lines = []
     if output is not None:
         what = "has all records" if has_all else "has what was read" if ended else "was not written"
@@ -202,7 +173,7 @@ def where_it_is(output: Path | None, journal: Path | None, parts: Sequence[Part]
     if journal is not None:
         what = "all records; the next sync reads only what is new" if has_all else "what was read"
         lines.append(f"The journal {redact_text(str(journal))} has {what}.")
-    return titled("Output", *map(Text, (*lines, *remarks(parts))))
+    return titled("Output", *map(Text, (*lines, *notes)))
 
 
 def plan_as_table(parts: Sequence[Part]) -> RenderableType:
@@ -240,7 +211,7 @@ def as_json(
         "took": round(synced.took, 3),
         "interrupted": synced.interrupted,
         "fault": None if synced.fault is None else redact_text(synced.fault, secrets),
-        "complete": _has_all(parts),
+        "complete": are_all_there(parts),
         "gaps": [
             {"account": part.account, "resource": part.resource, "since": part.since} for part in parts if part.gap
         ],
@@ -249,6 +220,21 @@ def as_json(
             {name: value or None for name, value in asdict(cause).items()} | {"accounts": list(cause.accounts)}
             for cause in causes
         ],
+        "comparisons": [
+            {
+                "account": part.account,
+                "resource": part.resource,
+                "proved": part.compared,
+                "missing": part.missing,
+                "missing_ids": [redact_text(text, secrets) for text in part.missing_ids],
+                "deleted": part.deleted,
+                "deleted_ids": [redact_text(text, secrets) for text in part.deleted_ids],
+                "unmet": part.unmet,
+            }
+            for part in parts
+            if part.compared or part.missing or part.deleted or part.unmet
+        ],
+        "departed": list(synced.departed),
         "output": None if output is None else str(output),
         "exit_code": exit_code,
         **({"checks": [check._asdict() for check in checks]} if checks else {}),
@@ -280,12 +266,8 @@ def _of_parts(parts: Sequence[Part], secrets: Sequence[str]) -> _Json:
             }
             for part in parts
         ],
-        "dropped": _dropped(parts),
+        "dropped": dropped_of(parts),
     }
-
-
-def _dropped(parts: Iterable[Part]) -> list[str]:
-    return list(dict.fromkeys(part.account for part in parts if part.dropped))
 
 
 def _error(error: Exception, secrets: Sequence[str]) -> _Json:

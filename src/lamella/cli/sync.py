@@ -30,6 +30,7 @@ from lamella.cli.causes import causes_of
 from lamella.cli.display import Display, Look, display_on
 from lamella.cli.options import Options, Settings, settings_of
 from lamella.cli.progress import Watch
+from lamella.cli.remarks import remarks, remarks_of_run
 from lamella.cli.report import Check, Synced
 from lamella.cli.terminal import count, duration, fail, make_console, show, some, warn
 from lamella.redaction import one_line, redact_text
@@ -115,6 +116,7 @@ async def _plan(settings: Settings) -> tuple[Part, ...]:
             since=settings.since,
             resume=settings.resume,
             lookback=settings.lookback,
+            full_every=settings.full_every,
         )
 
 
@@ -151,7 +153,7 @@ async def run(
             with _interrupted_by_signals(syncing, display):
                 try:
                     done = await syncing
-                    return Synced(done.run, done.resumed, done.parts, done.took)
+                    return Synced(done.run, done.resumed, done.parts, done.took, departed=done.departed)
                 except (asyncio.CancelledError, JournalError, OSError) as exc:
                     if watch.progress is None:
                         raise
@@ -161,7 +163,9 @@ async def run(
                         fault = f"the output cannot be written: {exc.strerror or exc}: {settings.output}"
     found = watch.progress
     took = time.monotonic() - began
-    return Synced(found.run, found.resumed, tuple(found.parts.values()), took, fault is None, fault)
+    return Synced(
+        *(found.run, found.resumed, tuple(found.parts.values()), took, fault is None, fault), departed=found.departed
+    )
 
 
 async def _sync_all(settings: Settings, throttle: Throttle, watch: Watch, provider: TracerProvider | None) -> Report:
@@ -187,6 +191,8 @@ async def _sync_all(settings: Settings, throttle: Throttle, watch: Watch, provid
             since=settings.since,
             resume=settings.resume,
             lookback=settings.lookback,
+            full_every=settings.full_every,
+            departed=settings.departed,
             limit=settings.page_size,
             at_once=settings.at_once,
             on_progress=watch.begun,
@@ -302,7 +308,8 @@ def _tell(console: Console, ended: _Ended, tracing: _Tracing | None) -> int:
     if options.output is not None or options.journal is not None or not options.sandbox:
         has_ended = not synced.interrupted and synced.fault is None
         journal = None if options.sandbox and options.journal is None else settings.journal
-        show(console, report.where_it_is(options.output, journal, synced.parts, ended=has_ended))
+        notes = _notes(settings, synced)
+        show(console, report.where_it_is(options.output, journal, synced.parts, notes, ended=has_ended))
     if checks:
         retried = [] if tracing is None else [trace for trace in tracing.collected.traces if trace.is_retried]
         if retried:
@@ -323,9 +330,16 @@ def _tell(console: Console, ended: _Ended, tracing: _Tracing | None) -> int:
         found = report.as_json(
             synced, causes, output=options.output, exit_code=code, secrets=settings.secrets, checks=checks
         )
+        found["absent"] = [{"account": name, "resource": resource} for name, resource in settings.absent]
         typer.echo(json.dumps(found, indent=2))
     _say_the_last_words(console, ended, code)
     return code
+
+
+def _notes(settings: Settings, synced: Synced) -> Iterator[str]:
+    yield from remarks(synced.parts, settings.secrets)
+    verify, how = settings.full_every == 0, settings.departed
+    yield from remarks_of_run(synced.parts, synced.departed, how, settings.absent, verify=verify)
 
 
 def _write_page(console: Console, path: Path, ended: _Ended, collected: Collector) -> int:
@@ -339,7 +353,7 @@ def _write_page(console: Console, path: Path, ended: _Ended, collected: Collecto
     )
     page = Page(
         title=f"run {synced.run}",
-        about=" ".join((about, *report.remarks(synced.parts))),
+        about=" ".join((about, *_notes(settings, synced))),
         totals=tuple(report.totals(synced, collected)),
         causes=causes_of(synced.parts, settings.secrets),
         checks=ended.checks,

@@ -33,6 +33,8 @@ class Account:
     """For the target systems that have several companies in one account."""
     environment_name: str | None = None
     """For the target systems that have environments."""
+    without: tuple[str, ...] = ()
+    """Lists that its target system does not have, such as ``("offers",)``: a sync does not ask for them."""
 
     def __post_init__(self) -> None:
         if not self.name.strip() or not self.name.isprintable():

@@ -20,6 +20,7 @@ from lamella.maesn.account import Account, account
 from lamella.maesn.rules import RULES
 from lamella.sync import Numbered, Page, Part, Progress, Report, Source
 from lamella.sync.marks import OVERLAP
+from lamella.sync.stored import Departed
 
 PAGE_LIMITS: Final = (5, 10, 20, 50, 100)
 """The page sizes that the API accepts."""
@@ -42,6 +43,8 @@ class SyncOptions(TypedDict, total=False):
     since: datetime | str | None
     resume: bool
     lookback: float
+    full_every: float | None
+    departed: Departed
     at_once: int | None
     at_once_per_account: int
     patience: float | None
@@ -139,7 +142,9 @@ async def sync(
         limit: How many records a page holds: 5, 10, 20, 50 or 100.
     """
     lists, named = _sources(resources, limit), _named(accounts)
-    return await syncing.run(session, lists, named, journal=journal, identity=_identity, **options)
+    return await syncing.run(
+        session, lists, named, journal=journal, absent=_absent(named), identity=_identity, **options
+    )
 
 
 async def plan(
@@ -151,11 +156,20 @@ async def plan(
     since: datetime | str | None = None,
     resume: bool = False,
     lookback: float = OVERLAP,
+    full_every: float | None = None,
 ) -> tuple[Part, ...]:
     """Return the parts that :func:`sync` would begin with: :func:`lamella.sync.plan`. It sends and writes nothing."""
     lists, named = _sources(resources, limit), _named(accounts)
     return await syncing.plan(
-        lists, named, journal=journal, since=since, resume=resume, lookback=lookback, identity=_identity
+        lists,
+        named,
+        journal=journal,
+        since=since,
+        resume=resume,
+        lookback=lookback,
+        full_every=full_every,
+        absent=_absent(named),
+        identity=_identity,
     )
 
 
@@ -188,6 +202,10 @@ def _params(caller: Account | _Caller) -> dict[str, str | None]:
 
 def _identity(of: Account) -> str:
     return json.dumps([of.company_id or None, of.environment_name or None])  # an empty value is not sent, like None
+
+
+def _absent(accounts: Mapping[str, Account]) -> set[tuple[str, str]]:
+    return {(name, resource) for name, each in accounts.items() for resource in each.without}
 
 
 def _sources(resources: Iterable[str], limit: int) -> dict[str, Source]:

@@ -19,6 +19,7 @@ from lamella.cookies import renew_cookies
 from lamella.credentials import REFUSED
 from lamella.errors import ConnectFailed, ConnectionLost, ConnectTimeout, LamellaError
 from lamella.pipeline import Again, Result
+from lamella.retry.connecting import connects_once
 from lamella.retry.deadline import AttemptLimit
 from lamella.retry.judge import Judge, Settings
 from lamella.retry.report import add_event, out_of_time
@@ -171,13 +172,17 @@ class Loop:
         )
         testing = stamina.is_testing()
         key = settings.rules.idempotency_key
+        number = len(call.records) - self._last.repeats
+        attempts = settings.attempts
+        if isinstance(error, ConnectFailed) and connects_once():
+            attempts = number
         decision = decide(
             error.rule,
             error.outcome,
-            number=len(call.records) - self._last.repeats,
+            number=number,
             same=self._last.same,
             # In its test mode stamina sets the attempts, and takes the waits out.
-            attempts=None if testing else settings.attempts,
+            attempts=None if testing else attempts,
             method=call.request.method,
             replayable=is_replayable(call, sent=not isinstance(error, ConnectFailed)),
             # To the clock's last digit it may be a little before the deadline that ended it.

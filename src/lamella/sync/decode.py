@@ -145,6 +145,11 @@ def microseconds(value: object) -> int | None:
     return None
 
 
+def text_of(moment: int) -> str:
+    """Return a moment in microseconds since 1970 as ISO 8601, in UTC."""
+    return (EPOCH + moment * MICROSECOND).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def _updated(values: Iterable[object]) -> int | None:
     return next((found for found in map(microseconds, values) if found is not None and found >= _EARLIEST), None)
 

@@ -12,10 +12,12 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from lamella import whole_file
 from lamella.batch import Journal
+from lamella.sync.decode import text_of
+from lamella.sync.stored import has_table
 from lamella.threads import run_to_its_end
 
 _ROWS: Final = 1000
@@ -29,23 +31,27 @@ _PAGE: Final = (
     "SELECT account, resource, id, record FROM sync_records"
     " WHERE (account, resource, id) > (?, ?, ?) ORDER BY account, resource, id LIMIT ?"
 )
+_MARKED_PAGE: Final = (
+    "SELECT r.account, r.resource, r.id, r.record, coalesce(d.deleted, a.departed) FROM sync_records r"
+    " LEFT JOIN sync_deleted d ON d.account = r.account AND d.resource = r.resource AND d.id = r.id"
+    " LEFT JOIN sync_departed a ON a.account = r.account"
+    " WHERE (r.account, r.resource, r.id) > (?, ?, ?) ORDER BY r.account, r.resource, r.id LIMIT ?"
+)
 
 _HEAD: Final = 72
 """Bytes of an SQLite file up to the end of its application_id, which a journal has."""
 
 
-class _Row(NamedTuple):
-    account: str
-    resource: str
-    id: str
-    record: str
+_COLUMNS: Final = ("account", "resource", "id", "record", "deleted")
+_Row = tuple[str | None, ...]
+"""The values of these columns; without the last one where no sync has begun in the journal."""
 
-
-_BEFORE_ALL: Final = _Row("", "", "", "")
+_BEFORE_ALL: Final = ("", "", "")
 """No account has an empty name."""
 
 _Write = Callable[[list[_Row]], object]
-_Format = Callable[[Path], AbstractContextManager[_Write]]
+_Format = Callable[[Path, tuple[str, ...]], AbstractContextManager[_Write]]
+"""Opens a file with these columns."""
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
@@ -69,7 +75,10 @@ async def export(journal: Journal, path: str | os.PathLike[str]) -> int:
 
     - ``.jsonl``, ``.ndjson``: an object a line, ``{"account": …, "resource": …, "id": …, "record": {…}}``.
     - ``.sqlite``, ``.sqlite3``, ``.db``: a table ``records``, and a view of it for each resource (``invoices``, …).
-    - ``.parquet``: four columns of strings. It needs pyarrow: ``pip install 'lamella[parquet]'``.
+    - ``.parquet``: columns of strings. It needs pyarrow: ``pip install 'lamella[parquet]'``.
+
+    A record that is deleted at the API has a moment in ``deleted``, since when that is known (ISO 8601): a column of
+    tables, null for all others, and a field of those lines alone. The views leave these records out.
 
     A reader sees the old file or the new one, never a part; if the export fails or is cancelled, the old one stays. A
     new file can be read by its owner only (mode 0600); one that replaces another has the mode of that. The records are
@@ -86,12 +95,16 @@ async def export(journal: Journal, path: str | os.PathLike[str]) -> int:
         lamella.batch.JournalError: The journal cannot be read.
     """
     thread = ThreadPoolExecutor(1, thread_name_prefix="lamella-export")
-    file, count, last = ExitStack(), 0, _BEFORE_ALL
+    file, count = ExitStack(), 0
     try:
-        write = await run_to_its_end(thread, file.enter_context, _file(path))
-        while rows := await journal.read(partial(_read, after=last)):
+        await run_to_its_end(thread, _check_target, path)
+        rows = await journal.read(partial(_read, after=_BEFORE_ALL))
+        columns = _COLUMNS[: len(rows[0]) if rows else None]
+        write = await run_to_its_end(thread, file.enter_context, _file(path, columns))
+        while rows:
             await run_to_its_end(thread, write, rows)
-            count, last = count + len(rows), rows[-1]
+            count += len(rows)
+            rows = await journal.read(partial(_read, after=rows[-1]))
         await run_to_its_end(thread, file.close)
     except BaseException as exc:
         await run_to_its_end(thread, file.__exit__, type(exc), exc, exc.__traceback__)
@@ -157,12 +170,12 @@ def _read(db: sqlite3.Connection, after: _Row) -> list[_Row]:
     """Return the next records, up to the size of a page, and at least one if there are any."""
     rows: list[_Row] = []
     size = 0
-    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'sync_records'").fetchone():
+    if not has_table(db, "sync_records"):
         return rows
-    with closing(db.execute(_PAGE, (*after[:3], _ROWS))) as found:
-        for row in map(_Row._make, found):
-            rows.append(row)
-            size += len(row.record)
+    with closing(db.execute(_MARKED_PAGE if has_table(db, "sync_deleted") else _PAGE, (*after[:3], _ROWS))) as found:
+        for row in found:
+            rows.append(row if row[-1] is None or len(row) < len(_COLUMNS) else (*row[:-1], text_of(row[-1])))
+            size += len(row[3])
             if size >= _PAGE_SIZE:
                 break
     return rows
@@ -172,18 +185,18 @@ def _read(db: sqlite3.Connection, after: _Row) -> list[_Row]:
 
 
 @contextmanager
-def _file(path: str | os.PathLike[str]) -> Iterator[_Write]:
+def _file(path: str | os.PathLike[str], columns: tuple[str, ...]) -> Iterator[_Write]:
     """Yield a function that writes rows to a new file; at the end the file replaces *path*."""
     writing = _format_of(path)
     with whole_file.replacing(path, mode=whole_file.PRIVATE) as temporary:
         _check_target(path)
-        with writing(temporary) as write:
+        with writing(temporary, columns) as write:
             yield write
         _check_target(path)  # again: meanwhile another process may have opened it
 
 
 @contextmanager
-def _jsonl(path: Path) -> Iterator[_Write]:
+def _jsonl(path: Path, _: tuple[str, ...]) -> Iterator[_Write]:
     with path.open("wb") as file:
         yield lambda rows: file.write("".join(map(_line, rows)).encode())
 
@@ -195,9 +208,11 @@ _BREAKS: Final = {char: json.dumps(char)[1:-1] for char in "\x85\u2028\u2029"}
 
 
 def _line(row: _Row) -> str:
+    account, resource, name, record, *mark = row
+    deleted = f'"deleted":"{mark[0]}",' if mark and mark[0] else ""
     line = (
-        f'{{"account":{_quoted(row.account)},"resource":{_quoted(row.resource)},"id":{_quoted(row.id)},'
-        f'"record":{row.record}}}\n'
+        f'{{"account":{_quoted(account)},"resource":{_quoted(resource)},"id":{_quoted(name)},'
+        f'{deleted}"record":{record}}}\n'
     )
     if not line.isascii():
         for char, escape in _BREAKS.items():
@@ -208,25 +223,27 @@ def _line(row: _Row) -> str:
 # With rowid, like the journal's table of items. The index also sorts the records of a resource by account and id.
 _TABLE: Final = (
     "CREATE TABLE records (account TEXT NOT NULL, resource TEXT NOT NULL, id TEXT NOT NULL, record TEXT NOT NULL,"
-    " PRIMARY KEY (account, resource, id))"
+    "{} PRIMARY KEY (account, resource, id))"
 )
 _INDEX: Final = "CREATE INDEX records_by_resource ON records (resource)"
 
 
 @contextmanager
-def _sqlite(path: Path) -> Iterator[_Write]:
+def _sqlite(path: Path, columns: tuple[str, ...]) -> Iterator[_Write]:
     # No other process uses the file, and it is deleted if anything fails: no locks, no journal, no waits for the disk.
     with closing(sqlite3.connect(f"{path.as_uri()}?nolock=1", uri=True, isolation_level=None)) as db:
         with _sqlite_errors():
             db.execute("PRAGMA journal_mode = OFF")
             db.execute("PRAGMA synchronous = OFF")
             db.execute("BEGIN")
-            db.execute(_TABLE)
+            db.execute(_TABLE.format(" deleted TEXT," if "deleted" in columns else ""))
             db.execute(_INDEX)
+
+        places = ", ".join("?" * len(columns))
 
         @_sqlite_errors()
         def write(rows: list[_Row]) -> None:
-            db.executemany("INSERT INTO records VALUES (?, ?, ?, ?)", rows)
+            db.executemany(f"INSERT INTO records ({', '.join(columns)}) VALUES ({places})", rows)  # noqa: S608 - ours
 
         yield write
         with _sqlite_errors():
@@ -236,12 +253,13 @@ def _sqlite(path: Path) -> Iterator[_Write]:
 
 def _make_views(db: sqlite3.Connection) -> None:
     """Create a view for each resource that is a plain word, unless the name is taken; SQLite ignores its case."""
+    is_marked = any(name == "deleted" for _, name, *_ in db.execute("PRAGMA table_info(records)"))
     for (resource,) in db.execute("SELECT DISTINCT resource FROM records ORDER BY resource").fetchall():
         taken = db.execute("SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE", (resource,)).fetchone()
         if not taken and resource.isascii() and resource.isalnum():
             db.execute(
                 f'CREATE VIEW "{resource}" AS SELECT account, id, record FROM records'  # noqa: S608 - a plain word
-                f" WHERE resource = '{resource}'"
+                f" WHERE resource = '{resource}'{' AND deleted IS NULL' if is_marked else ''}"
             )
 
 
@@ -256,17 +274,17 @@ def _sqlite_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _parquet(path: Path) -> Iterator[_Write]:
+def _parquet(path: Path, columns: tuple[str, ...]) -> Iterator[_Write]:
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
-    schema = pa.schema([pa.field(name, pa.string(), nullable=False) for name in _Row._fields])
+    schema = pa.schema([pa.field(name, pa.string(), nullable=name == "deleted") for name in columns])
     held: list[pa.RecordBatch] = []
     is_empty = True
 
     def write(rows: list[_Row]) -> None:
-        columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
-        held.append(pa.record_batch(columns, schema=schema))
+        arrays = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+        held.append(pa.record_batch(arrays, schema=schema))
         if sum(batch.nbytes for batch in held) >= _GROUP_SIZE:
             write_group()
 
@@ -283,7 +301,7 @@ def _parquet(path: Path) -> Iterator[_Write]:
             file,
             schema,
             compression="zstd",
-            use_dictionary=["account", "resource"],  # pyright: ignore[reportArgumentType] - pyarrow has no types
+            use_dictionary=[name for name in columns if name in {"account", "resource", "deleted"}],  # pyright: ignore[reportArgumentType] - pyarrow has no types
             write_statistics=["account", "resource", "id"],  # pyright: ignore[reportArgumentType]
         ) as writer,
     ):

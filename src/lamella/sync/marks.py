@@ -7,17 +7,30 @@ the high-water mark together with the last page.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from lamella.sync.decode import EPOCH, MICROSECOND, microseconds
+from lamella.sync.decode import microseconds, text_of
 from lamella.sync.errors import BadRecord, EmptyPage, IncompleteList, RepeatedPage, UnsteadyList
 from lamella.sync.lists import MOST_EMPTY
 from lamella.sync.page import Page, greater
 from lamella.sync.source import Source
-from lamella.sync.stored import TABLES, adopt, count_change, has_table, of_others, put
+from lamella.sync.stored import (
+    TABLES,
+    Departed,
+    absent,
+    adopt,
+    drop,
+    has_table,
+    mark_deleted,
+    of_others,
+    put,
+    settle_departed,
+)
+from lamella.sync.walk import Walk, count_pages, forget_pages, load, prepare, save
 
 _MOST_WALKS: Final = 3
 """How often a list is read that changes while it is read, or is incomplete."""
@@ -40,6 +53,8 @@ class Ask(NamedTuple):
     since: str | None = None  # for a new run; None: from the mark of each list on
     resume: bool = False
     lookback: float = OVERLAP
+    full_before: int | None = None  # a list is read from its beginning if that was last done before this moment
+    departed: Departed = "keep"
     made: Mapping[tuple[str, str], str] = MappingProxyType({})
     """What the records are made of, by account and resource; of a whole account, where the resource is empty."""
 
@@ -64,47 +79,12 @@ class Position:
     error: IncompleteList | None = None  # why the list is not complete: the mark has not moved
     bad: tuple[BadRecord, ...] = ()  # records of the page that could not be stored
     warnings: tuple[str, ...] = ()  # of the page
-
-
-@dataclass(slots=True)
-class _Walk:
-    """One reading of a list: its row of sync_parts. Moments are in microseconds since the epoch."""
-
-    run: int
-    page_size: int
-    since: str | None
-    walk: int
-    walks: int = 1  # how often the list was read in this run
-    began: int | None = None  # the API's time at the first answer
-    highest: int | None = None  # the newest change that was read
-    total: int | None = None  # the greatest number of records that the API has stated
-    pages: int | None = None  # the greatest number of pages that it has stated; of a chain, how many there are
-    unsteady: str | None = None  # how the list has moved while it was read
-    changed: int = 0  # records of this run that were new, or not as they were
-    ended: bool = False
-    mark: int | None = None  # the moment up to which all is stored
-    gap: bool = False  # records between the mark and `since` are left out
-    read: int = 0  # how many records its pages hold
-    largest: int = 0  # how many records the largest page holds
-    seen: int = 0  # how many different records there are
-    old: int = 0  # how many of these were there before it began, as far as known
-    undated: int = 0  # how many of the others do not say when they were changed
-    dated: bool = False  # whether any record says so
-    first: int | None = None  # the total by page 1
-    more: int = 0  # how many pages beyond the last one are read, since records are missing
-    repeated: int | None = None  # a page that brought no new record
-    empty: int = 0  # how many pages in a row were empty, of a chain
-    bad: str | None = None  # the first record that could not be stored
-
-
-_COLUMNS: Final = [field.name for field in fields(_Walk)]
-_TABLES: Final = (
-    f"""CREATE TABLE IF NOT EXISTS sync_parts (account TEXT NOT NULL, resource TEXT NOT NULL,
-    {", ".join(_COLUMNS)}, PRIMARY KEY (account, resource))""",
-    # The pages of the walk that are stored; `token` leads to the next one.
-    """CREATE TABLE IF NOT EXISTS sync_pages (account TEXT NOT NULL, resource TEXT NOT NULL, page INTEGER NOT NULL,
-    token TEXT, PRIMARY KEY (account, resource, page)) WITHOUT ROWID""",
-)
+    compared: bool = False  # it is proved which of the stored records the API has
+    missing: int = 0  # records that an earlier run should have stored
+    deleted: int = 0  # records that were marked as deleted
+    unmet: int = 0  # stored records that were not read, where it is not proved that they are deleted
+    missing_ids: tuple[str, ...] = ()  # of the page
+    deleted_ids: tuple[str, ...] = ()  # of the page
 
 
 def look(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[int, bool, list[Position]]:
@@ -136,26 +116,25 @@ def begin(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[i
     list that is made of something else now is dropped.
     """
     adopt(db)
-    for table in (*TABLES, *_TABLES):
+    for table in TABLES:
         db.execute(table)
+    prepare(db)
     run, resumed, positions = look(db, wanted, ask)
     others = of_others(db, ask.made)
-    for name in ("sync_records", "sync_parts", "sync_pages"):
-        sql = f"DELETE FROM {name} WHERE account = ? AND ? IN ('', resource)"  # noqa: S608 - our own names
-        db.executemany(sql, others)
-    if others:
-        count_change(db)
+    drop(db, others)
+    settle_departed(db, {account for account, _ in (*wanted, *ask.made)}, ask.departed, int(time.time() * 1_000_000))
     db.executemany(
         "INSERT OR REPLACE INTO sync_made VALUES (?, ?, ?)", [(*key, made) for key, made in ask.made.items()]
     )
     for number, (each, position) in enumerate(zip(wanted, positions, strict=True)):
         if not position.walk:
-            last = _load(db, each)
-            mark, before = (None, 0) if last is None else (last.mark, last.walk)
+            last = load(db, each)
             page_size = ask.sources[each.resource].pages.page_size
-            walk = _Walk(run, page_size, position.since, before + 1, mark=mark, gap=position.gap)
-            _forget_pages(db, each)
-            _save(db, each, walk)
+            walk = Walk(run, page_size, position.since, 1, gap=position.gap, verify=_is_due(last, ask))
+            if last is not None:
+                walk.walk, walk.mark, walk.full, walk.exact = last.walk + 1, last.mark, last.full, last.exact
+            forget_pages(db, each)
+            save(db, each, walk)
             positions[number] = replace(_position(db, each, walk), dropped=position.dropped)
     return run, resumed, positions
 
@@ -179,15 +158,18 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source:
 
     After the last page move the mark, or begin another walk if records are missing.
     """
-    walk = _load(db, each)
+    walk = load(db, each)
     if walk is None:
         raise LookupError(f"{each} was not begun")
     if walk.walk != number or walk.ended:
         return _position(db, each, walk)  # the page is of an earlier walk, or the list is complete without it
     answered, what = int(page.answered * 1_000_000), f"page {page.number} of {source.name}"
     walk.began = _lesser(walk.began, answered)
-    result = put(db, each, page.records, walk=number, page=what, began=walk.began)
+    mark = walk.mark if walk.since is None else None
+    result = put(db, each, page.records, walk=number, page=what, began=walk.began, mark=mark)
     walk.changed += result.changed
+    walk.missing += len(result.missing)
+    walk.fresh += result.fresh
     # A record that does not say when it was changed counts as changed when it was read.
     for record in page.records:
         walk.dated = walk.dated or record.updated is not None
@@ -209,21 +191,27 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source:
         walk.repeated = page.number
     _count_in(db, each, walk, page, source)
     error = _end(db, each, walk, source, may_go_on=bool(many))
+    gone: tuple[str, ...] = ()
+    if error is None and walk.since is None and walk.has_ended:
+        error, gone = _compare(db, each, walk, source, may_go_on=bool(many))
     if error is not None:
         again = walk.walks < _MOST_WALKS and not isinstance(error, BadRecord)
-        walk = _Walk(
-            *(walk.run, walk.page_size, walk.since, walk.walk + 1, walk.walks + 1 if again else 1),
-            changed=walk.changed,
-            mark=walk.mark,
-            gap=walk.gap,
-        )
+        walk = walk.again(walks=walk.walks + 1 if again else 1)
         error = None if again else error  # the last one: the next run reads the list again
-        _forget_pages(db, each)
-    _save(db, each, walk)
-    return replace(_position(db, each, walk), error=error, bad=bad, warnings=page.warnings, token=page.token)
+        forget_pages(db, each)
+    save(db, each, walk)
+    return replace(
+        _position(db, each, walk),
+        error=error,
+        bad=bad,
+        warnings=page.warnings,
+        token=page.token,
+        missing_ids=tuple(result.missing),
+        deleted_ids=gone,
+    )
 
 
-def _count_in(db: sqlite3.Connection, each: Wanted, walk: _Walk, page: Page, source: Source) -> None:
+def _count_in(db: sqlite3.Connection, each: Wanted, walk: Walk, page: Page, source: Source) -> None:
     """Record that a page is stored, and what its answer says about the list."""
     many = len(page.records) + len(page.bad)
     total_pages = None if page.total_pages is None else max(1, page.total_pages)
@@ -231,6 +219,7 @@ def _count_in(db: sqlite3.Connection, each: Wanted, walk: _Walk, page: Page, sou
         # When a record has gone, those after it have moved up, perhaps to a page that had been read.
         walk.unsteady = walk.unsteady or f"page {page.number} counts less than a page before"
     walk.total = greater(walk.total, page.total)
+    walk.least = walk.least if page.total is None else _lesser(walk.least, page.total)
     is_stored = True
     if not source.pages.parallel:
         walk.pages = page.number if page.token is None else None
@@ -251,23 +240,21 @@ def _count_in(db: sqlite3.Connection, each: Wanted, walk: _Walk, page: Page, sou
         db.execute("INSERT OR IGNORE INTO sync_pages VALUES (?, ?, ?, ?)", (*each, page.number, page.token))
 
 
-def _end(
-    db: sqlite3.Connection, each: Wanted, walk: _Walk, source: Source, *, may_go_on: bool
-) -> IncompleteList | None:
+def _end(db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, may_go_on: bool) -> IncompleteList | None:
     """Move the mark if the walk has brought all records; return an error if it ends without them.
 
     Where it has read all pages, and fewer records than the API counts, or more, so that the count is wrong, it goes on
     with more pages, unless the last one was empty (*may_go_on* is False).
     """
     total, name = walk.total, source.name
-    has_all = _has_all(walk)
+    has_all = walk.has_all
     if walk.repeated is not None:
         if total is None or not has_all:
             return RepeatedPage(name, walk.repeated)
     elif walk.empty > MOST_EMPTY:
-        return EmptyPage(name, _stored(db, each), None, None)
+        return EmptyPage(name, count_pages(db, each), None, None)
     else:
-        stored = _stored(db, each)
+        stored = count_pages(db, each)
         if walk.pages is None or stored < walk.pages + walk.more:
             return None
         if may_go_on and source.pages.parallel and not walk.unsteady and total is not None:
@@ -290,27 +277,49 @@ def _end(
     return None
 
 
-def _has_all(walk: _Walk) -> bool:
-    """Return whether the walk has read as many records as were there when it began, as far as the API counts.
+def _compare(
+    db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, may_go_on: bool
+) -> tuple[IncompleteList | None, tuple[str, ...]]:
+    """Mark the stored records that the API no longer has, as far as the walk proves it; return which they are.
 
-    Records that are new since then do not stand in for others; where none has a date, they cannot be told apart. Where
-    more old ones were read than page 1 counted, its count is wrong.
+    The error, if there is one, means that the list has to be read once more to prove it of others. Where the last page
+    is full, the count may be too low: the walk goes on with the page after it, unless that was empty (*may_go_on* is
+    False).
     """
-    if walk.total is None:
-        return True
-    old = walk.old + (0 if walk.dated else walk.undated)
-    return walk.seen >= walk.total if walk.first is None or old > walk.first else old == walk.first
+    met, names = absent(db, each, walk.walk)
+    is_exact = walk.is_exact(met)
+    deleted = [name for name, last in names if is_exact and walk.is_deleted(last)]
+    stored = count_pages(db, each)
+    if deleted and may_go_on and source.pages.parallel and walk.seen == stored * walk.largest:
+        walk.ended, walk.more = False, stored + 1 - (walk.pages or 0)
+        return None, ()
+    walk.full, walk.exact = walk.began, walk.walk if is_exact else walk.exact
+    walk.deleted += len(deleted)
+    walk.unmet = len(names) - len(deleted)
+    walk.compared = is_exact and not walk.unmet
+    if deleted:
+        mark_deleted(db, each, deleted, walk.began or 0)
+    is_open = is_exact and walk.unmet and walk.verify and walk.walks < _MOST_WALKS
+    return UnsteadyList(source.name, readings=walk.walks) if is_open else None, tuple(deleted)
+
+
+def _is_due(walk: Walk | None, ask: Ask) -> bool:
+    """Return whether a list is to be read from its beginning, and compared."""
+    if ask.full_before is None or ask.since is not None:
+        return False
+    return walk is None or walk.full is None or walk.full < ask.full_before
 
 
 def _start(db: sqlite3.Connection, each: Wanted, ask: Ask, run: int) -> Position:
     """Return where a list stands at the beginning of *run*."""
-    walk, source = _load(db, each), ask.sources[each.resource]
+    walk, source = load(db, each), ask.sources[each.resource]
     if walk is None:
         return _unread(ask.since)
     if walk.run != run:
         since = ask.since
-        if since is None and walk.mark is not None and source.since is not None and source.dates:
-            since = _text(walk.mark - int(ask.lookback * 1_000_000))
+        can_go_on = source.since is not None and source.dates and not _is_due(walk, ask)
+        if since is None and walk.mark is not None and can_go_on:
+            since = text_of(walk.mark - int(ask.lookback * 1_000_000))
         return _unread(since, walk.mark)
     if walk.ended:
         return replace(_position(db, each, walk), skipped=True)
@@ -324,39 +333,23 @@ def _unread(since: str | None, mark: int | None = None) -> Position:
     return Position(0, since, 0, None, 0, ended=False, gap=start is not None and (mark is None or mark < start))
 
 
-def _position(db: sqlite3.Connection, each: Wanted, walk: _Walk) -> Position:
+def _position(db: sqlite3.Connection, each: Wanted, walk: Walk) -> Position:
     return Position(
         walk.walk,
         walk.since,
-        _stored(db, each),
+        count_pages(db, each),
         None if walk.pages is None else walk.pages + walk.more,
         walk.changed,
-        bool(walk.ended),
+        walk.has_ended,
         total=walk.total,
         largest=walk.largest,
         more=walk.more,
         gap=bool(walk.gap),
+        compared=bool(walk.compared),
+        missing=walk.missing,
+        deleted=walk.deleted,
+        unmet=walk.unmet,
     )
-
-
-def _load(db: sqlite3.Connection, each: Wanted) -> _Walk | None:
-    sql = f"SELECT {', '.join(_COLUMNS)} FROM sync_parts WHERE account = ? AND resource = ?"  # noqa: S608 - our own names
-    row = db.execute(sql, each).fetchone()
-    return None if row is None else _Walk(*row)
-
-
-def _save(db: sqlite3.Connection, each: Wanted, walk: _Walk) -> None:
-    places = ", ".join("?" * (2 + len(_COLUMNS)))
-    db.execute(f"INSERT OR REPLACE INTO sync_parts VALUES ({places})", (*each, *astuple(walk)))  # noqa: S608 - as above
-
-
-def _forget_pages(db: sqlite3.Connection, each: Wanted) -> None:
-    db.execute("DELETE FROM sync_pages WHERE account = ? AND resource = ?", each)
-
-
-def _stored(db: sqlite3.Connection, each: Wanted) -> int:
-    [stored] = db.execute("SELECT count(*) FROM sync_pages WHERE account = ? AND resource = ?", each).fetchone()
-    return int(stored)
 
 
 def _is_less(one: int | None, other: int | None) -> bool:
@@ -365,7 +358,3 @@ def _is_less(one: int | None, other: int | None) -> bool:
 
 def _lesser(one: int | None, other: int) -> int:
     return other if one is None else min(one, other)
-
-
-def _text(moment: int) -> str:
-    return (EPOCH + moment * MICROSECOND).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -44,6 +44,20 @@ class Part:
     """What the API has said beside the records; the first ten."""
     bad: tuple[str, ...] = ()
     """Records that could not be stored, each with its page and position; the first ten."""
+    compared: bool = False
+    """The whole list was read, and it is proved which of the stored records the API has: it counts as many different
+    records as were read, in each of its answers. Stored records that it no longer has are marked as deleted."""
+    missing: int = 0
+    """How many records a reading of the whole list has brought that an earlier run should have: by their date of
+    change they are older than its mark."""
+    missing_ids: tuple[str, ...] = ()
+    """The first ten of them."""
+    deleted: int = 0
+    """How many records were marked as deleted, since the API no longer has them."""
+    deleted_ids: tuple[str, ...] = ()
+    """The first ten of them."""
+    unmet: int = 0
+    """How many stored records a reading of the whole list did not bring, without a proof that they are deleted."""
     dropped: bool = False
     """What was stored for the account was of another company, or of another list: the run drops it when it begins,
     and reads it again."""
@@ -52,10 +66,20 @@ class Part:
 class Progress:
     """How far a sync has come; the same object all the time, which changes."""
 
-    def __init__(self, run: int, parts: Iterable[Part], batch: Batch[Any, Any], *, resumed: bool) -> None:
+    def __init__(
+        self,
+        run: int,
+        parts: Iterable[Part],
+        batch: Batch[Any, Any],
+        *,
+        resumed: bool,
+        departed: tuple[str, ...] = (),
+    ) -> None:
         self.run = run
         """The run's number in its journal, from 1."""
         self.resumed = resumed
+        self.departed = departed
+        """The accounts that the journal had records of when the run began, and that are no longer synced."""
         self.changed: Part | None = None
         """The part that has changed last. None at the beginning."""
         self._parts = {(part.account, part.resource): part for part in parts}
@@ -86,6 +110,8 @@ class Report:
     parts: tuple[Part, ...]
     took: float
     """Seconds."""
+    departed: tuple[str, ...] = ()
+    """The accounts that the journal had records of when the run began, and that are no longer synced."""
 
     @property
     def done(self) -> bool:
@@ -125,5 +151,9 @@ def part_of(wanted: Wanted, position: Position) -> Part:
         skipped=position.skipped,
         gap=position.ended and position.gap,
         total=position.total,
+        compared=position.ended and position.compared,
+        missing=position.missing,
+        deleted=position.deleted,
+        unmet=position.unmet,
         dropped=position.dropped,
     )

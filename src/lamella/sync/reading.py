@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import aiohttp
 import anyio
+from yarl import URL
 
 from lamella.batch import AccountStopped, ItemOutcome, Journal
 from lamella.errors import LamellaError
+from lamella.sync.contact import Contact
 from lamella.sync.errors import AnswerFailed, BadRecord, EmptyPage
 from lamella.sync.marks import Position, Wanted, store
 from lamella.sync.page import List, Place, read_filled
@@ -22,7 +25,7 @@ _OF_ONE_PAGE: Final = (LamellaError, EmptyPage, AnswerFailed, BadRecord)
 """Errors that need not concern the other pages of the list."""
 
 _MOST_TOLD: Final = 10
-"""How many warnings and bad records of a list are reported."""
+"""How many warnings, bad records and ids of a list are reported."""
 
 
 class ListToRead:
@@ -32,12 +35,15 @@ class ListToRead:
         self.wanted = wanted
         self.position = position
         self.part: Part = part_of(wanted, position)
-        self.warnings: dict[str, None] = {}
-        self.bad: dict[str, None] = {}
+        self.told: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        """Warnings, bad records, ids: by the field of Part that has the first of them."""
         self.known = 0
         """The last page that is to be read, as far as known."""
         self.is_over = False
         """Whether no more of its pages are to be read."""
+        url = URL(source.url)
+        self.origin: str = str(url.origin()) if url.absolute else ""
+        """Of its URL. Empty: that of the session's base URL."""
         self.list: List = List(source, account, position.since, raw=True)
 
 
@@ -105,6 +111,7 @@ class Reading:
         self._session = session
         self._journal = journal
         self._on_progress = on_progress
+        self._contacts: defaultdict[str, Contact] = defaultdict(Contact)
         self.pages: PageSource = PageSource()
 
     def begin(self, progress: Progress) -> None:
@@ -122,7 +129,8 @@ class Reading:
             self._change(of, replace(of.part, running=of.part.running + 1))
         # Without a total of records, how many are on the pages before says nothing.
         parallel = of.list.source.pages.parallel
-        found = await read_filled(
+        read = partial(
+            read_filled,
             self._session,
             of.list,
             page.place,
@@ -130,6 +138,7 @@ class Reading:
             total_pages=None if position.pages is None else position.pages - position.more,
             total=position.total,
         )
+        found = await self._contacts[of.origin].read(read)
         return await self._journal.commit(lambda db: store(db, of.wanted, page.walk, found, of.list.source))
 
     def ended(self, outcome: ItemOutcome[PageToRead, Position | None]) -> None:
@@ -142,8 +151,10 @@ class Reading:
             error = None  # the page is of an earlier walk
         if outcome.value is not None:
             error = error or outcome.value.error or next(iter(outcome.value.bad), None)
-            of.warnings |= dict.fromkeys(outcome.value.warnings)
-            of.bad |= dict.fromkeys(map(str, outcome.value.bad))
+            of.told["warnings"] |= dict.fromkeys(outcome.value.warnings)
+            of.told["bad"] |= dict.fromkeys(map(str, outcome.value.bad))
+            of.told["missing_ids"] |= dict.fromkeys(outcome.value.missing_ids)
+            of.told["deleted_ids"] |= dict.fromkeys(outcome.value.deleted_ids[:_MOST_TOLD])
             self._go_on(page, outcome.value)
         if error is not None and not isinstance(error, _OF_ONE_PAGE):
             of.is_over = True
@@ -154,8 +165,7 @@ class Reading:
                 part,
                 running=of.part.running - page.begun,
                 error=of.part.error or error,
-                warnings=tuple(of.warnings)[:_MOST_TOLD],
-                bad=tuple(of.bad)[:_MOST_TOLD],
+                **{name: tuple(texts)[:_MOST_TOLD] for name, texts in of.told.items()},  # type: ignore[arg-type]
             ),
         )
         self.pages.ended()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from os import PathLike
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import aiohttp
 
@@ -20,6 +20,8 @@ from lamella.sync.page import checked_moment
 from lamella.sync.progress import Part, Progress, Report, part_of
 from lamella.sync.reading import ListToRead, Reading
 from lamella.sync.source import Source
+from lamella.sync.stored import Departed
+from lamella.sync.stored import departed as others_in
 
 _MOST_AT_ONCE: Final = 1000
 """The largest default of *at_once*."""
@@ -41,6 +43,9 @@ async def run(
     since: datetime | str | None = None,
     resume: bool = False,
     lookback: float = OVERLAP,
+    full_every: float | None = None,
+    departed: Departed = "keep",
+    absent: Collection[tuple[str, str]] = (),
     identity: Callable[[Any], str] = _one_and_all,
     at_once: int | None = None,
     at_once_per_account: int = 4,
@@ -54,7 +59,10 @@ async def run(
     different records are stored as the API counts, and never beyond the moment at which the first of them was read. A
     list that changes while it is read so that records may be missing, that holds fewer records than the API counts, or
     of which a page brings no new record, is read up to three times; then its part fails with an
-    :class:`IncompleteList`. Records that are deleted at the API stay.
+    :class:`IncompleteList`.
+
+    A record that is deleted at the API stays, and the output marks it as deleted when a reading of the whole list has
+    proved that the API no longer has it: see :attr:`Part.compared` and *full_every*.
 
     An error that concerns the whole account ends its parts: 401, and a rate limit that lasts too long
     (:class:`lamella.RateLimited`: for example a daily quota). Any other failure ends its part alone, and the other
@@ -75,6 +83,12 @@ async def run(
         resume: Whether to go on with the last run, if there is one: only what it has not done is read.
         lookback: How many seconds before its mark a list is read again: for clocks that differ, and for records that
             appear late with an old date.
+        full_every: After so many seconds a list is read from its beginning again, and compared with what is stored. 0
+            means in this run. None means never, where the API can be asked for what has changed.
+        departed: What becomes of the records of accounts that the journal knows, and that are not given: ``"keep"``,
+            ``"mark"`` as deleted, or ``"forget"``.
+        absent: The lists that are not there and not read, each by the names of its account and source. What is stored
+            of them stays.
         identity: Returns a text for an account, such as its company. If it differs from that of the run before, all
             that is stored for the account is dropped, and it is read from the beginning.
         at_once: How many pages may be read at a time. None means as many as the accounts may have, up to 1,000.
@@ -88,7 +102,12 @@ async def run(
         lamella.batch.JournalError: The journal cannot be written.
         OSError: The output cannot be written.
     """
-    wanted, ask = _checked(sources, accounts, since, identity, resume=resume, lookback=lookback)
+    wanted, ask = _checked(
+        sources, accounts, since, identity, absent, resume=resume, lookback=lookback, full_every=full_every
+    )
+    if departed not in get_args(Departed):
+        raise ValueError(f"departed must be one of {', '.join(get_args(Departed))}, got {departed!r}")
+    ask = ask._replace(departed=departed)
     check_msgspec()
     if output is not None:
         check_output(output)
@@ -105,6 +124,7 @@ async def run(
         patience=patience,
     )
     began = time.monotonic()
+    gone = tuple(await journal.read(lambda db: others_in(db, accounts)))
     number, resumed, positions = await journal.commit(lambda db: begin(db, wanted, ask))
     lists = [
         ListToRead(each, sources[each.resource], accounts[each.account], at)
@@ -113,7 +133,7 @@ async def run(
     gaps = await journal.read(lambda db: [missing(db, of.wanted, of.position, of.list.source) for of in lists])
     for each, (numbers, token) in zip(lists, gaps, strict=True):
         reading.pages.add(each, numbers, token)
-    progress = Progress(number, [each.part for each in lists], batch, resumed=resumed)
+    progress = Progress(number, [each.part for each in lists], batch, resumed=resumed, departed=gone)
     async with batch:
         reading.begin(progress)
         async for outcome in batch:
@@ -122,7 +142,7 @@ async def run(
             reading.ended(outcome)
     if output is not None:
         await export_changes(journal, output)
-    return Report(number, resumed, tuple(progress.parts.values()), time.monotonic() - began)
+    return Report(number, resumed, tuple(progress.parts.values()), time.monotonic() - began, gone)
 
 
 async def plan(
@@ -133,6 +153,8 @@ async def plan(
     since: datetime | str | None = None,
     resume: bool = False,
     lookback: float = OVERLAP,
+    full_every: float | None = None,
+    absent: Collection[tuple[str, str]] = (),
     identity: Callable[[Any], str] = _one_and_all,
 ) -> tuple[Part, ...]:
     """Return the parts that :func:`run` would begin with. It sends nothing, and writes nothing.
@@ -145,7 +167,9 @@ async def plan(
     Raises:
         ValueError: An argument is out of its range.
     """
-    wanted, ask = _checked(sources, accounts, since, identity, resume=resume, lookback=lookback)
+    wanted, ask = _checked(
+        sources, accounts, since, identity, absent, resume=resume, lookback=lookback, full_every=full_every
+    )
     if journal is None:
         return tuple(Part(*each, ask.since) for each in wanted)
     _, _, positions = await journal.read(lambda db: look(db, wanted, ask))
@@ -157,9 +181,11 @@ def _checked(
     accounts: Mapping[str, Any],
     since: datetime | str | None,
     identity: Callable[[Any], str],
+    absent: Collection[tuple[str, str]],
     *,
     resume: bool,
     lookback: float,
+    full_every: float | None,
 ) -> tuple[list[Wanted], Ask]:
     for what, names in (("accounts", accounts), ("sources", sources)):
         if not names or not all(names):
@@ -167,7 +193,13 @@ def _checked(
     if since is not None and resume:
         raise ValueError("since begins a new run, and resume goes on with the last one: give one of them")
     check_seconds("lookback", lookback, zero=True)
-    wanted = [Wanted(account, resource) for account in accounts for resource in sources]
+    check_seconds("full_every", 0 if full_every is None else full_every, zero=True)
+    full_before = None if full_every is None else int((time.time() - full_every) * 1_000_000) if full_every else 2**62
+    wanted = [
+        Wanted(account, resource) for account in accounts for resource in sources if (account, resource) not in absent
+    ]
     made = {(name, ""): identity(account) for name, account in accounts.items()}
     made |= {(each.account, each.resource): sources[each.resource].identity for each in wanted}
-    return wanted, Ask(sources, None if since is None else checked_moment(since), resume, lookback, made)
+    return wanted, Ask(
+        sources, None if since is None else checked_moment(since), resume, lookback, full_before, made=made
+    )

@@ -1,11 +1,11 @@
-"""The records that a sync keeps in its journal, and what they were made of."""
+"""The records that a sync keeps in its journal, what they were made of, and which of them the API no longer has."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from lamella.sync.decode import Record
 from lamella.sync.errors import BadRecord
@@ -17,11 +17,22 @@ TABLES: Final = (
     # What the records depend on, of an account (resource is empty) and of a list.
     """CREATE TABLE IF NOT EXISTS sync_made (account TEXT NOT NULL, resource TEXT NOT NULL, made TEXT NOT NULL,
     PRIMARY KEY (account, resource))""",
+    # Records that the API no longer has, and since when that is known, in microseconds since the epoch.
+    """CREATE TABLE IF NOT EXISTS sync_deleted (account TEXT NOT NULL, resource TEXT NOT NULL, id TEXT NOT NULL,
+    deleted INTEGER NOT NULL, PRIMARY KEY (account, resource, id)) WITHOUT ROWID""",
+    # Accounts that are no longer synced, whose records count as deleted.
+    "CREATE TABLE IF NOT EXISTS sync_departed (account TEXT PRIMARY KEY, departed INTEGER NOT NULL)",
     # One row: it counts the changes of the records.
     "CREATE TABLE IF NOT EXISTS sync_version (version INTEGER NOT NULL)",
     # Each output: the version that it was written from, and its file as it was then.
     "CREATE TABLE IF NOT EXISTS sync_outputs (path TEXT PRIMARY KEY, version INTEGER NOT NULL, stamp TEXT NOT NULL)",
 )
+
+OF_LISTS: Final = ("sync_records", "sync_deleted", "sync_parts", "sync_pages")
+"""The tables with rows of a list."""
+
+Departed = Literal["keep", "mark", "forget"]
+"""What becomes of the records of an account that is no longer synced."""
 
 
 @dataclass(slots=True)
@@ -36,6 +47,10 @@ class Put:
     """Those of them that were there before the walk began, as far as known."""
     undated: int = 0
     """Those of them that do not say when they were changed, and are not known from before."""
+    fresh: int = 0
+    """Those of them that were not stored, or marked as deleted."""
+    missing: list[str] = field(default_factory=list)
+    """The ids of records that were not stored, though they were last changed before the mark."""
     moved: Record | None = None
     """One that this walk had read before, with another content."""
     doubtful: list[Record] = field(default_factory=list)
@@ -52,6 +67,7 @@ def put(
     walk: int,
     page: str,
     began: int,
+    mark: int | None = None,
 ) -> Put:
     """Store the records of a page, and return what they were.
 
@@ -62,6 +78,7 @@ def put(
         walk: The number of the walk.
         page: What messages call the page.
         began: When the walk began, in microseconds since the epoch.
+        mark: All records that were last changed before it should be stored. None: nothing is known of that.
     """
     found: dict[str, tuple[int | None, str, int]] = {}
     names = [record.id for record in records]
@@ -73,7 +90,8 @@ def put(
             (*each, *some),
         )
         found |= {name: row for name, *row in rows}
-    result, here, kept = Put(), dict[str, Record](), []
+    deleted = _take_back(db, each, names)
+    result, here, kept = Put(changed=len(deleted)), dict[str, Record](), []
     for record in records:
         before, text, last = found.get(record.id, (None, None, -1))
         other = here.get(record.id)
@@ -86,6 +104,9 @@ def put(
             is_old = last not in {-1, walk} or (record.updated is not None and record.updated < began)
             result.old += is_old
             result.undated += not is_old and record.updated is None
+            result.fresh += last == -1 or record.id in deleted
+            if last == -1 and other is None and mark is not None and (record.updated or mark) < mark:
+                result.missing.append(record.id)
         else:
             if record.updated is not None and before is not None and record.updated < before:
                 continue  # pages are read concurrently: this one is the older
@@ -93,7 +114,7 @@ def put(
                 result.moved = result.moved or record
                 result.doubtful.append(record)
         here[record.id] = record
-        result.changed += text != record.text
+        result.changed += text != record.text and record.id not in deleted
         kept.append((*each, record.id, record.updated, record.text, walk))
     db.executemany(
         "INSERT INTO sync_records VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
@@ -103,6 +124,65 @@ def put(
     if result.changed:
         count_change(db)
     return result
+
+
+def _take_back(db: sqlite3.Connection, each: tuple[str, str], names: Sequence[str]) -> set[str]:
+    """Remove the marks of records that the API has again; return which they were."""
+    where = "account = ? AND resource = ?"
+    if not db.execute(f"SELECT 1 FROM sync_deleted WHERE {where} LIMIT 1", each).fetchone():  # noqa: S608 - our own
+        return set()
+    one = f"DELETE FROM sync_deleted WHERE {where} AND id = ?"  # noqa: S608 - as above
+    return {name for name in names if db.execute(one, (*each, name)).rowcount}
+
+
+def absent(db: sqlite3.Connection, each: tuple[str, str], walk: int) -> tuple[int, list[tuple[str, int]]]:
+    """Return how many records a walk has read, and those that it has not, and are not marked: id, and last walk."""
+    of_list = "FROM sync_records r WHERE account = ? AND resource = ? AND walk"
+    [met] = db.execute(f"SELECT count(*) {of_list} = ?", (*each, walk)).fetchone()
+    rows = db.execute(
+        f"SELECT id, walk {of_list} != ? AND NOT EXISTS (SELECT 1 FROM sync_deleted d WHERE d.account = r.account"  # noqa: S608
+        " AND d.resource = r.resource AND d.id = r.id)",
+        (*each, walk),
+    )
+    return met, rows.fetchall()
+
+
+def mark_deleted(db: sqlite3.Connection, each: tuple[str, str], names: Sequence[str], moment: int) -> None:
+    """Mark records that the API no longer has."""
+    db.executemany("INSERT OR IGNORE INTO sync_deleted VALUES (?, ?, ?, ?)", [(*each, name, moment) for name in names])
+    count_change(db)
+
+
+def departed(db: sqlite3.Connection, accounts: Collection[str]) -> list[str]:
+    """Return the accounts that the journal has records of beside *accounts*."""
+    if not has_table(db, "sync_parts"):
+        return []
+    names = [name for (name,) in db.execute("SELECT DISTINCT account FROM sync_parts ORDER BY account")]
+    return [name for name in names if name not in accounts]
+
+
+def settle_departed(db: sqlite3.Connection, accounts: Collection[str], how: Departed, moment: int) -> None:
+    """Keep, mark or forget the records of accounts that the journal has beside *accounts*, which have come back."""
+    gone = [(name,) for name in departed(db, accounts)]
+    back = [(name,) for name in accounts]
+    changed = db.executemany("DELETE FROM sync_departed WHERE account = ?", back).rowcount
+    if how == "mark" and gone:
+        marks = [(name, moment) for (name,) in gone]
+        changed += db.executemany("INSERT OR IGNORE INTO sync_departed VALUES (?, ?)", marks).rowcount
+    elif how == "forget" and gone:
+        for table in (*OF_LISTS, "sync_made", "sync_departed"):
+            db.executemany(f"DELETE FROM {table} WHERE account = ?", gone)  # noqa: S608 - our own names
+        changed += len(gone)
+    if changed > 0:
+        count_change(db)
+
+
+def drop(db: sqlite3.Connection, keys: Collection[tuple[str, str]]) -> None:
+    """Drop all that is stored of these lists; of a whole account, where the resource is empty."""
+    for table in OF_LISTS:
+        db.executemany(f"DELETE FROM {table} WHERE account = ? AND ? IN ('', resource)", keys)  # noqa: S608 - as above
+    if keys:
+        count_change(db)
 
 
 def count_change(db: sqlite3.Connection) -> None:

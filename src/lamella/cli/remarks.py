@@ -1,0 +1,104 @@
+"""What is to be known of the records beside the failures, each in a sentence: for the screen and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from lamella.cli.terminal import count, some
+from lamella.redaction import redact_text
+from lamella.sync import Part
+from lamella.sync.stored import Departed
+
+_MOST_NAMES: Final = 5
+
+
+def remarks(parts: Sequence[Part], secrets: Sequence[str] = ()) -> Iterator[str]:
+    """Yield what is to be known of the records beside the failures: what is missing or not proved, what was dropped."""
+    open_ = sum(not part.done for part in parts)
+    if open_:
+        yield f"Records are missing: {open_:,} of {count(len(parts), 'part')} {'is' if open_ == 1 else 'are'} not done."
+    gaps = [part for part in parts if part.gap]
+    if gaps:
+        since = some(sorted({str(part.since) for part in gaps}), 1)
+        yield (
+            f"Records that were last changed before {redact_text(since)} were not read, of {count(len(gaps), 'part')}: "
+            "a sync without --since reads them."
+        )
+    if unproved := sum(_is_unproved(part) for part in parts):
+        yield (
+            f"The API gives no total of {count(unproved, 'part')}: they were read to their end, and that all of their "
+            "records are there cannot be proved."
+        )
+    if bad := [text for part in parts for text in part.bad]:
+        yield f"Records were not stored, their pages were: {redact_text(some(bad, _MOST_NAMES), secrets)}."
+    if warnings := list(dict.fromkeys(text for part in parts for text in part.warnings)):
+        yield f"The API warns: {redact_text(some(warnings, _MOST_NAMES), secrets)}."
+    if dropped := [redact_text(name) for name in dropped_of(parts)]:
+        names = some(dropped, _MOST_NAMES)
+        yield f"What was stored of {names} was dropped: company_id or environment_name has changed."
+    yield from _compared(parts, secrets)
+
+
+def _compared(parts: Sequence[Part], secrets: Sequence[str]) -> Iterator[str]:
+    """Yield what the readings of whole lists have shown."""
+
+    def named(field: str) -> str:
+        names = [f"{part.account} {part.resource} {name}" for part in parts for name in getattr(part, field)]
+        return redact_text(some(names, _MOST_NAMES), secrets)
+
+    if missing := sum(part.missing for part in parts):
+        yield (
+            f"{count(missing, 'record')} had been missing: an earlier run should have read what was changed so long "
+            f"ago. Stored now: {named('missing_ids') or 'see the run before'}."
+        )
+    if deleted := sum(part.deleted for part in parts):
+        are = "is marked as deleted: the API no longer has it" if deleted == 1 else "are marked as deleted"
+        yield f"{count(deleted, 'record')} {are}: {named('deleted_ids') or 'see the run before'}."
+    if unmet := sum(part.unmet for part in parts):
+        yield (
+            f"{count(unmet, 'stored record')} did not come with the whole list, and nothing proves that "
+            f"{'it is' if unmet == 1 else 'they are'} deleted: not marked."
+        )
+
+
+def remarks_of_run(
+    parts: Sequence[Part], departed: Sequence[str], how: Departed, absent: Sequence[tuple[str, str]], *, verify: bool
+) -> Iterator[str]:
+    """Yield what is to be known of the accounts and lists that were read.
+
+    Args:
+        parts: What was to be synced.
+        departed: The accounts that are no longer synced.
+        how: What was done with their records.
+        absent: The lists that are stated to be absent.
+        verify: Whether all lists were to be compared.
+    """
+    if verify:
+        compared = sum(part.compared for part in parts)
+        yield f"Compared with all that the API has, record by record: {compared:,} of {count(len(parts), 'list')}."
+    if departed:
+        done = {
+            "keep": "stay as they are: --departed mark or forget changes that",
+            "mark": "are marked as deleted",
+            "forget": "are forgotten",
+        }[how]
+        names = redact_text(some(departed, _MOST_NAMES))
+        yield f"The records of accounts that are no longer synced, {names}, {done}."
+    if absent:
+        names = redact_text(some([f"{resource} of {name}" for name, resource in absent], _MOST_NAMES))
+        yield f"Not read, since the accounts file says that they are absent: {names}."
+
+
+def _is_unproved(part: Part) -> bool:
+    return part.done and part.total is None
+
+
+def are_all_there(parts: Iterable[Part]) -> bool:
+    """Return whether it is proved that all records of the API are stored."""
+    return all(part.done and not part.gap and not _is_unproved(part) for part in parts)
+
+
+def dropped_of(parts: Iterable[Part]) -> list[str]:
+    """Return the accounts whose stored records were dropped."""
+    return list(dict.fromkeys(part.account for part in parts if part.dropped))

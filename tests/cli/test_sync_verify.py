@@ -1,0 +1,201 @@
+"""``lamella sync`` compares whole lists, marks what is deleted, and knows accounts that leave and lists that lack."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.pages import Page
+from tests.cli.serving import API_KEY, KEYS, answering, served, write_accounts
+from tests.maesn.lists import START, ListServer, numbered, record
+from typer.testing import CliRunner, Result
+
+from lamella import maesn
+from lamella.cli import options
+from lamella.cli.app import app
+from lamella.cli.options import Options, Settings
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of its own, with an API key, and without long waits."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAESN_API_KEY", API_KEY)
+    monkeypatch.setattr(options, "Settings", partial(Settings, rules=maesn.RULES.scaled(0.001)))
+    write_accounts(tmp_path, "Ada")
+
+
+@pytest.fixture
+def books() -> ListServer:
+    return ListServer(numbered(250))
+
+
+@pytest.fixture
+def url(books: ListServer) -> Iterator[str]:
+    with answering(books) as url:
+        yield url
+
+
+def sync(url: str, *more: str, resources: str = "bills") -> Result:
+    arguments = ["sync", "--accounts", "accounts.csv", "--resource", resources, "--base-url", url, *more]
+    shown = CliRunner().invoke(app, [*arguments, "--output", "out.jsonl"])
+    assert shown.exception is None or isinstance(shown.exception, SystemExit), shown.exception
+    assert not [key for key in (API_KEY, *KEYS.values()) if key in shown.output]
+    return shown
+
+
+def words(shown: Result) -> str:
+    return " ".join(shown.stdout.split())
+
+
+def marked() -> set[str]:
+    lines = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {f"{line['account']} {line['id']}" for line in lines if "deleted" in line}
+
+
+def test_verify_says_what_was_missing_and_what_is_deleted(books: ListServer, url: str) -> None:
+    assert sync(url).exit_code == 0
+    del books.records[7]
+    books.records.insert(0, record(1000, START - timedelta(days=400)))  # late, with an old date
+    quiet = sync(url)
+    assert "deleted" not in quiet.stdout
+    assert "missing" not in quiet.stdout
+    shown = sync(url, "--verify", "--report", "page.html")
+    assert shown.exit_code == 0
+    assert "1 record had been missing: an earlier run should have read" in words(shown)
+    assert "Stored now: Ada bills b1000." in words(shown)
+    assert "1 record is marked as deleted: the API no longer has it: Ada bills b7." in words(shown)
+    assert "Compared with all that the API has, record by record: 1 of 1 list." in words(shown)
+    assert "out.jsonl has all records." in words(shown)
+    assert marked() == {"Ada b7"}
+    page = Page(Path("page.html").read_text(encoding="utf-8"))
+    assert [text for text in page.texts["p"] if "is marked as deleted" in text]
+    again = json.loads(sync(url, "--verify", "--json").stdout)
+    [found] = again["comparisons"]
+    assert found == {
+        "account": "Ada", "resource": "bills", "proved": True,
+        "missing": 0, "missing_ids": [], "deleted": 0, "deleted_ids": [], "unmet": 0,
+    }  # fmt: skip
+    assert (again["complete"], again["departed"], again["absent"]) == (True, [], [])
+
+
+def test_without_a_total_it_says_that_nothing_is_proved(books: ListServer, url: str) -> None:
+    books.count = lambda *_: {"pagination": {"totalPages": 3}}
+    sync(url)
+    del books.records[7]
+    shown = sync(url, "--verify")
+    assert shown.exit_code == 0
+    assert "record by record: 0 of 1 list." in words(shown)
+    assert "The API gives no total of 1 part" in words(shown)
+    assert "1 stored record did not come with the whole list, and nothing proves that it is deleted" in words(shown)
+    assert marked() == set()
+
+
+def test_an_interrupted_comparison_goes_on(books: ListServer, url: str) -> None:
+    sync(url)
+    del books.records[7]
+    books.instead = lambda _, page, __: 404 if page == 2 else None
+    shown = sync(url, "--verify")
+    assert shown.exit_code == 1
+    assert marked() == set()
+    books.instead = lambda *_: None
+    books.queries.clear()
+    command = shown.stderr.partition("go on with: ")[2]
+    assert "--resume" in command
+    assert "--verify" not in command
+    assert sync(url, "--resume").exit_code == 0
+    assert "lastModifiedAt" not in books.queries[0]
+    assert marked() == {"Ada b7"}
+
+
+def test_full_every_reads_whole_lists_again(books: ListServer, url: str) -> None:
+    sync(url, "--full-every", "1d")
+    asked = [query.get("lastModifiedAt") for query in books.queries]
+    sync(url, "--full-every", "36500d")
+    asked.append(books.queries[-1].get("lastModifiedAt"))
+    assert asked == [None, None, None, books.queries[-1]["lastModifiedAt"]]
+    plan = sync(url, "--full-every", "1s", "--dry-run")
+    assert "everything" in plan.stdout
+
+
+BAD: list[tuple[list[str], str]] = [
+    (["--verify", "--resume"], "--verify reads all lists from their beginning: leave --resume, --since and"),
+    (["--verify", "--since", "2026-01-01"], "--verify reads all lists from their beginning"),
+    (["--verify", "--full-every", "7d"], "--verify reads all lists from their beginning"),
+    (["--full-every", "weekly"], "--full-every: must be a duration such as 90s, 30m, 12h or 7d, got 'weekly'"),
+    (["--full-every", "0d"], "--full-every must be greater than 0: --verify reads everything in this run"),
+    (["--departed", "drop"], "--departed: must be one of keep, mark, forget, got 'drop'"),
+]
+
+
+@pytest.mark.parametrize(("more", "told"), BAD)
+def test_bad_usage(more: list[str], told: str) -> None:
+    shown = sync("http://127.0.0.1:9", *more)
+    assert (shown.exit_code, shown.stdout) == (2, "")
+    assert shown.stderr.startswith(f"lamella: {told}")
+
+
+def test_the_command_that_goes_on_has_them() -> None:
+    told = Options(verify=True, full_every="7d", departed="mark").to_go_on()
+    assert told == "lamella sync --full-every 7d --departed mark --resume"
+
+
+def test_an_account_that_leaves(tmp_path: Path) -> None:
+    with served() as sandbox:
+        write_accounts(tmp_path, "Ada", "Bob")
+        sync(sandbox.url, resources="items")
+        write_accounts(tmp_path, "Ada")
+        shown = sync(sandbox.url, resources="items")
+        assert "no longer synced, Bob, stay as they are: --departed mark or forget changes that." in words(shown)
+        assert marked() == set()
+        shown = sync(sandbox.url, "--departed", "mark", resources="items")
+        assert "no longer synced, Bob, are marked as deleted." in words(shown)
+        assert len(marked()) == 45
+        report = json.loads(sync(sandbox.url, "--json", resources="items").stdout)
+        assert report["departed"] == ["Bob"]
+        shown = sync(sandbox.url, "--departed", "forget", resources="items")
+        assert "no longer synced, Bob, are forgotten." in words(shown)
+        assert "Bob" not in Path("out.jsonl").read_text(encoding="utf-8")
+        assert "no longer synced" not in sync(sandbox.url, resources="items").stdout
+
+
+@pytest.mark.parametrize("stated", ["csv", "toml"])
+def test_a_list_that_a_system_does_not_have(books: ListServer, stated: str) -> None:
+    async def handle(request: Any) -> Any:
+        return await (books if request.path.endswith("bills") else ListServer([], instead=lambda *_: 404))(request)
+
+    with answering(handle) as url:
+        shown = sync(url, resources="bills,offers,units")
+        assert shown.exit_code == 1
+        assert "or state that the account's system does not have the list: column without" in words(shown)
+        path = Path(f"with.{stated}")
+        path.write_text(
+            {
+                "csv": f"name,key,without\nAda,{KEYS['Ada']},offers units payments\n",
+                "toml": f'[[accounts]]\nname = "Ada"\nkey = "{KEYS["Ada"]}"\nwithout = ["offers", "units"]\n',
+            }[stated]
+        )
+        path.chmod(0o600)
+        shown = sync(url, "--accounts", str(path), resources="bills,offers,units")
+        assert (shown.exit_code, shown.stderr) == (0, "")
+        told = "Not read, since the accounts file says that they are absent: offers of Ada, units of Ada."
+        assert told in words(shown)
+        assert "out.jsonl has all records." in words(shown)
+        report = json.loads(sync(url, "--accounts", str(path), "--json", resources="bills,offers,units").stdout)
+    assert report["absent"] == [{"account": "Ada", "resource": name} for name in ("offers", "units")]
+    assert [part["resource"] for part in report["parts"]] == ["bills"]
+    assert report["complete"]
+
+
+def test_a_list_that_is_stated_wrongly(tmp_path: Path) -> None:
+    path = tmp_path / "accounts.csv"
+    path.write_text(f"name,key,without\nAda,{KEYS['Ada']},off/ers\n")
+    shown = sync("http://127.0.0.1:9")
+    assert shown.exit_code == 2
+    told = "accounts.csv: line 2: without must name lists such as offers, with spaces between them\n"
+    assert shown.stderr.endswith(told)

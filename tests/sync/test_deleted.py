@@ -1,0 +1,305 @@
+"""What the API no longer has is marked where a complete comparison shows it, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pyarrow.parquet as pq
+import pytest
+from aiohttp import web
+from tests.servers import Serve
+
+from lamella import Source, stack, sync
+from lamella.batch import Journal, JournalError
+from lamella.sync import Numbered, Part
+
+SIZE = 5
+
+
+@dataclass
+class Books:
+    """A list with pages of five. *moves* are called after the requests of these numbers, from 1."""
+
+    ids: list[int]
+    counts: bool = True
+    total: int | None = None
+    """What it says instead of the number of records."""
+    old: dict[int, str] = field(default_factory=dict)
+    """Other dates than the common one."""
+    moves: dict[int, Callable[[], Any]] = field(default_factory=dict)
+    queries: list[dict[str, str]] = field(default_factory=list)
+
+    async def __call__(self, request: web.BaseRequest) -> web.Response:
+        query = dict(request.query)
+        self.queries.append(query)
+        page = int(query["page"])
+        found = [{"id": name, "at": self.old.get(name, "2026-01-01T00:00:00Z")} for name in self.ids]
+        found = [row for row in found if str(row["at"]) >= query.get("since", "")]
+        body: dict[str, Any] = {"data": found[(page - 1) * SIZE : page * SIZE]}
+        if self.counts:
+            body["total"] = len(found) if self.total is None else self.total
+        if move := self.moves.get(len(self.queries)):
+            move()
+        return web.json_response(body, headers={"Date": "Fri, 02 Jan 2026 00:00:00 GMT"})
+
+    def replace(self, one: int, other: int, old: str | None = None) -> None:
+        self.ids.remove(one)
+        self.ids.append(other)
+        if old is not None:
+            self.old[other] = old
+
+
+@dataclass
+class Nights:
+    """Runs of a sync of one list."""
+
+    url: str
+    folder: Path
+    since: str | None = "since"
+
+    async def __call__(self, output: str = "out.jsonl", **options: Any) -> Part:
+        total = {"total": "total"}
+        source = Source("books", Numbered(page_size=SIZE), changed="at", since=self.since, **total)  # type: ignore[arg-type]
+        async with (
+            Journal.open(self.folder / "journal", batch="b") as journal,
+            aiohttp.ClientSession(self.url, middlewares=stack()) as session,
+        ):
+            report = await sync.run(session, {"books": source}, journal=journal, output=self.folder / output, **options)
+        [part] = report.parts
+        return part
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    @property
+    def deleted(self) -> set[str]:
+        """What the output marks."""
+        return {line["id"] for line in self.lines() if "deleted" in line}
+
+
+@pytest.fixture
+def books() -> Books:
+    return Books(list(range(12)))
+
+
+@pytest.fixture
+async def nights(books: Books, serve: Serve, tmp_path: Path) -> Nights:
+    return Nights(await serve(books), tmp_path)
+
+
+async def test_a_comparison_marks_what_is_gone_and_the_next_one_takes_back_what_came_back(
+    books: Books, nights: Nights
+) -> None:
+    await nights()
+    books.ids.remove(3)
+    part = await nights()
+    assert (part.compared, part.deleted, nights.deleted) == (False, 0, set())  # it asked for what has changed
+    part = await nights(full_every=0)
+    assert (part.compared, part.deleted, part.deleted_ids, nights.deleted) == (True, 1, ("3",), {"3"})
+    assert len(nights.lines()) == 12
+    [line] = [line for line in nights.lines() if "deleted" in line]
+    assert line["deleted"] == "2026-01-02T00:00:00.000Z"
+    assert list(line) == ["account", "resource", "id", "deleted", "record"]
+    again = await nights(full_every=0)
+    assert (again.compared, again.deleted, nights.deleted) == (True, 0, {"3"})
+    books.ids.append(3)
+    back = await nights(full_every=0)
+    assert (back.compared, back.records, nights.deleted) == (True, 1, set())
+
+
+async def test_all_outputs_mark_it(books: Books, nights: Nights) -> None:
+    await nights()
+    books.ids.remove(3)
+    await nights(full_every=0, output="out.db")
+    await nights(output="out.parquet")
+    with closing(sqlite3.connect(nights.folder / "out.db")) as db:
+        found = db.execute("SELECT id, deleted FROM records WHERE deleted IS NOT NULL").fetchall()
+        assert found == [("3", "2026-01-02T00:00:00.000Z")]
+        assert db.execute("SELECT count(*) FROM records").fetchone() == (12,)
+        assert db.execute("SELECT count(*) FROM books").fetchone() == (11,)  # the view has what is there
+    rows = pq.read_table(nights.folder / "out.parquet").to_pylist()
+    assert {row["id"]: row["deleted"] for row in rows if row["deleted"]} == {"3": "2026-01-02T00:00:00.000Z"}
+    assert len(rows) == 12
+
+
+async def test_without_a_total_nothing_is_marked(books: Books, nights: Nights) -> None:
+    books.counts = False
+    await nights()
+    books.ids.remove(3)
+    part = await nights(full_every=0)
+    assert (part.done, part.compared, part.deleted, part.unmet, nights.deleted) == (True, False, 0, 1, set())
+
+
+@pytest.mark.parametrize("total", [5, 10, 12])
+async def test_with_a_total_that_is_wrong_nothing_is_marked(books: Books, nights: Nights, total: int) -> None:
+    await nights()
+    books.ids.remove(3)
+    books.total = total
+    part = await nights(full_every=0)
+    assert (part.compared, part.deleted, nights.deleted) == (False, 0, set())
+
+
+async def test_where_the_last_page_is_full_there_is_nothing_after_it(books: Books, nights: Nights) -> None:
+    await nights()
+    books.ids = books.ids[:10]
+    part = await nights(full_every=0)
+    assert (part.compared, nights.deleted) == (True, {"10", "11"})
+    assert [query["page"] for query in books.queries[-3:]] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("old", [None, "2001-01-01T00:00:00Z"])
+async def test_what_moves_to_a_page_that_was_read_is_not_marked(books: Books, nights: Nights, old: str | None) -> None:
+    """One is deleted and another one created while the list is read, so that the count stays: 5 is passed over."""
+    await nights()
+    books.moves[len(books.queries) + 1] = lambda: books.replace(0, 12, old)
+    part = await nights(full_every=0)
+    assert nights.deleted == {"0"}
+    assert (part.done, part.compared, part.deleted) == (True, True, 1)
+    assert {line["id"] for line in nights.lines()} == set(map(str, range(13)))
+
+
+async def test_where_each_run_reads_all_two_of_them_are_needed_for_that(books: Books, nights: Nights) -> None:
+    nights.since = None
+    await nights()
+    books.moves[len(books.queries) + 1] = lambda: books.replace(0, 12, "2001-01-01T00:00:00Z")
+    part = await nights()
+    assert (part.done, part.compared, part.unmet, nights.deleted) == (True, False, 1, set())
+    part = await nights()
+    assert (part.compared, part.unmet, nights.deleted) == (True, 0, {"0"})
+
+
+async def test_a_list_that_is_empty_at_once_is_read_twice(books: Books, nights: Nights) -> None:
+    await nights()
+    books.ids, kept = [], books.ids
+    before = len(books.queries)
+    books.moves[before + 1] = lambda: books.ids.extend(kept)
+    part = await nights(full_every=0)
+    assert (part.compared, part.deleted, nights.deleted) == (True, 0, set())
+    books.ids.clear()
+    part = await nights(full_every=0)
+    assert (part.compared, part.deleted, len(nights.deleted)) == (True, 12, 12)
+
+
+async def test_a_comparison_that_fails_marks_nothing(books: Books, nights: Nights) -> None:
+    await nights()
+    books.ids.remove(3)
+    books.total = 20
+    part = await nights(full_every=0)
+    assert not part.done
+    assert (part.compared, part.deleted, nights.deleted) == (False, 0, set())
+
+
+async def test_what_an_earlier_run_should_have_stored_is_named(books: Books, nights: Nights) -> None:
+    await nights()
+    books.old[77] = "2001-01-01T00:00:00Z"  # it appears late, with an old date
+    books.ids += [77, 78]
+    books.old[78] = "2026-01-01T12:00:00Z"
+    part = await nights()
+    assert (part.missing, part.records) == (0, 1)
+    part = await nights(full_every=0)
+    assert (part.compared, part.missing, part.missing_ids, part.records) == (True, 1, ("77",), 1)
+    part = await nights(full_every=0)
+    assert (part.missing, part.missing_ids, part.records) == (0, (), 0)
+
+
+async def test_full_every_reads_everything_when_it_is_due(
+    books: Books, nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1767312000.0  # 2026-01-02, as the API says
+    monkeypatch.setattr("time.time", lambda: now)
+    asked = []
+    for days in (0, 1, 6, 8, 9):
+        now = 1767312000.0 + days * 86400
+        books.queries.clear()
+        await nights(full_every=7 * 86400)
+        asked.append("since" in books.queries[0])
+    assert asked == [False, True, True, False, False]  # the API's clock stays, so that it is due again
+
+
+async def test_one_that_failed_is_due_again(books: Books, nights: Nights) -> None:
+    await nights()
+    books.total = 99
+    assert not (await nights(full_every=0)).done
+    books.total = None
+    books.queries.clear()
+    assert (await nights(resume=True)).compared
+    assert "since" not in books.queries[0]
+
+
+async def test_a_plan_says_what_is_due(books: Books, nights: Nights) -> None:
+    await nights()
+    source = Source("books", Numbered(page_size=SIZE), changed="at", since="since", total="total")
+    async with Journal.open(nights.folder / "journal", batch="b") as journal:
+        [part] = await sync.plan({"books": source}, journal=journal, full_every=0)
+        [other] = await sync.plan({"books": source}, journal=journal, full_every=1e9)
+    assert part.since is None
+    assert other.since is not None
+
+
+async def test_a_journal_of_before_there_were_marks_is_taken_over(books: Books, nights: Nights) -> None:
+    await nights()
+    with closing(sqlite3.connect(nights.folder / "journal")) as db:
+        for name in ("verify", "exact", "full"):
+            db.execute(f"ALTER TABLE sync_parts DROP COLUMN {name}")
+        db.execute("DROP TABLE sync_deleted")
+        db.execute("DROP TABLE sync_departed")
+        db.commit()
+    books.ids.remove(3)
+    part = await nights(full_every=0)
+    assert (part.compared, nights.deleted) == (True, {"3"})
+
+
+async def of_accounts(nights: Nights, *names: str, **options: Any) -> sync.Report:
+    source = Source("books", Numbered(page_size=SIZE), changed="at", since="since", total="total")
+    async with (
+        Journal.open(nights.folder / "journal", batch="b") as journal,
+        aiohttp.ClientSession(nights.url, middlewares=stack()) as session,
+    ):
+        return await sync.run(
+            session,
+            {"books": source},
+            dict.fromkeys(names),
+            journal=journal,
+            output=nights.folder / "out.jsonl",
+            **options,
+        )
+
+
+class TestAnAccountThatLeaves:
+    async def test_is_named_and_kept(self, nights: Nights) -> None:
+        assert (await of_accounts(nights, "a", "b")).departed == ()
+        report = await of_accounts(nights, "a")
+        assert report.departed == ("b",)
+        assert len(nights.lines()) == 24
+        assert nights.deleted == set()
+
+    async def test_is_marked(self, nights: Nights) -> None:
+        await of_accounts(nights, "a", "b")
+        await of_accounts(nights, "a", departed="mark")
+        assert {line["account"] for line in nights.lines() if "deleted" in line} == {"b"}
+        assert sum("deleted" in line for line in nights.lines()) == 12
+        await of_accounts(nights, "a")
+        assert sum("deleted" in line for line in nights.lines()) == 12
+        back = await of_accounts(nights, "a", "b")
+        assert (back.departed, nights.deleted, len(nights.lines())) == ((), set(), 24)
+
+    async def test_is_forgotten(self, nights: Nights) -> None:
+        await of_accounts(nights, "a", "b")
+        await of_accounts(nights, "a", departed="forget")
+        assert {line["account"] for line in nights.lines()} == {"a"}
+        assert (await of_accounts(nights, "a")).departed == ()
+        back = await of_accounts(nights, "a", "b")
+        assert [part.records for part in back.parts] == [0, 12]
+
+    async def test_by_a_word_that_is_known(self, nights: Nights) -> None:
+        with pytest.raises(ValueError, match="departed must be one of keep, mark, forget, got 'drop'"):
+            await of_accounts(nights, "a", departed="drop")
+        with pytest.raises((ValueError, JournalError), match="full_every must be"):
+            await of_accounts(nights, "a", full_every=-1)
