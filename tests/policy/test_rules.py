@@ -75,7 +75,7 @@ def test_without_rules_no_status_is_tried_again_and_a_failed_connection_is_soon(
     assert [status for status in range(400, 1000) if RuleBook().rule_for(status).retryable] == []
     for failure in Failure:
         retry = RuleBook().rule_for(failure).retry
-        if failure in {Failure.CIRCUIT_OPEN, Failure.RATE_LIMITED, Failure.TOKEN_UNAVAILABLE}:
+        if failure in {Failure.CIRCUIT_OPEN, Failure.RATE_LIMITED, Failure.TOKEN_UNAVAILABLE, Failure.TOO_MANY_ERRORS}:
             assert retry is None  # lamella's own refusals
         elif failure in {Failure.CERTIFICATE_INVALID, Failure.PROXY_REFUSED, Failure.ANSWER_INVALID}:
             assert retry is None  # it would fail the same way again
@@ -96,6 +96,7 @@ def test_the_failures_have_the_names_that_are_told_outside() -> None:
         "circuit_open",
         "rate_limited",
         "token_unavailable",
+        "too_many_errors",
     ]
     assert [failure.value for failure in Failure] == names
 

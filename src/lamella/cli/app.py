@@ -94,6 +94,9 @@ def sync(
     resources: Annotated[
         list[str] | None, _value("NAME", "What to read: invoices, … Repeatable.", "--resource")
     ] = None,
+    params: Annotated[
+        list[str] | None, _value("NAME=VALUE", "What a list needs: fiscalYear=2026. Repeatable.", "--param")
+    ] = None,
     output: Annotated[Path | None, _file("All records in a file: .jsonl, .sqlite, .db, .parquet.")] = None,
     journal: Annotated[Path | None, _file(f"What is kept from run to run. Else: {JOURNAL}.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last run where it ended.")] = False,
@@ -123,7 +126,9 @@ def sync(
     if ctx.args:
         # The argument may be a key: it is not shown.
         fail("sync takes options only, and there is another argument: see lamella sync --help")
-    raise typer.Exit(syncing.main(Options(**{**given, "resources": tuple(resources or ())})))
+    raise typer.Exit(
+        syncing.main(Options(**{**given, "resources": tuple(resources or ()), "params": tuple(params or ())}))
+    )
 
 
 @app.command()

@@ -261,6 +261,7 @@ def _of_parts(parts: Sequence[Part], secrets: Sequence[str]) -> _Json:
                 **{name: getattr(part, name) for name in _FIELDS},
                 "state": state_of(part),
                 "warnings": [redact_text(text, secrets) for text in part.warnings],
+                **({"nameless": part.nameless} if part.nameless else {}),
                 "bad_records": [redact_text(text, secrets) for text in part.bad],
                 "error": _error(part.error, secrets) if part.error is not None and state_of(part) == "failed" else None,
             }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -35,6 +35,8 @@ class Account:
     """For the target systems that have environments."""
     without: tuple[str, ...] = ()
     """Lists that its target system does not have, such as ``("offers",)``: a sync does not ask for them."""
+    params: Mapping[str, Mapping[str, str]] = field(default_factory=dict, hash=False)
+    """What its target system needs to be asked for a list, by the list: ``{"openItems": {"fiscalYear": "2026"}}``."""
 
     def __post_init__(self) -> None:
         if not self.name.strip() or not self.name.isprintable():

@@ -16,6 +16,7 @@ from lamella.breaker import Breaker
 from lamella.buffer import Buffer
 from lamella.checks import check_options
 from lamella.maesn.account import auth, current_account
+from lamella.maesn.guard import ErrorGuard
 from lamella.maesn.published import template_of
 from lamella.maesn.rules import RULES
 from lamella.rules import RuleBook
@@ -60,6 +61,7 @@ def session(
     *,
     rules: RuleBook = RULES,
     breaker: Breaker | None = None,
+    guard: ErrorGuard | None = None,
     **options: Unpack[SessionOptions],
 ) -> aiohttp.ClientSession:
     """Return an ``aiohttp.ClientSession`` with all of :func:`layers`, whose URLs are relative to *base_url*.
@@ -74,6 +76,7 @@ def session(
         base_url: None means ``MAESN_BASE_URL``, else :data:`BASE_URL`.
         rules: What each status means, and the waits.
         breaker: Rejects calls while the API is down. None means that nothing does.
+        guard: Stops calls before a target system blocks the key for too many errors. None means that nothing does.
         options: Options of :func:`lamella.stack`; all others are passed to ``aiohttp.ClientSession``.
 
     Raises:
@@ -89,7 +92,7 @@ def session(
     of_stack: Any = {name: value for name, value in options.items() if name in StackOptions.__annotations__}
     others: Any = {name: value for name, value in options.items() if name not in of_stack}
     others.setdefault("timeout", aiohttp.ClientTimeout(total=None))
-    chosen = layers(api_key, account_key, base_url, rules=rules, breaker=breaker, **of_stack)
+    chosen = layers(api_key, account_key, base_url, rules=rules, breaker=breaker, guard=guard, **of_stack)
     return without_other_instrumentation(aiohttp.ClientSession(_url(base_url), middlewares=chosen, **others))
 
 
@@ -100,6 +103,7 @@ def layers(
     *,
     rules: RuleBook = RULES,
     breaker: Breaker | None = None,
+    guard: ErrorGuard | None = None,
     **options: Unpack[StackOptions],
 ) -> tuple[aiohttp.ClientMiddlewareType, ...]:
     """Return the layers of :func:`session`, with the same arguments, for a session of your own.
@@ -118,7 +122,8 @@ def layers(
     if options.get("spans", True):
         options.setdefault("url_template", _template(url))
     buffer = () if "buffer" in options else (Buffer(whole=_WHOLE),)
-    return stack(rules, *([] if breaker is None else [breaker]), *buffer, keys, **options)
+    outer = [layer for layer in (breaker, guard) if layer is not None]
+    return stack(rules, *outer, *buffer, keys, **options)
 
 
 def _template(base_url: URL) -> UrlTemplate:
@@ -151,7 +156,7 @@ def _url(value: str | None) -> URL:
 
 
 _OPTIONS: Final = [
-    *("api_key", "account_key", "base_url", "rules", "breaker"),
+    *("api_key", "account_key", "base_url", "rules", "breaker", "guard"),
     *StackOptions.__annotations__,
     *(name for name in inspect.signature(aiohttp.ClientSession).parameters if name != "middlewares"),
 ]

@@ -81,6 +81,12 @@ _BUILT_IN: Final[dict[Status | None, Rule]] = {
             "The token for this request could not be fetched, so it was not sent.",
             "Nothing was carried out: look at the cause, and at the client's credentials or the token endpoint.",
         ),
+        Rule(
+            Failure.TOO_MANY_ERRORS,
+            "Too Many Errors",
+            "Calls of this account to this path have failed so often that one more could block it: not sent.",
+            "Nothing was carried out: look at why the others failed, and ask no more until then.",
+        ),
     )
     for status in rule.statuses
 }
