@@ -117,8 +117,8 @@ def ids_of(resource: str) -> tuple[str, ...]:
     """
     operation = operation_of(resource)
     published = [] if operation is None else [each.name for each in fields_of(operation.data) if each.name in _IDS]
-    if operation is not None and operation.data == "dimensionName":
-        published = ["dimension"]  # what the path of its values has
+    if resource == "v2/dimensions":
+        published = ["dimension"]  # the path of its values has it
     name = resource.rpartition("/")[2]
     singular = f"{name[:-3]}y" if name.endswith("ies") else name.removesuffix("s")
     return tuple(dict.fromkeys((*published, f"{singular}Id", "id")))
@@ -132,8 +132,11 @@ def dates_of(operation: Operation | None) -> tuple[str, ...] | None:
 
 
 def is_incremental(operation: Operation | None) -> bool:
-    """Return whether a list can be asked for what was changed since a moment, and says when that was."""
-    return operation is None or ("lastModifiedAt" in operation.query and dates_of(operation) is not None)
+    """Return whether a list can be asked for what was changed since a moment, and which records those are."""
+    if operation is None:
+        return True
+    names = {field.name for field in fields_of(operation.data)}
+    return "lastModifiedAt" in operation.query and dates_of(operation) is not None and bool(names & set(_IDS))
 
 
 def checked_params(params: Mapping[str, str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
+from urllib.parse import quote
 
 import aiohttp
 import anyio
@@ -17,14 +18,14 @@ from lamella import scope
 from lamella._aiohttp import middlewares_of
 from lamella.classify.failures import ERROR_STATUS, error_messages, secrets_of_answer
 from lamella.classify.judge import api_error
-from lamella.maesn.published import at_path, template_of
+from lamella.maesn.published import at_path
 from lamella.maesn.rules import RULES
 from lamella.pipeline import layers_in
 from lamella.redaction import redact_text
 from lamella.sync import AnswerFailed
 from lamella.sync.source import at
 from lamella.telemetry.call_span import RequestSpan
-from lamella.telemetry.names import TASK_POLLS, TASK_STATUS
+from lamella.telemetry.names import TASK_POLLS, TASK_SPAN, TASK_STATUS
 from lamella.telemetry.tracing import Tracing
 
 _DEADLINE: Final = 600.0
@@ -87,7 +88,7 @@ async def task(
         TaskUnfinished: It was not done in time.
         lamella.LamellaError: A call has failed.
     """
-    with scope.deadline(deadline), _operation(session, method, URL(url)) as note:
+    with scope.deadline(deadline), _operation(session) as note:
         async with session.request(method, url, **request) as response:
             await _raise_for_status(response)
             answer = await response.json()
@@ -105,7 +106,7 @@ async def finished(
 ) -> Task:
     """Wait until a task is done, and return what it has brought: with the arguments and errors of :func:`task`."""
     query = {} if company_id is None else {"companyId": company_id}
-    with scope.deadline(deadline), _operation(session, "GET", URL("accounting/asyncTask/-")) as note:
+    with scope.deadline(deadline), _operation(session) as note:
         async with _ended(session, task_id, query, note) as response:
             await _raise_for_status(response)
             return _task(response, task_id, await response.json())
@@ -121,7 +122,7 @@ async def fetch(
         async with session.get(url, params=query) as response:
             yield response, None
         return
-    with scope.deadline(_DEADLINE), _operation(session, "GET", url) as note:
+    with scope.deadline(_DEADLINE), _operation(session) as note:
         async with session.get(url, params=query) as response:
             if response.status != HTTPStatus.ACCEPTED:
                 yield response, None
@@ -142,7 +143,7 @@ class _Note:
 
 
 @contextmanager
-def _operation(session: aiohttp.ClientSession, method: str, url: URL) -> Iterator[_Note]:
+def _operation(session: aiohttp.ClientSession) -> Iterator[_Note]:
     """Put a span around the calls made inside, if the session has spans."""
     note = _Note()
     spans = next((layer for layer in layers_in(middlewares_of(session)) if isinstance(layer, RequestSpan)), None)
@@ -154,9 +155,8 @@ def _operation(session: aiohttp.ClientSession, method: str, url: URL) -> Iterato
     if tracing.silent:
         yield note
         return
-    name = f"lamella maesn task {method} /{template_of(url.path) or 'accounting'}"
     with tracing.tracer.start_as_current_span(
-        name, kind=SpanKind.INTERNAL, record_exception=False, set_status_on_exception=False
+        TASK_SPAN, kind=SpanKind.INTERNAL, record_exception=False, set_status_on_exception=False
     ) as span:
         try:
             yield note
@@ -174,7 +174,10 @@ async def _ended(
     session: aiohttp.ClientSession, task_id: str, query: Mapping[str, str], note: _Note
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """Ask for a task until it is done; yield the last answer, its body read unless it has an error status."""
-    url, wait = URL("accounting/asyncTask") / task_id, _FIRST_WAIT
+    # A whole segment: an id must not lead to another path.
+    if not task_id.strip("."):
+        raise ValueError(f"the id of a task must not be {task_id!r}")
+    url, wait = URL(f"accounting/asyncTask/{quote(task_id, safe='')}", encoded=True), _FIRST_WAIT
     while True:
         async with session.get(url, params=query) as response:
             note.polls += 1

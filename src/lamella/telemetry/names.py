@@ -57,6 +57,7 @@ TASK_STATUS = "lamella.task.status"
 TOKEN_RESULT = "lamella.token.result"  # noqa: S105 - a name
 
 EPISODE = "lamella rate limit"
+TASK_SPAN = "lamella maesn task"
 CIRCUIT_CLOSE_EVENT = "lamella.circuit.close"
 CIRCUIT_OPEN_EVENT = "lamella.circuit.open"
 BELIEF_EVENT = "lamella.rate_limit_belief"
