@@ -203,6 +203,15 @@ async def test_a_list_that_is_answered_with_tasks(
     }
 
 
+async def test_a_list_that_is_gone_is_not_asked_for_page_by_page(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
+    sandbox = await make_sandbox(records=100)
+    sandbox.script(200, *[404] * 40, path="/accounting/offers")
+    part, lines = await synced(sandbox, tmp_path, "offers", at_once=1)
+    assert not part.done
+    assert len(lines) == 5
+    assert len(sandbox.received) == 2
+
+
 async def test_an_unsupported_list_is_asked_for_once(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
     sandbox = await make_sandbox(records=100, unsupported={"offers"})
     part, _ = await synced(sandbox, tmp_path, "offers", resume=True)

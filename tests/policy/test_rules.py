@@ -229,3 +229,13 @@ def test_429_is_a_rate_limit_and_503_where_it_says_when_to_come_back(
     outcome: Outcome, retry_after: float | None, limit: bool
 ) -> None:
     assert is_rate_limit(outcome, retry_after) is limit
+
+
+def test_a_book_says_by_which_header_the_api_knows_a_write() -> None:
+    assert RuleBook().idempotency_key == "Idempotency-Key"
+    none = RuleBook(Rule(429), idempotency_key=None)
+    assert none != RuleBook(Rule(429))
+    for book in (none, none.replace(Rule(500)), none.scaled(0.1), pickle.loads(pickle.dumps(none))):  # noqa: S301
+        assert book.idempotency_key is None
+    with pytest.raises(ValueError, match="idempotency_key must be the name of a header or None, got ''"):
+        RuleBook(idempotency_key="")

@@ -43,7 +43,7 @@ def remarks(parts: Sequence[Part], secrets: Sequence[str] = ()) -> Iterator[str]
         yield f"The API warns: {redact_text(some(warnings, _MOST_NAMES), secrets)}."
     if dropped := [redact_text(name) for name in dropped_of(parts)]:
         names = some(dropped, _MOST_NAMES)
-        yield f"What was stored of {names} was dropped: company_id or environment_name has changed."
+        yield f"What was stored of {names} was dropped: company_id, environment_name or a parameter has changed."
     yield from _compared(parts, secrets)
 
 

@@ -184,7 +184,7 @@ def plan_as_table(parts: Sequence[Part]) -> RenderableType:
         if part.skipped:
             what = "nothing: done already"
         elif part.dropped:
-            what += "; what is stored will be dropped, since company_id or environment_name has changed"
+            what += "; what is stored will be dropped, since company_id, environment_name or a parameter has changed"
         elif part.pages:
             what += f", but for {count(part.pages, 'page')} that {'is' if part.pages == 1 else 'are'} stored"
         table.add_row(Text(redact_text(part.account)), Text(part.resource), Text(what))
