@@ -177,6 +177,8 @@ async def test_bad_parameters(sandbox: Sandbox, params: dict[str, str], said: st
         maesn.source("openItems", params=params)
     with pytest.raises(ValueError, match="params must be for resources that are read: bills, not 'items'"):
         await maesn.plan({"north": "key"}, ["bills"], journal=None, params={"items": {}})
+    with pytest.raises(ValueError, match=re.escape(said)):
+        await maesn.plan([maesn.Account("a", "k", params={"openItems": params})], ["openItems"], journal=None)
 
 
 async def test_records_without_an_id(make_sandbox: MakeSandbox, tmp_path: Path) -> None:

@@ -112,6 +112,22 @@ async def test_a_task_that_is_not_done_in_time(sandbox: Sandbox, virtual_time: V
     assert len([received for received in sandbox.received if received.method == "POST"]) == 1
 
 
+async def test_a_rate_limit_does_not_count_against_the_waits_of_a_list(
+    make_sandbox: MakeSandbox, virtual_time: VirtualClock
+) -> None:
+    sandbox = await make_sandbox(records=1, later={"openItems"})
+    sandbox.script(429, 429, 429, 429, path="/accounting/openItems")
+    sandbox.script(200, 429, 429, 429, 429, path=POLL)
+    async with connect(sandbox) as session:
+        assert len([record async for record in maesn.records(session, "openItems")]) == 1
+        assert virtual_time.elapsed > 1800
+        sandbox.script(*[state("IN_PROGRESS")] * 100, path=POLL)
+        began = virtual_time.elapsed
+        with pytest.raises(maesn.TaskUnfinished):
+            [record async for record in maesn.records(session, "openItems")]
+        assert 560 < virtual_time.elapsed - began < 601
+
+
 async def test_an_answer_without_an_id(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
     sandbox.script(Reply(202, {}, {"data": {"taskId": None}}))
     async with connect(sandbox) as session:

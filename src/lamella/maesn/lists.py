@@ -16,7 +16,7 @@ import aiohttp
 from lamella import sync as syncing
 from lamella.batch import Journal
 from lamella.maesn.account import Account
-from lamella.maesn.sources import source
+from lamella.maesn.sources import checked_params, checked_resource, source
 from lamella.sync import Page, Part, Progress, Report, Source
 from lamella.sync.marks import OVERLAP
 from lamella.sync.stored import Departed
@@ -188,6 +188,10 @@ def _named(accounts: Iterable[Account] | Mapping[str, str]) -> dict[str, Account
         accounts = [Account(name, key) for name, key in accounts.items()]  # pyright: ignore[reportArgumentType]
     many = list(accounts)
     _check_names("accounts", [each.name for each in many])
+    for each in many:
+        for resource, params in each.params.items():
+            checked_resource(resource)
+            checked_params(params)
     return {each.name: each for each in many}
 
 

@@ -116,13 +116,16 @@ async def finished(
 async def fetch(
     session: aiohttp.ClientSession, url: URL, query: Mapping[str, str] | None
 ) -> AsyncIterator[tuple[aiohttp.ClientResponse, str | None]]:
-    """Ask for a page of a list, and wait for the task where it is answered with one."""
+    """Ask for a page of a list, and wait for the task where it is answered with one.
+
+    The waits between the questions take 600 s in sum; what a rate limit holds up does not count.
+    """
     found, _ = at_path(url.path)
     if "GET" in found and not found["GET"].may_be_later:
         async with session.get(url, params=query) as response:
             yield response, None
         return
-    with scope.deadline(_DEADLINE), _operation(session) as note:
+    with _operation(session) as note:
         async with session.get(url, params=query) as response:
             if response.status != HTTPStatus.ACCEPTED:
                 yield response, None
@@ -173,11 +176,16 @@ def _operation(session: aiohttp.ClientSession) -> Iterator[_Note]:
 async def _ended(
     session: aiohttp.ClientSession, task_id: str, query: Mapping[str, str], note: _Note
 ) -> AsyncIterator[aiohttp.ClientResponse]:
-    """Ask for a task until it is done; yield the last answer, its body read unless it has an error status."""
+    """Ask for a task until it is done; yield the last answer, its body read unless it has an error status.
+
+    Raises:
+        TaskUnfinished: The next question would come after the deadline; where there is none, after waits of 600 s.
+    """
     # A whole segment: an id must not lead to another path.
     if not task_id.strip("."):
         raise ValueError(f"the id of a task must not be {task_id!r}")
     url, wait = URL(f"accounting/asyncTask/{quote(task_id, safe='')}", encoded=True), _FIRST_WAIT
+    waited = 0.0
     while True:
         async with session.get(url, params=query) as response:
             note.polls += 1
@@ -190,10 +198,12 @@ async def _ended(
                 yield response
                 return
             del found
-        left = scope.inherited()
-        if left is not None and left - asyncio.get_running_loop().time() <= wait:
+        end = scope.inherited()
+        left = _DEADLINE - waited if end is None else end - asyncio.get_running_loop().time()
+        if left <= wait:
             raise TaskUnfinished(task_id)
         await anyio.sleep(wait)
+        waited += wait
         wait = min(wait * _GROWTH, _LONGEST_WAIT)
 
 
