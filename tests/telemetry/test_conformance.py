@@ -51,14 +51,18 @@ from lamella import (
     stack,
 )
 from lamella.maesn.sandbox import Reply, Sandbox
-from lamella.testing import VirtualClock
+from lamella.testing import VirtualClock, virtual_clock
 
-RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
+RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)), Rule(503, retry=Backoff(initial=1)))
 
 
 async def emit_everything(serve: Serve, tracing: Tracing, metering: Metering) -> list[object]:
     """Make calls that end well, badly, and not at all. Return the layers: their gauges go with them."""
+    with virtual_clock():
+        return await emit_all(serve, tracing, metering)
 
+
+async def emit_all(serve: Serve, tracing: Tracing, metering: Metering) -> list[object]:
     arrived = asyncio.Event()
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -96,6 +100,7 @@ async def emit_everything(serve: Serve, tracing: Tracing, metering: Metering) ->
             ("GET", "/busy"),
             ("PROPFIND", "/200"),
             ("GET", "/404"),
+            ("GET", "/503"),
         ):
             with suppress(LamellaError):
                 await session.request(method, path)
@@ -282,7 +287,7 @@ async def test_the_fields_of_the_log_are_those_that_are_told(
     usual = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
     layers = await emit_everything(serve, tracing, metering)
     lines = [record for record in caplog.records if record.name == "lamella"]
-    assert len(lines) == 7  # five calls that failed, a store, and a circuit
+    assert len(lines) == 8  # six calls that failed, a store, and a circuit
     assert {name for line in lines for name in vars(line)} - usual == Told.by().log_fields
     del layers
 

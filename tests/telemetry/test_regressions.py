@@ -35,7 +35,7 @@ from lamella import (
 )
 from lamella.maesn.sandbox import Sandbox
 from lamella.redaction import redact_text
-from lamella.testing import Fault
+from lamella.testing import Fault, VirtualClock
 
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=60)))
 
@@ -96,7 +96,9 @@ async def test_a_sampler_is_told_what_it_may_decide_by(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("fault", [Fault.CUT_BODY, Fault.SLOW_BODY])
-async def test_a_status_that_was_received_is_told(sandbox: Sandbox, tracing: Tracing, fault: Fault) -> None:
+async def test_a_status_that_was_received_is_told(
+    sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock, fault: Fault
+) -> None:
     sandbox.script(fault)
     async with maesn.session(
         sandbox.api_key, sandbox.account_key, sandbox.url, tracer_provider=tracing.provider, attempts=1,
