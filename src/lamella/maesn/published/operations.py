@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -250,7 +250,7 @@ def operations() -> tuple[Operation, ...]:
     return tuple(_operation(line[2:].split()) for line in _TABLE.splitlines() if line.strip())
 
 
-def _operation(columns: list[str]) -> Operation:
+def _operation(columns: Sequence[str]) -> Operation:
     method, path, status, body, data, *parameters = columns
     field, _, files = body.partition("+")
     names = [(name.rstrip("!"), name.endswith("!")) for name in parameters]

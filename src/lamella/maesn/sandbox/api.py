@@ -122,7 +122,7 @@ class Api:
     def _answer(self, operation: Operation, values: tuple[str, ...], received: Received) -> Reply:
         account = received.account or ""
         if operation.data == "task":
-            return self._tasks.answer(account, values[0], received.query)
+            return self._tasks.answer(account, "".join(values), received.query)
         fields = {}
         if operation.body:
             given = fields_of_body(operation, received.body, received.headers.get("Content-Type", ""))
@@ -157,13 +157,12 @@ class Api:
         if "/Attachments" in operation.path or operation.path.startswith("accounting/v2/dimensions/"):
             inner = received.path.strip("/").removeprefix(_FOLDER).split("/")
             name = "/".join(inner[:3] if "/Attachments" in operation.path else inner)
-            values = values[1:]
         if operation.method == "POST":
             return self._create(operation, name, fields, received)
         table = self.table(account, name, operation.data)
         if operation.is_list:
             return listed(operation, table, received.query)
-        return _changed(operation, table, values[0], fields)
+        return _changed(operation, table, values[-1], fields)
 
     def _create(self, operation: Operation, name: str, fields: dict[str, Any], received: Received) -> Reply:
         account = received.account or ""
