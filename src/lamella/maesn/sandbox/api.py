@@ -162,7 +162,7 @@ class Api:
         table = self.table(account, name, operation.data)
         if operation.is_list:
             return listed(operation, table, received.query)
-        return _changed(operation, table, values[-1], fields)
+        return _changed(operation, table, next(reversed(values)), fields)
 
     def _create(self, operation: Operation, name: str, fields: dict[str, Any], received: Received) -> Reply:
         account = received.account or ""
