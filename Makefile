@@ -34,7 +34,7 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint format types audit coverage lowest backends browser bench bench-against bench-storm bench-batch bench-sync soak aiohttp-tests picture clean FORCE
+.PHONY: help demo test test-all lint format types audit coverage lowest backends browser bench bench-against bench-profile bench-storm bench-batch bench-sync soak aiohttp-tests picture clean FORCE
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' Makefile
@@ -91,6 +91,9 @@ bench: $(BENCH)/.installed  ## Measure what lamella costs, beside other librarie
 bench-against: $(VENV)/.installed  ## Compare what a call costs here and in another commit: BASE=main (ARGS=--quick)
 	@$(if $(BASE),,echo 'BASE must be a commit or branch to compare with: make bench-against BASE=main' >&2; exit 2;) \
 		$(DIRECT) $(VENV)/bin/python benchmarks/against.py $(ARGS) -- '$(BASE)'
+
+bench-profile: $(VENV)/.installed  ## Show which code takes the CPU of a call: half a minute
+	@$(DIRECT) $(VENV)/bin/python benchmarks/shares.py $(ARGS)
 
 bench-storm: $(BENCH)/.installed  ## Measure lamella beside other libraries in storms: half an hour
 	@$(DIRECT) $(BENCH)/bin/python benchmarks/storm.py $(ARGS)

@@ -1,4 +1,6 @@
-"""Two nights of a sync: all records of three accounts, and then what has changed. One account has been logged out.
+"""Nights of a sync: all records of three accounts, then what has changed, then a comparison of the whole lists.
+
+One account has been logged out.
 
     python examples/sync.py
 
@@ -9,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import tempfile
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import aiohttp
@@ -18,9 +22,11 @@ import aiohttp
 from lamella import Breaker, maesn
 from lamella.batch import Journal
 from lamella.maesn.sandbox import Account, Sandbox
+from lamella.sync import Table
 from lamella.testing import Fault
 
 RULES = maesn.RULES.scaled(0.001)  # a thousandth of every delay, for this example
+TABLES = {"invoices": Table({"totalAmount": "decimal(18, 2)"}, {"lineItems": {"netAmount": "decimal(18, 2)"}})}
 ACCOUNTS = {"north": "sandbox-key-north", "south": "sandbox-key-south", "west": "sandbox-key-west"}
 
 
@@ -32,6 +38,26 @@ async def night(session: aiohttp.ClientSession, folder: Path) -> None:
     print(f"run {report.run}: {report.pages} pages, {report.records} records that were new or had changed")
     for part in report.failed:
         print(f"  {part.resource} of {part.account} failed: {type(part.error).__name__}")
+
+
+async def comparison(session: aiohttp.ClientSession, folder: Path) -> None:
+    """Read whole lists, compare them with the journal, and write typed columns and line items as tables."""
+    async with Journal.open(folder / "sync.journal", batch="the sandbox's records") as journal:
+        report = await maesn.sync(
+            session,
+            ACCOUNTS,
+            ["contacts", "invoices"],
+            journal=journal,
+            output=folder / "records.db",
+            tables=TABLES,
+            full_every=0,
+        )
+    for part in report.parts:
+        if part.compared:
+            print(f"{part.resource} of {part.account}: {part.missing} had been missing, {part.deleted} are deleted")
+    with closing(sqlite3.connect(folder / "records.db")) as db:
+        [count] = db.execute("SELECT count(DISTINCT id) FROM invoices_lineItems WHERE netAmount LIKE '%.__'").fetchone()
+    print(f"invoices with line items: {count}; values that do not fit: {report.misfits.count}")
 
 
 def lists_in(path: Path) -> list[str]:
@@ -52,6 +78,7 @@ async def main() -> None:
                 sandbox.script(200, method="POST")  # this one does not fail: a POST is not sent again
                 await session.post("accounting/contacts", json={"companyName": "Somebody new"})
             await night(session, Path(folder))
+            await comparison(session, Path(folder))
         print("in the file:", dict(Counter(lists_in(Path(folder, "records.jsonl")))))
 
 

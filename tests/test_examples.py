@@ -72,6 +72,8 @@ SHOWN = {
         "invoices of west failed: Unauthorized",
         "run 2: 4 pages, 1 records",
         "'south/contacts': 251",
+        "contacts of south: 0 had been missing, 0 are deleted",
+        "invoices with line items: 500; values that do not fit: 0",
     ],
     "sync_any_api.py": [
         "run 1: 370 records that were new or had changed, done: True",

@@ -17,9 +17,11 @@ from lamella import (
     AttemptTimeout,
     Backoff,
     Buffer,
+    Call,
     Classify,
     HeaderAuth,
     LamellaError,
+    Layer,
     RequestSpan,
     Retry,
     Rule,
@@ -32,6 +34,7 @@ from lamella import (
     options,
     stack,
 )
+from lamella.pipeline import Result
 from lamella.scope import TAKERS, CallOptions
 from lamella.testing import VirtualClock
 
@@ -255,6 +258,102 @@ async def test_a_token_request_takes_none_of_them(
             with options(attempts=1):
                 assert await get(session) == 200
     assert len(tokens.requests) == 2
+
+
+class Starts(Layer):
+    """Starts a task before and after each attempt or call."""
+
+    def __init__(self, slot: Slot, start: Callable[..., None]) -> None:
+        self.slot = slot  # type: ignore[misc]
+        self._start = start
+
+    def before(self, call: Call) -> None:
+        self._start()
+
+    def after(self, call: Call, result: Result) -> None:
+        self._start()
+
+
+def starting(slot: Slot, start: Callable[..., None]) -> At:
+    async def middleware(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        start()
+        return await handler(request)
+
+    return At(slot, middleware)
+
+
+def place_of(name: str, start: Callable[..., Any]) -> dict[str, Any]:
+    """Arguments of a stack in which *start* is called at the place of that *name*."""
+    match name.split():
+        case ["layer", slot]:
+            return {"layers": [Starts(Slot[slot], start)]}
+        case ["middleware", slot]:
+            return {"layers": [starting(Slot[slot], start)]}
+        case ["auth"]:
+            return {"auth": HeaderAuth({"X-Key": lambda: start() or "a-key"})}
+        case ["limits"]:
+            return {"limits": lambda _: start() or ()}
+        case ["when"]:
+            return {"rules": RULES.replace(Rule(503, "x", when=start))}
+        case _:
+            return {name: start}
+
+
+PLACES = [f"layer {slot.name}" for slot in Slot]
+# One at REQUEST_SPAN is outside of all layers, as the code that makes the call.
+PLACES += [f"middleware {slot.name}" for slot in Slot if slot is not Slot.REQUEST_SPAN]
+PLACES += ["on_attempt", "account", "limits", "auth", "when"]
+
+
+@pytest.mark.parametrize("total", [None, 300.0])
+@pytest.mark.parametrize("place", PLACES)
+async def test_a_task_that_a_call_starts_takes_none_of_them_and_no_deadline(
+    serve: Serve, virtual_time: VirtualClock, place: str, total: float | None
+) -> None:
+    """As a refresher of tokens that begins with the first call: it goes on when the block has long ended."""
+    other = Statuses(503)
+    tasks: list[asyncio.Task[int]] = []
+
+    async with client(await serve(other)) as other_session:
+
+        async def later() -> int:
+            await asyncio.sleep(60)
+            return await get(other_session)
+
+        def start(*_: object) -> None:
+            if not tasks:
+                tasks.append(asyncio.create_task(later()))
+
+        given = place_of(place, start)
+        layers = stack(given.pop("rules", RULES), *given.pop("layers", ()), **given)
+        timeout, url = aiohttp.ClientTimeout(total), await serve(Statuses(503))
+        async with aiohttp.ClientSession(url, middlewares=layers, timeout=timeout) as session:
+            with deadline(20), options(attempts=1, raise_errors=False):
+                assert await get(session) == 503
+            assert await tasks[0] == 200
+    assert len(other.requests) == 2
+
+
+@pytest.mark.parametrize("slot", [Slot.REQUEST_SPAN, Slot.RETRY, Slot.THROTTLE, Slot.INNERMOST])
+async def test_they_and_the_deadline_reach_layers_in_a_task_of_a_middleware(
+    serve: Serve, virtual_time: VirtualClock, slot: Slot
+) -> None:
+    async def in_a_task(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        async def handle() -> aiohttp.ClientResponse:
+            return await handler(request)
+
+        return await asyncio.create_task(handle())
+
+    server = Statuses(503, 503, latency=2)
+    url = await serve(server)
+    layers = stack(RULES, At(slot, in_a_task))
+    async with aiohttp.ClientSession(url, middlewares=layers, timeout=aiohttp.ClientTimeout()) as session:
+        with deadline(5), pytest.raises(ApiError) as caught:
+            await get(session)
+        assert (caught.value.stopped, len(server.requests)) == (StopReason.DEADLINE, 1)
+        with options(attempts=1), pytest.raises(ApiError) as caught:
+            await get(session)
+        assert (caught.value.stopped, len(server.requests)) == (StopReason.ATTEMPTS_USED_UP, 2)
 
 
 async def test_they_hold_for_each_hop_of_a_redirect(serve: Serve, virtual_time: VirtualClock) -> None:

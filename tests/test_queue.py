@@ -158,7 +158,7 @@ def call(deadline: float | None = None) -> Call:
 
 def slow() -> Account:
     """One that was refused before, and whose answers take their time: one call goes after the other."""
-    return Account(estimate=RateEstimate(generation=1, max_in_flight=1.0, fastest=50.0))
+    return Account(estimate=RateEstimate(generation=1, max_in_flight=1.0, fastest=50.0, untouched=False))
 
 
 async def block(account: Account) -> None:
@@ -429,7 +429,7 @@ def test_those_cancelled_behind_a_first_that_waits_long_do_not_pile_up() -> None
             await asyncio.sleep(0)
             task.cancel()
             await asyncio.wait([task])
-            assert len(account.queue._queue) <= 3
+            assert len(account.queue.waiters) <= 3
         assert await first == 200
         account.is_at_rest()
 

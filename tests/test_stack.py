@@ -10,6 +10,7 @@ from aiohttp import web
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import NoOpTracer
 from tests.layering import LAYERS, RULES, SUBSETS, apart, in_order
 from tests.servers import Serve
 
@@ -206,7 +207,8 @@ def test_an_unknown_option_of_a_session_is_named_with_the_closest(name: str, sai
         ((Rule(429, "Slow"),), r"got tuple of Rule: write stack\(RuleBook\("),
         (Rule(429, "Slow"), r"got Rule: write stack\(RuleBook\("),
         ([], "got list$"),
-        (RuleBook, "got type$"),
+        (RuleBook, r"got the class RuleBook: write RuleBook\(\.\.\.\)$"),
+        (Retry, r"got the class Retry: write Retry\(\.\.\.\)$"),
         (None, "got NoneType$"),
         ("s3cr3t", "got str$"),
     ],
@@ -242,6 +244,9 @@ def test_a_layer_made_by_hand_refuses_them_as_well(layer: Any) -> None:
         ("store", "redis://:s3cr3t@host", "store must be a Store or None, got str"),
         ("url_template", "/{id}", "url_template must be a function of a request, or None, got str"),
         ("on_attempt", "log", "on_attempt must be a function of request, result and record, got str"),
+        ("tracer_provider", "s3cr3t", "tracer_provider must be a TracerProvider or None, got str"),
+        ("tracer_provider", NoOpTracer(), "tracer_provider must be a TracerProvider or None, got NoOpTracer"),
+        ("meter_provider", "s3cr3t", "meter_provider must be a MeterProvider or None, got str"),
     ],
 )
 def test_an_option_of_the_wrong_kind_is_named(name: str, value: Any, said: str) -> None:
@@ -343,6 +348,11 @@ def test_what_is_no_layer_is_refused(layer: Any) -> None:
         (Retry, r"it is a class: write Retry\(\.\.\.\)"),
         ((Timeout(5),), r"it is a sequence: write stack\(rules, \*layers\)"),
         (RULES, "a stack has one RuleBook: its first argument"),
+        (stack(RULES)[0], "it comes from another stack: give its layers to this one"),
+        (At(Slot.AUTH, None), "the middleware of At must be a function of request and handler, got None"),  # type: ignore[arg-type]
+        (At(Slot.AUTH, HeaderAuth({"X-A": "a"})), r"got HeaderAuth\(X-A\), which has a slot: write it without At"),
+        (At(Slot.AUTH, stack(RULES)), "got a stack: give its layers to this one"),
+        (At(Slot.AUTH, stack(RULES)[0]), "got a stack: give its layers to this one"),
     ],
     ids=str,
 )

@@ -31,10 +31,19 @@ class Held:
 
     call: int
     """The id of the call's span."""
+    outer: Held | None
+    """The call that it was made inside of, such as for its token. None: there is none."""
     spans: list[ReadableSpan] = field(default_factory=list)
     is_bad: bool = False
     is_kept: bool | None = None
-    """None: the call has not ended."""
+    """None: the call has not ended, or *outer* decides."""
+    is_merged: bool = False
+    """Whether it has ended, and *outer* decides."""
+
+    @property
+    def deciding(self) -> Held:
+        """What decides whether these spans are kept."""
+        return self.outer.deciding if self.is_merged and self.outer is not None else self
 
 
 class KeepBadCalls(SpanProcessor):
@@ -56,8 +65,8 @@ class KeepBadCalls(SpanProcessor):
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         with self._lock:
             held = None if span.parent is None else self._open.get(span.parent.span_id)
-            if held is None and is_call(span):
-                held = Held(span.context.span_id)
+            if is_call(span):
+                held = Held(span.context.span_id, held)
             if held is not None:
                 self._open[span.context.span_id] = held
         self._target.on_start(span, parent_context)
@@ -69,17 +78,28 @@ class KeepBadCalls(SpanProcessor):
     def _passed_on(self, span: ReadableSpan) -> list[ReadableSpan]:
         """Return the spans that can go on, now that *span* has ended."""
         with self._lock:
-            held = self._open.pop(span.context.span_id, None)
-            if held is None:
+            of = self._open.pop(span.context.span_id, None)
+            if of is None:
                 return [span]  # it is not part of a call
+            held = of.deciding
             if held.is_kept is not None:
                 return [span] if held.is_kept else []  # of a task that outlives the call
             held.spans.append(span)
             held.is_bad = held.is_bad or is_bad(span)
-            if span.context.span_id != held.call:
-                return []
-            held.is_kept = held.is_bad or span.context.trace_id & (2**64 - 1) < self._bound
-            return held.spans if held.is_kept else []
+            return self._ended(held, span) if span.context.span_id == held.call else []
+
+    def _ended(self, held: Held, span: ReadableSpan) -> list[ReadableSpan]:
+        """Return the spans that can go on, now that the call with this *span* has ended."""
+        outer = None if held.outer is None else held.outer.deciding
+        if outer is not None and outer.is_kept is None:
+            outer.spans += held.spans
+            outer.is_bad = outer.is_bad or held.is_bad
+            held.is_merged = True
+            return []
+        in_share = span.context.trace_id & (2**64 - 1) < self._bound
+        # A renewal of a token in the background outlives the call that has caused it.
+        held.is_kept = held.is_bad or in_share or (outer is not None and bool(outer.is_kept))
+        return held.spans if held.is_kept else []
 
     def shutdown(self) -> None:
         self._target.shutdown()

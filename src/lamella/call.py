@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import aiohttp
@@ -58,6 +59,8 @@ class Call:
 
     span: Span | None = None
     """The span of the whole call."""
+    now: float = 0.0
+    """The loop's time at this step of the call: it is read once for all hooks that need not wait for anything."""
     deadline: float | None = None
     """When the call must have ended, by the loop's clock."""
     attempts = 0
@@ -130,5 +133,7 @@ class PerCall(Generic[S]):
 
 OPTIONS: Final = PerCall(CallOptions)
 """What :func:`lamella.options` says for the call, where it is made inside of that."""
+BLOCK_END: Final = PerCall[float](lambda: inf)
+"""When the calls of the block that the call is made in must have ended, by the loop's clock, if they must."""
 SENT_BEFORE: Final = PerCall[bool](lambda: False)
 """Whether a layer, or a middleware of others, may have sent the request before."""

@@ -17,7 +17,8 @@ HIDDEN: Final = PerCall[frozenset[str]](frozenset)
 REFUSED: Final = PerCall[bool](lambda: False)
 """Set by an auth layer whose credential the attempt was refused with, and that has another one for the next attempt."""
 _NOTED: Final = "_lamella_secrets"
-_NOTES_ALL: ContextVar[bool] = ContextVar("lamella_notes_all_secrets", default=False)
+NOTES_ALL: Final[ContextVar[bool]] = ContextVar("lamella_notes_all_secrets", default=False)
+"""Whether the secrets of a request are to be remembered for a good answer, too."""
 
 
 def hide_headers(call: Call, names: frozenset[str]) -> None:
@@ -38,16 +39,11 @@ def secrets_of(call: Call) -> tuple[str, ...]:
 @contextmanager
 def noting_secrets() -> Iterator[None]:
     """Remember the secrets of the requests that are made inside for a good answer, too."""
-    token = _NOTES_ALL.set(True)
+    token = NOTES_ALL.set(True)
     try:
         yield
     finally:
-        _NOTES_ALL.reset(token)
-
-
-def needs_secrets(response: aiohttp.ClientResponse) -> bool:
-    """Return whether the secrets of *response* are to be remembered."""
-    return response.status >= 400 or _NOTES_ALL.get()
+        NOTES_ALL.reset(token)
 
 
 def note_secrets(response: aiohttp.ClientResponse, secrets: tuple[str, ...]) -> None:

@@ -26,23 +26,22 @@ def origin_text(origin: Origin) -> str:
     return str(URL.build(scheme=scheme, host=host or "", port=port).origin())
 
 
-def parsed_origin(value: str | URL) -> Origin:
-    """Return the origin that *value* is.
+def parsed_origin(value: str | URL, name: str = "origin") -> Origin:
+    """Return the origin that *value* is; *name* is that of the argument, for the message.
 
     Raises:
         ValueError: It is no http or https URL with a host.
     """
     try:
         url = URL(value)
-    except ValueError:
+    except (ValueError, TypeError):
         url = URL()
     if url.scheme not in {"http", "https"} or not url.raw_host:
-        text = str(value)
-        if re.fullmatch(_HOST, text, re.IGNORECASE):
-            raise ValueError(f"origin must be an http or https URL with a host, got {text!r}: write 'https://{text}'")
+        allowed = f"{name} must be an http or https URL with a host"
+        if host := re.match(rf"{_HOST}(?=/|$)", str(value), re.IGNORECASE):
+            # What follows the host may be a credential.
+            raise ValueError(f"{allowed}, got {host[0]!r}: write 'https://{host[0]}'")
         # Without a host it may be anything, also a credential.
         shown = repr(str(url.with_user(None))) if url.raw_host else type(value).__name__
-        raise ValueError(
-            f"origin must be an http or https URL with a host, got {shown}: write 'https://api.example.com'"
-        )
+        raise ValueError(f"{allowed}, got {shown}: write 'https://api.example.com'")
     return origin_of(url)

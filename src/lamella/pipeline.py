@@ -19,8 +19,8 @@ from typing import ClassVar, Final, NamedTuple, TypeAlias
 import aiohttp
 
 from lamella._aiohttp import forget_answer, middlewares_of
-from lamella.call import CALL_KEY, OPTIONS, SENT_BEFORE, Call, PerCall
-from lamella.scope import SCOPE, TAKERS, CallOptions
+from lamella.call import BLOCK_END, CALL_KEY, OPTIONS, SENT_BEFORE, Call, PerCall
+from lamella.scope import NOTHING, SCOPE, TAKERS, CallOptions, inherited, inherited_deadline
 
 Result: TypeAlias = aiohttp.ClientResponse | BaseException
 """What an attempt or a call has ended in. A ``CancelledError`` or ``GeneratorExit`` is no failure: let it pass."""
@@ -164,6 +164,7 @@ class Pipeline:
     ) -> Coroutine[None, None, aiohttp.ClientResponse]:
         loop = request.loop
         if self._loop is not loop or self._moves != Layer.moves:
+            self._check_outside(request)
             # Another pipeline may have taken one of the layers over.
             for layer in self.layers:
                 if layer.loop is not loop:
@@ -174,9 +175,8 @@ class Pipeline:
         if call is None:
             call = Call(request)
             setattr(request, CALL_KEY, call)
-            if (given := SCOPE.get().options) is not None:
-                self._check_options(given, request.session)
-                call.state[OPTIONS] = given
+            if SCOPE.get() is not NOTHING:
+                return self._run_in_a_block(call, handler)  # type: ignore[return-value]  # as below
         else:
             outside = _INSIDE.of(call)
             if outside is not None:
@@ -185,6 +185,38 @@ class Pipeline:
             _begin_anew(call)
         call.state[_INSIDE] = self._innermost
         return self._run(call, handler, 0, outside)  # type: ignore[return-value]  # a whole run raises its exception
+
+    def _check_outside(self, request: aiohttp.ClientRequest) -> None:
+        """Check that no middleware of its session outside of this pipeline waits for an answer that is raised here.
+
+        Raises:
+            ValueError: One does: aiohttp's digest authentication would never see a 401.
+        """
+        raises = any(layer.slot is Slot.CLASSIFY and layer.single for layer in self.layers)
+        call: Call | None = getattr(request, CALL_KEY, None)
+        given = SCOPE.get().options if call is None else OPTIONS.get(call)
+        if not raises or not (given or {}).get("raise_errors", True):
+            return
+        digest: aiohttp.DigestAuthMiddleware | None = None
+        for middleware in _flat(middlewares_of(request.session)):
+            if isinstance(middleware, aiohttp.DigestAuthMiddleware):
+                digest = middleware
+            elif digest is not None and (middleware is self or middleware is self._outermost):
+                raise ValueError(
+                    f"{type(digest).__name__} reads answers of status 401, which the layers inside of it raise as "
+                    "errors: put it behind them, as in middlewares=(*stack(), digest), or use raise_errors=False"
+                )
+
+    async def _run_in_a_block(self, call: Call, handler: aiohttp.ClientHandlerType) -> Result:
+        """Run a call that is made inside of a block: a task that a layer starts inherits nothing of that."""
+        if (given := SCOPE.get().options) is not None:
+            self._check_options(given, call.request.session)
+            call.state[OPTIONS] = given
+        if (end := inherited()) is not None:
+            call.state[BLOCK_END] = end
+        call.state[_INSIDE] = self._innermost
+        with inherited_deadline(None):
+            return await self._run(call, handler, 0, None)
 
     def _check_options(self, given: CallOptions, session: aiohttp.ClientSession) -> None:
         """Check that there is a layer for each option that is *given* by a block.
@@ -212,15 +244,19 @@ class Pipeline:
         begun = first
         if first:
             _begin_anew(call)
+        time = call.request.loop.time
+        call.now = time()
         try:
             for before, begun in hooks.before:  # noqa: B007 - used below
                 waiting = before(call)
                 if waiting is not None:
                     await waiting
+                    call.now = time()
             begun = self._count
             result = call.answer = await handler(call.request)
         except BaseException as exc:  # noqa: BLE001 - a value from here on
             result = exc
+        call.now = time()
         changed: Changed = None
         try:
             begun_hooks = hooks.after if begun == self._count else [each for each in hooks.after if each[1] < begun]
@@ -231,6 +267,7 @@ class Pipeline:
                         if callable(changed):
                             changed = changed(partial(self._run, call, handler, number + 1, outside))
                         result = await _settled(changed, result)
+                        call.now = time()
                 except BaseException as exc:  # noqa: BLE001 - as above
                     if not isinstance(result, BaseException):
                         result.release()  # the caller will not see it
@@ -255,13 +292,20 @@ class Pipeline:
 
 def layers_in(middlewares: Iterable[object]) -> Iterator[Layer]:
     """Yield the layers among *middlewares*, those inside of stacks as well."""
-    for middleware in middlewares:
+    for middleware in _flat(middlewares):
         if isinstance(middleware, Layer):
             yield middleware
         elif isinstance(middleware, Pipeline):
             yield from middleware.layers
-        elif isinstance(middleware, tuple):
-            yield from layers_in(middleware)
+
+
+def _flat(middlewares: Iterable[object]) -> Iterator[object]:
+    """Yield *middlewares*, those of stacks that work as one as well."""
+    for middleware in middlewares:
+        if isinstance(middleware, tuple):
+            yield from _flat(middleware)
+        else:
+            yield middleware
 
 
 def _begin_anew(call: Call) -> None:

@@ -50,8 +50,9 @@ class Scope(NamedTuple):
     task: weakref.ref[asyncio.Task[object]] | None = None
 
 
-_NOTHING: Final = Scope()
-SCOPE: Final[ContextVar[Scope]] = ContextVar("lamella_scope", default=_NOTHING)
+NOTHING: Final = Scope()
+"""Outside of all blocks."""
+SCOPE: Final[ContextVar[Scope]] = ContextVar("lamella_scope", default=NOTHING)
 
 
 class Block:
@@ -86,10 +87,10 @@ class Block:
 def options(**given: Unpack[CallOptions]) -> Block:
     """Return a block that changes options of the stack for the calls made inside, also by tasks started inside.
 
-    ``with`` and ``async with`` both work. Inside another block the inner value counts. A call that a function of
-    :class:`lamella.HeaderAuth` makes, such as a token request, takes none of these options. A call through a session
-    without the layer of an option raises ValueError, unless the option says what such a session does anyway, such as
-    ``attempts=1`` without ``Retry``.
+    ``with`` and ``async with`` both work. Inside another block the inner value counts. A call that a layer or a
+    function of the stack makes inside a call, such as a token request, takes none of these options. A call through a
+    session without the layer of an option raises ValueError, unless the option says what such a session does anyway,
+    such as ``attempts=1`` without ``Retry``.
 
     Args:
         attempts: How many attempts a call has. 1 means no retries.
@@ -143,11 +144,6 @@ def deadline(seconds: float) -> Block:
     return Block({}, seconds)
 
 
-def in_a_block() -> bool:
-    """Return whether calls made here inherit anything."""
-    return SCOPE.get() is not _NOTHING
-
-
 @contextmanager
 def inherited_deadline(moment: float | None) -> Iterator[None]:
     """Pass *moment*, by the loop's clock, on to the calls that the current task makes, unless there is an earlier one.
@@ -178,7 +174,7 @@ def leave(token: Token[Scope]) -> None:
 def inherited() -> float | None:
     """Return when the calls around this one must have ended, by the loop's clock. None: there is no limit."""
     scope = SCOPE.get()
-    if scope is _NOTHING:
+    if scope is NOTHING:
         return None
     moment = scope.shared
     if scope.own < moment and (scope.task is None or scope.task() is asyncio.current_task()):

@@ -227,6 +227,8 @@ def stack(rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **opti
     for layer in chosen:
         if isinstance(layer, Breaker):
             layer.inherit(store=options.get("store"), meter_provider=options.get("meter_provider"))
+        elif isinstance(layer, HeaderAuth):
+            layer.inherit(tracer_provider=options.get("tracer_provider"), meter_provider=options.get("meter_provider"))
     for made in makes:
         if made.kind not in by_hand:
             make = cast(Callable[..., Layer], made.kind)
@@ -253,6 +255,8 @@ def _auth_layers(auth: object) -> list[Layer | At]:
 def _checked(layer: object) -> Layer | At:
     if isinstance(layer, Layer | At):
         check_slot(layer)
+        if isinstance(layer, At):
+            _check_middleware(layer.middleware)
         return layer
     hint = ""
     if isinstance(layer, type):
@@ -261,10 +265,23 @@ def _checked(layer: object) -> Layer | At:
         hint = " (it is a sequence: write stack(rules, *layers))"
     elif isinstance(layer, RuleBook):
         hint = " (a stack has one RuleBook: its first argument)"
+    elif isinstance(layer, Pipeline):
+        hint = " (it comes from another stack: give its layers to this one)"
     raise ValueError(
         f"{layer!r} is no layer: expected a lamella.Layer, or a middleware with its place, as in "
         f"At(Slot.THROTTLE, middleware){hint}"
     )
+
+
+def _check_middleware(middleware: object) -> None:
+    fault = None
+    if isinstance(middleware, Layer):
+        fault = f"{middleware!r}, which has a slot: write it without At"
+    elif isinstance(middleware, Pipeline | Stack):
+        fault = "a stack: give its layers to this one"
+    if fault is not None:
+        raise ValueError(f"At is for a plain middleware, got {fault}")
+    check_kind("the middleware of At", middleware, Callable, "a function of request and handler")
 
 
 def _require_answers(layer: Layer | At) -> None:

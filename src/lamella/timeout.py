@@ -53,7 +53,7 @@ class Timeout(Layer):
         alarm.watch(call)
 
     def after(self, call: Call, result: Result) -> Result | None:
-        alarm = self._others.pop(call, None) or self._alarm
+        alarm = self._alarm if not self._others else self._others.pop(call, self._alarm)
         if alarm is None or alarm.forget(call) or not alarm.take_back(call):
             return None
         if not isinstance(result, asyncio.CancelledError):
@@ -87,7 +87,7 @@ class _Alarm:
         """Whether the timer will be put away."""
 
     def watch(self, call: Call) -> None:
-        when = call.state[ATTEMPT_END] = self.loop.time() + self.seconds
+        when = call.state[ATTEMPT_END] = call.now + self.seconds
         task = asyncio.current_task(self.loop)
         if task is None:
             raise RuntimeError("Timeout works inside of a task only")

@@ -30,7 +30,8 @@ class World:
         self.tenants, self.calls, self.failing, self.lasts, self.revoked = tenants, calls, failing, lasts, revoked
         self.valid: dict[str, str] = {}
         self.under_way: Counter[str] = Counter()
-        self.failed: Counter[str] = Counter()
+        self.failed: dict[LookupError, tuple[str, float]] = {}
+        """The failures of fetches: whose token it was, and when."""
         self.refused: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
 
@@ -41,8 +42,9 @@ class World:
         try:
             await asyncio.sleep(self.random.expovariate(1.0))
             if self.random.random() < self.failing:
-                self.failed[name] += 1
-                raise LookupError
+                failure = LookupError(name)
+                self.failed[failure] = name, asyncio.get_running_loop().time()
+                raise failure
             number = self.random.getrandbits(64)
             self.valid[name] = f"{name} {number}"
             return Token(self.valid[name], self.lasts)
@@ -62,7 +64,7 @@ class World:
         name = f"tenant-{self.random.randrange(self.tenants)}"
         tenant.set(name)
         await asyncio.sleep(self.random.uniform(0, 60))
-        loop, failed, refused = asyncio.get_running_loop(), self.failed[name], self.refused[name]
+        loop, refused = asyncio.get_running_loop(), self.refused[name]
         seconds = self.random.choice([None, None, None, 0.3, 3.0])
         ends = None if seconds is None else loop.time() + seconds
         request = await request_of(session, "/")
@@ -70,9 +72,9 @@ class World:
             async with deadline(seconds or 3600.0):
                 await layers(request, self.send)
             self.ended["well"] += 1
-        except TokenUnavailable:
+        except TokenUnavailable as error:
             self.ended["without a token"] += 1
-            assert self.failed[name] > failed or (ends is not None and loop.time() >= ends - 0.01)
+            self.check_failure(error.__cause__, name)
         except Unauthorized:
             self.ended["refused twice"] += 1
             assert self.refused[name] >= refused + 2
@@ -81,11 +83,15 @@ class World:
             assert ends is not None, "the deadline of another call"
             assert loop.time() >= ends - 0.01
 
+    def check_failure(self, cause: BaseException | None, name: str) -> None:
+        """The call waited for this very fetch: one of its own tenant, which has failed just now."""
+        assert isinstance(cause, LookupError)
+        assert self.failed[cause] == (name, asyncio.get_running_loop().time())
+
     async def revoke(self) -> None:
         while True:
             await asyncio.sleep(self.random.expovariate(self.revoked))
             name = f"tenant-{self.random.randrange(self.tenants)}"
-            self.valid.pop(name, None)
             self.valid[name] = ""
 
     async def live(self) -> None:

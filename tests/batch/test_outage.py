@@ -553,3 +553,14 @@ async def test_an_account_that_is_stopped_is_stopped_for_those_that_wait_too(
     assert all(outcome.done for outcome in outcomes[1::2])
     assert tried == {0: 1, 1: 3, 3: 1, 5: 1, 7: 1} | ({} if at_once == 2 else {2: 2})
     assert 20 <= now() - start <= 21
+
+
+async def test_the_cause_takes_the_place_of_an_open_circuit_when_it_is_known() -> None:
+    """The calls that have opened the circuit wait between their attempts: they end later than one that it rejects."""
+    outage = Outage(2)
+    first, second = outage.enter(), outage.enter()
+    assert outage.leave(first, refused())
+    assert type(outage.error).__name__ == "CircuitOpen"
+    assert outage.leave(second, failed(StopReason.CIRCUIT_OPEN))
+    assert type(outage.error).__name__ == "ConnectFailed"
+    outage.close()

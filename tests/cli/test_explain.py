@@ -149,6 +149,7 @@ BOOK = RuleBook(
     Rule(None, "Other"),
 )
 SMALL = RuleBook(Rule("4xx", "A title [bold]" + " that needs more room than there is" * 2))
+ONCE = RuleBook(Rule(500, retry=Backoff(1), attempts=1))
 TABLE = {429: 1}
 """
 
@@ -211,7 +212,14 @@ def test_one_rule_of_a_book(books: str) -> None:
     )
     assert explain("--rules", f"{books}:BOOK", "200").output.startswith("200 Throttled (by the rule for 200 (when))\n")
     assert "in all 2 attempts  2 s" in explain("--rules", f"{books}:BOOK", "502").output
-    assert explain("--rules", f"{books}:BOOK", "201").exit_code == 2
+    unknown = explain("--rules", f"{books}:BOOK", "201")
+    assert (unknown.exit_code, "200, 400 to 999, 4xx" in unknown.output) == (2, True)
+
+
+def test_a_rule_that_may_end_one_attempt_only_is_not_sent_again(books: str) -> None:
+    result = explain("--rules", f"{books}:ONCE")
+    assert lines(result.output)[2] == "500 Internal Server Error no"
+    assert "No: one attempt of a call may end in this rule." in explain("--rules", f"{books}:ONCE", "500").output
 
 
 @pytest.mark.parametrize(
@@ -222,7 +230,7 @@ def test_one_rule_of_a_book(books: str) -> None:
         (":BOOK", "':BOOK' is not like package.module:BOOK"),
         ("../books.py:BOOK", "'../books.py:BOOK' is not like package.module:BOOK"),
         ("no_such_module:BOOK", "cannot import no_such_module: ModuleNotFoundError: No module named 'no_such_module'"),
-        ("{}:OTHER", "{} has no 'OTHER'; its rule books: HTTP_RULES, BOOK, SMALL"),
+        ("{}:OTHER", "{} has no 'OTHER'; its rule books: HTTP_RULES, BOOK, SMALL, ONCE"),
         ("{}:TABLE", "{}:TABLE must be a RuleBook, got dict"),
         ("failing:BOOK", "cannot import failing: ValueError: attempts must be a whole number, 1 or more, got 0"),
         ("leaving:BOOK", "cannot import leaving: SystemExit: 3"),

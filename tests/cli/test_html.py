@@ -7,12 +7,13 @@ import re
 import time
 from base64 import b64encode
 from collections import Counter
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
 from opentelemetry.trace import SpanContext, SpanKind
 from tests.cli.conftest import lamella
 from tests.cli.pages import Page
@@ -25,9 +26,9 @@ from lamella.cli.app import app
 from lamella.cli.causes import Cause
 from lamella.cli.html import html_report
 from lamella.cli.report import Check, Total
-from lamella.cli.traces import tree
+from lamella.cli.traces import Collector, tree
 from lamella.redaction import redact_text
-from lamella.telemetry.names import ATTEMPTS_LEFT, DEADLINE_LEFT, STOP_EVENT
+from lamella.telemetry.names import ATTEMPTS_LEFT, DEADLINE_LEFT, OUTCOME, STOP_EVENT
 
 CAUSES = (Cause(2, ("Ada",), "404 Not Found", "not retryable", "no such record", "Check the path and the id"),)
 CHECKS = (Check("All is well.", None), Check("Nothing is lost.", None))
@@ -103,6 +104,19 @@ class TestWhatIsOnIt:
         assert third["decision"]["source"] == "as Retry-After says"
         assert "decision" not in last
         assert bad["attempts"][0]["decision"] == {"at": 9_000, "rule": "", "stop": "unsafe method"}
+
+    def test_whose_call_it_is(self) -> None:
+        collected = Collector(account=lambda: "Ada & Söhne")
+        provider = TracerProvider()
+        provider.add_span_processor(collected)
+        with provider.get_tracer("x").start_as_current_span("lamella GET") as span:
+            span.set_attribute(OUTCOME, "success")
+            with provider.get_tracer("x").start_as_current_span("GET", kind=SpanKind.CLIENT):
+                pass
+        [found] = Page(html_report(replace(page_of(), traces=collected.traces))).data
+        assert found["account"] == "Ada & Söhne"
+        assert "account Ada & Söhne" in found["tree"]
+        assert not collected._accounts
 
     def test_what_is_left(self) -> None:
         stop = event(STOP_EVENT, 9, **{ATTEMPTS_LEFT: 3, DEADLINE_LEFT: 0.25})

@@ -8,7 +8,7 @@ import pytest
 from tests.cli.progress import Story, api_error, story
 from yarl import URL
 
-from lamella import ConnectFailed, Failure, maesn
+from lamella import CircuitOpen, ConnectFailed, Failure, StopReason, maesn
 from lamella.cli.display import Lines
 from lamella.sync import Part
 
@@ -86,6 +86,22 @@ def test_an_outage_is_named_by_what_the_network_says() -> None:
     assert mail.draw() == [
         "09:30:02  the API is down: Connection Failed (Name or service not known); the pages wait until it is back"
     ]
+
+
+def test_an_outage_waits_a_moment_for_its_cause() -> None:
+    mail = Mail(story(parts(30)))
+    mail.draw()
+    rule = maesn.RULES.rule_for(Failure.CIRCUIT_OPEN)
+    url = URL("https://api.maesn.dev/")
+    mail.story.outage = CircuitOpen("GET", url, rule, since=1, until=30, stopped=StopReason.CIRCUIT_OPEN)
+    assert mail.draw() == []
+    mail.story.outage = api_error(503)
+    assert mail.draw() == ["09:30:03  the API is down: 503 Service Unavailable; the pages wait until it is back"]
+    mail.story.outage = None
+    assert mail.draw() == ["09:30:04  the API is back after 1 s"]
+    mail.story.outage = CircuitOpen("GET", url, rule, since=1, until=30, stopped=StopReason.CIRCUIT_OPEN)
+    assert mail.draw() == []
+    assert mail.draw(6)[0].startswith("09:30:11  the API is down: Circuit Open")
 
 
 def test_an_account_that_is_queued_for_long() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import ssl
+from collections.abc import Callable, Sequence
 
 import aiohttp
 import pytest
 from aiohttp import web
 from tests.servers import Serve
 
-from lamella import At, Classify, ConnectionLost, Slot, stack
+from lamella import At, Classify, ConnectionLost, Slot, options, stack
 from lamella.rules import RuleBook
 from lamella.testing import VirtualClock
 
@@ -26,6 +28,7 @@ NOT_OF_THE_TRANSPORT = [
     OSError(errno.ENOSPC, "disk full"),
     BlockingIOError(errno.EAGAIN, "locked"),
     VaultError("sealed"),
+    ssl.SSLError(1, "no such key"),  # of a context that it makes itself: aiohttp wraps those of a connection
     ValueError("not a token"),
 ]
 
@@ -112,3 +115,28 @@ def test_digest_authentication_that_would_see_no_401_is_refused(slot: Slot) -> N
         stack(RULES, At(slot, digest()))
     with pytest.raises(ValueError, match="DigestAuthMiddleware"):
         stack(RULES, At(slot, digest()), Classify(RULES))
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda: (digest(), *stack(RULES)),
+        lambda: (digest(), stack(RULES)),
+        lambda: (digest(), Classify(RULES)),
+        lambda: (digest(), *stack(RULES, At(Slot.AUTH, passes_on))),
+    ],
+    ids=["apart", "as one", "Classify alone", "in two pipelines"],
+)
+async def test_digest_authentication_around_a_stack_that_raises_is_refused_at_the_first_call(
+    layers: Callable[[], Sequence[aiohttp.ClientMiddlewareType]], serve: Serve
+) -> None:
+    async with aiohttp.ClientSession(await serve(in_by_digest), middlewares=layers()) as session:
+        with pytest.raises(ValueError, match=r"DigestAuthMiddleware reads answers of status 401.*\*stack\(\), digest"):
+            await session.get("/")
+        with options(raise_errors=False):
+            async with session.get("/") as response:
+                assert response.status == 200
+
+
+async def passes_on(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    return await handler(request)

@@ -98,7 +98,7 @@ class Hostile:
             shown = shown[1:]
         elif trick == "spoils":
             shown = [*shown[:-1], ("null", "{}", '{"id":null}', '"x"')[at % 4]]
-        elif trick == "doubles" and shown:
+        elif trick == "doubles" and len(shown) > 1:  # else it would be another content, which nothing shows
             shown = [*shown[:-1], shown[0].replace('"n":', '"m":')]
         elif trick == "counts more":
             total += at + 1

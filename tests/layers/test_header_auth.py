@@ -225,14 +225,18 @@ async def test_bad_values_are_refused_without_being_shown(serve: Serve, value: s
 
 
 def test_bad_names_kinds_and_origins_are_refused() -> None:
-    for name in ("", "X Token", "X:Token", "Ä"):
-        with pytest.raises(ValueError, match="header name"):
-            HeaderAuth({name: "value"})
+    wrong = {"": "is empty", "X Token": "contains ' '", "X:Token": "contains ':'", "Ä": "contains 'Ä'", 7: "not int"}
+    for name, said in wrong.items():
+        with pytest.raises(ValueError, match=f"a name in headers .*{said}"):
+            HeaderAuth({name: "value"})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"write \{name: value\}") as swapped:
+        HeaderAuth({"Bearer s3cr3t": "Authorization"})
+    assert "s3cr3t" not in str(swapped.value)
     with pytest.raises(ValueError, match="int"):
         HeaderAuth({"X-Token": 7})  # type: ignore[dict-item]
-    for origin in ("example.com", "/path", "ftp://example.com", "", "http://", "https://user:s3cr3t@:80"):
+    for origin in ("example.com", "/path", "ftp://example.com", "", "http://", "https://user:s3cr3t@:80", 7):
         with pytest.raises(ValueError, match="origin") as caught:
-            HeaderAuth({"X-Token": "value"}, origin=origin)
+            HeaderAuth({"X-Token": "value"}, origin=origin)  # type: ignore[arg-type]
         assert "s3cr3t" not in str(caught.value)
 
 
@@ -240,6 +244,9 @@ def test_bad_names_kinds_and_origins_are_refused() -> None:
 def test_an_origin_without_a_scheme_is_named_with_the_fix(origin: str) -> None:
     with pytest.raises(ValueError, match=f"got '{origin}': write 'https://{origin}'"):
         HeaderAuth({"X-Token": "value"}, origin=origin)
+    with pytest.raises(ValueError, match=f"got '{origin}': write 'https://{origin}'") as caught:
+        HeaderAuth({"X-Token": "value"}, origin=f"{origin}/v1/s3cr3t")
+    assert "s3cr3t" not in str(caught.value)
 
 
 @pytest.mark.parametrize("headers", ["s3cr3t-key", [("X-API-KEY", "s3cr3t-key")], None])

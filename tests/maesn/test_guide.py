@@ -11,16 +11,19 @@ from lamella import (
     ApiError,
     BadRequest,
     Forbidden,
+    HeaderAuth,
     InternalServerError,
     MethodNotAllowed,
     NotFound,
     ServerStatusError,
     StopReason,
+    Token,
+    Tokens,
     TooManyRequests,
     Unauthorized,
     maesn,
 )
-from lamella.maesn.sandbox import Sandbox
+from lamella.maesn.sandbox import Account, Sandbox
 from lamella.pytest_maesn import MakeSandbox
 from lamella.testing import FixedWindow, VirtualClock
 
@@ -50,6 +53,61 @@ async def test_a_fault_of_ours_is_sent_once(
     assert virtual_time.elapsed < 1
     assert caught.value.stopped is StopReason.NOT_RETRYABLE
     assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "made-up"}])
+@pytest.mark.parametrize("options", [{}, {"retry_writes": True}, {"raise_errors": False}], ids=str)
+async def test_an_expired_account_key_is_final_whatever_is_sent(
+    make_sandbox: MakeSandbox,
+    virtual_time: VirtualClock,
+    method: str,
+    headers: dict[str, str],
+    options: dict[str, bool],
+) -> None:
+    """Only the end user can renew it: no other key is fetched, and the request is not repeated."""
+    account = Account("an-old-key", "expired")
+    sandbox = await make_sandbox(accounts=[account])
+    async with maesn.session(sandbox.api_key, account.key, sandbox.url, **options) as session:  # type: ignore[arg-type]
+        for _ in range(2):
+            if "raise_errors" in options:
+                async with session.request(method, "/accounting/invoices", headers=headers) as response:
+                    assert response.status == 401
+                continue
+            with pytest.raises(Unauthorized) as caught:
+                await session.request(method, "/accounting/invoices", headers=headers)
+            assert caught.value.stopped is StopReason.NOT_RETRYABLE
+            assert [record.status for record in caught.value.attempts] == [401]
+            assert "authenticate again" in str(caught.value)
+            assert account.key not in f"{caught.value!r}{vars(caught.value)}"
+    assert [received.method for received in sandbox.received] == [method] * 2
+    assert virtual_time.elapsed < 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_token_beside_the_keys_is_renewed_and_the_write_is_repeated_once(
+    sandbox: Sandbox, virtual_time: VirtualClock, status: int
+) -> None:
+    """A gateway in front of the API may want one, and then it may be the token that was refused."""
+    fetched: list[Token] = []
+
+    async def fetch() -> Token:
+        fetched.append(Token(f"Bearer {len(fetched)}"))
+        return fetched[-1]
+
+    auth = HeaderAuth({"Authorization": Tokens(fetch)}, origin=sandbox.url)
+    sandbox.script(status, 200, status, status)
+    async with maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url, auth=auth) as session:
+        if status == 401:
+            async with session.post("/accounting/invoices", json={}) as response:
+                assert response.status == 201
+            with pytest.raises(Unauthorized):
+                await session.post("/accounting/invoices", json={})
+        else:
+            with pytest.raises(Forbidden):
+                await session.post("/accounting/invoices", json={})
+    tokens = [received.headers["Authorization"] for received in sandbox.received]
+    assert tokens == (["Bearer 0", "Bearer 1", "Bearer 1", "Bearer 2"] if status == 401 else ["Bearer 0"])
 
 
 @pytest.mark.sampled

@@ -101,6 +101,8 @@ async def test_bad_arguments_are_told_at_once() -> None:
     assert "ey" not in str(caught.value).replace("KEY", "")
     with pytest.raises(ValueError, match="http"):
         maesn.session("key", base_url="ftp://example.com")
+    with pytest.raises(ValueError, match=r"base_url must be .*, got 'api.maesn.dev': write 'https://api.maesn.dev'"):
+        maesn.session("key", base_url="api.maesn.dev")
     with pytest.raises(ValueError, match="account key is empty"), maesn.account(" "):
         pass
 

@@ -14,12 +14,14 @@ import aiohttp
 import pytest
 from aiohttp import web
 from joserfc import jwk, jwt
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.trace import NoOpTracerProvider
 from tests.oauth.server import AuthorizationServer
 from tests.sdk import Metering, Tracing
 from tests.security.shown import leaks, links
 from tests.servers import Serve
 
-from lamella import ApiError, HeaderAuth, LamellaError, StopReason, Tokens, TokenUnavailable, oauth, stack
+from lamella import ApiError, HeaderAuth, LamellaError, StopReason, Tokens, TokenUnavailable, deadline, oauth, stack
 from lamella.oauth.endpoint import lifetime, token_of
 from lamella.testing import VirtualClock
 
@@ -209,6 +211,7 @@ async def test_expires_in_by_the_wire(
         ({"access_token": "t", "token_type": "bearer"}, "Bearer t"),
         ({"access_token": "t", "token_type": "BEARER"}, "Bearer t"),
         ({"access_token": "t"}, "Bearer t"),
+        ({"access_token": "t", "token_type": None}, "Bearer t"),
         ({"access_token": "t", "token_type": "mac"}, None),
         ({"access_token": ""}, None),
         ({"access_token": "t\r\nX: y"}, None),
@@ -398,17 +401,119 @@ def test_bad_options() -> None:
         oauth.client_credentials("https://id.example/token", client, timeout=-1)
 
 
-async def test_the_request_is_a_child_of_the_call_that_caused_it(
-    serve: Serve, tracing: Tracing, metering: Metering
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"client": "zq-secret"}, "client must be a Client, a KeyClient or a function that returns one, got str"),
+        ({"client": oauth.Client}, "client must be a Client or a KeyClient, got the class Client"),
+        ({"scope": ["read", "write"]}, "scope must be words with spaces between them, got list"),
+        ({"parameters": [("a", "zq-secret")]}, "parameters must be a mapping of names to values, got list"),
+        ({"parameters": {"grant_type": "zq-secret"}}, "parameters must not have 'grant_type'"),
+        ({"parameters": {"client_secret": "zq-secret"}}, "parameters must not have 'client_secret'"),
+        ({"session": {"middlewares": ()}}, r"session must have .* but middlewares, got \['middlewares'\]"),
+        ({"session": {"trustenv": True}}, r"session must have .*, got \['trustenv'\]"),
+        ({"session": 7}, "session must be a mapping of options, got 7"),
+        ({"load": "zq-secret"}, "load must be a function, got str"),
+        ({"store": None}, "store must be a function, got None"),
+    ],
+    ids=str,
+)
+def test_an_argument_that_would_fail_at_the_first_fetch_is_refused_at_once(given: dict[str, Any], said: str) -> None:
+    arguments = {"client": oauth.Client("c"), "load": lambda: "r", "store": lambda _: None, **given}
+    with pytest.raises(ValueError, match=said) as caught:
+        oauth.refresh_token("https://id.example/token", **arguments)
+    assert "zq-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"load": lambda: None}, "load must return a refresh token, got NoneType"),
+        ({"load": lambda: ""}, "load must return a refresh token, got an empty string"),
+        ({"load": lambda: b"zq-refresh-0"}, "load must return a refresh token, got bytes"),
+        ({"client": lambda: "zq-secret"}, "the function for the client must return a Client or a KeyClient, not str"),
+    ],
+)
+async def test_what_a_function_may_not_return_is_named_and_nothing_is_sent(
+    serve: Serve, given: dict[str, Any], said: str
 ) -> None:
+    server = AuthorizationServer({"c": "zq-secret"})
+    arguments = {"client": oauth.Client("c", "zq-secret"), "load": lambda: "zq-refresh-0", **given}
+    tokens = oauth.refresh_token(await serve(server), store=lambda _: None, **arguments)
+    async with session(await serve(echo), tokens) as api:
+        with pytest.raises(TokenUnavailable) as caught:
+            await get(api)
+    assert str(caught.value.__cause__) == said
+    assert not server.forms
+    assert not leaks(caught.value, "zq-secret", "zq-refresh-0", apart_from=__file__)
+
+
+@pytest.mark.parametrize("returned", [None, True, 12, "OK"])
+async def test_what_store_returns_does_not_matter(serve: Serve, returned: object) -> None:
+    """As ``Path.write_text`` and clients of Redis do."""
+    server = AuthorizationServer({"c": "s"})
+    server.refresh_tokens["c"] = "zq-refresh-0"
+    kept: list[str] = []
+
+    def store(token: str) -> Any:
+        kept.append(token)
+        return returned
+
+    tokens = oauth.refresh_token(await serve(server), oauth.Client("c", "s"), load=lambda: "zq-refresh-0", store=store)
+    async with session(await serve(echo), tokens) as api:
+        assert await get(api) == "Bearer c-1"
+    assert kept == [server.refresh_tokens["c"]]
+
+
+async def test_an_answer_in_another_charset(serve: Serve) -> None:
+    server = AuthorizationServer({"c": "s"})
+    body = '{"access_token": "t", "token_type": null, "user": "Jürgen"}'.encode("latin-1")
+    server.answers = [lambda _: web.Response(body=body, content_type="application/json", charset="latin-1")]
+    tokens = oauth.client_credentials(await serve(server), oauth.Client("c", "s"))
+    async with session(await serve(echo), tokens) as api:
+        assert await get(api) == "Bearer t"
+
+
+async def test_an_endpoint_is_not_asked_before_it_says(serve: Serve, virtual_time: VirtualClock) -> None:
+    server = AuthorizationServer({"c": "s"})
+    server.answers = [lambda _: web.Response(status=429, headers={"Retry-After": "100"})]
+    async with session(await serve(echo), oauth.client_credentials(await serve(server), oauth.Client("c", "s"))) as api:
+        with pytest.raises(TokenUnavailable) as caught:
+            await get(api)
+        assert caught.value.retry_after == pytest.approx(100, abs=1)
+        with deadline(50), pytest.raises(TimeoutError):
+            await get(api)
+        assert len(server.forms) == 1
+        assert await get(api) == "Bearer c-1"
+    assert virtual_time.elapsed == pytest.approx(100, abs=2)
+
+
+@pytest.mark.parametrize("given", [True, False])
+async def test_the_request_is_a_child_of_the_call_that_caused_it(
+    serve: Serve, tracing: Tracing, metering: Metering, given: bool
+) -> None:
+    """It goes to the providers of the stack, unless it has its own."""
     server = AuthorizationServer({"c": "s"})
     providers: Any = {"tracer_provider": tracing.provider, "meter_provider": metering.provider}
-    tokens = oauth.client_credentials(await serve(server), oauth.Client("c", "s"), **providers)
+    tokens = oauth.client_credentials(await serve(server), oauth.Client("c", "s"), **(providers if given else {}))
     async with session(await serve(echo), tokens, **providers) as api:
         await get(api)
+    assert metering.count("lamella.call.duration") == 2
+    assert metering.value("lamella.token.refreshes") == 1
     by_name = {span.name: span for span in tracing.spans if span.kind.name == "INTERNAL"}
     assert by_name.keys() == {"lamella GET", "lamella POST"}
     parent = by_name["lamella POST"].parent
     assert parent is not None
     assert parent.span_id == by_name["lamella GET"].context.span_id
     assert len({span.context.trace_id for span in tracing.spans}) == 1
+
+
+async def test_providers_of_its_own_are_kept(serve: Serve, tracing: Tracing, metering: Metering) -> None:
+    server = AuthorizationServer({"c": "s"})
+    own: Any = {"tracer_provider": tracing.provider, "meter_provider": metering.provider}
+    others: Any = {"tracer_provider": NoOpTracerProvider(), "meter_provider": NoOpMeterProvider()}
+    tokens = oauth.client_credentials(await serve(server), oauth.Client("c", "s"), **own)
+    async with session(await serve(echo), tokens, **others) as api:
+        await get(api)
+    assert {span.name for span in tracing.spans} == {"lamella POST", "POST"}
+    assert metering.value("lamella.token.refreshes") == 1

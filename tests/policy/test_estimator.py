@@ -334,7 +334,8 @@ def test_how_slow_is_slow_goes_by_the_fastest_answer(fastest: float, slow_after:
 
 def test_before_anything_was_refused_no_call_is_held_back_for_longer_than_that() -> None:
     young = [BEGIN] * 9
-    for estimate, goes in ((RateEstimate(fastest=0.15), True), (RateEstimate(fastest=0.15, generation=1), False)):
+    refused_before = RateEstimate(fastest=0.15, generation=1, untouched=False)
+    for estimate, goes in ((RateEstimate(fastest=0.15), True), (refused_before, False)):
         answer = next_permit(estimate, BEGIN + 0.1, young, 60.0, None, waiting=3, waited=0.65)
         assert isinstance(answer, Wait)
         if goes:
@@ -346,7 +347,7 @@ def test_before_anything_was_refused_no_call_is_held_back_for_longer_than_that()
 @pytest.mark.parametrize("ahead", [1e6, -1e6])
 def test_moments_by_another_clock_keep_it_waiting_for_a_moment_only(ahead: float) -> None:
     """A store has failed meanwhile, and the clock is another one."""
-    for estimate in (RateEstimate(), RateEstimate(generation=1), steady(phase="spread", **BEYOND)):
+    for estimate in (RateEstimate(), RateEstimate(generation=1, untouched=False), steady(phase="spread", **BEYOND)):
         answer = next_permit(estimate, 1010.0, [1010.0 + ahead] * 9, 60.0, None)
         assert isinstance(answer, Permit) or (answer.again is not None and 0 < answer.again <= 1.0)
 
@@ -360,7 +361,7 @@ def test_so_many_as_were_in_flight_may_be_again() -> None:
 
 def test_after_a_refusal_time_makes_no_room_but_a_slow_one_gives_its_place_back() -> None:
     for fastest, slow_after in [(0.0, 1.0), (0.1, 1.0), (0.5, 2.0), (1000.0, 300.0)]:
-        estimate = RateEstimate(generation=1, max_in_flight=2.0, fastest=fastest)
+        estimate = RateEstimate(generation=1, max_in_flight=2.0, fastest=fastest, untouched=False)
         in_flight = [BEGIN, BEGIN + 0.5]
         answer = next_permit(estimate, BEGIN + 0.5, in_flight, 60.0, None, waiting=10_000)
         assert answer == Wait(None, blocked=False, again=pytest.approx(slow_after - 0.5))  # type: ignore[arg-type]
@@ -492,6 +493,7 @@ def test_refused_after_a_wait_of_hours_it_is_as_at_the_first_time(refusals: int)
 def steady(**known: Any) -> RateEstimate:
     """A window of 100 a minute that is known, and a look for more due."""
     usual: dict[str, Any] = {"phase": "steady", "requests": 100.0, "period": 60.0, "good": 90.0, "look_at": 10.0}
+    usual["untouched"] = False
     return RateEstimate(**(usual | known))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -50,6 +51,12 @@ EMPTY = {"X-RateLimit-Remaining": "0"}
         ({"x-ms-retry-after-ms": "20"}, 0.02),
         ({"retry-after-ms": "9" * 30}, LONGEST),
         ({"retry-after-ms": "soon"}, None),
+        ({"retry-after-ms": "1790000030000", "Date": "Mon, 21 Sep 2026 14:13:20 GMT"}, 30),
+        ({"retry-after-ms": "1790000030", "Date": "Mon, 21 Sep 2026 14:13:20 GMT"}, 30),
+        ({"RateLimit": '"default";r=0;t=1790000030', "Date": "Mon, 21 Sep 2026 14:13:20 GMT"}, 30),
+        ({"RateLimit": "limit=9, remaining=0, reset=1790000030", "Date": "Mon, 21 Sep 2026 14:13:20 GMT"}, 30),
+        ({"RateLimit": '"default";r=0;t=1.5'}, 1.5),
+        ({"RateLimit": '"default";r=0;t=...'}, None),
         ({"RateLimit-Reset": "7"}, 7),
         ({"RateLimit-Reset": "7", "RateLimit-Remaining": "0"}, 7),
         ({"RateLimit-Reset": "7", "RateLimit-Remaining": "3"}, None),
@@ -160,6 +167,8 @@ def book(retry_after: Any) -> RuleBook:
         (lambda a: float(a.headers["X-Wait"]), 21),
         (lambda a: None, 7),
         (lambda a: 0, 1),
+        (lambda a: time.time() + 42, 42),
+        (lambda a: (time.time() + 42) * 1000, 42),
         # A failure is no answer, and the headers count.
         (lambda a: a.json["nothing"], 7),
         (lambda a: "42", 7),

@@ -282,10 +282,10 @@ class TestAnAccountThatLeaves:
 
     async def test_is_marked(self, nights: Nights) -> None:
         await of_accounts(nights, "a", "b")
-        await of_accounts(nights, "a", departed="mark")
+        assert (await of_accounts(nights, "a", departed="mark")).departed == ("b",)
         assert {line["account"] for line in nights.lines() if "deleted" in line} == {"b"}
         assert sum("deleted" in line for line in nights.lines()) == 12
-        await of_accounts(nights, "a")
+        assert (await of_accounts(nights, "a")).departed == ()
         assert sum("deleted" in line for line in nights.lines()) == 12
         back = await of_accounts(nights, "a", "b")
         assert (back.departed, nights.deleted, len(nights.lines())) == ((), set(), 24)

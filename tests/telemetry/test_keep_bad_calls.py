@@ -10,6 +10,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 from examples.observability.keep_bad_calls import KeepBadCalls
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -117,6 +118,69 @@ async def test_a_task_that_outlives_the_call(serve: Serve, kept: Kept, status: i
     ended.set()
     await tasks[0]
     assert kept.names == ([] if status == 200 else ["GET", "lamella GET", "later"])
+
+
+@pytest.mark.parametrize("outer", [200, 404])
+@pytest.mark.parametrize("inner", [200, 404])
+async def test_a_call_that_outlives_the_call_around_it(serve: Serve, kept: Kept, outer: int, inner: int) -> None:
+    """As a token that is renewed in the background: it is kept for what it has come to itself, too."""
+    ended = asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def renew() -> None:
+        url = await serve(Statuses(inner))
+        async with aiohttp.ClientSession(url, middlewares=stack(RULES, tracer_provider=kept.provider)) as session:
+            with kept.provider.get_tracer("the user's").start_as_current_span("renewal"):
+                for _ in range(2):  # the first one ends before the call around it
+                    with suppress(LamellaError):
+                        await session.post("/")
+                    await ended.wait()
+
+    async def begin(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        tasks.append(asyncio.create_task(renew()))
+        await asyncio.sleep(0.05)
+        return await handler(request)
+
+    layers = stack(RULES, At(Slot.RETRY, begin), tracer_provider=kept.provider)
+    async with aiohttp.ClientSession(await serve(Statuses(outer)), middlewares=layers) as session:
+        with suppress(LamellaError):
+            await session.get("/")
+    is_kept = 404 in (outer, inner)
+    assert kept.names == ["POST", "lamella POST", "GET", "lamella GET"] * is_kept
+    ended.set()
+    await tasks[0]
+    assert kept.names == ["POST", "lamella POST", "renewal"] * is_kept
+
+
+async def test_a_bad_call_that_ends_after_the_good_one_around_it(serve: Serve, kept: Kept) -> None:
+    begun, answered = asyncio.Event(), asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.method == "POST":
+            begun.set()
+            await answered.wait()
+        return web.Response(status=404 if request.method == "POST" else 200)
+
+    url = await serve(answer)
+
+    async def renew() -> None:
+        async with aiohttp.ClientSession(url, middlewares=stack(RULES, tracer_provider=kept.provider)) as session:
+            with suppress(LamellaError):
+                await session.post("/")
+
+    async def begin(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        tasks.append(asyncio.create_task(renew()))
+        await begun.wait()
+        return await handler(request)
+
+    layers = stack(RULES, At(Slot.RETRY, begin), tracer_provider=kept.provider)
+    async with aiohttp.ClientSession(url, middlewares=layers) as session:
+        await session.get("/")
+    assert kept.names == []
+    answered.set()
+    await tasks[0]
+    assert kept.names == ["POST", "lamella POST"]
 
 
 @pytest.mark.parametrize(("trace_id", "shown"), [(2**62, True), (2**63 + 2**62, False)])

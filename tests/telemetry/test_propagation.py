@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import aiohttp
@@ -12,6 +12,7 @@ from aiohttp import web
 from opentelemetry import baggage, context, trace
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.propagators.textmap import TextMapPropagator, default_setter
 from tests.sdk import Tracing
@@ -92,6 +93,27 @@ async def test_it_does_not_go_where_a_redirect_leads(
             instrumentor.uninstrument()
     assert (here.seen, there.seen) == ([list(FIELDS)] * 3, [[]])
     assert "the user's" not in [headers["traceparent"] for headers in here.headers]
+
+
+@pytest.mark.parametrize("given_by", ["request", "session"])
+@pytest.mark.parametrize("off", ["no SDK", "suppressed", "excluded"])
+@pytest.mark.parametrize("retried", [False, True])
+async def test_headers_of_the_users_own_do_not_go_there_where_nothing_is_recorded_either(
+    here: Server, serve: Serve, tracing: Tracing, given_by: str, off: str, retried: bool
+) -> None:
+    there = Statuses(*[429] * retried)
+    url = URL(here.url).with_query({"to": await serve(there)})
+    options: dict[str, Any] = {} if off == "no SDK" else {"tracer_provider": tracing.provider}
+    if off == "excluded":
+        options["excluded_urls"] = ["."]
+    of_session, of_request = (OWN, {}) if given_by == "session" else ({}, OWN)
+    async with aiohttp.ClientSession(middlewares=stack(RULES, **options), headers=of_session) as session:
+        with nothing_current(), suppress_instrumentation() if off == "suppressed" else nullcontext():
+            await session.get(url, headers=of_request)
+            await session.get(here.url, headers=of_request)
+    assert here.seen == [list(FIELDS)] * 2
+    assert len(there.requests) == 1 + retried
+    assert not [request for request in there.requests if OWN.keys() & set(map(str.lower, request.headers))]
 
 
 async def test_it_goes_to_the_origins_of_auth_layers_only(here: Server, there: Server, tracing: Tracing) -> None:

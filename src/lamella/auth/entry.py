@@ -12,6 +12,8 @@ from lamella.auth.token import Held
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
 """Seconds until an endpoint that failed is asked again: doubled for each failure in a row."""
+_LONGEST_ASKED: Final = 300.0
+"""No longer do calls wait because an endpoint asks for it."""
 
 
 class Fetch:
@@ -74,12 +76,13 @@ class Entry:
         self.held = None
         self.ask_from = held.fetched + _FIRST_PAUSE
 
-    def fail(self, began: float, now: float) -> None:
-        """Note that a fetch, which *began* at that moment, has failed."""
+    def fail(self, began: float, now: float, asked: float) -> None:
+        """Note that a fetch, which *began* at that moment, has failed. The endpoint *asked* for so many seconds."""
         if not self.failures:
             self.failing_since = began
         self.failures += 1
-        self.ask_from = now + min(_FIRST_PAUSE * 2.0 ** min(self.failures - 1, 30), _LONGEST_PAUSE)
+        pause = min(_FIRST_PAUSE * 2.0 ** min(self.failures - 1, 30), _LONGEST_PAUSE)
+        self.ask_from = now + max(pause, min(asked, _LONGEST_ASKED))
 
     def give_up(self, began: float) -> None:
         """Note that a fetch, which *began* at that moment, was cancelled: nobody waited for it any more."""

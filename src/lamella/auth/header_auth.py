@@ -8,17 +8,19 @@ from typing import Literal
 
 import aiohttp
 from multidict import istr
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import TracerProvider
 from yarl import URL
 
 from lamella.auth.tokens import Tokens
-from lamella.auth.values import check_value, checked, is_header_name, takes_request
+from lamella.auth.values import check_value, checked, fault_of_name, takes_request
 from lamella.call import Call, PerCall
 from lamella.checks import check_whole
-from lamella.credentials import HIDDEN, REFUSED, hide_headers, needs_secrets, note_secrets
+from lamella.credentials import HIDDEN, NOTES_ALL, REFUSED, hide_headers, note_secrets
 from lamella.errors import ApiError
 from lamella.origins import origin_of, parsed_origin
 from lamella.pipeline import Layer, Result, Slot
-from lamella.scope import in_a_block, inherited, inherited_deadline
+from lamella.scope import NOTHING, SCOPE, inherited, inherited_deadline
 
 HeaderValue = (
     str
@@ -67,6 +69,10 @@ class HeaderAuth(Layer):
         existing: Literal["raise", "keep"] = "raise",
         refresh_on: Collection[int] = (401,),
     ) -> None:
+        if isinstance(refresh_on, str | int):
+            raise ValueError(  # noqa: TRY004 - like every other bad value
+                f"refresh_on must be several statuses, such as {{401}}, got {refresh_on!r}"
+            )
         for status in refresh_on:
             check_whole("a status of refresh_on", status, 400, 599)
         if existing not in {"raise", "keep"}:
@@ -75,8 +81,9 @@ class HeaderAuth(Layer):
             # No value: it may be a credential.
             raise ValueError(f"headers must be a mapping of names to values, got {type(headers).__name__}")  # noqa: TRY004
         for name, value in headers.items():
-            if not is_header_name(name):
-                raise ValueError(f"not a header name: {name!r}")
+            if (fault := fault_of_name(name)) is not None:
+                # Nor this name: it may be a credential that has changed places with its name.
+                raise ValueError(f"a name in headers {fault}: write {{name: value}}, such as {{'X-API-Key': key}}")
             if isinstance(value, str):
                 check_value(name, value)
             elif not callable(value):
@@ -101,6 +108,12 @@ class HeaderAuth(Layer):
         tokens = [name for name, value in headers.items() if isinstance(value, Tokens)]
         self._refresh_on = frozenset(refresh_on if tokens else ())
 
+    def inherit(self, *, tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None) -> None:
+        """Let tokens take over the providers of the stack where they have none of their own."""
+        for value, _ in self._functions.values():
+            if isinstance(value, Tokens):
+                value.inherit(tracer_provider=tracer_provider, meter_provider=meter_provider)
+
     def before(self, call: Call) -> Awaitable[None] | None:
         if call.state.setdefault(HIDDEN, self._lowered) is not self._lowered:
             hide_headers(call, self._lowered)
@@ -118,7 +131,9 @@ class HeaderAuth(Layer):
                 return self._add_to_existing(call)
         request.headers.update(self._fixed)
         call.secrets = (*call.secrets, *self._secrets) if call.secrets else self._secrets
-        return self._ask_all(call, self._functions) if self._functions else None
+        if not self._functions:
+            return None
+        return self._ask_all(call, self._functions)
 
     def _add_to_existing(self, call: Call) -> Awaitable[None] | None:
         """Set the headers that the request does not bring. Return what has to be awaited for that.
@@ -142,7 +157,7 @@ class HeaderAuth(Layer):
     def _ask_all(self, call: Call, functions: Iterable[istr]) -> Awaitable[None] | None:
         """Set the headers that *functions* answer for. Return what has to be awaited for that."""
         names = iter(functions)
-        if in_a_block():
+        if SCOPE.get() is not NOTHING:
             # Other calls may wait for a task that a function starts: it must not inherit the deadline of this call.
             return self._wait_for_all(call, names)
         try:
@@ -175,7 +190,7 @@ class HeaderAuth(Layer):
         if statuses and isinstance(result, aiohttp.ClientResponse | ApiError) and result.status in statuses:
             self._refuse(call)
         self._take_off(call)
-        if not isinstance(result, BaseException) and needs_secrets(result):
+        if not isinstance(result, BaseException) and (result.status >= 400 or NOTES_ALL.get()):
             note_secrets(result, call.secrets)
 
     def _refuse(self, call: Call) -> None:
@@ -200,10 +215,13 @@ class HeaderAuth(Layer):
         if not isinstance(answer, str):
             if inspect.isawaitable(answer):
                 return answer
-            answer = checked(name, answer)
-        elif answer is not self._passed:
+            _put(call, name, checked(name, answer))
+            return None
+        if answer is not self._passed:
             self._passed = check_value(name, answer)
-        _put(call, name, answer)
+        call.request.headers[name] = answer
+        if answer not in call.secrets:
+            call.secrets += (answer,)
         return None
 
     def __repr__(self) -> str:

@@ -16,6 +16,7 @@ from typing import Final, TypeVar, overload
 import aiohttp
 from opentelemetry import context, trace
 from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import TracerProvider
 
 from lamella.auth.entry import Entry, Fetch
 from lamella.auth.token import Held, Token
@@ -27,6 +28,7 @@ from lamella.errors import LamellaError, TokenUnavailable
 from lamella.rules import Failure, RuleBook, StopReason
 from lamella.telemetry.metrics import instruments_of
 from lamella.telemetry.names import TOKEN_EVENT, TOKEN_RESULT, WAIT
+from lamella.telemetry.tracing import is_suppressed, suppression
 
 K = TypeVar("K", bound=Hashable)
 
@@ -40,7 +42,8 @@ class Tokens:
     However many calls want the token of one key, one fetch is under way for it, outside of any call: no deadline,
     option, context variable or cancellation of a caller reaches it. It ends when no call waits for it any more. Its
     failure is that of the calls that waited for it: each raises a :class:`lamella.TokenUnavailable`. An endpoint that
-    failed is asked again after 1 s, then 2, 4 and so on up to 30 s; calls wait until then, as long as they may.
+    failed is asked again after 1 s, then 2, 4 and so on up to 30 s, or when it asks for by ``Retry-After``, up to five
+    minutes; calls wait until then, as long as they may.
 
     A token is renewed before it expires, in the background, while calls still use it. It is dropped when a server
     refuses it (``HeaderAuth(refresh_on=)``). At most 100,000 keys are kept.
@@ -49,13 +52,14 @@ class Tokens:
 
     Args:
         fetch: Fetches a :class:`Token`, of the key where there is a *key*. It runs in an empty context: context
-            variables have their defaults, except that a span of it is a child of the call that caused it.
+            variables have their defaults, except that a span of it is a child of the call that caused it, and that it
+            is inside ``suppress_instrumentation()`` where that call is.
         key: Returns whose token a request needs, such as the tenant: something hashable. It is called in the context of
             the call, with the request if it has a parameter without a default. From it, None means no token: the header
             is left out. Without it there is one token for all calls.
         leeway: How many seconds before its expiry a token is renewed, but at most half of its life before.
         timeout: How many seconds a fetch may take.
-        meter_provider: Where the metric goes. None, the default, means the global one.
+        meter_provider: Where the metric goes. None, the default, means that of the stack, or the global one.
 
     Raises:
         ValueError: *fetch* or *key* is not a function, or a number of seconds is out of its range.
@@ -106,6 +110,13 @@ class Tokens:
         self._lock = Lock()
         """Held for what changes an entry, and never while something is awaited or called that is not ours."""
         self._refreshes = instruments_of(meter_provider).refreshes
+        self._is_measured = meter_provider is not None
+        """Whether it was said where the metric goes."""
+
+    def inherit(self, *, tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None) -> None:
+        """Take over the providers of a stack where none was given. (A fetch uses no tracer itself.)"""
+        if meter_provider is not None and not self._is_measured:
+            self._refreshes = instruments_of(meter_provider).refreshes
 
     def __call__(self, request: aiohttp.ClientRequest) -> str | Awaitable[str] | None:
         """Return the value for *request*, or what has to be awaited for it. None: it needs none."""
@@ -228,8 +239,11 @@ class Tokens:
             entry.fetch = fetch = Fetch(loop, fetch)
             self._running.add(fetch)
             within, span = Context(), call.span or trace.get_current_span()
+            current = suppression()
             if span.get_span_context().is_valid:
-                within.run(context.attach, trace.set_span_in_context(span, context.Context()))
+                current = trace.set_span_in_context(span, current)
+            if current:
+                within.run(context.attach, current)
             fetch.task = loop.create_task(self._run(key, entry, fetch), context=within)
             fetch.task.add_done_callback(partial(self._end, entry, fetch))
         fetch.waiters += waiters
@@ -261,8 +275,10 @@ class Tokens:
             elif task.cancelled():
                 entry.give_up(fetch.began)
             else:
-                entry.fail(fetch.began, fetch.loop.time())
-        self._refreshes.add(1, {TOKEN_RESULT: _result_of(outcome)})
+                asked = outcome.retry_after if isinstance(outcome, LamellaError) else None
+                entry.fail(fetch.began, fetch.loop.time(), asked or 0.0)
+        if not is_suppressed():  # where the call was made that caused it: callbacks keep that context
+            self._refreshes.add(1, {TOKEN_RESULT: _result_of(outcome)})
         fetch.ended.set_result(outcome)
 
     def __repr__(self) -> str:

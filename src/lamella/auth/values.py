@@ -7,13 +7,18 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
-_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NOT_IN_A_NAME: Final = re.compile(r"[^!#$%&'*+.^_`|~0-9A-Za-z-]")
 _BAD_VALUE: Final = re.compile(r"[\r\n\0]")
 
 
-def is_header_name(name: str) -> bool:
-    """Return whether a header may have this *name* (RFC 9110, section 5.1)."""
-    return _NAME.fullmatch(name) is not None
+def fault_of_name(name: object) -> str | None:
+    """Return what keeps *name* from naming a header (RFC 9110, section 5.1), without showing it. None: nothing does."""
+    if not isinstance(name, str):
+        return f"must be a string, not {type(name).__name__}"
+    if not name:
+        return "is empty"
+    bad = _NOT_IN_A_NAME.search(name)
+    return None if bad is None else f"contains {bad.group()!r}, which no name of a header may"
 
 
 def checked(name: str, answer: object) -> str | None:

@@ -108,6 +108,8 @@ class Outage:
             news = error.stopped in _PAUSING or (self.active and works is False)
             if works is False:
                 self._cause = error
+                if isinstance(self.error, RequestRejected):
+                    self.error = error
             if news and entered.generation == self._generation:
                 self._renew(error)
         if works and not self.active:

@@ -34,7 +34,7 @@ from lamella.errors import (
     TransportError,
 )
 from lamella.redaction import secrets_in
-from lamella.rules import RuleBook, StopReason, asked_wait
+from lamella.rules import RuleBook, StopReason, asked_wait, seconds_of, server_now
 
 _T = TypeVar("_T", bound=TransportError)
 
@@ -89,6 +89,11 @@ def _is_error(errors: object, depth: int = 0) -> bool:
 def retry_after_of(answer: aiohttp.ClientResponse | aiohttp.ClientResponseError) -> float | None:
     """Return the longest wait that the headers ask for, in seconds from now. None: they ask for none."""
     return None if answer.headers is None else asked_wait(answer.headers, time.time())
+
+
+def wait_of(answer: aiohttp.ClientResponse, asked: float) -> float:
+    """Return the wait that *answer* asks for by *asked*, which is seconds or a moment, in seconds from now."""
+    return seconds_of(asked, server_now(answer.headers, time.time()))
 
 
 def require_open(request: aiohttp.ClientRequest) -> None:
@@ -202,7 +207,7 @@ def _kind(exc: Exception) -> type[TransportError] | None:
     if isinstance(exc, aiohttp.ClientResponseError):
         # aiohttp makes one of these of an answer that is not HTTP; others come from other people's middlewares.
         return ConnectionLost if isinstance(exc.__cause__, http_exceptions.HttpProcessingError) else None
-    if isinstance(exc, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | ConnectionError | ssl.SSLError):
+    if isinstance(exc, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | ConnectionError):
         return ConnectionLost
     # Another OSError is not about the connection: a middleware that looked for a file, for example.
     return ConnectionLost if isinstance(exc, OSError) and exc.errno in _NETWORK else None

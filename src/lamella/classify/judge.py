@@ -13,7 +13,7 @@ import aiohttp
 
 from lamella.body.answer import peek, take_error_body
 from lamella.call import OPTIONS, Call, PerCall
-from lamella.classify.failures import ERROR_STATUS, retry_after_of, secrets_of_answer
+from lamella.classify.failures import ERROR_STATUS, retry_after_of, secrets_of_answer, wait_of
 from lamella.credentials import noted_secrets
 from lamella.errors import (
     ApiError,
@@ -137,7 +137,7 @@ def _judged(
     if rule is None:
         return None
     asked = rules.wait_of(answer, failed)
-    return Judged(rule, retry_after_of(response) if asked is None else asked)
+    return Judged(rule, retry_after_of(response) if asked is None else wait_of(response, asked))
 
 
 async def _body(call: Call, response: aiohttp.ClientResponse) -> bytes:

@@ -98,6 +98,7 @@ def sync(
         list[str] | None, _value("NAME=VALUE", "What a list needs: fiscalYear=2026. Repeatable.", "--param")
     ] = None,
     output: Annotated[Path | None, _file("All records in a file: .jsonl, .sqlite, .db, .parquet.")] = None,
+    schema: Annotated[Path | None, _file("Typed columns and child tables of the output: TOML.")] = None,
     journal: Annotated[Path | None, _file(f"What is kept from run to run. Else: {JOURNAL}.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last run where it ended.")] = False,
     since: Annotated[str | None, _value("ISO", "What was changed since then. Else: since the last run.")] = None,

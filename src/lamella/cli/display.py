@@ -17,6 +17,7 @@ from rich.text import Text
 from lamella.cli.causes import reason_of
 from lamella.cli.progress import AccountView, Overview, State
 from lamella.cli.terminal import count, duration, line
+from lamella.errors import RequestRejected
 from lamella.redaction import redact_text
 
 Look = Callable[[], Overview | None]  # returns the sync at this moment; None: it has not begun
@@ -33,6 +34,7 @@ _WIDE: Final = 120  # columns from which on there is room for more
 _EVERY: Final = 30.0  # seconds between two lines of totals in the first minutes; later, a quarter of the time so far
 _FEW: Final = 20  # up to so many accounts, each has a line when it is done; a failed one always has
 _MOST: Final = 40  # lines about single accounts and outages; the report has them all
+_NAMELESS: Final = 5.0  # seconds for which a line about an outage waits for its cause
 _LONG: Final = 300.0  # seconds for which an account has to be queued to get a line
 
 
@@ -257,6 +259,8 @@ class Lines:
 
     def _outage(self, overview: Overview) -> Iterator[str]:
         if overview.outage is not None:
+            if self._down is None and isinstance(overview.outage, RequestRejected) and overview.outage_for < _NAMELESS:
+                return
             if self._down is None:
                 yield f"the API is down: {reason_of(overview.outage).full}; the pages wait until it is back"
             self._down = overview.outage_for

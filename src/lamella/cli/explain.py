@@ -38,7 +38,7 @@ def parse(book: RuleBook, text: str) -> tuple[str, Outcome]:
             return failure.value, failure
     if name.isascii() and name.isdigit() and len(name) == 3 and (int(name) >= 400 or int(name) in book.below_400):
         return name, int(name)
-    allowed = ", ".join(["400 to 999", *_CLASSES, *Failure])
+    allowed = ", ".join([*map(str, sorted(book.below_400)), "400 to 999", *_CLASSES, *Failure])
     raise ValueError(f"{redact_text(repr(text))} is none of these:\n{allowed}")
 
 
@@ -79,7 +79,8 @@ def all_rules(book: RuleBook) -> RenderableType:
     others = [] if None in named else [_CLASSES[each] for each in _CLASSES if each not in named]
     built_in = map(book.rule_for, [*others, *(failure for failure in Failure if failure not in named)])
     for rule in (*book, *built_in):
-        table.add_row(_status(rule), rule.title, "yes" if rule.retry else "no", _first_wait(rule.retry))
+        backoff = None if rule.attempts == 1 else rule.retry
+        table.add_row(_status(rule), rule.title, "yes" if backoff else "no", _first_wait(backoff))
     notes = "\nA wait is never shorter than the Retry-After of the answer.\nMore about one of them: lamella explain 429"
     if any(rule.when for rule in book):
         notes = f"\n(when): if the condition of the rule is met. These come first.{notes}"
@@ -118,6 +119,9 @@ def _schedule(rule: Rule, outcome: Outcome, idempotency_key: str | None) -> Iter
     backoff = rule.retry
     if backoff is None:
         yield _below("No: it would fail the same way again")
+        return
+    if rule.attempts == 1:
+        yield _below("No: one attempt of a call may end in this rule")
         return
     yield _below(f"Yes, {_in_words(backoff)}")
     if outcome is Failure.CONNECTION_LOST:

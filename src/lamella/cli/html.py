@@ -19,6 +19,7 @@ from lamella.cli.causes import Cause
 from lamella.cli.report import Check, Total
 from lamella.cli.terminal import some
 from lamella.cli.traces import Trace, attribute, context, number, path, stop_phrase, text, tree_text
+from lamella.redaction import redact_text
 from lamella.rules import WaitSource
 from lamella.telemetry import names
 
@@ -104,6 +105,7 @@ def _call(trace: Trace, began: int) -> _Json:
         "took": _since(trace.call.end_time, trace.call.start_time),
         "method": text(trace.call, names.METHOD_ORIGINAL) or text(trace.call, names.METHOD),
         "path": path(trace),
+        "account": redact_text(trace.account),
         "outcome": text(trace.call, names.OUTCOME),
         "trace": format_trace_id(context(trace.call).trace_id),
         "attempts": attempts,

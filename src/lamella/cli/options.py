@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast, get_args
 from urllib.request import getproxies, proxy_bypass
@@ -17,8 +18,9 @@ from lamella.breaker import Breaker
 from lamella.cli import sandboxed
 from lamella.cli.accounts import accounts_in, accounts_of_environment, key_in
 from lamella.cli.params import params_for
+from lamella.cli.schema import tables_in
 from lamella.cli.terminal import http_url
-from lamella.maesn import BASE_URL, RULES, Account
+from lamella.maesn import BASE_URL, RULES, Account, current_account
 from lamella.maesn.sources import checked_resource
 from lamella.redaction import redact_text, redact_url
 from lamella.rules import RuleBook
@@ -26,6 +28,7 @@ from lamella.sync.export import check_output
 from lamella.sync.marks import OVERLAP
 from lamella.sync.page import checked_moment
 from lamella.sync.stored import Departed
+from lamella.sync.tables import NO_TABLES, Table
 
 JOURNAL: Final = Path("lamella-sync.journal")
 
@@ -57,6 +60,7 @@ class Settings:
     journal: Path
     params: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by the resource
     output: Path | None = None
+    tables: Mapping[str, Table] = field(default_factory=dict)
     since: str | None = None
     resume: bool = False
     lookback: float = OVERLAP
@@ -79,6 +83,11 @@ class Settings:
         """The lists that were asked for, and that the accounts' systems do not have: account and resource of each."""
         return [(each.name, name) for each in self.accounts for name in self.resources if name in each.without]
 
+    def current_account(self) -> str | None:
+        """Return the name of the account that a call is made for; of several with the same key, all of them."""
+        key = current_account()
+        return ", ".join(each.name for each in self.accounts if each.key == key) or None
+
     @property
     def secrets(self) -> tuple[str, ...]:
         """What is shown nowhere."""
@@ -93,6 +102,7 @@ class Options:
     resources: Sequence[str] = ()
     params: Sequence[str] = ()
     output: Path | None = None
+    schema: Path | None = None
     journal: Path | None = None
     since: str | None = None
     lookback: str | None = None
@@ -134,6 +144,7 @@ def settings_of(options: Options, folder: Path) -> Settings:
         raise ValueError("--resource NAME is missing: invoices, contacts, … It may be given more than once")
     journal = options.journal or (folder / JOURNAL if options.sandbox else JOURNAL)
     output = options.output or (folder / "records.jsonl" if options.sandbox else None)
+    tables = NO_TABLES if options.schema is None else _checked("--schema", tables_in, options.schema)
     own = sandboxed.settings() if options.sandbox else _at_the_api(options)
     chosen = tuple(dict.fromkeys(_checked("--resource", checked_resource, name) for name in resources))
     chosen = chosen or sandboxed.RESOURCES
@@ -142,7 +153,8 @@ def settings_of(options: Options, folder: Path) -> Settings:
         resources=chosen,
         params=_checked("--param", lambda texts: params_for(texts, chosen), options.params),
         journal=_checked("--journal", _journal, journal),
-        output=None if output is None else _checked("--output", _output, output),
+        output=None if output is None else _checked("--output", partial(_output, tables=tables), output),
+        tables=tables,
         since=None if options.since is None else _checked("--since", checked_moment, options.since),
         resume=options.resume,
         lookback=OVERLAP if options.lookback is None else _checked("--lookback", _seconds, options.lookback),
@@ -169,6 +181,8 @@ def _reject_conflicts(options: Options) -> None:
         raise ValueError("--sandbox brings its own accounts and address: leave --accounts and --base-url out")
     if options.resume and options.since is not None:
         raise ValueError("--since begins a new run, and --resume goes on with the last one: give one of them")
+    if options.schema is not None and options.output is None:
+        raise ValueError("--schema needs --output FILE in .sqlite, .db or .parquet, whose columns it states")
     if options.verify and (options.resume or options.since is not None or options.full_every is not None):
         raise ValueError("--verify reads all lists from their beginning: leave --resume, --since and --full-every out")
     if options.dry_run and (options.otlp is not None or options.page is not None):
@@ -176,6 +190,7 @@ def _reject_conflicts(options: Options) -> None:
     files: dict[str, str] = {}
     given = (
         ("--accounts", options.accounts),
+        ("--schema", options.schema),
         ("--output", options.output),
         ("--journal", options.journal or (None if options.sandbox else JOURNAL)),
         ("--report", options.page),
@@ -253,9 +268,9 @@ def _journal(path: Path) -> Path:
     return path
 
 
-def _output(path: Path) -> Path:
+def _output(path: Path, tables: Mapping[str, Table]) -> Path:
     try:
-        check_output(path)
+        check_output(path, tables)
     except OSError as exc:
         raise ValueError(f"cannot be written: {exc.strerror or exc}: {path}") from None
     return path

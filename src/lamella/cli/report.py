@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -21,6 +21,7 @@ from lamella.cli.terminal import count, duration, some
 from lamella.errors import LamellaError, TransportError
 from lamella.redaction import redact_text
 from lamella.sync import Part
+from lamella.sync.tables import Misfits
 
 if TYPE_CHECKING:
     from lamella.cli.traces import Collector
@@ -43,6 +44,7 @@ class Synced:
     took: float  # seconds
     interrupted: bool = False
     fault: str | None = None  # why the journal or the output could not be written; None: they could
+    misfits: Misfits = field(default_factory=Misfits)  # values that do not fit the columns of the output
     departed: tuple[str, ...] = ()  # accounts that the journal had records of, and that are no longer synced
 
     @property
@@ -50,7 +52,7 @@ class Synced:
         """0: all is done. 1: something failed. 130: it was interrupted."""
         if self.interrupted:
             return 130
-        return 1 if self.fault or not all(part.done for part in self.parts) else 0
+        return 1 if self.fault or self.misfits.count or not all(part.done for part in self.parts) else 0
 
 
 class Check(NamedTuple):
@@ -234,6 +236,9 @@ def as_json(
             for part in parts
             if part.compared or part.missing or part.deleted or part.unmet
         ],
+        "misfits": synced.misfits.count,
+        "empty_columns": list(synced.misfits.empty),
+        "misfit_texts": [redact_text(text, secrets) for text in synced.misfits.first],
         "departed": list(synced.departed),
         "output": None if output is None else str(output),
         "exit_code": exit_code,

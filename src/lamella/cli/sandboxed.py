@@ -106,7 +106,7 @@ def checks(sandbox: Sandbox, resources: Sequence[str], output: Path | None, part
     fault = f"more than {_MOST_REQUESTS:g} for each of the {needed} needed"
     return (
         Check(
-            "Every record of every active account is in the output once, as the API has it.",
+            f"Every record of every active account is in the output once, as the API has it: {_counted(parts)}",
             _lost(sandbox, resources, output),
         ),
         Check("The other accounts are reported, with 401 and 403, and no others.", _unreported(parts)),
@@ -137,6 +137,12 @@ def _lost(sandbox: Sandbox, resources: Sequence[str], output: Path | None) -> st
     missing = len(expected.keys() - seen)
     faults = {"missing": missing, "there twice": twice, "not as the API has it": differ}
     return "; ".join(f"{count(many, 'record')} {fault}" for fault, many in faults.items() if many) or None
+
+
+def _counted(parts: Sequence[Part]) -> str:
+    """Return how many lists are complete by the API's own count."""
+    totals = [part.total for part in parts if part.done and part.total is not None]
+    return f"{count(len(totals), 'list')} hold as many different records as it counts: {sum(totals):,}."
 
 
 def _unreported(parts: Sequence[Part]) -> str | None:

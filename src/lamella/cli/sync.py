@@ -19,7 +19,6 @@ import aiohttp
 import typer
 from rich.console import Console
 from rich.text import Text
-from stamina.instrumentation import get_on_retry_hooks, set_on_retry_hooks
 from yarl import URL
 
 from lamella import maesn, whole_file
@@ -29,12 +28,13 @@ from lamella.cli.accounts import others_can_read
 from lamella.cli.causes import causes_of
 from lamella.cli.display import Display, Look, display_on
 from lamella.cli.options import Options, Settings, settings_of
+from lamella.cli.process import connections, without_stamina_hooks
 from lamella.cli.progress import Watch
 from lamella.cli.remarks import remarks, remarks_of_run
 from lamella.cli.report import Check, Synced
 from lamella.cli.terminal import count, duration, fail, make_console, show, some, warn
 from lamella.redaction import one_line, redact_text
-from lamella.sync import Part, Report
+from lamella.sync import Part, Report, SchemaMismatch
 from lamella.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from lamella.cli.traces import Collector
 
 _ENDING: Final = "Ending: what is under way has 10 s. Ctrl-C again ends at once."
-_MOST_CONNECTIONS: Final = 500
 _MOST_NAMES: Final = 10  # resources that are named on the page
 
 
@@ -79,7 +78,7 @@ def main(options: Options) -> int:
 def _main(options: Options, folder: Path) -> int:
     try:
         settings = settings_of(options, folder)
-        tracing = _tracing(options)
+        tracing = _tracing(options, settings)
     except (ValueError, ModuleNotFoundError) as exc:
         fail(str(exc))
     if options.accounts is not None and others_can_read(options.accounts):
@@ -148,13 +147,15 @@ async def run(
     watch = Watch(lambda name: throttle.blocked_for(settings.base_url, keys[name]))
     began = time.monotonic()
     fault = None
-    with _without_stamina_hooks(), showing(watch.look) as display:
+    with without_stamina_hooks(), showing(watch.look) as display:
         async with _drawn(display):
             syncing = asyncio.create_task(_sync_all(settings, throttle, watch, provider))
             with _interrupted_by_signals(syncing, display):
                 try:
                     done = await syncing
-                    return Synced(done.run, done.resumed, done.parts, done.took, departed=done.departed)
+                    return Synced(
+                        *(done.run, done.resumed, done.parts, done.took), departed=done.departed, misfits=done.misfits
+                    )
                 except (asyncio.CancelledError, JournalError, OSError) as exc:
                     if watch.progress is None:
                         raise
@@ -180,7 +181,7 @@ async def _sync_all(settings: Settings, throttle: Throttle, watch: Watch, provid
             guard=maesn.ErrorGuard(),
             throttle=throttle,
             tracer_provider=provider,
-            connector=aiohttp.TCPConnector(limit=_connections()),
+            connector=aiohttp.TCPConnector(limit=connections()),
             proxy=settings.proxy,
         ) as session,
     ):
@@ -190,6 +191,7 @@ async def _sync_all(settings: Settings, throttle: Throttle, watch: Watch, provid
             settings.resources,
             journal=journal,
             output=settings.output,
+            tables=settings.tables,
             since=settings.since,
             resume=settings.resume,
             lookback=settings.lookback,
@@ -200,27 +202,6 @@ async def _sync_all(settings: Settings, throttle: Throttle, watch: Watch, provid
             at_once=settings.at_once,
             on_progress=watch.begun,
         )
-
-
-def _connections() -> int:
-    """Return how many connections there may be: at most half of the files that a process may open."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return _MOST_CONNECTIONS
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else max(min(files // 2, _MOST_CONNECTIONS), 1)
-
-
-@contextmanager
-def _without_stamina_hooks() -> Iterator[None]:
-    """Switch stamina's line for each retry off: where structlog is installed, there would be hundreds, on stdout."""
-    hooks = get_on_retry_hooks()
-    set_on_retry_hooks([])
-    try:
-        yield
-    finally:
-        set_on_retry_hooks(hooks)
 
 
 @asynccontextmanager
@@ -267,7 +248,7 @@ def _interrupted_by_signals(task: asyncio.Task[Report], display: Display) -> Ite
             loop.remove_signal_handler(number)
 
 
-def _tracing(options: Options) -> _Tracing | None:
+def _tracing(options: Options, settings: Settings) -> _Tracing | None:
     """Return what --otlp, --report and --sandbox need. None: none of them is given.
 
     Raises:
@@ -296,7 +277,7 @@ def _tracing(options: Options) -> _Tracing | None:
         outlet = None if options.otlp is None else otlp.Outlet(otlp.endpoint(options.otlp))
     except ValueError as exc:
         raise ValueError(f"--otlp: {exc}") from None
-    provider, collected = otlp.make_provider(outlet), traces.Collector()
+    provider, collected = otlp.make_provider(outlet), traces.Collector(account=settings.current_account)
     provider.add_span_processor(collected)
     return _Tracing(provider, collected, outlet)
 
@@ -305,7 +286,7 @@ def _tell(console: Console, ended: _Ended, tracing: _Tracing | None) -> int:
     """Show the result, and return the exit code."""
     options, settings, synced, checks = ended.options, ended.settings, ended.synced, ended.checks
     # With the sandbox the failures are injected: the checks count.
-    code = int(any(check.fault for check in checks)) if checks else synced.exit_code
+    code = int(any(check.fault for check in checks) or synced.misfits.count > 0) if checks else synced.exit_code
     causes = causes_of(synced.parts, settings.secrets)
     show(console, report.outcome(report.totals(synced, tracing and tracing.collected)), report.failures(causes))
     if options.output is not None or options.journal is not None or not options.sandbox:
@@ -341,6 +322,13 @@ def _tell(console: Console, ended: _Ended, tracing: _Tracing | None) -> int:
 
 def _notes(settings: Settings, synced: Synced) -> Iterator[str]:
     yield from remarks(synced.parts, settings.secrets)
+    if synced.misfits.count:
+        yield redact_text(
+            f"{SchemaMismatch(synced.misfits.count, synced.misfits.first[:2])}. They are null in the tables."
+        )
+    if synced.misfits.empty:
+        names = redact_text(some(synced.misfits.empty, 5))
+        yield f"Columns of the schema that have a value in no record: {names}. Check their names."
     verify, how = settings.full_every == 0, settings.departed
     yield from remarks_of_run(synced.parts, synced.departed, how, settings.absent, verify=verify)
 
@@ -389,7 +377,10 @@ def _say_the_last_words(console: Console, ended: _Ended, code: int) -> None:
         failed = sum(not part.done for part in synced.parts)
         why = report.no_answer(synced.parts)
         told = f"{failed:,} of {count(len(synced.parts), 'part')} failed" + (f": {redact_text(why)}" if why else "")
-        _say_how_to_go_on(told, options)
+        if failed:
+            _say_how_to_go_on(told, options)
+        elif synced.misfits.count:
+            warn(f"all is stored, and {synced.misfits.count:,} values do not fit {options.schema}: see above")
 
 
 def _say_how_to_go_on(what: str, options: Options) -> None:

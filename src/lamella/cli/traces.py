@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import threading
-from collections import Counter
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
 
-from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, SpanKind, format_trace_id
 from opentelemetry.util.types import AttributeValue
 from rich.console import Group
@@ -25,12 +26,25 @@ _FAILED, _RETRIED, _OTHERS = range(3)
 _KINDS = ("that failed", "with more than one attempt", "others")
 _WHAT, _ENDED = 13, 14  # columns for what a line of the tree is, and for how an attempt ended
 
+_IN_WORDS: Final = {
+    names.CIRCUIT_OPEN_EVENT: ("circuit open", "for {open_for} s: too many attempts have failed"),
+    names.CIRCUIT_CLOSE_EVENT: ("circuit closed", "after {was_open} s"),
+    names.BELIEF_EVENT: (
+        "limit learned",
+        "{kind}: {requests} in {period} s, {in_flight} in flight (0: unknown)",
+    ),
+    names.STORE_EVENT: ("store failed", "{type}: the calls share nothing meanwhile"),
+    names.TOKEN_EVENT: ("token", "{result}"),
+}
+"""What events are called, and what they say, by the last parts of the names of their attributes."""
+
 
 class Trace(NamedTuple):
     """The INTERNAL span of a call, and its CLIENT spans in the order in which they began."""
 
     call: ReadableSpan
     attempts: tuple[ReadableSpan, ...]
+    account: str = ""  # its name; empty: unknown
 
     @property
     def succeeded(self) -> bool:
@@ -53,9 +67,13 @@ class Collector(SpanProcessor):
 
     Calls that failed come first, then calls with more than one attempt. Of a kind that there are too many of, it keeps
     a sample.
+
+    Args:
+        most: See above.
+        account: Called in the context of each call that begins: returns the name of its account. None means unknown.
     """
 
-    def __init__(self, most: int = 2000) -> None:
+    def __init__(self, most: int = 2000, account: Callable[[], str | None] = lambda: None) -> None:
         self.spans: int = 0
         self.attempts: int = 0
         self.waited: float = 0.0  # seconds between the attempts, the sum of all calls
@@ -65,6 +83,9 @@ class Collector(SpanProcessor):
         self._kept: tuple[list[Trace], ...] = ([], [], [])
         self._open: dict[int, list[ReadableSpan]] = {}
         """The attempts of the calls that have not ended, by the id of the call's span."""
+        self._account = account
+        self._accounts: dict[int, str] = {}
+        """Those of the calls that have not ended."""
         self._random = random.Random(0)
         self._lock = threading.Lock()
 
@@ -96,16 +117,23 @@ class Collector(SpanProcessor):
         kinds = f"{', '.join(most)} and {last}" if most else last
         return f"{self._most:,} of {self.calls:,} calls are shown: {kinds}."
 
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Note whose call begins."""
+        if span.kind is not SpanKind.CLIENT and (name := self._account()):
+            with self._lock:
+                self._accounts[context(span).span_id] = name
+
     def on_end(self, span: ReadableSpan) -> None:
         """Take a span."""
         with self._lock:
             self.spans += 1
+            account = self._accounts.pop(context(span).span_id, "")
             if span.kind is SpanKind.CLIENT and span.parent is not None:
                 self.attempts += 1
                 self._open.setdefault(span.parent.span_id, []).append(span)
             elif attribute(span, names.OUTCOME) is not None:
                 attempts = self._open.pop(context(span).span_id, [])
-                self._take(Trace(span, tuple(sorted(attempts, key=_start))))
+                self._take(Trace(span, tuple(sorted(attempts, key=_start)), account))
 
     def _take(self, trace: Trace) -> None:
         for event in trace.retries:
@@ -207,6 +235,8 @@ def _call(trace: Trace) -> Iterator[Text]:
     if stop := text(span, names.STOP_REASON):
         yield line("stopped: ", (stop_phrase(stop), style))
     yield line((f"path {path(trace)}", "dim"))
+    if trace.account:
+        yield line((f"account {redact_text(trace.account)}", "dim"))
     yield line((f"trace {format_trace_id(context(span).trace_id)}", "dim"))
 
 
@@ -231,6 +261,10 @@ def _decision(trace: Trace, event: Event) -> Text:
             "its account was rate-limited" if text(event, names.QUEUED_BY) == "refusal" else "until its account's turn"
         )
         name, style, why = "queued", "cyan", f"for {duration(number(event, names.WAIT))}, {until}"
+    elif event.name in _IN_WORDS:
+        name, why = _IN_WORDS[event.name]
+        values = {key.rpartition(".")[2]: text(event, key) for key in event.attributes or ()}
+        why = why.format_map(defaultdict(str, values))
     else:
         why = ", ".join(f"{key}={text(event, key)}" for key in event.attributes or ())
     return line(f"{_offset(trace, event.timestamp)}  ", (f"{name:<{_WHAT}} ", style), why)

@@ -82,7 +82,7 @@ def auth(api_key: str, account_key: str | None, base_url: URL) -> HeaderAuth:
     folder = base_url.path.rstrip("/")
 
     def key(request: aiohttp.ClientRequest) -> str | None:
-        found = current_account(account_key)
+        found = _current.get() or account_key
         if found is None and needs_account(request.method, request.url.path.removeprefix(folder)):
             raise ValueError(
                 "no account key for this call: set MAESN_ACCOUNT_KEY, give account_key=, "

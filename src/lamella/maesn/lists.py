@@ -17,7 +17,7 @@ from lamella import sync as syncing
 from lamella.batch import Journal
 from lamella.maesn.account import Account
 from lamella.maesn.sources import checked_params, checked_resource, source
-from lamella.sync import Page, Part, Progress, Report, Source
+from lamella.sync import Page, Part, Progress, Report, Source, Table
 from lamella.sync.marks import OVERLAP
 from lamella.sync.stored import Departed
 
@@ -38,6 +38,7 @@ class SyncOptions(TypedDict, total=False):
     """Options of :func:`sync` that :func:`lamella.sync.run` explains."""
 
     output: str | PathLike[str] | None
+    tables: Mapping[str, Table]
     since: datetime | str | None
     resume: bool
     lookback: float

@@ -19,6 +19,7 @@ from lamella.maesn.account import auth, current_account
 from lamella.maesn.guard import ErrorGuard
 from lamella.maesn.published import template_of
 from lamella.maesn.rules import RULES
+from lamella.origins import parsed_origin
 from lamella.rules import RuleBook
 from lamella.stacking import StackOptions, stack
 from lamella.telemetry.attributes import UrlTemplate
@@ -150,7 +151,9 @@ def _setting(name: str, value: str | None, variable: str) -> str:
 
 
 def _url(value: str | None) -> URL:
-    url = URL(value or os.environ.get("MAESN_BASE_URL") or BASE_URL)
+    given = value or os.environ.get("MAESN_BASE_URL") or BASE_URL
+    parsed_origin(given, "base_url")
+    url = URL(given)
     # Relative URLs replace what follows the last slash.
     return url if url.path.endswith("/") else url.with_path(f"{url.path}/")
 

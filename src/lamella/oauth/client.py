@@ -71,6 +71,8 @@ class Client:
         del secret  # a traceback would show it
         self.client_id: Final[str] = _checked(client_id)
         self._method = method
+        if self._secret is not None and not isinstance(self._secret, str):
+            raise ValueError(f"secret must be a string, not {type(self._secret).__name__}")
         if self._secret is not None and not self._secret:
             raise ValueError("secret must not be empty")
         if method not in {"basic", "post"}:
@@ -148,8 +150,10 @@ class KeyClient:
 
 def _private_key(key: Hidden, algorithm: str) -> Any:
     """Return *key* as joserfc takes it. None: it is none for *algorithm*."""
-    from joserfc import jwk
-
+    try:
+        from joserfc import jwk
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("joserfc is missing: pip install 'lamella[oauth]'", name="joserfc") from None
     kind = getattr(jwk, _KINDS.get(algorithm[:2], ""), None)
     if kind is None:
         return None
@@ -160,7 +164,8 @@ def _private_key(key: Hidden, algorithm: str) -> Any:
     return found if found.is_private else None
 
 
-def _checked(client_id: str) -> str:
-    if not client_id:
-        raise ValueError("client_id must not be empty")
-    return client_id
+def _checked(client_id: object) -> str:
+    if isinstance(client_id, str) and client_id:
+        return client_id
+    fault = "not be empty" if client_id in ("", None) else f"be a string, not {type(client_id).__name__}"
+    raise ValueError(f"client_id must {fault}")

@@ -28,7 +28,7 @@ _SHOWN: Final = ("error", "error_description", "error_uri")
 
 def token_of(payload: object) -> str | None:
     """Return the value of the header for the bearer token in *payload*. None: there is none that can be used."""
-    if not isinstance(payload, dict) or str(payload.get("token_type", "bearer")).lower() != "bearer":
+    if not isinstance(payload, dict) or str(payload.get("token_type") or "bearer").lower() != "bearer":
         return None
     token = payload.get("access_token")
     return f"Bearer {token}" if isinstance(token, str) and fault_of(token) is None else None
@@ -115,7 +115,13 @@ class Endpoint:
         meter_provider: MeterProvider | None,
     ) -> None:
         self._url, self._seconds, self._session = url, seconds, session
-        self._providers = {"tracer_provider": tracer_provider, "meter_provider": meter_provider}
+        self._given = {"tracer_provider": tracer_provider, "meter_provider": meter_provider}
+        self._providers = self._given
+
+    def inherit(self, **providers: TracerProvider | MeterProvider | None) -> None:
+        """Take over the *providers* of a stack where none was given."""
+        chosen = {**self._providers, **{name: each for name, each in providers.items() if each is not None}}
+        self._providers = {**chosen, **{name: each for name, each in self._given.items() if each is not None}}
 
     async def ask(self, client: Client | KeyClient, request: TokenRequest) -> Issued:
         """Return what *client* gets for *request*.
@@ -146,7 +152,8 @@ class Endpoint:
         async with aiohttp.ClientSession(middlewares=layers, **self._session) as session:
             # What is sent must not follow a redirect to another place.
             async with session.post(self._url, headers=headers, allow_redirects=False) as response:
-                payload: Any = json.loads(await response.read())
+                # As the rules have read it.
+                payload: Any = Answer(response.status, response.headers, body=await response.read()).json
         token = Token(token_of(payload) or "", lifetime(payload.get("expires_in")))
         refresh = payload.get("refresh_token")
         return Issued(token, Hidden(refresh if isinstance(refresh, str) and refresh else None))

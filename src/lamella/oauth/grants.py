@@ -12,8 +12,8 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
 from lamella.auth import Token, Tokens
-from lamella.checks import check_options, check_seconds
-from lamella.oauth.client import Client, KeyClient, TokenRequest
+from lamella.checks import check_kind, check_options, check_seconds
+from lamella.oauth.client import Client, Hidden, KeyClient, TokenRequest
 from lamella.oauth.endpoint import Endpoint, Issued
 from lamella.origins import parsed_origin
 from lamella.threads import to_its_end
@@ -23,6 +23,10 @@ Who = Client | KeyClient | Callable[..., Client | KeyClient | Awaitable[Client |
 Key = Callable[[], Hashable] | Callable[[aiohttp.ClientRequest], Hashable]
 """Returns whose token a request needs: see :class:`lamella.Tokens`."""
 T = TypeVar("T")
+_OWN = frozenset(
+    {"grant_type", "scope", "refresh_token", "client_id", "client_secret", "client_assertion", "client_assertion_type"}
+)
+"""Parameters that a request has of its own."""
 
 
 class Options(TypedDict, total=False):
@@ -41,7 +45,9 @@ class Options(TypedDict, total=False):
     session: Mapping[str, Any]
     """Options of the ``aiohttp.ClientSession`` that calls the endpoint, such as ``trust_env``."""
     tracer_provider: TracerProvider | None
+    """Where the spans of the requests go. Default: that of the stack, or the global one."""
     meter_provider: MeterProvider | None
+    """Where the metrics go. Default: as above."""
 
 
 def client_credentials(token_url: str, client: Who, **options: Unpack[Options]) -> Tokens:
@@ -56,14 +62,14 @@ def client_credentials(token_url: str, client: Who, **options: Unpack[Options]) 
         TypeError: There is no option of that name.
         ValueError: An argument is out of its range.
     """
-    endpoint = _endpoint(token_url, options)
+    endpoint = _endpoint(token_url, client, options)
     scope, parameters = options.get("scope"), options.get("parameters", {})
 
     async def fetch(*key: Hashable) -> Token:
         request = TokenRequest(grant_type="client_credentials", scope=scope, **parameters)
-        return (await endpoint.ask(await _settled(client, key), request)).token
+        return (await endpoint.ask(await _client_of(client, key), request)).token
 
-    return _tokens(fetch, options)
+    return _Tokens(fetch, endpoint, options)
 
 
 def refresh_token(
@@ -91,23 +97,24 @@ def refresh_token(
         TypeError: There is no option of that name.
         ValueError: An argument is out of its range.
     """
-    endpoint = _endpoint(token_url, options)
+    for name, function in (("load", load), ("store", store)):
+        check_kind(name, function, Callable, "a function")
+    endpoint = _endpoint(token_url, client, options)
     scope, parameters = options.get("scope"), options.get("parameters", {})
     unsaved: dict[tuple[Hashable, ...], Issued] = {}
 
     async def save(key: tuple[Hashable, ...]) -> None:
         stored = store(*key, unsaved[key].refresh.value)
-        if stored is not None:
+        if inspect.isawaitable(stored):
             await stored
         del unsaved[key]
 
     async def exchange(*key: Hashable) -> Token:
         if key in unsaved:
             await save(key)
-        request = TokenRequest(
-            grant_type="refresh_token", refresh_token=await _settled(load, key), scope=scope, **parameters
-        )
-        issued = await endpoint.ask(await _settled(client, key), request)
+        request = TokenRequest(grant_type="refresh_token", scope=scope, **parameters)
+        request.parameters["refresh_token"] = _loaded(Hidden(await _settled(load, key)))
+        issued = await endpoint.ask(await _client_of(client, key), request)
         if issued.refresh.value not in {None, request.parameters["refresh_token"]}:
             unsaved[key] = issued
             await save(key)
@@ -116,7 +123,7 @@ def refresh_token(
     async def fetch(*key: Hashable) -> Token:
         return await to_its_end(asyncio.ensure_future(exchange(*key)))
 
-    return _tokens(fetch, options)
+    return _Tokens(fetch, endpoint, options)
 
 
 async def _settled(value: Any, arguments: tuple[Any, ...]) -> Any:
@@ -127,10 +134,41 @@ async def _settled(value: Any, arguments: tuple[Any, ...]) -> Any:
     return await answer if inspect.isawaitable(answer) else answer
 
 
-def _endpoint(token_url: str, options: Options) -> Endpoint:
+async def _client_of(client: Who, key: tuple[Hashable, ...]) -> Client | KeyClient:
+    found = await _settled(client, key)
+    if isinstance(found, Client | KeyClient):
+        return found
+    kind = type(found).__name__
+    del found  # a traceback would show it
+    raise TypeError(f"the function for the client must return a Client or a KeyClient, not {kind}")
+
+
+def _loaded(found: Hidden) -> str:
+    token = found.value
+    kind = type(token).__name__
+    if isinstance(token, str) and token.strip():
+        return token
+    del token  # a traceback would show it
+    raise TypeError(f"load must return a refresh token, got {'an empty string' if kind == 'str' else kind}")
+
+
+def _endpoint(token_url: str, client: Who, options: Options) -> Endpoint:
     check_options("oauth", options, Options.__annotations__)
-    parsed_origin(token_url)
+    parsed_origin(token_url, "token_url")
+    given: object = client
+    if isinstance(given, type):
+        raise ValueError(f"client must be a Client or a KeyClient, got the class {given.__name__}")  # noqa: TRY004
+    check_kind("client", given, (Client, KeyClient, Callable), "a Client, a KeyClient or a function that returns one")
     check_seconds("timeout", options.get("timeout", 60.0))
+    check_kind("scope", options.get("scope", ""), str, "words with spaces between them")
+    check_kind("parameters", options.get("parameters", {}), Mapping, "a mapping of names to values")
+    check_kind("session", options.get("session", {}), Mapping, "a mapping of options")
+    for name in options.get("parameters", {}):
+        if name in _OWN:
+            raise ValueError(f"parameters must not have {name!r}: that is set by the grant, the client or scope=")
+    others = inspect.signature(aiohttp.ClientSession).parameters.keys() - {"middlewares"}
+    if unknown := sorted(set(options.get("session", {})) - others):
+        raise ValueError(f"session must have options of aiohttp.ClientSession but middlewares, got {unknown}")
     return Endpoint(
         token_url,
         seconds=options.get("timeout", 60.0) / 2,
@@ -140,7 +178,15 @@ def _endpoint(token_url: str, options: Options) -> Endpoint:
     )
 
 
-def _tokens(fetch: Callable[..., Awaitable[Token]], options: Options) -> Tokens:
-    names = {"key", "leeway", "timeout", "meter_provider"}
-    given: Any = {name: value for name, value in options.items() if name in names}
-    return Tokens(fetch, **given)
+class _Tokens(Tokens):
+    """Tokens of an *endpoint*."""
+
+    def __init__(self, fetch: Callable[..., Awaitable[Token]], endpoint: Endpoint, options: Options) -> None:
+        names = {"key", "leeway", "timeout", "meter_provider"}
+        given: Any = {name: value for name, value in options.items() if name in names}
+        super().__init__(fetch, **given)
+        self._endpoint = endpoint
+
+    def inherit(self, *, tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None) -> None:
+        super().inherit(tracer_provider=tracer_provider, meter_provider=meter_provider)
+        self._endpoint.inherit(tracer_provider=tracer_provider, meter_provider=meter_provider)

@@ -10,9 +10,9 @@ from typing import Any, Final
 import aiohttp
 
 from lamella._aiohttp import has_no_total, total_of
-from lamella.call import Call, PerCall
+from lamella.call import BLOCK_END, Call, PerCall
 from lamella.limits import cancels
-from lamella.scope import Scope, enter, inherited, leave
+from lamella.scope import NOTHING, SCOPE, Scope, enter, inherited, leave
 
 # A session's total timeout ends our wait and our attempt first, so that the caller gets our error for it.
 _MARGIN_SHARE, _MARGIN_SECONDS = 0.05, 0.1
@@ -22,7 +22,7 @@ _FIRM: Final = PerCall[float](lambda: inf)
 
 def seconds_left(call: Call, own: float | None, now: float) -> float | None:
     """Return the seconds left: the least of *own*, the session's total and what is inherited. None: no limit."""
-    outer = inherited()
+    outer = block_end(call)
     firm = min(inf if own is None else own, inf if outer is None else outer - now)
     total = _session_total(call.request)
     if total < firm:
@@ -30,6 +30,15 @@ def seconds_left(call: Call, own: float | None, now: float) -> float | None:
         return total
     _FIRM.take(call)
     return None if firm == inf else firm
+
+
+def block_end(call: Call) -> float | None:
+    """Return when *call* must have ended by the blocks and calls around it, by the loop's clock. None: no limit."""
+    if SCOPE.get() is NOTHING:
+        return None
+    # A middleware may have started a task for what is further in, which does not inherit it.
+    moment = min(BLOCK_END.of(call), inf if (outer := inherited()) is None else outer)
+    return None if moment == inf else moment
 
 
 def _session_total(request: aiohttp.ClientRequest) -> float:

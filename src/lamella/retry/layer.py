@@ -17,12 +17,12 @@ from lamella.classify.failures import ERROR_STATUS, require_open
 from lamella.cookies import note_held_cookies
 from lamella.pipeline import Again, Layer, Result, Slot
 from lamella.retry.budget import RetryBudget, Spent, take
-from lamella.retry.deadline import AttemptLimit, seconds_left
+from lamella.retry.deadline import AttemptLimit, block_end, seconds_left
 from lamella.retry.judge import Settings
 from lamella.retry.loop import Loop
 from lamella.retry.report import OnAttempt, out_of_time, reporter
 from lamella.rules import RuleBook, check_rules
-from lamella.scope import inherited
+from lamella.scope import NOTHING, SCOPE
 from lamella.store import Store
 from lamella.store.shared import SharedState
 
@@ -110,7 +110,7 @@ class Retry(Layer):
         if hdrs.COOKIE in request.headers:
             note_held_cookies(call)
         self._calls += 1
-        now = request.loop.time()
+        now = call.now
         own, below_400, attempts = self._deadline, self._below_400, self._settings.attempts
         if OPTIONS in call.state:
             given = OPTIONS.of(call)
@@ -119,7 +119,8 @@ class Retry(Layer):
             attempts = given.get("attempts", attempts)
             if own is None and attempts is None:
                 raise ValueError("attempts and deadline must not both be None: such a call might never end")
-        if own is None and not request.session.timeout.total and inherited() is None:
+        is_free = SCOPE.get() is NOTHING or block_end(call) is None
+        if own is None and not request.session.timeout.total and is_free:
             limit = None
             if call.deadline is not None:
                 call.deadline = None
@@ -145,8 +146,8 @@ class Retry(Layer):
                 and result.status not in below_400
                 and self._settings.report is None
             ):
-                ended, queued = call.request.loop.time(), call.queued - queued_before
-                setattr(result, RECORDS_KEY, (began, ended, queued, attempts, call.deadline))
+                queued = call.queued - queued_before
+                setattr(result, RECORDS_KEY, (began, call.now, queued, attempts, call.deadline))
                 return None
         elif not isinstance(result, Exception) and not overdue:
             return None  # cancelled, or thrown away

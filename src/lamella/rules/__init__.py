@@ -5,9 +5,9 @@ from lamella.rules.backoff import Backoff
 from lamella.rules.book import RuleBook, check_rules
 from lamella.rules.decision import IDEMPOTENT_METHODS, Decision, StopReason, WaitSource, decide
 from lamella.rules.http import HTTP_RULES
-from lamella.rules.retry_after import parse_http_date, parse_retry_after
+from lamella.rules.retry_after import parse_http_date, parse_retry_after, seconds_of
 from lamella.rules.rule import Failure, Outcome, Rule, is_rate_limit
-from lamella.rules.waits import asked_wait
+from lamella.rules.waits import asked_wait, server_now
 
 __all__ = [
     "HTTP_RULES",
@@ -28,4 +28,6 @@ __all__ = [
     "is_rate_limit",
     "parse_http_date",
     "parse_retry_after",
+    "seconds_of",
+    "server_now",
 ]

@@ -9,7 +9,6 @@ from typing import Final
 from lamella.checks import check_seconds
 from lamella.rules.answer import Answer, BodyNeeded
 from lamella.rules.backoff import Backoff
-from lamella.rules.retry_after import LONGEST
 from lamella.rules.rule import ERROR, Failure, Outcome, Rule, Status, status_class
 
 _CONNECTION = Backoff(initial=(0.5, 1.0), maximum=60)
@@ -102,7 +101,8 @@ class RuleBook:
     Args:
         rules: The rules. A status may have one rule without ``when``, and any number with it.
         retry_after: Returns the wait that an :class:`Answer` asks for, in seconds, where the headers that lamella knows
-            do not say it. None, or an exception, which is logged once, means that the headers count.
+            do not say it. A number above 10⁹ is a moment, in seconds or milliseconds since the epoch. None, or an
+            exception, which is logged once, means that the headers count.
         idempotency_key: The request header by which the API knows a write that it has carried out already: a POST that
             has it is sent again. None means that the API knows none.
 
@@ -176,7 +176,7 @@ class RuleBook:
         return None if answer.status < ERROR else self.rule_for(answer.status)
 
     def wait_of(self, answer: Answer, failed: Callable[[Rule | None, Exception], None]) -> float | None:
-        """Return the wait that *answer* asks for by *retry_after*, in seconds. None: by that it asks for none.
+        """Return what *answer* asks for by *retry_after*: seconds or a moment. None: by that it asks for none.
 
         Raises:
             BodyNeeded: The function asks for the body, which is not read yet.
@@ -190,7 +190,7 @@ class RuleBook:
             self._report(None, exc, answer, failed)
         if answer.body_needed:
             raise BodyNeeded
-        return None if seconds is None else min(seconds, LONGEST)
+        return seconds
 
     def _report(
         self, rule: Rule | None, exc: Exception, answer: Answer, failed: Callable[[Rule | None, Exception], None]
@@ -265,4 +265,6 @@ def check_rules(rules: object, call: str) -> None:
     items = rules if isinstance(rules, list | tuple) and rules else [rules]
     kind = type(rules).__name__ if items is not rules else f"{type(rules).__name__} of {type(items[0]).__name__}"
     hint = f": write {call}RuleBook(rule, ...))" if any(isinstance(item, Rule) for item in items) else ""
+    if isinstance(rules, type):
+        kind, hint = f"the class {rules.__name__}", f": write {rules.__name__}(...)"
     raise ValueError(f"rules must be a RuleBook, got {kind}{hint}")

@@ -33,12 +33,16 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
     """
     text = (value or "").strip()
     if _SECONDS.fullmatch(text):
-        number = float(text)  # infinity, if it is too large
-        if number > _MOMENT:
-            number = max(0.0, (number / 1000 if number >= _MOMENT_IN_MILLISECONDS else number) - now)
-        return min(number, LONGEST)
+        return seconds_of(float(text), now)  # infinity, if it is too large
     moment = parse_http_date(text, now)
     return None if moment is None else min(max(moment - now, 0.0), LONGEST)
+
+
+def seconds_of(number: float, now: float) -> float:
+    """Return the wait that *number* is: seconds, or above 10⁹ a moment, in seconds or milliseconds since the epoch."""
+    if number > _MOMENT:
+        number = max(0.0, (number / 1000 if number >= _MOMENT_IN_MILLISECONDS else number) - now)
+    return min(number, LONGEST)
 
 
 def parse_http_date(value: str | None, now: float) -> float | None:

@@ -16,8 +16,8 @@ _DAY: Final = 86400.0
 _MOMENT: Final = 1e9  # from here on a number is a moment
 QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
 # Of one policy: draft 8 and later say r=0;t=30, drafts 4 to 7 remaining=0, reset=30.
-_REMAINING: Final = re.compile(r"(?:^|[;,\s])(?:r|remaining)\s*=\s*([0-9]+)")
-_RESET: Final = re.compile(r"(?:^|[;,\s])(?:t|reset)\s*=\s*([0-9]+)")
+_REMAINING: Final = re.compile(r"(?:^|[;,\s])(?:r|remaining)\s*=\s*([0-9.]+)")
+_RESET: Final = re.compile(r"(?:^|[;,\s])(?:t|reset)\s*=\s*([0-9.]+)")
 
 
 def asked_wait(headers: Mapping[str, str], now: float) -> float | None:
@@ -28,7 +28,7 @@ def asked_wait(headers: Mapping[str, str], now: float) -> float | None:
 
     ==========================================  ==========================================================
     ``Retry-After``                             seconds, a date or a moment
-    ``retry-after-ms``, ``x-ms-retry-after-ms`` milliseconds
+    ``retry-after-ms``, ``x-ms-retry-after-ms`` milliseconds, or a moment: a number above 10⁹
     ``RateLimit``                               the IETF drafts: of each policy of which nothing remains
     ``RateLimit-Reset``                         seconds or a moment, unless ``RateLimit-Remaining`` is above 0
     ``X-RateLimit-Reset``, ``X-Rate-Limit-…``   the same, where ``…-Remaining`` is 0. More than a day in seconds is
@@ -46,10 +46,12 @@ def _waits(headers: Mapping[str, str], now: float) -> Iterator[float]:
             yield wait
     for name in _MILLISECONDS:
         for value in _all(headers, name):
-            if (number := number_in(value)) is not None:
-                yield min(number / 1000, LONGEST)
+            if (number := number_in(value)) is not None and number <= _MOMENT:
+                yield number / 1000
+            elif (wait := parse_retry_after(value, now)) is not None:
+                yield wait
     for value in _all(headers, "RateLimit"):
-        yield from _of_policies(value)
+        yield from _of_policies(value, now)
     for prefix in ("RateLimit", "X-RateLimit", "X-Rate-Limit"):
         remaining = number_in(headers.get(f"{prefix}-Remaining"))
         if remaining == 0 or (remaining is None and prefix == "RateLimit"):
@@ -67,13 +69,15 @@ def reset_in(value: str | None, now: float) -> float | None:
     return None if wait is not None and wait > _DAY and (number_in(value) or _MOMENT) < _MOMENT else wait
 
 
-def _of_policies(value: str) -> Iterator[float]:
+def _of_policies(value: str, now: float) -> Iterator[float]:
     value = QUOTED.sub('""', value).lower()
     policies = value.split(",") if '"' in value or ";" in value else [value]
     for policy in policies:
         remaining, reset = _REMAINING.search(policy), _RESET.search(policy)
-        if remaining and reset and not float(remaining[1]):
-            yield min(float(reset[1]), LONGEST)
+        if remaining and reset and number_in(remaining[1]) == 0:
+            wait = parse_retry_after(reset[1], now)
+            if wait is not None:
+                yield wait
 
 
 def server_now(headers: Mapping[str, str], now: float) -> float:

@@ -1,12 +1,21 @@
 """A sync engine for any paginated source: all records, as they were sent, and what could not be proved to be there."""
 
-from lamella.sync.errors import AnswerFailed, BadRecord, EmptyPage, IncompleteList, RepeatedPage, UnsteadyList
+from lamella.sync.errors import (
+    AnswerFailed,
+    BadRecord,
+    EmptyPage,
+    IncompleteList,
+    RepeatedPage,
+    SchemaMismatch,
+    UnsteadyList,
+)
 from lamella.sync.export import export
 from lamella.sync.lists import pages, records
 from lamella.sync.page import Page
 from lamella.sync.progress import Part, Progress, Report
 from lamella.sync.run import plan, run
 from lamella.sync.source import Cursor, LinkHeader, NextUrl, Numbered, Offset, Pagination, Source
+from lamella.sync.tables import Table
 
 __all__ = [
     "AnswerFailed",
@@ -24,7 +33,9 @@ __all__ = [
     "Progress",
     "RepeatedPage",
     "Report",
+    "SchemaMismatch",
     "Source",
+    "Table",
     "UnsteadyList",
     "export",
     "pages",

@@ -60,7 +60,7 @@ def loads(body: bytes, parse_float: ParseNumber = None, parse_int: ParseNumber =
 
 
 def _exact(body: bytes) -> Any:
-    return loads(body, parse_int=_exact_int)
+    return loads(body, parse_int=exact_int)
 
 
 def split(body: bytes, place: str, *, compact: bool = False) -> tuple[Any, list[bytes] | None]:
@@ -205,7 +205,7 @@ def _decoder(kind: Any) -> Any:
     return msgspec.json.Decoder(kind)
 
 
-def _exact_int(literal: str) -> int | Decimal:
+def exact_int(literal: str) -> int | Decimal:
     """Return the value of an integer's text, as a Decimal where it has more digits than Python lets an int have."""
     try:
         return int(literal)

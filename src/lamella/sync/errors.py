@@ -5,7 +5,7 @@ They are ValueErrors, like the error of an answer that holds no list: the answer
 
 from __future__ import annotations
 
-__all__ = ["AnswerFailed", "BadRecord", "EmptyPage", "IncompleteList", "RepeatedPage", "UnsteadyList"]
+__all__ = ["AnswerFailed", "BadRecord", "EmptyPage", "IncompleteList", "RepeatedPage", "SchemaMismatch", "UnsteadyList"]
 
 
 class IncompleteList(ValueError):
@@ -57,6 +57,14 @@ class BadRecord(IncompleteList):
 
     The other records of its page are stored. The message has the page and the position.
     """
+
+
+class SchemaMismatch(ValueError):
+    """Values do not fit the columns of a schema: they are null there. The records themselves are all in the output."""
+
+    def __init__(self, count: int, first: tuple[str, ...]) -> None:
+        more = f" and {count - len(first):,} more" if count > len(first) else ""
+        super().__init__(f"{count:,} {'value does' if count == 1 else 'values do'} not fit: {'; '.join(first)}{more}")
 
 
 class AnswerFailed(ValueError):

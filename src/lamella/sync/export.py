@@ -6,18 +6,21 @@ import errno
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from lamella import whole_file
 from lamella.batch import Journal
 from lamella.sync.decode import text_of
+from lamella.sync.errors import SchemaMismatch
 from lamella.sync.stored import has_table
+from lamella.sync.tables import NO_TABLES, Misfits, Table, check_tables
+from lamella.sync.typed import Empty, OnMisfit, files_beside, names_of_empty, parquet_tables, sqlite_tables
 from lamella.threads import run_to_its_end
 
 _ROWS: Final = 1000
@@ -50,24 +53,43 @@ _BEFORE_ALL: Final = ("", "", "")
 """No account has an empty name."""
 
 _Write = Callable[[list[_Row]], object]
-_Format = Callable[[Path, tuple[str, ...]], AbstractContextManager[_Write]]
-"""Opens a file with these columns."""
 
 
-def check_output(path: str | os.PathLike[str]) -> None:
+class _Wanted(NamedTuple):
+    """What goes into a file."""
+
+    columns: tuple[str, ...]
+    tables: Mapping[str, Table]
+    on_misfit: OnMisfit
+    empty: Empty
+
+
+_Format = Callable[[Path, _Wanted], AbstractContextManager[_Write]]
+
+
+def check_output(path: str | os.PathLike[str], tables: Mapping[str, Table] = NO_TABLES) -> None:
     """Check that :func:`export` can write *path*, before there is work that would be lost.
 
     Raises:
-        ValueError: Its suffix names no format.
+        ValueError: Its suffix names no format, or one that has no tables, and there are some.
         ModuleNotFoundError: It is Parquet, and pyarrow is missing.
         OSError: It cannot be written, is a journal, or an SQLite file that is in use.
     """
-    _format_of(path)
-    whole_file.check(path)
+    check_tables(tables)
+    writing = _format_of(path)
+    if tables and writing is _jsonl:
+        raise ValueError(f"typed tables need an output in .sqlite, .sqlite3, .db or .parquet, not {os.fspath(path)!r}")
+    for each in (path, *(files_beside(Path(path), tables).values() if writing is _parquet else ())):
+        whole_file.check(each)
     _check_target(path)
 
 
-async def export(journal: Journal, path: str | os.PathLike[str]) -> int:
+async def export(
+    journal: Journal,
+    path: str | os.PathLike[str],
+    tables: Mapping[str, Table] = NO_TABLES,
+    on_misfit: OnMisfit | None = None,
+) -> int:
     """Write all records of *journal* to a file, and return how many there are.
 
     They are sorted by account, resource and id, each record as the JSON text that the API sent. The suffix names the
@@ -80,6 +102,10 @@ async def export(journal: Journal, path: str | os.PathLike[str]) -> int:
     A record that is deleted at the API has a moment in ``deleted``, since when that is known (ISO 8601): a column of
     tables, null for all others, and a field of those lines alone. The views leave these records out.
 
+    With *tables*, the records of these resources are there in typed columns as well, without those that are deleted: in
+    SQLite as a table in the place of the view, and a table ``invoices_lineItems`` for each child; beside
+    ``out.parquet`` as files ``out.invoices.parquet`` and ``out.invoices_lineItems.parquet``.
+
     A reader sees the old file or the new one, never a part; if the export fails or is cancelled, the old one stays. A
     new file can be read by its owner only (mode 0600); one that replaces another has the mode of that. The records are
     read a few MB at a time, without holding up commits: of those stored meanwhile some are in the file, others not.
@@ -87,20 +113,40 @@ async def export(journal: Journal, path: str | os.PathLike[str]) -> int:
     Args:
         journal: One that :func:`lamella.sync.run` has filled. If nothing is stored, the file is empty.
         path: The file; its folder must exist.
+        tables: The typed columns, by the resource.
+        on_misfit: Called, in a thread, with each value that does not fit its column, and is null there. None means that
+            :class:`SchemaMismatch` is raised when the file is written.
 
     Raises:
-        ValueError: The suffix names no format.
+        ValueError: The suffix names no format, or one that has no tables, and there are some.
+        SchemaMismatch: A value does not fit its column; all is written.
         ModuleNotFoundError: It is Parquet, and pyarrow is missing.
         OSError: It cannot be written (a full disk, say), is a journal, or an SQLite file that is in use.
         lamella.batch.JournalError: The journal cannot be read.
     """
+    misfits = Misfits()
+    if tables:
+        check_output(path, tables)
+    count = await _export(journal, path, tables, on_misfit or misfits.take, {})
+    if misfits.count:
+        raise SchemaMismatch(misfits.count, misfits.first)
+    return count
+
+
+async def _export(
+    journal: Journal,
+    path: str | os.PathLike[str],
+    tables: Mapping[str, Table],
+    on_misfit: OnMisfit,
+    empty: Empty,
+) -> int:
     thread = ThreadPoolExecutor(1, thread_name_prefix="lamella-export")
     file, count = ExitStack(), 0
     try:
         await run_to_its_end(thread, _check_target, path)
         rows = await journal.read(partial(_read, after=_BEFORE_ALL))
-        columns = _COLUMNS[: len(rows[0]) if rows else None]
-        write = await run_to_its_end(thread, file.enter_context, _file(path, columns))
+        wanted = _Wanted(_COLUMNS[: len(rows[0]) if rows else None], tables, on_misfit, empty)
+        write = await run_to_its_end(thread, file.enter_context, _file(path, wanted))
         while rows:
             await run_to_its_end(thread, write, rows)
             count += len(rows)
@@ -114,15 +160,22 @@ async def export(journal: Journal, path: str | os.PathLike[str]) -> int:
     return count
 
 
-async def export_changes(journal: Journal, path: str | os.PathLike[str]) -> None:
-    """Write all records of *journal* to a file by :func:`export`, unless it is up to date."""
+async def export_changes(
+    journal: Journal, path: str | os.PathLike[str], tables: Mapping[str, Table] = NO_TABLES
+) -> Misfits:
+    """Write all records of *journal* to a file by :func:`export`, unless it is up to date; return what does not fit."""
+    misfits = Misfits()
     target = os.path.realpath(path)  # noqa: ASYNC240 - a look
     version, *written = await journal.read(partial(_versions, target=target))
-    if written == [version, _stamp(target)]:
-        return
-    await export(journal, path)
-    row = target, version, _stamp(target)
+    if written == [version, _stamp(target, tables)]:
+        return misfits
+    empty: Empty = {}
+    await _export(journal, path, tables, misfits.take, empty)
+    misfits.empty = names_of_empty(empty)
+    # What does not fit is reported each time, until it does.
+    row = target, version, "" if misfits.count or misfits.empty else _stamp(target, tables)
     await journal.commit(lambda db: db.execute("INSERT OR REPLACE INTO sync_outputs VALUES (?, ?, ?)", row))
+    return misfits
 
 
 def _versions(db: sqlite3.Connection, target: str) -> tuple[int | str, ...]:
@@ -131,11 +184,15 @@ def _versions(db: sqlite3.Connection, target: str) -> tuple[int | str, ...]:
     return version, *(db.execute("SELECT version, stamp FROM sync_outputs WHERE path = ?", (target,)).fetchone() or ())
 
 
-def _stamp(path: str) -> str:
-    """Return what differs when a file was changed."""
+def _stamp(path: str, tables: Mapping[str, Table]) -> str:
+    """Return what differs when a file was changed, or others are wanted."""
+    beside = files_beside(Path(path), tables).values() if path.lower().endswith(".parquet") else ()
+    stamps = []
     with suppress(OSError):
-        found = os.stat(path)
-        return f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"
+        for each in (path, *beside):
+            found = os.stat(each)
+            stamps.append(f"{found.st_ino} {found.st_size} {found.st_mtime_ns}")
+        return " ".join([*stamps, *([repr(sorted(tables.items()))] if tables else [])])
     return ""
 
 
@@ -185,18 +242,25 @@ def _read(db: sqlite3.Connection, after: _Row) -> list[_Row]:
 
 
 @contextmanager
-def _file(path: str | os.PathLike[str], columns: tuple[str, ...]) -> Iterator[_Write]:
+def _file(path: str | os.PathLike[str], wanted: _Wanted) -> Iterator[_Write]:
     """Yield a function that writes rows to a new file; at the end the file replaces *path*."""
     writing = _format_of(path)
     with whole_file.replacing(path, mode=whole_file.PRIVATE) as temporary:
         _check_target(path)
-        with writing(temporary, columns) as write:
-            yield write
+        with _beside(path, wanted, writing) as more, writing(temporary, wanted) as write:
+            yield write if more is None else lambda rows: (write(rows), more(rows))
         _check_target(path)  # again: meanwhile another process may have opened it
 
 
+def _beside(path: str | os.PathLike[str], wanted: _Wanted, writing: _Format) -> AbstractContextManager[_Write | None]:
+    """Open the files beside *path* that the tables need."""
+    if writing is not _parquet or not wanted.tables:
+        return nullcontext()
+    return parquet_tables(Path(path), wanted.tables, wanted.on_misfit, wanted.empty)
+
+
 @contextmanager
-def _jsonl(path: Path, _: tuple[str, ...]) -> Iterator[_Write]:
+def _jsonl(path: Path, _: _Wanted) -> Iterator[_Write]:
     with path.open("wb") as file:
         yield lambda rows: file.write("".join(map(_line, rows)).encode())
 
@@ -229,7 +293,8 @@ _INDEX: Final = "CREATE INDEX records_by_resource ON records (resource)"
 
 
 @contextmanager
-def _sqlite(path: Path, columns: tuple[str, ...]) -> Iterator[_Write]:
+def _sqlite(path: Path, wanted: _Wanted) -> Iterator[_Write]:
+    columns = wanted.columns
     # No other process uses the file, and it is deleted if anything fails: no locks, no journal, no waits for the disk.
     with closing(sqlite3.connect(f"{path.as_uri()}?nolock=1", uri=True, isolation_level=None)) as db:
         with _sqlite_errors():
@@ -238,12 +303,15 @@ def _sqlite(path: Path, columns: tuple[str, ...]) -> Iterator[_Write]:
             db.execute("BEGIN")
             db.execute(_TABLE.format(" deleted TEXT," if "deleted" in columns else ""))
             db.execute(_INDEX)
+            fill = sqlite_tables(db, wanted.tables, wanted.on_misfit, wanted.empty) if wanted.tables else None
 
         places = ", ".join("?" * len(columns))
 
         @_sqlite_errors()
         def write(rows: list[_Row]) -> None:
             db.executemany(f"INSERT INTO records ({', '.join(columns)}) VALUES ({places})", rows)  # noqa: S608 - ours
+            if fill is not None:
+                fill(rows)
 
         yield write
         with _sqlite_errors():
@@ -274,10 +342,11 @@ def _sqlite_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _parquet(path: Path, columns: tuple[str, ...]) -> Iterator[_Write]:
+def _parquet(path: Path, wanted: _Wanted) -> Iterator[_Write]:
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
+    columns = wanted.columns
     schema = pa.schema([pa.field(name, pa.string(), nullable=name == "deleted") for name in columns])
     held: list[pa.RecordBatch] = []
     is_empty = True

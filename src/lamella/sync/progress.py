@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from lamella.batch import Batch
 from lamella.errors import LamellaError
 from lamella.sync.marks import Position, Wanted
+from lamella.sync.tables import Misfits
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,12 @@ class Progress:
         """The run's number in its journal, from 1."""
         self.resumed = resumed
         self.departed = departed
-        """The accounts that the journal had records of when the run began, and that are no longer synced."""
+        """The accounts that are no longer synced, and that the journal had records of when the run began; of those that
+        it keeps, the ones that are not marked."""
         self.changed: Part | None = None
         """The part that has changed last. None at the beginning."""
+        self.misfits: Misfits = Misfits()
+        """What does not fit the typed columns of the output, when it is written."""
         self._parts = {(part.account, part.resource): part for part in parts}
         self._batch = batch
 
@@ -114,7 +118,11 @@ class Report:
     took: float
     """Seconds."""
     departed: tuple[str, ...] = ()
-    """The accounts that the journal had records of when the run began, and that are no longer synced."""
+    """The accounts that are no longer synced, and that the journal had records of when the run began; of those that it
+    keeps, the ones that are not marked."""
+    misfits: Misfits = field(default_factory=Misfits)
+    """Values that do not fit the typed columns of the output, where they are null: how many, and the first ten. The
+    records themselves are there."""
 
     @property
     def done(self) -> bool:

@@ -22,6 +22,7 @@ from lamella.sync.reading import ListToRead, Reading
 from lamella.sync.source import Source
 from lamella.sync.stored import Departed
 from lamella.sync.stored import departed as others_in
+from lamella.sync.tables import NO_TABLES, Table
 
 _MOST_AT_ONCE: Final = 1000
 """The largest default of *at_once*."""
@@ -40,6 +41,7 @@ async def run(
     *,
     journal: Journal,
     output: str | PathLike[str] | None = None,
+    tables: Mapping[str, Table] = NO_TABLES,
     since: datetime | str | None = None,
     resume: bool = False,
     lookback: float = OVERLAP,
@@ -78,6 +80,7 @@ async def run(
         journal: Where all is kept, for this sync and the next ones. Its ``batch`` should name the API.
         output: The file that gets all records at the end, by :func:`lamella.sync.export`, unless it is up to date.
             None means none.
+        tables: The typed columns of *output*, by the name of the source; see :attr:`Report.misfits`.
         since: Only what was changed since this moment, whatever the marks say; see :attr:`Part.gap`. None means from
             the mark on, or everything where there is none.
         resume: Whether to go on with the last run, if there is one: only what it has not done is read.
@@ -110,7 +113,9 @@ async def run(
     ask = ask._replace(departed=departed)
     check_msgspec()
     if output is not None:
-        check_output(output)
+        check_output(output, tables)
+    elif tables:
+        raise ValueError("tables need an output, and there is none")
     if at_once is None:
         at_once = max(1, min(len(accounts) * at_once_per_account, _MOST_AT_ONCE))
     reading = Reading(session, journal, on_progress)
@@ -124,7 +129,7 @@ async def run(
         patience=patience,
     )
     began = time.monotonic()
-    gone = tuple(await journal.read(lambda db: others_in(db, accounts)))
+    gone = tuple(await journal.read(lambda db: others_in(db, accounts, unmarked=departed == "keep")))
     number, resumed, positions = await journal.commit(lambda db: begin(db, wanted, ask))
     lists = [
         ListToRead(each, sources[each.resource], accounts[each.account], at)
@@ -141,8 +146,9 @@ async def run(
                 raise outcome.error
             reading.ended(outcome)
     if output is not None:
-        await export_changes(journal, output)
-    return Report(number, resumed, tuple(progress.parts.values()), time.monotonic() - began, gone)
+        progress.misfits = await export_changes(journal, output, tables)
+    took = time.monotonic() - began
+    return Report(number, resumed, tuple(progress.parts.values()), took, gone, progress.misfits)
 
 
 async def plan(

@@ -155,12 +155,15 @@ def mark_deleted(db: sqlite3.Connection, each: tuple[str, str], names: Sequence[
     count_change(db)
 
 
-def departed(db: sqlite3.Connection, accounts: Collection[str]) -> list[str]:
-    """Return the accounts that the journal has records of beside *accounts*."""
+def departed(db: sqlite3.Connection, accounts: Collection[str], *, unmarked: bool = False) -> list[str]:
+    """Return the accounts that the journal has records of beside *accounts*; with *unmarked*, those without a mark."""
     if not has_table(db, "sync_parts"):
         return []
     names = [name for (name,) in db.execute("SELECT DISTINCT account FROM sync_parts ORDER BY account")]
-    return [name for name in names if name not in accounts]
+    marked: set[str] = set()
+    if unmarked and has_table(db, "sync_departed"):
+        marked = {name for (name,) in db.execute("SELECT account FROM sync_departed")}
+    return [name for name in names if name not in accounts and name not in marked]
 
 
 def settle_departed(db: sqlite3.Connection, accounts: Collection[str], how: Departed, moment: int) -> None:

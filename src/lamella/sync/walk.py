@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Final
 
 Each = tuple[str, str]
@@ -104,6 +105,7 @@ class Walk:
 
 
 _COLUMNS: Final = [field.name for field in fields(Walk)]
+_values: Final = attrgetter(*_COLUMNS)
 _TABLES: Final = (
     f"""CREATE TABLE IF NOT EXISTS sync_parts (account TEXT NOT NULL, resource TEXT NOT NULL,
     {", ".join(_COLUMNS)}, PRIMARY KEY (account, resource))""",
@@ -134,7 +136,7 @@ def save(db: sqlite3.Connection, each: Each, walk: Walk) -> None:
     """Store a walk in the place of the last one."""
     names, places = ", ".join(_COLUMNS), ", ".join("?" * (2 + len(_COLUMNS)))
     sql = f"INSERT OR REPLACE INTO sync_parts (account, resource, {names}) VALUES ({places})"  # noqa: S608 - as above
-    db.execute(sql, (*each, *astuple(walk)))
+    db.execute(sql, (*each, *_values(walk)))
 
 
 def forget_pages(db: sqlite3.Connection, each: Each) -> None:

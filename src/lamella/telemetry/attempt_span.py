@@ -39,7 +39,7 @@ from lamella.telemetry.names import (
     URL_FULL,
 )
 from lamella.telemetry.propagation import Propagation
-from lamella.telemetry.redirects import note_earlier_hops, note_redirect
+from lamella.telemetry.redirects import REDIRECTED, note_earlier_hops, note_redirect
 from lamella.telemetry.shared import SpanOptions, Telemetry
 from lamella.telemetry.tracing import SILENT, Current
 
@@ -107,7 +107,8 @@ class AttemptSpan(Layer):
 
     def before(self, call: Call) -> None:
         telemetry, propagation = self._telemetry, self._propagation
-        if telemetry.is_global and call.span is SILENT and not context.get_current() and propagation.is_default:
+        silent = telemetry.is_global and call.span is SILENT and not context.get_current() and propagation.is_default
+        if silent and (call.attempts or REDIRECTED.get() is None):
             call.attempts += 1
             return
         if not call.attempts:
@@ -118,8 +119,7 @@ class AttemptSpan(Layer):
         call.attempts += 1
         try:
             # A trace that has been begun elsewhere goes on, also if nothing is recorded of the attempt.
-            if begun is not None or not telemetry.is_off(call):
-                propagation.inject(call)
+            propagation.inject(call, is_off=begun is None and telemetry.is_off(call))
         except BaseException as exc:
             if begun is not None:
                 self._finish(call, begun, exc)
@@ -128,6 +128,8 @@ class AttemptSpan(Layer):
 
     def after(self, call: Call, result: Result) -> None:
         if call not in self._begun:
+            if 300 <= getattr(result, "status", 0) < ERROR_STATUS and not isinstance(result, BaseException):
+                note_redirect(call, result)
             return
         begun = self._begun.pop(call)
         if not isinstance(result, BaseException):
@@ -143,7 +145,7 @@ class AttemptSpan(Layer):
         if measured is None:
             return _Begun(current)
         self._in_flight.add(1, measured)
-        return _Begun(current, measured, call.request.loop.time())
+        return _Begun(current, measured, call.now)
 
     def _finish(self, call: Call, begun: _Begun, result: Result) -> None:
         """End the span of the attempt, which has ended in *result*; there may have been an answer before that."""
@@ -158,7 +160,7 @@ class AttemptSpan(Layer):
                     ended[ERROR_TYPE] = error
                 # Without an answer and without an error it was cancelled.
                 if measured is not None and ended:
-                    took = call.request.loop.time() - begun.at
+                    took = call.now - begun.at
                     self._telemetry.instruments.attempt_duration.record(took, {**measured, **ended})
                 if recording:
                     self._describe(begun.current, call, result, ended)

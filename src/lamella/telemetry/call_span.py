@@ -130,7 +130,7 @@ class RequestSpan(Layer):
             return
         measured, now = telemetry.measured(call, said), 0.0
         if measured is not None:
-            call.observer, now = _Waits(telemetry.instruments, self._waiting, measured), call.request.loop.time()
+            call.observer, now = _Waits(telemetry.instruments, self._waiting, measured), call.now
         current = telemetry.tracing.start(call, f"lamella {said.name}", SpanKind.INTERNAL, said.asked)
         call.span = current.span
         self._begun[call] = _Begun(current, measured, now)
@@ -171,7 +171,7 @@ class RequestSpan(Layer):
             if outcome.error is not None:
                 end[ERROR_TYPE] = outcome.error
             if begun.measured is not None:
-                self._measure(call, {**begun.measured, **end}, call.request.loop.time() - begun.at, waited)
+                self._measure(call, {**begun.measured, **end}, call.now - begun.at, waited)
             if recording:
                 least = 0 if isinstance(outcome.cause, RequestRejected) else 1
                 if outcome.name == "failure":

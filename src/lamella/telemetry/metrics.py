@@ -75,7 +75,13 @@ def _observe(
 
 
 def instruments_of(provider: metrics.MeterProvider | None) -> Instruments:
-    """Return the instruments that *provider* makes. None means the global one, even if it is set later."""
+    """Return the instruments that *provider* makes. None means the global one, even if it is set later.
+
+    Raises:
+        ValueError: It is no provider.
+    """
+    if provider is not None and not hasattr(provider, "get_meter"):
+        raise ValueError(f"meter_provider must be a MeterProvider or None, got {type(provider).__name__}")
     used = metrics.get_meter_provider() if provider is None else provider
     found = _INSTRUMENTS.get(used)
     if found is None:

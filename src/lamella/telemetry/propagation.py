@@ -47,8 +47,11 @@ class Propagation:
             )
         self.origins: frozenset[Origin] = frozenset(map(parsed_origin, origins))
 
-    def inject(self, call: Call) -> None:
-        """Write the current context into the headers of *call*. To another origin it gets no context at all."""
+    def inject(self, call: Call, *, is_off: bool) -> None:
+        """Write the current context into the headers of *call*. To another origin it gets no context at all.
+
+        *is_off*: nothing is written, since the caller has switched telemetry off.
+        """
         given, request = self._given, call.request
         if given is False:
             return
@@ -59,7 +62,8 @@ class Propagation:
             first = first_origin(call)
             foreign = first is not None and origin_of(request.url) != first
         if not foreign:
-            inject(request.headers, propagator)
+            if not is_off:
+                inject(request.headers, propagator)
             return
         for name in propagator.fields:
             # aiohttp sends the headers of the first hop to the next one as well.

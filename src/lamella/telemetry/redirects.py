@@ -26,7 +26,8 @@ class _Redirect(NamedTuple):
     """Of the first request."""
 
 
-_redirected: ContextVar[_Redirect | None] = ContextVar("lamella_redirected", default=None)
+REDIRECTED: Final[ContextVar[_Redirect | None]] = ContextVar("lamella_redirected", default=None)
+"""What was before, for the call that begins next in this context. It may be another one."""
 _BEFORE: Final = PerCall[_Redirect](lambda: _Redirect("", None, 0, ("", None, None)))
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
@@ -47,15 +48,15 @@ def note_redirect(call: Call, response: aiohttp.ClientResponse) -> None:
         with suppress(ValueError):
             target = str(response.url.join(URL(_target_of(response) or "")).with_fragment(None))
         first = first_origin(call) or origin_of(call.request.url)
-        _redirected.set(_Redirect(target, same_call(call.request), call.attempts, first))
+        REDIRECTED.set(_Redirect(target, same_call(call.request), call.attempts, first))
 
 
 def note_earlier_hops(call: Call) -> None:
     """Count the attempts of earlier hops as attempts of *call*, before it makes its first one."""
-    redirect = _redirected.get()
+    redirect = REDIRECTED.get()
     if redirect is None:
         return
-    _redirected.set(None)
+    REDIRECTED.set(None)
     shared = same_call(call.request)
     if redirect.call is shared and (shared is not None or redirect.target == str(call.request.url)):
         call.attempts = redirect.attempts

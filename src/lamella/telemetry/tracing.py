@@ -32,16 +32,24 @@ class Current(NamedTuple):
 
 
 class Tracing:
-    """The tracer of lamella, made by *provider*. None means the global one, even if it is set later."""
+    """The tracer of lamella, made by *provider*. None means the global one, even if it is set later.
+
+    Raises:
+        ValueError: It is no provider.
+    """
 
     __slots__ = ("_late", "_never", "tracer")
 
     def __init__(self, provider: trace.TracerProvider | None) -> None:
+        if provider is not None and not hasattr(provider, "get_tracer"):
+            raise ValueError(f"tracer_provider must be a TracerProvider or None, got {type(provider).__name__}")
         self.tracer: trace.Tracer = trace.get_tracer(
             "lamella", version_of_lamella(), tracer_provider=provider, schema_url=SCHEMA
         )
         self._never = isinstance(self.tracer, trace.NoOpTracer)
-        self._late = isinstance(self.tracer, trace.ProxyTracer)
+        # The public function for this reads the environment each time. Without the private name, everything is
+        # described, for nothing.
+        self._late = isinstance(self.tracer, trace.ProxyTracer) and hasattr(trace, "_TRACER_PROVIDER")
 
     def start(self, call: Call, name: str, kind: trace.SpanKind, attributes: Mapping[str, AttributeValue]) -> Current:
         """Start a span for *call* inside the current one, and make it current."""
@@ -54,9 +62,7 @@ class Tracing:
     @property
     def silent(self) -> bool:
         """Whether there is no SDK (yet), so that no span need be described."""
-        # The public function for this reads the environment each time. Without the private name, everything is
-        # described, for nothing.
-        return self._never or (self._late and getattr(trace, "_TRACER_PROVIDER", self) is None)
+        return self._never or (self._late and trace._TRACER_PROVIDER is None)
 
 
 SPAN_KEY: Final = next(iter(trace.set_span_in_context(trace.INVALID_SPAN, Context())))
@@ -87,6 +93,12 @@ def is_suppressed() -> bool:
     """Return whether this is inside ``suppress_instrumentation()`` or ``suppress_http_instrumentation()``."""
     current = context.get_current()
     return bool(current.get(_ALL_SUPPRESSED) or current.get(_HTTP_SUPPRESSED))
+
+
+def suppression() -> Context:
+    """Return a context with nothing of the current one but what :func:`is_suppressed` asks for."""
+    current = context.get_current()
+    return Context({key: True for key in (_ALL_SUPPRESSED, _HTTP_SUPPRESSED) if current.get(key)})
 
 
 # Private names, which OpenTelemetry's own instrumentations use as well.

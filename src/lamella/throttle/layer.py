@@ -174,9 +174,9 @@ class Throttle(Layer):
             return None
         account, memory = self._account(call.request), self._state.memory
         queue = account.queue
-        if memory is not None and not queue.waiting:
+        if memory is not None and not queue.waiters:
             # Most calls need not wait.
-            estimate, now = memory.of(account.name, RateEstimate), memory.now(call.request.loop.time())
+            estimate, now = memory.of(account.name, RateEstimate), memory.now(call.now)
             permit = next_permit(estimate, now, queue.sent_at, self._period, self._limit)
             if isinstance(permit, Permit):
                 queue.start(call, permit)
@@ -244,8 +244,8 @@ class Throttle(Layer):
                 or (self._below_400 and result.status in self._below_400)
             ):
                 return self._ended(call, account, permit, result)
-            now = memory.now(call.request.loop.time())
-            answered(estimate, now, permit, len(queue.sent_at) - 1, self._limit, says=self._stated(result.headers))
+            says = self._limits(result.headers) if self._limit is None else ()
+            answered(estimate, memory.now(call.now), permit, len(queue.sent_at) - 1, self._limit, says=says)
         # The server cannot have counted an attempt that ended in one of these; or the loop is gone.
         elif not isinstance(result, ConnectFailed | CertificateInvalid | RequestRejected | GeneratorExit):
             return self._ended(call, account, permit, result)
@@ -362,7 +362,8 @@ class Throttle(Layer):
     def _account(self, request: aiohttp.ClientRequest) -> _Account:
         accounts = self._accounts
         key, scope = self._key, self._scope
-        name = _name(request.url, None if key is None else key(request), None if scope is None else scope(request))
+        of = None if key is None else key(request)
+        name = hash_key(origin_of(request.url), of) if scope is None else _name(request.url, of, scope(request))
         account = accounts.get(name)
         if account is None:
             server, url = origin_attributes(request), request.url

@@ -65,6 +65,9 @@ def next_permit(
     *in_flight* is when each attempt in flight was sent, the oldest first; *period* the one to assume until it is known;
     *limit* None where it is learned; *waiting* the number of queued calls, the first of them for *waited* seconds.
     """
+    if estimate.untouched and limit is None and len(in_flight) < estimate.max_in_flight:
+        estimate.period = estimate.period or period
+        return _issued(estimate, now, len(in_flight))
     if now < estimate.blocked_until:
         return Wait(estimate.blocked_until - now, blocked=True, too_long=estimate.too_long)
     estimate.period = limit.per if limit is not None else estimate.period or period
@@ -82,13 +85,16 @@ def next_permit(
         wait = _by_limit(estimate, now, len(in_flight), limit)
     elif wait is None and not goes_alone:
         wait = _by_estimate(estimate, now, in_flight, waiting, waited)
-    if wait is not None:
-        return wait
+    return _issued(estimate, now, len(in_flight)) if wait is None else wait
+
+
+def _issued(estimate: RateEstimate, now: float, in_flight: int) -> Permit:
+    """Return a permit for an attempt that is sent now."""
     if estimate.began < 0:
         estimate.began = now
     at = now if not now <= estimate.sent_at < now + _SAME_MOMENT else nextafter(estimate.sent_at, inf)
     estimate.sent_at = at
-    return Permit(estimate.generation, at, len(in_flight) + 1)
+    return Permit(estimate.generation, at, in_flight + 1)
 
 
 def _by_limit(estimate: RateEstimate, now: float, in_flight: int, limit: Limit) -> Wait | None:
@@ -203,6 +209,7 @@ def answered(
     *in_flight* is the number of other attempts in flight; *says*, what the answer states of limits.
     """
     if says or estimate.stated:
+        estimate.untouched = False
         hear(estimate, now, permit, says, passed=True)
     # The server counted it between its start and its answer. Only the end is safe: by an earlier moment, an attempt
     # that was slow on its way there would make room too soon. But one that took more than four times as long as the
@@ -215,6 +222,11 @@ def answered(
     late = took > _LATE * fastest and limit is None
     estimate.record(permit.at + _LATE * fastest if late else now)
     estimate.passed += 1
+    if estimate.untouched:
+        estimate.since_trial += 1
+        if limit is None:
+            estimate.max_in_flight = _GROWTH + max(estimate.max_in_flight, in_flight)
+        return False
     has_passed(estimate, permit)
     if permit.generation != estimate.generation:
         return False
@@ -260,6 +272,7 @@ def refused(
     """
     if says or estimate.stated:
         hear(estimate, now, permit, says, passed=False)
+    estimate.untouched = False
     longest = backoff.maximum if backoff else _LONGEST_WAIT
     if retry_after is not None and retry_after > longest:
         # More than a year is no statement: then the next call after the rule's maximum finds out.

@@ -76,14 +76,14 @@ class Queue:
         count: Is called with a call and 1 when it begins to wait, and with -1 when its wait ends.
     """
 
-    __slots__ = ("_ask", "_asking", "_count", "_queue", "blocked_until", "queued", "sent_at", "too_long")
+    __slots__ = ("_ask", "_asking", "_count", "blocked_until", "queued", "sent_at", "too_long", "waiters")
 
     def __init__(
         self, ask: Callable[[Call, Queue, int], Awaitable[Permit | Wait]], count: Callable[[Call, int], object]
     ) -> None:
         self._ask = ask
         self._count = count
-        self._queue: list[_Waiter] = []  # by their places
+        self.waiters: list[_Waiter] = []  # by their places
         self._asking = False
         self.sent_at: list[float] = []  # when each attempt in flight was sent, by the store's clock, in order
         self.queued: int = 0  # how many calls have had to wait so far
@@ -98,7 +98,7 @@ class Queue:
     @property
     def waiting(self) -> int:
         """The number of calls that wait now."""
-        return len(self._queue)
+        return len(self.waiters)
 
     def start(self, call: Call, permit: Permit) -> None:
         """Count an attempt of *call*, which got its *permit* without waiting because the queue is empty."""
@@ -109,7 +109,7 @@ class Queue:
     def end(self, permit: Permit) -> None:
         """Count an attempt as ended. The next call may get a permit."""
         del self.sent_at[bisect_left(self.sent_at, permit.at)]
-        if self._queue:
+        if self.waiters:
             self._wake_first()
 
     def block(self, until: float, *, too_long: bool = False) -> None:
@@ -118,7 +118,7 @@ class Queue:
         *too_long* means that none can.
         """
         self.blocked_until, self.too_long = until, too_long
-        for waiter in self._queue:
+        for waiter in self.waiters:
             if waiter.queued is not None:
                 waiter.queue(waiter.queued[0], until)
             if too_long or (waiter.call.deadline is not None and waiter.call.deadline <= until):
@@ -127,14 +127,14 @@ class Queue:
     async def enter(self, call: Call) -> Permit | Wait:
         """Wait for a permit for *call*. Return a Wait if it would come after its deadline, or would take too long."""
         waiter = _Waiter(call, asyncio.get_running_loop())
-        insort(self._queue, waiter, key=_by_place)
+        insort(self.waiters, waiter, key=_by_place)
         if not self.waiting % _MANY and self.blocked_until <= waiter.loop.time():
             self._wake_first()
         try:
             return await self._permit(waiter)
         finally:
             index = self._index(waiter)
-            del self._queue[index]
+            del self.waiters[index]
             if not index:
                 self._wake_first()
             if waiter.queued is not None:
@@ -146,7 +146,7 @@ class Queue:
         while True:
             waiter.woken = False
             # One asks at a time: two that see the same attempts in flight could both take the last place.
-            first = not self._asking and self._queue[0] is waiter
+            first = not self._asking and self.waiters[0] is waiter
             now = loop.time()
             seconds = None
             if first or (call.deadline is not None and waiter.queued is None):
@@ -170,7 +170,7 @@ class Queue:
                 self.queued += 1
                 self._count(call, 1)
                 waiter.queue(now, self.blocked_until)
-            if first or self._asking or self._queue[0] is not waiter:
+            if first or self._asking or self.waiters[0] is not waiter:
                 await waiter.wait(seconds if first else None)
 
     async def _ask_first(self, waiter: _Waiter) -> Permit | Wait:
@@ -182,19 +182,19 @@ class Queue:
             return answer
         finally:
             self._asking = False
-            if self._queue[0] is not waiter:
+            if self.waiters[0] is not waiter:
                 self._wake_first()  # an older call has come back meanwhile
 
     def _index(self, waiter: _Waiter) -> int:
         """Return the number of calls before *waiter*."""
-        index = 0 if self._queue[0] is waiter else bisect_left(self._queue, waiter.place, key=_by_place)
-        while self._queue[index] is not waiter:
+        index = 0 if self.waiters[0] is waiter else bisect_left(self.waiters, waiter.place, key=_by_place)
+        while self.waiters[index] is not waiter:
             index += 1
         return index
 
     def _wake_first(self) -> None:
-        if self._queue:
-            self._queue[0].wake()
+        if self.waiters:
+            self.waiters[0].wake()
 
 
 def _is_too_late(call: Call, now: float, seconds: float | None) -> bool:

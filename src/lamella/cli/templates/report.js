@@ -17,7 +17,7 @@
     call.ended = last ? last.ended : call.outcome;
     call.well = call.outcome === "success";
     call.kinds = new Set(call.attempts.map((attempt) => attempt.kind));
-    call.text = `${call.method} ${call.path} ${call.trace}`.toLowerCase();
+    call.text = `${call.method} ${call.account} ${call.path} ${call.trace}`.toLowerCase();
   });
 
   const state = {
@@ -176,8 +176,9 @@
     row.setAttribute("aria-rowindex", place + 2);
     row.setAttribute("aria-selected", state.open === call);
     const name = element("span", "name", call.path);
+    if (call.account) name.prepend(element("span", "account", call.account));
     name.prepend(element("span", "method", call.method));
-    name.title = call.path;
+    name.title = call.account ? `${call.account}: ${call.path}` : call.path;
     const ended = element("span", "ended", call.ended);
     ended.title = call.ended;
     const mark = element("span", "mark", call.well ? "✓" : "✗");
@@ -306,7 +307,7 @@
     for (const [place, row] of drawn) row.setAttribute("aria-selected", state.shown[place] === call);
     details.hidden = !call;
     if (call) {
-      details.querySelector("h2").textContent = `${call.method} ${call.path}`;
+      details.querySelector("h2").textContent = `${call.method} ${call.path}${call.account ? `, ${call.account}` : ""}`;
       details.querySelector("pre").textContent = call.tree;
       details.scrollTop = 0;
     }

@@ -1,0 +1,204 @@
+"""Typed columns of an output: what a schema states, and a record as rows of its tables.
+
+The values are exact: a decimal keeps each digit. A value that does not fit is null in its table, and reported; the
+record itself is in the output as it was sent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from lamella.redaction import redact_text
+from lamella.sync.decode import exact_int
+from lamella.sync.source import at
+
+_KINDS: Final = ("text", "integer", "decimal(18, 2)", "boolean", "date", "timestamp")
+_DECIMAL: Final = re.compile(r"decimal\(\s*(\d{1,2})\s*,\s*(\d{1,2})\s*\)")
+_NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,4})?")
+_WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9]*")
+_MOST_DIGITS: Final = 38
+_MOST_TOLD: Final = 10
+OWN: Final = ("account", "id", "position")
+"""Columns of each table beside those of its schema: a child table has all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """The type of a column."""
+
+    kind: str
+    digits: int = 0
+    scale: int = 0
+
+    def __str__(self) -> str:
+        return f"decimal({self.digits}, {self.scale})" if self.kind == "decimal" else self.kind
+
+    @classmethod
+    def of(cls, text: str) -> Type:
+        """Return the type of this name, or raise ValueError."""
+        found = _DECIMAL.fullmatch(text.strip())
+        if found is None:
+            if text not in _KINDS or "(" in text:
+                raise ValueError(f"the type of a column must be one of {', '.join(_KINDS)}, got {redact_text(text)!r}")
+            return cls(text)
+        digits, scale = int(found[1]), int(found[2])
+        if not 1 <= digits <= _MOST_DIGITS or scale > digits:
+            raise ValueError(
+                f"a decimal must have 1 to {_MOST_DIGITS} digits, and no more behind the point, got {text!r}"
+            )
+        return cls("decimal", digits, scale)
+
+    def value(self, found: Any) -> Any:
+        """Return the value of a field as it goes into the table, or raise ValueError. Of null that is None."""
+        if found is None:
+            return None
+        if self.kind == "decimal":
+            return self._decimal(found)
+        if self.kind == "integer":
+            if isinstance(found, int) and not isinstance(found, bool) and -(2**63) <= found < 2**63:
+                return found
+        elif self.kind == "boolean":
+            if isinstance(found, bool):
+                return found
+        elif isinstance(found, str):
+            if self.kind == "text":
+                found.encode()  # half a character has no place in a table
+                return found
+            if self.kind == "date":
+                return date.fromisoformat(found)
+            moment = datetime.fromisoformat(found)
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        raise ValueError
+
+    def _decimal(self, found: Any) -> Decimal:
+        if isinstance(found, str) and not _NUMBER.fullmatch(found):
+            raise ValueError
+        if isinstance(found, bool) or not isinstance(found, int | str | Decimal):
+            raise ValueError  # noqa: TRY004 - the record is wrong, not an argument
+        try:
+            return Decimal(found).quantize(Decimal(1).scaleb(-self.scale), context=_exact(self.digits))
+        except ArithmeticError:  # it has more digits
+            raise ValueError from None
+
+
+def _exact(digits: int) -> Context:
+    return Context(prec=digits, traps=[Inexact, InvalidOperation, Overflow])
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The typed columns of a resource, and of the lists inside its records.
+
+    Args:
+        columns: The type of each column, by the place of its value in a record: names with points between them. Types:
+            ``text``, ``integer``, ``decimal(18, 2)``, ``boolean``, ``date``, ``timestamp`` (in UTC).
+        children: The columns of child tables, by the place of their list in a record, such as ``"lineItems"``.
+
+    Raises:
+        ValueError: A name or a type is not allowed.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    children: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    types: Mapping[str, Mapping[str, Type]] = field(init=False, repr=False)
+    """The types of all tables; its own is under the empty name."""
+
+    def __post_init__(self) -> None:
+        found = {}
+        for name, columns in {"": self.columns, **self.children}.items():
+            if name and not _WORD.fullmatch(name):
+                raise ValueError(f"a child table must have a plain name such as lineItems, got {redact_text(name)!r}")
+            seen = {each.casefold() for each in OWN}
+            for column in columns:
+                if not all(column.split(".")) or column.casefold() in seen or not column.isprintable() or '"' in column:
+                    taken = ", ".join(OWN)
+                    raise ValueError(f"a column must have a name of its own, not {taken}, got {redact_text(column)!r}")
+                seen.add(column.casefold())
+            found[name] = MappingProxyType({column: Type.of(text) for column, text in columns.items()})
+        object.__setattr__(self, "types", MappingProxyType(found))
+
+
+class Misfit(NamedTuple):
+    """A value that does not fit its column."""
+
+    resource: str
+    account: str
+    id: str
+    column: str
+    type: str
+
+    def __str__(self) -> str:
+        return f"{self.resource}.{self.column} of {self.account} {self.id} is no {self.type}"
+
+
+@dataclass(slots=True)
+class Misfits:
+    """How many values do not fit, the first of them, and the columns without any value."""
+
+    count: int = 0
+    first: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
+    """The columns that have a value in no record, though there are records: their names may be wrong."""
+
+    def take(self, misfit: Misfit) -> None:
+        """Count one in."""
+        self.count += 1
+        if self.count <= _MOST_TOLD:
+            self.first = (*self.first, str(misfit))
+
+
+class Row(NamedTuple):
+    """A row of a table of a resource."""
+
+    child: str  # the name of the child table; empty: the resource's own
+    values: tuple[Any, ...]  # account, id, in a child table the position from 1, and the columns
+
+
+NO_TABLES: Final[Mapping[str, Table]] = MappingProxyType({})
+
+
+def check_tables(tables: Mapping[str, Table]) -> None:
+    """Check the names of resources.
+
+    Raises:
+        ValueError: One is no plain name, or two differ in case only.
+    """
+    seen = {"records"}
+    for resource, table in tables.items():
+        for name in (resource, *(f"{resource}_{child}" for child in table.children)):
+            if not _WORD.fullmatch(resource) or name.casefold() in seen:
+                raise ValueError(f"a table must have a plain name of its own, got {redact_text(name)!r}")
+            seen.add(name.casefold())
+
+
+def rows_of(table: Table, resource: str, account: str, name: str, record: str) -> Iterator[Row | Misfit]:
+    """Yield the rows of a record, and what does not fit."""
+    try:
+        found = json.loads(record, parse_float=Decimal, parse_int=exact_int)
+    except (ValueError, ArithmeticError, RecursionError):
+        found = {}
+        yield Misfit(resource, account, name, "*", "record that can be read")
+    for child, types in table.types.items():
+        items = [found] if not child else at(found, child)
+        if items is None:
+            continue
+        if not isinstance(items, list):
+            yield Misfit(resource, account, name, child, "list")
+            continue
+        for position, item in enumerate(items, 1):
+            values = []
+            for column, kind in types.items():
+                try:
+                    values.append(kind.value(at(item, column)))
+                except (ValueError, OverflowError):
+                    values.append(None)
+                    where = f"{child}[{position}].{column}" if child else column
+                    yield Misfit(resource, account, name, where, str(kind))
+            yield Row(child, (account, name, *((position,) if child else ()), *values))
