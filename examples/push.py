@@ -2,7 +2,8 @@
 
     python examples/push.py
 
-It starts the sandbox, and itself twice in a process of its own: the first of the two kills itself.
+It starts the sandbox, and itself twice in a process of its own: the first of the two kills itself. Nothing published
+says that Maesn knows a write by an Idempotency-Key, so each run looks first for the bills that are there.
 """
 
 from __future__ import annotations
@@ -24,26 +25,31 @@ RECORDS = 300
 
 async def push(path: Path, dies_after: int) -> None:
     """Push all records that are not done; die when so many have been answered."""
-    answered = 0
+    answered = known = 0
     # Keys and address come from the environment.
     async with Journal.open(path, batch="bills, November") as journal, maesn.session() as session:
+        # By a number of our own. What was written may be in no journal, if the process was killed before it was noted.
+        there = {bill["billNumber"]: bill["id"] async for bill in maesn.records(session, "bills")}
 
         async def write(number: int) -> str:
-            nonlocal answered
-            headers = {"Idempotency-Key": journal.idempotency_key(str(number))}
-            bill = {"number": number, "currency": "EUR"}
-            async with session.post("/accounting/bills", json=bill, headers=headers) as response:
+            nonlocal answered, known
+            name = f"B-{number}"
+            if name in there:
+                known += 1
+                return str(there[name])
+            async with session.post("/accounting/bills", json={"billNumber": name, "currency": "EUR"}) as response:
                 record = (await response.json())["data"]
             answered += 1
             if answered == dies_after:
                 os.kill(os.getpid(), signal.SIGKILL)  # the bill is there, and the journal does not know of it
-            return str(record["billId"])
+            return str(record["id"])
 
         what: Counter[str] = Counter()
         async with Batch(write, range(RECORDS), at_once=20, journal=journal, key=str, keep=str) as batch:
             async for outcome in batch:
                 what["skipped" if outcome.skipped else "done" if outcome.done else "failed"] += 1
         print(f"  {what['done']} done, {what['failed']} failed, {what['skipped']} skipped", flush=True)
+        print(f"  of those done, {known} had been there, unknown to the journal", flush=True)
 
 
 async def main() -> None:
@@ -58,9 +64,7 @@ async def main() -> None:
                 process = await asyncio.create_subprocess_exec(sys.executable, __file__, path, str(dies_after))
                 if await process.wait() == -signal.SIGKILL:
                     print(f"  killed, with {len(sandbox.created('bills'))} bills at the sandbox")
-        requests, bills = len(sandbox.received), len(sandbox.created("bills"))
-        print(f"{bills} bills at the sandbox, {sandbox.duplicates} of them twice;")
-        print("some were sent a second time:", requests > bills, f"({requests - bills})")
+        print(f"{len(sandbox.created('bills'))} bills at the sandbox, {sandbox.duplicates} of them twice")
 
 
 if __name__ == "__main__":

@@ -75,8 +75,10 @@ async def _cancelled(step: int, script: tuple[int | Fault | Reply, ...], raise_e
             tracer_provider=provider,
         )
 
+        bill = sandbox.records("bills")[0]["id"]
+
         async def call() -> int:
-            async with session.put("/accounting/invoices/1", data=b'{"a": 1}') as response:
+            async with session.put(f"/accounting/bills/{bill}", data=b'{"a": 1}') as response:
                 await response.read()
             async with session.get("/accounting/invoices") as response:
                 return len(await response.read())

@@ -65,6 +65,7 @@ from lamella import (
     TransportError,
     Unauthorized,
     UnprocessableContent,
+    maesn,
 )
 from lamella.classify.judge import api_error_class
 
@@ -199,7 +200,7 @@ def test_a_transport_error_carries_what_is_known(cls: type[TransportError]) -> N
     assert (error.method, error.url, error.reason) == ("POST", "http://h/x?token=REDACTED", "reset by peer")
     assert error.outcome is error.failure is error.rule.status
     assert (error.retry_after, error.attempts, error.stopped) == (None, (), None)
-    unsent: list[type[TransportError]] = [CircuitOpen, RateLimited, TokenUnavailable]
+    unsent: list[type[TransportError]] = [CircuitOpen, RateLimited, TokenUnavailable, maesn.TooManyErrors]
     assert [each.failure for each in [*UNANSWERED, *unsent]] == list(Failure)
 
 

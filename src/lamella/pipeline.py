@@ -224,7 +224,7 @@ class Pipeline:
         Raises:
             ValueError: There is none, and without it *session* does not behave in that way.
         """
-        of_session = set(_layers_in(middlewares_of(session)))
+        of_session = set(layers_in(middlewares_of(session)))
         if not self._beside and self.layers[0] not in of_session:
             return  # it was passed with the request, maybe among others
         kinds = {kind.__name__ for layer in (*self._beside, *of_session) for kind in type(layer).__mro__}
@@ -290,7 +290,7 @@ class Pipeline:
         return f"Pipeline({', '.join(map(repr, self.layers))})"
 
 
-def _layers_in(middlewares: Iterable[object]) -> Iterator[Layer]:
+def layers_in(middlewares: Iterable[object]) -> Iterator[Layer]:
     """Yield the layers among *middlewares*, those inside of stacks as well."""
     for middleware in _flat(middlewares):
         if isinstance(middleware, Layer):

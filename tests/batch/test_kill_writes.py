@@ -40,7 +40,7 @@ async def push(sandbox: tuple[str, dict[str, str]], path: Path, records: int | N
 async def test_a_push_that_is_killed_at_many_moments_makes_each_record_once(tmp_path: Path, kills: int) -> None:
     moments = random.Random(5)
     path = tmp_path / "journal"
-    async with Sandbox(records=0) as sandbox:
+    async with Sandbox(records=0, idempotency_keys=True) as sandbox:
         there = sandbox.url, {"X-API-KEY": sandbox.api_key, "X-ACCOUNT-KEY": sandbox.account_key}
         for _ in range(kills):
             requests = len(sandbox.received) + moments.choice([1, 2, 8, 9, 30])

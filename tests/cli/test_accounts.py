@@ -42,6 +42,22 @@ def test_csv(tmp_path: Path, text: str) -> None:
     assert accounts_in(write(tmp_path, text)) == (Account("Ada", "k1"), Account("Bob & Söhne", "k2"))
 
 
+def test_csv_with_parameters(tmp_path: Path) -> None:
+    path = write(tmp_path, "name,key,params\nAda,k1,openItems:fiscalYear=2026 accounts:types='a b'\nBob,k2,\n")
+    params = {"openItems": {"fiscalYear": "2026"}, "accounts": {"types": "a b"}}
+    assert accounts_in(path) == (Account("Ada", "k1", params=params), Account("Bob", "k2"))
+
+
+@pytest.mark.parametrize(
+    "params", ["fiscalYear=2026", "openItems:k3y", "openItems:colour=k3y", "openItems:page=2", "'"]
+)
+def test_csv_with_bad_parameters(tmp_path: Path, params: str) -> None:
+    path = write(tmp_path, f"name;key;params\nAda;k1;{params}\n")
+    with pytest.raises(ValueError, match="line 2: params must be like openItems:fiscalYear=2026") as caught:
+        accounts_in(path)
+    assert "k3y" not in str(caught.value)
+
+
 def test_csv_with_all_columns(tmp_path: Path) -> None:
     path = write(tmp_path, "name;company_id;key;environment_name\nAda;7;k1;test\nBob;8;k1;\n")
     # One key may be for several companies.
@@ -57,6 +73,14 @@ def test_csv_with_all_columns(tmp_path: Path) -> None:
             (Account("Ada", "k1", "7", "test"),),
         ),
         ('[accounts]\nAda = "k1"\n"Bob & Söhne" = "k2"\n', (Account("Ada", "k1"), Account("Bob & Söhne", "k2"))),
+        (
+            '[[accounts]]\nname = "Ada"\nkey = "k1"\n[accounts.params.openItems]\nfiscalYear = 2026\ntype = "B C"',
+            (Account("Ada", "k1", params={"openItems": {"fiscalYear": "2026", "type": "B C"}}),),
+        ),
+        (
+            '[[accounts]]\nname = "Ada"\nkey = "k1"\nparams = "openItems:fiscalYear=2026"',
+            (Account("Ada", "k1", params={"openItems": {"fiscalYear": "2026"}}),),
+        ),
         ('accounts = [{name = "Ada", key = "k1"}]', (Account("Ada", "k1"),)),
         ('accounts.Ada = "k1"', (Account("Ada", "k1"),)),
     ],

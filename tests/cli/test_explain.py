@@ -105,7 +105,7 @@ def test_what_it_does_not_know(text: str) -> None:
     assert result.output.endswith(
         f"{text!r} is none of these:\n"
         "400 to 999, 4xx, 5xx, connect_failed, certificate_invalid, proxy_refused, connection_lost, answer_invalid, "
-        "attempt_timeout, circuit_open, rate_limited, token_unavailable\n"
+        "attempt_timeout, circuit_open, rate_limited, token_unavailable, too_many_errors\n"
     )
 
 

@@ -73,7 +73,7 @@ def output(sandbox: Sandbox, tmp_path: Path) -> Path:
 
 def _rows(sandbox: Sandbox) -> list[Row]:
     return [
-        {"account": name, "resource": "items", "id": record["itemId"], "record": record}
+        {"account": name, "resource": "items", "id": record["id"], "record": record}
         for name, account in sandboxed._made().items()
         if account.state == "active"
         for record in sandbox.records("items", account.key)

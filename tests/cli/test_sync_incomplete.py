@@ -246,13 +246,16 @@ class TestACorrectedCompany:
             server.records = [record(number) for number in range(30, 40)]
             write_accounts(company_id="4712")
             plan = sync(url, "--dry-run")
-            assert "what is stored will be dropped, since company_id or environment_name has changed" in plan.text
+            assert (
+                "what is stored will be dropped, since company_id, environment_name or a parameter has changed"
+                in plan.text
+            )
             assert json.loads(sync(url, "--dry-run", "--json").result.stdout)["dropped"] == ["Ada"]
             assert stored() == of(20)
             shown = sync(url, "--output", "out.jsonl", "--report", "page.html")
             assert stored() == {f"b{number}" for number in range(30, 40)}
             again = sync(url, "--output", "out.jsonl", "--json")
-        told = "What was stored of Ada was dropped: company_id or environment_name has changed."
+        told = "What was stored of Ada was dropped: company_id, environment_name or a parameter has changed."
         assert (shown.code, shown.last_line) == (0, "")
         assert told in shown.text
         assert "out.jsonl has all records." in shown.text

@@ -32,11 +32,12 @@ SUFFIXES = ".jsonl, .ndjson, .sqlite, .sqlite3, .db or .parquet"
 ONE_OF_THEM = "--since begins a new run, and --resume goes on with the last one: give one of them"
 NOTHING_TO_SHOW = "--dry-run sends nothing that --otlp or --report could show: leave them out"
 TWO_FILES = "must be two files, and both are"
+A_LIST = "resource must be a list such as 'invoices', 'v2/contacts' or 'invoices/4711/lineItems'"
 BAD = [
     ((), "--resource NAME is missing: invoices, contacts, … It may be given more than once"),
     (("--resource", "invoices"), "no accounts: give --accounts FILE, or set MAESN_ACCOUNT_KEY for a single one"),
     (("--resource", ","), "--resource NAME is missing: invoices, contacts, … It may be given more than once"),
-    ((*GIVEN, "--resource", "a/b"), "--resource: resource must be a name such as 'invoices', not 'a/b'"),
+    ((*GIVEN, "--resource", "a/b"), f"--resource: {A_LIST}, not 'a/b'"),
     (("--accounts", "no.csv", "--resource", "a"), "--accounts: no.csv: cannot be read: No such file or directory"),
     ((*GIVEN, "--output", "a.xls"), f"--output: the output must end in {SUFFIXES}, not 'a.xls'"),
     ((*GIVEN, "--output", "no/a.db"), "--output: cannot be written: No such file or directory: no/a.db"),

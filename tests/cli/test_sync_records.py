@@ -122,8 +122,8 @@ def test_a_warning_of_the_api_is_shown_once() -> None:
 BAD = {
     "null": "record 3 on page 1 of bills is not an object",
     '"x"': "record 3 on page 1 of bills is not an object",
-    '{"total":1}': "record 3 on page 1 of bills has neither 'billId' nor 'id', so that it cannot be told apart",
-    '{"billId":null}': "record 3 on page 1 of bills has neither 'billId' nor 'id'",
+    '{"id":[],"total":1}': "record 3 on page 1 of bills has neither 'id' nor 'billId', so that it cannot be told apart",
+    '{"billId":true}': "record 3 on page 1 of bills has neither 'id' nor 'billId'",
     '{"billId":"b00","total":2}': "record 3 on page 1 of bills has the id 'b00' of record 1, and differs",
 }
 

@@ -101,7 +101,16 @@ async def test_arguments_that_the_api_does_not_take_are_refused_at_the_call(sand
                 maesn.pages(session, "invoices", limit=limit)
             with pytest.raises(ValueError, match="limit"):
                 maesn.records(session, "invoices", limit=limit)
-        for resource in ("", "in/voices", "../auth", "invoices?x=1"):
+        for resource in (
+            "",
+            "in/voices",
+            "../auth",
+            "invoices?x=1",
+            "invoices/../../auth",
+            "invoices/{id}/lineItems",
+            "profile",
+            "invoices/1",
+        ):
             with pytest.raises(ValueError, match="resource"):
                 maesn.pages(session, resource)
         for since in ("yesterday", datetime(2026, 1, 1)):  # noqa: DTZ001

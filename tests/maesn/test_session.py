@@ -12,10 +12,13 @@ from lamella import (
     LamellaError,
     Limit,
     NotFound,
+    RuleBook,
+    StopReason,
     Throttle,
     TooManyRequests,
     Unauthorized,
     maesn,
+    options,
 )
 from lamella.maesn.sandbox import Account, Sandbox
 from lamella.pytest_maesn import MakeSandbox
@@ -60,18 +63,39 @@ async def test_a_missing_key_is_told_with_the_variable(sandbox: Sandbox) -> None
         assert caught.value.__context__ is None
         assert not sandbox.received
         # Where an account begins there is none yet.
-        async with session.get("/auth/datev") as response:
+        async with session.get("/auth/xero") as response:
             assert response.status == 200
         assert "X-ACCOUNT-KEY" not in sandbox.received[0].headers
         with pytest.raises(ValueError, match="the request brings X-ACCOUNT-KEY"):
-            await session.get("/auth/datev", headers={"x-account-key": "of-an-old-one"})
+            await session.get("/auth/xero", headers={"x-account-key": "of-an-old-one"})
     assert len(sandbox.received) == 1
 
 
+async def test_what_concerns_no_account_needs_no_account_key(sandbox: Sandbox) -> None:
+    async with maesn.session(sandbox.api_key, base_url=sandbox.url) as session:
+        for path in ("/health", "/tenants/get-end-user-list", "/auth/exact-nl"):
+            async with session.get(path) as response:
+                assert response.status == 200
+        async with session.get("/auth/lexware-office") as response:
+            assert response.content_type == "text/html"
+            assert (await response.text()).startswith("https://")
+        async with session.post("/auth/accounts/xero", json={"apiKey": "made-up"}) as response:
+            assert response.status == 201
+            key = (await response.json())["accountKey"]
+        for path in ("/auth/companies", "/webhooks", "/accounting/bills"):
+            with pytest.raises(ValueError, match="MAESN_ACCOUNT_KEY"):
+                await session.get(path)
+        with maesn.account(key):
+            for path in ("/auth/companies", "/auth/environments", "/accounting/bills"):
+                async with session.get(path) as response:
+                    assert (await response.json())["data"]
+    assert [received.account for received in sandbox.received] == [None] * 5 + [key] * 3
+
+
 async def test_bad_arguments_are_told_at_once() -> None:
-    for options in ({"attempts": 0}, {"deadline": -1}, {"attempt_timeout": 0}, {"middlewares": ()}):
+    for bad in ({"attempts": 0}, {"deadline": -1}, {"attempt_timeout": 0}, {"middlewares": ()}):
         with pytest.raises(ValueError, match=r"0|-1|middlewares"):
-            maesn.session("key", "account", **options)
+            maesn.session("key", "account", **bad)
     with pytest.raises(ValueError, match="X-API-KEY") as caught:
         maesn.session("k\r\ney", "account")
     assert "ey" not in str(caught.value).replace("KEY", "")
@@ -150,11 +174,17 @@ async def test_a_write_that_may_have_been_carried_out_is_not_repeated(
         sandbox.script(429, method="POST")
         async with session.post("/accounting/invoices", json=record) as response:
             assert response.status == 201
+        # Nothing published says that Maesn knows a write by its key.
         sandbox.script(500, method="POST")
-        async with session.post(
-            "/accounting/invoices", json={**record, "invoiceNumber": "R-2"}, headers={"Idempotency-Key": "once"}
-        ) as response:
-            assert response.status == 201
+        with pytest.raises(LamellaError) as caught:
+            await session.post("/accounting/invoices", json=record, headers={"Idempotency-Key": "once"})
+        assert caught.value.stopped is StopReason.UNSAFE_METHOD
+        with options(rules=RuleBook(*maesn.RULES)):  # of an API that does
+            sandbox.script(500, method="POST")
+            async with session.post(
+                "/accounting/invoices", json={**record, "invoiceNumber": "R-2"}, headers={"Idempotency-Key": "once"}
+            ) as response:
+                assert response.status == 201
     assert sandbox.duplicates == 0
     assert len(sandbox.created("invoices")) == 2
 

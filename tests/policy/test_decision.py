@@ -67,7 +67,7 @@ def test_of_several_objections_the_first_is_the_reason(first: int) -> None:
 
 
 def test_the_reasons_of_the_design_are_all_there_and_policy_gives_those_that_it_knows_of() -> None:
-    layers = {"retry_budget_empty", "circuit_open", "token_unavailable", "cancelled"}
+    layers = {"retry_budget_empty", "circuit_open", "token_unavailable", "too_many_errors", "cancelled"}
 
     assert {reason.value for _, reason in REFUSALS} == {reason.value for reason in StopReason} - layers
     assert {reason.phrase for reason in StopReason} == {
@@ -80,6 +80,7 @@ def test_the_reasons_of_the_design_are_all_there_and_policy_gives_those_that_it_
         "retry budget empty",
         "circuit open",
         "token unavailable",
+        "too many errors",
         "cancelled",
     }
 

@@ -75,7 +75,7 @@ def test_without_rules_no_status_is_tried_again_and_a_failed_connection_is_soon(
     assert [status for status in range(400, 1000) if RuleBook().rule_for(status).retryable] == []
     for failure in Failure:
         retry = RuleBook().rule_for(failure).retry
-        if failure in {Failure.CIRCUIT_OPEN, Failure.RATE_LIMITED, Failure.TOKEN_UNAVAILABLE}:
+        if failure in {Failure.CIRCUIT_OPEN, Failure.RATE_LIMITED, Failure.TOKEN_UNAVAILABLE, Failure.TOO_MANY_ERRORS}:
             assert retry is None  # lamella's own refusals
         elif failure in {Failure.CERTIFICATE_INVALID, Failure.PROXY_REFUSED, Failure.ANSWER_INVALID}:
             assert retry is None  # it would fail the same way again
@@ -96,6 +96,7 @@ def test_the_failures_have_the_names_that_are_told_outside() -> None:
         "circuit_open",
         "rate_limited",
         "token_unavailable",
+        "too_many_errors",
     ]
     assert [failure.value for failure in Failure] == names
 
@@ -228,3 +229,13 @@ def test_429_is_a_rate_limit_and_503_where_it_says_when_to_come_back(
     outcome: Outcome, retry_after: float | None, limit: bool
 ) -> None:
     assert is_rate_limit(outcome, retry_after) is limit
+
+
+def test_a_book_says_by_which_header_the_api_knows_a_write() -> None:
+    assert RuleBook().idempotency_key == "Idempotency-Key"
+    none = RuleBook(Rule(429), idempotency_key=None)
+    assert none != RuleBook(Rule(429))
+    for book in (none, none.replace(Rule(500)), none.scaled(0.1), pickle.loads(pickle.dumps(none))):  # noqa: S301
+        assert book.idempotency_key is None
+    with pytest.raises(ValueError, match="idempotency_key must be the name of a header or None, got ''"):
+        RuleBook(idempotency_key="")

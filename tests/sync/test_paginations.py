@@ -14,7 +14,7 @@ from aiohttp import web
 from tests.servers import Serve
 
 import lamella
-from lamella import HTTP_RULES, HeaderAuth, NotFound, Source, stack, sync
+from lamella import HTTP_RULES, BadRequest, HeaderAuth, Source, stack, sync
 from lamella.batch import Journal
 from lamella.sync import Cursor, LinkHeader, NextUrl, Numbered, Offset, Part
 from lamella.sync import page as page_module
@@ -137,10 +137,10 @@ class TestAllWays:
     @every_way
     async def test_what_is_left_of_a_run_that_was_broken_off(self, serve: Serve, tmp_path: Path, way: str) -> None:
         api, source = Api(numbered(35), counts=("total",)), replace(SOURCE, pages=PAGINATIONS[way])
-        api.answer = lambda api, start, body: web.Response(status=404) if start == 20 else None
+        api.answer = lambda api, start, body: web.Response(status=400) if start == 20 else None
         url = await serve(api)
         part, _ = await synced(tmp_path, url, source, at_once=1)
-        assert isinstance(part.error, NotFound)
+        assert isinstance(part.error, BadRequest)
         assert not part.done
         api.answer = lambda *_: None
         api.queries.clear()

@@ -17,7 +17,9 @@ from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerPr
 
 SCOPE: Final = "lamella"
 EPISODE: Final = "lamella rate limit"
-"""The one span that is not about a call."""
+TASK: Final = "lamella maesn task"
+PLACES: Final = {EPISODE: "episode", TASK: "task"}
+"""The spans that are not about one call, and what the page calls them."""
 PAGE: Final = Path(__file__).parents[2] / "docs" / "telemetry.md"
 _TICKED = re.compile(r"`([^`]+)`")
 _KEYED = "<key>"
@@ -59,7 +61,7 @@ class Told:
     def all(self) -> set[str]:
         """Whatever can be emitted, as :attr:`Checker.seen` names it."""
         places = {f"{place}: {name}" for place, names in self.on.items() for name in names}
-        return {*self.spans, EPISODE, *self.events, *self.metrics, *places}
+        return {*self.spans, *PLACES, *self.events, *self.metrics, *places}
 
     @classmethod
     def by(cls, page: Path = PAGE) -> Told:
@@ -132,8 +134,7 @@ class Checker:
         """What is wrong with a span."""
         given = span.attributes or {}
         place = {"INTERNAL": "call", "CLIENT": "attempt"}.get(span.kind.name, "?")
-        if span.name == EPISODE:
-            place = "episode"
+        place = PLACES.get(span.name, place)
         method = given.get("http.request.method", "?")
         shape = (span.name, span.kind, method, given.get("url.template"), _shape(given))
         faults = []
@@ -145,13 +146,13 @@ class Checker:
                 if "{url.template}" not in name or known["url.template"]
             ]
             # With a template the name has it.
-            names = [EPISODE] if place == "episode" else [name for name in filled if name != EPISODE][-1:]
+            names = [span.name] if span.name in PLACES else [name for name in filled if name not in PLACES][-1:]
             if span.name not in names:
                 faults.append(f"the name of the {span.kind.name} span {span.name!r}, not one of {filled}")
             faults += self._attributes(place, given)
             if not faults:
                 self._good.add(shape)
-            self.seen.add(EPISODE if place == "episode" else span.kind.name)
+            self.seen.add(span.name if span.name in PLACES else span.kind.name)
         return faults + [fault for event in span.events for fault in self.event(event)]
 
     def event(self, event: Event) -> list[str]:

@@ -50,7 +50,7 @@ from lamella import (
     maesn,
     stack,
 )
-from lamella.maesn.sandbox import Sandbox
+from lamella.maesn.sandbox import Reply, Sandbox
 from lamella.testing import VirtualClock, virtual_clock
 
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)), Rule(503, retry=Backoff(initial=1)))
@@ -112,6 +112,7 @@ async def emit_all(serve: Serve, tracing: Tracing, metering: Metering) -> list[o
     throttled = await emit_an_episode(serve, tracing, metering)
     await emit_a_circuit(serve, tracing, metering)
     await emit_a_token(serve, tracing, metering)
+    await emit_a_task(tracing)
     return [layers, throttled]
 
 
@@ -142,6 +143,22 @@ async def emit_a_token(serve: Serve, tracing: Tracing, metering: Metering) -> No
         await serve(answer), middlewares=stack(auth=auth, tracer_provider=tracing.provider)
     ) as session:
         await session.get("/")
+
+
+async def emit_a_task(tracing: Tracing) -> None:
+    """A task, and an account that has too many errors."""
+    done = {"data": {"status": "FINISHED", "information": [], "responseData": {}}}
+    async with Sandbox(unsupported={"offers"}) as sandbox:
+        sandbox.script(Reply(body=done), path="/accounting/asyncTask/*")
+        async with maesn.session(
+            *(sandbox.api_key, sandbox.account_key, sandbox.url),
+            guard=maesn.ErrorGuard(most=1),
+            tracer_provider=tracing.provider,
+        ) as session:
+            await maesn.task(session, "POST", "accounting/contacts/async", json={})
+            for _ in range(2):
+                with suppress(LamellaError):
+                    await session.get("/accounting/offers")
 
 
 class BrokenStore:
@@ -270,7 +287,7 @@ async def test_the_fields_of_the_log_are_those_that_are_told(
     usual = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
     layers = await emit_everything(serve, tracing, metering)
     lines = [record for record in caplog.records if record.name == "lamella"]
-    assert len(lines) == 6  # four calls that failed, a store, and a circuit
+    assert len(lines) == 8  # six calls that failed, a store, and a circuit
     assert {name for line in lines for name in vars(line)} - usual == Told.by().log_fields
     del layers
 

@@ -159,7 +159,7 @@ class TestAtTheClient:
         sandbox.script(fault)
         async with session, session.get(f"{sandbox.url}/auth/xero", headers={"X-API-KEY": sandbox.api_key}) as response:
             assert response.status == 200
-            assert response.content_type == "application/json"
+            assert response.content_type == "text/html"
 
 
 @pytest.mark.parametrize("fault", [fault for fault in Fault if fault not in {Fault.SILENCE, Fault.SLOW_BODY}])

@@ -9,17 +9,19 @@ import csv
 import io
 import os
 import re
+import shlex
 import stat
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from lamella.cli.params import params_of_lists
 from lamella.maesn.account import Account
-from lamella.maesn.lists import checked_resource
+from lamella.maesn.sources import checked_resource
 
 _NEEDED: Final = ("name", "key")
-_FIELDS: Final = (*_NEEDED, "company_id", "environment_name", "without")
+_FIELDS: Final = (*_NEEDED, "company_id", "environment_name", "without", "params")
 _VARIABLE: Final = "MAESN_ACCOUNT_KEY"
 _NOT_A_HEADER: Final = "must be printable ASCII, as it stands in a header"
 _WHERE: Final = re.compile(r"\(at (?:line (\d+)|(end of document))")
@@ -30,9 +32,10 @@ _TABLE: Final = re.compile(r"""\s*(\[\[|\[)\s*["']?accounts["']?\s*(?:\]\]|\])\s
 def accounts_in(path: Path) -> tuple[Account, ...]:
     """Return the accounts of a file: TOML where its name ends in ``.toml``, else CSV.
 
-    CSV has a header, ``name,key[,company_id,environment_name,without]``, with commas or semicolons. TOML has a table
-    ``[[accounts]]`` with these fields for each account, or one table ``[accounts]`` of names with their keys.
-    ``without`` names the lists that the account's system does not have, with spaces between them.
+    CSV has a header, ``name,key[,company_id,environment_name,without,params]``, with commas or semicolons. TOML has a
+    table ``[[accounts]]`` with these fields for each account, or one table ``[accounts]`` of names with their keys.
+    ``without`` names the lists that the account's system does not have, with spaces between them, and ``params`` what
+    it needs to be asked for a list: ``openItems:fiscalYear=2026``. In TOML that may be a table for each list.
 
     Raises:
         ValueError: It cannot be read or is not valid: which file, which line, and what.
@@ -107,7 +110,8 @@ def _accounts(rows: Iterator[_Row]) -> Iterator[Account]:
         if first := used.get((key, company, environment)):
             raise _Fault(f"{where}: the same key as in {first}")
         names[name] = used[key, company, environment] = where
-        yield Account(name, key, company, environment, _lists(where, fields.get("without", "")))
+        lists, params = _lists(where, fields.get("without", "")), _params(where, fields.get("params", ""))
+        yield Account(name, key, company, environment, lists, params)
     if not names:
         raise _Fault("no accounts in it")
 
@@ -117,6 +121,13 @@ def _lists(where: str, text: str) -> tuple[str, ...]:
         return tuple(map(checked_resource, re.split(r"[\s,;]+", text.strip()) if text.strip() else ()))
     except ValueError:  # its message shows the value
         raise _Fault(f"{where}: without must name lists such as offers, with spaces between them") from None
+
+
+def _params(where: str, text: str) -> dict[str, dict[str, str]]:
+    try:
+        return params_of_lists(shlex.split(text))
+    except ValueError:  # as above
+        raise _Fault(f"{where}: params must be like openItems:fiscalYear=2026, with spaces between them") from None
 
 
 def _fits_header(key: str) -> bool:
@@ -130,7 +141,7 @@ def _csv(text: str) -> Iterator[_Row]:
     line, header = next(lines, (1, []))
     header = [column.lower() for column in header]
     if set(_NEEDED) - set(header) or set(header) - set(_FIELDS) or len(set(header)) < len(header):
-        allowed = "name,key, and perhaps company_id and environment_name, each once, and without"
+        allowed = "name,key, and perhaps company_id and environment_name, each once, without and params"
         raise _Fault(f"line {line}: must be the header: {allowed}")
     for line, values in lines:
         if len(values) != len(header):
@@ -175,7 +186,19 @@ def _toml(text: str) -> Iterator[_Row]:
             raise _Fault(f"{where}: has a field that is none of {', '.join(_FIELDS)}")
         if isinstance(table.get("without"), list):
             table["without"] = " ".join(map(str, table["without"])) or " "
+        if isinstance(table.get("params"), dict):
+            table["params"] = _joined(where, table["params"])
         yield where, {field: _string(where, field, value) for field, value in table.items()}
+
+
+def _joined(where: str, params: dict[str, object]) -> str:
+    """Return the tables of parameters as one text."""
+    found = []
+    for of, each in params.items():
+        if not isinstance(each, dict):
+            raise _Fault(f"{where}: params must have a table for each list")
+        found += [f"{of}:{name}={value}" for name, value in each.items()]
+    return shlex.join(found) or " "
 
 
 def _string(where: str, field: str, value: object) -> str:

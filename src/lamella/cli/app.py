@@ -94,6 +94,9 @@ def sync(
     resources: Annotated[
         list[str] | None, _value("NAME", "What to read: invoices, … Repeatable.", "--resource")
     ] = None,
+    params: Annotated[
+        list[str] | None, _value("NAME=VALUE", "What a list needs: fiscalYear=2026. Repeatable.", "--param")
+    ] = None,
     output: Annotated[Path | None, _file("All records in a file: .jsonl, .sqlite, .db, .parquet.")] = None,
     schema: Annotated[Path | None, _file("Typed columns and child tables of the output: TOML.")] = None,
     journal: Annotated[Path | None, _file(f"What is kept from run to run. Else: {JOURNAL}.")] = None,
@@ -124,7 +127,9 @@ def sync(
     if ctx.args:
         # The argument may be a key: it is not shown.
         fail("sync takes options only, and there is another argument: see lamella sync --help")
-    raise typer.Exit(syncing.main(Options(**{**given, "resources": tuple(resources or ())})))
+    raise typer.Exit(
+        syncing.main(Options(**{**given, "resources": tuple(resources or ()), "params": tuple(params or ())}))
+    )
 
 
 @app.command()

@@ -98,22 +98,24 @@ def one_rule(book: RuleBook, name: str, outcome: Outcome) -> RenderableType:
     rules = [rule for rule in book if rule.when and isinstance(outcome, int) and rule.covers(outcome)]
     if outcome not in book.below_400:
         rules.append(book.rule_for(outcome))
-    return Group(*[part for rule in rules for part in (Text(), _one(rule, name, outcome))][1:])
+    return Group(*[part for rule in rules for part in (Text(), _one(rule, name, outcome, book.idempotency_key))][1:])
 
 
-def _one(rule: Rule, name: str, outcome: Outcome) -> RenderableType:
+def _one(rule: Rule, name: str, outcome: Outcome, idempotency_key: str | None) -> RenderableType:
     title = Text(f"{name} {rule.title}", "bold")
     if name != _status(rule):
         title.append(f" (by the rule for {_status(rule)})", "not bold")
     sentences = [_below(sentence) for sentence in (rule.description, rule.hint) if sentence]
-    return Group(title, *sentences, Text(), Text("Is it sent again?", "bold"), *_schedule(rule, outcome))
+    return Group(
+        title, *sentences, Text(), Text("Is it sent again?", "bold"), *_schedule(rule, outcome, idempotency_key)
+    )
 
 
 def _below(sentence: str) -> RenderableType:
     return Padding(Text(sentence if sentence.endswith(".") else f"{sentence}."), (0, 0, 0, 2))
 
 
-def _schedule(rule: Rule, outcome: Outcome) -> Iterator[RenderableType]:
+def _schedule(rule: Rule, outcome: Outcome, idempotency_key: str | None) -> Iterator[RenderableType]:
     backoff = rule.retry
     if backoff is None:
         yield _below("No: it would fail the same way again")
@@ -132,7 +134,7 @@ def _schedule(rule: Rule, outcome: Outcome) -> Iterator[RenderableType]:
     low, high = sum(map(backoff.floor, retries)), sum(map(backoff.ceiling, retries))
     table.add_row(f"in all {attempts} attempts", between(low, high))
     yield Padding(table, (1, 0, 1, 2))
-    yield _below(_of_writes(rule, outcome))
+    yield _below(_of_writes(rule, outcome, idempotency_key))
 
 
 def _first_wait(backoff: Backoff | None) -> str:
@@ -151,12 +153,12 @@ def _in_words(backoff: Backoff) -> str:
     return f"after {first}{drawn}{more}, {_growth(backoff)}; {duration(backoff.maximum)} at most"
 
 
-def _of_writes(rule: Rule, outcome: Outcome) -> str:
+def _of_writes(rule: Rule, outcome: Outcome, idempotency_key: str | None) -> str:
     limits: dict[str, Any] = {"number": 1, "attempts": _ATTEMPTS, "elapsed": 0.0, "deadline": None}
     decision = decide(rule, outcome, method="POST", replayable=True, random=lambda: 0.0, **limits)
     if decision.stop is StopReason.UNSAFE_METHOD:
-        return (
-            "A POST or PATCH is not sent again, for it may have been carried out: only with an Idempotency-Key header, "
-            "or with retry_writes=True"
-        )
+        ways = "with retry_writes=True"
+        if idempotency_key is not None:
+            ways = f"with an {idempotency_key} header, or {ways}"
+        return f"A POST or PATCH is not sent again, for it may have been carried out: only {ways}"
     return "A POST or PATCH is sent again, too: it has not been carried out"

@@ -17,10 +17,11 @@ from yarl import URL
 from lamella.breaker import Breaker
 from lamella.cli import sandboxed
 from lamella.cli.accounts import accounts_in, accounts_of_environment, key_in
+from lamella.cli.params import params_for
 from lamella.cli.schema import tables_in
 from lamella.cli.terminal import http_url
 from lamella.maesn import BASE_URL, RULES, Account, current_account
-from lamella.maesn.lists import checked_resource
+from lamella.maesn.sources import checked_resource
 from lamella.redaction import redact_text, redact_url
 from lamella.rules import RuleBook
 from lamella.sync.export import check_output
@@ -34,7 +35,12 @@ JOURNAL: Final = Path("lamella-sync.journal")
 _API_KEY: Final = "MAESN_API_KEY"
 _BASE_URL: Final = "MAESN_BASE_URL"
 
-_OPTIONS: Final = {"resources": "--resource", "as_json": "--json", "page": "--report"}  # of fields with other names
+_OPTIONS: Final = {
+    "resources": "--resource",
+    "as_json": "--json",
+    "page": "--report",
+    "params": "--param",
+}  # of fields with other names
 
 _DURATION: Final = re.compile(r"([0-9]{1,5})([smhd])")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -52,6 +58,7 @@ class Settings:
     accounts: tuple[Account, ...]
     resources: tuple[str, ...]
     journal: Path
+    params: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by the resource
     output: Path | None = None
     tables: Mapping[str, Table] = field(default_factory=dict)
     since: str | None = None
@@ -93,6 +100,7 @@ class Options:
 
     accounts: Path | None = None
     resources: Sequence[str] = ()
+    params: Sequence[str] = ()
     output: Path | None = None
     schema: Path | None = None
     journal: Path | None = None
@@ -138,10 +146,12 @@ def settings_of(options: Options, folder: Path) -> Settings:
     output = options.output or (folder / "records.jsonl" if options.sandbox else None)
     tables = NO_TABLES if options.schema is None else _checked("--schema", tables_in, options.schema)
     own = sandboxed.settings() if options.sandbox else _at_the_api(options)
+    chosen = tuple(dict.fromkeys(_checked("--resource", checked_resource, name) for name in resources))
+    chosen = chosen or sandboxed.RESOURCES
     return Settings(
         **own,
-        resources=tuple(dict.fromkeys(_checked("--resource", checked_resource, name) for name in resources))
-        or sandboxed.RESOURCES,
+        resources=chosen,
+        params=_checked("--param", lambda texts: params_for(texts, chosen), options.params),
         journal=_checked("--journal", _journal, journal),
         output=None if output is None else _checked("--output", partial(_output, tables=tables), output),
         tables=tables,

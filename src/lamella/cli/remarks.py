@@ -32,11 +32,18 @@ def remarks(parts: Sequence[Part], secrets: Sequence[str] = ()) -> Iterator[str]
         )
     if bad := [text for part in parts for text in part.bad]:
         yield f"Records were not stored, their pages were: {redact_text(some(bad, _MOST_NAMES), secrets)}."
+    if nameless := sum(part.nameless for part in parts):
+        lists = list(dict.fromkeys(part.resource for part in parts if part.nameless))
+        yield (
+            f"{count(nameless, 'record')} of {redact_text(some(lists, _MOST_NAMES))} "
+            f"{'has' if nameless == 1 else 'have'} no id: stored by content, as often as the API has "
+            f"{'it' if nameless == 1 else 'them'}. These lists are read from their beginning each time."
+        )
     if warnings := list(dict.fromkeys(text for part in parts for text in part.warnings)):
         yield f"The API warns: {redact_text(some(warnings, _MOST_NAMES), secrets)}."
     if dropped := [redact_text(name) for name in dropped_of(parts)]:
         names = some(dropped, _MOST_NAMES)
-        yield f"What was stored of {names} was dropped: company_id or environment_name has changed."
+        yield f"What was stored of {names} was dropped: company_id, environment_name or a parameter has changed."
     yield from _compared(parts, secrets)
 
 

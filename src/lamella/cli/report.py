@@ -186,7 +186,7 @@ def plan_as_table(parts: Sequence[Part]) -> RenderableType:
         if part.skipped:
             what = "nothing: done already"
         elif part.dropped:
-            what += "; what is stored will be dropped, since company_id or environment_name has changed"
+            what += "; what is stored will be dropped, since company_id, environment_name or a parameter has changed"
         elif part.pages:
             what += f", but for {count(part.pages, 'page')} that {'is' if part.pages == 1 else 'are'} stored"
         table.add_row(Text(redact_text(part.account)), Text(part.resource), Text(what))
@@ -266,6 +266,7 @@ def _of_parts(parts: Sequence[Part], secrets: Sequence[str]) -> _Json:
                 **{name: getattr(part, name) for name in _FIELDS},
                 "state": state_of(part),
                 "warnings": [redact_text(text, secrets) for text in part.warnings],
+                **({"nameless": part.nameless} if part.nameless else {}),
                 "bad_records": [redact_text(text, secrets) for text in part.bad],
                 "error": _error(part.error, secrets) if part.error is not None and state_of(part) == "failed" else None,
             }

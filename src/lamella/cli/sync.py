@@ -112,6 +112,7 @@ async def _plan(settings: Settings) -> tuple[Part, ...]:
             settings.resources,
             journal=journal,
             limit=settings.page_size,
+            params=settings.params,
             since=settings.since,
             resume=settings.resume,
             lookback=settings.lookback,
@@ -177,6 +178,7 @@ async def _sync_all(settings: Settings, throttle: Throttle, watch: Watch, provid
             base_url=str(settings.base_url),
             rules=settings.rules,
             breaker=settings.breaker(),
+            guard=maesn.ErrorGuard(),
             throttle=throttle,
             tracer_provider=provider,
             connector=aiohttp.TCPConnector(limit=connections()),
@@ -196,6 +198,7 @@ async def _sync_all(settings: Settings, throttle: Throttle, watch: Watch, provid
             full_every=settings.full_every,
             departed=settings.departed,
             limit=settings.page_size,
+            params=settings.params,
             at_once=settings.at_once,
             on_progress=watch.begun,
         )

@@ -1,17 +1,26 @@
 """The Maesn accounting API: its rules, by the vendor's error-handling guide, its credentials, its lists, and a sync."""
 
 from lamella.maesn.account import Account, account, current_account
-from lamella.maesn.lists import PAGE_LIMITS, pages, plan, records, source, sync
+from lamella.maesn.guard import ErrorGuard, TooManyErrors
+from lamella.maesn.lists import pages, plan, records, sync
 from lamella.maesn.rules import RULES
 from lamella.maesn.session import BASE_URL, layers, session
+from lamella.maesn.sources import PAGE_LIMITS, source
+from lamella.maesn.tasks import Task, TaskFailed, TaskUnfinished, finished, task
 
 __all__ = [
     "BASE_URL",
     "PAGE_LIMITS",
     "RULES",
     "Account",
+    "ErrorGuard",
+    "Task",
+    "TaskFailed",
+    "TaskUnfinished",
+    "TooManyErrors",
     "account",
     "current_account",
+    "finished",
     "layers",
     "pages",
     "plan",
@@ -19,4 +28,5 @@ __all__ = [
     "session",
     "source",
     "sync",
+    "task",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ import aiohttp
 from yarl import URL
 
 from lamella.auth import HeaderAuth
+from lamella.maesn.published import needs_account
 
 API_KEY = "X-API-KEY"
 ACCOUNT_KEY = "X-ACCOUNT-KEY"
@@ -34,6 +35,8 @@ class Account:
     """For the target systems that have environments."""
     without: tuple[str, ...] = ()
     """Lists that its target system does not have, such as ``("offers",)``: a sync does not ask for them."""
+    params: Mapping[str, Mapping[str, str]] = field(default_factory=dict, hash=False)
+    """What its target system needs to be asked for a list, by the list: ``{"openItems": {"fiscalYear": "2026"}}``."""
 
     def __post_init__(self) -> None:
         if not self.name.strip() or not self.name.isprintable():
@@ -74,13 +77,13 @@ def current_account(account_key: str | None = None) -> str | None:
 def auth(api_key: str, account_key: str | None, base_url: URL) -> HeaderAuth:
     """Return the layer that adds both keys; *account_key* is for calls made outside of :func:`account`.
 
-    Calls to ``/auth/``, which creates an account, need no account key.
+    Operations that concern no account, such as those that make one, need no account key.
     """
-    without = f"{base_url.path.rstrip('/')}/auth/"
+    folder = base_url.path.rstrip("/")
 
     def key(request: aiohttp.ClientRequest) -> str | None:
         found = _current.get() or account_key
-        if found is None and not request.url.path.startswith(without):
+        if found is None and needs_account(request.method, request.url.path.removeprefix(folder)):
             raise ValueError(
                 "no account key for this call: set MAESN_ACCOUNT_KEY, give account_key=, "
                 "or make the call inside of maesn.account(key)"

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from os import PathLike
-from typing import Any, Final, TypedDict, Unpack
+from types import MappingProxyType
+from typing import Any, TypeAlias, TypedDict, Unpack
 
 import aiohttp
 
 from lamella import sync as syncing
 from lamella.batch import Journal
-from lamella.maesn.account import Account, account
-from lamella.maesn.rules import RULES
-from lamella.sync import Numbered, Page, Part, Progress, Report, Source, Table
+from lamella.maesn.account import Account
+from lamella.maesn.sources import checked_params, checked_resource, source
+from lamella.sync import Page, Part, Progress, Report, Source, Table
 from lamella.sync.marks import OVERLAP
 from lamella.sync.stored import Departed
 
-PAGE_LIMITS: Final = (5, 10, 20, 50, 100)
-"""The page sizes that the API accepts."""
-_RESOURCE = re.compile(r"[A-Za-z][A-Za-z0-9]*")
+Params: TypeAlias = Mapping[str, Mapping[str, str]]
 
 
 class ListOptions(TypedDict, total=False):
@@ -33,6 +30,7 @@ class ListOptions(TypedDict, total=False):
     account: str | None
     company_id: str | None
     environment_name: str | None
+    params: Mapping[str, str] | None
     parse_float: Callable[[str], Any] | None
 
 
@@ -52,39 +50,6 @@ class SyncOptions(TypedDict, total=False):
     on_progress: Callable[[Progress], object] | None
 
 
-def source(resource: str, limit: int = 100) -> Source:
-    """Return the list of a resource, such as ``"invoices"``, for accounts of :class:`lamella.maesn.Account`.
-
-    Raises:
-        ValueError: *resource* is no name, or *limit* a page size that the API does not accept.
-    """
-    checked_resource(resource)
-    if limit not in PAGE_LIMITS:
-        raise ValueError(f"limit must be one of {', '.join(map(str, PAGE_LIMITS))}, not {limit!r}")
-    singular = f"{resource[:-3]}y" if resource.endswith("ies") else resource.removesuffix("s")
-    return Source(
-        f"accounting/{resource}",
-        Numbered(page_size=limit),
-        id=(f"{singular}Id", "id"),
-        changed=("updatedDate", "lastModifiedDate"),
-        since="lastModifiedAt",
-        total="meta.pagination.total",
-        total_pages="meta.pagination.totalPages",
-        errors="errors",
-        warnings="meta.warnings",
-        params=_params,
-        within=_within,
-        rules=RULES,
-    )
-
-
-def checked_resource(resource: str) -> str:
-    """Return *resource*, or raise ValueError."""
-    if not _RESOURCE.fullmatch(resource):
-        raise ValueError(f"resource must be a name such as 'invoices', not {resource!r}")
-    return resource
-
-
 def pages(
     session: aiohttp.ClientSession,
     resource: str,
@@ -98,16 +63,18 @@ def pages(
 
     Args:
         session: One made by :func:`lamella.maesn.session`, or with its layers and the same base URL.
-        resource: For example ``"invoices"``.
+        resource: A list, such as ``"invoices"``, ``"v2/contacts"`` or ``"invoices/4711/lineItems"``.
         limit: How many records a page holds: 5, 10, 20, 50 or 100.
         since: Only what was changed since this moment: a datetime with a time zone, or ISO 8601. None means all.
         first: The page to begin with, from 1.
         account: The account's key. None means the one of :func:`lamella.maesn.account` or of the session.
         company_id: For the target systems that have several companies in one account.
         environment_name: For the target systems that have environments.
+        params: More of the query, such as ``{"fiscalYear": "2026"}``: some target systems need it.
         parse_float: Called with the text of each number that has a point or an exponent; None means float.
     """
-    return syncing.pages(session, source(resource, limit), since=since, first=first, **_options(**options))
+    found = source(resource, limit, options.get("params"))
+    return syncing.pages(session, found, since=since, first=first, **_options(**options))
 
 
 def records(
@@ -118,7 +85,8 @@ def records(
     **options: Unpack[ListOptions],
 ) -> AsyncIterator[dict[str, Any]]:
     """Yield the records of a list, one by one, with the arguments of :func:`pages`."""
-    return syncing.records(session, source(resource, limit), since=since, **_options(**options))
+    found = source(resource, limit, options.get("params"))
+    return syncing.records(session, found, since=since, **_options(**options))
 
 
 async def sync(
@@ -128,21 +96,25 @@ async def sync(
     *,
     journal: Journal,
     limit: int = 100,
+    params: Params = MappingProxyType({}),
     **options: Unpack[SyncOptions],
 ) -> Report:
     """Bring the records of all *accounts* up to date: :func:`lamella.sync.run`, with its options and errors.
 
     The journal records the `company_id` and `environment_name` of each account. If they differ from those of the run
-    before, all that is stored for the account is dropped, and it is read from the beginning.
+    before, all that is stored for the account is dropped, and it is read from the beginning. A list whose parameters
+    differ is another list: what is stored of it is dropped, too.
 
     Args:
         session: One made by :func:`lamella.maesn.session`, best with a ``Breaker``, or with its layers and a base URL.
         accounts: Accounts with names that differ, or names with their keys.
-        resources: For example ``["contacts", "invoices"]``.
+        resources: Lists, such as ``["contacts", "invoices"]``.
         journal: Where all is kept, for this sync and the next ones. Its ``batch`` should name the API.
         limit: How many records a page holds: 5, 10, 20, 50 or 100.
+        params: More of the query, by the list: ``{"openItems": {"fiscalYear": "2026"}}``. Those of an account come
+            before them.
     """
-    lists, named = _sources(resources, limit), _named(accounts)
+    lists, named = _sources(resources, limit, params), _named(accounts)
     return await syncing.run(
         session, lists, named, journal=journal, absent=_absent(named), identity=_identity, **options
     )
@@ -154,13 +126,14 @@ async def plan(
     *,
     journal: Journal | None,
     limit: int = 100,
+    params: Params = MappingProxyType({}),
     since: datetime | str | None = None,
     resume: bool = False,
     lookback: float = OVERLAP,
     full_every: float | None = None,
 ) -> tuple[Part, ...]:
     """Return the parts that :func:`sync` would begin with: :func:`lamella.sync.plan`. It sends and writes nothing."""
-    lists, named = _sources(resources, limit), _named(accounts)
+    lists, named = _sources(resources, limit, params), _named(accounts)
     return await syncing.plan(
         lists,
         named,
@@ -181,6 +154,7 @@ class _Caller:
     key: str | None = field(repr=False)
     company_id: str | None
     environment_name: str | None
+    params: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def _options(
@@ -188,17 +162,10 @@ def _options(
     account: str | None = None,
     company_id: str | None = None,
     environment_name: str | None = None,
+    params: Mapping[str, str] | None = None,
     parse_float: Callable[[str], Any] | None = None,
 ) -> dict[str, Any]:
     return {"account": _Caller(account, company_id, environment_name), "parse_float": parse_float}
-
-
-def _within(caller: Account | _Caller) -> AbstractContextManager[object]:
-    return nullcontext() if caller.key is None else account(caller.key)
-
-
-def _params(caller: Account | _Caller) -> dict[str, str | None]:
-    return {"companyId": caller.company_id, "environmentName": caller.environment_name}
 
 
 def _identity(of: Account) -> str:
@@ -209,10 +176,12 @@ def _absent(accounts: Mapping[str, Account]) -> set[tuple[str, str]]:
     return {(name, resource) for name, each in accounts.items() for resource in each.without}
 
 
-def _sources(resources: Iterable[str], limit: int) -> dict[str, Source]:
+def _sources(resources: Iterable[str], limit: int, params: Params) -> dict[str, Source]:
     names = list(resources)
     _check_names("resources", names)
-    return {name: source(name, limit) for name in names}
+    if others := sorted(params.keys() - set(names)):
+        raise ValueError(f"params must be for resources that are read: {', '.join(names)}, not {others[0]!r}")
+    return {name: source(name, limit, params.get(name)) for name in names}
 
 
 def _named(accounts: Iterable[Account] | Mapping[str, str]) -> dict[str, Account]:
@@ -220,6 +189,10 @@ def _named(accounts: Iterable[Account] | Mapping[str, str]) -> dict[str, Account
         accounts = [Account(name, key) for name, key in accounts.items()]  # pyright: ignore[reportArgumentType]
     many = list(accounts)
     _check_names("accounts", [each.name for each in many])
+    for each in many:
+        for resource, params in each.params.items():
+            checked_resource(resource)
+            checked_params(params)
     return {each.name: each for each in many}
 
 

@@ -58,5 +58,9 @@ RULES = RuleBook(
         }.items()
     ),
     Rule("5xx", description="Maesn failed in a way that its guide does not name.", hint=_SERVER_HINT),
+    idempotency_key=None,
 )
-"""The book of the guide, and of what it leaves open: 502, 503 and 504 as 500, other statuses are final."""
+"""The book of the guide, and of what it leaves open: 502, 503 and 504 as 500, other statuses are final.
+
+No header makes a POST repeatable: nothing published says that Maesn knows an ``Idempotency-Key``.
+"""

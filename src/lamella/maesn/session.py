@@ -16,6 +16,8 @@ from lamella.breaker import Breaker
 from lamella.buffer import Buffer
 from lamella.checks import check_options
 from lamella.maesn.account import auth, current_account
+from lamella.maesn.guard import ErrorGuard
+from lamella.maesn.published import template_of
 from lamella.maesn.rules import RULES
 from lamella.origins import parsed_origin
 from lamella.rules import RuleBook
@@ -26,6 +28,8 @@ from lamella.telemetry.others import without_other_instrumentation
 BASE_URL = "https://api.maesn.dev"
 """The URL of the API, unless ``base_url`` or ``MAESN_BASE_URL`` is set."""
 
+_UNKNOWN: Final = re.compile(r"(accounting/[A-Za-z]+)(/[^/]+)?/?")
+"""Paths of lists, and of their records, that are not published yet."""
 _WHOLE: Final = {"application/json": 64 * 2**20}
 """What the API never streams, and how many bytes of it are read inside the attempt: as many as of a page."""
 
@@ -58,6 +62,7 @@ def session(
     *,
     rules: RuleBook = RULES,
     breaker: Breaker | None = None,
+    guard: ErrorGuard | None = None,
     **options: Unpack[SessionOptions],
 ) -> aiohttp.ClientSession:
     """Return an ``aiohttp.ClientSession`` with all of :func:`layers`, whose URLs are relative to *base_url*.
@@ -72,6 +77,7 @@ def session(
         base_url: None means ``MAESN_BASE_URL``, else :data:`BASE_URL`.
         rules: What each status means, and the waits.
         breaker: Rejects calls while the API is down. None means that nothing does.
+        guard: Stops calls before a target system blocks the key for too many errors. None means that nothing does.
         options: Options of :func:`lamella.stack`; all others are passed to ``aiohttp.ClientSession``.
 
     Raises:
@@ -87,7 +93,7 @@ def session(
     of_stack: Any = {name: value for name, value in options.items() if name in StackOptions.__annotations__}
     others: Any = {name: value for name, value in options.items() if name not in of_stack}
     others.setdefault("timeout", aiohttp.ClientTimeout(total=None))
-    chosen = layers(api_key, account_key, base_url, rules=rules, breaker=breaker, **of_stack)
+    chosen = layers(api_key, account_key, base_url, rules=rules, breaker=breaker, guard=guard, **of_stack)
     return without_other_instrumentation(aiohttp.ClientSession(_url(base_url), middlewares=chosen, **others))
 
 
@@ -98,6 +104,7 @@ def layers(
     *,
     rules: RuleBook = RULES,
     breaker: Breaker | None = None,
+    guard: ErrorGuard | None = None,
     **options: Unpack[StackOptions],
 ) -> tuple[aiohttp.ClientMiddlewareType, ...]:
     """Return the layers of :func:`session`, with the same arguments, for a session of your own.
@@ -116,21 +123,22 @@ def layers(
     if options.get("spans", True):
         options.setdefault("url_template", _template(url))
     buffer = () if "buffer" in options else (Buffer(whole=_WHOLE),)
-    return stack(rules, *([] if breaker is None else [breaker]), *buffer, keys, **options)
+    outer = [layer for layer in (breaker, guard) if layer is not None]
+    return stack(rules, *outer, *buffer, keys, **options)
 
 
 def _template(base_url: URL) -> UrlTemplate:
-    """Return a function for templates such as ``/accounting/invoices/{id}``; other paths have none."""
+    """Return a function for templates such as ``/accounting/invoices/{invoiceId}``; unknown paths have none."""
     prefix = base_url.path
-    shape = re.compile(rf"{re.escape(prefix)}(accounting/[A-Za-z]+)(/[^/]+)?/?|{re.escape(prefix)}(auth)/[^/]+/?")
 
     def template(request: aiohttp.ClientRequest) -> str | None:
-        found = shape.fullmatch(request.url.path)
-        if found is None:
+        path = request.url.path
+        if not path.startswith(prefix):
             return None
-        if found[3]:
-            return f"{prefix}auth/{{targetSystem}}"
-        return f"{prefix}{found[1]}" + ("/{id}" if found[2] else "")
+        found = template_of(path.removeprefix(prefix))
+        if found is None and (unknown := _UNKNOWN.fullmatch(path.removeprefix(prefix))):
+            found = f"{unknown[1]}/{{id}}" if unknown[2] else unknown[1]
+        return None if found is None else prefix + found
 
     return template
 
@@ -151,7 +159,7 @@ def _url(value: str | None) -> URL:
 
 
 _OPTIONS: Final = [
-    *("api_key", "account_key", "base_url", "rules", "breaker"),
+    *("api_key", "account_key", "base_url", "rules", "breaker", "guard"),
     *StackOptions.__annotations__,
     *(name for name in inspect.signature(aiohttp.ClientSession).parameters if name != "middlewares"),
 ]

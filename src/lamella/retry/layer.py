@@ -51,7 +51,7 @@ class Retry(Layer):
         store: Where the budget is kept. None means in this process.
         retry_writes: Send methods that are not idempotent (POST, PATCH) again, too, though the first one may have
             been carried out. Without, they are where nothing can have been carried out (429, no connection) and
-            where an ``Idempotency-Key`` header makes a repeat harmless.
+            where an ``Idempotency-Key`` header makes a repeat harmless, as far as *rules* say that the API knows it.
         random: A source of uniform floats in [0, 1), for the waits.
         on_attempt: A function, or an ``async`` one, that is called after each attempt with the request, the result and
             the attempt's record: before the call waits for the next attempt, when ``record.waited`` is the wait that

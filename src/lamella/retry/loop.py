@@ -171,6 +171,7 @@ class Loop:
             and isinstance(error.__cause__, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
         )
         testing = stamina.is_testing()
+        key = settings.rules.idempotency_key
         number = len(call.records) - self._last.repeats
         attempts = settings.attempts
         if isinstance(error, ConnectFailed) and connects_once():
@@ -189,7 +190,7 @@ class Loop:
             deadline=None if testing or call.deadline is None else call.deadline - self._last.began,
             random=settings.random,
             retry_after=error.retry_after,
-            idempotent=settings.retry_writes or "Idempotency-Key" in call.request.headers,
+            idempotent=settings.retry_writes or (key is not None and key in call.request.headers),
             stale=stale,
             refused=bool(REFUSED.take(call)) and not self._last.repeats,
         )

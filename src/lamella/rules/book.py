@@ -80,6 +80,12 @@ _BUILT_IN: Final[dict[Status | None, Rule]] = {
             "The token for this request could not be fetched, so it was not sent.",
             "Nothing was carried out: look at the cause, and at the client's credentials or the token endpoint.",
         ),
+        Rule(
+            Failure.TOO_MANY_ERRORS,
+            "Too Many Errors",
+            "Calls of this account to this path have failed so often that one more could block it: not sent.",
+            "Nothing was carried out: look at why the others failed, and ask no more until then.",
+        ),
     )
     for status in rule.statuses
 }
@@ -97,16 +103,24 @@ class RuleBook:
         retry_after: Returns the wait that an :class:`Answer` asks for, in seconds, where the headers that lamella knows
             do not say it. A number above 10⁹ is a moment, in seconds or milliseconds since the epoch. None, or an
             exception, which is logged once, means that the headers count.
+        idempotency_key: The request header by which the API knows a write that it has carried out already: a POST that
+            has it is sent again. None means that the API knows none.
 
     Raises:
         ValueError: Two rules without ``when`` are for the same status, or an argument is no rule.
     """
 
-    __slots__ = ("_by_status", "_failed", "_when", "below_400", "retry_after", "rules")
+    __slots__ = ("_by_status", "_failed", "_when", "below_400", "idempotency_key", "retry_after", "rules")
 
-    def __init__(self, *rules: Rule, retry_after: Callable[[Answer], float | None] | None = None) -> None:
+    def __init__(
+        self,
+        *rules: Rule,
+        retry_after: Callable[[Answer], float | None] | None = None,
+        idempotency_key: str | None = "Idempotency-Key",
+    ) -> None:
         self.rules: Final = rules
         self.retry_after: Final = retry_after
+        self.idempotency_key: Final = idempotency_key
         self._by_status: dict[int | str | None, Rule] = {}
         for rule in rules:
             if not isinstance(rule, Rule):
@@ -117,6 +131,8 @@ class RuleBook:
                 self._by_status[status] = rule
         if retry_after is not None and not callable(retry_after):
             raise ValueError(f"retry_after must be a function of an Answer or None, got {retry_after!r}")
+        if idempotency_key is not None and not f"{idempotency_key}".strip():
+            raise ValueError(f"idempotency_key must be the name of a header or None, got {idempotency_key!r}")
         self._failed: set[int] = set()
         """The ids of the rules with a failure that was reported already; 0 for *retry_after*."""
         self._when = tuple(rule for rule in rules if rule.when is not None)
@@ -201,17 +217,20 @@ class RuleBook:
         for rule in self.rules:
             left = rule if rule.when is not None else rule.without(new)
             kept.append(new[rule.statuses[0]] if left is None else left)
-        return RuleBook(*dict.fromkeys((*kept, *new.values())), retry_after=self.retry_after)
+        return self._with(*dict.fromkeys((*kept, *new.values())))
 
     def scaled(self, factor: float) -> RuleBook:
         """Return the same book with every backoff times *factor*, for demos and tests."""
         # The built-in waits after a failed connection are delays, too.
         others = [rule for status, rule in _BUILT_IN.items() if rule.retry and status not in self._by_status]
         scaled = [replace(rule, retry=rule.retry and rule.retry.scaled(factor)) for rule in (*self.rules, *others)]
-        return RuleBook(*scaled, retry_after=self.retry_after)
+        return self._with(*scaled)
+
+    def _with(self, *rules: Rule) -> RuleBook:
+        return RuleBook(*rules, retry_after=self.retry_after, idempotency_key=self.idempotency_key)
 
     def _key(self) -> tuple[object, ...]:
-        return frozenset(self._by_status.items()), self._when, self.retry_after
+        return frozenset(self._by_status.items()), self._when, self.retry_after, self.idempotency_key
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules)
@@ -223,14 +242,16 @@ class RuleBook:
         return hash(self._key())
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _book, (self.rules, self.retry_after)
+        return _book, (self.rules, self.retry_after, self.idempotency_key)
 
     def __repr__(self) -> str:
         return f"RuleBook({', '.join(f'{rule.status} {rule.title}' for rule in self.rules)})"
 
 
-def _book(rules: tuple[Rule, ...], retry_after: Callable[[Answer], float | None] | None) -> RuleBook:
-    return RuleBook(*rules, retry_after=retry_after)
+def _book(
+    rules: tuple[Rule, ...], retry_after: Callable[[Answer], float | None] | None, idempotency_key: str | None
+) -> RuleBook:
+    return RuleBook(*rules, retry_after=retry_after, idempotency_key=idempotency_key)
 
 
 def check_rules(rules: object, call: str) -> None:

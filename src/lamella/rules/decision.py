@@ -36,6 +36,8 @@ class StopReason(StrEnum):
     """The service is known to be down."""
     TOKEN_UNAVAILABLE = "token_unavailable"  # noqa: S105 - a name
     """The fetch of its token failed."""
+    TOO_MANY_ERRORS = "too_many_errors"
+    """Calls like it have failed too often."""
     CANCELLED = "cancelled"
     """The caller does not want the answer any more."""
 

@@ -37,6 +37,8 @@ class Failure(StrEnum):
     is too long."""
     TOKEN_UNAVAILABLE = "token_unavailable"  # noqa: S105 - a name
     """It was not sent: the fetch of its token failed."""
+    TOO_MANY_ERRORS = "too_many_errors"
+    """It was not sent: calls like it have failed so often that one more could block the account."""
 
 
 Outcome: TypeAlias = int | Failure

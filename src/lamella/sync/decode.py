@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
+from hashlib import blake2b
 from importlib.util import find_spec
 from itertools import count
 from typing import Any, Final, NamedTuple, NoReturn
@@ -39,6 +40,8 @@ class Record(NamedTuple):
     """Its JSON as it was sent, without the white space between its tokens."""
     position: int = 1
     """Which one it is on its page, from 1."""
+    nameless: bool = False
+    """Whether it has no id, so that `id` is made of its content."""
 
 
 def check_msgspec() -> None:
@@ -115,10 +118,17 @@ def record_of(raw: bytes, source: Source, position: int = 1) -> Record:
         found = [at(value, place) for place in (*source.ids, *source.dates)]
     ids, dates = found[: len(source.ids)], found[len(source.ids) :]
     name = next(filter(None, map(_id, ids)), None)
+    if name is None and source.may_lack_id and all(value is None or value == "" for value in ids):
+        return Record(content_id(raw), _updated(dates), raw.decode(), position, nameless=True)
     if name is None:
         names = " nor ".join(map(repr, source.ids))
         raise ValueError(f"has {'neither' if len(ids) > 1 else 'no'} {names}, so that it cannot be told apart")
     return Record(name, _updated(dates), raw.decode(), position)
+
+
+def content_id(raw: bytes) -> str:
+    """Return what tells a record without an id apart: a hash of its content."""
+    return f"content:{blake2b(raw, digest_size=16).hexdigest()}"
 
 
 def id_of(record: object, source: Source) -> str | None:

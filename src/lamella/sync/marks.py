@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from lamella.sync import nameless
 from lamella.sync.decode import microseconds, text_of
 from lamella.sync.errors import BadRecord, EmptyPage, IncompleteList, RepeatedPage, UnsteadyList
 from lamella.sync.lists import MOST_EMPTY
@@ -21,8 +22,10 @@ from lamella.sync.source import Source
 from lamella.sync.stored import (
     TABLES,
     Departed,
+    Put,
     absent,
     adopt,
+    count_change,
     drop,
     has_table,
     mark_deleted,
@@ -83,6 +86,7 @@ class Position:
     missing: int = 0  # records that an earlier run should have stored
     deleted: int = 0  # records that were marked as deleted
     unmet: int = 0  # stored records that were not read, where it is not proved that they are deleted
+    nameless: int = 0  # records without an id
     missing_ids: tuple[str, ...] = ()  # of the page
     deleted_ids: tuple[str, ...] = ()  # of the page
 
@@ -90,7 +94,7 @@ class Position:
 def look(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[int, bool, list[Position]]:
     """Return what :func:`begin` would, and write nothing."""
     if not has_table(db, "sync_parts"):
-        return 1, False, [_unread(ask.since)] * len(wanted)
+        return 1, False, [_unread(asked(ask, each)) for each in wanted]
     [last] = db.execute("SELECT max(run) FROM sync_parts").fetchone()
     resumed = ask.resume and last is not None
     run: int = (last or 0) + (0 if resumed else 1)
@@ -101,7 +105,7 @@ def look(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[in
         run,
         resumed,
         [
-            replace(_unread(ask.since), dropped=bool(dropped & {each, (each.account, "")}))
+            replace(_unread(asked(ask, each)), dropped=bool(dropped & {each, (each.account, "")}))
             if others & {each, (each.account, "")}
             else _start(db, each, ask, run)
             for each in wanted
@@ -166,7 +170,12 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source:
     answered, what = int(page.answered * 1_000_000), f"page {page.number} of {source.name}"
     walk.began = _lesser(walk.began, answered)
     mark = walk.mark if walk.since is None else None
-    result = put(db, each, page.records, walk=number, page=what, began=walk.began, mark=mark)
+    if nameless.repeats(db, each, page.records, number):
+        result = Put()
+    else:
+        records = nameless.numbered(db, each, page.records, number)
+        result = put(db, each, records, walk=number, page=what, began=walk.began, mark=mark)
+        walk.nameless += sum(record.nameless for record in records)
     walk.changed += result.changed
     walk.missing += len(result.missing)
     walk.fresh += result.fresh
@@ -273,6 +282,11 @@ def _end(db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, ma
     # where there is a gap before it, the mark stays.
     if walk.highest is not None and not walk.gap:
         walk.mark = _lesser(walk.began, walk.highest)
+    if walk.nameless:
+        # Which of them were changed can be known of the whole list only.
+        walk.mark = None
+    if walk.since is None and nameless.drop_others(db, each, walk.walk):
+        count_change(db)
     walk.ended = True
     return None
 
@@ -310,13 +324,18 @@ def _is_due(walk: Walk | None, ask: Ask) -> bool:
     return walk is None or walk.full is None or walk.full < ask.full_before
 
 
+def asked(ask: Ask, each: Wanted) -> str | None:
+    """Return since when a list is to be read. None: from its mark, or the whole list where it takes no moment."""
+    return None if ask.sources[each.resource].since is None else ask.since
+
+
 def _start(db: sqlite3.Connection, each: Wanted, ask: Ask, run: int) -> Position:
     """Return where a list stands at the beginning of *run*."""
     walk, source = load(db, each), ask.sources[each.resource]
     if walk is None:
-        return _unread(ask.since)
+        return _unread(asked(ask, each))
     if walk.run != run:
-        since = ask.since
+        since = asked(ask, each)
         can_go_on = source.since is not None and source.dates and not _is_due(walk, ask)
         if since is None and walk.mark is not None and can_go_on:
             since = text_of(walk.mark - int(ask.lookback * 1_000_000))
@@ -349,6 +368,7 @@ def _position(db: sqlite3.Connection, each: Wanted, walk: Walk) -> Position:
         missing=walk.missing,
         deleted=walk.deleted,
         unmet=walk.unmet,
+        nameless=walk.nameless,
     )
 
 

@@ -157,14 +157,15 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
     url, params = source.request(of.account, of.since, *place)
     within = nullcontext() if of.account is None else source.within(of.account)
     with within, whole_bodies(_LONGEST), noting_secrets():
-        async with session.get(url, params=params) as response:
+        async with source.fetch(session, url, params) as (response, place_of_records):
+            records_at = source.records if place_of_records is None else place_of_records
             if response.status >= ERROR_STATUS:
                 # A session that does not raise must not make an error look like an empty list.
                 raise await api_error(response, source.rules)
             body = await _body(response, what)
             now = time.time()
             answered = parse_http_date(response.headers.get("Date"), now) or now
-            answer, records, problem = _parsed(body, of)
+            answer, records, problem = _parsed(body, of, records_at)
             failed = warnings = token = None
             if problem is None:
                 failed = None if source.errors is None else error_messages(response, at(answer, source.errors))
@@ -172,7 +173,7 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
                 token = source.pages.token(response, answer) if failed is None else None
     # A server may repeat a credential, and some tools show the locals of a traceback.
     if problem is not None or failed is not None or not isinstance(records, list):
-        held = type(at(answer, source.records)).__name__
+        held = type(at(answer, records_at)).__name__
         del answer, body, records
         if problem is not None:
             raise ValueError(f"{what} is no JSON that can be read ({problem})")
@@ -192,22 +193,22 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
         warnings or (),
         (),
         body,
-        source.records,
+        records_at,
     )
     return _checked(page, source, what) if of.raw else page
 
 
-def _parsed(body: bytes, of: List) -> tuple[Any, Any, str | None]:
+def _parsed(body: bytes, of: List, place: str) -> tuple[Any, Any, str | None]:
     """Return the answer, its records, and what is wrong with it: without the body, which an exception would hold."""
     try:
         if of.raw:
             try:
-                return *split(body, of.source.records, compact=True), None
+                return *split(body, place, compact=True), None
             except ValueError:
                 loads(body)  # its errors are those that callers of pages() know
                 raise
         answer = loads(body, of.parse_float)
-        return answer, at(answer, of.source.records), None
+        return answer, at(answer, place), None
     except (ValueError, ArithmeticError, RecursionError) as exc:  # decimal's errors are arithmetic ones
         ours = type(exc) is ValueError and str(exc).endswith("JSON compliant")
         return None, None, str(exc) if ours else type(exc).__name__

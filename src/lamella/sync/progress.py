@@ -59,6 +59,9 @@ class Part:
     """The first ten of them."""
     unmet: int = 0
     """How many stored records a reading of the whole list did not bring, without a proof that they are deleted."""
+    nameless: int = 0
+    """How many records have no id. They are told apart by their content: one that was changed replaces the one that it
+    was when the whole list has been read, which each run does."""
     dropped: bool = False
     """What was stored for the account was of another company, or of another list: the run drops it when it begins,
     and reads it again."""
@@ -163,5 +166,6 @@ def part_of(wanted: Wanted, position: Position) -> Part:
         missing=position.missing,
         deleted=position.deleted,
         unmet=position.unmet,
+        nameless=position.nameless,
         dropped=position.dropped,
     )

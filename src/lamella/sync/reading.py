@@ -13,7 +13,7 @@ import anyio
 from yarl import URL
 
 from lamella.batch import AccountStopped, ItemOutcome, Journal
-from lamella.errors import LamellaError
+from lamella.errors import Forbidden, LamellaError, MethodNotAllowed, NotFound
 from lamella.sync.contact import Contact
 from lamella.sync.errors import AnswerFailed, BadRecord, EmptyPage
 from lamella.sync.marks import Position, Wanted, store
@@ -23,6 +23,8 @@ from lamella.sync.source import Source
 
 _OF_ONE_PAGE: Final = (LamellaError, EmptyPage, AnswerFailed, BadRecord)
 """Errors that need not concern the other pages of the list."""
+_OF_THE_LIST: Final = (Forbidden, NotFound, MethodNotAllowed)
+"""Those of them that do: each further page would end in the same way, and some systems block a key for that."""
 
 _MOST_TOLD: Final = 10
 """How many warnings, bad records and ids of a list are reported."""
@@ -156,7 +158,7 @@ class Reading:
             of.told["missing_ids"] |= dict.fromkeys(outcome.value.missing_ids)
             of.told["deleted_ids"] |= dict.fromkeys(outcome.value.deleted_ids[:_MOST_TOLD])
             self._go_on(page, outcome.value)
-        if error is not None and not isinstance(error, _OF_ONE_PAGE):
+        if error is not None and (not isinstance(error, _OF_ONE_PAGE) or isinstance(error, _OF_THE_LIST)):
             of.is_over = True
         part = part_of(of.wanted, of.position)
         self._change(

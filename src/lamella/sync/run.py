@@ -15,7 +15,7 @@ from lamella.checks import check_seconds
 from lamella.errors import RateLimited, Unauthorized
 from lamella.sync.decode import check_msgspec
 from lamella.sync.export import check_output, export_changes
-from lamella.sync.marks import OVERLAP, Ask, Wanted, begin, look, missing
+from lamella.sync.marks import OVERLAP, Ask, Wanted, asked, begin, look, missing
 from lamella.sync.page import checked_moment
 from lamella.sync.progress import Part, Progress, Report, part_of
 from lamella.sync.reading import ListToRead, Reading
@@ -177,7 +177,7 @@ async def plan(
         sources, accounts, since, identity, absent, resume=resume, lookback=lookback, full_every=full_every
     )
     if journal is None:
-        return tuple(Part(*each, ask.since) for each in wanted)
+        return tuple(Part(*each, asked(ask, each)) for each in wanted)
     _, _, positions = await journal.read(lambda db: look(db, wanted, ask))
     return tuple(part_of(each, position) for each, position in zip(wanted, positions, strict=True))
 
@@ -205,7 +205,9 @@ def _checked(
         Wanted(account, resource) for account in accounts for resource in sources if (account, resource) not in absent
     ]
     made = {(name, ""): identity(account) for name, account in accounts.items()}
-    made |= {(each.account, each.resource): sources[each.resource].identity for each in wanted}
+    for each in wanted:
+        of = sources[each.resource]
+        made[each.account, each.resource] = of.identity + of.variant(accounts[each.account])
     return wanted, Ask(
         sources, None if since is None else checked_moment(since), resume, lookback, full_before, made=made
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Final
 
@@ -130,6 +130,21 @@ class NextUrl(_Linked):
         return found if isinstance(found, str) else None
 
 
+Fetch = Callable[
+    [aiohttp.ClientSession, URL, Mapping[str, str] | None],
+    AbstractAsyncContextManager[tuple[aiohttp.ClientResponse, str | None]],
+]
+
+
+@asynccontextmanager
+async def get(
+    session: aiohttp.ClientSession, url: URL, query: Mapping[str, str] | None
+) -> AsyncIterator[tuple[aiohttp.ClientResponse, str | None]]:
+    """Ask for a page by GET."""
+    async with session.get(url, params=query) as response:
+        yield response, None
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """One paginated list of an API.
@@ -146,8 +161,10 @@ class Source:
     _: KW_ONLY
     records: str = "data"
     """Where the records are in an answer. Empty: the answer is the list of records."""
-    id: str | Sequence[str] = "id"
-    """The field that tells records apart. Of several the first one that a record has."""
+    id: str | Sequence[str | None] | None = "id"
+    """The field that tells records apart. Of several the first one that a record has. None, alone or as the last one: a
+    record without such a field is told apart by its content. It is stored as often as the list has it, and each run
+    reads the whole list."""
     changed: str | Sequence[str] | None = None
     """The field with the moment of a record's last change: ISO 8601 (UTC if it has no zone), or seconds since 1970.
     Of several the first one that a record has. None means that a record has none: each run reads the whole list."""
@@ -165,6 +182,12 @@ class Source:
     """More of the query, or a function that returns it for an account. None and empty values are left out."""
     within: Callable[[Any], AbstractContextManager[object]] = field(default=lambda _: nullcontext())
     """Called with an account; each of its requests is made inside of what it returns, which chooses the credentials."""
+    variant: Callable[[Any], str] = field(default=lambda _: "", repr=False)
+    """Returns for an account what else tells the list from others at its URL, such as a filter among `params`. If it
+    differs from that of the run before, what is stored of the list is dropped, and it is read from the beginning."""
+    fetch: Fetch = field(default=get, repr=False)
+    """Asks for a page. It is a function of the session, the URL and the query, which returns a context of the answer
+    and of the place of its records (None: `records`), for an API whose first answer leads to another one."""
     rules: RuleBook = field(default=HTTP_RULES, repr=False)
     """What an error status means, for a session whose layers do not raise."""
     name: str = ""
@@ -173,7 +196,7 @@ class Source:
     def __post_init__(self) -> None:
         if not self.url:
             raise ValueError("url must not be empty")
-        if not self.ids or not all(self.ids):
+        if "" in self.ids or not (self.ids or self.may_lack_id):
             raise ValueError(f"id must name a field, or several, not {self.id!r}")
         if not self.name:
             object.__setattr__(self, "name", URL(self.url).name or self.url)
@@ -181,7 +204,12 @@ class Source:
     @property
     def ids(self) -> tuple[str, ...]:
         """The fields that may tell records apart."""
-        return (self.id,) if isinstance(self.id, str) else tuple(self.id)
+        return (self.id,) if isinstance(self.id, str) else tuple(name for name in self.id or () if name is not None)
+
+    @property
+    def may_lack_id(self) -> bool:
+        """Whether a record may have none of them."""
+        return self.id is None or (not isinstance(self.id, str) and None in self.id)
 
     @property
     def dates(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from lamella.sync import nameless
 from lamella.sync.decode import Record
 from lamella.sync.errors import BadRecord
 
@@ -22,13 +23,14 @@ TABLES: Final = (
     deleted INTEGER NOT NULL, PRIMARY KEY (account, resource, id)) WITHOUT ROWID""",
     # Accounts that are no longer synced, whose records count as deleted.
     "CREATE TABLE IF NOT EXISTS sync_departed (account TEXT PRIMARY KEY, departed INTEGER NOT NULL)",
+    nameless.TABLE,
     # One row: it counts the changes of the records.
     "CREATE TABLE IF NOT EXISTS sync_version (version INTEGER NOT NULL)",
     # Each output: the version that it was written from, and its file as it was then.
     "CREATE TABLE IF NOT EXISTS sync_outputs (path TEXT PRIMARY KEY, version INTEGER NOT NULL, stamp TEXT NOT NULL)",
 )
 
-OF_LISTS: Final = ("sync_records", "sync_deleted", "sync_parts", "sync_pages")
+OF_LISTS: Final = ("sync_records", "sync_deleted", "sync_parts", "sync_pages", "sync_contents")
 """The tables with rows of a list."""
 
 Departed = Literal["keep", "mark", "forget"]

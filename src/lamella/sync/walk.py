@@ -49,6 +49,7 @@ class Walk:
     missing: int = 0  # records of this run that an earlier run should have stored
     deleted: int = 0  # records of this run that were marked as deleted
     unmet: int = 0  # stored records that were not read, where it is not proved that they are deleted
+    nameless: int = 0  # records without an id
 
     def again(self, *, walks: int) -> Walk:
         """Return the next reading of the same list in the same run."""

@@ -11,7 +11,7 @@ from lamella.maesn.sandbox.replies import failure, success
 
 def test_success() -> None:
     pagination = {"total": 1, "perPage": 5, "currentPage": 1, "totalPages": 1}
-    assert json.loads(success([1], pagination=pagination).encoded()) == {
+    assert json.loads(success([1], meta={"warnings": [], "pagination": pagination}).encoded()) == {
         "meta": {"warnings": [], "pagination": pagination},
         "data": [1],
         "errors": None,

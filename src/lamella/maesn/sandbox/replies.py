@@ -6,24 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 from lamella.checks import check_seconds, check_whole
+from lamella.maesn.sandbox.choices import error_of
+from lamella.maesn.sandbox.made import LONG_NUMBERS
 
 BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
-
-_MESSAGES: dict[int, str] = {
-    HTTPStatus.BAD_REQUEST: "The request has parameters that cannot be accepted.",
-    HTTPStatus.UNAUTHORIZED: "The account key is missing, unknown or expired.",
-    HTTPStatus.FORBIDDEN: "The API key is missing or unknown, or this user may not do that.",
-    HTTPStatus.NOT_FOUND: "There is nothing at this address.",
-    HTTPStatus.METHOD_NOT_ALLOWED: "This address does not take that method.",
-    HTTPStatus.TOO_MANY_REQUESTS: "Too many requests for this account.",
-    HTTPStatus.INTERNAL_SERVER_ERROR: "Internal error.",
-    HTTPStatus.BAD_GATEWAY: "The target system gave no usable answer.",
-    HTTPStatus.SERVICE_UNAVAILABLE: "The service is not available at the moment.",
-    HTTPStatus.GATEWAY_TIMEOUT: "The target system took too long to answer.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +51,18 @@ class Reply:
             case None:
                 return success(None).encoded()
             case _:
-                return json.dumps(self.body).encode()
+                return _encoded(self.body)
 
 
 def success(
     data: object,
     *,
     status: int = HTTPStatus.OK,
-    pagination: Mapping[str, int] | None = None,
-    headers: Mapping[str, str] | None = None,
+    meta: Mapping[str, Any] | None = MappingProxyType({"warnings": []}),
 ) -> Reply:
-    """Return a success. `pagination` is for lists only."""
-    meta: dict[str, Any] = {"warnings": []}
-    if pagination is not None:
-        meta["pagination"] = dict(pagination)
-    return Reply(status, headers or {}, {"meta": meta, "data": data, "errors": None, "rawData": None})
+    """Return a success in the API's envelope."""
+    envelope = {"meta": None if meta is None else dict(meta), "data": data, "errors": None, "rawData": None}
+    return Reply(status, {}, envelope)
 
 
 def failure(
@@ -90,20 +77,12 @@ def failure(
 
     `message` None: the usual sentence for the status.
     """
-    errors: dict[str, Any] = {"code": _code(status), "message": message or _MESSAGES.get(status, _phrase(status))}
-    if invalid:
-        errors["validationErrors"] = [{"field": field, "message": text} for field, text in invalid]
-    if downstream:
-        errors["downstreamErrors"] = [{"code": _code(status), "message": text} for text in downstream]
+    errors = error_of(status, message, invalid, downstream)
     return Reply(status, headers or {}, {"meta": {"warnings": []}, "data": None, "errors": errors, "rawData": None})
 
 
-_KNOWN = frozenset(map(int, HTTPStatus))
-
-
-def _code(status: int) -> str:
-    return HTTPStatus(status).name if status in _KNOWN else f"STATUS_{status}"
-
-
-def _phrase(status: int) -> str:
-    return HTTPStatus(status).phrase if status in _KNOWN else f"Status {status}"
+def _encoded(body: object) -> bytes:
+    text = json.dumps(body)
+    for short, long in LONG_NUMBERS.items():
+        text = text.replace(short, long)
+    return text.encode()

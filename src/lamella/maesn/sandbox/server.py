@@ -16,13 +16,16 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from lamella.checks import check_seconds, check_whole
-from lamella.maesn.sandbox.api import Api, needs_account
+from lamella.maesn.published import SYSTEMS, Quota, needs_account, template_of
+from lamella.maesn.sandbox import choices
+from lamella.maesn.sandbox.api import RESOURCES, Api, Traits, check_traits
+from lamella.maesn.sandbox.limits import Limits, Where
 from lamella.maesn.sandbox.listener import Listener
-from lamella.maesn.sandbox.records import RESOURCES, Record
+from lamella.maesn.sandbox.records import EVEN, Odd, Record
 from lamella.maesn.sandbox.replies import BODILESS, Reply, failure
 from lamella.maesn.sandbox.requests import Chances, Received, Script, Step, check_step
 from lamella.testing.faults import Fault
-from lamella.testing.limits import Limit, Limiter
+from lamella.testing.limits import Limit, RetryAfter
 
 AccountState = Literal["active", "expired", "inactive"]
 
@@ -54,8 +57,16 @@ class Sandbox(Listener):
 
     - `accounts`: the number of active accounts, or the `Account`s themselves.
     - `api_key`: the only X-API-KEY that is accepted.
-    - `records`: the number of records that an account has of each resource, made up from the `seed`.
+    - `records`: the number of records that an account has in each list, made up from the `seed`. A list without pages
+      has ten at most.
     - `limit`: the rate limit of each account. None: no limit.
+    - `system`: the target system behind it, a key of `lamella.maesn.published.SYSTEMS`: its limits hold, all at a time,
+      it needs the parameters that it needs, and blocks what it blocks. None: one without limits, which has all lists.
+    - `quotas`: limits that hold at a time, in the place of those of the `system`.
+    - `unsupported`: lists that the target system does not have, such as `"offers"`.
+    - `later`: paths that are answered with a task where they may be, such as `"journalEntries"` or `"contacts/bulk"`.
+    - `odd`: how many records have no id, or the id of another one.
+    - `idempotency_keys`: whether an Idempotency-Key is honoured. Nothing published says that Maesn does.
     - `chances`: how likely (0 to 1) a request ends with an error status (400 to 599) or a `Fault`. It depends on the
       seed and on the number of the request.
     - `host`, `port`: where to listen. Port 0: a free one, which the sandbox keeps when it is started again.
@@ -74,6 +85,12 @@ class Sandbox(Listener):
         api_key: str = "sandbox-api-key",
         records: int = 250,
         limit: Limit | None = None,
+        system: str | None = None,
+        quotas: Iterable[Quota] | None = None,
+        unsupported: Iterable[str] = (),
+        later: Iterable[str] = (),
+        odd: Odd = EVEN,
+        idempotency_keys: bool = False,
         chances: Mapping[int | Fault, float] | None = None,
         seed: int = 0,
         host: str = "127.0.0.1",
@@ -97,8 +114,6 @@ class Sandbox(Listener):
         self.accounts: tuple[Account, ...] = _accounts(accounts)
         self.received: list[Received] = []
         self._by_key = {account.key: account for account in self.accounts}
-        self._limits = {account.key: account.limit or limit for account in self.accounts}
-        self._limiters: dict[str, Limiter] = {}
         self._chances = Chances(chances or {}, seed)
         self._latency = latency
         self._pause = pause
@@ -106,8 +121,19 @@ class Sandbox(Listener):
         self._scripts: list[Script] = []
         self._outage: Step | None = None
         self._numbers = itertools.count(1)
+        traits = Traits(seed, odd, system, frozenset(unsupported), frozenset(later), idempotency_keys)
+        check_traits(traits)
+        behind = SYSTEMS.get(system or "")
+        given = (behind.quotas if behind else ()) if quotas is None else tuple(quotas)
+        limits = {account.key: account.limit or limit for account in self.accounts}
+        self._limits = Limits(limits, given, behind.errors_an_hour if behind else None)
         own = {account.key: account.records for account in self.accounts}
-        self._api = Api(seed=seed, size=lambda key: records if own[key] is None else own[key] or 0)
+
+        def size(key: str) -> int:
+            found = own.get(key)
+            return records if found is None else found
+
+        self._api = Api(traits, size=size, new_account=self._new_account)
 
     def __repr__(self) -> str:
         state = f"on {self.url}" if self._runner else "closed"
@@ -124,6 +150,11 @@ class Sandbox(Listener):
         return self._api.duplicates
 
     @property
+    def blocks(self) -> int:
+        """How often an account was blocked at a path for too many errors."""
+        return self._limits.blocks
+
+    @property
     def pending(self) -> int:
         """How many steps of scripts have not been used yet."""
         return sum(len(script.steps) for script in self._scripts)
@@ -131,15 +162,15 @@ class Sandbox(Listener):
     def created(self, resource: str, account: Account | str | None = None) -> list[Record]:
         """Return the records that POSTs created, in order and as they were then. `account` None: of all accounts.
 
-        Raises ValueError for an unknown resource or account.
+        Raises ValueError for an unknown list or account.
         """
         _check_resource(resource)
         return self._api.created(resource, None if account is None else self._key(account))
 
     def records(self, resource: str, account: Account | str | None = None) -> list[Record]:
-        """Return all records that there are now, in the order of the lists. `account` None: of the first account.
+        """Return all records that there are now, in the order of the list. `account` None: of the first account.
 
-        Raises ValueError for an unknown resource or account.
+        Raises ValueError for an unknown list or account.
         """
         _check_resource(resource)
         return self._api.table(self._key(account or self.account_key), resource).all()
@@ -181,9 +212,7 @@ class Sandbox(Listener):
         Raises ValueError for an unknown account.
         """
         _check_limit(limit)
-        for key in self._by_key if account is None else [self._key(account)]:
-            self._limits[key] = limit
-            self._limiters.pop(key, None)
+        self._limits.replace(limit, self._by_key if account is None else [self._key(account)])
 
     def _key(self, account: Account | str) -> str:
         key = account.key if isinstance(account, Account) else account
@@ -205,10 +234,16 @@ class Sandbox(Listener):
         )
         self.received.append(received)
         received.body = await request.content.read()
-        fault, reply = self._decide(received)
-        if delay := self._latency + reply.delay:
-            await asyncio.sleep(delay)
+        where = Where(received.account if needs_account(received.method, received.path) else None, _path(received))
+        fault, reply, counted = self._decide(received, where)
+        try:
+            if delay := self._latency + reply.delay:
+                await asyncio.sleep(delay)
+        finally:
+            if counted:
+                self._limits.end(where)
         received.outcome = fault or reply.status
+        self._limits.answered(where, reply.status, asyncio.get_running_loop().time())
         self._on_answer(received)
         headers, body = CIMultiDict(reply.headers), reply.encoded()
         if reply.status not in BODILESS:
@@ -216,22 +251,22 @@ class Sandbox(Listener):
         response = web.Response(status=reply.status, headers=headers, body=body)
         return response if fault is None else await fault.answer(request, response, pause=self._pause)
 
-    def _decide(self, received: Received) -> tuple[Fault | None, Reply]:
-        """Return the answer to a request, and how it breaks."""
+    def _decide(self, received: Received, where: Where) -> tuple[Fault | None, Reply, bool]:
+        """Return how an answer breaks, the answer, and whether it counts against the quotas."""
         match step := self._next_step(received):
             case Fault():
-                return step, self._refusal(received) or self._api.answer(received)
+                return step, self._refusal(received) or self._api.answer(received), False
             case Reply():
-                return None, step
+                return None, step, False
             case int() if step != HTTPStatus.OK:
-                return None, failure(step)
-        refusal = self._refusal(received) or self._limited(received)
+                return None, failure(step), False
+        refusal = self._refusal(received) or self._limited(received, where)
         if refusal is not None:
-            return None, refusal
+            return None, refusal, False
         chance = self._chances.draw(received.number) if step is None else None
         if isinstance(chance, int):
-            return None, failure(chance)
-        return chance, self._api.answer(received)
+            return None, failure(chance), True
+        return chance, self._api.answer(received), True
 
     def _next_step(self, received: Received) -> Step | None:
         if self._outage is not None:
@@ -247,36 +282,45 @@ class Sandbox(Listener):
     def _refusal(self, received: Received) -> Reply | None:
         """Return the answer to a request whose keys are not in order. None: they are."""
         if received.headers.get("X-API-KEY") != self.api_key:
-            return failure(HTTPStatus.FORBIDDEN, "The X-API-KEY header is missing, or the key is unknown.")
-        if not needs_account(received.path):
+            return failure(choices.NO_API_KEY, "The X-API-KEY header is missing, or the key is unknown.")
+        if not needs_account(received.method, received.path):
             return None
         account = self._by_key.get(received.account or "")
         if account is None:
-            return failure(HTTPStatus.UNAUTHORIZED, "The X-ACCOUNT-KEY header is missing, or the key is unknown.")
+            return failure(choices.NO_ACCOUNT_KEY, "The X-ACCOUNT-KEY header is missing, or the key is unknown.")
         if account.state == "expired":
-            return failure(HTTPStatus.UNAUTHORIZED, "The account key has expired: the user must log in again.")
-        return failure(HTTPStatus.FORBIDDEN, "This user is inactive.") if account.state == "inactive" else None
+            return failure(choices.EXPIRED, "The account key has expired: the user must log in again.")
+        return failure(choices.INACTIVE, "This user is inactive.") if account.state == "inactive" else None
 
-    def _limited(self, received: Received) -> Reply | None:
+    def _limited(self, received: Received, where: Where) -> Reply | None:
         """Return the answer to a request that comes too soon. None: it does not."""
-        key = received.account
-        if key is None or not needs_account(received.path) or (limit := self._limits[key]) is None:
-            return None
-        limiter = self._limiters.get(key)
-        if limiter is None:
-            limiter = self._limiters[key] = limit.limiter()
         now = asyncio.get_running_loop().time()
-        wait = limiter.allow(now)
-        if wait <= 0:
-            return None
-        headers = {}
-        if limit.retry_after == "date":
-            headers["Retry-After"] = formatdate(math.ceil(time.time() + wait), usegmt=True)
-        elif limit.retry_after:
-            seconds = math.ceil(wait)
-            # A rounding error of the clock is no second.
-            headers["Retry-After"] = str(seconds - (now + (seconds - 1) >= now + wait))
-        return failure(HTTPStatus.TOO_MANY_REQUESTS, headers=headers)
+        if self._limits.blocked(where, now):
+            return failure(choices.BLOCKED, downstream=["too many errors at this endpoint: it is blocked for an hour"])
+        refused = self._limits.admit(where, now)
+        return None if refused is None else _refused(now, *refused)
+
+    def _new_account(self) -> str:
+        """Add an account, and return its key."""
+        account = Account(f"sandbox-account-key-{len(self.accounts) + 1}")
+        self.accounts = (*self.accounts, account)
+        self._by_key[account.key] = account
+        return account.key
+
+
+def _path(received: Received) -> str:
+    return template_of(received.path) or received.path
+
+
+def _refused(now: float, wait: float, form: RetryAfter) -> Reply:
+    headers = {}
+    if form == "date":
+        headers["Retry-After"] = formatdate(math.ceil(time.time() + wait), usegmt=True)
+    elif form:
+        seconds = math.ceil(wait)
+        # A rounding error of the clock is no second.
+        headers["Retry-After"] = str(seconds - (now + (seconds - 1) >= now + wait))
+    return failure(HTTPStatus.TOO_MANY_REQUESTS, headers=headers)
 
 
 def _accounts(accounts: int | Iterable[Account]) -> tuple[Account, ...]:

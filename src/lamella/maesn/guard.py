@@ -1,0 +1,147 @@
+"""``ErrorGuard``: stop before the target system blocks a key for too many errors."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Awaitable, Collection
+from typing import Final
+
+import aiohttp
+import anyio
+
+from lamella.call import Call, Stop
+from lamella.checks import check_seconds, check_whole
+from lamella.classify.failures import ERROR_STATUS
+from lamella.credentials import secrets_of
+from lamella.errors import ApiError, RequestRejected
+from lamella.maesn.account import current_account
+from lamella.maesn.published import COUNTED_ERRORS, template_of
+from lamella.pipeline import Layer, Result, Slot
+from lamella.rules import Failure, RuleBook, StopReason
+from lamella.store.shared import hash_key
+from lamella.telemetry.names import ERRORS, GUARD_EVENT
+
+_RULE: Final = RuleBook().rule_for(Failure.TOO_MANY_ERRORS)
+_MOST_PLACES: Final = 10_000
+_FOLDER: Final = "/accounting/"
+
+
+class TooManyErrors(RequestRejected):
+    """Not sent: calls of its account to its path have failed so often that one more could block the account there."""
+
+    failure = Failure.TOO_MANY_ERRORS
+
+
+class _Place:
+    """What is known of one path of one account."""
+
+    __slots__ = ("changed", "errors", "proven", "under_way")
+
+    def __init__(self, most: int) -> None:
+        self.errors: deque[float] = deque(maxlen=most)
+        """When the last ones came, by the loop's clock."""
+        self.under_way = 0
+        self.proven = False
+        """Whether the last answer was none of the errors that count."""
+        self.changed = anyio.Event()
+
+
+class ErrorGuard(Layer):
+    """Rejects the calls of an account to a path with :class:`lamella.maesn.TooManyErrors` when too many failed there.
+
+    Some target systems block a key after ten errors of one path within an hour. A path that has had errors, or no
+    answer yet, has no more calls under way than may fail; further ones wait until one of them has ended.
+
+    Args:
+        most: How many errors of one path of one account there may be in *per* seconds.
+        per: For how many seconds an error counts.
+        statuses: Those that count.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    slot = Slot.ATTEMPT_SPAN
+
+    def __init__(self, most: int = 9, per: float = 3600.0, *, statuses: Collection[int] = COUNTED_ERRORS) -> None:
+        check_whole("most", most)
+        check_seconds("per", per)
+        self._most = most
+        self._per = per
+        self._statuses = frozenset(statuses)
+        self._places: dict[tuple[str, str], _Place] = {}
+        self._calls: dict[Call, _Place] = {}
+
+    def before(self, call: Call) -> Awaitable[None] | None:
+        place = self._place(call.request)
+        if not self._may_go(call, place):
+            return self._wait(call, place)
+        place.under_way += 1
+        self._calls[call] = place
+        return None
+
+    async def _wait(self, call: Call, place: _Place) -> None:
+        while not self._may_go(call, place):
+            await place.changed.wait()
+        place.under_way += 1
+        self._calls[call] = place
+
+    def after(self, call: Call, result: Result) -> None:
+        place = self._calls.pop(call)
+        place.under_way -= 1
+        status = result.status if isinstance(result, aiohttp.ClientResponse | ApiError) else None
+        if status in self._statuses:
+            place.errors.append(call.request.loop.time())
+            place.proven = False
+        elif status is not None and status < ERROR_STATUS:
+            place.proven = True
+        place.changed.set()
+        place.changed = anyio.Event()
+
+    def _may_go(self, call: Call, place: _Place) -> bool:
+        """Return whether a call may be sent now; if not, it is to wait until another one has ended.
+
+        Raises:
+            TooManyErrors: There are as many errors as there may be.
+        """
+        now = call.request.loop.time()
+        while place.errors and now - place.errors[0] >= self._per:
+            place.errors.popleft()
+        if len(place.errors) >= self._most:
+            raise self._rejected(call, place, now)
+        if not place.errors and place.proven:
+            return True
+        return len(place.errors) + place.under_way < self._most
+
+    def _rejected(self, call: Call, place: _Place, now: float) -> TooManyErrors:
+        request, first = call.request, place.errors[0]
+        error = TooManyErrors(
+            request.method,
+            request.url,
+            _RULE,
+            since=now - first,
+            until=first + self._per - now,
+            stopped=StopReason.TOO_MANY_ERRORS,
+            secrets=secrets_of(call),
+        )
+        call.stop = Stop(StopReason.TOO_MANY_ERRORS, _RULE, error)
+        if call.span is not None:
+            call.span.add_event(GUARD_EVENT, {ERRORS: len(place.errors)})
+        return error
+
+    def _place(self, request: aiohttp.ClientRequest) -> _Place:
+        path = request.url.path
+        known = template_of(path[max(path.find(_FOLDER), 0) :]) or path
+        key = hash_key(None, current_account()), known
+        place = self._places.get(key)
+        if place is None:
+            if len(self._places) >= _MOST_PLACES:
+                now = request.loop.time()
+                self._places = {
+                    key: each
+                    for key, each in self._places.items()
+                    if each.under_way or now - max(each.errors, default=-math.inf) < self._per
+                }
+            place = self._places[key] = _Place(self._most)
+        return place

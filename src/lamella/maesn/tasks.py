@@ -1,0 +1,241 @@
+"""Operations that are answered with a task: a 202 with its id, and then questions until it is done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
+
+import aiohttp
+import anyio
+from opentelemetry.trace import SpanKind, StatusCode, TracerProvider
+from yarl import URL
+
+from lamella import scope
+from lamella._aiohttp import middlewares_of
+from lamella.classify.failures import ERROR_STATUS, error_messages, secrets_of_answer
+from lamella.classify.judge import api_error
+from lamella.maesn.published import at_path
+from lamella.maesn.rules import RULES
+from lamella.pipeline import layers_in
+from lamella.redaction import redact_text
+from lamella.sync import AnswerFailed
+from lamella.sync.source import at
+from lamella.telemetry.call_span import RequestSpan
+from lamella.telemetry.names import TASK_POLLS, TASK_SPAN, TASK_STATUS
+from lamella.telemetry.tracing import Tracing
+
+_DEADLINE: Final = 600.0
+_FIRST_WAIT: Final = 1.0
+_LONGEST_WAIT: Final = 30.0
+_GROWTH: Final = 1.5
+_DONE: Final = frozenset({"FINISHED", "SUCCESS"})
+_FAILED: Final = frozenset({"FAILED", "PARTIAL_SUCCESS", "CANCELLED_SUCCESSFULLY", "CANCEL_FAILED", "DELETED"})
+_OF_LISTS: Final = ("companyId", "page", "limit")
+"""The parameters that a question takes over from a request for a list."""
+
+
+class Task(NamedTuple):
+    """What an operation has brought."""
+
+    data: Any
+    """What the answer holds, or ``responseData`` of the task."""
+    status: str | None = None
+    """Of the task. None: the operation was answered at once."""
+    task_id: str | None = None
+    information: tuple[str, ...] = ()
+    """What the target system says about it."""
+
+
+class TaskFailed(AnswerFailed):
+    """A task has ended, and not well. Some of it may have been carried out: *task* says what."""
+
+    def __init__(self, task: Task) -> None:
+        said = "; ".join(task.information)
+        ValueError.__init__(self, f"the task {task.task_id!r} ended in {task.status}{f': {said}' if said else ''}")
+        self.task = task
+
+
+class TaskUnfinished(TimeoutError):
+    """A task was not done in time, and goes on: :func:`finished` waits for it with *task_id*."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(f"the task {task_id!r} was not done by the deadline, and may still end")
+        self.task_id = task_id
+
+
+async def task(
+    session: aiohttp.ClientSession, method: str, url: str | URL, *, deadline: float = _DEADLINE, **request: Any
+) -> Task:
+    """Carry out an operation that may be answered with a task, and return what it has brought when it is done.
+
+    A span ``lamella maesn task`` is around all of its calls. An operation that is answered at once needs no further
+    call.
+
+    Args:
+        session: One made by :func:`lamella.maesn.session`, or with its layers and the same base URL.
+        method: For example ``"POST"``.
+        url: For example ``"accounting/expenses/async"``.
+        deadline: How many seconds all of it may take, waits included. Inside of :func:`lamella.deadline` the earlier
+            end counts.
+        request: More arguments of ``session.request``.
+
+    Raises:
+        TaskFailed: It has ended, and not well.
+        TaskUnfinished: It was not done in time.
+        lamella.LamellaError: A call has failed.
+    """
+    with scope.deadline(deadline), _operation(session) as note:
+        async with session.request(method, url, **request) as response:
+            await _raise_for_status(response)
+            answer = await response.json()
+            if response.status != HTTPStatus.ACCEPTED:
+                return Task(at(answer, "data"))
+            task_id = _id_in(answer)
+        query = _kept(request.get("params"))
+        async with _ended(session, task_id, query, note) as response:
+            await _raise_for_status(response)
+            return _task(response, task_id, await response.json())
+
+
+async def finished(
+    session: aiohttp.ClientSession, task_id: str, *, company_id: str | None = None, deadline: float = _DEADLINE
+) -> Task:
+    """Wait until a task is done, and return what it has brought: with the arguments and errors of :func:`task`."""
+    query = {} if company_id is None else {"companyId": company_id}
+    with scope.deadline(deadline), _operation(session) as note:
+        async with _ended(session, task_id, query, note) as response:
+            await _raise_for_status(response)
+            return _task(response, task_id, await response.json())
+
+
+@asynccontextmanager
+async def fetch(
+    session: aiohttp.ClientSession, url: URL, query: Mapping[str, str] | None
+) -> AsyncIterator[tuple[aiohttp.ClientResponse, str | None]]:
+    """Ask for a page of a list, and wait for the task where it is answered with one.
+
+    The waits between the questions take 600 s in sum; what a rate limit holds up does not count.
+    """
+    found, _ = at_path(url.path)
+    if "GET" in found and not found["GET"].may_be_later:
+        async with session.get(url, params=query) as response:
+            yield response, None
+        return
+    with _operation(session) as note:
+        async with session.get(url, params=query) as response:
+            if response.status != HTTPStatus.ACCEPTED:
+                yield response, None
+                return
+            task_id = _id_in(await response.json())
+        async with _ended(session, task_id, _kept(query), note) as response:
+            yield response, "data.responseData"
+
+
+class _Note:
+    """What the span of an operation says."""
+
+    __slots__ = ("polls", "status")
+
+    def __init__(self) -> None:
+        self.polls = 0
+        self.status: str | None = None
+
+
+@contextmanager
+def _operation(session: aiohttp.ClientSession) -> Iterator[_Note]:
+    """Put a span around the calls made inside, if the session has spans."""
+    note = _Note()
+    spans = next((layer for layer in layers_in(middlewares_of(session)) if isinstance(layer, RequestSpan)), None)
+    provider = None if spans is None else spans.shared.get("tracer_provider")
+    if spans is None or not (provider is None or isinstance(provider, TracerProvider)):
+        yield note
+        return
+    tracing = Tracing(provider)
+    if tracing.silent:
+        yield note
+        return
+    with tracing.tracer.start_as_current_span(
+        TASK_SPAN, kind=SpanKind.INTERNAL, record_exception=False, set_status_on_exception=False
+    ) as span:
+        try:
+            yield note
+        except Exception as exc:
+            span.set_status(StatusCode.ERROR, type(exc).__name__)
+            raise
+        finally:
+            span.set_attribute(TASK_POLLS, note.polls)
+            if note.status is not None:
+                span.set_attribute(TASK_STATUS, note.status)
+
+
+@asynccontextmanager
+async def _ended(
+    session: aiohttp.ClientSession, task_id: str, query: Mapping[str, str], note: _Note
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Ask for a task until it is done; yield the last answer, its body read unless it has an error status.
+
+    Raises:
+        TaskUnfinished: The next question would come after the deadline; where there is none, after waits of 600 s.
+    """
+    # A whole segment: an id must not lead to another path.
+    if not task_id.strip("."):
+        raise ValueError(f"the id of a task must not be {task_id!r}")
+    url, wait = URL(f"accounting/asyncTask/{quote(task_id, safe='')}", encoded=True), _FIRST_WAIT
+    waited = 0.0
+    while True:
+        async with session.get(url, params=query) as response:
+            note.polls += 1
+            if response.status >= ERROR_STATUS:
+                yield response
+                return
+            found = _task(response, task_id, await response.json())
+            note.status = found.status
+            if found.status in _DONE:
+                yield response
+                return
+            del found
+        end = scope.inherited()
+        left = _DEADLINE - waited if end is None else end - asyncio.get_running_loop().time()
+        if left <= wait:
+            raise TaskUnfinished(task_id)
+        await anyio.sleep(wait)
+        waited += wait
+        wait = min(wait * _GROWTH, _LONGEST_WAIT)
+
+
+def _task(response: aiohttp.ClientResponse, task_id: str, answer: object) -> Task:
+    """Return the task that an answer describes.
+
+    Raises:
+        TaskFailed: It has failed.
+    """
+    status, secrets = at(answer, "data.status"), secrets_of_answer(response)
+    notes = at(answer, "data.information")
+    notes = [note for note in notes if isinstance(note, dict)] if isinstance(notes, list) else []
+    information = tuple(redact_text(str(note["message"]), secrets) for note in notes if note.get("message"))
+    shown = redact_text(str(status), secrets) if status is not None else None
+    found = Task(at(answer, "data.responseData"), shown, task_id, information)
+    is_error = status in _DONE and any(str(note.get("type")).strip().lower() == "error" for note in notes)
+    if status in _FAILED or is_error or error_messages(response, at(answer, "errors")) is not None:
+        raise TaskFailed(found)
+    return found
+
+
+def _id_in(answer: object) -> str:
+    found = at(answer, "data.taskId")
+    if not isinstance(found, str | int) or not str(found).strip():
+        raise ValueError("an answer with status 202 has no taskId")
+    return str(found)
+
+
+def _kept(query: object) -> dict[str, str]:
+    return {name: str(query[name]) for name in _OF_LISTS if query.get(name)} if isinstance(query, Mapping) else {}
+
+
+async def _raise_for_status(response: aiohttp.ClientResponse) -> None:
+    if response.status >= ERROR_STATUS:  # of a session that does not raise
+        raise await api_error(response, RULES)

@@ -1,0 +1,69 @@
+"""Records without an id, which are told apart by their content: each is stored as often as the list has it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Final
+
+from lamella.sync.decode import Record
+
+TABLE: Final = (
+    # The pages with such records that a walk has read, each by its content.
+    """CREATE TABLE IF NOT EXISTS sync_contents (account TEXT NOT NULL, resource TEXT NOT NULL, content TEXT NOT NULL,
+    walk INTEGER NOT NULL, PRIMARY KEY (account, resource, content)) WITHOUT ROWID"""
+)
+_NAMES: Final = "content:" + "[0-9a-f]" * 32 + ":*"
+
+
+def repeats(db: sqlite3.Connection, each: tuple[str, str], records: Sequence[Record], walk: int) -> bool:
+    """Return whether a page with such records is equal, as a whole, to one that the walk has read before."""
+    if not any(record.nameless for record in records):
+        return False
+    content = blake2b("\n".join(record.text for record in records).encode(), digest_size=16).hexdigest()
+    row = db.execute(
+        "SELECT walk FROM sync_contents WHERE account = ? AND resource = ? AND content = ?", (*each, content)
+    )
+    if row.fetchone() == (walk,):
+        return True
+    db.execute("INSERT OR REPLACE INTO sync_contents VALUES (?, ?, ?, ?)", (*each, content, walk))
+    return False
+
+
+def numbered(db: sqlite3.Connection, each: tuple[str, str], records: Sequence[Record], walk: int) -> list[Record]:
+    """Return the records of a page with an id for each: of equal ones the walk has read so many before."""
+    if not any(record.nameless for record in records):
+        return list(records)
+    sql = (
+        "SELECT count(*) FROM sync_records WHERE account = ? AND resource = ? AND id >= ? || ':' AND id < ? || ';'"
+        " AND walk = ?"
+    )
+    times = Counter(
+        {
+            name: db.execute(sql, (*each, name, name, walk)).fetchone()[0]
+            for name in {record.id for record in records if record.nameless}
+        }
+    )
+    found = []
+    for record in records:
+        if record.nameless:
+            times[record.id] += 1
+            record = record._replace(id=f"{record.id}:{times[record.id]}")  # noqa: PLW2901 - the same record
+        found.append(record)
+    return found
+
+
+def drop_others(db: sqlite3.Connection, each: tuple[str, str], walk: int) -> int:
+    """Drop such records that a walk of the whole list has not read: they were changed, or are gone. Return how many."""
+    where = f"account = ? AND resource = ? AND id GLOB '{_NAMES}'"
+    dropped = db.execute(f"DELETE FROM sync_records WHERE {where} AND walk != ?", (*each, walk)).rowcount  # noqa: S608
+    if dropped:
+        rest = f"DELETE FROM sync_deleted WHERE {where} AND NOT EXISTS (SELECT 1 FROM sync_records r WHERE"  # noqa: S608
+        db.execute(
+            f"{rest} r.account = sync_deleted.account AND r.resource = sync_deleted.resource"
+            " AND r.id = sync_deleted.id)",
+            each,
+        )
+    return dropped

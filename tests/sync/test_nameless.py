@@ -1,0 +1,110 @@
+"""Lists whose records have no id, or not all of them: stored by content, as often as the list has them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from tests.servers import Serve
+
+from lamella import Source, stack, sync
+from lamella.batch import Journal
+from lamella.sync import Numbered, Part, RepeatedPage
+
+
+class Server:
+    """Serves *records*, with or without totals, and perhaps all of them on each page."""
+
+    def __init__(self, records: list[Any], *, total: bool = True, ignores_page: bool = False) -> None:
+        self.records = records
+        self.total = total
+        self.ignores_page = ignores_page
+        self.asked = 0
+
+    async def __call__(self, request: web.Request) -> web.Response:
+        self.asked += 1
+        page, limit = int(request.query["page"]), int(request.query["limit"])
+        start = 0 if self.ignores_page else (page - 1) * limit
+        body: dict[str, Any] = {"data": self.records[start : start + limit]}
+        if self.total:
+            body["total"] = len(self.records)
+        return web.json_response(body)
+
+
+async def run(server: Server, serve: Serve, path: Path, **source: Any) -> tuple[Part, list[tuple[str, Any]]]:
+    options: dict[str, Any] = {"id": ("id", None), "total": "total", "changed": "at", "since": "since"}
+    of = Source("rows", Numbered(page_size=4), **(options | source))
+    output = path / "rows.jsonl"
+    async with (
+        aiohttp.ClientSession(await serve(server), middlewares=stack()) as session,
+        Journal.open(path / "journal", batch="rows") as journal,
+    ):
+        report = await sync.run(session, {"rows": of}, journal=journal, output=output)
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    return report.parts[0], [(line["id"], line["record"]) for line in lines]
+
+
+def rows(*values: Any) -> list[dict[str, Any]]:
+    return [{"value": value} for value in values]
+
+
+def values(found: list[tuple[str, Any]]) -> Counter[Any]:
+    return Counter(record["value"] for _, record in found)
+
+
+@pytest.mark.parametrize("total", [True, False])
+async def test_each_is_stored_as_often_as_the_list_has_it(serve: Serve, tmp_path: Path, total: bool) -> None:
+    server = Server(rows(1, 2, 2, 2, 3, 4, 2, 1, 5), total=total)
+    part, found = await run(server, serve, tmp_path)
+    assert (part.done, part.nameless) == (True, 9)
+    assert values(found) == Counter({1: 2, 2: 4, 3: 1, 4: 1, 5: 1})
+    part, again = await run(server, serve, tmp_path)
+    assert (part.done, part.records, again) == (True, 0, found)
+
+
+@pytest.mark.parametrize("total", [True, False])
+async def test_what_has_changed_replaces_what_it_was(serve: Serve, tmp_path: Path, total: bool) -> None:
+    server = Server(rows(1, 2, 2, 3, 4), total=total)
+    await run(server, serve, tmp_path)
+    server.records = rows(1, 2, 30, 4, 4, 5)  # one 2 is gone, 3 has become 30, 4 is there twice
+    part, found = await run(server, serve, tmp_path)
+    assert (part.done, part.records) == (True, 3)
+    assert values(found) == Counter({1: 1, 2: 1, 30: 1, 4: 2, 5: 1})
+
+
+async def test_beside_others_that_have_an_id(serve: Serve, tmp_path: Path) -> None:
+    dated = [{"id": f"r{n}", "value": n, "at": "2026-01-01T00:00:00Z"} for n in range(5)]
+    server = Server([*dated, *rows(7, 7), {"id": None, "value": 8, "at": "2026-01-02T00:00:00Z"}])
+    part, found = await run(server, serve, tmp_path)
+    assert (part.done, part.nameless, len(found)) == (True, 3, 8)
+    assert {name for name, _ in found if not name.startswith("content:")} == {f"r{n}" for n in range(5)}
+    server.records = dated  # all have an id now: the next run reads all once more, and the one after it what is new
+    part, found = await run(server, serve, tmp_path)
+    assert (part.done, part.since, len(found)) == (True, None, 5)
+    part, _ = await run(server, serve, tmp_path)
+    assert part.since is not None
+
+
+async def test_a_list_of_nothing_else(serve: Serve, tmp_path: Path) -> None:
+    part, found = await run(Server(rows(1, 1)), serve, tmp_path, id=None)
+    assert part.done
+    assert [name.rpartition(":")[2] for name, _ in found] == ["1", "2"]
+
+
+async def test_an_api_that_ignores_the_page_is_noticed(serve: Serve, tmp_path: Path) -> None:
+    server = Server(rows(1, 2, 3, 4), total=False, ignores_page=True)
+    part, _ = await run(server, serve, tmp_path)
+    assert isinstance(part.error, RepeatedPage)
+    assert server.asked < 20
+
+
+async def test_without_leave_it_is_a_bad_record(serve: Serve, tmp_path: Path) -> None:
+    part, found = await run(Server(rows(1)), serve, tmp_path, id="id")
+    assert not part.done
+    assert not found
+    assert "has no 'id'" in part.bad[0]
