@@ -15,6 +15,7 @@ import anyio
 from benchmarks.processes import readable
 
 from lamella.maesn.sandbox import Account, Received, Reply, Sandbox
+from lamella.maesn.sandbox.limits import Where
 from lamella.testing import Fault, FixedWindow, Limit, Limiter
 from lamella.testing.limits import RetryAfter
 
@@ -101,10 +102,10 @@ class _Storm(Sandbox):
         self._scenario = scenario
         self._windows: dict[str, list[float]] = {}  # of each path: when it ends, and what is used of it
 
-    def _limited(self, received: Received) -> Reply | None:
+    def _limited(self, received: Received, where: Where) -> Reply | None:
         scenario = self._scenario
         if not (scenario.paths or scenario.points or scenario.states):
-            reply = super()._limited(received)
+            reply = super()._limited(received, where)
         elif (limit := scenario.crowds[0].limit) is None or not isinstance(limit, FixedWindow):
             raise ValueError(f"the limit must be a FixedWindow, got {limit!r}")
         else:
@@ -119,8 +120,8 @@ class _Storm(Sandbox):
             reply = Reply(scenario.refusal, headers=reply.headers)
         return reply
 
-    def _decide(self, received: Received) -> tuple[Fault | None, Reply]:
-        fault, reply = super()._decide(received)
+    def _decide(self, received: Received, where: Where) -> tuple[Fault | None, Reply, bool]:
+        fault, reply, counted = super()._decide(received, where)
         limit = self._scenario.crowds[0].limit
         if self._scenario.states and isinstance(limit, FixedWindow) and "" in self._windows:
             ends, used = self._windows[""]
@@ -130,7 +131,7 @@ class _Storm(Sandbox):
                 "X-RateLimit-Reset": str(math.ceil(ends - asyncio.get_running_loop().time())),
             }
             reply = replace(reply, headers={**reply.headers, **left})
-        return fault, reply
+        return fault, reply, counted
 
 
 async def _serve(scenario: Scenario, seed: int, pipe: Connection) -> None:
