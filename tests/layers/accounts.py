@@ -120,7 +120,7 @@ def at_rest(session: aiohttp.ClientSession) -> None:
     if throttle._quotas is not None:
         queues += [quota.queue for quota in throttle._quotas._quotas.values()]
     for queue in queues:
-        assert (queue.waiting, queue.in_flight, queue.points, queue.asking) == (0, 0, 0.0, None)
+        assert (queue.waiting, queue.in_flight, queue.asking) == (0, 0, None)
     assert not [timer for timer in timers_of_lamella() if not getattr(owner_of(timer), "_idle", False)]
     assert not tasks_of_lamella()
 

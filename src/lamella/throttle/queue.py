@@ -37,12 +37,12 @@ class _Waiter:
     __slots__ = ("call", "inner", "loop", "outer", "place", "queued", "wakeup", "woken")
 
     def __init__(self, call: Call, loop: asyncio.AbstractEventLoop, outer: Queue | None) -> None:
-        self.call = call
-        self.outer = outer  # where the call is the first as well
+        self.call: Call = call
+        self.outer: Queue | None = outer  # where the call is the first as well
         self.inner: _Waiter | None = None  # the same call, where it waits in one more queue
-        self.place = PLACE.of(call)
-        self.loop = loop
-        self.woken = False  # perhaps while it asks a slow store: then it asks again
+        self.place: int = PLACE.of(call)
+        self.loop: asyncio.AbstractEventLoop = loop
+        self.woken: bool = False  # perhaps while it asks a slow store: then it asks again
         self.wakeup: asyncio.Future[None] | None = None
         self.queued: tuple[float, float] | None = None  # as in `waiting_of`
 
