@@ -21,7 +21,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 from tests.browser.made import recorded
 
-from lamella.cli import html
+from lamella.cli import html, sandboxed
 from lamella.cli.html import html_report
 from lamella.cli.report import Check, Synced, totals
 from lamella.cli.terminal import duration
@@ -349,6 +349,9 @@ def test_the_page_of_a_real_run(browser: Chrome, tmp_path: Path) -> None:
     assert named == {"attempts": attempts, "parts": "24"}
     assert str(browser.find_element(By.ID, "shown").text) == f"{calls} of {calls} calls"
     assert "Checked: all 3 ok" in str(browser.find_element(By.ID, "checks").text)
+    accounts = {str(found.text) for found in browser.find_elements(By.CSS_SELECTOR, ".row .account")}
+    assert len(accounts) > 1
+    assert accounts <= set(sandboxed._NAMES)
     browser.find_element(By.CSS_SELECTOR, "[data-sort=attempts]").click()
     browser.find_element(By.CSS_SELECTOR, '.row[data-place="0"]').click()
     tree = str(browser.find_element(By.CSS_SELECTOR, "#details pre").get_property("textContent"))
