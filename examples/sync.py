@@ -26,7 +26,7 @@ from lamella.sync import Table
 from lamella.testing import Fault
 
 RULES = maesn.RULES.scaled(0.001)  # a thousandth of every delay, for this example
-TABLES = {"invoices": Table({"totalAmount": "decimal(18, 2)"}, {"lineItems": {"netAmount": "decimal(18, 2)"}})}
+TABLES = {"invoices": Table({"totalAmount": "decimal(18, 2)"}, {"lineItems": {"itemsAmount": "decimal(18, 2)"}})}
 ACCOUNTS = {"north": "sandbox-key-north", "south": "sandbox-key-south", "west": "sandbox-key-west"}
 
 
@@ -56,7 +56,7 @@ async def comparison(session: aiohttp.ClientSession, folder: Path) -> None:
         if part.compared:
             print(f"{part.resource} of {part.account}: {part.missing} had been missing, {part.deleted} are deleted")
     with closing(sqlite3.connect(folder / "records.db")) as db:
-        [count] = db.execute("SELECT count(DISTINCT id) FROM invoices_lineItems WHERE netAmount LIKE '%.__'").fetchone()
+        [count] = db.execute("SELECT count(DISTINCT id) FROM invoices_lineItems WHERE itemsAmount LIKE '%.__'").fetchone()
     print(f"invoices with line items: {count}; values that do not fit: {report.misfits.count}")
 
 
