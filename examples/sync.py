@@ -56,7 +56,8 @@ async def comparison(session: aiohttp.ClientSession, folder: Path) -> None:
         if part.compared:
             print(f"{part.resource} of {part.account}: {part.missing} had been missing, {part.deleted} are deleted")
     with closing(sqlite3.connect(folder / "records.db")) as db:
-        [count] = db.execute("SELECT count(DISTINCT id) FROM invoices_lineItems WHERE itemsAmount LIKE '%.__'").fetchone()
+        cents = "SELECT count(DISTINCT id) FROM invoices_lineItems WHERE itemsAmount LIKE '%.__'"
+        [count] = db.execute(cents).fetchone()
     print(f"invoices with line items: {count}; values that do not fit: {report.misfits.count}")
 
 

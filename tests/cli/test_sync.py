@@ -167,7 +167,7 @@ class TestTheEnd:
         async def full(*_: object) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "records.jsonl")
 
-        monkeypatch.setattr(sys.modules["lamella.sync.export"], "export", full)
+        monkeypatch.setattr(sys.modules["lamella.sync.export"], "_export", full)
         write_accounts(Path(), "Ada")
         shown = sync(server, "--output", "records.jsonl")
         assert shown.exit_code == 1
