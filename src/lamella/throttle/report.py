@@ -16,7 +16,7 @@ from opentelemetry.util.types import AttributeValue
 from lamella.call import Call
 from lamella.telemetry import names
 from lamella.telemetry.log import LOGGER
-from lamella.telemetry.metrics import Gauge, instruments_of
+from lamella.telemetry.metrics import Gauge, Instruments, instruments_of
 from lamella.telemetry.tracing import OFF, Tracing
 from lamella.throttle.account import Account, Episode
 from lamella.throttle.belief import Belief
@@ -37,7 +37,7 @@ class Report:
     ) -> None:
         self._show_key = show_key
         self._tracing = Tracing(tracer_provider)
-        self.instruments = instruments_of(meter_provider)
+        self.instruments: Instruments = instruments_of(meter_provider)
         self._queued = Gauge("queued", meter_provider)
 
     def count_queued(self, measured: Mapping[str, AttributeValue], call: Call, change: int) -> None:
