@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -189,7 +188,16 @@ def test_headers_state_limits(headers: dict[str, str], limits: list[StatedLimit 
     assert [each.name if isinstance(limit, str) else each for each, limit in zip(found, limits, strict=True)] == limits
 
 
-def test_a_moment_is_read_as_one() -> None:
-    [stated] = stated_limits({"X-RateLimit-Remaining": "3", "X-RateLimit-Reset": str(int(time.time() + 30))})
-    assert stated.reset is not None
-    assert 28 < stated.reset <= 30
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"X-RateLimit-Remaining": "3", "X-RateLimit-Reset": "{}"},
+        {"RateLimit": '"a";r=3;t={}'},
+        {"RateLimit": "limit=10, remaining=3, reset={}"},
+    ],
+)
+def test_a_moment_is_read_as_one(form: dict[str, str]) -> None:
+    """By the server's clock."""
+    headers = {name: value.format(1767225630) for name, value in form.items()}
+    [stated] = stated_limits(headers | {"Date": "Thu, 01 Jan 2026 00:00:00 GMT"})
+    assert (stated.remaining, stated.reset) == (3, 30)

@@ -128,7 +128,7 @@ class AttemptSpan(Layer):
 
     def after(self, call: Call, result: Result) -> None:
         if call not in self._begun:
-            if 300 <= getattr(result, "status", 0) < ERROR_STATUS and not isinstance(result, BaseException):
+            if not isinstance(result, BaseException) and 300 <= result.status < ERROR_STATUS:
                 note_redirect(call, result)
             return
         begun = self._begun.pop(call)

@@ -9,6 +9,7 @@ from typing import Final
 
 from multidict import istr
 
+from lamella.rules.retry_after import seconds_of
 from lamella.rules.waits import QUOTED, number_in, reset_in, server_now
 from lamella.telemetry.log import LOGGER
 from lamella.throttle.stated import StatedLimit
@@ -29,7 +30,7 @@ def stated_limits(headers: Mapping[str, str]) -> Sequence[StatedLimit]:
     ``X-Rate-Limit-``; the reset is in seconds or a moment. A limit in another unit than requests is left out.
     """
     if _DRAFT in headers:
-        return _by_draft(headers[_DRAFT], headers.get("RateLimit-Policy", ""))
+        return _by_draft(headers[_DRAFT], headers.get("RateLimit-Policy", ""), server_now(headers, time.time()))
     for name in _REMAINING:
         if name in headers and (number := number_in(headers[name])) is not None:
             prefix = name.removesuffix("-Remaining")
@@ -38,12 +39,14 @@ def stated_limits(headers: Mapping[str, str]) -> Sequence[StatedLimit]:
     return ()
 
 
-def _by_draft(value: str, policy: str) -> list[StatedLimit]:
+def _by_draft(value: str, policy: str, now: float) -> list[StatedLimit]:
     if "=" in QUOTED.sub("", value).partition(";")[0]:  # revision 7: limit=100, remaining=50, reset=30
         numbers = _numbers(value)
         if "remaining" not in numbers:
             return []
-        return [StatedLimit(numbers["remaining"], numbers.get("limit", 0.0), numbers.get("reset"))]
+        reset = numbers.get("reset")
+        reset = None if reset is None else seconds_of(reset, now)
+        return [StatedLimit(numbers["remaining"], numbers.get("limit", 0.0), reset)]
     policies = {item["name"]: item["values"] for item in _ITEM.finditer(policy)}
     found = []
     for item in _ITEM.finditer(value):
@@ -51,6 +54,7 @@ def _by_draft(value: str, policy: str) -> list[StatedLimit]:
         if "r" in numbers and not _OTHER_UNIT.search(quota):
             stated = _numbers(quota)
             reset = numbers.get("t", stated.get("w"))
+            reset = None if reset is None else seconds_of(reset, now)
             found.append(StatedLimit(numbers["r"], stated.get("q", 0.0), reset, name=item["name"]))
     return found
 
@@ -59,7 +63,17 @@ def _numbers(text: str) -> dict[str, float]:
     return {pair["key"]: float(pair["number"]) for pair in _PAIR.finditer(text)}
 
 
-def guarded(limits: Callable[[Mapping[str, str]], Sequence[StatedLimit]]) -> Callable[..., Sequence[StatedLimit]]:
+Reader = Callable[[Mapping[str, str]], Sequence[StatedLimit]]
+"""Returns the limits that the headers of an answer state."""
+
+
+def read_by(readers: Sequence[Reader]) -> Reader:
+    """Return one function for all *readers*, which breaks no call."""
+    safe = [_guarded(reader) for reader in readers]
+    return safe[0] if len(safe) == 1 else lambda headers: [each for reader in safe for each in reader(headers)]
+
+
+def _guarded(limits: Reader) -> Reader:
     """Return *limits* as a function that breaks no call: its first exception is logged, and then it returns nothing."""
     logged = False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -30,13 +30,13 @@ from lamella.telemetry.tracing import OFF, SILENT
 from lamella.throttle.account import Account, Episode, Learning
 from lamella.throttle.belief import Belief, believed
 from lamella.throttle.estimate import ONE, Asked, Permit, RateEstimate, Wait
-from lamella.throttle.headers import guarded, stated_limits
+from lamella.throttle.headers import read_by, stated_limits
 from lamella.throttle.limit import Cost, Limits, Of, cost_of, separated
 from lamella.throttle.permits import answered, learned, next_permit, refused
 from lamella.throttle.queue import WAITING
 from lamella.throttle.quota import PASSAGE, Held, Quota, Quotas, ended, release
 from lamella.throttle.report import Report
-from lamella.throttle.stated import StatedLimit, stated_now
+from lamella.throttle.stated import stated_now
 
 _REFUSED: Final = 429
 _PERIOD: Final = 60.0  # the period to assume where the rules have no wait
@@ -108,7 +108,8 @@ class Throttle(Layer):
         self._quotas = Quotas(self._limits, key=key, scope=scope, cost=cost, state=self._used) if self._limits else None
         self._stated = next((each for each in self._limits if each.requests is not None and each.key is None), None)
         """A limit that is not learned."""
-        self._reads = tuple(map(guarded, reads)) or (() if self._stated else (stated_limits,))
+        self._says = read_by(reads) if reads else None if self._stated else stated_limits
+        """Returns what the headers of an answer state. None: they are not looked at."""
         backoff = rules.rule_for(_REFUSED).retry
         period = (backoff.low if backoff else 0.0) or _PERIOD
         self._learning = Learning(self._state, period, self._stated is None, cost)
@@ -222,13 +223,14 @@ class Throttle(Layer):
             ):
                 return self._ended(call, account, permit, held, result)
             now = memory.now(call.now)
-            learns, says = self._stated is None, self._says(result.headers)
+            learns, says = self._stated is None, () if self._says is None else self._says(result.headers)
             answered(estimate, now, permit, len(queue.sent_at) - 1, learns=learns, says=says)
         # The server cannot have counted an attempt that ended in one of these; or the loop is gone.
         elif not isinstance(result, ConnectFailed | CertificateInvalid | RequestRejected | GeneratorExit):
             return self._ended(call, account, permit, held, result)
         queue.end(permit)
-        release(held)
+        if held:
+            release(held)
         return None
 
     async def _ended(self, call: Call, account: Account, permit: Permit, held: Held, result: Result) -> None:
@@ -267,7 +269,8 @@ class Throttle(Layer):
     ) -> bool:
         """Record an answer. Return whether the limit has let the attempt pass."""
         state, queue = self._state, account.queue
-        says = self._says(ERROR_HEADERS.take(call) if isinstance(result, ApiError) else result.headers)
+        headers = ERROR_HEADERS.take(call) if isinstance(result, ApiError) else result.headers
+        says = () if headers is None or self._says is None else self._says(headers)
         if judged is not None and judged.rule.is_rate_limit(result.status, judged.retry_after):
             asked = judged.rule.retry, judged.retry_after
             change = partial(refused, others=queue.in_flight - 1, says=says)
@@ -300,14 +303,6 @@ class Throttle(Layer):
                 requests, period = self._stated.requests or 0.0, self._stated.per or 0.0
             self._report.ended(account, episode, requests, period)
         return True
-
-    def _says(self, headers: Mapping[str, str] | None) -> Sequence[StatedLimit]:
-        """Return what the headers of an answer state."""
-        if headers is None or not self._reads:
-            return ()
-        first, *others = self._reads
-        says = first(headers)
-        return [*says, *(each for read in others for each in read(headers))] if others else says
 
     def _account(self, request: aiohttp.ClientRequest) -> Account:
         accounts = self._accounts

@@ -111,7 +111,8 @@ class Queue:
 
     def start(self, call: Call, permit: Permit) -> None:
         """Count an attempt of *call*, which got its *permit* without waiting because the queue is empty."""
-        self._add(permit)
+        insort(self.sent_at, permit.at)
+        self.points += permit.cost
         if PLACE not in call.state:
             call.state[PLACE] = next(_places)
 
@@ -205,16 +206,13 @@ class Queue:
         try:
             answer = await self._ask(waiter.call, self, 0)
             if isinstance(answer, Permit):
-                self._add(answer)
+                insort(self.sent_at, answer.at)
+                self.points += answer.cost
             return answer
         finally:
             self.asking = None
             if self.waiters[0] is not waiter:
                 self._wake_first()  # an older call has come back meanwhile
-
-    def _add(self, permit: Permit) -> None:
-        insort(self.sent_at, permit.at)
-        self.points += permit.cost
 
     def _index(self, waiter: _Waiter) -> int:
         """Return the number of calls before *waiter*."""
