@@ -12,7 +12,7 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from tests.layering import together
 
-from lamella import Breaker, Buffer, Classify, HeaderAuth, Retry, maesn, stack
+from lamella import Breaker, Buffer, Classify, HeaderAuth, Retry, RuleBook, maesn, stack
 
 __all__ = ["ATTEMPTS", "LARGE", "LAYERS", "REQUESTS", "Layers", "Place", "Request"]
 
@@ -92,8 +92,12 @@ class Layers:
     retry_writes: bool = False
 
 
+RULES: Final = RuleBook(*maesn.RULES)
+"""Maesn's, for an API that knows an ``Idempotency-Key``."""
+
+
 def _retry(**options: Any) -> Retry:
-    return Retry(maesn.RULES, attempts=ATTEMPTS, **options)
+    return Retry(RULES, attempts=ATTEMPTS, **options)
 
 
 def _auth(place: Place) -> HeaderAuth:
@@ -102,7 +106,7 @@ def _auth(place: Place) -> HeaderAuth:
 
 def _full(place: Place, *layers: Breaker, **options: Any) -> tuple[aiohttp.ClientMiddlewareType, ...]:
     return stack(
-        maesn.RULES,
+        RULES,
         *layers,
         auth=_auth(place),
         attempts=ATTEMPTS,
@@ -118,6 +122,7 @@ def _maesn(place: Place) -> tuple[aiohttp.ClientMiddlewareType, ...]:
         place.secret,
         "zq-account-4711",
         place.origin,
+        rules=RULES,
         attempts=ATTEMPTS,
         attempt_timeout=ATTEMPT_TIMEOUT,
         tracer_provider=place.tracer_provider,
@@ -126,12 +131,10 @@ def _maesn(place: Place) -> tuple[aiohttp.ClientMiddlewareType, ...]:
 
 
 LAYERS: Final = (
-    Layers("Classify", lambda place: (_auth(place), Classify(maesn.RULES)), retry=False),
-    Layers(
-        "Classify and Buffer", lambda place: (_auth(place), Buffer(), Classify(maesn.RULES)), retry=False, buffer=True
-    ),
+    Layers("Classify", lambda place: (_auth(place), Classify(RULES)), retry=False),
+    Layers("Classify and Buffer", lambda place: (_auth(place), Buffer(), Classify(RULES)), retry=False, buffer=True),
     Layers("Retry", lambda place: (_retry(), _auth(place)), classify=False),
-    Layers("Retry and Classify", lambda place: (_retry(), _auth(place), Classify(maesn.RULES))),
+    Layers("Retry and Classify", lambda place: (_retry(), _auth(place), Classify(RULES))),
     Layers("all", _full, buffer=True, timeout=True, spans=True),
     Layers(
         "all, nothing raised",

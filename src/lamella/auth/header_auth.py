@@ -131,9 +131,7 @@ class HeaderAuth(Layer):
                 return self._add_to_existing(call)
         request.headers.update(self._fixed)
         call.secrets = (*call.secrets, *self._secrets) if call.secrets else self._secrets
-        if not self._functions:
-            return None
-        return self._ask_all(call, self._functions)
+        return self._ask_all(call, self._functions) if self._functions else None
 
     def _add_to_existing(self, call: Call) -> Awaitable[None] | None:
         """Set the headers that the request does not bring. Return what has to be awaited for that.

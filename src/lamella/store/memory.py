@@ -26,12 +26,13 @@ class MemoryStore:
         ValueError: *keys* is less than 1.
     """
 
-    __slots__ = ("_clock", "_keys", "_loop", "_states")
+    __slots__ = ("_keys", "_loop", "_states", "clock")
 
     def __init__(self, keys: int = 10_000, *, clock: Callable[[], float] | None = None) -> None:
         check_whole("keys", keys)
         self._keys = keys
-        self._clock = clock
+        self.clock: Callable[[], float] | None = clock
+        """Returns the time in seconds. None: the clock of the running loop does."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._states: OrderedDict[str, Any] = OrderedDict()
 
@@ -68,7 +69,7 @@ class MemoryStore:
 
     def now(self, loop_time: float) -> float:
         """Return the time of such a change; *loop_time* is that of the running loop."""
-        return loop_time if self._clock is None else self._clock()
+        return loop_time if self.clock is None else self.clock()
 
     def keep(self, key: str, state: object) -> None:
         """Replace the state of *key*."""

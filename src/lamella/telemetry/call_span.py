@@ -123,7 +123,8 @@ class RequestSpan(Layer):
 
     def before(self, call: Call) -> None:
         telemetry = self._telemetry
-        said = telemetry.describe(call)
+        silent = telemetry.tracing.silent and telemetry.instruments.silent
+        said = None if silent else telemetry.describe(call)
         if said is None:
             # Nothing is recorded: what other layers and the log need, and no more.
             call.span = SILENT if telemetry.is_global and hands_on_nothing() else unrecorded()

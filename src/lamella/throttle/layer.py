@@ -159,7 +159,7 @@ class Throttle(Layer):
         if memory is not None and not queue.waiters and self._quotas is None:
             # Most calls need not wait.
             _, period, _, cost = self._learning
-            estimate, now = memory.of(account.name, RateEstimate), memory.now(call.now)
+            estimate, now = memory.of(account.name, RateEstimate), call.now if memory.clock is None else memory.clock()
             asked = ONE
             if cost is not None:
                 asked = Asked(extra=queue.points - queue.in_flight, cost=cost_of(call.request, cost))
@@ -222,7 +222,7 @@ class Throttle(Layer):
                 or (self._below_400 and result.status in self._below_400)
             ):
                 return self._ended(call, account, permit, held, result)
-            now = memory.now(call.now)
+            now = call.now if memory.clock is None else memory.clock()
             learns, says = self._stated is None, () if self._says is None else self._says(result.headers)
             answered(estimate, now, permit, len(queue.sent_at) - 1, learns=learns, says=says)
         # The server cannot have counted an attempt that ended in one of these; or the loop is gone.
