@@ -224,7 +224,7 @@ class Throttle(Layer):
                 return self._ended(call, account, permit, held, result)
             now = call.now if memory.clock is None else memory.clock()
             learns, says = self._stated is None, () if self._says is None else self._says(result.headers)
-            answered(estimate, now, permit, len(queue.sent_at) - 1, learns=learns, says=says)
+            answered(estimate, now, permit, len(queue.sent_at) - 1, learns, says)
         # The server cannot have counted an attempt that ended in one of these; or the loop is gone.
         elif not isinstance(result, ConnectFailed | CertificateInvalid | RequestRejected | GeneratorExit):
             return self._ended(call, account, permit, held, result)
