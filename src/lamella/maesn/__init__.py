@@ -2,6 +2,7 @@
 
 from lamella.maesn.account import Account, account, current_account
 from lamella.maesn.guard import ErrorGuard, TooManyErrors
+from lamella.maesn.limits import limits_of
 from lamella.maesn.lists import pages, plan, records, sync
 from lamella.maesn.rules import RULES
 from lamella.maesn.session import BASE_URL, layers, session
@@ -22,6 +23,7 @@ __all__ = [
     "current_account",
     "finished",
     "layers",
+    "limits_of",
     "pages",
     "plan",
     "records",

@@ -16,7 +16,8 @@ from lamella.classify.failures import ERROR_STATUS
 from lamella.credentials import secrets_of
 from lamella.errors import ApiError, RequestRejected
 from lamella.maesn.account import current_account
-from lamella.maesn.published import COUNTED_ERRORS, template_of
+from lamella.maesn.limits import path_of
+from lamella.maesn.published import COUNTED_ERRORS
 from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import Failure, RuleBook, StopReason
 from lamella.store.shared import hash_key
@@ -24,7 +25,6 @@ from lamella.telemetry.names import ERRORS, GUARD_EVENT
 
 _RULE: Final = RuleBook().rule_for(Failure.TOO_MANY_ERRORS)
 _MOST_PLACES: Final = 10_000
-_FOLDER: Final = "/accounting/"
 
 
 class TooManyErrors(RequestRejected):
@@ -131,9 +131,7 @@ class ErrorGuard(Layer):
         return error
 
     def _place(self, request: aiohttp.ClientRequest) -> _Place:
-        path = request.url.path
-        known = template_of(path[max(path.find(_FOLDER), 0) :]) or path
-        key = hash_key(None, current_account()), known
+        key = hash_key(None, current_account()), path_of(request)
         place = self._places.get(key)
         if place is None:
             if len(self._places) >= _MOST_PLACES:

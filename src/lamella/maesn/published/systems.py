@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-SOURCE: Final = "Maesn's public guide to rate limits, as of November 2026"
+SOURCE: Final = "Maesn's public guide to rate limits, as of 2026"
 
 Per: TypeAlias = Literal["account", "path", "integrator"]
 """What a limit counts: the requests of one account, those of one account to one path, or those of the integrator."""
