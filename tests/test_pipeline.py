@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Awaitable
 from contextlib import suppress
 
 import aiohttp
@@ -28,7 +29,8 @@ from lamella import (
     stack,
 )
 from lamella.auth.header_auth import HeaderValue
-from lamella.pipeline import Layer
+from lamella.call import Call
+from lamella.pipeline import Layer, Result, Slot
 from lamella.testing import VirtualClock
 
 # With a total timeout of the session, which is a deadline, no call with a Retry goes the short way.
@@ -315,3 +317,56 @@ async def test_an_error_is_gone_when_nobody_holds_it_any_more(serve: Serve) -> N
 
 class _Lost(Exception):
     """An error of somebody else's."""
+
+
+class Clock(Layer):
+    """Notes the time of its hooks."""
+
+    slot = Slot.REQUEST_SPAN
+
+    def __init__(self) -> None:
+        self.times: list[tuple[float, float]] = []
+
+    def before(self, call: Call) -> None:
+        self.times.append((call.now, call.request.loop.time()))
+
+    def after(self, call: Call, result: Result) -> None:
+        self.times.append((call.now, call.request.loop.time()))
+
+
+class Waits(Layer):
+    """Waits before the attempt, after it, or both, and may fail then."""
+
+    slot = Slot.RETRY
+
+    def __init__(self, *, fails: bool) -> None:
+        self._fails = fails
+
+    async def _wait(self) -> None:
+        await asyncio.sleep(30)
+        if self._fails:
+            raise ValueError("after the wait")
+
+    def before(self, call: Call) -> Awaitable[None]:
+        return asyncio.sleep(10)
+
+    def after(self, call: Call, result: Result) -> Awaitable[None]:
+        return self._wait()
+
+
+@pytest.mark.parametrize("end", ["good", "fails", "cancelled"])
+async def test_hooks_know_the_time_after_each_wait(serve: Serve, virtual_time: VirtualClock, end: str) -> None:
+    clock, inner = Clock(), Clock()
+    inner.slot = Slot.INNERMOST  # type: ignore[misc]
+    layers = (together((clock, Waits(fails=end == "fails"), inner)),)
+    async with aiohttp.ClientSession(await serve(_answer), middlewares=layers) as session:
+        call = asyncio.create_task(session._request("GET", "/"))
+        if end == "cancelled":
+            await asyncio.sleep(25)
+            call.cancel()
+        with suppress(ValueError, asyncio.CancelledError):
+            await call
+    times = [clock.times[0], *inner.times, clock.times[1]]
+    assert all(now == pytest.approx(time, abs=0.1) for now, time in times)
+    assert times[1][0] - times[0][0] == pytest.approx(10, abs=0.1)
+    assert times[3][0] - times[2][0] == pytest.approx(15 if end == "cancelled" else 30, abs=0.1)

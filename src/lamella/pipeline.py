@@ -269,6 +269,7 @@ class Pipeline:
                         result = await _settled(changed, result)
                         call.now = time()
                 except BaseException as exc:  # noqa: BLE001 - as above
+                    call.now = time()
                     if not isinstance(result, BaseException):
                         result.release()  # the caller will not see it
                     result = exc
