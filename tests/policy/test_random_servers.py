@@ -2,7 +2,7 @@
 
 An oracle knows the limits and sends each attempt at its best moment. docs/throttle.md names the cases that are left out
 here: few requests a period, small buckets, another period than the rule's wait, a limit that is raised by more than
-half, slow answers or a single one where only so many may be in flight, chance beside a limit, and others who use the
+half, slow answers or less than three where only so many may be in flight, chance beside a limit, and others who use the
 account.
 """
 
@@ -81,7 +81,7 @@ SERVERS: st.SearchStrategy[Server] = st.one_of(
     st.builds(Server, LIMITS, LIMITS, st.floats(100.0, 500.0), latency=LATENCIES).filter(
         lambda server: server.grows <= 1.5
     ),
-    st.builds(Server, most=st.integers(2, 30), latency=st.just(0.05)),
+    st.builds(Server, most=st.integers(3, 30), latency=st.just(0.05)),
     st.builds(Server, LIMITS, most=st.integers(5, 30), latency=LATENCIES),
     st.builds(Server, chance=st.floats(0.001, 0.02), latency=LATENCIES),
 )
