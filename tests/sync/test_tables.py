@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from contextlib import closing
 from datetime import UTC, date, datetime
-from decimal import Decimal
+from decimal import Context, Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -252,7 +252,8 @@ def test_a_decimal_is_exact_or_does_not_fit(number: Decimal, digits: int, scale:
         fits = number.as_tuple().exponent
         assert isinstance(fits, int)
         whole = abs(number) < Decimal(10) ** (digits - kind.scale)
-        rest = number == number.quantize(Decimal(1).scaleb(-kind.scale)) if abs(number) < Decimal(10) ** 15 else False
+        small, one = abs(number) < Decimal(10) ** 15, Decimal(1).scaleb(-kind.scale)
+        rest = small and number == number.quantize(one, context=Context(prec=100))
         assert not (whole and rest and kind.scale < 10)
         return
     assert found == number
