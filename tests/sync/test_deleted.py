@@ -256,6 +256,23 @@ async def test_a_journal_of_before_there_were_marks_is_taken_over(books: Books, 
     assert (part.compared, nights.deleted) == (True, {"3"})
 
 
+async def test_a_journal_of_before_is_planned_and_resumed(books: Books, nights: Nights) -> None:
+    """A dry run only looks at it; a walk that is resumed has no values in the new columns."""
+    books.total = 99
+    assert not (await nights()).done
+    books.total = None
+    with closing(sqlite3.connect(nights.folder / "journal")) as db:
+        for name in ("fresh", "missing", "deleted", "unmet", "nameless", "least", "compared", "verify", "full"):
+            db.execute(f"ALTER TABLE sync_parts DROP COLUMN {name}")
+        db.commit()
+    source = Source("books", Numbered(page_size=SIZE), changed="at", since="since", total="total")
+    async with Journal.open(nights.folder / "journal", batch="b") as journal:
+        [planned] = await sync.plan({"books": source}, journal=journal, resume=True)
+    assert (planned.missing, planned.deleted, planned.nameless) == (0, 0, 0)
+    part = await nights(resume=True)
+    assert (part.done, part.missing, part.deleted) == (True, 0, 0)
+
+
 async def of_accounts(nights: Nights, *names: str, **options: Any) -> sync.Report:
     source = Source("books", Numbered(page_size=SIZE), changed="at", since="since", total="total")
     async with (

@@ -120,16 +120,24 @@ def prepare(db: sqlite3.Connection) -> None:
     for table in _TABLES:
         db.execute(table)
     there = {name for _, name, *_ in db.execute("PRAGMA table_info(sync_parts)")}
+    blank = Walk(0, 0, None, 0)
     for name in _COLUMNS:
         if name not in there:  # a journal of before there was such a column
-            db.execute(f"ALTER TABLE sync_parts ADD COLUMN {name}")
+            default = getattr(blank, name)
+            db.execute(
+                f"ALTER TABLE sync_parts ADD COLUMN {name} DEFAULT {'NULL' if default is None else int(default)}"
+            )
 
 
 def load(db: sqlite3.Connection, each: Each) -> Walk | None:
     """Return the last walk of a list. None: there was none."""
-    sql = f"SELECT {', '.join(_COLUMNS)} FROM sync_parts WHERE account = ? AND resource = ?"  # noqa: S608 - our own names
-    row = db.execute(sql, each).fetchone()
-    return None if row is None else Walk(*row)
+    found = db.execute("SELECT * FROM sync_parts WHERE account = ? AND resource = ?", each)
+    row = found.fetchone()
+    if row is None:
+        return None
+    values = dict(zip((name for name, *_ in found.description), row, strict=True))
+    # What is only looked at may be a journal of before there was such a column.
+    return Walk(**{name: values[name] for name in _COLUMNS if name in values})
 
 
 def save(db: sqlite3.Connection, each: Each, walk: Walk) -> None:
