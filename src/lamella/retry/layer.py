@@ -22,7 +22,6 @@ from lamella.retry.judge import Settings
 from lamella.retry.loop import Loop
 from lamella.retry.report import OnAttempt, out_of_time, reporter
 from lamella.rules import RuleBook, check_rules
-from lamella.scope import NOTHING, SCOPE
 from lamella.store import Store
 from lamella.store.shared import SharedState
 
@@ -119,8 +118,7 @@ class Retry(Layer):
             attempts = given.get("attempts", attempts)
             if own is None and attempts is None:
                 raise ValueError("attempts and deadline must not both be None: such a call might never end")
-        is_free = SCOPE.get() is NOTHING or block_end(call) is None
-        if own is None and not request.session.timeout.total and is_free:
+        if own is None and not request.session.timeout.total and block_end(call) is None:
             limit = None
             if call.deadline is not None:
                 call.deadline = None
