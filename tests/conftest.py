@@ -64,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _telemetry_conforms() -> Iterator[None]:
-    """Fail a test during which something was emitted that docs/telemetry.md does not tell."""
+    """Fail a test during which something was emitted that docs/reference/telemetry.md does not tell."""
     yield
     if faults := RECORDER.faults():
         pytest.fail("\n".join([f"emitted, but not so in {PAGE.name}:", *faults]), pytrace=False)

@@ -1,4 +1,4 @@
-"""docs/compatibility.md says what pyproject.toml says."""
+"""docs/reference/compatibility.md says what pyproject.toml says."""
 
 from __future__ import annotations
 

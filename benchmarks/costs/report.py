@@ -16,7 +16,7 @@ INTRODUCTION = """\
 # What it costs
 
 `make bench` wrote this page; cost.json has the same figures with their spread.
-[docs/performance.md](../../docs/performance.md) says what they mean.
+[docs/explanation/performance.md](../../docs/explanation/performance.md) says what they mean.
 
 ![CPU per call](cost.png)
 

@@ -5,7 +5,7 @@
 
 A sampler decides when a call begins, and cannot know how it ends. This span processor holds the spans of a call until
 it has ended. The sampler of the provider has to record all calls, as the SDK's default does. For several services in
-one trace use the tail sampling of a Collector: docs/telemetry.md has its configuration.
+one trace use the tail sampling of a Collector: docs/reference/telemetry.md has its configuration.
 """
 
 from __future__ import annotations

@@ -274,7 +274,7 @@ def test_whatever_the_limits_no_call_is_lost_and_none_takes_much_longer(
 ) -> None:
     """Compared with an oracle that knows the limits: at most 1.5 times as long, and what the measurement takes.
 
-    docs/together.md says what refusals by chance may cost beside another limit.
+    docs/explanation/together.md says what refusals by chance may cost beside another limit.
     """
     calls = 500
     server = Server(limit=limit, most=most, chance=chance, seed=seed)

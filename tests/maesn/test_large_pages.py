@@ -345,4 +345,4 @@ async def test_between_pages_and_in_tasks_that_a_page_has_started_it_is_a_stream
 
 async def test_the_bound_of_a_page_is_the_documented_one() -> None:
     assert sys.modules["lamella.sync.page"]._LONGEST == 64 * MB
-    assert "64 MiB" in (Path(__file__).parents[2] / "docs/security.md").read_text()
+    assert "64 MiB" in (Path(__file__).parents[2] / "docs/explanation/security.md").read_text()

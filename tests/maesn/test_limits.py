@@ -87,7 +87,7 @@ def test_a_system_without_published_limits(name: str) -> None:
 
 
 def test_the_page_says_the_same() -> None:
-    page = Path(__file__).parents[2].joinpath("docs/maesn.md").read_text("utf-8")
+    page = Path(__file__).parents[2].joinpath("docs/how-to/maesn.md").read_text("utf-8")
     section = page.partition("\n## Limits\n")[2].partition("\n## ")[0]
     rows = {row.split("`")[1]: row for row in section.splitlines() if row.startswith("| `")}
     assert rows.keys() == {name for name, system in SYSTEMS.items() if system.quotas}

@@ -1,4 +1,4 @@
-"""The table of docs/maesn.md: each published list, as a sync reads it from the sandbox."""
+"""The table of docs/how-to/maesn.md: each published list, as a sync reads it from the sandbox."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ class TestNumbers:
 
     @pytest.mark.skipif(sqlite3.sqlite_version_info < (3, 38), reason="this SQLite has no operator ->")
     async def test_sqlite_can_read_one_exactly(self, serve: Serve, tmp_path: Path) -> None:
-        """docs/sync.md says so."""
+        """docs/how-to/sync.md says so."""
         await synced(await serve(answering(page('{"billId":"b1","total":12345678901234567.10}'))), tmp_path, ".sqlite")
         with closing(sqlite3.connect(tmp_path / "records.sqlite")) as db:
             assert db.execute("SELECT record -> '$.total' FROM bills").fetchall() == [("12345678901234567.10",)]

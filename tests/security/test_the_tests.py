@@ -1,4 +1,4 @@
-"""The tests hold nothing that is worth stealing; and what docs/security.md says of them is so."""
+"""The tests hold nothing that is worth stealing; and what docs/explanation/security.md says of them is so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dashboard of examples/observability has the metrics of docs/telemetry.md, and no others.
+"""The dashboard of examples/observability has the metrics of docs/reference/telemetry.md, and no others.
 
 tests/backends/test_dashboard.py asks a real Prometheus.
 """

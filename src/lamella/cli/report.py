@@ -1,6 +1,6 @@
 """The end of a sync: numbers, failures by cause, where the records are. As tables, and as JSON.
 
-docs/sync-report.md describes the JSON.
+docs/reference/sync-report.md describes the JSON.
 """
 
 from __future__ import annotations

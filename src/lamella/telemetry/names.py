@@ -1,4 +1,4 @@
-"""Names of spans, events and attributes; docs/telemetry.md says what each of them means.
+"""Names of spans, events and attributes; docs/reference/telemetry.md says what each of them means.
 
 Names under ``http.``, ``url.``, ``server.``, ``network.`` and ``error.`` are OpenTelemetry's HTTP semantic conventions;
 those under ``lamella.`` are ours.
