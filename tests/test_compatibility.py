@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-PAGE = (ROOT / "docs" / "compatibility.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "reference" / "compatibility.md").read_text("utf-8")
 
 
 def _row(begins: str) -> list[str]:

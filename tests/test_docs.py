@@ -29,7 +29,7 @@ from lamella.testing import Fault, VirtualClock
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-LAYERS = {path.stem: path for path in sorted((DOCS / "layers").glob("*.md"))}
+LAYERS = {path.stem: path for path in sorted((DOCS / "reference" / "layers").glob("*.md"))}
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(DOCS.rglob("*.md"))]
 
 Step = int | Fault | Callable[[web.Request], Awaitable[web.Response]]
@@ -61,21 +61,21 @@ async def three(_: web.Request) -> web.Response:
 
 
 ANSWERS: dict[str, list[Step]] = {
-    "authentication.md": [echo, echo, echo, echo, issue, echo],
-    "layers/attempt-span.md": [503, echo],
-    "layers/breaker.md": [500] * 20,
-    "layers/buffer.md": [Fault.CUT_BODY],
-    "layers/classify.md": [404, 404],
-    "layers/header-auth.md": [echo, moved, echo, echo],
-    "layers/request-span.md": [503],
-    "layers/retry.md": [503, 503, 200, 503, 503, 503],
-    "layers/timeout.md": [slow],
-    "sync-any-api.md": [three, three],
+    "how-to/authentication.md": [echo, echo, echo, echo, issue, echo],
+    "reference/layers/attempt-span.md": [503, echo],
+    "reference/layers/breaker.md": [500] * 20,
+    "reference/layers/buffer.md": [Fault.CUT_BODY],
+    "reference/layers/classify.md": [404, 404],
+    "reference/layers/header-auth.md": [echo, moved, echo, echo],
+    "reference/layers/request-span.md": [503],
+    "reference/layers/retry.md": [503, 503, 200, 503, 503, 503],
+    "reference/layers/timeout.md": [slow],
+    "how-to/sync-any-api.md": [three, three],
 }
 """What api.example.com answers to the code of a page, in turn; then always 200."""
 RUN = [
-    *(f"layers/{name}.md" for name in LAYERS),
-    *("authentication.md", "options.md", "rules.md", "sync-any-api.md", "together.md", "../CONTRIBUTING.md"),
+    *(f"reference/layers/{name}.md" for name in LAYERS),
+    *("how-to/authentication.md", "reference/options.md", "reference/rules.md", "how-to/sync-any-api.md", "explanation/together.md", "../CONTRIBUTING.md"),
 ]
 
 
@@ -162,7 +162,7 @@ def test_what_the_code_of_a_page_imports_from_lamella_exists(page: Path) -> None
 @pytest.mark.slow
 def test_the_tests_on_the_page_about_testing_pass(tmp_path: Path) -> None:
     """Those with a mock library run where it is installed: none of them is needed for anything else."""
-    for number, (code, _) in enumerate(code_of(DOCS / "testing.md")):
+    for number, (code, _) in enumerate(code_of(DOCS / "how-to" / "testing.md")):
         if all(map(find_spec, re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE))):
             (tmp_path / f"test_{number}.py").write_text(code, "utf-8")
     assert len(list(tmp_path.iterdir())) >= 5
@@ -266,6 +266,6 @@ def test_each_link_leads_somewhere(page: Path) -> None:
 
 def test_the_index_has_each_page() -> None:
     linked = {
-        (DOCS / link).resolve() for link in re.findall(r"\]\(([^)#\s]+\.md)", (DOCS / "README.md").read_text("utf-8"))
+        (DOCS / link).resolve() for link in re.findall(r"\]\(([^)#\s]+\.md)", (DOCS / "index.md").read_text("utf-8"))
     }
-    assert linked >= set(DOCS.rglob("*.md")) - {DOCS / "README.md"}
+    assert linked >= set(DOCS.rglob("*.md")) - {DOCS / "index.md"}

@@ -395,7 +395,7 @@ def test_a_long_answer_makes_no_long_message() -> None:
 
 
 def test_the_example_of_the_docs_runs() -> None:
-    page = Path(__file__).resolve().parent.parent.joinpath("docs", "errors.md").read_text("utf-8")
+    page = Path(__file__).resolve().parent.parent.joinpath("docs", "reference", "errors.md").read_text("utf-8")
     program = page.split("```python\n")[1].split("```")[0]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603
     first, second = done.stdout.splitlines()

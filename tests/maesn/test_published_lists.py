@@ -16,7 +16,7 @@ from lamella.maesn.published import REQUIRED, lists
 from lamella.maesn.sandbox import Odd, Sandbox
 from lamella.pytest_maesn import MakeSandbox
 
-DOCS = Path(__file__).parents[2] / "docs" / "maesn.md"
+DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "maesn.md"
 
 
 class Row(NamedTuple):

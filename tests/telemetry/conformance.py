@@ -20,7 +20,7 @@ EPISODE: Final = "lamella rate limit"
 TASK: Final = "lamella maesn task"
 PLACES: Final = {EPISODE: "episode", TASK: "task"}
 """The spans that are not about one call, and what the page calls them."""
-PAGE: Final = Path(__file__).parents[2] / "docs" / "telemetry.md"
+PAGE: Final = Path(__file__).parents[2] / "docs" / "reference" / "telemetry.md"
 _TICKED = re.compile(r"`([^`]+)`")
 _KEYED = "<key>"
 
