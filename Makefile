@@ -15,6 +15,10 @@ BROWSER := .venv-browser
 BENCH := .venv-bench
 AUDIT := .venv-audit
 AIOHTTP := .venv-aiohttp
+DOCS := .venv-docs
+# What a user may install beside the package.
+EXTRAS := cli,oauth,parquet,sdk
+, := ,
 RUN    := $(VENV)/bin/python -m
 # It looks for lamella with the python on the path, and without the variable for a newer version of itself on the index.
 PYRIGHT := PATH="$(VENV)/bin:$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(RUN) pyright
@@ -34,7 +38,7 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint format types audit coverage lowest backends browser bench bench-against bench-profile bench-storm bench-batch bench-sync soak aiohttp-tests picture clean FORCE
+.PHONY: help demo test test-all lint format types docs audit coverage lowest backends browser bench bench-against bench-profile bench-storm bench-batch bench-sync soak aiohttp-tests picture clean FORCE
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' Makefile
@@ -64,6 +68,10 @@ types: $(VENV)/.installed  ## Check the types, and that each public name has one
 	@$(PYRIGHT) src
 	@# It lists every module: show that only if a type is missing.
 	@found=$$($(PYRIGHT) --verifytypes lamella --ignoreexternal) || { echo "$$found"; exit 1; }
+
+docs: $(DOCS)/.installed  ## Build the documentation site into build/site; a broken link fails
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH= $(DOCS)/bin/python -m mkdocs build --quiet --strict
+	@echo "the site: build/site/index.html"
 
 audit: $(AUDIT)/.installed  ## Look for known holes: bandit on the code, pip-audit on the packages
 	@$(AUDIT)/bin/python scripts/audit.py $(ARGS)
@@ -122,7 +130,7 @@ clean:  ## Remove environments, caches, builds and reports
 $(VENV)/.installed: pyproject.toml Makefile scripts/make_venv.sh
 	@sh scripts/make_venv.sh "$(PYTHON)" $(VENV)
 	@echo "lamella: installing the package and its tools into $(VENV)"
-	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[dev,lint]'
+	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]' --group dev --group lint
 	@printf '%s\n' "$$MADE_FOR" >$@
 
 $(LOWEST)/.installed: pyproject.toml Makefile scripts/make_venv.sh scripts/lowest_versions.py
@@ -132,7 +140,7 @@ $(LOWEST)/.installed: pyproject.toml Makefile scripts/make_venv.sh scripts/lowes
 	@$(LOWEST)/bin/python scripts/lowest_versions.py >$(LOWEST)/constraints.txt
 	@echo "lamella: installing the lowest versions into $(LOWEST)"
 	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint $(LOWEST)/constraints.txt --editable '.[dev]'
+		--constraint $(LOWEST)/constraints.txt --editable '.[$(EXTRAS)]' --group dev
 	@printf '%s\n' "$$MADE_FOR" >$@
 
 $(PHOENIX)/.installed: tests/backends/phoenix.txt scripts/make_venv.sh
@@ -143,19 +151,21 @@ $(PHOENIX)/.installed: tests/backends/phoenix.txt scripts/make_venv.sh
 		--requirement tests/backends/phoenix.txt
 	@printf '%s\n' "$$MADE_FOR" >$@
 
-# The package with an extra, in an environment of its own: $(1) where, $(2) the extra, $(3) what comes with it.
-define install_extra
+# The package with a dependency group, in an environment of its own: $(1) where, $(2) the group, $(3) the extras, $(4) what
+# comes with it.
+define install_group
 $(1)/.installed: pyproject.toml Makefile scripts/make_venv.sh
 	@sh scripts/make_venv.sh "$$(PYTHON)" $(1)
-	@echo "lamella: installing the package and $(3) into $(1)"
-	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(2)]'
+	@echo "lamella: installing the package and $(4) into $(1)"
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(3)]' --group $(2)
 	@printf '%s\n' "$$$$MADE_FOR" >$$@
 endef
-$(eval $(call install_extra,$(BACKENDS),backends,its exporters))
-$(eval $(call install_extra,$(BROWSER),browser,selenium))
-$(eval $(call install_extra,$(BENCH),bench,its peers))
-$(eval $(call install_extra,$(AUDIT),audit,bandit and pip-audit))
-$(eval $(call install_extra,$(AIOHTTP),aiohttp-tests,what aiohttp's tests need))
+$(eval $(call install_group,$(BACKENDS),backends,cli$(,)sdk,its exporters))
+$(eval $(call install_group,$(BROWSER),browser,cli$(,)sdk,selenium))
+$(eval $(call install_group,$(BENCH),bench,cli$(,)sdk,its peers))
+$(eval $(call install_group,$(AUDIT),audit,$(EXTRAS),bandit and pip-audit))
+$(eval $(call install_group,$(AIOHTTP),aiohttp-tests,sdk,what aiohttp's tests need))
+$(eval $(call install_group,$(DOCS),docs,cli,MkDocs))
 
 # An environment made for another place or interpreter, or one whose interpreter is gone, is out of date.
 define remake_unless_made_for_this
@@ -163,4 +173,4 @@ ifneq ($$(file <$(1)/.installed)$$(if $$(realpath $(1)/bin/python),, no python),
 $(1)/.installed: FORCE
 endif
 endef
-$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX) $(BROWSER) $(BENCH) $(AUDIT) $(AIOHTTP),$(eval $(call remake_unless_made_for_this,$(venv))))
+$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX) $(BROWSER) $(BENCH) $(AUDIT) $(AIOHTTP) $(DOCS),$(eval $(call remake_unless_made_for_this,$(venv))))

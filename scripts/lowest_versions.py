@@ -1,7 +1,7 @@
 """Print, as pip constraints, the lowest versions that pyproject.toml allows.
 
-Every `>=` bound of the dependencies and of the extras that a user installs becomes an `==`. The tools of the
-`dev` extra are left alone: they test the library and are no part of what it promises to work with.
+Every `>=` bound of the dependencies and of the extras that a user installs becomes an `==`. The dependency groups are
+left alone: their tools test the library and are no part of what it promises to work with.
 """
 
 import re

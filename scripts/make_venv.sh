@@ -8,6 +8,7 @@ set -eu
 python=$1
 venv=$2
 stamp=$venv/.installed
+pip='pip>=25.1' # the first with --group
 
 say() { printf 'lamella: %s\n' "$*" >&2; }
 
@@ -28,13 +29,15 @@ fi
 say "making $venv with Python $version"
 rm -rf "$venv"
 if problem=$("$python" -m venv "$venv" 2>&1); then
+    # The pip that comes with an interpreter may be older than dependency groups.
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$pip"
     exit 0
 fi
 
 # Some distributions split ensurepip off into a package of its own: then the interpreter's own pip can do it.
 rm -rf "$venv"
 if "$python" -m venv --without-pip "$venv" >/dev/null 2>&1 &&
-    "$python" -m pip --python "$venv/bin/python" install --quiet pip; then
+    "$python" -m pip --python "$venv/bin/python" install --quiet "$pip"; then
     exit 0
 fi
 

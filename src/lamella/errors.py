@@ -142,11 +142,14 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
     URL, headers and body are redacted when one of them is first looked at: most errors are retried, and nobody looks.
 
     Args:
-        request_info, status, headers, body: The request and its answer; the error keeps 64 KiB of the body.
+        request_info: The request.
+        status: The status of its answer.
+        headers: The headers of its answer.
+        body: The body of its answer, of which the error keeps 64 KiB.
         rule: The rule that applies.
         retry_after: Seconds that the server asked to wait. None: it did not.
-        secrets, hidden: Texts to take out of URL, headers and body, besides the credentials in URL and headers of the
-            request; names of headers, in lower case, to redact as well.
+        secrets: Texts to remove from URL, headers and body, besides the credentials in URL and headers of the request.
+        hidden: Names of further headers to redact, in lower case.
     """
 
     __slots__ = ("_look",)  # and not in vars(), which debuggers and trackers of errors show
