@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import decimal
 import inspect
+import json
+import os
 import random
 import re
 import subprocess
@@ -12,8 +15,9 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 from unittest.mock import AsyncMock, Mock, patch
 
@@ -21,8 +25,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 from tests.servers import Serve
+from typer.main import get_command
 
 import lamella
+from lamella.batch import Batch, Journal
+from lamella.cli.app import app
 from lamella.pytest_maesn import MakeSandbox
 from lamella.stacking import StackOptions
 from lamella.testing import Fault, VirtualClock
@@ -39,6 +46,10 @@ async def echo(request: web.Request) -> web.Response:
     headers = {"X-Request-Id": "r-7", "X-Cache": "miss"}
     sent = {"key": request.headers.get("X-API-Key"), "authorization": request.headers.get("Authorization")}
     return web.json_response(sent, headers=headers)
+
+
+async def nothing(_: web.Request) -> web.Response:
+    return web.Response()
 
 
 async def issue(_: web.Request) -> web.Response:
@@ -71,12 +82,40 @@ ANSWERS: dict[str, list[Step]] = {
     "reference/layers/retry.md": [503, 503, 200, 503, 503, 503],
     "reference/layers/timeout.md": [slow],
     "how-to/sync-any-api.md": [three, three],
+    "how-to/any-api.md": [503, 200, 404, 200, echo],
+    "how-to/fastapi.md": [200, 404, 403],
+    "how-to/traces.md": [503, 200],
+    "how-to/from-aiohttp-retry.md": [503, 200],
+    "index.md": [503, 200],
+    "reference/errors.md": [503, 200],
+    "explanation/guarantees.md": [500, 500, 200, 500, 200],
 }
 """What api.example.com answers to the code of a page, in turn; then always 200."""
+ELSEWHERE = {
+    "tutorial.md": "test_the_tutorial_does_what_it_says",
+    "how-to/testing.md": "test_the_tests_on_the_page_about_testing_pass",
+    "how-to/batch.md": "test_the_code_about_maesn_runs_against_the_sandbox",
+    "how-to/maesn.md": "test_the_code_about_maesn_runs_against_the_sandbox",
+    "how-to/sync.md": "test_the_code_about_maesn_runs_against_the_sandbox",
+}
+"""The pages whose code needs more than a server: each with the test that runs it."""
 RUN = [
-    *(f"reference/layers/{name}.md" for name in LAYERS),
-    *("how-to/authentication.md", "reference/options.md", "reference/rules.md", "how-to/sync-any-api.md", "explanation/together.md", "../CONTRIBUTING.md"),
+    *sorted(
+        name
+        for path in DOCS.rglob("*.md")
+        if "```python" in path.read_text("utf-8") and (name := path.relative_to(DOCS).as_posix()) not in ELSEWHERE
+    ),
+    "../CONTRIBUTING.md",
 ]
+PAGE_IMPORTS = {"Batch": Batch, "aiohttp": aiohttp, "decimal": decimal, "json": json, "maesn": lamella.maesn}
+"""What later blocks of a page take from its first one."""
+PUBLIC = [
+    "lamella",
+    *(f"lamella.{name}" for name in ("batch", "maesn", "maesn.sandbox", "oauth", "sync", "testing")),
+]
+ALSO_IN_SYNC = {("lamella", name) for name in ("Source", "pages", "records")}
+BACKEND = "http://localhost:6006"
+"""The trace backend of the pages."""
 
 
 def code_of(page: Path) -> Iterator[tuple[str, list[str]]]:
@@ -105,6 +144,24 @@ async def run(code: str, names: dict[str, Any]) -> None:
             await value.close()
 
 
+def is_program(code: str) -> bool:
+    """Return whether *code* has a loop of its own, or changes what is global."""
+    return "asyncio.run(" in code or "set_tracer_provider(" in code
+
+
+async def run_program(code: str) -> list[str]:
+    """Run *code* in a process of its own, and return the lines that it prints."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | {"OTEL_SDK_DISABLED": "true"},
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return out.decode().splitlines()
+
+
 @pytest.mark.parametrize("name", RUN)
 async def test_the_code_of_a_page_does_what_it_says(
     name: str,
@@ -123,13 +180,54 @@ async def test_the_code_of_a_page_does_what_it_says(
             return await step.answer(request, web.json_response({"id": 7}))
         return web.json_response({"id": 7}, status=step) if isinstance(step, int) else await step(request)
 
-    url = await serve(handler)
+    url, backend = await serve(handler), await serve(nothing)
     names: dict[str, Any] = {}
     for code, said in code_of(DOCS / name):
-        await run(code.replace("https://api.example.com", url), names)
-        printed = capsys.readouterr().out.splitlines()
+        here = code.replace("https://api.example.com", url).replace(BACKEND, backend)
+        if is_program(code):
+            printed = await run_program(here)
+        else:
+            await run(here, names)
+            printed = capsys.readouterr().out.splitlines()
         assert matches(printed, said), f"\n{code}\nprinted {printed}\ninstead of {said}"
     assert next(steps, None) is None, "there are answers left that the code does not ask for"
+
+
+async def test_the_tutorial_does_what_it_says(make_sandbox: MakeSandbox, serve: Serve) -> None:
+    """Against a sandbox that neither refuses nor fails, so that nothing waits."""
+    sandbox, backend = await make_sandbox(), await serve(nothing)
+    blocks = list(code_of(DOCS / "tutorial.md"))
+    assert len(blocks) == 3
+    for code, said in blocks:
+        printed = await run_program(code.replace("http://localhost:8080", sandbox.url).replace(BACKEND, backend))
+        assert matches(printed, said), f"{code}\nprinted {printed}"
+
+
+@pytest.mark.parametrize("name", [name for name, test in ELSEWHERE.items() if "sandbox" in test])
+async def test_the_code_about_maesn_runs_against_the_sandbox(
+    name: str, make_sandbox: MakeSandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sandbox = await make_sandbox()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAESN_BASE_URL", sandbox.url)
+    monkeypatch.setenv("MAESN_API_KEY", sandbox.api_key)
+    monkeypatch.setenv("MAESN_ACCOUNT_KEY", sandbox.account_key)
+    number = 0
+    for number, (code, _) in enumerate(code_of(DOCS / name), 1):  # noqa: B007
+        here = code.replace('api_key="…"', f'api_key="{sandbox.api_key}"')
+        here = here.replace('account_key="…"', f'account_key="{sandbox.account_key}"')
+        async with lamella.maesn.session() as session, Journal.open("given.journal", batch="docs") as journal:
+            given = {
+                "session": session,
+                "journal": journal,
+                "key": sandbox.account_key,
+                "items": [SimpleNamespace(number=1, account=sandbox.account_key, resource="invoices", page=1)],
+                "invoices": [SimpleNamespace(number="7", fields={"invoiceNumber": "7"})],
+                "line": '{"total": 100.10}',
+            }
+            await run(here, PAGE_IMPORTS | given)
+    assert number
+    assert sandbox.received
 
 
 async def test_the_sessions_of_the_readme_work(make_sandbox: MakeSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,8 +290,9 @@ async def test_what_replaces_the_request_of_a_session_replaces_the_layers() -> N
 
 def rows(page: Path, title: str) -> list[list[str]]:
     """Return the cells of the first table under the heading *title*."""
-    section = page.read_text("utf-8").split(f"\n## {title}\n")[1]
-    lines = takewhile(lambda line: line.startswith("|"), section.strip().splitlines())
+    section = page.read_text("utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
+    from_table = dropwhile(lambda line: not line.startswith("|"), section.splitlines())
+    lines = takewhile(lambda line: line.startswith("|"), from_table)
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines][2:]
 
 
@@ -269,3 +368,31 @@ def test_the_index_has_each_page() -> None:
         (DOCS / link).resolve() for link in re.findall(r"\]\(([^)#\s]+\.md)", (DOCS / "index.md").read_text("utf-8"))
     }
     assert linked >= set(DOCS.rglob("*.md")) - {DOCS / "index.md"}
+
+
+def test_the_api_reference_has_each_public_name_once() -> None:
+    pages = [path.read_text("utf-8") for path in sorted((DOCS / "reference" / "api").glob("*.md"))]
+    listed = [name for page in pages for name in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE)]
+    public = {
+        f"{module}.{name}"
+        for module in PUBLIC
+        for name in import_module(module).__all__
+        if f"{module}.{name}" not in PUBLIC and (module, name) not in ALSO_IN_SYNC
+    }
+    assert set(listed) == public
+    assert len(listed) == len(public)
+
+
+def test_the_page_of_the_command_line_has_each_option() -> None:
+    page = DOCS / "reference" / "cli.md"
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        listed = {cells[0].strip("`").split(" ")[0] for cells in rows(page, f"lamella {name}")}
+        given = {max(option.opts, key=len) for option in command.params if not getattr(option, "hidden", False)}
+        assert listed == given - {"--help"}, name
+
+
+def test_the_tests_that_show_what_is_guaranteed_exist() -> None:
+    page = (DOCS / "explanation" / "guarantees.md").read_text("utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)`", page)
+    assert len(named) >= 10
+    assert [name for name in named if not (ROOT / name).is_file()] == []

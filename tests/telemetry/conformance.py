@@ -1,4 +1,4 @@
-"""What is emitted, against what is published: the constants of the conventions, and the tables of docs/reference/telemetry.md."""
+"""Compare what is emitted with the constants of the conventions and the tables of docs/reference/telemetry.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What we emit is what the conventions and docs/reference/telemetry.md say, by name, kind, unit and type; and all of it."""
+"""What we emit is what the conventions and docs/reference/telemetry.md say, by name, kind, unit and type."""
 
 from __future__ import annotations
 
