@@ -11,7 +11,7 @@ from griffe import Class, ExprName, ExprSubscript, Extension, Function, Module, 
 ROLE = re.compile(r":[a-z]+:`~?([^`]+)`")
 
 
-class Docstrings(Extension):
+class Docstrings(Extension):  # type: ignore[misc, unused-ignore]
     """Prepare the docstrings and signatures of a package for its reference."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
@@ -55,7 +55,7 @@ def _typed_dict(parameter: Parameter) -> Class | None:
     if not isinstance(named, ExprName) or not isinstance(named.parent, Object):
         return None
     found = named.parent.modules_collection[named.canonical_path]
-    return found.final_target if found.is_alias else found  # type: ignore[no-any-return]
+    return found.final_target if found.is_alias else found  # type: ignore[no-any-return, unused-ignore]
 
 
 def _attributes(options: Class) -> Iterator[tuple[str, Any]]:

@@ -12,6 +12,9 @@ pip='pip>=25.1' # the first with --group
 
 say() { printf 'lamella: %s\n' "$*" >&2; }
 
+# The pip that comes with an interpreter may be older than dependency groups.
+renew_pip() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$pip"; }
+
 if ! version=$("$python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null); then
     say "\"$python\" does not run. Install Python 3.11 or newer, or name one: make PYTHON=python3.12 ..."
     exit 1
@@ -23,14 +26,14 @@ fi
 
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "${MADE_FOR-}" ] && "$venv/bin/python" -c '' 2>/dev/null; then
     rm -f "$stamp"
+    renew_pip
     exit 0
 fi
 
 say "making $venv with Python $version"
 rm -rf "$venv"
 if problem=$("$python" -m venv "$venv" 2>&1); then
-    # The pip that comes with an interpreter may be older than dependency groups.
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$pip"
+    renew_pip
     exit 0
 fi
 

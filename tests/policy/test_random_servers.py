@@ -1,8 +1,8 @@
 """Random servers of each kind, mixed and changing in the middle: no call is lost, and none takes much longer.
 
 An oracle knows the limits and sends each attempt at its best moment. docs/explanation/throttle.md names the cases that
-are left out here: few requests a period, small buckets, another period than the rule's wait, a limit that is raised by more than
-half, slow answers or less than three where only so many may be in flight, chance beside a limit, and others who use the
+are left out here: few requests a period, small buckets, another period than the rule's wait, a limit that is raised by
+more than half, slow answers or less than three where only so many may be in flight, chance beside a limit, and others who use the
 account.
 """
 
