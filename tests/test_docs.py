@@ -12,6 +12,7 @@ import random
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -36,6 +37,7 @@ from lamella.testing import Fault, VirtualClock
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+SOURCE = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]["Source"]
 LAYERS = {path.stem: path for path in sorted((DOCS / "reference" / "layers").glob("*.md"))}
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(DOCS.rglob("*.md"))]
 
@@ -72,6 +74,7 @@ async def three(_: web.Request) -> web.Response:
 
 
 ANSWERS: dict[str, list[Step]] = {
+    "../README.md": [503, 200, 500],
     "how-to/authentication.md": [echo, echo, echo, echo, issue, echo],
     "reference/layers/attempt-span.md": [503, echo],
     "reference/layers/breaker.md": [500] * 20,
@@ -106,6 +109,7 @@ RUN = [
         if "```python" in path.read_text("utf-8") and (name := path.relative_to(DOCS).as_posix()) not in ELSEWHERE
     ),
     "../CONTRIBUTING.md",
+    "../README.md",
 ]
 PAGE_IMPORTS = {"Batch": Batch, "aiohttp": aiohttp, "decimal": decimal, "json": json, "maesn": lamella.maesn}
 """What later blocks of a page take from its first one."""
@@ -230,21 +234,26 @@ async def test_the_code_about_maesn_runs_against_the_sandbox(
     assert sandbox.received
 
 
-async def test_the_sessions_of_the_readme_work(make_sandbox: MakeSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    sandbox = await make_sandbox(accounts=2)
-    first, second = (account.key for account in sandbox.accounts)
-    monkeypatch.setenv("MAESN_BASE_URL", sandbox.url)
-    maesn, other = [code for code, _ in code_of(ROOT / "README.md") if "session = " in code or "api_key=" in code]
-    for shown, real in (
-        ('api_key="…"', f'api_key="{sandbox.api_key}"'),
-        ("…", first),
-        ("another end user's key", second),
-    ):
-        assert shown in maesn
-        maesn = maesn.replace(shown, real)
-    await run(maesn, {})
-    await run(other, {})
-    assert {request.account for request in sandbox.received} == {first, second}
+def test_the_readme_is_short_and_works_on_pypi() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 120
+    relative = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith("https://")]
+    assert relative == []
+
+
+def test_the_defaults_in_the_readme_are_those_of_the_layers() -> None:
+    retry, budget = options_of(lamella.Retry), inspect.signature(lamella.RetryBudget).parameters
+    said = {cells[0].strip("`"): cells[1] for cells in rows(ROOT / "README.md", "Defaults")}
+    assert said.pop("retry_budget") == f"ratio {budget['ratio'].default:g}, capacity {budget['capacity'].default:g}"
+    assert {name: default_of(value) for name, value in said.items()} == {
+        "attempts": retry["attempts"],
+        "deadline": retry["deadline"],
+        "attempt_timeout": options_of(lamella.Timeout)["seconds"],
+        "retry_writes": retry["retry_writes"],
+        "throttle": True,
+        "raise_errors": True,
+        "buffer": options_of(lamella.Buffer)["limit"],
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -355,10 +364,13 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_each_link_leads_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
-        if link.startswith(("http://", "https://")):
-            continue
         path, _, anchor = link.partition("#")
-        target = page if not path else page.parent / path
+        if here := re.fullmatch(rf"{SOURCE}/(?:blob|tree|raw)/main/(.+)", path):
+            target = ROOT / here[1]
+        elif path.startswith(("http://", "https://")):
+            continue
+        else:
+            target = page if not path else page.parent / path
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
 

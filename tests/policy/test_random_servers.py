@@ -2,8 +2,8 @@
 
 An oracle knows the limits and sends each attempt at its best moment. docs/explanation/throttle.md names the cases that
 are left out here: few requests a period, small buckets, another period than the rule's wait, a limit that is raised by
-more than half, slow answers or less than three where only so many may be in flight, chance beside a limit, and others who use the
-account.
+more than half, slow answers or less than three where only so many may be in flight, chance beside a limit, and others
+who use the account.
 """
 
 from __future__ import annotations
