@@ -119,13 +119,21 @@ def runs_beside(used: asyncio.AbstractEventLoop | None, loop: asyncio.AbstractEv
     return used is not None and used is not loop and used.is_running()
 
 
+Before: TypeAlias = Callable[[Call], Awaitable[object] | None]
+After: TypeAlias = Callable[[Call, Result], Changed]
+
+
 class _Hooks(NamedTuple):
     """The hooks of the layers from one on inwards."""
 
-    before: tuple[tuple[Callable[[Call], Awaitable[object] | None], int], ...]
-    """From the outside in, each with the number of layers that have begun when it raises."""
-    after: tuple[tuple[Callable[[Call, Result], Changed], int], ...]
-    """From the inside out, each with the number of its layer."""
+    before: tuple[Before, ...]
+    """From the outside in."""
+    after: tuple[After, ...]
+    """From the inside out."""
+    begun: tuple[tuple[After, ...], ...]
+    """For each of *before*: those of *after* that are called when it raises."""
+    numbers: tuple[int, ...]
+    """For each of *after*: the number of its layer."""
 
 
 class Pipeline:
@@ -136,7 +144,7 @@ class Pipeline:
         beside: All layers of the stack that it is a part of. Empty: it is a part of none.
     """
 
-    __slots__ = ("_beside", "_count", "_hooks", "_innermost", "_loop", "_moves", "_outermost", "layers")
+    __slots__ = ("_beside", "_hooks", "_innermost", "_loop", "_moves", "_outermost", "layers")
 
     def __init__(self, layers: Iterable[Layer], beside: Iterable[Layer] = ()) -> None:
         self.layers: tuple[Layer, ...] = tuple(layers)
@@ -145,10 +153,8 @@ class Pipeline:
             check_slot(layer)
         for outer, inner in pairwise(self.layers):
             check_order(outer, inner)
-        self._count = len(self.layers)
         self._outermost, self._innermost = self.layers[0], self.layers[-1]
-        self._loop: object = None
-        """The loop that all of them worked in when it was last looked at."""
+        self._loop: object = None  # that all of them worked in when it was last looked at
         self._moves = 0
         """How many moves there had been by then."""
         self._hooks = tuple(self._hooks_from(first) for first in range(len(self.layers) + 1))
@@ -157,7 +163,9 @@ class Pipeline:
         numbered = list(enumerate(self.layers))[first:]
         before = [(layer.before, number) for number, layer in numbered if _has(layer, "before")]
         after = [(layer.after, number) for number, layer in reversed(numbered) if _has(layer, "after")]
-        return _Hooks(tuple(before), tuple(after))
+        begun = tuple(tuple(hook for hook, number in after if number < raising) for _, raising in before)
+        numbers = tuple(number for _, number in after)
+        return _Hooks(tuple(hook for hook, _ in before), tuple(hook for hook, _ in after), begun, numbers)
 
     def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -241,31 +249,31 @@ class Pipeline:
         """
         hooks = self._hooks[first]
         result: Result
-        begun = first
         if first:
             _begin_anew(call)
         time = call.request.loop.time
         call.now = time()
+        before: Before | None = None
         try:
-            for before, begun in hooks.before:  # noqa: B007 - used below
+            for before in hooks.before:
                 waiting = before(call)
                 if waiting is not None:
                     await waiting
                     call.now = time()
-            begun = self._count
+            before = None  # all have begun
             result = call.answer = await handler(call.request)
         except BaseException as exc:  # noqa: BLE001 - a value from here on
             result = exc
         call.now = time()
         changed: Changed = None
         try:
-            begun_hooks = hooks.after if begun == self._count else [each for each in hooks.after if each[1] < begun]
-            for after, number in begun_hooks:
+            for after in hooks.after if before is None else hooks.begun[_place_of(before, hooks.before)]:
                 try:
                     changed = after(call, result)
                     if changed is not None:
                         if callable(changed):
-                            changed = changed(partial(self._run, call, handler, number + 1, outside))
+                            inside = hooks.numbers[_place_of(after, hooks.after)] + 1
+                            changed = changed(partial(self._run, call, handler, inside, outside))
                         result = await _settled(changed, result)
                         call.now = time()
                 except BaseException as exc:  # noqa: BLE001 - as above
@@ -340,6 +348,11 @@ def _run_at_once(waiting: Awaitable[object]) -> None:
         next(steps)
     if isinstance(waiting, Coroutine):
         waiting.close()
+
+
+def _place_of(hook: object, hooks: Iterable[object]) -> int:
+    """Return the place of *hook* among *hooks*, where another one of the same layer may be as well."""
+    return next(place for place, each in enumerate(hooks) if each is hook)
 
 
 def _has(layer: Layer, hook: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -72,6 +72,11 @@ def account(key: str) -> Iterator[None]:
 def current_account(account_key: str | None = None) -> str | None:
     """Return the key of the account that a call is made for, or *account_key* outside of :func:`account`."""
     return _current.get() or account_key
+
+
+def account_of(account_key: str | None) -> Callable[[aiohttp.ClientRequest], str | None]:
+    """Return what `current_account` returns, as a function of a request."""
+    return lambda _: _current.get() or account_key
 
 
 def auth(api_key: str, account_key: str | None, base_url: URL) -> HeaderAuth:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Unpack
 
-from opentelemetry import context
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
@@ -41,7 +40,7 @@ from lamella.telemetry.names import (
 from lamella.telemetry.propagation import Propagation
 from lamella.telemetry.redirects import REDIRECTED, note_earlier_hops, note_redirect
 from lamella.telemetry.shared import SpanOptions, Telemetry
-from lamella.telemetry.tracing import SILENT, Current
+from lamella.telemetry.tracing import SILENT, Current, current_context
 
 # A timer may be due this many seconds early.
 _CLOCK = 0.002
@@ -107,7 +106,7 @@ class AttemptSpan(Layer):
 
     def before(self, call: Call) -> None:
         telemetry, propagation = self._telemetry, self._propagation
-        silent = telemetry.is_global and call.span is SILENT and not context.get_current() and propagation.is_default
+        silent = telemetry.is_global and call.span is SILENT and not current_context() and propagation.is_default
         if silent and (call.attempts or REDIRECTED.get() is None):
             call.attempts += 1
             return

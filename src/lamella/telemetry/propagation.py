@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Final, cast
 
 from multidict import istr
-from opentelemetry import context, propagate, trace
+from opentelemetry import propagate, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.propagators.textmap import TextMapPropagator
@@ -17,7 +17,7 @@ from yarl import URL
 from lamella.call import Call
 from lamella.origins import Origin, origin_of, parsed_origin
 from lamella.telemetry.redirects import first_origin
-from lamella.telemetry.tracing import SPAN_KEY
+from lamella.telemetry.tracing import SPAN_KEY, current_context
 
 
 class Propagation:
@@ -72,12 +72,12 @@ class Propagation:
 
 def hands_on_nothing() -> bool:
     """Return whether there is no context to propagate, which propagators take 3 µs to find out."""
-    return not context.get_current() and _is_w3c(propagate.get_global_textmap())
+    return not current_context() and _is_w3c(propagate.get_global_textmap())
 
 
 def inject(headers: MutableMapping[str, str], propagator: TextMapPropagator) -> None:
     """Write the current context into *headers*, as *propagator* does it."""
-    current = context.get_current()
+    current = current_context()
     if len(current) < 2 and _is_w3c(propagator):
         if not current:
             return

@@ -55,7 +55,7 @@ class Tracing:
         """Start a span for *call* inside the current one, and make it current."""
         if self.silent:
             return Current(unrecorded())
-        url, within = last_shown_url(call), context.get_current()
+        url, within = last_shown_url(call), current_context()
         span = self.tracer.start_span(name, within, kind, {**attributes, URL_FULL: url})
         return Current(span, url, context.attach(Context(within, **{SPAN_KEY: span})))
 
@@ -77,7 +77,7 @@ def unrecorded() -> trace.Span:
 
     Events that are added to it are not added to the current span, which is somebody else's.
     """
-    if not context.get_current():
+    if not current_context():
         return trace.INVALID_SPAN  # the same result, which get_current_span() takes 2 µs for
     current = trace.get_current_span()
     return (
@@ -85,19 +85,22 @@ def unrecorded() -> trace.Span:
     )
 
 
+current_context: Final = getattr(context, "_RUNTIME_CONTEXT", context).get_current
+"""Returns the current context: without the private name it takes half as long again."""
+
 OFF: Final = PerCall[bool](lambda: True)
 """Is there for a call that gets neither spans nor metrics, because somebody has said so."""
 
 
 def is_suppressed() -> bool:
     """Return whether this is inside ``suppress_instrumentation()`` or ``suppress_http_instrumentation()``."""
-    current = context.get_current()
+    current = current_context()
     return bool(current.get(_ALL_SUPPRESSED) or current.get(_HTTP_SUPPRESSED))
 
 
 def suppression() -> Context:
     """Return a context with nothing of the current one but what :func:`is_suppressed` asks for."""
-    current = context.get_current()
+    current = current_context()
     return Context({key: True for key in (_ALL_SUPPRESSED, _HTTP_SUPPRESSED) if current.get(key)})
 
 
