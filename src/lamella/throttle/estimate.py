@@ -84,7 +84,7 @@ class RateEstimate:
     most_tried: float = 0.0  # while more is tried, how many
     is_sure: bool = False  # whether two refusals or more have shown that
     most_left: float = 0.0  # successes until one more is tried
-    most_passed: int = 0  # successes since the last refusal, with as many in flight
+    most_refused: float = 0.0  # the share that is refused with as many in flight
     most_every: float = 0.0  # rounds of as many as may be in flight between two tries
     trial_at: float = -1.0  # when the first refused attempt of a trial was sent, while it lasts
     trial_last: float = -1.0  # when the last one was sent before that refusal came

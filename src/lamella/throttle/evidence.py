@@ -23,7 +23,7 @@ _NO_CHANCE: Final = 0.002  # less is none
 _TRIALS: Final = 3  # so many undecided trials in a row, ...
 _APART: Final = 16  # ... with fewer than so many successes between them, are a rate that is exceeded
 _SAME: Final = 0.7  # of the attempts in flight: a refusal at more than that is by the same limit
-_SELDOM: Final = 40  # successes between two refusals that are too few to allow less in flight
+_OFTEN: Final = 0.05  # share of the attempts that is refused: with more than that, less may be in flight
 _FIRST_ROUNDS: Final = 4.0  # of as many attempts as may be in flight, before one more is tried: twice as many, ...
 _FEW: Final = 4.0  # a limit below that is tried no more often than that one: each try is a refusal
 _MOST_ROUNDS: Final = 64.0  # ... and twice as many again with each refusal
@@ -44,11 +44,13 @@ def closes(estimate: RateEstimate, permit: Permit, others: int) -> bool:
         used_up = estimate.trial_probes > (1 if estimate.chance else 0) or not (estimate.passed or others)
     elif estimate.refusals or not (estimate.passed or others) or _is_expected(estimate, permit):
         used_up = True
-    elif estimate.most_passed >= _SELDOM and _SAME * estimate.most < permit.among <= estimate.most:
-        estimate.most_passed = 0
-        return False
     elif 0 < estimate.most < permit.among and estimate.recent < _TOLERATED:
         _too_many(estimate, estimate.most)
+        return False
+    elif estimate.is_sure and permit.among > _SAME * estimate.most and estimate.recent < _TOLERATED:
+        estimate.most_refused += _MEMORY
+        if estimate.most_refused > _OFTEN:
+            _too_many(estimate, max(estimate.most - 1.0, 1.0))
         return False
     elif estimate.chance and estimate.recent < _TOLERATED:
         estimate.chance += _MEMORY
@@ -134,7 +136,7 @@ def _end_trial(estimate: RateEstimate, *, used_up: bool) -> None:
 def _too_many(estimate: RateEstimate, most: float, *, is_sure: bool = True) -> None:
     """Allow so many attempts in flight, and try more after twice as many rounds as the last time."""
     estimate.most = estimate.most_tried = most
-    estimate.most_passed = 0
+    estimate.most_refused = 0.0
     estimate.is_sure = is_sure
     estimate.most_every = min(estimate.most_every * 2, _MOST_ROUNDS)
     estimate.most_left = max(most, _FEW) * estimate.most_every
@@ -149,7 +151,7 @@ def _look_for_more_in_flight(estimate: RateEstimate, permit: Permit) -> None:
         return
     if permit.among < estimate.most:
         return
-    estimate.most_passed += 1
+    estimate.most_refused *= 1 - _MEMORY
     estimate.most_left -= 1
     if estimate.most_left <= 0:
         step = max(2 * (estimate.most_tried - estimate.most), 1.0)
