@@ -23,6 +23,7 @@ _NO_CHANCE: Final = 0.002  # less is none
 _TRIALS: Final = 3  # so many undecided trials in a row, ...
 _APART: Final = 16  # ... with fewer than so many successes between them, are a rate that is exceeded
 _SAME: Final = 0.7  # of the attempts in flight: a refusal at more than that is by the same limit
+_OFTEN: Final = 0.05  # share of the attempts that is refused: with more than that, less may be in flight
 _FIRST_ROUNDS: Final = 4.0  # of as many attempts as may be in flight, before one more is tried: twice as many, ...
 _FEW: Final = 4.0  # a limit below that is tried no more often than that one: each try is a refusal
 _MOST_ROUNDS: Final = 64.0  # ... and twice as many again with each refusal
@@ -31,12 +32,13 @@ _MOST_ROUNDS: Final = 64.0  # ... and twice as many again with each refusal
 def closes(estimate: RateEstimate, permit: Permit, others: int) -> bool:
     """Return whether the refusal of an attempt shows that the account is used up. *others* are in flight still."""
     estimate.recent += 1.0
-    among = max(permit.among, others + 1)  # one that was sent later may have overtaken it
+    among = max(permit.among, others + 1)  # attempts that were sent later may have overtaken this one
     soon = estimate.since_trial < max(_APART, 2 * estimate.most)
     if estimate.trial_at >= 0:
         estimate.trial_at = min(estimate.trial_at, permit.at)
         estimate.trial_refused += 1
-        estimate.trial_among = min(estimate.trial_among, permit.among)
+        estimate.trial_size = max(estimate.trial_size, among)
+        estimate.trial_first = min(estimate.trial_first, permit.among)
         estimate.trial_probes += permit.at > estimate.trial_last
         # Where some are refused by chance, so may be the one that went alone.
         used_up = estimate.trial_probes > (1 if estimate.chance else 0) or not (estimate.passed or others)
@@ -44,6 +46,11 @@ def closes(estimate: RateEstimate, permit: Permit, others: int) -> bool:
         used_up = True
     elif 0 < estimate.most < permit.among and estimate.recent < _TOLERATED:
         _too_many(estimate, estimate.most)
+        return False
+    elif estimate.is_sure and permit.among > _SAME * estimate.most and estimate.recent < _TOLERATED:
+        estimate.most_refused += _MEMORY
+        if estimate.most_refused > _OFTEN:
+            _too_many(estimate, max(estimate.most - 1.0, 1.0))
         return False
     elif estimate.chance and estimate.recent < _TOLERATED:
         estimate.chance += _MEMORY
@@ -53,8 +60,9 @@ def closes(estimate: RateEstimate, permit: Permit, others: int) -> bool:
     else:
         estimate.trials = estimate.trials + 1 if soon else 1
         used_up = estimate.trials >= _TRIALS or (soon and estimate.is_sure and among < _SAME * estimate.most)
-        estimate.trial_at, estimate.trial_last, estimate.trial_among = permit.at, estimate.sent_at, permit.among
+        estimate.trial_at, estimate.trial_last, estimate.trial_size = permit.at, estimate.sent_at, among
         estimate.trial_refused, estimate.trial_passed, estimate.trial_probes = 1, 0, 0
+        estimate.trial_first = permit.among
     if used_up:
         _end_trial(estimate, used_up=True)
     return used_up
@@ -85,7 +93,11 @@ def by_chance(estimate: RateEstimate) -> bool:
     refused, passed = estimate.trial_refused, estimate.trial_passed
     if passed < _OPEN * refused:
         return False
-    estimate.chance, estimate.trials = max(estimate.chance, refused / (refused + passed)), 0
+    estimate.trials = 0
+    if estimate.is_sure and estimate.trial_size > _SAME * estimate.most:
+        _too_many(estimate, min(estimate.most, _passes_at_once(estimate)))
+    else:
+        estimate.chance = max(estimate.chance, refused / (refused + passed))
     _end_trial(estimate, used_up=False)
     return True
 
@@ -95,19 +107,26 @@ def _weigh(estimate: RateEstimate, permit: Permit) -> None:
     estimate.trial_passed += permit.at > estimate.trial_at
     if permit.at <= estimate.trial_last:
         return  # it may have overtaken the refused one
-    refused, among = estimate.trial_refused, estimate.trial_among
-    if (refused > 1 or estimate.is_sure) and among > _SAME * estimate.most > 0:
-        _too_many(estimate, min(estimate.most, max(among - 1.0, 1.0)))
+    refused, passes = estimate.trial_refused, _passes_at_once(estimate)
+    if (refused > 1 or estimate.is_sure) and estimate.trial_size > _SAME * estimate.most > 0:
+        _too_many(estimate, min(estimate.most, passes))
     elif estimate.requests:
         if estimate.spread > 1 and refused == 1 and estimate.requests >= _APART:
             estimate.chance = max(estimate.chance, _CHANCE)  # a window that is used up lets none pass
     elif not (estimate.chance and refused <= _TOLERATED):
         estimate.most_every = _FIRST_ROUNDS
-        _too_many(estimate, max(among - 1.0, 1.0), is_sure=refused > 1)
+        # Where the server was reached in another order than they were sent, rather fewer than did pass.
+        in_order = min(max(estimate.trial_first - 1.0, 1.0), passes)
+        _too_many(estimate, (passes + in_order) // 2, is_sure=refused > 1)
         estimate.max_in_flight = 2.0
         if not estimate.is_sure:
             estimate.chance = _CHANCE
     _end_trial(estimate, used_up=False)
+
+
+def _passes_at_once(estimate: RateEstimate) -> float:
+    """Return how many of the attempts in flight passed when a trial began."""
+    return max(estimate.trial_size - estimate.trial_refused, 1.0)
 
 
 def _end_trial(estimate: RateEstimate, *, used_up: bool) -> None:
@@ -117,6 +136,7 @@ def _end_trial(estimate: RateEstimate, *, used_up: bool) -> None:
 def _too_many(estimate: RateEstimate, most: float, *, is_sure: bool = True) -> None:
     """Allow so many attempts in flight, and try more after twice as many rounds as the last time."""
     estimate.most = estimate.most_tried = most
+    estimate.most_refused = 0.0
     estimate.is_sure = is_sure
     estimate.most_every = min(estimate.most_every * 2, _MOST_ROUNDS)
     estimate.most_left = max(most, _FEW) * estimate.most_every
@@ -131,10 +151,12 @@ def _look_for_more_in_flight(estimate: RateEstimate, permit: Permit) -> None:
         return
     if permit.among < estimate.most:
         return
+    estimate.most_refused *= 1 - _MEMORY
     estimate.most_left -= 1
     if estimate.most_left <= 0:
         step = max(2 * (estimate.most_tried - estimate.most), 1.0)
+        if estimate.most_tried > estimate.most:
+            estimate.most_every = _FIRST_ROUNDS
         estimate.most = estimate.most_tried
         estimate.most_tried += step
-        estimate.most_every = _FIRST_ROUNDS
         estimate.most_left = 2 * estimate.most_tried
