@@ -20,6 +20,8 @@ DOCS := .venv-docs
 EXTRAS := cli,oauth,parquet,sdk
 , := ,
 RUN    := $(VENV)/bin/python -m
+# Modules are compiled as they are used: most of them never are, and to compile all takes most of an installation.
+INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 # It looks for lamella with the python on the path, and without the variable for a newer version of itself on the index.
 PYRIGHT := PATH="$(VENV)/bin:$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(RUN) pyright
 # As many processes as there are cores. ARGS='-n 0' runs the tests in one, for a debugger.
@@ -130,7 +132,7 @@ clean:  ## Remove environments, caches, builds and reports
 $(VENV)/.installed: pyproject.toml Makefile scripts/make_venv.sh
 	@sh scripts/make_venv.sh "$(PYTHON)" $(VENV)
 	@echo "lamella: installing the package and its tools into $(VENV)"
-	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]' --group dev --group lint
+	@$(RUN) $(INSTALL) --editable '.[$(EXTRAS)]' --group dev --group lint
 	@printf '%s\n' "$$MADE_FOR" >$@
 
 $(LOWEST)/.installed: pyproject.toml Makefile scripts/make_venv.sh scripts/lowest_versions.py
@@ -139,16 +141,14 @@ $(LOWEST)/.installed: pyproject.toml Makefile scripts/make_venv.sh scripts/lowes
 	@sh scripts/make_venv.sh "$(PYTHON)" $(LOWEST)
 	@$(LOWEST)/bin/python scripts/lowest_versions.py >$(LOWEST)/constraints.txt
 	@echo "lamella: installing the lowest versions into $(LOWEST)"
-	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint $(LOWEST)/constraints.txt --editable '.[$(EXTRAS)]' --group dev
+	@$(LOWEST)/bin/python -m $(INSTALL) --constraint $(LOWEST)/constraints.txt \
+		--editable '.[$(EXTRAS)]' --group dev
 	@printf '%s\n' "$$MADE_FOR" >$@
 
 $(PHOENIX)/.installed: tests/backends/phoenix.txt scripts/make_venv.sh
 	@sh scripts/make_venv.sh "$(PYTHON)" $(PHOENIX)
 	@echo "lamella: installing Phoenix into $(PHOENIX), which takes some minutes"
-	@# Its modules are compiled as they are used: most of them never are.
-	@$(PHOENIX)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
-		--requirement tests/backends/phoenix.txt
+	@$(PHOENIX)/bin/python -m $(INSTALL) --requirement tests/backends/phoenix.txt
 	@printf '%s\n' "$$MADE_FOR" >$@
 
 # The package with a dependency group, in an environment of its own: $(1) where, $(2) the group, $(3) the extras, $(4) what
@@ -157,7 +157,7 @@ define install_group
 $(1)/.installed: pyproject.toml Makefile scripts/make_venv.sh
 	@sh scripts/make_venv.sh "$$(PYTHON)" $(1)
 	@echo "lamella: installing the package and $(4) into $(1)"
-	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(3)]' --group $(2)
+	@$(1)/bin/python -m $(INSTALL) --editable '.[$(3)]' --group $(2)
 	@printf '%s\n' "$$$$MADE_FOR" >$$@
 endef
 $(eval $(call install_group,$(BACKENDS),backends,cli$(,)sdk,its exporters))

@@ -14,8 +14,9 @@ from typing import Any, Final
 import aiohttp
 import pytest
 from aiohttp import web
+from hypothesis import seed
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from tests.examples import examples
 from tests.servers import serving
 
@@ -282,12 +283,16 @@ TestSync = SyncMachine.TestCase
 TestSync.settings = examples(40, stateful_step_count=6)
 
 
-class LongSyncMachine(SyncMachine):
-    """The same for longer."""
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(8))
+def test_the_same_for_longer(part: int) -> None:
+    """In parts, so that each processor takes some."""
 
+    class Part(SyncMachine):
+        """Of this one hypothesis keeps the seed."""
 
-TestSyncThoroughly = pytest.mark.slow(LongSyncMachine.TestCase)
-TestSyncThoroughly.settings = examples(800, stateful_step_count=8)
+    seed(part)(Part)
+    run_state_machine_as_test(Part, settings=examples(100, stateful_step_count=8))
 
 
 @pytest.mark.parametrize("way", WAYS)
