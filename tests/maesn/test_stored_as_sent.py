@@ -245,7 +245,7 @@ class TestText:
         text = b'{"billId":"' + rb"\\" * 500_000 + b'"}'
         tracemalloc.start()
         try:
-            assert split(b"[%s]" % text, "", compact=True) == (None, [text])
+            assert split(b"[%s]" % text, "", compact=True).records == [text]
             [_, peak] = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -350,7 +350,7 @@ class TestWhetherItHasChanged:
         def as_before(db: sqlite3.Connection) -> None:
             for name, record in db.execute("SELECT id, record FROM sync_records").fetchall():
                 text = json.dumps(json.loads(record), ensure_ascii=False, separators=(",", ":"))
-                db.execute("UPDATE sync_records SET record = ? WHERE id = ?", (text, name))
+                db.execute("UPDATE sync_texts SET record = ? WHERE id = ?", (text, name))
 
         async with Journal.open(tmp_path / "journal", batch="nightly") as journal:
             await journal.commit(as_before)
@@ -491,7 +491,10 @@ def test_a_page_is_read_as_json_reads_it(text: str, at: int | None, cut: int, pu
         with pytest.raises(ValueError):  # noqa: PT011 - which one depends on where it is noticed
             split(text.encode(), "data")
         return
-    answer, texts = split(text.encode(), "data")
+    answer, texts, _ = split(text.encode(), "data")
+    compacted = split(text.encode(), "data", compact=True)
+    assert (compacted.answer, compacted.records is None) == (answer, texts is None)
+    assert list(map(loads, compacted.records or ())) == list(map(loads, texts or ()))
     data = expected.get("data") if isinstance(expected, dict) else None
     assert texts is None if not isinstance(data, list) else [loads(each) for each in texts or ()] == data
     assert all(each == each.strip() and each in text.encode() for each in texts or ())

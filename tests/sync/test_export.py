@@ -29,15 +29,11 @@ from lamella.sync import Page, Source
 from lamella.sync.decode import record_of
 from lamella.sync.export import check_output, export
 from lamella.sync.marks import Ask, Wanted, begin, store
+from lamella.sync.stored import adopt
 
 MODULE = sys.modules[export.__module__]  # its name in the package is that of the function
 
 BATCH = "a sync"
-TABLE = (
-    "CREATE TABLE sync_records (account TEXT NOT NULL, resource TEXT NOT NULL, id TEXT NOT NULL, record TEXT NOT NULL,"
-    " PRIMARY KEY (account, resource, id))"
-)
-
 Row = tuple[str, str, str, str]
 
 every_format = pytest.mark.parametrize("suffix", [".jsonl", ".sqlite", ".parquet"])
@@ -66,9 +62,11 @@ async def keep(journal: Journal, rows: Iterable[Row]) -> None:
     """Put *rows* in the place of what the journal holds."""
 
     def change(db: sqlite3.Connection) -> None:
-        db.execute("DROP TABLE IF EXISTS sync_records")
-        db.execute(TABLE)
-        db.executemany("INSERT INTO sync_records VALUES (?, ?, ?, ?)", rows)
+        adopt(db)
+        db.execute("DELETE FROM sync_texts")
+        db.execute("DELETE FROM sync_lists")
+        for row in rows:
+            _insert(db, row)
 
     await journal.commit(change)
 
@@ -90,8 +88,9 @@ def kept(path: Path) -> list[Row]:
             assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             return db.execute("SELECT account, resource, id, record FROM records ORDER BY rowid").fetchall()
     with pq.ParquetFile(path) as file:  # pq.read_table opens it twice: that could be the old one and then the new one
-        rows: list[Row] = [tuple(row.values()) for row in file.read().to_pylist()]
-    return rows
+        rows = [tuple(row.values()) for row in file.read().to_pylist()]
+    assert {deleted for *_, deleted in rows} <= {None}
+    return [(account, resource, name, record) for account, resource, name, record, _ in rows]
 
 
 def compact(record: Any) -> str:
@@ -203,7 +202,7 @@ async def test_the_views_of_sqlite(journal: Journal, folder: Path) -> None:
         plan = str(db.execute("EXPLAIN QUERY PLAN SELECT record FROM invoices ORDER BY account, id").fetchall())
         assert "records_by_resource" in plan
         with pytest.raises(sqlite3.IntegrityError, match=r"UNIQUE.*records.account, records.resource, records.id"):
-            db.execute("INSERT INTO records VALUES ('a', 'bills', '1', '{}')")
+            db.execute("INSERT INTO records VALUES ('a', 'bills', '1', '{}', NULL)")
         assert db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
@@ -214,7 +213,7 @@ async def test_the_groups_of_parquet(journal: Journal, folder: Path, monkeypatch
     await export(journal, path)
     with pq.ParquetFile(path) as file:
         assert [(field.name, str(field.type), field.nullable) for field in file.schema_arrow] == [
-            (name, "string", False) for name in ("account", "resource", "id", "record")
+            (name, "string", name == "deleted") for name in ("account", "resource", "id", "record", "deleted")
         ]
         groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
     assert [group.num_rows for group in groups] == [1000, 1000, 500]
@@ -235,7 +234,8 @@ def count_pages(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     async def read(self: Journal, query: Callable[[sqlite3.Connection], Any], read: Any = Journal.read) -> Any:
         found = await read(self, query)
-        counts.append(len(found))
+        if isinstance(found, list):
+            counts.append(len(found))
         return found
 
     monkeypatch.setattr(Journal, "read", read)
@@ -257,10 +257,17 @@ async def test_a_page_begins_where_the_one_before_has_ended(journal: Journal) ->
     await keep(journal, some(5))
 
     def plan(db: sqlite3.Connection) -> str:
-        return str(db.execute(f"EXPLAIN QUERY PLAN {MODULE._PAGE}", ("a", "b", "c", 5)).fetchall())
+        marked = {"account": "a", "resource": "b", "list": 1, "after": "c", "most": 5}
+        plans: list[tuple[str, Any]] = [
+            (MODULE._LISTS, ("a", "b")),
+            (MODULE._LIST, (1, "c", 5)),
+            (MODULE._MARKED_LIST, marked),
+        ]
+        return str([db.execute(f"EXPLAIN QUERY PLAN {sql}", given).fetchall() for sql, given in plans])
 
     found = await journal.read(plan)
     assert "SEARCH" in found
+    assert "SCAN" not in found
     assert "TEMP B-TREE" not in found
 
 
@@ -295,7 +302,10 @@ async def test_records_may_be_stored_meanwhile(journal: Journal, folder: Path, s
 
 
 def _insert(db: sqlite3.Connection, row: Row) -> None:
-    db.execute("INSERT INTO sync_records VALUES (?, ?, ?, ?)", row)
+    account, resource, name, record = row
+    db.execute("INSERT OR IGNORE INTO sync_lists (account, resource) VALUES (?, ?)", (account, resource))
+    sql = "INSERT INTO sync_texts SELECT number, ?, NULL, 1, ? FROM sync_lists WHERE account = ? AND resource = ?"
+    db.execute(sql, (name, record, account, resource))
 
 
 # Where it is written
@@ -446,7 +456,7 @@ async def test_a_record_that_cannot_be_read(journal: Journal, folder: Path, suff
     """It is not the output that is wrong."""
     await keep(journal, some(5))
     await journal.commit(
-        lambda db: db.execute("UPDATE sync_records SET record = CAST(x'ff' AS TEXT) WHERE id > '000002'")
+        lambda db: db.execute("UPDATE sync_texts SET record = CAST(x'ff' AS TEXT) WHERE id > '000002'")
     )
     with pytest.raises(sqlite3.OperationalError, match="Could not decode"):
         await export(journal, folder / f"out{suffix}")
@@ -489,12 +499,12 @@ def write_slowly(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, thre
     """A line is being written when the first is set, and until the second is."""
     entered, leave = threading.Event(), threading.Event()
 
-    def line(row: object) -> str:
+    def lines(rows: object) -> str:
         entered.set()
         assert leave.wait(10)
         return "{}"
 
-    monkeypatch.setattr(MODULE, "_line", line)
+    monkeypatch.setattr(MODULE, "_lines", lines)
     return entered, leave
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from hashlib import blake2b
 from importlib.util import find_spec
 from itertools import count
-from typing import Any, Final, NamedTuple, NoReturn
+from operator import attrgetter
+from typing import Any, Final, NamedTuple, NoReturn, overload
 
 from lamella.sync.source import Source, at
 
@@ -44,6 +45,51 @@ class Record(NamedTuple):
     """Whether it has no id, so that `id` is made of its content."""
 
 
+class Records(Sequence[Record]):
+    """The records of a page, in columns: the garbage collector would traverse a tuple for each record."""
+
+    __slots__ = ("ids", "nameless", "positions", "texts", "updated")
+
+    def __init__(
+        self,
+        ids: list[str],
+        updated: list[int | None],
+        texts: list[str],
+        positions: Sequence[int] | None = None,
+        nameless: Sequence[bool] = (),
+    ) -> None:
+        self.ids = ids
+        self.updated = updated
+        self.texts = texts
+        self.positions: Sequence[int] = range(1, len(ids) + 1) if positions is None else positions
+        self.nameless = nameless
+        """Empty: none of them is."""
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Records:
+        """Return the same records in columns."""
+        if isinstance(records, Records):
+            return records
+        columns = [list(column) for column in zip(*records, strict=True)] or [[]] * 5
+        ids, updated, texts, positions, nameless = columns
+        return cls(ids, updated, texts, positions, nameless if any(nameless) else ())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return list(self)[index]
+        is_nameless = bool(self.nameless) and self.nameless[index]
+        return Record(self.ids[index], self.updated[index], self.texts[index], self.positions[index], is_nameless)
+
+
 def check_msgspec() -> None:
     """Raise ModuleNotFoundError unless msgspec is installed."""
     if find_spec("msgspec") is None:
@@ -63,10 +109,21 @@ def _exact(body: bytes) -> Any:
     return loads(body, parse_int=exact_int)
 
 
-def split(body: bytes, place: str, *, compact: bool = False) -> tuple[Any, list[bytes] | None]:
+class Cut(NamedTuple):
+    """An answer that is cut into its records."""
+
+    answer: Any
+    """What it holds beside them."""
+    records: list[bytes] | None
+    """The JSON of each. None: there is no list of records at that place."""
+    together: bytes = b""
+    """The JSON of the list. Empty: it cannot be decoded as a whole."""
+
+
+def split(body: bytes, place: str, *, compact: bool = False) -> Cut:
     """Return an answer without its records, and the JSON of each record as it was sent.
 
-    With *compact* without the white space between its tokens. None: there is no list of records at that place.
+    With *compact* without the white space between its tokens.
 
     Raises:
         ValueError: It is not JSON.
@@ -79,26 +136,79 @@ def split(body: bytes, place: str, *, compact: bool = False) -> tuple[Any, list[
         # msgspec refuses an escape of half a character, as in "\ud800", which JSON allows: hide it.
         mark = next(mark for number in count() if (mark := b"<%d>" % number) not in body)
         body = _ESCAPE.sub(lambda found: mark + found["half"] if found["half"] else found[0], body)
-    answer, records = _split(body, names)
-    if records is not None and compact:
-        records = [msgspec.json.format(record, indent=-1) for record in records]
-    return answer, [record.replace(mark, b"\\") for record in records] if mark and records else records
+    cut = _split(msgspec.json.format(body, indent=-1) if compact else body, names)
+    if not mark or not cut.records:
+        return cut
+    return Cut(cut.answer, [record.replace(mark, b"\\") for record in cut.records])
 
 
-def _split(body: bytes, names: list[str]) -> tuple[Any, list[bytes] | None]:
+def _split(body: bytes, names: list[str]) -> Cut:
     import msgspec
 
     if not body.lstrip(b" \t\r\n").startswith(b"{" if names else b"["):
-        return _exact(body), None
+        return Cut(_exact(body), None)
     if not names:
-        return None, [bytes(record) for record in _decoder(list[msgspec.Raw]).decode(body)]
+        return Cut(None, [bytes(record) for record in _decoder(list[msgspec.Raw]).decode(body)], body)
     members = _decoder(dict[str, msgspec.Raw]).decode(body)
     inner = members.pop(names[0], None)
     answer = {name: _exact(bytes(member)) for name, member in members.items()}
     if inner is None:
-        return answer, None
-    answer[names[0]], records = _split(bytes(inner), names[1:])
-    return answer, records
+        return Cut(answer, None)
+    found = _split(bytes(inner), names[1:])
+    answer[names[0]] = found.answer
+    return found._replace(answer=answer)
+
+
+def records_of(cut: Cut, source: Source) -> tuple[Records, list[tuple[int, ValueError]]]:
+    """Return the records to be stored, and the position of each one that cannot be, with the reason."""
+    raws = cut.records or []
+    known = _usual_records(raws, cut.together, source)
+    if known is not None:
+        return known, []
+    found: list[Record] = []
+    bad: list[tuple[int, ValueError]] = []
+    for position, raw in enumerate(raws, 1):
+        try:
+            found.append(record_of(raw, source, position))
+        except ValueError as exc:
+            bad.append((position, exc))
+    return Records.of(found), bad
+
+
+def _usual_records(raws: list[bytes], together: bytes, source: Source) -> Records | None:
+    """Return the records, decoded at once; None: some of them are not of the usual kind."""
+    import msgspec
+
+    names = (*source.ids, *source.dates)
+    if not together or len(set(names)) < len(names) or any("." in name for name in names):
+        return None
+    decoder, getters = _usual_fields(names)
+    try:
+        fields = decoder.decode(together)
+        texts = [raw.decode() for raw in raws]
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    columns = [[get(each) for each in fields] for get in getters]
+    ids, *other_ids = columns[: len(source.ids)]
+    if other_ids:
+        ids = [next(filter(None, map(_id, values)), None) for values in zip(ids, *other_ids, strict=True)]
+    elif not all(type(value) is str for value in ids):
+        ids = [_id(value) for value in ids]
+    dates = columns[len(source.ids) :]
+    no_dates: list[int | None] = [None] * len(ids)
+    updated = [_updated(values) for values in zip(*dates, strict=True)] if dates else no_dates
+    return Records(ids, updated, texts) if all(ids) else None
+
+
+@lru_cache(maxsize=64)
+def _usual_fields(names: tuple[str, ...]) -> tuple[Any, list[Callable[[Any], Any]]]:
+    """Return a decoder of records whose fields are texts, whole numbers or null, and a getter of each field."""
+    import msgspec
+
+    fields = [(f"f{n}", str | int | None, msgspec.field(default=None, name=name)) for n, name in enumerate(names)]
+    kind = msgspec.defstruct("Fields", fields, gc=False)
+    getters: list[Callable[[Any], Any]] = [attrgetter(name) for name, *_ in fields]
+    return msgspec.json.Decoder(list[kind]), getters  # type: ignore[valid-type]
 
 
 def record_of(raw: bytes, source: Source, position: int = 1) -> Record:

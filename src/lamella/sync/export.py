@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from functools import partial
@@ -18,7 +18,7 @@ from lamella import whole_file
 from lamella.batch import Journal
 from lamella.sync.decode import text_of
 from lamella.sync.errors import SchemaMismatch
-from lamella.sync.stored import has_table
+from lamella.sync.stored import adopt, has_table, is_to_adopt
 from lamella.sync.tables import NO_TABLES, Misfits, Table, check_tables
 from lamella.sync.typed import Empty, OnMisfit, files_beside, names_of_empty, parquet_tables, sqlite_tables
 from lamella.threads import run_to_its_end
@@ -30,15 +30,14 @@ _PAGE_SIZE: Final = 4_000_000
 _GROUP_SIZE: Final = 32_000_000
 """Bytes of records in a row group of Parquet, which is held in memory as well."""
 
-_PAGE: Final = (
-    "SELECT account, resource, id, record FROM sync_records"
-    " WHERE (account, resource, id) > (?, ?, ?) ORDER BY account, resource, id LIMIT ?"
+_LISTS: Final = (
+    "SELECT number, account, resource FROM sync_lists WHERE (account, resource) >= (?, ?) ORDER BY account, resource"
 )
-_MARKED_PAGE: Final = (
-    "SELECT r.account, r.resource, r.id, r.record, coalesce(d.deleted, a.departed) FROM sync_records r"
-    " LEFT JOIN sync_deleted d ON d.account = r.account AND d.resource = r.resource AND d.id = r.id"
-    " LEFT JOIN sync_departed a ON a.account = r.account"
-    " WHERE (r.account, r.resource, r.id) > (?, ?, ?) ORDER BY r.account, r.resource, r.id LIMIT ?"
+_LIST: Final = "SELECT id, record, NULL FROM sync_texts WHERE list = ? AND id > ? ORDER BY id LIMIT ?"
+_MARKED_LIST: Final = (
+    "SELECT r.id, record, coalesce(deleted, departed) FROM sync_texts r LEFT JOIN sync_deleted d"
+    " ON d.account = :account AND d.resource = :resource AND d.id = r.id"
+    " LEFT JOIN sync_departed a ON a.account = :account WHERE list = :list AND r.id > :after ORDER BY r.id LIMIT :most"
 )
 
 _HEAD: Final = 72
@@ -46,10 +45,10 @@ _HEAD: Final = 72
 
 
 _COLUMNS: Final = ("account", "resource", "id", "record", "deleted")
-_Row = tuple[str | None, ...]
-"""The values of these columns; without the last one where no sync has begun in the journal."""
+_Row = tuple[str, str, str, str, str | None]
+"""The values of these columns."""
 
-_BEFORE_ALL: Final = ("", "", "")
+_BEFORE_ALL: Final = ("", "", "", "", None)
 """No account has an empty name."""
 
 _Write = Callable[[list[_Row]], object]
@@ -58,7 +57,6 @@ _Write = Callable[[list[_Row]], object]
 class _Wanted(NamedTuple):
     """What goes into a file."""
 
-    columns: tuple[str, ...]
     tables: Mapping[str, Table]
     on_misfit: OnMisfit
     empty: Empty
@@ -144,8 +142,10 @@ async def _export(
     file, count = ExitStack(), 0
     try:
         await run_to_its_end(thread, _check_target, path)
+        if await journal.read(is_to_adopt):
+            await journal.commit(adopt)
         rows = await journal.read(partial(_read, after=_BEFORE_ALL))
-        wanted = _Wanted(_COLUMNS[: len(rows[0]) if rows else None], tables, on_misfit, empty)
+        wanted = _Wanted(tables, on_misfit, empty)
         write = await run_to_its_end(thread, file.enter_context, _file(path, wanted))
         while rows:
             await run_to_its_end(thread, write, rows)
@@ -227,15 +227,33 @@ def _read(db: sqlite3.Connection, after: _Row) -> list[_Row]:
     """Return the next records, up to the size of a page, and at least one if there are any."""
     rows: list[_Row] = []
     size = 0
-    if not has_table(db, "sync_records"):
+    if not has_table(db, "sync_texts"):
         return rows
-    with closing(db.execute(_MARKED_PAGE if has_table(db, "sync_deleted") else _PAGE, (*after[:3], _ROWS))) as found:
-        for row in found:
-            rows.append(row if row[-1] is None or len(row) < len(_COLUMNS) else (*row[:-1], text_of(row[-1])))
-            size += len(row[3])
-            if size >= _PAGE_SIZE:
+    account, resource, last, *_ = after
+    with closing(db.execute(_LISTS, (account, resource))) as found:
+        for number, *each in found:
+            with closing(_list(db, number, each, last if each == [account, resource] else "", _ROWS - len(rows))) as of:
+                for name, record, mark in of:
+                    rows.append((*each, name, record, None if mark is None else text_of(mark)))
+                    size += len(record)
+                    if size >= _PAGE_SIZE:
+                        return rows
+            if len(rows) == _ROWS:
                 break
     return rows
+
+
+def _list(db: sqlite3.Connection, number: int, each: Sequence[str], after: str, most: int) -> sqlite3.Cursor:
+    """Return the next records of a list: id, text, and the moment of its mark."""
+    is_marked = (
+        "SELECT 1 FROM sync_deleted WHERE account = ?1 AND resource = ?2"
+        " UNION ALL SELECT 1 FROM sync_departed WHERE account = ?1 LIMIT 1"
+    )
+    if db.execute(is_marked, each).fetchone() is None:
+        return db.execute(_LIST, (number, after, most))
+    account, resource = each
+    wanted = {"account": account, "resource": resource, "list": number, "after": after, "most": most}
+    return db.execute(_MARKED_LIST, wanted)
 
 
 # What follows runs in the thread of the export.
@@ -262,54 +280,52 @@ def _beside(path: str | os.PathLike[str], wanted: _Wanted, writing: _Format) -> 
 @contextmanager
 def _jsonl(path: Path, _: _Wanted) -> Iterator[_Write]:
     with path.open("wb") as file:
-        yield lambda rows: file.write("".join(map(_line, rows)).encode())
+        yield lambda rows: file.write(_lines(rows).encode())
 
 
-_quoted = json.JSONEncoder(ensure_ascii=False).encode
+_quoted = json.encoder.encode_basestring
 
 _BREAKS: Final = {char: json.dumps(char)[1:-1] for char in "\x85\u2028\u2029"}
 """Characters that end a line for some readers, such as str.splitlines, and their JSON escapes."""
 
 
-def _line(row: _Row) -> str:
-    account, resource, name, record, *mark = row
-    deleted = f'"deleted":"{mark[0]}",' if mark and mark[0] else ""
-    line = (
-        f'{{"account":{_quoted(account)},"resource":{_quoted(resource)},"id":{_quoted(name)},'
-        f'{deleted}"record":{record}}}\n'
-    )
-    if not line.isascii():
+def _lines(rows: list[_Row]) -> str:
+    lines, last, head = [], None, ""
+    for account, resource, name, record, mark in rows:
+        if last != (account, resource):
+            last, head = (account, resource), f'{{"account":{_quoted(account)},"resource":{_quoted(resource)},"id":'
+        deleted = "" if mark is None else f'"deleted":"{mark}",'
+        lines.append(f'{head}{_quoted(name)},{deleted}"record":{record}}}\n')
+    text = "".join(lines)
+    if not text.isascii():
         for char, escape in _BREAKS.items():
-            line = line.replace(char, escape)
-    return line
+            text = text.replace(char, escape)
+    return text
 
 
 # With rowid, like the journal's table of items. The index also sorts the records of a resource by account and id.
 _TABLE: Final = (
     "CREATE TABLE records (account TEXT NOT NULL, resource TEXT NOT NULL, id TEXT NOT NULL, record TEXT NOT NULL,"
-    "{} PRIMARY KEY (account, resource, id))"
+    " deleted TEXT, PRIMARY KEY (account, resource, id))"
 )
 _INDEX: Final = "CREATE INDEX records_by_resource ON records (resource)"
 
 
 @contextmanager
 def _sqlite(path: Path, wanted: _Wanted) -> Iterator[_Write]:
-    columns = wanted.columns
     # No other process uses the file, and it is deleted if anything fails: no locks, no journal, no waits for the disk.
     with closing(sqlite3.connect(f"{path.as_uri()}?nolock=1", uri=True, isolation_level=None)) as db:
         with _sqlite_errors():
             db.execute("PRAGMA journal_mode = OFF")
             db.execute("PRAGMA synchronous = OFF")
             db.execute("BEGIN")
-            db.execute(_TABLE.format(" deleted TEXT," if "deleted" in columns else ""))
+            db.execute(_TABLE)
             db.execute(_INDEX)
             fill = sqlite_tables(db, wanted.tables, wanted.on_misfit, wanted.empty) if wanted.tables else None
 
-        places = ", ".join("?" * len(columns))
-
         @_sqlite_errors()
         def write(rows: list[_Row]) -> None:
-            db.executemany(f"INSERT INTO records ({', '.join(columns)}) VALUES ({places})", rows)  # noqa: S608 - ours
+            db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?)", rows)
             if fill is not None:
                 fill(rows)
 
@@ -321,13 +337,12 @@ def _sqlite(path: Path, wanted: _Wanted) -> Iterator[_Write]:
 
 def _make_views(db: sqlite3.Connection) -> None:
     """Create a view for each resource that is a plain word, unless the name is taken; SQLite ignores its case."""
-    is_marked = any(name == "deleted" for _, name, *_ in db.execute("PRAGMA table_info(records)"))
     for (resource,) in db.execute("SELECT DISTINCT resource FROM records ORDER BY resource").fetchall():
         taken = db.execute("SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE", (resource,)).fetchone()
         if not taken and resource.isascii() and resource.isalnum():
             db.execute(
                 f'CREATE VIEW "{resource}" AS SELECT account, id, record FROM records'  # noqa: S608 - a plain word
-                f" WHERE resource = '{resource}'{' AND deleted IS NULL' if is_marked else ''}"
+                f" WHERE resource = '{resource}' AND deleted IS NULL"
             )
 
 
@@ -346,8 +361,7 @@ def _parquet(path: Path, wanted: _Wanted) -> Iterator[_Write]:
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
-    columns = wanted.columns
-    schema = pa.schema([pa.field(name, pa.string(), nullable=name == "deleted") for name in columns])
+    schema = pa.schema([pa.field(name, pa.string(), nullable=name == "deleted") for name in _COLUMNS])
     held: list[pa.RecordBatch] = []
     is_empty = True
 
@@ -370,7 +384,7 @@ def _parquet(path: Path, wanted: _Wanted) -> Iterator[_Write]:
             file,
             schema,
             compression="zstd",
-            use_dictionary=[name for name in columns if name in {"account", "resource", "deleted"}],  # pyright: ignore[reportArgumentType] - pyarrow has no types
+            use_dictionary=["account", "resource", "deleted"],  # pyright: ignore[reportArgumentType] - pyarrow has no types
             write_statistics=["account", "resource", "id"],  # pyright: ignore[reportArgumentType]
         ) as writer,
     ):

@@ -14,13 +14,12 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from lamella.sync import nameless
-from lamella.sync.decode import microseconds, text_of
+from lamella.sync.decode import Records, microseconds, text_of
 from lamella.sync.errors import BadRecord, EmptyPage, IncompleteList, RepeatedPage, UnsteadyList
 from lamella.sync.lists import MOST_EMPTY
 from lamella.sync.page import Page, greater
 from lamella.sync.source import Source
 from lamella.sync.stored import (
-    TABLES,
     Departed,
     Put,
     absent,
@@ -120,8 +119,6 @@ def begin(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[i
     list that is made of something else now is dropped.
     """
     adopt(db)
-    for table in TABLES:
-        db.execute(table)
     prepare(db)
     run, resumed, positions = look(db, wanted, ask)
     others = of_others(db, ask.made)
@@ -170,19 +167,21 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source:
     answered, what = int(page.answered * 1_000_000), f"page {page.number} of {source.name}"
     walk.began = _lesser(walk.began, answered)
     mark = walk.mark if walk.since is None else None
-    if nameless.repeats(db, each, page.records, number):
+    records = Records.of(page.records)
+    if nameless.repeats(db, each, records, number):
         result = Put()
     else:
-        records = nameless.numbered(db, each, page.records, number)
-        result = put(db, each, records, walk=number, page=what, began=walk.began, mark=mark)
-        walk.nameless += sum(record.nameless for record in records)
+        numbered = nameless.numbered(db, each, records, number)
+        result = put(db, each, numbered, walk=number, page=what, began=walk.began, mark=mark)
+        walk.nameless += sum(numbered.nameless)
     walk.changed += result.changed
     walk.missing += len(result.missing)
     walk.fresh += result.fresh
     # A record that does not say when it was changed counts as changed when it was read.
-    for record in page.records:
-        walk.dated = walk.dated or record.updated is not None
-        walk.highest = greater(walk.highest, answered if record.updated is None else record.updated)
+    dates = set(records.updated)
+    walk.dated = bool(walk.dated or dates - {None})
+    newest = max((answered if date is None else date for date in dates), default=None)
+    walk.highest = greater(walk.highest, newest)
     many = len(page.records) + len(page.bad)
     walk.seen, walk.old, walk.undated = walk.seen + result.seen, walk.old + result.old, walk.undated + result.undated
     walk.read += many

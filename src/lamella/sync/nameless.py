@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Final
 
-from lamella.sync.decode import Record
+from lamella.sync.decode import Records
 
 TABLE: Final = (
     # The pages with such records that a walk has read, each by its content.
@@ -18,11 +17,11 @@ TABLE: Final = (
 _NAMES: Final = "content:" + "[0-9a-f]" * 32 + ":*"
 
 
-def repeats(db: sqlite3.Connection, each: tuple[str, str], records: Sequence[Record], walk: int) -> bool:
+def repeats(db: sqlite3.Connection, each: tuple[str, str], records: Records, walk: int) -> bool:
     """Return whether a page with such records is equal, as a whole, to one that the walk has read before."""
-    if not any(record.nameless for record in records):
+    if not records.nameless:
         return False
-    content = blake2b("\n".join(record.text for record in records).encode(), digest_size=16).hexdigest()
+    content = blake2b("\n".join(records.texts).encode(), digest_size=16).hexdigest()
     row = db.execute(
         "SELECT walk FROM sync_contents WHERE account = ? AND resource = ? AND content = ?", (*each, content)
     )
@@ -32,10 +31,10 @@ def repeats(db: sqlite3.Connection, each: tuple[str, str], records: Sequence[Rec
     return False
 
 
-def numbered(db: sqlite3.Connection, each: tuple[str, str], records: Sequence[Record], walk: int) -> list[Record]:
+def numbered(db: sqlite3.Connection, each: tuple[str, str], records: Records, walk: int) -> Records:
     """Return the records of a page with an id for each: of equal ones the walk has read so many before."""
-    if not any(record.nameless for record in records):
-        return list(records)
+    if not records.nameless:
+        return records
     sql = (
         "SELECT count(*) FROM sync_records WHERE account = ? AND resource = ? AND id >= ? || ':' AND id < ? || ';'"
         " AND walk = ?"
@@ -52,13 +51,15 @@ def numbered(db: sqlite3.Connection, each: tuple[str, str], records: Sequence[Re
             times[record.id] += 1
             record = record._replace(id=f"{record.id}:{times[record.id]}")  # noqa: PLW2901 - the same record
         found.append(record)
-    return found
+    return Records.of(found)
 
 
 def drop_others(db: sqlite3.Connection, each: tuple[str, str], walk: int) -> int:
     """Drop such records that a walk of the whole list has not read: they were changed, or are gone. Return how many."""
     where = f"account = ? AND resource = ? AND id GLOB '{_NAMES}'"
-    dropped = db.execute(f"DELETE FROM sync_records WHERE {where} AND walk != ?", (*each, walk)).rowcount  # noqa: S608
+    list_of = "list = (SELECT number FROM sync_lists WHERE account = ? AND resource = ?)"
+    sql = f"DELETE FROM sync_texts WHERE {list_of} AND id GLOB '{_NAMES}' AND walk != ?"  # noqa: S608 - our own names
+    dropped = db.execute(sql, (*each, walk)).rowcount
     if dropped:
         rest = f"DELETE FROM sync_deleted WHERE {where} AND NOT EXISTS (SELECT 1 FROM sync_records r WHERE"  # noqa: S608
         db.execute(

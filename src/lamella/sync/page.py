@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +17,7 @@ from lamella.classify.judge import api_error
 from lamella.credentials import noting_secrets
 from lamella.errors import BadRequest, NotFound
 from lamella.rules.retry_after import parse_http_date
-from lamella.sync.decode import ParseNumber, loads, record_of, split
+from lamella.sync.decode import Cut, ParseNumber, Records, loads, records_of, split
 from lamella.sync.errors import AnswerFailed, BadRecord, EmptyPage
 from lamella.sync.source import Source, at, count_at
 
@@ -58,8 +58,7 @@ class Page:
     @property
     def texts(self) -> list[str]:
         """The JSON text of each record, character by character as the API sent it. It needs the extra ``sync``."""
-        _, records = split(self.body, self.place)
-        return [record.decode() for record in records or ()]
+        return [record.decode() for record in split(self.body, self.place).records or ()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +164,7 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
             body = await _body(response, what)
             now = time.time()
             answered = parse_http_date(response.headers.get("Date"), now) or now
-            answer, records, problem = _parsed(body, of, records_at)
+            answer, records, cut, problem = _parsed(body, of, records_at)
             failed = warnings = token = None
             if problem is None:
                 failed = None if source.errors is None else error_messages(response, at(answer, source.errors))
@@ -174,56 +173,62 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
     # A server may repeat a credential, and some tools show the locals of a traceback.
     if problem is not None or failed is not None or not isinstance(records, list):
         held = type(at(answer, records_at)).__name__
-        del answer, body, records
+        del answer, body, records, cut
         if problem is not None:
             raise ValueError(f"{what} is no JSON that can be read ({problem})")
         if failed is not None:
             raise AnswerFailed(what, response.status, failed)
         raise ValueError(f"{what} holds no list of records, but {held}")
     total_pages = count_at(answer, source.total_pages)
-    page = Page(
+    bad: list[BadRecord] = []
+    total = count_at(answer, source.total)
+    if cut is not None:
+        records, bad = _checked(cut, source, what)
+        answer, body = None, b""
+    return Page(
         place.number,
         # As if it had not said: the list ends with an empty page, too.
         None if total_pages is None or total_pages > _MOST_PAGES else total_pages,
         records,
         answer,
-        count_at(answer, source.total),
+        total,
         answered,
         token,
         warnings or (),
-        (),
+        tuple(bad),
         body,
         records_at,
     )
-    return _checked(page, source, what) if of.raw else page
 
 
-def _parsed(body: bytes, of: List, place: str) -> tuple[Any, Any, str | None]:
-    """Return the answer, its records, and what is wrong with it: without the body, which an exception would hold."""
+def _parsed(body: bytes, of: List, place: str) -> tuple[Any, Any, Cut | None, str | None]:
+    """Return the answer, its records, how it is cut into them for a sync, and what is wrong with it.
+
+    Without the body, which an exception would hold.
+    """
     try:
         if of.raw:
             try:
-                return *split(body, place, compact=True), None
+                cut = split(body, place, compact=True)
             except ValueError:
                 loads(body)  # its errors are those that callers of pages() know
                 raise
+            return cut.answer, cut.records, cut, None
         answer = loads(body, of.parse_float)
-        return answer, at(answer, place), None
+        return answer, at(answer, place), None, None
     except (ValueError, ArithmeticError, RecursionError) as exc:  # decimal's errors are arithmetic ones
         ours = type(exc) is ValueError and str(exc).endswith("JSON compliant")
-        return None, None, str(exc) if ours else type(exc).__name__
+        return None, None, None, str(exc) if ours else type(exc).__name__
 
 
-def _checked(page: Page, source: Source, what: str) -> Page:
-    """Return a page with records to be stored, and those that cannot be."""
-    found, bad = [], []
-    for position, raw in enumerate(page.records, 1):
-        try:
-            found.append(record_of(raw, source, position))
-        except ValueError as exc:
-            why = "is not UTF-8" if isinstance(exc, UnicodeDecodeError) else str(exc)
-            bad.append(BadRecord(f"record {position} on {what} {why}"))
-    return replace(page, records=found, bad=tuple(bad), answer=None, body=b"")
+def _checked(cut: Cut, source: Source, what: str) -> tuple[Records, list[BadRecord]]:
+    """Return the records to be stored, and those that cannot be."""
+    found, failed = records_of(cut, source)
+    bad = []
+    for position, exc in failed:
+        why = "is not UTF-8" if isinstance(exc, UnicodeDecodeError) else str(exc)
+        bad.append(BadRecord(f"record {position} on {what} {why}"))
+    return found, bad
 
 
 async def _body(response: aiohttp.ClientResponse, what: str) -> bytes:

@@ -5,16 +5,26 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Final, Literal
 
 from lamella.sync import nameless
-from lamella.sync.decode import Record
+from lamella.sync.decode import Record, Records
 from lamella.sync.errors import BadRecord
 
-# `walk` is the one in which it was read last, `updated` what the record itself says, in microseconds since the epoch.
+# The names of a list would be in each row of its records twice, in the table and in its index.
+_LISTS: Final = (
+    """CREATE TABLE IF NOT EXISTS sync_lists (number INTEGER PRIMARY KEY, account TEXT NOT NULL, resource TEXT NOT NULL,
+    UNIQUE (account, resource))""",
+    # `walk` is the one in which it was read last, `updated` what the record itself says, in microseconds since the
+    # epoch. With rowid: a record goes to the end of the table, so that pages are full. The text is last: what is in
+    # front of it can be read without it.
+    """CREATE TABLE IF NOT EXISTS sync_texts (list INTEGER NOT NULL, id TEXT NOT NULL, updated INTEGER,
+    walk INTEGER NOT NULL, record TEXT NOT NULL, PRIMARY KEY (list, id))""",
+    """CREATE VIEW IF NOT EXISTS sync_records AS SELECT account, resource, id, updated, record, walk
+    FROM sync_lists JOIN sync_texts ON list = number""",
+)
 TABLES: Final = (
-    """CREATE TABLE IF NOT EXISTS sync_records (account TEXT NOT NULL, resource TEXT NOT NULL, id TEXT NOT NULL,
-    updated INTEGER, record TEXT NOT NULL, walk INTEGER NOT NULL, PRIMARY KEY (account, resource, id))""",
     # What the records depend on, of an account (resource is empty) and of a list.
     """CREATE TABLE IF NOT EXISTS sync_made (account TEXT NOT NULL, resource TEXT NOT NULL, made TEXT NOT NULL,
     PRIMARY KEY (account, resource))""",
@@ -30,8 +40,8 @@ TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS sync_outputs (path TEXT PRIMARY KEY, version INTEGER NOT NULL, stamp TEXT NOT NULL)",
 )
 
-OF_LISTS: Final = ("sync_records", "sync_deleted", "sync_parts", "sync_pages", "sync_contents")
-"""The tables with rows of a list."""
+_OF_LISTS: Final = ("sync_deleted", "sync_parts", "sync_pages", "sync_contents")
+"""The tables with rows of a list, beside its records."""
 
 Departed = Literal["keep", "mark", "forget"]
 """What becomes of the records of an account that is no longer synced."""
@@ -64,7 +74,7 @@ class Put:
 def put(
     db: sqlite3.Connection,
     each: tuple[str, str],
-    records: Sequence[Record],
+    records: Records,
     *,
     walk: int,
     page: str,
@@ -82,17 +92,49 @@ def put(
         began: When the walk began, in microseconds since the epoch.
         mark: All records that were last changed before it should be stored. None: nothing is known of that.
     """
+    number = _number_of(db, each)
+    names = set(records.ids)
+    deleted = _take_back(db, each, names)
+    if walk == 1 and mark is None and not deleted and len(names) == len(records):
+        result = _put_first(db, number, records, began)
+        if result is not None:
+            return result
+    return _put_again(db, number, records, deleted, walk, page, began, mark)
+
+
+def _put_first(db: sqlite3.Connection, number: int, records: Records, began: int) -> Put | None:
+    """Store the records of a page of a first walk; None: nothing is stored, since some of them are there."""
+    many = len(records)
+    if not many:
+        return Put()
+    [last] = db.execute("SELECT coalesce(max(rowid), 0) FROM sync_texts").fetchone()
+    rows = zip(repeat(number, many), records.ids, records.updated, repeat(1), records.texts, strict=True)
+    if db.executemany("INSERT INTO sync_texts VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows).rowcount != many:
+        db.execute("DELETE FROM sync_texts WHERE rowid > ?", (last,))
+        return None
+    count_change(db)
+    old = sum(date is not None and date < began for date in records.updated)
+    return Put(changed=many, seen=many, old=old, undated=records.updated.count(None), fresh=many)
+
+
+def _put_again(  # noqa: PLR0917 - as put() was called
+    db: sqlite3.Connection,
+    number: int,
+    records: Records,
+    deleted: Collection[str],
+    walk: int,
+    page: str,
+    began: int,
+    mark: int | None,
+) -> Put:
+    """Store the records of a page of which some are there."""
     found: dict[str, tuple[int | None, str, int]] = {}
-    names = [record.id for record in records]
+    names = records.ids
     for start in range(0, len(names), 500):  # SQLite takes only so many variables
         some = names[start : start + 500]
         sql = f"id IN ({', '.join('?' * len(some))})"
-        rows = db.execute(
-            f"SELECT id, updated, record, walk FROM sync_records WHERE account = ? AND resource = ? AND {sql}",  # noqa: S608
-            (*each, *some),
-        )
+        rows = db.execute(f"SELECT id, updated, record, walk FROM sync_texts WHERE list = ? AND {sql}", (number, *some))  # noqa: S608
         found |= {name: row for name, *row in rows}
-    deleted = _take_back(db, each, names)
     result, here, kept = Put(changed=len(deleted)), dict[str, Record](), []
     for record in records:
         before, text, last = found.get(record.id, (None, None, -1))
@@ -117,9 +159,9 @@ def put(
                 result.doubtful.append(record)
         here[record.id] = record
         result.changed += text != record.text and record.id not in deleted
-        kept.append((*each, record.id, record.updated, record.text, walk))
+        kept.append((number, record.id, record.updated, walk, record.text))
     db.executemany(
-        "INSERT INTO sync_records VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
+        "INSERT INTO sync_texts VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
         " SET updated = excluded.updated, record = excluded.record, walk = excluded.walk",
         kept,
     )
@@ -128,7 +170,17 @@ def put(
     return result
 
 
-def _take_back(db: sqlite3.Connection, each: tuple[str, str], names: Sequence[str]) -> set[str]:
+def _number_of(db: sqlite3.Connection, each: tuple[str, str]) -> int:
+    """Return the number of a list in the journal; it gets one if it has none."""
+    sql = "SELECT number FROM sync_lists WHERE account = ? AND resource = ?"
+    row = db.execute(sql, each).fetchone()
+    if row is None:
+        db.execute("INSERT INTO sync_lists (account, resource) VALUES (?, ?)", each)
+        row = db.execute(sql, each).fetchone()
+    return int(row[0])
+
+
+def _take_back(db: sqlite3.Connection, each: tuple[str, str], names: Collection[str]) -> set[str]:
     """Remove the marks of records that the API has again; return which they were."""
     where = "account = ? AND resource = ?"
     if not db.execute(f"SELECT 1 FROM sync_deleted WHERE {where} LIMIT 1", each).fetchone():  # noqa: S608 - our own
@@ -139,14 +191,16 @@ def _take_back(db: sqlite3.Connection, each: tuple[str, str], names: Sequence[st
 
 def absent(db: sqlite3.Connection, each: tuple[str, str], walk: int) -> tuple[int, list[tuple[str, int]]]:
     """Return how many records a walk has read, and those that it has not, and are not marked: id, and last walk."""
-    of_list = "FROM sync_records r WHERE account = ? AND resource = ? AND walk"
-    [met] = db.execute(f"SELECT count(*) {of_list} = ?", (*each, walk)).fetchone()
+    of_list = "FROM sync_records r WHERE account = ? AND resource = ?"
+    all_of, met = db.execute(f"SELECT count(*), total(walk = ?) {of_list}", (walk, *each)).fetchone()
+    if all_of == met:
+        return all_of, []
     rows = db.execute(
-        f"SELECT id, walk {of_list} != ? AND NOT EXISTS (SELECT 1 FROM sync_deleted d WHERE d.account = r.account"  # noqa: S608
-        " AND d.resource = r.resource AND d.id = r.id)",
+        f"SELECT id, walk {of_list} AND walk != ? AND NOT EXISTS (SELECT 1 FROM sync_deleted d"  # noqa: S608
+        " WHERE d.account = r.account AND d.resource = r.resource AND d.id = r.id)",
         (*each, walk),
     )
-    return met, rows.fetchall()
+    return int(met), rows.fetchall()
 
 
 def mark_deleted(db: sqlite3.Connection, each: tuple[str, str], names: Sequence[str], moment: int) -> None:
@@ -175,7 +229,8 @@ def settle_departed(db: sqlite3.Connection, accounts: Collection[str], how: Depa
         marks = [(name, moment) for (name,) in gone]
         changed += db.executemany("INSERT OR IGNORE INTO sync_departed VALUES (?, ?)", marks).rowcount
     elif how == "forget" and gone:
-        for table in (*OF_LISTS, "sync_made", "sync_departed"):
+        _drop_records(db, [(name, "") for (name,) in gone])
+        for table in (*_OF_LISTS, "sync_lists", "sync_made", "sync_departed"):
             db.executemany(f"DELETE FROM {table} WHERE account = ?", gone)  # noqa: S608 - our own names
         changed += len(gone)
     if changed > 0:
@@ -184,10 +239,16 @@ def settle_departed(db: sqlite3.Connection, accounts: Collection[str], how: Depa
 
 def drop(db: sqlite3.Connection, keys: Collection[tuple[str, str]]) -> None:
     """Drop all that is stored of these lists; of a whole account, where the resource is empty."""
-    for table in OF_LISTS:
+    _drop_records(db, keys)
+    for table in _OF_LISTS:
         db.executemany(f"DELETE FROM {table} WHERE account = ? AND ? IN ('', resource)", keys)  # noqa: S608 - as above
     if keys:
         count_change(db)
+
+
+def _drop_records(db: sqlite3.Connection, keys: Collection[tuple[str, str]]) -> None:
+    lists = "SELECT number FROM sync_lists WHERE account = ? AND ? IN ('', resource)"
+    db.executemany(f"DELETE FROM sync_texts WHERE list IN ({lists})", keys)  # noqa: S608 - our own names
 
 
 def count_change(db: sqlite3.Connection) -> None:
@@ -205,12 +266,33 @@ def of_others(db: sqlite3.Connection, made: Mapping[tuple[str, str], str]) -> se
 
 
 def adopt(db: sqlite3.Connection) -> None:
-    """Take over the records of a journal by an earlier lamella. Its marks count for nothing: all is read again."""
+    """Create the tables, and take over the records of a journal by an earlier lamella.
+
+    The marks of the earliest one count for nothing: all is read again.
+    """
     if has_table(db, "maesn_records") and not has_table(db, "sync_records"):
         db.execute("ALTER TABLE maesn_records RENAME TO sync_records")
         db.execute("UPDATE sync_records SET walk = 0")
         for name in ("parts", "walks", "pages", "books"):
             db.execute(f"DROP TABLE IF EXISTS maesn_{name}")
+    is_old = is_to_adopt(db)
+    if is_old:
+        db.execute("ALTER TABLE sync_records RENAME TO sync_old")
+    for table in (*_LISTS, *TABLES):
+        db.execute(table)
+    if is_old:
+        db.execute("INSERT INTO sync_lists (account, resource) SELECT DISTINCT account, resource FROM sync_old")
+        db.execute(
+            "INSERT INTO sync_texts SELECT number, id, updated, walk, record FROM sync_old"
+            " JOIN sync_lists USING (account, resource) ORDER BY sync_old.rowid"
+        )
+        db.execute("DROP TABLE sync_old")
+
+
+def is_to_adopt(db: sqlite3.Connection) -> bool:
+    """Return whether each record of the journal has the names of its list."""
+    row = db.execute("SELECT type FROM sqlite_master WHERE name = 'sync_records'").fetchone()
+    return row is not None and row[0] == "table"
 
 
 def has_table(db: sqlite3.Connection, table: str) -> bool:
