@@ -16,6 +16,7 @@ BENCH := .venv-bench
 AUDIT := .venv-audit
 AIOHTTP := .venv-aiohttp
 DOCS := .venv-docs
+DIST := .venv-dist
 # What a user may install beside the package.
 EXTRAS := cli,oauth,parquet,sdk
 , := ,
@@ -40,7 +41,7 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint format types docs audit coverage lowest backends browser bench bench-against bench-profile bench-storm bench-batch bench-sync soak aiohttp-tests picture clean FORCE
+.PHONY: help demo test test-all lint format types docs dist audit coverage lowest backends browser bench bench-against bench-profile bench-storm bench-batch bench-sync soak aiohttp-tests picture clean FORCE
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' Makefile
@@ -75,6 +76,9 @@ docs: $(DOCS)/.installed  ## Build the documentation site into build/site; a bro
 	@NO_MKDOCS_2_WARNING=1 PYTHONPATH= $(DOCS)/bin/python -m mkdocs build --quiet --strict
 	@echo "the site: build/site/index.html"
 
+dist: $(DIST)/.installed  ## Build the sdist and the wheel twice, compare them, and sync from an installation
+	@$(DIST)/bin/python scripts/dist.py
+
 audit: $(AUDIT)/.installed  ## Look for known holes: bandit on the code, pip-audit on the packages
 	@$(AUDIT)/bin/python scripts/audit.py $(ARGS)
 
@@ -91,7 +95,7 @@ backends: $(BACKENDS)/.installed $(PHOENIX)/.installed  ## Run the tests against
 	@$(BACKENDS)/bin/python scripts/backends.py --phoenix $(PHOENIX)/bin/python -- \
 		$(BACKENDS)/bin/python -m pytest --confcutdir tests/backends tests/backends $(ARGS)
 
-browser: $(BROWSER)/.installed  ## Run the tests of the page of --report in a headless Chromium
+browser: $(BROWSER)/.installed docs  ## Run the tests of the page of --report and of the site in a headless Chromium
 	@$(BROWSER)/bin/python tests/browser/with_chromium.py \
 		$(BROWSER)/bin/python -m pytest --confcutdir tests/browser tests/browser $(ARGS)
 
@@ -166,6 +170,7 @@ $(eval $(call install_group,$(BENCH),bench,cli$(,)sdk,its peers))
 $(eval $(call install_group,$(AUDIT),audit,$(EXTRAS),bandit and pip-audit))
 $(eval $(call install_group,$(AIOHTTP),aiohttp-tests,sdk,what aiohttp's tests need))
 $(eval $(call install_group,$(DOCS),docs,cli,MkDocs))
+$(eval $(call install_group,$(DIST),dist,cli,twine))
 
 # An environment made for another place or interpreter, or one whose interpreter is gone, is out of date.
 define remake_unless_made_for_this
@@ -173,4 +178,4 @@ ifneq ($$(file <$(1)/.installed)$$(if $$(realpath $(1)/bin/python),, no python),
 $(1)/.installed: FORCE
 endif
 endef
-$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX) $(BROWSER) $(BENCH) $(AUDIT) $(AIOHTTP) $(DOCS),$(eval $(call remake_unless_made_for_this,$(venv))))
+$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX) $(BROWSER) $(BENCH) $(AUDIT) $(AIOHTTP) $(DOCS) $(DIST),$(eval $(call remake_unless_made_for_this,$(venv))))

@@ -1,4 +1,4 @@
-"""Look for known holes: bandit on our own code, pip-audit on the packages that a user of lamella gets.
+"""Look for vulnerabilities: bandit on our code, zizmor on the workflows, pip-audit on what a user of lamella installs.
 
     python scripts/audit.py              0: nothing was found; what could not be looked up is said
     python scripts/audit.py --strict     and 1 where the packages could not be looked up
@@ -31,7 +31,7 @@ PATIENCE = 300  # seconds
 def main(arguments: list[str]) -> int:
     """Do both, and return the exit code."""
     strict = "--strict" in arguments
-    clean = bandit()
+    clean = all([bandit(), workflows()])
     service = next((service for service in SERVICES if knows(service)), None)
     if service is None:
         print(
@@ -54,6 +54,13 @@ def bandit() -> bool:
     if not done.returncode:
         print("bandit: found nothing")
     return not done.returncode
+
+
+def workflows() -> bool:
+    """Return whether zizmor finds nothing in the workflows of GitHub, without asking GitHub."""
+    print("\nzizmor: .github", flush=True)
+    zizmor = Path(sys.executable).with_name("zizmor")  # a binary, which is no module
+    return not subprocess.run([zizmor, "--offline", "--no-progress", ".github"], cwd=ROOT, check=False).returncode  # noqa: S603
 
 
 def knows(service: str) -> bool:

@@ -42,9 +42,8 @@ def to_repository(markdown: str, page: Path) -> str:
 
 
 def on_config(config: Any) -> Any:
-    """Show the repository in the header of each page."""
-    config.repo_url = repository()
-    config.repo_name = "Source"
+    """Link to the repository below each page. (For MkDocs' repo_url the theme would ask GitHub for the stars.)"""
+    config.extra["social"] = [{"icon": "fontawesome/brands/git-alt", "link": repository(), "name": "Source"}]
     return config
 
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not MAKE, reason="there is no make")
 PLACES = ["lamella", "größe 1/lamella", """[x] it's "a" $HOME ;&|%s *?#/lamella""", f"{'long/' * 20}{'l' * 200}"]
 EACH_PLACE = [PLACES[2], *(pytest.param(place, marks=pytest.mark.slow) for place in PLACES if place != PLACES[2])]
 TARGETS = [
-    *("demo", "test", "test-all", "lint", "format", "types", "docs", "audit", "coverage", "lowest", "backends"),
+    *("demo", "test", "test-all", "lint", "format", "types", "docs", "dist", "audit", "coverage", "lowest", "backends"),
     "browser",
     *("bench", "bench-storm", "bench-batch", "bench-sync", "soak", "picture"),
 ]
@@ -140,7 +140,7 @@ def test_each_target_runs_by_an_interpreter_of_its_own(made: tuple[Path, list[Ru
     ran = [run.arguments[:2] for run in own]
     for module in ("coverage", "lamella", "mkdocs", "mypy", "pip", "pyright", "pytest", "ruff"):
         assert ["-m", module] in ran, module
-    for script in ("audit", "backends", "lowest_versions", "picture"):
+    for script in ("audit", "backends", "dist", "lowest_versions", "picture"):
         assert [run for run in own if run.arguments[0] == f"scripts/{script}.py"], script
     assert {run.arguments[0] for run in runs if run not in own} <= {"-c", "-m"}
 
@@ -151,7 +151,7 @@ def test_what_is_set_for_other_programs_reaches_none(made: tuple[Path, list[Run]
         assert not [name for name, value in SET.items() if run.environ.get(name) == value], run.arguments
         assert SET["ARGS"] not in run.arguments
     installations = [run for run in runs if run.arguments[:2] == ["-m", "pip"]]
-    assert len(installations) == 2 * 8  # of pip and then of the packages, for each environment
+    assert len(installations) == 2 * 9  # of pip and then of the packages, for each environment
     for run in installations:
         assert run.environ.items() >= NETWORK.items()
     benchmarks = [run for run in runs if run.arguments[0].startswith("benchmarks/")]

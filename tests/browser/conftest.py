@@ -1,4 +1,4 @@
-"""The page in a real browser: `make browser`. Without a browser to use nothing is collected here."""
+"""The page of a report and the site in a browser: `make browser`. Without a browser nothing is collected here."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ import os
 
 from tests import environment  # noqa: F401 - to clean it, as tests/conftest.py does in other runs
 
-collect_ignore = [] if os.environ.get("LAMELLA_CHROMIUM") else ["test_page.py"]
+collect_ignore = [] if os.environ.get("LAMELLA_CHROMIUM") else ["test_page.py", "test_site.py"]

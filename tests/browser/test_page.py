@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -13,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
+from tests.browser.chromium import chromium
 from tests.browser.made import recorded
 
 from lamella.cli import html, sandboxed
@@ -30,18 +30,6 @@ from lamella.rules import StopReason
 from lamella.sync import Part
 from lamella.telemetry.names import ERROR_TYPE, METHOD, RULE, STATUS, STOP_REASON, WAIT
 
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1280,900",
-)
 LONGEST = 20.0
 MANY = 5000
 FIRST_PAINT = 10.0  # seconds, on a slow machine; a tenth of a second on a fast one
@@ -63,18 +51,8 @@ def report() -> html.Page:
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    options = ChromeOptions()
-    options.binary_location = os.environ["LAMELLA_CHROMIUM"]
-    home = tmp_path_factory.mktemp("home")
-    for flag in (*FLAGS, f"--user-data-dir={home / 'profile'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    # With the path of the driver selenium looks for none, and downloads none.
-    service = ChromeService(os.environ["LAMELLA_CHROMEDRIVER"], env=os.environ | {"HOME": str(home)})
-    driver = Chrome(options=options, service=service)
-    driver.set_page_load_timeout(60)
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("home")) as driver:
+        yield driver
 
 
 class Page:
