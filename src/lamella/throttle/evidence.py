@@ -47,6 +47,8 @@ def closes(estimate: RateEstimate, permit: Permit, others: int) -> bool:
     elif 0 < estimate.most < permit.among and estimate.recent < _TOLERATED:
         _too_many(estimate, estimate.most)
         return False
+    elif estimate.is_sure and _is_full(estimate, permit):
+        used_up = True
     elif estimate.is_sure and permit.among > _SAME * estimate.most and estimate.recent < _TOLERATED:
         estimate.most_refused += _MEMORY
         if estimate.most_refused > _OFTEN:
@@ -88,6 +90,12 @@ def _is_expected(estimate: RateEstimate, permit: Permit) -> bool:
     return looks and not estimate.chance and estimate.count(permit.at - estimate.period) >= _LIKELY * known - 1
 
 
+def _is_full(estimate: RateEstimate, permit: Permit) -> bool:
+    """Return whether about as many have passed as a limit allows that is known."""
+    known = estimate.requests if estimate.phase == "steady" and not estimate.chance else 0.0
+    return known > 0 and estimate.count(permit.at - estimate.period) >= _LIKELY * known - 1
+
+
 def by_chance(estimate: RateEstimate) -> bool:
     """Return whether the attempts of a trial, all of them answered, show that it was chance, and end the trial then."""
     refused, passed = estimate.trial_refused, estimate.trial_passed
@@ -114,7 +122,6 @@ def _weigh(estimate: RateEstimate, permit: Permit) -> None:
         if estimate.spread > 1 and refused == 1 and estimate.requests >= _APART:
             estimate.chance = max(estimate.chance, _CHANCE)  # a window that is used up lets none pass
     elif not (estimate.chance and refused <= _TOLERATED):
-        estimate.most_every = _FIRST_ROUNDS
         # Where the server was reached in another order than they were sent, rather fewer than did pass.
         in_order = min(max(estimate.trial_first - 1.0, 1.0), passes)
         _too_many(estimate, (passes + in_order) // 2, is_sure=refused > 1)
@@ -135,10 +142,11 @@ def _end_trial(estimate: RateEstimate, *, used_up: bool) -> None:
 
 def _too_many(estimate: RateEstimate, most: float, *, is_sure: bool = True) -> None:
     """Allow so many attempts in flight, and try more after twice as many rounds as the last time."""
-    estimate.most = estimate.most_tried = most
     estimate.most_refused = 0.0
+    every = estimate.most_every * 2 if most == estimate.most else max(estimate.most_every, 2 * _FIRST_ROUNDS)
+    estimate.most_every = min(every, _MOST_ROUNDS)
+    estimate.most = estimate.most_tried = most
     estimate.is_sure = is_sure
-    estimate.most_every = min(estimate.most_every * 2, _MOST_ROUNDS)
     estimate.most_left = max(most, _FEW) * estimate.most_every
     estimate.max_in_flight = min(estimate.max_in_flight, most)
 
