@@ -186,8 +186,8 @@ class Pipeline:
             if SCOPE.get() is not NOTHING:
                 return self._run_in_a_block(call, handler)  # type: ignore[return-value]  # as below
         else:
-            outside = _INSIDE.of(call)
-            if outside is not None:
+            # Without a request it has ended, and is begun once more.
+            if hasattr(call, "request") and (outside := _INSIDE.of(call)) is not None:
                 check_order(outside, self._outermost)
             call.request = request
             _begin_anew(call)
@@ -283,8 +283,9 @@ class Pipeline:
                     result = exc
             if first:
                 return result
-            call.state[_INSIDE] = outside
-            if outside is None:
+            if outside is not None:
+                call.state[_INSIDE] = outside
+            else:
                 # The request holds on to the call: they must not keep each other alive.
                 del call.request
                 call.stop = None

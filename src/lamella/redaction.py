@@ -263,7 +263,8 @@ def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) 
     found = [*known]
     if url.raw_query_string:
         found += [value for name, value in url.query.items() if _tells(name)]
-    found += [value for name, value in headers.items() if _tells_header(name)]
+    if telling := _telling(tuple(headers)):
+        found += [value for name, value in headers.items() if name in telling]
     return _with_parts(tuple(dict.fromkeys(found)), headers.get("Cookie", ""))
 
 
@@ -296,6 +297,13 @@ def _in_order(secrets: Iterable[str]) -> _Secrets:
 def _tells(name: str) -> bool:
     """Return whether the value of a header or query key of this name is not shown."""
     return _SECRET_NAME.search(name) is not None
+
+
+# The requests of a session have the same few headers.
+@lru_cache(maxsize=256)
+def _telling(names: tuple[str, ...]) -> frozenset[str]:
+    """Return those of the *names* of headers whose values are not shown."""
+    return frozenset(name for name in names if _tells_header(name))
 
 
 @lru_cache(maxsize=1024)

@@ -42,15 +42,17 @@ class Timeout(Layer):
         self._others: dict[Call, _Alarm] = {}
         """Of the calls that have a time of their own."""
 
+    def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._alarm = _Alarm(loop, self._seconds)
+
     def before(self, call: Call) -> None:
-        alarm, loop = self._alarm, call.request.loop
+        alarm = self._alarm
         if OPTIONS in call.state and "attempt_timeout" in (given := OPTIONS.of(call)):
             if (seconds := given["attempt_timeout"]) is None:
                 return
-            alarm = self._others[call] = _Alarm(loop, seconds)
-        elif alarm is None or alarm.loop is not loop:
-            alarm = self._alarm = _Alarm(loop, self._seconds)
-        alarm.watch(call)
+            alarm = self._others[call] = _Alarm(call.request.loop, seconds)
+        if alarm is not None:  # as it is from share_in() on
+            alarm.watch(call)
 
     def after(self, call: Call, result: Result) -> Result | None:
         alarm = self._alarm if not self._others else self._others.pop(call, self._alarm)

@@ -129,9 +129,9 @@ class HeaderAuth(Layer):
         for name in self._guarded:
             if name in request.headers:
                 return self._add_to_existing(call)
-        headers = request.headers
-        for name, value in self._fixed.items():
-            headers[name] = value  # update() takes five times as long
+        # No value is in a local, as in _wait_for_all. (update() takes five times as long.)
+        for name in self._fixed:
+            request.headers[name] = self._fixed[name]
         call.secrets = (*call.secrets, *self._secrets) if call.secrets else self._secrets
         return self._ask_all(call, self._functions) if self._functions else None
 
@@ -214,7 +214,8 @@ class HeaderAuth(Layer):
     def _ask(self, call: Call, name: istr) -> Awaitable[str | None] | None:
         """Set a header whose value is known at once. Return what has to be awaited where it is not."""
         function, takes_request = self._functions[name]
-        answer = function(call.request) if takes_request else function()
+        request = call.request
+        answer = function(request) if takes_request else function()
         if not isinstance(answer, str):
             if inspect.isawaitable(answer):
                 return answer
@@ -222,7 +223,7 @@ class HeaderAuth(Layer):
             return None
         if answer is not self._passed:
             self._passed = check_value(name, answer)
-        call.request.headers[name] = answer
+        request.headers[name] = answer
         if answer not in call.secrets:
             call.secrets += (answer,)
         return None

@@ -96,6 +96,8 @@ class AttemptSpan(Layer):
         self._response_headers = frozenset(name.lower() for name in response_headers)
         self._body_sizes = body_sizes
         self._propagation = Propagation(propagate, origins)
+        self._is_default = self._telemetry.is_global and self._propagation.is_default
+        """Whether nothing is recorded and written where that is so for the global providers and propagator."""
         self._in_flight = Gauge("in_flight", options.get("meter_provider"))
         self._begun: dict[Call, _Begun | None] = {}
         """None: nothing is recorded of the attempt."""
@@ -105,12 +107,13 @@ class AttemptSpan(Layer):
         self._propagation.origins |= frozenset(origins)
 
     def before(self, call: Call) -> None:
-        telemetry, propagation = self._telemetry, self._propagation
-        silent = telemetry.is_global and call.span is SILENT and not current_context() and propagation.is_default
-        if silent and (call.attempts or REDIRECTED.get() is None):
-            call.attempts += 1
+        attempts = call.attempts
+        silent = call.span is SILENT and self._is_default and not current_context()
+        if silent and (attempts or REDIRECTED.get() is None):
+            call.attempts = attempts + 1
             return
-        if not call.attempts:
+        telemetry, propagation = self._telemetry, self._propagation
+        if not attempts:
             note_earlier_hops(call)
         begun: _Begun | None = None
         if (said := telemetry.describe(call)) is not None:

@@ -13,7 +13,8 @@ _ENTRIES: Final = 64  # of the log, for each period
 _MEMORY: Final = 3.0  # periods: a refusal is evaluated one wait after it
 
 
-class Permit(NamedTuple):
+@dataclass(slots=True)  # it is made in half the time of a named tuple
+class Permit:
     """An attempt may be sent now. Its result is reported together with the permit."""
 
     generation: int  # the number of refusals that had begun a wait: a later refusal of an older permit is no news
