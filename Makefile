@@ -12,6 +12,7 @@ LOWEST := .venv-lowest
 BACKENDS := .venv-backends
 PHOENIX := .venv-phoenix
 BROWSER := .venv-browser
+DASK := .venv-dask
 BENCH := .venv-bench
 AUDIT := .venv-audit
 AIOHTTP := .venv-aiohttp
@@ -41,7 +42,7 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint format types docs dist audit coverage lowest backends browser bench bench-against bench-profile bench-storm bench-batch bench-sync soak aiohttp-tests picture clean FORCE
+.PHONY: help demo test test-all lint format types docs dist audit coverage lowest backends browser dask bench bench-against bench-profile bench-storm bench-batch bench-sync soak aiohttp-tests picture clean FORCE
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' Makefile
@@ -98,6 +99,9 @@ backends: $(BACKENDS)/.installed $(PHOENIX)/.installed  ## Run the tests against
 browser: $(BROWSER)/.installed docs  ## Run the tests of the page of --report and of the site in a headless Chromium
 	@$(BROWSER)/bin/python tests/browser/with_chromium.py \
 		$(BROWSER)/bin/python -m pytest --confcutdir tests/browser tests/browser $(ARGS)
+
+dask: $(DASK)/.installed  ## Run the tests of the sync on real Dask workers, and on a server of S3
+	@$(DASK)/bin/python -m pytest --confcutdir tests/dask tests/dask $(ARGS)
 
 bench: $(BENCH)/.installed  ## Measure what lamella costs, beside other libraries: ten minutes (ARGS=--quick: two)
 	@$(DIRECT) $(BENCH)/bin/python benchmarks/cost.py $(ARGS)
@@ -166,6 +170,7 @@ $(1)/.installed: pyproject.toml Makefile scripts/make_venv.sh
 endef
 $(eval $(call install_group,$(BACKENDS),backends,cli$(,)sdk,its exporters))
 $(eval $(call install_group,$(BROWSER),browser,cli$(,)sdk,selenium))
+$(eval $(call install_group,$(DASK),dask-tests,cli$(,)dask$(,)parquet$(,)s3$(,)sdk,Dask))
 $(eval $(call install_group,$(BENCH),bench,cli$(,)sdk,its peers))
 $(eval $(call install_group,$(AUDIT),audit,$(EXTRAS),bandit and pip-audit))
 $(eval $(call install_group,$(AIOHTTP),aiohttp-tests,sdk,what aiohttp's tests need))
@@ -178,4 +183,4 @@ ifneq ($$(file <$(1)/.installed)$$(if $$(realpath $(1)/bin/python),, no python),
 $(1)/.installed: FORCE
 endif
 endef
-$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX) $(BROWSER) $(BENCH) $(AUDIT) $(AIOHTTP) $(DOCS) $(DIST),$(eval $(call remake_unless_made_for_this,$(venv))))
+$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX) $(BROWSER) $(DASK) $(BENCH) $(AUDIT) $(AIOHTTP) $(DOCS) $(DIST),$(eval $(call remake_unless_made_for_this,$(venv))))

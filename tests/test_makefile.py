@@ -23,6 +23,7 @@ EACH_PLACE = [PLACES[2], *(pytest.param(place, marks=pytest.mark.slow) for place
 TARGETS = [
     *("demo", "test", "test-all", "lint", "format", "types", "docs", "dist", "audit", "coverage", "lowest", "backends"),
     "browser",
+    "dask",
     *("bench", "bench-storm", "bench-batch", "bench-sync", "soak", "picture"),
 ]
 # It notes how it is run. An environment that it makes has an interpreter like it, and nothing else.

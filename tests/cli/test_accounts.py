@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.cli.accounts import accounts_in, accounts_of_environment, others_can_read
+from lamella.cli.accounts import accounts_of_environment, others_can_read
 from lamella.maesn import Account
+from lamella.maesn.accounts_file import accounts_in
 
 SECRET = "s3cr3t-account-key"
 

@@ -11,7 +11,7 @@ import pytest
 from tests.cli.conftest import lamella
 from tests.cli.serving import API_KEY, served, write_accounts
 
-from lamella.cli.params import params_for
+from lamella.maesn.params import params_for
 from lamella.maesn.sandbox import Odd, Sandbox
 
 

@@ -16,11 +16,12 @@ from yarl import URL
 
 from lamella.breaker import Breaker
 from lamella.cli import sandboxed
-from lamella.cli.accounts import accounts_in, accounts_of_environment, key_in
-from lamella.cli.params import params_for
+from lamella.cli.accounts import accounts_of_environment, key_in
 from lamella.cli.schema import tables_in
 from lamella.cli.terminal import http_url
 from lamella.maesn import BASE_URL, RULES, Account, current_account
+from lamella.maesn.accounts_file import accounts_in
+from lamella.maesn.params import params_for
 from lamella.maesn.sources import checked_resource
 from lamella.redaction import redact_text, redact_url
 from lamella.rules import RuleBook

@@ -3,10 +3,11 @@
 from lamella.maesn.account import Account, account, current_account
 from lamella.maesn.guard import ErrorGuard, TooManyErrors
 from lamella.maesn.limits import limits_of
-from lamella.maesn.lists import pages, plan, records, sync
+from lamella.maesn.lists import pages, plan, records
 from lamella.maesn.rules import RULES
 from lamella.maesn.session import BASE_URL, layers, session
 from lamella.maesn.sources import PAGE_LIMITS, source
+from lamella.maesn.syncing import sync
 from lamella.maesn.tasks import Task, TaskFailed, TaskUnfinished, finished, task
 
 __all__ = [

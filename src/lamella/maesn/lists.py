@@ -35,7 +35,7 @@ class ListOptions(TypedDict, total=False):
 
 
 class SyncOptions(TypedDict, total=False):
-    """Options of :func:`sync` that :func:`lamella.sync.run` explains."""
+    """Options of :func:`lamella.maesn.sync` that :func:`lamella.sync.run` explains."""
 
     output: str | PathLike[str] | None
     tables: Mapping[str, Table]
@@ -89,7 +89,7 @@ def records(
     return syncing.records(session, found, since=since, **_options(**options))
 
 
-async def sync(
+async def sync_here(
     session: aiohttp.ClientSession,
     accounts: Iterable[Account] | Mapping[str, str],
     resources: Iterable[str],
@@ -99,22 +99,8 @@ async def sync(
     params: Params = MappingProxyType({}),
     **options: Unpack[SyncOptions],
 ) -> Report:
-    """Bring the records of all *accounts* up to date: :func:`lamella.sync.run`, with its options and errors.
-
-    The journal records the `company_id` and `environment_name` of each account. If they differ from those of the run
-    before, all that is stored for the account is dropped, and it is read from the beginning. A list whose parameters
-    differ is another list: what is stored of it is dropped, too.
-
-    Args:
-        session: One made by :func:`lamella.maesn.session`, best with a ``Breaker``, or with its layers and a base URL.
-        accounts: Accounts with names that differ, or names with their keys.
-        resources: Lists, such as ``["contacts", "invoices"]``.
-        journal: Where all is kept, for this sync and the next ones. Its ``batch`` should name the API.
-        limit: How many records a page holds: 5, 10, 20, 50 or 100.
-        params: More of the query, by the list: ``{"openItems": {"fiscalYear": "2026"}}``. Those of an account come
-            before them.
-    """
-    lists, named = _sources(resources, limit, params), _named(accounts)
+    """Do what :func:`lamella.maesn.sync` does with a journal."""
+    lists, named = checked_sources(resources, limit, params), checked_accounts(accounts)
     return await syncing.run(
         session, lists, named, journal=journal, absent=_absent(named), identity=_identity, **options
     )
@@ -132,8 +118,8 @@ async def plan(
     lookback: float = OVERLAP,
     full_every: float | None = None,
 ) -> tuple[Part, ...]:
-    """Return the parts that :func:`sync` would begin with: :func:`lamella.sync.plan`. It sends and writes nothing."""
-    lists, named = _sources(resources, limit, params), _named(accounts)
+    """Return the parts that a sync would begin with: :func:`lamella.sync.plan`. It sends and writes nothing."""
+    lists, named = checked_sources(resources, limit, params), checked_accounts(accounts)
     return await syncing.plan(
         lists,
         named,
@@ -176,7 +162,8 @@ def _absent(accounts: Mapping[str, Account]) -> set[tuple[str, str]]:
     return {(name, resource) for name, each in accounts.items() for resource in each.without}
 
 
-def _sources(resources: Iterable[str], limit: int, params: Params) -> dict[str, Source]:
+def checked_sources(resources: Iterable[str], limit: int, params: Params) -> dict[str, Source]:
+    """Return the sources by their names, or raise ValueError."""
     names = list(resources)
     _check_names("resources", names)
     if others := sorted(params.keys() - set(names)):
@@ -184,7 +171,8 @@ def _sources(resources: Iterable[str], limit: int, params: Params) -> dict[str, 
     return {name: source(name, limit, params.get(name)) for name in names}
 
 
-def _named(accounts: Iterable[Account] | Mapping[str, str]) -> dict[str, Account]:
+def checked_accounts(accounts: Iterable[Account] | Mapping[str, str]) -> dict[str, Account]:
+    """Return the accounts by their names, or raise ValueError."""
     if isinstance(accounts, Mapping):
         accounts = [Account(name, key) for name, key in accounts.items()]  # pyright: ignore[reportArgumentType]
     many = list(accounts)

@@ -124,6 +124,10 @@ class Table:
             found[name] = MappingProxyType({column: Type.of(text) for column, text in columns.items()})
         object.__setattr__(self, "types", MappingProxyType(found))
 
+    def __reduce__(self) -> tuple[type[Table], tuple[dict[str, str], dict[str, dict[str, str]]]]:
+        # For pickle, which takes no views of mappings.
+        return type(self), (dict(self.columns), {name: dict(each) for name, each in self.children.items()})
+
 
 class Misfit(NamedTuple):
     """A value that does not fit its column."""

@@ -1,0 +1,99 @@
+"""The journal of a shard on this machine: that of the worker before, if it was killed here, or the dataset's copy."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from pathlib import Path
+
+from lamella.batch import Journal, JournalError
+from lamella.batch.journal_errors import JournalLocked
+from lamella.dataset import state
+from lamella.dataset.commits import Commit, Dataset, TakenOver
+from lamella.threads import run_to_its_end
+
+
+class LocalJournal:
+    """A journal that is open, and a folder for files beside it."""
+
+    def __init__(self, journal: Journal, folder: Path) -> None:
+        self.journal = journal
+        self.folder = folder
+        self.committed = False
+        """Whether the dataset has a copy of all of it, so that it is not needed any more."""
+
+    async def copy_to(self, path: Path) -> None:
+        """Copy it by SQLite's backup. Its own connection does that: no other one may open the file."""
+        await self.journal.read(lambda db: _back_up(db, path))
+
+
+@asynccontextmanager
+async def local_journal(
+    scratch: Path, dataset: Dataset, before: Commit, commit: Commit, thread: Executor
+) -> AsyncIterator[LocalJournal]:
+    """Open the journal of a shard that *commit* has claimed; *before* is the last commit before that.
+
+    The file stays if it may have more than the copy in the dataset: the next worker here goes on with it.
+    """
+    folder = scratch / dataset.id
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path, own = folder / f"{commit.shard:05d}.journal", folder / f"{commit.shard:05d}-e{commit.epoch:08d}"
+    left = folder / f"{commit.shard:05d}-e{before.epoch:08d}.journal"
+    async with AsyncExitStack() as stack:
+        found = await _newest([path, left], before, dataset.batch, stack)
+        if found is None:
+            path = path if not path.exists() else own.with_suffix(".journal")
+            if before.journal is not None:
+                await run_to_its_end(thread, dataset.storage.download, before.journal.name, path)
+            found = path, await stack.enter_async_context(Journal.open(path, batch=dataset.batch))
+        path, journal = found
+        local = LocalJournal(journal, own)
+        await run_to_its_end(thread, _sweep, folder, commit)
+        own.mkdir(mode=0o700)
+        try:
+            yield local
+        except TakenOver:
+            local.committed = True  # by another one
+            raise
+        finally:
+            await run_to_its_end(thread, shutil.rmtree, own, ignore_errors=True)
+            await stack.aclose()
+            if local.committed:
+                path.unlink(missing_ok=True)
+
+
+async def _newest(paths: list[Path], before: Commit, batch: str, stack: AsyncExitStack) -> tuple[Path, Journal] | None:
+    """Open the journal of the worker that had the shard before, if it is here and no longer in use."""
+    for path in paths:
+        if not path.exists():
+            continue
+        try:
+            async with AsyncExitStack() as opened:
+                journal = await opened.enter_async_context(Journal.open(path, batch=batch))
+                if (await journal.read(state.look)).epoch == before.epoch:
+                    stack.push_async_exit(opened.pop_all())
+                    return path, journal
+        except JournalLocked:
+            continue  # that worker is frozen, or does not know yet that its shard is taken over
+        except JournalError:
+            pass
+        path.unlink(missing_ok=True)
+    return None
+
+
+def _sweep(folder: Path, commit: Commit) -> None:
+    """Remove what killed workers have left of this shard beside their journals."""
+    for path in folder.glob(f"{commit.shard:05d}-e*"):
+        if path.is_dir() and path.name != f"{commit.shard:05d}-e{commit.epoch:08d}":
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _back_up(db: sqlite3.Connection, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    with closing(sqlite3.connect(path)) as copy:
+        db.backup(copy)
+        # Without it, SQLite would make a -wal beside the copy when it is opened.
+        copy.execute("PRAGMA journal_mode = DELETE")

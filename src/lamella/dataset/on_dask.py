@@ -1,0 +1,203 @@
+"""Shards on the workers of a Dask cluster, each in a thread that has an event loop and a session of its own.
+
+A task is one shard. It waits in a thread of its worker, while the loop of the plugin's thread does the work: so neither
+JSON nor Parquet hold up the loop by which the worker tells the scheduler that it lives.
+"""
+
+# distributed is an extra.
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import astuple
+from typing import Any, Final, Self, TypeVar
+from uuid import uuid4
+
+from distributed import Client, Worker, WorkerPlugin, get_worker
+from distributed.client import FutureCancelledError
+from distributed.scheduler import KilledWorker
+
+from lamella.dataset.commits import DatasetError
+from lamella.dataset.driver import WorkLost
+from lamella.dataset.process import Process
+from lamella.dataset.shard import run_shard
+from lamella.dataset.work import Count, OnCount, Outcome, Work
+
+_T = TypeVar("_T")
+
+_PLUGIN: Final = "lamella"
+_TOPIC: Final = "lamella-counts"
+
+
+class OnDask:
+    """An :class:`lamella.dataset.Engine` on the cluster of a client.
+
+    Args:
+        client: A ``distributed.Client``, with ``asynchronous=True`` or without. It stays open.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._name = f"{_PLUGIN}-{uuid4().hex}"
+        self._counting: dict[int, OnCount] = {}
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        await self._on_its_loop(self._begin())
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        with suppress(OSError, TimeoutError):  # the scheduler is gone
+            await self._on_its_loop(self._end())
+
+    async def slots(self) -> int:
+        """Return how many threads the workers have."""
+        try:
+            found: dict[str, int] = await self._on_its_loop(self._nthreads())
+        except OSError as exc:
+            raise DatasetError(f"the scheduler cannot be reached: {exc}; the next run goes on from here") from exc
+        return sum(found.values())
+
+    async def run(self, work: Work, on_count: OnCount | None) -> Outcome:
+        """Submit a shard as a task, and wait for its outcome."""
+        if on_count is not None:
+            self._counting[work.shard] = on_count
+        try:
+            outcome: Outcome = await self._on_its_loop(self._submit(work))
+            return outcome
+        except KilledWorker as exc:
+            raise WorkLost(str(exc).partition("\n")[0]) from exc
+        except FutureCancelledError as exc:
+            raise DatasetError("the scheduler has lost the shard; the next run goes on from here") from exc
+        finally:
+            self._counting.pop(work.shard, None)
+
+    async def stop(self) -> None:
+        """Have each worker end its shards in order, and begin no other one."""
+        with suppress(OSError, TimeoutError):
+            await self._on_its_loop(self._stop())
+
+    async def _on_its_loop(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run *work* on the loop of the client, which is another one if the client has a thread of its own."""
+        loop = self._client.loop.asyncio_loop
+        if loop is asyncio.get_running_loop():
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+
+    async def _begin(self) -> None:
+        # A run whose driver was killed has left its plugin, whose shards end as this one's begin.
+        await self._client.register_plugin(_Shards(), name=self._name)
+        self._client.subscribe_topic(self._topic, self._take)
+
+    async def _end(self) -> None:
+        self._client.unsubscribe_topic(self._topic)
+        await self._client.unregister_worker_plugin(self._name)
+
+    async def _nthreads(self) -> dict[str, int]:
+        found: dict[str, int] = await self._client.nthreads()
+        return found
+
+    async def _submit(self, work: Work) -> Outcome:
+        key = f"lamella-shard-{work.shard}-{uuid4().hex}"
+        future = self._client.submit(_do, work, self._name, self._topic, key=key, pure=False)
+        try:
+            outcome: Outcome = await future
+            return outcome
+        finally:
+            future.release()
+
+    async def _stop(self) -> None:
+        await self._client.run(_stop, self._name, on_error="ignore")
+
+    @property
+    def _topic(self) -> str:
+        return f"{_TOPIC}-{self._name}"
+
+    def _take(self, event: tuple[float, Any]) -> None:
+        """Pass on the count of a shard, on the loop of the run."""
+        count = Count(*event[1])
+        on_count = self._counting.get(count.shard)
+        if on_count is not None:
+            self._loop.call_soon_threadsafe(on_count, count)
+
+
+# What follows runs on the workers.
+
+
+class _Shards(WorkerPlugin):  # type: ignore[misc]
+    """A thread with an event loop, and what the shards of a worker share."""
+
+    def setup(self, worker: Worker) -> None:
+        self._work: set[asyncio.Task[Outcome]] = set()
+        self._stopped = False
+        self._ready: Future[asyncio.AbstractEventLoop] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="lamella-shards", daemon=True)
+        self._thread.start()
+
+    async def teardown(self, worker: Worker) -> None:
+        """Have the shards end in order, close the session, and wait for that."""
+        await asyncio.to_thread(self.stop)
+        await asyncio.to_thread(self._leave)
+
+    def do(self, work: Work, on_count: OnCount) -> Outcome:
+        """Do a shard, and wait for its outcome."""
+        loop = self._ready.result()
+        if self._stopped:
+            return Outcome(work.shard, "interrupted")
+        return asyncio.run_coroutine_threadsafe(self._do(work, on_count), loop).result()
+
+    def stop(self) -> None:
+        """Have the shards end in order."""
+        self._stopped = True
+        self._ready.result().call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        for task in self._work:
+            task.cancel()
+
+    def _leave(self) -> None:
+        self._ready.result().call_soon_threadsafe(self._left.set)
+        self._thread.join()
+
+    async def _main(self) -> None:
+        self._left = asyncio.Event()
+        try:
+            async with Process() as self._process:
+                self._ready.set_result(asyncio.get_running_loop())
+                await self._left.wait()
+                if self._work:
+                    await asyncio.wait(self._work)
+        except Exception as exc:
+            if self._ready.done():
+                raise
+            self._ready.set_exception(exc)
+
+    async def _do(self, work: Work, on_count: OnCount) -> Outcome:
+        task = asyncio.create_task(run_shard(self._process, work, on_count))
+        self._work.add(task)
+        try:
+            await asyncio.wait([task])
+        finally:
+            self._work.discard(task)
+        return Outcome(work.shard, "interrupted") if task.cancelled() else task.result()
+
+
+def _do(work: Work, plugin: str, topic: str) -> Outcome:
+    worker = get_worker()
+    shards: _Shards = worker.plugins[plugin]
+
+    def on_count(count: Count) -> None:
+        worker.loop.add_callback(worker.log_event, topic, astuple(count))
+
+    return shards.do(work, on_count)
+
+
+def _stop(plugin: str, dask_worker: Worker) -> None:
+    found = dask_worker.plugins.get(plugin)
+    if found is not None:
+        found.stop()

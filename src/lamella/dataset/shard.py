@@ -1,0 +1,249 @@
+"""One shard: take it over, sync its accounts, and commit what has come of that."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import partial
+from secrets import token_hex
+from typing import Final
+
+import anyio
+from opentelemetry import propagate, trace
+
+from lamella.dataset import state
+from lamella.dataset.commits import Commit, Dataset, File, TakenOver
+from lamella.dataset.contents import RECORDS, marks_of, name_of
+from lamella.dataset.local import LocalJournal, local_journal
+from lamella.dataset.process import Process
+from lamella.dataset.work import Count, OnCount, Outcome, Read, Result, Work, named
+from lamella.sync import Progress, Report, export
+from lamella.sync.tables import Misfits
+from lamella.sync.typed import files_beside
+from lamella.telemetry.names import SHARD, SHARD_SPAN
+from lamella.threads import run_to_its_end
+
+_COUNT_EVERY: Final = 1.0
+"""Seconds between two counts."""
+_COPYING: Final = 20
+"""The journal is copied for at most one in so many seconds, however large it is."""
+
+
+async def run_shard(process: Process, work: Work, on_count: OnCount | None = None) -> Outcome:
+    """Do *work*, and return how it has ended. It may be done again, anywhere, at any time: it ends in one commit.
+
+    When it is cancelled, its journal is committed, so that another worker goes on from there.
+
+    Raises:
+        DatasetError: The dataset cannot be read, or is damaged.
+        JournalError: The journal of the shard cannot be written.
+        OSError: A file cannot be read or written.
+        Exception: What the function of *work* raises.
+    """
+    place = work.dataset, work.shard
+    await process.instead_of(place)
+    thread = ThreadPoolExecutor(1, thread_name_prefix="lamella-dataset")
+    try:
+        parent = propagate.extract(work.trace)
+        with trace.get_tracer("lamella").start_as_current_span(SHARD_SPAN, parent, attributes={SHARD: work.shard}):
+            return await _run(process, work, thread, on_count)
+    except TakenOver:
+        return Outcome(work.shard, "taken over")
+    finally:
+        thread.shutdown(wait=False)
+        process.ended(place)
+
+
+async def _run(process: Process, work: Work, thread: ThreadPoolExecutor, on_count: OnCount | None) -> Outcome:
+    dataset = await run_to_its_end(thread, Dataset.open, work.dataset)
+    last = await run_to_its_end(thread, dataset.last, work.shard)
+    if last.run == work.run and not work.resume:
+        return Outcome(work.shard, "done", Result.of_json(last.result))  # its worker was lost after the commit
+    before, claimed = await run_to_its_end(thread, dataset.claim, work.shard, _holder(), work.run)
+    async with local_journal(process.scratch, dataset, before, claimed, thread) as local:
+        holding = _Holding(dataset, claimed, local, thread)
+        result = await _sync(process, work, holding, on_count)
+        result = await holding.finish(work, result)
+    return Outcome(work.shard, "done", result)
+
+
+class _Holding:
+    """A shard that this worker holds: its journal, and the last commit."""
+
+    def __init__(self, dataset: Dataset, claimed: Commit, local: LocalJournal, thread: ThreadPoolExecutor) -> None:
+        self.journal = local.journal
+        self.commit = claimed
+        self._dataset = dataset
+        self._local = local
+        self._thread = thread
+
+    async def check(self) -> None:
+        """Raise TakenOver if another worker has the shard."""
+        await run_to_its_end(self._thread, self._dataset.check_holder, self.commit)
+
+    async def copy_journal(self) -> None:
+        """Commit a copy of the journal; the files and marks of the dataset stay as they are."""
+        await self._replace(replace(self.commit, journal=await self._back_up()))
+
+    async def finish(self, work: Work, result: Result) -> Result:
+        """Commit the records, the journal and its marks, in one step."""
+        old, tables = self.commit, repr(sorted(work.tables.items()))
+        version, marks = await self.journal.read(lambda db: (state.version_of(db), marks_of(db)))
+        if old.files and (old.version, old.tables) == (version, tables):
+            files, misfits = old.files, int(old.result.get("misfits", 0))
+        else:
+            files, misfits = await self._export(work)
+        result = replace(result, misfits=misfits)
+        await self._replace(
+            replace(
+                old,
+                run=work.run,
+                working=None,
+                files=files,
+                journal=await self._back_up(),
+                version=version,
+                tables=tables,
+                marks=marks,
+                result=asdict(result),
+            )
+        )
+        self._local.committed = True
+        return result
+
+    async def interrupt(self) -> None:
+        """Commit the journal as it is, and leave the shard to another worker."""
+        await self.copy_journal()
+        self._local.committed = True
+
+    async def _export(self, work: Work) -> tuple[Mapping[str, tuple[File, ...]], int]:
+        """Write all records to new files of the dataset; return these, and how many values do not fit the tables."""
+        misfits, suffix, token = Misfits(), self._dataset.suffix, token_hex(8)
+        path = self._local.folder / f"data{suffix}"
+        rows = await export(self.journal, path, work.tables, misfits.take)
+        beside = files_beside(path, work.tables) if suffix == ".parquet" else {}
+        files = {}
+        for table, each in ({RECORDS: path} | beside).items():
+            if rows:  # some readers do not take an empty file
+                name = name_of(table, self.commit, token, suffix)
+                count = rows if table == RECORDS else None
+                files[table] = (await run_to_its_end(self._thread, self._dataset.put, each, name, count),)
+            each.unlink()
+        return files, misfits.count
+
+    async def _back_up(self) -> File:
+        path = self._local.folder / "journal"
+        await self._local.copy_to(path)
+        name = name_of("", self.commit, token_hex(8), ".journal")
+        return await run_to_its_end(self._thread, self._dataset.put, path, name)
+
+    async def _replace(self, commit: Commit) -> None:
+        """Commit, and remove the copy of the journal that is no longer needed."""
+        old, storage = self.commit.journal, self._dataset.storage
+        try:
+            self.commit = await run_to_its_end(self._thread, self._dataset.commit, commit)
+        except TakenOver:
+            old = commit.journal
+            raise
+        finally:
+            if old is not None and old != self.commit.journal:
+                await run_to_its_end(self._thread, storage.remove, old.name)
+
+
+async def _sync(process: Process, work: Work, holding: _Holding, on_count: OnCount | None) -> Result:
+    """Sync until nothing is left to be read; meanwhile copy the journal now and then."""
+    journal = holding.journal
+    found = await journal.commit(partial(state.take, epoch=holding.commit.epoch))
+    if found.ended and found.run == work.run and found.run > holding.commit.run:
+        return Result.of_json(found.result)  # its worker was lost after the last page
+    try:
+        result = Result()
+        if found.unfinished or work.resume:
+            # What a lost worker has begun is ended first; if that was in an earlier run, the changes since are read.
+            if not found.unfinished:
+                await journal.commit(partial(state.begin, run=work.run, resume=True))
+            result = await _pass(process, work, holding, on_count, resume=True)
+        if not (work.resume or (found.unfinished and found.run == work.run)):
+            await journal.commit(partial(state.begin, run=work.run))
+            result = result.then(await _pass(process, work, holding, on_count, resume=False))
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True), suppress(TakenOver):
+            await holding.interrupt()
+        raise
+    await journal.commit(partial(state.end, run=work.run, result=asdict(result)))
+    return result
+
+
+async def _pass(process: Process, work: Work, holding: _Holding, on_count: OnCount | None, *, resume: bool) -> Result:
+    if not work.accounts:
+        moment = int(time.time() * 1_000_000)
+        await holding.journal.commit(lambda db: state.settle(db, work.departed, moment))
+        return Result()
+    read: Read = named(work.call)
+    count = _counter(work.shard, on_count)
+
+    async def reading() -> Report:
+        return await read(process, work, holding.journal, resume=resume, on_progress=count)
+
+    tasks: tuple[asyncio.Task[Report], asyncio.Task[None]] = (
+        asyncio.create_task(reading()),
+        asyncio.create_task(_guard(work, holding)),
+    )
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            tasks[1].result()  # it has ended in an error
+    finally:
+        for task in tasks:
+            task.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.gather(*tasks, return_exceptions=True)
+    return Result.of(tasks[0].result())
+
+
+async def _guard(work: Work, holding: _Holding) -> None:
+    """Copy the journal now and then; raise TakenOver when another worker has the shard."""
+    due = time.monotonic() + work.checkpoint
+    while True:
+        await asyncio.sleep(min(work.watch, work.checkpoint))
+        began = time.monotonic()
+        if began < due:
+            await holding.check()
+            continue
+        await holding.copy_journal()
+        ended = time.monotonic()
+        due = ended + max(work.checkpoint, _COPYING * (ended - began))
+
+
+def _counter(shard: int, on_count: OnCount | None) -> Callable[[Progress], object]:
+    """Return a function that reports the progress of a shard as counts, not too often."""
+    last = 0.0
+
+    def count(progress: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if on_count is not None and now - last >= _COUNT_EVERY:
+            last = now
+            parts = progress.parts.values()
+            on_count(
+                Count(
+                    shard,
+                    len(parts),
+                    sum(part.done for part in parts),
+                    sum(part.error is not None for part in parts),
+                    sum(part.pages for part in parts),
+                    sum(part.records for part in parts),
+                )
+            )
+
+    return count
+
+
+def _holder() -> str:
+    # Unique: a commit whose answer was lost is told apart from that of another worker by its content.
+    return f"{socket.gethostname()} {os.getpid()} {token_hex(4)}"

@@ -1,0 +1,77 @@
+"""Which run a shard's journal is in, kept in the journal itself. The functions run in the journal's thread."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from lamella.sync.stored import Departed, has_table, settle_departed
+
+# One row. `before` is the sync's own number of its last run when this one was begun: a higher one means that it has.
+_TABLE = """CREATE TABLE IF NOT EXISTS shard_state (one INTEGER PRIMARY KEY, epoch INTEGER NOT NULL,
+run INTEGER NOT NULL, before INTEGER NOT NULL, ended INTEGER NOT NULL, result TEXT NOT NULL)"""
+
+
+class State(NamedTuple):
+    """What a journal was used for last."""
+
+    epoch: int = 0
+    """Of the worker that had it."""
+    run: int = 0
+    ended: bool = True
+    unfinished: bool = False
+    """Whether the sync of that run has begun, and has not ended."""
+    result: Mapping[str, Any] = {}
+
+
+def look(db: sqlite3.Connection) -> State:
+    """Return the state of a journal."""
+    if not has_table(db, "shard_state"):
+        return State()
+    row = db.execute("SELECT epoch, run, before, ended, result FROM shard_state").fetchone()
+    if row is None:
+        return State()
+    epoch, run, before, ended, result = row
+    return State(epoch, run, bool(ended), not ended and _last_run(db) > before, json.loads(result))
+
+
+def take(db: sqlite3.Connection, epoch: int) -> State:
+    """Note that the worker of this epoch has the journal, and return the state before."""
+    db.execute(_TABLE)
+    found = look(db)
+    db.execute("INSERT OR IGNORE INTO shard_state VALUES (1, 0, 0, 0, 1, '{}')")
+    db.execute("UPDATE shard_state SET epoch = ?", (epoch,))
+    return found
+
+
+def begin(db: sqlite3.Connection, run: int, *, resume: bool = False) -> None:
+    """Note that a run begins; with *resume* one that goes on with the last sync of the journal."""
+    last = _last_run(db)
+    before = max(last - 1, 0) if resume else last
+    db.execute("UPDATE shard_state SET run = ?, before = ?, ended = 0, result = '{}'", (run, before))
+
+
+def end(db: sqlite3.Connection, run: int, result: Mapping[str, Any]) -> None:
+    """Note that nothing of a run is left to be read."""
+    db.execute("UPDATE shard_state SET run = ?, ended = 1, result = ?", (run, json.dumps(result)))
+
+
+def settle(db: sqlite3.Connection, how: Departed, moment: int) -> None:
+    """Keep, mark or forget the records of all accounts, which have departed."""
+    if has_table(db, "sync_departed"):
+        settle_departed(db, (), how, moment)
+
+
+def version_of(db: sqlite3.Connection) -> int:
+    """Return what the journal counts as the version of its records."""
+    row = db.execute("SELECT version FROM sync_version").fetchone() if has_table(db, "sync_version") else None
+    return 0 if row is None else int(row[0])
+
+
+def _last_run(db: sqlite3.Connection) -> int:
+    if not has_table(db, "sync_parts"):
+        return 0
+    [last] = db.execute("SELECT max(run) FROM sync_parts").fetchone()
+    return last or 0

@@ -1,0 +1,89 @@
+"""``maesn.sync``: on this machine with a journal, or on many workers with a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from os import PathLike
+from typing import Any, TypedDict, Unpack, overload
+
+import aiohttp
+
+from lamella.batch import Journal
+from lamella.dataset import DatasetProgress, DatasetReport, Engine
+from lamella.maesn.account import Account
+from lamella.maesn.lists import Params, SyncOptions, sync_here
+from lamella.maesn.shards import sync_on
+from lamella.sync import Report, Table
+from lamella.sync.stored import Departed
+
+
+class OnOptions(TypedDict, total=False):
+    """Options of :func:`sync` with ``on=``, which :func:`lamella.maesn.shards.sync_on` explains."""
+
+    session: str
+    base_url: str | None
+    shards: int | None
+    suffix: str | None
+    limit: int
+    params: Params
+    tables: Mapping[str, Table]
+    since: datetime | str | None
+    resume: bool
+    lookback: float
+    full_every: float | None
+    departed: Departed
+    at_once: int | None
+    at_once_per_account: int
+    patience: float | None
+    checkpoint: float
+    watch: float
+    on_progress: Callable[[DatasetProgress], object] | None
+
+
+@overload
+async def sync(
+    session: aiohttp.ClientSession,
+    accounts: Iterable[Account] | Mapping[str, str],
+    resources: Iterable[str],
+    *,
+    journal: Journal,
+    limit: int = 100,
+    params: Params = ...,
+    **options: Unpack[SyncOptions],
+) -> Report: ...
+
+
+@overload
+async def sync(
+    accounts: str | PathLike[str],
+    resources: Iterable[str],
+    *,
+    on: Engine | Any,
+    output: str | PathLike[str],
+    **options: Unpack[OnOptions],
+) -> DatasetReport: ...
+
+
+async def sync(*given: Any, **options: Any) -> Report | DatasetReport:
+    """Bring the records of all *accounts* up to date: :func:`lamella.sync.run`, with its options and errors.
+
+    With ``on=``, many workers do that, and the output is a dataset: ``sync(accounts, resources, on=client,
+    output="records/")``. Its options are those of :func:`lamella.maesn.shards.sync_on`.
+
+    The journal records the `company_id` and `environment_name` of each account. If they differ from those of the run
+    before, all that is stored for the account is dropped, and it is read from the beginning. A list whose parameters
+    differ is another list: what is stored of it is dropped, too.
+
+    Args:
+        session: One made by :func:`lamella.maesn.session`, best with a ``Breaker``, or with its layers and a base URL.
+        accounts: Accounts with names that differ, or names with their keys.
+        resources: Lists, such as ``["contacts", "invoices"]``.
+        journal: Where all is kept, for this sync and the next ones. Its ``batch`` should name the API.
+        limit: How many records a page holds: 5, 10, 20, 50 or 100.
+        params: More of the query, by the list: ``{"openItems": {"fiscalYear": "2026"}}``. Those of an account come
+            before them.
+    """
+    if "on" in options:
+        return await sync_on(*given, **options)
+    return await sync_here(*given, **options)

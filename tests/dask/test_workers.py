@@ -1,0 +1,228 @@
+"""Every record once, whatever becomes of the workers, the driver and the scheduler. All are real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import random
+import signal
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+from tests.dask.cluster import Cluster
+from tests.dataset.conftest import RESOURCES, SyncTo, expected_of, records_in, until, write_accounts
+
+from lamella import dataset
+from lamella.dataset import Dataset
+from lamella.maesn.sandbox import Account, Sandbox
+from lamella.pytest_maesn import MakeSandbox
+
+QUICK = {"shards": 8, "watch": 0.2, "checkpoint": 1.0}
+
+
+def some(many: int = 12, records: int = 40) -> list[Account]:
+    return [Account(f"key-{number}", records=records) for number in range(many)]
+
+
+def pages_of(sandbox: Sandbox) -> int:
+    return sum(max(1, -(-(account.records or 0) // 5)) for account in sandbox.accounts) * len(RESOURCES)
+
+
+@asynccontextmanager
+async def client_of(cluster: Cluster) -> AsyncIterator[Client]:
+    async with Client(cluster.address, asynchronous=True, set_as_default=False) as client:
+        yield client
+
+
+def whole(sandbox: Sandbox, place: Path) -> None:
+    """Check that the dataset is sound, and has what the API has."""
+    assert dataset.verify(place) == []
+    assert records_in(place) == expected_of(sandbox)
+
+
+async def test_two_nights_with_two_workers_and_then_three(
+    make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path
+) -> None:
+    sandbox = await make_sandbox(accounts=some(), chances={500: 0.02})
+    sent: list[bytes] = []
+    cluster.add(2)
+    async with client_of(cluster) as client:
+        await client.wait_for_workers(2)
+        running = asyncio.create_task(sync_to(sandbox, on=client, shards=8))
+        while not running.done():
+            sent += await client.run_on_scheduler(_specs_of_tasks)
+            await asyncio.sleep(0.05)
+        report = running.result()
+        assert report.done, report
+        whole(sandbox, tmp_path / "out")
+        assert len({commit.holder for commit in dataset.shards(tmp_path / "out")}) == report.shards
+        assert len({commit.holder.split()[1] for commit in dataset.shards(tmp_path / "out")}) == 2
+        assert b"account 3" in b"".join(sent)
+        assert b"key-" not in b"".join(sent)
+        assert sandbox.api_key.encode() not in b"".join(sent)
+        before = dataset.files(tmp_path / "out")
+        sandbox.received.clear()
+        cluster.add(1)
+        await client.wait_for_workers(3)
+        again = await sync_to(sandbox, on=client, shards=8, lookback=0.0)
+        assert again.done
+        assert (again.run, again.result.records) == (2, 0)
+        asked = [each for each in sandbox.received if each.outcome == 200]
+        assert len(asked) == again.result.parts
+        assert dataset.files(tmp_path / "out") == before
+
+
+async def test_a_session_is_made_once_in_a_worker_beside_its_own_loop_and_closed(
+    make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAMELLA_TEST_NOTES", str(tmp_path / "notes"))
+    sandbox = await make_sandbox(accounts=some(6, 10))
+    cluster.set("LAMELLA_TEST_NOTES", str(tmp_path / "notes"))
+    cluster.add(1)
+    async with client_of(cluster) as client:
+        report = await sync_to(sandbox, on=client, shards=6, session="tests.dask.noting:session")
+    assert report.done, report
+    assert report.shards > 2
+    assert (tmp_path / "notes").read_text().splitlines() == ["lamella-shards opens", "lamella-shards closes"]
+
+
+async def test_a_client_with_a_thread_of_its_own(
+    make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path
+) -> None:
+    sandbox = await make_sandbox(accounts=some(4, 10))
+    cluster.add(1)
+    seen: list[Any] = []
+    client = await asyncio.to_thread(lambda: Client(cluster.address, set_as_default=False))
+    try:
+        report = await sync_to(sandbox, on=client, on_progress=seen.append)
+    finally:
+        await asyncio.to_thread(client.close)
+    assert report.done, report
+    whole(sandbox, tmp_path / "out")
+    assert seen[-1].ended == report.shards
+
+
+async def test_workers_that_are_killed_at_random_moments(
+    make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path
+) -> None:
+    moments = random.Random(5)
+    sandbox = await make_sandbox(accounts=some(16, 150), latency=0.01)
+    cluster.add(3)
+    async with client_of(cluster) as client:
+        await client.wait_for_workers(3)
+        running = asyncio.create_task(sync_to(sandbox, on=client, at_once_per_account=1, **QUICK))
+        kills = 0
+        for _ in range(5):
+            ends = len(sandbox.received) + moments.randrange(40, 160)
+            await until(lambda ends=ends: len(sandbox.received) >= ends or running.done())
+            if running.done():
+                break
+            cluster.workers.pop(0).kill()
+            kills += 1
+            cluster.add(1)
+        report = await running
+    assert report.done, report
+    assert kills >= 3
+    whole(sandbox, tmp_path / "out")
+    # The journal of a killed worker is on this machine: what was under way is read again, and nothing else.
+    # A shard of a worker has at most as many pages under way as it has accounts.
+    assert len(sandbox.received) - pages_of(sandbox) <= kills * 2 * len(sandbox.accounts) / 4
+
+
+async def test_a_worker_that_freezes_loses_its_shard_and_cannot_win_it_back(
+    make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path
+) -> None:
+    sandbox = await make_sandbox(accounts=some(6, 150), latency=0.01)
+    cluster.add(1)
+    [frozen] = cluster.workers
+    async with client_of(cluster) as client:
+        running = asyncio.create_task(sync_to(sandbox, on=client, at_once_per_account=1, **{**QUICK, "shards": 1}))
+        await until(lambda: len(sandbox.received) >= 60)
+        cluster.freeze(frozen)
+        cluster.add(1)
+        report = await running
+    assert report.done, report
+    [won] = dataset.shards(tmp_path / "out")
+    assert (won.epoch, won.holder.split()[1]) == (2, str(cluster.workers[1].pid))
+    whole(sandbox, tmp_path / "out")
+    cluster.thaw(frozen)
+    await cluster.ended(frozen)  # the scheduler does not know it any more
+    assert dataset.shards(tmp_path / "out") == [won]
+    whole(sandbox, tmp_path / "out")
+
+
+async def test_a_killed_driver_leaves_a_dataset_that_the_next_run_continues(
+    make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path
+) -> None:
+    sandbox = await make_sandbox(accounts=some(12, 100), latency=0.01)
+    cluster.add(2)
+    driver = _driver(cluster, sandbox, tmp_path)
+    try:
+        await until(lambda: len(sandbox.received) >= 100)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert dataset.last_run(tmp_path / "out") == (1, False)
+    async with client_of(cluster) as client:
+        report = await sync_to(sandbox, on=client, resume=True, **QUICK)
+    assert report.done, report
+    assert (report.run, report.resumed) == (1, True)
+    whole(sandbox, tmp_path / "out")
+    assert dataset.last_run(tmp_path / "out") == (1, True)
+
+
+async def test_a_killed_scheduler_too(
+    make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path
+) -> None:
+    sandbox = await make_sandbox(accounts=some(12, 100), latency=0.01)
+    cluster.add(2)
+    driver = _driver(cluster, sandbox, tmp_path)
+    await until(lambda: len(sandbox.received) >= 100)
+    cluster.scheduler.kill()
+    assert await cluster.ended(driver) == 1
+    async with Cluster(tmp_path / "another", {"MAESN_API_KEY": sandbox.api_key}) as another:
+        another.add(2)
+        async with client_of(another) as client:
+            report = await sync_to(sandbox, on=client, **QUICK)
+    assert report.done, report
+    whole(sandbox, tmp_path / "out")
+
+
+async def test_ctrl_c_ends_the_shards_in_order(
+    make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path
+) -> None:
+    sandbox = await make_sandbox(accounts=some(12, 100), latency=0.01)
+    cluster.add(2)
+    driver = _driver(cluster, sandbox, tmp_path)
+    await until(lambda: len(sandbox.received) >= 100)
+    driver.send_signal(signal.SIGINT)
+    assert await cluster.ended(driver) == 130
+    asked = len(sandbox.received)
+    # All that was read is in the dataset, and nothing is left on the machine.
+    made = Dataset.open(tmp_path / "out")
+    assert any(commit.working == 1 and commit.journal is not None for commit in made.all_last())
+    assert [path for path in (tmp_path / "cluster").rglob("*.journal*") if path.is_file()] == []
+    async with Cluster(tmp_path / "another", {"MAESN_API_KEY": sandbox.api_key}) as another:
+        another.add(1)
+        async with client_of(another) as client:
+            report = await sync_to(sandbox, on=client, resume=True, **QUICK)
+    assert report.done, report
+    whole(sandbox, tmp_path / "out")
+    assert len(sandbox.received) - pages_of(sandbox) <= 2 * 12 * 4
+    assert asked >= 100
+
+
+def _driver(cluster: Cluster, sandbox: Sandbox, folder: Path) -> subprocess.Popen[bytes]:
+    """Start a driver as a process of its own."""
+    accounts = write_accounts(folder / "accounts.csv", sandbox)
+    return cluster.run("tests.dask.driver", str(accounts), str(folder / "out"), sandbox.url)
+
+
+def _specs_of_tasks(dask_scheduler: Any) -> list[bytes]:
+    """Return what the scheduler has of each task; it runs there."""
+    return [pickle.dumps(task.run_spec) for task in dask_scheduler.tasks.values() if task.run_spec is not None]

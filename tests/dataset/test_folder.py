@@ -1,0 +1,115 @@
+"""A dataset in a folder: its commits, what may be removed, and what verify() finds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.dataset.conftest import SyncTo
+from tests.dataset.storages import OfEachStorage
+
+from lamella import dataset
+from lamella.dataset import Dataset, DatasetError
+from lamella.dataset.contents import name_of
+from lamella.maesn.sandbox import Account
+from lamella.pytest_maesn import MakeSandbox
+
+
+class TestInAFolder(OfEachStorage):
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> str:
+        return str(tmp_path / "out")
+
+
+def test_an_account_stays_in_its_shard_on_each_machine_and_forever(tmp_path: Path) -> None:
+    made = Dataset.create(tmp_path, batch="b", shards=64)
+    assert [made.shard_of(name) for name in ("north", "south", "größe")] == [21, 7, 41]
+
+
+def test_the_accounts_are_spread_evenly(tmp_path: Path) -> None:
+    made = Dataset.create(tmp_path, batch="b", shards=10)
+    shards = [made.shard_of(f"account {number}") for number in range(10_000)]
+    assert all(900 <= shards.count(shard) <= 1100 for shard in range(10))
+
+
+def test_others_cannot_read_it(tmp_path: Path) -> None:
+    made = Dataset.create(tmp_path / "out", batch="b")
+    made.claim(1, "one", 1)
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(files) == 2
+    assert all(path.stat().st_mode & 0o077 == 0 for path in files)
+
+
+def test_what_a_killed_process_was_writing_is_removed_and_never_counts(tmp_path: Path) -> None:
+    made = Dataset.create(tmp_path, batch="b")
+    made.claim(1, "one", 1)
+    left = tmp_path / "commits" / "00001" / ".lamella-0123456789abcdef"
+    left.write_text("{")
+    assert len(dataset.shards(tmp_path)) == 1
+    assert dataset.clean(tmp_path, older_than=0) == ["commits/00001/.lamella-0123456789abcdef"]
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(None, "is not a dataset"), ("{", "damaged"), ("[]", "damaged"), ('{"format": 9}', "is of format 9")],
+)
+def test_what_is_no_dataset_is_not_opened(tmp_path: Path, content: str | None, what: str) -> None:
+    if content is not None:
+        (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(DatasetError, match=what):
+        dataset.files(tmp_path)
+
+
+class TestVerify:
+    @pytest.fixture
+    async def place(self, make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path) -> Path:
+        await sync_to(await make_sandbox(accounts=[Account("key-1", records=7), Account("key-2", records=3)]), shards=1)
+        return tmp_path / "out"
+
+    def test_a_sound_dataset_has_no_fault(self, place: Path) -> None:
+        assert dataset.verify(place) == []
+        [commit] = dataset.shards(place)
+        assert [file.rows for file in commit.files["records"]] == [20]
+        assert set(commit.marks) == {"account 0", "account 1"}
+
+    def test_a_file_that_is_missing(self, place: Path) -> None:
+        [file] = dataset.files(place)
+        os.unlink(file)
+        assert dataset.verify(place)[0].what == "is missing"
+
+    def test_a_file_that_was_changed(self, place: Path) -> None:
+        [file] = dataset.files(place)
+        content = Path(file).read_bytes()
+        Path(file).write_bytes(content.replace(b"account 0", b"account 9", 1))
+        assert dataset.verify(place)[0].what == "is not as it was committed"
+
+    def test_records_that_are_not_those_of_the_journal(self, place: Path, tmp_path: Path) -> None:
+        self._with_lines(place, tmp_path, lambda lines: lines[:-1])
+        assert "has 20 records, and the data files 19" in str(dataset.verify(place))
+
+    def test_a_record_that_is_there_twice(self, place: Path, tmp_path: Path) -> None:
+        self._with_lines(place, tmp_path, lambda lines: [*lines, lines[0]])
+        assert "has a record twice: ('account 0', 'bills'" in str(dataset.verify(place)[0])
+
+    def test_marks_that_are_not_those_of_the_journal(self, place: Path) -> None:
+        made = Dataset.open(place)
+        commit = made.last(0)
+        made.commit(replace(commit, marks={**commit.marks, "account 0": {"bills": "2030-01-01T00:00:00Z"}}))
+        assert [fault.what for fault in dataset.verify(place)] == ["has other marks than its commit"]
+
+    @staticmethod
+    def _with_lines(place: Path, tmp_path: Path, change: Callable[[list[str]], list[str]]) -> None:
+        """Commit a data file with other lines."""
+        made = Dataset.open(place)
+        commit = made.last(0)
+        [file] = commit.files["records"]
+        lines = made.storage.read(file.name).decode().splitlines(keepends=True)
+        changed = change(lines)
+        assert json.loads(changed[0])
+        (tmp_path / "changed").write_text("".join(changed))
+        put = made.put(tmp_path / "changed", name_of("records", commit, "0" * 16, ".jsonl"), len(changed))
+        made.commit(replace(commit, files={"records": (put,)}))

@@ -1,0 +1,208 @@
+"""A run brings all records home once, and the next one reads what has changed, whoever does the work."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.dataset.conftest import RESOURCES, SyncTo, expected_of, records_in, until, write_accounts
+
+from lamella import dataset, maesn
+from lamella.dataset import DatasetError, DatasetProgress, Here, Outcome, Work, WorkLost
+from lamella.dataset.work import OnCount
+from lamella.maesn.sandbox import Account, Sandbox
+from lamella.pytest_maesn import MakeSandbox
+
+
+def some(many: int = 9) -> list[Account]:
+    return [Account(f"key-{number}", records=number * 7 % 40) for number in range(many)]
+
+
+class Lossy(Here):
+    """An engine that loses workers: at the first *losses* shards after so many pages, and notes what it was given."""
+
+    def __init__(self, scratch: Path, losses: int = 0) -> None:
+        super().__init__(2, scratch)
+        self.losses = losses
+        self.works: list[Work] = []
+
+    async def run(self, work: Work, on_count: OnCount | None) -> Outcome:
+        self.works.append(work)
+        if self.losses:
+            self.losses -= 1
+            raise WorkLost("a test")
+        return await super().run(work, on_count)
+
+
+async def test_all_records_are_there_once_and_as_they_are(
+    make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
+) -> None:
+    sandbox = await make_sandbox(accounts=some(), chances={500: 0.05})
+    report = await sync_to(sandbox)
+    assert report.done, report
+    assert (report.run, report.resumed, report.shards, report.result.parts) == (1, False, 3, 18)
+    assert records_in(tmp_path / "out") == expected_of(sandbox)
+    assert report.result.records == len(expected_of(sandbox))
+    assert dataset.verify(tmp_path / "out") == []
+    assert dataset.last_run(tmp_path / "out") == (1, True)
+
+
+async def test_the_next_run_reads_what_has_changed_and_nothing_else(
+    make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
+) -> None:
+    sandbox = await make_sandbox(accounts=some())
+    await sync_to(sandbox)
+    before = dataset.files(tmp_path / "out")
+    sandbox.received.clear()
+    report = await sync_to(sandbox, lookback=0.0)
+    assert report.done
+    assert (report.run, report.result.records) == (2, 0)
+    # Each list has a mark but for the empty ones, which are asked for as a whole: one page each.
+    assert len(sandbox.received) == report.result.parts
+    assert dataset.files(tmp_path / "out") == before
+
+
+async def test_nothing_that_is_sent_to_a_worker_has_a_key(
+    make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
+) -> None:
+    sandbox = await make_sandbox(accounts=some())
+    engine = Lossy(tmp_path / "scratch")
+    await sync_to(sandbox, on=engine)
+    sent = pickle.dumps(engine.works)
+    assert b"account 3" in sent
+    assert b"key-" not in sent
+    assert sandbox.api_key.encode() not in sent
+
+
+async def test_no_key_is_in_the_dataset_or_left_behind(
+    make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
+) -> None:
+    sandbox = await make_sandbox(accounts=some())
+    await sync_to(sandbox)
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert any(b"account 3" in path.read_bytes() for path in written)
+    assert not any(b"key-3" in path.read_bytes() for path in written)
+    assert [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == []
+
+
+async def test_accounts_with_their_keys_are_not_taken(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="keys do not travel"):
+        await maesn.sync({"north": "k"}, RESOURCES, on=Here(), output=tmp_path / "out")  # type: ignore[call-overload]
+
+
+async def test_a_shard_whose_worker_is_lost_is_submitted_again(
+    make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
+) -> None:
+    sandbox = await make_sandbox(accounts=some())
+    engine = Lossy(tmp_path / "scratch", losses=3)
+    report = await sync_to(sandbox, on=engine)
+    assert report.done
+    assert len(engine.works) == report.shards + 3
+
+
+async def test_workers_that_are_lost_again_and_again_fail_the_shard(
+    make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
+) -> None:
+    report = await sync_to(await make_sandbox(accounts=some(1)), on=Lossy(tmp_path / "scratch", losses=99))
+    assert not report.done
+    assert [why for _, why in report.errors] == ["its workers are lost again and again: a test"]
+
+
+async def test_a_cancelled_run_is_continued_by_the_next_one(
+    make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
+) -> None:
+    sandbox = await make_sandbox(accounts=[Account(f"key-{number}", records=60) for number in range(8)])
+    running = asyncio.create_task(sync_to(sandbox))
+    await until(lambda: len(sandbox.received) >= 40)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert dataset.last_run(tmp_path / "out") == (1, False)
+    assert dataset.verify(tmp_path / "out") == []
+    commits = dataset.shards(tmp_path / "out")
+    assert any(commit.journal is not None for commit in commits)
+    before = len(sandbox.received)
+    # The next one may be on another machine, which has nothing but the dataset.
+    report = await sync_to(sandbox, on=Here(2, tmp_path / "elsewhere"), resume=True)
+    assert report.done, report
+    assert (report.run, report.resumed) == (1, True)
+    assert records_in(tmp_path / "out") == expected_of(sandbox)
+    pages = 8 * 2 * 12
+    # Read again is what was under way when it was cancelled: at most the pages of two shards at a time.
+    assert before + len(sandbox.received[before:]) <= pages + 2 * 8 * 4
+
+
+async def test_after_a_cancelled_run_a_new_one_has_all_that_has_changed_since(
+    make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
+) -> None:
+    sandbox = await make_sandbox(accounts=[Account(f"key-{number}", records=60) for number in range(8)])
+    running = asyncio.create_task(sync_to(sandbox))
+    await until(lambda: len(sandbox.received) >= 100)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    async with maesn.session(sandbox.api_key, None, sandbox.url) as session:
+        for account in sandbox.accounts:
+            with maesn.account(account.key):
+                await session.post("accounting/contacts", json={"companyName": "Somebody new"})
+    report = await sync_to(sandbox)
+    assert report.done, report
+    assert report.run == 2
+    assert records_in(tmp_path / "out") == expected_of(sandbox)
+    assert dataset.verify(tmp_path / "out") == []
+
+
+async def test_a_part_that_fails_is_reported_and_resumed(
+    make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
+) -> None:
+    sandbox = await make_sandbox(accounts=[*some(4), Account("key-9", state="expired")])
+    report = await sync_to(sandbox)
+    assert not report.done
+    assert report.errors == ()
+    assert {(account, resource) for account, resource, _ in report.result.failures} == {
+        ("account 4", resource) for resource in RESOURCES
+    }
+    assert all("Unauthorized" in error for *_, error in report.result.failures)
+    again = await sync_to(sandbox, resume=True)
+    assert (again.run, again.resumed, again.skipped) == (1, True, again.shards - 1)
+
+
+async def test_progress_counts_to_the_end(make_sandbox: MakeSandbox, sync_to: SyncTo) -> None:
+    seen: list[DatasetProgress] = []
+    report = await sync_to(await make_sandbox(accounts=some()), on_progress=seen.append)
+    assert (seen[0].ended, seen[0].shards) == (0, report.shards)
+    assert (seen[-1].ended, seen[-1].result) == (report.shards, report.result)
+
+
+async def test_accounts_that_have_departed_are_forgotten_also_where_they_were_all_of_their_shard(
+    make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
+) -> None:
+    sandbox = await make_sandbox(accounts=[Account(f"key-{number}", records=3) for number in range(6)])
+    await sync_to(sandbox, shards=32)
+    few = write_accounts(tmp_path / "few.csv", sandbox, leave_out=4)
+    await sync_to(sandbox, accounts=few, shards=32)
+    assert {account for account, *_ in records_in(tmp_path / "out")} == {f"account {number}" for number in range(6)}
+    report = await sync_to(sandbox, accounts=few, shards=32, departed="forget")
+    assert report.done
+    assert {account for account, *_ in records_in(tmp_path / "out")} == {"account 0", "account 1"}
+    assert dataset.verify(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"shards": 5}, "shards 4, not 5"),
+        ({"suffix": ".parquet"}, r"suffix '\.jsonl', not '\.parquet'"),
+        ({"base_url": "http://127.0.0.1:1"}, "batch"),
+    ],
+)
+async def test_a_dataset_stays_as_it_was_made(
+    make_sandbox: MakeSandbox, sync_to: SyncTo, options: dict[str, Any], what: str
+) -> None:
+    sandbox: Sandbox = await make_sandbox(accounts=some(2))
+    await sync_to(sandbox)
+    with pytest.raises(DatasetError, match=what):
+        await sync_to(sandbox, **options)

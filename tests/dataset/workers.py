@@ -1,0 +1,16 @@
+"""What the workers of the tests import by its name: a session with short waits."""
+
+from __future__ import annotations
+
+import aiohttp
+
+from lamella import Breaker, maesn
+
+RULES = maesn.RULES.scaled(0.0001)
+
+
+def session(base_url: str | None = None) -> aiohttp.ClientSession:
+    return maesn.session(base_url=base_url, rules=RULES, breaker=Breaker(), attempts=20)
+
+
+SESSION = f"{__name__}:session"
