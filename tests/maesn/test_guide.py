@@ -39,7 +39,7 @@ def open_session(sandbox: Sandbox, attempts: int = 5) -> aiohttp.ClientSession:
         (401, Unauthorized, "authenticate again"),
         (403, Forbidden, "API key"),
         (404, NotFound, "target system supports"),
-        (405, MethodNotAllowed, "supports this operation"),
+        (405, MethodNotAllowed, "list this operation"),
     ],
 )
 async def test_a_fault_of_ours_is_sent_once(

@@ -187,7 +187,7 @@ async def test_a_page_that_is_longer_than_it_says_is_an_error_and_spoils_no_othe
             writer.write(SMALL)
 
     async with maesns(await serve_raw(connection)) as session:
-        with pytest.raises(ValueError, match=r"page 1 of invoices is no JSON that can be read"):
+        with pytest.raises(ValueError, match=r"page 1 of invoices is not readable JSON"):
             await read(session)
         assert await read(session) == RECORDS[:1]
 

@@ -66,7 +66,7 @@ async def test_a_missing_key_is_told_with_the_variable(sandbox: Sandbox) -> None
         async with session.get("/auth/xero") as response:
             assert response.status == 200
         assert "X-ACCOUNT-KEY" not in sandbox.received[0].headers
-        with pytest.raises(ValueError, match="the request brings X-ACCOUNT-KEY"):
+        with pytest.raises(ValueError, match="the request already has X-ACCOUNT-KEY"):
             await session.get("/auth/xero", headers={"x-account-key": "of-an-old-one"})
     assert len(sandbox.received) == 1
 

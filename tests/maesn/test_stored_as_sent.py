@@ -307,7 +307,7 @@ class TestThePage:
     ) -> None:
         part, found = await synced(await serve(answering(body)), tmp_path)
         assert isinstance(part.error, ValueError)
-        assert "page 1 of bills is no JSON that can be read" in str(part.error)
+        assert "page 1 of bills is not readable JSON" in str(part.error)
         assert (part.done, found) == (False, [])
 
 
@@ -390,7 +390,7 @@ class TestFromPython:
 
         body = page(f'{{"total":{literal}}}')
         async with maesn.session("api-key", "key", await serve(answering(body)), rules=RULES) as session:
-            with pytest.raises(ValueError, match=r"page 1 of bills is no JSON that can be read \(InvalidOperation\)"):
+            with pytest.raises(ValueError, match=r"page 1 of bills is not readable JSON \(InvalidOperation\)"):
                 [each async for each in maesn.records(session, "bills", parse_float=parse)]
 
     @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])

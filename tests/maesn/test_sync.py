@@ -712,10 +712,10 @@ class TestArguments:
         [
             ({"accounts": {}}, "accounts must not be empty"),
             ({"resources": []}, "resources must not be empty"),
-            ({"resources": ["bills", "bills"]}, "'bills' is there 2 times"),
-            ({"resources": ["../auth"]}, "must be a list such as 'invoices', .*, not '../auth'"),
-            ({"accounts": [maesn.Account("a", "k1"), maesn.Account("a", "k2")]}, "'a' is there 2 times"),
-            ({"limit": 7}, "limit must be one of 5, 10, 20, 50, 100, not 7"),
+            ({"resources": ["bills", "bills"]}, "got 'bills' 2 times"),
+            ({"resources": ["../auth"]}, "must be a list such as 'invoices', .*, got '../auth'"),
+            ({"accounts": [maesn.Account("a", "k1"), maesn.Account("a", "k2")]}, "got 'a' 2 times"),
+            ({"limit": 7}, "limit must be one of 5, 10, 20, 50, 100, got 7"),
             ({"since": "yesterday"}, "since must be ISO 8601"),
             ({"since": "2026-01-01", "resume": True}, "give one of them"),
             ({"at_once": 0}, "at_once must be a whole number, 1 or more, got 0"),
@@ -737,11 +737,11 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("name", "key", "said"),
         [
-            ("", "key", "must be a line of text"),
-            ("a\nb", "key", "must be a line of text"),
+            ("", "key", "must be a non-empty line of text"),
+            ("a\nb", "key", "must be a non-empty line of text"),
             ("north", "", "the key of the account 'north'"),
             ("north", "secret\n", "the key of the account 'north'"),
-            ("secret", "secret", "must not be its key"),
+            ("secret", "secret", "must differ from its key"),
         ],
     )
     def test_an_account_is_checked_and_its_key_is_not_shown(self, name: str, key: str, said: str) -> None:

@@ -152,7 +152,9 @@ class TestRecords:
             sandbox.records("dreams")
         with pytest.raises(ValueError, match="unknown resource 'dreams'; expected one of: "):
             sandbox.created("dreams")
-        with pytest.raises(ValueError, match="account must be one of the 1 of this sandbox or its key, got 'other'"):
+        with pytest.raises(
+            ValueError, match="account must be one of the 1 accounts of this sandbox or its key, got 'other'"
+        ):
             sandbox.records("bills", "other")
 
 
@@ -331,7 +333,7 @@ class TestScripts:
             Sandbox().script(200, step)
 
     def test_rejects_no_step(self) -> None:
-        with pytest.raises(ValueError, match="steps must be at least one step"):
+        with pytest.raises(ValueError, match="steps must contain at least one step"):
             Sandbox().script()
 
     def test_rejects_an_account(self) -> None:
@@ -592,14 +594,14 @@ class TestLife:
         ({"accounts": []}, r"accounts must be a whole number, 1 or more, or at least one Account, got \(\)"),
         ({"accounts": ["key"]}, r"accounts must be a whole number, 1 or more, or at least one Account, got \('key',\)"),
         ({"accounts": [Account("a"), Account("a")]}, "accounts must have different keys, got "),
-        ({"api_key": ""}, "api_key must be a line of text that is not empty, got ''"),
-        ({"api_key": "a\nb"}, "api_key must be a line of text that is not empty, got "),
+        ({"api_key": ""}, "api_key must be a non-empty line of text, got ''"),
+        ({"api_key": "a\nb"}, "api_key must be a non-empty line of text, got "),
         ({"records": -1}, "records must be a whole number, 0 or more, got -1"),
         ({"records": 1.5}, "records must be a whole number, 0 or more, got 1.5"),
         ({"limit": 5}, "limit must be a FixedWindow, SlidingWindow, TokenBucket or None, got 5"),
         ({"limit": FixedWindow}, "limit must be a FixedWindow, SlidingWindow, TokenBucket or None, got <class"),
         ({"seed": "x"}, "seed must be a whole number, got 'x'"),
-        ({"host": ""}, "host must be a line of text that is not empty, got ''"),
+        ({"host": ""}, "host must be a non-empty line of text, got ''"),
         ({"port": 70000}, "port must be a whole number from 0 to 65535, got 70000"),
         ({"latency": -1}, "latency must be a finite number of seconds, 0 or more, got -1"),
         ({"latency": math.nan}, "latency must be a finite number of seconds, 0 or more, got nan"),
@@ -624,7 +626,7 @@ def test_accepts_chances_of_one_in_sum() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"key": ""}, "key must be printable ASCII without space around it, got ''"),
+        ({"key": ""}, "key must be printable ASCII without surrounding spaces, got ''"),
         ({"key": "a\n"}, "key must be printable ASCII "),
         ({"key": "é"}, "key must be printable ASCII "),
         ({"key": "a", "state": "dead"}, "state must be one of .*, got 'dead'"),
