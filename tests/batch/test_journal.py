@@ -107,9 +107,9 @@ async def test_keys_are_any_text(journal: Journal) -> None:
 
 
 async def test_refuses_ends_that_mean_nothing(journal: Journal) -> None:
-    with pytest.raises(ValueError, match="'a' has ended with a result or with an error, not with both"):
+    with pytest.raises(ValueError, match="'a' must have a result or an error, got both"):
         await journal.end("a", result="1", error="refused")
-    with pytest.raises(TypeError, match="must be a str, not 1"):
+    with pytest.raises(TypeError, match="must be a str, got 1"):
         await journal.end(1)  # type: ignore[arg-type]
     assert await journal.counts() == Counts(0, 0)
 
@@ -122,7 +122,7 @@ async def test_a_write_has_one_idempotency_key_in_one_journal_and_none_that_anot
     for path in (first, again, other):
         async with Journal.open(path, batch=BATCH) as journal:
             made.append([journal.idempotency_key(key) for key in keys])
-            with pytest.raises(TypeError, match="must be a str, not b'a'"):
+            with pytest.raises(TypeError, match="must be a str, got b'a'"):
                 journal.idempotency_key(b"a")  # type: ignore[arg-type]
     assert made[0] == made[1]
     assert len({*made[0], *made[2]}) == 2 * len(keys)
@@ -342,7 +342,7 @@ async def test_a_cursor_does_not_leave_its_thread_open(path: Path) -> None:
 
 
 async def test_a_read_cannot_write(journal: Journal) -> None:
-    with pytest.raises(JournalError, match=r"a query that writes; commit\(\) is for that"):
+    with pytest.raises(JournalError, match=r"the query of read\(\) tried to write; use commit\(\) for that"):
         await journal.read(effect("a"))
     await journal.commit(effect("b"))
     assert await effects(journal) == {"b"}
@@ -667,19 +667,19 @@ def without_an_id(path: Path) -> None:
     [
         (text, JournalDamaged, "damaged, or was never a journal .*not a database"),
         (tiny, JournalDamaged, "damaged, or was never a journal .*not a database: 1 bytes"),
-        (foreign, JournalMismatch, "is an SQLite file, but not a journal"),
-        (foreign_with_an_id, JournalMismatch, "is an SQLite file, but not a journal"),
-        (foreign_in_wal_mode, JournalMismatch, "is an SQLite file, but not a journal"),
-        (other_batch, JournalMismatch, "another batch: of another, and this one is a batch; .*choose another path"),
-        (older, JournalMismatch, "journal of version 0, and this lamella's are of version 1"),
-        (newer, JournalMismatch, "journal of version 2, and this lamella's are of version 1"),
+        (foreign, JournalMismatch, "is an SQLite file but not a lamella journal"),
+        (foreign_with_an_id, JournalMismatch, "is an SQLite file but not a lamella journal"),
+        (foreign_in_wal_mode, JournalMismatch, "is an SQLite file but not a lamella journal"),
+        (other_batch, JournalMismatch, "another batch: another, not a batch; .*choose another path"),
+        (older, JournalMismatch, "journal version 0, but this lamella supports version 1"),
+        (newer, JournalMismatch, "journal version 2, but this lamella supports version 1"),
         (half, JournalDamaged, "damaged"),
         (flipped, JournalDamaged, "damaged"),
         (headless, JournalDamaged, "damaged"),
         (emptied, JournalDamaged, "it is empty, and journal-wal beside it is not"),
         (without_tables, JournalDamaged, "no such table"),
-        (without_a_batch, JournalDamaged, "does not tell of which batch"),
-        (without_an_id, JournalDamaged, "the id of its batch is none"),
+        (without_a_batch, JournalDamaged, "the name of its batch is missing"),
+        (without_an_id, JournalDamaged, "the id of its batch is invalid"),
     ],
 )
 def test_a_file_that_is_refused_is_not_touched(
@@ -740,7 +740,7 @@ async def test_two_journals_of_one_process(journal: Journal, path: Path) -> None
     before, beside = os.stat(path), sorted(os.listdir(path.parent))
     for _ in range(2):
         began = time.perf_counter()
-        with pytest.raises(JournalLocked, match=re.escape(f"{path}: is in use, by another process or another journal")):
+        with pytest.raises(JournalLocked, match=re.escape(f"{path}: is in use by another process or another journal")):
             await opens(path)
         assert time.perf_counter() - began < 2
     after = os.stat(path)

@@ -861,12 +861,12 @@ async def test_any_error_can_be_recorded(tmp_path: Path, error: Exception, text:
     [
         ({"at_once": 0}, "at_once must be a whole number, 1 or more, got 0"),
         ({"at_once_per_account": 0, "account": str}, "at_once_per_account must be a whole number, 1 or more, got 0"),
-        ({"at_once_per_account": 1}, "at_once_per_account needs account"),
+        ({"at_once_per_account": 1}, "at_once_per_account requires account"),
         ({"patience": -1}, "patience must be a finite number of seconds, 0 or more, got -1"),
         ({"patience": float("inf")}, "patience must be a finite number"),
         ({"grace": float("nan")}, "grace must be a finite number of seconds, 0 or more, got nan"),
-        ({"journal": object()}, "a journal needs key"),
-        ({"keep": str}, "keep needs journal"),
+        ({"journal": object()}, "journal requires key"),
+        ({"keep": str}, "keep requires journal"),
     ],
 )
 def test_a_bad_argument_is_told(options: dict[str, Any], what: str) -> None:
