@@ -101,7 +101,7 @@ class TestWhatIsOnIt:
         first, second, third, last = good["attempts"]
         assert first["decision"] == {"at": 11_500, "rule": "Server Error", "wait": 500_000, "source": "by the rule"}
         assert second["decision"]["source"] == "none: the connection may have been stale"
-        assert third["decision"]["source"] == "as Retry-After says"
+        assert third["decision"]["source"] == "by Retry-After"
         assert "decision" not in last
         assert bad["attempts"][0]["decision"] == {"at": 9_000, "rule": "", "stop": "unsafe method"}
 
@@ -299,7 +299,7 @@ class TestTheFile:
     def test_a_device_is_not_replaced(self) -> None:
         run = CliRunner().invoke(app, ["sync", "--sandbox", "--report", os.devnull])
         assert (run.exit_code, run.stdout) == (2, "")
-        assert run.stderr == f"lamella: --report: cannot be written: it is no ordinary file: {os.devnull}\n"
+        assert run.stderr == f"lamella: --report: cannot be written: it is not a regular file: {os.devnull}\n"
         assert Path(os.devnull).is_char_device()
 
 

@@ -81,7 +81,7 @@ def test_200_columns() -> None:
     assert captured.get().splitlines() == [
         "11 of ~41 pages   1 of 5 parts done   1 failed   967 records",
         "━━━━━━━━━━╸─────────────────────────────  26%   0.0 pages/s   – to go   5 s so far",
-        "OUTAGE for 5 s: 503 Service Unavailable. The pages wait until it is over.",
+        "OUTAGE for 5 s: 503 Service Unavailable. Pages wait until the API is back.",
         "",
         f"✗ Café Zentral {' ' * 32}    0   0 records failed: 401: The end user has to authenticate again",
         "‖ Delta          ━━━━━━━╸──────────────────────  2/8 200 records queued until 09:31:38",
@@ -145,7 +145,7 @@ def test_the_beginning_and_the_end() -> None:
         paper.print(Screen(lambda: None))
     assert captured.get() == "Opening the journal …\n"
     done = story([Part("a", "x", None, pages=1, done=True)])
-    assert drawn(done, 80, 24)[2] == "Everything is read, and the output is being written …"
+    assert drawn(done, 80, 24)[2] == "All pages are read; writing the output …"
     assert drawn(done, 80, 24, "Ending: it has 10 s.")[2] == "Ending: it has 10 s."
 
 
@@ -178,7 +178,7 @@ def test_it_is_never_wider_or_taller_than_the_terminal(
     made = story(parts)
     made.outage = DOWN if down else None
     made.closed = {part.account: 4000.0 for part in parts} if queued else {}
-    lines = drawn(made, width, height, "Ending: what is under way has 10 s." if noted else "")
+    lines = drawn(made, width, height, "Stopping: requests in flight have 10 s to end." if noted else "")
     assert len(lines) <= max(height - 1, 1)
     assert max(map(cell_len, lines)) <= width
     text = "".join(lines)

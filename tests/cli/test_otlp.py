@@ -41,7 +41,7 @@ def sync(url: str) -> Result:
 def assert_only_the_server_failed(shown: Result) -> None:
     """The last word is about the sync: the spans are no reason to fail."""
     assert shown.exit_code == 1
-    assert shown.stderr.startswith("lamella: 1 of 4 parts failed; go on with: ")
+    assert shown.stderr.startswith("lamella: 1 of 4 parts failed; continue with: ")
     assert shown.stderr.count("\n") == 1
 
 
@@ -70,7 +70,7 @@ def test_the_spans_arrive(path: str) -> None:
         shown = sync(kept.url + path)
     assert_only_the_server_failed(shown)
     assert set(kept.paths) == {"/v1/traces"}
-    said = f"{len(kept.spans)} spans of the service lamella-sync sent to {kept.url}/v1/traces: all have arrived."
+    said = f"{len(kept.spans)} spans of the service lamella-sync sent to {kept.url}/v1/traces: all arrived."
     assert said in shown.stdout
 
     for request in kept.requests:
@@ -177,4 +177,4 @@ def test_a_url_that_is_none(url: str) -> None:
     shown = sync(url)
     assert shown.exit_code == 2
     assert shown.stdout == ""
-    assert shown.stderr.endswith("--otlp: it must be a URL such as http://localhost:4318\n")
+    assert shown.stderr.endswith("--otlp: must be a URL such as http://localhost:4318\n")

@@ -58,7 +58,7 @@ def running(*arguments: str) -> Iterator[Running]:
 def test_it_serves_until_ctrl_c() -> None:
     with running("--limit", "2/60", "--accounts", "2") as sandbox:
         assert sandbox.greeting == [
-            f"Listening on {sandbox.url} (Ctrl-C stops it). All keys are made up.",
+            f"Listening on {sandbox.url} (stop with Ctrl-C). All keys are fictitious.",
             "  X-API-KEY      sandbox-api-key",
             "  X-ACCOUNT-KEY  sandbox-account-key-1",
             "  X-ACCOUNT-KEY  sandbox-account-key-2",

@@ -1,6 +1,6 @@
-"""The accounts of a sync: from a file (CSV or TOML), or the one of the environment.
+"""Read the accounts of a sync from a file (CSV or TOML), or one account from the environment.
 
-No message shows what is in the file, since a key may stand where a name belongs; it names the line.
+Messages name the line and never show its content, since a key may be where a name belongs.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from lamella.maesn.sources import checked_resource
 _NEEDED: Final = ("name", "key")
 _FIELDS: Final = (*_NEEDED, "company_id", "environment_name", "without", "params")
 _VARIABLE: Final = "MAESN_ACCOUNT_KEY"
-_NOT_A_HEADER: Final = "must be printable ASCII, as it stands in a header"
+_NOT_A_HEADER: Final = "must be printable ASCII, because it is sent in a header"
 _WHERE: Final = re.compile(r"\(at (?:line (\d+)|(end of document))")
-_Row = tuple[str, dict[str, str]]  # where it is, as in "line 3", and its fields
+_Row = tuple[str, dict[str, str]]  # its position, such as "line 3", and its fields
 _TABLE: Final = re.compile(r"""\s*(\[\[|\[)\s*["']?accounts["']?\s*(?:\]\]|\])\s*(?:#.*)?""")
 
 
 def accounts_in(path: Path) -> tuple[Account, ...]:
-    """Return the accounts of a file: TOML where its name ends in ``.toml``, else CSV.
+    """Return the accounts of a file: TOML if its name ends in ``.toml``, else CSV.
 
     CSV has a header, ``name,key[,company_id,environment_name,without,params]``, with commas or semicolons. TOML has a
     table ``[[accounts]]`` with these fields for each account, or one table ``[accounts]`` of names with their keys.
-    ``without`` names the lists that the account's system does not have, with spaces between them, and ``params`` what
-    it needs to be asked for a list: ``openItems:fiscalYear=2026``. In TOML that may be a table for each list.
+    ``without`` names the lists that the account's system does not have, separated by spaces. ``params`` holds required
+    query parameters: ``openItems:fiscalYear=2026``. In TOML it may be a table per list.
 
     Raises:
-        ValueError: It cannot be read or is not valid: which file, which line, and what.
+        ValueError: The file cannot be read or is invalid; the message names file, line and problem.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -57,17 +57,17 @@ def accounts_of_environment() -> tuple[Account, ...]:
     """Return one account, ``default``, with the key of ``MAESN_ACCOUNT_KEY``.
 
     Raises:
-        ValueError: There is none, or it cannot stand in a header.
+        ValueError: The variable is not set, or its value is not allowed in a header.
     """
     key = key_in(_VARIABLE, f"no accounts: give --accounts FILE, or set {_VARIABLE} for a single one")
     return (Account("default", key),)
 
 
 def key_in(variable: str, missing: str) -> str:
-    """Return the key in a variable of the environment.
+    """Return the key from an environment variable.
 
     Raises:
-        ValueError: There is none, with the message *missing*, or it cannot stand in a header.
+        ValueError: The variable is not set (message *missing*), or its value is not allowed in a header.
     """
     key = os.environ.get(variable, "").strip()
     if not key:
@@ -78,7 +78,7 @@ def key_in(variable: str, missing: str) -> str:
 
 
 def others_can_read(path: Path) -> bool:
-    """Return whether someone else than its owner can read the file. False if that is unknown."""
+    """Return whether anyone but the owner can read the file. False if unknown."""
     try:
         found = path.stat()
     except OSError:
@@ -87,7 +87,7 @@ def others_can_read(path: Path) -> bool:
 
 
 class _Fault(Exception):
-    """What is wrong, and where."""
+    """A problem and its position."""
 
 
 def _accounts(rows: Iterator[_Row]) -> Iterator[Account]:
@@ -120,14 +120,14 @@ def _lists(where: str, text: str) -> tuple[str, ...]:
     try:
         return tuple(map(checked_resource, re.split(r"[\s,;]+", text.strip()) if text.strip() else ()))
     except ValueError:  # its message shows the value
-        raise _Fault(f"{where}: without must name lists such as offers, with spaces between them") from None
+        raise _Fault(f"{where}: without must name lists such as offers, separated by spaces") from None
 
 
 def _params(where: str, text: str) -> dict[str, dict[str, str]]:
     try:
         return params_of_lists(shlex.split(text))
-    except ValueError:  # as above
-        raise _Fault(f"{where}: params must be like openItems:fiscalYear=2026, with spaces between them") from None
+    except ValueError:  # its message shows the value
+        raise _Fault(f"{where}: params must be like openItems:fiscalYear=2026, separated by spaces") from None
 
 
 def _fits_header(key: str) -> bool:
@@ -141,7 +141,7 @@ def _csv(text: str) -> Iterator[_Row]:
     line, header = next(lines, (1, []))
     header = [column.lower() for column in header]
     if set(_NEEDED) - set(header) or set(header) - set(_FIELDS) or len(set(header)) < len(header):
-        allowed = "name,key, and perhaps company_id and environment_name, each once, without and params"
+        allowed = "name,key and optionally company_id, environment_name, without and params, each once"
         raise _Fault(f"line {line}: must be the header: {allowed}")
     for line, values in lines:
         if len(values) != len(header):
@@ -150,7 +150,7 @@ def _csv(text: str) -> Iterator[_Row]:
 
 
 def _records(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the records that are not empty, each with the number of its first line."""
+    """Yield the non-empty records, each with the number of its first line."""
     line = 1
     while True:
         try:
@@ -158,7 +158,7 @@ def _records(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
         except StopIteration:
             return
         except csv.Error:  # its message may show the value
-            raise _Fault(f"line {line}: is no CSV: look at its quotes") from None
+            raise _Fault(f"line {line}: is not valid CSV: check its quotes") from None
         values = [value.strip() for value in values]
         if any(values):
             yield line, values
@@ -171,7 +171,7 @@ def _toml(text: str) -> Iterator[_Row]:
     except tomllib.TOMLDecodeError as exc:  # its message may show the value
         place = _WHERE.search(str(exc))
         line = place[1] if place and place[1] else text.count("\n") + 1
-        raise _Fault(f"line {line}: is no TOML") from None
+        raise _Fault(f"line {line}: is not valid TOML") from None
     accounts = found.pop("accounts", None)
     if found or not isinstance(accounts, list | dict):
         raise _Fault("must hold accounts and nothing else: a table [[accounts]] for each, or one table [accounts]")
@@ -183,7 +183,7 @@ def _toml(text: str) -> Iterator[_Row]:
         if not isinstance(table, dict):
             raise _Fault(f"{where}: must be a table")
         if set(table) - set(_FIELDS):
-            raise _Fault(f"{where}: has a field that is none of {', '.join(_FIELDS)}")
+            raise _Fault(f"{where}: unknown field; expected one of {', '.join(_FIELDS)}")
         if isinstance(table.get("without"), list):
             table["without"] = " ".join(map(str, table["without"])) or " "
         if isinstance(table.get("params"), dict):
@@ -203,12 +203,13 @@ def _joined(where: str, params: dict[str, object]) -> str:
 
 def _string(where: str, field: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise _Fault(f"{where}: the {field} must be a text that is not empty")
+        raise _Fault(f"{where}: the {field} must be a non-empty text")
     return value.strip()
 
 
 def _places(text: str, bracket: str, many: int) -> list[str]:
-    """Return where each account is. The parser does not say, so lines that look like one are counted."""
+    """Return the position of each account. The parser does not report it, so lines that look like accounts are
+    counted."""
     lines = list(enumerate(text.split("\n"), 1))
     heads = [number for number, line in lines if (table := _TABLE.fullmatch(line)) and table[1] == bracket]
     if bracket == "[" and heads:
