@@ -244,7 +244,7 @@ async def test_each_attempt_names_its_own_span(serve: Serve, tracing: Tracing) -
             {"origins": ["api.example.com"]},
             "origin must be an http or https URL with a host, got 'api.example.com': write",
         ),
-        ({"origins": "https://api.example.com"}, "origins must be several of them, such as a list, got"),
+        ({"origins": "https://api.example.com"}, "origins must be a collection of origins, such as a list, got"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:

@@ -184,7 +184,7 @@ async def test_an_excluded_call_does_not_pass_on_the_trace_without_an_sdk_either
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("health", "excluded_urls must be regular expressions, several of them, got the string 'health'"),
+        ("health", "excluded_urls must be a collection of regular expressions, got the string 'health'"),
         (["good", "(bad"], r"excluded_urls must be regular expressions, got '\(bad': missing"),
     ],
 )
