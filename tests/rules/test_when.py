@@ -197,7 +197,10 @@ async def test_a_rule_breaks_no_call_and_its_failure_is_logged_once(
             with caplog.at_level(logging.WARNING, "lamella"):
                 assert await call(session, headers=headers) == (200, "")
     lines = [record.getMessage() for record in caplog.records]
-    assert [line.partition("failed")[0] for line in lines] == ["when of the rule 'Bad' ", "when of the rule 'Worse' "]
+    assert [line.partition("failed")[0] for line in lines] == [
+        "condition (when) of rule 'Bad' ",
+        "condition (when) of rule 'Worse' ",
+    ]
     assert "KeyError" in lines[0]
     assert "tok-secret-99" not in "".join(lines)
 
@@ -349,7 +352,7 @@ async def test_a_question_for_the_body_is_no_failure(serve: Serve, caplog: pytes
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Rule(200, "x"), "got 200: below 400 a rule needs when"),
+        (lambda: Rule(200, "x"), "got 200: a status below 400 requires when"),
         (lambda: Rule(99, "x", when=bool), "from 100 to 599"),
         (lambda: Rule([429, 200], "x"), "got 200"),
         (lambda: Rule([], "x"), "status must be"),
@@ -357,7 +360,7 @@ async def test_a_question_for_the_body_is_no_failure(serve: Serve, caplog: pytes
         (lambda: Rule(Failure.CONNECTION_LOST, when=bool), "no answer"),
         (lambda: Rule(429, retry=True), "retry must be a Backoff or None, got True"),  # type: ignore[arg-type]
         (lambda: Rule(429, retry=5), "retry=Backoff"),  # type: ignore[arg-type]
-        (lambda: Rule(429, Backoff(1)), "title must be a text, got Backoff"),  # type: ignore[arg-type]
+        (lambda: Rule(429, Backoff(1)), "title must be a string, got Backoff"),  # type: ignore[arg-type]
         (lambda: Rule(429, when="yes"), "when must be a function of an Answer"),  # type: ignore[arg-type]
         (lambda: Rule(429, when=asyncio.sleep), "not async"),  # type: ignore[arg-type]
         (lambda: Rule(429, rate_limit=1), "rate_limit must be True, False or None, got 1"),  # type: ignore[arg-type]
