@@ -323,5 +323,5 @@ def test_a_status_is_a_status() -> None:
     with pytest.raises(ValueError, match="a status of refresh_on must be a whole number from 400 to 599, got 200"):
         HeaderAuth({"X-A": "a"}, refresh_on={200})
     for wrong in (401, "401"):
-        with pytest.raises(ValueError, match=f"refresh_on must be several statuses, .*, got {wrong!r}"):
+        with pytest.raises(ValueError, match=f"refresh_on must be a collection of statuses, .*, got {wrong!r}"):
             HeaderAuth({"X-A": "a"}, refresh_on=wrong)  # type: ignore[arg-type]

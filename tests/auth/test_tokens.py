@@ -495,9 +495,9 @@ def test_what_is_no_token_is_refused() -> None:
 
 def test_bad_arguments() -> None:
     issuer = Issuer()
-    with pytest.raises(ValueError, match="fetch must be a function, not str"):
+    with pytest.raises(ValueError, match="fetch must be a function, got str"):
         Tokens("zq")  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match="key must be a function, not str"):
+    with pytest.raises(ValueError, match="key must be a function, got str"):
         Tokens(issuer, key="tenant")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="leeway must be a finite number of seconds, 0 or more, got -1"):
         Tokens(issuer, leeway=-1)
