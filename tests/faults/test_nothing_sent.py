@@ -187,7 +187,7 @@ async def test_an_attempt_that_takes_too_long_to_connect_was_not_sent(
     assert isinstance(error, aiohttp.ClientConnectionError)
     assert error.outcome is error.rule.status is Failure.CONNECT_FAILED
     assert error.in_pool is where.in_pool  # type: ignore[attr-defined]
-    assert ("waiting for a free connection of the pool" in str(error)) is where.in_pool
+    assert ("waiting for a free connection in the pool" in str(error)) is where.in_pool
     if "deadline" in limit or "total" in limit:
         assert error.stopped is StopReason.DEADLINE
         assert len(error.attempts) == 1

@@ -19,10 +19,10 @@ RULES: Final = RuleBook()
 LONG: Final = b"x" * 9000
 
 REJECTED: Final[dict[str, tuple[bytes, str]]] = {
-    "status line": (b"HTTP/1.1 200 " + LONG + b"\r\n\r\n", r"Got more than 8190 bytes.* in one line of the headers"),
+    "status line": (b"HTTP/1.1 200 " + LONG + b"\r\n\r\n", r"Got more than 8190 bytes.* in a header line"),
     "header": (
         b"HTTP/1.1 200 OK\r\nX: " + LONG + b"\r\n\r\n",
-        r"Got more than 8190 bytes.* in one line of the headers",
+        r"Got more than 8190 bytes.* in a header line",
     ),
     "gzip": (
         b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd",

@@ -426,7 +426,7 @@ async def test_it_opens_once_for_two_thousand_calls_at_once(
         assert (outcomes.count(TimeoutError), outcomes.count(200)) == (1999, 1)
         assert await asyncio.gather(*(call(1999) for _ in range(200))) == [CircuitOpen] * 200
     [record] = caplog.records
-    assert "opened: 100 of 100 attempts failed within 30 s, so none is sent for 60 s" in record.getMessage()
+    assert "opened: 100 of 100 attempts failed in 30 s, so no attempt is sent for 60 s" in record.getMessage()
     assert service.sends == 1
 
 
@@ -800,7 +800,7 @@ async def test_what_an_operator_sees(
     )
 
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", f"the circuit of {url} opened: 2 of 2 attempts failed within 20 s, so none is sent for 30 s"),
+        ("WARNING", f"the circuit of {url} opened: 2 of 2 attempts failed in 20 s, so no attempt is sent for 30 s"),
         ("INFO", f"the circuit of {url} stays open for another 30 s: a probe failed 30 s after it had opened"),
         ("INFO", f"the circuit of {url} closed: it had been open for 60 s"),
     ]
@@ -867,14 +867,14 @@ async def test_a_key_is_shown_nowhere(
 
 async def test_it_stands_outside_of_retry(serve: Serve) -> None:
     async with client(await serve(Service()), Retry(RuleBook()), Breaker()) as session:
-        with pytest.raises(ValueError, match="Breaker must be outside of Retry"):
+        with pytest.raises(ValueError, match="Breaker must be outside Retry"):
             await session.get("/")
 
 
 @pytest.mark.parametrize(
     ("options", "shown"),
     [
-        ({"failures": 0.0}, "failures must be a share greater than 0 and at most 1, got 0.0"),
+        ({"failures": 0.0}, "failures must be a fraction, greater than 0 and at most 1, got 0.0"),
         ({"window": 0}, "window must be a finite number of seconds greater than 0, got 0"),
         ({"minimum": 0}, "minimum must be a whole number, 1 or more, got 0"),
         ({"open_for": float("inf")}, "open_for must be a finite number of seconds greater than 0, got inf"),

@@ -205,7 +205,7 @@ async def test_a_function_may_answer_with_no_other_kind(serve: Serve, value: obj
     for kind in (lambda: value, ask):
         auth = HeaderAuth({"X-Token": kind})  # type: ignore[dict-item]
         async with aiohttp.ClientSession(middlewares=(auth,)) as session:
-            with pytest.raises(ValueError, match=f"X-Token must be a string, not {type(value).__name__}"):
+            with pytest.raises(ValueError, match=f"X-Token must be a string, got {type(value).__name__}"):
                 await session.get(url)
     assert not tokens(server)
 

@@ -183,7 +183,7 @@ async def test_its_failure_breaks_no_call_and_is_logged_once_without_credentials
                 async with session.get("/path?api_key=s3cret-key-of-mine") as response:
                     assert response.status == 200
     [line] = [record.getMessage() for record in caplog.records if record.name == "lamella"]
-    assert line.startswith("on_attempt failed, and the call goes on; later failures are not logged: LookupError: no ")
+    assert line.startswith("on_attempt failed and was ignored; later failures are not logged: LookupError: no ")
     assert "s3cret" not in caplog.text
 
 
