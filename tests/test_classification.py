@@ -42,7 +42,7 @@ PROXY = {"proxy": "http://proxy.example:3128"}
 
 
 REFUSED = "Cannot connect to host api.example.com:443 ssl:default [refused]"
-LATE = "Cannot connect to host api.example.com:443 ssl:default [late]: it was still connecting"
+LATE = "Cannot connect to host api.example.com:443 ssl:default [late]: still connecting"
 
 
 class Seen(Exception):
@@ -85,7 +85,7 @@ def connector_error(cause: OSError) -> Exception:
         (OSError(errno.EHOSTUNREACH, "no route"), ConnectionLost, f"[Errno {errno.EHOSTUNREACH}] no route"),
         (TimeoutError(), AttemptTimeout, "TimeoutError"),
         (aiohttp.SocketTimeoutError("read"), AttemptTimeout, "read"),
-        (aiohttp.ConnectionTimeoutError("connect"), ConnectTimeout, "connect: it was still connecting"),
+        (aiohttp.ConnectionTimeoutError("connect"), ConnectTimeout, "connect: still connecting"),
         (response_error(http_exceptions.BadStatusLine("x")), ConnectionLost, "not HTTP: who are you"),
         (response_error(cls=aiohttp.ClientHttpProxyError), ProxyRefused, "proxy: 407 who are you"),
         (connector_error(ConnectionRefusedError(111, "refused")), ConnectFailed, REFUSED),

@@ -315,11 +315,11 @@ CASES: dict[str, Case] = {
     "beside a header and one of the request": Case(
         "sid=new", request={"headers": {"Cookie": "z=1; a=2"}, "cookies": {"a": "3", "c": 'd"e'}}, before={"b": "2"}
     ),
-    "that the request brings itself": Case("sid=new", request={"cookies": {"sid": "own"}}),
-    "that the request brings in place of the jar's": Case(
+    "that the request already has itself": Case("sid=new", request={"cookies": {"sid": "own"}}),
+    "that the request already has in place of the jar's": Case(
         "sid=new; Path=/shop", request={"cookies": {"sid": "own"}}, before={"sid": "old"}
     ),
-    "that is deleted, and that the request brings itself": Case(
+    "that is deleted, and that the request already has itself": Case(
         "sid=; Max-Age=0; Path=/shop", request={"cookies": {"sid": "own"}}, before={"sid": "old", "b": "2"}
     ),
     "with a query": Case("sid=new", path="/shop/cart?a=b;c#d"),

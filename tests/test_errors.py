@@ -304,7 +304,7 @@ def test_a_copy_of_an_error_is_changed_by_itself() -> None:
             transport_error(),
             (
                 "POST http://h/x?token=REDACTED: Connection Lost (reset by peer). "
-                "It may have been carried out: look before you send a write again"
+                "The request may have been carried out: check before you repeat a write"
             ),
         ),
     ],

@@ -97,7 +97,7 @@ async def test_each_attempt_has_the_time_of_its_own_call(serve: Serve, virtual_t
             )
     assert {name: how for name, (how, _) in ended.items()} == {
         "usual": "well",
-        "shorter": "no whole answer within 5 s",
+        "shorter": "no complete response within 5 s",
         "none": "well",
         "longer": "well",
     }
@@ -399,7 +399,7 @@ async def test_a_block_is_for_one_with_statement() -> None:
     block = options(attempts=1)
     with block:
         pass
-    with pytest.raises(RuntimeError, match="make a new one"):
+    with pytest.raises(RuntimeError, match="create a new one"):
         with block:
             pass
 

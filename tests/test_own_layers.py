@@ -410,7 +410,7 @@ def test_a_layer_without_a_slot_is_refused_when_the_stack_is_built() -> None:
     class Placeless(Layer):
         pass
 
-    with pytest.raises(ValueError, match="Placeless has no slot: set one of REQUEST_SPAN, BREAKER, "):
+    with pytest.raises(ValueError, match=r"Placeless\.slot must be one of REQUEST_SPAN, BREAKER, "):
         stack(RULES, Placeless())
-    with pytest.raises(ValueError, match=r"At has no slot: .*, not 3$"):
+    with pytest.raises(ValueError, match=r"At\.slot must be one of .*, got 3$"):
         stack(RULES, At(3, apart(stack(RULES))[0]))  # type: ignore[arg-type]

@@ -97,18 +97,18 @@ async def test_as_one_other_peoples_middlewares_stand_outside_and_inside(serve: 
 async def test_as_one_a_wrong_order_is_told(serve: Serve) -> None:
     for middlewares in ((Timeout(1), together((Retry(RULES),))), (together((Timeout(1),)), Retry(RULES))):
         async with aiohttp.ClientSession(await serve(_answer), middlewares=middlewares) as session:
-            with pytest.raises(ValueError, match="Retry must be outside of Timeout"):
+            with pytest.raises(ValueError, match="Retry must be outside Timeout"):
                 await session.get("/")
     # Of several layers the outermost counts to the outside, and the innermost to the inside.
     outside_in = (Timeout(1), together((Retry(RULES), Classify(RULES))))
     async with aiohttp.ClientSession(await serve(_answer), middlewares=outside_in) as session:
-        with pytest.raises(ValueError, match="Retry must be outside of Timeout"):
+        with pytest.raises(ValueError, match="Retry must be outside Timeout"):
             await session.get("/")
     inside_out = (together((Retry(RULES), Classify(RULES))), Timeout(1))
     async with aiohttp.ClientSession(await serve(_answer), middlewares=inside_out) as session:
-        with pytest.raises(ValueError, match="Timeout must be outside of Classify"):
+        with pytest.raises(ValueError, match="Timeout must be outside Classify"):
             await session.get("/")
-    with pytest.raises(ValueError, match="Retry must be outside of Timeout"):
+    with pytest.raises(ValueError, match="Retry must be outside Timeout"):
         together((Timeout(1), Retry(RULES)))
 
 

@@ -124,7 +124,7 @@ def test_a_link_stays_a_link(path: Path) -> None:
 def test_no_folder_and_no_device_is_replaced(tmp_path: Path, attempt: Callable[[Path], None]) -> None:
     with pytest.raises(IsADirectoryError, match="it is a folder"):
         attempt(tmp_path)
-    with pytest.raises(OSError, match="it is no ordinary file"):
+    with pytest.raises(OSError, match="it is not a regular file"):
         attempt(Path(os.devnull))
     assert os.listdir(tmp_path) == []
 

@@ -374,7 +374,7 @@ class TestSwitch:
 
     def test_rejects_a_loop_without_a_selector(self) -> None:
         loop: Any = object.__new__(type("OtherLoop", (asyncio.AbstractEventLoop,), {}))
-        with pytest.raises(TypeError, match=r"needs an asyncio.SelectorEventLoop, not OtherLoop"), virtual_clock(loop):
+        with pytest.raises(TypeError, match=r"needs an asyncio.SelectorEventLoop, got OtherLoop"), virtual_clock(loop):
             pass
 
 
