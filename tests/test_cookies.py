@@ -205,7 +205,7 @@ BROKEN: dict[str, tuple[Connection, Layers, type[LamellaError]]] = {
 
 
 @pytest.mark.parametrize(("connection", "layers", "error"), BROKEN.values(), ids=BROKEN)
-async def test_a_cookie_whose_answer_broke_off_is_there_for_the_next_call(
+async def test_a_cookie_whose_answer_was_truncated_is_there_for_the_next_call(
     serve_raw: ServeRaw, virtual_time: VirtualClock, connection: Connection, layers: Layers, error: type[LamellaError]
 ) -> None:
     url = named(await serve_raw(connection))

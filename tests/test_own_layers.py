@@ -72,7 +72,7 @@ def client(url: str, *middlewares: aiohttp.ClientMiddlewareType) -> aiohttp.Clie
     return aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=middlewares)
 
 
-async def test_hooks_run_once_a_call_outside_of_retry_and_once_an_attempt_inside(
+async def test_hooks_run_once_a_call_outside_retry_and_once_an_attempt_inside(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     log: list[str] = []
@@ -344,7 +344,7 @@ def test_a_call_that_the_event_loop_throws_away_leaves_each_layer(virtual_time: 
     ]
 
 
-async def test_what_belongs_to_a_call_ends_with_it(serve: Serve) -> None:
+async def test_per_call_state_ends_with_the_call(serve: Serve) -> None:
     """A value per call is made once a call, and nothing of a call is left for the garbage collector."""
 
     class Count:
@@ -381,7 +381,7 @@ async def test_what_belongs_to_a_call_ends_with_it(serve: Serve) -> None:
             gc.enable()
 
 
-async def test_a_call_made_inside_of_a_layer_is_a_call_of_its_own(
+async def test_a_call_made_inside_a_layer_is_a_call_of_its_own(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing
 ) -> None:
     """Through the very same stack: a token that is fetched before each attempt, say."""

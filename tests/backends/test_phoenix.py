@@ -92,7 +92,7 @@ def sent_ids(sandbox: Sandbox) -> list[tuple[str, str]]:
     return [(trace_id, span_id) for _, trace_id, span_id, _ in ids]
 
 
-async def test_a_call_that_succeeds_at_the_third_send(phoenix: Phoenix) -> None:
+async def test_a_call_that_succeeds_at_the_third_attempt(phoenix: Phoenix) -> None:
     provider, memory = exporting_to(phoenix, "third-send")
     async with Sandbox() as sandbox:
         sandbox.script(429, 429, 200)

@@ -94,7 +94,8 @@ def test_toml(tmp_path: Path, text: str, accounts: tuple[Account, ...]) -> None:
     [
         (
             "",
-            "line 1: must be the header: name,key and optionally company_id, environment_name, without and params, each once",
+            "line 1: must be the header: name,key and optionally company_id, environment_name, without and params, "
+            "each once",
         ),
         ("Ada,k1\n", "line 1: must be the header"),
         ("name\nAda\n", "line 1: must be the header"),
@@ -205,7 +206,7 @@ class TestTheEnvironment:
         with pytest.raises(ValueError, match="give --accounts FILE, or set MAESN_ACCOUNT_KEY"):
             accounts_of_environment()
 
-    def test_one_that_fits_no_header(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_key_that_is_not_allowed_in_a_header(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MAESN_ACCOUNT_KEY", "schlüssel")
         with pytest.raises(
             ValueError, match=r"^MAESN_ACCOUNT_KEY must be printable ASCII, because it is sent in a header$"

@@ -37,12 +37,12 @@ def test_an_account_key_that_is_of_no_use_any_more() -> None:
     assert reason_of(api_error(403), of_account=True).hint == maesn.RULES.rule_for(403).hint
 
 
-def test_what_is_no_error_of_lamellas() -> None:
+def test_errors_that_are_not_lamellas() -> None:
     assert reason_of(ValueError("of k3y-of-ada\x07"), ["k3y-of-ada"]) == Reason("ValueError", "", "of REDACTED", "")
     assert reason_of(ValueError("x")).short == "ValueError"
 
 
-def test_a_list_that_does_not_stand_still() -> None:
+def test_a_list_that_changes_while_it_is_read() -> None:
     reason = reason_of(sync.UnsteadyList("invoices", how="page 2 counts less"))
     assert reason.short == "Unsteady list: Sync again when fewer records are being deleted"
     assert reason.said.startswith("invoices shrank or were re-sorted")

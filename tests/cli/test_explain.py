@@ -63,7 +63,7 @@ def test_500() -> None:
     assert "retry_writes=True" in rows[-1]
 
 
-def test_what_is_never_sent_again() -> None:
+def test_failures_that_are_never_retried() -> None:
     output = explain("404").output
     assert output.endswith("Retried?\n  No: it would fail again in the same way.\n")
 
@@ -99,7 +99,7 @@ def test_a_class_has_the_rule_of_the_class(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "abc", "399", "0", "-429", "1000", "4290", "4²9", "429.0", "3xx"])
-def test_what_it_does_not_know(text: str) -> None:
+def test_unknown_failures(text: str) -> None:
     result = explain("--", text)
     assert result.exit_code == 2
     assert result.output.endswith(
@@ -116,7 +116,7 @@ def test_an_argument_cannot_move_the_cursor() -> None:
 
 
 @pytest.mark.parametrize("outcome", [400, 401, 403, 404, 405, 418, 429, 500, 501, 502, 503, 504, 600, *Failure])
-def test_it_tells_what_would_be_done(outcome: Outcome) -> None:
+def test_it_describes_the_decision(outcome: Outcome) -> None:
     sent_again = {
         method: decide(
             maesn.RULES.rule_for(outcome),
@@ -216,7 +216,7 @@ def test_one_rule_of_a_book(books: str) -> None:
     assert (unknown.exit_code, "200, 400 to 999, 4xx" in unknown.output) == (2, True)
 
 
-def test_a_rule_that_may_end_one_attempt_only_is_not_sent_again(books: str) -> None:
+def test_a_rule_with_one_attempt_is_not_retried(books: str) -> None:
     result = explain("--rules", f"{books}:ONCE")
     assert lines(result.output)[2] == "500 Internal Server Error no"
     assert "No: the rule allows one attempt." in explain("--rules", f"{books}:ONCE", "500").output

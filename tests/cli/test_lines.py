@@ -118,7 +118,7 @@ def test_an_account_that_is_queued_for_long() -> None:
     assert mail.draw() == ["09:30:14  account 1: queued until 09:46:14 by its rate limit"]
 
 
-def test_of_many_accounts_those_that_end_well_have_no_line() -> None:
+def test_of_many_accounts_those_that_succeed_have_no_line() -> None:
     mail = Mail(story(parts(21)))
     mail.draw()
     assert mail.draw(1, done("account 3")) == []

@@ -98,7 +98,7 @@ def test_columns_stay_columns_whatever_the_names_are() -> None:
     assert all("…" in line for line in lines[1:])
 
 
-def test_what_there_is_no_room_for_is_counted() -> None:
+def test_hidden_accounts_are_counted() -> None:
     made = story(Part(f"done {number}", "x", None, pages=1, total_pages=1, done=True) for number in range(300))
     made.take(*(Part(f"waiting {number}", "x", None) for number in range(180)))
     made.take(*(Part(f"running {number}", "x", None, running=1) for number in range(15)))
@@ -114,7 +114,7 @@ def test_what_there_is_no_room_for_is_counted() -> None:
     assert [line.split()[2] for line in drawn(few, 80, 12)[3:]] == list("01234567")
 
 
-def test_failures_leave_room_for_what_goes_on() -> None:
+def test_failures_leave_room_for_what_continues() -> None:
     made = story(Part(f"failed {number}", "x", None, error=DOWN) for number in range(50))
     made.take(*(Part(f"running {number}", "x", None, running=1) for number in range(50)))
     kinds = [line.split()[1] for line in drawn(made, 80, 24)[3:-1]]

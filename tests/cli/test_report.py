@@ -29,7 +29,7 @@ def causes(*errors: Exception) -> tuple[Cause, ...]:
     return causes_of([Part("Ada", f"list {number}", None, error=error) for number, error in enumerate(errors)])
 
 
-def test_the_tree_of_a_call_that_ended_well() -> None:
+def test_the_tree_of_a_call_that_succeeded() -> None:
     [trace] = traces(a_good_call())
     assert text_of(tree(trace)) == (
         "lamella GET /accounting/invoices/{id}\n"

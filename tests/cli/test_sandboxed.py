@@ -49,7 +49,7 @@ class TestTheCommand:
         assert [check["fault"] for check in report["checks"]] == [None] * 3
         assert report["totals"]["skipped"] == 66
 
-    def test_what_does_not_hold_is_exit_code_1(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_failed_check_exits_with_1(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sandboxed, "_lost", lambda *_: "1 record missing")
         shown = CliRunner().invoke(app, ["sync", "--sandbox", "--resource", "items"])
         assert shown.exit_code == 1
@@ -100,7 +100,7 @@ def faults(sandbox: Sandbox, output: Path | None, parts: tuple[Part, ...] | None
 class TestTheChecks:
     """Each of them fails for what it is there to find."""
 
-    def test_all_is_well(self, sandbox: Sandbox, output: Path) -> None:
+    def test_all_checks_pass(self, sandbox: Sandbox, output: Path) -> None:
         assert faults(sandbox, output) == []
 
     def test_a_record_is_missing(self, sandbox: Sandbox, output: Path) -> None:

@@ -61,7 +61,7 @@ async def test_it_is_requested_once_and_the_error_names_the_reason(
         assert "xxx" not in text
 
 
-async def test_what_is_no_http_is_retried(serve_raw: ServeRaw, virtual_time: VirtualClock) -> None:
+async def test_a_response_that_is_not_http_is_retried(serve_raw: ServeRaw, virtual_time: VirtualClock) -> None:
     requests: list[bytes] = []
     url = await serve_raw(answering(b"SSH-2.0\r\n\r\n", requests))
     async with aiohttp.ClientSession(middlewares=stack(RULES)) as session:

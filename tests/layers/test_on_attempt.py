@@ -210,7 +210,7 @@ def test_it_is_an_option_of_the_stack_and_of_maesns_session() -> None:
     assert maesn.layers("key", "account", on_attempt=print)
 
 
-async def test_the_attempts_of_a_call_that_ended_well(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_the_attempts_of_a_call_that_succeeded(serve: Serve, virtual_time: VirtualClock) -> None:
     async with client(await serve(Statuses(503, 200, 200)), deadline=100.0, attempts=3) as session:
         failed, last = attempts(await get(session))
         assert failed.waited == pytest.approx(10, abs=0.1)

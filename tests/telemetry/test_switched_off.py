@@ -93,7 +93,7 @@ async def test_a_suppressed_call_writes_nothing_on_the_current_span(
 
 
 @BOTH
-async def test_the_token_of_a_suppressed_call_is_fetched_without_telemetry_too(
+async def test_the_token_of_a_suppressed_call_is_fetched_without_telemetry_as_well(
     serve: Serve, tracing: Tracing, metering: Metering, suppress: Suppress
 ) -> None:
     """Or else an exporter that sends by such a session would export its own token requests, and so on."""
