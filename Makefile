@@ -1,6 +1,6 @@
-# Every target makes the virtual environment that it needs. On the machine: Python 3.11+, make, nothing else.
+# Every target creates the virtual environment that it needs. Requirements: Python 3.11+ and make.
 #
-#   make test PYTHON=python3.12 VENV=.venv-3.12     another interpreter, an environment of its own
+#   make test PYTHON=python3.12 VENV=.venv-3.12     another interpreter in its own environment
 #   make test ARGS='-k retry -x'                    arguments for pytest (test, test-all, coverage, lowest) or `make demo`
 
 PYTHON ?= python3
@@ -24,20 +24,20 @@ EXTRAS := cli,oauth,parquet,sdk
 RUN    := $(VENV)/bin/python -m
 # Modules are compiled as they are used: most of them never are, and to compile all takes most of an installation.
 INSTALL := pip install --quiet --disable-pip-version-check --no-compile
-# It looks for lamella with the python on the path, and without the variable for a newer version of itself on the index.
+# pyright finds lamella through the python on the path. The variable stops its check for a newer version.
 PYRIGHT := PATH="$(VENV)/bin:$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(RUN) pyright
 # As many processes as there are cores. ARGS='-n 0' runs the tests in one, for a debugger.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist worksteal
 EVERY_TEST := -m '' --hypothesis-profile thorough
 
-# No target depends on what the user has set for other programs. Installations keep what they need: proxies,
-# certificates, package indexes. Without a locale Python takes UTF-8, also for the path of the checkout.
+# Targets ignore variables that the user has set for other programs. Installations keep proxies, certificates and package
+# indexes. Without a locale Python uses UTF-8, also for the path of the checkout.
 unexport $(filter-out PYTHON,$(filter BANDIT_% COVERAGE_% HYPOTHESIS_% LAMELLA_% LC_% MAESN_% MYPY% NODE_% OTEL_% \
 	PIP_AUDIT_% PYRIGHT_% PYTEST_% PYTHON% RUFF_%,$(.VARIABLES))) LANG LANGUAGE PIP_PREFIX PIP_TARGET PIP_USER SSLKEYLOGFILE
-# The benchmarks measure libraries that take a proxy from the environment, at servers on this machine.
+# The benchmarks measure libraries that read a proxy from the environment, with local servers.
 DIRECT := NO_PROXY='*' no_proxy='*'
 
-# What an environment was made for. One that came along in a copy of the checkout would test the original's code.
+# The checkout of an environment. An environment in a copied checkout would test the code of the original.
 export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
@@ -48,29 +48,30 @@ help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' Makefile
 	@echo "One file: make test ARGS=tests/layers/test_retry.py   One test: make test ARGS='-n 0 -k refused_at_random'"
 
-demo: $(VENV)/.installed  ## Show lamella at work: `lamella sync --sandbox`
-	@# By -m: the first line of a script in bin cannot hold every path.
+demo: $(VENV)/.installed  ## Run a demonstration: `lamella sync --sandbox`
+	@# With -m, because the first line of a script in bin cannot contain every path.
 	@$(RUN) lamella sync --sandbox $(ARGS)
 
-test: $(VENV)/.installed  ## Run the tests without the slow ones: two minutes
+test: $(VENV)/.installed  ## Run all tests except slow ones: two minutes
 	@$(RUN) pytest $(SIDE_BY_SIDE) $(ARGS)
 
-test-all: $(VENV)/.installed  ## Run all tests, with every cell of the fault matrix and more random examples
+test-all: $(VENV)/.installed  ## Run all tests, including the whole fault matrix and more random examples
 	@$(RUN) pytest $(SIDE_BY_SIDE) $(EVERY_TEST) $(ARGS)
 
-lint: $(VENV)/.installed  ## Check style, formatting, and which module imports which
+lint: $(VENV)/.installed  ## Check style, formatting, imports between modules, and the English of docs and docstrings
 	@$(RUN) ruff check
 	@$(RUN) ruff format --check
 	@$(VENV)/bin/python -c 'from importlinter.cli import lint_imports_command as run; run()' --no-cache --no-logo
+	@$(VENV)/bin/python scripts/prose/lint.py
 
-format: $(VENV)/.installed  ## Format the code and fix what ruff can fix
+format: $(VENV)/.installed  ## Format the code and apply ruff's fixes
 	@$(RUN) ruff check --fix
 	@$(RUN) ruff format
 
-types: $(VENV)/.installed  ## Check the types, and that each public name has one
+types: $(VENV)/.installed  ## Check types, and that each public name has one
 	@$(RUN) mypy
 	@$(PYRIGHT) src
-	@# It lists every module: show that only if a type is missing.
+	@# It lists every module; show the list only if a type is missing.
 	@found=$$($(PYRIGHT) --verifytypes lamella --ignoreexternal) || { echo "$$found"; exit 1; }
 
 docs: $(DOCS)/.installed  ## Build the documentation site into build/site; a broken link fails
@@ -80,11 +81,11 @@ docs: $(DOCS)/.installed  ## Build the documentation site into build/site; a bro
 dist: $(DIST)/.installed  ## Build the sdist and the wheel twice, compare them, and sync from an installation
 	@$(DIST)/bin/python scripts/dist.py
 
-audit: $(AUDIT)/.installed  ## Look for known holes: bandit on the code, pip-audit on the packages
+audit: $(AUDIT)/.installed  ## Look for vulnerabilities: bandit on the code, pip-audit on the packages
 	@$(AUDIT)/bin/python scripts/audit.py $(ARGS)
 
-coverage: $(VENV)/.installed  ## Run all tests and show which lines they miss
-	@# The plugin imports lamella as pytest starts: only a run from outside pytest sees those lines.
+coverage: $(VENV)/.installed  ## Run all tests and show uncovered lines
+	@# The plugin imports lamella when pytest starts, so coverage has to start before pytest.
 	@$(RUN) coverage run -m pytest $(EVERY_TEST) $(ARGS)
 	@$(RUN) coverage report
 
@@ -96,39 +97,39 @@ backends: $(BACKENDS)/.installed $(PHOENIX)/.installed  ## Run the tests against
 	@$(BACKENDS)/bin/python scripts/backends.py --phoenix $(PHOENIX)/bin/python -- \
 		$(BACKENDS)/bin/python -m pytest --confcutdir tests/backends tests/backends $(ARGS)
 
-browser: $(BROWSER)/.installed docs  ## Run the tests of the page of --report and of the site in a headless Chromium
+browser: $(BROWSER)/.installed docs  ## Test the page of --report and the site in headless Chromium
 	@$(BROWSER)/bin/python tests/browser/with_chromium.py \
 		$(BROWSER)/bin/python -m pytest --confcutdir tests/browser tests/browser $(ARGS)
 
-dask: $(DASK)/.installed  ## Run the tests of the sync on real Dask workers, and on a server of S3
+dask: $(DASK)/.installed  ## Test the sync on real Dask workers and on an S3 server
 	@$(DASK)/bin/python -m pytest --confcutdir tests/dask tests/dask $(ARGS)
 
-bench: $(BENCH)/.installed  ## Measure what lamella costs, beside other libraries: ten minutes (ARGS=--quick: two)
+bench: $(BENCH)/.installed  ## Measure the cost of a call, compared with other libraries: ten minutes (ARGS=--quick: two)
 	@$(DIRECT) $(BENCH)/bin/python benchmarks/cost.py $(ARGS)
 
-bench-against: $(VENV)/.installed  ## Compare what a call costs here and in another commit: BASE=main (ARGS=--quick)
+bench-against: $(VENV)/.installed  ## Compare the cost of a call with another commit: BASE=main (ARGS=--quick)
 	@$(if $(BASE),,echo 'BASE must be a commit or branch to compare with: make bench-against BASE=main' >&2; exit 2;) \
 		$(DIRECT) $(VENV)/bin/python benchmarks/against.py $(ARGS) -- '$(BASE)'
 
-bench-profile: $(VENV)/.installed  ## Show which code takes the CPU of a call: half a minute
+bench-profile: $(VENV)/.installed  ## Show the CPU time of a call by code: half a minute
 	@$(DIRECT) $(VENV)/bin/python benchmarks/shares.py $(ARGS)
 
-bench-storm: $(BENCH)/.installed  ## Measure lamella beside other libraries in storms: half an hour
+bench-storm: $(BENCH)/.installed  ## Compare lamella with other libraries under rate limits and an outage: half an hour
 	@$(DIRECT) $(BENCH)/bin/python benchmarks/storm.py $(ARGS)
 
-bench-batch: $(BENCH)/.installed  ## Measure a batch of a million items beside other libraries: some minutes
+bench-batch: $(BENCH)/.installed  ## Compare a batch of a million items with other libraries: some minutes
 	@$(DIRECT) $(BENCH)/bin/python benchmarks/batch.py $(ARGS)
 
-bench-sync: $(VENV)/.installed  ## Measure a sync of 300,000 records beside one written by hand: two minutes
+bench-sync: $(VENV)/.installed  ## Compare a sync of 300,000 records with a hand-written one: two minutes
 	@$(DIRECT) $(VENV)/bin/python benchmarks/sync.py $(ARGS)
 
-soak: $(BENCH)/.installed  ## Sync for ten minutes under random faults, and see whether anything grows or is left
+soak: $(BENCH)/.installed  ## Sync for ten minutes under random faults and check for leaks
 	@$(DIRECT) $(BENCH)/bin/python benchmarks/soak.py $(ARGS)
 
-aiohttp-tests: $(AIOHTTP)/.installed  ## Run aiohttp's own client tests with the stack in each session: ten minutes
+aiohttp-tests: $(AIOHTTP)/.installed  ## Run aiohttp's client tests with the stack in each session: ten minutes
 	@$(AIOHTTP)/bin/python scripts/aiohttp_tests.py $(ARGS)
 
-picture: $(VENV)/.installed  ## Draw docs/sync.svg and docs/throttle.svg anew
+picture: $(VENV)/.installed  ## Redraw docs/sync.svg and docs/throttle.svg
 	@$(VENV)/bin/python scripts/picture.py docs/sync.svg
 	@$(VENV)/bin/python scripts/throttle_plot.py docs/throttle.svg
 
@@ -144,7 +145,7 @@ $(VENV)/.installed: pyproject.toml Makefile scripts/make_venv.sh
 	@printf '%s\n' "$$MADE_FOR" >$@
 
 $(LOWEST)/.installed: pyproject.toml Makefile scripts/make_venv.sh scripts/lowest_versions.py
-	@# Never kept: a package from an earlier, higher set could hide a bound that is too low.
+	@# Never reused: a package of an earlier, higher set could hide a bound that is too low.
 	@rm -rf $(LOWEST)
 	@sh scripts/make_venv.sh "$(PYTHON)" $(LOWEST)
 	@$(LOWEST)/bin/python scripts/lowest_versions.py >$(LOWEST)/constraints.txt
@@ -173,11 +174,11 @@ $(eval $(call install_group,$(BROWSER),browser,cli$(,)sdk,selenium))
 $(eval $(call install_group,$(DASK),dask-tests,cli$(,)dask$(,)parquet$(,)s3$(,)sdk,Dask))
 $(eval $(call install_group,$(BENCH),bench,cli$(,)sdk,its peers))
 $(eval $(call install_group,$(AUDIT),audit,$(EXTRAS),bandit and pip-audit))
-$(eval $(call install_group,$(AIOHTTP),aiohttp-tests,sdk,what aiohttp's tests need))
+$(eval $(call install_group,$(AIOHTTP),aiohttp-tests,sdk,the requirements of aiohttp's tests))
 $(eval $(call install_group,$(DOCS),docs,cli,MkDocs))
 $(eval $(call install_group,$(DIST),dist,cli,twine))
 
-# An environment made for another place or interpreter, or one whose interpreter is gone, is out of date.
+# An environment for another checkout or interpreter, or without its interpreter, is out of date.
 define remake_unless_made_for_this
 ifneq ($$(file <$(1)/.installed)$$(if $$(realpath $(1)/bin/python),, no python),$$(MADE_FOR))
 $(1)/.installed: FORCE

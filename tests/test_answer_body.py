@@ -102,7 +102,7 @@ async def gathered(chunks: Any) -> bytes:
 @pytest.mark.sampled
 @pytest.mark.parametrize("limit", [1, 100, len(BODY) - 1, len(BODY), len(BODY) + 1, 10**7])
 @pytest.mark.parametrize("framing", FRAMINGS)
-async def test_a_body_that_was_looked_into_can_be_read_in_every_way(serve: Serve, framing: str, limit: int) -> None:
+async def test_a_body_that_was_peeked_at_can_be_read_in_every_way(serve: Serve, framing: str, limit: int) -> None:
     url = f"{await serve(answer)}/{framing}"
     expected: dict[str, Any] = dict.fromkeys(READERS, BODY) | {"text": BODY.decode(), "json": json.loads(BODY)}
     async with aiohttp.ClientSession() as session:
@@ -113,7 +113,7 @@ async def test_a_body_that_was_looked_into_can_be_read_in_every_way(serve: Serve
                 assert response.connection is None
 
 
-async def test_a_body_can_be_looked_into_again_and_again(serve: Serve) -> None:
+async def test_a_body_can_be_peeked_at_again_and_again(serve: Serve) -> None:
     url = f"{await serve(answer)}/chunked"
     async with aiohttp.ClientSession() as session, session.get(url) as response:
         for limit in (5, 5000, 1, 10**7, 0, 10**7):
@@ -123,7 +123,7 @@ async def test_a_body_can_be_looked_into_again_and_again(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
-async def test_a_body_that_is_all_there_is_only_looked_at(
+async def test_a_complete_body_is_read_without_copying(
     serve: Serve, framing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def silence(*_: object) -> None:
@@ -183,7 +183,7 @@ async def test_when_the_body_has_ended_its_connection_is_free(serve: Serve, fram
 @pytest.mark.sampled
 @pytest.mark.parametrize("limit", [1000, 700_000])  # aiohttp pauses the server at 128 KiB
 @pytest.mark.parametrize("framing", FRAMINGS)
-async def test_a_body_that_goes_on_keeps_its_connection_until_it_is_read(
+async def test_a_body_that_continues_keeps_its_connection_until_it_is_read(
     serve: Serve, framing: str, limit: int
 ) -> None:
     big = random.Random(7).randbytes(2_000_000)
@@ -253,7 +253,7 @@ async def test_a_body_that_breaks_before_the_limit_raises_what_aiohttp_raises(
             await peek(response, limit)
 
 
-async def test_a_byte_more_than_the_limit_is_enough_whatever_may_still_come(serve_raw: ServeRaw) -> None:
+async def test_reading_stops_one_byte_after_the_limit(serve_raw: ServeRaw) -> None:
     url = await serve_raw(raw("Content-Length: 99", b"hello!", hang=True))
     async with aiohttp.ClientSession() as session, session.get(url) as response, asyncio.timeout(10):
         assert await peek(response, 5) == b"hello"
@@ -272,7 +272,7 @@ async def test_a_byte_more_than_the_limit_is_enough_whatever_may_still_come(serv
         ("Content-Encoding: gzip\r\nContent-Length: 5", [b"plain"], ErrorBody(b"")),
     ],
 )
-async def test_of_an_error_that_breaks_off_what_came_is_kept(
+async def test_of_an_error_that_is_truncated_what_came_is_kept(
     serve_raw: ServeRaw, head: str, parts: list[bytes], expected: ErrorBody
 ) -> None:
     async with aiohttp.ClientSession() as session, session.get(await serve_raw(raw(head, *parts))) as response:
@@ -299,9 +299,7 @@ async def test_of_an_error_that_is_slow_what_came_within_a_few_seconds_is_kept(
         assert await said_in(response) == expected
 
 
-async def test_an_error_that_trickles_is_not_read_for_ever(
-    serve_raw: ServeRaw, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_error_that_trickles_is_not_read_forever(serve_raw: ServeRaw, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer_body, "_ERROR_SECONDS", 0.01)
     url = await serve_raw(raw("Content-Length: 5000", *[b"x"] * 1000, pause=0.001))
     async with aiohttp.ClientSession() as session, session.get(url) as response:
@@ -312,7 +310,7 @@ async def test_an_error_that_trickles_is_not_read_for_ever(
 
 
 @pytest.mark.parametrize("how", ["timeout", "cancel"])
-async def test_whoever_waits_for_a_slow_error_can_still_be_cancelled(serve_raw: ServeRaw, how: str) -> None:
+async def test_waiting_for_a_slow_error_can_be_cancelled(serve_raw: ServeRaw, how: str) -> None:
     url = await serve_raw(raw("Content-Length: 5000", b"x", hang=True))
     async with aiohttp.ClientSession() as session, session.get(url) as response:
         if how == "timeout":
@@ -485,7 +483,7 @@ ITEM = {"field": "limit", "message": "must be 5"}
     ],
     ids=json.dumps,
 )
-async def test_the_messages_of_an_error_are_found_and_told_apart(
+async def test_the_messages_of_an_error_are_found_and_distinguished(
     serve: Serve, payload: object, details: tuple[str, ...], validation: tuple[str, ...], downstream: tuple[str, ...]
 ) -> None:
     body = json.dumps(payload).encode()
@@ -573,7 +571,7 @@ async def test_messages_are_found_six_deep_and_no_deeper(serve: Serve, around: C
         assert [text.rpartition(" ")[2] for text in texts] == ["m"] * found
 
 
-async def test_a_flag_is_no_message(serve: Serve) -> None:
+async def test_a_flag_is_not_a_message(serve: Serve) -> None:
     said = await error_body(serve, b'{"error": true, "message": "m", "errors": [{"fatal": false, "message": "n"}]}')
 
     assert said.details == ("m", "n")
@@ -586,9 +584,7 @@ async def test_of_very_many_messages_the_first_are_kept(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 503])
-async def test_a_connection_that_has_ended_and_did_not_tell_the_body_is_one_that_broke(
-    serve_raw: ServeRaw, status: int
-) -> None:
+async def test_a_connection_that_ends_without_notifying_the_body_is_lost(serve_raw: ServeRaw, status: int) -> None:
     """So it is after a chunk that is none, for aiohttp closes the connection and does not say why."""
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -42,7 +42,7 @@ PROXY = {"proxy": "http://proxy.example:3128"}
 
 
 REFUSED = "Cannot connect to host api.example.com:443 ssl:default [refused]"
-LATE = "Cannot connect to host api.example.com:443 ssl:default [late]: it was still connecting"
+LATE = "Cannot connect to host api.example.com:443 ssl:default [late]: still connecting"
 
 
 class Seen(Exception):
@@ -85,7 +85,7 @@ def connector_error(cause: OSError) -> Exception:
         (OSError(errno.EHOSTUNREACH, "no route"), ConnectionLost, f"[Errno {errno.EHOSTUNREACH}] no route"),
         (TimeoutError(), AttemptTimeout, "TimeoutError"),
         (aiohttp.SocketTimeoutError("read"), AttemptTimeout, "read"),
-        (aiohttp.ConnectionTimeoutError("connect"), ConnectTimeout, "connect: it was still connecting"),
+        (aiohttp.ConnectionTimeoutError("connect"), ConnectTimeout, "connect: still connecting"),
         (response_error(http_exceptions.BadStatusLine("x")), ConnectionLost, "not HTTP: who are you"),
         (response_error(cls=aiohttp.ClientHttpProxyError), ProxyRefused, "proxy: 407 who are you"),
         (connector_error(ConnectionRefusedError(111, "refused")), ConnectFailed, REFUSED),
@@ -109,11 +109,11 @@ async def test_what_is_said_of_a_failure(exc: Exception, kind: type[TransportErr
 @pytest.mark.parametrize(
     "exc", [ValueError("x"), OSError("x"), response_error(), response_error(ValueError("x")), Seen()]
 )
-async def test_what_is_none_of_the_transports_passes(exc: Exception) -> None:
+async def test_exceptions_that_are_not_transport_failures_pass(exc: Exception) -> None:
     assert await of_request(lambda request: transport_error(Call.of(request), exc)) is None
 
 
-async def test_after_its_session_was_closed_nothing_is_the_transports() -> None:
+async def test_after_the_session_closed_no_failure_is_a_transport_failure() -> None:
     requests = [await of_request(lambda request: request)]
     assert transport_error(Call.of(requests[0]), OSError("x")) is None
     with pytest.raises(RuntimeError, match=r"^Session is closed$"):
@@ -188,7 +188,7 @@ async def test_an_error_knows_all_secrets_of_its_request(serve: Serve) -> None:
     assert error.retry_after is None
 
 
-async def test_an_error_tells_all_that_its_answer_says(serve: Serve) -> None:
+async def test_an_error_has_all_details_of_its_response(serve: Serve) -> None:
     async def answer(_: web.Request) -> web.Response:
         said = {"message": "m", "validationErrors": ["v"], "downstreamErrors": ["d"]}
         return web.json_response(said, status=503, headers={"Retry-After": "7"})
@@ -201,7 +201,7 @@ async def test_an_error_tells_all_that_its_answer_says(serve: Serve) -> None:
     assert (error.status, error.rule) == (503, OWN.rule_for(503))
 
 
-async def test_an_answer_below_400_is_none(serve: Serve) -> None:
+async def test_a_response_below_400_is_not_an_error(serve: Serve) -> None:
     async def answer(_: web.Request) -> web.Response:
         return web.Response(status=399)
 
@@ -211,7 +211,7 @@ async def test_an_answer_below_400_is_none(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("rules", [None, OWN])
-async def test_the_error_for_a_turn_that_comes_too_late(rules: RuleBook | None) -> None:
+async def test_the_error_for_a_permit_that_comes_too_late(rules: RuleBook | None) -> None:
     def late(request: aiohttp.ClientRequest) -> RateLimited:
         Call.of(request).secrets = ("secret-path",)
         return rate_limited(Call.of(request), rules, since=5.0, until=7.0)

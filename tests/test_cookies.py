@@ -205,7 +205,7 @@ BROKEN: dict[str, tuple[Connection, Layers, type[LamellaError]]] = {
 
 
 @pytest.mark.parametrize(("connection", "layers", "error"), BROKEN.values(), ids=BROKEN)
-async def test_a_cookie_whose_answer_broke_off_is_there_for_the_next_call(
+async def test_a_cookie_whose_answer_was_truncated_is_there_for_the_next_call(
     serve_raw: ServeRaw, virtual_time: VirtualClock, connection: Connection, layers: Layers, error: type[LamellaError]
 ) -> None:
     url = named(await serve_raw(connection))
@@ -315,11 +315,11 @@ CASES: dict[str, Case] = {
     "beside a header and one of the request": Case(
         "sid=new", request={"headers": {"Cookie": "z=1; a=2"}, "cookies": {"a": "3", "c": 'd"e'}}, before={"b": "2"}
     ),
-    "that the request brings itself": Case("sid=new", request={"cookies": {"sid": "own"}}),
-    "that the request brings in place of the jar's": Case(
+    "that the request already has itself": Case("sid=new", request={"cookies": {"sid": "own"}}),
+    "that the request already has in place of the jar's": Case(
         "sid=new; Path=/shop", request={"cookies": {"sid": "own"}}, before={"sid": "old"}
     ),
-    "that is deleted, and that the request brings itself": Case(
+    "that is deleted, and that the request already has itself": Case(
         "sid=; Max-Age=0; Path=/shop", request={"cookies": {"sid": "own"}}, before={"sid": "old", "b": "2"}
     ),
     "with a query": Case("sid=new", path="/shop/cart?a=b;c#d"),

@@ -78,7 +78,7 @@ async def test_it_holds_for_the_tasks_started_inside_and_for_no_other(virtual_ti
     assert [await before, await inside, await after] == [None, now + 5, None]
 
 
-async def test_the_waits_and_the_sends_of_all_calls_together(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_the_waits_and_the_attempts_of_all_calls_together(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Statuses(503, 200, 503, 503, latency=1.0)
     async with client(await serve(server)) as session:
         began = virtual_time.now
@@ -104,7 +104,7 @@ async def test_the_sessions_own_is_kept_where_it_is_earlier(serve: Serve, virtua
             assert caught.value.stopped is StopReason.DEADLINE
 
 
-async def test_over_before_it_begins_nothing_is_sent(
+async def test_nothing_is_sent_after_a_passed_deadline(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing
 ) -> None:
     server = Statuses()
@@ -119,7 +119,7 @@ async def test_over_before_it_begins_nothing_is_sent(
     assert tracing.sends == []
 
 
-async def test_a_call_made_meanwhile_has_no_longer_than_is_left(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_nested_call_ends_at_the_outer_deadline(serve: Serve, virtual_time: VirtualClock) -> None:
     """A function for the auth headers fetches a token, through a session with layers of its own."""
     tokens = Statuses(503, 503, 503)
     main = Statuses(503)
@@ -146,7 +146,7 @@ async def test_a_call_made_meanwhile_has_no_longer_than_is_left(serve: Serve, vi
             assert inherited() is None
 
 
-async def test_a_task_started_inside_of_a_call_inherits_no_deadline(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_task_started_inside_a_call_inherits_no_deadline(serve: Serve, virtual_time: VirtualClock) -> None:
     """Neither the call's nor that of a block around it; but that of a block that the task is started in."""
     url = await serve(Statuses())
     ends: list[float | None] = []
@@ -230,7 +230,7 @@ def client_with_auth(url: str, auth: HeaderAuth) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=stack(RULES, auth=auth))
 
 
-async def test_a_background_task_started_inside_of_a_call_goes_on_after_its_deadline(
+async def test_a_background_task_started_inside_a_call_continues_after_its_deadline(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     """As a refresher that is started with the first token: each later refresh has the time that it needs."""
@@ -258,7 +258,7 @@ async def test_a_background_task_started_inside_of_a_call_goes_on_after_its_dead
     assert refreshed == [200, 200, 200]
 
 
-async def test_the_time_at_the_gate_is_in_it(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_the_time_in_the_queue_is_in_it(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Statuses(429)
     async with client(await serve(server), attempts=1) as session:
         with pytest.raises(LamellaError):

@@ -103,7 +103,7 @@ def test_nothing_of_it_is_left_where_a_test_runs() -> None:
     }
 
 
-def test_it_is_so_here() -> None:
+def test_the_current_version_matches() -> None:
     assert dict(os.environ) == cleaned(os.environ)
     assert time.tzname[0] == "UTC"
     umask = os.umask(0o022)

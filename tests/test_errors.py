@@ -167,7 +167,7 @@ def test_each_status_has_its_class() -> None:
     assert {api_error_class(status) for status in (200, 302, 399)} == {ApiError}
 
 
-def test_an_api_error_carries_what_is_known() -> None:
+def test_an_api_error_has_all_known_fields() -> None:
     error = full_api_error()
 
     assert type(error) is TooManyRequests
@@ -194,7 +194,7 @@ UNANSWERED: list[type[TransportError]] = [
 
 
 @pytest.mark.parametrize("cls", [*UNANSWERED, ConnectTimeout])
-def test_a_transport_error_carries_what_is_known(cls: type[TransportError]) -> None:
+def test_a_transport_error_has_all_known_fields(cls: type[TransportError]) -> None:
     error = transport_error(cls)
 
     assert (error.method, error.url, error.reason) == ("POST", "http://h/x?token=REDACTED", "reset by peer")
@@ -238,7 +238,7 @@ def said_by(details: object = (), validation: object = (), downstream: object = 
     return json.dumps(said).encode()
 
 
-def test_no_part_of_an_api_error_shows_a_secret_that_it_was_told_of() -> None:
+def test_no_part_of_an_api_error_shows_a_known_secret() -> None:
     info = request_info(accept=f"a/b; {SECRET}", authorization="x")
     said = (f"no {SECRET}!",)
     error = api_error(info=info, body=said_by(said, said, said), secrets=(SECRET,))
@@ -251,7 +251,7 @@ def test_of_many_messages_an_error_shows_five() -> None:
     assert "[a; b; c; d; e]" in str(api_error(body=said_by(("a", "b", "c"), ("d", "e"), ("f",))))
 
 
-def test_a_send_that_was_the_last_has_waited_for_nothing() -> None:
+def test_the_last_attempt_has_no_wait() -> None:
     last = AttemptRecord(2, 500, None, 0.25)
     assert last == AttemptRecord(2, 500, None, 0.25, 0.0, None, None, None, None, 0.0)
 
@@ -280,7 +280,7 @@ def test_an_error_survives_pickling_and_copying(error: LamellaError) -> None:
         assert again.outcome == error.outcome
 
 
-def test_a_copy_of_an_error_is_changed_by_itself() -> None:
+def test_changing_a_copy_of_an_error_does_not_change_the_original() -> None:
     error = full_api_error()
     again = copy.copy(error)
     again.stopped = None
@@ -304,7 +304,7 @@ def test_a_copy_of_an_error_is_changed_by_itself() -> None:
             transport_error(),
             (
                 "POST http://h/x?token=REDACTED: Connection Lost (reset by peer). "
-                "It may have been carried out: look before you send a write again"
+                "The request may have been carried out: check before you repeat a write"
             ),
         ),
     ],
@@ -337,7 +337,7 @@ def test_the_line_of_an_error_has_message_and_code_and_no_other_field(body: obje
     assert str(error) == f"GET https://api.example.com/v1/invoices?limit=5: 429 Too Many Requests {shown}. Slow down"
 
 
-def test_the_body_is_parsed_when_somebody_looks_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_body_is_parsed_when_somebody_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     body = json.dumps({"message": "wait: Größe"}, ensure_ascii=False).encode()
     with monkeypatch.context() as patched:
         patched.setattr(json, "loads", None)
@@ -357,7 +357,7 @@ def test_the_body_is_parsed_when_somebody_looks_at_it(monkeypatch: pytest.Monkey
         (ATTEMPTS, StopReason.UNSAFE_METHOD, " (2 attempts in 46.8 s, stopped: unsafe method)"),
     ],
 )
-def test_an_error_says_how_often_it_was_sent_and_why_no_more(
+def test_an_error_says_the_number_of_attempts_and_why_it_stopped(
     attempts: tuple[AttemptRecord, ...], stopped: StopReason | None, end: str
 ) -> None:
     for error in (api_error(), transport_error()):
@@ -501,7 +501,7 @@ async def test_no_error_keeps_a_secret_to_search_its_body_for_later(serve: Serve
     assert_none_shows_it([*strings_in(vars(error)), *strings_in(vars(copy.copy(error))), repr(pickle.dumps(error))])
 
 
-async def test_an_error_that_nobody_looks_at_is_not_redacted_and_shows_no_secret(
+async def test_an_error_that_nobody_reads_is_not_redacted_and_shows_no_secret(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     redacted: list[bytes] = []

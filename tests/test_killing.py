@@ -57,13 +57,13 @@ async def test_what_is_killed_is_gone_when_that_returns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("main", "told"), [(fails, "LookupError: not there"), (ends, "it has ended, exit code 0")])
-async def test_what_ends_by_itself_was_not_killed(tmp_path: Path, main: Main, told: str) -> None:
+async def test_a_process_that_ends_normally_was_not_killed(tmp_path: Path, main: Main, told: str) -> None:
     with pytest.raises(AssertionError, match=told):
         await killed(main, tmp_path / "pid", when=lambda: False)
     assert is_gone(tmp_path / "pid")
 
 
-async def test_what_runs_to_its_end_has_run_well(tmp_path: Path) -> None:
+async def test_a_process_that_ends_normally_succeeded(tmp_path: Path) -> None:
     await completed(ends, tmp_path / "pid")
     assert is_gone(tmp_path / "pid")
     with pytest.raises(AssertionError, match=re.compile(r"exit code 1:.*in fails.*LookupError: not there", re.DOTALL)):

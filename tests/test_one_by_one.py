@@ -262,7 +262,7 @@ def _points(reader: InMemoryMetricReader) -> Iterator[str]:
         *(pytest.param(kind, marks=pytest.mark.slow) for kind in (*KINDS, "Retry Classify") if kind != "Retry"),
     ],
 )
-def test_nobody_can_tell(without: str) -> None:
+def test_no_verdict_is_possible(without: str) -> None:
     """Without a total timeout of the session `Retry` has no deadline, and calls that end well go the short way."""
     kinds = [kind for kind in KINDS if kind not in without.split()]
     one_by_one, at_once = (run_virtual(_observed(kinds, wrapped=wrapped)) for wrapped in (False, True))
@@ -276,13 +276,13 @@ def test_the_circuit_opens_and_closes_meanwhile() -> None:
     assert states == ["open", "half_open", "closed"]
 
 
-def test_nor_where_there_is_a_deadline() -> None:
+def test_not_with_a_deadline_either() -> None:
     one_by_one, at_once = (run_virtual(_observed(KINDS, wrapped=wrapped, total=1000.0)) for wrapped in (False, True))
     assert at_once == one_by_one
 
 
 @pytest.mark.parametrize("without", ["nothing", "RequestSpan", "AttemptSpan"])
-def test_nor_where_nobody_listens(without: str) -> None:
+def test_not_recorded_without_a_listener_either(without: str) -> None:
     kinds = [kind for kind in KINDS if kind != without]
     one_by_one, at_once = (
         run_virtual(_observed(kinds, wrapped=wrapped, traced=False, metered=False)) for wrapped in (False, True)

@@ -97,7 +97,7 @@ async def test_each_attempt_has_the_time_of_its_own_call(serve: Serve, virtual_t
             )
     assert {name: how for name, (how, _) in ended.items()} == {
         "usual": "well",
-        "shorter": "no whole answer within 5 s",
+        "shorter": "no complete response within 5 s",
         "none": "well",
         "longer": "well",
     }
@@ -132,7 +132,7 @@ async def test_a_deadline_for_each_call_and_one_for_all(serve: Serve, virtual_ti
             await get(session)  # the earlier end counts
 
 
-async def test_a_call_that_could_go_on_for_ever_is_refused(serve: Serve) -> None:
+async def test_a_call_without_attempts_and_deadline_limits_is_rejected(serve: Serve) -> None:
     async with client(await serve(Statuses()), attempts=None, deadline=5.0) as session:
         with options(deadline=None), pytest.raises(ValueError, match="might never end"):
             await get(session)
@@ -391,7 +391,7 @@ def test_a_bad_value_is_named_at_once(given: dict[str, Any], said: str) -> None:
 
 
 def test_an_unknown_option_is_named_with_those_that_there_are() -> None:
-    with pytest.raises(TypeError, match=r"no option 'attempt', did you mean 'attempts'[?] There are: attempts, att"):
+    with pytest.raises(TypeError, match=r"no option 'attempt', did you mean 'attempts'[?] Options: attempts, att"):
         options(attempt=3)  # type: ignore[call-arg]
 
 
@@ -399,7 +399,7 @@ async def test_a_block_is_for_one_with_statement() -> None:
     block = options(attempts=1)
     with block:
         pass
-    with pytest.raises(RuntimeError, match="make a new one"):
+    with pytest.raises(RuntimeError, match="create a new one"):
         with block:
             pass
 
@@ -436,7 +436,7 @@ async def test_an_option_whose_layer_the_session_lacks_is_an_error_before_anythi
                 assert await get(session) == 200
 
 
-async def test_each_layer_beside_counts_whatever_stands_between(serve: Serve) -> None:
+async def test_layers_count_across_other_middlewares(serve: Serve) -> None:
     async def passes(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         return await handler(request)
 

@@ -72,7 +72,7 @@ def client(url: str, *middlewares: aiohttp.ClientMiddlewareType) -> aiohttp.Clie
     return aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(), middlewares=middlewares)
 
 
-async def test_hooks_run_once_a_call_outside_of_retry_and_once_an_attempt_inside(
+async def test_hooks_run_once_a_call_outside_retry_and_once_an_attempt_inside(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     log: list[str] = []
@@ -344,7 +344,7 @@ def test_a_call_that_the_event_loop_throws_away_leaves_each_layer(virtual_time: 
     ]
 
 
-async def test_what_belongs_to_a_call_ends_with_it(serve: Serve) -> None:
+async def test_per_call_state_ends_with_the_call(serve: Serve) -> None:
     """A value per call is made once a call, and nothing of a call is left for the garbage collector."""
 
     class Count:
@@ -381,7 +381,7 @@ async def test_what_belongs_to_a_call_ends_with_it(serve: Serve) -> None:
             gc.enable()
 
 
-async def test_a_call_made_inside_of_a_layer_is_a_call_of_its_own(
+async def test_a_call_made_inside_a_layer_is_a_call_of_its_own(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing
 ) -> None:
     """Through the very same stack: a token that is fetched before each attempt, say."""
@@ -410,7 +410,7 @@ def test_a_layer_without_a_slot_is_refused_when_the_stack_is_built() -> None:
     class Placeless(Layer):
         pass
 
-    with pytest.raises(ValueError, match="Placeless has no slot: set one of REQUEST_SPAN, BREAKER, "):
+    with pytest.raises(ValueError, match=r"Placeless\.slot must be one of REQUEST_SPAN, BREAKER, "):
         stack(RULES, Placeless())
-    with pytest.raises(ValueError, match=r"At has no slot: .*, not 3$"):
+    with pytest.raises(ValueError, match=r"At\.slot must be one of .*, got 3$"):
         stack(RULES, At(3, apart(stack(RULES))[0]))  # type: ignore[arg-type]

@@ -64,7 +64,7 @@ async def test_as_one_they_do_what_they_do_one_by_one(serve: Serve) -> None:
     assert sent == ["value"] * 6
 
 
-async def test_as_one_other_peoples_middlewares_stand_outside_and_inside(serve: Serve) -> None:
+async def test_as_one_other_middlewares_can_be_outside_and_inside(serve: Serve) -> None:
     seen: list[str] = []
 
     def own(name: str) -> aiohttp.ClientMiddlewareType:
@@ -94,25 +94,25 @@ async def test_as_one_other_peoples_middlewares_stand_outside_and_inside(serve: 
     assert seen == ["outside", *["between", "inside"] * 2, "outside", "between", "inside"]
 
 
-async def test_as_one_a_wrong_order_is_told(serve: Serve) -> None:
+async def test_as_one_a_wrong_order_is_reported(serve: Serve) -> None:
     for middlewares in ((Timeout(1), together((Retry(RULES),))), (together((Timeout(1),)), Retry(RULES))):
         async with aiohttp.ClientSession(await serve(_answer), middlewares=middlewares) as session:
-            with pytest.raises(ValueError, match="Retry must be outside of Timeout"):
+            with pytest.raises(ValueError, match="Retry must be outside Timeout"):
                 await session.get("/")
     # Of several layers the outermost counts to the outside, and the innermost to the inside.
     outside_in = (Timeout(1), together((Retry(RULES), Classify(RULES))))
     async with aiohttp.ClientSession(await serve(_answer), middlewares=outside_in) as session:
-        with pytest.raises(ValueError, match="Retry must be outside of Timeout"):
+        with pytest.raises(ValueError, match="Retry must be outside Timeout"):
             await session.get("/")
     inside_out = (together((Retry(RULES), Classify(RULES))), Timeout(1))
     async with aiohttp.ClientSession(await serve(_answer), middlewares=inside_out) as session:
-        with pytest.raises(ValueError, match="Timeout must be outside of Classify"):
+        with pytest.raises(ValueError, match="Timeout must be outside Classify"):
             await session.get("/")
-    with pytest.raises(ValueError, match="Retry must be outside of Timeout"):
+    with pytest.raises(ValueError, match="Retry must be outside Timeout"):
         together((Timeout(1), Retry(RULES)))
 
 
-async def test_a_call_that_ends_well_waits_for_nothing_but_its_answer(
+async def test_a_call_that_succeeds_waits_only_for_its_answer(
     serve: Serve, tracing: Tracing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each hook does its work at once: then the whole stack is a single coroutine."""
@@ -141,7 +141,7 @@ async def test_a_call_that_ends_well_waits_for_nothing_but_its_answer(
     assert {f"{type(layer).__name__}.after" for layer in LAYERS} < set(calls)
 
 
-async def test_a_call_that_has_to_wait_at_its_gate_is_sent_when_it_opens(
+async def test_a_queued_call_is_sent_when_the_block_ends(
     serve: Serve, tracing: Tracing, virtual_time: VirtualClock
 ) -> None:
     statuses = [200] * 3 + [429]
@@ -170,7 +170,7 @@ async def test_a_call_that_has_to_wait_at_its_gate_is_sent_when_it_opens(
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
-async def test_a_function_that_has_to_be_awaited_after_all_is_asked_once_a_send(serve: Serve, wrapped: bool) -> None:
+async def test_a_function_that_returns_an_awaitable_is_called_once_per_attempt(serve: Serve, wrapped: bool) -> None:
     """That it is none can be seen by nobody before it has been asked."""
     asked: list[str] = []
     sent: list[str | None] = []
@@ -223,7 +223,7 @@ def _no_key() -> str:
 
 @pytest.mark.parametrize("wrapped", [True, False])
 @pytest.mark.parametrize("broken", ["a key", "a propagator"])
-async def test_what_fails_before_a_send_ends_what_has_begun(
+async def test_what_fails_before_an_attempt_ends_what_has_begun(
     serve: Serve, tracing: Tracing, monkeypatch: pytest.MonkeyPatch, wrapped: bool, broken: str
 ) -> None:
     throttle, breaker = Throttle(RULES, tracer_provider=tracing.provider), Breaker()
@@ -246,7 +246,7 @@ async def test_what_fails_before_a_send_ends_what_has_begun(
         assert span.attributes["error.type"] == "LookupError"
 
 
-async def test_a_session_that_a_middleware_calls_twice_begins_anew(serve: Serve, tracing: Tracing) -> None:
+async def test_a_session_that_a_middleware_calls_twice_begins_again(serve: Serve, tracing: Tracing) -> None:
     """Of its first call nothing is left that the second could take for its own."""
     statuses = [200, 404]
 
@@ -297,7 +297,7 @@ async def test_what_a_middleware_between_two_groups_adds_to_the_context_is_hande
     assert sent == ["who=between"] * 2
 
 
-async def test_an_error_is_gone_when_nobody_holds_it_any_more(serve: Serve) -> None:
+async def test_an_error_is_freed_without_references(serve: Serve) -> None:
     """Not only when the garbage collector comes: it holds on to the whole send."""
 
     async def broken(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:

@@ -204,7 +204,7 @@ def test_all_calls_wait_while_the_account_is_blocked_and_go_in_order() -> None:
 
 
 @pytest.mark.parametrize("slow", [0.0, 0.2])
-def test_a_call_that_comes_again_keeps_its_place_before_the_younger(slow: float) -> None:
+def test_a_retried_call_keeps_its_place_before_younger_ones(slow: float) -> None:
     """Also one that did not have to wait the first time."""
 
     async def main() -> None:
@@ -249,7 +249,7 @@ def test_a_call_whose_permit_would_come_too_late_does_not_wait_for_it() -> None:
     run(main())
 
 
-def test_behind_others_too() -> None:
+def test_behind_others_as_well() -> None:
     async def main() -> None:
         account = Account()
         await block(account)
@@ -304,7 +304,7 @@ def test_a_refusal_meanwhile_ends_the_wait_of_those_who_cannot_wait_so_long() ->
     run(main())
 
 
-def test_a_refusal_that_only_the_store_knows_of_ends_it_too() -> None:
+def test_a_refusal_that_only_the_store_knows_ends_it_as_well() -> None:
     """Another process was refused: the first in the queue finds it out when it asks."""
 
     async def main() -> None:
@@ -326,7 +326,7 @@ def test_a_refusal_that_only_the_store_knows_of_ends_it_too() -> None:
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 @pytest.mark.parametrize("slow", [0.0, 0.2])
-def test_a_cancelled_call_leaves_nothing_behind_and_the_next_one_goes(which: int, slow: float) -> None:
+def test_a_cancelled_call_leaves_nothing_behind_and_the_next_one_is_sent(which: int, slow: float) -> None:
     async def main() -> None:
         account = Account(slow=slow)
         await account.send(call(), 0.0, 429)
@@ -369,7 +369,7 @@ def test_cancelled_at_any_moment_it_leaves_nothing_behind() -> None:
     assert steps > 50
 
 
-def test_an_error_of_what_it_asks_is_the_callers_and_the_next_one_asks() -> None:
+def test_an_error_of_the_probe_is_the_callers_and_the_next_call_probes() -> None:
     async def main() -> None:
         asked: list[Call] = []
 
@@ -526,7 +526,7 @@ def test_a_call_that_got_its_permit_at_once_is_counted_and_keeps_its_place() -> 
     run(main())
 
 
-def test_those_left_when_most_were_cancelled_go_in_order_too() -> None:
+def test_those_left_when_most_were_cancelled_go_in_order_as_well() -> None:
     async def main() -> None:
         account = Account()
         await block(account)
@@ -684,7 +684,7 @@ def test_where_nothing_is_refused_no_call_waits_long_whatever_the_others_take(
     limit=st.sampled_from([None, FixedWindow(3, 60), SlidingWindow(8, 60), TokenBucket(0.1, 5), FixedWindow(30, 60)]),
     statuses=st.lists(st.sampled_from([429, 429, 500, None]), max_size=3),
 )
-def test_calls_that_are_never_answered_hold_no_other_up_for_ever(
+def test_calls_without_a_response_do_not_block_others_forever(
     polls: list[tuple[float, int]],
     before: int,
     comes: float,

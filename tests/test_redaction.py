@@ -117,7 +117,7 @@ def test_what_is_too_short_for_a_secret_is_left_as_it_is() -> None:
 @given(st.text())
 @example("\x1b[31mred\x1b[0m\r\n\x9b2J\u202eleft\u2028\x00\ud800")
 @example("x" * 100_000)
-def test_somebody_elses_text_becomes_one_short_printable_line(text: str) -> None:
+def test_external_text_becomes_one_short_printable_line(text: str) -> None:
     line = redact_text(text)
 
     assert line.isprintable()
@@ -229,7 +229,7 @@ def test_a_url_as_it_is_shown(url: str, shown: str) -> None:
         "pin",
     ],
 )
-def test_the_value_of_a_telling_query_key_is_not_shown(name: str) -> None:
+def test_the_value_of_a_sensitive_query_key_is_not_shown(name: str) -> None:
     for spelled in (name, name.upper()):
         assert redact_url(URL(NO_KEY).with_query({spelled: "v"})) == f"{NO_KEY}?{spelled}={REDACTED}"
 
@@ -321,9 +321,7 @@ def test_no_secret_is_in_what_a_body_says_that_json_spells_in_its_own_way() -> N
 
 
 @pytest.mark.parametrize("message", ["no such account", "no such account: Müller, 北京"])
-def test_a_body_with_nothing_to_hide_stays_as_it_is_and_is_not_parsed(
-    monkeypatch: pytest.MonkeyPatch, message: str
-) -> None:
+def test_a_body_without_secrets_is_unchanged_and_not_parsed(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
     body = json.dumps({"message": message, "number": 4400}, ensure_ascii=False).encode()
     monkeypatch.setattr(json, "loads", None)
 
@@ -379,7 +377,7 @@ def test_of_the_parts_of_a_credential_short_ones_are_no_secrets() -> None:
     assert secrets == ("company=eightlet", "eightlet")
 
 
-def test_the_secrets_of_a_request_are_what_is_known_and_what_is_telling_and_come_longest_first() -> None:
+def test_the_secrets_of_a_request_are_ordered_longest_first() -> None:
     url = URL(f"{NO_KEY}?api_key=query-key&page=harmless&token=abc")
     secrets = secrets_in(url, {"X-API-KEY": "header-key-9", "Accept": "text/plain", "X-Token": "xyz"}, ["known", "no"])
 

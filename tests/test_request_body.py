@@ -105,9 +105,7 @@ async def test_what_is_said_to_be_replayable_is_read_twice(serve: Serve, files: 
 @pytest.mark.sampled
 @pytest.mark.parametrize("option", ["plain", "gzip", "expect"])
 @pytest.mark.parametrize("kind", ONE_SHOT)
-async def test_a_body_that_is_used_up_is_not_said_to_be_replayable(
-    serve: Serve, files: Files, kind: str, option: str
-) -> None:
+async def test_a_consumed_body_is_not_replayable(serve: Serve, files: Files, kind: str, option: str) -> None:
     twice, server = Twice(), Recorder()
     data = ONE_SHOT[kind](files)
     async with aiohttp.ClientSession(middlewares=(twice,)) as session, asyncio.timeout(5):
@@ -132,7 +130,7 @@ async def test_a_body_that_is_used_up_is_not_said_to_be_replayable(
     ],
     ids=["bytes", "buffer", "multipart", "form"],
 )
-async def test_a_body_of_which_only_a_part_was_sent_is_sent_again_from_its_beginning(
+async def test_a_partly_sent_body_is_sent_again_from_its_beginning(
     serve: Serve, files: Files, make: Callable[[Files], Any], option: str, first: str
 ) -> None:
     twice, server = Twice(), Recorder(first)
@@ -154,7 +152,7 @@ async def test_a_body_of_which_only_a_part_was_sent_is_sent_again_from_its_begin
     [lambda files: files.binary(BIG), lambda files: multipart(b"abc", files.binary(BIG))],
     ids=["file", "multipart"],
 )
-async def test_a_file_of_which_only_a_part_was_sent_is_sent_again_whole_or_not_at_all(
+async def test_a_partly_sent_file_is_sent_again_completely_or_not(
     serve: Serve, files: Files, make: Callable[[Files], Any], option: str, first: str
 ) -> None:
     """When its writer was stopped, a thread may still be reading from it: the second send would begin anywhere."""
@@ -226,7 +224,7 @@ async def test_a_file_that_a_thread_still_reads_from_is_not_sent_again(
 
 
 @pytest.mark.parametrize("total", [None, 60.0], ids=["no deadline", "a deadline"])
-async def test_nor_is_it_by_retry_alone(serve: Serve, held_file: HeldFile, total: float | None) -> None:
+async def test_not_judged_by_retry_alone_either(serve: Serve, held_file: HeldFile, total: float | None) -> None:
     server, rules = Impatient(held_file), RuleBook(Rule(503, "Service Unavailable", retry=Backoff(0)))
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total), middlewares=(Retry(rules),)) as session,

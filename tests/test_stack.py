@@ -177,7 +177,7 @@ async def test_a_limit_beside_a_throttle_that_has_it(serve: Serve, virtual_time:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("attempt", "no option 'attempt', did you mean 'attempts'\\? There are: auth, attempts, deadline, "),
+        ("attempt", "no option 'attempt', did you mean 'attempts'\\? Options: auth, attempts, deadline, "),
         ("max_attempts", "no option 'max_attempts', did you mean 'attempts'"),
         ("raise_for_status", "no option 'raise_for_status'"),
         ("xyzzy", "no option 'xyzzy'; there are: auth, "),
@@ -278,13 +278,13 @@ class Login(NamedTuple):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_no_header_auth_is_refused_without_being_shown(auth: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=f"^auth must be a HeaderAuth, or several of them, {said}") as caught:
+def test_an_invalid_auth_is_rejected_without_being_shown(auth: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^auth must be one HeaderAuth or several, {said}") as caught:
         stack(RULES, auth=auth)
     assert "s3cr3t" not in str(caught.value)
 
 
-async def test_a_stack_works_as_one_middleware_too(serve: Serve) -> None:
+async def test_a_stack_works_as_one_middleware_as_well(serve: Serve) -> None:
     seen: list[str] = []
 
     async def key(request: web.Request) -> web.StreamResponse:
@@ -310,14 +310,14 @@ async def test_every_subset_works(serve: Serve, chosen: tuple[Layer, ...]) -> No
 
 
 @pytest.mark.parametrize(("outer", "inner"), list(itertools.combinations(LAYERS, 2)))
-async def test_a_wrong_order_is_told_at_the_first_call(serve: Serve, outer: Layer, inner: Layer) -> None:
+async def test_a_wrong_order_is_reported_at_the_first_call(serve: Serve, outer: Layer, inner: Layer) -> None:
     async with aiohttp.ClientSession(await serve(_answer), middlewares=(inner, outer)) as session:
-        with pytest.raises(ValueError, match=f"{type(outer).__name__} must be outside of {type(inner).__name__}"):
+        with pytest.raises(ValueError, match=f"{type(outer).__name__} must be outside {type(inner).__name__}"):
             await session.get("/")
 
 
 @pytest.mark.parametrize("layer", [layer for layer in LAYERS if not isinstance(layer, HeaderAuth)])
-async def test_a_layer_that_stands_twice_is_told(serve: Serve, layer: Layer) -> None:
+async def test_a_layer_that_is_there_twice_raises(serve: Serve, layer: Layer) -> None:
     async with aiohttp.ClientSession(await serve(_answer), middlewares=(layer, layer)) as session:
         with pytest.raises(ValueError, match="cannot both be in one stack"):
             await session.get("/")
@@ -328,7 +328,7 @@ async def test_a_layer_that_stands_twice_is_told(serve: Serve, layer: Layer) -> 
             stack(RULES, layer, layer)
 
 
-async def test_other_peoples_middlewares_may_stand_anywhere_and_retry_too(serve: Serve) -> None:
+async def test_other_middlewares_may_be_anywhere_and_may_retry(serve: Serve) -> None:
     async def twice(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         (await handler(request)).release()
         return await handler(request)
@@ -340,8 +340,8 @@ async def test_other_peoples_middlewares_may_stand_anywhere_and_retry_too(serve:
 
 
 @pytest.mark.parametrize("layer", ["Retry", Retry, _answer, (RULES,)])
-def test_what_is_no_layer_is_refused(layer: Any) -> None:
-    with pytest.raises(ValueError, match=r"is no layer: expected a lamella.Layer, or a middleware with its place"):
+def test_an_invalid_layer_is_rejected(layer: Any) -> None:
+    with pytest.raises(ValueError, match=r"a layer must be a lamella.Layer or a middleware with its slot"):
         stack(RULES, layer)
 
 

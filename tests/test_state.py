@@ -54,7 +54,7 @@ def test_a_memory_store_keeps_at_least_one(keys: int) -> None:
         MemoryStore(keys)
 
 
-async def test_a_memory_store_may_keep_just_one_and_says_no_more_of_itself_than_how_many() -> None:
+async def test_a_memory_store_may_keep_one_entry_and_its_repr_shows_only_the_number() -> None:
     store = MemoryStore(1)
     for key in ("pa55word", "pa55word", "other"):
         await store.update(key, Tally, add, 1)
@@ -71,7 +71,7 @@ async def test_a_memory_store_keeps_what_was_used_last() -> None:
     assert [await total(store, key) for key in ("b", "c")] == [0, 0]
 
 
-async def test_what_was_put_in_its_place_was_used_too() -> None:
+async def test_what_was_put_in_its_place_was_used_as_well() -> None:
     store = MemoryStore(2)
     for key in ("a", "b", "a", "c"):
         store.keep(key, Tally(7))
@@ -165,7 +165,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("how", FAILURES)
-async def test_where_it_fails_what_is_known_here_has_to_do(
+async def test_local_state_is_used_while_the_store_fails(
     how: str, virtual_time: VirtualClock, tracing: Tracing, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What it said before is known here; there is one warning; after the pause it is asked again."""
@@ -296,7 +296,7 @@ async def test_known_is_the_state_that_the_answer_is_of(
     assert await total(state) == known
 
 
-async def test_a_store_that_comes_up_later_makes_its_clock_the_one(virtual_time: VirtualClock) -> None:
+async def test_a_store_that_starts_late_sets_the_clock(virtual_time: VirtualClock) -> None:
     store = JsonStore(slow=0)
     store.fails = failure
     state = SharedState(store)

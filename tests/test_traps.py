@@ -84,7 +84,7 @@ async def test_1_no_layer_alone_lets_aiohttp_do_it(serve: Serve, layers: tuple[C
     assert len(server.bodies) == 1
 
 
-async def test_1_a_stale_connection_is_sent_on_again_at_once(serve: Serve) -> None:
+async def test_1_a_request_on_a_stale_connection_is_resent_at_once(serve: Serve) -> None:
     server = Server(200, 0, 200)
     rules = RuleBook(Rule(Failure.CONNECTION_LOST, "Lost", retry=Backoff(initial=3600)))
     async with aiohttp.ClientSession(await serve(server), middlewares=stack(rules)) as session:
@@ -231,7 +231,7 @@ async def test_6_stamina_is_not_entered_before_something_failed(serve: Serve, mo
         assert len(entered) == 1
 
 
-async def test_7_a_storm_of_retries_writes_no_storm_of_lines(
+async def test_7_many_retries_do_not_write_many_log_lines(
     serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_on_retry_hooks(None)
@@ -263,7 +263,7 @@ async def test_7_a_storm_of_retries_writes_no_storm_of_lines(
     assert (caplog.records[-1].name, caplog.records[-1].levelno) == ("stamina", logging.WARNING)
 
 
-async def test_7_the_users_hooks_are_told_and_learn_no_secret(serve: Serve) -> None:
+async def test_7_user_hooks_are_called_without_secrets(serve: Serve) -> None:
     details: list[RetryDetails] = []
 
     def hook(told: RetryDetails) -> None:
@@ -283,7 +283,7 @@ async def test_7_the_users_hooks_are_told_and_learn_no_secret(serve: Serve) -> N
     assert "s3cr3t-key" not in repr(told)
 
 
-async def test_7_a_stamina_that_takes_no_name_retries_all_the_same(
+async def test_7_retries_work_with_a_stamina_version_that_takes_no_name(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its name is the one thing that we ask of it that its documentation does not tell of."""
@@ -301,9 +301,7 @@ async def test_7_a_stamina_that_takes_no_name_retries_all_the_same(
         assert (await session.get("/")).status == 200
 
 
-async def test_7_the_users_hooks_are_told_of_each_wait_before_it_begins(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_7_user_hooks_are_called_before_each_wait(serve: Serve, virtual_time: VirtualClock) -> None:
     told: list[tuple[str, int, float, float, float]] = []
     order: list[str] = []
 
@@ -417,7 +415,7 @@ def test_8_and_6_a_call_that_succeeds_computes_nothing_for_a_span_nobody_records
     asyncio.run(main())
 
 
-async def test_9_one_client_span_a_send_and_none_around_them(serve: Serve, tracing: Tracing) -> None:
+async def test_9_each_attempt_has_one_client_span_and_none_encloses_them(serve: Serve, tracing: Tracing) -> None:
     server = Server(429, 503, 200)
     layers = stack(RULES, tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(await serve(server), middlewares=layers) as session:
@@ -431,7 +429,7 @@ async def test_9_one_client_span_a_send_and_none_around_them(serve: Serve, traci
     ]
 
 
-async def test_10_a_cancelled_call_is_no_error_and_stays_cancelled(serve: Serve, tracing: Tracing) -> None:
+async def test_10_a_cancelled_call_is_not_an_error_and_stays_cancelled(serve: Serve, tracing: Tracing) -> None:
     arrived = asyncio.Event()
 
     async def never(request: web.Request) -> web.StreamResponse:

@@ -93,7 +93,7 @@ PURE = (
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if within(name, *PURE)])
-def test_policy_knows_of_nothing_but_itself_and_the_standard_library(module: str) -> None:
+def test_policy_knows_nothing_but_itself_and_the_standard_library(module: str) -> None:
     # A Limit has functions of a request, whose type it names.
     types = {"aiohttp"} if module == "lamella.throttle.limit" else set()
     for name in imported_by(module) - types:
@@ -102,7 +102,7 @@ def test_policy_knows_of_nothing_but_itself_and_the_standard_library(module: str
 
 
 @pytest.mark.parametrize("module", ["lamella.errors", "lamella.redaction"])
-def test_the_errors_know_of_no_layer_and_no_client(module: str) -> None:
+def test_the_errors_know_no_layer_and_no_client(module: str) -> None:
     for name in imported_by(module):
         assert not within(name, "aiohttp.client", "aiohttp.ClientSession"), name
         below = ("lamella.rules", "lamella.redaction", "lamella.error_body", "lamella.attempt_record")
@@ -130,7 +130,7 @@ LAYERS = (
 
 
 @pytest.mark.parametrize("module", LAYERS)
-def test_a_layer_knows_of_no_other_layer(module: str) -> None:
+def test_a_layer_knows_no_other_layer(module: str) -> None:
     others = [name for name in LAYERS if name != module]
     assert not [name for name in imported_by(module) if within(name, *others, "lamella.stacking")]
 

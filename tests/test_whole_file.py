@@ -70,7 +70,7 @@ def test_the_old_one_is_there_until_the_end(path: Path) -> None:
     assert path.read_text() == "half"
 
 
-def test_whole_or_not_at_all(path: Path, failing: Callable[[], None]) -> None:
+def test_whole_or_not(path: Path, failing: Callable[[], None]) -> None:
     with pytest.raises((OSError, asyncio.CancelledError, ZeroDivisionError)) as raised:  # noqa: PT012 - the block fails
         with replacing(path) as temporary:
             temporary.write_text("half")
@@ -124,7 +124,7 @@ def test_a_link_stays_a_link(path: Path) -> None:
 def test_no_folder_and_no_device_is_replaced(tmp_path: Path, attempt: Callable[[Path], None]) -> None:
     with pytest.raises(IsADirectoryError, match="it is a folder"):
         attempt(tmp_path)
-    with pytest.raises(OSError, match="it is no ordinary file"):
+    with pytest.raises(OSError, match="it is not a regular file"):
         attempt(Path(os.devnull))
     assert os.listdir(tmp_path) == []
 
@@ -162,7 +162,7 @@ def test_one_that_is_there_keeps_its_mode(path: Path, before: int, wanted: int) 
 
 
 @pytest.mark.parametrize("may", [True, False])
-def test_what_a_group_may_no_other_may(path: Path, monkeypatch: pytest.MonkeyPatch, may: bool) -> None:
+def test_files_are_not_readable_by_other_groups(path: Path, monkeypatch: pytest.MonkeyPatch, may: bool) -> None:
     """The file's group is another than ours; sometimes we may give ours to it, sometimes we may not."""
     path.chmod(0o664)
     found = list(path.stat())

@@ -1,6 +1,6 @@
 """Thin async layers for an aiohttp session: auth headers, typed errors, retries and OpenTelemetry traces.
 
-Each name is imported when it is first used: code that needs an error class alone does not wait for the layers.
+Each name is imported on first use, so code that needs only an error class does not load the layers.
 """
 
 from __future__ import annotations
@@ -222,13 +222,13 @@ _PACKAGES: Final = ("batch", "maesn", "oauth", "sync", "testing")
 
 if TYPE_CHECKING:
     __version__: str
-else:  # a type checker is to know these names and no others
+else:  # type checkers must know exactly these names
 
     def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         if name == "__version__":
-            from importlib.metadata import version  # `from lamella import a_module` comes by here, and must not wait
+            from importlib.metadata import version  # `from lamella import a_module` also gets here and must stay fast
 
             value = version("lamella")
         elif name in _PACKAGES:

@@ -1,4 +1,4 @@
-"""``python -m lamella`` is ``lamella``."""
+"""Run ``lamella`` as ``python -m lamella``."""
 
 from lamella.cli import main
 

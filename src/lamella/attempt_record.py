@@ -1,4 +1,4 @@
-"""``AttemptRecord``: what happened in one attempt of a call, and `attempts`: the records of a call that ended well."""
+"""``AttemptRecord``: the result of one attempt of a call; `attempts`: the records of a successful call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import aiohttp
 from lamella.rules import WaitSource
 
 RECORDS_KEY: Final = "_lamella_attempts"
-"""Where an answer keeps what `attempts` returns, or what it makes that of."""
+"""Attribute of a response that holds the result of `attempts`, or the data to make it."""
 
 
 class AttemptRecord(NamedTuple):
@@ -20,29 +20,29 @@ class AttemptRecord(NamedTuple):
     exception: str | None
     took: float
     waited: float = 0.0
-    """How long the call waited after it; 0.0 after the last one."""
+    """The wait after this attempt; 0.0 after the last one."""
     rule: str | None = None
     """The title of the rule that applied. None: the attempt did not fail."""
     wait_source: WaitSource | None = None
-    """Where the length of the wait came from. None: there was none."""
+    """The source of the length of the wait. None: no wait."""
     attempts_left: int | None = None
-    """How many attempts were left after it. None: there is no limit."""
+    """How many attempts were left after this one. None: no limit."""
     deadline_left: float | None = None
-    """How many seconds were left until the deadline. None: there is no deadline."""
+    """Seconds left until the deadline. None: no deadline."""
     queued: float = 0.0
-    """How long it was in the queue of its account before it was sent; not a part of ``took``."""
+    """Time in the queue of the account before the attempt was sent; not included in ``took``."""
 
 
 def attempts(response: aiohttp.ClientResponse) -> tuple[AttemptRecord, ...]:
-    """Return a record of each attempt of the call that *response* came from, the last one included.
+    """Return the records of all attempts of the call that returned *response*, including the last one.
 
-    After a redirect these are the attempts of its last hop. The tuple is empty if ``Retry`` did not handle the call, as
-    in a session without it, or with a mock of the answer. An error has them in ``error.attempts``.
+    After a redirect these are the attempts of the last hop. The tuple is empty if ``Retry`` did not handle the call,
+    for example in a session without it or with a mocked response. For a failed call see ``error.attempts``.
     """
     kept = vars(response).get(RECORDS_KEY, ())
     if not kept or isinstance(kept[0], AttemptRecord):
         return tuple(kept)
-    # The only attempt: its record is made when somebody asks for it.
+    # The only attempt: its record is created on demand.
     began, ended, queued, allowed, deadline = kept
     record = AttemptRecord(
         1,

@@ -1,4 +1,4 @@
-"""``Buffer``: the body is read inside the attempt."""
+"""``Buffer``: read the body inside the attempt."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _ENDLESS = frozenset({"text/event-stream", "multipart/x-mixed-replace"})
 
 
 class Buffer(Layer):
-    """Reads a body whose length is known inside the attempt, so that one that is cut or stalls is a failed attempt.
+    """Read a body of known length inside the attempt, so that a truncated or stalled body fails the attempt.
 
-    The answer can be read by ``read()``, ``json()`` or as a stream, as without this layer. Everything else is handed
-    on at once, as the stream that it is: a body that does not say its length (chunked, or ended by the connection),
-    one that is longer than *limit*, ``text/event-stream``, the answer to a request whose body is still being written,
-    a redirect, and an error answer. Of a compressed body the length counts as it is sent; what exceeds *limit*
-    unpacked is handed on as a stream. The layer stands inside of ``Timeout`` and ``Retry``.
+    The response can be read with ``read()``, ``json()`` or as a stream, as without this layer. All other bodies are
+    passed on at once as streams: bodies without a stated length (chunked, or ended by closing the connection), bodies
+    longer than *limit*, ``text/event-stream``, responses to a request whose body is still being written, redirects, and
+    error responses. For a compressed body the transferred length counts; the part beyond *limit* after decompression is
+    passed on as a stream. The layer belongs inside ``Timeout`` and ``Retry``.
 
     Args:
-        limit: The number of bytes of a body that are read.
-        whole: Content types, such as ``"application/json"``, whose bodies are read whether or not they say their
-            length, each with a limit of its own in bytes. For an API that never streams them: they arrive as a whole,
-            without their HTTP chunk boundaries.
+        limit: The maximum size of a body in bytes.
+        whole: A mapping of content types, such as ``"application/json"``, to limits in bytes. Bodies of these types are
+            read even if they do not state their length. Use it only for types that the API never streams: the body
+            arrives as a whole, without HTTP chunk boundaries.
 
     Raises:
         ValueError: A limit is less than 1.
@@ -58,11 +58,11 @@ class Buffer(Layer):
         return self._read(call, result, limit)
 
     async def _read(self, call: Call, response: aiohttp.ClientResponse, limit: int) -> Result | None:
-        # If the body breaks off or the attempt times out, aiohttp never gets the answer.
+        # If the body breaks off or the attempt times out, aiohttp never gets the response.
         keep_cookies(call, response)
         try:
             if not is_written(call.request):
-                # A writer that has only been told to go on ends in the next turn of the loop.
+                # A writer that has just been resumed ends in the next iteration of the loop.
                 await asyncio.sleep(0)
                 if not is_written(call.request):
                     return None
@@ -76,8 +76,8 @@ class Buffer(Layer):
         return None
 
     def _wanted(self, call: Call, response: aiohttp.ClientResponse) -> int:
-        """Return the number of bytes of the body to wait for. 0: none, it is handed on as a stream."""
-        # (What is upgraded, to a websocket or the like, has no body by aiohttp: it is at its end already.)
+        """Return the number of bytes of the body to wait for; 0 to pass the body on as a stream."""
+        # (aiohttp treats an upgraded response, such as a websocket, as having an empty body.)
         if response.status >= ERROR_STATUS or is_redirect(response):
             return 0
         length, kind = response.content_length, response.content_type

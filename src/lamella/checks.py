@@ -1,4 +1,4 @@
-"""Check arguments: each error names the argument, its value and what is allowed."""
+"""Check arguments. Each error names the argument, the value and the allowed values."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def check_options(function: str, options: Iterable[str], known: Iterable[str]) -> None:
-    """Check that *function* has each of the *options*; *known* are the names that there are.
+    """Check that *function* has each of the *options*; *known* are all names of its options.
 
     Raises:
-        TypeError: It has not.
+        TypeError: An option is unknown.
     """
     names = list(known)
     if all(option in names for option in options):
@@ -22,15 +22,15 @@ def check_options(function: str, options: Iterable[str], known: Iterable[str]) -
     for option in options:
         if option not in names:
             close = get_close_matches(option, names, 1)
-            meant = f", did you mean {close[0]!r}? There are" if close else "; there are"
+            meant = f", did you mean {close[0]!r}? Options" if close else "; there are"
             raise TypeError(f"{function}() has no option {option!r}{meant}: {', '.join(names)}")
 
 
 def check_kind(name: str, value: object, kind: Any, allowed: str) -> None:
-    """Check that *value* is an instance of *kind*, a class or a union of some; *allowed* says that in words.
+    """Check that *value* is an instance of *kind*, a class or a union; *allowed* describes it in words.
 
     Raises:
-        ValueError: It is not. A text, which may be a credential, is not shown.
+        ValueError: *value* is of another type. Strings are not shown, because they may be credentials.
     """
     if not isinstance(value, kind):
         shown = repr(value) if isinstance(value, int | float | None) else type(value).__name__

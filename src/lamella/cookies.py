@@ -1,4 +1,4 @@
-"""Cookies of answers that do not reach aiohttp, which stores a ``Set-Cookie`` after all middlewares have returned."""
+"""Store cookies of failed attempts. aiohttp stores a ``Set-Cookie`` only after all middlewares have returned."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from aiohttp import hdrs
 from lamella.call import Call, PerCall
 
 _HELD: Final = PerCall[Mapping[str, str]](dict)
-"""The cookies that the session's jar held for the request when aiohttp made it, or when it was last sent."""
+"""The cookies that the session's jar held for the request when it was created or last sent."""
 _SEGMENT: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^;])+')
-"""One cookie of a ``Cookie`` header. A quoted value may contain a semicolon."""
+"""Matches one cookie of a ``Cookie`` header. A quoted value may contain a semicolon."""
 _SHORTEST: Final = 8
-"""Characters of the shortest value that counts as a credential. Shorter ones are words, such as ``lang=en``."""
+"""Minimum length of a value that counts as a credential. Shorter ones are words, such as ``lang=en``."""
 
 
 def keep_cookies(call: Call, response: aiohttp.ClientResponse) -> None:
-    """Store the cookies of *response* in the session's jar, as aiohttp does with the final answer.
+    """Store the cookies of *response* in the session's jar, as aiohttp does for the final response.
 
-    An exception of the jar propagates, as it does there, and *response* is closed.
+    An exception of the jar propagates, as in aiohttp, and *response* is closed.
     """
     given = response.headers.getall(hdrs.SET_COOKIE, ())
     if not given:
         return
     _hide(call, (cookie.partition(";")[0] for cookie in given))
     jar = call.request.session.cookie_jar
-    # Newer versions of aiohttp keep two cookies of one name and different paths apart.
+    # Newer versions of aiohttp distinguish cookies of the same name with different paths.
     from_headers = getattr(jar, "update_cookies_from_headers", None)
     try:
         if from_headers is not None:
@@ -42,12 +42,12 @@ def keep_cookies(call: Call, response: aiohttp.ClientResponse) -> None:
 
 
 def note_held_cookies(call: Call) -> None:
-    """Remember what the jar held when aiohttp made the request, which has cookies. The others are its own."""
+    """Remember the jar's cookies when aiohttp made the request. All other cookies are the request's own."""
     _HELD.set(call, _held(call.request))
 
 
 def renew_cookies(call: Call) -> None:
-    """Replace the jar's cookies in *request*, which is about to be sent again, by those that the jar holds now.
+    """Update the jar's cookies in *request*, which is about to be sent again.
 
     The request's own cookies, from a header or from ``cookies=``, stay.
     """
@@ -72,12 +72,12 @@ def renew_cookies(call: Call) -> None:
 
 
 def _held(request: aiohttp.ClientRequest) -> Mapping[str, str]:
-    """Return the cookies that the session's jar holds for *request* now, as they are sent."""
+    """Return the cookies that the session's jar now holds for *request*, as sent."""
     held = request.session.cookie_jar.filter_cookies(request.url)
     return {morsel.key: morsel.coded_value for morsel in held.values()} if held else {}
 
 
 def _hide(call: Call, cookies: Iterable[str]) -> None:
-    """Redact the values of *cookies*, each as in a header. A server may mention one that it has replaced."""
+    """Redact the values of *cookies*. A server may mention a cookie that it has replaced."""
     values = (cookie.partition("=")[2].strip().strip('"') for cookie in cookies)
     call.secrets += tuple({value for value in values if len(value) >= _SHORTEST}.difference(call.secrets))

@@ -1,4 +1,4 @@
-"""Which credentials a call carries, so that no text about it shows them."""
+"""Track the credentials of a call, so that no message shows them."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from lamella.call import Call, PerCall
 from lamella.redaction import secrets_in
 
 HIDDEN: Final = PerCall[frozenset[str]](frozenset)
-"""Names of headers, in lower case, that an auth layer has set."""
+"""Lower-case names of headers that an auth layer set."""
 REFUSED: Final = PerCall[bool](lambda: False)
-"""Set by an auth layer whose credential the attempt was refused with, and that has another one for the next attempt."""
+"""Set by an auth layer if its credential was rejected and it has a new one for the next attempt."""
 _NOTED: Final = "_lamella_secrets"
 NOTES_ALL: Final[ContextVar[bool]] = ContextVar("lamella_notes_all_secrets", default=False)
-"""Whether the secrets of a request are to be remembered for a good answer, too."""
+"""Whether to remember the secrets of a request for successful responses as well."""
 
 
 def hide_headers(call: Call, names: frozenset[str]) -> None:
-    """Show no value of the headers *names* (in lower case), neither of the request nor of its answer."""
+    """Hide the values of the headers *names* (lower case) of the request and its response."""
     HIDDEN.set(call, HIDDEN.of(call) | names)
 
 
 def hidden_headers(call: Call) -> frozenset[str]:
-    """Return the names, in lower case, of the headers whose values are shown nowhere."""
+    """Return the lower-case names of the headers whose values are never shown."""
     return HIDDEN.of(call)
 
 
 def secrets_of(call: Call) -> tuple[str, ...]:
-    """Return what may be a secret in the request of *call*, to be taken out of every text about it."""
+    """Return possible secrets in the request of *call*, to be removed from every message."""
     return secrets_in(call.request.url, call.request.headers, call.secrets)
 
 
 @contextmanager
 def noting_secrets() -> Iterator[None]:
-    """Remember the secrets of the requests that are made inside for a good answer, too."""
+    """Remember the secrets of requests made inside for successful responses as well."""
     token = NOTES_ALL.set(True)
     try:
         yield
@@ -47,11 +47,11 @@ def noting_secrets() -> Iterator[None]:
 
 
 def note_secrets(response: aiohttp.ClientResponse, secrets: tuple[str, ...]) -> None:
-    """Remember *secrets* for an error that is made of *response*: the request no longer has them in its headers."""
+    """Remember *secrets* for an error made from *response*: the request no longer has them in its headers."""
     vars(response)[_NOTED] = secrets
 
 
 def noted_secrets(response: aiohttp.ClientResponse) -> tuple[str, ...]:
-    """Return what :func:`note_secrets` has remembered."""
+    """Return the secrets remembered by :func:`note_secrets`."""
     found: tuple[str, ...] = vars(response).get(_NOTED, ())
     return found

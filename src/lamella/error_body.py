@@ -1,4 +1,4 @@
-"""Find what an error answer says: messages, code and request ID, whatever its shape. Pure functions."""
+"""Find messages, code and request ID in an error response of any shape. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 ERROR_BYTES = 64 * 1024
-"""How many bytes of its body an error keeps."""
+"""Maximum size of the body that an error keeps, in bytes."""
 
 _MOST_MESSAGES = 20
 _DEEPEST = 6
 
 
 class Said(NamedTuple):
-    """What the body of an error says. Each part is empty or None if the body does not say it."""
+    """The content of an error body. Missing parts are empty or None."""
 
     payload: Any = None
     """The body as JSON."""
@@ -26,7 +26,7 @@ class Said(NamedTuple):
 
 
 def parse(body: bytes) -> Said:
-    """Return what *body* says, which may be anything."""
+    """Parse *body*, which may be anything."""
     try:
         payload = json_in(body)
     except (ValueError, RecursionError):
@@ -34,7 +34,7 @@ def parse(body: bytes) -> Said:
     if not isinstance(payload, _NESTED):
         return Said(payload)
     found = _Found([], [], [])
-    # At the top a list is one of errors only if its items say so.
+    # A top-level list is a list of errors only if its items look like errors.
     errors = (
         [item for item in payload if isinstance(item, dict) and "message" in item] if isinstance(payload, list) else []
     )
@@ -50,21 +50,21 @@ def json_in(body: bytes | str) -> Any:
 
     Raises:
         ValueError: It is not JSON.
-        RecursionError: It is nested too deep.
+        RecursionError: It is nested too deeply.
     """
-    # To look for its encoding takes longer than to parse it. (UTF-16 and UTF-32 have a zero in the first four bytes.)
+    # Detecting the encoding takes longer than parsing. (UTF-16 and UTF-32 have a zero in the first four bytes.)
     if isinstance(body, bytes) and body.isascii() and b"\0" not in body[:4]:
         body = body.decode("ascii")
     try:
         return json.loads(body)
     except UnicodeDecodeError:
-        # A wrong charset spoils a letter or two, not the structure.
+        # A wrong charset garbles a few letters, not the structure.
         assert isinstance(body, bytes)  # noqa: S101 - a text needs no decoding
         return json_in(body.decode("utf-8", "replace"))
 
 
-# What the name of a field says about its value. "errors" and "message" are messages, or objects that hold some; among
-# fields and what is wrong with them, "message" is a field. "field" is what the message is about.
+# Roles of fields by name. "errors" and "message" hold messages, or objects that contain messages. In a mapping of field
+# names to problems, "message" is a field name. "field" names the subject of the message.
 _KINDS: Final = {
     **dict.fromkeys(("error", "errors", "message", "messages"), "errors"),
     **dict.fromkeys(("detail", "details", "title", "errormessage", "errordescription", "msg"), "message"),
@@ -73,7 +73,7 @@ _KINDS: Final = {
 }
 _MESSAGES: Final = frozenset({"errors", "message"})
 _OF_ERRORS: Final = frozenset({"errors", "validation", "downstream"})
-# Made once: the call of isinstance would make a union of them each time.
+# Made once, because isinstance would otherwise build the union on each call.
 _NESTED = (list, dict)
 _NUMBER = (int, float)
 
@@ -89,7 +89,7 @@ class _Found(NamedTuple):
 def _gather(
     found: _Found, value: Any, group: list[str] | None, label: str = "", depth: int = 0, *, fields: bool = True
 ) -> None:
-    """Add each message in *value* to its group, whatever the shape; *group* is None outside of all errors.
+    """Add each message in *value* to its group, whatever the shape; *group* is None outside errors.
 
     With *fields*, an object that has neither message nor code is one message for each of its fields.
     """
@@ -155,7 +155,7 @@ def _add(group: list[str], label: str, text: str) -> None:
 
 
 def _text(value: object) -> str:
-    """Return *value* as a text. It is empty if *value* is none, or says nothing."""
+    """Return *value* as text; empty if it is not text or says nothing."""
     if isinstance(value, str):
         return value if value.strip() else ""
     return str(value) if isinstance(value, _NUMBER) and not isinstance(value, bool) else ""
@@ -165,10 +165,10 @@ _CODE_NAMES: Final = ("code", "error_code", "errorCode", "status", "reason", "ty
 
 
 def code_in(payload: Any, status: int) -> str | None:
-    """Return the API's own code for the error in a JSON body, such as ``lock_timeout``. None: it has none.
+    """Return the API's own error code in a JSON body, such as ``lock_timeout``; None if there is none.
 
-    It is looked for in ``error``, in the first of ``errors`` and in the body itself, under ``code``, ``error_code``,
-    ``errorCode``, ``status``, ``reason`` and ``type``. A number that repeats *status* is none.
+    Searches ``error``, the first of ``errors`` and the body itself for ``code``, ``error_code``, ``errorCode``,
+    ``status``, ``reason`` and ``type``. A number equal to *status* is ignored.
     """
     body = {"errors": payload} if isinstance(payload, list) else payload
     if not isinstance(body, dict):
@@ -199,14 +199,14 @@ _TRACE_IDS: Final = ("x-trace-id", "x-amzn-trace-id", "x-cloud-trace-context", "
 
 
 def request_id_in(headers: Mapping[str, str]) -> str | None:
-    """Return the server's name for the request, by the usual *headers* of an answer. None: it has none of them."""
+    """Return the request ID from the usual response *headers*; None if there is none."""
     found = [(rank, value) for name, value in headers.items() if (rank := _rank_of(name)) is not None and value]
     return min(found, key=itemgetter(0))[1] if found else None
 
 
 @lru_cache(maxsize=1024)
 def _rank_of(name: str) -> int | None:
-    """Return how well the header *name* names a request, 0 being the best. None: it does not."""
+    """Return the rank of the header *name* as a request ID, 0 being the best; None if it is not one."""
     lower = name.lower()
     if lower in _REQUEST_IDS:
         return _REQUEST_IDS.index(lower)

@@ -1,9 +1,9 @@
-"""The errors in which a call may end.
+"""The errors that a call may raise.
 
 ::
 
     LamellaError
-    ├── ApiError (aiohttp.ClientResponseError)          an answer that is an error
+    ├── ApiError (aiohttp.ClientResponseError)          an error response
     │   ├── ClientStatusError                           4xx
     │   │   ├── BadRequest                              400
     │   │   ├── Unauthorized                            401
@@ -16,20 +16,20 @@
     │   └── ServerStatusError                           5xx
     │       ├── InternalServerError                     500
     │       └── ServiceUnavailable                      503
-    └── TransportError (aiohttp.ClientConnectionError)  no answer, or half of one
+    └── TransportError (aiohttp.ClientConnectionError)  no response, or half of one
         ├── ConnectFailed                               nothing was sent: DNS, refused, TLS interrupted
         │   ├── ConnectTimeout (TimeoutError)           no connection in time, or none free in the pool
         │   └── ProxyRefused                            a proxy refuses to connect (407, 403)
         ├── CertificateInvalid                          nothing was sent: the server is not trusted
-        ├── ConnectionLost                              it broke after something was sent
-        ├── AnswerInvalid                               the answer exceeds aiohttp's limits, or is damaged
-        ├── AttemptTimeout (TimeoutError)               no answer in time
+        ├── ConnectionLost                              the connection broke after something was sent
+        ├── AnswerInvalid                               the response exceeds aiohttp's limits, or is corrupt
+        ├── AttemptTimeout (TimeoutError)               no response in time
         └── RequestRejected                             lamella did not send it
-            ├── CircuitOpen                             the service is known to be down
+            ├── CircuitOpen                             the circuit of the service is open
             ├── RateLimited                             the rate limit would queue it for too long
-            └── TokenUnavailable                        there is no token for it
+            └── TokenUnavailable                        the token could not be fetched
 
-They derive from aiohttp's own, so that ``except aiohttp.ClientError`` keeps working. None derives from
+They derive from aiohttp's errors, so that ``except aiohttp.ClientError`` keeps working. None derives from
 ``ClientOSError`` or ``ServerDisconnectedError``: on those aiohttp runs all middlewares a second time.
 No message, ``repr`` or field contains a credential of the request.
 """
@@ -80,25 +80,26 @@ __all__ = [
 
 
 class LamellaError(Exception):
-    """A call that failed: what happened, what was tried, what to do about it."""
+    """A failed call: what happened, what was tried, and what to do about it."""
 
     rule: Rule
-    """The rule that applies: title, description, hint, and whether the call is worth another attempt."""
+    """The rule that applies: title, description, hint, and whether the failure is retryable."""
     method: str
     url: str
-    """The URL, without user and password, and without the values of query keys that name a secret."""
+    """The URL without user, password and the values of query keys that name a secret."""
     retry_after: float | None = None
-    """Seconds that the server asked to wait. None: it did not."""
+    """Seconds that the server asked to wait. None: not stated."""
     attempts: tuple[AttemptRecord, ...] = ()
-    """One record for each attempt. Empty without a ``Retry`` layer."""
+    """One record per attempt. Empty without a ``Retry`` layer."""
     stopped: StopReason | None = None
     """Why there was no further attempt. None without a ``Retry`` layer."""
     retried: bool = False
-    """Whether the call went on after it. Then ``repr`` is short: stamina's default hook makes one for each retry."""
+    """Whether the call continued after it. Then ``repr`` is short, because stamina's default hook makes one per
+    retry."""
 
     @property
     def outcome(self) -> Outcome:
-        """The status of the answer, or why there was none."""
+        """The status of the response, or why there was none."""
         raise NotImplementedError
 
     def _what(self) -> str:
@@ -124,7 +125,7 @@ class LamellaError(Exception):
         return f"<{type(self).__name__}: {f'{self.outcome}, retried' if self.retried else self}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # No constructor here fits what pickle and copy would call. Looking at the URL makes an ApiError redact.
+        # pickle and copy cannot call these constructors. Reading the URL makes an ApiError redact its fields.
         return _blank, (type(self),), {"url": self.url, **vars(self), "rule": self.rule.without_condition()}
 
 
@@ -137,27 +138,28 @@ def _blank(cls: type[LamellaError]) -> LamellaError:
 
 
 class ApiError(LamellaError, aiohttp.ClientResponseError):
-    """An answer that is an error, as its status or a rule says.
+    """A response that is an error by its status or by a rule.
 
-    URL, headers and body are redacted when one of them is first looked at: most errors are retried, and nobody looks.
+    URL, headers and body are redacted on first access, because most errors are retried and never read.
 
     Args:
         request_info: The request.
-        status: The status of its answer.
-        headers: The headers of its answer.
-        body: The body of its answer, of which the error keeps 64 KiB.
+        status: The status of its response.
+        headers: The headers of its response.
+        body: The body of its response, of which the error keeps 64 KiB.
         rule: The rule that applies.
-        retry_after: Seconds that the server asked to wait. None: it did not.
-        secrets: Texts to remove from URL, headers and body, besides the credentials in URL and headers of the request.
+        retry_after: Seconds that the server asked to wait. None: not stated.
+        secrets: Texts to remove from URL, headers and body, in addition to the credentials in the request's URL
+            and headers.
         hidden: Names of further headers to redact, in lower case.
     """
 
-    __slots__ = ("_look",)  # and not in vars(), which debuggers and trackers of errors show
+    __slots__ = ("_look",)  # not in vars(), which debuggers and error trackers show
 
     url: str
     status: int
     body: bytes
-    """The first 64 KiB of the answer's body, as far as it arrived."""
+    """The first 64 KiB of the response body, as far as it arrived."""
 
     def __init__(
         self,
@@ -181,7 +183,7 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
             request_info, headers or {}, body, secrets=secrets, hidden=hidden
         )
 
-    if not TYPE_CHECKING:  # a type checker is to know the attributes and no others
+    if not TYPE_CHECKING:  # type checkers must know exactly these attributes
 
         def __getattr__(self, name: str) -> Any:
             if name in {"url", "request_info", "headers", "body"} and self._look is not None:
@@ -191,18 +193,18 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
 
     @cached_property
     def _said(self) -> Said:
-        # Of the body without secrets: they are not kept.
+        # From the redacted body, because secrets are not kept.
         payload, *messages = parse(self.body)
         return Said(payload, *[tuple(map(redact_text, texts)) for texts in messages])
 
     @property
     def payload(self) -> Any:
-        """The body as JSON, or None if it is not JSON. It is parsed when it is first read."""
+        """The body as JSON, or None if it is not JSON. Parsed on first access."""
         return self._said.payload
 
     @property
     def error_code(self) -> str | None:
-        """The API's own code for the error, if the body has one, such as ``lock_timeout``."""
+        """The API's own error code in the body, such as ``lock_timeout``, or None."""
         found = code_in(self.payload, self.status)
         return found and redact_text(found)
 
@@ -213,23 +215,23 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
 
     @property
     def validation_errors(self) -> tuple[str, ...]:
-        """What is wrong with the request, item by item, if the body says so."""
+        """Validation errors of the request, if the body has any."""
         return self._said.validation_errors
 
     @property
     def downstream_errors(self) -> tuple[str, ...]:
-        """What the system behind the API said, if the body has it."""
+        """Errors of the system behind the API, if the body has any."""
         return self._said.downstream_errors
 
     @property
     def request_id(self) -> str | None:
-        """The server's name for this request, by the usual headers of its answer. None: it has none of them."""
+        """The server's ID for this request, from the usual response headers. None: not stated."""
         found = request_id_in(self.headers or {})
         return found and redact_text(found)
 
     @property
     def outcome(self) -> Outcome:
-        """The status of the answer."""
+        """The status of the response."""
         return self.status
 
     def _what(self) -> str:
@@ -240,7 +242,7 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
 
 
 class ClientStatusError(ApiError):
-    """4xx: the request is at fault."""
+    """4xx: the request is wrong."""
 
 
 class BadRequest(ClientStatusError):
@@ -288,11 +290,11 @@ class ServiceUnavailable(ServerStatusError):
 
 
 class TransportError(LamellaError, aiohttp.ClientConnectionError):
-    """No answer, or half of one."""
+    """No response, or half of one."""
 
     failure: ClassVar[Failure]
     reason: str
-    """The message of the exception behind it, in one line."""
+    """The message of the underlying exception in one line."""
 
     def __init__(self, method: str, url: URL, rule: Rule, reason: str = "", *, secrets: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -303,7 +305,7 @@ class TransportError(LamellaError, aiohttp.ClientConnectionError):
 
     @property
     def outcome(self) -> Outcome:
-        """Why there was no answer."""
+        """Why there was no response."""
         return self.failure
 
     def _what(self) -> str:
@@ -317,49 +319,49 @@ class ConnectFailed(TransportError):
 
 
 class ConnectTimeout(ConnectFailed, TimeoutError):
-    """Nothing was sent: there was no connection in time."""
+    """Nothing was sent: no connection in time."""
 
     in_pool: bool = False
-    """Whether it waited for a free connection of the session's pool, which says nothing about the server."""
+    """Whether the call waited for the session's connection pool, which says nothing about the server."""
 
 
 class ProxyRefused(ConnectFailed):
-    """Nothing was sent: the proxy refuses to connect to the server, and would do so again (407, 403, …)."""
+    """Nothing was sent: the proxy refuses to connect to the server, and a retry would not help (407, 403, …)."""
 
     failure = Failure.PROXY_REFUSED
 
 
 class CertificateInvalid(TransportError):
-    """Nothing was sent: the server's certificate is not trusted, or no TLS version or cipher suits both sides."""
+    """Nothing was sent: the server's certificate is not trusted, or the sides share no TLS version or cipher."""
 
     failure = Failure.CERTIFICATE_INVALID
 
 
 class ConnectionLost(TransportError):
-    """It broke after something was sent: the request may have been carried out."""
+    """The connection broke after something was sent, so the request may have been carried out."""
 
     failure = Failure.CONNECTION_LOST
 
 
 class AnswerInvalid(TransportError):
-    """aiohttp rejects the answer: its headers exceed a limit of the session, or its body cannot be decompressed."""
+    """aiohttp rejected the response: its headers exceed a limit of the session, or its body cannot be decompressed."""
 
     failure = Failure.ANSWER_INVALID
 
 
 class AttemptTimeout(TransportError, TimeoutError):
-    """No answer in time: the request may have been carried out."""
+    """No response in time; the request may have been carried out."""
 
     failure = Failure.ATTEMPT_TIMEOUT
 
 
 class RequestRejected(TransportError):
-    """lamella did not send it, because of the results of other calls: nothing was carried out."""
+    """lamella did not send the request because of the results of other calls. Nothing was carried out."""
 
     since: datetime
-    """When that began (UTC)."""
+    """When the reason for rejection began (UTC)."""
     until: datetime
-    """When it may be sent again, as far as is known (UTC); ``retry_after`` is the same in seconds from now."""
+    """When the request may be sent again, as far as is known (UTC). ``retry_after`` is the same in seconds from now."""
 
     def __init__(
         self,
@@ -390,12 +392,13 @@ class CircuitOpen(RequestRejected):
 
 
 class RateLimited(RequestRejected):
-    """Not sent: it would be queued beyond its deadline, or the server asks for too long a wait: see ``stopped``."""
+    """Not sent: the call would be queued beyond its deadline, or the server asks for too long a wait. See
+    ``stopped``."""
 
     failure = Failure.RATE_LIMITED
 
 
 class TokenUnavailable(RequestRejected):
-    """Not sent: the fetch of the token that it waited for has failed. ``__cause__`` is what the fetch ended in."""
+    """Not sent: the fetch of the token failed. ``__cause__`` is the error of the fetch."""
 
     failure = Failure.TOKEN_UNAVAILABLE

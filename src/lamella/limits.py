@@ -1,4 +1,4 @@
-"""The limits of the current attempt, for work that ends in time by itself."""
+"""The time limits of the current attempt, for work with a limit of its own."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Final
 from lamella.call import Call, PerCall
 
 ATTEMPT_END: Final = PerCall[float](lambda: inf)
-"""When ``Timeout`` ends the attempt, by the loop's clock."""
+"""When ``Timeout`` will end the attempt, by the loop's clock."""
 
 _ENDS_ITSELF: Final = PerCall[bool](lambda: False)
 
 
 def cancels(call: Call) -> bool:
-    """Return whether a limit that falls due may cancel *call* now."""
+    """Return whether an expired limit may cancel *call* now."""
     return _ENDS_ITSELF not in call.state
 
 
 @contextmanager
 def not_cancelled(call: Call) -> Iterator[float]:
-    """Keep the limits of *call* from cancelling the block; yield when it must have ended, by the loop's clock.
+    """Keep the limits of *call* from cancelling the block; yield the time by which it must end, by the loop's clock.
 
-    The block has a limit of its own. Were both to cancel it in one turn of the loop, as they do when the loop was
-    busy, the outer one would count, and the result of the block would be lost. A limit that falls due meanwhile is
-    passed over: the result of the block counts.
+    The block has its own limit. If both cancelled it in one iteration of the loop, which happens when the loop was
+    busy, the outer one would win and the result of the block would be lost. So a limit that expires meanwhile is
+    ignored.
     """
     _ENDS_ITSELF.set(call, True)
     try:

@@ -1,4 +1,4 @@
-"""Where a request goes: scheme, host and port."""
+"""The origin of a request: scheme, host and port."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def origin_text(origin: Origin) -> str:
 
 
 def parsed_origin(value: str | URL, name: str = "origin") -> Origin:
-    """Return the origin that *value* is; *name* is that of the argument, for the message.
+    """Parse *value* as an origin; *name* is the argument's name for the message.
 
     Raises:
-        ValueError: It is no http or https URL with a host.
+        ValueError: *value* is not an http or https URL with a host.
     """
     try:
         url = URL(value)

@@ -1,8 +1,8 @@
-"""How a call travels: hooks before and after each attempt, and the one runner that calls them.
+"""Run the layers of a call: hooks before and after each attempt, and the runner that calls them.
 
-A layer is a pair of hooks. `Layer.before` may wait or refuse. `Layer.after` looks at the result, an answer or an
-exception, and may replace it: a failure is a value here, and travels through no frames. It may also make more attempts.
-The runner is the same for a whole stack and for a layer that stands alone among the middlewares of a session.
+A layer is a pair of hooks. `Layer.before` may wait or reject the call. `Layer.after` gets the result, a response or an
+exception, and may replace it. Failures are passed as values instead of being raised through frames. `after` may also
+make more attempts. A whole stack and a single layer among the middlewares of a session use the same runner.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from lamella.call import BLOCK_END, CALL_KEY, OPTIONS, SENT_BEFORE, Call, PerCal
 from lamella.scope import NOTHING, SCOPE, TAKERS, CallOptions, inherited, inherited_deadline
 
 Result: TypeAlias = aiohttp.ClientResponse | BaseException
-"""What an attempt or a call has ended in. A ``CancelledError`` or ``GeneratorExit`` is no failure: let it pass."""
+"""The result of an attempt or a call. A ``CancelledError`` or ``GeneratorExit`` is not a failure: let it pass."""
 
 Again: TypeAlias = Callable[[], Awaitable[Result]]
-"""Makes one more attempt, through all layers further in."""
+"""Makes one more attempt through all inner layers."""
 
 Waits: TypeAlias = Awaitable[Result | None]
 
 Changed: TypeAlias = Result | Waits | Callable[[Again], Waits] | None
-"""What `Layer.after` may return."""
+"""The return type of `Layer.after`."""
 
 
 class Slot(IntEnum):
-    """The place of a layer, from the outside in. In one slot the layers of others are outside lamella's own."""
+    """The place of a layer, from the outside in. Within a slot, custom layers are outside lamella's own."""
 
     REQUEST_SPAN = 0
-    """Outermost: the hooks of a layer here run once per call."""
+    """Outermost; hooks run once per call."""
     BREAKER = 1
     RETRY = 2
-    """Sends again: from the next slot on hooks run once per attempt."""
+    """The retry loop; from the next slot on, hooks run once per attempt."""
     THROTTLE = 3
     ATTEMPT_SPAN = 4
     TIMEOUT = 5
@@ -49,64 +49,64 @@ class Slot(IntEnum):
     BUFFER = 7
     CLASSIFY = 8
     INNERMOST = 9
-    """Next to the connection: sees answers with an error status, and aiohttp's own exceptions."""
+    """Next to the connection; sees responses with an error status and aiohttp's own exceptions."""
 
 
 class Layer:
-    """A layer, to be subclassed: an aiohttp client middleware that works alone, and in a stack.
+    """Base class of layers: an aiohttp client middleware that works alone and in a stack.
 
-    Set `slot`, and write `before`, `after` or both. They are called in the task of the call, and for one call one after
-    another; for several calls at a time. Keep what belongs to one call in a `PerCall`.
+    Set `slot` and write `before`, `after` or both. They run in the task of the call, one after another for one call,
+    but concurrently for several calls. Keep the state of one call in a `PerCall`.
     """
 
     slot: ClassVar[Slot]
     shared: Mapping[str, object] = MappingProxyType({})
-    """What it was made with of the options that the layers of one stack have in common."""
+    """The options of the layer that all layers of a stack share."""
     single: ClassVar[bool] = False
-    """Whether it is the only one of its kind in its slot."""
+    """Whether a slot may contain only one layer of this kind."""
     loop: asyncio.AbstractEventLoop | None = None
-    """The event loop that the calls are made in. None: there was none yet."""
+    """The event loop of the calls. None before the first call."""
     moves: ClassVar[int] = 0
-    """How often any layer has begun to work in another loop."""
+    """How often any layer has moved to another loop."""
 
     def before(self, call: Call) -> Awaitable[object] | None:
-        """Do what comes before the call or the attempt: at once, or in a coroutine that is returned.
+        """Run before the call or the attempt; to wait, return a coroutine.
 
-        What it raises is the result for the layers further out; `after` of this layer is not called then.
+        An exception is the result for outer layers. `after` of this layer is then not called.
         """
 
     def after(self, call: Call, result: Result) -> Changed:
-        """Look at what the layers further in have come to; return what takes its place. None: leave it as it is.
+        """Handle the result of the inner layers; return a replacement, or None to keep it.
 
-        To wait, return a coroutine for it. To make more attempts, return a function that takes `Again` and returns one.
+        To wait, return a coroutine. To make more attempts, return a function that takes `Again` and returns a
+        coroutine.
 
-        It is called when the call is cancelled as well, with a ``CancelledError``, and when the event loop throws the
-        call away, with a ``GeneratorExit``: then nothing can be awaited any more.
+        Also called with a ``CancelledError`` when the call is cancelled, and with a ``GeneratorExit`` when the event
+        loop discards the call; then nothing can be awaited.
         """
 
     def work_in(self, loop: asyncio.AbstractEventLoop) -> None:
         """Make calls in *loop* from now on.
 
         Raises:
-            RuntimeError: They are made in another one that is running, in another thread, or what the layer shares with
-                others is in use there.
+            RuntimeError: The layer, or state that it shares with others, is in use in another thread's running loop.
         """
         if runs_beside(self.loop, loop):
             raise RuntimeError(
-                f"{type(self).__name__} is in use in another thread, and cannot be shared with it: "
-                "make the layers anew for each event loop"
+                f"{type(self).__name__} is in use in another thread and cannot be shared between threads: "
+                "create separate layers for each event loop"
             )
         self.share_in(loop)
         self.loop = loop
         Layer.moves += 1
 
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Prepare what the layer shares with other layers for use in *loop*."""
+        """Prepare the state that the layer shares with other layers for use in *loop*."""
 
     def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> Coroutine[None, None, aiohttp.ClientResponse]:
-        """Work alone among the middlewares of a session."""
+        """Run the layer alone, as a middleware of a session."""
         return self._alone(request, handler)
 
     @cached_property
@@ -115,7 +115,7 @@ class Layer:
 
 
 def runs_beside(used: asyncio.AbstractEventLoop | None, loop: asyncio.AbstractEventLoop) -> bool:
-    """Return whether *used* is another loop than *loop*, and running: in another thread. None: it is none."""
+    """Return whether *used* is a running loop other than *loop*, that is, in another thread."""
     return used is not None and used is not loop and used.is_running()
 
 
@@ -124,24 +124,24 @@ After: TypeAlias = Callable[[Call, Result], Changed]
 
 
 class _Hooks(NamedTuple):
-    """The hooks of the layers from one on inwards."""
+    """The hooks of a layer and all inner ones."""
 
     before: tuple[Before, ...]
     """From the outside in."""
     after: tuple[After, ...]
     """From the inside out."""
     begun: tuple[tuple[After, ...], ...]
-    """For each of *before*: those of *after* that are called when it raises."""
+    """For each of *before*: those of *after* called if it raises."""
     numbers: tuple[int, ...]
     """For each of *after*: the number of its layer."""
 
 
 class Pipeline:
-    """Several layers, in their order from the outside in, as one aiohttp middleware.
+    """Several layers, ordered from the outside in, as one aiohttp middleware.
 
     Args:
-        layers: Its layers.
-        beside: All layers of the stack that it is a part of. Empty: it is a part of none.
+        layers: The layers.
+        beside: All layers of the stack that contains the pipeline. Empty if no stack contains it.
     """
 
     __slots__ = ("_beside", "_hooks", "_innermost", "_loop", "_moves", "_outermost", "layers")
@@ -154,9 +154,10 @@ class Pipeline:
         for outer, inner in pairwise(self.layers):
             check_order(outer, inner)
         self._outermost, self._innermost = self.layers[0], self.layers[-1]
-        self._loop: object = None  # that all of them worked in when it was last looked at
+        self._loop: object = None
+        """The loop of all layers at the last check."""
         self._moves = 0
-        """How many moves there had been by then."""
+        """The number of moves at the last check."""
         self._hooks = tuple(self._hooks_from(first) for first in range(len(self.layers) + 1))
 
     def _hooks_from(self, first: int) -> _Hooks:
@@ -173,12 +174,12 @@ class Pipeline:
         loop = request.loop
         if self._loop is not loop or self._moves != Layer.moves:
             self._check_outside(request)
-            # Another pipeline may have taken one of the layers over.
+            # Another pipeline may have moved one of the layers.
             for layer in self.layers:
                 if layer.loop is not loop:
                     layer.work_in(loop)
             self._loop, self._moves = loop, Layer.moves
-        call: Call | None = getattr(request, CALL_KEY, None)  # vars() would make it a dict first, which costs more
+        call: Call | None = getattr(request, CALL_KEY, None)  # vars() would create the dict first, which costs more
         outside: Layer | None = None
         if call is None:
             call = Call(request)
@@ -195,10 +196,10 @@ class Pipeline:
         return self._run(call, handler, 0, outside)  # type: ignore[return-value]  # a whole run raises its exception
 
     def _check_outside(self, request: aiohttp.ClientRequest) -> None:
-        """Check that no middleware of its session outside of this pipeline waits for an answer that is raised here.
+        """Check that no outer middleware of the session waits for a response that is raised as an error here.
 
         Raises:
-            ValueError: One does: aiohttp's digest authentication would never see a 401.
+            ValueError: aiohttp's digest authentication is outside and would never see a 401.
         """
         raises = any(layer.slot is Slot.CLASSIFY and layer.single for layer in self.layers)
         call: Call | None = getattr(request, CALL_KEY, None)
@@ -211,12 +212,12 @@ class Pipeline:
                 digest = middleware
             elif digest is not None and (middleware is self or middleware is self._outermost):
                 raise ValueError(
-                    f"{type(digest).__name__} reads answers of status 401, which the layers inside of it raise as "
-                    "errors: put it behind them, as in middlewares=(*stack(), digest), or use raise_errors=False"
+                    f"{type(digest).__name__} reads responses with status 401, which the layers inside it raise as "
+                    "errors: put it after them, as in middlewares=(*stack(), digest), or use raise_errors=False"
                 )
 
     async def _run_in_a_block(self, call: Call, handler: aiohttp.ClientHandlerType) -> Result:
-        """Run a call that is made inside of a block: a task that a layer starts inherits nothing of that."""
+        """Run a call made inside a block, so that tasks started by layers do not inherit from the block."""
         if (given := SCOPE.get().options) is not None:
             self._check_options(given, call.request.session)
             call.state[OPTIONS] = given
@@ -227,14 +228,14 @@ class Pipeline:
             return await self._run(call, handler, 0, None)
 
     def _check_options(self, given: CallOptions, session: aiohttp.ClientSession) -> None:
-        """Check that there is a layer for each option that is *given* by a block.
+        """Check that a layer exists for each option *given* by a block.
 
         Raises:
-            ValueError: There is none, and without it *session* does not behave in that way.
+            ValueError: No layer takes an option, and *session* does not behave that way without it.
         """
         of_session = set(layers_in(middlewares_of(session)))
         if not self._beside and self.layers[0] not in of_session:
-            return  # it was passed with the request, maybe among others
+            return  # passed with the request, possibly among others
         kinds = {kind.__name__ for layer in (*self._beside, *of_session) for kind in type(layer).__mro__}
         for name, value in given.items():
             without, takers = TAKERS[name]
@@ -242,10 +243,10 @@ class Pipeline:
                 raise ValueError(f"options({name}=...) has no effect: this session has no {' or '.join(takers)}")
 
     async def _run(self, call: Call, handler: aiohttp.ClientHandlerType, first: int, outside: Layer | None) -> Result:
-        """Make one attempt through the layers from number *first* on, with what comes before and after it.
+        """Make one attempt through the layers from number *first* on, with their hooks.
 
-        Return what it has ended in; from the first layer on, raise that where it is an exception. *outside* is the
-        layer that the pipeline is inside of. None: there is none.
+        Return the result; if *first* is the first layer, raise an exception instead. *outside* is the layer around the
+        pipeline, or None.
         """
         hooks = self._hooks[first]
         result: Result
@@ -279,21 +280,21 @@ class Pipeline:
                 except BaseException as exc:  # noqa: BLE001 - as above
                     call.now = time()
                     if not isinstance(result, BaseException):
-                        result.release()  # the caller will not see it
+                        result.release()  # the caller will not see the response
                     result = exc
             if first:
                 return result
             if outside is not None:
                 call.state[_INSIDE] = outside
             else:
-                # The request holds on to the call: they must not keep each other alive.
+                # Break the reference cycle of request and call.
                 del call.request
                 call.stop = None
             if isinstance(result, BaseException):
                 raise result
             return result
         finally:
-            # Its traceback holds on to this frame: they must not keep each other alive.
+            # Break the reference cycle of the traceback and this frame.
             del result, changed
 
     def __repr__(self) -> str:
@@ -301,7 +302,7 @@ class Pipeline:
 
 
 def layers_in(middlewares: Iterable[object]) -> Iterator[Layer]:
-    """Yield the layers among *middlewares*, those inside of stacks as well."""
+    """Yield the layers among *middlewares*, including those inside stacks."""
     for middleware in _flat(middlewares):
         if isinstance(middleware, Layer):
             yield middleware
@@ -310,7 +311,7 @@ def layers_in(middlewares: Iterable[object]) -> Iterator[Layer]:
 
 
 def _flat(middlewares: Iterable[object]) -> Iterator[object]:
-    """Yield *middlewares*, those of stacks that work as one as well."""
+    """Yield *middlewares*, including those of stacks that work as one middleware."""
     for middleware in middlewares:
         if isinstance(middleware, tuple):
             yield from _flat(middleware)
@@ -319,14 +320,14 @@ def _flat(middlewares: Iterable[object]) -> Iterator[object]:
 
 
 def _begin_anew(call: Call) -> None:
-    """Forget the answer to the last attempt: aiohttp makes another one when it begins to write the request again."""
+    """Forget the response to the last attempt; aiohttp makes a new one when it writes the request again."""
     call.answer = None
     call.state[SENT_BEFORE] = True
     forget_answer(call.request)
 
 
 async def _settled(changed: Result | Waits, result: Result) -> Result:
-    """Return what a hook makes of *result*; *changed* is what it has returned."""
+    """Return the result after a hook for *result* returned *changed*."""
     try:
         if isinstance(changed, _RESULTS) or not isinstance(changed, Awaitable):
             return changed
@@ -339,11 +340,11 @@ async def _settled(changed: Result | Waits, result: Result) -> Result:
             del waited
         return result
     finally:
-        del changed, result  # as above
+        del changed, result  # break the reference cycle
 
 
 def _run_at_once(waiting: Awaitable[object]) -> None:
-    """Run *waiting* as far as it comes without waiting: the event loop is gone."""
+    """Run *waiting* as far as possible without waiting, because the event loop is gone."""
     steps = waiting.__await__()
     with suppress(BaseException):
         next(steps)
@@ -357,26 +358,26 @@ def _place_of(hook: object, hooks: Iterable[object]) -> int:
 
 
 def _has(layer: Layer, hook: str) -> bool:
-    """Return whether *layer* has a *hook* of its own."""
+    """Return whether *layer* defines *hook* itself."""
     return getattr(type(layer), hook) is not getattr(Layer, hook)
 
 
 _RESULTS: Final = (aiohttp.ClientResponse, BaseException)
 _SLOTS: Final = ", ".join(slot.name for slot in Slot)
 _INSIDE: Final = PerCall[Layer | None](lambda: None)
-"""The innermost of the layers that are running now."""
+"""The innermost running layer."""
 
 
 def check_slot(layer: object) -> None:
-    """Check that *layer* says where it stands.
+    """Check that *layer* has a slot.
 
     Raises:
-        ValueError: It does not.
+        ValueError: It has none.
     """
     slot = getattr(layer, "slot", None)
     if not isinstance(slot, Slot):
         raise ValueError(  # noqa: TRY004 - like every other bad value
-            f"{type(layer).__name__} has no slot: set one of {_SLOTS}, not {slot!r}"
+            f"{type(layer).__name__}.slot must be one of {_SLOTS}, got {slot!r}"
         )
 
 
@@ -384,16 +385,16 @@ def check_order(outer: Layer, inner: Layer) -> None:
     """Check that *inner* may be inside *outer*.
 
     Raises:
-        ValueError: It belongs further out, or is there twice.
+        ValueError: *inner* belongs further out, or is there twice.
     """
     if inner.slot < outer.slot:
         raise ValueError(
-            f"wrong order of middlewares: {_name(inner)} must be outside of {_name(outer)}. From the outside in, the "
+            f"wrong order of middlewares: {_name(inner)} must be outside {_name(outer)}. From the outside in, the "
             f"first in the list being the outermost: {_SLOTS}. "
-            "lamella.stack() puts them in this order"
+            "lamella.stack() puts layers in this order"
         )
     if inner.slot == outer.slot and inner.single and outer.single:
-        raise ValueError(f"{_name(outer)} and {_name(inner)} cannot both be in one stack: leave out one of them")
+        raise ValueError(f"{_name(outer)} and {_name(inner)} cannot both be in one stack: remove one of them")
 
 
 def _name(layer: Layer) -> str:

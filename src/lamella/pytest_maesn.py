@@ -1,6 +1,6 @@
 """The pytest plugin of the Maesn sandbox: the fixtures `sandbox` and `make_sandbox`.
 
-Every pytest run loads it, so it is outside of the package `maesn`, whose import loads aiohttp and OpenTelemetry.
+Every pytest run loads this module, so it is outside the package `maesn`, whose import loads aiohttp and OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class MakeSandbox(Protocol):
 
 @pytest.fixture
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    """A started `Sandbox` with its defaults, in the loop of the test; closed afterwards."""
+    """Yield a started `Sandbox` with defaults in the loop of the test, and close it afterwards."""
     started: Sandbox = in_loop_of_test("sandbox", request)
     return started
 
 
 @pytest.fixture
 def make_sandbox(request: pytest.FixtureRequest) -> MakeSandbox:
-    """Start a `Sandbox` with arguments: `await make_sandbox(accounts=3)`. All are closed after the test."""
+    """Return a function that starts a `Sandbox`: `await make_sandbox(accounts=3)`. All are closed after the test."""
     make: MakeSandbox = in_loop_of_test("make_sandbox", request)
     return make
 

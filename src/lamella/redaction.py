@@ -1,4 +1,4 @@
-"""Show requests and answers without credentials."""
+"""Show requests and responses without credentials."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from yarl import URL
 from lamella.error_body import ERROR_BYTES, json_in
 
 REDACTED = "REDACTED"
-"""What stands in place of a secret, by the OpenTelemetry conventions for ``url.full``."""
+"""Replaces a secret, by the OpenTelemetry conventions for ``url.full``."""
 
-# Stands for it until all secrets are found: one of them might be a part of the word.
+# Placeholder until all secrets are replaced, since a secret might be part of the final word.
 _MARK = "\uf8ff"
 _LONGEST_TEXT = 300
-# Of headers without end, megabytes.
+# Endless headers may be megabytes.
 _MOST_READ = 64 * 1024
-# Anything shorter is no secret, and would be found in every second word.
+# Shorter values are not secrets and would match in many words.
 _SHORTEST_SECRET = 4
-# Parts of a credential are often words, as in a cookie's name.
+# Parts of a credential are often words, such as a cookie's name.
 _SHORTEST_PART = 8
 
 # Names of query parameters and headers whose values are not shown.
@@ -34,9 +34,9 @@ _SECRET_NAME = re.compile(
     r"key|token|secret|passw|passphrase|^pass$|pwd|signature|^sig$|credential|auth|session|jwt|^code$|^state$|otp|^pin$",
     re.IGNORECASE,
 )
-# A number of tokens that are left is no secret: X-RateLimit-Remaining-Tokens.
+# Not secret: X-RateLimit-Remaining-Tokens.
 _COUNTED = re.compile("rate-?limit.*tokens", re.IGNORECASE)
-# Headers of a request whose values are worth showing and never a secret. Of the others only the name is shown.
+# Request headers whose values are useful and never secret. For all others only the name is shown.
 _PUBLIC_HEADERS = frozenset(
     {
         "accept",
@@ -69,12 +69,12 @@ _PUBLIC_HEADERS = frozenset(
 
 
 def redact_url(url: URL, secrets: Iterable[str] = ()) -> str:
-    """Return *url* without user, password and fragment, and with the values of telling query keys replaced."""
+    """Return *url* without user, password and fragment, and with the values of sensitive query keys replaced."""
     return shown_url(url, secrets)[0]
 
 
 def shown_url(url: URL, secrets: Iterable[str] = ()) -> tuple[str, URL]:
-    """Return the result of :func:`redact_url`, as a text and as a URL."""
+    """Return the result of :func:`redact_url` as text and as a URL."""
     origin, rest, shown = _shown_parts(url)
     hidden = _hide(rest, secrets)
     text = origin + hidden
@@ -82,25 +82,25 @@ def shown_url(url: URL, secrets: Iterable[str] = ()) -> tuple[str, URL]:
 
 
 def url_redactor(url: URL) -> Callable[[Iterable[str]], str]:
-    """Return a function that takes secrets and returns the result of :func:`redact_url`: for secrets that grow."""
+    """Return a function that takes secrets and returns :func:`redact_url` of *url*, for a growing set of secrets."""
     origin, rest, _ = _shown_parts(url)
     return lambda secrets: origin + _hide(rest, secrets)
 
 
 def _shown_parts(url: URL) -> tuple[str, str, URL]:
-    """Return the origin of *url*, what follows that, and both as a URL; secrets are not taken out yet."""
+    """Return the origin of *url*, the rest, and both as a URL, before secrets are removed."""
     shown = url.with_fragment(None) if url.raw_fragment else url
     if url.raw_user is not None or url.raw_password is not None:
         shown = shown.with_user(None)
     if url.raw_query_string and any(map(_tells, url.query)):
         shown = shown.with_query([(name, REDACTED if _tells(name) else value) for name, value in url.query.items()])
-    # Host and port stay: what is found in them is found by chance.
+    # Host and port stay: a match in them is a coincidence.
     origin = f"{shown.scheme}://{shown.raw_authority}" if shown.raw_authority else ""
     return origin, str(shown).removeprefix(origin), shown
 
 
 def redact_headers(headers: Mapping[str, str], secrets: Iterable[str] = ()) -> CIMultiDict[str]:
-    """Return the *headers* of a request, with the values of the harmless ones only, and without *secrets*."""
+    """Return the *headers* of a request with only harmless values and without *secrets*."""
     return _hide_in_values(
         [(name, value if name.lower() in _PUBLIC_HEADERS else REDACTED) for name, value in headers.items()], secrets
     )
@@ -109,10 +109,10 @@ def redact_headers(headers: Mapping[str, str], secrets: Iterable[str] = ()) -> C
 def redact_answer_headers(
     headers: Mapping[str, str], secrets: Iterable[str] = (), hidden: Collection[str] = ()
 ) -> CIMultiDict[str]:
-    """Return the *headers* of an answer, without *secrets* and the values of telling names.
+    """Return the *headers* of a response without *secrets* and the values of sensitive headers.
 
-    A URL has no user, no password, and none of the values of telling query keys. *hidden* are more names, in lower
-    case, whose values are not shown.
+    URLs lose user, password and the values of sensitive query keys. *hidden* are lower-case names of further headers
+    whose values are not shown.
     """
     return _hide_in_values(
         [
@@ -124,12 +124,12 @@ def redact_answer_headers(
 
 
 def _without_login(value: str) -> str:
-    """Return *value* without user and password of a URL in it, nor the values of its telling query keys."""
+    """Return *value* without user, password and values of sensitive query keys of any URL in it."""
     return _PARAMETERS.sub(_hide_parameter, _USER.sub("", value)) if "//" in value or "?" in value else value
 
 
 def _hide_in_values(pairs: list[tuple[str, str]], secrets: Iterable[str]) -> CIMultiDict[str]:
-    # One look at all of them tells that there is nothing to hide, as most often.
+    # One check of all of them shows that there is nothing to hide, which is the usual case.
     together = "\n".join([value for _, value in pairs])
     if _hide(together, secrets) != together:
         pairs = [(name, value if value is REDACTED else _hide(value, secrets)) for name, value in pairs]
@@ -145,16 +145,16 @@ def _hide_parameter(found: re.Match[str]) -> str:
     for part in found[2].split(";"):
         name, equals, _ = part.partition("=")
         if equals and _tells(unquote_plus(name)):
-            # What follows may belong to the value.
+            # The following text may belong to the value.
             return found[1] + ";".join([*shown, f"{name}={REDACTED}"])
         shown.append(part)
     return found[0]
 
 
 def redact_body(body: bytes, secrets: Iterable[str] = (), limit: int | None = None) -> bytes:
-    """Return the first *limit* bytes of *body* without the secrets that a server has put into it.
+    """Return the first *limit* bytes of *body* without secrets that the server echoed.
 
-    Neither the bytes nor a string in them, read as JSON, contains one. None means that nothing is cut off.
+    Neither the bytes nor any JSON string in them contains a secret. *limit* None means no truncation.
     """
     secrets = _ordered(secrets)
     text = body.decode("utf-8", "surrogateescape")
@@ -162,11 +162,11 @@ def redact_body(body: bytes, secrets: Iterable[str] = (), limit: int | None = No
     clean = hidden == text
     shown = (body if clean else hidden.encode("utf-8", "surrogateescape"))[:limit]
     if clean and _is_literal(text) and _is_clean_in_one_line(text, secrets):
-        # What is in its strings is in the text, letter for letter.
+        # All strings appear in the text literally.
         return shown
     try:
         payload = json_in(body if limit is None or len(body) <= limit else shown)
-        # In JSON a secret may be spelled in many ways, and look like a number that is none.
+        # JSON has many spellings of a secret, and a secret may look like a number.
         hidden_payload = _in_strings(payload, secrets)
         if clean and hidden_payload == payload:
             return shown
@@ -174,7 +174,7 @@ def redact_body(body: bytes, secrets: Iterable[str] = (), limit: int | None = No
     except ValueError:
         return shown
     except RecursionError:
-        # It cannot be searched here, and may be read elsewhere, with more of the stack left.
+        # Too deep to search here, but another reader with more stack left may parse it.
         return b""
 
 
@@ -186,12 +186,13 @@ def redact_later(
     secrets: Iterable[str],
     hidden: Collection[str],
 ) -> Callable[[], dict[str, object]]:
-    """Return a function that returns what an error shows of a request and its answer, by name of attribute.
+    """Return a function that returns the redacted attributes of an error, by name.
 
-    *headers* and *body* are those of the answer. *secrets* are known besides those in the request. *hidden* are names
-    of headers of the answer, in lower case, whose values are not shown. A function, since its repr shows nothing.
+    *headers* and *body* are those of the response. *secrets* are known in addition to those in the request. *hidden*
+    are lower-case names of response headers whose values are not shown. The result is a function because its repr shows
+    nothing.
     """
-    sent = CIMultiDict(info.headers)  # an auth layer will take its headers off the request
+    sent = CIMultiDict(info.headers)  # an auth layer will remove its headers from the request
 
     def redacted() -> dict[str, object]:
         found = secrets_in(info.real_url, sent, secrets)
@@ -206,17 +207,17 @@ def redact_later(
     return redacted
 
 
-# A byte that is not UTF-8, as surrogateescape shows it.
+# A byte that is not UTF-8, as decoded by surrogateescape.
 _STRAY_BYTE = re.compile("[\udc80-\udcff]")
 
 
 def _is_literal(text: str) -> bool:
-    """Return whether JSON in *text* spells each string as it is: without escapes, and in no encoding but UTF-8."""
+    """Return whether JSON in *text* contains each string literally: without escapes, in UTF-8."""
     return "\\" not in text and "\0" not in text and (text.isascii() or not _STRAY_BYTE.search(text))
 
 
 def _is_clean_in_one_line(text: str, secrets: Iterable[str]) -> bool:
-    """Return whether a secret with a space in it does not come together when *text* is shown in one line."""
+    """Return whether joining the lines of *text* creates no secret that contains a space."""
     if not any(" " in secret for secret in secrets):
         return True
     line = one_line(text)
@@ -235,14 +236,14 @@ def _in_strings(value: Any, secrets: Iterable[str]) -> Any:
 
 
 def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
-    """Return *text* of somebody else as one short line, without *secrets* and control characters."""
-    # One line first: a secret that was torn apart by what is not shown would come together.
+    """Return external *text* as one short line, without *secrets* and control characters."""
+    # Join lines first, so that a secret split by removed characters is found.
     line = _hide(one_line(text[:_MOST_READ]), secrets)
     return line if len(line) <= _LONGEST_TEXT else line[: _LONGEST_TEXT - 1] + "…"
 
 
 def one_line(text: str) -> str:
-    """Return *text* with one space in place of each run of characters that are white or cannot be printed."""
+    """Return *text* with each run of whitespace and unprintable characters replaced by one space."""
     line = " ".join(text.split())
     if line.isprintable():
         return line
@@ -250,15 +251,15 @@ def one_line(text: str) -> str:
 
 
 class _Secrets(tuple[str, ...]):
-    """Texts to be taken out, in this order."""
+    """Texts to remove, in this order."""
 
     __slots__ = ()
 
 
 def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return what may be a secret in a request, so that it can be taken out of what a server says about it.
+    """Return possible secrets of a request, so that they can be removed from the server's messages.
 
-    These are the *known* ones, and the values of telling headers and query keys.
+    These are the *known* ones and the values of sensitive headers and query keys.
     """
     found = [*known]
     if url.raw_query_string:
@@ -268,10 +269,10 @@ def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) 
     return _with_parts(tuple(dict.fromkeys(found)), headers.get("Cookie", ""))
 
 
-# A session has few credentials, or one for each account, and each request asks for what they are made of.
+# Cached: a session has few credentials, or one per account, and each request needs their parts.
 @lru_cache(maxsize=256)
 def _with_parts(given: tuple[str, ...], cookie: str) -> _Secrets:
-    # "a=b; c=d": each part is a secret of its own, if it is no common word.
+    # "a=b; c=d": each part is a secret, unless it is a common word.
     parts = {part for value in given for part in _SEPARATORS.split(value)}
     parts |= {pair.partition("=")[2] for pair in cookie.split("; ")}
     values = [*given, *(part for value in given for part in _after_scheme(value))]
@@ -279,23 +280,23 @@ def _with_parts(given: tuple[str, ...], cookie: str) -> _Secrets:
 
 
 def _ordered(secrets: Iterable[str]) -> Iterable[str]:
-    # Once for a request, and not for each of the many texts about it.
+    # Once per request, not for each message about it.
     return secrets if isinstance(secrets, _Secrets) or not secrets else _in_order(secrets)
 
 
 def _in_order(secrets: Iterable[str]) -> _Secrets:
     found = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
-    # A server that reads headers as Latin-1, as HTTP once said, repeats them in these letters.
+    # A server that reads headers as Latin-1, by an older HTTP standard, echoes them in these letters.
     found |= {secret.encode("utf-8", "surrogatepass").decode("latin-1") for secret in found if not secret.isascii()}
     found |= {one_line(secret) for secret in found if not secret.isprintable() or len(secret.split()) > 1}
-    # The longest first: nothing is to be left of one that holds another.
+    # Longest first, so that nothing remains of a secret that contains another.
     kept = (secret for secret in found if len(secret) >= _SHORTEST_SECRET)
     return _Secrets(sorted(kept, key=lambda secret: (-len(secret), secret)))
 
 
 @lru_cache(maxsize=1024)
 def _tells(name: str) -> bool:
-    """Return whether the value of a header or query key of this name is not shown."""
+    """Return whether the value of a header or query key with this name is sensitive."""
     return _SECRET_NAME.search(name) is not None
 
 
@@ -320,7 +321,7 @@ _SEPARATORS = re.compile(r"[\s;,=]+")
 
 
 def _after_scheme(value: str) -> Iterable[str]:
-    """Return the credential of ``Bearer abc``, and what is inside that of ``Basic dXNlcjpw``."""
+    """Return the credential of ``Bearer abc``, and the decoded one of ``Basic dXNlcjpw``."""
     scheme, _, rest = value.partition(" ")
     if scheme.lower() != "basic":
         return (rest.strip(),)
@@ -342,7 +343,7 @@ def _hide(text: str, secrets: Iterable[str]) -> str:
     if "%" in text or "+" in text:
         decoded = unquote(text), unquote_plus(text)
         for secret in ordered:
-            # The pattern is expensive, and needed only where there is something to find.
+            # The pattern is expensive and needed only if there is a match.
             if secret in decoded[0] or secret in decoded[1]:
                 text = re.sub("".join(map(_spelled, secret)), _MARK, text)
     if "\\" in text:
@@ -352,7 +353,7 @@ def _hide(text: str, secrets: Iterable[str]) -> str:
 
 
 def _spelled(char: str) -> str:
-    """Return a pattern for *char* as it is or as a URL spells it."""
+    """Return a pattern for *char*, literal or URL-encoded."""
     percent = "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
     return rf"(?:{re.escape(char)}|(?i:{percent}){'|[+]' if char == ' ' else ''})"
 
@@ -361,7 +362,7 @@ _LETTERS = {"\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
 
 
 def _escaped(char: str) -> str:
-    """Return a pattern for *char* as it is or as JSON, or Python in the repr of a text or of bytes, spells it."""
+    """Return a pattern for *char*, literal or escaped as in JSON or in Python's repr of str or bytes."""
     octets = char.encode("utf-8", "surrogatepass")
     units = char.encode("utf-16-be", "surrogatepass").hex()
     spellings = [

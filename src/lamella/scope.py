@@ -35,23 +35,23 @@ TAKERS: Final[dict[str, tuple[object, tuple[str, ...]]]] = {
     "raise_errors": (False, ("Classify",)),
     "rules": (None, ("Retry", "Classify")),
 }
-"""The value of each option that a session behaves by without its layer, and the layers that take the option."""
+"""For each option: the value that a session without its layer behaves by, and the layers that take the option."""
 
 
 class Scope(NamedTuple):
-    """What the calls made in a context inherit."""
+    """The settings that calls inherit from their context."""
 
     options: CallOptions | None = None
-    """Hold for the tasks started inside as well."""
+    """Also apply to tasks started inside."""
     shared: float = inf
-    """When the calls must have ended, by the loop's clock, those of tasks started inside as well. inf: no limit."""
+    """The deadline of calls, including those of tasks started inside, by the loop's clock. inf: no limit."""
     own: float = inf
-    """The same for *task* alone."""
+    """The deadline for *task* only."""
     task: weakref.ref[asyncio.Task[object]] | None = None
 
 
 NOTHING: Final = Scope()
-"""Outside of all blocks."""
+"""The scope outside all blocks."""
 SCOPE: Final[ContextVar[Scope]] = ContextVar("lamella_scope", default=NOTHING)
 
 
@@ -67,7 +67,7 @@ class Block:
 
     def __enter__(self) -> None:
         if self._token is not None:
-            raise RuntimeError("this block was entered before: make a new one for each with statement")
+            raise RuntimeError("this block has already been entered: create a new one for each with statement")
         outer = SCOPE.get()
         end = inf if self._seconds == inf else asyncio.get_running_loop().time() + self._seconds
         options: CallOptions = {**(outer.options or {}), **self._options}
@@ -85,25 +85,26 @@ class Block:
 
 
 def options(**given: Unpack[CallOptions]) -> Block:
-    """Return a block that changes options of the stack for the calls made inside, also by tasks started inside.
+    """Return a block that changes options of the stack for calls made inside, including tasks started inside.
 
-    ``with`` and ``async with`` both work. Inside another block the inner value counts. A call that a layer or a
-    function of the stack makes inside a call, such as a token request, takes none of these options. A call through a
-    session without the layer of an option raises ValueError, unless the option says what such a session does anyway,
-    such as ``attempts=1`` without ``Retry``.
+    ``with`` and ``async with`` both work. In nested blocks the inner value applies. A call made by a layer or a
+    function of the stack during a call, such as a token request, is not affected. If a session lacks the layer of an
+    option, its calls raise ValueError, unless the value matches the session's behaviour anyway, such as ``attempts=1``
+    without ``Retry``.
 
     Args:
-        attempts: How many attempts a call has. 1 means no retries.
-        attempt_timeout: How many seconds one attempt may take. None means no limit.
-        deadline: How many seconds each call may take. None means no limit. See :func:`deadline` for all calls together.
-        buffer: The number of bytes of a body that are read inside the attempt. None means that each body is a stream.
-        retry_writes: Whether methods that are not idempotent are sent again.
-        raise_errors: Whether an error status is raised. If not, the last answer is returned.
-        rules: What each status means, and the waits.
+        attempts: Maximum number of attempts of a call. 1 means no retries.
+        attempt_timeout: Maximum duration of one attempt in seconds. None means no limit.
+        deadline: Maximum duration of each call in seconds. None means no limit. See :func:`deadline` for a limit on all
+            calls together.
+        buffer: Maximum size in bytes of a body that is read inside the attempt. None means that all bodies are streams.
+        retry_writes: Whether methods that are not idempotent are retried.
+        raise_errors: Whether an error status raises. If not, the last response is returned.
+        rules: The meaning of each status, and the waits.
 
     Raises:
-        TypeError: There is no option of that name.
-        ValueError: A value is out of its range.
+        TypeError: An option is unknown.
+        ValueError: A value is out of range.
     """
     check_options("options", given, CallOptions.__annotations__)
     check_values(given)
@@ -111,10 +112,10 @@ def options(**given: Unpack[CallOptions]) -> Block:
 
 
 def check_values(given: Mapping[str, object]) -> None:
-    """Check the values of the options *given*, each of :func:`options`.
+    """Check the values of the options *given* to :func:`options`.
 
     Raises:
-        ValueError: One is out of its range.
+        ValueError: A value is out of range.
     """
     for name, value in given.items():
         if name == "rules":
@@ -126,15 +127,14 @@ def check_values(given: Mapping[str, object]) -> None:
 
 
 def deadline(seconds: float) -> Block:
-    """Return a block whose calls take *seconds* altogether, with all their attempts and waits.
+    """Return a block whose calls may take *seconds* in total, including all attempts and waits.
 
-    It holds for the current task and for the tasks started inside. Inside another block, or inside a call that has a
-    deadline (such as the one that a function of :class:`lamella.HeaderAuth` is asked for), the earlier end counts.
-    ``Retry`` enforces it: a call that cannot end in time fails at once, with ``StopReason.DEADLINE``. ``with`` and
-    ``async with`` both work.
+    It applies to the current task and to tasks started inside. In nested blocks, or inside a call with a deadline (for
+    example in a function of :class:`lamella.HeaderAuth`), the earlier end applies. ``Retry`` enforces it: a call that
+    cannot end in time fails at once with ``StopReason.DEADLINE``. ``with`` and ``async with`` both work.
 
-    A task that is started inside a call, such as the refresh of a token that other calls wait for as well, inherits
-    neither the deadline of that call nor that of a block around it.
+    A task started inside a call, such as a token refresh shared by several calls, inherits neither the deadline of that
+    call nor that of a surrounding block.
 
     Raises:
         ValueError: *seconds* is not a finite number greater than 0.
@@ -146,9 +146,9 @@ def deadline(seconds: float) -> Block:
 
 @contextmanager
 def inherited_deadline(moment: float | None) -> Iterator[None]:
-    """Pass *moment*, by the loop's clock, on to the calls that the current task makes, unless there is an earlier one.
+    """Set the deadline *moment*, by the loop's clock, for calls of the current task, unless there is an earlier one.
 
-    The tasks started inside inherit neither. None: there is no moment to add.
+    Tasks started inside inherit neither. None: no deadline to add.
     """
     token = enter(moment)
     try:
@@ -158,21 +158,21 @@ def inherited_deadline(moment: float | None) -> Iterator[None]:
 
 
 def enter(moment: float | None) -> Token[Scope]:
-    """Begin what :func:`inherited_deadline` does; *leave* ends it."""
+    """Begin :func:`inherited_deadline`; *leave* ends it."""
     outer, task = inherited(), asyncio.current_task()
     own = min(inf if moment is None else moment, inf if outer is None else outer)
-    # A weak reference: a task started inside may outlive this one, and must not keep its result alive.
+    # A weak reference, because a task started inside may outlive this one and must not keep its result alive.
     return SCOPE.set(Scope(own=own, task=None if task is None else weakref.ref(task)))
 
 
 def leave(token: Token[Scope]) -> None:
-    """End what *enter* has begun."""
-    with suppress(ValueError):  # thrown away in another context, where it does not matter
+    """End :func:`inherited_deadline` after *enter*."""
+    with suppress(ValueError):  # discarded in another context, where it does not matter
         SCOPE.reset(token)
 
 
 def inherited() -> float | None:
-    """Return when the calls around this one must have ended, by the loop's clock. None: there is no limit."""
+    """Return the deadline of surrounding calls, by the loop's clock; None if unlimited."""
     scope = SCOPE.get()
     if scope is NOTHING:
         return None

@@ -37,12 +37,12 @@ class At(NamedTuple):
     """A plain aiohttp middleware with its place in a stack."""
 
     slot: Slot
-    """It is outside of lamella's own layer there."""
+    """The middleware is outside lamella's own layer in this slot."""
     middleware: aiohttp.ClientMiddlewareType
 
 
 class Stack(tuple[aiohttp.ClientMiddlewareType, ...]):
-    """The middlewares that :func:`stack` returns, which also work as one: ``middlewares=(stack(rules), other)``."""
+    """The middlewares of :func:`stack`, which also work as one: ``middlewares=(stack(rules), other)``."""
 
     __slots__ = ()
 
@@ -55,7 +55,7 @@ class Stack(tuple[aiohttp.ClientMiddlewareType, ...]):
 
 
 class StackOptions(TypedDict, total=False):
-    """The options of :func:`stack`, which explains them."""
+    """The options of :func:`stack`, documented there."""
 
     auth: HeaderAuth | Iterable[HeaderAuth]
     attempts: int | None
@@ -82,14 +82,14 @@ class StackOptions(TypedDict, total=False):
 
 
 class _Made(NamedTuple):
-    """A kind of layer that a stack has unless it is left out or made by hand."""
+    """A kind of layer that a stack contains by default."""
 
     kind: type[Layer]
     takes_rules: bool
     keywords: Mapping[str, str]
-    """The options of the stack that it takes, each with the name of its own argument."""
+    """The options of the stack that the layer takes, mapped to the names of its arguments."""
     off: tuple[str, object] | None = None
-    """The option that leaves it out, and the value which does so."""
+    """The option and its value that leave the layer out."""
 
 
 _PROVIDERS: Final = {"tracer_provider": "tracer_provider", "meter_provider": "meter_provider"}
@@ -124,9 +124,9 @@ _MADE: Final = (
 )
 _KINDS: Final = (*(made.kind for made in _MADE), Breaker, HeaderAuth)
 _SHARED: Final = frozenset({"store", *_SPANS})
-"""Options that a layer made by hand has to have as well."""
+"""Options that a layer passed by the user must have as well."""
 _OPTIONAL: Final = _SHARED | {"limits", "account", "scope", "cost", "on_attempt"}
-"""Options of which None means that they are not given."""
+"""Options for which None means not given."""
 _FUNCTION: Final = (Callable, type(None)), "a function of a request, or None"
 _OF_STACK: Final[dict[str, tuple[Any, str]]] = {
     "retry_budget": (RetryBudget | None, "a RetryBudget or None"),
@@ -138,7 +138,7 @@ _OF_STACK: Final[dict[str, tuple[Any, str]]] = {
     "spans": (bool, "True or False"),
     "url_template": _FUNCTION,
 }
-"""What an option that :func:`lamella.options` lacks may be, and the same in words."""
+"""The allowed types of options that :func:`lamella.options` lacks, also in words."""
 _DEFAULTS: Final[StackOptions] = {
     "attempts": 5,
     "attempt_timeout": 60.0,
@@ -148,57 +148,56 @@ _DEFAULTS: Final[StackOptions] = {
 
 
 def stack(rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **options: Unpack[StackOptions]) -> Stack:
-    """Return the whole stack for *rules*, in the right order.
+    """Return all layers for *rules* in the right order.
 
     Args:
-        rules: What each status means, and the waits. It may be left out, also before *layers*. Default:
+        rules: The meaning of each status, and the waits. May be omitted, also before *layers*. Default:
             :data:`lamella.HTTP_RULES`.
-        layers: Layers made by hand; each takes the place of the one that would be made, with the options that belong
-            to it: those are then given to that layer. A ``Breaker`` is always made by hand, and takes store and
-            meter provider of the stack where it has none of its own.
-        auth: What adds the credentials. Default: nothing.
-        attempts: How many attempts a call has. 1 means no retries; None, as many as *deadline* allows. Default: 5.
-        deadline: How many seconds a call may take, the waits included. None, the default, means no limit.
-        attempt_timeout: How many seconds one attempt may take, a body that is read inside it included. None means no
-            limit but the session's own. Default: 60.
-        buffer: The number of bytes of a body that are read inside the attempt, where its length is known
-            (:class:`lamella.Buffer`). Other bodies are streams, which the caller handles. None means that all are.
-            Default: 8 MiB.
-        retry_writes: Whether methods that are not idempotent are sent again, too. Default: False.
-        retry_budget: How much retries may add to the load of the session. None means no limit. Default: a fifth of it.
-        on_attempt: A function that is called after each attempt with request, result and record
-            (:class:`lamella.Retry`). None, the default, means that nothing is called.
-        throttle: Whether the calls for one account wait together when its rate limit is exceeded, and keep to it; or a
-            ``Throttle`` made by hand. Default: True.
-        limits: The limits that are known: one :class:`lamella.Limit`, or several; or a function of the headers of an
-            answer that returns the limits that they state. None, the default, means that the limit is learned, and
-            that headers are read in the usual forms.
-        account: Which account a request belongs to. None, the default, means one account for each origin.
-        scope: Which limit of the account a request counts against, where there is one for each path, say. None, the
-            default, means one for all.
-        cost: How many points of the limit a request takes. None, the default, means 1.
-        store: Shared state store. None, the default, means in this process.
-        raise_errors: Whether an error status is raised. If not, the last answer is returned as soon as its headers
-            are there, for code that looks at ``response.status``; a failed connection is raised all the same.
-            Default: True.
-        spans: Whether there are spans and metrics for the call and for each attempt. Default: True.
-        tracer_provider: Where the spans go. None, the default, means the global one.
-        meter_provider: Where the metrics go. None, the default, means the global one.
-        url_template: Says what the path of a request looks like with its variable parts named, for the spans' names.
-            None, the default, means that the names have the method alone.
-        excluded_urls: Regular expressions; a call to a URL in which one is found has neither spans nor metrics. None,
-            the default, means those of ``OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS`` or ``OTEL_PYTHON_EXCLUDED_URLS``.
-        propagate: What writes trace context and baggage into the headers of requests to the origins that ``HeaderAuth``
-            layers state; where none does, of all requests but those that a redirect sends to another origin. True, the
-            default, means the global propagator of OpenTelemetry, False means that nothing is written.
-        max_servers: How many servers the metrics of one meter provider tell apart; any other is ``_OTHER``. None, the
-            default, means 100.
+        layers: Your own layers. Each replaces the default layer of its kind; give the options of that kind to your
+            layer instead of the stack. There is no default ``Breaker``; one that you add uses store and meter provider
+            of the stack unless it has its own.
+        auth: The layer that adds credentials. Default: none.
+        attempts: Maximum number of attempts of a call. 1 means no retries; None means as many as *deadline* allows.
+            Default: 5.
+        deadline: Maximum duration of a call in seconds, waits included. None, the default, means no limit.
+        attempt_timeout: Maximum duration of one attempt in seconds, including a body read inside it. None means only
+            the session's limit. Default: 60.
+        buffer: Maximum size in bytes of a body of known length that is read inside the attempt
+            (:class:`lamella.Buffer`). All other bodies are streams that the caller handles. None means that all bodies
+            are streams. Default: 8 MiB.
+        retry_writes: Whether methods that are not idempotent are retried as well. Default: False.
+        retry_budget: Limits how much load retries may add. None means no limit. Default: a fifth of the calls.
+        on_attempt: A function called after each attempt with request, result and record (:class:`lamella.Retry`). None,
+            the default, means no hook.
+        throttle: Whether calls are queued per account to keep to its rate limit; or your own ``Throttle``. Default:
+            True.
+        limits: Known limits: one or several :class:`lamella.Limit`, or a function that returns the limits stated in
+            response headers. None, the default, means that the limit is learned and common headers are read.
+        account: Returns the account of a request. None, the default, means one account per origin.
+        scope: Returns the limit of the account that a request counts against, for example per path. None, the default,
+            means one limit for all requests.
+        cost: Returns how many points of the limit a request uses. None, the default, means 1.
+        store: Shared state store. None, the default, means memory of this process.
+        raise_errors: Whether an error status raises. If not, the last response is returned as soon as its headers
+            arrive, for code that checks ``response.status``; transport failures still raise. Default: True.
+        spans: Whether to record spans and metrics of calls and attempts. Default: True.
+        tracer_provider: Provider of spans. None, the default, means the global one.
+        meter_provider: Provider of metrics. None, the default, means the global one.
+        url_template: Returns the path template of a request, such as ``/orders/{id}``, for span names. None, the
+            default, means that names contain only the method.
+        excluded_urls: Regular expressions; calls to matching URLs have neither spans nor metrics. None, the default,
+            means those in ``OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS`` or ``OTEL_PYTHON_EXCLUDED_URLS``.
+        propagate: The propagator that writes trace context and baggage into request headers. It applies to the origins
+            of the ``HeaderAuth`` layers or, if none states an origin, to all requests except redirects to another
+            origin. True, the default, means OpenTelemetry's global propagator; False means none.
+        max_servers: How many servers the metrics of one meter provider distinguish; all others are ``_OTHER``. None,
+            the default, means 100.
 
     Raises:
-        TypeError: There is no option of that name.
-        ValueError: An argument is out of its range, an option would have no effect (its layer is left out, or made by
-            hand without it), a layer made by hand has other rules, a layer is there twice, or ``DigestAuthMiddleware``
-            stands where errors are raised.
+        TypeError: An option is unknown.
+        ValueError: An argument is out of range, an option would have no effect (its layer is left out or replaced by
+            your own), your own layer has other rules, a layer is there twice, or ``DigestAuthMiddleware`` is outside a
+            layer that raises errors.
     """
     check_options("stack", options, StackOptions.__annotations__)
     if isinstance(rules, Layer | At):
@@ -243,14 +242,14 @@ def stack(rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **opti
 
 
 def _auth_layers(auth: object) -> list[Layer | At]:
-    # A named tuple, such as At or aiohttp's BasicAuth, is one thing.
+    # A named tuple, such as At or aiohttp's BasicAuth, is a single value.
     one = isinstance(auth, str | bytes | Mapping) or hasattr(auth, "_fields")
     layers = list(auth) if isinstance(auth, Iterable) and not one else [auth]
     if not all(isinstance(layer, Layer | At) for layer in layers):
-        # No value: it may be a credential.
+        # Do not show the value, which may be a credential.
         kinds = ", ".join(type(layer).__name__ for layer in layers)
         hint = ": write auth=HeaderAuth({...}, origin=...)" if isinstance(auth, Mapping) else ""
-        raise ValueError(f"auth must be a HeaderAuth, or several of them, got {kinds}{hint}")
+        raise ValueError(f"auth must be one HeaderAuth or several, got {kinds}{hint}")
     return [_checked(layer) for layer in layers]
 
 
@@ -270,7 +269,7 @@ def _checked(layer: object) -> Layer | At:
     elif isinstance(layer, Pipeline):
         hint = " (it comes from another stack: give its layers to this one)"
     raise ValueError(
-        f"{layer!r} is no layer: expected a lamella.Layer, or a middleware with its place, as in "
+        f"a layer must be a lamella.Layer or a middleware with its slot, got {layer!r}; write "
         f"At(Slot.THROTTLE, middleware){hint}"
     )
 
@@ -287,21 +286,21 @@ def _check_middleware(middleware: object) -> None:
 
 
 def _require_answers(layer: Layer | At) -> None:
-    """Check that *layer* gets the answers that it reads, in a stack that raises errors.
+    """Check that *layer* gets the responses that it needs in a stack that raises errors.
 
     Raises:
-        ValueError: It is aiohttp's digest authentication, and would never see a 401.
+        ValueError: It is aiohttp's digest authentication and would never see a 401.
     """
     digest = aiohttp.DigestAuthMiddleware
     if isinstance(layer, At) and layer.slot < Slot.INNERMOST and isinstance(layer.middleware, digest):
         raise ValueError(
-            f"{type(layer.middleware).__name__} reads answers of status 401, which this stack raises as errors at "
+            f"{type(layer.middleware).__name__} reads responses with status 401, which this stack raises as errors at "
             f"{layer.slot.name}: use At(Slot.INNERMOST, ...), or raise_errors=False"
         )
 
 
 def _in_order(layers: Iterable[Layer | At]) -> Stack:
-    """Return *layers* from the outside in, those that are neighbours as one middleware."""
+    """Return *layers* from the outside in, with adjacent ones as one middleware."""
     middlewares: list[aiohttp.ClientMiddlewareType] = []
     in_order = sorted(layers, key=_place)
     beside = [layer for layer in in_order if isinstance(layer, Layer)]
@@ -314,7 +313,7 @@ def _in_order(layers: Iterable[Layer | At]) -> Stack:
 
 
 def _place(layer: Layer | At) -> tuple[Slot, bool]:
-    """Of the same slot the layers of others come first."""
+    """Return the sort key of a layer; within a slot, custom layers come first."""
     return layer.slot, isinstance(layer, _KINDS)
 
 
@@ -323,10 +322,10 @@ def _arguments(made: _Made, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _require_effect(name: str, value: object, by_hand: Mapping[type[Layer], Layer], makes: Iterable[_Made]) -> None:
-    """Refuse an option that would be ignored: no layer of the stack takes it, or one that is made by hand has none.
+    """Reject options that would be ignored, because no layer takes them or the user's own layer lacks them.
 
     Raises:
-        ValueError: It would be.
+        ValueError: An option would be ignored.
     """
     switched = [made.kind for made in _MADE if made.off is not None and made.off[0] == name]
     if switched and value in (False, None):

@@ -1,4 +1,4 @@
-"""Work that is carried out completely, even if the caller is cancelled."""
+"""Complete work even if the caller is cancelled."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _T = TypeVar("_T")
 
 
 async def run_to_its_end(executor: Executor, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Run *work* in *executor* and return what it returns; a cancellation takes effect when it has ended.
+    """Run *work* in *executor* and return its result; a cancellation takes effect when the work has ended.
 
-    A thread cannot be stopped, and what it has opened must be closed. (``anyio.to_thread`` does not wait for the
-    thread when the task is cancelled by ``Task.cancel``.)
+    A thread cannot be stopped, and resources that it opened must be closed. (``anyio.to_thread`` does not wait for the
+    thread when the task is cancelled with ``Task.cancel``.)
     """
     return await to_its_end(asyncio.get_running_loop().run_in_executor(executor, partial(work, *args, **kwargs)))
 
 
 async def to_its_end(running: asyncio.Future[_T]) -> _T:
-    """Return what *running* comes to; a cancellation takes effect when it has ended."""
+    """Return the result of *running*; a cancellation takes effect when it has ended."""
     cancelled: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):
         while not running.done():

@@ -1,4 +1,4 @@
-"""``Timeout``: no attempt takes longer than this."""
+"""``Timeout``: limit the duration of each attempt."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from lamella.classify.failures import timed_out
 from lamella.limits import ATTEMPT_END, cancels
 from lamella.pipeline import Layer, Result, Slot
 
-# By how many seconds a timer may be due early.
+# A timer may fire this many seconds early.
 _CLOCK = 1e-3
 
 
 class Timeout(Layer):
-    """Ends an attempt that takes too long with :class:`lamella.AttemptTimeout`.
+    """End an attempt that takes too long with :class:`lamella.AttemptTimeout`.
 
     An attempt that is still connecting ends with :class:`lamella.ConnectTimeout`: nothing was sent.
 
-    It stands inside of ``Retry``, so that a timeout is one attempt that failed, and outside of ``Buffer``, so that
-    a body which does not end is a timeout too. Where ``Buffer`` does not read the body, the attempt ends with the
-    headers of the answer. An error answer whose body does not end in time raises the error of its status.
+    It belongs inside ``Retry``, so that a timeout fails one attempt, and outside ``Buffer``, so that it includes the
+    body. If ``Buffer`` does not read the body, the attempt ends with the response headers. An error response whose body
+    does not end in time raises the error of its status.
 
     Args:
-        seconds: The longest that one attempt may take: connecting, sending, the answer's headers and the body that
-            ``Buffer`` reads.
+        seconds: Maximum duration of one attempt: connecting, sending, receiving the headers, and the body if ``Buffer``
+            reads it.
 
     Raises:
         ValueError: *seconds* is not a finite number greater than 0.
@@ -40,7 +40,7 @@ class Timeout(Layer):
         self._seconds = seconds
         self._alarm: _Alarm | None = None
         self._others: dict[Call, _Alarm] = {}
-        """Of the calls that have a time of their own."""
+        """Limits of calls that have their own."""
 
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._alarm = _Alarm(loop, self._seconds)
@@ -60,7 +60,7 @@ class Timeout(Layer):
             return None
         if not isinstance(result, asyncio.CancelledError):
             return None
-        error = timed_out(call, result, None, f"no whole answer within {alarm.seconds:g} s")
+        error = timed_out(call, result, None, f"no complete response within {alarm.seconds:g} s")
         error.__cause__ = result
         return error
 
@@ -69,10 +69,10 @@ class Timeout(Layer):
 
 
 class _Alarm:
-    """One timer for all attempts in a loop: they may all take equally long, so they expire in the order they began.
+    """One timer for all attempts in a loop. All have the same limit, so they expire in the order of their start.
 
-    A timer for each would cost 2.5 µs. One that nobody needs any more is put away in the loop's next round, since a
-    call often follows another at once. An attempt is cancelled by the rules of ``asyncio.timeout``.
+    A timer for each would cost 2.5 µs. An unused timer is cancelled in the next iteration of the loop, since another
+    call often follows at once. Attempts are cancelled by the rules of ``asyncio.timeout``.
     """
 
     __slots__ = ("_idle", "_rung", "_timer", "_watched", "loop", "seconds")
@@ -81,24 +81,24 @@ class _Alarm:
         self.loop = loop
         self.seconds = seconds
         self._watched: dict[Call, tuple[float, asyncio.Task[Any], int]] = {}
-        """Those under way, the oldest first: until when, in which task, and how often that was cancelled before."""
+        """Running attempts, oldest first: the end, the task, and the task's earlier cancellations."""
         self._rung: dict[Call, tuple[float, asyncio.Task[Any], int]] = {}
-        """Those that were cancelled by us, and have not ended yet."""
+        """Attempts that we cancelled and that have not ended yet."""
         self._timer: asyncio.TimerHandle | None = None
         self._idle = False
-        """Whether the timer will be put away."""
+        """Whether the timer is about to be cancelled."""
 
     def watch(self, call: Call) -> None:
         when = call.state[ATTEMPT_END] = call.now + self.seconds
         task = asyncio.current_task(self.loop)
         if task is None:
-            raise RuntimeError("Timeout works inside of a task only")
+            raise RuntimeError("Timeout works only inside a task")
         self._watched[call] = when, task, task.cancelling()
         if self._timer is None:
             self._timer = self.loop.call_at(when, self._ring)
 
     def forget(self, call: Call) -> bool:
-        """Watch *call* no more. False: it has taken too long already."""
+        """Stop watching *call*. Return False if it has already taken too long."""
         known = self._watched.pop(call, None) is not None
         if not self._watched and self._timer is not None and not self._idle and not self.loop.is_closed():
             self._idle = True
@@ -106,7 +106,7 @@ class _Alarm:
         return known
 
     def take_back(self, call: Call) -> bool:
-        """Take a cancellation of ours back. Returns whether there was one, and no other."""
+        """Undo our cancellation. Return whether there was one and no other."""
         rung = self._rung.pop(call, None)
         if rung is None:
             return False
@@ -124,7 +124,7 @@ class _Alarm:
         now = self.loop.time()
         for call, limit in list(self._watched.items()):
             when, task, _ = limit
-            # A timer may be due a little early.
+            # A timer may fire slightly early.
             if when > now + _CLOCK:
                 self._timer = self.loop.call_at(when, self._ring)
                 return

@@ -158,9 +158,7 @@ async def test_it_takes_no_budget_no_wait_and_none_of_the_attempts_of_a_rule(
         assert server.tokens == ["Bearer 1", "Bearer 1", "Bearer 2", "Bearer 2"]
 
 
-async def test_a_body_that_is_used_up_is_not_sent_again(
-    serve: Serve, virtual_time: VirtualClock, server: Server
-) -> None:
+async def test_a_consumed_body_is_not_sent_again(serve: Serve, virtual_time: VirtualClock, server: Server) -> None:
     async def stream() -> AsyncIterator[bytes]:
         yield b"once"
 
@@ -233,7 +231,7 @@ async def test_a_server_that_accepts_no_token_does_not_make_us_ask_for_one_all_t
     assert server.issued <= 62
 
 
-async def test_a_deadline_holds_for_the_repetition_too(
+async def test_a_deadline_holds_for_the_repetition_as_well(
     serve: Serve, virtual_time: VirtualClock, server: Server
 ) -> None:
     async with session(await serve(server), server) as client:
@@ -283,7 +281,7 @@ async def test_what_the_repetition_ends_in_is_judged_as_any_other_attempt(
     assert broken
 
 
-async def test_a_breaker_and_stamina_have_their_say(serve: Serve, virtual_time: VirtualClock, server: Server) -> None:
+async def test_a_breaker_and_stamina_can_stop_retries(serve: Serve, virtual_time: VirtualClock, server: Server) -> None:
     async with session(await serve(server), server, Breaker(minimum=1)) as client:
         for _ in range(3):
             async with client.get("/") as response:
@@ -323,5 +321,5 @@ def test_a_status_is_a_status() -> None:
     with pytest.raises(ValueError, match="a status of refresh_on must be a whole number from 400 to 599, got 200"):
         HeaderAuth({"X-A": "a"}, refresh_on={200})
     for wrong in (401, "401"):
-        with pytest.raises(ValueError, match=f"refresh_on must be several statuses, .*, got {wrong!r}"):
+        with pytest.raises(ValueError, match=f"refresh_on must be a collection of statuses, .*, got {wrong!r}"):
             HeaderAuth({"X-A": "a"}, refresh_on=wrong)  # type: ignore[arg-type]

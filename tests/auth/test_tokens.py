@@ -115,7 +115,7 @@ async def test_a_function_of_the_request_says_whose_token_it_is(serve: Serve, vi
     assert issuer.issued == {"anna": 1, "ben": 1}
 
 
-async def test_a_fetch_sees_nothing_of_the_call_that_caused_it(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_fetch_runs_outside_the_context_of_its_call(serve: Serve, virtual_time: VirtualClock) -> None:
     """So a token that was fetched without a key cannot be that of a tenant."""
     seen = []
 
@@ -188,7 +188,7 @@ async def test_a_failure_in_the_background_harms_no_call(serve: Serve, virtual_t
     assert gaps == [2, 3, 5]  # 1 s for the fetch, and 1, 2 and 4 s
 
 
-async def test_a_failure_is_that_of_those_who_waited_for_it(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_failed_fetch_fails_the_calls_that_waited_for_it(serve: Serve, virtual_time: VirtualClock) -> None:
     issuer = Issuer(failures=1)
     url = await serve(Echo())
     async with session(url, Tokens(issuer)) as client:
@@ -483,7 +483,7 @@ async def test_nothing_shows_a_token(serve: Serve, virtual_time: VirtualClock) -
         assert b"zq-secret" not in pickle.dumps(caught.value)
 
 
-def test_what_is_no_token_is_refused() -> None:
+def test_an_invalid_token_is_rejected() -> None:
     for value in ("", " ", "a\nb", 5):
         with pytest.raises(ValueError, match="the value of a token") as caught:
             Token(value)  # type: ignore[arg-type]
@@ -495,9 +495,9 @@ def test_what_is_no_token_is_refused() -> None:
 
 def test_bad_arguments() -> None:
     issuer = Issuer()
-    with pytest.raises(ValueError, match="fetch must be a function, not str"):
+    with pytest.raises(ValueError, match="fetch must be a function, got str"):
         Tokens("zq")  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match="key must be a function, not str"):
+    with pytest.raises(ValueError, match="key must be a function, got str"):
         Tokens(issuer, key="tenant")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="leeway must be a finite number of seconds, 0 or more, got -1"):
         Tokens(issuer, leeway=-1)

@@ -61,7 +61,7 @@ async def test_what_the_function_sets_is_seen_by_no_other_item(
     assert (_item.get(), _outer.get()) == (None, "the caller's")
 
 
-async def test_an_item_that_is_tried_again_after_an_outage_begins_anew(virtual_time: VirtualClock) -> None:
+async def test_an_item_that_is_retried_after_an_outage_begins_again(virtual_time: VirtualClock) -> None:
     seen: list[int | None] = []
 
     async def work(item: int) -> None:

@@ -107,14 +107,14 @@ async def test_keys_are_any_text(journal: Journal) -> None:
 
 
 async def test_refuses_ends_that_mean_nothing(journal: Journal) -> None:
-    with pytest.raises(ValueError, match="'a' has ended with a result or with an error, not with both"):
+    with pytest.raises(ValueError, match="'a' must have a result or an error, got both"):
         await journal.end("a", result="1", error="refused")
-    with pytest.raises(TypeError, match="must be a str, not 1"):
+    with pytest.raises(TypeError, match="must be a str, got 1"):
         await journal.end(1)  # type: ignore[arg-type]
     assert await journal.counts() == Counts(0, 0)
 
 
-async def test_a_write_has_one_idempotency_key_in_one_journal_and_none_that_another_has(tmp_path: Path) -> None:
+async def test_an_idempotency_key_is_stable_in_a_journal_and_differs_between_journals(tmp_path: Path) -> None:
     """Also if the other is of a batch of the same name: what was written once is not written by that one otherwise."""
     keys = ["a", "b", "", "ä", "a\x00b"]
     first, again, other = tmp_path / "first", tmp_path / "first", tmp_path / "other"
@@ -122,7 +122,7 @@ async def test_a_write_has_one_idempotency_key_in_one_journal_and_none_that_anot
     for path in (first, again, other):
         async with Journal.open(path, batch=BATCH) as journal:
             made.append([journal.idempotency_key(key) for key in keys])
-            with pytest.raises(TypeError, match="must be a str, not b'a'"):
+            with pytest.raises(TypeError, match="must be a str, got b'a'"):
                 journal.idempotency_key(b"a")  # type: ignore[arg-type]
     assert made[0] == made[1]
     assert len({*made[0], *made[2]}) == 2 * len(keys)
@@ -217,7 +217,7 @@ async def test_is_written_so_that_a_power_cut_takes_nothing_back(journal: Journa
     assert await journal.read(setting("synchronous")) == 2  # FULL
 
 
-async def test_one_that_raises_undoes_its_own_part_alone(journal: Journal) -> None:
+async def test_a_change_that_raises_undoes_only_itself(journal: Journal) -> None:
     def fails(db: sqlite3.Connection) -> None:
         effect("half")(db)
         end_of(db, "half")
@@ -277,7 +277,7 @@ async def test_a_change_cannot_meddle_with_the_transaction(journal: Journal, med
     assert await effects(journal) == {"before", "after"}
 
 
-async def test_where_sqlite_undoes_the_whole_transaction_nobody_is_told_otherwise(journal: Journal) -> None:
+async def test_all_changes_fail_if_sqlite_rolls_back_the_whole_transaction(journal: Journal) -> None:
     await journal.commit(effect("there"))
 
     def asked_for(db: sqlite3.Connection) -> None:
@@ -317,7 +317,7 @@ async def test_a_transaction_that_cannot_be_committed_leaves_nothing(journal: Jo
     assert await effects(journal) == {"b"}
 
 
-async def test_exceptions_that_no_future_takes_are_raised_too(journal: Journal) -> None:
+async def test_exceptions_that_no_future_takes_are_raised_as_well(journal: Journal) -> None:
     def nothing(db: sqlite3.Connection) -> object:
         return next(db.execute("SELECT key FROM effects"))
 
@@ -342,7 +342,7 @@ async def test_a_cursor_does_not_leave_its_thread_open(path: Path) -> None:
 
 
 async def test_a_read_cannot_write(journal: Journal) -> None:
-    with pytest.raises(JournalError, match=r"a query that writes; commit\(\) is for that"):
+    with pytest.raises(JournalError, match=r"the query of read\(\) tried to write; use commit\(\) for that"):
         await journal.read(effect("a"))
     await journal.commit(effect("b"))
     assert await effects(journal) == {"b"}
@@ -380,7 +380,7 @@ async def test_a_change_whose_caller_is_gone_while_it_runs_is_made_whole(journal
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_whoever_is_cancelled_while_it_opens_leaves_it_free(path: Path, turns: int) -> None:
+async def test_cancelled_opening_releases_the_journal(path: Path, turns: int) -> None:
     async def work() -> None:
         async with Journal.open(path, batch=BATCH) as journal:
             await journal.end("a")
@@ -397,7 +397,7 @@ async def test_whoever_is_cancelled_while_it_opens_leaves_it_free(path: Path, tu
         await journal.counts()
 
 
-async def test_whoever_is_cancelled_while_it_closes_has_closed_it(path: Path) -> None:
+async def test_closing_completes_despite_cancellation(path: Path) -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def slow(db: sqlite3.Connection) -> None:
@@ -667,22 +667,22 @@ def without_an_id(path: Path) -> None:
     [
         (text, JournalDamaged, "damaged, or was never a journal .*not a database"),
         (tiny, JournalDamaged, "damaged, or was never a journal .*not a database: 1 bytes"),
-        (foreign, JournalMismatch, "is an SQLite file, but not a journal"),
-        (foreign_with_an_id, JournalMismatch, "is an SQLite file, but not a journal"),
-        (foreign_in_wal_mode, JournalMismatch, "is an SQLite file, but not a journal"),
-        (other_batch, JournalMismatch, "another batch: of another, and this one is a batch; .*choose another path"),
-        (older, JournalMismatch, "journal of version 0, and this lamella's are of version 1"),
-        (newer, JournalMismatch, "journal of version 2, and this lamella's are of version 1"),
+        (foreign, JournalMismatch, "is an SQLite file but not a lamella journal"),
+        (foreign_with_an_id, JournalMismatch, "is an SQLite file but not a lamella journal"),
+        (foreign_in_wal_mode, JournalMismatch, "is an SQLite file but not a lamella journal"),
+        (other_batch, JournalMismatch, "another batch: another, not a batch; .*choose another path"),
+        (older, JournalMismatch, "journal version 0, but this lamella supports version 1"),
+        (newer, JournalMismatch, "journal version 2, but this lamella supports version 1"),
         (half, JournalDamaged, "damaged"),
         (flipped, JournalDamaged, "damaged"),
         (headless, JournalDamaged, "damaged"),
         (emptied, JournalDamaged, "it is empty, and journal-wal beside it is not"),
         (without_tables, JournalDamaged, "no such table"),
-        (without_a_batch, JournalDamaged, "does not tell of which batch"),
-        (without_an_id, JournalDamaged, "the id of its batch is none"),
+        (without_a_batch, JournalDamaged, "the name of its batch is missing"),
+        (without_an_id, JournalDamaged, "the id of its batch is invalid"),
     ],
 )
-def test_a_file_that_is_refused_is_not_touched(
+def test_a_rejected_file_is_unchanged(
     path: Path, make: Callable[[Path], None], kind: type[JournalError], says: str
 ) -> None:
     make(path)
@@ -695,7 +695,7 @@ def test_a_file_that_is_refused_is_not_touched(
 
 
 @pytest.mark.parametrize("changed", [True, False])
-def test_what_changed_while_it_was_looked_at_is_in_use_and_not_damaged(
+def test_what_changed_while_it_was_read_is_in_use_and_not_damaged(
     path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
 ) -> None:
     def looks(*_: object) -> None:
@@ -710,7 +710,7 @@ def test_what_changed_while_it_was_looked_at_is_in_use_and_not_damaged(
 
 
 @pytest.mark.parametrize("content", ["nothing", "no tables"])
-def test_where_nothing_is_yet_it_begins(path: Path, content: str) -> None:
+def test_a_run_begins_without_existing_state(path: Path, content: str) -> None:
     path.touch(mode=0o640)
     if content == "no tables":  # as whoever was killed when it had just begun has left it
         sqlite_file(path, "PRAGMA journal_mode = WAL")
@@ -722,7 +722,7 @@ def test_where_nothing_is_yet_it_begins(path: Path, content: str) -> None:
     assert os.listdir(path.parent) == [path.name]
 
 
-async def test_long_batches_are_told_by_where_they_differ(path: Path) -> None:
+async def test_long_batch_names_are_shown_at_their_difference(path: Path) -> None:
     begun = f'{{"settings": "{"x" * 500}", "limit": 100, "more": "{"y" * 500}"}}'
     await opens(path, begun)
     await opens(path, begun)
@@ -740,7 +740,7 @@ async def test_two_journals_of_one_process(journal: Journal, path: Path) -> None
     before, beside = os.stat(path), sorted(os.listdir(path.parent))
     for _ in range(2):
         began = time.perf_counter()
-        with pytest.raises(JournalLocked, match=re.escape(f"{path}: is in use, by another process or another journal")):
+        with pytest.raises(JournalLocked, match=re.escape(f"{path}: is in use by another process or another journal")):
             await opens(path)
         assert time.perf_counter() - began < 2
     after = os.stat(path)
@@ -750,7 +750,7 @@ async def test_two_journals_of_one_process(journal: Journal, path: Path) -> None
     assert await journal.counts() == Counts(2, 0)
 
 
-async def test_waits_for_whoever_only_looks_at_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waits_for_readers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lamella.batch.journal_file._PATIENCE", 10)  # so that a slow machine does not decide
     await opens(path)
     other = sqlite3.connect(path, isolation_level=None)
@@ -913,14 +913,14 @@ def test_a_wal_that_was_left_is_taken_up(path: Path, child: Child) -> None:
     assert recorded(path) == set(child.told)
 
 
-def test_what_a_crashed_tool_has_left_is_cleared_away(path: Path, child: Child) -> None:
+def test_leftovers_of_a_crashed_tool_are_removed(path: Path, child: Child) -> None:
     child.starts(path, name="a", items=20, then="die")
     child.is_gone()
     path.with_name("journal-shm").write_bytes(b"stale" * 10_000)
     assert recorded(path) == set(child.told)
 
 
-def test_a_wal_that_breaks_off_anywhere_holds_whole_changes(tmp_path: Path, child: Child) -> None:
+def test_a_wal_that_is_truncated_anywhere_holds_whole_changes(tmp_path: Path, child: Child) -> None:
     """As after a power cut before the disk had all of it."""
     left = tmp_path / "left" / "journal"
     left.parent.mkdir()
@@ -941,7 +941,7 @@ def test_a_wal_that_breaks_off_anywhere_holds_whole_changes(tmp_path: Path, chil
 
 
 @pytest.mark.parametrize("case", ["another batch", "another version", "damaged"])
-def test_a_wal_that_was_left_is_not_touched_by_whoever_is_refused(path: Path, child: Child, case: str) -> None:
+def test_a_leftover_wal_is_unchanged_if_opening_is_rejected(path: Path, child: Child, case: str) -> None:
     run(fill(path))
     child.starts(path, name="a", items=50, then="die")
     child.is_gone()

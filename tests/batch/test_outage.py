@@ -154,7 +154,9 @@ async def test_patience_has_an_end_and_then_there_is_an_outcome_still(virtual_ti
     assert len(service.sends) < 80
 
 
-async def test_in_the_outage_of_one_service_the_items_of_others_go_on(virtual_time: VirtualClock, serve: Serve) -> None:
+async def test_in_the_outage_of_one_service_the_items_of_others_continue(
+    virtual_time: VirtualClock, serve: Serve
+) -> None:
     down, up = Service(0, 100), Service(0, 0)
     urls = [await serve(down), await serve(up)]
     ended: list[tuple[int, float]] = []
@@ -204,7 +206,7 @@ async def test_who_looks_on_sees_an_outage_as_long_as_items_wait_for_it(virtual_
     assert seen[12] is told[-1] is not told[0]
 
 
-async def test_an_outage_is_over_for_who_looks_on_when_its_last_items_are_done(virtual_time: VirtualClock) -> None:
+async def test_an_outage_is_shown_until_its_last_items_are_done(virtual_time: VirtualClock) -> None:
     """Though there were not enough of them to try as many at a time as are allowed."""
     tries: Counter[int] = Counter()
 
@@ -253,7 +255,7 @@ async def test_a_write_that_may_have_been_carried_out_is_never_made_again(
 
 
 @pytest.mark.usefixtures("without_stamina")
-async def test_nor_where_stamina_is_switched_off(virtual_time: VirtualClock, serve: Serve) -> None:
+async def test_not_with_stamina_switched_off_either(virtual_time: VirtualClock, serve: Serve) -> None:
     """Then every call stops since its attempts are used up, whatever its method."""
     service, outcomes = await writes_in_an_outage(serve)
     assert Counter(service.bodies) == {str(item): 1 for item in range(400)}
@@ -262,7 +264,7 @@ async def test_nor_where_stamina_is_switched_off(virtual_time: VirtualClock, ser
     assert {error.stopped for error in lost} == {StopReason.ATTEMPTS_USED_UP}
 
 
-async def test_a_batch_that_is_left_in_an_outage_leaves_nothing(virtual_time: VirtualClock) -> None:
+async def test_leaving_a_batch_in_an_outage_leaves_nothing_behind(virtual_time: VirtualClock) -> None:
     calls = 0
 
     async def work(item: int) -> None:
@@ -310,7 +312,7 @@ async def test_it_is_named_by_the_last_failure_of_the_service_and_not_by_an_open
     outage.close()
 
 
-async def test_a_failure_after_which_the_service_has_worked_is_not_its_cause() -> None:
+async def test_a_failure_before_a_success_is_not_the_cause_of_an_outage() -> None:
     outage = Outage(1)
     open_circuit = refused()
     outage.leave(outage.enter(), failed(USED_UP))
@@ -320,7 +322,7 @@ async def test_a_failure_after_which_the_service_has_worked_is_not_its_cause() -
     outage.close()
 
 
-async def test_a_wait_in_the_pool_neither_begins_nor_lengthens_it(virtual_time: VirtualClock) -> None:
+async def test_a_wait_in_the_pool_neither_begins_nor_extends_it(virtual_time: VirtualClock) -> None:
     outage = Outage(1)
     assert not outage.leave(outage.enter(), pool_timeout(USED_UP))
     assert not outage.active
@@ -335,7 +337,7 @@ async def test_a_wait_in_the_pool_neither_begins_nor_lengthens_it(virtual_time: 
     outage.close()
 
 
-async def test_a_final_failure_during_it_is_not_tried_again(virtual_time: VirtualClock) -> None:
+async def test_a_final_failure_during_it_is_not_retried(virtual_time: VirtualClock) -> None:
     outage = Outage(1)
     final = CertificateInvalid("GET", URL_, Rule(Failure.CERTIFICATE_INVALID, "Certificate Invalid"))
     final.stopped = StopReason.NOT_RETRYABLE
@@ -390,13 +392,13 @@ def test_without_a_circuit_the_rule_says_and_the_pauses_grow() -> None:
     assert probes_until(40, lambda: failed(budget, 2)) == [0, 2, 6, 14, 22, 30, 38, 46, 46, 46]
 
 
-def test_where_nobody_says_it_is_some_seconds() -> None:
+def test_the_pause_is_some_seconds_by_default() -> None:
     assert probes_until(16, lambda: failed(StopReason.CIRCUIT_OPEN, None)) == [0, 5, 15, 35, 35, 35]
     # A circuit that is half-open, with all of its places taken, may say "now".
     assert probes_until(16, lambda: refused(0)) == [0, 5, 15, 35, 35, 35]
 
 
-def test_a_server_that_says_when_is_asked_then() -> None:
+def test_a_server_is_called_again_when_it_says() -> None:
     def error() -> LamellaError:
         error = failed(StopReason.RETRY_BUDGET_EMPTY, 2)
         error.retry_after = 30
@@ -405,7 +407,7 @@ def test_a_server_that_says_when_is_asked_then() -> None:
     assert probes_until(40, error) == [0, 30, 60, 60, 60]
 
 
-async def test_what_has_come_back_is_not_run_over(virtual_time: VirtualClock) -> None:
+async def test_a_recovered_service_is_not_overloaded(virtual_time: VirtualClock) -> None:
     """One at a time, two, four, eight, and then as many as are allowed."""
     began: Counter[float] = Counter()
     start = now()
@@ -421,7 +423,7 @@ async def test_what_has_come_back_is_not_run_over(virtual_time: VirtualClock) ->
     assert all(later - sooner == 1 for sooner, later in pairwise(began))
 
 
-async def test_only_what_was_tried_since_the_last_news_is_news(virtual_time: VirtualClock) -> None:
+async def test_only_items_tried_since_the_last_failure_count(virtual_time: VirtualClock) -> None:
     outage = Outage(100)
     first, second = outage.enter(), outage.enter()
     assert outage.leave(first, refused(5))
@@ -441,7 +443,7 @@ async def test_only_what_was_tried_since_the_last_news_is_news(virtual_time: Vir
     outage.close()
 
 
-async def test_a_failure_that_is_not_to_be_repeated_is_news_all_the_same(virtual_time: VirtualClock) -> None:
+async def test_a_final_failure_still_counts_for_the_outage(virtual_time: VirtualClock) -> None:
     outage = Outage(1)
     assert not outage.leave(outage.enter(), failed(StopReason.UNSAFE_METHOD))
     assert not outage.enter().probe
@@ -462,7 +464,7 @@ async def test_a_failure_that_is_not_to_be_repeated_is_news_all_the_same(virtual
     outage.close()
 
 
-async def test_who_gives_up_waiting_does_not_take_the_turn_of_another(virtual_time: VirtualClock) -> None:
+async def test_a_cancelled_waiter_does_not_use_up_a_permit(virtual_time: VirtualClock) -> None:
     outage = Outage(1)
     outage.leave(outage.enter(), refused(5))
     waiting = [asyncio.create_task(outage.wait()) for _ in range(3)]
@@ -501,7 +503,7 @@ async def test_an_item_that_was_tried_fails_with_its_own_last_error(virtual_time
     assert outcomes[1].error is errors[1]
 
 
-async def test_a_probe_of_before_the_last_failure_is_no_good_news(virtual_time: VirtualClock) -> None:
+async def test_a_probe_from_before_the_last_failure_does_not_end_the_outage(virtual_time: VirtualClock) -> None:
     outage = Outage(100)
     outage.leave(outage.enter(), refused(5))
     await outage.wait()
@@ -528,7 +530,7 @@ async def test_once_closed_it_begins_no_pause(virtual_time: VirtualClock) -> Non
 
 
 @pytest.mark.parametrize("at_once", [2, 3])
-async def test_an_account_that_is_stopped_is_stopped_for_those_that_wait_too(
+async def test_an_account_that_is_stopped_is_stopped_for_those_that_wait_as_well(
     virtual_time: VirtualClock, at_once: int
 ) -> None:
     """A probe that is not made after all leaves its place to another; what was tried before is tried again."""

@@ -164,7 +164,7 @@ def test_every_item_has_one_outcome(
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["iterable", "async iterable"])
-async def test_it_does_as_much_at_once_as_it_may_and_no_more(virtual_time: VirtualClock, later: bool) -> None:
+async def test_it_uses_its_full_concurrency_and_no_more(virtual_time: VirtualClock, later: bool) -> None:
     work, source = Work(), Source(100)
     began = virtual_time.now
     outcomes = await collected(Batch(work, source.later() if later else source, at_once=10))
@@ -350,7 +350,7 @@ async def test_it_needs_its_block_and_runs_once() -> None:
 
 
 @pytest.mark.parametrize("in_order", [False, True])
-async def test_who_leaves_early_ends_it_and_what_is_under_way_has_its_grace(
+async def test_leaving_early_ends_it_and_running_items_have_their_grace(
     virtual_time: VirtualClock, in_order: bool
 ) -> None:
     work, source = Work(lambda item: item + 1), Source(1000)
@@ -400,7 +400,7 @@ async def test_what_the_consumer_raises_is_raised_as_it_is(virtual_time: Virtual
 
 
 @pytest.mark.parametrize("how", ["task", "scope", "timeout"])
-async def test_cancelled_from_outside_what_is_under_way_is_finished(virtual_time: VirtualClock, how: str) -> None:
+async def test_cancelled_from_outside_what_is_in_flight_is_finished(virtual_time: VirtualClock, how: str) -> None:
     work = Work(lambda item: 10.0 + item)
 
     async def main() -> None:
@@ -447,7 +447,7 @@ async def test_cancelled_twice_it_ends_at_once(virtual_time: VirtualClock) -> No
 
 
 @pytest.mark.parametrize("in_order", [False, True])
-async def test_stopped_it_begins_nothing_and_tells_of_all_that_it_has_begun(
+async def test_stop_begins_nothing_and_yields_outcomes_of_begun_items(
     virtual_time: VirtualClock, in_order: bool
 ) -> None:
     # One account: 1 waits for 0, and is not begun; 2 goes on.
@@ -475,7 +475,9 @@ async def test_stopped_it_begins_nothing_and_tells_of_all_that_it_has_begun(
 
 @pytest.mark.parametrize("later", [False, True], ids=["iterable", "async iterable"])
 @pytest.mark.parametrize("journal", [False, True], ids=["", "journal"])
-async def test_a_source_that_raises_is_the_end_after_what_was_taken(tmp_path: Path, later: bool, journal: bool) -> None:
+async def test_an_exception_of_the_source_is_raised_after_the_taken_items(
+    tmp_path: Path, later: bool, journal: bool
+) -> None:
     def broken() -> Iterator[int]:
         yield from range(7)
         raise Refused("no more")
@@ -494,12 +496,12 @@ async def test_a_source_that_raises_is_the_end_after_what_was_taken(tmp_path: Pa
     assert alone()
 
 
-async def test_a_source_that_is_none_is_told() -> None:
+async def test_an_invalid_source_is_reported() -> None:
     with pytest.raises(TypeError, match="not iterable"):
         await collected(Batch(double, 7))  # type: ignore[arg-type]
 
 
-async def test_what_nobody_was_told_is_raised_when_the_block_is_left() -> None:
+async def test_an_unreported_exception_is_raised_at_the_end_of_the_block() -> None:
     def broken() -> Iterator[int]:
         yield 1
         raise Refused("no more")
@@ -520,7 +522,7 @@ async def test_an_item_that_has_no_account_fails_alone() -> None:
 
 
 @pytest.mark.parametrize("where", ["function", "sink"])
-async def test_a_cancelled_error_that_nobody_asked_for_is_an_error(where: str) -> None:
+async def test_an_unexpected_cancelled_error_is_an_error(where: str) -> None:
     async def cancelled(of: Any) -> None:
         if getattr(of, "item", of) == 3:
             raise asyncio.CancelledError
@@ -535,7 +537,7 @@ async def test_a_cancelled_error_that_nobody_asked_for_is_an_error(where: str) -
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_who_wants_the_process_to_end_ends_it(kind: type[BaseException]) -> None:
+def test_a_second_signal_ends_the_process(kind: type[BaseException]) -> None:
     work = Work(lambda _: 100.0)
 
     async def ends(item: int) -> int:
@@ -556,7 +558,7 @@ def test_who_wants_the_process_to_end_ends_it(kind: type[BaseException]) -> None
     assert work.now == 0
 
 
-def test_who_is_interrupted_while_an_outcome_waits_is_told_of_the_interruption_alone() -> None:
+def test_an_interruption_while_an_outcome_waits_is_raised_alone() -> None:
     raised: list[BaseException] = []
 
     async def ends(item: int) -> None:
@@ -601,7 +603,7 @@ asyncio.run(main())
 """
 
 
-def test_ctrl_c_lets_what_is_under_way_end_and_the_journal_has_it(tmp_path: Path) -> None:
+def test_ctrl_c_lets_what_is_in_flight_end_and_the_journal_has_it(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     with subprocess.Popen(  # noqa: S603
         [sys.executable, "-W", "error", "-c", CTRL_C, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -732,13 +734,13 @@ async def test_an_account_that_is_refused_costs_one_call_and_shows_no_key() -> N
     assert sum(request.account == KEY for request in sandbox.received) == 1
     for outcome in refused:
         assert KEY not in f"{outcome.error} {outcome.error!r}"
-    assert "in Unauthorized: GET " in str(refused[-1].error)
+    assert "failed with Unauthorized: GET " in str(refused[-1].error)
 
 
 # The journal
 
 
-async def test_what_is_done_is_skipped_and_what_failed_is_tried_again(tmp_path: Path) -> None:
+async def test_what_is_done_is_skipped_and_what_failed_is_retried(tmp_path: Path) -> None:
     down = True
     called: list[int] = []
 
@@ -861,15 +863,15 @@ async def test_any_error_can_be_recorded(tmp_path: Path, error: Exception, text:
     [
         ({"at_once": 0}, "at_once must be a whole number, 1 or more, got 0"),
         ({"at_once_per_account": 0, "account": str}, "at_once_per_account must be a whole number, 1 or more, got 0"),
-        ({"at_once_per_account": 1}, "at_once_per_account needs account"),
+        ({"at_once_per_account": 1}, "at_once_per_account requires account"),
         ({"patience": -1}, "patience must be a finite number of seconds, 0 or more, got -1"),
         ({"patience": float("inf")}, "patience must be a finite number"),
         ({"grace": float("nan")}, "grace must be a finite number of seconds, 0 or more, got nan"),
-        ({"journal": object()}, "a journal needs key"),
-        ({"keep": str}, "keep needs journal"),
+        ({"journal": object()}, "journal requires key"),
+        ({"keep": str}, "keep requires journal"),
     ],
 )
-def test_a_bad_argument_is_told(options: dict[str, Any], what: str) -> None:
+def test_a_bad_argument_raises_value_error(options: dict[str, Any], what: str) -> None:
     with pytest.raises(ValueError, match=what):
         Batch(double, (), **options)
 

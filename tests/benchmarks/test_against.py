@@ -27,11 +27,11 @@ from benchmarks.versions.scenarios import SCENARIOS, serve, work
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_each_side_goes_first_in_every_other_turn() -> None:
+def test_the_sides_alternate_in_going_first() -> None:
     assert [order(number) for number in range(3)] == [(THIS, BASE), (BASE, THIS), (THIS, BASE)]
 
 
-def test_a_round_compares_turns_that_were_taken_together() -> None:
+def test_a_round_compares_runs_from_the_same_time() -> None:
     # The machine gets slower, and one turn is disturbed: neither changes the ratio.
     found = compare([11.0, 22.0, 33.0, 90.0, 55.0], [10.0, 20.0, 30.0, 40.0, 50.0])
     assert (found.this, found.base) == (33.0, 30.0)
@@ -39,7 +39,7 @@ def test_a_round_compares_turns_that_were_taken_together() -> None:
     assert compare([3.0], [2.0]) == Round(3.0, 2.0, 1.5)
 
 
-def test_turns_of_one_side_only_are_an_error() -> None:
+def test_rounds_of_one_side_only_are_an_error() -> None:
     with pytest.raises(ValueError, match="zip"):
         compare([1.0, 2.0], [1.0])
 

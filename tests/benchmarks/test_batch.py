@@ -21,12 +21,12 @@ def test_a_contender_does_all_items(name: str) -> None:
     assert "items a second" in line(sample)
 
 
-def test_one_that_crashes_is_told() -> None:
+def test_a_crashed_process_is_reported() -> None:
     with pytest.raises(RuntimeError, match="crashed, exit code 1"):
         measure("nobody", 10)
 
 
-async def test_one_that_leaves_items_out_is_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_sample_without_some_items_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     async def lazy(items: int) -> int:
         return sum(range(items - 1))
 
@@ -44,7 +44,7 @@ def a_sample(contender: str, items: int, peak: int, seconds: float = 2.0) -> Sam
     return {"contender": contender, "items": items, "seconds": seconds, "cpu": seconds / 2, "peak": peak * MB}
 
 
-def test_the_page_tells_medians_and_whether_the_goal_is_reached() -> None:
+def test_the_page_reports_medians_and_whether_the_goal_is_reached() -> None:
     document: Document = {
         "made": {"date": "2026-01-01"},
         "few": 10,

@@ -43,7 +43,7 @@ def test_all_accounts_together() -> None:
     }
 
 
-def test_an_account_has_its_own_first_send_and_its_own_ideal() -> None:
+def test_an_account_has_its_own_first_attempt_and_its_own_ideal() -> None:
     one = of_account(TWO, 1, ARRIVALS, ENDED)
     assert (one["calls"], one["sends"], one["limited"], one["lost"], one["peak"]) == (1, 1, 0, 0, 1)
     assert one["seconds"] == pytest.approx(0.1)

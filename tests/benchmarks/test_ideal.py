@@ -58,7 +58,7 @@ def test_errors_by_chance_have_to_be_sent_again() -> None:
     assert ideal(FixedWindow(100, 1.0), 200, failures=1) == pytest.approx(2 + LATENCY)
 
 
-def test_without_a_limit_all_is_over_at_once() -> None:
+def test_without_a_limit_everything_ends_at_once() -> None:
     assert ideal(None, 1000) == pytest.approx(LATENCY)
 
 

@@ -78,7 +78,7 @@ def test_a_run_that_failed_reaches_nothing() -> None:
     assert missed(a_run(figures(), fault="the client crashed"), limited=False) == ["the client crashed"]
 
 
-def test_the_page_tells_all_that_is_in_the_document() -> None:
+def test_the_page_shows_everything_in_the_document() -> None:
     document: Document = {
         "made": {"date": "2026-01-01"},
         "scenarios": [{"name": "one", "title": "One storm", "about": "It is small.", "limited": True, "ideal": []}],

@@ -16,7 +16,7 @@ from lamella import Answer, Rule, RuleBook
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_standard_library_counts_for_its_caller() -> None:
+def test_cpu_time_of_the_standard_library_counts_for_its_caller() -> None:
     owners: list[str] = []
 
     def hook(pairs: list[tuple[str, object]]) -> dict[str, object]:

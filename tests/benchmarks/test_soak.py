@@ -48,7 +48,7 @@ def test_some_seconds_for_real() -> None:
     assert max(sample["work"]["connections"] for sample in samples) > 1
 
 
-def test_what_stays_as_it_is_is_flat() -> None:
+def test_a_constant_value_is_flat() -> None:
     assert not faults(FLAT)
     assert "0 tasks, 11 descriptors, 0 connections (at work 40, 33, 20)" in line(FLAT[0])
 
@@ -89,7 +89,7 @@ def _read_nothing(sample: Sample, number: int) -> None:
         (_read_nothing, "^not a page was read$"),
     ],
 )
-def test_what_grows_or_is_left_is_told(change: Callable[[Sample, int], None], fault: str) -> None:
+def test_what_grows_or_is_left_is_reported(change: Callable[[Sample, int], None], fault: str) -> None:
     samples = deepcopy(FLAT)
     for number, sample in enumerate(samples):
         change(sample, number)
@@ -105,12 +105,12 @@ def test_what_it_takes_to_warm_up_is_no_growth() -> None:
     assert growths(samples)[0].share == 0
 
 
-def test_from_two_samples_nobody_can_tell() -> None:
+def test_two_samples_are_not_enough_for_a_verdict() -> None:
     with pytest.raises(ValueError, match="at least 3 samples, and there are 2"):
         faults(FLAT[:2])
 
 
-def test_the_page_tells_whether_it_was_flat() -> None:
+def test_the_page_reports_whether_it_was_flat() -> None:
     document: Document = {"made": {"date": "2026-01-01"}, "chances": {"status 500": 0.03}, "samples": deepcopy(FLAT)}
     text = page(document)
     assert "**Flat.**" in text

@@ -93,7 +93,11 @@ def test_toml(tmp_path: Path, text: str, accounts: tuple[Account, ...]) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "line 1: must be the header: name,key, and perhaps company_id and environment_name, each once"),
+        (
+            "",
+            "line 1: must be the header: name,key and optionally company_id, environment_name, without and params, "
+            "each once",
+        ),
         ("Ada,k1\n", "line 1: must be the header"),
         ("name\nAda\n", "line 1: must be the header"),
         ("name,key,key\nAda,k1,k1\n", "line 1: must be the header"),
@@ -105,13 +109,13 @@ def test_toml(tmp_path: Path, text: str, accounts: tuple[Account, ...]) -> None:
         ("name,key\nAda,k1\n,k2\n", "line 3: no name"),
         ("name,key\nAda,k1\nBob, \n", "line 3: no key"),
         ('name,key\n"A\nda",k1\n', "line 2: the name must be a line of text"),
-        ("name,key\nAda,k1\nBob,ключ\n", "line 3: the key must be printable ASCII, as it stands in a header"),
+        ("name,key\nAda,k1\nBob,ключ\n", "line 3: the key must be printable ASCII, because it is sent in a header"),
         ('name,key\nAda,"k\n1"\n', "line 2: the key must be printable ASCII"),
         ("name,key\nk1,k1\n", "line 2: the name is the key, and names are shown"),
         ('name,key\n"Ada\n ",k1\nAda,k2\n', "line 4: the same name as in line 2"),
         ("name,key\nAda,k1\nBob,k1\n", "line 3: the same key as in line 2"),
-        ('name,key\nAda,k1\nBob,"k2\n', "line 3: is no CSV: look at its quotes"),
-        ('name,key\nAda,"k1"x\n', "line 2: is no CSV"),
+        ('name,key\nAda,k1\nBob,"k2\n', "line 3: is not valid CSV: check its quotes"),
+        ('name,key\nAda,"k1"x\n', "line 2: is not valid CSV"),
         (b"name,key\nAda,k1\nS\xf6hne,k2\n", "line 3 is not UTF-8: save the file as UTF-8"),
     ],
 )
@@ -131,15 +135,15 @@ def test_what_is_wrong_with_csv(tmp_path: Path, text: str | bytes, why: str) -> 
         ('\n[[accounts]]\nname = "Ada"\n', "line 2: no key"),
         (
             '[[accounts]]\nname = "Ada"\nkey = "k1"\n\n[[accounts]]\nname = "Bob"\nkey = 7',
-            "line 5: the key must be a text",
+            "line 5: the key must be a non-empty text",
         ),
-        ('[[accounts]]\nname = "Ada"\nkey = "k1"\ncompany_id = ""', "line 1: the company_id must be a text"),
-        ('[[accounts]]\nname = "Ada"\nkey = "k1"\ncolour = "red"', "line 1: has a field that is none of name, key"),
+        ('[[accounts]]\nname = "Ada"\nkey = "k1"\ncompany_id = ""', "line 1: the company_id must be a non-empty text"),
+        ('[[accounts]]\nname = "Ada"\nkey = "k1"\ncolour = "red"', "line 1: unknown field; expected one of name, key"),
         ('[accounts]\n# both\nAda = "k1"\n\nBob = "k1"', "line 5: the same key as in line 3"),
-        ('[accounts]\nAda = "k1"\nBob = ""', "line 3: the key must be a text that is not empty"),
+        ('[accounts]\nAda = "k1"\nBob = ""', "line 3: the key must be a non-empty text"),
         ('accounts = {Ada = "k1", Bob = "k1"}', "account 2: the same key as in account 1"),
-        ('[accounts]\nAda = "k1"\nAda = "k2"', "line 3: is no TOML"),
-        ('[accounts]\nAda = "k1', "line 2: is no TOML"),
+        ('[accounts]\nAda = "k1"\nAda = "k2"', "line 3: is not valid TOML"),
+        ('[accounts]\nAda = "k1', "line 2: is not valid TOML"),
     ],
 )
 def test_what_is_wrong_with_toml(tmp_path: Path, text: str, why: str) -> None:
@@ -203,9 +207,11 @@ class TestTheEnvironment:
         with pytest.raises(ValueError, match="give --accounts FILE, or set MAESN_ACCOUNT_KEY"):
             accounts_of_environment()
 
-    def test_one_that_fits_no_header(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_key_that_is_not_allowed_in_a_header(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MAESN_ACCOUNT_KEY", "schlüssel")
-        with pytest.raises(ValueError, match=r"^MAESN_ACCOUNT_KEY must be printable ASCII, as it stands in a header$"):
+        with pytest.raises(
+            ValueError, match=r"^MAESN_ACCOUNT_KEY must be printable ASCII, because it is sent in a header$"
+        ):
             accounts_of_environment()
 
 

@@ -23,7 +23,7 @@ def test_no_answer() -> None:
     rule = maesn.RULES.rule_for(Failure.CONNECTION_LOST)
     lost = ConnectionLost("GET", URL("http://a"), rule, "reset by peer")
     assert reason_of(lost) == Reason("Connection Lost", "", "reset by peer", rule.hint)
-    assert reason_of(lost).short == "Connection Lost: It may have been carried out"
+    assert reason_of(lost).short == "Connection Lost: The request may have been carried out"
     assert reason_of(lost).full == "Connection Lost (reset by peer)"
     assert reason_of(ConnectionLost("GET", URL("http://a"), rule)).full == "Connection Lost"
 
@@ -33,19 +33,19 @@ def test_an_account_key_that_is_of_no_use_any_more() -> None:
     error = api_error(401)
     assert reason_of(error).hint == maesn.RULES.rule_for(401).hint
     assert reason_of(error, of_account=True).short == "401: The end user has to authenticate again"
-    assert "put the new account key in the place of the old one" in reason_of(error, of_account=True).hint
+    assert "replace the old account key with the new one" in reason_of(error, of_account=True).hint
     assert reason_of(api_error(403), of_account=True).hint == maesn.RULES.rule_for(403).hint
 
 
-def test_what_is_no_error_of_lamellas() -> None:
+def test_errors_that_are_not_lamellas() -> None:
     assert reason_of(ValueError("of k3y-of-ada\x07"), ["k3y-of-ada"]) == Reason("ValueError", "", "of REDACTED", "")
     assert reason_of(ValueError("x")).short == "ValueError"
 
 
-def test_a_list_that_does_not_stand_still() -> None:
+def test_a_list_that_changes_while_it_is_read() -> None:
     reason = reason_of(sync.UnsteadyList("invoices", how="page 2 counts less"))
-    assert reason.short == "Unsteady list: Sync again when less is being deleted"
-    assert reason.said.startswith("invoices shrank or were sorted anew")
+    assert reason.short == "Unsteady list: Sync again when fewer records are being deleted"
+    assert reason.said.startswith("invoices shrank or were re-sorted")
 
 
 def test_they_are_grouped_and_the_most_frequent_comes_first() -> None:

@@ -38,10 +38,10 @@ def test_429() -> None:
     assert result.exit_code == 0
     assert result.output == (
         "429 Too Many Requests\n"
-        "  This account has sent more requests than it may in this time.\n"
-        "  Send fewer at a time for this account, or wait longer.\n"
+        "  This account has exceeded its rate limit.\n"
+        "  Send fewer requests at a time for this account, or wait longer.\n"
         "\n"
-        "Is it sent again?\n"
+        "Retried?\n"
         "  Yes, after 1 min, plus up to 10% by chance, doubling; 1 h at most.\n"
         "\n"
         "  before retry 1     1 min – 1 min 6 s\n"
@@ -50,7 +50,7 @@ def test_429() -> None:
         "  before retry 4     8 min – 8 min 48 s\n"
         "  in all 5 attempts  15 min – 16 min 30 s\n"
         "\n"
-        "  A POST or PATCH is sent again, too: it has not been carried out.\n"
+        "  A POST or PATCH is retried as well, because it was not carried out.\n"
     )
 
 
@@ -63,9 +63,9 @@ def test_500() -> None:
     assert "retry_writes=True" in rows[-1]
 
 
-def test_what_is_never_sent_again() -> None:
+def test_failures_that_are_never_retried() -> None:
     output = explain("404").output
-    assert output.endswith("Is it sent again?\n  No: it would fail the same way again.\n")
+    assert output.endswith("Retried?\n  No: it would fail again in the same way.\n")
 
 
 @pytest.mark.parametrize(("asked", "head"), [("418", "4xx"), ("501", "5xx"), ("600", "5xx"), ("999", "5xx")])
@@ -99,11 +99,11 @@ def test_a_class_has_the_rule_of_the_class(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "abc", "399", "0", "-429", "1000", "4290", "4²9", "429.0", "3xx"])
-def test_what_it_does_not_know(text: str) -> None:
+def test_unknown_failures(text: str) -> None:
     result = explain("--", text)
     assert result.exit_code == 2
     assert result.output.endswith(
-        f"{text!r} is none of these:\n"
+        f"{text!r}; expected one of:\n"
         "400 to 999, 4xx, 5xx, connect_failed, certificate_invalid, proxy_refused, connection_lost, answer_invalid, "
         "attempt_timeout, circuit_open, rate_limited, token_unavailable, too_many_errors\n"
     )
@@ -116,7 +116,7 @@ def test_an_argument_cannot_move_the_cursor() -> None:
 
 
 @pytest.mark.parametrize("outcome", [400, 401, 403, 404, 405, 418, 429, 500, 501, 502, 503, 504, 600, *Failure])
-def test_it_tells_what_would_be_done(outcome: Outcome) -> None:
+def test_it_describes_the_decision(outcome: Outcome) -> None:
     sent_again = {
         method: decide(
             maesn.RULES.rule_for(outcome),
@@ -134,8 +134,8 @@ def test_it_tells_what_would_be_done(outcome: Outcome) -> None:
     }
     output = explain(str(outcome)).output
     assert ("  Yes, after" in output) is sent_again["GET"]
-    assert ("A POST or PATCH is sent again" in output) is sent_again["POST"] is sent_again["PATCH"]
-    assert ("A POST or PATCH is not sent again" in output) is (sent_again["GET"] and not sent_again["POST"])
+    assert ("A POST or PATCH is retried" in output) is sent_again["POST"] is sent_again["PATCH"]
+    assert ("A POST or PATCH is not retried" in output) is (sent_again["GET"] and not sent_again["POST"])
 
 
 BOOKS = """\
@@ -176,7 +176,7 @@ def test_any_book(books: str) -> None:
         "any other Other no",
     ]
     assert {row.split()[0] for row in rows[7:-4]} == set(Failure) - {Failure.ATTEMPT_TIMEOUT}
-    assert rows[-3] == "(when): if the condition of the rule is met. These come first."
+    assert rows[-3] == "(when): applies if the rule's condition holds. These rules are checked first."
 
 
 def test_the_book_of_stack_and_one_whose_titles_are_long(books: str) -> None:
@@ -193,7 +193,7 @@ def test_one_rule_of_a_book(books: str) -> None:
         "403 Secondary Limit (by the rule for 403 (when))\n"
         "  Wait.\n"
         "\n"
-        "Is it sent again?\n"
+        "Retried?\n"
         "  Yes, after 1 min, doubling; 1 h at most.\n"
         "\n"
         "  before retry 1     1 min\n"
@@ -202,13 +202,13 @@ def test_one_rule_of_a_book(books: str) -> None:
         "  before retry 4     8 min\n"
         "  in all 5 attempts  15 min\n"
         "\n"
-        "  A POST or PATCH is not sent again, for it may have been carried out: only with\n"
+        "  A POST or PATCH is not retried, because it may have been carried out; only with\n"
         "  an Idempotency-Key header, or with retry_writes=True.\n"
         "\n"
         "403 Other (by the rule for any other)\n"
         "\n"
-        "Is it sent again?\n"
-        "  No: it would fail the same way again.\n"
+        "Retried?\n"
+        "  No: it would fail again in the same way.\n"
     )
     assert explain("--rules", f"{books}:BOOK", "200").output.startswith("200 Throttled (by the rule for 200 (when))\n")
     assert "in all 2 attempts  2 s" in explain("--rules", f"{books}:BOOK", "502").output
@@ -216,19 +216,19 @@ def test_one_rule_of_a_book(books: str) -> None:
     assert (unknown.exit_code, "200, 400 to 999, 4xx" in unknown.output) == (2, True)
 
 
-def test_a_rule_that_may_end_one_attempt_only_is_not_sent_again(books: str) -> None:
+def test_a_rule_with_one_attempt_is_not_retried(books: str) -> None:
     result = explain("--rules", f"{books}:ONCE")
     assert lines(result.output)[2] == "500 Internal Server Error no"
-    assert "No: one attempt of a call may end in this rule." in explain("--rules", f"{books}:ONCE", "500").output
+    assert "No: the rule allows one attempt." in explain("--rules", f"{books}:ONCE", "500").output
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("BOOK", "'BOOK' is not like package.module:BOOK"),
-        ("a:", "'a:' is not like package.module:BOOK"),
-        (":BOOK", "':BOOK' is not like package.module:BOOK"),
-        ("../books.py:BOOK", "'../books.py:BOOK' is not like package.module:BOOK"),
+        ("BOOK", "'BOOK' must be like package.module:BOOK"),
+        ("a:", "'a:' must be like package.module:BOOK"),
+        (":BOOK", "':BOOK' must be like package.module:BOOK"),
+        ("../books.py:BOOK", "'../books.py:BOOK' must be like package.module:BOOK"),
         ("no_such_module:BOOK", "cannot import no_such_module: ModuleNotFoundError: No module named 'no_such_module'"),
         ("{}:OTHER", "{} has no 'OTHER'; its rule books: HTTP_RULES, BOOK, SMALL, ONCE"),
         ("{}:TABLE", "{}:TABLE must be a RuleBook, got dict"),

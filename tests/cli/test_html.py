@@ -101,7 +101,7 @@ class TestWhatIsOnIt:
         first, second, third, last = good["attempts"]
         assert first["decision"] == {"at": 11_500, "rule": "Server Error", "wait": 500_000, "source": "by the rule"}
         assert second["decision"]["source"] == "none: the connection may have been stale"
-        assert third["decision"]["source"] == "as Retry-After says"
+        assert third["decision"]["source"] == "by Retry-After"
         assert "decision" not in last
         assert bad["attempts"][0]["decision"] == {"at": 9_000, "rule": "", "stop": "unsafe method"}
 
@@ -118,20 +118,20 @@ class TestWhatIsOnIt:
         assert "account Ada & Söhne" in found["tree"]
         assert not collected._accounts
 
-    def test_what_is_left(self) -> None:
+    def test_remaining_time(self) -> None:
         stop = event(STOP_EVENT, 9, **{ATTEMPTS_LEFT: 3, DEADLINE_LEFT: 0.25})
         spans = (call(10, 0, 10, stop), attempt(11, 10, 1, 8, error__type="500"))
         [found] = Page(html_report(page_of(spans))).data
         decision = found["attempts"][0]["decision"]
         assert (decision["left"], decision["deadline"]) == (3, 250_000)
 
-    def test_a_wait_that_is_no_retry(self) -> None:
+    def test_a_wait_that_is_not_a_retry(self) -> None:
         spans = (call(10, 0, 10, event("lamella.queued", 1, lamella__wait=2.0)), attempt(11, 10, 3, 8))
         [found] = Page(html_report(page_of(spans))).data
         assert found["others"] == [{"at": 1_000, "wait": 2_000_000, "name": "lamella.queued"}]
         assert found["attempts"][0]["kind"] == "none"
 
-    def test_an_answer_that_broke_off_is_none(self) -> None:
+    def test_a_truncated_response_is_not_a_response(self) -> None:
         spans = (call(10, 0, 9), attempt(11, 10, 1, 2, http__response__status_code=200, error__type="ConnectionLost"))
         [found] = Page(html_report(page_of(spans))).data
         assert found["attempts"][0]["kind"] == "none"
@@ -146,7 +146,7 @@ class TestWhatIsOnIt:
         assert found.texts["summary"] == ["Failures by cause (30)"]
         assert "checks" not in found.ids
 
-    def test_nothing_at_all(self) -> None:
+    def test_nothing(self) -> None:
         empty = Page(html_report(page_of(())))
         assert empty.data == []
         assert "None." in empty.texts["p"]
@@ -285,7 +285,7 @@ class TestTheFile:
             ("circle", "Too many levels of symbolic links"),
         ],
     )
-    def test_a_path_that_cannot_be_is_told_before_the_calls(self, tmp_path: Path, name: str, why: str) -> None:
+    def test_an_unusable_path_is_reported_before_the_calls(self, tmp_path: Path, name: str, why: str) -> None:
         (tmp_path / "file").touch()
         (tmp_path / "circle").symlink_to("circle")
         path = tmp_path / name
@@ -299,7 +299,7 @@ class TestTheFile:
     def test_a_device_is_not_replaced(self) -> None:
         run = CliRunner().invoke(app, ["sync", "--sandbox", "--report", os.devnull])
         assert (run.exit_code, run.stdout) == (2, "")
-        assert run.stderr == f"lamella: --report: cannot be written: it is no ordinary file: {os.devnull}\n"
+        assert run.stderr == f"lamella: --report: cannot be written: it is not a regular file: {os.devnull}\n"
         assert Path(os.devnull).is_char_device()
 
 

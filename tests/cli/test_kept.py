@@ -73,7 +73,7 @@ def test_of_too_many_a_sample_is_kept_from_the_whole_run() -> None:
     assert min(thirds[third] for third in range(3)) > 15
 
 
-def test_nothing_is_kept_of_what_is_over() -> None:
+def test_ended_calls_leave_no_state() -> None:
     kept = Collector(most=5)
     for number in range(200):
         call(kept, number, 3, WELL)

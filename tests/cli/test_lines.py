@@ -72,7 +72,7 @@ def test_an_outage() -> None:
     mail = Mail(story(parts(30)))
     mail.draw()
     mail.story.outage = api_error(503)
-    assert mail.draw() == ["09:30:02  the API is down: 503 Service Unavailable; the pages wait until it is back"]
+    assert mail.draw() == ["09:30:02  the API is down: 503 Service Unavailable; pages wait until it is back"]
     assert mail.draw(20) == []
     mail.story.outage = None
     assert mail.draw() == ["09:30:23  the API is back after 20 s"]
@@ -84,7 +84,7 @@ def test_an_outage_is_named_by_what_the_network_says() -> None:
     rule = maesn.RULES.rule_for(Failure.CONNECT_FAILED)
     mail.story.outage = ConnectFailed("GET", URL("https://api.maesm.dev/"), rule, "Name or service not known")
     assert mail.draw() == [
-        "09:30:02  the API is down: Connection Failed (Name or service not known); the pages wait until it is back"
+        "09:30:02  the API is down: Connection Failed (Name or service not known); pages wait until it is back"
     ]
 
 
@@ -96,7 +96,7 @@ def test_an_outage_waits_a_moment_for_its_cause() -> None:
     mail.story.outage = CircuitOpen("GET", url, rule, since=1, until=30, stopped=StopReason.CIRCUIT_OPEN)
     assert mail.draw() == []
     mail.story.outage = api_error(503)
-    assert mail.draw() == ["09:30:03  the API is down: 503 Service Unavailable; the pages wait until it is back"]
+    assert mail.draw() == ["09:30:03  the API is down: 503 Service Unavailable; pages wait until it is back"]
     mail.story.outage = None
     assert mail.draw() == ["09:30:04  the API is back after 1 s"]
     mail.story.outage = CircuitOpen("GET", url, rule, since=1, until=30, stopped=StopReason.CIRCUIT_OPEN)
@@ -118,7 +118,7 @@ def test_an_account_that_is_queued_for_long() -> None:
     assert mail.draw() == ["09:30:14  account 1: queued until 09:46:14 by its rate limit"]
 
 
-def test_of_many_accounts_those_that_end_well_have_no_line() -> None:
+def test_of_many_accounts_those_that_succeed_have_no_line() -> None:
     mail = Mail(story(parts(21)))
     mail.draw()
     assert mail.draw(1, done("account 3")) == []
@@ -136,7 +136,7 @@ def test_500_accounts_make_no_long_mail_however_they_end(fail: bool) -> None:
     assert len(mail.lines) < 80
     if fail:
         assert sum("failed: 403" in line for line in mail.lines) == 40
-        assert sum("From here on the totals alone" in line for line in mail.lines) == 1
+        assert sum("From here on only totals" in line for line in mail.lines) == 1
 
 
 def test_a_name_is_only_text() -> None:

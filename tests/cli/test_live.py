@@ -81,7 +81,7 @@ def test_200_columns() -> None:
     assert captured.get().splitlines() == [
         "11 of ~41 pages   1 of 5 parts done   1 failed   967 records",
         "━━━━━━━━━━╸─────────────────────────────  26%   0.0 pages/s   – to go   5 s so far",
-        "OUTAGE for 5 s: 503 Service Unavailable. The pages wait until it is over.",
+        "OUTAGE for 5 s: 503 Service Unavailable. Pages wait until the API is back.",
         "",
         f"✗ Café Zentral {' ' * 32}    0   0 records failed: 401: The end user has to authenticate again",
         "‖ Delta          ━━━━━━━╸──────────────────────  2/8 200 records queued until 09:31:38",
@@ -98,7 +98,7 @@ def test_columns_stay_columns_whatever_the_names_are() -> None:
     assert all("…" in line for line in lines[1:])
 
 
-def test_what_there_is_no_room_for_is_counted() -> None:
+def test_hidden_accounts_are_counted() -> None:
     made = story(Part(f"done {number}", "x", None, pages=1, total_pages=1, done=True) for number in range(300))
     made.take(*(Part(f"waiting {number}", "x", None) for number in range(180)))
     made.take(*(Part(f"running {number}", "x", None, running=1) for number in range(15)))
@@ -114,7 +114,7 @@ def test_what_there_is_no_room_for_is_counted() -> None:
     assert [line.split()[2] for line in drawn(few, 80, 12)[3:]] == list("01234567")
 
 
-def test_failures_leave_room_for_what_goes_on() -> None:
+def test_failures_leave_room_for_what_continues() -> None:
     made = story(Part(f"failed {number}", "x", None, error=DOWN) for number in range(50))
     made.take(*(Part(f"running {number}", "x", None, running=1) for number in range(50)))
     kinds = [line.split()[1] for line in drawn(made, 80, 24)[3:-1]]
@@ -145,7 +145,7 @@ def test_the_beginning_and_the_end() -> None:
         paper.print(Screen(lambda: None))
     assert captured.get() == "Opening the journal …\n"
     done = story([Part("a", "x", None, pages=1, done=True)])
-    assert drawn(done, 80, 24)[2] == "Everything is read, and the output is being written …"
+    assert drawn(done, 80, 24)[2] == "All pages are read; writing the output …"
     assert drawn(done, 80, 24, "Ending: it has 10 s.")[2] == "Ending: it has 10 s."
 
 
@@ -178,7 +178,7 @@ def test_it_is_never_wider_or_taller_than_the_terminal(
     made = story(parts)
     made.outage = DOWN if down else None
     made.closed = {part.account: 4000.0 for part in parts} if queued else {}
-    lines = drawn(made, width, height, "Ending: what is under way has 10 s." if noted else "")
+    lines = drawn(made, width, height, "Stopping: requests in flight have 10 s to end." if noted else "")
     assert len(lines) <= max(height - 1, 1)
     assert max(map(cell_len, lines)) <= width
     text = "".join(lines)

@@ -41,7 +41,7 @@ def sync(url: str) -> Result:
 def assert_only_the_server_failed(shown: Result) -> None:
     """The last word is about the sync: the spans are no reason to fail."""
     assert shown.exit_code == 1
-    assert shown.stderr.startswith("lamella: 1 of 4 parts failed; go on with: ")
+    assert shown.stderr.startswith("lamella: 1 of 4 parts failed; continue with: ")
     assert shown.stderr.count("\n") == 1
 
 
@@ -70,7 +70,7 @@ def test_the_spans_arrive(path: str) -> None:
         shown = sync(kept.url + path)
     assert_only_the_server_failed(shown)
     assert set(kept.paths) == {"/v1/traces"}
-    said = f"{len(kept.spans)} spans of the service lamella-sync sent to {kept.url}/v1/traces: all have arrived."
+    said = f"{len(kept.spans)} spans of the service lamella-sync sent to {kept.url}/v1/traces: all arrived."
     assert said in shown.stdout
 
     for request in kept.requests:
@@ -121,7 +121,7 @@ def test_a_closed_port() -> None:
     )
 
 
-def test_an_endpoint_that_does_not_want_them() -> None:
+def test_an_endpoint_that_rejects_the_spans() -> None:
     with collector(status=404) as kept:
         shown = sync(kept.url.replace("//", "//user:s3cr3t@"))
     assert_only_the_server_failed(shown)
@@ -131,7 +131,7 @@ def test_an_endpoint_that_does_not_want_them() -> None:
 
 
 @pytest.mark.parametrize(("pause", "arrived"), [(0.0, 2), (60.0, 1)])
-def test_an_endpoint_that_fails_is_tried_again_after_a_pause(pause: float, arrived: int) -> None:
+def test_an_endpoint_that_fails_is_retried_after_a_pause(pause: float, arrived: int) -> None:
     with collector() as kept:
         outlet = otlp.Outlet(otlp.endpoint(kept.url), pause)
         spans = a_bad_call()
@@ -173,8 +173,8 @@ def test_an_endpoint(url: str, found: str) -> None:
     ["", "localhost:4318", "ftp://localhost", "http://", "http://:4318", "http://a b", "http://a:99999", "http://[::1",
      "http://a?b=c", "4318"],
 )  # fmt: skip
-def test_a_url_that_is_none(url: str) -> None:
+def test_an_invalid_url(url: str) -> None:
     shown = sync(url)
     assert shown.exit_code == 2
     assert shown.stdout == ""
-    assert shown.stderr.endswith("--otlp: it must be a URL such as http://localhost:4318\n")
+    assert shown.stderr.endswith("--otlp: must be a URL such as http://localhost:4318\n")

@@ -85,7 +85,7 @@ def test_what_is_not_known_is_taken_to_be_like_the_others() -> None:
     assert look(story([*known, unknown[0], failed]).watch()).expected == 46 + 3
 
 
-def test_nobody_can_tell_while_nothing_is_known() -> None:
+def test_no_estimate_before_the_first_data() -> None:
     found = look(story([Part("a", "x", None, running=1), Part("b", "x", None, error=api_error(401))]).watch())
     assert (found.expected, found.guessed, found.left) == (None, True, None)
 
@@ -113,7 +113,7 @@ def test_the_rate_is_of_the_last_seconds_and_the_end_of_the_last_minutes() -> No
     assert found.left == pytest.approx(400 / (100 / 120))
 
 
-def test_it_does_not_end_before_those_that_are_queued_may_go_on() -> None:
+def test_it_does_not_end_before_queued_calls_may_continue() -> None:
     made = story([Part("a", "x", None, pages=1, total_pages=12), Part("b", "x", None, pages=0, total_pages=1)])
     watch = made.watch()
     look(watch)

@@ -29,7 +29,7 @@ def causes(*errors: Exception) -> tuple[Cause, ...]:
     return causes_of([Part("Ada", f"list {number}", None, error=error) for number, error in enumerate(errors)])
 
 
-def test_the_tree_of_a_call_that_ended_well() -> None:
+def test_the_tree_of_a_call_that_succeeded() -> None:
     [trace] = traces(a_good_call())
     assert text_of(tree(trace)) == (
         "lamella GET /accounting/invoices/{id}\n"
@@ -41,8 +41,8 @@ def test_the_tree_of_a_call_that_ended_well() -> None:
         "├──  +512 ms  CLIENT GET    ConnectionLost     3 ms  resend_count=1\n"
         "├──  +520 ms  retry         at once: the connection may have been stale\n"
         "├──  +530 ms  CLIENT GET    429                5 ms  resend_count=2\n"
-        "├──  +540 ms  retry         after 2 s, as Retry-After says\n"
-        "├──  +545 ms  queued        for 1.9 s, its account was rate-limited\n"
+        "├──  +540 ms  retry         after 2 s, by Retry-After\n"
+        "├──  +545 ms  queued        for 1.9 s, the account was rate-limited\n"
         "├──  +2.54 s  lamella.unheard_of seconds=2\n"
         "└──  +2.54 s  CLIENT GET    200                5 ms  resend_count=3"
     )
@@ -108,7 +108,7 @@ def test_checks() -> None:
     [
         (
             Delivery("http://a", 9, 9, None),
-            "9 spans of the service lamella-sync sent to http://a: all have arrived.",
+            "9 spans of the service lamella-sync sent to http://a: all arrived.",
         ),
         (Delivery("http://a", 9, 0, "refused"), "None of 9 spans arrived at http://a: refused."),
         (Delivery("http://a", 9, 4, "late"), "4 of 9 spans arrived at http://a: late."),

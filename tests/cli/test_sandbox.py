@@ -58,7 +58,7 @@ def running(*arguments: str) -> Iterator[Running]:
 def test_it_serves_until_ctrl_c() -> None:
     with running("--limit", "2/60", "--accounts", "2") as sandbox:
         assert sandbox.greeting == [
-            f"Listening on {sandbox.url} (Ctrl-C stops it). All keys are made up.",
+            f"Listening on {sandbox.url} (stop with Ctrl-C). All keys are fictitious.",
             "  X-API-KEY      sandbox-api-key",
             "  X-ACCOUNT-KEY  sandbox-account-key-1",
             "  X-ACCOUNT-KEY  sandbox-account-key-2",
@@ -96,7 +96,7 @@ def test_a_port_in_use() -> None:
     assert shown.stderr == f"lamella: cannot listen on 127.0.0.1:{port}: Address already in use\n"
 
 
-def test_a_host_that_is_none() -> None:
+def test_an_invalid_host() -> None:
     shown = CliRunner().invoke(app, ["sandbox", "--host", "256.0.0.1"])
     assert shown.exit_code == 2
     assert shown.stderr.startswith("lamella: cannot listen on 256.0.0.1:8080: ")

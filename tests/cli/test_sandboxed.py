@@ -33,8 +33,8 @@ class TestTheCommand:
         shown = CliRunner().invoke(app, ["sync", "--sandbox", "--report", "page.html", "--journal", "a.journal"])
         assert (shown.exit_code, shown.stderr) == (0, "")
         lines = shown.stdout.splitlines()
-        assert lines[0] == "24 accounts, all made up, at a server on this machine that fails on purpose."
-        titles = ("Outcome", "Failures", "Output", "A call that ended well", "Checked", "Page")
+        assert lines[0] == "24 generated accounts on a local server that fails on purpose."
+        titles = ("Outcome", "Failures", "Output", "A successful call", "Checked", "Page")
         assert [line for line in lines if line in titles] == list(titles)
         assert sum(line.startswith("ok ") for line in lines) == 3
         assert any(line.startswith("  after 503 ") for line in lines), "the outage"
@@ -49,7 +49,7 @@ class TestTheCommand:
         assert [check["fault"] for check in report["checks"]] == [None] * 3
         assert report["totals"]["skipped"] == 66
 
-    def test_what_does_not_hold_is_exit_code_1(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_failed_check_exits_with_1(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sandboxed, "_lost", lambda *_: "1 record missing")
         shown = CliRunner().invoke(app, ["sync", "--sandbox", "--resource", "items"])
         assert shown.exit_code == 1
@@ -100,7 +100,7 @@ def faults(sandbox: Sandbox, output: Path | None, parts: tuple[Part, ...] | None
 class TestTheChecks:
     """Each of them fails for what it is there to find."""
 
-    def test_all_is_well(self, sandbox: Sandbox, output: Path) -> None:
+    def test_all_checks_pass(self, sandbox: Sandbox, output: Path) -> None:
         assert faults(sandbox, output) == []
 
     def test_a_record_is_missing(self, sandbox: Sandbox, output: Path) -> None:
@@ -117,7 +117,7 @@ class TestTheChecks:
         rows[3] = {**rows[3], "record": {**rows[3]["record"], "name": "x"}}
         rows[4] = {**rows[4], "account": "Hafenkontor Emden"}
         _write(output, rows)
-        assert faults(sandbox, output) == ["1 record missing; 2 records not as the API has it"]
+        assert faults(sandbox, output) == ["1 record missing; 2 records unlike the API's"]
 
     def test_no_output(self, sandbox: Sandbox, output: Path) -> None:
         assert faults(sandbox, None) == ["there is no output"]
@@ -138,7 +138,7 @@ class TestTheChecks:
     def test_too_many_requests(self, sandbox: Sandbox, output: Path) -> None:
         sandbox.received += [Received(1, 0.0, "GET", "/", {}, {}, None)] * 1000  # type: ignore[arg-type]
         [fault] = faults(sandbox, output)
-        assert fault.startswith("more than 2 for each of the ")
+        assert fault.startswith("more than 2 per needed request, of which there are ")
 
     def test_any_format_of_the_output(self, sandbox: Sandbox, tmp_path: Path) -> None:
         import pyarrow as pa

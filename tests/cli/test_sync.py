@@ -130,7 +130,7 @@ class TestTheEnd:
         ):
             assert text in failures
         assert has_all(server, rows(), "Ada", "Bob"), "what could be had is there"
-        told = "lamella: 5 of 9 parts failed; go on with: "
+        told = "lamella: 5 of 9 parts failed; continue with: "
         assert shown.stderr.startswith(told)
         command = shlex.split(shown.stderr.removeprefix(told))
         server.received.clear()
@@ -171,9 +171,13 @@ class TestTheEnd:
         write_accounts(Path(), "Ada")
         shown = sync(server, "--output", "records.jsonl")
         assert shown.exit_code == 1
-        assert "records.jsonl was not written.\nThe journal lamella-sync.journal has what was read.\n" in shown.stdout
+        assert (
+            "records.jsonl was not written.\nThe journal lamella-sync.journal has the records read so far.\n"
+            in shown.stdout
+        )
         assert shown.stderr.startswith(
-            "lamella: the output cannot be written: No space left on device: records.jsonl; go on with: lamella sync "
+            "lamella: the output cannot be written: No space left on device: records.jsonl; "
+            "continue with: lamella sync "
         )
 
     def test_a_page_of_the_calls(self, server: Sandbox) -> None:
@@ -220,7 +224,7 @@ class TestTheEnd:
         shown = sync(server)
         assert (shown.exit_code, shown.stderr) == (
             0,
-            "lamella: others on this machine can read the keys in accounts.csv: chmod 600 it\n",
+            "lamella: other users can read the keys in accounts.csv: run chmod 600 on it\n",
         )
 
 
@@ -279,7 +283,7 @@ class TestADryRun:
     def test_nothing_is_sent_or_written(self, server: Sandbox) -> None:
         shown = sync(server, "--dry-run", "--output", "records.jsonl")
         assert (shown.exit_code, shown.stderr) == (0, "")
-        assert shown.stdout.splitlines()[:2] == ["6 parts, and nothing was sent", "Ada  invoices  everything"]
+        assert shown.stdout.splitlines()[:2] == ["6 parts; nothing was sent", "Ada  invoices  everything"]
         assert server.received == []
         assert [path.name for path in Path().iterdir()] == ["accounts.csv"]
 
@@ -288,7 +292,7 @@ class TestADryRun:
         server.received.clear()
         before = Path("lamella-sync.journal").read_bytes()
         shown = sync(server, "--dry-run", "--resume")
-        assert "Ada  invoices  nothing: done already\n" in shown.stdout
+        assert "Ada  invoices  nothing: already done\n" in shown.stdout
         assert "Eve  contacts  everything\n" in shown.stdout
         report = json.loads(sync(server, "--dry-run", "--json").stdout)
         assert (report["version"], report["dry_run"], report["exit_code"]) == (1, True, 0)
@@ -311,7 +315,7 @@ class TestAJournalThatCannotBeUsed:
             assert other.received == []
         assert (shown.exit_code, shown.stdout) == (2, "")
         assert shown.stderr.startswith("lamella: --journal: ")
-        assert "is the journal of another batch" in shown.stderr
+        assert "belongs to another batch" in shown.stderr
         assert shown.stderr.count("\n") == 1
 
     def test_one_that_is_in_use(self, server: Sandbox) -> None:
@@ -322,7 +326,7 @@ class TestAJournalThatCannotBeUsed:
             shown = sync(server)
             db.rollback()
         assert (shown.exit_code, shown.stdout) == (2, "")
-        assert "is in use, by another process" in shown.stderr
+        assert "is in use by another process" in shown.stderr
         assert server.received == []
 
 
@@ -339,13 +343,13 @@ class TestInterrupted:
                 process.send_signal(by)
                 output, errors = process.communicate(timeout=30)
             assert process.returncode == 130
-            assert errors.startswith("lamella: interrupted; go on with: lamella sync --accounts accounts.csv ")
+            assert errors.startswith("lamella: interrupted; continue with: lamella sync --accounts accounts.csv ")
             assert errors.count("\n") == 1
-            assert "Ending: what is under way has 10 s." in output
+            assert "Stopping: requests in flight have 10 s to end." in output
             assert re.search(r"^records +[1-9]", output, re.MULTILINE)
             assert not Path("records.jsonl").exists()
 
-            _, command = errors.split("go on with: ")
+            _, command = errors.split("continue with: ")
             shown = CliRunner().invoke(app, shlex.split(command)[1:])
             assert (shown.exit_code, shown.stderr) == (0, "")
             assert has_all(server, rows(), "Ada", "Bob")
@@ -365,7 +369,7 @@ class TestInterrupted:
                 _, errors = process.communicate(timeout=30)
             assert time.monotonic() - interrupted < 5
         assert process.returncode == 130
-        assert errors.startswith("lamella: interrupted; go on with: ")
+        assert errors.startswith("lamella: interrupted; continue with: ")
         assert "Traceback" not in errors
 
     def test_what_is_ignored_stays_ignored(self) -> None:
@@ -401,7 +405,7 @@ class TestInterrupted:
         report = json.loads(output)
         assert (process.returncode, report["exit_code"], report["interrupted"]) == (130, 130, True)
         assert {part["state"] for part in report["parts"]} == {"open"}
-        assert errors.splitlines()[-1].startswith("lamella: interrupted; go on with: ")
+        assert errors.splitlines()[-1].startswith("lamella: interrupted; continue with: ")
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, asyncio.CancelledError])
     def test_before_anything_was_sent(
@@ -413,10 +417,10 @@ class TestInterrupted:
         monkeypatch.setattr(sync_module, "run", interrupted)
         shown = sync(server)
         assert (shown.exit_code, shown.stdout) == (130, "")
-        assert shown.stderr.startswith("lamella: interrupted; go on with: lamella sync --accounts accounts.csv ")
+        assert shown.stderr.startswith("lamella: interrupted; continue with: lamella sync --accounts accounts.csv ")
         shown = CliRunner().invoke(app, ["sync", "--sandbox"])
         assert shown.exit_code == 130
-        assert shown.stderr == "lamella: interrupted; with --journal FILE --resume could go on from there\n"
+        assert shown.stderr == "lamella: interrupted; with --journal FILE, --resume could continue from there\n"
 
     @pytest.mark.parametrize("by", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
     def test_a_terminal_is_left_as_it_was(self, by: signal.Signals) -> None:
@@ -452,7 +456,7 @@ class TestInterrupted:
         assert text.index("\x1b[?25l") < text.index("under way") < text.index("Ending:") < text.index("\x1b[?25h")
         assert text.index("\x1b[?25h") < text.index("Outcome")
         assert "Traceback" not in text
-        assert text.rstrip().splitlines()[-1].startswith("lamella: interrupted; go on with: ")
+        assert text.rstrip().splitlines()[-1].startswith("lamella: interrupted; continue with: ")
 
 
 def _two_accounts(records: int) -> list[Any]:
@@ -483,7 +487,7 @@ class TestWhatIsNotInstalled:
         monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
         shown = sync(server, "--report", "page.html")
         assert shown.exit_code == 2
-        assert shown.stderr == "lamella: --report needs OpenTelemetry's SDK, and OTEL_SDK_DISABLED switches it off\n"
+        assert shown.stderr == "lamella: --report needs OpenTelemetry's SDK, but OTEL_SDK_DISABLED disables it\n"
         assert server.received == []
 
     def test_jinja(self) -> None:

@@ -138,7 +138,7 @@ INCOMPLETE: dict[str, tuple[Callable[[], ListServer], str, str, str]] = {
     ),
     "an answer has errors": (
         lambda: ListServer([], instead=lambda *_: {"data": [], "errors": {"message": f"no books of {KEYS['Ada']}"}}),
-        "Errors in an answer",
+        "Errors in a response",
         "page 1 of bills failed: the answer has status 200, and errors: no books of REDACTED",
         "AnswerFailed",
     ),
@@ -154,12 +154,15 @@ class TestWhatIsMissing:
             again = sync(url, "--output", "out.jsonl", "--resume")
         for run in (shown, again):
             assert run.code == 1
-            assert run.last_line.startswith("lamella: 1 of 1 part failed; go on with: lamella sync")
+            assert run.last_line.startswith("lamella: 1 of 1 part failed; continue with: lamella sync")
             assert f"1 × {what}" in run.text
             assert said in run.text
             assert "has all records" not in run.text
             assert "all records;" not in run.text
-            assert "out.jsonl has what was read. The journal lamella-sync.journal has what was read." in run.text
+            assert (
+                "out.jsonl has the records read so far. The journal lamella-sync.journal has the records read so far."
+                in run.text
+            )
             assert "Records are missing: 1 of 1 part is not done." in run.text
         page = Page(Path("page.html").read_text(encoding="utf-8"))
         assert [text for text in page.texts["p"] if "Records are missing: 1 of 1 part is not done." in text]
@@ -195,10 +198,10 @@ class TestWithFailedParts:
         for more in ((), ("--resume",)):
             shown = sync(url, "--output", "out.jsonl", *more, resources="bills,items,offers")
             assert shown.code == 1
-            assert "out.jsonl has what was read." in shown.text
+            assert "out.jsonl has the records read so far." in shown.text
             assert "Records are missing: 2 of 3 parts are not done." in shown.text
             assert "all records" not in shown.text
-            assert shown.last_line.startswith("lamella: 2 of 3 parts failed; go on with: ")
+            assert shown.last_line.startswith("lamella: 2 of 3 parts failed; continue with: ")
             assert stored() == of(250)
 
     def test_and_where_all_is_done_they_say_so(self, url: str) -> None:
@@ -220,11 +223,14 @@ class TestAFirstRunWithSince:
             resumed = sync(url, "--output", "out.jsonl", "--resume")
             again = sync(url, "--output", "out.jsonl", "--since", "2025-11-01", "--json")
             last = sync(url, "--output", "out.jsonl")
-        told = "Records that were last changed before 2025-11-01 were not read, of 1 part: a sync without --since"
+        told = "In 1 part, records last changed before 2025-11-01 were not read: a sync without --since"
         for run in (first, resumed):
             assert (run.code, run.last_line) == (0, "")
             assert told in run.text
-            assert "out.jsonl has what was read. The journal lamella-sync.journal has what was read." in run.text
+            assert (
+                "out.jsonl has the records read so far. The journal lamella-sync.journal has the records read so far."
+                in run.text
+            )
             assert "all records" not in run.text
         page = Page(Path("page.html").read_text(encoding="utf-8"))
         assert [text for text in page.texts["p"] if told in text]
@@ -247,7 +253,7 @@ class TestACorrectedCompany:
             write_accounts(company_id="4712")
             plan = sync(url, "--dry-run")
             assert (
-                "what is stored will be dropped, since company_id, environment_name or a parameter has changed"
+                "stored records will be dropped because company_id, environment_name or a parameter has changed"
                 in plan.text
             )
             assert json.loads(sync(url, "--dry-run", "--json").result.stdout)["dropped"] == ["Ada"]
@@ -255,7 +261,7 @@ class TestACorrectedCompany:
             shown = sync(url, "--output", "out.jsonl", "--report", "page.html")
             assert stored() == {f"b{number}" for number in range(30, 40)}
             again = sync(url, "--output", "out.jsonl", "--json")
-        told = "What was stored of Ada was dropped: company_id, environment_name or a parameter has changed."
+        told = "Stored records of Ada were dropped because company_id, environment_name or a parameter has changed."
         assert (shown.code, shown.last_line) == (0, "")
         assert told in shown.text
         assert "out.jsonl has all records." in shown.text
@@ -269,7 +275,7 @@ class TestACorrectedCompany:
         with answering(server) as url:
             write_accounts(company_id="4711")
             shown = sync(url, "--output", "out.jsonl")
-            command = shlex.split(shown.last_line.partition("go on with: ")[2])
+            command = shlex.split(shown.last_line.partition("continue with: ")[2])
             server.instead = lambda *_: None
             server.records = [record(number) for number in range(500, 510)]
             write_accounts(company_id="4712", environment_name="production")

@@ -29,19 +29,19 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 URL = "must be a URL such as https://api.maesn.dev, without user, query and fragment"
 SUFFIXES = ".jsonl, .ndjson, .sqlite, .sqlite3, .db or .parquet"
-ONE_OF_THEM = "--since begins a new run, and --resume goes on with the last one: give one of them"
-NOTHING_TO_SHOW = "--dry-run sends nothing that --otlp or --report could show: leave them out"
-TWO_FILES = "must be two files, and both are"
+ONE_OF_THEM = "--since begins a new run and --resume continues the last one: give only one of them"
+NOTHING_TO_SHOW = "--dry-run sends nothing that --otlp or --report could show: remove them"
+TWO_FILES = "must be different files, got"
 A_LIST = "resource must be a list such as 'invoices', 'v2/contacts' or 'invoices/4711/lineItems'"
 BAD = [
-    ((), "--resource NAME is missing: invoices, contacts, … It may be given more than once"),
+    ((), "--resource NAME is missing: invoices, contacts, … Repeatable"),
     (("--resource", "invoices"), "no accounts: give --accounts FILE, or set MAESN_ACCOUNT_KEY for a single one"),
-    (("--resource", ","), "--resource NAME is missing: invoices, contacts, … It may be given more than once"),
+    (("--resource", ","), "--resource NAME is missing: invoices, contacts, … Repeatable"),
     ((*GIVEN, "--resource", "a/b"), f"--resource: {A_LIST}, not 'a/b'"),
     (("--accounts", "no.csv", "--resource", "a"), "--accounts: no.csv: cannot be read: No such file or directory"),
     ((*GIVEN, "--output", "a.xls"), f"--output: the output must end in {SUFFIXES}, not 'a.xls'"),
     ((*GIVEN, "--output", "no/a.db"), "--output: cannot be written: No such file or directory: no/a.db"),
-    ((*GIVEN, "--journal", "no/a"), "--journal: there is no folder no"),
+    ((*GIVEN, "--journal", "no/a"), "--journal: folder no"),
     ((*GIVEN, "--report", "no/a.html"), "--report: cannot be written: No such file or directory: no/a.html"),
     ((*GIVEN, "--since", "friday"), "--since: since must be ISO 8601, as in 2026-01-31T00:00:00Z, not 'friday'"),
     ((*GIVEN, "--since", "2026-01-31", "--resume"), ONE_OF_THEM),
@@ -56,16 +56,16 @@ BAD = [
     ((*GIVEN, "--base-url", f"https://a?key={SECRET}"), f"--base-url {URL}, not 'https://a/?key=REDACTED'"),
     ((*GIVEN, "--base-url", f"https://ada:{SECRET}@a"), f"--base-url {URL}"),
     ((*GIVEN, "--base-url", f"ada:{SECRET}@a"), f"--base-url {URL}"),
-    ((*GIVEN, "--otlp", "here"), "--otlp: it must be a URL such as http://localhost:4318"),
+    ((*GIVEN, "--otlp", "here"), "--otlp: must be a URL such as http://localhost:4318"),
     ((*GIVEN, "--dry-run", "--report", "a.html"), NOTHING_TO_SHOW),
     ((*GIVEN, "--dry-run", "--otlp", "http://a"), NOTHING_TO_SHOW),
-    ((*GIVEN, "--sandbox"), "--sandbox brings its own accounts and address: leave --accounts and --base-url out"),
-    ((*GIVEN, "--journal", "accounts.csv"), f"--journal and --accounts {TWO_FILES} accounts.csv"),
-    ((*GIVEN, "--output", "folder/../a.db", "--journal", "a.db"), f"--journal and --output {TWO_FILES} a.db"),
-    ((*GIVEN, "--output", "lamella-sync.journal"), f"--journal and --output {TWO_FILES} lamella-sync.journal"),
+    ((*GIVEN, "--sandbox"), "--sandbox has its own accounts and address: remove --accounts and --base-url"),
+    ((*GIVEN, "--journal", "accounts.csv"), f"--journal and --accounts {TWO_FILES} accounts.csv for both"),
+    ((*GIVEN, "--output", "folder/../a.db", "--journal", "a.db"), f"--journal and --output {TWO_FILES} a.db for both"),
+    ((*GIVEN, "--output", "lamella-sync.journal"), f"--journal and --output {TWO_FILES} lamella-sync.journal for both"),
     ((*GIVEN, "--api-key", SECRET), "No such option: --api-key"),
     ((*GIVEN, f"--api-key={SECRET}"), "No such option: --api-key"),
-    ((*GIVEN, SECRET), "sync takes options only, and there is another argument: see lamella sync --help"),
+    ((*GIVEN, SECRET), "sync takes only options, got an argument: see lamella sync --help"),
     ((*GIVEN, "--since"), "Option '--since' requires an argument."),
 ]  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_no_api_key(monkeypatch: pytest.MonkeyPatch, key: str | None) -> None:
 def test_an_api_key_that_fits_no_header(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAESN_API_KEY", f"{SECRET}\x7f")
     shown = CliRunner().invoke(app, ["sync", *GIVEN])
-    assert shown.stderr == "lamella: MAESN_API_KEY must be printable ASCII, as it stands in a header\n"
+    assert shown.stderr == "lamella: MAESN_API_KEY must be printable ASCII, because it is sent in a header\n"
 
 
 def test_the_address_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def test_records_without_an_id_are_reported(tmp_path: Path) -> None:
         "items": 5,
         "trialBalance": 45,
     }
-    told = "55 records of bills, items, trialBalance have no id: stored by content, as often as the API has them."
+    told = "55 records of bills, items, trialBalance have no id: stored by content, as often as the API returns them."
     assert told in " ".join(said.split()), said
 
 
@@ -62,11 +62,11 @@ def test_the_command_to_go_on_has_the_parameters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("fiscalYear", "'fiscalYear' is not like fiscalYear=2026 or openItems:fiscalYear=2026"),
+        ("fiscalYear", "'fiscalYear' must be like fiscalYear=2026 or openItems:fiscalYear=2026"),
         ("colour=red", "unknown parameter 'colour'; expected one of: "),
-        ("page=2", "params must not have 'page', which lamella sets itself"),
-        ("dueDateFrom=2026", "none of bills, items has a parameter 'dueDateFrom'"),
-        ("openItems:fiscalYear=2026", "openItems is none of the lists that are read: bills, items"),
+        ("page=2", "params must not contain 'page', which lamella sets itself"),
+        ("dueDateFrom=2026", "none of bills, items has a published parameter 'dueDateFrom'"),
+        ("openItems:fiscalYear=2026", "openItems is not a list of this sync; expected one of: bills, items"),
     ],
 )
 def test_a_bad_parameter(text: str, said: str) -> None:

@@ -122,7 +122,7 @@ def test_a_warning_of_the_api_is_shown_once() -> None:
 BAD = {
     "null": "record 3 on page 1 of bills is not an object",
     '"x"': "record 3 on page 1 of bills is not an object",
-    '{"id":[],"total":1}': "record 3 on page 1 of bills has neither 'id' nor 'billId', so that it cannot be told apart",
+    '{"id":[],"total":1}': "record 3 on page 1 of bills has neither 'id' nor 'billId', so it cannot be identified",
     '{"billId":true}': "record 3 on page 1 of bills has neither 'id' nor 'billId'",
     '{"billId":"b00","total":2}': "record 3 on page 1 of bills has the id 'b00' of record 1, and differs",
 }
@@ -189,11 +189,12 @@ class TestASchema:
         report = json.loads(shown.stdout)
         assert (shown.exit_code, again.exit_code) == (1, 1)
         assert (report["misfits"], report["exit_code"], report["complete"]) == (2, 1, True)
-        assert report["misfit_texts"][0] == "bills.number of Ada b1 is no text"
-        assert "2 values do not fit: bills.number of Ada b1 is no text; bills.total of Ada b1 is no decimal(18, 2)" in (
-            words(again)
+        assert report["misfit_texts"][0] == "bills.number of Ada b1 is not of type text"
+        assert (
+            "2 values do not fit: bills.number of Ada b1 is not of type text; "
+            "bills.total of Ada b1 is not of type decimal(18, 2)" in (words(again))
         )
-        assert again.stderr == "lamella: all is stored, and 2 values do not fit schema.toml: see above\n"
+        assert again.stderr == "lamella: all records are stored, but 2 values do not fit schema.toml: see above\n"
         with closing(sqlite3.connect("out.db")) as db:
             assert db.execute("SELECT count(*) FROM records").fetchone() == (2,)
 
@@ -201,11 +202,15 @@ class TestASchema:
         ("text", "output", "told"),
         [
             (SCHEMA, "out.jsonl", "--output: typed tables need an output in .sqlite, .sqlite3, .db or .parquet"),
-            (SCHEMA, "", "--schema needs --output FILE in .sqlite, .db or .parquet"),
-            ("", "out.db", "--schema: schema.toml: no tables in it"),
-            ("bills", "out.db", "--schema: schema.toml: is no TOML"),
+            (SCHEMA, "", "--schema defines typed columns: it needs --output FILE with .sqlite, .db or .parquet"),
+            ("", "out.db", "--schema: schema.toml: contains no tables"),
+            ("bills", "out.db", "--schema: schema.toml: is not valid TOML"),
             ("bills = 7", "out.db", "--schema: schema.toml: bills must be a table of columns"),
-            ("[bills]\na = 7", "out.db", "--schema: schema.toml: bills must hold the types of its columns as texts"),
+            (
+                "[bills]\na = 7",
+                "out.db",
+                "--schema: schema.toml: bills must contain the types of its columns as strings",
+            ),
             ('[bills]\na = "money"', "out.db", "--schema: schema.toml: the type of a column must be one of text"),
             (None, "out.db", "--schema: schema.toml: cannot be read: No such file"),
         ],

@@ -49,7 +49,7 @@ def sync(url: str, resources: str, *more: str) -> Result:
 
 def last_line(shown: Result) -> str:
     """The last line of stderr, without the command to go on with."""
-    return shown.stderr.splitlines()[-1].partition("; go on with: lamella sync ")[0]
+    return shown.stderr.splitlines()[-1].partition("; continue with: lamella sync ")[0]
 
 
 @contextmanager

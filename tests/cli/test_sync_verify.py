@@ -70,7 +70,7 @@ def test_verify_says_what_was_missing_and_what_is_deleted(books: ListServer, url
     assert "1 record had been missing: an earlier run should have read" in words(shown)
     assert "Stored now: Ada bills b1000." in words(shown)
     assert "1 record is marked as deleted: the API no longer has it: Ada bills b7." in words(shown)
-    assert "Compared with all that the API has, record by record: 1 of 1 list." in words(shown)
+    assert "Compared with the API record by record: 1 of 1 list." in words(shown)
     assert "out.jsonl has all records." in words(shown)
     assert marked() == {"Ada b7"}
     page = Page(Path("page.html").read_text(encoding="utf-8"))
@@ -91,8 +91,8 @@ def test_without_a_total_it_says_that_nothing_is_proved(books: ListServer, url: 
     shown = sync(url, "--verify")
     assert shown.exit_code == 0
     assert "record by record: 0 of 1 list." in words(shown)
-    assert "The API gives no total of 1 part" in words(shown)
-    assert "1 stored record did not come with the whole list, and nothing proves that it is deleted" in words(shown)
+    assert "The API gives no total for 1 part" in words(shown)
+    assert "1 stored record did not appear in the whole list, but nothing proves that it is deleted" in words(shown)
     assert marked() == set()
 
 
@@ -105,7 +105,7 @@ def test_an_interrupted_comparison_goes_on(books: ListServer, url: str) -> None:
     assert marked() == set()
     books.instead = lambda *_: None
     books.queries.clear()
-    command = shown.stderr.partition("go on with: ")[2]
+    command = shown.stderr.partition("continue with: ")[2]
     assert "--resume" in command
     assert "--verify" not in command
     assert sync(url, "--resume").exit_code == 0
@@ -124,9 +124,9 @@ def test_full_every_reads_whole_lists_again(books: ListServer, url: str) -> None
 
 
 BAD: list[tuple[list[str], str]] = [
-    (["--verify", "--resume"], "--verify reads all lists from their beginning: leave --resume, --since and"),
-    (["--verify", "--since", "2026-01-01"], "--verify reads all lists from their beginning"),
-    (["--verify", "--full-every", "7d"], "--verify reads all lists from their beginning"),
+    (["--verify", "--resume"], "--verify reads all lists from the beginning: remove --resume, --since and"),
+    (["--verify", "--since", "2026-01-01"], "--verify reads all lists from the beginning"),
+    (["--verify", "--full-every", "7d"], "--verify reads all lists from the beginning"),
     (["--full-every", "weekly"], "--full-every: must be a duration such as 90s, 30m, 12h or 7d, got 'weekly'"),
     (["--full-every", "0d"], "--full-every must be greater than 0: --verify reads everything in this run"),
     (["--departed", "drop"], "--departed: must be one of keep, mark, forget, got 'drop'"),
@@ -151,7 +151,7 @@ def test_an_account_that_leaves(tmp_path: Path) -> None:
         sync(sandbox.url, resources="items")
         write_accounts(tmp_path, "Ada")
         shown = sync(sandbox.url, resources="items")
-        assert "no longer synced, Bob, stay as they are: --departed mark or forget changes that." in words(shown)
+        assert "no longer synced, Bob, are kept: --departed mark or forget changes that." in words(shown)
         assert marked() == set()
         shown = sync(sandbox.url, "--departed", "mark", resources="items")
         assert "no longer synced, Bob, are marked as deleted." in words(shown)
@@ -172,7 +172,7 @@ def test_a_list_that_a_system_does_not_have(books: ListServer, stated: str) -> N
     with answering(handle) as url:
         shown = sync(url, resources="bills,offers,units")
         assert shown.exit_code == 1
-        assert "or state that the account's system does not have the list: column without" in words(shown)
+        assert "or, if the account's system does not have the list, name it in the column 'without'" in words(shown)
         path = Path(f"with.{stated}")
         path.write_text(
             {
@@ -183,7 +183,7 @@ def test_a_list_that_a_system_does_not_have(books: ListServer, stated: str) -> N
         path.chmod(0o600)
         shown = sync(url, "--accounts", str(path), resources="bills,offers,units")
         assert (shown.exit_code, shown.stderr) == (0, "")
-        told = "Not read, since the accounts file says that they are absent: offers of Ada, units of Ada."
+        told = "Not read, because the accounts file declares them absent: offers of Ada, units of Ada."
         assert told in words(shown)
         assert "out.jsonl has all records." in words(shown)
         report = json.loads(sync(url, "--accounts", str(path), "--json", resources="bills,offers,units").stdout)
@@ -197,5 +197,5 @@ def test_a_list_that_is_stated_wrongly(tmp_path: Path) -> None:
     path.write_text(f"name,key,without\nAda,{KEYS['Ada']},off/ers\n")
     shown = sync("http://127.0.0.1:9")
     assert shown.exit_code == 2
-    told = "accounts.csv: line 2: without must name lists such as offers, with spaces between them\n"
+    told = "accounts.csv: line 2: without must name lists such as offers, separated by spaces\n"
     assert shown.stderr.endswith(told)

@@ -72,7 +72,7 @@ async def test_a_silence_after_an_interim_answer_is_a_timeout_of_sock_read(virtu
 
 
 @pytest.mark.xfail(not BEFORE_3_14, reason="sock_read goes on counting on the idle connection", strict=True)
-async def test_a_connection_that_brought_a_large_gzip_is_good_for_another_call(virtual_time: VirtualClock) -> None:
+async def test_a_connection_is_reused_after_a_large_gzip(virtual_time: VirtualClock) -> None:
     large = bytes(4 * 2**20)
 
     async def play(line: Line) -> None:
@@ -83,7 +83,7 @@ async def test_a_connection_that_brought_a_large_gzip_is_good_for_another_call(v
 
 
 @pytest.mark.xfail(reason="what comes on an idle connection is kept for whoever asks next", strict=True)
-async def test_an_answer_to_nobody_is_not_taken_for_the_next_one(virtual_time: VirtualClock) -> None:
+async def test_a_late_response_is_not_used_for_the_next_request(virtual_time: VirtualClock) -> None:
     async def play(line: Line) -> None:
         await line.request()
         line.answer(200)

@@ -61,7 +61,7 @@ class Server:
 @pytest.mark.sampled
 @pytest.mark.parametrize("first", ["503", "reset", "cut"])
 @pytest.mark.parametrize("kind", [*REPLAYABLE, *ONE_SHOT])
-async def test_it_is_sent_again_as_it_was_or_not_at_all(
+async def test_it_is_sent_again_as_it_was_or_not(
     serve: Serve, files: Files, virtual_time: VirtualClock, kind: str, first: str
 ) -> None:
     for option in OPTIONS.values():

@@ -214,7 +214,7 @@ _SILENT: Final = [place for place in PLACES if place[0] not in {"closed within t
 
 
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__.strip("_"))
-async def test_who_has_enough_is_let_go_at_once(
+async def test_a_consumer_can_leave_at_once(
     end: Callable[[Awaitable[int]], Awaitable[object]], virtual_time: VirtualClock, tracing: Tracing
 ) -> None:
     for name, request_name in _SILENT:
@@ -236,7 +236,7 @@ async def test_who_has_enough_is_let_go_at_once(
         assert "cancelled" in told or late, name
 
 
-async def test_a_session_that_is_closed_during_a_send_says_so(virtual_time: VirtualClock, tracing: Tracing) -> None:
+async def test_a_session_that_is_closed_during_an_attempt_says_so(virtual_time: VirtualClock, tracing: Tracing) -> None:
     stage = Stage(_fault("silence before the status line"), tracing)
     layers = stack(maesn.RULES)
     session = aiohttp.ClientSession(f"http://127.0.0.1:{stage.wire.port}", middlewares=layers)

@@ -288,7 +288,7 @@ async def test_no_other_limit_makes_it_a_timeout(
 
 
 @pytest.mark.parametrize("options", [{}, {"deadline": 3}], ids=["attempt", "deadline"])
-async def test_a_loop_that_was_busy_at_the_end_of_the_time_makes_no_difference(
+async def test_a_busy_loop_at_the_timeout_makes_no_difference(
     options: dict[str, float], serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     """All limits are due in the same turn of the loop then."""
@@ -330,9 +330,7 @@ async def test_while_it_is_read_the_caller_can_still_end_the_call(
         assert not connector._acquired
 
 
-async def test_a_good_answer_with_a_broken_body_is_a_failed_attempt_still(
-    serve_raw: ServeRaw, virtual_time: VirtualClock
-) -> None:
+async def test_a_success_with_a_broken_body_fails_the_attempt(serve_raw: ServeRaw, virtual_time: VirtualClock) -> None:
     sends = 0
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -350,7 +348,7 @@ async def test_a_good_answer_with_a_broken_body_is_a_failed_attempt_still(
 
 
 @pytest.mark.parametrize("layers", ["a timeout alone", "a deadline alone", "all"])
-async def test_what_a_middleware_sends_after_it_is_limited_still(
+async def test_later_requests_of_a_middleware_are_still_limited(
     layers: str, serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     """The limits of the attempt and the call are lifted for the reading alone."""

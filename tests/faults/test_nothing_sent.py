@@ -187,7 +187,7 @@ async def test_an_attempt_that_takes_too_long_to_connect_was_not_sent(
     assert isinstance(error, aiohttp.ClientConnectionError)
     assert error.outcome is error.rule.status is Failure.CONNECT_FAILED
     assert error.in_pool is where.in_pool  # type: ignore[attr-defined]
-    assert ("waiting for a free connection of the pool" in str(error)) is where.in_pool
+    assert ("waiting for a free connection in the pool" in str(error)) is where.in_pool
     if "deadline" in limit or "total" in limit:
         assert error.stopped is StopReason.DEADLINE
         assert len(error.attempts) == 1
@@ -208,7 +208,7 @@ async def test_without_a_retry_a_total_timeout_in_the_pool_is_aiohttps_own(
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("limit", ["connect", "sock_connect"])
-async def test_limits_of_aiohttps_own_that_do_not_count_there_end_nothing(
+async def test_aiohttp_timeouts_that_do_not_apply_end_nothing(
     place: str, limit: str, virtual_time: VirtualClock
 ) -> None:
     async with waiting_at(place) as where, where.session((Classify(RULES),), **{limit: 1}) as session:
@@ -280,7 +280,7 @@ async def test_what_was_sent_once_stays_so(wrapped: bool, virtual_time: VirtualC
 
 
 @pytest.mark.parametrize("layers", [(Timeout(1),), (Retry(RULES, deadline=1),), stack(RULES, attempt_timeout=1)])
-async def test_a_middleware_that_sends_by_itself_may_have_sent(layers: Layers, virtual_time: VirtualClock) -> None:
+async def test_a_middleware_that_sends_in_its_own_way_may_have_sent(layers: Layers, virtual_time: VirtualClock) -> None:
     """aiohttp's request does not change then, so it proves nothing."""
     async with served(Wire(play=never)) as wire:
         url = f"http://127.0.0.1:{wire.port}"
@@ -334,9 +334,7 @@ BREAKERS: Final[dict[str, tuple[Callable[[Breaker], Layers], dict[str, float]]]]
 @pytest.mark.sampled
 @pytest.mark.parametrize("place", ["pool", "pool of the host", "name", "connect", "handshake"])
 @pytest.mark.parametrize("way", BREAKERS)
-async def test_a_breaker_opens_by_what_fails_outside_of_the_pool(
-    place: str, way: str, virtual_time: VirtualClock
-) -> None:
+async def test_a_breaker_opens_for_failures_outside_the_pool(place: str, way: str, virtual_time: VirtualClock) -> None:
     make, limits = BREAKERS[way]
     async with waiting_at(place) as where, where.session(make(Breaker(minimum=3, failures=0.1)), **limits) as session:
         errors = [await failed(session.post(where.url)) for _ in range(4)]
@@ -368,7 +366,7 @@ async def test_a_wait_in_the_pool_costs_no_retry_of_the_budget(virtual_time: Vir
         assert error.stopped is reason
 
 
-async def test_for_a_batch_it_is_no_outage(virtual_time: VirtualClock) -> None:
+async def test_for_a_batch_it_is_not_an_outage(virtual_time: VirtualClock) -> None:
     """One call holds the only connection: the items fail, and none is paused."""
     layers = stack(RULES, Breaker(minimum=3), attempts=2, attempt_timeout=1, retry_budget=RetryBudget(0.0, 1))
     async with waiting_at("pool") as where, where.session(layers) as session:

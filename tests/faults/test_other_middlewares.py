@@ -111,7 +111,7 @@ async def test_digest_authentication_works(
 
 @pytest.mark.parametrize("slot", [slot for slot in Slot if slot is not Slot.INNERMOST])
 def test_digest_authentication_that_would_see_no_401_is_refused(slot: Slot) -> None:
-    with pytest.raises(ValueError, match=r"DigestAuthMiddleware reads answers of status 401.*Slot\.INNERMOST"):
+    with pytest.raises(ValueError, match=r"DigestAuthMiddleware reads responses with status 401.*Slot\.INNERMOST"):
         stack(RULES, At(slot, digest()))
     with pytest.raises(ValueError, match="DigestAuthMiddleware"):
         stack(RULES, At(slot, digest()), Classify(RULES))
@@ -131,7 +131,9 @@ async def test_digest_authentication_around_a_stack_that_raises_is_refused_at_th
     layers: Callable[[], Sequence[aiohttp.ClientMiddlewareType]], serve: Serve
 ) -> None:
     async with aiohttp.ClientSession(await serve(in_by_digest), middlewares=layers()) as session:
-        with pytest.raises(ValueError, match=r"DigestAuthMiddleware reads answers of status 401.*\*stack\(\), digest"):
+        with pytest.raises(
+            ValueError, match=r"DigestAuthMiddleware reads responses with status 401.*\*stack\(\), digest"
+        ):
             await session.get("/")
         with options(raise_errors=False):
             async with session.get("/") as response:

@@ -119,7 +119,7 @@ async def test_a_permanent_failure_is_tried_once_and_named(
 @pytest.mark.sampled
 @pytest.mark.parametrize("refusal", FOR_NOW)
 @pytest.mark.parametrize("layers", ["Retry", "Retry and Classify", "all as one"])
-async def test_a_passing_failure_is_tried_again(refusal: str, layers: str, virtual_time: VirtualClock) -> None:
+async def test_a_passing_failure_is_retried(refusal: str, layers: str, virtual_time: VirtualClock) -> None:
     refused = FOR_NOW[refusal]
     async with refusing(refused, LAYERS[layers]()) as place:
         with pytest.raises(ConnectFailed) as caught:
@@ -171,7 +171,7 @@ async def test_its_spans_and_its_record_have_its_class(virtual_time: VirtualCloc
         assert (tracing.call.attributes or {})["lamella.stop_reason"] == "not_retryable"
 
 
-async def test_a_rule_can_have_it_tried_again(virtual_time: VirtualClock) -> None:
+async def test_a_rule_can_have_it_retried(virtual_time: VirtualClock) -> None:
     """For example while a certificate is being replaced."""
     again = Backoff(initial=10, jitter=0)
     rules = RuleBook(*(Rule(failure, "Again", retry=again) for failure in Failure))

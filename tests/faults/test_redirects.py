@@ -112,7 +112,9 @@ async def test_a_loop_ends(tracing: Tracing) -> None:
         ("http://127.0.0.1:99999/", aiohttp.InvalidUrlRedirectClientError),
     ],
 )
-async def test_what_is_no_url_of_http_is_not_followed(target: str, kind: type[Exception], tracing: Tracing) -> None:
+async def test_a_redirect_to_a_non_http_url_is_not_followed(
+    target: str, kind: type[Exception], tracing: Tracing
+) -> None:
     walk = Walk([Wire(play=redirects(302, lambda: target))], tracing)
     with pytest.raises(kind) as caught:
         await walk.call()
@@ -133,12 +135,12 @@ async def test_each_hop_has_its_own_tries(tracing: Tracing, virtual_time: Virtua
     assert walk.keys() == [True, False, False]
 
 
-async def test_a_redirect_that_is_not_to_be_followed_is_an_answer(tracing: Tracing) -> None:
+async def test_a_redirect_is_a_response_if_it_is_not_followed(tracing: Tracing) -> None:
     walk = Walk([Wire(play=redirects(302, lambda: "/x"))], tracing)
     assert await walk.call(allow_redirects=False) == 302
 
 
-async def test_servers_that_lead_to_each_other_end_too(tracing: Tracing) -> None:
+async def test_servers_that_lead_to_each_other_end_as_well(tracing: Tracing) -> None:
     wires: list[Wire] = []
     wires += [Wire(play=redirects(307, lambda: url_of(wires[1]))), Wire(play=redirects(307, lambda: url_of(wires[0])))]
     walk = Walk(wires, tracing)

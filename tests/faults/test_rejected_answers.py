@@ -19,10 +19,10 @@ RULES: Final = RuleBook()
 LONG: Final = b"x" * 9000
 
 REJECTED: Final[dict[str, tuple[bytes, str]]] = {
-    "status line": (b"HTTP/1.1 200 " + LONG + b"\r\n\r\n", r"Got more than 8190 bytes.* in one line of the headers"),
+    "status line": (b"HTTP/1.1 200 " + LONG + b"\r\n\r\n", r"Got more than 8190 bytes.* in a header line"),
     "header": (
         b"HTTP/1.1 200 OK\r\nX: " + LONG + b"\r\n\r\n",
-        r"Got more than 8190 bytes.* in one line of the headers",
+        r"Got more than 8190 bytes.* in a header line",
     ),
     "gzip": (
         b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd",
@@ -61,7 +61,7 @@ async def test_it_is_requested_once_and_the_error_names_the_reason(
         assert "xxx" not in text
 
 
-async def test_what_is_no_http_is_retried(serve_raw: ServeRaw, virtual_time: VirtualClock) -> None:
+async def test_a_response_that_is_not_http_is_retried(serve_raw: ServeRaw, virtual_time: VirtualClock) -> None:
     requests: list[bytes] = []
     url = await serve_raw(answering(b"SSH-2.0\r\n\r\n", requests))
     async with aiohttp.ClientSession(middlewares=stack(RULES)) as session:

@@ -393,7 +393,7 @@ async def test_a_websocket_that_is_refused_is_classified(
     assert getattr(caught.value, "status", None) == 404
 
 
-async def test_a_handshake_is_tried_again_and_the_socket_left_alone(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_handshake_is_retried_and_the_socket_left_alone(serve: Serve, virtual_time: VirtualClock) -> None:
     refused = 0
 
     async def at_first_not(request: web.Request) -> web.StreamResponse:

@@ -165,7 +165,7 @@ async def test_it_opens_and_refuses_at_once_and_says_since_when_and_until_when(
     assert SECRET not in repr(error)
 
 
-async def test_it_closes_when_the_probes_end_well_and_stays_open_when_one_does_not(
+async def test_it_closes_when_the_probes_succeed_and_stays_open_when_one_does_not(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     service = Service(503)
@@ -197,7 +197,9 @@ async def test_it_closes_when_the_probes_end_well_and_stays_open_when_one_does_n
     ("status", "opens"),
     [(200, False), (302, False), (400, False), (404, False), (429, False), (500, True), (599, True)],
 )
-async def test_what_an_answer_says_of_the_service(serve: Serve, layers: Layers, status: int, opens: bool) -> None:
+async def test_responses_that_show_whether_the_service_works(
+    serve: Serve, layers: Layers, status: int, opens: bool
+) -> None:
     async with client(await serve(Service(status)), quick(), *layers) as session:
         await get(session, allow_redirects=False)
         assert (await get(session, allow_redirects=False) is CircuitOpen) is opens
@@ -299,7 +301,7 @@ def not_sent(kind: type[RateLimited | CircuitOpen], reason: StopReason) -> Lamel
         f"{type(value).__name__}-{getattr(value, 'status', '')}" if isinstance(value, Exception) else None
     ),
 )
-async def test_what_an_error_says_of_the_service(
+async def test_errors_that_show_whether_the_service_works(
     serve: Serve, virtual_time: VirtualClock, error: Exception, works: bool | None
 ) -> None:
     breaker = Breaker(minimum=2, failures=0.01, open_for=30, probes=1)
@@ -426,7 +428,7 @@ async def test_it_opens_once_for_two_thousand_calls_at_once(
         assert (outcomes.count(TimeoutError), outcomes.count(200)) == (1999, 1)
         assert await asyncio.gather(*(call(1999) for _ in range(200))) == [CircuitOpen] * 200
     [record] = caplog.records
-    assert "opened: 100 of 100 attempts failed within 30 s, so none is sent for 60 s" in record.getMessage()
+    assert "opened: 100 of 100 attempts failed in 30 s, so no attempt is sent for 60 s" in record.getMessage()
     assert service.sends == 1
 
 
@@ -603,7 +605,7 @@ async def _stepped(step: int, session: aiohttp.ClientSession) -> bool:
 
 
 @pytest.mark.parametrize("kind", [MemoryStore, slow_store])
-async def test_a_call_thrown_away_at_any_await_does_not_keep_its_probe_for_ever(
+async def test_a_call_thrown_away_at_any_await_does_not_keep_its_probe_forever(
     serve: Serve, virtual_time: VirtualClock, kind: Callable[[], MemoryStore | SharedStore]
 ) -> None:
     service = Service()
@@ -800,7 +802,7 @@ async def test_what_an_operator_sees(
     )
 
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", f"the circuit of {url} opened: 2 of 2 attempts failed within 20 s, so none is sent for 30 s"),
+        ("WARNING", f"the circuit of {url} opened: 2 of 2 attempts failed in 20 s, so no attempt is sent for 30 s"),
         ("INFO", f"the circuit of {url} stays open for another 30 s: a probe failed 30 s after it had opened"),
         ("INFO", f"the circuit of {url} closed: it had been open for 60 s"),
     ]
@@ -865,16 +867,16 @@ async def test_a_key_is_shown_nowhere(
 # How it is made.
 
 
-async def test_it_stands_outside_of_retry(serve: Serve) -> None:
+async def test_it_is_outside_retry(serve: Serve) -> None:
     async with client(await serve(Service()), Retry(RuleBook()), Breaker()) as session:
-        with pytest.raises(ValueError, match="Breaker must be outside of Retry"):
+        with pytest.raises(ValueError, match="Breaker must be outside Retry"):
             await session.get("/")
 
 
 @pytest.mark.parametrize(
     ("options", "shown"),
     [
-        ({"failures": 0.0}, "failures must be a share greater than 0 and at most 1, got 0.0"),
+        ({"failures": 0.0}, "failures must be a fraction, greater than 0 and at most 1, got 0.0"),
         ({"window": 0}, "window must be a finite number of seconds greater than 0, got 0"),
         ({"minimum": 0}, "minimum must be a whole number, 1 or more, got 0"),
         ({"open_for": float("inf")}, "open_for must be a finite number of seconds greater than 0, got inf"),

@@ -146,7 +146,7 @@ async def slow(request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def test_a_timeout_of_the_sessions_is_one_of_ours(serve: Serve) -> None:
+async def test_a_timeout_of_the_session_is_an_attempt_timeout(serve: Serve) -> None:
     connector, timeout = aiohttp.TCPConnector(), aiohttp.ClientTimeout(total=0.05)
     async with aiohttp.ClientSession(
         await serve(slow), connector=connector, timeout=timeout, middlewares=(Buffer(),)
@@ -279,7 +279,7 @@ async def test_who_waits_for_a_writer_can_be_cancelled(serve_raw: ServeRaw) -> N
         assert not connector._acquired
 
 
-async def test_no_more_than_the_limit_is_held(serve: Serve) -> None:
+async def test_at_most_the_limit_is_held(serve: Serve) -> None:
     piece, limit = bytes(2**16), 8 * 2**20
 
     async def answer(request: web.Request) -> web.StreamResponse:

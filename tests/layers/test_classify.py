@@ -69,7 +69,7 @@ async def test_a_bad_status_is_raised_and_its_connection_is_free(
             assert not connector._acquired
 
 
-async def test_the_connection_of_an_error_that_is_longer_than_what_is_read_of_it_is_free_too(serve: Serve) -> None:
+async def test_the_connection_of_an_error_that_is_longer_than_what_is_read_of_it_is_free_as_well(serve: Serve) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         return web.Response(status=500, body=bytes(2**20))
 
@@ -107,7 +107,9 @@ RAW = {
 
 
 @pytest.mark.parametrize(("sent", "kind"), RAW.values(), ids=RAW)
-async def test_half_an_answer_is_none(serve_raw: ServeRaw, sent: bytes, kind: type[TransportError]) -> None:
+async def test_a_partial_response_is_not_a_response(
+    serve_raw: ServeRaw, sent: bytes, kind: type[TransportError]
+) -> None:
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(sent)
@@ -129,7 +131,7 @@ async def test_nothing_was_sent() -> None:
                 await session.post(url, data=b"x")
 
 
-async def test_a_server_without_tls_is_one_that_cannot_be_trusted(serve: Serve) -> None:
+async def test_a_server_without_tls_is_not_trusted(serve: Serve) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         return web.Response()
 
@@ -154,7 +156,7 @@ async def test_a_proxy_that_does_not_answer_to_connect_is_a_failed_connection(
 
 
 @pytest.mark.parametrize("limit", ["sock_read", "total"])
-async def test_a_timeout_of_aiohttps_is_one_of_ours(serve: Serve, limit: str) -> None:
+async def test_a_timeout_of_aiohttp_is_an_attempt_timeout(serve: Serve, limit: str) -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(10)
         return web.Response()

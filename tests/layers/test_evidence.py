@@ -110,7 +110,7 @@ def waited_their_minute(server: Server, seconds: float) -> bool:
 @pytest.mark.parametrize(
     ("calls", "at_once", "chance"), [(600, 500, 0.02), (400, 10, 0.02), (200, 3, 0.02), (600, 100, 0.02)]
 )
-def test_a_refusal_by_chance_delays_only_the_refused_call(calls: int, at_once: int, chance: float) -> None:
+def test_a_random_429_delays_only_its_own_call(calls: int, at_once: int, chance: float) -> None:
     server = Server(chance=chance)
     _, took, _ = crowd(server, MINUTE, calls, at_once)
     assert server.refused
@@ -179,9 +179,7 @@ async def test_after_an_undecided_refusal_one_attempt_goes_alone(serve: Serve, v
 
 
 @pytest.mark.parametrize("alone", [True, False])
-async def test_where_it_is_refused_too_the_account_is_closed(
-    serve: Serve, virtual_time: VirtualClock, alone: bool
-) -> None:
+async def test_a_second_refusal_blocks_the_account(serve: Serve, virtual_time: VirtualClock, alone: bool) -> None:
     """Nothing is sent until the wait of the first refusal has passed; one that never passed anything closes at once."""
     url, _ = await refuse_one(serve, lambda number: number in {"refused", "alone"})
     async with client(url, *stack(MINUTE, attempts=1)) as session:
@@ -200,7 +198,7 @@ async def test_where_it_is_refused_too_the_account_is_closed(
         assert not in_episode(session)
 
 
-async def test_a_limit_of_one_path_does_not_hold_up_the_others(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_limit_of_one_path_does_not_delay_the_others(serve: Serve, virtual_time: VirtualClock) -> None:
     limiters = {path: FixedWindow(10, 60).limiter() for path in ("/a", "/b")}
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -239,7 +237,7 @@ async def test_a_limit_of_one_path_does_not_hold_up_the_others(serve: Serve, vir
         (Server, 100, "none", 0, None),
     ],
 )
-def test_what_is_believed_can_be_looked_at(
+def test_the_estimate_can_be_read(
     server: Callable[[], Server], calls: int, kind: str, requests: float, in_flight: object
 ) -> None:
     belief = believed(crowd(server(), SECOND, calls, 200)[2], None)
@@ -249,7 +247,7 @@ def test_what_is_believed_can_be_looked_at(
     assert belief.by_chance == pytest.approx(0, abs=0.02)
 
 
-async def test_of_an_account_that_is_not_known_nothing_is_believed(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_an_unknown_account_has_no_estimate(serve: Serve, virtual_time: VirtualClock) -> None:
     url = URL(await serve(Server()))
     assert Throttle(MINUTE).state(url) == Belief("none", 0.0, 0.0, None, 0.0)
     throttle = Throttle(MINUTE, limits=Limit(5, 60))

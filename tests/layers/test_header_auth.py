@@ -42,7 +42,7 @@ async def test_values_of_every_kind(serve: Serve) -> None:
     assert tokens(server) == ["fixed-value", "called-value", "async-value", "object-value", "async-value", None]
 
 
-async def test_a_fresh_value_for_every_send(serve: Serve) -> None:
+async def test_each_attempt_gets_a_fresh_value(serve: Serve) -> None:
     numbers = iter(range(10))
     server = Statuses(429, 429, 200)
     auth = HeaderAuth({"X-Token": lambda: f"value-{next(numbers)}"})
@@ -122,7 +122,7 @@ async def test_each_tenant_gets_its_own_token_whatever_runs_at_the_same_time(
     assert [got for wanted, got in seen if got != wanted] == []
 
 
-async def test_a_function_that_fails_fails_its_own_call_alone(serve: Serve) -> None:
+async def test_a_failing_function_fails_only_its_own_call(serve: Serve) -> None:
     async def ask() -> str:
         await asyncio.sleep(0.01)
         if _tenant.get() == "tenant-0":
@@ -205,7 +205,7 @@ async def test_a_function_may_answer_with_no_other_kind(serve: Serve, value: obj
     for kind in (lambda: value, ask):
         auth = HeaderAuth({"X-Token": kind})  # type: ignore[dict-item]
         async with aiohttp.ClientSession(middlewares=(auth,)) as session:
-            with pytest.raises(ValueError, match=f"X-Token must be a string, not {type(value).__name__}"):
+            with pytest.raises(ValueError, match=f"X-Token must be a string, got {type(value).__name__}"):
                 await session.get(url)
     assert not tokens(server)
 
@@ -312,9 +312,7 @@ async def _none() -> None:
 
 @pytest.mark.parametrize("value", ["the layer's", lambda: "the layer's", _token, _none])
 @pytest.mark.parametrize("where", ["request", "session"])
-async def test_a_header_that_the_request_brings_is_not_replaced_without_a_word(
-    serve: Serve, value: HeaderValue, where: str
-) -> None:
+async def test_replacing_a_header_of_the_request_raises(serve: Serve, value: HeaderValue, where: str) -> None:
     server = Statuses()
     auth = HeaderAuth({"X-Token": value})
     brought = {"X-Token": "zq-of-the-caller"}
@@ -328,9 +326,7 @@ async def test_a_header_that_the_request_brings_is_not_replaced_without_a_word(
 
 
 @pytest.mark.parametrize("value", ["the layer's", lambda: "the layer's", _token, _none])
-async def test_a_header_that_the_request_brings_is_kept_on_demand_at_each_attempt(
-    serve: Serve, value: HeaderValue
-) -> None:
+async def test_existing_keep_keeps_the_header_at_each_attempt(serve: Serve, value: HeaderValue) -> None:
     server = Statuses(429, 200, 200)
     auth = HeaderAuth({"X-Other": "other", "X-Token": value}, existing="keep")
     async with aiohttp.ClientSession(await serve(server), middlewares=(Retry(RULES), auth)) as session:
@@ -341,7 +337,7 @@ async def test_a_header_that_the_request_brings_is_kept_on_demand_at_each_attemp
     assert [request.headers["X-Other"] for request in server.requests] == ["other"] * 3
 
 
-async def test_what_is_kept_is_shown_no_more_than_what_is_set(serve: Serve) -> None:
+async def test_what_is_kept_is_shown_at_most_what_is_set(serve: Serve) -> None:
     async def echo(request: web.Request) -> web.StreamResponse:
         return web.Response(status=403, text=f"not {request.headers['X-A']}")
 

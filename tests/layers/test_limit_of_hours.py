@@ -155,7 +155,7 @@ async def test_calls_that_wait_in_the_queue_fail_at_once(
 @pytest.mark.sampled
 @STORES
 @pytest.mark.parametrize("answers", [[QUOTA, (429, "1")], [(429, "1"), QUOTA], [QUOTA, QUOTA], [QUOTA, (429, "86400")]])
-async def test_of_several_refusals_under_way_the_longest_counts(
+async def test_of_several_refusals_in_flight_the_longest_counts(
     serve: Serve, virtual_time: VirtualClock, store: MakeStore, answers: list[tuple[int, str]]
 ) -> None:
     server = Server(*answers)
@@ -254,7 +254,7 @@ async def test_what_is_known_of_the_limit_of_a_minute_is_not_lost(virtual_time: 
 
 
 @pytest.mark.parametrize("value", ["1e300", "-1", "soon", "", "NaN", "inf"])
-async def test_what_cannot_be_understood_asks_for_nothing(serve: Serve, virtual_time: VirtualClock, value: str) -> None:
+async def test_an_invalid_header_asks_for_no_wait(serve: Serve, virtual_time: VirtualClock, value: str) -> None:
     server = Server((429, value))
     async with client(await serve(server), *stack(MINUTE)) as session:
         assert await get(session) == 200
@@ -262,7 +262,7 @@ async def test_what_cannot_be_understood_asks_for_nothing(serve: Serve, virtual_
 
 
 @pytest.mark.parametrize("value", ["9" * 400, "999999999", "31622400", "Fri, 31 Dec 9999 23:59:59 GMT"])
-async def test_more_than_a_year_is_no_statement_and_locks_no_account_out(
+async def test_a_wait_of_more_than_a_year_is_ignored_and_does_not_block_the_account(
     serve: Serve, virtual_time: VirtualClock, value: str
 ) -> None:
     """After the rule's maximum the server is asked again."""
@@ -364,7 +364,7 @@ async def test_another_error_stops_its_own_call_alone(serve: Serve, virtual_time
         assert virtual_time.elapsed < 1
 
 
-async def test_two_sessions_with_one_store_know_of_it(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_two_sessions_with_one_store_share_it(serve: Serve, virtual_time: VirtualClock) -> None:
     server, store = Server(QUOTA), JsonStore(slow=0.01)
     url = await serve(server)
     async with client(url, *stack(MINUTE, store=store)) as here, client(url, *stack(MINUTE, store=store)) as there:
@@ -375,7 +375,7 @@ async def test_two_sessions_with_one_store_know_of_it(serve: Serve, virtual_time
         assert len(server.requests) == 1
 
 
-async def test_a_breaker_learns_nothing_from_it(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_breaker_does_not_count_it(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server(QUOTA)
     async with client(await serve(server), *stack(MINUTE, Breaker(minimum=1), account=account_of)) as session:
         with pytest.raises(TooManyRequests):

@@ -183,7 +183,7 @@ async def test_its_failure_breaks_no_call_and_is_logged_once_without_credentials
                 async with session.get("/path?api_key=s3cret-key-of-mine") as response:
                     assert response.status == 200
     [line] = [record.getMessage() for record in caplog.records if record.name == "lamella"]
-    assert line.startswith("on_attempt failed, and the call goes on; later failures are not logged: LookupError: no ")
+    assert line.startswith("on_attempt failed and was ignored; later failures are not logged: LookupError: no ")
     assert "s3cret" not in caplog.text
 
 
@@ -210,7 +210,7 @@ def test_it_is_an_option_of_the_stack_and_of_maesns_session() -> None:
     assert maesn.layers("key", "account", on_attempt=print)
 
 
-async def test_the_attempts_of_a_call_that_ended_well(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_the_attempts_of_a_call_that_succeeded(serve: Serve, virtual_time: VirtualClock) -> None:
     async with client(await serve(Statuses(503, 200, 200)), deadline=100.0, attempts=3) as session:
         failed, last = attempts(await get(session))
         assert failed.waited == pytest.approx(10, abs=0.1)

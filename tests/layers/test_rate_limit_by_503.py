@@ -198,7 +198,7 @@ async def test_the_breaker_does_not_count_it(
         assert seen == ([503, None, None, None, None] if opens else [503] * 5)
 
 
-async def test_nor_does_it_open_or_close_a_half_open_circuit(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_it_neither_opens_nor_closes_a_half_open_circuit(serve: Serve, virtual_time: VirtualClock) -> None:
     """A probe that is refused leaves its place to the next one."""
     server = Server()
     url = await refusing(serve, server, 1, "")
@@ -251,7 +251,7 @@ async def test_a_503_without_it_is_an_outage(
 
 
 @pytest.mark.parametrize("asks", ["60", ""])
-async def test_a_batch_goes_on_for_other_accounts(serve: Serve, virtual_time: VirtualClock, asks: str) -> None:
+async def test_a_batch_continues_for_other_accounts(serve: Serve, virtual_time: VirtualClock, asks: str) -> None:
     """Without `Retry-After` it waits for the outage to end, and the breaker opens."""
     server = Server()
     server.down, server.asks = 10**9, asks
@@ -296,7 +296,7 @@ async def test_a_write_is_not_sent_again_but_the_account_is_blocked(
 @pytest.mark.parametrize(
     "layers", [(Throttle(RULES),), (Throttle(RULES), Classify(RULES))], ids=["alone", "classified"]
 )
-async def test_the_throttle_by_itself_knows_it_too(
+async def test_the_throttle_by_itself_knows_it_as_well(
     serve: Serve, virtual_time: VirtualClock, layers: tuple[aiohttp.ClientMiddlewareType, ...]
 ) -> None:
     server = Server()
@@ -313,7 +313,9 @@ async def test_the_throttle_by_itself_knows_it_too(
 
 
 @pytest.mark.parametrize("asks", ["", "soon"])
-async def test_a_503_that_asks_for_nothing_blocks_nothing(serve: Serve, virtual_time: VirtualClock, asks: str) -> None:
+async def test_a_503_without_retry_after_does_not_block_the_account(
+    serve: Serve, virtual_time: VirtualClock, asks: str
+) -> None:
     server = Server()
     async with client(await refusing(serve, server, 1, asks), *stack(RULES, attempts=1)) as session:
         with pytest.raises(ServerStatusError):

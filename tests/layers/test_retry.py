@@ -70,7 +70,7 @@ class Server:
 
 
 @pytest.mark.parametrize("layers", [(Retry(RULES), Classify(RULES)), (Retry(RULES),)])
-async def test_it_sends_again_until_it_is_well(serve: Serve, layers: tuple[Retry | Classify, ...]) -> None:
+async def test_it_retries_until_it_succeeds(serve: Serve, layers: tuple[Retry | Classify, ...]) -> None:
     server = Server(429, 503, 429)
     async with aiohttp.ClientSession(await serve(server), middlewares=layers) as session:
         async with session.get("/") as response:
@@ -78,7 +78,7 @@ async def test_it_sends_again_until_it_is_well(serve: Serve, layers: tuple[Retry
     assert len(server.bodies) == 4
 
 
-async def test_the_error_tells_all(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_the_error_has_all_details(serve: Serve, virtual_time: VirtualClock) -> None:
     rules = RuleBook(
         Rule(429, "Too Many Requests", hint="slow down", retry=Backoff(initial=60, jitter=0)),
         Rule(400, "Bad Request", hint="mend it"),
@@ -201,7 +201,7 @@ async def test_bodies_are_sent_again_identical(serve: Serve, kind: str) -> None:
     assert len(set(server.bodies)) == 1
 
 
-async def test_an_expected_100_continue_that_was_refused_is_awaited_anew(serve_raw: ServeRaw) -> None:
+async def test_an_expected_100_continue_that_was_refused_is_awaited_again(serve_raw: ServeRaw) -> None:
     """The server refuses before the body is sent; the second time it wants it."""
     bodies: list[bytes] = []
 
@@ -262,7 +262,7 @@ async def test_a_deadline_stops_before_a_wait_that_would_end_after_it(
     assert virtual_time.elapsed == pytest.approx(180, abs=0.5)
 
 
-async def test_a_deadline_ends_an_attempt_too(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_deadline_ends_an_attempt_as_well(serve: Serve, virtual_time: VirtualClock) -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(10_000)
         return web.Response()
@@ -277,7 +277,7 @@ async def test_a_deadline_ends_an_attempt_too(serve: Serve, virtual_time: Virtua
     assert virtual_time.elapsed == pytest.approx(60, abs=0.5)
 
 
-async def test_a_body_cut_in_the_middle_is_an_attempt_that_failed(serve_raw: ServeRaw) -> None:
+async def test_a_truncated_body_fails_the_attempt(serve_raw: ServeRaw) -> None:
     connections = 0
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -293,7 +293,7 @@ async def test_a_body_cut_in_the_middle_is_an_attempt_that_failed(serve_raw: Ser
     assert connections == 3
 
 
-async def test_errors_of_other_peoples_layers_pass(serve: Serve) -> None:
+async def test_errors_of_foreign_layers_pass(serve: Serve) -> None:
     class Boom(Exception):
         pass
 
@@ -318,7 +318,7 @@ async def test_errors_of_other_peoples_layers_pass(serve: Serve) -> None:
     assert calls == 1
 
 
-async def test_a_layer_of_somebody_elses_may_ask_for_a_retry(serve: Serve) -> None:
+async def test_a_custom_layer_may_ask_for_a_retry(serve: Serve) -> None:
     """An API that says 200 and means 503."""
     answers = iter(["busy", "busy", "done"])
 
@@ -445,7 +445,7 @@ async def test_a_timeout_that_is_not_the_deadlines_is_an_attempt_that_failed(
     assert "deadline" not in caught.value.reason
 
 
-async def test_with_no_time_left_nothing_is_sent_and_everybody_is_told_why(
+async def test_nothing_is_sent_without_time_left_and_the_reason_is_reported(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = Server()
@@ -495,7 +495,7 @@ async def get(session: aiohttp.ClientSession) -> int:
 
 
 @pytest.mark.parametrize(("after", "waited"), [(20, 20), (70, 60)], ids=["in its wait", "in the send after it"])
-async def test_a_call_that_is_cancelled_tells_of_its_wait_once(
+async def test_a_cancelled_call_reports_its_wait_once(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, after: float, waited: float
 ) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -523,7 +523,7 @@ async def test_a_call_that_is_cancelled_tells_of_its_wait_once(
     assert told[-1][1]["lamella.stop_reason"] == "cancelled"
 
 
-async def test_each_send_has_its_own_time_at_the_gate(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_each_attempt_has_its_own_time_in_the_queue(serve: Serve, virtual_time: VirtualClock) -> None:
     """The first waits there for another's refusal, the second for nobody."""
     rules = RuleBook(
         Rule(429, "Too Many Requests", retry=Backoff(initial=60, jitter=0)),
@@ -578,7 +578,7 @@ async def test_nothing_is_parsed_or_redacted_for_an_attempt_that_is_retried(
     assert looked.count("redact_body") == 1, "that of the last attempt"
 
 
-async def test_the_repr_of_an_error_is_short_while_its_call_goes_on(serve: Serve) -> None:
+async def test_the_repr_of_an_error_is_short_while_its_call_continues(serve: Serve) -> None:
     seen: list[LamellaError] = []
     short: list[str] = []
 
@@ -618,7 +618,7 @@ async def test_every_decision_to_send_again_is_counted(
     assert counted == {"Service Unavailable": ("rule", 2), "Too Many Requests": ("rule", 1)}
 
 
-async def test_an_error_of_other_peoples_is_none_of_the_transports(serve: Serve) -> None:
+async def test_an_error_of_another_middleware_is_not_a_transport_failure(serve: Serve) -> None:
     """As raise_for_status makes one: it passes as it is, and is not sent again."""
 
     async def check(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -663,7 +663,9 @@ async def test_the_least_of_the_errors_is_one(
 
 
 @WAYS
-async def test_the_send_that_went_well_is_counted_too(serve: Serve, tracing: Tracing, total: float | None) -> None:
+async def test_the_attempt_that_went_well_is_counted_as_well(
+    serve: Serve, tracing: Tracing, total: float | None
+) -> None:
     """Without ``AttemptSpan`` nobody else counts them."""
     layers = (RequestSpan(tracer_provider=tracing.provider), Retry(RULES), Classify(RULES))
     async with aiohttp.ClientSession(
@@ -691,7 +693,7 @@ async def test_a_session_that_was_closed_before_a_middleware_sends_again_says_so
             await session.get("/")
 
 
-async def test_a_deadline_that_is_over_is_none_of_the_next_call_of_the_same_request(
+async def test_a_passed_deadline_does_not_affect_the_next_call_of_the_same_request(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     async def again(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -723,7 +725,7 @@ async def test_aiohttps_own_except_clauses_keep_working(serve: Serve, unused_url
         assert isinstance(failed.value, LamellaError)
 
 
-async def test_many_at_once_each_end_well(serve: Serve) -> None:
+async def test_many_at_once_each_succeed(serve: Serve) -> None:
     async def flaky(request: web.Request) -> web.StreamResponse:
         counts[request.path] = counts.get(request.path, 0) + 1
         return web.Response(status=429 if counts[request.path] % 3 else 200)

@@ -66,7 +66,7 @@ async def storm(session: aiohttp.ClientSession, calls: int) -> list[LamellaError
 
 
 @pytest.mark.parametrize("store", [None, MemoryStore(), JsonStore()], ids=["none", "memory", "shared"])
-async def test_in_an_outage_retries_add_no_more_than_the_share_and_the_reserve(
+async def test_in_an_outage_retries_add_at_most_the_ratio_and_the_capacity(
     serve: Serve, virtual_time: VirtualClock, store: Store | None
 ) -> None:
     server = Server()
@@ -110,7 +110,7 @@ async def test_two_sessions_with_one_store_have_one_budget(serve: Serve, virtual
     assert server.requests == 40 + 10
 
 
-async def test_when_it_is_empty_a_failure_is_final_at_once_and_everybody_is_told_why(
+async def test_an_empty_budget_makes_failures_final_with_a_reason(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = Server()

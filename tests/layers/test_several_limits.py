@@ -263,7 +263,7 @@ async def test_each_limit_may_have_points_of_its_own(serve: Serve, virtual_time:
 
 
 @pytest.mark.parametrize("cost", [-1, float("nan"), float("inf"), "3", None])
-async def test_a_cost_that_is_no_number_of_points_is_named(serve: Serve, cost: Any) -> None:
+async def test_an_invalid_cost_is_reported(serve: Serve, cost: Any) -> None:
     for options in ({"cost": lambda _: cost}, {"limits": Limit(10, per=60, cost=lambda _: cost)}):
         async with client(await serve(Server()), *stack(MINUTE, **options)) as session:
             with pytest.raises(ValueError, match=rf"^cost must be a finite number, 0 or more, got {cost!r}$"):

@@ -152,7 +152,7 @@ async def test_polls_that_wait_for_another_call_are_no_deadlock(
         at_rest(session)
 
 
-async def test_quick_calls_go_on_beside_slow_ones_as_if_they_were_alone(
+async def test_quick_calls_continue_beside_slow_ones_as_if_they_were_alone(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     async with plain(await serve(Server())) as session:

@@ -51,7 +51,7 @@ def test_the_names_are_the_conventions() -> None:
     assert names.URL_FULL == url_attributes.URL_FULL
 
 
-async def test_a_call_that_needs_two_sends(serve: Serve, tracing: Tracing, virtual_time: VirtualClock) -> None:
+async def test_a_call_that_needs_two_attempts(serve: Serve, tracing: Tracing, virtual_time: VirtualClock) -> None:
     url = await serve(Statuses(429))
     port = int(url.rpartition(":")[2])
     layers = stack(RULES, tracer_provider=tracing.provider)
@@ -153,7 +153,7 @@ async def test_a_call_without_other_layers_is_one_attempt_and_its_failure_is_in_
     assert vars(line)["trace_id"] == f"{tracing.spans[1].context.trace_id:032x}"
 
 
-async def test_a_send_that_the_deadline_ends_is_a_timeout_and_one_that_is_cancelled_is_no_error(
+async def test_an_attempt_that_the_deadline_ends_is_a_timeout_and_one_that_is_cancelled_is_no_error(
     serve: Serve, tracing: Tracing, virtual_time: VirtualClock
 ) -> None:
     async def never(request: web.Request) -> web.StreamResponse:
@@ -229,7 +229,7 @@ async def test_no_credential_is_on_any_span(serve: Serve, tracing: Tracing) -> N
         assert "s3cr3t" not in span.to_json()
 
 
-async def test_a_redirect_is_another_send(serve: Serve, tracing: Tracing) -> None:
+async def test_a_redirect_is_another_attempt(serve: Serve, tracing: Tracing) -> None:
     async def redirect(request: web.Request) -> web.StreamResponse:
         if request.path == "/":
             raise web.HTTPFound("/there")

@@ -74,7 +74,7 @@ async def test_a_stated_limit_is_kept_to_before_anything_is_refused(
 
 
 @pytest.mark.parametrize("lie", LIES)
-async def test_a_statement_that_the_answers_contradict_costs_nothing(
+async def test_a_stated_limit_that_responses_contradict_delays_nothing(
     serve: Serve, virtual_time: VirtualClock, lie: str
 ) -> None:
     server, silent = Stating(LIES[lie]), Stating(lambda _, __: {})

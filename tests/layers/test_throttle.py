@@ -66,7 +66,7 @@ from lamella.testing import (
 )
 
 
-async def test_one_429_blocks_its_account_and_no_other(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_one_429_blocks_only_its_account(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server([429])
     async with client(await serve(server), *stack(MINUTE, account=account_of)) as session:
         began = virtual_time.now
@@ -247,7 +247,7 @@ async def test_an_attempt_after_a_wait_is_ended_by_the_deadline_like_any_other(
         at_rest(session)
 
 
-async def test_and_so_is_the_next_try_of_one_that_had_waited_in_vain(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_the_next_attempt_after_a_failed_wait_is_queued_again(serve: Serve, virtual_time: VirtualClock) -> None:
     """A middleware of others sends the same request once more: nothing is left of its first wait."""
     server = Server([429])
     refused: list[RateLimited] = []
@@ -389,7 +389,7 @@ async def test_an_answer_to_what_was_sent_before_the_refusal_does_not_end_the_ep
         at_rest(session)
 
 
-async def test_whatever_a_layer_below_raises_the_next_one_goes(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_the_next_call_is_sent_whatever_an_inner_layer_raises(serve: Serve, virtual_time: VirtualClock) -> None:
     class Odd(BaseException):
         pass
 
@@ -439,7 +439,7 @@ async def test_a_key_of_any_shape(serve: Serve, key: str) -> None:
         assert re.fullmatch("[0-9a-f]{32}", name)
 
 
-async def test_accounts_are_told_apart_by_origin_and_key(serve: Serve) -> None:
+async def test_accounts_are_distinguished_by_origin_and_key(serve: Serve) -> None:
     here, there = await serve(Server()), await serve(Server())
     throttle = Throttle(MINUTE, key=account_of)
     async with client(here, throttle) as session:
@@ -518,7 +518,7 @@ async def test_a_call_thrown_away_on_its_way_waits_for_no_store(virtual_time: Vi
     assert 0 < len(on_their_way) < 5
 
 
-async def test_an_answer_that_nobody_will_read_gives_its_connection_back(
+async def test_an_answer_that_nobody_will_read_releases_its_connection(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     """The caller is cancelled while the result of the attempt is recorded."""
@@ -565,7 +565,7 @@ async def test_an_attempt_without_a_known_end_counts(serve: Serve, virtual_time:
         at_rest(session)
 
 
-async def test_an_attempt_that_anyio_cancels_counts_with_a_slow_store_too(
+async def test_an_attempt_that_anyio_cancels_counts_with_a_slow_store_as_well(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     """Who is cancelled by anyio can wait for nothing else."""
@@ -654,9 +654,7 @@ async def test_two_sessions_with_one_store_respect_one_episode(serve: Serve, vir
     assert store.again > 10
 
 
-async def test_both_are_told_of_a_deadline_that_only_one_could_know_of(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_both_learn_of_a_deadline_that_only_one_could_know(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server([429])
     url, store = await serve(server), JsonStore()
     layers = [stack(MINUTE, store=store, deadline=50.0, attempts=1) for _ in range(2)]
@@ -696,9 +694,7 @@ async def test_a_store_that_dies_in_an_episode_does_not_end_it(
     assert {record.levelname for record in caplog.records if "store" in record.message} == {"WARNING"}
 
 
-async def test_a_store_that_dies_while_calls_are_on_their_way_keeps_nobody_for_ever(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_calls_continue_after_a_store_dies_during_an_operation(serve: Serve, virtual_time: VirtualClock) -> None:
     """What was sent by the store's clock is answered by the loop's: that must not block the account for eleven days."""
     server = Server(limit=FixedWindow(5, 60), latency=1.0)
     store = JsonStore()

@@ -64,7 +64,7 @@ def test_bad_seconds(seconds: float) -> None:
         Timeout(seconds)
 
 
-async def test_one_timer_for_all_each_of_whom_has_its_own_time(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_one_timer_serves_all_calls_with_their_own_limits(serve: Serve, virtual_time: VirtualClock) -> None:
     ended: dict[int, float] = {}
 
     async def some_answer(request: web.Request) -> web.StreamResponse:
@@ -131,7 +131,7 @@ async def test_a_timeout_is_no_cancellation_of_its_task(serve: Serve, virtual_ti
             await asyncio.sleep(2)
 
 
-async def test_nor_is_one_of_which_somebody_makes_another_error(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_not_logged_if_another_error_is_made_of_it_either(serve: Serve, virtual_time: VirtualClock) -> None:
     async def hides(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         try:
             return await handler(request)
@@ -184,7 +184,7 @@ async def test_it_shows_no_secret(serve: Serve, virtual_time: VirtualClock) -> N
     assert "s3cret" not in f"{caught.value} {caught.value!r} {caught.value.url}"
 
 
-async def test_a_call_that_follows_at_once_has_a_timer_too(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_call_that_follows_at_once_has_a_timer_as_well(serve: Serve, virtual_time: VirtualClock) -> None:
     """The timer of the one before is put away a round later, when somebody else may need it."""
 
     async def answers(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -206,7 +206,7 @@ async def test_a_call_that_follows_at_once_has_a_timer_too(serve: Serve, virtual
     assert virtual_time.elapsed == pytest.approx(180, abs=0.5)
 
 
-async def test_its_timer_is_put_away_each_time_that_nobody_needs_it(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_the_timer_is_cancelled_whenever_it_is_unused(serve: Serve, virtual_time: VirtualClock) -> None:
     async def at_once(request: web.Request) -> web.StreamResponse:
         return web.Response()
 

@@ -201,7 +201,7 @@ class TestAllRecordsAreRead:
         part, kept = await synced(tmp_path, await serve(server))
         assert (part.done, kept) == (True, by_id(server.records))
 
-    async def test_what_comes_while_it_is_read_needs_no_other_reading(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_records_added_during_a_read_need_no_second_reading(self, serve: Serve, tmp_path: Path) -> None:
         """Of a list with the newest record first, which is read for minutes and gets a new one each second."""
 
         def insert(server: ListServer, page: int, given: Body) -> None:
@@ -216,7 +216,7 @@ class TestAllRecordsAreRead:
         part, kept = await synced(tmp_path, await serve(server))
         assert kept == by_id(server.records)
 
-    async def test_a_new_record_does_not_stand_in_for_one_that_is_missing(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_a_new_record_does_not_replace_one_that_is_missing(self, serve: Serve, tmp_path: Path) -> None:
         """As many are read as there were at the beginning, but one of them is new, and an old one is missing."""
 
         def move(server: ListServer, page: int, given: Body) -> None:
@@ -227,7 +227,7 @@ class TestAllRecordsAreRead:
         part, kept = await synced(tmp_path, await serve(server), at_once=1)
         assert (part.done, kept) == (True, by_id(server.records))
 
-    async def test_what_is_left_of_a_reading_that_was_broken_off_is_counted_too(
+    async def test_what_is_left_of_a_reading_that_was_broken_off_is_counted_as_well(
         self, serve: Serve, tmp_path: Path
     ) -> None:
         server = ListServer(numbered(250), instead=always(3, lambda given: 404))
@@ -352,7 +352,7 @@ class TestRecordsThatAreMissing:
         assert (type(part.error).__name__, part.since is None) == ("UnsteadyList", False)
         assert await mark_of(tmp_path) == before
 
-    async def test_a_404_before_the_end_is_no_end(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_a_404_before_the_end_does_not_end_the_list(self, serve: Serve, tmp_path: Path) -> None:
         for number in (1, 2, 3):
             server = ListServer(numbered(250), instead=always(number, lambda given: 404))
             url = await serve(server)
@@ -372,7 +372,7 @@ class TestRecordsThatAreMissing:
         with pytest.raises(sync.UnsteadyList, match="249 different records were read, and the API counts 250"):
             await read(await serve(server))
 
-    async def test_one_that_grows_is_none(self, serve: Serve) -> None:
+    async def test_a_growing_list_is_not_an_unsteady_list(self, serve: Serve) -> None:
         def insert(server: ListServer, page: int, given: Body) -> None:
             if page == 1:
                 server.records.insert(0, record(-1, START))
@@ -498,7 +498,7 @@ class TestAListWithoutEnd:
         part, _ = await synced(tmp_path, await serve(handle))
         assert isinstance(part.error, sync.RepeatedPage)
 
-    async def test_the_other_lists_go_on(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_the_other_lists_continue(self, serve: Serve, tmp_path: Path) -> None:
         endless, sound = ignoring_page(numbered(100), NOTHING), ListServer(numbered(250))
 
         async def both(request: Any) -> Any:
@@ -552,7 +552,7 @@ class TestErrorsInAGoodAnswer:
     @pytest.mark.parametrize(
         "errors", [None, {}, [], "", " ", False, {"validationErrors": [], "downstreamErrors": None}, {"a": {"b": ""}}]
     )
-    async def test_none_are_no_failure(self, serve: Serve, tmp_path: Path, errors: object) -> None:
+    async def test_no_items_are_not_a_failure(self, serve: Serve, tmp_path: Path, errors: object) -> None:
         server = ListServer(numbered(5), instead=lambda server, page, given: given | {"errors": errors})
         url = await serve(server)
         part, kept = await synced(tmp_path, url)
@@ -582,7 +582,7 @@ class TestErrorsInAGoodAnswer:
                 [each async for each in maesn.records(session, "bills", account="secret-account-key")]
         assert "secret" not in f"{caught.value!r}{vars(caught.value)}"
 
-    async def test_a_long_one_is_cut(self, serve: Serve) -> None:
+    async def test_a_long_text_is_truncated(self, serve: Serve) -> None:
         server = ListServer([], instead=lambda server, page, given: {"errors": ["x" * 100_000] * 50})
         with pytest.raises(sync.AnswerFailed) as caught:
             await read(await serve(server))

@@ -53,7 +53,9 @@ async def test_without_a_guard_the_sandbox_blocks_the_key(
     assert sandbox.blocks == 1
 
 
-async def test_many_at_a_time_are_no_more_than_may_fail(make_sandbox: MakeSandbox, virtual_time: VirtualClock) -> None:
+async def test_concurrent_calls_never_exceed_the_errors_left(
+    make_sandbox: MakeSandbox, virtual_time: VirtualClock
+) -> None:
     sandbox = await make_sandbox(system="exact", quotas=[], records=1, latency=0.5, unsupported={"offers"})
     async with maesn.session(sandbox.api_key, base_url=sandbox.url, guard=maesn.ErrorGuard()) as session:
         results = await asyncio.gather(*(ask(session, "/accounting/offers", sandbox.account_key) for _ in range(50)))

@@ -39,10 +39,10 @@ def open_session(sandbox: Sandbox, attempts: int = 5) -> aiohttp.ClientSession:
         (401, Unauthorized, "authenticate again"),
         (403, Forbidden, "API key"),
         (404, NotFound, "target system supports"),
-        (405, MethodNotAllowed, "supports this operation"),
+        (405, MethodNotAllowed, "list this operation"),
     ],
 )
-async def test_a_fault_of_ours_is_sent_once(
+async def test_a_client_error_is_sent_once(
     sandbox: Sandbox, virtual_time: VirtualClock, status: int, kind: type[ApiError], hint: str
 ) -> None:
     sandbox.script(status)
@@ -122,7 +122,7 @@ async def test_a_token_beside_the_keys_is_renewed_and_the_write_is_repeated_once
     ],
 )
 @pytest.mark.parametrize("attempts", [5, 3])
-async def test_a_fault_of_theirs_is_retried_on_the_guides_schedule(
+async def test_a_server_error_is_retried_on_the_guides_schedule(
     sandbox: Sandbox,
     virtual_time: VirtualClock,
     status: int,
@@ -164,7 +164,7 @@ async def test_other_5xx_never(sandbox: Sandbox, status: int) -> None:
     assert (caught.value.status, len(sandbox.received)) == (status, 1)
 
 
-async def test_it_ends_well_when_the_server_recovers(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
+async def test_it_succeeds_when_the_server_recovers(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
     sandbox.script(429, 500, 429, 500)
     async with open_session(sandbox) as session, session.get("/accounting/invoices") as response:
         assert len((await response.json())["data"]) == 20

@@ -187,7 +187,7 @@ async def test_a_page_that_is_longer_than_it_says_is_an_error_and_spoils_no_othe
             writer.write(SMALL)
 
     async with maesns(await serve_raw(connection)) as session:
-        with pytest.raises(ValueError, match=r"page 1 of invoices is no JSON that can be read"):
+        with pytest.raises(ValueError, match=r"page 1 of invoices is not readable JSON"):
             await read(session)
         assert await read(session) == RECORDS[:1]
 
@@ -225,7 +225,7 @@ async def test_a_session_without_buffer_reads_large_pages_as_well(framing: str, 
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "gzip"])
-async def test_a_large_page_is_held_four_times_at_most(framing: str, serve_raw: ServeRaw) -> None:
+async def test_a_large_page_is_in_memory_four_times_at_most(framing: str, serve_raw: ServeRaw) -> None:
     """As bytes in pieces, as bytes, as text and as records."""
     url = await serve_raw(Server(framing, (WHOLE, "")))
     async with maesns(url) as session:
@@ -312,7 +312,7 @@ async def test_a_large_document_is_a_stream(
             tracemalloc.stop()
 
 
-async def test_between_pages_and_in_tasks_that_a_page_has_started_it_is_a_stream_still(serve_raw: ServeRaw) -> None:
+async def test_bodies_are_streams_between_pages_and_in_tasks_started_by_a_page(serve_raw: ServeRaw) -> None:
     """Only the call that reads a page is one that reads all of its body."""
     document = Document(*DOCUMENTS["octets"])
     go_on = asyncio.Event()

@@ -82,7 +82,7 @@ def test_what_is_published_can_be_stated() -> None:
 
 @pytest.mark.parametrize("name", ["qonto", "dreams", ""])
 def test_a_system_without_published_limits(name: str) -> None:
-    with pytest.raises(ValueError, match=f"no limit is published for the system '{name}'; there is one for: abacus, "):
+    with pytest.raises(ValueError, match=f"no published limit for system '{name}'; expected one of: abacus, "):
         maesn.limits_of(name)
 
 

@@ -86,7 +86,7 @@ async def test_a_count_that_changes_on_the_way(
         ("totalPages", 1_000_001, None),
     ],
 )
-async def test_a_count_is_told_where_it_can_be_one(sandbox: Sandbox, name: str, said: object, told: object) -> None:
+async def test_a_plausible_count_is_reported(sandbox: Sandbox, name: str, said: object, told: object) -> None:
     body = {"meta": {"pagination": {name: said}}, "data": [{"invoiceId": "a"}]}
     sandbox.script(Reply(body=json.dumps(body).encode()))
     async with connect(sandbox) as session:
@@ -97,7 +97,7 @@ async def test_a_count_is_told_where_it_can_be_one(sandbox: Sandbox, name: str, 
 async def test_arguments_that_the_api_does_not_take_are_refused_at_the_call(sandbox: Sandbox) -> None:
     async with connect(sandbox) as session:
         for limit in (0, 1, 99, 101):
-            with pytest.raises(ValueError, match=f"5, 10, 20, 50, 100, not {limit}"):
+            with pytest.raises(ValueError, match=f"5, 10, 20, 50, 100, got {limit}"):
                 maesn.pages(session, "invoices", limit=limit)
             with pytest.raises(ValueError, match="limit"):
                 maesn.records(session, "invoices", limit=limit)

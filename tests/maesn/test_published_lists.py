@@ -166,16 +166,16 @@ async def test_an_account_has_parameters_of_its_own(make_sandbox: MakeSandbox, t
 @pytest.mark.parametrize(
     ("params", "said"),
     [
-        ({"page": "2"}, "params must not have 'page', which lamella sets itself"),
+        ({"page": "2"}, "params must not contain 'page', which lamella sets itself"),
         ({"fiscalyear": "2026"}, "unknown parameter 'fiscalyear'; expected one of: accountCode, "),
-        ({"fiscalYear": ""}, "the parameter 'fiscalYear' must be a line of text that is not empty"),
-        ({"fiscalYear": "20\n26"}, "the parameter 'fiscalYear' must be a line of text that is not empty"),
+        ({"fiscalYear": ""}, "parameter 'fiscalYear' must be a non-empty line of text"),
+        ({"fiscalYear": "20\n26"}, "parameter 'fiscalYear' must be a non-empty line of text"),
     ],
 )
 async def test_bad_parameters(sandbox: Sandbox, params: dict[str, str], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         maesn.source("openItems", params=params)
-    with pytest.raises(ValueError, match="params must be for resources that are read: bills, not 'items'"):
+    with pytest.raises(ValueError, match=r"params must name resources of this sync \(bills\), got 'items'"):
         await maesn.plan({"north": "key"}, ["bills"], journal=None, params={"items": {}})
     with pytest.raises(ValueError, match=re.escape(said)):
         await maesn.plan([maesn.Account("a", "k", params={"openItems": params})], ["openItems"], journal=None)

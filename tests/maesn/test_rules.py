@@ -42,17 +42,17 @@ def test_the_wait_before_each_retry(status: int, number: int, shortest: float, l
 
 
 @pytest.mark.parametrize("status", [status for status in range(400, 600) if status not in RETRIED])
-def test_every_other_status_is_never_tried_again(status: int) -> None:
+def test_every_other_status_is_never_retried(status: int) -> None:
     assert not RULES.rule_for(status).retryable
 
 
 @pytest.mark.parametrize("status", [600, 777, 999])
-def test_a_status_that_no_server_should_send_is_never_tried_again(status: int) -> None:
+def test_a_status_that_no_server_should_send_is_never_retried(status: int) -> None:
     assert RULES.rule_for(status) == RULES.rule_for(599)
 
 
 @pytest.mark.parametrize("failure", [Failure.CONNECT_FAILED, Failure.CONNECTION_LOST, Failure.ATTEMPT_TIMEOUT])
-def test_a_connection_that_failed_is_tried_again_soon(failure: Failure) -> None:
+def test_a_connection_that_failed_is_retried_soon(failure: Failure) -> None:
     retry = RULES.rule_for(failure).retry
     assert retry is not None
     assert 0 < retry.floor(1) <= retry.ceiling(1) <= 1

@@ -53,7 +53,7 @@ async def test_without_them_it_would_go_to_maesn(sandbox: Sandbox) -> None:
         assert session._base_url == URL("https://api.maesn.dev/")
 
 
-async def test_a_missing_key_is_told_with_the_variable(sandbox: Sandbox) -> None:
+async def test_a_missing_key_names_the_variable(sandbox: Sandbox) -> None:
     with pytest.raises(ValueError, match="MAESN_API_KEY"):
         maesn.session()
     async with maesn.session(sandbox.api_key, base_url=sandbox.url) as session:
@@ -66,7 +66,7 @@ async def test_a_missing_key_is_told_with_the_variable(sandbox: Sandbox) -> None
         async with session.get("/auth/xero") as response:
             assert response.status == 200
         assert "X-ACCOUNT-KEY" not in sandbox.received[0].headers
-        with pytest.raises(ValueError, match="the request brings X-ACCOUNT-KEY"):
+        with pytest.raises(ValueError, match="the request already has X-ACCOUNT-KEY"):
             await session.get("/auth/xero", headers={"x-account-key": "of-an-old-one"})
     assert len(sandbox.received) == 1
 
@@ -92,7 +92,7 @@ async def test_what_concerns_no_account_needs_no_account_key(sandbox: Sandbox) -
     assert [received.account for received in sandbox.received] == [None] * 5 + [key] * 3
 
 
-async def test_bad_arguments_are_told_at_once() -> None:
+async def test_bad_arguments_raise_at_once() -> None:
     for bad in ({"attempts": 0}, {"deadline": -1}, {"attempt_timeout": 0}, {"middlewares": ()}):
         with pytest.raises(ValueError, match=r"0|-1|middlewares"):
             maesn.session("key", "account", **bad)
@@ -189,7 +189,7 @@ async def test_a_write_that_may_have_been_carried_out_is_not_repeated(
     assert len(sandbox.created("invoices")) == 2
 
 
-async def test_raise_errors_false_gives_back_the_answer(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
+async def test_raise_errors_false_returns_the_response(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
     sandbox.script(*[429] * 5)
     async with maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url, raise_errors=False) as session:
         async with session.get("/accounting/invoices") as response:
@@ -198,7 +198,7 @@ async def test_raise_errors_false_gives_back_the_answer(sandbox: Sandbox, virtua
     assert len(sandbox.received) == 5
 
 
-async def test_layers_fit_a_session_of_ones_own(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
+async def test_layers_work_in_a_custom_session(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
     layers = maesn.layers(sandbox.api_key, sandbox.account_key, sandbox.url, attempts=2)
     async with aiohttp.ClientSession(middlewares=layers) as session:
         sandbox.script(429, 429)
@@ -207,7 +207,7 @@ async def test_layers_fit_a_session_of_ones_own(sandbox: Sandbox, virtual_time: 
     assert len(sandbox.received) == 2
 
 
-async def test_a_throttle_made_by_hand_takes_the_place_of_the_own_one(
+async def test_a_custom_throttle_replaces_the_default_one(
     make_sandbox: MakeSandbox, virtual_time: VirtualClock
 ) -> None:
     throttle = Throttle(maesn.RULES, key=lambda _: maesn.current_account())

@@ -161,7 +161,9 @@ class TestNumbers:
         assert dict(found) == records
 
     @pytest.mark.parametrize("literal", ["9" * 5000, "1e400", "1e99999999999999999999"], ids=lambda text: text[:20])
-    async def test_one_that_python_cannot_hold_ends_no_part(self, serve: Serve, tmp_path: Path, literal: str) -> None:
+    async def test_a_number_that_python_cannot_hold_does_not_end_its_part(
+        self, serve: Serve, tmp_path: Path, literal: str
+    ) -> None:
         body = (
             f'{{"meta":{{"pagination":{{"totalPages":1}},"cost":{literal}}},"data":[{{"billId":"b1"}}],"n":{literal}}}'
         )
@@ -182,7 +184,9 @@ class TestNumbers:
         assert dict(found) == {literal: records[0], other: records[1]}
 
     @pytest.mark.parametrize("suffix", SUFFIXES)
-    def test_the_command_stores_them_too(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    def test_the_command_stores_them_as_well(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("MAESN_API_KEY", API_KEY)
         write_accounts(tmp_path, "Ada")
@@ -302,12 +306,12 @@ class TestThePage:
         ],
         ids=lambda body: body[:60],
     )
-    async def test_what_is_no_json_is_an_error_and_nothing_is_stored(
+    async def test_invalid_json_is_an_error_and_nothing_is_stored(
         self, serve: Serve, tmp_path: Path, body: str
     ) -> None:
         part, found = await synced(await serve(answering(body)), tmp_path)
         assert isinstance(part.error, ValueError)
-        assert "page 1 of bills is no JSON that can be read" in str(part.error)
+        assert "page 1 of bills is not readable JSON" in str(part.error)
         assert (part.done, found) == (False, [])
 
 
@@ -384,17 +388,17 @@ class TestFromPython:
         assert "1E400" not in repr(found)
 
     @pytest.mark.parametrize("literal", ["1e99999999999999999999", "1.5"])
-    async def test_what_the_caller_cannot_read_is_told(self, serve: Serve, literal: str) -> None:
+    async def test_what_the_caller_cannot_read_is_reported(self, serve: Serve, literal: str) -> None:
         def parse(text: str) -> Decimal:
             return Decimal(text if "e" in text else "no number")
 
         body = page(f'{{"total":{literal}}}')
         async with maesn.session("api-key", "key", await serve(answering(body)), rules=RULES) as session:
-            with pytest.raises(ValueError, match=r"page 1 of bills is no JSON that can be read \(InvalidOperation\)"):
+            with pytest.raises(ValueError, match=r"page 1 of bills is not readable JSON \(InvalidOperation\)"):
                 [each async for each in maesn.records(session, "bills", parse_float=parse)]
 
     @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
-    async def test_what_is_no_number_of_json_is_told(self, serve: Serve, constant: str) -> None:
+    async def test_a_number_that_json_lacks_is_reported(self, serve: Serve, constant: str) -> None:
         body = page(f'{{"total":{constant}}}')
         async with maesn.session("api-key", "key", await serve(answering(body)), rules=RULES) as session:
             with pytest.raises(ValueError, match=rf"\({constant} is not JSON compliant\)"):

@@ -159,7 +159,7 @@ class TestARun:
                 journal
             )
 
-    async def test_an_output_that_cannot_be_is_told_before_anything_is_sent(
+    async def test_an_unusable_output_is_reported_before_anything_is_sent(
         self, sandbox: Sandbox, tmp_path: Path
     ) -> None:
         async with at_work(tmp_path, sandbox.url, sandbox.api_key) as (session, journal):
@@ -174,7 +174,7 @@ class TestARun:
             await maesn.sync(session, [north], ["bills"], journal=journal, limit=5)
         assert [(query["companyId"], query["environmentName"]) for query in lists.queries] == [("c1", "live")] * 2
 
-    async def test_one_that_is_told_sees_it_grow_to_what_is_reported(self, sandbox: Sandbox, tmp_path: Path) -> None:
+    async def test_on_progress_sees_it_grow_to_the_reported_value(self, sandbox: Sandbox, tmp_path: Path) -> None:
         seen: list[Part] = []
         first: list[Part | None] = []
 
@@ -222,7 +222,7 @@ class TestARun:
         [part] = progress.parts.values()
         assert (part.done, part.pages) == (True, 3)
 
-    async def test_no_more_of_an_account_is_under_way_than_it_may(self, sandbox: Sandbox, tmp_path: Path) -> None:
+    async def test_no_more_of_an_account_is_in_flight_than_it_may(self, sandbox: Sandbox, tmp_path: Path) -> None:
         most: Counter[str] = Counter()
 
         def see(progress: Progress) -> None:
@@ -266,7 +266,7 @@ class TestTheNextRun:
         assert part.since == "2026-01-01T01:55:00.000Z"
         assert part.records == 0
 
-    async def test_what_changes_while_it_is_read_comes_with_the_next(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_changes_during_a_read_come_with_the_next_run(self, serve: Serve, tmp_path: Path) -> None:
         """A newer record on a later page must not move the mark beyond an older one on an earlier page."""
         lists = Lists([record(number) for number in range(10)])
 
@@ -286,7 +286,7 @@ class TestTheNextRun:
         assert part.since == "2025-12-31T23:55:00.000Z"
         assert kept == by_id(lists.records)
 
-    async def test_a_changed_record_that_is_not_known_may_stand_in_for_one_that_is_missing(
+    async def test_a_changed_record_that_is_not_known_may_replace_one_that_is_missing(
         self, serve: Serve, tmp_path: Path
     ) -> None:
         """One is deleted from page 1 and another created: the count stays, and one is passed over."""
@@ -447,7 +447,7 @@ class TestAListThatMoves:
         assert kept == by_id(lists.records[1:])  # what came at the front comes with the next run
         assert lists.pages == [1, 2, 3]
 
-    async def test_what_shifts_to_a_page_that_was_read_is_read_still(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_records_that_shift_to_a_read_page_are_still_read(self, serve: Serve, tmp_path: Path) -> None:
         lists = Lists([record(number) for number in range(15)])
 
         def meanwhile(number: int) -> None:
@@ -461,7 +461,7 @@ class TestAListThatMoves:
         assert set(kept) == {f"b{number}" for number in range(15)}  # what was deleted stays
 
     @pytest.mark.parametrize("says", ["total", "totalPages", "nothing"])
-    async def test_an_end_that_comes_nearer_is_seen_by_whatever_tells_of_it(
+    async def test_an_earlier_end_of_the_block_is_reported_everywhere(
         self, serve: Serve, tmp_path: Path, says: str
     ) -> None:
         lists = Lists([record(number) for number in range(15)])
@@ -481,7 +481,7 @@ class TestAListThatMoves:
         assert part.done
         assert set(kept) == {f"b{number}" for number in range(15)}
 
-    async def test_nor_is_it_missed_where_the_last_page_was_read_before(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_it_is_not_missed_if_the_last_page_was_read_before(self, serve: Serve, tmp_path: Path) -> None:
         """Only the number of pages tells of it, and no page is asked for that is no more."""
         lists = Lists([record(number) for number in range(15)], pagination=lambda total: {"totalPages": -(-total // 5)})
         third = asyncio.Event()
@@ -500,9 +500,7 @@ class TestAListThatMoves:
             assert report.done
             assert len(await stored(journal)) == 15
 
-    async def test_a_late_answer_to_an_earlier_reading_is_no_page_of_the_next(
-        self, serve: Serve, tmp_path: Path
-    ) -> None:
+    async def test_a_late_response_to_an_earlier_reading_is_ignored(self, serve: Serve, tmp_path: Path) -> None:
         lists = Lists([record(number) for number in range(15)])
         third, again = asyncio.Event(), asyncio.Event()
 
@@ -541,7 +539,7 @@ class TestAListThatMoves:
         assert part.done
         assert kept == by_id(lists.records)
 
-    async def test_one_that_never_stands_still_is_told(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_a_list_that_always_changes_is_reported(self, serve: Serve, tmp_path: Path) -> None:
         lists = Lists([record(number) for number in range(60)])
 
         def meanwhile(number: int) -> None:
@@ -663,7 +661,7 @@ class TestAFailure:
         assert part.done
         assert kept == {"\\ud800": strange}
 
-    async def test_a_journal_that_cannot_be_written_ends_it_all(self, sandbox: Sandbox, tmp_path: Path) -> None:
+    async def test_a_journal_that_cannot_be_written_ends_the_sync(self, sandbox: Sandbox, tmp_path: Path) -> None:
         async with at_work(tmp_path, sandbox.url, sandbox.api_key) as (session, journal):
             [(pages,)] = await journal.read(lambda db: db.execute("PRAGMA page_count").fetchall())
             await journal.read(lambda db: db.execute(f"PRAGMA max_page_count = {pages + 20}").fetchall())
@@ -671,7 +669,7 @@ class TestAFailure:
                 await maesn.sync(session, named(sandbox), ["bills", "items"], journal=journal, limit=20)
             assert len(sandbox.received) < 26
 
-    async def test_an_outage_parks_it(
+    async def test_an_outage_pauses_it(
         self, make_sandbox: MakeSandbox, virtual_time: VirtualClock, tmp_path: Path
     ) -> None:
         """Half a minute: nothing is lost, and what comes meanwhile is a few probes."""
@@ -712,10 +710,10 @@ class TestArguments:
         [
             ({"accounts": {}}, "accounts must not be empty"),
             ({"resources": []}, "resources must not be empty"),
-            ({"resources": ["bills", "bills"]}, "'bills' is there 2 times"),
-            ({"resources": ["../auth"]}, "must be a list such as 'invoices', .*, not '../auth'"),
-            ({"accounts": [maesn.Account("a", "k1"), maesn.Account("a", "k2")]}, "'a' is there 2 times"),
-            ({"limit": 7}, "limit must be one of 5, 10, 20, 50, 100, not 7"),
+            ({"resources": ["bills", "bills"]}, "got 'bills' 2 times"),
+            ({"resources": ["../auth"]}, "must be a list such as 'invoices', .*, got '../auth'"),
+            ({"accounts": [maesn.Account("a", "k1"), maesn.Account("a", "k2")]}, "got 'a' 2 times"),
+            ({"limit": 7}, "limit must be one of 5, 10, 20, 50, 100, got 7"),
             ({"since": "yesterday"}, "since must be ISO 8601"),
             ({"since": "2026-01-01", "resume": True}, "give one of them"),
             ({"at_once": 0}, "at_once must be a whole number, 1 or more, got 0"),
@@ -723,7 +721,7 @@ class TestArguments:
             ({"patience": -1}, "patience must be"),
         ],
     )
-    async def test_bad_ones_are_told_before_anything_is_written(
+    async def test_bad_arguments_raise_before_anything_is_written(
         self, sandbox: Sandbox, tmp_path: Path, arguments: dict[str, Any], said: str
     ) -> None:
         given: dict[str, Any] = {"accounts": named(sandbox), "resources": ["bills"], **arguments}
@@ -737,11 +735,11 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("name", "key", "said"),
         [
-            ("", "key", "must be a line of text"),
-            ("a\nb", "key", "must be a line of text"),
+            ("", "key", "must be a non-empty line of text"),
+            ("a\nb", "key", "must be a non-empty line of text"),
             ("north", "", "the key of the account 'north'"),
             ("north", "secret\n", "the key of the account 'north'"),
-            ("secret", "secret", "must not be its key"),
+            ("secret", "secret", "must differ from its key"),
         ],
     )
     def test_an_account_is_checked_and_its_key_is_not_shown(self, name: str, key: str, said: str) -> None:

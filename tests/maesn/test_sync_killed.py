@@ -43,7 +43,7 @@ async def sync_and_stay(url: str, api_key: str, names: dict[str, str], folder: P
 
 
 @pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
-async def test_killed_at_many_moments_it_comes_to_the_same(tmp_path: Path, kills: int) -> None:
+async def test_killed_at_many_moments_the_result_is_the_same(tmp_path: Path, kills: int) -> None:
     moments = random.Random(7)
     calm, stormy = tmp_path / "calm", tmp_path / "stormy"
     for folder in (calm, stormy):

@@ -93,7 +93,7 @@ class TestSinceWithoutAMark:
         [part] = (await synced(tmp_path, url, resume=True, limit=10)).parts
         assert (part.done, part.gap, part.since) == (True, True, "2025-11-01")
 
-    async def test_an_empty_list_has_a_gap_too(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_an_empty_list_has_a_gap_as_well(self, serve: Serve, tmp_path: Path) -> None:
         [part] = (await synced(tmp_path, await serve(ListServer(old_and_new())), since="2025-12-31")).parts
         assert (part.done, part.gap, part.records) == (True, True, 0)
 
@@ -188,7 +188,7 @@ class TestAnotherCompany:
         assert (report.parts[0].since, report.parts[0].dropped) == (None, False)
         assert ids(tmp_path) == books("4712") * 2
 
-    async def test_where_nothing_was_stored_nothing_is_told(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_where_nothing_was_stored_nothing_is_reported(self, serve: Serve, tmp_path: Path) -> None:
         server = Companies()
         url = await serve(server)
         server.failing = True
@@ -198,7 +198,7 @@ class TestAnotherCompany:
         report = await synced(tmp_path, url, Account("north", "key", "4712"))
         assert (report.parts[0].dropped, report.done, ids(tmp_path)) == (False, True, books("4712"))
 
-    async def test_a_run_that_was_broken_off_is_not_gone_on_with(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_an_aborted_run_is_not_continued(self, serve: Serve, tmp_path: Path) -> None:
         """Half of the pages would be of one company and half of the other."""
         server = Companies()
         for each in server.lists.values():

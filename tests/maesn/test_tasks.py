@@ -131,7 +131,7 @@ async def test_a_rate_limit_does_not_count_against_the_waits_of_a_list(
 async def test_an_answer_without_an_id(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
     sandbox.script(Reply(202, {}, {"data": {"taskId": None}}))
     async with connect(sandbox) as session:
-        with pytest.raises(ValueError, match="an answer with status 202 has no taskId"):
+        with pytest.raises(ValueError, match="response with status 202 has no taskId"):
             await maesn.task(session, "POST", "accounting/contacts/async", json={})
 
 
@@ -140,7 +140,7 @@ async def test_a_task_that_is_unknown(sandbox: Sandbox, raise_errors: bool) -> N
     async with connect(sandbox, raise_errors=raise_errors) as session:
         with pytest.raises(NotFound):
             await maesn.finished(session, "of somebody else/../x")
-        with pytest.raises(ValueError, match=r"the id of a task must not be '\.\.'"):
+        with pytest.raises(ValueError, match=r"a task id must be a path segment, got '\.\.'"):
             await maesn.finished(session, "..")
     [received] = sandbox.received
     assert received.path.startswith("/accounting/asyncTask/of")

@@ -221,7 +221,7 @@ async def test_expires_in_by_the_wire(
         (None, None),
     ],
 )
-def test_what_is_a_token(payload: object, token: str | None) -> None:
+def test_valid_tokens(payload: object, token: str | None) -> None:
     assert token_of(payload) == token
 
 
@@ -243,7 +243,7 @@ def _error(status: int, **said: object) -> Callable[[dict[str, str]], web.Respon
         (503, {}, 4),
     ],
 )
-async def test_what_is_final_and_what_is_tried_again(
+async def test_what_is_final_and_what_is_retried(
     serve: Serve, virtual_time: VirtualClock, status: int, said: dict[str, object], attempts: int
 ) -> None:
     server = AuthorizationServer({"c": "s"})
@@ -259,7 +259,7 @@ async def test_what_is_final_and_what_is_tried_again(
     assert caught.value.stopped is StopReason.TOKEN_UNAVAILABLE
 
 
-async def test_a_connection_that_breaks_is_tried_again_and_one_that_hangs_ends(
+async def test_a_connection_that_breaks_is_retried_and_one_that_hangs_ends(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     server = AuthorizationServer({"c": "s"})

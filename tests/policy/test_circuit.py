@@ -493,10 +493,10 @@ def test_what_it_is_without_arguments() -> None:
 @pytest.mark.parametrize(
     ("settings", "allowed"),
     [
-        ({"failures": 0}, "a share greater than 0 and at most 1"),
-        ({"failures": -0.1}, "a share greater than 0 and at most 1"),
-        ({"failures": 1.1}, "a share greater than 0 and at most 1"),
-        ({"failures": float("nan")}, "a share greater than 0 and at most 1"),
+        ({"failures": 0}, "a fraction, greater than 0 and at most 1"),
+        ({"failures": -0.1}, "a fraction, greater than 0 and at most 1"),
+        ({"failures": 1.1}, "a fraction, greater than 0 and at most 1"),
+        ({"failures": float("nan")}, "a fraction, greater than 0 and at most 1"),
         ({"window": 0}, "a finite number of seconds greater than 0"),
         ({"window": float("inf")}, "a finite number of seconds greater than 0"),
         ({"open_for": -1.0}, "a finite number of seconds greater than 0"),

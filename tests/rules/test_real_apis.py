@@ -215,7 +215,7 @@ async def test_a_post_that_was_never_begun_is_sent_again(serve: Serve, status: i
 
 
 @pytest.mark.parametrize("attempts", [1, 2, 3])
-async def test_a_401_is_sent_again_with_a_new_token_and_not_for_ever(serve: Serve, attempts: int) -> None:
+async def test_a_401_is_sent_again_with_a_new_token_and_not_forever(serve: Serve, attempts: int) -> None:
     tokens = (f"Bearer {number}" for number in range(9))
     url = await serve(server := Server(*[Reply(401)] * attempts))
     auth = HeaderAuth({"Authorization": lambda _: next(tokens)}, origin=url)

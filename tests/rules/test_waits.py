@@ -103,7 +103,7 @@ def test_the_longest_wait_that_is_asked_for(headers: Any, wait: float | None) ->
     ),
     st.floats(0, 4e9),
 )
-def test_no_header_makes_it_raise_or_wait_for_ever(headers: dict[str, str], now: float) -> None:
+def test_no_header_makes_it_raise_or_wait_forever(headers: dict[str, str], now: float) -> None:
     wait = asked_wait(CIMultiDict(headers), now)
     assert wait is None or 0 <= wait <= LONGEST
 

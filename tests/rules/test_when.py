@@ -120,7 +120,7 @@ async def test_no_body_is_read_unless_a_rule_asks(serve_raw: ServeRaw, raise_err
         assert time.monotonic() - began < 1
 
 
-async def test_what_a_rule_has_read_comes_as_it_was_sent(serve_raw: ServeRaw) -> None:
+async def test_a_body_read_by_a_rule_arrives_unchanged(serve_raw: ServeRaw) -> None:
     book = RuleBook(Rule(200, when=lambda a: "THROTTLED" in a.text))
     head = "HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n"
     url = await serve_raw(raw(head, "3\nabc\n", 0.1, "3\ndef\n0\n\n"))
@@ -197,7 +197,10 @@ async def test_a_rule_breaks_no_call_and_its_failure_is_logged_once(
             with caplog.at_level(logging.WARNING, "lamella"):
                 assert await call(session, headers=headers) == (200, "")
     lines = [record.getMessage() for record in caplog.records]
-    assert [line.partition("failed")[0] for line in lines] == ["when of the rule 'Bad' ", "when of the rule 'Worse' "]
+    assert [line.partition("failed")[0] for line in lines] == [
+        "condition (when) of rule 'Bad' ",
+        "condition (when) of rule 'Worse' ",
+    ]
     assert "KeyError" in lines[0]
     assert "tok-secret-99" not in "".join(lines)
 
@@ -255,7 +258,7 @@ async def test_an_error_can_be_pickled_though_its_rule_has_a_condition(serve: Se
     assert error.__context__ is None
 
 
-async def test_a_broken_body_shows_nothing_of_the_question_for_it(serve_raw: ServeRaw) -> None:
+async def test_a_broken_body_has_no_body_needed_in_its_context(serve_raw: ServeRaw) -> None:
     book = RuleBook(Rule(200, when=lambda a: "x" in a.text))
     url = await serve_raw(raw("HTTP/1.1 200 OK\nContent-Length: 9\n\nhalf"))
     for raise_errors in (True, False):
@@ -266,7 +269,7 @@ async def test_a_broken_body_shows_nothing_of_the_question_for_it(serve_raw: Ser
             error = error.__cause__ or error.__context__
 
 
-async def test_a_200_that_is_an_error_is_one_on_its_spans(serve: Serve, tracing: Tracing) -> None:
+async def test_a_200_that_is_an_error_is_an_error_on_its_spans(serve: Serve, tracing: Tracing) -> None:
     book = RuleBook(Rule(200, "Throttled", when=lambda a: a.text == "x", retry=SOON))
     server = Server(Reply(body="x"), Reply(body="x"), Reply())
     async with client(await serve(server), book, attempts=2, tracer_provider=tracing.provider) as session:
@@ -307,7 +310,7 @@ async def test_retry_respects_the_rule_that_a_layer_has_put_on_an_error(serve: S
         assert (await call(session, "POST"))[0] == 200
 
 
-async def test_a_503_that_is_no_rate_limit(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_503_that_is_not_a_rate_limit(serve: Serve, virtual_time: VirtualClock) -> None:
     """Its account is not queued, and the retry costs budget."""
     book = RuleBook(Rule(503, retry=Backoff(1, jitter=0), rate_limit=False))
     server = Server(Reply(503, {"Retry-After": "30"}))
@@ -323,7 +326,9 @@ async def test_a_503_that_is_no_rate_limit(serve: Serve, virtual_time: VirtualCl
 
 
 @pytest.mark.parametrize(("rate_limit", "opens"), [(None, True), (True, False), (False, True)])
-async def test_the_circuit_counts_what_is_no_rate_limit(serve: Serve, rate_limit: bool | None, opens: bool) -> None:
+async def test_the_circuit_counts_failures_that_are_not_rate_limits(
+    serve: Serve, rate_limit: bool | None, opens: bool
+) -> None:
     book = RuleBook(Rule(529, "Overloaded", rate_limit=rate_limit))
     server = Server(*[Reply(529)] * 3)
     layers = stack(book, Breaker(minimum=2), throttle=False)
@@ -339,7 +344,7 @@ def converting(answer: Answer) -> bool:
         raise ValueError("no text") from exc
 
 
-async def test_a_question_for_the_body_is_no_failure(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+async def test_body_needed_is_not_a_failure(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     book = RuleBook(Rule(200, "Yes", when=converting))
     async with client(await serve(Server(Reply(body="no"))), book) as session:
         assert await call(session) == (200, "no")
@@ -349,16 +354,16 @@ async def test_a_question_for_the_body_is_no_failure(serve: Serve, caplog: pytes
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Rule(200, "x"), "got 200: below 400 a rule needs when"),
+        (lambda: Rule(200, "x"), "got 200: a status below 400 requires when"),
         (lambda: Rule(99, "x", when=bool), "from 100 to 599"),
         (lambda: Rule([429, 200], "x"), "got 200"),
         (lambda: Rule([], "x"), "status must be"),
         (lambda: Rule([[429]]), "got [429]"),  # type: ignore[list-item]
-        (lambda: Rule(Failure.CONNECTION_LOST, when=bool), "no answer"),
+        (lambda: Rule(Failure.CONNECTION_LOST, when=bool), "when has no Answer"),
         (lambda: Rule(429, retry=True), "retry must be a Backoff or None, got True"),  # type: ignore[arg-type]
         (lambda: Rule(429, retry=5), "retry=Backoff"),  # type: ignore[arg-type]
-        (lambda: Rule(429, Backoff(1)), "title must be a text, got Backoff"),  # type: ignore[arg-type]
-        (lambda: Rule(429, when="yes"), "when must be a function of an Answer"),  # type: ignore[arg-type]
+        (lambda: Rule(429, Backoff(1)), "title must be a string, got Backoff"),  # type: ignore[arg-type]
+        (lambda: Rule(429, when="yes"), "when must be a plain (not async) function of an Answer"),  # type: ignore[arg-type]
         (lambda: Rule(429, when=asyncio.sleep), "not async"),  # type: ignore[arg-type]
         (lambda: Rule(429, rate_limit=1), "rate_limit must be True, False or None, got 1"),  # type: ignore[arg-type]
         (lambda: Rule(429, carried_out="no"), "carried_out must be"),  # type: ignore[arg-type]
@@ -425,7 +430,7 @@ def test_the_code_of_an_error(body: bytes, code: str | None) -> None:
 
 
 @pytest.mark.parametrize("charset", ["none", "base64", "undefined", "utf-8\x00", '"', ""])
-def test_a_charset_that_is_none_is_utf_8(charset: str) -> None:
+def test_a_charset_that_is_invalid_is_utf_8(charset: str) -> None:
     answer = Answer(200, {"content-type": f"text/plain; charset={charset}"}, body="grün".encode())
     assert answer.text == "grün"
     assert len(answer.headers) == len(list(answer.headers)) == 1

@@ -109,7 +109,7 @@ def test_bandit_gets_no_path_of_the_checkout(audit: ModuleType, monkeypatch: pyt
     assert {"src", "scripts", "benchmarks", "examples"} <= set(arguments)
 
 
-def test_what_is_looked_up_is_what_a_user_gets(audit: ModuleType) -> None:
+def test_audited_packages_are_those_that_a_user_installs(audit: ModuleType) -> None:
     found = audit.closure("lamella", audit.EXTRAS)
     assert {"aiohttp", "yarl", "multidict", "stamina", "tenacity", "jinja2", "markupsafe", "pyarrow"} <= set(found)
     assert not {"pytest", "hypothesis", "mypy"} & set(found)

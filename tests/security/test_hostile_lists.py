@@ -57,7 +57,7 @@ async def read(session: aiohttp.ClientSession) -> list[dict[str, Any]]:
     ],
     ids=lambda body: repr(body[:20]),
 )
-async def test_what_holds_no_list_is_told_and_not_repeated(sandbox: Sandbox, body: bytes) -> None:
+async def test_a_response_without_a_list_is_reported_and_not_retried(sandbox: Sandbox, body: bytes) -> None:
     sandbox.script(Reply(200, {"Content-Type": "text/html"}, body))
     async with session_of(sandbox) as session:
         with pytest.raises(ValueError, match=r"page 1 of invoices (holds no list|is no JSON)") as caught:
@@ -125,7 +125,7 @@ async def test_a_page_without_end_is_not_read_to_its_end(serve: Serve, monkeypat
     assert peak < 60 * MB
 
 
-async def test_what_gzip_has_made_small_is_no_way_around_that(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_gzip_does_not_bypass_the_limit(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["lamella.sync.page"], "_LONGEST", 12 * MB)
 
     packed = gzip.compress(b'{"data": [' + b" " * (50 * MB) + b"]}", 1)

@@ -124,8 +124,8 @@ async def test_the_user_of_a_url_goes_to_its_server_and_is_shown_nowhere(serve: 
     assert "zq-pa55word" not in f"{caught.value}{vars(caught.value)}"
 
 
-async def test_a_cookie_of_one_account_stays_away_from_the_others_if_one_asks_for_that(serve: Serve) -> None:
-    """An aiohttp session keeps cookies, and may serve many accounts: docs/explanation/security.md explains it."""
+async def test_cookies_can_be_kept_separate_by_account(serve: Serve) -> None:
+    """An aiohttp session keeps cookies, and one session may serve many accounts: docs/explanation/security.md explains it."""
     seen: list[str | None] = []
 
     async def handle(request: web.Request) -> web.Response:

@@ -106,7 +106,7 @@ async def test_neither_locals_nor_reprs_show_a_key(
     assert failed >= len(ENDINGS) - 2  # what is slow may be in time, and any JSON is an answer to `get`
 
 
-async def test_a_batch_and_a_sync_hold_errors_that_show_none(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
+async def test_errors_in_batch_and_sync_show_no_credential(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
     sandbox = await make_sandbox(api_key=API_KEY, accounts=[Account(ACCOUNT_KEY, state="expired")])
     async with maesn.session(API_KEY, None, sandbox.url, rules=RULES) as session:
 
@@ -124,7 +124,7 @@ async def test_a_batch_and_a_sync_hold_errors_that_show_none(make_sandbox: MakeS
         assert not leaks(error, *KEYS, apart_from=__file__)
 
 
-async def test_what_aiohttp_tells_of_an_answer_has_no_key_in_it(make_sandbox: MakeSandbox) -> None:
+async def test_messages_of_aiohttp_about_a_response_contain_no_key(make_sandbox: MakeSandbox) -> None:
     sandbox = await make_sandbox(api_key=API_KEY, accounts=[Account(ACCOUNT_KEY)])
     async with maesn.session(API_KEY, ACCOUNT_KEY, sandbox.url) as session:
         for _ in range(2):  # on the second send they are there again
@@ -135,7 +135,7 @@ async def test_what_aiohttp_tells_of_an_answer_has_no_key_in_it(make_sandbox: Ma
         assert (received.headers["X-API-KEY"], received.headers["X-ACCOUNT-KEY"]) == KEYS
 
 
-async def test_who_makes_an_error_of_such_an_answer_still_knows_what_to_hide(make_sandbox: MakeSandbox) -> None:
+async def test_an_error_made_from_this_response_still_hides_secrets(make_sandbox: MakeSandbox) -> None:
     sandbox = await make_sandbox(api_key=API_KEY, accounts=[Account(ACCOUNT_KEY)])
     sandbox.script(Reply(403, {}, {"errors": {"message": f"{API_KEY} may not see {ACCOUNT_KEY}"}}))
     async with maesn.session(API_KEY, ACCOUNT_KEY, sandbox.url, raise_errors=False) as session:

@@ -149,11 +149,11 @@ async def test_what_does_not_fit_is_reported_and_no_record_is_lost(nights: Night
     assert report.done
     assert report.misfits.count == 11
     assert report.misfits.first[:2] == (
-        "invoices.number of Ada 4 is no text",
-        "invoices.total of Ada 4 is no decimal(18, 2)",
+        "invoices.number of Ada 4 is not of type text",
+        "invoices.total of Ada 4 is not of type decimal(18, 2)",
     )
-    assert "invoices.lines of Ada 4 is no list" in report.misfits.first
-    assert "invoices.lines[3].count of Ada 5 is no integer" in report.misfits.first
+    assert "invoices.lines of Ada 4 is not of type list" in report.misfits.first
+    assert "invoices.lines[3].count of Ada 5 is not of type integer" in report.misfits.first
     if name == "out.db":
         assert len(sqlite_rows(path, "SELECT * FROM records")) == 6
         assert len(sqlite_rows(path, "SELECT * FROM invoices WHERE total IS NULL")) == 4
@@ -163,7 +163,7 @@ async def test_what_does_not_fit_is_reported_and_no_record_is_lost(nights: Night
         assert pq.read_table(folder / "out.invoices.parquet").num_rows == 6
     again = await nights.run(path, {"invoices": TABLE})
     assert again.misfits == report.misfits  # until it fits
-    with pytest.raises(SchemaMismatch, match=r"11 values do not fit: invoices\.number of Ada 4 is no text; "):
+    with pytest.raises(SchemaMismatch, match=r"11 values do not fit: invoices\.number of Ada 4 is not of type text; "):
         await export(nights.journal, path, {"invoices": TABLE})
     nights.records[3:] = []
     fitting = await nights.run(path, {"invoices": Table({"number": "text"})}, full_every=0)

@@ -192,7 +192,7 @@ async def emit_an_episode(serve: Serve, tracing: Tracing, metering: Metering) ->
     return layers
 
 
-async def test_all_that_is_told_is_emitted_and_nothing_else(serve: Serve, tracing: Tracing, metering: Metering) -> None:
+async def test_exactly_the_documented_telemetry_is_emitted(serve: Serve, tracing: Tracing, metering: Metering) -> None:
     layers = await emit_everything(serve, tracing, metering)
     checker = Checker(Told.by())
     faults = [fault for span in tracing.spans for fault in checker.span(span)]
@@ -269,7 +269,7 @@ def test_no_attribute_of_a_metric_has_many_values() -> None:
         assert not [attribute for attribute in Told.by().on[name] if ".header." in attribute], name
 
 
-def test_each_value_that_an_enum_has_is_told() -> None:
+def test_each_value_that_an_enum_has_is_reported() -> None:
     told = Told.by()
     assert told.stop_reasons == set(StopReason)
     text = {row["attribute"]: row["what it tells"] for rows in tables(page()) for row in rows if "attribute" in row}
@@ -281,7 +281,7 @@ def page() -> str:
     return PAGE.read_text("utf-8")
 
 
-async def test_the_fields_of_the_log_are_those_that_are_told(
+async def test_the_fields_of_the_log_are_documented(
     serve: Serve, tracing: Tracing, metering: Metering, caplog: pytest.LogCaptureFixture
 ) -> None:
     usual = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}

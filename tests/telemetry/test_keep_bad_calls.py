@@ -184,7 +184,7 @@ async def test_a_bad_call_that_ends_after_the_good_one_around_it(serve: Serve, k
 
 
 @pytest.mark.parametrize(("trace_id", "shown"), [(2**62, True), (2**63 + 2**62, False)])
-async def test_a_share_of_the_good_calls_is_kept_by_their_traces(serve: Serve, trace_id: int, shown: bool) -> None:
+async def test_a_fraction_of_successful_calls_is_kept_by_trace_id(serve: Serve, trace_id: int, shown: bool) -> None:
     kept = Kept(share=0.5)
     layers = stack(RULES, tracer_provider=kept.provider)
     job = trace.NonRecordingSpan(trace.SpanContext(trace_id, 2, False, trace.TraceFlags(1)))

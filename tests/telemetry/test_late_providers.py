@@ -100,7 +100,7 @@ def test_a_provider_that_is_set_later_is_used_from_then_on(what: str, spans: lis
 
 
 @pytest.mark.parametrize("kinds", [(AttemptSpan,), (RequestSpan, AttemptSpan)])
-async def test_where_nobody_will_ever_listen_nothing_is_described(
+async def test_nothing_is_described_without_any_listener(
     serve: Serve, kinds: tuple[type[AttemptSpan] | type[RequestSpan], ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared, "described", None)
@@ -109,7 +109,7 @@ async def test_where_nobody_will_ever_listen_nothing_is_described(
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("raised", [True, False])
-async def test_where_nobody_will_ever_listen_a_call_fails_as_it_always_does(
+async def test_calls_fail_normally_without_any_listener(
     serve: Serve, caplog: pytest.LogCaptureFixture, raised: bool, fused: bool
 ) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -169,7 +169,7 @@ def layers(
 
 @pytest.mark.parametrize("measured", [True, False])
 @pytest.mark.parametrize("kinds", [(AttemptSpan,), (RequestSpan, AttemptSpan)])
-async def test_a_trace_of_others_goes_on_without_an_sdk(
+async def test_a_trace_of_others_continues_without_an_sdk(
     serve: Serve, metering: Metering, kinds: tuple[type[AttemptSpan] | type[RequestSpan], ...], measured: bool
 ) -> None:
     meters = metering.provider if measured else None

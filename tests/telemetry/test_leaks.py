@@ -323,7 +323,7 @@ async def test_no_fault_of_the_sandbox_shows_a_key(
         assert not leaks(key, texts)
 
 
-async def test_a_redirect_to_somebody_else_shows_nothing_either(
+async def test_a_redirect_to_another_party_shows_nothing_either(
     serve_raw: ServeRaw, caplog: pytest.LogCaptureFixture, tracing: Tracing, metering: Metering
 ) -> None:
     secret = SHAPES["plain"]

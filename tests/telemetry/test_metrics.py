@@ -113,7 +113,7 @@ async def test_a_call_that_is_given_up_is_counted_by_the_reason(
     assert metering.value("lamella.attempts.active") == metering.value("lamella.calls.waiting") == 0
 
 
-async def test_an_error_that_is_not_raised_is_measured_all_the_same(
+async def test_an_error_that_is_not_raised_is_measured_anyway(
     slow: Sandbox, connect: Connect, metering: Metering
 ) -> None:
     slow.script(400)
@@ -124,7 +124,7 @@ async def test_an_error_that_is_not_raised_is_measured_all_the_same(
 
 
 @pytest.mark.parametrize("ends", ["well", "badly", "cancelled"])
-async def test_what_is_under_way_now(slow: Sandbox, connect: Connect, metering: Metering, ends: str) -> None:
+async def test_the_numbers_in_flight(slow: Sandbox, connect: Connect, metering: Metering, ends: str) -> None:
     """In flight during a send, waiting during a wait, and neither afterwards."""
     slow.script(429, Reply(200 if ends == "well" else 404))
 
@@ -144,7 +144,7 @@ async def test_what_is_under_way_now(slow: Sandbox, connect: Connect, metering: 
     assert now() == (0, 0)
 
 
-async def test_a_send_that_is_cancelled(slow: Sandbox, connect: Connect, metering: Metering) -> None:
+async def test_an_attempt_that_is_cancelled(slow: Sandbox, connect: Connect, metering: Metering) -> None:
     async with connect() as session:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(session._request("GET", "/accounting/invoices"), 0.25)

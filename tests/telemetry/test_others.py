@@ -38,7 +38,7 @@ async def test_a_span_of_the_users_is_the_parent_and_stays_current(serve: Serve,
     assert {span.context.trace_id for span in tracing.spans} == {job.get_span_context().trace_id}
 
 
-async def test_baggage_passes_with_each_send(serve: Serve, tracing: Tracing) -> None:
+async def test_baggage_passes_with_each_attempt(serve: Serve, tracing: Tracing) -> None:
     server = Statuses(429)
     layers = stack(RULES, tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(await serve(server), middlewares=layers) as session:
@@ -70,7 +70,7 @@ async def test_a_header_of_the_users_own_is_replaced_and_never_doubled(serve: Se
         trace.SpanContext(7, 9, False, trace.TraceFlags(1), trace.TraceState([("acme", "a=b"), ("other", "1")])),
     ],
 )
-def test_where_there_is_a_span_and_no_more_it_is_told_as_the_propagators_tell_it(of: trace.SpanContext) -> None:
+def test_with_only_a_span_the_header_equals_the_propagators(of: trace.SpanContext) -> None:
     ours, theirs = CIMultiDict[str](), CIMultiDict[str]()
     with trace.use_span(trace.NonRecordingSpan(of)):
         inject(ours, propagate.get_global_textmap())
@@ -149,7 +149,7 @@ async def test_trace_configs_of_the_users_see_one_request(serve: Serve, tracing:
     assert (state.token, state.span) == ("mine", "mine")
 
 
-async def test_other_retries_of_staminas_are_told_as_before(
+async def test_other_stamina_retries_are_logged_as_before(
     sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

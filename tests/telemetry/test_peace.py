@@ -33,7 +33,7 @@ def _instrumented(tracing: Tracing, caplog: pytest.LogCaptureFixture) -> Iterato
 
 
 @pytest.mark.parametrize("kind", ["a session of lamella's", "layers in a session", "one layer in a session"])
-async def test_there_is_one_client_span_a_send_and_one_traceparent(
+async def test_there_is_one_client_span_an_attempt_and_one_traceparent(
     sandbox: Sandbox, tracing: Tracing, no_waits: None, kind: str
 ) -> None:
     keys = sandbox.api_key, sandbox.account_key, sandbox.url
@@ -75,7 +75,7 @@ async def test_there_is_one_client_span_a_send_and_one_traceparent(
 
 @pytest.mark.parametrize("classified", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
-async def test_the_span_that_the_server_is_told_of_is_ended_by_whoever_began_it(
+async def test_the_span_sent_to_the_server_is_ended_by_its_owner(
     sandbox: Sandbox, tracing: Tracing, classified: bool, fused: bool
 ) -> None:
     """Without an AttemptSpan that is theirs; with one it is ours alone, also where the call fails."""
@@ -100,7 +100,7 @@ async def test_the_span_that_the_server_is_told_of_is_ended_by_whoever_began_it(
 @pytest.mark.parametrize("job", [True, False])
 @pytest.mark.parametrize("of_send", [True, False])
 @pytest.mark.parametrize("of_call", [True, False])
-async def test_the_server_is_told_of_a_span_that_there_is_whichever_of_ours_are_off(
+async def test_the_server_gets_an_existing_span_whichever_of_ours_are_off(
     sandbox: Sandbox, tracing: Tracing, of_call: bool, of_send: bool, job: bool, meters: metrics.MeterProvider
 ) -> None:
     layers = [

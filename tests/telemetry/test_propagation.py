@@ -98,7 +98,7 @@ async def test_it_does_not_go_where_a_redirect_leads(
 @pytest.mark.parametrize("given_by", ["request", "session"])
 @pytest.mark.parametrize("off", ["no SDK", "suppressed", "excluded"])
 @pytest.mark.parametrize("retried", [False, True])
-async def test_headers_of_the_users_own_do_not_go_there_where_nothing_is_recorded_either(
+async def test_user_headers_are_not_sent_there_without_recording_either(
     here: Server, serve: Serve, tracing: Tracing, given_by: str, off: str, retried: bool
 ) -> None:
     there = Statuses(*[429] * retried)
@@ -218,7 +218,7 @@ async def test_a_propagator_of_the_stack_is_asked_without_an_sdk_as_well(here: S
 
 
 @pytest.mark.parametrize("own", [{}, OWN])
-async def test_none_at_all(here: Server, tracing: Tracing, own: dict[str, str]) -> None:
+async def test_none(here: Server, tracing: Tracing, own: dict[str, str]) -> None:
     layers = stack(RULES, propagate=False, tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(middlewares=layers) as session:
         await session.get(here.url, headers=own)
@@ -244,7 +244,7 @@ async def test_each_attempt_names_its_own_span(serve: Serve, tracing: Tracing) -
             {"origins": ["api.example.com"]},
             "origin must be an http or https URL with a host, got 'api.example.com': write",
         ),
-        ({"origins": "https://api.example.com"}, "origins must be several of them, such as a list, got"),
+        ({"origins": "https://api.example.com"}, "origins must be a collection of origins, such as a list, got"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:

@@ -134,7 +134,7 @@ async def test_who_asked_for_the_wait(
     assert given(event)["lamella.wait"] == (90 if source == "retry_after" else pytest.approx(63, abs=3))
 
 
-async def test_which_of_the_sends_did_the_server_see(
+async def test_which_of_the_attempts_did_the_server_see(
     sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock
 ) -> None:
     sandbox.script(429, Fault.RESET_AFTER_HEADERS, 200)

@@ -87,7 +87,7 @@ class Asked(Sampler):
         return "Asked"
 
 
-async def test_a_sampler_is_told_what_it_may_decide_by(serve: Serve) -> None:
+async def test_a_sampler_gets_the_attributes_for_its_decision(serve: Serve) -> None:
     sampler = Asked()
     layers = stack(RULES, tracer_provider=TracerProvider(sampler))
     async with aiohttp.ClientSession(await serve(ok), middlewares=layers) as session:
@@ -96,7 +96,7 @@ async def test_a_sampler_is_told_what_it_may_decide_by(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("fault", [Fault.CUT_BODY, Fault.SLOW_BODY])
-async def test_a_status_that_was_received_is_told(
+async def test_a_status_that_was_received_is_reported(
     sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock, fault: Fault
 ) -> None:
     sandbox.script(fault)
@@ -110,7 +110,7 @@ async def test_a_status_that_was_received_is_told(
     assert given(send)["http.response.status_code"] == 200
 
 
-async def test_each_hop_counts_its_own_sends(serve: Serve, tracing: Tracing) -> None:
+async def test_each_hop_counts_its_own_attempts(serve: Serve, tracing: Tracing) -> None:
     async def redirect(request: web.Request) -> web.StreamResponse:
         if request.path == "/":
             raise web.HTTPFound("/there")
@@ -136,7 +136,7 @@ async def test_a_redirect_that_was_not_followed_is_forgotten(serve: Serve, traci
 
 
 @pytest.mark.parametrize("place", ["/{}/orders", "/?q={}", "/?first=1&q=a{}b"])
-async def test_a_key_that_is_known_is_taken_out_of_the_first_urls_too(
+async def test_a_key_that_is_known_is_taken_out_of_the_first_urls_as_well(
     serve: Serve, tracing: Tracing, place: str
 ) -> None:
     layers = stack(RULES, auth=HeaderAuth({"X-Key": "s3cr3t-key-value"}), tracer_provider=tracing.provider)
@@ -166,7 +166,7 @@ class NoRetries(Sampler):
         return "NoRetries"
 
 
-async def test_a_key_that_came_with_a_send_that_nobody_described_is_taken_out_of_the_calls_url_too(
+async def test_a_key_that_came_with_an_attempt_that_nobody_described_is_taken_out_of_the_calls_url_as_well(
     serve: Serve, tracing: Tracing
 ) -> None:
     keys = iter(["s3cr3t-key-first", "s3cr3t-key-second"])
@@ -185,7 +185,7 @@ async def test_a_key_that_came_with_a_send_that_nobody_described_is_taken_out_of
     assert str(given(tracing.call)["url.full"]).endswith("/REDACTED")
 
 
-async def test_a_key_of_the_callers_own_header_is_taken_out_of_urls_too(serve: Serve, tracing: Tracing) -> None:
+async def test_a_key_of_the_callers_own_header_is_taken_out_of_urls_as_well(serve: Serve, tracing: Tracing) -> None:
     layers = stack(RULES, tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(await serve(ok), middlewares=layers) as session:
         await session.get("/s3cr3t-key-value", headers={"Authorization": "Bearer s3cr3t-key-value"})
@@ -205,7 +205,9 @@ async def test_a_key_that_a_server_repeats_in_a_header_is_not_shown(serve: Serve
     assert "s3cr3t-key-value" not in send.to_json()
 
 
-async def test_the_answer_that_somebody_else_dealt_with_is_not_the_sends(serve: Serve, tracing: Tracing) -> None:
+async def test_a_response_handled_by_another_middleware_is_not_that_of_the_attempt(
+    serve: Serve, tracing: Tracing
+) -> None:
     """A middleware of the user's gets a fresh token after a 401; then the connection breaks."""
     statuses = [401, 0]
 
@@ -231,7 +233,7 @@ async def test_the_answer_that_somebody_else_dealt_with_is_not_the_sends(serve: 
     assert "http.response.status_code" not in given(send)
 
 
-async def test_nobody_waits_for_ever_when_a_hook_of_staminas_fails(serve: Serve, metering: Metering) -> None:
+async def test_nobody_waits_forever_when_a_hook_of_staminas_fails(serve: Serve, metering: Metering) -> None:
     async def busy(request: web.Request) -> web.StreamResponse:
         return web.Response(status=429)
 

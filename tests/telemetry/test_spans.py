@@ -140,7 +140,7 @@ class TestASend:
         counts = [given(span).get("http.request.resend_count") for span in tracing.sends]
         assert counts == [None, 1, 2, 3, 4, 5, 6]
 
-    async def test_the_next_call_begins_anew(self, serve: Serve, tracing: Tracing) -> None:
+    async def test_the_next_call_begins_again(self, serve: Serve, tracing: Tracing) -> None:
         async with aiohttp.ClientSession(
             await serve(answer), middlewares=stack(RULES, tracer_provider=tracing.provider)
         ) as session:
@@ -537,7 +537,7 @@ class TestACall:
             assert "error.type" not in given(span)
         assert len(tracing.sends) == 1
 
-    async def test_sent_twice_by_somebody_else(self, serve: Serve, tracing: Tracing) -> None:
+    async def test_sent_twice_by_another_party(self, serve: Serve, tracing: Tracing) -> None:
         async def twice(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
             (await handler(request)).release()
             return await handler(request)
@@ -579,7 +579,7 @@ class TestTheLog:
             }.items()
         )
 
-    async def test_none_for_one_that_ended_well(
+    async def test_none_for_one_that_succeeded(
         self, sandbox: Sandbox, virtual_time: VirtualClock, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO)
@@ -634,9 +634,7 @@ class TestNobodyRecords:
         points = metering.metrics["http.client.request.duration"].data.data_points
         assert sum(point.count for point in points if isinstance(point, HistogramDataPoint)) == 2
 
-    async def test_sends_are_counted_for_the_call_where_nobody_is_told_of_them(
-        self, serve: Serve, tracing: Tracing
-    ) -> None:
+    async def test_attempts_are_counted_without_spans(self, serve: Serve, tracing: Tracing) -> None:
         nobody = AttemptSpan(tracer_provider=trace.NoOpTracerProvider(), meter_provider=NoOpMeterProvider())
         await send(serve, tracing, "/429", layers=[nobody])
         assert not tracing.sends

@@ -93,7 +93,7 @@ async def test_a_suppressed_call_writes_nothing_on_the_current_span(
 
 
 @BOTH
-async def test_the_token_of_a_suppressed_call_is_fetched_without_telemetry_too(
+async def test_the_token_of_a_suppressed_call_is_fetched_without_telemetry_as_well(
     serve: Serve, tracing: Tracing, metering: Metering, suppress: Suppress
 ) -> None:
     """Or else an exporter that sends by such a session would export its own token requests, and so on."""
@@ -184,7 +184,7 @@ async def test_an_excluded_call_does_not_pass_on_the_trace_without_an_sdk_either
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("health", "excluded_urls must be regular expressions, several of them, got the string 'health'"),
+        ("health", "excluded_urls must be a collection of regular expressions, got the string 'health'"),
         (["good", "(bad"], r"excluded_urls must be regular expressions, got '\(bad': missing"),
     ],
 )

@@ -433,7 +433,7 @@ def test_the_short_hash_is_the_same_in_every_process() -> None:
     assert hash_key(("https", "other.example.com", 443), KEY)[:8] != mine[:8]
 
 
-async def test_a_call_from_the_queue_records_what_is_newly_believed(
+async def test_a_queued_call_records_the_new_estimate(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     came: list[float] = []

@@ -63,7 +63,7 @@ class TestFixedWindow:
 
 
 class TestSlidingWindow:
-    def test_each_place_becomes_free_by_itself(self) -> None:
+    def test_each_slot_becomes_free_separately(self) -> None:
         limiter = SlidingWindow(2, 60).limiter()
         assert [limiter.allow(at) for at in (0, 59)] == [0, 0]
         assert limiter.allow(59.5) == 0.5

@@ -98,7 +98,7 @@ def test_time_stands_still_between_the_jumps(run: Run) -> None:
     run(main())
 
 
-def test_begins_at_zero_or_where_one_says() -> None:
+def test_begins_at_zero_or_at_the_given_time() -> None:
     async def main() -> float:
         return now()
 
@@ -374,7 +374,7 @@ class TestSwitch:
 
     def test_rejects_a_loop_without_a_selector(self) -> None:
         loop: Any = object.__new__(type("OtherLoop", (asyncio.AbstractEventLoop,), {}))
-        with pytest.raises(TypeError, match=r"needs an asyncio.SelectorEventLoop, not OtherLoop"), virtual_clock(loop):
+        with pytest.raises(TypeError, match=r"needs an asyncio.SelectorEventLoop, got OtherLoop"), virtual_clock(loop):
             pass
 
 
@@ -389,7 +389,7 @@ def test_run_virtual_returns_and_raises() -> None:
         run_virtual(main(KeyError()))
 
 
-def test_clock_tells_its_time() -> None:
+def test_repr_of_the_clock_shows_its_time() -> None:
     clock = VirtualClock(5)
     assert (clock.now, clock.elapsed) == (5, 0)
     assert isinstance(clock.now, float)

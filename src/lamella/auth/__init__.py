@@ -1,4 +1,4 @@
-"""``HeaderAuth``: credentials in headers, for one origin; ``Tokens``: those that are fetched and expire."""
+"""``HeaderAuth``: credentials in headers, for one origin; ``Tokens``: credentials that are fetched and expire."""
 
 from lamella.auth.header_auth import HeaderAuth, HeaderValue
 from lamella.auth.token import Token

@@ -1,4 +1,4 @@
-"""``HeaderAuth``: credentials in headers, for one origin alone."""
+"""``HeaderAuth``: credentials in headers, for one origin only."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ HeaderValue = (
     | Callable[[aiohttp.ClientRequest], Awaitable[str | None]]
     | Tokens
 )
-"""A value, or a function that is asked for it before each attempt; from a function, None leaves the header out."""
+"""A value, or a function that returns one before each attempt; if it returns None, the header is omitted."""
 
 
 class HeaderAuth(Layer):
-    """Sets headers that hold a credential, on requests to one origin.
+    """Set headers that hold a credential, on requests to one origin.
 
-    It is inside of ``Retry``, so that each attempt gets a fresh value. A request to any other scheme, host or port,
-    such as after a redirect, gets none of these headers and loses those that it has. When an attempt has ended, the
-    headers are taken off the request again, so that no later text about it shows them.
+    It belongs inside ``Retry``, so that each attempt gets a fresh value. A request to another scheme, host or port, for
+    example after a redirect, gets none of these headers and loses any that it has. After an attempt the headers are
+    removed from the request, so that no later message shows them.
 
     Args:
-        headers: The values by their names. A function, plain or async, is called for each attempt, in the context of
-            that call: its answer is used for that attempt and no other, so it may depend on a context variable. It
-            takes the request where it has a parameter without a default.
-        origin: Where the credentials belong, as in ``"https://api.example.com"``. None means the origin of the
-            first request that passes.
-        existing: What happens to a request that brings one of the headers itself, or from ``ClientSession(headers=)``:
-            ``"raise"``, the default, raises ValueError before anything is sent; ``"keep"`` sends what it brings.
-            A ``Cookie`` header is always replaced, since the session's jar writes one.
-        refresh_on: Statuses by which the server refuses a token of :class:`lamella.Tokens`. It is dropped, and the
-            ``Retry`` around this layer sends the request once more with another one, a write as well, since it was not
-            carried out. Default: 401.
+        headers: A mapping of names to values. A function, plain or async, is called for each attempt in the context of
+            the call. Its result is used only for that attempt, so it may depend on a context variable. It gets the
+            request if it has a parameter without a default.
+        origin: The origin that gets the credentials, such as ``"https://api.example.com"``. None means the origin of
+            the first request.
+        existing: What to do if the request or ``ClientSession(headers=)`` already sets one of the headers: ``"raise"``,
+            the default, raises ValueError before anything is sent; ``"keep"`` sends the existing value. A ``Cookie``
+            header is always replaced, because the session's cookie jar writes one.
+        refresh_on: Statuses with which the server rejects a token of :class:`lamella.Tokens`. The token is dropped, and
+            the surrounding ``Retry`` sends the request once more with a new one. This includes writes, because a
+            rejected request was not carried out. Default: 401.
 
     Raises:
-        ValueError: *headers* is no mapping, a name or a value cannot stand in a header, *origin* is no origin,
-            *existing* is neither of the two, or *refresh_on* has what is no status from 400 to 599. Values that
-            functions return are checked when they are asked for.
+        ValueError: *headers* is not a mapping, a name or a value is not allowed in a header, *origin* is not an origin,
+            *existing* is unknown, or *refresh_on* contains a status outside 400 to 599. Return values of functions are
+            checked at the call.
     """
 
     slot = Slot.AUTH
@@ -71,45 +71,45 @@ class HeaderAuth(Layer):
     ) -> None:
         if isinstance(refresh_on, str | int):
             raise ValueError(  # noqa: TRY004 - like every other bad value
-                f"refresh_on must be several statuses, such as {{401}}, got {refresh_on!r}"
+                f"refresh_on must be a collection of statuses, such as {{401}}, got {refresh_on!r}"
             )
         for status in refresh_on:
             check_whole("a status of refresh_on", status, 400, 599)
         if existing not in {"raise", "keep"}:
             raise ValueError(f"existing must be 'raise' or 'keep', got {existing!r}")
         if not isinstance(headers, Mapping):
-            # No value: it may be a credential.
+            # Do not show the value, which may be a credential.
             raise ValueError(f"headers must be a mapping of names to values, got {type(headers).__name__}")  # noqa: TRY004
         for name, value in headers.items():
             if (fault := fault_of_name(name)) is not None:
-                # Nor this name: it may be a credential that has changed places with its name.
+                # Do not show this name, which may be a credential swapped with its name.
                 raise ValueError(f"a name in headers {fault}: write {{name: value}}, such as {{'X-API-Key': key}}")
             if isinstance(value, str):
                 check_value(name, value)
             elif not callable(value):
                 raise ValueError(  # noqa: TRY004 - like every other bad value
-                    f"the value of {name} must be a string or a function, not {type(value).__name__}"
+                    f"the value of {name} must be a string or a function, got {type(value).__name__}"
                 )
         self._names = tuple(istr(name) for name in headers)
         self._lowered = frozenset(name.lower() for name in self._names)
         self._guarded = tuple(name for name in self._names if name.lower() != "cookie")
-        """Those that a request may not bring unnoticed. Cookies come from the session's jar."""
+        """Headers that must not be overwritten silently. Cookies are excluded: they come from the session's jar."""
         self._fixed = {istr(name): value for name, value in headers.items() if isinstance(value, str)}
         self._secrets = tuple(self._fixed.values())
         self._functions: dict[istr, tuple[Callable[..., object], bool]] = {
             istr(name): (value, takes_request(value)) for name, value in headers.items() if not isinstance(value, str)
         }
         self._passed: str | None = None
-        """What a function answered last: it need not be looked at again."""
+        """The last result of each function, so that the same value is not checked again."""
         self._origin = None if origin is None else parsed_origin(origin)
         self.shared: Mapping[str, object] = {"origin": self._origin}
         self._kept = PerCall[frozenset[istr]](frozenset) if existing == "keep" else None
-        """Which of the headers the request brings. None: it may bring none."""
+        """Headers that the request already has and keeps. None: existing headers are an error."""
         tokens = [name for name, value in headers.items() if isinstance(value, Tokens)]
         self._refresh_on = frozenset(refresh_on if tokens else ())
 
     def inherit(self, *, tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None) -> None:
-        """Let tokens take over the providers of the stack where they have none of their own."""
+        """Pass the providers of the stack to tokens that have none of their own."""
         for value, _ in self._functions.values():
             if isinstance(value, Tokens):
                 value.inherit(tracer_provider=tracer_provider, meter_provider=meter_provider)
@@ -136,16 +136,16 @@ class HeaderAuth(Layer):
         return self._ask_all(call, self._functions) if self._functions else None
 
     def _add_to_existing(self, call: Call) -> Awaitable[None] | None:
-        """Set the headers that the request does not bring. Return what has to be awaited for that.
+        """Set the headers that the request does not have yet. Return an awaitable if that takes a wait.
 
         Raises:
-            ValueError: It may bring none of them.
+            ValueError: The request has one of the headers, and *existing* is ``"raise"``.
         """
         kept = frozenset(name for name in self._guarded if name in call.request.headers)
         if self._kept is None:
             raise ValueError(
-                f"the request brings {', '.join(sorted(kept))}, which HeaderAuth sets: leave it out of the request and "
-                "of the session's headers, or send what the request brings by HeaderAuth(..., existing='keep')"
+                f"the request already has {', '.join(sorted(kept))}, which HeaderAuth sets: remove it from the request "
+                "and the session's headers, or keep the request's value with HeaderAuth(..., existing='keep')"
             )
         self._kept.set(call, kept)
         call.secrets += (*self._secrets, *(call.request.headers[name] for name in kept))
@@ -155,10 +155,10 @@ class HeaderAuth(Layer):
         return self._ask_all(call, [name for name in self._functions if name not in kept])
 
     def _ask_all(self, call: Call, functions: Iterable[istr]) -> Awaitable[None] | None:
-        """Set the headers that *functions* answer for. Return what has to be awaited for that."""
+        """Set the headers whose values are *functions*. Return an awaitable if that takes a wait."""
         names = iter(functions)
         if SCOPE.get() is not NOTHING:
-            # Other calls may wait for a task that a function starts: it must not inherit the deadline of this call.
+            # A task started by a function may serve other calls, so it must not inherit this call's deadline.
             return self._wait_for_all(call, names)
         try:
             for name in names:
@@ -172,9 +172,9 @@ class HeaderAuth(Layer):
     async def _wait_for_all(
         self, call: Call, names: Iterator[istr], first: istr | None = None, asked: Awaitable[str | None] | None = None
     ) -> None:
-        """Set the header *first* to what is *asked* for, and then those of *names*."""
+        """Set the header *first* to the result of *asked*, and then those of *names*."""
         try:
-            # No value is in a local of this frame: a traceback with the locals of its frames would show it.
+            # Keep values out of local variables: a traceback with locals would show them.
             with inherited_deadline(inherited()):
                 if first is not None and asked is not None:
                     _put(call, first, checked(first, await asked))
@@ -194,7 +194,7 @@ class HeaderAuth(Layer):
             note_secrets(result, call.secrets)
 
     def _refuse(self, call: Call) -> None:
-        """Drop the tokens that the request has, and let it be sent once more."""
+        """Drop the tokens of the request and have it sent once more."""
         kept = () if self._kept is None else self._kept.of(call)
         for name, (value, _) in self._functions.items():
             if isinstance(value, Tokens) and name in call.request.headers and name not in kept:
@@ -202,7 +202,7 @@ class HeaderAuth(Layer):
                 REFUSED.set(call, True)
 
     def _take_off(self, call: Call) -> None:
-        # aiohttp shows the headers of a request that was sent: in the repr of its own errors, for one.
+        # aiohttp shows the headers of a sent request, for example in the repr of its own errors.
         headers, kept = call.request.headers, None if self._kept is None else self._kept.get(call)
         for name in self._names:
             if not kept or name not in kept:
@@ -212,7 +212,7 @@ class HeaderAuth(Layer):
                     continue
 
     def _ask(self, call: Call, name: istr) -> Awaitable[str | None] | None:
-        """Set a header whose value is known at once. Return what has to be awaited where it is not."""
+        """Set a header if its value is known at once; otherwise return an awaitable."""
         function, takes_request = self._functions[name]
         request = call.request
         answer = function(request) if takes_request else function()

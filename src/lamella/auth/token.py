@@ -8,19 +8,19 @@ from typing import Final
 from lamella.auth.values import fault_of
 
 _UNDER_WAY: Final = 5.0
-"""Seconds before its expiry from which a token is not sent any more: it could expire on its way."""
+"""Seconds before expiry after which a token is no longer sent, since it could expire in transit."""
 
 
 class Token:
-    """A credential that may expire: what the *fetch* of :class:`Tokens` returns.
+    """A credential that may expire; the result of the *fetch* of :class:`Tokens`.
 
     Args:
-        value: The whole value of the header, such as ``"Bearer abc"``. No repr and no message shows it.
-        expires_in: Seconds from now until it expires. With 0 or less only the calls that wait for it get it. None, the
-            default, means that it is used until it is refused.
+        value: The complete value of the header, such as ``"Bearer abc"``. It appears in no repr or message.
+        expires_in: Seconds from now until it expires. With 0 or less, only the calls already waiting for it get it.
+            None, the default, means that it is used until the server rejects it.
 
     Raises:
-        ValueError: *value* cannot stand in a header, or *expires_in* is not a finite number.
+        ValueError: *value* is not allowed in a header, or *expires_in* is not a finite number.
     """
 
     __slots__ = ("expires_in", "value")
@@ -41,7 +41,7 @@ class Token:
 
 
 class Held:
-    """A token with its moments, by the loop's clock."""
+    """A token with its times, by the loop's clock."""
 
     __slots__ = ("expires", "fetched", "fresh_until", "value")
 
@@ -50,6 +50,6 @@ class Held:
         self.value: Final[str] = token.value
         self.fetched: Final[float] = now
         self.expires: Final[float] = now + lasts - min(_UNDER_WAY, lasts / 10, leeway)
-        """Until when it is sent."""
+        """When it is no longer sent."""
         self.fresh_until: Final[float] = now + lasts - max(min(leeway, lasts / 2), min(_UNDER_WAY, lasts / 10, leeway))
-        """Until when it need not be renewed."""
+        """When it should be renewed."""

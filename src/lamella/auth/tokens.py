@@ -39,27 +39,26 @@ _RULE: Final = RuleBook().rule_for(Failure.TOKEN_UNAVAILABLE)
 class Tokens:
     """Tokens for :class:`lamella.HeaderAuth`: ``HeaderAuth({"Authorization": Tokens(fetch)})``.
 
-    However many calls want the token of one key, one fetch is under way for it, outside of any call: no deadline,
-    option, context variable or cancellation of a caller reaches it. It ends when no call waits for it any more. Its
-    failure is that of the calls that waited for it: each raises a :class:`lamella.TokenUnavailable`. An endpoint that
-    failed is asked again after 1 s, then 2, 4 and so on up to 30 s, or when it asks for by ``Retry-After``, up to five
-    minutes; calls wait until then, as long as they may.
+    All calls that need the token of one key share one fetch. It runs outside any call, so no deadline, option, context
+    variable or cancellation of a caller affects it. It is cancelled when no call waits for it. If it fails, each
+    waiting call raises :class:`lamella.TokenUnavailable`. A failed endpoint is called again after 1 s, then 2, 4 and so
+    on up to 30 s, or after its ``Retry-After``, up to five minutes. Calls wait until then, within their deadlines.
 
-    A token is renewed before it expires, in the background, while calls still use it. It is dropped when a server
-    refuses it (``HeaderAuth(refresh_on=)``). At most 100,000 keys are kept.
+    A token is renewed in the background before it expires, while calls still use it. It is dropped when a server
+    rejects it (``HeaderAuth(refresh_on=)``). At most 100,000 keys are kept.
 
-    It may serve several event loops and threads.
+    One instance may serve several event loops and threads.
 
     Args:
-        fetch: Fetches a :class:`Token`, of the key where there is a *key*. It runs in an empty context: context
-            variables have their defaults, except that a span of it is a child of the call that caused it, and that it
-            is inside ``suppress_instrumentation()`` where that call is.
-        key: Returns whose token a request needs, such as the tenant: something hashable. It is called in the context of
-            the call, with the request if it has a parameter without a default. From it, None means no token: the header
-            is left out. Without it there is one token for all calls.
-        leeway: How many seconds before its expiry a token is renewed, but at most half of its life before.
-        timeout: How many seconds a fetch may take.
-        meter_provider: Where the metric goes. None, the default, means that of the stack, or the global one.
+        fetch: Fetches a :class:`Token`; gets the key if *key* is given. It runs in an empty context: context variables
+            have their defaults. Its spans are still children of the call that caused it, and it inherits that call's
+            ``suppress_instrumentation()``.
+        key: Returns the hashable key of the token that a request needs, such as the tenant. It is called in the context
+            of the call, with the request if it has a parameter without a default. If it returns None, the header is
+            omitted. Without *key* all calls share one token.
+        leeway: Seconds before expiry at which a token is renewed, limited to half of its lifetime.
+        timeout: Maximum duration of a fetch in seconds.
+        meter_provider: Provider of the metric. None, the default, means the provider of the stack, or the global one.
 
     Raises:
         ValueError: *fetch* or *key* is not a function, or a number of seconds is out of its range.
@@ -98,7 +97,7 @@ class Tokens:
     ) -> None:
         for name, function in (("fetch", fetch), ("key", key)):
             if not callable(function) and (name == "fetch" or function is not None):
-                raise ValueError(f"{name} must be a function, not {type(function).__name__}")
+                raise ValueError(f"{name} must be a function, got {type(function).__name__}")
         check_seconds("leeway", leeway, zero=True)
         check_seconds("timeout", timeout)
         self._fetch = fetch
@@ -108,18 +107,18 @@ class Tokens:
         self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
         self._running: set[Fetch] = set()
         self._lock = Lock()
-        """Held for what changes an entry, and never while something is awaited or called that is not ours."""
+        """Held for changes of an entry, never during an await or a call of user code."""
         self._refreshes = instruments_of(meter_provider).refreshes
         self._is_measured = meter_provider is not None
-        """Whether it was said where the metric goes."""
+        """Whether a meter provider was given."""
 
     def inherit(self, *, tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None) -> None:
-        """Take over the providers of a stack where none was given. (A fetch uses no tracer itself.)"""
+        """Use the providers of a stack if none was given. (A fetch itself uses no tracer.)"""
         if meter_provider is not None and not self._is_measured:
             self._refreshes = instruments_of(meter_provider).refreshes
 
     def __call__(self, request: aiohttp.ClientRequest) -> str | Awaitable[str] | None:
-        """Return the value for *request*, or what has to be awaited for it. None: it needs none."""
+        """Return the value for *request*, or an awaitable for it; None if it needs no token."""
         key = self._key_of(request)
         if key is None:
             return None
@@ -139,9 +138,9 @@ class Tokens:
         return held.value
 
     def refuse(self, request: aiohttp.ClientRequest, header: str) -> None:
-        """Drop the token of *request*, which a server has refused, if it is still the one in the *header* of that name.
+        """Drop the token of *request*, which a server rejected, if it is still the one sent in *header*.
 
-        ``HeaderAuth`` does it for the statuses of its *refresh_on*.
+        ``HeaderAuth`` calls this for the statuses in *refresh_on*.
         """
         key = self._key_of(request)
         with self._lock:
@@ -151,9 +150,9 @@ class Tokens:
                 entry.refuse(held)
 
     async def aclose(self) -> None:
-        """Cancel the fetches that run in this event loop, and wait until they have ended.
+        """Cancel the fetches in this event loop and wait until they have ended.
 
-        Calls that wait for one raise :class:`lamella.TokenUnavailable`. A later call begins a fetch again.
+        Calls waiting for one raise :class:`lamella.TokenUnavailable`. A later call starts a new fetch.
         """
         loop = asyncio.get_running_loop()
         with self._lock:
@@ -172,7 +171,7 @@ class Tokens:
         entry = self._entries.get(key)
         if entry is None:
             for _ in range(min(2, len(self._entries))):
-                # Each new key looks at two old ones: so all are looked at in time, and none for long.
+                # Each new key checks two old ones, so that all get checked in time without a long scan.
                 old_key, old = self._entries.popitem(last=False)
                 if old.fetch is not None or (len(self._entries) + 1 < _MOST_KEYS and old.is_useful(now)):
                     self._entries[old_key] = old
@@ -180,14 +179,14 @@ class Tokens:
         return entry
 
     async def _wait(self, request: aiohttp.ClientRequest, key: Hashable) -> str:
-        """Return the value when its fetch has ended."""
+        """Wait for the fetch and return the value."""
         call, loop = Call.of(request), request.loop
         began, began_at = loop.time(), time.time_ns()
         while True:
             with self._lock:
                 entry = self._entry(key, began)
                 if entry.held is not None and loop.time() < entry.held.expires:
-                    return entry.held.value  # fetched before the task of this call has begun
+                    return entry.held.value  # fetched before the task of this call began
                 fetch = self._join(key, entry, call, 1)
             try:
                 outcome = await asyncio.wrap_future(fetch.ended)
@@ -202,7 +201,7 @@ class Tokens:
             raise self._unavailable(call, entry, outcome)
 
     def _unavailable(self, call: Call, entry: Entry, outcome: BaseException) -> TokenUnavailable:
-        """Return the error of *call* for a fetch that ended in *outcome*."""
+        """Return the error of *call* for a fetch that ended with *outcome*."""
         now = call.request.loop.time()
         error = TokenUnavailable(
             call.request.method,
@@ -213,7 +212,7 @@ class Tokens:
             stopped=StopReason.TOKEN_UNAVAILABLE,
             secrets=secrets_of(call),
         )
-        # Only our own messages are known to hold no secret.
+        # Only our own messages are known to contain no secrets.
         said = str(outcome) if isinstance(outcome, LamellaError) else type(outcome).__name__
         error.reason = f"{said}; {error.reason}"
         error.__cause__ = outcome if isinstance(outcome, Exception) else None
@@ -221,7 +220,7 @@ class Tokens:
         return error
 
     def _leave(self, fetch: Fetch) -> None:
-        """Wait for *fetch* no longer. The last one to leave cancels it."""
+        """Stop waiting for *fetch*. The last waiter cancels it."""
         with self._lock:
             is_last = fetch.leave()
         if is_last and fetch.loop is asyncio.get_running_loop():
@@ -231,7 +230,7 @@ class Tokens:
                 fetch.loop.call_soon_threadsafe(fetch.task.cancel)
 
     def _join(self, key: Hashable, entry: Entry, call: Call, waiters: float) -> Fetch:
-        """Return the fetch that is under way. If there is none, begin one, as a task with a context of its own."""
+        """Return the running fetch. If there is none, start one as a task with its own context."""
         loop, fetch = call.request.loop, entry.fetch
         if fetch is not None and fetch.is_lost(loop):
             fetch = None
@@ -253,7 +252,7 @@ class Tokens:
         if fetch.after is not None:
             await asyncio.wait([asyncio.wrap_future(fetch.after.ended)], timeout=self._timeout)
             fetch.after = None
-        # Once around the loop at least: an eager task would run what is not ours while the lock is held.
+        # Yield to the loop once: an eager task would run user code while the lock is held.
         await asyncio.sleep(max(entry.ask_from - fetch.loop.time(), 0))
         fetch.began = fetch.loop.time()
         async with asyncio.timeout(self._timeout):
@@ -262,7 +261,7 @@ class Tokens:
             return Held(token, fetch.began, self._leeway)
         kind = type(token).__name__
         del token  # a traceback would show it
-        raise TypeError(f"fetch must return a Token, not {kind}")
+        raise TypeError(f"fetch must return a Token, got {kind}")
 
     def _end(self, entry: Entry, fetch: Fetch, task: asyncio.Task[Held]) -> None:
         outcome = asyncio.CancelledError() if task.cancelled() else task.exception() or task.result()
@@ -277,7 +276,7 @@ class Tokens:
             else:
                 asked = outcome.retry_after if isinstance(outcome, LamellaError) else None
                 entry.fail(fetch.began, fetch.loop.time(), asked or 0.0)
-        if not is_suppressed():  # where the call was made that caused it: callbacks keep that context
+        if not is_suppressed():  # the context of the call that caused it, which callbacks keep
             self._refreshes.add(1, {TOKEN_RESULT: _result_of(outcome)})
         fetch.ended.set_result(outcome)
 

@@ -1,4 +1,4 @@
-"""Many items, so many at a time, with an outcome for each, and a journal of what is done."""
+"""Process many items with limited concurrency, an outcome for each, and a journal of completed ones."""
 
 from lamella.batch.journal import Counts, Journal, end_of
 from lamella.batch.journal_errors import JournalDamaged, JournalError, JournalLocked, JournalMismatch

@@ -1,4 +1,4 @@
-"""The items that a batch has taken, and how many of an account may run at a time."""
+"""The items taken by a batch, and the limit of concurrent items per account."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Job(Generic[Item]):
     tries: int = 0
     paused: float = 0.0
     error: Exception | None = None
-    """What the last try ended in. None: there was none."""
+    """The error of the last try. None: no try yet."""
     entered: Entered | None = None
-    """Set when it has waited for an outage to end, and may be tried now."""
+    """Set when the item has waited for an outage to end and may be tried now."""
 
 
 class Lanes(Generic[Item]):
-    """At most *limit* jobs of each account at a time; the others wait here. None means no limit."""
+    """Run at most *limit* jobs of each account at a time; the others wait here. None means no limit."""
 
     def __init__(self, limit: int | None) -> None:
         self._limit = inf if limit is None else limit
@@ -38,7 +38,7 @@ class Lanes(Generic[Item]):
         self._waiting: dict[Hashable, deque[Job[Item]]] = {}
 
     def enter(self, job: Job[Item]) -> bool:
-        """Return whether *job* may run now; otherwise :meth:`leave` returns it later."""
+        """Return whether *job* may run now. If not, :meth:`leave` returns it later."""
         if self._running[job.account] < self._limit:
             self._running[job.account] += 1
             return True
@@ -46,7 +46,7 @@ class Lanes(Generic[Item]):
         return False
 
     def leave(self, account: Hashable) -> Job[Item] | None:
-        """End a job of *account*, and return the one that may run instead."""
+        """End a job of *account* and return the next one that may run."""
         if waiting := self._waiting.get(account):
             return waiting.popleft()
         self._waiting.pop(account, None)

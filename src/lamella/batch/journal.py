@@ -1,11 +1,11 @@
-"""How each item of a batch has ended, in an SQLite file that survives a `kill -9` at any moment.
+"""The outcome of each item of a batch, in an SQLite file that survives a `kill -9` at any moment.
 
-Three promises, and what each rests on:
+Three guarantees, and how each is kept:
 
-- When :meth:`Journal.commit` returns, the change is on disk as a whole (WAL, ``synchronous=FULL``). Changes made at the
-  same time share a transaction, and so its one wait for the disk.
+- When :meth:`Journal.commit` returns, the whole change is on disk (WAL, ``synchronous=FULL``). Concurrent changes share
+  a transaction and its single fsync.
 - One journal at a time has the file open (``locking_mode=EXCLUSIVE``: a lock of the operating system).
-- A file that is refused is unchanged: it is checked through a connection that cannot write.
+- A rejected file stays unchanged: it is checked through a read-only connection.
 
 While a journal is open, do not open its file in this process: closing it would release the lock (POSIX).
 """
@@ -39,46 +39,46 @@ _COUNTS: Final = (
     "SELECT (SELECT count(*) FROM lamella_items), (SELECT count(*) FROM lamella_items WHERE error IS NOT NULL)"
 )
 _PAGE: Final = 500
-"""Rows that are read at once."""
+"""Rows per read."""
 _CHUNK: Final = 10_000
-"""Keys that are looked up at once: about 50 ms, so that commits come in between."""
+"""Keys per look-up: about 50 ms, so that commits can run in between."""
 
 
 class Counts(NamedTuple):
-    """How many items have ended."""
+    """The number of ended items."""
 
     done: int
     failed: int
 
 
 def end_of(db: sqlite3.Connection, key: str, *, result: str | None = None, error: str | None = None) -> None:
-    """Record the end of an item inside a change, in one transaction with what else the change writes.
+    """Record the end of an item inside a change, in one transaction with the change's other writes.
 
     A later end replaces an earlier one, but a failure never replaces a success.
 
     Args:
         db: The connection that :meth:`Journal.commit` passes to the change.
         key: Identifies the item.
-        result: The item's result, any text. None: nothing worth keeping.
-        error: Why it failed. None: it is done.
+        result: The item's result, any text. None means no result.
+        error: Why the item failed. None means that it is done.
 
     Raises:
         TypeError: *key* is not a str.
-        ValueError: There are both a result and an error.
+        ValueError: Both *result* and *error* are given.
     """
     _check_key(key)
     if result is not None and error is not None:
-        raise ValueError(f"item {key!r} has ended with a result or with an error, not with both")
+        raise ValueError(f"item {key!r} must have a result or an error, got both")
     db.execute(_END, (key, error, result))
 
 
 def _check_key(key: str) -> None:
     if not isinstance(key, str):
-        raise TypeError(f"the key of an item must be a str, not {key!r}")
+        raise TypeError(f"the key of an item must be a str, got {key!r}")
 
 
 class Journal:
-    """The journal of one batch; :meth:`open` opens it. It belongs to the event loop that it was opened on."""
+    """The journal of one batch, opened with :meth:`open` and bound to the event loop on which it was opened."""
 
     def __init__(self, thread: Executor, db: Connection) -> None:
         self._thread = thread
@@ -94,18 +94,18 @@ class Journal:
     @classmethod
     @asynccontextmanager
     async def open(cls, path: str | os.PathLike[str], *, batch: str) -> AsyncIterator[Self]:
-        """Open the journal at *path*, or create one if there is no file, or an empty one.
+        """Open the journal at *path*, or create it if the file is missing or empty.
 
-        A new file can be read by its owner only (mode 0600). Opening reads the whole file, which takes about a second
-        a gigabyte. At the end of the context all changes are written, and no file is left beside the journal.
+        Only the owner can read a new file (mode 0600). Opening reads the whole file, about a second per gigabyte. At
+        the end of the context all changes are written, and no other file is left beside the journal.
 
         Args:
             path: The file; its folder must exist.
-            batch: Identifies the batch, any text: a journal can be opened again with the same text only.
+            batch: Identifies the batch, any text. A journal can only be reopened with the same text.
 
         Raises:
-            JournalLocked: It is open elsewhere. This and all errors below leave the file unchanged.
-            JournalMismatch: It is of another batch or another version, or not a journal.
+            JournalLocked: The journal is open elsewhere. This and all errors below leave the file unchanged.
+            JournalMismatch: The file belongs to another batch or version, or is not a journal.
             JournalDamaged: The file is damaged, or not an SQLite file.
             JournalError: The file cannot be created, read or written.
         """
@@ -124,41 +124,41 @@ class Journal:
                 thread.shutdown(wait=False)
 
     async def commit(self, change: Callable[[sqlite3.Connection], _T]) -> _T:
-        """Run *change* in the journal's thread, inside a transaction; return what it returns once that is on disk.
+        """Run *change* in a transaction in the journal's thread, and return its result once it is on disk.
 
-        Changes that are made at the same time share a transaction. One that raises is undone, and raises here; the
-        others are not affected. A change may create and use tables of its own (their names must not begin with
-        ``lamella_``); it must not begin or end transactions or savepoints, and should be quick. If the caller is
-        cancelled, the change is carried out whole or not at all.
+        Concurrent changes share a transaction. A change that raises is rolled back and its exception is raised here;
+        the others are not affected. A change may create and use its own tables (names must not begin with
+        ``lamella_``). It must not begin or end transactions or savepoints, and should be quick. If the caller is
+        cancelled, the change is either applied completely or rolled back.
 
         Raises:
-            JournalError: It could not be written (a full disk, say), the change tried to control the transaction, or
-                the journal is closed. Nothing of the change is kept. If one makes SQLite undo the whole transaction
-                (``ON CONFLICT ROLLBACK``, a deferred foreign key), all changes in it end so.
-            Exception: Whatever *change* raises.
+            JournalError: The change could not be written (for example, the disk is full), it tried to control the
+                transaction, or the journal is closed. Nothing of the change is kept. If a change makes SQLite roll back
+                the whole transaction (``ON CONFLICT ROLLBACK``, a deferred foreign key), all changes in it fail.
+            Exception: Any exception of *change*.
         """
         self._check_open()
         result: asyncio.Future[Result] = self._loop.create_future()
         self._changes.append((change, result))
         if not self._writing:
             self._writing = True
-            self._loop.call_soon(self._write)  # not now, so that other tasks that are ready can add their changes
+            self._loop.call_soon(self._write)  # later, so that other ready tasks can add their changes
         value: _T = _value(await result)
         return value
 
     async def read(self, query: Callable[[sqlite3.Connection], _T]) -> _T:
-        """Run *query* in the journal's thread, and return what it returns: rows, not a cursor.
+        """Run *query* in the journal's thread and return its result: rows, not a cursor.
 
         Raises:
-            JournalError: It could not be read, *query* tried to write, or the journal is closed.
-            Exception: Whatever *query* raises.
+            JournalError: The file cannot be read, *query* tried to write, or the journal is closed.
+            Exception: Any exception of *query*.
         """
         self._check_open()
         value: _T = _value(await self._loop.run_in_executor(self._thread, read, self._db, query))
         return value
 
     async def end(self, key: str, *, result: str | None = None, error: str | None = None) -> None:
-        """Record the end of an item by :func:`end_of`, in a change of its own."""
+        """Record the end of an item with :func:`end_of` in a separate change."""
         await self.commit(lambda db: end_of(db, key, result=result, error=error))
 
     async def is_done(self, key: str) -> bool:
@@ -166,7 +166,7 @@ class Journal:
         return bool(await self.ended((key,)))
 
     async def ended(self, keys: Iterable[str]) -> set[str]:
-        """Return those of *keys* whose items are done; takes about 5 µs a key."""
+        """Return the *keys* whose items are done. Takes about 5 µs per key."""
         done: set[str] = set()
         rest = iter(keys)
         while chunk := list(islice(rest, _CHUNK)):
@@ -174,10 +174,10 @@ class Journal:
         return done
 
     def idempotency_key(self, key: str) -> str:
-        """Return an ``Idempotency-Key`` for the write of an item: the same each time, and different in each journal.
+        """Return an ``Idempotency-Key`` for the write of an item: always the same in one journal, different in others.
 
-        It is made of *key* and of the journal's random id, which is on disk before the first item is sent. Where an
-        item is written in several requests, each needs a *key* of its own.
+        It is derived from *key* and the journal's random id, which is on disk before the first item is sent. If an item
+        takes several requests, give each its own *key*.
 
         Raises:
             TypeError: *key* is not a str.
@@ -186,21 +186,20 @@ class Journal:
         return str(uuid5(self._db.batch_id, key))
 
     async def counts(self) -> Counts:
-        """Return how many items are done, and how many have failed and are not done since."""
+        """Return how many items are done, and how many failed and have not been done since."""
         ended, failed = await self.read(lambda db: db.execute(_COUNTS).fetchone())
         return Counts(ended - failed, failed)
 
     async def failures(self) -> AsyncIterator[tuple[str, str]]:
-        """Yield key and error of each item that has failed, in the order in which they first ended.
+        """Yield key and error of each failed item, in the order in which they first ended.
 
-        Rows are read as they are asked for, without holding up commits: of the items that end meanwhile some are
-        among them and others not.
+        Rows are read on demand without blocking commits, so items that end meanwhile may or may not be included.
         """
         async for key, error in self._rows("error", "error IS NOT NULL"):
             yield key, error
 
     async def results(self) -> AsyncIterator[tuple[str, str | None]]:
-        """Yield key and result of each item that is done, in the same way as :meth:`failures`."""
+        """Yield key and result of each completed item, in the same way as :meth:`failures`."""
         async for key, result in self._rows("result", "error IS NULL"):
             yield key, result
 
@@ -220,7 +219,7 @@ class Journal:
             raise JournalError(f"{self._db.path}: the journal is closed")
 
     def _write(self) -> None:
-        """Have the thread write the waiting changes; once they are written, those that wait by then."""
+        """Write the waiting changes in the thread, then those that have arrived meanwhile."""
         waiting = [(change, result) for change, result in self._changes if not result.done()]
         self._changes = []
         self._writing = bool(waiting)

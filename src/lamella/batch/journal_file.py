@@ -1,4 +1,4 @@
-"""The file of a journal: it is opened for one process only, and left unchanged if it is not a journal of the batch."""
+"""Open the file of a journal for one process, and leave it unchanged if it is not a journal of the batch."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _APPLICATION: Final = 0x6C616D6C
 _VERSION: Final = 1
 """The version of the tables below: SQLite's user_version."""
 
-# With rowid: without, a table with results of a kilobyte is twice as large and three times as slow.
+# WITHOUT ROWID would make a table with results of 1 kB twice as large and three times as slow.
 _TABLES: Final = (
     "CREATE TABLE lamella_batch (batch TEXT NOT NULL, id TEXT NOT NULL)",
     "CREATE TABLE lamella_items (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, error TEXT, result TEXT)",
     "CREATE INDEX lamella_failures ON lamella_items (number) WHERE error IS NOT NULL",
 )
 _PATIENCE: Final = 0.2
-"""Seconds to wait for a lock: enough for another process that checks the file, too short for one that runs a batch."""
+"""Seconds to wait for a lock: longer than another process needs to check the file, shorter than a batch."""
 _PAGE_SIZE: Final = 16_384
-"""Bytes of a page of a new file. SQLite's own default, 4,096, holds three records of 1.1 KB, and wastes a fifth."""
+"""Bytes per page of a new file. A page of 4,096, SQLite's default, holds three records of 1.1 KB and wastes a fifth."""
 _SMALLEST: Final = 512
-"""Bytes of SQLite's smallest page. It takes a file of one byte for an empty one, and overwrites it."""
+"""SQLite's smallest page in bytes. SQLite treats a one-byte file as empty and overwrites it."""
 _CREATING: Final = threading.Lock()
 
 
@@ -40,9 +40,9 @@ def opened(path: str | os.PathLike[str], batch: str) -> Iterator[Connection]:
     """Open the journal of *batch* for writing, or create it. It is locked until the end of the block.
 
     Raises:
-        JournalError: It cannot be opened; the file is unchanged.
+        JournalError: The journal cannot be opened; the file is unchanged.
     """
-    path = os.path.realpath(path)  # SQLite puts its files beside the file, and not beside a link to it
+    path = os.path.realpath(path)  # SQLite puts its files beside the target of a link
     try:
         _create(path)
         _check_unchanged(path, batch)
@@ -50,14 +50,14 @@ def opened(path: str | os.PathLike[str], batch: str) -> Iterator[Connection]:
     except sqlite3.Error as exc:
         raise explain(path, exc, otherwise=damaged(path, str(exc))) from exc
     except OSError as exc:
-        raise JournalError(f"{path}: cannot be opened ({exc.strerror}); its folder must exist and be ours") from exc
+        raise JournalError(f"{path}: cannot be opened ({exc.strerror}); its folder must exist and be writable") from exc
     with closing(db):
         yield db
 
 
 def _create(path: str) -> None:
-    """Create an empty file with mode 0600 if there is none; SQLite gives the files beside it the same mode."""
-    with _CREATING:  # to close the file releases this process's locks on it, so no other thread may hold one
+    """Create an empty file with mode 0600 if there is none. SQLite gives its other files the same mode."""
+    with _CREATING:  # closing the file releases all locks of this process on it, so no other thread may hold one
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except FileExistsError:
@@ -92,15 +92,15 @@ def _check_file(path: str, batch: str) -> None:
     elif found.st_size < _SMALLEST:
         raise damaged(path, f"file is not a database: {found.st_size} bytes")
     elif not wal.exists():
-        # No process has it open, so no lock is needed, and SQLite need not create files beside it.
+        # No process has the file open: no lock is needed, and SQLite creates no files beside it.
         _check_database(path, "mode=ro&immutable=1", batch)
     else:
-        # A process has it open, or was killed: the newest changes are in the -wal only.
+        # A process has the file open or was killed: the newest changes are only in the -wal.
         is_ours = not shm.exists()
         try:
             _check_database(path, "mode=ro", batch)
         finally:
-            if is_ours:  # SQLite has created the -shm; a connection that cannot write does not remove it
+            if is_ours:  # SQLite has created the -shm; a read-only connection does not remove it
                 shm.unlink(missing_ok=True)
 
 
@@ -113,51 +113,51 @@ def _check_database(path: str, how: str, batch: str) -> None:
 
 
 def _batch_id(db: Connection, batch: str) -> UUID | None:
-    """Return the id of the journal. None: it has no tables yet.
+    """Return the id of the journal; None if it has no tables yet.
 
     Raises:
-        JournalError: It is not a journal of *batch*.
+        JournalError: The file is not a journal of *batch*.
     """
     [application] = db.execute("PRAGMA application_id").fetchone()
     [version] = db.execute("PRAGMA user_version").fetchone()
     if not application and not version and not db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
         return None  # the process that created it was killed
     if application != _APPLICATION:
-        raise JournalMismatch(f"{db.path}: is an SQLite file, but not a journal of lamella's; choose another path")
+        raise JournalMismatch(f"{db.path}: is an SQLite file but not a lamella journal; choose another path")
     if version != _VERSION:
         raise JournalMismatch(
-            f"{db.path}: is a journal of version {version}, and this lamella's are of version {_VERSION};"
-            " end the batch with the lamella that began it, or choose another path"
+            f"{db.path}: has journal version {version}, but this lamella supports version {_VERSION};"
+            " finish the batch with the lamella version that began it, or choose another path"
         )
     begun, batch_id = db.execute("SELECT batch, id FROM lamella_batch").fetchone() or (None, None)
     if not isinstance(begun, str) or not isinstance(batch_id, str):
-        raise damaged(db.path, "it does not tell of which batch it is")
+        raise damaged(db.path, "the name of its batch is missing")
     if begun != batch:
         theirs, ours = _difference(begun, batch)
         raise JournalMismatch(
-            f"{db.path}: is the journal of another batch: of {theirs}, and this one is {ours};"
-            " start the batch as it was begun, or choose another path"
+            f"{db.path}: belongs to another batch: {theirs}, not {ours};"
+            " start the batch as before, or choose another path"
         )
     try:
         return UUID(batch_id)
     except ValueError:
-        raise damaged(db.path, "the id of its batch is none") from None
+        raise damaged(db.path, "the id of its batch is invalid") from None
 
 
 def _take(path: str, batch: str) -> Connection:
     """Open the file for writing, lock it, and create the tables if there are none."""
     db = _connect(path, "mode=rw", timeout=_PATIENCE)
     try:
-        # EXCLUSIVE before the first access: SQLite then keeps the lock, and needs no -shm.
+        # EXCLUSIVE before the first access makes SQLite keep the lock and need no -shm.
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("BEGIN EXCLUSIVE")
         batch_id = _batch_id(db, batch)  # again: another process may have changed it since
         db.execute("ROLLBACK")
-        db.execute(f"PRAGMA page_size = {_PAGE_SIZE}")  # of a file that is empty; it changes no other one
+        db.execute(f"PRAGMA page_size = {_PAGE_SIZE}")  # affects only an empty file
         [mode] = db.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
-            raise JournalError(f"{path}: SQLite cannot write a WAL there; choose a path on a local disk")
-        # NORMAL would lose whole commits in a power failure. FULL costs one fsync a group, not one an item.
+            raise JournalError(f"{path}: SQLite cannot write a WAL here; choose a path on a local disk")
+        # NORMAL would lose commits in a power failure. FULL costs one fsync per group, not per item.
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA fullfsync = ON")  # macOS: otherwise fsync does not wait for the disk
         db.batch_id = batch_id or _begin(db, batch)
@@ -170,7 +170,7 @@ def _take(path: str, batch: str) -> Connection:
 
 
 def _begin(db: Connection, batch: str) -> UUID:
-    """Create the tables in one transaction, and return the new id."""
+    """Create the tables in one transaction and return the new id."""
     batch_id = uuid4()
     db.execute("BEGIN")
     for table in _TABLES:
@@ -190,7 +190,7 @@ def _connect(path: str, how: str, *, timeout: float) -> Connection:
 
 
 def _difference(one: str, other: str) -> tuple[str, str]:
-    """Return both texts from shortly before they differ, cut so that each fits in a line."""
+    """Return both texts from shortly before their first difference, truncated to fit in a line."""
     start = max(0, len(os.path.commonprefix([one, other])) - 20)  # noqa: RUF071 - of texts, which are no paths
     before = "…" if start else ""
     return before + shortened(one[start:]), before + shortened(other[start:])

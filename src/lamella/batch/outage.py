@@ -1,4 +1,4 @@
-"""While a service is down the items of a batch are paused, and a few at a time probe whether it is back."""
+"""Pause the items of a batch while a service is down, and probe with a few whether it is back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lamella.rules import StopReason
 _PAUSING: Final = frozenset({StopReason.CIRCUIT_OPEN, StopReason.RETRY_BUDGET_EMPTY})
 _USED_UP: Final = StopReason.ATTEMPTS_USED_UP
 _INTERVAL: Final = 5.0
-"""Seconds between the probes of an outage, if neither the service nor a rule states them."""
+"""Seconds between probes if neither the service nor a rule states them."""
 _LONGEST: Final = 4.0
 """The longest interval between probes, as a multiple of the first."""
 
@@ -29,30 +29,30 @@ class Entered(NamedTuple):
 
 
 class Outage:
-    """The state of one service: up, or in an outage.
+    """The state of one service: up or in an outage.
 
-    In an outage one item at a time is tried, a probe. When it ends well, two at a time are, then four, and so on up to
-    *at_most*: so a service that has just come back is not overloaded, and a half-open circuit rejects no item.
+    In an outage one item at a time is tried as a probe. After a success two run at a time, then four, up to *at_most*.
+    So a recovering service is not overloaded, and a half-open circuit rejects no item.
     """
 
     def __init__(self, at_most: int) -> None:
         self.active: bool = False
         self.error: LamellaError | None = None
-        """The last failure of the service; the error of an open circuit if no failure is known."""
+        """The last failure of the service, or the error of an open circuit if no failure is known."""
         self._cause: LamellaError | None = None
-        """The last failure of the service. None: there was none since it worked."""
+        """The last failure of the service. None: no failure since the last success."""
         self._closed = False
         self._at_most = at_most
         self._failures = 0
-        """In a row, counted from the failure that began the outage."""
+        """Consecutive failures, counted from the one that began the outage."""
         self._generation = 0
-        """How many failures have renewed the outage: the results of items that were tried before do not count."""
+        """How many failures have renewed the outage. Results of items tried before the last of them do not count."""
         self._resting = False
-        """Whether the time for the next probe has not come."""
+        """Whether the next probe is not due yet."""
         self._let = 1
-        """How many probes may be under way at a time."""
+        """Maximum number of concurrent probes."""
         self._out = 0
-        """How many are under way."""
+        """Number of running probes."""
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -62,7 +62,7 @@ class Outage:
         return self.active and (self._let == 1 or bool(self._waiting))
 
     async def wait(self) -> None:
-        """Wait until an item may be tried; the caller then enters at once."""
+        """Wait until an item may be tried. The caller must then enter at once."""
         again = False
         while not self._closed and self.active and (self._resting or self._out >= self._let):
             woken = asyncio.get_running_loop().create_future()
@@ -75,7 +75,7 @@ class Outage:
                 await woken
             except asyncio.CancelledError:
                 if not woken.cancelled():
-                    self._wake()  # let another item have this turn
+                    self._wake()  # pass the permission on to another item
                 elif woken in self._waiting:
                     self._waiting.remove(woken)
                 raise
@@ -87,13 +87,13 @@ class Outage:
         return Entered(self._generation, self.active)
 
     def give_back(self, entered: Entered) -> None:
-        """End the turn of an item that was not tried."""
+        """Undo :meth:`enter` for an item that was not tried."""
         if entered.probe:
             self._out -= 1
         self._wake()
 
     def leave(self, entered: Entered, error: Exception | None) -> bool:
-        """End the turn of an item, which has ended with *error* or well. Return whether to try it again."""
+        """End an item, which failed with *error* or succeeded (None). Return whether to try it again."""
         if entered.probe:
             self._out -= 1
         if self._closed:
@@ -102,7 +102,7 @@ class Outage:
         again = False
         if isinstance(error, LamellaError):
             again = error.stopped in _PAUSING or (
-                # With stamina switched off, Retry has not checked whether a repeat is safe.
+                # With stamina disabled, Retry has not checked whether a repeat is safe.
                 self.active and not works and error.stopped is _USED_UP and stamina.is_active()
             )
             news = error.stopped in _PAUSING or (self.active and works is False)
@@ -115,7 +115,7 @@ class Outage:
         if works and not self.active:
             self._cause = None
         if works and entered.probe and self.active and entered.generation == self._generation:
-            # One more for each that ends well: with all of them it doubles.
+            # One more per success, so the number doubles when all succeed.
             self._let += 1
             if self._let > self._at_most:
                 self.active, self._cause, self._failures = False, None, 0
@@ -123,7 +123,7 @@ class Outage:
         return again
 
     def close(self) -> None:
-        """Release all that wait, now and later."""
+        """Release all waiting items, now and later."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -148,7 +148,7 @@ class Outage:
         self._wake()
 
     def _wake(self) -> None:
-        """Wake as many as may be tried now."""
+        """Wake as many items as may be tried now."""
         if self._closed or not self.active:
             number = len(self._waiting)
         else:
@@ -161,7 +161,7 @@ class Outage:
 
 
 def _works(error: Exception | None) -> bool | None:
-    """Return whether the service works, judged by how an item has ended. None: that is no evidence."""
+    """Return whether the outcome of an item shows that the service works; None if it shows nothing."""
     if isinstance(error, LamellaError):
         return service_works(error)
     return True if error is None else None

@@ -1,4 +1,4 @@
-"""``Batch``: a function for each of many items, a limited number at a time, and an outcome for each."""
+"""``Batch``: call a function for each of many items with limited concurrency, and yield an outcome for each."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from lamella.errors import LamellaError, RequestRejected
 _T = TypeVar("_T")
 
 _AHEAD: Final = 4
-"""How many times *at_once* items may have been taken from the source without their outcome being taken."""
+"""How many items may be taken ahead of their outcomes, as a multiple of *at_once*."""
 _CHUNK: Final = 64
-"""How many keys the journal is asked for at a time."""
+"""Keys per look-up in the journal."""
 
 
 @dataclass(eq=False, repr=False)
 class Batch(Generic[Item, Value]):
-    """Calls *function* for each of *items*, a limited number at a time, and yields an outcome for each.
+    """Call *function* for each of *items* with limited concurrency, and yield an outcome for each.
 
     ::
 
@@ -46,37 +46,37 @@ class Batch(Generic[Item, Value]):
             async for outcome in batch:
                 ...
 
-    An item that fails is an outcome with an error, and does not end the batch. While a service is down (its circuit is
-    open, or the session's retry budget is empty) the batch pauses: its items wait together, and a few probe whether the
-    service is back. Then *function* is called again, from its beginning, for the items that the outage made fail: a
-    write in it should be its last call, or have an ``Idempotency-Key``. An item keeps its place until its outcome is
-    taken, so a slow consumer applies backpressure.
+    A failed item yields an outcome with an error and does not end the batch. While a service is down (its circuit is
+    open, or the session's retry budget is empty), the batch pauses: items wait, and a few probe whether the service is
+    back. Then *function* is called again from its beginning for the items that failed in the outage, so a write in it
+    should be its last call or have an ``Idempotency-Key``. An item keeps its slot until its outcome is taken, so a slow
+    consumer applies backpressure.
 
-    Leaving the ``async with`` block ends the batch; running items then have *grace* seconds to end, also after Ctrl-C
-    or a cancellation. If *items* raises, or the journal cannot be written, the iteration raises that after the last
-    outcome. An item that could not be recorded has its value, and the journal's error.
+    Leaving the ``async with`` block ends the batch. Running items then have *grace* seconds to end, also after Ctrl-C
+    or a cancellation. If *items* raises, or the journal cannot be written, the iteration raises that exception after
+    the last outcome. An item that could not be recorded has its value and the journal's error.
 
     Args:
-        function: Called with an item, in its own copy of the context in which the batch was entered. Use one session
-            for all items.
-        items: The items, any number. No more are taken than are needed to keep the batch busy.
-        at_once: How many items may run at a time.
+        function: Called with an item, in its own copy of the context at ``async with``. Use one session for all items.
+        items: Any number of items. The batch takes only as many as it needs to stay busy.
+        at_once: Maximum number of concurrent items.
         account: Returns the account of an item. None means one account for all.
-        at_once_per_account: How many items of one account may run at a time, or be paused. Items of other accounts are
-            looked for among the next ``4 * at_once``. None means *at_once*.
-        stop_on: Errors that end the part of an account: its items that have not begun end in :class:`AccountStopped`.
-            Without *account*, no more items are taken.
-        in_order: Whether the outcomes come in the order of the items. A slow item delays the outcomes after it.
-        service: Returns the service of an item: an outage of one pauses only its own items. None means one for all.
-        patience: How many seconds an item may be paused, in sum; then it fails with its last error. None: no limit.
-        journal: Where the end of each item is recorded. An item that is done there is skipped. None means nowhere.
-        key: Returns what identifies an item in the journal, unique within the batch.
-        keep: Returns the text that the journal keeps of a value. None means that it keeps none.
-        sink: Takes the outcome of an item before it is recorded as done: an item whose sink fails has failed.
-        grace: How many seconds running items may take when the block is left.
+        at_once_per_account: Maximum number of running or paused items of one account. Items of other accounts are taken
+            from the next ``4 * at_once``. None means *at_once*.
+        stop_on: Errors that stop an account: its items that have not begun fail with :class:`AccountStopped`. Without
+            *account*, no more items are taken.
+        in_order: Whether outcomes are in the order of the items. A slow item then delays the outcomes after it.
+        service: Returns the service of an item. An outage pauses only the items of its service. None means one service
+            for all.
+        patience: Maximum total pause of an item in seconds; then it fails with its last error. None means no limit.
+        journal: Records the end of each item. Items already done in it are skipped. None means no journal.
+        key: Returns the key of an item in the journal, unique within the batch.
+        keep: Returns the text that the journal stores for a value. None means that values are not stored.
+        sink: Called with the outcome of an item before it is recorded as done. If the sink raises, the item has failed.
+        grace: Seconds that running items have to end when the block is left.
 
     Raises:
-        ValueError: A number is out of its range, or an argument is missing that another one needs.
+        ValueError: A number is out of range, or an argument that another one requires is missing.
     """
 
     function: Callable[[Item], Awaitable[Value]]
@@ -101,39 +101,39 @@ class Batch(Generic[Item, Value]):
         check_seconds("patience", 0 if self.patience is None else self.patience, zero=True)
         check_seconds("grace", self.grace, zero=True)
         if self.at_once_per_account is not None and self.account is None:
-            raise ValueError("at_once_per_account needs account, which says what an item belongs to")
+            raise ValueError("at_once_per_account requires account, which returns the account of an item")
         if self.journal is not None and self.key is None:
-            raise ValueError("a journal needs key, which identifies an item")
+            raise ValueError("journal requires key, which identifies an item")
         if self.keep is not None and self.journal is None:
-            raise ValueError("keep needs journal, where the values are kept")
+            raise ValueError("keep requires journal, which stores the values")
         self._begun = False
         self._ending = False
         self._has_all = False
-        """Whether there are no more items to take."""
+        """Whether the source is exhausted."""
         self._error: Exception | None = None
-        """What the iteration raises after the outcomes. None: nothing, or it has been raised."""
+        """The exception that the iteration raises after the outcomes. None: no exception, or already raised."""
         self._number = 0
         self._lanes = Lanes[Item](self.at_once_per_account)
         self._stopped: dict[Hashable, Exception] = {}
         self._outages: dict[Hashable, Outage] = {}
         self._early: dict[int, ItemOutcome[Item, Value]] = {}
-        """Outcomes of items whose predecessors have not ended."""
+        """Outcomes that wait for earlier items."""
         self._next = 1
-        """The item whose outcome comes next, if they come in order."""
+        """The number of the item whose outcome is next, if in order."""
 
     async def __aenter__(self) -> Self:
         if self._begun:
-            raise RuntimeError("a batch runs once: make another one")
+            raise RuntimeError("a batch can run only once: create another one")
         self._begun = True
-        self._ready_in, self._ready_out = anyio.create_memory_object_stream[Job[Item]](inf)  # bounded by the room
+        self._ready_in, self._ready_out = anyio.create_memory_object_stream[Job[Item]](inf)  # bounded by _room
         self._out_in, self._out_out = anyio.create_memory_object_stream[ItemOutcome[Item, Value]](0)
         self._room = anyio.CapacityLimiter(self.at_once * _AHEAD)
-        """Borrowed by the numbers of the items whose outcome is not taken yet."""
+        """Borrowed by the numbers of items whose outcome has not been taken yet."""
         self._feeding = anyio.CancelScope()
-        self._working = anyio.CancelScope(shield=True)  # a cancelled block leaves running items their grace
+        self._working = anyio.CancelScope(shield=True)  # running items keep their grace when the block is cancelled
         self._idle = anyio.Event()
         self._context = copy_context()
-        """Each item runs in a copy of it."""
+        """Each item runs in a copy of this context."""
         self._host = anyio.create_task_group()
         await self._host.__aenter__()
         self._host.start_soon(self._run)
@@ -150,7 +150,7 @@ class Batch(Generic[Item, Value]):
         finally:
             self._working.cancel()
             try:
-                # Without the block's own exception, which the group would wrap.
+                # Without the block's own exception, which the task group would wrap.
                 await self._host.__aexit__(None, None, None)
             finally:
                 for stream in (self._ready_in, self._ready_out, self._out_in):
@@ -163,12 +163,12 @@ class Batch(Generic[Item, Value]):
 
     async def __anext__(self) -> ItemOutcome[Item, Value]:
         if not self._begun:
-            raise RuntimeError("a batch is iterated inside of its `async with` block")
+            raise RuntimeError("a batch must be iterated inside its `async with` block")
         try:
             return await self._out_out.receive()
-        except (anyio.EndOfStream, anyio.ClosedResourceError):  # the latter: the block has been left
+        except (anyio.EndOfStream, anyio.ClosedResourceError):  # cancelled: the block has been left
             pass
-        if self._early:  # stopped: those before them were not begun
+        if self._early:  # after stop(): earlier items were not begun
             return self._early.pop(min(self._early))
         if self._error is not None:
             error, self._error = self._error, None
@@ -177,11 +177,11 @@ class Batch(Generic[Item, Value]):
 
     @property
     def outage(self) -> LamellaError | None:
-        """The last failure of a service while its outage goes on. None: no outage is known."""
+        """The last failure of a service during its outage. None: no outage is known."""
         return next((outage.error for outage in self._outages.values() if outage.goes_on), None)
 
     def stop(self) -> None:
-        """Begin no more items: running ones come to their end, the others have no outcome."""
+        """Begin no more items. Running items finish; the others have no outcome."""
         self._ending = True
         self._feeding.cancel()
         for outage in self._outages.values():
@@ -213,7 +213,7 @@ class Batch(Generic[Item, Value]):
         self._end_if_done()
 
     async def _take(self, source: Iterator[Item] | AsyncIterator[Item]) -> list[Item]:
-        """Wait for room, and take an item; with a journal, as many as are there at once, up to a chunk."""
+        """Wait for room and take an item; with a journal, take all available items up to a chunk."""
         taken: list[Item] = []
         number = self._number + 1
         try:
@@ -239,7 +239,7 @@ class Batch(Generic[Item, Value]):
         return taken
 
     async def _begin(self, items: list[Item]) -> None:
-        """Make jobs of *items*, except for those that are done."""
+        """Make jobs of *items*, except those that are done."""
         jobs: list[Job[Item]] = []
         ended: list[ItemOutcome[Item, Value]] = []
         for item in items:
@@ -248,7 +248,7 @@ class Batch(Generic[Item, Value]):
                 jobs.append(self._job(item))
             except Exception as error:  # noqa: BLE001 - it is the outcome of this item alone
                 ended.append(ItemOutcome(self._number, item, error=error))
-        with anyio.CancelScope(shield=True):  # each item that is taken has an outcome
+        with anyio.CancelScope(shield=True):  # every taken item must have an outcome
             done: set[str] = set()
             if self.journal is not None:
                 try:
@@ -276,7 +276,7 @@ class Batch(Generic[Item, Value]):
             self._ready_in.send_nowait(job)
 
     async def _work(self) -> None:
-        """Try one item, then hand over to a new task: what *function* sets in its context stays with the item."""
+        """Try one item, then start a new task, so that context variables set by *function* stay with the item."""
         async for job in self._ready_out:
             if not self._ending:
                 await self._try(job)
@@ -284,7 +284,7 @@ class Batch(Generic[Item, Value]):
                 return
 
     async def _try(self, job: Job[Item]) -> None:
-        """Call the function for an item. In an outage the item may be paused, which takes no worker."""
+        """Call the function for an item. In an outage the item may be paused, which occupies no worker."""
         entered, job.entered = job.entered, None
         stopped = self._stopped.get(job.account)
         if stopped is not None and not job.tries:
@@ -311,7 +311,7 @@ class Batch(Generic[Item, Value]):
             await self._end(job, value, None)
 
     async def _pause(self, job: Job[Item]) -> None:
-        """Wait until an item may be tried, as long as its patience lasts."""
+        """Wait until an item may be tried, within its patience."""
         began = anyio.current_time()
         with anyio.move_on_after(None if self.patience is None else max(self.patience - job.paused, 0.0)) as patience:
             await job.outage.wait()
@@ -324,12 +324,12 @@ class Batch(Generic[Item, Value]):
             return
         error, known = job.error, job.outage.error
         if error is None or (isinstance(error, RequestRejected) and not isinstance(known, RequestRejected)):
-            error = known or error  # the cause says more than that a circuit is open
+            error = known or error  # the cause is more informative than CircuitOpen
         error = error or TimeoutError("an outage lasted longer than the batch's patience")
         await self._end(job, None, error)
 
     async def _end(self, job: Job[Item], value: Value | None, error: Exception | None) -> None:
-        """Record how an item has ended, begin the next one of its account, and hand the outcome out."""
+        """Record the outcome of an item, begin the next one of its account, and deliver the outcome."""
         outcome, text = ItemOutcome(job.number, job.item, value, error, job.tries, job.paused), None
         if error is None:
             try:
@@ -345,7 +345,7 @@ class Batch(Generic[Item, Value]):
         if self.journal is not None:
             failure = None if outcome.error is None else str(outcome.error) or repr(outcome.error)
             if failure is not None:
-                failure = failure.encode("utf-8", "backslashreplace").decode()  # SQLite takes no lone surrogates
+                failure = failure.encode("utf-8", "backslashreplace").decode()  # SQLite rejects lone surrogates
             try:
                 await self.journal.end(job.key, result=text, error=failure)
             except Exception as exc:  # noqa: BLE001 - raised after the outcomes
@@ -361,7 +361,7 @@ class Batch(Generic[Item, Value]):
         self.stop()
 
     async def _hand_out(self, outcome: ItemOutcome[Item, Value]) -> None:
-        """Wait until the outcome is taken; in order, leave it to the item before if that has not ended."""
+        """Wait until the outcome is taken. If in order, leave it to an earlier item that has not ended."""
         try:
             if not self.in_order:
                 await self._out_in.send(outcome)
@@ -370,7 +370,7 @@ class Batch(Generic[Item, Value]):
             self._early[outcome.number] = outcome
             if outcome.number != self._next:
                 return
-            # _next changes when an outcome is taken, so only one item at a time gets here.
+            # _next changes only when an outcome is taken, so one item at a time gets here.
             while self._next in self._early:
                 await self._out_in.send(self._early.pop(self._next))
                 self._taken(self._next)
@@ -388,11 +388,11 @@ class Batch(Generic[Item, Value]):
 
 
 async def _uncancelled(call: Awaitable[_T]) -> _T:
-    """Await *call*; make a RuntimeError of a CancelledError that is not a cancellation of this task."""
+    """Await *call*; turn a CancelledError that does not cancel this task into a RuntimeError."""
     try:
         return await call
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        raise RuntimeError("it ended in a CancelledError, though nobody had cancelled it") from error
+        raise RuntimeError("it raised CancelledError without being cancelled") from error

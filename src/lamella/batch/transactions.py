@@ -1,4 +1,4 @@
-"""Changes of a journal that share a transaction. It runs in the journal's thread."""
+"""Write changes of a journal that share a transaction. Runs in the journal's thread."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from lamella.batch.journal_errors import JournalError, explain, sqlite_code
 
 Change = Callable[[sqlite3.Connection], Any]
 Result = tuple[Any, BaseException | None]
-"""What a change returned or raised. A future would take no StopIteration, and would log an unread exception."""
+"""The result or exception of a change. A future rejects StopIteration and logs unread exceptions."""
 
-# The comments make these texts unique: a change's own statement of the same text would come from the cache, where the
-# authorizer is not asked.
+# The SQL comments make these texts unique: a change's own statement with the same text would come from the statement
+# cache, which bypasses the authorizer.
 _BEGIN: Final = "BEGIN IMMEDIATE /* group */"
 _COMMIT: Final = "COMMIT /* group */"
 _ROLLBACK: Final = "ROLLBACK /* group */"
 
 
 class Connection(sqlite3.Connection):
-    """The connection of a journal; only :meth:`control` begins and ends transactions."""
+    """The connection of a journal. Only :meth:`control` begins and ends transactions."""
 
     path: str
     batch_id: UUID
@@ -36,13 +36,13 @@ class Connection(sqlite3.Connection):
             self._controlling = False
 
     def authorize(self, action: int, *_: object) -> int:
-        """Deny changes what :meth:`control` does; an SQLite authorizer."""
+        """Deny changes the statements of :meth:`control`; an SQLite authorizer."""
         controls = action in {sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_SAVEPOINT}
         return sqlite3.SQLITE_DENY if controls and not self._controlling else sqlite3.SQLITE_OK
 
 
 def write(db: Connection, changes: Sequence[Change]) -> list[Result]:
-    """Make *changes* in one transaction; return their results once it is on disk."""
+    """Apply *changes* in one transaction; return their results once it is on disk."""
     results: list[Result] = []
     try:
         db.control(_BEGIN)
@@ -63,7 +63,7 @@ def _apply(db: Connection, change: Change) -> Result:
     try:
         result = _closed(change(db)), None
     except BaseException as exc:
-        if not db.in_transaction:  # SQLite has rolled back all of it, for example because the disk is full
+        if not db.in_transaction:  # SQLite has rolled back the transaction, for example because the disk is full
             raise
         db.control("ROLLBACK TO lamella_change")
         result = None, explain(db.path, exc)
@@ -82,7 +82,7 @@ def read(db: Connection, query: Change) -> Result:
         return _closed(query(db)), None
     except BaseException as exc:  # noqa: BLE001 - the caller gets it
         if sqlite_code(exc) == sqlite3.SQLITE_READONLY:
-            failure = JournalError(f"{db.path}: read() was given a query that writes; commit() is for that")
+            failure = JournalError(f"{db.path}: the query of read() tried to write; use commit() for that")
             failure.__cause__ = exc
             return None, failure
         return None, explain(db.path, exc)
@@ -91,7 +91,7 @@ def read(db: Connection, query: Change) -> Result:
 
 
 def _closed(value: Any) -> Any:
-    """Return *value*; a cursor is closed, since it would keep the file open and locked."""
+    """Return *value*, closing it if it is a cursor, which would keep the file open and locked."""
     if isinstance(value, sqlite3.Cursor):
         value.close()
     return value

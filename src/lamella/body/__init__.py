@@ -1,3 +1,3 @@
-"""The bodies of requests and answers: sending one again, reading one early."""
+"""Bodies of requests and responses: sending one again, reading one early."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Read the body of an answer so that it can still be read by the caller."""
+"""Read the body of a response so that the caller can still read it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from lamella._aiohttp import arrived_bytes, put_back
 from lamella.error_body import ERROR_BYTES, parse
 from lamella.redaction import redact_body, redact_text
 
-# More than an error keeps, so that a secret is not cut in two, and its first half kept.
+# More than an error keeps, so that truncation does not split a secret and keep its first half.
 _MOST_READ = ERROR_BYTES + 8 * 1024
 _ERROR_SECONDS = 5.0
 _MOST_SHOWN = 5
 
 
 async def peek(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Up to *limit* bytes of the body, which can still be read as if nothing had happened.
+    """Return up to *limit* bytes of the body without consuming it.
 
-    It waits until the body has ended or is longer than *limit*. When it has ended, its connection is free again.
-    Raises what aiohttp raises while a body is read.
+    Waits until the body has ended or is longer than *limit*. When it has ended, the connection is released. Raises the
+    exceptions that aiohttp raises while reading a body.
     """
     whole = _arrived(response.content, limit)
     if whole is not None:
@@ -37,15 +37,16 @@ async def peek(response: aiohttp.ClientResponse, limit: int) -> bytes:
 
 
 async def wait_for_body(response: aiohttp.ClientResponse, limit: int) -> bool:
-    """Wait until the body has ended or is longer than *limit*, without a copy. Return whether it has ended.
+    """Wait until the body has ended or is longer than *limit*, without copying it. Return whether it has ended.
 
-    As after :func:`peek`, it can still be read.
+    As with :func:`peek`, the body can still be read.
     """
     return await _peek(response.content, limit, [])
 
 
 class _Whole:
-    """A wish for whole bodies. A task that was started inside the block keeps it, and must not follow it later."""
+    """A request for whole bodies. A task started inside the block inherits it, so the block switches it off at its
+    end."""
 
     __slots__ = ("limit",)
 
@@ -58,7 +59,7 @@ _whole: ContextVar[_Whole | None] = ContextVar("lamella_whole_bodies", default=N
 
 @contextmanager
 def whole_bodies(limit: int) -> Iterator[None]:
-    """Let ``Buffer`` read bodies of any kind, up to *limit* bytes, in the calls that are made inside."""
+    """Let ``Buffer`` read bodies of any kind, up to *limit* bytes, for the calls made inside."""
     wish = _Whole(limit)
     token = _whole.set(wish)
     try:
@@ -69,13 +70,13 @@ def whole_bodies(limit: int) -> Iterator[None]:
 
 
 def whole_limit() -> int | None:
-    """Return the limit of :func:`whole_bodies`. None: the call is not made inside."""
+    """Return the limit of :func:`whole_bodies`; None outside a block."""
     wish = _whole.get()
     return None if wish is None else wish.limit
 
 
 async def _peek(content: aiohttp.StreamReader, limit: int, chunks: list[bytes]) -> bool:
-    """Read into *chunks* until there are more than *limit* bytes, and put them back. Return whether the body ended."""
+    """Read into *chunks* until there are more than *limit* bytes, then put them back. Return whether the body ended."""
     size = 0
     try:
         while size <= limit and (chunk := await content.readany()):
@@ -83,7 +84,7 @@ async def _peek(content: aiohttp.StreamReader, limit: int, chunks: list[bytes]) 
             size += len(chunk)
         return size <= limit
     except RuntimeError as exc:
-        # What aiohttp raises where the connection has ended and the body has not been told.
+        # aiohttp's exception when the connection has ended without notifying the body.
         raise aiohttp.ClientPayloadError(str(exc)) from exc
     finally:
         if chunks:
@@ -91,10 +92,10 @@ async def _peek(content: aiohttp.StreamReader, limit: int, chunks: list[bytes]) 
 
 
 def _arrived(content: aiohttp.StreamReader, limit: int) -> bytes | None:
-    """Up to *limit* bytes of a body that is all there. None: it is not, or aiohttp does not let us look."""
+    """Return up to *limit* bytes of a complete body; None if it is incomplete or aiohttp gives no access."""
     if not content.is_eof() or content.exception() is not None:
         return None
-    # To take it out and to put it back costs five times as much.
+    # Reading it and putting it back costs five times as much.
     arrived = arrived_bytes(content)
     if arrived is None:
         return None
@@ -111,13 +112,13 @@ def _arrived(content: aiohttp.StreamReader, limit: int) -> bytes | None:
 
 
 async def take_error_body(response: aiohttp.ClientResponse, until: float = inf) -> bytes:
-    """Return the first 72 KiB of the body, or what has arrived of it before it broke or time was up.
+    """Return the first 72 KiB of the body, or the part that arrived before it broke off or time ran out.
 
-    Time is up after a few seconds, or at *until*, a moment of the loop's clock. -inf means to wait for nothing.
+    Time runs out after a few seconds, or at *until*, by the loop's clock. -inf means not to wait.
     """
     content = response.content
     if content.is_eof() and content.exception() is None:
-        # It is all there: no need for a clock.
+        # The body is complete, so no timeout is needed.
         return await peek(response, _MOST_READ)
     if until == -inf:
         return b""
@@ -127,20 +128,20 @@ async def take_error_body(response: aiohttp.ClientResponse, until: float = inf) 
 
 
 async def finish_error_body(response: aiohttp.ClientResponse, until: float = inf) -> None:
-    """Wait as :func:`take_error_body` does, so that the connection of a short body can be used again."""
+    """Wait as :func:`take_error_body` does, so that the connection of a short body can be reused."""
     if not response.content.is_eof():
         await _wait_for_error_body(response.content, until, [])
 
 
 async def _wait_for_error_body(content: aiohttp.StreamReader, until: float, chunks: list[bytes]) -> None:
-    # The status is known and says enough: a broken or slow body must not turn it into another error.
+    # The status is known: a broken or slow body must not turn it into another error.
     with suppress(TimeoutError, aiohttp.ClientError, OSError):
         async with asyncio.timeout_at(min(asyncio.get_running_loop().time() + _ERROR_SECONDS, until)):
             await _peek(content, _MOST_READ, chunks)
 
 
 def messages_in(errors: Any, secrets: Iterable[str] = ()) -> tuple[str, ...]:
-    """The messages in the ``errors`` of an answer, each a line without *secrets*."""
+    """Return the messages in the ``errors`` of a response, each as one line without *secrets*."""
     try:
         body = json.dumps({"errors": errors}, default=str).encode()
     except RecursionError:

@@ -1,4 +1,4 @@
-"""Whether a request's body can be sent once more, and making it ready for that."""
+"""Determine whether a request's body can be sent again, and prepare it for that."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _INTERRUPTED: Final = PerCall[bool](lambda: False)
 
 
 def is_replayable(call: Call, *, sent: bool) -> bool:
-    """Whether the body, sent again, would be the same bytes; *sent* tells whether its writing may have begun.
+    """Return whether the body would be the same if sent again; *sent*: whether its writing may have begun.
 
-    aiohttp sends a stream that is used up as an empty body, without an error.
+    aiohttp sends a consumed stream as an empty body without an error.
     """
     body = call.request.body
     if not (sent and is_begun(call.request)):
@@ -26,7 +26,7 @@ def is_replayable(call: Call, *, sent: bool) -> bool:
 
 
 def note_interruption(call: Call) -> None:
-    """To be called as soon as a send has ended, before anything else is awaited: was its body still being written?"""
+    """Record whether the body was still being written; call it right after an attempt, before any other await."""
     if is_being_written(call.request):
         _INTERRUPTED.set(call, True)
 
@@ -38,12 +38,12 @@ def _replays(body: object, interrupted: bool) -> bool:
         return False
     if isinstance(body, payload.IOBasePayload):
         if interrupted and not isinstance(body, payload.BytesIOPayload):
-            # A thread may still be reading from the file, and would move it under the feet of the next send.
+            # A thread may still read from the file and would move its position during the next attempt.
             return False
-        # aiohttp goes back to where the file stood, if the file can.
+        # aiohttp seeks back to the initial position, if the file is seekable.
         file = body_file(body)
         return not getattr(body, "consumed", False) and not file.closed and bool(file.seekable())
     if isinstance(body, aiohttp.MultipartWriter):
         return not getattr(body, "consumed", False) and all(_replays(part, interrupted) for part, *_ in body)
-    # A payload of somebody else's may be used up without knowing it.
+    # A custom payload may be consumed without knowing it.
     return False

@@ -1,4 +1,4 @@
-"""``Breaker``: calls fail at once while their service is down."""
+"""``Breaker``: reject calls at once while their service is down."""
 
 from lamella.breaker.layer import Breaker
 

@@ -1,7 +1,8 @@
-"""When to reject the calls to a service that fails, and when to try it again: a state and pure functions on it.
+"""Decide when to reject calls to a failing service and when to probe it: a state and pure functions on it.
 
-A circuit is closed (all attempts pass), open (none does) or half-open (a few probes do). The functions change the state
-in place. Their *now* is in seconds, by any clock that is the same for one state: only lengths of time are returned.
+A circuit is closed (all attempts pass), open (none passes) or half-open (a few probes pass). The functions change the
+state in place. *now* is in seconds by any clock, as long as one state always uses the same. Only durations are
+returned.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Final, NamedTuple
 
 from lamella.checks import check_seconds, check_whole
 
-_SLICES: Final = 10  # the window moves by a tenth of itself, so that it takes the same few numbers for any traffic
-_IN_A_ROW: Final = 20  # so many failures in a row are no chance, though in a busy window their share is small
-_ROUNDING: Final = 1e-6  # seconds by which a call may come back too early
+_SLICES: Final = 10  # the window moves in tenths, so its size in memory does not depend on traffic
+_IN_A_ROW: Final = 20  # consecutive failures that cannot be chance, even in a busy window
+_ROUNDING: Final = 1e-6  # seconds by which a call may return too early
 
 
 class CircuitPhase(StrEnum):
@@ -25,7 +26,7 @@ class CircuitPhase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CircuitSettings:
-    """When a circuit opens, and how it closes: the arguments of `lamella.Breaker`."""
+    """The arguments of `lamella.Breaker`: when a circuit opens and how it closes."""
 
     failures: float = 0.5
     window: float = 30.0
@@ -35,7 +36,7 @@ class CircuitSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.failures <= 1:
-            raise ValueError(f"failures must be a share greater than 0 and at most 1, got {self.failures!r}")
+            raise ValueError(f"failures must be a fraction, greater than 0 and at most 1, got {self.failures!r}")
         check_seconds("window", self.window)
         check_whole("minimum", self.minimum)
         check_seconds("open_for", self.open_for)
@@ -44,40 +45,40 @@ class CircuitSettings:
 
 @dataclass(slots=True)
 class CircuitState:
-    """What is known of a service, in JSON values."""
+    """The state of a service as JSON values."""
 
-    epoch: str = ""  # the attempt with which it last opened or closed: earlier attempts are no news
-    since: float | None = None  # when it opened, and has not closed since. None: it is closed
-    opened: float = 0.0  # when it last opened: a failed probe opens it again
+    epoch: str = ""  # incremented when the circuit opens or closes; results of earlier attempts are ignored
+    since: float | None = None  # when it opened without closing since. None: closed
+    opened: float = 0.0  # when it last opened; a failed probe opens it again
     probed: int = 0  # probes admitted since then
-    succeeded: int = 0  # those of them that have succeeded
-    probes: dict[str, float] = field(default_factory=dict)  # those in flight, and when they were admitted
-    began: float = 0.0  # when the newest slice of the window began
-    attempts: list[int] = field(default_factory=list)  # in each slice of the window, the newest first
+    succeeded: int = 0  # successful probes
+    probes: dict[str, float] = field(default_factory=dict)  # probes in flight, and when they were admitted
+    began: float = 0.0  # start of the newest slice of the window
+    attempts: list[int] = field(default_factory=list)  # per slice of the window, newest first
     failures: list[int] = field(default_factory=list)
     in_a_row: int = 0  # failures since the last success
 
 
 class Permit(NamedTuple):
-    """An attempt may be sent. Its result is reported with the epoch."""
+    """Permission to send an attempt. Its result must be reported with the epoch."""
 
     epoch: str
-    probe: int = 0  # its number since the circuit opened, from 1: the first makes it half-open. 0: it is closed
+    probe: int = 0  # number of the probe since the circuit opened, from 1; the first makes it half-open. 0: closed
 
 
 class Rejection(NamedTuple):
     """An attempt must not be sent."""
 
-    since: float  # seconds since the circuit opened; it has not closed since
-    until: float  # seconds until it is half-open, or if it is, until at the latest another probe may be sent
+    since: float  # seconds since the circuit opened
+    until: float  # seconds until half-open or, if already half-open, until another probe may be sent at the latest
 
 
 class Transition(NamedTuple):
-    """A circuit has changed its phase, or has opened again."""
+    """A change of phase, or a circuit that opened again."""
 
     phase: CircuitPhase
     since: float = 0.0  # seconds since it opened
-    attempts: int = 0  # in the window that made it open. 0: a probe has failed, or it has not opened
+    attempts: int = 0  # in the window that opened the circuit. 0: a probe failed, or it has not opened
     failures: int = 0
 
 
@@ -89,7 +90,7 @@ def admit(state: CircuitState, now: float, settings: CircuitSettings, attempt: s
     since = max(now - state.since, 0.0)
     if left:
         return Rejection(since, left)
-    # A probe without a result for so long is lost, as is one of the future: the clock has begun anew.
+    # A probe without a result for this long is lost, as is one in the future: the clock has restarted.
     recent = settings.open_for - _ROUNDING
     state.probes = {name: at for name, at in state.probes.items() if 0 <= now - at < recent}
     if len(state.probes) >= settings.probes:
@@ -124,13 +125,13 @@ def failed(state: CircuitState, now: float, settings: CircuitSettings, attempt: 
     if state.since is None:
         return _count(state, now, settings, attempt, 1)
     _begin_epoch(state, attempt)
-    state.since = min(state.since, now)  # the clock may have begun anew
+    state.since = min(state.since, now)  # the clock may have restarted
     state.opened = now
     return Transition(CircuitPhase.OPEN, now - state.since)
 
 
 def release(state: CircuitState, _now: float, attempt: str) -> None:
-    """Forget *attempt*, if it is a probe: it has shown nothing, and another one may be sent."""
+    """Forget *attempt* if it is a probe without a result, so that another one may be sent."""
     state.probes.pop(attempt, None)
 
 
@@ -139,20 +140,20 @@ def open_for(state: CircuitState, now: float, settings: CircuitSettings) -> floa
     if state.since is None:
         return 0.0
     if now < state.opened:
-        # The clock has begun anew, such as that of another event loop.
+        # The clock has restarted, for example with another event loop.
         state.since = state.opened = now
     left = state.opened + settings.open_for - now
     return left if left > _ROUNDING else 0.0
 
 
 def _count(state: CircuitState, now: float, settings: CircuitSettings, attempt: str, failure: int) -> Transition | None:
-    """Count an attempt of a closed circuit, and open it if that is one failure too many."""
+    """Count an attempt of a closed circuit, and open the circuit if there are too many failures."""
     passed = (now - state.began) / settings.window * _SLICES
     if not state.attempts or not 0 <= passed < _SLICES:
         state.began, state.attempts, state.failures = now, [0], [0]
     elif passed >= 1:
         slices = int(passed)
-        # By a rounding error it might be after now, as if the clock had begun anew.
+        # A rounding error could put it after now, as if the clock had restarted.
         state.began = min(state.began + slices * settings.window / _SLICES, now)
         state.attempts = [0] * slices + state.attempts[: _SLICES - slices]
         state.failures = [0] * slices + state.failures[: _SLICES - slices]

@@ -1,4 +1,4 @@
-"""``Breaker``: while a service is down, its calls fail at once."""
+"""``Breaker``: reject calls at once while their service is down."""
 
 from __future__ import annotations
 
@@ -46,34 +46,34 @@ _SERVER_STATUS: Final = 500
 
 
 class Breaker(Layer):
-    """Rejects calls with :class:`lamella.CircuitOpen` while their service is down.
+    """Reject calls with :class:`lamella.CircuitOpen` while their service is down.
 
-    An attempt fails if it ends in a status of 500 or more, or without an answer; any other answer is a success, 429
-    included. Not counted are attempts that were cancelled, that lamella rejected itself, that ended in 503 with
-    ``Retry-After`` (a rate limit), :class:`lamella.CertificateInvalid`, :class:`lamella.ProxyRefused` or
-    :class:`lamella.AnswerInvalid`, or that got no connection of the session's pool in time.
+    An attempt counts as a failure if it ends with status 500 or above or without a response. Any other response,
+    including 429, counts as a success. These attempts do not count: cancelled, rejected by lamella, 503 with
+    ``Retry-After`` (a rate limit), :class:`lamella.CertificateInvalid`, :class:`lamella.ProxyRefused`,
+    :class:`lamella.AnswerInvalid`, and timeouts while waiting for the session's connection pool.
 
-    When too many fail, the circuit opens: calls are rejected, and calls that wait for their next attempt stop. After
-    *open_for* seconds a few probes are sent: the circuit closes if they succeed, and opens again if one fails.
+    When too many attempts fail, the circuit opens: new calls are rejected, and calls waiting for a retry stop. After
+    *open_for* seconds a few probes are sent. The circuit closes if they succeed and opens again if one fails.
 
-    It belongs outside ``Retry``, which reports each attempt to it, and inside ``RequestSpan``. Without a ``Retry`` it
-    counts the results of calls.
+    It belongs outside ``Retry``, which reports each attempt to it, and inside ``RequestSpan``. Without ``Retry`` it
+    counts calls instead of attempts.
 
     Args:
-        failures: The share of attempts, greater than 0 and at most 1, that opens the circuit. Twenty failures in a row
-            open it as well.
-        window: The number of seconds in which attempts count.
-        minimum: The number of attempts in the window below which the circuit does not open.
-        open_for: For how many seconds the circuit is open, and for how many it waits for the result of a probe.
-        probes: How many probes are sent at a time, and how many must succeed.
-        key: Returns what shares a circuit, for a request. Only a hash of it is stored. None means the origin: scheme,
+        failures: The fraction of failed attempts, greater than 0 and at most 1, that opens the circuit. Twenty
+            consecutive failures open it as well.
+        window: How long an attempt counts, in seconds.
+        minimum: The minimum number of attempts in the window before the circuit can open.
+        open_for: How long the circuit stays open, and how long it waits for the result of a probe, in seconds.
+        probes: Maximum number of concurrent probes, and how many must succeed.
+        key: Returns the key of the circuit for a request. Only a hash of it is stored. None means the origin: scheme,
             host and port.
-        store: Where the circuits are kept. None means the store of the stack, or else in memory, for this layer alone.
-            Layers that share a store share their circuits, and need the same settings.
-        meter_provider: None means that of the stack, or else the global one.
+        store: Stores the circuits. None means the store of the stack, or memory private to this layer. Layers that
+            share a store share circuits and need the same settings.
+        meter_provider: None means the provider of the stack, or the global one.
 
     Raises:
-        ValueError: A number is out of its range.
+        ValueError: A number is out of range.
     """
 
     slot = Slot.BREAKER
@@ -98,7 +98,7 @@ class Breaker(Layer):
         self.inherit()
 
     def inherit(self, *, store: Store | None = None, meter_provider: MeterProvider | None = None) -> None:
-        """Use *store* and *meter_provider* of the stack where the layer was made without."""
+        """Use *store* and *meter_provider* of the stack if none was given."""
         self._store = store if self._store is None else self._store
         self._meter_provider = meter_provider if self._meter_provider is None else self._meter_provider
         self._shared = SharedState(self._store)
@@ -139,10 +139,10 @@ class Breaker(Layer):
             await passage.release()
             raise
         finally:
-            del result  # an exception, which may refer to this frame
+            del result  # break the reference cycle of exception and frame
 
     def _state_key(self, request: aiohttp.ClientRequest) -> str:
-        # A prefix: a Throttle may share the store.
+        # A prefix, because a Throttle may share the store.
         if self._key is None:
             return f"breaker:{hash_key(origin_of(request.url), None)}"
         return f"breaker:{hash_key(None, self._key(request))}"
@@ -155,9 +155,9 @@ class Breaker(Layer):
             url = call.request.url
             self._instruments.transitions.add(1, {**self._instruments.server(url.host, url.port), **state})
         if phase is CircuitPhase.HALF_OPEN:
-            return  # its end is reported
+            return  # the next transition is reported
         open_for = float(self._settings.open_for)
-        circuit_of = f"the circuit of {call.request.url.origin()}"  # never the key, which may be a credential
+        circuit_of = f"the circuit of {call.request.url.origin()}"  # not the key, which may be a credential
         level, name = logging.INFO, CIRCUIT_OPEN_EVENT
         event: dict[str, AttributeValue]
         if phase is CircuitPhase.CLOSED:
@@ -165,11 +165,11 @@ class Breaker(Layer):
             event = {CIRCUIT_WAS_OPEN: since}
             message = f"{circuit_of} closed: it had been open for {since:.3g} s"
         elif transition.attempts:
-            level = logging.WARNING  # one an outage is enough
+            level = logging.WARNING  # one log line per outage is enough
             event = {CIRCUIT_ATTEMPTS: transition.attempts, CIRCUIT_FAILURES: transition.failures}
             message = (
-                f"{circuit_of} opened: {transition.failures} of {transition.attempts} attempts failed within "
-                f"{self._settings.window:g} s, so none is sent for {open_for:g} s"
+                f"{circuit_of} opened: {transition.failures} of {transition.attempts} attempts failed in "
+                f"{self._settings.window:g} s, so no attempt is sent for {open_for:g} s"
             )
         else:
             event = {CIRCUIT_WAS_OPEN: since}
@@ -191,7 +191,7 @@ class Breaker(Layer):
 
 
 class _Passage:
-    """The attempts of one call, one after another, as its circuit sees them: what ``call.circuit`` is."""
+    """The attempts of one call as its circuit sees them; the value of ``call.circuit``."""
 
     __slots__ = ("_attempt", "_breaker", "_call", "_key", "_permit")
 
@@ -199,22 +199,22 @@ class _Passage:
         self._breaker = breaker
         self._call = call
         self._key = breaker._state_key(call.request)
-        self._attempt: str | None = None  # the attempt that may be in flight, and is not reported yet
-        self._permit: Permit | None = None  # None: the store has not answered
+        self._attempt: str | None = None  # the attempt that may be in flight and is not reported yet
+        self._permit: Permit | None = None  # None: no reply from the store yet
 
     def enter_at_once(self, memory: MemoryStore) -> Rejection | None:
-        """Do what `enter` does, for the first attempt, where the circuits are in *memory*."""
+        """Do the work of `enter` for the first attempt without a wait if the circuits are in *memory*."""
         state, now = memory.of(self._key, CircuitState), memory.now(self._call.request.loop.time())
         return self._admitted(circuit.admit(state, now, self._breaker._settings, self._begin()))
 
     def succeeded_at_once(self, memory: MemoryStore) -> None:
-        """Report a success, where the circuits are in *memory*."""
+        """Report a success without a wait if the circuits are in *memory*."""
         if self._attempt is not None and self._permit is not None:
             state, now = memory.of(self._key, CircuitState), memory.now(self._call.request.loop.time())
             self._settled(circuit.succeeded(state, now, self._breaker._settings, self._attempt, self._permit.epoch))
 
     async def enter(self) -> Rejection | None:
-        """Ask whether an attempt may be sent. None: it may, and its result is to be reported."""
+        """Ask whether an attempt may be sent. None: it may, and its result must be reported."""
         await self.release()
         return self._admitted(await self._update(circuit.admit, self._breaker._settings, self._begin()))
 
@@ -227,11 +227,11 @@ class _Passage:
         return await self._update(circuit.open_for, self._breaker._settings)
 
     async def failed(self, error: BaseException) -> None:
-        """Report that the attempt has ended in *error*."""
+        """Report that the attempt failed with *error*."""
         await self.ended(error)
 
     async def ended(self, result: Result) -> None:
-        """Report what the attempt has ended in."""
+        """Report the result of the attempt."""
         works = _works(self._call, result)
         if works is None or self._attempt is None or self._permit is None:
             await self.release()
@@ -243,7 +243,7 @@ class _Passage:
     async def release(self) -> None:
         """Forget the attempt, if there is one: it shows nothing about the service.
 
-        Of a call that the event loop throws away while a store answers, the probe expires.
+        If the event loop discards a call during a store operation, its probe expires.
         """
         if self._attempt is not None and (self._permit is None or self._permit.probe):
             shared = self._breaker._shared
@@ -251,9 +251,9 @@ class _Passage:
         self._attempt = None
 
     def _begin(self) -> str:
-        # Set before the store is asked: if the call is cancelled meanwhile, the store may have admitted a probe.
+        # Set before the store operation, which may admit a probe even if the call is cancelled meanwhile.
         self._permit = None
-        self._attempt = f"{random.getrandbits(64):016x}"  # unique in all processes: a fork seeds this source anew
+        self._attempt = f"{random.getrandbits(64):016x}"  # unique across processes: a fork reseeds this source
         return self._attempt
 
     def _admitted(self, answer: Permit | Rejection) -> Rejection | None:
@@ -275,7 +275,7 @@ class _Passage:
 
 
 def _check(call: Call, rejection: Rejection | None) -> None:
-    """Raise CircuitOpen where the circuit does not let *call* pass."""
+    """Raise CircuitOpen if the circuit rejects *call*."""
     if rejection is None:
         return
     error = CircuitOpen(
@@ -292,14 +292,14 @@ def _check(call: Call, rejection: Rejection | None) -> None:
 
 
 def _works(call: Call, result: Result) -> bool | None:
-    """Return whether the service works, judging by the *result* of an attempt. None: it does not show."""
+    """Return whether the *result* of an attempt shows that the service works; None if it shows nothing."""
     if isinstance(result, LamellaError):
-        # With a stop reason it is the end of another call, which a layer further in made, or nothing was sent.
+        # With a stop reason it is the error of another call, made by an inner layer, or nothing was sent.
         return service_works(result) if result.stopped is None else None
     if isinstance(result, Exception) and (failure := transport_error(call, result)) is not None:
         return service_works(failure)
     if isinstance(result, aiohttp.ClientResponseError):
-        if result.status < ERROR_STATUS:  # another middleware has raised it
+        if result.status < ERROR_STATUS:  # raised by another middleware
             return None
     elif isinstance(result, BaseException):
         return None

@@ -1,4 +1,4 @@
-"""``Classify``: a bad answer or a broken connection becomes a typed error."""
+"""``Classify``: turn a bad response or a transport failure into a typed error."""
 
 from lamella.classify.layer import Classify
 

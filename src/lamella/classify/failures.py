@@ -1,4 +1,4 @@
-"""From what aiohttp says to a typed error: an answer with an error status, or a failure without one."""
+"""Turn aiohttp's exceptions and error responses into typed errors."""
 
 from __future__ import annotations
 
@@ -39,41 +39,42 @@ from lamella.rules import RuleBook, StopReason, asked_wait, seconds_of, server_n
 _T = TypeVar("_T", bound=TransportError)
 
 ERROR_STATUS = 400
-"""An answer with this status or a greater one is an error."""
+"""A response with this status or above is an error."""
 
 _DEEPEST = 6
-"""Levels of objects that are looked at for an error; what is deeper counts as one."""
+"""Levels of nested objects that are searched for an error; anything deeper counts as one."""
 
 _PASSING_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Answers of a proxy to CONNECT that may be better the next time. Every other one is final."""
+"""Responses of a proxy to CONNECT that may succeed on a retry. All others are final."""
 _PASSING_TLS: Final = re.compile("EOF|CLOSE_NOTIFY|INTERNAL_ERROR|USER_CANCELLED|RECORD_MAC")
-"""OpenSSL's reasons for a failed handshake that may succeed the next time. Every other one is final."""
+"""OpenSSL's reasons for a failed handshake that may succeed on a retry. All others are final."""
 _OUR_CERTIFICATE: Final = re.compile("CERTIFICATE|UNKNOWN_CA")
-"""OpenSSL's reasons if a server rejects the client's certificate. With TLS 1.3 that comes after the handshake."""
+"""OpenSSL's reasons if a server rejects the client's certificate. With TLS 1.3 this happens after the handshake."""
 _REJECTED: Final = re.compile("Too many headers|Can not decode")
-"""How aiohttp reports an answer that it rejects, where the class of its exception does not say it."""
+"""aiohttp's messages for a rejected response, where the class of the exception is too general."""
 _NETWORK: Final = frozenset(
     {errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN}
 )
-"""Errors of a connection for which Python has no class."""
+"""Connection errors for which Python has no class."""
 _IN_OPENSSL: Final = re.compile(r" \(_ssl\.c:\d+\)$")
 
-# The frames of an exception's traceback show what it interrupted.
+# The frames of a traceback show what the exception interrupted.
 _CONNECTING: Final = aiohttp.BaseConnector.connect.__code__
 _IN_POOL: Final = getattr(getattr(aiohttp.BaseConnector, "_wait_for_available_connection", None), "__code__", None)
 
 
 def secrets_of_answer(response: aiohttp.ClientResponse, known_secrets: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the secrets that *response* may repeat: those of its request, and *known_secrets*."""
+    """Return the secrets that *response* may echo: those of its request, and *known_secrets*."""
     info = response.request_info
     return secrets_in(info.real_url, info.headers, (*known_secrets, *noted_secrets(response)))
 
 
 def error_messages(response: aiohttp.ClientResponse, errors: object) -> tuple[str, ...] | None:
-    """The messages in the ``errors`` of an answer with a good status, without credentials. None: it has no errors.
+    """Return the messages in the ``errors`` of a response with a success status, without credentials; None if it has no
+    errors.
 
-    An error that says nothing has no messages. ``None``, ``{}`` and ``[]`` are no errors, nor is an object that
-    holds nothing else.
+    An error without text yields no message. ``None``, ``{}``, ``[]``, and objects that contain only these, are not
+    errors.
     """
     if not _is_error(errors):
         return None
@@ -87,7 +88,7 @@ def _is_error(errors: object, depth: int = 0) -> bool:
 
 
 def retry_after_of(answer: aiohttp.ClientResponse | aiohttp.ClientResponseError) -> float | None:
-    """Return the longest wait that the headers ask for, in seconds from now. None: they ask for none."""
+    """Return the longest wait that the headers ask for, in seconds from now; None if they ask for none."""
     return None if answer.headers is None else asked_wait(answer.headers, time.time())
 
 
@@ -97,17 +98,17 @@ def wait_of(answer: aiohttp.ClientResponse, asked: float) -> float:
 
 
 def require_open(request: aiohttp.ClientRequest) -> None:
-    """To be called after a wait: of a session that was closed meanwhile aiohttp makes an AssertionError without a word.
+    """Check after a wait that the session is still open; otherwise aiohttp raises an AssertionError without a message.
 
     Raises:
-        RuntimeError: The session of *request* is closed, as aiohttp says it of a call that begins.
+        RuntimeError: The session of *request* is closed; the same error as aiohttp's for a new call.
     """
     if request.session.closed:
         raise RuntimeError("Session is closed")
 
 
 def failure_of(call: Call, exc: Exception, rules: RuleBook) -> TransportError | None:
-    """Return the error that takes the place of *exc*, its cause. None: it is no failure of the transport."""
+    """Return the error that replaces *exc*, its cause; None if *exc* is not a transport failure."""
     error = transport_error(call, exc, rules)
     if error is not None:
         error.__cause__ = shown_cause(exc)
@@ -115,7 +116,7 @@ def failure_of(call: Call, exc: Exception, rules: RuleBook) -> TransportError | 
 
 
 def transport_error(call: Call, exc: Exception, rules: RuleBook | None = None) -> TransportError | None:
-    """Return the error for *exc*. None: it is no failure of the transport, and should pass as it is."""
+    """Return the error for *exc*; None if it is not a transport failure and should pass unchanged."""
     request = call.request
     kind = _kind(exc)
     if kind is None or request.session.closed:
@@ -124,7 +125,7 @@ def transport_error(call: Call, exc: Exception, rules: RuleBook | None = None) -
     if kind is AttemptTimeout:
         return timed_out(call, exc, rules, reason)
     if kind is ConnectionLost and is_unsent(request) and request.proxy is not None and request.is_ssl():
-        # Between us and the proxy, which was asked for a tunnel: aiohttp has no name of its own for that.
+        # A failure between us and the proxy during CONNECT, for which aiohttp has no exception of its own.
         kind = ConnectFailed
     if kind is ConnectTimeout:
         return _connect_timeout(call, exc, rules, reason)
@@ -133,20 +134,20 @@ def transport_error(call: Call, exc: Exception, rules: RuleBook | None = None) -
 
 def timed_out(call: Call, exc: BaseException, rules: RuleBook | None, reason: str) -> AttemptTimeout | ConnectTimeout:
     """Return the error for an attempt that took too long. *exc* ended it: a timeout or a cancellation."""
-    # That the request is not begun to be written does not prove that nothing was sent: another middleware may send it
-    # in its own way. It must also have interrupted aiohttp's connector.
+    # An unwritten request does not prove that nothing was sent, because another middleware may send it in its own way.
+    # The exception must also have interrupted aiohttp's connector.
     if is_unsent(call.request) and was_connecting(exc):
         return _connect_timeout(call, exc, rules, reason)
     return _error(AttemptTimeout, call, rules, reason)
 
 
 def was_connecting(exc: BaseException) -> bool:
-    """Return whether *exc* interrupted aiohttp's connector: in the pool, or while it made a connection."""
+    """Return whether *exc* interrupted aiohttp's connector, while waiting for the pool or connecting."""
     return _passed(exc, _CONNECTING)
 
 
 def service_works(error: LamellaError) -> bool | None:
-    """Return whether the service works, judging by the *error* of a call. None: the error does not say."""
+    """Return whether the *error* of a call shows that the service works; None if it shows nothing."""
     if isinstance(error, RequestRejected | CertificateInvalid | ProxyRefused | AnswerInvalid):
         return None
     if isinstance(error, ConnectTimeout) and error.in_pool:
@@ -155,12 +156,12 @@ def service_works(error: LamellaError) -> bool | None:
         return True
     if isinstance(error, ApiError) and error.status < ERROR_STATUS:
         return None
-    # A rate limit that is reported by 503 is no outage, and an outage may be reported in the same way.
+    # 503 with Retry-After may be a rate limit or an outage.
     return None if error.rule.is_rate_limit(error.outcome, error.retry_after) else False
 
 
 def shown_cause(exc: Exception) -> Exception | None:
-    """*exc* as the cause of an error of ours. None where it would show the request's headers or the server's bytes."""
+    """Return *exc* as the cause of our error; None if it would show the request's headers or the server's bytes."""
     return None if isinstance(exc, aiohttp.ClientResponseError | aiohttp.ServerFingerprintMismatch) else exc
 
 
@@ -174,14 +175,14 @@ def _error(kind: type[_T], call: Call, rules: RuleBook | None, reason: str) -> _
 
 def _connect_timeout(call: Call, exc: BaseException, rules: RuleBook | None, reason: str) -> ConnectTimeout:
     in_pool = _passed(exc, _IN_POOL)
-    where = "waiting for a free connection of the pool" if in_pool else "connecting"
-    error = _error(ConnectTimeout, call, rules, f"{reason}: it was still {where}")
+    where = "waiting for a free connection in the pool" if in_pool else "connecting"
+    error = _error(ConnectTimeout, call, rules, f"{reason}: still {where}")
     error.in_pool = in_pool
     return error
 
 
 def _passed(exc: BaseException | None, code: CodeType | None) -> bool:
-    """Return whether the traceback of *exc*, or of what it was raised from, has a frame of the function *code*."""
+    """Return whether the traceback of *exc*, or of its cause, has a frame of the function *code*."""
     while exc is not None:
         if any(frame.f_code is code for frame, _ in walk_tb(exc.__traceback__)):
             return True
@@ -205,20 +206,20 @@ def _kind(exc: Exception) -> type[TransportError] | None:
     if _rejection(exc) is not None:
         return AnswerInvalid
     if isinstance(exc, aiohttp.ClientResponseError):
-        # aiohttp makes one of these of an answer that is not HTTP; others come from other people's middlewares.
+        # aiohttp raises one of these for a response that is not HTTP; other middlewares may raise the rest.
         return ConnectionLost if isinstance(exc.__cause__, http_exceptions.HttpProcessingError) else None
     if isinstance(exc, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | ConnectionError):
         return ConnectionLost
-    # Another OSError is not about the connection: a middleware that looked for a file, for example.
+    # Any other OSError does not concern the connection: for example, a middleware could not find a file.
     return ConnectionLost if isinstance(exc, OSError) and exc.errno in _NETWORK else None
 
 
 def _rejection(exc: BaseException | None) -> str | None:
-    """Return why aiohttp rejected the answer. None: it did not, or it may accept the next one."""
+    """Return why aiohttp rejected the response; None if it did not, or might accept the next one."""
     while exc is not None:
         if isinstance(exc, http_exceptions.LineTooLong):
-            # The rest of the message is what was read.
-            return f"{exc.message.partition(' when reading')[0]} in one line of the headers"
+            # The rest of the message is data from the server.
+            return f"{exc.message.partition(' when reading')[0]} in a header line"
         if isinstance(exc, http_exceptions.HttpProcessingError) and _REJECTED.match(exc.message):
             return exc.message
         exc = exc.__cause__
@@ -226,7 +227,7 @@ def _rejection(exc: BaseException | None) -> str | None:
 
 
 def _is_refused_by_tls(exc: Exception) -> bool:
-    """Return whether one side rejected the other in the TLS handshake, and would do so again."""
+    """Return whether the TLS handshake failed because one side rejected the other, which is permanent."""
     if isinstance(exc, aiohttp.ClientConnectorCertificateError):
         return True
     reason = getattr(exc.__cause__, "reason", None) if isinstance(exc.__cause__, ssl.SSLError) else None
@@ -238,14 +239,14 @@ def _is_refused_by_tls(exc: Exception) -> bool:
 
 
 def _is_timeout(exc: BaseException | None) -> bool:
-    """Return whether *exc* is a timeout of the operating system, or of asyncio's for a TLS handshake."""
+    """Return whether *exc* is a timeout of the operating system, or asyncio's for a TLS handshake."""
     return isinstance(exc, TimeoutError) or (
         isinstance(exc, ConnectionAbortedError) and "handshake is taking longer" in str(exc)
     )
 
 
 def _reason(kind: type[TransportError], exc: Exception) -> str:
-    """Return the message for *exc*, in one readable line."""
+    """Return the message for *exc* as one readable line."""
     if kind is AnswerInvalid:
         return _rejection(exc) or ""
     if isinstance(exc, aiohttp.ClientResponseError):
@@ -253,7 +254,7 @@ def _reason(kind: type[TransportError], exc: Exception) -> str:
     if isinstance(exc, aiohttp.ServerFingerprintMismatch):
         return f"{exc.host}:{exc.port}: the certificate's fingerprint is {exc.got.hex()}, not {exc.expected.hex()}"
     if isinstance(exc, aiohttp.ClientConnectorError) and (kind is CertificateInvalid or exc.strerror is None):
-        # aiohttp's own message holds None, or a tuple.
+        # aiohttp's own message contains None or a tuple.
         cause = exc.__cause__ or exc
         said = getattr(cause, "verify_message", None) or str(cause) or type(cause).__name__
         return f"{exc.host}:{exc.port}: {_IN_OPENSSL.sub('', said)}"
@@ -268,7 +269,7 @@ def rate_limited(
     until: float,
     stopped: StopReason = StopReason.DEADLINE,
 ) -> RateLimited:
-    """Return the error for a call that a rate limit holds up for too long.
+    """Return the error for a call that a rate limit would delay for too long.
 
     *since* is in seconds before now, *until* in seconds from now.
     """

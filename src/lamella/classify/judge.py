@@ -1,4 +1,4 @@
-"""What an answer means by a rule book, and the error for it."""
+"""Judge a response by a rule book and make its error."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ from lamella.redaction import one_line, redact_text
 from lamella.rules import Answer, BodyNeeded, Rule, RuleBook
 
 ERROR_HEADERS: Final = PerCall[Mapping[str, str] | None](lambda: None)
-"""Of the last answer that became an error, as the server sent them: the error's own are redacted, which takes time."""
+"""Headers of the last error response as received. Those of the error are redacted, which takes time."""
 
 _LOGGER: Final = logging.getLogger("lamella")
 _MOST: Final = 8 * 2**20
-"""Bytes of a body below status 400 that a rule gets to see. Of an error's body it sees what the error has."""
+"""Maximum size in bytes of a body below status 400 that a rule can see. For an error response a rule sees the error's
+body."""
 _ENDLESS: Final = frozenset({"text/event-stream", "multipart/x-mixed-replace"})
 _BY_STATUS: Final[dict[int, type[ApiError]]] = {
     400: BadRequest,
@@ -56,24 +57,24 @@ _BY_STATUS: Final[dict[int, type[ApiError]]] = {
 
 
 class Judged(NamedTuple):
-    """What a rule book says of an answer that is an error."""
+    """The judgement of a rule book on an error response."""
 
     rule: Rule
     retry_after: float | None
-    """Seconds that the server asks to wait. None: it asks for none."""
+    """Seconds that the server asks to wait. None: not stated."""
 
 
 _JUDGED: Final = PerCall[tuple[aiohttp.ClientResponse, RuleBook, Judged | None] | None](lambda: None)
 
 
 async def judge(call: Call, response: aiohttp.ClientResponse, rules: RuleBook) -> Judged | None:
-    """Return what *rules*, or those that options() gives for *call*, say of *response*. None: it is no error.
+    """Judge *response* by *rules*, or by those of options() for *call*; return None if it is not an error.
 
-    The body is read if a rule asks for it, within the limits of the attempt, and can still be read afterwards. However
-    many layers ask, the rules are evaluated once.
+    The body is read if a rule needs it, within the limits of the attempt, and can still be read afterwards. The rules
+    are evaluated once, however many layers ask.
 
     Raises:
-        TimeoutError: The body of a status below 400 did not come in time.
+        TimeoutError: The body of a status below 400 did not arrive in time.
         aiohttp.ClientError: The body of a status below 400 is broken.
     """
     rules = (OPTIONS.get(call) or {}).get("rules", rules)
@@ -86,7 +87,7 @@ async def judge(call: Call, response: aiohttp.ClientResponse, rules: RuleBook) -
         judged = _judged(response, rules, None, call.secrets)
     except BodyNeeded:
         body_needed = True
-    if body_needed:  # what goes wrong now has no BodyNeeded as its context
+    if body_needed:  # outside the except block, so that later exceptions do not have BodyNeeded as context
         judged = _judged(response, rules, await _body(call, response), call.secrets)
     _JUDGED.set(call, (response, rules, judged))
     return judged
@@ -103,14 +104,14 @@ async def api_error(
 ) -> ApiError:
     """Return the error for *response*. Its body can still be read afterwards.
 
-    The error has what arrived of the body by *until*, a moment of the loop's clock, or within a few seconds.
-    -inf means what is there already, if the body has ended. *judged* is what is known of a status below 400. *hidden*
-    are names of headers, in lower case, whose values are not shown.
+    The error contains the part of the body that arrives by *until*, by the loop's clock, or within a few seconds. -inf
+    means the body that is already complete. *judged* is the judgement on a status below 400. *hidden* are lower-case
+    names of headers whose values are not shown.
     """
     body = await take_error_body(response, until)
     judged = judged or _judged(response, rules, body, known_secrets)
     if judged is None:
-        raise ValueError(f"status {response.status} is an error only if it is judged to be one")
+        raise ValueError(f"status {response.status} is an error only with a judgement")
     return api_error_class(response.status)(
         response.request_info,
         status=response.status,
@@ -150,19 +151,19 @@ async def _body(call: Call, response: aiohttp.ClientResponse) -> bytes:
             async with asyncio.timeout_at(None if until == inf else until):
                 return await peek(response, _MOST)
         except TimeoutError as exc:
-            raise TimeoutError("the body that a rule asks for did not come in time") from exc
+            raise TimeoutError("the body needed by a rule did not arrive in time") from exc
 
 
 def _log(response: aiohttp.ClientResponse, known_secrets: Iterable[str], rule: Rule | None, exc: Exception) -> None:
     said = redact_text(f"{type(exc).__name__}: {exc}", secrets_of_answer(response, known_secrets))
     if rule is None:
-        _LOGGER.warning("retry_after of the rule book failed, so the headers count: %s", one_line(said))
+        _LOGGER.warning("retry_after of the rule book failed; using the headers: %s", one_line(said))
     else:
-        _LOGGER.warning("when of the rule %r failed, so it does not apply: %s", rule.title, one_line(said))
+        _LOGGER.warning("condition (when) of rule %r failed; the rule does not apply: %s", rule.title, one_line(said))
 
 
 def api_error_class(status: int) -> type[ApiError]:
-    """Return the class for an answer with *status*, which is an error."""
+    """Return the error class for a response with *status*."""
     if status < 400:
         return ApiError
     return _BY_STATUS.get(status) or (ClientStatusError if status < 500 else ServerStatusError)

@@ -1,4 +1,4 @@
-"""``Classify``: a bad answer becomes a typed error."""
+"""``Classify``: turn a bad response into a typed error."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from lamella.rules import RuleBook, check_rules
 
 
 class Classify(Layer):
-    """Raises :class:`lamella.ApiError` for an answer of status 400 or more, :class:`lamella.TransportError` for none.
+    """Raise :class:`lamella.ApiError` for status 400 or above, :class:`lamella.TransportError` for no response.
 
-    So it does for an answer below 400 that a rule with ``when`` calls an error.
+    A response below 400 is an error if a rule with ``when`` says so.
 
-    It stands innermost, so that all the other layers see one kind of failure. The connection of a bad answer is
-    free again when its error is raised. Its body is read for 5 seconds at most, and no longer than the attempt and
-    the call may take: a body that is cut, hangs or cannot be decoded still gives the error of the status. Below 400 a
-    rule may ask for the body, up to 8 MiB: if that does not come, the attempt has failed as with :class:`Buffer`.
+    It belongs innermost, so that all other layers see one kind of failure. The connection of an error response is
+    released before the error is raised. The body is read for 5 seconds at most, within the limits of attempt and call.
+    A truncated, hanging or undecodable body still raises the error of the status. Below 400 a rule may need the body,
+    up to 8 MiB; if it does not arrive, the attempt fails as with :class:`Buffer`.
 
-    aiohttp silently sends an idempotent request a second time when its connection turns out to be closed. Below
-    this layer it cannot: each send is one that the layers know of, and :class:`lamella.Retry` sends again.
+    aiohttp silently repeats an idempotent request if its connection turns out to be closed. This layer prevents that,
+    so the layers see every attempt, and :class:`lamella.Retry` repeats it instead.
 
     Args:
-        rules: What each status means.
+        rules: The meaning of each status.
     """
 
     slot = Slot.CLASSIFY
@@ -64,7 +64,7 @@ class Classify(Layer):
         return self._rules if given is None else given.get("rules", self._rules)
 
     async def _look(self, call: Call, response: aiohttp.ClientResponse, rules: RuleBook) -> LamellaError | None:
-        """Return the error that *response* is by a rule, though its status is none. None: it is no error."""
+        """Return the error for *response*, whose status is below 400, if a rule calls it one; otherwise None."""
         note_interruption(call)
         try:
             judged = await judge(call, response, rules)

@@ -8,10 +8,10 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """What the console script ``lamella`` runs."""
+    """Run the console script ``lamella``."""
     try:
         _main()
-    except KeyboardInterrupt:  # while it was being loaded: each command has its own words for later
+    except KeyboardInterrupt:  # interrupted while loading; later each command prints its own message
         sys.exit(130)
 
 
@@ -25,7 +25,7 @@ def _main() -> None:
         print(f"lamella: {missing} is missing: pip install 'lamella[cli]'", file=sys.stderr)
         sys.exit(2)
     for stream in (sys.stdout, sys.stderr):
-        # A pipe may have an encoding that lacks a character of ours.
+        # The encoding of a pipe may lack a character that we print.
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="replace")
     app(prog_name="lamella")

@@ -17,17 +17,17 @@ def accounts_of_environment() -> tuple[Account, ...]:
     """Return one account, ``default``, with the key of ``MAESN_ACCOUNT_KEY``.
 
     Raises:
-        ValueError: There is none, or it cannot stand in a header.
+        ValueError: The variable is not set, or its value is not allowed in a header.
     """
     key = key_in(_VARIABLE, f"no accounts: give --accounts FILE, or set {_VARIABLE} for a single one")
     return (Account("default", key),)
 
 
 def key_in(variable: str, missing: str) -> str:
-    """Return the key in a variable of the environment.
+    """Return the key from an environment variable.
 
     Raises:
-        ValueError: There is none, with the message *missing*, or it cannot stand in a header.
+        ValueError: The variable is not set (message *missing*), or its value is not allowed in a header.
     """
     key = os.environ.get(variable, "").strip()
     if not key:
@@ -38,7 +38,7 @@ def key_in(variable: str, missing: str) -> str:
 
 
 def others_can_read(path: Path) -> bool:
-    """Return whether someone else than its owner can read the file. False if that is unknown."""
+    """Return whether anyone but the owner can read the file. False if unknown."""
     try:
         found = path.stat()
     except OSError:

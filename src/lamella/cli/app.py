@@ -1,4 +1,4 @@
-"""The commands: arguments in, a screen and an exit code out."""
+"""The commands: they parse arguments, print, and return an exit code."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _SHOWN_OF_KEY: Final = 6  # characters
 
 _EXIT_CODES: Final = """\b
 Exit codes:
-  0    all is done
+  0    everything is done
   1    something failed, as shown at the end
   2    bad usage, or the journal cannot be opened: nothing was sent
-  130  interrupted (Ctrl-C, SIGTERM): --resume goes on from there
+  130  interrupted (Ctrl-C, SIGTERM): continue with --resume
 With --sandbox the failures are injected: 0 if all checks hold, else 1."""
 
 
@@ -66,14 +66,14 @@ def lamella(
 
 
 class _OneLineErrors(TyperCommand):
-    """Reports usage errors in one line, which suits the log of a job."""
+    """Report usage errors in one line, which suits the log of a job."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Read the arguments."""
         try:
             return super().make_context(*args, **kwargs)
         except Exception as exc:
-            # Not by its class: typer changes the place and name of the class of usage errors.
+            # Not by class: typer versions move and rename the class of usage errors.
             if message := getattr(exc, "format_message", None):
                 fail(message())
             raise
@@ -90,43 +90,41 @@ _file = partial(_value, "FILE")
 def sync(
     ctx: typer.Context,
     *,
-    accounts: Annotated[Path | None, _file("The accounts: CSV or TOML. Else: MAESN_ACCOUNT_KEY.")] = None,
+    accounts: Annotated[Path | None, _file("Accounts, CSV or TOML. Default: MAESN_ACCOUNT_KEY.")] = None,
     resources: Annotated[
-        list[str] | None, _value("NAME", "What to read: invoices, … Repeatable.", "--resource")
+        list[str] | None, _value("NAME", "List to read: invoices, … Repeatable.", "--resource")
     ] = None,
     params: Annotated[
-        list[str] | None, _value("NAME=VALUE", "What a list needs: fiscalYear=2026. Repeatable.", "--param")
+        list[str] | None, _value("NAME=VALUE", "Query parameter: fiscalYear=2026. Repeatable.", "--param")
     ] = None,
-    output: Annotated[Path | None, _file("All records in a file: .jsonl, .sqlite, .db, .parquet.")] = None,
-    schema: Annotated[Path | None, _file("Typed columns and child tables of the output: TOML.")] = None,
-    journal: Annotated[Path | None, _file(f"What is kept from run to run. Else: {JOURNAL}.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the last run where it ended.")] = False,
-    since: Annotated[str | None, _value("ISO", "What was changed since then. Else: since the last run.")] = None,
-    lookback: Annotated[
-        str | None, _value("TIME", "Read again so long before the last run: 12h, 7d. Else: 5m.")
-    ] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Read whole lists; compare them with the journal.")] = False,
-    full_every: Annotated[str | None, _value("TIME", "The same for lists not read in full for so long: 7d.")] = None,
+    output: Annotated[Path | None, _file("File for all records: .jsonl, .sqlite, .db, .parquet.")] = None,
+    schema: Annotated[Path | None, _file("Typed columns and child tables of the output (TOML).")] = None,
+    journal: Annotated[Path | None, _file(f"State kept between runs. Default: {JOURNAL}.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the last run where it stopped.")] = False,
+    since: Annotated[str | None, _value("ISO", "Read changes since this time. Default: the last run.")] = None,
+    lookback: Annotated[str | None, _value("TIME", "Overlap with the last run: 12h, 7d. Default: 5m.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read whole lists and compare with the journal.")] = False,
+    full_every: Annotated[str | None, _value("TIME", "Verify lists not read in full for this long: 7d.")] = None,
     departed: Annotated[
-        str | None, _value("keep|mark|forget", "Records of accounts that are not in the file. Else: keep.")
+        str | None, _value("keep|mark|forget", "Records of accounts not in the file. Default: keep.")
     ] = None,
-    concurrency: Annotated[str | None, _value("N", "So many pages at a time. Else: four an account.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be read, and send nothing.")] = False,
-    otlp: Annotated[str | None, _value("URL", "Send the spans there: http://localhost:4318.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON on stdout, the rest on stderr.")] = False,
-    page: Annotated[Path | None, _value("FILE.html", "Show the calls on a page for a browser.", "--report")] = None,
-    base_url: Annotated[str | None, _value("URL", "Where the API is. Else: MAESN_BASE_URL, or Maesn's.")] = None,
-    sandbox: Annotated[bool, typer.Option("--sandbox", help="With made-up accounts, at a server here.")] = False,
+    concurrency: Annotated[str | None, _value("N", "Pages in flight. Default: four per account.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be read and send nothing.")] = False,
+    otlp: Annotated[str | None, _value("URL", "Send spans to this URL: http://localhost:4318.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON; all else goes to stderr.")] = False,
+    page: Annotated[Path | None, _value("FILE.html", "Write an HTML page that shows the calls.", "--report")] = None,
+    base_url: Annotated[str | None, _value("URL", "URL of the API. Default: MAESN_BASE_URL, or Maesn.")] = None,
+    sandbox: Annotated[bool, typer.Option("--sandbox", help="Use generated accounts on a local server.")] = False,
 ) -> None:
-    """Bring the records of many accounts up to date.
+    """Sync the records of many accounts.
 
-    What has changed since the last run is read into the journal, page by page; the output gets all that is in it. The
-    API key is taken from MAESN_API_KEY.
+    Reads changes since the last run into the journal, page by page, and writes all stored records to the output. The
+    API key is read from MAESN_API_KEY.
     """
     given: dict[str, Any] = {name: value for name, value in locals().items() if name != "ctx"}
     if ctx.args:
-        # The argument may be a key: it is not shown.
-        fail("sync takes options only, and there is another argument: see lamella sync --help")
+        # The argument may be a key, so it is not shown.
+        fail("sync takes only options, got an argument: see lamella sync --help")
     raise typer.Exit(
         syncing.main(Options(**{**given, "resources": tuple(resources or ()), "params": tuple(params or ())}))
     )
@@ -135,20 +133,20 @@ def sync(
 @app.command()
 def sandbox(
     *,
-    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8080,
-    accounts: Annotated[int, typer.Option(min=1, help="How many end users there are.")] = 3,
+    accounts: Annotated[int, typer.Option(min=1, help="Number of end users.")] = 3,
     limit: Annotated[
-        str | None, typer.Option(metavar="REQUESTS/SECONDS", help="The rate limit of each account, as in 100/60.")
+        str | None, typer.Option(metavar="REQUESTS/SECONDS", help="Rate limit of each account, such as 100/60.")
     ] = None,
     chance: Annotated[
         list[str] | None,
-        typer.Option(metavar="OUTCOME=CHANCE", help="How likely a failure is: 500=0.05, cut_body=0.01. Repeatable."),
+        typer.Option(metavar="OUTCOME=CHANCE", help="Chance of a failure: 500=0.05, cut_body=0.01. Repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="For the records and the chances.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No line per request.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of records and chances.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not log requests.")] = False,
 ) -> None:
-    """Serve an API like Maesn's on this machine, until Ctrl-C."""
+    """Serve a local API like Maesn's until Ctrl-C."""
     with _usage_errors("--limit"):
         limits = None if limit is None else parse_limit(limit)
     with _usage_errors("--chance"):
@@ -192,11 +190,11 @@ def parse_limit(text: str) -> FixedWindow:
     try:
         return FixedWindow(int(requests), float(per))
     except ValueError:
-        raise ValueError(f"{redact_text(repr(text))} is not like 100/60, requests/seconds") from None
+        raise ValueError(f"{redact_text(repr(text))} must be requests/seconds, such as 100/60") from None
 
 
 def parse_chance(text: str) -> tuple[int | Fault, float]:
-    """Return outcome and chance for ``"500=0.05"`` or ``"cut_body=0.01"``. Raises ValueError."""
+    """Return the outcome and its chance for ``"500=0.05"`` or ``"cut_body=0.01"``. Raises ValueError."""
     name, _, chance = text.partition("=")
     name = name.strip()
     faults = {fault.name.lower(): fault for fault in Fault}
@@ -205,16 +203,14 @@ def parse_chance(text: str) -> tuple[int | Fault, float]:
         return outcome, float(chance)
     except (KeyError, ValueError):
         names = "\n".join(f"  {name}" for name in faults)
-        raise ValueError(
-            f"{redact_text(repr(text))} is not like 500=0.05. In place of the 500, one of\n{names}"
-        ) from None
+        raise ValueError(f"{redact_text(repr(text))} must be like 500=0.05. Instead of 500, one of\n{names}") from None
 
 
 def _greeting(server: Sandbox) -> Text:
     keys = [account.key for account in server.accounts]
     shown = keys if len(keys) <= _MANY_KEYS else [keys[0], "…", keys[-1]]
     return Text(
-        f"Listening on {server.url} (Ctrl-C stops it). All keys are made up.\n"
+        f"Listening on {server.url} (stop with Ctrl-C). All keys are fictitious.\n"
         f"  X-API-KEY      {server.api_key}\n" + "".join(f"  X-ACCOUNT-KEY  {key}\n" for key in shown) + "Try it:\n"
         f"  curl -H 'X-API-KEY: {server.api_key}' \\\n"
         f"       -H 'X-ACCOUNT-KEY: {keys[0]}' \\\n"
@@ -223,7 +219,7 @@ def _greeting(server: Sandbox) -> Text:
 
 
 def line_for(received: Received) -> str:
-    """Return a request in a line, with the end of its account key only: someone may have sent a real one."""
+    """Return a request as a line with only the end of its account key, since a client may send a real one."""
     key = received.account
     account = "-" if key is None else f"…{key[-min(_SHOWN_OF_KEY, len(key) // 2) :]}"
     outcome = received.outcome.name.lower() if isinstance(received.outcome, Fault) else received.outcome
@@ -232,12 +228,12 @@ def line_for(received: Received) -> str:
 
 @app.command()
 def explain(
-    status: Annotated[str | None, typer.Argument(help="429, 500, 4xx, connection_lost, …; none: all.")] = None,
-    rules: Annotated[str | None, _value("MODULE:BOOK", "Another RuleBook than Maesn's: package.module:BOOK.")] = None,
+    status: Annotated[str | None, typer.Argument(help="429, 500, 4xx, connection_lost, … Default: all.")] = None,
+    rules: Annotated[str | None, _value("MODULE:BOOK", "RuleBook instead of Maesn's: package.module:BOOK.")] = None,
 ) -> None:
-    """Explain what a failure means, by the rules for Maesn.
+    """Explain a failure by the rules for Maesn.
 
-    And what to do about it, whether it is retried, and after which waits.
+    Shows what it means, what to do about it, and whether and when it is retried.
     """
     with _usage_errors("--rules"):
         book = RULES if rules is None else explaining.book_of(rules)

@@ -1,4 +1,4 @@
-"""What failed and why, grouped by cause: for the screen, the page and the JSON report."""
+"""Group failures by cause, for the screen, the page and the JSON report."""
 
 from __future__ import annotations
 
@@ -13,51 +13,53 @@ from lamella.redaction import redact_text
 from lamella.sync import Part
 
 _LOG_IN_AGAIN: Final = (
-    "The end user has to authenticate again, at the URL that GET /auth/{targetSystem} returns; then put the new "
-    "account key in the place of the old one"
+    "The end user has to authenticate again, at the URL that GET /auth/{targetSystem} returns; then replace "
+    "the old account key with the new one"
 )
-_STATE_IT: Final = "or state that the account's system does not have the list: column without of the accounts file"
+_STATE_IT: Final = (
+    "or, if the account's system does not have the list, name it in the column 'without' of the accounts file"
+)
 _OF_LISTS: Final[dict[type[Exception], tuple[str, str]]] = {
     sync.UnsteadyList: (
         "Unsteady list",
-        "Sync again when less is being deleted. If it stays so, the API counts records that its pages do not hold",
+        "Sync again when fewer records are being deleted. If it persists, the API counts records that no page contains",
     ),
     sync.RepeatedPage: (
         "Repeated page",
         "Ask the API's vendor why its pages repeat; the list was not read to its end",
     ),
-    sync.BadRecord: ("Bad record", "Ask the API's vendor about this record; the others of its page are stored"),
-    sync.EmptyPage: ("Empty page", "Sync again. If it stays so, ask the API's vendor why the page is empty"),
-    sync.AnswerFailed: ("Errors in an answer", "The message is the API's own: the answer looks like a success"),
+    sync.BadRecord: ("Bad record", "Ask the API's vendor about this record; the other records of its page are stored"),
+    sync.EmptyPage: ("Empty page", "Sync again. If it persists, ask the API's vendor why the page is empty"),
+    sync.AnswerFailed: ("Errors in a response", "The message is the API's; the status of the response is a success"),
 }
-"""Title and hint of an error that a list ends with."""
+"""Title and hint of errors that end a list."""
 _FIRST_WORDS: Final = re.compile(r"[^,;:.(]+")
 
 
 class Reason(NamedTuple):
-    """Why one thing failed. Each field is a line without a credential; empty: unknown."""
+    """Why a part failed. Each field is one line without credentials; empty means unknown."""
 
-    what: str  # 401 Unauthorized; of an error that is not lamella's, the name of its class
+    what: str  # 401 Unauthorized; for an error that is not lamella's, the name of its class
     stopped: str  # why there was no further attempt
-    said: str  # what the server or the network said
+    said: str  # the message of the server or the network
     hint: str
 
     @property
     def short(self) -> str:
-        """What happened, and the first words of the hint: ``"401: The end user has to authenticate again"``."""
+        """The title and the first words of the hint: ``"401: The end user has to authenticate again"``."""
         first = _FIRST_WORDS.match(self.hint)
         status = self.what.partition(" ")[0]
         return f"{status if status.isdigit() else self.what}: {first[0].strip()}" if first else self.what
 
     @property
     def full(self) -> str:
-        """What happened, and what was said: ``"Connection Failed (no route to host)"``."""
+        """The title and the detail: ``"Connection Failed (no route to host)"``."""
         return f"{self.what} ({self.said})" if self.said else self.what
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Parts that failed for the same reason, and the accounts that they belong to."""
+    """Parts that failed for the same reason, and their accounts."""
 
     parts: int
     accounts: tuple[str, ...]
@@ -68,9 +70,8 @@ class Cause:
 
 
 def reason_of(error: Exception, secrets: Iterable[str] = (), *, of_account: bool = False) -> Reason:
-    """Return why *error* came, without any of *secrets*.
-
-    *of_account*: the reader stores the account keys, and can replace one.
+    """Return the reason for *error*, without any of *secrets*.
+    *of_account*: the reader manages the account keys and can replace one.
     """
     if type(error) in _OF_LISTS:
         what, hint = _OF_LISTS[type(error)]
@@ -92,7 +93,7 @@ def reason_of(error: Exception, secrets: Iterable[str] = (), *, of_account: bool
 
 
 def causes_of(parts: Sequence[Part], secrets: Sequence[str] = ()) -> tuple[Cause, ...]:
-    """Return the causes of the parts that failed, the most frequent first, without any of *secrets*."""
+    """Return the causes of failed parts, most frequent first, without any of *secrets*."""
     groups: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
     for part in parts:
         if part.error is not None and state_of(part) == "failed":
@@ -104,7 +105,7 @@ def causes_of(parts: Sequence[Part], secrets: Sequence[str] = ()) -> tuple[Cause
             tuple(dict.fromkeys(account for account, _ in found)),
             what,
             stopped,
-            # They end in any order, so the first would differ from run to run.
+            # Parts end in any order, so picking the first would vary between runs.
             min((said for _, said in found if said), default=""),
             hint,
         )
@@ -113,9 +114,9 @@ def causes_of(parts: Sequence[Part], secrets: Sequence[str] = ()) -> tuple[Cause
 
 
 def state_of(part: Part) -> str:
-    """Return ``done``, ``skipped`` (done already in the run that was resumed), ``failed`` or ``open``.
+    """Return ``done``, ``skipped`` (done before the run was resumed), ``failed`` or ``open``.
 
-    An error that another reading of the list has repaired does not count.
+    An error does not count if reading the list again succeeded.
     """
     if part.done:
         return "skipped" if part.skipped else "done"

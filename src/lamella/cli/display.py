@@ -1,4 +1,4 @@
-"""A sync while it goes on: live on a terminal, which it fits; else in lines, and not too many."""
+"""Show a running sync: live on a terminal, otherwise as a limited number of lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lamella.cli.terminal import count, duration, line
 from lamella.errors import RequestRejected
 from lamella.redaction import redact_text
 
-Look = Callable[[], Overview | None]  # returns the sync at this moment; None: it has not begun
+Look = Callable[[], Overview | None]  # returns the current state of the sync; None before it begins
 
 _MARKS: Final = {
     State.FAILED: ("✗", "red"),
@@ -29,29 +29,29 @@ _MARKS: Final = {
     State.WAITING: ("·", "dim"),
     State.DONE: ("✓", "green"),
 }
-_WIDE: Final = 120  # columns from which on there is room for more
+_WIDE: Final = 120  # width of a terminal that has room for more columns
 
-_EVERY: Final = 30.0  # seconds between two lines of totals in the first minutes; later, a quarter of the time so far
-_FEW: Final = 20  # up to so many accounts, each has a line when it is done; a failed one always has
-_MOST: Final = 40  # lines about single accounts and outages; the report has them all
-_NAMELESS: Final = 5.0  # seconds for which a line about an outage waits for its cause
-_LONG: Final = 300.0  # seconds for which an account has to be queued to get a line
+_EVERY: Final = 30.0  # seconds between lines of totals in the first minutes; later a quarter of the elapsed time
+_FEW: Final = 20  # up to this number, each account gets a line when it is done; a failed account always does
+_MOST: Final = 40  # maximum of lines about single accounts and outages; the report has them all
+_NAMELESS: Final = 5.0  # seconds that a line about an outage waits for its cause
+_LONG: Final = 300.0  # seconds that an account must be queued to get a line
 
 
 class Display(Protocol):
-    """Shows a sync while it goes on."""
+    """Show a running sync."""
 
     @property
-    def every(self) -> float: ...  # seconds between two drawings
+    def every(self) -> float: ...  # seconds between updates
 
     def draw(self) -> None: ...
 
-    def note(self, text: str) -> None: ...  # shows a message as well
+    def note(self, text: str) -> None: ...  # shows a message
 
 
 def display_on(console: Console) -> Callable[[Look], AbstractContextManager[Display]]:
-    """Return the display that suits *console*, for the length of a context."""
-    # Not console.is_terminal: FORCE_COLOR makes that true of a pipe.
+    """Return the display that suits *console*, as a context manager."""
+    # Not console.is_terminal, which `FORCE_COLOR` makes true for a pipe.
     if console.file.isatty() and console.is_interactive:
         return lambda look: on_screen(console, look)
     return lambda look: nullcontext(Lines(look, lambda text: typer.echo(text, err=console.stderr)))
@@ -59,9 +59,9 @@ def display_on(console: Console) -> Callable[[Look], AbstractContextManager[Disp
 
 @contextmanager
 def on_screen(console: Console, look: Look) -> Iterator[Screen]:
-    """Show a sync on a terminal until the end of the block, however that ends."""
+    """Show a sync on a terminal until the block ends."""
     screen = Screen(look)
-    # Not drawn by a thread of its own: the sync changes in this one.
+    # No refresh thread: the sync changes its state in this thread.
     with Live(screen, console=console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
         screen.refresh = live.refresh
         yield screen
@@ -72,7 +72,7 @@ def _time_of_day() -> datetime:
 
 
 class Screen:
-    """The live display, made anew each time it is drawn."""
+    """The live display, rebuilt on each update."""
 
     every: float = 0.25
 
@@ -83,11 +83,11 @@ class Screen:
         self.refresh: Callable[[], None] = lambda: None
 
     def draw(self) -> None:
-        """Show the sync at this moment."""
+        """Show the current state of the sync."""
         self.refresh()
 
     def note(self, text: str) -> None:
-        """Show a message as well."""
+        """Show a message."""
         self._note = text
         self.refresh()
 
@@ -96,7 +96,7 @@ class Screen:
         if overview is None:
             yield line("Opening the journal …")
             return
-        height = console.size.height - 1  # a line stays free, for the cursor
+        height = console.size.height - 1  # one line stays free for the cursor
         yield from self._lines(overview, options.max_width, height)[: max(height, 1)]
 
     def _lines(self, overview: Overview, width: int, height: int) -> list[Text]:
@@ -104,12 +104,12 @@ class Screen:
         if overview.outage is not None:
             since = f" for {duration(round(overview.outage_for))}" if round(overview.outage_for) else ""
             outage = f"OUTAGE{since}: {reason_of(overview.outage).full}. "
-            lines.append(line((outage, "bold red"), "The pages wait until it is over."))
+            lines.append(line((outage, "bold red"), "Pages wait until the API is back."))
         if self._note:
             lines.append(line((self._note, "bold")))
         elif overview.ended:
-            read = f"{count(overview.failed, 'part')} failed" if overview.failed else "Everything is read"
-            lines.append(line((f"{read}, and the output is being written …", "bold")))
+            read = f"{count(overview.failed, 'part')} failed" if overview.failed else "All pages are read"
+            lines.append(line((f"{read}; writing the output …", "bold")))
         lines.append(Text())
         shown = _chosen(overview.accounts, max(height - len(lines), 0))
         lines += _rows(shown, width, self._clock())
@@ -131,9 +131,9 @@ def _head(overview: Overview, width: int) -> Iterator[Text]:
     )
     rate = "–" if overview.rate is None else f"{overview.rate:.1f}"
     left = "–" if overview.left is None else duration(max(round(overview.left), 1) if overview.left else 0)
-    times = f"{rate} pages/s   {left} to go   {duration(round(overview.elapsed))} so far"
+    times = f"{rate} pages/s   {left} left   {duration(round(overview.elapsed))} elapsed"
     share = f"{min(overview.pages * 100 // expected, 100):3}%" if expected else "  –%"
-    # Until the number of pages is known, the bar is empty.
+    # The bar stays empty until the number of pages is known.
     yield line(*_bar(overview.pages, expected or 0, min(width // 4, 40), "cyan"), f" {share}   {times}")
 
 
@@ -143,9 +143,9 @@ def _pages(overview: Overview) -> str:
 
 
 def _chosen(accounts: Sequence[AccountView], room: int) -> list[AccountView]:
-    """Return the accounts for so many lines by their states; failed ones leave room for the others."""
+    """Return the accounts to show in the available lines, by state; failed accounts leave room for the others."""
     if len(accounts) > room:
-        room = max(room - 1, 0)  # one line is for the accounts that are not shown
+        room = max(room - 1, 0)  # one line sums up the accounts that are not shown
     order = list(State)
     failed = [account for account in accounts if account.state is State.FAILED]
     others = [account for account in accounts if account.state is not State.FAILED]
@@ -154,7 +154,7 @@ def _chosen(accounts: Sequence[AccountView], room: int) -> list[AccountView]:
 
 
 def _rows(accounts: Sequence[AccountView], width: int, now: datetime) -> Iterator[Text]:
-    # Lines, not one of rich's tables, which takes four times as long.
+    # Plain lines: a rich table takes four times as long.
     rows = [_cells(account, now) for account in accounts]
     bar = 30 if width >= _WIDE else 10
     name_width = min(max((cell_len(name) for name, *_ in rows), default=0), width * 3 // 10)
@@ -181,7 +181,7 @@ def _rows(accounts: Sequence[AccountView], width: int, now: datetime) -> Iterato
 
 
 def _cells(account: AccountView, now: datetime) -> tuple[str, str, str, str]:
-    """Return the texts of a row: name, pages, records, and what the account is doing."""
+    """Return the cells of a row: name, pages, records and state."""
     pages = f"{account.pages:,}"
     if account.state is not State.FAILED:
         pages += "/?" if account.expected is None else f"/{account.expected:,}"
@@ -197,7 +197,7 @@ def _cells(account: AccountView, now: datetime) -> tuple[str, str, str, str]:
 
 def _bar(done: int, expected: int, width: int, style: str) -> tuple[tuple[str, str], tuple[str, str]]:
     full, half = divmod(min(done, expected) * width * 2 // max(expected, 1), 2)
-    # Without colours, too, one sees where it ends.
+    # The end of the bar is visible without colours.
     return ("━" * full + "╸" * half, style), ("─" * (width - full - half), "dim")
 
 
@@ -213,7 +213,7 @@ def _queued(account: AccountView, now: datetime) -> str:
 
 
 class Lines:
-    """The display where there is no terminal, such as in a cron job's mail: a ``Display``."""
+    """A ``Display`` for output that is not a terminal, such as a cron job's mail."""
 
     every: float = 1.0
 
@@ -224,14 +224,14 @@ class Lines:
         self._write = write
         self._clock = clock
         self._events = 0
-        self._next = _EVERY  # seconds of the sync after which there is a line of totals again
-        self._seen: set[tuple[str, State]] = set()  # what has a line already: an account with its state
+        self._next = _EVERY  # elapsed seconds at which the next line of totals is due
+        self._seen: set[tuple[str, State]] = set()  # accounts and states that already have a line
         self._down: float | None = None
-        """How long the present outage had lasted at the last drawing. None: there is none."""
+        """Duration of the current outage at the last update. None: no outage."""
         self._has_begun = False
 
     def draw(self) -> None:
-        """Write what has happened since the last time."""
+        """Write the changes since the last update."""
         overview = self._look()
         if overview is None:
             return
@@ -245,7 +245,7 @@ class Lines:
             if self._events <= _MOST:
                 self.note(event)
             elif self._events == _MOST + 1:
-                self.note("From here on the totals alone; the failures are at the end.")
+                self.note("From here on only totals are shown; failures are listed at the end.")
         if overview.elapsed >= self._next and not overview.ended:
             rate = "" if overview.rate is None else f", {overview.rate:.1f} pages/s"
             left = "" if overview.left is None else f", {duration(max(round(overview.left), 1))} to go"
@@ -262,7 +262,7 @@ class Lines:
             if self._down is None and isinstance(overview.outage, RequestRejected) and overview.outage_for < _NAMELESS:
                 return
             if self._down is None:
-                yield f"the API is down: {reason_of(overview.outage).full}; the pages wait until it is back"
+                yield f"the API is down: {reason_of(overview.outage).full}; pages wait until it is back"
             self._down = overview.outage_for
         elif self._down is not None:
             yield f"the API is back after {duration(round(self._down) or 1)}"

@@ -1,4 +1,4 @@
-"""``lamella explain``: the rules of a book, and their waits."""
+"""``lamella explain``: show the rules of a book and their waits."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from lamella.cli.terminal import between, duration
 from lamella.redaction import redact_text
 from lamella.rules import Backoff, Failure, Outcome, Rule, RuleBook, StopReason, decide
 
-_ATTEMPTS = 5  # the default of a session
-# A class as a whole has the rule of a status without a rule of its own.
+_ATTEMPTS = 5  # the default of stack()
+# The rule of a class is the rule of a status that has none of its own.
 _CLASSES: dict[str, Outcome] = {"4xx": 499, "5xx": 599}
 
 
 def parse(book: RuleBook, text: str) -> tuple[str, Outcome]:
-    """Return name and outcome for a status, a class of statuses, or a failure as the rules or spans name it.
+    """Return the name and outcome of a status, a class of statuses, or a failure as named in rules and spans.
 
-    A status below 400 has to be named by *book*.
+    A status below 400 must have a rule in *book*.
 
     Raises:
-        ValueError: *text* is none of them.
+        ValueError: *text* is unknown.
     """
     name = text.strip().lower()
     if name in _CLASSES:
@@ -39,19 +39,19 @@ def parse(book: RuleBook, text: str) -> tuple[str, Outcome]:
     if name.isascii() and name.isdigit() and len(name) == 3 and (int(name) >= 400 or int(name) in book.below_400):
         return name, int(name)
     allowed = ", ".join([*map(str, sorted(book.below_400)), "400 to 999", *_CLASSES, *Failure])
-    raise ValueError(f"{redact_text(repr(text))} is none of these:\n{allowed}")
+    raise ValueError(f"unknown failure {redact_text(repr(text))}; expected one of:\n{allowed}")
 
 
 def book_of(name: str) -> RuleBook:
-    """Return the rule book that *name* says, such as ``package.module:BOOK``: its module is imported.
+    """Import and return the rule book *name*, such as ``package.module:BOOK``.
 
     Raises:
-        ValueError: There is none of that name, or its module cannot be imported.
+        ValueError: The book does not exist, or its module cannot be imported.
     """
     module_name, colon, attribute = name.partition(":")
     if not (colon and attribute and all(part.isidentifier() for part in module_name.split("."))):
-        raise ValueError(f"{redact_text(repr(name))} is not like package.module:BOOK")
-    # As with `python -m`: the command itself has its own folder there.
+        raise ValueError(f"{redact_text(repr(name))} must be like package.module:BOOK")
+    # As with `python -m`; for a script sys.path starts with the folder of the script instead.
     sys.path.insert(0, "")
     try:
         module = import_module(module_name)
@@ -81,9 +81,11 @@ def all_rules(book: RuleBook) -> RenderableType:
     for rule in (*book, *built_in):
         backoff = None if rule.attempts == 1 else rule.retry
         table.add_row(_status(rule), rule.title, "yes" if backoff else "no", _first_wait(backoff))
-    notes = "\nA wait is never shorter than the Retry-After of the answer.\nMore about one of them: lamella explain 429"
+    notes = (
+        "\nA wait is never shorter than the Retry-After of the response.\nFor one rule in detail: lamella explain 429"
+    )
     if any(rule.when for rule in book):
-        notes = f"\n(when): if the condition of the rule is met. These come first.{notes}"
+        notes = f"\n(when): applies if the rule's condition holds. These rules are checked first.{notes}"
     return Group(table, Text(notes))
 
 
@@ -94,7 +96,7 @@ def _status(rule: Rule) -> str:
 
 
 def one_rule(book: RuleBook, name: str, outcome: Outcome) -> RenderableType:
-    """Return a rule: what the failure means, what to do, and when the call is retried."""
+    """Return a description of a rule: what the failure means, what to do, and when the call is retried."""
     rules = [rule for rule in book if rule.when and isinstance(outcome, int) and rule.covers(outcome)]
     if outcome not in book.below_400:
         rules.append(book.rule_for(outcome))
@@ -106,9 +108,7 @@ def _one(rule: Rule, name: str, outcome: Outcome, idempotency_key: str | None) -
     if name != _status(rule):
         title.append(f" (by the rule for {_status(rule)})", "not bold")
     sentences = [_below(sentence) for sentence in (rule.description, rule.hint) if sentence]
-    return Group(
-        title, *sentences, Text(), Text("Is it sent again?", "bold"), *_schedule(rule, outcome, idempotency_key)
-    )
+    return Group(title, *sentences, Text(), Text("Retried?", "bold"), *_schedule(rule, outcome, idempotency_key))
 
 
 def _below(sentence: str) -> RenderableType:
@@ -118,14 +118,14 @@ def _below(sentence: str) -> RenderableType:
 def _schedule(rule: Rule, outcome: Outcome, idempotency_key: str | None) -> Iterator[RenderableType]:
     backoff = rule.retry
     if backoff is None:
-        yield _below("No: it would fail the same way again")
+        yield _below("No: it would fail again in the same way")
         return
     if rule.attempts == 1:
-        yield _below("No: one attempt of a call may end in this rule")
+        yield _below("No: the rule allows one attempt")
         return
     yield _below(f"Yes, {_in_words(backoff)}")
     if outcome is Failure.CONNECTION_LOST:
-        yield _below("The first time in a call it is sent again at once: the server may have closed an idle connection")
+        yield _below("The first retry of a call is immediate, because the server may have closed an idle connection")
     table = Table(box=None, show_header=False, pad_edge=False)
     attempts = min(_ATTEMPTS, rule.attempts or _ATTEMPTS)
     retries = range(1, attempts)
@@ -147,7 +147,7 @@ def _growth(backoff: Backoff) -> str:
 
 def _in_words(backoff: Backoff) -> str:
     share = backoff.ceiling(1) / backoff.high - 1 if backoff.high else 0.0
-    more = f", plus up to {share:.0%} by chance" if round(share, 2) else ""
+    more = f", plus up to {share:.0%} jitter" if round(share, 2) else ""
     drawn = ", drawn evenly" if backoff.high > backoff.low else ""
     first = between(backoff.low, backoff.high)
     return f"after {first}{drawn}{more}, {_growth(backoff)}; {duration(backoff.maximum)} at most"
@@ -160,5 +160,5 @@ def _of_writes(rule: Rule, outcome: Outcome, idempotency_key: str | None) -> str
         ways = "with retry_writes=True"
         if idempotency_key is not None:
             ways = f"with an {idempotency_key} header, or {ways}"
-        return f"A POST or PATCH is not sent again, for it may have been carried out: only {ways}"
-    return "A POST or PATCH is sent again, too: it has not been carried out"
+        return f"A POST or PATCH is not retried, because it may have been carried out; only {ways}"
+    return "A POST or PATCH is retried as well, because it was not carried out"

@@ -1,4 +1,4 @@
-"""The page of a run: the totals, and a waterfall of its calls, in one HTML file that loads nothing."""
+"""The page of a run: totals and a waterfall of calls in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from lamella.telemetry import names
 _Json = dict[str, Any]
 
 _KINDS: Final = {"2xx": "2xx", "3xx": "3xx", "4xx": "4xx", "429": "429", "5xx": "5xx", "none": "no answer"}
-"""How an attempt may end, each kind with a colour: its name in the data, and on the page."""
+"""How an attempt may end, by name in the data: the label on the page. Each has its own colour."""
 _SOURCES: Final[dict[str, str]] = {
     WaitSource.RULE: "by the rule",
-    WaitSource.RETRY_AFTER: "as Retry-After says",
+    WaitSource.RETRY_AFTER: "by Retry-After",
     WaitSource.IMMEDIATE: "none: the connection may have been stale",
 }
 
@@ -43,21 +43,21 @@ _environment = Environment(
     keep_trailing_newline=True,
 )
 _environment.filters["some"] = some
-# The filter tojson escapes whatever could end the script: <, >, & and quotes.
+# The filter tojson escapes everything that could end the script: <, >, & and quotes.
 _environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What goes on the page."""
+    """The content of the page."""
 
-    title: str  # which run it is, in a few words
-    about: str  # the same in a sentence or two
+    title: str  # short title of the run
+    about: str  # description of the run, one or two sentences
     totals: Sequence[Total]
     causes: Sequence[Cause]
     checks: Sequence[Check]
     traces: Sequence[Trace]  # the calls, in the order in which they began
-    note: str = ""  # which of all calls these are; empty: all
+    note: str = ""  # which calls these are; empty: all
 
 
 def html_report(page: Page) -> str:
@@ -70,7 +70,7 @@ def html_report(page: Page) -> str:
         whole = whole if total.nested else total.name
         nested.setdefault(whole, []).extend([total] * total.nested)
     ends = Counter(attempt["kind"] for call in calls for attempt in call["attempts"])
-    # Our own files, not text from elsewhere.
+    # These files are part of the package, so marking them as safe is correct.
     style, script = (Markup(_loader.get_source(_environment, f"report.{kind}")[0]) for kind in ("css", "js"))  # noqa: S704
     return _environment.get_template("report.html.j2").render(
         page=page,
@@ -87,7 +87,7 @@ def html_report(page: Page) -> str:
 
 
 def _hash(inline: str) -> str:
-    """Return the hash by which the page's policy allows our own style and script, and no others."""
+    """Return the hash with which the page's Content-Security-Policy allows only our own style and script."""
     return f"'sha256-{b64encode(sha256(inline.encode()).digest()).decode()}'"
 
 
@@ -96,7 +96,7 @@ def _call(trace: Trace, began: int) -> _Json:
     attempts = [_attempt(attempt, began) for attempt in trace.attempts]
     for event in trace.call.events:
         if event.name in {names.RETRY_EVENT, names.STOP_EVENT}:
-            # A decision belongs to the attempt before it.
+            # A decision follows its attempt.
             before = [attempt for attempt in attempts if attempt["at"] <= _since(event.timestamp, began)]
             if before:
                 before[-1]["decision"] = _decision(event, began)
@@ -117,7 +117,7 @@ def _call(trace: Trace, began: int) -> _Json:
 def _attempt(attempt: ReadableSpan, began: int) -> _Json:
     error, status = text(attempt, names.ERROR_TYPE), text(attempt, names.STATUS)
     ended = error or status
-    # An answer that broke off in the middle has an error, which counts more than its status.
+    # A truncated response has an error, which matters more than its status.
     kind = "429" if ended == "429" else f"{ended[:1]}xx" if ended.isdecimal() else ""
     return {
         "at": _since(attempt.start_time, began),
@@ -142,7 +142,7 @@ def _decision(event: Event, began: int) -> _Json:
 
 
 def _other_waits(trace: Trace, began: int) -> Iterator[_Json]:
-    """Yield the waits that are not before a retry, such as those in the queue of a rate limit."""
+    """Yield waits that do not precede a retry, such as those in the queue of an account."""
     for event in trace.call.events:
         wait = number(event, names.WAIT)
         if wait and event.name not in {names.RETRY_EVENT, names.STOP_EVENT}:

@@ -1,4 +1,4 @@
-"""The options of ``lamella sync`` as they were given, and the checked settings that they amount to."""
+"""The options of ``lamella sync`` as given, and the checked settings made from them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _OPTIONS: Final = {
     "as_json": "--json",
     "page": "--report",
     "params": "--param",
-}  # of fields with other names
+}  # fields whose option has another name
 
 _DURATION: Final = re.compile(r"([0-9]{1,5})([smhd])")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -52,14 +52,14 @@ _U = TypeVar("_U")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to sync, and how. All of it is checked."""
+    """Checked settings: what to sync, and how."""
 
     api_key: str = field(repr=False)
-    base_url: URL  # with a slash at its end
+    base_url: URL  # with a trailing slash
     accounts: tuple[Account, ...]
     resources: tuple[str, ...]
     journal: Path
-    params: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by the resource
+    params: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by resource
     output: Path | None = None
     tables: Mapping[str, Table] = field(default_factory=dict)
     since: str | None = None
@@ -67,10 +67,10 @@ class Settings:
     lookback: float = OVERLAP
     full_every: float | None = None  # 0: --verify
     departed: Departed = "keep"
-    proxy: URL | None = field(default=None, repr=False)  # it may have a password
+    proxy: URL | None = field(default=None, repr=False)  # may contain a password
     at_once: int | None = None
     page_size: int = 100
-    batch: str = ""  # the name of the API in the journal; empty: its URL
+    batch: str = ""  # name of the API in the journal; empty: its URL
     rules: RuleBook = RULES
     breaker: Callable[[], Breaker] = Breaker
 
@@ -81,23 +81,23 @@ class Settings:
 
     @property
     def absent(self) -> list[tuple[str, str]]:
-        """The lists that were asked for, and that the accounts' systems do not have: account and resource of each."""
+        """The requested lists that an account's system does not have, as pairs of account and resource."""
         return [(each.name, name) for each in self.accounts for name in self.resources if name in each.without]
 
     def current_account(self) -> str | None:
-        """Return the name of the account that a call is made for; of several with the same key, all of them."""
+        """Return the name of the account of the current call; all names if several share the key."""
         key = current_account()
         return ", ".join(each.name for each in self.accounts if each.key == key) or None
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What is shown nowhere."""
+        """Values that must never be shown."""
         return (self.api_key, *(account.key for account in self.accounts))
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options as they were given. None: not given."""
+    """The options as given. None: not given."""
 
     accounts: Path | None = None
     resources: Sequence[str] = ()
@@ -133,16 +133,16 @@ class Options:
 
 
 def settings_of(options: Options, folder: Path) -> Settings:
-    """Return what *options* amount to. *folder* is for what a sync with the sandbox does not keep.
+    """Return the settings for *options*. *folder* holds the temporary files of a sync with the sandbox.
 
     Raises:
-        ValueError: An option is not valid: which, and what is allowed.
-        ModuleNotFoundError: The output is Parquet, and pyarrow is missing.
+        ValueError: An option is invalid; the message names it and the allowed values.
+        ModuleNotFoundError: The output is Parquet and pyarrow is missing.
     """
     _reject_conflicts(options)
     resources = [name.strip() for given in options.resources for name in given.split(",") if name.strip()]
     if not resources and not options.sandbox:
-        raise ValueError("--resource NAME is missing: invoices, contacts, … It may be given more than once")
+        raise ValueError("--resource NAME is missing: invoices, contacts, … Repeatable")
     journal = options.journal or (folder / JOURNAL if options.sandbox else JOURNAL)
     output = options.output or (folder / "records.jsonl" if options.sandbox else None)
     tables = NO_TABLES if options.schema is None else _checked("--schema", tables_in, options.schema)
@@ -166,7 +166,7 @@ def settings_of(options: Options, folder: Path) -> Settings:
 
 
 def _at_the_api(options: Options) -> dict[str, Any]:
-    missing = f"no API key: set {_API_KEY}. It is no option, since anybody can see those of a process"
+    missing = f"no API key: set {_API_KEY}. There is no option for it, because other users can see a process's options"
     accounts = None if options.accounts is None else _checked("--accounts", accounts_in, options.accounts)
     base_url = _base_url(options.base_url)
     return {
@@ -179,15 +179,15 @@ def _at_the_api(options: Options) -> dict[str, Any]:
 
 def _reject_conflicts(options: Options) -> None:
     if options.sandbox and (options.accounts is not None or options.base_url is not None):
-        raise ValueError("--sandbox brings its own accounts and address: leave --accounts and --base-url out")
+        raise ValueError("--sandbox has its own accounts and address: remove --accounts and --base-url")
     if options.resume and options.since is not None:
-        raise ValueError("--since begins a new run, and --resume goes on with the last one: give one of them")
+        raise ValueError("--since begins a new run and --resume continues the last one: give only one of them")
     if options.schema is not None and options.output is None:
-        raise ValueError("--schema needs --output FILE in .sqlite, .db or .parquet, whose columns it states")
+        raise ValueError("--schema defines typed columns: it needs --output FILE with .sqlite, .db or .parquet")
     if options.verify and (options.resume or options.since is not None or options.full_every is not None):
-        raise ValueError("--verify reads all lists from their beginning: leave --resume, --since and --full-every out")
+        raise ValueError("--verify reads all lists from the beginning: remove --resume, --since and --full-every")
     if options.dry_run and (options.otlp is not None or options.page is not None):
-        raise ValueError("--dry-run sends nothing that --otlp or --report could show: leave them out")
+        raise ValueError("--dry-run sends nothing that --otlp or --report could show: remove them")
     files: dict[str, str] = {}
     given = (
         ("--accounts", options.accounts),
@@ -198,7 +198,7 @@ def _reject_conflicts(options: Options) -> None:
     )
     for name, path in given:
         if path is not None and (other := files.setdefault(os.path.realpath(path), name)) != name:
-            raise ValueError(f"{name} and {other} must be two files, and both are {redact_text(str(path))}")
+            raise ValueError(f"{name} and {other} must be different files, got {redact_text(str(path))} for both")
 
 
 def _checked(option: str, check: Callable[[_T], _U], value: _T) -> _U:
@@ -212,14 +212,14 @@ def _base_url(given: str | None) -> URL:
     name, text = ("--base-url", given) if given is not None else (_BASE_URL, os.environ.get(_BASE_URL) or BASE_URL)
     url = http_url(text)
     if url is None or url.raw_user or url.raw_password:
-        # A password stands before an @, also in what is no URL.
+        # A password precedes an @, even if the text is not a valid URL.
         shown = "" if "@" in text else f", not {redact_text(_redacted(text))!r}"
         raise ValueError(f"{name} must be a URL such as {BASE_URL}, without user, query and fragment{shown}")
     return url if url.path.endswith("/") else url.with_path(f"{url.path}/")
 
 
 def _proxy(url: URL) -> URL | None:
-    """Return the proxy of the environment for *url*: HTTPS_PROXY or HTTP_PROXY, unless NO_PROXY names the host.
+    """Return the proxy from the environment for *url*: HTTPS_PROXY or HTTP_PROXY, unless NO_PROXY names the host.
 
     aiohttp's ``trust_env`` would also send a password of the user's .netrc to the API.
     """
@@ -265,7 +265,7 @@ def _at_once(text: str) -> int:
 
 def _journal(path: Path) -> Path:
     if not path.parent.is_dir():
-        raise ValueError(f"there is no folder {redact_text(str(path.parent))}")
+        raise ValueError(f"folder {redact_text(str(path.parent))} does not exist")
     return path
 
 

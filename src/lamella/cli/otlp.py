@@ -1,4 +1,4 @@
-"""Where the spans of a command go: a provider of its own, and an OTLP endpoint if there is one."""
+"""Export the spans of a command: its own provider, and an OTLP endpoint if one is given."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from yarl import URL
 from lamella.cli.terminal import count, http_url
 from lamella.redaction import redact_text, redact_url
 
-_SERVICE: Final = "lamella-sync"  # unless the environment has a name
-_PATH: Final = "/v1/traces"  # where an OTLP endpoint takes traces, below its base URL
+_SERVICE: Final = "lamella-sync"  # unless the environment sets a name
+_PATH: Final = "/v1/traces"  # path for traces below the base URL of an OTLP endpoint
 _ATTEMPT_SECONDS: Final = 2.0
 _LONGEST_SECONDS = 5.0
-_PAUSE: Final = 15.0  # seconds for which an endpoint that failed gets nothing
+_PAUSE: Final = 15.0  # seconds without exports after an endpoint failed
 _BATCH: Final = 512
-_ROOM: Final = 30_000  # spans that wait to be sent, at most: those of a storm of 5,000 calls
+_ROOM: Final = 30_000  # maximum of spans waiting for export: those of 5,000 calls in a burst
 
 
 class Delivery(NamedTuple):
-    """What became of the spans at an endpoint. ``why`` says why some did not arrive; None: all did."""
+    """The result of an export. ``why`` says why some spans did not arrive; None: all arrived."""
 
     url: str
     spans: int
@@ -42,13 +42,13 @@ class Delivery(NamedTuple):
     def __rich__(self) -> Text:
         spans = count(self.spans, "span")
         if self.why is None:
-            return Text(f"{spans} of the service {_service()} sent to {self.url}: all have arrived.")
+            return Text(f"{spans} of the service {_service()} sent to {self.url}: all arrived.")
         some = f"{self.arrived} of {spans}" if self.arrived else f"None of {spans}"
         return Text(f"{some} arrived at {self.url}: {self.why}.", "red")
 
 
 class Outlet(SpanExporter):
-    """An exporter that counts what arrives, and sends nothing for *pause* seconds after a batch that did not."""
+    """Export spans, count those that arrive, and pause for *pause* seconds after a failed batch."""
 
     def __init__(self, url: URL, pause: float = _PAUSE) -> None:
         self.url = url
@@ -59,7 +59,7 @@ class Outlet(SpanExporter):
         self._exporter: SpanExporter = OTLPSpanExporter(str(url), timeout=_ATTEMPT_SECONDS)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send a batch, unless one failed a moment ago."""
+        """Send a batch, unless the exporter is paused."""
         if time.monotonic() - self._failed_at < self._pause:
             return SpanExportResult.FAILURE
         with _complaints() as complaints:
@@ -81,20 +81,20 @@ class Outlet(SpanExporter):
 
 
 def endpoint(url: str) -> URL:
-    """Return the URL that takes traces, from itself or from its base.
+    """Return the URL for traces, given that URL or its base.
 
     Raises:
-        ValueError: *url* is no http or https URL with a host.
+        ValueError: *url* is not an http or https URL with a host.
     """
     found = http_url(url)
     if found is None:
-        raise ValueError("it must be a URL such as http://localhost:4318")
+        raise ValueError("must be a URL such as http://localhost:4318")
     path = found.path.rstrip("/")
     return found.with_path(path if path.endswith(_PATH) else path + _PATH)
 
 
 def make_provider(outlet: Outlet | None) -> TracerProvider:
-    """Return a provider that keeps every span, whatever the environment says of samplers, for *outlet*."""
+    """Return a provider that exports every span to *outlet*, whatever samplers the environment sets."""
     resource = Resource.create({"service.name": _service()})
     provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
     if outlet is not None:
@@ -103,14 +103,14 @@ def make_provider(outlet: Outlet | None) -> TracerProvider:
 
 
 def _service() -> str:
-    """Return the name of the service: that of OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES, else the command's."""
+    """Return the service name from OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES, else the command's."""
     found = str(Resource.create().attributes["service.name"])
     return _SERVICE if found.startswith("unknown_service") else redact_text(found)
 
 
 def deliver(provider: TracerProvider, outlet: Outlet, spans: int) -> Delivery:
-    """Send what is left, for some seconds at most, and count how many of the *spans* have arrived."""
-    # In a thread of its own: some versions of the exporter try for a minute, and none can be stopped.
+    """Send the remaining spans, with a limit of some seconds, and count how many of *spans* arrived."""
+    # In a thread: some versions of the exporter try for a minute, and none can be stopped.
     sending = threading.Thread(target=provider.shutdown, daemon=True)
     sending.start()
     sending.join(_LONGEST_SECONDS)
@@ -118,12 +118,12 @@ def deliver(provider: TracerProvider, outlet: Outlet, spans: int) -> Delivery:
     if sending.is_alive():
         why = f"it took longer than {_LONGEST_SECONDS:g} s"
     elif arrived < spans:
-        why = _unreachable(outlet.url) or outlet.complaint or "the endpoint did not take them"
+        why = _unreachable(outlet.url) or outlet.complaint or "the endpoint rejected them"
     return Delivery(redact_url(outlet.url), spans, arrived, why and redact_text(why).rstrip("."))
 
 
 def _unreachable(url: URL) -> str | None:
-    """Return why there is no connection. The exporter's own words for it fill a screen."""
+    """Return why there is no connection. The exporter's own message fills a screen."""
     try:
         socket.create_connection((url.host, url.port or 0), timeout=1).close()
     except OSError as exc:
@@ -133,7 +133,7 @@ def _unreachable(url: URL) -> str | None:
 
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """Keep what the exporter logs: printed, it would be a traceback in the middle of the output."""
+    """Capture what the exporter logs, which would otherwise print tracebacks into the output."""
     texts: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: texts.append(record.getMessage())  # type: ignore[method-assign]

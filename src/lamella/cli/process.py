@@ -1,4 +1,4 @@
-"""What the command sets for its whole process, or asks of it."""
+"""Settings and limits of the whole process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST_CONNECTIONS: Final = 500
 
 
 def connections() -> int:
-    """Return how many connections there may be: at most half of the files that a process may open."""
+    """Return the maximum number of connections: half of the files that the process may open."""
     try:
         import resource
     except ModuleNotFoundError:  # Windows
@@ -23,7 +23,7 @@ def connections() -> int:
 
 @contextmanager
 def without_stamina_hooks() -> Iterator[None]:
-    """Switch stamina's line for each retry off: where structlog is installed, there would be hundreds, on stdout."""
+    """Switch off stamina's log line per retry: with structlog installed, hundreds of them would go to stdout."""
     hooks = get_on_retry_hooks()
     set_on_retry_hooks([])
     try:

@@ -1,4 +1,4 @@
-"""A sync at one moment: what is done, how fast it goes, and what each account is doing."""
+"""A snapshot of a sync: what is done, how fast, and what each account is doing."""
 
 from __future__ import annotations
 
@@ -13,69 +13,69 @@ from lamella.cli.causes import state_of
 from lamella.errors import LamellaError
 from lamella.sync import Part, Progress
 
-_RECENT: Final = 10.0  # seconds that the rate is measured over
-_LONG: Final = 120.0  # seconds that the rate for the time to go is measured over: limits let pages through in bursts
-_SOON: Final = 1.0  # seconds before which there is no rate
+_RECENT: Final = 10.0  # window in seconds of the displayed rate
+_LONG: Final = 120.0  # window in seconds of the rate for the remaining time; longer, because limits cause bursts
+_SOON: Final = 1.0  # seconds before the first rate is shown
 
 
 class State(StrEnum):
-    """What an account is doing; the state that needs most attention first."""
+    """What an account is doing, with the state that needs most attention first."""
 
     FAILED = "failed"
-    QUEUED = "queued"  # it waits for its rate limit
+    QUEUED = "queued"  # waiting for its rate limit
     RUNNING = "running"
-    WAITING = "waiting"  # none of its pages is under way
+    WAITING = "waiting"  # no page in flight
     DONE = "done"
 
 
 @dataclass(frozen=True, slots=True)
 class AccountView:
-    """An account at one moment."""
+    """A snapshot of an account."""
 
     name: str
     state: State
     pages: int  # stored
-    expected: int | None  # in all; None: unknown
+    expected: int | None  # total; None: unknown
     records: int
-    running: int  # pages under way
-    closed_for: float  # seconds that its rate limit keeps it waiting
+    running: int  # pages in flight
+    closed_for: float  # seconds until its rate limit lets it continue
     parts: int
     failed: tuple[Part, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """The whole sync at one moment. Times are in seconds."""
+    """A snapshot of the whole sync. Times are in seconds."""
 
     run: int
     resumed: bool
-    accounts: tuple[AccountView, ...]  # in the order in which they were given
+    accounts: tuple[AccountView, ...]  # in the given order
     pages: int  # stored
-    expected: int | None  # pages in all; None: unknown
-    guessed: bool  # whether that includes lists of unknown length, taken to be as long as the others
+    expected: int | None  # total pages; None: unknown
+    guessed: bool  # whether the total includes lists of unknown length, estimated from the others
     records: int
     parts: int
     done: int  # parts
-    skipped: int  # parts that were done before the run was resumed
+    skipped: int  # parts done before the run was resumed
     failed: int  # parts
     elapsed: float
-    rate: float | None  # pages a second in the last seconds; None: too early
-    left: float | None  # estimated time to go; None: unknown
-    outage: LamellaError | None  # the failure that shows that the API is down; None: it is up
+    rate: float | None  # current pages per second; None: too early
+    left: float | None  # estimated remaining time; None: unknown
+    outage: LamellaError | None  # the failure that shows that the API is down; None: the API is up
     outage_for: float
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is left to be read."""
+        """Whether everything has been read."""
         return self.done + self.failed == self.parts and not any(account.running for account in self.accounts)
 
 
 class Watch:
-    """Looks at a sync from time to time.
+    """Take snapshots of a sync.
 
     Args:
-        closed_for: Returns the seconds for which the rate limit keeps the account of this name waiting.
-        clock: Monotonic seconds. None means those of this machine.
+        closed_for: Returns for how many seconds the rate limit keeps the account with this name waiting.
+        clock: Returns monotonic seconds. None means the system clock.
     """
 
     def __init__(self, closed_for: Callable[[str], float], clock: Callable[[], float] = time.monotonic) -> None:
@@ -83,17 +83,17 @@ class Watch:
         self._closed_for = closed_for
         self._clock = clock
         self._began = clock()
-        self._pages: deque[tuple[float, int]] = deque()  # the number of stored pages at each look
+        self._pages: deque[tuple[float, int]] = deque()  # the number of stored pages at each snapshot
         self._first: dict[str, tuple[float, int]] = {}
-        """When each account was seen at work first, and its number of stored pages then."""
+        """When each account was first seen active, and its number of stored pages then."""
         self._down_since: float | None = None
 
     def begun(self, progress: Progress) -> None:
-        """Take the progress of the sync: its ``on_progress``."""
+        """Start with the progress of the sync; passed as ``on_progress``."""
         self.progress = progress
 
     def look(self) -> Overview | None:
-        """Return the sync at this moment. None: it has not begun."""
+        """Return a snapshot of the sync; None before it begins."""
         progress = self.progress
         if progress is None:
             return None
@@ -110,7 +110,8 @@ class Watch:
                 self._first.setdefault(account.name, (now, account.pages))
         left = None
         if expected is not None and long:
-            # Until all together are through, and until the slowest account is: each has a limit of its own.
+            # The later of the ends of all accounts together and of the slowest one, since each account has its own
+            # limit.
             left = max([(expected - pages) / long, *(self._left_of(account, now) for account in accounts)])
         return Overview(
             run=progress.run,
@@ -162,7 +163,7 @@ class Watch:
             )
 
     def _rates(self, now: float, pages: int) -> tuple[float | None, float | None]:
-        """Return the pages a second of the last seconds, and of the last minutes."""
+        """Return the pages per second over the last seconds and over the last minutes."""
         seen = self._pages
         seen.append((now, pages))
         while len(seen) > 1 and seen[1][0] <= now - _LONG:
@@ -171,7 +172,7 @@ class Watch:
         return _rate(lately, seen[-1]), _rate(seen[0], seen[-1])
 
     def _left_of(self, account: AccountView, now: float) -> float:
-        """Return the time to go of an account by its own rate, and at least until its limit lets it go on."""
+        """Return the remaining time of an account by its own rate, at least until its limit lets it continue."""
         first = self._first.get(account.name)
         own = None if first is None else _rate(first, (now, account.pages))
         if not own or account.expected is None:
@@ -185,14 +186,14 @@ def _rate(one: tuple[float, int], other: tuple[float, int]) -> float | None:
 
 
 def _expected_of(part: Part) -> int | None:
-    """Return the number of pages that a part will have. None: unknown."""
+    """Return the expected number of pages of a part; None if unknown."""
     if part.done or (part.error is not None and not part.running):
         return part.pages
     return None if part.total_pages is None else max(part.total_pages, part.pages)
 
 
 def _expected(parts: Iterable[Part]) -> tuple[int | None, bool]:
-    """Return the number of pages that there will be, and whether it is a guess for lists of unknown length."""
+    """Return the expected total of pages, and whether it includes guesses for lists of unknown length."""
     known: dict[str, list[int]] = {}
     unknown: list[str] = []
     total = 0

@@ -1,4 +1,4 @@
-"""What is to be known of the records beside the failures, each in a sentence: for the screen and the page."""
+"""Remarks about the records besides the failures, one sentence each, for the screen and the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_NAMES: Final = 5
 
 
 def remarks(parts: Sequence[Part], secrets: Sequence[str] = ()) -> Iterator[str]:
-    """Yield what is to be known of the records beside the failures: what is missing or not proved, what was dropped."""
+    """Yield remarks about missing, unproved and dropped records."""
     open_ = sum(not part.done for part in parts)
     if open_:
         yield f"Records are missing: {open_:,} of {count(len(parts), 'part')} {'is' if open_ == 1 else 'are'} not done."
@@ -22,33 +22,33 @@ def remarks(parts: Sequence[Part], secrets: Sequence[str] = ()) -> Iterator[str]
     if gaps:
         since = some(sorted({str(part.since) for part in gaps}), 1)
         yield (
-            f"Records that were last changed before {redact_text(since)} were not read, of {count(len(gaps), 'part')}: "
+            f"In {count(len(gaps), 'part')}, records last changed before {redact_text(since)} were not read: "
             "a sync without --since reads them."
         )
     if unproved := sum(_is_unproved(part) for part in parts):
         yield (
-            f"The API gives no total of {count(unproved, 'part')}: they were read to their end, and that all of their "
-            "records are there cannot be proved."
+            f"The API gives no total for {count(unproved, 'part')}: they were read to the end, but it cannot be "
+            "proved that no record is missing."
         )
     if bad := [text for part in parts for text in part.bad]:
-        yield f"Records were not stored, their pages were: {redact_text(some(bad, _MOST_NAMES), secrets)}."
+        yield f"Invalid records were not stored, but the rest was: {redact_text(some(bad, _MOST_NAMES), secrets)}."
     if nameless := sum(part.nameless for part in parts):
         lists = list(dict.fromkeys(part.resource for part in parts if part.nameless))
         yield (
             f"{count(nameless, 'record')} of {redact_text(some(lists, _MOST_NAMES))} "
-            f"{'has' if nameless == 1 else 'have'} no id: stored by content, as often as the API has "
-            f"{'it' if nameless == 1 else 'them'}. These lists are read from their beginning each time."
+            f"{'has' if nameless == 1 else 'have'} no id: stored by content, as often as the API returns "
+            f"{'it' if nameless == 1 else 'them'}. These lists are read from the beginning each time."
         )
     if warnings := list(dict.fromkeys(text for part in parts for text in part.warnings)):
         yield f"The API warns: {redact_text(some(warnings, _MOST_NAMES), secrets)}."
     if dropped := [redact_text(name) for name in dropped_of(parts)]:
         names = some(dropped, _MOST_NAMES)
-        yield f"What was stored of {names} was dropped: company_id, environment_name or a parameter has changed."
+        yield f"Stored records of {names} were dropped because company_id, environment_name or a parameter has changed."
     yield from _compared(parts, secrets)
 
 
 def _compared(parts: Sequence[Part], secrets: Sequence[str]) -> Iterator[str]:
-    """Yield what the readings of whole lists have shown."""
+    """Yield the results of reading whole lists."""
 
     def named(field: str) -> str:
         names = [f"{part.account} {part.resource} {name}" for part in parts for name in getattr(part, field)]
@@ -56,15 +56,15 @@ def _compared(parts: Sequence[Part], secrets: Sequence[str]) -> Iterator[str]:
 
     if missing := sum(part.missing for part in parts):
         yield (
-            f"{count(missing, 'record')} had been missing: an earlier run should have read what was changed so long "
-            f"ago. Stored now: {named('missing_ids') or 'see the run before'}."
+            f"{count(missing, 'record')} had been missing: an earlier run should have read changes this "
+            f"old. Stored now: {named('missing_ids') or 'see the previous run'}."
         )
     if deleted := sum(part.deleted for part in parts):
         are = "is marked as deleted: the API no longer has it" if deleted == 1 else "are marked as deleted"
         yield f"{count(deleted, 'record')} {are}: {named('deleted_ids') or 'see the run before'}."
     if unmet := sum(part.unmet for part in parts):
         yield (
-            f"{count(unmet, 'stored record')} did not come with the whole list, and nothing proves that "
+            f"{count(unmet, 'stored record')} did not appear in the whole list, but nothing proves that "
             f"{'it is' if unmet == 1 else 'they are'} deleted: not marked."
         )
 
@@ -72,21 +72,21 @@ def _compared(parts: Sequence[Part], secrets: Sequence[str]) -> Iterator[str]:
 def remarks_of_run(
     parts: Sequence[Part], departed: Sequence[str], how: Departed, absent: Sequence[tuple[str, str]], *, verify: bool
 ) -> Iterator[str]:
-    """Yield what is to be known of the accounts and lists that were read.
+    """Yield remarks about the accounts and lists of a run.
 
     Args:
-        parts: What was to be synced.
-        departed: The accounts that are no longer synced.
-        how: What was done with their records.
-        absent: The lists that are stated to be absent.
-        verify: Whether all lists were to be compared.
+        parts: The parts of the sync.
+        departed: Accounts that are no longer synced.
+        how: What happened to their records.
+        absent: Lists declared absent in the accounts file.
+        verify: Whether all lists were compared.
     """
     if verify:
         compared = sum(part.compared for part in parts)
-        yield f"Compared with all that the API has, record by record: {compared:,} of {count(len(parts), 'list')}."
+        yield f"Compared with the API record by record: {compared:,} of {count(len(parts), 'list')}."
     if departed:
         done = {
-            "keep": "stay as they are: --departed mark or forget changes that",
+            "keep": "are kept: --departed mark or forget changes that",
             "mark": "are marked as deleted",
             "forget": "are forgotten",
         }[how]
@@ -94,7 +94,7 @@ def remarks_of_run(
         yield f"The records of accounts that are no longer synced, {names}, {done}."
     if absent:
         names = redact_text(some([f"{resource} of {name}" for name, resource in absent], _MOST_NAMES))
-        yield f"Not read, since the accounts file says that they are absent: {names}."
+        yield f"Not read, because the accounts file declares them absent: {names}."
 
 
 def _is_unproved(part: Part) -> bool:
@@ -102,7 +102,7 @@ def _is_unproved(part: Part) -> bool:
 
 
 def are_all_there(parts: Iterable[Part]) -> bool:
-    """Return whether it is proved that all records of the API are stored."""
+    """Return whether all records of the API are proved to be stored."""
     return all(part.done and not part.gap and not _is_unproved(part) for part in parts)
 
 

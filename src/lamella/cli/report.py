@@ -1,4 +1,4 @@
-"""The end of a sync: numbers, failures by cause, where the records are. As tables, and as JSON.
+"""Report the result of a sync: numbers, failures by cause, and where the records are, as tables or JSON.
 
 docs/reference/sync-report.md describes the JSON.
 """
@@ -26,7 +26,7 @@ from lamella.sync.tables import Misfits
 if TYPE_CHECKING:
     from lamella.cli.traces import Collector
 
-_VERSION: Final = 1  # of the JSON; it changes when a field goes or means something else, not when one is added
+_VERSION: Final = 1  # of the JSON; increases when a field is removed or redefined, not when one is added
 _MOST_PARTS: Final = 40
 _MOST_NAMES: Final = 5
 _FIELDS: Final = ("account", "resource", "since", "pages", "total_pages", "records", "total")
@@ -43,27 +43,27 @@ class Synced:
     parts: tuple[Part, ...]
     took: float  # seconds
     interrupted: bool = False
-    fault: str | None = None  # why the journal or the output could not be written; None: they could
-    misfits: Misfits = field(default_factory=Misfits)  # values that do not fit the columns of the output
-    departed: tuple[str, ...] = ()  # accounts that the journal had records of, and that are no longer synced
+    fault: str | None = None  # why the journal or the output could not be written; None: both were written
+    misfits: Misfits = field(default_factory=Misfits)  # values that do not fit their columns
+    departed: tuple[str, ...] = ()  # accounts with records in the journal that are no longer synced
 
     @property
     def exit_code(self) -> int:
-        """0: all is done. 1: something failed. 130: it was interrupted."""
+        """0: everything is done. 1: something failed. 130: interrupted."""
         if self.interrupted:
             return 130
         return 1 if self.fault or self.misfits.count or not all(part.done for part in self.parts) else 0
 
 
 class Check(NamedTuple):
-    """Something that must hold after a sync with the sandbox. ``fault`` says how it does not; None: it holds."""
+    """A condition that must hold after a sync with the sandbox. ``fault`` says how it is violated; None: it holds."""
 
     what: str
     fault: str | None
 
 
 class Total(NamedTuple):
-    """A number with its name. ``nested``: it is a part of the one before it."""
+    """A number with its name. ``nested``: part of the previous number."""
 
     name: str
     value: str
@@ -72,7 +72,7 @@ class Total(NamedTuple):
 
 
 def totals(synced: Synced, collected: Collector | None = None) -> Iterator[Total]:
-    """Yield the numbers of a sync; those of attempts and retries where spans were collected."""
+    """Yield the numbers of a sync, including attempts and retries if spans were collected."""
     parts = synced.parts
     of_account: dict[str, set[str]] = {}
     for part in parts:
@@ -90,7 +90,7 @@ def totals(synced: Synced, collected: Collector | None = None) -> Iterator[Total
         for cause, many in sorted(collected.after.items(), key=lambda item: (-item[1], item[0])):
             yield Total(f"after {cause}", f"{many:,}", nested=True)
         if collected.waited:
-            yield Total("waits", duration(collected.waited), "between attempts, in sum")
+            yield Total("waits", duration(collected.waited), "between attempts, total")
     yield Total("time", duration(synced.took))
 
 
@@ -101,7 +101,7 @@ def _in_words(states: Iterable[str]) -> str:
 
 
 def no_answer(parts: Sequence[Part]) -> str:
-    """Return the most frequent cause of parts that failed without an answer. Empty: there are none."""
+    """Return the most frequent cause of parts that failed without a response. Empty if there are none."""
     found = Counter(
         reason_of(part.error).full for part in parts if not part.done and isinstance(part.error, TransportError)
     )
@@ -131,7 +131,7 @@ def outcome(shown: Iterable[Total]) -> RenderableType:
 
 
 def failures(causes: Sequence[Cause]) -> RenderableType:
-    """Return what failed by cause: how many, why there was no further attempt, what to do."""
+    """Return the failures by cause: how many, why there was no further attempt, and what to do."""
     if not causes:
         return titled("Failures", Text("None."))
     table = _table({"justify": "right", "no_wrap": True}, {})
@@ -146,7 +146,7 @@ def failures(causes: Sequence[Cause]) -> RenderableType:
 
 
 def verdict(checks: Iterable[Check]) -> RenderableType:
-    """Return what was checked, and whether it holds."""
+    """Return the checks and whether they hold."""
     table = _table()
     for check in checks:
         table.add_row(Text("FAILED", "bold red") if check.fault else Text("ok", "green"), Text(check.what))
@@ -158,41 +158,41 @@ def verdict(checks: Iterable[Check]) -> RenderableType:
 def where_it_is(
     output: Path | None, journal: Path | None, parts: Sequence[Part], notes: Iterable[str], *, ended: bool
 ) -> RenderableType:
-    """Return where the records are, and what is missing there.
+    """Return where the records are and what is missing.
 
     Args:
-        output: None: there is none.
-        journal: None: it is temporary.
-        parts: What was to be synced.
-        notes: What else is to be known of the records.
-        ended: Whether the sync came to its end, so that the output was written.
+        output: None means no output.
+        journal: None means a temporary journal.
+        parts: The parts of the sync.
+        notes: Further remarks about the records.
+        ended: Whether the sync finished, so that the output was written.
     """
     has_all = ended and are_all_there(parts)
     lines = []
     if output is not None:
-        what = "has all records" if has_all else "has what was read" if ended else "was not written"
+        what = "has all records" if has_all else "has the records read so far" if ended else "was not written"
         lines.append(f"{redact_text(str(output))} {what}.")
     if journal is not None:
-        what = "all records; the next sync reads only what is new" if has_all else "what was read"
+        what = "all records; the next sync reads only what is new" if has_all else "the records read so far"
         lines.append(f"The journal {redact_text(str(journal))} has {what}.")
     return titled("Output", *map(Text, (*lines, *notes)))
 
 
 def plan_as_table(parts: Sequence[Part]) -> RenderableType:
-    """Return what a sync would read."""
+    """Return a table of what a sync would read."""
     table = _table(gap=2)
     for part in parts[:_MOST_PARTS]:
         what = f"since {part.since}" if part.since else "everything"
         if part.skipped:
-            what = "nothing: done already"
+            what = "nothing: already done"
         elif part.dropped:
-            what += "; what is stored will be dropped, since company_id, environment_name or a parameter has changed"
+            what += "; stored records will be dropped because company_id, environment_name or a parameter has changed"
         elif part.pages:
-            what += f", but for {count(part.pages, 'page')} that {'is' if part.pages == 1 else 'are'} stored"
+            what += f", except {count(part.pages, 'page')} already stored"
         table.add_row(Text(redact_text(part.account)), Text(part.resource), Text(what))
     more = len(parts) - _MOST_PARTS
     rest = [Text(f"… and {more:,} more")] if more > 0 else []
-    return titled(f"{count(len(parts), 'part')}, and nothing was sent", table, *rest)
+    return titled(f"{count(len(parts), 'part')}; nothing was sent", table, *rest)
 
 
 def as_json(
@@ -247,7 +247,7 @@ def as_json(
 
 
 def plan_as_json(parts: Sequence[Part]) -> _Json:
-    """Return what a sync would begin with (``--dry-run``)."""
+    """Return the plan of a sync (``--dry-run``)."""
     return {"version": _VERSION, "dry_run": True, **_of_parts(parts, ()), "exit_code": 0}
 
 
@@ -281,7 +281,7 @@ def _error(error: Exception, secrets: Sequence[str]) -> _Json:
     return {
         "type": type(error).__name__,
         "status": getattr(error, "status", None),
-        # lamella's own errors hold no secret, and may be longer than a line of someone else's.
+        # lamella's own errors contain no secrets and may be longer than one line.
         "message": str(error) if is_ours else redact_text(str(error), secrets),
         "hint": reason_of(error, secrets, of_account=True).hint or None,
         "stopped": error.stopped.value if isinstance(error, LamellaError) and error.stopped else None,

@@ -1,4 +1,4 @@
-"""``lamella sync --sandbox``: a sync of made-up accounts, with a server on this machine that fails on purpose."""
+"""``lamella sync --sandbox``: sync generated accounts with a local server that fails on purpose."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from lamella.testing import Fault, FixedWindow
 
 API_KEY: Final = "sandbox-api-key"
 RESOURCES: Final = ("contacts", "invoices", "items")
-SCALE: Final = 1 / 30  # how many seconds a second of the rules takes
+SCALE: Final = 1 / 30  # the factor by which waits are shortened
 
 _PAGE_SIZE: Final = 20
 _REQUESTS_A_MINUTE: Final = 10
 _OUTAGE: Final = 2.0  # seconds
-_OUTAGE_AFTER: Final = 0.45  # the share of the needed requests after which the outage begins
-_MOST_REQUESTS: Final = 2.0  # for each request that is needed
+_OUTAGE_AFTER: Final = 0.45  # the fraction of the needed requests after which the outage begins
+_MOST_REQUESTS: Final = 2.0  # per needed request
 
 _CHANCES: Final[dict[int | Fault, float]] = {500: 0.05, Fault.RESET_BEFORE_HEADERS: 0.01, Fault.CUT_BODY: 0.01}
 _STATES: Final[dict[str, AccountState]] = {"Hafenkontor Emden": "expired", "Praxis am Markt": "inactive"}
@@ -45,7 +45,7 @@ _NAMES: Final = (
 
 
 def _made() -> dict[str, SandboxAccount]:
-    """Return the accounts by their names, with 5 to 250 records of each resource."""
+    """Return the accounts by name, with 5 to 250 records of each resource."""
     return {
         name: SandboxAccount(
             f"sandbox-account-key-{number + 1}", _STATES.get(name, "active"), records=5 + number * 97 % 246
@@ -55,7 +55,7 @@ def _made() -> dict[str, SandboxAccount]:
 
 
 def settings() -> dict[str, Any]:
-    """Return the settings that a sync with the sandbox does not take from options. Its URL is known when it runs."""
+    """Return the settings that do not come from options. The URL is known once the sandbox runs."""
     return {
         "api_key": API_KEY,
         "base_url": URL(),
@@ -68,7 +68,7 @@ def settings() -> dict[str, Any]:
 
 
 def make_server(resources: Sequence[str]) -> Sandbox:
-    """Return a server of the accounts that fails for a while in the middle of a sync of *resources*."""
+    """Return a server with the accounts that fails for a while in the middle of a sync of *resources*."""
     requests, outage_at = 0, round(_needed(resources) * _OUTAGE_AFTER)
 
     def on_answer(_: Received) -> None:
@@ -92,7 +92,7 @@ def make_server(resources: Sequence[str]) -> Sandbox:
 
 
 def _needed(resources: Sequence[str]) -> int:
-    """Return how many requests a sync needs if all are answered."""
+    """Return how many requests a sync needs without failures."""
     return sum(
         -(-(account.records or 0) // _PAGE_SIZE) * len(resources) if account.state == "active" else 1
         for account in _made().values()
@@ -100,18 +100,18 @@ def _needed(resources: Sequence[str]) -> int:
 
 
 def checks(sandbox: Sandbox, resources: Sequence[str], output: Path | None, parts: Sequence[Part]) -> tuple[Check, ...]:
-    """Return whether *output* has all records, and whether what could not be read is reported in *parts*."""
+    """Check that *output* has all records, and that *parts* report what could not be read."""
     requests, needed = len(sandbox.received), _needed(resources)
-    # A sync that is resumed, or reads only what is new, needs fewer.
-    fault = f"more than {_MOST_REQUESTS:g} for each of the {needed} needed"
+    # A resumed or incremental sync needs fewer.
+    fault = f"more than {_MOST_REQUESTS:g} per needed request, of which there are {needed}"
     return (
         Check(
-            f"Every record of every active account is in the output once, as the API has it: {_counted(parts)}",
+            f"Every record of every active account is in the output once, identical to the API's: {_counted(parts)}",
             _lost(sandbox, resources, output),
         ),
-        Check("The other accounts are reported, with 401 and 403, and no others.", _unreported(parts)),
+        Check("Exactly the other accounts are reported, with 401 and 403.", _unreported(parts)),
         Check(
-            f"It took {requests:,} requests, and {needed:,} are needed: {requests / needed:.2f} for each.",
+            f"It took {requests:,} requests for the {needed:,} needed: {requests / needed:.2f} per needed request.",
             fault if requests > needed * _MOST_REQUESTS else None,
         ),
     )
@@ -132,17 +132,17 @@ def _lost(sandbox: Sandbox, resources: Sequence[str], output: Path | None) -> st
     for found, record in _rows_of(output):
         twice += found in seen
         seen.add(found)
-        # There may be others, of an earlier sync into the same journal.
+        # An earlier sync into the same journal may have left others.
         differ += found[1] in resources and expected.get(found) != record
     missing = len(expected.keys() - seen)
-    faults = {"missing": missing, "there twice": twice, "not as the API has it": differ}
+    faults = {"missing": missing, "there twice": twice, "unlike the API's": differ}
     return "; ".join(f"{count(many, 'record')} {fault}" for fault, many in faults.items() if many) or None
 
 
 def _counted(parts: Sequence[Part]) -> str:
-    """Return how many lists are complete by the API's own count."""
+    """Return how many lists are complete according to the API's own count."""
     totals = [part.total for part in parts if part.done and part.total is not None]
-    return f"{count(len(totals), 'list')} hold as many different records as it counts: {sum(totals):,}."
+    return f"{count(len(totals), 'list')} hold as many distinct records as the API counts: {sum(totals):,}."
 
 
 def _unreported(parts: Sequence[Part]) -> str | None:
@@ -161,11 +161,11 @@ def _unreported(parts: Sequence[Part]) -> str | None:
     if not wrong:
         return None
     account, resource = first = min(wrong)
-    return f"{count(len(wrong), 'part')} otherwise: {resource} of {account} ended in {found.get(first, 'nothing bad')}"
+    return f"{count(len(wrong), 'part')} differ: {resource} of {account} ended with {found.get(first, 'no failure')}"
 
 
 def _rows_of(path: Path) -> Iterator[tuple[tuple[str, str, str], Any]]:
-    """Yield account, resource and id of each record in an output, and the record, as any other program reads them."""
+    """Yield account, resource, id and record of each row of an output, read as any other program would."""
     names = ("account", "resource", "id", "record")
     suffix = path.suffix.lower()
     if suffix in {".jsonl", ".ndjson"}:

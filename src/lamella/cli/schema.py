@@ -1,4 +1,4 @@
-"""A schema: the typed columns of an output, from a TOML file."""
+"""Read a schema, the typed columns of an output, from a TOML file."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from lamella.sync.tables import check_tables
 def tables_in(path: Path) -> dict[str, Table]:
     """Return the tables of a file: a table for each resource, with the type of each column.
 
-    A table in it is a child table: ``[invoices.lineItems]``.
+    A nested table is a child table: ``[invoices.lineItems]``.
 
     Raises:
-        ValueError: It cannot be read or is not valid: which file, and what.
+        ValueError: The file cannot be read or is invalid; the message names the file and the problem.
     """
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as exc:
         raise ValueError(f"{path}: cannot be read: {exc.strerror or type(exc).__name__}") from None
     except ValueError as exc:
-        raise ValueError(f"{path}: is no TOML: {redact_text(str(exc))}") from None
+        raise ValueError(f"{path}: is not valid TOML: {redact_text(str(exc))}") from None
     try:
         tables = {resource: _table(resource, columns) for resource, columns in found.items()}
         check_tables(tables)
     except ValueError as exc:
         raise ValueError(f"{path}: {exc}") from None
     if not tables:
-        raise ValueError(f"{path}: no tables in it: write [invoices], and the type of each column")
+        raise ValueError(f"{path}: contains no tables: write [invoices] and the type of each column")
     return tables
 
 
@@ -41,5 +41,5 @@ def _table(resource: str, columns: object) -> Table:
     own = {name: kind for name, kind in columns.items() if name not in children}
     for name, types in {resource: own, **children}.items():
         if not all(isinstance(kind, str) for kind in types.values()):
-            raise ValueError(f"{name} must hold the types of its columns as texts")
+            raise ValueError(f"{name} must contain the types of its columns as strings")
     return Table(own, children)

@@ -1,4 +1,4 @@
-"""``lamella sync``: from options to what it shows, writes and exits with."""
+"""``lamella sync``: run a sync with the given options, show and write the result, and return the exit code."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
     from lamella.cli.otlp import Outlet
     from lamella.cli.traces import Collector
 
-_ENDING: Final = "Ending: what is under way has 10 s. Ctrl-C again ends at once."
-_MOST_NAMES: Final = 10  # resources that are named on the page
+_ENDING: Final = "Stopping: requests in flight have 10 s to end. Press Ctrl-C again to stop at once."
+_MOST_NAMES: Final = 10  # maximum of resources named on the page
 
 
 class _Tracing(NamedTuple):
-    """Where the spans go."""
+    """The destinations of the spans."""
 
     provider: TracerProvider
     collected: Collector
@@ -56,7 +56,7 @@ class _Tracing(NamedTuple):
 
 
 class _Ended(NamedTuple):
-    """What was asked for, its result, and what was checked (only with the sandbox)."""
+    """The settings, the result, and the checks (only with the sandbox)."""
 
     options: Options
     settings: Settings
@@ -67,7 +67,7 @@ class _Ended(NamedTuple):
 def main(options: Options) -> int:
     """Sync, show the result, and return the exit code."""
     try:
-        # With the sandbox, the files that were not asked for are in a temporary folder.
+        # With the sandbox, files that were not requested are in a temporary folder.
         with TemporaryDirectory(prefix="lamella-") if options.sandbox else nullcontext("") as folder:
             return _main(options, Path(folder))
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -82,7 +82,7 @@ def _main(options: Options, folder: Path) -> int:
     except (ValueError, ModuleNotFoundError) as exc:
         fail(str(exc))
     if options.accounts is not None and others_can_read(options.accounts):
-        warn(f"others on this machine can read the keys in {options.accounts}: chmod 600 it")
+        warn(f"other users can read the keys in {options.accounts}: run chmod 600 on it")
     console = make_console(stderr=options.as_json)
     try:
         if options.dry_run:
@@ -94,8 +94,8 @@ def _main(options: Options, folder: Path) -> int:
             return 0
         if options.sandbox:
             console.print(
-                f"{count(len(settings.accounts), 'account')}, all made up, at a server on this machine that fails on "
-                f"purpose.\nThe waits are shortened: a minute of the rules takes {duration(60 * sandboxed.SCALE)}.\n"
+                f"{count(len(settings.accounts), 'generated account')} on a local server that fails on "
+                f"purpose.\nWaits are shortened: a minute takes {duration(60 * sandboxed.SCALE)}.\n"
             )
         ended = asyncio.run(_sync(options, settings, console, tracing))
     except JournalError as exc:
@@ -104,7 +104,7 @@ def _main(options: Options, folder: Path) -> int:
 
 
 async def _plan(settings: Settings) -> tuple[Part, ...]:
-    """Return what a sync would begin with. Nothing is sent or written."""
+    """Return the plan of a sync. Sends and writes nothing."""
     there = os.path.exists(settings.journal)  # noqa: ASYNC240 - a look, before there is anything to wait for
     async with Journal.open(settings.journal, batch=settings.identity) if there else nullcontext() as journal:
         return await maesn.plan(
@@ -136,11 +136,11 @@ async def run(
     showing: Callable[[Look], AbstractContextManager[Display]],
     provider: TracerProvider | None = None,
 ) -> Synced:
-    """Sync until all has ended, or until it is interrupted (SIGINT, SIGTERM), and show it meanwhile.
+    """Run and show a sync until it ends or is interrupted (SIGINT, SIGTERM).
 
     Raises:
-        JournalError: The journal could not be opened; nothing was sent.
-        asyncio.CancelledError: It was interrupted before it began.
+        JournalError: The journal cannot be opened; nothing was sent.
+        asyncio.CancelledError: Interrupted before the sync began.
     """
     keys = {account.name: account.key for account in settings.accounts}
     throttle = Throttle(settings.rules, key=lambda _: maesn.current_account(), tracer_provider=provider)
@@ -206,13 +206,13 @@ async def _sync_all(settings: Settings, throttle: Throttle, watch: Watch, provid
 
 @asynccontextmanager
 async def _drawn(display: Display) -> AsyncIterator[None]:
-    """Draw it every so many seconds, and at the end once more."""
+    """Update the display periodically and once at the end."""
 
     async def draw() -> None:
         while True:
             began = time.perf_counter()
             display.draw()
-            # With many accounts a drawing takes a while: at most a tenth of the time.
+            # With many accounts an update is slow; spend at most a tenth of the time on it.
             await asyncio.sleep(max(display.every, 9 * (time.perf_counter() - began)))
 
     drawing = asyncio.create_task(draw())
@@ -227,7 +227,7 @@ async def _drawn(display: Display) -> AsyncIterator[None]:
 
 @contextmanager
 def _interrupted_by_signals(task: asyncio.Task[Report], display: Display) -> Iterator[None]:
-    """Cancel *task* at SIGINT and SIGTERM: the first one ends it in order, the second one at once."""
+    """Cancel *task* on SIGINT and SIGTERM: gracefully on the first signal, at once on the second."""
     loop = asyncio.get_running_loop()
     taken = []
 
@@ -236,7 +236,7 @@ def _interrupted_by_signals(task: asyncio.Task[Report], display: Display) -> Ite
         display.note(_ENDING)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        # A signal that is ignored, as in the background of a shell, stays ignored.
+        # A signal that is already ignored, as for a background job, stays ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
             with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
                 loop.add_signal_handler(number, interrupt)
@@ -249,10 +249,10 @@ def _interrupted_by_signals(task: asyncio.Task[Report], display: Display) -> Ite
 
 
 def _tracing(options: Options, settings: Settings) -> _Tracing | None:
-    """Return what --otlp, --report and --sandbox need. None: none of them is given.
+    """Return the tracing for --otlp, --report and --sandbox; None if none of them is given.
 
     Raises:
-        ValueError: It is not installed or switched off, or an argument is not valid.
+        ValueError: The SDK is missing or disabled, or an argument is invalid.
     """
     given = (("--otlp", options.otlp), ("--report", options.page), ("--sandbox", options.sandbox or None))
     name = next((name for name, value in given if value is not None), None)
@@ -265,7 +265,7 @@ def _tracing(options: Options, settings: Settings) -> _Tracing | None:
             raise
         raise ValueError(f"{name} needs OpenTelemetry's SDK: pip install 'lamella[cli,sdk]'") from None
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        raise ValueError(f"{name} needs OpenTelemetry's SDK, and OTEL_SDK_DISABLED switches it off")
+        raise ValueError(f"{name} needs OpenTelemetry's SDK, but OTEL_SDK_DISABLED disables it")
     if options.page is not None:
         if find_spec("jinja2") is None:
             raise ValueError("jinja2 is missing: pip install 'lamella[cli]'")
@@ -283,9 +283,9 @@ def _tracing(options: Options, settings: Settings) -> _Tracing | None:
 
 
 def _tell(console: Console, ended: _Ended, tracing: _Tracing | None) -> int:
-    """Show the result, and return the exit code."""
+    """Show the result and return the exit code."""
     options, settings, synced, checks = ended.options, ended.settings, ended.synced, ended.checks
-    # With the sandbox the failures are injected: the checks count.
+    # With the sandbox failures are injected, so only the checks count.
     code = int(any(check.fault for check in checks) or synced.misfits.count > 0) if checks else synced.exit_code
     causes = causes_of(synced.parts, settings.secrets)
     show(console, report.outcome(report.totals(synced, tracing and tracing.collected)), report.failures(causes))
@@ -299,7 +299,7 @@ def _tell(console: Console, ended: _Ended, tracing: _Tracing | None) -> int:
         if retried:
             from lamella.cli.traces import interest, tree
 
-            show(console, report.titled("A call that ended well", tree(max(retried, key=interest))))
+            show(console, report.titled("A successful call", tree(max(retried, key=interest))))
         show(console, report.verdict(checks))
     if tracing is not None:
         if options.page is not None:
@@ -328,13 +328,13 @@ def _notes(settings: Settings, synced: Synced) -> Iterator[str]:
         )
     if synced.misfits.empty:
         names = redact_text(some(synced.misfits.empty, 5))
-        yield f"Columns of the schema that have a value in no record: {names}. Check their names."
+        yield f"Columns of the schema without a value in any record: {names}. Check their names."
     verify, how = settings.full_every == 0, settings.departed
     yield from remarks_of_run(synced.parts, synced.departed, how, settings.absent, verify=verify)
 
 
 def _write_page(console: Console, path: Path, ended: _Ended, collected: Collector) -> int:
-    """Write the page, and return the exit code for that."""
+    """Write the page and return its exit code."""
     from lamella.cli.html import Page, html_report
 
     settings, synced = ended.settings, ended.synced
@@ -353,7 +353,7 @@ def _write_page(console: Console, path: Path, ended: _Ended, collected: Collecto
     )
     content = html_report(page).encode()
     try:
-        whole_file.write(path, content, mode=whole_file.PRIVATE)  # it names the end users
+        whole_file.write(path, content, mode=whole_file.PRIVATE)  # the page names end users
     except OSError as exc:
         warn(f"cannot write the page: {exc.strerror or exc}: {path}")
         return 1
@@ -380,12 +380,12 @@ def _say_the_last_words(console: Console, ended: _Ended, code: int) -> None:
         if failed:
             _say_how_to_go_on(told, options)
         elif synced.misfits.count:
-            warn(f"all is stored, and {synced.misfits.count:,} values do not fit {options.schema}: see above")
+            warn(f"all records are stored, but {synced.misfits.count:,} values do not fit {options.schema}: see above")
 
 
 def _say_how_to_go_on(what: str, options: Options) -> None:
-    """Print *what* has happened, and the command that goes on. Nothing is cut: it is to be copied."""
+    """Print *what* has happened and the command that continues, in full, so that it can be copied."""
     if options.sandbox and options.journal is None:
-        typer.echo(f"lamella: {what}; with --journal FILE --resume could go on from there", err=True)
+        typer.echo(f"lamella: {what}; with --journal FILE, --resume could continue from there", err=True)
     else:
-        typer.echo(f"lamella: {what}; go on with: {one_line(options.to_go_on())}", err=True)
+        typer.echo(f"lamella: {what}; continue with: {one_line(options.to_go_on())}", err=True)

@@ -1,4 +1,4 @@
-"""What all commands write with: consoles, messages, and values in words."""
+"""Output of all commands: consoles, messages, and formatted values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lamella.redaction import redact_text
 
 
 def http_url(text: str) -> URL | None:
-    """Return *text* as an http or https URL with a host and without query, fragment and space. None: it is none."""
+    """Return *text* as an http or https URL with a host and without query, fragment or space; None if it is not one."""
     try:
         url = URL(text.strip())
     except ValueError:
@@ -24,12 +24,12 @@ def http_url(text: str) -> URL | None:
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """Return a console that shows text from elsewhere as it is: without markup, emoji or highlighting."""
+    """Return a console that shows external text unchanged: without markup, emoji or highlighting."""
     return Console(markup=False, emoji=False, highlight=False, stderr=stderr)
 
 
 def show(console: Console, *parts: RenderableType) -> None:
-    """Print *parts*; into a pipe without the spaces with which rich fills each line of a table."""
+    """Print *parts*; into a pipe, strip the padding that rich adds to the lines of a table."""
     for part in parts:
         if console.is_terminal:
             console.print(part)
@@ -40,7 +40,7 @@ def show(console: Console, *parts: RenderableType) -> None:
 
 
 def line(*parts: str | Text | tuple[str, str]) -> Text:
-    """Return a line that is cut at the edge of the screen, not wrapped. A part may have a style."""
+    """Return a line that is truncated, not wrapped, at the edge of the screen. A part may have a style."""
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
 
@@ -50,7 +50,7 @@ def warn(message: str) -> None:
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-    """Print in one line why the command ends here."""
+    """Print in one line why the command fails."""
     warn(message)
     raise typer.Exit(code)
 
@@ -70,7 +70,7 @@ def duration(seconds: float) -> str:
 
 
 def between(low: float, high: float) -> str:
-    """Return a range of seconds in words, or one duration where both ends look the same."""
+    """Return a range of seconds in words, or one duration if both ends look the same."""
     shortest, longest = duration(low), duration(high)
     return shortest if shortest == longest else f"{shortest} – {longest}"
 

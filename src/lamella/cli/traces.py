@@ -1,4 +1,4 @@
-"""The spans of a run put together: each call with its attempts and decisions, and as a tree."""
+"""Assemble the spans of a run: each call with its attempts and decisions, also as a tree."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lamella.telemetry import names
 
 _FAILED, _RETRIED, _OTHERS = range(3)
 _KINDS = ("that failed", "with more than one attempt", "others")
-_WHAT, _ENDED = 13, 14  # columns for what a line of the tree is, and for how an attempt ended
+_WHAT, _ENDED = 13, 14  # widths of the columns for the label of a line and the result of an attempt
 
 _IN_WORDS: Final = {
     names.CIRCUIT_OPEN_EVENT: ("circuit open", "for {open_for} s: too many attempts have failed"),
@@ -33,10 +33,10 @@ _IN_WORDS: Final = {
         "limit learned",
         "{kind}: {requests} in {period} s, {in_flight} in flight (0: unknown)",
     ),
-    names.STORE_EVENT: ("store failed", "{type}: the calls share nothing meanwhile"),
+    names.STORE_EVENT: ("store failed", "{type}: shared state is not used meanwhile"),
     names.TOKEN_EVENT: ("token", "{result}"),
 }
-"""What events are called, and what they say, by the last parts of the names of their attributes."""
+"""Titles and texts of events. Placeholders are the last parts of attribute names."""
 
 
 class Trace(NamedTuple):
@@ -44,16 +44,16 @@ class Trace(NamedTuple):
 
     call: ReadableSpan
     attempts: tuple[ReadableSpan, ...]
-    account: str = ""  # its name; empty: unknown
+    account: str = ""  # name of the account; empty: unknown
 
     @property
     def succeeded(self) -> bool:
-        """Whether the call ended well."""
+        """Whether the call succeeded."""
         return attribute(self.call, names.OUTCOME) == "success"
 
     @property
     def is_retried(self) -> bool:
-        """Whether the call ended well after several attempts."""
+        """Whether the call succeeded after several attempts."""
         return self.succeeded and len(self.attempts) > 1
 
     @property
@@ -63,40 +63,40 @@ class Trace(NamedTuple):
 
 
 class Collector(SpanProcessor):
-    """Counts all calls and attempts of a run, and keeps the traces of at most *most* calls.
+    """Count all calls and attempts of a run, and keep the traces of at most *most* calls.
 
-    Calls that failed come first, then calls with more than one attempt. Of a kind that there are too many of, it keeps
-    a sample.
+    Failed calls are kept first, then calls with more than one attempt. If a kind has too many calls, a random sample is
+    kept.
 
     Args:
-        most: See above.
-        account: Called in the context of each call that begins: returns the name of its account. None means unknown.
+        most: Maximum number of traces.
+        account: Called in the context of each call when it begins; returns the name of its account. None means unknown.
     """
 
     def __init__(self, most: int = 2000, account: Callable[[], str | None] = lambda: None) -> None:
         self.spans: int = 0
         self.attempts: int = 0
-        self.waited: float = 0.0  # seconds between the attempts, the sum of all calls
-        self.after: Counter[str] = Counter()  # the number of retries after each kind of failure
+        self.waited: float = 0.0  # seconds between attempts, summed over all calls
+        self.after: Counter[str] = Counter()  # number of retries after each kind of failure
         self._most = most
-        self._ended: Counter[int] = Counter()  # the number of calls of each kind
+        self._ended: Counter[int] = Counter()  # number of calls of each kind
         self._kept: tuple[list[Trace], ...] = ([], [], [])
         self._open: dict[int, list[ReadableSpan]] = {}
-        """The attempts of the calls that have not ended, by the id of the call's span."""
+        """Attempts of running calls, by the id of the call's span."""
         self._account = account
         self._accounts: dict[int, str] = {}
-        """Those of the calls that have not ended."""
+        """Accounts of running calls, by the id of the call's span."""
         self._random = random.Random(0)
         self._lock = threading.Lock()
 
     @property
     def calls(self) -> int:
-        """The number of calls that have ended."""
+        """The number of ended calls."""
         return self._ended.total()
 
     @property
     def traces(self) -> tuple[Trace, ...]:
-        """The traces that are kept, in the order in which the calls began."""
+        """The kept traces, in the order in which the calls began."""
         with self._lock:
             kept = [trace for traces in self._kept for trace in traces]
         return tuple(sorted(kept, key=lambda trace: _start(trace.call)))
@@ -118,7 +118,7 @@ class Collector(SpanProcessor):
         return f"{self._most:,} of {self.calls:,} calls are shown: {kinds}."
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Note whose call begins."""
+        """Record the account of a call that begins."""
         if span.kind is not SpanKind.CLIENT and (name := self._account()):
             with self._lock:
                 self._accounts[context(span).span_id] = name
@@ -149,7 +149,7 @@ class Collector(SpanProcessor):
             lesser.pop()
             kept.append(trace)
         elif kept and (place := self._random.randrange(self._ended[kind])) < len(kept):
-            kept[place] = trace  # each of its kind with the same chance (reservoir sampling)
+            kept[place] = trace  # reservoir sampling: each call of a kind has the same chance
 
 
 def _start(span: ReadableSpan) -> int:
@@ -157,7 +157,7 @@ def _start(span: ReadableSpan) -> int:
 
 
 def interest(trace: Trace) -> tuple[int, int]:
-    """Return how much there is to see in a trace: different things first, then attempts."""
+    """Return how interesting a trace is: first by the number of distinct events, then by attempts."""
     ends = {str(attribute(attempt, names.ERROR_TYPE)) for attempt in trace.attempts}
     sources = {str(attribute(event, names.WAIT_SOURCE)) for event in trace.retries}
     return len(ends) + len(sources), len(trace.attempts)
@@ -186,7 +186,7 @@ def text(of: ReadableSpan | Event, name: str) -> str:
 
 
 def path(trace: Trace) -> str:
-    """Return path and query of a call."""
+    """Return the path and query of a call."""
     url = text(trace.call, names.URL_FULL)
     try:
         return redact_text(URL(url).raw_path_qs)
@@ -195,17 +195,17 @@ def path(trace: Trace) -> str:
 
 
 def stop_phrase(reason: str) -> str:
-    """Return in words why there was no further attempt."""
+    """Return the reason for stopping in words."""
     return StopReason(reason).phrase if reason in set(StopReason) else reason
 
 
 def seconds(nanoseconds: int | None, since: int | None = 0) -> float:
-    """Return the time of a span or an event, from the moment *since* on."""
+    """Return the time of a span or an event in seconds since *since*."""
     return ((nanoseconds or 0) - (since or 0)) / 1e9
 
 
 def tree(trace: Trace) -> Tree:
-    """Return a call as a tree: its span, and below it its attempts and decisions in the order of time."""
+    """Return a call as a tree: its span, and below it attempts and decisions in order of time."""
     root = Tree(Group(*_call(trace)), guide_style="dim")
     for branch in _branches(trace):
         root.add(branch)
@@ -213,7 +213,7 @@ def tree(trace: Trace) -> Tree:
 
 
 def tree_text(trace: Trace) -> str:
-    """Return the same tree as plain text, each line in full: rich takes too long for thousands of them."""
+    """Return the same tree as plain text with full lines; rich is too slow for thousands of them."""
     branches = [branch.plain for branch in _branches(trace)]
     guides = ["├── "] * (len(branches) - 1) + ["└── "]
     return "\n".join([*(head.plain for head in _call(trace)), *map("".join, zip(guides, branches, strict=False))])
@@ -258,7 +258,7 @@ def _decision(trace: Trace, event: Event) -> Text:
         name, style, why = "stop", "red", stop_phrase(text(event, names.STOP_REASON))
     elif event.name == names.QUEUED_EVENT:
         until = (
-            "its account was rate-limited" if text(event, names.QUEUED_BY) == "refusal" else "until its account's turn"
+            "the account was rate-limited" if text(event, names.QUEUED_BY) == "refusal" else "in the account's queue"
         )
         name, style, why = "queued", "cyan", f"for {duration(number(event, names.WAIT))}, {until}"
     elif event.name in _IN_WORDS:
@@ -276,7 +276,7 @@ def _wait(event: Event) -> str:
         case WaitSource.RULE:
             return f"after {wait}, by the rule: {text(event, names.RULE)}"
         case WaitSource.RETRY_AFTER:
-            return f"after {wait}, as Retry-After says"
+            return f"after {wait}, by Retry-After"
         case WaitSource.IMMEDIATE:
             return "at once: the connection may have been stale"
         case source:

@@ -1,4 +1,4 @@
-"""The Maesn accounting API: its rules, by the vendor's error-handling guide, its credentials, its lists, and a sync."""
+"""The Maesn accounting API: retry rules from the vendor's error-handling guide, credentials, lists, and a sync."""
 
 from lamella.maesn.account import Account, account, current_account
 from lamella.maesn.guard import ErrorGuard, TooManyErrors

@@ -1,4 +1,4 @@
-"""The account that a call is made for."""
+"""Choose the account for which a call is made."""
 
 from __future__ import annotations
 
@@ -26,25 +26,26 @@ class Account:
     """
 
     name: str
-    """Identifies it on screens, in files and in the journal. It stays when the end user gets another key."""
+    """Identifies the account on screens, in files and in the journal. It stays the same when the end user gets a new
+    key."""
     key: str = field(repr=False)
-    """A credential, which is never shown or stored."""
+    """A credential; it is never shown or stored."""
     company_id: str | None = None
     """For the target systems that have several companies in one account."""
     environment_name: str | None = None
     """For the target systems that have environments."""
     without: tuple[str, ...] = ()
-    """Lists that its target system does not have, such as ``("offers",)``: a sync does not ask for them."""
+    """Lists that the target system does not have, such as ``("offers",)``. A sync skips them."""
     params: Mapping[str, Mapping[str, str]] = field(default_factory=dict, hash=False)
-    """What its target system needs to be asked for a list, by the list: ``{"openItems": {"fiscalYear": "2026"}}``."""
+    """Query parameters that the target system requires for a list: ``{"openItems": {"fiscalYear": "2026"}}``."""
 
     def __post_init__(self) -> None:
         if not self.name.strip() or not self.name.isprintable():
-            raise ValueError(f"the name of an account must be a line of text that is not empty, not {self.name!r}")
+            raise ValueError(f"the name of an account must be a non-empty line of text, got {self.name!r}")
         if not self.key.strip() or not self.key.isascii() or not self.key.isprintable():
-            raise ValueError(f"the key of the account {self.name!r} must be printable ASCII, and not empty")
+            raise ValueError(f"the key of the account {self.name!r} must be non-empty printable ASCII")
         if self.name == self.key:
-            raise ValueError("the name of an account must not be its key, which nothing may show")
+            raise ValueError("the name of an account must differ from its key, because names are shown")
 
 
 _current: ContextVar[str | None] = ContextVar("lamella_maesn_account", default=None)
@@ -52,10 +53,10 @@ _current: ContextVar[str | None] = ContextVar("lamella_maesn_account", default=N
 
 @contextmanager
 def account(key: str) -> Iterator[None]:
-    """Make the calls inside the ``with`` block for the account with this *key*.
+    """Use the account with this *key* for the calls inside the ``with`` block.
 
-    It holds for the current task, and for the tasks started inside: thousands of tasks can use one session, each for
-    its own account.
+    The setting applies to the current task and to tasks started inside the block, so thousands of tasks can share one
+    session, each with its own account.
 
     Raises:
         ValueError: *key* is empty.
@@ -70,7 +71,7 @@ def account(key: str) -> Iterator[None]:
 
 
 def current_account(account_key: str | None = None) -> str | None:
-    """Return the key of the account that a call is made for, or *account_key* outside of :func:`account`."""
+    """Return the key of the current :func:`account` block, or *account_key* outside one."""
     return _current.get() or account_key
 
 
@@ -80,9 +81,9 @@ def account_of(account_key: str | None) -> Callable[[aiohttp.ClientRequest], str
 
 
 def auth(api_key: str, account_key: str | None, base_url: URL) -> HeaderAuth:
-    """Return the layer that adds both keys; *account_key* is for calls made outside of :func:`account`.
+    """Return the layer that adds both keys; *account_key* is used for calls made outside :func:`account`.
 
-    Operations that concern no account, such as those that make one, need no account key.
+    Operations that concern no account, such as those that create one, need no account key.
     """
     folder = base_url.path.rstrip("/")
 
@@ -91,7 +92,7 @@ def auth(api_key: str, account_key: str | None, base_url: URL) -> HeaderAuth:
         if found is None and needs_account(request.method, request.url.path.removeprefix(folder)):
             raise ValueError(
                 "no account key for this call: set MAESN_ACCOUNT_KEY, give account_key=, "
-                "or make the call inside of maesn.account(key)"
+                "or make the call inside maesn.account(key)"
             )
         return found
 

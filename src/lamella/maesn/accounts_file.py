@@ -52,7 +52,7 @@ def accounts_in(path: Path) -> tuple[Account, ...]:
 
 
 class _Fault(Exception):
-    """What is wrong, and where."""
+    """A problem and its position."""
 
 
 def _accounts(rows: Iterator[_Row]) -> Iterator[Account]:
@@ -85,14 +85,14 @@ def _lists(where: str, text: str) -> tuple[str, ...]:
     try:
         return tuple(map(checked_resource, re.split(r"[\s,;]+", text.strip()) if text.strip() else ()))
     except ValueError:  # its message shows the value
-        raise _Fault(f"{where}: without must name lists such as offers, with spaces between them") from None
+        raise _Fault(f"{where}: without must name lists such as offers, separated by spaces") from None
 
 
 def _params(where: str, text: str) -> dict[str, dict[str, str]]:
     try:
         return params_of_lists(shlex.split(text))
-    except ValueError:  # as above
-        raise _Fault(f"{where}: params must be like openItems:fiscalYear=2026, with spaces between them") from None
+    except ValueError:  # its message shows the value
+        raise _Fault(f"{where}: params must be like openItems:fiscalYear=2026, separated by spaces") from None
 
 
 def fits_header(key: str) -> bool:
@@ -107,7 +107,7 @@ def _csv(text: str) -> Iterator[_Row]:
     line, header = next(lines, (1, []))
     header = [column.lower() for column in header]
     if set(_NEEDED) - set(header) or set(header) - set(_FIELDS) or len(set(header)) < len(header):
-        allowed = "name,key, and perhaps company_id and environment_name, each once, without and params"
+        allowed = "name,key and optionally company_id, environment_name, without and params, each once"
         raise _Fault(f"line {line}: must be the header: {allowed}")
     for line, values in lines:
         if len(values) != len(header):
@@ -116,7 +116,7 @@ def _csv(text: str) -> Iterator[_Row]:
 
 
 def _records(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the records that are not empty, each with the number of its first line."""
+    """Yield the non-empty records, each with the number of its first line."""
     line = 1
     while True:
         try:
@@ -124,7 +124,7 @@ def _records(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
         except StopIteration:
             return
         except csv.Error:  # its message may show the value
-            raise _Fault(f"line {line}: is no CSV: look at its quotes") from None
+            raise _Fault(f"line {line}: is not valid CSV: check its quotes") from None
         values = [value.strip() for value in values]
         if any(values):
             yield line, values
@@ -137,7 +137,7 @@ def _toml(text: str) -> Iterator[_Row]:
     except tomllib.TOMLDecodeError as exc:  # its message may show the value
         place = _WHERE.search(str(exc))
         line = place[1] if place and place[1] else text.count("\n") + 1
-        raise _Fault(f"line {line}: is no TOML") from None
+        raise _Fault(f"line {line}: is not valid TOML") from None
     accounts = found.pop("accounts", None)
     if found or not isinstance(accounts, list | dict):
         raise _Fault("must hold accounts and nothing else: a table [[accounts]] for each, or one table [accounts]")
@@ -149,7 +149,7 @@ def _toml(text: str) -> Iterator[_Row]:
         if not isinstance(table, dict):
             raise _Fault(f"{where}: must be a table")
         if set(table) - set(_FIELDS):
-            raise _Fault(f"{where}: has a field that is none of {', '.join(_FIELDS)}")
+            raise _Fault(f"{where}: unknown field; expected one of {', '.join(_FIELDS)}")
         if isinstance(table.get("without"), list):
             table["without"] = " ".join(map(str, table["without"])) or " "
         if isinstance(table.get("params"), dict):
@@ -169,12 +169,13 @@ def _joined(where: str, params: dict[str, object]) -> str:
 
 def _string(where: str, field: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise _Fault(f"{where}: the {field} must be a text that is not empty")
+        raise _Fault(f"{where}: the {field} must be a non-empty text")
     return value.strip()
 
 
 def _places(text: str, bracket: str, many: int) -> list[str]:
-    """Return where each account is. The parser does not say, so lines that look like one are counted."""
+    """Return the position of each account. The parser does not report it, so lines that look like accounts are
+    counted."""
     lines = list(enumerate(text.split("\n"), 1))
     heads = [number for number, line in lines if (table := _TABLE.fullmatch(line)) and table[1] == bracket]
     if bracket == "[" and heads:

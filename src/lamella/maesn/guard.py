@@ -1,4 +1,4 @@
-"""``ErrorGuard``: stop before the target system blocks a key for too many errors."""
+"""``ErrorGuard``: stop sending before the target system blocks a key for too many errors."""
 
 from __future__ import annotations
 
@@ -28,35 +28,37 @@ _MOST_PLACES: Final = 10_000
 
 
 class TooManyErrors(RequestRejected):
-    """Not sent: calls of its account to its path have failed so often that one more could block the account there."""
+    """Not sent: one more error on this path could make the target system block the account."""
 
     failure = Failure.TOO_MANY_ERRORS
 
 
 class _Place:
-    """What is known of one path of one account."""
+    """The recent errors of one account on one path."""
 
     __slots__ = ("changed", "errors", "proven", "under_way")
 
     def __init__(self, most: int) -> None:
         self.errors: deque[float] = deque(maxlen=most)
-        """When the last ones came, by the loop's clock."""
+        """When the most recent errors arrived, by the loop's clock."""
         self.under_way = 0
         self.proven = False
-        """Whether the last answer was none of the errors that count."""
+        """Whether the last response did not count as an error."""
         self.changed = anyio.Event()
 
 
 class ErrorGuard(Layer):
-    """Rejects the calls of an account to a path with :class:`lamella.maesn.TooManyErrors` when too many failed there.
+    """Reject calls to a path with :class:`lamella.maesn.TooManyErrors` after too many errors of the account on that
+    path.
 
-    Some target systems block a key after ten errors of one path within an hour. A path that has had errors, or no
-    answer yet, has no more calls under way than may fail; further ones wait until one of them has ended.
+    Some target systems block a key after ten errors on one path within an hour. While a path has recent errors, or has
+    not answered yet, the guard allows only as many calls in flight as may still fail; further calls wait until one of
+    them ends.
 
     Args:
-        most: How many errors of one path of one account there may be in *per* seconds.
-        per: For how many seconds an error counts.
-        statuses: Those that count.
+        most: How many errors one account may have on one path within *per* seconds.
+        per: How long an error counts, in seconds.
+        statuses: The statuses that count as errors.
 
     Raises:
         ValueError: A number is out of its range.
@@ -100,10 +102,10 @@ class ErrorGuard(Layer):
         place.changed = anyio.Event()
 
     def _may_go(self, call: Call, place: _Place) -> bool:
-        """Return whether a call may be sent now; if not, it is to wait until another one has ended.
+        """Return whether a call may be sent now; if not, it waits until another call ends.
 
         Raises:
-            TooManyErrors: There are as many errors as there may be.
+            TooManyErrors: The limit of errors is reached.
         """
         now = call.request.loop.time()
         while place.errors and now - place.errors[0] >= self._per:

@@ -13,23 +13,21 @@ _FOLDER: Final = "/accounting/"
 
 
 def limits_of(system: str) -> tuple[Limit, ...]:
-    """Return the published limits of a target system, for ``limits=``: all of them hold at the same time.
+    """Return the published limits of a target system, for ``limits=``; all of them apply at the same time.
 
-    They are for a session whose accounts are all of that system. Maesn sets no limits of its own. Source: Maesn's
-    public guide to rate limits, as of 2026.
+    Use them for a session whose accounts all belong to that system. Maesn itself sets no limits. Source: Maesn's public
+    guide to rate limits, as of 2026.
 
     Args:
         system: Its name in a URL, such as ``exact-nl``, or in the guide, such as ``exact``.
 
     Raises:
-        ValueError: The system is unknown, or no limit of it is published.
+        ValueError: The system is unknown, or has no published limit.
     """
     known = {name: found for title, found in SYSTEMS.items() if found.quotas for name in (title, *found.names)}
     found: System | None = known.get(system)
     if found is None:
-        raise ValueError(
-            f"no limit is published for the system {system!r}; there is one for: {', '.join(sorted(known))}"
-        )
+        raise ValueError(f"no published limit for system {system!r}; expected one of: {', '.join(sorted(known))}")
     return tuple(map(_limit, found.quotas))
 
 
@@ -42,10 +40,10 @@ def _limit(quota: Quota) -> Limit:
 
 
 def path_of(request: aiohttp.ClientRequest) -> str:
-    """Return the path of *request*, with its variable parts named where it is a published one."""
+    """Return the path of *request*, as a template if it is a published one."""
     path = request.url.path
     return template_of(path[max(path.find(_FOLDER), 0) :]) or path
 
 
 def _integrator(_: aiohttp.ClientRequest) -> None:
-    """All calls of a session are those of one integrator."""
+    """Return the same key for every call: one session belongs to one integrator."""

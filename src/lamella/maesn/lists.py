@@ -25,7 +25,7 @@ Params: TypeAlias = Mapping[str, Mapping[str, str]]
 
 
 class ListOptions(TypedDict, total=False):
-    """Options of :func:`pages`, which explains them, and of :func:`records`."""
+    """Options of :func:`pages` (documented there) and :func:`records`."""
 
     account: str | None
     company_id: str | None
@@ -59,19 +59,20 @@ def pages(
     first: int = 1,
     **options: Unpack[ListOptions],
 ) -> AsyncIterator[Page]:
-    """Yield the pages of a list, in order, each read when it is asked for: :func:`lamella.pages`, with its errors.
+    """Yield the pages of a list in order, reading each one when it is requested. Raises the errors of
+    :func:`lamella.pages`.
 
     Args:
         session: One made by :func:`lamella.maesn.session`, or with its layers and the same base URL.
         resource: A list, such as ``"invoices"``, ``"v2/contacts"`` or ``"invoices/4711/lineItems"``.
         limit: How many records a page holds: 5, 10, 20, 50 or 100.
-        since: Only what was changed since this moment: a datetime with a time zone, or ISO 8601. None means all.
+        since: Only records changed since this time: a datetime with a time zone, or ISO 8601 text. None means all.
         first: The page to begin with, from 1.
-        account: The account's key. None means the one of :func:`lamella.maesn.account` or of the session.
+        account: The account's key. None means the key of :func:`lamella.maesn.account`, or of the session.
         company_id: For the target systems that have several companies in one account.
         environment_name: For the target systems that have environments.
-        params: More of the query, such as ``{"fiscalYear": "2026"}``: some target systems need it.
-        parse_float: Called with the text of each number that has a point or an exponent; None means float.
+        params: Further query parameters, such as ``{"fiscalYear": "2026"}``, which some target systems require.
+        parse_float: Called with the text of each number that has a decimal point or an exponent; None means float.
     """
     found = source(resource, limit, options.get("params"))
     return syncing.pages(session, found, since=since, first=first, **_options(**options))
@@ -84,7 +85,7 @@ def records(
     since: datetime | str | None = None,
     **options: Unpack[ListOptions],
 ) -> AsyncIterator[dict[str, Any]]:
-    """Yield the records of a list, one by one, with the arguments of :func:`pages`."""
+    """Yield the records of a list one by one; the arguments are those of :func:`pages`."""
     found = source(resource, limit, options.get("params"))
     return syncing.records(session, found, since=since, **_options(**options))
 
@@ -99,7 +100,7 @@ async def sync_here(
     params: Params = MappingProxyType({}),
     **options: Unpack[SyncOptions],
 ) -> Report:
-    """Do what :func:`lamella.maesn.sync` does with a journal."""
+    """Implement :func:`lamella.maesn.sync` with a journal."""
     lists, named = checked_sources(resources, limit, params), checked_accounts(accounts)
     return await syncing.run(
         session, lists, named, journal=journal, absent=_absent(named), identity=_identity, **options
@@ -118,7 +119,7 @@ async def plan(
     lookback: float = OVERLAP,
     full_every: float | None = None,
 ) -> tuple[Part, ...]:
-    """Return the parts that a sync would begin with: :func:`lamella.sync.plan`. It sends and writes nothing."""
+    """Return the parts that a sync would start with, as :func:`lamella.sync.plan` does. Send and write nothing."""
     lists, named = checked_sources(resources, limit, params), checked_accounts(accounts)
     return await syncing.plan(
         lists,
@@ -135,7 +136,8 @@ async def plan(
 
 @dataclass(frozen=True, slots=True)
 class _Caller:
-    """What of an account a single list is read for. The key is here, and in no variable that a traceback might show."""
+    """The account for which a single list is read. It holds the key so that no local variable shows it in a
+    traceback."""
 
     key: str | None = field(repr=False)
     company_id: str | None
@@ -167,7 +169,7 @@ def checked_sources(resources: Iterable[str], limit: int, params: Params) -> dic
     names = list(resources)
     _check_names("resources", names)
     if others := sorted(params.keys() - set(names)):
-        raise ValueError(f"params must be for resources that are read: {', '.join(names)}, not {others[0]!r}")
+        raise ValueError(f"params must name resources of this sync ({', '.join(names)}), got {others[0]!r}")
     return {name: source(name, limit, params.get(name)) for name in names}
 
 
@@ -189,4 +191,4 @@ def _check_names(what: str, names: list[str]) -> None:
         raise ValueError(f"{what} must not be empty")
     [(most, times)] = Counter(names).most_common(1)
     if times > 1:
-        raise ValueError(f"{what} must differ by name, and {most!r} is there {times} times")
+        raise ValueError(f"{what} must have unique names, got {most!r} {times} times")

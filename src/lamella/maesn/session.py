@@ -1,4 +1,4 @@
-"""An aiohttp session for the Maesn API, or its layers for a session of your own."""
+"""Make an aiohttp session for the Maesn API, or its layers for a session of your own."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ BASE_URL = "https://api.maesn.dev"
 """The URL of the API, unless ``base_url`` or ``MAESN_BASE_URL`` is set."""
 
 _UNKNOWN: Final = re.compile(r"(accounting/[A-Za-z]+)(/[^/]+)?/?")
-"""Paths of lists, and of their records, that are not published yet."""
+"""Paths of lists and records that are not published yet."""
 _WHOLE: Final = {"application/json": 64 * 2**20}
-"""What the API never streams, and how many bytes of it are read inside the attempt: as many as of a page."""
+"""Content types that the API never streams, and the maximum size in bytes that is read inside the attempt: that of a
+page."""
 
 
 class SessionOptions(StackOptions, total=False):
-    """Options of :func:`session`: those of :func:`lamella.stack`, and those of ``aiohttp.ClientSession``."""
+    """Options of :func:`session`: those of :func:`lamella.stack` and ``aiohttp.ClientSession``."""
 
     auto_decompress: bool
     connector: aiohttp.BaseConnector | None
@@ -65,29 +66,29 @@ def session(
     guard: ErrorGuard | None = None,
     **options: Unpack[SessionOptions],
 ) -> aiohttp.ClientSession:
-    """Return an ``aiohttp.ClientSession`` with all of :func:`layers`, whose URLs are relative to *base_url*.
+    """Return an ``aiohttp.ClientSession`` with all of :func:`layers` and URLs relative to *base_url*.
 
-    It has no total timeout, which would include the waits between the attempts: *attempt_timeout* and *deadline*
-    are the limits.
+    It has no total timeout, because that would include the waits between attempts. Use *attempt_timeout* and *deadline*
+    instead.
 
     Args:
-        api_key: The integrator's key. None means ``MAESN_API_KEY`` of the environment.
-        account_key: The key of the end user's account. None means ``MAESN_ACCOUNT_KEY``; where that is not set
-            either, each call needs :func:`lamella.maesn.account`.
+        api_key: The integrator's key. None means the environment variable ``MAESN_API_KEY``.
+        account_key: The key of the end user's account. None means ``MAESN_ACCOUNT_KEY``; if that is not set either,
+            each call needs :func:`lamella.maesn.account`.
         base_url: None means ``MAESN_BASE_URL``, else :data:`BASE_URL`.
-        rules: What each status means, and the waits.
-        breaker: Rejects calls while the API is down. None means that nothing does.
-        guard: Stops calls before a target system blocks the key for too many errors. None means that nothing does.
+        rules: The meaning of each status, and the waits.
+        breaker: Rejects calls while the API is down. None means no breaker.
+        guard: Stops calls before a target system blocks the key for too many errors. None means no guard.
         options: Options of :func:`lamella.stack`; all others are passed to ``aiohttp.ClientSession``.
 
     Raises:
-        TypeError: There is no option of that name.
+        TypeError: The option is unknown.
         ValueError: A key is missing or not allowed in a header, or an argument is out of its range.
     """
     if "middlewares" in options:
         raise ValueError(
-            "middlewares is not an option here, since the order of your own and lamella's is your choice. "
-            "Make a session of your own with middlewares=(*outer, *maesn.layers(), *inner)"
+            "middlewares is not an option here, because you choose the order of your own middlewares and lamella's. "
+            "Create your own session with middlewares=(*outer, *maesn.layers(), *inner)"
         )
     check_options("maesn.session", options, _OPTIONS)
     of_stack: Any = {name: value for name, value in options.items() if name in StackOptions.__annotations__}
@@ -109,12 +110,12 @@ def layers(
 ) -> tuple[aiohttp.ClientMiddlewareType, ...]:
     """Return the layers of :func:`session`, with the same arguments, for a session of your own.
 
-    Without *buffer*, JSON, which the API never streams, is read inside the attempt up to 64 MiB. A document is read
-    there if it states its length and has 8 MiB at most; otherwise it is a stream. With *buffer*, JSON is treated like
-    any other body. *auth* adds to the API's keys.
+    Without *buffer*, JSON up to 64 MiB is read inside the attempt, because the API never streams it. A document is read
+    inside the attempt if it states its length and has 8 MiB at most; otherwise it is streamed. With *buffer*, JSON is
+    treated like any other body. *auth* is added to the API's keys.
 
-    The keys are sent to the origin of *base_url* only. A total timeout of that session is a deadline for each call:
-    aiohttp's default of 300 s is shorter than the guide's waits.
+    The keys are sent only to the origin of *base_url*. A total timeout of your session acts as a deadline for each
+    call, and aiohttp's default of 300 s is shorter than the guide's waits.
     """
     account_key, url = account_key or os.environ.get("MAESN_ACCOUNT_KEY") or None, _url(base_url)
     keys = auth(_setting("api_key", api_key, "MAESN_API_KEY"), account_key, url)
@@ -128,7 +129,7 @@ def layers(
 
 
 def _template(base_url: URL) -> UrlTemplate:
-    """Return a function for templates such as ``/accounting/invoices/{invoiceId}``; unknown paths have none."""
+    """Return a function that returns the template of a URL, such as ``/accounting/invoices/{invoiceId}``, or None."""
     prefix = base_url.path
 
     def template(request: aiohttp.ClientRequest) -> str | None:
@@ -154,7 +155,7 @@ def _url(value: str | None) -> URL:
     given = value or os.environ.get("MAESN_BASE_URL") or BASE_URL
     parsed_origin(given, "base_url")
     url = URL(given)
-    # Relative URLs replace what follows the last slash.
+    # Relative URLs replace everything after the last slash.
     return url if url.path.endswith("/") else url.with_path(f"{url.path}/")
 
 

@@ -1,4 +1,4 @@
-"""A list of the Maesn API as a source: what is published about it, and what is assumed of a list that is not."""
+"""Make a source of a list of the Maesn API, with assumptions for lists that are not published."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE_LIMITS: Final = (5, 10, 20, 50, 100)
 OWN_PARAMETERS: Final = ("page", "limit", "lastModifiedAt", "companyId", "environmentName")
 """Parameters that lamella sets itself."""
 PARAMETERS: Final = tuple(sorted({name for each in lists() for name in each.query} - set(OWN_PARAMETERS)))
-"""The parameters that lists may have beside them."""
+"""Other parameters of lists."""
 
 _VERSIONED: Final = re.compile(r"(?:v[0-9]+/)?[A-Za-z][A-Za-z0-9]*")
 _SEGMENT: Final = re.compile(r"[^/?#{}\s]+")
@@ -28,7 +28,7 @@ _DATES: Final = ("updatedDate", "lastModifiedDate")
 
 
 class Caller(Protocol):
-    """What of an account a list is read for."""
+    """The account for which a list is read."""
 
     @property
     def key(self) -> str | None: ...
@@ -41,19 +41,19 @@ class Caller(Protocol):
 
 
 def source(resource: str, limit: int = 100, params: Mapping[str, str] | None = None) -> Source:
-    """Return a list, such as ``"invoices"``, for accounts of :class:`lamella.maesn.Account`.
+    """Return the source of a list, such as ``"invoices"``, for accounts of type :class:`lamella.maesn.Account`.
 
     Args:
         resource: Its path below ``accounting/``: ``"invoices"``, ``"v2/contacts"``, ``"invoices/4711/lineItems"``.
         limit: How many records a page holds: 5, 10, 20, 50 or 100.
-        params: More of the query, such as ``{"fiscalYear": "2026"}``. Those of an account come before them.
+        params: Further query parameters, such as ``{"fiscalYear": "2026"}``. Those of an account take precedence.
 
     Raises:
-        ValueError: *resource* is no list, *limit* a page size that the API does not accept, or a parameter is unknown.
+        ValueError: *resource* is not a list, the API does not accept *limit*, or a parameter is unknown.
     """
     found = operation_of(checked_resource(resource))
     if limit not in PAGE_LIMITS:
-        raise ValueError(f"limit must be one of {', '.join(map(str, PAGE_LIMITS))}, not {limit!r}")
+        raise ValueError(f"limit must be one of {', '.join(map(str, PAGE_LIMITS))}, got {limit!r}")
     given = checked_params(params or {})
 
     def of_list(caller: Caller) -> dict[str, str]:
@@ -88,32 +88,32 @@ def checked_resource(resource: str) -> str:
     """Return *resource*, or raise ValueError."""
     parts = resource.split("/")
     is_path = all(_SEGMENT.fullmatch(part) and part not in {".", ".."} for part in parts)
-    # A nested list has to be published: its path could lead anywhere.
+    # A nested list must be published, since its path could lead anywhere.
     if not is_path or not (_VERSIONED.fullmatch(resource) or at_path(f"accounting/{resource}")[0]):
         raise ValueError(
-            f"resource must be a list such as 'invoices', 'v2/contacts' or 'invoices/4711/lineItems', not {resource!r}"
+            f"resource must be a list such as 'invoices', 'v2/contacts' or 'invoices/4711/lineItems', got {resource!r}"
         )
     operation_of(resource)
     return resource
 
 
 def operation_of(resource: str) -> Operation | None:
-    """Return the published operation that reads a list. None: it is not published, and may be newer.
+    """Return the published operation that reads a list; None for an unpublished list, which may be newer.
 
     Raises:
-        ValueError: It is published, and no list.
+        ValueError: The operation is published and does not read a list.
     """
     found, _ = at_path(f"accounting/{resource}")
     operation = found.get("GET")
     if found and (operation is None or not operation.is_list):
-        raise ValueError(f"resource must be a list, and by what is published {resource!r} is none")
+        raise ValueError(f"resource must be a list; the published operation {resource!r} is not one")
     return operation
 
 
 def ids_of(resource: str) -> tuple[str, ...]:
-    """Return the fields that may have the id of a record. The first of them that it has counts.
+    """Return the fields that may hold the id of a record. The first one present is used.
 
-    Before version 0.8 the id of an invoice was ``invoiceId`` alone, so another list may have one that is called so.
+    Before version 0.8 an invoice had only ``invoiceId``, so other lists may use this form of name as well.
     """
     operation = operation_of(resource)
     published = [] if operation is None else [each.name for each in fields_of(operation.data) if each.name in _IDS]
@@ -125,14 +125,14 @@ def ids_of(resource: str) -> tuple[str, ...]:
 
 
 def dates_of(operation: Operation | None) -> tuple[str, ...] | None:
-    """Return the fields that may say when a record was last changed. None: there are none."""
+    """Return the fields that may hold the time of the last change; None if there are none."""
     if operation is None:
         return _DATES
     return tuple(each.name for each in fields_of(operation.data) if each.name in _DATES) or None
 
 
 def is_incremental(operation: Operation | None) -> bool:
-    """Return whether a list can be asked for what was changed since a moment, and which records those are."""
+    """Return whether a list can be filtered by change time and its records carry one."""
     if operation is None:
         return True
     names = {field.name for field in fields_of(operation.data)}
@@ -143,11 +143,11 @@ def checked_params(params: Mapping[str, str]) -> dict[str, str]:
     """Return *params*, or raise ValueError."""
     for name, value in params.items():
         if name in OWN_PARAMETERS:
-            raise ValueError(f"params must not have {name!r}, which lamella sets itself")
+            raise ValueError(f"params must not contain {name!r}, which lamella sets itself")
         if name not in PARAMETERS:
             raise ValueError(f"unknown parameter {name!r}; expected one of: {', '.join(PARAMETERS)}")
         if not f"{value}".strip() or not f"{value}".isprintable():
-            raise ValueError(f"the parameter {name!r} must be a line of text that is not empty, got {value!r}")
+            raise ValueError(f"parameter {name!r} must be a non-empty line of text, got {value!r}")
     return dict(params)
 
 

@@ -1,4 +1,4 @@
-"""Operations that are answered with a task: a 202 with its id, and then questions until it is done."""
+"""Carry out asynchronous operations: the API answers 202 with a task id, and the task is polled until it is done."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ _GROWTH: Final = 1.5
 _DONE: Final = frozenset({"FINISHED", "SUCCESS"})
 _FAILED: Final = frozenset({"FAILED", "PARTIAL_SUCCESS", "CANCELLED_SUCCESSFULLY", "CANCEL_FAILED", "DELETED"})
 _OF_LISTS: Final = ("companyId", "page", "limit")
-"""The parameters that a question takes over from a request for a list."""
+"""Parameters of a list request that are repeated when its task is polled."""
 
 
 class Task(NamedTuple):
-    """What an operation has brought."""
+    """The result of an operation."""
 
     data: Any
-    """What the answer holds, or ``responseData`` of the task."""
+    """``data`` of the response, or ``responseData`` of the task."""
     status: str | None = None
-    """Of the task. None: the operation was answered at once."""
+    """The id of the task. None if the operation was answered at once."""
     task_id: str | None = None
     information: tuple[str, ...] = ()
-    """What the target system says about it."""
+    """Messages of the target system."""
 
 
 class TaskFailed(AnswerFailed):
-    """A task has ended, and not well. Some of it may have been carried out: *task* says what."""
+    """A task ended unsuccessfully. Part of it may have been carried out; see *task*."""
 
     def __init__(self, task: Task) -> None:
         said = "; ".join(task.information)
@@ -60,33 +60,32 @@ class TaskFailed(AnswerFailed):
 
 
 class TaskUnfinished(TimeoutError):
-    """A task was not done in time, and goes on: :func:`finished` waits for it with *task_id*."""
+    """A task was not done in time and is still running. :func:`finished` waits for it by *task_id*."""
 
     def __init__(self, task_id: str) -> None:
-        super().__init__(f"the task {task_id!r} was not done by the deadline, and may still end")
+        super().__init__(f"task {task_id!r} was not done by the deadline and is still running")
         self.task_id = task_id
 
 
 async def task(
     session: aiohttp.ClientSession, method: str, url: str | URL, *, deadline: float = _DEADLINE, **request: Any
 ) -> Task:
-    """Carry out an operation that may be answered with a task, and return what it has brought when it is done.
+    """Carry out an operation that may be asynchronous, wait until it is done, and return the result.
 
-    A span ``lamella maesn task`` is around all of its calls. An operation that is answered at once needs no further
-    call.
+    A span ``lamella maesn task`` encloses all calls. An operation that is answered at once takes one call.
 
     Args:
         session: One made by :func:`lamella.maesn.session`, or with its layers and the same base URL.
         method: For example ``"POST"``.
         url: For example ``"accounting/expenses/async"``.
-        deadline: How many seconds all of it may take, waits included. Inside of :func:`lamella.deadline` the earlier
-            end counts.
-        request: More arguments of ``session.request``.
+        deadline: Maximum time in seconds for the whole operation, waits included. Inside :func:`lamella.deadline` the
+            earlier end applies.
+        request: Further arguments of ``session.request``.
 
     Raises:
-        TaskFailed: It has ended, and not well.
-        TaskUnfinished: It was not done in time.
-        lamella.LamellaError: A call has failed.
+        TaskFailed: The task ended unsuccessfully.
+        TaskUnfinished: The task was not done in time.
+        lamella.LamellaError: A call failed.
     """
     with scope.deadline(deadline), _operation(session) as note:
         async with session.request(method, url, **request) as response:
@@ -104,7 +103,7 @@ async def task(
 async def finished(
     session: aiohttp.ClientSession, task_id: str, *, company_id: str | None = None, deadline: float = _DEADLINE
 ) -> Task:
-    """Wait until a task is done, and return what it has brought: with the arguments and errors of :func:`task`."""
+    """Wait until a task is done and return its result. Arguments and errors are those of :func:`task`."""
     query = {} if company_id is None else {"companyId": company_id}
     with scope.deadline(deadline), _operation(session) as note:
         async with _ended(session, task_id, query, note) as response:
@@ -116,9 +115,9 @@ async def finished(
 async def fetch(
     session: aiohttp.ClientSession, url: URL, query: Mapping[str, str] | None
 ) -> AsyncIterator[tuple[aiohttp.ClientResponse, str | None]]:
-    """Ask for a page of a list, and wait for the task where it is answered with one.
+    """Request a page of a list, and wait for the task if the API answers with one.
 
-    The waits between the questions take 600 s in sum; what a rate limit holds up does not count.
+    Waits between polls add up to 600 s at most, not counting time in the throttle's queue.
     """
     found, _ = at_path(url.path)
     if "GET" in found and not found["GET"].may_be_later:
@@ -136,7 +135,7 @@ async def fetch(
 
 
 class _Note:
-    """What the span of an operation says."""
+    """What the span of an operation records."""
 
     __slots__ = ("polls", "status")
 
@@ -147,7 +146,7 @@ class _Note:
 
 @contextmanager
 def _operation(session: aiohttp.ClientSession) -> Iterator[_Note]:
-    """Put a span around the calls made inside, if the session has spans."""
+    """Enclose the calls made inside in a span, if the session records spans."""
     note = _Note()
     spans = next((layer for layer in layers_in(middlewares_of(session)) if isinstance(layer, RequestSpan)), None)
     provider = None if spans is None else spans.shared.get("tracer_provider")
@@ -176,14 +175,14 @@ def _operation(session: aiohttp.ClientSession) -> Iterator[_Note]:
 async def _ended(
     session: aiohttp.ClientSession, task_id: str, query: Mapping[str, str], note: _Note
 ) -> AsyncIterator[aiohttp.ClientResponse]:
-    """Ask for a task until it is done; yield the last answer, its body read unless it has an error status.
+    """Poll a task until it is done; yield the last response, with its body read unless its status is an error.
 
     Raises:
-        TaskUnfinished: The next question would come after the deadline; where there is none, after waits of 600 s.
+        TaskUnfinished: The next poll would come after the deadline or, without a deadline, after waits of 600 s.
     """
-    # A whole segment: an id must not lead to another path.
+    # One path segment, so that an id cannot lead to another path.
     if not task_id.strip("."):
-        raise ValueError(f"the id of a task must not be {task_id!r}")
+        raise ValueError(f"a task id must be a path segment, got {task_id!r}")
     url, wait = URL(f"accounting/asyncTask/{quote(task_id, safe='')}", encoded=True), _FIRST_WAIT
     waited = 0.0
     while True:
@@ -208,10 +207,10 @@ async def _ended(
 
 
 def _task(response: aiohttp.ClientResponse, task_id: str, answer: object) -> Task:
-    """Return the task that an answer describes.
+    """Return the task that a response describes.
 
     Raises:
-        TaskFailed: It has failed.
+        TaskFailed: The task failed.
     """
     status, secrets = at(answer, "data.status"), secrets_of_answer(response)
     notes = at(answer, "data.information")
@@ -228,7 +227,7 @@ def _task(response: aiohttp.ClientResponse, task_id: str, answer: object) -> Tas
 def _id_in(answer: object) -> str:
     found = at(answer, "data.taskId")
     if not isinstance(found, str | int) or not str(found).strip():
-        raise ValueError("an answer with status 202 has no taskId")
+        raise ValueError("response with status 202 has no taskId")
     return str(found)
 
 
@@ -237,5 +236,5 @@ def _kept(query: object) -> dict[str, str]:
 
 
 async def _raise_for_status(response: aiohttp.ClientResponse) -> None:
-    if response.status >= ERROR_STATUS:  # of a session that does not raise
+    if response.status >= ERROR_STATUS:  # a session with raise_errors=False
         raise await api_error(response, RULES)

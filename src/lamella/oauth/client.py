@@ -1,4 +1,4 @@
-"""Who asks for a token: a client with its secret or its private key."""
+"""The client that requests a token, with a secret or a private key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from urllib.parse import quote_plus, urlencode
 
 _LASTS: Final = 300
-"""Seconds for which an assertion is valid."""
+"""Lifetime of an assertion in seconds."""
 _KINDS: Final = {"RS": "RSAKey", "PS": "RSAKey", "ES": "ECKey", "Ed": "OKPKey"}
 
 
@@ -23,7 +23,7 @@ class Hidden:
 
 
 class TokenRequest:
-    """The parameters of a token request, which hold secrets: no repr and no local of a frame shows them."""
+    """The parameters of a token request. They contain secrets, so they appear in no repr and no local variable."""
 
     __slots__ = ("authorization", "parameters", "secret")
 
@@ -32,9 +32,9 @@ class TokenRequest:
             name: value for name, value in parameters.items() if value is not None
         }
         self.authorization: str | None = None
-        """The header that names the client. None: the parameters do."""
+        """The header that identifies the client. None: the parameters identify it."""
         self.secret: str | None = None
-        """The client's secret, which the header has in another spelling. None: there is none, or a parameter has it."""
+        """The client's secret, which the header contains in encoded form. None: no secret, or it is in a parameter."""
 
     @property
     def body(self) -> bytes:
@@ -43,7 +43,7 @@ class TokenRequest:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What no text may show."""
+        """Values that must never be shown."""
         telling = ("client_secret", "client_assertion", "refresh_token")
         found = [self.parameters[name] for name in telling if name in self.parameters]
         return (*found, *(text for text in (self.authorization, self.secret) if text))
@@ -54,12 +54,12 @@ class Client:
 
     Args:
         client_id: Its id.
-        secret: Its secret. None: it is a public client, which has none.
-        method: How it says who it is: ``"basic"`` in the header ``Authorization`` (client_secret_basic), ``"post"`` in
-            the form (client_secret_post).
+        secret: Its secret. None means a public client.
+        method: How the client authenticates: ``"basic"`` in the header ``Authorization`` (client_secret_basic),
+            ``"post"`` in the form (client_secret_post).
 
     Raises:
-        ValueError: *client_id* or *secret* is empty, or *method* is neither of the two.
+        ValueError: *client_id* or *secret* is empty, or *method* is unknown.
     """
 
     __slots__ = ("_method", "_secret", "client_id")
@@ -72,21 +72,21 @@ class Client:
         self.client_id: Final[str] = _checked(client_id)
         self._method = method
         if self._secret is not None and not isinstance(self._secret, str):
-            raise ValueError(f"secret must be a string, not {type(self._secret).__name__}")
+            raise ValueError(f"secret must be a string, got {type(self._secret).__name__}")
         if self._secret is not None and not self._secret:
             raise ValueError("secret must not be empty")
         if method not in {"basic", "post"}:
             raise ValueError(f"method must be 'basic' or 'post', got {method!r}")
 
     def sign(self, request: TokenRequest, token_url: str) -> None:
-        """Say in *request*, which is for *token_url*, who asks."""
+        """Add the client's authentication to *request* for *token_url*."""
         if self._secret is None or self._method == "post":
             request.parameters["client_id"] = self.client_id
             if self._secret is not None:
                 request.parameters["client_secret"] = self._secret
         else:
             pair = f"{quote_plus(self.client_id)}:{quote_plus(self._secret)}"
-            request.secret = self._secret  # a server may echo it as it has read it
+            request.secret = self._secret  # a server may echo the decoded form
             request.authorization = f"Basic {b64encode(pair.encode()).decode()}"
 
     def __repr__(self) -> str:
@@ -94,17 +94,17 @@ class Client:
 
 
 class KeyClient:
-    """A client with a private key (private_key_jwt: RFC 7523, section 2.2). It needs ``lamella[oauth]``.
+    """A client with a private key (private_key_jwt: RFC 7523, section 2.2). Requires ``lamella[oauth]``.
 
     Args:
         client_id: Its id.
         key: Its private key, as PEM without a password, or as a JWK in a dict.
-        algorithm: How the assertion is signed: by RSA (RS256, PS256, …), elliptic curves (ES256, …) or EdDSA.
-        key_id: The ``kid`` of the assertion. None: it has none.
-        audience: The ``aud`` of the assertion. None: the URL of the token endpoint.
+        algorithm: The signature of the assertion: RSA (RS256, PS256, …), elliptic curves (ES256, …) or EdDSA.
+        key_id: The ``kid`` of the assertion. None means no ``kid``.
+        audience: The ``aud`` of the assertion. None means the URL of the token endpoint.
 
     Raises:
-        ValueError: *client_id* is empty, *algorithm* is unknown, or *key* is no private key for it.
+        ValueError: *client_id* is empty, *algorithm* is unknown, or *key* is not a private key for it.
         ImportError: The extra is not installed.
     """
 
@@ -122,12 +122,12 @@ class KeyClient:
         self._key = _private_key(Hidden(key), algorithm)
         del key  # a traceback would show it
         if self._key is None:
-            raise ValueError(f"key is no private key for {algorithm}, or no such algorithm is known")
+            raise ValueError(f"key must be a private key for {algorithm}, or the algorithm is unknown")
         self.client_id: Final[str] = _checked(client_id)
         self._algorithm, self._key_id, self._audience = algorithm, key_id, audience
 
     def sign(self, request: TokenRequest, token_url: str) -> None:
-        """Say in *request*, which is for *token_url*, who asks, by a new assertion."""
+        """Add a new assertion to *request* for *token_url*."""
         from joserfc import jwt
 
         now = int(time.time())
@@ -149,7 +149,7 @@ class KeyClient:
 
 
 def _private_key(key: Hidden, algorithm: str) -> Any:
-    """Return *key* as joserfc takes it. None: it is none for *algorithm*."""
+    """Return *key* in joserfc's form; None if it is not a key for *algorithm*."""
     try:
         from joserfc import jwk
     except ModuleNotFoundError:
@@ -167,5 +167,5 @@ def _private_key(key: Hidden, algorithm: str) -> Any:
 def _checked(client_id: object) -> str:
     if isinstance(client_id, str) and client_id:
         return client_id
-    fault = "not be empty" if client_id in ("", None) else f"be a string, not {type(client_id).__name__}"
+    fault = "not be empty" if client_id in ("", None) else f"be a string, got {type(client_id).__name__}"
     raise ValueError(f"client_id must {fault}")

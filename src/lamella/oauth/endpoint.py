@@ -1,4 +1,4 @@
-"""A request to the token endpoint of RFC 6749: through a stack of its own, with rules of its own."""
+"""Send requests to a token endpoint (RFC 6749), through a separate stack with its own rules."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from lamella.stacking import stack
 _LONGEST: Final = 366 * 86400.0
 _SOON: Final = Backoff(initial=(0.5, 1.0), maximum=10)
 _SHOWN: Final = ("error", "error_description", "error_uri")
-"""What an error keeps of an answer: RFC 6749, section 5.2."""
+"""The fields of a response that an error keeps: RFC 6749, section 5.2."""
 
 
 def token_of(payload: object) -> str | None:
-    """Return the value of the header for the bearer token in *payload*. None: there is none that can be used."""
+    """Return the header value for the bearer token in *payload*; None if there is no usable token."""
     if not isinstance(payload, dict) or str(payload.get("token_type") or "bearer").lower() != "bearer":
         return None
     token = payload.get("access_token")
@@ -35,7 +35,7 @@ def token_of(payload: object) -> str | None:
 
 
 def lifetime(expires_in: object) -> float | None:
-    """Return the seconds that *expires_in* of an answer means. None: it says nothing that can be used."""
+    """Return *expires_in* of a response in seconds; None if it is not usable."""
     if isinstance(expires_in, bool) or not isinstance(expires_in, int | float | str):
         return None
     try:
@@ -53,30 +53,30 @@ RULES: Final = RuleBook(
     Rule(
         range(200, 400),
         "No Token",
-        "The answer of the token endpoint has no bearer token.",
-        "Check the URL of the token endpoint, and what it says.",
+        "The response of the token endpoint has no bearer token.",
+        "Check the URL of the token endpoint and its response.",
         when=_is_no_token,
     ),
     Rule(
         400,
         "Token Refused",
         "The authorization server refuses to issue a token (RFC 6749, section 5.2).",
-        "The error code says why. invalid_grant: the refresh token has expired, and the user has to log in again.",
+        "The error code says why. invalid_grant: the refresh token has expired, so the user has to log in again.",
     ),
     Rule(
         401,
         "Client Refused",
         "The authorization server does not accept the client (RFC 6749, section 5.2).",
-        "Check the client's id, and its secret or key.",
+        "Check the client's id and its secret or key.",
     ),
     Rule([408, 429], retry=_SOON),
-    Rule("5xx", "Token Endpoint Failed", "The token endpoint failed.", "Look at its status.", retry=_SOON),
+    Rule("5xx", "Token Endpoint Failed", "The token endpoint failed.", "Check its status.", retry=_SOON),
 )
-"""Its errors are final, as RFC 6749, section 5.2, has them. 408, 429, 5xx and transport failures are tried again."""
+"""Errors by RFC 6749, section 5.2, are final. 408, 429, 5xx and transport failures are retried."""
 
 
 class Issued(NamedTuple):
-    """What the endpoint has issued."""
+    """The result of a token request."""
 
     token: Token
     refresh: Hidden
@@ -84,7 +84,7 @@ class Issued(NamedTuple):
 
 
 class _Sign(Layer):
-    """Writes the form, and who asks, anew for each attempt: an assertion is used once."""
+    """Write the form and the authentication for each attempt, because an assertion is used only once."""
 
     slot = Slot.AUTH
 
@@ -119,15 +119,15 @@ class Endpoint:
         self._providers = self._given
 
     def inherit(self, **providers: TracerProvider | MeterProvider | None) -> None:
-        """Take over the *providers* of a stack where none was given."""
+        """Use the *providers* of a stack if none was given."""
         chosen = {**self._providers, **{name: each for name, each in providers.items() if each is not None}}
         self._providers = {**chosen, **{name: each for name, each in self._given.items() if each is not None}}
 
     async def ask(self, client: Client | KeyClient, request: TokenRequest) -> Issued:
-        """Return what *client* gets for *request*.
+        """Request a token for *client*.
 
         Raises:
-            LamellaError: It gets nothing. The error keeps nothing of what it came through.
+            LamellaError: The request failed. The error contains no data of the request or its frames.
         """
         try:
             return await self._ask(client, request)
@@ -150,9 +150,9 @@ class Endpoint:
         )
         headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
         async with aiohttp.ClientSession(middlewares=layers, **self._session) as session:
-            # What is sent must not follow a redirect to another place.
+            # The credentials must not follow a redirect.
             async with session.post(self._url, headers=headers, allow_redirects=False) as response:
-                # As the rules have read it.
+                # parsed in the same way as by the rules
                 payload: Any = Answer(response.status, response.headers, body=await response.read()).json
         token = Token(token_of(payload) or "", lifetime(payload.get("expires_in")))
         refresh = payload.get("refresh_token")
@@ -160,7 +160,7 @@ class Endpoint:
 
 
 def _without_secrets(error: LamellaError) -> LamellaError:
-    """Return *error* with nothing of what a server may have put into it, nor of the frames that it came through."""
+    """Return *error* without data from the server and without its traceback."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
     if isinstance(error, ApiError):
         payload = error.payload if isinstance(error.payload, dict) else {}

@@ -21,33 +21,33 @@ from lamella.threads import to_its_end
 Who = Client | KeyClient | Callable[..., Client | KeyClient | Awaitable[Client | KeyClient]]
 """The client, or a function that returns the client for a key, plain or async."""
 Key = Callable[[], Hashable] | Callable[[aiohttp.ClientRequest], Hashable]
-"""Returns whose token a request needs: see :class:`lamella.Tokens`."""
+"""Returns the key of the token that a request needs; see :class:`lamella.Tokens`."""
 T = TypeVar("T")
 _OWN = frozenset(
     {"grant_type", "scope", "refresh_token", "client_id", "client_secret", "client_assertion", "client_assertion_type"}
 )
-"""Parameters that a request has of its own."""
+"""Parameters that the grant sets itself."""
 
 
 class Options(TypedDict, total=False):
     """Options of :func:`client_credentials` and :func:`refresh_token`."""
 
     key: Key
-    """Returns whose token a request needs. Default: there is one token for all."""
+    """Returns the key of the token that a request needs. Default: one token for all calls."""
     scope: str
-    """What the token is to be good for: words with spaces between them. Default: what the server grants."""
+    """The requested scopes, separated by spaces. Default: chosen by the server."""
     parameters: Mapping[str, str]
-    """More parameters of the request, such as ``audience`` or ``resource``. None of them may be a secret."""
+    """Further parameters of the request, such as ``audience`` or ``resource``. They must not be secret."""
     leeway: float
-    """How many seconds before its expiry a token is renewed. Default: 60."""
+    """Seconds before expiry at which a token is renewed. Default: 60."""
     timeout: float
-    """How many seconds a fetch may take, half of them for the request. Default: 60."""
+    """Maximum duration of a fetch in seconds; half of it is for the request. Default: 60."""
     session: Mapping[str, Any]
     """Options of the ``aiohttp.ClientSession`` that calls the endpoint, such as ``trust_env``."""
     tracer_provider: TracerProvider | None
-    """Where the spans of the requests go. Default: that of the stack, or the global one."""
+    """Tracer provider for the requests. Default: the stack's, or the global one."""
     meter_provider: MeterProvider | None
-    """Where the metrics go. Default: as above."""
+    """Meter provider. Default: the stack's, or the global one."""
 
 
 def client_credentials(token_url: str, client: Who, **options: Unpack[Options]) -> Tokens:

@@ -1,4 +1,4 @@
-"""``Retry``: ask the rules, wait, send again; and the budget that bounds how much that adds."""
+"""``Retry``: ask the rules, wait, send again; and the budget that limits the added load."""
 
 from lamella.retry.layer import Retry
 

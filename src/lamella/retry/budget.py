@@ -1,4 +1,4 @@
-"""How much retries may add to the load: a token bucket, as arithmetic on a state."""
+"""Limit the load that retries add: a token bucket as arithmetic on a state."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lamella.checks import check_number
 
 @dataclass(frozen=True, slots=True)
 class RetryBudget:
-    """What all calls of a session together may spend on retries.
+    """The retry budget of all calls of a session.
 
-    Every call brings in *ratio* of a retry, and each retry takes a whole one; what is left over is kept, up to
-    *capacity*, with which a session begins. So in an outage no more than *ratio* is added to the load, whatever each
-    call by itself would try. gRPC's retry throttling and the retry quota of the AWS SDKs do the same.
+    Every call adds *ratio* to the budget and each retry takes 1. The budget holds at most *capacity*, which is also its
+    initial value. So in an outage retries add at most *ratio* to the load, whatever single calls would try. gRPC's
+    retry throttling and the retry quota of the AWS SDKs work in the same way.
 
-    Two kinds of retries are free: after a rate limit (429, or 503 with ``Retry-After``), which says when to come back,
-    and the immediate one on a connection that was closed while idle.
+    Two kinds of retries are free: after a rate limit (429, or 503 with ``Retry-After``), and the immediate retry on a
+    connection that was closed while idle.
 
     Raises:
         ValueError: *ratio* is below 0 or not finite, or *capacity* is below 1 or not finite.
@@ -32,20 +32,20 @@ class RetryBudget:
 
 
 DEFAULT_BUDGET: Final = RetryBudget()
-"""What a stack has unless it is told otherwise."""
+"""The default budget of a stack."""
 
 
 @dataclass(slots=True)
 class Spent:
-    """How much is missing from a full capacity. A JSON value, as stores need it."""
+    """The amount missing from the full capacity, as a JSON value for stores."""
 
     missing: float = 0.0
 
 
 def take(spent: Spent, _now: float, budget: RetryBudget, calls: int) -> bool:
-    """Whether one more retry may be made; *calls* is how many calls have been made since it was asked last."""
+    """Return whether one more retry may be made; *calls* is the number of calls since the last question."""
     spent.missing = max(spent.missing - budget.ratio * calls, 0.0)
-    # In sums of shares, a rounding error must not cost a whole retry.
+    # A rounding error in sums of fractions must not cost a whole retry.
     if spent.missing + 1 > budget.capacity + 1e-9:
         return False
     spent.missing += 1

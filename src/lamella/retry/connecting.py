@@ -1,4 +1,4 @@
-"""A block whose calls do not try again to connect."""
+"""A block whose calls do not retry failed connections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ONCE: Final[ContextVar[bool]] = ContextVar("lamella_connects_once", default=Fal
 
 @contextmanager
 def connecting_once() -> Iterator[None]:
-    """End each call made inside with its first attempt that finds no connection, for a caller that decides itself."""
+    """End each call made inside at the first failed connection, for callers that decide about retries themselves."""
     token = _ONCE.set(True)
     try:
         yield
@@ -21,5 +21,5 @@ def connecting_once() -> Iterator[None]:
 
 
 def connects_once() -> bool:
-    """Return whether a call made here is inside of :func:`connecting_once`."""
+    """Return whether the current code is inside :func:`connecting_once`."""
     return _ONCE.get()

@@ -1,4 +1,4 @@
-"""The deadline of a call: how long it may take, and the timer that ends its attempts."""
+"""The deadline of a call, and the timer that ends its attempts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lamella.call import BLOCK_END, Call, PerCall
 from lamella.limits import cancels
 from lamella.scope import NOTHING, SCOPE, Scope, enter, inherited, leave
 
-# A session's total timeout ends our wait and our attempt first, so that the caller gets our error for it.
+# We end waits and attempts before a session's total timeout does, so that the caller gets our error.
 _MARGIN_SHARE, _MARGIN_SECONDS = 0.05, 0.1
 _FIRM: Final = PerCall[float](lambda: inf)
-"""When a call whose deadline is the session's total must have ended for another reason, by the loop's clock."""
+"""The time of other deadlines, by the loop's clock, of a call whose deadline is the session's total timeout."""
 
 
 def seconds_left(call: Call, own: float | None, now: float) -> float | None:
-    """Return the seconds left: the least of *own*, the session's total and what is inherited. None: no limit."""
+    """Return the seconds left: the minimum of *own*, the session's total and the inherited limit; None if unlimited."""
     outer = block_end(call)
     firm = min(inf if own is None else own, inf if outer is None else outer - now)
     total = _session_total(call.request)
@@ -33,24 +33,24 @@ def seconds_left(call: Call, own: float | None, now: float) -> float | None:
 
 
 def block_end(call: Call) -> float | None:
-    """Return when *call* must have ended by the blocks and calls around it, by the loop's clock. None: no limit."""
+    """Return the deadline of *call* from surrounding blocks and calls, by the loop's clock; None if unlimited."""
     if SCOPE.get() is NOTHING:
         return None
-    # A middleware may have started a task for what is further in, which does not inherit it.
+    # A middleware may have run the inner layers in a task that does not inherit the deadline.
     moment = min(BLOCK_END.of(call), inf if (outer := inherited()) is None else outer)
     return None if moment == inf else moment
 
 
 def _session_total(request: aiohttp.ClientRequest) -> float:
     total = request.session.timeout.total
-    # A timeout that is given with the request takes its place, and is not visible here unless it has no total.
+    # A timeout given with the request replaces it, and is visible here only if it has no total.
     if not total or has_no_total(request):
         return inf
     return total - min(total * _MARGIN_SHARE, _MARGIN_SECONDS)
 
 
 class AttemptLimit:
-    """Cancels the current task at a moment, by the rules of ``asyncio.timeout``, unless it is stopped before."""
+    """Cancel the current task at a given time, by the rules of ``asyncio.timeout``, unless stopped before."""
 
     __slots__ = ("_call", "_cancelling", "_inherited", "_rung", "_task", "_timer")
 
@@ -59,7 +59,7 @@ class AttemptLimit:
         self._call = call
         task = asyncio.current_task(loop)
         if task is None:
-            raise RuntimeError("a deadline works inside of a task only")
+            raise RuntimeError("a deadline works only inside a task")
         self._task: asyncio.Task[Any] = task
         self._cancelling = task.cancelling()
         self._rung = False
@@ -75,10 +75,10 @@ class AttemptLimit:
             self._task.cancel()
 
     def _goes_on(self, firm: float) -> bool:
-        """Return whether the request has a longer total than the session. If so, it ends by that, or at *firm*."""
+        """Return whether the request has a longer total than the session. If so, it ends by that total or at *firm*."""
         call = self._call
         assumed, total = call.request.session.timeout.total or 0.0, total_of(call.request)
-        # Where it cannot be found out, aiohttp ends the request itself.
+        # If the total is unknown, aiohttp ends the request itself.
         more = inf if total is None else total - assumed
         if more <= 0:
             return False
@@ -89,7 +89,7 @@ class AttemptLimit:
         return True
 
     def stop(self) -> bool:
-        """Stop the timer. Return whether it has cancelled the task, and nothing else has."""
+        """Stop the timer. Return whether it alone has cancelled the task."""
         self._timer.cancel()
         leave(self._inherited)
         if not self._rung:

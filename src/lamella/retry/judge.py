@@ -1,4 +1,4 @@
-"""Judge what an attempt ended in: a failure to decide about, or the end of the call."""
+"""Judge the result of an attempt: a failure to decide about, or the end of the call."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from lamella.throttle.queue import waiting_of
 
 
 class Settings(NamedTuple):
-    """What the calls of one ``Retry`` share."""
+    """The settings that all calls of one ``Retry`` share."""
 
     rules: RuleBook
     attempts: int | None
     retry_writes: bool
     random: Callable[[], float]
     afford: Callable[[Call], Awaitable[bool]] | None
-    """Takes a retry from the budget, if there is one left. None: there is no budget."""
+    """Takes a retry from the budget, if one is left. None: no budget."""
     report: Callable[[Call, Result, Decision | None], Awaitable[None]] | None
-    """Calls the user's hook after an attempt, with what was decided if there is another one. None: no hook."""
+    """Calls the user's hook after an attempt, with the decision if there is another attempt. None: no hook."""
 
 
 class Judge:
-    """The last attempt of one call, and what it ended in."""
+    """The last attempt of one call, and its result."""
 
     __slots__ = (
         "_attempt_began",
@@ -58,27 +58,28 @@ class Judge:
         self.began: float = began
         """When the call began, by the loop's clock."""
         self.error: LamellaError | None = None
-        """The failure of the last attempt. Another result is the end of the call: an answer, or no failure of ours."""
+        """The failure of the last attempt. Any other result, a response or a foreign exception, ends the call."""
         self.failed_at: float = 0.0
         self.answer: aiohttp.ClientResponse | None = None
-        """The answer that *error* is about, where no layer further in has turned it into an error."""
+        """The response of *error*, if no inner layer has turned it into an error."""
         self.same: int = 0
-        """How many attempts of the call have ended in the rule of *error*, with the last one."""
+        """How many attempts of the call, including the last one, have ended in the rule of *error*."""
         self._rules: list[Rule] = []
-        """Those that the attempts have ended in."""
+        """The rules in which the attempts ended."""
         self.overdue: bool = False
         """Whether the deadline has ended the last attempt."""
         self.repeats: int = 0
-        """How many attempts ended in the refusal of a token, and were repeated with another one. They do not count."""
+        """How many attempts were repeated with a new token because theirs was rejected. They do not count."""
         self.begin(began, queued_before)
 
     def begin(self, now: float, queued_before: float) -> None:
-        """An attempt begins *now*, by the loop's clock; *queued_before*: seconds that the call was queued before it."""
+        """Begin an attempt at *now*, by the loop's clock; *queued_before*: seconds the call was queued before it."""
         self._attempt_began = now
         self._queued_before = queued_before
 
     async def look_at(self, result: Result, *, overdue: bool) -> Result:
-        """Return the failure that *result* is, now in `error`, or *result* itself where it ends the call."""
+        """Return the failure that *result* represents, storing it in `error`, or *result* itself if it ends the
+        call."""
         call = self._call
         if overdue and isinstance(result, BaseException):
             return self._end_by_deadline(result)
@@ -97,7 +98,7 @@ class Judge:
         if isinstance(result, LamellaError):
             if call.stop is not None and result is call.stop.error:
                 return reject(call, result)
-            # One that says why it stopped is the end of another call, which a layer further in has made.
+            # An error with a stop reason is the end of another call, made by an inner layer.
             return self._fail(result) if result.stopped is None else result
         if isinstance(result, aiohttp.ClientError | TimeoutError):
             failure = failure_of(call, result, self._settings.rules)
@@ -106,14 +107,14 @@ class Judge:
         return result
 
     async def _error(self, answer: aiohttp.ClientResponse, judged: Judged) -> ApiError:
-        """Return the error that *answer* is, where no layer further in has made it."""
+        """Return the error that *answer* represents, if no inner layer has made it."""
         call, rules = self._call, self._settings.rules
         keep_cookies(call, answer)
         if answer.status >= ERROR_STATUS:
             self.answer = answer
-            # The body is the caller's: it may be slow, or broken.
+            # The body belongs to the caller and may be slow or broken.
             return await api_error(answer, rules, call.secrets, until=-inf, judged=judged)
-        # By its status the caller would take it for a success.
+        # By its status alone the caller would see a success.
         try:
             with not_cancelled(call) as until:
                 return await api_error(answer, rules, call.secrets, until=until, judged=judged)
@@ -121,18 +122,18 @@ class Judge:
             answer.release()
 
     def discount(self) -> None:
-        """Count the last attempt for nothing: it is repeated."""
+        """Do not count the last attempt, which is repeated."""
         self.repeats += 1
         self._rules.pop()
 
     def release(self) -> None:
-        """Release the connection of an answer that is not read."""
+        """Release the connection of a response that is not read."""
         if self.answer is not None:
             self.answer.release()
             self.answer = None
 
     def forget(self) -> None:
-        """Forget the failure and its answer, which hold on to an attempt."""
+        """Forget the failure and its response, which keep an attempt alive."""
         self.error = self.answer = None
         del self._call
 

@@ -29,34 +29,33 @@ _BUDGET = "retry-budget"
 
 
 class Retry(Layer):
-    """Sends a request again while the rules, the deadline and the safety of a repeat allow it.
+    """Retry a request while the rules and the deadline allow it and a repeat is safe.
 
-    stamina drives the waits: ``stamina.set_active(False)`` sends everything once, ``stamina.set_testing`` takes
-    the waits out, and stamina's hooks are called for each retry. With its *default* hooks, stamina writes a line
-    per retry; Retry lets those through at DEBUG only (logger ``stamina``).
+    stamina carries out the waits: ``stamina.set_active(False)`` disables retries, ``stamina.set_testing`` removes the
+    waits, and stamina's hooks are called for each retry. With its *default* hooks, stamina logs a line per retry; Retry
+    lowers these lines to DEBUG (logger ``stamina``).
 
-    It stands outside of everything that makes an attempt. With :class:`lamella.Classify` in the stack it raises
-    the last error; without, it judges the answers itself, and returns the last one at once, its body unread unless a
-    rule asks for it. A connection failure is always an error, and so is an answer below 400 that a rule calls one.
+    It belongs outside all layers of an attempt. With :class:`lamella.Classify` in the stack it raises the last error.
+    Without it, Retry judges responses itself and returns the last one at once, with its body unread unless a rule needs
+    it. A transport failure is always raised, and so is a response below 400 that a rule calls an error.
 
     Args:
-        rules: What each failure means, and the waits.
-        attempts: How many attempts a call has, the first one included. None means as many as fit in *deadline*.
-        deadline: How many seconds a call may take, the waits included. None means no limit, except for a
-            total timeout of the session, which is taken as one; an attempt may take as long as a longer total that
-            is given with its request. A call that is made inside of another one, or of
-            :func:`lamella.deadline`, has no longer than is left there.
-        budget: How much retries may add to the load of the session. None means no limit.
-        store: Where the budget is kept. None means in this process.
-        retry_writes: Send methods that are not idempotent (POST, PATCH) again, too, though the first one may have
-            been carried out. Without, they are where nothing can have been carried out (429, no connection) and
-            where an ``Idempotency-Key`` header makes a repeat harmless, as far as *rules* say that the API knows it.
+        rules: The meaning of each failure, and the waits.
+        attempts: Maximum number of attempts of a call, including the first. None means as many as fit in *deadline*.
+        deadline: Maximum duration of a call in seconds, waits included. None means no limit except the session's total
+            timeout, which acts as a deadline. A longer total given with the request lets an attempt take that long. A
+            call inside another call, or inside :func:`lamella.deadline`, also ends at that deadline.
+        budget: Limits how much load retries may add. None means no limit.
+        store: Stores the budget. None means memory of this process.
+        retry_writes: Retry methods that are not idempotent (POST, PATCH) even if the first attempt may have been
+            carried out. By default they are retried only if nothing was carried out (429, no connection), or if an
+            ``Idempotency-Key`` header makes a repeat safe, provided that *rules* say that the API supports it.
         random: A source of uniform floats in [0, 1), for the waits.
-        on_attempt: A function, or an ``async`` one, that is called after each attempt with the request, the result and
-            the attempt's record: before the call waits for the next attempt, when ``record.waited`` is the wait that
-            follows, and at the end of the call. The result is the answer, or the error, whose ``stopped`` says at
-            the end why there was no further attempt. The call waits for the function. If it raises an exception, that
-            is logged once, and the call goes on. None means that nothing is called.
+        on_attempt: A function, plain or async, called after each attempt with the request, the result and the attempt's
+            record. It runs before the wait for the next attempt, whose length is ``record.waited``, and at the end of
+            the call. The result is the response or the error; at the end, ``error.stopped`` says why there was no
+            further attempt. The call waits for the function. An exception in it is logged once and ignored. None means
+            no hook.
 
     Raises:
         ValueError: *attempts* is less than 1, *deadline* is not greater than 0, both are None, or *on_attempt* is not
@@ -84,7 +83,7 @@ class Retry(Layer):
         if deadline is not None:
             check_seconds("deadline", deadline)
         if attempts is None and deadline is None:
-            raise ValueError("attempts and deadline must not both be None: such a call might never end")
+            raise ValueError("attempts and deadline must not both be None, because a call might never end")
         self.shared: Mapping[str, object] = {"rules": rules, "store": store}
         afford, report = None if budget is None else self._afford, None if on_attempt is None else reporter(on_attempt)
         self._settings = Settings(rules, attempts, retry_writes, random, afford, report)
@@ -93,10 +92,10 @@ class Retry(Layer):
         self._budget = budget
         self._state = SharedState(store)
         self._calls = 0
-        """How many calls were made since the budget was asked last: each adds its share of a retry."""
+        """How many calls were made since the last use of the budget; each adds a fraction of a retry."""
         self._begun: dict[Call, tuple[float, float, AttemptLimit | None, frozenset[int], int | None]] = {}
-        """When the call began, by the loop's clock, how long it was queued before, what ends its first attempt,
-        which statuses below 400 may be an error, and how many attempts it has."""
+        """Per call: when it began by the loop's clock, how long it was queued before, the limit of its first attempt,
+        the statuses below 400 that may be errors, and the number of attempts."""
 
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._state.work_in(loop)
@@ -104,7 +103,7 @@ class Retry(Layer):
     def before(self, call: Call) -> None:
         request = call.request
         if SENT_BEFORE in call.state:
-            # A middleware further out sends the request once more, and the session may be closed by now.
+            # An outer middleware sends the request again, and the session may be closed by now.
             require_open(request)
         if hdrs.COOKIE in request.headers:
             note_held_cookies(call)
@@ -117,18 +116,18 @@ class Retry(Layer):
             below_400 = given.get("rules", self._settings.rules).below_400
             attempts = given.get("attempts", attempts)
             if own is None and attempts is None:
-                raise ValueError("attempts and deadline must not both be None: such a call might never end")
+                raise ValueError("attempts and deadline must not both be None, because a call might never end")
         if own is None and not request.session.timeout.total and block_end(call) is None:
             limit = None
             if call.deadline is not None:
                 call.deadline = None
         else:
-            # Some versions of aiohttp make the request anew when the session was closed in the middle of an attempt.
+            # Some versions of aiohttp recreate the request if the session was closed during an attempt.
             require_open(request)
             seconds = seconds_left(call, own, now)
             call.deadline = None if seconds is None else now + seconds
             if seconds is not None and seconds <= 0:
-                # What is inherited may be used up already: then nothing is sent.
+                # If the inherited deadline has already passed, nothing is sent.
                 raise out_of_time(call, self._settings_of(call).rules, seconds)
             limit = None if call.deadline is None else AttemptLimit(call, call.deadline)
         self._begun[call] = now, call.queued, limit, below_400, attempts
@@ -137,7 +136,7 @@ class Retry(Layer):
         began, queued_before, limit, below_400, attempts = self._begun.pop(call)
         overdue = limit is not None and limit.stop() and isinstance(result, asyncio.CancelledError)
         if not isinstance(result, BaseException):
-            # Most calls end well at the first attempt, and then little need be known of it.
+            # Most calls succeed at the first attempt, which then needs little bookkeeping.
             if (
                 result.status < ERROR_STATUS
                 and not call.records
@@ -148,13 +147,13 @@ class Retry(Layer):
                 setattr(result, RECORDS_KEY, (began, call.now, queued, attempts, call.deadline))
                 return None
         elif not isinstance(result, Exception) and not overdue:
-            return None  # cancelled, or thrown away
+            return None  # cancelled or discarded
         note_interruption(call)
         loop = Loop(call, self._settings_of(call), began=began, queued_before=queued_before)
         return partial(loop.run, result, overdue=overdue)
 
     def _settings_of(self, call: Call) -> Settings:
-        """Return the settings of *call*: those of the layer, unless options() says otherwise."""
+        """Return the settings of *call*: those of the layer, overridden by options()."""
         given, own = OPTIONS.get(call), self._settings
         if given is None:
             return own
@@ -165,7 +164,7 @@ class Retry(Layer):
         )
 
     async def _afford(self, call: Call) -> bool:
-        """Take a retry from the budget, if there is one left."""
+        """Take a retry from the budget, if one is left."""
         if self._budget is None:
             return True
         calls, self._calls = self._calls, 0

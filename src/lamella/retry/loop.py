@@ -1,4 +1,4 @@
-"""The retry loop of one call: judge what an attempt has ended in, decide, wait, send again."""
+"""The retry loop of one call: judge the result of an attempt, decide, wait, send again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lamella.telemetry.names import RETRY_EVENT, STOP_EVENT
 
 
 class Loop:
-    """The attempts of one call, from the end of the first one on."""
+    """The attempts of one call after the first."""
 
     __slots__ = ("_again", "_call", "_decided_at", "_decision", "_last", "_settings", "_waited", "_was_stale")
 
@@ -41,11 +41,11 @@ class Loop:
         self._decision: Decision | None = None
         self._decided_at = 0
         self._waited = 0.0
-        """How many seconds of the wait have passed already."""
+        """How many seconds of the wait have already passed."""
         self._was_stale = False
 
     async def run(self, result: Result, again: Again, *, overdue: bool) -> Result:
-        """Return the end of the call, whose first attempt has ended in *result*; *overdue*: by the deadline."""
+        """Return the final result of a call whose first attempt ended with *result*; *overdue*: by the deadline."""
         self._again = again
         try:
             result = await self._last.look_at(result, overdue=overdue)
@@ -56,7 +56,7 @@ class Loop:
                     setattr(result, RECORDS_KEY, self._call.records)
                 await self._report(result)
                 return result
-            # Without a reason of ours it was stamina that stopped: switched off, or in its test mode.
+            # Without a stop reason of ours, stamina stopped: it is disabled or in test mode.
             decided = self._decision and self._decision.stop
             result.retried = False
             result.stopped = self._stop(decided or StopReason.ATTEMPTS_USED_UP)
@@ -71,30 +71,31 @@ class Loop:
             self._last.release()
             raise
         finally:
-            # What stamina leaves behind, a cycle that holds on to us, is to hold nothing else.
+            # stamina leaves a reference cycle that contains this object; drop everything else from it.
             self._wait_ends()
             self._last.forget()
             del result, self._call, self._again
 
     async def _send_again(self, failure: LamellaError) -> Result:
-        """Decide about *failure*, and send each time that stamina has waited. Return the last failure, or the end."""
+        """Decide about *failure* and send again after each wait of stamina. Return the last failure or the final
+        result."""
         call = self._call
         result: Result | None = None
         try:
             await self._decide(failure)
             if not self._goes_on():
                 return failure
-            # Not its decorator, which is made for functions that last: decorating one per call doubles the cost.
-            # Only its test mode needs the number of attempts: to count them is `decide`'s.
+            # Not stamina's decorator, which would double the cost if applied per call.
+            # `decide` counts attempts; only stamina's test mode needs the number.
             attempts = self._settings.attempts if stamina.is_testing() else None
             retrying = stamina.retry_context(on=self._decided, attempts=attempts, timeout=None)
-            # By this name stamina_log knows them. Where none can be given any more, their lines are warnings.
+            # stamina_log recognizes this name. If a version takes no name, the lines stay warnings.
             named = getattr(retrying, "with_name", None)
             turns = aiter(retrying if named is None else named(NAME, (), {}))
             turn = await anext(turns)
             while True:
                 failure.retried = True
-                # As if raised inside of `with turn`, but without a way through frames that it would keep alive.
+                # As if raised inside `with turn`, but without keeping frames alive.
                 turn.__exit__(type(failure), failure, failure.__traceback__)
                 try:
                     turn = await anext(turns)
@@ -108,7 +109,7 @@ class Loop:
                     self._decision = Decision(failure.rule, stop=StopReason.CIRCUIT_OPEN)
                     return failure
                 self._note_retry()
-                # It is raised no more, and its traceback keeps all of that attempt alive until the next gc.
+                # It is not raised again, and its traceback keeps the whole attempt alive until the next gc.
                 failure.__traceback__ = None
                 await prepare_again(call.request)
                 renew_cookies(call)
@@ -124,7 +125,7 @@ class Loop:
             self._stop(StopReason.CANCELLED)
             raise
         finally:
-            del failure, result  # their traceback holds on to this frame: they must not keep each other alive
+            del failure, result  # break the reference cycle of traceback and frame
 
     async def _attempt(self) -> Result:
         call = self._call
@@ -145,26 +146,26 @@ class Loop:
                 return result
             return await self._last.look_at(result, overdue=overdue and isinstance(result, asyncio.CancelledError))
         finally:
-            del result  # as above
+            del result  # break the reference cycle
 
     def _goes_on(self) -> bool:
         """Return whether the last decision is to send again."""
         return self._decision is not None and self._decision.stop is None
 
     def _decided(self, _exc: Exception) -> bool | float:
-        """Return the seconds to wait: stamina's hook, called only where it is decided to send again."""
+        """Return the seconds to wait; stamina's hook, called only after a decision to send again."""
         decision = self._decision
         return False if decision is None or decision.wait is None else max(decision.wait - self._waited, 0.0)
 
     async def _decide(self, error: LamellaError) -> None:
-        """Decide what to do about *error*, the end of the last attempt."""
+        """Decide what to do about *error*, the failure of the last attempt."""
         call, settings = self._call, self._settings
         circuit = call.circuit
         if circuit is not None:
             await circuit.failed(error)
         if not stamina.is_active():
             return
-        # A connection that the server closed while it was idle: once a call, and not for a body that broke off.
+        # A connection that the server closed while idle: once per call, and not for a truncated body.
         stale = (
             not self._was_stale
             and isinstance(error, ConnectionLost)
@@ -181,11 +182,11 @@ class Loop:
             error.outcome,
             number=number,
             same=self._last.same,
-            # In its test mode stamina sets the attempts, and takes the waits out.
+            # In test mode stamina sets the number of attempts and removes the waits.
             attempts=None if testing else attempts,
             method=call.request.method,
             replayable=is_replayable(call, sent=not isinstance(error, ConnectFailed)),
-            # To the clock's last digit it may be a little before the deadline that ended it.
+            # Within clock resolution it may seem to be just before the deadline that ended it.
             elapsed=inf if self._last.overdue else self._last.failed_at - self._last.began,
             deadline=None if testing or call.deadline is None else call.deadline - self._last.began,
             random=settings.random,
@@ -207,11 +208,12 @@ class Loop:
         self._was_stale = self._was_stale or stale
         if decision.source is WaitSource.REFRESH:
             self._last.discount()
-        # What is done now is a part of the wait: otherwise the deadline could pass.
+        # Work done now counts as part of the wait; otherwise the deadline could pass.
         before = call.request.loop.time()
         await self._report(error, decision)
         if not testing:
-            # Held during the wait it would hold its connection. (A test mode does not wait, and may still stop.)
+            # Keeping the response during the wait would keep its connection. (Test mode does not wait and may still
+            # stop.)
             if self._last.answer is not None and decision.wait is not None:
                 await finish_error_body(self._last.answer, before + decision.wait)
             self._waited = call.request.loop.time() - before
@@ -220,11 +222,11 @@ class Loop:
                 call.observer.wait_begins(decision.rule, decision.source)
 
     async def _affordable(self, error: LamellaError, decision: Decision) -> bool:
-        """Return whether the budget of the session has a retry left, which is taken."""
+        """Take a retry from the session's budget; return whether one was left."""
         free = (
             error.rule.is_rate_limit(error.outcome, error.retry_after)
             or decision.source in {WaitSource.IMMEDIATE, WaitSource.REFRESH}
-            or (isinstance(error, ConnectTimeout) and error.in_pool)  # it did not reach the service
+            or (isinstance(error, ConnectTimeout) and error.in_pool)  # the attempt did not reach the service
         )
         return free or self._settings.afford is None or await self._settings.afford(self._call)
 
@@ -237,7 +239,7 @@ class Loop:
             self._call.observer.wait_ends()
 
     def _note_retry(self) -> None:
-        """The wait that was decided on is over: record it, if stamina did carry it out."""
+        """Record the wait after it is over, if stamina carried it out."""
         decision, call = self._decision, self._call
         if decision is None or decision.stop is not None or decision.wait is None or decision.source is None:
             return

@@ -1,4 +1,4 @@
-"""Report what was decided about a call: its stop reason, span events, the log line of its end, the hook of the user."""
+"""Report decisions about a call: stop reason, span events, the final log line, and the user's hook."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from lamella.telemetry.names import (
 )
 
 OnAttempt: TypeAlias = Callable[[aiohttp.ClientRequest, aiohttp.ClientResponse | LamellaError, AttemptRecord], object]
-"""What ``Retry(on_attempt=…)`` takes: a function, or an ``async`` one."""
+"""The type of ``Retry(on_attempt=…)``: a function, plain or async."""
 
 
 def reporter(hook: OnAttempt) -> Callable[[Call, Result, Decision | None], Awaitable[None]]:
@@ -61,20 +61,20 @@ def reporter(hook: OnAttempt) -> Callable[[Call, Result, Decision | None], Await
             if not logged:
                 logged = True
                 said = redact_text(f"{type(exc).__name__}: {exc}", secrets_of(call))
-                LOGGER.warning("on_attempt failed, and the call goes on; later failures are not logged: %s", said)
+                LOGGER.warning("on_attempt failed and was ignored; later failures are not logged: %s", said)
 
     return report
 
 
 def out_of_time(call: Call, rules: RuleBook, seconds: float) -> LamellaError:
-    """End *call*, whose deadline of *seconds* has passed before the attempt was sent. Return its error."""
+    """End *call*, whose deadline of *seconds* passed before the attempt was sent. Return its error."""
     request, rule = call.request, rules.rule_for(AttemptTimeout.failure)
     message = deadline_passed(seconds)
     return reject(call, AttemptTimeout(request.method, request.url, rule, message, secrets=secrets_of(call)))
 
 
 def reject(call: Call, error: LamellaError) -> LamellaError:
-    """End *call* with *error*, since an attempt was not sent: because of the deadline, unless *error* says why."""
+    """End *call* with *error* for an attempt that was not sent, because of the deadline unless *error* says why."""
     error.stopped = error.stopped or StopReason.DEADLINE
     call.stop = Stop(error.stopped, error.rule)
     error.attempts = call.records
@@ -84,12 +84,12 @@ def reject(call: Call, error: LamellaError) -> LamellaError:
 
 
 def deadline_passed(seconds: float) -> str:
-    """Return the message of a deadline of *seconds* that has passed."""
+    """Return the message for a passed deadline of *seconds*."""
     return f"the call's deadline of {seconds:.4g} s has passed"
 
 
 def deadline_left(call: Call) -> float | None:
-    """Return the seconds until the deadline, from now on. None: there is none."""
+    """Return the seconds until the deadline; None if there is none."""
     return None if call.deadline is None else max(call.deadline - call.request.loop.time(), 0.0)
 
 

@@ -1,15 +1,15 @@
-"""stamina writes a warning for each retry by default: in a storm there are thousands."""
+"""Reduce stamina's log lines: by default it logs a warning for each retry, thousands in a storm."""
 
 from __future__ import annotations
 
 import logging
 
 NAME = "lamella.Retry"
-"""The name by which stamina's hooks see a retry of lamella's."""
+"""The name of lamella's retries in stamina's hooks."""
 
 
 def _quieten(record: logging.LogRecord) -> bool:
-    """Let stamina's default line for a retry of lamella's through at DEBUG only."""
+    """Lower stamina's default log line for a lamella retry to DEBUG."""
     ours = getattr(record, "stamina.callable", "") == NAME
     if ours and record.levelno == logging.WARNING:
         record.levelno, record.levelname = logging.DEBUG, logging.getLevelName(logging.DEBUG)

@@ -1,4 +1,4 @@
-"""Policy is data, and pure: no I/O, no clock, no global randomness."""
+"""Rules and decisions as pure data and functions: no I/O, no clock, no global randomness."""
 
 from lamella.rules.answer import Answer, BodyNeeded
 from lamella.rules.backoff import Backoff

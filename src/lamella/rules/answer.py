@@ -1,4 +1,4 @@
-"""What a rule sees of an answer, and the question for its body."""
+"""The response as a rule sees it, and the request for its body."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from lamella.error_body import code_in
 
 
 class BodyNeeded(BaseException):
-    """A rule asks for a body that is not read yet. (No Exception: a rule that catches those must not catch this.)"""
+    """A rule needs a body that is not read yet. (A BaseException, so that ``except Exception`` in a rule does not catch
+    it.)"""
 
 
 class Answer:
-    """An answer, as ``Rule(when=…)`` and ``RuleBook(retry_after=…)`` see it.
+    """A response, as ``Rule(when=…)`` and ``RuleBook(retry_after=…)`` see it.
 
-    lamella reads the body only if a rule asks for `text`, `json` or `error_code`. Make one by hand to test a rule:
+    lamella reads the body only if a rule uses `text`, `json` or `error_code`. Create an Answer to test a rule:
     ``Answer(403, {"Retry-After": "5"})``.
 
     Args:
-        status: The status of the answer.
-        headers: Its headers. Their names may be written in any case.
+        status: The status of the response.
+        headers: Its headers. Names are case-insensitive.
         method: The method of the request.
         url: The URL of the request.
-        body: What is read of the body. None: nothing is read yet, so a question for it raises `BodyNeeded`.
+        body: The body as far as read. None means not read yet, so access raises `BodyNeeded`.
     """
 
     def __init__(
@@ -43,12 +44,12 @@ class Answer:
         self.method: Final = method
         self.url: Final = url
         self.body_needed: bool = False
-        """Whether a rule has asked for the body, and it was not there."""
+        """Whether a rule needed the body before it was read."""
         self._body = body
 
     @cached_property
     def text(self) -> str:
-        """The body as text: by the charset of its ``Content-Type``, or UTF-8. What cannot be decoded becomes U+FFFD."""
+        """The body as text, by the charset of ``Content-Type`` or UTF-8. Undecodable bytes become U+FFFD."""
         body = self._body
         if body is None:
             self.body_needed = True
@@ -61,7 +62,7 @@ class Answer:
 
     @cached_property
     def json(self) -> Any:
-        """The body as JSON. None: it is not JSON."""
+        """The body as JSON, or None if it is not JSON."""
         text = self.text.removeprefix("\ufeff")
         try:
             return json.loads(text)
@@ -72,8 +73,8 @@ class Answer:
     def error_code(self) -> str | None:
         """The code of the error in a JSON body, such as ``lock_timeout`` in ``{"error": {"code": "lock_timeout"}}``.
 
-        It is looked for where :attr:`lamella.ApiError.error_code` is: in ``error``, in the first of ``errors`` and in
-        the body itself. A number that repeats the status is none.
+        Searches the same places as :attr:`lamella.ApiError.error_code`: ``error``, the first of ``errors`` and the body
+        itself. A number equal to the status is ignored.
         """
         return code_in(self.json, self.status)
 
@@ -82,7 +83,7 @@ class Answer:
 
 
 class _Headers(Mapping[str, str]):
-    """Headers whose names are found in any case, as those that aiohttp gives."""
+    """Headers with case-insensitive names, like aiohttp's."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         self._values = {name.lower(): value for name, value in headers.items()}

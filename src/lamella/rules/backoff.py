@@ -1,4 +1,4 @@
-"""How long to wait before a retry: a value, and pure arithmetic on it."""
+"""The wait before a retry: a value and pure arithmetic on it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from dataclasses import dataclass, replace
 from lamella.checks import check_number, check_seconds
 
 Random = Callable[[], float]
-"""A source of randomness: a uniform float in [0, 1), as ``random.random`` gives it."""
+"""A source of randomness that returns uniform floats in [0, 1), like ``random.random``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """An exponential backoff; every time is in seconds.
+    """An exponential backoff. All times are in seconds.
 
-    The wait before retry *n* (1, 2, 3, …) is ``initial * factor**(n - 1)``, lengthened by up to ``jitter``
-    times itself and cut off at ``maximum``.
+    The wait before retry *n* (1, 2, 3, …) is ``initial * factor**(n - 1)``, increased by a random fraction of up to
+    ``jitter`` and limited to ``maximum``.
 
     Args:
-        initial: The first wait: one number, or a range ``(low, high)`` from which each wait is drawn evenly
-            before it is multiplied. 0 means that there is no wait, unless the server asks for one.
-        factor: How much longer each wait is than the one before; at least 1.
-        maximum: No wait is longer. Where a server asks for more with ``Retry-After``, the call stops.
-        jitter: The share of the wait that randomness may add; it never takes anything away. None means 0.1
-            for a single ``initial`` and 0 for a range, which is random enough by itself.
+        initial: The first wait: a number, or a range ``(low, high)`` from which each wait is drawn uniformly before it
+            is multiplied. 0 means no wait, unless the server asks for one.
+        factor: The growth of the wait per retry, 1 or more.
+        maximum: The longest wait. If a server asks for more with ``Retry-After``, the call stops.
+        jitter: The largest random fraction of the wait that is added. Jitter never shortens a wait. None means 0.1 for
+            a single ``initial`` and 0 for a range, which is already random.
 
     Raises:
-        ValueError: A number is negative, not finite, or they contradict one another.
+        ValueError: A number is negative or not finite, or the numbers contradict each other.
     """
 
     initial: float | tuple[float, float]
@@ -61,21 +61,21 @@ class Backoff:
         return self.initial[1] if isinstance(self.initial, tuple) else self.initial
 
     def floor(self, number: int) -> float:
-        """The shortest possible wait before retry *number* (from 1), in seconds."""
+        """Return the shortest possible wait before retry *number* (from 1), in seconds."""
         return self._grown(self.low, number)
 
     def ceiling(self, number: int) -> float:
-        """The longest possible wait before retry *number* (from 1), in seconds."""
+        """Return the longest possible wait before retry *number* (from 1), in seconds."""
         return self._jittered(self._grown(self.high, number), 1.0)
 
     def wait(self, number: int, random: Random) -> float:
-        """The wait before retry *number* (from 1), in seconds, with *random* for the range and the jitter."""
+        """Return the wait before retry *number* (from 1), in seconds, using *random* for the range and the jitter."""
         first = self.low + (self.high - self.low) * random() if self.high > self.low else self.low
         seconds = self._grown(first, number)
         return self._jittered(seconds, random()) if self._jitter else seconds
 
     def scaled(self, factor: float) -> Backoff:
-        """The same schedule with every delay times *factor* (0 or more)."""
+        """Return the same schedule with every delay multiplied by *factor* (0 or more)."""
         check_number("factor", factor, 0)
         initial = (self.low * factor, self.high * factor) if isinstance(self.initial, tuple) else self.low * factor
         return replace(self, initial=initial, maximum=self.maximum * factor)
@@ -88,7 +88,7 @@ class Backoff:
 
     def _grown(self, first: float, number: int) -> float:
         if number < 1:
-            raise ValueError(f"number counts retries from 1, not {number!r}")
+            raise ValueError(f"number must be 1 or more, got {number!r}")
         if not first:
             return 0.0
         try:

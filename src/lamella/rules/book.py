@@ -1,4 +1,4 @@
-"""A table of rules, and those that every table has."""
+"""A table of rules, and the built-in rules of every table."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _BUILT_IN: Final[dict[Status | None, Rule]] = {
             "4xx",
             "",
             "The server refused the request.",
-            "Check the request; the same one fails again.",
+            "Check the request; the same request fails again.",
         ),
-        Rule("5xx", "", "The server failed.", "Look at the server's status, or ask its operator."),
+        Rule("5xx", "", "The server failed.", "Check the server's status, or ask its operator."),
         Rule(
             Failure.CONNECT_FAILED,
             "Connection Failed",
-            "No connection to the server came about, so nothing was sent.",
-            "Check the address and the network; if it was waiting for the pool, raise the connector's limit.",
+            "The connection to the server failed, so nothing was sent.",
+            "Check the address and the network; if the call was waiting for the pool, raise the connector's limit.",
             _CONNECTION,
         ),
         Rule(
             Failure.CERTIFICATE_INVALID,
             "Certificate Invalid",
-            "The server's certificate is not trusted, or no TLS version or cipher suits both sides: nothing was sent.",
-            "Check the address, the server's certificate, the clock, and which authorities are trusted here.",
+            "The server's certificate is not trusted, or the sides share no TLS version or cipher. Nothing was sent.",
+            "Check the address, the server's certificate, the clock, and the trusted authorities.",
         ),
         Rule(
             Failure.PROXY_REFUSED,
@@ -44,47 +44,47 @@ _BUILT_IN: Final[dict[Status | None, Rule]] = {
         Rule(
             Failure.CONNECTION_LOST,
             "Connection Lost",
-            "The connection broke before the whole answer was there.",
-            "It may have been carried out: look before you send a write again.",
+            "The connection broke before the response was complete.",
+            "The request may have been carried out: check before you repeat a write.",
             _CONNECTION,
         ),
         Rule(
             Failure.ANSWER_INVALID,
             "Answer Invalid",
-            "The answer came, and aiohttp cannot read it.",
-            "Raise max_line_size, max_field_size or max_headers of the session if it is about a limit; otherwise "
+            "aiohttp cannot read the response.",
+            "If a limit is exceeded, raise max_line_size, max_field_size or max_headers of the session; otherwise "
             "report it to the server's operator. The request may have been carried out.",
         ),
         Rule(
             Failure.ATTEMPT_TIMEOUT,
             "Timeout",
-            "The answer did not come in time.",
-            "Allow the attempt more time, or find out why the server is slow.",
+            "The response did not arrive in time.",
+            "Allow more time per attempt, or find out why the server is slow.",
             _CONNECTION,
         ),
         Rule(
             Failure.CIRCUIT_OPEN,
             "Circuit Open",
-            "Too many requests to this server have failed lately, so this one was not sent.",
-            "Nothing was carried out: try again when the circuit closes, and look at what the server says.",
+            "Too many recent requests to this server have failed, so this one was not sent.",
+            "Nothing was carried out: try again when the circuit closes, and check the server's errors.",
         ),
         Rule(
             Failure.RATE_LIMITED,
             "Rate Limited",
-            "The rate limit would have kept this request waiting for too long, so it was not sent.",
-            "Nothing was carried out: try again later, allow it more time, or send fewer at a time.",
+            "The rate limit would have delayed this request for too long, so it was not sent.",
+            "Nothing was carried out: try again later, allow more time, or send fewer requests at a time.",
         ),
         Rule(
             Failure.TOKEN_UNAVAILABLE,
             "Token Unavailable",
             "The token for this request could not be fetched, so it was not sent.",
-            "Nothing was carried out: look at the cause, and at the client's credentials or the token endpoint.",
+            "Nothing was carried out: check the cause, the client's credentials and the token endpoint.",
         ),
         Rule(
             Failure.TOO_MANY_ERRORS,
             "Too Many Errors",
-            "Calls of this account to this path have failed so often that one more could block it: not sent.",
-            "Nothing was carried out: look at why the others failed, and ask no more until then.",
+            "Not sent: calls of this account to this path have failed so often that one more error could block it.",
+            "Nothing was carried out: find out why the other calls failed before you send more.",
         ),
     )
     for status in rule.statuses
@@ -93,21 +93,21 @@ _BUILT_IN_IDS: Final = frozenset(map(id, _BUILT_IN.values()))
 
 
 class RuleBook:
-    """An immutable set of rules. The first match counts: rules with ``when`` in order, status, class, default.
+    """An immutable set of rules. The first match applies: rules with ``when`` in order, then status, class, default.
 
-    A status of 600 or more, which no server should send, counts as a server error (RFC 9110, section 15). What no
-    rule names has a built-in rule: a status is final, and a failed connection is tried again soon.
+    A status of 600 or more, which no server should send, counts as a server error (RFC 9110, section 15). Failures
+    without a rule have a built-in one: a status is final, and a transport failure is retried after a short wait.
 
     Args:
-        rules: The rules. A status may have one rule without ``when``, and any number with it.
-        retry_after: Returns the wait that an :class:`Answer` asks for, in seconds, where the headers that lamella knows
-            do not say it. A number above 10⁹ is a moment, in seconds or milliseconds since the epoch. None, or an
-            exception, which is logged once, means that the headers count.
-        idempotency_key: The request header by which the API knows a write that it has carried out already: a POST that
-            has it is sent again. None means that the API knows none.
+        rules: The rules. A status may have one rule without ``when`` and any number of rules with it.
+        retry_after: Returns the wait in seconds that an :class:`Answer` asks for, for APIs whose headers lamella does
+            not know. A number above 10⁹ is a time in seconds or milliseconds since the epoch. If it returns None or
+            raises (logged once), the headers are used.
+        idempotency_key: The request header by which the API recognizes a repeated write. A POST with this header is
+            retried. None means that the API supports no such header.
 
     Raises:
-        ValueError: Two rules without ``when`` are for the same status, or an argument is no rule.
+        ValueError: Two rules without ``when`` have the same status, or an argument is not a rule.
     """
 
     __slots__ = ("_by_status", "_failed", "_when", "below_400", "idempotency_key", "retry_after", "rules")
@@ -134,14 +134,14 @@ class RuleBook:
         if idempotency_key is not None and not f"{idempotency_key}".strip():
             raise ValueError(f"idempotency_key must be the name of a header or None, got {idempotency_key!r}")
         self._failed: set[int] = set()
-        """The ids of the rules with a failure that was reported already; 0 for *retry_after*."""
+        """Ids of rules whose failure has already been reported; 0 for *retry_after*."""
         self._when = tuple(rule for rule in rules if rule.when is not None)
         named = {status for rule in self._when for status in rule.statuses}
         self.below_400: Final = frozenset(status for status in named if isinstance(status, int) and status < ERROR)
         """The statuses below 400 that a rule may call an error."""
 
     def rule_for(self, outcome: Outcome) -> Rule:
-        """Return the rule for a status or for a failure without one, leaving those with ``when`` aside."""
+        """Return the rule for a status or a transport failure, ignoring rules with ``when``."""
         book = self._by_status
         if rule := book.get(outcome):
             return rule
@@ -151,16 +151,16 @@ class RuleBook:
         return book.get(kind) or book.get(None) or _BUILT_IN[kind]
 
     def looks_at(self, status: int) -> bool:
-        """Return whether the book has to see an answer with *status* to judge it."""
+        """Return whether a response with *status* has to be judged."""
         return self.retry_after is not None or any(rule.covers(status) for rule in self._when)
 
     def judge(self, answer: Answer, failed: Callable[[Rule | None, Exception], None]) -> Rule | None:
-        """Return the rule for *answer*. None: it is no error.
+        """Return the rule for *answer*; None if it is not an error.
 
-        A rule whose ``when`` raises does not apply. The first time, that is passed to *failed*.
+        A rule whose ``when`` raises does not apply. Its first exception is passed to *failed*.
 
         Raises:
-            BodyNeeded: A rule asks for the body, which is not read yet.
+            BodyNeeded: A rule needs the body, which is not read yet.
         """
         for rule in self._when:
             if rule.covers(answer.status) and rule.when is not None:
@@ -176,10 +176,10 @@ class RuleBook:
         return None if answer.status < ERROR else self.rule_for(answer.status)
 
     def wait_of(self, answer: Answer, failed: Callable[[Rule | None, Exception], None]) -> float | None:
-        """Return what *answer* asks for by *retry_after*: seconds or a moment. None: by that it asks for none.
+        """Return the result of *retry_after* for *answer*: seconds or a time; None if it asks for no wait.
 
         Raises:
-            BodyNeeded: The function asks for the body, which is not read yet.
+            BodyNeeded: The function needs the body, which is not read yet.
         """
         seconds: float | None = None
         try:
@@ -196,19 +196,19 @@ class RuleBook:
         self, rule: Rule | None, exc: Exception, answer: Answer, failed: Callable[[Rule | None, Exception], None]
     ) -> None:
         number = 0 if rule is None else id(rule)
-        # The function may have made its own exception of BodyNeeded: it is asked again.
+        # The function may have replaced BodyNeeded by its own exception, so call it again.
         if number not in self._failed and not answer.body_needed:
             self._failed.add(number)
             failed(rule, exc)
 
     def unless_built_in(self, rule: Rule, outcome: Outcome) -> Rule:
-        """Return *rule*, which another layer has put on an error, or this book's for *outcome* if it is built in."""
+        """Return *rule* of an error from another layer, or this book's rule for *outcome* if *rule* is built in."""
         return self.rule_for(outcome) if id(rule) in _BUILT_IN_IDS else rule
 
     def replace(self, *rules: Rule) -> RuleBook:
-        """Return the same book with *rules* in place of those for the same statuses, or added.
+        """Return a copy of the book with *rules* added or replacing those for the same statuses.
 
-        A rule with ``when`` replaces none: it comes before those that the book has.
+        A rule with ``when`` replaces no rule; it goes before the existing ones.
         """
         new: dict[Status | None, Rule] = {
             status: rule for rule in rules if rule.when is None for status in rule.statuses
@@ -220,8 +220,8 @@ class RuleBook:
         return self._with(*dict.fromkeys((*kept, *new.values())))
 
     def scaled(self, factor: float) -> RuleBook:
-        """Return the same book with every backoff times *factor*, for demos and tests."""
-        # The built-in waits after a failed connection are delays, too.
+        """Return a copy of the book with every backoff multiplied by *factor*, for demos and tests."""
+        # The built-in waits after a transport failure are scaled as well.
         others = [rule for status, rule in _BUILT_IN.items() if rule.retry and status not in self._by_status]
         scaled = [replace(rule, retry=rule.retry and rule.retry.scaled(factor)) for rule in (*self.rules, *others)]
         return self._with(*scaled)
@@ -255,10 +255,10 @@ def _book(
 
 
 def check_rules(rules: object, call: str) -> None:
-    """Check that *rules* are a book; *call* is the code before them, such as ``stack(``.
+    """Check that *rules* is a rule book; *call* is the code before it for the message, such as ``stack(``.
 
     Raises:
-        ValueError: They are not.
+        ValueError: It is not.
     """
     if isinstance(rules, RuleBook):
         return

@@ -1,4 +1,4 @@
-"""Try again or stop, how long to wait, and why: one pure function."""
+"""Decide whether to retry or stop, how long to wait, and why: one pure function."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from lamella.rules.backoff import Random
 from lamella.rules.rule import Failure, Outcome, Rule
 
 IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-"""RFC 9110, section 9.2.2: sending one of these twice does what sending it once does."""
+"""Idempotent methods (RFC 9110, section 9.2.2): sending a request twice has the effect of sending it once."""
 
-# What an attempt that a deadline cuts short ends in.
+# The outcomes of an attempt that a deadline ends early.
 _CUT_SHORT: frozenset[Outcome] = frozenset({Failure.ATTEMPT_TIMEOUT, Failure.CONNECT_FAILED})
 
 
 class StopReason(StrEnum):
-    """Why there was no further try."""
+    """Why there was no further attempt."""
 
     NOT_RETRYABLE = "not_retryable"
-    """The rule says that another try would fail the same way."""
+    """The rule says that another attempt would fail in the same way."""
     ATTEMPTS_USED_UP = "attempts_used_up"
-    """The call has no attempts left, or there were as many as the rule allows."""
+    """The call or the rule has no attempts left."""
     DEADLINE = "deadline"
     """The wait would end after the call's deadline."""
     WAIT_TOO_LONG = "wait_too_long"
     """The server asks for a longer wait than the rule's maximum."""
     UNSAFE_METHOD = "unsafe_method"
-    """It may have been carried out, and the method is not idempotent."""
+    """The request may have been carried out, and the method is not idempotent."""
     BODY_NOT_REPLAYABLE = "body_not_replayable"
-    """The request's body was a stream, and is used up."""
+    """The request's body was a stream and is consumed."""
     RETRY_BUDGET_EMPTY = "retry_budget_empty"
-    """Retries have had their share of the traffic."""
+    """The retry budget is used up."""
     CIRCUIT_OPEN = "circuit_open"
-    """The service is known to be down."""
+    """The circuit is open."""
     TOKEN_UNAVAILABLE = "token_unavailable"  # noqa: S105 - a name
-    """The fetch of its token failed."""
+    """The fetch of the token failed."""
     TOO_MANY_ERRORS = "too_many_errors"
-    """Calls like it have failed too often."""
+    """Similar calls have failed too often."""
     CANCELLED = "cancelled"
-    """The caller does not want the answer any more."""
+    """The caller cancelled the call."""
 
     @property
     def phrase(self) -> str:
@@ -48,14 +48,14 @@ class StopReason(StrEnum):
 
 
 class WaitSource(StrEnum):
-    """Where the length of a wait came from."""
+    """The source of the length of a wait."""
 
     RULE = "rule"
     RETRY_AFTER = "retry_after"
     IMMEDIATE = "immediate"
-    """No wait: a connection that the server had closed while it was idle."""
+    """No wait, because the server had closed the idle connection."""
     REFRESH = "refresh"
-    """No wait: the token was refused, and there is another one."""
+    """No wait, because the token was rejected and there is a new one."""
 
 
 class Decision(NamedTuple):
@@ -63,10 +63,10 @@ class Decision(NamedTuple):
 
     rule: Rule
     wait: float | None = None
-    """Seconds. Where the ``stop`` is for a wait that would have been too long, that wait; with another one, None."""
+    """Seconds. If ``stop`` is due to a wait that would be too long, that wait; for any other ``stop``, None."""
     source: WaitSource | None = None
     stop: StopReason | None = None
-    """Why there is no further try. None: there is one, after ``wait``."""
+    """Why there is no further attempt. None: there is one after ``wait``."""
 
 
 def decide(
@@ -86,23 +86,24 @@ def decide(
     stale: bool = False,
     refused: bool = False,
 ) -> Decision:
-    """Decide about attempt *number* (from 1), which ended in *outcome*.
+    """Decide about attempt *number* (from 1), which failed with *outcome*.
 
     Args:
-        rule: What the outcome means.
-        outcome: The status of the answer, or why there was none.
+        rule: The rule for the outcome.
+        outcome: The status of the response, or why there was none.
         number: Which attempt of the call this was, from 1.
-        same: How many attempts of the call have ended in this rule, with this one.
-        attempts: How often a call may be sent. None means as often as it takes.
+        same: How many attempts of the call, including this one, have ended in this rule.
+        attempts: Maximum number of attempts. None means no limit.
         method: The request's method, in capitals.
         replayable: Whether the body can be sent again.
         elapsed: Seconds since the call began.
-        deadline: Seconds after its beginning by which the call must have ended. None means no limit.
+        deadline: Maximum duration of the call in seconds. None means no limit.
         random: Uniform floats in [0, 1).
-        retry_after: Seconds that the server asked for. None means that it did not.
-        idempotent: The caller vouches that a repeat does no harm, whatever the method.
-        stale: The connection may have been closed while it was idle; then the next try need not wait.
-        refused: The token was refused, so nothing was carried out, and there is another one. That try counts as none.
+        retry_after: The wait in seconds that the server asked for. None means not stated.
+        idempotent: The caller guarantees that a repeat is safe, whatever the method.
+        stale: Whether the connection may have been closed while idle; then the next attempt need not wait.
+        refused: Whether the token was rejected, so nothing was carried out, and a new one exists. The attempt does not
+            count.
     """
     if refused and deadline is not None and elapsed >= deadline:
         return Decision(rule, stop=StopReason.DEADLINE)
@@ -110,7 +111,7 @@ def decide(
         again = Decision(rule, 0.0, WaitSource.REFRESH)
         return again if replayable else Decision(rule, stop=StopReason.BODY_NOT_REPLAYABLE)
     if outcome in _CUT_SHORT and deadline is not None and elapsed >= deadline:
-        # It was the deadline itself that cut the attempt short.
+        # The deadline itself ended the attempt.
         return Decision(rule, stop=StopReason.DEADLINE)
     if rule.retry is None:
         return Decision(rule, stop=StopReason.NOT_RETRYABLE)

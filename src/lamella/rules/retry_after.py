@@ -1,4 +1,4 @@
-"""``Retry-After`` (RFC 9110, section 10.2.3) as seconds from an injected now."""
+"""Parse ``Retry-After`` (RFC 9110, section 10.2.3) as seconds from a given now."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 LONGEST = 366 * 86400.0
-"""What a longer wait counts as, in seconds: a year is never worth waiting for, and stays a finite number."""
+"""Upper bound of a wait in seconds: nobody waits a year, and the number stays finite."""
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH = f"(?P<month>{'|'.join(_MONTHS)})"
 _TIME = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
 _SECONDS = re.compile(r"[0-9]+(?:\.[0-9]*)?")
 _MOMENT, _MOMENT_IN_MILLISECONDS = 1e9, 1e11
-"""From here on a number is a moment since the epoch: in seconds, and from the year 5138 on rather in milliseconds."""
+"""A larger number is a time since the epoch in seconds or, if that would be after the year 5138, in milliseconds."""
 # The three forms of RFC 9110, section 5.6.7: IMF-fixdate, then the obsolete RFC 850 and asctime.
-# They are compiled when the first date comes: that takes a millisecond of the import.
+# Compiled at the first date, because compiling at import would take a millisecond.
 _DATES = (
     rf"[a-z]{{3}}, (?P<day>[0-9]{{2}}) {_MONTH} (?P<year>[0-9]{{4}}) {_TIME} GMT",
     rf"[a-z]{{6,9}}, (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_TIME} GMT",
@@ -27,26 +27,27 @@ _DATES = (
 def parse_retry_after(value: str | None, now: float) -> float | None:
     """Return how many seconds from *now* (seconds since the epoch) the server asks to wait.
 
-    None: it asks for nothing that can be understood: no header, a negative number, a date that does not exist, garbage.
-    A moment that has passed is 0.0, and more than a year is :data:`LONGEST`. Three forms are not in the RFC, but are
-    sent: a decimal fraction, and a moment in seconds or milliseconds since the epoch: any number above 10⁹.
+    None if the header is missing or invalid: a negative number, a nonexistent date, garbage. A time in the past is 0.0;
+    more than a year is :data:`LONGEST`. Three forms outside the RFC are accepted because servers send them: a decimal
+    fraction, and a time in seconds or milliseconds since the epoch (any number above 10⁹).
     """
     text = (value or "").strip()
     if _SECONDS.fullmatch(text):
-        return seconds_of(float(text), now)  # infinity, if it is too large
+        return seconds_of(float(text), now)  # infinity if too large
     moment = parse_http_date(text, now)
     return None if moment is None else min(max(moment - now, 0.0), LONGEST)
 
 
 def seconds_of(number: float, now: float) -> float:
-    """Return the wait that *number* is: seconds, or above 10⁹ a moment, in seconds or milliseconds since the epoch."""
+    """Return *number* as a wait: seconds or, above 10⁹, a time in seconds or milliseconds since the epoch."""
     if number > _MOMENT:
         number = max(0.0, (number / 1000 if number >= _MOMENT_IN_MILLISECONDS else number) - now)
     return min(number, LONGEST)
 
 
 def parse_http_date(value: str | None, now: float) -> float | None:
-    """Return an HTTP-date as seconds since the epoch. None: it is none. *now* gives a two-digit year its century."""
+    """Return an HTTP-date as seconds since the epoch; None if invalid. *now* determines the century of a two-digit
+    year."""
     text = (value or "").strip()
     for form in _DATES:
         if match := re.fullmatch(form, text, re.IGNORECASE):
@@ -63,7 +64,7 @@ def _moment(match: re.Match[str], now: datetime) -> datetime:
         return _in_year(digits, match)
     # RFC 9110: a two-digit year that seems more than 50 years ahead is in the past.
     century = now.year - now.year % 100
-    # In 50 years there is no 29 February.
+    # 29 February does not exist in 50 years.
     latest = now.replace(year=now.year + 50, day=28 if (now.month, now.day) == (2, 29) else now.day)
     for base in (century + 100, century):
         with suppress(ValueError):
@@ -74,7 +75,7 @@ def _moment(match: re.Match[str], now: datetime) -> datetime:
 
 
 def _in_year(year: int, match: re.Match[str]) -> datetime:
-    # A leap second is a valid HTTP-date, but not a valid datetime.
+    # A leap second is a valid HTTP-date but not a valid datetime.
     second = int(match["second"])
     moment = datetime(
         year,

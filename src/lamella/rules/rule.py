@@ -1,4 +1,4 @@
-"""What an answer or a failure means, and whether it is worth another attempt: one row of a rule book."""
+"""One row of a rule book: the meaning of a response or failure, and whether to retry it."""
 
 from __future__ import annotations
 
@@ -16,42 +16,41 @@ from lamella.rules.backoff import Backoff
 
 
 class Failure(StrEnum):
-    """Why there is no (whole) answer."""
+    """Why there is no complete response."""
 
     CONNECT_FAILED = "connect_failed"
     """Nothing was sent: DNS, connection refused, an interrupted TLS handshake, no connection in time."""
     CERTIFICATE_INVALID = "certificate_invalid"
-    """Nothing was sent: the server's certificate is not trusted, or no TLS version or cipher suits both sides."""
+    """Nothing was sent: the server's certificate is not trusted, or the sides share no TLS version or cipher."""
     PROXY_REFUSED = "proxy_refused"
-    """Nothing was sent: the proxy refuses to connect to the server, and would do so again."""
+    """Nothing was sent: the proxy refuses to connect to the server, and a retry would not help."""
     CONNECTION_LOST = "connection_lost"
-    """It broke after something was sent: the request may have been carried out."""
+    """The connection broke after something was sent, so the request may have been carried out."""
     ANSWER_INVALID = "answer_invalid"
-    """aiohttp rejects the answer: its headers exceed a limit of the session, or its body cannot be decompressed."""
+    """aiohttp rejected the response: its headers exceed a limit of the session, or its body cannot be decompressed."""
     ATTEMPT_TIMEOUT = "attempt_timeout"
-    """No answer in time: the request may have been carried out."""
+    """No response in time; the request may have been carried out."""
     CIRCUIT_OPEN = "circuit_open"
-    """It was not sent: the service is known to be down."""
+    """Not sent: the circuit of the service is open."""
     RATE_LIMITED = "rate_limited"
-    """It was not sent: its turn under the rate limit would come after its deadline, or the server asks for a wait that
-    is too long."""
+    """Not sent: the call would be queued beyond its deadline, or the server asks for too long a wait."""
     TOKEN_UNAVAILABLE = "token_unavailable"  # noqa: S105 - a name
-    """It was not sent: the fetch of its token failed."""
+    """Not sent: the fetch of the token failed."""
     TOO_MANY_ERRORS = "too_many_errors"
-    """It was not sent: calls like it have failed so often that one more could block the account."""
+    """Not sent: similar calls have failed so often that one more error could block the account."""
 
 
 Outcome: TypeAlias = int | Failure
-"""What an attempt that failed ended in: the status of the answer, or why there was none."""
+"""The outcome of a failed attempt: the status of the response, or why there was none."""
 Status: TypeAlias = int | Literal["4xx", "5xx"] | Failure
-"""What a rule is for."""
+"""The statuses and failures of a rule."""
 
 ERROR: Final = 400
-"""The lowest status that is an error by itself."""
+"""The lowest status that is an error without a condition."""
 _SERVER: Final = 500
 _CLASSES: Final = {"4xx": "Client Error", "5xx": "Server Error", None: "Error"}
-# 429: the server refused before it did anything. The others: nothing was sent.
-# 503 is not among them, even as a rate limit: a server may break down while it carries something out.
+# 429: the server rejected the request before doing anything. The others: nothing was sent.
+# Not 503, even as a rate limit: a server may fail while it carries out a request.
 _NOT_CARRIED_OUT: Final[frozenset[Outcome]] = frozenset(
     {429, Failure.CONNECT_FAILED, Failure.CERTIFICATE_INVALID, Failure.PROXY_REFUSED}
 )
@@ -62,24 +61,25 @@ class Rule:
     """One row of a :class:`RuleBook`.
 
     Args:
-        status: What the rule is for: an error status (400 to 599; with *when* any from 100 on), a class of them
-            (``"4xx"`` or ``"5xx"``), a :class:`Failure`, a list of these, or None for every error status (without
-            *when*: that no other rule names).
+        status: An error status (400 to 599; with *when* any from 100), a class (``"4xx"`` or ``"5xx"``), a
+            :class:`Failure`, a list of these, or None for every error status (without *when*: every one without a
+            rule).
         title: A short name. Default: the registered one, such as "Too Many Requests".
-        description: What happened, in a sentence.
-        hint: What to do about it, in a sentence.
-        retry: The waits between the attempts. None means that there is no further attempt.
-        when: A condition: a function of the :class:`Answer` that returns whether the rule applies. Such a rule comes
-            before all rules without a condition, and is the only kind for a status below 400. If it raises, that is
-            logged once and the rule does not apply.
-        rate_limit: Whether such an answer says that the account sends too much: then ``Throttle`` queues its calls, the
-            retry costs no budget, and ``Breaker`` counts no failure. None means 429, and 503 with ``Retry-After``.
-        carried_out: Whether the server may have carried the request out. If not, a write is sent again as well. None
-            means: not with 429, nor where nothing was sent.
-        attempts: How many attempts of a call may end in this rule, 1 or more. None means as many as the call has.
+        description: What happened, as one sentence.
+        hint: What to do about it, as one sentence.
+        retry: The waits between attempts. None means no retry.
+        when: A condition: a function of the :class:`Answer` that returns whether the rule applies. Rules with a
+            condition are checked before all others, and only they can match a status below 400. If the function raises,
+            this is logged once and the rule does not apply.
+        rate_limit: Whether the response means that the account exceeds its rate limit. Then ``Throttle`` queues the
+            account's calls, the retry costs no budget, and ``Breaker`` counts no failure. None means True for 429, and
+            for 503 with ``Retry-After``.
+        carried_out: Whether the server may have carried out the request. If False, writes are retried as well. None
+            means False for 429 and if nothing was sent, otherwise True.
+        attempts: How many attempts of a call may end in this rule, 1 or more. None means the limit of the call.
 
     Raises:
-        ValueError: An argument is not what it should be; the message says what is allowed.
+        ValueError: An argument is invalid; the message says what is allowed.
     """
 
     status: Status | Collection[Status | None] | None
@@ -111,29 +111,31 @@ class Rule:
         texts: dict[str, object] = {"title": self.title, "description": self.description, "hint": self.hint}
         for name, text in texts.items():
             if not isinstance(text, str) or text.isspace():
-                raise ValueError(f"{name} must be a text, got {text!r} in the rule for {self.status!r}")
+                raise ValueError(f"{name} must be a string, got {text!r} in the rule for {self.status!r}")
         if self.retry is not None and not isinstance(self.retry, Backoff):
             raise ValueError(f"retry must be a Backoff or None, got {self.retry!r}: write retry=Backoff(initial=1)")
         when: object = self.when
         if when is not None and (not callable(when) or _is_async(when)):
-            raise ValueError(f"when must be a function of an Answer, and not async, got {when!r}")
+            raise ValueError(f"when must be a plain (not async) function of an Answer, got {when!r}")
         for name, flag in (("rate_limit", self.rate_limit), ("carried_out", self.carried_out)):
             if flag is not None and not isinstance(flag, bool):
                 raise ValueError(f"{name} must be True, False or None, got {flag!r}")
         if self.attempts is not None:
             check_whole("attempts", self.attempts)
             if self.retry is None:
-                raise ValueError(f"attempts={self.attempts} has no effect without retry: there is only one")
+                raise ValueError(
+                    f"attempts={self.attempts} has no effect without retry, because there is only one attempt"
+                )
 
     def _why_not(self, status: object) -> str:
         if isinstance(status, Failure):
-            return ": there is no answer that when could look at"
-        return ": below 400 a rule needs when" if isinstance(status, int) and 100 <= status < ERROR else ""
+            return ": without a response, when has no Answer"
+        return ": a status below 400 requires when" if isinstance(status, int) and 100 <= status < ERROR else ""
 
     @property
     def statuses(self) -> tuple[Status | None, ...]:
-        """What the rule is for, one by one."""
-        status: Any = self.status  # a collection is a tuple by now
+        """The statuses and failures of the rule, one by one."""
+        status: Any = self.status  # __post_init__ has turned a collection into a tuple
         return status if isinstance(status, tuple) else (status,)
 
     @property
@@ -142,37 +144,37 @@ class Rule:
 
     @property
     def retryable(self) -> bool:
-        """Whether it is ever tried again."""
+        """Whether the rule allows retries."""
         return self.retry is not None
 
     def without_condition(self) -> Rule:
-        """Return the rule without *when*, which may not be picklable: for an error that goes to another process."""
+        """Return the rule without *when*, which may not be picklable, for an error sent to another process."""
         rule = copy(self)
         object.__setattr__(rule, "when", None)
         return rule
 
     def title_of(self, status: int) -> str:
-        """Return the title for *status*: its registered one, unless the rule was given a title."""
+        """Return the title for *status*: the rule's own, or the registered one."""
         if self.status == status:
             return self.title
         return _title(status) if self.title == self._registered_title else self.title
 
     def without(self, statuses: Collection[Status | None]) -> Rule | None:
-        """Return the rule for its other statuses than *statuses*. None: there are none left."""
+        """Return the rule without *statuses*; None if no status is left."""
         left = tuple(status for status in self.statuses if status not in statuses)
         if not left or left == self.statuses:
             return self if left else None
         return replace(self, status=left, title="" if self.title == self._registered_title else self.title)
 
     def covers(self, status: int) -> bool:
-        """Return whether the rule is for answers with *status*, leaving *when* aside."""
+        """Return whether the rule is for responses with *status*, ignoring *when*."""
         own = self.statuses
         return status in own or (status >= ERROR and (None in own or status_class(status) in own))
 
     def is_rate_limit(self, outcome: Outcome, retry_after: float | None) -> bool:
-        """Return whether an attempt that ended in this rule says that the account sends too much.
+        """Return whether an attempt that ended in this rule hit a rate limit.
 
-        *retry_after* is the wait that the server asks for, in seconds. None means that it asks for none.
+        *retry_after* is the wait in seconds that the server asks for. None means not stated.
         """
         return is_rate_limit(outcome, retry_after) if self.rate_limit is None else self.rate_limit
 
@@ -182,7 +184,7 @@ class Rule:
 
 
 def is_rate_limit(outcome: Outcome, retry_after: float | None) -> bool:
-    """Return the same where no rule says otherwise: 429 is a rate limit, and 503 with ``Retry-After``."""
+    """Return the default: 429 is a rate limit, and 503 with ``Retry-After``."""
     return outcome == 429 or (outcome == 503 and retry_after is not None)
 
 

@@ -1,4 +1,4 @@
-"""Every wait that a server can ask for in the headers of its answer, as seconds from an injected now."""
+"""Read the waits in response headers as seconds from a given now."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ _NAMES: Final = frozenset(
     {"retry-after", *_MILLISECONDS, "ratelimit", "ratelimit-reset", "x-ratelimit-reset", "x-rate-limit-reset"}
 )
 _DAY: Final = 86400.0
-_MOMENT: Final = 1e9  # from here on a number is a moment
+_MOMENT: Final = 1e9  # a larger number is a time since the epoch
 QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
-# Of one policy: draft 8 and later say r=0;t=30, drafts 4 to 7 remaining=0, reset=30.
+# One policy: r=0;t=30 in draft 8 and later, remaining=0, reset=30 in drafts 4 to 7.
 _REMAINING: Final = re.compile(r"(?:^|[;,\s])(?:r|remaining)\s*=\s*([0-9.]+)")
 _RESET: Final = re.compile(r"(?:^|[;,\s])(?:t|reset)\s*=\s*([0-9.]+)")
 
 
 def asked_wait(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the longest wait that *headers* ask for, in seconds, at most `LONGEST`. None: they ask for none.
+    """Return the longest wait that *headers* ask for, in seconds, at most `LONGEST`; None if they ask for none.
 
-    A date or another moment is read against the server's clock: ``Date`` and the ``Age`` of a cached answer. Without a
-    ``Date`` it is read against *now*, in seconds since the epoch.
+    Dates and times are compared with the server's clock: ``Date``, and ``Age`` of a cached response. Without ``Date``
+    they are compared with *now*, in seconds since the epoch.
 
     ==========================================  ==========================================================
-    ``Retry-After``                             seconds, a date or a moment
-    ``retry-after-ms``, ``x-ms-retry-after-ms`` milliseconds, or a moment: a number above 10⁹
-    ``RateLimit``                               the IETF drafts: of each policy of which nothing remains
-    ``RateLimit-Reset``                         seconds or a moment, unless ``RateLimit-Remaining`` is above 0
+    ``Retry-After``                             seconds, a date or a time
+    ``retry-after-ms``, ``x-ms-retry-after-ms`` milliseconds, or a time: a number above 10⁹
+    ``RateLimit``                               the IETF drafts: each policy with nothing left
+    ``RateLimit-Reset``                         seconds or a time, unless ``RateLimit-Remaining`` is above 0
     ``X-RateLimit-Reset``, ``X-Rate-Limit-…``   the same, where ``…-Remaining`` is 0. More than a day in seconds is
                                                 taken for another unit, and ignored
     ==========================================  ==========================================================
     """
     if _NAMES.isdisjoint([name.lower() for name in headers]):
-        return None  # most answers ask for nothing
+        return None  # most responses ask for no wait
     return max(_waits(headers, server_now(headers, now)), default=None)
 
 
@@ -61,9 +61,9 @@ def _waits(headers: Mapping[str, str], now: float) -> Iterator[float]:
 
 
 def reset_in(value: str | None, now: float) -> float | None:
-    """Return the seconds from *now* until the moment of a reset header. None: it states none.
+    """Return the seconds from *now* until the time in a reset header; None if it states none.
 
-    More than a day that is no moment either is in another unit, such as milliseconds: it states nothing.
+    A number above a day that is not a time must be in another unit, such as milliseconds, and is ignored.
     """
     wait = parse_retry_after(value, now)
     return None if wait is not None and wait > _DAY and (number_in(value) or _MOMENT) < _MOMENT else wait
@@ -81,7 +81,7 @@ def _of_policies(value: str, now: float) -> Iterator[float]:
 
 
 def server_now(headers: Mapping[str, str], now: float) -> float:
-    """Return the moment by the server's clock, in seconds since the epoch. *now* is used where it states none."""
+    """Return the server's time in seconds since the epoch; *now* if the headers do not state it."""
     date = parse_http_date(headers.get("Date"), now)
     return now if date is None else date + min(number_in(headers.get("Age")) or 0.0, LONGEST)
 

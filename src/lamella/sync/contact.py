@@ -1,4 +1,4 @@
-"""Whether an API can be reached at all: until it has answered once, a failure to connect is no outage.
+"""Track whether an API has ever answered: until then a failure to connect is not an outage.
 
 A typing error in an address, or an unknown certificate authority, does not go away by itself: a sync that waits for it
 as for an outage would wait for an hour, and say that the API is down.

@@ -221,7 +221,7 @@ def record_of(raw: bytes, source: Source, position: int = 1) -> Record:
 
     try:
         found = _fields((*source.ids, *source.dates))(raw)
-    except msgspec.DecodeError:  # it is no object, or has half a character
+    except msgspec.DecodeError:  # not an object, or has half a character
         value = _exact(raw)
         if not isinstance(value, dict):
             raise ValueError("is not an object") from None  # noqa: TRY004 - the record is wrong, not an argument
@@ -232,12 +232,12 @@ def record_of(raw: bytes, source: Source, position: int = 1) -> Record:
         return Record(content_id(raw), _updated(dates), raw.decode(), position, nameless=True)
     if name is None:
         names = " nor ".join(map(repr, source.ids))
-        raise ValueError(f"has {'neither' if len(ids) > 1 else 'no'} {names}, so that it cannot be told apart")
+        raise ValueError(f"has {'neither' if len(ids) > 1 else 'no'} {names}, so it cannot be identified")
     return Record(name, _updated(dates), raw.decode(), position)
 
 
 def content_id(raw: bytes) -> str:
-    """Return what tells a record without an id apart: a hash of its content."""
+    """Return the identity of a record without an id: a hash of its content."""
     return f"content:{blake2b(raw, digest_size=16).hexdigest()}"
 
 

@@ -26,7 +26,7 @@ class UnsteadyList(IncompleteList):
     def __init__(
         self, name: str, seen: int = 0, total: int | None = None, *, readings: int = 1, how: str | None = None
     ) -> None:
-        what = "were incomplete" if how is None else "shrank or were sorted anew"
+        what = "were incomplete" if how is None else "shrank or were re-sorted"
         times = "while they were read" if readings == 1 else f"each of the {readings} times they were read"
         numbers = "" if total is None else f": {seen} different records were read, and the API counts {total}"
         why = "" if how is None else f" ({how})"
@@ -44,7 +44,7 @@ class RepeatedPage(IncompleteList):
 
 
 class EmptyPage(IncompleteList):
-    """A page is empty, also when read again, though by the API's own numbers the list goes on."""
+    """A page is empty, also when read again, although the API's own numbers say that the list continues."""
 
     def __init__(self, name: str, number: int, total_pages: int | None, total: int | None) -> None:
         numbers = [f"{many} {of}" for many, of in ((total, "records"), (total_pages, "pages")) if many is not None]
@@ -53,7 +53,7 @@ class EmptyPage(IncompleteList):
 
 
 class BadRecord(IncompleteList):
-    """A record cannot be stored: it is no object, has no id or the id of another one, or is not UTF-8.
+    """A record cannot be stored: it is not an object, has no id or the id of another one, or is not UTF-8.
 
     The other records of its page are stored. The message has the page and the position.
     """

@@ -1,4 +1,4 @@
-"""Write all records of a journal to one file, whole or not at all."""
+"""Write all records of a journal to one file atomically."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ OVERLAP: Final = 300.0
 
 
 class Wanted(NamedTuple):
-    """A list that is to be synced."""
+    """A list to sync."""
 
     account: str  # its name
     resource: str
@@ -65,7 +65,7 @@ class Ask(NamedTuple):
 class Position:
     """How far a list has been read in a run."""
 
-    walk: int  # from 1; 0: it is to be read from its first page on
+    walk: int  # from 1; 0: read from the first page
     since: str | None
     stored: int  # pages
     pages: int | None  # how many there are; None: not known yet
@@ -113,7 +113,7 @@ def look(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[in
 
 
 def begin(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[int, bool, list[Position]]:
-    """Begin a run, or go on with the last one if it is to be resumed.
+    """Begin a run, or continue the last one if it should be resumed.
 
     Returns the run's number, whether it is resumed, and the position of each list. What is stored of an account or
     list that is made of something else now is dropped.
@@ -251,8 +251,8 @@ def _count_in(db: sqlite3.Connection, each: Wanted, walk: Walk, page: Page, sour
 def _end(db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, may_go_on: bool) -> IncompleteList | None:
     """Move the mark if the walk has brought all records; return an error if it ends without them.
 
-    Where it has read all pages, and fewer records than the API counts, or more, so that the count is wrong, it goes on
-    with more pages, unless the last one was empty (*may_go_on* is False).
+    Where it has read all pages, and fewer records than the API counts, or more, so that the count is wrong, it
+    continues with more pages, unless the last one was empty (*may_go_on* is False).
     """
     total, name = walk.total, source.name
     has_all = walk.has_all
@@ -296,7 +296,7 @@ def _compare(
     """Mark the stored records that the API no longer has, as far as the walk proves it; return which they are.
 
     The error, if there is one, means that the list has to be read once more to prove it of others. Where the last page
-    is full, the count may be too low: the walk goes on with the page after it, unless that was empty (*may_go_on* is
+    is full, the count may be too low: the walk continues with the page after it, unless that was empty (*may_go_on* is
     False).
     """
     met, names = absent(db, each, walk.walk)
@@ -317,14 +317,14 @@ def _compare(
 
 
 def _is_due(walk: Walk | None, ask: Ask) -> bool:
-    """Return whether a list is to be read from its beginning, and compared."""
+    """Return whether a list must be read from its beginning and compared."""
     if ask.full_before is None or ask.since is not None:
         return False
     return walk is None or walk.full is None or walk.full < ask.full_before
 
 
 def asked(ask: Ask, each: Wanted) -> str | None:
-    """Return since when a list is to be read. None: from its mark, or the whole list where it takes no moment."""
+    """Return since when to read a list. None: from its mark, or the whole list where it takes no moment."""
     return None if ask.sources[each.resource].since is None else ask.since
 
 

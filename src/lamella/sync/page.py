@@ -63,7 +63,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class List:
-    """A list that is to be read: of which account, from when on, and how."""
+    """A list to read: its account, the start time, and how."""
 
     source: Source
     account: Any = field(default=None, repr=False)
@@ -175,7 +175,7 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
         held = type(at(answer, records_at)).__name__
         del answer, body, records, cut
         if problem is not None:
-            raise ValueError(f"{what} is no JSON that can be read ({problem})")
+            raise ValueError(f"{what} is not readable JSON ({problem})")
         if failed is not None:
             raise AnswerFailed(what, response.status, failed)
         raise ValueError(f"{what} holds no list of records, but {held}")
@@ -187,7 +187,7 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
         answer, body = None, b""
     return Page(
         place.number,
-        # As if it had not said: the list ends with an empty page, too.
+        # As if it had not said so: the list also ends with an empty page.
         None if total_pages is None or total_pages > _MOST_PAGES else total_pages,
         records,
         answer,
@@ -250,4 +250,4 @@ async def _body(response: aiohttp.ClientResponse, what: str) -> bytes:
     except ValueError as exc:
         problem = type(exc).__name__
     del body
-    raise ValueError(f"{what} is no JSON that can be read ({problem})")
+    raise ValueError(f"{what} is not readable JSON ({problem})")

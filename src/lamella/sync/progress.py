@@ -31,7 +31,7 @@ class Part:
     running: int = 0
     """How many of its pages are being read."""
     done: bool = False
-    """All is stored, and the next sync goes on from here."""
+    """All is stored, and the next sync continues from here."""
     skipped: bool = False
     """It was done already when the run was resumed."""
     error: Exception | None = None
@@ -60,7 +60,7 @@ class Part:
     unmet: int = 0
     """How many stored records a reading of the whole list did not bring, without a proof that they are deleted."""
     nameless: int = 0
-    """How many records have no id. They are told apart by their content: one that was changed replaces the one that it
+    """How many records have no id. They are identified by content: one that was changed replaces the one that it
     was when the whole list has been read, which each run does."""
     dropped: bool = False
     """What was stored for the account was of another company, or of another list: the run drops it when it begins,

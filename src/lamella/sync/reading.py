@@ -1,4 +1,4 @@
-"""The pages of a sync: which are to be read, reading and storing one, and what its end means for its list."""
+"""Choose the pages of a sync, read and store them, and conclude their lists."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class ListToRead:
         self.told: defaultdict[str, dict[str, None]] = defaultdict(dict)
         """Warnings, bad records, ids: by the field of Part that has the first of them."""
         self.known = 0
-        """The last page that is to be read, as far as known."""
+        """The last page to read, as far as known."""
         self.is_over = False
-        """Whether no more of its pages are to be read."""
+        """Whether no more of its pages need to be read."""
         url = URL(source.url)
         self.origin: str = str(url.origin()) if url.absolute else ""
         """Of its URL. Empty: that of the session's base URL."""
@@ -51,7 +51,7 @@ class ListToRead:
 
 @dataclass(slots=True, eq=False)
 class PageToRead:
-    """A page that is to be read, in one of the walks of its list."""
+    """A page to read, in one of the walks of its list."""
 
     of: ListToRead
     place: Place

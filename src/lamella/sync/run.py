@@ -57,10 +57,10 @@ async def run(
     """Bring the records of all *sources* of all *accounts* up to date, page by page, and report what could not be read.
 
     The records are kept in *journal*, each as the JSON text that the API sent, without the white space between its
-    tokens. The next sync of a list goes on from its high-water mark, less *lookback*. The mark moves only when as many
-    different records are stored as the API counts, and never beyond the moment at which the first of them was read. A
-    list that changes while it is read so that records may be missing, that holds fewer records than the API counts, or
-    of which a page brings no new record, is read up to three times; then its part fails with an
+    tokens. The next sync of a list continues from its high-water mark, less *lookback*. The mark moves only when as
+    many different records are stored as the API counts, and never beyond the moment at which the first of them was
+    read. A list that changes while it is read so that records may be missing, that holds fewer records than the API
+    counts, or of which a page brings no new record, is read up to three times; then its part fails with an
     :class:`IncompleteList`.
 
     A record that is deleted at the API stays, and the output marks it as deleted when a reading of the whole list has
@@ -69,7 +69,7 @@ async def run(
     An error that concerns the whole account ends its parts: 401, and a rate limit that lasts too long
     (:class:`lamella.RateLimited`: for example a daily quota). Any other failure ends its part alone, and the other
     pages of the part are stored. An outage pauses the sync, as in :class:`lamella.batch.Batch`. When it is cancelled,
-    what is stored stays, and *resume* goes on from there.
+    stored records stay, and *resume* continues from there.
 
     Args:
         session: Its base URL is what the URLs of *sources* are relative to. Best with the layers of ``stack()`` and a
@@ -83,7 +83,7 @@ async def run(
         tables: The typed columns of *output*, by the name of the source; see :attr:`Report.misfits`.
         since: Only what was changed since this moment, whatever the marks say; see :attr:`Part.gap`. None means from
             the mark on, or everything where there is none.
-        resume: Whether to go on with the last run, if there is one: only what it has not done is read.
+        resume: Whether to continue the last run, if there is one: only the rest is read.
         lookback: How many seconds before its mark a list is read again: for clocks that differ, and for records that
             appear late with an old date.
         full_every: After so many seconds a list is read from its beginning again, and compared with what is stored. 0
@@ -96,7 +96,7 @@ async def run(
             that is stored for the account is dropped, and it is read from the beginning.
         at_once: How many pages may be read at a time. None means as many as the accounts may have, up to 1,000.
         at_once_per_account: How many pages of one account may be read at a time.
-        patience: How many seconds outages may pause a page, in sum. None means no limit.
+        patience: How many seconds outages may pause a page in total. None means no limit.
         on_progress: Called at the beginning, and whenever a part has changed.
 
     Raises:
@@ -197,7 +197,7 @@ def _checked(
         if not names or not all(names):
             raise ValueError(f"{what} must not be empty, and have names that are not")
     if since is not None and resume:
-        raise ValueError("since begins a new run, and resume goes on with the last one: give one of them")
+        raise ValueError("since begins a new run and resume continues the last one: give only one of them")
     check_seconds("lookback", lookback, zero=True)
     check_seconds("full_every", 0 if full_every is None else full_every, zero=True)
     full_before = None if full_every is None else int((time.time() - full_every) * 1_000_000) if full_every else 2**62

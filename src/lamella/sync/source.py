@@ -1,4 +1,4 @@
-"""What is to be known of a paginated list: how its pages are asked for, and what an answer says about the list."""
+"""Describe a paginated list: how to request its pages, and what a response says about the list."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lamella.checks import check_whole
 from lamella.rules import HTTP_RULES, RuleBook
 
 _TOO_MANY: Final = 2**53
-"""An upper bound for counts of records and pages: JSON cannot tell larger numbers from their neighbours."""
+"""An upper bound for counts of records and pages: JSON cannot distinguish larger numbers from their neighbours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +162,8 @@ class Source:
     records: str = "data"
     """Where the records are in an answer. Empty: the answer is the list of records."""
     id: str | Sequence[str | None] | None = "id"
-    """The field that tells records apart. Of several the first one that a record has. None, alone or as the last one: a
-    record without such a field is told apart by its content. It is stored as often as the list has it, and each run
+    """The field that identifies records. Of several, the first one that a record has. None, alone or as the last one: a
+    record without such a field is identified by its content. It is stored as often as the list has it, and each run
     reads the whole list."""
     changed: str | Sequence[str] | None = None
     """The field with the moment of a record's last change: ISO 8601 (UTC if it has no zone), or seconds since 1970.
@@ -181,10 +181,11 @@ class Source:
     params: Mapping[str, str] | Callable[[Any], Mapping[str, str | None]] = field(default_factory=dict)
     """More of the query, or a function that returns it for an account. None and empty values are left out."""
     within: Callable[[Any], AbstractContextManager[object]] = field(default=lambda _: nullcontext())
-    """Called with an account; each of its requests is made inside of what it returns, which chooses the credentials."""
+    """Called with an account; returns a context manager around each request, which chooses the credentials."""
     variant: Callable[[Any], str] = field(default=lambda _: "", repr=False)
-    """Returns for an account what else tells the list from others at its URL, such as a filter among `params`. If it
-    differs from that of the run before, what is stored of the list is dropped, and it is read from the beginning."""
+    """Returns for an account what else distinguishes the list from others at its URL, such as a filter among `params`.
+    If it differs from that of the run before, what is stored of the list is dropped, and it is read from the
+    beginning."""
     fetch: Fetch = field(default=get, repr=False)
     """Asks for a page. It is a function of the session, the URL and the query, which returns a context of the answer
     and of the place of its records (None: `records`), for an API whose first answer leads to another one."""
@@ -203,7 +204,7 @@ class Source:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The fields that may tell records apart."""
+        """The fields that may identify records."""
         return (self.id,) if isinstance(self.id, str) else tuple(name for name in self.id or () if name is not None)
 
     @property

@@ -139,7 +139,7 @@ class Misfit(NamedTuple):
     type: str
 
     def __str__(self) -> str:
-        return f"{self.resource}.{self.column} of {self.account} {self.id} is no {self.type}"
+        return f"{self.resource}.{self.column} of {self.account} {self.id} is not of type {self.type}"
 
 
 @dataclass(slots=True)
@@ -172,7 +172,7 @@ def check_tables(tables: Mapping[str, Table]) -> None:
     """Check the names of resources.
 
     Raises:
-        ValueError: One is no plain name, or two differ in case only.
+        ValueError: A name is not plain, or two names differ only in case.
     """
     seen = {"records"}
     for resource, table in tables.items():

@@ -74,7 +74,7 @@ class Walk:
     def has_all(self) -> bool:
         """Whether it has read as many records as were there when it began, as far as the API counts.
 
-        Records that are new since then do not stand in for others; where none has a date, they cannot be told apart.
+        Records that are new since then do not replace others; without dates they cannot be distinguished.
         Where more old ones were read than page 1 counted, its count is wrong.
         """
         if self.total is None:

@@ -42,39 +42,39 @@ from lamella.telemetry.redirects import REDIRECTED, note_earlier_hops, note_redi
 from lamella.telemetry.shared import SpanOptions, Telemetry
 from lamella.telemetry.tracing import SILENT, Current, current_context
 
-# A timer may be due this many seconds early.
+# A timer may fire this many seconds early.
 _CLOCK = 0.002
 
 
 class _Begun(NamedTuple):
-    """An attempt that is being made."""
+    """A running attempt."""
 
     current: Current
     measured: Mapping[str, AttributeValue] | None = None
-    """What all metrics of the attempt have in common. None: nothing is measured."""
+    """Attributes of all metrics of the attempt. None: nothing is measured."""
     at: float = 0.0
-    """When it began, by the loop's clock, if that is measured."""
+    """When the attempt began, by the loop's clock, if measured."""
 
 
 class AttemptSpan(Layer):
-    """One CLIENT span for each attempt, by the HTTP semantic conventions; its id goes out in ``traceparent``.
+    """Record one CLIENT span per attempt by the HTTP semantic conventions, and send its id in ``traceparent``.
 
-    It also measures the duration of each attempt and counts those in flight. It is inside ``Retry``, so that each
-    attempt has a span, and outside ``Timeout``, so that it sees the timeout as well. Its parent is the current span:
-    that of the call, unless a middleware between them has one of its own.
+    It also measures the duration of attempts and counts those in flight. It belongs inside ``Retry``, so that each
+    attempt has a span, and outside ``Timeout``, so that it sees timeouts. The parent is the current span: that of the
+    call, unless a middleware between them has started one.
 
     Args:
-        request_headers: Names of headers whose values are put on the span; never one that ``HeaderAuth`` set.
-        response_headers: The same for the headers of the answer.
-        body_sizes: Whether the span has the sizes of both bodies, where their headers state them.
-        propagate: What writes trace context and baggage into the headers of a request. True means the global
-            propagator, False means that nothing is written.
-        origins: Where trace context and baggage go, beside the origins that the ``HeaderAuth`` layers of the stack
-            state. Without any they go wherever the caller sends a request, but not where a redirect leads.
-        options: Those of :class:`lamella.RequestSpan`.
+        request_headers: Names of headers to record on the span; headers set by ``HeaderAuth`` are never recorded.
+        response_headers: The same for response headers.
+        body_sizes: Whether to record the sizes of both bodies, if their headers state them.
+        propagate: The propagator that writes trace context and baggage into request headers. True means the global one,
+            False means none.
+        origins: Origins that get trace context and baggage, in addition to those of the stack's ``HeaderAuth`` layers.
+            Without any, all requests get them except redirects.
+        options: The options of :class:`lamella.RequestSpan`.
 
     Raises:
-        ValueError: *propagate* or *origins* are something else, or one of the options is.
+        ValueError: *propagate*, *origins* or an option is invalid.
     """
 
     slot = Slot.ATTEMPT_SPAN
@@ -100,10 +100,10 @@ class AttemptSpan(Layer):
         """Whether nothing is recorded and written where that is so for the global providers and propagator."""
         self._in_flight = Gauge("in_flight", options.get("meter_provider"))
         self._begun: dict[Call, _Begun | None] = {}
-        """None: nothing is recorded of the attempt."""
+        """None: the attempt is not recorded."""
 
     def inherit(self, origins: Iterable[Origin]) -> None:
-        """Propagate context to *origins* of the stack as well."""
+        """Also propagate context to *origins* of the stack."""
         self._propagation.origins |= frozenset(origins)
 
     def before(self, call: Call) -> None:
@@ -120,7 +120,7 @@ class AttemptSpan(Layer):
             begun = self._start(call, said)
         call.attempts += 1
         try:
-            # A trace that has been begun elsewhere goes on, also if nothing is recorded of the attempt.
+            # A trace begun elsewhere continues even if the attempt is not recorded.
             propagation.inject(call, is_off=begun is None and telemetry.is_off(call))
         except BaseException as exc:
             if begun is not None:
@@ -150,7 +150,7 @@ class AttemptSpan(Layer):
         return _Begun(current, measured, call.now)
 
     def _finish(self, call: Call, begun: _Begun, result: Result) -> None:
-        """End the span of the attempt, which has ended in *result*; there may have been an answer before that."""
+        """End the span of an attempt that ended with *result*, possibly after a response."""
         span, measured, answer = begun.current.span, begun.measured, call.answer
         try:
             if measured is not None:
@@ -160,7 +160,7 @@ class AttemptSpan(Layer):
                 ended = {} if answer is None else response_attributes(answer)
                 if (error := _error_of(call, result)) is not None:
                     ended[ERROR_TYPE] = error
-                # Without an answer and without an error it was cancelled.
+                # Neither a response nor an error: cancelled.
                 if measured is not None and ended:
                     took = call.now - begun.at
                     self._telemetry.instruments.attempt_duration.record(took, {**measured, **ended})
@@ -195,12 +195,12 @@ class AttemptSpan(Layer):
 
 
 def _error_of(call: Call, result: Result) -> str | None:
-    """Return the type of error that an attempt has ended in. None: it succeeded, or was cancelled."""
+    """Return the error type of an attempt; None if it succeeded or was cancelled."""
     if not isinstance(result, BaseException):
         return str(result.status) if result.status >= ERROR_STATUS else None
     if isinstance(result, Exception):
         return error_type(result)
-    # What looks like a cancellation may be the deadline.
+    # An apparent cancellation may be the deadline.
     if call.answer is None and call.deadline is not None and call.request.loop.time() >= call.deadline - _CLOCK:
         return (ConnectTimeout if was_connecting(result) else AttemptTimeout).__name__
     return None

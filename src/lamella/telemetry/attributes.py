@@ -1,4 +1,4 @@
-"""What spans and metrics say about a request and its answer."""
+"""Attributes of requests and responses for spans and metrics."""
 
 from __future__ import annotations
 
@@ -34,34 +34,35 @@ from lamella.telemetry.names import (
 )
 
 UrlTemplate = Callable[[aiohttp.ClientRequest], str | None]
-"""Returns the path of a request with its variable parts named, such as ``/orders/{id}``. None: it is not known."""
+"""Returns the path template of a request, such as ``/orders/{id}``, or None if unknown."""
 
 
 def known_methods() -> frozenset[str]:
-    """Return the methods that are not ``_OTHER``: those of the conventions, or of the variable that overrides them."""
+    """Return the methods that are not ``_OTHER``: those of the conventions, or of the environment variable that
+    overrides them."""
     given = os.environ.get("OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS", "")
     named = frozenset(method.strip() for method in given.split(",") if method.strip())
     return named or frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 
 
 class Described(NamedTuple):
-    """What is said about a request at its start."""
+    """The description of a request at its start."""
 
     name: str
-    """Of low cardinality: the method, and the template of the path where there is one."""
+    """The span name, of low cardinality: the method and, if known, the path template."""
     asked: Mapping[str, AttributeValue]
-    """What the conventions require of a client span at its start, without ``url.full``."""
+    """Attributes that the conventions require at the start of a client span, without ``url.full``."""
 
 
 _DESCRIBED: Final = PerCall[tuple[object, Described]](lambda: (None, Described("", {})))
 
 
 def described(call: Call, template: UrlTemplate | None, known: frozenset[str]) -> Described:
-    """Return what is said about the request of *call*. Methods that are not *known* are ``_OTHER``."""
+    """Return the description of the request of *call*. Methods outside *known* are ``_OTHER``."""
     request = call.request
     url, method = request.url, request.method
     made_of = url, method, template
-    # Both spans say the same, unless a middleware between them has changed the request.
+    # Both spans share a description, unless a middleware between them has changed the request.
     before = _DESCRIBED.get(call)
     if before is not None and before[0] == made_of:
         return before[1]
@@ -72,7 +73,7 @@ def described(call: Call, template: UrlTemplate | None, known: frozenset[str]) -
     return now
 
 
-# A service calls few servers often, with few templates.
+# Cached: a service calls few servers often, with few templates.
 @lru_cache(maxsize=1024)
 def _described(shown: str, method: str, host: str, port: int | None, path: str | None) -> Described:
     asked: dict[str, AttributeValue] = {METHOD: shown, **_origin_attributes(host, port)}
@@ -98,12 +99,12 @@ def _origin_attributes(host: str, port: int | None) -> Mapping[str, AttributeVal
 
 
 class _Shown(NamedTuple):
-    """What was shown of a URL last."""
+    """The last redacted URL."""
 
     url: URL
     redact: Callable[[Iterable[str]], str]
     known: tuple[str, ...]
-    """The secrets of auth layers at that time."""
+    """The secrets of auth layers at the time."""
     text: str
 
 
@@ -111,7 +112,7 @@ _SHOWN: Final = PerCall[_Shown](lambda: _Shown(URL(), str, (), ""))
 
 
 def shown_url(call: Call, secrets: tuple[str, ...]) -> str:
-    """Return ``url.full`` without *secrets*, which are those of the call by now: an auth layer may have added some."""
+    """Return ``url.full`` without *secrets*, the current ones of the call, since an auth layer may have added some."""
     url, last = call.request.url, _SHOWN.get(call)
     redact = last.redact if last is not None and last.url is url else url_redactor(url)
     text = redact(secrets)
@@ -120,7 +121,7 @@ def shown_url(call: Call, secrets: tuple[str, ...]) -> str:
 
 
 def last_shown_url(call: Call) -> str:
-    """Return what :func:`shown_url` returned last, if URL and secrets of auth layers are still the same."""
+    """Return the last result of :func:`shown_url`, if URL and secrets of auth layers are unchanged."""
     last = _SHOWN.get(call)
     if last is not None and last.url is call.request.url and last.known == call.secrets:
         return last.text
@@ -128,7 +129,7 @@ def last_shown_url(call: Call) -> str:
 
 
 def _template_of(request: aiohttp.ClientRequest, template: UrlTemplate | None) -> str | None:
-    """Return what *template* says about *request*. An exception is logged, and does not break the call."""
+    """Return the result of *template* for *request*. An exception is logged and does not affect the call."""
     if template is None:
         return None
     try:
@@ -139,7 +140,7 @@ def _template_of(request: aiohttp.ClientRequest, template: UrlTemplate | None) -
 
 
 def response_attributes(response: aiohttp.ClientResponse) -> dict[str, AttributeValue]:
-    """Return status and protocol version of an answer."""
+    """Return status and protocol version of a response."""
     if response.version is None:
         return {STATUS: response.status}
     return {STATUS: response.status, PROTOCOL_VERSION: _protocol_version(*response.version)}
@@ -151,7 +152,7 @@ def _protocol_version(major: int, minor: int) -> str:
 
 
 def peer_attributes(response: aiohttp.ClientResponse) -> dict[str, AttributeValue]:
-    """Return the address at the other end of the connection. Empty: the connection is gone."""
+    """Return the peer address of the connection; empty if the connection is gone."""
     peer = peer_of(response)
     if isinstance(peer, tuple) and len(peer) >= 2:
         return {PEER_ADDRESS: peer[0], PEER_PORT: peer[1]}
@@ -161,11 +162,11 @@ def peer_attributes(response: aiohttp.ClientResponse) -> dict[str, AttributeValu
 def size_attributes(
     request: aiohttp.ClientRequest, response: aiohttp.ClientResponse | None
 ) -> dict[str, AttributeValue]:
-    """Return how many bytes both bodies have, as far as their headers state it: as they are sent, compressed or not."""
+    """Return the transferred size in bytes of both bodies, if their headers state it."""
     sizes: dict[str, AttributeValue] = {}
     if (stated := request.headers.get("Content-Length", "")).isdecimal():
         sizes[REQUEST_SIZE] = int(stated)
-    # An answer without a body may state the size of another one.
+    # A response without a body may state the size of another one.
     has_body = response is not None and request.method != "HEAD" and response.status not in {204, 304}
     stated = response.headers.get("Content-Length", "") if response is not None and has_body else ""
     if stated.isdecimal():
@@ -176,7 +177,7 @@ def size_attributes(
 def header_attributes(
     prefix: str, headers: Mapping[str, str], names: Iterable[str], call: Call, secrets: Iterable[str]
 ) -> dict[str, AttributeValue]:
-    """Return the values of the headers *names*, each as a list, without *secrets* and headers that auth layers set."""
+    """Return the values of the headers *names* as lists, without *secrets* and headers set by auth layers."""
     hidden = hidden_headers(call)
     found: dict[str, list[str]] = {}
     for name, value in headers.items():
@@ -187,6 +188,6 @@ def header_attributes(
 
 
 def error_type(exc: BaseException) -> str:
-    """Return ``error.type`` of an exception: its status if that is an error, else the name of its class."""
+    """Return ``error.type`` of an exception: its status if that is an error, otherwise its class name."""
     status = getattr(exc, "status", None)
     return str(status) if isinstance(status, int) and status >= ERROR_STATUS else type(exc).__qualname__

@@ -36,13 +36,13 @@ from lamella.telemetry.tracing import SILENT, Current, unrecorded
 
 
 class _Outcome(NamedTuple):
-    """How a call has ended."""
+    """The outcome of a call."""
 
     name: str
     error: str | None = None
-    """The type of what went wrong."""
+    """The type of the error."""
     cause: LamellaError | None = None
-    """The error itself, if it is a LamellaError."""
+    """The error, if it is a LamellaError."""
 
 
 _SUCCESS: Final = _Outcome("success")
@@ -57,17 +57,17 @@ def _outcome_of(exc: BaseException) -> _Outcome:
 
 
 class _Begun(NamedTuple):
-    """A call that is being made."""
+    """A running call."""
 
     current: Current
     measured: Mapping[str, AttributeValue] | None
-    """What all metrics of the call have in common. None: nothing is measured."""
+    """Attributes of all metrics of the call. None: nothing is measured."""
     at: float
-    """When it began, by the loop's clock, if that is measured."""
+    """When the call began, by the loop's clock, if measured."""
 
 
 class _Waits:
-    """Counts the waits of one call between its attempts."""
+    """Count the waits of one call between its attempts."""
 
     __slots__ = ("_gauge", "_instruments", "_server", "_waiting")
 
@@ -76,7 +76,7 @@ class _Waits:
         self._gauge = gauge
         self._server = server
         self._waiting: dict[str, AttributeValue] | None = None
-        """The attributes under which the call counts among those that wait. None: it does not wait."""
+        """Attributes under which the call is counted as waiting. None: it is not waiting."""
 
     def wait_begins(self, rule: Rule, source: WaitSource | None) -> None:
         self._waiting = {**self._server, RULE: rule.title}
@@ -91,22 +91,22 @@ class _Waits:
 
 
 class RequestSpan(Layer):
-    """One INTERNAL span around all attempts and waits of a call, with an event for each decision.
+    """Record one INTERNAL span around all attempts and waits of a call, with an event for each decision.
 
-    It also measures whole calls: their duration and waits, and why they were given up. It is outermost, so
-    that it sees everything. The span ends when the layers return the answer, with the outcome: success, failure (and
-    why there was no further attempt), or cancelled, which is no error.
+    It also measures whole calls: duration, waits, and why they were given up. It belongs outermost, so that it sees
+    everything. The span ends when the layers return the response, with the outcome: success, failure (with the reason
+    for stopping), or cancelled, which is not an error.
 
     Args:
         tracer_provider: None means the global one.
         meter_provider: None means the global one.
-        url_template: Returns the path of a request with its variable parts named, for the names of spans. None means
-            that the names have the method alone.
-        excluded_urls: Regular expressions; a call to a URL in which one is found has neither spans nor metrics, and
-            gets no trace context in its headers. None means those that ``OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS``
-            lists with commas, or ``OTEL_PYTHON_EXCLUDED_URLS``.
-        max_servers: How many servers the metrics of one meter provider tell apart; ``server.address`` of any other is
-            ``_OTHER``. None means that this stays as it is: 100.
+        url_template: Returns the path template of a request for span names. None means that names contain only the
+            method.
+        excluded_urls: Regular expressions; calls to matching URLs have no spans, metrics or trace context in headers.
+            None means the comma-separated list in ``OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS`` or
+            ``OTEL_PYTHON_EXCLUDED_URLS``.
+        max_servers: How many servers the metrics of one meter provider distinguish; ``server.address`` of all others is
+            ``_OTHER``. None means unchanged, initially 100.
 
     Raises:
         ValueError: *excluded_urls* are not regular expressions, or *max_servers* is less than 1.
@@ -126,7 +126,7 @@ class RequestSpan(Layer):
         silent = telemetry.tracing.silent and telemetry.instruments.silent
         said = None if silent else telemetry.describe(call)
         if said is None:
-            # Nothing is recorded: what other layers and the log need, and no more.
+            # Nothing is recorded: set only what other layers and the log need.
             call.span = SILENT if telemetry.is_global and hands_on_nothing() else unrecorded()
             return
         measured, now = telemetry.measured(call, said), 0.0
@@ -147,7 +147,7 @@ class RequestSpan(Layer):
                 begun.current.leave(result)
 
     def _end(self, call: Call, result: Result, begun: _Begun | None) -> None:
-        """Report that *call* has ended in *result*. *begun* None means that nothing records it."""
+        """Report that *call* ended with *result*. *begun* None means that the call is not recorded."""
         if not call.attempts:
             give_back(call)
         if not isinstance(result, BaseException):
@@ -157,13 +157,13 @@ class RequestSpan(Layer):
             if outcome is _CANCELLED:
                 call.stop = Stop(StopReason.CANCELLED, None if call.stop is None else call.stop.rule)
             elif outcome.cause is not None and outcome.cause.stopped is None:
-                # There is no Retry to report it.
+                # Without Retry nothing else reports it.
                 log_failure(outcome.cause, call.span)
         if begun is not None:
             self._report(call, outcome, begun)
 
     def _report(self, call: Call, outcome: _Outcome, begun: _Begun) -> None:
-        """Record how the call has ended."""
+        """Record the outcome of the call."""
         span = begun.current.span
         recording = span.is_recording()
         if recording or begun.measured is not None:
@@ -176,7 +176,7 @@ class RequestSpan(Layer):
             if recording:
                 least = 0 if isinstance(outcome.cause, RequestRejected) else 1
                 if outcome.name == "failure":
-                    # Only a LamellaError is known to have no secret in its message.
+                    # Only a LamellaError is known to have no secrets in its message.
                     message = None if outcome.cause is None else str(outcome.cause)
                     span.set_status(Status(StatusCode.ERROR, message))
                 if call.stop is not None:

@@ -1,4 +1,4 @@
-"""The log line of a call that failed."""
+"""Log a failed call."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from opentelemetry import trace
 from lamella.errors import LamellaError
 
 LOGGER: Final = logging.getLogger("lamella")
-"""It has no handler of its own: the application decides where its lines go."""
+"""The logger has no handler, because the application decides where log lines go."""
 LOGGER.addHandler(logging.NullHandler())
 
 
 def log_failure(error: LamellaError, span: trace.Span | None) -> None:
-    """Log one line for a call that failed with *error*, with the ids of *span*. None means the current span."""
+    """Log one line for a call that failed with *error*, with the ids of *span*; None means the current span."""
     if not LOGGER.isEnabledFor(logging.WARNING):
         return
     fields = {
@@ -31,7 +31,7 @@ def log_failure(error: LamellaError, span: trace.Span | None) -> None:
 
 
 def ids_of(span: trace.Span) -> dict[str, str]:
-    """Return the fields of a log record by which *span* is found."""
+    """Return the fields of a log record that identify *span*."""
     context = span.get_span_context()
     return {
         "trace_id": trace.format_trace_id(context.trace_id),

@@ -1,4 +1,4 @@
-"""The instruments of lamella, and the numbers that an SDK reads from them."""
+"""The metric instruments of lamella, and gauges that an SDK reads."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from opentelemetry.util.types import AttributeValue
 
 from lamella.telemetry.names import METHOD, OTHER, SCHEMA, SERVER_ADDRESS, SERVER_PORT, version_of_lamella
 
-# The conventions' advice for durations of HTTP requests, in seconds.
+# Buckets in seconds that the conventions recommend for HTTP requests.
 _ATTEMPT_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-# A call waits for minutes where an attempt takes seconds.
+# Calls may wait for minutes, while attempts take seconds.
 _CALL_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
 
 _GAUGES: Final = {
-    "in_flight": ("lamella.attempts.active", "{attempt}", "Attempts in flight now."),
-    "waiting": ("lamella.calls.waiting", "{call}", "Calls that wait for their next attempt now."),
-    "queued": ("lamella.calls.queued", "{call}", "Calls that wait in the queue of their account now."),
+    "in_flight": ("lamella.attempts.active", "{attempt}", "Attempts in flight."),
+    "waiting": ("lamella.calls.waiting", "{call}", "Calls waiting for their next attempt."),
+    "queued": ("lamella.calls.queued", "{call}", "Calls waiting in the queue of their account."),
 }
 
 Key = tuple[tuple[str, AttributeValue], ...]
 
 
 class Gauge:
-    """How many calls or attempts of one layer are in a state now: *kind* is a name in :data:`_GAUGES`.
+    """Count the calls or attempts of one layer in a state; *kind* is a name in :data:`_GAUGES`.
 
-    It costs a call nothing but a number in memory, which an SDK reads when it collects. It goes with its layer.
+    It costs a call only a number in memory, which an SDK reads on collection. It is discarded with its layer.
     """
 
     __slots__ = ("__weakref__", "_kind", "_numbers", "_provider")
@@ -41,7 +41,7 @@ class Gauge:
         self._kind = kind
         self._provider = provider
         self._numbers: dict[Key, int] = {}
-        """A layer works in one thread at a time, and so does what changes this."""
+        """Changed only by its layer, which works in one thread at a time."""
         with _LOCK:
             _LIVE.add(self)
 
@@ -51,7 +51,7 @@ class Gauge:
         self._numbers[key] = self._numbers.get(key, 0) + change
 
     def numbers(self, kind: str, provider: object) -> list[tuple[Key, int]]:
-        """Return the numbers, if the gauge is of this *kind* and *provider*; in any thread."""
+        """Return the numbers if the gauge has this *kind* and *provider*. Thread-safe."""
         mine = metrics.get_meter_provider() if self._provider is None else self._provider
         return list(self._numbers.items()) if kind == self._kind and mine is provider else []
 
@@ -63,7 +63,7 @@ _LIVE: Final[WeakSet[Gauge]] = WeakSet()
 def _observe(
     kind: str, used: ref[metrics.MeterProvider] | None, _: metrics.CallbackOptions
 ) -> Iterable[metrics.Observation]:
-    """Return the sums over all layers that use the provider. *used* None means the global one."""
+    """Return the sums over all layers that use the provider; *used* None means the global one."""
     provider = metrics.get_meter_provider() if used is None else used()
     with _LOCK:
         gauges = list(_LIVE)
@@ -75,10 +75,10 @@ def _observe(
 
 
 def instruments_of(provider: metrics.MeterProvider | None) -> Instruments:
-    """Return the instruments that *provider* makes. None means the global one, even if it is set later.
+    """Return the instruments of *provider*. None means the global provider, even if it is set later.
 
     Raises:
-        ValueError: It is no provider.
+        ValueError: *provider* is not a meter provider.
     """
     if provider is not None and not hasattr(provider, "get_meter"):
         raise ValueError(f"meter_provider must be a MeterProvider or None, got {type(provider).__name__}")
@@ -90,7 +90,7 @@ def instruments_of(provider: metrics.MeterProvider | None) -> Instruments:
 
 
 class Instruments:
-    """What lamella counts and measures, with the instruments of one meter provider."""
+    """All instruments of lamella for one meter provider."""
 
     __slots__ = (
         "_attributes",
@@ -111,37 +111,37 @@ class Instruments:
     def __init__(self, provider: metrics.MeterProvider, *, is_global: bool) -> None:
         meter = metrics.get_meter("lamella", version_of_lamella(), meter_provider=provider, schema_url=SCHEMA)
         self.max_servers: int = 100
-        """How many servers the metrics tell apart; any other is ``_OTHER``."""
+        """How many servers the metrics distinguish; all others are ``_OTHER``."""
         self._servers: set[tuple[str, int | None]] = set()
         self._attributes: dict[tuple[str, int | None, str | None], Mapping[str, AttributeValue]] = {}
         self.attempt_duration: metrics.Histogram = meter.create_histogram(
             "http.client.request.duration",
             "s",
-            "Duration of HTTP client requests: of each attempt by itself.",
+            "Duration of HTTP client requests, per attempt.",
             explicit_bucket_boundaries_advisory=_ATTEMPT_SECONDS,
         )
         self.call_duration: metrics.Histogram = meter.create_histogram(
             "lamella.call.duration",
             "s",
-            "Duration of whole calls, with all their attempts and waits.",
+            "Duration of whole calls, including all attempts and waits.",
             explicit_bucket_boundaries_advisory=_CALL_SECONDS,
         )
         self.wait: metrics.Histogram = meter.create_histogram(
             "lamella.call.wait",
             "s",
-            "How long a call waited between its attempts, in sum, if it did.",
+            "Total wait of a call between its attempts, if it waited.",
             explicit_bucket_boundaries_advisory=_CALL_SECONDS,
         )
         self.retries: metrics.Counter = meter.create_counter(
             "lamella.call.retries", "{retry}", "Decisions to make another attempt."
         )
         self.stops: metrics.Counter = meter.create_counter(
-            "lamella.call.stops", "{call}", "Calls that were given up, by the reason."
+            "lamella.call.stops", "{call}", "Calls that were given up, by reason."
         )
         self.queue_wait: metrics.Histogram = meter.create_histogram(
             "lamella.queue.wait",
             "s",
-            "How long queued attempts waited.",
+            "Time that queued attempts waited.",
             explicit_bucket_boundaries_advisory=_CALL_SECONDS,
         )
         self.episodes: metrics.Counter = meter.create_counter(
@@ -150,22 +150,22 @@ class Instruments:
         self.episode_duration: metrics.Histogram = meter.create_histogram(
             "lamella.rate_limit.duration",
             "s",
-            "Length of a rate-limit episode, from the refusal to the next success.",
+            "Length of a rate-limit episode, from the first 429 to the next success.",
             explicit_bucket_boundaries_advisory=_CALL_SECONDS,
         )
         self.refreshes: metrics.Counter = meter.create_counter(
-            "lamella.token.refreshes", "{refresh}", "Fetches of tokens, by their result."
+            "lamella.token.refreshes", "{refresh}", "Fetches of tokens, by result."
         )
         self.transitions: metrics.Counter = meter.create_counter(
-            "lamella.breaker.transitions", "{transition}", "Circuits that opened, became half-open, or closed."
+            "lamella.breaker.transitions", "{transition}", "Circuits that opened, became half-open or closed."
         )
-        # The callback must not keep the provider, which keeps it.
+        # The provider keeps the callback, which must not keep the provider.
         used = None if is_global else ref(provider)
         for kind, (name, unit, description) in _GAUGES.items():
             meter.create_observable_up_down_counter(name, [partial(_observe, kind, used)], unit, description)
 
     def server(self, host: str | None, port: int | None, method: str | None = None) -> Mapping[str, AttributeValue]:
-        """Return the attributes of what is measured about a server, with *method* if it is about requests."""
+        """Return the attributes of metrics about a server, with *method* for metrics about requests."""
         host = host or ""
         found = self._attributes.get((host, port, method))
         if found is not None:
@@ -183,7 +183,7 @@ class Instruments:
     @property
     def silent(self) -> bool:
         """Whether there is no SDK (yet)."""
-        # The API has no public name for that. Without this private one, everything is recorded, for nothing.
+        # The API has no public name for this. Without the private name everything is recorded, only slower.
         return getattr(self.call_duration, "_real_instrument", self) is None or isinstance(
             self.call_duration, metrics.NoOpHistogram
         )

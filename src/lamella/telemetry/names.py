@@ -1,4 +1,4 @@
-"""Names of spans, events and attributes; docs/reference/telemetry.md says what each of them means.
+"""Names of spans, events and attributes, explained in docs/reference/telemetry.md.
 
 Names under ``http.``, ``url.``, ``server.``, ``network.`` and ``error.`` are OpenTelemetry's HTTP semantic conventions;
 those under ``lamella.`` are ours.
@@ -79,7 +79,7 @@ SCHEMA: Final = "https://opentelemetry.io/schemas/1.30.0"
 
 @cache
 def version_of_lamella() -> str:
-    """Return the version of the package, which tracer and meter name."""
-    from importlib.metadata import version  # it takes longer to import than all else here
+    """Return the version of the package for tracer and meter."""
+    from importlib.metadata import version  # slow to import
 
     return version("lamella")

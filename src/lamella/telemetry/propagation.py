@@ -1,4 +1,4 @@
-"""Which context a request carries in its headers, and where to."""
+"""Propagate trace context in request headers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from lamella.telemetry.tracing import SPAN_KEY, current_context
 
 
 class Propagation:
-    """Writes the current context into the headers of requests, for some origins only.
+    """Write the current context into the headers of requests to certain origins.
 
     Args:
-        propagator: What writes it. True means the global propagator, False means that nothing is written.
-        origins: Where it goes. None of them means wherever the caller sends a request, but not where a redirect leads.
+        propagator: The propagator. True means the global one, False means none.
+        origins: The origins that get the context. If empty, all requests except redirects.
 
     Raises:
-        ValueError: *propagator* is something else, or *origins* are no origins.
+        ValueError: *propagator* or *origins* is invalid.
     """
 
     __slots__ = ("_given", "is_default", "origins")
@@ -40,17 +40,17 @@ class Propagation:
             )
         self._given = propagator
         self.is_default: bool = isinstance(propagator, bool)
-        """Whether it writes nothing where the global propagator writes nothing."""
+        """Whether nothing is written if the global propagator writes nothing."""
         if isinstance(origins, str):
             raise ValueError(  # noqa: TRY004 - as above
-                f"origins must be several of them, such as a list, got {origins!r}"
+                f"origins must be a collection of origins, such as a list, got {origins!r}"
             )
         self.origins: frozenset[Origin] = frozenset(map(parsed_origin, origins))
 
     def inject(self, call: Call, *, is_off: bool) -> None:
-        """Write the current context into the headers of *call*. To another origin it gets no context at all.
+        """Write the current context into the headers of *call*; for another origin remove it.
 
-        *is_off*: nothing is written, since the caller has switched telemetry off.
+        *is_off*: write nothing, because the caller has switched telemetry off.
         """
         given, request = self._given, call.request
         if given is False:
@@ -66,24 +66,24 @@ class Propagation:
                 inject(request.headers, propagator)
             return
         for name in propagator.fields:
-            # aiohttp sends the headers of the first hop to the next one as well.
+            # aiohttp also sends the headers of the first hop to the next one.
             request.headers.popall(name, None)
 
 
 def hands_on_nothing() -> bool:
-    """Return whether there is no context to propagate, which propagators take 3 µs to find out."""
+    """Return whether there is no context to propagate, a check for which propagators take 3 µs."""
     return not current_context() and _is_w3c(propagate.get_global_textmap())
 
 
 def inject(headers: MutableMapping[str, str], propagator: TextMapPropagator) -> None:
-    """Write the current context into *headers*, as *propagator* does it."""
+    """Write the current context into *headers* with *propagator*."""
     current = current_context()
     if len(current) < 2 and _is_w3c(propagator):
         if not current:
             return
         span = cast(trace.Span | None, current.get(SPAN_KEY))
         if span is not None and (at := span.get_span_context()).is_valid:
-            # A span and nothing else. W3C Trace Context, section 3.2: the propagators take 7 µs for it, this 1.
+            # Only a span: write W3C Trace Context (section 3.2) directly in 1 µs instead of the propagators' 7 µs.
             headers[_TRACEPARENT] = f"00-{at.trace_id:032x}-{at.span_id:016x}-{at.trace_flags:02x}"
             if at.trace_state:
                 headers[_TRACESTATE] = at.trace_state.to_header()
@@ -96,7 +96,7 @@ _TRACESTATE: Final = istr("tracestate")
 
 
 def _is_w3c(propagator: TextMapPropagator) -> bool:
-    """Return whether *propagator* writes traces and baggage alone; one of the user's might write other headers."""
+    """Return whether *propagator* writes only traces and baggage; a custom one might write other headers."""
     return type(propagator) is CompositePropagator and _are_w3c(propagator)
 
 

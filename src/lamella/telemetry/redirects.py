@@ -1,4 +1,4 @@
-"""What was before a redirect: aiohttp makes a new request of each hop, and so there is a new call."""
+"""Link the hops of a redirect, since aiohttp makes a new request, and so a new call, for each hop."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from lamella.origins import Origin, origin_of
 
 
 class _Redirect(NamedTuple):
-    """What the next hop needs to know."""
+    """The data that the next hop needs."""
 
     target: str
     call: object
-    """What all requests of a call share."""
+    """An object that all requests of a call share."""
     attempts: int
-    """How many were made so far."""
+    """The number of attempts so far."""
     origin: Origin
-    """Of the first request."""
+    """The origin of the first request."""
 
 
 REDIRECTED: Final[ContextVar[_Redirect | None]] = ContextVar("lamella_redirected", default=None)
-"""What was before, for the call that begins next in this context. It may be another one."""
+"""The previous hop, for the next call in this context, which may be unrelated."""
 _BEFORE: Final = PerCall[_Redirect](lambda: _Redirect("", None, 0, ("", None, None)))
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
 def is_redirect(response: aiohttp.ClientResponse) -> bool:
-    """Return whether aiohttp follows *response*, unless the caller has told it not to, and drops its body."""
+    """Return whether aiohttp by default follows *response* and drops its body."""
     return response.status in _REDIRECTS and _target_of(response) is not None
 
 
@@ -42,7 +42,7 @@ def _target_of(response: aiohttp.ClientResponse) -> str | None:
 
 
 def note_redirect(call: Call, response: aiohttp.ClientResponse) -> None:
-    """Remember for the hop that *response* may lead to what was before it."""
+    """Remember the hops so far for the next hop that *response* may cause."""
     if is_redirect(response):
         target = ""
         with suppress(ValueError):
@@ -52,7 +52,7 @@ def note_redirect(call: Call, response: aiohttp.ClientResponse) -> None:
 
 
 def note_earlier_hops(call: Call) -> None:
-    """Count the attempts of earlier hops as attempts of *call*, before it makes its first one."""
+    """Add the attempts of earlier hops to *call* before its first attempt."""
     redirect = REDIRECTED.get()
     if redirect is None:
         return
@@ -64,10 +64,10 @@ def note_earlier_hops(call: Call) -> None:
 
 
 def earlier_hops(call: Call) -> int:
-    """Return how many of the attempts of *call* were made by earlier hops."""
+    """Return how many attempts of *call* were made by earlier hops."""
     return 0 if (before := _BEFORE.get(call)) is None else before.attempts
 
 
 def first_origin(call: Call) -> Origin | None:
-    """Return where the caller sent the request that was redirected to this one. None: it was not redirected."""
+    """Return the origin of the request before redirects; None if the request was not redirected."""
     return None if (before := _BEFORE.get(call)) is None else before.origin

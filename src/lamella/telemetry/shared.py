@@ -1,4 +1,4 @@
-"""What ``RequestSpan`` and ``AttemptSpan`` have in common."""
+"""Code that ``RequestSpan`` and ``AttemptSpan`` share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lamella.telemetry.tracing import OFF, Tracing, is_suppressed
 
 
 class SpanOptions(TypedDict, total=False):
-    """The options of both layers, which :class:`lamella.RequestSpan` explains."""
+    """The options of both layers, documented in :class:`lamella.RequestSpan`."""
 
     tracer_provider: TracerProvider | None
     meter_provider: MeterProvider | None
@@ -31,7 +31,7 @@ class SpanOptions(TypedDict, total=False):
 
 
 class Telemetry:
-    """Where spans and metrics go, and how they describe a request."""
+    """The providers of spans and metrics, and the description of requests."""
 
     __slots__ = ("_excluded", "_known", "_template", "instruments", "is_global", "tracing")
 
@@ -55,7 +55,7 @@ class Telemetry:
             self.instruments.max_servers = max_servers
 
     def describe(self, call: Call) -> Described | None:
-        """Return what spans and metrics say about the request of *call*. None: there is neither."""
+        """Return the description of the request of *call*; None if there are neither spans nor metrics."""
         silent = self.tracing.silent
         if (silent and self.instruments.silent) or self.is_off(call):
             return None
@@ -64,14 +64,15 @@ class Telemetry:
         return described(call, self._template, self._known)
 
     def measured(self, call: Call, said: Described) -> Mapping[str, AttributeValue] | None:
-        """Return the attributes that all metrics about the request of *call* have. None: nothing is measured."""
+        """Return the attributes of all metrics about the request of *call*; None if nothing is measured."""
         if self.instruments.silent:
             return None
         url, method = call.request.url, said.asked[METHOD]
         return self.instruments.server(url.host, url.port, str(method))
 
     def is_off(self, call: Call) -> bool:
-        """Return whether *call* gets neither spans nor metrics, and no context in its headers, with an SDK or not."""
+        """Return whether telemetry is off for *call*: no spans, no metrics and no context in headers, even with an
+        SDK."""
         if OFF in call.state:
             return True
         if not is_suppressed() and (self._excluded is None or not self._excluded.search(str(call.request.url))):
@@ -81,14 +82,14 @@ class Telemetry:
 
 
 def _excluded(given: Iterable[str] | None) -> re.Pattern[str] | None:
-    """Return what finds a URL that is excluded: by *given*, or by the variables of OpenTelemetry where that is None."""
+    """Return the pattern of excluded URLs, from *given* or, if None, from OpenTelemetry's environment variables."""
     if given is None:
         name = next((name for name in _VARIABLES if name in os.environ), _VARIABLES[-1])
         given = os.environ.get(name, "").split(",")
     else:
         name = "excluded_urls"
         if isinstance(given, str):
-            raise ValueError(f"excluded_urls must be regular expressions, several of them, got the string {given!r}")
+            raise ValueError(f"excluded_urls must be a collection of regular expressions, got the string {given!r}")
     patterns = [pattern.strip() for pattern in given if pattern.strip()]
     for pattern in patterns:
         try:
@@ -99,4 +100,4 @@ def _excluded(given: Iterable[str] | None) -> re.Pattern[str] | None:
 
 
 _VARIABLES: Final = ("OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS", "OTEL_PYTHON_EXCLUDED_URLS")
-"""The first that is set counts, as for OpenTelemetry's own instrumentation of aiohttp."""
+"""The first variable that is set applies, as for OpenTelemetry's own instrumentation of aiohttp."""

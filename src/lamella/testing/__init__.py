@@ -1,6 +1,6 @@
-"""Tests of code that calls an API: faults and rate limits for a server, and a clock on which waits take no time.
+"""Tools to test code that calls an API: server faults, rate limits, and a virtual clock.
 
-The names are imported when they are first used: every pytest run loads the plugin in this package.
+Names are imported on first use, because every pytest run loads the plugin in this package.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ways in which an answer can break on the wire, with real bytes on real TCP."""
+"""Ways in which a response can break on the wire, with real bytes over real TCP."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _RESET_ON_CLOSE = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)  # struct
 
 
 class Fault(Enum):
-    """What happens to an answer. The request was carried out: the worst case for a client."""
+    """A fault of a response. The request was carried out, the worst case for a client."""
 
     RESET_BEFORE_HEADERS = "a TCP reset before the first byte"
     RESET_AFTER_HEADERS = "a TCP reset after status line and headers"
-    CUT_BODY = "half of the promised body, then the end of the connection"
-    ENDLESS_HEADERS = "header lines without end: some megabytes of them"
+    CUT_BODY = "half of the promised body, then the connection closes"
+    ENDLESS_HEADERS = "endless header lines, some megabytes"
     SLOW_BODY = "the whole body, in small pieces with a pause after each"
-    GARBAGE = "bytes that are not HTTP, then the end of the connection"
-    SILENCE = "no byte at all, on an open connection"
+    GARBAGE = "bytes that are not HTTP, then the connection closes"
+    SILENCE = "no bytes on an open connection"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}.{self.name}"
 
     async def answer(self, request: web.BaseRequest, response: web.Response, *, pause: float = 1.0) -> web.Response:
-        """Send *response* to *request* with this fault; return what a handler of an aiohttp server has to return.
+        """Send *response* to *request* with this fault; return the result for an aiohttp server handler.
 
-        *pause*: seconds by the loop's clock after each of the pieces of a slow body. Silence ends only when the
-        handler is cancelled, which a runner with ``handler_cancellation=True`` does when the client closes the
-        connection. (aiohttp's test server has it.)
+        *pause*: seconds by the loop's clock after each piece of a slow body. Silence ends only when the handler is
+        cancelled. A runner with ``handler_cancellation=True``, such as aiohttp's test server, does that when the client
+        closes the connection.
         """
         transport, body = request.transport, response.body
         if transport is None:
@@ -93,7 +93,7 @@ async def _drip(transport: asyncio.Transport, body: bytes, pause: float) -> None
 
 
 async def _pour(transport: asyncio.Transport) -> None:
-    """Send header lines until the client closes, up to a bound that protects the memory."""
+    """Send header lines until the client closes the connection, up to a bound that protects memory."""
     for _ in range(_MOST_FILLERS):
         transport.write(_FILLER)
         await asyncio.sleep(0)

@@ -1,7 +1,7 @@
 """Rate limits of a server: how many requests it admits, and for how long it rejects others.
 
 A limit (`FixedWindow`, `SlidingWindow`, `TokenBucket`) is a value; its `limiter()` is the state of one account.
-A limiter has no clock: the time is an argument, so that a test can be exactly on a boundary.
+A limiter has no clock: the time is an argument, so that a test can hit a boundary exactly.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from lamella.checks import check_number, check_seconds, check_whole
 
 RetryAfter = bool | Literal["date"]
-"""Whether a 429 has a Retry-After header: True in whole seconds, "date" as an HTTP date, False not at all."""
+"""The Retry-After header of a 429: True for whole seconds, "date" for an HTTP date, False for none."""
 
 
 class Limiter(Protocol):
@@ -23,14 +23,14 @@ class Limiter(Protocol):
     def allow(self, now: float) -> float:
         """Admit a request at `now` (monotonic seconds) and return 0, or reject it and return the seconds to wait.
 
-        A request that comes exactly that much later is admitted, unless others took its place. A rejected one does
-        not count against the limit.
+        A request exactly that much later is admitted, unless others came first. A rejected one does not count against
+        the limit.
         """
         ...
 
 
 class Limit(Protocol):
-    """What a server needs of a limit: implement it for another kind of limit."""
+    """Protocol of a limit; implement it for other kinds of limits."""
 
     @property
     def retry_after(self) -> RetryAfter:
@@ -58,10 +58,10 @@ class _Window:
 class FixedWindow(_Window):
     """`requests` in each window of `per` seconds.
 
-    A window opens with the first request after the last window has ended, and ends `per` seconds later, as the
-    expiring counter of most gateways does. A burst around the boundary can have 2 x `requests`.
+    A window opens with the first request after the last window ended and lasts `per` seconds, like the expiring counter
+    of most gateways. A burst around the boundary can have 2 x `requests`.
 
-    Raises ValueError for a `requests` below 1 or a `per` that is not above 0.
+    Raises ValueError if `requests` is below 1 or `per` is not above 0.
     """
 
     def limiter(self) -> Limiter:
@@ -71,9 +71,9 @@ class FixedWindow(_Window):
 
 @dataclass(frozen=True, slots=True)
 class SlidingWindow(_Window):
-    """`requests` in any `per` seconds: no burst over a boundary.
+    """`requests` in any `per` seconds: no burst around a boundary.
 
-    Raises ValueError for a `requests` below 1 or a `per` that is not above 0.
+    Raises ValueError if `requests` is below 1 or `per` is not above 0.
     """
 
     def limiter(self) -> Limiter:
@@ -83,9 +83,9 @@ class SlidingWindow(_Window):
 
 @dataclass(frozen=True, slots=True)
 class TokenBucket:
-    """A bucket of `burst` tokens, full at first, refilled with `rate` tokens a second; a request takes one.
+    """A bucket of `burst` tokens, initially full, refilled with `rate` tokens per second; a request takes one.
 
-    Raises ValueError for a `rate` that is not above 0 or a `burst` below 1.
+    Raises ValueError if `rate` is not above 0 or `burst` is below 1.
     """
 
     rate: float
@@ -121,7 +121,7 @@ class _FixedWindowLimiter:
 class _SlidingWindowLimiter:
     def __init__(self, limit: SlidingWindow) -> None:
         self._limit = limit
-        self._frees: deque[float] = deque()  # when each place that is taken becomes free again
+        self._frees: deque[float] = deque()  # when each used slot becomes free again
 
     def allow(self, now: float) -> float:
         while self._frees and now >= self._frees[0]:
@@ -133,7 +133,7 @@ class _SlidingWindowLimiter:
 
 
 class _TokenBucketLimiter:
-    """The bucket as a whole number, the tokens taken since it was last full: no fraction of a token to round."""
+    """The state of a token bucket: whole tokens taken since it was last full, so that no fractions are rounded."""
 
     def __init__(self, limit: TokenBucket) -> None:
         self._limit = limit
@@ -154,7 +154,7 @@ class _TokenBucketLimiter:
 
 
 def _until(moment: float, now: float) -> float:
-    """Return the seconds from `now` to `moment`, never a rounding error too few."""
+    """Return the seconds from `now` to `moment`, never too few by a rounding error."""
     wait = moment - now
     while now + wait < moment:
         wait = math.nextafter(wait, math.inf)

@@ -1,8 +1,8 @@
 """The pytest plugin: the fixtures `virtual_time` and `no_waits`.
 
-pytest-asyncio and the plugin of anyio both give an async fixture a loop by rules of their own, and pytest-asyncio not
-always the test's. The fixtures here are therefore plain ones, which look up how the test runs and hand over to an
-async fixture that runs in the same loop.
+pytest-asyncio and anyio's plugin choose the loop of an async fixture by different rules, and pytest-asyncio does not
+always choose the test's loop. So the fixtures here are plain ones that determine how the test runs and delegate to an
+async fixture in the same loop.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def virtual_time(request: pytest.FixtureRequest) -> VirtualClock:
-    """Put the loop of the test on virtual time, where no wait takes any; see `VirtualTimeLoop`.
+    """Put the loop of the test on virtual time, where waits take no time; see `VirtualTimeLoop`.
 
     The value is its `VirtualClock`, with `now` and `elapsed` in seconds.
     """
@@ -31,36 +31,36 @@ def virtual_time(request: pytest.FixtureRequest) -> VirtualClock:
 
 @pytest.fixture
 def no_waits() -> Iterator[None]:
-    """Remove the waits from everything that retries by stamina. The number of attempts stays the same."""
+    """Remove the waits from everything that retries with stamina. The number of attempts stays the same."""
     import stamina
 
-    # With a cap that is never reached, the number of attempts stays what the code says.
+    # The cap is never reached, so the code's own number of attempts applies.
     with stamina.set_testing(True, attempts=sys.maxsize, cap=True):
         yield
 
 
-_PYTEST_ASYNCIO = ("asyncio", "pytest_asyncio.plugin")  # by its entry point, or by -p
+_PYTEST_ASYNCIO = ("asyncio", "pytest_asyncio.plugin")  # loaded by its entry point or with -p
 _LoopScope = Literal["function", "class", "module", "package", "session"]
 
 
 def in_loop_of_test(name: str, request: pytest.FixtureRequest) -> Any:
-    """Return the value of the fixture that `async_fixtures` has made for *name* and for the loop of the test."""
+    """Return the value of the fixture that `async_fixtures` made for *name* and the loop of the test."""
     if "anyio_backend" in request.fixturenames:
         return request.getfixturevalue(f"_{name}_on_anyio")
     if not any(map(request.config.pluginmanager.has_plugin, _PYTEST_ASYNCIO)):
-        pytest.fail(f"the fixture {name} needs pytest-asyncio, or a test that the anyio plugin runs", pytrace=False)
+        pytest.fail(f"the fixture {name} needs pytest-asyncio or a test run by the anyio plugin", pytrace=False)
     marker = request.node.get_closest_marker("asyncio")
     options = marker.kwargs if marker else {}
     scope = (
         options.get("loop_scope")
-        or options.get("scope")  # the name that older versions have for it
+        or options.get("scope")  # name in older versions
         or request.config.getini("asyncio_default_test_loop_scope")
     )
     return request.getfixturevalue(f"_{name}_on_{scope}_loop")
 
 
 def async_fixtures(**functions: Callable[[], AsyncIterator[object]]) -> dict[str, object]:
-    """Return the async fixtures for a plugin module, by name: one for each way in which a test can get its loop."""
+    """Return the async fixtures for a plugin module by name, one for each way in which a test can get its loop."""
     makers: dict[str, Callable[..., Any]] = {"anyio": pytest.fixture}
     if find_spec("pytest_asyncio") is not None:
         import pytest_asyncio
@@ -70,7 +70,7 @@ def async_fixtures(**functions: Callable[[], AsyncIterator[object]]) -> dict[str
     fixtures: dict[str, object] = {}
     for name, function in functions.items():
         for loop, make in makers.items():
-            # A function can be one fixture only.
+            # A function can be only one fixture.
             copy = FunctionType(function.__code__, function.__globals__)
             fixtures[f"_{name}_on_{loop}"] = make(copy)
     return fixtures

@@ -30,7 +30,7 @@ class Episode:
     began: float  # by the loop's clock
     context: SpanContext  # of the refused call
     queued_before: int  # calls that had been queued, and sent, before it
-    last: float  # when the last attempt was sent before it: a success of a later one shows that it is none
+    last: float  # when the last attempt before it was sent; a success of a later one disproves it
     recorded: bool  # whether there is a span and metrics
     wait: float = 0.0
     refused: int = 0

@@ -1,4 +1,4 @@
-"""``Belief``: what an estimate says of the limits of an account, to be looked at."""
+"""``Belief``: the estimated limits of an account, for inspection."""
 
 from __future__ import annotations
 

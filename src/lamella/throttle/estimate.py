@@ -17,7 +17,7 @@ _MEMORY: Final = 3.0  # periods: a refusal is evaluated one wait after it
 class Permit:
     """An attempt may be sent now. Its result is reported together with the permit."""
 
-    generation: int  # the number of refusals that had begun a wait: a later refusal of an older permit is no news
+    generation: int  # the number of refusals that began a wait; a later refusal of an older permit is ignored
     at: float  # when it was issued. No two of an account are equal
     among: int = 1  # the attempts in flight then, itself included
     cost: float = 1.0  # points of the limit that it takes

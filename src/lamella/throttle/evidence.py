@@ -14,12 +14,12 @@ from typing import Final
 from lamella.throttle.estimate import Permit, RateEstimate
 
 _OPEN: Final = 3  # so many passed for each refused one show that the account is open
-_TOLERATED: Final = 2.0  # refusals close together that begin a trial, where single ones are no news
+_TOLERATED: Final = 2.0  # refusals close together that begin a trial where single ones are tolerated
 _FADES: Final = 0.25  # of a refusal with each success
 _LIKELY: Final = 0.75  # of the learned number: from there on a refusal is expected
 _MEMORY: Final = 1 / 100  # weight of an attempt in the share that is refused by chance
 _CHANCE: Final = 0.1  # that share after one refusal that meant nothing
-_NO_CHANCE: Final = 0.002  # less is none
+_NO_CHANCE: Final = 0.002  # a smaller chance counts as zero
 _TRIALS: Final = 3  # so many undecided trials in a row, ...
 _APART: Final = 16  # ... with fewer than so many successes between them, are a rate that is exceeded
 _SAME: Final = 0.7  # of the attempts in flight: a refusal at more than that is by the same limit

@@ -57,7 +57,7 @@ class Throttle(Layer):
     Args:
         rules: Which answers are a rate limit, and how long to wait after them.
         limits: The limits that are known: a :class:`lamella.Limit`, or several, all of which are kept to. Then nothing
-            is refused, unless others use them as well. Each call counts until it is answered, a long poll too. A
+            is refused, unless others use them as well. Each call counts until it is answered, including long polls. A
             function in place of a Limit, or among them, returns the limits that the headers of an answer state. None
             means that the limit is learned, and that headers are read in the usual forms, ``RateLimit`` and
             ``X-RateLimit-Remaining`` among them. A number of requests that is stated for the account is not learned,
@@ -70,7 +70,7 @@ class Throttle(Layer):
         cost: Returns how many points of the limit a request takes, 0 or more. None means 1.
         store: Where what is learned, and what is used of limits, is kept. None means in this process, for the 10,000
             accounts used last.
-        show_key: Whether traces and logs tell accounts apart, by a short hash of the key.
+        show_key: Whether traces and logs identify accounts by a short hash of the key.
         tracer_provider: None means the global one.
         meter_provider: None means the global one.
     """

@@ -170,7 +170,7 @@ def _alike(passed: float, before: float) -> bool:
 def _refill_rate(estimate: RateEstimate, took: float) -> float:
     """Return how many attempts per second passed beyond the burst: the rate of a bucket, about 0 for a window.
 
-    It is the highest rate of any time up to the refusal: a very small bucket overflows until attempts come as fast as
+    It is the highest rate of any time up to the refusal: a tiny bucket overflows until attempts come as fast as
     it is refilled. Too high a rate is corrected by the next refusal.
     """
     rate, number = 0.0, 0.0

@@ -93,7 +93,7 @@ def separated(limits: Limits | None) -> tuple[tuple[Limit, ...], tuple[ReadLimit
     """
     given = () if limits is None else tuple(limits) if isinstance(limits, Iterable) else (limits,)
     for each in given:
-        kind = Limit if isinstance(each, type) else (Limit, Callable)  # a class is no function of headers
+        kind = Limit if isinstance(each, type) else (Limit, Callable)  # a class is not a function of headers
         check_kind("limits", each, kind, "a Limit or a function of the headers of an answer, or several")
     stated = tuple(each for each in given if isinstance(each, Limit))
     return stated, tuple(each for each in given if not isinstance(each, Limit))

@@ -13,7 +13,7 @@ the limit is measured with as few refusals as possible, in phases:
 
 The period is the wait that was asked for. A refusal in the steady phase lowers the number to what did pass; the third
 in a row starts a new measurement. What a refusal is evidence of is decided in :mod:`lamella.throttle.evidence`: one by
-chance, or by too many attempts in flight, is no part of this measurement.
+chance, or by too many attempts in flight, is not part of this measurement.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _PATIENCE: Final = 0.7  # seconds that a call waits at most
 _SLOW_LATER: Final = (1.0, 300.0)  # after the first refusal: bounds of four times the fastest answer
 _LATE: Final = 4.0  # times the fastest answer
 _FORGET: Final = 1.001  # growth of the fastest answer with each answer
-_SOON: Final = 1e-6  # the shortest wait, so that a rounding error is no endless loop
+_SOON: Final = 1e-6  # the shortest wait, so that a rounding error cannot cause an endless loop
 _SAME_MOMENT: Final = 1e-3  # seconds: within these no two permits are of the same moment
-_HARDLY: Final = 0.25  # of the period that the server suggests: a shorter wait of the rule is no period
+_HARDLY: Final = 0.25  # of the period that the server suggests: a shorter wait of the rule is not a period
 _LONGEST_WAIT: Final = 3600.0  # where no rule has a maximum
 
 
@@ -264,11 +264,11 @@ def refused(
     others: int = 0,
     says: Sequence[StatedLimit] = (),
 ) -> Wait | None:
-    """Block the account, since an attempt was refused. Return the wait that begins. None: the refusal is no news.
+    """Block the account, since an attempt was refused. Return the wait that begins. None: the refusal changes nothing.
 
     *backoff* is that of the rule, *retry_after* the seconds that the server asks for. If that is longer than the rule
     allows, it is another limit, such as a quota a day: no call waits for it, and nothing is learned from it. *others*
-    is the number of attempts in flight still, *says* what the answer states of limits. It is no news either while it
+    is the number of attempts in flight still, *says* what the answer states of limits. It also changes nothing while it
     may have been refused by chance.
     """
     if says or estimate.stated:
@@ -276,7 +276,7 @@ def refused(
     estimate.untouched = False
     longest = backoff.maximum if backoff else _LONGEST_WAIT
     if retry_after is not None and retry_after > longest:
-        # More than a year is no statement: then the next call after the rule's maximum finds out.
+        # More than a year is ignored: then the next call after the rule's maximum finds out.
         return _block_for_quota(estimate, now, retry_after if retry_after < LONGEST else longest)
     if permit.generation != estimate.generation:
         return None

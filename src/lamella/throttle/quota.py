@@ -4,7 +4,7 @@ The limits that the same requests count against are a ``Quota``, with one queue.
 other, from the narrowest (a path of an account) by that of its account to the widest (the integrator's): only the first
 of a queue enters the next one, once its own limits would let it pass. It holds no permit while it waits there: when the
 last queue lets it pass, it gets the permits of all, or none. Each queue is first come, first served, and all calls
-enter them in the same order, so none waits for ever.
+enter them in the same order, so none waits forever.
 """
 
 from __future__ import annotations

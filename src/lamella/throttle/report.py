@@ -29,7 +29,7 @@ class Report:
     """Writes what happens to accounts into traces, metrics and the log.
 
     Args:
-        show_key: Whether traces and logs tell accounts apart, by a short hash of the key.
+        show_key: Whether traces and logs identify accounts by a short hash of the key.
     """
 
     def __init__(

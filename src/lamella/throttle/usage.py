@@ -12,7 +12,7 @@ from lamella.throttle.stated import StatedLimit
 
 LONGEST_WAIT: Final = 3600.0  # seconds. No call waits longer for a stated limit
 _ENTRIES: Final = 64  # of a log
-_SOON: Final = 1e-6  # the shortest wait, so that a rounding error is no endless loop
+_SOON: Final = 1e-6  # the shortest wait, so that a rounding error cannot cause an endless loop
 _ROUNDING: Final = 1e-9  # of a sum of points
 
 

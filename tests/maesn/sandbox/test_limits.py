@@ -73,8 +73,8 @@ def test_what_is_published() -> None:
     ("options", "said"),
     [
         ({"system": "abacus of old"}, "system must be one of abacus, "),
-        ({"later": {"bills"}}, "later must be of "),
-        ({"unsupported": {"dreams"}}, "unsupported must be of "),
+        ({"later": {"bills"}}, "later must be one of "),
+        ({"unsupported": {"dreams"}}, "unsupported must be one of "),
     ],
 )
 async def test_bad_arguments(make_sandbox: MakeSandbox, options: dict[str, object], said: str) -> None:

@@ -90,7 +90,7 @@ def test_a_new_record_comes_last() -> None:
     assert records.all()[-1] == created == records.get(created["invoiceId"])
 
 
-def test_change_keeps_the_place_and_what_was_not_named() -> None:
+def test_change_keeps_the_position_and_the_other_fields() -> None:
     records = table()
     before = records.all()[3]
     after = records.change(before["invoiceId"], {"status": "VOIDED", "invoiceId": "other"})

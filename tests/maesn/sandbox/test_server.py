@@ -152,7 +152,9 @@ class TestRecords:
             sandbox.records("dreams")
         with pytest.raises(ValueError, match="unknown resource 'dreams'; expected one of: "):
             sandbox.created("dreams")
-        with pytest.raises(ValueError, match="account must be one of the 1 of this sandbox or its key, got 'other'"):
+        with pytest.raises(
+            ValueError, match="account must be one of the 1 accounts of this sandbox or its key, got 'other'"
+        ):
             sandbox.records("bills", "other")
 
 
@@ -232,7 +234,7 @@ class TestLimits:
         assert await statuses(client, 3) == [200] * 3
         assert await statuses(client, 3, account=other.key) == [200] * 3
 
-    async def test_rejects_what_is_no_limit(self, sandbox: Sandbox) -> None:
+    async def test_rejects_an_invalid_limit(self, sandbox: Sandbox) -> None:
         with pytest.raises(ValueError, match="limit must be a FixedWindow, SlidingWindow, TokenBucket or None, got 5"):
             sandbox.set_limit(5)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="account must be one of the 1 "):
@@ -293,7 +295,9 @@ class TestScripts:
         assert await statuses(client, 1, keys={}) == [500]
         assert await statuses(client, 4) == [500, 500, 200, 429]
 
-    async def test_as_usual_means_keys_and_limits_too(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
+    async def test_as_usual_means_keys_and_limits_as_well(
+        self, make_sandbox: MakeSandbox, make_client: MakeClient
+    ) -> None:
         client = make_client(sandbox := await make_sandbox(limit=FixedWindow(1, 60)))
         sandbox.script(200, 200, 200)
         assert await statuses(client, 1, keys={}) == [403]
@@ -305,7 +309,9 @@ class TestScripts:
         assert await statuses(client, 2) == [200, 500]
 
     @pytest.mark.parametrize("step", [500, Reply(500)])
-    async def test_an_error_carries_nothing_out(self, client: Client, sandbox: Sandbox, step: int | Reply) -> None:
+    async def test_an_error_response_carries_nothing_out(
+        self, client: Client, sandbox: Sandbox, step: int | Reply
+    ) -> None:
         sandbox.script(step)
         await client("POST", BILLS, json={})
         assert sandbox.created("bills") == []
@@ -319,7 +325,7 @@ class TestScripts:
         assert len(sandbox.created("bills")) == 2
         assert sandbox.duplicates == 1
 
-    async def test_a_fault_lets_nobody_in(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_a_fault_does_not_bypass_the_check_of_keys(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.script(Fault.CUT_BODY)
         with pytest.raises(aiohttp.ClientPayloadError):
             await client("POST", BILLS, json={}, keys={})
@@ -331,7 +337,7 @@ class TestScripts:
             Sandbox().script(200, step)
 
     def test_rejects_no_step(self) -> None:
-        with pytest.raises(ValueError, match="steps must be at least one step"):
+        with pytest.raises(ValueError, match="steps must contain at least one step"):
             Sandbox().script()
 
     def test_rejects_an_account(self) -> None:
@@ -411,7 +417,7 @@ class TestChances:
 
 
 class TestReceived:
-    async def test_tells_what_came(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_reports_the_received_request(self, client: Client, sandbox: Sandbox) -> None:
         before = asyncio.get_running_loop().time()
         await client("POST", BILLS, json={"a": 1}, params={"x": "y"}, headers={"Idempotency-Key": "one"})
         await client("GET", "/auth/xero", keys={})
@@ -441,7 +447,7 @@ class TestReceived:
         assert sandbox.received[0].outcome is None
         assert virtual_time.elapsed < 110
 
-    async def test_numbers_go_on_when_the_list_is_emptied(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_numbers_continue_when_the_list_is_emptied(self, client: Client, sandbox: Sandbox) -> None:
         await client("GET", BILLS)
         sandbox.received.clear()
         await client("GET", BILLS)
@@ -476,7 +482,7 @@ class TestLife:
         assert Sandbox(port=8080, host="::1").url == "http://[::1]:8080"
 
     async def test_starts_once(self, sandbox: Sandbox) -> None:
-        with pytest.raises(RuntimeError, match="started already"):
+        with pytest.raises(RuntimeError, match="already started"):
             await sandbox.start()
 
     async def test_close_is_harmless(self) -> None:
@@ -592,14 +598,14 @@ class TestLife:
         ({"accounts": []}, r"accounts must be a whole number, 1 or more, or at least one Account, got \(\)"),
         ({"accounts": ["key"]}, r"accounts must be a whole number, 1 or more, or at least one Account, got \('key',\)"),
         ({"accounts": [Account("a"), Account("a")]}, "accounts must have different keys, got "),
-        ({"api_key": ""}, "api_key must be a line of text that is not empty, got ''"),
-        ({"api_key": "a\nb"}, "api_key must be a line of text that is not empty, got "),
+        ({"api_key": ""}, "api_key must be a non-empty line of text, got ''"),
+        ({"api_key": "a\nb"}, "api_key must be a non-empty line of text, got "),
         ({"records": -1}, "records must be a whole number, 0 or more, got -1"),
         ({"records": 1.5}, "records must be a whole number, 0 or more, got 1.5"),
         ({"limit": 5}, "limit must be a FixedWindow, SlidingWindow, TokenBucket or None, got 5"),
         ({"limit": FixedWindow}, "limit must be a FixedWindow, SlidingWindow, TokenBucket or None, got <class"),
         ({"seed": "x"}, "seed must be a whole number, got 'x'"),
-        ({"host": ""}, "host must be a line of text that is not empty, got ''"),
+        ({"host": ""}, "host must be a non-empty line of text, got ''"),
         ({"port": 70000}, "port must be a whole number from 0 to 65535, got 70000"),
         ({"latency": -1}, "latency must be a finite number of seconds, 0 or more, got -1"),
         ({"latency": math.nan}, "latency must be a finite number of seconds, 0 or more, got nan"),
@@ -617,14 +623,14 @@ def test_rejects(options: dict[str, Any], message: str) -> None:
         Sandbox(**options)
 
 
-def test_accepts_chances_of_one_in_sum() -> None:
+def test_accepts_chances_that_sum_to_one() -> None:
     Sandbox(chances=dict.fromkeys(range(500, 510), 0.1))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"key": ""}, "key must be printable ASCII without space around it, got ''"),
+        ({"key": ""}, "key must be printable ASCII without surrounding spaces, got ''"),
         ({"key": "a\n"}, "key must be printable ASCII "),
         ({"key": "é"}, "key must be printable ASCII "),
         ({"key": "a", "state": "dead"}, "state must be one of .*, got 'dead'"),
@@ -638,7 +644,7 @@ def test_rejects_an_account(options: dict[str, Any], message: str) -> None:
         Account(**options)
 
 
-async def test_a_path_with_a_line_break_is_received_too(sandbox: Sandbox) -> None:
+async def test_a_path_with_a_line_break_is_received_as_well(sandbox: Sandbox) -> None:
     async with aiohttp.ClientSession() as session, session.get(f"{sandbox.url}/accounting/a%0Ab") as response:
         assert response.status == 403
     assert [received.path for received in sandbox.received] == ["/accounting/a\nb"]

@@ -1,7 +1,7 @@
-"""What is published about the Maesn API, as tables: operations, records, and target systems with their limits.
+"""Tables of the published Maesn API: operations, records, and target systems with their limits.
 
-The profile, the sandbox and the documentation are made of these tables. They hold facts of the public reference
-(version 0.6.1, and what version 0.8.21 of 2026-09-22 changes) and of the public guides.
+The profile, the sandbox and the documentation are built from these tables. Sources: the public API reference (version
+0.6.1, with the changes of version 0.8.21 of 2026-09-22) and the public guides.
 """
 
 from lamella.maesn.published.operations import Operation, at_path, lists, needs_account, operations, template_of

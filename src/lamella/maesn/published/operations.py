@@ -1,4 +1,4 @@
-"""Which operations the Maesn API has: path, status, body, answer and parameters of each."""
+"""The operations of the Maesn API: path, status, body, response and parameters of each."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-# Of each operation: method, path, status of a success, body, what the data of the answer is, parameters.
-#
-# Status: 202 means a task, whose id is in the answer; "201|202" means that a task may take the place of the record.
-# Body: "json", or of a multipart form the field with the JSON, "+", and the field of the files; "-": none.
-# Data: a kind of record (records.py), [several], "text" or "any"; "<...>": an answer without the envelope.
-#   That one item, and one fiscal year, come as a list of one is published so.
-# Parameters: page (with limit), since (lastModifiedAt), env (environmentName), co (companyId), raw (rawData);
-# "!": needed.
-#
-# By version 0.6.1 of the reference. A "+" in front: version 0.8.21 has it, or has it so.
+# Columns: method, path, status of a success, body, data of the response, parameters. Status: 202 means that the
+# response names a task; "201|202" means that it may name a task instead of the record. Body: "json"; for a multipart
+# form, the field with the JSON, "+", and the field with the files; "-": none. Data: a kind of record (records.py),
+# [several], "text" or "any"; "<...>": a response without the envelope. The reference itself says that a single item and
+# a single fiscal year are returned as a list of one. Parameters: page (with limit), since (lastModifiedAt), env
+# (environmentName), co (companyId), raw (rawData); "!": required. From version 0.6.1 of the reference. "+" in front:
+# added or changed in version 0.8.21.
 _TABLE: Final = """
   GET    accounting/accounts                              200 -    [account]   page since env co raw debitCreditIndicator fiscalYear types fiscalYearStartDate classFilter isActive
   POST   accounting/accounts                              201 json account     env co
@@ -197,7 +194,7 @@ _LONG: Final = {
     "raw": ("rawData",),
 }
 _OF_ACCOUNTS: Final = ("accounting", "user", "webhooks")
-"""Where a path begins whose operations concern one account, unless they are named here."""
+"""Prefixes of paths that concern one account, with the exceptions."""
 _WITH_ACCOUNT: Final = frozenset({"auth/companies", "auth/companiesFlow", "auth/environments"})
 _WITHOUT_ACCOUNT: Final = frozenset({"webhooks/config", "webhooks/tenant", "webhooks/tenant/{webhookId}"})
 
@@ -208,37 +205,37 @@ class Operation:
 
     method: str
     path: str
-    """Without a slash in front: ``"accounting/invoices/{invoiceId}"``."""
+    """Without a leading slash: ``"accounting/invoices/{invoiceId}"``."""
     status: int
-    """Of a success."""
+    """The status of a success."""
     may_be_later: bool
-    """Whether a 202 with the id of a task may come in the place of that status."""
+    """Whether the API may answer with a 202 and the id of a task instead."""
     body: str
     """``"json"``, ``"form"`` or empty."""
     field: str
-    """Of a form: the name of the field that holds the record as JSON. Empty: each field of the record is one."""
+    """For a form: the field that holds the record as JSON. Empty: each field of the record is a field of the form."""
     files: str
-    """Of a form: the name of the field of its files."""
+    """For a form: the field that holds the files."""
     data: str
-    """What ``data`` of the answer is, or the answer itself: a kind of record, ``"text"``, ``"any"``, ``"html"``, or
-    the name of the one field of an object."""
+    """The type of ``data`` in the response, or of the response itself: a kind of record, ``"text"``, ``"any"``,
+    ``"html"``, or the name of an object's only field."""
     many: bool
-    """Whether it is a list of records."""
+    """Whether ``data`` is a list of records."""
     envelope: bool
-    """Whether the answer has ``meta``, ``data``, ``errors`` and ``rawData``."""
+    """Whether the response has ``meta``, ``data``, ``errors`` and ``rawData``."""
     query: tuple[str, ...]
     """Its parameters."""
     required: tuple[str, ...]
-    """Those that it needs."""
+    """The required parameters."""
 
     @property
     def is_list(self) -> bool:
-        """Whether it reads a list of records, and not one of them."""
+        """Whether the operation reads a list of records rather than a single one."""
         return self.many and self.method == "GET" and not self.path.endswith("Id}")
 
     @property
     def needs_account(self) -> bool:
-        """Whether it concerns one account, and so needs an account key."""
+        """Whether the operation concerns one account, and so needs an account key."""
         if self.path in _WITH_ACCOUNT:
             return True
         return self.path.partition("/")[0] in _OF_ACCOUNTS and self.path not in _WITHOUT_ACCOUNT
@@ -271,7 +268,7 @@ def _operation(columns: Sequence[str]) -> Operation:
 
 
 class _Node:
-    """What can follow in a path."""
+    """A node in the tree of path segments."""
 
     __slots__ = ("found", "literal", "template", "variable")
 
@@ -279,7 +276,7 @@ class _Node:
         self.literal: dict[str, _Node] = {}
         self.variable: _Node | None = None
         self.found: dict[str, Operation] = {}
-        """The operations of the path that ends here, by their method."""
+        """The operations of the path that ends here, by method."""
         self.template: str | None = None
 
 
@@ -299,9 +296,9 @@ def _tree() -> _Node:
 
 
 def at_path(path: str) -> tuple[Mapping[str, Operation], tuple[str, ...]]:
-    """Return the operations at a path of the API by their method, and the values of its variable parts.
+    """Return the operations at a path by method, and the values of the path's parameters.
 
-    A slash in front or at the end does not count. There is no such path: both are empty.
+    Leading and trailing slashes are ignored. For an unknown path both are empty.
     """
     values: list[str] = []
     node = _at(path, values)
@@ -322,13 +319,14 @@ def _at(path: str, values: list[str]) -> _Node | None:
 
 
 def template_of(path: str) -> str | None:
-    """Return a path with its variable parts named, such as ``accounting/invoices/{invoiceId}``. None: unknown."""
+    """Return the template of a path, such as ``accounting/invoices/{invoiceId}``; None if the path is unknown."""
     node = _at(path, [])
     return None if node is None else node.template
 
 
 def needs_account(method: str, path: str) -> bool:
-    """Return whether a request needs an account key. One that is not in the table needs one, but for three folders."""
+    """Return whether a request needs an account key. A path outside the table needs one, except below three
+    prefixes."""
     found, _ = at_path(path)
     operation = found.get(method) or next(iter(found.values()), None)
     if operation is not None:

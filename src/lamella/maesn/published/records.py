@@ -1,4 +1,4 @@
-"""What a record of each kind holds: the names of its fields, and what their values are."""
+"""The fields of each kind of record, with the types of their values."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ _PROPOSAL_LINE: Final = (
     f"{_TAX} totalGrossAmount totalNetAmount {_TRACKED}"
 )
 
-# A field is a name, or a name and what its value is: a kind, the values it may have, ``@`` one record, ``[…]`` several.
-# Where there is only a name, the name says it: ``dueDate`` is a moment, ``totalAmount`` an amount, ``isCustomer`` a
-# flag, and everything else is a text. The id comes first.
+# A field is a name, or a name and a type: a kind, the allowed values, ``@`` for one record, ``[…]`` for several.
+# Without a type, the name decides: ``dueDate`` is a moment, ``totalAmount`` an amount, ``isCustomer`` a flag, and
+# everything else is text. The id comes first.
 _FIELDS: Final[dict[str, str]] = {
     "account": f"id name number code type class:ASSET|EQUITY|EXPENSE|LIABILITY|REVENUE balance:amount {_SIDE} currency "
     f"description parentAccountId status:ACTIVE|ARCHIVED {_TRACKED}",
@@ -133,7 +133,7 @@ _FIELDS: Final[dict[str, str]] = {
     "userInfo": "id account_id family_name name",
     "vendorCredit": f"{_BILL} vendorCreditDate vendorCreditNumber paymentTermId",
     "webhook": "id callbackUrl secret createdDate updatedDate expiresDate",
-    # What stands inside of others.
+    # Nested records.
     "accountReference": "id code name number:number",
     "address": f"type:BILLING|DELIVERY|SELLING {_PLACE}",
     "balance": f"amount {_SIDE}",
@@ -170,7 +170,7 @@ KINDS: Final = tuple(_FIELDS)
 """The names of all kinds of record."""
 
 WITHOUT_NULLS: Final = frozenset({"fiscalYear", "webhook"})
-"""Kinds whose fields have a value. Any field of another kind may be null, its id too."""
+"""Kinds whose fields are never null. Any field of another kind may be null, including its id."""
 
 _INFERRED: Final = (
     (re.compile(r".*Date"), "moment"),
@@ -191,7 +191,7 @@ class Field(NamedTuple):
     ``country``, ``base64``, ``object``, ``choice``, ``record``, ``records`` or ``texts``."""
     choices: tuple[str, ...] = ()
     of: str = ""
-    """The kind of the records in it."""
+    """The kind of the nested records."""
 
 
 @cache
@@ -199,7 +199,7 @@ def fields_of(kind: str) -> tuple[Field, ...]:
     """Return the fields of a kind of record.
 
     Raises:
-        KeyError: There is no such kind.
+        KeyError: The kind is unknown.
     """
     return tuple(map(_field, _FIELDS[kind].split()))
 

@@ -1,4 +1,4 @@
-"""The target systems that are named in public, and the limits that they set."""
+"""The published target systems and their limits."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Final, Literal, TypeAlias
 SOURCE: Final = "Maesn's public guide to rate limits, as of 2026"
 
 Per: TypeAlias = Literal["account", "path", "integrator"]
-"""What a limit counts: the requests of one account, those of one account to one path, or those of the integrator."""
+"""The scope of a limit: one account, one path of an account, or the integrator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """A limit of requests: so many in so many seconds, or so many at a time."""
+    """A limit on requests: a number per period in seconds, or a number in flight."""
 
     requests: int
     seconds: float | None
-    """None: so many at a time."""
+    """In seconds. None: the limit is on requests in flight."""
     per: Per = "account"
 
 
@@ -26,11 +26,11 @@ class System:
     """A target system."""
 
     names: tuple[str, ...]
-    """Its names in a URL. Empty: none is known."""
+    """Its names in URLs. Empty if none is known."""
     quotas: tuple[Quota, ...] = ()
-    """All of them hold at the same time. Empty: none is published."""
+    """All of them apply at the same time. Empty if none is published."""
     errors_an_hour: int | None = None
-    """After more than so many errors (:data:`COUNTED_ERRORS`) of one path within an hour it blocks the account."""
+    """The system blocks the account after more errors (:data:`COUNTED_ERRORS`) than this on one path within an hour."""
 
 
 COUNTED_ERRORS: Final = frozenset({400, 401, 403, 404})
@@ -53,14 +53,14 @@ SYSTEMS: Final[dict[str, System]] = {
     "xentral": System(("xentral",), (Quota(100, 60),)),
     "xero": System(("xero",)),
 }
-"""By a name of ours, which is the one in a URL where there is only one."""
+"""By our name for the system, which is the name in the URL if there is only one."""
 
 NAMES: Final = tuple(sorted(name for system in SYSTEMS.values() for name in system.names))
-"""The names that a URL may have."""
+"""All names that URLs may contain."""
 
 REQUIRED: Final[dict[str, dict[str, str]]] = {
     "accounts": {"datev-rewe": "fiscalYearStartDate"},
     "openItems": {"datev-rewe": "fiscalYear"},
     "paymentTerms": {"datev-rewe": "fiscalYearStartDate"},
 }
-"""Parameters that a list needs at some systems, by the list and the system."""
+"""Parameters that some systems require, by list and system."""

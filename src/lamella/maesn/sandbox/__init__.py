@@ -1,4 +1,4 @@
-"""A server on this machine that behaves like the Maesn accounting API, and fails on request."""
+"""A local server that behaves like the Maesn accounting API and fails on request."""
 
 from lamella.maesn.sandbox.records import Odd
 from lamella.maesn.sandbox.replies import Reply

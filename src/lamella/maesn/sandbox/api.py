@@ -1,4 +1,5 @@
-"""The API: a request in, a `Reply` out, without keys, limits, faults or sockets. What exists is in `published`."""
+"""The API itself: it turns a request into a `Reply`, without keys, limits, faults or sockets. `published` says what
+exists."""
 
 from __future__ import annotations
 
@@ -22,13 +23,13 @@ from lamella.maesn.sandbox.requests import Received
 from lamella.maesn.sandbox.tasks import Tasks
 
 _ALIASES: Final = {"v2/contacts": "contacts", "vendorCredit": "vendorCredits"}
-"""Paths that lead to the records of another one."""
+"""Paths that return the records of another path."""
 _FOLDER: Final = "accounting/"
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 def name_of(path: str) -> str:
-    """Return the name of the list that a path of the API is about: ``invoices`` for ``accounting/invoices/{id}``."""
+    """Return the name of the list that a path belongs to: ``invoices`` for ``accounting/invoices/{id}``."""
     name = path.removeprefix(_FOLDER).partition("/{")[0]
     for ending in ("/async", "/bulk"):
         name = name.removesuffix(ending)
@@ -46,22 +47,22 @@ RESOURCES: Final = tuple(sorted(KINDS.keys() - {"files/documentExtensions"}))
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What the API of a sandbox is like."""
+    """The properties of a sandbox's API."""
 
     seed: int = 0
     odd: Odd = EVEN
     system: str | None = None
-    """The target system behind it, a key of `published.SYSTEMS`. None: one that supports all, and sets no limits."""
+    """The target system, a key of `published.SYSTEMS`. None: a system that supports everything and sets no limits."""
     unsupported: frozenset[str] = frozenset()
     """Lists that the target system does not have."""
     later: frozenset[str] = frozenset()
-    """Paths whose operations are answered with a task, where they may be: ``journalEntries``, ``contacts/bulk``."""
+    """Paths that answer with a task where the API allows it: ``journalEntries``, ``contacts/bulk``."""
     idempotency_keys: bool = False
     """Whether an Idempotency-Key is honoured."""
 
 
 class Api:
-    """The records of all accounts. `size` returns how many records of each list an account has at first."""
+    """The records of all accounts. `size` returns how many records of each list an account starts with."""
 
     def __init__(self, traits: Traits, *, size: Callable[[str], int], new_account: Callable[[], str]) -> None:
         self.duplicates: int = 0
@@ -75,7 +76,7 @@ class Api:
         self._tasks = Tasks()
 
     def table(self, account: str, name: str, kind: str = "") -> Table:
-        """Return the records of a list of an account. `kind` is needed for a list that is not one of `KINDS`."""
+        """Return the records of a list of an account. `kind` is required for a list that is not in `KINDS`."""
         where = account, name
         table = self._tables.get(where)
         if table is None:
@@ -87,7 +88,7 @@ class Api:
         return table
 
     def created(self, name: str, account: str | None = None) -> list[Record]:
-        """Return the records that POSTs created, in order, as they were then; of one account or of all."""
+        """Return the records that POSTs created, in order and as they were created, of one account or of all."""
         return [
             copy.deepcopy(record)
             for owner, kind, record in self._creations
@@ -95,7 +96,7 @@ class Api:
         ]
 
     def answer(self, received: Received) -> Reply:
-        """Carry out a request, and return the answer."""
+        """Carry out a request and return the response."""
         found, values = at_path(received.path)
         name = name_of(received.path.strip("/"))
         first = name.partition("/")[0]
@@ -181,7 +182,7 @@ class Api:
     def _replayed(
         self, operation: Operation, values: tuple[str, ...], fields: dict[str, Any], received: Received
     ) -> Reply | None:
-        """Count a POST that repeats an earlier one, and answer one whose Idempotency-Key is known."""
+        """Count a POST that repeats an earlier one, and return the earlier response if its Idempotency-Key is known."""
         name, body = received.path.strip("/"), json.dumps(fields, sort_keys=True)
         account = received.account or ""
         key = received.headers.get("Idempotency-Key") if self.traits.idempotency_keys else None
@@ -190,7 +191,7 @@ class Api:
             if reply is not None and first_body == body:
                 return reply
             if reply is not None:
-                reason = "has been used before, with another body"
+                reason = "has been used before with another body"
                 return failure(HTTPStatus.BAD_REQUEST, invalid=[("Idempotency-Key", reason)])
         if (account, name, body) in self._bodies:
             self.duplicates += 1
@@ -211,7 +212,7 @@ _FIRST: Final = {name.partition("/")[0] for name in KINDS} | {
 
 
 def check_traits(traits: Traits) -> None:
-    """Raise ValueError for a system or a path that does not exist."""
+    """Raise ValueError if the system or a path does not exist."""
     if traits.system is not None and traits.system not in SYSTEMS:
         raise ValueError(f"system must be one of {', '.join(SYSTEMS)}, or None, got {traits.system!r}")
     paths = {operation.path.removeprefix(_FOLDER) for operation in operations() if operation.may_be_later}
@@ -221,7 +222,7 @@ def check_traits(traits: Traits) -> None:
 
 def _check_names(what: str, names: Collection[str], known: Collection[str]) -> None:
     for name in sorted(set(names) - set(known)):
-        raise ValueError(f"{what} must be of {', '.join(sorted(known))}, got {name!r}")
+        raise ValueError(f"{what} must be one of {', '.join(sorted(known))}, got {name!r}")
 
 
 def _changed(operation: Operation, table: Table, record_id: str, fields: dict[str, Any]) -> Reply:
@@ -230,7 +231,7 @@ def _changed(operation: Operation, table: Table, record_id: str, fields: dict[st
             return _found(record_id if table.delete(record_id) else None, record_id)
         case "PUT":
             record = table.replace(record_id, fields)
-            # A vendor credit is answered with as a bill.
+            # The API returns a vendor credit as a bill.
             return _found(
                 record and (record if operation.data == table.kind else complete(operation.data, record)), record_id
             )
@@ -241,4 +242,4 @@ def _changed(operation: Operation, table: Table, record_id: str, fields: dict[st
 
 
 def _found(data: object, record_id: str) -> Reply:
-    return failure(HTTPStatus.NOT_FOUND, f"There is no record {record_id!r}.") if data is None else success(data)
+    return failure(HTTPStatus.NOT_FOUND, f"Record {record_id!r} does not exist.") if data is None else success(data)

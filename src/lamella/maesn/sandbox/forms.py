@@ -1,4 +1,4 @@
-"""The body of a request: an object in JSON, or a multipart form with the record in one of its fields."""
+"""Read the body of a request: a JSON object, or a multipart form with the record in one of its fields."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lamella.maesn.published import Operation
 from lamella.maesn.sandbox.replies import Reply, failure
 
 _INDEX: Final = re.compile(r"\[\d*\]$")
-"""Some clients number the fields of a list: files[0] or files[]."""
+"""Some clients number the fields of a list: ``files[0]`` or ``files[]``."""
 
 
 def fields_of_body(operation: Operation, body: bytes, content_type: str) -> dict[str, Any] | Reply:
-    """Return the fields that a body holds, or the answer to a body that is not what the operation takes."""
+    """Return the fields of a body, or an error response if the operation does not accept the body."""
     if operation.body == "form":
         return _of_form(operation, body, content_type)
     try:

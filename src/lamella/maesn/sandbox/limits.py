@@ -1,4 +1,4 @@
-"""The limits that a sandbox enforces: several at once, and a block for too many errors."""
+"""Enforce the limits of a sandbox: several at once, and a block after too many errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Key = tuple[Quota, *tuple[str, ...]]
 
 
 class Where(NamedTuple):
-    """What a request counts against. `account` None: it concerns none."""
+    """The account and path that a request counts against. `account` None: the request concerns no account."""
 
     account: str | None
     path: str
@@ -26,8 +26,8 @@ class Limits:
     """All limits of a sandbox.
 
     - `own`: the rate limit of each account, by its key. None: no limit.
-    - `quotas`: those that hold at the same time, and beside it.
-    - `errors_an_hour`: after how many errors of one path an account is blocked there. None: never.
+    - `quotas`: further limits that apply at the same time.
+    - `errors_an_hour`: how many errors on one path block the account there. None: no block.
     """
 
     def __init__(self, own: dict[str, Limit | None], quotas: Iterable[Quota], errors_an_hour: int | None) -> None:
@@ -42,13 +42,14 @@ class Limits:
         self.blocks: int = 0
 
     def replace(self, limit: Limit | None, keys: Iterable[str]) -> None:
-        """Replace the rate limit of some accounts, and start to count again."""
+        """Replace the rate limit of some accounts and restart their count."""
         for key in keys:
             self._own[key] = limit
             self._limiters.pop(key, None)
 
     def admit(self, where: Where, now: float) -> tuple[float, RetryAfter] | None:
-        """Count a request, or return for how many seconds it is refused, and whether the answer says so. inf: unknown.
+        """Count a request, or return for how many seconds it is refused (inf: unknown) and whether the response says
+        so.
 
         A refused request does not count.
         """
@@ -83,18 +84,18 @@ class Limits:
         return longest
 
     def end(self, where: Where) -> None:
-        """Note that a request that was counted has been answered."""
+        """Record that a counted request has been answered."""
         for quota in self._quotas:
             key = _key(quota, where)
             if key is not None and quota.seconds is None:
                 self._under_way[key] -= 1
 
     def blocked(self, where: Where, now: float) -> bool:
-        """Return whether the account is blocked at this path."""
+        """Return whether the account is blocked on this path."""
         return now < self._blocked.get(where, -math.inf)
 
     def answered(self, where: Where, status: int, now: float) -> None:
-        """Count an answer if it is an error, and block the account at its path if there are too many."""
+        """Count a response if it is an error, and block the account on the path after too many."""
         if self._most_errors is None or where.account is None or status not in COUNTED_ERRORS:
             return
         errors = self._errors.setdefault(where, deque(maxlen=self._most_errors + 1))
@@ -105,7 +106,7 @@ class Limits:
 
 
 def _key(quota: Quota, where: Where) -> _Key | None:
-    """Return what a quota counts a request by. None: it does not."""
+    """Return the key by which a quota counts a request; None if the quota does not apply."""
     if quota.per == "integrator":
         return (quota,)
     if where.account is None:

@@ -1,4 +1,4 @@
-"""The lines of a record, at a path of their own: they are kept in the record."""
+"""Read and change the lines of a record at their own path. They are stored in the record."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _LINES: Final = "lineItems"
 def answer_for_lines(
     operation: Operation, table: Table, values: tuple[str, ...], fields: dict[str, Any], query: Mapping[str, str]
 ) -> Reply:
-    """Read or change the lines of a record of `table`; `values` are its id and perhaps that of a line."""
+    """Read or change the lines of a record of `table`; `values` holds the id of the record and, for one line, its
+    id."""
     record = table.get(values[0])
     if record is None:
-        return failure(HTTPStatus.NOT_FOUND, f"There is no record {values[0]!r}.")
+        return failure(HTTPStatus.NOT_FOUND, f"Record {values[0]!r} does not exist.")
     lines = record[_LINES] or []
     kind, names = operation.data, ids_of(operation.data)
     if len(values) == 1:
@@ -33,7 +34,7 @@ def answer_for_lines(
         return success([*lines, line] if operation.many else line, status=operation.status)
     place = next((place for place, line in enumerate(lines) if values[1] in [line[name] for name in names]), None)
     if place is None:
-        return failure(HTTPStatus.NOT_FOUND, f"There is no line {values[1]!r}.")
+        return failure(HTTPStatus.NOT_FOUND, f"Line {values[1]!r} does not exist.")
     if operation.method != "GET":
         own = dict.fromkeys(names, values[1])
         lines[place] = complete(kind, {**(lines[place] if operation.method == "PATCH" else {}), **fields, **own})

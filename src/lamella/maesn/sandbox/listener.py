@@ -1,4 +1,4 @@
-"""An HTTP server on a port of this machine that ends at once, whatever its connections wait for."""
+"""A local HTTP server that stops at once, even while connections wait."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import anyio
 from aiohttp import web
 
 _TURNS_TO_ACCEPT = 3
-_BACKLOG = 1024  # a storm of connections must not lose one: the kernel would retry it after a second of real time
+_BACKLOG = 1024  # with a short backlog the kernel drops connections of a burst and retries them after a second
 
 
 class Listener(ABC):
-    """Handles the requests to a port. Port 0 means a free one, which is kept for the next start."""
+    """Handle the requests to a port. Port 0 means a free port, which the next start uses again."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host = host
@@ -39,22 +39,22 @@ class Listener(ABC):
 
     @property
     def url(self) -> str:
-        """The base URL, without a slash at its end. Raises RuntimeError before the first start."""
+        """The base URL without a trailing slash. Raises RuntimeError before the first start."""
         if self._port == 0:
             raise RuntimeError("the sandbox has no URL before its first start: its port is not known yet")
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._port}"
 
     async def start(self) -> None:
-        """Listen. After a `close()` the port is the same as before, as after an outage.
+        """Start to listen. After a `close()` the port is the same as before, as after an outage.
 
         Raises OSError if the port is not free, RuntimeError if the sandbox has been started.
         """
         if self._runner is not None:
-            raise RuntimeError("the sandbox has been started already")
+            raise RuntimeError("the sandbox is already started")
         app = web.Application()
         app.router.add_route("*", "/{path:(?s:.*)}", self._handle)
-        # Only with cancellation does a silent or slow answer end together with its connection.
+        # Without cancellation a silent or slow response would outlive its connection.
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         listening = socket.create_server((self._host, self._port), family=family, backlog=_BACKLOG)
@@ -68,14 +68,14 @@ class Listener(ABC):
         self._port = listening.getsockname()[1]
 
     async def close(self) -> None:
-        """Stop listening and drop all connections at once, whatever they wait for. Harmless if it was not started."""
+        """Stop listening and drop all connections at once. Does nothing if the server was not started."""
         runner, listening = self._runner, self._socket
         self._runner = self._socket = None
         if runner is None or listening is None:
             return
         with anyio.CancelScope(shield=True):
-            # First accept no more, then let accepted sockets become connections (a few turns of the loop), and only
-            # then close: asyncio loses a socket whose server closes between the two.
+            # asyncio loses a socket that is accepted but not yet a connection when its server closes. So stop
+            # accepting, give accepted sockets a few turns of the loop to become connections, and then close.
             with suppress(NotImplementedError):  # the proactor of Windows
                 asyncio.get_running_loop().remove_reader(listening)
             for _ in range(_TURNS_TO_ACCEPT):

@@ -1,4 +1,4 @@
-"""Records that are made up: the same ones for the same key, with values that programs get wrong."""
+"""Generate records: the same ones for the same key, with values that programs often get wrong."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONG_NUMBERS: Final = {
     "99999999999999.98": "99999999999999.98000000000000001",
     "1.2345678901234568e-07": "0.00000012345678901234567890123",
 }
-"""Numbers with more digits than a float keeps, by what a float makes of them; the sandbox sends the long ones."""
+"""Numbers with more digits than a float keeps, keyed by the float; the sandbox sends the long form."""
 _LONG: Final = tuple(map(float, LONG_NUMBERS))
 
 _WORDS: Final = (
@@ -39,7 +39,7 @@ _CURRENCIES: Final = ("EUR", "EUR", "EUR", "CHF", "GBP", "USD")
 _COUNTRIES: Final = ("DE", "AT", "CH", "NL", "GB", "FR")
 _PERCENTS: Final = (0, 7, 8.1, 19, 20)
 _NULL: Final = 0.1
-"""How likely a value that may be null is."""
+"""The probability that a nullable value is null."""
 _NEVER_NULL: Final = frozenset({"createdDate", "updatedDate", "lastModifiedDate", "name", "companyName",
     "invoiceNumber", "contactId", "currency", "invoiceDate", "dueDate", "status", "dimension"})  # fmt: skip
 
@@ -49,16 +49,16 @@ _LISTS: Final = {
     "itemId": "items", "parentAccountId": "accounts", "paymentTermId": "paymentTerms", "projectId": "projects",
     "purchaseOrderId": "purchaseOrders", "shippingContactId": "contacts", "supplierId": "suppliers",
 }  # fmt: skip
-"""The list that an id in a record leads to."""
+"""The list that an id in a record refers to."""
 
 
 def milliseconds(moment: datetime) -> int:
-    """Return a moment with a time zone in milliseconds since the start of 2024."""
+    """Return an aware datetime in milliseconds since the start of 2024."""
     return (moment - EPOCH) // timedelta(milliseconds=1)
 
 
 def timestamp(moment: int) -> str:
-    """Return a moment in `milliseconds` as the API writes it: in UTC by ISO 8601."""
+    """Return a time in `milliseconds` as the API writes it: UTC in ISO 8601."""
     days, rest = divmod(moment, _DAY)
     minutes, rest = divmod(rest, 60_000)
     hours, minutes = divmod(minutes, 60)
@@ -71,7 +71,8 @@ def _date(days: int) -> str:
 
 
 def dates(key: str) -> tuple[int, int]:
-    """Return when the record with this key was created and last changed. Drawn alone: filters need nothing else."""
+    """Return when the record with this key was created and last changed. Drawn separately, because filters need only
+    these."""
     pool = int.from_bytes(blake2b(key.encode(), digest_size=16).digest(), "big")
     pool, created = divmod(pool, _YEAR)
     return 1000 * created, 1000 * (created + pool % _HALF_YEAR)
@@ -79,7 +80,7 @@ def dates(key: str) -> tuple[int, int]:
 
 @cache
 def ids_of(kind: str) -> tuple[str, ...]:
-    """Return the fields of a kind of record that hold its id."""
+    """Return the fields that hold the id of a kind of record."""
     return tuple(field.name for field in fields_of(kind)[:2] if field.name in {"id", "invoiceId", "lineItemId"})
 
 
@@ -88,10 +89,10 @@ def make(kind: str, key: str, record_id: str, place: int, refer: Callable[[str, 
 
     Args:
         kind: A kind of published record.
-        key: What it depends on.
+        key: Determines all values.
         record_id: Its id.
-        place: Its number in its list, from 0.
-        refer: Returns an id of another list, for the list and any number.
+        place: Its position in the list, from 0.
+        refer: Returns an id of another list, given the list and any number.
     """
     created, updated = dates(key)
     maker = _Maker(Random(key), refer, created)
@@ -106,9 +107,9 @@ def make(kind: str, key: str, record_id: str, place: int, refer: Callable[[str, 
 
 
 def complete(kind: str, given: dict[str, Any], number: str = "1") -> Record:
-    """Return the record that a client has written, with all fields of its kind; those that it has not named are null.
+    """Return a record that a client wrote, with the missing fields of its kind as null.
 
-    Records inside of it are completed in the same way, and get an id.
+    Nested records are completed in the same way and get an id.
     """
     record: Record = {}
     for field in fields_of(kind):
@@ -118,7 +119,7 @@ def complete(kind: str, given: dict[str, Any], number: str = "1") -> Record:
         elif field.kind == "record" and isinstance(value, dict):
             value = complete(field.of, value)
         elif field.kind == "number" and isinstance(value, str):
-            value = _number(value)  # the exchange rate of a line is written as a text, and read as a number
+            value = _number(value)  # clients write the exchange rate of a line as text and read it as a number
         elif value is None and (kind in WITHOUT_NULLS or (kind, field.name) == ("contactAddress", "type")):
             value = _plain(field)
         record[field.name] = value
@@ -128,7 +129,7 @@ def complete(kind: str, given: dict[str, Any], number: str = "1") -> Record:
 
 
 def _as_record(kind: str, value: Any) -> dict[str, Any]:
-    """Return a record where a client may give its main field alone, such as an address for an e-mail."""
+    """Return a record; a client may give only its main field, such as the address of an e-mail."""
     fields = fields_of(kind)
     return value if isinstance(value, dict) else {fields[0].name: value} if fields else {}
 
@@ -153,7 +154,7 @@ def _plain(field: Field) -> Any:
 
 class _Maker:
     def __init__(self, random: Random, refer: Callable[[str, int], str], created: int) -> None:
-        self.draw: Callable[[], float] = random.random  # many times as fast as randrange and choice
+        self.draw: Callable[[], float] = random.random  # much faster than randrange and choice
         self.refer = refer
         self.created = created
 
@@ -188,12 +189,12 @@ class _Maker:
         return self.one_of(_SERVICES) if self.draw() < 0.7 else f"{self.one_of(_WORDS)} {self.below(100)}"
 
     def add_up(self, invoice: Record, place: int) -> None:
-        """Make the amounts of an invoice add up, and its dates follow one another."""
+        """Make the amounts of an invoice add up and put its dates in order."""
         net = tax = 0
         lines = invoice["lineItems"] or [self.record("invoiceLine", 1)]
         for number, line in enumerate(lines, 1):
             quantity, cents, percent = self.below(9) + 1, self.below(50_000) + 100, self.one_of(_PERCENTS)
-            of_line = round(quantity * cents * percent / 100)  # in cents: sums of prices must add up exactly
+            of_line = round(quantity * cents * percent / 100)  # in cents, so that sums of prices are exact
             net, tax = net + quantity * cents, tax + of_line
             line |= {
                 "lineItemId": str(number),
@@ -246,12 +247,12 @@ _TEXTS: Final[tuple[tuple[re.Pattern[str], _Value], ...]] = (
     (re.compile(r"website|callbackUrl"), lambda maker, _, __: f"https://{maker.one_of(_TRADES).lower()}.example/"),
     (re.compile(r".*"), lambda maker, _, __: maker.words()),
 )
-"""How a text is made up, by its name."""
+"""Generators of text, by the name of the field."""
 
 
 @cache
 def _recipe(kind: str) -> tuple[tuple[str, bool, _Value, Field], ...]:
-    """Return of each field its name, whether it may be null, and what makes its value."""
+    """Return for each field its name, whether it may be null, and the function that generates its value."""
     return tuple(
         (
             field.name,

@@ -1,4 +1,4 @@
-"""What is not about records: authentication, the integrator's own settings, webhooks, health."""
+"""Operations that do not concern records: authentication, the integrator's settings, webhooks, health."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class _Api(Protocol):
 
 
 def answer_elsewhere(api: _Api, operation: Operation, values: tuple[str, ...], received: Received) -> Reply:
-    """Return the answer to a request outside of ``/accounting/``."""
+    """Return the response to a request outside ``/accounting/``."""
     if operation.path in {"auth/{targetSystem}", "auth/accounts/{targetSystem}", "auth/callback/{targetSystem}"}:
         [system] = values
         if system not in NAMES:
             return failure(
-                HTTPStatus.METHOD_NOT_ALLOWED, f"There is no target system {system!r}.", headers={"Allow": ""}
+                HTTPStatus.METHOD_NOT_ALLOWED, f"Target system {system!r} does not exist.", headers={"Allow": ""}
             )
         if operation.data == "html":
             url = f"https://login.example/{quote(system)}/authorize"
@@ -47,7 +47,7 @@ def _webhooks(api: _Api, operation: Operation, values: tuple[str, ...], received
         return success(table.all()[table.seeded :], meta=None)
     if operation.method == "DELETE":
         deleted = table.delete(values[0])
-        return _plain(operation) if deleted else failure(HTTPStatus.NOT_FOUND, f"There is no webhook {values[0]!r}.")
+        return _plain(operation) if deleted else failure(HTTPStatus.NOT_FOUND, f"Webhook {values[0]!r} does not exist.")
     try:
         fields = json.loads(received.body)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The query of a list: its page, filters and order."""
+"""Apply the query of a list: page, filters and order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Test = Callable[[Record], bool]
 
 
 def listed(operation: Operation, table: Table, query: Mapping[str, str]) -> Reply:
-    """Return the answer to a request for a list."""
+    """Return the response to a request for a list."""
     invalid: list[tuple[str, str]] = []
     has_pages = "limit" in operation.query
     limit = _whole(query.get("limit"), PAGE_SIZE) if has_pages else LONGEST_WITHOUT_PAGES
@@ -28,12 +28,12 @@ def listed(operation: Operation, table: Table, query: Mapping[str, str]) -> Repl
         invalid.append(("limit", f"must be one of {', '.join(map(str, PAGE_SIZES))}"))
     page = _whole(query.get("page"), 1) if has_pages else 1
     if page is None or page < 1:
-        invalid.append(("page", "must be a whole number from 1"))
+        invalid.append(("page", "must be a whole number, 1 or more"))
     since = None
     if "lastModifiedAt" in operation.query and (moment := query.get("lastModifiedAt")) is not None:
         since = _moment(moment)
         if since is None:
-            invalid.append(("lastModifiedAt", "must be a date or a date and time by ISO 8601"))
+            invalid.append(("lastModifiedAt", "must be a date or a date and time in ISO 8601"))
     names = [field.name for field in fields_of(operation.data)]
     order = query.get("orderField") if "orderField" in operation.query else None
     if order is not None and order not in names:
@@ -47,7 +47,7 @@ def listed(operation: Operation, table: Table, query: Mapping[str, str]) -> Repl
     records, total = table.page(
         page,
         limit,
-        # Of records without a date all are new.
+        # Records without a date always count as changed.
         since if {"updatedDate", "lastModifiedDate"} & set(names) else None,
         _filter(operation, query),
         None if order is None else lambda record: (record[order] is not None, str(record[order])),
@@ -68,11 +68,11 @@ _TESTS: Final[dict[str, Callable[[Record, str], bool]]] = {
     "name": lambda record, value: record.get("companyName") == value,
     "types": lambda record, value: str(record.get("type")) in value.split(","),
 }
-"""Filters that do not have the name of a field."""
+"""Filters whose name is not the name of a field."""
 
 
 def _filter(operation: Operation, query: Mapping[str, str]) -> _Test | None:
-    """Return what tells whether a record passes the filters. None: there are none."""
+    """Return the predicate of the filters; None if there are no filters."""
     names = {field.name for field in fields_of(operation.data)}
     tests = []
     for name in operation.query:
@@ -87,14 +87,14 @@ def _equals(name: str) -> Callable[[Record, str], Any]:
 
 
 def _whole(text: str | None, default: int) -> int | None:
-    """Return a whole number, the default where there is no text, or None."""
+    """Return the text as a whole number, the default if there is no text, or None if it is invalid."""
     if text is None:
         return default
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else None
 
 
 def _moment(text: str) -> int | None:
-    """Return a moment in `milliseconds` (in UTC, if it names no zone), or None."""
+    """Return a time in `milliseconds` (UTC if it names no zone), or None if it is invalid."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The records of one list of a sandbox: made up from a seed when they are read, and changed in memory."""
+"""The records of one list of a sandbox, generated from a seed when they are read and changed in memory."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lamella.maesn.sandbox.made import Record, complete, dates, ids_of, make, mi
 __all__ = ["EVEN", "Odd", "Record", "Table"]
 
 _CHANGES = ("updatedDate", "lastModifiedDate")
-"""The fields that say when a record was last changed."""
+"""The fields that hold the time of the last change."""
 
 
 class Odd(NamedTuple):
-    """Which records of a list are odd. 0: none; 10: every tenth."""
+    """Which records of a list are malformed. 0: none; 10: every tenth."""
 
     nameless: int = 0
-    """Has null as its id."""
+    """The id is null."""
     double: int = 0
-    """Has the id of the record before it, and another content."""
+    """The id is that of the record before it; the content differs."""
 
 
 EVEN: Final = Odd()
@@ -31,8 +31,8 @@ EVEN: Final = Odd()
 class Table:
     """The records of one list of one account, in the order in which they were created.
 
-    The first `size` records are functions of seed, account, list and place, made again each time they are read: only
-    written records take memory. Every record that is returned is the caller's own.
+    The first `size` records are functions of seed, account, list and position, generated on each read, so that only
+    written records take memory. Returned records are copies.
     """
 
     def __init__(self, kind: str, name: str, account: str, *, seed: int, size: int, odd: Odd = EVEN) -> None:
@@ -41,7 +41,7 @@ class Table:
         self._prefix = f"{seed}/{account}"
         self._odd = odd
         self.seeded: int = size
-        self._places = size  # ever used: a deleted record leaves its place empty
+        self._places = size  # positions ever used; a deleted record leaves its position empty
         self._written: dict[int, Record] = {}
         self._deleted: set[int] = set()
 
@@ -55,15 +55,15 @@ class Table:
         *,
         last_first: bool = False,
     ) -> tuple[list[Record], int]:
-        """Return the records of one page (from 1) and their number on all pages.
+        """Return the records of one page (from 1) and the total number of records.
 
         Args:
             page: From 1.
             per_page: How many records a page holds.
-            since: Only those that were changed at or after it. None: all.
-            where: Only those for which it is true. None: all.
-            order: What they are sorted by. None: by the order of their creation.
-            last_first: Whether the order is the other way round.
+            since: Only records changed at or after this time. None: all.
+            where: Only records for which it returns true. None: all.
+            order: The sort key. None: order of creation.
+            last_first: Whether the order is reversed.
         """
         places, start = self._living(since), (page - 1) * per_page
         if where is None and order is None:
@@ -90,19 +90,19 @@ class Table:
         return self._write(place, fields, None)
 
     def change(self, record_id: str, fields: Mapping[str, Any]) -> Record | None:
-        """Change the given fields of a record; None if there is no such record."""
+        """Change the given fields of a record; return None if it does not exist."""
         before = self.get(record_id)
         return None if before is None else self.replace(record_id, {**before, **fields})
 
     def replace(self, record_id: str, fields: Mapping[str, Any]) -> Record | None:
-        """Replace a record by one with these fields; None if there is no such record."""
+        """Replace a record by one with these fields; return None if it does not exist."""
         place = self._place(record_id)
         if place is None:
             return None
         return self._write(place, fields, self._read(place).get("createdDate"))
 
     def delete(self, record_id: str) -> bool:
-        """Remove a record; False if there is no such record."""
+        """Remove a record; return False if it does not exist."""
         place = self._place(record_id)
         if place is None:
             return False
@@ -111,11 +111,11 @@ class Table:
         return True
 
     def id_at(self, number: int) -> str:
-        """Return the id of one of the records that were there at first; any number leads to one."""
+        """Return the id of one of the initial records; every number maps to one."""
         return self._id(number % self.seeded if self.seeded else 0)
 
     def _write(self, place: int, fields: Mapping[str, Any], created: str | None) -> Record:
-        """Store `fields`, but for id and dates, which no client can choose. `created` None: now."""
+        """Store `fields` except ids and dates, which no client can choose. `created` None: now."""
         now = timestamp(milliseconds(datetime.now(UTC)))
         record = complete(self.kind, copy.deepcopy(dict(fields)))
         record |= dict.fromkeys(ids_of(self.kind), self._id(place))
@@ -139,7 +139,7 @@ class Table:
 
     def _place(self, record_id: str) -> int | None:
         try:
-            place = int(record_id[:8], 16)  # where _id() has put it
+            place = int(record_id[:8], 16)  # the position that _id() encoded
         except ValueError:
             return None
         if not 0 <= place < self._places or self._id(place) != record_id:
@@ -163,10 +163,10 @@ class Table:
         return f"{self._prefix}/{name or self._name}/{place}"
 
     def _refer(self, name: str, number: int) -> str:
-        # Lists have one size, but for those without pages, which no record refers to.
+        # All lists have the same size, except those without pages, which no record refers to.
         return self._id(number % max(self.seeded, 1), name)
 
     def _id(self, place: int, name: str | None = None) -> str:
-        """Return an id in the form of a UUID that holds its place, so that a look-up needs no index."""
+        """Return a UUID-like id that encodes the position, so that a look-up needs no index."""
         digest = blake2b(self._key(place, name).encode(), digest_size=16).hexdigest()
         return f"{place:08x}-{digest[:4]}-4{digest[4:7]}-a{digest[7:10]}-{digest[10:22]}"

@@ -1,4 +1,4 @@
-"""The answers of the sandbox, in the API's envelope."""
+"""Responses of the sandbox in the API's envelope."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer. `body`: bytes or text as they are, anything else as JSON; None is the body that the API itself
-    would send with this status. `delay`: seconds by the loop's clock before the first byte of the answer.
+    """One response. `body`: bytes or text as they are, anything else as JSON; None is the body that the API itself
+    would send with this status. `delay`: seconds by the loop's clock before the first byte.
 
     Raises ValueError for a status outside 200 to 599, a delay below 0, or a header that is not one line of text.
     """
@@ -60,7 +60,7 @@ def success(
     status: int = HTTPStatus.OK,
     meta: Mapping[str, Any] | None = MappingProxyType({"warnings": []}),
 ) -> Reply:
-    """Return a success in the API's envelope."""
+    """Return a success in the envelope."""
     envelope = {"meta": None if meta is None else dict(meta), "data": data, "errors": None, "rawData": None}
     return Reply(status, {}, envelope)
 
@@ -73,7 +73,7 @@ def failure(
     downstream: Sequence[str] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Reply:
-    """Return an error. `invalid`: (field, what is wrong); `downstream`: messages of the target system.
+    """Return an error. `invalid`: pairs of field and problem; `downstream`: messages of the target system.
 
     `message` None: the usual sentence for the status.
     """

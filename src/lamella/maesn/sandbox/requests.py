@@ -1,4 +1,4 @@
-"""Requests that came in, and how they may end: by a script or by chance."""
+"""Received requests, and how they end: by a script or by chance."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lamella.maesn.sandbox.replies import Reply
 from lamella.testing.faults import Fault
 
 Step = int | Fault | Reply
-"""What a script does with a request: 200 to answer as usual, another status as an error, a Fault, or a Reply."""
+"""One step of a script: 200 to respond as usual, an error status, a Fault, or a Reply."""
 
 
 @dataclass(slots=True, repr=False)
 class Received:
-    """A request that came in. `at` is the loop's time (seconds), `account` the account key that it names.
+    """A received request. `at` is the loop's time in seconds, `account` the account key in its header.
 
-    `outcome` is the status or the Fault of its answer; None while there is none, or if the client went away before.
+    `outcome` is the status or the Fault of the response; None before it is sent, or if the client disconnected first.
     """
 
     number: int
@@ -42,7 +42,7 @@ class Received:
 
 @dataclass(slots=True)
 class Script:
-    """Steps for the next requests that match. None matches anything."""
+    """Steps for the next matching requests. None matches anything."""
 
     steps: list[Step]
     method: str | None
@@ -50,7 +50,7 @@ class Script:
     account: str | None
 
     def matches(self, received: Received) -> bool:
-        """Return whether a step is for this request."""
+        """Return whether the script applies to this request."""
         return (
             self.method in {None, received.method}
             and (self.path is None or fnmatchcase(received.path, self.path))
@@ -59,7 +59,7 @@ class Script:
 
 
 class Chances:
-    """How likely each outcome of a request is. Raises ValueError if one is not possible, or the sum is above 1."""
+    """The probability of each outcome. Raises ValueError for an invalid probability or a sum above 1."""
 
     def __init__(self, chances: Mapping[int | Fault, float], seed: int) -> None:
         for outcome, chance in chances.items():
@@ -72,7 +72,7 @@ class Chances:
         self._seed = seed
 
     def draw(self, number: int) -> int | Fault | None:
-        """Return the outcome of request *number*, which depends on nothing else. None: answer as usual."""
+        """Return the outcome of request *number*, which depends only on that number. None: respond as usual."""
         if not self._chances:
             return None
         drawn = random.Random(f"{self._seed}/{number}").random()

@@ -1,4 +1,4 @@
-"""The sandbox: it checks keys and limits, follows scripts and chances, and lets the API answer the rest."""
+"""The sandbox: it checks keys and limits, applies scripts and chances, and passes other requests to the API."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ AccountState = Literal["active", "expired", "inactive"]
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One end user. `limit` and `records` None: the sandbox's own.
+    """One end user. `limit` and `records` None: the values of the sandbox.
 
-    "expired" is answered with 401, "inactive" with 403. Raises ValueError for a bad argument.
+    State "expired" gets 401, "inactive" gets 403. Raises ValueError for an invalid argument.
     """
 
     key: str = field(repr=False)
@@ -44,7 +44,7 @@ class Account:
 
     def __post_init__(self) -> None:
         if not self.key or not self.key.isascii() or not self.key.isprintable() or self.key != self.key.strip():
-            raise ValueError(f"key must be printable ASCII without space around it, got {self.key!r}")
+            raise ValueError(f"key must be printable ASCII without surrounding spaces, got {self.key!r}")
         if self.state not in get_args(AccountState):
             raise ValueError(f"state must be one of {get_args(AccountState)}, got {self.state!r}")
         if self.records is not None:
@@ -55,27 +55,27 @@ class Account:
 class Sandbox(Listener):
     """A Maesn-like server on a real port, for tests and demonstrations: `async with Sandbox() as sandbox: ...`.
 
-    - `accounts`: the number of active accounts, or the `Account`s themselves.
-    - `api_key`: the only X-API-KEY that is accepted.
-    - `records`: the number of records that an account has in each list, made up from the `seed`. A list without pages
-      has ten at most.
+    - `accounts`: the number of active accounts, or a list of `Account`.
+    - `api_key`: the only accepted X-API-KEY.
+    - `records`: the number of records of an account in each list, generated from the `seed`. A list without pages has
+      at most ten.
     - `limit`: the rate limit of each account. None: no limit.
-    - `system`: the target system behind it, a key of `lamella.maesn.published.SYSTEMS`: its limits hold, all at a time,
-      it needs the parameters that it needs, and blocks what it blocks. None: one without limits, which has all lists.
-    - `quotas`: limits that hold at a time, in the place of those of the `system`.
+    - `system`: the target system, a key of `lamella.maesn.published.SYSTEMS`. The sandbox applies its limits, required
+      parameters and blocks. None: a system with all lists and no limits.
+    - `quotas`: limits that apply at the same time, instead of those of the `system`.
     - `unsupported`: lists that the target system does not have, such as `"offers"`.
-    - `later`: paths that are answered with a task where they may be, such as `"journalEntries"` or `"contacts/bulk"`.
-    - `odd`: how many records have no id, or the id of another one.
-    - `idempotency_keys`: whether an Idempotency-Key is honoured. Nothing published says that Maesn does.
-    - `chances`: how likely (0 to 1) a request ends with an error status (400 to 599) or a `Fault`. It depends on the
-      seed and on the number of the request.
-    - `host`, `port`: where to listen. Port 0: a free one, which the sandbox keeps when it is started again.
-    - `latency`: seconds by the loop's clock before each answer.
-    - `pause`: seconds by the loop's clock between the at most 60 pieces of a `Fault.SLOW_BODY`.
-    - `on_answer`: called with each request when its answer is known.
+    - `later`: paths that answer with a task where the API allows it, such as `"journalEntries"` or `"contacts/bulk"`.
+    - `odd`: how many records have no id, or the id of another record.
+    - `idempotency_keys`: whether an Idempotency-Key is honoured. Maesn does not document that it does.
+    - `chances`: the probability (0 to 1) of an error status (400 to 599) or a `Fault`. The draw depends on the seed and
+      the number of the request.
+    - `host`, `port`: where to listen. Port 0: a free port, which the sandbox keeps when it is started again.
+    - `latency`: seconds by the loop's clock before each response.
+    - `pause`: seconds by the loop's clock between the pieces (60 at most) of a `Fault.SLOW_BODY`.
+    - `on_answer`: called with each request when its response is known.
 
-    A request meets, in this order, an outage, the scripts, the check of its keys, the rate limit, the chances and the
-    API. The records outlive `close()`. Raises ValueError for a bad argument.
+    Each request passes, in this order, an outage, the scripts, the check of keys, the rate limit, the chances and the
+    API. `close()` keeps the records. Raises ValueError for an invalid argument.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Sandbox(Listener):
     ) -> None:
         for name, text in (("api_key", api_key), ("host", host)):
             if not text.isprintable() or not text.strip():
-                raise ValueError(f"{name} must be a line of text that is not empty, got {text!r}")
+                raise ValueError(f"{name} must be a non-empty line of text, got {text!r}")
         check_whole("records", records, 0)
         _check_limit(limit)
         check_whole("seed", seed, None)
@@ -151,16 +151,16 @@ class Sandbox(Listener):
 
     @property
     def blocks(self) -> int:
-        """How often an account was blocked at a path for too many errors."""
+        """How often an account was blocked on a path for too many errors."""
         return self._limits.blocks
 
     @property
     def pending(self) -> int:
-        """How many steps of scripts have not been used yet."""
+        """The number of unused steps of scripts."""
         return sum(len(script.steps) for script in self._scripts)
 
     def created(self, resource: str, account: Account | str | None = None) -> list[Record]:
-        """Return the records that POSTs created, in order and as they were then. `account` None: of all accounts.
+        """Return the records that POSTs created, in order and as they were created. `account` None: of all accounts.
 
         Raises ValueError for an unknown list or account.
         """
@@ -168,7 +168,7 @@ class Sandbox(Listener):
         return self._api.created(resource, None if account is None else self._key(account))
 
     def records(self, resource: str, account: Account | str | None = None) -> list[Record]:
-        """Return all records that there are now, in the order of the list. `account` None: of the first account.
+        """Return all current records in the order of the list. `account` None: of the first account.
 
         Raises ValueError for an unknown list or account.
         """
@@ -178,27 +178,27 @@ class Sandbox(Listener):
     def script(
         self, *steps: Step, method: str | None = None, path: str | None = None, account: Account | str | None = None
     ) -> None:
-        """Settle how the next matching requests end: one step each, and then as usual again.
+        """Script the next matching requests, one step each. Later requests end as usual.
 
         A step is 200 (as usual, but exempt from the chances), an error status (400 to 599), a `Fault` or a `Reply`.
-        Steps other than 200 come before the check of keys and do not count against a rate limit. With a status or
-        a Reply nothing is carried out; with a Fault the request is carried out, and then its answer breaks.
+        Steps other than 200 apply before the check of keys and do not count against a rate limit. With a status or a
+        Reply nothing is carried out; with a Fault the request is carried out and its response then breaks.
 
-        `method`, `path` (with * and ? as in file names) and `account` select the requests; None: any. Of several
-        scripts that match, the first is used up first. Raises ValueError for a bad step or an unknown account.
+        `method`, `path` (with wildcards * and ?) and `account` select the requests; None: any. If several scripts
+        match, the oldest is used up first. Raises ValueError for an invalid step or an unknown account.
         """
         if not steps:
-            raise ValueError("steps must be at least one step, got none")
+            raise ValueError("steps must contain at least one step, got none")
         for step in steps:
             check_step("a step", step)
         key = None if account is None else self._key(account)
         self._scripts.append(Script(list(steps), method and method.upper(), path, key))
 
     def set_outage(self, step: Step | None) -> None:
-        """End each request in this way from now on, whatever it asks for, until None is set.
+        """End every request in this way until None is set.
 
-        A step is an error status (400 to 599), a `Fault` or a `Reply`, with the meaning that it has in a script.
-        Scripts are not used up meanwhile. Requests that arrived before end as usual. Raises ValueError for a bad step.
+        A step is an error status (400 to 599), a `Fault` or a `Reply`, with the same meaning as in a script. Scripts
+        are not used up meanwhile. Requests that arrived before end as usual. Raises ValueError for an invalid step.
         """
         if step == HTTPStatus.OK:
             raise ValueError(f"the step of an outage must be an error status, a Fault or a Reply, got {step!r}")
@@ -207,7 +207,7 @@ class Sandbox(Listener):
         self._outage = step
 
     def set_limit(self, limit: Limit | None, account: Account | str | None = None) -> None:
-        """Replace the rate limit (None: no limit) of one account, or of all, and start to count again.
+        """Replace the rate limit (None: no limit) of one account or of all, and restart the count.
 
         Raises ValueError for an unknown account.
         """
@@ -218,7 +218,7 @@ class Sandbox(Listener):
         key = account.key if isinstance(account, Account) else account
         if key not in self._by_key:
             raise ValueError(
-                f"account must be one of the {len(self.accounts)} of this sandbox or its key, got {account!r}"
+                f"account must be one of the {len(self.accounts)} accounts of this sandbox or its key, got {account!r}"
             )
         return key
 
@@ -252,7 +252,7 @@ class Sandbox(Listener):
         return response if fault is None else await fault.answer(request, response, pause=self._pause)
 
     def _decide(self, received: Received, where: Where) -> tuple[Fault | None, Reply, bool]:
-        """Return how an answer breaks, the answer, and whether it counts against the quotas."""
+        """Return the fault of the response, the response, and whether the request counts against the quotas."""
         match step := self._next_step(received):
             case Fault():
                 return step, self._refusal(received) or self._api.answer(received), False
@@ -280,7 +280,7 @@ class Sandbox(Listener):
         return None
 
     def _refusal(self, received: Received) -> Reply | None:
-        """Return the answer to a request whose keys are not in order. None: they are."""
+        """Return the error response for missing or wrong keys; None if they are valid."""
         if received.headers.get("X-API-KEY") != self.api_key:
             return failure(choices.NO_API_KEY, "The X-API-KEY header is missing, or the key is unknown.")
         if not needs_account(received.method, received.path):
@@ -289,19 +289,19 @@ class Sandbox(Listener):
         if account is None:
             return failure(choices.NO_ACCOUNT_KEY, "The X-ACCOUNT-KEY header is missing, or the key is unknown.")
         if account.state == "expired":
-            return failure(choices.EXPIRED, "The account key has expired: the user must log in again.")
+            return failure(choices.EXPIRED, "The account key has expired; the user must log in again.")
         return failure(choices.INACTIVE, "This user is inactive.") if account.state == "inactive" else None
 
     def _limited(self, received: Received, where: Where) -> Reply | None:
-        """Return the answer to a request that comes too soon. None: it does not."""
+        """Return the error response for a request above a limit; None if it is within the limits."""
         now = asyncio.get_running_loop().time()
         if self._limits.blocked(where, now):
-            return failure(choices.BLOCKED, downstream=["too many errors at this endpoint: it is blocked for an hour"])
+            return failure(choices.BLOCKED, downstream=["too many errors on this endpoint: blocked for an hour"])
         refused = self._limits.admit(where, now)
         return None if refused is None else _refused(now, *refused)
 
     def _new_account(self) -> str:
-        """Add an account, and return its key."""
+        """Add an account and return its key."""
         account = Account(f"sandbox-account-key-{len(self.accounts) + 1}")
         self.accounts = (*self.accounts, account)
         self._by_key[account.key] = account
@@ -318,7 +318,7 @@ def _refused(now: float, wait: float, form: RetryAfter) -> Reply:
         headers["Retry-After"] = formatdate(math.ceil(time.time() + wait), usegmt=True)
     elif form:
         seconds = math.ceil(wait)
-        # A rounding error of the clock is no second.
+        # A rounding error of the clock must not add a second.
         headers["Retry-After"] = str(seconds - (now + (seconds - 1) >= now + wait))
     return failure(HTTPStatus.TOO_MANY_REQUESTS, headers=headers)
 

@@ -1,4 +1,4 @@
-"""Asynchronous operations: a 202 with the id of a task, which is asked for until it is done."""
+"""Simulate asynchronous operations: a 202 with the id of a task, which the client polls until it is done."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lamella.maesn.sandbox.replies import Reply, failure, success
 class _Task:
     account: str
     result: Callable[[Mapping[str, str]], Reply]
-    """Returns what the operation would have answered, for the query of the question."""
+    """Returns the response that a synchronous operation would have sent, given the query of the poll."""
     polls: int = 0
 
 
@@ -26,7 +26,7 @@ class Tasks:
         self._tasks: dict[str, _Task] = {}
 
     def begin(self, account: str, result: Callable[[Mapping[str, str]], Reply]) -> Reply:
-        """Begin a task, and return the answer with its id."""
+        """Begin a task and return the response with its id."""
         task_id = f"task-{len(self._tasks) + 1}"
         self._tasks[task_id] = _Task(account, result)
         return success({"taskId": task_id}, status=HTTPStatus.ACCEPTED)
@@ -35,7 +35,7 @@ class Tasks:
         """Return the state of a task."""
         task = self._tasks.get(task_id)
         if task is None or task.account != account:
-            return failure(HTTPStatus.NOT_FOUND, f"There is no task {task_id!r}.")
+            return failure(HTTPStatus.NOT_FOUND, f"Task {task_id!r} does not exist.")
         task.polls += 1
         if task.polls <= TASK_POLLS:
             return success(_state("IN_PROGRESS", [], None))
