@@ -39,17 +39,23 @@ The same lists from the same server, read by several clients. `make bench-sync` 
 
 ## {records:,} records of 1 KB
 
-{accounts} accounts, 2 lists each, 5 pages of 100 records. CPU seconds and peak memory (`ru_maxrss`) are those of the client's
-process, with its imports. *By hand* decodes each page and writes lines: it has no journal, and proves nothing. *dlt*
-loads to JSON lines on the disk, without child tables. *Singer* is a tap alone, whose messages go to a file.
-*Journal* is the size of lamella's journal by the bytes of the records in it.
+{accounts} accounts, 2 lists each, 5 pages of 100 records. CPU seconds and peak memory (`ru_maxrss`) are those of the
+client's process, with its imports.
+
+- *by hand* is aiohttp and aiohttp-retry: it decodes each page and writes lines. It has no journal, and proves nothing.
+- *lamella* keeps a journal, and writes the same lines. *journal* is its size by the bytes of the records in it.
+- *dlt* loads to JSON lines on the disk, without child tables.
+- *Singer* is a tap alone, whose messages go to a file.
 """
 LIMITED = """\
 ## Behind a limit of {rate} requests a second and account
 
-{accounts} accounts, 2 lists each, {pages} pages of {size} records. The server answers 2 % of the requests with 500, resets 0.25 %
-and cuts the body of 0.25 %; a 429 has `Retry-After: 1`. *Time* is by the time that the limit needs for the pages and for
-the repeated attempts after the faults; *attempts* is by page. *lamella, limit stated* has `limits=Limit({rate}, per=1.0)`.
+{accounts} accounts, 2 lists each, {pages} pages of {size} records. The server answers 2 % of the requests with 500,
+resets 0.25 % and cuts the body of 0.25 %; a 429 has `Retry-After: 1`.
+
+- *time* is by the time that the limit needs for the pages and for the attempts that failed by chance.
+- *attempts* is by page.
+- *lamella* learns the limit; *lamella, limit stated* has `limits=Limit({rate}, per=1.0)`.
 """
 
 

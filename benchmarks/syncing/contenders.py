@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -123,9 +124,13 @@ def singer(url: str, accounts: int, folder: Path) -> None:
     from singer_sdk import typing as th
     from singer_sdk.pagination import BasePageNumberPaginator
 
-    fields = [th.Property(f"{kind}{number}", of()) for number in range(24) for kind, of in (("field", th.StringType), ("amount", th.NumberType))]
-    properties = [th.Property("id", th.StringType()), th.Property("number", th.IntegerType()), *fields, th.Property("at", th.DateTimeType())]
-    record = th.PropertiesList(*properties).to_dict()
+    record = th.PropertiesList(
+        th.Property("id", th.StringType()),
+        th.Property("number", th.IntegerType()),
+        *(th.Property(f"field{number}", th.StringType()) for number in range(24)),
+        *(th.Property(f"amount{number}", th.NumberType()) for number in range(24)),
+        th.Property("at", th.DateTimeType()),
+    ).to_dict()
 
     class Paginator(BasePageNumberPaginator):  # type: ignore[misc]
         def has_more(self, response: Any) -> bool:
@@ -144,9 +149,9 @@ def singer(url: str, accounts: int, folder: Path) -> None:
         def get_url_params(self, context: Any, next_page_token: Any) -> dict[str, Any]:
             return {"page": next_page_token or 1, "limit": SIZE}
 
-        def get_http_request(self, *, context: Any = None, **more: Any) -> Any:
-            request = super().get_http_request(context=context, **more)
-            request.headers["X-Account"] = context["account"]
+        def get_http_request(self, *, page: Any) -> Any:
+            request = super().get_http_request(page=page)
+            request.headers["X-Account"] = page.stream_context["account"]
             return request
 
     class Bills(List):
@@ -162,6 +167,7 @@ def singer(url: str, accounts: int, folder: Path) -> None:
         def discover_streams(self) -> list[Any]:
             return [Bills(self), Invoices(self)]
 
+    logging.disable(logging.INFO)
     sys.stdout.flush()
     with (folder / "records.jsonl").open("w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)

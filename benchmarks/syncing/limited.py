@@ -22,7 +22,19 @@ from lamella.batch import Journal
 from lamella.testing import Fault, SlidingWindow
 from lamella.throttle.limit import Limits
 
-__all__ = ["CONTENDERS", "LISTS", "PAGES", "RATE", "SIZE", "Server", "by_hand", "lamella", "lamella_stated", "least", "serve"]
+__all__ = [
+    "CONTENDERS",
+    "LISTS",
+    "PAGES",
+    "RATE",
+    "SIZE",
+    "Server",
+    "by_hand",
+    "lamella",
+    "lamella_stated",
+    "least",
+    "serve",
+]
 
 LISTS, PAGES, SIZE = ("bills", "invoices"), 50, 10
 RATE = 4
@@ -123,7 +135,9 @@ def _within(name: str) -> Iterator[None]:
 
 async def lamella(url: str, accounts: int, folder: Path, limits: Limits | None = None) -> None:
     """Sync with `lamella.sync`, whose throttle learns the limit where none is stated."""
-    lists = {name: syncing.Source(name, syncing.Numbered(page_size=SIZE), total="total", within=_within) for name in LISTS}
+    lists = {
+        name: syncing.Source(name, syncing.Numbered(page_size=SIZE), total="total", within=_within) for name in LISTS
+    }
     auth = HeaderAuth({"X-Account": lambda _: _account.get()}, origin=url)
     names = {f"account-{number}": f"account-{number}" for number in range(accounts)}
     layers = stack(auth=auth, account=lambda _: _account.get(), limits=limits)
