@@ -1,166 +1,143 @@
-"""A night's sync of 300,000 records of 1 KB, 300 accounts × 2 lists × 5 pages: lamella, and forty lines by hand.
+"""A sync of 300,000 records of a kilobyte, and one behind a rate limit: lamella beside other ways to do it.
 
-    python benchmarks/sync.py               some minutes
-    python benchmarks/sync.py --accounts 30 a tenth of it
+    python benchmarks/sync.py               everything, some ten minutes; writes benchmarks/results/sync.md
+    python benchmarks/sync.py --quick       a tenth of it, shown and not written
 
-The server is another process. Each contender runs in a process of its own; the table has its CPU time and peak memory.
+It needs the extra `bench`. The server is another process, and each contender runs in a process of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Iterator
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, it does not know its package
 
+from benchmarks.machine import where
 from benchmarks.processes import GRACE, child, receive
+from benchmarks.syncing import limited
+from benchmarks.syncing.contenders import CONTENDERS
+from benchmarks.syncing.server import LISTS, PAGES, SIZE, serve
 
-LISTS, PAGES, SIZE = ("bills", "invoices"), 5, 100
-FIELDS = ",".join(f'"field{number}":"value {number}","amount{number}":{number * 37}.10' for number in range(24))
-"""What makes a record a kilobyte."""
+RESULTS = Path(__file__).resolve().parent / "results" / "sync.md"
 LONGEST = 1800.0  # seconds for one contender
 
+INTRODUCTION = """\
+# A sync
 
-def serve(pipe: Connection) -> None:
-    """Serve the lists, and send the URL."""
-    from aiohttp import web
+The same lists from the same server, read by several clients. `make bench-sync` wrote this page.
 
-    async def handle(request: web.Request) -> web.Response:
-        number, since = int(request.query["page"]), request.query.get("since")
-        total = 0 if since and since > "2025" else PAGES * SIZE
-        first = (number - 1) * SIZE
-        prefix = f"{request.headers['X-Account']}-{request.path[1:]}"
-        records = ",".join(
-            f'{{"id":"{prefix}-{each}","number":{each},{FIELDS},"at":"2026-01-01T00:00:00Z"}}'
-            for each in range(first, first + SIZE if total else first)
-        )
-        text = f'{{"total":{total},"data":[{records}]}}'
-        return web.Response(text=text, content_type="application/json")
+## {records:,} records of 1 KB
 
-    async def main() -> None:
-        app = web.Application()
-        for name in LISTS:
-            app.router.add_get(f"/{name}", handle)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
-        pipe.send(f"http://127.0.0.1:{runner.addresses[0][1]}/")
-        await asyncio.Event().wait()
+{accounts} accounts, 2 lists each, 5 pages of 100 records. CPU seconds and peak memory (`ru_maxrss`) are those of the
+client's process, with its imports.
 
-    asyncio.run(main())
+- *by hand* is aiohttp and aiohttp-retry: it decodes each page and writes lines. It has no journal, and proves nothing.
+- *lamella* keeps a journal, and writes the same lines. *journal* is its size by the bytes of the records in it.
+- *dlt* loads to JSON lines on the disk, without child tables.
+- *Singer* is a tap alone, whose messages go to a file.
+"""
+LIMITED = """\
+## Behind a limit of {rate} requests a second and account
 
+{accounts} accounts, 2 lists each, {pages} pages of {size} records. The server answers 2 % of the requests with 500,
+resets 0.25 % and cuts the body of 0.25 %; a 429 has `Retry-After: 1`.
 
-async def lamella(url: str, accounts: int, folder: Path) -> None:
-    """Sync with `lamella.sync`."""
-    from contextlib import contextmanager
-    from contextvars import ContextVar
-
-    import aiohttp
-
-    from lamella import HeaderAuth, Source, stack
-    from lamella import sync as syncing
-    from lamella.batch import Journal
-
-    account: ContextVar[str] = ContextVar("account")
-
-    @contextmanager
-    def within(name: str) -> Any:
-        token = account.set(name)
-        yield
-        account.reset(token)
-
-    lists = {
-        name: Source(name, total="total", changed="at", since="since", within=within, pages=syncing.Numbered())
-        for name in LISTS
-    }
-    auth = HeaderAuth({"X-Account": lambda _: account.get()}, origin=url)
-    names = {f"account-{number}": f"account-{number}" for number in range(accounts)}
-    layers = stack(auth=auth, account=lambda _: account.get())
-    async with (
-        aiohttp.ClientSession(url, middlewares=layers, connector=aiohttp.TCPConnector(limit=100)) as session,
-        Journal.open(folder / "journal", batch="benchmark") as journal,
-    ):
-        report = await syncing.run(session, lists, names, journal=journal, output=folder / "records.jsonl", at_once=100)
-    assert report.done, report.failed
-
-
-async def by_hand(url: str, accounts: int, folder: Path) -> None:
-    """Forty lines of aiohttp: every page of every list, decoded and written."""
-    import aiohttp
-
-    limit = asyncio.Semaphore(100)
-    with (folder / "records.jsonl").open("w", encoding="utf-8") as file:
-        async with aiohttp.ClientSession(url) as session:
-
-            async def page(account: str, name: str, number: int) -> tuple[int, list[Any]]:
-                headers, query = {"X-Account": account}, {"page": str(number), "limit": str(SIZE)}
-                for attempt in range(5):
-                    try:
-                        async with limit, session.get(name, params=query, headers=headers) as response:
-                            response.raise_for_status()
-                            body = await response.json()
-                            return body["total"], body["data"]
-                    except aiohttp.ClientError:
-                        await asyncio.sleep(2**attempt)
-                raise RuntimeError("too many failures")
-
-            async def every_page(account: str, name: str) -> None:
-                number, seen = 1, 0
-                while True:
-                    total, records = await page(account, name, number)
-                    for record in records:
-                        line = {"account": account, "resource": name, "id": record["id"], "record": record}
-                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                    number, seen = number + 1, seen + len(records)
-                    if seen >= total or not records:
-                        return
-
-            lists = [(f"account-{number}", name) for number in range(accounts) for name in LISTS]
-            await asyncio.gather(*(every_page(*each) for each in lists))
-
-
-CONTENDERS: dict[str, Callable[[str, int, Path], Coroutine[Any, Any, None]]] = {"lamella": lamella, "by hand": by_hand}
+- *time* is by the time that the limit needs for the pages and for the attempts that failed by chance.
+- *attempts* is by page.
+- *lamella* learns the limit; *lamella, limit stated* has `limits=Limit({rate}, per=1.0)`.
+"""
 
 
 def measure(name: str, url: str, accounts: int, folder: Path, pipe: Connection) -> None:
     """Run one contender, and send its CPU seconds, its seconds and its peak memory in MB."""
     began = time.perf_counter()
-    asyncio.run(CONTENDERS[name](url, accounts, folder))
+    CONTENDERS[name][1](url, accounts, folder)
     used = resource.getrusage(resource.RUSAGE_SELF)
     pipe.send((used.ru_utime + used.ru_stime, time.perf_counter() - began, used.ru_maxrss / 1024))
+
+
+def measure_limited(name: str, url: str, accounts: int, folder: Path, pipe: Connection) -> None:
+    """Run one contender behind the limit, and send how many different records it has."""
+    asyncio.run(limited.CONTENDERS[name](url, accounts, folder))
+    with (folder / "records.jsonl").open("rb") as lines:
+        pipe.send(len(set(lines)))
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.command()
-def sync(*, accounts: Annotated[int, typer.Option(min=1, help="How many accounts there are.")] = 300) -> None:
-    """Measure all contenders, and show the table."""
+def sync(
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the accounts; nothing is written.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="A contender, by name; may be repeated.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write to.", dir_okay=False)] = None,
+) -> None:
+    """Measure all contenders, and show the page."""
+    accounts, few = (30, 3) if quick else (300, 30)
+    began, lines = time.monotonic(), []
+    for line in _page(accounts, few, only):
+        typer.echo(line)
+        lines.append(line)
+    took = f"{(time.monotonic() - began) / 60:.0f} minutes"
+    packages = sorted({package for of, _ in CONTENDERS.values() for package in of})
+    made = {**where(), "took": took, **{package: version(package) for package in packages}}
+    lines += ["", "## Where and when", "", *(f"- {name}: {value}" for name, value in made.items()), ""]
+    path = out or (None if quick or only else RESULTS)
+    if path is not None:
+        path.write_text("\n".join(lines), "utf-8")
+        typer.echo(f"written to {path}")
+
+
+def _page(accounts: int, few: int, only: list[str] | None) -> Iterator[str]:
     records = accounts * len(LISTS) * PAGES * SIZE
-    typer.echo(f"| {records:,} records | CPU s | s | peak MB | journal / records |\n|---|---|---|---|---|")
+    yield INTRODUCTION.format(records=records, accounts=accounts)
+    yield "| | CPU s | time s | peak MB | journal |\n|---|--:|--:|--:|--:|"
     with child(serve) as (server, said), tempfile.TemporaryDirectory() as name:
         url = receive(server, said, GRACE)
-        for contender, nights in (("by hand", 1), ("lamella", 2)):
+        for contender in CONTENDERS:
+            if only and contender not in only:
+                continue
             folder = Path(name, contender)
             folder.mkdir()
-            for night in range(nights):
+            for night in range(2 if contender == "lamella" else 1):
                 with child(measure, contender, url, accounts, folder) as (process, pipe):
                     cpu, took, peak = receive(process, pipe, LONGEST)
                 ratio, journal = "", folder / "journal"
                 if journal.exists():
                     ratio = f"{journal.stat().st_size / kept_bytes(folder / 'records.jsonl'):.2f}"
                 what = f"{contender}, nothing has changed" if night else contender
-                typer.echo(f"| {what} | {cpu:.1f} | {took:.1f} | {peak:.0f} | {ratio} |")
+                yield f"| {what} | {cpu:.1f} | {took:.1f} | {peak:.0f} | {ratio} |"
+    yield ""
+    yield LIMITED.format(rate=limited.RATE, accounts=few, pages=limited.PAGES, size=limited.SIZE)
+    yield "| | time | attempts | 429s | lost records |\n|---|--:|--:|--:|--:|"
+    for contender in limited.CONTENDERS:
+        if not only or contender in only:
+            yield _limited(contender, few)
+
+
+def _limited(contender: str, accounts: int) -> str:
+    pages = accounts * len(limited.LISTS) * limited.PAGES
+    with child(limited.serve, 1) as (server, said), tempfile.TemporaryDirectory() as name:
+        url = receive(server, said, GRACE)
+        with child(measure_limited, contender, url, accounts, Path(name)) as (process, pipe):
+            stored = receive(process, pipe, LONGEST)
+        said.send("done")
+        took, attempts, refused, faults = receive(server, said, GRACE)
+    least = limited.least((pages + faults) / accounts)
+    lost = pages * limited.SIZE - stored
+    return f"| {contender} | {took / least:.2f} | {attempts / pages:.3f} | {refused:,} | {lost:,} |"
 
 
 def kept_bytes(path: Path) -> int:

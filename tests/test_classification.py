@@ -16,6 +16,7 @@ from tests.servers import Serve
 from lamella import (
     ApiError,
     AttemptTimeout,
+    CertificateInvalid,
     Classify,
     ConnectFailed,
     ConnectionLost,
@@ -148,6 +149,29 @@ def test_a_cause_is_shown_unless_it_holds_the_requests_headers() -> None:
     lost = OSError("x")
     assert shown_cause(lost) is lost
     assert shown_cause(response_error()) is None
+
+
+async def test_https_at_a_port_without_tls_is_no_matter_of_certificates(serve: Serve) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response()
+
+    url = (await serve(answer)).replace("http://", "https://")
+    async with aiohttp.ClientSession(middlewares=(Classify(RuleBook()),)) as session:
+        with pytest.raises(CertificateInvalid, match=r": TLS Failed \(127\.0\.0\.1:\d+: ") as raised:
+            await session.get(url)
+    assert "needs a port that speaks TLS" in str(raised.value)
+    assert "ertificate" not in str(raised.value).partition(": ")[2]
+
+
+async def test_a_rule_of_ones_own_for_a_failed_handshake_stays(serve: Serve) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response()
+
+    url = (await serve(answer)).replace("http://", "https://")
+    rules = RuleBook(Rule(Failure.CERTIFICATE_INVALID, "Our Title", hint="Ask us."))
+    async with aiohttp.ClientSession(middlewares=(Classify(rules),)) as session:
+        with pytest.raises(CertificateInvalid, match=r": Our Title \(.*Ask us"):
+            await session.get(url)
 
 
 async def test_an_attempt_is_unsent_until_its_request_is_written(serve: Serve) -> None:

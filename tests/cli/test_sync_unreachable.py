@@ -152,7 +152,7 @@ def test_the_wrong_scheme_ends_the_sync_and_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(contact, "_PAUSES", (0.05,))
     with served() as sandbox:
         shown = sync(sandbox.url.replace("http://", "https://"), "invoices,contacts")
-    assert last_line(shown).startswith("lamella: 6 of 6 parts failed: Certificate Invalid (127.0.0.1:")
+    assert last_line(shown).startswith("lamella: 6 of 6 parts failed: TLS Failed (127.0.0.1:")
     with untrusted() as (url, _):
         shown = sync(url.replace("https://", "http://"), "invoices,contacts", "--journal", "other")
     assert last_line(shown).startswith("lamella: 6 of 6 parts failed: Connection Lost (")

@@ -34,7 +34,7 @@ from lamella.errors import (
     TransportError,
 )
 from lamella.redaction import secrets_in
-from lamella.rules import RuleBook, StopReason, asked_wait, seconds_of, server_now
+from lamella.rules import Rule, RuleBook, StopReason, asked_wait, seconds_of, server_now
 
 _T = TypeVar("_T", bound=TransportError)
 
@@ -129,7 +129,7 @@ def transport_error(call: Call, exc: Exception, rules: RuleBook | None = None) -
         kind = ConnectFailed
     if kind is ConnectTimeout:
         return _connect_timeout(call, exc, rules, reason)
-    return _error(kind, call, rules, reason)
+    return _error(kind, call, _rule_of_tls(exc, rules) if kind is CertificateInvalid else rules, reason)
 
 
 def timed_out(call: Call, exc: BaseException, rules: RuleBook | None, reason: str) -> AttemptTimeout | ConnectTimeout:
@@ -171,6 +171,25 @@ _NO_RULES = RuleBook()
 def _error(kind: type[_T], call: Call, rules: RuleBook | None, reason: str) -> _T:
     rule = (rules or _NO_RULES).rule_for(kind.failure)
     return kind(call.request.method, call.request.url, rule, reason, secrets=secrets_of(call))
+
+
+_TLS_FAILED: Final = Rule(
+    CertificateInvalid.failure,
+    "TLS Failed",
+    "The TLS handshake with the server failed, so nothing was sent.",
+    "Check the address: https:// needs a port that speaks TLS. Otherwise compare the TLS versions and ciphers of both.",
+)
+"""In place of the default rule, whose texts are about certificates."""
+
+
+def _rule_of_tls(exc: Exception, rules: RuleBook | None) -> RuleBook | None:
+    """Return the rules for a failure of TLS. The default one speaks of certificates, also where none is at fault."""
+    reason = getattr(exc.__cause__, "reason", None) or "CERTIFICATE"
+    is_other = isinstance(exc, aiohttp.ClientConnectorError) and not _OUR_CERTIFICATE.search(reason)
+    is_default = (rules or _NO_RULES).rule_for(CertificateInvalid.failure) == _NO_RULES.rule_for(
+        CertificateInvalid.failure
+    )
+    return RuleBook(_TLS_FAILED) if is_other and is_default else rules
 
 
 def _connect_timeout(call: Call, exc: BaseException, rules: RuleBook | None, reason: str) -> ConnectTimeout:

@@ -180,7 +180,7 @@ def _usual_records(raws: list[bytes], together: bytes, source: Source) -> Record
     import msgspec
 
     names = (*source.ids, *source.dates)
-    if not together or len(set(names)) < len(names) or any("." in name for name in names):
+    if not (together and source.ids) or len(set(names)) < len(names) or any("." in name for name in names):
         return None
     decoder, getters = _usual_fields(names)
     try:

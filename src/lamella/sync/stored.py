@@ -108,7 +108,7 @@ def _put_first(db: sqlite3.Connection, number: int, records: Records, began: int
     if not many:
         return Put()
     [last] = db.execute("SELECT coalesce(max(rowid), 0) FROM sync_texts").fetchone()
-    rows = zip(repeat(number, many), records.ids, records.updated, repeat(1), records.texts, strict=True)
+    rows = zip(repeat(number, many), records.ids, records.updated, repeat(1, many), records.texts, strict=True)
     if db.executemany("INSERT INTO sync_texts VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows).rowcount != many:
         db.execute("DELETE FROM sync_texts WHERE rowid > ?", (last,))
         return None
