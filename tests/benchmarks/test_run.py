@@ -25,9 +25,9 @@ def test_lamella_rides_a_small_storm() -> None:
 @pytest.mark.parametrize(
     ("kind", "calls", "answered"),
     [
-        ({"states": True}, 20, 20),
+        pytest.param({"states": True}, 20, 20, marks=pytest.mark.slow),
         ({"paths": True}, 8, 16),
-        ({"points": True}, 8, 8),
+        pytest.param({"points": True}, 8, 8, marks=pytest.mark.slow),
     ],
     ids=["states", "paths", "points"],
 )

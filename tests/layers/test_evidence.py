@@ -108,7 +108,13 @@ def waited_their_minute(server: Server, seconds: float) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("calls", "at_once", "chance"), [(600, 500, 0.02), (400, 10, 0.02), (200, 3, 0.02), (600, 100, 0.02)]
+    ("calls", "at_once", "chance"),
+    [
+        (600, 500, 0.02),
+        (400, 10, 0.02),
+        (200, 3, 0.02),
+        pytest.param(600, 100, 0.02, marks=pytest.mark.slow),  # between the first two
+    ],
 )
 def test_a_random_429_delays_only_its_own_call(calls: int, at_once: int, chance: float) -> None:
     server = Server(chance=chance)
@@ -122,7 +128,14 @@ def test_a_random_429_delays_only_its_own_call(calls: int, at_once: int, chance:
 
 
 @pytest.mark.parametrize(
-    ("most", "calls", "latency"), [(10, 600, 0.05), (3, 200, 0.05), (1, 100, 0.05), (50, 2000, 0.05), (10, 100, 1.0)]
+    ("most", "calls", "latency"),
+    [
+        (10, 600, 0.05),
+        (3, 200, 0.05),
+        (1, 100, 0.05),
+        pytest.param(50, 2000, 0.05, marks=pytest.mark.slow),
+        (10, 100, 1.0),
+    ],
 )
 def test_a_limit_of_attempts_in_flight_is_learned(most: int, calls: int, latency: float) -> None:
     server = Server(most=most, latency=latency)
