@@ -58,6 +58,7 @@ test-all: $(VENV)/.installed  ## Run all tests, with every cell of the fault mat
 lint: $(VENV)/.installed  ## Check style, formatting, and which module imports which
 	@$(RUN) ruff check
 	@$(RUN) ruff format --check
+	@$(RUN) interrogate --quiet src
 	@$(VENV)/bin/python -c 'from importlinter.cli import lint_imports_command as run; run()' --no-cache --no-logo
 
 format: $(VENV)/.installed  ## Format the code and fix what ruff can fix

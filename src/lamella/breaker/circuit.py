@@ -18,6 +18,8 @@ _ROUNDING: Final = 1e-6  # seconds by which a call may come back too early
 
 
 class CircuitPhase(StrEnum):
+    """The state of a circuit."""
+
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half_open"

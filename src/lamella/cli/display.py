@@ -42,11 +42,14 @@ class Display(Protocol):
     """Shows a sync while it goes on."""
 
     @property
-    def every(self) -> float: ...  # seconds between two drawings
+    def every(self) -> float:
+        """Seconds between two drawings."""
 
-    def draw(self) -> None: ...
+    def draw(self) -> None:
+        """Show the present state."""
 
-    def note(self, text: str) -> None: ...  # shows a message as well
+    def note(self, text: str) -> None:
+        """Show a message as well."""
 
 
 def display_on(console: Console) -> Callable[[Look], AbstractContextManager[Display]]:
