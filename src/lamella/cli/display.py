@@ -54,6 +54,8 @@ class Display(Protocol):
 
 def display_on(console: Console) -> Callable[[Look], AbstractContextManager[Display]]:
     """Return the display that suits *console*, for the length of a context."""
+    if console.quiet:
+        return lambda look: nullcontext(Lines(look, lambda text: None))
     # Not console.is_terminal: FORCE_COLOR makes that true of a pipe.
     if console.file.isatty() and console.is_interactive:
         return lambda look: on_screen(console, look)
