@@ -61,6 +61,7 @@ test-all: $(VENV)/.installed  ## Run all tests, including the whole fault matrix
 lint: $(VENV)/.installed  ## Check style, formatting, imports between modules, and the English of docs and docstrings
 	@$(RUN) ruff check
 	@$(RUN) ruff format --check
+	@$(RUN) interrogate --quiet src
 	@$(VENV)/bin/python -c 'from importlinter.cli import lint_imports_command as run; run()' --no-cache --no-logo
 	@$(VENV)/bin/python scripts/prose/lint.py
 

@@ -11,8 +11,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from mkdocs.structure.files import File
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+PICTURES = "results"
 LINK = re.compile(r"(?<=\]\()(?P<path>\.\.?/[^)#\s]*)(?P<anchor>#[^)\s]*)?(?=\))")
 
 
@@ -35,7 +38,10 @@ def to_repository(markdown: str, page: Path) -> str:
             return link[0]
         if not target.exists():
             raise FileNotFoundError(f"{page.relative_to(ROOT)} links to {link['path']}, which does not exist")
-        kind = "tree" if target.is_dir() else "raw" if target.suffix in (".png", ".svg") else "blob"
+        if target.suffix == ".png":
+            up = "../" * (len(page.relative_to(DOCS).parts) - 1)
+            return f"{up}{PICTURES}/{target.name}"
+        kind = "tree" if target.is_dir() else "blob"
         return f"{repository()}/{kind}/main/{target.relative_to(ROOT).as_posix()}{link['anchor'] or ''}"
 
     return LINK.sub(absolute, markdown)
@@ -45,6 +51,13 @@ def on_config(config: Any) -> Any:
     """Link to the repository below each page. (For MkDocs' repo_url the theme would ask GitHub for the stars.)"""
     config.extra["social"] = [{"icon": "fontawesome/brands/git-alt", "link": repository(), "name": "Source"}]
     return config
+
+
+def on_files(files: Any, *, config: Any) -> Any:
+    """Add the plots of the benchmarks, so that no page loads a picture from another host."""
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.png")):
+        files.append(File.generated(config, f"{PICTURES}/{path.name}", abs_src_path=str(path)))
+    return files
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: object) -> str:

@@ -398,7 +398,7 @@ def test_the_api_reference_has_each_public_name_once() -> None:
 def test_the_page_of_the_command_line_has_each_option() -> None:
     page = DOCS / "reference" / "cli.md"
     for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
-        listed = {cells[0].strip("`").split(" ")[0] for cells in rows(page, f"lamella {name}")}
+        listed = {re.split(r"[` ]", cells[0].strip("`"))[0] for cells in rows(page, f"lamella {name}")}
         given = {max(option.opts, key=len) for option in command.params if not getattr(option, "hidden", False)}
         assert listed == given - {"--help"}, name
 

@@ -19,6 +19,8 @@ _ROUNDING: Final = 1e-6  # seconds by which a call may return too early
 
 
 class CircuitPhase(StrEnum):
+    """The state of a circuit."""
+
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half_open"

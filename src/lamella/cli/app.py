@@ -26,7 +26,10 @@ from lamella.testing import Fault, FixedWindow
 
 # Without rich's markup typer writes help and errors plainly, which suits a pipe and 80 columns.
 app: typer.Typer = typer.Typer(
-    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    epilog="Run 'lamella COMMAND --help' for the options of a command. NO_COLOR=1 turns colours off.",
 )
 
 _MANY_KEYS: Final = 5
@@ -35,10 +38,10 @@ _SHOWN_OF_KEY: Final = 6  # characters
 _EXIT_CODES: Final = """\b
 Exit codes:
   0    everything is done
-  1    something failed, as shown at the end
-  2    bad usage, or the journal cannot be opened: nothing was sent
-  130  interrupted (Ctrl-C, SIGTERM): continue with --resume
-With --sandbox the failures are injected: 0 if all checks hold, else 1."""
+  1    something failed; the end of the output says what
+  2    bad usage, or the journal cannot be opened; nothing was sent
+  130  interrupted by Ctrl-C or SIGTERM; --resume continues from there
+With --sandbox the failures are injected: 0 if all checks pass, 1 if not."""
 
 
 @contextmanager
@@ -90,36 +93,66 @@ _file = partial(_value, "FILE")
 def sync(
     ctx: typer.Context,
     *,
-    accounts: Annotated[Path | None, _file("Accounts, CSV or TOML. Default: MAESN_ACCOUNT_KEY.")] = None,
+    accounts: Annotated[
+        Path | None, _file("Read the accounts from a CSV or TOML file [default: MAESN_ACCOUNT_KEY]")
+    ] = None,
     resources: Annotated[
-        list[str] | None, _value("NAME", "List to read: invoices, … Repeatable.", "--resource")
+        list[str] | None, _value("NAME", "Sync this list, such as invoices; may be repeated", "--resource")
     ] = None,
     params: Annotated[
-        list[str] | None, _value("NAME=VALUE", "Query parameter: fiscalYear=2026. Repeatable.", "--param")
+        list[str] | None,
+        _value("NAME=VALUE", "Set a query parameter of the lists, such as fiscalYear=2026; may be repeated", "--param"),
     ] = None,
-    output: Annotated[Path | None, _file("File for all records: .jsonl, .sqlite, .db, .parquet.")] = None,
-    schema: Annotated[Path | None, _file("Typed columns and child tables of the output (TOML).")] = None,
-    journal: Annotated[Path | None, _file(f"State kept between runs. Default: {JOURNAL}.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the last run where it stopped.")] = False,
-    since: Annotated[str | None, _value("ISO", "Read changes since this time. Default: the last run.")] = None,
-    lookback: Annotated[str | None, _value("TIME", "Overlap with the last run: 12h, 7d. Default: 5m.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Read whole lists and compare with the journal.")] = False,
-    full_every: Annotated[str | None, _value("TIME", "Verify lists not read in full for this long: 7d.")] = None,
+    output: Annotated[Path | None, _file("Write all records to a .jsonl, .sqlite, .db or .parquet file")] = None,
+    schema: Annotated[Path | None, _file("Read typed columns and child tables of the output from a TOML file")] = None,
+    journal: Annotated[
+        Path | None, _file(f"Keep what is known from run to run in this file [default: {JOURNAL}]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the last run where it ended")] = False,
+    since: Annotated[str | None, _value("ISO", "Read what was changed since this time [default: the last run]")] = None,
+    lookback: Annotated[
+        str | None, _value("TIME", "Start this long before the last run, such as 12h or 7d [default: 5m]")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read whole lists and compare them with the journal")
+    ] = False,
+    full_every: Annotated[
+        str | None, _value("TIME", "Verify each list whose last full reading is this old, such as 7d")
+    ] = None,
     departed: Annotated[
-        str | None, _value("keep|mark|forget", "Records of accounts not in the file. Default: keep.")
+        str | None,
+        _value(
+            "keep|mark|forget", "Choose what happens to records of accounts that have left the file [default: keep]"
+        ),
     ] = None,
-    concurrency: Annotated[str | None, _value("N", "Pages in flight. Default: four per account.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be read and send nothing.")] = False,
-    otlp: Annotated[str | None, _value("URL", "Send spans to this URL: http://localhost:4318.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON; all else goes to stderr.")] = False,
-    page: Annotated[Path | None, _value("FILE.html", "Write an HTML page that shows the calls.", "--report")] = None,
-    base_url: Annotated[str | None, _value("URL", "URL of the API. Default: MAESN_BASE_URL, or Maesn.")] = None,
-    sandbox: Annotated[bool, typer.Option("--sandbox", help="Use generated accounts on a local server.")] = False,
+    concurrency: Annotated[
+        str | None, _value("N", "Limit the pages in flight [default: four for each account]")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be read, without sending anything")
+    ] = False,
+    otlp: Annotated[
+        str | None, _value("URL", "Send the spans to this OTLP endpoint, such as http://localhost:4318")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON on stdout and everything else on stderr")
+    ] = False,
+    page: Annotated[Path | None, _value("FILE.html", "Write an HTML page with the calls", "--report")] = None,
+    base_url: Annotated[
+        str | None, _value("URL", "Call the API at this address [default: MAESN_BASE_URL, or Maesn's]")
+    ] = None,
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="Use made-up accounts and a server on this machine")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing unless something fails")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print each failed attempt on stderr, and the wait after it")
+    ] = False,
 ) -> None:
     """Sync the records of many accounts.
 
-    Reads changes since the last run into the journal, page by page, and writes all stored records to the output. The
-    API key is read from MAESN_API_KEY.
+    Reads what has changed since the last run into the journal, page by page, and writes all records of the journal to
+    the output. MAESN_API_KEY holds the API key.
     """
     given: dict[str, Any] = {name: value for name, value in locals().items() if name != "ctx"}
     if ctx.args:
@@ -133,18 +166,20 @@ def sync(
 @app.command()
 def sandbox(
     *,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8080,
-    accounts: Annotated[int, typer.Option(min=1, help="Number of end users.")] = 3,
+    host: Annotated[str, typer.Option(help="Listen on this address")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Listen on this port; 0 takes a free one")] = 8080,
+    accounts: Annotated[int, typer.Option(min=1, help="Serve this many accounts")] = 3,
     limit: Annotated[
-        str | None, typer.Option(metavar="REQUESTS/SECONDS", help="Rate limit of each account, such as 100/60.")
+        str | None, typer.Option(metavar="REQUESTS/SECONDS", help="Limit each account, such as 100/60")
     ] = None,
     chance: Annotated[
         list[str] | None,
-        typer.Option(metavar="OUTCOME=CHANCE", help="Chance of a failure: 500=0.05, cut_body=0.01. Repeatable."),
+        typer.Option(
+            metavar="OUTCOME=CHANCE", help="Fail this often, such as 500=0.05 or cut_body=0.01; may be repeated"
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of records and chances.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Do not log requests.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed the records and the failures")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no line for each request")] = False,
 ) -> None:
     """Serve a local API like Maesn's until Ctrl-C."""
     with _usage_errors("--limit"):
@@ -228,12 +263,16 @@ def line_for(received: Received) -> str:
 
 @app.command()
 def explain(
-    status: Annotated[str | None, typer.Argument(help="429, 500, 4xx, connection_lost, … Default: all.")] = None,
-    rules: Annotated[str | None, _value("MODULE:BOOK", "RuleBook instead of Maesn's: package.module:BOOK.")] = None,
+    status: Annotated[
+        str | None, typer.Argument(help="A status or failure, such as 429, 4xx or connection_lost [default: all]")
+    ] = None,
+    rules: Annotated[
+        str | None, _value("MODULE:BOOK", "Explain this RuleBook, such as package.module:BOOK [default: Maesn's]")
+    ] = None,
 ) -> None:
-    """Explain a failure by the rules for Maesn.
+    """Explain what a failure means and what follows.
 
-    Shows what it means, what to do about it, and whether and when it is retried.
+    Prints its hint, whether it is retried, and the wait before each retry.
     """
     with _usage_errors("--rules"):
         book = RULES if rules is None else explaining.book_of(rules)

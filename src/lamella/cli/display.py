@@ -42,15 +42,20 @@ class Display(Protocol):
     """Show a running sync."""
 
     @property
-    def every(self) -> float: ...  # seconds between updates
+    def every(self) -> float:
+        """Seconds between updates."""
 
-    def draw(self) -> None: ...
+    def draw(self) -> None:
+        """Show the present state."""
 
-    def note(self, text: str) -> None: ...  # shows a message
+    def note(self, text: str) -> None:
+        """Show a message."""
 
 
 def display_on(console: Console) -> Callable[[Look], AbstractContextManager[Display]]:
     """Return the display that suits *console*, as a context manager."""
+    if console.quiet:
+        return lambda look: nullcontext(Lines(look, lambda text: None))
     # Not console.is_terminal, which `FORCE_COLOR` makes true for a pipe.
     if console.file.isatty() and console.is_interactive:
         return lambda look: on_screen(console, look)

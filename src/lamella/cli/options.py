@@ -118,6 +118,8 @@ class Options:
     sandbox: bool = False
     as_json: bool = False
     resume: bool = False
+    quiet: bool = False
+    verbose: bool = False
 
     def to_go_on(self) -> str:
         """Return the command line that resumes this sync, without a password."""
@@ -178,6 +180,8 @@ def _at_the_api(options: Options) -> dict[str, Any]:
 
 
 def _reject_conflicts(options: Options) -> None:
+    if options.quiet and options.verbose:
+        raise ValueError("--quiet and --verbose exclude each other: leave one of them out")
     if options.sandbox and (options.accounts is not None or options.base_url is not None):
         raise ValueError("--sandbox has its own accounts and address: remove --accounts and --base-url")
     if options.resume and options.since is not None:

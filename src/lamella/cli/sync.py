@@ -33,7 +33,9 @@ from lamella.cli.progress import Watch
 from lamella.cli.remarks import remarks, remarks_of_run
 from lamella.cli.report import Check, Synced
 from lamella.cli.terminal import count, duration, fail, make_console, show, some, warn
+from lamella.cli.verbose import say_failed
 from lamella.redaction import one_line, redact_text
+from lamella.retry.report import OnAttempt
 from lamella.sync import Part, Report, SchemaMismatch
 from lamella.throttle import Throttle
 
@@ -83,7 +85,7 @@ def _main(options: Options, folder: Path) -> int:
         fail(str(exc))
     if options.accounts is not None and others_can_read(options.accounts):
         warn(f"other users can read the keys in {options.accounts}: run chmod 600 on it")
-    console = make_console(stderr=options.as_json)
+    console = make_console(stderr=options.as_json, quiet=options.quiet)
     try:
         if options.dry_run:
             parts = asyncio.run(_plan(settings))
@@ -124,7 +126,8 @@ async def _sync(options: Options, settings: Settings, console: Console, tracing:
     async with sandboxed.make_server(settings.resources) if options.sandbox else nullcontext() as sandbox:
         if sandbox is not None:
             settings = replace(settings, base_url=URL(f"{sandbox.url}/"))
-        synced = await run(settings, display_on(console), None if tracing is None else tracing.provider)
+        say = say_failed if options.verbose else None
+        synced = await run(settings, display_on(console), None if tracing is None else tracing.provider, say)
         if sandbox is None or synced.interrupted or synced.fault:
             return _Ended(options, settings, synced)
         checks = sandboxed.checks(sandbox, settings.resources, settings.output, synced.parts)
@@ -135,6 +138,7 @@ async def run(
     settings: Settings,
     showing: Callable[[Look], AbstractContextManager[Display]],
     provider: TracerProvider | None = None,
+    on_attempt: OnAttempt | None = None,
 ) -> Synced:
     """Run and show a sync until it ends or is interrupted (SIGINT, SIGTERM).
 
@@ -149,7 +153,7 @@ async def run(
     fault = None
     with without_stamina_hooks(), showing(watch.look) as display:
         async with _drawn(display):
-            syncing = asyncio.create_task(_sync_all(settings, throttle, watch, provider))
+            syncing = asyncio.create_task(_sync_all(settings, throttle, watch, provider, on_attempt))
             with _interrupted_by_signals(syncing, display):
                 try:
                     done = await syncing
@@ -170,7 +174,13 @@ async def run(
     )
 
 
-async def _sync_all(settings: Settings, throttle: Throttle, watch: Watch, provider: TracerProvider | None) -> Report:
+async def _sync_all(
+    settings: Settings,
+    throttle: Throttle,
+    watch: Watch,
+    provider: TracerProvider | None,
+    on_attempt: OnAttempt | None,
+) -> Report:
     async with (
         Journal.open(settings.journal, batch=settings.identity) as journal,
         maesn.session(
@@ -181,6 +191,7 @@ async def _sync_all(settings: Settings, throttle: Throttle, watch: Watch, provid
             guard=maesn.ErrorGuard(),
             throttle=throttle,
             tracer_provider=provider,
+            on_attempt=on_attempt,
             connector=aiohttp.TCPConnector(limit=connections()),
             proxy=settings.proxy,
         ) as session,
@@ -288,6 +299,8 @@ def _tell(console: Console, ended: _Ended, tracing: _Tracing | None) -> int:
     # With the sandbox failures are injected, so only the checks count.
     code = int(any(check.fault for check in checks) or synced.misfits.count > 0) if checks else synced.exit_code
     causes = causes_of(synced.parts, settings.secrets)
+    if options.quiet:
+        console = make_console(stderr=True, quiet=not code)
     show(console, report.outcome(report.totals(synced, tracing and tracing.collected)), report.failures(causes))
     if options.output is not None or options.journal is not None or not options.sandbox:
         has_ended = not synced.interrupted and synced.fault is None

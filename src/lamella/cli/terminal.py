@@ -23,13 +23,18 @@ def http_url(text: str) -> URL | None:
     return url if is_bare and url.host and url.scheme in {"http", "https"} else None
 
 
-def make_console(*, stderr: bool = False) -> Console:
-    """Return a console that shows external text unchanged: without markup, emoji or highlighting."""
-    return Console(markup=False, emoji=False, highlight=False, stderr=stderr)
+def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """Return a console that shows external text unchanged: without markup, emoji or highlighting.
+
+    A quiet one shows nothing.
+    """
+    return Console(markup=False, emoji=False, highlight=False, stderr=stderr, quiet=quiet)
 
 
 def show(console: Console, *parts: RenderableType) -> None:
     """Print *parts*; into a pipe, strip the padding that rich adds to the lines of a table."""
+    if console.quiet:
+        return
     for part in parts:
         if console.is_terminal:
             console.print(part)

@@ -31,13 +31,20 @@ class Caller(Protocol):
     """The account for which a list is read."""
 
     @property
-    def key(self) -> str | None: ...
+    def key(self) -> str | None:
+        """The account's key. None: the one of the session or of :func:`lamella.maesn.account`."""
+
     @property
-    def company_id(self) -> str | None: ...
+    def company_id(self) -> str | None:
+        """The company, for target systems with several in one account."""
+
     @property
-    def environment_name(self) -> str | None: ...
+    def environment_name(self) -> str | None:
+        """The environment, for target systems with environments."""
+
     @property
-    def params(self) -> Mapping[str, Mapping[str, str]]: ...
+    def params(self) -> Mapping[str, Mapping[str, str]]:
+        """More of the query, by the name of the list."""
 
 
 def source(resource: str, limit: int = 100, params: Mapping[str, str] | None = None) -> Source:

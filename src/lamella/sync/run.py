@@ -166,9 +166,15 @@ async def plan(
     """Return the parts that :func:`run` would begin with. It sends nothing, and writes nothing.
 
     Args:
-        sources: As for :func:`run`, like all others.
-        accounts: By default one.
-        journal: None means that there is none yet.
+        sources: The lists by name, as for :func:`run`.
+        accounts: The accounts by name. Default: one without a name.
+        journal: The journal of the runs. None means that there is none yet.
+        since: As for :func:`run`.
+        resume: As for :func:`run`.
+        lookback: As for :func:`run`, in seconds.
+        full_every: As for :func:`run`, in seconds.
+        absent: As for :func:`run`.
+        identity: As for :func:`run`.
 
     Raises:
         ValueError: An argument is out of its range.
