@@ -200,8 +200,17 @@ _TRACE_IDS: Final = ("x-trace-id", "x-amzn-trace-id", "x-cloud-trace-context", "
 
 def request_id_in(headers: Mapping[str, str]) -> str | None:
     """Return the request ID from the usual response *headers*; None if there is none."""
+    if not _names_one(tuple(headers)):
+        return None
     found = [(rank, value) for name, value in headers.items() if (rank := _rank_of(name)) is not None and value]
     return min(found, key=itemgetter(0))[1] if found else None
+
+
+# The responses of a server share a few sets of header names.
+@lru_cache(maxsize=256)
+def _names_one(names: tuple[str, ...]) -> bool:
+    """Return whether one of the header *names* is that of a request ID."""
+    return any(_rank_of(name) is not None for name in names)
 
 
 @lru_cache(maxsize=1024)

@@ -54,7 +54,8 @@ class Loop:
             if not isinstance(result, LamellaError) or result is not self._last.error:
                 if isinstance(result, aiohttp.ClientResponse):
                     setattr(result, RECORDS_KEY, self._call.records)
-                await self._report(result)
+                if self._settings.report is not None:
+                    await self._settings.report(self._call, result, None)
                 return result
             # Without a stop reason of ours, stamina stopped: it is disabled or in test mode.
             decided = self._decision and self._decision.stop
@@ -62,7 +63,8 @@ class Loop:
             result.stopped = self._stop(decided or StopReason.ATTEMPTS_USED_UP)
             result.attempts = self._call.records
             log_failure(result, self._call.span)
-            await self._report(result)
+            if self._settings.report is not None:
+                await self._settings.report(self._call, result, None)
             if self._last.answer is None:
                 return result
             setattr(self._last.answer, RECORDS_KEY, self._call.records)
@@ -200,7 +202,7 @@ class Loop:
         if decision.stop is None and decision.wait is not None:
             if circuit is not None and await circuit.open_for() > decision.wait:
                 decision = Decision(decision.rule, stop=StopReason.CIRCUIT_OPEN)
-            elif not await self._affordable(error, decision):
+            elif settings.afford is not None and not (self._is_free(error, decision) or await settings.afford(call)):
                 decision = Decision(decision.rule, stop=StopReason.RETRY_BUDGET_EMPTY)
         self._decision = decision
         if decision.stop is not None:
@@ -210,7 +212,8 @@ class Loop:
             self._last.discount()
         # Work done now counts as part of the wait; otherwise the deadline could pass.
         before = call.request.loop.time()
-        await self._report(error, decision)
+        if settings.report is not None:
+            await settings.report(call, error, decision)
         if not testing:
             # Keeping the response during the wait would keep its connection. (Test mode does not wait and may still
             # stop.)
@@ -221,18 +224,14 @@ class Loop:
             if call.observer is not None:
                 call.observer.wait_begins(decision.rule, decision.source)
 
-    async def _affordable(self, error: LamellaError, decision: Decision) -> bool:
-        """Take a retry from the session's budget; return whether one was left."""
-        free = (
+    @staticmethod
+    def _is_free(error: LamellaError, decision: Decision) -> bool:
+        """Return whether the next retry takes nothing from the retry budget."""
+        return (
             error.rule.is_rate_limit(error.outcome, error.retry_after)
             or decision.source in {WaitSource.IMMEDIATE, WaitSource.REFRESH}
             or (isinstance(error, ConnectTimeout) and error.in_pool)  # the attempt did not reach the service
         )
-        return free or self._settings.afford is None or await self._settings.afford(self._call)
-
-    async def _report(self, result: Result, decision: Decision | None = None) -> None:
-        if self._settings.report is not None:
-            await self._settings.report(self._call, result, decision)
 
     def _wait_ends(self) -> None:
         if self._call.observer is not None:

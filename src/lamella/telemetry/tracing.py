@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import Token
 from typing import Final, NamedTuple
 
@@ -85,7 +85,7 @@ def unrecorded() -> trace.Span:
     )
 
 
-current_context: Final = getattr(context, "_RUNTIME_CONTEXT", context).get_current
+current_context: Final[Callable[[], Context]] = getattr(context, "_RUNTIME_CONTEXT", context).get_current
 """Returns the current context: without the private name it takes half as long again."""
 
 OFF: Final = PerCall[bool](lambda: True)
