@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 
 from lamella.cli import explain as explaining
 from lamella.cli import sync as syncing
+from lamella.cli.dataset import app as dataset_app
 from lamella.cli.options import JOURNAL, Options
 from lamella.cli.terminal import count, fail, make_console, show
 from lamella.maesn import RULES
@@ -28,6 +29,8 @@ from lamella.testing import Fault, FixedWindow
 app: typer.Typer = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
+
+app.add_typer(dataset_app, name="dataset")
 
 _MANY_KEYS: Final = 5
 _SHOWN_OF_KEY: Final = 6  # characters
@@ -117,6 +120,11 @@ def sync(
     page: Annotated[Path | None, _value("FILE.html", "Show the calls on a page for a browser.", "--report")] = None,
     base_url: Annotated[str | None, _value("URL", "Where the API is. Else: MAESN_BASE_URL, or Maesn's.")] = None,
     sandbox: Annotated[bool, typer.Option("--sandbox", help="With made-up accounts, at a server here.")] = False,
+    dask: Annotated[str | None, _value("ADDRESS", "On Dask: tcp://host:8786, local:4. --output is a folder.")] = None,
+    shards: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=99_999, help="Of a new --dask output. Else: 64.")
+    ] = None,
+    parquet: Annotated[bool, typer.Option("--parquet", help="A new --dask output is of Parquet files.")] = False,
 ) -> None:
     """Bring the records of many accounts up to date.
 
@@ -127,9 +135,14 @@ def sync(
     if ctx.args:
         # The argument may be a key: it is not shown.
         fail("sync takes options only, and there is another argument: see lamella sync --help")
-    raise typer.Exit(
-        syncing.main(Options(**{**given, "resources": tuple(resources or ()), "params": tuple(params or ())}))
-    )
+    options = Options(**{**given, "resources": tuple(resources or ()), "params": tuple(params or ())})
+    if dask is not None:
+        from lamella.cli import on_dask
+
+        raise typer.Exit(on_dask.main(options))
+    if shards is not None or parquet:
+        fail("--shards and --parquet are for --dask: leave them out")
+    raise typer.Exit(syncing.main(options))
 
 
 @app.command()
