@@ -21,7 +21,20 @@ pytestmark = pytest.mark.skipif(not MAKE, reason="there is no make")
 PLACES = ["lamella", "größe 1/lamella", """[x] it's "a" $HOME ;&|%s *?#/lamella""", f"{'long/' * 20}{'l' * 200}"]
 EACH_PLACE = [PLACES[2], *(pytest.param(place, marks=pytest.mark.slow) for place in PLACES if place != PLACES[2])]
 TARGETS = [
-    *("demo", "test", "test-all", "lint", "format", "types", "audit", "coverage", "lowest", "backends", "browser", "dask"),
+    *(
+        "demo",
+        "test",
+        "test-all",
+        "lint",
+        "format",
+        "types",
+        "audit",
+        "coverage",
+        "lowest",
+        "backends",
+        "browser",
+        "dask",
+    ),
     *("bench", "bench-storm", "bench-batch", "bench-sync", "soak", "picture"),
 ]
 # It notes how it is run. An environment that it makes has an interpreter like it, and nothing else.

@@ -45,8 +45,6 @@ def main(options: Options) -> int:
     if others_can_read(given["accounts"]):
         warn(f"others on this machine can read the keys in {options.accounts}: chmod 600 it")
     console = make_console(stderr=options.as_json)
-    # It tells of each worker that comes and goes. What matters is in the report.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
         report = asyncio.run(_sync(options.dask or "", given, console))
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -76,6 +74,8 @@ async def _sync(address: str, given: dict[str, Any], console: Console) -> Datase
 async def _client(address: str) -> AsyncIterator[Client]:
     from distributed import Client, LocalCluster
 
+    # It tells of each worker that comes and goes. What matters is in the report.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     if (local := _LOCAL.fullmatch(address)) is None:
         try:
             async with Client(address, asynchronous=True, set_as_default=False) as client:
