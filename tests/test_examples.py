@@ -10,6 +10,8 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 QUICK = {"own_layer", "service", "sync", "sync_any_api"}
+ELSEWHERE = {"sync_on_dask"}
+"""Run by tests/dask, in the environment that has Dask."""
 SHOWN = {
     "batch.py": [
         "9 done, 6 failed, 0 skipped; Counts(done=9, failed=6)",
@@ -101,7 +103,7 @@ SHOWN = {
     [
         pytest.param(path.name, marks=() if path.stem in QUICK else pytest.mark.slow)
         for path in sorted(EXAMPLES.glob("*.py"))
-        if "test_" not in path.name
+        if "test_" not in path.name and path.stem not in ELSEWHERE
     ],
 )
 def test_an_example_shows_what_it_is_for(name: str) -> None:

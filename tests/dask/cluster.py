@@ -8,17 +8,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["Cluster"]
+__all__ = ["Cluster", "until"]
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
-_LONGEST: Final = 60.0  # seconds until a process is there, or gone
-_LOOK_EVERY: Final = 0.02
+_LONGEST: Final = 120.0  # seconds until a process is there, or gone
+_LOOK_EVERY: Final = 0.01
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 # Else a worker imports it in its own loop, as the run begins: on a busy machine that takes longer than its time.
 _PRELOAD: Final = ("--preload", "lamella.dataset.on_dask", "--preload", "tests.dask.noting")
@@ -49,7 +49,7 @@ class Cluster:
     async def __aenter__(self) -> Cluster:
         self._folder.mkdir()
         self.scheduler = self._start("scheduler", "--port", "0", "--scheduler-file", str(self._file))
-        await self._until(lambda: self._file.exists() and self._file.read_text().endswith("}"), "the scheduler")
+        await until(lambda: self._file.exists() and self._file.read_text().endswith("}"))
         self.address = json.loads(self._file.read_text())["address"]
         return self
 
@@ -77,7 +77,7 @@ class Cluster:
 
     async def ended(self, process: subprocess.Popen[bytes]) -> int:
         """Wait until a process has ended; return its exit code."""
-        await self._until(lambda: process.poll() is not None, "the end of a process")
+        await until(lambda: process.poll() is not None)
         return process.returncode
 
     @staticmethod
@@ -108,9 +108,9 @@ class Cluster:
         self._all.append(process)
         return process
 
-    async def _until(self, condition: object, what: str) -> None:
-        assert callable(condition)
-        async with asyncio.timeout(_LONGEST):
-            while not condition():  # noqa: ASYNC110 - it is another process
-                await asyncio.sleep(_LOOK_EVERY)
-        assert what
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until the condition holds, which depends on other processes: it is looked at now and then."""
+    async with asyncio.timeout(_LONGEST):
+        while not condition():  # noqa: ASYNC110 - as above
+            await asyncio.sleep(_LOOK_EVERY)

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from tests.dataset.conftest import RESOURCES, SyncTo, expected_of, records_in, until, write_accounts
+from tests.dataset.workers import NOTHING
+from tests.sdk import Tracing
 
 from lamella import dataset, maesn
-from lamella.dataset import DatasetError, DatasetProgress, Here, Outcome, Work, WorkLost
+from lamella.dataset import Dataset, DatasetError, DatasetProgress, Here, Outcome, Work, WorkLost, sync_shards
 from lamella.dataset.work import OnCount
 from lamella.maesn.sandbox import Account, Sandbox
 from lamella.pytest_maesn import MakeSandbox
@@ -206,3 +208,16 @@ async def test_a_dataset_stays_as_it_was_made(
     await sync_to(sandbox)
     with pytest.raises(DatasetError, match=what):
         await sync_to(sandbox, **options)
+
+
+async def test_the_spans_of_the_shards_are_children_of_that_of_the_run(tracing: Tracing, tmp_path: Path) -> None:
+    made = Dataset.create(tmp_path / "out", batch="b", shards=8)
+    here = Here(scratch=tmp_path / "scratch", tracer_provider=tracing.provider)
+    await sync_shards(here, made, ["north", "south", "west"], NOTHING, tracer_provider=tracing.provider)
+    *shards, run = tracing.exporter.get_finished_spans()
+    assert (run.name, dict(run.attributes or {}), run.parent) == ("lamella dataset sync", {"lamella.run": 1}, None)
+    assert [span.name for span in shards] == ["lamella shard"] * 3
+    assert run.context is not None
+    assert {span.parent and (span.parent.trace_id, span.parent.span_id) for span in shards} == {
+        (run.context.trace_id, run.context.span_id)
+    }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import aiohttp
 
 from lamella import Breaker, maesn
+from lamella.sync import Report
 
 RULES = maesn.RULES.scaled(0.0001)
 
@@ -14,3 +17,10 @@ def session(base_url: str | None = None) -> aiohttp.ClientSession:
 
 
 SESSION = f"{__name__}:session"
+
+
+async def read_nothing(*_: Any, **__: Any) -> Report:
+    return Report(1, False, (), 0.0)
+
+
+NOTHING = f"{__name__}:read_nothing"

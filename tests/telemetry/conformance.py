@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerPr
 SCOPE: Final = "lamella"
 EPISODE: Final = "lamella rate limit"
 TASK: Final = "lamella maesn task"
-PLACES: Final = {EPISODE: "episode", TASK: "task"}
+PLACES: Final = {EPISODE: "episode", TASK: "task", "lamella dataset sync": "run", "lamella shard": "shard"}
 """The spans that are not about one call, and what the page calls them."""
 PAGE: Final = Path(__file__).parents[2] / "docs" / "reference" / "telemetry.md"
 _TICKED = re.compile(r"`([^`]+)`")

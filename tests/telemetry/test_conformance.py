@@ -8,6 +8,8 @@ import re
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import aiohttp
@@ -17,6 +19,7 @@ from opentelemetry.sdk.metrics.export import HistogramDataPoint
 from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind
+from tests.dataset.workers import NOTHING
 from tests.layering import in_order
 from tests.sdk import Metering, Tracing, given
 from tests.servers import Serve
@@ -50,6 +53,7 @@ from lamella import (
     maesn,
     stack,
 )
+from lamella.dataset import Dataset, Here, sync_shards
 from lamella.maesn.sandbox import Reply, Sandbox
 from lamella.testing import VirtualClock, virtual_clock
 
@@ -58,6 +62,10 @@ RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)), Rule(
 
 async def emit_everything(serve: Serve, tracing: Tracing, metering: Metering) -> list[object]:
     """Make calls that end well, badly, and not at all. Return the layers: their gauges go with them."""
+    with TemporaryDirectory() as folder:
+        made = Dataset.create(folder, batch="b", shards=1)
+        here = Here(scratch=Path(folder, "scratch"), tracer_provider=tracing.provider)
+        await sync_shards(here, made, ["north"], NOTHING, tracer_provider=tracing.provider)
     with virtual_clock():
         return await emit_all(serve, tracing, metering)
 

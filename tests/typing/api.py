@@ -160,7 +160,7 @@ async def a_sync(session: aiohttp.ClientSession) -> None:
         assert_type(await sync.export(journal, Path("out.jsonl")), int)
         north.name = "south"  # type: ignore[misc]
         await maesn.sync(session, ["key"], ["bills"], journal=journal)  # type: ignore[list-item]
-    await maesn.sync(session, {"north": "key"}, ["bills"], journal="night")  # type: ignore[arg-type]
+    await maesn.sync(session, {"north": "key"}, ["bills"], journal="night")  # type: ignore[call-overload]
 
 
 async def errors(session: aiohttp.ClientSession) -> None:

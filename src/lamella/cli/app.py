@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 
 from lamella.cli import explain as explaining
 from lamella.cli import sync as syncing
+from lamella.cli.dataset import app as dataset_app
 from lamella.cli.options import JOURNAL, Options
 from lamella.cli.terminal import count, fail, make_console, show
 from lamella.maesn import RULES
@@ -31,6 +32,8 @@ app: typer.Typer = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Run 'lamella COMMAND --help' for the options of a command. NO_COLOR=1 turns colours off.",
 )
+
+app.add_typer(dataset_app, name="dataset")
 
 _MANY_KEYS: Final = 5
 _SHOWN_OF_KEY: Final = 6  # characters
@@ -148,6 +151,13 @@ def sync(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print each failed attempt on stderr, and the wait after it")
     ] = False,
+    dask: Annotated[
+        str | None, _value("ADDRESS", "Sync on Dask (tcp://host:8786, or local:4) into a folder given by --output")
+    ] = None,
+    shards: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=99_999, help="Split a new --dask output so [default: 64]")
+    ] = None,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Write Parquet files in a new --dask output")] = False,
 ) -> None:
     """Sync the records of many accounts.
 
@@ -158,9 +168,14 @@ def sync(
     if ctx.args:
         # The argument may be a key, so it is not shown.
         fail("sync takes only options, got an argument: see lamella sync --help")
-    raise typer.Exit(
-        syncing.main(Options(**{**given, "resources": tuple(resources or ()), "params": tuple(params or ())}))
-    )
+    options = Options(**{**given, "resources": tuple(resources or ()), "params": tuple(params or ())})
+    if dask is not None:
+        from lamella.cli import on_dask
+
+        raise typer.Exit(on_dask.main(options))
+    if shards is not None or parquet:
+        fail("--shards and --parquet are for --dask: leave them out")
+    raise typer.Exit(syncing.main(options))
 
 
 @app.command()

@@ -120,6 +120,9 @@ class Options:
     resume: bool = False
     quiet: bool = False
     verbose: bool = False
+    dask: str | None = None
+    shards: int | None = None
+    parquet: bool = False
 
     def to_go_on(self) -> str:
         """Return the command line that resumes this sync, without a password."""
@@ -132,6 +135,56 @@ class Options:
                 if each is not None and each is not False:
                     words += [option] if each is True else [option, str(each)]
         return shlex.join(["lamella", "sync", *words])
+
+
+def options_on_workers(options: Options) -> dict[str, Any]:
+    """Return the arguments of ``maesn.sync`` that *options* amount to, beside ``on``.
+
+    Raises:
+        ValueError: An option is not valid: which, and what is allowed.
+    """
+    for name in ("journal", "dry_run", "otlp", "page", "sandbox"):
+        if getattr(options, name):
+            raise ValueError(f"--dask has no {_OPTIONS.get(name, '--' + name.replace('_', '-'))}: leave it out")
+    if options.accounts is None or options.output is None:
+        missing = "--accounts FILE" if options.accounts is None else "--output DIR"
+        raise ValueError(f"--dask needs {missing}, which each worker can open under that name")
+    resources = [name.strip() for given in options.resources for name in given.split(",") if name.strip()]
+    if not resources:
+        raise ValueError("--resource NAME is missing: invoices, contacts, … It may be given more than once")
+    if options.schema is not None and not options.parquet:
+        raise ValueError("--schema needs --parquet, whose columns it states")
+    if options.since is not None and options.resume:
+        raise ValueError("--since begins a new run, and --resume goes on with the last one: give one of them")
+    if options.verify and (options.resume or options.since is not None or options.full_every is not None):
+        raise ValueError("--verify reads all lists from their beginning: leave --resume, --since and --full-every out")
+    chosen = tuple(dict.fromkeys(_checked("--resource", checked_resource, name) for name in resources))
+    return {
+        "accounts": _checked("--accounts", _existing, options.accounts),
+        "resources": chosen,
+        "output": _place(str(options.output)),
+        "base_url": str(_base_url(options.base_url)),
+        "params": _checked("--param", lambda texts: params_for(texts, chosen), options.params),
+        "tables": NO_TABLES if options.schema is None else _checked("--schema", tables_in, options.schema),
+        "since": None if options.since is None else _checked("--since", checked_moment, options.since),
+        "resume": options.resume,
+        "lookback": OVERLAP if options.lookback is None else _checked("--lookback", _seconds, options.lookback),
+        "full_every": 0.0 if options.verify else _full_every(options.full_every),
+        "departed": "keep" if options.departed is None else _checked("--departed", _departed, options.departed),
+        "at_once": None if options.concurrency is None else _checked("--concurrency", _at_once, options.concurrency),
+        "shards": options.shards,
+        "suffix": ".parquet" if options.parquet else None,
+    }
+
+
+def _existing(path: Path) -> Path:
+    accounts_in(path)
+    return path
+
+
+def _place(text: str) -> str:
+    # A path has lost a slash of the URL.
+    return re.sub(r"\As3:/+", "s3://", text)
 
 
 def settings_of(options: Options, folder: Path) -> Settings:

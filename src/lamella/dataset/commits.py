@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -195,12 +194,17 @@ class Dataset:
         return [self.last(shard) for shard in sorted(shards)]
 
     def claim(self, shard: int, holder: str, run: int) -> tuple[Commit, Commit]:
-        """Take a shard over for *run*; return the last commit before, and the one that this has made."""
+        """Take a shard over for *run*; return the last commit before, and the one that this has made.
+
+        Raises:
+            TakenOver: Another worker has claimed it at the same time.
+        """
         for _ in range(_TRIES):
             before = self.last(shard)
-            after = replace(before, epoch=before.epoch + 1, holder=holder, working=run)
-            with suppress(TakenOver):
-                return before, self.commit(replace(after, number=before.number))
+            after = replace(before, number=before.number + 1, epoch=before.epoch + 1, holder=holder, working=run)
+            if self.storage.put_new(after.name, after.encode()):
+                self._check_last(after)
+                return before, after
         raise DatasetError(f"{self.place}: shard {shard} is claimed by others again and again")
 
     def commit(self, commit: Commit) -> Commit:

@@ -12,7 +12,8 @@ from typing import Any, Final, Protocol, Self, TypeAlias
 from uuid import uuid4
 
 import anyio
-from opentelemetry import propagate, trace
+from opentelemetry import propagate
+from opentelemetry.trace import TracerProvider
 
 from lamella.checks import check_seconds
 from lamella.dataset.commits import Dataset
@@ -22,7 +23,8 @@ from lamella.redaction import redact_text
 from lamella.sync import Table
 from lamella.sync.stored import Departed
 from lamella.sync.tables import NO_TABLES
-from lamella.telemetry.names import SYNC_SPAN
+from lamella.telemetry.names import RUN, SYNC_SPAN
+from lamella.telemetry.tracing import Tracing
 
 _AHEAD: Final = 2
 """So many shards are submitted for each slot: a worker that ends one has the next one at hand."""
@@ -153,6 +155,7 @@ async def sync_shards(
     checkpoint: float = 60.0,
     watch: float = 5.0,
     on_progress: Callable[[DatasetProgress], object] | None = None,
+    tracer_provider: TracerProvider | None = None,
 ) -> DatasetReport:
     """Bring the shards of all *accounts* up to date on an engine, and report what has come of it.
 
@@ -172,6 +175,7 @@ async def sync_shards(
         checkpoint: After so many seconds a worker copies the journal of its shard to the dataset, again and again.
         watch: After so many seconds a worker looks whether another one has taken its shard over, again and again.
         on_progress: Called whenever a shard has changed, about once a second for each.
+        tracer_provider: Where the span of the run goes, whose children are those of the shards. None: the global one.
 
     Raises:
         ValueError: An argument is out of its range; before anything is done.
@@ -193,7 +197,7 @@ async def sync_shards(
     skipped = 0
     if resumed or departed != "keep":
         skipped = await asyncio.to_thread(_settle, dataset, by_shard, number, resumed=resumed, departed=departed)
-    with trace.get_tracer("lamella").start_as_current_span(SYNC_SPAN):
+    with Tracing(tracer_provider).tracer.start_as_current_span(SYNC_SPAN, attributes={RUN: number}):
         headers: dict[str, str] = {}
         propagate.inject(headers)
         # The largest first: the last one to end should be a small one.

@@ -7,6 +7,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Self
 
+from opentelemetry.trace import TracerProvider
+
 from lamella.checks import check_whole
 from lamella.dataset.process import Process
 from lamella.dataset.shard import run_shard
@@ -19,19 +21,25 @@ class Here:
     Args:
         at_once: How many shards are under way at a time.
         scratch: The folder for journals of shards that are under way, as for :class:`Process`.
+        tracer_provider: Where the spans of the shards go. None means the global one.
     """
 
-    def __init__(self, at_once: int = 1, scratch: Path | None = None) -> None:
+    def __init__(
+        self, at_once: int = 1, scratch: Path | None = None, *, tracer_provider: TracerProvider | None = None
+    ) -> None:
         check_whole("at_once", at_once)
         self._at_once = at_once
         self._scratch = scratch
+        self._tracer_provider = tracer_provider
 
     async def __aenter__(self) -> Self:
         self._slots = asyncio.Semaphore(self._at_once)
         self._tasks: set[asyncio.Task[Outcome]] = set()
         self._stopped = False
         self._stack = AsyncExitStack()
-        self._process = await self._stack.enter_async_context(Process(self._scratch))
+        self._process = await self._stack.enter_async_context(
+            Process(self._scratch, tracer_provider=self._tracer_provider)
+        )
         return self
 
     async def __aexit__(self, *exc: object) -> None:

@@ -5,9 +5,14 @@
 
 from __future__ import annotations
 
+import errno
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
+
+from lamella.redaction import redact_text
 
 _CHUNK: Final = 8 * 2**20
 
@@ -33,51 +38,53 @@ class Objects:
     def put_new(self, name: str, content: bytes) -> bool:
         from obstore.exceptions import AlreadyExistsError
 
-        try:
-            # If-None-Match: *. Where the answer to a first attempt was lost, the second one finds the object there.
-            self._store.put(name, content, mode="create")
-        except AlreadyExistsError:
-            return self.read(name) == content
-        return True
+        with _errors(name):
+            try:
+                # If-None-Match: *. Where the answer to a first attempt was lost, the second one finds the object there.
+                self._store.put(name, content, mode="create")
+            except AlreadyExistsError:
+                return self.read(name) == content
+            return True
 
     def upload(self, path: Path, name: str) -> None:
-        self._store.put(name, path)
+        with _errors(name):
+            self._store.put(name, path)
 
     def download(self, name: str, path: Path) -> None:
-        with path.open("wb") as file:
-            for chunk in self._get(name).stream(min_chunk_size=_CHUNK):
+        with _errors(name), path.open("wb") as file:
+            for chunk in self._store.get(name).stream(min_chunk_size=_CHUNK):
                 file.write(chunk)
 
     def read(self, name: str) -> bytes:
-        return bytes(self._get(name).bytes())
+        with _errors(name):
+            return bytes(self._store.get(name).bytes())
 
     def sizes(self, folder: str) -> dict[str, int]:
-        return {each["path"]: each["size"] for page in self._store.list(folder) for each in page}
+        with _errors(folder):
+            return {each["path"]: each["size"] for page in self._store.list(folder) for each in page}
 
     def age(self, name: str) -> float:
-        from obstore.exceptions import NotFoundError
-
-        try:
-            found: float = time.time() - self._store.head(name)["last_modified"].timestamp()
-        except (FileNotFoundError, NotFoundError):
-            raise FileNotFoundError(name) from None
-        return max(0.0, found)
+        with _errors(name):
+            written: float = self._store.head(name)["last_modified"].timestamp()
+        return max(0.0, time.time() - written)
 
     def remove(self, name: str) -> None:
-        from obstore.exceptions import NotFoundError
-
-        try:
+        with suppress(FileNotFoundError), _errors(name):
             self._store.delete(name)
-        except (FileNotFoundError, NotFoundError):
-            return
 
     def location(self, name: str) -> str:
         return f"{self._url}/{name}"
 
-    def _get(self, name: str) -> Any:
-        from obstore.exceptions import NotFoundError
 
-        try:
-            return self._store.get(name)
-        except (FileNotFoundError, NotFoundError):
-            raise FileNotFoundError(name) from None
+@contextmanager
+def _errors(name: str) -> Iterator[None]:
+    """Turn obstore's errors into an OSError."""
+    from obstore.exceptions import BaseError, NotFoundError
+
+    try:
+        yield
+    except (FileNotFoundError, NotFoundError):
+        raise FileNotFoundError(errno.ENOENT, "there is no such object", name) from None
+    except BaseError as exc:
+        # What follows the first line may be the whole request.
+        raise OSError(errno.EIO, redact_text(str(exc).partition("\n")[0]), name) from None

@@ -8,7 +8,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from opentelemetry.trace import Tracer, TracerProvider
+
 from lamella.dataset.scratch import scratch_folder
+from lamella.telemetry.tracing import Tracing
 
 _T = TypeVar("_T")
 
@@ -19,10 +22,12 @@ class Process:
     Args:
         scratch: The folder for journals of shards that are under way. None means one of this user in the folder for
             temporary files. It stays when the process is killed, so that the next one here goes on from it.
+        tracer_provider: Where the spans of the shards go. None means the global one.
     """
 
-    def __init__(self, scratch: Path | None = None) -> None:
+    def __init__(self, scratch: Path | None = None, *, tracer_provider: TracerProvider | None = None) -> None:
         self.scratch = scratch_folder(scratch)
+        self.tracer: Tracer = Tracing(tracer_provider).tracer
         self._opened: dict[Hashable, asyncio.Future[Any]] = {}
         self._shards: dict[tuple[str, int], asyncio.Task[Any]] = {}
         self._stack = AsyncExitStack()

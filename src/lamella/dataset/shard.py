@@ -15,7 +15,7 @@ from secrets import token_hex
 from typing import Final
 
 import anyio
-from opentelemetry import propagate, trace
+from opentelemetry import propagate
 
 from lamella.dataset import state
 from lamella.dataset.commits import Commit, Dataset, File, TakenOver
@@ -26,7 +26,7 @@ from lamella.dataset.work import Count, OnCount, Outcome, Read, Result, Work, na
 from lamella.sync import Progress, Report, export
 from lamella.sync.tables import Misfits
 from lamella.sync.typed import files_beside
-from lamella.telemetry.names import SHARD, SHARD_SPAN
+from lamella.telemetry.names import RUN, SHARD, SHARD_SPAN
 from lamella.threads import run_to_its_end
 
 _COUNT_EVERY: Final = 1.0
@@ -51,7 +51,8 @@ async def run_shard(process: Process, work: Work, on_count: OnCount | None = Non
     thread = ThreadPoolExecutor(1, thread_name_prefix="lamella-dataset")
     try:
         parent = propagate.extract(work.trace)
-        with trace.get_tracer("lamella").start_as_current_span(SHARD_SPAN, parent, attributes={SHARD: work.shard}):
+        about = {RUN: work.run, SHARD: work.shard}
+        with process.tracer.start_as_current_span(SHARD_SPAN, parent, attributes=about):
             return await _run(process, work, thread, on_count)
     except TakenOver:
         return Outcome(work.shard, "taken over")
