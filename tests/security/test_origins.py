@@ -125,7 +125,7 @@ async def test_the_user_of_a_url_goes_to_its_server_and_is_shown_nowhere(serve: 
 
 
 async def test_cookies_can_be_kept_separate_by_account(serve: Serve) -> None:
-    """An aiohttp session keeps cookies, and one session may serve many accounts: docs/explanation/security.md explains it."""
+    """An aiohttp session keeps cookies, and one session may serve many accounts (docs/explanation/security.md)."""
     seen: list[str | None] = []
 
     async def handle(request: web.Request) -> web.Response:

@@ -66,23 +66,22 @@ async def sync(
 
 
 async def sync(*given: Any, **options: Any) -> Report | DatasetReport:
-    """Bring the records of all *accounts* up to date: :func:`lamella.sync.run`, with its options and errors.
+    """Bring the records of all *accounts* up to date, with the options and errors of :func:`lamella.sync.run`.
 
-    With ``on=``, many workers do that, and the output is a dataset: ``sync(accounts, resources, on=client,
+    With ``on=``, many workers do the work and the output is a dataset: ``sync("accounts.csv", resources, on=client,
     output="records/")``. Its options are those of :func:`lamella.maesn.shards.sync_on`.
 
-    The journal records the `company_id` and `environment_name` of each account. If they differ from those of the run
-    before, all that is stored for the account is dropped, and it is read from the beginning. A list whose parameters
-    differ is another list: what is stored of it is dropped, too.
+    The journal records the `company_id` and `environment_name` of each account. If they differ from those of the
+    previous run, the stored records of the account are dropped and read again from the beginning. The same applies to a
+    list whose parameters differ.
 
     Args:
-        session: One made by :func:`lamella.maesn.session`, best with a ``Breaker``, or with its layers and a base URL.
-        accounts: Accounts with names that differ, or names with their keys.
-        resources: Lists, such as ``["contacts", "invoices"]``.
-        journal: Where all is kept, for this sync and the next ones. Its ``batch`` should name the API.
-        limit: How many records a page holds: 5, 10, 20, 50 or 100.
-        params: More of the query, by the list: ``{"openItems": {"fiscalYear": "2026"}}``. Those of an account come
-            before them.
+        *given: The session (made by :func:`lamella.maesn.session`, best with a ``Breaker``), the accounts (with unique
+            names, or a mapping of names to keys) and the names of the lists. With ``on=``: the path of the accounts file
+            and the names of the lists.
+        **options: With ``journal``, which stores all state (its ``batch`` should name the API), ``limit`` is the number of
+            records of a page (5, 10, 20, 50 or 100), and ``params`` maps lists to query parameters, such as
+            ``{"openItems": {"fiscalYear": "2026"}}``; parameters of an account take precedence.
     """
     if "on" in options:
         return await sync_on(*given, **options)
