@@ -16,7 +16,7 @@ BENCH := .venv-bench
 AUDIT := .venv-audit
 AIOHTTP := .venv-aiohttp
 RUN    := $(VENV)/bin/python -m
-# Modules are compiled as they are used: most of them never are, and to compile all takes most of an installation.
+# Modules are compiled as they are used: most of them never are.
 INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 # It looks for lamella with the python on the path, and without the variable for a newer version of itself on the index.
 PYRIGHT := PATH="$(VENV)/bin:$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(RUN) pyright
