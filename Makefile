@@ -22,7 +22,7 @@ DIST := .venv-dist
 EXTRAS := cli,oauth,parquet,sdk
 , := ,
 RUN    := $(VENV)/bin/python -m
-# Modules are compiled as they are used: most of them never are, and to compile all takes most of an installation.
+# Modules are compiled as they are used: most of them never are.
 INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 # pyright finds lamella through the python on the path. The variable stops its check for a newer version.
 PYRIGHT := PATH="$(VENV)/bin:$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(RUN) pyright
