@@ -52,7 +52,7 @@ def ride(scenario: Scenario, contender: str, url: str, seed: int, pipe: Connecti
     logging.basicConfig(level=logging.CRITICAL)
     random.seed(seed)
     costs = scenario.costs() if scenario.points else None
-    place = Place(url, scenario.deadline, scenario.wait, scenario.paths, costs, scenario.told)
+    place = Place(url, scenario.deadline, scenario.wait, scenario.paths, costs, scenario.stated)
     asyncio.run(_ride(scenario, contender, place, pipe))
 
 

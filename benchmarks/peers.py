@@ -31,7 +31,7 @@ class Place:
     wait: float = 1.0
     paths: bool = False
     costs: Iterator[int] | None = None
-    told: bool = True
+    stated: bool = True
 
     def path(self, number: int) -> str:
         """The path of the calls of a crowd."""
@@ -61,7 +61,7 @@ def aiohttp_session(place: Place, **options: Any) -> aiohttp.ClientSession:
 
 @asynccontextmanager
 async def lamella(place: Place) -> AsyncIterator[Call]:
-    """`lamella.stack` with all that it has on by default, told whose calls they are. The rules are Maesn's, scaled."""
+    """`lamella.stack` with its defaults, and `account=`. The rules are Maesn's, scaled."""
     from lamella import Backoff, Rule, RuleBook, stack
 
     rules = RuleBook(
@@ -74,8 +74,8 @@ async def lamella(place: Place) -> AsyncIterator[Call]:
         attempts=ATTEMPTS,
         deadline=place.deadline,
         account=lambda request: request.headers["X-ACCOUNT-KEY"],
-        scope=(lambda request: request.url.path) if place.paths and place.told else None,
-        cost=(lambda request: float(request.headers["X-Points"])) if place.costs and place.told else None,
+        scope=(lambda request: request.url.path) if place.paths and place.stated else None,
+        cost=(lambda request: float(request.headers["X-Points"])) if place.costs and place.stated else None,
     )
     # The total of a session would include the waits: lamella has limits of its own.
     async with aiohttp_session(place, middlewares=layers, timeout=aiohttp.ClientTimeout(total=None)) as session:

@@ -52,7 +52,7 @@ class Scenario:
 
     `refusal` is the status of a request beyond the limit, `states` whether each answer has X-RateLimit-*. `paths`: the
     crowds are those of the paths of one account, and not of accounts. `points`: a request takes 1 to 9 of the limit.
-    `told`: whether lamella is told of paths and points.
+    `stated`: whether lamella has `scope=` or `cost=` then.
 
     `name` is for the command line, `title` for the plot, where room is short, `about` for the page.
     """
@@ -71,7 +71,7 @@ class Scenario:
     states: bool = False
     paths: bool = False
     points: bool = False
-    told: bool = True
+    stated: bool = True
 
     def costs(self) -> Iterator[int]:
         """The points of each request, in the order in which they are made."""
@@ -111,7 +111,7 @@ def scenarios(*, quick: bool = False) -> tuple[Scenario, ...]:
     return (
         alone("fixed", "Fixed window", "100 requests in each second.", fixed),
         alone(
-            "fixed-told",
+            "fixed-retry-after",
             "Fixed window, Retry-After",
             "100 requests in each second, and a 429 says how many seconds to wait.",
             FixedWindow(100, 1.0, retry_after=True),
@@ -175,25 +175,25 @@ def scenarios(*, quick: bool = False) -> tuple[Scenario, ...]:
         Scenario(
             "paths",
             "A limit for each of four paths",
-            "100 requests in each second for each of four paths of one account; lamella is told `scope`. "
+            "100 requests in each second for each of four paths of one account; lamella has `scope=`. "
             f"{calls:,} calls for each, {AT_ONCE // 4} at a time.",
             (Crowd(calls, fixed, AT_ONCE // 4),) * 4,
             paths=True,
         ),
         alone(
             "points",
-            "Points, told",
-            "500 points in each second, a request takes 1 to 9; lamella is told `cost`.",
+            "Points, stated",
+            "500 points in each second, a request takes 1 to 9; lamella has `cost=`.",
             FixedWindow(500, 1.0, retry_after=False),
             points=True,
         ),
         alone(
-            "points-untold",
-            "Points, not told",
+            "points-not-stated",
+            "Points, not stated",
             "500 points in each second, a request takes 1 to 9.",
             FixedWindow(500, 1.0, retry_after=False),
             points=True,
-            told=False,
+            stated=False,
         ),
         Scenario(
             "unlimited",

@@ -1,0 +1,91 @@
+"""The storm's scenarios in virtual time: no noise of a machine, and many seeds.
+
+The rules are those of `benchmarks/scenarios.py`: 2,000 calls, 500 at a time, a rule that waits a second, answers after
+20 ms. One path of four is alone here, since the paths have nothing in common but the machine.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from statistics import mean
+
+import pytest
+from tests.policy.test_estimator import ENDLESS, Outcome, Traffic
+
+from lamella.testing import FixedWindow
+
+CALLS = 2000
+HUNDRED = FixedWindow(100, 1.0, retry_after=False)
+POINTS = FixedWindow(500, 1.0, retry_after=False)
+
+
+def points(seed: int) -> Callable[[int], float]:
+    random_ = random.Random(seed)
+    costs = [float(random_.randint(1, 9)) for _ in range(CALLS)]
+    return costs.__getitem__
+
+
+def runs(seeds: int, traffic: Callable[[int], Traffic]) -> Iterator[tuple[Traffic, Outcome]]:
+    for seed in range(seeds):
+        one = traffic(seed)
+        outcome = one.run()
+        assert outcome.lost == []
+        assert outcome.sends <= 1.10 * CALLS
+        yield one, outcome
+
+
+JITTERS = pytest.mark.parametrize("jitter", [0.0, 0.1, 0.5, 1.0])
+SEEDS = pytest.mark.parametrize("seeds", [2, pytest.param(20, marks=pytest.mark.slow)])
+
+
+@SEEDS
+@JITTERS
+def test_each_of_four_paths(jitter: float, seeds: int) -> None:
+    for traffic, outcome in runs(
+        seeds, lambda seed: Traffic(HUNDRED, CALLS, 1.0, 0.02, jitter, at_once=125, seed=seed)
+    ):
+        assert outcome.took <= 1.15 * traffic.ideal()
+
+
+@SEEDS
+@JITTERS
+def test_points_with_a_cost_function(jitter: float, seeds: int) -> None:
+    def traffic(seed: int) -> Traffic:
+        return Traffic(
+            POINTS, CALLS, 1.0, 0.02, jitter, at_once=500, points=points(seed), states_points=True, seed=seed
+        )
+
+    assert mean(outcome.took / one.ideal() for one, outcome in runs(seeds, traffic)) <= 1.15
+
+
+@SEEDS
+@JITTERS
+def test_points_without_a_cost_function(jitter: float, seeds: int) -> None:
+    """The number that passes in a period varies by 5 %."""
+
+    def traffic(seed: int) -> Traffic:
+        return Traffic(POINTS, CALLS, 1.0, 0.02, jitter, at_once=500, points=points(seed), seed=seed)
+
+    ratios = [outcome.took / one.ideal() for one, outcome in runs(seeds, traffic)]
+    assert mean(ratios) <= 1.20
+    assert max(ratios) <= 1.25
+
+
+@SEEDS
+@JITTERS
+@pytest.mark.parametrize("most", [6, 10, 30])
+def test_so_many_in_flight(most: int, jitter: float, seeds: int) -> None:
+    """With *jitter* the server is reached in another order, and so many at the server are rather more in flight."""
+
+    def traffic(seed: int) -> Traffic:
+        nothing = FixedWindow(ENDLESS, 1.0)
+        return Traffic(nothing, CALLS, 1.0, 0.05, jitter, at_once=500, most=most, seed=seed)
+
+    ideal = CALLS * 0.05 * (1 + jitter / 2) / most
+    ratios = []
+    for _, outcome in runs(seeds, traffic):
+        ratios.append(outcome.took / ideal)
+        assert outcome.estimate.generation == 0, "the account was never used up"
+    assert mean(ratios) <= 1.20
+    assert max(ratios) <= 1.50  # at the end, a call that was refused three times waits 1, 2 and 4 s
