@@ -71,8 +71,19 @@ def check_installation(wheel: Path, folder: Path) -> None:
     run(python, "-I", "-c", NO_EXTRAS)
     run(*install, f"{wheel}[cli]")
     run(python, "-I", "-m", "lamella", "--version")
+    lamella = (python, "-I", "-m", "lamella")
     output = folder / "records.jsonl"
-    run(python, "-I", "-m", "lamella", "sync", "--sandbox", "--resource", "items", "--output", output)
+    with subprocess.Popen([*lamella, "sandbox", "--port", "0"], stdout=subprocess.PIPE, text=True) as server:  # noqa: S603
+        try:
+            # What it greets with: where it listens, and the keys.
+            lines = iter(server.stdout or ())
+            url = next(lines).split()[2]
+            api_key, key = (next(lines).split()[1] for _ in range(2))
+            names = {"MAESN_BASE_URL": url, "MAESN_API_KEY": api_key, "MAESN_ACCOUNT_KEY": key}
+            command = (*lamella, "sync", "--resource", "items", "--journal", folder / "journal", "--output", output)
+            run(*command, **names)
+        finally:
+            server.terminate()
     if not output.read_text("utf-8"):
         raise SystemExit(f"the sync wrote nothing to {output.name}")
 

@@ -201,6 +201,15 @@ def test_filters(page: Page) -> None:
     assert page.shown == "300 of 300 calls"
 
 
+def test_filter_by_resource(page: Page) -> None:
+    found = [trace for trace in page.found if "/contacts" in path(trace)]
+    Select(page.one("#resource")).select_by_value("contacts")
+    assert page.shown == f"{len(found)} of 300 calls"
+    Select(page.one("#resource")).select_by_value("")
+    assert page.shown == "300 of 300 calls"
+    assert not page.one("#account").is_displayed(), "there is nothing to choose from"
+
+
 def test_search(page: Page) -> None:
     page.search("UNICORNS get")
     found = [trace for trace in page.found if "unicorns" in path(trace)]
@@ -274,7 +283,8 @@ def test_the_page_fits_and_can_be_read(page: Page, width: int, scheme: str) -> N
         assert page.script("return document.getElementById('list').scrollWidth") <= width
         back = page.script("return getComputedStyle(document.body).backgroundColor")
         assert (back == "rgb(255, 255, 255)") is (scheme == "light")
-        seen = "return [...document.querySelectorAll('button, select, input')].filter(it => !it.checkVisibility())"
+        tools = "[...document.querySelectorAll('button, select, input')].filter(it => !it.closest('[hidden]'))"
+        seen = f"return {tools}.filter(it => !it.checkVisibility())"
         assert page.script(seen) == []
     finally:
         page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
@@ -330,6 +340,10 @@ def test_the_page_of_a_real_run(browser: Chrome, tmp_path: Path) -> None:
     accounts = {str(found.text) for found in browser.find_elements(By.CSS_SELECTOR, ".row .account")}
     assert len(accounts) > 1
     assert accounts <= set(sandboxed._NAMES)
+    chosen = min(accounts)
+    Select(browser.find_element(By.ID, "account")).select_by_value(chosen)
+    assert {str(found.text) for found in browser.find_elements(By.CSS_SELECTOR, ".row .account")} == {chosen}
+    Select(browser.find_element(By.ID, "account")).select_by_value("")
     browser.find_element(By.CSS_SELECTOR, "[data-sort=attempts]").click()
     browser.find_element(By.CSS_SELECTOR, '.row[data-place="0"]').click()
     tree = str(browser.find_element(By.CSS_SELECTOR, "#details pre").get_property("textContent"))

@@ -18,6 +18,7 @@ from tests.browser.chromium import chromium
 SITE = Path(__file__).resolve().parents[2] / "build" / "site"
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html") if path.name != "404.html")
 DESKTOP, PHONE = (1280, 900), (390, 844)
+LONGEST = 20  # seconds until a page is laid out, on a slow machine
 LEAST_CONTRAST = 4.5  # WCAG 2.2, level AA
 ANSWERS = {
     "How do I add this to my session?": "middlewares=layers",
@@ -76,7 +77,8 @@ def test_a_page_does_not_scroll_sideways_and_loads_from_no_other_host(browser: C
     browser.get(f"{url}/{page}")
     for size in (DESKTOP, PHONE):
         resize(browser, size)
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0]
+        fits = f"return document.documentElement.scrollWidth <= {size[0]}"
+        WebDriverWait(browser, LONGEST).until(lambda _, fits=fits: browser.execute_script(fits), f"{size}")
     loaded = browser.execute_script("return performance.getEntriesByType('resource').map((each) => each.name)")
     assert [each for each in loaded if not each.startswith((url, "data:", "blob:"))] == []
 
@@ -100,7 +102,7 @@ def test_code_can_be_read_and_copied(browser: Chrome, url: str, size: tuple[int,
     code = browser.find_element(By.CSS_SELECTOR, "pre > code")
     assert float(str(code.value_of_css_property("font-size")).removesuffix("px")) >= 12
     assert browser.execute_script(CONTRAST) >= LEAST_CONTRAST
-    WebDriverWait(browser, 20).until(
+    WebDriverWait(browser, LONGEST).until(
         lambda _: browser.find_elements(By.CSS_SELECTOR, ".md-code__button, .md-clipboard")
     )
 
@@ -110,7 +112,7 @@ def test_the_navigation_is_reachable_on_a_phone(browser: Chrome, url: str) -> No
     browser.get(f"{url}/index.html")
     browser.find_element(By.CSS_SELECTOR, "header label[for=__drawer]").click()
     drawer = browser.find_element(By.CSS_SELECTOR, ".md-sidebar--primary")
-    WebDriverWait(browser, 20).until(lambda _: drawer.rect["x"] >= 0)
+    WebDriverWait(browser, LONGEST).until(lambda _: drawer.rect["x"] >= 0)
     titles = [
         str(found.text) for found in drawer.find_elements(By.CSS_SELECTOR, ".md-nav__link") if found.is_displayed()
     ]
@@ -122,7 +124,7 @@ def test_the_search_finds_a_name(browser: Chrome, url: str) -> None:
     browser.get(f"{url}/index.html")
     browser.find_element(By.CSS_SELECTOR, "input.md-search__input").send_keys("RetryBudget")
     found = "a.md-search-result__link"
-    WebDriverWait(browser, 20).until(lambda _: browser.find_elements(By.CSS_SELECTOR, found))
+    WebDriverWait(browser, LONGEST).until(lambda _: browser.find_elements(By.CSS_SELECTOR, found))
     links = [str(each.get_attribute("href")) for each in browser.find_elements(By.CSS_SELECTOR, found)]
     assert any("together.html" in link or "api/stack.html" in link for link in links)
 

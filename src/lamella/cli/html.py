@@ -106,12 +106,19 @@ def _call(trace: Trace, began: int) -> _Json:
         "method": text(trace.call, names.METHOD_ORIGINAL) or text(trace.call, names.METHOD),
         "path": path(trace),
         "account": redact_text(trace.account),
+        "resource": _resource(trace),
         "outcome": text(trace.call, names.OUTCOME),
         "trace": format_trace_id(context(trace.call).trace_id),
         "attempts": attempts,
         "others": list(_other_waits(trace, began)),
         "tree": tree_text(trace),
     }
+
+
+def _resource(trace: Trace) -> str:
+    """Return the list or operation that a call is for, such as ``invoices/{invoiceId}``."""
+    named = text(trace.call, names.URL_TEMPLATE) or path(trace).partition("?")[0]
+    return named.removeprefix("/").removeprefix("accounting/")
 
 
 def _attempt(attempt: ReadableSpan, began: int) -> _Json:

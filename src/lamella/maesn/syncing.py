@@ -77,11 +77,11 @@ async def sync(*given: Any, **options: Any) -> Report | DatasetReport:
 
     Args:
         *given: The session (made by :func:`lamella.maesn.session`, best with a ``Breaker``), the accounts (with unique
-            names, or a mapping of names to keys) and the names of the lists. With ``on=``: the path of the accounts file
-            and the names of the lists.
-        **options: With ``journal``, which stores all state (its ``batch`` should name the API), ``limit`` is the number of
-            records of a page (5, 10, 20, 50 or 100), and ``params`` maps lists to query parameters, such as
-            ``{"openItems": {"fiscalYear": "2026"}}``; parameters of an account take precedence.
+            names, or a mapping of names to keys) and the names of the lists. With ``on=``: the path of the accounts
+            file and the names of the lists.
+        **options: ``journal`` stores all state; its ``batch`` should name the API. ``limit`` is the number of records
+            of a page: 5, 10, 20, 50 or 100. ``params`` maps lists to query parameters, such as ``{"openItems":
+            {"fiscalYear": "2026"}}``; parameters of an account take precedence.
     """
     if "on" in options:
         return await sync_on(*given, **options)

@@ -33,7 +33,7 @@
     return made;
   }
 
-  // As lamella.cli.words.duration puts it, of microseconds.
+  // As lamella.cli.terminal.duration puts it, of microseconds.
   function duration(micros) {
     const seconds = micros / 1e6;
     const short = (value, digits) => String(Number(value.toFixed(digits)));
@@ -51,6 +51,7 @@
     start: (a, b) => a.at - b.at,
     duration: (a, b) => a.took - b.took,
     attempts: (a, b) => a.attempts.length - b.attempts.length || a.took - b.took,
+    account: (a, b) => compare(a.account, b.account) || compare(a.resource, b.resource),
     path: (a, b) => compare(a.path, b.path) || compare(a.method, b.method),
     ended: (a, b) => a.well - b.well || compare(a.ended, b.ended),
   };
@@ -61,10 +62,13 @@
 
   function choose() {
     const outcome = at("outcome").value;
+    const account = at("account").value, resource = at("resource").value;
     const words = at("search").value.toLowerCase().split(/\s+/).filter(Boolean);
     const kinds = [...document.querySelectorAll('#kinds [aria-pressed="true"]')].map((button) => button.dataset.kind);
     const isWanted = (call) =>
       (!outcome || (outcome === "retried" ? call.attempts.length > 1 : call.well === (outcome === "well"))) &&
+      (!account || call.account === account) &&
+      (!resource || call.resource === resource) &&
       (!kinds.length || kinds.some((kind) => call.kinds.has(kind))) &&
       words.every((word) => call.text.includes(word));
     const sign = state.descending ? -1 : 1;
@@ -385,6 +389,13 @@
   // --- the controls
 
   at("outcome").addEventListener("change", choose);
+  for (const name of ["account", "resource"]) {
+    const values = [...new Set(calls.map((call) => call[name]))].filter(Boolean).sort(compare);
+    const select = at(name);
+    for (const value of values) select.append(Object.assign(element("option", "", value), { value }));
+    select.parentElement.hidden = values.length < 2;
+    select.addEventListener("change", choose);
+  }
   at("search").addEventListener("input", choose);
   at("kinds").addEventListener("click", (event) => {
     const button = event.target.closest("button");
