@@ -63,20 +63,15 @@ def next_permit(
     """
     if estimate.untouched and asked.learns and len(in_flight) < estimate.max_in_flight:
         estimate.period = estimate.period or period
-        return _issued(estimate, now, len(in_flight), asked.cost)
-    gap = _gap(estimate, now, in_flight, period, asked)
-    if isinstance(gap, Wait):
-        return gap
-    if gap is not None:
-        # A late timer must not lower the rate. Half of what passes at once may be sent at once.
-        in_a_row = estimate.phase == "steady" and not estimate.is_sure
-        late = max(gap, min(_LATE_TIMER, gap * estimate.burst / 2)) if in_a_row else gap
-        estimate.next_at = max(estimate.next_at, now - late) + gap if gap else now
-    return _issued(estimate, now, len(in_flight), asked.cost)
-
-
-def _issued(estimate: RateEstimate, now: float, in_flight: int, cost: float) -> Permit:
-    """Return a permit for an attempt that is sent now."""
+    else:
+        gap = _gap(estimate, now, in_flight, period, asked)
+        if isinstance(gap, Wait):
+            return gap
+        if gap is not None:
+            # A late timer must not lower the rate. Half of what passes at once may be sent at once.
+            in_a_row = estimate.phase == "steady" and not estimate.is_sure
+            late = max(gap, min(_LATE_TIMER, gap * estimate.burst / 2)) if in_a_row else gap
+            estimate.next_at = max(estimate.next_at, now - late) + gap if gap else now
     if estimate.began < 0:
         estimate.began = now
     at = now if not now <= estimate.sent_at < now + _SAME_MOMENT else nextafter(estimate.sent_at, inf)
