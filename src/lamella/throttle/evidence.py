@@ -1,10 +1,13 @@
 """Decide what a refusal is evidence of: a used-up account, too many attempts in flight, or chance.
 
-A refusal closes the account at once where it was to be expected: as many have passed as the learned limit allows, or
-nothing has passed. Any other one begins a trial: nothing is sent until the attempts in flight are answered, a round
-trip. If most of those that were sent after the refused one pass, it was refused by chance. Otherwise one attempt goes
-alone. If it is refused, the account is used up. If it passes, no window is: then there were too many in flight, or the
-account has a bucket, which refuses again a few attempts later.
+A refusal closes the account at once where it was expected: as many have passed as the learned limit allows, or nothing
+has passed. Any other refusal begins a trial: nothing is sent until the attempts in flight are answered, which takes a
+round trip. If most of the attempts that were sent after the refused one pass, it was refused by chance. Otherwise one
+attempt is sent alone. If it is refused, the account is used up. If it passes, no window is used up: either there were
+too many in flight, or the account has a bucket, which refuses again a few attempts later.
+
+As many may be in flight as passed at once in the trial. From then on the share of refused attempts decides: with more
+than one in 20, one fewer may be in flight. After some rounds one more is tried; a try ends with its first refusal.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ _NO_CHANCE: Final = 0.002  # a smaller chance counts as zero
 _TRIALS: Final = 3  # so many undecided trials in a row, ...
 _APART: Final = 16  # ... with fewer than so many successes between them, are a rate that is exceeded
 _SAME: Final = 0.7  # of the attempts in flight: a refusal at more than that is by the same limit
-_OFTEN: Final = 0.05  # share of the attempts that is refused: with more than that, less may be in flight
+_OFTEN: Final = 0.05  # share of refused attempts above which fewer may be in flight
 _FIRST_ROUNDS: Final = 4.0  # of as many attempts as may be in flight, before one more is tried: twice as many, ...
 _FEW: Final = 4.0  # a limit below that is tried no more often than that one: each try is a refusal
 _MOST_ROUNDS: Final = 64.0  # ... and twice as many again with each refusal
@@ -44,30 +47,34 @@ def closes(estimate: RateEstimate, permit: Permit, others: int) -> bool:
         used_up = estimate.trial_probes > (1 if estimate.chance else 0) or not (estimate.passed or others)
     elif estimate.refusals or not (estimate.passed or others) or _is_expected(estimate, permit):
         used_up = True
-    elif 0 < estimate.most < permit.among and estimate.recent < _TOLERATED:
-        _too_many(estimate, estimate.most)
-        return False
-    elif estimate.is_sure and _is_full(estimate, permit):
-        used_up = True
-    elif estimate.is_sure and permit.among > _SAME * estimate.most and estimate.recent < _TOLERATED:
-        estimate.most_refused += _MEMORY
-        if estimate.most_refused > _OFTEN:
-            _too_many(estimate, max(estimate.most - 1.0, 1.0))
-        return False
-    elif estimate.chance and estimate.recent < _TOLERATED:
-        estimate.chance += _MEMORY
+    elif estimate.recent < _TOLERATED and _is_one_of_few(estimate, permit):
         return False
     elif estimate.was_used_up and estimate.since_trial < _APART and not estimate.chance:
         used_up = True
     else:
         estimate.trials = estimate.trials + 1 if soon else 1
         used_up = estimate.trials >= _TRIALS or (soon and estimate.is_sure and among < _SAME * estimate.most)
-        estimate.trial_at, estimate.trial_last, estimate.trial_size = permit.at, estimate.sent_at, among
+        estimate.trial_at, estimate.trial_last, estimate.trial_first = permit.at, estimate.sent_at, permit.among
         estimate.trial_refused, estimate.trial_passed, estimate.trial_probes = 1, 0, 0
-        estimate.trial_first = permit.among
+        estimate.trial_size = among
     if used_up:
         _end_trial(estimate, used_up=True)
     return used_up
+
+
+def _is_one_of_few(estimate: RateEstimate, permit: Permit) -> bool:
+    """Return whether a single refusal needs no trial, since so many in flight, or refusals by chance, are known."""
+    if 0 < estimate.most < permit.among:  # one more was tried
+        _too_many(estimate, estimate.most)
+    elif estimate.is_sure and permit.among > _SAME * estimate.most:
+        estimate.most_refused += _MEMORY
+        if estimate.most_refused > _OFTEN:
+            _too_many(estimate, max(estimate.most - 1.0, 1.0))
+    elif estimate.chance:
+        estimate.chance += _MEMORY
+    else:
+        return False
+    return True
 
 
 def has_passed(estimate: RateEstimate, permit: Permit) -> None:
@@ -84,16 +91,14 @@ def has_passed(estimate: RateEstimate, permit: Permit) -> None:
 
 
 def _is_expected(estimate: RateEstimate, permit: Permit) -> bool:
-    """Return whether a look for the limit has come to where it is believed to be."""
-    looks = estimate.phase in {"spread", "edge"} or estimate.proven_at >= 0
-    known = estimate.requests if estimate.phase == "spread" else estimate.good
-    return looks and not estimate.chance and estimate.count(permit.at - estimate.period) >= _LIKELY * known - 1
-
-
-def _is_full(estimate: RateEstimate, permit: Permit) -> bool:
-    """Return whether about as many have passed as a limit allows that is known."""
-    known = estimate.requests if estimate.phase == "steady" and not estimate.chance else 0.0
-    return known > 0 and estimate.count(permit.at - estimate.period) >= _LIKELY * known - 1
+    """Return whether about as many have passed in this period as the limit is believed to allow."""
+    if estimate.phase in {"spread", "edge"} or estimate.proven_at >= 0:  # it looks for the limit
+        known = estimate.requests if estimate.phase == "spread" else estimate.good
+    elif estimate.phase == "steady" and estimate.is_sure and permit.among <= estimate.most:
+        known = estimate.requests  # not by the limit in flight then
+    else:
+        return False
+    return not estimate.chance and estimate.count(permit.at - estimate.period) >= _LIKELY * known - 1
 
 
 def by_chance(estimate: RateEstimate) -> bool:
@@ -122,7 +127,7 @@ def _weigh(estimate: RateEstimate, permit: Permit) -> None:
         if estimate.spread > 1 and refused == 1 and estimate.requests >= _APART:
             estimate.chance = max(estimate.chance, _CHANCE)  # a window that is used up lets none pass
     elif not (estimate.chance and refused <= _TOLERATED):
-        # Where the server was reached in another order than they were sent, rather fewer than did pass.
+        # The server may have received them in another order: then fewer than passed are safe.
         in_order = min(max(estimate.trial_first - 1.0, 1.0), passes)
         _too_many(estimate, (passes + in_order) // 2, is_sure=refused > 1)
         estimate.max_in_flight = 2.0
