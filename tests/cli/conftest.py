@@ -8,10 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 import pytest
+from tests.cli.serving import API_KEY
 
-from lamella.cli import sandboxed
+from lamella import maesn
+from lamella.cli import options, sandboxed
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +23,21 @@ def _width(monkeypatch: pytest.MonkeyPatch) -> None:
     """80 columns, also with `pytest -s` at another terminal, which rich asks even where it writes to a pipe."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("LINES", "24")
+
+
+@pytest.fixture
+def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of its own, with an API key."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAESN_API_KEY", API_KEY)
+    for name in ("MAESN_ACCOUNT_KEY", "MAESN_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousandth of the waits of the rules."""
+    monkeypatch.setattr(options, "Settings", partial(options.Settings, rules=maesn.RULES.scaled(0.001)))
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -3,29 +3,22 @@ from __future__ import annotations
 import re
 import socket
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tests.cli.collector import collector
-from tests.cli.serving import API_KEY, KEYS, served, write_accounts
+from tests.cli.serving import KEYS, served, write_accounts
 from tests.cli.spans import a_bad_call
 from typer.testing import CliRunner, Result
 
-from lamella import maesn
-from lamella.cli import options, otlp
+from lamella.cli import otlp
 from lamella.cli.app import app
-from lamella.cli.options import Settings
 from lamella.testing import Fault
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder of its own, with keys, and with short waits."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MAESN_API_KEY", API_KEY)
-    monkeypatch.setattr(options, "Settings", partial(Settings, rules=maesn.RULES.scaled(0.001)))
+def _here(tmp_path: Path, in_own_folder: None, short_waits: None) -> None:
     write_accounts(tmp_path, "Ada", "Bob")
 
 

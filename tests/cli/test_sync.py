@@ -45,13 +45,7 @@ def server() -> Iterator[Sandbox]:
         yield sandbox
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder of its own, with an API key."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MAESN_API_KEY", API_KEY)
-    for name in ("MAESN_ACCOUNT_KEY", "MAESN_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("in_own_folder")
 
 
 def arguments(server: Sandbox, *more: str, resources: str = "invoices,contacts") -> list[str]:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,13 @@ from tests.cli.serving import API_KEY, KEYS, answering
 from tests.maesn.lists import START, ListServer, numbered, record
 from typer.testing import CliRunner, Result
 
-from lamella import maesn
-from lamella.cli import options
 from lamella.cli.app import app
-from lamella.cli.options import Settings
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder of its own, with an API key, and without long waits."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MAESN_API_KEY", API_KEY)
-    for name in ("MAESN_ACCOUNT_KEY", "MAESN_BASE_URL", "COLUMNS"):
-        monkeypatch.delenv(name, raising=False)
+def _here(monkeypatch: pytest.MonkeyPatch, in_own_folder: None, short_waits: None) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setattr(sys.modules["lamella.sync.page"], "_PAUSES", (0.0, 0.0), raising=False)
-    monkeypatch.setattr(options, "Settings", partial(Settings, rules=maesn.RULES.scaled(0.001)))
     write_accounts()
 
 

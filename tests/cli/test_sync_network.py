@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trustme
 from aiohttp import web
-from tests.cli.serving import API_KEY, answering, served, write_accounts
+from tests.cli.serving import answering, served, write_accounts
 from typer.testing import CliRunner, Result
 
 from lamella.cli.app import app
@@ -25,9 +25,7 @@ PROXIES = [name for each in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MAESN_API_KEY", API_KEY)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_own_folder: None) -> None:
     for name in PROXIES:
         monkeypatch.delenv(name, raising=False)
     write_accounts(tmp_path, "Ada")

@@ -17,17 +17,11 @@ from tests.cli.serving import API_KEY, KEYS, answering, write_accounts
 from typer.testing import CliRunner, Result
 
 from lamella import maesn
-from lamella.cli import options
 from lamella.cli.app import app
-from lamella.cli.options import Settings
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder of its own, with an API key, and without long waits."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MAESN_API_KEY", API_KEY)
-    monkeypatch.setattr(options, "Settings", partial(Settings, rules=maesn.RULES.scaled(0.001)))
+def _here(tmp_path: Path, in_own_folder: None, short_waits: None) -> None:
     write_accounts(tmp_path, "Ada")
 
 

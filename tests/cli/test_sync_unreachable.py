@@ -29,11 +29,8 @@ RULES = maesn.RULES.scaled(0.001)
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder of its own, with keys, and with short waits."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MAESN_API_KEY", API_KEY)
-    monkeypatch.delenv("MAESN_BASE_URL", raising=False)
+def _here(monkeypatch: pytest.MonkeyPatch, in_own_folder: None) -> None:
+    """With a breaker that opens soon."""
     breaker = partial(Breaker, minimum=2, open_for=0.05)
     monkeypatch.setattr(options, "Settings", partial(Settings, rules=RULES, breaker=breaker))
     write_accounts(Path())

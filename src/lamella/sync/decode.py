@@ -237,7 +237,7 @@ def record_of(raw: bytes, source: Source, position: int = 1) -> Record:
 
 
 def content_id(raw: bytes) -> str:
-    """Return the identity of a record without an id: a hash of its content."""
+    """Return the id of a record that has none of its own: a hash of its content."""
     return f"content:{blake2b(raw, digest_size=16).hexdigest()}"
 
 

@@ -1,4 +1,4 @@
-"""Records without an id, identified by content: each is stored as often as the list has it."""
+"""Records without an id: their content identifies them, and each is stored as often as the list has it."""
 
 from __future__ import annotations
 
