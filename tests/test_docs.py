@@ -29,6 +29,7 @@ from tests.servers import Serve
 from typer.main import get_command
 
 import lamella
+from lamella import stacking
 from lamella.batch import Batch, Journal
 from lamella.cli.app import app
 from lamella.pytest_maesn import MakeSandbox
@@ -220,6 +221,7 @@ async def test_the_code_about_maesn_runs_against_the_sandbox(
     for number, (code, _) in enumerate(code_of(DOCS / name), 1):  # noqa: B007
         here = code.replace('api_key="…"', f'api_key="{sandbox.api_key}"')
         here = here.replace('account_key="…"', f'account_key="{sandbox.account_key}"')
+        here = here.replace('account("…")', f'account("{sandbox.account_key}")')
         async with lamella.maesn.session() as session, Journal.open("given.journal", batch="docs") as journal:
             given = {
                 "session": session,
@@ -248,7 +250,7 @@ def test_the_defaults_in_the_readme_are_those_of_the_layers() -> None:
     assert {name: default_of(value) for name, value in said.items()} == {
         "attempts": retry["attempts"],
         "deadline": retry["deadline"],
-        "attempt_timeout": options_of(lamella.Timeout)["seconds"],
+        "attempt_timeout": stacking._DEFAULTS["attempt_timeout"],
         "retry_writes": retry["retry_writes"],
         "throttle": True,
         "raise_errors": True,

@@ -118,6 +118,12 @@ class TestWhatIsOnIt:
         assert "account Ada & Söhne" in found["tree"]
         assert not collected._accounts
 
+    def test_url_template(self) -> None:
+        for template, expected in (("/accounting/bills/{billId}", "/accounting/bills/{billId}"), ("", None)):
+            spans = (call(10, 0, 10, url__template=template), attempt(11, 10, 1, 8))
+            [found] = Page(html_report(page_of(spans))).data
+            assert found.get("template") == expected
+
     def test_remaining_time(self) -> None:
         stop = event(STOP_EVENT, 9, **{ATTEMPTS_LEFT: 3, DEADLINE_LEFT: 0.25})
         spans = (call(10, 0, 10, stop), attempt(11, 10, 1, 8, error__type="500"))

@@ -106,7 +106,7 @@ def _call(trace: Trace, began: int) -> _Json:
         "method": text(trace.call, names.METHOD_ORIGINAL) or text(trace.call, names.METHOD),
         "path": path(trace),
         "account": redact_text(trace.account),
-        "resource": _resource(trace),
+        **_resource(trace),
         "outcome": text(trace.call, names.OUTCOME),
         "trace": format_trace_id(context(trace.call).trace_id),
         "attempts": attempts,
@@ -115,10 +115,10 @@ def _call(trace: Trace, began: int) -> _Json:
     }
 
 
-def _resource(trace: Trace) -> str:
-    """Return the list or operation that a call is for, such as ``invoices/{invoiceId}``."""
-    named = text(trace.call, names.URL_TEMPLATE) or path(trace).partition("?")[0]
-    return named.removeprefix("/").removeprefix("accounting/")
+def _resource(trace: Trace) -> _Json:
+    """Return the path with its variable parts named, where it differs from the path of the call."""
+    template = text(trace.call, names.URL_TEMPLATE)
+    return {} if template in {"", path(trace).partition("?")[0]} else {"template": template}
 
 
 def _attempt(attempt: ReadableSpan, began: int) -> _Json:

@@ -17,6 +17,7 @@
     call.ended = last ? last.ended : call.outcome;
     call.well = call.outcome === "success";
     call.kinds = new Set(call.attempts.map((attempt) => attempt.kind));
+    call.resource = (call.template ?? call.path.split("?")[0]).replace(/^\/(accounting\/)?/, "");
     call.text = `${call.method} ${call.account} ${call.path} ${call.trace}`.toLowerCase();
   });
 
