@@ -31,11 +31,14 @@ FIELDS = ",".join(f'"field{number}":"value {number}","amount{number}":{number * 
 LONGEST = 1800.0  # seconds for one contender
 
 
-def serve(pipe: Connection) -> None:
-    """Serve the lists, and send the URL."""
+def serve(*given: Any) -> None:
+    """Serve the lists, and send the URL: of *given*, perhaps seconds after which it answers, and the pipe."""
+    *latency, pipe = given
     from aiohttp import web
 
     async def handle(request: web.Request) -> web.Response:
+        if latency:
+            await asyncio.sleep(latency[0])
         number, since = int(request.query["page"]), request.query.get("since")
         total = 0 if since and since > "2025" else PAGES * SIZE
         first = (number - 1) * SIZE

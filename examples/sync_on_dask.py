@@ -36,6 +36,12 @@ async def night(workers: int, folder: Path, base_url: str) -> None:
     )
 
 
+def look_at(place: Path) -> None:
+    lines = [line for file in dataset.files(place) for line in Path(file).read_text().splitlines()]
+    print("in the dataset:", dict(Counter(json.loads(line)["resource"] for line in lines)))
+    print("faults:", dataset.verify(place))
+
+
 async def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -48,9 +54,7 @@ async def main() -> None:
             async with maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url) as session:
                 await session.post("accounting/contacts", json={"companyName": "Somebody new"})
             await night(1, folder, sandbox.url)
-        lines = [line for file in dataset.files(folder / "records") for line in Path(file).read_text().splitlines()]
-        print("in the dataset:", dict(Counter(json.loads(line)["resource"] for line in lines)))
-        print("faults:", dataset.verify(folder / "records"))
+        look_at(folder / "records")
 
 
 if __name__ == "__main__":
