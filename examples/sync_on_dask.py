@@ -36,9 +36,10 @@ async def night(workers: int, folder: Path, base_url: str) -> None:
     )
 
 
-def records_by_list(place: Path) -> dict[str, int]:
+def look_at(place: Path) -> None:
     lines = [line for file in dataset.files(place) for line in Path(file).read_text().splitlines()]
-    return dict(Counter(json.loads(line)["resource"] for line in lines))
+    print("in the dataset:", dict(Counter(json.loads(line)["resource"] for line in lines)))
+    print("faults:", dataset.verify(place))
 
 
 async def main() -> None:
@@ -53,8 +54,7 @@ async def main() -> None:
             async with maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url) as session:
                 await session.post("accounting/contacts", json={"companyName": "Somebody new"})
             await night(1, folder, sandbox.url)
-        print("in the dataset:", records_by_list(folder / "records"))
-        print("faults:", dataset.verify(folder / "records"))
+        look_at(folder / "records")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from multiprocessing.connection import Connection
 
-__all__ = ["LISTS", "PAGES", "SIZE", "serve"]
+__all__ = ["LISTS", "PAGES", "SIZE", "serve", "serve_late"]
 
 LISTS, PAGES, SIZE = ("bills", "invoices"), 5, 100
 _FIELDS = ",".join(f'"field{number}":"value {number}","amount{number}":{number * 37}.10' for number in range(24))
@@ -13,10 +13,17 @@ _FIELDS = ",".join(f'"field{number}":"value {number}","amount{number}":{number *
 
 
 def serve(pipe: Connection) -> None:
-    """Serve the lists, and send the URL."""
+    """Serve the lists and send the URL."""
+    serve_late(0.0, pipe)
+
+
+def serve_late(latency: float, pipe: Connection) -> None:
+    """Serve the lists, each response after *latency* seconds, and send the URL."""
     from aiohttp import web
 
     async def handle(request: web.Request) -> web.Response:
+        if latency:
+            await asyncio.sleep(latency)
         number, since = int(request.query["page"]), request.query.get("since")
         total = 0 if since and since > "2025" else PAGES * SIZE
         first = (number - 1) * SIZE

@@ -1,5 +1,8 @@
 """``lamella sync --dask``: the accounts of a file on the workers of a Dask cluster."""
 
+# distributed is an extra.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import asyncio
