@@ -94,8 +94,10 @@ def test_toml(tmp_path: Path, text: str, accounts: tuple[Account, ...]) -> None:
     [
         (
             "",
-            "line 1: must be the header: name,key and optionally company_id, environment_name, without and params, "
-            "each once",
+            (
+                "line 1: must be the header: name,key and optionally company_id, environment_name, without and params, "
+                "each once"
+            ),
         ),
         ("Ada,k1\n", "line 1: must be the header"),
         ("name\nAda\n", "line 1: must be the header"),
