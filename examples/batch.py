@@ -1,4 +1,4 @@
-"""A batch of pages for some accounts, which fails in the middle and is run again: what is done is not done twice.
+"""Run a batch of pages that fails in the middle, and run it again: completed pages are not read twice.
 
     python examples/batch.py
 
@@ -71,7 +71,7 @@ async def main() -> None:
         path = Path(folder) / "journal"
         accounts = [Account(names["north"]), Account(names["south"]), Account(names["west"], state="expired")]
         async with Sandbox(accounts=accounts) as sandbox:
-            # One page breaks off in the middle, and is sent again; another cannot be had at all.
+            # One page is truncated and retried; another always fails.
             sandbox.script(200, Fault.CUT_BODY, account=names["south"])
             sandbox.script(200, 200, 404, account=names["north"])
             print("first run:")

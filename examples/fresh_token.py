@@ -20,7 +20,7 @@ numbers = itertools.count(1)
 
 
 async def fetch(name: str) -> Token:
-    """Stand for a call to an identity provider."""
+    """Simulate a call to an identity provider."""
     await asyncio.sleep(0.2)
     return Token(f"Bearer {name}-{next(numbers)}", expires_in=600)
 
@@ -47,7 +47,7 @@ async def main() -> None:
         for token in await asyncio.gather(call("anna"), call("anna"), call("ben"), call("ben")):
             print(token)
         await asyncio.sleep(570)
-        print("30 s before it expires:", await call("anna"))  # another one is fetched meanwhile
+        print("30 s before it expires:", await call("anna"))  # a new token is fetched meanwhile
         await asyncio.sleep(1)
         print("after that:", await call("anna"))
     await tokens.aclose()

@@ -17,7 +17,8 @@ from aiohttp import web
 from lamella import HTTP_RULES, ApiError, Backoff, Rule, stack
 from lamella.testing import run_virtual
 
-# https://docs.stripe.com/error-low-level: a header says whether a retry makes sense; of a 409, the code in the body.
+# https://docs.stripe.com/error-low-level: a header says whether a retry makes sense; for a 409, the code in the body
+# does.
 RULES = HTTP_RULES.replace(
     Rule(None, "Not Retryable", when=lambda a: a.headers.get("Stripe-Should-Retry") == "false"),
     Rule(None, "Retryable", when=lambda a: a.headers.get("Stripe-Should-Retry") == "true", retry=Backoff((0.5, 1))),
@@ -26,7 +27,7 @@ RULES = HTTP_RULES.replace(
 
 
 async def charge(session: aiohttp.ClientSession, order: str, amount: int) -> None:
-    # The key is made of the order: a later run of the program sends the same one.
+    # The key is derived from the order, so that a later run of the program sends the same one.
     headers = {"Idempotency-Key": f"charge-{order}"}
     try:
         async with session.post("/charges", json={"order": order, "amount": amount}, headers=headers) as response:
@@ -36,11 +37,11 @@ async def charge(session: aiohttp.ClientSession, order: str, amount: int) -> Non
 
 
 class Api:
-    """Makes one charge for each key, and answers later requests with that key in the same way."""
+    """Make one charge per key, and answer later requests with that key in the same way."""
 
     def __init__(self) -> None:
         self.charges: dict[str, dict[str, Any] | None] = {}
-        """By key. None: it is being made."""
+        """By key. None: in progress."""
         self.posts = Counter[str]()
         self.carried_out = Counter[str]()
 
@@ -63,7 +64,7 @@ class Api:
         self.charges[key] = asked
         self.carried_out[order] += 1
         if order == "cut" and request.transport is not None:
-            request.transport.abort()  # it is charged, and the client gets no answer
+            request.transport.abort()  # charged, but the client gets no response
         return web.json_response(asked)
 
     async def show(self, _: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""All invoices of two accounts, through one session.
+"""Read all invoices of two accounts through one session.
 
     python examples/maesn_invoices.py
 

@@ -18,7 +18,7 @@ from lamella.testing import run_virtual
 
 
 class Api:
-    """An API and its authorization server, for the client "shop", whose secret is made up."""
+    """An API and its authorization server, for the client "shop" with a fictitious secret."""
 
     def __init__(self) -> None:
         self.valid: set[str] = set()
@@ -70,7 +70,7 @@ async def main() -> None:
         statuses = await asyncio.gather(*(order(session, number) for number in range(100)))
         print(f"revoked: {Counter(statuses)}, {api.asked['client_credentials']} token requests")
 
-    kept = ["first"]  # in a real service, a row of the user's in a database
+    kept = ["first"]  # in a real service, the user's row in a database
     tokens = oauth.refresh_token(f"{url}/token", client, load=lambda: kept[-1], store=kept.append)
     auth = HeaderAuth({"Authorization": tokens}, origin=url)
     async with aiohttp.ClientSession(url, middlewares=stack(auth=auth)) as session:

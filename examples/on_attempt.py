@@ -1,4 +1,4 @@
-"""A hook that is called after each attempt, and the attempts of a call that ended well.
+"""Use a hook that is called after each attempt, and read the attempts of a successful call.
 
 python examples/on_attempt.py
 """

@@ -1,4 +1,4 @@
-"""A service that is down: retries have a budget, a circuit opens, and a deadline holds for all that is called inside.
+"""Call a service that is down: a retry budget, a circuit breaker, and a deadline for all calls inside a block.
 
 python examples/outage.py
 """
@@ -42,7 +42,7 @@ async def main() -> None:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
 
-    # A fifth of a retry for each call, and ten to begin with: 100 calls are sent 130 times, and not 500.
+    # A fifth of a retry per call and an initial ten: 100 calls make 130 attempts instead of 500.
     why = await a_hundred_calls(url, stack(RULES, retry_budget=RetryBudget(ratio=0.2, capacity=10)))
     print("with a budget:", sends, "sends,", dict(why))
 

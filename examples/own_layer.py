@@ -1,4 +1,4 @@
-"""A layer of one's own, alone and in a stack: two uploads at a time, and an error that says how to go on.
+"""Write your own layer, used alone and in a stack: two uploads at a time, and an error with a hint.
 
 python examples/own_layer.py
 """
@@ -15,7 +15,7 @@ from lamella import Backoff, Call, ConnectFailed, Layer, Result, Rule, RuleBook,
 
 
 class Uploads(Layer):
-    """Lets two POST requests pass at a time. Where the server cannot be reached, the error names the VPN."""
+    """Let two POST requests pass at a time. If the server cannot be reached, name the VPN in the error."""
 
     slot = Slot.ATTEMPT_SPAN
 
@@ -23,11 +23,11 @@ class Uploads(Layer):
         self.places = asyncio.Semaphore(2)
 
     def before(self, call: Call) -> Awaitable[object] | None:
-        # A call that need not wait gets no coroutine.
+        # A call that does not have to wait gets no coroutine.
         return self.places.acquire() if call.request.method == "POST" else None
 
     def after(self, call: Call, result: Result) -> Result | None:
-        # Called for each attempt that `before` has let pass, also when it fails or is cancelled.
+        # Called for each attempt that passed `before`, even if it fails or is cancelled.
         if call.request.method == "POST":
             self.places.release()
         if isinstance(result, ConnectFailed | aiohttp.ClientConnectorError):

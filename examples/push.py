@@ -1,4 +1,4 @@
-"""Records are pushed by a process that is killed in the middle, and by another that takes it up: none is there twice.
+"""Push records with a process that is killed in the middle, and resume with another: no record is created twice.
 
     python examples/push.py
 
@@ -24,11 +24,11 @@ RECORDS = 300
 
 
 async def push(path: Path, dies_after: int) -> None:
-    """Push all records that are not done; die when so many have been answered."""
+    """Push all records that are not done; kill the process after a number of responses."""
     answered = known = 0
     # Keys and address come from the environment.
     async with Journal.open(path, batch="bills, November") as journal, maesn.session() as session:
-        # By a number of our own. What was written may be in no journal, if the process was killed before it was noted.
+        # Search by our own number, because the journal lacks a write if the process was killed before recording it.
         there = {bill["billNumber"]: bill["id"] async for bill in maesn.records(session, "bills")}
 
         async def write(number: int) -> str:
@@ -41,7 +41,7 @@ async def push(path: Path, dies_after: int) -> None:
                 record = (await response.json())["data"]
             answered += 1
             if answered == dies_after:
-                os.kill(os.getpid(), signal.SIGKILL)  # the bill is there, and the journal does not know of it
+                os.kill(os.getpid(), signal.SIGKILL)  # the bill exists, but the journal has no record of it
             return str(record["id"])
 
         what: Counter[str] = Counter()

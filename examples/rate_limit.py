@@ -1,4 +1,4 @@
-"""Sixty calls at once for one account that may make twenty a second: learned, and stated.
+"""Make sixty concurrent calls for an account with a limit of twenty per second: learned, and stated.
 
     python examples/rate_limit.py
 
@@ -33,7 +33,7 @@ async def main() -> None:
         print(f"learned: 60 calls, all answered; {refused} of {len(sandbox.received)} sends were refused")
 
         sandbox.received.clear()
-        await asyncio.sleep(0.1)  # the window that the first crowd has used up
+        await asyncio.sleep(0.1)  # the window that the first calls have used up
         await crowd(maesn.session(*keys, rules=RULES, limits=Limit(20, per=0.1)))
         refused = sum(request.outcome == 429 for request in sandbox.received)
         print(f"stated: 60 calls, all answered; {refused} of {len(sandbox.received)} sends were refused")

@@ -1,4 +1,4 @@
-"""Rules that see the whole answer: python examples/rules.py"""
+"""Rules that see the whole response: python examples/rules.py"""
 
 import asyncio
 
@@ -47,7 +47,7 @@ async def main() -> None:
         await show(session, "an error in a 200", url, web.json_response({"errors": ["THROTTLED"]}))
     await runner.cleanup()
 
-    # A rule is tested without a server.
+    # Rules can be tested without a server.
     [limited, *_] = RULES.rules
     print("by hand:", limited.when is not None and limited.when(Answer(403, {"retry-after": "5"})))
 

@@ -1,4 +1,4 @@
-"""An API like GitHub's: a rate limit that is a 403, and lists that are paginated by the Link header.
+"""An API like GitHub's: a rate limit with status 403, and lists paginated by the Link header.
 
     python examples/secondary_limits.py
 
@@ -54,7 +54,7 @@ async def read(session: aiohttp.ClientSession, repository: str) -> None:
 
 
 class Api:
-    """95 issues in each repository; 12 requests a minute, told in two ways by turns."""
+    """95 issues in each repository; 12 requests a minute, reported in two alternating ways."""
 
     def __init__(self) -> None:
         self.limiter = FixedWindow(12, per=60).limiter()

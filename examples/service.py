@@ -1,4 +1,4 @@
-"""A service that calls any API: its own rules, its own session, one argument more.
+"""A service that calls any API: its own rules, its own session, one additional argument.
 
     python examples/service.py
 

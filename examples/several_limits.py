@@ -26,14 +26,14 @@ def integrator_of(request: aiohttp.ClientRequest) -> str | None:
 
 
 LIMITS = [
-    Limit(2, per=1, scope=path_of),  # of each account, by its path
-    Limit(60, per=86_400),  # of each account
-    Limit(5, per=1, key=integrator_of),  # of all accounts of a key
+    Limit(2, per=1, scope=path_of),  # per account and path
+    Limit(60, per=86_400),  # per account
+    Limit(5, per=1, key=integrator_of),  # for all accounts of a key
 ]
 
 
 class Api:
-    """It refuses what exceeds one of them."""
+    """Reject requests that exceed one of the limits."""
 
     def __init__(self) -> None:
         self.limiters: dict[str, Limiter] = {}

@@ -1,4 +1,4 @@
-"""Nights of a sync: all records of three accounts, then what has changed, then a comparison of the whole lists.
+"""Sync three accounts on several nights: all records, then the changes, then a comparison of whole lists.
 
 One account has been logged out.
 
@@ -76,7 +76,7 @@ async def main() -> None:
         ):
             await night(session, Path(folder))
             with maesn.account(ACCOUNTS["south"]):
-                sandbox.script(200, method="POST")  # this one does not fail: a POST is not sent again
+                sandbox.script(200, method="POST")  # this POST must not fail, because it would not be retried
                 await session.post("accounting/contacts", json={"companyName": "Somebody new"})
             await night(session, Path(folder))
             await comparison(session, Path(folder))

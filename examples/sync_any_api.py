@@ -1,4 +1,4 @@
-"""Two nights of a sync with an API of its own kind: a cursor in the body, a Link header, and no totals.
+"""Sync an unusual API on two nights: a cursor in the body, a Link header, and no totals.
 
     python examples/sync_any_api.py
 
@@ -30,7 +30,7 @@ TOKEN = "example-token"  # noqa: S105 - made up
 ORDERS = [{"id": n, "total": f"{n}.10", "changed_at": f"2026-01-{1 + n % 28:02}T00:00:00Z"} for n in range(250)]
 CUSTOMERS = [{"key": f"c{n}", "name": f"Customer {n}"} for n in range(120)]
 
-# All that lamella has to know of the API.
+# The complete description of the API.
 SOURCES = {
     "orders": Source(
         "v1/orders",
@@ -58,7 +58,7 @@ async def customers(request: web.Request) -> web.Response:
 
 @web.middleware
 async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Each third answer is a failure."""
+    """Fail every third response."""
     if request.headers.get("Authorization") != f"Bearer {TOKEN}":
         raise web.HTTPUnauthorized
     if next(REQUESTS) % 3 == 0:

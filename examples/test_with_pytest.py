@@ -1,4 +1,4 @@
-"""Testing your own code with lamella's fixtures: `pytest examples/test_with_pytest.py`.
+"""Test your own code with lamella's fixtures: `pytest examples/test_with_pytest.py`.
 
 `sandbox` is a server like Maesn's on a free port, `virtual_time` a loop in which a wait of minutes takes none, and
 `no_waits` takes the waits of retries out. They come with the package.

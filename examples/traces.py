@@ -1,4 +1,4 @@
-"""Every attempt and every decision on a trace, printed.
+"""Print a trace with every attempt and every decision.
 
     pip install 'lamella[sdk]'
     python examples/traces.py

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 import lamella
 
-# A retry comes soon, so that a test which lets a request fail ends within its own time limit.
+# Retry quickly, so that a test with a failing request ends within its time limit.
 _SOON = lamella.Backoff(initial=0.01, maximum=0.05)
 RULES = lamella.RuleBook(
     *(lamella.Rule(status, "Retried", retry=_SOON) for status in (429, 500, 502, 503, 504)),
@@ -25,7 +25,7 @@ RULES = lamella.RuleBook(
     lamella.Rule(lamella.Failure.CONNECTION_LOST, "Connection Lost", retry=_SOON),
     lamella.Rule(lamella.Failure.ATTEMPT_TIMEOUT, "Timeout", retry=_SOON),
 )
-# Made here: inside a test, blockbuster reports that they read files.
+# Created here, because blockbuster reports file reads inside a test.
 _TRACER_PROVIDER = TracerProvider()
 _METER_PROVIDER = MeterProvider([InMemoryMetricReader()])
 
@@ -42,7 +42,7 @@ def _stack() -> tuple[aiohttp.ClientMiddlewareType, ...]:
     )
 
 
-_stack()  # as above: it looks up the version of lamella, once
+_stack()  # as above: it looks up the version of lamella once
 
 
 async def _outermost(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -60,7 +60,7 @@ def _with_stack(
 
 
 class _Always(tuple[aiohttp.ClientMiddlewareType, ...]):
-    """The middlewares of a session that has none, which aiohttp puts in place all the same."""
+    """Middlewares of a session without any, so that aiohttp still uses them."""
 
     __slots__ = ()
 

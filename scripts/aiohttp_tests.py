@@ -54,7 +54,7 @@ markers =
     internal
     skip_blockbuster
 """
-# Plugins of packages that happen to be installed, lamella's own among them.
+# Plugins of packages that happen to be installed, including lamella's.
 OFF = ("asyncio", "cacheprovider", "codspeed", "lamella", "lamella_maesn")
 MARKED = "not (dev_mode or autobahn or internal)"
 
@@ -123,7 +123,7 @@ def run(folder: Path, title: str, files: tuple[str, ...] | list[str], *more: str
     command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--tb", "short", f"--junit-xml={report}"]
     command += [word for plugin in OFF for word in ("-p", f"no:{plugin}")]
     command += ["-m", MARKED, *more, *(f"tests/{file}" for file in files)]
-    # The tests set proxies of their own in the environment.
+    # The tests set their own proxies in the environment.
     env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
     subprocess.run(command, cwd=folder, env=env, check=False)  # noqa: S603

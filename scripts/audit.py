@@ -29,7 +29,7 @@ PATIENCE = 300  # seconds
 
 
 def main(arguments: list[str]) -> int:
-    """Do both, and return the exit code."""
+    """Run both and return the exit code."""
     strict = "--strict" in arguments
     clean = all([bandit(), workflows()])
     service = next((service for service in SERVICES if knows(service)), None)
@@ -45,10 +45,10 @@ def main(arguments: list[str]) -> int:
 
 
 def bandit() -> bool:
-    """Whether bandit finds nothing in our own code, from medium severity on; its exceptions are in pyproject.toml."""
+    """Return whether bandit finds nothing of medium severity or above in our code; exceptions are in pyproject.toml."""
     print("bandit: src, scripts, benchmarks and examples", flush=True)
     command = ["-m", "bandit", "--quiet", "--recursive", "--configfile", "pyproject.toml", "--severity-level", "medium"]
-    # By relative paths: bandit skips each file with ".git", "CVS" or the like anywhere in its path.
+    # Relative paths, because bandit skips files with ".git", "CVS" and similar names anywhere in the path.
     command += ["src", "scripts", "benchmarks", "examples"]
     done = subprocess.run([sys.executable, *command], cwd=ROOT, check=False)  # noqa: S603
     if not done.returncode:
@@ -64,13 +64,13 @@ def workflows() -> bool:
 
 
 def knows(service: str) -> bool:
-    """Whether the database of *service* can be asked, and answers."""
+    """Return whether the database of *service* responds."""
     found, _ = ask(service, [KNOWN_HOLE])
     return any(package.get("vulns") for package in found)
 
 
 def packages(service: str) -> bool:
-    """Whether nothing is known of the packages, each of which was looked up."""
+    """Return whether all packages were looked up and have no known vulnerability."""
     wanted = [f"{name}=={version}" for name, version in sorted(closure("lamella", EXTRAS).items()) if name != "lamella"]
     print(f"\npip-audit ({service}): {len(wanted)} packages", flush=True)
     found, problem = ask(service, wanted)
@@ -88,7 +88,7 @@ def packages(service: str) -> bool:
 
 
 def ask(service: str, wanted: Iterable[str]) -> tuple[list[dict[str, Any]], str]:
-    """What pip-audit says of each package, and what went wrong."""
+    """Return the findings of pip-audit per package, and its errors."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "packages.txt")
         file.write_text("\n".join(wanted), "utf-8")
@@ -125,7 +125,7 @@ def ask(service: str, wanted: Iterable[str]) -> tuple[list[dict[str, Any]], str]
 
 
 def closure(name: str, extras: Iterable[str] = ()) -> dict[str, str]:
-    """The installed versions of a package with some extras, and of all that it needs."""
+    """Return the installed versions of a package with extras and of all its dependencies."""
     found: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()
     rest = [(canonicalize_name(name), extra) for extra in ("", *extras)]

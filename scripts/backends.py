@@ -28,18 +28,18 @@ from types import FrameType
 RULES = Path(__file__).resolve().parents[1] / "examples" / "observability" / "lamella-rules.yml"
 
 LOOK_EVERY = 0.05  # seconds
-PHOENIX_SECONDS = 180.0  # its first start compiles and migrates
+PHOENIX_SECONDS = 180.0  # the first start compiles and migrates
 PROMETHEUS_SECONDS = 30.0
 COMMAND_SECONDS = 300.0
-# Together shorter than the ten seconds after which `timeout` in .ci/run sends SIGKILL.
+# In total below the ten seconds after which `timeout` in .ci/run sends SIGKILL.
 COMMAND_STOP_SECONDS = 4.0
 BACKEND_STOP_SECONDS = 2.0
-TRIES = 3  # a port that was free may be somebody else's a moment later
+TRIES = 3  # another process may take a free port before we use it
 TAIL_LINES = 40
 
 APT_INSTALL = ["apt-get", "-o", "DPkg::Lock::Timeout=60", "install", "-y", "--no-install-recommends", "prometheus"]
 
-# Relative paths: Prometheus would take a "[" in the path of the checkout or of the temporary folder for a pattern.
+# Relative paths, because Prometheus treats a "[" in the path of the checkout or temporary folder as a pattern.
 PROMETHEUS_CONFIG = """\
 global:
   scrape_interval: 200ms
@@ -56,7 +56,7 @@ scrape_configs:
 
 
 class BackendError(Exception):
-    """A backend is not to be had; the message is for the user."""
+    """A backend is not available; the message is for the user."""
 
 
 class Stopped(Exception):
@@ -64,7 +64,7 @@ class Stopped(Exception):
 
 
 class Signals:
-    """Signals are only noted when they come: so none can cut in between the start of a process and its record."""
+    """Record signals on arrival, so that none can interrupt between the start of a process and its record."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -80,7 +80,7 @@ class Signals:
 
 
 class Process:
-    """A process in a group of its own, so that what it starts can be stopped with it."""
+    """A process in its own group, so that its children can be stopped with it."""
 
     def __init__(
         self, name: str, command: Sequence[str], *, env: Mapping[str, str], log: Path | None, folder: Path | None = None
@@ -104,7 +104,7 @@ class Process:
         return self._process.poll()
 
     def wait(self, signals: Signals, seconds: float) -> int:
-        """Its exit status."""
+        """Wait for its exit status."""
         ends = time.monotonic() + seconds
         while (status := self.status) is None:
             signals.check()
@@ -114,7 +114,7 @@ class Process:
         return status
 
     def stop(self, number: signal.Signals, seconds: float) -> None:
-        """Ask it to end, and then make it; also what it has left behind."""
+        """Terminate the process, then kill it and its children."""
         if self.status is None:
             self._signal(number)
             with suppress(subprocess.TimeoutExpired):
@@ -128,7 +128,7 @@ class Process:
             os.killpg(self._process.pid, number)
 
     def tail(self) -> str:
-        """The end of its log, to be put after a message."""
+        """Return the end of its log, to append to a message."""
         return "" if self.log is None else tail_of(self.log.read_text(errors="replace"))
 
 
@@ -138,7 +138,7 @@ def tail_of(text: str) -> str:
 
 
 def _dies_with_us() -> list[str]:
-    """Where Linux can do it, a process ends with us even if we are killed."""
+    """On Linux, end the process with us even if we are killed."""
     prefix = ["setpriv", "--pdeathsig", "KILL"]
     try:
         works = subprocess.run([*prefix, "true"], capture_output=True, check=False)  # noqa: S603
@@ -148,14 +148,14 @@ def _dies_with_us() -> list[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free now; all of them are held until the last is found."""
+    """Return free ports; all of them are held until the last is found."""
     with ExitStack() as stack:
         listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [listener.getsockname()[1] for listener in listeners]
 
 
 def answers(url: str) -> bool:
-    """Whether there is a good answer at *url* now."""
+    """Return whether *url* responds with a success."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=2):
@@ -165,7 +165,7 @@ def answers(url: str) -> bool:
 
 
 def start(make: Callable[[int], tuple[Process, str, str]], stack: ExitStack) -> Callable[[Signals, float], str]:
-    """Start a backend now; what is returned waits until it is ready, and gives its URL."""
+    """Start a backend; return a function that waits until it is ready and returns its URL."""
 
     def begin(number: int) -> tuple[Process, str, str]:
         process, url, ready = make(number)
@@ -195,13 +195,13 @@ def start(make: Callable[[int], tuple[Process, str, str]], stack: ExitStack) -> 
 
 
 def start_phoenix(python: str, folder: Path, stack: ExitStack) -> Callable[[Signals, float], str]:
-    """Phoenix with a database of its own, silent towards the internet."""
+    """Start Phoenix with its own database and without internet access."""
 
     def make(number: int) -> tuple[Process, str, str]:
         port, grpc_port = free_ports(2)
         home = folder / f"phoenix-{number}"
         home.mkdir()
-        # None of the user's settings: they may name a database that is in use.
+        # Without the user's settings, which may name a database in use.
         env = {name: value for name, value in os.environ.items() if not name.startswith("PHOENIX_")}
         env |= {
             "PHOENIX_ALLOW_EXTERNAL_RESOURCES": "false",
@@ -222,7 +222,7 @@ def start_phoenix(python: str, folder: Path, stack: ExitStack) -> Callable[[Sign
 
 
 def start_prometheus(folder: Path, stack: ExitStack) -> Callable[[Signals, float], str]:
-    """Prometheus with the rules of the examples; it scrapes what is in *folder*/targets."""
+    """Start Prometheus with the rules of the examples; it scrapes the targets in *folder*/targets."""
     (folder / "prometheus.yml").write_text(PROMETHEUS_CONFIG)
     (folder / "lamella-rules.yml").symlink_to(RULES)
 
@@ -242,7 +242,7 @@ def start_prometheus(folder: Path, stack: ExitStack) -> Callable[[Signals, float
 
 
 def install_prometheus() -> None:
-    """Take Prometheus and promtool from Debian's packages, unless they are there."""
+    """Install Prometheus and promtool from Debian's packages if missing."""
     missing = " and ".join(name for name in ("prometheus", "promtool") if not shutil.which(name))
     if not missing:
         return
@@ -253,16 +253,16 @@ def install_prometheus() -> None:
     if os.geteuid() != 0:
         if not shutil.which("sudo"):
             raise BackendError(f"{missing} not found; to install it one must be root. {by_hand}")
-        root = ["sudo", "-n"]  # -n: it must not ask for a password where nobody can give one
+        root = ["sudo", "-n"]  # -n: never ask for a password without a terminal
     say("installing Prometheus from Debian's packages")
     done = _run_to_the_end([*root, *APT_INSTALL])
     if done.returncode:
-        # As in a fresh container: there are no lists of packages yet.
+        # A fresh container has no package lists yet.
         _run_to_the_end([*root, "apt-get", "update"])
         done = _run_to_the_end([*root, *APT_INSTALL])
     if done.returncode:
         raise BackendError(f"{' '.join(done.args)} has failed. {by_hand};{tail_of(done.stdout)}")
-    # The package makes a service of it and starts that, which nobody has asked for here.
+    # The package also starts a service, which is not needed here.
     if Path("/run/systemd/system").is_dir():
         _run_to_the_end([*root, "systemctl", "disable", "--now", "prometheus"])
     elif Path("/etc/init.d/prometheus").exists():
@@ -270,7 +270,7 @@ def install_prometheus() -> None:
 
 
 def _run_to_the_end(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command that no signal to us must cut off: half an installation is worse than a wait."""
+    """Run a command that signals must not interrupt, because half an installation is worse than a wait."""
     return subprocess.run(  # noqa: S603
         command,
         env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
@@ -288,7 +288,7 @@ def say(message: str) -> None:
 
 
 def run(phoenix: str, command: Sequence[str], signals: Signals) -> int:
-    """Start the backends, run the command, stop everything; the command's exit status."""
+    """Start the backends, run the command, stop everything, and return the command's exit status."""
     began = time.monotonic()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lamella-backends-")))
@@ -307,7 +307,7 @@ def run(phoenix: str, command: Sequence[str], signals: Signals) -> int:
         }
         say(f"Phoenix and Prometheus are ready after {time.monotonic() - began:.0f} s")
         process = Process(command[0], command, env=env, log=None)
-        # SIGINT, on which pytest still tears its fixtures down.
+        # SIGINT, after which pytest still tears down its fixtures.
         stack.callback(process.stop, signal.SIGINT, COMMAND_STOP_SECONDS)
         return process.wait(signals, COMMAND_SECONDS)
 

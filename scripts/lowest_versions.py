@@ -17,7 +17,7 @@ LOWER_BOUND = re.compile(r">=\s*(?P<version>[^\s,]+)")
 
 
 def requirements(pyproject: Path) -> Iterator[str]:
-    """Yield the requirement strings whose lower bounds are a promise to the user."""
+    """Yield the requirements whose lower bounds are promised to users."""
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     yield from project["dependencies"]
     for extra in USER_EXTRAS:
@@ -34,7 +34,7 @@ def lowest(requirement: str) -> str:
 
 
 def main() -> int:
-    """Print one constraint a line."""
+    """Print one constraint per line."""
     try:
         print("\n".join(sorted(map(lowest, requirements(PYPROJECT)))))
     except ValueError as error:

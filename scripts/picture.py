@@ -34,7 +34,7 @@ FONTS = '"Fira Code", "DejaVu Sans Mono", Menlo, Consolas, monospace'
 
 
 class Camera:
-    """A display that is drawn once, when there is most to see."""
+    """A display that is drawn once, at the most informative time."""
 
     every = 0.05
 
@@ -43,7 +43,7 @@ class Camera:
         self.picture: str | None = None
 
     def draw(self) -> None:
-        """Look whether this is the moment."""
+        """Check whether this is the time to draw."""
         overview = self._look()
         if self.picture is None and overview is not None and has_all(overview):
             paper = Console(width=WIDTH, height=HEIGHT, record=True, force_terminal=True, file=io.StringIO())
@@ -51,17 +51,17 @@ class Camera:
             self.picture = paper.export_svg(title="lamella sync --sandbox", unique_id="lamella")
 
     def note(self, text: str) -> None:
-        """Nothing of it is in the picture."""
+        """Ignore the message, which is not in the picture."""
 
 
 def has_all(overview: Overview) -> bool:
-    """Whether there is something of each kind to see."""
+    """Return whether every kind of state is visible."""
     found = Counter(account.state for account in overview.accounts)
     return overview.outage is not None and all(found[state] >= fewest for state, fewest in FEWEST.items())
 
 
 async def take() -> str:
-    """The picture, as SVG that loads nothing."""
+    """Return the picture as self-contained SVG."""
     cameras: list[Camera] = []
 
     @contextmanager

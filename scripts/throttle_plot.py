@@ -1,4 +1,4 @@
-"""Draw docs/throttle.svg: what `Throttle` learns of a window, a bucket, a limit in flight, and refusals by chance.
+"""Draw docs/throttle.svg: how `Throttle` learns a window, a bucket, a limit in flight, and random refusals.
 
     python scripts/throttle_plot.py docs/throttle.svg
 
@@ -24,7 +24,7 @@ WIDTH, HEIGHT, LEFT, TOP, GAP = 760, 110, 50, 30, 46
 BIN = 0.1
 
 Admits = Callable[[float, int], bool]
-"""Whether the server lets an attempt pass, from the moment and the number of the others in flight."""
+"""Returns whether the server admits an attempt, given the time and the number of others in flight."""
 
 
 def window() -> Admits:
@@ -47,7 +47,7 @@ def chance() -> Admits:
 
 
 def simulate(admits: Admits) -> tuple[list[float], list[float], list[tuple[float, float]]]:
-    """Return when attempts passed and were refused, and what was believed: moment and number."""
+    """Return the times of admitted and refused attempts, and the estimates as pairs of time and number."""
     estimate, backoff = RateEstimate(), Backoff(PERIOD, jitter=0)
     now, sent, ends = 0.0, list[float](), list[tuple[float, Permit, bool]]()
     returns = [0.0] * CALLS  # when each call that is not in flight may be sent again
@@ -80,7 +80,7 @@ def simulate(admits: Admits) -> tuple[list[float], list[float], list[tuple[float
 
 
 def panel(title: str, admits: Admits, top: float) -> str:
-    """Return the SVG of one panel: bars for what passed, dots for what was refused, a line for what is believed."""
+    """Return the SVG of one panel: bars for admitted attempts, dots for refused ones, a line for the estimate."""
     passed, failed, beliefs = simulate(admits)
     bins = [0] * int(SECONDS / BIN + 1)
     for at in passed:

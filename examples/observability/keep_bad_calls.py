@@ -1,4 +1,4 @@
-"""Export the spans of each call that was retried or failed, and of a share of the others.
+"""Export the spans of all calls that were retried or failed, and of a fraction of the others.
 
     pip install 'lamella[sdk]'
     python examples/observability/keep_bad_calls.py
@@ -27,12 +27,12 @@ from lamella.maesn.sandbox import Sandbox
 
 @dataclass
 class Held:
-    """The spans of a call and of what was done inside it, until the call ends."""
+    """The spans of a call and of nested work, until the call ends."""
 
     call: int
     """The id of the call's span."""
     outer: Held | None
-    """The call that it was made inside of, such as for its token. None: there is none."""
+    """The call around this one, such as for its token. None: no outer call."""
     spans: list[ReadableSpan] = field(default_factory=list)
     is_bad: bool = False
     is_kept: bool | None = None
@@ -42,12 +42,12 @@ class Held:
 
     @property
     def deciding(self) -> Held:
-        """What decides whether these spans are kept."""
+        """The outermost call, which decides whether these spans are kept."""
         return self.outer.deciding if self.is_merged and self.outer is not None else self
 
 
 class KeepBadCalls(SpanProcessor):
-    """Passes on the spans of calls that were retried or failed, of a *share* of the others, and all spans around them.
+    """Pass on the spans of calls that were retried or failed, of a *share* of the others, and all spans around them.
 
     Args:
         target: Gets the spans that are kept, such as a ``BatchSpanProcessor`` with an exporter.
@@ -59,7 +59,7 @@ class KeepBadCalls(SpanProcessor):
         self._target = target
         self._bound = TraceIdRatioBased(share).bound
         self._open: dict[int, Held] = {}
-        """By the ids of the spans that have not ended: nothing is left of a call that has ended."""
+        """By the ids of running spans; ended calls leave nothing behind."""
         self._lock = threading.Lock()
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -76,20 +76,20 @@ class KeepBadCalls(SpanProcessor):
             self._target.on_end(each)
 
     def _passed_on(self, span: ReadableSpan) -> list[ReadableSpan]:
-        """Return the spans that can go on, now that *span* has ended."""
+        """Return the spans to pass on after *span* has ended."""
         with self._lock:
             of = self._open.pop(span.context.span_id, None)
             if of is None:
                 return [span]  # it is not part of a call
             held = of.deciding
             if held.is_kept is not None:
-                return [span] if held.is_kept else []  # of a task that outlives the call
+                return [span] if held.is_kept else []  # from a task that outlives the call
             held.spans.append(span)
             held.is_bad = held.is_bad or is_bad(span)
             return self._ended(held, span) if span.context.span_id == held.call else []
 
     def _ended(self, held: Held, span: ReadableSpan) -> list[ReadableSpan]:
-        """Return the spans that can go on, now that the call with this *span* has ended."""
+        """Return the spans to pass on after the call with this *span* has ended."""
         outer = None if held.outer is None else held.outer.deciding
         if outer is not None and outer.is_kept is None:
             outer.spans += held.spans
@@ -97,7 +97,7 @@ class KeepBadCalls(SpanProcessor):
             held.is_merged = True
             return []
         in_share = span.context.trace_id & (2**64 - 1) < self._bound
-        # A renewal of a token in the background outlives the call that has caused it.
+        # A background token renewal outlives the call that caused it.
         held.is_kept = held.is_bad or in_share or (outer is not None and bool(outer.is_kept))
         return held.spans if held.is_kept else []
 
@@ -109,7 +109,7 @@ class KeepBadCalls(SpanProcessor):
 
 
 def is_call(span: ReadableSpan) -> bool:
-    """Return whether *span* is that of a call, and not of an attempt or a rate-limit episode."""
+    """Return whether *span* is the span of a call, not of an attempt or a rate-limit episode."""
     scope = span.instrumentation_scope
     return (
         scope is not None
@@ -120,7 +120,7 @@ def is_call(span: ReadableSpan) -> bool:
 
 
 def is_bad(span: ReadableSpan) -> bool:
-    """Return whether *span* is that of a call that failed, or took more than one attempt."""
+    """Return whether *span* is the span of a call that failed or took more than one attempt."""
     attributes = span.attributes or {}
     attempts = attributes.get("lamella.attempts", 0)
     return attributes.get("lamella.outcome") == "failure" or (isinstance(attempts, int) and attempts > 1)

@@ -1,4 +1,4 @@
-"""lamella's metrics for a Prometheus: calls without end to a server that misbehaves.
+"""Provide lamella's metrics for Prometheus: endless calls to a faulty server.
 
     pip install 'lamella[sdk]' 'opentelemetry-exporter-prometheus>=0.64b0'
     python examples/observability/metrics_app.py
@@ -27,16 +27,16 @@ AT_ONCE = 6
 
 
 async def work(session: aiohttp.ClientSession, account: str) -> None:
-    """Call for one account, again and again."""
+    """Make calls for one account repeatedly."""
     with maesn.account(account):
         for page in itertools.count(1):
-            with suppress(LamellaError):  # a service would look at it; here it is in the metrics
+            with suppress(LamellaError):  # a service would handle the error; here the metrics show it
                 await session.get("/accounting/invoices", params={"page": str(page)})
             await asyncio.sleep(0.05)
 
 
 async def main(port: int) -> None:
-    # The reader answers each scrape with what the instruments have at that moment.
+    # The reader answers each scrape with the current values of the instruments.
     provider = MeterProvider(metric_readers=[PrometheusMetricReader()])
     server, thread = start_http_server(port, addr="127.0.0.1")
     print(f"metrics: http://127.0.0.1:{server.server_port}/metrics (Ctrl-C ends it)", flush=True)
