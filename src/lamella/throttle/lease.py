@@ -31,6 +31,7 @@ _SHARES_ALONE: Final = 10.0  # ... and where there is one holder
 _HORIZON: Final = (0.02, 3.0)  # its bounds in seconds
 _ALIVE: Final = (2.0, 10.0)  # bounds of a period, after which a holder that has not come is gone
 _AT_ONCE: Final = 0.002  # a permit of a later moment is in time for a holder that comes for it
+_WENT_BACK: Final = 1.0  # seconds: less is how far two holders differ in what they take for the store's time
 _COME: Final = 1.5  # horizons, within which all holders come that have something to send
 _KEPT: Final = 8  # permits that are kept for a holder until it asks
 _AHEAD: Final = 16  # so many more permits than another holder one may get because it asks
@@ -110,9 +111,11 @@ class LeaseState:
 
     def tick(self, server: float) -> float:
         """Return the time; *server* is that of the store's clock, which may go back."""
-        if self.server is not None and server > self.server:
+        if self.server is None or server < self.server - _WENT_BACK:
+            self.server = server
+        elif server > self.server:
             self.clock += server - self.server
-        self.server = server
+            self.server = server
         return self.clock
 
 

@@ -1,0 +1,99 @@
+"""Throttles of several processes on one store: here each is a session of its own, with its own store client."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from itertools import count
+
+import aiohttp
+import pytest
+from aiohttp import web
+from tests.local_store import Database, LocalStore
+from tests.servers import Serve
+
+from lamella import Backoff, Limit, Rule, RuleBook, stack
+from lamella.testing import FixedWindow, Limiter, SlidingWindow, TokenBucket, VirtualClock
+from lamella.testing import Limit as ServersLimit
+
+RULES = RuleBook(Rule(429, retry=Backoff(initial=1, maximum=60)))
+REQUESTS = 100
+
+
+def limit_of(kind: str) -> ServersLimit:
+    if kind == "bucket":
+        return TokenBucket(REQUESTS, REQUESTS, retry_after=False)
+    return (FixedWindow if kind == "fixed" else SlidingWindow)(REQUESTS, 1.0, retry_after=False)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@dataclass
+class Server:
+    """Refuses what exceeds its limit."""
+
+    limiter: Limiter | None
+    latency: float = 0.02
+    came: int = 0
+    refused: int = 0
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        self.came += 1
+        until = 0.0 if self.limiter is None else self.limiter.allow(now())
+        await asyncio.sleep(self.latency)
+        self.refused += until > 0
+        return web.Response(status=429 if until > 0 else 200)
+
+
+@dataclass
+class Fleet:
+    """Sessions that call one account, and what has come of it."""
+
+    url: str
+    database: Database = field(default_factory=Database)
+    limits: Limit | None = None
+    at_once: int = 32
+    lost: int = 0
+    ends: list[float] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=count)
+
+    async def run(self, processes: int, calls: int) -> float:
+        """Make *calls* in each of the processes. Return how long that took."""
+        began = now()
+        async with AsyncExitStack() as opened:
+            for _ in range(processes):
+                layers = stack(RULES, account=lambda _: "one", store=LocalStore(self.database), limits=self.limits)
+                session = aiohttp.ClientSession(
+                    self.url, middlewares=layers, connector=aiohttp.TCPConnector(limit=0)
+                )
+                await opened.enter_async_context(session)
+                opened.callback(self.ends.append, 0.0)
+                task = asyncio.create_task(self._process(session, iter(range(calls))))
+                opened.push_async_callback(asyncio.wait, {task})
+        return now() - began
+
+    async def _process(self, session: aiohttp.ClientSession, numbers: Iterator[int]) -> None:
+        await asyncio.gather(*(self._calls(session, numbers) for _ in range(self.at_once)))
+
+    async def _calls(self, session: aiohttp.ClientSession, numbers: Iterator[int]) -> None:
+        for _ in numbers:
+            try:
+                async with session.get("/"):
+                    pass
+            except aiohttp.ClientError:
+                self.lost += 1
+
+
+async def test_a_stated_limit_is_kept_to_by_all(serve: Serve, virtual_time: VirtualClock) -> None:
+    virtual_time.grace = 0.0005
+    server = Server(limit_of("fixed").limiter())
+    fleet = Fleet(await serve(server), limits=Limit(REQUESTS, per=1))
+    took = await fleet.run(4, 100)
+    print(took, fleet.database.asked, server)
+    assert (fleet.lost, server.refused, server.came) == (0, 0, 400)
+    assert took <= 1.15 * 4
