@@ -12,6 +12,7 @@ LOWEST := .venv-lowest
 BACKENDS := .venv-backends
 PHOENIX := .venv-phoenix
 BROWSER := .venv-browser
+FLEET := .venv-fleet
 BENCH := .venv-bench
 AUDIT := .venv-audit
 AIOHTTP := .venv-aiohttp
@@ -34,7 +35,7 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint format types audit coverage lowest backends browser bench bench-against bench-profile bench-storm bench-batch bench-sync soak aiohttp-tests picture clean FORCE
+.PHONY: help demo test test-all lint format types audit coverage lowest backends browser fleet bench bench-against bench-profile bench-storm bench-batch bench-sync soak aiohttp-tests picture clean FORCE
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' Makefile
@@ -84,6 +85,10 @@ backends: $(BACKENDS)/.installed $(PHOENIX)/.installed  ## Run the tests against
 browser: $(BROWSER)/.installed  ## Run the tests of the page of --report in a headless Chromium
 	@$(BROWSER)/bin/python tests/browser/with_chromium.py \
 		$(BROWSER)/bin/python -m pytest --confcutdir tests/browser tests/browser $(ARGS)
+
+fleet: $(FLEET)/.installed  ## Run the tests of stores that processes share, against a real Redis
+	@$(FLEET)/bin/python -m scripts.fleet -- \
+		$(FLEET)/bin/python -m pytest --confcutdir tests/fleet tests/fleet $(ARGS)
 
 bench: $(BENCH)/.installed  ## Measure what lamella costs, beside other libraries: ten minutes (ARGS=--quick: two)
 	@$(DIRECT) $(BENCH)/bin/python benchmarks/cost.py $(ARGS)
@@ -153,6 +158,7 @@ $(1)/.installed: pyproject.toml Makefile scripts/make_venv.sh
 endef
 $(eval $(call install_extra,$(BACKENDS),backends,its exporters))
 $(eval $(call install_extra,$(BROWSER),browser,selenium))
+$(eval $(call install_extra,$(FLEET),fleet,redis-py))
 $(eval $(call install_extra,$(BENCH),bench,its peers))
 $(eval $(call install_extra,$(AUDIT),audit,bandit and pip-audit))
 $(eval $(call install_extra,$(AIOHTTP),aiohttp-tests,what aiohttp's tests need))
@@ -163,4 +169,4 @@ ifneq ($$(file <$(1)/.installed)$$(if $$(realpath $(1)/bin/python),, no python),
 $(1)/.installed: FORCE
 endif
 endef
-$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX) $(BROWSER) $(BENCH) $(AUDIT) $(AIOHTTP),$(eval $(call remake_unless_made_for_this,$(venv))))
+$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX) $(BROWSER) $(FLEET) $(BENCH) $(AUDIT) $(AIOHTTP),$(eval $(call remake_unless_made_for_this,$(venv))))

@@ -36,7 +36,7 @@ class LocalStore(NetworkStore):
     async def send(self, swaps: Sequence[Swap]) -> list[Swapped]:
         database = self.database
         await asyncio.sleep(database.slow / 2)
-        while database.hangs:
+        while database.hangs:  # noqa: ASYNC110 - until it is cancelled
             await asyncio.sleep(0.01)
         if database.fails is not None:
             raise database.fails

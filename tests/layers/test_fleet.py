@@ -68,9 +68,7 @@ class Fleet:
         async with AsyncExitStack() as opened:
             for _ in range(processes):
                 layers = stack(RULES, account=lambda _: "one", store=LocalStore(self.database), limits=self.limits)
-                session = aiohttp.ClientSession(
-                    self.url, middlewares=layers, connector=aiohttp.TCPConnector(limit=0)
-                )
+                session = aiohttp.ClientSession(self.url, middlewares=layers, connector=aiohttp.TCPConnector(limit=0))
                 await opened.enter_async_context(session)
                 opened.callback(self.ends.append, 0.0)
                 task = asyncio.create_task(self._process(session, iter(range(calls))))
@@ -89,11 +87,63 @@ class Fleet:
                 self.lost += 1
 
 
-async def test_a_stated_limit_is_kept_to_by_all(serve: Serve, virtual_time: VirtualClock) -> None:
-    virtual_time.grace = 0.0005
+@pytest.fixture(autouse=True)
+def quick(virtual_time: VirtualClock) -> None:
+    virtual_time.grace = 0.0005  # the server is in this process
+
+
+@pytest.mark.parametrize("kind", ["fixed", "sliding", "bucket"])
+async def test_a_stated_limit_is_kept_to_by_all(serve: Serve, kind: str) -> None:
+    server = Server(limit_of(kind).limiter())
+    fleet = Fleet(await serve(server), limits=Limit(REQUESTS, per=1))
+    took = await fleet.run(4, 50)
+    assert (fleet.lost, server.refused, server.came) == (0, 0, 200)
+    assert took <= 1.15 * 2
+    assert fleet.database.asked <= 2 * 200
+
+
+async def test_a_limit_is_learned_once_for_all(serve: Serve) -> None:
+    server = Server(limit_of("fixed").limiter())
+    fleet = Fleet(await serve(server))
+    took = await fleet.run(4, 250)
+    assert fleet.lost == 0
+    assert server.refused <= 80
+    assert took <= 1.25 * 9
+    assert fleet.database.asked <= 1.5 * 1000
+
+
+async def test_without_a_limit_one_process_asks_seldom(serve: Serve) -> None:
+    server = Server(None)
+    fleet = Fleet(await serve(server))
+    took = await fleet.run(1, 1000)
+    assert fleet.database.asked <= 0.25 * 1000
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs", "forgets"])
+async def test_a_store_that_fails_costs_no_call(serve: Serve, how: str, caplog: pytest.LogCaptureFixture) -> None:
     server = Server(limit_of("fixed").limiter())
     fleet = Fleet(await serve(server), limits=Limit(REQUESTS, per=1))
-    took = await fleet.run(4, 100)
-    print(took, fleet.database.asked, server)
-    assert (fleet.lost, server.refused, server.came) == (0, 0, 400)
-    assert took <= 1.15 * 4
+    database = fleet.database
+
+    async def play() -> None:
+        for _ in range(2):
+            await asyncio.sleep(1.5)
+            if how == "forgets":
+                database.texts.clear()
+            elif how == "hangs":
+                database.hangs = True
+            else:
+                database.fails = ConnectionError("redis://user:pa55word@redis.example")
+            await asyncio.sleep(1.0)
+            database.hangs, database.fails = False, None
+
+    playing = asyncio.create_task(play())
+    with caplog.at_level(logging.WARNING, "lamella"):
+        took = await fleet.run(4, 200)
+    await playing
+    assert fleet.lost == 0
+    assert server.came <= 1.03 * 800
+    assert took <= 1.25 * 8
+    assert "pa55word" not in caplog.text
+    # One for each process and each time.
+    assert len(caplog.records) == (0 if how == "forgets" else 8)

@@ -22,6 +22,7 @@ _BACK_OFF: Final = 0.001  # seconds at most, for each swap that another holder h
 _MOST_ASIDE: Final = 10_000
 _ROUNDS: Final = 3
 _SOON: Final = 0.005
+_ALL_COME: Final = 0.6  # seconds: a little longer than a store that has failed is not asked
 _SAME: Final = 0.0005  # seconds: a timer may be too early by a rounding error
 
 
@@ -173,6 +174,9 @@ class Lease:
             server = time + (store.ahead or 0.0)
             state = newest(seen.state, seen.forgotten, server, policy)
             now = state.tick(server)
+            if self._local is not None:
+                # The others report within that time what they have sent meanwhile.
+                state.closed_until = max(state.closed_until, now + _ALL_COME)
             report = self.holding.report(now, waiting, waited, cost)
             held = len(report.outcomes)
             whole = report._replace(outcomes=(*self._aside, *report.outcomes))
