@@ -115,7 +115,7 @@ async def test_a_limit_is_learned_once_for_all(serve: Serve) -> None:
 async def test_without_a_limit_one_process_asks_seldom(serve: Serve) -> None:
     server = Server(None)
     fleet = Fleet(await serve(server))
-    took = await fleet.run(1, 1000)
+    await fleet.run(1, 1000)
     assert fleet.database.asked <= 0.25 * 1000
 
 

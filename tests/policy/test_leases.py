@@ -169,7 +169,7 @@ class Fleet:
                     waits = [each for each in (answer.seconds, answer.again) if each is not None]
                     wake = now + max(min(waits), 1e-4)
                 break
-            flush = process.holding.flush_at(now + offset)
+            flush = process.holding.flush_at(now + offset, len(process.queue))
             asks = asks or (flush is not None and flush <= now + offset)
             if asks and not process.asks:
                 process.asks = True

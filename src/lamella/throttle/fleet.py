@@ -143,12 +143,12 @@ class Lease:
             self._flush_later()
 
     def _flush_later(self) -> None:
-        if self._timer is None and (at := self.holding.flush_at(self.now())) is not None:
+        if self._timer is None and (at := self.holding.flush_at(self.now(), self._waiting)) is not None:
             self._timer = asyncio.get_running_loop().call_later(at - self.now(), self._flush)
 
     def _flush(self) -> None:
         self._timer = None
-        at = self.holding.flush_at(self.now())
+        at = self.holding.flush_at(self.now(), self._waiting)
         if at is None or self._task is not None:
             return
         if at > self.now() + _SAME:

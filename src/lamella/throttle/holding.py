@@ -20,7 +20,7 @@ _POLL: Final = (0.01, 0.05)  # bounds of a horizon, after which to ask again whe
 _OFTEN: Final = 0.1  # horizons between two exchanges of a holder, for each of the holders: one at most
 _SOON: Final = 1e-6
 _IDLE: Final = 0.1  # seconds after which a permit that is not used is given back
-_KEEP: Final = 0.5  # seconds between two exchanges while attempts are in flight, so that they are not taken for lost
+_KEEP: Final = 0.5  # seconds between two exchanges while there are calls, so that they are not taken for lost
 _MOST_SPARE: Final = 500
 
 _at: Final = attrgetter("at")
@@ -133,11 +133,10 @@ class Holding:
         self.grant, self.wait, self.asked_at, self.spent = grant, grant.wait, now, 0
         self.due = self._due(grant, now)
 
-    @staticmethod
-    def _due(grant: Grant, now: float) -> float:
+    def _due(self, grant: Grant, now: float) -> float:
         wait, horizon = grant.wait, grant.horizon
         if wait is None:
-            return now
+            return min(max(self.pool[-1].at, now), now + horizon) if self.pool else now
         if wait.seconds is None:
             again = min(max(horizon, _POLL[0]), _POLL[1])
             return now + max(again if wait.again is None else min(wait.again, again), _TICK)
@@ -147,9 +146,9 @@ class Holding:
         due = now + max(wait.seconds - lead, _TICK if grant.holders == 1 else horizon * often)
         return due if wait.again is None else min(due, now + max(wait.again, _TICK))
 
-    def flush_at(self, now: float) -> float | None:
-        """Return when to exchange even if no call waits. None: there is nothing to say."""
+    def flush_at(self, now: float, waiting: int = 0) -> float | None:
+        """Return when to exchange even if no call asks for a permit. None: there is nothing to say."""
         horizon = 0.05 if self.grant is None else self.grant.horizon
-        if self.outcomes or self.pool:
+        if self.outcomes or (self.pool and not waiting):
             return max(now, self.asked_at + min(max(horizon, _POLL[1]), 5 * _POLL[1]))
-        return max(now, self.asked_at + _KEEP) if self.used else None
+        return max(now, self.asked_at + _KEEP) if self.used or self.pool or waiting else None

@@ -32,7 +32,7 @@ _HORIZON: Final = (0.02, 3.0)  # its bounds in seconds
 _ALIVE: Final = (2.0, 10.0)  # bounds of a period, after which a holder that has not come is gone
 _AT_ONCE: Final = 0.002  # a permit of a later moment is in time for a holder that comes for it
 _WENT_BACK: Final = 1.0  # seconds: less is how far two holders differ in what they take for the store's time
-_COME: Final = 1.5  # horizons, within which all holders come that have something to send
+_COME: Final = 0.55  # seconds, within which all holders come that have calls: see lamella.throttle.holding
 _KEPT: Final = 8  # permits that are kept for a holder until it asks
 _AHEAD: Final = 16  # so many more permits than another holder one may get because it asks
 
@@ -127,7 +127,7 @@ def newest(stored: LeaseState | None, seen: LeaseState | None, server: float, po
     """
     if seen is None or (stored is not None and stored.serial >= seen.serial):
         return stored or LeaseState(policy.new())
-    seen.closed_until = seen.tick(server) + _COME * _within(policy.period(seen.known) / _SHARES, _HORIZON)
+    seen.closed_until = seen.tick(server) + _COME
     return seen
 
 
