@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from math import inf, nextafter
 from operator import attrgetter
 from typing import Final
@@ -22,6 +23,7 @@ _SOON: Final = 1e-6
 _IDLE: Final = 0.1  # seconds after which a permit that is not used is given back
 _KEEP: Final = 0.5  # seconds between two exchanges while there are calls, so that they are not taken for lost
 _MOST_SPARE: Final = 500
+_DONE: Final = 2000  # outcomes to report once more if the store forgets them
 
 _at: Final = attrgetter("at")
 
@@ -39,6 +41,7 @@ class Holding:
     due: float = -inf  # when to ask again
     grant: Grant | None = None
     last: float = -inf  # the last moment at which one was used
+    done: dict[float, Outcome] = field(default_factory=dict)  # the last ones that were reported
     spent: int = 0  # permits used since the last exchange
 
     def take(self, now: float, cost: float = 1.0) -> Permit | Wait | None:
@@ -119,13 +122,19 @@ class Holding:
 
     def granted(self, grant: Grant, reported: Report, now: float) -> None:
         """Take what an exchange has granted."""
+        for each in reported.outcomes:
+            self.done[each.permit.at] = each
+        for at in list(islice(self.done, max(len(self.done) - _DONE, 0))):
+            del self.done[at]
         del self.outcomes[: len(reported.outcomes)]
         known = {each.at for each in self.pool} | {each.at for each in self.used.values()}
         known |= {each.permit.at for each in self.outcomes}
         there = {each.at for each in grant.permits}
         self.pool = [each for each in self.pool if each.at in there]
         for each in grant.permits:
-            if each.at not in known:
+            if each.at in self.done and each.at not in known:
+                self.outcomes.append(self.done.pop(each.at))  # the store has gone back to a state without it
+            elif each.at not in known:
                 insort(self.pool, each, key=_at)
         for each in [each for each in self.pool if each.generation != grant.generation]:
             self.pool.remove(each)

@@ -33,7 +33,7 @@ _ALIVE: Final = (2.0, 10.0)  # bounds of a period, after which a holder that has
 _AT_ONCE: Final = 0.002  # a permit of a later moment is in time for a holder that comes for it
 _WENT_BACK: Final = 1.0  # seconds: less is how far two holders differ in what they take for the store's time
 _COME: Final = 0.55  # seconds, within which all holders come that have calls: see lamella.throttle.holding
-_KEPT: Final = 8  # permits that are kept for a holder until it asks
+_KEPT: Final = 32  # permits that are kept for a holder until it asks
 _AHEAD: Final = 16  # so many more permits than another holder one may get because it asks
 
 
@@ -106,7 +106,7 @@ class LeaseState:
     clock: float = _BEGIN
     server: float | None = None  # what the clock of the store said then
     holders: dict[str, Holder] = field(default_factory=dict)
-    serial: int = 0  # the number of exchanges
+    serial: int = 0  # the number of exchanges, but for those while it was closed
     closed_until: float = -1.0  # no permits are issued before, since the store has forgotten the newest state
 
     def tick(self, server: float) -> float:
@@ -258,7 +258,7 @@ def _share(limit: Limit, holders: int) -> Limit:
 def exchange(state: LeaseState, now: float, report: Report, policy: Policy) -> Grant:
     """Take what a holder reports, and return the permits that it may use."""
     state.clock = max(state.clock, now)
-    state.serial += 1
+    state.serial += now >= state.closed_until  # until then another holder's newer state takes its place
     me = state.holders.get(report.holder)
     if me is None:
         me = state.holders[report.holder] = Holder()
