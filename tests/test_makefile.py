@@ -22,7 +22,7 @@ PLACES = ["lamella", "größe 1/lamella", """[x] it's "a" $HOME ;&|%s *?#/lamell
 EACH_PLACE = [PLACES[2], *(pytest.param(place, marks=pytest.mark.slow) for place in PLACES if place != PLACES[2])]
 TARGETS = [
     *("demo", "test", "test-all", "lint", "format", "types", "audit", "coverage", "lowest", "backends", "browser"),
-    *("bench", "bench-storm", "bench-batch", "bench-sync", "soak", "picture"),
+    *("fleet", "bench", "bench-storm", "bench-batch", "bench-sync", "soak", "picture"),
 ]
 # It notes how it is run. An environment that it makes has an interpreter like it, and nothing else.
 INTERPRETER = """

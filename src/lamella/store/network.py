@@ -68,6 +68,8 @@ class NetworkStore(ABC):
         """For how many seconds a state is kept that is not used."""
         self.ahead: float | None = None
         """By how many seconds the store's clock is ahead of the loop's. None: not known yet."""
+        self.error = 0.0
+        """By how many seconds that may be wrong: the answer from which it is known took twice as long."""
         self._fastest = float("inf")
         self._queue: list[tuple[Swap, asyncio.Future[Swapped]]] = []
         self._sender: asyncio.Task[None] | None = None
@@ -144,7 +146,7 @@ class NetworkStore(ABC):
         took, ahead = ended - began, server - (began + ended) / 2
         self._fastest *= _DRIFT
         if self.ahead is None or took <= self._fastest or abs(ahead - self.ahead) > took + _WENT_BACK:
-            self._fastest, self.ahead = took, ahead
+            self._fastest, self.ahead, self.error = took, ahead, took / 2
 
     def _has_failed(self, exc: Exception) -> None:
         if self._failed is None:

@@ -23,6 +23,7 @@ _MOST_ASIDE: Final = 10_000
 _ROUNDS: Final = 3
 _SOON: Final = 0.005
 _ALL_COME: Final = 0.6  # seconds: a little longer than a store that has failed is not asked
+_MOST_WRONG: Final = 0.1  # seconds
 _SAME: Final = 0.0005  # seconds: a timer may be too early by a rounding error
 
 
@@ -110,7 +111,9 @@ class Lease:
 
     def ended(self, permit: Permit, *, passed: bool | None, says: Sequence[StatedLimit] = ()) -> None:
         """Note what an attempt has ended in. *passed* None: the server may have counted it."""
-        self.holding.ended(permit, self.now(), passed=passed, says=says)
+        # Two processes may be wrong about the time: the permit that this one makes room for must not be too early.
+        ended = self.now() + 2 * min(self._store.error, _MOST_WRONG) + _SAME
+        self.holding.ended(permit, ended, passed=passed, says=says)
         self._flush_later()
 
     async def refused(
