@@ -13,13 +13,14 @@ BACKENDS := .venv-backends
 PHOENIX := .venv-phoenix
 BROWSER := .venv-browser
 DASK := .venv-dask
+FLEET := .venv-fleet
 BENCH := .venv-bench
 AUDIT := .venv-audit
 AIOHTTP := .venv-aiohttp
 DOCS := .venv-docs
 DIST := .venv-dist
 # What a user may install beside the package.
-EXTRAS := cli,oauth,parquet,sdk
+EXTRAS := cli,oauth,parquet,redis,sdk
 , := ,
 RUN    := $(VENV)/bin/python -m
 # Modules are compiled as they are used: most of them never are.
@@ -42,7 +43,7 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint format types docs dist audit coverage lowest backends browser dask bench bench-against bench-profile bench-storm bench-batch bench-sync soak aiohttp-tests picture clean FORCE
+.PHONY: help demo test test-all lint format types docs dist audit coverage lowest backends browser dask fleet bench bench-against bench-profile bench-storm bench-batch bench-sync soak aiohttp-tests picture clean FORCE
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' Makefile
@@ -104,6 +105,10 @@ browser: $(BROWSER)/.installed docs  ## Test the page of --report and the site i
 
 dask: $(DASK)/.installed  ## Test the sync on real Dask workers and on an S3 server
 	@$(DASK)/bin/python -m pytest --confcutdir tests/dask tests/dask $(ARGS)
+
+fleet: $(FLEET)/.installed  ## Test stores that processes share, against a real Redis
+	@$(FLEET)/bin/python -m scripts.fleet -- \
+		$(FLEET)/bin/python -m pytest --confcutdir tests/fleet tests/fleet $(ARGS)
 
 bench: $(BENCH)/.installed  ## Measure the cost of a call, compared with other libraries: ten minutes (ARGS=--quick: two)
 	@$(DIRECT) $(BENCH)/bin/python benchmarks/cost.py $(ARGS)
@@ -173,6 +178,7 @@ endef
 $(eval $(call install_group,$(BACKENDS),backends,cli$(,)sdk,its exporters))
 $(eval $(call install_group,$(BROWSER),browser,cli$(,)sdk,selenium))
 $(eval $(call install_group,$(DASK),dask-tests,cli$(,)dask$(,)parquet$(,)s3$(,)sdk,Dask))
+$(eval $(call install_group,$(FLEET),fleet,redis$(,)sdk,redis-py))
 $(eval $(call install_group,$(BENCH),bench,cli$(,)sdk,its peers))
 $(eval $(call install_group,$(AUDIT),audit,$(EXTRAS),bandit and pip-audit))
 $(eval $(call install_group,$(AIOHTTP),aiohttp-tests,sdk,the requirements of aiohttp's tests))
@@ -185,4 +191,4 @@ ifneq ($$(file <$(1)/.installed)$$(if $$(realpath $(1)/bin/python),, no python),
 $(1)/.installed: FORCE
 endif
 endef
-$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX) $(BROWSER) $(DASK) $(BENCH) $(AUDIT) $(AIOHTTP) $(DOCS) $(DIST),$(eval $(call remake_unless_made_for_this,$(venv))))
+$(foreach venv,$(VENV) $(LOWEST) $(BACKENDS) $(PHOENIX) $(BROWSER) $(DASK) $(FLEET) $(BENCH) $(AUDIT) $(AIOHTTP) $(DOCS) $(DIST),$(eval $(call remake_unless_made_for_this,$(venv))))

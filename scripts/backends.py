@@ -37,7 +37,7 @@ BACKEND_STOP_SECONDS = 2.0
 TRIES = 3  # another process may take a free port before we use it
 TAIL_LINES = 40
 
-APT_INSTALL = ["apt-get", "-o", "DPkg::Lock::Timeout=60", "install", "-y", "--no-install-recommends", "prometheus"]
+APT_INSTALL = ["apt-get", "-o", "DPkg::Lock::Timeout=60", "install", "-y", "--no-install-recommends"]
 
 # Relative paths, because Prometheus treats a "[" in the path of the checkout or temporary folder as a pattern.
 PROMETHEUS_CONFIG = """\
@@ -243,10 +243,15 @@ def start_prometheus(folder: Path, stack: ExitStack) -> Callable[[Signals, float
 
 def install_prometheus() -> None:
     """Install Prometheus and promtool from Debian's packages if missing."""
-    missing = " and ".join(name for name in ("prometheus", "promtool") if not shutil.which(name))
+    install("prometheus", "Prometheus", ("prometheus", "promtool"))
+
+
+def install(package: str, name: str, programs: Sequence[str]) -> None:
+    """Install a Debian package if one of its *programs* is missing, and stop its service."""
+    missing = " and ".join(each for each in programs if not shutil.which(each))
     if not missing:
         return
-    by_hand = "Install Prometheus by hand, and run this again"
+    by_hand = f"Install {name} by hand, and run this again"
     if not shutil.which("apt-get"):
         raise BackendError(f"{missing} not found, and there is no apt-get to install it with. {by_hand}")
     root: list[str] = []
@@ -254,19 +259,19 @@ def install_prometheus() -> None:
         if not shutil.which("sudo"):
             raise BackendError(f"{missing} not found; to install it one must be root. {by_hand}")
         root = ["sudo", "-n"]  # -n: never ask for a password without a terminal
-    say("installing Prometheus from Debian's packages")
-    done = _run_to_the_end([*root, *APT_INSTALL])
+    say(f"installing {name} from Debian's packages")
+    done = _run_to_the_end([*root, *APT_INSTALL, package])
     if done.returncode:
         # A fresh container has no package lists yet.
         _run_to_the_end([*root, "apt-get", "update"])
-        done = _run_to_the_end([*root, *APT_INSTALL])
+        done = _run_to_the_end([*root, *APT_INSTALL, package])
     if done.returncode:
         raise BackendError(f"{' '.join(done.args)} has failed. {by_hand};{tail_of(done.stdout)}")
     # The package also starts a service, which is not needed here.
     if Path("/run/systemd/system").is_dir():
-        _run_to_the_end([*root, "systemctl", "disable", "--now", "prometheus"])
-    elif Path("/etc/init.d/prometheus").exists():
-        _run_to_the_end([*root, "/etc/init.d/prometheus", "stop"])
+        _run_to_the_end([*root, "systemctl", "disable", "--now", package])
+    elif Path(f"/etc/init.d/{package}").exists():
+        _run_to_the_end([*root, f"/etc/init.d/{package}", "stop"])
 
 
 def _run_to_the_end(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -22,7 +22,7 @@ PLACES = ["lamella", "größe 1/lamella", """[x] it's "a" $HOME ;&|%s *?#/lamell
 EACH_PLACE = [PLACES[2], *(pytest.param(place, marks=pytest.mark.slow) for place in PLACES if place != PLACES[2])]
 TARGETS = [
     *("demo", "test", "test-all", "lint", "format", "types", "docs", "dist", "audit", "coverage", "lowest"),
-    *("backends", "browser", "dask"),
+    *("backends", "browser", "dask", "fleet"),
     *("bench", "bench-storm", "bench-batch", "bench-sync", "soak", "picture"),
 ]
 # It notes how it is run. An environment that it makes has an interpreter like it, and nothing else.
@@ -151,7 +151,7 @@ def test_what_is_set_for_other_programs_reaches_none(made: tuple[Path, list[Run]
         assert not [name for name, value in SET.items() if run.environ.get(name) == value], run.arguments
         assert SET["ARGS"] not in run.arguments
     installations = [run for run in runs if run.arguments[:2] == ["-m", "pip"]]
-    assert len(installations) == 2 * 9  # of pip and then of the packages, for each environment
+    assert len(installations) == 2 * 11  # of pip and then of the packages, for each environment
     for run in installations:
         assert run.environ.items() >= NETWORK.items()
     benchmarks = [run for run in runs if run.arguments[0].startswith("benchmarks/")]

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     )
     from lamella.scope import deadline, options
     from lamella.stacking import At, stack
-    from lamella.store import MemoryStore, Store
+    from lamella.store import MemoryStore, RedisStore, Store
     from lamella.sync import Source, pages, records
     from lamella.telemetry.attempt_span import AttemptSpan
     from lamella.telemetry.call_span import RequestSpan
@@ -111,6 +111,7 @@ __all__ = [
     "PerCall",
     "ProxyRefused",
     "RateLimited",
+    "RedisStore",
     "RequestRejected",
     "RequestSpan",
     "Result",
@@ -181,6 +182,7 @@ _MODULES: Final = {
     "Limit": "lamella.throttle",
     "StatedLimit": "lamella.throttle",
     "MemoryStore": "lamella.store",
+    "RedisStore": "lamella.store",
     "MethodNotAllowed": "lamella.errors",
     "NotFound": "lamella.errors",
     "RequestRejected": "lamella.errors",

@@ -1,6 +1,8 @@
 """The shared state store: what calls learn about an account or an origin, for all calls."""
 
 from lamella.store.memory import MemoryStore
+from lamella.store.network import NetworkStore
 from lamella.store.protocol import Store
+from lamella.store.redis import RedisStore
 
-__all__ = ["MemoryStore", "Store"]
+__all__ = ["MemoryStore", "NetworkStore", "RedisStore", "Store"]

@@ -15,10 +15,11 @@ from opentelemetry.util.types import AttributeValue
 from lamella.call import Call
 from lamella.store.shared import SharedState
 from lamella.throttle.estimate import Asked, Permit, RateEstimate, Wait
+from lamella.throttle.fleet import Lease, LeasedQueue
 from lamella.throttle.limit import Cost, cost_of
 from lamella.throttle.permits import may_send, next_permit
 from lamella.throttle.queue import Count, Queue, waiting_of
-from lamella.throttle.quota import Station, ask
+from lamella.throttle.quota import Station, ask, waiting_for
 
 _R = TypeVar("_R")
 
@@ -64,14 +65,26 @@ class Account:
     belief: tuple[AttributeValue, ...] = ("none", 0.0, 0.0, 0)  # as it was last recorded
     stations: tuple[Station, ...] = ()  # of its last call, where the user states limits
     is_common: bool = True
+    lease: Lease | None = None  # where processes share the account
 
     def __post_init__(self) -> None:
-        self.queue = Queue(partial(ask, self), self.count)
+        if self.lease is None:
+            self.queue = Queue(partial(ask, self), self.count)
+        else:
+            self.queue = LeasedQueue(partial(ask, self), self.count, self.lease)
 
     async def may_pass(self, call: Call) -> Wait | None:
+        if self.lease is not None:
+            return await self.lease.may_pass(
+                waiting_for(self, call), _waited(call), cost_of(call.request, self.learning.cost)
+            )
         return await self._ask(call, may_send)
 
     async def take(self, call: Call) -> Permit | Wait:
+        if self.lease is not None:
+            return await self.lease.take(
+                waiting_for(self, call), _waited(call), cost_of(call.request, self.learning.cost)
+            )
         return await self._ask(call, next_permit)
 
     async def earliest(self, call: Call, ahead: int) -> float | None:
@@ -79,8 +92,13 @@ class Account:
 
     async def _ask(self, call: Call, change: Callable[[RateEstimate, float, Sequence[float], float, Asked], _R]) -> _R:
         state, period, learns, cost = self.learning
-        queued = waiting_of(call)
-        waited = 0.0 if queued is None else asyncio.get_running_loop().time() - queued[0]
+        waited = _waited(call)
         extra = self.queue.points - self.queue.in_flight
         asked = Asked(learns, self.queue.waiting, waited, extra, cost_of(call.request, cost))
         return await state.update(call.span, self.name, RateEstimate, change, self.queue.sent_at, period, asked)
+
+
+def _waited(call: Call) -> float:
+    """Return for how many seconds *call* is queued."""
+    queued = waiting_of(call)
+    return 0.0 if queued is None else asyncio.get_running_loop().time() - queued[0]

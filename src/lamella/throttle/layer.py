@@ -24,13 +24,16 @@ from lamella.origins import origin_of
 from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import RuleBook, StopReason, check_rules
 from lamella.store import Store
+from lamella.store.network import NetworkStore
 from lamella.store.shared import SharedState, hash_key
 from lamella.telemetry.attributes import origin_attributes
 from lamella.telemetry.tracing import OFF, SILENT
 from lamella.throttle.account import Account, Episode, Learning
 from lamella.throttle.belief import Belief, believed
 from lamella.throttle.estimate import ONE, Asked, Permit, RateEstimate, Wait
+from lamella.throttle.fleet import Lease
 from lamella.throttle.headers import read_by, stated_limits
+from lamella.throttle.lease import Learned
 from lamella.throttle.limit import Cost, Limits, Of, cost_of, separated
 from lamella.throttle.permits import answered, learned, next_permit, refused
 from lamella.throttle.queue import WAITING
@@ -105,7 +108,9 @@ class Throttle(Layer):
         self._scope = scope
         self._state = SharedState(store)
         self._used = SharedState(store)
-        self._quotas = Quotas(self._limits, key=key, scope=scope, cost=cost, state=self._used) if self._limits else None
+        self._fleet = store if isinstance(store, NetworkStore) else None
+        quotas = partial(Quotas, key=key, scope=scope, cost=cost, state=self._used, fleet=self._fleet)
+        self._quotas = quotas(self._limits) if self._limits else None
         self._stated = next((each for each in self._limits if each.requests is not None and each.key is None), None)
         """A limit that is not learned."""
         self._says = read_by(reads) if reads else None if self._stated else stated_limits
@@ -113,6 +118,7 @@ class Throttle(Layer):
         backoff = rules.rule_for(_REFUSED).retry
         period = (backoff.low if backoff else 0.0) or _PERIOD
         self._learning = Learning(self._state, period, self._stated is None, cost)
+        self._learned = Learned(period, self._stated is None)
         self._report = Report(tracer_provider, meter_provider, show_key=show_key)
         self._permits: dict[Call, tuple[Account, Permit, RateEstimate | None, Held]] = {}
         """Of the attempts in flight. The estimate, where it is in memory: to look it up again takes longer."""
@@ -138,11 +144,16 @@ class Throttle(Layer):
         stations = () if account is None else account.stations
         left = [each for station in stations if isinstance(station, Quota) for each in station.uses()]
         if estimate.stated:
-            left += stated_now(estimate, self._state.now())
+            left += stated_now(estimate, self._now(account))
         return believed(estimate, self._stated, left)
 
+    def _now(self, account: Account | None) -> float:
+        return (self._state if account is None or account.lease is None else account.lease).now()
+
     def _estimate(self, name: str) -> RateEstimate:
-        estimate = self._state.last_known(name)
+        account = None if self._fleet is None else self._accounts.get(name)
+        leased = None if account is None else account.lease
+        estimate = self._state.last_known(name) if leased is None else leased.known
         return estimate if isinstance(estimate, RateEstimate) else RateEstimate()
 
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -168,7 +179,18 @@ class Throttle(Layer):
                 queue.start(call, permit)
                 self._permits[call] = account, permit, estimate, ()
                 return None
+        elif memory is None and (leased := self._leased_at_once(account)) is not None:
+            queue.start(call, leased)
+            self._permits[call] = account, leased, None, ()
+            return None
         return self._wait(call, account)
+
+    def _leased_at_once(self, account: Account) -> Permit | None:
+        """Return a leased permit of *account*, if one is there and no other call waits for it."""
+        lease = account.lease
+        if lease is None or account.queue.waiters or self._quotas is not None or self._learning.cost is not None:
+            return None
+        return lease.at_once()
 
     async def _wait(self, call: Call, account: Account) -> None:
         first, before, passage = account.queue, call.queued, None
@@ -221,6 +243,8 @@ class Throttle(Layer):
                 or result.status >= ERROR_STATUS
                 or (self._below_400 and result.status in self._below_400)
             ):
+                if self._fleet is not None and self._passed_at_once(account, permit, held, result):
+                    return None
                 return self._ended(call, account, permit, held, result)
             now = call.now if memory.clock is None else memory.clock()
             learns, says = self._stated is None, () if self._says is None else self._says(result.headers)
@@ -232,6 +256,16 @@ class Throttle(Layer):
         if held:
             release(held)
         return None
+
+    def _passed_at_once(self, account: Account, permit: Permit, held: Held, result: aiohttp.ClientResponse) -> bool:
+        """Note a good answer to an attempt whose permit was leased. False: more is to be done."""
+        if account.lease is None or account.episode is not None or account.doubt is not None or held:
+            return False
+        if result.status >= ERROR_STATUS or (self._below_400 and result.status in self._below_400):
+            return False
+        account.lease.ended(permit, passed=True, says=() if self._says is None else self._says(result.headers))
+        account.queue.end(permit)
+        return True
 
     async def _ended(self, call: Call, account: Account, permit: Permit, held: Held, result: Result) -> None:
         counts = True
@@ -257,6 +291,9 @@ class Throttle(Layer):
 
     async def _note(self, call: Call, account: Account, permit: Permit) -> None:
         """Record an attempt without an answer."""
+        if account.lease is not None:
+            account.lease.ended(permit, passed=None)
+            return
         await self._state.note(call.span, account.name, RateEstimate, RateEstimate.record, permit.cost)
 
     async def _record(
@@ -274,7 +311,10 @@ class Throttle(Layer):
         if judged is not None and judged.rule.is_rate_limit(result.status, judged.retry_after):
             asked = judged.rule.retry, judged.retry_after
             change = partial(refused, others=queue.in_flight - 1, says=says)
-            wait = await state.note(call.span, account.name, RateEstimate, change, permit, *asked)
+            if account.lease is not None:
+                wait = await account.lease.refused(permit, *asked, says)
+            else:
+                wait = await state.note(call.span, account.name, RateEstimate, change, permit, *asked)
             now, episode = asyncio.get_running_loop().time(), account.episode or account.doubt
             if episode is None:
                 context = (call.span or trace.get_current_span()).get_span_context()
@@ -291,14 +331,21 @@ class Throttle(Layer):
                 episode.generation = max(episode.generation, permit.generation)
             return False
         passed = partial(answered, learns=self._stated is None, says=says)
-        ends = await state.note(call.span, account.name, RateEstimate, passed, permit, queue.in_flight - 1)
+        if account.lease is not None:
+            account.lease.ended(permit, passed=True, says=says)
+            ends = False
+        else:
+            ends = await state.note(call.span, account.name, RateEstimate, passed, permit, queue.in_flight - 1)
         if account.doubt is not None and permit.at > account.doubt.last:
             account.doubt = None
         episode = account.episode
         # Another process that shares the store may have had the first success.
         if episode is not None and (ends or permit.generation > episode.generation):
             account.episode = None
-            requests, period = await state.update(None, account.name, RateEstimate, learned)
+            if account.lease is not None:
+                requests, period = learned(account.lease.known, 0.0)
+            else:
+                requests, period = await state.update(None, account.name, RateEstimate, learned)
             if self._stated is not None:
                 requests, period = self._stated.requests or 0.0, self._stated.per or 0.0
             self._report.ended(account, episode, requests, period)
@@ -314,7 +361,8 @@ class Throttle(Layer):
             server, url = origin_attributes(request), request.url
             measured = self._report.instruments.server(url.host, url.port)
             count = partial(self._report.count_queued, measured)
-            account = accounts[name] = Account(name, server, measured, self._learning, count)
+            lease = None if self._fleet is None else Lease(self._fleet, name, self._learned)
+            account = accounts[name] = Account(name, server, measured, self._learning, count, lease=lease)
             if len(accounts) > _MOST_ACCOUNTS:
                 self._forget_idle()
         else:

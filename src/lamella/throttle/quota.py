@@ -20,8 +20,11 @@ import aiohttp
 
 from lamella.call import Call, PerCall
 from lamella.origins import origin_of
+from lamella.store.network import NetworkStore
 from lamella.store.shared import SharedState, hash_key
 from lamella.throttle.estimate import Permit, Wait
+from lamella.throttle.fleet import Lease, LeasedQueue
+from lamella.throttle.lease import Stated
 from lamella.throttle.limit import Cost, Limit, Of, cost_of
 from lamella.throttle.queue import Count, Queue
 from lamella.throttle.stated import StatedLimit
@@ -98,6 +101,14 @@ async def ask(station: Station, call: Call, queue: Queue, ahead: int) -> Permit 
     return answer
 
 
+def waiting_for(station: Station, call: Call) -> int:
+    """Return how many calls wait for a permit of *station*, those in the queues outside of it among them."""
+    passage = PASSAGE.get(call)
+    if passage is None:
+        return station.queue.waiting
+    return max(each.queue.waiting for each in passage.stations[: passage.stations.index(station) + 1])
+
+
 def release(held: Held) -> None:
     """Release permits that are not used."""
     for station, permit in held:
@@ -126,14 +137,19 @@ class Quota:
     cost: Cost | None
     is_common: bool
     state: SharedState
+    lease: Lease | None = None
     queue: Queue = field(init=False)
 
     async def may_pass(self, call: Call) -> Wait | None:
+        if self.lease is not None:
+            return await self.lease.may_pass(waiting_for(self, call), 0.0, self._cost(call))
         return await self.state.update(
             call.span, self.name, Usage, wait_for, self._in_flight, self.limits, self._cost(call)
         )
 
     async def take(self, call: Call) -> Permit | Wait:
+        if self.lease is not None:
+            return await self.lease.take(waiting_for(self, call), 0.0, self._cost(call))
         return await self.state.update(
             call.span, self.name, Usage, take, self._in_flight, self.limits, self._cost(call)
         )
@@ -141,17 +157,22 @@ class Quota:
     async def earliest(self, call: Call, ahead: int) -> float | None:
         if self.cost is not None:
             return None
+        if self.lease is not None:
+            return earliest(self.lease.known, self.lease.now(), self._in_flight, self.limits, ahead)
         return await self.state.update(call.span, self.name, Usage, earliest, self._in_flight, self.limits, ahead)
 
     async def record(self, call: Call, permit: Permit) -> None:
         """Record an attempt that the server may have counted."""
+        if self.lease is not None:
+            self.lease.ended(permit, passed=True)
+            return
         await self.state.note(call.span, self.name, Usage, record, self.limits, permit.cost)
 
     def uses(self) -> list[StatedLimit]:
         """Return what is left of the limits, as far as this process knows."""
-        usage = self.state.last_known(self.name)
-        known = usage if isinstance(usage, Usage) else Usage()
-        return uses(known, self.state.now(), self._in_flight, self.limits)
+        usage = self.state.last_known(self.name) if self.lease is None else self.lease.known
+        known, now = usage if isinstance(usage, Usage) else Usage(), (self.lease or self.state).now()
+        return uses(known, now, self._in_flight, self.limits)
 
     @property
     def _in_flight(self) -> InFlight:
@@ -182,11 +203,20 @@ class Quotas:
         scope: Returns which limit of it a request counts against that is learned.
         cost: Returns the points of a request for limits that have no cost of their own.
         state: Where it is kept what is used.
+        fleet: The store of the processes that share the quotas. None: none do, or by *state*.
     """
 
     def __init__(
-        self, limits: Sequence[Limit], *, key: Of | None, scope: Of | None, cost: Cost | None, state: SharedState
+        self,
+        limits: Sequence[Limit],
+        *,
+        key: Of | None,
+        scope: Of | None,
+        cost: Cost | None,
+        state: SharedState,
+        fleet: NetworkStore | None = None,
     ) -> None:
+        self._fleet = fleet
         self._groups = _grouped(limits, key, scope, cost)
         self._state = state
         self._quotas: OrderedDict[str, Quota] = OrderedDict()
@@ -207,8 +237,10 @@ class Quotas:
     def _quota(self, name: str, group: _Group, count: Count) -> Quota:
         quota = self._quotas.get(name)
         if quota is None:
-            quota = self._quotas[name] = Quota(name, group.limits, group.cost, group.is_common, self._state)
-            quota.queue = Queue(partial(ask, quota), count)
+            lease = None if self._fleet is None else Lease(self._fleet, name, Stated(group.limits))
+            quota = self._quotas[name] = Quota(name, group.limits, group.cost, group.is_common, self._state, lease)
+            asks = partial(ask, quota)
+            quota.queue = Queue(asks, count) if lease is None else LeasedQueue(asks, count, lease)
             if len(self._quotas) > _MOST:
                 self._forget_idle()
         self._quotas.move_to_end(name)

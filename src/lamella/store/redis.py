@@ -1,0 +1,89 @@
+"""``RedisStore``: states in Redis or Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+from lamella.store.network import VERSION, NetworkStore, Swap, Swapped
+
+# It only compares and replaces: what a state means is decided here.
+_SWAP: Final = f"""
+local has = redis.call('GET', KEYS[1])
+local time = redis.call('TIME')
+local version = has and string.sub(has, 1, {VERSION}) or ''
+if #ARGV > 1 and version == ARGV[1] then
+  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+  return {{1, string.sub(ARGV[2], 1, {VERSION}), time[1], time[2]}}
+end
+return {{0, has or '', time[1], time[2]}}
+"""
+
+
+class RedisStore(NetworkStore):
+    """Keeps states in Redis or Valkey, for the processes of many machines.
+
+    Each state is one key, a hash that holds no credential. The store's clock is that of the server. Close it by
+    `aclose`, or use it as ``async with RedisStore(url) as store``.
+
+    Args:
+        url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as redis-py takes it.
+        prefix: What the keys begin with.
+        ttl: For how many seconds a state is kept that is not used.
+
+    Raises:
+        ImportError: redis-py is not installed: it comes with the extra ``redis``.
+        ValueError: *url* is of another kind, or *ttl* is not greater than 0.
+    """
+
+    def __init__(self, url: str, *, prefix: str = "lamella:", ttl: float = 3600.0) -> None:
+        try:
+            import redis.asyncio
+        except ImportError:
+            raise ImportError("RedisStore needs redis-py: install lamella[redis]") from None
+        super().__init__(ttl=ttl)
+        redis.asyncio.connection.parse_url(url)  # now, and not at the first call
+        self._url = url
+        self._prefix = prefix
+        self._client: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _connected(self) -> Any:
+        from redis.asyncio import Redis
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # connections belong to one
+            self._loop = loop
+            # Once more: a connection may have been closed while it was idle.
+            self._client = Redis.from_url(self._url, decode_responses=True, retry=Retry(NoBackoff(), 1))
+        return self._client
+
+    async def send(self, swaps: Sequence[Swap]) -> list[Swapped]:
+        """Send *swaps* in one pipeline."""
+        pipeline = self._connected().pipeline(transaction=False)
+        for key, version, replacement in swaps:
+            change = () if replacement is None else (replacement, int(self.ttl * 1000))
+            pipeline.eval(_SWAP, 1, self._prefix + key, version, *change)
+        return [_swapped(*reply) for reply in await pipeline.execute()]
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        client, self._client, self._loop = self._client, None, None
+        if client is not None:
+            await client.aclose()
+
+    async def __aenter__(self) -> RedisStore:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"RedisStore(prefix={self._prefix!r}, ttl={self.ttl:g})"
+
+
+def _swapped(done: int, has: str, seconds: str, microseconds: str) -> Swapped:
+    return Swapped(bool(done), has[:VERSION], has[VERSION:], int(seconds) + int(microseconds) / 1e6)

@@ -1,0 +1,251 @@
+"""``Lease``: the permits of an account or a quota that a process shares with others, by a store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+from lamella.call import Call
+from lamella.rules.backoff import Backoff
+from lamella.store.network import NetworkStore, StoreUnavailable
+from lamella.throttle.estimate import Permit, Wait
+from lamella.throttle.holding import Holding
+from lamella.throttle.lease import Grant, LeaseState, Outcome, Policy, as_text, exchange, newest, of_text
+from lamella.throttle.queue import Count, Queue
+from lamella.throttle.stated import StatedLimit
+
+_TRIES: Final = 100
+_BACK_OFF: Final = 0.001  # seconds at most, for each swap that another holder has come before
+_MOST_ASIDE: Final = 10_000
+_ROUNDS: Final = 3
+_SOON: Final = 0.005
+_ALL_COME: Final = 0.6  # seconds: a little longer than a store that has failed is not asked
+_MOST_WRONG: Final = 0.1  # seconds
+_SAME: Final = 0.0005  # seconds: a timer may be too early by a rounding error
+
+
+class LeasedQueue(Queue):
+    """A queue whose permits are leased."""
+
+    __slots__ = ("lease",)
+
+    def __init__(self, ask: Callable[[Call, Queue, int], Awaitable[Permit | Wait]], count: Count, lease: Lease) -> None:
+        super().__init__(ask, count)
+        self.lease = lease
+        lease.queue = self
+
+    def end(self, permit: Permit) -> None:
+        self.lease.unused(permit)
+        super().end(permit)
+
+    def wake(self) -> None:
+        """Wake the first call, which may get a permit."""
+        if self.waiters:
+            self._wake_first()
+
+
+class Lease:
+    """What this process holds of the permits of one account.
+
+    While the store fails, it goes by the state that it has seen last, and by its share of the limit: that divided by
+    the holders that were there. What its attempts have ended in is reported when the store is back.
+
+    Args:
+        store: The store.
+        name: The name of the state, a hash.
+        policy: Decides who may send.
+    """
+
+    __slots__ = ("_aside", "_local", "_name", "_policy", "_seen", "_store", "_task", "_timer", "holding", "queue")
+
+    def __init__(self, store: NetworkStore, name: str, policy: Policy) -> None:
+        self._store = store
+        self._name = f"lease:{name}"
+        self._policy = policy
+        self._seen = _Seen()
+        self._local: tuple[LeaseState, Policy] | None = None  # while the store fails
+        self._aside: list[Outcome] = []  # of attempts that only the local state knows of
+        self._task: asyncio.Task[Grant | None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.holding = Holding(os.urandom(6).hex())
+        self.queue: LeasedQueue | None = None
+
+    @property
+    def known(self) -> Any:
+        """What is known of the limit, not to be changed."""
+        state = self._local[0] if self._local is not None else self._seen.state
+        return self._policy.new() if state is None else state.known
+
+    def now(self) -> float:
+        """Return the time by the clock of the state."""
+        return asyncio.get_running_loop().time() + self._seen.ahead
+
+    def at_once(self) -> Permit | None:
+        """Return a permit that is there. None: there is none."""
+        if not self.holding.pool:
+            return None
+        permit = self.holding.take(self.now())
+        return permit if isinstance(permit, Permit) else None
+
+    async def take(self, waiting: int, waited: float, cost: float) -> Permit | Wait:
+        """Return a permit, or the wait for one, for the first of so many calls that wait."""
+        for _ in range(_ROUNDS):
+            answer = self.holding.take(self.now(), cost)
+            if answer is not None:
+                self._flush_later()
+                return answer
+            await self.exchange(waiting, waited, cost)
+        return Wait(None, blocked=False, again=_SOON)
+
+    async def may_pass(self, waiting: int, waited: float, cost: float) -> Wait | None:
+        """Return the wait for a permit. None: :meth:`take` returns one."""
+        for _ in range(_ROUNDS):
+            answer = self.holding.may(self.now(), cost)
+            if answer is not False:
+                return None if answer is True else answer
+            await self.exchange(waiting, waited, cost)
+        return Wait(None, blocked=False, again=_SOON)
+
+    def ended(self, permit: Permit, *, passed: bool | None, says: Sequence[StatedLimit] = ()) -> None:
+        """Note what an attempt has ended in. *passed* None: the server may have counted it."""
+        # Two processes may be wrong about the time: the permit that this one makes room for must not be too early.
+        ended = self.now() + 2 * min(self._store.error, _MOST_WRONG) + _SAME
+        self.holding.ended(permit, ended, passed=passed, says=says)
+        self._flush_later()
+
+    async def refused(
+        self, permit: Permit, backoff: Backoff | None, retry_after: float | None, says: Sequence[StatedLimit]
+    ) -> Wait | None:
+        """Report a refusal at once. Return the wait that it begins. None: it is no news."""
+        more = {"backoff": backoff, "retry_after": retry_after, "says": says}
+        self.holding.ended(permit, self.now(), passed=False, **more)  # type: ignore[arg-type]
+        if self._task is not None:
+            await asyncio.shield(self._task)  # it may have begun before
+        grant = await self.exchange(self._waiting, 0.0, 1.0)
+        return None if grant is None else grant.refused
+
+    def unused(self, permit: Permit) -> None:
+        """Give back a permit of an attempt that the server cannot have counted. Nothing, if it was reported."""
+        self.holding.unused(permit, self.now())
+        self._flush_later()
+
+    async def exchange(self, waiting: int, waited: float, cost: float) -> Grant | None:
+        """Exchange what this process knows for permits. A caller that is cancelled does not cut it off."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._exchange(waiting, waited, cost))
+            self._task.add_done_callback(self._ended)
+        return await asyncio.shield(self._task)
+
+    def _ended(self, task: asyncio.Task[Grant | None]) -> None:
+        self._task = None
+        if not task.cancelled() and self.queue is not None:
+            self.queue.wake()
+            self._flush_later()
+
+    def _flush_later(self) -> None:
+        if self._timer is None and (at := self.holding.flush_at(self.now(), self._waiting)) is not None:
+            self._timer = asyncio.get_running_loop().call_later(at - self.now(), self._flush)
+
+    def _flush(self) -> None:
+        self._timer = None
+        at = self.holding.flush_at(self.now(), self._waiting)
+        if at is None or self._task is not None:
+            return
+        if at > self.now() + _SAME:
+            self._flush_later()
+            return
+        self._task = asyncio.get_running_loop().create_task(self._exchange(self._waiting, 0.0, 1.0))
+        self._task.add_done_callback(self._ended)
+
+    async def _exchange(self, waiting: int, waited: float, cost: float) -> Grant | None:
+        try:
+            return await self._by_store(waiting, waited, cost)
+        except StoreUnavailable:
+            self._seen.restore(self._policy)
+            return self._by_share(waiting, waited, cost)
+
+    async def _by_store(self, waiting: int, waited: float, cost: float) -> Grant | None:
+        store, seen, policy, loop = self._store, self._seen, self._policy, asyncio.get_running_loop()
+        if seen.state is None or store.ahead is None:
+            reply = await store.swap(self._name, "")
+            seen.found(reply.version, reply.state, policy)
+        for attempt in range(_TRIES):
+            time = loop.time()
+            server = time + (store.ahead or 0.0)
+            state = newest(seen.state, seen.forgotten, server, policy)
+            now = state.tick(server)
+            if self._local is not None:
+                # The others report within that time what they have sent meanwhile.
+                state.closed_until = max(state.closed_until, now + _ALL_COME)
+            report = self.holding.report(now, waiting, waited, cost)
+            held = len(report.outcomes)
+            whole = report._replace(outcomes=(*self._aside, *report.outcomes))
+            grant = exchange(state, now, whole, policy)
+            text = as_text(state)
+            reply = await store.swap(self._name, seen.version, text)
+            if reply.done:
+                seen.keep(reply.version, text, state, now - time)
+                self._local = None
+                self._aside.clear()
+                self.holding.granted(grant, report._replace(outcomes=report.outcomes[:held]), now)
+                return grant
+            seen.found(reply.version, reply.state, policy)
+            await asyncio.sleep(random.random() * _BACK_OFF * min(attempt, 5))
+        raise StoreUnavailable
+
+    def _by_share(self, waiting: int, waited: float, cost: float) -> Grant:
+        if self._local is None:
+            holders = max(len(self._seen.state.holders), 1) if self._seen.state is not None else 1
+            known, policy = self._policy.share(self.known, holders)
+            state = LeaseState(known, self.now())
+            if self._seen.state is not None and self.holding.name in self._seen.state.holders:
+                state.holders[self.holding.name] = self._seen.state.holders[self.holding.name]
+            self._local = state, policy
+        state, policy = self._local
+        now = self.now()
+        report = self.holding.report(now, waiting, waited, cost)
+        grant = exchange(state, now, report, policy)
+        self._aside.extend(each for each in report.outcomes if each.kind != "unused")
+        del self._aside[:-_MOST_ASIDE]
+        self.holding.granted(grant, report, now)
+        return grant
+
+    @property
+    def _waiting(self) -> int:
+        return 0 if self.queue is None else self.queue.waiting
+
+
+class _Seen:
+    """The state of a lease as it was last seen in the store."""
+
+    __slots__ = ("ahead", "forgotten", "state", "text", "version")
+
+    def __init__(self) -> None:
+        self.version = ""
+        self.text = ""
+        self.state: LeaseState | None = None
+        self.forgotten: LeaseState | None = None
+        """The newest state that was seen, where the store has an older one, or none."""
+        self.ahead = 0.0
+        """By how many seconds its clock is ahead of the loop's."""
+
+    def keep(self, version: str, text: str, state: LeaseState, ahead: float) -> None:
+        """Take *state* for what the store has."""
+        self.version, self.text, self.state, self.ahead, self.forgotten = version, text, state, ahead, None
+
+    def found(self, version: str, text: str, policy: Policy) -> None:
+        """Take what another process has stored, or nothing."""
+        last = of_text(self.text, policy) if self.text else None
+        self.version, self.state = version, of_text(text, policy) if text else None
+        self.forgotten = last
+        if self.state is not None and (last is None or self.state.serial >= last.serial):
+            self.text, self.forgotten = text, None
+
+    def restore(self, policy: Policy) -> None:
+        """Forget what was not stored."""
+        self.version = ""
+        self.state = of_text(self.text, policy) if self.text else None
+        self.forgotten = None

@@ -1,0 +1,163 @@
+"""What one holder has leased, used and not reported yet: arithmetic, no clock."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from math import inf, nextafter
+from operator import attrgetter
+from typing import Final
+
+from lamella.rules.backoff import Backoff
+from lamella.throttle.estimate import Permit, Wait
+from lamella.throttle.lease import Grant, Outcome, Report
+from lamella.throttle.stated import StatedLimit
+
+_EARLY: Final = 0.0005  # seconds by which a permit may be used too early: less than the error of the clock
+_TICK: Final = 0.002  # the shortest time between two exchanges that nothing forces
+_POLL: Final = (0.01, 0.05)  # bounds of a horizon, after which to ask again where another holder's answer is awaited
+_OFTEN: Final = 0.1  # horizons between two exchanges of a holder, for each of the holders: one at most
+_SOON: Final = 1e-6
+_IDLE: Final = 0.1  # seconds after which a permit that is not used is given back
+_KEEP: Final = 0.5  # seconds between two exchanges while there are calls, so that they are not taken for lost
+_MOST_SPARE: Final = 500
+_DONE: Final = 2000  # outcomes to report once more if the store forgets them
+
+_at: Final = attrgetter("at")
+
+
+@dataclass(eq=False, slots=True)
+class Holding:
+    """The permits of a holder. Moments are by the clock of the state."""
+
+    name: str
+    pool: list[Permit] = field(default_factory=list)  # leased and not used, by their moments
+    used: dict[float, Permit] = field(default_factory=dict)  # as leased, by the moments at which they were used
+    outcomes: list[Outcome] = field(default_factory=list)  # to report
+    wait: Wait | None = None  # for one more permit, as of *asked_at*
+    asked_at: float = -inf
+    due: float = -inf  # when to ask again
+    grant: Grant | None = None
+    last: float = -inf  # the last moment at which one was used
+    done: dict[float, Outcome] = field(default_factory=dict)  # the last ones that were reported
+    spent: int = 0  # permits used since the last exchange
+
+    def take(self, now: float, cost: float = 1.0) -> Permit | Wait | None:
+        """Return a permit that is used now, or the wait for one. None: an exchange has to say."""
+        while self.pool and self.pool[0].at <= now + _EARLY:
+            leased = self.pool.pop(0)
+            if leased.cost != cost:  # it was for another call
+                self._give_back(leased, now)
+                continue
+            at = max(leased.at, now)
+            self.last = at = at if at > self.last else nextafter(self.last, inf)
+            self.used[at] = leased
+            self.spent += 1
+            return leased._replace(at=at)
+        if now >= self.due:
+            return None
+        return self.until(now)
+
+    def may(self, now: float, cost: float = 1.0) -> Wait | bool:
+        """Return whether :meth:`take` would return a permit, or the wait. False: an exchange has to say."""
+        if self.pool and self.pool[0].at <= now + _EARLY and self.pool[0].cost == cost:
+            return True
+        return False if now >= self.due else self.until(now)
+
+    def until(self, now: float) -> Wait:
+        """Return the wait for the next permit, as far as is known."""
+        again = max(self.due - now, _SOON)
+        if self.pool:
+            return Wait(max(self.pool[0].at - now, _SOON), blocked=False)
+        if self.wait is None:
+            return Wait(None, blocked=False, again=again)
+        seconds = None if self.wait.seconds is None else max(self.asked_at + self.wait.seconds - now, _SOON)
+        return self.wait._replace(seconds=seconds, again=again)
+
+    def ended(
+        self,
+        permit: Permit,
+        now: float,
+        *,
+        passed: bool | None,
+        backoff: Backoff | None = None,
+        retry_after: float | None = None,
+        says: Sequence[StatedLimit] = (),
+    ) -> None:
+        """Note what an attempt has ended in. *passed* None: the server may have counted it, or not."""
+        leased = self.used.pop(permit.at, None)
+        if leased is None:
+            return
+        kind = "passed" if passed else "unknown" if passed is None else "refused"
+        self.outcomes.append(Outcome(leased, permit.at, now, kind, backoff, retry_after, says))  # type: ignore[arg-type]
+        if passed is False:
+            for each in self.pool:
+                self._give_back(each, now)
+            self.pool.clear()
+            self.due = now
+        elif self.wait is not None and self.wait.seconds is None:
+            self.due = min(self.due, max(now, self.asked_at + _TICK))  # this answer may allow another attempt
+
+    def unused(self, permit: Permit, now: float) -> None:
+        """Give back a permit of an attempt that the server cannot have counted. Nothing, if it was reported."""
+        leased = self.used.pop(permit.at, None)
+        if leased is not None:
+            self._give_back(leased, now)
+
+    def _give_back(self, leased: Permit, now: float) -> None:
+        self.outcomes.append(Outcome(leased, now, now, "unused"))
+
+    def report(self, now: float, waiting: int, waited: float = 0.0, cost: float = 1.0) -> Report:
+        """Return what is to be reported, where so many calls wait."""
+        if not waiting:
+            for each in [each for each in self.pool if each.at < now - _IDLE]:
+                self.pool.remove(each)
+                self._give_back(each, now)
+        spare = min(self.spent, _MOST_SPARE) if cost == 1.0 else 0
+        wanting = max(waiting - len(self.pool), 0) if cost == 1.0 else min(waiting, 1)
+        holds = (*self.used.values(), *self.pool)
+        return Report(self.name, tuple(self.outcomes), wanting, spare, waited, cost, holds)
+
+    def granted(self, grant: Grant, reported: Report, now: float) -> None:
+        """Take what an exchange has granted."""
+        for each in reported.outcomes:
+            self.done[each.permit.at] = each
+        for at in list(islice(self.done, max(len(self.done) - _DONE, 0))):
+            del self.done[at]
+        del self.outcomes[: len(reported.outcomes)]
+        known = {each.at for each in self.pool} | {each.at for each in self.used.values()}
+        known |= {each.permit.at for each in self.outcomes}
+        there = {each.at for each in grant.permits}
+        self.pool = [each for each in self.pool if each.at in there]
+        for each in grant.permits:
+            if each.at in self.done and each.at not in known:
+                self.outcomes.append(self.done.pop(each.at))  # the store has gone back to a state without it
+            elif each.at not in known:
+                insort(self.pool, each, key=_at)
+        for each in [each for each in self.pool if each.generation != grant.generation]:
+            self.pool.remove(each)
+            self._give_back(each, now)
+        self.grant, self.wait, self.asked_at, self.spent = grant, grant.wait, now, 0
+        self.due = self._due(grant, now)
+
+    def _due(self, grant: Grant, now: float) -> float:
+        wait, horizon = grant.wait, grant.horizon
+        if wait is None:
+            return min(max(self.pool[-1].at, now), now + horizon) if self.pool else now
+        if wait.seconds is None:
+            again = min(max(horizon, _POLL[0]), _POLL[1])
+            return now + max(again if wait.again is None else min(wait.again, again), _TICK)
+        # All come before that moment, one after another, and not more often than they get permits.
+        lead = horizon * (grant.rank + 1) / (grant.holders + 1)
+        often = min(_OFTEN * grant.holders, 1.0)
+        due = now + max(wait.seconds - lead, _TICK if grant.holders == 1 else horizon * often)
+        return due if wait.again is None else min(due, now + max(wait.again, _TICK))
+
+    def flush_at(self, now: float, waiting: int = 0) -> float | None:
+        """Return when to exchange even if no call asks for a permit. None: there is nothing to say."""
+        horizon = 0.05 if self.grant is None else self.grant.horizon
+        if self.outcomes or (self.pool and not waiting):
+            return max(now, self.asked_at + min(max(horizon, _POLL[1]), 5 * _POLL[1]))
+        return max(now, self.asked_at + _KEEP) if self.used or self.pool or waiting else None

@@ -1,0 +1,395 @@
+"""Lease permits to the processes that share an account: a pure exchange on a state of JSON values, no clock.
+
+A holder (a ``Throttle`` of a process) reports what its attempts have ended in and how many more it wants to send. It
+gets permits with moments up to a horizon. What is learned, and what may be sent, is decided by the same functions as in
+one process: see :class:`Learned` and :class:`Stated`.
+
+Permits that come at known moments go round among the holders that want some, so that none starves; those of holders
+that are not asking now are kept for them. A permit that may be used at once goes to the holder that asks, unless it has
+had more than another one. A holder that does not come back loses its permits, which count as used.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import insort
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from math import inf, nextafter
+from typing import Any, Final, Literal, NamedTuple, Protocol
+
+from lamella.rules.backoff import Backoff
+from lamella.throttle.estimate import Asked, Permit, RateEstimate, Wait
+from lamella.throttle.limit import Limit
+from lamella.throttle.permits import answered, next_permit, refused
+from lamella.throttle.stated import StatedLimit
+from lamella.throttle.usage import InFlight, Usage, record, take
+
+_BEGIN: Final = 1000.0  # what the clock of a new state says
+_SHARES: Final = 20.0  # horizons in a period, ...
+_SHARES_ALONE: Final = 10.0  # ... and where there is one holder
+_HORIZON: Final = (0.02, 3.0)  # its bounds in seconds
+_ALIVE: Final = (2.0, 10.0)  # bounds of a period, after which a holder that has not come is gone
+_AT_ONCE: Final = 0.002  # a permit of a later moment is in time for a holder that comes for it
+_WENT_BACK: Final = 1.0  # seconds: less is how far two holders differ in what they take for the store's time
+_COME: Final = 0.55  # seconds, within which all holders come that have calls: see lamella.throttle.holding
+_KEPT: Final = 32  # permits that are kept for a holder until it asks
+_AHEAD: Final = 16  # so many more permits than another holder one may get because it asks
+
+
+class Outcome(NamedTuple):
+    """What a leased permit has come to. Moments are by the clock of the state."""
+
+    permit: Permit
+    """As it was leased."""
+    sent: float
+    ended: float
+    kind: Literal["passed", "refused", "unknown", "unused"]
+    """"unknown": there was no answer, and the server may have counted the attempt."""
+    backoff: Backoff | None = None
+    retry_after: float | None = None
+    says: Sequence[StatedLimit] = ()
+
+
+class Report(NamedTuple):
+    """What a holder says in an exchange."""
+
+    holder: str
+    outcomes: Sequence[Outcome] = ()
+    wanting: int = 0
+    """How many calls wait."""
+    spare: int = 0
+    """How many more permits it takes where no limit is in sight."""
+    waited: float = 0.0
+    """For how many seconds the first of them has waited."""
+    cost: float = 1.0
+    """Points that each of the permits is for."""
+    holds: Sequence[Permit] = ()
+    """The permits that it has, used or not, as they were leased."""
+
+
+class Grant(NamedTuple):
+    """What a holder gets in an exchange."""
+
+    permits: tuple[Permit, ...]
+    """All that it has, those that it has used and not reported among them."""
+    wait: Wait | None
+    """The wait for one more. None: it has as many as it wants."""
+    refused: Wait | None
+    """The wait that a reported refusal has begun. None: none has."""
+    generation: int
+    """Permits of an earlier one must not be used any more."""
+    holders: int
+    rank: int
+    """The place of this holder among them, from 0."""
+    horizon: float
+
+
+@dataclass(slots=True)
+class Holder:
+    """What is known of a holder, in JSON values."""
+
+    seen: float = 0.0
+    wanting: int = 0
+    waited: float = 0.0
+    cost: float = 1.0
+    given: int = 0  # permits so far, so that all get as many
+    ahead: int = 0  # permits that it got while another holder asked, and does not know of
+    open: list[list[float]] = field(default_factory=list)  # its permits: at, generation, among, cost
+
+
+@dataclass(slots=True)
+class LeaseState:
+    """The state of an account or a quota that several processes share."""
+
+    known: Any  # a RateEstimate or a Usage
+    clock: float = _BEGIN
+    server: float | None = None  # what the clock of the store said then
+    holders: dict[str, Holder] = field(default_factory=dict)
+    serial: int = 0  # the number of exchanges, but for those while it was closed
+    closed_until: float = -1.0  # no permits are issued before, since the store has forgotten the newest state
+
+    def tick(self, server: float) -> float:
+        """Return the time; *server* is that of the store's clock, which may go back."""
+        if self.server is None or server < self.server - _WENT_BACK:
+            self.server = server
+        elif server > self.server:
+            self.clock += server - self.server
+            self.server = server
+        return self.clock
+
+
+def newest(stored: LeaseState | None, seen: LeaseState | None, server: float, policy: Policy) -> LeaseState:
+    """Return the state to go on with: what the store has, or what this process has *seen* there last, if that is newer.
+
+    Then the store has forgotten it, or has gone back. Others may have seen a still newer one: no permits are issued for
+    a moment, in which they come with theirs.
+    """
+    if seen is None or (stored is not None and stored.serial >= seen.serial):
+        return stored or LeaseState(policy.new())
+    seen.closed_until = seen.tick(server) + _COME
+    return seen
+
+
+class Policy(Protocol):
+    """Decides who may send."""
+
+    def new(self) -> Any:
+        """Return the state of what nothing is known of."""
+        ...
+
+    def loaded(self, values: dict[str, Any]) -> Any:
+        """Return a state of JSON values."""
+        ...
+
+    def issue(self, known: Any, now: float, in_flight: Sequence[float], points: float, asked: Asked) -> Permit | Wait:
+        """Return a permit of *asked.cost* points, or the wait for one. *in_flight* take *points* in all."""
+        ...
+
+    def settle(self, known: Any, outcome: Outcome, others: int) -> Wait | None:
+        """Take account of an outcome. Return the wait that a refusal begins."""
+        ...
+
+    def used(self, known: Any, now: float, points: float) -> None:
+        """Record that somebody may have used *points*."""
+        ...
+
+    def period(self, known: Any) -> float:
+        """Return the seconds of the shortest limit."""
+        ...
+
+    def is_free(self, known: Any) -> bool:
+        """Return whether no limit is in sight."""
+        ...
+
+    def share(self, known: Any, holders: int) -> tuple[Any, Policy]:
+        """Return what one of so many *holders* goes by while none can ask, and how."""
+        ...
+
+
+class Learned(NamedTuple):
+    """Goes by what is learned of an account."""
+
+    assumed: float
+    """The period in seconds to assume until it is known."""
+    learns: bool = True
+
+    def new(self) -> RateEstimate:
+        return RateEstimate()
+
+    def loaded(self, values: dict[str, Any]) -> RateEstimate:
+        return RateEstimate(**values)
+
+    def issue(
+        self, known: RateEstimate, now: float, in_flight: Sequence[float], points: float, asked: Asked
+    ) -> Permit | Wait:
+        asked = asked._replace(learns=self.learns, extra=points - len(in_flight))
+        return next_permit(known, now, in_flight, self.assumed, asked)
+
+    def settle(self, known: RateEstimate, outcome: Outcome, others: int) -> Wait | None:
+        permit, now = outcome.permit._replace(at=outcome.sent), outcome.ended
+        if outcome.kind == "passed":
+            answered(known, now, permit, others, self.learns, outcome.says)
+        elif outcome.kind == "unknown":
+            known.record(now, permit.cost)
+        elif outcome.kind == "refused":
+            asks = outcome.backoff, outcome.retry_after
+            return refused(known, now, permit, *asks, others=others, says=outcome.says)
+        return None
+
+    def used(self, known: RateEstimate, now: float, points: float) -> None:
+        known.record(now, points)
+
+    def period(self, known: RateEstimate) -> float:
+        return known.period or self.assumed
+
+    def is_free(self, known: RateEstimate) -> bool:
+        return known.untouched
+
+    def share(self, known: RateEstimate, holders: int) -> tuple[RateEstimate, Learned]:
+        own = RateEstimate(**json.loads(json.dumps(_values(known))))
+        for name in ("requests", "good", "burst", "passed", "max_in_flight", "most", "most_tried"):
+            number = getattr(own, name)
+            setattr(own, name, max(number / holders, 1.0) if number else number)
+        for entry in own.log:
+            entry[2] /= holders
+        return own, self
+
+
+class Stated(NamedTuple):
+    """Goes by limits that the user states."""
+
+    limits: tuple[Limit, ...]
+
+    def new(self) -> Usage:
+        return Usage()
+
+    def loaded(self, values: dict[str, Any]) -> Usage:
+        return Usage(**values)
+
+    def issue(self, known: Usage, now: float, in_flight: Sequence[float], points: float, asked: Asked) -> Permit | Wait:
+        return take(known, now, InFlight(len(in_flight), points), self.limits, asked.cost)
+
+    def settle(self, known: Usage, outcome: Outcome, others: int) -> Wait | None:
+        if outcome.kind in {"passed", "unknown"}:
+            record(known, outcome.ended, self.limits, outcome.permit.cost)
+        return None
+
+    def used(self, known: Usage, now: float, points: float) -> None:
+        record(known, now, self.limits, points)
+
+    def period(self, known: Usage) -> float:
+        return min((limit.per for limit in self.limits if limit.per is not None), default=1.0)
+
+    def is_free(self, known: Usage) -> bool:
+        return False
+
+    def share(self, known: Usage, holders: int) -> tuple[Usage, Stated]:
+        own = Usage({per: [[a, b, n / holders] for a, b, n in log] for per, log in known.logs.items()})
+        return own, Stated(tuple(_share(limit, holders) for limit in self.limits))
+
+
+def _share(limit: Limit, holders: int) -> Limit:
+    if limit.concurrent is not None:
+        return Limit(concurrent=max(limit.concurrent // holders, 1))
+    return Limit(max((limit.requests or 0) // holders, 1), limit.per)
+
+
+def exchange(state: LeaseState, now: float, report: Report, policy: Policy) -> Grant:
+    """Take what a holder reports, and return the permits that it may use."""
+    state.clock = max(state.clock, now)
+    state.serial += now >= state.closed_until  # until then another holder's newer state takes its place
+    me = state.holders.get(report.holder)
+    if me is None:
+        me = state.holders[report.holder] = Holder()
+    if not me.wanting and report.wanting:  # what it has not wanted it does not get later
+        me.given = max((each.given for each in state.holders.values() if each.wanting), default=me.given)
+    me.seen, me.wanting, me.waited, me.cost, me.ahead = now, report.wanting, report.waited, report.cost, 0
+    if len(state.holders) == 1 or policy.is_free(state.known):
+        me.wanting += report.spare
+    begun = _settle(state, me, report, policy)
+    _expire(state, now, policy)
+    alone = len(state.holders) == 1
+    shares = _SHARES_ALONE if alone else _SHARES
+    horizon = _within(policy.period(state.known) / shares, _HORIZON)
+    wait = _issue(state, now, me, policy, horizon)
+    permits = tuple(Permit(int(generation), at, int(among), cost) for at, generation, among, cost in me.open)
+    rank = sorted(state.holders).index(report.holder)
+    generation = getattr(state.known, "generation", 0)
+    return Grant(permits, wait, begun, generation, len(state.holders), rank, horizon)
+
+
+def leave(state: LeaseState, holder: str, report: Report, policy: Policy) -> None:
+    """Take the last report of a holder that goes away."""
+    me = state.holders.get(holder)
+    if me is not None:
+        _settle(state, me, report, policy)
+        for _, _, _, cost in me.open:
+            policy.used(state.known, state.clock, cost)
+        del state.holders[holder]
+
+
+def _settle(state: LeaseState, me: Holder, report: Report, policy: Policy) -> Wait | None:
+    opened = {entry[0]: entry for entry in me.open}
+    begun = None
+    # What is not used must not look like an attempt in flight beside a refusal.
+    for outcome in sorted(report.outcomes, key=lambda each: (each.kind != "unused", each.ended)):
+        if opened.pop(outcome.permit.at, None) is None:
+            # Another process has taken the holder for gone, or the store has forgotten it.
+            if outcome.kind in {"passed", "unknown"}:
+                policy.used(state.known, outcome.ended, outcome.permit.cost)
+            elif outcome.kind == "refused":
+                begun = policy.settle(state.known, outcome, 0) or begun
+            continue
+        if outcome.kind == "unused":
+            continue
+        me.open = list(opened.values())
+        others = sum(entry[0] <= outcome.ended for each in state.holders.values() for entry in each.open)
+        begun = policy.settle(state.known, outcome, others) or begun
+    for at, held in {each.at: each for each in report.holds}.items():
+        opened.setdefault(at, [at, held.generation, held.among, held.cost])  # a state that was put back lacks it
+    me.open = list(opened.values())
+    return begun
+
+
+def _expire(state: LeaseState, now: float, policy: Policy) -> None:
+    alive = _within(policy.period(state.known), _ALIVE)
+    for name, holder in list(state.holders.items()):
+        if holder.seen < now - alive:
+            for _, _, _, cost in holder.open:
+                policy.used(state.known, now, cost)
+            del state.holders[name]
+
+
+def _issue(state: LeaseState, now: float, me: Holder, policy: Policy, horizon: float) -> Wait | None:
+    """Issue permits up to the horizon. Return the wait of *me* for one more, or None."""
+    line = [each for each in state.holders.values() if each.wanting > 0 and each.ahead < _KEPT]
+    if me not in line:
+        return None  # the others come themselves
+    if now < state.closed_until:
+        return Wait(state.closed_until - now, blocked=False)
+    opened = [entry for each in state.holders.values() for entry in each.open]
+    in_flight, points = sorted(entry[0] for entry in opened), sum(entry[3] for entry in opened)
+    taken = set(in_flight)
+    waiting = sum(each.wanting for each in state.holders.values())
+    at = last = now
+    while me in line:
+        chosen = _next(line, me, at, now)
+        asked = Asked(waiting=waiting, waited=max(each.waited for each in line), cost=chosen.cost)
+        answer = policy.issue(state.known, at, in_flight, points, asked)
+        if isinstance(answer, Wait):
+            if answer.seconds is None or at + answer.seconds > now + horizon:
+                seconds = None if answer.seconds is None else at + answer.seconds - now
+                again = None if answer.again is None else at + answer.again - now
+                return answer._replace(seconds=seconds, again=again)
+            at += answer.seconds
+            continue
+        at = max(at, answer.at)
+        moment = last if answer.at <= last < answer.at + _AT_ONCE else answer.at
+        while moment in taken:  # a permit is known by its moment
+            moment = nextafter(moment, inf)
+        last = moment
+        chosen.open.append([moment, answer.generation, answer.among, answer.cost])
+        taken.add(moment)
+        insort(in_flight, moment)
+        points += answer.cost
+        waiting -= 1
+        chosen.wanting -= 1
+        chosen.given += 1
+        chosen.ahead += chosen is not me
+        if chosen.wanting <= 0 or chosen.ahead >= _KEPT:
+            line.remove(chosen)
+    return None
+
+
+def _next(line: Sequence[Holder], me: Holder, at: float, now: float) -> Holder:
+    behind = min(line, key=lambda each: each.given)
+    return me if at <= now + _AT_ONCE and me.given < behind.given + _AHEAD else behind
+
+
+def _within(value: float, bounds: tuple[float, float]) -> float:
+    return min(max(value, bounds[0]), bounds[1])
+
+
+def as_text(state: LeaseState) -> str:
+    """Return *state* as JSON."""
+    holders = {name: _values(holder) for name, holder in state.holders.items()}
+    whole = {"known": _values(state.known), "clock": state.clock, "server": state.server, "holders": holders}
+    whole |= {"serial": state.serial, "closed_until": state.closed_until}
+    return json.dumps(whole, separators=(",", ":"))
+
+
+def of_text(text: str, policy: Policy) -> LeaseState:
+    """Return the state that :func:`as_text` has written.
+
+    Raises:
+        ValueError, TypeError, KeyError: It is none.
+    """
+    whole = json.loads(text)
+    holders = {name: Holder(**values) for name, values in whole["holders"].items()}
+    known, clock, until = policy.loaded(whole["known"]), float(whole["clock"]), float(whole["closed_until"])
+    return LeaseState(known, clock, whole["server"], holders, int(whole["serial"]), until)
+
+
+def _values(state: Any) -> dict[str, Any]:
+    return {each.name: getattr(state, each.name) for each in fields(state)}

@@ -1,0 +1,149 @@
+"""A fleet of processes against a server with a limit, with a real Redis between them."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from lamella import Backoff, Limit, RedisStore, Rule, RuleBook, stack
+from lamella.testing import FixedWindow
+
+REQUESTS, PER = 20, 1.0
+RULES = RuleBook(Rule(429, retry=Backoff(initial=1, maximum=60)))
+PROCESS_SECONDS = 60.0
+
+
+def call(url: str, redis_url: str, calls: int, pipe: Connection) -> None:
+    """Be one of the processes: make so many calls when told to, and say how many were lost."""
+    pipe.send(asyncio.run(_call(url, redis_url, calls, pipe)))
+
+
+async def _call(url: str, redis_url: str, calls: int, pipe: Connection) -> int:
+    lost, numbers = 0, iter(range(calls))
+
+    async def some(session: aiohttp.ClientSession) -> None:
+        nonlocal lost
+        for _ in numbers:
+            try:
+                async with session.get(url):
+                    pass
+            except aiohttp.ClientError:
+                lost += 1
+
+    async with RedisStore(redis_url) as store:
+        layers = stack(RULES, account=lambda _: "one", store=store, limits=Limit(REQUESTS, per=PER))
+        async with aiohttp.ClientSession(middlewares=layers) as session:
+            pipe.send("ready")
+            await asyncio.to_thread(pipe.recv)
+            await asyncio.gather(*(some(session) for _ in range(16)))
+    return lost
+
+
+@dataclass
+class Server:
+    """Refuses what exceeds its limit."""
+
+    came: int = 0
+    refused: int = 0
+    limiter: Any = field(default_factory=lambda: FixedWindow(REQUESTS, PER, retry_after=False).limiter())
+
+    async def answer(self, _: web.Request) -> web.Response:
+        self.came += 1
+        refused = self.limiter.allow(asyncio.get_running_loop().time()) > 0
+        self.refused += refused
+        await asyncio.sleep(0.01)
+        return web.Response(status=429 if refused else 200)
+
+
+async def run(
+    server: Server, redis_url: str, *, processes: int, calls: int, meanwhile: Callable[[list[Any]], Any] | None = None
+) -> list[int | None]:
+    """Return how many calls each process has lost. None: it was killed."""
+    application = web.Application()
+    application.router.add_get("/", server.answer)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe() for _ in range(processes)]
+    started = [context.Process(target=call, args=(url, redis_url, calls, theirs), daemon=True) for _, theirs in pipes]
+    try:
+        for process in started:
+            process.start()
+        for ours, theirs in pipes:
+            theirs.close()
+            assert await asyncio.to_thread(ours.recv) == "ready"
+        for ours, _ in pipes:
+            ours.send("go")
+        if meanwhile is not None:
+            await meanwhile(started)
+        return [await asyncio.to_thread(_result, ours) for ours, _ in pipes]
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
+        for ours, _ in pipes:
+            ours.close()
+        await runner.cleanup()
+
+
+def _result(pipe: Connection) -> int | None:
+    try:
+        assert pipe.poll(PROCESS_SECONDS), "a process does not end"
+        return int(pipe.recv())
+    except EOFError:
+        return None
+
+
+@pytest.fixture(autouse=True)
+async def empty(redis_url: str) -> None:
+    from redis.asyncio import Redis
+
+    async with Redis.from_url(redis_url) as client:
+        await client.flushall()
+
+
+async def test_a_stated_limit_is_kept_to_by_all(redis_url: str) -> None:
+    server = Server()
+    assert await run(server, redis_url, processes=4, calls=40) == [0] * 4
+    assert (server.came, server.refused) == (160, 0)
+
+
+async def test_if_one_is_killed_the_others_go_on(redis_url: str) -> None:
+    server = Server()
+
+    async def kill(started: list[Any]) -> None:
+        while server.came < 2 * REQUESTS:  # noqa: ASYNC110 - nothing tells when
+            await asyncio.sleep(0.01)
+        os.kill(started[0].pid, signal.SIGKILL)
+
+    lost = await run(server, redis_url, processes=3, calls=40, meanwhile=kill)
+    assert lost == [None, 0, 0]
+    assert server.refused == 0
+
+
+async def test_a_redis_that_forgets_everything_loses_no_call(redis_url: str) -> None:
+    from redis.asyncio import Redis
+
+    server = Server()
+
+    async def forget(_: list[Any]) -> None:
+        async with Redis.from_url(redis_url) as client:
+            for times in (1, 2, 3):
+                while server.came < 2 * times * REQUESTS:  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(0.01)
+                await client.flushall()
+
+    assert await run(server, redis_url, processes=4, calls=40, meanwhile=forget) == [0] * 4
+    assert server.came <= 160 * 1.03

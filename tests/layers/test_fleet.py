@@ -1,0 +1,149 @@
+"""Throttles of several processes on one store: here each is a session of its own, with its own store client."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from itertools import count
+
+import aiohttp
+import pytest
+from aiohttp import web
+from tests.local_store import Database, LocalStore
+from tests.servers import Serve
+
+from lamella import Backoff, Limit, Rule, RuleBook, stack
+from lamella.testing import FixedWindow, Limiter, SlidingWindow, TokenBucket, VirtualClock
+from lamella.testing import Limit as ServersLimit
+
+RULES = RuleBook(Rule(429, retry=Backoff(initial=1, maximum=60)))
+REQUESTS = 100
+
+
+def limit_of(kind: str) -> ServersLimit:
+    if kind == "bucket":
+        return TokenBucket(REQUESTS, REQUESTS, retry_after=False)
+    return (FixedWindow if kind == "fixed" else SlidingWindow)(REQUESTS, 1.0, retry_after=False)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@dataclass
+class Server:
+    """Refuses what exceeds its limit."""
+
+    limiter: Limiter | None
+    latency: float = 0.02
+    came: int = 0
+    refused: int = 0
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        self.came += 1
+        until = 0.0 if self.limiter is None else self.limiter.allow(now())
+        await asyncio.sleep(self.latency)
+        self.refused += until > 0
+        return web.Response(status=429 if until > 0 else 200)
+
+
+@dataclass
+class Fleet:
+    """Sessions that call one account, and what has come of it."""
+
+    url: str
+    database: Database = field(default_factory=Database)
+    limits: Limit | None = None
+    at_once: int = 32
+    lost: int = 0
+    ends: list[float] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=count)
+
+    async def run(self, processes: int, calls: int) -> float:
+        """Make *calls* in each of the processes. Return how long that took."""
+        began = now()
+        async with AsyncExitStack() as opened:
+            for _ in range(processes):
+                layers = stack(RULES, account=lambda _: "one", store=LocalStore(self.database), limits=self.limits)
+                session = aiohttp.ClientSession(self.url, middlewares=layers, connector=aiohttp.TCPConnector(limit=0))
+                await opened.enter_async_context(session)
+                opened.callback(self.ends.append, 0.0)
+                task = asyncio.create_task(self._process(session, iter(range(calls))))
+                opened.push_async_callback(asyncio.wait, {task})
+        return now() - began
+
+    async def _process(self, session: aiohttp.ClientSession, numbers: Iterator[int]) -> None:
+        await asyncio.gather(*(self._calls(session, numbers) for _ in range(self.at_once)))
+
+    async def _calls(self, session: aiohttp.ClientSession, numbers: Iterator[int]) -> None:
+        for _ in numbers:
+            try:
+                async with session.get("/"):
+                    pass
+            except aiohttp.ClientError:
+                self.lost += 1
+
+
+@pytest.fixture(autouse=True)
+def quick(virtual_time: VirtualClock) -> None:
+    virtual_time.grace = 0.0005  # the server is in this process
+
+
+@pytest.mark.parametrize("kind", ["fixed", "sliding", "bucket"])
+async def test_a_stated_limit_is_kept_to_by_all(serve: Serve, kind: str) -> None:
+    server = Server(limit_of(kind).limiter())
+    fleet = Fleet(await serve(server), limits=Limit(REQUESTS, per=1))
+    took = await fleet.run(4, 50)
+    assert (fleet.lost, server.refused, server.came) == (0, 0, 200)
+    assert took <= 1.15 * 2
+    assert fleet.database.asked <= 2 * 200
+
+
+async def test_a_limit_is_learned_once_for_all(serve: Serve) -> None:
+    server = Server(limit_of("fixed").limiter())
+    fleet = Fleet(await serve(server))
+    took = await fleet.run(4, 250)
+    assert fleet.lost == 0
+    assert server.refused <= 80
+    assert took <= 1.25 * 9
+    assert fleet.database.asked <= 1.5 * 1000
+
+
+async def test_without_a_limit_one_process_asks_seldom(serve: Serve) -> None:
+    server = Server(None)
+    fleet = Fleet(await serve(server))
+    await fleet.run(1, 1000)
+    assert fleet.database.asked <= 0.25 * 1000
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs", "forgets"])
+async def test_a_store_that_fails_costs_no_call(serve: Serve, how: str, caplog: pytest.LogCaptureFixture) -> None:
+    server = Server(limit_of("fixed").limiter())
+    fleet = Fleet(await serve(server), limits=Limit(REQUESTS, per=1))
+    database = fleet.database
+
+    async def play() -> None:
+        for _ in range(2):
+            await asyncio.sleep(1.5)
+            if how == "forgets":
+                database.texts.clear()
+            elif how == "hangs":
+                database.hangs = True
+            else:
+                database.fails = ConnectionError("redis://user:pa55word@redis.example")
+            await asyncio.sleep(1.0)
+            database.hangs, database.fails = False, None
+
+    playing = asyncio.create_task(play())
+    with caplog.at_level(logging.WARNING, "lamella"):
+        took = await fleet.run(4, 200)
+    await playing
+    assert fleet.lost == 0
+    assert server.came <= 1.03 * 800
+    assert took <= 1.25 * 8
+    assert "pa55word" not in caplog.text
+    # One for each process and each time.
+    assert len(caplog.records) == (0 if how == "forgets" else 8)

@@ -1,0 +1,290 @@
+"""Leased permits against the limits themselves: many holders, minutes of traffic, without a loop or a store."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+import pytest
+
+from lamella import Limit
+from lamella.rules import Backoff
+from lamella.testing import FixedWindow, SlidingWindow, TokenBucket
+from lamella.testing import Limit as ServersLimit
+from lamella.throttle.estimate import Permit, Wait
+from lamella.throttle.holding import Holding
+from lamella.throttle.lease import Learned, LeaseState, Policy, Stated, as_text, exchange, newest, of_text
+
+REQUESTS = 100
+BEGIN = 5000.0
+ROUND_TRIP = 0.001
+"""Of an exchange, in seconds."""
+
+
+def limit_of(kind: str, requests: int = REQUESTS, per: float = 1.0) -> ServersLimit:
+    if kind == "bucket":
+        return TokenBucket(requests / per, requests, retry_after=False)
+    return (FixedWindow if kind == "fixed" else SlidingWindow)(requests, per, retry_after=False)
+
+
+@dataclass
+class Process:
+    """One of the processes: its calls, their queue, and what it holds."""
+
+    holding: Holding
+    left: int
+    queue: list[tuple[int, int]] = field(default_factory=list)  # number and attempts so far
+    asks: bool = False
+    ended: float = 0.0
+    dead: bool = False
+    wake: float = math.inf
+    seen: str = ""
+
+
+@dataclass
+class Outcome:
+    took: float
+    sends: int = 0
+    refused: int = 0
+    lost: int = 0
+    exchanges: int = 0
+    ends: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Fleet:
+    """Processes that share an account, and a server with a limit."""
+
+    processes: int
+    calls: int
+    """Of each process."""
+    limit: ServersLimit | None
+    policy: Policy
+    at_once: int = 64
+    latency: float = 0.02
+    wait: float = 1.0
+    dies_at: float | None = None
+    forgets_at: tuple[float, ...] = ()
+    seed: int = 0
+
+    def run(self) -> Outcome:
+        random_ = random.Random(self.seed)
+        state: LeaseState | None = None
+        limiter = None if self.limit is None else self.limit.limiter()
+        backoff = Backoff(self.wait)
+        fleet = [Process(Holding(f"holder {n}"), self.calls) for n in range(self.processes)]
+        outcome = Outcome(0.0)
+        events: list[tuple[float, int, str, int, object]] = []
+        numbers = itertools.count()
+        offset = BEGIN  # of the time here to the clock of the state
+
+        def at(moment: float, what: str, who: int, about: object = None) -> None:
+            heappush(events, (moment, next(numbers), what, who, about))
+
+        for number, process in enumerate(fleet):
+            first = min(self.at_once, process.left)
+            process.queue = [(next(numbers), 0) for _ in range(first)]
+            process.left -= first
+            process.wake = random_.random() * 0.05
+            at(process.wake, "runs", number)
+        if self.dies_at is not None:
+            at(self.dies_at, "dies", 0)
+        for moment in self.forgets_at:
+            at(moment, "forgets", 0)
+        open_calls = self.calls * self.processes
+        while open_calls > 0:
+            assert events, "stuck"
+            now, _, what, who, about = heappop(events)
+            assert now < 1000, "it goes on for ever"
+            process = fleet[who]
+            if what == "dies":
+                process.dead = True
+                open_calls -= process.left + len(process.queue) + len(process.holding.used)
+                process.left = 0
+                continue
+            if what == "forgets":
+                state = None
+                continue
+            if process.dead and what != "arrives":
+                continue
+            if what == "runs":
+                if now != process.wake:
+                    continue
+                process.wake = math.inf
+            if what == "arrives":
+                assert isinstance(about, tuple)
+                until = 0.0 if limiter is None else limiter.allow(now)
+                at(now + self.latency / 2, "answers", who, (*about, until))
+                continue
+            if what == "comes back":
+                assert isinstance(about, tuple)
+                process.queue.append(about)
+                process.queue.sort()
+            if what == "answers":
+                assert isinstance(about, tuple)
+                number, tries, permit, until = about
+                if until <= 0:
+                    process.holding.ended(permit, now + offset, passed=True)
+                else:
+                    outcome.refused += 1
+                    process.holding.ended(permit, now + offset, passed=False, backoff=backoff)
+                if until > 0 and tries < 5:
+                    at(now + self.wait * 2 ** (tries - 1), "comes back", who, (number, tries))
+                else:
+                    open_calls -= 1
+                    outcome.lost += until > 0
+                    process.ended = outcome.took = now
+                    if process.left:
+                        process.left -= 1
+                        process.queue.append((next(numbers), 0))
+            if what == "exchanges":
+                seen = of_text(process.seen, self.policy) if process.seen else None
+                state = newest(state, seen, now, self.policy)
+                clock = state.tick(now)
+                offset = clock - now
+                report = process.holding.report(clock, len(process.queue))
+                grant = exchange(state, clock, report, self.policy)
+                if self.forgets_at:
+                    process.seen = as_text(state)
+                outcome.exchanges += 1
+                process.holding.granted(grant, report, clock)
+                at(now + ROUND_TRIP, "exchanged", who)
+                continue
+            if what == "exchanged":
+                process.asks = False
+            asks, wake = False, math.inf
+            while process.queue:
+                answer = process.holding.take(now + offset)
+                if isinstance(answer, Permit):
+                    number, tries = process.queue.pop(0)
+                    outcome.sends += 1
+                    at(now + self.latency / 2, "arrives", who, (number, tries + 1, answer))
+                    continue
+                asks = answer is None or any(each.kind == "refused" for each in process.holding.outcomes[-1:])
+                if isinstance(answer, Wait):
+                    waits = [each for each in (answer.seconds, answer.again) if each is not None]
+                    wake = now + max(min(waits), 1e-4)
+                break
+            flush = process.holding.flush_at(now + offset, len(process.queue))
+            asks = asks or (flush is not None and flush <= now + offset)
+            if asks and not process.asks:
+                process.asks = True
+                at(now + ROUND_TRIP / 2, "exchanges", who)
+            elif flush is not None:
+                wake = min(wake, max(flush - offset, now) + 1e-4)
+            if not process.asks and wake < process.wake:
+                process.wake = wake
+                at(wake, "runs", who)
+        outcome.ends = [each.ended for each in fleet if not each.dead]
+        return outcome
+
+    def ideal(self) -> float:
+        assert self.limit is not None
+        limiter, now = self.limit.limiter(), 0.0
+        for _ in range(self.calls * self.processes):
+            while (wait := limiter.allow(now)) > 0:
+                now += wait
+        return now + self.latency
+
+
+KINDS = ("fixed", "sliding", "bucket")
+LEARNED, STATED = Learned(1.0), Stated((Limit(REQUESTS, per=1),))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("processes", [1, 4, 16])
+def test_a_stated_limit_is_not_exceeded_and_used_up(kind: str, processes: int) -> None:
+    fleet = Fleet(processes, 1600 // processes, limit_of(kind), STATED)
+    got = fleet.run()
+    assert (got.refused, got.lost) == (0, 0)
+    assert got.took <= 1.15 * fleet.ideal()
+    assert got.exchanges <= 0.6 * 1600
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("processes", [1, 4, pytest.param(16, marks=pytest.mark.slow)])
+def test_a_limit_is_learned_once_for_all(kind: str, processes: int) -> None:
+    fleet = Fleet(processes, 4000 // processes, limit_of(kind), LEARNED)
+    got = fleet.run()
+    assert got.lost == 0
+    assert got.took <= (1.15 if processes < 16 else 1.20) * fleet.ideal()
+    assert got.sends <= 1.025 * 4000
+    assert max(got.ends) <= 1.3 * min(got.ends)
+
+
+@pytest.mark.parametrize("policy", [LEARNED, STATED], ids=["learned", "stated"])
+def test_the_permits_of_one_that_dies_count_as_used_and_the_others_go_on(policy: Policy) -> None:
+    fleet = Fleet(4, 400, limit_of("fixed"), policy, dies_at=3.0)
+    got = fleet.run()
+    assert got.lost == 0
+    made = Fleet(1, got.sends - got.refused, limit_of("fixed"), policy)
+    assert got.took <= 1.15 * made.ideal() + 1.0
+    if policy is STATED:
+        assert got.refused == 0
+
+
+@pytest.mark.parametrize("policy", [LEARNED, STATED], ids=["learned", "stated"])
+def test_a_state_that_the_store_forgets_is_put_back(policy: Policy) -> None:
+    fleet = Fleet(4, 500, limit_of("fixed"), policy, forgets_at=(2.0, 5.0, 8.0))
+    got, undisturbed = fleet.run(), Fleet(4, 500, limit_of("fixed"), policy).run()
+    assert got.lost == 0
+    assert got.sends <= undisturbed.sends + 0.01 * 2000
+    assert got.took <= 1.25 * fleet.ideal()
+    if policy is STATED:
+        assert got.refused == 0
+
+
+def test_the_clock_of_a_state_never_goes_back() -> None:
+    state = LeaseState(LEARNED.new())
+    moments = [state.tick(server) for server in (100.0, 101.0, 40.0, 41.0, 41.5)]
+    assert [moment - moments[0] for moment in moments] == [0.0, 1.0, 1.0, 2.0, 2.5]
+
+
+def test_a_state_survives_json() -> None:
+    state = LeaseState(LEARNED.new())
+    holding = Holding("here")
+    for number in range(5):
+        now = state.tick(number * 0.01)
+        report = holding.report(now, 9)
+        holding.granted(exchange(state, now, report, LEARNED), report, now)
+        while isinstance(permit := holding.take(now), Permit):
+            holding.ended(permit, now + 0.005, passed=True)
+    text = as_text(state)
+    assert as_text(of_text(text, LEARNED)) == text
+    assert json.loads(text)["holders"]["here"]["open"]
+
+
+def test_an_exchange_whose_answer_was_lost_may_be_made_again() -> None:
+    state, holding = LeaseState(STATED.new()), Holding("here")
+    now = state.tick(0.0)
+    report = holding.report(now, 5)
+    lost = exchange(state, now, report, STATED)
+    grant = exchange(state, now, holding.report(now, 5), STATED)
+    assert set(lost.permits) <= set(grant.permits)
+    holding.granted(grant, report, now)
+    [first, *_] = [holding.take(now) for _ in range(5)]
+    assert isinstance(first, Permit)
+    holding.ended(first, now + 0.1, passed=True)
+    for _ in range(2):  # the second one says the same as the first
+        exchange(state, now + 0.1, holding.report(now + 0.1, 0), STATED)
+    assert sum(points for _, _, points in state.known.logs["1.0"]) <= 2.0
+
+
+def test_a_refusal_takes_back_what_is_not_used() -> None:
+    state, here, there = LeaseState(LEARNED.new()), Holding("here"), Holding("there")
+    now = state.tick(0.0)
+    for holding in (here, there):
+        report = holding.report(now, 2)
+        holding.granted(exchange(state, now, report, LEARNED), report, now)
+    used = here.take(now)
+    assert isinstance(used, Permit)
+    here.ended(used, now + 0.1, passed=False, backoff=Backoff(60))
+    report = here.report(now + 0.1, 1)
+    assert sorted(each.kind for each in report.outcomes) == ["refused", "unused"]
+    here.granted(exchange(state, now + 0.1, report, LEARNED), report, now + 0.1)
+    assert not here.pool
+    assert isinstance(here.until(now + 0.1), Wait)
