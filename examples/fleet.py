@@ -1,7 +1,7 @@
 """Two processes share the limit of an account: here two sessions, each with a store client of its own.
 
-Run it with a Redis: LAMELLA_REDIS_URL=redis://127.0.0.1:6379 python examples/fleet.py. Without one, the two share a store
-in memory, as the sessions of one process may.
+Run it with a Redis: LAMELLA_REDIS_URL=redis://127.0.0.1:6379 python examples/fleet.py. Without one, the two share a
+store in memory, as the sessions of one process may.
 """
 
 from __future__ import annotations
