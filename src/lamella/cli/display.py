@@ -44,6 +44,7 @@ class Display(Protocol):
     @property
     def every(self) -> float:
         """Seconds between two drawings."""
+        ...
 
     def draw(self) -> None:
         """Show the present state."""
