@@ -44,6 +44,7 @@ class Display(Protocol):
     @property
     def every(self) -> float:
         """Seconds between updates."""
+        ...
 
     def draw(self) -> None:
         """Show the present state."""

@@ -45,6 +45,7 @@ class Caller(Protocol):
     @property
     def params(self) -> Mapping[str, Mapping[str, str]]:
         """More of the query, by the name of the list."""
+        ...
 
 
 def source(resource: str, limit: int = 100, params: Mapping[str, str] | None = None) -> Source:
