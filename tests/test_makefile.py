@@ -150,7 +150,7 @@ def test_what_is_set_for_other_programs_reaches_none(made: tuple[Path, list[Run]
         assert not [name for name, value in SET.items() if run.environ.get(name) == value], run.arguments
         assert SET["ARGS"] not in run.arguments
     installations = [run for run in runs if run.arguments[:2] == ["-m", "pip"]]
-    assert len(installations) == 7
+    assert len(installations) == 8
     for run in installations:
         assert run.environ.items() >= NETWORK.items()
     benchmarks = [run for run in runs if run.arguments[0].startswith("benchmarks/")]
