@@ -18,7 +18,7 @@ SHOWN = {
         "6 done, 0 failed, 9 skipped; Counts(done=15, failed=0)",
         "requests that it took: 6",
     ],
-    "fleet.py": ["60 calls made, "],
+    "fleet.py": ["60 calls made, 0 refused"],
     "oauth.py": [
         "the client itself: Counter({200: 100}), 1 token request",
         "revoked: Counter({200: 100}), 2 token requests",

@@ -109,7 +109,7 @@ async def test_a_redis_that_does_not_answer_is_reported_once_and_asked_again(
 ) -> None:
     async with RedisStore(redis_url) as store:
         await store.swap("key", "", "state")
-        await redis.execute_command("CLIENT", "PAUSE", "1800", "ALL")
+        await redis.client_pause(1800, all=True)
         for _ in range(3):
             with pytest.raises(StoreUnavailable):
                 await store.swap("key", "")

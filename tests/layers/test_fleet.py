@@ -20,7 +20,7 @@ from lamella.testing import FixedWindow, Limiter, SlidingWindow, TokenBucket, Vi
 from lamella.testing import Limit as ServersLimit
 
 RULES = RuleBook(Rule(429, retry=Backoff(initial=1, maximum=60)))
-REQUESTS = 100
+REQUESTS = 40
 
 
 def limit_of(kind: str) -> ServersLimit:
@@ -96,27 +96,28 @@ def quick(virtual_time: VirtualClock) -> None:
 async def test_a_stated_limit_is_kept_to_by_all(serve: Serve, kind: str) -> None:
     server = Server(limit_of(kind).limiter())
     fleet = Fleet(await serve(server), limits=Limit(REQUESTS, per=1))
-    took = await fleet.run(4, 50)
-    assert (fleet.lost, server.refused, server.came) == (0, 0, 200)
-    assert took <= 1.15 * 2
-    assert fleet.database.asked <= 2 * 200
+    took = await fleet.run(3, 50)
+    assert (fleet.lost, server.refused, server.came) == (0, 0, 150)
+    # A fixed window lets 40 pass at 0, 1, 2 and the rest at 3; at most one period is lost by permits of one that ends.
+    assert took <= 1.15 * 3 + 1.0
+    assert fleet.database.asked <= 150
 
 
 async def test_a_limit_is_learned_once_for_all(serve: Serve) -> None:
     server = Server(limit_of("fixed").limiter())
-    fleet = Fleet(await serve(server))
-    took = await fleet.run(4, 250)
+    fleet = Fleet(await serve(server), at_once=16)
+    took = await fleet.run(3, 100)
     assert fleet.lost == 0
-    assert server.refused <= 80
-    assert took <= 1.25 * 9
-    assert fleet.database.asked <= 1.5 * 1000
+    assert server.refused <= 40
+    assert took <= 1.15 * 7 + 2.0  # two refusals, of a second each
 
 
 async def test_without_a_limit_one_process_asks_seldom(serve: Serve) -> None:
     server = Server(None)
     fleet = Fleet(await serve(server))
-    await fleet.run(1, 1000)
-    assert fleet.database.asked <= 0.25 * 1000
+    await fleet.run(1, 600)
+    assert fleet.database.asked <= 0.25 * 600
+    assert server.came == 600
 
 
 @pytest.mark.parametrize("how", ["fails", "hangs", "forgets"])
@@ -126,24 +127,23 @@ async def test_a_store_that_fails_costs_no_call(serve: Serve, how: str, caplog: 
     database = fleet.database
 
     async def play() -> None:
-        for _ in range(2):
-            await asyncio.sleep(1.5)
-            if how == "forgets":
-                database.texts.clear()
-            elif how == "hangs":
-                database.hangs = True
-            else:
-                database.fails = ConnectionError("redis://user:pa55word@redis.example")
-            await asyncio.sleep(1.0)
-            database.hangs, database.fails = False, None
+        await asyncio.sleep(1.5)
+        if how == "forgets":
+            database.texts.clear()
+        elif how == "hangs":
+            database.hangs = True
+        else:
+            database.fails = ConnectionError("redis://user:pa55word@redis.example")
+        await asyncio.sleep(1.5)
+        database.hangs, database.fails = False, None
 
     playing = asyncio.create_task(play())
     with caplog.at_level(logging.WARNING, "lamella"):
-        took = await fleet.run(4, 200)
+        took = await fleet.run(3, 80)
     await playing
     assert fleet.lost == 0
-    assert server.came <= 1.03 * 800
-    assert took <= 1.25 * 8
+    assert server.came <= 1.03 * 240
+    assert took <= 1.25 * 5 + 1.0
     assert "pa55word" not in caplog.text
-    # One for each process and each time.
-    assert len(caplog.records) == (0 if how == "forgets" else 8)
+    # One for each process.
+    assert len(caplog.records) == (0 if how == "forgets" else 3)

@@ -20,7 +20,7 @@ _Ts = TypeVarTuple("_Ts")
 
 _PATIENCE: Final = 1.0  # seconds for an answer, from when the swaps are written
 _MORE: Final = 0.05  # seconds more: the answer may have come while this process did not run
-_PAUSE: Final = 0.5  # seconds until a store that has failed is asked again
+_PAUSE: Final = 0.25  # seconds until a store that has failed is asked again
 _MOST: Final = 256  # swaps that are sent together
 _SEEN: Final = 10_000  # states
 _DRIFT: Final = 1.01  # by how much slower than the fastest answer one may be to set the clock, for each answer
@@ -58,8 +58,8 @@ class Swapped(NamedTuple):
 class NetworkStore(ABC):
     """A store of texts that are replaced by compare and swap. Subclasses say how to send swaps.
 
-    The swaps that begin in one turn of the event loop are sent together. When the store fails, it is not asked for half
-    a second, and then by one swap at a time; one warning is logged until it answers again.
+    The swaps that begin in one turn of the event loop are sent together. When the store fails, it is not asked for a
+    quarter of a second, and then by one swap at a time; one warning is logged until it answers again.
     """
 
     def __init__(self, *, ttl: float) -> None:

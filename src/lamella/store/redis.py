@@ -39,11 +39,11 @@ class RedisStore(NetworkStore):
 
     def __init__(self, url: str, *, prefix: str = "lamella:", ttl: float = 3600.0) -> None:
         try:
-            import redis.asyncio
+            from redis.asyncio.connection import parse_url
         except ImportError:
             raise ImportError("RedisStore needs redis-py: install lamella[redis]") from None
         super().__init__(ttl=ttl)
-        redis.asyncio.connection.parse_url(url)  # now, and not at the first call
+        parse_url(url)  # now, and not at the first call
         self._url = url
         self._prefix = prefix
         self._client: Any = None

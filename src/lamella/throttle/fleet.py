@@ -22,7 +22,7 @@ _BACK_OFF: Final = 0.001  # seconds at most, for each swap that another holder h
 _MOST_ASIDE: Final = 10_000
 _ROUNDS: Final = 3
 _SOON: Final = 0.005
-_ALL_COME: Final = 0.6  # seconds: a little longer than a store that has failed is not asked
+_ALL_COME: Final = 0.85  # seconds: how long a store is not asked after a failure, and a holder at most does not ask
 _MOST_WRONG: Final = 0.1  # seconds
 _SAME: Final = 0.0005  # seconds: a timer may be too early by a rounding error
 

@@ -122,8 +122,7 @@ class Holding:
 
     def granted(self, grant: Grant, reported: Report, now: float) -> None:
         """Take what an exchange has granted."""
-        for each in reported.outcomes:
-            self.done[each.permit.at] = each
+        self.done.update({outcome.permit.at: outcome for outcome in reported.outcomes})
         for at in list(islice(self.done, max(len(self.done) - _DONE, 0))):
             del self.done[at]
         del self.outcomes[: len(reported.outcomes)]
