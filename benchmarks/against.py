@@ -1,4 +1,4 @@
-"""Compare this checkout with another commit of the repository: the ratio of what a call costs.
+"""Compare the cost of a call in this checkout with another commit of the repository, as a ratio.
 
     python benchmarks/against.py main                       all scenarios, about ten minutes
     python benchmarks/against.py main --quick --only pure   some seconds, for a first impression
@@ -30,7 +30,7 @@ from benchmarks.versions.ratios import BASE, HEAD, THIS, Ratio, Round, compare, 
 from benchmarks.versions.scenarios import SCENARIOS, serve, work
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 120.0  # seconds for a process to start, or for one turn
+PATIENCE = 120.0  # seconds for a process to start, or for one run
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -46,7 +46,7 @@ def against(
         list[str] | None, typer.Option(help="A limit such as pure=1.05: exit with 1 above it. May be repeated.")
     ] = None,
 ) -> None:
-    """Measure both sides, and print the ratio of this checkout to BASE for each scenario."""
+    """Measure both sides and print the ratio of this checkout to BASE for each scenario."""
     names = list(dict.fromkeys(only or SCENARIOS))
     for name in names:
         if name not in SCENARIOS:
@@ -90,13 +90,13 @@ def _rounds(name: str, quick: bool) -> int:
 
 
 def _measure(name: str, sources: dict[str, Path], rounds: int) -> dict[str, Ratio]:
-    """Measure a scenario, and return the ratio of each of its rows."""
+    """Measure a scenario and return the ratio of each of its rows."""
     found = [_round(name, sources, number) for number in range(rounds)]
     return {row: summary([each[row] for each in found]) for row in SCENARIOS[name].rows}
 
 
 def _round(name: str, sources: dict[str, Path], number: int) -> dict[str, Round]:
-    """Let fresh processes of both sides take their turns, and compare them row by row."""
+    """Run fresh processes of both sides alternately and compare them row by row."""
     os.environ["PYTHONHASHSEED"] = str(number)  # the same for both sides: it decides which keys of a dict collide
     turns: dict[str, list[dict[str, float]]] = {THIS: [], BASE: []}
     with ExitStack() as stack:

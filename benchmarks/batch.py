@@ -1,4 +1,4 @@
-"""A million items: what `lamella.batch` costs around a function that does nothing, beside other ways to call it.
+"""Measure the overhead of `lamella.batch` for a million items, compared with other ways to call a function.
 
     python benchmarks/batch.py              everything, some 8 minutes; writes benchmarks/results
     python benchmarks/batch.py --quick      a tenth of the items, once, to try something out
@@ -75,7 +75,7 @@ def batch(
 
 
 def _measure_all(many: int, *, once: bool) -> list[Sample]:
-    """By turns, so that a machine that is busy for a while is so for all of them."""
+    """Measure alternately, so that a temporarily busy machine affects all contenders."""
     samples = []
     for number in range(1 if once else max(contender.rounds for contender in CONTENDERS.values())):
         for contender in CONTENDERS.values():

@@ -1,4 +1,4 @@
-"""What lamella costs: CPU, time and memory per call, beside aiohttp itself and beside other libraries.
+"""Measure CPU, time and memory per call of lamella, compared with bare aiohttp and other libraries.
 
     python benchmarks/cost.py                   everything, some 9 minutes; writes benchmarks/results
     python benchmarks/cost.py --quick           a minute, to try something out
@@ -42,7 +42,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 
 class Size(NamedTuple):
-    """How much is measured."""
+    """The extent of a measurement."""
 
     pure_rounds: int
     rounds: int
@@ -142,9 +142,9 @@ def _failing(document: Document, size: Size) -> None:
 
 def _scale(document: Document, size: Size) -> None:
     for at_once in size.at_once:
-        # A slow server, so that they are all in flight; at 10,000 it is the client that is slow.
+        # A slow server, so that all calls are in flight; at 10,000 the client is the slow part.
         job = Job(max(2 * at_once, 3000), at_once, wait=0.02)
-        # Twice in turn: as it is, and without the search for cycles, whose cost grows with all that is in memory.
+        # Alternately with and without garbage collection, whose cost grows with the objects in memory.
         jobs = [job, job._replace(collect=False)] * size.scale_rounds
         # Throttle lets one more pass for every second answer: it takes so many calls until that many are in flight, and
         # their connections open.
@@ -179,13 +179,13 @@ _MEASURES = {
 
 
 def _asked(target: Any, *arguments: Any) -> Any:
-    """What *target* sends from a process of its own."""
+    """Return what *target* sends from a separate process."""
     with child(target, *arguments) as (process, pipe):
         return receive(process, pipe, PATIENCE)
 
 
 def _interleaved(names: Iterable[str], jobs: Iterable[Job], warm: Iterable[Job] = ()) -> dict[str, list[Spent]]:
-    """What each job took each contender: all of them do one, one after the other, before the next.
+    """Return the time of each job per contender. All contenders do a job, one after another, before the next job.
 
     Those of *warm* come before, and do not count. If there are none, it is the first of *jobs*.
 

@@ -1,4 +1,4 @@
-"""The client's process: one contender, all calls of a scenario, and what became of each."""
+"""The client's process: one contender makes all calls of a scenario and reports their results."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from benchmarks.scenarios import Crowd, Scenario
 
 __all__ = ["Ended", "Report", "patience", "ride"]
 
-IDEALS = 10  # so many times the ideal time a client may take
-LEAST = 10.0  # seconds: a small scenario may be slow because the machine is
+IDEALS = 10  # maximum duration as a multiple of the ideal time
+LEAST = 10.0  # seconds, because the machine may slow down a small scenario
 
 
 class Ended(NamedTuple):
-    """A call that is over: when it began and ended, in seconds by the clock that the server has, too."""
+    """An ended call: begin and end in seconds by the clock that client and server share."""
 
     account: int
     began: float
@@ -34,14 +34,14 @@ class Ended(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a client has to tell: each call that ended in time, and the seconds of CPU that it used."""
+    """The report of a client: each call that ended in time, and the CPU seconds used."""
 
     ended: list[Ended]
     cpu: float
 
 
 def patience(scenario: Scenario) -> float:
-    """For how many seconds a client may make its calls."""
+    """Return for how many seconds a client may make its calls."""
     return max(LEAST, IDEALS * max(answers(scenario, crowd)[-1] for crowd in scenario.crowds))
 
 

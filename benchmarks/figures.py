@@ -1,4 +1,4 @@
-"""From what the server wrote down to the figures of the report: pure counting."""
+"""Compute the figures of the report from the server's records."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ MARGIN = 0.1  # seconds
 
 
 class Figures(TypedDict):
-    """What one contender made of a storm, or of one account's part in it."""
+    """The figures of one contender in a storm, or for one account."""
 
     calls: int
     seconds: float
-    """From the first send to the last answer."""
+    """Seconds from the first attempt to the last response."""
     ideal: float
     sends: int
     answered: int
-    """How many were answered with a 200: by the server's count, as all but `lost`."""
+    """Responses with 200. All figures except `lost` are counted by the server."""
     lost: int
-    """Calls that ended in an error, or not at all: by the client's count."""
+    """Calls that failed or did not end, counted by the client."""
     limited: int
     """How many were answered with a 429."""
     failed: int
     """How many were answered with a 500."""
     peak: int
-    """The most sends in any second."""
+    """The maximum number of attempts in any second."""
 
 
 class OutageFigures(TypedDict):
@@ -49,29 +49,29 @@ class OutageFigures(TypedDict):
     lost_after: int
     """How many failed later, though their deadline had not come."""
     first_success: float | None
-    """How many seconds after the recovery the first 200 was there."""
+    """Seconds from the recovery to the first 200."""
 
 
 class Timeline(TypedDict):
-    """What arrived, and what was answered with a 200, in each tenth of a second from the first send on."""
+    """Arrivals and 200 responses per tenth of a second from the first attempt."""
 
     sends: list[int]
     answered: list[int]
 
 
 def figures(scenario: Scenario, arrivals: Sequence[Arrival], ended: Sequence[Ended]) -> Figures:
-    """All accounts together. The ideal is that of the account which takes longest."""
+    """Return the figures of all accounts. The ideal is that of the slowest account."""
     accounts = [of_account(scenario, number, arrivals, ended) for number in range(len(scenario.crowds))]
     whole = _count(scenario.calls, scenario.latency, arrivals, ended)
     return {**whole, "ideal": max(account["ideal"] for account in accounts)}
 
 
 def of_account(scenario: Scenario, number: int, arrivals: Iterable[Arrival], ended: Iterable[Ended]) -> Figures:
-    """One account by itself, from its own first send to its own last answer."""
+    """Return the figures of one account, from its first attempt to its last response."""
     crowd = scenario.crowds[number]
     own = [arrival for arrival in arrivals if arrival.account == number]
     counted = _count(crowd.calls, scenario.latency, own, [call for call in ended if call.account == number])
-    # An outage is known beforehand to the ideal client; errors by chance are known to nobody.
+    # The ideal client knows outages in advance, but not random errors.
     by_chance = counted["failed"] if scenario.errors else 0
     return {**counted, "ideal": answers(scenario, crowd, by_chance)[-1]}
 
@@ -92,7 +92,7 @@ def _count(calls: int, latency: float, arrivals: Sequence[Arrival], ended: Seque
 
 
 def peak(moments: Iterable[float], width: float = 1.0) -> int:
-    """The most moments (in order) within any `width` seconds, its end excluded."""
+    """Return the maximum number of times (in order) within any `width` seconds, end excluded."""
     most = 0
     window: deque[float] = deque()
     for moment in moments:
@@ -104,7 +104,7 @@ def peak(moments: Iterable[float], width: float = 1.0) -> int:
 
 
 def of_outage(scenario: Scenario, arrivals: Sequence[Arrival], ended: Sequence[Ended]) -> OutageFigures | None:
-    """What happened around the outage, if there is one. The client's clock is the server's."""
+    """Return the figures around the outage, if any. Client and server share a clock."""
     outage = scenario.outage
     if outage is None or not arrivals:
         return None
@@ -125,7 +125,7 @@ def of_outage(scenario: Scenario, arrivals: Sequence[Arrival], ended: Sequence[E
 
 
 def timeline(arrivals: Sequence[Arrival], latency: float) -> Timeline:
-    """The arrivals by tenths of a second."""
+    """Return the arrivals per tenth of a second."""
     if not arrivals:
         return {"sends": [], "answered": []}
     first = arrivals[0].at

@@ -1,4 +1,4 @@
-"""The shortest time for a storm: what the limit itself admits when each send comes at its best moment."""
+"""Compute the shortest time for a storm: each attempt comes as soon as the limit admits it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where something was measured: date, processor, system and interpreter."""
+"""Describe the machine of a measurement: date, processor, system and interpreter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["where"]
 
 
 def where() -> dict[str, str]:
-    """What a page of results says of the machine."""
+    """Return the description for a page of results."""
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "processor": f"{_processor()}, {os.cpu_count()} cores",

@@ -1,4 +1,4 @@
-"""The plot: every scenario at a glance, and two of them as they went."""
+"""Plot an overview of all scenarios, and the course of two of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run: a fresh server and a fresh client, each in a process of its own, and what they have to tell."""
+"""Run a fresh server and a fresh client, each in its own process, and collect their reports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Run(TypedDict):
 
 
 def run(scenario: Scenario, contender: str, seed: int) -> Run:
-    """Let a contender ride a scenario. What goes wrong is its `fault`, so that the other runs are not lost with it."""
+    """Run a contender in a scenario. An error becomes its `fault`, so that the other runs are not lost."""
     limit = patience(scenario)
     report, fault = Report([], 0.0), ""
     arrivals: list[Arrival] = []

@@ -1,4 +1,4 @@
-"""Ten minutes of syncs under random faults: does memory grow, is anything left?
+"""Sync for ten minutes under random faults and check for memory growth and leaks.
 
     python benchmarks/soak.py               ten minutes; writes benchmarks/results
     python benchmarks/soak.py --minutes 2   shorter: written only where --out says
@@ -41,7 +41,7 @@ def soak(
     out: Annotated[Path | None, typer.Option(help="Where to write to.", file_okay=False)] = None,
     redraw: Annotated[bool, typer.Option("--redraw", help="Measure nothing: page and plot from soak.json.")] = False,
 ) -> None:
-    """Measure, tell whether it was flat, and write soak.json, soak.md and soak.png."""
+    """Measure, report whether it was flat, and write soak.json, soak.md and soak.png."""
     if not Path("/proc/self/fd").is_dir():
         typer.echo("not measured: it needs Linux, whose /proc tells what a process holds", err=True)
         raise typer.Exit(2)

@@ -1,4 +1,4 @@
-"""The storm: the same calls to the same server, made by lamella and by others, side by side.
+"""Run the storm: the same calls to the same server, by lamella and other libraries.
 
     python benchmarks/storm.py                                  everything, some 25 minutes; writes benchmarks/results
     python benchmarks/storm.py --quick                          a quarter as long, to try something out
@@ -88,7 +88,7 @@ def _run_all(chosen: Sequence[Scenario], contenders: Sequence[Contender], seed: 
         (scenario, contender)
         for scenario in chosen
         for contender in contenders
-        if scenario.peaceful or contender.name != "aiohttp"  # it would lose what is refused
+        if scenario.peaceful or contender.name != "aiohttp"  # it would lose refused calls
     ]
     runs = []
     for number, (scenario, contender) in enumerate(pairs, 1):

@@ -1,4 +1,4 @@
-"""One measurement: a contender in a fresh process, and what it needed."""
+"""Measure one contender in a fresh process."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ PATIENCE = 1e-3  # seconds an item may take
 
 
 class Sample(TypedDict):
-    """What a contender needed for so many items."""
+    """The resources that a contender used for a number of items."""
 
     contender: str
     items: int
     seconds: float
     cpu: float
-    """Seconds of CPU, of all threads."""
+    """CPU seconds of all threads."""
     peak: int
-    """The most memory that the process had, in bytes."""
+    """Peak memory of the process in bytes."""
 
 
 def measure(contender: str, items: int) -> Sample:
-    """Let a contender do so many items. Raises RuntimeError if it hangs or crashes, as who leaves items out does."""
+    """Run a contender with a number of items. Raises RuntimeError if it hangs, crashes or skips items."""
     with child(_spend, contender, items) as (process, pipe):
         sample: Sample = receive(process, pipe, PATIENCE * items + GRACE)
     return sample
@@ -42,12 +42,12 @@ def measure(contender: str, items: int) -> Sample:
 def _spend(contender: str, items: int, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sample = asyncio.run(spent(contender, items))
-    with suppress(BrokenPipeError):  # our parent is gone
+    with suppress(BrokenPipeError):  # the parent has ended
         pipe.send(sample)
 
 
 async def spent(contender: str, items: int) -> Sample:
-    """What a contender needs in this process. Raises RuntimeError if it leaves items out."""
+    """Return the resources of a contender in this process. Raises RuntimeError if it skips items."""
     began, used = time.perf_counter(), time.process_time()
     if await CONTENDERS[contender].run(items) != items * (items - 1) // 2:
         raise RuntimeError(f"{contender} has not done each of {items:,} items once")

@@ -1,4 +1,4 @@
-"""The results as a document: what goes to batch.json, and the page that is made of it."""
+"""The results as a document: batch.json and the page made from it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ The peak grows by less than {MOST_GROWTH // MB} MB, with and without a journal.
 
 
 class Document(TypedDict):
-    """All that is known after a run. `made` says when, where and with what; `few` and `many` are the items of a run."""
+    """The result of a run. `made` says when, where and with what; `few` and `many` are numbers of items."""
 
     made: dict[str, str]
     few: int
@@ -46,13 +46,13 @@ class Document(TypedDict):
 
 
 def line(sample: Sample) -> str:
-    """A sample in one line for the terminal."""
+    """Return a sample as one line for the terminal."""
     rate, cpu = sample["items"] / sample["seconds"], sample["cpu"] / sample["items"]
     return f"{rate:,.0f} items a second, {cpu * 1e6:.1f} µs of CPU an item, peak {sample['peak'] / MB:,.0f} MB"
 
 
 def growth(document: Document, contender: str) -> float:
-    """By how many bytes the peak grows from few to many items."""
+    """Return by how many bytes the peak grows from few to many items."""
     peaks = [
         median(sample["peak"] for sample in _of(document, contender, items))
         for items in (document["few"], document["many"])
@@ -61,7 +61,7 @@ def growth(document: Document, contender: str) -> float:
 
 
 def page(document: Document) -> str:
-    """The page in Markdown."""
+    """Return the page in Markdown."""
     few, many = f"{document['few']:,}", f"{document['many']:,}"
     return "\n".join(
         [

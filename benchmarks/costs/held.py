@@ -1,4 +1,4 @@
-"""What calls hold and cost that wait: for their answers, or at a closed queue."""
+"""Measure memory and CPU of waiting calls: for their responses, or in a blocked queue."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DONE = 1_000_000.0
 
 
 def held(what: str, calls: int, memory: bool, pipe: Connection) -> None:
-    """Send what one of *calls* costs: the bytes that it holds while it waits, or the microseconds of CPU in all."""
+    """Send the cost of one of *calls*: the bytes that it holds while it waits, or its total microseconds of CPU."""
     if memory:
         pipe.send(asyncio.run(bytes_held(what, calls)))
         return
@@ -61,7 +61,7 @@ async def _held(
 
         if what == QUEUED:
             first = asyncio.ensure_future(call())
-            await _settle()  # it is refused, and has closed the queue
+            await _settle()  # refused, which has blocked the queue
         else:
             first = asyncio.ensure_future(asyncio.sleep(0))
         gc.collect()
@@ -88,7 +88,7 @@ async def _held(
 
 
 async def _settle() -> None:
-    """Let every task run until it waits for something that does not come by itself."""
+    """Run every task until it waits for an external event."""
     for _ in range(10):
         await asyncio.sleep(0.05)
 

@@ -1,4 +1,4 @@
-"""What `import lamella` takes beyond the packages that it stands on."""
+"""Measure `import lamella` beyond the packages that it depends on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A contender in a process of its own, which makes calls to the server when it is told to."""
+"""A contender in a separate process that makes calls to the server on request."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Job(NamedTuple):
 
 
 class Spent(NamedTuple):
-    """What a job took, in microseconds per call."""
+    """The time of a job in microseconds per call."""
 
     cpu: float
     wall: float
 
 
 def work(contender: str, url: str, pipe: Connection) -> None:
-    """Do each `Job` that comes through the pipe, and send what was `Spent`; until it closes."""
+    """Do each `Job` from the pipe and send back a `Spent`, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise_file_limit()
     # A line for each retry would cost more than the retry: stamina writes one.

@@ -1,4 +1,4 @@
-"""The plot: what is added to a call of aiohttp's, and how it grows."""
+"""Plot the overhead on a call of aiohttp, and how it grows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["draw"]
 
 OURS = MARKS["lamella"][0]
 OTHERS = "#B8B8B8"
-FAR = 3.0  # bars that are more than so many times as long as all of lamella's stand at the edge
+FAR = 3.0  # bars longer than this multiple of lamella's total are cut off at the edge
 
 
 def draw(document: Document, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where spans and metrics go: nowhere, to an SDK that samples all out, or to one that records."""
+"""Telemetry setups: no SDK, an SDK that samples nothing, or one that records."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tracer_provider(telemetry: str, *, export: bool = False) -> Any:
 
 
 def meter_provider(telemetry: str) -> Any:
-    """None where there are no metrics."""
+    """Return the meter provider, or None without metrics."""
     if telemetry != "recorded, metrics too":
         return None
     from opentelemetry.sdk.metrics import MeterProvider

@@ -1,4 +1,4 @@
-"""What the layers themselves cost: in one process, around a handler that returns at once."""
+"""Measure the layers alone: in one process, around a handler that returns at once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def _pure(telemetry: str, rounds: int) -> dict[str, list[float]]:
         measured: dict[str, list[float]] = {}
         with_nothing: list[float] = []
         subjects = await _subjects(telemetry)
-        # The first round warms up. What there is by now is not to be looked at again and again.
+        # The first round warms up. Exclude the objects that exist by now from garbage collection.
         gc.collect()
         gc.freeze()
         for number in range(rounds + 1):
@@ -102,7 +102,7 @@ async def cpu_per_call(
     for request in requests:
         # As a session does it, for each call.
         await (build_client_middlewares(handler, layers) if layers else handler)(request)
-    await asyncio.sleep(0)  # the loop clears away what timers have left, as it does between calls
+    await asyncio.sleep(0)  # lets the loop remove leftovers of timers, as between calls
     return (time.process_time_ns() - began) / calls / 1000
 
 

@@ -1,4 +1,4 @@
-"""Figures that were measured several times: what is typical, and how far they spread."""
+"""Summarize figures that were measured several times: typical value and spread."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ class Figure(TypedDict):
 
 
 def figure(samples: Sequence[float]) -> Figure:
-    """What *samples* say together."""
+    """Return the summary of *samples*."""
     low, _, high = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else (samples[0],) * 3
     return {"median": median(samples), "low": low, "high": high, "samples": len(samples)}

@@ -1,4 +1,4 @@
-"""The server's process: as little as can be called HTTP, so that it is never what the client waits for."""
+"""The server's process: a minimal HTTP server, so that it is never the bottleneck."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def _serve(pipe: Connection) -> None:
 
 
 async def answer() -> aiohttp.ClientResponse:
-    """A real answer: whole, and its connection given back."""
+    """Return a complete response and release its connection."""
     async with _listening() as url, aiohttp.ClientSession(url) as session, session.get(path()) as response:
         await response.read()
         return response
@@ -71,7 +71,7 @@ class _Answers(asyncio.Protocol):
 
     def __init__(self, failed: Counter[str]) -> None:
         self._failed = failed
-        """How often each call has failed."""
+        """The number of failures of each call."""
         self._read = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -1,4 +1,4 @@
-"""The soak's client: one sync after the other in one session, and what the process holds between two of them."""
+"""The client of the soak: syncs in one session, with samples of the process between them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RESOURCES: Final = ("contacts", "invoices", "customers")
 RULES: Final = maesn.RULES.scaled(0.001)
 CONNECTIONS: Final = 20
 BEFORE_ALL: Final = "2000-01-01T00:00:00Z"
-"""Each sync reads all of the lists: it has as much to do as the first one."""
+"""Each sync reads all lists, so that all do the same work."""
 _IDLE: Final = 0.5
 """Seconds after which an idle connection is closed."""
 _LONGEST: Final = 30.0
@@ -48,11 +48,11 @@ class Held(TypedDict):
     """What the process holds at a moment."""
 
     tasks: int
-    """Tasks of the loop, the one that looks not counted."""
+    """Tasks of the loop, except the one that counts them."""
     descriptors: int
-    """Open files, connections and all."""
+    """Open files, including connections."""
     connections: int
-    """Open connections, the idle ones, too."""
+    """Open connections, including idle ones."""
 
 
 class Sample(TypedDict):
@@ -170,7 +170,7 @@ class _Syncs:
         return done
 
     async def one(self) -> None:
-        """Sync; one in five is cancelled in the middle, and the next one goes on from there."""
+        """Sync; one in five is cancelled in the middle, and the next one continues from there."""
         self._syncs += 1
         limit = self._chance.uniform(0.05, 0.8) if self._chance.random() < _CANCELLED else None
         resume, self._resume = self._resume, False
@@ -228,7 +228,7 @@ def _held(connector: aiohttp.TCPConnector) -> Held:
 
 
 def _connections(connector: aiohttp.TCPConnector) -> int:
-    # It tells nobody of its connections.
+    # It does not expose its connections.
     return sum(map(len, connector._conns.values())) + len(connector._acquired)
 
 
@@ -240,7 +240,7 @@ def _rss() -> int:
 
 
 class _Spans(SpanExporter):
-    """Where the spans go: they are made, counted and let go."""
+    """An exporter that counts spans and drops them."""
 
     def __init__(self) -> None:
         self._sends = 0

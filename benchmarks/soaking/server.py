@@ -52,7 +52,7 @@ def serve(seed: int, pipe: Connection) -> None:
 
 async def _serve(seed: int, pipe: Connection) -> None:
     sandbox = Sandbox(
-        # The last one is locked out: the error of each sync is held and let go, too.
+        # The last account is locked out, so that errors of syncs are created and released as well.
         accounts=[
             *(Account(key, limit=LIMIT) for key in list(ACCOUNTS.values())[:-1]),
             Account(list(ACCOUNTS.values())[-1], state="expired"),

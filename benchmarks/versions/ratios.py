@@ -1,4 +1,4 @@
-"""From the figures of both sides to their ratio: pure arithmetic."""
+"""Compute the ratio of both sides' figures."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def order(number: int) -> tuple[str, str]:
 
 
 def compare(this: Sequence[float], base: Sequence[float]) -> Round:
-    """Return what the turns of one round amount to.
+    """Return the result of one round.
 
     Only turns that were taken next to each other are compared: the machine was equally busy for them.
     """

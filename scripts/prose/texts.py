@@ -76,7 +76,7 @@ def _paragraphs(path: Path, line: int, docstring: str) -> Iterator[Prose]:
     first = line
     for number, text in enumerate([*docstring.split("\n"), ""], line):
         indent = len(text) - len(text.lstrip())
-        begins = re.match(r"\s*([-*] |\w+(, \w+)*: )", text) is not None
+        begins = re.match(r"\s*([-*] |[\w.]+(, [\w.]+)*: )", text) is not None
         is_code = text.strip() and (
             0 <= literal_indent < indent or text.strip().startswith((">>>", "...", "===", "├", "│", "└"))
         )

@@ -251,7 +251,7 @@ async def test_an_async_source_that_waits_keeps_no_item_back(virtual_time: Virtu
 
 
 @pytest.mark.parametrize("in_order", [False, True])
-async def test_who_gives_up_waiting_for_an_outcome_loses_none(virtual_time: VirtualClock, in_order: bool) -> None:
+async def test_cancelled_waiting_for_an_outcome_loses_none(virtual_time: VirtualClock, in_order: bool) -> None:
     outcomes: list[int] = []
     async with Batch(Work(), range(20), at_once=3, in_order=in_order) as batch:
         while len(outcomes) < 20:

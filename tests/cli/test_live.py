@@ -59,11 +59,11 @@ def busy() -> Story:
 def test_80_columns() -> None:
     assert drawn(busy(), 80, 24) == [
         "11 of ~41 pages   1 of 5 parts done   1 failed   967 records",
-        "━━━━━───────────────  26%   – pages/s   – to go   0 s so far",
+        "━━━━━───────────────  26%   – pages/s   – left   0 s elapsed",
         "",
         "✗ Café Zentral                 0 failed: 401: The end user has to authenticate …",
         "‖ Delta          ━━╸───────  2/8 queued until 09:31:33",
-        "▸ Berger & Söhne ━━━─────── 6/20 4 pages under way",
+        "▸ Berger & Söhne ━━━─────── 6/20 4 pages in flight",
         "· Eisen                      0/? waiting",
         "✓ Ahornhof                   3/3 done",
     ]
@@ -80,12 +80,12 @@ def test_200_columns() -> None:
         paper.print(Screen(watch.look, made.clock))
     assert captured.get().splitlines() == [
         "11 of ~41 pages   1 of 5 parts done   1 failed   967 records",
-        "━━━━━━━━━━╸─────────────────────────────  26%   0.0 pages/s   – to go   5 s so far",
+        "━━━━━━━━━━╸─────────────────────────────  26%   0.0 pages/s   – left   5 s elapsed",
         "OUTAGE for 5 s: 503 Service Unavailable. Pages wait until the API is back.",
         "",
         f"✗ Café Zentral {' ' * 32}    0   0 records failed: 401: The end user has to authenticate again",
         "‖ Delta          ━━━━━━━╸──────────────────────  2/8 200 records queued until 09:31:38",
-        "▸ Berger & Söhne ━━━━━━━━━───────────────────── 6/20 512 records 4 pages under way",
+        "▸ Berger & Söhne ━━━━━━━━━───────────────────── 6/20 512 records 4 pages in flight",
         "· Eisen                                          0/?   0 records waiting",
         "✓ Ahornhof                                       3/3 255 records done",
     ]

@@ -119,7 +119,9 @@ def test_an_invalid_host() -> None:
 def test_bad_arguments(arguments: tuple[str, str]) -> None:
     shown = CliRunner().invoke(app, ["sandbox", *arguments])
     assert shown.exit_code == 2
-    assert shown.stderr.splitlines()[3].startswith(f"Error: Invalid value for {arguments[0]}: {arguments[1]!r} is not")
+    assert shown.stderr.splitlines()[3].startswith(
+        f"Error: Invalid value for {arguments[0]}: {arguments[1]!r} must be "
+    )
 
 
 @pytest.mark.parametrize(

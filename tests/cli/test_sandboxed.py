@@ -129,11 +129,11 @@ class TestTheChecks:
             else part
             for part in _parts()
         )
-        assert faults(sandbox, output, broken) == ["2 parts otherwise: items of Hafenkontor Emden ended in nothing bad"]
+        assert faults(sandbox, output, broken) == ["2 parts differ: items of Hafenkontor Emden ended with no failure"]
         wrong = tuple(
             replace(part, error=api_error(404)) if part.account == "Praxis am Markt" else part for part in _parts()
         )
-        assert faults(sandbox, output, wrong) == ["1 part otherwise: items of Praxis am Markt ended in 404"]
+        assert faults(sandbox, output, wrong) == ["1 part differs: items of Praxis am Markt ended with 404"]
 
     def test_too_many_requests(self, sandbox: Sandbox, output: Path) -> None:
         sandbox.received += [Received(1, 0.0, "GET", "/", {}, {}, None)] * 1000  # type: ignore[arg-type]

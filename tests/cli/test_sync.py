@@ -356,7 +356,7 @@ class TestInterrupted:
                 assert process.stdout is not None
                 _wait_for(lambda: bool(server.received))
                 process.send_signal(signal.SIGINT)
-                assert any("Ending:" in line for line in process.stdout)
+                assert any("Stopping:" in line for line in process.stdout)
                 assert process.poll() is None
                 interrupted = time.monotonic()
                 process.send_signal(signal.SIGINT)
@@ -385,7 +385,7 @@ class TestInterrupted:
                 process.send_signal(signal.SIGINT)
                 output, _ = process.communicate(timeout=30)
         assert process.returncode == 0
-        assert b"Ending" not in output
+        assert b"Stopping" not in output
 
     def test_json_comes_all_the_same(self) -> None:
         write_accounts(Path(), "Ada")
@@ -438,7 +438,7 @@ class TestInterrupted:
                     while chunk := os.read(ours, 65536):
                         output += chunk
                         # Once it has been drawn with something on it.
-                        if not is_sent and b"under way" in output and len(server.received) > 5:
+                        if not is_sent and b"in flight" in output and len(server.received) > 5:
                             process.send_signal(by)
                             is_sent = True
                 except OSError:  # how Linux tells that the other end is closed
@@ -447,7 +447,7 @@ class TestInterrupted:
         assert process.returncode == 130
         text = output.decode()
         assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
-        assert text.index("\x1b[?25l") < text.index("under way") < text.index("Ending:") < text.index("\x1b[?25h")
+        assert text.index("\x1b[?25l") < text.index("in flight") < text.index("Stopping:") < text.index("\x1b[?25h")
         assert text.index("\x1b[?25h") < text.index("Outcome")
         assert "Traceback" not in text
         assert text.rstrip().splitlines()[-1].startswith("lamella: interrupted; continue with: ")

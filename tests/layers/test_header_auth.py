@@ -225,7 +225,7 @@ async def test_bad_values_are_refused_without_being_shown(serve: Serve, value: s
 
 
 def test_bad_names_kinds_and_origins_are_refused() -> None:
-    wrong = {"": "is empty", "X Token": "contains ' '", "X:Token": "contains ':'", "Ä": "contains 'Ä'", 7: "not int"}
+    wrong = {"": "is empty", "X Token": "contains ' '", "X:Token": "contains ':'", "Ä": "contains 'Ä'", 7: "got int"}
     for name, said in wrong.items():
         with pytest.raises(ValueError, match=f"a name in headers .*{said}"):
             HeaderAuth({name: "value"})  # type: ignore[dict-item]

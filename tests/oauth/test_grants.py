@@ -474,7 +474,7 @@ async def test_an_answer_in_another_charset(serve: Serve) -> None:
         assert await get(api) == "Bearer t"
 
 
-async def test_an_endpoint_is_not_asked_before_it_says(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_an_endpoint_is_not_called_before_its_retry_after(serve: Serve, virtual_time: VirtualClock) -> None:
     server = AuthorizationServer({"c": "s"})
     server.answers = [lambda _: web.Response(status=429, headers={"Retry-After": "100"})]
     async with session(await serve(echo), oauth.client_credentials(await serve(server), oauth.Client("c", "s"))) as api:

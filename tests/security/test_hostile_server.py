@@ -173,7 +173,7 @@ async def test_a_wait_without_end_is_not_waited(value: str, sandbox: Sandbox, vi
             assert 1 <= virtual_time.elapsed <= 102
 
 
-async def test_however_often_it_says_so_a_deadline_ends_it(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
+async def test_a_deadline_ends_repeated_retry_after(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
     sandbox.set_outage(Reply(429, {"Retry-After": "100"}))
     async with session(sandbox.url, attempts=None, deadline=1000) as asked:
         with pytest.raises(TooManyRequests) as caught:

@@ -197,7 +197,7 @@ def _cells(account: AccountView, now: datetime) -> tuple[str, str, str, str]:
     elif account.state is State.QUEUED:
         what = _queued(account, now)
     elif account.state is State.RUNNING:
-        what = f"{count(account.running, 'page')} under way"
+        what = f"{count(account.running, 'page')} in flight"
     return redact_text(account.name), pages, f"{account.records:,} records", what
 
 

@@ -161,7 +161,9 @@ def _unreported(parts: Sequence[Part]) -> str | None:
     if not wrong:
         return None
     account, resource = first = min(wrong)
-    return f"{count(len(wrong), 'part')} differ: {resource} of {account} ended with {found.get(first, 'no failure')}"
+    differ = "differs" if len(wrong) == 1 else "differ"
+    ended = found.get(first, "no failure")
+    return f"{count(len(wrong), 'part')} {differ}: {resource} of {account} ended with {ended}"
 
 
 def _rows_of(path: Path) -> Iterator[tuple[tuple[str, str, str], Any]]:
