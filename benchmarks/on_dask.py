@@ -16,9 +16,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -150,42 +149,39 @@ def speed(
 @app.command()
 def driver(*, accounts: Annotated[int, typer.Option(min=1)] = 100_000) -> None:
     """Measure the memory of the driver while the shards of so many accounts are done."""
-    with tempfile.TemporaryDirectory() as name, child(_drive, accounts, Path(name)) as (process, pipe):
-        before, peaks, took = receive(process, pipe, 1800.0)
+    with tempfile.TemporaryDirectory() as name:
+        before, peaks, took = asyncio.run(_drive(accounts, Path(name)))
     typer.echo(f"{accounts:,} accounts in {len(peaks) - 1} shards, {took:.0f} s")
     marks = ", ".join(f"{peak:.0f}" for peak in peaks[:: max(1, len(peaks) // 8)])
     typer.echo(f"MB at the beginning {before:.0f}, then {marks}; at the end {peaks[-1]:.0f} (300 or less)")
 
 
-def _drive(accounts: int, folder: Path, pipe: Connection) -> None:
-    async def main() -> None:
-        from distributed import Client, LocalCluster
+async def _drive(accounts: int, folder: Path) -> tuple[float, list[float], float]:
+    """Return the MB before, those after each shard, and the seconds."""
+    from distributed import Client, LocalCluster
 
-        from lamella.dataset.on_dask import OnDask
+    from lamella.dataset.on_dask import OnDask
 
-        peaks: list[float] = []
-        seen = -1
+    peaks: list[float] = []
+    seen = -1
 
-        def on_progress(progress: DatasetProgress) -> None:
-            nonlocal seen
-            if progress.ended > seen:
-                seen = progress.ended
-                peaks.append(_peak())
+    def on_progress(progress: DatasetProgress) -> None:
+        nonlocal seen
+        if progress.ended > seen:
+            seen = progress.ended
+            peaks.append(_peak())
 
-        began = time.perf_counter()
-        async with AsyncExitStack() as stack:
-            cluster = await stack.enter_async_context(
-                LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None, asynchronous=True)
-            )
-            client = await stack.enter_async_context(Client(cluster, asynchronous=True))
-            before = _peak()
-            names = [f"account number {number}" for number in range(accounts)]
-            made = Dataset.create(folder / "out", batch="benchmark", shards=64)
-            report = await sync_shards(OnDask(client), made, names, NOTHING, on_progress=on_progress)
-            assert report.done, report
-        pipe.send((before, peaks, time.perf_counter() - began))
-
-    asyncio.run(main())
+    began = time.perf_counter()
+    async with (
+        LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None, asynchronous=True) as cluster,
+        Client(cluster, asynchronous=True) as client,
+    ):
+        before = _peak()
+        names = [f"account number {number}" for number in range(accounts)]
+        made = Dataset.create(folder / "out", batch="benchmark", shards=64)
+        report = await sync_shards(OnDask(client), made, names, NOTHING, on_progress=on_progress)
+        assert report.done, report
+    return before, peaks, time.perf_counter() - began
 
 
 def _peak() -> float:

@@ -21,10 +21,12 @@ def within(name: str, *packages: str) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
+ELSEWHERE = ("lamella.dataset.on_dask",)
+"""Modules that need an extra, which only another environment has: tests/dask imports them."""
 MODULES = sorted(
     name
     for _, name, _ in pkgutil.walk_packages(lamella.__path__, "lamella.")
-    if not any(part.startswith("_") for part in name.split("."))
+    if not any(part.startswith("_") for part in name.split(".")) and name not in ELSEWHERE
 )
 OUTSIDE = ("lamella.maesn", "lamella.pytest_maesn", "lamella.testing", "lamella.cli")
 CORE = [name for name in ("lamella", *MODULES) if not within(name, *OUTSIDE)]

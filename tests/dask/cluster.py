@@ -23,8 +23,8 @@ NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 # Else a worker imports it in its own loop, as the run begins: on a busy machine that takes longer than its time.
 _PRELOAD: Final = ("--preload", "lamella.dataset.on_dask", "--preload", "tests.dask.noting")
 _CONFIG: Final = {
-    # A worker that does not tell for so long that it lives is taken for dead.
-    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "5s",
+    # However slow the machine is, no worker is taken for dead unless the test says so.
+    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "1h",
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
     "DASK_DISTRIBUTED__ADMIN__TICK__LIMIT": "1h",  # no log lines about a slow machine
 }

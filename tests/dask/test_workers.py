@@ -143,7 +143,9 @@ async def test_a_worker_that_freezes_loses_its_shard_and_cannot_win_it_back(
     async with client_of(cluster) as client:
         running = asyncio.create_task(sync_to(sandbox, on=client, at_once_per_account=1, **{**QUICK, "shards": 1}))
         await until(lambda: len(sandbox.received) >= 60)
+        [address] = await client.nthreads()
         cluster.freeze(frozen)
+        await client.run_on_scheduler(_give_up, address)
         cluster.add(1)
         report = await running
     assert report.done, report
@@ -219,6 +221,11 @@ def _driver(cluster: Cluster, sandbox: Sandbox, folder: Path) -> subprocess.Pope
     """Start a driver as a process of its own."""
     accounts = write_accounts(folder / "accounts.csv", sandbox)
     return cluster.run("tests.dask.driver", str(accounts), str(folder / "out"), sandbox.url)
+
+
+async def _give_up(address: str, dask_scheduler: Any) -> None:
+    """Do what the scheduler does with a worker from which it has not heard for too long; it runs there."""
+    await dask_scheduler.remove_worker(address, stimulus_id="test")
 
 
 def _specs_of_tasks(dask_scheduler: Any) -> list[bytes]:

@@ -26,7 +26,7 @@ class Process:
     """
 
     def __init__(self, scratch: Path | None = None, *, tracer_provider: TracerProvider | None = None) -> None:
-        self.scratch = scratch_folder(scratch)
+        self.scratch: Path = scratch_folder(scratch)
         self.tracer: Tracer = Tracing(tracer_provider).tracer
         self._opened: dict[Hashable, asyncio.Future[Any]] = {}
         self._shards: dict[tuple[str, int], asyncio.Task[Any]] = {}
