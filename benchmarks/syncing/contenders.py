@@ -134,9 +134,9 @@ def singer(url: str, accounts: int, folder: Path) -> None:
 
     class Paginator(BasePageNumberPaginator):  # type: ignore[misc]
         def has_more(self, response: Any) -> bool:
-            return int(self.current_value) * SIZE < response.json()["total"]
+            return bool(int(self.current_value) * SIZE < response.json()["total"])
 
-    class List(RESTStream):  # type: ignore[misc, type-arg]
+    class List(RESTStream):  # type: ignore[misc]
         url_base = url.rstrip("/")
         records_jsonpath = "$.data[*]"
         primary_keys = ("id",)

@@ -20,6 +20,7 @@ from lamella import HeaderAuth, Limit, stack
 from lamella import sync as syncing
 from lamella.batch import Journal
 from lamella.testing import Fault, SlidingWindow
+from lamella.testing.limits import Limiter
 from lamella.throttle.limit import Limits
 
 __all__ = [
@@ -62,7 +63,7 @@ class Server:
         """When the first request of each account came, by the loop's clock."""
         self.last: dict[str, float] = {}
         """When its last good answer was sent."""
-        self._limits = defaultdict(SlidingWindow(RATE, 1.0).limiter)
+        self._limits: defaultdict[str, Limiter] = defaultdict(SlidingWindow(RATE, 1.0).limiter)
         self._faults: dict[str, random.Random] = {}
 
     def app(self) -> web.Application:
