@@ -28,8 +28,8 @@ _TABLES: Final = (
 )
 _PATIENCE: Final = 0.2
 """Seconds to wait for a lock: enough for another process that checks the file, too short for one that runs a batch."""
-_PAGE_SIZE: Final = 16_384
-"""Bytes of a page of a new file. SQLite's own default, 4,096, holds three records of 1.1 KB, and wastes a fifth."""
+_PAGE_SIZE: Final = 32_768
+"""Bytes of a page of a new file. SQLite's default, 4,096, holds three records of 1.1 KB, and wastes a fifth."""
 _SMALLEST: Final = 512
 """Bytes of SQLite's smallest page. It takes a file of one byte for an empty one, and overwrites it."""
 _CREATING: Final = threading.Lock()

@@ -162,9 +162,9 @@ class Source:
     records: str = "data"
     """Where the records are in an answer. Empty: the answer is the list of records."""
     id: str | Sequence[str | None] | None = "id"
-    """The field that identifies a record. Of several fields, the first one that a record has. None, alone or as the last
-    one: the content of a record without such a field identifies it. It is stored as often as the list has it, and each
-    run reads the whole list."""
+    """The field that identifies a record. Of several fields, the first one that a record has. None, alone or as the
+    last one: the content of a record without such a field identifies it. It is stored as often as the list has it, and
+    each run reads the whole list."""
     changed: str | Sequence[str] | None = None
     """The field with the moment of a record's last change: ISO 8601 (UTC if it has no zone), or seconds since 1970.
     Of several the first one that a record has. None means that a record has none: each run reads the whole list."""
