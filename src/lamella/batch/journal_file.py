@@ -148,12 +148,13 @@ def _take(path: str, batch: str) -> Connection:
     """Open the file for writing, lock it, and create the tables if there are none."""
     db = _connect(path, "mode=rw", timeout=_PATIENCE)
     try:
+        # Before the first access as well; it changes no file that has pages.
+        db.execute(f"PRAGMA page_size = {_PAGE_SIZE}")
         # EXCLUSIVE before the first access: SQLite then keeps the lock, and needs no -shm.
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("BEGIN EXCLUSIVE")
         batch_id = _batch_id(db, batch)  # again: another process may have changed it since
         db.execute("ROLLBACK")
-        db.execute(f"PRAGMA page_size = {_PAGE_SIZE}")  # of a file that is empty; it changes no other one
         [mode] = db.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise JournalError(f"{path}: SQLite cannot write a WAL there; choose a path on a local disk")
