@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import sqlite3
+import struct
 import subprocess
 import sys
 import tempfile
@@ -630,7 +631,8 @@ def flipped(path: Path) -> None:
 def flip(path: Path) -> None:
     """Damage a page in the middle."""
     content = bytearray(path.read_bytes())
-    middle = len(content) // 2 // 4096 * 4096
+    [size] = struct.unpack_from(">H", content, 16)  # of a page
+    middle = len(content) // 2 // size * size
     for at in range(middle, middle + 200):
         content[at] ^= 0xFF
     path.write_bytes(content)
