@@ -629,11 +629,11 @@ def flipped(path: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    """Damage a page in the middle."""
+    """Damage a page with items: the last but one, which a later change leaves as it is."""
     content = bytearray(path.read_bytes())
     [size] = struct.unpack_from(">H", content, 16)  # of a page
-    middle = len(content) // 2 // size * size
-    for at in range(middle, middle + 200):
+    start = (len(content) // size - 2) * size
+    for at in range(start, start + 200):
         content[at] ^= 0xFF
     path.write_bytes(content)
 
