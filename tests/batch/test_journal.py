@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import sqlite3
+import struct
 import subprocess
 import sys
 import tempfile
@@ -628,10 +629,11 @@ def flipped(path: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    """Damage a page in the middle."""
+    """Damage a page with items: the last but one, which a later change leaves as it is."""
     content = bytearray(path.read_bytes())
-    middle = len(content) // 2 // 4096 * 4096
-    for at in range(middle, middle + 200):
+    [size] = struct.unpack_from(">H", content, 16)  # of a page
+    start = (len(content) // size - 2) * size
+    for at in range(start, start + 200):
         content[at] ^= 0xFF
     path.write_bytes(content)
 

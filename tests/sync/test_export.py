@@ -637,3 +637,15 @@ async def test_two_at_once(journal: Journal, folder: Path, small_pages: None, su
     assert await asyncio.gather(*(export(journal, path) for _ in range(5))) == [50] * 5
     assert kept(path) == rows
     assert os.listdir(folder) == [path.name]
+
+
+# How large the journal is
+
+
+@pytest.mark.parametrize("size", [900, 1_100])
+async def test_a_journal_is_little_larger_than_its_records(tmp_path: Path, size: int) -> None:
+    """Whatever their size: pages that hold few of them waste much."""
+    rows = [(account, "invoices", f"{account}-{n}", "x" * size) for n in range(150) for account in map(str, range(100))]
+    async with Journal.open(tmp_path / "journal", batch=BATCH) as journal:
+        await keep(journal, rows)
+    assert (tmp_path / "journal").stat().st_size <= 1.15 * len(rows) * size

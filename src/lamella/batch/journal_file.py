@@ -28,7 +28,7 @@ _TABLES: Final = (
 )
 _PATIENCE: Final = 0.2
 """Seconds to wait for a lock: longer than another process needs to check the file, shorter than a batch."""
-_PAGE_SIZE: Final = 16_384
+_PAGE_SIZE: Final = 32_768
 """Bytes per page of a new file. A page of 4,096, SQLite's default, holds three records of 1.1 KB and wastes a fifth."""
 _SMALLEST: Final = 512
 """SQLite's smallest page in bytes. SQLite treats a one-byte file as empty and overwrites it."""
@@ -148,12 +148,13 @@ def _take(path: str, batch: str) -> Connection:
     """Open the file for writing, lock it, and create the tables if there are none."""
     db = _connect(path, "mode=rw", timeout=_PATIENCE)
     try:
+        # Before the first access, like the lock; it affects only an empty file.
+        db.execute(f"PRAGMA page_size = {_PAGE_SIZE}")
         # EXCLUSIVE before the first access makes SQLite keep the lock and need no -shm.
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("BEGIN EXCLUSIVE")
         batch_id = _batch_id(db, batch)  # again: another process may have changed it since
         db.execute("ROLLBACK")
-        db.execute(f"PRAGMA page_size = {_PAGE_SIZE}")  # affects only an empty file
         [mode] = db.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise JournalError(f"{path}: SQLite cannot write a WAL here; choose a path on a local disk")

@@ -60,8 +60,8 @@ class Part:
     unmet: int = 0
     """How many stored records a reading of the whole list did not bring, without a proof that they are deleted."""
     nameless: int = 0
-    """How many records have no id. They are identified by content: one that was changed replaces the one that it
-    was when the whole list has been read, which each run does."""
+    """How many records have no id. Their content identifies them. Each run reads the whole list, and then drops the
+    ones that it has not read: they were changed, or are gone."""
     dropped: bool = False
     """What was stored for the account was of another company, or of another list: the run drops it when it begins,
     and reads it again."""
