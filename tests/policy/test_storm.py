@@ -31,7 +31,7 @@ def runs(seeds: int, traffic: Callable[[int], Traffic]) -> Iterator[tuple[Traffi
         one = traffic(seed)
         outcome = one.run()
         assert outcome.lost == []
-        assert outcome.sends <= 1.10 * CALLS
+        assert outcome.sends <= 1.10 * one.calls
         yield one, outcome
 
 
@@ -72,20 +72,17 @@ def test_points_without_a_cost_function(jitter: float, seeds: int) -> None:
     assert max(ratios) <= 1.25
 
 
-@SEEDS
+@pytest.mark.parametrize("seeds", [6, pytest.param(20, marks=pytest.mark.slow)])
 @JITTERS
-@pytest.mark.parametrize("most", [6, 10, 30])
+@pytest.mark.parametrize("most", [6, 10, 20])
 def test_so_many_in_flight(most: int, jitter: float, seeds: int) -> None:
     """With *jitter* the server is reached in another order, and so many at the server are rather more in flight."""
 
     def traffic(seed: int) -> Traffic:
         nothing = FixedWindow(ENDLESS, 1.0)
-        return Traffic(nothing, CALLS, 1.0, 0.05, jitter, at_once=500, most=most, seed=seed)
+        return Traffic(nothing, 200 * most, 1.0, 0.05, jitter, at_once=500, most=most, seed=seed)
 
-    ideal = CALLS * 0.05 * (1 + jitter / 2) / most
-    ratios = []
-    for _, outcome in runs(seeds, traffic):
-        ratios.append(outcome.took / ideal)
-        assert outcome.estimate.generation == 0, "the account was never used up"
+    ideal = 200 * 0.05 * (1 + jitter / 2)
+    ratios = [outcome.took / ideal for _, outcome in runs(seeds, traffic)]
     assert mean(ratios) <= 1.20
     assert max(ratios) <= 1.50  # at the end, a call that was refused three times waits 1, 2 and 4 s

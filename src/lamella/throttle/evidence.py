@@ -92,13 +92,16 @@ def has_passed(estimate: RateEstimate, permit: Permit) -> None:
 
 def _is_expected(estimate: RateEstimate, permit: Permit) -> bool:
     """Return whether about as many have passed in this period as the limit is believed to allow."""
+    seconds = estimate.period
     if estimate.phase in {"spread", "edge"} or estimate.proven_at >= 0:  # it looks for the limit
         known = estimate.requests if estimate.phase == "spread" else estimate.good
-    elif estimate.phase == "steady" and estimate.is_sure and permit.among <= estimate.most:
-        known = estimate.requests  # not by the limit in flight then
+    elif estimate.phase == "steady" and estimate.is_sure and permit.among <= estimate.most == estimate.most_tried:
+        known = estimate.requests  # the number in flight has passed before
+        if estimate.spread > 1:
+            seconds /= 2  # what passed in the window before does not count
     else:
         return False
-    return not estimate.chance and estimate.count(permit.at - estimate.period) >= _LIKELY * known - 1
+    return not estimate.chance and estimate.count(permit.at - seconds) >= _LIKELY * known - 1
 
 
 def by_chance(estimate: RateEstimate) -> bool:
@@ -162,8 +165,8 @@ def _look_for_more_in_flight(estimate: RateEstimate, permit: Permit) -> None:
         if permit.among > estimate.most + 1:
             estimate.most = 0.0  # so many do pass
         return
-    if permit.among < estimate.most:
-        return
+    if permit.among < estimate.most + (estimate.most_tried > estimate.most):
+        return  # so many were not in flight: it shows nothing
     estimate.most_refused *= 1 - _MEMORY
     estimate.most_left -= 1
     if estimate.most_left <= 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import inf, nextafter
 from operator import attrgetter
@@ -55,7 +55,7 @@ class Holding:
             self.last = at = at if at > self.last else nextafter(self.last, inf)
             self.used[at] = leased
             self.spent += 1
-            return leased._replace(at=at)
+            return replace(leased, at=at)
         if now >= self.due:
             return None
         return self.until(now)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import inf, nextafter
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
@@ -187,7 +187,7 @@ class Learned(NamedTuple):
         return next_permit(known, now, in_flight, self.assumed, asked)
 
     def settle(self, known: RateEstimate, outcome: Outcome, others: int) -> Wait | None:
-        permit, now = outcome.permit._replace(at=outcome.sent), outcome.ended
+        permit, now = replace(outcome.permit, at=outcome.sent), outcome.ended
         if outcome.kind == "passed":
             answered(known, now, permit, others, self.learns, outcome.says)
         elif outcome.kind == "unknown":
