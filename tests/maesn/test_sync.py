@@ -715,7 +715,7 @@ class TestArguments:
             ({"accounts": [maesn.Account("a", "k1"), maesn.Account("a", "k2")]}, "got 'a' 2 times"),
             ({"limit": 7}, "limit must be one of 5, 10, 20, 50, 100, got 7"),
             ({"since": "yesterday"}, "since must be ISO 8601"),
-            ({"since": "2026-01-01", "resume": True}, "give one of them"),
+            ({"since": "2026-01-01", "resume": True}, "give only one of them"),
             ({"at_once": 0}, "at_once must be a whole number, 1 or more, got 0"),
             ({"at_once_per_account": 0}, "at_once_per_account must be a whole number, 1 or more, got 0"),
             ({"patience": -1}, "patience must be"),

@@ -212,7 +212,7 @@ def test_a_limit_is_learned_once_for_all(kind: str, processes: int) -> None:
     got = fleet.run()
     assert got.lost == 0
     assert got.took <= (1.15 if processes < 16 else 1.20) * fleet.ideal()
-    assert got.sends <= 1.025 * 4000
+    assert got.sends <= 1.03 * 4000
     assert max(got.ends) <= 1.3 * min(got.ends)
 
 
@@ -264,7 +264,7 @@ def test_an_exchange_whose_answer_was_lost_may_be_made_again() -> None:
     report = holding.report(now, 5)
     lost = exchange(state, now, report, STATED)
     grant = exchange(state, now, holding.report(now, 5), STATED)
-    assert set(lost.permits) <= set(grant.permits)
+    assert all(permit in grant.permits for permit in lost.permits)
     holding.granted(grant, report, now)
     [first, *_] = [holding.take(now) for _ in range(5)]
     assert isinstance(first, Permit)
@@ -272,6 +272,14 @@ def test_an_exchange_whose_answer_was_lost_may_be_made_again() -> None:
     for _ in range(2):  # the second one says the same as the first
         exchange(state, now + 0.1, holding.report(now + 0.1, 0), STATED)
     assert sum(points for _, _, points in state.known.logs["1.0"]) <= 2.0
+
+
+def test_no_call_wakes_before_an_exchange_is_due() -> None:
+    """Each such call would wake again and again until then, a thousand times a second."""
+    holding = Holding("here", wait=Wait(0.1, blocked=False), asked_at=5.0, due=5.5)
+    asleep = holding.take(5.2)
+    assert isinstance(asleep, Wait)
+    assert asleep.seconds == asleep.again == pytest.approx(0.3)
 
 
 def test_a_refusal_takes_back_what_is_not_used() -> None:

@@ -29,8 +29,9 @@ def audit(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def _clean(audit: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bandit finds nothing."""
+    """Bandit and zizmor find nothing."""
     monkeypatch.setattr(audit, "bandit", lambda: True)
+    monkeypatch.setattr(audit, "workflows", lambda: True)
 
 
 def answering(how: str, audit: ModuleType) -> Any:
@@ -87,6 +88,7 @@ def test_what_bandit_finds_is_a_failure_whatever_is_known_of_the_packages(
     audit: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit, "bandit", lambda: False)
+    monkeypatch.setattr(audit, "workflows", lambda: True)
     for how in ("all is well", "unreachable"):
         monkeypatch.setattr(audit, "ask", answering(how, audit))
         assert audit.main([]) == 1

@@ -280,7 +280,7 @@ def test_no_attribute_of_a_metric_has_many_values() -> None:
 def test_each_value_that_an_enum_has_is_reported() -> None:
     told = Told.by()
     assert told.stop_reasons == set(StopReason)
-    text = {row["attribute"]: row["what it tells"] for rows in tables(page()) for row in rows if "attribute" in row}
+    text = {row["attribute"]: row["meaning"] for rows in tables(page()) for row in rows if "attribute" in row}
     assert all(f"`{source}`" in text["`lamella.wait_source`"] for source in WaitSource)
     assert all(f"`{outcome}`" in text["`lamella.outcome`"] for outcome in ("success", "failure", "cancelled"))
 

@@ -1,6 +1,6 @@
-"""The accounts of a sync, from a file: CSV or TOML.
+"""Read the accounts of a sync from a file: CSV or TOML.
 
-No message shows what is in the file, since a key may stand where a name belongs; it names the line.
+Messages name the line and never show its content, since a key may be where a name belongs.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from lamella.maesn.sources import checked_resource
 
 _NEEDED: Final = ("name", "key")
 _FIELDS: Final = (*_NEEDED, "company_id", "environment_name", "without", "params")
-NOT_A_HEADER: Final = "must be printable ASCII, as it stands in a header"
-"""What is said of a key that cannot."""
+NOT_A_HEADER: Final = "must be printable ASCII, because it is sent in a header"
+"""The complaint about a key that is not allowed in a header."""
 _WHERE: Final = re.compile(r"\(at (?:line (\d+)|(end of document))")
-_Row = tuple[str, dict[str, str]]  # where it is, as in "line 3", and its fields
+_Row = tuple[str, dict[str, str]]  # its position, such as "line 3", and its fields
 _TABLE: Final = re.compile(r"""\s*(\[\[|\[)\s*["']?accounts["']?\s*(?:\]\]|\])\s*(?:#.*)?""")
 
 
 def accounts_in(path: Path) -> tuple[Account, ...]:
-    """Return the accounts of a file: TOML where its name ends in ``.toml``, else CSV.
+    """Return the accounts of a file: TOML if its name ends in ``.toml``, else CSV.
 
     CSV has a header, ``name,key[,company_id,environment_name,without,params]``, with commas or semicolons. TOML has a
     table ``[[accounts]]`` with these fields for each account, or one table ``[accounts]`` of names with their keys.
-    ``without`` names the lists that the account's system does not have, with spaces between them, and ``params`` what
-    it needs to be asked for a list: ``openItems:fiscalYear=2026``. In TOML that may be a table for each list.
+    ``without`` names the lists that the account's system does not have, separated by spaces. ``params`` holds required
+    query parameters: ``openItems:fiscalYear=2026``. In TOML it may be a table per list.
 
     Raises:
-        ValueError: It cannot be read or is not valid: which file, which line, and what.
+        ValueError: The file cannot be read or is invalid; the message names file, line and problem.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")

@@ -73,7 +73,8 @@ class Holding:
             return Wait(max(self.pool[0].at - now, _SOON), blocked=False)
         if self.wait is None:
             return Wait(None, blocked=False, again=again)
-        seconds = None if self.wait.seconds is None else max(self.asked_at + self.wait.seconds - now, _SOON)
+        # Before an exchange is due there is nothing new to learn.
+        seconds = None if self.wait.seconds is None else max(self.asked_at + self.wait.seconds - now, again)
         return self.wait._replace(seconds=seconds, again=again)
 
     def ended(
