@@ -98,7 +98,7 @@ ANSWERS: dict[str, list[Step]] = {
 ELSEWHERE = {
     "tutorial.md": "test_the_tutorial_does_what_it_says",
     "how-to/testing.md": "test_the_tests_on_the_page_about_testing_pass",
-    "how-to/dask.md": "tests/dask/test_command.py",
+    "how-to/dask.md": "tests/dask/test_page.py",
     "how-to/batch.md": "test_the_code_about_maesn_runs_against_the_sandbox",
     "how-to/maesn.md": "test_the_code_about_maesn_runs_against_the_sandbox",
     "how-to/sync.md": "test_the_code_about_maesn_runs_against_the_sandbox",

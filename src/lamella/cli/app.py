@@ -25,12 +25,13 @@ from lamella.maesn.sandbox import Received, Sandbox
 from lamella.redaction import redact_text
 from lamella.testing import Fault, FixedWindow
 
+_NO_COLORS: Final = "NO_COLOR=1"
 # Without rich's markup typer writes help and errors plainly, which suits a pipe and 80 columns.
 app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="Run 'lamella COMMAND --help' for the options of a command. NO_COLOR=1 turns colours off.",
+    epilog=f"Run 'lamella COMMAND --help' for the options of a command. {_NO_COLORS} turns colours off.",
 )
 
 app.add_typer(dataset_app, name="dataset")

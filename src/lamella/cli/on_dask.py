@@ -35,7 +35,7 @@ _LOCAL: Final = re.compile(r"local:([1-9][0-9]{0,3})")
 _ADDRESS: Final = re.compile(r"(?:(?:tcp|tls|ucx|ws|wss)://)?[^\s/:@]+:[0-9]{1,5}")
 _LINE_EVERY: Final = 10.0
 """Seconds between two lines, where there is no terminal."""
-_ENDING: Final = "Ending: what is under way has 20 s. Ctrl-C again ends at once."
+_ENDING: Final = "Ending: running shards have 20 s. Ctrl-C again ends at once."
 
 
 def main(options: Options) -> int:
@@ -77,7 +77,7 @@ async def _sync(address: str, given: dict[str, Any], console: Console) -> Datase
 async def _client(address: str) -> AsyncIterator[Client]:
     from distributed import Client, LocalCluster
 
-    # It tells of each worker that comes and goes. What matters is in the report.
+    # It logs each worker that joins or leaves. The report shows the important events.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     if (local := _LOCAL.fullmatch(address)) is None:
         try:
@@ -119,7 +119,7 @@ def _words(progress: DatasetProgress) -> str:
     records = progress.result.records + sum(each.records for each in counts)
     failed = progress.result.parts - progress.result.done + sum(each.failed for each in counts)
     told = (
-        f"run {progress.run}: {progress.ended:,} of {count(progress.shards, 'shard')} ended, {len(counts)} under way,"
+        f"run {progress.run}: {progress.ended:,} of {count(progress.shards, 'shard')} ended, {len(counts)} running,"
         f" {pages:,} pages, {records:,} records"
     )
     return f"{told}, {failed:,} failed" if failed else told
@@ -178,4 +178,4 @@ def _tell(console: Console, report: DatasetReport, options: Options) -> int:
 
 
 def _say_how_to_go_on(what: str, options: Options) -> None:
-    typer.echo(f"lamella: {redact_text(what)}; go on with: {one_line(options.to_go_on())}", err=True)
+    typer.echo(f"lamella: {redact_text(what)}; continue with: {one_line(options.to_go_on())}", err=True)

@@ -155,7 +155,7 @@ def options_on_workers(options: Options) -> dict[str, Any]:
     if options.schema is not None and not options.parquet:
         raise ValueError("--schema needs --parquet, whose columns it states")
     if options.since is not None and options.resume:
-        raise ValueError("--since begins a new run, and --resume goes on with the last one: give one of them")
+        raise ValueError("--since begins a new run and --resume continues the last one: give only one of them")
     if options.verify and (options.resume or options.since is not None or options.full_every is not None):
         raise ValueError("--verify reads all lists from their beginning: leave --resume, --since and --full-every out")
     chosen = tuple(dict.fromkeys(_checked("--resource", checked_resource, name) for name in resources))

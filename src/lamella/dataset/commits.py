@@ -1,8 +1,8 @@
-"""A dataset: the shards that it remembers, and for each a chain of commits, of which the last one counts.
+"""A dataset and the commits of its shards. The last commit of a shard is its state.
 
-Who takes a shard over makes a commit with the next epoch, before anything else. A commit is a file whose name has its
-number; it is written unless there is one of that name. So a worker that was frozen meanwhile, and comes back, cannot
-commit: the number that it knows as the next one is taken.
+A worker that takes over a shard first makes a commit with the next epoch. The file name of a commit contains its
+number, and a commit never replaces an existing file. A worker that was frozen in the meantime therefore cannot commit:
+the next number that it knows is already in use.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lamella.dataset.storage import Storage, storage_at
 _FORMAT: Final = 1
 _ABOUT: Final = "dataset.json"
 _KEPT: Final = 2
-"""Commits of a shard that stay: a reader may have just listed the last but one."""
+"""How many commits of a shard are kept: a reader may still read the last but one."""
 _TRIES: Final = 20
 
 SHARDS: Final = 64
@@ -30,11 +30,11 @@ SUFFIXES: Final = (".jsonl", ".parquet")
 
 
 class DatasetError(Exception):
-    """A dataset cannot be opened, read or written: which one, and what is wrong."""
+    """A dataset cannot be opened, read or written. The message names the dataset and the cause."""
 
 
 class TakenOver(DatasetError):
-    """Another worker has taken the shard over: what this one has not committed does not count."""
+    """Another worker has taken over the shard. The uncommitted work of this worker is discarded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class File:
     """Bytes."""
     sha256: str
     rows: int | None = None
-    """How many records are in it. None: it holds none."""
+    """The number of records. None: the file does not contain records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,40 +56,40 @@ class Commit:
 
     shard: int
     number: int = 0
-    """Counts the commits of the shard. 0: there is none."""
+    """The number of the commit in its shard, from 1. 0: the shard has no commit."""
     epoch: int = 0
-    """Counts how often a worker has taken the shard."""
+    """How many times a worker has taken the shard."""
     holder: str = ""
-    """That worker."""
+    """The worker that has the shard."""
     run: int = 0
-    """The last run that has ended here, whose records the files hold. 0: none has."""
+    """The last run that has ended. The files hold its records. 0: no run has ended."""
     working: int | None = None
-    """The run that is under way. None: none is."""
+    """The current run. None: no run is in progress."""
     files: Mapping[str, tuple[File, ...]] = field(default_factory=dict)
-    """The data files, by their table; of the records themselves ``"records"``."""
+    """The data files by table. The table of the records themselves is ``"records"``."""
     journal: File | None = None
-    """The last copy of the shard's journal. While a run is under way, it is ahead of the files."""
+    """The last copy of the shard's journal. During a run it is newer than the files."""
     version: int = 0
-    """What the journal has counted as the version of the records in the files."""
+    """The version, in the journal, of the records in the files."""
     tables: str = ""
-    """What the typed tables were made of."""
+    """The definition of the typed tables."""
     marks: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
-    """Up to when each list is complete, by account and resource (ISO 8601). None: a list without such a moment."""
+    """The ISO 8601 time up to which each list is complete, by account and resource. None: it has no such time."""
     result: Mapping[str, Any] = field(default_factory=dict)
-    """What has become of the last run that has ended."""
+    """The result of the last run that has ended."""
 
     @property
     def name(self) -> str:
-        """The name of its file."""
+        """The name of the file of this commit."""
         return f"commits/{self.shard:05d}/{self.number:012d}.json"
 
     def encode(self) -> bytes:
-        """Return it as JSON."""
+        """Return this commit as JSON."""
         return json.dumps(asdict(self), separators=(",", ":")).encode()
 
     @classmethod
     def decode(cls, content: bytes) -> Commit:
-        """Return what :meth:`encode` has made."""
+        """Return the commit that :meth:`encode` has written."""
         found = json.loads(content)
         found["files"] = {table: tuple(File(**each) for each in files) for table, files in found["files"].items()}
         found["journal"] = None if found["journal"] is None else File(**found["journal"])
@@ -97,7 +97,7 @@ class Commit:
 
 
 class Dataset:
-    """A dataset that is there; :meth:`open` and :meth:`create` return one."""
+    """An existing dataset, as returned by :meth:`open` and :meth:`create`."""
 
     def __init__(self, storage: Storage, place: str, about: Mapping[str, Any]) -> None:
         self.storage = storage
@@ -115,7 +115,7 @@ class Dataset:
         """Return the dataset at a path or URL.
 
         Raises:
-            DatasetError: There is none, or one of another format.
+            DatasetError: There is no dataset, or it has another format.
         """
         storage, name = storage_at(place), os.fspath(place)
         try:
@@ -135,16 +135,16 @@ class Dataset:
     def create(
         cls, place: str | os.PathLike[str], *, batch: str, shards: int | None = None, suffix: str | None = None
     ) -> Dataset:
-        """Return the dataset at a path or URL; make one if there is none.
+        """Return the dataset at a path or URL. Create it if it does not exist.
 
         Args:
-            place: The folder, which is made, or an ``s3://`` URL.
-            batch: The name of the API. A dataset is of one.
-            shards: How many there are. They stay as they are made. None means 64, or as many as there are.
-            suffix: ``.jsonl`` or ``.parquet``. None means ``.jsonl``, or what is there.
+            place: The folder, which is created if needed, or an ``s3://`` URL.
+            batch: The name of the API. A dataset holds the records of one API.
+            shards: The number of shards, which cannot change. None means 64, or the number of the existing dataset.
+            suffix: ``.jsonl`` or ``.parquet``. None means ``.jsonl``, or the suffix of the existing dataset.
 
         Raises:
-            DatasetError: There is one of another API, format, number of shards or suffix.
+            DatasetError: The existing dataset has another API, format, number of shards or suffix.
             ValueError: An argument is out of its range.
         """
         if shards is not None:
@@ -170,22 +170,22 @@ class Dataset:
         return found
 
     def shard_of(self, account: str) -> int:
-        """Return the shard of an account: the same on each machine, and forever."""
+        """Return the shard of an account. It is the same on each machine and never changes."""
         digest = hashlib.blake2b(account.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         return int.from_bytes(digest, "big") % self.shards
 
     def last(self, shard: int) -> Commit:
-        """Return the last commit of a shard; where there is none, one with the number 0."""
+        """Return the last commit of a shard, or a commit with the number 0 if there is none."""
         for _ in range(_TRIES):
             number = self.last_number(shard)
             try:
                 return self._read(shard, number) if number else Commit(shard)
             except FileNotFoundError:
-                continue  # two others came meanwhile
+                continue  # two newer commits were made in the meantime
         raise DatasetError(f"{self.place}: the commits of shard {shard} come faster than they can be read")
 
     def last_number(self, shard: int) -> int:
-        """Return the number of the last commit of a shard. 0: there is none."""
+        """Return the number of the last commit of a shard, or 0 if there is none."""
         return max(self._numbers(shard), default=0)
 
     def all_last(self) -> list[Commit]:
@@ -194,7 +194,7 @@ class Dataset:
         return [self.last(shard) for shard in sorted(shards)]
 
     def claim(self, shard: int, holder: str, run: int) -> tuple[Commit, Commit]:
-        """Take a shard over for *run*; return the last commit before, and the one that this has made.
+        """Take over a shard for *run*. Return the previous commit and the new one.
 
         Raises:
             TakenOver: Another worker has claimed it at the same time.
@@ -208,10 +208,10 @@ class Dataset:
         raise DatasetError(f"{self.place}: shard {shard} is claimed by others again and again")
 
     def commit(self, commit: Commit) -> Commit:
-        """Write a commit, made of the last one that its worker knows, with the next number; return it.
+        """Write *commit* with the next number and return it.
 
         Raises:
-            TakenOver: There is another one after that.
+            TakenOver: Another worker has already written a commit with that number.
         """
         after = replace(commit, number=commit.number + 1)
         if not self.storage.put_new(after.name, after.encode()):
@@ -220,7 +220,7 @@ class Dataset:
         return after
 
     def check_holder(self, commit: Commit) -> None:
-        """Raise :class:`TakenOver` if there is a commit after this one."""
+        """Raise :class:`TakenOver` if a later commit exists."""
         if self.last_number(commit.shard) > commit.number:
             raise self._taken_over(commit)
 

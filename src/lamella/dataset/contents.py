@@ -1,4 +1,4 @@
-"""What is in a dataset: its data files for readers, whether all is sound, and what may be removed."""
+"""List the data files of a dataset, verify them and remove obsolete ones."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class Fault:
 
 
 def name_of(table: str, commit: Commit, token: str, suffix: str) -> str:
-    """Return the name of a data file, or with the table ``""`` of a journal; *token* tells it from all others."""
+    """Return the name of a data file, or of a journal if *table* is ``""``. *token* makes the name unique."""
     folder = f"data/{table}" if table else "journals"
     return f"{folder}/{commit.shard:05d}-e{commit.epoch:08d}-{token}{suffix}"
 
 
 def files(place: str | os.PathLike[str], table: str = RECORDS) -> list[str]:
-    """Return the data files that count, as paths or URLs: for pyarrow, DuckDB and pandas.
+    """Return the current data files as paths or URLs, for pyarrow, DuckDB and pandas.
 
-    Other files in the folder were not committed, or are of before. A file stays for a day after it was replaced.
+    Other files in the folder were never committed or are obsolete. A replaced file is kept for a day.
 
     Args:
         place: The folder or the URL of the dataset.
@@ -70,10 +70,10 @@ def shards(place: str | os.PathLike[str]) -> list[Commit]:
 
 
 def verify(place: str | os.PathLike[str]) -> list[Fault]:
-    """Read all that counts, and return what is wrong: empty where the dataset is sound.
+    """Read all current files and return the faults. The list is empty if the dataset is valid.
 
-    Each file must be there as it was committed. The data files must have the records of the journal, each once and in
-    the shard of its account, and the marks of a commit must be those of its journal.
+    Each file must exist and be unchanged since its commit. The data files must contain each record of the journal once,
+    in the shard of its account. The marks of a commit must be equal to those of its journal.
 
     Raises:
         DatasetError: There is no dataset, or a commit is damaged.
@@ -83,14 +83,14 @@ def verify(place: str | os.PathLike[str]) -> list[Fault]:
 
 
 def clean(place: str | os.PathLike[str], *, older_than: float = DAY) -> list[str]:
-    """Remove the files that no longer count, and return their names.
+    """Remove the obsolete files and return their names.
 
-    These are files of workers whose shard was taken over, and those that were replaced. A worker at work loses nothing:
-    what it has written, and not yet committed, has the epoch of its shard.
+    These are replaced files, and files of workers that have lost their shard. A running worker loses nothing: the files
+    that it has not committed yet have the current epoch of its shard.
 
     Args:
         place: The folder or the URL of the dataset.
-        older_than: Only files that were written so many seconds ago: those before it may still be read.
+        older_than: The minimum age of a removed file in seconds. A reader may still use newer files.
 
     Raises:
         DatasetError: There is no dataset.
@@ -108,7 +108,7 @@ def clean(place: str | os.PathLike[str], *, older_than: float = DAY) -> list[str
                     storage.remove(name)
                     removed.append(name)
             except FileNotFoundError:
-                continue  # another one has cleaned up
+                continue  # another process has removed it
     return removed
 
 

@@ -1,4 +1,4 @@
-"""A run: the shards of all accounts, on an engine that does the work somewhere."""
+"""A run: sync the shards of all accounts on an engine."""
 
 from __future__ import annotations
 
@@ -27,59 +27,59 @@ from lamella.telemetry.names import RUN, SYNC_SPAN
 from lamella.telemetry.tracing import Tracing
 
 _AHEAD: Final = 2
-"""So many shards are submitted for each slot: a worker that ends one has the next one at hand."""
+"""Shards submitted for each slot, so that a worker that ends one can start the next one at once."""
 _TRIES: Final = 4
-"""How often a shard is submitted again whose workers are lost, without a commit meanwhile."""
+"""How many times a shard is submitted again if its workers are lost without a commit."""
 _GRACE: Final = 20.0
-"""Seconds that shards have to end in order when the run is cancelled."""
+"""Seconds in which the shards must end after the run is cancelled."""
 _RUNS: Final = "runs"
 
 
 _Task: TypeAlias = "asyncio.Task[Outcome | str]"
-"""A shard: how it has ended, or why there is no outcome."""
+"""The task of a shard. Its result is the outcome, or the reason why there is no outcome."""
 
 
 class WorkLost(Exception):
-    """The worker of a shard is gone, and the engine does not try again by itself."""
+    """The worker of a shard is lost, and the engine does not retry the shard itself."""
 
 
 class Engine(Protocol):
-    """Where shards are synced: an async context manager around a run."""
+    """Runs shards. It is an async context manager that is open during a run."""
 
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, *exc: object) -> None: ...
 
     async def slots(self) -> int:
-        """Return how many shards it can do at a time now."""
+        """Return how many shards the engine can run at the same time now."""
         ...
 
     async def run(self, work: Work, on_count: OnCount | None) -> Outcome:
-        """Have a shard done, by :func:`lamella.dataset.run_shard` in a process that it chooses, and return the outcome.
+        """Call :func:`lamella.dataset.run_shard` in a process of the engine and return the outcome.
 
         Raises:
-            WorkLost: The worker is gone: it should be submitted again.
-            Exception: What the work raises.
+            WorkLost: The worker is lost. The caller submits the shard again.
+            Exception: The shard has failed with this exception.
         """
         ...
 
     async def stop(self) -> None:
-        """Have the shards that are under way end in order: their outcome is ``"interrupted"``."""
+        """Interrupt the running shards. They commit their journals and return the status ``"interrupted"``."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetProgress:
-    """How far a run has come."""
+    """The progress of a run."""
 
     run: int
     shards: int
     ended: int
-    """Shards."""
+    """How many shards have ended."""
     counts: Mapping[int, Count]
-    """Of the shards that are under way, by their number."""
+    """The counts of the running shards, by shard number."""
     result: Result
-    """Of the shards that have ended."""
+    """The sum of the results of the shards that have ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +87,16 @@ class DatasetReport:
     """The result of a run."""
 
     run: int
-    """Its number in the dataset, from 1."""
+    """The number of the run in the dataset, from 1."""
     resumed: bool
     shards: int
-    """How many had accounts."""
+    """How many shards have accounts."""
     skipped: int
-    """How many of them were done before, where the run was resumed."""
+    """How many of them a resumed run skipped because they were already done."""
     result: Result
-    """The sum of those that were not."""
+    """The sum of the results of the other shards."""
     errors: tuple[tuple[int, str], ...]
-    """The shards that have ended in an error, or that another run has taken over, and why."""
+    """The number and the error of each shard that has failed or that another run has taken over."""
     took: float
     """Seconds."""
 
@@ -108,7 +108,7 @@ class DatasetReport:
 
 @dataclass(slots=True)
 class _Run:
-    """A run that is under way."""
+    """The state of the current run."""
 
     number: int
     shards: int
@@ -119,12 +119,12 @@ class _Run:
     ended: int = 0
 
     def count(self, count: Count) -> None:
-        """Take how far a shard has come."""
+        """Record the progress of a shard."""
         self.counts[count.shard] = count
         self.report()
 
     def end(self, shard: int, outcome: Outcome | None, error: str | None = None) -> None:
-        """Take the end of a shard."""
+        """Record the end of a shard."""
         self.counts.pop(shard, None)
         self.ended += 1
         if outcome is not None:
@@ -137,7 +137,7 @@ class _Run:
         self.report()
 
     def report(self) -> None:
-        """Tell the caller."""
+        """Call *on_progress* with the current progress."""
         if self.on_progress is not None:
             self.on_progress(DatasetProgress(self.number, self.shards, self.ended, dict(self.counts), self.result))
 
@@ -157,25 +157,25 @@ async def sync_shards(
     on_progress: Callable[[DatasetProgress], object] | None = None,
     tracer_provider: TracerProvider | None = None,
 ) -> DatasetReport:
-    """Bring the shards of all *accounts* up to date on an engine, and report what has come of it.
+    """Bring the shards of all *accounts* up to date on an engine and return a report.
 
-    A run that was killed or cancelled leaves a dataset that the next one continues: what is stored stays, and of a
-    shard that was under way the rest is read, and then what has changed meanwhile.
+    The next run continues after a run that was killed or cancelled. It keeps all committed records. For each unfinished
+    shard it reads the rest, and then the changes since.
 
     Args:
-        engine: Where the work is done.
-        dataset: Where the records are kept.
-        accounts: Their names, which differ.
-        call: The function that reads a shard, a :class:`lamella.dataset.Read`, as ``package.module:function``. It is
-            imported by the workers, and gets the credentials by itself.
-        options: What that function needs to know beside the shard: values that can be pickled, without credentials.
-        tables: The typed columns of the data files, of a dataset of Parquet.
-        resume: Whether to go on with the last run, if there is one: only what it has not done is read.
-        departed: What becomes of the records of accounts that the dataset knows, and that are not given.
-        checkpoint: After so many seconds a worker copies the journal of its shard to the dataset, again and again.
-        watch: After so many seconds a worker looks whether another one has taken its shard over, again and again.
-        on_progress: Called whenever a shard has changed, about once a second for each.
-        tracer_provider: Where the span of the run goes, whose children are those of the shards. None: the global one.
+        engine: The engine that runs the shards.
+        dataset: The dataset that stores the records.
+        accounts: The names of the accounts, each once.
+        call: The function that reads a shard, a :class:`lamella.dataset.Read`, as ``package.module:function``. The
+            workers import it, and it reads the credentials itself.
+        options: Further arguments of that function: values that can be pickled, without credentials.
+        tables: The typed columns of the data files. They need a dataset of Parquet files.
+        resume: Whether to continue the last run, if there is one, and to read only its unfinished parts.
+        departed: Whether to keep, mark or forget the records of accounts of the dataset that *accounts* leaves out.
+        checkpoint: Seconds between two copies of the journal of a shard to the dataset.
+        watch: Seconds between two checks of a worker that it still has its shard.
+        on_progress: Called about once a second for each shard that has changed.
+        tracer_provider: Receives the span of the run, the parent of the shard spans. None means the global one.
 
     Raises:
         ValueError: An argument is out of its range; before anything is done.
@@ -200,7 +200,7 @@ async def sync_shards(
     with Tracing(tracer_provider).tracer.start_as_current_span(SYNC_SPAN, attributes={RUN: number}):
         headers: dict[str, str] = {}
         propagate.inject(headers)
-        # The largest first: the last one to end should be a small one.
+        # Start with the largest shards, so that the last one to end is small.
         order = sorted(by_shard, key=lambda shard: -len(by_shard[shard]))
         works = (
             Work(
@@ -231,7 +231,7 @@ async def sync_shards(
 
 
 def last_run(place: str | os.PathLike[str]) -> tuple[int, bool]:
-    """Return the number of the last run of a dataset, and whether it has ended. The number is 0 if there was none."""
+    """Return the number of the last run of a dataset, or 0 if there was none, and whether it has ended."""
     names = [name.rpartition("/")[2] for name in Dataset.open(place).storage.sizes(_RUNS)]
     numbers = [int(name[:8]) for name in names if name[:8].isdigit()]
     last = max(numbers, default=0)
@@ -239,7 +239,7 @@ def last_run(place: str | os.PathLike[str]) -> tuple[int, bool]:
 
 
 def _number(dataset: Dataset, *, resume: bool) -> tuple[int, bool]:
-    """Return the number of the run, and whether it is one that was begun before."""
+    """Return the number of the run and whether it resumes an earlier one."""
     while True:
         last, _ = last_run(dataset.place)
         if resume and last:
@@ -250,7 +250,7 @@ def _number(dataset: Dataset, *, resume: bool) -> tuple[int, bool]:
 
 
 def _settle(dataset: Dataset, by_shard: dict[int, list[str]], run: int, *, resumed: bool, departed: Departed) -> int:
-    """Add the shards whose accounts have all departed; remove those that are done, and return how many."""
+    """Add the shards whose accounts have all departed. Remove the finished shards and return their number."""
     skipped = 0
     for commit in dataset.all_last():
         if commit.shard not in by_shard and departed != "keep" and commit.files:
@@ -263,7 +263,7 @@ def _settle(dataset: Dataset, by_shard: dict[int, list[str]], run: int, *, resum
 
 
 async def _drive(engine: Engine, dataset: Dataset, works: Iterable[Work], run: _Run) -> None:
-    """Submit the shards, as many at a time as the engine can do and as many ahead."""
+    """Submit the shards, up to _AHEAD at a time for each slot of the engine."""
     rest = iter(works)
     running: dict[_Task, int] = {}
     try:
@@ -297,16 +297,16 @@ def _take(
 
 
 async def _one(engine: Engine, dataset: Dataset, work: Work, run: _Run) -> Outcome | str:
-    """Return the outcome of a shard, or why there is none. It is submitted again if its worker is lost."""
+    """Return the outcome of a shard, or an error message. Submit the shard again if its worker is lost."""
     commits, tries = -1, 0
     while True:
         try:
             return await engine.run(work, run.count)
         except WorkLost as exc:
             last = await asyncio.to_thread(dataset.last_number, work.shard)
-            # Each try makes one commit, by which it takes the shard; more than that is progress.
+            # Each try makes one commit when it claims the shard. Further commits mean progress.
             tries, commits = (0 if last > commits + 1 and commits >= 0 else tries + 1), last
             if tries >= _TRIES:
                 return f"its workers are lost again and again: {exc}"
-        except Exception as exc:  # noqa: BLE001 - it ends this shard, and no other
+        except Exception as exc:  # noqa: BLE001 - an error ends only this shard
             return redact_text(f"{type(exc).__name__}: {exc}")

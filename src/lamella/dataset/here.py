@@ -1,4 +1,4 @@
-"""An engine that does the work in this process."""
+"""An engine that runs the shards in this process."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lamella.dataset.work import OnCount, Outcome, Work
 
 
 class Here:
-    """An :class:`Engine` on the event loop of the caller.
+    """Runs shards on the event loop of the caller. It is an :class:`Engine`.
 
     Args:
-        at_once: How many shards are under way at a time.
-        scratch: The folder for journals of shards that are under way, as for :class:`Process`.
-        tracer_provider: Where the spans of the shards go. None means the global one.
+        at_once: How many shards run at the same time.
+        scratch: The folder for the journals of running shards, as for :class:`Process`.
+        tracer_provider: Receives the spans of the shards. None means the global one.
     """
 
     def __init__(
@@ -46,9 +46,11 @@ class Here:
         await self._stack.aclose()
 
     async def slots(self) -> int:
+        """Return the number of shards that may run at the same time."""
         return self._at_once
 
     async def run(self, work: Work, on_count: OnCount | None) -> Outcome:
+        """Run a shard in this process and return its outcome."""
         async with self._slots:
             if self._stopped:
                 return Outcome(work.shard, "interrupted")
@@ -62,6 +64,7 @@ class Here:
             return Outcome(work.shard, "interrupted") if task.cancelled() else task.result()
 
     async def stop(self) -> None:
+        """Interrupt the running shards and start no other ones."""
         self._stopped = True
         for task in self._tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""The journal of a shard on this machine: that of the worker before, if it was killed here, or the dataset's copy."""
+"""The journal of a shard on this machine: left by a killed worker, or copied from the dataset."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from lamella.threads import run_to_its_end
 
 
 class LocalJournal:
-    """A journal that is open, and a folder for files beside it."""
+    """An open journal and a folder for the temporary files of its shard."""
 
     def __init__(self, journal: Journal, folder: Path) -> None:
         self.journal = journal
         self.folder = folder
         self.committed = False
-        """Whether the dataset has a copy of all of it, so that it is not needed any more."""
+        """Whether the dataset has a complete copy, so that the local file is no longer needed."""
 
     async def copy_to(self, path: Path) -> None:
-        """Copy it by SQLite's backup. Its own connection does that: no other one may open the file."""
+        """Copy the journal with SQLite's backup, on its own connection: no other one may open the file."""
         await self.journal.read(lambda db: _back_up(db, path))
 
 
@@ -34,9 +34,9 @@ class LocalJournal:
 async def local_journal(
     scratch: Path, dataset: Dataset, before: Commit, commit: Commit, thread: Executor
 ) -> AsyncIterator[LocalJournal]:
-    """Open the journal of a shard that *commit* has claimed; *before* is the last commit before that.
+    """Open the journal of a shard that *commit* has claimed. *before* is the previous commit.
 
-    The file stays if it may have more than the copy in the dataset: the next worker here goes on with it.
+    The file is kept if it may be newer than the copy in the dataset. The next worker on this machine continues with it.
     """
     folder = scratch / dataset.id
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -56,7 +56,7 @@ async def local_journal(
         try:
             yield local
         except TakenOver:
-            local.committed = True  # by another one
+            local.committed = True  # by another worker
             raise
         finally:
             await run_to_its_end(thread, shutil.rmtree, own, ignore_errors=True)
@@ -66,7 +66,7 @@ async def local_journal(
 
 
 async def _newest(paths: list[Path], before: Commit, batch: str, stack: AsyncExitStack) -> tuple[Path, Journal] | None:
-    """Open the journal of the worker that had the shard before, if it is here and no longer in use."""
+    """Open the journal of the previous worker of the shard, if it is on this machine and not in use."""
     for path in paths:
         if not path.exists():
             continue
@@ -77,7 +77,7 @@ async def _newest(paths: list[Path], before: Commit, batch: str, stack: AsyncExi
                     stack.push_async_exit(opened.pop_all())
                     return path, journal
         except JournalLocked:
-            continue  # that worker is frozen, or does not know yet that its shard is taken over
+            continue  # that worker is frozen, or has not noticed yet that it has lost its shard
         except JournalError:
             pass
         path.unlink(missing_ok=True)
@@ -85,7 +85,7 @@ async def _newest(paths: list[Path], before: Commit, batch: str, stack: AsyncExi
 
 
 def _sweep(folder: Path, commit: Commit) -> None:
-    """Remove what killed workers have left of this shard beside their journals."""
+    """Remove the temporary files that killed workers have left for this shard."""
     for path in folder.glob(f"{commit.shard:05d}-e*"):
         if path.is_dir() and path.name != f"{commit.shard:05d}-e{commit.epoch:08d}":
             shutil.rmtree(path, ignore_errors=True)
@@ -95,5 +95,5 @@ def _back_up(db: sqlite3.Connection, path: Path) -> None:
     path.unlink(missing_ok=True)
     with closing(sqlite3.connect(path)) as copy:
         db.backup(copy)
-        # Without it, SQLite would make a -wal beside the copy when it is opened.
+        # Otherwise SQLite creates a -wal file when the copy is opened.
         copy.execute("PRAGMA journal_mode = DELETE")

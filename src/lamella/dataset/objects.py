@@ -1,4 +1,4 @@
-"""A dataset as objects of S3, or of another store that has its conditional writes."""
+"""A dataset stored as objects in S3, or in another store that supports its conditional writes."""
 
 # obstore is an extra.
 # pyright: reportMissingImports=false
@@ -18,10 +18,10 @@ _CHUNK: Final = 8 * 2**20
 
 
 class Objects:
-    """A :class:`lamella.dataset.storage.Storage` on obstore.
+    """Stores a dataset through obstore. It is a :class:`lamella.dataset.storage.Storage`.
 
-    Credentials, region and endpoint are those of the environment: ``AWS_ACCESS_KEY_ID``, ``AWS_REGION``,
-    ``AWS_ENDPOINT_URL``, … as for AWS's own tools; on AWS also those of the machine.
+    obstore reads the credentials, region and endpoint from the same environment variables as AWS's own tools:
+    ``AWS_ACCESS_KEY_ID``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``, … On AWS it can also use the role of the machine.
     """
 
     def __init__(self, url: str) -> None:
@@ -36,43 +36,51 @@ class Objects:
         return f"<Objects {self._url!r}>"
 
     def put_new(self, name: str, content: bytes) -> bool:
+        """Write a file unless the name exists. Return whether it was written."""
         from obstore.exceptions import AlreadyExistsError
 
         with _errors(name):
             try:
-                # If-None-Match: *. Where the answer to a first attempt was lost, the second one finds the object there.
+                # If-None-Match: *. If the response to the first attempt was lost, the second one finds the object.
                 self._store.put(name, content, mode="create")
             except AlreadyExistsError:
                 return self.read(name) == content
             return True
 
     def upload(self, path: Path, name: str) -> None:
+        """Copy the local file *path* to *name*."""
         with _errors(name):
             self._store.put(name, path)
 
     def download(self, name: str, path: Path) -> None:
+        """Copy a file to the local file *path*."""
         with _errors(name), path.open("wb") as file:
             for chunk in self._store.get(name).stream(min_chunk_size=_CHUNK):
                 file.write(chunk)
 
     def read(self, name: str) -> bytes:
+        """Return the content of a file."""
         with _errors(name):
             return bytes(self._store.get(name).bytes())
 
     def sizes(self, folder: str) -> dict[str, int]:
+        """Return the size in bytes of each file below *folder*, by name."""
         with _errors(folder):
             return {each["path"]: each["size"] for page in self._store.list(folder) for each in page}
 
     def age(self, name: str) -> float:
+        """Return the seconds since a file was written."""
         with _errors(name):
             written: float = self._store.head(name)["last_modified"].timestamp()
         return max(0.0, time.time() - written)
 
     def remove(self, name: str) -> None:
+        """Remove a file if it exists."""
         with suppress(FileNotFoundError), _errors(name):
             self._store.delete(name)
 
     def location(self, name: str) -> str:
+        """Return the URL of an object."""
         return f"{self._url}/{name}"
 
 
@@ -86,5 +94,5 @@ def _errors(name: str) -> Iterator[None]:
     except (FileNotFoundError, NotFoundError):
         raise FileNotFoundError(errno.ENOENT, "there is no such object", name) from None
     except BaseError as exc:
-        # What follows the first line may be the whole request.
+        # The lines after the first one may contain the whole request.
         raise OSError(errno.EIO, redact_text(str(exc).partition("\n")[0]), name) from None

@@ -1,7 +1,7 @@
-"""Shards on the workers of a Dask cluster, each in a thread that has an event loop and a session of its own.
+"""Run shards on the workers of a Dask cluster. Each worker has a thread with its own event loop and session.
 
-A task is one shard. It waits in a thread of its worker, while the loop of the plugin's thread does the work: so neither
-JSON nor Parquet hold up the loop by which the worker tells the scheduler that it lives.
+A task is one shard. It waits in a thread of its worker while the event loop of the plugin's thread does the work. JSON
+and Parquet therefore never block the loop that sends the heartbeats of the worker to the scheduler.
 """
 
 # distributed is an extra.
@@ -35,10 +35,10 @@ _TOPIC: Final = "lamella-counts"
 
 
 class OnDask:
-    """An :class:`lamella.dataset.Engine` on the cluster of a client.
+    """Runs shards on the cluster of a client. It is a :class:`lamella.dataset.Engine`.
 
     Args:
-        client: A ``distributed.Client``, with ``asynchronous=True`` or without. It stays open.
+        client: A ``distributed.Client``, with or without ``asynchronous=True``. It is not closed.
     """
 
     def __init__(self, client: Client) -> None:
@@ -56,11 +56,11 @@ class OnDask:
             await self._on_its_loop(self._end())
 
     async def slots(self) -> int:
-        """Return how many threads the workers have."""
+        """Return the number of threads of all workers."""
         try:
             found: dict[str, int] = await self._on_its_loop(self._nthreads())
         except OSError as exc:
-            raise DatasetError(f"the scheduler cannot be reached: {exc}; the next run goes on from here") from exc
+            raise DatasetError(f"the scheduler cannot be reached: {exc}; the next run continues from here") from exc
         return sum(found.values())
 
     async def run(self, work: Work, on_count: OnCount | None) -> Outcome:
@@ -73,17 +73,17 @@ class OnDask:
         except KilledWorker as exc:
             raise WorkLost(str(exc).partition("\n")[0]) from exc
         except FutureCancelledError as exc:
-            raise DatasetError("the scheduler has lost the shard; the next run goes on from here") from exc
+            raise DatasetError("the scheduler has lost the shard; the next run continues from here") from exc
         finally:
             self._counting.pop(work.shard, None)
 
     async def stop(self) -> None:
-        """Have each worker end its shards in order, and begin no other one."""
+        """Interrupt the shards of each worker and start no other ones."""
         with suppress(OSError, TimeoutError):
             await self._on_its_loop(self._stop())
 
     async def _on_its_loop(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Run *work* on the loop of the client, which is another one if the client has a thread of its own."""
+        """Run *work* on the loop of the client, which differs from this one if the client has its own thread."""
         loop = self._client.loop.asyncio_loop
         if loop is asyncio.get_running_loop():
             return await work
@@ -119,18 +119,18 @@ class OnDask:
         return f"{_TOPIC}-{self._name}"
 
     def _take(self, event: tuple[float, Any]) -> None:
-        """Pass on the count of a shard, on the loop of the run."""
+        """Pass the count of a shard to the loop of the run."""
         count = Count(*event[1])
         on_count = self._counting.get(count.shard)
         if on_count is not None:
             self._loop.call_soon_threadsafe(on_count, count)
 
 
-# What follows runs on the workers.
+# The code below runs on the workers.
 
 
 class _Shards(WorkerPlugin):  # type: ignore[misc]
-    """A thread with an event loop, and what the shards of a worker share."""
+    """Runs the shards of a worker in a thread with its own event loop and shared resources."""
 
     def setup(self, worker: Worker) -> None:
         self._work: set[asyncio.Task[Outcome]] = set()
@@ -140,19 +140,19 @@ class _Shards(WorkerPlugin):  # type: ignore[misc]
         self._thread.start()
 
     async def teardown(self, worker: Worker) -> None:
-        """Have the shards end in order, close the session, and wait for that."""
+        """Interrupt the shards, close the session, and wait until both are done."""
         await asyncio.to_thread(self.stop)
         await asyncio.to_thread(self._leave)
 
     def do(self, work: Work, on_count: OnCount) -> Outcome:
-        """Do a shard, and wait for its outcome."""
+        """Run a shard and wait for its outcome."""
         loop = self._ready.result()
         if self._stopped:
             return Outcome(work.shard, "interrupted")
         return asyncio.run_coroutine_threadsafe(self._do(work, on_count), loop).result()
 
     def stop(self) -> None:
-        """Have the shards end in order."""
+        """Interrupt the shards."""
         self._stopped = True
         self._ready.result().call_soon_threadsafe(self._cancel)
 

@@ -1,4 +1,4 @@
-"""What the shards of one process share: a session that is made once, and closed at the end."""
+"""Resources that the shards of one process share, such as a session."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _T = TypeVar("_T")
 
 
 class Process:
-    """An async context manager; it belongs to the event loop that it was entered on.
+    """Holds the shared resources. It is an async context manager and belongs to the event loop that entered it.
 
     Args:
-        scratch: The folder for journals of shards that are under way. None means one of this user in the folder for
-            temporary files. It stays when the process is killed, so that the next one here goes on from it.
-        tracer_provider: Where the spans of the shards go. None means the global one.
+        scratch: The folder for the journals of running shards. None means a folder of this user in the folder for
+            temporary files. It is kept if the process is killed: the next one on this machine continues from it.
+        tracer_provider: Receives the spans of the shards. None means the global one.
     """
 
     def __init__(self, scratch: Path | None = None, *, tracer_provider: TracerProvider | None = None) -> None:
@@ -42,7 +42,7 @@ class Process:
         await self._stack.aclose()
 
     async def shared(self, key: Hashable, make: Callable[[], AbstractAsyncContextManager[_T]]) -> _T:
-        """Return what was entered for *key*: at the first call *make()*. It is left with the process."""
+        """Return the shared resource of *key*. The first call enters *make()*; the end of the process exits it."""
         found = self._opened.get(key)
         if found is None:
             found = self._opened[key] = asyncio.get_running_loop().create_future()
@@ -51,13 +51,13 @@ class Process:
             except BaseException as exc:
                 del self._opened[key]
                 found.set_exception(exc)
-                found.exception()  # read: others may not wait for it
+                found.exception()  # mark it as retrieved: there may be no other waiter
                 raise
         value: _T = await asyncio.shield(found)
         return value
 
     async def instead_of(self, key: tuple[str, int]) -> None:
-        """Stop the work on a shard that an earlier run has begun here, wait for its end, and take its place."""
+        """Stop an earlier run of a shard in this process, wait for its end and take its place."""
         while (other := self._shards.get(key)) is not None and other is not asyncio.current_task():
             other.cancel()
             await asyncio.wait([other])
@@ -68,12 +68,12 @@ class Process:
             self._shards[key] = task
 
     def ended(self, key: tuple[str, int]) -> None:
-        """Note that the work of this task has ended."""
+        """Record that the current task has ended its shard."""
         if self._shards.get(key) is asyncio.current_task():
             del self._shards[key]
 
     def stop(self, dataset: str) -> None:
-        """Have the work on all shards of a dataset end in order."""
+        """Interrupt all shards of a dataset."""
         for (place, _), task in self._shards.items():
             if place == dataset:
                 task.cancel()

@@ -1,4 +1,4 @@
-"""One shard: take it over, sync its accounts, and commit what has come of that."""
+"""Run one shard: take it over, sync its accounts and commit the result."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from lamella.threads import run_to_its_end
 _COUNT_EVERY: Final = 1.0
 """Seconds between two counts."""
 _COPYING: Final = 20
-"""The journal is copied for at most one in so many seconds, however large it is."""
+"""Copying the journal takes at most one in this many seconds, whatever its size."""
 
 
 async def run_shard(process: Process, work: Work, on_count: OnCount | None = None) -> Outcome:
-    """Do *work*, and return how it has ended. It may be done again, anywhere, at any time: it ends in one commit.
+    """Run *work* and return its outcome. It ends in one commit, so any process may safely repeat it at any time.
 
-    When it is cancelled, its journal is committed, so that another worker goes on from there.
+    On cancellation, the journal is committed, so that another worker continues from there.
 
     Raises:
         DatasetError: The dataset cannot be read, or is damaged.
         JournalError: The journal of the shard cannot be written.
         OSError: A file cannot be read or written.
-        Exception: What the function of *work* raises.
+        Exception: The function of *work* has failed with this exception.
     """
     place = work.dataset, work.shard
     await process.instead_of(place)
@@ -89,7 +89,7 @@ class _Holding:
         await run_to_its_end(self._thread, self._dataset.check_holder, self.commit)
 
     async def copy_journal(self) -> None:
-        """Commit a copy of the journal; the files and marks of the dataset stay as they are."""
+        """Commit a copy of the journal. The files and marks of the dataset do not change."""
         await self._replace(replace(self.commit, journal=await self._back_up()))
 
     async def finish(self, work: Work, result: Result) -> Result:
@@ -118,19 +118,19 @@ class _Holding:
         return result
 
     async def interrupt(self) -> None:
-        """Commit the journal as it is, and leave the shard to another worker."""
+        """Commit the current journal, so that another worker can continue."""
         await self.copy_journal()
         self._local.committed = True
 
     async def _export(self, work: Work) -> tuple[Mapping[str, tuple[File, ...]], int]:
-        """Write all records to new files of the dataset; return these, and how many values do not fit the tables."""
+        """Write all records to new data files. Return the files and the number of values that do not fit the tables."""
         misfits, suffix, token = Misfits(), self._dataset.suffix, token_hex(8)
         path = self._local.folder / f"data{suffix}"
         rows = await export(self.journal, path, work.tables, misfits.take)
         beside = files_beside(path, work.tables) if suffix == ".parquet" else {}
         files = {}
         for table, each in ({RECORDS: path} | beside).items():
-            if rows:  # some readers do not take an empty file
+            if rows:  # some readers reject an empty file
                 name = name_of(table, self.commit, token, suffix)
                 count = rows if table == RECORDS else None
                 files[table] = (await run_to_its_end(self._thread, self._dataset.put, each, name, count),)
@@ -144,7 +144,7 @@ class _Holding:
         return await run_to_its_end(self._thread, self._dataset.put, path, name)
 
     async def _replace(self, commit: Commit) -> None:
-        """Commit, and remove the copy of the journal that is no longer needed."""
+        """Commit, and remove the obsolete copy of the journal."""
         old, storage = self.commit.journal, self._dataset.storage
         try:
             self.commit = await run_to_its_end(self._thread, self._dataset.commit, commit)
@@ -157,7 +157,7 @@ class _Holding:
 
 
 async def _sync(process: Process, work: Work, holding: _Holding, on_count: OnCount | None) -> Result:
-    """Sync until nothing is left to be read; meanwhile copy the journal now and then."""
+    """Sync until everything is read. Copy the journal periodically."""
     journal = holding.journal
     found = await journal.commit(partial(state.take, epoch=holding.commit.epoch))
     if found.ended and found.run == work.run and found.run > holding.commit.run:
@@ -165,7 +165,7 @@ async def _sync(process: Process, work: Work, holding: _Holding, on_count: OnCou
     try:
         result = Result()
         if found.unfinished or work.resume:
-            # What a lost worker has begun is ended first; if that was in an earlier run, the changes since are read.
+            # First end the sync of a lost worker. If it belongs to an earlier run, then read the changes since.
             if not found.unfinished:
                 await journal.commit(partial(state.begin, run=work.run, resume=True))
             result = await _pass(process, work, holding, on_count, resume=True)
@@ -198,7 +198,7 @@ async def _pass(process: Process, work: Work, holding: _Holding, on_count: OnCou
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if not tasks[0].done():
-            tasks[1].result()  # it has ended in an error
+            tasks[1].result()  # it has failed
     finally:
         for task in tasks:
             task.cancel()
@@ -208,7 +208,7 @@ async def _pass(process: Process, work: Work, holding: _Holding, on_count: OnCou
 
 
 async def _guard(work: Work, holding: _Holding) -> None:
-    """Copy the journal now and then; raise TakenOver when another worker has the shard."""
+    """Copy the journal periodically. Raise TakenOver if another worker has taken over the shard."""
     due = time.monotonic() + work.checkpoint
     while True:
         await asyncio.sleep(min(work.watch, work.checkpoint))
@@ -222,7 +222,7 @@ async def _guard(work: Work, holding: _Holding) -> None:
 
 
 def _counter(shard: int, on_count: OnCount | None) -> Callable[[Progress], object]:
-    """Return a function that reports the progress of a shard as counts, not too often."""
+    """Return a function that reports the progress of a shard as counts, at most once per _COUNT_EVERY seconds."""
     last = 0.0
 
     def count(progress: Progress) -> None:
@@ -246,5 +246,5 @@ def _counter(shard: int, on_count: OnCount | None) -> Callable[[Progress], objec
 
 
 def _holder() -> str:
-    # Unique: a commit whose answer was lost is told apart from that of another worker by its content.
+    # Unique: after a lost response, the content of a commit shows whether this worker or another one has written it.
     return f"{socket.gethostname()} {os.getpid()} {token_hex(4)}"

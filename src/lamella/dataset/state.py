@@ -1,4 +1,4 @@
-"""Which run a shard's journal is in, kept in the journal itself. The functions run in the journal's thread."""
+"""The run state of a shard, stored in its journal. The functions run in the journal's thread."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any, NamedTuple
 
 from lamella.sync.stored import Departed, has_table, settle_departed
 
-# One row. `before` is the sync's own number of its last run when this one was begun: a higher one means that it has.
+# One row. `before` is the number of the last sync when the run began: a higher number means that its sync has begun.
 _TABLE = """CREATE TABLE IF NOT EXISTS shard_state (one INTEGER PRIMARY KEY, epoch INTEGER NOT NULL,
 run INTEGER NOT NULL, before INTEGER NOT NULL, ended INTEGER NOT NULL, result TEXT NOT NULL)"""
 
 
 class State(NamedTuple):
-    """What a journal was used for last."""
+    """The last use of a journal."""
 
     epoch: int = 0
-    """Of the worker that had it."""
+    """The epoch of the last worker."""
     run: int = 0
     ended: bool = True
     unfinished: bool = False
-    """Whether the sync of that run has begun, and has not ended."""
+    """Whether the sync of that run has begun but not ended."""
     result: Mapping[str, Any] = {}
 
 
@@ -38,7 +38,7 @@ def look(db: sqlite3.Connection) -> State:
 
 
 def take(db: sqlite3.Connection, epoch: int) -> State:
-    """Note that the worker of this epoch has the journal, and return the state before."""
+    """Record that the worker of this epoch has the journal. Return the previous state."""
     db.execute(_TABLE)
     found = look(db)
     db.execute("INSERT OR IGNORE INTO shard_state VALUES (1, 0, 0, 0, 1, '{}')")
@@ -47,25 +47,25 @@ def take(db: sqlite3.Connection, epoch: int) -> State:
 
 
 def begin(db: sqlite3.Connection, run: int, *, resume: bool = False) -> None:
-    """Note that a run begins; with *resume* one that goes on with the last sync of the journal."""
+    """Record the start of a run. With *resume*, it continues the last sync of the journal."""
     last = _last_run(db)
     before = max(last - 1, 0) if resume else last
     db.execute("UPDATE shard_state SET run = ?, before = ?, ended = 0, result = '{}'", (run, before))
 
 
 def end(db: sqlite3.Connection, run: int, result: Mapping[str, Any]) -> None:
-    """Note that nothing of a run is left to be read."""
+    """Record that a run has read everything."""
     db.execute("UPDATE shard_state SET run = ?, ended = 1, result = ?", (run, json.dumps(result)))
 
 
 def settle(db: sqlite3.Connection, how: Departed, moment: int) -> None:
-    """Keep, mark or forget the records of all accounts, which have departed."""
+    """Keep, mark or forget the records of all accounts: all of them have departed."""
     if has_table(db, "sync_departed"):
         settle_departed(db, (), how, moment)
 
 
 def version_of(db: sqlite3.Connection) -> int:
-    """Return what the journal counts as the version of its records."""
+    """Return the version of the records in the journal."""
     row = db.execute("SELECT version FROM sync_version").fetchone() if has_table(db, "sync_version") else None
     return 0 if row is None else int(row[0])
 

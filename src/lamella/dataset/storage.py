@@ -1,4 +1,4 @@
-"""Where a dataset is kept: a folder, or objects of a store such as S3. All names are relative, with ``/``."""
+"""Storage of a dataset: a folder, or an object store such as S3. All names are relative and use ``/``."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ _PRIVATE_FOLDER: Final = 0o700
 
 
 class Storage(Protocol):
-    """A place for files that are written once, under names that never change."""
+    """Stores files that are written once and never renamed."""
 
     def put_new(self, name: str, content: bytes) -> bool:
-        """Write a file whole, unless there is one of that name. Return whether it was written."""
+        """Write a whole file unless the name exists. Return whether it was written."""
         ...
 
     def upload(self, path: Path, name: str) -> None:
-        """Copy a local file to a name that nobody else uses."""
+        """Copy the local file *path* to *name*, which no other process may use."""
         ...
 
     def download(self, name: str, path: Path) -> None:
-        """Copy to a local file. Raises FileNotFoundError."""
+        """Copy a file to the local file *path*. Raises FileNotFoundError."""
         ...
 
     def read(self, name: str) -> bytes:
-        """Return what is in a file. Raises FileNotFoundError."""
+        """Return the content of a file. Raises FileNotFoundError."""
         ...
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Return the names of all files in *folder* and below, each with its bytes."""
+        """Return the size in bytes of each file below *folder*, by name."""
         ...
 
     def age(self, name: str) -> float:
-        """Return how many seconds ago a file was written. Raises FileNotFoundError."""
+        """Return the seconds since a file was written. Raises FileNotFoundError."""
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a file, if there is one."""
+        """Remove a file if it exists."""
         ...
 
     def location(self, name: str) -> str:
-        """Return what other programs open the file by: a path or a URL."""
+        """Return the path or URL by which other programs open the file."""
         ...
 
 
@@ -55,7 +55,7 @@ def storage_at(place: str | os.PathLike[str]) -> Storage:
 
     Raises:
         ValueError: The scheme of the URL is unknown.
-        ModuleNotFoundError: It is a URL, and obstore is missing: ``pip install 'lamella[s3]'``.
+        ModuleNotFoundError: *place* is a URL and obstore is missing: ``pip install 'lamella[s3]'``.
     """
     scheme, found, _ = os.fspath(place).partition("://")
     if not found:
@@ -68,7 +68,7 @@ def storage_at(place: str | os.PathLike[str]) -> Storage:
 
 
 class Folder:
-    """A folder of a local disk, or of a file system that all workers have mounted, with hard links."""
+    """Stores a dataset in a folder on a local disk or a shared file system. The file system must support hard links."""
 
     def __init__(self, path: Path) -> None:
         self._path = Path(os.path.abspath(path))
@@ -77,6 +77,7 @@ class Folder:
         return f"<Folder {str(self._path)!r}>"
 
     def put_new(self, name: str, content: bytes) -> bool:
+        """Write a file unless the name exists. Return whether it was written."""
         target = self._target(name)
         temporary = target.with_name(f"{_TEMPORARY}{token_hex(8)}")
         try:
@@ -85,7 +86,7 @@ class Folder:
                 file.flush()
                 os.fsync(file.fileno())
             try:
-                os.link(temporary, target)  # fails where there is one, unlike a rename
+                os.link(temporary, target)  # unlike a rename, it fails if the target exists
             except FileExistsError:
                 return False
             except OSError as exc:
@@ -98,6 +99,7 @@ class Folder:
         return True
 
     def upload(self, path: Path, name: str) -> None:
+        """Copy the local file *path* to *name*."""
         target = self._target(name)
         temporary = target.with_name(f"{_TEMPORARY}{token_hex(8)}")
         try:
@@ -111,29 +113,35 @@ class Folder:
         _sync_folder(target.parent)
 
     def download(self, name: str, path: Path) -> None:
+        """Copy a file to the local file *path*."""
         with (self._path / name).open("rb") as source, open(path, "wb", opener=_private) as file:
             shutil.copyfileobj(source, file, 2**20)
 
     def read(self, name: str) -> bytes:
+        """Return the content of a file."""
         return (self._path / name).read_bytes()
 
     def sizes(self, folder: str) -> dict[str, int]:
+        """Return the size in bytes of each file below *folder*, by name."""
         found = {}
         for where, _, names in os.walk(self._path / folder):
             for name in names:
                 path = Path(where, name)
-                with suppress(FileNotFoundError):  # it was removed meanwhile
+                with suppress(FileNotFoundError):  # removed in the meantime
                     found[path.relative_to(self._path).as_posix()] = path.stat().st_size
         return found
 
     def age(self, name: str) -> float:
-        # By the clock of the file system: that of a server may differ from ours.
+        """Return the seconds since a file was written."""
+        # Use the clock of the file system: the clock of a file server may differ from ours.
         return max(0.0, _now_at(self._path) - (self._path / name).stat().st_mtime)
 
     def remove(self, name: str) -> None:
+        """Remove a file if it exists."""
         (self._path / name).unlink(missing_ok=True)
 
     def location(self, name: str) -> str:
+        """Return the path of a file."""
         return str(self._path / name)
 
     def _target(self, name: str) -> Path:
@@ -143,7 +151,7 @@ class Folder:
 
 
 def is_temporary(name: str) -> bool:
-    """Return whether a name is that of a file that was being written, perhaps by a process that was killed."""
+    """Return whether a name is that of a temporary file, which a killed process may have left."""
     return name.rpartition("/")[2].startswith(_TEMPORARY)
 
 

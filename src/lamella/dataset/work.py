@@ -1,4 +1,4 @@
-"""What is to be done for a shard, in a form that can be sent to another process, and what has come of it."""
+"""The work on a shard and its result. Both can be pickled and sent to another process."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ Status: TypeAlias = Literal["done", "interrupted", "taken over"]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A shard that is to be synced. It has no credentials: the process that does it reads them by itself."""
+    """A shard to sync. It has no credentials: the process that syncs it reads them itself."""
 
     dataset: str
     """The folder or URL."""
     shard: int
     run: int
     accounts: tuple[str, ...]
-    """The names of its accounts. Empty: all of them have departed."""
+    """The names of the accounts. Empty: all of them have departed."""
     call: str
-    """The function that reads it, a :class:`Read`, as ``package.module:function``."""
+    """The function that reads the shard, a :class:`Read`, as ``package.module:function``."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What that function needs to know: values that can be pickled, without credentials."""
+    """Further arguments of that function: values that can be pickled, without credentials."""
     tables: Mapping[str, Table] = field(default_factory=dict)
     """The typed columns of the data files."""
     resume: bool = False
-    """Whether this run was begun before, and what it has not done is to be tried again."""
+    """Whether to continue a run that began earlier and to try its unfinished parts again."""
     departed: Departed = "keep"
-    """What becomes of the records of accounts that are no longer given."""
+    """Whether to keep, mark or forget the records of accounts that are no longer listed."""
     checkpoint: float = 60.0
-    """After so many seconds the journal is copied to the dataset, again and again."""
+    """Seconds between two copies of the journal to the dataset."""
     watch: float = 5.0
-    """After so many seconds it is looked whether another worker has taken the shard over, again and again."""
+    """Seconds between two checks whether another worker has taken over the shard."""
     trace: Mapping[str, str] = field(default_factory=dict)
-    """The context of the run's trace, as headers."""
+    """The trace context of the run, as headers."""
 
 
 class Read(Protocol):
-    """Syncs the accounts of a shard, with its journal."""
+    """Syncs the accounts of a shard with its journal."""
 
     def __call__(
         self,
@@ -62,24 +62,24 @@ class Read(Protocol):
         """Return the report of the sync.
 
         Args:
-            process: What the shards of this process share, such as a session.
+            process: The resources that the shards of this process share, such as a session.
             work: The shard.
             journal: Its journal.
-            resume: Whether to go on with the last run in the journal.
-            on_progress: For :func:`lamella.sync.run`.
+            resume: Whether to continue the last run in the journal.
+            on_progress: The argument of the same name for :func:`lamella.sync.run`.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What has become of the accounts of a shard. It is small, however many there are."""
+    """The result of the sync of a shard. It is small, whatever the number of accounts."""
 
     parts: int = 0
     done: int = 0
     pages: int = 0
     records: int = 0
-    """How many were new or changed."""
+    """How many records were new or changed."""
     deleted: int = 0
     misfits: int = 0
     failures: tuple[tuple[str, str, str], ...] = ()
@@ -100,12 +100,12 @@ class Result:
 
     @classmethod
     def of_json(cls, found: Mapping[str, Any]) -> Result:
-        """Return a result that a commit or a journal has."""
+        """Return the result that a commit or a journal contains."""
         failures = tuple((str(one), str(two), str(three)) for one, two, three in found.get("failures", ()))
         return cls(**{**found, "failures": failures})
 
     def then(self, later: Result) -> Result:
-        """Return the result of two syncs of the same accounts, one after the other."""
+        """Return the result of this sync followed by a *later* one of the same accounts."""
         return replace(
             later,
             pages=self.pages + later.pages,
@@ -128,17 +128,17 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the work on a shard has ended."""
+    """The end result of the work on a shard."""
 
     shard: int
     status: Status
-    """``"taken over"``: another worker, or another run, has the shard."""
+    """``"taken over"`` means that another worker or another run has the shard."""
     result: Result = field(default_factory=Result)
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How far the work on a shard has come."""
+    """The progress of the work on a shard."""
 
     shard: int
     parts: int
@@ -153,7 +153,7 @@ NO_OPTIONS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def named(name: str) -> Any:
-    """Return what is at ``package.module:function``.
+    """Return the object at ``package.module:function``.
 
     Raises:
         ValueError: There is no such function.

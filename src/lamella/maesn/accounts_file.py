@@ -96,7 +96,7 @@ def _params(where: str, text: str) -> dict[str, dict[str, str]]:
 
 
 def fits_header(key: str) -> bool:
-    """Return whether a key can stand in a header."""
+    """Return whether a header can contain the key."""
     return key.isascii() and key.isprintable()
 
 

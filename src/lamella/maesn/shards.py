@@ -82,23 +82,23 @@ async def sync_on(
         params: More of the query, by the list.
         tables: The typed columns, by the list, of a dataset of Parquet.
         since: As for :func:`lamella.sync.run`, like all up to *patience*. *at_once* is that of one shard.
-        resume: Whether to go on with the last run, if there is one.
+        resume: Whether to continue the last run, if there is one.
         lookback: Seconds.
         full_every: Seconds.
         departed: ``"keep"``, ``"mark"`` or ``"forget"``.
         at_once: Pages of one shard.
         at_once_per_account: Pages of one account.
         patience: Seconds.
-        checkpoint: After so many seconds a worker copies the journal of its shard to the dataset, again and again.
-        watch: After so many seconds a worker looks whether another one has taken its shard over, again and again.
-        on_progress: Called whenever a shard has changed, about once a second for each.
+        checkpoint: Seconds between two copies of the journal of a shard to the dataset.
+        watch: Seconds between two checks of a worker that it still has its shard.
+        on_progress: Called about once a second for each shard that has changed.
 
     Raises:
         ValueError: An argument is out of its range; before anything is sent.
         lamella.dataset.DatasetError: The dataset cannot be read or written, or is one of another API.
     """
     if since is not None and resume:
-        raise ValueError("since begins a new run, and resume goes on with the last one: give one of them")
+        raise ValueError("since begins a new run and resume continues the last one: give only one of them")
     names = list(resources)
     checked_sources(names, limit, params)
     if not isinstance(accounts, str | PathLike):
@@ -153,6 +153,7 @@ async def read_shard(
     resources: Collection[str] = given.pop("resources")
 
     def make() -> aiohttp.ClientSession:
+        """Return a new session."""
         made: aiohttp.ClientSession = named(name)() if base_url is None else named(name)(base_url=base_url)
         return made
 

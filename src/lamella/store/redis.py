@@ -29,8 +29,8 @@ class RedisStore(NetworkStore):
 
     Args:
         url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as redis-py takes it.
-        prefix: What the keys begin with.
-        ttl: For how many seconds a state is kept that is not used.
+        prefix: The prefix of all keys.
+        ttl: Seconds for which an unused state is kept.
 
     Raises:
         ImportError: redis-py is not installed: it comes with the extra ``redis``.

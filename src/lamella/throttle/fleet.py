@@ -38,6 +38,7 @@ class LeasedQueue(Queue):
         lease.queue = self
 
     def end(self, permit: Permit) -> None:
+        """Release a permit that its attempt no longer needs."""
         self.lease.unused(permit)
         super().end(permit)
 
@@ -119,7 +120,7 @@ class Lease:
     async def refused(
         self, permit: Permit, backoff: Backoff | None, retry_after: float | None, says: Sequence[StatedLimit]
     ) -> Wait | None:
-        """Report a refusal at once. Return the wait that it begins. None: it is no news."""
+        """Report a refusal at once. Return the wait that it begins. None: it does not begin one."""
         more = {"backoff": backoff, "retry_after": retry_after, "says": says}
         self.holding.ended(permit, self.now(), passed=False, **more)  # type: ignore[arg-type]
         if self._task is not None:
@@ -128,7 +129,7 @@ class Lease:
         return None if grant is None else grant.refused
 
     def unused(self, permit: Permit) -> None:
-        """Give back a permit of an attempt that the server cannot have counted. Nothing, if it was reported."""
+        """Release the permit of an attempt that the server cannot have counted. Do nothing if it was reported."""
         self.holding.unused(permit, self.now())
         self._flush_later()
 

@@ -20,7 +20,7 @@ _TICK: Final = 0.002  # the shortest time between two exchanges that nothing for
 _POLL: Final = (0.01, 0.05)  # bounds of a horizon, after which to ask again where another holder's answer is awaited
 _OFTEN: Final = 0.1  # horizons between two exchanges of a holder, for each of the holders: one at most
 _SOON: Final = 1e-6
-_IDLE: Final = 0.1  # seconds after which a permit that is not used is given back
+_IDLE: Final = 0.1  # seconds after which an unused permit is released
 _KEEP: Final = 0.5  # seconds between two exchanges while there are calls, so that they are not taken for lost
 _MOST_SPARE: Final = 500
 _DONE: Final = 2000  # outcomes to report once more if the store forgets them
@@ -102,7 +102,7 @@ class Holding:
             self.due = min(self.due, max(now, self.asked_at + _TICK))  # this answer may allow another attempt
 
     def unused(self, permit: Permit, now: float) -> None:
-        """Give back a permit of an attempt that the server cannot have counted. Nothing, if it was reported."""
+        """Release the permit of an attempt that the server cannot have counted. Do nothing if it was reported."""
         leased = self.used.pop(permit.at, None)
         if leased is not None:
             self._give_back(leased, now)
@@ -111,7 +111,7 @@ class Holding:
         self.outcomes.append(Outcome(leased, now, now, "unused"))
 
     def report(self, now: float, waiting: int, waited: float = 0.0, cost: float = 1.0) -> Report:
-        """Return what is to be reported, where so many calls wait."""
+        """Return the report for the next exchange. *waiting* is the number of waiting calls."""
         if not waiting:
             for each in [each for each in self.pool if each.at < now - _IDLE]:
                 self.pool.remove(each)

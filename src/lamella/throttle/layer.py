@@ -258,7 +258,7 @@ class Throttle(Layer):
         return None
 
     def _passed_at_once(self, account: Account, permit: Permit, held: Held, result: aiohttp.ClientResponse) -> bool:
-        """Note a good answer to an attempt whose permit was leased. False: more is to be done."""
+        """Record a successful attempt with a leased permit. Return False if the result needs more handling."""
         if account.lease is None or account.episode is not None or account.doubt is not None or held:
             return False
         if result.status >= ERROR_STATUS or (self._below_400 and result.status in self._below_400):

@@ -1,12 +1,9 @@
 """Lease permits to the processes that share an account: a pure exchange on a state of JSON values, no clock.
 
-A holder (a ``Throttle`` of a process) reports what its attempts have ended in and how many more it wants to send. It
-gets permits with moments up to a horizon. What is learned, and what may be sent, is decided by the same functions as in
-one process: see :class:`Learned` and :class:`Stated`.
-
-Permits that come at known moments go round among the holders that want some, so that none starves; those of holders
-that are not asking now are kept for them. A permit that may be used at once goes to the holder that asks, unless it has
-had more than another one. A holder that does not come back loses its permits, which count as used.
+A holder (a ``Throttle`` of a process) reports the results of its attempts and the number of waiting calls. It gets
+permits with start times up to a horizon. :class:`Learned` and :class:`Stated` use the same functions as one process.
+Permits for later times rotate among the holders that want some and are kept until their holder asks. A permit for now
+goes to the holder that asks, unless it is too far ahead of another one. The permits of a lost holder count as used.
 """
 
 from __future__ import annotations
@@ -106,7 +103,7 @@ class LeaseState:
     clock: float = _BEGIN
     server: float | None = None  # what the clock of the store said then
     holders: dict[str, Holder] = field(default_factory=dict)
-    serial: int = 0  # the number of exchanges, but for those while it was closed
+    serial: int = 0  # the number of exchanges, except those while it was closed
     closed_until: float = -1.0  # no permits are issued before, since the store has forgotten the newest state
 
     def tick(self, server: float) -> float:
@@ -120,10 +117,9 @@ class LeaseState:
 
 
 def newest(stored: LeaseState | None, seen: LeaseState | None, server: float, policy: Policy) -> LeaseState:
-    """Return the state to go on with: what the store has, or what this process has *seen* there last, if that is newer.
+    """Return the newer state: the stored one, or the last one that this process has *seen* in the store.
 
-    Then the store has forgotten it, or has gone back. Others may have seen a still newer one: no permits are issued for
-    a moment, in which they come with theirs.
+    If *seen* is newer, the store has lost a state. No permits are issued until the other holders can restore theirs.
     """
     if seen is None or (stored is not None and stored.serial >= seen.serial):
         return stored or LeaseState(policy.new())
@@ -136,35 +132,27 @@ class Policy(Protocol):
 
     def new(self) -> Any:
         """Return the state of what nothing is known of."""
-        ...
 
     def loaded(self, values: dict[str, Any]) -> Any:
         """Return a state of JSON values."""
-        ...
 
     def issue(self, known: Any, now: float, in_flight: Sequence[float], points: float, asked: Asked) -> Permit | Wait:
         """Return a permit of *asked.cost* points, or the wait for one. *in_flight* take *points* in all."""
-        ...
 
     def settle(self, known: Any, outcome: Outcome, others: int) -> Wait | None:
         """Take account of an outcome. Return the wait that a refusal begins."""
-        ...
 
     def used(self, known: Any, now: float, points: float) -> None:
         """Record that somebody may have used *points*."""
-        ...
 
     def period(self, known: Any) -> float:
         """Return the seconds of the shortest limit."""
-        ...
 
     def is_free(self, known: Any) -> bool:
         """Return whether no limit is in sight."""
-        ...
 
     def share(self, known: Any, holders: int) -> tuple[Any, Policy]:
         """Return what one of so many *holders* goes by while none can ask, and how."""
-        ...
 
 
 class Learned(NamedTuple):
@@ -175,18 +163,22 @@ class Learned(NamedTuple):
     learns: bool = True
 
     def new(self) -> RateEstimate:
+        """Return an empty state."""
         return RateEstimate()
 
     def loaded(self, values: dict[str, Any]) -> RateEstimate:
+        """Return a state from its JSON values."""
         return RateEstimate(**values)
 
     def issue(
         self, known: RateEstimate, now: float, in_flight: Sequence[float], points: float, asked: Asked
     ) -> Permit | Wait:
+        """Return a permit, or the wait for one."""
         asked = asked._replace(learns=self.learns, extra=points - len(in_flight))
         return next_permit(known, now, in_flight, self.assumed, asked)
 
     def settle(self, known: RateEstimate, outcome: Outcome, others: int) -> Wait | None:
+        """Record an outcome. Return the wait that a refusal begins."""
         permit, now = replace(outcome.permit, at=outcome.sent), outcome.ended
         if outcome.kind == "passed":
             answered(known, now, permit, others, self.learns, outcome.says)
@@ -198,15 +190,19 @@ class Learned(NamedTuple):
         return None
 
     def used(self, known: RateEstimate, now: float, points: float) -> None:
+        """Record that somebody may have used *points*."""
         known.record(now, points)
 
     def period(self, known: RateEstimate) -> float:
+        """Return the period in seconds."""
         return known.period or self.assumed
 
     def is_free(self, known: RateEstimate) -> bool:
+        """Return whether no limit is known."""
         return known.untouched
 
     def share(self, known: RateEstimate, holders: int) -> tuple[RateEstimate, Learned]:
+        """Return the state and policy of one of *holders* that cannot reach the store."""
         own = RateEstimate(**json.loads(json.dumps(_values(known))))
         for name in ("requests", "good", "burst", "passed", "max_in_flight", "most", "most_tried"):
             number = getattr(own, name)
@@ -222,29 +218,37 @@ class Stated(NamedTuple):
     limits: tuple[Limit, ...]
 
     def new(self) -> Usage:
+        """Return an empty state."""
         return Usage()
 
     def loaded(self, values: dict[str, Any]) -> Usage:
+        """Return a state from its JSON values."""
         return Usage(**values)
 
     def issue(self, known: Usage, now: float, in_flight: Sequence[float], points: float, asked: Asked) -> Permit | Wait:
+        """Return a permit, or the wait for one."""
         return take(known, now, InFlight(len(in_flight), points), self.limits, asked.cost)
 
     def settle(self, known: Usage, outcome: Outcome, others: int) -> Wait | None:
+        """Record an outcome."""
         if outcome.kind in {"passed", "unknown"}:
             record(known, outcome.ended, self.limits, outcome.permit.cost)
         return None
 
     def used(self, known: Usage, now: float, points: float) -> None:
+        """Record that somebody may have used *points*."""
         record(known, now, self.limits, points)
 
     def period(self, known: Usage) -> float:
+        """Return the seconds of the shortest limit."""
         return min((limit.per for limit in self.limits if limit.per is not None), default=1.0)
 
     def is_free(self, known: Usage) -> bool:
+        """Return False: a limit is known."""
         return False
 
     def share(self, known: Usage, holders: int) -> tuple[Usage, Stated]:
+        """Return the state and policy of one of *holders* that cannot reach the store."""
         own = Usage({per: [[a, b, n / holders] for a, b, n in log] for per, log in known.logs.items()})
         return own, Stated(tuple(_share(limit, holders) for limit in self.limits))
 
@@ -383,7 +387,7 @@ def of_text(text: str, policy: Policy) -> LeaseState:
     """Return the state that :func:`as_text` has written.
 
     Raises:
-        ValueError, TypeError, KeyError: It is none.
+        ValueError, TypeError, KeyError: *text* is not a state.
     """
     whole = json.loads(text)
     holders = {name: Holder(**values) for name, values in whole["holders"].items()}

@@ -102,7 +102,7 @@ async def ask(station: Station, call: Call, queue: Queue, ahead: int) -> Permit 
 
 
 def waiting_for(station: Station, call: Call) -> int:
-    """Return how many calls wait for a permit of *station*, those in the queues outside of it among them."""
+    """Return how many calls wait for a permit of *station*, including those in the queues outside it."""
     passage = PASSAGE.get(call)
     if passage is None:
         return station.queue.waiting
