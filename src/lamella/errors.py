@@ -94,8 +94,7 @@ class LamellaError(Exception):
     stopped: StopReason | None = None
     """Why there was no further attempt. None without a ``Retry`` layer."""
     retried: bool = False
-    """Whether the call continued after it. Then ``repr`` is short, because stamina's default hook makes one per
-    retry."""
+    """Whether the call continued after it. Then ``repr`` is short: stamina's hook makes one per retry."""
 
     @property
     def outcome(self) -> Outcome:
@@ -144,13 +143,12 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
 
     Args:
         request_info: The request.
-        status: The status of its response.
-        headers: The headers of its response.
-        body: The body of its response, of which the error keeps 64 KiB.
+        status: Of its response.
+        headers: Of its response. None: it has none.
+        body: Of its response; the error keeps 64 KiB.
         rule: The rule that applies.
         retry_after: Seconds that the server asked to wait. None: not stated.
-        secrets: Texts to remove from URL, headers and body, in addition to the credentials in the request's URL
-            and headers.
+        secrets: Texts to remove, besides the credentials in the request's URL and headers.
         hidden: Names of further headers to redact, in lower case.
     """
 
@@ -205,8 +203,7 @@ class ApiError(LamellaError, aiohttp.ClientResponseError):
     @property
     def error_code(self) -> str | None:
         """The API's own error code in the body, such as ``lock_timeout``, or None."""
-        found = code_in(self.payload, self.status)
-        return found and redact_text(found)
+        return (found := code_in(self.payload, self.status)) and redact_text(found)
 
     @property
     def details(self) -> tuple[str, ...]:
@@ -309,7 +306,7 @@ class TransportError(LamellaError, aiohttp.ClientConnectionError):
         return self.failure
 
     def _what(self) -> str:
-        return self.rule.title + (f" ({self.reason})" if self.reason else "")
+        return f"{self.rule.title} ({self.reason})" if self.reason else self.rule.title
 
 
 class ConnectFailed(TransportError):
@@ -392,8 +389,7 @@ class CircuitOpen(RequestRejected):
 
 
 class RateLimited(RequestRejected):
-    """Not sent: the call would be queued beyond its deadline, or the server asks for too long a wait. See
-    ``stopped``."""
+    """Not sent: it would be queued beyond its deadline, or the server asks for too long a wait. See ``stopped``."""
 
     failure = Failure.RATE_LIMITED
 

@@ -154,8 +154,7 @@ class Pipeline:
         for outer, inner in pairwise(self.layers):
             check_order(outer, inner)
         self._outermost, self._innermost = self.layers[0], self.layers[-1]
-        self._loop: object = None
-        """The loop of all layers at the last check."""
+        self._loop: object = None  # the loop of all layers at the last check
         self._moves = 0
         """The number of moves at the last check."""
         self._hooks = tuple(self._hooks_from(first) for first in range(len(self.layers) + 1))

@@ -17,7 +17,8 @@ from lamella.testing import FixedWindow, SlidingWindow, TokenBucket
 from lamella.testing import Limit as ServersLimit
 from lamella.throttle.estimate import Permit, Wait
 from lamella.throttle.holding import Holding
-from lamella.throttle.lease import Learned, LeaseState, Policy, Stated, as_text, exchange, newest, of_text
+from lamella.throttle.lease import LeaseState, as_text, exchange, newest, of_text
+from lamella.throttle.lease_policy import Learned, Policy, Stated
 
 REQUESTS = 100
 BEGIN = 5000.0

@@ -68,7 +68,7 @@ class NetworkStore(ABC):
         """For how many seconds a state is kept that is not used."""
         self.ahead: float | None = None
         """By how many seconds the store's clock is ahead of the loop's. None: not known yet."""
-        self.error = 0.0
+        self.error: float = 0.0
         """By how many seconds that may be wrong: the answer from which it is known took twice as long."""
         self._fastest = float("inf")
         self._queue: list[tuple[Swap, asyncio.Future[Swapped]]] = []

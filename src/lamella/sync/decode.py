@@ -12,7 +12,7 @@ from hashlib import blake2b
 from importlib.util import find_spec
 from itertools import count
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, NoReturn, overload
+from typing import Any, Final, NamedTuple, NoReturn, cast, overload
 
 from lamella.sync.source import Source, at
 
@@ -58,11 +58,11 @@ class Records(Sequence[Record]):
         positions: Sequence[int] | None = None,
         nameless: Sequence[bool] = (),
     ) -> None:
-        self.ids = ids
-        self.updated = updated
-        self.texts = texts
+        self.ids: list[str] = ids
+        self.updated: list[int | None] = updated
+        self.texts: list[str] = texts
         self.positions: Sequence[int] = range(1, len(ids) + 1) if positions is None else positions
-        self.nameless = nameless
+        self.nameless: Sequence[bool] = nameless
         """Empty: none of them is."""
 
     @classmethod
@@ -197,7 +197,7 @@ def _usual_records(raws: list[bytes], together: bytes, source: Source) -> Record
     dates = columns[len(source.ids) :]
     no_dates: list[int | None] = [None] * len(ids)
     updated = [_updated(values) for values in zip(*dates, strict=True)] if dates else no_dates
-    return Records(ids, updated, texts) if all(ids) else None
+    return Records(cast("list[str]", ids), updated, texts) if all(ids) else None
 
 
 @lru_cache(maxsize=64)

@@ -6,7 +6,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import aiohttp
 import anyio
@@ -189,7 +189,7 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
         place.number,
         # As if it had not said so: the list also ends with an empty page.
         None if total_pages is None or total_pages > _MOST_PAGES else total_pages,
-        records,
+        cast("list[Any]", records),  # with raw, Records: a sequence for the sync alone
         answer,
         total,
         answered,

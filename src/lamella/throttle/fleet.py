@@ -13,7 +13,8 @@ from lamella.rules.backoff import Backoff
 from lamella.store.network import NetworkStore, StoreUnavailable
 from lamella.throttle.estimate import Permit, Wait
 from lamella.throttle.holding import Holding
-from lamella.throttle.lease import Grant, LeaseState, Outcome, Policy, as_text, exchange, newest, of_text
+from lamella.throttle.lease import Grant, LeaseState, as_text, exchange, newest, of_text
+from lamella.throttle.lease_policy import Outcome, Policy
 from lamella.throttle.queue import Count, Queue
 from lamella.throttle.stated import StatedLimit
 
@@ -34,7 +35,7 @@ class LeasedQueue(Queue):
 
     def __init__(self, ask: Callable[[Call, Queue, int], Awaitable[Permit | Wait]], count: Count, lease: Lease) -> None:
         super().__init__(ask, count)
-        self.lease = lease
+        self.lease: Lease = lease
         lease.queue = self
 
     def end(self, permit: Permit) -> None:
@@ -71,7 +72,7 @@ class Lease:
         self._aside: list[Outcome] = []  # of attempts that only the local state knows of
         self._task: asyncio.Task[Grant | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self.holding = Holding(os.urandom(6).hex())
+        self.holding: Holding = Holding(os.urandom(6).hex())
         self.queue: LeasedQueue | None = None
 
     @property

@@ -12,7 +12,8 @@ from typing import Final
 
 from lamella.rules.backoff import Backoff
 from lamella.throttle.estimate import Permit, Wait
-from lamella.throttle.lease import Grant, Outcome, Report
+from lamella.throttle.lease import Grant, Report
+from lamella.throttle.lease_policy import Outcome
 from lamella.throttle.stated import StatedLimit
 
 _EARLY: Final = 0.0005  # seconds by which a permit may be used too early: less than the error of the clock

@@ -33,7 +33,7 @@ from lamella.throttle.belief import Belief, believed
 from lamella.throttle.estimate import ONE, Asked, Permit, RateEstimate, Wait
 from lamella.throttle.fleet import Lease
 from lamella.throttle.headers import read_by, stated_limits
-from lamella.throttle.lease import Learned
+from lamella.throttle.lease_policy import Learned
 from lamella.throttle.limit import Cost, Limits, Of, cost_of, separated
 from lamella.throttle.permits import answered, learned, next_permit, refused
 from lamella.throttle.queue import WAITING

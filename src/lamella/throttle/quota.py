@@ -24,7 +24,7 @@ from lamella.store.network import NetworkStore
 from lamella.store.shared import SharedState, hash_key
 from lamella.throttle.estimate import Permit, Wait
 from lamella.throttle.fleet import Lease, LeasedQueue
-from lamella.throttle.lease import Stated
+from lamella.throttle.lease_policy import Stated
 from lamella.throttle.limit import Cost, Limit, Of, cost_of
 from lamella.throttle.queue import Count, Queue
 from lamella.throttle.stated import StatedLimit

@@ -1,0 +1,174 @@
+"""``Policy``: decides which permits the holders of a lease get, by the functions that decide in one process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any, Literal, NamedTuple, Protocol
+
+from lamella.rules.backoff import Backoff
+from lamella.throttle.estimate import Asked, Permit, RateEstimate, Wait
+from lamella.throttle.limit import Limit
+from lamella.throttle.permits import answered, next_permit, refused
+from lamella.throttle.stated import StatedLimit
+from lamella.throttle.usage import InFlight, Usage, record, take
+
+
+class Outcome(NamedTuple):
+    """What a leased permit has come to. Moments are by the clock of the state."""
+
+    permit: Permit
+    """As it was leased."""
+    sent: float
+    ended: float
+    kind: Literal["passed", "refused", "unknown", "unused"]
+    """"unknown": there was no answer, and the server may have counted the attempt."""
+    backoff: Backoff | None = None
+    retry_after: float | None = None
+    says: Sequence[StatedLimit] = ()
+
+
+class Policy(Protocol):
+    """Decides who may send."""
+
+    def new(self) -> Any:
+        """Return the state of what nothing is known of."""
+        ...
+
+    def loaded(self, values: dict[str, Any]) -> Any:
+        """Return a state of JSON values."""
+        ...
+
+    def issue(self, known: Any, now: float, in_flight: Sequence[float], points: float, asked: Asked) -> Permit | Wait:
+        """Return a permit of *asked.cost* points, or the wait for one. *in_flight* take *points* in all."""
+        ...
+
+    def settle(self, known: Any, outcome: Outcome, others: int) -> Wait | None:
+        """Take account of an outcome. Return the wait that a refusal begins."""
+        ...
+
+    def used(self, known: Any, now: float, points: float) -> None:
+        """Record that somebody may have used *points*."""
+        ...
+
+    def period(self, known: Any) -> float:
+        """Return the seconds of the shortest limit."""
+        ...
+
+    def is_free(self, known: Any) -> bool:
+        """Return whether no limit is in sight."""
+        ...
+
+    def share(self, known: Any, holders: int) -> tuple[Any, Policy]:
+        """Return what one of so many *holders* goes by while none can ask, and how."""
+        ...
+
+
+class Learned(NamedTuple):
+    """Goes by what is learned of an account."""
+
+    assumed: float
+    """The period in seconds to assume until it is known."""
+    learns: bool = True
+
+    def new(self) -> RateEstimate:
+        """Return an empty state."""
+        return RateEstimate()
+
+    def loaded(self, values: dict[str, Any]) -> RateEstimate:
+        """Return a state from its JSON values."""
+        return RateEstimate(**values)
+
+    def issue(
+        self, known: RateEstimate, now: float, in_flight: Sequence[float], points: float, asked: Asked
+    ) -> Permit | Wait:
+        """Return a permit, or the wait for one."""
+        asked = asked._replace(learns=self.learns, extra=points - len(in_flight))
+        return next_permit(known, now, in_flight, self.assumed, asked)
+
+    def settle(self, known: RateEstimate, outcome: Outcome, others: int) -> Wait | None:
+        """Record an outcome. Return the wait that a refusal begins."""
+        permit, now = replace(outcome.permit, at=outcome.sent), outcome.ended
+        if outcome.kind == "passed":
+            answered(known, now, permit, others, self.learns, outcome.says)
+        elif outcome.kind == "unknown":
+            known.record(now, permit.cost)
+        elif outcome.kind == "refused":
+            asks = outcome.backoff, outcome.retry_after
+            return refused(known, now, permit, *asks, others=others, says=outcome.says)
+        return None
+
+    def used(self, known: RateEstimate, now: float, points: float) -> None:
+        """Record that somebody may have used *points*."""
+        known.record(now, points)
+
+    def period(self, known: RateEstimate) -> float:
+        """Return the period in seconds."""
+        return known.period or self.assumed
+
+    def is_free(self, known: RateEstimate) -> bool:
+        """Return whether no limit is known."""
+        return known.untouched
+
+    def share(self, known: RateEstimate, holders: int) -> tuple[RateEstimate, Learned]:
+        """Return the state and policy of one of *holders* that cannot reach the store."""
+        own = RateEstimate(**json.loads(json.dumps(values_of(known))))
+        for name in ("requests", "good", "burst", "passed", "max_in_flight", "most", "most_tried"):
+            number = getattr(own, name)
+            setattr(own, name, max(number / holders, 1.0) if number else number)
+        for entry in own.log:
+            entry[2] /= holders
+        return own, self
+
+
+class Stated(NamedTuple):
+    """Goes by limits that the user states."""
+
+    limits: tuple[Limit, ...]
+
+    def new(self) -> Usage:
+        """Return an empty state."""
+        return Usage()
+
+    def loaded(self, values: dict[str, Any]) -> Usage:
+        """Return a state from its JSON values."""
+        return Usage(**values)
+
+    def issue(self, known: Usage, now: float, in_flight: Sequence[float], points: float, asked: Asked) -> Permit | Wait:
+        """Return a permit, or the wait for one."""
+        return take(known, now, InFlight(len(in_flight), points), self.limits, asked.cost)
+
+    def settle(self, known: Usage, outcome: Outcome, others: int) -> Wait | None:
+        """Record an outcome."""
+        if outcome.kind in {"passed", "unknown"}:
+            record(known, outcome.ended, self.limits, outcome.permit.cost)
+        return None
+
+    def used(self, known: Usage, now: float, points: float) -> None:
+        """Record that somebody may have used *points*."""
+        record(known, now, self.limits, points)
+
+    def period(self, known: Usage) -> float:
+        """Return the seconds of the shortest limit."""
+        return min((limit.per for limit in self.limits if limit.per is not None), default=1.0)
+
+    def is_free(self, known: Usage) -> bool:
+        """Return False: a limit is known."""
+        return False
+
+    def share(self, known: Usage, holders: int) -> tuple[Usage, Stated]:
+        """Return the state and policy of one of *holders* that cannot reach the store."""
+        own = Usage({per: [[a, b, n / holders] for a, b, n in log] for per, log in known.logs.items()})
+        return own, Stated(tuple(_share(limit, holders) for limit in self.limits))
+
+
+def _share(limit: Limit, holders: int) -> Limit:
+    if limit.concurrent is not None:
+        return Limit(concurrent=max(limit.concurrent // holders, 1))
+    return Limit(max((limit.requests or 0) // holders, 1), limit.per)
+
+
+def values_of(state: Any) -> dict[str, Any]:
+    """Return the JSON values of a state."""
+    return {each.name: getattr(state, each.name) for each in fields(state)}
