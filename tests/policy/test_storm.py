@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from statistics import mean
 
 import pytest
-from tests.policy.test_estimator import ENDLESS, Outcome, Traffic
+from tests.policy.test_estimator import Outcome, Traffic
 
 from lamella.testing import FixedWindow
 
@@ -57,32 +57,3 @@ def test_points_with_a_cost_function(jitter: float, seeds: int) -> None:
         )
 
     assert mean(outcome.took / one.ideal() for one, outcome in runs(seeds, traffic)) <= 1.15
-
-
-@SEEDS
-@JITTERS
-def test_points_without_a_cost_function(jitter: float, seeds: int) -> None:
-    """The number that passes in a period varies by 5 %."""
-
-    def traffic(seed: int) -> Traffic:
-        return Traffic(POINTS, CALLS, 1.0, 0.02, jitter, at_once=500, points=points(seed), seed=seed)
-
-    ratios = [outcome.took / one.ideal() for one, outcome in runs(seeds, traffic)]
-    assert mean(ratios) <= 1.20
-    assert max(ratios) <= 1.25
-
-
-@pytest.mark.parametrize("seeds", [6, pytest.param(20, marks=pytest.mark.slow)])
-@JITTERS
-@pytest.mark.parametrize("most", [6, 10, 20])
-def test_so_many_in_flight(most: int, jitter: float, seeds: int) -> None:
-    """With *jitter* the server is reached in another order, and so many at the server are rather more in flight."""
-
-    def traffic(seed: int) -> Traffic:
-        nothing = FixedWindow(ENDLESS, 1.0)
-        return Traffic(nothing, 200 * most, 1.0, 0.05, jitter, at_once=500, most=most, seed=seed)
-
-    ideal = 200 * 0.05 * (1 + jitter / 2)
-    ratios = [outcome.took / ideal for _, outcome in runs(seeds, traffic)]
-    assert mean(ratios) <= 1.20
-    assert max(ratios) <= 1.50  # at the end, a call that was refused three times waits 1, 2 and 4 s

@@ -85,7 +85,6 @@ class RateEstimate:
     most_tried: float = 0.0  # while more is tried, how many
     is_sure: bool = False  # whether two refusals or more have shown that
     most_left: float = 0.0  # successes until one more is tried
-    most_refused: float = 0.0  # the share that is refused with as many in flight
     most_every: float = 0.0  # rounds of as many as may be in flight between two tries
     trial_at: float = -1.0  # when the first refused attempt of a trial was sent, while it lasts
     trial_last: float = -1.0  # when the last one was sent before that refusal came
@@ -93,8 +92,7 @@ class RateEstimate:
     trial_refused: int = 0
     trial_passed: int = 0  # of those that were sent after the first refused one
     trial_probes: int = 0  # refused ones of those that were sent alone after the first refusal
-    trial_first: int = 0  # the fewest attempts in flight when a refused one was sent
-    trial_size: int = 0  # the most attempts in flight with a refused one
+    trial_among: int = 0  # the fewest attempts in flight with a refused one
     trials: int = 0  # in a row
     since_trial: int = 0  # successes since the end of the last trial, or of the last time that the account was used up
     was_used_up: bool = False  # what that trial has shown

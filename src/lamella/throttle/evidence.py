@@ -1,13 +1,10 @@
 """Decide what a refusal is evidence of: a used-up account, too many attempts in flight, or chance.
 
-A refusal closes the account at once where it was expected: as many have passed as the learned limit allows, or nothing
-has passed. Any other refusal begins a trial: nothing is sent until the attempts in flight are answered, which takes a
-round trip. If most of the attempts that were sent after the refused one pass, it was refused by chance. Otherwise one
-attempt is sent alone. If it is refused, the account is used up. If it passes, no window is used up: either there were
-too many in flight, or the account has a bucket, which refuses again a few attempts later.
-
-As many may be in flight as passed at once in the trial. From then on the share of refused attempts decides: with more
-than one in 20, one fewer may be in flight. After some rounds one more is tried; a try ends with its first refusal.
+A refusal closes the account at once where it was to be expected: as many have passed as the learned limit allows, or
+nothing has passed. Any other one begins a trial: nothing is sent until the attempts in flight are answered, a round
+trip. If most of those that were sent after the refused one pass, it was refused by chance. Otherwise one attempt goes
+alone. If it is refused, the account is used up. If it passes, no window is: then there were too many in flight, or the
+account has a bucket, which refuses again a few attempts later.
 """
 
 from __future__ import annotations
@@ -26,7 +23,6 @@ _NO_CHANCE: Final = 0.002  # a smaller chance counts as zero
 _TRIALS: Final = 3  # so many undecided trials in a row, ...
 _APART: Final = 16  # ... with fewer than so many successes between them, are a rate that is exceeded
 _SAME: Final = 0.7  # of the attempts in flight: a refusal at more than that is by the same limit
-_OFTEN: Final = 0.05  # share of refused attempts above which fewer may be in flight
 _FIRST_ROUNDS: Final = 4.0  # of as many attempts as may be in flight, before one more is tried: twice as many, ...
 _FEW: Final = 4.0  # a limit below that is tried no more often than that one: each try is a refusal
 _MOST_ROUNDS: Final = 64.0  # ... and twice as many again with each refusal
@@ -35,46 +31,33 @@ _MOST_ROUNDS: Final = 64.0  # ... and twice as many again with each refusal
 def closes(estimate: RateEstimate, permit: Permit, others: int) -> bool:
     """Return whether the refusal of an attempt shows that the account is used up. *others* are in flight still."""
     estimate.recent += 1.0
-    among = max(permit.among, others + 1)  # attempts that were sent later may have overtaken this one
+    among = max(permit.among, others + 1)  # one that was sent later may have overtaken it
     soon = estimate.since_trial < max(_APART, 2 * estimate.most)
     if estimate.trial_at >= 0:
         estimate.trial_at = min(estimate.trial_at, permit.at)
         estimate.trial_refused += 1
-        estimate.trial_size = max(estimate.trial_size, among)
-        estimate.trial_first = min(estimate.trial_first, permit.among)
+        estimate.trial_among = min(estimate.trial_among, permit.among)
         estimate.trial_probes += permit.at > estimate.trial_last
         # Where some are refused by chance, so may be the one that went alone.
         used_up = estimate.trial_probes > (1 if estimate.chance else 0) or not (estimate.passed or others)
     elif estimate.refusals or not (estimate.passed or others) or _is_expected(estimate, permit):
         used_up = True
-    elif estimate.recent < _TOLERATED and _is_one_of_few(estimate, permit):
+    elif 0 < estimate.most < permit.among and estimate.recent < _TOLERATED:
+        _too_many(estimate, estimate.most)
+        return False
+    elif estimate.chance and estimate.recent < _TOLERATED:
+        estimate.chance += _MEMORY
         return False
     elif estimate.was_used_up and estimate.since_trial < _APART and not estimate.chance:
         used_up = True
     else:
         estimate.trials = estimate.trials + 1 if soon else 1
         used_up = estimate.trials >= _TRIALS or (soon and estimate.is_sure and among < _SAME * estimate.most)
-        estimate.trial_at, estimate.trial_last, estimate.trial_first = permit.at, estimate.sent_at, permit.among
+        estimate.trial_at, estimate.trial_last, estimate.trial_among = permit.at, estimate.sent_at, permit.among
         estimate.trial_refused, estimate.trial_passed, estimate.trial_probes = 1, 0, 0
-        estimate.trial_size = among
     if used_up:
         _end_trial(estimate, used_up=True)
     return used_up
-
-
-def _is_one_of_few(estimate: RateEstimate, permit: Permit) -> bool:
-    """Return whether a single refusal needs no trial, since so many in flight, or refusals by chance, are known."""
-    if 0 < estimate.most < permit.among:  # one more was tried
-        _too_many(estimate, estimate.most)
-    elif estimate.is_sure and permit.among > _SAME * estimate.most:
-        estimate.most_refused += _MEMORY
-        if estimate.most_refused > _OFTEN:
-            _too_many(estimate, max(estimate.most - 1.0, 1.0))
-    elif estimate.chance:
-        estimate.chance += _MEMORY
-    else:
-        return False
-    return True
 
 
 def has_passed(estimate: RateEstimate, permit: Permit) -> None:
@@ -91,17 +74,10 @@ def has_passed(estimate: RateEstimate, permit: Permit) -> None:
 
 
 def _is_expected(estimate: RateEstimate, permit: Permit) -> bool:
-    """Return whether about as many have passed in this period as the limit is believed to allow."""
-    seconds = estimate.period
-    if estimate.phase in {"spread", "edge"} or estimate.proven_at >= 0:  # it looks for the limit
-        known = estimate.requests if estimate.phase == "spread" else estimate.good
-    elif estimate.phase == "steady" and estimate.is_sure and permit.among <= estimate.most == estimate.most_tried:
-        known = estimate.requests  # the number in flight has passed before
-        if estimate.spread > 1:
-            seconds /= 2  # what passed in the window before does not count
-    else:
-        return False
-    return not estimate.chance and estimate.count(permit.at - seconds) >= _LIKELY * known - 1
+    """Return whether a look for the limit has come to where it is believed to be."""
+    looks = estimate.phase in {"spread", "edge"} or estimate.proven_at >= 0
+    known = estimate.requests if estimate.phase == "spread" else estimate.good
+    return looks and not estimate.chance and estimate.count(permit.at - estimate.period) >= _LIKELY * known - 1
 
 
 def by_chance(estimate: RateEstimate) -> bool:
@@ -109,11 +85,7 @@ def by_chance(estimate: RateEstimate) -> bool:
     refused, passed = estimate.trial_refused, estimate.trial_passed
     if passed < _OPEN * refused:
         return False
-    estimate.trials = 0
-    if estimate.is_sure and estimate.trial_size > _SAME * estimate.most:
-        _too_many(estimate, min(estimate.most, _passes_at_once(estimate)))
-    else:
-        estimate.chance = max(estimate.chance, refused / (refused + passed))
+    estimate.chance, estimate.trials = max(estimate.chance, refused / (refused + passed)), 0
     _end_trial(estimate, used_up=False)
     return True
 
@@ -123,25 +95,19 @@ def _weigh(estimate: RateEstimate, permit: Permit) -> None:
     estimate.trial_passed += permit.at > estimate.trial_at
     if permit.at <= estimate.trial_last:
         return  # it may have overtaken the refused one
-    refused, passes = estimate.trial_refused, _passes_at_once(estimate)
-    if (refused > 1 or estimate.is_sure) and estimate.trial_size > _SAME * estimate.most > 0:
-        _too_many(estimate, min(estimate.most, passes))
+    refused, among = estimate.trial_refused, estimate.trial_among
+    if (refused > 1 or estimate.is_sure) and among > _SAME * estimate.most > 0:
+        _too_many(estimate, min(estimate.most, max(among - 1.0, 1.0)))
     elif estimate.requests:
         if estimate.spread > 1 and refused == 1 and estimate.requests >= _APART:
             estimate.chance = max(estimate.chance, _CHANCE)  # a window that is used up lets none pass
     elif not (estimate.chance and refused <= _TOLERATED):
-        # The server may have received them in another order: then fewer than passed are safe.
-        in_order = min(max(estimate.trial_first - 1.0, 1.0), passes)
-        _too_many(estimate, (passes + in_order) // 2, is_sure=refused > 1)
+        estimate.most_every = _FIRST_ROUNDS
+        _too_many(estimate, max(among - 1.0, 1.0), is_sure=refused > 1)
         estimate.max_in_flight = 2.0
         if not estimate.is_sure:
             estimate.chance = _CHANCE
     _end_trial(estimate, used_up=False)
-
-
-def _passes_at_once(estimate: RateEstimate) -> float:
-    """Return how many of the attempts in flight passed when a trial began."""
-    return max(estimate.trial_size - estimate.trial_refused, 1.0)
 
 
 def _end_trial(estimate: RateEstimate, *, used_up: bool) -> None:
@@ -150,11 +116,9 @@ def _end_trial(estimate: RateEstimate, *, used_up: bool) -> None:
 
 def _too_many(estimate: RateEstimate, most: float, *, is_sure: bool = True) -> None:
     """Allow so many attempts in flight, and try more after twice as many rounds as the last time."""
-    estimate.most_refused = 0.0
-    every = estimate.most_every * 2 if most == estimate.most else max(estimate.most_every, 2 * _FIRST_ROUNDS)
-    estimate.most_every = min(every, _MOST_ROUNDS)
     estimate.most = estimate.most_tried = most
     estimate.is_sure = is_sure
+    estimate.most_every = min(estimate.most_every * 2, _MOST_ROUNDS)
     estimate.most_left = max(most, _FEW) * estimate.most_every
     estimate.max_in_flight = min(estimate.max_in_flight, most)
 
@@ -165,14 +129,12 @@ def _look_for_more_in_flight(estimate: RateEstimate, permit: Permit) -> None:
         if permit.among > estimate.most + 1:
             estimate.most = 0.0  # so many do pass
         return
-    if permit.among < estimate.most + (estimate.most_tried > estimate.most):
-        return  # so many were not in flight: it shows nothing
-    estimate.most_refused *= 1 - _MEMORY
+    if permit.among < estimate.most:
+        return
     estimate.most_left -= 1
     if estimate.most_left <= 0:
         step = max(2 * (estimate.most_tried - estimate.most), 1.0)
-        if estimate.most_tried > estimate.most:
-            estimate.most_every = _FIRST_ROUNDS
         estimate.most = estimate.most_tried
         estimate.most_tried += step
+        estimate.most_every = _FIRST_ROUNDS
         estimate.most_left = 2 * estimate.most_tried

@@ -58,8 +58,7 @@ def look_for_more(estimate: RateEstimate, now: float) -> None:
     if estimate.phase == "steady" and estimate.proven_at < 0 and now >= estimate.look_at:
         estimate.looks += 1
         estimate.good = estimate.requests
-        # After a surprise the edge first: a climb that fails costs four times as much.
-        if estimate.spread > 1 and (estimate.looks % 2 or estimate.look_every < LOOK_EVERY):
+        if estimate.spread > 1 and estimate.looks % 2:
             estimate.phase, estimate.max_in_flight = "edge", 1.0
         else:
             estimate.phase = "climb"

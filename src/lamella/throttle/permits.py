@@ -43,7 +43,6 @@ _PATIENCE: Final = 0.7  # seconds that a call waits at most
 _SLOW_LATER: Final = (1.0, 300.0)  # after the first refusal: bounds of four times the fastest answer
 _LATE: Final = 4.0  # times the fastest answer
 _FORGET: Final = 1.001  # growth of the fastest answer with each answer
-_LATE_TIMER: Final = 0.05  # seconds by which a busy event loop is late
 _SOON: Final = 1e-6  # the shortest wait, so that a rounding error cannot cause an endless loop
 _SAME_MOMENT: Final = 1e-3  # seconds: within these no two permits are of the same moment
 _HARDLY: Final = 0.25  # of the period that the server suggests: a shorter wait of the rule is not a period
@@ -68,10 +67,8 @@ def next_permit(
         if isinstance(gap, Wait):
             return gap
         if gap is not None:
-            # A late timer must not lower the rate. Half of what passes at once may be sent at once.
-            in_a_row = estimate.phase == "steady" and not estimate.is_sure
-            late = max(gap, min(_LATE_TIMER, gap * estimate.burst / 2)) if in_a_row else gap
-            estimate.next_at = max(estimate.next_at, now - late) + gap if gap else now
+            # A late timer must not lower the rate.
+            estimate.next_at = max(estimate.next_at, now - gap) + gap if gap else now
     if estimate.began < 0:
         estimate.began = now
     at = now if not now <= estimate.sent_at < now + _SAME_MOMENT else nextafter(estimate.sent_at, inf)
