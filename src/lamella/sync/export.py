@@ -244,12 +244,12 @@ def _read(db: sqlite3.Connection, after: _Row) -> list[_Row]:
 def _list(db: sqlite3.Connection, number: int, each: Sequence[str], after: str, most: int) -> sqlite3.Cursor:
     """Return the next records of a list: id, text, and the moment of its mark."""
     is_marked = (
-        "SELECT 1 FROM sync_deleted WHERE account = ?1 AND resource = ?2"
-        " UNION ALL SELECT 1 FROM sync_departed WHERE account = ?1 LIMIT 1"
+        "SELECT 1 FROM sync_deleted WHERE account = ? AND resource = ?"
+        " UNION ALL SELECT 1 FROM sync_departed WHERE account = ? LIMIT 1"
     )
-    if db.execute(is_marked, each).fetchone() is None:
-        return db.execute(_LIST, (number, after, most))
     account, resource = each
+    if db.execute(is_marked, (account, resource, account)).fetchone() is None:
+        return db.execute(_LIST, (number, after, most))
     wanted = {"account": account, "resource": resource, "list": number, "after": after, "most": most}
     return db.execute(_MARKED_LIST, wanted)
 
