@@ -89,7 +89,7 @@ class Fleet:
 
 @pytest.fixture(autouse=True)
 def quick(virtual_time: VirtualClock) -> None:
-    virtual_time.grace = 0.0005  # the server is in this process
+    virtual_time.grace = 0.003  # the server is in this process
 
 
 @pytest.mark.parametrize("kind", ["fixed", "sliding", "bucket"])
