@@ -26,7 +26,7 @@ async def test_the_first_block_of_the_page_runs(
     sandbox = await make_sandbox(accounts=[Account("key-0", records=7)])
     write_accounts(tmp_path / "accounts.csv", sandbox)
     monkeypatch.chdir(tmp_path)
-    cluster.set("MAESN_BASE_URL", sandbox.url)
+    monkeypatch.setenv("MAESN_BASE_URL", sandbox.url)  # the workers get it from the driver
     cluster.add(1)
     found = re.search(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     assert found is not None

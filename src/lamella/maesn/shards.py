@@ -75,7 +75,7 @@ async def sync_on(
         output: The dataset: a folder that all workers have, or an ``s3://`` URL.
         session: A function that returns the session of a worker, as ``package.module:function``. It is called once in
             each, with the argument ``base_url=`` if there is one.
-        base_url: Where the API is. None means ``MAESN_BASE_URL``, else Maesn's.
+        base_url: The URL of the API. None means ``MAESN_BASE_URL`` of this process, else Maesn's.
         shards: How many a new dataset has. None means 64.
         suffix: ``".jsonl"`` or ``".parquet"``, of a new dataset. None means ``.jsonl``.
         limit: How many records a page holds: 5, 10, 20, 50 or 100.
@@ -111,7 +111,8 @@ async def sync_on(
     options = {
         "accounts": where,
         "session": session,
-        "base_url": base_url,
+        # The dataset has the name of this URL, whatever the environment of a worker says.
+        "base_url": url if base_url is not None or session == SESSION else None,
         "resources": names,
         "limit": limit,
         "params": {of: dict(each) for of, each in params.items()},
