@@ -322,9 +322,14 @@ def main() -> int:
     parser.add_argument("--phoenix", required=True, metavar="PYTHON", help="a Python that has arize-phoenix")
     parser.add_argument("command", nargs="+", help="what to run, after --")
     arguments = parser.parse_args()
+    return exit_status(lambda signals: run(arguments.phoenix, arguments.command, signals))
+
+
+def exit_status(command: Callable[[Signals], int]) -> int:
+    """Return the exit status of *command*; report why it did not run or was stopped."""
     signals = Signals()
     try:
-        return run(arguments.phoenix, arguments.command, signals)
+        return command(signals)
     except BackendError as error:
         say(str(error))
         return 1

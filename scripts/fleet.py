@@ -27,10 +27,9 @@ from scripts.backends import (
     BackendError,
     Process,
     Signals,
-    Stopped,
+    exit_status,
     free_ports,
     install,
-    say,
 )
 
 REDIS_SECONDS = 30.0
@@ -76,15 +75,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run a command against a real Redis.")
     parser.add_argument("command", nargs="+", help="what to run, after --")
     arguments = parser.parse_args()
-    signals = Signals()
-    try:
-        return run(arguments.command, signals)
-    except BackendError as error:
-        say(str(error))
-        return 1
-    except Stopped:
-        say("stopped")
-        return 128 + signals.received
+    return exit_status(lambda signals: run(arguments.command, signals))
 
 
 if __name__ == "__main__":

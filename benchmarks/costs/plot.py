@@ -15,7 +15,7 @@ __all__ = ["draw"]
 
 OURS = MARKS["lamella"][0]
 OTHERS = "#B8B8B8"
-FAR = 3.0  # bars longer than this multiple of lamella's total are cut off at the edge
+FAR = 3.0  # bars above this multiple of the total of lamella are cut off
 
 
 def draw(document: Document, path: Path) -> None:

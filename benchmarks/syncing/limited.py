@@ -149,7 +149,7 @@ async def lamella(url: str, accounts: int, folder: Path, limits: Limits | None =
 
 
 async def lamella_stated(url: str, accounts: int, folder: Path) -> None:
-    """Sync with `lamella.sync`, which is told the limit."""
+    """Sync with `lamella.sync` and the stated limit."""
     await lamella(url, accounts, folder, limits=Limit(RATE, per=1.0))
 
 

@@ -1,4 +1,4 @@
-"""A run brings all records home once, and the next one reads what has changed, whoever does the work."""
+"""A run stores each record once, and the next run reads only changes, on any engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sync brings all records home once, whatever the lists and the network do meanwhile."""
+"""A sync stores each record once, whatever the lists and the network do meanwhile."""
 
 from __future__ import annotations
 

@@ -9,10 +9,9 @@ import asyncio
 import json
 import logging
 import re
-import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +23,7 @@ from rich.live import Live
 from lamella import maesn
 from lamella.cli.accounts import others_can_read
 from lamella.cli.options import Options, options_on_workers
+from lamella.cli.signals import on_signals
 from lamella.cli.terminal import count, duration, fail, line, make_console, warn
 from lamella.dataset import DatasetError, DatasetProgress, DatasetReport
 from lamella.redaction import one_line, redact_text
@@ -128,26 +128,13 @@ def _words(progress: DatasetProgress) -> str:
 @contextmanager
 def _interrupted_by_signals(task: asyncio.Task[DatasetReport]) -> Iterator[None]:
     """Cancel *task* at SIGINT and SIGTERM: the first one ends it in order, the second one at once."""
-    loop = asyncio.get_running_loop()
-    taken: list[signal.Signals] = []
 
     def interrupt() -> None:
-        for number in taken:
-            loop.remove_signal_handler(number)
         task.cancel()
         typer.echo(_ENDING, err=True)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # A signal that is ignored, as in the background of a shell, stays ignored.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
-                loop.add_signal_handler(number, interrupt)
-                taken.append(number)
-    try:
+    with on_signals(interrupt, once=True):
         yield
-    finally:
-        for number in taken:
-            loop.remove_signal_handler(number)
 
 
 def _tell(console: Console, report: DatasetReport, options: Options) -> int:

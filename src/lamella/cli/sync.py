@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
@@ -32,6 +31,7 @@ from lamella.cli.process import connections, without_stamina_hooks
 from lamella.cli.progress import Watch
 from lamella.cli.remarks import remarks, remarks_of_run
 from lamella.cli.report import Check, Synced
+from lamella.cli.signals import on_signals
 from lamella.cli.terminal import count, duration, fail, make_console, show, some, warn
 from lamella.cli.verbose import say_failed
 from lamella.redaction import one_line, redact_text
@@ -239,24 +239,13 @@ async def _drawn(display: Display) -> AsyncIterator[None]:
 @contextmanager
 def _interrupted_by_signals(task: asyncio.Task[Report], display: Display) -> Iterator[None]:
     """Cancel *task* on SIGINT and SIGTERM: gracefully on the first signal, at once on the second."""
-    loop = asyncio.get_running_loop()
-    taken = []
 
     def interrupt() -> None:
         task.cancel()
         display.note(_ENDING)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # A signal that is already ignored, as for a background job, stays ignored.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
-                loop.add_signal_handler(number, interrupt)
-                taken.append(number)
-    try:
+    with on_signals(interrupt):
         yield
-    finally:
-        for number in taken:
-            loop.remove_signal_handler(number)
 
 
 def _tracing(options: Options, settings: Settings) -> _Tracing | None:

@@ -285,9 +285,7 @@ async def _drive(engine: Engine, dataset: Dataset, works: Iterable[Work], run: _
                 await asyncio.wait(running)
 
 
-def _take(
-    done: Iterable[asyncio.Task[Outcome | str]], running: dict[asyncio.Task[Outcome | str], int], run: _Run
-) -> None:
+def _take(done: Iterable[_Task], running: dict[_Task, int], run: _Run) -> None:
     for task in done:
         shard, found = running.pop(task), task.result()
         if isinstance(found, str):

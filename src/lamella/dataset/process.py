@@ -71,9 +71,3 @@ class Process:
         """Record that the current task has ended its shard."""
         if self._shards.get(key) is asyncio.current_task():
             del self._shards[key]
-
-    def stop(self, dataset: str) -> None:
-        """Interrupt all shards of a dataset."""
-        for (place, _), task in self._shards.items():
-            if place == dataset:
-                task.cancel()

@@ -34,10 +34,9 @@ class ListOptions(TypedDict, total=False):
     parse_float: Callable[[str], Any] | None
 
 
-class SyncOptions(TypedDict, total=False):
-    """Options of :func:`lamella.maesn.sync` that :func:`lamella.sync.run` explains."""
+class ReadOptions(TypedDict, total=False):
+    """Options of :func:`lamella.maesn.sync`, with ``on=`` or a journal, that :func:`lamella.sync.run` explains."""
 
-    output: str | PathLike[str] | None
     tables: Mapping[str, Table]
     since: datetime | str | None
     resume: bool
@@ -47,6 +46,12 @@ class SyncOptions(TypedDict, total=False):
     at_once: int | None
     at_once_per_account: int
     patience: float | None
+
+
+class SyncOptions(ReadOptions, total=False):
+    """Options of :func:`lamella.maesn.sync` with a journal."""
+
+    output: str | PathLike[str] | None
     on_progress: Callable[[Progress], object] | None
 
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
 from os import PathLike
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, Unpack, overload
 
 import aiohttp
 
 from lamella.batch import Journal
 from lamella.dataset import DatasetProgress, DatasetReport, Engine
 from lamella.maesn.account import Account
-from lamella.maesn.lists import Params, SyncOptions, sync_here
+from lamella.maesn.lists import Params, ReadOptions, SyncOptions, sync_here
 from lamella.maesn.shards import sync_on
-from lamella.sync import Report, Table
-from lamella.sync.stored import Departed
+from lamella.sync import Report
 
 
-class OnOptions(TypedDict, total=False):
+class OnOptions(ReadOptions, total=False):
     """Options of :func:`sync` with ``on=``, which :func:`lamella.maesn.shards.sync_on` explains."""
 
     session: str
@@ -27,15 +25,6 @@ class OnOptions(TypedDict, total=False):
     suffix: str | None
     limit: int
     params: Params
-    tables: Mapping[str, Table]
-    since: datetime | str | None
-    resume: bool
-    lookback: float
-    full_every: float | None
-    departed: Departed
-    at_once: int | None
-    at_once_per_account: int
-    patience: float | None
     checkpoint: float
     watch: float
     on_progress: Callable[[DatasetProgress], object] | None

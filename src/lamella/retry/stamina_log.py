@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 NAME = "lamella.Retry"
-"""The name of lamella's retries in stamina's hooks."""
+"""The name that stamina's hooks get for a retry by lamella."""
 
 
 def _quieten(record: logging.LogRecord) -> bool:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 LONGEST = 366 * 86400.0
-"""Upper bound of a wait in seconds: nobody waits a year, and the number stays finite."""
+"""Upper bound of a wait in seconds: a year, so that the number stays finite."""
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH = f"(?P<month>{'|'.join(_MONTHS)})"

@@ -44,7 +44,7 @@ class Swap(NamedTuple):
 
 
 class Swapped(NamedTuple):
-    """What has come of a swap."""
+    """The result of a swap."""
 
     done: bool
     version: str
@@ -78,7 +78,7 @@ class NetworkStore(ABC):
 
     @abstractmethod
     async def send(self, swaps: Sequence[Swap]) -> list[Swapped]:
-        """Send *swaps* and return what has come of each. Any exception means that the store has failed."""
+        """Send *swaps* and return the result of each. Any exception means that the store has failed."""
 
     @abstractmethod
     async def aclose(self) -> None:

@@ -44,8 +44,7 @@ _HEAD: Final = 72
 """Bytes of an SQLite file up to the end of its application_id, which a journal has."""
 
 _COLUMNS: Final = ("account", "resource", "id", "record", "deleted")
-_Row = tuple[str, str, str, str, str | None]
-"""The values of these columns."""
+_Row = tuple[str, str, str, str, str | None]  # the values of these columns
 
 _BEFORE_ALL: Final = ("", "", "", "", None)  # no account has an empty name
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import inf, nextafter
 from typing import Any, Final, NamedTuple
 
 from lamella.throttle.estimate import Asked, Permit, Wait
-from lamella.throttle.lease_policy import Outcome, Policy, values_of
+from lamella.throttle.lease_policy import Outcome, Policy
 
 _BEGIN: Final = 1000.0  # what the clock of a new state says
 _SHARES: Final = 20.0  # horizons in a period, ...
@@ -227,8 +227,8 @@ def _within(value: float, bounds: tuple[float, float]) -> float:
 
 def as_text(state: LeaseState) -> str:
     """Return *state* as JSON."""
-    holders = {name: values_of(holder) for name, holder in state.holders.items()}
-    whole = {"known": values_of(state.known), "clock": state.clock, "server": state.server, "holders": holders}
+    holders = {name: _values(holder) for name, holder in state.holders.items()}
+    whole = {"known": _values(state.known), "clock": state.clock, "server": state.server, "holders": holders}
     whole |= {"serial": state.serial, "closed_until": state.closed_until}
     return json.dumps(whole, separators=(",", ":"))
 
@@ -243,3 +243,8 @@ def of_text(text: str, policy: Policy) -> LeaseState:
     holders = {name: Holder(**values) for name, values in whole["holders"].items()}
     known, clock, until = policy.loaded(whole["known"]), float(whole["clock"]), float(whole["closed_until"])
     return LeaseState(known, clock, whole["server"], holders, int(whole["serial"]), until)
+
+
+def _values(state: Any) -> dict[str, Any]:
+    """Return the JSON values of a state."""
+    return {each.name: getattr(state, each.name) for each in fields(state)}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 from lamella.rules.backoff import Backoff
@@ -66,7 +66,7 @@ class Policy(Protocol):
 
 
 class Learned(NamedTuple):
-    """Goes by what is learned of an account."""
+    """Issues permits by the learned limit of an account."""
 
     assumed: float
     """The period in seconds to assume until it is known."""
@@ -113,7 +113,7 @@ class Learned(NamedTuple):
 
     def share(self, known: RateEstimate, holders: int) -> tuple[RateEstimate, Learned]:
         """Return the state and policy of one of *holders* that cannot reach the store."""
-        own = RateEstimate(**json.loads(json.dumps(values_of(known))))
+        own = deepcopy(known)
         for name in ("requests", "good", "burst", "passed", "max_in_flight", "most", "most_tried"):
             number = getattr(own, name)
             setattr(own, name, max(number / holders, 1.0) if number else number)
@@ -123,7 +123,7 @@ class Learned(NamedTuple):
 
 
 class Stated(NamedTuple):
-    """Goes by limits that the user states."""
+    """Issues permits by the limits that the user states."""
 
     limits: tuple[Limit, ...]
 
@@ -167,8 +167,3 @@ def _share(limit: Limit, holders: int) -> Limit:
     if limit.concurrent is not None:
         return Limit(concurrent=max(limit.concurrent // holders, 1))
     return Limit(max((limit.requests or 0) // holders, 1), limit.per)
-
-
-def values_of(state: Any) -> dict[str, Any]:
-    """Return the JSON values of a state."""
-    return {each.name: getattr(state, each.name) for each in fields(state)}
