@@ -15,7 +15,7 @@ from lamella import Limit
 from lamella.rules import Backoff
 from lamella.testing import FixedWindow, SlidingWindow, TokenBucket
 from lamella.testing import Limit as ServersLimit
-from lamella.throttle.estimate import Permit, Wait
+from lamella.throttle.estimate import Asked, Permit, RateEstimate, Wait
 from lamella.throttle.holding import Holding
 from lamella.throttle.lease import LeaseState, as_text, exchange, newest, of_text
 from lamella.throttle.lease_policy import Learned, Policy, Stated
@@ -297,3 +297,27 @@ def test_a_refusal_takes_back_what_is_not_used() -> None:
     here.granted(exchange(state, now + 0.1, report, LEARNED), report, now + 0.1)
     assert not here.pool
     assert isinstance(here.until(now + 0.1), Wait)
+
+
+@pytest.mark.parametrize(("used_up_at", "pass_at"), [(None, [2, 60]), (BEGIN + 1, [62])])
+def test_share_of_a_stated_limit_waits_for_what_others_may_have_used(
+    used_up_at: float | None, pass_at: list[int]
+) -> None:
+    policy = Stated((Limit(30, per=60), Limit(300, per=120)))
+    known = policy.new()
+    policy.used(known, BEGIN - 1, 15)  # so 5 of 10 are left for each of three
+    own, shared = policy.share(known, 3, used_up_at)
+    passed = []
+    for seconds in (2, 60, 62):
+        if not isinstance(shared.issue(own, BEGIN + seconds, [], 0.0, Asked(cost=6 if seconds == 60 else 5)), Wait):
+            passed.append(seconds)
+    assert passed == (pass_at if used_up_at else [2, 60, 62])
+
+
+@pytest.mark.parametrize("used_up_at", [None, BEGIN])
+def test_share_of_a_learned_limit_waits_for_what_others_may_have_used(used_up_at: float | None) -> None:
+    policy = Learned(60)
+    known = RateEstimate(untouched=False, phase="steady", requests=30.0, period=60.0, look_at=BEGIN + 1000)
+    own, shared = policy.share(known, 3, used_up_at)
+    answers = [shared.issue(own, BEGIN + seconds, [], 0.0, Asked(waiting=1)) for seconds in (1, 61)]
+    assert [isinstance(each, Wait) for each in answers] == [used_up_at is not None, False]

@@ -20,7 +20,7 @@ _Ts = TypeVarTuple("_Ts")
 
 _PATIENCE: Final = 1.0  # seconds for an answer, from when the swaps are written
 _MORE: Final = 0.05  # seconds more: the answer may have come while this process did not run
-_PAUSE: Final = 0.25  # seconds until a store that has failed is asked again
+PAUSE: Final = 0.25  # seconds until a store that has failed is asked again
 _MOST: Final = 256  # swaps that are sent together
 _SEEN: Final = 10_000  # states
 _DRIFT: Final = 1.01  # by how much slower than the fastest answer one may be to set the clock, for each answer
@@ -92,7 +92,7 @@ class NetworkStore(ABC):
         """
         loop = asyncio.get_running_loop()
         if self._failed is not None:
-            if loop.time() < self._failed + _PAUSE:
+            if loop.time() < self._failed + PAUSE:
                 raise StoreUnavailable
             self._failed = loop.time()  # this one asks; the others do not wait for the answer
         done: asyncio.Future[Swapped] = loop.create_future()

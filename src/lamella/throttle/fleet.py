@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from lamella.call import Call
 from lamella.rules.backoff import Backoff
-from lamella.store.network import NetworkStore, StoreUnavailable
+from lamella.store.network import PAUSE, NetworkStore, StoreUnavailable
 from lamella.throttle.estimate import Permit, Wait
 from lamella.throttle.holding import Holding
 from lamella.throttle.lease import Grant, LeaseState, as_text, exchange, newest, of_text
@@ -163,11 +163,12 @@ class Lease:
         self._task.add_done_callback(self._ended)
 
     async def _exchange(self, waiting: int, waited: float, cost: float) -> Grant | None:
+        began = self.now()
         try:
             return await self._by_store(waiting, waited, cost)
         except StoreUnavailable:
             self._seen.restore(self._policy)
-            return self._by_share(waiting, waited, cost)
+            return self._by_share(waiting, waited, cost, began)
 
     async def _by_store(self, waiting: int, waited: float, cost: float) -> Grant | None:
         store, seen, policy, loop = self._store, self._seen, self._policy, asyncio.get_running_loop()
@@ -198,13 +199,16 @@ class Lease:
             await asyncio.sleep(random.random() * _BACK_OFF * min(attempt, 5))
         raise StoreUnavailable
 
-    def _by_share(self, waiting: int, waited: float, cost: float) -> Grant:
+    def _by_share(self, waiting: int, waited: float, cost: float, began: float) -> Grant:
         if self._local is None:
-            holders = max(len(self._seen.state.holders), 1) if self._seen.state is not None else 1
-            known, policy = self._policy.share(self.known, holders)
+            seen = {} if self._seen.state is None else self._seen.state.holders
+            # Until the store failed, the others may have taken all that was left.
+            horizon = 0.0 if self.holding.grant is None else self.holding.grant.horizon
+            used_up_at = began + horizon if any(each.wanting for each in seen.values()) else None
+            known, policy = self._policy.share(self.known, max(len(seen), 1), used_up_at)
             state = LeaseState(known, self.now())
-            if self._seen.state is not None and self.holding.name in self._seen.state.holders:
-                state.holders[self.holding.name] = self._seen.state.holders[self.holding.name]
+            if self.holding.name in seen:
+                state.holders[self.holding.name] = seen[self.holding.name]
             self._local = state, policy
         state, policy = self._local
         now = self.now()
@@ -213,6 +217,7 @@ class Lease:
         self._aside.extend(each for each in report.outcomes if each.kind != "unused")
         del self._aside[:-_MOST_ASIDE]
         self.holding.granted(grant, report, now)
+        self.holding.due = min(self.holding.due, now + PAUSE)  # the store may be back
         return grant
 
     @property

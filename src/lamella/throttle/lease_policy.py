@@ -12,7 +12,7 @@ from lamella.throttle.estimate import Asked, Permit, RateEstimate, Wait
 from lamella.throttle.limit import Limit
 from lamella.throttle.permits import answered, next_permit, refused
 from lamella.throttle.stated import StatedLimit
-from lamella.throttle.usage import InFlight, Usage, record, take
+from lamella.throttle.usage import InFlight, Usage, record, take, uses
 
 
 class Outcome(NamedTuple):
@@ -60,8 +60,11 @@ class Policy(Protocol):
         """Return whether no limit is in sight."""
         ...
 
-    def share(self, known: Any, holders: int) -> tuple[Any, Policy]:
-        """Return what one of so many *holders* goes by while none can ask, and how."""
+    def share(self, known: Any, holders: int, used_up_at: float | None = None) -> tuple[Any, Policy]:
+        """Return what one of so many *holders* goes by while none can ask, and how.
+
+        *used_up_at*: when the others may have used all that was left. None: nobody waited for it.
+        """
         ...
 
 
@@ -111,7 +114,7 @@ class Learned(NamedTuple):
         """Return whether no limit is known."""
         return known.untouched
 
-    def share(self, known: RateEstimate, holders: int) -> tuple[RateEstimate, Learned]:
+    def share(self, known: RateEstimate, holders: int, used_up_at: float | None = None) -> tuple[RateEstimate, Learned]:
         """Return the state and policy of one of *holders* that cannot reach the store."""
         own = deepcopy(known)
         for name in ("requests", "good", "burst", "passed", "max_in_flight", "most", "most_tried"):
@@ -119,6 +122,8 @@ class Learned(NamedTuple):
             setattr(own, name, max(number / holders, 1.0) if number else number)
         for entry in own.log:
             entry[2] /= holders
+        if used_up_at is not None and (left := own.requests - own.count(used_up_at - own.period)) > 0:
+            own.record(used_up_at, left)
         return own, self
 
 
@@ -157,10 +162,14 @@ class Stated(NamedTuple):
         """Return False: a limit is known."""
         return False
 
-    def share(self, known: Usage, holders: int) -> tuple[Usage, Stated]:
+    def share(self, known: Usage, holders: int, used_up_at: float | None = None) -> tuple[Usage, Stated]:
         """Return the state and policy of one of *holders* that cannot reach the store."""
         own = Usage({per: [[a, b, n / holders] for a, b, n in log] for per, log in known.logs.items()})
-        return own, Stated(tuple(_share(limit, holders) for limit in self.limits))
+        limits = tuple(_share(limit, holders) for limit in self.limits)
+        if used_up_at is not None:
+            shown = uses(own, used_up_at, InFlight(0, 0.0), [limit for limit in limits if limit.per is not None])
+            record(own, used_up_at, limits, min((each.remaining for each in shown), default=0.0))
+        return own, Stated(limits)
 
 
 def _share(limit: Limit, holders: int) -> Limit:
