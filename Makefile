@@ -135,8 +135,7 @@ soak: $(BENCH)/.installed  ## Sync for ten minutes under random faults and check
 aiohttp-tests: $(AIOHTTP)/.installed  ## Run aiohttp's client tests with the stack in each session: ten minutes
 	@$(AIOHTTP)/bin/python scripts/aiohttp_tests.py $(ARGS)
 
-picture: $(VENV)/.installed  ## Redraw docs/sync.svg and docs/throttle.svg
-	@$(VENV)/bin/python scripts/picture.py docs/sync.svg
+picture: $(VENV)/.installed  ## Redraw docs/throttle.svg
 	@$(VENV)/bin/python scripts/throttle_plot.py docs/throttle.svg
 
 clean:  ## Remove environments, caches, builds and reports

@@ -22,6 +22,7 @@ from lamella.throttle.permits import answered, next_permit, refused
 PERIOD, SECONDS, LATENCY, CALLS = 1.0, 12.0, 0.02, 60
 WIDTH, HEIGHT, LEFT, TOP, GAP = 760, 110, 50, 30, 46
 BIN = 0.1
+PASSED, REFUSED, BELIEVED = "#009e73", "#e69f00", "#222222"  # as in the page of the report
 
 Admits = Callable[[float, int], bool]
 """Returns whether the server admits an attempt, given the time and the number of others in flight."""
@@ -49,7 +50,7 @@ def chance() -> Admits:
 def simulate(admits: Admits) -> tuple[list[float], list[float], list[tuple[float, float]]]:
     """Return the times of admitted and refused attempts, and the estimates as pairs of time and number."""
     estimate, backoff = RateEstimate(), Backoff(PERIOD, jitter=0)
-    now, sent, ends = 0.0, list[float](), list[tuple[float, Permit, bool]]()
+    now, sent, ends = 0.0, list[float](), list[tuple[float, float, Permit, bool]]()
     returns = [0.0] * CALLS  # when each call that is not in flight may be sent again
     passed, failed, beliefs = list[float](), list[float](), list[tuple[float, float]]()
     while now < SECONDS:
@@ -57,8 +58,8 @@ def simulate(admits: Admits) -> tuple[list[float], list[float], list[tuple[float
         answer = next_permit(estimate, now, sent, PERIOD, Asked(waiting=ready)) if ready else None
         if isinstance(answer, Permit):
             returns.remove(min(returns))
-            passes = admits(now, sum(each[2] for each in ends))
-            heapq.heappush(ends, (now + LATENCY, answer, passes))
+            passes = admits(now, sum(each[3] for each in ends))
+            heapq.heappush(ends, (now + LATENCY, answer.at, answer, passes))
             sent.append(answer.at)
             continue
         wakes = [each[0] for each in ends[:1]] + [at for at in returns if at > now]
@@ -66,8 +67,8 @@ def simulate(admits: Admits) -> tuple[list[float], list[float], list[tuple[float
             wakes += [now + each for each in (answer.seconds, answer.again) if each is not None]
         now = max(min(wakes), now)
         while ends and ends[0][0] <= now:
-            _, permit, passes = heapq.heappop(ends)
-            sent.remove(permit.at)
+            _, at, permit, passes = heapq.heappop(ends)
+            sent.remove(at)
             (passed if passes else failed).append(now)
             if passes:
                 answered(estimate, now, permit, len(sent))
@@ -93,10 +94,10 @@ def panel(title: str, admits: Admits, top: float) -> str:
         tall = number / highest * HEIGHT * 0.85
         parts.append(
             f'<rect x="{LEFT + index * BIN * scale:.1f}" y="{bottom - tall:.1f}" width="{BIN * scale - 1:.1f}" '
-            f'height="{tall:.1f}" fill="#9ecae1"/>'
+            f'height="{tall:.1f}" fill="{PASSED}"/>'
         )
     parts += [
-        f'<circle cx="{LEFT + at * scale:.1f}" cy="{top + 4:.0f}" r="2.5" fill="#d62728"/>'
+        f'<circle cx="{LEFT + at * scale:.1f}" cy="{top + 4:.0f}" r="2.5" fill="{REFUSED}"/>'
         for at in dict.fromkeys(round(at, 2) for at in failed)
     ]
     points: list[str] = []
@@ -107,7 +108,7 @@ def panel(title: str, admits: Admits, top: float) -> str:
             points += [f"{x:.1f},{bottom - each / most * HEIGHT * 0.7:.1f}" for each in (before, limit)]
             before = limit
     points.append(f"{LEFT + WIDTH:.1f},{bottom - before / most * HEIGHT * 0.7:.1f}")
-    parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="#222" stroke-width="1.5"/>')
+    parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{BELIEVED}" stroke-width="1.5"/>')
     parts.append(f'<text x="{LEFT - 6}" y="{bottom - HEIGHT * 0.7 + 4:.0f}" text-anchor="end">{most:.0f}</text>')
     parts.append(f'<line x1="{LEFT}" y1="{bottom}" x2="{LEFT + WIDTH}" y2="{bottom}" stroke="#888"/>')
     return "\n".join(parts)
@@ -119,11 +120,11 @@ def main(path: str) -> None:
         ("Window: 100 in a period", window()),
         ("Bucket of 20, refilled with 100 in a period", bucket()),
         ("At most 5 in flight", in_flight()),
-        ("2 % refused by chance", chance()),
+        ("2 % refused at random", chance()),
     ]
     drawn = [panel(title, admits, TOP + index * (HEIGHT + GAP)) for index, (title, admits) in enumerate(panels)]
     height = TOP + len(panels) * (HEIGHT + GAP)
-    legend = f"{SECONDS:.0f} periods. Bars: passed. Red: refused. Line: the believed limit; for chance, percent."
+    legend = f"{SECONDS:.0f} periods. Bars: passed. Dots: refused. Line: learned limit (random refusals: percent)."
     text = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 20} {height}" font-family="sans-serif" '
         f'font-size="12">\n<rect width="100%" height="100%" fill="#fff"/>\n{chr(10).join(drawn)}\n'

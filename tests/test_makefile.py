@@ -140,7 +140,7 @@ def test_each_target_runs_by_an_interpreter_of_its_own(made: tuple[Path, list[Ru
     ran = [run.arguments[:2] for run in own]
     for module in ("coverage", "lamella", "mkdocs", "mypy", "pip", "pyright", "pytest", "ruff"):
         assert ["-m", module] in ran, module
-    for script in ("audit", "backends", "dist", "lowest_versions", "picture"):
+    for script in ("audit", "backends", "dist", "lowest_versions"):
         assert [run for run in own if run.arguments[0] == f"scripts/{script}.py"], script
     assert {run.arguments[0] for run in runs if run not in own} <= {"-c", "-m"}
 

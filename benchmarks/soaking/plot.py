@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
-from benchmarks.plot import FAINT, GRID, STYLE
+from benchmarks.plot import FAINT, GRID, MARKS, STYLE
 from benchmarks.soaking.report import MB, MOST_GROWTH, WARM_UP, Document, growths
 from matplotlib.figure import Figure
 
 __all__ = ["draw"]
 
-_BLUE: Final = "#0072B2"
+_BLUE: Final = MARKS["lamella"][0]
 
 
 def draw(document: Document, path: Path) -> None:

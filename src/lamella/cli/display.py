@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from lamella.cli.causes import reason_of
+from lamella.cli.colours import FAILED, MINOR, PASSED, QUEUED, RUNNING
 from lamella.cli.progress import AccountView, Overview, State
 from lamella.cli.terminal import count, duration, line
 from lamella.errors import RequestRejected
@@ -23,11 +24,11 @@ from lamella.redaction import redact_text
 Look = Callable[[], Overview | None]  # returns the current state of the sync; None before it begins
 
 _MARKS: Final = {
-    State.FAILED: ("✗", "red"),
-    State.QUEUED: ("‖", "yellow"),
-    State.RUNNING: ("▸", "cyan"),
-    State.WAITING: ("·", "dim"),
-    State.DONE: ("✓", "green"),
+    State.FAILED: ("✗", FAILED),
+    State.QUEUED: ("‖", QUEUED),
+    State.RUNNING: ("▸", RUNNING),
+    State.WAITING: ("·", MINOR),
+    State.DONE: ("✓", PASSED),
 }
 _WIDE: Final = 120  # width of a terminal that has room for more columns
 
@@ -110,7 +111,7 @@ class Screen:
         if overview.outage is not None:
             since = f" for {duration(round(overview.outage_for))}" if round(overview.outage_for) else ""
             outage = f"OUTAGE{since}: {reason_of(overview.outage).full}. "
-            lines.append(line((outage, "bold red"), "Pages wait until the API is back."))
+            lines.append(line((outage, f"bold {FAILED}"), "Pages wait until the API is back."))
         if self._note:
             lines.append(line((self._note, "bold")))
         elif overview.ended:
@@ -123,7 +124,7 @@ class Screen:
         rest.subtract(account.state for account in shown)
         if rest.total():
             states = ", ".join(f"{many:,} {state}" for state in State if (many := rest[state]))
-            lines.append(line((f"… and {rest.total():,} more: {states}" if shown else states, "dim")))
+            lines.append(line((f"… and {rest.total():,} more: {states}" if shown else states, MINOR)))
         return lines
 
 
@@ -132,7 +133,7 @@ def _head(overview: Overview, width: int) -> Iterator[Text]:
     failed = f"{overview.failed:,} failed"
     yield line(
         f"{_pages(overview)} pages   {overview.done:,} of {overview.parts:,} parts done   ",
-        (failed, "bold red") if overview.failed else (failed, "dim"),
+        (failed, f"bold {FAILED}") if overview.failed else (failed, MINOR),
         f"   {overview.records:,} records",
     )
     rate = "–" if overview.rate is None else f"{overview.rate:.1f}"
@@ -140,7 +141,7 @@ def _head(overview: Overview, width: int) -> Iterator[Text]:
     times = f"{rate} pages/s   {left} left   {duration(round(overview.elapsed))} elapsed"
     share = f"{min(overview.pages * 100 // expected, 100):3}%" if expected else "  –%"
     # The bar stays empty until the number of pages is known.
-    yield line(*_bar(overview.pages, expected or 0, min(width // 4, 40), "cyan"), f" {share}   {times}")
+    yield line(*_bar(overview.pages, expected or 0, min(width // 4, 40), RUNNING), f" {share}   {times}")
 
 
 def _pages(overview: Overview) -> str:
@@ -168,7 +169,7 @@ def _rows(accounts: Sequence[AccountView], width: int, now: datetime) -> Iterato
     records_width = max((len(records) for _, _, records, _ in rows), default=0) if width >= _WIDE else 0
     for account, (name, pages, records, what) in zip(accounts, rows, strict=True):
         mark, color = _MARKS[account.state]
-        style = "dim" if account.state in {State.DONE, State.WAITING} else ""
+        style = MINOR if account.state in {State.DONE, State.WAITING} else ""
         fitted = Text(name, style)
         fitted.truncate(name_width, overflow="ellipsis", pad=True)
         has_bar = account.expected and account.state not in {State.FAILED, State.DONE}
@@ -180,7 +181,7 @@ def _rows(accounts: Sequence[AccountView], width: int, now: datetime) -> Iterato
             *(_bar(account.pages, account.expected or 0, bar, color) if has_bar else [" " * bar]),
             " ",
             (pages.rjust(pages_width), style),
-            (f" {records:>{records_width}}" if records_width else "", "dim"),
+            (f" {records:>{records_width}}" if records_width else "", MINOR),
             " ",
             (what, color),
         )
@@ -204,7 +205,7 @@ def _cells(account: AccountView, now: datetime) -> tuple[str, str, str, str]:
 def _bar(done: int, expected: int, width: int, style: str) -> tuple[tuple[str, str], tuple[str, str]]:
     full, half = divmod(min(done, expected) * width * 2 // max(expected, 1), 2)
     # The end of the bar is visible without colours.
-    return ("━" * full + "╸" * half, style), ("─" * (width - full - half), "dim")
+    return ("━" * full + "╸" * half, style), ("─" * (width - full - half), MINOR)
 
 
 def _failure(account: AccountView) -> str:

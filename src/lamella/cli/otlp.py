@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from rich.text import Text
 from yarl import URL
 
+from lamella.cli.colours import FAILED
 from lamella.cli.terminal import count, http_url
 from lamella.redaction import redact_text, redact_url
 
@@ -44,7 +45,7 @@ class Delivery(NamedTuple):
         if self.why is None:
             return Text(f"{spans} of the service {_service()} sent to {self.url}: all arrived.")
         some = f"{self.arrived} of {spans}" if self.arrived else f"None of {spans}"
-        return Text(f"{some} arrived at {self.url}: {self.why}.", "red")
+        return Text(f"{some} arrived at {self.url}: {self.why}.", FAILED)
 
 
 class Outlet(SpanExporter):

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lamella.cli.causes import Cause, reason_of, state_of
+from lamella.cli.colours import FAILED, PASSED
 from lamella.cli.remarks import are_all_there, dropped_of
 from lamella.cli.terminal import count, duration, some
 from lamella.errors import LamellaError, TransportError
@@ -136,7 +137,7 @@ def failures(causes: Sequence[Cause]) -> RenderableType:
         return titled("Failures", Text("None."))
     table = _table({"justify": "right", "no_wrap": True}, {})
     for cause in causes:
-        head = Text.assemble((cause.what, "bold red"), f", stopped: {cause.stopped}" if cause.stopped else "")
+        head = Text.assemble((cause.what, f"bold {FAILED}"), f", stopped: {cause.stopped}" if cause.stopped else "")
         table.add_row(f"{cause.parts} ×", head)
         said = f"it said: {cause.said}" if cause.said else ""
         for words, style in ((some(cause.accounts, _MOST_NAMES), "bold"), (said, ""), (cause.hint, "")):
@@ -149,7 +150,7 @@ def verdict(checks: Iterable[Check]) -> RenderableType:
     """Return the checks and whether they hold."""
     table = _table()
     for check in checks:
-        table.add_row(Text("FAILED", "bold red") if check.fault else Text("ok", "green"), Text(check.what))
+        table.add_row(Text("FAILED", f"bold {FAILED}") if check.fault else Text("ok", PASSED), Text(check.what))
         if check.fault:
             table.add_row("", Text(redact_text(check.fault)))
     return titled("Checked", table)

@@ -17,6 +17,7 @@ from rich.text import Text
 from rich.tree import Tree
 from yarl import URL
 
+from lamella.cli.colours import FAILED, MINOR, PASSED, QUEUED, RUNNING
 from lamella.cli.terminal import count, duration, line
 from lamella.redaction import redact_text
 from lamella.rules import StopReason, WaitSource
@@ -206,7 +207,7 @@ def seconds(nanoseconds: int | None, since: int | None = 0) -> float:
 
 def tree(trace: Trace) -> Tree:
     """Return a call as a tree: its span, and below it attempts and decisions in order of time."""
-    root = Tree(Group(*_call(trace)), guide_style="dim")
+    root = Tree(Group(*_call(trace)), guide_style=MINOR)
     for branch in _branches(trace):
         root.add(branch)
     return root
@@ -228,16 +229,16 @@ def _branches(trace: Trace) -> list[Text]:
 def _call(trace: Trace) -> Iterator[Text]:
     span = trace.call
     yield line((redact_text(span.name), "bold"))
-    ended, style = text(span, names.OUTCOME), "green" if trace.succeeded else "red"
+    ended, style = text(span, names.OUTCOME), PASSED if trace.succeeded else FAILED
     attempts = count(int(number(span, names.ATTEMPTS)), "attempt")
     took, waited = duration(seconds(span.end_time, span.start_time)), duration(number(span, names.WAIT))
     yield line("INTERNAL  ", (ended, style), f" after {attempts} in {took}, {waited} of it in waits")
     if stop := text(span, names.STOP_REASON):
         yield line("stopped: ", (stop_phrase(stop), style))
-    yield line((f"path {path(trace)}", "dim"))
+    yield line((f"path {path(trace)}", MINOR))
     if trace.account:
-        yield line((f"account {redact_text(trace.account)}", "dim"))
-    yield line((f"trace {format_trace_id(context(span).trace_id)}", "dim"))
+        yield line((f"account {redact_text(trace.account)}", MINOR))
+    yield line((f"trace {format_trace_id(context(span).trace_id)}", MINOR))
 
 
 def _attempt(trace: Trace, attempt: ReadableSpan) -> Text:
@@ -245,7 +246,7 @@ def _attempt(trace: Trace, attempt: ReadableSpan) -> Text:
     resent = f"  resend_count={int(number(attempt, names.RESEND_COUNT))}" if text(attempt, names.RESEND_COUNT) else ""
     return line(
         f"{_offset(trace, attempt.start_time)}  {f'CLIENT {text(attempt, names.METHOD)}':<{_WHAT}} ",
-        (f"{error or text(attempt, names.STATUS):<{_ENDED}}", "red" if error else "green"),
+        (f"{error or text(attempt, names.STATUS):<{_ENDED}}", FAILED if error else PASSED),
         f"  {duration(seconds(attempt.end_time, attempt.start_time)):>7}{resent}",
     )
 
@@ -253,14 +254,14 @@ def _attempt(trace: Trace, attempt: ReadableSpan) -> Text:
 def _decision(trace: Trace, event: Event) -> Text:
     name, style = redact_text(event.name), ""
     if event.name == names.RETRY_EVENT:
-        name, style, why = "retry", "yellow", _wait(event)
+        name, style, why = "retry", RUNNING, _wait(event)
     elif event.name == names.STOP_EVENT:
-        name, style, why = "stop", "red", stop_phrase(text(event, names.STOP_REASON))
+        name, style, why = "stop", FAILED, stop_phrase(text(event, names.STOP_REASON))
     elif event.name == names.QUEUED_EVENT:
         until = (
             "the account was rate-limited" if text(event, names.QUEUED_BY) == "refusal" else "in the account's queue"
         )
-        name, style, why = "queued", "cyan", f"for {duration(number(event, names.WAIT))}, {until}"
+        name, style, why = "queued", QUEUED, f"for {duration(number(event, names.WAIT))}, {until}"
     elif event.name in _IN_WORDS:
         name, why = _IN_WORDS[event.name]
         values = {key.rpartition(".")[2]: text(event, key) for key in event.attributes or ()}
