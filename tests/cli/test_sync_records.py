@@ -118,7 +118,7 @@ BAD = {
     '"x"': "record 3 on page 1 of bills is not an object",
     '{"id":[],"total":1}': "record 3 on page 1 of bills has neither 'id' nor 'billId', so it cannot be identified",
     '{"billId":true}': "record 3 on page 1 of bills has neither 'id' nor 'billId'",
-    '{"billId":"b00","total":2}': "record 3 on page 1 of bills has the id 'b00' of record 1, and differs",
+    '{"billId":"b00","total":2}': "record 3 on page 1 of bills has the same id 'b00' as record 1, but differs from it",
 }
 
 

@@ -91,7 +91,7 @@ async def test_no_key_is_in_the_dataset_or_left_behind(
 
 
 async def test_accounts_with_their_keys_are_not_taken(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="keys do not travel"):
+    with pytest.raises(ValueError, match="keys are never sent"):
         await maesn.sync({"north": "k"}, RESOURCES, on=Here(), output=tmp_path / "out")  # type: ignore[call-overload]
 
 
@@ -110,7 +110,7 @@ async def test_workers_that_are_lost_again_and_again_fail_the_shard(
 ) -> None:
     report = await sync_to(await make_sandbox(accounts=some(1)), on=Lossy(tmp_path / "scratch", losses=99))
     assert not report.done
-    assert [why for _, why in report.errors] == ["its workers are lost again and again: a test"]
+    assert [why for _, why in report.errors] == ["its workers were lost repeatedly: a test"]
 
 
 async def test_a_cancelled_run_is_continued_by_the_next_one(

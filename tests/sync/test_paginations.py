@@ -318,8 +318,8 @@ class TestOtherSources:
         ("arguments", "said"),
         [
             ({"url": ""}, "url must not be empty"),
-            ({"url": "a", "id": ()}, "id must name a field"),
-            ({"url": "a", "id": ("",)}, "id must name a field"),
+            ({"url": "a", "id": ()}, "id must name at least one field"),
+            ({"url": "a", "id": ("",)}, "id must name at least one field"),
         ],
     )
     def test_a_bad_one_is_refused(self, arguments: Any, said: str) -> None:
@@ -336,5 +336,5 @@ class TestOtherSources:
             ):
                 with pytest.raises(ValueError, match=said):
                     lamella.pages(session, Source("items"), **arguments)
-            with pytest.raises(ValueError, match="1 where a page leads to the next"):
+            with pytest.raises(ValueError, match="1 if each page leads to the next"):
                 lamella.pages(session, Source("items", Cursor()), first=2)

@@ -117,7 +117,7 @@ async def test_refused_again_after_the_wait_is_the_same_episode(
     [line] = [record for record in caplog.records if record.levelno == logging.INFO]
     assert "limited the rate" in line.message
     assert "for 181 s" in line.message
-    assert "after 2 had been refused" in line.message
+    assert "after 2 refusals" in line.message
 
 
 async def test_the_next_one_is_an_episode_of_its_own(

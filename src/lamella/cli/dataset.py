@@ -14,7 +14,9 @@ from lamella.cli.terminal import count, fail, make_console, show, warn
 from lamella.dataset import DatasetError
 from lamella.redaction import redact_text
 
-app: typer.Typer = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after a dataset of --dask.")
+app: typer.Typer = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="List, verify and clean up a dataset written with --dask."
+)
 
 Place = Annotated[str, typer.Argument(metavar="DIR", help="The folder, or an s3:// URL.")]
 _DAY: Final = 86400.0
@@ -30,7 +32,7 @@ def _one_line_errors() -> Iterator[None]:
 
 @app.command("list")
 def list_shards(place: Place) -> None:
-    """Show the shards, and the run that each of them is of."""
+    """Show the shards and the last run of each."""
     with _one_line_errors():
         commits, (run, ended) = dataset.shards(place), dataset.last_run(place)
     table = Table("shard", "run", "accounts", "records", "MB", "failed", "state", box=None, pad_edge=False)
@@ -50,9 +52,11 @@ def list_shards(place: Place) -> None:
 @app.command()
 def files(
     place: Place,
-    table: Annotated[str, typer.Option(metavar="NAME", help="A typed table. Else: records.")] = "records",
+    table: Annotated[
+        str, typer.Option(metavar="NAME", help="List the files of this typed table [default: records]")
+    ] = "records",
 ) -> None:
-    """Print the data files that count, one in a line."""
+    """Print the current data files, one per line."""
     with _one_line_errors():
         for name in dataset.files(place, table):
             typer.echo(name)
@@ -60,24 +64,24 @@ def files(
 
 @app.command()
 def verify(place: Place) -> None:
-    """Read all that counts, and print what is wrong: exit code 1 if there is anything."""
+    """Read all current files and print their faults. The exit code is 1 if there are any."""
     with _one_line_errors():
         faults = dataset.verify(place)
     for fault in faults:
         warn(str(fault))
     if faults:
         raise typer.Exit(1)
-    make_console().print("All files are as they were committed, and have the records and marks of their journals.")
+    make_console().print("All files are unchanged, and contain the records and marks of their journals.")
 
 
 @app.command()
 def clean(
     place: Place,
     older_than: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0, help="Only what was written so long ago.")
+        float, typer.Option(metavar="SECONDS", min=0, help="Remove only files of at least this age.")
     ] = _DAY,
 ) -> None:
-    """Remove the files that no longer count."""
+    """Remove the obsolete files."""
     with _one_line_errors():
         removed = dataset.clean(place, older_than=older_than)
     make_console().print(f"{count(len(removed), 'file')} removed.")

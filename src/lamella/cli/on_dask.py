@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 _LOCAL: Final = re.compile(r"local:([1-9][0-9]{0,3})")
 _ADDRESS: Final = re.compile(r"(?:(?:tcp|tls|ucx|ws|wss)://)?[^\s/:@]+:[0-9]{1,5}")
 _LINE_EVERY: Final = 10.0
-"""Seconds between two lines, where there is no terminal."""
+"""Seconds between two lines if the output is not a terminal."""
 _ENDING: Final = "Ending: running shards have 20 s. Ctrl-C again ends at once."
 
 
 def main(options: Options) -> int:
-    """Sync on the workers, show the result, and return the exit code."""
+    """Sync on the workers, show the result and return the exit code."""
     try:
         _check_dask(options.dask or "")
         given = options_on_workers(options)
@@ -97,7 +97,7 @@ async def _client(address: str) -> AsyncIterator[Client]:
 
 @contextmanager
 def _shown(console: Console) -> Iterator[Any]:
-    """Yield a function that shows the progress: in one line that changes, or a line now and then."""
+    """Yield a function that shows the progress: on a terminal in one changing line, otherwise in periodic lines."""
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             yield lambda progress: live.update(line(_words(progress)))
@@ -127,7 +127,7 @@ def _words(progress: DatasetProgress) -> str:
 
 @contextmanager
 def _interrupted_by_signals(task: asyncio.Task[DatasetReport]) -> Iterator[None]:
-    """Cancel *task* at SIGINT and SIGTERM: the first one ends it in order, the second one at once."""
+    """Cancel *task* on SIGINT and SIGTERM: gracefully on the first signal, at once on the second."""
 
     def interrupt() -> None:
         task.cancel()
@@ -138,7 +138,7 @@ def _interrupted_by_signals(task: asyncio.Task[DatasetReport]) -> Iterator[None]
 
 
 def _tell(console: Console, report: DatasetReport, options: Options) -> int:
-    """Show the result, and return the exit code."""
+    """Show the result and return the exit code."""
     result, code = report.result, int(not report.done or report.result.misfits > 0)
     if options.as_json:
         typer.echo(json.dumps({"version": 1, **asdict(report), "exit_code": code}, indent=2))

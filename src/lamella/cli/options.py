@@ -138,10 +138,10 @@ class Options:
 
 
 def options_on_workers(options: Options) -> dict[str, Any]:
-    """Return the arguments of ``maesn.sync`` that *options* amount to, beside ``on``.
+    """Return the arguments of ``maesn.sync`` for *options*, except ``on``.
 
     Raises:
-        ValueError: An option is not valid: which, and what is allowed.
+        ValueError: An option is invalid; the message names it and the allowed values.
     """
     for name in ("journal", "dry_run", "otlp", "page", "sandbox"):
         if getattr(options, name):
@@ -183,7 +183,7 @@ def _existing(path: Path) -> Path:
 
 
 def _place(text: str) -> str:
-    # A path has lost a slash of the URL.
+    # Path has removed one of the two slashes of the URL.
     return re.sub(r"\As3:/+", "s3://", text)
 
 

@@ -184,7 +184,7 @@ async def sync_shards(
     check_seconds("checkpoint", checkpoint)
     check_seconds("watch", watch)
     if not accounts or not all(accounts):
-        raise ValueError("accounts must not be empty, and have names that are not")
+        raise ValueError("accounts must not be empty, and no name in it may be empty")
     if tables and dataset.suffix != ".parquet":
         raise ValueError(
             f"typed tables need a dataset of .parquet files, and {dataset.place} is one of {dataset.suffix}"
@@ -305,6 +305,6 @@ async def _one(engine: Engine, dataset: Dataset, work: Work, run: _Run) -> Outco
             # Each try makes one commit when it claims the shard. Further commits mean progress.
             tries, commits = (0 if last > commits + 1 and commits >= 0 else tries + 1), last
             if tries >= _TRIES:
-                return f"its workers are lost again and again: {exc}"
+                return f"its workers were lost repeatedly: {exc}"
         except Exception as exc:  # noqa: BLE001 - an error ends only this shard
             return redact_text(f"{type(exc).__name__}: {exc}")

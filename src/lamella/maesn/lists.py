@@ -70,7 +70,7 @@ def pages(
     Args:
         session: One made by :func:`lamella.maesn.session`, or with its layers and the same base URL.
         resource: A list, such as ``"invoices"``, ``"v2/contacts"`` or ``"invoices/4711/lineItems"``.
-        limit: How many records a page holds: 5, 10, 20, 50 or 100.
+        limit: The number of records per page: 5, 10, 20, 50 or 100.
         since: Only records changed since this time: a datetime with a time zone, or ISO 8601 text. None means all.
         first: The page to begin with, from 1.
         account: The account's key. None means the key of :func:`lamella.maesn.account`, or of the session.

@@ -1,4 +1,4 @@
-"""A sync of the Maesn API by many workers, each of which reads the keys by itself."""
+"""A sync of the Maesn API by many workers. Each worker reads the keys itself."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SESSION: Final = "lamella.maesn.shards:worker_session"
 
 
 def worker_session(base_url: str | None = None) -> aiohttp.ClientSession:
-    """Return the session of a worker, with the API key of its ``MAESN_API_KEY``."""
+    """Return the session of a worker, with the API key from its ``MAESN_API_KEY``."""
     return session(base_url=base_url, breaker=Breaker(), guard=ErrorGuard())
 
 
@@ -63,39 +63,39 @@ async def sync_on(
     watch: float = 5.0,
     on_progress: Callable[[DatasetProgress], object] | None = None,
 ) -> DatasetReport:
-    """Bring the records of all *accounts* up to date on many workers: :func:`lamella.dataset.sync_shards`.
+    """Bring the records of all *accounts* up to date on many workers, with :func:`lamella.dataset.sync_shards`.
 
-    No key travels: each worker reads the accounts by itself, and takes the API key from its own environment.
+    No key is sent to a worker: each one reads the accounts itself, and takes the API key from its own environment.
 
     Args:
-        accounts: The path of an accounts file (CSV or TOML) that is there on each worker, or a function that returns
-            accounts, or names with their keys, as ``package.module:function``.
+        accounts: The path of an accounts file (CSV or TOML) that exists on each worker, or ``package.module:function``,
+            a function that returns accounts, or a mapping of names to keys.
         resources: Lists, such as ``["contacts", "invoices"]``.
         on: A ``distributed.Client``, or another :class:`lamella.dataset.Engine`.
-        output: The dataset: a folder that all workers have, or an ``s3://`` URL.
-        session: A function that returns the session of a worker, as ``package.module:function``. It is called once in
-            each, with the argument ``base_url=`` if there is one.
+        output: The dataset: a folder that all workers can access, or an ``s3://`` URL.
+        session: ``package.module:function``, a function that returns the session of a worker. It is called once in each
+            worker, with the argument ``base_url`` if *base_url* is given.
         base_url: The URL of the API. None means ``MAESN_BASE_URL`` of this process, else Maesn's.
-        shards: How many a new dataset has. None means 64.
-        suffix: ``".jsonl"`` or ``".parquet"``, of a new dataset. None means ``.jsonl``.
-        limit: How many records a page holds: 5, 10, 20, 50 or 100.
-        params: More of the query, by the list.
-        tables: The typed columns, by the list, of a dataset of Parquet.
-        since: As for :func:`lamella.sync.run`, like all up to *patience*. *at_once* is that of one shard.
+        shards: The number of shards of a new dataset. None means 64.
+        suffix: The file format of a new dataset, ``".jsonl"`` or ``".parquet"``. None means ``.jsonl``.
+        limit: The number of records per page: 5, 10, 20, 50 or 100.
+        params: Further query parameters, by list.
+        tables: The typed columns of a dataset of Parquet files, by list.
+        since: As for :func:`lamella.sync.run`, like the arguments up to *patience*. *at_once* applies to one shard.
         resume: Whether to continue the last run, if there is one.
-        lookback: Seconds.
-        full_every: Seconds.
+        lookback: Seconds before its mark from which a list is read again.
+        full_every: Seconds after which a list is read from its beginning again.
         departed: ``"keep"``, ``"mark"`` or ``"forget"``.
-        at_once: Pages of one shard.
-        at_once_per_account: Pages of one account.
-        patience: Seconds.
+        at_once: Maximum number of pages of one shard read concurrently.
+        at_once_per_account: The same for one account.
+        patience: Maximum total pause of a page by outages, in seconds.
         checkpoint: Seconds between two copies of the journal of a shard to the dataset.
         watch: Seconds between two checks of a worker that it still has its shard.
         on_progress: Called about once a second for each shard that has changed.
 
     Raises:
-        ValueError: An argument is out of its range; before anything is sent.
-        lamella.dataset.DatasetError: The dataset cannot be read or written, or is one of another API.
+        ValueError: An argument is out of range. Raised before anything is sent.
+        lamella.dataset.DatasetError: The dataset cannot be read or written, or belongs to another API.
     """
     if since is not None and resume:
         raise ValueError("since begins a new run and resume continues the last one: give only one of them")
@@ -103,7 +103,7 @@ async def sync_on(
     checked_sources(names, limit, params)
     if not isinstance(accounts, str | PathLike):
         raise ValueError(  # noqa: TRY004 - like every other bad value
-            "accounts must be the path of a file or 'package.module:function': keys do not travel to workers"
+            "accounts must be the path of a file or 'package.module:function': keys are never sent to workers"
         )
     where = _where(accounts)
     url = base_url or os.environ.get("MAESN_BASE_URL") or BASE_URL
@@ -111,7 +111,7 @@ async def sync_on(
     options = {
         "accounts": where,
         "session": session,
-        # The dataset has the name of this URL, whatever the environment of a worker says.
+        # Workers use the URL that names the dataset, regardless of their environment.
         "base_url": url if base_url is not None or session == SESSION else None,
         "resources": names,
         "limit": limit,
@@ -161,7 +161,7 @@ async def read_shard(
     found = await process.shared(("accounts", where, work.run), lambda: _read_accounts(where))
     missing = [account for account in work.accounts if account not in found]
     if missing:
-        raise ValueError(f"{where} does not have the account {missing[0]!r} here, and where the run was begun it has")
+        raise ValueError(f"{where} lacks the account {missing[0]!r} here, and where the run was begun it has")
     if resume:
         given["since"] = None
     return await sync_here(

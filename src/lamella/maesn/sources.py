@@ -44,7 +44,7 @@ class Caller(Protocol):
 
     @property
     def params(self) -> Mapping[str, Mapping[str, str]]:
-        """More of the query, by the name of the list."""
+        """Further query parameters, by name of the list."""
         ...
 
 
@@ -53,7 +53,7 @@ def source(resource: str, limit: int = 100, params: Mapping[str, str] | None = N
 
     Args:
         resource: Its path below ``accounting/``: ``"invoices"``, ``"v2/contacts"``, ``"invoices/4711/lineItems"``.
-        limit: How many records a page holds: 5, 10, 20, 50 or 100.
+        limit: The number of records per page: 5, 10, 20, 50 or 100.
         params: Further query parameters, such as ``{"fiscalYear": "2026"}``. Those of an account take precedence.
 
     Raises:

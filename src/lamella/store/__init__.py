@@ -1,4 +1,4 @@
-"""The shared state store: what calls learn about an account or an origin, for all calls."""
+"""The shared state store: what calls learn about an account or an origin."""
 
 from lamella.store.memory import MemoryStore
 from lamella.store.network import NetworkStore

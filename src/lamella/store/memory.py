@@ -16,7 +16,7 @@ _Ts = TypeVarTuple("_Ts")
 
 
 class MemoryStore:
-    """Keeps at most *keys* states in this process, and forgets the one that was used least recently.
+    """Keeps at most *keys* states in this process. The least recently used ones are dropped.
 
     Args:
         keys: The number of states.
@@ -32,15 +32,15 @@ class MemoryStore:
         check_whole("keys", keys)
         self._keys = keys
         self.clock: Callable[[], float] | None = clock
-        """Returns the time in seconds. None: the clock of the running loop does."""
+        """Returns the time in seconds. None means the clock of the running loop."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._states: OrderedDict[str, Any] = OrderedDict()
 
     def work_in(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Serve the calls of *loop* from now on.
+        """Serve the calls of *loop*.
 
         Raises:
-            RuntimeError: It serves those of another loop that is running, in another thread.
+            RuntimeError: The store serves another running loop, in another thread.
         """
         if runs_beside(self._loop, loop):
             raise RuntimeError(
@@ -50,11 +50,11 @@ class MemoryStore:
         self._loop = loop
 
     async def update(self, key: str, new: Callable[[], _S], change: Callable[[_S, float, *_Ts], _R], *args: *_Ts) -> _R:
-        """Do what :meth:`Store.update` says, without waiting."""
+        """Implement :meth:`Store.update` without waiting."""
         return change(self.of(key, new), self.now(asyncio.get_running_loop().time()), *args)
 
     def of(self, key: str, new: Callable[[], _S]) -> _S:
-        """Return the state of *key*, to be changed at once: ten times as fast as `update`."""
+        """Return the state of *key* for an immediate change, which is ten times as fast as `update`."""
         state: _S | None = self._states.get(key)
         if state is None:
             state = new()
@@ -64,11 +64,11 @@ class MemoryStore:
         return state
 
     def peek(self, key: str) -> object | None:
-        """Return the state of *key*, without counting that as a use, or None."""
+        """Return the state of *key*, or None. This does not count as a use."""
         return self._states.get(key)
 
     def now(self, loop_time: float) -> float:
-        """Return the time of such a change; *loop_time* is that of the running loop."""
+        """Return the time for a change. *loop_time* is the time of the running loop."""
         return loop_time if self.clock is None else self.clock()
 
     def keep(self, key: str, state: object) -> None:

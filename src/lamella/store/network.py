@@ -1,4 +1,4 @@
-"""``NetworkStore``: a store that processes share over a network, by compare and swap."""
+"""``NetworkStore``: a store that processes share over a network. It uses compare and swap."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ _S = TypeVar("_S")
 _R = TypeVar("_R")
 _Ts = TypeVarTuple("_Ts")
 
-_PATIENCE: Final = 1.0  # seconds for an answer, from when the swaps are written
-_MORE: Final = 0.05  # seconds more: the answer may have come while this process did not run
-PAUSE: Final = 0.25  # seconds until a store that has failed is asked again
-_MOST: Final = 256  # swaps that are sent together
-_SEEN: Final = 10_000  # states
-_DRIFT: Final = 1.01  # by how much slower than the fastest answer one may be to set the clock, for each answer
+_PATIENCE: Final = 1.0  # seconds to wait for an answer after the swaps were written
+_MORE: Final = 0.05  # further seconds: the answer may have arrived while this process was not running
+PAUSE: Final = 0.25  # seconds until a failed store is asked again
+_MOST: Final = 256  # maximum number of swaps sent together
+_SEEN: Final = 10_000  # maximum number of states
+_DRIFT: Final = 1.01  # factor per answer by which an answer that sets the clock may be slower than the fastest one
 _WENT_BACK: Final = 1.0  # seconds
 _TRIES: Final = 50
 VERSION: Final = 16  # characters
 
 
 class StoreUnavailable(Exception):
-    """The store does not answer, which it has reported already."""
+    """The store does not answer. It has already logged this."""
 
 
 class Swap(NamedTuple):
-    """Replace a state, if it is still the one that was seen."""
+    """A request to replace a state if its version has not changed."""
 
     key: str
     version: str
-    """Of the state that was seen. Empty: there was none."""
+    """The expected version. Empty: no state is expected."""
     replacement: str | None
-    """The new version and the new state. None: only read."""
+    """The new version and the new state. None: only read the state."""
 
 
 class Swapped(NamedTuple):
@@ -48,33 +48,33 @@ class Swapped(NamedTuple):
 
     done: bool
     version: str
-    """Of the state that the store has now. Empty: it has none."""
+    """The version of the state that the store has now. Empty: it has no state."""
     state: str
-    """That state, if the swap was not done."""
+    """The state that the store has, if the swap was not done."""
     server: float
     """The time in seconds by the store's clock, which may go back."""
 
 
 class NetworkStore(ABC):
-    """A store of texts that are replaced by compare and swap. Subclasses say how to send swaps.
+    """A store of texts, which are replaced by compare and swap. Subclasses implement the sending of swaps.
 
-    The swaps that begin in one turn of the event loop are sent together. When the store fails, it is not asked for a
-    quarter of a second, and then by one swap at a time; one warning is logged until it answers again.
+    The swaps that begin in one iteration of the event loop are sent together. After a failure the store is not asked
+    for a quarter of a second, and then by one swap at a time. One warning is logged until it answers again.
     """
 
     def __init__(self, *, ttl: float) -> None:
         check_seconds("ttl", ttl)
         self.ttl = ttl
-        """For how many seconds a state is kept that is not used."""
+        """Seconds for which an unused state is kept."""
         self.ahead: float | None = None
-        """By how many seconds the store's clock is ahead of the loop's. None: not known yet."""
+        """Seconds by which the store's clock is ahead of the loop's clock. None: not known yet."""
         self.error: float = 0.0
-        """By how many seconds that may be wrong: the answer from which it is known took twice as long."""
+        """Maximum error of `ahead` in seconds: half the duration of the exchange that determined it."""
         self._fastest = float("inf")
         self._queue: list[tuple[Swap, asyncio.Future[Swapped]]] = []
         self._sender: asyncio.Task[None] | None = None
-        self._failed: float | None = None  # when it failed last, by the loop's clock. None: it works
-        self._seen: OrderedDict[str, tuple[str, str]] = OrderedDict()  # version and state, of those that `update` uses
+        self._failed: float | None = None  # time of the last failure by the loop's clock. None: the store works
+        self._seen: OrderedDict[str, tuple[str, str]] = OrderedDict()  # version and state by key, for `update`
 
     @abstractmethod
     async def send(self, swaps: Sequence[Swap]) -> list[Swapped]:
@@ -85,7 +85,7 @@ class NetworkStore(ABC):
         """Close the connections."""
 
     async def swap(self, key: str, version: str, state: str | None = None) -> Swapped:
-        """Replace the state of *key*, if it is still of *version*. *state* None: only read it.
+        """Replace the state of *key* if it still has *version*. *state* None: only read it.
 
         Raises:
             StoreUnavailable: The store does not answer. The swap may have been done.
@@ -94,7 +94,7 @@ class NetworkStore(ABC):
         if self._failed is not None:
             if loop.time() < self._failed + PAUSE:
                 raise StoreUnavailable
-            self._failed = loop.time()  # this one asks; the others do not wait for the answer
+            self._failed = loop.time()  # this swap tests the store; other swaps do not wait for the answer
         done: asyncio.Future[Swapped] = loop.create_future()
         replacement = None if state is None else os.urandom(VERSION // 2).hex() + state
         self._queue.append((Swap(key, version, replacement), done))
@@ -150,9 +150,9 @@ class NetworkStore(ABC):
 
     def _has_failed(self, exc: Exception) -> None:
         if self._failed is None:
-            kind = type(exc).__qualname__  # its message may hold the store's address, with a password
+            kind = type(exc).__qualname__  # the message may contain the store's address with a password
             LOGGER.warning(
-                "the store of shared state failed (%s): this process goes by its share of what it knows until the "
+                "the store of shared state failed (%s): this process uses its share of the last known limits until the "
                 "store answers",
                 kind,
                 extra={"lamella.store_error": kind},
@@ -160,11 +160,7 @@ class NetworkStore(ABC):
         self._failed = asyncio.get_running_loop().time()
 
     async def update(self, key: str, new: Callable[[], _S], change: Callable[[_S, float, *_Ts], _R], *args: *_Ts) -> _R:
-        """Do what :meth:`Store.update` says.
-
-        Raises:
-            StoreUnavailable: The store does not answer.
-        """
+        """Implement :meth:`Store.update`.: The store does not answer."""
         version, text = self._seen.get(key, ("", ""))
         if not text or self.ahead is None:
             _, version, found, _ = await self.swap(key, "")
@@ -184,10 +180,10 @@ class NetworkStore(ABC):
                 if len(self._seen) > _SEEN:
                     self._seen.popitem(last=False)
                 return result
-            text = found or text  # what the store has forgotten is put back
+            text = found or text  # restore a state that the store has lost
         raise StoreUnavailable
 
     def _tick(self, clock: float, server: float | None) -> float:
-        """Return the time of a state that never goes back, though the store's clock may."""
+        """Return the time of a state. It never goes back, although the store's clock may."""
         now = asyncio.get_running_loop().time() + (self.ahead or 0.0)
         return clock if server is None else clock + max(now - server, 0.0)

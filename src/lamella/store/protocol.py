@@ -1,4 +1,4 @@
-"""``Store``: what a shared state store must offer."""
+"""``Store``: the interface of a shared state store."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ _Ts = TypeVarTuple("_Ts")
 
 @runtime_checkable
 class Store(Protocol):
-    """A store of states that many processes share."""
+    """A store of states that processes may share."""
 
     async def update(self, key: str, new: Callable[[], _S], change: Callable[[_S, float, *_Ts], _R], *args: *_Ts) -> _R:
-        """Apply ``change(state, now, *args)`` to the state of *key*, all or nothing, and return what it returns.
+        """Apply ``change(state, now, *args)`` to the state of *key* atomically, and return its result.
 
-        A state is a dataclass of JSON values; *new* makes that of a new key. *now* is in seconds, by a clock that never
-        goes back and that all who share the store use. *change* alters the state in place, at once, and depends on
-        nothing else: the store may apply it again to a newer state (compare and swap).
+        A state is a dataclass of JSON values. *new* creates the state of a new key. *now* is in seconds, by a clock
+        that never goes back and that all users of the store share. *change* alters the state in place without waiting,
+        and depends on nothing else: the store may apply it again to a newer state (compare and swap).
 
         A store may forget a state that has not been used for a while.
 
         Raises:
-            Exception: The store has failed and has changed nothing. The caller continues with what it knows itself.
+            Exception: The store has failed and has changed nothing. The caller continues with its own copy of the
+                state.
         """
         ...

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from lamella.store.network import VERSION, NetworkStore, Swap, Swapped
 
-# It only compares and replaces: what a state means is decided here.
+# The script only compares and replaces. It does not interpret states.
 _SWAP: Final = f"""
 local has = redis.call('GET', KEYS[1])
 local time = redis.call('TIME')
@@ -22,19 +22,19 @@ return {{0, has or '', time[1], time[2]}}
 
 
 class RedisStore(NetworkStore):
-    """Keeps states in Redis or Valkey, for the processes of many machines.
+    """Stores states in Redis or Valkey, for processes on many machines.
 
-    Each state is one key, a hash that holds no credential. The store's clock is that of the server. Close it by
-    `aclose`, or use it as ``async with RedisStore(url) as store``.
+    Each state is stored under one key, a hash that contains no credential. The store's clock is that of the server.
+    Close it by `aclose`, or use it as ``async with RedisStore(url) as store``.
 
     Args:
-        url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as redis-py takes it.
+        url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as for redis-py.
         prefix: The prefix of all keys.
         ttl: Seconds for which an unused state is kept.
 
     Raises:
-        ImportError: redis-py is not installed: it comes with the extra ``redis``.
-        ValueError: *url* is of another kind, or *ttl* is not greater than 0.
+        ImportError: redis-py is not installed. The extra ``redis`` installs it.
+        ValueError: *url* has another scheme, or *ttl* is not greater than 0.
     """
 
     def __init__(self, url: str, *, prefix: str = "lamella:", ttl: float = 3600.0) -> None:
@@ -43,7 +43,7 @@ class RedisStore(NetworkStore):
         except ImportError:
             raise ImportError("RedisStore needs redis-py: install lamella[redis]") from None
         super().__init__(ttl=ttl)
-        parse_url(url)  # now, and not at the first call
+        parse_url(url)  # fail now, not at the first call
         self._url = url
         self._prefix = prefix
         self._client: Any = None
@@ -55,9 +55,9 @@ class RedisStore(NetworkStore):
         from redis.backoff import NoBackoff
 
         loop = asyncio.get_running_loop()
-        if self._loop is not loop:  # connections belong to one
+        if self._loop is not loop:  # connections belong to one event loop
             self._loop = loop
-            # Once more: a connection may have been closed while it was idle.
+            # Try twice: a connection may have been closed while it was idle.
             self._client = Redis.from_url(self._url, decode_responses=True, retry=Retry(NoBackoff(), 1))
         return self._client
 

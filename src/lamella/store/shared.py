@@ -1,4 +1,4 @@
-"""``SharedState``: how a layer uses a store, so that no call fails or waits long because the store does."""
+"""``SharedState``: a layer's access to a store. No call fails or waits long because the store does."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ def hash_key(origin: Origin | None, key: str | None) -> str:
 
 
 class SharedState:
-    """The states of a layer in a store. While the store fails, the layer uses what this process has last seen there.
+    """The states of a layer in a store. While the store fails, the layer uses the last states that this process has
+    read.
 
-    All moments are by the store's clock, even while it fails: no state has moments of two clocks, and no episode ends
-    because the store does.
+    All times are by the store's clock, even while it fails. So no state mixes the times of two clocks, and a failure of
+    the store ends no episode.
 
     Args:
         store: The store. None means one in memory, for this layer alone.
-        patience: The longest time in seconds that the store may take.
-        pause: For how many seconds not to ask a store that has failed.
+        patience: Maximum duration of a store operation in seconds.
+        pause: Seconds for which a failed store is not asked.
     """
 
     __slots__ = ("_ahead", "_failed", "_failures", "_local", "_patience", "_pause", "_store", "memory")
@@ -56,21 +57,21 @@ class SharedState:
             self._store, self._local = store, MemoryStore(clock=self._clock)
         self.memory: MemoryStore | None = self._local if self._store is None else None
         """The store, if it is in memory: a layer may use it without waiting."""
-        self._failed: float | None = None  # when the store failed, by the loop's clock. None: it works
+        self._failed: float | None = None  # time of the last failure by the loop's clock. None: the store works
         self._failures = 0
-        self._ahead: float | None = None  # seconds of the store's clock ahead of the loop's. None: not known yet
+        self._ahead: float | None = None  # seconds that the store's clock is ahead of the loop's. None: unknown
 
     def work_in(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Do what :meth:`MemoryStore.work_in` says, if the store is in memory."""
+        """Call :meth:`MemoryStore.work_in` if the store is in memory."""
         if self.memory is not None:
             self.memory.work_in(loop)
 
     def last_known(self, key: str) -> object | None:
-        """Return the state of *key* as this process has last seen it, not to be changed. None: it has seen none."""
+        """Return the last state of *key* that this process has read, or None. The caller must not change it."""
         return self._local.peek(key)
 
     def now(self) -> float:
-        """Return the time by the store's clock, as far as it is known."""
+        """Return the time by the store's clock, or by the loop's clock while that is unknown."""
         time = asyncio.get_running_loop().time()
         return self._clock() if self.memory is None else self.memory.now(time)
 
@@ -80,15 +81,15 @@ class SharedState:
     async def note(
         self, span: Span | None, key: str, new: Callable[[], _S], change: Callable[[_S, float, *_Ts], _R], *args: *_Ts
     ) -> _R:
-        """Do what `update` does, even if the caller is cancelled meanwhile: for an end that must not be lost.
+        """Do the same as `update`, even if the caller is cancelled meanwhile, for results that must not be lost.
 
         After a cancellation the change may have been applied twice.
         """
         if self.memory is not None:
             return await self.memory.update(key, new, change, *args)  # it does not wait
-        from anyio import CancelScope  # its import takes longer than that of all of this module
+        from anyio import CancelScope  # importing it takes longer than importing this module
 
-        with CancelScope(shield=True):  # in a scope that is cancelled nothing could be awaited
+        with CancelScope(shield=True):  # in a cancelled scope, nothing could be awaited
             try:
                 return await self.update(span, key, new, change, *args)
             except asyncio.CancelledError:
@@ -99,12 +100,12 @@ class SharedState:
     async def update(
         self, span: Span | None, key: str, new: Callable[[], _S], change: Callable[[_S, float, *_Ts], _R], *args: *_Ts
     ) -> _R:
-        """Do what :meth:`Store.update` says. If the store fails, warn on *span*; None means the current one."""
+        """Implement :meth:`Store.update`. If the store fails, warn on *span*; None means the current one."""
         store, now = self._store, asyncio.get_running_loop().time()
         if store is None or (self._failed is not None and now < self._failed + self._pause):
             return await self._local.update(key, new, change, *args)
         if self._failed is not None:
-            self._failed = now  # this call asks the store; the others do not wait for the answer
+            self._failed = now  # this call tests the store; other calls do not wait for the answer
         failures = self._failures
         try:
             return await self._ask(store, key, new, change, *args)
@@ -115,7 +116,7 @@ class SharedState:
             failure: BaseException = exc  # something in the store was cancelled, not this task
         except Exception as exc:  # noqa: BLE001 - a store of the user's may fail in any way
             failure = exc
-        if self._failures == failures:  # only the first of several at once warns
+        if self._failures == failures:  # only the first of several concurrent failures is reported
             self._failures += 1
             self._failed = asyncio.get_running_loop().time()
             self._warn(failure, span)
@@ -142,7 +143,7 @@ class SharedState:
         if self._failures == failures:
             self._failed = None
         if self._ahead is None:
-            self._local = MemoryStore(clock=self._clock)  # the states so far are by another clock
+            self._local = MemoryStore(clock=self._clock)  # the times in the states so far are by another clock
         self._ahead = ahead
         self._local.keep(key, state)
         return result
@@ -150,7 +151,7 @@ class SharedState:
     def _warn(self, exc: BaseException, span: Span | None) -> None:
         kind = type(exc).__qualname__  # its message may hold the store's address, with a password
         LOGGER.warning(
-            "the store of shared state failed (%s): for %g s this process goes by what it knows itself",
+            "the store of shared state failed (%s): for %g s this process uses its own copy",
             kind,
             self._pause,
             extra={"lamella.store_error": kind},

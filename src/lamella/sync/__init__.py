@@ -1,4 +1,5 @@
-"""A sync engine for any paginated source: all records, as they were sent, and what could not be proved to be there."""
+"""A sync engine for any paginated source. It stores all records as the API sent them, and reports what may be
+missing."""
 
 from lamella.sync.errors import (
     AnswerFailed,

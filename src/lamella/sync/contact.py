@@ -1,7 +1,7 @@
-"""Track whether an API has ever answered: until then a failure to connect is not an outage.
+"""Track whether an API has ever answered. Before that, a failure to connect is not an outage.
 
-A typing error in an address, or an unknown certificate authority, does not go away by itself: a sync that waits for it
-as for an outage would wait for an hour, and say that the API is down.
+A typing error in an address, or an unknown certificate authority, does not go away by itself. A sync that treated it as
+an outage would wait for an hour and report that the API is down.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ from lamella.retry.connecting import connecting_once
 _T = TypeVar("_T")
 
 _PATIENCE: Final = 5.0
-"""Seconds for which an address is tried that has never answered."""
+"""Seconds for which to try an address that has never answered."""
 _PAUSES: Final = (0.5, 1.0, 2.0)
-"""Seconds between two tries; the last one again and again."""
+"""Seconds between two tries. The last value repeats."""
 _ENOUGH: Final = 20
-"""After so many pages with a permanent failure, and none with an answer, no other page is tried."""
+"""After this many pages with a permanent failure and no answer, no other page is tried."""
 _UNKNOWN_NAME: Final = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
 class Contact:
-    """Whether an address has answered in this run. One for each origin."""
+    """Tracks whether an address has answered in this run. There is one for each origin."""
 
     def __init__(self) -> None:
         self._is_made = False
         self._failure: LamellaError | None = None
         """The last failure to connect."""
         self._since: float | None = None
-        """When the first attempt began that failed."""
+        """When the first failed attempt began."""
         self._permanent = 0
-        """How many pages have failed for good."""
+        """The number of pages with a permanent failure."""
 
     async def read(self, page: Callable[[], Awaitable[_T]]) -> _T:
-        """Return what *page* returns, which makes requests to the address.
+        """Call *page*, which makes requests to the address, and return its result.
 
         Raises:
-            AccountStopped: The address has never answered, and will not: ``__cause__`` is the last failure.
+            AccountStopped: The address has never answered and will not answer. ``__cause__`` is the last failure.
         """
         number = 0
         while not self._is_made:
@@ -80,13 +80,13 @@ class Contact:
         return await page()
 
     def _note(self, exc: Exception, began: float) -> None:
-        """Take a failure to connect.
+        """Record a failure to connect.
 
         Raises:
             AccountStopped: The next attempt would fail as well.
         """
         if self._is_made:
-            return  # another page has been answered meanwhile: it is an outage
+            return  # another page was answered in the meantime, so this is an outage
         self._since = began if self._since is None else self._since
         if isinstance(exc, LamellaError) and (self._failure is None or not isinstance(exc, CircuitOpen)):
             self._failure = exc
@@ -94,26 +94,26 @@ class Contact:
             self._permanent += 1
         elif anyio.current_time() - self._since < _PATIENCE:
             return
-        # Not by itself: Batch would wait for the end of an outage.
+        # Wrap the failure: for the failure itself, Batch would wait for the end of an outage.
         raise AccountStopped(self._failure or exc)
 
 
 def _is_unreached(exc: Exception) -> bool:
-    """Return whether nothing shows that there is an API at the address."""
+    """Return whether there is no sign of an API at the address."""
     if isinstance(exc, ConnectTimeout) and exc.in_pool:
         return False
     return isinstance(exc, ConnectFailed | ConnectionLost | CertificateInvalid | CircuitOpen)
 
 
 def _is_answer(exc: Exception) -> bool:
-    """Return whether the address has answered, or has at least taken the request."""
+    """Return whether the address has answered, or has at least accepted the request."""
     if isinstance(exc, RequestRejected):
         return isinstance(exc, RateLimited)
     return not isinstance(exc, LamellaError) or isinstance(exc, ApiError | AttemptTimeout) or bool(service_works(exc))
 
 
 def _is_permanent(exc: Exception) -> bool:
-    """Return whether a failure to connect stays until somebody changes something."""
+    """Return whether a failure to connect lasts until someone changes the configuration."""
     if isinstance(exc, CertificateInvalid | ProxyRefused):
         return True
     cause = getattr(exc.__cause__, "os_error", None)

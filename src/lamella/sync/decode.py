@@ -1,4 +1,4 @@
-"""An answer's JSON: the records as they were sent, and of each its id and when it was last changed."""
+"""Decode the JSON of an answer: the records as they were sent, with the id and the last change of each."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MICROSECOND: Final = timedelta(microseconds=1)
 _EARLIEST: Final = 300 * 1_000_000
 """Some systems send 0001-01-01, or 0, for a missing date."""
 _MILLISECONDS: Final = 10**11
-"""A greater number of seconds since 1970 is taken for milliseconds: they are the year 5138."""
+"""Larger numbers are milliseconds, not seconds, since 1970. This many seconds are the year 5138."""
 _ESCAPE: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
 )
 
 ParseNumber = Callable[[str], Any] | None
-"""Makes a value of a number's text. None means int or float."""
+"""Converts the text of a number to a value. None means int or float."""
 
 
 class Record(NamedTuple):
@@ -36,13 +36,13 @@ class Record(NamedTuple):
 
     id: str
     updated: int | None
-    """When it was last changed, in microseconds since 1970. None: it does not say."""
+    """When it was last changed, in microseconds since 1970. None: unknown."""
     text: str
-    """Its JSON as it was sent, without the white space between its tokens."""
+    """Its JSON as it was sent, without white space between the tokens."""
     position: int = 1
-    """Which one it is on its page, from 1."""
+    """Its position on its page, from 1."""
     nameless: bool = False
-    """Whether it has no id, so that `id` is made of its content."""
+    """Whether it has no id of its own, so that `id` is a hash of its content."""
 
 
 class Records(Sequence[Record]):
@@ -63,7 +63,7 @@ class Records(Sequence[Record]):
         self.texts: list[str] = texts
         self.positions: Sequence[int] = range(1, len(ids) + 1) if positions is None else positions
         self.nameless: Sequence[bool] = nameless
-        """Empty: none of them is."""
+        """Empty: no record is nameless."""
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Records:
@@ -97,10 +97,10 @@ def check_msgspec() -> None:
 
 
 def loads(body: bytes, parse_float: ParseNumber = None, parse_int: ParseNumber = None) -> Any:
-    """Return the value of JSON.
+    """Decode JSON.
 
     Raises:
-        ValueError: It is not JSON. Python's decoder would accept NaN and the infinities.
+        ValueError: *body* is not JSON, or contains NaN or an infinity.
     """
     return json.loads(body, parse_float=parse_float, parse_int=parse_int, parse_constant=_refuse_constant)
 
@@ -110,30 +110,30 @@ def _exact(body: bytes) -> Any:
 
 
 class Cut(NamedTuple):
-    """An answer that is cut into its records."""
+    """An answer, divided into its records and the rest."""
 
     answer: Any
-    """What it holds beside them."""
+    """The content of the answer without the records."""
     records: list[bytes] | None
-    """The JSON of each. None: there is no list of records at that place."""
+    """The JSON of each record. None: there is no list of records at that place."""
     together: bytes = b""
-    """The JSON of the list. Empty: it cannot be decoded as a whole."""
+    """The JSON of the whole list. Empty: it cannot be decoded as a whole."""
 
 
 def split(body: bytes, place: str, *, compact: bool = False) -> Cut:
     """Return an answer without its records, and the JSON of each record as it was sent.
 
-    With *compact* without the white space between its tokens.
+    *compact* removes the white space between the tokens.
 
     Raises:
-        ValueError: It is not JSON.
+        ValueError: *body* is not JSON.
     """
     import msgspec
 
     names = place.split(".") if place else []
     mark, halves = b"", [found for found in _ESCAPE.finditer(body) if found["half"]] if b"\\u" in body else []
     if halves:
-        # msgspec refuses an escape of half a character, as in "\ud800", which JSON allows: hide it.
+        # Hide escaped lone surrogates such as "\ud800": JSON allows them, but msgspec rejects them.
         mark = next(mark for number in count() if (mark := b"<%d>" % number) not in body)
         body = _ESCAPE.sub(lambda found: mark + found["half"] if found["half"] else found[0], body)
     cut = _split(msgspec.json.format(body, indent=-1) if compact else body, names)
@@ -160,7 +160,7 @@ def _split(body: bytes, names: list[str]) -> Cut:
 
 
 def records_of(cut: Cut, source: Source) -> tuple[Records, list[tuple[int, ValueError]]]:
-    """Return the records to be stored, and the position of each one that cannot be, with the reason."""
+    """Return the records to be stored, and the position and the problem of each record that cannot be stored."""
     raws = cut.records or []
     known = _usual_records(raws, cut.together, source)
     if known is not None:
@@ -176,7 +176,7 @@ def records_of(cut: Cut, source: Source) -> tuple[Records, list[tuple[int, Value
 
 
 def _usual_records(raws: list[bytes], together: bytes, source: Source) -> Records | None:
-    """Return the records, decoded at once; None: some of them are not of the usual kind."""
+    """Return the records, decoded in one step. None: some of them do not have the usual form."""
     import msgspec
 
     names = (*source.ids, *source.dates)
@@ -202,7 +202,7 @@ def _usual_records(raws: list[bytes], together: bytes, source: Source) -> Record
 
 @lru_cache(maxsize=64)
 def _usual_fields(names: tuple[str, ...]) -> tuple[Any, list[Callable[[Any], Any]]]:
-    """Return a decoder of records whose fields are texts, whole numbers or null, and a getter of each field."""
+    """Return a decoder of records whose fields are texts, whole numbers or null, and a getter for each field."""
     import msgspec
 
     fields = [(f"f{n}", str | int | None, msgspec.field(default=None, name=name)) for n, name in enumerate(names)]
@@ -215,13 +215,13 @@ def record_of(raw: bytes, source: Source, position: int = 1) -> Record:
     """Return a record to be stored.
 
     Raises:
-        ValueError: It is not an object, has no id, or is not UTF-8.
+        ValueError: The record is not an object, has no id, or is not UTF-8.
     """
     import msgspec
 
     try:
         found = _fields((*source.ids, *source.dates))(raw)
-    except msgspec.DecodeError:  # not an object, or has half a character
+    except msgspec.DecodeError:  # not an object, or it contains a lone surrogate
         value = _exact(raw)
         if not isinstance(value, dict):
             raise ValueError("is not an object") from None  # noqa: TRY004 - the record is wrong, not an argument
@@ -237,22 +237,22 @@ def record_of(raw: bytes, source: Source, position: int = 1) -> Record:
 
 
 def content_id(raw: bytes) -> str:
-    """Return the id of a record that has none of its own: a hash of its content."""
+    """Return the id of a record without an own id: a hash of its content."""
     return f"content:{blake2b(raw, digest_size=16).hexdigest()}"
 
 
 def id_of(record: object, source: Source) -> str | None:
-    """Return the id of a record that is decoded, or None where it has none."""
+    """Return the id of a decoded record. None: it has no id."""
     return next(filter(None, (_id(at(record, name)) for name in source.ids)), None)
 
 
 def updated_of(record: object, source: Source) -> int | None:
-    """Return when a record that is decoded was last changed, as :attr:`Record.updated`."""
+    """Return when a decoded record was last changed, as in :attr:`Record.updated`."""
     return _updated([at(record, name) for name in source.dates])
 
 
 def microseconds(value: object) -> int | None:
-    """Return a moment in microseconds since 1970: ISO 8601 (UTC if it has no zone), or seconds. None: it is neither."""
+    """Convert ISO 8601 (UTC if it has no zone) or seconds to microseconds since 1970. None: *value* is neither."""
     try:
         if isinstance(value, str):
             moment = datetime.fromisoformat(value)
@@ -266,7 +266,7 @@ def microseconds(value: object) -> int | None:
 
 
 def text_of(moment: int) -> str:
-    """Return a moment in microseconds since 1970 as ISO 8601, in UTC."""
+    """Convert microseconds since 1970 to ISO 8601 in UTC."""
     return (EPOCH + moment * MICROSECOND).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -282,7 +282,7 @@ def _id(value: object) -> str | None:
 
 @lru_cache(maxsize=64)
 def _fields(names: tuple[str, ...]) -> Callable[[bytes], list[Any]]:
-    """Return a function that decodes these fields of a record, and nothing else of it."""
+    """Return a function that decodes only these fields of a record."""
     import msgspec
 
     places = [place.partition(".")[::2] for place in names]
@@ -304,7 +304,7 @@ def _fields(names: tuple[str, ...]) -> Callable[[bytes], list[Any]]:
 
 def _value(raw: bytes, place: str) -> Any:
     if raw[:1] == b'"' and b"\\" not in raw:
-        return None if place else raw[1:-1].decode()  # what most are
+        return None if place else raw[1:-1].decode()  # the fast path for most values
     return None if raw == b"null" else at(_exact(raw), place)
 
 
@@ -316,7 +316,7 @@ def _decoder(kind: Any) -> Any:
 
 
 def exact_int(literal: str) -> int | Decimal:
-    """Return the value of an integer's text, as a Decimal where it has more digits than Python lets an int have."""
+    """Return the value of an integer's text, as a Decimal if it has more digits than Python allows in an int."""
     try:
         return int(literal)
     except ValueError:

@@ -1,6 +1,6 @@
 """Errors of lists: records are missing, or an answer says that it failed.
 
-They are ValueErrors, like the error of an answer that holds no list: the answer is wrong.
+They are ValueErrors, like the error of an answer that contains no list: the answer is wrong.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ class IncompleteList(ValueError):
 
 
 class UnsteadyList(IncompleteList):
-    """A list changed while it was read, or holds fewer records than the API counts.
+    """A list changed while it was read, or contains fewer records than the API counts.
 
     Args:
-        name: Which list.
-        seen: How many different records were read.
-        total: How many there are by the API's count. None means that it did not say.
+        name: The name of the list.
+        seen: The number of different records that were read.
+        total: The number of records by the API's count. None means unknown.
         readings: How often the list was read.
-        how: How it was observed to shrink, or to change its order. None means that it was not.
+        how: The observed change of its size or order. None means that no change was observed.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class RepeatedPage(IncompleteList):
 
 
 class EmptyPage(IncompleteList):
-    """A page is empty, also when read again, although the API's own numbers say that the list continues."""
+    """A page stays empty when it is read again, although the API's own numbers say that the list continues."""
 
     def __init__(self, name: str, number: int, total_pages: int | None, total: int | None) -> None:
         numbers = [f"{many} {of}" for many, of in ((total, "records"), (total_pages, "pages")) if many is not None]
@@ -60,7 +60,7 @@ class BadRecord(IncompleteList):
 
 
 class SchemaMismatch(ValueError):
-    """Values do not fit the columns of a schema: they are null there. The records themselves are all in the output."""
+    """Values do not fit the columns of a schema, so they are null there. The output contains all records unchanged."""
 
     def __init__(self, count: int, first: tuple[str, ...]) -> None:
         more = f" and {count - len(first):,} more" if count > len(first) else ""
@@ -68,7 +68,7 @@ class SchemaMismatch(ValueError):
 
 
 class AnswerFailed(ValueError):
-    """An answer with a good status whose errors say that it failed. No credential is in the message."""
+    """An answer with a successful status contains errors. The message contains no credential."""
 
     def __init__(self, what: str, status: int, messages: tuple[str, ...]) -> None:
         said = "; ".join(messages)

@@ -24,11 +24,11 @@ from lamella.sync.typed import Empty, OnMisfit, files_beside, names_of_empty, pa
 from lamella.threads import run_to_its_end
 
 _ROWS: Final = 1000
-"""How many records are read at once, at most: a few milliseconds, so that commits come in between."""
+"""Maximum number of records per read: a few milliseconds, so that commits can run in between."""
 _PAGE_SIZE: Final = 4_000_000
-"""How many characters of records are read at once, and so held in memory, unless a single record is larger."""
+"""Maximum characters of records per read, and so in memory, unless a single record is larger."""
 _GROUP_SIZE: Final = 32_000_000
-"""Bytes of records in a row group of Parquet, which is held in memory as well."""
+"""Bytes of records in a row group of Parquet, which is also kept in memory."""
 
 _LISTS: Final = (
     "SELECT number, account, resource FROM sync_lists WHERE (account, resource) >= (?, ?) ORDER BY account, resource"
@@ -41,10 +41,10 @@ _MARKED_LIST: Final = (
 )
 
 _HEAD: Final = 72
-"""Bytes of an SQLite file up to the end of its application_id, which a journal has."""
+"""Bytes of an SQLite file up to the end of its application_id, which identifies a journal."""
 
 _COLUMNS: Final = ("account", "resource", "id", "record", "deleted")
-_Row = tuple[str, str, str, str, str | None]  # the values of these columns
+_Row = tuple[str, str, str, str, str | None]  # account, resource, id, record, deleted
 
 _BEFORE_ALL: Final = ("", "", "", "", None)  # no account has an empty name
 
@@ -52,7 +52,7 @@ _Write = Callable[[list[_Row]], object]
 
 
 class _Wanted(NamedTuple):
-    """What goes into a file."""
+    """The content of a file."""
 
     tables: Mapping[str, Table]
     on_misfit: OnMisfit
@@ -63,10 +63,10 @@ _Format = Callable[[Path, _Wanted], AbstractContextManager[_Write]]
 
 
 def check_output(path: str | os.PathLike[str], tables: Mapping[str, Table] = NO_TABLES) -> None:
-    """Check that :func:`export` can write *path*, before there is work that would be lost.
+    """Check early that :func:`export` can write *path*, so that no work is lost.
 
     Raises:
-        ValueError: Its suffix names no format, or one that has no tables, and there are some.
+        ValueError: Its suffix is not a known format, or the format has no tables although there are some.
         ModuleNotFoundError: It is Parquet, and pyarrow is missing.
         OSError: It cannot be written, is a journal, or an SQLite file that is in use.
     """
@@ -94,29 +94,28 @@ async def export(
     - ``.sqlite``, ``.sqlite3``, ``.db``: a table ``records``, and a view of it for each resource (``invoices``, …).
     - ``.parquet``: columns of strings. It needs pyarrow: ``pip install 'lamella[parquet]'``.
 
-    A record that is deleted at the API has a moment in ``deleted``, since when that is known (ISO 8601): a column of
-    tables, null for all others, and a field of those lines alone. The views leave these records out.
+    ``deleted`` is the time since when a record is known to be deleted at the API (ISO 8601): a column of tables, and a
+    field of JSON lines for deleted records only. The views omit deleted records.
 
-    With *tables*, the records of these resources are there in typed columns as well, without those that are deleted: in
-    SQLite as a table in the place of the view, and a table ``invoices_lineItems`` for each child; beside
-    ``out.parquet`` as files ``out.invoices.parquet`` and ``out.invoices_lineItems.parquet``.
+    With *tables*, the records of these resources are also written in typed columns, without the deleted ones. In SQLite
+    a table replaces the view, and each child has a table such as ``invoices_lineItems``. Beside ``out.parquet`` they
+    are files such as ``out.invoices.parquet`` and ``out.invoices_lineItems.parquet``.
 
-    A reader sees the old file or the new one, never a part; if the export fails or is cancelled, the old one stays. A
-    new file can be read by its owner only (mode 0600); one that replaces another has the mode of that. The records are
-    read a few MB at a time, without holding up commits: of those stored meanwhile some are in the file, others not.
+    A reader sees the old file or the new one, never a part. If the export fails or is cancelled, the old file stays.
+    Only the owner can read a new file (mode 0600). A file that replaces another one gets its mode. The export does not
+    block commits: records that are stored meanwhile may or may not be in the file.
 
     Args:
-        journal: One that :func:`lamella.sync.run` has filled. If nothing is stored, the file is empty.
+        journal: A journal that :func:`lamella.sync.run` has filled. If nothing is stored, the file is empty.
         path: The file; its folder must exist.
-        tables: The typed columns, by the resource.
-        on_misfit: Called, in a thread, with each value that does not fit its column, and is null there. None means that
-            :class:`SchemaMismatch` is raised when the file is written.
+        tables: The typed columns by resource.
+        on_misfit: Called in a thread with each value that does not fit. None: raise SchemaMismatch at the end.
 
     Raises:
         ValueError: The suffix names no format, or one that has no tables, and there are some.
-        SchemaMismatch: A value does not fit its column; all is written.
+        SchemaMismatch: A value does not fit its column. The file is complete.
         ModuleNotFoundError: It is Parquet, and pyarrow is missing.
-        OSError: It cannot be written (a full disk, say), is a journal, or an SQLite file that is in use.
+        OSError: It cannot be written (for example, the disk is full), is a journal, or an SQLite file that is in use.
         lamella.batch.JournalError: The journal cannot be read.
     """
     misfits = Misfits()
@@ -160,7 +159,7 @@ async def _export(
 async def export_changes(
     journal: Journal, path: str | os.PathLike[str], tables: Mapping[str, Table] = NO_TABLES
 ) -> Misfits:
-    """Write all records of *journal* to a file by :func:`export`, unless it is up to date; return what does not fit."""
+    """Write all records of *journal* with :func:`export` unless the file is up to date. Return the misfits."""
     misfits = Misfits()
     target = os.path.realpath(path)  # noqa: ASYNC240 - a look
     version, *written = await journal.read(partial(_versions, target=target))
@@ -169,20 +168,20 @@ async def export_changes(
     empty: Empty = {}
     await _export(journal, path, tables, misfits.take, empty)
     misfits.empty = names_of_empty(empty)
-    # What does not fit is reported each time, until it does.
+    # Misfits are reported in each run until they are fixed.
     row = target, version, "" if misfits.count or misfits.empty else _stamp(target, tables)
     await journal.commit(lambda db: db.execute("INSERT OR REPLACE INTO sync_outputs VALUES (?, ?, ?)", row))
     return misfits
 
 
 def _versions(db: sqlite3.Connection, target: str) -> tuple[int | str, ...]:
-    """Return the version of the records, and of the output the version and the stamp, if it was written."""
+    """Return the version of the records, and the version and stamp of the output if it was written."""
     [version] = db.execute("SELECT version FROM sync_version").fetchone() or (0,)
     return version, *(db.execute("SELECT version, stamp FROM sync_outputs WHERE path = ?", (target,)).fetchone() or ())
 
 
 def _stamp(path: str, tables: Mapping[str, Table]) -> str:
-    """Return what differs when a file was changed, or others are wanted."""
+    """Return a text that differs after a file or the requested tables have changed."""
     beside = files_beside(Path(path), tables).values() if path.lower().endswith(".parquet") else ()
     stamps = []
     with suppress(OSError):
@@ -205,7 +204,7 @@ def _format_of(path: str | os.PathLike[str]) -> _Format:
 
 
 def _check_target(path: str | os.PathLike[str]) -> None:
-    """Check that *path* is neither a journal nor an SQLite file whose newest changes are in a file beside it.
+    """Check that *path* is neither a journal nor an SQLite file with its newest changes in a file beside it.
 
     SQLite would apply those changes to the new file.
     """
@@ -213,7 +212,8 @@ def _check_target(path: str | os.PathLike[str]) -> None:
     for beside in (f"{target}-wal", f"{target}-journal"):
         if os.path.exists(beside):
             raise OSError(errno.EBUSY, f"it is in use, or was when a process was killed: there is {beside}", str(path))
-    # Not before: closing a journal that this process has open would release its locks; but that one has a -wal.
+    # Do not open it before: closing a journal that this process has open would release its locks. Such a journal has a
+    # -wal.
     with suppress(FileNotFoundError), open(target, "rb") as file:
         head = file.read(_HEAD)
         if head.startswith(b"SQLite format 3\0") and head.endswith(b"laml"):
@@ -221,7 +221,7 @@ def _check_target(path: str | os.PathLike[str]) -> None:
 
 
 def _read(db: sqlite3.Connection, after: _Row) -> list[_Row]:
-    """Return the next records, up to the size of a page, and at least one if there are any."""
+    """Return the next records, up to the size of a page, but at least one if any are left."""
     rows: list[_Row] = []
     size = 0
     if not has_table(db, "sync_texts"):
@@ -241,7 +241,7 @@ def _read(db: sqlite3.Connection, after: _Row) -> list[_Row]:
 
 
 def _list(db: sqlite3.Connection, number: int, each: Sequence[str], after: str, most: int) -> sqlite3.Cursor:
-    """Return the next records of a list: id, text, and the moment of its mark."""
+    """Return the next records of a list: id, text, and the time of the deletion mark."""
     is_marked = (
         "SELECT 1 FROM sync_deleted WHERE account = ? AND resource = ?"
         " UNION ALL SELECT 1 FROM sync_departed WHERE account = ? LIMIT 1"
@@ -253,22 +253,22 @@ def _list(db: sqlite3.Connection, number: int, each: Sequence[str], after: str, 
     return db.execute(_MARKED_LIST, wanted)
 
 
-# What follows runs in the thread of the export.
+# The functions below run in the thread of the export.
 
 
 @contextmanager
 def _file(path: str | os.PathLike[str], wanted: _Wanted) -> Iterator[_Write]:
-    """Yield a function that writes rows to a new file; at the end the file replaces *path*."""
+    """Yield a function that writes rows to a new file. At the end the file replaces *path*."""
     writing = _format_of(path)
     with whole_file.replacing(path, mode=whole_file.PRIVATE) as temporary:
         _check_target(path)
         with _beside(path, wanted, writing) as more, writing(temporary, wanted) as write:
             yield write if more is None else lambda rows: (write(rows), more(rows))
-        _check_target(path)  # again: meanwhile another process may have opened it
+        _check_target(path)  # again: another process may have opened it in the meantime
 
 
 def _beside(path: str | os.PathLike[str], wanted: _Wanted, writing: _Format) -> AbstractContextManager[_Write | None]:
-    """Open the files beside *path* that the tables need."""
+    """Open the files beside *path* for the tables."""
     if writing is not _parquet or not wanted.tables:
         return nullcontext()
     return parquet_tables(Path(path), wanted.tables, wanted.on_misfit, wanted.empty)
@@ -283,7 +283,7 @@ def _jsonl(path: Path, _: _Wanted) -> Iterator[_Write]:
 _quoted = json.encoder.encode_basestring
 
 _BREAKS: Final = {char: json.dumps(char)[1:-1] for char in "\x85\u2028\u2029"}
-"""Characters that end a line for some readers, such as str.splitlines, and their JSON escapes."""
+"""Characters that some readers, such as str.splitlines, treat as line ends, and their JSON escapes."""
 
 
 def _lines(rows: list[_Row]) -> str:
@@ -300,7 +300,7 @@ def _lines(rows: list[_Row]) -> str:
     return text
 
 
-# With rowid, like the journal's table of items. The index also sorts the records of a resource by account and id.
+# With rowid, like the journal's table of items. The index also sorts a resource's records by account and id.
 _TABLE: Final = (
     "CREATE TABLE records (account TEXT NOT NULL, resource TEXT NOT NULL, id TEXT NOT NULL, record TEXT NOT NULL,"
     " deleted TEXT, PRIMARY KEY (account, resource, id))"
@@ -310,7 +310,7 @@ _INDEX: Final = "CREATE INDEX records_by_resource ON records (resource)"
 
 @contextmanager
 def _sqlite(path: Path, wanted: _Wanted) -> Iterator[_Write]:
-    # No other process uses the file, and it is deleted if anything fails: no locks, no journal, no waits for the disk.
+    # No other process uses the file, and it is deleted on failure. So it needs no locks, no journal and no fsync.
     with closing(sqlite3.connect(f"{path.as_uri()}?nolock=1", uri=True, isolation_level=None)) as db:
         with _sqlite_errors():
             db.execute("PRAGMA journal_mode = OFF")
@@ -333,7 +333,7 @@ def _sqlite(path: Path, wanted: _Wanted) -> Iterator[_Write]:
 
 
 def _make_views(db: sqlite3.Connection) -> None:
-    """Create a view for each resource that is a plain word, unless the name is taken; SQLite ignores its case."""
+    """Create a view for each resource that is a plain word, unless the name is taken. SQLite ignores case."""
     for (resource,) in db.execute("SELECT DISTINCT resource FROM records ORDER BY resource").fetchall():
         taken = db.execute("SELECT 1 FROM sqlite_master WHERE name = ? COLLATE NOCASE", (resource,)).fetchone()
         if not taken and resource.isascii() and resource.isalnum():
@@ -345,7 +345,7 @@ def _make_views(db: sqlite3.Connection) -> None:
 
 @contextmanager
 def _sqlite_errors() -> Iterator[None]:
-    """Raise SQLite's errors as an OSError: whether the disk is full is all that they say about the system."""
+    """Raise SQLite's errors as OSError. A full disk is the only system error that they identify."""
     try:
         yield
     except sqlite3.Error as exc:
@@ -374,7 +374,7 @@ def _parquet(path: Path, wanted: _Wanted) -> Iterator[_Write]:
         held.clear()
         is_empty = False
 
-    # Python's own file, since its errors are plainer than pyarrow's.
+    # Use Python's file object, since its errors are clearer than pyarrow's.
     with (
         path.open("wb") as file,
         ParquetWriter(

@@ -1,4 +1,4 @@
-"""``lamella.pages`` and ``lamella.records``: a list page by page, without a sync."""
+"""``lamella.pages`` and ``lamella.records``: read a list page by page, without a sync."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lamella.sync.page import List, Page, Place, checked_moment, greater, read_f
 from lamella.sync.source import Source
 
 MOST_EMPTY: Final = 20
-"""How many pages in a row may be empty where each leads to the next one."""
+"""Maximum number of consecutive empty pages, if each page leads to the next one."""
 
 
 def pages(
@@ -28,32 +28,33 @@ def pages(
     first: int = 1,
     parse_float: ParseNumber = None,
 ) -> AsyncIterator[Page]:
-    """Yield the pages of a list, in order, each read when it is asked for.
+    """Yield the pages of a list in order. Each page is read when it is needed.
 
-    The list ends on evidence: the page that leads to no other, the last page by the counts that the API gave most
-    recently and not before as many records were read as it counts, or an empty page after the last one. An empty page
-    before the end is read again.
+    The list ends with a page that leads to no other page, with the last page by the newest counts of the API if as many
+    records were read as it counts, or with an empty page after the last one. An empty page before the end is read
+    again.
 
     Args:
-        session: Its base URL is what the URL of *source* is relative to. Its layers add credentials and retry.
+        session: The URL of *source* is relative to its base URL. Its layers add credentials and retry.
         source: The list.
-        account: What ``within`` and ``params`` of *source* are called with. None means that ``within`` is not called.
-        since: Only what was changed since this moment: a datetime with a time zone, or ISO 8601. None means all.
-        first: The page to begin with, from 1. Pages that lead to one another begin with 1.
-        parse_float: Called with the text of each number that has a point or an exponent, as by ``json.loads``.
-            ``decimal.Decimal`` keeps every digit of an amount. None means float, which keeps about 16.
+        account: The argument of ``within`` and ``params`` of *source*. None means that ``within`` is not called.
+        since: Yield only records changed since this time, a datetime with a time zone or ISO 8601. None means all
+            records.
+        first: The page to begin with, from 1. It must be 1 if each page leads to the next one.
+        parse_float: Called with the text of each number that has a point or an exponent, as in ``json.loads``.
+            ``decimal.Decimal`` keeps every digit of an amount. None means float, which keeps about 16 digits.
 
     Raises:
-        ValueError: An argument is out of its range; at the call, before anything is sent.
-        lamella.LamellaError: A page could not be read; while iterating.
+        ValueError: An argument is out of range. Raised by the call, before anything is sent.
+        lamella.LamellaError: A page could not be read. Raised while iterating.
         IncompleteList: Records are missing by the API's own count (:class:`UnsteadyList`, after the last page), a page
-            is empty that should not be (:class:`EmptyPage`), or brings no new record (:class:`RepeatedPage`). It is a
-            ValueError, as is what follows.
-        AnswerFailed: An answer has a good status and errors.
-        ValueError: An answer holds no list.
+            is unexpectedly empty (:class:`EmptyPage`), or a page brings no new record (:class:`RepeatedPage`). It is a
+            ValueError, like the errors below.
+        AnswerFailed: An answer has a successful status and errors.
+        ValueError: An answer contains no list.
     """
     if first < 1 or (first > 1 and not source.pages.parallel):
-        raise ValueError(f"first must be at least 1, and 1 where a page leads to the next one, not {first!r}")
+        raise ValueError(f"first must be at least 1, and 1 if each page leads to the next one, got {first!r}")
     if since is not None and source.since is None:
         raise ValueError(f"{source.name} has no parameter for since: set Source.since")
     moment = None if since is None else checked_moment(since)
@@ -68,7 +69,7 @@ def records(
     since: datetime | str | None = None,
     parse_float: ParseNumber = None,
 ) -> AsyncIterator[Any]:
-    """Yield the records of a list, one by one, with the arguments of :func:`pages`."""
+    """Yield the records of a list one by one. The arguments are those of :func:`pages`."""
     return _records(pages(session, source, account=account, since=since, parse_float=parse_float))
 
 
@@ -107,32 +108,32 @@ async def _pages(session: aiohttp.ClientSession, of: List, number: int) -> Async
 
 
 class _Walk:
-    """What the pages of one reading have brought so far, and what the API says that there is."""
+    """The content of the pages read so far, and the counts that the API states."""
 
     def __init__(self, source: Source, first: int) -> None:
         self._source = source
         self._first = first
         self._ids: set[str] = set()
         self._contents: set[bytes] = set()
-        """Digests of pages with records that have no id."""
+        """Digests of the pages that contain records without an id."""
         self._seen = 0
-        """Different records: by their ids, or each one where it has none."""
+        """The number of different records, by id. Each record without an id counts."""
         self._old = 0
-        """Those of them that were last changed before the first page was read."""
+        """The number of these records that were last changed before the first page was read."""
         self._began = 0
         self._first_total: int | None = None
         self.before: int | None = 0 if first == 1 else None
-        """How many records are on the pages up to here. None: unknown, since it began in the middle."""
+        """The number of records on the pages so far. None: unknown, since the reading began in the middle."""
         self.total: int | None = None
         """The greatest number of records that the API has stated."""
         self.total_pages: int | None = None
         """The greatest number of pages that the API has stated."""
 
     def take(self, page: Page) -> bool:
-        """Count a page in. Return False if it only repeats known records, and all are there by the API's count.
+        """Count a page. Return False if it only repeats known records, and no record is missing by the API's count.
 
         Raises:
-            RepeatedPage: It brings no new record, and so might all that follow.
+            RepeatedPage: It brings no new record, so the list might never end.
         """
         if page.number == self._first:
             self._began, self._first_total = int(page.answered * 1_000_000), page.total
@@ -150,7 +151,7 @@ class _Walk:
         return True
 
     def _repeats(self, page: Page) -> bool:
-        """Count the records of a page; return whether none of them is new."""
+        """Count the records of a page. Return whether none of them is new."""
         ids = [id_of(record, self._source) for record in page.records]
         known = self._ids.intersection(name for name in ids if name is not None)
         for record, name in zip(page.records, ids, strict=True):
@@ -161,7 +162,7 @@ class _Walk:
         self._ids.update(name for name in ids if name is not None)
         if None not in ids:
             return len(known) == len(set(ids))
-        # There may be several equal records without an id: only a page that is equal as a whole is a repeat.
+        # Several records without an id may be equal, so only a completely equal page is a repeat.
         text = json.dumps(page.records, sort_keys=True, default=str)
         content = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if content in self._contents:
@@ -170,13 +171,13 @@ class _Walk:
         return False
 
     def ends_with(self, page: Page) -> bool:
-        """Return whether a page is the last one, by its number and by how many records there are."""
+        """Return whether a page is the last one, by its number and by the number of records."""
         if not self._source.pages.parallel:
             return page.token is None
         total = self.total if page.total is None else page.total
         if page.number < (page.total_pages or 0) or (total is None and page.total_pages is None):
             return False
-        # With more records than are counted the count is wrong, and an empty page is the end.
+        # If more records were read than the API counts, its count is wrong. Then the list ends with an empty page.
         return total is None or self.before is None or self.before == total
 
     def _has_all(self) -> bool:
@@ -189,7 +190,7 @@ class _Walk:
         """Check that no records are missing.
 
         Raises:
-            UnsteadyList: There are fewer than the API counts.
+            UnsteadyList: Fewer records were read than the API counts.
         """
         if self._first == 1 and not self._has_all():
             raise UnsteadyList(self._source.name, self._seen, self.total)

@@ -1,7 +1,7 @@
-"""How far each list has been read, and from where on it is read next, in the journal of a sync.
+"""The progress of each list in the journal of a sync, and where the next reading begins.
 
-It is changed in transactions (``Journal.commit``): the records of a page together with the fact that it is stored, and
-the high-water mark together with the last page.
+Changes are transactions (``Journal.commit``). The records of a page are stored together with the fact that the page is
+stored, and the high-water mark together with the last page.
 """
 
 from __future__ import annotations
@@ -35,63 +35,63 @@ from lamella.sync.stored import (
 from lamella.sync.walk import Walk, count_pages, forget_pages, load, prepare, save
 
 _MOST_WALKS: Final = 3
-"""How often a list is read that changes while it is read, or is incomplete."""
+"""Maximum readings of a list that changes during a reading, or is incomplete."""
 _MOST_PAGES: Final = 1_000_000
 OVERLAP: Final = 300.0
-"""Seconds by which a sync begins before the high-water mark, for clocks that differ and slow answers."""
+"""Seconds before the high-water mark at which a sync begins, to allow for clock differences and slow answers."""
 
 
 class Wanted(NamedTuple):
     """A list to sync."""
 
-    account: str  # its name
+    account: str  # the name of the account
     resource: str
 
 
 class Ask(NamedTuple):
-    """What a run is asked for."""
+    """The arguments of a run."""
 
-    sources: Mapping[str, Source]  # by the resource
-    since: str | None = None  # for a new run; None: from the mark of each list on
+    sources: Mapping[str, Source]  # by resource
+    since: str | None = None  # for a new run. None: each list begins at its mark
     resume: bool = False
     lookback: float = OVERLAP
-    full_before: int | None = None  # a list is read from its beginning if that was last done before this moment
+    full_before: int | None = None  # a list is read from its beginning if this was last done before this time
     departed: Departed = "keep"
     made: Mapping[tuple[str, str], str] = MappingProxyType({})
-    """What the records are made of, by account and resource; of a whole account, where the resource is empty."""
+    """The identity of the records, by account and resource. An empty resource stands for a whole account."""
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a list has been read in a run."""
+    """The progress of a list in a run."""
 
-    walk: int  # from 1; 0: read from the first page
+    walk: int  # from 1. 0: read from the first page
     since: str | None
-    stored: int  # pages
-    pages: int | None  # how many there are; None: not known yet
-    changed: int  # records that were new, or not as they were
+    stored: int  # the number of stored pages
+    pages: int | None  # the total number of pages. None: not known yet
+    changed: int  # records that were new or changed
     ended: bool
-    skipped: bool = False  # it had ended when this run was resumed
+    skipped: bool = False  # it was complete when this run was resumed
     total: int | None = None  # the greatest number of records that the API has stated
-    largest: int = 0  # how many records the largest page of the walk holds
-    more: int = 0  # how many of the pages are beyond the API's last one, and are read since records are missing
-    gap: bool = False  # records that were last changed before `since` are not stored: no earlier walk goes up to it
-    dropped: bool = False  # what was stored of another company or list was dropped when the run began
-    token: str | None = None  # what leads to the page after the one that was stored
-    error: IncompleteList | None = None  # why the list is not complete: the mark has not moved
+    largest: int = 0  # the number of records on the largest page of the walk
+    more: int = 0  # pages after the API's last one that are read because records are missing
+    gap: bool = False  # records last changed before `since` may be missing: no earlier walk reached this time
+    dropped: bool = False  # records of another company or list were dropped when the run began
+    token: str | None = None  # the token of the page after the stored one
+    error: IncompleteList | None = None  # why the list is incomplete. Then the mark has not moved
     bad: tuple[BadRecord, ...] = ()  # records of the page that could not be stored
-    warnings: tuple[str, ...] = ()  # of the page
-    compared: bool = False  # it is proved which of the stored records the API has
+    warnings: tuple[str, ...] = ()  # warnings of the page
+    compared: bool = False  # the walk proved which stored records the API still has
     missing: int = 0  # records that an earlier run should have stored
     deleted: int = 0  # records that were marked as deleted
-    unmet: int = 0  # stored records that were not read, where it is not proved that they are deleted
+    unmet: int = 0  # stored records that were not read and not proved to be deleted
     nameless: int = 0  # records without an id
-    missing_ids: tuple[str, ...] = ()  # of the page
-    deleted_ids: tuple[str, ...] = ()  # of the page
+    missing_ids: tuple[str, ...] = ()  # of records on the page
+    deleted_ids: tuple[str, ...] = ()  # of records found deleted with the page
 
 
 def look(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[int, bool, list[Position]]:
-    """Return what :func:`begin` would, and write nothing."""
+    """Return the result of :func:`begin` without writing anything."""
     if not has_table(db, "sync_parts"):
         return 1, False, [_unread(asked(ask, each)) for each in wanted]
     [last] = db.execute("SELECT max(run) FROM sync_parts").fetchone()
@@ -115,8 +115,8 @@ def look(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[in
 def begin(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[int, bool, list[Position]]:
     """Begin a run, or continue the last one if it should be resumed.
 
-    Returns the run's number, whether it is resumed, and the position of each list. What is stored of an account or
-    list that is made of something else now is dropped.
+    Return the run's number, whether it is resumed, and the position of each list. Drop the stored records of each
+    account and list whose identity has changed.
     """
     adopt(db)
     prepare(db)
@@ -143,7 +143,7 @@ def begin(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[i
 def missing(
     db: sqlite3.Connection, each: Wanted, position: Position, source: Source
 ) -> tuple[Sequence[int], str | None]:
-    """Return the pages that are known and not stored; of a chain the next one, and what leads to it."""
+    """Return the known pages that are not stored. For a chain, return the next page and its token."""
     if position.ended:
         return [], None
     rows = "SELECT page, token FROM sync_pages WHERE account = ? AND resource = ?"
@@ -155,15 +155,15 @@ def missing(
 
 
 def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source: Source) -> Position:
-    """Store the records of a page of the walk with this *number*.
+    """Store the records of a page of walk *number*.
 
-    After the last page move the mark, or begin another walk if records are missing.
+    After the last page, move the mark, or begin another walk if records are missing.
     """
     walk = load(db, each)
     if walk is None:
         raise LookupError(f"{each} was not begun")
     if walk.walk != number or walk.ended:
-        return _position(db, each, walk)  # the page is of an earlier walk, or the list is complete without it
+        return _position(db, each, walk)  # the page belongs to an earlier walk, or the list is complete without it
     answered, what = int(page.answered * 1_000_000), f"page {page.number} of {source.name}"
     walk.began = _lesser(walk.began, answered)
     mark = walk.mark if walk.since is None else None
@@ -189,8 +189,8 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source:
     bad = (*page.bad, *result.bad)
     walk.bad = walk.bad or (str(bad[0]) if bad else None)
     if result.moved is not None:
-        walk.unsteady = f"record {result.moved.position} on {what} (id {result.moved.id!r}) was on another page before"
-    for record in result.doubtful:  # unless this walk ends well, the next run has to read it again
+        walk.unsteady = f"record {result.moved.position} on {what} (id {result.moved.id!r}) was already on another page"
+    for record in result.doubtful:  # the next run must read them again unless this walk succeeds
         walk.mark = None if walk.mark is None or record.updated is None else min(walk.mark, record.updated)
     if page.number == 1 and walk.first is None:
         walk.first = page.total
@@ -205,7 +205,7 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source:
     if error is not None:
         again = walk.walks < _MOST_WALKS and not isinstance(error, BadRecord)
         walk = walk.again(walks=walk.walks + 1 if again else 1)
-        error = None if again else error  # the last one: the next run reads the list again
+        error = None if again else error  # no error while another reading follows
         forget_pages(db, each)
     save(db, each, walk)
     return replace(
@@ -220,12 +220,12 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source:
 
 
 def _count_in(db: sqlite3.Connection, each: Wanted, walk: Walk, page: Page, source: Source) -> None:
-    """Record that a page is stored, and what its answer says about the list."""
+    """Record that a page is stored, and the counts that its answer states."""
     many = len(page.records) + len(page.bad)
     total_pages = None if page.total_pages is None else max(1, page.total_pages)
     if _is_less(page.total, walk.total) or _is_less(total_pages, walk.pages if source.pages.parallel else None):
-        # When a record has gone, those after it have moved up, perhaps to a page that had been read.
-        walk.unsteady = walk.unsteady or f"page {page.number} counts less than a page before"
+        # After a deletion the following records move up, perhaps to a page that was already read.
+        walk.unsteady = walk.unsteady or f"page {page.number} states a smaller count than an earlier page"
     walk.total = greater(walk.total, page.total)
     walk.least = walk.least if page.total is None else _lesser(walk.least, page.total)
     is_stored = True
@@ -239,20 +239,20 @@ def _count_in(db: sqlite3.Connection, each: Wanted, walk: Walk, page: Page, sour
             walk.pages = max(walk.pages or 1, total_pages)
         elif not many:
             walk.pages = 1
-    else:  # beyond the end
+    else:  # a page after the end
         last = page.number - 1
         if walk.pages is not None and last < walk.pages:
-            walk.unsteady = walk.unsteady or f"page {page.number} is empty, and there were {walk.pages}"
+            walk.unsteady = walk.unsteady or f"page {page.number} is empty, but the API counted {walk.pages} pages"
         walk.pages, walk.more, is_stored = _lesser(walk.pages, last), 0, False
     if is_stored:
         db.execute("INSERT OR IGNORE INTO sync_pages VALUES (?, ?, ?, ?)", (*each, page.number, page.token))
 
 
 def _end(db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, may_go_on: bool) -> IncompleteList | None:
-    """Move the mark if the walk has brought all records; return an error if it ends without them.
+    """Move the mark if the walk has read all records. Return an error if it ends without some of them.
 
-    Where it has read all pages, and fewer records than the API counts, or more, so that the count is wrong, it
-    continues with more pages, unless the last one was empty (*may_go_on* is False).
+    The walk may have read all pages, but fewer records than the API counts, or more (then the count is wrong). In both
+    cases it continues with more pages, unless the last one was empty (*may_go_on* is False).
     """
     total, name = walk.total, source.name
     has_all = walk.has_all
@@ -268,7 +268,7 @@ def _end(db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, ma
         if may_go_on and source.pages.parallel and not walk.unsteady and total is not None:
             left = total - walk.read if not has_all else 1 if walk.seen > total else 0
             if left > 0:
-                # No more than were read: the count may be wrong.
+                # At most as many pages as were read: the count may be wrong.
                 next_ones = min(-(-left // max(walk.largest, 1)), stored)
                 walk.more = max(walk.pages + walk.more, stored) + next_ones - walk.pages
                 return None
@@ -277,12 +277,12 @@ def _end(db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, ma
     if walk.unsteady or not has_all:
         counted = None if total is None or walk.seen >= total else total
         return UnsteadyList(name, walk.seen, counted, readings=walk.walks, how=walk.unsteady)
-    # What changed while it was read may be on a page that had been read before: so not later than the beginning. And
-    # where there is a gap before it, the mark stays.
+    # A record that changed during the reading may be on a page that was already read, so the mark is not later than the
+    # beginning of the walk. If there is a gap before the walk, the mark stays.
     if walk.highest is not None and not walk.gap:
         walk.mark = _lesser(walk.began, walk.highest)
     if walk.nameless:
-        # Which of them were changed can be known of the whole list only.
+        # Only a reading of the whole list shows which of them were changed.
         walk.mark = None
     if walk.since is None and nameless.drop_others(db, each, walk.walk):
         count_change(db)
@@ -293,10 +293,10 @@ def _end(db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, ma
 def _compare(
     db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, may_go_on: bool
 ) -> tuple[IncompleteList | None, tuple[str, ...]]:
-    """Mark the stored records that the API no longer has, as far as the walk proves it; return which they are.
+    """Mark the stored records that the API no longer has, as far as the walk proves it. Return their ids.
 
-    The error, if there is one, means that the list has to be read once more to prove it of others. Where the last page
-    is full, the count may be too low: the walk continues with the page after it, unless that was empty (*may_go_on* is
+    An error means that the list must be read again to prove the deletion of other records. If the last page is full,
+    the count may be too low. Then the walk continues with the next page, unless that one was empty (*may_go_on* is
     False).
     """
     met, names = absent(db, each, walk.walk)
@@ -324,12 +324,12 @@ def _is_due(walk: Walk | None, ask: Ask) -> bool:
 
 
 def asked(ask: Ask, each: Wanted) -> str | None:
-    """Return since when to read a list. None: from its mark, or the whole list where it takes no moment."""
+    """Return the time from which to read a list. None: from its mark, or all of it if it has no such parameter."""
     return None if ask.sources[each.resource].since is None else ask.since
 
 
 def _start(db: sqlite3.Connection, each: Wanted, ask: Ask, run: int) -> Position:
-    """Return where a list stands at the beginning of *run*."""
+    """Return the position of a list at the beginning of *run*."""
     walk, source = load(db, each), ask.sources[each.resource]
     if walk is None:
         return _unread(asked(ask, each))
@@ -341,7 +341,7 @@ def _start(db: sqlite3.Connection, each: Wanted, ask: Ask, run: int) -> Position
         return _unread(since, walk.mark)
     if walk.ended:
         return replace(_position(db, each, walk), skipped=True)
-    if source.pages.page_size != walk.page_size:  # pages of another size are other pages
+    if source.pages.page_size != walk.page_size:  # page numbers are only valid for the same page size
         return _unread(walk.since, walk.mark)
     return _position(db, each, walk)
 

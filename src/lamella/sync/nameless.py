@@ -1,4 +1,4 @@
-"""Records without an id: their content identifies them, and each is stored as often as the list has it."""
+"""Records without an id: their content identifies them. Each is stored as many times as it occurs in the list."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 from lamella.sync.decode import Records
 
 TABLE: Final = (
-    # The pages with such records that a walk has read, each by its content.
+    # The pages with such records that a walk has read, identified by content.
     """CREATE TABLE IF NOT EXISTS sync_contents (account TEXT NOT NULL, resource TEXT NOT NULL, content TEXT NOT NULL,
     walk INTEGER NOT NULL, PRIMARY KEY (account, resource, content)) WITHOUT ROWID"""
 )
@@ -18,7 +18,7 @@ _NAMES: Final = "content:" + "[0-9a-f]" * 32 + ":*"
 
 
 def repeats(db: sqlite3.Connection, each: tuple[str, str], records: Records, walk: int) -> bool:
-    """Return whether a page with such records is equal, as a whole, to one that the walk has read before."""
+    """Return whether a page with such records is completely equal to an earlier page of the walk."""
     if not records.nameless:
         return False
     content = blake2b("\n".join(records.texts).encode(), digest_size=16).hexdigest()
@@ -32,7 +32,7 @@ def repeats(db: sqlite3.Connection, each: tuple[str, str], records: Records, wal
 
 
 def numbered(db: sqlite3.Connection, each: tuple[str, str], records: Records, walk: int) -> Records:
-    """Return the records of a page with an id for each: of equal ones the walk has read so many before."""
+    """Return the records of a page with an id for each: its content and its number among equal records of the walk."""
     if not records.nameless:
         return records
     sql = (
@@ -55,7 +55,7 @@ def numbered(db: sqlite3.Connection, each: tuple[str, str], records: Records, wa
 
 
 def drop_others(db: sqlite3.Connection, each: tuple[str, str], walk: int) -> int:
-    """Drop such records that a walk of the whole list has not read: they were changed, or are gone. Return how many."""
+    """Drop such records that a walk of the whole list did not read: they were changed or deleted. Return how many."""
     where = f"account = ? AND resource = ? AND id GLOB '{_NAMES}'"
     list_of = "list = (SELECT number FROM sync_lists WHERE account = ? AND resource = ?)"
     sql = f"DELETE FROM sync_texts WHERE {list_of} AND id GLOB '{_NAMES}' AND walk != ?"  # noqa: S608 - our own names

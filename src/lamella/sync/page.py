@@ -1,4 +1,4 @@
-"""One page of a list: how it is read, and what it says."""
+"""Read one page of a list, with the counts that its answer states."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from lamella.sync.errors import AnswerFailed, BadRecord, EmptyPage
 from lamella.sync.source import Source, at, count_at
 
 _MOST_PAGES: Final = 1_000_000
-"""A larger count of pages is ignored: we would have to keep a list of them."""
+"""A larger page count is ignored: the pages would need too much memory."""
 _LONGEST: Final = 64 * 2**20
-"""Bytes of a page that are read, inside the attempt."""
+"""Maximum bytes of a page that are read within the attempt."""
 _PAUSES: Final = (0.2, 1.0)
-"""Seconds before a page is read again that is empty and should not be."""
+"""Seconds before an unexpectedly empty page is read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,56 +36,57 @@ class Page:
     number: int
     """From 1."""
     total_pages: int | None
-    """How many there were when this one was read. None where the API did not say."""
+    """The number of pages when this one was read. None: the API did not state it."""
     records: list[Any]
-    """As ``json.loads`` reads them: a float may differ from the number that was sent, see *texts* and *parse_float*."""
+    """The values as ``json.loads`` returns them. A float may differ from the number that was sent, see *texts* and
+    *parse_float*."""
     answer: Any = None
-    """What the answer holds."""
+    """The content of the answer."""
     total: int | None = None
-    """How many records there were on all pages. None where the API did not say."""
+    """The number of records on all pages. None: the API did not state it."""
     answered: float = 0.0
-    """When the API answered, in seconds since the epoch: by its own clock, or by ours where it did not say."""
+    """When the API answered, in seconds since the epoch, by its own clock or, without a ``Date`` header, by ours."""
     token: str | None = None
-    """What leads to the next page: its cursor or its URL. None where pages have numbers, and on the last one."""
+    """The cursor or the URL of the next page. None on the last page, and if pages have numbers."""
     warnings: tuple[str, ...] = ()
-    """What the API says beside the records. No credential is in them."""
+    """The warnings in the answer. They contain no credential."""
     bad: tuple[BadRecord, ...] = ()
-    """Records that cannot be stored; only a sync looks for them."""
+    """Records that cannot be stored. Only a sync checks this."""
     body: bytes = field(default=b"", repr=False)
-    """The answer as it was sent, in UTF-8."""
+    """The answer as it was sent, as UTF-8."""
     place: str = field(default="", repr=False)
 
     @property
     def texts(self) -> list[str]:
-        """The JSON text of each record, character by character as the API sent it. It needs the extra ``sync``."""
+        """The JSON text of each record, exactly as the API sent it. It needs the extra ``sync``."""
         return [record.decode() for record in split(self.body, self.place).records or ()]
 
 
 @dataclass(frozen=True, slots=True)
 class List:
-    """A list to read: its account, the start time, and how."""
+    """A list to read: its source, its account and the start time."""
 
     source: Source
     account: Any = field(default=None, repr=False)
-    """What :attr:`Source.within` and ``params`` are called with. It may hold a credential. None: there is none."""
+    """The argument of :attr:`Source.within` and ``params``. It may contain a credential. None: there is no account."""
     since: str | None = None
     raw: bool = False
-    """Whether records are kept as they were sent, for a sync; otherwise they are decoded."""
+    """Whether to keep records as they were sent, for a sync. Otherwise they are decoded."""
     parse_float: ParseNumber = None
 
 
 class Place(NamedTuple):
-    """Which page of a list."""
+    """The place of a page in a list."""
 
     number: int
     before: int = 0
-    """How many records the pages before it hold."""
+    """The number of records on the pages before it."""
     token: str | None = None
-    """:attr:`Page.token` of the page before it."""
+    """The :attr:`Page.token` of the page before it."""
 
 
 def checked_moment(since: datetime | str) -> str:
-    """Return *since* as a text, or raise ValueError."""
+    """Return *since* as text, or raise ValueError."""
     try:
         moment = datetime.fromisoformat(since) if isinstance(since, str) else since
     except ValueError:
@@ -96,7 +97,7 @@ def checked_moment(since: datetime | str) -> str:
 
 
 def greater(one: int | None, other: int | None) -> int | None:
-    """Return the greater number, or the one that is known."""
+    """Return the greater number. None stands for unknown."""
     return other if one is None else one if other is None else max(one, other)
 
 
@@ -109,20 +110,20 @@ async def read_filled(
     total_pages: int | None,
     total: int | None,
 ) -> Page:
-    """Read one page of a list, and again after a pause while it is empty and should not be.
+    """Read one page of a list. If it is unexpectedly empty, read it again after a pause.
 
     Args:
         session: As for :func:`lamella.pages`.
-        of: Which list.
-        place: Which page.
-        before: How many records the pages before it hold. None means unknown.
-        total_pages: How many pages the API counts. Beyond them, 400 and 404 mean an empty page. None means unknown.
-        total: How many records the API counts. None means unknown.
+        of: The list.
+        place: The place of the page.
+        before: The number of records on the pages before it. None means unknown.
+        total_pages: The API's count of pages. After these, 400 and 404 mean an empty page. None means unknown.
+        total: The API's count of records. None means unknown.
 
     Raises:
-        EmptyPage: It stayed empty, and by its own answer it should not be.
-        lamella.LamellaError: It could not be read.
-        ValueError: The answer holds no list, or errors.
+        EmptyPage: The page stayed empty, although the list continues by its own answer.
+        lamella.LamellaError: The page could not be read.
+        ValueError: The answer contains no list, or contains errors.
     """
     number = place.number
 
@@ -144,7 +145,7 @@ async def read_filled(
         if total_pages is None or number <= total_pages:
             raise
         return Page(number, None, [], answered=time.time())
-    # An empty page beyond the last one only means that records are missing, which UnsteadyList reports.
+    # An empty page after the last one only means that records are missing, which UnsteadyList reports.
     is_counted = page.total_pages is not None and number <= page.total_pages
     if not page.records and not page.bad and is_counted and is_due(page.total_pages, page.total):
         raise EmptyPage(of.source.name, number, page.total_pages, page.total)
@@ -187,9 +188,9 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
         answer, body = None, b""
     return Page(
         place.number,
-        # As if it had not said so: the list also ends with an empty page.
+        # Ignore the count: the list also ends with an empty page.
         None if total_pages is None or total_pages > _MOST_PAGES else total_pages,
-        cast("list[Any]", records),  # with raw, Records: a sequence for the sync alone
+        cast("list[Any]", records),  # for a sync (raw), it is a Records object
         answer,
         total,
         answered,
@@ -202,16 +203,16 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
 
 
 def _parsed(body: bytes, of: List, place: str) -> tuple[Any, Any, Cut | None, str | None]:
-    """Return the answer, its records, how it is cut into them for a sync, and what is wrong with it.
+    """Return the answer, its records, its division into records for a sync, and the error in it.
 
-    Without the body, which an exception would hold.
+    Raise without the body, which the cause would contain.
     """
     try:
         if of.raw:
             try:
                 cut = split(body, place, compact=True)
             except ValueError:
-                loads(body)  # its errors are those that callers of pages() know
+                loads(body)  # raises the errors that callers of pages() expect
                 raise
             return cut.answer, cut.records, cut, None
         answer = loads(body, of.parse_float)
@@ -222,7 +223,7 @@ def _parsed(body: bytes, of: List, place: str) -> tuple[Any, Any, Cut | None, st
 
 
 def _checked(cut: Cut, source: Source, what: str) -> tuple[Records, list[BadRecord]]:
-    """Return the records to be stored, and those that cannot be."""
+    """Return the records to be stored, and those that cannot be stored."""
     found, failed = records_of(cut, source)
     bad = []
     for position, exc in failed:
@@ -232,8 +233,8 @@ def _checked(cut: Cut, source: Source, what: str) -> tuple[Records, list[BadReco
 
 
 async def _body(response: aiohttp.ClientResponse, what: str) -> bytes:
-    """Return the body in UTF-8. Half a character, which other encodings may hold, is escaped."""
-    # Buffer has read the body, up to its limit. In a session without Buffer it is still to be read.
+    """Return the body as UTF-8. A lone surrogate, which other encodings may contain, is escaped."""
+    # Buffer has read the body up to its limit. In a session without Buffer, it must be read here.
     if not response.content.is_eof() and (
         (response.content_length or 0) > _LONGEST or not await wait_for_body(response, _LONGEST)
     ):
@@ -245,7 +246,7 @@ async def _body(response: aiohttp.ClientResponse, what: str) -> bytes:
         return body
     try:
         return body.decode(charset).encode("utf-8", "backslashreplace")
-    except LookupError:  # an unknown character set
+    except LookupError:  # unknown character set
         return body
     except ValueError as exc:
         problem = type(exc).__name__

@@ -1,4 +1,4 @@
-"""How far a sync has come, and its result."""
+"""The progress of a sync and its result."""
 
 from __future__ import annotations
 
@@ -15,60 +15,62 @@ from lamella.sync.tables import Misfits
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One resource of one account, and how far a sync has come with it."""
+    """One resource of one account, and its progress in a sync."""
 
     account: str
     """The account's name."""
     resource: str
     since: str | None
-    """Only what was changed since then is read (ISO 8601). None means everything."""
+    """Only records changed since this time are read (ISO 8601). None means all records."""
     pages: int = 0
-    """How many are stored."""
+    """The number of stored pages."""
     total_pages: int | None = None
-    """How many there are. None: not known yet."""
+    """The number of pages. None: not known yet."""
     records: int = 0
-    """How many were new, or not as they were stored before: in the whole run, where it was resumed."""
+    """The number of records that were new or changed. For a resumed run: since its beginning."""
     running: int = 0
-    """How many of its pages are being read."""
+    """The number of pages that are being read."""
     done: bool = False
-    """All is stored, and the next sync continues from here."""
+    """All records are stored, and the next sync continues from here."""
     skipped: bool = False
-    """It was done already when the run was resumed."""
+    """It was already done when the run was resumed."""
     error: Exception | None = None
-    """Why it failed: the error of the first page that could not be read or stored, or of the incomplete list."""
+    """The error of the first page that could not be read or stored, or of the incomplete list."""
     gap: bool = False
-    """It is done, but records that were last changed before `since` may be missing, since no run has read the list up
-    to it. The mark has not moved, so that a run without *since* reads them."""
+    """It is done, but records last changed before `since` may be missing, because no run has read the list up to that
+    time. The mark has not moved, so that a run without *since* reads them."""
     total: int | None = None
-    """The most records that the API has counted. None: it has not, so that it cannot be proved that all are there."""
+    """The highest record count that the API has stated. None: it stated none, so nothing proves that the list is
+    complete."""
     warnings: tuple[str, ...] = ()
-    """What the API has said beside the records; the first ten."""
+    """The first ten warnings of the API."""
     bad: tuple[str, ...] = ()
-    """Records that could not be stored, each with its page and position; the first ten."""
+    """The first ten records that could not be stored, each with its page and position."""
     compared: bool = False
-    """The whole list was read, and it is proved which of the stored records the API has: it counts as many different
-    records as were read, in each of its answers. Stored records that it no longer has are marked as deleted."""
+    """The whole list was read, and it is proved which stored records the API still has: in each answer, it counts as
+    many records as were read. Stored records that it no longer has are marked as deleted."""
     missing: int = 0
-    """How many records a reading of the whole list has brought that an earlier run should have: by their date of
-    change they are older than its mark."""
+    """The number of records that only a reading of the whole list found, although an earlier run should have: they were
+    last changed before its mark."""
     missing_ids: tuple[str, ...] = ()
     """The first ten of them."""
     deleted: int = 0
-    """How many records were marked as deleted, since the API no longer has them."""
+    """The number of records marked as deleted, because the API no longer has them."""
     deleted_ids: tuple[str, ...] = ()
     """The first ten of them."""
     unmet: int = 0
-    """How many stored records a reading of the whole list did not bring, without a proof that they are deleted."""
+    """The number of stored records that a reading of the whole list did not find, without a proof that they are
+    deleted."""
     nameless: int = 0
-    """How many records have no id. Their content identifies them. Each run reads the whole list, and then drops the
-    ones that it has not read: they were changed, or are gone."""
+    """The number of records without an id. Their content identifies them. Each run reads the whole list, and then drops
+    the records without an id that it has not read: they were changed or deleted."""
     dropped: bool = False
-    """What was stored for the account was of another company, or of another list: the run drops it when it begins,
-    and reads it again."""
+    """The stored records belong to another company or another list. The run drops them when it begins, and reads the
+    list again."""
 
 
 class Progress:
-    """How far a sync has come; the same object all the time, which changes."""
+    """The progress of a sync. It is one object, which changes during the run."""
 
     def __init__(
         self,
@@ -83,12 +85,12 @@ class Progress:
         """The run's number in its journal, from 1."""
         self.resumed = resumed
         self.departed = departed
-        """The accounts that are no longer synced, and that the journal had records of when the run began; of those that
-        it keeps, the ones that are not marked."""
+        """The accounts that had records in the journal when the run began, but are no longer synced. Accounts that are
+        already marked are left out."""
         self.changed: Part | None = None
-        """The part that has changed last. None at the beginning."""
+        """The part that changed last. None at the beginning."""
         self.misfits: Misfits = Misfits()
-        """What does not fit the typed columns of the output, when it is written."""
+        """The values that do not fit the typed columns of the output, once it is written."""
         self._parts = {(part.account, part.resource): part for part in parts}
         self._batch = batch
 
@@ -98,12 +100,12 @@ class Progress:
 
     @property
     def parts(self) -> Mapping[tuple[str, str], Part]:
-        """The parts, by the account's name and the resource, in the order in which they were given."""
+        """The parts by account name and resource, in the given order."""
         return MappingProxyType(self._parts)
 
     @property
     def outage(self) -> LamellaError | None:
-        """The last failure of the API while its outage pauses the sync."""
+        """The last failure of the API, while an outage pauses the sync."""
         return self._batch.outage
 
 
@@ -112,17 +114,17 @@ class Report:
     """The result of a sync."""
 
     run: int
-    """Its number in the journal, from 1."""
+    """The number of the run in the journal, from 1."""
     resumed: bool
     parts: tuple[Part, ...]
     took: float
     """Seconds."""
     departed: tuple[str, ...] = ()
-    """The accounts that are no longer synced, and that the journal had records of when the run began; of those that it
-    keeps, the ones that are not marked."""
+    """The accounts that had records in the journal when the run began, but are no longer synced. Accounts that are
+    already marked are left out."""
     misfits: Misfits = field(default_factory=Misfits)
-    """Values that do not fit the typed columns of the output, where they are null: how many, and the first ten. The
-    records themselves are there."""
+    """The number and the first ten of the values that do not fit the typed columns of the output, and are null there.
+    The records themselves are complete."""
 
     @property
     def done(self) -> bool:
@@ -136,22 +138,22 @@ class Report:
 
     @property
     def unproved(self) -> tuple[Part, ...]:
-        """The parts that are done, and of which the API gives no total."""
+        """The parts that are done, but for which the API states no total."""
         return tuple(part for part in self.parts if part.done and part.total is None)
 
     @property
     def pages(self) -> int:
-        """How many are stored."""
+        """The number of stored pages."""
         return sum(part.pages for part in self.parts)
 
     @property
     def records(self) -> int:
-        """How many were new or changed."""
+        """The number of records that were new or changed."""
         return sum(part.records for part in self.parts)
 
 
 def part_of(wanted: Wanted, position: Position) -> Part:
-    """Return a list as a part of the sync."""
+    """Return the part for a list."""
     return Part(
         *wanted,
         since=position.since,

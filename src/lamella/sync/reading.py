@@ -1,4 +1,4 @@
-"""Choose the pages of a sync, read and store them, and conclude their lists."""
+"""Choose the pages of a sync, read and store them, and complete their lists."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from lamella.sync.progress import Part, Progress, part_of
 from lamella.sync.source import Source
 
 _OF_ONE_PAGE: Final = (LamellaError, EmptyPage, AnswerFailed, BadRecord)
-"""Errors that need not concern the other pages of the list."""
+"""Errors that may affect only one page of a list."""
 _OF_THE_LIST: Final = (Forbidden, NotFound, MethodNotAllowed)
-"""Those of them that do: each further page would end in the same way, and some systems block a key for that."""
+"""Errors among them that affect the whole list. Each further page would fail too, and some systems then block a key."""
 
 _MOST_TOLD: Final = 10
-"""How many warnings, bad records and ids of a list are reported."""
+"""Maximum number of reported warnings, bad records and ids of a list."""
 
 
 class ListToRead:
@@ -38,14 +38,14 @@ class ListToRead:
         self.position = position
         self.part: Part = part_of(wanted, position)
         self.told: defaultdict[str, dict[str, None]] = defaultdict(dict)
-        """Warnings, bad records, ids: by the field of Part that has the first of them."""
+        """Warnings, bad records and ids, by the field of Part that contains the first ones."""
         self.known = 0
         """The last page to read, as far as known."""
         self.is_over = False
-        """Whether no more of its pages need to be read."""
+        """Whether the list needs no more pages."""
         url = URL(source.url)
         self.origin: str = str(url.origin()) if url.absolute else ""
-        """Of its URL. Empty: that of the session's base URL."""
+        """The origin of its URL. Empty: the origin of the session's base URL."""
         self.list: List = List(source, account, position.since, raw=True)
 
 
@@ -60,12 +60,12 @@ class PageToRead:
 
     @property
     def is_needed(self) -> bool:
-        """Whether it is still to be read."""
+        """Whether the page must still be read."""
         return not self.of.is_over and self.walk == self.of.position.walk
 
 
 class PageSource:
-    """Yields the known pages, one of each list in turn. It ends when no page is being read that may reveal others."""
+    """Yields the known pages, one of each list in turn. It ends when no page is being read that may lead to others."""
 
     def __init__(self) -> None:
         self._lists: deque[tuple[ListToRead, Iterator[PageToRead]]] = deque()
@@ -73,7 +73,7 @@ class PageSource:
         self._changed = anyio.Event()
 
     def add(self, of: ListToRead, numbers: Sequence[int], token: str | None = None) -> None:
-        """Add the pages *numbers* of a list; *token* leads to the only one, in a chain."""
+        """Add the pages *numbers* of a list. In a chain, there is one page, and *token* leads to it."""
         if numbers:
             of.known = numbers[-1]
             walk, size = of.position.walk, of.position.largest
@@ -82,7 +82,7 @@ class PageSource:
             self._changed.set()
 
     def ended(self) -> None:
-        """Note that one of the pages has ended."""
+        """Record that one of the pages has ended."""
         self._running -= 1
         self._changed.set()
 
@@ -117,19 +117,19 @@ class Reading:
         self.pages: PageSource = PageSource()
 
     def begin(self, progress: Progress) -> None:
-        """Report *progress* from now on."""
+        """Start to report *progress*."""
         self._progress = progress
         self._report()
 
     async def read(self, page: PageToRead) -> Position | None:
-        """Read a page, and store it. None: it was no longer needed."""
+        """Read a page and store it. None: the page was no longer needed."""
         of, position = page.of, page.of.position
         if not page.is_needed:
             return None
         if not page.begun:
             page.begun = True
             self._change(of, replace(of.part, running=of.part.running + 1))
-        # Without a total of records, how many are on the pages before says nothing.
+        # The number of records on the pages before is known only for numbered pages.
         parallel = of.list.source.pages.parallel
         read = partial(
             read_filled,
@@ -144,13 +144,13 @@ class Reading:
         return await self._journal.commit(lambda db: store(db, of.wanted, page.walk, found, of.list.source))
 
     def ended(self, outcome: ItemOutcome[PageToRead, Position | None]) -> None:
-        """Update the part of a page that has ended, and add the pages that are known by it."""
+        """Update the part of an ended page, and add the pages that it revealed."""
         page, error = outcome.item, outcome.error
         of = page.of
         if isinstance(error, AccountStopped) and isinstance(error.__cause__, Exception):
             error = error.__cause__
         if not page.is_needed:
-            error = None  # the page is of an earlier walk
+            error = None  # the page belongs to an earlier walk
         if outcome.value is not None:
             error = error or outcome.value.error or next(iter(outcome.value.bad), None)
             of.told["warnings"] |= dict.fromkeys(outcome.value.warnings)
@@ -181,7 +181,7 @@ class Reading:
             if position.error is None:
                 self.pages.add(of, [1])
         if page.walk != of.position.walk:
-            return  # the page is of an earlier walk
+            return  # the page belongs to an earlier walk
         # Pages are stored concurrently, so a newer position may arrive before an older one.
         if (position.ended, position.stored) > (of.position.ended, of.position.stored):
             of.position = position

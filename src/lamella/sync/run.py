@@ -1,4 +1,4 @@
-"""A sync: all records of many accounts, from where the last one has ended."""
+"""A sync: read all records of many accounts, and continue where the last run ended."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from lamella.sync.stored import departed as others_in
 from lamella.sync.tables import NO_TABLES, Table
 
 _MOST_AT_ONCE: Final = 1000
-"""The largest default of *at_once*."""
+"""The maximum of *at_once* by default."""
 ALONE: Final[Mapping[str, Any]] = {"default": None}
-"""The accounts where there is one, whose credentials the session has."""
+"""The default accounts: a single one, whose credentials the session has."""
 
 
 def _one_and_all(_: object) -> str:
@@ -54,53 +54,51 @@ async def run(
     patience: float | None = 3600.0,
     on_progress: Callable[[Progress], object] | None = None,
 ) -> Report:
-    """Bring the records of all *sources* of all *accounts* up to date, page by page, and report what could not be read.
+    """Bring the records of all *sources* of all *accounts* up to date, page by page, and return a report.
 
-    The records are kept in *journal*, each as the JSON text that the API sent, without the white space between its
-    tokens. The next sync of a list continues from its high-water mark, less *lookback*. The mark moves only when as
-    many different records are stored as the API counts, and never beyond the moment at which the first of them was
-    read. A list that changes while it is read so that records may be missing, that holds fewer records than the API
-    counts, or of which a page brings no new record, is read up to three times; then its part fails with an
-    :class:`IncompleteList`.
+    *journal* stores the records, each as the JSON text that the API sent, without the white space between its tokens.
+    The next sync of a list continues from its high-water mark, minus *lookback*. The mark moves only when as many
+    different records are stored as the API counts, and never beyond the time at which the first of them was read. A
+    list is read up to three times if records may be missing: it changes during the reading, contains fewer records than
+    the API counts, or has a page without a new record. Then its part fails with an :class:`IncompleteList`.
 
-    A record that is deleted at the API stays, and the output marks it as deleted when a reading of the whole list has
-    proved that the API no longer has it: see :attr:`Part.compared` and *full_every*.
+    A record that is deleted at the API stays in the journal. The output marks it as deleted once a reading of the whole
+    list has proved that the API no longer has it: see :attr:`Part.compared` and *full_every*.
 
-    An error that concerns the whole account ends its parts: 401, and a rate limit that lasts too long
-    (:class:`lamella.RateLimited`: for example a daily quota). Any other failure ends its part alone, and the other
-    pages of the part are stored. An outage pauses the sync, as in :class:`lamella.batch.Batch`. When it is cancelled,
+    An error that affects the whole account ends its parts: 401, and a rate limit that lasts too long
+    (:class:`lamella.RateLimited`, for example a daily quota). Any other failure ends only its part, and the other pages
+    of the part are stored. An outage pauses the sync, as in :class:`lamella.batch.Batch`. If the sync is cancelled, the
     stored records stay, and *resume* continues from there.
 
     Args:
-        session: Its base URL is what the URLs of *sources* are relative to. Best with the layers of ``stack()`` and a
-            ``Breaker``.
-        sources: The lists, by the name that each has in the journal and the output.
-        accounts: By its name, what each source's ``within`` and ``params`` are called with. By default one,
-            ``"default"``, with the credentials of the session.
-        journal: Where all is kept, for this sync and the next ones. Its ``batch`` should name the API.
-        output: The file that gets all records at the end, by :func:`lamella.sync.export`, unless it is up to date.
-            None means none.
-        tables: The typed columns of *output*, by the name of the source; see :attr:`Report.misfits`.
-        since: Only what was changed since this moment, whatever the marks say; see :attr:`Part.gap`. None means from
-            the mark on, or everything where there is none.
-        resume: Whether to continue the last run, if there is one: only the rest is read.
-        lookback: How many seconds before its mark a list is read again: for clocks that differ, and for records that
-            appear late with an old date.
-        full_every: After so many seconds a list is read from its beginning again, and compared with what is stored. 0
-            means in this run. None means never, where the API can be asked for what has changed.
-        departed: What becomes of the records of accounts that the journal knows, and that are not given: ``"keep"``,
+        session: The URLs of *sources* are relative to its base URL. Use the layers of ``stack()`` and a ``Breaker``.
+        sources: The lists by name. The journal and the output contain this name.
+        accounts: The accounts by name. Each value is the argument of the ``within`` and ``params`` of the sources. The
+            default is one account, ``"default"``, with the credentials of the session.
+        journal: Stores the state of this sync and the next ones. Its ``batch`` should be the name of the API.
+        output: The file to which :func:`lamella.sync.export` writes all records at the end, unless it is up to date.
+            None means no file.
+        tables: The typed columns of *output* by name of the source. See :attr:`Report.misfits`.
+        since: Read only records changed since this time, regardless of the marks. See :attr:`Part.gap`. None means
+            since the mark, or all records if there is no mark.
+        resume: Whether to continue the last run, if there is one, and read only the rest.
+        lookback: Seconds before its mark from which a list is read again, to allow for clock differences and for
+            records that appear late with an old date.
+        full_every: Seconds after which a list is read from its beginning again and compared with the stored records. 0
+            means in this run. None means never, unless the API cannot select changed records.
+        departed: What to do with the records of accounts that are in the journal but not in *accounts*: ``"keep"``,
             ``"mark"`` as deleted, or ``"forget"``.
-        absent: The lists that are not there and not read, each by the names of its account and source. What is stored
-            of them stays.
-        identity: Returns a text for an account, such as its company. If it differs from that of the run before, all
-            that is stored for the account is dropped, and it is read from the beginning.
-        at_once: How many pages may be read at a time. None means as many as the accounts may have, up to 1,000.
-        at_once_per_account: How many pages of one account may be read at a time.
-        patience: How many seconds outages may pause a page in total. None means no limit.
-        on_progress: Called at the beginning, and whenever a part has changed.
+        absent: The lists that do not exist and are not read, each as the names of its account and source. Their stored
+            records stay.
+        identity: Returns a text for an account, such as its company. If the text differs from that of the previous run,
+            all stored records of the account are dropped, and it is read from the beginning.
+        at_once: Maximum number of pages read concurrently. None means as many as the accounts may have, up to 1,000.
+        at_once_per_account: Maximum number of pages of one account read concurrently.
+        patience: Maximum total pause of a page by outages, in seconds. None means no limit.
+        on_progress: Called at the beginning and after each change of a part.
 
     Raises:
-        ValueError: An argument is out of its range; before anything is sent.
+        ValueError: An argument is out of range. Raised before anything is sent.
         ModuleNotFoundError: msgspec is missing: ``pip install 'lamella[sync]'``.
         lamella.batch.JournalError: The journal cannot be written.
         OSError: The output cannot be written.
@@ -115,7 +113,7 @@ async def run(
     if output is not None:
         check_output(output, tables)
     elif tables:
-        raise ValueError("tables need an output, and there is none")
+        raise ValueError("tables need an output, got none")
     if at_once is None:
         at_once = max(1, min(len(accounts) * at_once_per_account, _MOST_AT_ONCE))
     reading = Reading(session, journal, on_progress)
@@ -163,12 +161,12 @@ async def plan(
     absent: Collection[tuple[str, str]] = (),
     identity: Callable[[Any], str] = _one_and_all,
 ) -> tuple[Part, ...]:
-    """Return the parts that :func:`run` would begin with. It sends nothing, and writes nothing.
+    """Return the parts with which :func:`run` would begin. Send and write nothing.
 
     Args:
         sources: The lists by name, as for :func:`run`.
-        accounts: The accounts by name. Default: one without a name.
-        journal: The journal of the runs. None means that there is none yet.
+        accounts: The accounts by name. The default is one account, ``"default"``.
+        journal: The journal of the runs. None means that no journal exists yet.
         since: As for :func:`run`.
         resume: As for :func:`run`.
         lookback: As for :func:`run`, in seconds.
@@ -201,7 +199,7 @@ def _checked(
 ) -> tuple[list[Wanted], Ask]:
     for what, names in (("accounts", accounts), ("sources", sources)):
         if not names or not all(names):
-            raise ValueError(f"{what} must not be empty, and have names that are not")
+            raise ValueError(f"{what} and no name in it may be empty")
     if since is not None and resume:
         raise ValueError("since begins a new run and resume continues the last one: give only one of them")
     check_seconds("lookback", lookback, zero=True)

@@ -1,4 +1,4 @@
-"""Describe a paginated list: how to request its pages, and what a response says about the list."""
+"""Describe a paginated list: how to request its pages, and where a response has the records and counts."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ _TOO_MANY: Final = 2**53
 
 @dataclass(frozen=True, slots=True)
 class Pagination:
-    """How the pages of a list are asked for."""
+    """How to request the pages of a list."""
 
     _: KW_ONLY
     page_size: int = 100
-    """How many records to ask for on a page."""
+    """The number of records to request per page."""
     size: str | None = "limit"
-    """The query parameter for that. None means that there is none."""
+    """The query parameter for the page size. None means that there is no such parameter."""
     parallel: ClassVar[bool] = False
-    """Whether a page can be asked for without the answer to the one before."""
+    """Whether a page can be requested without the answer to the previous one."""
     linked: ClassVar[bool] = False
-    """Whether the token of a page is the URL of the next one."""
+    """Whether the token of a page is the URL of the next page."""
 
     def __post_init__(self) -> None:
         check_whole("page_size", self.page_size)
 
     def query(self, number: int, before: int, token: str | None) -> dict[str, str]:
-        """Return the query for a page: its *number* from 1, the records *before* it, the *token* of a chain."""
+        """Return the query for a page, by its *number* from 1, the records *before* it, or the *token* of a chain."""
         return {} if self.size is None else {self.size: str(self.page_size)}
 
     def token(self, response: aiohttp.ClientResponse, answer: object) -> str | None:
-        """Return what leads to the page after an answer, as :attr:`Page.token`. None: it is the last one."""
+        """Return the :attr:`Page.token` of the page after an answer. None: it is the last page."""
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Numbered(Pagination):
-    """Pages with numbers: ``?page=2&limit=100``. They are read side by side once their number is known."""
+    """Numbered pages: ``?page=2&limit=100``. They are read concurrently once their count is known."""
 
     page: str = "page"
-    """The query parameter for the number."""
+    """The query parameter for the page number."""
     first: int = 1
     """The number of the first page."""
     parallel: ClassVar[bool] = True
@@ -59,10 +59,10 @@ class Numbered(Pagination):
 
 @dataclass(frozen=True, slots=True)
 class Offset(Pagination):
-    """Pages that begin with a record: ``?offset=100&limit=100``. They are read side by side once the total is known."""
+    """Pages that begin at an offset: ``?offset=100&limit=100``. They are read concurrently once the total is known."""
 
     offset: str = "offset"
-    """The query parameter for the number of records to pass over."""
+    """The query parameter for the number of records to skip."""
     parallel: ClassVar[bool] = True
 
     def query(self, number: int, before: int, token: str | None) -> dict[str, str]:
@@ -71,12 +71,12 @@ class Offset(Pagination):
 
 @dataclass(frozen=True, slots=True)
 class Cursor(Pagination):
-    """Pages that lead to the next one by a text in the answer: ``?cursor=…&limit=100``."""
+    """Pages with a cursor for the next page in the answer: ``?cursor=…&limit=100``."""
 
     next: str = "next_cursor"
-    """Where that text is in the answer: names with points between them. Null, empty or missing: the last page."""
+    """The place of the cursor in the answer: names separated by points. Null, empty or missing: the last page."""
     cursor: str = "cursor"
-    """The query parameter for it."""
+    """The query parameter for the cursor."""
 
     def query(self, number: int, before: int, token: str | None) -> dict[str, str]:
         return {**Pagination.query(self, number, before, token), **({} if token is None else {self.cursor: token})}
@@ -91,7 +91,7 @@ class _Linked(Pagination):
     linked: ClassVar[bool] = True
 
     def url(self, response: aiohttp.ClientResponse, answer: object) -> str | None:
-        """Return the URL of the next page, perhaps a relative one."""
+        """Return the URL of the next page, which may be relative."""
         raise NotImplementedError
 
     def token(self, response: aiohttp.ClientResponse, answer: object) -> str | None:
@@ -100,7 +100,7 @@ class _Linked(Pagination):
             return None
         url = response.url.join(URL(found))
         if url.origin() != response.url.origin():
-            # The credentials of the session would go there.
+            # Otherwise the credentials of the session would be sent there.
             raise ValueError(
                 f"the next page is at another origin: {url.origin()}, and this one at {response.url.origin()}"
             )
@@ -109,7 +109,7 @@ class _Linked(Pagination):
 
 @dataclass(frozen=True, slots=True)
 class LinkHeader(_Linked):
-    """Pages whose header ``Link`` has the URL of the next one (RFC 8288), as at GitHub. Only to the same origin."""
+    """Pages with the URL of the next page, of the same origin, in the header ``Link`` (RFC 8288), as at GitHub."""
 
     rel: str = "next"
 
@@ -120,10 +120,10 @@ class LinkHeader(_Linked):
 
 @dataclass(frozen=True, slots=True)
 class NextUrl(_Linked):
-    """Pages whose body has the URL of the next one. Only to the same origin."""
+    """Pages with the URL of the next page in the body. It must have the same origin."""
 
     next: str = "next"
-    """Where it is in the answer: names with points between them. Null, empty or missing: the last page."""
+    """The place of the URL in the answer: names separated by points. Null, empty or missing: the last page."""
 
     def url(self, response: aiohttp.ClientResponse, answer: object) -> str | None:
         found = at(answer, self.next)
@@ -140,7 +140,7 @@ Fetch = Callable[
 async def get(
     session: aiohttp.ClientSession, url: URL, query: Mapping[str, str] | None
 ) -> AsyncIterator[tuple[aiohttp.ClientResponse, str | None]]:
-    """Ask for a page by GET."""
+    """Request a page by GET."""
     async with session.get(url, params=query) as response:
         yield response, None
 
@@ -149,7 +149,7 @@ async def get(
 class Source:
     """One paginated list of an API.
 
-    Places in an answer are names with points between them: ``"meta.pagination.total"``.
+    Places in an answer are names separated by points: ``"meta.pagination.total"``.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -160,45 +160,47 @@ class Source:
     pages: Pagination = field(default_factory=Numbered)
     _: KW_ONLY
     records: str = "data"
-    """Where the records are in an answer. Empty: the answer is the list of records."""
+    """The place of the records in an answer. Empty: the answer is the list of records."""
     id: str | Sequence[str | None] | None = "id"
-    """The field that identifies a record. Of several fields, the first one that a record has. None, alone or as the
-    last one: the content of a record without such a field identifies it. It is stored as often as the list has it, and
-    each run reads the whole list."""
+    """The field that identifies a record. With several fields, the first one in the record counts. None, alone or as
+    the last one: the content identifies a record without such a field. The record is stored as many times as it occurs
+    in the list, and each run reads the whole list."""
     changed: str | Sequence[str] | None = None
     """The field with the moment of a record's last change: ISO 8601 (UTC if it has no zone), or seconds since 1970.
-    Of several the first one that a record has. None means that a record has none: each run reads the whole list."""
+    With several fields, the first one in the record counts. None means that records have no such field. Then each run
+    reads the whole list."""
     since: str | None = None
-    """The query parameter for records that were changed since a moment. None: each run reads the whole list."""
+    """The query parameter that selects records changed since a given time. None: each run reads the whole list."""
     total: str | None = None
-    """Where an answer says how many records there are on all pages. None means nowhere."""
+    """The place of the number of records on all pages. None means that no answer has it."""
     total_pages: str | None = None
-    """Where an answer says how many pages there are."""
+    """The place of the number of pages."""
     errors: str | None = None
-    """Where an answer with a good status says that it failed."""
+    """The place of the errors in an answer with a successful status."""
     warnings: str | None = None
-    """Where an answer has warnings, which are reported."""
+    """The place of warnings, which are reported."""
     params: Mapping[str, str] | Callable[[Any], Mapping[str, str | None]] = field(default_factory=dict)
-    """More of the query, or a function that returns it for an account. None and empty values are left out."""
+    """Further query parameters, or a function that returns them for an account. None and empty values are left out."""
     within: Callable[[Any], AbstractContextManager[object]] = field(default=lambda _: nullcontext())
-    """Called with an account; returns a context manager around each request, which chooses the credentials."""
+    """Called with an account. Returns a context manager that is entered for each request and selects the
+    credentials."""
     variant: Callable[[Any], str] = field(default=lambda _: "", repr=False)
-    """Returns for an account what else distinguishes the list from others at its URL, such as a filter among `params`.
-    If it differs from that of the run before, what is stored of the list is dropped, and it is read from the
-    beginning."""
+    """Returns a text for an account that distinguishes the list from other lists at its URL, such as a filter in
+    `params`. If the text differs from that of the previous run, the stored records of the list are dropped, and it is
+    read from the beginning."""
     fetch: Fetch = field(default=get, repr=False)
-    """Asks for a page. It is a function of the session, the URL and the query, which returns a context of the answer
-    and of the place of its records (None: `records`), for an API whose first answer leads to another one."""
+    """Requests a page, for an API whose first answer leads to another one. Called with the session, the URL and the
+    query. Returns a context manager of the answer and the place of its records (None: `records`)."""
     rules: RuleBook = field(default=HTTP_RULES, repr=False)
-    """What an error status means, for a session whose layers do not raise."""
+    """The meaning of error statuses, for a session whose layers do not raise."""
     name: str = ""
-    """What messages call it. Empty: the end of its URL."""
+    """Its name in messages. Empty: the end of its URL."""
 
     def __post_init__(self) -> None:
         if not self.url:
             raise ValueError("url must not be empty")
         if "" in self.ids or not (self.ids or self.may_lack_id):
-            raise ValueError(f"id must name a field, or several, not {self.id!r}")
+            raise ValueError(f"id must name at least one field, not {self.id!r}")
         if not self.name:
             object.__setattr__(self, "name", URL(self.url).name or self.url)
 
@@ -209,17 +211,17 @@ class Source:
 
     @property
     def may_lack_id(self) -> bool:
-        """Whether a record may have none of them."""
+        """Whether a record may have none of the id fields."""
         return self.id is None or (not isinstance(self.id, str) and None in self.id)
 
     @property
     def dates(self) -> tuple[str, ...]:
-        """The fields that may say when a record was last changed."""
+        """The fields that may contain the time of the last change."""
         return () if self.changed is None else (self.changed,) if isinstance(self.changed, str) else tuple(self.changed)
 
     @property
     def identity(self) -> str:
-        """What its stored records depend on: a journal's records of another identity are of another list."""
+        """The identity of its stored records: records of another identity belong to another list."""
         return repr((self.url, self.records, self.ids, self.dates))
 
     def request(
@@ -235,7 +237,7 @@ class Source:
 
 
 def at(answer: object, place: str) -> Any:
-    """Return what is at a place in an answer; None where there is nothing."""
+    """Return the value at a place in an answer. None: there is no value."""
     for name in place.split(".") if place else ():
         if not isinstance(answer, Mapping):
             return None
@@ -244,6 +246,6 @@ def at(answer: object, place: str) -> Any:
 
 
 def count_at(answer: object, place: str | None) -> int | None:
-    """Return the number at a place in an answer, or None where there is no number that may be a count."""
+    """Return the number at a place in an answer. None: there is no number that may be a count."""
     value = None if place is None else at(answer, place)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _TOO_MANY else None

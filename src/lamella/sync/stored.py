@@ -1,4 +1,4 @@
-"""The records that a sync keeps in its journal, what they were made of, and which of them the API no longer has."""
+"""The records in the journal of a sync, their identities, and the marks of deleted records."""
 
 from __future__ import annotations
 
@@ -12,63 +12,63 @@ from lamella.sync import nameless
 from lamella.sync.decode import Record, Records
 from lamella.sync.errors import BadRecord
 
-# The names of a list would be in each row of its records twice, in the table and in its index.
+# Without this table, each record would contain the names of its list twice, in the table and in the index.
 _LISTS: Final = (
     """CREATE TABLE IF NOT EXISTS sync_lists (number INTEGER PRIMARY KEY, account TEXT NOT NULL, resource TEXT NOT NULL,
     UNIQUE (account, resource))""",
-    # `walk` is the one in which it was read last, `updated` what the record itself says, in microseconds since the
-    # epoch. With rowid: a record goes to the end of the table, so that pages are full. The text is last: what is in
-    # front of it can be read without it.
+    # `walk` is the last walk that read the record. `updated` is the date in the record, in microseconds since the
+    # epoch. With rowid, records are added at the end of the table, so that pages are full. The text is last, so that
+    # the other columns can be read without it.
     """CREATE TABLE IF NOT EXISTS sync_texts (list INTEGER NOT NULL, id TEXT NOT NULL, updated INTEGER,
     walk INTEGER NOT NULL, record TEXT NOT NULL, PRIMARY KEY (list, id))""",
     """CREATE VIEW IF NOT EXISTS sync_records AS SELECT account, resource, id, updated, record, walk
     FROM sync_lists JOIN sync_texts ON list = number""",
 )
 TABLES: Final = (
-    # What the records depend on, of an account (resource is empty) and of a list.
+    # The identity of the records of an account (resource is empty) or of a list.
     """CREATE TABLE IF NOT EXISTS sync_made (account TEXT NOT NULL, resource TEXT NOT NULL, made TEXT NOT NULL,
     PRIMARY KEY (account, resource))""",
-    # Records that the API no longer has, and since when that is known, in microseconds since the epoch.
+    # Deleted records, and since when the deletion is known, in microseconds since the epoch.
     """CREATE TABLE IF NOT EXISTS sync_deleted (account TEXT NOT NULL, resource TEXT NOT NULL, id TEXT NOT NULL,
     deleted INTEGER NOT NULL, PRIMARY KEY (account, resource, id)) WITHOUT ROWID""",
     # Accounts that are no longer synced, whose records count as deleted.
     "CREATE TABLE IF NOT EXISTS sync_departed (account TEXT PRIMARY KEY, departed INTEGER NOT NULL)",
     nameless.TABLE,
-    # One row: it counts the changes of the records.
+    # One row, which counts the changes of the records.
     "CREATE TABLE IF NOT EXISTS sync_version (version INTEGER NOT NULL)",
-    # Each output: the version that it was written from, and its file as it was then.
+    # For each output: the version of the records in it, and the state of its file.
     "CREATE TABLE IF NOT EXISTS sync_outputs (path TEXT PRIMARY KEY, version INTEGER NOT NULL, stamp TEXT NOT NULL)",
 )
 
 _OF_LISTS: Final = ("sync_deleted", "sync_parts", "sync_pages", "sync_contents")
-"""The tables with rows of a list, beside its records."""
+"""The other tables with rows for a list."""
 
 Departed = Literal["keep", "mark", "forget"]
-"""What becomes of the records of an account that is no longer synced."""
+"""What to do with the records of an account that is no longer synced."""
 
 
 @dataclass(slots=True)
 class Put:
-    """What the records of a page were."""
+    """Counts of the records of a page."""
 
     changed: int = 0
-    """New, or not as they were."""
+    """Records that were new or changed."""
     seen: int = 0
-    """Not read by this walk before. One that is twice on the page counts twice, as the API counts it."""
+    """Records that this walk had not read before. A record that is twice on the page counts twice, as at the API."""
     old: int = 0
-    """Those of them that were there before the walk began, as far as known."""
+    """Records of `seen` that existed before the walk began, as far as known."""
     undated: int = 0
-    """Those of them that do not say when they were changed, and are not known from before."""
+    """Records of `seen` without a date of change that were not stored before."""
     fresh: int = 0
-    """Those of them that were not stored, or marked as deleted."""
+    """Records of `seen` that were not stored, or were marked as deleted."""
     missing: list[str] = field(default_factory=list)
-    """The ids of records that were not stored, though they were last changed before the mark."""
+    """The ids of records that were not stored although they were last changed before the mark."""
     moved: Record | None = None
-    """One that this walk had read before, with another content."""
+    """A record that this walk had already read with different content."""
     doubtful: list[Record] = field(default_factory=list)
-    """Those that were read with two contents. Which one is right is not known."""
+    """Records that were read with two different contents. Which one is right is unknown."""
     bad: list[BadRecord] = field(default_factory=list)
-    """Those with the id of another record on the page."""
+    """Records with the id of another record on the page."""
 
 
 def put(
@@ -81,16 +81,16 @@ def put(
     began: int,
     mark: int | None = None,
 ) -> Put:
-    """Store the records of a page, and return what they were.
+    """Store the records of a page and return their counts.
 
     Args:
         db: The journal.
         each: The account and the resource.
-        records: All of the page.
+        records: All records of the page.
         walk: The number of the walk.
-        page: What messages call the page.
+        page: The name of the page in messages.
         began: When the walk began, in microseconds since the epoch.
-        mark: All records that were last changed before it should be stored. None: nothing is known of that.
+        mark: All records that were last changed before it should already be stored. None: unknown.
     """
     number = _number_of(db, each)
     names = set(records.ids)
@@ -103,7 +103,7 @@ def put(
 
 
 def _put_first(db: sqlite3.Connection, number: int, records: Records, began: int) -> Put | None:
-    """Store the records of a page of a first walk; None: nothing is stored, since some of them are there."""
+    """Store the records of a page of the first walk. None: nothing was stored, since some of them already exist."""
     many = len(records)
     if not many:
         return Put()
@@ -127,10 +127,10 @@ def _put_again(  # noqa: PLR0917 - as put() was called
     began: int,
     mark: int | None,
 ) -> Put:
-    """Store the records of a page of which some are there."""
+    """Store the records of a page, some of which may already be stored."""
     found: dict[str, tuple[int | None, str, int]] = {}
     names = records.ids
-    for start in range(0, len(names), 500):  # SQLite takes only so many variables
+    for start in range(0, len(names), 500):  # SQLite limits the number of variables
         some = names[start : start + 500]
         sql = f"id IN ({', '.join('?' * len(some))})"
         rows = db.execute(f"SELECT id, updated, record, walk FROM sync_texts WHERE list = ? AND {sql}", (number, *some))  # noqa: S608
@@ -140,7 +140,7 @@ def _put_again(  # noqa: PLR0917 - as put() was called
         before, text, last = found.get(record.id, (None, None, -1))
         other = here.get(record.id)
         if other is not None and other.text != record.text:
-            again = f"has the id {record.id!r} of record {other.position}, and differs"
+            again = f"has the same id {record.id!r} as record {other.position}, but differs from it"
             result.bad.append(BadRecord(f"record {record.position} on {page} {again}"))
             result.doubtful.append(record)
         if last != walk or other is not None:
@@ -153,7 +153,7 @@ def _put_again(  # noqa: PLR0917 - as put() was called
                 result.missing.append(record.id)
         else:
             if record.updated is not None and before is not None and record.updated < before:
-                continue  # pages are read concurrently: this one is the older
+                continue  # pages are read concurrently, and this version is older
             if text != record.text:
                 result.moved = result.moved or record
                 result.doubtful.append(record)
@@ -171,7 +171,7 @@ def _put_again(  # noqa: PLR0917 - as put() was called
 
 
 def _number_of(db: sqlite3.Connection, each: tuple[str, str]) -> int:
-    """Return the number of a list in the journal; it gets one if it has none."""
+    """Return the number of a list in the journal. Assign one if it has none."""
     sql = "SELECT number FROM sync_lists WHERE account = ? AND resource = ?"
     row = db.execute(sql, each).fetchone()
     if row is None:
@@ -181,7 +181,7 @@ def _number_of(db: sqlite3.Connection, each: tuple[str, str]) -> int:
 
 
 def _take_back(db: sqlite3.Connection, each: tuple[str, str], names: Collection[str]) -> set[str]:
-    """Remove the marks of records that the API has again; return which they were."""
+    """Remove the deletion marks of records that the API has again. Return their ids."""
     where = "account = ? AND resource = ?"
     if not db.execute(f"SELECT 1 FROM sync_deleted WHERE {where} LIMIT 1", each).fetchone():  # noqa: S608 - our own
         return set()
@@ -190,7 +190,7 @@ def _take_back(db: sqlite3.Connection, each: tuple[str, str], names: Collection[
 
 
 def absent(db: sqlite3.Connection, each: tuple[str, str], walk: int) -> tuple[int, list[tuple[str, int]]]:
-    """Return how many records a walk has read, and those that it has not, and are not marked: id, and last walk."""
+    """Return how many records a walk has read, and id and last walk of each unmarked record that it has not read."""
     of_list = "FROM sync_records r WHERE account = ? AND resource = ?"
     all_of, met = db.execute(f"SELECT count(*), total(walk = ?) {of_list}", (walk, *each)).fetchone()
     if all_of == met:
@@ -210,7 +210,7 @@ def mark_deleted(db: sqlite3.Connection, each: tuple[str, str], names: Sequence[
 
 
 def departed(db: sqlite3.Connection, accounts: Collection[str], *, unmarked: bool = False) -> list[str]:
-    """Return the accounts that the journal has records of beside *accounts*; with *unmarked*, those without a mark."""
+    """Return the accounts in the journal that are not in *accounts*. *unmarked* leaves out those with a mark."""
     if not has_table(db, "sync_parts"):
         return []
     names = [name for (name,) in db.execute("SELECT DISTINCT account FROM sync_parts ORDER BY account")]
@@ -221,7 +221,7 @@ def departed(db: sqlite3.Connection, accounts: Collection[str], *, unmarked: boo
 
 
 def settle_departed(db: sqlite3.Connection, accounts: Collection[str], how: Departed, moment: int) -> None:
-    """Keep, mark or forget the records of accounts that the journal has beside *accounts*, which have come back."""
+    """Keep, mark or forget the records of accounts that are not in *accounts*. Remove the marks of *accounts*."""
     gone = [(name,) for name in departed(db, accounts)]
     back = [(name,) for name in accounts]
     changed = db.executemany("DELETE FROM sync_departed WHERE account = ?", back).rowcount
@@ -238,7 +238,7 @@ def settle_departed(db: sqlite3.Connection, accounts: Collection[str], how: Depa
 
 
 def drop(db: sqlite3.Connection, keys: Collection[tuple[str, str]]) -> None:
-    """Drop all that is stored of these lists; of a whole account, where the resource is empty."""
+    """Drop everything stored for these lists, or for the whole account if the resource is empty."""
     _drop_records(db, keys)
     for table in _OF_LISTS:
         db.executemany(f"DELETE FROM {table} WHERE account = ? AND ? IN ('', resource)", keys)  # noqa: S608 - as above
@@ -252,13 +252,13 @@ def _drop_records(db: sqlite3.Connection, keys: Collection[tuple[str, str]]) -> 
 
 
 def count_change(db: sqlite3.Connection) -> None:
-    """Note that the records have changed, so that each output is out of date."""
+    """Record that the records have changed, so that each output is out of date."""
     if not db.execute("UPDATE sync_version SET version = version + 1").rowcount:
         db.execute("INSERT INTO sync_version VALUES (1)")
 
 
 def of_others(db: sqlite3.Connection, made: Mapping[tuple[str, str], str]) -> set[tuple[str, str]]:
-    """Return the keys of *made* whose records were made of something else. Where that is unknown, they were not."""
+    """Return the keys of *made* whose stored records have another identity. An unknown identity counts as equal."""
     if not has_table(db, "sync_made"):
         return set()
     before = {(account, resource): of for account, resource, of in db.execute("SELECT * FROM sync_made")}
@@ -266,9 +266,9 @@ def of_others(db: sqlite3.Connection, made: Mapping[tuple[str, str], str]) -> se
 
 
 def adopt(db: sqlite3.Connection) -> None:
-    """Create the tables, and take over the records of a journal by an earlier lamella.
+    """Create the tables, and convert the records of a journal of an earlier lamella version.
 
-    The marks of the earliest one count for nothing: all is read again.
+    The marks of the earliest version are ignored, so all lists are read again.
     """
     if has_table(db, "maesn_records") and not has_table(db, "sync_records"):
         db.execute("ALTER TABLE maesn_records RENAME TO sync_records")
@@ -290,11 +290,11 @@ def adopt(db: sqlite3.Connection) -> None:
 
 
 def is_to_adopt(db: sqlite3.Connection) -> bool:
-    """Return whether each record of the journal has the names of its list."""
+    """Return whether the journal has the old format, in which each record contains the names of its list."""
     row = db.execute("SELECT type FROM sqlite_master WHERE name = 'sync_records'").fetchone()
     return row is not None and row[0] == "table"
 
 
 def has_table(db: sqlite3.Connection, table: str) -> bool:
-    """Return whether there is a *table*."""
+    """Return whether *table* exists."""
     return db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone() is not None

@@ -1,7 +1,7 @@
-"""Typed columns of an output: what a schema states, and a record as rows of its tables.
+"""Typed columns of an output: a schema, and the conversion of a record to rows of its tables.
 
-The values are exact: a decimal keeps each digit. A value that does not fit is null in its table, and reported; the
-record itself is in the output as it was sent.
+The values are exact: a decimal keeps each digit. A value that does not fit is null in its table and is reported. The
+output also contains the record as it was sent.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 _MOST_DIGITS: Final = 38
 _MOST_TOLD: Final = 10
 OWN: Final = ("account", "id", "position")
-"""Columns of each table beside those of its schema: a child table has all of them."""
+"""Columns of each table in addition to those of its schema. Only a child table has all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Type:
 
     @classmethod
     def of(cls, text: str) -> Type:
-        """Return the type of this name, or raise ValueError."""
+        """Return the type with this name, or raise ValueError."""
         found = _DECIMAL.fullmatch(text.strip())
         if found is None:
             if text not in _KINDS or "(" in text:
@@ -56,7 +56,7 @@ class Type:
         return cls("decimal", digits, scale)
 
     def value(self, found: Any) -> Any:
-        """Return the value of a field as it goes into the table, or raise ValueError. Of null that is None."""
+        """Return the value of a field for the table, or raise ValueError. None stands for null."""
         if found is None:
             return None
         if self.kind == "decimal":
@@ -69,7 +69,7 @@ class Type:
                 return found
         elif isinstance(found, str):
             if self.kind == "text":
-                found.encode()  # half a character has no place in a table
+                found.encode()  # a table cannot store a lone surrogate
                 return found
             if self.kind == "date":
                 return date.fromisoformat(found)
@@ -97,7 +97,7 @@ class Table:
     """The typed columns of a resource, and of the lists inside its records.
 
     Args:
-        columns: The type of each column, by the place of its value in a record: names with points between them. Types:
+        columns: The type of each column, by the place of its value in a record: names separated by points. Types:
             ``text``, ``integer``, ``decimal(18, 2)``, ``boolean``, ``date``, ``timestamp`` (in UTC).
         children: The columns of child tables, by the place of their list in a record, such as ``"lineItems"``.
 
@@ -108,7 +108,7 @@ class Table:
     columns: Mapping[str, str] = field(default_factory=dict)
     children: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     types: Mapping[str, Mapping[str, Type]] = field(init=False, repr=False)
-    """The types of all tables; its own is under the empty name."""
+    """The types of all tables. The empty name is the table of the resource itself."""
 
     def __post_init__(self) -> None:
         found = {}
@@ -125,7 +125,7 @@ class Table:
         object.__setattr__(self, "types", MappingProxyType(found))
 
     def __reduce__(self) -> tuple[type[Table], tuple[dict[str, str], dict[str, dict[str, str]]]]:
-        # For pickle, which takes no views of mappings.
+        # For pickle, which does not support mapping views.
         return type(self), (dict(self.columns), {name: dict(each) for name, each in self.children.items()})
 
 
@@ -144,15 +144,15 @@ class Misfit(NamedTuple):
 
 @dataclass(slots=True)
 class Misfits:
-    """How many values do not fit, the first of them, and the columns without any value."""
+    """The number of values that do not fit, the first of them, and the columns without any value."""
 
     count: int = 0
     first: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
-    """The columns that have a value in no record, though there are records: their names may be wrong."""
+    """The columns without a value in any record, although there are records: their names may be wrong."""
 
     def take(self, misfit: Misfit) -> None:
-        """Count one in."""
+        """Count a misfit."""
         self.count += 1
         if self.count <= _MOST_TOLD:
             self.first = (*self.first, str(misfit))
@@ -161,8 +161,8 @@ class Misfits:
 class Row(NamedTuple):
     """A row of a table of a resource."""
 
-    child: str  # the name of the child table; empty: the resource's own
-    values: tuple[Any, ...]  # account, id, in a child table the position from 1, and the columns
+    child: str  # the name of the child table. Empty: the table of the resource itself
+    values: tuple[Any, ...]  # account, id, the position from 1 (only in a child table), and the columns
 
 
 NO_TABLES: Final[Mapping[str, Table]] = MappingProxyType({})
@@ -183,12 +183,12 @@ def check_tables(tables: Mapping[str, Table]) -> None:
 
 
 def rows_of(table: Table, resource: str, account: str, name: str, record: str) -> Iterator[Row | Misfit]:
-    """Yield the rows of a record, and what does not fit."""
+    """Yield the rows of a record and its misfits."""
     try:
         found = json.loads(record, parse_float=Decimal, parse_int=exact_int)
     except (ValueError, ArithmeticError, RecursionError):
         found = {}
-        yield Misfit(resource, account, name, "*", "record that can be read")
+        yield Misfit(resource, account, name, "*", "readable record")
     for child, types in table.types.items():
         items = [found] if not child else at(found, child)
         if items is None:

@@ -14,20 +14,20 @@ from lamella import whole_file
 from lamella.sync.tables import OWN, Misfit, Row, Table, Type, rows_of
 
 _GROUP_ROWS: Final = 20_000
-"""Rows in a group of Parquet, which is held in memory."""
+"""Rows in a row group of Parquet, which is kept in memory."""
 
 _SQLITE: Final = {"integer": "INTEGER", "boolean": "INTEGER"}
-"""All others are TEXT: SQLite would make a float of a decimal."""
+"""All other types are TEXT: SQLite would convert a decimal to a float."""
 
 Write = Callable[[Sequence[tuple[str | None, ...]]], None]
-"""Takes rows of ``records``: account, resource, id, record, and perhaps deleted."""
+"""Receives rows of ``records``: account, resource, id, record, and possibly deleted."""
 OnMisfit = Callable[[Misfit], object]
 Empty = dict[tuple[str, str], dict[int, str]]
-"""The columns without a value so far, of resources with records: by resource and child the name by its place."""
+"""The columns without a value so far, of resources with records: by resource and child, the name by place."""
 
 
 def names_of_empty(empty: Empty) -> tuple[str, ...]:
-    """Return the names of these columns."""
+    """Return the names of the columns without a value."""
     return tuple(
         ".".join(filter(None, (resource, child, name)))
         for (resource, child), columns in empty.items()
@@ -36,7 +36,7 @@ def names_of_empty(empty: Empty) -> tuple[str, ...]:
 
 
 def names_of(tables: Mapping[str, Table]) -> Iterator[tuple[str, str, str, Mapping[str, Type]]]:
-    """Yield the name of each table, its resource, the child that it is of (or empty text), and its columns."""
+    """Yield the name of each table, its resource, the name of its child list (or empty text), and its columns."""
     for resource, table in tables.items():
         for child, types in table.types.items():
             yield f"{resource}_{child}" if child else resource, resource, child, types
@@ -48,7 +48,7 @@ def files_beside(path: Path, tables: Mapping[str, Table]) -> dict[str, Path]:
 
 
 def sqlite_tables(db: sqlite3.Connection, tables: Mapping[str, Table], on_misfit: OnMisfit, empty: Empty) -> Write:
-    """Create the tables in *db*, and return a function that fills them."""
+    """Create the tables in *db* and return a function that fills them."""
     inserts = {}
     for name, resource, child, types in names_of(tables):
         own = ["account TEXT NOT NULL", "id TEXT NOT NULL", *(["position INTEGER NOT NULL"] if child else [])]
@@ -67,7 +67,7 @@ def sqlite_tables(db: sqlite3.Connection, tables: Mapping[str, Table], on_misfit
 
 @contextmanager
 def parquet_tables(path: Path, tables: Mapping[str, Table], on_misfit: OnMisfit, empty: Empty) -> Iterator[Write]:
-    """Yield a function that fills a file for each table; at the end the files replace those that are there."""
+    """Yield a function that fills a file for each table. At the end the files replace the existing ones."""
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
@@ -109,7 +109,7 @@ def parquet_tables(path: Path, tables: Mapping[str, Table], on_misfit: OnMisfit,
 
         yield _writer(tables, take, on_misfit, empty)
         for key in held:
-            write_group(key)  # also an empty one: some readers need a group
+            write_group(key)  # even an empty one: some readers need a group
 
 
 def _writer(
@@ -118,7 +118,7 @@ def _writer(
     on_misfit: OnMisfit,
     empty: Empty,
 ) -> Write:
-    """Return a function that passes the rows of each table to *take*, without records that are deleted."""
+    """Return a function that passes the rows of each table to *take*, except those of deleted records."""
     begun: set[str] = set()
 
     def begin(resource: str, table: Table) -> None:
@@ -148,7 +148,7 @@ def _writer(
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as SQLite takes it."""
+    """Convert a value for SQLite."""
     if isinstance(value, Decimal):
         return format(value, "f")
-    return value.isoformat() if isinstance(value, date) else value  # datetimes are dates as well
+    return value.isoformat() if isinstance(value, date) else value  # a datetime is also a date

@@ -1,4 +1,4 @@
-"""One reading of a list, as the journal keeps it, and what it proves of the records that are stored."""
+"""One reading of a list, as stored in the journal, and its evidence about the stored records."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ Each = tuple[str, str]
 
 @dataclass(slots=True)
 class Walk:
-    """One reading of a list: its row of sync_parts. Moments are in microseconds since the epoch."""
+    """One reading of a list: its row of sync_parts. Times are in microseconds since the epoch."""
 
     run: int
     page_size: int
     since: str | None
     walk: int
-    walks: int = 1  # how often the list was read in this run
+    walks: int = 1  # the number of readings in this run
     began: int | None = None  # the API's time at the first answer
-    highest: int | None = None  # the newest change that was read
+    highest: int | None = None  # the newest date of change of the records
     total: int | None = None  # the greatest number of records that the API has stated
-    pages: int | None = None  # the greatest number of pages that it has stated; of a chain, how many there are
-    unsteady: str | None = None  # how the list has moved while it was read
-    changed: int = 0  # records of this run that were new, or not as they were
+    pages: int | None = None  # the greatest number of pages that the API has stated. For a chain, the number of pages
+    unsteady: str | None = None  # how the list changed during the reading
+    changed: int = 0  # records of this run that were new or changed
     ended: bool = False
-    mark: int | None = None  # the moment up to which all is stored
-    gap: bool = False  # records between the mark and `since` are left out
-    read: int = 0  # how many records its pages hold
-    largest: int = 0  # how many records the largest page holds
-    seen: int = 0  # how many different records there are
-    old: int = 0  # how many of these were there before it began, as far as known
-    undated: int = 0  # how many of the others do not say when they were changed
-    dated: bool = False  # whether any record says so
-    first: int | None = None  # the total by page 1
-    more: int = 0  # how many pages beyond the last one are read, since records are missing
+    mark: int | None = None  # the time up to which all records are stored
+    gap: bool = False  # records between the mark and `since` are not read
+    read: int = 0  # the number of records on its pages
+    largest: int = 0  # the number of records on the largest page
+    seen: int = 0  # the number of different records
+    old: int = 0  # how many of them existed before the walk began, as far as known
+    undated: int = 0  # how many of the others have no date of change
+    dated: bool = False  # whether any record has a date of change
+    first: int | None = None  # the total that page 1 stated
+    more: int = 0  # pages after the last one that are read because records are missing
     repeated: int | None = None  # a page that brought no new record
-    empty: int = 0  # how many pages in a row were empty, of a chain
+    empty: int = 0  # consecutive empty pages of a chain
     bad: str | None = None  # the first record that could not be stored
     least: int | None = None  # the lowest number of records that the API has stated
-    fresh: int = 0  # how many of the different records were not stored, or marked as deleted, when it began
-    full: int | None = None  # when the last walk began that has read the whole list
-    exact: int | None = None  # the last walk before this one whose records were those of the list
-    verify: bool = False  # whether the list is read once more where that is needed to know what is deleted
-    compared: bool = False  # whether it has proved which of the stored records the API has
+    fresh: int = 0  # how many of the different records were not stored, or were marked as deleted, when the walk began
+    full: int | None = None  # when the last walk that read the whole list began
+    exact: int | None = None  # the last earlier walk whose records were exactly those of the list
+    verify: bool = False  # whether to read the list again if deletions are not proved yet
+    compared: bool = False  # whether the walk proved which stored records the API still has
     missing: int = 0  # records of this run that an earlier run should have stored
     deleted: int = 0  # records of this run that were marked as deleted
-    unmet: int = 0  # stored records that were not read, where it is not proved that they are deleted
+    unmet: int = 0  # stored records that were not read and not proved to be deleted
     nameless: int = 0  # records without an id
 
     def again(self, *, walks: int) -> Walk:
@@ -67,15 +67,15 @@ class Walk:
 
     @property
     def has_ended(self) -> bool:
-        """Whether all of it is stored."""
-        return bool(self.ended)  # the journal has it as a number
+        """Whether the whole list is stored."""
+        return bool(self.ended)  # the journal stores it as a number
 
     @property
     def has_all(self) -> bool:
-        """Whether it has read as many records as were there when it began, as far as the API counts.
+        """Whether the walk has read as many records as existed when it began, by the API's count.
 
-        Records that are new since then do not replace others; without dates they cannot be distinguished.
-        Where more old ones were read than page 1 counted, its count is wrong.
+        Records created since then do not replace missing ones; without dates, they cannot be distinguished. If more old
+        records were read than page 1 counted, that count is wrong.
         """
         if self.total is None:
             return True
@@ -83,19 +83,19 @@ class Walk:
         return self.seen >= self.total if self.first is None or old > self.first else old == self.first
 
     def is_exact(self, met: int) -> bool:
-        """Return whether the records that it has read, *met* of them, are those of the list.
+        """Return whether the *met* records that it has read are exactly those of the list.
 
-        That is so by a count that has not changed meanwhile.
+        This requires a count that did not change during the walk.
         """
         counts = {self.total, self.least, self.first}
         return self.since is None and counts == {met} and self.repeated is None
 
     def is_deleted(self, last: int) -> bool:
-        """Return whether a stored record is deleted that this walk, which is exact, has not read.
+        """Return whether a stored record that this exact walk has not read is deleted.
 
-        It may have moved to a page that had been read, when another one was deleted, and one was created so that the
-        count stayed the same; but then not all of the others were stored before. An answer that holds nothing may be a
-        mistake. In both cases, another exact walk must have missed it as well.
+        If another record was deleted and a new one created, the count stayed the same, but the record may have moved to
+        a page that was already read. In this case, not all other records were stored before. An empty answer may be a
+        mistake. In both cases, another exact walk must also have missed the record.
 
         Args:
             last: The walk that has read the record.
@@ -122,7 +122,7 @@ def prepare(db: sqlite3.Connection) -> None:
     there = {name for _, name, *_ in db.execute("PRAGMA table_info(sync_parts)")}
     blank = Walk(0, 0, None, 0)
     for name in _COLUMNS:
-        if name not in there:  # a journal of before there was such a column
+        if name not in there:  # a journal from before this column existed
             default = getattr(blank, name)
             db.execute(
                 f"ALTER TABLE sync_parts ADD COLUMN {name} DEFAULT {'NULL' if default is None else int(default)}"
@@ -130,18 +130,18 @@ def prepare(db: sqlite3.Connection) -> None:
 
 
 def load(db: sqlite3.Connection, each: Each) -> Walk | None:
-    """Return the last walk of a list. None: there was none."""
+    """Return the last walk of a list. None: there was no walk."""
     found = db.execute("SELECT * FROM sync_parts WHERE account = ? AND resource = ?", each)
     row = found.fetchone()
     if row is None:
         return None
     values = dict(zip((name for name, *_ in found.description), row, strict=True))
-    # What is only looked at may be a journal of before there was such a column.
+    # A journal that is only read may be from before some column existed.
     return Walk(**{name: values[name] for name in _COLUMNS if name in values})
 
 
 def save(db: sqlite3.Connection, each: Each, walk: Walk) -> None:
-    """Store a walk in the place of the last one."""
+    """Store a walk in place of the last one."""
     names, places = ", ".join(_COLUMNS), ", ".join("?" * (2 + len(_COLUMNS)))
     sql = f"INSERT OR REPLACE INTO sync_parts (account, resource, {names}) VALUES ({places})"  # noqa: S608 - as above
     db.execute(sql, (*each, *_values(walk)))

@@ -93,7 +93,7 @@ class _Waits:
 class RequestSpan(Layer):
     """Record one INTERNAL span around all attempts and waits of a call, with an event for each decision.
 
-    It also measures whole calls: duration, waits, and why they were given up. It belongs outermost, so that it sees
+    It also measures whole calls: duration, waits, and why they were given up. It belongs outermost, so that it covers
     everything. The span ends when the layers return the response, with the outcome: success, failure (with the reason
     for stopping), or cancelled, which is not an error.
 

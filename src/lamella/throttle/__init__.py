@@ -1,4 +1,4 @@
-"""``Throttle``: the calls of an account keep to its rate limit, stated or learned."""
+"""``Throttle``: keep the calls of each account within its rate limit, which is stated or learned."""
 
 from lamella.throttle.belief import Belief
 from lamella.throttle.layer import Throttle

@@ -1,4 +1,4 @@
-"""An account of a server: its queue, its rate-limit episode, and what is learned of its limit."""
+"""An account of a server: its queue, its rate-limit episode and its learned limit."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _R = TypeVar("_R")
 
 @dataclass(eq=False, slots=True)
 class Episode:
-    """A rate-limit episode of an account: from a refusal to the next success. Until it is one, refusals in doubt."""
+    """A rate-limit episode, or refusals that may become one. It lasts from a refusal to the next success."""
 
     began: float  # by the loop's clock
-    context: SpanContext  # of the refused call
-    queued_before: int  # calls that had been queued, and sent, before it
-    last: float  # when the last attempt before it was sent; a success of a later one disproves it
-    recorded: bool  # whether there is a span and metrics
+    context: SpanContext  # the span of the refused call
+    queued_before: int  # the number of calls that were queued and sent before the episode
+    last: float  # when the last attempt before the refusal was sent. A success of a later attempt disproves the episode
+    recorded: bool  # whether a span and metrics are recorded
     wait: float = 0.0
     refused: int = 0
-    generation: int = 0  # of the last refused permit: a success with a later one ends the episode
+    generation: int = 0  # generation of the last refused permit. A success with a later generation ends the episode
     started: int = field(default_factory=time.time_ns)
 
 
@@ -44,28 +44,28 @@ class Learning(NamedTuple):
 
     state: SharedState
     period: float
-    """To assume where nothing is known, in seconds."""
+    """The period to assume while none is known, in seconds."""
     learns: bool
-    """False: the user has stated the limit."""
+    """False if the user has stated the limit."""
     cost: Cost | None
 
 
 @dataclass(eq=False, slots=True)
 class Account:
-    """An account, whose limit is learned: a :class:`lamella.throttle.quota.Station` of each call."""
+    """An account with a learned limit. It is a :class:`lamella.throttle.quota.Station` of each of its calls."""
 
     name: str  # a hash: the key itself may be a credential
     server: Mapping[str, AttributeValue]
-    measured: Mapping[str, AttributeValue]  # what metrics say about the server
+    measured: Mapping[str, AttributeValue]  # the attributes of the server on metrics
     learning: Learning
     count: Count
     queue: Queue = field(init=False)
     episode: Episode | None = None
     doubt: Episode | None = None
-    belief: tuple[AttributeValue, ...] = ("none", 0.0, 0.0, 0)  # as it was last recorded
-    stations: tuple[Station, ...] = ()  # of its last call, where the user states limits
+    belief: tuple[AttributeValue, ...] = ("none", 0.0, 0.0, 0)  # the last one that was recorded
+    stations: tuple[Station, ...] = ()  # the stations of its last call, if the user states limits
     is_common: bool = True
-    lease: Lease | None = None  # where processes share the account
+    lease: Lease | None = None  # set if several processes share the account
 
     def __post_init__(self) -> None:
         if self.lease is None:
@@ -88,7 +88,7 @@ class Account:
         return await self._ask(call, next_permit)
 
     async def earliest(self, call: Call, ahead: int) -> float | None:
-        return None  # what is learned may change
+        return None  # unknown: the learned limit may change
 
     async def _ask(self, call: Call, change: Callable[[RateEstimate, float, Sequence[float], float, Asked], _R]) -> _R:
         state, period, learns, cost = self.learning
@@ -99,6 +99,6 @@ class Account:
 
 
 def _waited(call: Call) -> float:
-    """Return for how many seconds *call* is queued."""
+    """Return for how many seconds *call* has been queued."""
     queued = waiting_of(call)
     return 0.0 if queued is None else asyncio.get_running_loop().time() - queued[0]

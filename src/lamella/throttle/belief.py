@@ -13,24 +13,24 @@ from lamella.throttle.stated import StatedLimit
 
 @dataclass(frozen=True, slots=True)
 class Belief:
-    """What is believed of the limits of an account."""
+    """The estimated limits of an account."""
 
     kind: Literal["none", "stated", "window", "bucket"]
-    """Of the rate limit. "none": none is known, or it is being measured."""
+    """The kind of the rate limit. "none": the limit is unknown, or is being measured."""
     requests: float
-    """How many the rate limit lets pass in a period. 0.0: it is not known."""
+    """The number of requests that the rate limit allows in a period. 0.0: unknown."""
     period: float
-    """In seconds. 0.0: it is not known."""
+    """The period in seconds. 0.0: unknown."""
     in_flight: int | None
-    """How many attempts may be in flight at a time. None: no such limit is known. A small bucket looks like one."""
+    """The maximum number of attempts in flight. None: no limit is known. A small bucket looks like one."""
     by_chance: float
-    """The share of the attempts that is refused by chance, of late. 0.0: none is."""
+    """The share of recent attempts that the server refused at random. 0.0: none."""
     stated: tuple[StatedLimit, ...] = ()
-    """What is left of the limits that the user or the server states, in the user's case those of the last call."""
+    """What remains of the limits that the user or the server states. The user's limits are those of the last call."""
 
 
 def believed(estimate: RateEstimate, limit: Limit | None, stated: Iterable[StatedLimit] = ()) -> Belief:
-    """Return what *estimate* says. *limit* is a number of requests that the user has stated, or None."""
+    """Return the belief in *estimate*. *limit* is a number of requests that the user has stated, or None."""
     left = tuple(stated)
     in_flight = int(estimate.most) if estimate.is_sure and estimate.most else None
     if limit is not None:
@@ -38,7 +38,7 @@ def believed(estimate: RateEstimate, limit: Limit | None, stated: Iterable[State
     if not estimate.requests or estimate.phase == "spread":
         return Belief("none", 0.0, 0.0, in_flight, estimate.chance, left)
     looks = estimate.phase in {"edge", "climb"} or estimate.proven_at >= 0
-    # While more is tried, the rate is even for a window as well.
+    # While a higher rate is tried, attempts are evenly spaced for a window as well.
     is_bucket = estimate.spread <= 1 and estimate.phase != "climb"
     requests = estimate.good if looks else estimate.requests
     return Belief("bucket" if is_bucket else "window", requests, estimate.period, in_flight, estimate.chance, left)

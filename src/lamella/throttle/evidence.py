@@ -1,10 +1,10 @@
-"""Decide what a refusal is evidence of: a used-up account, too many attempts in flight, or chance.
+"""Decide what a refusal shows: a used-up limit, too many attempts in flight, or a random refusal.
 
-A refusal closes the account at once where it was to be expected: as many have passed as the learned limit allows, or
-nothing has passed. Any other one begins a trial: nothing is sent until the attempts in flight are answered, a round
-trip. If most of those that were sent after the refused one pass, it was refused by chance. Otherwise one attempt goes
-alone. If it is refused, the account is used up. If it passes, no window is: then there were too many in flight, or the
-account has a bucket, which refuses again a few attempts later.
+An expected refusal blocks the account at once. A refusal is expected if as many attempts have passed as the learned
+limit allows, or if none has passed. Any other refusal begins a trial: Throttle sends nothing until the attempts in
+flight are answered. If most attempts sent after the refused one pass, the refusal was random. Otherwise Throttle sends
+one attempt alone. If it is refused, the limit is used up. If it passes, no window is used up: either too many attempts
+were in flight, or the account has a bucket, which refuses again a few attempts later.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from typing import Final
 
 from lamella.throttle.estimate import Permit, RateEstimate
 
-_OPEN: Final = 3  # so many passed for each refused one show that the account is open
-_TOLERATED: Final = 2.0  # refusals close together that begin a trial where single ones are tolerated
-_FADES: Final = 0.25  # of a refusal with each success
-_LIKELY: Final = 0.75  # of the learned number: from there on a refusal is expected
-_MEMORY: Final = 1 / 100  # weight of an attempt in the share that is refused by chance
-_CHANCE: Final = 0.1  # that share after one refusal that meant nothing
-_NO_CHANCE: Final = 0.002  # a smaller chance counts as zero
-_TRIALS: Final = 3  # so many undecided trials in a row, ...
-_APART: Final = 16  # ... with fewer than so many successes between them, are a rate that is exceeded
-_SAME: Final = 0.7  # of the attempts in flight: a refusal at more than that is by the same limit
-_FIRST_ROUNDS: Final = 4.0  # of as many attempts as may be in flight, before one more is tried: twice as many, ...
-_FEW: Final = 4.0  # a limit below that is tried no more often than that one: each try is a refusal
-_MOST_ROUNDS: Final = 64.0  # ... and twice as many again with each refusal
+_OPEN: Final = 3  # if this many attempts pass per refused one, the limit is not used up
+_TOLERATED: Final = 2.0  # refusals in quick succession that begin a trial where single refusals are tolerated
+_FADES: Final = 0.25  # each success reduces the count of recent refusals by this much
+_LIKELY: Final = 0.75  # share of the learned number from which on a refusal is expected
+_MEMORY: Final = 1 / 100  # weight of an attempt in the share of random refusals
+_CHANCE: Final = 0.1  # that share after one random refusal
+_NO_CHANCE: Final = 0.002  # a smaller share counts as zero
+_TRIALS: Final = 3  # this many consecutive undecided trials ...
+_APART: Final = 16  # ... with fewer successes than this between them mean that the rate was exceeded
+_SAME: Final = 0.7  # a refusal at more than this share of the known maximum in flight is by the same limit
+_FIRST_ROUNDS: Final = 4.0  # rounds of *most* attempts before a higher maximum is tested. Doubled ...
+_FEW: Final = 4.0  # a smaller maximum is tested no more often than this one, since each test costs a refusal
+_MOST_ROUNDS: Final = 64.0  # ... with each refusal, up to this many rounds
 
 
 def closes(estimate: RateEstimate, permit: Permit, others: int) -> bool:
-    """Return whether the refusal of an attempt shows that the account is used up. *others* are in flight still."""
+    """Return whether a refusal shows that the limit is used up. *others* is the number of other attempts in flight."""
     estimate.recent += 1.0
-    among = max(permit.among, others + 1)  # one that was sent later may have overtaken it
+    among = max(permit.among, others + 1)  # an attempt sent later may have been answered first
     soon = estimate.since_trial < max(_APART, 2 * estimate.most)
     if estimate.trial_at >= 0:
         estimate.trial_at = min(estimate.trial_at, permit.at)
         estimate.trial_refused += 1
         estimate.trial_among = min(estimate.trial_among, permit.among)
         estimate.trial_probes += permit.at > estimate.trial_last
-        # Where some are refused by chance, so may be the one that went alone.
+        # If the server refuses at random, it may also have refused the attempt that was sent alone.
         used_up = estimate.trial_probes > (1 if estimate.chance else 0) or not (estimate.passed or others)
     elif estimate.refusals or not (estimate.passed or others) or _is_expected(estimate, permit):
         used_up = True
@@ -61,7 +61,7 @@ def closes(estimate: RateEstimate, permit: Permit, others: int) -> bool:
 
 
 def has_passed(estimate: RateEstimate, permit: Permit) -> None:
-    """Take account of an attempt that has passed."""
+    """Update the evidence after an attempt that has passed."""
     estimate.recent = max(estimate.recent - _FADES, 0.0)
     estimate.since_trial += 1
     estimate.chance *= 1 - _MEMORY
@@ -74,14 +74,14 @@ def has_passed(estimate: RateEstimate, permit: Permit) -> None:
 
 
 def _is_expected(estimate: RateEstimate, permit: Permit) -> bool:
-    """Return whether a look for the limit has come to where it is believed to be."""
+    """Return whether a test for a higher limit has reached the learned limit."""
     looks = estimate.phase in {"spread", "edge"} or estimate.proven_at >= 0
     known = estimate.requests if estimate.phase == "spread" else estimate.good
     return looks and not estimate.chance and estimate.count(permit.at - estimate.period) >= _LIKELY * known - 1
 
 
 def by_chance(estimate: RateEstimate) -> bool:
-    """Return whether the attempts of a trial, all of them answered, show that it was chance, and end the trial then."""
+    """Return whether the answered attempts of a trial show a random refusal. If so, end the trial."""
     refused, passed = estimate.trial_refused, estimate.trial_passed
     if passed < _OPEN * refused:
         return False
@@ -91,16 +91,16 @@ def by_chance(estimate: RateEstimate) -> bool:
 
 
 def _weigh(estimate: RateEstimate, permit: Permit) -> None:
-    """End the trial if the attempt that went alone has passed."""
+    """End the trial if the attempt that was sent alone has passed."""
     estimate.trial_passed += permit.at > estimate.trial_at
     if permit.at <= estimate.trial_last:
-        return  # it may have overtaken the refused one
+        return  # it was sent before that refusal came
     refused, among = estimate.trial_refused, estimate.trial_among
     if (refused > 1 or estimate.is_sure) and among > _SAME * estimate.most > 0:
         _too_many(estimate, min(estimate.most, max(among - 1.0, 1.0)))
     elif estimate.requests:
         if estimate.spread > 1 and refused == 1 and estimate.requests >= _APART:
-            estimate.chance = max(estimate.chance, _CHANCE)  # a window that is used up lets none pass
+            estimate.chance = max(estimate.chance, _CHANCE)  # a used-up window lets no attempt pass
     elif not (estimate.chance and refused <= _TOLERATED):
         estimate.most_every = _FIRST_ROUNDS
         _too_many(estimate, max(among - 1.0, 1.0), is_sure=refused > 1)
@@ -115,7 +115,7 @@ def _end_trial(estimate: RateEstimate, *, used_up: bool) -> None:
 
 
 def _too_many(estimate: RateEstimate, most: float, *, is_sure: bool = True) -> None:
-    """Allow so many attempts in flight, and try more after twice as many rounds as the last time."""
+    """Allow *most* attempts in flight, and wait twice as many rounds as last time before testing more."""
     estimate.most = estimate.most_tried = most
     estimate.is_sure = is_sure
     estimate.most_every = min(estimate.most_every * 2, _MOST_ROUNDS)
@@ -124,10 +124,10 @@ def _too_many(estimate: RateEstimate, most: float, *, is_sure: bool = True) -> N
 
 
 def _look_for_more_in_flight(estimate: RateEstimate, permit: Permit) -> None:
-    """Try one more attempt in flight after some rounds without a refusal, then two more, and so on."""
+    """Test one more attempt in flight after some rounds without a refusal, then two more, and so on."""
     if not estimate.is_sure:
         if permit.among > estimate.most + 1:
-            estimate.most = 0.0  # so many do pass
+            estimate.most = 0.0  # this many attempts do pass
         return
     if permit.among < estimate.most:
         return

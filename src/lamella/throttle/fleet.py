@@ -1,4 +1,4 @@
-"""``Lease``: the permits of an account or a quota that a process shares with others, by a store."""
+"""``Lease``: the permits of an account or a quota that this process shares with other processes through a store."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lamella.throttle.queue import Count, Queue
 from lamella.throttle.stated import StatedLimit
 
 _TRIES: Final = 100
-_BACK_OFF: Final = 0.001  # seconds at most, for each swap that another holder has come before
+_BACK_OFF: Final = 0.001  # maximum seconds of the pause after each swap that another holder has overtaken
 _MOST_ASIDE: Final = 10_000
 _ROUNDS: Final = 3
 _SOON: Final = 0.005
-_ALL_COME: Final = 0.85  # seconds: how long a store is not asked after a failure, and a holder at most does not ask
+_ALL_COME: Final = 0.85  # seconds: the pause after a failure of the store plus the longest time between two exchanges
 _MOST_WRONG: Final = 0.1  # seconds
 _SAME: Final = 0.0005  # seconds: a timer may be too early by a rounding error
 
@@ -50,10 +50,10 @@ class LeasedQueue(Queue):
 
 
 class Lease:
-    """What this process holds of the permits of one account.
+    """The permits of one account that this process holds.
 
-    While the store fails, it goes by the state that it has seen last, and by its share of the limit: that divided by
-    the holders that were there. What its attempts have ended in is reported when the store is back.
+    While the store fails, this process uses the last state that it has read, and its share of the limit: the limit
+    divided by the number of holders. It reports the results of these attempts when the store is available again.
 
     Args:
         store: The store.
@@ -68,8 +68,8 @@ class Lease:
         self._name = f"lease:{name}"
         self._policy = policy
         self._seen = _Seen()
-        self._local: tuple[LeaseState, Policy] | None = None  # while the store fails
-        self._aside: list[Outcome] = []  # of attempts that only the local state knows of
+        self._local: tuple[LeaseState, Policy] | None = None  # set while the store fails
+        self._aside: list[Outcome] = []  # outcomes of attempts that only the local state contains
         self._task: asyncio.Task[Grant | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.holding: Holding = Holding(os.urandom(6).hex())
@@ -77,7 +77,7 @@ class Lease:
 
     @property
     def known(self) -> Any:
-        """What is known of the limit, not to be changed."""
+        """The knowledge of the limit. The caller must not change it."""
         state = self._local[0] if self._local is not None else self._seen.state
         return self._policy.new() if state is None else state.known
 
@@ -86,14 +86,14 @@ class Lease:
         return asyncio.get_running_loop().time() + self._seen.ahead
 
     def at_once(self) -> Permit | None:
-        """Return a permit that is there. None: there is none."""
+        """Return an available permit. None: no permit is available."""
         if not self.holding.pool:
             return None
         permit = self.holding.take(self.now())
         return permit if isinstance(permit, Permit) else None
 
     async def take(self, waiting: int, waited: float, cost: float) -> Permit | Wait:
-        """Return a permit, or the wait for one, for the first of so many calls that wait."""
+        """Return a permit, or the wait for one, for the first of *waiting* calls."""
         for _ in range(_ROUNDS):
             answer = self.holding.take(self.now(), cost)
             if answer is not None:
@@ -103,7 +103,7 @@ class Lease:
         return Wait(None, blocked=False, again=_SOON)
 
     async def may_pass(self, waiting: int, waited: float, cost: float) -> Wait | None:
-        """Return the wait for a permit. None: :meth:`take` returns one."""
+        """Return the wait for a permit. None: :meth:`take` would return a permit."""
         for _ in range(_ROUNDS):
             answer = self.holding.may(self.now(), cost)
             if answer is not False:
@@ -112,8 +112,8 @@ class Lease:
         return Wait(None, blocked=False, again=_SOON)
 
     def ended(self, permit: Permit, *, passed: bool | None, says: Sequence[StatedLimit] = ()) -> None:
-        """Note what an attempt has ended in. *passed* None: the server may have counted it."""
-        # Two processes may be wrong about the time: the permit that this one makes room for must not be too early.
+        """Record the result of an attempt. *passed* None: it is unknown whether the server counted it."""
+        # The clocks of two processes may differ: the next permit must not be issued too early.
         ended = self.now() + 2 * min(self._store.error, _MOST_WRONG) + _SAME
         self.holding.ended(permit, ended, passed=passed, says=says)
         self._flush_later()
@@ -121,7 +121,7 @@ class Lease:
     async def refused(
         self, permit: Permit, backoff: Backoff | None, retry_after: float | None, says: Sequence[StatedLimit]
     ) -> Wait | None:
-        """Report a refusal at once. Return the wait that it begins. None: it does not begin one."""
+        """Report a refusal at once. Return the wait that it begins. None: it begins no wait."""
         more = {"backoff": backoff, "retry_after": retry_after, "says": says}
         self.holding.ended(permit, self.now(), passed=False, **more)  # type: ignore[arg-type]
         if self._task is not None:
@@ -130,12 +130,12 @@ class Lease:
         return None if grant is None else grant.refused
 
     def unused(self, permit: Permit) -> None:
-        """Release the permit of an attempt that the server cannot have counted. Do nothing if it was reported."""
+        """Release the permit of an attempt that the server cannot have counted, unless its result was reported."""
         self.holding.unused(permit, self.now())
         self._flush_later()
 
     async def exchange(self, waiting: int, waited: float, cost: float) -> Grant | None:
-        """Exchange what this process knows for permits. A caller that is cancelled does not cut it off."""
+        """Report to the store and get permits. Cancelling a caller does not cancel the exchange."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._exchange(waiting, waited, cost))
             self._task.add_done_callback(self._ended)
@@ -181,7 +181,7 @@ class Lease:
             state = newest(seen.state, seen.forgotten, server, policy)
             now = state.tick(server)
             if self._local is not None:
-                # The others report within that time what they have sent meanwhile.
+                # Within this time the other holders report what they sent during the failure.
                 state.closed_until = max(state.closed_until, now + _ALL_COME)
             report = self.holding.report(now, waiting, waited, cost)
             held = len(report.outcomes)
@@ -202,7 +202,7 @@ class Lease:
     def _by_share(self, waiting: int, waited: float, cost: float, began: float) -> Grant:
         if self._local is None:
             seen = {} if self._seen.state is None else self._seen.state.holders
-            # Until the store failed, the others may have taken all that was left.
+            # Before the store failed, the other holders may have taken all remaining permits.
             horizon = 0.0 if self.holding.grant is None else self.holding.grant.horizon
             used_up_at = began + horizon if any(each.wanting for each in seen.values()) else None
             known, policy = self._policy.share(self.known, max(len(seen), 1), used_up_at)
@@ -217,7 +217,7 @@ class Lease:
         self._aside.extend(each for each in report.outcomes if each.kind != "unused")
         del self._aside[:-_MOST_ASIDE]
         self.holding.granted(grant, report, now)
-        self.holding.due = min(self.holding.due, now + PAUSE)  # the store may be back
+        self.holding.due = min(self.holding.due, now + PAUSE)  # the store may be available again
         return grant
 
     @property
@@ -235,16 +235,16 @@ class _Seen:
         self.text = ""
         self.state: LeaseState | None = None
         self.forgotten: LeaseState | None = None
-        """The newest state that was seen, where the store has an older one, or none."""
+        """The newest state that was read, if the store now has an older one or none."""
         self.ahead = 0.0
-        """By how many seconds its clock is ahead of the loop's."""
+        """Seconds by which the clock of the state is ahead of the loop's clock."""
 
     def keep(self, version: str, text: str, state: LeaseState, ahead: float) -> None:
-        """Take *state* for what the store has."""
+        """Record that the store contains *state*."""
         self.version, self.text, self.state, self.ahead, self.forgotten = version, text, state, ahead, None
 
     def found(self, version: str, text: str, policy: Policy) -> None:
-        """Take what another process has stored, or nothing."""
+        """Read the state that another process has stored, or None."""
         last = of_text(self.text, policy) if self.text else None
         self.version, self.state = version, of_text(text, policy) if text else None
         self.forgotten = last
@@ -252,7 +252,7 @@ class _Seen:
             self.text, self.forgotten = text, None
 
     def restore(self, policy: Policy) -> None:
-        """Forget what was not stored."""
+        """Discard the state that was not stored."""
         self.version = ""
         self.state = of_text(self.text, policy) if self.text else None
         self.forgotten = None

@@ -1,4 +1,4 @@
-"""Read the limits that a server states in the headers of its answers."""
+"""Read the limits that a server states in response headers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lamella.rules.waits import QUOTED, number_in, reset_in, server_now
 from lamella.telemetry.log import LOGGER
 from lamella.throttle.stated import StatedLimit
 
-# Looked for in each answer: as istr they are found in a third of the time.
+# Looked up in each answer. With istr a look-up takes a third of the time.
 _DRAFT: Final = istr("RateLimit")
 _REMAINING: Final = (istr("RateLimit-Remaining"), istr("X-RateLimit-Remaining"), istr("X-Rate-Limit-Remaining"))
 _ITEM: Final = re.compile(r'\s*(?P<name>"(?:[^"\\]|\\.)*"|[\w*.-]+)(?P<values>(?:\s*;[^,]*)?)')
@@ -64,17 +64,17 @@ def _numbers(text: str) -> dict[str, float]:
 
 
 Reader = Callable[[Mapping[str, str]], Sequence[StatedLimit]]
-"""Returns the limits that the headers of an answer state."""
+"""Reads the limits that the headers of an answer state."""
 
 
 def read_by(readers: Sequence[Reader]) -> Reader:
-    """Return one function for all *readers*, which breaks no call."""
+    """Return one function for all *readers*. It never raises."""
     safe = [_guarded(reader) for reader in readers]
     return safe[0] if len(safe) == 1 else lambda headers: [each for reader in safe for each in reader(headers)]
 
 
 def _guarded(limits: Reader) -> Reader:
-    """Return *limits* as a function that breaks no call: its first exception is logged, and then it returns nothing."""
+    """Return *limits* as a function that never raises. It logs its first exception and then returns no limits."""
     logged = False
 
     def stated(headers: Mapping[str, str]) -> Sequence[StatedLimit]:
@@ -84,8 +84,8 @@ def _guarded(limits: Reader) -> Reader:
         except Exception as exc:  # noqa: BLE001 - of the user's own
             if not logged:
                 logged = True
-                # Its text may hold what the headers hold.
-                LOGGER.warning("limits= of Throttle failed, and no limit is read: %s", type(exc).__name__)
+                # The text of the exception may contain header values.
+                LOGGER.warning("limits= of Throttle failed, so no limit is read: %s", type(exc).__name__)
             return ()
 
     return stated

@@ -1,4 +1,4 @@
-"""What one holder has leased, used and not reported yet: arithmetic, no clock."""
+"""The permits that one holder has leased, used or not yet reported. Pure arithmetic, no clock."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from lamella.throttle.lease import Grant, Report
 from lamella.throttle.lease_policy import Outcome
 from lamella.throttle.stated import StatedLimit
 
-_EARLY: Final = 0.0005  # seconds by which a permit may be used too early: less than the error of the clock
-_TICK: Final = 0.002  # the shortest time between two exchanges that nothing forces
-_POLL: Final = (0.01, 0.05)  # bounds of a horizon, after which to ask again where another holder's answer is awaited
-_OFTEN: Final = 0.1  # horizons between two exchanges of a holder, for each of the holders: one at most
+_EARLY: Final = 0.0005  # a permit may be used this many seconds early: less than the error of the clock
+_TICK: Final = 0.002  # minimum seconds between two exchanges that are not urgent
+_POLL: Final = (0.01, 0.05)  # bounds in seconds of the horizon while another holder's answer is awaited
+_OFTEN: Final = 0.1  # horizons between two exchanges of a holder, times the number of holders; at most one
 _SOON: Final = 1e-6
 _IDLE: Final = 0.1  # seconds after which an unused permit is released
-_KEEP: Final = 0.5  # seconds between two exchanges while there are calls, so that they are not taken for lost
+_KEEP: Final = 0.5  # seconds between two exchanges while there are calls, so that this holder is not considered lost
 _MOST_SPARE: Final = 500
-_DONE: Final = 2000  # outcomes to report once more if the store forgets them
+_DONE: Final = 2000  # maximum number of outcomes kept to report again if the store loses them
 
 _at: Final = attrgetter("at")
 
 
 @dataclass(eq=False, slots=True)
 class Holding:
-    """The permits of a holder. Moments are by the clock of the state."""
+    """The permits of a holder. Times are by the clock of the state."""
 
     name: str
-    pool: list[Permit] = field(default_factory=list)  # leased and not used, by their moments
-    used: dict[float, Permit] = field(default_factory=dict)  # as leased, by the moments at which they were used
-    outcomes: list[Outcome] = field(default_factory=list)  # to report
-    wait: Wait | None = None  # for one more permit, as of *asked_at*
+    pool: list[Permit] = field(default_factory=list)  # leased and unused permits, ordered by time
+    used: dict[float, Permit] = field(default_factory=dict)  # used permits as they were leased, by the time of use
+    outcomes: list[Outcome] = field(default_factory=list)  # outcomes not yet reported
+    wait: Wait | None = None  # the wait for another permit, as of *asked_at*
     asked_at: float = -inf
-    due: float = -inf  # when to ask again
+    due: float = -inf  # when the next exchange is due
     grant: Grant | None = None
-    last: float = -inf  # the last moment at which one was used
-    done: dict[float, Outcome] = field(default_factory=dict)  # the last ones that were reported
+    last: float = -inf  # the last time at which a permit was used
+    done: dict[float, Outcome] = field(default_factory=dict)  # the outcomes reported most recently
     spent: int = 0  # permits used since the last exchange
 
     def take(self, now: float, cost: float = 1.0) -> Permit | Wait | None:
-        """Return a permit that is used now, or the wait for one. None: an exchange has to say."""
+        """Return a permit to use now, or the wait for one. None: an exchange is needed to know."""
         while self.pool and self.pool[0].at <= now + _EARLY:
             leased = self.pool.pop(0)
             if leased.cost != cost:  # it was for another call
@@ -62,19 +62,19 @@ class Holding:
         return self.until(now)
 
     def may(self, now: float, cost: float = 1.0) -> Wait | bool:
-        """Return whether :meth:`take` would return a permit, or the wait. False: an exchange has to say."""
+        """Return whether :meth:`take` would return a permit or a wait. False: it would return None."""
         if self.pool and self.pool[0].at <= now + _EARLY and self.pool[0].cost == cost:
             return True
         return False if now >= self.due else self.until(now)
 
     def until(self, now: float) -> Wait:
-        """Return the wait for the next permit, as far as is known."""
+        """Return the wait for the next permit, as far as this process knows."""
         again = max(self.due - now, _SOON)
         if self.pool:
             return Wait(max(self.pool[0].at - now, _SOON), blocked=False)
         if self.wait is None:
             return Wait(None, blocked=False, again=again)
-        # Before an exchange is due there is nothing new to learn.
+        # The store is not asked before an exchange is due.
         seconds = None if self.wait.seconds is None else max(self.asked_at + self.wait.seconds - now, again)
         return self.wait._replace(seconds=seconds, again=again)
 
@@ -88,7 +88,7 @@ class Holding:
         retry_after: float | None = None,
         says: Sequence[StatedLimit] = (),
     ) -> None:
-        """Note what an attempt has ended in. *passed* None: the server may have counted it, or not."""
+        """Record the result of an attempt. *passed* None: it is unknown whether the server counted it."""
         leased = self.used.pop(permit.at, None)
         if leased is None:
             return
@@ -100,10 +100,10 @@ class Holding:
             self.pool.clear()
             self.due = now
         elif self.wait is not None and self.wait.seconds is None:
-            self.due = min(self.due, max(now, self.asked_at + _TICK))  # this answer may allow another attempt
+            self.due = min(self.due, max(now, self.asked_at + _TICK))  # this result may allow another attempt
 
     def unused(self, permit: Permit, now: float) -> None:
-        """Release the permit of an attempt that the server cannot have counted. Do nothing if it was reported."""
+        """Release the permit of an attempt that the server cannot have counted, unless its result was reported."""
         leased = self.used.pop(permit.at, None)
         if leased is not None:
             self._give_back(leased, now)
@@ -123,7 +123,7 @@ class Holding:
         return Report(self.name, tuple(self.outcomes), wanting, spare, waited, cost, holds)
 
     def granted(self, grant: Grant, reported: Report, now: float) -> None:
-        """Take what an exchange has granted."""
+        """Store the result of an exchange."""
         self.done.update({outcome.permit.at: outcome for outcome in reported.outcomes})
         for at in list(islice(self.done, max(len(self.done) - _DONE, 0))):
             del self.done[at]
@@ -134,7 +134,7 @@ class Holding:
         self.pool = [each for each in self.pool if each.at in there]
         for each in grant.permits:
             if each.at in self.done and each.at not in known:
-                self.outcomes.append(self.done.pop(each.at))  # the store has gone back to a state without it
+                self.outcomes.append(self.done.pop(each.at))  # the store has lost this outcome
             elif each.at not in known:
                 insort(self.pool, each, key=_at)
         for each in [each for each in self.pool if each.generation != grant.generation]:
@@ -150,14 +150,14 @@ class Holding:
         if wait.seconds is None:
             again = min(max(horizon, _POLL[0]), _POLL[1])
             return now + max(again if wait.again is None else min(wait.again, again), _TICK)
-        # All come before that moment, one after another, and not more often than they get permits.
+        # All holders exchange before that time, one after another, and no more often than they get permits.
         lead = horizon * (grant.rank + 1) / (grant.holders + 1)
         often = min(_OFTEN * grant.holders, 1.0)
         due = now + max(wait.seconds - lead, _TICK if grant.holders == 1 else horizon * often)
         return due if wait.again is None else min(due, now + max(wait.again, _TICK))
 
     def flush_at(self, now: float, waiting: int = 0) -> float | None:
-        """Return when to exchange even if no call asks for a permit. None: there is nothing to say."""
+        """Return when to exchange even if no call asks for a permit. None: there is nothing to report."""
         horizon = 0.05 if self.grant is None else self.grant.horizon
         if self.outcomes or (self.pool and not waiting):
             return max(now, self.asked_at + min(max(horizon, _POLL[1]), 5 * _POLL[1]))

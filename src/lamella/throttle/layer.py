@@ -1,4 +1,4 @@
-"""``Throttle``: the calls of an account keep to its rate limit, and wait together when it is exceeded."""
+"""``Throttle``: keep the calls of each account within its rate limit. All of them wait when it is exceeded."""
 
 from __future__ import annotations
 
@@ -42,37 +42,39 @@ from lamella.throttle.report import Report
 from lamella.throttle.stated import stated_now
 
 _REFUSED: Final = 429
-_PERIOD: Final = 60.0  # the period to assume where the rules have no wait
+_PERIOD: Final = 60.0  # the period in seconds to assume if the rules have no wait
 _MOST_ACCOUNTS: Final = 10_000
 
 
 class Throttle(Layer):
-    """Keeps the calls of an account to its rate limit, which is stated or learned.
+    """Keeps the calls of each account within its rate limit, which is stated or learned.
 
-    A refusal (an answer whose rule is a rate limit) begins a rate-limit episode: all calls of that account are queued
-    for the wait that the rule or the server asks for, and then sent at the rate that is learned, first come, first
-    served. A queued call uses up no attempt, and a retry keeps its place. If the server asks for a longer wait than the
-    rule's maximum, the calls of that account fail with :class:`lamella.RateLimited` until it has passed.
+    A refusal (an answer that matches a rule with ``rate_limit``) begins a rate-limit episode. Throttle queues all calls
+    of that account for the wait that the rule or the server asks for. Then it sends them at the learned rate, first
+    come, first served. A queued call uses up no attempt, and a retry keeps its place. If the server asks for a longer
+    wait than the rule's maximum, the calls of that account fail with :class:`lamella.RateLimited` until that time has
+    passed.
 
-    It belongs inside ``Retry``, since each attempt counts, and outside ``AttemptSpan``, whose time is the server's.
-    Without ``Retry`` a refused call fails, and the others are queued. In stamina's test mode nothing waits.
+    Throttle belongs inside ``Retry``, since each attempt counts, and outside ``AttemptSpan``, which measures the time
+    of the server. Without ``Retry`` a refused call fails, and the other calls are queued. In stamina's test mode no
+    call waits.
 
     Args:
         rules: Which answers are a rate limit, and how long to wait after them.
-        limits: The limits that are known: a :class:`lamella.Limit`, or several, all of which are kept to. Then nothing
-            is refused, unless others use them as well. Each call counts until it is answered, including long polls. A
-            function in place of a Limit, or among them, returns the limits that the headers of an answer state. None
-            means that the limit is learned, and that headers are read in the usual forms, ``RateLimit`` and
-            ``X-RateLimit-Remaining`` among them. A number of requests that is stated for the account is not learned,
-            and headers are then read by the functions alone.
+        limits: The known limits: a :class:`lamella.Limit`, or several, which all apply. Then the server refuses
+            nothing, unless other clients use the same limits. Each call counts until it is answered, including long
+            polls. A function in place of a Limit, or among several, reads the limits from the headers of an answer.
+            None means that the limit is learned, and that the usual headers are read, such as ``RateLimit`` and
+            ``X-RateLimit-Remaining``. If a number of requests is stated for the account, it is not learned, and only
+            the given functions read headers.
         key: Returns the account of a request. None, or a *key* that returns None, means one account for each origin.
             The key may be a credential: only a hash of it is stored.
-        scope: Returns which limit of the account a request counts against, where several are learned, such as one for
-            each path. Each has a queue and an estimate of its own. None, or a *scope* that returns None, means one for
-            all.
-        cost: Returns how many points of the limit a request takes, 0 or more. None means 1.
-        store: Where what is learned, and what is used of limits, is kept. None means in this process, for the 10,000
-            accounts used last.
+        scope: Returns the name of the learned limit that a request counts against, for an account with several limits,
+            such as one for each path. Each has its own queue and estimate. None, or a *scope* that returns None, means
+            one limit for all requests.
+        cost: Returns the points of the limit that a request uses, 0 or more. None means 1.
+        store: Stores the learned limits and the usage of stated limits. None means in this process, for the 10,000 most
+            recently used accounts.
         show_key: Whether traces and logs identify accounts by a short hash of the key.
         tracer_provider: None means the global one.
         meter_provider: None means the global one.
@@ -112,22 +114,22 @@ class Throttle(Layer):
         quotas = partial(Quotas, key=key, scope=scope, cost=cost, state=self._used, fleet=self._fleet)
         self._quotas = quotas(self._limits) if self._limits else None
         self._stated = next((each for each in self._limits if each.requests is not None and each.key is None), None)
-        """A limit that is not learned."""
+        """A stated limit on requests, which is therefore not learned."""
         self._says = read_by(reads) if reads else None if self._stated else stated_limits
-        """Returns what the headers of an answer state. None: they are not looked at."""
+        """Reads the limits in the headers of an answer. None: headers are not read."""
         backoff = rules.rule_for(_REFUSED).retry
         period = (backoff.low if backoff else 0.0) or _PERIOD
         self._learning = Learning(self._state, period, self._stated is None, cost)
         self._learned = Learned(period, self._stated is None)
         self._report = Report(tracer_provider, meter_provider, show_key=show_key)
         self._permits: dict[Call, tuple[Account, Permit, RateEstimate | None, Held]] = {}
-        """Of the attempts in flight. The estimate, where it is in memory: to look it up again takes longer."""
-        self._accounts: OrderedDict[str, Account] = OrderedDict()  # the one used last at the end
+        """The permits of the attempts in flight. The estimate is set if it is in memory, to avoid a second look-up."""
+        self._accounts: OrderedDict[str, Account] = OrderedDict()  # the most recently used one is at the end
 
     def blocked_for(self, origin: URL, key: str | None = None, scope: str | None = None) -> float:
-        """Return for how many seconds a refusal still blocks an account, as far as this process knows, or 0.0.
+        """Return the seconds for which a refusal still blocks an account, as far as this process knows, or 0.0.
 
-        *origin* is a URL of its server, *key* and *scope* what those of the layer return for its requests.
+        *origin* is a URL of its server. *key* and *scope* are the values that the functions of the layer return.
         """
         account = self._accounts.get(_name(origin, key, scope))
         if account is None:
@@ -135,9 +137,9 @@ class Throttle(Layer):
         return max(account.queue.blocked_until - asyncio.get_running_loop().time(), 0.0)
 
     def state(self, origin: URL, key: str | None = None, scope: str | None = None) -> Belief:
-        """Return what is believed of the limits of an account, as far as this process knows.
+        """Return the estimated limits of an account, as far as this process knows.
 
-        *origin* is a URL of its server, *key* and *scope* what those of the layer return for its requests.
+        *origin* is a URL of its server. *key* and *scope* are the values that the functions of the layer return.
         """
         name = _name(origin, key, scope)
         estimate, account = self._estimate(name), self._accounts.get(name)
@@ -168,7 +170,7 @@ class Throttle(Layer):
         account, memory = self._account(call.request), self._state.memory
         queue = account.queue
         if memory is not None and not queue.waiters and self._quotas is None:
-            # Most calls need not wait.
+            # Fast path for calls that need not wait.
             _, period, _, cost = self._learning
             estimate, now = memory.of(account.name, RateEstimate), call.now if memory.clock is None else memory.clock()
             asked = ONE
@@ -186,7 +188,7 @@ class Throttle(Layer):
         return self._wait(call, account)
 
     def _leased_at_once(self, account: Account) -> Permit | None:
-        """Return a leased permit of *account*, if one is there and no other call waits for it."""
+        """Return a leased permit of *account* if one is available and no other call waits for it."""
         lease = account.lease
         if lease is None or account.queue.waiters or self._quotas is not None or self._learning.cost is not None:
             return None
@@ -210,7 +212,7 @@ class Throttle(Layer):
             raise error
         WAITING.take(call)
         if call.span is SILENT:
-            call.span = trace.INVALID_SPAN  # an SDK may have been set up meanwhile
+            call.span = trace.INVALID_SPAN  # an SDK may have been set up in the meantime
         held: Held = ()
         if passage is not None:
             PASSAGE.take(call)
@@ -249,7 +251,7 @@ class Throttle(Layer):
             now = call.now if memory.clock is None else memory.clock()
             learns, says = self._stated is None, () if self._says is None else self._says(result.headers)
             answered(estimate, now, permit, len(queue.sent_at) - 1, learns, says)
-        # The server cannot have counted an attempt that ended in one of these; or the loop is gone.
+        # The server cannot have counted an attempt that ended in one of these errors, or the loop is closed.
         elif not isinstance(result, ConnectFailed | CertificateInvalid | RequestRejected | GeneratorExit):
             return self._ended(call, account, permit, held, result)
         queue.end(permit)
@@ -273,13 +275,13 @@ class Throttle(Layer):
             if not isinstance(result, BaseException):
                 try:
                     judged = await judge(call, result, self._rules)
-                except (aiohttp.ClientError, TimeoutError):  # of the body that a rule asks for
+                except (aiohttp.ClientError, TimeoutError):  # raised while reading the body that a rule asks for
                     await self._note(call, account, permit)
                     raise
                 counts = await self._record(call, account, permit, result, judged)
             elif not isinstance(result, ApiError):
                 await self._note(call, account, permit)
-            elif result.stopped is None:  # otherwise it is the end of another call, which a layer further in made
+            elif result.stopped is None:  # otherwise it is the error of another call, made by an inner layer
                 rule = self._rules.unless_built_in(result.rule, result.status)
                 counts = await self._record(call, account, permit, result, Judged(rule, result.retry_after))
             else:
@@ -304,7 +306,7 @@ class Throttle(Layer):
         result: aiohttp.ClientResponse | ApiError,
         judged: Judged | None,
     ) -> bool:
-        """Record an answer. Return whether the limit has let the attempt pass."""
+        """Record an answer. Return whether the limit let the attempt pass."""
         state, queue = self._state, account.queue
         headers = ERROR_HEADERS.take(call) if isinstance(result, ApiError) else result.headers
         says = () if headers is None or self._says is None else self._says(headers)
@@ -370,7 +372,7 @@ class Throttle(Layer):
         return account
 
     def _forget_idle(self) -> None:
-        # A few at a time: each new account makes room for more than itself.
+        # Remove a few at a time, so that each new account frees more than one place.
         for name, account in list(islice(self._accounts.items(), 4)):
             if account.queue.in_flight or account.queue.waiting:
                 self._accounts.move_to_end(name)

@@ -1,7 +1,7 @@
-"""Learn the rate limit of an account from its refusals, and look from time to time whether it has become higher.
+"""Learn the rate limit of an account from its refusals, and test from time to time whether it has risen.
 
-A window (fixed or sliding) counts the requests of a period. A token bucket admits a burst, and then as many requests as
-it is refilled.
+A window (fixed or sliding) counts the requests of a period. A token bucket admits a burst, and then requests at its
+refill rate.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from typing import Final
 
 from lamella.throttle.estimate import LOOK_EVERY, SLOW_START, SPREAD, RateEstimate
 
-BIG_STEP: Final = 1.5  # what a look at the edge of a window may gain at once
-_STEP: Final = 1.25  # of a climb
+BIG_STEP: Final = 1.5  # maximum growth of the number by one test at the edge of a window
+_STEP: Final = 1.25  # growth of the rate in each step of a climb
 _TRIAL: Final = 3.0  # periods until a higher number is proven
 _LONGEST_LOOK_EVERY: Final = 128.0
-_EVEN: Final = 3.0  # where attempts are sent evenly, a look costs a whole period, and is taken less often
-_ENOUGH: Final = 5  # so many must have passed for a single refusal to say something about the limit
+_EVEN: Final = 3.0  # a test with evenly spaced attempts costs a whole period, so it is this many times less frequent
+_ENOUGH: Final = 5  # attempts that must have passed before a single refusal says something about the limit
 _SURPRISES: Final = 2
-_FEW: Final = 0.75  # a refusal after less than this part of what passed before contradicts it
+_FEW: Final = 0.75  # a refusal after less than this share of the burst contradicts the burst
 _ALIKE: Final = 0.05  # relative difference of numbers that count as equal; a difference of 1 always does
 
 
 def learn(estimate: RateEstimate, now: float) -> None:
-    """Update *estimate* by the last refusal, after its wait: by then all attempts that were in flight have ended."""
+    """Update *estimate* by the last refusal. Called after its wait, when all attempts in flight have ended."""
     if not estimate.requests and not estimate.burst:
         estimate.period = estimate.asked
     if estimate.phase == "burst":
@@ -37,7 +37,7 @@ def learn(estimate: RateEstimate, now: float) -> None:
             settle(estimate, now, estimate.good, failed=True)
     elif estimate.proven_at >= 0:
         if estimate.burst * BIG_STEP >= estimate.good:
-            estimate.spread = SPREAD  # as before the climb
+            estimate.spread = SPREAD  # the value before the climb
         settle(estimate, now, estimate.good, failed=True)
     else:
         _lower(estimate, now)
@@ -45,16 +45,16 @@ def learn(estimate: RateEstimate, now: float) -> None:
 
 
 def look_for_more(estimate: RateEstimate, now: float) -> None:
-    """Accept a higher number that is proven by now, and begin the next look when it is due."""
+    """Accept a higher number that is now proven, and begin the next test when it is due."""
     if 0 <= estimate.proven_at <= now:
         estimate.proven_at, estimate.look_every = -1.0, LOOK_EVERY
         if estimate.phase == "climb":
-            # One step behind: the burst of a bucket may have helped.
+            # Accept the step before: the burst of a bucket may have helped this one.
             estimate.good = max(estimate.good, estimate.requests / _STEP)
             _climb(estimate, now)
         else:
             estimate.good, estimate.look_at = estimate.requests, now
-            estimate.looks += 1  # so that the next look is of the same kind
+            estimate.looks += 1  # the next test is then of the same kind
     if estimate.phase == "steady" and estimate.proven_at < 0 and now >= estimate.look_at:
         estimate.looks += 1
         estimate.good = estimate.requests
@@ -68,7 +68,7 @@ def look_for_more(estimate: RateEstimate, now: float) -> None:
 def settle(
     estimate: RateEstimate, now: float, requests: float, *, on_trial: bool = False, failed: bool = False
 ) -> None:
-    """Send *requests* a period from now on. *failed*: a look has found no more, so the next one is taken later."""
+    """Send *requests* per period from now on. *failed*: a test found no higher limit, so the next one comes later."""
     estimate.phase, estimate.requests = "steady", max(requests, 1.0)
     estimate.proven_at = now + _TRIAL * estimate.period if on_trial else -1.0
     if failed:
@@ -99,7 +99,7 @@ def _end_burst(estimate: RateEstimate) -> None:
     confirmed = passed > 0 and passed == estimate.burst
     estimate.burst, estimate.burst_took = float(passed), took
     if passed < _ENOUGH and not confirmed:
-        _start_over(estimate, 1.0)  # others may have used up the limit before
+        _start_over(estimate, 1.0)  # other clients may have used up the limit
     else:
         estimate.phase, estimate.requests, estimate.spread = "spread", float(passed), SPREAD
 
@@ -121,8 +121,8 @@ def _end_spread(estimate: RateEstimate, now: float) -> None:
         estimate.spread = 1.0
         settle(estimate, now, _passed_within(estimate, period) * 0.97)
     elif passed > burst * 1.03 + 1:
-        # A bucket that holds what a period refills; each of the two rounds measures how much that is. A fraction of
-        # a token does not pass: on average half of one more was there.
+        # A bucket that is refilled completely in one period. Each of the two rounds measures its size. A fraction of a
+        # token lets nothing pass: on average, another half token was in the bucket.
         first = (burst + 0.5) / (1 + estimate.burst_took / period)
         second = (passed + 0.5) / (1 + took / period)
         settle(estimate, now, max(first, second))
@@ -131,9 +131,9 @@ def _end_spread(estimate: RateEstimate, now: float) -> None:
 
 
 def _lower(estimate: RateEstimate, now: float) -> None:
-    """Lower a steady rate: the limit has become lower, others use it as well, or a bucket's rate was overestimated."""
+    """Lower a steady rate: the limit was lowered, other clients use it, or a bucket's rate was overestimated."""
     is_window, in_a_row, took = estimate.spread > 1, estimate.surprises, _took(estimate)
-    # A bucket's rate is measured best by a long time, without the burst that it held.
+    # The rate of a bucket is best measured over a long time, without its initial burst.
     rate = (estimate.passed - estimate.burst) / took * estimate.period if took > estimate.period else 0.0
     if in_a_row >= _SURPRISES or not (is_window or rate > 0.7 * estimate.requests):
         if is_window:
@@ -149,17 +149,17 @@ def _lower(estimate: RateEstimate, now: float) -> None:
         estimate.burst, estimate.burst_took = estimate.requests, estimate.period / estimate.spread
     estimate.look_every = LOOK_EVERY / 4
     passed, lower = _passed_within(estimate, estimate.period / 2), estimate.requests * 0.95
-    # At the beginning of a period it was rather an attempt that came a little too soon.
+    # A refusal at the beginning of a period probably means that an attempt was slightly too early.
     settle(estimate, now, min(passed, lower) if passed >= estimate.requests / 2 else lower)
 
 
 def _took(estimate: RateEstimate) -> float:
-    """Return the seconds from the end of the wait before to the refused attempt."""
+    """Return the seconds from the end of the previous wait to the refused attempt."""
     return estimate.refused_at - estimate.refused_began
 
 
 def _passed_within(estimate: RateEstimate, seconds: float) -> float:
-    """Return how many attempts passed in the *seconds* before the refused one."""
+    """Return the number of attempts that passed in the *seconds* before the refused one."""
     return estimate.count(estimate.refused_at - seconds)
 
 
@@ -168,13 +168,13 @@ def _alike(passed: float, before: float) -> bool:
 
 
 def _refill_rate(estimate: RateEstimate, took: float) -> float:
-    """Return how many attempts per second passed beyond the burst: the rate of a bucket, about 0 for a window.
+    """Return the attempts per second that passed beyond the burst: the rate of a bucket, about 0 for a window.
 
-    It is the highest rate of any time up to the refusal: a tiny bucket overflows until attempts come as fast as
-    it is refilled. Too high a rate is corrected by the next refusal.
+    It is the highest rate of any interval that ends at the refusal: a tiny bucket overflows until attempts are sent as
+    fast as it is refilled. The next refusal corrects a rate that is too high.
     """
     rate, number = 0.0, 0.0
-    # A shorter time, or fewer than 4 attempts, would be noise.
+    # Shorter intervals, or fewer than 4 attempts, would be noise.
     shortest = max(estimate.period / 10, min(estimate.period / 4, (took - estimate.burst_took) * 0.8))
     for first, _, entry in reversed(estimate.log):
         if first < estimate.refused_began:

@@ -18,62 +18,62 @@ from typing import Any, Final, NamedTuple
 from lamella.throttle.estimate import Asked, Permit, Wait
 from lamella.throttle.lease_policy import Outcome, Policy
 
-_BEGIN: Final = 1000.0  # what the clock of a new state says
-_SHARES: Final = 20.0  # horizons in a period, ...
-_SHARES_ALONE: Final = 10.0  # ... and where there is one holder
-_HORIZON: Final = (0.02, 3.0)  # its bounds in seconds
-_ALIVE: Final = (2.0, 10.0)  # bounds of a period, after which a holder that has not come is gone
-_AT_ONCE: Final = 0.002  # a permit of a later moment is in time for a holder that comes for it
-_WENT_BACK: Final = 1.0  # seconds: less is how far two holders differ in what they take for the store's time
-_COME: Final = 0.55  # seconds, within which all holders come that have calls: see lamella.throttle.holding
-_KEPT: Final = 32  # permits that are kept for a holder until it asks
-_AHEAD: Final = 16  # so many more permits than another holder one may get because it asks
+_BEGIN: Final = 1000.0  # the time of a new state
+_SHARES: Final = 20.0  # horizons in a period ...
+_SHARES_ALONE: Final = 10.0  # ... and with only one holder
+_HORIZON: Final = (0.02, 3.0)  # bounds of the horizon in seconds
+_ALIVE: Final = (2.0, 10.0)  # bounds in seconds of the period after which a silent holder is considered lost
+_AT_ONCE: Final = 0.002  # seconds by which a permit may be issued before its time to the holder that asks
+_WENT_BACK: Final = 1.0  # seconds. A smaller step back is only the difference between the clocks of two holders
+_COME: Final = 0.55  # seconds within which all holders with calls make an exchange, see lamella.throttle.holding
+_KEPT: Final = 32  # maximum permits kept for a holder until it asks
+_AHEAD: Final = 16  # maximum lead in permits of the holder that asks over another one
 
 
 class Report(NamedTuple):
-    """What a holder says in an exchange."""
+    """What a holder reports in an exchange."""
 
     holder: str
     outcomes: Sequence[Outcome] = ()
     wanting: int = 0
-    """How many calls wait."""
+    """The number of waiting calls."""
     spare: int = 0
-    """How many more permits it takes where no limit is in sight."""
+    """The number of further permits that it takes while no limit is known."""
     waited: float = 0.0
-    """For how many seconds the first of them has waited."""
+    """Seconds that the first of these calls has waited."""
     cost: float = 1.0
-    """Points that each of the permits is for."""
+    """Points that each permit covers."""
     holds: Sequence[Permit] = ()
-    """The permits that it has, used or not, as they were leased."""
+    """The permits that the holder has, used or not, as they were leased."""
 
 
 class Grant(NamedTuple):
     """What a holder gets in an exchange."""
 
     permits: tuple[Permit, ...]
-    """All that it has, those that it has used and not reported among them."""
+    """All permits of the holder, including those that are used but not reported."""
     wait: Wait | None
-    """The wait for one more. None: it has as many as it wants."""
+    """The wait for another permit. None: the holder has as many as it wants."""
     refused: Wait | None
-    """The wait that a reported refusal has begun. None: none has."""
+    """The wait that a reported refusal has begun. None: no wait has begun."""
     generation: int
-    """Permits of an earlier one must not be used any more."""
+    """Permits of an earlier generation must not be used."""
     holders: int
     rank: int
-    """The place of this holder among them, from 0."""
+    """The position of this holder among the holders, from 0."""
     horizon: float
 
 
 @dataclass(slots=True)
 class Holder:
-    """What is known of a holder, in JSON values."""
+    """The state of a holder, in JSON values."""
 
     seen: float = 0.0
     wanting: int = 0
     waited: float = 0.0
     cost: float = 1.0
-    given: int = 0  # permits so far, so that all get as many
-    ahead: int = 0  # permits that it got while another holder asked, and does not know of
+    given: int = 0  # permits so far: all holders should get the same number
+    ahead: int = 0  # permits issued to it in exchanges of other holders. It does not know them yet
     open: list[list[float]] = field(default_factory=list)  # its permits: at, generation, among, cost
 
 
@@ -83,13 +83,13 @@ class LeaseState:
 
     known: Any  # a RateEstimate or a Usage
     clock: float = _BEGIN
-    server: float | None = None  # what the clock of the store said then
+    server: float | None = None  # the time by the store's clock at the last tick
     holders: dict[str, Holder] = field(default_factory=dict)
-    serial: int = 0  # the number of exchanges, except those while it was closed
-    closed_until: float = -1.0  # no permits are issued before, since the store has forgotten the newest state
+    serial: int = 0  # the number of exchanges, except those made while the state was closed
+    closed_until: float = -1.0  # no permits are issued before this time, because the store has lost the newest state
 
     def tick(self, server: float) -> float:
-        """Return the time; *server* is that of the store's clock, which may go back."""
+        """Return the time. *server* is the time by the store's clock, which may go back."""
         if self.server is None or server < self.server - _WENT_BACK:
             self.server = server
         elif server > self.server:
@@ -110,13 +110,13 @@ def newest(stored: LeaseState | None, seen: LeaseState | None, server: float, po
 
 
 def exchange(state: LeaseState, now: float, report: Report, policy: Policy) -> Grant:
-    """Take what a holder reports, and return the permits that it may use."""
+    """Process the report of a holder, and return the permits that it may use."""
     state.clock = max(state.clock, now)
     state.serial += now >= state.closed_until  # until then another holder's newer state takes its place
     me = state.holders.get(report.holder)
     if me is None:
         me = state.holders[report.holder] = Holder()
-    if not me.wanting and report.wanting:  # what it has not wanted it does not get later
+    if not me.wanting and report.wanting:  # it does not catch up on permits that it did not want
         me.given = max((each.given for each in state.holders.values() if each.wanting), default=me.given)
     me.seen, me.wanting, me.waited, me.cost, me.ahead = now, report.wanting, report.waited, report.cost, 0
     if len(state.holders) == 1 or policy.is_free(state.known):
@@ -134,7 +134,7 @@ def exchange(state: LeaseState, now: float, report: Report, policy: Policy) -> G
 
 
 def leave(state: LeaseState, holder: str, report: Report, policy: Policy) -> None:
-    """Take the last report of a holder that goes away."""
+    """Process the last report of a holder that leaves."""
     me = state.holders.get(holder)
     if me is not None:
         _settle(state, me, report, policy)
@@ -146,10 +146,10 @@ def leave(state: LeaseState, holder: str, report: Report, policy: Policy) -> Non
 def _settle(state: LeaseState, me: Holder, report: Report, policy: Policy) -> Wait | None:
     opened = {entry[0]: entry for entry in me.open}
     begun = None
-    # What is not used must not look like an attempt in flight beside a refusal.
+    # An unused permit must not count as an attempt in flight when a refusal is evaluated.
     for outcome in sorted(report.outcomes, key=lambda each: (each.kind != "unused", each.ended)):
         if opened.pop(outcome.permit.at, None) is None:
-            # Another process has taken the holder for gone, or the store has forgotten it.
+            # Another process has removed the holder as lost, or the store has lost the permit.
             if outcome.kind in {"passed", "unknown"}:
                 policy.used(state.known, outcome.ended, outcome.permit.cost)
             elif outcome.kind == "refused":
@@ -161,7 +161,7 @@ def _settle(state: LeaseState, me: Holder, report: Report, policy: Policy) -> Wa
         others = sum(entry[0] <= outcome.ended for each in state.holders.values() for entry in each.open)
         begun = policy.settle(state.known, outcome, others) or begun
     for at, held in {each.at: each for each in report.holds}.items():
-        opened.setdefault(at, [at, held.generation, held.among, held.cost])  # a state that was put back lacks it
+        opened.setdefault(at, [at, held.generation, held.among, held.cost])  # a restored older state lacks this permit
     me.open = list(opened.values())
     return begun
 
@@ -176,10 +176,10 @@ def _expire(state: LeaseState, now: float, policy: Policy) -> None:
 
 
 def _issue(state: LeaseState, now: float, me: Holder, policy: Policy, horizon: float) -> Wait | None:
-    """Issue permits up to the horizon. Return the wait of *me* for one more, or None."""
+    """Issue permits up to the horizon. Return the wait of *me* for another permit, or None."""
     line = [each for each in state.holders.values() if each.wanting > 0 and each.ahead < _KEPT]
     if me not in line:
-        return None  # the others come themselves
+        return None  # the other holders ask for themselves
     if now < state.closed_until:
         return Wait(state.closed_until - now, blocked=False)
     opened = [entry for each in state.holders.values() for entry in each.open]
@@ -200,7 +200,7 @@ def _issue(state: LeaseState, now: float, me: Holder, policy: Policy, horizon: f
             continue
         at = max(at, answer.at)
         moment = last if answer.at <= last < answer.at + _AT_ONCE else answer.at
-        while moment in taken:  # a permit is known by its moment
+        while moment in taken:  # its time identifies a permit
             moment = nextafter(moment, inf)
         last = moment
         chosen.open.append([moment, answer.generation, answer.among, answer.cost])

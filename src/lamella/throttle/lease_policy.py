@@ -16,14 +16,14 @@ from lamella.throttle.usage import InFlight, Usage, record, take, uses
 
 
 class Outcome(NamedTuple):
-    """What a leased permit has come to. Moments are by the clock of the state."""
+    """The result of a leased permit. Times are by the clock of the state."""
 
     permit: Permit
-    """As it was leased."""
+    """The permit as it was leased."""
     sent: float
     ended: float
     kind: Literal["passed", "refused", "unknown", "unused"]
-    """"unknown": there was no answer, and the server may have counted the attempt."""
+    """"unknown": there was no answer, but the server may have counted the attempt."""
     backoff: Backoff | None = None
     retry_after: float | None = None
     says: Sequence[StatedLimit] = ()
@@ -33,19 +33,19 @@ class Policy(Protocol):
     """Decides who may send."""
 
     def new(self) -> Any:
-        """Return the state of what nothing is known of."""
+        """Return an empty state."""
         ...
 
     def loaded(self, values: dict[str, Any]) -> Any:
-        """Return a state of JSON values."""
+        """Return a state from its JSON values."""
         ...
 
     def issue(self, known: Any, now: float, in_flight: Sequence[float], points: float, asked: Asked) -> Permit | Wait:
-        """Return a permit of *asked.cost* points, or the wait for one. *in_flight* take *points* in all."""
+        """Return a permit of *asked.cost* points, or the wait for one. *points* is the total of *in_flight*."""
         ...
 
     def settle(self, known: Any, outcome: Outcome, others: int) -> Wait | None:
-        """Take account of an outcome. Return the wait that a refusal begins."""
+        """Record an outcome. Return the wait if it is a refusal that begins one."""
         ...
 
     def used(self, known: Any, now: float, points: float) -> None:
@@ -53,17 +53,17 @@ class Policy(Protocol):
         ...
 
     def period(self, known: Any) -> float:
-        """Return the seconds of the shortest limit."""
+        """Return the period of the shortest limit in seconds."""
         ...
 
     def is_free(self, known: Any) -> bool:
-        """Return whether no limit is in sight."""
+        """Return whether no limit is known."""
         ...
 
     def share(self, known: Any, holders: int, used_up_at: float | None = None) -> tuple[Any, Policy]:
-        """Return what one of so many *holders* goes by while none can ask, and how.
+        """Return the state and policy of one of *holders* that cannot reach the store.
 
-        *used_up_at*: when the others may have used all that was left. None: nobody waited for it.
+        *used_up_at* is when the other holders may have used the rest of the limit. None: no holder waited for it.
         """
         ...
 
@@ -72,7 +72,7 @@ class Learned(NamedTuple):
     """Issues permits by the learned limit of an account."""
 
     assumed: float
-    """The period in seconds to assume until it is known."""
+    """The period in seconds to assume until the real one is known."""
     learns: bool = True
 
     def new(self) -> RateEstimate:
@@ -155,7 +155,7 @@ class Stated(NamedTuple):
         record(known, now, self.limits, points)
 
     def period(self, known: Usage) -> float:
-        """Return the seconds of the shortest limit."""
+        """Return the period of the shortest limit in seconds."""
         return min((limit.per for limit in self.limits if limit.per is not None), default=1.0)
 
     def is_free(self, known: Usage) -> bool:

@@ -12,30 +12,32 @@ from lamella.checks import check_kind, check_number, check_seconds, check_whole
 from lamella.throttle.stated import StatedLimit
 
 Limits: TypeAlias = "Limit | ReadLimits | Iterable[Limit | ReadLimits]"
-"""What ``limits=`` takes: limits that the user states, and functions that read those that the server states."""
+"""The argument ``limits``: limits that the user states, and functions that read the limits that the server states."""
 ReadLimits: TypeAlias = Callable[[Mapping[str, str]], Sequence[StatedLimit]]
-"""Returns the limits that the headers of an answer state."""
+"""Reads the limits that the headers of an answer state."""
 Of: TypeAlias = Callable[[aiohttp.ClientRequest], str | None]
 Cost: TypeAlias = Callable[[aiohttp.ClientRequest], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A known limit of an account: *requests* in any *per* seconds, or so many at a time.
+    """A known limit of an account: *requests* in any *per* seconds, or *concurrent* attempts in flight.
 
-    State several limits together by several values::
+    Pass several limits as several values::
 
         [Limit(60, per=60), Limit(5000, per=86_400), Limit(concurrent=5), Limit(2, per=1, scope=path_of)]
 
     Args:
-        requests: How many requests pass, or with *cost* how many points.
-        per: In how many seconds. Nothing is sent too soon for a fixed window, a sliding one, or a bucket that is full.
-        concurrent: How many attempts may be in flight at a time. In place of *requests* and *per*.
-        key: Returns whose limit a request counts against, in place of its account: the integrator's, say. A *key* that
-            returns None means one limit for all calls to the origin. None, the default, means the account.
-        scope: Returns which limit a request counts against, where each path, say, has one of its own. A *scope* that
-            returns None means that the request counts against none. None, the default, means one limit for all.
-        cost: Returns how many points a request takes, 0 or more. None, the default, means what ``Throttle(cost=)``
+        requests: The number of requests that pass, or of points if *cost* is given.
+        per: The period in seconds. The limit holds for a fixed window, a sliding window and a bucket that is full.
+        concurrent: The maximum number of attempts in flight, in place of *requests* and *per*.
+        key: Returns the owner of the limit, for a limit that does not belong to the account, such as that of an
+            integrator. A *key* that returns None means one limit for all calls to the origin. None, the default, means
+            the account.
+        scope: Returns the name of the limit that a request counts against, for example if each path has its own. A
+            *scope* that returns None means that the request counts against no limit. None, the default, means one limit
+            for all.
+        cost: Returns the points that a request uses, 0 or more. None, the default, means what ``Throttle(cost=)``
             returns, or else 1.
 
     Raises:
@@ -73,10 +75,10 @@ class Limit:
 
 
 def cost_of(request: aiohttp.ClientRequest, cost: Cost | None) -> float:
-    """Return how many points *request* takes.
+    """Return the points that *request* uses.
 
     Raises:
-        ValueError: *cost* has returned something else than a finite number, 0 or more.
+        ValueError: *cost* did not return a finite number, 0 or more.
     """
     if cost is None:
         return 1.0
@@ -86,14 +88,14 @@ def cost_of(request: aiohttp.ClientRequest, cost: Cost | None) -> float:
 
 
 def separated(limits: Limits | None) -> tuple[tuple[Limit, ...], tuple[ReadLimits, ...]]:
-    """Return what of *limits* the user states, and the functions that read what the server states.
+    """Return the limits that the user states, and the functions that read the server's limits.
 
     Raises:
-        ValueError: Something is neither a Limit nor a function.
+        ValueError: An item is neither a Limit nor a function.
     """
     given = () if limits is None else tuple(limits) if isinstance(limits, Iterable) else (limits,)
     for each in given:
-        kind = Limit if isinstance(each, type) else (Limit, Callable)  # a class is not a function of headers
+        kind = Limit if isinstance(each, type) else (Limit, Callable)  # a class is not a function that reads headers
         check_kind("limits", each, kind, "a Limit or a function of the headers of an answer, or several")
     stated = tuple(each for each in given if isinstance(each, Limit))
     return stated, tuple(each for each in given if not isinstance(each, Limit))

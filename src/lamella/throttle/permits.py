@@ -1,19 +1,19 @@
 """Decide when an attempt may be sent, and evaluate its result. Pure arithmetic on a state, no clock.
 
-A 429 is expensive: it blocks the account for the wait that the rule or ``Retry-After`` asks for, a minute at Maesn. So
-the limit is measured with as few refusals as possible, in phases:
+A 429 is expensive: it blocks the account for the wait that the rule or ``Retry-After`` asks for (Maesn: a minute). So
+Throttle measures the limit with as few refusals as possible, in phases:
 
-1. ``burst``: nothing is known. Slow start: some attempts at once, and one more in flight for every second answer.
-   Where answers are slow it grows with time instead. N pass until the first refusal.
-2. ``spread``: N attempts over a quarter of the period, then one at a time. A window refuses at N again; a token bucket
-   has been refilled meanwhile, and what passes beyond N measures its rate.
-3. ``steady``: no more than that in a period, in a quarter of it for a window, evenly for a bucket.
-4. ``edge``, ``climb``: a look whether there is more. At the edge of a window one at a time, or by a higher rate, which
-   also finds a period that is shorter than assumed. After each look that fails, the next one is taken later.
+1. ``burst``: the limit is unknown. Slow start: some attempts at once, and one more in flight for every second answer.
+   If answers are slow, the number grows with time instead. N attempts pass before the first refusal.
+2. ``spread``: N attempts over a quarter of the period, then one at a time. A window refuses at N again. A token bucket
+   was refilled in the meantime, and the attempts that pass beyond N measure its rate.
+3. ``steady``: no more than the measured number per period: for a window within a quarter of it, for a bucket evenly.
+4. ``edge``, ``climb``: a test for a higher limit. ``edge`` sends one attempt at a time after a full window. ``climb``
+   uses a higher rate, which also finds a period that is shorter than assumed. Each failed test delays the next one.
 
-The period is the wait that was asked for. A refusal in the steady phase lowers the number to what did pass; the third
-in a row starts a new measurement. What a refusal is evidence of is decided in :mod:`lamella.throttle.evidence`: one by
-chance, or by too many attempts in flight, is not part of this measurement.
+The period is the wait that the server or the rule asked for. A refusal in the steady phase lowers the number to the
+attempts that passed. The third consecutive refusal starts a new measurement. :mod:`lamella.throttle.evidence` decides
+what a refusal shows: a random refusal, or one caused by too many attempts in flight, is not part of this measurement.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from lamella.throttle.stated import StatedLimit, hear, wait_for_stated
 
 # In slow start, before the first refusal:
 _GROWTH: Final = 0.5  # more attempts in flight for each answer
-_REGROWTH: Final = 1.0  # after a refusal by too many in flight
-_SHARE: Final = 25  # one in so many queued calls may be sent at once
-_SLOW: Final = (0.21, 0.3)  # bounds of twice the fastest answer, after which an attempt is slow
-_LONG_POLL: Final = 4.0  # after so many times as long it is a long poll, and says nothing about other calls
+_REGROWTH: Final = 1.0  # the same after a refusal because of too many attempts in flight
+_SHARE: Final = 25  # one in this many queued calls may be sent at once
+_SLOW: Final = (0.21, 0.3)  # bounds in seconds of twice the time of the fastest answer. Longer attempts are slow
+_LONG_POLL: Final = 4.0  # after this many times as long it is a long poll and says nothing about other calls
 _ROOM: Final = 24  # more attempts for each slow one
-_MOST_ROOM: Final = 100.0  # but no more than that when the first becomes slow, and four times as many each time later
-_PATIENCE: Final = 0.7  # seconds that a call waits at most
+_MOST_ROOM: Final = 100.0  # maximum when the first attempt becomes slow. It grows by a factor of four each time
+_PATIENCE: Final = 0.7  # maximum wait of a call in seconds
 
-_SLOW_LATER: Final = (1.0, 300.0)  # after the first refusal: bounds of four times the fastest answer
-_LATE: Final = 4.0  # times the fastest answer
-_FORGET: Final = 1.001  # growth of the fastest answer with each answer
+_SLOW_LATER: Final = (1.0, 300.0)  # the same after the first refusal, for four times the fastest answer
+_LATE: Final = 4.0  # multiple of the fastest answer after which an attempt is late
+_FORGET: Final = 1.001  # factor by which each answer increases the time of the fastest one
 _SOON: Final = 1e-6  # the shortest wait, so that a rounding error cannot cause an endless loop
-_SAME_MOMENT: Final = 1e-3  # seconds: within these no two permits are of the same moment
-_HARDLY: Final = 0.25  # of the period that the server suggests: a shorter wait of the rule is not a period
-_LONGEST_WAIT: Final = 3600.0  # where no rule has a maximum
+_SAME_MOMENT: Final = 1e-3  # seconds within which no two permits have the same time
+_HARDLY: Final = 0.25  # of the period that the server suggests. A shorter wait of the rule is not a period
+_LONGEST_WAIT: Final = 3600.0  # seconds, if no rule has a maximum
 
 
 def next_permit(
@@ -56,9 +56,10 @@ def next_permit(
     period: float,
     asked: Asked = ONE,
 ) -> Permit | Wait:
-    """Return whether an attempt may be sent now; a permit counts as used.
+    """Return a permit if an attempt may be sent now, or else the wait. A permit counts as used.
 
-    *in_flight* is when each attempt in flight was sent, the oldest first; *period* the one to assume until it is known.
+    *in_flight* is when each attempt in flight was sent, the oldest first. *period* is assumed until the real one is
+    known.
     """
     if estimate.untouched and asked.learns and len(in_flight) < estimate.max_in_flight:
         estimate.period = estimate.period or period
@@ -83,7 +84,7 @@ def may_send(
     period: float,
     asked: Asked = ONE,
 ) -> Wait | None:
-    """Return the wait that :func:`next_permit` would return. None: it would be a permit."""
+    """Return the wait that :func:`next_permit` would return. None: it would return a permit."""
     gap = _gap(estimate, now, in_flight, period, asked)
     return gap if isinstance(gap, Wait) else None
 
@@ -91,7 +92,7 @@ def may_send(
 def _gap(
     estimate: RateEstimate, now: float, in_flight: Sequence[float], period: float, asked: Asked
 ) -> Wait | float | None:
-    """Return the wait, or the time between this attempt and the next one. None: any, since nothing is learned."""
+    """Return the wait, or the time between this attempt and the next one. None: any time, since nothing is learned."""
     if now < estimate.blocked_until:
         return Wait(estimate.blocked_until - now, blocked=True, too_long=estimate.too_long)
     estimate.period = estimate.period or period
@@ -120,13 +121,13 @@ def _by_estimate(estimate: RateEstimate, now: float, in_flight: Sequence[float],
         return wait
     if estimate.requests:
         gap = asked.cost * estimate.period / (estimate.spread * estimate.requests)
-        # The server counted an attempt when it was sent, or a little later, as in `answered`.
+        # The server counted an attempt when it was sent or shortly after, see `answered`.
         lasts = estimate.period + min(_LATE * estimate.fastest, estimate.period)
         counted = len(in_flight) - bisect_right(in_flight, now - lasts)
         used = counted + asked.extra + estimate.count(now - estimate.period)
         if used > 0 and used + asked.cost - 1.0 >= estimate.requests:
             oldest = estimate.oldest(now - estimate.period)
-            # At the edge only while all attempts of this period are young: later a new window may have begun.
+            # Test the edge only while all attempts of this period are young: later, a new window may have begun.
             young = oldest is None or now - oldest < estimate.period / 2
             if not (estimate.phase == "spread" or (estimate.phase == "edge" and young)):
                 ends = max(in_flight[-counted] + lasts - now, _SOON) if counted else None
@@ -142,7 +143,7 @@ def _by_estimate(estimate: RateEstimate, now: float, in_flight: Sequence[float],
 
 
 def _until_free(oldest: float | None, period: float, now: float, ends: float | None) -> Wait:
-    """Return the wait until an attempt of the period no longer counts; *ends* is when the first in flight does not."""
+    """Return the wait until an attempt of the period no longer counts. *ends*: the same for attempts in flight."""
     if oldest is None:
         return Wait(None, blocked=False, again=ends)
     free = max(oldest + period - now, _SOON)
@@ -150,7 +151,7 @@ def _until_free(oldest: float | None, period: float, now: float, ends: float | N
 
 
 def _alone(estimate: RateEstimate, now: float, in_flight: Sequence[float]) -> Wait | None:
-    """Return the wait while the first attempt after a refusal is in flight. None: one may be sent."""
+    """Return the wait while the first attempt after a refusal is in flight. None: an attempt may be sent."""
     if estimate.began < 0:
         return None
     # Attempts from before the wait do not show whether requests pass now.
@@ -159,7 +160,7 @@ def _alone(estimate: RateEstimate, now: float, in_flight: Sequence[float]) -> Wa
 
 
 def _slow_start(estimate: RateEstimate, now: float, in_flight: Sequence[float], asked: Asked) -> Wait | None:
-    """Return the wait while too many attempts are in flight for what little is known. None: one may be sent."""
+    """Return the wait while too many attempts are in flight for an unknown limit. None: an attempt may be sent."""
     if estimate.generation or estimate.most:
         return _until_answered(in_flight, now, estimate.max_in_flight, _slow_after(estimate))
     patience = _PATIENCE - asked.waited
@@ -173,12 +174,12 @@ def _slow_start(estimate: RateEstimate, now: float, in_flight: Sequence[float], 
     if slow > polls:
         since = (now - in_flight[polls]) / slow_after - 1.0
         room += min(_ROOM * (slow - polls), _MOST_ROOM * 4.0**since)
-        again = slow_after / 8  # there is more room as time passes
+        again = slow_after / 8  # the room grows with time
     return _until_answered(in_flight, now, room, slow_after, again=min(again, max(patience, _SOON)))
 
 
 def _slow_after(estimate: RateEstimate) -> float:
-    """Return after how many seconds an attempt is slow, once something was refused."""
+    """Return after how many seconds an attempt is slow, once an attempt was refused."""
     shortest, longest = _SLOW_LATER
     return min(max(_LATE * estimate.fastest, shortest), longest)
 
@@ -186,11 +187,11 @@ def _slow_after(estimate: RateEstimate) -> float:
 def _until_answered(
     in_flight: Sequence[float], now: float, most: float, slow_after: float, *, blocked: bool = False, again: float = inf
 ) -> Wait | None:
-    """Return the wait while *most* attempts that are not slow are in flight, but at most *again* seconds, or None."""
+    """Return a wait of at most *again* seconds while *most* attempts that are not slow are in flight, or None."""
     slow = bisect_right(in_flight, now - slow_after)
     if len(in_flight) - slow < most:
         return None
-    # The moments may be of another clock than *now*, where a store has failed.
+    # If a store has failed, these times may be of another clock than *now*.
     until_slow = min(max(in_flight[slow] + slow_after - now, _SOON), slow_after)
     return Wait(None, blocked, again=min(again, until_slow))
 
@@ -203,17 +204,17 @@ def answered(  # noqa: PLR0917 - by a keyword it would take a third longer, once
     learns: bool = True,
     says: Sequence[StatedLimit] = (),
 ) -> bool:
-    """Record an attempt that the limit has let pass, whatever its status. Return whether that ends an episode.
+    """Record an attempt that the limit let pass, whatever its status. Return whether it ends an episode.
 
-    *in_flight* is the number of other attempts in flight, *learns* whether the limit is learned; *says*, what the
-    answer states of limits.
+    *in_flight* is the number of other attempts in flight. *learns* is whether the limit is learned. *says* are the
+    limits that the answer states.
     """
     if says or estimate.stated:
         estimate.untouched = False
         hear(estimate, now, permit, says, passed=True)
-    # The server counted it between its start and its answer. Only the end is safe: by an earlier moment, an attempt
-    # that was slow on its way there would make room too soon. But one that took more than four times as long as the
-    # fastest waited for this process, or for something behind the limit.
+    # The server counted the attempt between its start and its answer. Only the end is safe: with an earlier time, an
+    # attempt that was slow to reach the server would make room too soon. But an attempt that took more than four times
+    # as long as the fastest one waited for this process, or for something behind the limit.
     took = now - permit.at
     fastest = estimate.fastest * _FORGET
     if took < fastest or not fastest:
@@ -235,16 +236,16 @@ def answered(  # noqa: PLR0917 - by a keyword it would take a third longer, once
     too_long, estimate.too_long = estimate.too_long, False
     if not learns:
         return refusals > 0
-    if not too_long:  # the length of a quota says nothing about the period of the other limit
+    if not too_long:  # the length of a quota does not show the period of the other limit
         since_began = now - estimate.refused_began
         if refusals > 1 and not estimate.chance:
-            # Refused again after the wait: the period is longer than what was asked for.
+            # Refused again after the wait: the period is longer than that wait.
             estimate.period = max(estimate.period, since_began)
         elif refusals and estimate.spread > 1 and estimate.asked <= since_began < estimate.period:
             # A used-up window lets nothing pass before its end, so it has ended by now.
             estimate.period = since_began
     if in_flight > estimate.max_in_flight and not (estimate.generation or estimate.most):
-        estimate.max_in_flight = float(in_flight)  # so many at a time were not too many
+        estimate.max_in_flight = float(in_flight)  # this many attempts in flight were not too many
     if not estimate.requests or in_flight + estimate.count(now - estimate.period) >= estimate.requests:
         estimate.max_in_flight += _REGROWTH if estimate.max_in_flight < estimate.most else _GROWTH
         if estimate.is_sure:
@@ -264,19 +265,19 @@ def refused(
     others: int = 0,
     says: Sequence[StatedLimit] = (),
 ) -> Wait | None:
-    """Block the account, since an attempt was refused. Return the wait that begins. None: the refusal changes nothing.
+    """Block the account after a refused attempt. Return the wait that begins. None: the refusal changes nothing.
 
-    *backoff* is that of the rule, *retry_after* the seconds that the server asks for. If that is longer than the rule
-    allows, it is another limit, such as a quota a day: no call waits for it, and nothing is learned from it. *others*
-    is the number of attempts in flight still, *says* what the answer states of limits. It also changes nothing while it
-    may have been refused by chance.
+    *backoff* is that of the rule, *retry_after* the seconds that the server asks for. If *retry_after* is longer than
+    the rule allows, it belongs to another limit, such as a daily quota: no call waits for it, and nothing is learned
+    from it. *others* is the number of attempts still in flight. *says* are the limits that the answer states. A refusal
+    also changes nothing while it may be random.
     """
     if says or estimate.stated:
         hear(estimate, now, permit, says, passed=False)
     estimate.untouched = False
     longest = backoff.maximum if backoff else _LONGEST_WAIT
     if retry_after is not None and retry_after > longest:
-        # More than a year is ignored: then the next call after the rule's maximum finds out.
+        # A wait of more than a year is ignored: the next call after the rule's maximum tests the limit.
         return _block_for_quota(estimate, now, retry_after if retry_after < LONGEST else longest)
     if permit.generation != estimate.generation:
         return None
@@ -304,7 +305,7 @@ def refused(
 
 
 def learned(estimate: RateEstimate, _now: float) -> tuple[float, float]:
-    """Return the learned limit: requests, 0 if it is not known, and period in seconds."""
+    """Return the learned limit: the number of requests (0 if unknown) and the period in seconds."""
     return estimate.requests, estimate.period
 
 
@@ -314,7 +315,7 @@ def _block_for_quota(estimate: RateEstimate, now: float, seconds: float) -> Wait
     estimate.generation += 1
     estimate.trial_at = -1.0
     estimate.blocked_until, estimate.too_long = now + seconds, True
-    estimate.refusals = max(estimate.refusals, 1)  # so that afterwards one goes alone
+    estimate.refusals = max(estimate.refusals, 1)  # so that one attempt is sent alone afterwards
     estimate.began = -1.0
     if estimate.refused_at < 0:
         estimate.passed = 0
@@ -322,10 +323,10 @@ def _block_for_quota(estimate: RateEstimate, now: float, seconds: float) -> Wait
 
 
 def _suggested_period(least: float, retry_after: float | None, elapsed: float) -> float:
-    """Return the period of a window that was used up in *elapsed* seconds; *least* is the wait of the rule."""
+    """Return the period of a window that was used up in *elapsed* seconds. *least* is the wait of the rule."""
     if retry_after is None:
         return least
-    # Whole seconds are rounded up, by at most one.
+    # Whole seconds are rounded up by at most one.
     slack = 1.0 if retry_after == int(retry_after) else 0.0
     whole = retry_after + (elapsed if elapsed <= retry_after else 0.0)
     return whole if least < max(whole - slack, whole * _HARDLY) else least

@@ -12,11 +12,11 @@ from typing import Final, TypeAlias
 from lamella.call import Call, PerCall
 from lamella.throttle.estimate import Permit, Wait
 
-_NOISE: Final = 1e-3  # seconds by which the same moment may differ when it is computed twice
-_MANY: Final = 20  # the first call asks again when so many more wait: a longer queue may get more permits at once
+_NOISE: Final = 1e-3  # seconds by which two computations of the same time may differ
+_MANY: Final = 20  # the first call asks again after this many arrivals: a longer queue may get more at once
 
 Count: TypeAlias = Callable[[Call, int], object]
-"""Is called with a call and 1 when it begins to wait, and with -1 when its wait ends."""
+"""Called with a call and 1 when its wait begins, and with -1 when the wait ends."""
 
 _places: Final = itertools.count()
 _by_place: Final = attrgetter("place")
@@ -27,7 +27,7 @@ WAITING: Final = PerCall[tuple[float, float] | None](lambda: None)
 
 
 def waiting_of(call: Call) -> tuple[float, float] | None:
-    """Return since when *call* is queued and until when its account is blocked, by the loop's clock, or None."""
+    """Return when *call* was queued and the end of its account's block, by the loop's clock. None: not queued."""
     return WAITING.of(call)
 
 
@@ -38,13 +38,13 @@ class _Waiter:
 
     def __init__(self, call: Call, loop: asyncio.AbstractEventLoop, outer: Queue | None) -> None:
         self.call: Call = call
-        self.outer: Queue | None = outer  # where the call is the first as well
-        self.inner: _Waiter | None = None  # the same call, where it waits in one more queue
+        self.outer: Queue | None = outer  # the queue in which the same call is already the first
+        self.inner: _Waiter | None = None  # the entry of the same call in the next queue
         self.place: int = PLACE.of(call)
         self.loop: asyncio.AbstractEventLoop = loop
-        self.woken: bool = False  # perhaps while it asks a slow store: then it asks again
+        self.woken: bool = False  # it may be woken while it asks a slow store; then it asks again
         self.wakeup: asyncio.Future[None] | None = None
-        self.queued: tuple[float, float] | None = None  # as in `waiting_of`
+        self.queued: tuple[float, float] | None = None  # see `waiting_of`
 
     def queue(self, since: float, until: float) -> None:
         self.queued = since, until
@@ -52,17 +52,17 @@ class _Waiter:
 
     def wake(self) -> None:
         self.woken = True
-        # In a closed loop nothing waits any more, but calls may still be there to be thrown away.
+        # When garbage collection ends a call after its loop has closed, the other calls no longer wait.
         if self.wakeup is not None and not self.wakeup.done() and not self.loop.is_closed():
             self.wakeup.set_result(None)
 
     def gives_way(self) -> bool:
-        """Return whether an older call has come to an outer queue meanwhile."""
+        """Return whether an older call has entered an outer queue in the meantime."""
         outer = self.outer
         return outer is not None and (outer.first_has_come or (outer.asking is not None and outer.asking.gives_way()))
 
     async def wait(self, seconds: float | None) -> None:
-        """Wait until it is woken, or for *seconds*. None: without a limit."""
+        """Wait for :meth:`wake`, at most *seconds*. None: without a limit."""
         if self.woken:
             return
         self.wakeup = self.loop.create_future()
@@ -76,13 +76,13 @@ class _Waiter:
 
 
 class Queue:
-    """The calls of one account that wait for a permit, and its attempts in flight.
+    """The calls of one account that wait for a permit, and the attempts of the account in flight.
 
-    Only the first call asks for a permit, in its own task, and wakes the next one when it leaves: there is no other
-    task, and no timer but that of the first call.
+    Only the first call asks for a permit, in its own task, and wakes the next one when it leaves. The queue needs no
+    other task, and only the first call has a timer.
 
     Args:
-        ask: Asks for a permit for a call, which has so many others before it in the queue.
+        ask: Asks for a permit for a call. Its last argument is the number of calls before it in the queue.
         count: Counts the calls that wait.
     """
 
@@ -91,13 +91,13 @@ class Queue:
     def __init__(self, ask: Callable[[Call, Queue, int], Awaitable[Permit | Wait]], count: Count) -> None:
         self._ask = ask
         self._count = count
-        self.waiters: list[_Waiter] = []  # by their places
-        self.asking: _Waiter | None = None  # who asks for a permit now
+        self.waiters: list[_Waiter] = []  # ordered by place
+        self.asking: _Waiter | None = None  # the call that is asking for a permit
         self.sent_at: list[float] = []  # when each attempt in flight was sent, by the store's clock, in order
-        self.points: float = 0.0  # that these attempts take
-        self.queued: int = 0  # how many calls have had to wait so far
+        self.points: float = 0.0  # the points that these attempts use
+        self.queued: int = 0  # the number of calls that have had to wait so far
         self.blocked_until: float = 0.0  # by the loop's clock, as far as this process knows
-        self.too_long: bool = False  # whether that is too long for a call to wait
+        self.too_long: bool = False  # whether the block is too long for a call to wait
 
     @property
     def in_flight(self) -> int:
@@ -106,7 +106,7 @@ class Queue:
 
     @property
     def waiting(self) -> int:
-        """The number of calls that wait now."""
+        """The number of calls in the queue."""
         return len(self.waiters)
 
     def start(self, call: Call, permit: Permit) -> None:
@@ -119,14 +119,14 @@ class Queue:
     def end(self, permit: Permit) -> None:
         """Count an attempt as ended. The next call may get a permit."""
         del self.sent_at[bisect_left(self.sent_at, permit.at)]
-        self.points = self.points - permit.cost if self.sent_at else 0.0  # no sum of rounding errors
+        self.points = self.points - permit.cost if self.sent_at else 0.0  # rounding errors do not add up
         if self.waiters:
             self._wake_first()
 
     def block(self, until: float, *, too_long: bool = False) -> None:
-        """Issue no permits before *until*, by the loop's clock, and wake calls that cannot wait so long.
+        """Issue no permits before *until*, by the loop's clock, and wake calls that cannot wait until then.
 
-        *too_long* means that none can.
+        *too_long* means that no call can.
         """
         self.blocked_until, self.too_long = until, too_long
         for waiter in self.waiters:
@@ -137,14 +137,14 @@ class Queue:
 
     @property
     def first_has_come(self) -> bool:
-        """Whether an older call has come while one asks."""
+        """Whether an older call has entered while the current one asks for a permit."""
         return self.asking is not None and self.waiters[0] is not self.asking
 
     async def enter(self, call: Call, outer: Queue | None = None) -> Permit | Wait:
         """Wait for a permit for *call*. Return a Wait if it would come after its deadline, or would take too long.
 
-        *outer* is another queue, of which *call* is the first and asks for a permit. There it may be counted as waiting
-        already. If an older one comes there, this one leaves without a permit, and a Wait is returned as well.
+        *outer* is a queue in which *call* is the first and asks for a permit. It may already count as waiting there. If
+        an older call enters *outer*, this call leaves without a permit and gets a Wait.
         """
         waiter = _Waiter(call, asyncio.get_running_loop(), outer)
         insort(self.waiters, waiter, key=_by_place)
@@ -173,7 +173,7 @@ class Queue:
             waiter.woken = False
             if waiter.gives_way():
                 return Wait(None, blocked=False)
-            # One asks at a time: two that see the same attempts in flight could both take the last place.
+            # Only one call asks at a time: two that see the same attempts in flight could both take the last permit.
             first = self.asking is None and self.waiters[0] is waiter
             now = loop.time()
             seconds = None
@@ -184,7 +184,7 @@ class Queue:
                     return answer
                 now, seconds = loop.time(), answer.seconds
                 if answer.blocked and seconds is not None and now + seconds > self.blocked_until + _NOISE:
-                    # Another process that shares the store was refused.
+                    # An attempt of another process was refused.
                     self.block(now + seconds, too_long=answer.too_long)
                 if answer.too_long or _is_too_late(call, now, seconds):
                     return answer
@@ -212,7 +212,7 @@ class Queue:
         finally:
             self.asking = None
             if self.waiters[0] is not waiter:
-                self._wake_first()  # an older call has come back meanwhile
+                self._wake_first()  # an older call has returned in the meantime
 
     def _index(self, waiter: _Waiter) -> int:
         """Return the number of calls before *waiter*."""

@@ -1,10 +1,10 @@
-"""The limits that the user states: a call waits for all of those that it counts against.
+"""The limits that the user states: a call waits for all limits that it counts against.
 
-The limits that the same requests count against are a ``Quota``, with one queue. A call enters the queues one inside the
-other, from the narrowest (a path of an account) by that of its account to the widest (the integrator's): only the first
-of a queue enters the next one, once its own limits would let it pass. It holds no permit while it waits there: when the
-last queue lets it pass, it gets the permits of all, or none. Each queue is first come, first served, and all calls
-enter them in the same order, so none waits forever.
+A ``Quota`` is the limits that the same requests count against, with one queue. A call enters the queues in order, from
+the narrowest (a path of an account) through that of its account to the widest (the integrator's). Only the first call
+of a queue enters the next one, once its own limits would let it pass. It has no permit while it waits there. When the
+last queue lets it pass, it gets the permits of all queues, or none. Each queue is first come, first served, and all
+calls enter the queues in the same order, so no call waits forever.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _MOST: Final = 10_000
 
 
 class Station(Protocol):
-    """What a call has to pass: its account, or a quota. Each has a queue."""
+    """Something that a call has to pass: its account or a quota. Each one has a queue."""
 
     queue: Queue
     is_common: bool
-    """Whether all calls of an account have to pass it."""
+    """Whether all calls of an account have to pass this station."""
 
     async def may_pass(self, call: Call) -> Wait | None:
-        """Return the wait until *call* may pass. None: it may now."""
+        """Return the wait until *call* may pass. None: it may pass now."""
         ...
 
     async def take(self, call: Call) -> Permit | Wait:
@@ -49,7 +49,7 @@ class Station(Protocol):
         ...
 
     async def earliest(self, call: Call, ahead: int) -> float | None:
-        """Return in how many seconds a call with *ahead* before it may pass at the earliest. None: it is not known."""
+        """Return after how many seconds a call with *ahead* calls before it may pass at the earliest. None: unknown."""
         ...
 
 
@@ -58,14 +58,14 @@ Held = Sequence[tuple[Station, Permit]]
 
 @dataclass(eq=False, slots=True)
 class Passage:
-    """The way of one attempt: what it has to pass, and the permits that it has."""
+    """The stations that one attempt has to pass, and the permits that it already has."""
 
     stations: tuple[Station, ...]
-    """The narrowest first."""
+    """In order, the narrowest one first."""
     held: list[tuple[Station, Permit]] = field(default_factory=list)
 
     def release(self) -> None:
-        """Release the permits, which are not used."""
+        """Release the unused permits."""
         held, self.held = self.held, []
         release(held)
 
@@ -74,9 +74,10 @@ PASSAGE: Final = PerCall[Passage | None](lambda: None)
 
 
 async def ask(station: Station, call: Call, queue: Queue, ahead: int) -> Permit | Wait:
-    """Ask *station* for a permit for *call*, which has *ahead* others before it in its queue, and all that is behind.
+    """Ask *station* and the stations behind it for permits for *call*. *ahead* is the number of calls before it in its
+    queue.
 
-    It is what the queue of a station asks.
+    The queue of each station calls this function.
     """
     passage = PASSAGE.get(call) or Passage((station,))
     behind = passage.stations[passage.stations.index(station) + 1 :]
@@ -88,7 +89,7 @@ async def ask(station: Station, call: Call, queue: Queue, ahead: int) -> Permit 
             return wait
         inner = await behind[0].queue.enter(call, queue)
         if isinstance(inner, Wait):
-            return inner._replace(blocked=False)  # others of this queue may not need to pass there
+            return inner._replace(blocked=False)  # other calls of this queue may not need to pass the next station
     try:
         answer = await station.take(call)
     except BaseException:
@@ -102,7 +103,7 @@ async def ask(station: Station, call: Call, queue: Queue, ahead: int) -> Permit 
 
 
 def waiting_for(station: Station, call: Call) -> int:
-    """Return how many calls wait for a permit of *station*, including those in the queues outside it."""
+    """Return the number of calls that wait for a permit of *station*, including those in the queues outside it."""
     passage = PASSAGE.get(call)
     if passage is None:
         return station.queue.waiting
@@ -110,7 +111,7 @@ def waiting_for(station: Station, call: Call) -> int:
 
 
 def release(held: Held) -> None:
-    """Release permits that are not used."""
+    """Release unused permits."""
     for station, permit in held:
         station.queue.end(permit)
 
@@ -130,7 +131,7 @@ async def ended(call: Call, held: Held, *, counts: bool) -> None:
 
 @dataclass(eq=False, slots=True)
 class Quota:
-    """What is used of the limits that the same requests count against, and the queue of those that wait for it."""
+    """The usage of the limits that the same requests count against, and the queue of the calls that wait for them."""
 
     name: str
     limits: tuple[Limit, ...]
@@ -169,7 +170,7 @@ class Quota:
         await self.state.note(call.span, self.name, Usage, record, self.limits, permit.cost)
 
     def uses(self) -> list[StatedLimit]:
-        """Return what is left of the limits, as far as this process knows."""
+        """Return what remains of the limits, as far as this process knows."""
         usage = self.state.last_known(self.name) if self.lease is None else self.lease.known
         known, now = usage if isinstance(usage, Usage) else Usage(), (self.lease or self.state).now()
         return uses(known, now, self._in_flight, self.limits)
@@ -190,20 +191,21 @@ class _Group(NamedTuple):
     scope: Of | None
     cost: Cost | None
     is_wide: bool
-    """Whether it is behind the account."""
+    """Whether a call passes this group after its account."""
     is_common: bool
 
 
 class Quotas:
-    """The quotas of all calls, the 10,000 that were used last and those in use.
+    """The quotas of all calls: the 10,000 most recently used ones and those in use.
 
     Args:
-        limits: Those that the user states.
+        limits: The limits that the user states.
         key: Returns the account of a request.
-        scope: Returns which limit of it a request counts against that is learned.
-        cost: Returns the points of a request for limits that have no cost of their own.
-        state: Where it is kept what is used.
-        fleet: The store of the processes that share the quotas. None: none do, or by *state*.
+        scope: Returns the name of the learned limit of the account that a request counts against.
+        cost: Returns the points of a request, for limits without a cost function.
+        state: Stores the usage.
+        fleet: The store of the processes that share the quotas. None: they are not shared, or are shared through
+            *state*.
     """
 
     def __init__(
@@ -222,7 +224,7 @@ class Quotas:
         self._quotas: OrderedDict[str, Quota] = OrderedDict()
 
     def passage(self, request: aiohttp.ClientRequest, account: Station, count: Count) -> Passage:
-        """Return what *request* of *account* has to pass. *count* is for the queues."""
+        """Return the stations that *request* of *account* has to pass. *count* is passed to the queues."""
         before: list[Station] = []
         behind: list[Station] = []
         for number, group in enumerate(self._groups):
@@ -253,7 +255,7 @@ class Quotas:
 
 
 def _grouped(limits: Sequence[Limit], key: Of | None, scope: Of | None, cost: Cost | None) -> tuple[_Group, ...]:
-    """Return the groups of *limits*, the narrowest first."""
+    """Return *limits* in groups, the narrowest group first."""
 
     def width(limit: Limit) -> int:
         if limit.key is None:

@@ -1,4 +1,4 @@
-"""What traces, metrics and the log say about accounts: their rate-limit episodes, their queues, what is believed."""
+"""Report the rate-limit episodes, queues and estimated limits of accounts in traces, metrics and the log."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from lamella.throttle.account import Account, Episode
 from lamella.throttle.belief import Belief
 from lamella.throttle.queue import waiting_of
 
-_SHOWN: Final = 8  # hexadecimal digits of a key's hash
+_SHOWN: Final = 8  # hexadecimal digits shown of a key's hash
 
 
 class Report:
-    """Writes what happens to accounts into traces, metrics and the log.
+    """Reports the events of accounts in traces, metrics and the log.
 
     Args:
         show_key: Whether traces and logs identify accounts by a short hash of the key.
@@ -41,12 +41,12 @@ class Report:
         self._queued = Gauge("queued", meter_provider)
 
     def count_queued(self, measured: Mapping[str, AttributeValue], call: Call, change: int) -> None:
-        """Count a call that begins to wait, or ends its wait."""
+        """Count a call whose wait begins or ends."""
         if OFF not in call.state:
             self._queued.add(change, measured)
 
     def wait_ended(self, call: Call, account: Account, waited: float) -> None:
-        """Record that *call* has waited for *waited* seconds, if it had to wait."""
+        """Record that *call* waited for *waited* seconds, if it had to wait."""
         if (queued := waiting_of(call)) is None:
             return
         if OFF not in call.state:
@@ -57,7 +57,7 @@ class Report:
         span.add_event(names.QUEUED_EVENT, noted, time.time_ns() - int(waited * 1e9))
 
     def believed(self, call: Call, account: Account, belief: Belief) -> None:
-        """Record what is believed of the limits of *account*, if that has changed."""
+        """Record the estimated limits of *account* if they have changed."""
         limits: dict[str, AttributeValue] = {names.LIMIT_KIND: belief.kind, names.LIMIT: float(belief.requests)}
         limits |= {names.LIMIT_PERIOD: float(belief.period), names.LIMIT_IN_FLIGHT: belief.in_flight or 0}
         if (now := tuple(limits.values())) != account.belief:
@@ -87,13 +87,13 @@ class Report:
             shown = f", account {account.name[:_SHOWN]}"
         if episode.recorded:
             self.instruments.episode_duration.record(lasted, account.measured)
-            # A trace of its own: it belongs to all calls that waited.
+            # A separate trace, because the episode belongs to all calls that waited.
             links = [Link(episode.context)] if episode.context.is_valid else []
             start = self._tracing.tracer.start_span
             start(names.EPISODE, Context(), SpanKind.INTERNAL, attributes, links, start_time=episode.started).end()
-        if queued:  # otherwise only the refused call was concerned
+        if queued:  # otherwise it affected only the refused call
             LOGGER.info(
-                "%s limited the rate%s: for %.3g s calls waited in the queue (%d of them), after %d had been refused",
+                "%s limited the rate%s for %.3g s: %d calls were queued after %d refusals",
                 account.server[names.SERVER_ADDRESS],
                 shown,
                 lasted,

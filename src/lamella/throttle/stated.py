@@ -1,10 +1,12 @@
-"""Keep to the limits that the server states, as long as its answers agree with them.
+"""Respect the limits that the server states, as long as its answers agree with them.
 
-Of each limit the state keeps what remained as of the newest answer: an attempt may be sent while fewer are in flight.
-After the reset one goes alone, for a moment in whole seconds may be off by one, and its answer states the rest.
+For each limit the state contains the remaining number from the newest answer. An attempt may be sent while fewer
+attempts are in flight. A reset time in whole seconds may be wrong by one second. So after the reset Throttle sends one
+attempt alone, and its answer states the new number.
 
-A statement is doubted if an attempt passes although nothing remains, or is refused although something does. After three
-doubts, or at once if the reset comes closer faster than time passes (it is in another unit), the limit is dropped.
+A statement is in doubt if an attempt passes although nothing remains, or is refused although something remains.
+Throttle ignores the limit after three doubts, or at once if the reset approaches faster than time passes (then its unit
+is not seconds).
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from typing import Final, NamedTuple
 from lamella.rules.retry_after import LONGEST
 from lamella.throttle.estimate import Permit, RateEstimate, Wait
 
-_ROUNDED: Final = 1.0  # seconds by which a reset in whole seconds may be off
-_FASTER: Final = 2.0  # seconds by which the reset may come closer than time passes
+_ROUNDED: Final = 1.0  # seconds by which a reset in whole seconds may be wrong
+_FASTER: Final = 2.0  # seconds by which the reset may approach faster than time passes
 _DOUBTS: Final = 3.0
-_MOST: Final = 8  # limits of an account
+_MOST: Final = 8  # maximum number of limits of an account
 _SOON: Final = 1e-6
 
 
@@ -26,30 +28,30 @@ class StatedLimit(NamedTuple):
     """One limit that an answer states."""
 
     remaining: float
-    """How many more requests pass."""
+    """The number of requests that still pass."""
     limit: float = 0.0
-    """How many pass in all. 0: it is not stated."""
+    """The total number of requests per period. 0: not stated."""
     reset: float | None = None
-    """Seconds until all of them pass again. None: it is not stated."""
+    """Seconds until the total is available again. None: not stated."""
     refill: float = 0.0
-    """How many more pass with each second, for a bucket. 0: none before *reset*."""
+    """Requests added per second, for a bucket. 0: none before *reset*."""
     name: str = ""
-    """Which limit, where an answer states several."""
+    """The name of the limit, if an answer states several."""
 
 
 class _Policy(NamedTuple):
-    """What is known of one limit; the state keeps it as a list of numbers."""
+    """The knowledge of one limit. The state stores it as a list of numbers."""
 
     limit: float
     remaining: float
     resets_at: float
     refill: float
-    at: float  # when *remaining* was raised or renewed the last time: a later permit has the newer number
+    at: float  # when *remaining* was last raised or renewed. The answer to a later permit is newer
     doubts: float = 0.0
 
 
 def hear(estimate: RateEstimate, now: float, permit: Permit, says: Sequence[StatedLimit], *, passed: bool) -> None:
-    """Take account of what an answer states."""
+    """Update the estimate by the limits that an answer states."""
     names = {each.name for each in says}
     for name, known in list(estimate.stated.items()):
         if name not in names and now >= _Policy(*known).resets_at:
@@ -92,7 +94,7 @@ def wait_for_stated(estimate: RateEstimate, now: float, in_flight: Sequence[floa
 
 
 def stated_now(estimate: RateEstimate, now: float) -> list[StatedLimit]:
-    """Return what is left of the limits that the server states, those that are dropped not among them."""
+    """Return what remains of the limits that the server states, except the ignored ones."""
     left = []
     for name, known in estimate.stated.items():
         policy = _Policy(*known)
@@ -105,12 +107,13 @@ def stated_now(estimate: RateEstimate, now: float) -> list[StatedLimit]:
 
 
 def _renewed(old: _Policy | None, now: float, permit: Permit, says: StatedLimit, *, passed: bool) -> _Policy | None:
-    """Return the limit after one more statement. None: it says nothing that can be used."""
+    """Return the limit after another statement. None: the statement is not usable."""
     reset = LONGEST if says.reset is None and says.refill else says.reset
     if old is None or now >= old.resets_at:
         if not reset:
-            return old  # the reset is not known, or in the past
-        # If others use the account, nothing may remain after the first attempt, but not always.
+            return old  # the reset is unknown, or in the past
+        # If other clients use the account, nothing may remain after the first attempt, but this does not happen every
+        # time.
         empty = passed and not says.remaining and says.limit > 1
         doubts = old.doubts if old is not None else 0.0
         return _Policy(says.limit, says.remaining, now + reset, says.refill, now, doubts + 1 if empty else 0.0)
@@ -122,8 +125,8 @@ def _renewed(old: _Policy | None, now: float, permit: Permit, says: StatedLimit,
         doubts += 1
     elif 0 <= says.remaining < old.remaining:
         doubts = 0.0
-    if permit.at < old.at:  # it may have overtaken the newest
+    if permit.at < old.at:  # a newer answer was received first
         return old._replace(remaining=min(old.remaining, says.remaining), doubts=doubts)
-    if says.remaining <= old.remaining:  # of the same window: its reset is rounded up, the earliest is the best
+    if says.remaining <= old.remaining:  # same window: the reset is rounded up, so the earliest one is the most exact
         resets_at = min(resets_at, old.resets_at)
     return _Policy(says.limit, says.remaining, resets_at, says.refill, now, doubts)

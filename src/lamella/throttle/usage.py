@@ -1,4 +1,4 @@
-"""Count attempts against the limits that the user states. Pure arithmetic on a state, no clock."""
+"""Count attempts against the limits that the user states. Pure arithmetic on a state, without a clock."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from lamella.throttle.estimate import Permit, Wait
 from lamella.throttle.limit import Limit
 from lamella.throttle.stated import StatedLimit
 
-LONGEST_WAIT: Final = 3600.0  # seconds. No call waits longer for a stated limit
-_ENTRIES: Final = 64  # of a log
+LONGEST_WAIT: Final = 3600.0  # seconds: maximum wait of a call for a stated limit
+_ENTRIES: Final = 64  # maximum entries of a log
 _SOON: Final = 1e-6  # the shortest wait, so that a rounding error cannot cause an endless loop
-_ROUNDING: Final = 1e-9  # of a sum of points
+_ROUNDING: Final = 1e-9  # rounding error of a sum of points
 
 
 @dataclass(slots=True)
 class Usage:
-    """What attempts have used of the limits that they count against, in JSON values."""
+    """The points that attempts have used of their limits, in JSON values."""
 
     logs: dict[str, list[list[float]]] = field(default_factory=dict)
-    """For each period, by its seconds: first moment, last moment, points. Moments are by the store's clock."""
+    """For each period, by its length in seconds: first time, last time, points. Times are by the store's clock."""
 
 
 class InFlight(NamedTuple):
-    """The attempts in flight that count against limits."""
+    """The attempts in flight that count against the limits."""
 
     number: int
     points: float
 
 
 def wait_for(usage: Usage, now: float, in_flight: InFlight, limits: Sequence[Limit], cost: float) -> Wait | None:
-    """Return the wait until a request of *cost* points may be sent. None: it may be sent now.
+    """Return the wait until a request of *cost* points may be sent. None: no wait.
 
-    Attempts in flight count until they are answered, however long that takes: a stated limit is never exceeded. A
-    request that takes more than a whole limit is sent when nothing of the limit is used.
+    An attempt in flight counts until it is answered, so a stated limit is never exceeded. A request that costs more
+    than a whole limit is sent when the limit is completely unused.
     """
     waits: list[float | None] = []
     for limit in limits:
@@ -54,12 +54,12 @@ def wait_for(usage: Usage, now: float, in_flight: InFlight, limits: Sequence[Lim
 
 
 def take(usage: Usage, now: float, in_flight: InFlight, limits: Sequence[Limit], cost: float) -> Permit | Wait:
-    """Return a permit, or what :func:`wait_for` does."""
+    """Return a permit, or the wait by :func:`wait_for`."""
     return wait_for(usage, now, in_flight, limits, cost) or Permit(0, now, in_flight.number + 1, cost)
 
 
 def record(usage: Usage, now: float, limits: Sequence[Limit], points: float) -> None:
-    """Record an attempt that the server may have counted between its start and its answer: only the end is safe."""
+    """Record an attempt at its end: the server may have counted it at any time between its start and its answer."""
     periods = {limit.per for limit in limits if limit.per is not None}
     for per in periods:
         log = usage.logs.setdefault(str(float(per)), [])
@@ -73,9 +73,9 @@ def record(usage: Usage, now: float, limits: Sequence[Limit], points: float) -> 
 
 
 def earliest(usage: Usage, now: float, in_flight: InFlight, limits: Sequence[Limit], ahead: int) -> float:
-    """Return in how many seconds at the earliest a call with *ahead* others before it in the queue may be sent.
+    """Return after how many seconds at the earliest a call with *ahead* calls before it in the queue may be sent.
 
-    Each takes one point.
+    Each of these calls counts one point.
     """
     longest = 0.0
     for limit in limits:
@@ -89,7 +89,7 @@ def earliest(usage: Usage, now: float, in_flight: InFlight, limits: Sequence[Lim
 
 
 def uses(usage: Usage, now: float, in_flight: InFlight, limits: Sequence[Limit]) -> list[StatedLimit]:
-    """Return what is left of each of *limits*."""
+    """Return what remains of each of *limits*."""
     shown = []
     for limit in limits:
         if limit.concurrent is not None:
@@ -103,7 +103,7 @@ def uses(usage: Usage, now: float, in_flight: InFlight, limits: Sequence[Limit])
 
 
 def _log(usage: Usage, now: float, per: float) -> list[list[float]]:
-    """Return the entries that count still."""
+    """Return the entries that still count."""
     return [entry for entry in usage.logs.get(str(float(per)), ()) if entry[1] > now - per]
 
 
@@ -112,9 +112,9 @@ def _sum(log: Sequence[Sequence[float]]) -> float:
 
 
 def _until_free(log: Sequence[Sequence[float]], begins: float, missing: float) -> float | None:
-    """Return the seconds until the *missing* points are free. None: not before an attempt in flight is answered.
+    """Return the seconds until *missing* points are free. None: only after an attempt in flight is answered.
 
-    *begins* is when the period has begun that ends now.
+    *begins* is when the period that ends now began.
     """
     if missing <= _ROUNDING:
         return 0.0
