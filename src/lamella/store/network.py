@@ -160,7 +160,11 @@ class NetworkStore(ABC):
         self._failed = asyncio.get_running_loop().time()
 
     async def update(self, key: str, new: Callable[[], _S], change: Callable[[_S, float, *_Ts], _R], *args: *_Ts) -> _R:
-        """Implement :meth:`Store.update`.: The store does not answer."""
+        """Implement :meth:`Store.update`.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
         version, text = self._seen.get(key, ("", ""))
         if not text or self.ahead is None:
             _, version, found, _ = await self.swap(key, "")
