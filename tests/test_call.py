@@ -68,7 +68,7 @@ def _in_use(middlewares: Middlewares) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("make", [_one_by_one, _as_one, _one_of_several])
-def test_layers_that_are_in_use_in_another_thread_say_so(make: Callable[[], Callable[[], Middlewares]]) -> None:
+def test_layers_in_use_in_another_thread_raise(make: Callable[[], Callable[[], Middlewares]]) -> None:
     middlewares = make()
     with _in_use(middlewares()), pytest.raises(RuntimeError, match="in use in another thread"):
         asyncio.run(_call(_at_once, middlewares()))
@@ -76,7 +76,7 @@ def test_layers_that_are_in_use_in_another_thread_say_so(make: Callable[[], Call
     assert [asyncio.run(_call(_at_once, middlewares())) for _ in range(2)] == [200, 200]
 
 
-def test_a_layer_that_another_group_has_taken_over_says_so() -> None:
+def test_a_layer_in_use_by_another_pipeline_in_a_thread_raises() -> None:
     """A group that was used before has to look again."""
     throttle = Throttle(RULES)
     ours, theirs = ((together(stack(RULES, throttle)),) for _ in range(2))
@@ -88,7 +88,7 @@ def test_a_layer_that_another_group_has_taken_over_says_so() -> None:
 
 
 @pytest.mark.parametrize("kind", [Throttle, Retry, Breaker])
-def test_a_store_in_memory_that_is_in_use_in_another_thread_says_so(kind: type[Throttle | Retry | Breaker]) -> None:
+def test_a_memory_store_in_use_in_another_thread_raises(kind: type[Throttle | Retry | Breaker]) -> None:
     store = MemoryStore()
     ours, theirs = ((_with(kind, store),) for _ in range(2))
     with _in_use(theirs), pytest.raises(RuntimeError, match="MemoryStore is in use in another thread"):

@@ -96,7 +96,9 @@ def connector_error(cause: OSError) -> Exception:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-async def test_what_is_said_of_a_failure(exc: Exception, kind: type[TransportError], reason: str) -> None:
+async def test_each_exception_becomes_its_transport_error(
+    exc: Exception, kind: type[TransportError], reason: str
+) -> None:
     built_in = await of_request(lambda request: transport_error(Call.of(request), exc))
     own = await of_request(lambda request: transport_error(Call.of(request), exc, OWN))
     assert built_in is not None
@@ -110,7 +112,7 @@ async def test_what_is_said_of_a_failure(exc: Exception, kind: type[TransportErr
 @pytest.mark.parametrize(
     "exc", [ValueError("x"), OSError("x"), response_error(), response_error(ValueError("x")), Seen()]
 )
-async def test_exceptions_that_are_not_transport_failures_pass(exc: Exception) -> None:
+async def test_exceptions_that_are_not_transport_failures_pass_unchanged(exc: Exception) -> None:
     assert await of_request(lambda request: transport_error(Call.of(request), exc)) is None
 
 
@@ -131,7 +133,7 @@ async def test_after_the_session_closed_no_failure_is_a_transport_failure() -> N
         ("http://api.example.com/x", PROXY, False, ConnectionLost),
     ],
 )
-async def test_what_a_proxy_breaks_before_its_tunnel_is_there_was_not_sent(
+async def test_a_proxy_failure_before_the_tunnel_means_not_sent(
     url: str, options: dict[str, Any], sent: bool, kind: type[TransportError]
 ) -> None:
     def error_for(request: aiohttp.ClientRequest, exc: Exception) -> TransportError | None:
@@ -145,13 +147,13 @@ async def test_what_a_proxy_breaks_before_its_tunnel_is_there_was_not_sent(
     assert type(late) is AttemptTimeout
 
 
-def test_a_cause_is_shown_unless_it_holds_the_requests_headers() -> None:
+def test_a_cause_is_kept_unless_it_contains_the_request_headers() -> None:
     lost = OSError("x")
     assert shown_cause(lost) is lost
     assert shown_cause(response_error()) is None
 
 
-async def test_https_at_a_port_without_tls_is_no_matter_of_certificates(serve: Serve) -> None:
+async def test_https_at_a_port_without_tls_is_not_reported_as_a_certificate_error(serve: Serve) -> None:
     async def answer(_: web.Request) -> web.Response:
         return web.Response()
 
@@ -163,7 +165,7 @@ async def test_https_at_a_port_without_tls_is_no_matter_of_certificates(serve: S
     assert "ertificate" not in str(raised.value).partition(": ")[2]
 
 
-async def test_a_rule_of_ones_own_for_a_failed_handshake_stays(serve: Serve) -> None:
+async def test_a_custom_rule_for_a_failed_handshake_is_kept(serve: Serve) -> None:
     async def answer(_: web.Request) -> web.Response:
         return web.Response()
 
@@ -197,7 +199,7 @@ async def test_an_attempt_is_unsent_until_its_request_is_written(serve: Serve) -
     assert seen == [True, False, True, False]
 
 
-async def test_an_error_knows_all_secrets_of_its_request(serve: Serve) -> None:
+async def test_all_secrets_of_the_request_are_removed_from_its_error(serve: Serve) -> None:
     """Those in its headers, those it is told of, and those that were noted since it no longer has them."""
 
     async def answer(_: web.Request) -> web.Response:
@@ -235,7 +237,7 @@ async def test_a_response_below_400_is_not_an_error(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("rules", [None, OWN])
-async def test_the_error_for_a_permit_that_comes_too_late(rules: RuleBook | None) -> None:
+async def test_the_error_for_a_late_permit_has_its_reason(rules: RuleBook | None) -> None:
     def late(request: aiohttp.ClientRequest) -> RateLimited:
         Call.of(request).secrets = ("secret-path",)
         return rate_limited(Call.of(request), rules, since=5.0, until=7.0)

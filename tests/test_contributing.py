@@ -14,7 +14,7 @@ def section(title: str) -> str:
     return PAGE.split(f"## {title}\n")[1].split("\n## ")[0]
 
 
-def test_the_map_of_the_house_has_each_file_and_folder() -> None:
+def test_contributing_lists_each_module_and_folder() -> None:
     rows = re.findall(r"^\| (`[^|]*`) \|", section("The house"), re.MULTILINE)
     listed = {name.rstrip("/") for row in rows for name in re.findall(r"`([^`]*)`", row)}
     there = {
@@ -23,13 +23,13 @@ def test_the_map_of_the_house_has_each_file_and_folder() -> None:
     assert listed == there - {"__init__.py", "__main__.py"}
 
 
-def test_the_path_of_a_call_leads_through_at_most_eight_files_that_exist() -> None:
+def test_the_path_of_a_call_names_at_most_eight_existing_files() -> None:
     files = set(re.findall(r"`([a-z_/]+\.py)`", section("The path of a call that fails once")))
     assert 4 <= len(files) <= 8
     assert [name for name in files if not (HOUSE / name).is_file()] == []
 
 
-def test_each_function_on_that_path_is_in_the_file_that_is_named_with_it() -> None:
+def test_the_path_of_a_call_names_each_function_with_its_file() -> None:
     for name, function in re.findall(
         r"`([a-z_/]+\.py)`: `(?:\w+\.)?(\w+)", section("The path of a call that fails once")
     ):

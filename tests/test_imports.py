@@ -16,7 +16,7 @@ def ran(program: str) -> str:
     return done.stdout.strip()
 
 
-def test_nothing_is_loaded_before_it_is_used() -> None:
+def test_modules_are_loaded_on_first_use() -> None:
     loaded = ran("import sys, lamella; print(sorted(name for name in sys.modules if name.startswith('lamella.')))")
     assert loaded == "[]"
 
@@ -33,7 +33,7 @@ def test_an_error_class_needs_no_layer() -> None:
         "import lamella.stacking, lamella.retry, lamella.maesn, lamella.batch",
     ],
 )
-def test_no_module_takes_the_place_of_a_name(before: str) -> None:
+def test_no_module_hides_a_public_name(before: str) -> None:
     """A submodule, once it is loaded, is an attribute of its package, too."""
     program = f"""
 {before}
@@ -44,14 +44,14 @@ print([name for name in lamella.__all__ if isinstance(getattr(lamella, name), ty
     assert ran(program) == "[]"
 
 
-def test_all_names_are_there() -> None:
+def test_all_public_names_can_be_imported() -> None:
     assert set(dir(lamella)) == {*lamella.__all__, "__version__", "batch", "maesn", "oauth", "sync", "testing"}
     assert set(lamella.__all__) == set(lamella._MODULES)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = lamella.nothing  # type: ignore[attr-defined]
 
 
-def test_completion_shows_public_names_only_whatever_is_loaded() -> None:
+def test_completion_shows_only_public_names() -> None:
     program = "import lamella.retry.loop, lamella; lamella.Rule; print(*dir(lamella))"
     assert ran(program).split() == dir(lamella)
 
@@ -63,7 +63,7 @@ def test_completion_shows_public_names_only_whatever_is_loaded() -> None:
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("batch.Batch", "testing.VirtualClock")),
     ],
 )
-def test_a_package_needs_no_import_of_its_own(name: str) -> None:
+def test_subpackages_need_no_separate_import(name: str) -> None:
     assert ran(f"import lamella; print(callable(lamella.{name}))") == "True"
 
 
@@ -71,6 +71,6 @@ def test_the_version_is_the_installed_one() -> None:
     assert lamella.__version__ == version("lamella")
 
 
-def test_the_profile_does_not_load_what_only_the_version_needs() -> None:
+def test_maesn_does_not_load_the_modules_for_the_version() -> None:
     program = "import sys, lamella.maesn; print('importlib.metadata' in sys.modules, 'lamella.maesn' in sys.modules)"
     assert ran(program) == "False True"

@@ -262,27 +262,27 @@ def _points(reader: InMemoryMetricReader) -> Iterator[str]:
         *(pytest.param(kind, marks=pytest.mark.slow) for kind in (*KINDS, "Retry Classify") if kind != "Retry"),
     ],
 )
-def test_no_verdict_is_possible(without: str) -> None:
+def test_a_stack_behaves_like_separate_layers_without_a_deadline(without: str) -> None:
     """Without a total timeout of the session `Retry` has no deadline, and calls that end well go the short way."""
     kinds = [kind for kind in KINDS if kind not in without.split()]
     one_by_one, at_once = (run_virtual(_observed(kinds, wrapped=wrapped)) for wrapped in (False, True))
     assert at_once == one_by_one
 
 
-def test_the_circuit_opens_and_closes_meanwhile() -> None:
+def test_the_compared_calls_open_and_close_the_circuit() -> None:
     """Else little of what the layers do would have been compared."""
     seen = run_virtual(_observed(KINDS, wrapped=True))
     states = [state for state in ("open", "half_open", "closed") if any(f"'{state}'" in each for each in seen.points)]
     assert states == ["open", "half_open", "closed"]
 
 
-def test_not_with_a_deadline_either() -> None:
+def test_a_stack_behaves_like_separate_layers_with_a_deadline() -> None:
     one_by_one, at_once = (run_virtual(_observed(KINDS, wrapped=wrapped, total=1000.0)) for wrapped in (False, True))
     assert at_once == one_by_one
 
 
 @pytest.mark.parametrize("without", ["nothing", "RequestSpan", "AttemptSpan"])
-def test_not_recorded_without_a_listener_either(without: str) -> None:
+def test_a_stack_behaves_like_separate_layers_without_an_sdk(without: str) -> None:
     kinds = [kind for kind in KINDS if kind != without]
     one_by_one, at_once = (
         run_virtual(_observed(kinds, wrapped=wrapped, traced=False, metered=False)) for wrapped in (False, True)
@@ -290,7 +290,7 @@ def test_not_recorded_without_a_listener_either(without: str) -> None:
     assert at_once == one_by_one
 
 
-def test_calls_spans_and_metrics_are_the_same_whoever_else_listens() -> None:
+def test_calls_spans_and_metrics_are_equal_with_other_listeners() -> None:
     everybody, spans_alone, metrics_alone, nobody = (
         run_virtual(_observed(KINDS, wrapped=True, traced=traced, metered=metered))
         for traced, metered in ((True, True), (True, False), (False, True), (False, False))

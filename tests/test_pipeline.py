@@ -42,13 +42,13 @@ async def _answer(request: web.Request) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize("chosen", SUBSETS[1:])
-async def test_every_subset_works_as_one(serve: Serve, chosen: tuple[Layer, ...]) -> None:
+async def test_every_subset_works_as_one_pipeline(serve: Serve, chosen: tuple[Layer, ...]) -> None:
     async with aiohttp.ClientSession(await serve(_answer), middlewares=(together(in_order(*chosen)),)) as session:
         async with session.get("/") as response:
             assert await response.text() == "good"
 
 
-async def test_as_one_they_do_what_they_do_one_by_one(serve: Serve) -> None:
+async def test_a_pipeline_behaves_like_its_layers_one_by_one(serve: Serve) -> None:
     sent: list[str | None] = []
 
     async def twice_refused(request: web.Request) -> web.StreamResponse:
@@ -64,7 +64,7 @@ async def test_as_one_they_do_what_they_do_one_by_one(serve: Serve) -> None:
     assert sent == ["value"] * 6
 
 
-async def test_as_one_other_middlewares_can_be_outside_and_inside(serve: Serve) -> None:
+async def test_other_middlewares_can_be_outside_and_inside_a_pipeline(serve: Serve) -> None:
     seen: list[str] = []
 
     def own(name: str) -> aiohttp.ClientMiddlewareType:
@@ -94,7 +94,7 @@ async def test_as_one_other_middlewares_can_be_outside_and_inside(serve: Serve) 
     assert seen == ["outside", *["between", "inside"] * 2, "outside", "between", "inside"]
 
 
-async def test_as_one_a_wrong_order_is_reported(serve: Serve) -> None:
+async def test_a_pipeline_rejects_a_wrong_order(serve: Serve) -> None:
     for middlewares in ((Timeout(1), together((Retry(RULES),))), (together((Timeout(1),)), Retry(RULES))):
         async with aiohttp.ClientSession(await serve(_answer), middlewares=middlewares) as session:
             with pytest.raises(ValueError, match="Retry must be outside Timeout"):
@@ -112,7 +112,7 @@ async def test_as_one_a_wrong_order_is_reported(serve: Serve) -> None:
         together((Timeout(1), Retry(RULES)))
 
 
-async def test_a_call_that_succeeds_waits_only_for_its_answer(
+async def test_a_successful_call_waits_only_for_its_response(
     serve: Serve, tracing: Tracing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each hook does its work at once: then the whole stack is a single coroutine."""
@@ -141,7 +141,7 @@ async def test_a_call_that_succeeds_waits_only_for_its_answer(
     assert {f"{type(layer).__name__}.after" for layer in LAYERS} < set(calls)
 
 
-async def test_a_queued_call_is_sent_when_the_block_ends(
+async def test_a_queued_call_is_sent_when_the_block_of_its_account_ends(
     serve: Serve, tracing: Tracing, virtual_time: VirtualClock
 ) -> None:
     statuses = [200] * 3 + [429]
@@ -223,7 +223,7 @@ def _no_key() -> str:
 
 @pytest.mark.parametrize("wrapped", [True, False])
 @pytest.mark.parametrize("broken", ["a key", "a propagator"])
-async def test_what_fails_before_an_attempt_ends_what_has_begun(
+async def test_a_failure_in_before_ends_the_outer_layers(
     serve: Serve, tracing: Tracing, monkeypatch: pytest.MonkeyPatch, wrapped: bool, broken: str
 ) -> None:
     throttle, breaker = Throttle(RULES, tracer_provider=tracing.provider), Breaker()
@@ -246,7 +246,7 @@ async def test_what_fails_before_an_attempt_ends_what_has_begun(
         assert span.attributes["error.type"] == "LookupError"
 
 
-async def test_a_session_that_a_middleware_calls_twice_begins_again(serve: Serve, tracing: Tracing) -> None:
+async def test_a_middleware_may_call_the_pipeline_twice(serve: Serve, tracing: Tracing) -> None:
     """Of its first call nothing is left that the second could take for its own."""
     statuses = [200, 404]
 
@@ -271,7 +271,7 @@ async def test_a_session_that_a_middleware_calls_twice_begins_again(serve: Serve
     assert first.attributes["error.type"] == "404"
 
 
-async def test_what_a_middleware_between_two_groups_adds_to_the_context_is_handed_on(serve: Serve) -> None:
+async def test_context_set_by_a_middleware_between_pipelines_is_passed_on(serve: Serve) -> None:
     """What the outer group has found is true no more then; so it is where the layers are one by one."""
     sent: list[str | None] = []
 
@@ -297,7 +297,7 @@ async def test_what_a_middleware_between_two_groups_adds_to_the_context_is_hande
     assert sent == ["who=between"] * 2
 
 
-async def test_an_error_is_freed_without_references(serve: Serve) -> None:
+async def test_an_error_is_freed_without_the_garbage_collector(serve: Serve) -> None:
     """Not only when the garbage collector comes: it holds on to the whole send."""
 
     async def broken(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:

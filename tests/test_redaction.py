@@ -39,7 +39,7 @@ def test_a_secret_in_a_text_is_not_shown(before: str, secret: str, after: str) -
 
 @given(TEXT, SECRETS, TEXT)
 @example("", "schlüssel-ключ-鍵-🔑", "")
-def test_a_secret_that_somebody_has_read_as_latin_1_is_not_shown(before: str, secret: str, after: str) -> None:
+def test_a_secret_decoded_as_latin_1_is_not_shown(before: str, secret: str, after: str) -> None:
     read = secret.encode().decode("latin-1")
     sent = json.dumps({"you sent": before + read + after})
     for shown in (redact_text(before + read + after, [secret]), redact_body(sent.encode(), [secret]).decode()):
@@ -47,7 +47,7 @@ def test_a_secret_that_somebody_has_read_as_latin_1_is_not_shown(before: str, se
         assert json.dumps(read)[1:-1] not in shown
 
 
-def test_a_secret_as_json_or_python_escapes_it_is_not_shown_either() -> None:
+def test_a_secret_escaped_by_json_or_python_is_not_shown() -> None:
     secret = "schlüssel-ключ-鍵-🔑"  # in JSON the last letter takes two escapes
     assert redact_text(f"you sent {json.dumps(secret)}", [secret]) == f'you sent "{REDACTED}"'
     assert redact_text(f"you sent {secret.encode()!r}", [secret]) == f"you sent b'{REDACTED}'"
@@ -64,19 +64,19 @@ def test_a_secret_as_json_or_python_escapes_it_is_not_shown_either() -> None:
         (b'{"a":  4400}', b'{"a": 4400}'),
     ],
 )
-def test_json_stays_json_and_what_holds_no_secret_stays_as_it_is(body: bytes, shown: bytes) -> None:
+def test_redacted_json_is_valid_and_harmless_values_are_unchanged(body: bytes, shown: bytes) -> None:
     assert redact_body(body, ["4400-key", "4400"]) == shown
     assert parse(shown).payload == json.loads(shown)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_of_json_that_is_too_deep_no_secret_is_left(encoding: str) -> None:
+def test_too_deeply_nested_json_contains_no_secret(encoding: str) -> None:
     body = ("[" * 100_000 + '"4400\\u002dkey' + "]" * 100_000).encode(encoding)
     assert "key" not in redact_body(body, ["4400-key"]).decode(encoding)
 
 
 @pytest.mark.parametrize("written", [b"key\xff1234", b"k%65y\xff1234", b"k\\u0065y\xff1234"])
-def test_a_secret_of_bytes_that_are_no_text_is_not_shown_either(written: bytes) -> None:
+def test_a_secret_of_non_text_bytes_is_not_shown(written: bytes) -> None:
     assert redact_body(b"you sent " + written, ["key\udcff1234"]) == b"you sent REDACTED"
 
 
@@ -85,7 +85,7 @@ def test_a_secret_of_bytes_that_are_no_text_is_not_shown_either(written: bytes) 
 )
 @given(secret=SECRETS)
 @example(secret="ab+/cd==")
-def test_a_secret_as_it_is_written_in_a_url_is_not_shown(written: Callable[[str], str], secret: str) -> None:
+def test_a_url_encoded_secret_is_not_shown(written: Callable[[str], str], secret: str) -> None:
     shown = redact_text(f"no such page: /v1/{written(secret)}/x", [secret])
 
     assert secret not in unquote(shown)
@@ -93,23 +93,23 @@ def test_a_secret_as_it_is_written_in_a_url_is_not_shown(written: Callable[[str]
 
 
 @pytest.mark.parametrize("gap", ["\n", "\t", "  ", "\x00", "\u2028"])
-def test_tidying_a_text_does_not_put_a_secret_together(gap: str) -> None:
+def test_joining_lines_does_not_reveal_a_split_secret(gap: str) -> None:
     assert "horse battery" not in redact_text(f"wrong: horse{gap}battery!", ["horse battery"])
 
 
 @pytest.mark.parametrize("gap", ["\n", "  ", "\x00"])
-def test_a_secret_that_is_tidied_with_its_text_is_not_shown(gap: str) -> None:
+def test_a_secret_with_whitespace_is_not_shown_after_cleanup(gap: str) -> None:
     secret = f"horse{gap}battery"
     assert redact_text(f"wrong: {secret}!", [secret]) == f"wrong: {REDACTED}!"
 
 
 @pytest.mark.parametrize("secrets", [("key-1", "key-12345"), ("key-12345", "key-1"), ("2345", "key-12345")])
-def test_nothing_is_left_of_a_secret_that_holds_another(secrets: tuple[str, ...]) -> None:
+def test_a_secret_that_contains_another_is_removed_completely(secrets: tuple[str, ...]) -> None:
     assert redact_text("refused: key-12345", secrets) == f"refused: {REDACTED}"
     assert redact_url(URL(f"{NO_KEY}/key-12345"), secrets) == f"{NO_KEY}/{REDACTED}"
 
 
-def test_what_is_too_short_for_a_secret_is_left_as_it_is() -> None:
+def test_too_short_values_are_not_redacted() -> None:
     assert redact_text("a tax of 7 %", ["tax", "7", "a", ""]) == "a tax of 7 %"
     assert redact_url(URL(f"{NO_KEY}/tax"), ["tax", ""]) == f"{NO_KEY}/tax"
 
@@ -126,7 +126,7 @@ def test_external_text_becomes_one_short_printable_line(text: str) -> None:
 
 
 @pytest.mark.parametrize("length", [299, 300, 301, 5000])
-def test_a_text_is_cut_only_if_it_is_too_long(length: int) -> None:
+def test_a_text_is_truncated_only_if_it_is_too_long(length: int) -> None:
     shown = redact_text("x" * length)
 
     assert shown == ("x" * length if length <= 300 else "x" * 299 + "…")
@@ -166,7 +166,7 @@ def test_a_secret_with_a_space_in_a_url_is_not_shown(place: str) -> None:
     st.lists(st.tuples(st.sampled_from(["limit", "page", "companyId", "q", "ü", "a b"]), TEXT)),
     st.text("abc ü%/+&=?#", max_size=20),
 )
-def test_harmless_parts_of_a_url_stay_in_order_as_they_are(query: list[tuple[str, str]], path: str) -> None:
+def test_harmless_parts_of_a_url_are_unchanged(query: list[tuple[str, str]], path: str) -> None:
     url = URL("http://example.com:8080").with_path(f"/x{path}").with_query(query)
     shown = URL(redact_url(url, ["not in there"]))
 
@@ -196,7 +196,7 @@ def test_harmless_parts_of_a_url_stay_in_order_as_they_are(query: list[tuple[str
         ("", ""),
     ],
 )
-def test_a_url_as_it_is_shown(url: str, shown: str) -> None:
+def test_a_url_is_shown_without_credentials(url: str, shown: str) -> None:
     assert redact_url(URL(url)) == shown
 
 
@@ -242,7 +242,7 @@ def test_the_value_of_any_other_query_key_is_shown(name: str) -> None:
     assert redact_url(URL(NO_KEY).with_query({name: "v"})) == f"{NO_KEY}?{name}=v"
 
 
-def test_of_a_header_the_value_is_shown_only_if_it_is_known_to_be_harmless() -> None:
+def test_only_known_harmless_header_values_are_shown() -> None:
     headers = CIMultiDict(
         [
             ("Content-Type", "a"),
@@ -301,7 +301,7 @@ def test_a_secret_in_the_value_of_a_harmless_header_is_not_shown(secret: str, wr
         lambda text: json.dumps(json.loads(text)).encode(),
     ],
 )
-def test_no_secret_is_in_what_a_body_says_as_json(secret: str, sent: Callable[[str], bytes]) -> None:
+def test_json_strings_of_a_body_contain_no_secret(secret: str, sent: Callable[[str], bytes]) -> None:
     body = sent(f'{{"m": ["a {secret} b"], "{secret}": 1}}')
     text = body.decode(json.detect_encoding(body), "replace")
 
@@ -312,7 +312,7 @@ def test_no_secret_is_in_what_a_body_says_as_json(secret: str, sent: Callable[[s
     assert secret not in shown.decode(json.detect_encoding(shown), "replace")
 
 
-def test_no_secret_is_in_what_a_body_says_that_json_spells_in_its_own_way() -> None:
+def test_escaped_json_strings_of_a_body_contain_no_secret() -> None:
     body = json.dumps({"m": "you sent hun\tter22"}).encode()
 
     shown = redact_body(body, ["hun\tter22"])
@@ -329,7 +329,7 @@ def test_a_body_without_secrets_is_unchanged_and_not_parsed(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("gap", ["  ", "\u2028", "\x7f ", "\\n", "\\t ", "\\u0001"])
-def test_a_secret_with_a_space_does_not_come_together_where_a_message_becomes_one_line(gap: str) -> None:
+def test_joining_message_lines_reveals_no_secret_with_a_space(gap: str) -> None:
     body = f'{{"message": "wrong: horse{gap}battery!"}}'.encode()
     [message] = parse(redact_body(body, ["horse battery"])).details
 
@@ -361,17 +361,17 @@ def test_a_secret_with_a_space_does_not_come_together_where_a_message_becomes_on
         ("Authorization", "Basic " + b64encode(b"user:pa55").decode(), "pa55"),
     ],
 )
-def test_the_credential_in_a_header_is_known_for_a_secret(name: str, value: str, secret: str) -> None:
+def test_the_credential_in_a_header_counts_as_a_secret(name: str, value: str, secret: str) -> None:
     assert secret in secrets_in(URL(NO_KEY), {name: value})
     assert value in secrets_in(URL(NO_KEY), {name: value})
 
 
-def test_the_scheme_of_a_header_is_no_secret() -> None:
+def test_the_scheme_of_a_header_does_not_count_as_a_secret() -> None:
     headers = {"Authorization": "Bearer hunter22", "Proxy-Authorization": "Basic " + b64encode(b"u:hunter22").decode()}
     assert not {"Bearer", "Basic"} & set(secrets_in(URL(NO_KEY), headers))
 
 
-def test_of_the_parts_of_a_credential_short_ones_are_no_secrets() -> None:
+def test_short_parts_of_a_credential_do_not_count_as_secrets() -> None:
     """They are words, as the name of a cookie is."""
     secrets = secrets_in(URL(NO_KEY), {"Cookie": "company=eightlet"})
     assert secrets == ("company=eightlet", "eightlet")

@@ -42,13 +42,13 @@ async def _answer(request: web.Request) -> web.StreamResponse:
     return web.Response(text="good")
 
 
-def test_the_order_is_the_designs() -> None:
+def test_stack_puts_layers_in_the_designed_order() -> None:
     assert in_order(*reversed(LAYERS)) == LAYERS
     two = HeaderAuth({"X-B": "value"})
     assert in_order(two, LAYERS[6]) == (two, LAYERS[6])
 
 
-def test_stack_has_everything_by_default_and_takes_layers_made_by_hand() -> None:
+def test_stack_has_all_layers_by_default_and_accepts_custom_ones() -> None:
     auth = HeaderAuth({"X-A": "value"})
     kinds = [type(layer) for layer in LAYERS if not isinstance(layer, Breaker)]
     assert [type(layer) for layer in apart(stack(RULES, auth=auth))] == kinds
@@ -60,7 +60,7 @@ def test_stack_has_everything_by_default_and_takes_layers_made_by_hand() -> None
     assert [type(layer) for layer in apart(small)] == [Retry]
 
 
-def test_what_is_not_said_is_as_the_layers_have_it_themselves() -> None:
+def test_omitted_options_have_the_defaults_of_the_layers() -> None:
     made = {type(layer): repr(layer) for layer in apart(stack(RULES))}
     assert made[Retry] == repr(Retry(RULES, attempts=5, budget=DEFAULT_BUDGET))
     assert made[Timeout] == repr(Timeout(60.0))
@@ -103,7 +103,7 @@ _STORE = MemoryStore()
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else type(value).__name__,
 )
-def test_an_option_that_a_layer_made_by_hand_would_ignore_is_refused(layer: Layer, options: dict[str, Any]) -> None:
+def test_stack_rejects_an_option_that_a_custom_layer_would_ignore(layer: Layer, options: dict[str, Any]) -> None:
     [name] = options
     with pytest.raises(ValueError, match=rf"^{name}=.*{type(layer).__name__}.*made by hand"):
         stack(RULES, layer, **options)
@@ -121,12 +121,12 @@ def test_an_option_that_a_layer_made_by_hand_would_ignore_is_refused(layer: Laye
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_an_option_of_layers_that_are_left_out_is_refused(options: dict[str, Any]) -> None:
+def test_stack_rejects_an_option_of_a_left_out_layer(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"^{next(iter(options))}= has no effect: this stack has no "):
         stack(RULES, **options)
 
 
-def test_options_that_have_an_effect_beside_layers_made_by_hand() -> None:
+def test_stack_accepts_effective_options_beside_custom_layers() -> None:
     layers = (
         AttemptSpan(response_headers=["X-Request-Id"], tracer_provider=_PROVIDER),
         Breaker(store=MemoryStore()),
@@ -163,7 +163,7 @@ async def test_a_breaker_takes_the_store_and_the_meter_provider_of_its_stack(
     provider.shutdown()
 
 
-async def test_a_limit_beside_a_throttle_that_has_it(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_stack_rejects_limits_beside_a_custom_throttle(serve: Serve, virtual_time: VirtualClock) -> None:
     """The option's effect, seen from outside: the second call waits."""
     url = await serve(_answer)
     layers = stack(RULES, limits=Limit(1, per=10))
@@ -183,7 +183,7 @@ async def test_a_limit_beside_a_throttle_that_has_it(serve: Serve, virtual_time:
         ("xyzzy", "no option 'xyzzy'; there are: auth, "),
     ],
 )
-def test_an_unknown_option_is_named_with_the_closest_and_all_that_there_are(name: str, said: str) -> None:
+def test_unknown_option_error_names_the_closest_and_all_options(name: str, said: str) -> None:
     options: dict[str, Any] = {name: 3}
     with pytest.raises(TypeError, match=said):
         stack(RULES, **options)
@@ -193,7 +193,7 @@ def test_an_unknown_option_is_named_with_the_closest_and_all_that_there_are(name
     ("name", "said"),
     [("attempt", "did you mean 'attempts'"), ("header", "did you mean 'headers'"), ("xyzzy", "api_key")],
 )
-def test_an_unknown_option_of_a_session_is_named_with_the_closest(name: str, said: str) -> None:
+def test_unknown_session_option_error_names_the_closest_option(name: str, said: str) -> None:
     options: dict[str, Any] = {name: "s3cr3t"}
     with pytest.raises(TypeError, match=rf"maesn.session\(\) has no option '{name}'.*{said}") as caught:
         maesn.session("key", "account", **options)
@@ -214,13 +214,13 @@ def test_an_unknown_option_of_a_session_is_named_with_the_closest(name: str, sai
     ],
     ids=str,
 )
-def test_rules_that_are_no_rule_book_are_refused(rules: Any, said: str) -> None:
+def test_stack_rejects_rules_that_are_not_a_rule_book(rules: Any, said: str) -> None:
     with pytest.raises(ValueError, match=rf"^rules must be a RuleBook, {said}"):
         stack(rules)
 
 
 @pytest.mark.parametrize("layer", [Retry, Classify, Throttle])
-def test_a_layer_made_by_hand_refuses_them_as_well(layer: Any) -> None:
+def test_a_custom_layer_rejects_rules_that_are_not_a_rule_book(layer: Any) -> None:
     with pytest.raises(ValueError, match=rf"^rules must be a RuleBook, got list of Rule: write {layer.__name__}\(Rule"):
         layer([Rule(429)])
 
@@ -252,7 +252,7 @@ def test_a_layer_made_by_hand_refuses_them_as_well(layer: Any) -> None:
         ("meter_provider", "s3cr3t", "meter_provider must be a MeterProvider or None, got str"),
     ],
 )
-def test_an_option_of_the_wrong_kind_is_named(name: str, value: Any, said: str) -> None:
+def test_an_option_of_the_wrong_type_is_named(name: str, value: Any, said: str) -> None:
     options: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=f"^{said}$"):
         stack(RULES, **options)
@@ -303,7 +303,7 @@ async def test_a_stack_works_as_one_middleware_as_well(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("chosen", SUBSETS)
-async def test_every_subset_works(serve: Serve, chosen: tuple[Layer, ...]) -> None:
+async def test_every_subset_of_layers_works(serve: Serve, chosen: tuple[Layer, ...]) -> None:
     async with aiohttp.ClientSession(await serve(_answer), middlewares=in_order(*chosen)) as session:
         async with session.get("/") as response:
             assert await response.text() == "good"
@@ -317,7 +317,7 @@ async def test_a_wrong_order_is_reported_at_the_first_call(serve: Serve, outer: 
 
 
 @pytest.mark.parametrize("layer", [layer for layer in LAYERS if not isinstance(layer, HeaderAuth)])
-async def test_a_layer_that_is_there_twice_raises(serve: Serve, layer: Layer) -> None:
+async def test_a_duplicate_layer_raises(serve: Serve, layer: Layer) -> None:
     async with aiohttp.ClientSession(await serve(_answer), middlewares=(layer, layer)) as session:
         with pytest.raises(ValueError, match="cannot both be in one stack"):
             await session.get("/")
@@ -328,7 +328,7 @@ async def test_a_layer_that_is_there_twice_raises(serve: Serve, layer: Layer) ->
             stack(RULES, layer, layer)
 
 
-async def test_other_middlewares_may_be_anywhere_and_may_retry(serve: Serve) -> None:
+async def test_other_middlewares_may_be_in_any_place_and_may_retry(serve: Serve) -> None:
     async def twice(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         (await handler(request)).release()
         return await handler(request)
@@ -359,6 +359,6 @@ def test_an_invalid_layer_is_rejected(layer: Any) -> None:
     ],
     ids=str,
 )
-def test_a_mistake_with_a_layer_is_named(layer: Any, said: str) -> None:
+def test_the_error_explains_a_common_mistake_with_a_layer(layer: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         stack(RULES, layer)

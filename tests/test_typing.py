@@ -63,12 +63,12 @@ def test_the_public_api_has_the_types_that_its_users_rely_on(tmp_path_factory: p
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_package_says_that_it_is_typed() -> None:
+def test_the_package_contains_py_typed() -> None:
     assert (SOURCE / "py.typed").is_file()
 
 
 @pytest.mark.parametrize("module", [name for name in ["lamella", *MODULES] if hasattr(import_module(name), "__all__")])
-def test_every_module_that_lists_its_names_has_them(module: str) -> None:
+def test_every_name_in_all_exists(module: str) -> None:
     loaded = import_module(module)
     names = loaded.__all__
 
@@ -95,7 +95,7 @@ PURE = (
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if within(name, *PURE)])
-def test_policy_knows_nothing_but_itself_and_the_standard_library(module: str) -> None:
+def test_policy_modules_import_only_policy_and_the_standard_library(module: str) -> None:
     # A Limit has functions of a request, whose type it names.
     types = {"aiohttp"} if module == "lamella.throttle.limit" else set()
     for name in imported_by(module) - types:
@@ -104,7 +104,7 @@ def test_policy_knows_nothing_but_itself_and_the_standard_library(module: str) -
 
 
 @pytest.mark.parametrize("module", ["lamella.errors", "lamella.redaction"])
-def test_the_errors_know_no_layer_and_no_client(module: str) -> None:
+def test_errors_import_no_layer_and_no_client(module: str) -> None:
     for name in imported_by(module):
         assert not within(name, "aiohttp.client", "aiohttp.ClientSession"), name
         below = ("lamella.rules", "lamella.redaction", "lamella.error_body", "lamella.attempt_record")
@@ -112,7 +112,7 @@ def test_the_errors_know_no_layer_and_no_client(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", CORE)
-def test_the_core_does_not_know_what_is_built_on_it(module: str) -> None:
+def test_the_core_does_not_import_what_is_built_on_it(module: str) -> None:
     # `lamella.maesn` and `lamella.testing` are names of the package for those who use it.
     outside = OUTSIDE if module != "lamella" else ("lamella.cli",)
     assert not [name for name in imported_by(module) if within(name, *outside)]
@@ -132,7 +132,7 @@ LAYERS = (
 
 
 @pytest.mark.parametrize("module", LAYERS)
-def test_a_layer_knows_no_other_layer(module: str) -> None:
+def test_a_layer_does_not_import_other_layers(module: str) -> None:
     others = [name for name in LAYERS if name != module]
     assert not [name for name in imported_by(module) if within(name, *others, "lamella.stacking")]
 

@@ -68,7 +68,7 @@ async def test_client_credentials(serve: Serve, method: Any) -> None:
 
 
 @pytest.mark.parametrize("is_async", [True, False])
-async def test_a_client_for_each_tenant(serve: Serve, is_async: bool) -> None:
+async def test_each_tenant_has_its_own_client(serve: Serve, is_async: bool) -> None:
     server = AuthorizationServer({"anna": "zq-anna", "ben": "zq-ben"})
 
     async def later(key: str) -> oauth.Client:
@@ -125,7 +125,7 @@ async def test_a_new_refresh_token_is_stored_before_the_token_is_used(serve: Ser
     assert [form["refresh_token"] for form in server.forms] == kept[:-1]
 
 
-async def test_a_refresh_token_is_not_lost_when_everybody_gives_up_or_storing_it_fails(
+async def test_refresh_token_survives_cancelled_callers_and_a_failing_store(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     server = AuthorizationServer({"anna": "zq-secret"}, expires_in=None)
@@ -187,14 +187,14 @@ async def test_a_refresh_token_is_not_lost_when_everybody_gives_up_or_storing_it
     ],
     ids=repr,
 )
-def test_every_expires_in_means_something(expires_in: object, means: float | None) -> None:
+def test_any_value_of_expires_in_is_interpreted(expires_in: object, means: float | None) -> None:
     assert lifetime(expires_in) == means
 
 
 @pytest.mark.parametrize(
     ("expires_in", "fetches"), [(3600, 1), ("3600", 1), (None, 1), (..., 1), (1e99, 1), (0, 2), (-1, 2)]
 )
-async def test_expires_in_by_the_wire(
+async def test_expires_in_of_a_real_response_is_applied(
     serve: Serve, virtual_time: VirtualClock, expires_in: object, fetches: int
 ) -> None:
     server = AuthorizationServer({"c": "s"}, expires_in=expires_in)
@@ -243,7 +243,7 @@ def _error(status: int, **said: object) -> Callable[[dict[str, str]], web.Respon
         (503, {}, 4),
     ],
 )
-async def test_what_is_final_and_what_is_retried(
+async def test_token_errors_are_final_or_retried_by_status(
     serve: Serve, virtual_time: VirtualClock, status: int, said: dict[str, object], attempts: int
 ) -> None:
     server = AuthorizationServer({"c": "s"})
@@ -259,9 +259,7 @@ async def test_what_is_final_and_what_is_retried(
     assert caught.value.stopped is StopReason.TOKEN_UNAVAILABLE
 
 
-async def test_a_connection_that_breaks_is_retried_and_one_that_hangs_ends(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_a_broken_connection_is_retried_and_a_hanging_one_ends(serve: Serve, virtual_time: VirtualClock) -> None:
     server = AuthorizationServer({"c": "s"})
     hangs = False
 
@@ -285,7 +283,7 @@ async def test_a_connection_that_breaks_is_retried_and_one_that_hangs_ends(
         assert virtual_time.elapsed - before < 20
 
 
-async def test_a_redirect_takes_no_secret_along(serve: Serve) -> None:
+async def test_a_redirect_does_not_forward_secrets(serve: Serve) -> None:
     elsewhere = AuthorizationServer({})
     url = await serve(elsewhere)
     server = AuthorizationServer({"c": "s"})
@@ -323,7 +321,7 @@ def _echoes(status: int, media_type: str) -> Callable[[dict[str, str]], web.Resp
 
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("status", [200, 302, 400, 401, 403, 500, 503, "aborted", "broken"])
-async def test_no_secret_is_shown_whatever_the_endpoint_says(
+async def test_no_endpoint_response_makes_an_error_show_a_secret(
     serve: Serve,
     virtual_time: VirtualClock,
     tracing: Tracing,
@@ -373,7 +371,7 @@ async def test_no_secret_is_shown_whatever_the_endpoint_says(
             assert secret not in text
 
 
-def test_no_secret_is_shown_of_what_is_refused() -> None:
+def test_a_rejected_argument_shows_no_secret() -> None:
     wrong: list[Callable[[], object]] = [
         lambda: oauth.Client("", "zq-secret-0815"),
         lambda: oauth.Client("c", "zq-secret-0815", method="zq"),  # type: ignore[arg-type]
@@ -418,7 +416,7 @@ def test_bad_options() -> None:
     ],
     ids=str,
 )
-def test_an_argument_that_would_fail_at_the_first_fetch_is_refused_at_once(given: dict[str, Any], said: str) -> None:
+def test_invalid_arguments_are_rejected_before_the_first_fetch(given: dict[str, Any], said: str) -> None:
     arguments = {"client": oauth.Client("c"), "load": lambda: "r", "store": lambda _: None, **given}
     with pytest.raises(ValueError, match=said) as caught:
         oauth.refresh_token("https://id.example/token", **arguments)
@@ -434,7 +432,7 @@ def test_an_argument_that_would_fail_at_the_first_fetch_is_refused_at_once(given
         ({"client": lambda: "zq-secret"}, "the function for the client must return a Client or a KeyClient, not str"),
     ],
 )
-async def test_what_a_function_may_not_return_is_named_and_nothing_is_sent(
+async def test_an_invalid_return_value_is_named_and_nothing_is_sent(
     serve: Serve, given: dict[str, Any], said: str
 ) -> None:
     server = AuthorizationServer({"c": "zq-secret"})
@@ -449,7 +447,7 @@ async def test_what_a_function_may_not_return_is_named_and_nothing_is_sent(
 
 
 @pytest.mark.parametrize("returned", [None, True, 12, "OK"])
-async def test_what_store_returns_does_not_matter(serve: Serve, returned: object) -> None:
+async def test_the_return_value_of_store_is_ignored(serve: Serve, returned: object) -> None:
     """As ``Path.write_text`` and clients of Redis do."""
     server = AuthorizationServer({"c": "s"})
     server.refresh_tokens["c"] = "zq-refresh-0"
@@ -465,7 +463,7 @@ async def test_what_store_returns_does_not_matter(serve: Serve, returned: object
     assert kept == [server.refresh_tokens["c"]]
 
 
-async def test_an_answer_in_another_charset(serve: Serve) -> None:
+async def test_a_token_response_in_another_charset_is_decoded(serve: Serve) -> None:
     server = AuthorizationServer({"c": "s"})
     body = '{"access_token": "t", "token_type": null, "user": "Jürgen"}'.encode("latin-1")
     server.answers = [lambda _: web.Response(body=body, content_type="application/json", charset="latin-1")]
@@ -489,7 +487,7 @@ async def test_an_endpoint_is_not_called_before_its_retry_after(serve: Serve, vi
 
 
 @pytest.mark.parametrize("given", [True, False])
-async def test_the_request_is_a_child_of_the_call_that_caused_it(
+async def test_the_token_request_span_is_a_child_of_the_call_span(
     serve: Serve, tracing: Tracing, metering: Metering, given: bool
 ) -> None:
     """It goes to the providers of the stack, unless it has its own."""
@@ -508,7 +506,7 @@ async def test_the_request_is_a_child_of_the_call_that_caused_it(
     assert len({span.context.trace_id for span in tracing.spans}) == 1
 
 
-async def test_providers_of_its_own_are_kept(serve: Serve, tracing: Tracing, metering: Metering) -> None:
+async def test_explicit_providers_are_kept(serve: Serve, tracing: Tracing, metering: Metering) -> None:
     server = AuthorizationServer({"c": "s"})
     own: Any = {"tracer_provider": tracing.provider, "meter_provider": metering.provider}
     others: Any = {"tracer_provider": NoOpTracerProvider(), "meter_provider": NoOpMeterProvider()}

@@ -210,7 +210,7 @@ async def test_exactly_the_documented_telemetry_is_emitted(serve: Serve, tracing
     del layers
 
 
-async def test_whose_they_are(serve: Serve, tracing: Tracing, metering: Metering) -> None:
+async def test_spans_and_metrics_have_the_scope_of_lamella(serve: Serve, tracing: Tracing, metering: Metering) -> None:
     layers = await emit_everything(serve, tracing, metering)
     data = metering.reader.get_metrics_data()
     assert data is not None
@@ -222,7 +222,9 @@ async def test_whose_they_are(serve: Serve, tracing: Tracing, metering: Metering
     del layers
 
 
-async def test_the_advised_buckets(serve: Serve, tracing: Tracing, metering: Metering) -> None:
+async def test_duration_histograms_have_the_recommended_buckets(
+    serve: Serve, tracing: Tracing, metering: Metering
+) -> None:
     layers = await emit_everything(serve, tracing, metering)
     advised = {}
     for name, metric in metering.metrics.items():
@@ -241,7 +243,7 @@ async def test_the_advised_buckets(serve: Serve, tracing: Tracing, metering: Met
     del layers
 
 
-def test_the_page_is_right_by_the_published_conventions() -> None:
+def test_the_telemetry_page_follows_the_published_conventions() -> None:
     told = Told.by()
     ours = {name.removesuffix(".<key>") for name in told.attributes if not name.startswith("lamella.")}
     assert ours <= published()
@@ -251,7 +253,7 @@ def test_the_page_is_right_by_the_published_conventions() -> None:
     assert told.spans.keys() == {"INTERNAL", "CLIENT"}
 
 
-def test_names_and_units_are_by_the_rules() -> None:
+def test_names_and_units_follow_the_conventions() -> None:
     """https://opentelemetry.io/docs/specs/semconv/general/naming/"""
     told = Told.by()
     names = {*told.metrics, *told.events, *(name.removesuffix(".<key>") for name in told.attributes)}
@@ -270,14 +272,14 @@ def test_names_and_units_are_by_the_rules() -> None:
     assert not [name for name in told.metrics if name.endswith(("_total", ".total", "seconds", "_s"))]
 
 
-def test_no_attribute_of_a_metric_has_many_values() -> None:
+def test_no_metric_attribute_has_high_cardinality() -> None:
     many = {"url.full", "url.template", "network.peer.address", "network.peer.port", "http.request.method_original"}
     for name in Told.by().metrics:
         assert not Told.by().on[name] & many, name
         assert not [attribute for attribute in Told.by().on[name] if ".header." in attribute], name
 
 
-def test_each_value_that_an_enum_has_is_reported() -> None:
+def test_each_documented_enum_value_is_reported() -> None:
     told = Told.by()
     assert told.stop_reasons == set(StopReason)
     text = {row["attribute"]: row["meaning"] for rows in tables(page()) for row in rows if "attribute" in row}
@@ -300,7 +302,7 @@ async def test_the_fields_of_the_log_are_documented(
     del layers
 
 
-async def test_each_instrument_says_what_it_counts(serve: Serve, tracing: Tracing, metering: Metering) -> None:
+async def test_each_instrument_has_a_description(serve: Serve, tracing: Tracing, metering: Metering) -> None:
     layers = await emit_everything(serve, tracing, metering)
     assert metering.metrics.keys() == Told.by().metrics.keys()
     assert not [metric.name for metric in metering.metrics.values() if not str(metric.description).endswith(".")]
@@ -325,7 +327,7 @@ class TestTheRecorder:
             ({"url.template": "/{id}"}, "the name"),
         ],
     )
-    def test_an_attribute(self, attributes: dict[str, str | int], fault: str) -> None:
+    def test_the_recorder_rejects_an_undocumented_attribute(self, attributes: dict[str, str | int], fault: str) -> None:
         checker = Checker(Told.by())
         good: dict[str, str | int] = {"http.request.method": "GET", "lamella.attempts": 1}
         scope = InstrumentationScope(SCOPE)
@@ -335,11 +337,11 @@ class TestTheRecorder:
         assert fault in "; ".join(checker.span(span))
 
     @pytest.mark.parametrize("name", ["lamella", "lamella get", "lamella GET /orders/17", "GET"])
-    def test_a_name(self, name: str) -> None:
+    def test_the_recorder_rejects_an_undocumented_name(self, name: str) -> None:
         span = ReadableSpan(name, attributes={"http.request.method": "GET"}, kind=SpanKind.INTERNAL)
         assert Checker(Told.by()).span(span)
 
-    def test_a_kind_or_a_scope(self) -> None:
+    def test_the_recorder_rejects_a_wrong_kind_or_scope(self) -> None:
         recorder = Recorder()
         recorder.on_end(ReadableSpan("x", kind=SpanKind.SERVER, instrumentation_scope=InstrumentationScope("other")))
         assert recorder.faults() == []
@@ -347,7 +349,7 @@ class TestTheRecorder:
         assert "SERVER" in recorder.faults()[0]
         assert recorder.faults() == []
 
-    def test_an_event(self) -> None:
+    def test_the_recorder_rejects_an_undocumented_event(self) -> None:
         provider = TracerProvider(shutdown_on_exit=False)
         span = provider.get_tracer("the user's").start_span("x")
         span.add_event("lamella.again", {"lamella.attempt": 1})
@@ -364,7 +366,9 @@ class TestTheRecorder:
             ("lamella.call.duration", "s", {"url.full": "http://x"}, "url.full on lamella.call.duration"),
         ],
     )
-    def test_a_metric(self, metering: Metering, name: str, unit: str, attributes: dict[str, str], fault: str) -> None:
+    def test_the_recorder_rejects_an_undocumented_metric(
+        self, metering: Metering, name: str, unit: str, attributes: dict[str, str], fault: str
+    ) -> None:
         metering.provider.get_meter("the user's").create_histogram(name, unit).record(1, attributes)
         assert fault in "; ".join(Checker(Told.by()).metric(metering.metrics[name]))
 
@@ -372,25 +376,25 @@ class TestTheRecorder:
         ("value", "type_"),
         [("a", "string"), (1, "int"), (1.0, "double"), (True, "boolean"), (("a",), "string[]"), ((1,), "int[]")],
     )
-    def test_a_type(self, value: object, type_: str) -> None:
+    def test_the_recorder_rejects_a_wrong_type(self, value: object, type_: str) -> None:
         assert type_of(value) == type_
 
 
 class TestThePage:
-    def test_its_code_has_the_right_names(self) -> None:
+    def test_the_code_on_the_page_has_documented_names(self) -> None:
         [code] = re.findall(r"```python\n(.*?)```", page(), re.DOTALL)
         compile(code, PAGE.name, "exec")
         for module, names in re.findall(r"^from (\S+) import (.+)$", code, re.MULTILINE):
             for name in names.split(", "):
                 assert getattr(import_module(module), name)
 
-    def test_its_policies_for_a_collector_have_attributes_of_spans(self) -> None:
+    def test_the_collector_policies_use_span_attributes(self) -> None:
         [policies] = re.findall(r"```yaml\n(.*?)```", page(), re.DOTALL)
         keys = set(re.findall(r"key: ([\w.]+)", policies))
         assert keys == {"lamella.attempts", "lamella.outcome", "lamella.queue_wait"}
         assert keys <= Told.by().on["call"]
 
-    async def test_its_example_is_what_comes_out(
+    async def test_the_example_on_the_page_is_the_real_output(
         self, sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock
     ) -> None:
         sandbox.script(429, 429)

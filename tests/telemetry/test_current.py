@@ -56,7 +56,7 @@ def seen_by(seen: list[Span]) -> aiohttp.ClientMiddlewareType:
     return look
 
 
-async def test_what_other_middlewares_see(serve: Serve, tracing: Tracing) -> None:
+async def test_other_middlewares_see_the_span_around_them(serve: Serve, tracing: Tracing) -> None:
     of_call: list[Span] = []
     of_attempt: list[Span] = []
     layers = stack(
@@ -76,7 +76,7 @@ async def test_what_other_middlewares_see(serve: Serve, tracing: Tracing) -> Non
 
 
 @pytest.mark.parametrize("apart", [True, False])
-async def test_spans_of_others_are_in_the_trace_of_the_call(serve: Serve, tracing: Tracing, apart: bool) -> None:
+async def test_spans_of_other_code_are_in_the_trace_of_the_call(serve: Serve, tracing: Tracing, apart: bool) -> None:
     """A span around the attempts, one in a token function, and a call that the token function makes."""
     tracer = tracing.provider.get_tracer("the user's")
     url = await serve(Statuses())
@@ -107,7 +107,7 @@ async def test_spans_of_others_are_in_the_trace_of_the_call(serve: Serve, tracin
 
 
 @pytest.mark.parametrize("ends", ["well", "badly", "cancelled", "redirected", "refused"])
-async def test_afterwards_it_is_as_before(serve: Serve, tracing: Tracing, ends: str) -> None:
+async def test_the_current_span_is_restored_after_a_call(serve: Serve, tracing: Tracing, ends: str) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         if ends == "cancelled":
             await asyncio.sleep(3600)
@@ -142,7 +142,7 @@ def _in_another_context(close: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("dropped", [_in_its_own_context, _in_another_context])
-async def test_a_call_that_the_event_loop_throws_away(
+async def test_a_call_discarded_by_the_event_loop_restores_the_span(
     tracing: Tracing, dropped: Callable[[Callable[[], object]], None]
 ) -> None:
     async def never(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -162,9 +162,7 @@ async def test_a_call_that_the_event_loop_throws_away(
     assert len(tracing.spans) == 2
 
 
-async def test_a_task_that_outlives_the_call_keeps_the_span_and_no_one_else_does(
-    serve: Serve, tracing: Tracing
-) -> None:
+async def test_only_a_task_that_outlives_the_call_keeps_its_span(serve: Serve, tracing: Tracing) -> None:
     ended = asyncio.Event()
     tasks: list[asyncio.Task[int]] = []
 
@@ -186,7 +184,7 @@ async def test_a_task_that_outlives_the_call_keeps_the_span_and_no_one_else_does
     assert [span.parent for span in calls] == [None, None]
 
 
-async def test_baggage_of_a_middleware_between_goes_out(serve: Serve, tracing: Tracing) -> None:
+async def test_baggage_set_by_a_middleware_between_layers_is_sent(serve: Serve, tracing: Tracing) -> None:
     async def between(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         token = context.attach(baggage.set_baggage("tenant", "acme"))
         try:
@@ -216,7 +214,7 @@ def logs_to(provider: LoggerProvider) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-async def test_what_an_exporter_sends_of_exemplars_and_log_records(serve: Serve) -> None:
+async def test_exemplars_and_log_records_refer_to_the_span(serve: Serve) -> None:
     with collector() as kept:
         spans = TracerProvider(shutdown_on_exit=False)
         spans.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(f"{kept.url}/v1/traces")))

@@ -22,7 +22,7 @@ def panels() -> list[dict[str, Any]]:
     return found
 
 
-def test_it_shows_each_metric_and_no_other() -> None:
+def test_dashboard_shows_each_metric_and_no_other() -> None:
     queries = " ".join(target["expr"] for panel in panels() for target in panel.get("targets", ()))
     shown = set(re.findall(r"\b((?:lamella|http)_\w+)\{", queries))
     names = {
@@ -40,7 +40,7 @@ def test_it_shows_each_metric_and_no_other() -> None:
     assert labels | grouped <= attributes | {"job", "le", "otel_scope_name"}
 
 
-def test_its_panels_have_a_place_and_an_id_each() -> None:
+def test_each_dashboard_panel_has_a_place_and_an_id() -> None:
     assert len({panel["id"] for panel in panels()}) == len(panels())
     cells = [
         (place["x"] + x, place["y"] + y)

@@ -81,7 +81,7 @@ async def test_a_cancelled_call_is_not_kept(serve: Serve, kept: Kept) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 404])
-async def test_what_is_done_inside_a_call_is_kept_with_it(serve: Serve, kept: Kept, status: int) -> None:
+async def test_spans_inside_a_kept_call_are_kept(serve: Serve, kept: Kept, status: int) -> None:
     """Also a call that a token function makes: if that one fails, the outer call is kept."""
     url = await serve(Statuses(status))
 
@@ -99,7 +99,7 @@ async def test_what_is_done_inside_a_call_is_kept_with_it(serve: Serve, kept: Ke
 
 
 @pytest.mark.parametrize("status", [200, 404])
-async def test_a_task_that_outlives_the_call(serve: Serve, kept: Kept, status: int) -> None:
+async def test_spans_of_a_task_that_outlives_its_call_are_handled(serve: Serve, kept: Kept, status: int) -> None:
     ended = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
 
@@ -122,7 +122,7 @@ async def test_a_task_that_outlives_the_call(serve: Serve, kept: Kept, status: i
 
 @pytest.mark.parametrize("outer", [200, 404])
 @pytest.mark.parametrize("inner", [200, 404])
-async def test_a_call_that_outlives_the_call_around_it(serve: Serve, kept: Kept, outer: int, inner: int) -> None:
+async def test_a_call_that_outlives_its_outer_call_is_handled(serve: Serve, kept: Kept, outer: int, inner: int) -> None:
     """As a token that is renewed in the background: it is kept for what it has come to itself, too."""
     ended = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
@@ -152,7 +152,7 @@ async def test_a_call_that_outlives_the_call_around_it(serve: Serve, kept: Kept,
     assert kept.names == ["POST", "lamella POST", "renewal"] * is_kept
 
 
-async def test_a_bad_call_that_ends_after_the_good_one_around_it(serve: Serve, kept: Kept) -> None:
+async def test_a_failed_call_is_kept_if_its_outer_call_ended_earlier(serve: Serve, kept: Kept) -> None:
     begun, answered = asyncio.Event(), asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
 

@@ -92,7 +92,7 @@ METRICS = [
         ("tracer, meter", SPANS, METRICS),
     ],
 )
-def test_a_provider_that_is_set_later_is_used_from_then_on(what: str, spans: list[str], metrics: list[str]) -> None:
+def test_a_provider_set_later_is_used_from_then_on(what: str, spans: list[str], metrics: list[str]) -> None:
     # In a process of its own: a global provider is set once.
     program = f"WHAT = {what!r}\n{PROGRAM}"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603
@@ -100,7 +100,7 @@ def test_a_provider_that_is_set_later_is_used_from_then_on(what: str, spans: lis
 
 
 @pytest.mark.parametrize("kinds", [(AttemptSpan,), (RequestSpan, AttemptSpan)])
-async def test_nothing_is_described_without_any_listener(
+async def test_spans_are_not_described_without_an_sdk(
     serve: Serve, kinds: tuple[type[AttemptSpan] | type[RequestSpan], ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared, "described", None)
@@ -109,7 +109,7 @@ async def test_nothing_is_described_without_any_listener(
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("raised", [True, False])
-async def test_calls_fail_normally_without_any_listener(
+async def test_calls_fail_normally_without_an_sdk(
     serve: Serve, caplog: pytest.LogCaptureFixture, raised: bool, fused: bool
 ) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -169,7 +169,7 @@ def layers(
 
 @pytest.mark.parametrize("measured", [True, False])
 @pytest.mark.parametrize("kinds", [(AttemptSpan,), (RequestSpan, AttemptSpan)])
-async def test_a_trace_of_others_continues_without_an_sdk(
+async def test_a_foreign_trace_continues_without_an_sdk(
     serve: Serve, metering: Metering, kinds: tuple[type[AttemptSpan] | type[RequestSpan], ...], measured: bool
 ) -> None:
     meters = metering.provider if measured else None
@@ -180,7 +180,7 @@ async def test_a_trace_of_others_continues_without_an_sdk(
     assert headers["baggage"] == "who=me"
 
 
-async def test_so_does_baggage_alone(serve: Serve) -> None:
+async def test_baggage_alone_is_propagated_without_an_sdk(serve: Serve) -> None:
     with attached(baggage.set_baggage("who", "me")):
         headers = await headers_of_a_call(serve, *layers(RequestSpan, AttemptSpan))
     assert headers["baggage"] == "who=me"
@@ -188,9 +188,7 @@ async def test_so_does_baggage_alone(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("propagator", [_Own(), CompositePropagator([_Own()])])
-async def test_a_propagator_of_the_users_is_asked_whatever_there_is(
-    serve: Serve, propagator: TextMapPropagator
-) -> None:
+async def test_a_custom_propagator_is_always_called(serve: Serve, propagator: TextMapPropagator) -> None:
     before = propagate.get_global_textmap()
     propagate.set_global_textmap(propagator)
     try:
@@ -200,7 +198,7 @@ async def test_a_propagator_of_the_users_is_asked_whatever_there_is(
     assert headers["X-Own"] == "always"
 
 
-async def test_nothing_is_written_on_a_span_of_others(serve: Serve, tracing: Tracing) -> None:
+async def test_nothing_is_written_to_a_foreign_span(serve: Serve, tracing: Tracing) -> None:
     """What is told of a call is told on its span, which there is none of here."""
     statuses = [429]
 

@@ -232,7 +232,7 @@ def shapes_for(place: Callable[[str, URL], Request], ending: str) -> list[str]:
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
-async def test_nothing_shows_a_credential(
+async def test_no_telemetry_shows_a_credential(
     place: Callable[[str, URL], Request],
     ending: str,
     serve_raw: ServeRaw,
@@ -323,7 +323,7 @@ async def test_no_fault_of_the_sandbox_shows_a_key(
         assert not leaks(key, texts)
 
 
-async def test_a_redirect_to_another_party_shows_nothing_either(
+async def test_a_redirect_to_another_origin_shows_no_credential(
     serve_raw: ServeRaw, caplog: pytest.LogCaptureFixture, tracing: Tracing, metering: Metering
 ) -> None:
     secret = SHAPES["plain"]
@@ -352,7 +352,7 @@ async def test_a_redirect_to_another_party_shows_nothing_either(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_search_would_find_it(
+def test_the_leak_search_finds_a_planted_credential(
     shape: str, tracing: Tracing, metering: Metering, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = SHAPES[shape]

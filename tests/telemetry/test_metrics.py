@@ -52,7 +52,7 @@ def counts(metering: Metering, name: str) -> list[tuple[Any, ...]]:
     return sorted(points, key=str)
 
 
-async def test_two_rate_limits_and_an_answer(
+async def test_two_rate_limits_before_a_success_are_counted(
     slow: Sandbox, connect: Connect, metering: Metering, virtual_time: VirtualClock
 ) -> None:
     slow.script(429, 429)
@@ -71,7 +71,9 @@ async def test_two_rate_limits_and_an_answer(
     assert "lamella.call.stops" not in metering.metrics
 
 
-async def test_attributes_are_few_and_never_a_url(slow: Sandbox, connect: Connect, metering: Metering) -> None:
+async def test_metric_attributes_are_few_and_contain_no_url(
+    slow: Sandbox, connect: Connect, metering: Metering
+) -> None:
     slow.script(500)
     async with connect(attempts=1) as session:
         with pytest.raises(LamellaError):
@@ -98,7 +100,7 @@ async def test_attributes_are_few_and_never_a_url(slow: Sandbox, connect: Connec
         (Fault.SILENCE, {"attempts": 1, "attempt_timeout": 3}, "attempts_used_up", "AttemptTimeout"),
     ],
 )
-async def test_a_call_that_is_given_up_is_counted_by_the_reason(
+async def test_an_abandoned_call_is_counted_by_reason(
     slow: Sandbox, connect: Connect, metering: Metering, step: Step, options: dict[str, int], reason: str, type_: str
 ) -> None:
     slow.script(step)
@@ -124,7 +126,7 @@ async def test_an_error_that_is_not_raised_is_measured_anyway(
 
 
 @pytest.mark.parametrize("ends", ["well", "badly", "cancelled"])
-async def test_the_numbers_in_flight(slow: Sandbox, connect: Connect, metering: Metering, ends: str) -> None:
+async def test_gauges_count_attempts_in_flight(slow: Sandbox, connect: Connect, metering: Metering, ends: str) -> None:
     """In flight during a send, waiting during a wait, and neither afterwards."""
     slow.script(429, Reply(200 if ends == "well" else 404))
 
@@ -144,7 +146,7 @@ async def test_the_numbers_in_flight(slow: Sandbox, connect: Connect, metering: 
     assert now() == (0, 0)
 
 
-async def test_an_attempt_that_is_cancelled(slow: Sandbox, connect: Connect, metering: Metering) -> None:
+async def test_a_cancelled_attempt_is_measured(slow: Sandbox, connect: Connect, metering: Metering) -> None:
     async with connect() as session:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(session._request("GET", "/accounting/invoices"), 0.25)
@@ -155,7 +157,7 @@ async def test_an_attempt_that_is_cancelled(slow: Sandbox, connect: Connect, met
     assert (attributes["lamella.stop_reason"], "error.type" in attributes) == ("cancelled", False)
 
 
-async def test_many_at_once_add_up(slow: Sandbox, connect: Connect, metering: Metering) -> None:
+async def test_concurrent_calls_add_up_in_metrics(slow: Sandbox, connect: Connect, metering: Metering) -> None:
     slow.script(*[500] * 20)
     async with connect() as session:
         calls = [asyncio.create_task(session._request("GET", "/accounting/invoices")) for _ in range(20)]
@@ -167,7 +169,7 @@ async def test_many_at_once_add_up(slow: Sandbox, connect: Connect, metering: Me
     assert metering.value("lamella.calls.waiting") == metering.value("lamella.attempts.active") == 0
 
 
-async def test_without_a_provider_it_is_the_global_one(slow: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_metrics_use_the_global_provider_by_default(slow: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
     monkeypatch.setattr(metrics, "get_meter_provider", lambda: provider)
@@ -199,7 +201,9 @@ def test_the_layers_of_all_stacks_share_the_instruments_of_a_provider() -> None:
     assert gone() is None
 
 
-async def test_the_error_of_a_call_says_the_same(slow: Sandbox, connect: Connect, metering: Metering) -> None:
+async def test_the_error_type_of_a_call_is_the_same_as_of_its_attempt(
+    slow: Sandbox, connect: Connect, metering: Metering
+) -> None:
     slow.script(429, 429)
     async with connect(attempts=2) as session:
         with pytest.raises(TooManyRequests) as caught:
@@ -213,7 +217,7 @@ async def test_the_error_of_a_call_says_the_same(slow: Sandbox, connect: Connect
 class TestGauges:
     """They are read when somebody collects, and cost a call nothing else."""
 
-    async def test_nothing_is_recorded_for_them(
+    async def test_gauges_record_nothing_on_the_call_path(
         self, serve: Serve, metering: Metering, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def add(*_: object, **__: object) -> None:
@@ -226,9 +230,7 @@ class TestGauges:
         assert [value for _, value in metering.points("lamella.attempts.active")] == [0]
         assert [value for _, value in metering.points("lamella.calls.waiting")] == [0]
 
-    async def test_all_sessions_of_a_provider_add_up_and_leave_nothing_behind(
-        self, serve: Serve, metering: Metering
-    ) -> None:
+    async def test_gauges_sum_all_sessions_and_drop_closed_ones(self, serve: Serve, metering: Metering) -> None:
         async def never(_: web.Request) -> web.StreamResponse:
             await asyncio.sleep(3600)
             raise AssertionError
@@ -255,7 +257,7 @@ class TestGauges:
         gc.collect()
         assert "lamella.attempts.active" not in metering.metrics
 
-    async def test_in_several_threads(self, metering: Metering) -> None:
+    async def test_gauges_work_in_several_threads(self, metering: Metering) -> None:
         """Each thread has a loop and layers of its own, and all of them are collected meanwhile."""
 
         async def work() -> None:
@@ -271,7 +273,9 @@ class TestGauges:
         assert metering.value("lamella.attempts.active") == 0
         assert metering.count("http.client.request.duration") == 400
 
-    async def test_queued_calls(self, serve: Serve, metering: Metering, virtual_time: VirtualClock) -> None:
+    async def test_a_gauge_counts_queued_calls(
+        self, serve: Serve, metering: Metering, virtual_time: VirtualClock
+    ) -> None:
         layers = stack(RULES, limits=Limit(1, per=60), meter_provider=metering.provider)
         async with aiohttp.ClientSession(await serve(Statuses()), middlewares=layers) as session:
             calls = [asyncio.create_task(session._request("GET", "/")) for _ in range(3)]
@@ -284,7 +288,7 @@ class TestGauges:
 
 
 class TestManyServers:
-    async def test_from_one_on_they_are_others(self, serve: Serve, metering: Metering) -> None:
+    async def test_servers_beyond_max_servers_are_counted_as_other(self, serve: Serve, metering: Metering) -> None:
         urls = [await serve(Statuses()) for _ in range(4)]
         layers = stack(RULES, Breaker(), max_servers=2, meter_provider=metering.provider)
         async with aiohttp.ClientSession(middlewares=layers) as session:
@@ -297,7 +301,7 @@ class TestManyServers:
             assert servers == known | {("_OTHER", None)}
             assert {attributes["http.request.method"] for attributes in found} == {"GET"}
 
-    async def test_of_queue_and_circuit_as_well(self, serve: Serve, metering: Metering) -> None:
+    async def test_max_servers_applies_to_queue_and_circuit_metrics(self, serve: Serve, metering: Metering) -> None:
         layers = stack(
             RULES,
             Breaker(minimum=1),
@@ -315,6 +319,6 @@ class TestManyServers:
             assert found == ["127.0.0.1", "_OTHER"], name
 
     @pytest.mark.parametrize("value", [0, -1, 1.5, True])
-    def test_bad_settings(self, value: Any) -> None:
+    def test_bad_metric_settings_are_rejected(self, value: Any) -> None:
         with pytest.raises(ValueError, match="max_servers must be a whole number, 1 or more"):
             stack(RULES, max_servers=value)

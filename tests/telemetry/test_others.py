@@ -23,7 +23,7 @@ from lamella.testing import VirtualClock
 RULES = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=0)))
 
 
-async def test_a_span_of_the_users_is_the_parent_and_stays_current(serve: Serve, tracing: Tracing) -> None:
+async def test_the_callers_span_is_the_parent_and_stays_current(serve: Serve, tracing: Tracing) -> None:
     layers = stack(RULES, tracer_provider=tracing.provider)
     tracer = tracing.provider.get_tracer("the user's")
     async with aiohttp.ClientSession(await serve(Statuses(429)), middlewares=layers) as session:
@@ -50,7 +50,7 @@ async def test_baggage_passes_with_each_attempt(serve: Serve, tracing: Tracing) 
     assert [request.headers.getall("baggage") for request in server.requests] == [["tenant=acme"]] * 2
 
 
-async def test_a_header_of_the_users_own_is_replaced_and_never_doubled(serve: Serve, tracing: Tracing) -> None:
+async def test_a_traceparent_of_the_caller_is_replaced(serve: Serve, tracing: Tracing) -> None:
     server = Statuses(429)
     old = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     layers = stack(RULES, tracer_provider=tracing.provider)
@@ -98,7 +98,7 @@ class Letters(TextMapPropagator):
         return {"x-letters"}
 
 
-async def test_whatever_propagator_is_set(serve: Serve, tracing: Tracing) -> None:
+async def test_any_global_propagator_is_used(serve: Serve, tracing: Tracing) -> None:
     server = Statuses(429)
     usual = propagate.get_global_textmap()
     propagate.set_global_textmap(Letters())
@@ -113,7 +113,7 @@ async def test_whatever_propagator_is_set(serve: Serve, tracing: Tracing) -> Non
     assert "traceparent" not in server.requests[0].headers
 
 
-async def test_providers_are_given_or_global(
+async def test_providers_are_given_explicitly_or_global(
     serve: Serve, tracing: Tracing, metering: Metering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The global one may even be set after the layers were made."""
@@ -131,7 +131,7 @@ async def test_providers_are_given_or_global(
     assert metering.count("lamella.call.duration") == 1
 
 
-async def test_trace_configs_of_the_users_see_one_request(serve: Serve, tracing: Tracing) -> None:
+async def test_trace_configs_of_the_session_see_one_request(serve: Serve, tracing: Tracing) -> None:
     seen: list[str] = []
     # Named as OpenTelemetry's own instrumentation of aiohttp has them.
     state = SimpleNamespace(token="mine", span="mine")
@@ -177,7 +177,7 @@ class OwnError(Exception):
 
 
 @pytest.mark.parametrize(("status", "shown"), [(None, "OwnError"), (0, "OwnError"), ("odd", "OwnError"), (503, "503")])
-async def test_an_error_of_a_layer_of_the_users_shows_as_its_status_or_its_class(
+async def test_the_error_type_of_a_custom_layer_is_its_status_or_class(
     serve: Serve, tracing: Tracing, status: object, shown: str
 ) -> None:
     async def own(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:

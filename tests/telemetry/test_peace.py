@@ -33,7 +33,7 @@ def _instrumented(tracing: Tracing, caplog: pytest.LogCaptureFixture) -> Iterato
 
 
 @pytest.mark.parametrize("kind", ["a session of lamella's", "layers in a session", "one layer in a session"])
-async def test_there_is_one_client_span_an_attempt_and_one_traceparent(
+async def test_each_attempt_has_one_client_span_and_one_traceparent(
     sandbox: Sandbox, tracing: Tracing, no_waits: None, kind: str
 ) -> None:
     keys = sandbox.api_key, sandbox.account_key, sandbox.url
@@ -75,7 +75,7 @@ async def test_there_is_one_client_span_an_attempt_and_one_traceparent(
 
 @pytest.mark.parametrize("classified", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
-async def test_the_span_sent_to_the_server_is_ended_by_its_owner(
+async def test_the_span_in_traceparent_is_ended_by_its_owner(
     sandbox: Sandbox, tracing: Tracing, classified: bool, fused: bool
 ) -> None:
     """Without an AttemptSpan that is theirs; with one it is ours alone, also where the call fails."""
@@ -100,7 +100,7 @@ async def test_the_span_sent_to_the_server_is_ended_by_its_owner(
 @pytest.mark.parametrize("job", [True, False])
 @pytest.mark.parametrize("of_send", [True, False])
 @pytest.mark.parametrize("of_call", [True, False])
-async def test_the_server_gets_an_existing_span_whichever_of_ours_are_off(
+async def test_traceparent_names_an_existing_span_for_any_disabled_layer(
     sandbox: Sandbox, tracing: Tracing, of_call: bool, of_send: bool, job: bool, meters: metrics.MeterProvider
 ) -> None:
     layers = [
@@ -121,7 +121,7 @@ async def test_the_server_gets_an_existing_span_whichever_of_ours_are_off(
     assert scopes.count("opentelemetry.instrumentation.aiohttp_client") == theirs
 
 
-async def test_what_is_suppressed_is_not_traced_by_lamella(sandbox: Sandbox, tracing: Tracing) -> None:
+async def test_suppressed_calls_are_not_traced(sandbox: Sandbox, tracing: Tracing) -> None:
     layers = (RequestSpan(tracer_provider=tracing.provider), AttemptSpan(tracer_provider=tracing.provider))
     async with aiohttp.ClientSession(sandbox.url, middlewares=layers) as session:
         with suppress_http_instrumentation():
@@ -130,13 +130,13 @@ async def test_what_is_suppressed_is_not_traced_by_lamella(sandbox: Sandbox, tra
     assert "lamella" not in {span.instrumentation_scope and span.instrumentation_scope.name for span in tracing.spans}
 
 
-async def test_a_session_of_lamellas_keeps_the_trace_configs_that_it_is_given(sandbox: Sandbox) -> None:
+async def test_maesn_session_keeps_the_given_trace_configs(sandbox: Sandbox) -> None:
     mine = aiohttp.TraceConfig()
     async with maesn.session("key", "account", sandbox.url, trace_configs=[mine]) as session:
         assert session.trace_configs == [mine]
 
 
-async def test_a_session_without_lamella_is_left_to_it(sandbox: Sandbox, tracing: Tracing) -> None:
+async def test_sessions_without_lamella_keep_the_other_instrumentation(sandbox: Sandbox, tracing: Tracing) -> None:
     async with aiohttp.ClientSession(sandbox.url) as session:
         async with session.get("/accounting/invoices") as response:
             assert response.status == 403

@@ -71,7 +71,7 @@ def going_to(server: Server, *others: Server) -> str:
 @pytest.mark.parametrize("sdk", ["an SDK", "no SDK", "OpenTelemetry's instrumentation as well"])
 @pytest.mark.parametrize("own", [{}, OWN])
 @pytest.mark.parametrize("auth", ["stated", "of the first request", "none"])
-async def test_it_does_not_go_where_a_redirect_leads(
+async def test_trace_context_is_not_sent_to_a_redirect_target(
     here: Server, there: Server, tracing: Tracing, sdk: str, own: dict[str, str], auth: str
 ) -> None:
     """Not even a header of the user's own, which aiohttp would send there as well."""
@@ -98,7 +98,7 @@ async def test_it_does_not_go_where_a_redirect_leads(
 @pytest.mark.parametrize("given_by", ["request", "session"])
 @pytest.mark.parametrize("off", ["no SDK", "suppressed", "excluded"])
 @pytest.mark.parametrize("retried", [False, True])
-async def test_user_headers_are_not_sent_there_without_recording_either(
+async def test_trace_headers_are_removed_on_redirect_without_recording(
     here: Server, serve: Serve, tracing: Tracing, given_by: str, off: str, retried: bool
 ) -> None:
     there = Statuses(*[429] * retried)
@@ -116,7 +116,9 @@ async def test_user_headers_are_not_sent_there_without_recording_either(
     assert not [request for request in there.requests if OWN.keys() & set(map(str.lower, request.headers))]
 
 
-async def test_it_goes_to_the_origins_of_auth_layers_only(here: Server, there: Server, tracing: Tracing) -> None:
+async def test_trace_context_is_sent_only_to_origins_of_auth_layers(
+    here: Server, there: Server, tracing: Tracing
+) -> None:
     auth = HeaderAuth({"X-Key": "a-key"}, origin=here.url)
     async with aiohttp.ClientSession(middlewares=stack(RULES, auth=auth, tracer_provider=tracing.provider)) as session:
         for server in (here, there):
@@ -125,7 +127,7 @@ async def test_it_goes_to_the_origins_of_auth_layers_only(here: Server, there: S
     assert len(tracing.spans) == 4
 
 
-async def test_without_a_stated_origin_it_goes_where_the_caller_sends_a_request(
+async def test_without_auth_origin_trace_context_is_sent_to_any_request(
     here: Server, there: Server, tracing: Tracing
 ) -> None:
     layers = stack(RULES, auth=HeaderAuth({"X-Key": "a-key"}), tracer_provider=tracing.provider)
@@ -137,7 +139,7 @@ async def test_without_a_stated_origin_it_goes_where_the_caller_sends_a_request(
     assert (here.seen, there.seen) == ([list(FIELDS)] * 2, [list(FIELDS)] * 2)
 
 
-async def test_origins_can_be_added(here: Server, there: Server, tracing: Tracing) -> None:
+async def test_origins_for_trace_context_can_be_added(here: Server, there: Server, tracing: Tracing) -> None:
     auth = HeaderAuth({"X-Key": "a-key"}, origin=here.url)
     spans = AttemptSpan(origins=[there.url], tracer_provider=tracing.provider)
     layers = stack(RULES, spans, auth=auth, tracer_provider=tracing.provider)
@@ -161,14 +163,14 @@ async def test_a_middleware_may_send_the_request_somewhere_else(here: Server, th
     assert (here.seen, there.seen) == ([list(FIELDS)], [list(FIELDS)])
 
 
-async def test_of_an_excluded_first_hop(here: Server, there: Server, tracing: Tracing) -> None:
+async def test_an_excluded_call_propagates_to_no_hop(here: Server, there: Server, tracing: Tracing) -> None:
     layers = stack(RULES, tracer_provider=tracing.provider, excluded_urls=["to="])
     async with aiohttp.ClientSession(middlewares=layers) as session:
         await session.get(going_to(here, there))
     assert (here.seen, there.seen, len(tracing.spans)) == ([[]], [[]], 2)
 
 
-async def test_a_session_of_maesns_keeps_to_the_base_url(sandbox: Sandbox, there: Server, tracing: Tracing) -> None:
+async def test_maesn_session_propagates_only_to_its_base_url(sandbox: Sandbox, there: Server, tracing: Tracing) -> None:
     async with maesn.session(
         sandbox.api_key, sandbox.account_key, sandbox.url, tracer_provider=tracing.provider
     ) as session:
@@ -200,7 +202,7 @@ def nothing_current() -> Iterator[None]:
     context.detach(token)
 
 
-async def test_a_propagator_of_the_stack(here: Server, there: Server, tracing: Tracing) -> None:
+async def test_the_propagator_of_the_stack_is_used(here: Server, there: Server, tracing: Tracing) -> None:
     layers = stack(RULES, propagate=Letters(), tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(middlewares=layers) as session:
         await session.get(going_to(here, there), headers={"x-letters": "the user's"})
@@ -209,7 +211,7 @@ async def test_a_propagator_of_the_stack(here: Server, there: Server, tracing: T
     assert "x-letters" not in there.headers[0]
 
 
-async def test_a_propagator_of_the_stack_is_asked_without_an_sdk_as_well(here: Server) -> None:
+async def test_the_propagator_of_the_stack_is_used_without_an_sdk(here: Server) -> None:
     layers = stack(RULES, propagate=Letters())
     with nothing_current():
         async with aiohttp.ClientSession(middlewares=layers) as session:
@@ -218,7 +220,7 @@ async def test_a_propagator_of_the_stack_is_asked_without_an_sdk_as_well(here: S
 
 
 @pytest.mark.parametrize("own", [{}, OWN])
-async def test_none(here: Server, tracing: Tracing, own: dict[str, str]) -> None:
+async def test_propagate_false_leaves_headers_unchanged(here: Server, tracing: Tracing, own: dict[str, str]) -> None:
     layers = stack(RULES, propagate=False, tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(middlewares=layers) as session:
         await session.get(here.url, headers=own)
@@ -252,7 +254,7 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
         AttemptSpan(**options)
 
 
-def test_an_option_without_effect() -> None:
+def test_an_option_without_effect_is_rejected() -> None:
     with pytest.raises(ValueError, match="propagate= has no effect on a AttemptSpan made by hand"):
         stack(RULES, AttemptSpan(), propagate=False)
     with pytest.raises(ValueError, match="propagate= has no effect: this stack has no AttemptSpan"):

@@ -33,7 +33,7 @@ def seconds(span: ReadableSpan) -> float:
 
 
 @pytest.mark.parametrize(("step", "came_back"), [(500, "500"), (Fault.RESET_BEFORE_HEADERS, "ConnectionLost")])
-async def test_why_was_a_post_not_sent_again(
+async def test_the_trace_says_why_a_post_was_not_retried(
     sandbox: Sandbox, tracing: Tracing, step: int | Fault, came_back: str
 ) -> None:
     sandbox.script(step)
@@ -61,7 +61,7 @@ async def test_why_was_a_post_not_sent_again(
     assert given(send)["error.type"] == came_back
 
 
-async def test_why_did_it_stop_after_two_of_five_attempts(
+async def test_the_trace_says_why_a_call_stopped_early(
     sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock
 ) -> None:
     sandbox.script(429, 429, 429)
@@ -103,7 +103,7 @@ async def test_why_did_it_stop_after_two_of_five_attempts(
     assert virtual_time.elapsed == pytest.approx(waited, abs=0.1)
 
 
-async def test_who_was_slow_the_server_or_we(sandbox: Sandbox, tracing: Tracing) -> None:
+async def test_the_trace_shows_whether_server_or_client_was_slow(sandbox: Sandbox, tracing: Tracing) -> None:
     sandbox.script(Reply(429, delay=0.02), Reply(429, delay=0.04), 200)
     async with session(sandbox, tracing, scale=0.0005) as client:
         await client.get("/accounting/invoices")
@@ -123,7 +123,7 @@ async def test_who_was_slow_the_server_or_we(sandbox: Sandbox, tracing: Tracing)
 
 
 @pytest.mark.parametrize(("retry_after", "source"), [("90", "retry_after"), ("1", "rule")])
-async def test_who_asked_for_the_wait(
+async def test_the_trace_says_who_asked_for_the_wait(
     sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock, retry_after: str, source: str
 ) -> None:
     sandbox.script(Reply(429, headers={"Retry-After": retry_after}))
@@ -134,7 +134,7 @@ async def test_who_asked_for_the_wait(
     assert given(event)["lamella.wait"] == (90 if source == "retry_after" else pytest.approx(63, abs=3))
 
 
-async def test_which_of_the_attempts_did_the_server_see(
+async def test_the_trace_shows_which_attempts_the_server_received(
     sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock
 ) -> None:
     sandbox.script(429, Fault.RESET_AFTER_HEADERS, 200)

@@ -44,7 +44,7 @@ async def ok(request: web.Request) -> web.Response:
     return web.Response()
 
 
-async def test_no_rule_is_no_attribute(serve: Serve, metering: Metering) -> None:
+async def test_an_error_without_rule_has_no_rule_attribute(serve: Serve, metering: Metering) -> None:
     async def never(request: web.Request) -> web.Response:
         await asyncio.sleep(3600)
         return web.Response()
@@ -96,7 +96,7 @@ async def test_a_sampler_gets_the_attributes_for_its_decision(serve: Serve) -> N
 
 
 @pytest.mark.parametrize("fault", [Fault.CUT_BODY, Fault.SLOW_BODY])
-async def test_a_status_that_was_received_is_reported(
+async def test_a_received_status_is_reported(
     sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock, fault: Fault
 ) -> None:
     sandbox.script(fault)
@@ -136,9 +136,7 @@ async def test_a_redirect_that_was_not_followed_is_forgotten(serve: Serve, traci
 
 
 @pytest.mark.parametrize("place", ["/{}/orders", "/?q={}", "/?first=1&q=a{}b"])
-async def test_a_key_that_is_known_is_taken_out_of_the_first_urls_as_well(
-    serve: Serve, tracing: Tracing, place: str
-) -> None:
+async def test_a_known_key_is_removed_from_earlier_urls(serve: Serve, tracing: Tracing, place: str) -> None:
     layers = stack(RULES, auth=HeaderAuth({"X-Key": "s3cr3t-key-value"}), tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(await serve(ok), middlewares=layers) as session:
         await session.get(place.format("s3cr3t-key-value"))
@@ -166,9 +164,7 @@ class NoRetries(Sampler):
         return "NoRetries"
 
 
-async def test_a_key_that_came_with_an_attempt_that_nobody_described_is_taken_out_of_the_calls_url_as_well(
-    serve: Serve, tracing: Tracing
-) -> None:
+async def test_a_key_set_in_an_unrecorded_attempt_is_removed_from_the_call_url(serve: Serve, tracing: Tracing) -> None:
     keys = iter(["s3cr3t-key-first", "s3cr3t-key-second"])
     statuses = [401]
 
@@ -185,7 +181,7 @@ async def test_a_key_that_came_with_an_attempt_that_nobody_described_is_taken_ou
     assert str(given(tracing.call)["url.full"]).endswith("/REDACTED")
 
 
-async def test_a_key_of_the_callers_own_header_is_taken_out_of_urls_as_well(serve: Serve, tracing: Tracing) -> None:
+async def test_a_key_in_a_callers_header_is_removed_from_urls(serve: Serve, tracing: Tracing) -> None:
     layers = stack(RULES, tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(await serve(ok), middlewares=layers) as session:
         await session.get("/s3cr3t-key-value", headers={"Authorization": "Bearer s3cr3t-key-value"})
@@ -233,7 +229,7 @@ async def test_a_response_handled_by_another_middleware_is_not_that_of_the_attem
     assert "http.response.status_code" not in given(send)
 
 
-async def test_nobody_waits_forever_when_a_hook_of_staminas_fails(serve: Serve, metering: Metering) -> None:
+async def test_a_failing_stamina_hook_leaves_no_call_counted_as_waiting(serve: Serve, metering: Metering) -> None:
     async def busy(request: web.Request) -> web.StreamResponse:
         return web.Response(status=429)
 
@@ -253,7 +249,7 @@ async def test_nobody_waits_forever_when_a_hook_of_staminas_fails(serve: Serve, 
     assert metering.value("lamella.calls.waiting") == 0
 
 
-async def test_a_template_that_fails_leaves_the_call_as_it_was(serve: Serve, tracing: Tracing) -> None:
+async def test_a_failing_url_template_does_not_affect_the_call(serve: Serve, tracing: Tracing) -> None:
     def template(request: aiohttp.ClientRequest) -> str:
         raise LookupError
 
@@ -263,7 +259,7 @@ async def test_a_template_that_fails_leaves_the_call_as_it_was(serve: Serve, tra
             assert response.status == 200
 
 
-async def test_a_deadline_that_is_too_short_for_the_wait_shows_the_wait(serve: Serve, tracing: Tracing) -> None:
+async def test_an_error_for_a_short_deadline_states_the_wait(serve: Serve, tracing: Tracing) -> None:
     async def busy(request: web.Request) -> web.StreamResponse:
         return web.Response(status=429)
 
@@ -277,6 +273,6 @@ async def test_a_deadline_that_is_too_short_for_the_wait_shows_the_wait(serve: S
 
 
 @pytest.mark.parametrize("secret", ["zq\\nkey\\\\end", "zq\"double'single", "zq-schlüssel-ключ"])
-def test_a_secret_as_python_writes_bytes_is_found(secret: str) -> None:
+def test_a_secret_in_a_bytes_repr_is_removed(secret: str) -> None:
     """As in aiohttp's message for an answer that is not HTTP."""
     assert redact_text(f"Bad status line: {secret.encode()!r}", [secret]) == "Bad status line: b'REDACTED'"

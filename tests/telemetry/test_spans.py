@@ -71,7 +71,7 @@ async def send(
 
 
 class TestASend:
-    async def test_all_that_is_required(self, serve: Serve, tracing: Tracing) -> None:
+    async def test_an_attempt_span_has_the_required_attributes(self, serve: Serve, tracing: Tracing) -> None:
         port = await send(serve, tracing, "/404?limit=5#part")
         [span] = tracing.sends
         assert given(span) == {
@@ -91,7 +91,9 @@ class TestASend:
         assert (span.instrumentation_scope.name, bool(span.instrumentation_scope.schema_url)) == ("lamella", True)
 
     @pytest.mark.parametrize("status", [200, 204, 304, 400, 404, 418, 499, 500, 503, 599])
-    async def test_status(self, serve: Serve, tracing: Tracing, status: int) -> None:
+    async def test_an_attempt_span_has_the_status_of_the_response(
+        self, serve: Serve, tracing: Tracing, status: int
+    ) -> None:
         await send(serve, tracing, f"/{status}")
         [span] = tracing.sends
         failed = status >= 400
@@ -109,7 +111,7 @@ class TestASend:
             (Fault.SILENCE, "AttemptTimeout"),
         ],
     )
-    async def test_no_answer(
+    async def test_an_attempt_span_without_response_has_the_error_type(
         self, sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock, fault: Fault, type_: str
     ) -> None:
         sandbox.script(fault)
@@ -123,7 +125,9 @@ class TestASend:
         assert (given(span)["error.type"], span.status.status_code) == (type_, StatusCode.ERROR)
         assert not given(span).keys() & {"http.response.status_code", "network.protocol.version"}
 
-    async def test_no_connection(self, tracing: Tracing, unused_tcp_port: int) -> None:
+    async def test_an_attempt_span_without_connection_has_the_error_type(
+        self, tracing: Tracing, unused_tcp_port: int
+    ) -> None:
         async with aiohttp.ClientSession(
             middlewares=stack(RULES, attempts=1, tracer_provider=tracing.provider)
         ) as session:
@@ -133,14 +137,14 @@ class TestASend:
         assert given(span)["error.type"] == given(tracing.call)["error.type"] == "ConnectFailed"
         assert "network.peer.address" not in given(span)
 
-    async def test_each_hop_of_a_redirect_is_one_more(self, serve: Serve, tracing: Tracing) -> None:
+    async def test_each_redirect_hop_has_its_own_attempt_span(self, serve: Serve, tracing: Tracing) -> None:
         await send(serve, tracing, "/to/to/429")
         statuses = [given(span)["http.response.status_code"] for span in tracing.sends]
         assert statuses == [307, 307, 429, 429, 429, 429, 429]
         counts = [given(span).get("http.request.resend_count") for span in tracing.sends]
         assert counts == [None, 1, 2, 3, 4, 5, 6]
 
-    async def test_the_next_call_begins_again(self, serve: Serve, tracing: Tracing) -> None:
+    async def test_the_next_call_counts_attempts_from_zero(self, serve: Serve, tracing: Tracing) -> None:
         async with aiohttp.ClientSession(
             await serve(answer), middlewares=stack(RULES, tracer_provider=tracing.provider)
         ) as session:
@@ -148,7 +152,7 @@ class TestASend:
                 await session.get(path)
         assert [given(span).get("http.request.resend_count") for span in tracing.sends] == [None, 1, None, None]
 
-    async def test_redirects_of_calls_side_by_side_are_kept_apart(self, serve: Serve, tracing: Tracing) -> None:
+    async def test_redirects_of_concurrent_calls_are_counted_separately(self, serve: Serve, tracing: Tracing) -> None:
         async with aiohttp.ClientSession(
             await serve(answer), middlewares=stack(RULES, tracer_provider=tracing.provider)
         ) as session:
@@ -157,7 +161,7 @@ class TestASend:
         assert (counts.count(None), counts.count(1)) == (10, 5)
 
     @pytest.mark.parametrize(("version", "shown"), [("1.0", "1.0"), ("1.1", "1.1"), ("2.0", "2")])
-    async def test_the_protocol(
+    async def test_an_attempt_span_has_the_protocol_version(
         self, serve_raw: Callable[[object], Awaitable[str]], tracing: Tracing, version: str, shown: str
     ) -> None:
         async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -168,7 +172,7 @@ class TestASend:
             await session.get(await serve_raw(connection))
         assert given(tracing.sends[0])["network.protocol.version"] == shown
 
-    async def test_a_request_that_a_middleware_has_changed(self, serve: Serve, tracing: Tracing) -> None:
+    async def test_the_span_shows_a_request_changed_by_a_middleware(self, serve: Serve, tracing: Tracing) -> None:
         first, second = URL(await serve(answer)), URL(await serve(answer))
 
         async def elsewhere(
@@ -189,7 +193,7 @@ class TestASend:
         assert given(send)["url.full"] == given(tracing.call)["url.full"] == str(second / "200")
 
     @pytest.mark.skipif(not _has_ipv6(), reason="it has no such network")
-    async def test_by_ipv6(self, tracing: Tracing) -> None:
+    async def test_an_attempt_span_shows_an_ipv6_peer(self, tracing: Tracing) -> None:
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             return web.Response()
 
@@ -206,7 +210,7 @@ class TestASend:
 
     @pytest.mark.skipif(sys.platform == "win32", reason="it has no such sockets")
     @pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("unix", None)])
-    async def test_through_a_socket_of_the_file_system(self, tracing: Tracing, scheme: str, port: int | None) -> None:
+    async def test_an_attempt_span_supports_unix_sockets(self, tracing: Tracing, scheme: str, port: int | None) -> None:
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             return web.Response()
 
@@ -239,7 +243,7 @@ class TestWhatAnAttemptSays:
         ],
     )
     @pytest.mark.parametrize("status", [200, 404])
-    async def test_the_request_id_of_the_answer(
+    async def test_an_attempt_span_has_the_request_id(
         self, serve: Serve, tracing: Tracing, headers: dict[str, str], shown: str | None, status: int
     ) -> None:
         async def named(request: web.Request) -> web.StreamResponse:
@@ -251,7 +255,7 @@ class TestWhatAnAttemptSays:
                 await session.get("/")
         assert given(tracing.sends[0]).get("lamella.request_id") == shown
 
-    async def test_the_rule_and_the_type_of_its_error(
+    async def test_an_attempt_span_has_the_rule_and_the_error_type(
         self, sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock
     ) -> None:
         sandbox.script(429, Fault.RESET_BEFORE_HEADERS, 404)
@@ -266,7 +270,7 @@ class TestWhatAnAttemptSays:
             for error, kind in zip(("429", "ConnectionLost", "404"), kinds, strict=True)
         ]
 
-    async def test_an_answer_below_400_that_a_rule_calls_an_error(self, serve: Serve, tracing: Tracing) -> None:
+    async def test_a_response_below_400_can_be_an_error_on_its_span(self, serve: Serve, tracing: Tracing) -> None:
         rules = RuleBook(Rule(200, "Throttled", when=lambda a: "X-Two" in a.headers))
         layers = stack(rules, tracer_provider=tracing.provider)
         async with aiohttp.ClientSession(await serve(answer), middlewares=layers) as session:
@@ -286,7 +290,7 @@ class TestWhatAnAttemptSays:
             ("PUT", "a stream", (None, None)),
         ],
     )
-    async def test_the_sizes_of_both_bodies_where_somebody_asks(
+    async def test_body_sizes_records_the_sizes_of_both_bodies(
         self, serve: Serve, tracing: Tracing, method: str, body: object, sizes: tuple[int | None, int | None]
     ) -> None:
         async def sized(request: web.Request) -> web.StreamResponse:
@@ -309,7 +313,7 @@ class TestWhatAnAttemptSays:
         found = given(tracing.sends[0])
         assert (found.get("http.request.body.size"), found.get("http.response.body.size")) == sizes
 
-    async def test_no_sizes_unless_somebody_asks(self, serve: Serve, tracing: Tracing) -> None:
+    async def test_body_sizes_are_not_recorded_by_default(self, serve: Serve, tracing: Tracing) -> None:
         await send(serve, tracing)
         assert not [name for name in given(tracing.sends[0]) if ".body.size" in name]
 
@@ -326,7 +330,7 @@ class TestNames:
             ("GET", " , ", "GET", None),
         ],
     )
-    async def test_of_methods(
+    async def test_span_names_contain_known_methods_only(
         self,
         serve: Serve,
         tracing: Tracing,
@@ -355,7 +359,9 @@ class TestNames:
             ("/else", None),
         ],
     )
-    async def test_of_maesns_paths(self, sandbox: Sandbox, tracing: Tracing, path: str, template: str | None) -> None:
+    async def test_span_names_contain_templates_of_maesn_paths(
+        self, sandbox: Sandbox, tracing: Tracing, path: str, template: str | None
+    ) -> None:
         async with maesn.session(
             sandbox.api_key, sandbox.account_key, sandbox.url, tracer_provider=tracing.provider
         ) as session:
@@ -365,7 +371,7 @@ class TestNames:
         name = f"GET {template}" if template else "GET"
         assert [span.name for span in tracing.spans] == [name, f"lamella {name}"]
 
-    async def test_of_a_users_function(self, serve: Serve, tracing: Tracing) -> None:
+    async def test_span_names_contain_the_template_of_a_custom_function(self, serve: Serve, tracing: Tracing) -> None:
         async with aiohttp.ClientSession(
             await serve(answer),
             middlewares=stack(
@@ -390,14 +396,14 @@ class TestHeaders:
         await send(serve, tracing, layers=[spans, *auth], headers={"X-Mine": "1", "X-Other": "2"})
         return {name: value for name, value in given(tracing.sends[0]).items() if ".header." in name}
 
-    async def test_the_chosen_ones_and_never_a_credential(self, serve: Serve, tracing: Tracing) -> None:
+    async def test_chosen_headers_are_recorded_without_credentials(self, serve: Serve, tracing: Tracing) -> None:
         assert await self.send(serve, tracing) == {
             "http.request.header.x-mine": ("1",),
             "http.response.header.x-two": ("a", "b"),
             "http.response.header.etag": ('"1"',),
         }
 
-    async def test_none_unless_chosen(self, serve: Serve, tracing: Tracing) -> None:
+    async def test_no_headers_are_recorded_by_default(self, serve: Serve, tracing: Tracing) -> None:
         await send(serve, tracing, headers={"X-Mine": "1"})
         assert not [name for name in given(tracing.sends[0]) if ".header." in name]
 
@@ -410,7 +416,7 @@ class TestHeaders:
         ("/200?X-Amz-Signature=abc&sig=def", "/200?X-Amz-Signature=REDACTED&sig=REDACTED"),
     ],
 )
-async def test_the_url_without_secrets(serve: Serve, tracing: Tracing, before: str, after: str) -> None:
+async def test_the_url_on_a_span_has_no_secrets(serve: Serve, tracing: Tracing, before: str, after: str) -> None:
     port = await send(serve, tracing, before)
     for span in tracing.spans:
         assert given(span)["url.full"] == f"http://127.0.0.1:{port}{after}"
@@ -439,7 +445,7 @@ class Seeing(Sampler):
         return "Seeing"
 
 
-async def test_samplers_see_the_url_and_spans_have_the_right_one_at_their_end(serve: Serve) -> None:
+async def test_samplers_see_a_redacted_url_and_spans_end_with_the_final_one(serve: Serve) -> None:
     """At the start nobody knows which credential an auth layer will set, and whether it is in the path as well."""
     sampler, exporter = Seeing(), InMemorySpanExporter()
     provider = TracerProvider(sampler, shutdown_on_exit=False)
@@ -466,7 +472,7 @@ class TestACall:
             ((Fault.RESET_BEFORE_HEADERS,) * 5, "failure", 5, "attempts_used_up", "ConnectionLost"),
         ],
     )
-    async def test_its_end(
+    async def test_the_call_span_ends_with_the_outcome(
         self,
         sandbox: Sandbox,
         tracing: Tracing,
@@ -497,7 +503,7 @@ class TestACall:
             *range(4, 4 - len(names), -1)
         ]
 
-    async def test_cancelled_while_it_waits(
+    async def test_a_call_cancelled_during_a_wait_ends_its_span(
         self, sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock, caplog: pytest.LogCaptureFixture
     ) -> None:
         sandbox.script(429)
@@ -519,7 +525,7 @@ class TestACall:
         assert "error.type" not in given(tracing.call)
         assert not [record for record in caplog.records if record.name == "lamella"]
 
-    async def test_dropped_while_it_waits(self, tracing: Tracing) -> None:
+    async def test_a_call_discarded_during_a_wait_ends_its_span(self, tracing: Tracing) -> None:
         """As an event loop does with what is left when it is closed."""
 
         async def never(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -537,7 +543,9 @@ class TestACall:
             assert "error.type" not in given(span)
         assert len(tracing.sends) == 1
 
-    async def test_sent_twice_by_another_party(self, serve: Serve, tracing: Tracing) -> None:
+    async def test_a_call_sent_twice_by_a_middleware_has_two_attempt_spans(
+        self, serve: Serve, tracing: Tracing
+    ) -> None:
         async def twice(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
             (await handler(request)).release()
             return await handler(request)
@@ -552,7 +560,7 @@ class TestACall:
 
 
 class TestTheLog:
-    async def test_one_line_for_a_call_that_ended_badly(
+    async def test_a_failed_call_logs_one_line(
         self, sandbox: Sandbox, tracing: Tracing, virtual_time: VirtualClock, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO)
@@ -579,7 +587,7 @@ class TestTheLog:
             }.items()
         )
 
-    async def test_none_for_one_that_succeeded(
+    async def test_a_successful_call_logs_nothing(
         self, sandbox: Sandbox, virtual_time: VirtualClock, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO)
@@ -597,7 +605,7 @@ class TestNobodyRecords:
         [TracerProvider(ALWAYS_OFF, shutdown_on_exit=False), trace.NoOpTracerProvider()],
         ids=["out", "none"],
     )
-    async def test_nothing_is_computed(
+    async def test_no_attributes_are_computed_if_nothing_is_recorded(
         self, serve: Serve, monkeypatch: pytest.MonkeyPatch, provider: trace.TracerProvider
     ) -> None:
         def fail(*_: object) -> dict[str, str]:
@@ -611,7 +619,7 @@ class TestNobodyRecords:
         ) as session:
             await session.get("/200")
 
-    async def test_spans_do_not_need_metrics_nor_the_other_way_round(
+    async def test_spans_and_metrics_work_without_each_other(
         self, serve: Serve, tracing: Tracing, metering: Metering
     ) -> None:
         spans: list[ReadableSpan] = []
@@ -645,7 +653,7 @@ class TestNobodyRecords:
             await session.get("/200")
         assert given(tracing.call)["lamella.attempts"] == 1
 
-    async def test_the_spans_do_not_need_each_other(self, serve: Serve, tracing: Tracing) -> None:
+    async def test_each_span_layer_works_without_the_other(self, serve: Serve, tracing: Tracing) -> None:
         off = TracerProvider(ALWAYS_OFF, shutdown_on_exit=False)
         spans: list[ReadableSpan] = []
         for layers in (

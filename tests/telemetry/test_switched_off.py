@@ -59,7 +59,7 @@ async def test_a_suppressed_call_has_neither_spans_nor_metrics(
 
 @BOTH
 @pytest.mark.parametrize("kinds", [[RequestSpan], [AttemptSpan]])
-async def test_a_layer_alone_is_suppressed(
+async def test_a_single_layer_can_be_suppressed(
     serve: Serve,
     tracing: Tracing,
     metering: Metering,
@@ -80,7 +80,7 @@ async def test_a_layer_alone_is_suppressed(
 
 
 @BOTH
-async def test_a_suppressed_call_writes_nothing_on_the_current_span(
+async def test_a_suppressed_call_writes_nothing_to_the_current_span(
     serve: Serve, tracing: Tracing, suppress: Suppress
 ) -> None:
     layers = stack(RULES, tracer_provider=tracing.provider)
@@ -93,7 +93,7 @@ async def test_a_suppressed_call_writes_nothing_on_the_current_span(
 
 
 @BOTH
-async def test_the_token_of_a_suppressed_call_is_fetched_without_telemetry_as_well(
+async def test_the_token_fetch_of_a_suppressed_call_is_suppressed(
     serve: Serve, tracing: Tracing, metering: Metering, suppress: Suppress
 ) -> None:
     """Or else an exporter that sends by such a session would export its own token requests, and so on."""
@@ -169,7 +169,7 @@ async def test_each_hop_of_a_redirect_may_be_excluded(serve: Serve, tracing: Tra
     assert [span.kind for span in tracing.spans] == [SpanKind.CLIENT, SpanKind.INTERNAL]
 
 
-async def test_an_excluded_call_does_not_pass_on_the_trace_without_an_sdk_either(serve: Serve) -> None:
+async def test_an_excluded_call_does_not_propagate_without_an_sdk(serve: Serve) -> None:
     server = Statuses()
     provider = trace.NoOpTracerProvider()
     layers = stack(RULES, tracer_provider=provider, meter_provider=NoOpMeterProvider(), excluded_urls=["health"])
@@ -188,13 +188,13 @@ async def test_an_excluded_call_does_not_pass_on_the_trace_without_an_sdk_either
         (["good", "(bad"], r"excluded_urls must be regular expressions, got '\(bad': missing"),
     ],
 )
-def test_bad_patterns(given: Any, message: str) -> None:
+def test_bad_excluded_url_patterns_are_rejected(given: Any, message: str) -> None:
     for make in (RequestSpan, AttemptSpan, stack):
         with pytest.raises(ValueError, match=message):
             make(excluded_urls=given)
 
 
-def test_a_bad_pattern_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_url_pattern_in_the_environment_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(GENERAL, "[")
     with pytest.raises(ValueError, match=rf"{GENERAL} must be regular expressions, got '\['"):
         RequestSpan()

@@ -66,7 +66,7 @@ async def get(session: aiohttp.ClientSession, path: str = "/") -> None:
         assert response.status == 200
 
 
-async def test_an_episode_is_one_span_with_a_link_to_the_first_that_was_refused(
+async def test_an_episode_is_one_span_linked_to_the_first_refused_call(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     """Three are on their way and are refused, four more come and wait."""
@@ -101,7 +101,7 @@ async def test_an_episode_is_one_span_with_a_link_to_the_first_that_was_refused(
     assert metering.value("lamella.calls.queued") == 0
 
 
-async def test_refused_again_after_the_wait_is_the_same_episode(
+async def test_a_refusal_after_the_wait_belongs_to_the_same_episode(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "lamella"):
@@ -120,7 +120,7 @@ async def test_refused_again_after_the_wait_is_the_same_episode(
     assert "after 2 refusals" in line.message
 
 
-async def test_the_next_one_is_an_episode_of_its_own(
+async def test_a_later_refusal_begins_a_new_episode(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     server = Server()
@@ -136,7 +136,7 @@ async def test_the_next_one_is_an_episode_of_its_own(
     assert metering.value("lamella.rate_limit.episodes") == 2
 
 
-async def test_no_line_is_written_where_only_the_refused_call_had_to_wait(
+async def test_no_line_is_logged_if_only_the_refused_call_waited(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "lamella"):
@@ -146,7 +146,7 @@ async def test_no_line_is_written_where_only_the_refused_call_had_to_wait(
     assert [record.message for record in caplog.records] == []
 
 
-async def test_a_call_that_is_queued_twice_has_an_event_for_each_wait(
+async def test_a_call_queued_twice_has_an_event_for_each_wait(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     """The first ends an episode, the others begin the next one; then the older goes first, and the younger waits."""
@@ -168,7 +168,7 @@ async def test_a_call_that_is_queued_twice_has_an_event_for_each_wait(
     assert in_sum > 60
 
 
-async def test_the_span_has_the_real_times(serve: Serve, tracing: Tracing, metering: Metering) -> None:
+async def test_the_episode_span_has_the_real_times(serve: Serve, tracing: Tracing, metering: Metering) -> None:
     """On a real clock, for it is the operator's; the refused call's own span ends with it."""
     rules = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(0.05, jitter=0)))
     layers = stack(rules, tracer_provider=tracing.provider, meter_provider=metering.provider)
@@ -185,7 +185,7 @@ async def test_the_span_has_the_real_times(serve: Serve, tracing: Tracing, meter
     )
 
 
-async def test_time_in_the_queue_is_reported_by_itself_and_is_in_no_attempt(
+async def test_queue_time_is_reported_separately_from_attempts(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     async with client(await serve(Server(429)), tracing, metering, attempts=1) as session:
@@ -204,7 +204,7 @@ async def test_time_in_the_queue_is_reported_by_itself_and_is_in_no_attempt(
     assert metering.value("lamella.calls.queued") == 0
 
 
-async def test_an_attempt_took_what_the_server_took(
+async def test_the_duration_of_an_attempt_is_that_of_the_server(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     """And neither the wait that was decided on, nor the one in the queue, where another has been refused meanwhile."""
@@ -225,7 +225,7 @@ async def test_an_attempt_took_what_the_server_took(
     assert metering.value("lamella.queue.wait") >= 50
 
 
-async def test_a_call_that_waited_for_the_rate_before_the_refusal_is_counted(
+async def test_a_call_queued_before_the_refusal_is_counted(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     async with client(await serve(Server(*[429] * 4, latency=0.2)), tracing, metering) as session:
@@ -238,7 +238,7 @@ async def test_a_call_that_waited_for_the_rate_before_the_refusal_is_counted(
     assert given(episode)["lamella.refused_attempts"] == 4
 
 
-async def test_waiting_for_the_rate_is_no_refusal(
+async def test_waiting_for_the_rate_does_not_count_as_a_refusal(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     async with client(await serve(Server()), tracing, metering, limits=Limit(1, 60)) as session:
@@ -249,7 +249,7 @@ async def test_waiting_for_the_rate_is_no_refusal(
     assert metering.points("lamella.rate_limit.episodes") == []
 
 
-async def test_a_wait_that_is_too_long_is_the_reason_of_both_calls(
+async def test_a_too_long_wait_is_the_stop_reason_of_both_calls(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     async def quota(request: web.Request) -> web.StreamResponse:
@@ -268,7 +268,7 @@ async def test_a_wait_that_is_too_long_is_the_reason_of_both_calls(
     assert [(attributes["lamella.stop_reason"], count) for attributes, count in stops] == [("wait_too_long", 1)] * 2
 
 
-async def test_a_permit_that_comes_too_late_is_reported_as_such(
+async def test_a_permit_after_the_deadline_is_the_stop_reason(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     async with client(await serve(Server(429)), tracing, metering, deadline=50.0) as session:
@@ -286,7 +286,7 @@ async def test_a_permit_that_comes_too_late_is_reported_as_such(
     assert tracing.sends == []
 
 
-async def test_a_cancelled_call_waited_as_long_as_it_did(
+async def test_a_cancelled_call_reports_its_queue_time(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     async with client(await serve(Server(429)), tracing, metering, attempts=1) as session:
@@ -306,7 +306,7 @@ async def test_a_cancelled_call_waited_as_long_as_it_did(
     assert tracing.call.status.is_unset
 
 
-async def test_a_layer_with_a_shared_store_reports_its_episode_though_another_had_the_first_success(
+async def test_an_episode_ended_by_another_process_is_reported(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     url, store = await serve(Server(429)), JsonStore()
@@ -332,7 +332,7 @@ async def test_the_learned_limit_is_reported(
     assert (given(episode)["lamella.limit.requests"], given(episode)["lamella.limit.period"]) == (20, 30)
 
 
-async def test_an_account_that_is_forgotten_in_its_episode_reports_it(
+async def test_an_account_dropped_during_an_episode_reports_it(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the busy ones, though they are the oldest, keep no place from being made."""
@@ -363,7 +363,7 @@ async def test_an_account_that_is_forgotten_in_its_episode_reports_it(
 
 
 @pytest.mark.parametrize("show_key", [False, True])
-async def test_the_key_is_shown_nowhere(
+async def test_the_account_key_is_never_shown(
     serve: Serve,
     virtual_time: VirtualClock,
     tracing: Tracing,
@@ -420,7 +420,7 @@ async def test_the_key_is_shown_nowhere(
     assert short not in json.dumps([metering.points(name) for name in metering.metrics])
 
 
-def test_the_short_hash_is_the_same_in_every_process() -> None:
+def test_the_short_key_hash_is_the_same_in_every_process() -> None:
     """Whatever seed Python hashes with: two processes that share a store, or a dashboard, mean the same account."""
     origin = ("https", "api.example.com", 443)
     script = f"from lamella.store.shared import hash_key; print(hash_key({origin!r}, {KEY!r}))"

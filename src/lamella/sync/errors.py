@@ -17,7 +17,7 @@ class UnsteadyList(IncompleteList):
 
     Args:
         name: The name of the list.
-        seen: The number of different records that were read.
+        seen: The number of distinct records that were read.
         total: The number of records by the API's count. None means unknown.
         readings: How often the list was read.
         how: The observed change of its size or order. None means that no change was observed.

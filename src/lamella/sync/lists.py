@@ -117,7 +117,7 @@ class _Walk:
         self._contents: set[bytes] = set()
         """Digests of the pages that contain records without an id."""
         self._seen = 0
-        """The number of different records, by id. Each record without an id counts."""
+        """The number of distinct records, by id. Each record without an id counts."""
         self._old = 0
         """The number of these records that were last changed before the first page was read."""
         self._began = 0

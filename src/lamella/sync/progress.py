@@ -138,7 +138,7 @@ class Report:
 
     @property
     def unproved(self) -> tuple[Part, ...]:
-        """The parts that are done, but for which the API states no total."""
+        """The parts that are done although the API states no total for them."""
         return tuple(part for part in self.parts if part.done and part.total is None)
 
     @property

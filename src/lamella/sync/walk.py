@@ -31,7 +31,7 @@ class Walk:
     gap: bool = False  # records between the mark and `since` are not read
     read: int = 0  # the number of records on its pages
     largest: int = 0  # the number of records on the largest page
-    seen: int = 0  # the number of different records
+    seen: int = 0  # the number of distinct records
     old: int = 0  # how many of them existed before the walk began, as far as known
     undated: int = 0  # how many of the others have no date of change
     dated: bool = False  # whether any record has a date of change
