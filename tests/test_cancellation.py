@@ -48,7 +48,7 @@ SCRIPTS = {
 @pytest.mark.sampled
 @pytest.mark.parametrize("raise_errors", [True, False])
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
-async def test_nothing_is_left_behind(
+async def test_a_cancelled_call_leaves_nothing_behind(
     virtual_time: VirtualClock, script: tuple[int | Fault | Reply, ...], raise_errors: bool
 ) -> None:
     step = 1
@@ -111,7 +111,7 @@ async def _stepped(step: int, work: Coroutine[Any, Any, T]) -> tuple[bool, T]:
     return await cancelled_at(step, work)
 
 
-async def test_a_session_that_is_closed_during_a_wait_says_so(virtual_time: VirtualClock) -> None:
+async def test_closing_the_session_during_a_wait_raises(virtual_time: VirtualClock) -> None:
     async with Sandbox(records=1) as sandbox:
         sandbox.script(*[429] * 5)
         session = maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url)

@@ -82,7 +82,7 @@ def session(
 
 @pytest.mark.parametrize("raise_errors", [True, False])
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_it_is_repeated_once_with_another_token(
+async def test_an_attempt_with_a_rejected_token_is_repeated_once(
     serve: Serve, virtual_time: VirtualClock, server: Server, method: str, raise_errors: bool
 ) -> None:
     async with session(await serve(server), server, raise_errors=raise_errors, attempts=1, retry_budget=None) as client:
@@ -96,7 +96,7 @@ async def test_it_is_repeated_once_with_another_token(
 
 
 @pytest.mark.parametrize("raise_errors", [True, False])
-async def test_a_second_refusal_is_final(
+async def test_a_second_rejected_token_is_final(
     serve: Serve, virtual_time: VirtualClock, server: Server, raise_errors: bool
 ) -> None:
     async def reject(request: web.Request) -> web.Response:
@@ -118,7 +118,7 @@ async def test_a_second_refusal_is_final(
     assert server.tokens == ["Bearer 1", "Bearer 2"]
 
 
-async def test_500_calls_with_a_token_that_is_revoked_in_the_middle(
+async def test_a_token_revoked_during_500_calls_is_fetched_once(
     serve: Serve, virtual_time: VirtualClock, server: Server
 ) -> None:
     async def slowly(request: web.Request) -> web.StreamResponse:
@@ -138,7 +138,7 @@ async def test_500_calls_with_a_token_that_is_revoked_in_the_middle(
     assert len(server.requests) == 500
 
 
-async def test_it_takes_no_budget_no_wait_and_none_of_the_attempts_of_a_rule(
+async def test_repeating_with_a_new_token_costs_no_budget_wait_or_attempt(
     serve: Serve, virtual_time: VirtualClock, server: Server
 ) -> None:
     rules = RuleBook(
@@ -174,7 +174,7 @@ async def test_a_consumed_body_is_not_sent_again(serve: Serve, virtual_time: Vir
 
 
 @pytest.mark.parametrize("raise_errors", [True, False])
-async def test_only_what_refresh_on_says_and_only_tokens(
+async def test_only_statuses_in_refresh_on_and_only_tokens_are_refreshed(
     serve: Serve, virtual_time: VirtualClock, server: Server, raise_errors: bool
 ) -> None:
     url = await serve(server)
@@ -201,7 +201,7 @@ async def test_only_what_refresh_on_says_and_only_tokens(
             assert len(server.tokens) == attempts, auth
 
 
-async def test_without_retry_the_next_call_has_another_token(
+async def test_without_retry_the_next_call_has_a_new_token(
     serve: Serve, virtual_time: VirtualClock, server: Server
 ) -> None:
     auth = HeaderAuth({"Authorization": Tokens(server.fetch)})
@@ -216,7 +216,7 @@ async def test_without_retry_the_next_call_has_another_token(
     assert server.tokens == ["Bearer 1", "Bearer 1", "Bearer 2"]
 
 
-async def test_a_server_that_accepts_no_token_does_not_make_us_ask_for_one_all_the_time(
+async def test_a_server_that_rejects_all_tokens_does_not_cause_endless_fetches(
     serve: Serve, virtual_time: VirtualClock, server: Server
 ) -> None:
     async def fetch() -> Token:
@@ -231,7 +231,7 @@ async def test_a_server_that_accepts_no_token_does_not_make_us_ask_for_one_all_t
     assert server.issued <= 62
 
 
-async def test_a_deadline_holds_for_the_repetition_as_well(
+async def test_the_deadline_applies_to_the_repeated_attempt(
     serve: Serve, virtual_time: VirtualClock, server: Server
 ) -> None:
     async with session(await serve(server), server) as client:
@@ -244,9 +244,7 @@ async def test_a_deadline_holds_for_the_repetition_as_well(
                 assert response.status == 200
 
 
-async def test_the_failure_of_the_second_fetch_ends_the_call(
-    serve: Serve, virtual_time: VirtualClock, server: Server
-) -> None:
+async def test_a_failed_second_fetch_ends_the_call(serve: Serve, virtual_time: VirtualClock, server: Server) -> None:
     tokens = [Token("Bearer old")]
 
     async def fetch() -> Token:
@@ -261,7 +259,7 @@ async def test_the_failure_of_the_second_fetch_ends_the_call(
     assert caught.value.stopped is StopReason.TOKEN_UNAVAILABLE
 
 
-async def test_what_the_repetition_ends_in_is_judged_as_any_other_attempt(
+async def test_the_repeated_attempt_is_judged_like_any_other(
     serve: Serve, virtual_time: VirtualClock, server: Server
 ) -> None:
     broken: list[str] = []
@@ -295,7 +293,7 @@ async def test_a_breaker_and_stamina_can_stop_retries(serve: Serve, virtual_time
             stamina.set_active(True)
 
 
-async def test_it_is_on_the_trace(
+async def test_the_trace_shows_the_repeated_attempt(
     serve: Serve, virtual_time: VirtualClock, server: Server, tracing: Tracing, metering: Metering
 ) -> None:
     url = await serve(server)
@@ -317,7 +315,7 @@ async def test_it_is_on_the_trace(
     assert [value for _, value in metering.points("lamella.calls.waiting")] == [0]
 
 
-def test_a_status_is_a_status() -> None:
+def test_refresh_on_accepts_only_statuses() -> None:
     with pytest.raises(ValueError, match="a status of refresh_on must be a whole number from 400 to 599, got 200"):
         HeaderAuth({"X-A": "a"}, refresh_on={200})
     for wrong in (401, "401"):

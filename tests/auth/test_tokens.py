@@ -91,7 +91,7 @@ async def get(client: aiohttp.ClientSession, of: str | None = None) -> str:
         return await response.text()
 
 
-async def test_one_fetch_for_all_calls_of_a_key(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_all_calls_of_a_key_share_one_fetch(serve: Serve, virtual_time: VirtualClock) -> None:
     issuer, echo = Issuer(), Echo()
     names = ["anna", "ben", "carl"]
     async with session(await serve(echo), Tokens(issuer, key=tenant.get)) as client:
@@ -102,7 +102,7 @@ async def test_one_fetch_for_all_calls_of_a_key(serve: Serve, virtual_time: Virt
     assert issuer.issued == dict.fromkeys(names, 1)
 
 
-async def test_a_function_of_the_request_says_whose_token_it_is(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_function_of_the_request_selects_the_token(serve: Serve, virtual_time: VirtualClock) -> None:
     issuer = Issuer()
 
     def key(request: aiohttp.ClientRequest) -> str | None:
@@ -173,7 +173,7 @@ async def test_a_token_is_renewed_in_the_background_while_it_is_valid(
         assert virtual_time.elapsed - before >= issuer.seconds
 
 
-async def test_a_failure_in_the_background_harms_no_call(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_failed_background_fetch_fails_no_call(serve: Serve, virtual_time: VirtualClock) -> None:
     issuer = Issuer(100)
     async with session(await serve(Echo()), Tokens(issuer)) as client:
         await get(client)
@@ -208,7 +208,7 @@ async def test_a_failed_fetch_fails_the_calls_that_waited_for_it(serve: Serve, v
     assert issuer.asked_at[1] - issuer.asked_at[0] == pytest.approx(2, abs=0.1)
 
 
-async def test_an_endpoint_that_fails_is_asked_less_and_less(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_failing_endpoint_is_called_less_and_less_often(serve: Serve, virtual_time: VirtualClock) -> None:
     issuer = Issuer(failures=9, seconds=0)
 
     async def keep_on() -> None:
@@ -224,7 +224,7 @@ async def test_an_endpoint_that_fails_is_asked_less_and_less(serve: Serve, virtu
     assert gaps == [1, 2, 4, 8, 16, 30, 30, 30, 30]
 
 
-async def test_a_caller_who_gives_up_leaves_the_fetch_to_the_others(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_cancelled_caller_does_not_cancel_a_shared_fetch(serve: Serve, virtual_time: VirtualClock) -> None:
     issuer = Issuer()
     async with session(await serve(Echo()), Tokens(issuer)) as client:
         calls = [asyncio.create_task(get(client)) for _ in range(5)]
@@ -236,7 +236,7 @@ async def test_a_caller_who_gives_up_leaves_the_fetch_to_the_others(serve: Serve
     assert issuer.cancelled == 0
 
 
-async def test_the_last_one_to_give_up_ends_the_fetch(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_the_last_cancelled_caller_cancels_the_fetch(serve: Serve, virtual_time: VirtualClock) -> None:
     issuer = Issuer(seconds=5)
     async with session(await serve(Echo()), Tokens(issuer)) as client:
         calls = [asyncio.create_task(get(client)) for _ in range(5)]
@@ -254,7 +254,7 @@ async def test_the_last_one_to_give_up_ends_the_fetch(serve: Serve, virtual_time
 
 
 @pytest.mark.parametrize("before_it_began", [True, False])
-async def test_a_fetch_that_takes_time_to_end_is_waited_for(
+async def test_a_new_fetch_waits_for_the_end_of_a_cancelled_one(
     serve: Serve, virtual_time: VirtualClock, before_it_began: bool
 ) -> None:
     ended = []
@@ -291,7 +291,7 @@ async def test_a_fetch_that_hangs_ends_in_time(serve: Serve, virtual_time: Virtu
 
 
 @pytest.mark.parametrize("expires_in", [0, -5])
-async def test_a_token_that_has_expired_already_is_for_those_who_wait(
+async def test_an_already_expired_token_serves_only_waiting_calls(
     serve: Serve, virtual_time: VirtualClock, expires_in: float
 ) -> None:
     issuer = Issuer(expires_in, seconds=0.1)
@@ -302,7 +302,7 @@ async def test_a_token_that_has_expired_already_is_for_those_who_wait(
     assert issuer.asked_at[1] - issuer.asked_at[0] == pytest.approx(1, abs=0.1)
 
 
-async def test_no_expiry_means_until_it_is_refused(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_token_without_expiry_is_used_until_it_is_rejected(serve: Serve, virtual_time: VirtualClock) -> None:
     issuer = Issuer(None)
     async with session(await serve(Echo()), Tokens(issuer)) as client:
         for _ in range(3):
@@ -310,7 +310,9 @@ async def test_no_expiry_means_until_it_is_refused(serve: Serve, virtual_time: V
             await asyncio.sleep(30 * 86400)
 
 
-async def test_old_keys_make_room(serve: Serve, virtual_time: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_least_recently_used_keys_are_dropped(
+    serve: Serve, virtual_time: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_MOST_KEYS", 50)
     issuer = Issuer(3600, seconds=0)
     tokens = Tokens(issuer, key=tenant.get)
@@ -346,7 +348,7 @@ async def test_aclose_leaves_no_task(serve: Serve, virtual_time: VirtualClock) -
     await tokens.aclose()
 
 
-def test_one_fetch_for_several_loops_and_threads() -> None:
+def test_event_loops_in_several_threads_share_one_fetch() -> None:
     issuer = Issuer(seconds=0.05)
     tokens = Tokens(issuer, key=lambda: "k")
     answers: list[str] = []
@@ -365,7 +367,7 @@ def test_one_fetch_for_several_loops_and_threads() -> None:
     assert issuer.issued == {"k": 1}
 
 
-def test_a_loop_that_ends_hands_the_fetch_on_to_the_others() -> None:
+def test_a_fetch_of_a_closed_loop_is_repeated_by_another_loop() -> None:
     began = asyncio.Event()
 
     async def fetch() -> Token:
@@ -399,7 +401,7 @@ def test_a_loop_that_ends_hands_the_fetch_on_to_the_others() -> None:
     assert answers == ["second"]
 
 
-def test_a_loop_that_was_left_in_the_middle_of_a_fetch_holds_up_no_other() -> None:
+def test_a_loop_abandoned_during_a_fetch_blocks_no_other_loop() -> None:
     issuer = Issuer(seconds=0.01)
     tokens = Tokens(issuer)
 
@@ -417,7 +419,7 @@ def test_a_loop_that_was_left_in_the_middle_of_a_fetch_holds_up_no_other() -> No
     loop.close()
 
 
-async def test_the_trace_of_the_fetch_and_of_those_who_wait(
+async def test_the_trace_shows_the_fetch_and_the_waiting_calls(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering
 ) -> None:
     url = await serve(Echo())
@@ -460,7 +462,7 @@ async def test_the_trace_of_the_fetch_and_of_those_who_wait(
     ]
 
 
-async def test_nothing_shows_a_token(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_no_output_shows_a_token(serve: Serve, virtual_time: VirtualClock) -> None:
     async def wrong() -> Token:
         return "zq-secret-token"  # type: ignore[return-value]
 
@@ -505,7 +507,7 @@ def test_bad_arguments() -> None:
         Tokens(issuer, timeout=0)
 
 
-async def test_with_no_other_layer(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_tokens_work_without_other_layers(serve: Serve, virtual_time: VirtualClock) -> None:
     auth = HeaderAuth({"Authorization": Tokens(Issuer(failures=1))})
     async with aiohttp.ClientSession(await serve(Echo()), middlewares=(RequestSpan(), auth)) as client:
         with pytest.raises(TokenUnavailable):

@@ -35,7 +35,7 @@ async def _get(play: Play, calls: int = 1) -> bytes:
 
 
 @pytest.mark.xfail(reason="the decompressor is asked for its end with deflate alone", strict=True)
-async def test_the_end_of_a_gzip_is_looked_for(virtual_time: VirtualClock) -> None:
+async def test_aiohttp_detects_a_truncated_gzip_body(virtual_time: VirtualClock) -> None:
     cut = gzip.compress(WHOLE)[:-20]
 
     async def play(line: Line) -> None:
@@ -50,7 +50,7 @@ async def test_the_end_of_a_gzip_is_looked_for(virtual_time: VirtualClock) -> No
     reason="the parser's error does not reach the body: a read without end",
     strict=True,
 )
-async def test_a_bad_chunk_that_comes_later_than_the_head_is_an_error(virtual_time: VirtualClock) -> None:
+async def test_aiohttp_reports_a_bad_chunk_after_the_headers(virtual_time: VirtualClock) -> None:
     async def play(line: Line) -> None:
         await line.request()
         line.send(head("200 OK", "Transfer-Encoding: chunked"))
@@ -61,7 +61,7 @@ async def test_a_bad_chunk_that_comes_later_than_the_head_is_an_error(virtual_ti
 
 
 @pytest.mark.xfail(reason="sock_read does not count between an interim answer and the next", strict=True)
-async def test_a_silence_after_an_interim_answer_is_a_timeout_of_sock_read(virtual_time: VirtualClock) -> None:
+async def test_silence_after_an_interim_response_is_a_sock_read_timeout(virtual_time: VirtualClock) -> None:
     async def play(line: Line) -> None:
         await line.request()
         line.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
@@ -94,7 +94,7 @@ async def test_a_late_response_is_not_used_for_the_next_request(virtual_time: Vi
 
 
 @pytest.mark.xfail(BEFORE_3_14, reason="a stream that is used up is sent empty to where a redirect leads", strict=True)
-async def test_a_stream_is_not_redirected(virtual_time: VirtualClock) -> None:
+async def test_a_consumed_stream_is_not_sent_to_a_redirect_target(virtual_time: VirtualClock) -> None:
     async def stream() -> AsyncIterator[bytes]:
         yield b"abc"
 

@@ -61,7 +61,7 @@ class Server:
 @pytest.mark.sampled
 @pytest.mark.parametrize("first", ["503", "reset", "cut"])
 @pytest.mark.parametrize("kind", [*REPLAYABLE, *ONE_SHOT])
-async def test_it_is_sent_again_as_it_was_or_not(
+async def test_a_request_body_is_sent_again_unchanged_or_not_at_all(
     serve: Serve, files: Files, virtual_time: VirtualClock, kind: str, first: str
 ) -> None:
     for option in OPTIONS.values():
@@ -185,7 +185,7 @@ async def test_a_download_of_100_mb_passes_through(
     assert peak() < 4 * MB
 
 
-async def test_an_error_of_100_mb_is_not_read_to_its_end(serve: Serve, peak: Callable[[], float]) -> None:
+async def test_an_error_body_of_100_mb_is_not_read_completely(serve: Serve, peak: Callable[[], float]) -> None:
     url = await serve(Sink())
     async with aiohttp.ClientSession(url, middlewares=_layers(url)) as session:
         with pytest.raises(ApiError) as caught:
@@ -194,5 +194,5 @@ async def test_an_error_of_100_mb_is_not_read_to_its_end(serve: Serve, peak: Cal
     assert peak() < 4 * MB
 
 
-def test_the_default_limit_is_what_was_measured() -> None:
+def test_the_default_buffer_limit_is_the_documented_one() -> None:
     assert repr(Buffer()) == f"Buffer({8 * MB})"

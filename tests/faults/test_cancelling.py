@@ -107,7 +107,7 @@ async def _token() -> str:
 
 
 @pytest.mark.parametrize(("name", "request_name"), PLACES)
-async def test_it_can_be_cancelled_wherever_it_waits(
+async def test_a_call_can_be_cancelled_at_any_await(
     name: str, request_name: str, virtual_time: VirtualClock, tracing: Tracing
 ) -> None:
     stage = Stage(_fault(name), tracing)
@@ -214,7 +214,7 @@ _SILENT: Final = [place for place in PLACES if place[0] not in {"closed within t
 
 
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__.strip("_"))
-async def test_a_consumer_can_leave_at_once(
+async def test_a_consumer_can_stop_reading_at_once(
     end: Callable[[Awaitable[int]], Awaitable[object]], virtual_time: VirtualClock, tracing: Tracing
 ) -> None:
     for name, request_name in _SILENT:
@@ -236,7 +236,7 @@ async def test_a_consumer_can_leave_at_once(
         assert "cancelled" in told or late, name
 
 
-async def test_a_session_that_is_closed_during_an_attempt_says_so(virtual_time: VirtualClock, tracing: Tracing) -> None:
+async def test_closing_the_session_during_an_attempt_raises(virtual_time: VirtualClock, tracing: Tracing) -> None:
     stage = Stage(_fault("silence before the status line"), tracing)
     layers = stack(maesn.RULES)
     session = aiohttp.ClientSession(f"http://127.0.0.1:{stage.wire.port}", middlewares=layers)
@@ -251,7 +251,7 @@ async def test_a_session_that_is_closed_during_an_attempt_says_so(virtual_time: 
 
 @pytest.mark.parametrize("alive", [False, True], ids=["the loop is closed", "the loop runs in another thread"])
 @pytest.mark.parametrize("layered", [False, True])
-def test_a_call_from_another_loop_is_a_clear_error(alive: bool, layered: bool) -> None:
+def test_a_call_from_another_loop_raises_a_clear_error(alive: bool, layered: bool) -> None:
     made: list[aiohttp.ClientSession] = []
     ready, done = threading.Event(), threading.Event()
 

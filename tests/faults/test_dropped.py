@@ -30,7 +30,7 @@ def _files() -> set[str]:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_after_the_time_of_an_attempt_it_is_known_that_nothing_was_sent(
+async def test_an_attempt_timeout_while_connecting_means_nothing_was_sent(
     silent: str, method: str, tracing: Tracing, virtual_time: VirtualClock
 ) -> None:
     tasks = asyncio.all_tasks()
@@ -46,9 +46,7 @@ async def test_after_the_time_of_an_attempt_it_is_known_that_nothing_was_sent(
     assert asyncio.all_tasks() == tasks
 
 
-async def test_with_a_limit_for_connecting_it_is_known_that_nothing_was_sent(
-    silent: str, virtual_time: VirtualClock
-) -> None:
+async def test_a_connect_timeout_means_nothing_was_sent(silent: str, virtual_time: VirtualClock) -> None:
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=3)
     before = _files()
     async with maesn.session("key", "account", silent, attempts=2, timeout=timeout) as session:

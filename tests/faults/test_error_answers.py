@@ -109,7 +109,7 @@ UNRAISED: Final[dict[str, Callable[[str], Layers]]] = {
 @pytest.mark.sampled
 @pytest.mark.parametrize("layers", UNRAISED)
 @pytest.mark.parametrize("broken", BROKEN)
-async def test_where_nothing_is_raised_it_is_returned_at_once(
+async def test_without_raise_errors_an_error_response_is_returned_at_once(
     broken: str, layers: str, serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     server = Server(broken, 404)
@@ -127,7 +127,7 @@ async def test_where_nothing_is_raised_it_is_returned_at_once(
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-async def test_what_the_caller_reads_of_it_is_as_with_bare_aiohttp(
+async def test_the_caller_reads_an_error_body_as_with_bare_aiohttp(
     broken: str, serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     async def read(layers: Layers) -> object:
@@ -147,7 +147,7 @@ async def test_what_the_caller_reads_of_it_is_as_with_bare_aiohttp(
 @pytest.mark.sampled
 @pytest.mark.parametrize("layers", UNRAISED)
 @pytest.mark.parametrize("broken", BROKEN)
-async def test_where_nothing_is_raised_the_status_decides_on_a_retry(
+async def test_without_raise_errors_the_status_decides_about_a_retry(
     broken: str, layers: str, serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     server = Server(broken, 503)
@@ -167,7 +167,7 @@ async def test_where_nothing_is_raised_the_status_decides_on_a_retry(
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-async def test_after_such_answers_a_good_one_is_returned(
+async def test_a_success_after_error_responses_is_returned(
     broken: str, serve_raw: ServeRaw, virtual_time: VirtualClock, tracing: Tracing
 ) -> None:
     url = await serve_raw(Server(broken, 503, 429, 200))
@@ -180,7 +180,7 @@ async def test_after_such_answers_a_good_one_is_returned(
     assert [(span.attributes or {}).get("error.type") for span in tracing.sends] == ["503", "429", None]
 
 
-async def test_a_slow_error_is_read_before_the_wait_so_that_its_connection_is_used_again(
+async def test_a_slow_error_body_is_read_so_that_its_connection_is_reused(
     serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     connections = 0
@@ -205,7 +205,7 @@ async def test_a_slow_error_is_read_before_the_wait_so_that_its_connection_is_us
 
 
 @pytest.mark.parametrize("wait", [1.0, 100.0])
-async def test_the_rest_of_an_error_is_read_during_the_wait(
+async def test_the_rest_of_an_error_body_is_read_during_the_wait(
     wait: float, serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     """So that it takes neither longer than the wait nor any time of the deadline."""
@@ -234,7 +234,7 @@ RAISED: Final[dict[str, Callable[[str], Layers]]] = {
 @pytest.mark.sampled
 @pytest.mark.parametrize("layers", RAISED)
 @pytest.mark.parametrize("broken", BROKEN)
-async def test_where_errors_are_raised_it_is_that_of_its_status_and_in_time(
+async def test_a_broken_error_body_raises_the_error_of_its_status_in_time(
     broken: str, layers: str, serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     server = Server(broken, 404)
@@ -257,7 +257,7 @@ async def test_where_errors_are_raised_it_is_that_of_its_status_and_in_time(
 
 
 @pytest.mark.parametrize("layers", RAISED)
-async def test_an_error_that_hangs_each_time_is_retried_by_its_status(
+async def test_a_hanging_error_body_is_retried_by_its_status(
     layers: str, serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     server = Server("hangs", 503)
@@ -276,7 +276,7 @@ async def test_an_error_that_hangs_each_time_is_retried_by_its_status(
 
 
 @pytest.mark.parametrize("session_total", [False, True], ids=["a deadline around the call", "the session's total"])
-async def test_no_other_limit_makes_it_a_timeout(
+async def test_no_other_limit_turns_an_error_response_into_a_timeout(
     session_total: bool, serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     url = await serve_raw(Server("hangs", 404))
@@ -288,7 +288,7 @@ async def test_no_other_limit_makes_it_a_timeout(
 
 
 @pytest.mark.parametrize("options", [{}, {"deadline": 3}], ids=["attempt", "deadline"])
-async def test_a_busy_loop_at_the_timeout_makes_no_difference(
+async def test_a_busy_loop_at_the_timeout_does_not_change_the_error(
     options: dict[str, float], serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     """All limits are due in the same turn of the loop then."""
@@ -310,7 +310,7 @@ async def test_a_busy_loop_at_the_timeout_makes_no_difference(
 @pytest.mark.sampled
 @pytest.mark.parametrize("layers", RAISED)
 @pytest.mark.parametrize("how", ["cancel", "timeout"])
-async def test_while_it_is_read_the_caller_can_still_end_the_call(
+async def test_the_caller_can_cancel_while_an_error_body_is_read(
     how: str, layers: str, serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     url = await serve_raw(Server("hangs", 404))

@@ -26,7 +26,7 @@ async def body() -> AsyncIterator[bytes]:
 @pytest.mark.parametrize("raise_errors", [True, False])
 @pytest.mark.parametrize("said", [b"no", b""], ids=["with a body", "without"])
 @pytest.mark.parametrize("status", STATUSES)
-async def test_a_body_that_was_never_begun_is_sent_by_the_next_attempt(
+async def test_an_unsent_body_is_sent_by_the_next_attempt(
     status: int, said: bytes, raise_errors: bool, serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     bodies: list[bytes] = []
@@ -54,7 +54,7 @@ async def test_a_body_that_was_never_begun_is_sent_by_the_next_attempt(
     assert asked == 3
 
 
-async def test_a_body_that_was_begun_is_not(serve_raw: ServeRaw, virtual_time: VirtualClock) -> None:
+async def test_a_partly_sent_body_is_not_sent_again(serve_raw: ServeRaw, virtual_time: VirtualClock) -> None:
     asked = 0
 
     async def server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

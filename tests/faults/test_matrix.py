@@ -42,7 +42,7 @@ def _quick_collection() -> None:
         for fault in FAULTS
     ],
 )
-async def test_every_cell_ends_as_it_has_to(
+async def test_every_cell_of_the_fault_matrix_ends_as_expected(
     fault: Fault, part: str, virtual_time: VirtualClock, metering: Metering, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in (None, "lamella", "stamina", "aiohttp.client", "asyncio"):
@@ -94,12 +94,12 @@ def _of_metric(metric: Any) -> list[str]:
     return [text for point in metric.data.data_points for text in texts_of(point.attributes)]
 
 
-def test_a_secret_would_be_found() -> None:
+def test_the_matrix_finds_a_planted_secret() -> None:
     for secret in SHAPES.values():
         assert shows(secret, [("log", f"a {quote(secret)} b"), ("span", "c")]) == {"log"}
 
 
-def test_the_matrix_has_what_it_is_said_to_have() -> None:
+def test_the_matrix_covers_the_documented_combinations() -> None:
     every = [cell for fault in FAULTS for cell in cells(fault)]
     assert len({(cell.fault.name, str(cell)) for cell in every}) == len(every)
     assert {cell.request.method for cell in every} >= {"GET", "HEAD", "OPTIONS", "TRACE", "DELETE", "PUT", "POST"}

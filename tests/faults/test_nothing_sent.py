@@ -196,7 +196,7 @@ async def test_an_attempt_that_takes_too_long_to_connect_was_not_sent(
 
 
 @pytest.mark.parametrize("layers", [(), (Classify(RULES),), (Timeout(60),)], ids=["bare", "Classify", "Timeout"])
-async def test_without_a_retry_a_total_timeout_in_the_pool_is_aiohttps_own(
+async def test_without_retry_a_total_timeout_in_the_pool_is_aiohttps_error(
     layers: Layers, virtual_time: VirtualClock
 ) -> None:
     """aiohttp raises it outside of all layers."""
@@ -235,7 +235,7 @@ AGAIN: Final[dict[str, tuple[Make, dict[str, float]]]] = {
 @pytest.mark.parametrize("limit", AGAIN)
 @pytest.mark.parametrize("method", ["POST", "PATCH", "PUT"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["bytes", "stream"])
-async def test_what_waited_in_the_pool_is_sent_once_a_connection_is_free(
+async def test_an_attempt_queued_in_the_pool_is_sent_when_a_connection_is_free(
     limit: str, method: str, streamed: bool, virtual_time: VirtualClock
 ) -> None:
     make, limits = AGAIN[limit]
@@ -251,7 +251,7 @@ async def test_what_waited_in_the_pool_is_sent_once_a_connection_is_free(
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-async def test_what_was_sent_once_stays_so(wrapped: bool, virtual_time: VirtualClock) -> None:
+async def test_a_request_that_was_sent_once_stays_sent(wrapped: bool, virtual_time: VirtualClock) -> None:
     """The first attempt leaves, and the second one waits in the pool."""
     async with served(Wire(play=never)) as wire:
         url = f"http://127.0.0.1:{wire.port}"
@@ -308,7 +308,7 @@ async def test_a_cancelled_call_stays_cancelled(virtual_time: VirtualClock) -> N
 
 
 @pytest.mark.parametrize("options", [{"attempt_timeout": 1}, {"deadline": 1}], ids=str)
-async def test_its_span_has_the_same_type(
+async def test_the_span_of_a_connect_timeout_has_the_same_error_type(
     options: dict[str, Any], virtual_time: VirtualClock, tracing: Tracing
 ) -> None:
     layers = stack(RULES, attempts=1, tracer_provider=tracing.provider, **options)
@@ -342,7 +342,7 @@ async def test_a_breaker_opens_for_failures_outside_the_pool(place: str, way: st
     assert any(refused) is not where.in_pool
 
 
-async def test_a_refused_connection_still_opens_it(virtual_time: VirtualClock) -> None:
+async def test_a_refused_connection_opens_the_circuit(virtual_time: VirtualClock) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         async with aiohttp.ClientSession(middlewares=(Breaker(minimum=3), Classify(RULES))) as session:
@@ -366,7 +366,7 @@ async def test_a_wait_in_the_pool_costs_no_retry_of_the_budget(virtual_time: Vir
         assert error.stopped is reason
 
 
-async def test_for_a_batch_it_is_not_an_outage(virtual_time: VirtualClock) -> None:
+async def test_a_wait_in_the_pool_is_not_an_outage_for_a_batch(virtual_time: VirtualClock) -> None:
     """One call holds the only connection: the items fail, and none is paused."""
     layers = stack(RULES, Breaker(minimum=3), attempts=2, attempt_timeout=1, retry_budget=RetryBudget(0.0, 1))
     async with waiting_at("pool") as where, where.session(layers) as session:

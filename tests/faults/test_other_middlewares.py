@@ -35,7 +35,7 @@ NOT_OF_THE_TRANSPORT = [
 
 @pytest.mark.parametrize("error", NOT_OF_THE_TRANSPORT, ids=repr)
 @pytest.mark.parametrize("place", ["inside", "outside", "Classify alone"])
-async def test_an_error_that_is_not_about_the_connection_passes(
+async def test_an_error_unrelated_to_the_connection_passes_unchanged(
     error: Exception, place: str, serve: Serve, virtual_time: VirtualClock
 ) -> None:
     calls = 0
@@ -63,7 +63,7 @@ async def test_an_error_that_is_not_about_the_connection_passes(
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError("gone"), OSError(errno.EHOSTUNREACH, "no route")], ids=repr)
-async def test_one_that_is_about_the_connection_is_a_failed_attempt(
+async def test_a_connection_error_of_a_middleware_is_a_failed_attempt(
     error: Exception, serve: Serve, virtual_time: VirtualClock
 ) -> None:
     async def failing(_: aiohttp.ClientRequest, __: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -110,7 +110,7 @@ async def test_digest_authentication_works(
 
 
 @pytest.mark.parametrize("slot", [slot for slot in Slot if slot is not Slot.INNERMOST])
-def test_digest_authentication_that_would_see_no_401_is_refused(slot: Slot) -> None:
+def test_digest_authentication_that_sees_no_401_is_rejected(slot: Slot) -> None:
     with pytest.raises(ValueError, match=r"DigestAuthMiddleware reads responses with status 401.*Slot\.INNERMOST"):
         stack(RULES, At(slot, digest()))
     with pytest.raises(ValueError, match="DigestAuthMiddleware"):
@@ -127,7 +127,7 @@ def test_digest_authentication_that_would_see_no_401_is_refused(slot: Slot) -> N
     ],
     ids=["apart", "as one", "Classify alone", "in two pipelines"],
 )
-async def test_digest_authentication_around_a_stack_that_raises_is_refused_at_the_first_call(
+async def test_digest_authentication_around_a_raising_stack_is_rejected(
     layers: Callable[[], Sequence[aiohttp.ClientMiddlewareType]], serve: Serve
 ) -> None:
     async with aiohttp.ClientSession(await serve(in_by_digest), middlewares=layers()) as session:

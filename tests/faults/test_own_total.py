@@ -23,7 +23,7 @@ async def slow(request: web.Request) -> web.Response:
 
 @pytest.mark.parametrize("total", [3.0, 30.0])
 @pytest.mark.parametrize("alone", [True, False])
-async def test_an_attempt_may_take_longer_than_the_sessions_total(
+async def test_a_request_total_may_exceed_the_session_total(
     serve: Serve, virtual_time: VirtualClock, total: float, alone: bool
 ) -> None:
     layers = (Retry(RULES),) if alone else stack(RULES, attempt_timeout=None)
@@ -33,7 +33,7 @@ async def test_an_attempt_may_take_longer_than_the_sessions_total(
 
 
 @pytest.mark.parametrize(("total", "own", "takes"), [(1.0, 1.3, 1.1), (30.0, 30.5, 30.2)])
-async def test_it_may_be_a_little_longer(
+async def test_a_request_total_may_be_slightly_longer(
     serve: Serve, virtual_time: VirtualClock, total: float, own: float, takes: float
 ) -> None:
     layers = stack(RULES, attempt_timeout=None)
@@ -54,7 +54,7 @@ async def test_a_loop_without_a_list_of_timers_leaves_the_end_to_aiohttp(
             await session.get("/?seconds=1000")
 
 
-async def test_its_own_total_ends_it(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_the_request_total_ends_its_attempt(serve: Serve, virtual_time: VirtualClock) -> None:
     layers = stack(RULES, attempt_timeout=None)
     async with aiohttp.ClientSession(await serve(slow), timeout=ClientTimeout(30), middlewares=layers) as session:
         began = virtual_time.now
@@ -64,7 +64,7 @@ async def test_its_own_total_ends_it(serve: Serve, virtual_time: VirtualClock) -
     assert caught.value.stopped is StopReason.DEADLINE
 
 
-async def test_a_deadline_ends_it_before(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_an_earlier_deadline_ends_the_attempt(serve: Serve, virtual_time: VirtualClock) -> None:
     layers = stack(RULES, attempt_timeout=None, deadline=60)
     async with aiohttp.ClientSession(await serve(slow), timeout=ClientTimeout(30), middlewares=layers) as session:
         began = virtual_time.now

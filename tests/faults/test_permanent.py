@@ -119,7 +119,7 @@ async def test_a_permanent_failure_is_tried_once_and_named(
 @pytest.mark.sampled
 @pytest.mark.parametrize("refusal", FOR_NOW)
 @pytest.mark.parametrize("layers", ["Retry", "Retry and Classify", "all as one"])
-async def test_a_passing_failure_is_retried(refusal: str, layers: str, virtual_time: VirtualClock) -> None:
+async def test_a_transient_failure_is_retried(refusal: str, layers: str, virtual_time: VirtualClock) -> None:
     refused = FOR_NOW[refusal]
     async with refusing(refused, LAYERS[layers]()) as place:
         with pytest.raises(ConnectFailed) as caught:
@@ -133,7 +133,7 @@ async def test_a_passing_failure_is_retried(refusal: str, layers: str, virtual_t
 
 
 @pytest.mark.parametrize("refusal", [*FOR_GOOD.values(), *FOR_NOW.values()], ids=[*FOR_GOOD, *FOR_NOW])
-async def test_the_message_is_readable(refusal: Refusal) -> None:
+async def test_the_message_of_a_permanent_failure_is_readable(refusal: Refusal) -> None:
     async with refusing(refusal, (Classify(RULES),)) as place:
         with pytest.raises(LamellaError) as caught:
             await place.call()
@@ -158,7 +158,9 @@ async def test_a_handshake_that_takes_too_long_for_the_loop_is_a_timeout(virtual
     assert isinstance(caught.value, TimeoutError)
 
 
-async def test_its_spans_and_its_record_have_its_class(virtual_time: VirtualClock, tracing: Tracing) -> None:
+async def test_spans_and_record_of_a_permanent_failure_have_its_class(
+    virtual_time: VirtualClock, tracing: Tracing
+) -> None:
     for refusal in (FOR_GOOD["expired"], FOR_GOOD["a proxy's 407"]):
         tracing.exporter.clear()
         async with refusing(refusal, stack(RULES, tracer_provider=tracing.provider)) as place:
@@ -171,7 +173,7 @@ async def test_its_spans_and_its_record_have_its_class(virtual_time: VirtualCloc
         assert (tracing.call.attributes or {})["lamella.stop_reason"] == "not_retryable"
 
 
-async def test_a_rule_can_have_it_retried(virtual_time: VirtualClock) -> None:
+async def test_a_rule_can_make_a_permanent_failure_retryable(virtual_time: VirtualClock) -> None:
     """For example while a certificate is being replaced."""
     again = Backoff(initial=10, jitter=0)
     rules = RuleBook(*(Rule(failure, "Again", retry=again) for failure in Failure))
@@ -194,7 +196,7 @@ async def test_a_rule_can_have_it_retried(virtual_time: VirtualClock) -> None:
     ],
     ids=["alone", "Classify", "all"],
 )
-async def test_a_breaker_does_not_open_by_it(
+async def test_a_permanent_failure_does_not_open_the_circuit(
     refusal: str, layers: Callable[[Breaker], Layers], virtual_time: VirtualClock
 ) -> None:
     async with refusing(FOR_GOOD[refusal], layers(Breaker(minimum=3))) as place:
@@ -221,7 +223,7 @@ async def collected(place: Place, many: int) -> tuple[list[ItemOutcome[int, int]
 
 
 @pytest.mark.parametrize("refusal", ["unknown authority", "fingerprint, tunnel", "plain HTTP", "a proxy's 407"])
-async def test_for_a_batch_it_is_no_outage_and_each_item_fails_at_once(
+async def test_a_permanent_failure_is_no_outage_and_fails_each_item_at_once(
     refusal: str, virtual_time: VirtualClock
 ) -> None:
     refused = FOR_GOOD[refusal]
@@ -233,7 +235,7 @@ async def test_for_a_batch_it_is_no_outage_and_each_item_fails_at_once(
     assert virtual_time.elapsed < 2
 
 
-async def test_after_an_outage_it_ends_the_wait_of_the_items(virtual_time: VirtualClock) -> None:
+async def test_a_permanent_failure_ends_the_wait_of_items_in_an_outage(virtual_time: VirtualClock) -> None:
     """The service comes back with a certificate that is not trusted."""
     back = virtual_time.now + 60
 
@@ -252,7 +254,7 @@ async def test_after_an_outage_it_ends_the_wait_of_the_items(virtual_time: Virtu
     assert virtual_time.now - back < 60
 
 
-async def test_an_outage_is_named_by_its_cause_and_not_by_the_open_circuit(
+async def test_an_outage_reports_its_cause_instead_of_the_open_circuit(
     virtual_time: VirtualClock,
 ) -> None:
     """So is an item whose patience has ended, tried or not."""
@@ -283,6 +285,6 @@ async def test_an_outage_is_named_by_its_cause_and_not_by_the_open_circuit(
     assert {type(outcome.error) for outcome in outcomes} == {ConnectFailed}
 
 
-def test_they_have_their_places_in_the_tree() -> None:
+def test_permanent_failures_have_the_documented_base_classes() -> None:
     assert not issubclass(CertificateInvalid, ConnectFailed)
     assert issubclass(ProxyRefused, ConnectFailed)

@@ -93,7 +93,7 @@ async def test_another_origin_gets_no_credential(
     assert [(span.attributes or {}).get("http.request.resend_count") for span in tracing.sends] == [None, 1]
 
 
-async def test_a_loop_ends(tracing: Tracing) -> None:
+async def test_a_redirect_loop_ends(tracing: Tracing) -> None:
     walk = Walk([Wire(play=redirects(302, lambda: "/again"))], tracing)
     with pytest.raises(aiohttp.TooManyRedirects):
         await walk.call()
@@ -122,7 +122,7 @@ async def test_a_redirect_to_a_non_http_url_is_not_followed(
     assert len(walk.wires[0].heads) == 1
 
 
-async def test_each_hop_has_its_own_tries(tracing: Tracing, virtual_time: VirtualClock) -> None:
+async def test_each_redirect_hop_has_its_own_attempts(tracing: Tracing, virtual_time: VirtualClock) -> None:
     async def fails(line: Line) -> None:
         await line.request()
         line.answer(503)
@@ -140,7 +140,7 @@ async def test_a_redirect_is_a_response_if_it_is_not_followed(tracing: Tracing) 
     assert await walk.call(allow_redirects=False) == 302
 
 
-async def test_servers_that_lead_to_each_other_end_as_well(tracing: Tracing) -> None:
+async def test_a_redirect_loop_between_two_servers_ends(tracing: Tracing) -> None:
     wires: list[Wire] = []
     wires += [Wire(play=redirects(307, lambda: url_of(wires[1]))), Wire(play=redirects(307, lambda: url_of(wires[0])))]
     walk = Walk(wires, tracing)

@@ -45,7 +45,7 @@ def answering(sent: bytes, requests: list[bytes]) -> Connection:
 
 @pytest.mark.parametrize("raise_errors", [True, False])
 @pytest.mark.parametrize("name", REJECTED)
-async def test_it_is_requested_once_and_the_error_names_the_reason(
+async def test_a_rejected_response_is_final_and_its_error_names_the_reason(
     name: str, raise_errors: bool, serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     sent, reason = REJECTED[name]
@@ -70,7 +70,7 @@ async def test_a_response_that_is_not_http_is_retried(serve_raw: ServeRaw, virtu
     assert len(requests) == 5
 
 
-async def test_a_rule_can_have_it_retried(serve_raw: ServeRaw, virtual_time: VirtualClock) -> None:
+async def test_a_rule_can_make_a_rejected_response_retryable(serve_raw: ServeRaw, virtual_time: VirtualClock) -> None:
     requests: list[bytes] = []
     rules = RuleBook(Rule(Failure.ANSWER_INVALID, "Again", retry=Backoff(initial=1)))
     url = await serve_raw(answering(REJECTED["header"][0], requests))
@@ -80,7 +80,7 @@ async def test_a_rule_can_have_it_retried(serve_raw: ServeRaw, virtual_time: Vir
     assert len(requests) == 3
 
 
-async def test_a_breaker_does_not_open_by_it(serve_raw: ServeRaw) -> None:
+async def test_a_rejected_response_does_not_open_the_circuit(serve_raw: ServeRaw) -> None:
     url = await serve_raw(answering(REJECTED["header"][0], []))
     async with aiohttp.ClientSession(middlewares=stack(RULES, Breaker(minimum=3))) as session:
         for _ in range(10):

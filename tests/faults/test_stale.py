@@ -69,7 +69,7 @@ class Pair:
 
 
 @pytest.mark.parametrize("layers", SETS, ids=lambda layers: layers.name)
-async def test_one_that_breaks_under_a_call_is_made_again_if_that_is_safe(
+async def test_a_stale_connection_is_replaced_if_a_repeat_is_safe(
     layers: Layers, virtual_time: VirtualClock, tracing: Tracing
 ) -> None:
     for request in SMALL:
@@ -90,7 +90,7 @@ async def test_one_that_breaks_under_a_call_is_made_again_if_that_is_safe(
 
 
 @pytest.mark.parametrize("layers", SETS, ids=lambda layers: layers.name)
-async def test_one_that_was_closed_between_two_calls_is_no_failure(
+async def test_a_connection_closed_between_two_calls_is_no_failure(
     layers: Layers, virtual_time: VirtualClock, tracing: Tracing
 ) -> None:
     for request in SMALL:

@@ -127,7 +127,7 @@ async def test_headers_arrive_before_the_first_piece(make: Callable[[str], Layer
 @pytest.mark.sampled
 @pytest.mark.parametrize("pause", [False, True], ids=["at once", "one by one"])
 @pytest.mark.parametrize("framing", ["chunked", "gzip", "length"])
-async def test_the_chunks_that_the_caller_sees_are_the_servers(
+async def test_the_caller_sees_the_chunks_of_the_server(
     framing: str, pause: bool, make: Callable[[str], Layers], serve_raw: ServeRaw
 ) -> None:
     pieces = [b"%d" % number * 20 for number in range(5)]
@@ -286,7 +286,7 @@ async def test_a_redirect_that_is_not_followed_is_returned_at_once(
     assert (server.paths, virtual_time.elapsed < 1) == ([b"/here"], True)
 
 
-async def test_a_redirect_to_nowhere_is_an_answer_like_any_other(
+async def test_a_redirect_without_location_is_a_normal_response(
     serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     """Without a target aiohttp hands it to the caller, so that a body which is cut is an attempt that failed."""
@@ -300,7 +300,7 @@ async def test_a_redirect_to_nowhere_is_an_answer_like_any_other(
 
 @pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["304", "204", "HEAD"])
-async def test_an_answer_that_has_no_body_is_not_waited_for(
+async def test_a_response_without_body_is_not_waited_for(
     kind: str, make: Callable[[str], Layers], serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     status = {"304": 304, "204": 204}.get(kind, 200)
@@ -320,7 +320,7 @@ async def test_an_answer_that_has_no_body_is_not_waited_for(
 
 
 @pytest.mark.parametrize("whole", [False, True])
-async def test_of_a_small_body_that_unpacks_to_a_large_one_the_limit_is_read(whole: bool, serve_raw: ServeRaw) -> None:
+async def test_a_highly_compressed_body_is_read_up_to_the_limit(whole: bool, serve_raw: ServeRaw) -> None:
     """The length is that of the packed bytes; what exceeds the limit unpacked is handed on as a stream."""
     body = bytes(100_000)
     packed = gzip.compress(body)
@@ -343,7 +343,7 @@ async def test_of_a_small_body_that_unpacks_to_a_large_one_the_limit_is_read(who
             assert await response.read() == body
 
 
-async def test_a_packed_body_within_the_limit_is_read_in_the_attempt(serve_raw: ServeRaw) -> None:
+async def test_a_compressed_body_within_the_limit_is_read_in_the_attempt(serve_raw: ServeRaw) -> None:
     packed = gzip.compress(b"x" * (LIMIT - 1))
     connections = 0
 

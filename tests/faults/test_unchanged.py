@@ -373,7 +373,9 @@ def make(request: pytest.FixtureRequest, tracing: Tracing) -> Callable[[str], La
 
 @pytest.mark.sampled
 @pytest.mark.parametrize("name", SCENARIOS)
-async def test_it_is_as_without_layers(name: str, make: Callable[[str], Layers], serve: Serve) -> None:
+async def test_calls_with_layers_behave_like_bare_aiohttp(
+    name: str, make: Callable[[str], Layers], serve: Serve
+) -> None:
     url = await serve(server)
     plain = await SCENARIOS[name](Client(url, tuple))
     assert plain
@@ -393,7 +395,9 @@ async def test_a_websocket_that_is_refused_is_classified(
     assert getattr(caught.value, "status", None) == 404
 
 
-async def test_a_handshake_is_retried_and_the_socket_left_alone(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_websocket_handshake_is_retried_and_the_socket_unchanged(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
     refused = 0
 
     async def at_first_not(request: web.Request) -> web.StreamResponse:

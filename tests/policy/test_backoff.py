@@ -62,7 +62,7 @@ def test_scaled_by_one_is_the_same_and_scaled_by_zero_never_waits(
 
 
 @given(backoffs(), NUMBERS, UNIFORM, UNIFORM)
-def test_more_randomness_is_a_longer_wait(backoff: Backoff, number: int, less: float, more: float) -> None:
+def test_a_larger_random_number_means_a_longer_wait(backoff: Backoff, number: int, less: float, more: float) -> None:
     assume(less <= more)
     assert backoff.wait(number, lambda: less) <= backoff.wait(number, lambda: more)
 
@@ -85,7 +85,7 @@ def test_more_randomness_is_a_longer_wait(backoff: Backoff, number: int, less: f
         (Backoff(0), 0.9, [0, 0]),
     ],
 )
-def test_the_schedule(backoff: Backoff, uniform: float, waits: list[float]) -> None:
+def test_a_backoff_gives_the_documented_schedule(backoff: Backoff, uniform: float, waits: list[float]) -> None:
     assert [backoff.wait(number, lambda: uniform) for number in range(1, len(waits) + 1)] == pytest.approx(waits)
 
 
@@ -101,7 +101,7 @@ def test_the_schedule(backoff: Backoff, uniform: float, waits: list[float]) -> N
         (Backoff(0), 9999, 0, 0),
     ],
 )
-def test_the_edges_of_a_wait(backoff: Backoff, number: int, floor: float, ceiling: float) -> None:
+def test_the_bounds_of_a_wait_are_exact(backoff: Backoff, number: int, floor: float, ceiling: float) -> None:
     assert (backoff.floor(number), backoff.ceiling(number)) == pytest.approx((floor, ceiling))
 
 

@@ -15,33 +15,33 @@ from lamella.retry.budget import Spent, take
 
 
 @pytest.mark.parametrize("ratio", [-0.1, -1, math.inf, math.nan])
-def test_the_share_is_a_finite_number_from_0(ratio: float) -> None:
+def test_the_ratio_must_be_finite_and_not_negative(ratio: float) -> None:
     with pytest.raises(ValueError, match=f"ratio must be a finite number, 0 or more, got {ratio!r}"):
         RetryBudget(ratio=ratio)
 
 
 @pytest.mark.parametrize("capacity", [0, 0.99, -1, math.inf, math.nan])
-def test_the_reserve_is_for_a_retry_at_least(capacity: float) -> None:
+def test_the_capacity_must_be_at_least_one_retry(capacity: float) -> None:
     with pytest.raises(ValueError, match=f"capacity must be a finite number, 1 or more, got {capacity!r}"):
         RetryBudget(capacity=capacity)
 
 
-def test_what_it_is_without_arguments() -> None:
+def test_the_default_budget_has_the_documented_values() -> None:
     assert RetryBudget() == RetryBudget(ratio=0.2, capacity=50.0)
 
 
-def test_a_session_begins_with_a_full_reserve() -> None:
+def test_a_session_begins_with_full_capacity() -> None:
     spent = Spent()
     assert [take(spent, 0.0, RetryBudget(0.0, 3), 1) for _ in range(5)] == [True, True, True, False, False]
 
 
-def test_five_calls_bring_in_a_retry() -> None:
+def test_five_calls_earn_one_retry() -> None:
     spent, budget = Spent(missing=3.0), RetryBudget(0.2, 3)
     for _ in range(10):
         assert [take(spent, 0.0, budget, 1) for _ in range(5)] == [False, False, False, False, True]
 
 
-def test_more_than_the_reserve_is_not_saved() -> None:
+def test_the_budget_never_exceeds_its_capacity() -> None:
     spent, budget = Spent(), RetryBudget(1.0, 2)
     assert take(spent, 0.0, budget, 1_000_000)
     assert [take(spent, 0.0, budget, 0) for _ in range(3)] == [True, False, False]
@@ -52,7 +52,7 @@ def test_more_than_the_reserve_is_not_saved() -> None:
     capacity=st.floats(1, 100),
     calls=st.lists(st.integers(0, 5), max_size=300),
 )
-def test_no_more_than_the_share_and_the_reserve(ratio: float, capacity: float, calls: list[int]) -> None:
+def test_retries_never_exceed_ratio_and_capacity(ratio: float, capacity: float, calls: list[int]) -> None:
     spent, budget = Spent(), RetryBudget(ratio, capacity)
     taken = made = 0
     for number in calls:
@@ -63,7 +63,7 @@ def test_no_more_than_the_share_and_the_reserve(ratio: float, capacity: float, c
 
 
 @given(ratio=st.sampled_from([0.1, 0.2, 0.3, 1 / 3]), calls=st.integers(1, 3000))
-def test_no_less_either_whatever_the_rounding(ratio: float, calls: int) -> None:
+def test_rounding_errors_cost_no_retry(ratio: float, calls: int) -> None:
     spent, budget = Spent(missing=1.0), RetryBudget(ratio, 1)
     taken = sum(take(spent, 0.0, budget, 1) for _ in range(calls))
     assert taken == math.floor(calls / math.ceil(1 / ratio - 1e-9) + 1e-9)

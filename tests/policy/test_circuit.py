@@ -110,7 +110,7 @@ class Circuit:
         ("f" * 7 + "s" * 93, {"minimum": 100, "failures": 0.07}, True),  # 0.07 * 100 is more than 7
     ],
 )
-def test_it_opens_with_the_attempt_that_reaches_the_share_and_the_minimum(
+def test_it_opens_when_failures_reach_the_fraction_and_the_minimum(
     outcomes: str, settings: dict[str, Any], opens: bool
 ) -> None:
     circuit = Circuit(CircuitSettings(**({"failures": 0.5, "minimum": 4} | settings)))
@@ -129,7 +129,7 @@ def test_it_opens_with_the_attempt_that_reaches_the_share_and_the_minimum(
         ("s" * 100 + "f" * 19 + "s" + "f" * 19, False),
     ],
 )
-def test_in_a_busy_window_so_many_failures_in_a_row_open_it_whatever_the_share(outcomes: str, opens: bool) -> None:
+def test_twenty_consecutive_failures_open_it_for_any_fraction(outcomes: str, opens: bool) -> None:
     circuit = Circuit()
     *before, last = circuit.run(outcomes)
     assert set(before) == {None}
@@ -137,7 +137,7 @@ def test_in_a_busy_window_so_many_failures_in_a_row_open_it_whatever_the_share(o
     assert last == (Transition(CircuitPhase.OPEN, attempts=len(outcomes), failures=failures) if opens else None)
 
 
-def test_failures_in_a_row_are_too_few_where_there_is_less_than_the_minimum_in_the_window() -> None:
+def test_consecutive_failures_below_the_minimum_do_not_open_it() -> None:
     circuit = Circuit(CircuitSettings(failures=0.5, window=10, minimum=30, open_for=30, probes=2))
     assert set(circuit.run("f" * 29)) == {None}
     assert circuit.run("f") != [None]
@@ -147,7 +147,7 @@ def test_failures_in_a_row_are_too_few_where_there_is_less_than_the_minimum_in_t
     assert circuit.run("f") == [Transition(CircuitPhase.OPEN, attempts=130, failures=30)]
 
 
-def test_a_circuit_that_has_closed_begins_with_no_failures_in_a_row() -> None:
+def test_closing_resets_the_consecutive_failures() -> None:
     circuit = Circuit()
     circuit.run("s" * 100 + "f" * 20)
     circuit.now += 30
@@ -155,7 +155,7 @@ def test_a_circuit_that_has_closed_begins_with_no_failures_in_a_row() -> None:
     assert set(circuit.run("s" * 30 + "f" * 19)) == {None}
 
 
-def test_while_it_is_open_nothing_passes_and_it_says_since_when_and_until_when() -> None:
+def test_an_open_circuit_rejects_with_start_and_end_time() -> None:
     circuit = Circuit().opened()
     for after in (0.0, 0.5, 29.5):
         circuit.now = 1000 + after
@@ -182,7 +182,7 @@ def test_while_it_is_open_nothing_passes_and_it_says_since_when_and_until_when()
         ([3.3, 10.299999999999999, 10.299999999999999], 3),
     ],
 )
-def test_what_is_in_the_window(times: list[float], counted: int) -> None:
+def test_only_attempts_in_the_window_count(times: list[float], counted: int) -> None:
     circuit = Circuit(CircuitSettings(window=10, minimum=1000))
     for circuit.now in times:
         circuit.run("f")
@@ -197,7 +197,7 @@ def test_a_call_that_comes_back_a_rounding_error_too_early_is_not_rejected_again
     assert circuit.send()
 
 
-def test_half_open_lets_a_few_through_at_a_time_and_closes_when_as_many_end_well() -> None:
+def test_half_open_admits_a_few_probes_and_closes_if_they_succeed() -> None:
     circuit = Circuit().half_open()
     first, second = circuit.send(), circuit.send()
     assert [first[1].probe, second[1].probe] == [1, 2]
@@ -222,7 +222,7 @@ def test_a_closed_circuit_begins_with_an_empty_window() -> None:
     assert circuit.phase is CircuitPhase.OPEN
 
 
-def test_one_probe_that_fails_opens_it_again_for_as_long_and_the_successes_before_it_are_forgotten() -> None:
+def test_a_failed_probe_opens_the_circuit_again_and_resets_successes() -> None:
     circuit = Circuit().half_open()
     first, second = circuit.send(), circuit.send()
     assert circuit.end(first, True) is None
@@ -272,7 +272,7 @@ def test_a_probe_without_a_result_does_not_block_for_ever() -> None:
 
 
 @pytest.mark.parametrize(("well", "phase"), [(True, CircuitPhase.CLOSED), (False, CircuitPhase.OPEN)])
-def test_a_probe_that_was_given_up_and_ends_after_all_is_news(well: bool, phase: CircuitPhase) -> None:
+def test_a_probe_considered_lost_still_counts_when_it_ends(well: bool, phase: CircuitPhase) -> None:
     circuit = Circuit(CircuitSettings(failures=0.5, window=10, minimum=4, open_for=30, probes=1)).half_open()
     slow = circuit.send()
     circuit.now += 35
@@ -306,7 +306,7 @@ def test_late_results_of_earlier_attempts_change_nothing(well: bool) -> None:
     assert circuit.state.attempts == []
 
 
-def test_a_probe_of_an_earlier_time_says_nothing_of_a_later_one() -> None:
+def test_a_probe_of_an_earlier_epoch_is_ignored() -> None:
     circuit = Circuit().half_open()
     late, failing = circuit.send(), circuit.send()
     circuit.end(failing, False)
@@ -319,7 +319,7 @@ def test_a_probe_of_an_earlier_time_says_nothing_of_a_later_one() -> None:
     assert circuit.phase is CircuitPhase.HALF_OPEN
 
 
-def test_a_clock_that_begins_anew_keeps_nothing_open_or_closed() -> None:
+def test_a_restarted_clock_does_not_keep_a_circuit_open() -> None:
     circuit = Circuit(now=1e6).opened()
     circuit.now = 5.0
     assert circuit.admit() == Rejection(since=0.0, until=30.0)
@@ -371,7 +371,7 @@ SETTINGS_OF_ALL_KINDS = st.builds(
 
 
 @given(SETTINGS_OF_ALL_KINDS, st.lists(st.tuples(st.integers(0, 12), st.booleans()), max_size=40))
-def test_it_opens_if_and_only_if_the_share_and_the_minimum_are_met(
+def test_it_opens_only_if_fraction_and_minimum_are_met(
     settings: CircuitSettings, sends: list[tuple[int, bool]]
 ) -> None:
     """In whole seconds, a slice is one of them: what is counted is known exactly."""
@@ -418,7 +418,7 @@ STEPS = st.one_of(
 
 @examples(80)
 @given(SETTINGS_OF_ALL_KINDS, st.lists(STEPS, min_size=10, max_size=40))
-def test_whatever_happens(settings: CircuitSettings, steps: list[tuple[str, float]]) -> None:
+def test_the_circuit_keeps_its_invariants(settings: CircuitSettings, steps: list[tuple[str, float]]) -> None:
     """Attempts that come, end and vanish in any order."""
     circuit = Circuit(settings)
     # It has just become half-open, and two earlier attempts are in flight: so much happens in a few steps.
@@ -482,11 +482,11 @@ def test_whatever_happens(settings: CircuitSettings, steps: list[tuple[str, floa
         assert len(circuit.state.probes) <= settings.probes
 
 
-def test_the_phases_have_the_documented_names() -> None:
+def test_the_phases_have_the_documented_phase_names() -> None:
     assert [phase.value for phase in CircuitPhase] == ["closed", "open", "half_open"]
 
 
-def test_what_it_is_without_arguments() -> None:
+def test_the_default_settings_are_the_documented_ones() -> None:
     assert CircuitSettings() == CircuitSettings(failures=0.5, window=30.0, minimum=20, open_for=30.0, probes=3)
 
 
@@ -505,7 +505,7 @@ def test_what_it_is_without_arguments() -> None:
         ({"probes": 0}, "a whole number, 1 or more"),
     ],
 )
-def test_bad_settings(settings: dict[str, Any], allowed: str) -> None:
+def test_bad_circuit_settings_are_rejected(settings: dict[str, Any], allowed: str) -> None:
     [(name, value)] = settings.items()
     with pytest.raises(ValueError, match=f"^{name} must be {allowed}, got {value!r}$"):
         CircuitSettings(**settings)

@@ -43,7 +43,7 @@ def ask(outcome: Outcome = 500, *, rules: RuleBook = RULES, random: float = 0.0,
     return decide(rules.rule_for(outcome), outcome, random=lambda: random, **(usual | changes))
 
 
-def test_without_an_objection_it_waits_as_the_rule_says() -> None:
+def test_a_retry_without_objection_waits_as_the_rule_says() -> None:
     assert ask() == Decision(RULES.rule_for(500), 10, WaitSource.RULE)
     assert ask(number=4, random=0.5) == Decision(RULES.rule_for(500), 100, WaitSource.RULE)
 
@@ -66,7 +66,7 @@ def test_of_several_objections_the_first_is_the_reason(first: int) -> None:
     assert ask(**changes).stop is REFUSALS[first][1]
 
 
-def test_the_reasons_of_the_design_are_all_there_and_policy_gives_those_that_it_knows_of() -> None:
+def test_all_designed_stop_reasons_exist_and_decide_uses_its_own() -> None:
     layers = {"retry_budget_empty", "circuit_open", "token_unavailable", "too_many_errors", "cancelled"}
 
     assert {reason.value for _, reason in REFUSALS} == {reason.value for reason in StopReason} - layers
@@ -85,11 +85,11 @@ def test_the_reasons_of_the_design_are_all_there_and_policy_gives_those_that_it_
     }
 
 
-def test_the_sources_of_a_wait_have_the_names_that_are_told_outside() -> None:
+def test_the_sources_of_a_wait_have_the_documented_names() -> None:
     assert [source.value for source in WaitSource] == ["rule", "retry_after", "immediate", "refresh"]
 
 
-def test_the_methods_of_rfc_9110_are_idempotent_and_no_others() -> None:
+def test_only_the_methods_of_rfc_9110_are_idempotent() -> None:
     assert {"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"} == IDEMPOTENT_METHODS
 
 
@@ -97,7 +97,7 @@ def test_the_methods_of_rfc_9110_are_idempotent_and_no_others() -> None:
 @pytest.mark.parametrize(
     "method", ["GET", "PUT", "DELETE", "HEAD", "OPTIONS", "TRACE", "POST", "PATCH", "CONNECT", "X"]
 )
-def test_what_may_have_been_carried_out_is_sent_again_only_if_that_is_harmless(method: str, outcome: Outcome) -> None:
+def test_a_possibly_executed_request_is_repeated_only_if_that_is_safe(method: str, outcome: Outcome) -> None:
     unsent = {Failure.CONNECT_FAILED, Failure.CERTIFICATE_INVALID, Failure.PROXY_REFUSED}
     harmless = method in IDEMPOTENT_METHODS or outcome == 429 or outcome in unsent
 
@@ -106,7 +106,7 @@ def test_what_may_have_been_carried_out_is_sent_again_only_if_that_is_harmless(m
 
 
 @pytest.mark.parametrize("change", [change for change, _ in REFUSALS])
-def test_a_refused_token_is_replaced_at_once_unless_the_body_is_gone_or_the_time_is_up(change: dict[str, Any]) -> None:
+def test_a_rejected_token_is_replaced_at_once_if_body_and_time_allow(change: dict[str, Any]) -> None:
     rule = RULES.rule_for(change.get("outcome", 500))
     again, used_up = (Decision(rule, 0.0, WaitSource.REFRESH), Decision(rule, stop=StopReason.BODY_NOT_REPLAYABLE))
 
@@ -116,11 +116,11 @@ def test_a_refused_token_is_replaced_at_once_unless_the_body_is_gone_or_the_time
 
 
 @pytest.mark.parametrize(("number", "attempts", "stops"), [(1, 1, True), (4, 5, False), (5, 5, True), (6, 5, True)])
-def test_the_last_attempt_is_followed_by_none(number: int, attempts: int, stops: bool) -> None:
+def test_there_is_no_retry_after_the_last_attempt(number: int, attempts: int, stops: bool) -> None:
     assert (ask(number=number, attempts=attempts).stop is StopReason.ATTEMPTS_USED_UP) is stops
 
 
-def test_attempts_of_none_never_run_out() -> None:
+def test_attempts_none_means_no_limit() -> None:
     assert ask(number=10**6, attempts=None) == Decision(RULES.rule_for(500), 100, WaitSource.RULE)
 
 
@@ -148,7 +148,7 @@ def test_attempts_of_none_never_run_out() -> None:
         (10.0, 10.0, {"stale": True}, True),
     ],
 )
-def test_a_wait_that_leaves_no_time_for_a_send_stops_at_once(
+def test_a_wait_that_leaves_no_time_for_an_attempt_stops_at_once(
     elapsed: float, deadline: float | None, more: dict[str, Any], stops: bool
 ) -> None:
     decision = ask(elapsed=elapsed, deadline=deadline, **more)
@@ -169,19 +169,19 @@ def test_a_wait_that_leaves_no_time_for_a_send_stops_at_once(
         (nan, 10, WaitSource.RULE),
     ],
 )
-def test_the_longer_of_retry_after_and_the_rule_is_waited(
+def test_the_wait_is_the_longer_of_retry_after_and_the_rule(
     retry_after: float | None, wait: float, source: WaitSource
 ) -> None:
     assert ask(retry_after=retry_after) == Decision(RULES.rule_for(500), wait, source)
 
 
 @pytest.mark.parametrize("retry_after", [nextafter(100, inf), 101.0, 1e300, inf])
-def test_a_server_that_asks_for_more_than_the_maximum_is_not_asked_again(retry_after: float) -> None:
+def test_a_retry_after_above_the_maximum_stops_the_call(retry_after: float) -> None:
     for deadline in (None, 1.0, 1e9):
         assert ask(retry_after=retry_after, deadline=deadline).stop is StopReason.WAIT_TOO_LONG
 
 
-def test_after_a_stale_connection_the_next_send_is_immediate() -> None:
+def test_after_a_stale_connection_the_next_attempt_is_immediate() -> None:
     rule = RULES.rule_for(Failure.CONNECTION_LOST)
     assert ask(Failure.CONNECTION_LOST, stale=True, random=0.9) == Decision(rule, 0.0, WaitSource.IMMEDIATE)
 
@@ -212,12 +212,12 @@ def test_an_attempt_that_the_deadline_cut_short_stopped_because_of_the_deadline(
 @pytest.mark.parametrize(
     "more", [{"number": 5}, {"replayable": False}, {"rules": RuleBook(Rule(Failure.CONNECT_FAILED, "never"))}]
 )
-def test_so_did_one_that_had_no_connection_by_then(more: dict[str, Any]) -> None:
+def test_a_connect_attempt_cut_short_stopped_because_of_the_deadline(more: dict[str, Any]) -> None:
     assert ask(Failure.CONNECT_FAILED, elapsed=5.0, deadline=5.0, **more).stop is StopReason.DEADLINE
     assert ask(Failure.CONNECT_FAILED, elapsed=4.9, deadline=5.0, **more).stop is not StopReason.DEADLINE
 
 
-def test_an_answer_that_is_never_tried_again_stops_for_that_reason_even_after_the_deadline() -> None:
+def test_a_final_response_keeps_its_stop_reason_after_the_deadline() -> None:
     assert ask(400, elapsed=9.0, deadline=5.0).stop is StopReason.NOT_RETRYABLE
 
 
@@ -238,7 +238,7 @@ def test_an_answer_that_is_never_tried_again_stops_for_that_reason_even_after_th
     ),
     st.floats(0, nextafter(1, 0)),
 )
-def test_it_either_waits_long_enough_and_in_time_or_says_why_not(
+def test_every_decision_has_a_valid_wait_or_a_stop_reason(
     outcome: Outcome, facts: dict[str, Any], random: float
 ) -> None:
     decision = ask(outcome, random=random, **facts)

@@ -247,7 +247,7 @@ def permits_of(estimate: RateEstimate, number: int, now: float = 0.0) -> list[Pe
     return [first] * number
 
 
-def test_of_the_429s_in_flight_together_one_counts() -> None:
+def test_concurrent_429s_count_as_one_refusal() -> None:
     estimate = RateEstimate()
     each = enumerate(permits_of(estimate, 9))
     told = [refused(estimate, 1.0 + number, permit, Backoff(60), None) for number, permit in each]
@@ -271,7 +271,7 @@ def test_of_the_429s_in_flight_together_one_counts() -> None:
         (None, 3600, [3600] * 5),
     ],
 )
-def test_refused_again_after_the_wait_the_account_is_blocked_for_longer(
+def test_a_refusal_after_the_wait_blocks_the_account_for_longer(
     backoff: Backoff | None, retry_after: float | None, waits: list[float]
 ) -> None:
     estimate, now, told = RateEstimate(), 0.0, []
@@ -301,7 +301,7 @@ def test_a_429_that_asks_for_no_wait_blocks_nothing(backoff: Backoff | None, ret
 
 
 @pytest.mark.parametrize("learns", [True, False])
-def test_after_the_wait_one_goes_alone(learns: bool) -> None:
+def test_after_the_wait_one_attempt_is_sent_alone(learns: bool) -> None:
     estimate = RateEstimate()
     first = next_permit(estimate, 0.0, (), 60.0, Asked(learns))
     assert isinstance(first, Permit)
@@ -327,11 +327,11 @@ def sent_now(estimate: RateEstimate, now: float, in_flight: list[float], waiting
 
 
 @pytest.mark.parametrize(("waiting", "goes"), [(0, 4), (1, 4), (100, 4), (101, 5), (500, 20), (2000, 80)])
-def test_where_nothing_is_known_a_few_go_at_once_and_of_many_some_more(waiting: int, goes: int) -> None:
+def test_slow_start_sends_a_few_attempts_and_more_for_a_long_queue(waiting: int, goes: int) -> None:
     assert sent_now(RateEstimate(), BEGIN, [], waiting) == goes
 
 
-def test_unanswered_attempts_make_room_the_more_the_longer_they_take() -> None:
+def test_slow_attempts_allow_more_attempts_the_longer_they_take() -> None:
     """A hundred at first, and twice as many a tenth of a second later; then those at first are slow as well."""
     estimate, in_flight = RateEstimate(), [BEGIN] * 20
     made = {at: sent_now(estimate, BEGIN + at / 1000, in_flight) for at in range(0, 451, 5)}
@@ -341,20 +341,20 @@ def test_unanswered_attempts_make_room_the_more_the_longer_they_take() -> None:
 
 
 @pytest.mark.parametrize("slow", [1, 2, 3])
-def test_a_few_slow_ones_make_room_for_two_dozen_each(slow: int) -> None:
+def test_each_slow_attempt_allows_two_dozen_more(slow: int) -> None:
     in_flight = [BEGIN] * slow + [BEGIN + 0.2]
     assert sent_now(RateEstimate(), BEGIN + 0.25, in_flight) == 4 + 24 * slow - 1
 
 
 @pytest.mark.parametrize("polls", [1, 4, 100, 10_000])
-def test_a_long_poll_takes_no_place_and_makes_no_room(polls: int) -> None:
+def test_a_long_poll_neither_blocks_nor_allows_other_attempts(polls: int) -> None:
     assert sent_now(RateEstimate(), BEGIN + 100, [BEGIN] * polls) == 4
 
 
 @pytest.mark.parametrize(
     ("fastest", "slow_after"), [(0.0, 0.21), (0.02, 0.21), (0.1, 0.21), (0.12, 0.24), (0.15, 0.3), (5.0, 0.3)]
 )
-def test_how_slow_is_slow_goes_by_the_fastest_answer(fastest: float, slow_after: float) -> None:
+def test_slowness_is_relative_to_the_fastest_answer(fastest: float, slow_after: float) -> None:
     estimate = RateEstimate(fastest=fastest)
     answer = next_permit(estimate, BEGIN + 0.05, [BEGIN] * 4, 60.0)
     assert answer == Wait(None, blocked=False, again=pytest.approx(slow_after - 0.05))  # type: ignore[arg-type]
@@ -362,7 +362,7 @@ def test_how_slow_is_slow_goes_by_the_fastest_answer(fastest: float, slow_after:
     assert isinstance(next_permit(estimate, BEGIN + slow_after + 0.001, [BEGIN] * 4, 60.0), Permit)
 
 
-def test_before_anything_was_refused_no_call_is_held_back_for_longer_than_that() -> None:
+def test_before_any_refusal_no_call_waits_longer_than_patience() -> None:
     young = [BEGIN] * 9
     refused_before = RateEstimate(fastest=0.15, generation=1, untouched=False)
     for estimate, goes in ((RateEstimate(fastest=0.15), True), (refused_before, False)):
@@ -375,21 +375,21 @@ def test_before_anything_was_refused_no_call_is_held_back_for_longer_than_that()
 
 
 @pytest.mark.parametrize("ahead", [1e6, -1e6])
-def test_moments_by_another_clock_keep_it_waiting_for_a_moment_only(ahead: float) -> None:
+def test_times_of_another_clock_cause_only_a_short_wait(ahead: float) -> None:
     """A store has failed meanwhile, and the clock is another one."""
     for estimate in (RateEstimate(), RateEstimate(generation=1, untouched=False), steady(phase="spread", **BEYOND)):
         answer = next_permit(estimate, 1010.0, [1010.0 + ahead] * 9, 60.0)
         assert isinstance(answer, Permit) or (answer.again is not None and 0 < answer.again <= 1.0)
 
 
-def test_so_many_as_were_in_flight_may_be_again() -> None:
+def test_a_proven_number_of_attempts_in_flight_is_allowed_again() -> None:
     estimate, permit = RateEstimate(), Permit(0, BEGIN)
     for others in reversed(range(100)):
         answered(estimate, BEGIN + 1, permit, others)
     assert 100 <= sent_now(estimate, BEGIN + 1, []) <= 150
 
 
-def test_after_a_refusal_time_makes_no_room_but_a_slow_one_gives_its_place_back() -> None:
+def test_after_a_refusal_only_slow_attempts_free_their_place() -> None:
     for fastest, slow_after in [(0.0, 1.0), (0.1, 1.0), (0.5, 2.0), (1000.0, 300.0)]:
         estimate = RateEstimate(generation=1, max_in_flight=2.0, fastest=fastest, untouched=False)
         in_flight = [BEGIN, BEGIN + 0.5]
@@ -400,7 +400,7 @@ def test_after_a_refusal_time_makes_no_room_but_a_slow_one_gives_its_place_back(
 
 
 @pytest.mark.parametrize("learns", [True, False])
-def test_what_was_sent_before_the_wait_does_not_keep_the_first_one_waiting(learns: bool) -> None:
+def test_attempts_from_before_the_wait_do_not_delay_the_first_one(learns: bool) -> None:
     estimate = RateEstimate()
     [permit] = permits_of(estimate, 1, BEGIN)
     refused(estimate, BEGIN + 1, permit, Backoff(60), None)
@@ -413,7 +413,7 @@ def test_what_was_sent_before_the_wait_does_not_keep_the_first_one_waiting(learn
     assert answer == Wait(None, blocked=True, again=1.0)
 
 
-def test_what_is_in_flight_counts_as_sent_when_it_began() -> None:
+def test_attempts_in_flight_count_from_their_start() -> None:
     """For a period, and as long as an answer may take; not for as long as it takes."""
     estimate = steady(requests=3.0, look_at=1e9, fastest=0.5)
     in_flight = [1000.0, 1010.0, 1020.0]
@@ -449,7 +449,7 @@ HOURS = 43200.0
     ],
 )
 @pytest.mark.parametrize("learns", [True, False])
-def test_a_wait_that_is_longer_than_the_rule_allows_is_for_no_call_to_wait(
+def test_no_call_waits_longer_than_the_rule_allows(
     backoff: Backoff | None, retry_after: float, seconds: float, learns: bool
 ) -> None:
     estimate = RateEstimate()
@@ -473,7 +473,7 @@ def test_a_wait_that_is_longer_than_the_rule_allows_is_for_no_call_to_wait(
 
 
 @pytest.mark.parametrize("retry_after", [None, 0.0, 3600.0, -1.0])
-def test_up_to_the_maximum_it_is_for_the_calls_to_wait(retry_after: float | None) -> None:
+def test_calls_wait_up_to_the_maximum_of_the_rule(retry_after: float | None) -> None:
     estimate = RateEstimate()
     [permit] = permits_of(estimate, 1)
     wait = refused(estimate, 1.0, permit, Backoff(60), retry_after)
@@ -481,7 +481,7 @@ def test_up_to_the_maximum_it_is_for_the_calls_to_wait(retry_after: float | None
     assert next_permit(estimate, 1.0, (), 60.0) == Wait(wait, blocked=True)
 
 
-def test_a_later_refusal_of_hours_lengthens_an_episode_and_a_shorter_one_does_not_shorten_it() -> None:
+def test_only_a_longer_refusal_changes_the_end_of_an_episode() -> None:
     estimate = RateEstimate()
     first, second, third = permits_of(estimate, 3)
     assert refused(estimate, 1.0, first, Backoff(60), None) == 60.0
@@ -493,7 +493,7 @@ def test_a_later_refusal_of_hours_lengthens_an_episode_and_a_shorter_one_does_no
     assert (estimate.blocked_until, estimate.refusals) == (5.0 + 2 * HOURS, 1)
 
 
-def test_a_limit_of_hours_teaches_nothing_of_the_other_one() -> None:
+def test_a_refusal_for_hours_does_not_change_the_estimate() -> None:
     known = steady(look_at=1e9, began=900.0, passed=50, log=[[1000.0, 1010.0, 50]])
     before = asdict(known)
     assert refused(known, 1011.0, Permit(0, 1010.5), Backoff(60), HOURS) == HOURS
@@ -506,7 +506,7 @@ def test_a_limit_of_hours_teaches_nothing_of_the_other_one() -> None:
 
 
 @pytest.mark.parametrize("refusals", [0, 1, 2])
-def test_refused_after_a_wait_of_hours_it_is_as_at_the_first_time(refusals: int) -> None:
+def test_a_refusal_after_hours_is_treated_like_the_first_one(refusals: int) -> None:
     estimate = RateEstimate(refusals=refusals, refused_at=900.0, refused_began=800.0, asked=60.0, passed=7, period=60.0)
     assert refused(estimate, 1000.0, Permit(0, 999.0), Backoff(60), HOURS) == HOURS
     now = 1000.0 + HOURS
@@ -531,9 +531,7 @@ def steady(**known: Any) -> RateEstimate:
     ("looks", "spread", "phase"),
     [(0, 4.0, "edge"), (1, 4.0, "climb"), (2, 4.0, "edge"), (3, 4.0, "climb"), (0, 1.0, "climb")],
 )
-def test_it_looks_for_more_at_the_edge_of_a_window_and_by_a_climb_in_turns(
-    looks: int, spread: float, phase: str
-) -> None:
+def test_tests_for_a_higher_limit_alternate_between_edge_and_climb(looks: int, spread: float, phase: str) -> None:
     estimate = steady(looks=looks, spread=spread)
     assert isinstance(next_permit(estimate, 9.9, (), 60.0), Permit)
     assert (estimate.phase, estimate.looks) == ("steady", looks)
@@ -546,7 +544,7 @@ def test_it_looks_for_more_at_the_edge_of_a_window_and_by_a_climb_in_turns(
         assert (estimate.requests, estimate.spread, estimate.proven_at) == (125.0, 1.0, 86.0)
 
 
-def test_a_climb_that_has_proved_right_goes_on_and_another_look_is_taken_again() -> None:
+def test_a_proven_climb_continues_and_is_followed_by_another_test() -> None:
     estimate = steady(looks=1)
     next_permit(estimate, 20.0, (), 60.0)
     next_permit(estimate, 85.9, (), 60.0)
@@ -580,7 +578,7 @@ def test_a_climb_that_has_proved_right_goes_on_and_another_look_is_taken_again()
 @pytest.mark.parametrize(
     ("phase", "passed", "finds"), [("edge", 151, True), ("edge", 149, False), ("steady", 151, False)]
 )
-def test_half_as_much_again_beyond_the_edge_is_believed_at_once(phase: str, passed: int, finds: bool) -> None:
+def test_fifty_percent_beyond_the_edge_is_accepted_at_once(phase: str, passed: int, finds: bool) -> None:
     estimate = steady(
         phase=phase,
         period=61.0,
@@ -609,7 +607,7 @@ def refused_then_waited(estimate: RateEstimate) -> RateEstimate:
         (140, 125.0, 8.0, 618.0, 313.0),  # no more than a step is believed
     ],
 )
-def test_what_a_refusal_at_the_edge_teaches(
+def test_a_refusal_at_the_edge_sets_the_number_that_passed(
     passed: int, requests: float, look_every: float, look_at: float, proven_at: float
 ) -> None:
     log = [[0.0, 38.0, 500], [38.7, 38.8, 11], [50.0, 60.0, passed - 11]]
@@ -619,7 +617,7 @@ def test_what_a_refusal_at_the_edge_teaches(
 
 
 @pytest.mark.parametrize(("burst", "spread", "look_at"), [(67.0, 4.0, 1090.0), (66.0, 1.0, 3010.0)])
-def test_after_a_climb_in_vain_it_is_as_before_it(burst: float, spread: float, look_at: float) -> None:
+def test_a_failed_climb_restores_the_previous_estimate(burst: float, spread: float, look_at: float) -> None:
     """Where not as many pass at once it is a bucket: its attempts are spread evenly, and a look costs more."""
     climbing = steady(phase="climb", spread=1.0, requests=125.0, good=100.0, proven_at=1e9, burst=burst)
     estimate = refused_then_waited(climbing)
@@ -627,12 +625,12 @@ def test_after_a_climb_in_vain_it_is_as_before_it(burst: float, spread: float, l
     assert (estimate.look_every, estimate.look_at, estimate.proven_at) == (16.0, look_at, -1.0)
 
 
-def test_however_often_it_was_in_vain_some_time_it_looks_again() -> None:
+def test_failed_tests_delay_but_never_end_further_tests() -> None:
     estimate = refused_then_waited(steady(phase="edge", good=100.0, look_every=100.0))
     assert (estimate.look_every, estimate.look_at) == (128.0, 130.0 + 128 * 60)
 
 
-def test_after_more_that_was_found_at_an_edge_was_refused_it_is_as_before_it() -> None:
+def test_a_refused_higher_number_restores_the_previous_estimate() -> None:
     found = steady(requests=120.0, good=100.0, proven_at=1e9, burst=100.0, log=[[50.0, 60.0, 119]])
     estimate = refused_then_waited(found)
     assert (estimate.phase, estimate.requests, estimate.spread, estimate.surprises) == ("steady", 100.0, 4.0, 0)
@@ -649,7 +647,7 @@ def test_after_more_that_was_found_at_an_edge_was_refused_it_is_as_before_it() -
         (99, 2, "spread", 90.0, 2.0),  # the third time in a row: what is the best known is measured again
     ],
 )
-def test_a_refusal_that_nothing_was_tried_for_lowers_what_is_believed(
+def test_a_refusal_without_a_test_lowers_the_estimate(
     passed: int, surprises: int, phase: str, requests: float, look_every: float
 ) -> None:
     known = steady(period=61.0, look_at=1e9, surprises=surprises, burst=90.0, log=[[50.0, 60.0, passed]])
@@ -661,12 +659,12 @@ def test_a_refusal_that_nothing_was_tried_for_lowers_what_is_believed(
     assert (estimate.burst, estimate.burst_took) == ((90.0, 0.0) if surprises else (100.0, 15.25))
 
 
-def test_however_long_a_window_has_been_open_it_is_no_bucket() -> None:
+def test_a_long_open_window_is_not_taken_for_a_bucket() -> None:
     rounds = [[1000.0, 1010.0, 100], [1060.0, 1070.0, 100]]
     assert refused_after(steady(look_at=1e9), 100.0, *rounds).requests == 95.0
 
 
-def test_the_attempts_of_a_period_go_four_times_as_fast_as_evenly_and_late_ones_are_made_up_for() -> None:
+def test_attempts_are_sent_in_a_quarter_of_the_period_and_catch_up() -> None:
     estimate, told = steady(requests=64.0, period=64.0, look_at=1e9), []
     for moment in (1000.0, 1000.0, 1000.0, 1000.375, 1000.375, 1010.0, 1010.0, 1010.0):
         answer = next_permit(estimate, moment, (), 60.0)
@@ -685,7 +683,7 @@ BEYOND: dict[str, Any] = {"look_at": 1e9, "log": [[1000.0, 1009.0, 120]]}
     [{"phase": "burst", "requests": 0.0}, {"phase": "spread", **BEYOND}, {"phase": "edge", **BEYOND}],
     ids=lambda known: known["phase"],
 )
-def test_beyond_what_is_known_only_so_many_are_in_flight(known: dict[str, Any]) -> None:
+def test_beyond_the_estimate_attempts_in_flight_are_limited(known: dict[str, Any]) -> None:
     after = 0.21 if known["phase"] == "burst" else 1.0
     later = Wait(None, blocked=False, again=min(1010.0 + after - 1010.0, after))
     for in_flight, goes in [(2, True), (3, False), (4, False)]:
@@ -693,7 +691,7 @@ def test_beyond_what_is_known_only_so_many_are_in_flight(known: dict[str, Any]) 
         assert answer == (Permit(0, 1010.0, in_flight + 1) if goes else later)
 
 
-def test_beyond_what_is_known_they_go_no_faster_than_before() -> None:
+def test_beyond_the_estimate_attempts_are_sent_no_faster() -> None:
     estimate = steady(phase="spread", max_in_flight=3.0, period=64.0, log=[[1000.0, 1009.0, 128]])
     answers = [next_permit(estimate, 1010.0, (), 60.0) for _ in range(3)]
     later = math.nextafter(1010.0, 1011.0)
@@ -701,14 +699,14 @@ def test_beyond_what_is_known_they_go_no_faster_than_before() -> None:
 
 
 @pytest.mark.parametrize("phase", ["steady", "climb"])
-def test_what_is_known_is_not_exceeded_but_to_look_for_more(phase: str) -> None:
+def test_the_estimate_is_exceeded_only_by_tests(phase: str) -> None:
     """The first attempt of the period no longer counts 60 s after it."""
     estimate = steady(phase=phase, proven_at=1e9, max_in_flight=9.0, **BEYOND)
     assert next_permit(estimate, 1010.0, (), 60.0) == Wait(59.0, blocked=False)
     assert next_permit(estimate, 1069.0, (), 60.0) == Permit(0, 1069.0)
 
 
-def test_beyond_the_edge_nothing_goes_once_a_new_window_may_have_begun() -> None:
+def test_no_edge_attempt_is_sent_once_a_new_window_may_have_begun() -> None:
     log = [[1000.0, 1000.0, 50], [1020.0, 1020.0, 60]]
     estimate = steady(phase="edge", period=61.0, max_in_flight=9.0, look_at=1e9, log=log)
     assert isinstance(next_permit(estimate, 1030.25, (), 60.0), Permit)
@@ -717,7 +715,7 @@ def test_beyond_the_edge_nothing_goes_once_a_new_window_may_have_begun() -> None
 
 
 @pytest.mark.parametrize(("passed", "in_flight", "most"), [(98, 0, 1.0), (98, 1, 1.5), (99, 0, 1.5), (300, 0, 1.5)])
-def test_only_what_passes_beyond_what_is_known_lets_more_be_in_flight(passed: int, in_flight: int, most: float) -> None:
+def test_only_attempts_beyond_the_estimate_allow_more_in_flight(passed: int, in_flight: int, most: float) -> None:
     estimate = steady(phase="spread", max_in_flight=1.0, log=[[940.0, 949.0, 50], [1000.0, 1009.0, passed]])
     assert not answered(estimate, 1010.0, Permit(0, 1009.5), in_flight)
     assert estimate.max_in_flight == most
@@ -734,9 +732,7 @@ def test_only_what_passes_beyond_what_is_known_lets_more_be_in_flight(passed: in
         ([0.1] + [5.0] * 4000, 5.0, 5.0),  # the server, or the way there, has become slower for good
     ],
 )
-def test_what_took_far_longer_than_the_fastest_is_counted_as_if_it_had_not(
-    before: list[float], took: float, counted: float
-) -> None:
+def test_very_slow_attempts_are_counted_at_an_earlier_time(before: list[float], took: float, counted: float) -> None:
     estimate = steady(requests=1.0, look_at=1e9)
     for earlier in before:
         answered(estimate, 100.0 + earlier, Permit(0, 100.0), 0)
@@ -755,7 +751,7 @@ def test_what_took_far_longer_than_the_fastest_is_counted_as_if_it_had_not(
         ({"period": 180.0, "spread": 1.0}, 180.0),  # a bucket has something again at once
     ],
 )
-def test_what_passes_after_the_wait_shows_that_a_window_is_no_longer(known: dict[str, Any], period: float) -> None:
+def test_a_success_after_the_wait_shortens_the_period(known: dict[str, Any], period: float) -> None:
     estimate = steady(began=1000.0, look_at=1e9, **known)
     assert refused(estimate, 1070.0, Permit(0, 1069.0), Backoff(60, maximum=60), None) == 60.0
     answer = next_permit(estimate, 1130.0, (), 60.0)
@@ -779,9 +775,7 @@ def test_what_passes_after_the_wait_shows_that_a_window_is_no_longer(known: dict
         (0.3, 1, 0.02, 0.3),
     ],
 )
-def test_the_period_that_a_refusal_suggests(
-    rule: float, retry_after: float | None, elapsed: float, asked: float
-) -> None:
+def test_a_refusal_suggests_a_period(rule: float, retry_after: float | None, elapsed: float, asked: float) -> None:
     estimate = RateEstimate(began=1000.0)
     assert refused(estimate, 1100.0, Permit(0, 1000.0 + elapsed), Backoff(rule), retry_after) is not None
     assert isinstance(next_permit(estimate, 1200.0, (), 60.0), Permit)
@@ -818,14 +812,14 @@ def refused_after(estimate: RateEstimate, took: float, *log: list[float], period
         (0, 0.0, "burst"),
     ],
 )
-def test_of_a_few_that_pass_at_once_only_two_alike_are_believed(passed: int, burst: float, phase: str) -> None:
+def test_a_small_burst_is_accepted_only_if_it_repeats(passed: int, burst: float, phase: str) -> None:
     """Somebody else may have used it up before."""
     estimate = refused_after(RateEstimate(burst=burst), 2.0, [1000.5, 1001.5, passed])
     assert (estimate.phase, estimate.burst, estimate.burst_took, estimate.max_in_flight) == (phase, passed, 2.0, 1.0)
     assert estimate.requests == (passed if phase == "spread" else 0.0)
 
 
-def test_as_long_as_nothing_is_known_the_period_is_as_long_as_supposed() -> None:
+def test_the_assumed_period_applies_until_one_is_learned() -> None:
     estimate = RateEstimate()
     for number in range(35):
         moment = 1000.0 + 2 * number
@@ -838,7 +832,7 @@ def test_as_long_as_nothing_is_known_the_period_is_as_long_as_supposed() -> None
     assert estimate.burst_took == 70.0
 
 
-def test_a_refusal_of_an_attempt_that_a_lost_state_knew_of_is_all_that_is_known() -> None:
+def test_a_refusal_after_a_lost_state_starts_a_new_estimate() -> None:
     """The store has forgotten it meanwhile."""
     estimate, permit = RateEstimate(), Permit(0, 1000.0)
     for now, wait in [(1001.0, 60.0), (1062.0, 120.0)]:
@@ -851,7 +845,7 @@ def test_a_refusal_of_an_attempt_that_a_lost_state_knew_of_is_all_that_is_known(
 
 
 @pytest.mark.parametrize(("took", "requests"), [(59.0, 100), (60.0, 40), (69.0, 40)])
-def test_of_what_passes_slowly_that_of_a_period_counts(took: float, requests: int) -> None:
+def test_slowly_passing_attempts_are_counted_per_period(took: float, requests: int) -> None:
     estimate = refused_after(RateEstimate(), took, [1000.0, 1000.0, 60], [1030.0, 1031.0, 40])
     assert (estimate.phase, estimate.requests) == ("spread", requests)
 
@@ -874,14 +868,16 @@ def spread(**known: Any) -> RateEstimate:
         (54.0, 100, 97.0, 1.0),  # as evenly as it was sent it passes
     ],
 )
-def test_what_the_second_round_teaches(took: float, passed: int, requests: float, spread_: float) -> None:
+def test_the_second_round_tells_a_window_from_a_bucket(
+    took: float, passed: int, requests: float, spread_: float
+) -> None:
     estimate = refused_after(spread(), took, [1000.0, 1000.0 + took, passed])
     assert (estimate.phase, estimate.spread, estimate.surprises) == ("steady", spread_, 0)
     assert estimate.requests == pytest.approx(requests)
 
 
 @pytest.mark.parametrize("passed", [0, 1])
-def test_one_a_period_is_the_least(passed: int) -> None:
+def test_the_estimate_is_at_least_one_per_period(passed: int) -> None:
     estimate = refused_after(steady(phase="spread", burst=1.0, burst_took=2.0), 15.0, *[[1000.0, 1000.0, 1]][:passed])
     assert (estimate.phase, estimate.requests) == ("steady", 1.0)
 
@@ -903,9 +899,7 @@ def test_one_a_period_is_the_least(passed: int) -> None:
         (1, 0.0, False),
     ],
 )
-def test_what_contradicts_the_first_round_is_believed_the_second_time(
-    passed: int, doubt: float, believed: bool
-) -> None:
+def test_a_contradiction_of_the_first_round_is_accepted_if_repeated(passed: int, doubt: float, believed: bool) -> None:
     estimate = refused_after(spread(doubt=doubt), 15.0, [1000.0, 1015.0, passed])
     assert (estimate.phase, estimate.doubt) == (("steady", 0.0) if believed else ("spread", passed))
     if not believed:
@@ -936,7 +930,7 @@ def test_what_contradicts_the_first_round_is_believed_the_second_time(
         (42.0, 3, [[1000.0, 1001.0, 3], [1001.0, 1040.0, 43]], 60 * 42 / 40),
     ],
 )
-def test_a_small_bucket_is_known_by_its_rate(
+def test_a_small_bucket_is_recognized_by_its_rate(
     took: float, burst: int, log: list[list[float]], requests: float, period: float
 ) -> None:
     bucket = steady(phase="spread", burst=float(burst), burst_took=period / 30, log=[[985.0, 990.0, 50]])
@@ -954,7 +948,7 @@ def test_a_small_bucket_is_known_by_its_rate(
         (7.9, [[1000.0, 1001.0, 2], [1001.0, 1006.0, 20]]),  # less than a tenth of the period
     ],
 )
-def test_noise_is_no_rate(took: float, log: list[list[float]], period: float) -> None:
+def test_noise_is_not_taken_for_a_refill_rate(took: float, log: list[list[float]], period: float) -> None:
     estimate = refused_after(steady(phase="spread", burst=2.0, burst_took=period / 30), took, *log, period=period)
     assert (estimate.phase, estimate.spread, estimate.burst) == ("steady", 4.0, 2.0)
     assert estimate.requests == pytest.approx((estimate.log[0][2] + log[1][2] + 0.5) / (1 + took / 60))
@@ -972,9 +966,7 @@ def test_noise_is_no_rate(took: float, log: list[list[float]], period: float) ->
         (100.0, 120, 2, 0.0),
     ],
 )
-def test_a_bucket_that_refuses_unlooked_for_has_the_rate_at_which_it_did_pass(
-    took: float, passed: int, surprises: int, requests: float
-) -> None:
+def test_a_bucket_refusal_sets_the_rate_that_passed(took: float, passed: int, surprises: int, requests: float) -> None:
     bucket = steady(spread=1.0, requests=60.0, burst=10.0, surprises=surprises, look_at=1e9)
     estimate = refused_after(bucket, took, [1000.0, 1000.0 + took, passed])
     assert estimate.requests == pytest.approx(requests)
@@ -982,7 +974,7 @@ def test_a_bucket_that_refuses_unlooked_for_has_the_rate_at_which_it_did_pass(
     assert (estimate.phase, estimate.surprises, estimate.look_every, estimate.max_in_flight) == expected
 
 
-def test_an_attempt_without_an_end_ends_no_episode() -> None:
+def test_an_attempt_without_result_ends_no_episode() -> None:
     estimate = RateEstimate()
     [permit] = permits_of(estimate, 1)
     refused(estimate, 1.0, permit, Backoff(60), None)
@@ -1004,7 +996,7 @@ def test_an_attempt_without_an_end_ends_no_episode() -> None:
     silence=st.sampled_from([0.0, 0.2]),
     seed=st.integers(0, 2**32),
 )
-def test_under_a_stated_limit_there_is_no_429_at_all(
+def test_a_stated_limit_avoids_every_429(
     kind: str,
     requests: int,
     per: float,
@@ -1033,13 +1025,13 @@ def test_under_a_stated_limit_there_is_no_429_at_all(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stated_limit_is_used_up(kind: str) -> None:
+def test_a_stated_limit_is_used_completely(kind: str) -> None:
     traffic = Traffic(limit_of(kind, 100, 60), 6000, stated=Limit(100, 60), jitter=1)
     outcome = traffic.run()
     assert outcome.took <= traffic.ideal() * (1.02 if kind != "bucket" else 1.03)  # of an hour
 
 
-def test_what_has_passed_is_remembered_for_three_periods() -> None:
+def test_passed_attempts_are_logged_for_three_periods() -> None:
     """A refusal's lesson is learned a wait after it."""
     estimate = RateEstimate(period=60.0, log=[[1000.0, 1000.0, 1], [1030.0, 1030.0, 1]])
     estimate.record(1179.0)
@@ -1057,7 +1049,7 @@ CROWDS = [(100, 60.0, 0.1), (30, 60.0, 0.1), (12, 60.0, 0.1), (100, 1.0, 0.02), 
 @pytest.mark.sampled
 @pytest.mark.parametrize(("requests", "per", "latency"), CROWDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_crowd_is_near_the_ideal(kind: str, requests: int, per: float, latency: float) -> None:
+def test_many_calls_finish_near_the_ideal_time(kind: str, requests: int, per: float, latency: float) -> None:
     for windows, retry_after, jitter, at_once, seed in [
         (10, False, 1.0, ENDLESS, 1),
         (20, True, 0.0, 500, 2),
@@ -1072,7 +1064,7 @@ def test_a_crowd_is_near_the_ideal(kind: str, requests: int, per: float, latency
 
 @pytest.mark.parametrize("requests", [1, 2, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_so_few_a_period_are_found_too(kind: str, requests: int) -> None:
+def test_very_small_limits_are_learned(kind: str, requests: int) -> None:
     traffic = Traffic(limit_of(kind, requests, 60), requests * 60, jitter=1)
     outcome = traffic.run()
     assert outcome.lost == []
@@ -1083,7 +1075,7 @@ def test_so_few_a_period_are_found_too(kind: str, requests: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("requests", "hours"), [(30, 4), (100, 2)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_guides_figures_for_hours(kind: str, requests: int, hours: int) -> None:
+def test_the_figures_of_the_guide_hold_for_hours(kind: str, requests: int, hours: int) -> None:
     """A rule of a minute and doubling, a limit a minute."""
     traffic = Traffic(limit_of(kind, requests, 60), requests * 60 * hours, jitter=1, at_once=500)
     outcome = traffic.run()
@@ -1095,7 +1087,7 @@ def test_the_guides_figures_for_hours(kind: str, requests: int, hours: int) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_first_call_to_come_is_the_first_to_pass(kind: str) -> None:
+def test_calls_pass_in_order_of_arrival(kind: str) -> None:
     """One that is sent again comes before the younger: no call is refused over and over while others pass."""
     outcome = Traffic(limit_of(kind, 20, 60), 400).run()
     place = {number: place for place, number in enumerate(outcome.done)}
@@ -1106,7 +1098,7 @@ def test_the_first_call_to_come_is_the_first_to_pass(kind: str) -> None:
 @pytest.mark.sampled
 @pytest.mark.parametrize("factor", [0.5, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_limit_that_changes_is_found_anew(kind: str, factor: float) -> None:
+def test_a_changed_limit_is_learned_again(kind: str, factor: float) -> None:
     before, after = limit_of(kind, 60, 60), limit_of(kind, int(60 * factor), 60)
     traffic = Traffic(before, 3600, changes=((1200.0, after),))
     outcome = traffic.run()
@@ -1120,7 +1112,7 @@ def test_a_limit_that_changes_is_found_anew(kind: str, factor: float) -> None:
 @pytest.mark.sampled
 @pytest.mark.parametrize("share", [0.1, 0.3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_share_of_others_is_left_to_them(kind: str, share: float) -> None:
+def test_the_share_of_other_clients_is_respected(kind: str, share: float) -> None:
     traffic = Traffic(limit_of(kind, 60, 60), 1500, others=share)
     outcome = traffic.run()
     assert outcome.lost == []
@@ -1160,7 +1152,7 @@ class _Shedder:
         (0.05, 1, 1.0, 10, 1.6),
     ],
 )
-def test_what_is_refused_at_random_does_not_wear_the_rate_down(
+def test_random_refusals_do_not_lower_the_rate(
     share: float, wait: float, asked: float | None, at_once: int, most: float
 ) -> None:
     """It takes little longer than the account is blocked by contract; without `doubt`, three to five times as long."""
@@ -1206,13 +1198,11 @@ def after_rounds(*rounds: int) -> tuple[float, float]:
         ([100, 40, 40, 30, 25, 20], 40),
     ],
 )
-def test_one_refusal_against_what_has_passed_before_is_no_limit_and_two_alike_are(
-    rounds: list[int], requests: int
-) -> None:
+def test_one_contradicting_refusal_is_ignored_and_two_alike_are_accepted(rounds: list[int], requests: int) -> None:
     assert after_rounds(*rounds)[0] == requests
 
 
-def test_refused_by_chance_after_the_wait_the_period_is_not_longer_for_ever() -> None:
+def test_a_random_refusal_after_the_wait_lengthens_no_period_for_good() -> None:
     assert after_rounds(100, 0)[1] > 180  # perhaps it is as long as that
     assert after_rounds(100, 0, 20)[1] < 120  # but it has let something pass earlier
 
@@ -1235,7 +1225,7 @@ ODD: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 
 @examples(150)
 @given(odd=ODD)
-def test_whatever_the_period_nothing_is_lost_and_nothing_gets_stuck(odd: dict[str, Any]) -> None:
+def test_no_call_is_lost_or_stuck_for_any_period(odd: dict[str, Any]) -> None:
     kind, requests, retry_after = odd["kind"], odd["requests"], odd["retry_after"]
     changed = odd["changed"]
     if kind == "bucket" and odd["asked"] < 0.5 and changed == 0.5:
@@ -1261,7 +1251,7 @@ def test_whatever_the_period_nothing_is_lost_and_nothing_gets_stuck(odd: dict[st
 
 @pytest.mark.parametrize("wait", [0.0, *(pytest.param(wait, marks=pytest.mark.slow) for wait in (0.2, 0.6))])
 @pytest.mark.parametrize("kind", KINDS)
-def test_where_the_rule_hardly_waits_the_server_says_the_period(kind: str, wait: float) -> None:
+def test_the_server_sets_the_period_if_the_rule_hardly_waits(kind: str, wait: float) -> None:
     """Refused a moment after the first attempt, for one second: that is no period of a moment."""
     for seed in range(4):
         limit = limit_of(kind, 100, 60, retry_after=True)
@@ -1276,9 +1266,7 @@ def test_where_the_rule_hardly_waits_the_server_says_the_period(kind: str, wait:
 @pytest.mark.slow
 @pytest.mark.parametrize(("requests", "per", "latency"), CROWDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_answers_that_take_five_times_as_long_now_and_then_are_no_disaster(
-    kind: str, requests: int, per: float, latency: float
-) -> None:
+def test_occasional_slow_answers_do_little_harm(kind: str, requests: int, per: float, latency: float) -> None:
     """The way there may take most of it: then a period begins later than it seems."""
     for seed in range(2):
         traffic = Traffic(limit_of(kind, requests, per), 20 * requests, per, latency, jitter=4, seed=seed)

@@ -198,7 +198,7 @@ LEARNED, STATED = Learned(1.0), Stated((Limit(REQUESTS, per=1),))
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("processes", [1, 4, 16])
-def test_a_stated_limit_is_not_exceeded_and_used_up(kind: str, processes: int) -> None:
+def test_holders_use_a_stated_limit_fully_without_exceeding_it(kind: str, processes: int) -> None:
     fleet = Fleet(processes, 1600 // processes, limit_of(kind), STATED)
     got = fleet.run()
     assert (got.refused, got.lost) == (0, 0)
@@ -208,7 +208,7 @@ def test_a_stated_limit_is_not_exceeded_and_used_up(kind: str, processes: int) -
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("processes", [1, 4, pytest.param(16, marks=pytest.mark.slow)])
-def test_a_limit_is_learned_once_for_all(kind: str, processes: int) -> None:
+def test_all_holders_learn_a_limit_together(kind: str, processes: int) -> None:
     fleet = Fleet(processes, 4000 // processes, limit_of(kind), LEARNED)
     got = fleet.run()
     assert got.lost == 0
@@ -218,7 +218,7 @@ def test_a_limit_is_learned_once_for_all(kind: str, processes: int) -> None:
 
 
 @pytest.mark.parametrize("policy", [LEARNED, STATED], ids=["learned", "stated"])
-def test_the_permits_of_one_that_dies_count_as_used_and_the_others_go_on(policy: Policy) -> None:
+def test_permits_of_a_lost_holder_count_as_used(policy: Policy) -> None:
     fleet = Fleet(4, 400, limit_of("fixed"), policy, dies_at=3.0)
     got = fleet.run()
     assert got.lost == 0
@@ -229,7 +229,7 @@ def test_the_permits_of_one_that_dies_count_as_used_and_the_others_go_on(policy:
 
 
 @pytest.mark.parametrize("policy", [LEARNED, STATED], ids=["learned", "stated"])
-def test_a_state_that_the_store_forgets_is_put_back(policy: Policy) -> None:
+def test_a_state_lost_by_the_store_is_restored(policy: Policy) -> None:
     fleet = Fleet(4, 500, limit_of("fixed"), policy, forgets_at=(2.0, 5.0, 8.0))
     got, undisturbed = fleet.run(), Fleet(4, 500, limit_of("fixed"), policy).run()
     assert got.lost == 0
@@ -259,7 +259,7 @@ def test_a_state_survives_json() -> None:
     assert json.loads(text)["holders"]["here"]["open"]
 
 
-def test_an_exchange_whose_answer_was_lost_may_be_made_again() -> None:
+def test_an_exchange_with_a_lost_answer_can_be_repeated() -> None:
     state, holding = LeaseState(STATED.new()), Holding("here")
     now = state.tick(0.0)
     report = holding.report(now, 5)
@@ -283,7 +283,7 @@ def test_no_call_wakes_before_an_exchange_is_due() -> None:
     assert asleep.seconds == asleep.again == pytest.approx(0.3)
 
 
-def test_a_refusal_takes_back_what_is_not_used() -> None:
+def test_a_refusal_revokes_unused_permits() -> None:
     state, here, there = LeaseState(LEARNED.new()), Holding("here"), Holding("there")
     now = state.tick(0.0)
     for holding in (here, there):

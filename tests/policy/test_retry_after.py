@@ -62,7 +62,7 @@ NOW = at(1994, 11, 6, 8, 49, 7)  # half a minute before the RFC's own example
         ("Thu, 29 Feb 1996 00:00:00 GMT", LONGEST),
     ],
 )
-def test_what_the_server_asks_for_in_seconds(value: str, seconds: float) -> None:
+def test_retry_after_is_parsed_as_seconds(value: str, seconds: float) -> None:
     assert parse_retry_after(value, NOW) == seconds
 
 
@@ -111,13 +111,13 @@ def test_what_the_server_asks_for_in_seconds(value: str, seconds: float) -> None
         "1994-11-06T08:49:37Z",
     ],
 )
-def test_what_cannot_be_understood_asks_for_nothing(value: str | None) -> None:
+def test_an_invalid_retry_after_is_ignored(value: str | None) -> None:
     assert parse_retry_after(value, NOW) is None
     assert parse_http_date(value, NOW) is None
 
 
 @pytest.mark.parametrize("month", range(1, 13))
-def test_each_month_is_known_by_its_name(month: int) -> None:
+def test_retry_after_dates_accept_each_month_name(month: int) -> None:
     moment = datetime(1994, month, 28, 23, 59, 58, tzinfo=UTC)
     for form in (imf, rfc850, asctime):
         for text in (form(moment), form(moment).upper(), form(moment).lower()):
@@ -169,7 +169,7 @@ def test_a_year_of_two_digits_is_at_most_fifty_years_ahead(now: float, value: st
     st.floats(),
 )
 @example("Mon, 01 Jan 0001 00:00:00 GMT", -1e300)
-def test_no_text_and_no_clock_makes_it_raise_or_wait_for_ever(value: str | None, now: float) -> None:
+def test_no_retry_after_raises_or_waits_forever(value: str | None, now: float) -> None:
     seconds = parse_retry_after(value, now)
 
     assert seconds is None or (isfinite(seconds) and 0 <= seconds <= LONGEST)

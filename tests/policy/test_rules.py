@@ -71,7 +71,7 @@ def test_the_status_is_looked_up_first_then_its_class_then_the_default(
     assert book.rule_for(outcome).title == title
 
 
-def test_without_rules_no_status_is_tried_again_and_a_failed_connection_is_soon() -> None:
+def test_without_rules_only_failed_connections_are_retried() -> None:
     assert [status for status in range(400, 1000) if RuleBook().rule_for(status).retryable] == []
     for failure in Failure:
         retry = RuleBook().rule_for(failure).retry
@@ -85,7 +85,7 @@ def test_without_rules_no_status_is_tried_again_and_a_failed_connection_is_soon(
             assert [retry.ceiling(number) for number in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
-def test_the_failures_have_the_names_that_are_told_outside() -> None:
+def test_failures_have_the_documented_names() -> None:
     names = [
         "connect_failed",
         "certificate_invalid",
@@ -101,7 +101,7 @@ def test_the_failures_have_the_names_that_are_told_outside() -> None:
     assert [failure.value for failure in Failure] == names
 
 
-def test_what_no_rule_names_is_told_in_a_sentence_as_well_with_what_to_do_about_it() -> None:
+def test_built_in_rules_have_a_description_and_a_hint() -> None:
     for outcome in OUTCOMES:
         rule = RuleBook().rule_for(outcome)
         assert len({rule.title, rule.description, rule.hint}) == 3
@@ -150,7 +150,7 @@ def test_two_rules_for_one_status_are_a_value_error_that_shows_it(first: Rule, s
     assert repr(first.status) in str(caught.value)
 
 
-def test_replace_puts_a_rule_in_the_place_of_the_old_one_and_new_ones_at_the_end() -> None:
+def test_replace_keeps_the_position_and_appends_new_rules() -> None:
     other, new = Rule("4xx", "other"), Rule(503, "new")
     changed = FULL.replace(new, other)
 
@@ -225,13 +225,13 @@ def test_a_book_survives_copying() -> None:
         *((failure, after, False) for failure in Failure for after in (None, 1.0)),
     ],
 )
-def test_429_is_a_rate_limit_and_503_where_it_says_when_to_come_back(
+def test_429_is_a_rate_limit_and_503_with_retry_after_too(
     outcome: Outcome, retry_after: float | None, limit: bool
 ) -> None:
     assert is_rate_limit(outcome, retry_after) is limit
 
 
-def test_a_book_says_by_which_header_the_api_knows_a_write() -> None:
+def test_a_book_names_the_idempotency_header() -> None:
     assert RuleBook().idempotency_key == "Idempotency-Key"
     none = RuleBook(Rule(429), idempotency_key=None)
     assert none != RuleBook(Rule(429))

@@ -41,7 +41,7 @@ SEEDS = pytest.mark.parametrize("seeds", [2, pytest.param(20, marks=pytest.mark.
 
 @SEEDS
 @JITTERS
-def test_each_of_four_paths(jitter: float, seeds: int) -> None:
+def test_each_of_four_paths_has_its_own_limit(jitter: float, seeds: int) -> None:
     for traffic, outcome in runs(
         seeds, lambda seed: Traffic(HUNDRED, CALLS, 1.0, 0.02, jitter, at_once=125, seed=seed)
     ):

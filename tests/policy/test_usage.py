@@ -28,19 +28,19 @@ def used(per: float, *log: list[float]) -> Usage:
 
 
 @pytest.mark.parametrize(("requests", "per"), [(0, 1), (-1, 1), (1.5, 1), (True, 1), ("1", 1), (None, 1)])
-def test_a_limit_is_of_whole_requests(requests: int, per: float) -> None:
+def test_a_limit_must_be_a_whole_number_of_requests(requests: int, per: float) -> None:
     with pytest.raises(ValueError, match=f"requests must be .* got {requests!r}"):
         Limit(requests, per)
 
 
 @pytest.mark.parametrize("per", [0, -1, math.inf, math.nan, None])
-def test_a_limit_is_for_some_time(per: float) -> None:
+def test_a_limit_must_have_a_positive_period(per: float) -> None:
     with pytest.raises(ValueError, match=f"per must be .* got {per!r}"):
         Limit(1, per)
 
 
 @pytest.mark.parametrize("number", [0, -1, 1.5, True, "1"])
-def test_so_many_at_a_time_is_a_whole_number(number: Any) -> None:
+def test_concurrent_must_be_a_whole_number(number: Any) -> None:
     with pytest.raises(ValueError, match=f"concurrent must be .* got {number!r}"):
         Limit(concurrent=number)
 
@@ -54,25 +54,25 @@ def test_so_many_at_a_time_is_a_whole_number(number: Any) -> None:
         {"concurrent": 1, "cost": lambda _: 1.0},
     ],
 )
-def test_a_limit_is_stated_in_one_way(limit: dict[str, Any]) -> None:
+def test_a_limit_must_be_stated_in_one_way(limit: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="requests and per, or concurrent, got "):
         Limit(**limit)
 
 
-def test_a_limit_shows_what_it_says() -> None:
+def test_the_repr_of_a_limit_shows_its_values() -> None:
     assert repr(Limit(60, per=60, scope=lambda _: "", key=lambda _: "")) == "Limit(60, per=60, key=..., scope=...)"
     assert repr(Limit(concurrent=5)) == "Limit(concurrent=5)"
 
 
 @pytest.mark.parametrize(("passed", "number", "seconds"), [(5, 0, 59.0), (9, 0, 59.0), (2, 3, 59.0), (0, 9, None)])
-def test_nothing_goes_where_more_than_the_limit_has_passed(passed: int, number: int, seconds: float | None) -> None:
+def test_no_attempt_is_sent_while_the_limit_is_exceeded(passed: int, number: int, seconds: float | None) -> None:
     """By another process, which did not know of it."""
     usage = used(60, [1000.0, 1009.0, passed]) if passed else Usage()
     assert wait_for(usage, 1010.0, in_flight(number), (Limit(5, 60.0),), 1.0) == Wait(seconds, blocked=False)
     assert take(usage, 1010.0, in_flight(number), (Limit(5, 60.0),), 1.0) == Wait(seconds, blocked=False)
 
 
-def test_a_wait_is_never_of_no_time_at_all() -> None:
+def test_a_wait_is_never_zero() -> None:
     """A rounding error must not make it ask again at the same moment for ever."""
     moment, per, now = 468.8281224541568, 60.1, 528.9281224541568
     assert moment > now - per
@@ -83,7 +83,7 @@ def test_a_wait_is_never_of_no_time_at_all() -> None:
     assert 0 < answer.seconds < 1e-3
 
 
-def test_the_longest_wait_of_several_limits_counts() -> None:
+def test_the_longest_wait_of_several_limits_applies() -> None:
     limits = Limit(2, per=1), Limit(5, per=60), Limit(concurrent=3)
     usage = Usage()
     for _ in range(5):
@@ -120,7 +120,7 @@ def test_a_request_waits_until_its_points_are_free(cost: float, points: float, s
     assert wait == (None if seconds == 0 else Wait(seconds, blocked=False))
 
 
-def test_what_is_left_of_each_limit() -> None:
+def test_uses_returns_the_rest_of_each_limit() -> None:
     limits = Limit(10, per=60), Limit(concurrent=3)
     assert uses(used(60, [0.0, 0.0, 4.0], [10.0, 10.0, 3.0]), 20.0, InFlight(2, 1.5), limits) == [
         StatedLimit(1.5, 10, 50.0, name="Limit(10, per=60)"),
@@ -129,7 +129,7 @@ def test_what_is_left_of_each_limit() -> None:
     assert uses(Usage(), 20.0, NONE, limits[:1]) == [StatedLimit(10, 10, name="Limit(10, per=60)")]
 
 
-def test_the_state_is_of_json_values_and_forgets_what_no_longer_counts() -> None:
+def test_the_usage_state_is_json_and_drops_expired_entries() -> None:
     limits = Limit(64, per=64), Limit(1000, per=640)
     usage = Usage()
     for moment in range(1000):
@@ -149,7 +149,7 @@ def test_the_state_is_of_json_values_and_forgets_what_no_longer_counts() -> None
     number=st.integers(0, 12),
     ahead=st.integers(0, 40),
 )
-def test_the_earliest_moment_is_the_one_of_a_server_that_answers_at_once(
+def test_the_earliest_time_assumes_an_immediate_answer(
     requests: int, passed: list[float], number: int, ahead: int
 ) -> None:
     """No call is told that its permit comes too late when it might not."""
@@ -185,7 +185,7 @@ def test_the_earliest_moment_is_the_one_of_a_server_that_answers_at_once(
         (8, 2, 120.0),
     ],
 )
-def test_the_earliest_moment_by_what_has_passed(ahead: int, number: int, seconds: float) -> None:
+def test_the_earliest_time_depends_on_passed_attempts(ahead: int, number: int, seconds: float) -> None:
     usage = used(60, [-45.0, -41.0, 9], [-1.0, 0.0, 3], [10.0, 10.0, 2])
     assert earliest(usage, 20.0, in_flight(number), (Limit(5, 60.0), Limit(concurrent=1)), ahead) == seconds
 
@@ -193,5 +193,5 @@ def test_the_earliest_moment_by_what_has_passed(ahead: int, number: int, seconds
 @pytest.mark.parametrize(
     ("ahead", "seconds"), [(0, 0.0), (1, 0.0), (2, 40.0), (4, 40.0), (5, 60.0), (7, 100.0), (11, 120.0)]
 )
-def test_the_earliest_moment_where_some_may_go_at_once(ahead: int, seconds: float) -> None:
+def test_the_earliest_time_allows_several_at_once(ahead: int, seconds: float) -> None:
     assert earliest(used(60, [-1.0, 0.0, 3]), 20.0, NONE, (Limit(5, 60.0),), ahead) == seconds
