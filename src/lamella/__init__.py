@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     )
     from lamella.scope import deadline, options
     from lamella.stacking import At, stack
-    from lamella.store import MemoryStore, RedisStore, Store
+    from lamella.store import MemoryStore, PostgresStore, RedisStore, Store
     from lamella.sync import Source, pages, records
     from lamella.telemetry.attempt_span import AttemptSpan
     from lamella.telemetry.call_span import RequestSpan
@@ -109,6 +109,7 @@ __all__ = [
     "NotFound",
     "Outcome",
     "PerCall",
+    "PostgresStore",
     "ProxyRefused",
     "RateLimited",
     "RedisStore",
@@ -182,6 +183,7 @@ _MODULES: Final = {
     "Limit": "lamella.throttle",
     "StatedLimit": "lamella.throttle",
     "MemoryStore": "lamella.store",
+    "PostgresStore": "lamella.store",
     "RedisStore": "lamella.store",
     "MethodNotAllowed": "lamella.errors",
     "NotFound": "lamella.errors",

@@ -1,18 +1,61 @@
-"""The Redis that `make fleet` has started; without it nothing is collected here."""
+"""The Redis and the PostgreSQL that `make fleet` has started; without them nothing is collected here."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from scripts.fleet import Postgres, Redis, Server
 from tests import environment  # noqa: F401 - to clean it, as tests/conftest.py does in other runs
+from tests.fleet.places import PostgresPlace, RedisPlace
 
-_REDIS = "LAMELLA_REDIS_URL"
+_REDIS, _POSTGRES = "LAMELLA_REDIS_URL", "LAMELLA_POSTGRES_URL"
 
-collect_ignore = [] if os.environ.get(_REDIS) else ["test_redis.py", "test_processes.py"]
+collect_ignore = [] if os.environ.get(_REDIS) else ["test_stores.py", "test_postgres.py", "test_processes.py"]
 
 
 @pytest.fixture
-def redis_url() -> str:
-    """The address of a Redis that nobody else uses."""
-    return os.environ[_REDIS]
+async def redis_place() -> AsyncIterator[RedisPlace]:
+    """A Redis that nobody else uses."""
+    async with RedisPlace(os.environ[_REDIS]) as place:
+        yield place
+
+
+@pytest.fixture
+async def postgres_place() -> AsyncIterator[PostgresPlace]:
+    """A PostgreSQL that nobody else uses."""
+    async with PostgresPlace(os.environ[_POSTGRES]) as place:
+        yield place
+
+
+@pytest.fixture(params=["redis", "postgres"])
+async def place(request: pytest.FixtureRequest) -> AsyncIterator[RedisPlace | PostgresPlace]:
+    """Each of the two."""
+    kind, url = (RedisPlace, _REDIS) if request.param == "redis" else (PostgresPlace, _POSTGRES)
+    async with kind(os.environ[url]) as place:
+        yield place
+
+
+@pytest.fixture(scope="module", params=[Redis, Postgres], ids=["redis", "postgres"])
+def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server of either kind."""
+    with request.param() as server:
+        yield server
+
+
+@pytest.fixture
+def server(own_server: Server) -> Iterator[Server]:
+    """A server of either kind that a test may freeze and kill."""
+    yield own_server
+    own_server.thaw()
+    own_server.start()
+
+
+@pytest.fixture
+async def own_place(server: Server) -> AsyncIterator[RedisPlace | PostgresPlace]:
+    """What stores share on that server."""
+    kind = RedisPlace if isinstance(server, Redis) else PostgresPlace
+    async with kind(server.url) as place:
+        yield place
+        server.thaw()

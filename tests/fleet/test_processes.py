@@ -1,4 +1,4 @@
-"""A fleet of processes against a server with a limit, with a real Redis between them."""
+"""A fleet of processes against a server with a limit, with a real store between them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import aiohttp
-import pytest
 from aiohttp import web
+from tests.fleet.places import Place, RedisPlace, store_of
 
-from lamella import Backoff, Limit, RedisStore, Rule, RuleBook, stack
+from lamella import Backoff, Limit, Rule, RuleBook, stack
 from lamella.testing import FixedWindow
 
 REQUESTS, PER = 20, 1.0
@@ -23,12 +23,12 @@ RULES = RuleBook(Rule(429, retry=Backoff(initial=1, maximum=60)))
 PROCESS_SECONDS = 60.0
 
 
-def call(url: str, redis_url: str, calls: int, pipe: Connection) -> None:
+def call(url: str, store_url: str, calls: int, pipe: Connection) -> None:
     """Be one of the processes: make so many calls when told to, and say how many were lost."""
-    pipe.send(asyncio.run(_call(url, redis_url, calls, pipe)))
+    pipe.send(asyncio.run(_call(url, store_url, calls, pipe)))
 
 
-async def _call(url: str, redis_url: str, calls: int, pipe: Connection) -> int:
+async def _call(url: str, store_url: str, calls: int, pipe: Connection) -> int:
     lost, numbers = 0, iter(range(calls))
 
     async def some(session: aiohttp.ClientSession) -> None:
@@ -40,7 +40,7 @@ async def _call(url: str, redis_url: str, calls: int, pipe: Connection) -> int:
             except aiohttp.ClientError:
                 lost += 1
 
-    async with RedisStore(redis_url) as store:
+    async with store_of(store_url) as store:
         layers = stack(RULES, account=lambda _: "one", store=store, limits=Limit(REQUESTS, per=PER))
         async with aiohttp.ClientSession(middlewares=layers) as session:
             pipe.send("ready")
@@ -66,7 +66,7 @@ class Server:
 
 
 async def run(
-    server: Server, redis_url: str, *, processes: int, calls: int, meanwhile: Callable[[list[Any]], Any] | None = None
+    server: Server, store_url: str, *, processes: int, calls: int, meanwhile: Callable[[list[Any]], Any] | None = None
 ) -> list[int | None]:
     """Return how many calls each process has lost. None: it was killed."""
     application = web.Application()
@@ -77,7 +77,7 @@ async def run(
     url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(processes)]
-    started = [context.Process(target=call, args=(url, redis_url, calls, theirs), daemon=True) for _, theirs in pipes]
+    started = [context.Process(target=call, args=(url, store_url, calls, theirs), daemon=True) for _, theirs in pipes]
     try:
         for process in started:
             process.start()
@@ -106,21 +106,13 @@ def _result(pipe: Connection) -> int | None:
         return None
 
 
-@pytest.fixture(autouse=True)
-async def empty(redis_url: str) -> None:
-    from redis.asyncio import Redis
-
-    async with Redis.from_url(redis_url) as client:
-        await client.flushall()
-
-
-async def test_a_stated_limit_is_kept_to_by_all(redis_url: str) -> None:
+async def test_a_stated_limit_is_kept_to_by_all(place: Place) -> None:
     server = Server()
-    assert await run(server, redis_url, processes=4, calls=40) == [0] * 4
+    assert await run(server, place.url, processes=4, calls=40) == [0] * 4
     assert (server.came, server.refused) == (160, 0)
 
 
-async def test_if_one_is_killed_the_others_go_on(redis_url: str) -> None:
+async def test_if_one_is_killed_the_others_go_on(redis_place: RedisPlace) -> None:
     server = Server()
 
     async def kill(started: list[Any]) -> None:
@@ -128,22 +120,19 @@ async def test_if_one_is_killed_the_others_go_on(redis_url: str) -> None:
             await asyncio.sleep(0.01)
         os.kill(started[0].pid, signal.SIGKILL)
 
-    lost = await run(server, redis_url, processes=3, calls=40, meanwhile=kill)
+    lost = await run(server, redis_place.url, processes=3, calls=40, meanwhile=kill)
     assert lost == [None, 0, 0]
     assert server.refused == 0
 
 
-async def test_a_redis_that_forgets_everything_loses_no_call(redis_url: str) -> None:
-    from redis.asyncio import Redis
-
+async def test_a_store_that_forgets_everything_loses_no_call(place: Place) -> None:
     server = Server()
 
     async def forget(_: list[Any]) -> None:
-        async with Redis.from_url(redis_url) as client:
-            for times in (1, 2, 3):
-                while server.came < 2 * times * REQUESTS:  # noqa: ASYNC110 - as above
-                    await asyncio.sleep(0.01)
-                await client.flushall()
+        for times in (1, 2, 3):
+            while server.came < 2 * times * REQUESTS:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+            await place.forget()
 
-    assert await run(server, redis_url, processes=4, calls=40, meanwhile=forget) == [0] * 4
+    assert await run(server, place.url, processes=4, calls=40, meanwhile=forget) == [0] * 4
     assert server.came <= 160 * 1.03

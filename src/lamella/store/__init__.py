@@ -2,7 +2,8 @@
 
 from lamella.store.memory import MemoryStore
 from lamella.store.network import NetworkStore
+from lamella.store.postgres import PostgresStore
 from lamella.store.protocol import Store
 from lamella.store.redis import RedisStore
 
-__all__ = ["MemoryStore", "NetworkStore", "RedisStore", "Store"]
+__all__ = ["MemoryStore", "NetworkStore", "PostgresStore", "RedisStore", "Store"]

@@ -125,9 +125,9 @@ class NetworkStore(ABC):
                 return
             self._failed = None
             self._set_clock(replies[-1].server, began, loop.time())
-            for (_, done), reply in zip(batch, replies, strict=True):
+            for (swap, done), reply in zip(batch, replies, strict=True):
                 if not done.done():
-                    done.set_result(reply)
+                    done.set_result(_done_before(swap, reply))
 
     async def _patiently(self, swaps: Sequence[Swap]) -> list[Swapped]:
         sending = asyncio.get_running_loop().create_task(self.send(swaps))
@@ -191,3 +191,10 @@ class NetworkStore(ABC):
         """Return the time of a state. It never goes back, although the store's clock may."""
         now = asyncio.get_running_loop().time() + (self.ahead or 0.0)
         return clock if server is None else clock + max(now - server, 0.0)
+
+
+def _done_before(swap: Swap, reply: Swapped) -> Swapped:
+    """Return *reply*, or that the swap was done: it may have been sent twice because an answer was lost."""
+    if swap.replacement is not None and not reply.done and reply.version == swap.replacement[:VERSION]:
+        return reply._replace(done=True, state="")
+    return reply

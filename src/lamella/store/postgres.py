@@ -1,0 +1,178 @@
+"""``PostgresStore``: states in PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from lamella.store.network import VERSION, NetworkStore, Swap, Swapped
+
+_URLS: Final = ("postgresql://", "postgres://")
+_TABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}(\.[A-Za-z_][A-Za-z0-9_]{0,62})?")
+_LOCK: Final = 7_233_176_210_117  # the advisory lock of those who create the table: any number of our own
+_SHARES: Final = 10.0  # removals of expired states within a ttl
+_REMOVED: Final = 1000  # states that are removed at once
+_TRIES: Final = 5
+_CLOSE: Final = 1.0  # seconds
+
+# Without TOAST, which would need a vacuum, and with room in each page for the next version of a state.
+_CREATE: Final = """
+SELECT pg_advisory_xact_lock({lock});
+CREATE UNLOGGED TABLE IF NOT EXISTS {table} (
+  key text COLLATE "C" PRIMARY KEY, version text NOT NULL, state text NOT NULL, until timestamptz NOT NULL
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 1000);
+ALTER TABLE {table} ALTER COLUMN state SET STORAGE MAIN
+"""
+
+# It locks the rows in the order of their keys, and inserts in this order when it has locked all: two never deadlock.
+_SWAP: Final = """
+WITH wanted AS MATERIALIZED (
+  SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY
+    AS wanted (key, seen, version, state, place)
+), locked AS MATERIALIZED (
+  SELECT key, version, state, until FROM {table} WHERE key = ANY($1) ORDER BY key FOR UPDATE
+), has AS MATERIALIZED (
+  SELECT key, CASE WHEN until > clock_timestamp() THEN version ELSE '' END AS version, state FROM locked
+), updated AS (
+  UPDATE {table} AS stored
+  SET version = wanted.version, state = wanted.state, until = clock_timestamp() + make_interval(secs => $5)
+  FROM wanted JOIN has ON has.key = wanted.key AND has.version = wanted.seen
+  WHERE stored.key = wanted.key AND wanted.version <> ''
+  RETURNING stored.key
+), inserted AS (
+  INSERT INTO {table} (key, version, state, until)
+  SELECT key, version, state, clock_timestamp() + make_interval(secs => $5) FROM wanted
+  WHERE seen = '' AND version <> '' AND key NOT IN (SELECT key FROM locked) ORDER BY key
+  ON CONFLICT DO NOTHING
+  RETURNING key
+), done AS (SELECT key FROM updated UNION ALL SELECT key FROM inserted)
+SELECT done.key IS NOT NULL, coalesce(has.version, ''),
+  CASE WHEN done.key IS NULL AND has.version <> '' THEN has.state ELSE '' END,
+  extract(epoch FROM clock_timestamp())::float8
+FROM wanted LEFT JOIN done ON done.key = wanted.key LEFT JOIN has ON has.key = wanted.key
+ORDER BY wanted.place
+"""
+
+_REMOVE: Final = """
+DELETE FROM {table} WHERE key = ANY(ARRAY(
+  SELECT key FROM {table} WHERE until < clock_timestamp() LIMIT {removed} FOR UPDATE SKIP LOCKED
+))
+"""
+
+
+class PostgresStore(NetworkStore):
+    """Keeps states in PostgreSQL 12 or later, for the processes of many machines.
+
+    Each state is one row, under a hash that holds no credential. The table is unlogged: PostgreSQL empties it after a
+    crash, and the processes restore what they have seen. It is created when it is first needed. The store's clock is
+    that of the server. A process has one connection. Close it by `aclose`, or use it as ``async with
+    PostgresStore(dsn) as store``.
+
+    Args:
+        dsn: ``postgresql://…`` or ``postgres://…``, as asyncpg takes it.
+        table: The table, with its schema if that is not the first of the search path: ``"schema.table"``.
+        ttl: Seconds for which an unused state is kept.
+
+    Raises:
+        ImportError: asyncpg is not installed: it comes with the extra ``postgres``.
+        ValueError: *dsn* or *table* is of another kind, or *ttl* is not greater than 0.
+    """
+
+    def __init__(self, dsn: str, *, table: str = "lamella", ttl: float = 3600.0) -> None:
+        try:
+            import asyncpg
+        except ImportError:
+            raise ImportError("PostgresStore needs asyncpg: install lamella[postgres]") from None
+        super().__init__(ttl=ttl)
+        if not dsn.startswith(_URLS):
+            raise ValueError(f"dsn must begin with {' or '.join(_URLS)}")  # it may hold a password
+        if not _TABLE.fullmatch(table):
+            raise ValueError(f"table must be a name, or schema.name, of letters, digits and _, got {table!r}")
+        self._asyncpg: Any = asyncpg
+        self._dsn = dsn
+        self._table = table
+        self._connection: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._remove_at = 0.0  # by the loop's clock
+        quoted = ".".join(f'"{part}"' for part in table.split("."))
+        self._create = _CREATE.format(table=quoted, lock=_LOCK)
+        self._swap = _SWAP.format(table=quoted)
+        self._remove = _REMOVE.format(table=quoted, removed=_REMOVED)
+
+    async def _connected(self) -> Any:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop or self._connection is None or self._connection.is_closed():
+            self._loop, self._connection = loop, None  # a connection belongs to one loop
+            self._connection = await self._asyncpg.connect(self._dsn)
+            self._remove_at = loop.time() + self.ttl / _SHARES * random.random()  # not all processes at once
+        return self._connection
+
+    async def send(self, swaps: Sequence[Swap]) -> list[Swapped]:
+        """Send *swaps* in one statement."""
+        lost = self._asyncpg.PostgresConnectionError, self._asyncpg.InterfaceError, ConnectionError
+        was_open = self._connection is not None
+        try:
+            return await self._send(swaps)
+        except lost:
+            if not was_open:
+                raise
+            return await self._send(swaps)  # the connection was closed while it was idle
+
+    async def _send(self, swaps: Sequence[Swap]) -> list[Swapped]:
+        connection = await self._connected()
+        try:
+            # One for each key: a swap of a later one does not see what an earlier one of the same statement has done.
+            chosen = {swap.key: swap for swap in swaps if swap.replacement is None}
+            chosen |= {swap.key: swap for swap in reversed(swaps) if swap.replacement is not None}
+            rows = await self._fetch(connection, list(chosen.values()))
+            if asyncio.get_running_loop().time() >= self._remove_at:
+                self._remove_at = asyncio.get_running_loop().time() + self.ttl / _SHARES
+                await connection.execute(self._remove)
+        except BaseException:
+            self._connection = None
+            connection.terminate()  # what it waits for would come as the answer to something else
+            raise
+        found = {swap.key: Swapped(*row) for swap, row in zip(chosen.values(), rows, strict=True)}
+        return [_swapped(swap, chosen[swap.key], found[swap.key]) for swap in swaps]
+
+    async def _fetch(self, connection: Any, swaps: Sequence[Swap]) -> Any:
+        keys, seen = [swap.key for swap in swaps], [swap.version for swap in swaps]
+        new = [swap.replacement or "" for swap in swaps]
+        versions, states = [each[:VERSION] for each in new], [each[VERSION:] for each in new]
+        for _ in range(_TRIES - 1):
+            try:
+                return await connection.fetch(self._swap, keys, seen, versions, states, self.ttl)
+            except self._asyncpg.UndefinedTableError:
+                await connection.execute(self._create)
+            except self._asyncpg.TransactionRollbackError:
+                pass  # the database isolates transactions more than the statement needs
+        return await connection.fetch(self._swap, keys, seen, versions, states, self.ttl)
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        connection, self._connection, self._loop = self._connection, None, None
+        if connection is not None:
+            with suppress(Exception):  # the server does not answer: the connection is cut off
+                await connection.close(timeout=_CLOSE)
+
+    async def __aenter__(self) -> PostgresStore:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"PostgresStore(table={self._table!r}, ttl={self.ttl:g})"
+
+
+def _swapped(swap: Swap, sent: Swap, found: Swapped) -> Swapped:
+    """Return the result of *swap*, where *sent* was sent for all with its key and has *found* a state."""
+    if swap is sent and found.done:
+        return found._replace(version=(swap.replacement or "")[:VERSION], state="")
+    if found.done and sent.replacement is not None:
+        return Swapped(False, sent.replacement[:VERSION], sent.replacement[VERSION:], found.server)
+    return found

@@ -1,0 +1,102 @@
+"""What stores of either kind share, for tests that do the same with both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lamella import PostgresStore, RedisStore
+
+__all__ = ["Place", "PostgresPlace", "RedisPlace", "store_of"]
+
+
+def store_of(url: str) -> RedisStore | PostgresStore:
+    """Return the store for an address."""
+    return RedisStore(url) if url.startswith("redis:") else PostgresStore(url)
+
+
+class RedisPlace:
+    """A Redis, empty at first."""
+
+    def __init__(self, url: str) -> None:
+        from redis.asyncio import Redis
+
+        self.url = url
+        self.client: Any = Redis.from_url(url, decode_responses=True)
+
+    async def __aenter__(self) -> RedisPlace:
+        await self.forget()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.aclose()
+
+    def store(self, *, ttl: float = 3600.0) -> RedisStore:
+        """Return a store of one process."""
+        return RedisStore(self.url, ttl=ttl)
+
+    async def forget(self) -> None:
+        """Lose all states."""
+        await self.client.flushall()
+        await self.client.script_flush()
+
+    async def lifetime(self, key: str) -> float:
+        """Return the seconds for which the state is kept."""
+        return float(await self.client.pttl(f"lamella:{key}")) / 1000
+
+    async def expire(self, key: str) -> None:
+        """Let the state expire now."""
+        await self.client.pexpire(f"lamella:{key}", 0)
+
+    async def keys(self) -> list[str]:
+        """Return the keys of all states."""
+        return [key.removeprefix("lamella:") for key in await self.client.keys()]
+
+
+class PostgresPlace:
+    """A PostgreSQL, without the table at first."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    async def __aenter__(self) -> PostgresPlace:
+        await self.ask("DROP TABLE IF EXISTS lamella")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Nothing is open."""
+
+    def store(self, *, ttl: float = 3600.0) -> PostgresStore:
+        """Return a store of one process."""
+        return PostgresStore(self.url, ttl=ttl)
+
+    async def ask(self, statement: str, *values: object) -> list[Any]:
+        """Return the first column of the rows of a statement."""
+        import asyncpg
+
+        connection = await asyncpg.connect(self.url)
+        try:
+            return [row[0] for row in await connection.fetch(statement, *values)]
+        finally:
+            await connection.close()
+
+    async def forget(self) -> None:
+        """Lose all states, as after a crash."""
+        if await self.ask("SELECT to_regclass('lamella')") != [None]:
+            await self.ask("TRUNCATE lamella")
+
+    async def lifetime(self, key: str) -> float:
+        """Return the seconds for which the state is kept."""
+        seconds = "SELECT extract(epoch FROM until - clock_timestamp())::float8 FROM lamella WHERE key = $1"
+        [left] = await self.ask(seconds, key)
+        return float(left)
+
+    async def expire(self, key: str) -> None:
+        """Let the state expire now."""
+        await self.ask("UPDATE lamella SET until = clock_timestamp() WHERE key = $1", key)
+
+    async def keys(self) -> list[str]:
+        """Return the keys of all states."""
+        return await self.ask("SELECT key FROM lamella")
+
+
+Place = RedisPlace | PostgresPlace

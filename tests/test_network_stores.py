@@ -1,0 +1,80 @@
+"""Stores on a network: how they are made, and what no server is needed for. tests/fleet has real servers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+from tests.local_store import Database, LocalStore
+
+from lamella import PostgresStore, RedisStore
+from lamella.store.network import NetworkStore, Swap, Swapped
+
+SECRET = "zq-pa55word"
+
+
+@dataclass
+class Tally:
+    count: int = 0
+
+
+def add(tally: Tally, _now: float, number: int) -> int:
+    tally.count += number
+    return tally.count
+
+
+class SendsTwice(LocalStore):
+    """Has lost each answer once, and sent the swaps again."""
+
+    async def send(self, swaps: Sequence[Swap]) -> list[Swapped]:
+        await super().send(swaps)
+        return await super().send(swaps)
+
+
+async def test_a_swap_that_is_sent_twice_is_done_once() -> None:
+    store = SendsTwice(Database())
+    assert [await store.update("key", Tally, add, 1) for _ in range(3)] == [1, 2, 3]
+    assert (await store.swap("another", "", "state")).done
+
+
+@pytest.mark.parametrize(
+    ("make", "package", "extra"),
+    [
+        (lambda: RedisStore("redis://redis.example"), "redis.asyncio.connection", "redis"),
+        (lambda: PostgresStore("postgresql://postgres.example/states"), "asyncpg", "postgres"),
+    ],
+    ids=["redis", "postgres"],
+)
+def test_a_client_that_is_not_installed_is_named_with_its_extra(
+    make: Callable[[], NetworkStore], package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"install lamella\[{extra}\]$"):
+        make()
+
+
+@pytest.mark.parametrize("dsn", [f"mysql://user:{SECRET}@db.example", f"user={SECRET}", ""])
+def test_a_dsn_of_another_kind_is_refused_and_not_shown(dsn: str) -> None:
+    with pytest.raises(ValueError, match=r"^dsn must begin with postgresql:// or postgres://$"):
+        PostgresStore(dsn)
+
+
+@pytest.mark.parametrize("table", ["", "a b", 'a"b', "a.b.c", ".a", "a.", "1a", "a" * 64, "größe"])
+def test_a_table_must_be_a_name(table: str) -> None:
+    with pytest.raises(ValueError, match=r"^table must be a name, or schema\.name, of letters, digits and _, got "):
+        PostgresStore("postgresql://", table=table)
+
+
+@pytest.mark.parametrize("ttl", [0.0, -1.0, float("nan")])
+def test_a_ttl_must_be_positive(ttl: float) -> None:
+    with pytest.raises(ValueError, match=r"^ttl must be "):
+        PostgresStore("postgresql://", ttl=ttl)
+
+
+def test_a_store_shows_what_is_no_secret() -> None:
+    store = PostgresStore(f"postgresql://user:{SECRET}@db.example", table="of_mine.states", ttl=60)
+    assert repr(store) == "PostgresStore(table='of_mine.states', ttl=60)"
+    assert repr(RedisStore(f"redis://user:{SECRET}@redis.example")) == "RedisStore(prefix='lamella:', ttl=3600)"
