@@ -111,7 +111,7 @@ WITH_RETRY: dict[str, Callable[[], Layers]] = {
 
 @pytest.mark.parametrize("layers", WITH_RETRY.values(), ids=WITH_RETRY)
 @pytest.mark.parametrize("method", ["GET", "PUT"])
-async def test_the_next_attempt_brings_the_cookie_that_came_with_the_failed_one(
+async def test_the_next_attempt_sends_the_cookie_of_the_failed_one(
     serve: Serve, layers: Callable[[], Layers], method: str
 ) -> None:
     door = Door()
@@ -124,7 +124,7 @@ async def test_the_next_attempt_brings_the_cookie_that_came_with_the_failed_one(
     assert door.seen == [None, "sid=new", "sid=new"]
 
 
-async def test_the_attempt_after_a_rate_limit_brings_it_as_well(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_the_attempt_after_a_rate_limit_sends_its_cookie(serve: Serve, virtual_time: VirtualClock) -> None:
     door = Door(status=429)
     url = named(await serve(door))
     async with session((Retry(RULES), Throttle(RULES), Classify(RULES))) as client, client.post(url) as response:
@@ -132,7 +132,7 @@ async def test_the_attempt_after_a_rate_limit_brings_it_as_well(serve: Serve, vi
     assert door.seen == [None, "sid=new"]
 
 
-async def test_what_another_call_has_put_into_the_jar_meanwhile_is_sent(serve: Serve) -> None:
+async def test_a_cookie_stored_by_another_call_in_the_meantime_is_sent(serve: Serve) -> None:
     """All calls begin with the old cookie, which must not be taken for the request's own."""
     seen: list[str | None] = []
     all_there = asyncio.Event()
@@ -181,7 +181,7 @@ FINAL: dict[str, tuple[Callable[[], Layers], type[LamellaError]]] = {
 
 
 @pytest.mark.parametrize(("layers", "error"), FINAL.values(), ids=FINAL)
-async def test_a_cookie_that_came_with_a_final_error_is_there_for_the_next_call(
+async def test_the_cookie_of_a_final_error_is_sent_by_the_next_call(
     serve: Serve, layers: Callable[[], Layers], error: type[LamellaError]
 ) -> None:
     door = Door(status=404)
@@ -205,7 +205,7 @@ BROKEN: dict[str, tuple[Connection, Layers, type[LamellaError]]] = {
 
 
 @pytest.mark.parametrize(("connection", "layers", "error"), BROKEN.values(), ids=BROKEN)
-async def test_a_cookie_whose_answer_was_truncated_is_there_for_the_next_call(
+async def test_the_cookie_of_a_truncated_response_is_sent_by_the_next_call(
     serve_raw: ServeRaw, virtual_time: VirtualClock, connection: Connection, layers: Layers, error: type[LamellaError]
 ) -> None:
     url = named(await serve_raw(connection))
@@ -215,7 +215,7 @@ async def test_a_cookie_whose_answer_was_truncated_is_there_for_the_next_call(
         assert in_jar(client, url) == {"sid": "new"}
 
 
-async def test_a_call_that_is_cancelled_while_it_reads_has_its_cookie_in_the_jar(serve_raw: ServeRaw) -> None:
+async def test_a_call_cancelled_while_reading_stores_its_cookie(serve_raw: ServeRaw) -> None:
     arrived = asyncio.Event()
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -331,7 +331,7 @@ CASES: dict[str, Case] = {
 @pytest.mark.parametrize(
     "layers", [lambda: (Retry(RULES),), lambda: (together(stack(RULES)),)], ids=["Retry", "all as one"]
 )
-async def test_the_second_attempt_sends_what_the_second_call_of_bare_aiohttp_does(
+async def test_the_second_attempt_sends_the_cookies_of_a_second_bare_call(
     serve: Serve, case: Case, layers: Callable[[], Layers]
 ) -> None:
     bare = await case.seen(serve, (), calls=2)
@@ -349,7 +349,7 @@ async def test_a_cookie_of_an_explicit_header_stays_the_requests_own(serve: Serv
     assert door.seen == ["sid=own", "sid=own"]
 
 
-async def test_what_other_middlewares_do_to_the_header_stays(serve: Serve) -> None:
+async def test_cookie_header_changes_by_other_middlewares_are_kept(serve: Serve) -> None:
     door = Door()
 
     async def adds(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -381,7 +381,7 @@ async def test_a_credential_in_the_cookie_header_stays(serve: Serve) -> None:
 # Redirects, connections that break.
 
 
-async def test_at_each_hop_of_a_redirect(serve: Serve) -> None:
+async def test_cookies_are_stored_at_each_redirect_hop(serve: Serve) -> None:
     seen: list[tuple[str, str | None]] = []
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -401,7 +401,7 @@ async def test_at_each_hop_of_a_redirect(serve: Serve) -> None:
     assert seen == [("/a", None), ("/a", "c1=x"), ("/b", "c1=x; c2=x"), ("/b", "c1=x; c2=x; c3=x")]
 
 
-async def test_what_a_hop_to_another_host_gives_is_not_sent_to_the_first(serve: Serve) -> None:
+async def test_the_cookie_of_another_host_is_not_sent_to_the_first(serve: Serve) -> None:
     seen: dict[str, list[str | None]] = {"a.test": [], "b.test": []}
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -420,7 +420,7 @@ async def test_what_a_hop_to_another_host_gives_is_not_sent_to_the_first(serve: 
     assert seen == {"a.test": [None, None], "b.test": [None, "sid=of-b", "sid=of-b"]}
 
 
-async def test_after_a_connection_that_broke_it_sends_what_the_jar_holds_by_then(serve_raw: ServeRaw) -> None:
+async def test_the_attempt_after_a_broken_connection_sends_the_current_jar(serve_raw: ServeRaw) -> None:
     """The server closes a kept connection, and the next attempt follows at once."""
     seen: list[bytes] = []
 
@@ -467,7 +467,7 @@ class BadJar(aiohttp.CookieJar):
 
 @pytest.mark.parametrize("layers", WITH_RETRY.values(), ids=WITH_RETRY)
 @pytest.mark.parametrize("error", [KeyError("jar"), OSError("jar"), FileNotFoundError(2, "jar")], ids=repr)
-async def test_a_jar_that_cannot_be_written_ends_the_call_with_its_own_error(
+async def test_a_jar_that_fails_to_store_ends_the_call_with_its_error(
     serve: Serve, layers: Callable[[], Layers], error: Exception
 ) -> None:
     door = Door()
@@ -485,7 +485,7 @@ async def test_a_jar_that_cannot_be_written_ends_the_call_with_its_own_error(
     assert len(door.seen) == 2
 
 
-async def test_a_broken_body_does_not_hide_it(serve_raw: ServeRaw) -> None:
+async def test_a_broken_body_does_not_hide_an_error_of_the_jar(serve_raw: ServeRaw) -> None:
     error = PermissionError(13, "jar")
     for layers in ((Buffer(),), stack(RULES)):
         async with session(layers, BadJar(writes=error)) as client:
@@ -496,7 +496,7 @@ async def test_a_broken_body_does_not_hide_it(serve_raw: ServeRaw) -> None:
             assert not client.connector._acquired
 
 
-async def test_a_jar_that_cannot_be_read_again_ends_the_call_with_its_own_error(serve: Serve) -> None:
+async def test_a_jar_that_fails_to_read_ends_the_call_with_its_error(serve: Serve) -> None:
     door = Door()
     async with session((Retry(RULES), Classify(RULES)), BadJar(reads=OSError("jar"))) as client:
         with pytest.raises(OSError, match="jar") as caught:
@@ -505,7 +505,7 @@ async def test_a_jar_that_cannot_be_read_again_ends_the_call_with_its_own_error(
     assert len(door.seen) == 1
 
 
-async def test_a_cookie_is_shown_nowhere(serve: Serve, tracing: Tracing, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_message_shows_a_cookie(serve: Serve, tracing: Tracing, caplog: pytest.LogCaptureFixture) -> None:
     """Neither the one that was sent nor its replacements, even if the server's messages contain them."""
     caplog.set_level(logging.DEBUG)
     old, new, newer = "0ld-c00kie-4711", "n3w-c00kie-4712", "n3west-c00kie-4713"

@@ -96,7 +96,7 @@ ANSWERS: dict[str, list[Step]] = {
 }
 """What api.example.com answers to the code of a page, in turn; then always 200."""
 ELSEWHERE = {
-    "tutorial.md": "test_the_tutorial_does_what_it_says",
+    "tutorial.md": "test_the_tutorial_gives_the_stated_results",
     "how-to/testing.md": "test_the_tests_on_the_page_about_testing_pass",
     "how-to/dask.md": "tests/dask/test_page.py",
     "how-to/batch.md": "test_the_code_about_maesn_runs_against_the_sandbox",
@@ -169,7 +169,7 @@ async def run_program(code: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", RUN)
-async def test_the_code_of_a_page_does_what_it_says(
+async def test_the_code_on_each_page_gives_the_stated_result(
     name: str,
     serve: Serve,
     virtual_time: VirtualClock,
@@ -199,7 +199,7 @@ async def test_the_code_of_a_page_does_what_it_says(
     assert next(steps, None) is None, "there are answers left that the code does not ask for"
 
 
-async def test_the_tutorial_does_what_it_says(make_sandbox: MakeSandbox, serve: Serve) -> None:
+async def test_the_tutorial_gives_the_stated_results(make_sandbox: MakeSandbox, serve: Serve) -> None:
     """Against a sandbox that neither refuses nor fails, so that nothing waits."""
     sandbox, backend = await make_sandbox(), await serve(nothing)
     blocks = list(code_of(DOCS / "tutorial.md"))
@@ -260,7 +260,7 @@ def test_the_defaults_in_the_readme_are_those_of_the_layers() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_what_the_code_of_a_page_imports_from_lamella_exists(page: Path) -> None:
+def test_imports_in_the_code_of_the_docs_exist(page: Path) -> None:
     """Also where the code is a part of a program, and cannot run."""
     for code, _ in code_of(page):
         for node in ast.walk(compile(code, page.name, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)):
@@ -293,7 +293,7 @@ def test_the_tests_on_the_page_about_testing_pass(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-async def test_what_replaces_the_request_of_a_session_replaces_the_layers() -> None:
+async def test_a_mocked_session_request_bypasses_the_layers() -> None:
     answer = Mock(status=503)
     with patch.object(aiohttp.ClientSession, "_request", AsyncMock(return_value=answer)):
         async with aiohttp.ClientSession(middlewares=lamella.stack()) as session:
@@ -365,7 +365,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_each_link_leads_somewhere(page: Path) -> None:
+def test_each_link_has_a_target(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
         path, _, anchor = link.partition("#")
         if here := re.fullmatch(rf"{SOURCE}/(?:blob|tree|raw)/main/(.+)", path):
@@ -410,7 +410,7 @@ def test_the_page_of_the_command_line_has_each_option() -> None:
         assert listed == given - {"--help"}, name
 
 
-def test_the_tests_that_show_what_is_guaranteed_exist() -> None:
+def test_the_tests_named_by_the_guarantees_exist() -> None:
     page = (DOCS / "explanation" / "guarantees.md").read_text("utf-8")
     named = re.findall(r"`(tests/[\w/]+\.py)`", page)
     assert len(named) >= 10

@@ -77,7 +77,7 @@ asyncio.run(main())
 """
 
 
-def test_nothing_of_it_is_left_where_a_test_runs() -> None:
+def test_tests_run_in_a_clean_environment() -> None:
     """The conftest cleans before aiohttp and the SDK are imported, which read it then."""
     ran = subprocess.run(  # noqa: S603
         ["/bin/sh", "-c", 'umask 077; exec "$@"', "sh", sys.executable, "-c", PROGRAM],
@@ -114,14 +114,14 @@ def test_the_current_version_matches() -> None:
 @pytest.mark.parametrize(
     "name", ["LANG", "LC_ALL", "MAESN_", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTHON", "SOMETHING_NEW", "path"]
 )
-def test_what_is_not_known_to_be_needed_is_not_kept(name: str) -> None:
+def test_unneeded_environment_variables_are_removed(name: str) -> None:
     assert name not in cleaned({name: "x"})
 
 
 @pytest.mark.parametrize(
     "name", ["CI", "LAMELLA_CHROMIUM", "LD_LIBRARY_PATH", "PATH", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER"]
 )
-def test_what_is_needed_is_kept(name: str) -> None:
+def test_needed_environment_variables_are_kept(name: str) -> None:
     assert cleaned({name: "x"})[name] == "x"
 
 
@@ -148,5 +148,5 @@ def test_a_temporary_folder_is_kept_unless_the_path_of_a_socket_in_it_would_be_t
         ({"PY_COLORS": "1", "NO_COLOR": "1"}, "yes"),
     ],
 )
-def test_pytest_colors_what_it_shows_as_the_user_wants_it(environ: dict[str, str], color: str) -> None:
+def test_pytest_colours_follow_the_users_settings(environ: dict[str, str], color: str) -> None:
     assert color_of(environ) == color

@@ -107,7 +107,7 @@ SHOWN = {
         if "test_" not in path.name and path.stem not in ELSEWHERE
     ],
 )
-def test_an_example_shows_what_it_is_for(name: str) -> None:
+def test_each_example_prints_its_expected_output(name: str) -> None:
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-W", "error", EXAMPLES / name], capture_output=True, text=True, timeout=60, check=False
     )
@@ -117,7 +117,7 @@ def test_an_example_shows_what_it_is_for(name: str) -> None:
         assert text in done.stdout
 
 
-def test_the_fixtures_work_in_a_project_of_the_users_own(tmp_path: Path) -> None:
+def test_the_fixtures_work_in_another_project(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text((EXAMPLES / "test_with_pytest.py").read_text())
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", ".", "--rootdir", "."],

@@ -41,7 +41,7 @@ def is_gone(path: Path) -> bool:
     return False
 
 
-async def test_what_is_killed_is_gone_when_that_returns(tmp_path: Path) -> None:
+async def test_a_killed_process_is_gone_when_kill_returns(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     asked = 0
 
@@ -70,7 +70,7 @@ async def test_a_process_that_ends_normally_succeeded(tmp_path: Path) -> None:
         await completed(fails, tmp_path / "pid")
 
 
-async def test_who_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
+async def test_a_cancelled_caller_leaves_no_process(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     task = asyncio.create_task(completed(waits, path))
     while not has_begun(path):  # noqa: ASYNC110 - another process writes it

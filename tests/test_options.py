@@ -52,9 +52,7 @@ async def get(session: aiohttp.ClientSession, method: str = "GET") -> int:
         return response.status
 
 
-async def test_the_number_of_attempts_inside_and_the_stack_s_own_after_it(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_attempts_apply_inside_the_block_only(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Statuses(503, 503)
     async with client(await serve(server)) as session:
         with options(attempts=1), pytest.raises(ApiError) as caught:
@@ -64,7 +62,7 @@ async def test_the_number_of_attempts_inside_and_the_stack_s_own_after_it(
         assert len(server.requests) == 3
 
 
-async def test_a_write_may_be_sent_again(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_retry_writes_lets_a_write_be_repeated(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Statuses(503, 503)
     async with client(await serve(server)) as session:
         with pytest.raises(ApiError) as caught:
@@ -74,7 +72,7 @@ async def test_a_write_may_be_sent_again(serve: Serve, virtual_time: VirtualCloc
             assert await get(session, "POST") == 200
 
 
-async def test_each_attempt_has_the_time_of_its_own_call(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_attempt_timeout_applies_to_the_calls_of_the_block(serve: Serve, virtual_time: VirtualClock) -> None:
     ended: dict[str, tuple[str, float]] = {}
     async with client(await serve(Statuses(latency=20.0)), attempt_timeout=30.0) as session:
 
@@ -105,7 +103,7 @@ async def test_each_attempt_has_the_time_of_its_own_call(serve: Serve, virtual_t
     assert ended["usual"][1] == pytest.approx(20, abs=0.1)
 
 
-async def test_a_longer_time_than_the_stack_s_own(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_attempt_timeout_may_be_longer_than_the_stacks(serve: Serve, virtual_time: VirtualClock) -> None:
     async with client(await serve(Statuses(latency=100.0)), attempts=1) as session:
         with pytest.raises(AttemptTimeout):
             await get(session)
@@ -190,7 +188,7 @@ async def test_an_error_status_is_returned_and_a_lost_connection_is_raised(
             await get(session)
 
 
-async def test_rules_of_one_call(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_rules_apply_to_the_calls_of_the_block(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Statuses(404, 404)
     book = RuleBook(Rule(404, "Not There Yet", retry=Backoff(1, jitter=0)))
     async with client(await serve(server)) as session:
@@ -204,7 +202,7 @@ async def test_rules_of_one_call(serve: Serve, virtual_time: VirtualClock) -> No
         assert caught.value.stopped is StopReason.NOT_RETRYABLE
 
 
-async def test_the_inner_value_counts_and_the_outer_one_comes_back(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_an_inner_block_overrides_the_outer_one(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Statuses(*[503] * 100)
     async with client(await serve(server)) as session:
 
@@ -224,7 +222,7 @@ async def test_the_inner_value_counts_and_the_outer_one_comes_back(serve: Serve,
         assert await attempts_made() == 5
 
 
-async def test_tasks_started_inside_take_them_and_others_do_not(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_only_tasks_started_inside_inherit_options(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Statuses(*[503] * 100)
     async with client(await serve(server), retry_budget=None) as session:
 
@@ -241,7 +239,7 @@ async def test_tasks_started_inside_take_them_and_others_do_not(serve: Serve, vi
 
 
 @pytest.mark.parametrize("limit", [None, 100.0])
-async def test_a_token_request_takes_none_of_them(
+async def test_a_token_request_inherits_no_options(
     serve: Serve, virtual_time: VirtualClock, limit: float | None
 ) -> None:
     server = Statuses(503)
@@ -307,7 +305,7 @@ PLACES += ["on_attempt", "account", "limits", "auth", "when"]
 
 @pytest.mark.parametrize("total", [None, 300.0])
 @pytest.mark.parametrize("place", PLACES)
-async def test_a_task_that_a_call_starts_takes_none_of_them_and_no_deadline(
+async def test_a_task_started_by_a_call_inherits_no_options_or_deadline(
     serve: Serve, virtual_time: VirtualClock, place: str, total: float | None
 ) -> None:
     """As a refresher of tokens that begins with the first call: it goes on when the block has long ended."""
@@ -335,7 +333,7 @@ async def test_a_task_that_a_call_starts_takes_none_of_them_and_no_deadline(
 
 
 @pytest.mark.parametrize("slot", [Slot.REQUEST_SPAN, Slot.RETRY, Slot.THROTTLE, Slot.INNERMOST])
-async def test_they_and_the_deadline_reach_layers_in_a_task_of_a_middleware(
+async def test_options_and_deadline_reach_layers_in_a_middlewares_task(
     serve: Serve, virtual_time: VirtualClock, slot: Slot
 ) -> None:
     async def in_a_task(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -356,7 +354,7 @@ async def test_they_and_the_deadline_reach_layers_in_a_task_of_a_middleware(
         assert (caught.value.stopped, len(server.requests)) == (StopReason.ATTEMPTS_USED_UP, 2)
 
 
-async def test_they_hold_for_each_hop_of_a_redirect(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_options_apply_to_each_redirect_hop(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Statuses(503)
 
     async def redirect(request: web.Request) -> web.StreamResponse:
@@ -390,12 +388,12 @@ def test_a_bad_value_is_named_at_once(given: dict[str, Any], said: str) -> None:
         options(**given)
 
 
-def test_an_unknown_option_is_named_with_those_that_there_are() -> None:
+def test_the_error_for_an_unknown_option_names_all_options() -> None:
     with pytest.raises(TypeError, match=r"no option 'attempt', did you mean 'attempts'[?] Options: attempts, att"):
         options(attempt=3)  # type: ignore[call-arg]
 
 
-async def test_a_block_is_for_one_with_statement() -> None:
+async def test_a_block_can_be_entered_only_once() -> None:
     block = options(attempts=1)
     with block:
         pass
@@ -420,9 +418,7 @@ def test_each_option_has_a_layer() -> None:
 
 
 @pytest.mark.parametrize("name", NO_LAYER)
-async def test_an_option_whose_layer_the_session_lacks_is_an_error_before_anything_is_sent(
-    serve: Serve, name: str
-) -> None:
+async def test_an_option_without_its_layer_fails_before_sending(serve: Serve, name: str) -> None:
     server = Statuses()
     value, without, layer = NO_LAYER[name]
     alone = Throttle(RULES)
@@ -436,7 +432,7 @@ async def test_an_option_whose_layer_the_session_lacks_is_an_error_before_anythi
                 assert await get(session) == 200
 
 
-async def test_layers_count_across_other_middlewares(serve: Serve) -> None:
+async def test_layers_are_found_across_other_middlewares(serve: Serve) -> None:
     async def passes(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         return await handler(request)
 
@@ -460,7 +456,7 @@ async def test_layers_count_across_other_middlewares(serve: Serve) -> None:
             await get(session)
 
 
-async def test_layers_of_a_single_request(serve: Serve) -> None:
+async def test_options_apply_to_the_layers_of_a_single_request(serve: Serve) -> None:
     async with aiohttp.ClientSession(await serve(Statuses())) as session:
         with options(attempt_timeout=5):
             for middlewares in ((Retry(RULES), Timeout(60)), stack(RULES)):
@@ -470,7 +466,7 @@ async def test_layers_of_a_single_request(serve: Serve) -> None:
                 await session.get("/", middlewares=stack(RULES, attempt_timeout=None))
 
 
-async def test_a_block_around_calls_of_two_sessions(serve: Serve) -> None:
+async def test_a_block_applies_to_calls_of_two_sessions(serve: Serve) -> None:
     url = await serve(Statuses())
     async with client(url) as whole, client(url, attempt_timeout=None) as untimed:
         with options(attempts=2, attempt_timeout=5):

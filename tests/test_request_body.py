@@ -89,7 +89,7 @@ def files(tmp_path: Path) -> Iterator[Files]:
 @pytest.mark.sampled
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("kind", REPLAYABLE)
-async def test_what_is_said_to_be_replayable_is_read_twice(serve: Serve, files: Files, kind: str, option: str) -> None:
+async def test_a_replayable_body_can_be_read_twice(serve: Serve, files: Files, kind: str, option: str) -> None:
     make, expected = REPLAYABLE[kind]
     twice, server = Twice(), Recorder()
     async with aiohttp.ClientSession(middlewares=(twice,)) as session, asyncio.timeout(5):
@@ -224,7 +224,9 @@ async def test_a_file_that_a_thread_still_reads_from_is_not_sent_again(
 
 
 @pytest.mark.parametrize("total", [None, 60.0], ids=["no deadline", "a deadline"])
-async def test_not_judged_by_retry_alone_either(serve: Serve, held_file: HeldFile, total: float | None) -> None:
+async def test_retry_alone_does_not_resend_a_file_in_use(
+    serve: Serve, held_file: HeldFile, total: float | None
+) -> None:
     server, rules = Impatient(held_file), RuleBook(Rule(503, "Service Unavailable", retry=Backoff(0)))
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total), middlewares=(Retry(rules),)) as session,
@@ -236,9 +238,7 @@ async def test_not_judged_by_retry_alone_either(serve: Serve, held_file: HeldFil
 
 
 @pytest.mark.parametrize("kind", ["async generator", "stream"])
-async def test_a_stream_that_is_used_up_is_not_sent_after_a_connection_that_failed(
-    serve: Serve, files: Files, kind: str
-) -> None:
+async def test_a_consumed_stream_is_not_resent_after_a_failed_connection(serve: Serve, files: Files, kind: str) -> None:
     async def fail_last(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         response = await handler(request)
         assert not is_replayable(Call.of(request), sent=False)
@@ -267,9 +267,7 @@ async def test_a_file_that_was_closed_is_not_replayable(serve: Serve, files: Fil
 
 
 @pytest.mark.parametrize("kind", ["async generator", "stream", "received part"])
-async def test_a_stream_of_which_nothing_was_sent_is_sent_after_a_connection_that_failed(
-    serve: Serve, files: Files, kind: str
-) -> None:
+async def test_an_unsent_stream_is_sent_after_a_failed_connection(serve: Serve, files: Files, kind: str) -> None:
     server = Recorder()
     data = ONE_SHOT[kind](files)
 

@@ -163,7 +163,7 @@ async def test_a_breaker_takes_the_store_and_the_meter_provider_of_its_stack(
     provider.shutdown()
 
 
-async def test_stack_rejects_limits_beside_a_custom_throttle(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_the_limits_option_delays_a_call_above_the_limit(serve: Serve, virtual_time: VirtualClock) -> None:
     """The option's effect, seen from outside: the second call waits."""
     url = await serve(_answer)
     layers = stack(RULES, limits=Limit(1, per=10))

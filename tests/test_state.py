@@ -49,7 +49,7 @@ async def total(state: SharedState | Store, key: str = "key") -> int:
 
 
 @pytest.mark.parametrize("keys", [0, -1])
-def test_a_memory_store_keeps_at_least_one(keys: int) -> None:
+def test_a_memory_store_must_keep_at_least_one_state(keys: int) -> None:
     with pytest.raises(ValueError, match=f"keys must be a whole number, 1 or more, got {keys}"):
         MemoryStore(keys)
 
@@ -62,7 +62,7 @@ async def test_a_memory_store_may_keep_one_entry_and_its_repr_shows_only_the_num
     assert repr(store) == "MemoryStore(1)"
 
 
-async def test_a_memory_store_keeps_what_was_used_last() -> None:
+async def test_a_memory_store_keeps_the_most_recently_used_states() -> None:
     store = MemoryStore(3)
     for key in ("a", "b", "c", "a", "d", "e"):
         await store.update(key, Tally, add, 1)
@@ -71,7 +71,7 @@ async def test_a_memory_store_keeps_what_was_used_last() -> None:
     assert [await total(store, key) for key in ("b", "c")] == [0, 0]
 
 
-async def test_what_was_put_in_its_place_was_used_as_well() -> None:
+async def test_replacing_a_state_counts_as_a_use() -> None:
     store = MemoryStore(2)
     for key in ("a", "b", "a", "c"):
         store.keep(key, Tally(7))
@@ -88,7 +88,7 @@ async def test_thirty_thousand_accounts_are_bounded() -> None:
     assert await total(store, "0") == 0
 
 
-async def test_a_memory_store_goes_by_the_loops_clock_or_by_another(virtual_time: VirtualClock) -> None:
+async def test_a_memory_store_uses_the_loops_clock_or_a_given_one(virtual_time: VirtualClock) -> None:
     moments = []
     for store in (MemoryStore(), MemoryStore(clock=lambda: 7.0)):
         await asyncio.sleep(1)
@@ -103,14 +103,14 @@ def test_bad_arguments(name: str, value: float) -> None:
         SharedState(None, **{name: value})
 
 
-def test_only_a_store_in_memory_can_be_asked_at_once() -> None:
+def test_only_a_memory_store_can_be_used_without_waiting() -> None:
     store = MemoryStore()
     assert SharedState(store).memory is store
     assert isinstance(SharedState(None).memory, MemoryStore)
     assert SharedState(JsonStore()).memory is None
 
 
-async def test_those_who_share_a_store_share_a_state(virtual_time: VirtualClock) -> None:
+async def test_layers_that_share_a_store_share_states(virtual_time: VirtualClock) -> None:
     for store in (MemoryStore(), JsonStore()):
         here, there = SharedState(store), SharedState(store)
         for _ in range(20):
@@ -121,7 +121,7 @@ async def test_those_who_share_a_store_share_a_state(virtual_time: VirtualClock)
     assert list(store.texts) == ["key"]
 
 
-async def test_those_who_do_not_share_one_have_each_their_own() -> None:
+async def test_layers_without_a_common_store_have_separate_states() -> None:
     here, there = SharedState(None), SharedState(None)
     await here.update(None, "key", Tally, add, 1)
     assert (await total(here), await total(there)) == (1, 0)
@@ -202,7 +202,7 @@ async def test_local_state_is_used_while_the_store_fails(
     assert json.loads(store.texts["key"])["count"] == 6
 
 
-async def test_a_state_that_the_store_garbled_is_a_failure(virtual_time: VirtualClock) -> None:
+async def test_a_garbled_state_counts_as_a_store_failure(virtual_time: VirtualClock) -> None:
     store = JsonStore()
     state = SharedState(store)
     await state.update(None, "key", Tally, add, 5)
@@ -213,7 +213,7 @@ async def test_a_state_that_the_store_garbled_is_a_failure(virtual_time: Virtual
         assert store.texts["key"] == text
 
 
-async def test_while_one_asks_whether_it_is_well_the_others_do_not_wait(virtual_time: VirtualClock) -> None:
+async def test_only_one_call_tests_a_failed_store(virtual_time: VirtualClock) -> None:
     store = JsonStore(slow=0)
     state = SharedState(store)
     store.fails = never
@@ -232,7 +232,7 @@ async def test_while_one_asks_whether_it_is_well_the_others_do_not_wait(virtual_
 
 
 @pytest.mark.parametrize("ahead", [AHEAD, 0.0, -3.0])
-async def test_no_state_holds_moments_by_two_clocks(virtual_time: VirtualClock, ahead: float) -> None:
+async def test_no_state_contains_times_of_two_clocks(virtual_time: VirtualClock, ahead: float) -> None:
     """What was noted by the store's clock is compared with the time in a fallback, and the other way round."""
     store = JsonStore(slow=0, ahead=ahead)
     state = SharedState(store)
@@ -246,7 +246,7 @@ async def test_no_state_holds_moments_by_two_clocks(virtual_time: VirtualClock, 
     assert moments == [[began + 5], [began + 5, began + 10], [began + 5, began + 15]]
 
 
-async def test_an_answer_from_before_it_failed_does_not_make_it_well(virtual_time: VirtualClock) -> None:
+async def test_a_late_answer_does_not_end_the_pause_of_a_failed_store(virtual_time: VirtualClock) -> None:
     store = JsonStore(slow=1)
     state = SharedState(store, patience=60)
     early = asyncio.create_task(state.update(None, "key", Tally, add, 1))
@@ -277,7 +277,7 @@ def double(tally: Tally, _now: float) -> list[int]:
     ],
     ids=["the last", "its copy", "the first", "another", "none"],
 )
-async def test_known_is_the_state_that_the_answer_is_of(
+async def test_last_known_returns_the_state_of_the_last_answer(
     virtual_time: VirtualClock, counts: tuple[int, ...], answer: Callable[[Any, Any], Any], known: int
 ) -> None:
     """A change may be applied more than once, to a newer state each time."""
@@ -339,7 +339,7 @@ async def test_a_change_without_an_answer_is_applied(virtual_time: VirtualClock)
     assert await total(state) == 0
 
 
-async def test_what_is_remembered_of_a_store_is_bounded(virtual_time: VirtualClock) -> None:
+async def test_the_local_copy_of_a_store_is_bounded(virtual_time: VirtualClock) -> None:
     store = JsonStore(slow=0)
     state = SharedState(store)
     for number in range(10_100):

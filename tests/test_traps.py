@@ -76,7 +76,9 @@ async def test_1_aiohttp_does_not_run_the_chain_a_second_time(serve: Serve) -> N
 
 
 @pytest.mark.parametrize("layers", [(Classify(RULES),), (Retry(RULES, attempts=1),), (Buffer(), Classify(RULES))])
-async def test_1_no_layer_alone_lets_aiohttp_do_it(serve: Serve, layers: tuple[Classify | Retry | Buffer, ...]) -> None:
+async def test_1_aiohttp_does_not_repeat_a_call_with_a_single_layer(
+    serve: Serve, layers: tuple[Classify | Retry | Buffer, ...]
+) -> None:
     server = Server(0)
     async with aiohttp.ClientSession(await serve(server), middlewares=layers) as session:
         with pytest.raises(TransportError):
@@ -94,7 +96,7 @@ async def test_1_a_request_on_a_stale_connection_is_resent_at_once(serve: Serve)
     assert len(server.bodies) == 3
 
 
-async def test_1_but_only_once(serve: Serve) -> None:
+async def test_1_a_stale_connection_is_retried_only_once(serve: Serve) -> None:
     server = Server(0)
     rules = RuleBook(Rule(Failure.CONNECTION_LOST, "Lost", retry=Backoff(initial=3600)))
     async with aiohttp.ClientSession(await serve(server), middlewares=stack(rules, deadline=60)) as session:
@@ -128,7 +130,9 @@ async def test_3_the_sessions_total_is_the_deadline(serve: Serve, virtual_time: 
     assert virtual_time.elapsed == pytest.approx(180, abs=0.5)
 
 
-async def test_3_and_our_error_comes_before_its_own(serve: Serve, virtual_time: VirtualClock, tracing: Tracing) -> None:
+async def test_3_the_deadline_error_comes_before_aiohttps(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing
+) -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(1000)
         return web.Response()
@@ -144,7 +148,7 @@ async def test_3_and_our_error_comes_before_its_own(serve: Serve, virtual_time: 
         assert (tracing.call.attributes or {})["lamella.outcome"] == "failure"
 
 
-async def test_3_not_only_while_it_waits_for_an_answer(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_3_the_sessions_total_also_ends_waits(serve: Serve, virtual_time: VirtualClock) -> None:
     async def token() -> str:
         await asyncio.sleep(1000)
         return "token"
@@ -231,7 +235,7 @@ async def test_6_stamina_is_not_entered_before_something_failed(serve: Serve, mo
         assert len(entered) == 1
 
 
-async def test_7_many_retries_do_not_write_many_log_lines(
+async def test_7_many_retries_do_not_cause_many_log_lines(
     serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_on_retry_hooks(None)
@@ -355,7 +359,7 @@ async def test_7_a_hook_that_fails_ends_the_call(serve: Serve) -> None:
     assert len(server.bodies) == 1
 
 
-async def test_7_the_users_switches_work(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_7_the_switches_of_stamina_work(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server(429)
     rules = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(initial=60)))
 
@@ -390,7 +394,7 @@ async def test_7_the_users_switches_work(serve: Serve, virtual_time: VirtualCloc
     assert virtual_time.elapsed > 60 * 15 - 1
 
 
-def test_8_and_6_a_call_that_succeeds_computes_nothing_for_a_span_nobody_records(
+def test_8_and_6_a_successful_unrecorded_call_computes_no_attributes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without an SDK, no attribute is computed."""

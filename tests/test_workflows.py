@@ -12,20 +12,20 @@ WORKFLOWS = {path.stem: path.read_text("utf-8") for path in (ROOT / ".github" / 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
-def test_they_make_each_target_that_ci_makes() -> None:
+def test_workflows_run_each_target_of_the_ci_script() -> None:
     steps = [line for line in CI.splitlines() if line.strip().startswith("step ")]
     made = {found[1] for line in steps if (found := re.search(r"(?:make|hostile_make\[@\]\}\") ([a-z][a-z-]+)", line))}
     assert made >= {"lint", "types", "test", "test-all", "lowest", "docs", "dist", "audit", "browser", "backends"}
     assert made <= set(re.findall(r"make ([a-z-]+)", WORKFLOWS["ci"]))
 
 
-def test_they_test_each_supported_python() -> None:
+def test_workflows_test_each_supported_python() -> None:
     supported = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
     [tested] = re.findall(r"python: \[(.*)\]", WORKFLOWS["ci"])
     assert set(supported) <= set(re.findall(r"3\.\d+", tested))
 
 
-def test_only_systems_that_were_tried_are_classifiers() -> None:
+def test_only_tested_systems_are_classifiers() -> None:
     """Where all tests run is on the page of compatibility."""
     systems = [name for name in PROJECT["classifiers"] if name.startswith("Operating System")]
     assert systems == ["Operating System :: POSIX :: Linux"]
@@ -33,12 +33,12 @@ def test_only_systems_that_were_tried_are_classifiers() -> None:
     assert "All tests run on Linux. They have not been run on macOS and Windows." in page
 
 
-def test_no_action_can_change_under_its_name() -> None:
+def test_workflow_actions_are_pinned_by_commit() -> None:
     used = [each for text in WORKFLOWS.values() for each in re.findall(r"uses: (\S+)", text)]
     assert len(used) > 10
     assert [each for each in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", each)] == []
 
 
-def test_the_release_has_no_token() -> None:
+def test_the_release_workflow_uses_no_token() -> None:
     assert "secrets." not in "".join(WORKFLOWS.values())
     assert "id-token: write" in WORKFLOWS["release"]

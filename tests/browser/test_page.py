@@ -131,21 +131,21 @@ def row_of(trace: Trace) -> list[str]:
     return [name, f"{'✓' if trace.succeeded else '✗'}{ended}", str(len(trace.attempts)), took]
 
 
-def test_the_totals_are_those_of_the_run(page: Page) -> None:
+def test_the_page_shows_the_totals_of_the_run(page: Page) -> None:
     for total in page.report.totals:
         found = page.one(f'#{"parts" if total.nested else "totals"} [data-name="{total.name}"]')
         assert str(found.find_element(By.TAG_NAME, "dd").text) == total.value
     assert page.shown == "300 of 300 calls"
 
 
-def test_the_rows_are_the_calls_in_their_order(page: Page) -> None:
+def test_the_page_lists_the_calls_in_order(page: Page) -> None:
     for place, trace in enumerate(page.found[:8]):
         assert ["".join(cell.split()) for cell in page.cells(place)] == [
             "".join(cell.split()) for cell in row_of(trace)
         ]
 
 
-def test_the_decision_on_hover(page: Page) -> None:
+def test_hovering_a_wait_shows_the_decision(page: Page) -> None:
     page.one("[data-sort=attempts]").click()
     Select(page.one("#axis")).select_by_value("fit")
     most = max(page.found, key=lambda trace: (len(trace.attempts), seconds(trace.call.end_time, trace.call.start_time)))
@@ -167,7 +167,7 @@ def test_the_decision_on_hover(page: Page) -> None:
     page.until(lambda: not page.one("#tip").is_displayed())
 
 
-def test_why_it_stopped_on_hover(page: Page) -> None:
+def test_hovering_a_call_shows_why_it_stopped(page: Page) -> None:
     Select(page.one("#outcome")).select_by_value("failed")
     failed = [trace for trace in page.found if not trace.succeeded]
     assert page.shown == f"{len(failed)} of 300 calls"
@@ -187,7 +187,7 @@ def test_a_click_opens_the_call_and_another_closes_it(page: Page) -> None:
     assert not page.one("#details").is_displayed()
 
 
-def test_filters(page: Page) -> None:
+def test_the_page_filters_calls(page: Page) -> None:
     again = [trace for trace in page.found if len(trace.attempts) > 1]
     Select(page.one("#outcome")).select_by_value("retried")
     assert page.shown == f"{len(again)} of 300 calls"
@@ -201,7 +201,7 @@ def test_filters(page: Page) -> None:
     assert page.shown == "300 of 300 calls"
 
 
-def test_filter_by_resource(page: Page) -> None:
+def test_the_page_filters_calls_by_resource(page: Page) -> None:
     found = [trace for trace in page.found if "/contacts" in path(trace)]
     Select(page.one("#resource")).select_by_value("contacts")
     assert page.shown == f"{len(found)} of 300 calls"
@@ -210,7 +210,7 @@ def test_filter_by_resource(page: Page) -> None:
     assert not page.one("#account").is_displayed(), "there is nothing to choose from"
 
 
-def test_search(page: Page) -> None:
+def test_the_page_searches_calls(page: Page) -> None:
     page.search("UNICORNS get")
     found = [trace for trace in page.found if "unicorns" in path(trace)]
     assert page.shown == f"{len(found)} of 300 calls"
@@ -220,7 +220,7 @@ def test_search(page: Page) -> None:
     assert page.all(".row") == []
 
 
-def test_sort(page: Page) -> None:
+def test_the_page_sorts_calls(page: Page) -> None:
     page.one("[data-sort=duration]").click()
     longest = max(page.found, key=lambda trace: seconds(trace.call.end_time, trace.call.start_time))
     assert page.cells(0)[3] == row_of(longest)[3]
@@ -233,7 +233,7 @@ def test_sort(page: Page) -> None:
     assert page.one(column).get_attribute("aria-sort") == "descending"
 
 
-def test_by_keyboard_alone(page: Page) -> None:
+def test_the_page_can_be_used_by_keyboard(page: Page) -> None:
     page.one("[data-sort=attempts]").click()
     page.press(Keys.TAB * 3)
     assert page.script("return document.activeElement.dataset.place") == "0"
@@ -255,7 +255,7 @@ def test_by_keyboard_alone(page: Page) -> None:
     assert page.script("return document.activeElement.dataset.place") == "299"
 
 
-def test_zoom(page: Page) -> None:
+def test_the_waterfall_can_be_zoomed(page: Page) -> None:
     bar = "return arguments[0].querySelector('.attempt').getBoundingClientRect().width"
     Select(page.one("#axis")).select_by_value("start")
     page.one("[data-sort=duration]").click()
@@ -271,7 +271,7 @@ def test_zoom(page: Page) -> None:
 
 @pytest.mark.parametrize("width", [1024, 1920])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_fits_and_can_be_read(page: Page, width: int, scheme: str) -> None:
+def test_the_page_fits_the_screen_and_is_readable(page: Page, width: int, scheme: str) -> None:
     size = {"width": width, "height": 768, "deviceScaleFactor": 1, "mobile": False}
     page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     feature = {"name": "prefers-color-scheme", "value": scheme}
@@ -291,7 +291,7 @@ def test_the_page_fits_and_can_be_read(page: Page, width: int, scheme: str) -> N
         page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-def test_print(page: Page) -> None:
+def test_the_page_can_be_printed(page: Page) -> None:
     page.script("dispatchEvent(new Event('beforeprint'))")
     assert len(page.all(".row")) == 300
     page.script("dispatchEvent(new Event('afterprint'))")
@@ -299,7 +299,7 @@ def test_print(page: Page) -> None:
     assert len(page.browser.print_page()) > 10_000
 
 
-def test_no_network_and_no_script_of_others(page: Page) -> None:
+def test_the_page_loads_nothing_from_the_network(page: Page) -> None:
     assert page.script("return performance.getEntriesByType('resource').length") == 0
     blocked = """
         const done = arguments[0];
@@ -313,7 +313,7 @@ def test_no_network_and_no_script_of_others(page: Page) -> None:
     assert len(page.log()) == 2
 
 
-def test_a_hostile_text_is_only_read(browser: Chrome, tmp_path: Path) -> None:
+def test_hostile_text_on_the_page_is_not_executed(browser: Chrome, tmp_path: Path) -> None:
     evil = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 1'>"
     report = replace(report_of(recorded(300, evil)), checks=(Check("x", evil),))
     page = Page(browser, report, tmp_path / "page.html")
@@ -324,7 +324,7 @@ def test_a_hostile_text_is_only_read(browser: Chrome, tmp_path: Path) -> None:
     assert page.log() == []
 
 
-def test_the_page_of_a_real_run(browser: Chrome, tmp_path: Path) -> None:
+def test_the_page_of_a_real_run_works(browser: Chrome, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lamella", "sync", "--sandbox", "--resource", "items", "--report", "page.html"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603
     assert (run.returncode, run.stderr) == (0, "")
@@ -351,7 +351,7 @@ def test_the_page_of_a_real_run(browser: Chrome, tmp_path: Path) -> None:
     assert list(browser.get_log("browser")) == []  # type: ignore[no-untyped-call, unused-ignore]
 
 
-def test_with_many_calls(browser: Chrome, tmp_path: Path) -> None:
+def test_the_page_handles_many_calls(browser: Chrome, tmp_path: Path) -> None:
     report = report_of(recorded(MANY))
     began = time.perf_counter()
     page = Page(browser, report, tmp_path / "page.html")

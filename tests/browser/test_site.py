@@ -130,7 +130,7 @@ def test_the_search_finds_a_name(browser: Chrome, url: str) -> None:
 
 
 @pytest.mark.parametrize("question", ANSWERS)
-def test_the_answer_is_one_click_away_from_the_start(browser: Chrome, url: str, question: str) -> None:
+def test_each_readers_question_is_one_click_from_the_start_page(browser: Chrome, url: str, question: str) -> None:
     resize(browser, DESKTOP)
     browser.get(f"{url}/index.html")
     [row] = [row for row in browser.find_elements(By.CSS_SELECTOR, "article tr") if question in str(row.text)]

@@ -30,7 +30,7 @@ async def command(folder: Path, sandbox: Sandbox, *arguments: str) -> tuple[int,
     return done.returncode, done.stdout, done.stderr
 
 
-async def test_a_cluster_of_this_machine(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
+async def test_the_command_syncs_on_a_local_cluster(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
     sandbox = await make_sandbox(accounts=[Account(f"key-{number}", records=7) for number in range(6)])
     write_accounts(tmp_path / "accounts.csv", sandbox)
     given = ("--accounts", "accounts.csv", "--resource", "bills,contacts", "--output", "out", "--shards", "4")
@@ -54,7 +54,7 @@ async def test_a_cluster_of_this_machine(make_sandbox: MakeSandbox, tmp_path: Pa
     assert (await command(tmp_path, sandbox, "dataset", "clean", "out"))[1] == "0 files removed.\n"
 
 
-async def test_what_is_wrong_is_said_in_one_line(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
+async def test_the_command_reports_errors_in_one_line(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
     sandbox = await make_sandbox()
     write_accounts(tmp_path / "accounts.csv", sandbox)
     given = ("--accounts", "accounts.csv", "--resource", "bills", "--output", "out")
@@ -70,7 +70,7 @@ async def test_what_is_wrong_is_said_in_one_line(make_sandbox: MakeSandbox, tmp_
         assert errors.count("\n") == 1
 
 
-def test_the_example_shows_what_it_is_for(tmp_path: Path) -> None:
+def test_the_dask_example_prints_the_expected_output(tmp_path: Path) -> None:
     example = Path(__file__).parents[2] / "examples" / "sync_on_dask.py"
     done = subprocess.run(  # noqa: S603
         [sys.executable, example], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path

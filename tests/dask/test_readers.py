@@ -16,7 +16,7 @@ from lamella.pytest_maesn import MakeSandbox
 from lamella.sync import Table
 
 
-async def test_they_read_parquet(make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path) -> None:
+async def test_other_readers_read_the_parquet_files(make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path) -> None:
     sandbox = await make_sandbox(accounts=[Account(f"key-{number}", records=12) for number in range(5)])
     tables = {
         "bills": Table({"totalNetAmount": "decimal(38, 18)"}, {"lineItems": {"totalNetAmount": "decimal(38, 18)"}})
@@ -43,7 +43,9 @@ async def test_they_read_parquet(make_sandbox: MakeSandbox, sync_to: SyncTo, tmp
     assert dataset.files(tmp_path / "out", "bills_lineItems")
 
 
-async def test_they_read_json_lines(make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path) -> None:
+async def test_other_readers_read_the_json_lines_files(
+    make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
+) -> None:
     sandbox = await make_sandbox(accounts=[Account(f"key-{number}", records=12) for number in range(5)])
     await sync_to(sandbox)
     with duckdb.connect() as db:

@@ -49,7 +49,7 @@ class TestInS3(OfEachStorage):
     """All that holds of a folder."""
 
 
-async def test_two_nights(make_sandbox: MakeSandbox, sync_to: SyncTo, place: str) -> None:
+async def test_two_nightly_runs_on_s3_store_all_records(make_sandbox: MakeSandbox, sync_to: SyncTo, place: str) -> None:
     sandbox = await make_sandbox(accounts=[Account(f"key-{number}", records=12) for number in range(5)])
     report = await sync_to(sandbox, output=place)
     assert report.done, report

@@ -45,7 +45,7 @@ def whole(sandbox: Sandbox, place: Path) -> None:
     assert records_in(place) == expected_of(sandbox)
 
 
-async def test_two_nights_with_two_workers_and_then_three(
+async def test_nightly_runs_work_with_two_and_three_workers(
     make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path
 ) -> None:
     sandbox = await make_sandbox(accounts=some(), chances={500: 0.02})
@@ -77,7 +77,7 @@ async def test_two_nights_with_two_workers_and_then_three(
         assert dataset.files(tmp_path / "out") == before
 
 
-async def test_a_session_is_made_once_in_a_worker_beside_its_own_loop_and_closed(
+async def test_each_worker_creates_one_session_and_closes_it(
     make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LAMELLA_TEST_NOTES", str(tmp_path / "notes"))
@@ -91,7 +91,7 @@ async def test_a_session_is_made_once_in_a_worker_beside_its_own_loop_and_closed
     assert (tmp_path / "notes").read_text().splitlines() == ["lamella-shards opens", "lamella-shards closes"]
 
 
-async def test_a_client_with_a_thread_of_its_own(
+async def test_a_client_with_its_own_thread_works(
     make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path
 ) -> None:
     sandbox = await make_sandbox(accounts=some(4, 10))
@@ -107,7 +107,7 @@ async def test_a_client_with_a_thread_of_its_own(
     assert seen[-1].ended == report.shards
 
 
-async def test_workers_that_are_killed_at_random_moments(
+async def test_killing_workers_at_random_loses_nothing(
     make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path
 ) -> None:
     moments = random.Random(5)
@@ -178,7 +178,7 @@ async def test_a_killed_driver_leaves_a_dataset_that_the_next_run_continues(
     assert dataset.last_run(tmp_path / "out") == (1, True)
 
 
-async def test_a_killed_scheduler_too(
+async def test_a_killed_scheduler_leaves_a_dataset_that_the_next_run_continues(
     make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path
 ) -> None:
     sandbox = await make_sandbox(accounts=some(8, 60), latency=0.01)
@@ -195,7 +195,7 @@ async def test_a_killed_scheduler_too(
     whole(sandbox, tmp_path / "out")
 
 
-async def test_ctrl_c_ends_the_shards_in_order(
+async def test_ctrl_c_ends_the_shards_gracefully(
     make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path
 ) -> None:
     sandbox = await make_sandbox(accounts=some(8, 60), latency=0.01)

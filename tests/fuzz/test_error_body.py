@@ -78,14 +78,14 @@ def _check(said: ApiError) -> None:
 @example(b'{"message": "zq\\u002ds3cr3t"}')
 @example(b"9" * 70_000)
 @example(b'{"errors": {"zq-s3cr3t": "zq-s3cr3t"}}')
-def test_any_bytes_are_an_error_body(body: bytes) -> None:
+def test_any_bytes_can_be_parsed_as_an_error_body(body: bytes) -> None:
     info = aiohttp.RequestInfo(URL("http://h/"), "GET", CIMultiDictProxy(CIMultiDict()), URL("http://h/"))
     _check(ApiError(info, status=500, rule=Rule(500, "Error"), body=body, secrets=(SECRET,)))
 
 
 @examples(20)
 @given(st.lists(BODIES, min_size=20, max_size=20), st.sampled_from(["identity", "gzip", "deflate", "br", "x"]))
-def test_over_the_wire_as_well(bodies: list[bytes], coding: str) -> None:
+def test_any_error_body_is_parsed_over_the_wire(bodies: list[bytes], coding: str) -> None:
     """Whatever it is compressed with, or says that it is: the status is known, so that is what it ends in."""
 
     async def main() -> None:

@@ -33,7 +33,7 @@ def _read(value: bytes) -> str:
 @example(b"9" * 5000, b"", 0.0)
 @example(b"Thu, 29 Feb 2100 23:59:60 GMT", b"Thursday, 29-Feb-00 23:59:60 GMT", 951868799.0)
 @example("٣٣".encode(), b"", 0.0)
-def test_any_bytes_are_seconds_or_nothing(value: bytes, date: bytes, now: float) -> None:
+def test_any_retry_after_is_seconds_or_none(value: bytes, date: bytes, now: float) -> None:
     moment = parse_http_date(_read(date), now)
     assert moment is None or isfinite(moment)
     for clock in (now, moment):
@@ -44,7 +44,7 @@ def test_any_bytes_are_seconds_or_nothing(value: bytes, date: bytes, now: float)
 
 @examples(20)
 @given(values=st.lists(st.tuples(VALUES, VALUES), min_size=30, max_size=30))
-def test_over_the_wire_as_well(values: list[tuple[bytes, bytes]]) -> None:
+def test_any_retry_after_is_parsed_over_the_wire(values: list[tuple[bytes, bytes]]) -> None:
     """Whatever stands there, the call ends as a 429, or aiohttp has refused the answer."""
 
     async def main() -> None:

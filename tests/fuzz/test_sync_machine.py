@@ -285,7 +285,7 @@ TestSync.settings = examples(40, stateful_step_count=6)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(8))
-def test_the_same_for_longer(part: int) -> None:
+def test_the_sync_machine_runs_for_longer(part: int) -> None:
     """In parts, so that each processor takes some."""
 
     class Part(SyncMachine):
@@ -297,7 +297,7 @@ def test_the_same_for_longer(part: int) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("tricks", [[("replaces", 0)], [("deletes", 1)], [("turns around", 0)], [("moves", 2)] * 3])
-def test_one_record_shifts_to_a_page_that_was_read(way: str, tricks: list[tuple[str, int]]) -> None:
+def test_a_record_that_shifts_to_an_already_read_page_is_found(way: str, tricks: list[tuple[str, int]]) -> None:
     machine = SyncMachine()
     machine.begin(way=way, counts=True, dates=[None] * 10)
     machine.night(tricks, "")

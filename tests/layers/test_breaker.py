@@ -137,7 +137,7 @@ def quick(**options: Any) -> Breaker:
     return Breaker(**({"minimum": 1, "failures": 0.01, "open_for": 30.0, "probes": 1} | options))
 
 
-async def test_it_opens_and_refuses_at_once_and_says_since_when_and_until_when(
+async def test_an_open_circuit_rejects_at_once_with_start_and_end_time(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     service = Service(503)
@@ -165,9 +165,7 @@ async def test_it_opens_and_refuses_at_once_and_says_since_when_and_until_when(
     assert SECRET not in repr(error)
 
 
-async def test_it_closes_when_the_probes_succeed_and_stays_open_when_one_does_not(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_a_circuit_closes_after_successful_probes_only(serve: Serve, virtual_time: VirtualClock) -> None:
     service = Service(503)
     async with client(await serve(service), quick(probes=2), CLASSIFY) as session:
         assert await get(session) is ServiceUnavailable
@@ -220,7 +218,7 @@ async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 @pytest.mark.parametrize("connection", [hang_up, garbage, silence])
 @pytest.mark.parametrize("layers", [(Timeout(5), CLASSIFY), ()], ids=["layers", "alone"])
-async def test_no_answer_is_a_failure(
+async def test_a_missing_response_is_a_failure(
     serve_raw: ServeRaw, virtual_time: VirtualClock, connection: Connection, layers: Layers
 ) -> None:
     timeout = aiohttp.ClientTimeout(sock_read=8)
@@ -233,7 +231,7 @@ async def test_no_answer_is_a_failure(
 
 
 @pytest.mark.parametrize("layers", [(CLASSIFY,), ()], ids=["Classify", "alone"])
-async def test_no_connection_is_a_failure(serve_raw: ServeRaw, layers: Layers) -> None:
+async def test_a_failed_connection_is_a_failure(serve_raw: ServeRaw, layers: Layers) -> None:
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     server.close()
@@ -322,9 +320,7 @@ async def test_errors_that_show_whether_the_service_works(
         assert [await get(other, path) for path in ("/503", "/200")] == expected[works]
 
 
-async def test_what_lamella_did_not_send_shows_nothing_even_after_other_attempts(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_an_unsent_attempt_does_not_count(serve: Serve, virtual_time: VirtualClock) -> None:
     async def refuse(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         call = Call.of(request)
         call.records = (AttemptRecord(1, 503, None, 0.1),)
@@ -339,7 +335,7 @@ async def test_what_lamella_did_not_send_shows_nothing_even_after_other_attempts
                 await session.get("/")
 
 
-async def test_each_origin_has_a_circuit_of_its_own(serve: Serve) -> None:
+async def test_each_origin_has_its_own_circuit(serve: Serve) -> None:
     first, second = await serve(Service(503)), await serve(Service())
     async with client(first, quick(), CLASSIFY) as session:
         assert await get(session) is ServiceUnavailable
@@ -347,7 +343,7 @@ async def test_each_origin_has_a_circuit_of_its_own(serve: Serve) -> None:
         assert await get(session, "/200") is CircuitOpen
 
 
-async def test_a_redirect_leads_to_another_circuit(serve: Serve) -> None:
+async def test_a_redirect_to_another_origin_uses_its_circuit(serve: Serve) -> None:
     target = Service(503)
     url = await serve(target)
 
@@ -384,7 +380,7 @@ async def test_layers_that_share_a_store_share_their_circuits(serve: Serve, virt
         assert await get(one, "/200") == 200
 
 
-async def test_two_thousand_calls_at_once_find_it_half_open(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_two_thousand_concurrent_calls_cause_only_a_few_probes(serve: Serve, virtual_time: VirtualClock) -> None:
     service = Service(503)
     async with client(await serve(service), quick(probes=3), CLASSIFY) as session:
         await get(session)
@@ -399,7 +395,7 @@ async def test_two_thousand_calls_at_once_find_it_half_open(serve: Serve, virtua
         assert await get(session, "/200") == 200
 
 
-async def test_it_opens_once_for_two_thousand_calls_at_once(
+async def test_the_circuit_opens_once_for_two_thousand_concurrent_calls(
     serve: Serve, virtual_time: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All have passed it when the first of them fails; those that succeed after that do not close it."""
@@ -460,9 +456,7 @@ async def test_every_attempt_counts_once(
     assert reasons == ["attempts_used_up", None, None, "circuit_open"]
 
 
-async def test_a_retry_that_is_switched_off_leaves_the_counting_to_the_last_outcome(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_with_disabled_retry_the_outcome_of_the_call_counts(serve: Serve, virtual_time: VirtualClock) -> None:
     async with client(await serve(Service(503)), quick(minimum=2), again(3, wait=1), CLASSIFY) as session:
         stamina.set_active(False)
         try:
@@ -471,7 +465,7 @@ async def test_a_retry_that_is_switched_off_leaves_the_counting_to_the_last_outc
             stamina.set_active(True)
 
 
-async def test_a_call_that_waits_asks_the_circuit_after_its_wait(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_call_asks_the_circuit_again_after_a_wait(serve: Serve, virtual_time: VirtualClock) -> None:
     service = Service(503)
     url = await serve(service)
     breaker = Breaker(failures=0.9, minimum=3, open_for=30, probes=1)
@@ -605,7 +599,7 @@ async def _stepped(step: int, session: aiohttp.ClientSession) -> bool:
 
 
 @pytest.mark.parametrize("kind", [MemoryStore, slow_store])
-async def test_a_call_thrown_away_at_any_await_does_not_keep_its_probe_forever(
+async def test_the_probe_of_a_discarded_call_expires(
     serve: Serve, virtual_time: VirtualClock, kind: Callable[[], MemoryStore | SharedStore]
 ) -> None:
     service = Service()
@@ -630,7 +624,7 @@ async def test_a_call_thrown_away_at_any_await_does_not_keep_its_probe_forever(
     assert step > (5 if kind is slow_store else 1), "a call waits more often than that"
 
 
-def test_a_call_may_be_thrown_away_when_its_loop_is_gone() -> None:
+def test_a_call_can_be_discarded_after_its_loop_closed() -> None:
     async def hang(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         await asyncio.sleep(1000)
         raise AssertionError
@@ -665,9 +659,7 @@ async def test_a_call_that_anyio_cancels_releases_its_probe(serve: Serve, virtua
         assert not places(store)
 
 
-async def test_a_store_that_hangs_does_not_hold_a_cancellation_up_for_long(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_a_hanging_store_delays_a_cancellation_only_briefly(serve: Serve, virtual_time: VirtualClock) -> None:
     store, service = slow_store(), Service(503)
     async with client(await serve(service), quick(store=store), CLASSIFY) as session:
         await get(session)
@@ -684,7 +676,7 @@ async def test_a_store_that_hangs_does_not_hold_a_cancellation_up_for_long(
         assert virtual_time.now - began < 0.3
 
 
-async def test_while_the_store_fails_it_goes_by_what_it_knows_itself(
+async def test_while_the_store_fails_the_breaker_uses_its_own_state(
     serve: Serve, virtual_time: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, service = SharedStore(), Service(503)
@@ -708,7 +700,7 @@ async def test_while_the_store_fails_it_goes_by_what_it_knows_itself(
     assert SECRET not in caplog.text
 
 
-async def test_how_often_the_store_is_asked(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_the_store_is_asked_once_per_attempt(serve: Serve, virtual_time: VirtualClock) -> None:
     store, service = slow_store(), Service()
     async with client(await serve(service), quick(store=store), CLASSIFY) as session:
         service.go_on.clear()
@@ -727,7 +719,7 @@ async def test_how_often_the_store_is_asked(serve: Serve, virtual_time: VirtualC
         assert store.asked == 6
 
 
-async def test_another_layer_may_send_a_call_again_and_nothing_is_left_on_it(serve: Serve) -> None:
+async def test_another_layer_may_repeat_a_call_without_leftovers(serve: Serve) -> None:
     left = []
 
     async def twice(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -748,7 +740,7 @@ async def test_another_layer_may_send_a_call_again_and_nothing_is_left_on_it(ser
 # What is reported, and what is not.
 
 
-async def test_what_an_operator_sees(
+async def test_spans_metrics_and_log_show_transitions(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="lamella")
@@ -829,7 +821,7 @@ async def test_a_clock_of_whole_seconds_and_settings_of_whole_numbers_are_report
     assert [type(value) for value in told if value in {30, 60}] == [float, float]
 
 
-async def test_without_a_span_of_the_call_the_event_is_on_the_current_one(serve: Serve, tracing: Tracing) -> None:
+async def test_without_a_call_span_the_event_is_on_the_current_span(serve: Serve, tracing: Tracing) -> None:
     async with client(await serve(Service(503)), quick(minimum=1, open_for=5)) as session:
         with tracing.provider.get_tracer("test").start_as_current_span("test"):
             await get(session)
@@ -837,7 +829,7 @@ async def test_without_a_span_of_the_call_the_event_is_on_the_current_one(serve:
     assert [event.name for event in span.events] == ["lamella.circuit.open"]
 
 
-async def test_a_key_is_shown_nowhere(
+async def test_the_key_of_a_circuit_is_never_shown(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -867,7 +859,7 @@ async def test_a_key_is_shown_nowhere(
 # How it is made.
 
 
-async def test_it_is_outside_retry(serve: Serve) -> None:
+async def test_the_breaker_must_be_outside_retry(serve: Serve) -> None:
     async with client(await serve(Service()), Retry(RuleBook()), Breaker()) as session:
         with pytest.raises(ValueError, match="Breaker must be outside Retry"):
             await session.get("/")
@@ -888,7 +880,7 @@ def test_bad_arguments(options: dict[str, Any], shown: str) -> None:
         Breaker(**options)
 
 
-def test_its_repr_is_its_settings() -> None:
+def test_the_repr_of_a_breaker_shows_its_settings() -> None:
     assert repr(Breaker(key=lambda _: SECRET)) == (
         "Breaker(failures=0.5, window=30, minimum=20, open_for=30, probes=3)"
     )

@@ -51,7 +51,7 @@ async def test_the_body_can_be_read_in_every_way(
             assert await response.content.read() == b""
 
 
-async def test_it_waits_for_the_whole_body(serve_raw: ServeRaw) -> None:
+async def test_buffer_waits_for_the_whole_body(serve_raw: ServeRaw) -> None:
     whole = False
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -98,7 +98,7 @@ async def test_a_cut_body_is_a_lost_connection(serve_raw: ServeRaw, method: str)
 @pytest.mark.parametrize(
     "layers", [(Buffer(),), (together([Buffer()]),), stack(RuleBook())], ids=["alone", "fused", "all"]
 )
-async def test_a_body_that_does_not_end_is_not_waited_for(
+async def test_an_endless_body_is_not_waited_for(
     serve: Serve, layers: tuple[aiohttp.ClientMiddlewareType, ...], kind: str
 ) -> None:
     async def events(request: web.Request) -> web.StreamResponse:
@@ -116,7 +116,7 @@ async def test_a_body_that_does_not_end_is_not_waited_for(
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize(("length", "waits"), [(8, True), (9, False)])
-async def test_a_body_that_is_known_to_be_too_long_is_handed_on_at_once(
+async def test_a_body_stated_to_be_too_long_is_passed_on_at_once(
     serve_raw: ServeRaw, fused: bool, whole: bool, length: int, waits: bool
 ) -> None:
     handed_on, ended = asyncio.Event(), False
@@ -166,7 +166,7 @@ async def test_a_slow_body_is_a_timeout(serve: Serve) -> None:
         assert not connector._acquired
 
 
-async def test_a_websocket_is_left_alone(serve: Serve) -> None:
+async def test_a_websocket_is_unchanged(serve: Serve) -> None:
     async def echo(request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse()
         await socket.prepare(request)
@@ -182,9 +182,7 @@ async def test_a_websocket_is_left_alone(serve: Serve) -> None:
 
 @pytest.mark.parametrize("header", ["", "Content-Length: 4\r\n", "Transfer-Encoding: chunked\r\n"])
 @pytest.mark.parametrize("fused", [False, True])
-async def test_what_is_upgraded_is_left_alone_whatever_it_says_of_a_body(
-    serve_raw: ServeRaw, header: str, fused: bool
-) -> None:
+async def test_an_upgraded_response_is_unchanged(serve_raw: ServeRaw, header: str, fused: bool) -> None:
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(f"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: x\r\n{header}\r\n".encode())
@@ -204,7 +202,7 @@ def test_bad_arguments() -> None:
         Buffer(whole={"application/json": 1, "text/plain": 0})
 
 
-def test_its_repr_has_all_that_it_was_made_with() -> None:
+def test_the_repr_of_a_buffer_shows_its_arguments() -> None:
     assert repr(Buffer(7)) == "Buffer(7)"
     assert repr(Buffer(7, whole={"a/b": 8})) == "Buffer(7, whole={'a/b': 8})"
 
@@ -251,7 +249,7 @@ async def test_a_content_type_may_be_read_whole_without_a_length(
                     await response.read()
 
 
-async def test_who_waits_for_a_writer_can_be_cancelled(serve_raw: ServeRaw) -> None:
+async def test_a_call_waiting_for_a_writer_can_be_cancelled(serve_raw: ServeRaw) -> None:
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf")
@@ -279,7 +277,7 @@ async def test_who_waits_for_a_writer_can_be_cancelled(serve_raw: ServeRaw) -> N
         assert not connector._acquired
 
 
-async def test_at_most_the_limit_is_held(serve: Serve) -> None:
+async def test_at_most_the_limit_is_kept_in_memory(serve: Serve) -> None:
     piece, limit = bytes(2**16), 8 * 2**20
 
     async def answer(request: web.Request) -> web.StreamResponse:

@@ -31,7 +31,7 @@ from lamella import (
 RULES = RuleBook(Rule(429, "Too Many Requests", hint="slow down"))
 
 
-async def test_a_good_answer_passes_untouched(serve: Serve) -> None:
+async def test_a_success_passes_unchanged(serve: Serve) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         return web.Response(text="good", headers={"X-A": "b"})
 
@@ -69,7 +69,7 @@ async def test_a_bad_status_is_raised_and_its_connection_is_free(
             assert not connector._acquired
 
 
-async def test_the_connection_of_an_error_that_is_longer_than_what_is_read_of_it_is_free_as_well(serve: Serve) -> None:
+async def test_the_connection_of_a_long_error_body_is_released(serve: Serve) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         return web.Response(status=500, body=bytes(2**20))
 
@@ -124,14 +124,14 @@ async def test_a_partial_response_is_not_a_response(
         assert "s3cr3t-token" not in f"{caught.value!s} {caught.value!r}"
 
 
-async def test_nothing_was_sent() -> None:
+async def test_a_failed_connection_means_nothing_was_sent() -> None:
     async with aiohttp.ClientSession(middlewares=(Classify(RULES),)) as session:
         for url in ("http://127.0.0.1:1/", "http://no-such-host.invalid/"):
             with pytest.raises(ConnectFailed):
                 await session.post(url, data=b"x")
 
 
-async def test_a_server_without_tls_is_not_trusted(serve: Serve) -> None:
+async def test_a_server_with_an_untrusted_certificate_is_rejected(serve: Serve) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         return web.Response()
 
@@ -167,7 +167,7 @@ async def test_a_timeout_of_aiohttp_is_an_attempt_timeout(serve: Serve, limit: s
             await session.get("/")
 
 
-async def test_a_websocket_that_is_refused_is_classified_and_one_that_is_not_is_left_alone(serve: Serve) -> None:
+async def test_only_a_rejected_websocket_is_classified(serve: Serve) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         if request.path == "/no":
             return web.Response(status=429)
@@ -185,7 +185,7 @@ async def test_a_websocket_that_is_refused_is_classified_and_one_that_is_not_is_
             await session.ws_connect("/no")
 
 
-async def test_an_error_that_has_a_type_already_passes_as_it_is(serve: Serve) -> None:
+async def test_a_typed_error_passes_unchanged(serve: Serve) -> None:
     async def lost(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         raise ConnectFailed(request.method, request.url, RULES.rule_for(ConnectFailed.failure), "said so")
 

@@ -147,14 +147,14 @@ def test_a_limit_of_attempts_in_flight_is_learned(most: int, calls: int, latency
     assert not estimate.generation, "the account was never used up"
 
 
-def test_a_window_beside_a_limit_of_attempts_in_flight() -> None:
+def test_a_window_is_learned_beside_a_limit_in_flight() -> None:
     server = Server(most=10, latency=0.05, limit=FixedWindow(100, 1))
     took, _, _ = crowd(server, SECOND, 1000, 500)
     assert took <= 10 * 1.2
     assert len(server.came) <= 1.1 * 1000
 
 
-def test_a_window_beside_refusals_by_chance() -> None:
+def test_a_window_is_learned_beside_random_refusals() -> None:
     server = Server(chance=0.02, limit=FixedWindow(100, 1))
     took, _, _ = crowd(server, SECOND, 1000, 500)
     assert took <= 10 * 1.25
@@ -174,7 +174,7 @@ async def refuse_one(serve: Serve, plan: Callable[[str], bool]) -> tuple[str, Co
     return await serve(answer), came
 
 
-async def test_after_an_undecided_refusal_one_attempt_goes_alone(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_after_an_undecided_refusal_one_attempt_is_sent_alone(serve: Serve, virtual_time: VirtualClock) -> None:
     url, came = await refuse_one(serve, lambda number: number == "refused")
     async with client(url, *stack(MINUTE)) as session:
         assert await get(session, "before") == 200
@@ -280,7 +280,7 @@ async def test_an_unknown_account_has_no_estimate(serve: Serve, virtual_time: Vi
     at_once=st.sampled_from([10, 100, 400]),
     seed=st.integers(0, 2**32),
 )
-def test_whatever_the_limits_no_call_is_lost_and_none_takes_much_longer(
+def test_no_call_is_lost_or_much_slower_for_any_limits(
     limit: ServersLimit | None, most: int, chance: float, at_once: int, seed: int
 ) -> None:
     """Compared with an oracle that knows the limits: at most 1.5 times as long, and what the measurement takes.

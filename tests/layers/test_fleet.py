@@ -97,7 +97,7 @@ def quick(virtual_time: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fixed", "sliding", "bucket"])
-async def test_a_stated_limit_is_kept_to_by_all(serve: Serve, kind: str) -> None:
+async def test_all_processes_respect_a_stated_limit(serve: Serve, kind: str) -> None:
     server = Server(limit_of(kind).limiter())
     fleet = Fleet(await serve(server), limits=Limit(REQUESTS, per=1))
     took = await fleet.run(3, 50)
@@ -107,7 +107,7 @@ async def test_a_stated_limit_is_kept_to_by_all(serve: Serve, kind: str) -> None
     assert fleet.database.asked <= 150
 
 
-async def test_a_limit_is_learned_once_for_all(serve: Serve) -> None:
+async def test_all_processes_learn_a_limit_together(serve: Serve) -> None:
     server = Server(limit_of("fixed").limiter())
     fleet = Fleet(await serve(server), at_once=16)
     took = await fleet.run(3, 100)
@@ -116,7 +116,7 @@ async def test_a_limit_is_learned_once_for_all(serve: Serve) -> None:
     assert took <= 1.15 * 7 + 2.0  # two refusals, of a second each
 
 
-async def test_without_a_limit_one_process_asks_seldom(serve: Serve) -> None:
+async def test_without_a_limit_a_process_rarely_asks_the_store(serve: Serve) -> None:
     server = Server(None)
     fleet = Fleet(await serve(server))
     await fleet.run(1, 600)
@@ -125,7 +125,7 @@ async def test_without_a_limit_one_process_asks_seldom(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("how", ["fails", "hangs", "forgets"])
-async def test_a_store_that_fails_costs_no_call(serve: Serve, how: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failing_store_fails_no_call(serve: Serve, how: str, caplog: pytest.LogCaptureFixture) -> None:
     server = Server(limit_of("fixed").limiter())
     fleet = Fleet(await serve(server), limits=Limit(REQUESTS, per=1))
     database = fleet.database

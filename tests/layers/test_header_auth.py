@@ -26,7 +26,7 @@ def tokens(server: Statuses) -> list[str | None]:
     return [request.headers.get("X-Token") for request in server.requests]
 
 
-async def test_values_of_every_kind(serve: Serve) -> None:
+async def test_header_values_of_every_kind_are_set(serve: Serve) -> None:
     async def ask() -> str:
         return "async-value"
 
@@ -88,9 +88,7 @@ def _token_functions(seconds: float = 0.0) -> dict[str, HeaderValue]:
 @pytest.mark.sampled
 @pytest.mark.parametrize("kind", _token_functions())
 @pytest.mark.parametrize("refused", [0, 1])
-async def test_each_tenant_gets_its_own_token_whatever_runs_at_the_same_time(
-    serve: Serve, kind: str, refused: int
-) -> None:
+async def test_concurrent_tenants_get_their_own_tokens(serve: Serve, kind: str, refused: int) -> None:
     """Alone, beside a second function, behind other layers as one middleware, at the first attempt and at a retry."""
     seen: list[tuple[str | None, str | None]] = []
     refusals = dict.fromkeys(_TENANTS, refused)
@@ -170,9 +168,7 @@ async def _token() -> str:
 
 @pytest.mark.parametrize("value", ["s3cr3t", _token], ids=["fixed", "async"])
 @pytest.mark.parametrize("other", ["port", "scheme", "host"])
-async def test_another_origin_gets_no_header_and_loses_one_that_is_there(
-    serve: Serve, other: str, value: HeaderValue
-) -> None:
+async def test_another_origin_gets_no_auth_header(serve: Serve, other: str, value: HeaderValue) -> None:
     server = Statuses()
     url = await serve(server)
     origin = {
@@ -196,7 +192,7 @@ async def test_no_origin_means_that_of_the_first_request(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("value", [7, b"s3cr3t"])
-async def test_a_function_may_answer_with_no_other_kind(serve: Serve, value: object) -> None:
+async def test_an_invalid_result_of_a_value_function_is_rejected(serve: Serve, value: object) -> None:
     async def ask() -> object:
         return value
 
@@ -211,7 +207,7 @@ async def test_a_function_may_answer_with_no_other_kind(serve: Serve, value: obj
 
 
 @pytest.mark.parametrize("value", ["", "  ", "a\rb", "a\nb", "a\0b"])
-async def test_bad_values_are_refused_without_being_shown(serve: Serve, value: str) -> None:
+async def test_bad_values_are_rejected_without_being_shown(serve: Serve, value: str) -> None:
     with pytest.raises(ValueError, match="X-Token") as caught:
         HeaderAuth({"X-Token": f"{value}s3cr3t" if value.strip() else value})
     assert "s3cr3t" not in str(caught.value)
@@ -224,7 +220,7 @@ async def test_bad_values_are_refused_without_being_shown(serve: Serve, value: s
     assert not tokens(server)
 
 
-def test_bad_names_kinds_and_origins_are_refused() -> None:
+def test_bad_names_types_and_origins_are_rejected() -> None:
     wrong = {"": "is empty", "X Token": "contains ' '", "X:Token": "contains ':'", "Ä": "contains 'Ä'", 7: "got int"}
     for name, said in wrong.items():
         with pytest.raises(ValueError, match=f"a name in headers .*{said}"):
@@ -250,7 +246,7 @@ def test_an_origin_without_a_scheme_is_named_with_the_fix(origin: str) -> None:
 
 
 @pytest.mark.parametrize("headers", ["s3cr3t-key", [("X-API-KEY", "s3cr3t-key")], None])
-def test_headers_that_are_no_mapping_are_refused_and_not_shown(headers: Any) -> None:
+def test_headers_that_are_not_a_mapping_are_rejected_and_not_shown(headers: Any) -> None:
     said = f"headers must be a mapping of names to values, got {type(headers).__name__}"
     with pytest.raises(ValueError, match=f"^{said}$"):
         HeaderAuth(headers, origin="https://api.example.com")
@@ -263,7 +259,7 @@ def test_an_origin_that_may_be_a_credential_is_not_shown(origin: str) -> None:
     assert "s3cr3t" not in str(caught.value)
 
 
-async def test_no_span_has_such_a_header_of_an_answer_either(serve: Serve, tracing: Tracing) -> None:
+async def test_no_span_records_an_auth_header_of_a_response(serve: Serve, tracing: Tracing) -> None:
     """A server may hand out the next credential there, which nobody here knows yet."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -284,7 +280,7 @@ def test_repr_shows_names_only() -> None:
     assert repr(HeaderAuth({"X-Token": "s3cr3t", "X-Other": lambda: "s3cr3t"})) == "HeaderAuth(X-Token, X-Other)"
 
 
-async def test_a_url_that_a_middleware_puts_in_gets_no_header_of_the_old_one(serve: Serve) -> None:
+async def test_a_url_changed_by_a_middleware_gets_no_auth_header(serve: Serve) -> None:
     """What layers outside have found out of the request's origin must not be believed then."""
     away = URL(await serve(Statuses()))
 
@@ -337,7 +333,7 @@ async def test_existing_keep_keeps_the_header_at_each_attempt(serve: Serve, valu
     assert [request.headers["X-Other"] for request in server.requests] == ["other"] * 3
 
 
-async def test_what_is_kept_is_shown_at_most_what_is_set(serve: Serve) -> None:
+async def test_kept_headers_may_be_shown_but_set_headers_are_not(serve: Serve) -> None:
     async def echo(request: web.Request) -> web.StreamResponse:
         return web.Response(status=403, text=f"not {request.headers['X-A']}")
 
@@ -348,6 +344,6 @@ async def test_what_is_kept_is_shown_at_most_what_is_set(serve: Serve) -> None:
     assert "zq-of-the-caller" not in f"{caught.value}{caught.value.body!r}{caught.value.request_info!r}"
 
 
-def test_there_are_two_ways_to_treat_a_header_of_the_request() -> None:
+def test_existing_must_be_raise_or_keep() -> None:
     with pytest.raises(ValueError, match="existing must be 'raise' or 'keep', got 'replace'"):
         HeaderAuth({"X-Token": "value"}, existing="replace")  # type: ignore[arg-type]

@@ -155,7 +155,7 @@ async def test_calls_that_wait_in_the_queue_fail_at_once(
 @pytest.mark.sampled
 @STORES
 @pytest.mark.parametrize("answers", [[QUOTA, (429, "1")], [(429, "1"), QUOTA], [QUOTA, QUOTA], [QUOTA, (429, "86400")]])
-async def test_of_several_refusals_in_flight_the_longest_counts(
+async def test_the_longest_of_several_concurrent_refusals_applies(
     serve: Serve, virtual_time: VirtualClock, store: MakeStore, answers: list[tuple[int, str]]
 ) -> None:
     server = Server(*answers)
@@ -172,9 +172,7 @@ async def test_of_several_refusals_in_flight_the_longest_counts(
         at_rest(session)
 
 
-async def test_an_answer_to_what_was_sent_before_does_not_end_the_wait(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_a_response_to_an_earlier_attempt_does_not_end_the_wait(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server((200, None), QUOTA)
     async with client(await serve(server), *stack(MINUTE)) as session:
         slow = asyncio.create_task(get(session, "5.0"))
@@ -185,7 +183,7 @@ async def test_an_answer_to_what_was_sent_before_does_not_end_the_wait(
         await refused(session)
 
 
-async def test_after_the_wait_one_goes_alone_and_the_calls_wait_for_a_shorter_refusal(
+async def test_after_the_wait_one_attempt_is_sent_and_calls_wait_again(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     server = Server(QUOTA, (429, None))
@@ -200,9 +198,7 @@ async def test_after_the_wait_one_goes_alone_and_the_calls_wait_for_a_shorter_re
         at_rest(session)
 
 
-async def test_asked_for_hours_again_after_the_wait_the_calls_fail_again(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_calls_fail_again_if_the_server_asks_for_hours_again(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server(*[QUOTA] * 5)
     async with client(await serve(server), *stack(MINUTE)) as session:
         for _ in range(2):
@@ -231,7 +227,7 @@ class Quota:
         return self.day.allow(now)
 
 
-async def test_what_is_known_of_the_limit_of_a_minute_is_not_lost(virtual_time: VirtualClock) -> None:
+async def test_a_wait_for_hours_keeps_the_learned_minute_limit(virtual_time: VirtualClock) -> None:
     """A quota for a day is no period that calls are spread over."""
     quota: ServersLimit = Quota()
     async with Sandbox(limit=quota, records=1, latency=0.1) as sandbox:
@@ -278,7 +274,7 @@ async def test_a_wait_of_more_than_a_year_is_ignored_and_does_not_block_the_acco
 
 
 @pytest.mark.parametrize("asked", ["3600", "3601"])
-async def test_up_to_the_rules_maximum_the_calls_wait(serve: Serve, virtual_time: VirtualClock, asked: str) -> None:
+async def test_calls_wait_up_to_the_maximum_of_the_rule(serve: Serve, virtual_time: VirtualClock, asked: str) -> None:
     server = Server((429, asked))
     async with client(await serve(server), *stack(MINUTE)) as session:
         if asked == "3600":
@@ -326,7 +322,7 @@ async def test_without_retry_the_next_call_is_not_sent(
 @pytest.mark.parametrize(
     "options", [{"attempts": 1}, {"deadline": 100.0}, {"raise_errors": False}, {"limits": Limit(9, 1)}]
 )
-async def test_whatever_the_options_the_next_call_is_not_sent(
+async def test_the_next_call_is_not_sent_with_any_options(
     serve: Serve, virtual_time: VirtualClock, options: dict[str, object]
 ) -> None:
     server = Server(QUOTA)
@@ -352,7 +348,7 @@ async def test_a_rule_without_retries_has_a_maximum_of_an_hour(serve: Serve, vir
 
 
 @pytest.mark.parametrize("status", [500, 502, 504])
-async def test_another_error_stops_its_own_call_alone(serve: Serve, virtual_time: VirtualClock, status: int) -> None:
+async def test_another_error_stops_only_its_own_call(serve: Serve, virtual_time: VirtualClock, status: int) -> None:
     """It is no rate limit."""
     rules = MINUTE.replace(Rule("5xx", "Server Error", retry=Backoff(15, jitter=0)))
     server = Server((status, "43200"))
@@ -364,7 +360,7 @@ async def test_another_error_stops_its_own_call_alone(serve: Serve, virtual_time
         assert virtual_time.elapsed < 1
 
 
-async def test_two_sessions_with_one_store_share_it(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_two_sessions_with_one_store_share_a_long_block(serve: Serve, virtual_time: VirtualClock) -> None:
     server, store = Server(QUOTA), JsonStore(slow=0.01)
     url = await serve(server)
     async with client(url, *stack(MINUTE, store=store)) as here, client(url, *stack(MINUTE, store=store)) as there:
@@ -375,7 +371,7 @@ async def test_two_sessions_with_one_store_share_it(serve: Serve, virtual_time: 
         assert len(server.requests) == 1
 
 
-async def test_a_breaker_does_not_count_it(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_breaker_does_not_count_a_long_rate_limit(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server(QUOTA)
     async with client(await serve(server), *stack(MINUTE, Breaker(minimum=1), account=account_of)) as session:
         with pytest.raises(TooManyRequests):
@@ -385,7 +381,7 @@ async def test_a_breaker_does_not_count_it(serve: Serve, virtual_time: VirtualCl
         assert await get(session, account="b") == 200
 
 
-async def test_a_batch_ends_the_account_where_it_is_asked_to(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_batch_with_stop_on_ends_the_account(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server((200, None), QUOTA)
     async with client(await serve(server), *stack(MINUTE, account=account_of)) as session:
 
@@ -410,7 +406,9 @@ async def test_a_batch_ends_the_account_where_it_is_asked_to(serve: Serve, virtu
         assert virtual_time.elapsed < 60
 
 
-async def test_a_sync_ends_that_accounts_part_with_the_reason(tmp_path: Path, virtual_time: VirtualClock) -> None:
+async def test_a_sync_ends_the_parts_of_that_account_with_the_reason(
+    tmp_path: Path, virtual_time: VirtualClock
+) -> None:
     accounts = [Account("key-a", records=400), Account("key-b", records=40)]
     async with Sandbox(accounts=accounts) as sandbox:
         sandbox.script(200, Reply(429, {"Retry-After": str(int(HOURS))}), account="key-a")

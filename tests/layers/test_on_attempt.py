@@ -67,7 +67,7 @@ async def get(session: aiohttp.ClientSession) -> aiohttp.ClientResponse:
         return response
 
 
-async def test_it_is_called_before_each_wait_and_at_the_end(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_the_hook_is_called_before_each_wait_and_at_the_end(serve: Serve, virtual_time: VirtualClock) -> None:
     told = Told()
     async with client(await serve(Statuses(503, 503)), on_attempt=told) as session:
         response = await get(session)
@@ -81,9 +81,7 @@ async def test_it_is_called_before_each_wait_and_at_the_end(serve: Serve, virtua
     assert {request.url.path for request in told.requests} == {"/path"}
 
 
-async def test_an_async_one_is_awaited_and_its_time_is_a_part_of_the_wait(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_an_async_hook_is_awaited_as_part_of_the_wait(serve: Serve, virtual_time: VirtualClock) -> None:
     seen: list[float] = []
 
     async def slow(_request: object, _result: object, _record: AttemptRecord) -> None:
@@ -112,7 +110,7 @@ async def test_the_last_attempt_of_a_failed_call_says_why_it_stopped(
     assert len(told.results[-1].attempts) == 2
 
 
-async def test_a_call_that_ends_while_it_waits_is_reported_once_more(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_call_that_ends_during_a_wait_is_reported_again(serve: Serve, virtual_time: VirtualClock) -> None:
     told = Told()
 
     class OpensMeanwhile(Layer):
@@ -164,7 +162,7 @@ async def test_a_lost_connection_and_an_error_below_400_are_attempts(
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-async def test_its_failure_breaks_no_call_and_is_logged_once_without_credentials(
+async def test_a_failing_hook_fails_no_call_and_is_logged_once(
     serve: Serve, virtual_time: VirtualClock, caplog: pytest.LogCaptureFixture, is_async: bool
 ) -> None:
     def fail(request: aiohttp.ClientRequest, _result: object, _record: AttemptRecord) -> None:
@@ -204,13 +202,13 @@ async def test_a_cancellation_passes_and_releases_the_answer(serve: Serve) -> No
         assert not session.connector._acquired
 
 
-def test_it_is_an_option_of_the_stack_and_of_maesns_session() -> None:
+def test_on_attempt_is_an_option_of_stack_and_maesn_session() -> None:
     with pytest.raises(ValueError, match="on_attempt= has no effect on a Retry made by hand: give it to that layer"):
         stack(RULES, Retry(RULES), on_attempt=print)
     assert maesn.layers("key", "account", on_attempt=print)
 
 
-async def test_the_attempts_of_a_call_that_succeeded(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_attempts_returns_the_records_of_a_successful_call(serve: Serve, virtual_time: VirtualClock) -> None:
     async with client(await serve(Statuses(503, 200, 200)), deadline=100.0, attempts=3) as session:
         failed, last = attempts(await get(session))
         assert failed.waited == pytest.approx(10, abs=0.1)
@@ -231,7 +229,7 @@ async def test_an_attempt_that_was_not_handled_by_retry_has_no_record(serve: Ser
             assert attempts(await get(session)) == ()
 
 
-async def test_both_kinds_of_record_say_the_same(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_hook_and_attempts_have_equal_records(serve: Serve, virtual_time: VirtualClock) -> None:
     url = await serve(Statuses())
     found = []
     for hook in (None, Told()):

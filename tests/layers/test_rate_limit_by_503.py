@@ -90,7 +90,7 @@ async def get(session: aiohttp.ClientSession, account: str = "", method: str = "
 @pytest.mark.parametrize(
     "rules", [name if name == "a second" else pytest.param(name, marks=pytest.mark.slow) for name in SECOND]
 )
-def test_a_crowd_beyond_the_limit_loses_nothing(kind: str, rules: str) -> None:
+def test_many_calls_above_the_limit_lose_nothing(kind: str, rules: str) -> None:
     """A thousand calls, 500 at a time, for a hundred a second: as with 429."""
     limit = limit_of(kind, 100, 1.0)
     server = Server(limit=limit)
@@ -121,7 +121,9 @@ async def refusing(serve: Serve, server: Server, down: int, asks: str | None) ->
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-async def test_it_blocks_its_account_and_no_other(serve: Serve, virtual_time: VirtualClock, form: str) -> None:
+async def test_a_503_with_retry_after_blocks_only_its_account(
+    serve: Serve, virtual_time: VirtualClock, form: str
+) -> None:
     server = Server()
     url = await refusing(serve, server, 1, "30" if form == "seconds" else None)
     if form == "date":
@@ -155,7 +157,7 @@ async def test_it_blocks_its_account_and_no_other(serve: Serve, virtual_time: Vi
     ],
 )
 @pytest.mark.parametrize("throttle", [True, False])
-async def test_its_retries_take_no_budget(
+async def test_retries_after_a_503_rate_limit_cost_no_budget(
     serve: Serve, virtual_time: VirtualClock, status: int, asks: str, free: bool, throttle: bool
 ) -> None:
     server = Server()
@@ -175,7 +177,7 @@ async def test_its_retries_take_no_budget(
 @pytest.mark.parametrize("store", [False, True])
 @pytest.mark.parametrize(("asks", "opens"), [("1", False), ("", True)])
 @pytest.mark.parametrize("by", ["all layers", "no Retry", "answers"])
-async def test_the_breaker_does_not_count_it(
+async def test_the_breaker_does_not_count_a_503_rate_limit(
     serve: Serve, virtual_time: VirtualClock, store: bool, asks: str, opens: bool, by: str
 ) -> None:
     server = Server()
@@ -198,7 +200,7 @@ async def test_the_breaker_does_not_count_it(
         assert seen == ([503, None, None, None, None] if opens else [503] * 5)
 
 
-async def test_it_neither_opens_nor_closes_a_half_open_circuit(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_503_rate_limit_does_not_change_a_half_open_circuit(serve: Serve, virtual_time: VirtualClock) -> None:
     """A probe that is refused leaves its place to the next one."""
     server = Server()
     url = await refusing(serve, server, 1, "")
@@ -241,7 +243,7 @@ async def test_an_error_of_another_middleware_is_judged_in_the_same_way(
     ("status", "retry_after", "works"),
     [(503, 1.0, None), (503, 0.0, None), (503, None, False), (500, 1.0, False), (502, 1.0, False), (429, None, True)],
 )
-async def test_a_503_without_it_is_an_outage(
+async def test_a_503_without_retry_after_is_an_outage(
     serve: Serve, status: int, retry_after: float | None, works: bool | None
 ) -> None:
     async with client(await serve(Server())) as session, session.get("/") as response:
@@ -275,7 +277,7 @@ async def test_a_batch_continues_for_other_accounts(serve: Serve, virtual_time: 
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
-async def test_a_write_is_not_sent_again_but_the_account_is_blocked(
+async def test_a_write_with_503_is_not_repeated_but_blocks_the_account(
     serve: Serve, virtual_time: VirtualClock, method: str
 ) -> None:
     """That it was refused is no proof that nothing was carried out."""
@@ -296,7 +298,7 @@ async def test_a_write_is_not_sent_again_but_the_account_is_blocked(
 @pytest.mark.parametrize(
     "layers", [(Throttle(RULES),), (Throttle(RULES), Classify(RULES))], ids=["alone", "classified"]
 )
-async def test_the_throttle_by_itself_knows_it_as_well(
+async def test_throttle_alone_recognizes_a_503_rate_limit(
     serve: Serve, virtual_time: VirtualClock, layers: tuple[aiohttp.ClientMiddlewareType, ...]
 ) -> None:
     server = Server()
@@ -324,9 +326,7 @@ async def test_a_503_without_retry_after_does_not_block_the_account(
         assert server.at[1] - server.at[0] < 1
 
 
-async def test_in_a_real_outage_one_call_of_each_account_asks_and_the_others_wait(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_in_an_outage_one_call_of_each_account_probes(serve: Serve, virtual_time: VirtualClock) -> None:
     """Two accounts with 30 calls each, ten minutes of 503 that says to come back in half a minute."""
     server = Server()
     url = await refusing(serve, server, 10**9, "30")

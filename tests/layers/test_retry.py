@@ -70,7 +70,7 @@ class Server:
 
 
 @pytest.mark.parametrize("layers", [(Retry(RULES), Classify(RULES)), (Retry(RULES),)])
-async def test_it_retries_until_it_succeeds(serve: Serve, layers: tuple[Retry | Classify, ...]) -> None:
+async def test_retry_repeats_a_call_until_it_succeeds(serve: Serve, layers: tuple[Retry | Classify, ...]) -> None:
     server = Server(429, 503, 429)
     async with aiohttp.ClientSession(await serve(server), middlewares=layers) as session:
         async with session.get("/") as response:
@@ -104,7 +104,7 @@ async def test_the_error_has_all_details(serve: Serve, virtual_time: VirtualCloc
         assert part in str(error)
 
 
-async def test_without_classify_the_last_answer_comes_back_readable(serve: Serve) -> None:
+async def test_without_classify_the_last_response_is_returned_readable(serve: Serve) -> None:
     server = Server(*[503] * 9)
     async with aiohttp.ClientSession(await serve(server), middlewares=(Retry(RULES, attempts=3),)) as session:
         async with session.get("/") as response:
@@ -114,7 +114,7 @@ async def test_without_classify_the_last_answer_comes_back_readable(serve: Serve
     assert len(server.bodies) == 4
 
 
-async def test_a_long_error_body_comes_back_whole(serve: Serve) -> None:
+async def test_a_long_error_body_is_returned_completely(serve: Serve) -> None:
     body = bytes(range(256)) * 4000
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -137,7 +137,7 @@ async def test_a_long_error_body_comes_back_whole(serve: Serve) -> None:
         ("POST", {}, {"Idempotency-Key": "once"}, 5),
     ],
 )
-async def test_what_may_have_been_carried_out_is_sent_again_only_where_that_is_safe(
+async def test_a_possibly_executed_request_is_repeated_only_if_safe(
     serve: Serve, method: str, options: dict[str, bool], headers: dict[str, str], sends: int
 ) -> None:
     server = Server(*[503] * 9)
@@ -148,7 +148,7 @@ async def test_what_may_have_been_carried_out_is_sent_again_only_where_that_is_s
     assert caught.value.stopped is (StopReason.UNSAFE_METHOD if sends == 1 else StopReason.ATTEMPTS_USED_UP)
 
 
-async def test_a_write_that_was_refused_or_never_sent_is_sent_again(serve: Serve, unused_url: str) -> None:
+async def test_a_rejected_or_unsent_write_is_sent_again(serve: Serve, unused_url: str) -> None:
     server = Server(429, 429)
     async with aiohttp.ClientSession(await serve(server), middlewares=stack(RULES)) as session:
         async with session.post("/", data=b"body") as response:
@@ -159,7 +159,7 @@ async def test_a_write_that_was_refused_or_never_sent_is_sent_again(serve: Serve
     assert len(caught.value.attempts) == 5
 
 
-async def test_a_stream_of_which_nothing_was_sent_is_no_hindrance(unused_url: str) -> None:
+async def test_an_unsent_stream_does_not_prevent_a_retry(unused_url: str) -> None:
     async def stream() -> AsyncIterator[bytes]:
         yield b"body"
 
@@ -201,7 +201,7 @@ async def test_bodies_are_sent_again_identical(serve: Serve, kind: str) -> None:
     assert len(set(server.bodies)) == 1
 
 
-async def test_an_expected_100_continue_that_was_refused_is_awaited_again(serve_raw: ServeRaw) -> None:
+async def test_a_rejected_100_continue_is_awaited_again(serve_raw: ServeRaw) -> None:
     """The server refuses before the body is sent; the second time it wants it."""
     bodies: list[bytes] = []
 
@@ -235,7 +235,7 @@ async def test_retry_after_is_honoured(serve: Serve, virtual_time: VirtualClock,
     assert (event.attributes or {})["lamella.wait_source"] == "retry_after"
 
 
-async def test_a_retry_after_without_end_stops_at_once(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_an_endless_retry_after_stops_the_call_at_once(serve: Serve, virtual_time: VirtualClock) -> None:
     async with aiohttp.ClientSession(
         await serve(Server(429, Retry_After="9" * 500)), middlewares=stack(RULES)
     ) as session:
@@ -262,7 +262,7 @@ async def test_a_deadline_stops_before_a_wait_that_would_end_after_it(
     assert virtual_time.elapsed == pytest.approx(180, abs=0.5)
 
 
-async def test_a_deadline_ends_an_attempt_as_well(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_deadline_ends_an_attempt(serve: Serve, virtual_time: VirtualClock) -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(10_000)
         return web.Response()
@@ -337,7 +337,7 @@ async def test_a_custom_layer_may_ask_for_a_retry(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("sends", [0, 1], ids=["before the first send", "before a later one"])
-async def test_the_end_of_another_call_made_meanwhile_passes_as_it_is(serve: Serve, sends: int) -> None:
+async def test_the_error_of_an_inner_call_passes_unchanged(serve: Serve, sends: int) -> None:
     async def token() -> str:
         if len(server.bodies) < sends:
             return "the first"
@@ -393,7 +393,7 @@ async def test_a_deadline_may_be_a_fraction_of_a_second(serve: Serve, virtual_ti
 
 
 @pytest.mark.parametrize(("total", "ends"), [(0.04, 0.038), (1.0, 0.95), (300.0, 299.9)])
-async def test_it_ends_a_little_before_the_sessions_total(
+async def test_a_call_ends_slightly_before_the_sessions_total(
     serve: Serve, virtual_time: VirtualClock, total: float, ends: float
 ) -> None:
     """A twentieth of it before, and never more than a tenth of a second."""
@@ -412,7 +412,7 @@ async def test_it_ends_a_little_before_the_sessions_total(
     assert caught.value.stopped is StopReason.DEADLINE
 
 
-async def test_what_the_deadline_has_ended_is_not_sent_again(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_an_attempt_ended_by_the_deadline_is_not_repeated(serve: Serve, virtual_time: VirtualClock) -> None:
     """Though to the clock's last digit it may have been a little before."""
 
     async def never(request: web.Request) -> web.StreamResponse:
@@ -429,9 +429,7 @@ async def test_what_the_deadline_has_ended_is_not_sent_again(serve: Serve, virtu
         assert [(record.wait_source, record.deadline_left) for record in caught.value.attempts] == [(None, 0)]
 
 
-async def test_a_timeout_that_is_not_the_deadlines_is_an_attempt_that_failed(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_another_timeout_than_the_deadline_is_a_failed_attempt(serve: Serve, virtual_time: VirtualClock) -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(10_000)
         return web.Response()
@@ -541,7 +539,7 @@ async def test_each_attempt_has_its_own_time_in_the_queue(serve: Serve, virtual_
     assert [record.took for record in caught.value.attempts] == pytest.approx([0, 0], abs=0.1)
 
 
-async def test_nothing_is_left_of_the_attempts_where_staminas_test_mode_makes_more(serve: Serve) -> None:
+async def test_extra_attempts_by_staminas_test_mode_leave_nothing_behind(serve: Serve) -> None:
     async with aiohttp.ClientSession(await serve(Server(*[503] * 9)), middlewares=stack(RULES, attempts=2)) as session:
         with stamina.set_testing(True, attempts=3), pytest.raises(ServerStatusError) as caught:
             await session.get("/")
@@ -639,7 +637,7 @@ WAYS = pytest.mark.parametrize("total", [None, 300.0], ids=["no deadline", "a de
 
 
 @WAYS
-async def test_alone_it_makes_its_errors_of_aiohttps(unused_url: str, total: float | None) -> None:
+async def test_retry_alone_converts_errors_of_aiohttp(unused_url: str, total: float | None) -> None:
     timeout = aiohttp.ClientTimeout(total)
     async with aiohttp.ClientSession(timeout=timeout, middlewares=(Retry(RULES, attempts=2),)) as session:
         with pytest.raises(ConnectFailed) as caught:
@@ -649,7 +647,7 @@ async def test_alone_it_makes_its_errors_of_aiohttps(unused_url: str, total: flo
 
 @WAYS
 @pytest.mark.parametrize("wrapped", [True, False])
-async def test_the_least_of_the_errors_is_one(
+async def test_a_bare_error_of_a_middleware_is_handled(
     serve: Serve, tracing: Tracing, total: float | None, wrapped: bool
 ) -> None:
     """Nothing is made of an answer that is returned as it is, but the span tells why it was the last."""
@@ -663,9 +661,7 @@ async def test_the_least_of_the_errors_is_one(
 
 
 @WAYS
-async def test_the_attempt_that_went_well_is_counted_as_well(
-    serve: Serve, tracing: Tracing, total: float | None
-) -> None:
+async def test_the_successful_attempt_is_counted(serve: Serve, tracing: Tracing, total: float | None) -> None:
     """Without ``AttemptSpan`` nobody else counts them."""
     layers = (RequestSpan(tracer_provider=tracing.provider), Retry(RULES), Classify(RULES))
     async with aiohttp.ClientSession(
@@ -676,9 +672,7 @@ async def test_the_attempt_that_went_well_is_counted_as_well(
 
 
 @WAYS
-async def test_a_session_that_was_closed_before_a_middleware_sends_again_says_so(
-    serve: Serve, total: float | None
-) -> None:
+async def test_a_session_closed_before_a_repeat_by_a_middleware_raises(serve: Serve, total: float | None) -> None:
     """As some versions of aiohttp do themselves, where it was closed in the middle of a send."""
 
     async def again(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -725,7 +719,7 @@ async def test_aiohttps_own_except_clauses_keep_working(serve: Serve, unused_url
         assert isinstance(failed.value, LamellaError)
 
 
-async def test_many_at_once_each_succeed(serve: Serve) -> None:
+async def test_many_concurrent_calls_succeed(serve: Serve) -> None:
     async def flaky(request: web.Request) -> web.StreamResponse:
         counts[request.path] = counts.get(request.path, 0) + 1
         return web.Response(status=429 if counts[request.path] % 3 else 200)
@@ -767,7 +761,7 @@ class OpensMeanwhile:
     ("statuses", "circuit", "sends"),
     [((503, 503), None, 3), ((503,) * 9, None, 5), ((404,), None, 1), ((503,), OpensMeanwhile(), 1)],
 )
-async def test_nothing_of_a_call_is_left_for_the_garbage_collector(
+async def test_a_call_leaves_nothing_for_the_garbage_collector(
     serve: Serve,
     caplog: pytest.LogCaptureFixture,
     statuses: tuple[int, ...],
@@ -814,9 +808,7 @@ async def test_nothing_of_a_call_is_left_for_the_garbage_collector(
             gc.enable()
 
 
-async def test_a_wait_is_on_record_though_the_circuit_has_opened_meanwhile(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_a_wait_is_recorded_if_the_circuit_opens_during_it(serve: Serve, virtual_time: VirtualClock) -> None:
     async def protect(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         Call.of(request).circuit = OpensMeanwhile()
         return await handler(request)

@@ -81,7 +81,7 @@ async def test_in_an_outage_retries_add_at_most_the_ratio_and_the_capacity(
     assert sum(len(error.attempts) for error in errors) == server.requests
 
 
-async def test_without_a_budget_every_call_tries_what_it_may(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_without_a_budget_every_call_uses_all_its_attempts(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server()
     async with client(await serve(server), None) as session:
         errors = await storm(session, 30)
@@ -90,7 +90,7 @@ async def test_without_a_budget_every_call_tries_what_it_may(serve: Serve, virtu
 
 
 @pytest.mark.parametrize("total", [None, 300.0])
-async def test_by_default_a_session_has_one(serve: Serve, virtual_time: VirtualClock, total: float | None) -> None:
+async def test_a_session_has_a_budget_by_default(serve: Serve, virtual_time: VirtualClock, total: float | None) -> None:
     server = Server()
     layers = stack(RULES, throttle=False)
     async with aiohttp.ClientSession(
@@ -137,9 +137,7 @@ async def test_an_empty_budget_makes_failures_final_with_a_reason(
 
 
 @pytest.mark.parametrize("longest", [None, 1000.0])
-async def test_it_fills_again_with_each_call_that_is_made(
-    serve: Serve, virtual_time: VirtualClock, longest: float | None
-) -> None:
+async def test_each_call_refills_the_budget(serve: Serve, virtual_time: VirtualClock, longest: float | None) -> None:
     server = Server()
     async with client(await serve(server), RetryBudget(0.2, 1), attempts=2, deadline=longest) as session:
         assert [len(error.attempts) for error in await storm(session, 3)] == [2, 1, 1]
@@ -149,7 +147,7 @@ async def test_it_fills_again_with_each_call_that_is_made(
         assert sorted(len(error.attempts) for error in await storm(session, 2)) == [1, 2]
 
 
-async def test_a_429_is_free(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_retry_after_429_costs_no_budget(serve: Serve, virtual_time: VirtualClock) -> None:
     """It says when to come back; and the throttle sees to it that it is rare."""
     server = Server(429)
     async with client(await serve(server), RetryBudget(0.0, 1), attempts=3) as session:
@@ -161,7 +159,7 @@ async def test_a_429_is_free(serve: Serve, virtual_time: VirtualClock) -> None:
         assert sorted(len(error.attempts) for error in await storm(session, 2)) == [1, 2]
 
 
-async def test_a_connection_that_was_closed_while_idle_is_free(serve_raw: ServeRaw) -> None:
+async def test_a_retry_on_an_idle_closed_connection_costs_no_budget(serve_raw: ServeRaw) -> None:
     connections = 0
 
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -180,7 +178,7 @@ async def test_a_connection_that_was_closed_while_idle_is_free(serve_raw: ServeR
     assert connections == 6
 
 
-async def test_what_is_not_retried_costs_nothing(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_failure_without_retry_costs_no_budget(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server(400)
     async with client(await serve(server), RetryBudget(0.0, 1), attempts=2) as session:
         await storm(session, 20)
@@ -191,7 +189,7 @@ async def test_what_is_not_retried_costs_nothing(serve: Serve, virtual_time: Vir
         assert [len(error.attempts) for error in await storm(session, 1)] == [2]
 
 
-async def test_a_wait_that_would_be_too_long_costs_nothing(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_too_long_wait_costs_no_budget(serve: Serve, virtual_time: VirtualClock) -> None:
     """Nor is it the budget that is to blame, when that is empty."""
     server = Server()
     async with client(await serve(server), RetryBudget(0.0, 1), attempts=2) as session:
@@ -202,7 +200,7 @@ async def test_a_wait_that_would_be_too_long_costs_nothing(serve: Serve, virtual
             assert [len(error.attempts) for error in await storm(session, 1)] == [attempts]
 
 
-async def test_the_switches_of_stamina_work_as_without(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_the_switches_of_stamina_work_with_a_budget(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server()
     async with client(await serve(server), RetryBudget(0.0, 2), attempts=2) as session:
         stamina.set_active(False)
@@ -217,7 +215,7 @@ async def test_the_switches_of_stamina_work_as_without(serve: Serve, virtual_tim
         assert virtual_time.now == began
 
 
-async def test_a_store_that_fails_costs_no_call(
+async def test_a_failing_store_fails_no_call(
     serve: Serve, virtual_time: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = JsonStore()
@@ -229,7 +227,7 @@ async def test_a_store_that_fails_costs_no_call(
     assert len([record for record in caplog.records if "the store" in record.message]) == 1
 
 
-async def test_who_is_cancelled_while_the_store_is_asked_holds_no_connection(
+async def test_a_call_cancelled_during_a_store_operation_frees_its_connection(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     async def long(request: web.Request) -> web.StreamResponse:

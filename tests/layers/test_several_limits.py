@@ -77,7 +77,7 @@ async def get(session: aiohttp.ClientSession, path: str = "/", account: str = ""
         return response.status
 
 
-async def test_two_a_second_for_each_path_and_five_for_the_integrator(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_limits_per_path_and_for_the_integrator_apply_together(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server(
         [
             (SlidingWindow(2, 1), lambda request: f"{request.headers['X-Account']} {request.path}"),
@@ -93,7 +93,7 @@ async def test_two_a_second_for_each_path_and_five_for_the_integrator(serve: Ser
         at_rest(session)
 
 
-async def test_five_at_a_time_and_three_hundred_a_minute(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_limits_in_flight_and_per_minute_apply_together(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server([(SlidingWindow(300, 60), lambda _: "")], most=lambda _: ("", 5), latency=0.5)
     layers = stack(MINUTE, limits=[Limit(concurrent=5), Limit(300, per=60)])
     async with client(await serve(server), *layers) as session:
@@ -104,7 +104,7 @@ async def test_five_at_a_time_and_three_hundred_a_minute(serve: Serve, virtual_t
         at_rest(session)
 
 
-async def test_a_daily_quota_is_reported_at_once_while_a_limit_by_the_minute_is_waited_for(
+async def test_calls_wait_for_a_minute_limit_but_fail_for_a_daily_quota(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     server = Server([(SlidingWindow(10, 60), lambda _: ""), (SlidingWindow(25, 86_400), lambda _: "")])
@@ -127,7 +127,7 @@ async def test_a_daily_quota_is_reported_at_once_while_a_limit_by_the_minute_is_
         assert await get(session) == 200
 
 
-async def test_a_path_that_has_to_wait_holds_up_no_other_path(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_waiting_path_does_not_delay_other_paths(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server()
     layers = stack(MINUTE, limits=[Limit(1, per=60, scope=path_of), Limit(10, per=60)])
     async with client(await serve(server), *layers) as session:
@@ -140,7 +140,7 @@ async def test_a_path_that_has_to_wait_holds_up_no_other_path(serve: Serve, virt
         at_rest(session)
 
 
-async def test_an_account_that_is_blocked_holds_up_no_other_at_a_limit_for_both(
+async def test_a_blocked_account_does_not_delay_others_at_a_common_limit(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     server = Server([(SlidingWindow(1, 60), lambda request: request.headers["X-Account"])])
@@ -155,9 +155,7 @@ async def test_an_account_that_is_blocked_holds_up_no_other_at_a_limit_for_both(
         at_rest(session)
 
 
-async def test_of_several_accounts_the_first_to_come_is_the_first_to_pass(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_calls_of_several_accounts_pass_in_order_of_arrival(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server()
     layers = stack(MINUTE, limits=[Limit(1, per=1, key=everybody), Limit(2, per=1)], account=account_of)
     async with client(await serve(server), *layers) as session:
@@ -169,7 +167,7 @@ async def test_of_several_accounts_the_first_to_come_is_the_first_to_pass(
         assert [path for _, _, path in server.came] == [f"/{number}" for number in range(20)]
 
 
-async def test_an_older_call_passes_before_a_younger_one_that_waits_for_the_integrator(
+async def test_an_older_call_overtakes_a_younger_one_at_a_common_limit(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     """The older one comes back after a 500, when the younger one is the first of its account already."""
@@ -225,7 +223,7 @@ async def test_a_cancelled_call_leaves_no_permit_behind(
             at_rest(session)
 
 
-async def test_a_call_counts_against_the_limits_of_its_scope_alone(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_call_counts_only_against_the_limits_of_its_scope(serve: Serve, virtual_time: VirtualClock) -> None:
     def writes(request: aiohttp.ClientRequest) -> str | None:
         return "writes" if request.method == "POST" else None
 
@@ -240,9 +238,7 @@ async def test_a_call_counts_against_the_limits_of_its_scope_alone(serve: Serve,
         assert now() - began == pytest.approx(60, abs=1)
 
 
-async def test_a_limit_of_an_account_beside_a_scope_of_what_is_learned(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_a_stated_account_limit_works_beside_a_learned_scope(serve: Serve, virtual_time: VirtualClock) -> None:
     """The account's limit is that of all of its scopes."""
     layers = stack(MINUTE, limits=[Limit(2, per=60)], scope=path_of)
     async with client(await serve(Server()), *layers) as session:
@@ -251,7 +247,7 @@ async def test_a_limit_of_an_account_beside_a_scope_of_what_is_learned(
         assert now() - began == pytest.approx(60, abs=1)
 
 
-async def test_points_in_place_of_requests(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_limit_can_count_points(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server([(SlidingWindow(100, 60), lambda _: "")])
     layers = stack(MINUTE, limits=[Limit(100, per=60), Limit(concurrent=8, key=everybody)], cost=points_of)
     async with client(await serve(server), *layers) as session:
@@ -262,7 +258,7 @@ async def test_points_in_place_of_requests(serve: Serve, virtual_time: VirtualCl
         at_rest(session)
 
 
-async def test_each_limit_may_have_points_of_its_own(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_each_limit_may_have_its_own_cost_function(serve: Serve, virtual_time: VirtualClock) -> None:
     layers = stack(MINUTE, limits=[Limit(10, per=60), Limit(10, per=60, cost=lambda _: 5)])
     async with client(await serve(Server()), *layers) as session:
         began = now()
@@ -279,7 +275,7 @@ async def test_an_invalid_cost_is_reported(serve: Serve, cost: Any) -> None:
             at_rest(session)
 
 
-async def test_what_the_server_states_beside_what_the_user_states(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_limits_of_the_server_and_the_user_apply_together(serve: Serve, virtual_time: VirtualClock) -> None:
     def left(headers: Mapping[str, str]) -> list[StatedLimit]:
         return [StatedLimit(float(headers["X-Left"]), 2, reset=30.0)]
 
@@ -297,7 +293,7 @@ async def test_what_the_server_states_beside_what_the_user_states(serve: Serve, 
         assert now() - began == pytest.approx(30, abs=1.2)
 
 
-async def test_what_is_left_of_limits_is_shown(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_state_shows_the_rest_of_stated_limits(serve: Serve, virtual_time: VirtualClock) -> None:
     limits = [Limit(5, per=60), Limit(concurrent=3), Limit(7, per=10, key=everybody)]
     url = await serve(Server(latency=1.0))
     async with client(url, *stack(MINUTE, limits=limits, account=account_of)) as session:
@@ -313,9 +309,7 @@ async def test_what_is_left_of_limits_is_shown(serve: Serve, virtual_time: Virtu
         await asyncio.gather(*tasks)
 
 
-async def test_two_processes_that_share_a_store_keep_to_a_limit_together(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_two_processes_with_one_store_respect_a_limit_together(serve: Serve, virtual_time: VirtualClock) -> None:
     server, store = Server([(SlidingWindow(4, 60), lambda _: "")]), JsonStore(slow=0.001)
     url = await serve(server)
 
@@ -364,7 +358,7 @@ async def test_a_deadline_that_a_stated_limit_would_exceed_fails_at_once(
     ),
     calls=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.floats(0, 20)), min_size=1, max_size=40),
 )
-def test_whatever_the_limits_are_nothing_is_refused_and_all_end(
+def test_no_call_is_refused_or_stuck_for_any_stated_limits(
     limits: list[Limit], calls: list[tuple[int, int, float]]
 ) -> None:
     def key_of(limit: Limit) -> Callable[[web.Request], str]:

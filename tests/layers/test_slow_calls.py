@@ -100,7 +100,7 @@ SESSIONS = pytest.mark.parametrize("connect", [plain, of_maesn, shared])
         (plain, 300, 300, 0.15, 0.95),
     ],
 )
-async def test_a_crowd_of_slow_calls_takes_hardly_longer_than_one(
+async def test_many_slow_calls_take_little_longer_than_one(
     serve: Serve, virtual_time: VirtualClock, connect: Connect, calls: int, at_once: int, seconds: float, most: float
 ) -> None:
     async with connect(await serve(Server())) as session:
@@ -110,7 +110,9 @@ async def test_a_crowd_of_slow_calls_takes_hardly_longer_than_one(
 
 
 @pytest.mark.parametrize("known", [0.0, 0.1, 1.0])
-async def test_so_it_is_where_some_answers_are_known(serve: Serve, virtual_time: VirtualClock, known: float) -> None:
+async def test_many_slow_calls_are_not_delayed_after_some_answers(
+    serve: Serve, virtual_time: VirtualClock, known: float
+) -> None:
     """Quick ones before do not make the slow ones wait, nor do slow ones."""
     async with plain(await serve(Server())) as session:
         await get(session, known)
@@ -122,7 +124,7 @@ async def test_so_it_is_where_some_answers_are_known(serve: Serve, virtual_time:
 @SESSIONS
 @pytest.mark.parametrize("polls", [4, 12, 100])
 @pytest.mark.parametrize("later", [0.0, 0.1, 50.0])
-async def test_a_quick_call_waits_for_no_long_poll(
+async def test_a_fast_call_does_not_wait_for_a_long_poll(
     serve: Serve, virtual_time: VirtualClock, connect: Connect, polls: int, later: float
 ) -> None:
     async with connect(await serve(Server())) as session:
@@ -152,9 +154,7 @@ async def test_polls_that_wait_for_another_call_are_no_deadlock(
         at_rest(session)
 
 
-async def test_quick_calls_continue_beside_slow_ones_as_if_they_were_alone(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_slow_calls_do_not_delay_fast_calls(serve: Serve, virtual_time: VirtualClock) -> None:
     async with plain(await serve(Server())) as session:
         slow = [asyncio.create_task(get(session, 10.0)) for _ in range(50)]
         await asyncio.sleep(0.3)
@@ -164,7 +164,7 @@ async def test_quick_calls_continue_beside_slow_ones_as_if_they_were_alone(
 
 
 @pytest.mark.parametrize("connect", [plain, pytest.param(shared, marks=pytest.mark.slow)])
-async def test_slow_start_goes_by_answers_where_they_come_in_a_fifth_of_a_second(
+async def test_slow_start_grows_with_answers_if_they_are_fast(
     serve: Serve, virtual_time: VirtualClock, connect: Connect
 ) -> None:
     """Time does not let the crowd go while answers come: a limit costs few refusals."""
@@ -176,7 +176,7 @@ async def test_slow_start_goes_by_answers_where_they_come_in_a_fifth_of_a_second
 
 
 @pytest.mark.parametrize("store", [None, MemoryStore(), JsonStore(slow=0.001)], ids=["none", "memory", "slow"])
-async def test_a_slow_call_is_asked_about_a_few_times_and_not_over_and_over(
+async def test_a_slow_call_causes_only_a_few_checks(
     serve: Serve,
     virtual_time: VirtualClock,
     store: MemoryStore | JsonStore | None,
@@ -219,7 +219,7 @@ class Refusing(Server):
 
 
 @pytest.mark.parametrize("slow", [False, True])
-async def test_polls_from_before_a_refusal_hold_nothing_up_after_the_wait(
+async def test_polls_from_before_a_refusal_do_not_delay_calls_after_the_wait(
     serve: Serve, virtual_time: VirtualClock, slow: bool
 ) -> None:
     server, store = Refusing(), JsonStore(slow=0.0) if slow else None
@@ -254,7 +254,7 @@ async def test_polls_that_are_sent_after_the_wait_are_no_deadlock(
         at_rest(session)
 
 
-async def test_polls_that_use_a_learned_limit_up_hold_others_up_for_a_period_only(
+async def test_polls_that_use_up_a_learned_limit_delay_others_for_one_period(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     """They were counted when they were sent, however long they take."""

@@ -40,7 +40,7 @@ RULES = RuleBook(
 )
 
 
-def test_the_names_are_the_conventions() -> None:
+def test_span_names_follow_the_conventions() -> None:
     assert names.ERROR_TYPE == error_attributes.ERROR_TYPE
     assert names.METHOD == http_attributes.HTTP_REQUEST_METHOD
     assert names.RESEND_COUNT == http_attributes.HTTP_REQUEST_RESEND_COUNT
@@ -51,7 +51,9 @@ def test_the_names_are_the_conventions() -> None:
     assert names.URL_FULL == url_attributes.URL_FULL
 
 
-async def test_a_call_that_needs_two_attempts(serve: Serve, tracing: Tracing, virtual_time: VirtualClock) -> None:
+async def test_a_call_with_two_attempts_has_two_attempt_spans(
+    serve: Serve, tracing: Tracing, virtual_time: VirtualClock
+) -> None:
     url = await serve(Statuses(429))
     port = int(url.rpartition(":")[2])
     layers = stack(RULES, tracer_provider=tracing.provider)
@@ -96,7 +98,7 @@ async def test_a_call_that_needs_two_attempts(serve: Serve, tracing: Tracing, vi
     }
 
 
-async def test_a_call_that_fails(serve: Serve, tracing: Tracing) -> None:
+async def test_a_failed_call_has_an_error_on_its_span(serve: Serve, tracing: Tracing) -> None:
     layers = stack(RULES, tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(await serve(Statuses(503, 0)), middlewares=layers) as session:
         with pytest.raises(ServerStatusError):
@@ -115,7 +117,7 @@ async def test_a_call_that_fails(serve: Serve, tracing: Tracing) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 503])
-async def test_without_raise_errors_the_spans_say_the_same(serve: Serve, tracing: Tracing, status: int) -> None:
+async def test_spans_are_the_same_without_raise_errors(serve: Serve, tracing: Tracing, status: int) -> None:
     layers = stack(RULES, raise_errors=False, tracer_provider=tracing.provider)
     async with aiohttp.ClientSession(await serve(Statuses(status)), middlewares=layers) as session:
         await session.get("/")
@@ -229,7 +231,7 @@ async def test_no_credential_is_on_any_span(serve: Serve, tracing: Tracing) -> N
         assert "s3cr3t" not in span.to_json()
 
 
-async def test_a_redirect_is_another_attempt(serve: Serve, tracing: Tracing) -> None:
+async def test_a_redirect_has_another_attempt_span(serve: Serve, tracing: Tracing) -> None:
     async def redirect(request: web.Request) -> web.StreamResponse:
         if request.path == "/":
             raise web.HTTPFound("/there")

@@ -61,7 +61,7 @@ class Stating:
 
 
 @pytest.mark.parametrize("form", FORMS)
-async def test_a_stated_limit_is_kept_to_before_anything_is_refused(
+async def test_a_stated_limit_is_respected_before_any_refusal(
     serve: Serve, virtual_time: VirtualClock, form: str
 ) -> None:
     server = Stating(FORMS[form])
@@ -88,9 +88,7 @@ async def test_a_stated_limit_that_responses_contradict_delays_nothing(
     assert took[1] <= took[0] + 2 * WINDOW
 
 
-async def test_a_limit_that_states_0_but_lets_all_pass_is_dropped_also_for_single_calls(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_a_stated_zero_that_lets_calls_pass_is_ignored(serve: Serve, virtual_time: VirtualClock) -> None:
     async def server(_: web.Request) -> web.StreamResponse:
         return web.Response(headers=_three("X-RateLimit", 0, 30))
 
@@ -126,7 +124,7 @@ async def test_a_limit_for_hours_is_reported_at_once(serve: Serve, virtual_time:
         at_rest(session)
 
 
-async def test_a_bucket_is_kept_to_with_a_function_of_the_headers(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_function_of_the_headers_can_state_a_bucket(serve: Serve, virtual_time: VirtualClock) -> None:
     level, at, refused = 0.0, now(), 0
 
     async def server(_: web.Request) -> web.StreamResponse:
@@ -196,7 +194,7 @@ def test_headers_state_limits(headers: dict[str, str], limits: list[StatedLimit 
         {"RateLimit": "limit=10, remaining=3, reset={}"},
     ],
 )
-def test_a_moment_is_read_as_one(form: dict[str, str]) -> None:
+def test_a_reset_time_is_read_as_a_time(form: dict[str, str]) -> None:
     """By the server's clock."""
     headers = {name: value.format(1767225630) for name, value in form.items()}
     [stated] = stated_limits(headers | {"Date": "Thu, 01 Jan 2026 00:00:00 GMT"})

@@ -84,7 +84,7 @@ async def test_one_429_blocks_only_its_account(serve: Serve, virtual_time: Virtu
         at_rest(session)
 
 
-async def test_the_429s_of_those_on_their_way_are_of_the_same_episode(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_concurrent_429s_belong_to_one_episode(serve: Serve, virtual_time: VirtualClock) -> None:
     """The rule doubles with each episode, and not with each 429."""
     server = Server([429] * 4)
     async with client(await serve(server), *stack(MINUTE)) as session:
@@ -96,7 +96,7 @@ async def test_the_429s_of_those_on_their_way_are_of_the_same_episode(serve: Ser
 
 
 @pytest.mark.parametrize(("retry_after", "seconds"), [(None, 60), ("30", 60), ("90", 90)])
-async def test_the_account_is_blocked_for_as_long_as_the_rule_or_the_server_says(
+async def test_the_account_is_blocked_as_long_as_rule_or_server_ask(
     serve: Serve, virtual_time: VirtualClock, retry_after: str | None, seconds: float
 ) -> None:
     server = Server([429], latency=0, headers={} if retry_after is None else {"Retry-After": retry_after})
@@ -126,9 +126,7 @@ async def test_blocked_for_returns_how_long_an_account_is_blocked(serve: Serve, 
         assert throttle.blocked_for(url, "a") == 0
 
 
-async def test_refused_again_after_the_wait_the_next_wait_is_twice_as_long(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_a_refusal_after_the_wait_doubles_the_next_wait(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server([429, 429, 429], latency=0)
     async with client(await serve(server), *stack(MINUTE)) as session:
         began = virtual_time.now
@@ -149,9 +147,7 @@ async def test_a_queued_call_uses_no_attempt(serve: Serve, virtual_time: Virtual
         at_rest(session)
 
 
-async def test_first_come_first_served_and_a_resend_comes_before_the_younger(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_calls_are_served_in_order_and_retries_keep_their_place(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server([429], latency=0.1)
     rules = RuleBook(Rule(429, "Too Many Requests", retry=Backoff(60, jitter=0)))
     async with client(await serve(server), *stack(rules, limits=Limit(1, 1))) as session:
@@ -183,7 +179,7 @@ async def test_a_wait_that_would_end_after_the_deadline_fails_at_once(serve: Ser
         at_rest(session)
 
 
-async def test_also_when_it_waits_already_and_has_been_sent_before(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_late_wait_fails_a_queued_retry_at_once(serve: Serve, virtual_time: VirtualClock) -> None:
     """A second refusal makes the wait longer: a call that cannot wait so long fails then, with its attempts."""
     server = Server([500, 500, 500, 429, 429, 429], latency=1.0)
     async with client(await serve(server), *stack(MINUTE, deadline=130.0, retry_budget=None)) as session:
@@ -206,7 +202,7 @@ async def test_also_when_it_waits_already_and_has_been_sent_before(serve: Serve,
         at_rest(session)
 
 
-async def test_when_the_deadline_itself_ends_the_wait(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_call_fails_when_its_deadline_ends_the_wait(serve: Serve, virtual_time: VirtualClock) -> None:
     """Nobody could know that it would get no permit: the call before it took too long."""
     server = Server([429], latency=0.1)
     layers = stack(MINUTE, deadline=100.0, attempts=1, limits=Limit(1, 10))
@@ -293,7 +289,7 @@ async def test_with_a_stated_limit_no_call_waits_for_a_permit_that_comes_too_lat
 
 
 @pytest.mark.parametrize("classified", [True, False])
-async def test_alone_it_works_as_well(serve: Serve, virtual_time: VirtualClock, classified: bool) -> None:
+async def test_throttle_works_alone(serve: Serve, virtual_time: VirtualClock, classified: bool) -> None:
     """Without ``Retry`` the refused fail, and the others wait; without ``Classify`` the 429 is an answer."""
     server = Server([429])
     layers: tuple[aiohttp.ClientMiddlewareType, ...] = (Throttle(MINUTE), *((Classify(MINUTE),) if classified else ()))
@@ -317,7 +313,7 @@ async def test_any_answer_but_429_ends_the_episode(serve: Serve, virtual_time: V
         assert server.came[-1][0] - server.came[1][0] < 1
 
 
-async def test_a_connection_that_fails_does_not_end_it(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_failed_connection_does_not_end_the_episode(serve: Serve, virtual_time: VirtualClock) -> None:
     """Nothing reached the server: one at a time finds out, and none of them is counted."""
     down: set[str] = set()
 
@@ -340,9 +336,7 @@ async def test_a_connection_that_fails_does_not_end_it(serve: Serve, virtual_tim
         at_rest(session)
 
 
-async def test_a_connection_that_fails_takes_nothing_from_a_stated_limit(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_a_failed_connection_uses_nothing_of_a_stated_limit(serve: Serve, virtual_time: VirtualClock) -> None:
     """Nothing reached the server; so the next one need not wait for its sake."""
     failing: list[Exception] = [aiohttp.ConnectionTimeoutError()]
 
@@ -362,7 +356,7 @@ async def test_a_connection_that_fails_takes_nothing_from_a_stated_limit(
         assert virtual_time.now - began >= 60
 
 
-async def test_an_answer_to_what_was_sent_before_the_refusal_does_not_end_the_episode(
+async def test_a_response_to_an_earlier_attempt_does_not_end_the_episode(
     serve: Serve, virtual_time: VirtualClock
 ) -> None:
     """It had passed the limit already, and says nothing of whether anything would pass now."""
@@ -408,7 +402,7 @@ async def test_the_next_call_is_sent_whatever_an_inner_layer_raises(serve: Serve
         assert await get(session) == 200
 
 
-async def test_a_key_that_raises_is_the_callers_and_harms_no_further_try(serve: Serve) -> None:
+async def test_an_exception_of_key_fails_only_its_own_call(serve: Serve) -> None:
     asked: list[aiohttp.ClientRequest] = []
 
     def key(request: aiohttp.ClientRequest) -> str:
@@ -432,7 +426,7 @@ async def again(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerTy
 
 
 @pytest.mark.parametrize("key", ["", "a", "x" * 10_000, "a\nb", "\ud800", "ключ", "\x00"])
-async def test_a_key_of_any_shape(serve: Serve, key: str) -> None:
+async def test_an_account_key_may_be_any_string(serve: Serve, key: str) -> None:
     async with client(await serve(Server()), Throttle(MINUTE, key=lambda _: key)) as session:
         assert await get(session) == 200
         [name] = throttle_in(session)._accounts
@@ -450,7 +444,7 @@ async def test_accounts_are_distinguished_by_origin_and_key(serve: Serve) -> Non
     assert len(throttle._accounts) == 6
 
 
-async def test_switched_off_by_stamina(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_disabling_stamina_disables_the_throttle(serve: Serve, virtual_time: VirtualClock) -> None:
     """stamina's test mode removes the waits of Throttle, too; if stamina is inactive, calls are queued all the same."""
     server = Server([429, 429, 200])
     async with client(await serve(server), *stack(MINUTE)) as session:
@@ -473,7 +467,7 @@ async def test_switched_off_by_stamina(serve: Serve, virtual_time: VirtualClock)
 
 
 @pytest.mark.parametrize("store", [None, MemoryStore(), JsonStore(slow=0.05)], ids=["none", "memory", "slow"])
-async def test_cancelled_at_any_moment_it_leaves_nothing_behind(
+async def test_a_call_cancelled_at_any_time_leaves_nothing_behind(
     serve: Serve, virtual_time: VirtualClock, store: Store | None
 ) -> None:
     """Before it is queued, in the queue, in flight, and while its result is recorded."""
@@ -500,7 +494,7 @@ async def test_cancelled_at_any_moment_it_leaves_nothing_behind(
             assert not connector._acquired
 
 
-async def test_a_call_thrown_away_on_its_way_waits_for_no_store(virtual_time: VirtualClock) -> None:
+async def test_a_discarded_call_does_not_wait_for_the_store(virtual_time: VirtualClock) -> None:
     """Nothing can be awaited any more; the queue is free for the next one all the same."""
 
     async def hang(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -518,9 +512,7 @@ async def test_a_call_thrown_away_on_its_way_waits_for_no_store(virtual_time: Vi
     assert 0 < len(on_their_way) < 5
 
 
-async def test_an_answer_that_nobody_will_read_releases_its_connection(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_a_response_that_is_never_read_releases_its_connection(serve: Serve, virtual_time: VirtualClock) -> None:
     """The caller is cancelled while the result of the attempt is recorded."""
 
     async def much(request: web.Request) -> web.StreamResponse:
@@ -582,7 +574,7 @@ async def test_an_attempt_that_anyio_cancels_counts_with_a_slow_store_as_well(
         at_rest(session)
 
 
-async def test_and_it_counts_once(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_cancelled_attempt_with_a_slow_store_counts_once(serve: Serve, virtual_time: VirtualClock) -> None:
     """Also where the store has taken it down, and takes its time to say so."""
 
     class SlowToSay(JsonStore):
@@ -604,7 +596,7 @@ async def test_and_it_counts_once(serve: Serve, virtual_time: VirtualClock) -> N
 
 
 @pytest.mark.parametrize(("status", "limit"), [(200, Limit(1, 60)), (429, None)])
-async def test_an_answer_counts_though_its_caller_goes_while_that_is_noted(
+async def test_a_response_counts_if_its_caller_is_cancelled_meanwhile(
     serve: Serve, virtual_time: VirtualClock, status: int, limit: Limit | None
 ) -> None:
     server = Server([status], latency=0.0)
@@ -654,7 +646,9 @@ async def test_two_sessions_with_one_store_respect_one_episode(serve: Serve, vir
     assert store.again > 10
 
 
-async def test_both_learn_of_a_deadline_that_only_one_could_know(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_two_sessions_with_one_store_reject_calls_by_their_deadline(
+    serve: Serve, virtual_time: VirtualClock
+) -> None:
     server = Server([429])
     url, store = await serve(server), JsonStore()
     layers = [stack(MINUTE, store=store, deadline=50.0, attempts=1) for _ in range(2)]
@@ -668,7 +662,7 @@ async def test_both_learn_of_a_deadline_that_only_one_could_know(serve: Serve, v
 
 
 @pytest.mark.parametrize("how", ["fails", "hangs"])
-async def test_a_store_that_dies_in_an_episode_does_not_end_it(
+async def test_a_store_failure_does_not_end_an_episode(
     serve: Serve, virtual_time: VirtualClock, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = Server([429])
@@ -767,7 +761,7 @@ async def request_of(session: aiohttp.ClientSession) -> aiohttp.ClientRequest:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("requests", [30, pytest.param(100, marks=pytest.mark.slow)])
-def test_the_guides_figures(kind: str, requests: int) -> None:
+def test_the_figures_of_the_guide_are_met(kind: str, requests: int) -> None:
     """``maesn.session`` with rules of a minute and doubling against the sandbox's limit a minute: none is lost.
 
     A crowd of ten windows: in at most 1.15 times the best time, with at most 1.10 sends a call.
@@ -797,7 +791,7 @@ def test_the_guides_figures(kind: str, requests: int) -> None:
     assert sends <= 1.10 * calls
 
 
-def test_what_is_learned_is_the_same_whether_or_not_the_store_has_to_be_waited_for() -> None:
+def test_memory_and_network_stores_learn_the_same_limit() -> None:
     """One layer learns the results at once, the other later: the same results, with as many attempts in flight."""
 
     async def main(store: Store) -> list[float]:
@@ -820,7 +814,7 @@ def test_what_is_learned_is_the_same_whether_or_not_the_store_has_to_be_waited_f
 
 
 @pytest.mark.slow
-def test_two_hours_of_three_accounts_with_errors_and_outages() -> None:
+def test_three_accounts_survive_two_hours_of_errors_and_outages() -> None:
     """Each with a limit of another kind, 500s by chance, and all calls of a sync at once: none is lost."""
     calls = 12 * 120
 
@@ -879,7 +873,7 @@ def test_a_stated_limit_is_never_exceeded(kind: str) -> None:
 
 @examples(25)
 @given(data=st.data())
-def test_whatever_happens_to_them_all_calls_come_to_an_end(data: st.DataObject) -> None:
+def test_all_calls_end_whatever_happens(data: st.DataObject) -> None:
     """Successes, 429s, 500s, lost connections, deadlines and cancellations in any order, over real sockets."""
     draw = data.draw
     accounts = draw(st.integers(1, 2))

@@ -21,7 +21,7 @@ async def never(request: web.Request) -> web.StreamResponse:
     return web.Response()
 
 
-async def test_it_ends_an_attempt(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_timeout_ends_a_slow_attempt(serve: Serve, virtual_time: VirtualClock) -> None:
     connector = aiohttp.TCPConnector()
     async with aiohttp.ClientSession(
         await serve(never), timeout=aiohttp.ClientTimeout(), connector=connector, middlewares=(Timeout(90),)
@@ -34,7 +34,7 @@ async def test_it_ends_an_attempt(serve: Serve, virtual_time: VirtualClock) -> N
     assert virtual_time.elapsed == pytest.approx(90, abs=0.5)
 
 
-async def test_each_attempt_has_its_own(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_each_attempt_has_its_own_timeout(serve: Serve, virtual_time: VirtualClock) -> None:
     rules = RuleBook(Rule(Failure.ATTEMPT_TIMEOUT, "Too slow", retry=Backoff(initial=10, jitter=0)))
     layers = stack(rules, attempts=3, attempt_timeout=60)
     async with aiohttp.ClientSession(
@@ -47,7 +47,7 @@ async def test_each_attempt_has_its_own(serve: Serve, virtual_time: VirtualClock
     assert caught.value.rule.title == "Too slow"
 
 
-async def test_timeouts_of_others_pass_as_they_are(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_timeouts_of_other_code_pass_unchanged(serve: Serve, virtual_time: VirtualClock) -> None:
     async with aiohttp.ClientSession(
         await serve(never), timeout=aiohttp.ClientTimeout(), middlewares=(Timeout(90),)
     ) as session:
@@ -59,7 +59,7 @@ async def test_timeouts_of_others_pass_as_they_are(serve: Serve, virtual_time: V
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
-def test_bad_seconds(seconds: float) -> None:
+def test_bad_timeout_seconds_are_rejected(seconds: float) -> None:
     with pytest.raises(ValueError, match=str(seconds)):
         Timeout(seconds)
 
@@ -131,7 +131,7 @@ async def test_a_timeout_is_no_cancellation_of_its_task(serve: Serve, virtual_ti
             await asyncio.sleep(2)
 
 
-async def test_not_logged_if_another_error_is_made_of_it_either(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_replaced_timeout_is_not_logged_as_a_cancellation(serve: Serve, virtual_time: VirtualClock) -> None:
     async def hides(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         try:
             return await handler(request)
@@ -149,7 +149,7 @@ async def test_not_logged_if_another_error_is_made_of_it_either(serve: Serve, vi
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
-async def test_an_answer_of_somebody_who_hides_it_is_handed_on(
+async def test_a_response_that_replaces_a_timeout_is_passed_on(
     serve: Serve, virtual_time: VirtualClock, wrapped: bool
 ) -> None:
     """It came too late, but it came; and the task is no longer cancelled."""
@@ -176,7 +176,7 @@ async def test_an_answer_of_somebody_who_hides_it_is_handed_on(
     assert len(timers_of_lamella()) == 0
 
 
-async def test_it_shows_no_secret(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_an_attempt_timeout_shows_no_secret(serve: Serve, virtual_time: VirtualClock) -> None:
     layers = (Timeout(1), HeaderAuth({"X-A": "s3cret-value"}))
     async with aiohttp.ClientSession(await serve(never), middlewares=layers) as session:
         with pytest.raises(AttemptTimeout) as caught:
@@ -184,7 +184,7 @@ async def test_it_shows_no_secret(serve: Serve, virtual_time: VirtualClock) -> N
     assert "s3cret" not in f"{caught.value} {caught.value!r} {caught.value.url}"
 
 
-async def test_a_call_that_follows_at_once_has_a_timer_as_well(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_an_immediately_following_call_has_a_timer(serve: Serve, virtual_time: VirtualClock) -> None:
     """The timer of the one before is put away a round later, when somebody else may need it."""
 
     async def answers(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
@@ -206,7 +206,7 @@ async def test_a_call_that_follows_at_once_has_a_timer_as_well(serve: Serve, vir
     assert virtual_time.elapsed == pytest.approx(180, abs=0.5)
 
 
-async def test_the_timer_is_cancelled_whenever_it_is_unused(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_an_unused_timer_is_cancelled(serve: Serve, virtual_time: VirtualClock) -> None:
     async def at_once(request: web.Request) -> web.StreamResponse:
         return web.Response()
 
@@ -218,7 +218,7 @@ async def test_the_timer_is_cancelled_whenever_it_is_unused(serve: Serve, virtua
             assert len(timers_of_lamella()) == 0
 
 
-def test_a_call_may_be_thrown_away_when_its_loop_is_gone() -> None:
+def test_a_call_can_be_discarded_after_its_loop_closed() -> None:
     async def hang(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         await asyncio.sleep(1000)
         raise AssertionError

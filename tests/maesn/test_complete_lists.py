@@ -143,7 +143,9 @@ class TestAllRecordsAreRead:
         ],
     )
     @pytest.mark.parametrize("case", COMPLETE)
-    async def test_by_a_sync(self, serve: Serve, tmp_path: Path, case: str, at_once: int, last_first: bool) -> None:
+    async def test_a_sync_reads_all_records_of_a_changing_list(
+        self, serve: Serve, tmp_path: Path, case: str, at_once: int, last_first: bool
+    ) -> None:
         server = COMPLETE[case]()
         server.last_first = last_first
         part, kept = await synced(tmp_path, await serve(server), at_once=at_once)
@@ -154,13 +156,13 @@ class TestAllRecordsAreRead:
         assert len(server.pages) <= 3 * len(server.records) / server.cap
 
     @pytest.mark.parametrize("case", COMPLETE)
-    async def test_by_records(self, serve: Serve, case: str) -> None:
+    async def test_records_yields_all_records_of_a_changing_list(self, serve: Serve, case: str) -> None:
         server = COMPLETE[case]()
         assert await read(await serve(server)) == server.records
         assert len(server.pages) <= len(server.records) / min(server.cap, 100) + 3
 
     @pytest.mark.parametrize("case", [case for case in COMPLETE if "capped" in case or "counted" in case])
-    async def test_by_pages_that_begin_in_the_middle(self, serve: Serve, case: str) -> None:
+    async def test_pages_can_begin_in_the_middle(self, serve: Serve, case: str) -> None:
         server = COMPLETE[case]()
         async with maesn.session("api-key", "key", await serve(server), rules=RULES) as session:
             found = [each async for page in maesn.pages(session, "bills", first=2) for each in page.records]
@@ -175,7 +177,7 @@ class TestAllRecordsAreRead:
     @pytest.mark.parametrize("changes", [True, False], ids=["with a new date", "as it was"])
     @pytest.mark.parametrize("many", [250, 201, 150])
     @pytest.mark.parametrize("at_once", [1, 4])
-    async def test_a_record_that_moves_to_the_end_meanwhile(
+    async def test_a_record_that_moves_to_the_end_is_not_lost(
         self, serve: Serve, tmp_path: Path, changes: bool, many: int, at_once: int
     ) -> None:
         """Each record after it moves up, one of them to a page that was read before."""
@@ -227,9 +229,7 @@ class TestAllRecordsAreRead:
         part, kept = await synced(tmp_path, await serve(server), at_once=1)
         assert (part.done, kept) == (True, by_id(server.records))
 
-    async def test_what_is_left_of_a_reading_that_was_broken_off_is_counted_as_well(
-        self, serve: Serve, tmp_path: Path
-    ) -> None:
+    async def test_pages_of_an_interrupted_reading_are_counted(self, serve: Serve, tmp_path: Path) -> None:
         server = ListServer(numbered(250), instead=always(3, lambda given: 404))
         url = await serve(server)
         part, _ = await synced(tmp_path, url)
@@ -311,7 +311,9 @@ MISSING = {
 
 class TestRecordsThatAreMissing:
     @pytest.mark.parametrize("case", MISSING)
-    async def test_a_sync_says_so_and_the_mark_stays(self, serve: Serve, tmp_path: Path, case: str) -> None:
+    async def test_a_sync_reports_missing_records_and_keeps_the_mark(
+        self, serve: Serve, tmp_path: Path, case: str
+    ) -> None:
         missing = MISSING[case]
         server = missing.make()
         url = await serve(server)
@@ -341,7 +343,7 @@ class TestRecordsThatAreMissing:
         assert [number for number in missing.numbers if number not in str(caught.value)] == []
         assert len(server.pages) <= 9
 
-    async def test_the_mark_of_before_stays(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_missing_records_keep_the_previous_mark(self, serve: Serve, tmp_path: Path) -> None:
         server = ListServer(numbered(250))
         url = await serve(server)
         await synced(tmp_path, url)
@@ -441,7 +443,9 @@ class TestAListWithoutEnd:
     @pytest.mark.sampled
     @pytest.mark.parametrize("case", ENDLESS)
     @pytest.mark.parametrize("at_once", [1, 4])
-    async def test_ends_its_part_with_an_error(self, serve: Serve, tmp_path: Path, case: str, at_once: int) -> None:
+    async def test_an_endless_list_ends_its_part_with_an_error(
+        self, serve: Serve, tmp_path: Path, case: str, at_once: int
+    ) -> None:
         server = ENDLESS[case]()
         part, kept = await synced(tmp_path, await serve(server), at_once=at_once)
         assert not part.done
@@ -452,14 +456,14 @@ class TestAListWithoutEnd:
         assert kept.keys() >= {"b0", "b1", "b2"}
 
     @pytest.mark.parametrize("case", ENDLESS)
-    async def test_ends_records_with_an_error(self, serve: Serve, case: str) -> None:
+    async def test_an_endless_list_ends_records_with_an_error(self, serve: Serve, case: str) -> None:
         server = ENDLESS[case]()
         with pytest.raises(sync.RepeatedPage, match=r"page \d of bills brought no new record"):
             await read(await serve(server))
         assert len(server.pages) <= 5
 
     @pytest.mark.parametrize("case", ["page is ignored", "two pages in turns", "the last page again and again"])
-    async def test_also_of_records_without_ids(self, serve: Serve, case: str) -> None:
+    async def test_an_endless_list_without_ids_ends_with_an_error(self, serve: Serve, case: str) -> None:
         server = ENDLESS[case]()
         served = server.instead
 
@@ -474,7 +478,7 @@ class TestAListWithoutEnd:
             await read(await serve(server))
         assert len(server.pages) <= 5
 
-    async def test_records_without_ids_may_be_alike(self, serve: Serve) -> None:
+    async def test_records_without_ids_may_be_equal(self, serve: Serve) -> None:
         """Only a page that is the same as a whole is a repeat, and each record counts."""
         alike: list[Record] = [{"account": "1000", "updatedDate": START.isoformat()}] * 250
         alike[0] = alike[100] = {"account": "1", "updatedDate": START.isoformat()}
@@ -498,7 +502,7 @@ class TestAListWithoutEnd:
         part, _ = await synced(tmp_path, await serve(handle))
         assert isinstance(part.error, sync.RepeatedPage)
 
-    async def test_the_other_lists_continue(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_an_endless_list_does_not_stop_other_lists(self, serve: Serve, tmp_path: Path) -> None:
         endless, sound = ignoring_page(numbered(100), NOTHING), ListServer(numbered(250))
 
         async def both(request: Any) -> Any:
@@ -529,7 +533,7 @@ class TestErrorsInAGoodAnswer:
     @pytest.mark.sampled
     @pytest.mark.parametrize("data", [[], None, numbered(5)], ids=["no records", "null", "records"])
     @pytest.mark.parametrize("errors", ERRORS, ids=repr)
-    async def test_are_a_failure_with_its_message(
+    async def test_errors_in_a_successful_response_fail_with_their_message(
         self, serve: Serve, tmp_path: Path, errors: object, data: object
     ) -> None:
         server = ListServer([], instead=lambda server, page, given: {"data": data, "errors": errors})
@@ -544,7 +548,7 @@ class TestErrorsInAGoodAnswer:
             await read(url)
 
     @pytest.mark.parametrize("errors", [True, 5, {"a": {"b": {"c": {"d": {"e": {"f": {"g": {}}}}}}}}, [{}], [None]])
-    async def test_also_where_they_say_nothing(self, serve: Serve, tmp_path: Path, errors: object) -> None:
+    async def test_errors_without_text_are_a_failure(self, serve: Serve, tmp_path: Path, errors: object) -> None:
         server = ListServer(numbered(5), instead=lambda server, page, given: given | {"errors": errors})
         part, _ = await synced(tmp_path, await serve(server))
         assert isinstance(part.error, sync.AnswerFailed)
@@ -552,14 +556,14 @@ class TestErrorsInAGoodAnswer:
     @pytest.mark.parametrize(
         "errors", [None, {}, [], "", " ", False, {"validationErrors": [], "downstreamErrors": None}, {"a": {"b": ""}}]
     )
-    async def test_no_items_are_not_a_failure(self, serve: Serve, tmp_path: Path, errors: object) -> None:
+    async def test_empty_errors_are_not_a_failure(self, serve: Serve, tmp_path: Path, errors: object) -> None:
         server = ListServer(numbered(5), instead=lambda server, page, given: given | {"errors": errors})
         url = await serve(server)
         part, kept = await synced(tmp_path, url)
         assert (part.done, kept) == (True, by_id(server.records))
         assert await read(url) == server.records
 
-    async def test_the_other_pages_are_stored(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_errors_in_one_page_do_not_affect_other_pages(self, serve: Serve, tmp_path: Path) -> None:
         server = ListServer(numbered(250), instead=always(2, lambda given: given | {"errors": ["down"]}))
         url = await serve(server)
         part, kept = await synced(tmp_path, url)

@@ -64,7 +64,7 @@ async def test_concurrent_calls_never_exceed_the_errors_left(
     assert sandbox.blocks == 0
 
 
-async def test_a_path_that_works_is_not_held_up(make_sandbox: MakeSandbox, virtual_time: VirtualClock) -> None:
+async def test_a_working_path_is_not_delayed(make_sandbox: MakeSandbox, virtual_time: VirtualClock) -> None:
     sandbox = await make_sandbox(records=1, latency=1.0)
     guard = maesn.ErrorGuard(most=2)
     async with maesn.session(sandbox.api_key, base_url=sandbox.url, guard=guard, throttle=False) as session:
@@ -75,7 +75,7 @@ async def test_a_path_that_works_is_not_held_up(make_sandbox: MakeSandbox, virtu
     assert virtual_time.now - began < 1.5
 
 
-async def test_a_call_that_waits_may_be_cancelled(make_sandbox: MakeSandbox, virtual_time: VirtualClock) -> None:
+async def test_a_waiting_call_can_be_cancelled(make_sandbox: MakeSandbox, virtual_time: VirtualClock) -> None:
     sandbox = await make_sandbox(records=1, latency=10.0, unsupported={"offers"})
     guard = maesn.ErrorGuard(most=1)
     async with maesn.session(sandbox.api_key, base_url=sandbox.url, guard=guard) as session:
@@ -88,7 +88,7 @@ async def test_a_call_that_waits_may_be_cancelled(make_sandbox: MakeSandbox, vir
     assert isinstance(result, NotFound)
 
 
-async def test_it_is_an_event_of_the_call(make_sandbox: MakeSandbox, tracing: Tracing) -> None:
+async def test_the_rejection_is_an_event_on_the_call_span(make_sandbox: MakeSandbox, tracing: Tracing) -> None:
     sandbox = await make_sandbox(unsupported={"offers"})
     guard = maesn.ErrorGuard(most=1)
     async with maesn.session(

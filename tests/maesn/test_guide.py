@@ -42,7 +42,7 @@ def open_session(sandbox: Sandbox, attempts: int = 5) -> aiohttp.ClientSession:
         (405, MethodNotAllowed, "list this operation"),
     ],
 )
-async def test_a_client_error_is_sent_once(
+async def test_a_client_error_is_not_retried(
     sandbox: Sandbox, virtual_time: VirtualClock, status: int, kind: type[ApiError], hint: str
 ) -> None:
     sandbox.script(status)
@@ -58,7 +58,7 @@ async def test_a_client_error_is_sent_once(
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
 @pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "made-up"}])
 @pytest.mark.parametrize("options", [{}, {"retry_writes": True}, {"raise_errors": False}], ids=str)
-async def test_an_expired_account_key_is_final_whatever_is_sent(
+async def test_an_expired_account_key_is_final_for_every_method(
     make_sandbox: MakeSandbox,
     virtual_time: VirtualClock,
     method: str,
@@ -85,7 +85,7 @@ async def test_an_expired_account_key_is_final_whatever_is_sent(
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_token_beside_the_keys_is_renewed_and_the_write_is_repeated_once(
+async def test_an_extra_token_is_renewed_and_the_write_repeated_once(
     sandbox: Sandbox, virtual_time: VirtualClock, status: int
 ) -> None:
     """A gateway in front of the API may want one, and then it may be the token that was refused."""
@@ -147,7 +147,7 @@ async def test_a_server_error_is_retried_on_the_guides_schedule(
 
 
 @pytest.mark.parametrize("status", [409, 418, 422, 451])
-async def test_other_4xx_never(sandbox: Sandbox, status: int) -> None:
+async def test_other_4xx_are_never_retried(sandbox: Sandbox, status: int) -> None:
     sandbox.script(status)
     async with open_session(sandbox) as session:
         with pytest.raises(ApiError) as caught:
@@ -156,7 +156,7 @@ async def test_other_4xx_never(sandbox: Sandbox, status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [501, 505, 511])
-async def test_other_5xx_never(sandbox: Sandbox, status: int) -> None:
+async def test_other_5xx_are_never_retried(sandbox: Sandbox, status: int) -> None:
     sandbox.script(status)
     async with open_session(sandbox) as session:
         with pytest.raises(ServerStatusError) as caught:
@@ -164,7 +164,7 @@ async def test_other_5xx_never(sandbox: Sandbox, status: int) -> None:
     assert (caught.value.status, len(sandbox.received)) == (status, 1)
 
 
-async def test_it_succeeds_when_the_server_recovers(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
+async def test_a_call_succeeds_when_the_server_recovers(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
     sandbox.script(429, 500, 429, 500)
     async with open_session(sandbox) as session, session.get("/accounting/invoices") as response:
         assert len((await response.json())["data"]) == 20

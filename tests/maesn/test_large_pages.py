@@ -110,7 +110,7 @@ async def read(session: aiohttp.ClientSession) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("make", SESSIONS)
 @pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("fault", ["closes", "stalls", "trickles"])
-async def test_a_large_page_that_is_not_whole_is_retried(
+async def test_a_truncated_large_page_is_retried(
     fault: str,
     framing: str,
     make: Callable[[str], aiohttp.ClientSession],
@@ -130,7 +130,7 @@ async def test_a_large_page_that_is_not_whole_is_retried(
 @pytest.mark.parametrize(
     ("fault", "error"), [("closes", ConnectionLost), ("stalls", AttemptTimeout), ("trickles", AttemptTimeout)]
 )
-async def test_a_large_page_that_is_never_whole_is_an_error(
+async def test_an_always_truncated_large_page_is_an_error(
     fault: str, error: type[Exception], serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     server = Server("chunked", (LARGER - 1000, fault))
@@ -140,7 +140,7 @@ async def test_a_large_page_that_is_never_whole_is_an_error(
     assert server.sends == 5
 
 
-async def test_a_sync_with_large_pages_that_stall_and_break_is_whole(
+async def test_a_sync_with_stalling_and_broken_large_pages_is_complete(
     serve_raw: ServeRaw, virtual_time: VirtualClock, tmp_path: Path
 ) -> None:
     server = Server("length", (LARGER - 1000, "stalls"), (LARGER - 1000, "closes"), (WHOLE, ""))
@@ -151,7 +151,7 @@ async def test_a_sync_with_large_pages_that_stall_and_break_is_whole(
 
 
 @pytest.mark.parametrize("size", [len(SMALL), 20_000])
-async def test_a_page_that_is_shorter_than_it_says_is_retried(
+async def test_a_page_shorter_than_its_stated_length_is_retried(
     size: int, serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     """A length that is too large looks as a body that is cut."""
@@ -171,7 +171,7 @@ async def test_a_page_that_is_shorter_than_it_says_is_retried(
     assert sends == 2
 
 
-async def test_a_page_that_is_longer_than_it_says_is_an_error_and_spoils_no_other(
+async def test_a_page_longer_than_its_stated_length_fails_alone(
     serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     sends = 0
@@ -193,7 +193,7 @@ async def test_a_page_that_is_longer_than_it_says_is_an_error_and_spoils_no_othe
 
 
 @pytest.mark.parametrize("make", SESSIONS)
-async def test_a_page_that_says_it_is_too_long_is_not_read(
+async def test_a_page_with_a_too_large_stated_length_is_not_read(
     make: Callable[[str], aiohttp.ClientSession], serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     sent = 0
@@ -216,7 +216,7 @@ async def test_a_page_that_says_it_is_too_long_is_not_read(
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "gzip"])
-async def test_a_session_without_buffer_reads_large_pages_as_well(framing: str, serve_raw: ServeRaw) -> None:
+async def test_a_session_without_buffer_reads_large_pages(framing: str, serve_raw: ServeRaw) -> None:
     url = await serve_raw(Server(framing, (WHOLE, "")))
     async with aiohttp.ClientSession(url, middlewares=stack(maesn.RULES, buffer=None)) as session:
         assert await read(session) == RECORDS
@@ -225,7 +225,7 @@ async def test_a_session_without_buffer_reads_large_pages_as_well(framing: str, 
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "gzip"])
-async def test_a_large_page_is_in_memory_four_times_at_most(framing: str, serve_raw: ServeRaw) -> None:
+async def test_a_large_page_needs_at_most_four_times_its_size(framing: str, serve_raw: ServeRaw) -> None:
     """As bytes in pieces, as bytes, as text and as records."""
     url = await serve_raw(Server(framing, (WHOLE, "")))
     async with maesns(url) as session:
@@ -242,7 +242,7 @@ async def test_a_large_page_is_in_memory_four_times_at_most(framing: str, serve_
 @pytest.mark.sampled
 @pytest.mark.parametrize("framing", ["length", "chunked", "gzip", "gzip chunked"])
 @pytest.mark.parametrize("fault", ["closes", "stalls", "trickles"])
-async def test_large_json_that_a_caller_asks_for_is_retried_as_well(
+async def test_truncated_large_json_is_retried(
     fault: str, framing: str, serve_raw: ServeRaw, virtual_time: VirtualClock
 ) -> None:
     server = Server(framing, (len(FRAMINGS[framing][1]) - 1000, fault), (WHOLE, ""))
@@ -343,6 +343,6 @@ async def test_bodies_are_streams_between_pages_and_in_tasks_started_by_a_page(s
         await tasks[0]
 
 
-async def test_the_bound_of_a_page_is_the_documented_one() -> None:
+async def test_the_maximum_page_size_is_the_documented_one() -> None:
     assert sys.modules["lamella.sync.page"]._LONGEST == 64 * MB
     assert "64 MiB" in (Path(__file__).parents[2] / "docs/explanation/security.md").read_text()

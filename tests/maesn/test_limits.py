@@ -43,7 +43,9 @@ async def storm(sandbox: Sandbox, clock: VirtualClock, limits: tuple[Limit, ...]
     return Storm(answers, clock.now - began)
 
 
-async def test_by_path_and_for_the_integrator(make_sandbox: MakeSandbox, virtual_time: VirtualClock) -> None:
+async def test_published_limits_apply_per_path_and_integrator(
+    make_sandbox: MakeSandbox, virtual_time: VirtualClock
+) -> None:
     sandbox = await make_sandbox(accounts=40, system="lexware-office", records=1)
     found = await storm(sandbox, virtual_time, maesn.limits_of("lexware-office"), 5, BILLS, ITEMS)
     assert found.answers == {200: 400}
@@ -51,7 +53,9 @@ async def test_by_path_and_for_the_integrator(make_sandbox: MakeSandbox, virtual
     assert found.seconds <= 1.2 * 400 / 5
 
 
-async def test_at_a_time_and_by_number(make_sandbox: MakeSandbox, virtual_time: VirtualClock) -> None:
+async def test_published_limits_apply_in_flight_and_by_number(
+    make_sandbox: MakeSandbox, virtual_time: VirtualClock
+) -> None:
     sandbox = await make_sandbox(system="businesscentral", records=1, latency=0.2)
     found = await storm(sandbox, virtual_time, maesn.limits_of("businesscentral"), 1500, BILLS)
     assert found.answers == {200: 1500}
@@ -60,7 +64,7 @@ async def test_at_a_time_and_by_number(make_sandbox: MakeSandbox, virtual_time: 
     assert found.seconds <= 1.2 * (120 + 300 / 25)
 
 
-async def test_a_minute_and_a_day(make_sandbox: MakeSandbox, virtual_time: VirtualClock) -> None:
+async def test_published_limits_apply_per_minute_and_day(make_sandbox: MakeSandbox, virtual_time: VirtualClock) -> None:
     sandbox = await make_sandbox(quotas=[Quota(60, 60), Quota(200, 86_400)], records=1)
     limits = (Limit(60, per=60), Limit(200, per=86_400))
     found = await storm(sandbox, virtual_time, limits, 250, BILLS)
@@ -81,12 +85,12 @@ def test_what_is_published_can_be_stated() -> None:
 
 
 @pytest.mark.parametrize("name", ["qonto", "dreams", ""])
-def test_a_system_without_published_limits(name: str) -> None:
+def test_a_system_without_published_limits_raises(name: str) -> None:
     with pytest.raises(ValueError, match=f"no published limit for system '{name}'; expected one of: abacus, "):
         maesn.limits_of(name)
 
 
-def test_the_page_says_the_same() -> None:
+def test_the_docs_list_the_published_limits() -> None:
     page = Path(__file__).parents[2].joinpath("docs/how-to/maesn.md").read_text("utf-8")
     section = page.partition("\n## Limits\n")[2].partition("\n## ")[0]
     rows = {row.split("`")[1]: row for row in section.splitlines() if row.startswith("| `")}

@@ -22,7 +22,7 @@ def page(number: int, total: int | None, *ids: str) -> Reply:
     return Reply(body=json.dumps(body).encode())
 
 
-async def test_all_pages_in_order(sandbox: Sandbox) -> None:
+async def test_pages_yields_all_pages_in_order(sandbox: Sandbox) -> None:
     async with connect(sandbox) as session:
         found = [found async for found in maesn.pages(session, "invoices", limit=100)]
         assert [each async for each in maesn.records(session, "invoices", limit=50)] == sandbox.records("invoices")
@@ -40,7 +40,7 @@ async def test_an_empty_list_is_one_empty_page(make_sandbox: MakeSandbox) -> Non
         assert [found async for found in maesn.records(session, "bills")] == []
 
 
-async def test_since_filters(sandbox: Sandbox) -> None:
+async def test_since_selects_changed_records(sandbox: Sandbox) -> None:
     changed = sorted(record["updatedDate"] for record in sandbox.records("invoices"))
     middle = datetime.fromisoformat(changed[125])
     if middle.tzinfo is None:
@@ -62,7 +62,7 @@ async def test_since_filters(sandbox: Sandbox) -> None:
         ([page(1, None, "a"), page(2, None, "b"), page(3, None)], "ab"),  # no count at all
     ],
 )
-async def test_a_count_that_changes_on_the_way(
+async def test_a_changing_count_is_handled(
     sandbox: Sandbox, answers: list[Reply], expected: str, virtual_time: VirtualClock
 ) -> None:
     sandbox.script(*answers)
@@ -94,7 +94,7 @@ async def test_a_plausible_count_is_reported(sandbox: Sandbox, name: str, said: 
     assert {"total": found.total, "totalPages": found.total_pages} == {"total": None, "totalPages": None, name: told}
 
 
-async def test_arguments_that_the_api_does_not_take_are_refused_at_the_call(sandbox: Sandbox) -> None:
+async def test_arguments_unknown_to_the_api_are_rejected_at_the_call(sandbox: Sandbox) -> None:
     async with connect(sandbox) as session:
         for limit in (0, 1, 99, 101):
             with pytest.raises(ValueError, match=f"5, 10, 20, 50, 100, got {limit}"):
@@ -121,9 +121,7 @@ async def test_arguments_that_the_api_does_not_take_are_refused_at_the_call(sand
     assert not sandbox.received
 
 
-async def test_failures_on_the_way_are_retried_and_nothing_is_lost(
-    sandbox: Sandbox, virtual_time: VirtualClock
-) -> None:
+async def test_failures_while_reading_are_retried_without_loss(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
     sandbox.script(200, Fault.CUT_BODY, 429, Fault.RESET_AFTER_HEADERS, 200)
     async with connect(sandbox) as session:
         assert [each async for each in maesn.records(session, "invoices")] == sandbox.records("invoices")
@@ -141,7 +139,7 @@ async def test_an_error_is_never_an_empty_list(sandbox: Sandbox) -> None:
                 [each async for each in maesn.records(session, "invoices")]
 
 
-async def test_the_account_holds_for_the_requests_alone(make_sandbox: MakeSandbox) -> None:
+async def test_the_account_applies_only_to_the_requests(make_sandbox: MakeSandbox) -> None:
     sandbox = await make_sandbox(accounts=[Account("first-account"), Account("second-account")])
     async with connect(sandbox) as session:
         async for _ in maesn.pages(session, "invoices", account="second-account"):

@@ -79,7 +79,7 @@ async def synced(sandbox: Sandbox, path: Path, resource: str, **options: Any) ->
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.readable], ids=lambda row: row.name)
-async def test_it_is_read_as_the_table_says(make_sandbox: MakeSandbox, tmp_path: Path, row: Row) -> None:
+async def test_each_published_list_is_read_as_tabulated(make_sandbox: MakeSandbox, tmp_path: Path, row: Row) -> None:
     sandbox = await make_sandbox(records=12)
     resource = path_of(row, sandbox)
     part, lines = await synced(sandbox, tmp_path, resource)
@@ -112,7 +112,7 @@ async def whole(sandbox: Sandbox, resource: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.needed], ids=lambda row: row.name)
-async def test_a_list_that_needs_a_parameter(make_sandbox: MakeSandbox, tmp_path: Path, row: Row) -> None:
+async def test_a_list_with_a_required_parameter_is_read(make_sandbox: MakeSandbox, tmp_path: Path, row: Row) -> None:
     [(system, name)] = row.needed.items()
     sandbox = await make_sandbox(records=7, system=system)
     part, _ = await synced(sandbox, tmp_path, row.name)
@@ -124,7 +124,7 @@ async def test_a_list_that_needs_a_parameter(make_sandbox: MakeSandbox, tmp_path
     assert {received.query.get(name) for received in sandbox.received[1:]} == {"2026"}
 
 
-async def test_other_parameters_are_another_list(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
+async def test_other_parameters_make_it_another_list(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
     sandbox = await make_sandbox(records=40)
     many = []
     for status, dropped in (("PAID", False), ("OPEN", True), ("OPEN", False)):
@@ -137,7 +137,7 @@ async def test_other_parameters_are_another_list(make_sandbox: MakeSandbox, tmp_
     assert sandbox.received[-1].query.get("lastModifiedAt")
 
 
-async def test_an_account_has_parameters_of_its_own(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
+async def test_accounts_may_have_their_own_parameters(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
     sandbox = await make_sandbox(accounts=2, records=3)
     [one, other] = sandbox.accounts
     accounts = [
@@ -193,7 +193,7 @@ async def test_records_without_an_id(make_sandbox: MakeSandbox, tmp_path: Path) 
     assert not any("lastModifiedAt" in received.query for received in sandbox.received[before:])
 
 
-async def test_a_list_that_is_answered_with_tasks(
+async def test_a_list_answered_with_tasks_is_read(
     make_sandbox: MakeSandbox, tmp_path: Path, virtual_time: object
 ) -> None:
     sandbox = await make_sandbox(records=12, later={"journalEntries"})
@@ -205,7 +205,7 @@ async def test_a_list_that_is_answered_with_tasks(
     }
 
 
-async def test_a_list_that_is_gone_is_not_asked_for_page_by_page(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
+async def test_a_missing_list_is_requested_only_once(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
     sandbox = await make_sandbox(records=100)
     sandbox.script(200, *[404] * 40, path="/accounting/offers")
     part, lines = await synced(sandbox, tmp_path, "offers", at_once=1)
@@ -214,7 +214,7 @@ async def test_a_list_that_is_gone_is_not_asked_for_page_by_page(make_sandbox: M
     assert len(sandbox.received) == 2
 
 
-async def test_an_unsupported_list_is_asked_for_once(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
+async def test_an_unsupported_list_is_requested_once(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
     sandbox = await make_sandbox(records=100, unsupported={"offers"})
     part, _ = await synced(sandbox, tmp_path, "offers", resume=True)
     assert not part.done

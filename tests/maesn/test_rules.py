@@ -70,9 +70,7 @@ def test_a_connection_that_failed_is_retried_soon(failure: Failure) -> None:
         (500, "Internal Server Error", "support"),
     ],
 )
-def test_each_code_of_the_guide_has_a_rule_of_its_own_that_says_what_to_do(
-    status: int, title: str, advice: str
-) -> None:
+def test_each_status_of_the_guide_has_a_rule_with_a_hint(status: int, title: str, advice: str) -> None:
     rule = RULES.rule_for(status)
 
     assert (rule.status, rule.title) == (status, title)
@@ -96,7 +94,7 @@ def test_each_code_of_the_guide_has_a_rule_of_its_own_that_says_what_to_do(
         (Failure.CONNECTION_LOST, "POST", []),
     ],
 )
-def test_a_call_of_five_attempts_waits_at_least(outcome: Outcome, method: str, waits: list[float]) -> None:
+def test_five_attempts_wait_at_least_the_documented_time(outcome: Outcome, method: str, waits: list[float]) -> None:
     decisions = [
         decide(
             RULES.rule_for(outcome),
@@ -119,7 +117,7 @@ def test_a_call_of_five_attempts_waits_at_least(outcome: Outcome, method: str, w
 
 
 @pytest.mark.parametrize(("asked", "wait"), [(5.0, 60), (61.0, 61), (3600.0, 3600), (3601.0, None)])
-def test_retry_after_only_lengthens_a_wait_and_never_beyond_an_hour(asked: float, wait: float | None) -> None:
+def test_retry_after_only_lengthens_a_wait_up_to_an_hour(asked: float, wait: float | None) -> None:
     decision = decide(
         RULES.rule_for(429),
         429,

@@ -31,7 +31,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-async def test_it_is_a_plain_session(sandbox: Sandbox) -> None:
+async def test_a_maesn_session_is_a_plain_aiohttp_session(sandbox: Sandbox) -> None:
     async with maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url) as session:
         assert type(session) is aiohttp.ClientSession
         assert session.timeout.total is None
@@ -48,7 +48,7 @@ async def test_settings_come_from_the_environment(sandbox: Sandbox, monkeypatch:
         assert response.status == 200
 
 
-async def test_without_them_it_would_go_to_maesn(sandbox: Sandbox) -> None:
+async def test_the_default_base_url_is_maesns(sandbox: Sandbox) -> None:
     async with maesn.session("key", "account") as session:
         assert session._base_url == URL("https://api.maesn.dev/")
 
@@ -71,7 +71,7 @@ async def test_a_missing_key_names_the_variable(sandbox: Sandbox) -> None:
     assert len(sandbox.received) == 1
 
 
-async def test_what_concerns_no_account_needs_no_account_key(sandbox: Sandbox) -> None:
+async def test_operations_without_account_need_no_account_key(sandbox: Sandbox) -> None:
     async with maesn.session(sandbox.api_key, base_url=sandbox.url) as session:
         for path in ("/health", "/tenants/get-end-user-list", "/auth/exact-nl"):
             async with session.get(path) as response:
@@ -92,7 +92,7 @@ async def test_what_concerns_no_account_needs_no_account_key(sandbox: Sandbox) -
     assert [received.account for received in sandbox.received] == [None] * 5 + [key] * 3
 
 
-async def test_bad_arguments_raise_at_once() -> None:
+async def test_bad_session_arguments_raise_at_once() -> None:
     for bad in ({"attempts": 0}, {"deadline": -1}, {"attempt_timeout": 0}, {"middlewares": ()}):
         with pytest.raises(ValueError, match=r"0|-1|middlewares"):
             maesn.session("key", "account", **bad)
@@ -113,7 +113,7 @@ async def test_a_base_url_may_have_a_path(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.slow
-async def test_thousands_of_tasks_use_one_session_each_for_its_account(make_sandbox: MakeSandbox) -> None:
+async def test_thousands_of_tasks_share_a_session_with_their_own_accounts(make_sandbox: MakeSandbox) -> None:
     keys = [f"account-key-{number}" for number in range(100)]
     sandbox = await make_sandbox(accounts=[Account(key) for key in keys], records=1)
 
@@ -162,9 +162,7 @@ async def test_validation_and_downstream_errors_are_on_the_error(sandbox: Sandbo
     assert missing.value.payload["errors"]
 
 
-async def test_a_write_that_may_have_been_carried_out_is_not_repeated(
-    sandbox: Sandbox, virtual_time: VirtualClock
-) -> None:
+async def test_a_possibly_executed_write_is_not_repeated(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
     record = {"invoiceNumber": "R-1", "contactId": "1"}
     async with maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url) as session:
         sandbox.script(500, method="POST")
@@ -230,7 +228,7 @@ async def test_a_custom_throttle_replaces_the_default_one(
         maesn.layers("key", throttle=throttle, limits=Limit(1, 60))
 
 
-async def test_it_takes_the_options_of_the_stack(sandbox: Sandbox) -> None:
+async def test_maesn_session_accepts_the_options_of_the_stack(sandbox: Sandbox) -> None:
     keys = sandbox.api_key, sandbox.account_key, sandbox.url
     more = HeaderAuth({"X-More": "value"}, origin=sandbox.url)
     async with maesn.session(*keys, auth=more, throttle=False, spans=False, buffer=None) as session:

@@ -154,7 +154,9 @@ class TestNumbers:
     @pytest.mark.sampled
     @pytest.mark.parametrize("suffix", SUFFIXES)
     @pytest.mark.parametrize("place", PLACES)
-    async def test_each_is_stored_digit_by_digit(self, serve: Serve, tmp_path: Path, place: str, suffix: str) -> None:
+    async def test_each_number_is_stored_digit_by_digit(
+        self, serve: Serve, tmp_path: Path, place: str, suffix: str
+    ) -> None:
         records = numbered(PLACES[place].replace("%s", literal) for literal in NUMBERS)
         part, found = await synced(await serve(answering(page(*records.values()))), tmp_path, suffix)
         assert (part.error, part.done, part.records) == (None, True, len(NUMBERS))
@@ -174,7 +176,9 @@ class TestNumbers:
     @pytest.mark.parametrize(
         "literal", ["17", "9007199254740993", "12345678901234567890123", "9" * 5000, "-" + "7" * 5000]
     )
-    async def test_one_as_an_id_is_the_same_id_the_next_time(self, serve: Serve, tmp_path: Path, literal: str) -> None:
+    async def test_a_number_as_id_is_the_same_id_in_the_next_run(
+        self, serve: Serve, tmp_path: Path, literal: str
+    ) -> None:
         other = f"{literal[:-1]}5"  # as a float it would be the same
         records = [f'{{"billId":{literal},"total":1.10}}', f'{{"billId":{other},"total":1.10}}']
         url = await serve(answering(page(*records)))
@@ -184,7 +188,7 @@ class TestNumbers:
         assert dict(found) == {literal: records[0], other: records[1]}
 
     @pytest.mark.parametrize("suffix", SUFFIXES)
-    def test_the_command_stores_them_as_well(
+    def test_the_command_stores_numbers_digit_by_digit(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -199,7 +203,7 @@ class TestNumbers:
         assert dict(rows(Path(f"records{suffix}"), "Ada", "bills")) == records
 
     @pytest.mark.skipif(sqlite3.sqlite_version_info < (3, 38), reason="this SQLite has no operator ->")
-    async def test_sqlite_can_read_one_exactly(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_sqlite_can_read_a_number_exactly(self, serve: Serve, tmp_path: Path) -> None:
         """docs/how-to/sync.md says so."""
         await synced(await serve(answering(page('{"billId":"b1","total":12345678901234567.10}'))), tmp_path, ".sqlite")
         with closing(sqlite3.connect(tmp_path / "records.sqlite")) as db:
@@ -208,14 +212,14 @@ class TestNumbers:
 
 class TestText:
     @pytest.mark.parametrize("suffix", SUFFIXES)
-    async def test_each_is_stored_letter_by_letter(self, serve: Serve, tmp_path: Path, suffix: str) -> None:
+    async def test_each_text_is_stored_letter_by_letter(self, serve: Serve, tmp_path: Path, suffix: str) -> None:
         records = numbered(RECORDS)
         part, found = await synced(await serve(answering(page(*records.values()))), tmp_path, suffix)
         assert (part.error, part.done) == (None, True)
         assert dict(found) == records
 
     @pytest.mark.parametrize("suffix", SUFFIXES)
-    async def test_only_the_space_between_tokens_goes(self, serve: Serve, tmp_path: Path, suffix: str) -> None:
+    async def test_only_space_between_tokens_is_removed(self, serve: Serve, tmp_path: Path, suffix: str) -> None:
         wide = {
             name: json.dumps(json.loads(record), indent="\t").replace("\n", "\r\n").replace('":', '"\n : ')
             for name, record in numbered(RECORDS).items()
@@ -233,19 +237,19 @@ class TestText:
             ("latin-1", '{"billId":"b1","name":"Müller","total":1.10}'),
         ],
     )
-    async def test_in_any_encoding(self, serve: Serve, tmp_path: Path, charset: str, sent: str) -> None:
+    async def test_text_in_any_encoding_is_stored(self, serve: Serve, tmp_path: Path, charset: str, sent: str) -> None:
         part, found = await synced(await serve(answering(page(sent), charset=charset)), tmp_path)
         assert part.error is None
         assert found == [("b1", sent)]
 
-    async def test_half_a_character_that_is_not_escaped_is_escaped(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_an_unescaped_lone_surrogate_is_escaped(self, serve: Serve, tmp_path: Path) -> None:
         """UTF-7 can encode it; SQLite and UTF-8 cannot."""
         body = page('{"billId":"b1","half":"HALF"}').encode().replace(b"HALF", b"+2AA-")
         part, found = await synced(await serve(answering(body, charset="utf-7")), tmp_path)
         assert part.error is None
         assert found == [("b1", r'{"billId":"b1","half":"\ud800"}')]
 
-    def test_one_full_of_escapes_takes_no_more_memory_than_others(self) -> None:
+    def test_a_text_full_of_escapes_needs_no_extra_memory(self) -> None:
         text = b'{"billId":"' + rb"\\" * 500_000 + b'"}'
         tracemalloc.start()
         try:
@@ -269,7 +273,9 @@ class TestThePage:
             '{"rawData":"\\"data\\":[","meta":{"pagination":{"totalPages":1}},"data":[%s],"errors":null}',
         ],
     )
-    async def test_the_records_are_found_wherever_they_are(self, serve: Serve, tmp_path: Path, body: str) -> None:
+    async def test_the_records_are_found_at_any_place_in_the_answer(
+        self, serve: Serve, tmp_path: Path, body: str
+    ) -> None:
         records = ['{"billId":"b1","total":100.10}', '{"billId":"b2","total":[]}']
         part, found = await synced(await serve(answering(body.replace("%s", " ,\n".join(records)))), tmp_path)
         assert (part.error, part.done) == (None, True)
@@ -316,7 +322,7 @@ class TestThePage:
 
 
 class TestWhetherItHasChanged:
-    async def test_the_same_text_has_not(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_an_equal_text_is_not_a_change(self, serve: Serve, tmp_path: Path) -> None:
         url = await serve(answering(page(*numbered(RECORDS).values())))
         first, before = await synced(url, tmp_path)
         again, after = await synced(url, tmp_path, since="2000-01-01")
@@ -333,7 +339,7 @@ class TestWhetherItHasChanged:
             ('{"billId":"b1","note":"a b"}', '{"billId":"b1","note":"a  b"}', 1),
         ],
     )
-    async def test_another_number_or_letter_has_and_space_has_not(
+    async def test_another_number_or_letter_is_a_change_but_space_is_not(
         self, serve: Serve, tmp_path: Path, before: str, after: str, changed: int
     ) -> None:
         url = await serve(answering(page(before), page(after)))
@@ -341,7 +347,7 @@ class TestWhetherItHasChanged:
         part, found = await synced(url, tmp_path, since="2000-01-01")
         assert (part.records, found) == (changed, [("b1", without_space(after))])
 
-    async def test_a_journal_from_before_is_brought_up_to_date_once(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_an_older_journal_is_updated_once(self, serve: Serve, tmp_path: Path) -> None:
         """It holds what was read as Python's values, and written anew."""
         records = [
             '{"billId":"b1","total":99999999999999.99}',
@@ -388,7 +394,7 @@ class TestFromPython:
         assert "1E400" not in repr(found)
 
     @pytest.mark.parametrize("literal", ["1e99999999999999999999", "1.5"])
-    async def test_what_the_caller_cannot_read_is_reported(self, serve: Serve, literal: str) -> None:
+    async def test_unreadable_json_is_reported(self, serve: Serve, literal: str) -> None:
         def parse(text: str) -> Decimal:
             return Decimal(text if "e" in text else "no number")
 
@@ -478,7 +484,7 @@ ENVELOPE = many(spaced(st.sampled_from(['"data"', '"meta"', r'"d\u0061ta"', '"x"
 )
 @example('{"data":[],"data":[1,]}', None, 0, "")
 @example('{"data":[1],"data":{}}', None, 0, "")
-def test_a_page_is_read_as_json_reads_it(text: str, at: int | None, cut: int, put: str) -> None:
+def test_a_page_has_the_values_of_json_loads(text: str, at: int | None, cut: int, put: str) -> None:
     """Also where a letter of it is missing or too many."""
 
     def no_constant(constant: str) -> None:

@@ -129,7 +129,7 @@ def by_id(records: list[Record]) -> dict[str, Record]:
 
 
 class TestARun:
-    async def test_all_records_are_stored_once_and_as_they_are(self, make_sandbox: MakeSandbox, tmp_path: Path) -> None:
+    async def test_all_records_are_stored_once_and_unchanged(self, make_sandbox: MakeSandbox, tmp_path: Path) -> None:
         accounts = [Account(f"key-{number}", records=number * 13 % 40) for number in range(8)]
         sandbox = await make_sandbox(accounts=accounts, chances={500: 0.05, Fault.CUT_BODY: 0.02})
         resources = ["contacts", "invoices"]
@@ -143,7 +143,7 @@ class TestARun:
         assert [part.account for part in report.parts[:3]] == ["account 1", "account 1", "account 2"]
         assert [part.resource for part in report.parts[:3]] == ["contacts", "invoices", "contacts"]
 
-    async def test_the_key_of_no_account_is_in_any_file(self, sandbox: Sandbox, tmp_path: Path) -> None:
+    async def test_no_file_contains_an_account_key(self, sandbox: Sandbox, tmp_path: Path) -> None:
         async with at_work(tmp_path, sandbox.url, sandbox.api_key) as (session, journal):
             await maesn.sync(session, named(sandbox), ["bills"], journal=journal, output=tmp_path / "out.jsonl")
         written = b"".join((tmp_path / name).read_bytes() for name in ("journal", "out.jsonl"))
@@ -151,7 +151,7 @@ class TestARun:
         assert sandbox.account_key.encode() not in written
         assert sandbox.api_key.encode() not in written
 
-    async def test_the_output_holds_all_of_it(self, sandbox: Sandbox, tmp_path: Path) -> None:
+    async def test_the_output_contains_all_records(self, sandbox: Sandbox, tmp_path: Path) -> None:
         async with at_work(tmp_path, sandbox.url, sandbox.api_key) as (session, journal):
             await maesn.sync(session, named(sandbox), ["bills"], journal=journal, output=tmp_path / "out.jsonl")
             lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -167,14 +167,14 @@ class TestARun:
                 await maesn.sync(session, named(sandbox), ["bills"], journal=journal, output=tmp_path / "out.xls")
         assert not sandbox.received
 
-    async def test_what_an_account_needs_goes_out_with_each_page(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_each_page_request_has_the_parameters_of_its_account(self, serve: Serve, tmp_path: Path) -> None:
         lists = Lists([record(number) for number in range(7)])
         north = maesn.Account("north", "key", company_id="c1", environment_name="live")
         async with at_work(tmp_path, await serve(lists)) as (session, journal):
             await maesn.sync(session, [north], ["bills"], journal=journal, limit=5)
         assert [(query["companyId"], query["environmentName"]) for query in lists.queries] == [("c1", "live")] * 2
 
-    async def test_on_progress_sees_it_grow_to_the_reported_value(self, sandbox: Sandbox, tmp_path: Path) -> None:
+    async def test_progress_grows_to_the_reported_values(self, sandbox: Sandbox, tmp_path: Path) -> None:
         seen: list[Part] = []
         first: list[Part | None] = []
 
@@ -199,14 +199,14 @@ class TestARun:
             assert [each.pages for each in of_it] == sorted(each.pages for each in of_it)
             assert max(each.running for each in of_it) > 1
 
-    async def test_the_lists_are_read_side_by_side(self, sandbox: Sandbox, tmp_path: Path) -> None:
+    async def test_lists_are_read_concurrently(self, sandbox: Sandbox, tmp_path: Path) -> None:
         async with at_work(tmp_path, sandbox.url, sandbox.api_key) as (session, journal):
             await maesn.sync(session, named(sandbox), ["bills", "items"], journal=journal, limit=20, at_once=1)
         order = [(each.path.rpartition("/")[2], int(each.query["page"])) for each in sandbox.received]
         assert order[:2] == [("bills", 1), ("items", 1)]
         assert order.index(("items", 2)) < order.index(("bills", 10)) < order.index(("items", 12))
 
-    async def test_older_news_of_a_part_do_not_replace_newer(self, sandbox: Sandbox, tmp_path: Path) -> None:
+    async def test_an_older_position_does_not_replace_a_newer_one(self, sandbox: Sandbox, tmp_path: Path) -> None:
         """Pages end side by side, and what is told of them may come in another order."""
         async with at_work(tmp_path, sandbox.url, sandbox.api_key) as (session, journal):
             reading = Reading(session, journal, None)
@@ -222,7 +222,7 @@ class TestARun:
         [part] = progress.parts.values()
         assert (part.done, part.pages) == (True, 3)
 
-    async def test_no_more_of_an_account_is_in_flight_than_it_may(self, sandbox: Sandbox, tmp_path: Path) -> None:
+    async def test_pages_in_flight_per_account_are_limited(self, sandbox: Sandbox, tmp_path: Path) -> None:
         most: Counter[str] = Counter()
 
         def see(progress: Progress) -> None:
@@ -243,7 +243,7 @@ class TestARun:
 
 
 class TestTheNextRun:
-    async def test_reads_what_was_changed_since_and_no_more(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_the_next_run_reads_only_changes(self, serve: Serve, tmp_path: Path) -> None:
         lists = Lists([record(number) for number in range(12)])
         url = await serve(lists)
         part, _ = await bills(tmp_path, url)
@@ -266,7 +266,7 @@ class TestTheNextRun:
         assert part.since == "2026-01-01T01:55:00.000Z"
         assert part.records == 0
 
-    async def test_changes_during_a_read_come_with_the_next_run(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_changes_during_a_run_are_read_by_the_next_one(self, serve: Serve, tmp_path: Path) -> None:
         """A newer record on a later page must not move the mark beyond an older one on an earlier page."""
         lists = Lists([record(number) for number in range(10)])
 
@@ -286,9 +286,7 @@ class TestTheNextRun:
         assert part.since == "2025-12-31T23:55:00.000Z"
         assert kept == by_id(lists.records)
 
-    async def test_a_changed_record_that_is_not_known_may_replace_one_that_is_missing(
-        self, serve: Serve, tmp_path: Path
-    ) -> None:
+    async def test_an_unknown_changed_record_may_replace_a_missing_one(self, serve: Serve, tmp_path: Path) -> None:
         """One is deleted from page 1 and another created: the count stays, and one is passed over."""
         lists = Lists([record(number) for number in range(10)])
 
@@ -302,7 +300,7 @@ class TestTheNextRun:
         assert part.done
         assert kept == by_id([record(0), *lists.records])
 
-    async def test_goes_back_where_a_page_could_not_be_had(self, sandbox: Sandbox, tmp_path: Path) -> None:
+    async def test_a_failed_page_keeps_the_mark(self, sandbox: Sandbox, tmp_path: Path) -> None:
         def failing(resource: str) -> None:
             sandbox.script(200, *[500] * 5, path=f"/accounting/{resource}")
 
@@ -316,7 +314,7 @@ class TestTheNextRun:
             assert report.parts[0].since is None
             assert await stored(journal) == expected(sandbox, named(sandbox), ["bills"])
 
-    async def test_since_is_from_when_on_whatever_the_mark(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_since_overrides_the_mark(self, serve: Serve, tmp_path: Path) -> None:
         lists = Lists([record(number) for number in range(3)])
         url = await serve(lists)
         await bills(tmp_path, url)
@@ -349,9 +347,7 @@ class TestTheNextRun:
         assert (part.since, len(kept)) == (None, 1)
 
     @pytest.mark.parametrize("date", [None, "0001-01-01T00:00:00Z", "soon", 17])
-    async def test_records_without_a_date_count_as_of_when_they_were_read(
-        self, serve: Serve, tmp_path: Path, date: object
-    ) -> None:
+    async def test_undated_records_count_as_changed_when_read(self, serve: Serve, tmp_path: Path, date: object) -> None:
         lists = Lists([{"billId": "b1", "updatedDate": date}])
         part, _ = await bills(tmp_path, await serve(lists))
         assert part.done
@@ -361,7 +357,7 @@ class TestTheNextRun:
 
 
 class TestResuming:
-    async def test_what_is_done_is_not_read_again(self, sandbox: Sandbox, tmp_path: Path) -> None:
+    async def test_a_resumed_run_does_not_read_done_parts_again(self, sandbox: Sandbox, tmp_path: Path) -> None:
         sandbox.script(200, 200, *[500] * 5, path="/accounting/bills")
         async with at_work(tmp_path, sandbox.url, sandbox.api_key) as (session, journal):
             await maesn.sync(session, named(sandbox), ["items", "bills"], journal=journal, at_once=1)
@@ -373,7 +369,7 @@ class TestResuming:
             assert await stored(journal) == expected(sandbox, named(sandbox), ["items", "bills"])
             assert await journal.read(lambda db: db.execute("SELECT count(mark) FROM sync_parts").fetchall()) == [(2,)]
 
-    async def test_where_nothing_is_left_nothing_is_sent(self, sandbox: Sandbox, tmp_path: Path) -> None:
+    async def test_resuming_a_finished_run_sends_nothing(self, sandbox: Sandbox, tmp_path: Path) -> None:
         async with at_work(tmp_path, sandbox.url, sandbox.api_key) as (session, journal):
             await maesn.sync(session, named(sandbox), ["items"], journal=journal)
             sandbox.received.clear()
@@ -384,12 +380,12 @@ class TestResuming:
             assert {each.path for each in sandbox.received} == {"/accounting/bills"}
             assert report.run == 1
 
-    async def test_with_no_run_before_it_is_the_first(self, sandbox: Sandbox, tmp_path: Path) -> None:
+    async def test_resume_without_a_previous_run_starts_the_first(self, sandbox: Sandbox, tmp_path: Path) -> None:
         async with at_work(tmp_path, sandbox.url, sandbox.api_key) as (session, journal):
             report = await maesn.sync(session, named(sandbox), ["items"], journal=journal, resume=True)
             assert (report.run, report.resumed, report.done) == (1, False, True)
 
-    async def test_pages_of_another_size_are_other_pages(self, sandbox: Sandbox, tmp_path: Path) -> None:
+    async def test_resuming_with_another_page_size_reads_the_list_again(self, sandbox: Sandbox, tmp_path: Path) -> None:
         sandbox.script(200, *[404] * 4, path="/accounting/bills")
         async with at_work(tmp_path, sandbox.url, sandbox.api_key) as (session, journal):
             await maesn.sync(session, named(sandbox), ["bills"], journal=journal, limit=50, since="2000-01-01")
@@ -400,7 +396,7 @@ class TestResuming:
             assert await stored(journal) == expected(sandbox, named(sandbox), ["bills"])
 
     @pytest.mark.parametrize("sends", range(1, 12, 2))
-    async def test_cancelled_it_leaves_what_is_stored(
+    async def test_a_cancelled_run_keeps_stored_records(
         self, make_sandbox: MakeSandbox, tmp_path: Path, sends: int
     ) -> None:
         sandbox = await make_sandbox(accounts=3, records=23)
@@ -426,7 +422,7 @@ class TestResuming:
 
 
 class TestAListThatMoves:
-    async def test_one_that_grows_is_read_to_its_end(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_a_growing_list_is_read_completely(self, serve: Serve, tmp_path: Path) -> None:
         lists = Lists([record(number) for number in range(10)])
         lists.meanwhile = growing_by(lists, 1, 5, 7)
         part, kept = await bills(tmp_path, await serve(lists))
@@ -434,7 +430,7 @@ class TestAListThatMoves:
         assert (part.done, part.pages, part.records) == (True, 5, 23)
         assert kept == by_id(lists.records)
 
-    async def test_what_shifts_to_the_next_page_is_stored_once(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_a_record_that_shifts_to_the_next_page_is_stored_once(self, serve: Serve, tmp_path: Path) -> None:
         lists = Lists([record(number) for number in range(14)])
 
         def meanwhile(number: int) -> None:
@@ -447,7 +443,7 @@ class TestAListThatMoves:
         assert kept == by_id(lists.records[1:])  # what came at the front comes with the next run
         assert lists.pages == [1, 2, 3]
 
-    async def test_records_that_shift_to_a_read_page_are_still_read(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_records_that_shift_to_an_already_read_page_are_read(self, serve: Serve, tmp_path: Path) -> None:
         lists = Lists([record(number) for number in range(15)])
 
         def meanwhile(number: int) -> None:
@@ -481,7 +477,7 @@ class TestAListThatMoves:
         assert part.done
         assert set(kept) == {f"b{number}" for number in range(15)}
 
-    async def test_it_is_not_missed_if_the_last_page_was_read_before(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_a_shift_is_noticed_if_the_last_page_was_read_early(self, serve: Serve, tmp_path: Path) -> None:
         """Only the number of pages tells of it, and no page is asked for that is no more."""
         lists = Lists([record(number) for number in range(15)], pagination=lambda total: {"totalPages": -(-total // 5)})
         third = asyncio.Event()
@@ -526,7 +522,7 @@ class TestAListThatMoves:
             kept = {name for _, _, name in await stored(journal)}
         assert set(by_id(lists.records)) <= kept
 
-    async def test_one_that_is_sorted_by_change_is_read_again(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_a_list_sorted_by_change_is_read_again(self, serve: Serve, tmp_path: Path) -> None:
         """A changed record goes to the end, and each one after it moves up: the sixth to a page that was read."""
         lists = Lists([record(number) for number in range(15)])
 
@@ -558,7 +554,7 @@ class TestAListThatMoves:
         assert (part.done, part.since, part.error) == (True, None, None)
         assert by_id(lists.records).items() <= kept.items()
 
-    async def test_the_newer_of_two_versions_stays(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_the_newer_of_two_versions_is_stored(self, serve: Serve, tmp_path: Path) -> None:
         """Of two pages that are read side by side the older answer may come last."""
         old, new = record(1), record(1, START) | {"number": 2}
         lists = Lists([])
@@ -577,7 +573,7 @@ class TestAListThatMoves:
         assert (part.records, kept["b1"]) == (1, old)
 
     @pytest.mark.parametrize("says", [{}, {"total": 10**30, "totalPages": -1}, {"total": "12", "totalPages": None}])
-    async def test_without_a_count_that_is_one_it_is_read_until_a_page_is_empty(
+    async def test_without_a_valid_count_the_list_is_read_to_an_empty_page(
         self, serve: Serve, tmp_path: Path, says: dict[str, Any]
     ) -> None:
         lists = Lists([record(number) for number in range(12)], pagination=lambda total: says)
@@ -586,7 +582,7 @@ class TestAListThatMoves:
         assert (part.done, part.pages, part.total_pages) == (True, 3, 3)
         assert kept == by_id(lists.records)
 
-    async def test_an_empty_page_in_the_middle_is_not_the_end(
+    async def test_an_empty_page_in_the_middle_does_not_end_the_list(
         self, serve: Serve, tmp_path: Path, virtual_time: VirtualClock
     ) -> None:
         """It is read again, and as long as it stays empty the part is not done."""
@@ -605,7 +601,7 @@ class TestAListThatMoves:
 
 
 class TestAFailure:
-    async def test_an_account_that_is_not_let_in_ends_alone(self, make_sandbox: MakeSandbox, tmp_path: Path) -> None:
+    async def test_a_rejected_account_fails_alone(self, make_sandbox: MakeSandbox, tmp_path: Path) -> None:
         accounts = [Account("key-1", records=30), Account("key-2", state="expired"), Account("key-3", records=30)]
         sandbox = await make_sandbox(accounts=accounts)
         resources = ["bills", "items", "offers"]
@@ -629,7 +625,7 @@ class TestAFailure:
             ([{"billId": "b1", "amount": float("inf")}], "not JSON compliant"),
         ],
     )
-    async def test_an_answer_that_cannot_be_stored_ends_its_part(
+    async def test_an_unstorable_answer_ends_its_part(
         self, serve: Serve, tmp_path: Path, data: object, said: str
     ) -> None:
         asked: list[str] = []
@@ -655,7 +651,7 @@ class TestAFailure:
             assert str(bills.error).startswith("record 1 on page 2 of bills ")
         assert len(asked) <= (40 if is_record else 2 + 4 + 20)  # some are taken before that is known
 
-    async def test_text_that_is_no_text_is_stored_as_it_came(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_text_with_lone_surrogates_is_stored_unchanged(self, serve: Serve, tmp_path: Path) -> None:
         strange = {"billId": "\ud800", "text": "\udfff\x00\u2028ß", "number": 10**40}
         part, kept = await bills(tmp_path, await serve(Lists([strange])))
         assert part.done
@@ -669,7 +665,7 @@ class TestAFailure:
                 await maesn.sync(session, named(sandbox), ["bills", "items"], journal=journal, limit=20)
             assert len(sandbox.received) < 26
 
-    async def test_an_outage_pauses_it(
+    async def test_an_outage_pauses_the_sync(
         self, make_sandbox: MakeSandbox, virtual_time: VirtualClock, tmp_path: Path
     ) -> None:
         """Half a minute: nothing is lost, and what comes meanwhile is a few probes."""
@@ -750,7 +746,7 @@ class TestArguments:
     def test_an_account_does_not_show_its_key(self) -> None:
         assert "secret" not in repr(maesn.Account("north", "secret"))
 
-    async def test_a_plan_says_what_would_be_read_and_writes_nothing(self, sandbox: Sandbox, tmp_path: Path) -> None:
+    async def test_a_plan_lists_what_would_be_read_and_writes_nothing(self, sandbox: Sandbox, tmp_path: Path) -> None:
         names = named(sandbox)
         assert await maesn.plan(names, ["bills"], journal=None, since="2026-01-01") == (
             Part("account 1", "bills", "2026-01-01"),
@@ -769,7 +765,7 @@ class TestArguments:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("down", [0, 30], ids=["up all the time", "down for half a minute"])
-async def test_hundreds_of_accounts_with_limits_and_faults(
+async def test_hundreds_of_accounts_with_limits_and_faults_are_synced(
     make_sandbox: MakeSandbox, virtual_time: VirtualClock, tmp_path: Path, down: float
 ) -> None:
     """500 accounts, 3 resources, up to 20 pages: all of the 497 that work, and few sends more than needed."""

@@ -43,7 +43,7 @@ async def sync_and_stay(url: str, api_key: str, names: dict[str, str], folder: P
 
 
 @pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
-async def test_killed_at_many_moments_the_result_is_the_same(tmp_path: Path, kills: int) -> None:
+async def test_a_sync_killed_at_any_time_has_the_same_result(tmp_path: Path, kills: int) -> None:
     moments = random.Random(7)
     calm, stormy = tmp_path / "calm", tmp_path / "stormy"
     for folder in (calm, stormy):
@@ -70,7 +70,7 @@ async def test_killed_at_many_moments_the_result_is_the_same(tmp_path: Path, kil
     assert sorted(os.listdir(stormy)) == ["journal", "out.jsonl"]
 
 
-async def test_killed_while_it_writes_the_output_there_is_the_old_one_or_the_new(tmp_path: Path) -> None:
+async def test_a_kill_during_the_export_leaves_the_old_or_new_output(tmp_path: Path) -> None:
     moments = random.Random(3)
     output = tmp_path / "out.jsonl"
     async with Sandbox(records=100) as sandbox:

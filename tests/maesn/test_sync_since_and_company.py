@@ -49,7 +49,7 @@ def old_and_new() -> list[Record]:
 
 
 class TestSinceWithoutAMark:
-    async def test_the_next_run_reads_all(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_after_since_without_a_mark_the_next_run_reads_all(self, serve: Serve, tmp_path: Path) -> None:
         server = ListServer(old_and_new())
         url = await serve(server)
         report = await synced(tmp_path, url, since="2025-11-01")
@@ -63,7 +63,7 @@ class TestSinceWithoutAMark:
         assert part.since is not None, "now the mark is set"
 
     @pytest.mark.parametrize("runs", [2, 3])
-    async def test_however_often(self, serve: Serve, tmp_path: Path, runs: int) -> None:
+    async def test_repeated_since_runs_do_not_set_the_mark(self, serve: Serve, tmp_path: Path, runs: int) -> None:
         server = ListServer(old_and_new())
         url = await serve(server)
         for _ in range(runs):
@@ -72,7 +72,7 @@ class TestSinceWithoutAMark:
         [part] = (await synced(tmp_path, url)).parts
         assert (part.since, part.gap, len(ids(tmp_path))) == (None, False, 20)
 
-    async def test_resumed_it_is_still_known(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_a_resumed_run_remembers_the_gap(self, serve: Serve, tmp_path: Path) -> None:
         server = ListServer(old_and_new())
         url = await serve(server)
         resources = ("bills", "items")
@@ -86,18 +86,18 @@ class TestSinceWithoutAMark:
             (True, False, True),
         ]
 
-    async def test_pages_of_another_size_do_not_forget_it(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_another_page_size_does_not_remove_the_gap(self, serve: Serve, tmp_path: Path) -> None:
         server = ListServer(old_and_new(), instead=lambda server, page, given: 404 if page == 2 else None)
         url = await serve(server)
         await synced(tmp_path, url, since="2025-11-01", limit=5)
         [part] = (await synced(tmp_path, url, resume=True, limit=10)).parts
         assert (part.done, part.gap, part.since) == (True, True, "2025-11-01")
 
-    async def test_an_empty_list_has_a_gap_as_well(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_an_empty_list_also_has_a_gap(self, serve: Serve, tmp_path: Path) -> None:
         [part] = (await synced(tmp_path, await serve(ListServer(old_and_new())), since="2025-12-31")).parts
         assert (part.done, part.gap, part.records) == (True, True, 0)
 
-    async def test_behind_the_mark_there_is_none(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_a_since_before_the_mark_leaves_no_gap(self, serve: Serve, tmp_path: Path) -> None:
         server = ListServer(old_and_new())
         url = await serve(server)
         [part] = (await synced(tmp_path, url)).parts
@@ -150,7 +150,7 @@ class TestAnotherCompany:
     @pytest.mark.sampled
     @pytest.mark.parametrize(("before", "after"), CHANGES)
     @pytest.mark.parametrize("resume", [False, True])
-    async def test_only_its_own_books_are_there(
+    async def test_another_company_replaces_the_stored_records(
         self, serve: Serve, tmp_path: Path, before: Any, after: Any, resume: bool
     ) -> None:
         url = await serve(Companies())
@@ -167,14 +167,14 @@ class TestAnotherCompany:
         assert [part.dropped for part in report.parts] == [False, False]
         assert report.parts[0].since is not None
 
-    async def test_of_the_same_books_nothing_is_dropped(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_the_same_company_drops_nothing(self, serve: Serve, tmp_path: Path) -> None:
         url = await serve(Companies())
         await synced(tmp_path, url, Account("north", "key"))
         report = await synced(tmp_path, url, Account("north", "another key", company_id="", environment_name=""))
         [part] = report.parts
         assert (part.dropped, part.since is not None) == (False, True)
 
-    async def test_all_lists_of_the_account_are_dropped(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_another_company_drops_all_lists_of_the_account(self, serve: Serve, tmp_path: Path) -> None:
         """Also those that this run does not read."""
         server = Companies()
         for each in server.lists.values():
@@ -188,7 +188,7 @@ class TestAnotherCompany:
         assert (report.parts[0].since, report.parts[0].dropped) == (None, False)
         assert ids(tmp_path) == books("4712") * 2
 
-    async def test_where_nothing_was_stored_nothing_is_reported(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_nothing_is_reported_if_nothing_was_stored(self, serve: Serve, tmp_path: Path) -> None:
         server = Companies()
         url = await serve(server)
         server.failing = True
@@ -198,7 +198,7 @@ class TestAnotherCompany:
         report = await synced(tmp_path, url, Account("north", "key", "4712"))
         assert (report.parts[0].dropped, report.done, ids(tmp_path)) == (False, True, books("4712"))
 
-    async def test_an_aborted_run_is_not_continued(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_an_aborted_run_of_another_company_is_not_continued(self, serve: Serve, tmp_path: Path) -> None:
         """Half of the pages would be of one company and half of the other."""
         server = Companies()
         for each in server.lists.values():
@@ -210,7 +210,7 @@ class TestAnotherCompany:
         await synced(tmp_path, url, Account("north", "key", "4712"), limit=5, resume=True)
         assert ids(tmp_path) == books("4712")
 
-    async def test_a_plan_says_so_and_drops_nothing(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_a_plan_reports_another_company_and_drops_nothing(self, serve: Serve, tmp_path: Path) -> None:
         url = await serve(Companies())
         await synced(tmp_path, url, Account("north", "key", "4711"))
         async with Journal.open(tmp_path / "journal", batch="nightly") as journal:
@@ -221,7 +221,7 @@ class TestAnotherCompany:
                 assert (part.dropped, part.since, part.skipped) == (True, None, False)
             assert await journal.read(lambda db: list(db.iterdump())) == before
 
-    async def test_with_since_older_records_are_not_there(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_since_with_another_company_reports_the_gap(self, serve: Serve, tmp_path: Path) -> None:
         url = await serve(Companies())
         await synced(tmp_path, url, Account("north", "key", "4711"))
         [part] = (await synced(tmp_path, url, Account("north", "key", "4712"), since="2025-01-01")).parts
@@ -229,7 +229,9 @@ class TestAnotherCompany:
 
 
 class TestAJournalOfAnEarlierLamella:
-    async def test_its_records_stay_and_its_lists_are_read_again(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_records_of_an_older_journal_stay_and_lists_are_read_again(
+        self, serve: Serve, tmp_path: Path
+    ) -> None:
         server = ListServer(numbered(20), instead=lambda *_: 404)
         url = await serve(server)
         async with Journal.open(tmp_path / "journal", batch="nightly") as journal:

@@ -27,7 +27,7 @@ def connect(sandbox: Sandbox, **options: Any) -> aiohttp.ClientSession:
     return maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url, **options)
 
 
-async def test_a_write_is_waited_for(sandbox: Sandbox, virtual_time: VirtualClock, tracing: Tracing) -> None:
+async def test_task_waits_until_a_write_is_done(sandbox: Sandbox, virtual_time: VirtualClock, tracing: Tracing) -> None:
     async with connect(sandbox, tracer_provider=tracing.provider) as session:
         done = await maesn.task(
             session, "POST", "accounting/contacts/async", json={"companyName": "Alder"}, params={"companyId": "c1"}
@@ -45,7 +45,7 @@ async def test_a_write_is_waited_for(sandbox: Sandbox, virtual_time: VirtualCloc
     assert len([span for span in tracing.spans if span.parent and span.parent.span_id == whole.context.span_id]) == 4
 
 
-async def test_a_form(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
+async def test_task_sends_a_form(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
     form = aiohttp.FormData()
     form.add_field("expense", json.dumps({"description": "tea"}), content_type="application/json")
     form.add_field("files", b"%PDF", filename="tea.pdf")
@@ -54,14 +54,14 @@ async def test_a_form(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
     assert (done.data["description"], done.data["files"]) == ("tea", ["tea.pdf"])
 
 
-async def test_what_is_answered_at_once_needs_no_task(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
+async def test_an_immediate_response_needs_no_task(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
     async with connect(sandbox) as session:
         done = await maesn.task(session, "POST", "accounting/contacts", json={"companyName": "Alder"})
     assert (done.data["companyName"], done.status, done.task_id) == ("Alder", None, None)
     assert len(sandbox.received) == 1
 
 
-async def test_a_list(make_sandbox: MakeSandbox, virtual_time: VirtualClock) -> None:
+async def test_pages_waits_for_the_task_of_a_list(make_sandbox: MakeSandbox, virtual_time: VirtualClock) -> None:
     sandbox = await make_sandbox(records=45, later={"openItems"})
     async with connect(sandbox) as session:
         found = [record async for record in maesn.records(session, "openItems", limit=20)]
@@ -79,7 +79,7 @@ async def test_a_list(make_sandbox: MakeSandbox, virtual_time: VirtualClock) -> 
         (state("DELETED"), "ended in DELETED"),
     ],
 )
-async def test_a_task_that_fails(sandbox: Sandbox, virtual_time: VirtualClock, reply: Reply, said: str) -> None:
+async def test_a_failed_task_raises(sandbox: Sandbox, virtual_time: VirtualClock, reply: Reply, said: str) -> None:
     sandbox.script(reply, path=POLL)
     async with connect(sandbox) as session:
         with pytest.raises(maesn.TaskFailed, match=said) as caught:
@@ -88,7 +88,7 @@ async def test_a_task_that_fails(sandbox: Sandbox, virtual_time: VirtualClock, r
     assert caught.value.task.task_id == "task-1"
 
 
-async def test_a_list_whose_task_fails(make_sandbox: MakeSandbox, virtual_time: VirtualClock) -> None:
+async def test_a_list_with_a_failed_task_raises(make_sandbox: MakeSandbox, virtual_time: VirtualClock) -> None:
     sandbox = await make_sandbox(later={"openItems"})
     sandbox.script(state("FAILED"), path=POLL)
     async with connect(sandbox) as session:
@@ -99,7 +99,7 @@ async def test_a_list_whose_task_fails(make_sandbox: MakeSandbox, virtual_time: 
             [record async for record in maesn.records(session, "openItems")]
 
 
-async def test_a_task_that_is_not_done_in_time(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
+async def test_an_unfinished_task_raises_at_the_deadline(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
     sandbox.script(*[state("IN_PROGRESS")] * 5, state(None), path=POLL)
     async with connect(sandbox) as session:
         with pytest.raises(maesn.TaskUnfinished) as caught:
@@ -128,7 +128,7 @@ async def test_a_rate_limit_does_not_count_against_the_waits_of_a_list(
         assert 560 < virtual_time.elapsed - began < 601
 
 
-async def test_an_answer_without_an_id(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
+async def test_a_202_without_task_id_raises(sandbox: Sandbox, virtual_time: VirtualClock) -> None:
     sandbox.script(Reply(202, {}, {"data": {"taskId": None}}))
     async with connect(sandbox) as session:
         with pytest.raises(ValueError, match="response with status 202 has no taskId"):
@@ -136,7 +136,7 @@ async def test_an_answer_without_an_id(sandbox: Sandbox, virtual_time: VirtualCl
 
 
 @pytest.mark.parametrize("raise_errors", [True, False])
-async def test_a_task_that_is_unknown(sandbox: Sandbox, raise_errors: bool) -> None:
+async def test_an_unknown_task_raises(sandbox: Sandbox, raise_errors: bool) -> None:
     async with connect(sandbox, raise_errors=raise_errors) as session:
         with pytest.raises(NotFound):
             await maesn.finished(session, "of somebody else/../x")

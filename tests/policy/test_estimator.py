@@ -832,7 +832,7 @@ def test_the_assumed_period_applies_until_one_is_learned() -> None:
     assert estimate.burst_took == 70.0
 
 
-def test_a_refusal_after_a_lost_state_starts_a_new_estimate() -> None:
+def test_repeated_refusals_after_a_lost_state_set_the_period() -> None:
     """The store has forgotten it meanwhile."""
     estimate, permit = RateEstimate(), Permit(0, 1000.0)
     for now, wait in [(1001.0, 60.0), (1062.0, 120.0)]:

@@ -106,7 +106,7 @@ STRIPE = HTTP_RULES.replace(
 
 @pytest.mark.parametrize("name", ["stripe-should-retry", "X-Should-Retry"])
 @pytest.mark.parametrize("status", [400, 409, 429, 500, 503, 529])
-async def test_a_server_that_says_whether_to_retry_decides(serve: Serve, name: str, status: int) -> None:
+async def test_a_server_can_decide_about_a_retry(serve: Serve, name: str, status: int) -> None:
     server = Server(Reply(status, {name: "false"}))
     async with client(await serve(server), STRIPE, throttle=False) as session:
         error = await fails(session)
@@ -207,7 +207,7 @@ NOT_BEGUN = HTTP_RULES.replace(Rule([408, 421, 425], retry=SOON, carried_out=Fal
 
 
 @pytest.mark.parametrize("status", [408, 421, 425])
-async def test_a_post_that_was_never_begun_is_sent_again(serve: Serve, status: int) -> None:
+async def test_an_unexecuted_post_is_sent_again(serve: Serve, status: int) -> None:
     server = Server(Reply(status))
     async with client(await serve(server), NOT_BEGUN) as session:
         assert await call(session, "POST", data=b"text") == (200, "")
@@ -215,7 +215,7 @@ async def test_a_post_that_was_never_begun_is_sent_again(serve: Serve, status: i
 
 
 @pytest.mark.parametrize("attempts", [1, 2, 3])
-async def test_a_401_is_sent_again_with_a_new_token_and_not_forever(serve: Serve, attempts: int) -> None:
+async def test_a_401_is_repeated_once_with_a_new_token(serve: Serve, attempts: int) -> None:
     tokens = (f"Bearer {number}" for number in range(9))
     url = await serve(server := Server(*[Reply(401)] * attempts))
     auth = HeaderAuth({"Authorization": lambda _: next(tokens)}, origin=url)
@@ -231,7 +231,7 @@ async def test_a_401_is_sent_again_with_a_new_token_and_not_forever(serve: Serve
     assert server.requests == [("POST", b"text")] * 2
 
 
-async def test_a_401_before_the_body_was_begun_leaves_it_to_be_sent(serve_raw: Any) -> None:
+async def test_a_401_before_the_body_is_sent_allows_a_repeat(serve_raw: Any) -> None:
     """``Expect: 100-continue``: the first answer comes before the body."""
     heads: list[bytes] = []
 
@@ -252,7 +252,7 @@ async def test_a_401_before_the_body_was_begun_leaves_it_to_be_sent(serve_raw: A
     assert heads[2] == b"text"
 
 
-async def test_the_method_is_a_condition(serve: Serve) -> None:
+async def test_a_condition_can_use_the_method(serve: Serve) -> None:
     book = HTTP_RULES.replace(Rule(404, "Not There Yet", when=lambda a: a.method == "GET", retry=SOON, attempts=3))
     server = Server(Reply(404), Reply(404))
     async with client(await serve(server), book) as session:
@@ -264,7 +264,7 @@ async def test_the_method_is_a_condition(serve: Serve) -> None:
     assert [method for method, _ in server.requests] == ["GET"] * 3 + ["PUT"] + ["GET"] * 3
 
 
-async def test_a_list_counts_its_attempts_together(serve: Serve) -> None:
+async def test_attempts_of_a_rule_count_over_all_its_statuses(serve: Serve) -> None:
     book = HTTP_RULES.replace(Rule([502, 503, 504], retry=SOON, attempts=3), Rule(500, retry=SOON))
     server = Server(*map(Reply, (500, 502, 500, 503, 504, 502)))
     async with client(await serve(server), book, attempts=9) as session:
@@ -274,7 +274,7 @@ async def test_a_list_counts_its_attempts_together(serve: Serve) -> None:
     assert [record.attempts_left for record in error.attempts] == [8, 2, 6, 1, 0]
 
 
-async def test_the_default_of_a_stack(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_the_default_rules_of_a_stack_are_http_rules(serve: Serve, virtual_time: VirtualClock) -> None:
     retried = {408, 425, 429, 500, 502, 503, 504}
     async with client(await serve(server := Server())) as session:
         for status in (*range(400, 430), *range(500, 512)):

@@ -90,7 +90,7 @@ EMPTY = {"X-RateLimit-Remaining": "0"}
         ([("Retry-After", "5"), ("Retry-After", "9"), ("Retry-After", "7")], 9),
     ],
 )
-def test_the_longest_wait_that_is_asked_for(headers: Any, wait: float | None) -> None:
+def test_the_longest_requested_wait_applies(headers: Any, wait: float | None) -> None:
     for given_headers in (CIMultiDict(headers), Answer(429, dict(headers)).headers):
         if isinstance(headers, dict) or isinstance(given_headers, CIMultiDict):
             assert asked_wait(given_headers, NOW) == wait
@@ -108,7 +108,7 @@ def test_no_header_makes_it_raise_or_wait_forever(headers: dict[str, str], now: 
     assert wait is None or 0 <= wait <= LONGEST
 
 
-def test_a_number_is_a_moment_from_the_year_2001_on() -> None:
+def test_a_number_above_one_billion_is_a_time() -> None:
     assert parse_retry_after("1790000030", 1.79e9) == 30
     assert parse_retry_after("1790000030000", 1.79e9) == 30
     assert parse_retry_after("100000", 1.79e9) == 100000
@@ -136,7 +136,7 @@ ANY = RuleBook(
         {**EMPTY, "X-RateLimit-Reset": "42"},
     ],
 )
-async def test_it_counts_for_any_status_that_a_rule_retries(
+async def test_a_requested_wait_applies_to_any_retried_status(
     serve: Serve, virtual_time: VirtualClock, status: int, headers: dict[str, str]
 ) -> None:
     async with client(await serve(server := Server(Reply(status, headers))), ANY) as session:
@@ -148,7 +148,7 @@ async def test_it_counts_for_any_status_that_a_rule_retries(
         assert error.retry_after == pytest.approx(42, abs=1)
 
 
-async def test_a_wait_beyond_the_maximum_has_a_reason_of_its_own(serve: Serve) -> None:
+async def test_a_wait_beyond_the_maximum_has_its_own_stop_reason(serve: Serve) -> None:
     async with client(await serve(Server(Reply(500, {"retry-after-ms": "101000"}))), ANY) as session:
         error = await fails(session)
     assert error.stopped is StopReason.WAIT_TOO_LONG
@@ -178,7 +178,7 @@ def book(retry_after: Any) -> RuleBook:
 )
 @pytest.mark.parametrize("status", [429, 500])
 @pytest.mark.parametrize("raise_errors", [True, False])
-async def test_a_book_reads_a_wait_of_its_own(
+async def test_retry_after_of_a_book_reads_custom_waits(
     serve: Serve, virtual_time: VirtualClock, retry_after: Any, wait: float, status: int, raise_errors: bool
 ) -> None:
     server = Server(Reply(status, {"Retry-After": "7", "X-Wait": "21"}, {"wait": 42}))
@@ -187,14 +187,14 @@ async def test_a_book_reads_a_wait_of_its_own(
     assert server.waits == [pytest.approx(wait, abs=1)]
 
 
-async def test_a_wait_of_its_own_has_no_end_either(serve: Serve) -> None:
+async def test_an_endless_custom_wait_stops_the_call(serve: Serve) -> None:
     async with client(await serve(Server(Reply(429))), book(lambda a: 1e300)) as session:
         error = await fails(session)
     assert isinstance(error, ApiError)
     assert (error.retry_after, error.stopped) == (LONGEST, StopReason.WAIT_TOO_LONG)
 
 
-async def test_the_record_says_where_the_wait_came_from(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_the_record_states_the_source_of_the_wait(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server(Reply(429, {"RateLimit": '"a";r=0;t=5'}), Reply(429), Reply(400))
     async with client(await serve(server), ANY, attempts=3, throttle=False) as session:
         error = await fails(session)

@@ -65,7 +65,7 @@ def raw(*parts: str | bytes | float) -> Connection:
     return connection
 
 
-async def test_it_sees_the_whole_answer(serve: Serve) -> None:
+async def test_when_sees_the_whole_response(serve: Serve) -> None:
     seen: list[Answer] = []
     book = RuleBook(Rule(418, when=seen.append))
     server = Server(Reply(418, {"X-Own": "1"}, {"error": {"code": "c"}}))
@@ -78,7 +78,7 @@ async def test_it_sees_the_whole_answer(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("raise_errors", [True, False])
-async def test_the_first_match_counts(serve: Serve, raise_errors: bool) -> None:
+async def test_the_first_matching_rule_applies(serve: Serve, raise_errors: bool) -> None:
     def having(text: str) -> Callable[[Answer], bool]:
         return lambda a: text in a.text
 
@@ -136,7 +136,7 @@ async def test_an_event_stream_is_not_read(serve_raw: ServeRaw) -> None:
 
 
 @pytest.mark.parametrize("raise_errors", [True, False])
-async def test_a_body_below_400_that_does_not_come_is_a_failed_attempt(
+async def test_a_missing_body_below_400_is_a_failed_attempt(
     serve_raw: ServeRaw, virtual_time: VirtualClock, raise_errors: bool
 ) -> None:
     book = RuleBook(Rule(200, when=lambda a: "THROTTLED" in a.text), Rule(Failure.ATTEMPT_TIMEOUT))
@@ -154,7 +154,7 @@ async def test_a_body_below_400_that_does_not_come_is_a_failed_attempt(
 
 @pytest.mark.parametrize("raise_errors", [True, False])
 @pytest.mark.parametrize("ending", [(), (100.0,)])
-async def test_of_an_error_s_broken_or_slow_body_a_rule_sees_what_came(
+async def test_a_rule_sees_the_part_of_a_broken_error_body_that_arrived(
     serve_raw: ServeRaw, virtual_time: VirtualClock, raise_errors: bool, ending: tuple[float, ...]
 ) -> None:
     texts: list[str] = []
@@ -179,7 +179,7 @@ async def test_of_an_error_s_broken_or_slow_body_a_rule_sees_what_came(
 
 
 @pytest.mark.parametrize("raise_errors", [True, False])
-async def test_a_rule_breaks_no_call_and_its_failure_is_logged_once(
+async def test_a_failing_rule_fails_no_call_and_is_logged_once(
     serve: Serve, caplog: pytest.LogCaptureFixture, raise_errors: bool
 ) -> None:
     def bad(answer: Answer) -> bool:
@@ -219,7 +219,7 @@ async def test_a_rule_that_catches_everything_gets_its_body(serve: Serve) -> Non
     assert (error.rule.title, error.retry_after) == ("Yes", 5.0)
 
 
-async def test_a_compressed_body_in_another_charset(serve: Serve) -> None:
+async def test_a_rule_sees_the_text_of_a_compressed_body(serve: Serve) -> None:
     headers = {"Content-Type": 'text/plain; charset="latin-1"', "Content-Encoding": "gzip"}
     book = RuleBook(Rule(200, "Full", when=lambda a: a.text == "gefüllt"))
     server = Server(Reply(200, headers, gzip.compress("gefüllt".encode("latin-1"))))
@@ -227,7 +227,7 @@ async def test_a_compressed_body_in_another_charset(serve: Serve) -> None:
         assert (await fails(session)).rule.title == "Full"
 
 
-async def test_options_give_rules_of_their_own(serve: Serve) -> None:
+async def test_options_can_set_rules(serve: Serve) -> None:
     book = RuleBook(Rule(200, "Throttled", when=lambda a: a.text == "THROTTLED", retry=SOON))
     for raise_errors in (True, False):
         server = Server(*[Reply(body="THROTTLED")] * 2)
@@ -239,7 +239,7 @@ async def test_options_give_rules_of_their_own(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("layers", [(Retry,), (Throttle, Retry), (Classify, Retry)])
-async def test_a_layer_judges_alone(serve: Serve, layers: tuple[Any, ...]) -> None:
+async def test_each_layer_alone_applies_conditions(serve: Serve, layers: tuple[Any, ...]) -> None:
     book = RuleBook(Rule(200, "Throttled", when=lambda a: a.text == "THROTTLED", retry=SOON, rate_limit=True))
     made = sorted((layer(book) for layer in layers), key=lambda layer: layer.slot)
     server = Server(*[Reply(body="THROTTLED")] * 2)
@@ -248,7 +248,7 @@ async def test_a_layer_judges_alone(serve: Serve, layers: tuple[Any, ...]) -> No
     assert len(server.requests) == 3
 
 
-async def test_an_error_can_be_pickled_though_its_rule_has_a_condition(serve: Serve) -> None:
+async def test_an_error_of_a_rule_with_a_condition_can_be_pickled(serve: Serve) -> None:
     book = RuleBook(Rule(200, "Throttled", when=lambda a: "x" in a.text))
     async with client(await serve(Server(Reply(body="x"))), book) as session:
         error = await fails(session)
@@ -310,7 +310,7 @@ async def test_retry_respects_the_rule_that_a_layer_has_put_on_an_error(serve: S
         assert (await call(session, "POST"))[0] == 200
 
 
-async def test_a_503_that_is_not_a_rate_limit(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_rate_limit_false_makes_a_503_an_outage(serve: Serve, virtual_time: VirtualClock) -> None:
     """Its account is not queued, and the retry costs budget."""
     book = RuleBook(Rule(503, retry=Backoff(1, jitter=0), rate_limit=False))
     server = Server(Reply(503, {"Retry-After": "30"}))
@@ -377,13 +377,13 @@ async def test_body_needed_is_not_a_failure(serve: Serve, caplog: pytest.LogCapt
         (lambda: stack(Throttle(RuleBook())), "the Throttle made by hand has other rules than the stack"),
     ],
 )
-def test_a_mistake_is_named(make: Callable[[], object], says: str) -> None:
+def test_the_error_explains_a_mistake_in_a_rule(make: Callable[[], object], says: str) -> None:
     with pytest.raises(ValueError, match=r"must|two rules|no effect|other rules") as caught:
         make()
     assert says in str(caught.value)
 
 
-def test_titles_by_default() -> None:
+def test_a_rule_has_the_registered_title_by_default() -> None:
     assert Rule(429).title == "Too Many Requests"
     assert Rule(HTTPStatus.NOT_FOUND).title == "Not Found"
     assert [Rule(status).title for status in (420, 520, "4xx", "5xx", None)] == [
@@ -425,12 +425,12 @@ def test_titles_by_default() -> None:
         (b"", None),
     ],
 )
-def test_the_code_of_an_error(body: bytes, code: str | None) -> None:
+def test_error_code_is_found_in_common_places(body: bytes, code: str | None) -> None:
     assert Answer(409, body=body).error_code == code
 
 
 @pytest.mark.parametrize("charset", ["none", "base64", "undefined", "utf-8\x00", '"', ""])
-def test_a_charset_that_is_invalid_is_utf_8(charset: str) -> None:
+def test_an_invalid_charset_is_read_as_utf_8(charset: str) -> None:
     answer = Answer(200, {"content-type": f"text/plain; charset={charset}"}, body="grün".encode())
     assert answer.text == "grün"
     assert len(answer.headers) == len(list(answer.headers)) == 1

@@ -99,7 +99,7 @@ async def test_spans_inside_a_kept_call_are_kept(serve: Serve, kept: Kept, statu
 
 
 @pytest.mark.parametrize("status", [200, 404])
-async def test_spans_of_a_task_that_outlives_its_call_are_handled(serve: Serve, kept: Kept, status: int) -> None:
+async def test_a_task_that_outlives_a_failed_call_is_kept_with_it(serve: Serve, kept: Kept, status: int) -> None:
     ended = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []
 
@@ -122,7 +122,9 @@ async def test_spans_of_a_task_that_outlives_its_call_are_handled(serve: Serve, 
 
 @pytest.mark.parametrize("outer", [200, 404])
 @pytest.mark.parametrize("inner", [200, 404])
-async def test_a_call_that_outlives_its_outer_call_is_handled(serve: Serve, kept: Kept, outer: int, inner: int) -> None:
+async def test_a_call_that_outlives_its_outer_call_is_kept_by_its_own_outcome(
+    serve: Serve, kept: Kept, outer: int, inner: int
+) -> None:
     """As a token that is renewed in the background: it is kept for what it has come to itself, too."""
     ended = asyncio.Event()
     tasks: list[asyncio.Task[None]] = []

@@ -56,7 +56,7 @@ def invalid_fields(reply: Reply) -> list[str]:
 
 
 class TestLists:
-    def test_default_page(self, api: Api) -> None:
+    def test_a_list_has_a_default_page(self, api: Api) -> None:
         reply = payload(ask(api, "GET", "/accounting/invoices"))
         assert reply["meta"]["pagination"] == {"total": 45, "perPage": 20, "currentPage": 1, "totalPages": 3}
         assert reply["data"] == api.table("a", "invoices").all()[:20]
@@ -79,29 +79,29 @@ class TestLists:
         assert reply["data"] == []
         assert reply["meta"]["pagination"]["totalPages"] == 3
 
-    def test_no_records_are_no_pages(self) -> None:
+    def test_an_empty_list_has_no_pages(self) -> None:
         reply = payload(ask(make_api(0), "GET", "/accounting/bills"))
         assert reply["data"] == []
         assert reply["meta"]["pagination"]["totalPages"] == 0
 
     @pytest.mark.parametrize("limit", ["0", "7", "-5", "five", "", "5.0", "1000", "9" * 5000])
-    def test_bad_limit(self, api: Api, limit: str) -> None:
+    def test_a_bad_limit_is_rejected(self, api: Api, limit: str) -> None:
         assert invalid_fields(ask(api, "GET", "/accounting/bills", limit=limit)) == ["limit"]
 
     @pytest.mark.parametrize("page", ["0", "-1", "one", "", "1.5", "٣", "9" * 5000])
-    def test_bad_page(self, api: Api, page: str) -> None:
+    def test_a_bad_page_is_rejected(self, api: Api, page: str) -> None:
         assert invalid_fields(ask(api, "GET", "/accounting/bills", page=page)) == ["page"]
 
     @pytest.mark.parametrize("moment", ["yesterday", "", "2024-13-01", "1718000000", "2024-06-01T00:00:00 00:00"])
-    def test_bad_moment(self, api: Api, moment: str) -> None:
+    def test_a_bad_time_is_rejected(self, api: Api, moment: str) -> None:
         assert invalid_fields(ask(api, "GET", "/accounting/bills", lastModifiedAt=moment)) == ["lastModifiedAt"]
 
-    def test_all_that_is_bad_at_once(self, api: Api) -> None:
+    def test_all_bad_parameters_are_reported_together(self, api: Api) -> None:
         reply = ask(api, "GET", "/accounting/bills", limit="1", page="0", lastModifiedAt="?")
         assert invalid_fields(reply) == ["limit", "page", "lastModifiedAt"]
 
     @pytest.mark.parametrize("moment", ["2024-06-01", "2024-06-01T00:00:00Z", "2024-06-01T02:00:00+02:00"])
-    def test_filter_by_the_last_change(self, api: Api, moment: str) -> None:
+    def test_a_list_is_filtered_by_the_last_change(self, api: Api, moment: str) -> None:
         expected = [
             record for record in api.table("a", "bills").all() if record["updatedDate"] >= "2024-06-01T00:00:00.000Z"
         ]
@@ -110,22 +110,22 @@ class TestLists:
         assert reply["data"] == expected
         assert reply["meta"]["pagination"]["total"] == len(expected)
 
-    def test_accounts_have_records_of_their_own(self, api: Api) -> None:
+    def test_each_account_has_its_own_records(self, api: Api) -> None:
         mine, others = (payload(ask(api, "GET", "/accounting/bills", account=account))["data"] for account in "ab")
         assert mine != others
 
 
 class TestFilters:
-    def test_by_a_field(self, api: Api) -> None:
+    def test_a_list_is_filtered_by_a_field(self, api: Api) -> None:
         found = payload(ask(api, "GET", "/accounting/bills", status="PAID", limit="100"))["data"]
         assert found == [record for record in api.table("a", "bills").all() if record["status"] == "PAID"] != []
 
-    def test_from_a_due_date(self, api: Api) -> None:
+    def test_a_list_is_filtered_by_a_due_date(self, api: Api) -> None:
         found = payload(ask(api, "GET", "/accounting/invoices", dueDateFrom="2024-09-01", limit="100"))
         assert 0 < found["meta"]["pagination"]["total"] == len(found["data"]) < 45
         assert all(record["dueDate"] >= "2024-09-01" for record in found["data"])
 
-    def test_order(self, api: Api) -> None:
+    def test_a_list_can_be_sorted(self, api: Api) -> None:
         up, down = (
             payload(ask(api, "GET", "/accounting/bills", orderDir=direction, orderField="billNumber", limit="100"))[
                 "data"
@@ -150,7 +150,7 @@ class TestRecords:
         bill = api.table("a", "bills").all()[7]
         assert payload(ask(api, "GET", f"/accounting/bills/{bill['id']}"))["data"] == bill
 
-    def test_create_change_replace_delete(self, api: Api) -> None:
+    def test_a_record_can_be_created_changed_replaced_and_deleted(self, api: Api) -> None:
         created = ask(api, "POST", "/accounting/items", {"name": "one", "stockCount": 1})
         assert created.status == 201
         record = payload(created)["data"]
@@ -179,7 +179,7 @@ class TestRecords:
         assert payload(ask(api, "GET", path, limit="100"))["data"] == [*invoice["lineItems"], changed]
         assert ask(api, "GET", f"{path}/unknown").status == ask(api, "GET", path.replace("/00", "/01")).status == 404
 
-    def test_odd_records(self) -> None:
+    def test_a_list_can_contain_odd_records(self) -> None:
         odd = make_api(odd=Odd(nameless=10, double=7)).table("a", "bills").all()
         assert [place for place, record in enumerate(odd, 1) if record["id"] is None] == [10, 20, 30, 40]
         assert odd[6]["id"] == odd[5]["id"]
@@ -212,7 +212,7 @@ class TestTasks:
 
 
 class TestCreation:
-    def test_is_kept_as_it_was(self, api: Api) -> None:
+    def test_a_created_record_is_kept_unchanged(self, api: Api) -> None:
         record = payload(ask(api, "POST", "/accounting/items", {"name": "one"}))["data"]
         ask(api, "DELETE", f"/accounting/items/{record['id']}")
         assert api.created("items") == api.created("items", "a") == [record]
@@ -226,7 +226,7 @@ class TestCreation:
         assert api.duplicates == 2
         assert len(api.created("items")) == 3
 
-    def test_is_no_duplicate_of_another_resource_or_account(self, api: Api) -> None:
+    def test_equal_bodies_of_other_resources_or_accounts_are_no_duplicates(self, api: Api) -> None:
         ask(api, "POST", "/accounting/items", {})
         ask(api, "POST", "/accounting/bills", {})
         ask(api, "POST", "/accounting/items", {}, account="b")
@@ -245,19 +245,19 @@ class TestCreation:
         assert api.duplicates == 0
         assert len(api.created("items")) == 1
 
-    def test_another_key_is_a_duplicate(self) -> None:
+    def test_an_equal_body_with_another_key_is_a_duplicate(self) -> None:
         api = make_api(idempotency_keys=True)
         for key in ("one", "two"):
             ask(api, "POST", "/accounting/items", {}, headers={"Idempotency-Key": key})
         assert api.duplicates == 1
 
-    def test_a_key_belongs_to_its_account(self) -> None:
+    def test_an_idempotency_key_belongs_to_its_account(self) -> None:
         api = make_api(idempotency_keys=True)
         for account in ("a", "b"):
             ask(api, "POST", "/accounting/items", {}, account=account, headers={"Idempotency-Key": "one"})
         assert len(api.created("items")) == 2
 
-    def test_a_key_with_another_body_is_refused(self) -> None:
+    def test_an_idempotency_key_with_another_body_is_rejected(self) -> None:
         api = make_api(idempotency_keys=True)
         key = {"Idempotency-Key": "one"}
         ask(api, "POST", "/accounting/items", {"name": "one"}, headers=key)
@@ -276,40 +276,40 @@ class TestCreation:
         ("GET", "/auth/abacus-of-old", ""),
     ],
 )
-def test_method_not_allowed(api: Api, method: str, path: str, allowed: str) -> None:
+def test_an_unsupported_method_gets_405(api: Api, method: str, path: str, allowed: str) -> None:
     reply = ask(api, method, path, {})
     assert reply.status == 405
     assert reply.headers.get("Allow", "") == allowed
 
 
 @pytest.mark.parametrize("path", ["/", "/accounting", "/auth", "/accounting/bills/1/2", "/v2/accounting/bills"])
-def test_unknown_path(api: Api, path: str) -> None:
+def test_an_unknown_path_gets_404(api: Api, path: str) -> None:
     reply = ask(api, "GET", path)
     assert reply.status == 404
     assert "downstreamErrors" not in payload(reply)["errors"]
 
 
 @pytest.mark.parametrize("path", ["/accounting/dreams", "/accounting/dreams/1"])
-def test_unsupported_resource(api: Api, path: str) -> None:
+def test_an_unsupported_resource_is_rejected(api: Api, path: str) -> None:
     reply = ask(api, "GET", path)
     assert reply.status == 404
     [error] = payload(reply)["errors"]["downstreamErrors"]
     assert "does not support" in error["message"]
 
 
-def test_login_url(api: Api) -> None:
+def test_login_returns_a_url(api: Api) -> None:
     for system in NAMES:
         reply = ask(api, "GET", f"/auth/{system}")
         assert reply.headers["Content-Type"].startswith("text/html")
         assert reply.encoded().startswith(b"https://")
 
 
-def test_an_account_key(api: Api) -> None:
+def test_login_returns_an_account_key(api: Api) -> None:
     reply = ask(api, "POST", "/auth/accounts/xero", {"apiKey": "made-up"})
     assert (reply.status, payload(reply)) == (201, {"accountKey": "a-new-key"})
 
 
-def test_what_needs_no_account() -> None:
+def test_some_operations_need_no_account() -> None:
     needed = [
         needs_account("GET", path)
         for path in ("/auth/xero", "/auth/companies", "/health", "/tenants/x", "/authors", "/accounting/bills", "/")
@@ -318,7 +318,7 @@ def test_what_needs_no_account() -> None:
     assert not needs_account("POST", "/auth/accounts/xero")
 
 
-def test_a_webhook(api: Api) -> None:
+def test_a_webhook_can_be_created_and_deleted(api: Api) -> None:
     made = payload(ask(api, "POST", "/webhooks", {"callbackUrl": "https://example.com/", "resource": "INVOICE"}))[
         "data"
     ]

@@ -21,7 +21,7 @@ async def statuses(client: Client, *asked: tuple[str, str]) -> list[int]:
     return [(await client("GET", path, account=account)).status for account, path in asked]
 
 
-async def test_by_path_and_for_the_integrator(
+async def test_limits_apply_per_path_and_for_the_integrator(
     make_sandbox: MakeSandbox, make_client: MakeClient, virtual_time: VirtualClock
 ) -> None:
     sandbox = await make_sandbox(accounts=3, system="lexware-office", records=1)
@@ -33,7 +33,7 @@ async def test_by_path_and_for_the_integrator(
     assert await statuses(client, (c, BILLS)) == [200]
 
 
-async def test_in_flight_and_by_number(
+async def test_limits_apply_to_requests_in_flight_and_by_number(
     make_sandbox: MakeSandbox, make_client: MakeClient, virtual_time: VirtualClock
 ) -> None:
     sandbox = await make_sandbox(quotas=[Quota(2, None), Quota(5, 60)], latency=1.0, records=1)
@@ -52,7 +52,9 @@ async def test_in_flight_and_by_number(
     assert await at_once(2) == [200, 200]
 
 
-async def test_a_day(make_sandbox: MakeSandbox, make_client: MakeClient, virtual_time: VirtualClock) -> None:
+async def test_a_daily_limit_applies(
+    make_sandbox: MakeSandbox, make_client: MakeClient, virtual_time: VirtualClock
+) -> None:
     sandbox = await make_sandbox(quotas=[Quota(3, 60), Quota(5, 86_400)], records=1)
     client = make_client(sandbox)
     key = sandbox.account_key
@@ -63,7 +65,7 @@ async def test_a_day(make_sandbox: MakeSandbox, make_client: MakeClient, virtual
     assert await statuses(client, (key, BILLS)) == [200]
 
 
-def test_what_is_published() -> None:
+def test_the_sandbox_applies_the_published_limits() -> None:
     assert SYSTEMS["exact"].quotas == (Quota(60, 60), Quota(5_000, 86_400))
     assert SYSTEMS["exact"].errors_an_hour == 10
     assert {quota.per for system in SYSTEMS.values() for quota in system.quotas} == {"account", "path", "integrator"}

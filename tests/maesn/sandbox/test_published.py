@@ -32,7 +32,7 @@ from lamella.pytest_maesn import MakeSandbox
 ALL = pytest.mark.parametrize("operation", operations(), ids=lambda operation: f"{operation.method} {operation.path}")
 
 
-def test_the_tables_fit_together() -> None:
+def test_the_published_tables_are_consistent() -> None:
     assert len(operations()) == len({(operation.method, operation.path) for operation in operations()}) == 169
     for operation in operations():
         assert operation.status in {200, 201, 202}
@@ -55,7 +55,7 @@ def test_the_tables_fit_together() -> None:
     assert {"exact-nl", "exact-de", "exact-gb", "datev-rewe", "datev-rewe-longtoken", "datev-rewe-export"} <= set(NAMES)
 
 
-def test_which_need_an_account() -> None:
+def test_operations_state_whether_they_need_an_account() -> None:
     without = {operation.path.partition("/")[0] for operation in operations() if not operation.needs_account}
     assert without == {"auth", "events", "health", "tenants", "webhooks"}
     assert needs_account("GET", "/auth/companies")
@@ -112,7 +112,7 @@ async def path_and_query(operation: Operation, sandbox: Sandbox) -> tuple[str, d
 
 
 @ALL
-async def test_it_answers_as_published(
+async def test_each_operation_responds_as_published(
     make_sandbox: MakeSandbox, make_client: MakeClient, operation: Operation
 ) -> None:
     sandbox = await make_sandbox(records=8)
@@ -158,7 +158,7 @@ async def test_it_answers_as_published(
         assert check(operation.data, answer.data)
 
 
-async def test_nothing_else_is_there(make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
+async def test_unpublished_paths_do_not_exist(make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
     client = make_client(await make_sandbox(records=1))
     paths = {operation.path for operation in operations()}
     for path in sorted(paths):
@@ -168,7 +168,7 @@ async def test_nothing_else_is_there(make_sandbox: MakeSandbox, make_client: Mak
 
 
 @pytest.mark.parametrize("operation", [each for each in operations() if each.required], ids=lambda each: each.path)
-async def test_a_parameter_that_is_needed(
+async def test_a_missing_required_parameter_is_rejected(
     make_sandbox: MakeSandbox, make_client: MakeClient, operation: Operation
 ) -> None:
     path = operation.path.replace("{targetSystem}", NAMES[0])
@@ -178,7 +178,9 @@ async def test_a_parameter_that_is_needed(
 
 
 @pytest.mark.parametrize("name", REQUIRED)
-async def test_a_parameter_that_a_system_needs(make_sandbox: MakeSandbox, make_client: MakeClient, name: str) -> None:
+async def test_a_missing_parameter_of_a_system_is_rejected(
+    make_sandbox: MakeSandbox, make_client: MakeClient, name: str
+) -> None:
     [(system, parameter)] = REQUIRED[name].items()
     client = make_client(await make_sandbox(system=system))
     answer = await client("GET", f"/accounting/{name}")

@@ -17,12 +17,12 @@ def table(resource: str = "invoices", account: str = "a", seed: int = 0, size: i
     return Table(_OF.get(resource, resource), resource, account, seed=seed, size=size)
 
 
-def test_same_seed_same_records() -> None:
+def test_the_same_seed_gives_the_same_records() -> None:
     assert table().all() == table().all()
 
 
 @pytest.mark.parametrize("other", [table(seed=1), table(account="b"), table("offers")], ids=["seed", "account", "kind"])
-def test_other_records_for(other: Table) -> None:
+def test_other_seeds_accounts_and_lists_give_other_records(other: Table) -> None:
     ids = {record["id"] for record in other.all()}
     assert ids.isdisjoint(record["id"] for record in table().all())
 
@@ -46,7 +46,7 @@ def test_an_invoice_has_two_ids() -> None:
     assert all(record["invoiceId"] == record["id"] for record in table().all())
 
 
-def test_values_that_programs_get_wrong() -> None:
+def test_records_contain_values_that_programs_get_wrong() -> None:
     bills = Table("bill", "bills", "a", seed=0, size=300).all()
     amounts = {bill["totalNetAmount"] for bill in bills}
     assert 99999999999999.98 in amounts
@@ -57,7 +57,7 @@ def test_values_that_programs_get_wrong() -> None:
     assert "\u2028" in names
 
 
-def test_an_invoice_adds_up() -> None:
+def test_the_amounts_of_an_invoice_add_up() -> None:
     contacts = {record["id"] for record in table("contacts").all()}
     for invoice in table().all():
         assert invoice["contactId"] in contacts
@@ -69,7 +69,7 @@ def test_an_invoice_adds_up() -> None:
         assert {"invoiceNumber", "currency", "status"} <= invoice.keys()
 
 
-def test_reading_makes_no_record_of_an_other_page() -> None:
+def test_reading_a_page_generates_no_record_of_another_page() -> None:
     endless = table(size=10**9)
     records, total = endless.page(10**7, 100)
     assert len(records) == 100
@@ -78,7 +78,7 @@ def test_reading_makes_no_record_of_an_other_page() -> None:
 
 
 @pytest.mark.parametrize("record_id", ["", "nothing", "00000000", "-1", "0000001d-0000-4000-a000-000000000000"])
-def test_finds_no_other_id(record_id: str) -> None:
+def test_an_unknown_id_finds_no_record(record_id: str) -> None:
     assert table().get(record_id) is None
 
 
@@ -90,7 +90,7 @@ def test_a_new_record_comes_last() -> None:
     assert records.all()[-1] == created == records.get(created["invoiceId"])
 
 
-def test_change_keeps_the_position_and_the_other_fields() -> None:
+def test_changing_a_record_keeps_position_and_other_fields() -> None:
     records = table()
     before = records.all()[3]
     after = records.change(before["invoiceId"], {"status": "VOIDED", "invoiceId": "other"})
@@ -100,7 +100,7 @@ def test_change_keeps_the_position_and_the_other_fields() -> None:
     assert records.change("other", {}) is None
 
 
-def test_replace_keeps_the_id_and_nothing_else() -> None:
+def test_replacing_a_record_keeps_only_its_id() -> None:
     records = table()
     before = records.all()[3]
     after = records.replace(before["invoiceId"], {"status": "VOIDED", "number": 7})
@@ -116,7 +116,7 @@ def test_replace_keeps_the_id_and_nothing_else() -> None:
     assert records.replace("mine", {}) is None
 
 
-def test_delete_closes_the_gap() -> None:
+def test_deleting_a_record_leaves_no_gap() -> None:
     records = table(size=3)
     first, second, third = records.all()
     assert records.delete(second["invoiceId"])
@@ -125,7 +125,7 @@ def test_delete_closes_the_gap() -> None:
     assert records.page(1, 5) == ([first, third], 2)
 
 
-def test_what_is_handed_out_is_a_copy() -> None:
+def test_returned_records_are_copies() -> None:
     records = table()
     fields = {"lineItems": [{"quantity": 1}]}
     created = records.create(fields)
@@ -137,7 +137,7 @@ def test_what_is_handed_out_is_a_copy() -> None:
 
 
 @given(st.datetimes(datetime(2024, 1, 1), datetime(2025, 12, 31), timezones=st.just(UTC)))  # noqa: DTZ001
-def test_filter_by_the_last_change(since: datetime) -> None:
+def test_records_are_filtered_by_the_last_change(since: datetime) -> None:
     records = table()
     found, total = records.page(1, 100, milliseconds(since))
     expected = [record for record in records.all() if datetime.fromisoformat(record["updatedDate"]) >= since]
@@ -145,7 +145,7 @@ def test_filter_by_the_last_change(since: datetime) -> None:
     assert total == len(expected)
 
 
-def test_filter_finds_what_was_changed_in_the_same_millisecond() -> None:
+def test_the_filter_includes_changes_in_the_same_millisecond() -> None:
     records = table()
     since = milliseconds(datetime.now(UTC))
     changed = records.change(records.all()[3]["invoiceId"], {"status": "PAID"})

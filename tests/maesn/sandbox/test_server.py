@@ -45,26 +45,28 @@ async def statuses(client: Client, times: int, **options: Any) -> list[int]:
 
 
 class TestKeys:
-    async def test_without_an_api_key(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_a_request_without_api_key_is_rejected(self, client: Client, sandbox: Sandbox) -> None:
         answer = await client("GET", BILLS, keys={"X-ACCOUNT-KEY": sandbox.account_key})
         assert answer.status == 403
         assert answer.error["code"] == "FORBIDDEN"
 
-    async def test_with_a_wrong_api_key(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_a_request_with_a_wrong_api_key_is_rejected(self, client: Client, sandbox: Sandbox) -> None:
         keys = {"X-API-KEY": "wrong", "X-ACCOUNT-KEY": sandbox.account_key}
         assert (await client("GET", BILLS, keys=keys)).status == 403
 
-    async def test_without_an_account_key(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_a_request_without_account_key_is_rejected(self, client: Client, sandbox: Sandbox) -> None:
         answer = await client("GET", BILLS, keys={"X-API-KEY": sandbox.api_key})
         assert answer.status == 401
         assert answer.error["code"] == "UNAUTHORIZED"
 
     @pytest.mark.parametrize(("account", "status"), [("stranger", 401), ("old", 401), ("gone", 403), ("here", 200)])
-    async def test_account(self, make_sandbox: MakeSandbox, make_client: MakeClient, account: str, status: int) -> None:
+    async def test_the_state_of_an_account_decides_about_access(
+        self, make_sandbox: MakeSandbox, make_client: MakeClient, account: str, status: int
+    ) -> None:
         sandbox = await make_sandbox(accounts=[Account("here"), Account("old", "expired"), Account("gone", "inactive")])
         assert (await make_client(sandbox)("GET", BILLS, account=account)).status == status
 
-    async def test_login_needs_the_api_key_only(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_login_needs_only_the_api_key(self, client: Client, sandbox: Sandbox) -> None:
         answer = await client("GET", "/auth/xero", keys={"X-API-KEY": sandbox.api_key})
         assert answer.status == 200
         assert answer.text.startswith("https://")
@@ -76,7 +78,7 @@ class TestKeys:
         assert answer.status == 405
         assert answer.headers["Allow"] == ""
 
-    async def test_other_keys(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
+    async def test_the_sandbox_accepts_custom_keys(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
         sandbox = await make_sandbox(api_key="mine", accounts=2)
         assert sandbox.account_key == sandbox.accounts[0].key
         assert sandbox.accounts[0].key != sandbox.accounts[1].key
@@ -84,7 +86,7 @@ class TestKeys:
 
 
 class TestRecords:
-    async def test_a_whole_sync(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
+    async def test_a_whole_sync_reads_all_records(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
         sandbox = await make_sandbox(records=23)
         client = make_client(sandbox)
         records: list[Any] = []
@@ -110,7 +112,7 @@ class TestRecords:
         assert (await client("GET", path)).status == 404
         assert sandbox.created("bills") == [record]
 
-    async def test_duplicates(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
+    async def test_duplicate_posts_are_counted(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
         sandbox = await make_sandbox(idempotency_keys=True)
         client = make_client(sandbox)
         for key in ("one", "one", "two"):
@@ -118,7 +120,7 @@ class TestRecords:
         assert sandbox.duplicates == 1
         assert len(sandbox.created("bills", sandbox.accounts[0])) == 2
 
-    async def test_number_of_records_by_account(self, make_sandbox: MakeSandbox) -> None:
+    async def test_each_account_may_have_its_own_number_of_records(self, make_sandbox: MakeSandbox) -> None:
         sandbox = await make_sandbox(accounts=[Account("a"), Account("b", records=0)], records=7)
         assert [len(sandbox.records("items", key)) for key in "ab"] == [7, 0]
 
@@ -132,22 +134,22 @@ class TestRecords:
         assert answer.status == 405
         assert answer.headers["Allow"] == "GET, HEAD, POST"
 
-    async def test_head(self, client: Client) -> None:
+    async def test_head_returns_headers_without_a_body(self, client: Client) -> None:
         answer = await client("HEAD", BILLS)
         assert answer.status == 200
         assert int(answer.headers["Content-Length"]) > 0
         assert answer.text == ""
 
-    async def test_large_body(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_a_large_body_is_accepted(self, client: Client, sandbox: Sandbox) -> None:
         body = io.BytesIO(b'{"text": "%s"}' % (b"x" * (4 << 20)))
         assert (await client("POST", BILLS, data=body)).status == 201
         assert len(sandbox.received[0].body) > 4 << 20
 
     @pytest.mark.parametrize("expect", [True, False])
-    async def test_expect_continue(self, client: Client, expect: bool) -> None:
+    async def test_expect_100_continue_is_supported(self, client: Client, expect: bool) -> None:
         assert (await client("POST", BILLS, json={}, expect100=expect)).status == 201
 
-    async def test_unknown_names(self, sandbox: Sandbox) -> None:
+    async def test_unknown_names_raise(self, sandbox: Sandbox) -> None:
         with pytest.raises(ValueError, match=r"unknown resource 'dreams'; expected one of: accounts, bankAccounts, "):
             sandbox.records("dreams")
         with pytest.raises(ValueError, match="unknown resource 'dreams'; expected one of: "):
@@ -164,7 +166,7 @@ class TestLimits:
         [FixedWindow(3, 60), SlidingWindow(3, 60), TokenBucket(1 / 60, 3)],
         ids=lambda limit: type(limit).__name__,
     )
-    async def test_admits_again_after_the_time_that_it_names(
+    async def test_the_limit_admits_again_after_its_retry_after(
         self, make_sandbox: MakeSandbox, make_client: MakeClient, virtual_time: VirtualClock, limit: Limit
     ) -> None:
         client = make_client(await make_sandbox(limit=limit))
@@ -181,7 +183,7 @@ class TestLimits:
         await asyncio.sleep(start + 60 - virtual_time.now)
         assert (await client("GET", BILLS)).status == 200
 
-    def test_names_no_second_for_a_rounding_error(self) -> None:
+    def test_a_rounding_error_adds_no_second_to_retry_after(self) -> None:
         async def main() -> None:
             async with Sandbox(limit=FixedWindow(1, 60)) as sandbox:
                 keys = {"X-API-KEY": sandbox.api_key, "X-ACCOUNT-KEY": sandbox.account_key}
@@ -210,19 +212,21 @@ class TestLimits:
         await client("GET", BILLS, keys={"X-ACCOUNT-KEY": sandbox.account_key})
         assert await statuses(client, 2) == [200, 429]
 
-    async def test_retry_after_as_a_date(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
+    async def test_retry_after_can_be_a_date(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
         client = make_client(await make_sandbox(limit=FixedWindow(1, 100, retry_after="date")))
         await client("GET", BILLS)
         before = time.time()
         named = parsedate_to_datetime((await client("GET", BILLS)).headers["Retry-After"]).timestamp()
         assert before + 99 <= named <= time.time() + 101
 
-    async def test_no_retry_after(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
+    async def test_retry_after_can_be_left_out(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
         client = make_client(await make_sandbox(limit=FixedWindow(1, 100, retry_after=False)))
         await client("GET", BILLS)
         assert "Retry-After" not in (await client("GET", BILLS)).headers
 
-    async def test_change_in_the_middle(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
+    async def test_a_limit_can_be_changed_in_the_middle(
+        self, make_sandbox: MakeSandbox, make_client: MakeClient
+    ) -> None:
         sandbox = await make_sandbox(accounts=2, limit=FixedWindow(1, 60))
         client = make_client(sandbox)
         other = sandbox.accounts[1]
@@ -242,19 +246,19 @@ class TestLimits:
 
 
 class TestScripts:
-    async def test_one_step_a_request_then_as_usual(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_a_script_has_one_step_per_request(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.script(500, 200, 429, 200)
         assert sandbox.pending == 4
         assert await statuses(client, 5) == [500, 200, 429, 200, 200]
         assert sandbox.pending == 0
 
-    async def test_an_error_looks_like_the_api_s(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_a_scripted_error_looks_like_the_apis(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.script(500)
         answer = await client("GET", BILLS)
         assert answer.error["code"] == "INTERNAL_SERVER_ERROR"
         assert answer.payload["data"] is None
 
-    async def test_reply(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_a_script_can_contain_a_reply(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.script(
             Reply(503, {"Retry-After": "7", "content-type": "text/plain"}, "later"), Reply(204), Reply(body={})
         )
@@ -267,12 +271,14 @@ class TestScripts:
         assert answer.payload == {}
         assert answer.headers["Content-Type"].startswith("application/json")
 
-    async def test_delay(self, client: Client, sandbox: Sandbox, virtual_time: VirtualClock) -> None:
+    async def test_a_reply_can_be_delayed(self, client: Client, sandbox: Sandbox, virtual_time: VirtualClock) -> None:
         sandbox.script(Reply(delay=90))
         await client("GET", BILLS)
         assert virtual_time.elapsed == pytest.approx(90)
 
-    async def test_narrowed_down(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
+    async def test_a_script_can_be_limited_to_some_requests(
+        self, make_sandbox: MakeSandbox, make_client: MakeClient
+    ) -> None:
         sandbox = await make_sandbox(accounts=2)
         client = make_client(sandbox)
         sandbox.script(501, method="post")
@@ -284,32 +290,32 @@ class TestScripts:
         assert (await client("POST", BILLS, json={})).status == 501
         assert sandbox.pending == 0
 
-    async def test_first_of_several(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_the_first_of_several_matching_scripts_applies(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.script(500, 500, path=BILLS)
         sandbox.script(503)
         assert await statuses(client, 4) == [500, 500, 503, 200]
 
-    async def test_comes_before_keys_and_limits(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
+    async def test_scripts_come_before_keys_and_limits(
+        self, make_sandbox: MakeSandbox, make_client: MakeClient
+    ) -> None:
         client = make_client(sandbox := await make_sandbox(limit=FixedWindow(1, 60)))
         sandbox.script(500, 500, 500)
         assert await statuses(client, 1, keys={}) == [500]
         assert await statuses(client, 4) == [500, 500, 200, 429]
 
-    async def test_as_usual_means_keys_and_limits_as_well(
-        self, make_sandbox: MakeSandbox, make_client: MakeClient
-    ) -> None:
+    async def test_step_200_includes_keys_and_limits(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
         client = make_client(sandbox := await make_sandbox(limit=FixedWindow(1, 60)))
         sandbox.script(200, 200, 200)
         assert await statuses(client, 1, keys={}) == [403]
         assert await statuses(client, 2) == [200, 429]
 
-    async def test_as_usual_is_spared_the_chances(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
+    async def test_step_200_is_exempt_from_chances(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
         client = make_client(sandbox := await make_sandbox(chances={500: 1.0}))
         sandbox.script(200)
         assert await statuses(client, 2) == [200, 500]
 
     @pytest.mark.parametrize("step", [500, Reply(500)])
-    async def test_an_error_response_carries_nothing_out(
+    async def test_a_scripted_error_carries_nothing_out(
         self, client: Client, sandbox: Sandbox, step: int | Reply
     ) -> None:
         sandbox.script(step)
@@ -317,7 +323,9 @@ class TestScripts:
         assert sandbox.created("bills") == []
 
     @pytest.mark.parametrize("fault", [Fault.RESET_BEFORE_HEADERS, Fault.CUT_BODY])
-    async def test_a_fault_breaks_what_was_carried_out(self, client: Client, sandbox: Sandbox, fault: Fault) -> None:
+    async def test_a_fault_breaks_the_response_of_an_executed_request(
+        self, client: Client, sandbox: Sandbox, fault: Fault
+    ) -> None:
         sandbox.script(fault)
         with pytest.raises(aiohttp.ClientError):
             await client("POST", BILLS, json={})
@@ -346,7 +354,9 @@ class TestScripts:
 
 
 class TestOutages:
-    async def test_meets_all_until_it_is_over(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
+    async def test_an_outage_affects_all_requests_until_it_ends(
+        self, make_sandbox: MakeSandbox, make_client: MakeClient
+    ) -> None:
         sandbox = await make_sandbox(accounts=2, limit=FixedWindow(1, 60), chances={502: 1.0})
         client = make_client(sandbox)
         sandbox.script(404, 200)
@@ -363,7 +373,7 @@ class TestOutages:
         sandbox.set_outage(None)
         assert await statuses(client, 3) == [404, 200, 429]
 
-    async def test_by_a_fault_all_is_carried_out_and_no_answer_comes(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_a_fault_outage_executes_requests_without_a_response(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.set_outage(Fault.RESET_BEFORE_HEADERS)
         for _ in range(2):
             with pytest.raises(aiohttp.ClientError):
@@ -372,7 +382,7 @@ class TestOutages:
         assert (await client("POST", BILLS, json={})).status == 201
         assert sandbox.duplicates == 2
 
-    async def test_what_came_before_it_ends_as_it_would_have(
+    async def test_requests_before_an_outage_end_as_usual(
         self, make_sandbox: MakeSandbox, make_client: MakeClient, virtual_time: VirtualClock
     ) -> None:
         sandbox = await make_sandbox(latency=10.0)
@@ -397,7 +407,9 @@ class TestChances:
                 await client("POST", BILLS, json={})
         return [received.outcome for received in sandbox.received]
 
-    async def test_same_seed_same_faults(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
+    async def test_the_same_seed_gives_the_same_faults(
+        self, make_sandbox: MakeSandbox, make_client: MakeClient
+    ) -> None:
         chances = {500: 0.2, 503: 0.1, Fault.CUT_BODY: 0.2}
         runs = []
         for seed in (1, 1, 2):
@@ -406,11 +418,13 @@ class TestChances:
         assert runs[0] == runs[1] != runs[2]
         assert set(runs[0]) == {201, 500, 503, Fault.CUT_BODY}
 
-    async def test_certain(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
+    async def test_a_chance_of_one_always_applies(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
         sandbox = await make_sandbox(chances={500: 0.5, Fault.GARBAGE: 0.5})
         assert set(await self.outcomes(sandbox, make_client(sandbox), 20)) == {500, Fault.GARBAGE}
 
-    async def test_a_request_without_access_has_none(self, make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
+    async def test_chances_do_not_apply_without_access(
+        self, make_sandbox: MakeSandbox, make_client: MakeClient
+    ) -> None:
         client = make_client(await make_sandbox(chances={500: 1.0}, limit=FixedWindow(1, 60)))
         assert await statuses(client, 1, keys={}) == [403]
         assert await statuses(client, 2) == [500, 429]
@@ -430,14 +444,14 @@ class TestReceived:
         assert first.outcome == 201
         assert (second.number, second.account, second.outcome) == (2, None, 403)
 
-    async def test_shows_no_key(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_received_requests_show_no_key(self, client: Client, sandbox: Sandbox) -> None:
         await client("GET", BILLS)
         shown = f"{sandbox.received!r} {sandbox!r} {sandbox.accounts!r}"
         assert sandbox.api_key not in shown
         assert sandbox.account_key not in shown
         assert f"GET {BILLS}" in shown
 
-    async def test_has_no_outcome_if_the_client_goes_away(
+    async def test_a_request_has_no_outcome_if_the_client_disconnects(
         self, make_sandbox: MakeSandbox, make_client: MakeClient, virtual_time: VirtualClock
     ) -> None:
         sandbox = await make_sandbox(latency=60.0)
@@ -454,13 +468,15 @@ class TestReceived:
         assert [received.number for received in sandbox.received] == [2]
 
 
-async def test_latency(make_sandbox: MakeSandbox, make_client: MakeClient, virtual_time: VirtualClock) -> None:
+async def test_latency_delays_each_response(
+    make_sandbox: MakeSandbox, make_client: MakeClient, virtual_time: VirtualClock
+) -> None:
     await make_client(await make_sandbox(latency=0.25))("GET", BILLS)
     assert virtual_time.elapsed == pytest.approx(0.25)
 
 
 class TestLife:
-    async def test_same_port_again_after_an_outage(self, make_client: MakeClient) -> None:
+    async def test_a_restarted_sandbox_has_the_same_port(self, make_client: MakeClient) -> None:
         sandbox = Sandbox()
         client = make_client(sandbox)
         async with sandbox:
@@ -474,25 +490,25 @@ class TestLife:
             assert (await client("GET", BILLS)).status == 200
         assert len(sandbox.created("bills")) == 1
 
-    async def test_no_url_before_the_first_start(self) -> None:
+    async def test_a_sandbox_has_no_url_before_the_first_start(self) -> None:
         with pytest.raises(RuntimeError, match="no URL before its first start"):
             _ = Sandbox().url
         assert repr(Sandbox()) == "<Sandbox closed, accounts: 1, requests: 0>"
         assert Sandbox(port=8080).url == "http://127.0.0.1:8080"
         assert Sandbox(port=8080, host="::1").url == "http://[::1]:8080"
 
-    async def test_starts_once(self, sandbox: Sandbox) -> None:
+    async def test_a_sandbox_starts_only_once(self, sandbox: Sandbox) -> None:
         with pytest.raises(RuntimeError, match="already started"):
             await sandbox.start()
 
-    async def test_close_is_harmless(self) -> None:
+    async def test_closing_an_unstarted_sandbox_does_nothing(self) -> None:
         sandbox = Sandbox()
         await sandbox.close()
         await sandbox.start()
         await sandbox.close()
         await sandbox.close()
 
-    async def test_port_that_is_taken(self, sandbox: Sandbox) -> None:
+    async def test_a_port_in_use_raises(self, sandbox: Sandbox) -> None:
         other = Sandbox(port=int(sandbox.url.rsplit(":", 1)[1]))
         with pytest.raises(OSError, match="in use"):
             await other.start()
@@ -510,7 +526,7 @@ class TestLife:
         async with sandbox:
             assert sandbox.url
 
-    async def test_leaves_nothing_behind(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_a_closed_sandbox_leaves_nothing_behind(self, caplog: pytest.LogCaptureFixture) -> None:
         """Whatever the handlers are at: answers that never end, idle connections, requests that are half there."""
         problems: list[dict[str, Any]] = []
         loop = asyncio.get_running_loop()
@@ -544,7 +560,7 @@ class TestLife:
         assert problems == []
         assert [record for record in caplog.records if record.name.startswith(("aiohttp", "asyncio"))] == []
 
-    async def test_no_log_of_lost_clients(
+    async def test_lost_clients_are_not_logged(
         self, client: Client, sandbox: Sandbox, virtual_time: VirtualClock, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO)
@@ -556,7 +572,7 @@ class TestLife:
         assert virtual_time.elapsed > 0
         assert [record.getMessage() for record in caplog.records if record.name != "lamella"] == []
 
-    async def test_no_log_of_half_a_request(self, sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_half_requests_are_not_logged(self, sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO)
         host, port = sandbox.url.removeprefix("http://").split(":")
         _, writer = await asyncio.open_connection(host, int(port))
@@ -568,7 +584,7 @@ class TestLife:
         assert sandbox.received[0].outcome is None
         assert caplog.records == []
 
-    async def test_closes_in_a_cancelled_scope(self) -> None:
+    async def test_the_sandbox_closes_in_a_cancelled_scope(self) -> None:
         sandbox = Sandbox()
         with anyio.CancelScope() as scope:
             async with sandbox:
@@ -577,7 +593,7 @@ class TestLife:
         with pytest.raises(OSError, match=r"refused|Connect call failed"):
             await asyncio.open_connection("127.0.0.1", int(sandbox.url.rsplit(":", 1)[1]))
 
-    async def test_many_connections_at_once(self, make_sandbox: MakeSandbox) -> None:
+    async def test_the_sandbox_accepts_many_connections_at_once(self, make_sandbox: MakeSandbox) -> None:
         sandbox = await make_sandbox(accounts=300)
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector, headers={"X-API-KEY": sandbox.api_key}) as session:
@@ -618,7 +634,7 @@ class TestLife:
     ],
     ids=repr,
 )
-def test_rejects(options: dict[str, Any], message: str) -> None:
+def test_the_sandbox_rejects_invalid_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sandbox(**options)
 
@@ -644,7 +660,7 @@ def test_rejects_an_account(options: dict[str, Any], message: str) -> None:
         Account(**options)
 
 
-async def test_a_path_with_a_line_break_is_received_as_well(sandbox: Sandbox) -> None:
+async def test_a_path_with_a_line_break_is_received(sandbox: Sandbox) -> None:
     async with aiohttp.ClientSession() as session, session.get(f"{sandbox.url}/accounting/a%0Ab") as response:
         assert response.status == 403
     assert [received.path for received in sandbox.received] == ["/accounting/a\nb"]
