@@ -102,7 +102,7 @@ async def gathered(chunks: Any) -> bytes:
 @pytest.mark.sampled
 @pytest.mark.parametrize("limit", [1, 100, len(BODY) - 1, len(BODY), len(BODY) + 1, 10**7])
 @pytest.mark.parametrize("framing", FRAMINGS)
-async def test_a_body_that_was_peeked_at_can_be_read_in_every_way(serve: Serve, framing: str, limit: int) -> None:
+async def test_a_peeked_body_can_be_read_in_every_way(serve: Serve, framing: str, limit: int) -> None:
     url = f"{await serve(answer)}/{framing}"
     expected: dict[str, Any] = dict.fromkeys(READERS, BODY) | {"text": BODY.decode(), "json": json.loads(BODY)}
     async with aiohttp.ClientSession() as session:
@@ -143,7 +143,7 @@ async def test_a_complete_body_is_read_without_copying(
         assert await response.content.read() == BODY[2006:]
 
 
-async def test_a_look_into_pieces_begins_where_the_last_reader_stopped() -> None:
+async def test_peeking_begins_where_the_last_reader_stopped() -> None:
     loop = asyncio.get_running_loop()
     content = aiohttp.StreamReader(BaseProtocol(loop), 2**16, loop=loop)
     for piece in (b"0123", b"4567", b"89"):
@@ -157,7 +157,7 @@ async def test_a_look_into_pieces_begins_where_the_last_reader_stopped() -> None
     assert answer_body._arrived(content, 99) == b""
 
 
-async def test_where_aiohttp_does_not_let_us_look_it_is_the_same(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_peeking_works_without_private_access_to_aiohttp(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     async with aiohttp.ClientSession() as session, session.get(f"{await serve(answer)}/length") as response:
         await peek(response, 10**7)
         monkeypatch.setattr(_aiohttp, "deque", list)  # aiohttp keeps it in something else
@@ -169,7 +169,7 @@ async def test_where_aiohttp_does_not_let_us_look_it_is_the_same(serve: Serve, m
 
 @pytest.mark.parametrize("look", [lambda response: peek(response, 10**6), take_error_body])
 @pytest.mark.parametrize("framing", FRAMINGS)
-async def test_when_the_body_has_ended_its_connection_is_free(serve: Serve, framing: str, look: Any) -> None:
+async def test_a_completed_body_releases_its_connection(serve: Serve, framing: str, look: Any) -> None:
     url = f"{await serve(answer)}/{framing}"
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session, asyncio.timeout(10):
         first = await session.get(url)
@@ -204,7 +204,7 @@ async def test_a_body_that_continues_keeps_its_connection_until_it_is_read(
 
 
 @pytest.mark.parametrize(("method", "status"), [("GET", 200), ("HEAD", 200), ("HEAD", 500), ("GET", 204), ("GET", 304)])
-async def test_an_empty_body_is_empty_and_its_connection_free(serve: Serve, method: str, status: int) -> None:
+async def test_an_empty_body_releases_its_connection(serve: Serve, method: str, status: int) -> None:
     async def empty(request: web.Request) -> web.Response:
         return web.Response(status=status, body=b"12345" if request.method == "HEAD" else None)
 
@@ -272,7 +272,7 @@ async def test_reading_stops_one_byte_after_the_limit(serve_raw: ServeRaw) -> No
         ("Content-Encoding: gzip\r\nContent-Length: 5", [b"plain"], ErrorBody(b"")),
     ],
 )
-async def test_of_an_error_that_is_truncated_what_came_is_kept(
+async def test_the_received_part_of_a_truncated_error_body_is_kept(
     serve_raw: ServeRaw, head: str, parts: list[bytes], expected: ErrorBody
 ) -> None:
     async with aiohttp.ClientSession() as session, session.get(await serve_raw(raw(head, *parts))) as response:
@@ -289,7 +289,7 @@ async def test_of_an_error_that_is_truncated_what_came_is_kept(
         ("Transfer-Encoding: chunked", [b"3\r\n[1]\r\n", b"GARBAGE\r\n"], ErrorBody(b"[1]", [1])),
     ],
 )
-async def test_of_an_error_that_is_slow_what_came_within_a_few_seconds_is_kept(
+async def test_the_first_seconds_of_a_slow_error_body_are_kept(
     serve_raw: ServeRaw, monkeypatch: pytest.MonkeyPatch, head: str, parts: list[bytes], expected: ErrorBody
 ) -> None:
     assert 1 <= answer_body._ERROR_SECONDS <= 10
@@ -299,7 +299,7 @@ async def test_of_an_error_that_is_slow_what_came_within_a_few_seconds_is_kept(
         assert await said_in(response) == expected
 
 
-async def test_an_error_that_trickles_is_not_read_forever(serve_raw: ServeRaw, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_trickling_error_body_is_not_read_forever(serve_raw: ServeRaw, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer_body, "_ERROR_SECONDS", 0.01)
     url = await serve_raw(raw("Content-Length: 5000", *[b"x"] * 1000, pause=0.001))
     async with aiohttp.ClientSession() as session, session.get(url) as response:
@@ -342,13 +342,13 @@ async def error_body(serve: Serve, body: bytes, content_type: str = "application
 
 
 @pytest.mark.parametrize("size", [LARGEST_ERROR - 1, LARGEST_ERROR, LARGEST_ERROR + 1, 10**6])
-async def test_of_a_long_error_the_beginning_is_read(serve: Serve, size: int) -> None:
+async def test_the_beginning_of_a_long_error_body_is_read(serve: Serve, size: int) -> None:
     said = await error_body(serve, b"[" + b" " * (size - 2) + b"]")
 
     assert said.payload == ([] if size <= LARGEST_ERROR else None)
 
 
-async def test_of_a_long_compressed_error_the_beginning_is_kept(serve: Serve) -> None:
+async def test_the_beginning_of_a_long_compressed_error_body_is_kept(serve: Serve) -> None:
     async def bomb(request: web.Request) -> web.Response:
         return web.Response(status=500, body=gzip.compress(b"0" * 10**7), headers={"Content-Encoding": "gzip"})
 
@@ -357,7 +357,7 @@ async def test_of_a_long_compressed_error_the_beginning_is_kept(serve: Serve) ->
 
 
 @pytest.mark.parametrize("more", [0, 9])
-async def test_no_half_of_a_secret_is_left_where_a_long_error_is_cut(serve_raw: ServeRaw, more: int) -> None:
+async def test_truncating_an_error_body_leaves_no_half_secret(serve_raw: ServeRaw, more: int) -> None:
     """Not even of one as long as a header may be; whether all of the body is there, or it breaks off."""
     secret = "".join(f"{number:05}" for number in range(1600))
     begins = b"x" * (LARGEST_ERROR - 5)
@@ -402,13 +402,13 @@ MESSAGE = '{"message": "Größe", "code": 7}'
         (MESSAGE.encode("utf-16")[:-1], "application/json", None, ()),
     ],
 )
-async def test_what_an_error_says(
+async def test_error_bodies_are_parsed(
     serve: Serve, body: bytes, content_type: str, payload: object, details: tuple[str, ...]
 ) -> None:
     assert await error_body(serve, body, content_type) == ErrorBody(body, payload, details)
 
 
-async def test_a_wrong_charset_spoils_letters_and_not_the_structure(serve: Serve) -> None:
+async def test_a_wrong_charset_garbles_only_letters(serve: Serve) -> None:
     said = await error_body(serve, MESSAGE.encode("latin-1"))
 
     assert said.payload["code"] == 7
@@ -436,7 +436,7 @@ async def test_a_wrong_charset_spoils_letters_and_not_the_structure(serve: Serve
     ],
     ids=lambda body: repr(body[:24]),
 )
-async def test_no_body_is_too_strange(serve: Serve, body: bytes) -> None:
+async def test_any_body_can_be_parsed(serve: Serve, body: bytes) -> None:
     said = await error_body(serve, body)
 
     for text in (*said.details, *said.validation_errors, *said.downstream_errors):
@@ -542,7 +542,7 @@ NOISE = {"email": "NOISE", "internal": {"note": "NOISE", "reason": ["NOISE"]}, "
     ],
     ids=str,
 )
-async def test_of_an_error_message_code_and_field_are_shown_and_nothing_else(
+async def test_only_message_code_and_field_of_an_error_are_shown(
     serve: Serve, payload: object, said: tuple[str, ...]
 ) -> None:
     found = await error_body(serve, json.dumps(payload).encode())
@@ -577,7 +577,7 @@ async def test_a_flag_is_not_a_message(serve: Serve) -> None:
     assert said.details == ("m", "n")
 
 
-async def test_of_very_many_messages_the_first_are_kept(serve: Serve) -> None:
+async def test_only_the_first_of_many_messages_are_kept(serve: Serve) -> None:
     said = await error_body(serve, json.dumps({"errors": [f"e{number}" for number in range(1000)]}).encode())
 
     assert said.details == tuple(f"e{number}" for number in range(20))

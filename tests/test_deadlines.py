@@ -38,20 +38,20 @@ def client(url: str, **options: float) -> aiohttp.ClientSession:
 
 
 @pytest.mark.parametrize("seconds", [0, -1, -0.0, math.inf, -math.inf, math.nan])
-async def test_it_is_a_number_of_seconds(seconds: float) -> None:
+async def test_a_deadline_must_be_a_number_of_seconds(seconds: float) -> None:
     with pytest.raises(ValueError, match=f"greater than 0, got {seconds!r}"):
         with deadline(seconds):
             pass
     assert inherited() is None
 
 
-def test_it_needs_a_loop() -> None:
+def test_a_deadline_block_needs_a_running_loop() -> None:
     with pytest.raises(RuntimeError, match="no running event loop"):
         with deadline(1):
             pass
 
 
-async def test_the_earlier_end_counts_and_the_outer_one_comes_back(virtual_time: VirtualClock) -> None:
+async def test_the_earlier_of_nested_deadlines_applies(virtual_time: VirtualClock) -> None:
     now = virtual_time.now
     with deadline(10):
         with deadline(5):
@@ -65,7 +65,7 @@ async def test_the_earlier_end_counts_and_the_outer_one_comes_back(virtual_time:
     assert inherited() is None
 
 
-async def test_it_holds_for_the_tasks_started_inside_and_for_no_other(virtual_time: VirtualClock) -> None:
+async def test_only_tasks_started_inside_inherit_a_deadline(virtual_time: VirtualClock) -> None:
     async def look() -> float | None:
         await asyncio.sleep(1)
         return inherited()
@@ -78,7 +78,7 @@ async def test_it_holds_for_the_tasks_started_inside_and_for_no_other(virtual_ti
     assert [await before, await inside, await after] == [None, now + 5, None]
 
 
-async def test_the_waits_and_the_attempts_of_all_calls_together(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_deadline_limits_waits_and_attempts_of_all_calls(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Statuses(503, 200, 503, 503, latency=1.0)
     async with client(await serve(server)) as session:
         began = virtual_time.now
@@ -94,7 +94,7 @@ async def test_the_waits_and_the_attempts_of_all_calls_together(serve: Serve, vi
     assert len(server.requests) == 5
 
 
-async def test_the_sessions_own_is_kept_where_it_is_earlier(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_an_earlier_total_of_the_session_is_kept(serve: Serve, virtual_time: VirtualClock) -> None:
     async with client(await serve(Statuses(latency=60.0)), deadline=3.0) as session:
         for outer, took in ((10.0, 3.0), (2.0, 2.0)):
             began = virtual_time.now
@@ -181,7 +181,7 @@ async def test_a_task_started_inside_a_call_inherits_no_deadline(serve: Serve, v
 
 @pytest.mark.parametrize("kind", ["deadline of a block", "deadline of the stack", "HeaderAuth alone in a block"])
 @pytest.mark.parametrize("plain", [False, True], ids=["async function", "plain function"])
-async def test_callers_that_share_a_token_fetch_do_not_fail_by_the_first_ones_deadline(
+async def test_a_shared_token_fetch_ignores_the_first_callers_deadline(
     serve: Serve, virtual_time: VirtualClock, kind: str, plain: bool
 ) -> None:
     """The first caller's context is copied into the task that all of them wait for."""
@@ -258,7 +258,7 @@ async def test_a_background_task_started_inside_a_call_continues_after_its_deadl
     assert refreshed == [200, 200, 200]
 
 
-async def test_the_time_in_the_queue_is_in_it(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_deadline_includes_time_in_the_queue(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Statuses(429)
     async with client(await serve(server), attempts=1) as session:
         with pytest.raises(LamellaError):

@@ -120,7 +120,7 @@ async def test_a_plain_middleware_has_a_place_in_the_stack(
     assert [request["X-A"] for request in server.requests] == ["value"] * 2
 
 
-async def test_layers_of_one_slot_keep_the_order_in_which_they_are_given(serve: Serve) -> None:
+async def test_layers_of_one_slot_keep_their_given_order(serve: Serve) -> None:
     log: list[str] = []
     layers = [Seen(Slot.AUTH, log, name) for name in ("a", "b", "c")]
     async with client(await serve(Server()), *stack(RULES, *layers)) as session:
@@ -157,7 +157,7 @@ class Waits(Layer):
 
 
 @pytest.mark.parametrize("alone", [True, False])
-async def test_a_layer_that_waits_and_replaces_a_failure(serve: Serve, virtual_time: VirtualClock, alone: bool) -> None:
+async def test_a_layer_can_wait_and_replace_a_failure(serve: Serve, virtual_time: VirtualClock, alone: bool) -> None:
     def replace(result: Result) -> Result | None:
         failed = isinstance(result, InternalServerError) or getattr(result, "status", 200) == 500
         return LookupError("replaced") if failed else None
@@ -233,7 +233,7 @@ async def test_a_layer_may_make_more_attempts(serve: Serve, virtual_time: Virtua
 @pytest.mark.sampled
 @pytest.mark.parametrize("hook", ["before", "after", "waiting before", "waiting after"])
 @pytest.mark.parametrize("slot", Slot)
-async def test_what_a_hook_raises_is_the_result_for_the_layers_further_out(
+async def test_an_exception_of_a_hook_is_the_result_for_outer_layers(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, hook: str, slot: Slot
 ) -> None:
     """Each layer that has begun ends; none of them takes the error for a failure of the transport."""
@@ -316,7 +316,7 @@ async def test_a_deadline_and_a_timeout_end_a_layer_that_waits(serve: Serve, vir
     assert layer.waiting == 0
 
 
-def test_a_call_that_the_event_loop_throws_away_leaves_each_layer(virtual_time: VirtualClock) -> None:
+def test_a_call_discarded_by_the_event_loop_leaves_each_layer(virtual_time: VirtualClock) -> None:
     """A coroutine that is closed gets a GeneratorExit, in which nothing can be awaited."""
     log: list[str] = []
     waits = Waits()
@@ -381,7 +381,7 @@ async def test_per_call_state_ends_with_the_call(serve: Serve) -> None:
             gc.enable()
 
 
-async def test_a_call_made_inside_a_layer_is_a_call_of_its_own(
+async def test_a_call_made_inside_a_layer_is_a_separate_call(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing
 ) -> None:
     """Through the very same stack: a token that is fetched before each attempt, say."""
@@ -406,7 +406,7 @@ async def test_a_call_made_inside_a_layer_is_a_call_of_its_own(
     assert [span.name for span in tracing.spans if span.name.startswith("lamella")] == ["lamella GET"] * 2
 
 
-def test_a_layer_without_a_slot_is_refused_when_the_stack_is_built() -> None:
+def test_stack_rejects_a_layer_without_a_slot() -> None:
     class Placeless(Layer):
         pass
 

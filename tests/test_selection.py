@@ -68,7 +68,7 @@ def test_it(letter, number, name, flag): print("case:", letter, name, flag)
 """
 
 
-def test_of_a_sampled_test_some_cases_are_not_slow(pytester: pytest.Pytester) -> None:
+def test_some_cases_of_a_sampled_test_are_not_slow(pytester: pytest.Pytester) -> None:
     pytester.makeini(INI)
     pytester.makeconftest(CONFTEST)
     pytester.mkdir("folder").joinpath("test_it.py").write_text(SAMPLED, "utf-8")

@@ -48,21 +48,21 @@ def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return cancelled if request.param == "cancelled" else fault
 
 
-def test_it_is_there_and_nothing_beside_it(path: Path) -> None:
+def test_a_written_file_leaves_no_other_files(path: Path) -> None:
     for content in (b"new", b""):
         whole_file.write(path, content)
         assert path.read_bytes() == content
         assert os.listdir(path.parent) == ["report"]
 
 
-def test_a_check_leaves_all_as_it_is(path: Path) -> None:
+def test_checking_a_path_changes_nothing(path: Path) -> None:
     whole_file.check(path)
     assert path.read_text() == "old"
     whole_file.check(path.with_name("other"))
     assert os.listdir(path.parent) == ["report"]
 
 
-def test_the_old_one_is_there_until_the_end(path: Path) -> None:
+def test_the_old_file_stays_until_the_end_of_the_block(path: Path) -> None:
     with replacing(path) as temporary:
         temporary.write_text("half")
         assert path.read_text() == "old"
@@ -70,7 +70,7 @@ def test_the_old_one_is_there_until_the_end(path: Path) -> None:
     assert path.read_text() == "half"
 
 
-def test_whole_or_not(path: Path, failing: Callable[[], None]) -> None:
+def test_a_failing_block_keeps_the_old_file(path: Path, failing: Callable[[], None]) -> None:
     with pytest.raises((OSError, asyncio.CancelledError, ZeroDivisionError)) as raised:  # noqa: PT012 - the block fails
         with replacing(path) as temporary:
             temporary.write_text("half")
@@ -81,7 +81,7 @@ def test_whole_or_not(path: Path, failing: Callable[[], None]) -> None:
         assert str(raised.value) == f"[Errno 28] No space left on device: {str(path)!r}"
 
 
-def test_it_is_on_disk_before_it_is_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_content_is_synced_before_the_replacement(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[bytes] = []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.pread(file, 100, 0) + path.read_bytes()))
     whole_file.write(path, b"new")
@@ -101,7 +101,7 @@ def test_an_error_names_the_file_that_was_asked_for(path: Path) -> None:
     assert raised.value.filename == str(path)
 
 
-def test_an_error_that_is_about_something_else_stays_as_it_is(path: Path) -> None:
+def test_an_unrelated_error_passes_unchanged(path: Path) -> None:
     for error in (OSError(errno.EIO, "broken", "another"), TimeoutError("too late")):
         with pytest.raises(OSError) as raised, replacing(path):  # noqa: PT011 - it is compared below
             raise error
@@ -145,7 +145,7 @@ def mode(path: Path) -> int:
 
 @pytest.mark.usefixtures("umask")
 @pytest.mark.parametrize(("wanted", "given"), [(PUBLIC, 0o640), (PRIVATE, 0o600)])
-def test_the_mode_of_a_new_file(tmp_path: Path, wanted: int, given: int) -> None:
+def test_a_new_file_has_the_given_mode(tmp_path: Path, wanted: int, given: int) -> None:
     with replacing(tmp_path / "report", mode=wanted) as temporary:
         assert mode(temporary) == given
     assert mode(tmp_path / "report") == given
@@ -154,7 +154,7 @@ def test_the_mode_of_a_new_file(tmp_path: Path, wanted: int, given: int) -> None
 @pytest.mark.usefixtures("umask")
 @pytest.mark.parametrize("wanted", [PUBLIC, PRIVATE])
 @pytest.mark.parametrize("before", [0o400, 0o604, 0o666])
-def test_one_that_is_there_keeps_its_mode(path: Path, before: int, wanted: int) -> None:
+def test_an_existing_file_keeps_its_mode(path: Path, before: int, wanted: int) -> None:
     path.chmod(before)
     with replacing(path, mode=wanted) as temporary:
         assert mode(temporary) == PRIVATE
@@ -200,7 +200,7 @@ def killed(path: Path) -> str:
     return left
 
 
-def test_the_next_write_in_the_folder_takes_it_away(path: Path) -> None:
+def test_the_next_write_removes_files_of_killed_processes(path: Path) -> None:
     left = killed(path)
     assert path.read_text() == "old"
     whole_file.check(path)
@@ -209,7 +209,7 @@ def test_the_next_write_in_the_folder_takes_it_away(path: Path) -> None:
     assert sorted(os.listdir(path.parent)) == ["another", "report"]
 
 
-def test_nothing_else_is_taken_away_and_nothing_stops_it(path: Path) -> None:
+def test_only_files_of_killed_processes_are_removed(path: Path) -> None:
     folder = path.parent
     for name in (".lamella-.tmp", ".lamella-0123456789ab.tmp.txt", "x.lamella-0123456789ab.tmp"):
         (folder / name).touch()
@@ -222,7 +222,7 @@ def test_nothing_else_is_taken_away_and_nothing_stops_it(path: Path) -> None:
     assert path.read_text() == "old"
 
 
-def test_two_at_once_do_not_take_from_one_another(path: Path) -> None:
+def test_two_writers_do_not_remove_each_others_files(path: Path) -> None:
     with replacing(path) as first:
         with replacing(path) as second:
             first.write_text("first")
@@ -232,7 +232,7 @@ def test_two_at_once_do_not_take_from_one_another(path: Path) -> None:
     assert os.listdir(path.parent) == ["report"]
 
 
-def test_many_at_once(path: Path) -> None:
+def test_many_writers_can_replace_a_file_concurrently(path: Path) -> None:
     def work(number: int) -> None:
         for _ in range(20):
             whole_file.write(path, bytes([number]) * 10_000)
@@ -267,7 +267,7 @@ def before_the_lock(do: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("is_still_at_it", [True, False])
-def test_one_that_is_swept_away_before_it_is_locked(
+def test_a_file_removed_before_it_is_locked_is_created_again(
     path: Path, monkeypatch: pytest.MonkeyPatch, is_still_at_it: bool
 ) -> None:
     sweeping: list[int] = []
@@ -289,7 +289,7 @@ def test_one_that_is_swept_away_before_it_is_locked(
     assert os.listdir(path.parent) == ["report"]
 
 
-def test_without_locks_nothing_is_taken_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_no_file_is_removed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(file: int, how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 

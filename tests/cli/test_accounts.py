@@ -43,7 +43,7 @@ def test_csv(tmp_path: Path, text: str) -> None:
     assert accounts_in(write(tmp_path, text)) == (Account("Ada", "k1"), Account("Bob & Söhne", "k2"))
 
 
-def test_csv_with_parameters(tmp_path: Path) -> None:
+def test_csv_accounts_can_have_parameters(tmp_path: Path) -> None:
     path = write(tmp_path, "name,key,params\nAda,k1,openItems:fiscalYear=2026 accounts:types='a b'\nBob,k2,\n")
     params = {"openItems": {"fiscalYear": "2026"}, "accounts": {"types": "a b"}}
     assert accounts_in(path) == (Account("Ada", "k1", params=params), Account("Bob", "k2"))
@@ -52,14 +52,14 @@ def test_csv_with_parameters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "params", ["fiscalYear=2026", "openItems:k3y", "openItems:colour=k3y", "openItems:page=2", "'"]
 )
-def test_csv_with_bad_parameters(tmp_path: Path, params: str) -> None:
+def test_csv_accounts_with_bad_parameters_are_rejected(tmp_path: Path, params: str) -> None:
     path = write(tmp_path, f"name;key;params\nAda;k1;{params}\n")
     with pytest.raises(ValueError, match="line 2: params must be like openItems:fiscalYear=2026") as caught:
         accounts_in(path)
     assert "k3y" not in str(caught.value)
 
 
-def test_csv_with_all_columns(tmp_path: Path) -> None:
+def test_csv_accounts_can_have_all_columns(tmp_path: Path) -> None:
     path = write(tmp_path, "name;company_id;key;environment_name\nAda;7;k1;test\nBob;8;k1;\n")
     # One key may be for several companies.
     assert accounts_in(path) == (Account("Ada", "k1", "7", "test"), Account("Bob", "k1", "8"))
@@ -121,7 +121,7 @@ def test_toml(tmp_path: Path, text: str, accounts: tuple[Account, ...]) -> None:
         (b"name,key\nAda,k1\nS\xf6hne,k2\n", "line 3 is not UTF-8: save the file as UTF-8"),
     ],
 )
-def test_what_is_wrong_with_csv(tmp_path: Path, text: str | bytes, why: str) -> None:
+def test_csv_errors_are_reported_with_their_line(tmp_path: Path, text: str | bytes, why: str) -> None:
     path = write(tmp_path, text)
     assert (complaint_of(path) or "").startswith(f"{path}: {why}")
 
@@ -148,12 +148,12 @@ def test_what_is_wrong_with_csv(tmp_path: Path, text: str | bytes, why: str) -> 
         ('[accounts]\nAda = "k1', "line 2: is not valid TOML"),
     ],
 )
-def test_what_is_wrong_with_toml(tmp_path: Path, text: str, why: str) -> None:
+def test_toml_errors_are_reported_with_their_line(tmp_path: Path, text: str, why: str) -> None:
     path = write(tmp_path, text, "accounts.toml")
     assert (complaint_of(path) or "").startswith(f"{path}: {why}")
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_accounts_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"missing\.csv: cannot be read: No such file or directory"):
         accounts_in(tmp_path / "missing.csv")
     with pytest.raises(ValueError, match="cannot be read: Is a directory"):
@@ -167,7 +167,9 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES, max_size=25).map("".join), st.sampled_from(["a.csv", "a.toml"]))
-def test_no_message_shows_what_is_in_it(tmp_path_factory: pytest.TempPathFactory, text: str, name: str) -> None:
+def test_no_message_shows_the_content_of_an_accounts_file(
+    tmp_path_factory: pytest.TempPathFactory, text: str, name: str
+) -> None:
     path = tmp_path_factory.getbasetemp() / name
     path.write_text(text, encoding="utf-8")
     complaint = complaint_of(path)
@@ -187,7 +189,7 @@ def test_no_message_shows_what_is_in_it(tmp_path_factory: pytest.TempPathFactory
         (f"[accounts]\nAda = {SECRET}", "a.toml"),
     ],
 )
-def test_not_where_somebody_has_mixed_up_the_columns(tmp_path: Path, text: str, name: str) -> None:
+def test_no_message_shows_a_key_in_a_wrong_column(tmp_path: Path, text: str, name: str) -> None:
     with pytest.raises(ValueError, match="line") as caught:
         accounts_in(write(tmp_path, text, name))
     assert SECRET not in str(caught.value)
@@ -197,7 +199,7 @@ def test_not_where_somebody_has_mixed_up_the_columns(tmp_path: Path, text: str, 
 
 
 class TestTheEnvironment:
-    def test_one_account(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_environment_can_give_one_account(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MAESN_ACCOUNT_KEY", f" {SECRET}\n")
         assert accounts_of_environment() == (Account("default", SECRET),)
 
@@ -209,7 +211,7 @@ class TestTheEnvironment:
         with pytest.raises(ValueError, match="give --accounts FILE, or set MAESN_ACCOUNT_KEY"):
             accounts_of_environment()
 
-    def test_a_key_that_is_not_allowed_in_a_header(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_invalid_key_in_the_environment_is_rejected(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MAESN_ACCOUNT_KEY", "schlüssel")
         with pytest.raises(
             ValueError, match=r"^MAESN_ACCOUNT_KEY must be printable ASCII, because it is sent in a header$"
@@ -218,7 +220,7 @@ class TestTheEnvironment:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there are no such permissions")
-def test_who_can_read_it(tmp_path: Path) -> None:
+def test_an_accounts_file_readable_by_others_is_noticed(tmp_path: Path) -> None:
     path = write(tmp_path, "")
     for mode, others in ((0o600, False), (0o400, False), (0o640, True), (0o604, True), (0o666, True)):
         path.chmod(mode)

@@ -11,7 +11,7 @@ from lamella.rules import Failure
 from lamella.sync import Part
 
 
-def test_an_answer() -> None:
+def test_a_response_is_a_cause_with_its_status() -> None:
     reason = reason_of(api_error(404, "no such\x1b record"))
     assert reason.what == "404 Not Found"
     assert (reason.stopped, reason.said) == ("not retryable", "no such record")
@@ -19,7 +19,7 @@ def test_an_answer() -> None:
     assert reason.short == "404: Check the path and the id"
 
 
-def test_no_answer() -> None:
+def test_a_missing_response_is_a_cause_with_its_detail() -> None:
     rule = maesn.RULES.rule_for(Failure.CONNECTION_LOST)
     lost = ConnectionLost("GET", URL("http://a"), rule, "reset by peer")
     assert reason_of(lost) == Reason("Connection Lost", "", "reset by peer", rule.hint)
@@ -28,7 +28,7 @@ def test_no_answer() -> None:
     assert reason_of(ConnectionLost("GET", URL("http://a"), rule)).full == "Connection Lost"
 
 
-def test_an_account_key_that_is_of_no_use_any_more() -> None:
+def test_a_rejected_account_key_has_its_own_cause() -> None:
     """Whoever keeps the keys is told what to do with them; whoever calls from code, how that is done."""
     error = api_error(401)
     assert reason_of(error).hint == maesn.RULES.rule_for(401).hint
@@ -37,18 +37,18 @@ def test_an_account_key_that_is_of_no_use_any_more() -> None:
     assert reason_of(api_error(403), of_account=True).hint == maesn.RULES.rule_for(403).hint
 
 
-def test_errors_that_are_not_lamellas() -> None:
+def test_foreign_errors_are_causes_by_class() -> None:
     assert reason_of(ValueError("of k3y-of-ada\x07"), ["k3y-of-ada"]) == Reason("ValueError", "", "of REDACTED", "")
     assert reason_of(ValueError("x")).short == "ValueError"
 
 
-def test_a_list_that_changes_while_it_is_read() -> None:
+def test_a_changing_list_is_a_cause() -> None:
     reason = reason_of(sync.UnsteadyList("invoices", how="page 2 counts less"))
     assert reason.short == "Unsteady list: Sync again when fewer records are being deleted"
     assert reason.said.startswith("invoices shrank or were re-sorted")
 
 
-def test_they_are_grouped_and_the_most_frequent_comes_first() -> None:
+def test_causes_are_grouped_and_sorted_by_frequency() -> None:
     errors = [
         ("Eve", api_error(403, stopped=StopReason.DEADLINE)),
         *[(name, api_error(403, said)) for name, said in (("Ada", "b"), ("Max", "a"), ("Bob", "b"), ("Ada", "b"))],

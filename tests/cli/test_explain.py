@@ -19,7 +19,7 @@ def lines(text: str) -> list[str]:
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
-def test_the_whole_book() -> None:
+def test_explain_shows_the_whole_book() -> None:
     result = explain()
     assert result.exit_code == 0
     assert max(map(len, result.output.splitlines())) <= 80
@@ -69,7 +69,7 @@ def test_failures_that_are_never_retried() -> None:
 
 
 @pytest.mark.parametrize(("asked", "head"), [("418", "4xx"), ("501", "5xx"), ("600", "5xx"), ("999", "5xx")])
-def test_a_status_without_a_rule_of_its_own(asked: str, head: str) -> None:
+def test_explain_shows_the_class_rule_of_a_status(asked: str, head: str) -> None:
     title = maesn.RULES.rule_for(int(asked)).title
     assert explain(asked).output.startswith(f"{asked} {title} (by the rule for {head})\n")
 
@@ -87,19 +87,19 @@ def test_a_status_without_a_rule_of_its_own(asked: str, head: str) -> None:
         ("ConnectionLost", "connection_lost"),
     ],
 )
-def test_what_it_takes(text: str, outcome: Outcome) -> None:
+def test_explain_accepts_statuses_classes_and_failures(text: str, outcome: Outcome) -> None:
     assert parse(maesn.RULES, text) == (str(outcome), outcome)
 
 
 @pytest.mark.parametrize("text", ["4xx", "5XX"])
-def test_a_class_has_the_rule_of_the_class(text: str) -> None:
+def test_explain_shows_the_rule_of_a_class(text: str) -> None:
     name, outcome = parse(maesn.RULES, text)
     assert name == text.lower()
     assert maesn.RULES.rule_for(outcome).status == name
 
 
 @pytest.mark.parametrize("text", ["", "abc", "399", "0", "-429", "1000", "4290", "4²9", "429.0", "3xx"])
-def test_unknown_failures(text: str) -> None:
+def test_explain_rejects_unknown_failures(text: str) -> None:
     result = explain("--", text)
     assert result.exit_code == 2
     assert result.output.endswith(
@@ -116,7 +116,7 @@ def test_an_argument_cannot_move_the_cursor() -> None:
 
 
 @pytest.mark.parametrize("outcome", [400, 401, 403, 404, 405, 418, 429, 500, 501, 502, 503, 504, 600, *Failure])
-def test_it_describes_the_decision(outcome: Outcome) -> None:
+def test_explain_agrees_with_the_decision(outcome: Outcome) -> None:
     sent_again = {
         method: decide(
             maesn.RULES.rule_for(outcome),
@@ -163,7 +163,7 @@ def books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-def test_any_book(books: str) -> None:
+def test_explain_shows_any_book(books: str) -> None:
     result = explain("--rules", f"{books}:BOOK")
     assert result.exit_code == 0, result.output
     rows = lines(result.output)
@@ -179,7 +179,7 @@ def test_any_book(books: str) -> None:
     assert rows[-3] == "(when): applies if the rule's condition holds. These rules are checked first."
 
 
-def test_the_book_of_stack_and_one_whose_titles_are_long(books: str) -> None:
+def test_explain_shows_the_default_book_and_long_titles(books: str) -> None:
     result = explain("--rules", "lamella:HTTP_RULES")
     assert "429 Too Many Requests yes 1 s – 1.1 s, doubling" in lines(result.output)
     result = explain("--rules", f"{books}:SMALL")
@@ -188,7 +188,7 @@ def test_the_book_of_stack_and_one_whose_titles_are_long(books: str) -> None:
     assert {"5xx Server Error no", "rate_limited Rate Limited no"} <= {*lines(result.output)}
 
 
-def test_one_rule_of_a_book(books: str) -> None:
+def test_explain_shows_one_rule_of_a_book(books: str) -> None:
     assert explain("--rules", f"{books}:BOOK", "403").output == (
         "403 Secondary Limit (by the rule for 403 (when))\n"
         "  Wait.\n"
@@ -237,7 +237,7 @@ def test_a_rule_with_one_attempt_is_not_retried(books: str) -> None:
         ("wrong:BOOK", "cannot import wrong: SyntaxError: '(' was never closed (wrong.py, line 1)"),
     ],
 )
-def test_a_book_that_is_not_there(books: str, name: str, said: str) -> None:
+def test_explain_reports_a_missing_book(books: str, name: str, said: str) -> None:
     Path("failing.py").write_text("import lamella; lamella.Rule(429, retry=lamella.Backoff(1), attempts=0)")
     Path("leaving.py").write_text("raise SystemExit(3)")
     Path("wrong.py").write_text("BOOK = (")

@@ -57,7 +57,7 @@ def page(text: str) -> Page:
 
 
 class TestWhatIsOnIt:
-    def test_the_totals_are_those_of_the_screen(self, page: Page) -> None:
+    def test_the_page_has_the_totals_of_the_screen(self, page: Page) -> None:
         names, values = page.texts["dt"], [value for value in page.texts["dd"] if value.strip()]
         table = text_of(report.outcome(TOTALS), 200)
         for total in TOTALS:
@@ -67,29 +67,29 @@ class TestWhatIsOnIt:
             assert total.value in line
             assert total.note in line
 
-    def test_every_call_and_every_attempt(self, page: Page) -> None:
+    def test_the_page_shows_every_call_and_attempt(self, page: Page) -> None:
         spans = various()
         found = traces(spans)
         assert len(page.data) == len(found)
         assert sum(len(call["attempts"]) for call in page.data) == sum(span.kind is SpanKind.CLIENT for span in spans)
         assert [call["tree"] for call in page.data] == [text_of(tree(trace), 500) for trace in found]
 
-    def test_the_colours_and_their_numbers(self, page: Page) -> None:
+    def test_the_page_explains_colours_with_counts(self, page: Page) -> None:
         kinds = Counter(send["kind"] for call in page.data for send in call["attempts"])
         assert set(kinds) == {"2xx", "3xx", "4xx", "429", "5xx", "none"}
         shown = [attributes["data-kind"] for attributes in page.of("button") if "data-kind" in attributes]
         assert shown == ["2xx", "3xx", "4xx", "429", "5xx", "none"]
 
-    def test_the_failures_and_the_checks(self, page: Page) -> None:
+    def test_the_page_shows_failures_and_checks(self, page: Page) -> None:
         assert page.texts["strong"] == ["2 × 404 Not Found", "ok", "ok"]
 
-    def test_a_check_that_failed_is_there_to_see(self) -> None:
+    def test_the_page_shows_a_failed_check(self) -> None:
         broken = Page(html_report(page_of(checks=(*CHECKS, Check("x", "1 record missing")))))
         assert "FAILED" in broken.texts["strong"]
         assert "Checked: 1 of 3 failed" in broken.texts["summary"]
         assert "open" in next(attributes for attributes in broken.of("details") if attributes["id"] == "checks")
 
-    def test_a_call_in_numbers(self) -> None:
+    def test_the_page_data_of_a_call_is_complete(self) -> None:
         [good, bad] = Page(html_report(page_of())).data
         assert (good["at"], good["took"], good["path"]) == (0, 2_551_000, "/accounting/invoices/7?limit=5")
         assert [(send["at"], send["took"], send["kind"], send["ended"]) for send in good["attempts"]] == [
@@ -105,7 +105,7 @@ class TestWhatIsOnIt:
         assert "decision" not in last
         assert bad["attempts"][0]["decision"] == {"at": 9_000, "rule": "", "stop": "unsafe method"}
 
-    def test_whose_call_it_is(self) -> None:
+    def test_the_page_shows_the_account_of_a_call(self) -> None:
         collected = Collector(account=lambda: "Ada & Söhne")
         provider = TracerProvider()
         provider.add_span_processor(collected)
@@ -118,20 +118,20 @@ class TestWhatIsOnIt:
         assert "account Ada & Söhne" in found["tree"]
         assert not collected._accounts
 
-    def test_url_template(self) -> None:
+    def test_the_page_shows_url_templates(self) -> None:
         for template, expected in (("/accounting/bills/{billId}", "/accounting/bills/{billId}"), ("", None)):
             spans = (call(10, 0, 10, url__template=template), attempt(11, 10, 1, 8))
             [found] = Page(html_report(page_of(spans))).data
             assert found.get("template") == expected
 
-    def test_remaining_time(self) -> None:
+    def test_the_page_shows_the_remaining_time(self) -> None:
         stop = event(STOP_EVENT, 9, **{ATTEMPTS_LEFT: 3, DEADLINE_LEFT: 0.25})
         spans = (call(10, 0, 10, stop), attempt(11, 10, 1, 8, error__type="500"))
         [found] = Page(html_report(page_of(spans))).data
         decision = found["attempts"][0]["decision"]
         assert (decision["left"], decision["deadline"]) == (3, 250_000)
 
-    def test_a_wait_that_is_not_a_retry(self) -> None:
+    def test_the_page_shows_waits_in_the_queue(self) -> None:
         spans = (call(10, 0, 10, event("lamella.queued", 1, lamella__wait=2.0)), attempt(11, 10, 3, 8))
         [found] = Page(html_report(page_of(spans))).data
         assert found["others"] == [{"at": 1_000, "wait": 2_000_000, "name": "lamella.queued"}]
@@ -142,7 +142,7 @@ class TestWhatIsOnIt:
         [found] = Page(html_report(page_of(spans))).data
         assert found["attempts"][0]["kind"] == "none"
 
-    def test_of_a_run_of_which_it_shows_a_part(self) -> None:
+    def test_the_page_states_which_calls_it_shows(self) -> None:
         cause = Cause(30, tuple(f"account {number}" for number in range(22)), "401 Unauthorized", "", "", "")
         found = Page(html_report(page_of(causes=(cause,), note="2 of 30 calls.")))
         assert found.texts["h1"] == ["lamella sync"]
@@ -152,14 +152,14 @@ class TestWhatIsOnIt:
         assert found.texts["summary"] == ["Failures by cause (30)"]
         assert "checks" not in found.ids
 
-    def test_nothing(self) -> None:
+    def test_the_page_of_a_run_without_calls_works(self) -> None:
         empty = Page(html_report(page_of(())))
         assert empty.data == []
         assert "None." in empty.texts["p"]
 
 
 class TestNothingGetsOut:
-    def test_it_loads_nothing(self, text: str, page: Page) -> None:
+    def test_the_page_loads_nothing(self, text: str, page: Page) -> None:
         names = {tag for tag, _ in page.tags}
         assert not names & {"link", "img", "iframe", "object", "embed", "base", "form", "svg", "video", "audio"}
         for tag, attributes in page.tags:
@@ -167,7 +167,7 @@ class TestNothingGetsOut:
             assert not bad, tag
         assert not re.search(r"(?i)https?:|url\(|@import|fetch\(|XMLHttpRequest|WebSocket|import\(|innerHTML", text)
 
-    def test_the_policy_lets_only_our_own_script_and_style_run(self, page: Page) -> None:
+    def test_the_content_security_policy_allows_only_our_script_and_style(self, page: Page) -> None:
         def of(inline: str) -> str:
             return f"'sha256-{b64encode(sha256(inline.encode()).digest()).decode()}'"
 
@@ -187,7 +187,7 @@ class TestNothingGetsOut:
             "a\u2028b\u2029c\x00d\ud800e",
         ],
     )
-    def test_a_text_from_elsewhere_is_only_text(self, page: Page, evil: str) -> None:
+    def test_external_text_on_the_page_is_escaped(self, page: Page, evil: str) -> None:
         stopped = {"lamella__stop_reason": evil, "lamella__rule": evil}
         spans = (
             call(
@@ -250,7 +250,7 @@ def _moved(ids: SpanContext | None, number: int) -> SpanContext | None:
 
 class TestTheFile:
     @pytest.mark.slow
-    def test_with_5000_calls(self) -> None:
+    def test_the_page_with_5000_calls_is_small_enough(self) -> None:
         """A bound for a slow machine: it takes two seconds on a fast one."""
         page = page_of(many(5000))
         began = time.perf_counter()
@@ -261,7 +261,7 @@ class TestTheFile:
         assert len(data) == 5000
         assert {len(call["attempts"]) for call in data} == {4}
 
-    def test_the_command(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_command_writes_the_page(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MAESN_API_KEY", API_KEY)
         path = tmp_path / "a page.html"
         path.write_text("old")
@@ -309,6 +309,6 @@ class TestTheFile:
         assert Path(os.devnull).is_char_device()
 
 
-def test_the_page_of_a_bad_call_says_so() -> None:
+def test_the_page_of_a_failed_call_shows_the_failure() -> None:
     page = Page(html_report(page_of(a_bad_call())))
     assert [found["outcome"] for found in page.data] == ["failure"]

@@ -34,7 +34,7 @@ def kinds(kept: Collector) -> Counter[str]:
     )
 
 
-def test_all_are_kept_while_there_is_room() -> None:
+def test_all_calls_are_kept_below_the_limit() -> None:
     kept = Collector(most=10)
     for span in (*a_bad_call(), *a_good_call()):
         kept.on_end(span)
@@ -47,7 +47,7 @@ def test_all_are_kept_while_there_is_room() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_failed_comes_first_then_what_was_sent_again(seed: int) -> None:
+def test_failed_calls_are_kept_first_then_retried_ones(seed: int) -> None:
     ends = [(1, BADLY)] * 30 + [(2, WELL)] * 50 + [(1, WELL)] * 900
     random.Random(seed).shuffle(ends)
     kept = Collector(most=100)
@@ -63,7 +63,7 @@ def test_what_failed_comes_first_then_what_was_sent_again(seed: int) -> None:
     assert (kept.calls, kept.attempts, kept.spans) == (980, 30 + 100 + 900, 980 + 1030)
 
 
-def test_of_too_many_a_sample_is_kept_from_the_whole_run() -> None:
+def test_a_random_sample_of_too_many_calls_is_kept() -> None:
     kept = Collector(most=100)
     for number in range(2000):
         call(kept, number, 1, BADLY if number % 2 else WELL)

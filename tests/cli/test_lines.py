@@ -38,13 +38,13 @@ def parts(many: int) -> Iterable[Part]:
     return (Part(f"account {number}", "x", None) for number in range(many))
 
 
-def test_before_it_has_begun_there_is_nothing() -> None:
+def test_nothing_is_printed_before_the_sync_begins() -> None:
     lines: list[str] = []
     Lines(lambda: None, lines.append).draw()
     assert lines == []
 
 
-def test_a_small_sync() -> None:
+def test_a_small_sync_prints_a_line_per_account() -> None:
     mail = Mail(story([Part("Ada", "x", None), Part("Ada", "y", None), Part("Bob", "x", None), done("Eve")]))
     mail.story.resumed = True
     mail.story.take(Part("Eve", "x", None, pages=1, total_pages=1, done=True, skipped=True))
@@ -60,7 +60,7 @@ def test_a_small_sync() -> None:
     assert mail.draw(1, Part("Ada", "y", None, error=api_error(404))) == [], "once for an account"
 
 
-def test_totals_come_now_and_then_and_ever_more_seldom() -> None:
+def test_totals_are_printed_less_and_less_often() -> None:
     mail = Mail(story(Part(f"account {number}", "x", None, pages=9, total_pages=99) for number in range(30)))
     moments = [second for second in range(5, 3 * 3600, 5) if mail.draw(5) and second > 5]
     assert moments[:4] == [30, 60, 90, 120]
@@ -68,7 +68,7 @@ def test_totals_come_now_and_then_and_ever_more_seldom() -> None:
     assert mail.lines[1] == "09:30:30  270 of 2,970 pages, 0 of 30 parts done, 0 failed, 0.0 pages/s"
 
 
-def test_an_outage() -> None:
+def test_an_outage_gets_a_line() -> None:
     mail = Mail(story(parts(30)))
     mail.draw()
     mail.story.outage = api_error(503)
@@ -78,7 +78,7 @@ def test_an_outage() -> None:
     assert mail.draw() == ["09:30:23  the API is back after 20 s"]
 
 
-def test_an_outage_is_named_by_what_the_network_says() -> None:
+def test_an_outage_line_states_the_network_error() -> None:
     mail = Mail(story(parts(30)))
     mail.draw()
     rule = maesn.RULES.rule_for(Failure.CONNECT_FAILED)
@@ -88,7 +88,7 @@ def test_an_outage_is_named_by_what_the_network_says() -> None:
     ]
 
 
-def test_an_outage_waits_a_moment_for_its_cause() -> None:
+def test_an_outage_line_waits_for_its_cause() -> None:
     mail = Mail(story(parts(30)))
     mail.draw()
     rule = maesn.RULES.rule_for(Failure.CIRCUIT_OPEN)
@@ -104,7 +104,7 @@ def test_an_outage_waits_a_moment_for_its_cause() -> None:
     assert mail.draw(6)[0].startswith("09:30:11  the API is down: Circuit Open")
 
 
-def test_an_account_that_is_queued_for_long() -> None:
+def test_a_long_queued_account_gets_a_line() -> None:
     mail = Mail(story(parts(30)))
     mail.story.closed = {"account 1": 70.0}
     assert len(mail.draw()) == 1, "a minute is nothing"
@@ -118,7 +118,7 @@ def test_an_account_that_is_queued_for_long() -> None:
     assert mail.draw() == ["09:30:14  account 1: queued until 09:46:14 by its rate limit"]
 
 
-def test_of_many_accounts_those_that_succeed_have_no_line() -> None:
+def test_successful_accounts_among_many_get_no_line() -> None:
     mail = Mail(story(parts(21)))
     mail.draw()
     assert mail.draw(1, done("account 3")) == []
@@ -126,7 +126,7 @@ def test_of_many_accounts_those_that_succeed_have_no_line() -> None:
 
 
 @pytest.mark.parametrize("fail", [False, True])
-def test_500_accounts_make_no_long_mail_however_they_end(fail: bool) -> None:
+def test_500_accounts_give_a_short_output_for_any_outcome(fail: bool) -> None:
     def ends(name: str) -> Part:
         return Part(name, "x", None, error=api_error(403)) if fail else done(name)
 
@@ -139,6 +139,6 @@ def test_500_accounts_make_no_long_mail_however_they_end(fail: bool) -> None:
         assert sum("From here on only totals" in line for line in mail.lines) == 1
 
 
-def test_a_name_is_only_text() -> None:
+def test_an_account_name_is_printed_as_plain_text() -> None:
     mail = Mail(story([Part("\x1b[2Jx\u202e\n", "x", None, error=RuntimeError("\x1b"))]))
     assert mail.draw()[1] == "09:30:01  [2Jx : failed: RuntimeError"

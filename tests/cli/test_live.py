@@ -56,7 +56,7 @@ def busy() -> Story:
     return made
 
 
-def test_80_columns() -> None:
+def test_the_display_fits_80_columns() -> None:
     assert drawn(busy(), 80, 24) == [
         "11 of ~41 pages   1 of 5 parts done   1 failed   967 records",
         "━━━━━───────────────  26%   – pages/s   – left   0 s elapsed",
@@ -69,7 +69,7 @@ def test_80_columns() -> None:
     ]
 
 
-def test_200_columns() -> None:
+def test_the_display_fits_200_columns() -> None:
     made = busy()
     made.outage = DOWN
     watch = made.watch()
@@ -91,7 +91,7 @@ def test_200_columns() -> None:
     ]
 
 
-def test_columns_stay_columns_whatever_the_names_are() -> None:
+def test_any_account_names_keep_the_columns_aligned() -> None:
     names = ("a", "漢字" * 20, "b" * 70, "e\u0301clair" * 9)
     lines = drawn(story(Part(name, "x", None, pages=1, total_pages=2, running=1) for name in names), 80, 24)[3:]
     assert {cell_len(line.partition("━")[0]) for line in lines} == {2 + 24 + 1}
@@ -114,7 +114,7 @@ def test_hidden_accounts_are_counted() -> None:
     assert [line.split()[2] for line in drawn(few, 80, 12)[3:]] == list("01234567")
 
 
-def test_failures_leave_room_for_what_continues() -> None:
+def test_failed_accounts_leave_room_for_running_ones() -> None:
     made = story(Part(f"failed {number}", "x", None, error=DOWN) for number in range(50))
     made.take(*(Part(f"running {number}", "x", None, running=1) for number in range(50)))
     kinds = [line.split()[1] for line in drawn(made, 80, 24)[3:-1]]
@@ -126,7 +126,7 @@ def test_failures_leave_room_for_what_continues() -> None:
     assert kinds == ["failed"] * 18
 
 
-def test_what_has_failed_of_an_account() -> None:
+def test_the_display_shows_failed_parts_of_an_account() -> None:
     parts = [Part("a", resource, None, running=1) for resource in ("x", "y", "z")]
     one = replace(parts[1], error=api_error(404))
     for failed, told in (
@@ -139,7 +139,7 @@ def test_what_has_failed_of_an_account() -> None:
         assert drawn(made, 120, 24)[3].endswith(f" {told}")
 
 
-def test_the_beginning_and_the_end() -> None:
+def test_the_display_shows_the_beginning_and_the_end() -> None:
     paper = console(80, 24)
     with paper.capture() as captured:
         paper.print(Screen(lambda: None))
@@ -172,7 +172,7 @@ PARTS = st.builds(
     noted=st.booleans(),
     queued=st.booleans(),
 )
-def test_it_is_never_wider_or_taller_than_the_terminal(
+def test_the_display_never_exceeds_the_terminal(
     parts: list[Part], width: int, height: int, down: bool, noted: bool, queued: bool
 ) -> None:
     made = story(parts)
@@ -187,7 +187,7 @@ def test_it_is_never_wider_or_taller_than_the_terminal(
 
 
 @pytest.mark.parametrize("how", ["well", "error", "interrupted"])
-def test_it_leaves_the_terminal_as_it_was(how: str) -> None:
+def test_the_display_restores_the_terminal(how: str) -> None:
     paper = console(80, 24, color=True)
     ends = {"well": None, "error": ValueError, "interrupted": KeyboardInterrupt}[how]
     try:

@@ -19,7 +19,7 @@ def sync(folder: Path, url: str, *options: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def test_quiet_prints_nothing_when_all_is_done(tmp_path: Path) -> None:
+def test_quiet_prints_nothing_if_all_is_done(tmp_path: Path) -> None:
     with served(accounts=WELL) as server:
         assert sync(tmp_path, server.url, "--quiet") == (0, "", "")
 
@@ -44,14 +44,14 @@ def test_verbose_prints_each_failed_attempt_without_a_key(tmp_path: Path) -> Non
     assert not [key for key in (API_KEY, *KEYS.values()) if key in out + err]
 
 
-def test_both_at_once_are_refused(tmp_path: Path) -> None:
+def test_quiet_and_verbose_together_are_rejected(tmp_path: Path) -> None:
     code, out, err = sync(tmp_path, "http://127.0.0.1:9", "-q", "-v")
     assert (code, out) == (2, "")
     assert err == "lamella: --quiet and --verbose exclude each other: leave one of them out\n"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_there_is_a_completion_for_each_shell(shell: str) -> None:
+def test_each_shell_has_a_completion(shell: str) -> None:
     done = lamella(_LAMELLA_COMPLETE=f"source_{shell}")
     assert done.returncode == 0
     assert "_LAMELLA_COMPLETE" in done.stdout

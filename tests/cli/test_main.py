@@ -17,7 +17,7 @@ from lamella import cli
 from lamella.cli.app import app
 
 
-def test_the_version() -> None:
+def test_the_command_prints_its_version() -> None:
     result = lamella("--version")
     assert (result.stdout, result.stderr, result.returncode) == (f"lamella {version('lamella')}\n", "", 0)
 
@@ -30,7 +30,7 @@ def test_help_fits_80_columns() -> None:
         assert "..." not in result.output.replace("[ARGS]...", "")
 
 
-def test_ctrl_c_while_it_is_being_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_during_the_import_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
@@ -41,23 +41,23 @@ def test_ctrl_c_while_it_is_being_loaded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("module", ["rich", "typer"])
-def test_without_the_extra_cli(module: str) -> None:
+def test_without_the_extra_cli_the_command_says_what_to_install(module: str) -> None:
     result = without(module, "explain")
     assert (result.stdout, result.returncode) == ("", 2)
     assert result.stderr == f"lamella: {module} is missing: pip install 'lamella[cli]'\n"
 
 
-def test_the_other_commands_do_without_the_extra_sdk() -> None:
+def test_other_commands_work_without_the_extra_sdk() -> None:
     assert without("opentelemetry.sdk", "explain", "429").stdout.startswith("429 Too Many Requests\n")
 
 
-def test_a_reader_that_goes_away() -> None:
+def test_a_closed_pipe_ends_the_command() -> None:
     result = lamella_to_nobody("explain")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
 
 
-def test_an_encoding_without_our_characters() -> None:
+def test_an_encoding_without_our_characters_is_supported() -> None:
     result = lamella("explain", "429", PYTHONIOENCODING="latin-1", PYTHONUTF8="0")
     assert result.returncode == 0
     assert "1 min ? 1 min 6 s" in result.stdout
@@ -65,7 +65,7 @@ def test_an_encoding_without_our_characters() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 @pytest.mark.parametrize("no_color", [False, True])
-def test_on_a_terminal(tmp_path: Path, no_color: bool) -> None:
+def test_the_command_uses_colours_on_a_terminal(tmp_path: Path, no_color: bool) -> None:
     import pty
 
     ours, theirs = pty.openpty()

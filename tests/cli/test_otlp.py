@@ -46,7 +46,9 @@ def value(span: Span, name: str) -> object:
 @pytest.mark.parametrize(
     ("variable", "given"), [("OTEL_SERVICE_NAME", "books"), ("OTEL_RESOURCE_ATTRIBUTES", "service.name=books")]
 )
-def test_the_name_of_the_environment_wins(monkeypatch: pytest.MonkeyPatch, variable: str, given: str) -> None:
+def test_the_service_name_of_the_environment_is_used(
+    monkeypatch: pytest.MonkeyPatch, variable: str, given: str
+) -> None:
     monkeypatch.setenv(variable, given)
     with collector() as kept:
         shown = sync(kept.url)
@@ -58,7 +60,7 @@ def test_the_name_of_the_environment_wins(monkeypatch: pytest.MonkeyPatch, varia
 
 
 @pytest.mark.parametrize("path", ["", "/v1/traces"])
-def test_the_spans_arrive(path: str) -> None:
+def test_the_spans_arrive_at_the_endpoint(path: str) -> None:
     with collector() as kept:
         shown = sync(kept.url + path)
     assert_only_the_server_failed(shown)
@@ -72,7 +74,7 @@ def test_the_spans_arrive(path: str) -> None:
             assert names["service.name"] == "lamella-sync"
 
 
-def test_what_arrives_is_a_tree_for_each_call() -> None:
+def test_each_call_arrives_as_a_tree_of_spans() -> None:
     with collector() as kept:
         sync(kept.url)
     calls = {span.trace_id: span for span in kept.spans if span.kind == Span.SPAN_KIND_INTERNAL}
@@ -93,7 +95,7 @@ def test_what_arrives_is_a_tree_for_each_call() -> None:
 
 
 @pytest.mark.usefixtures("fast")
-def test_the_call_on_the_screen_is_one_of_those_that_arrive() -> None:
+def test_the_call_on_the_screen_has_an_exported_trace() -> None:
     with collector() as kept:
         arguments = ["--sandbox", "--resource", "items", "--otlp", kept.url]
         shown = CliRunner().invoke(app, ["sync", *arguments], env={"COLUMNS": "200"})
@@ -102,7 +104,7 @@ def test_the_call_on_the_screen_is_one_of_those_that_arrive() -> None:
     assert bytes.fromhex(shown_id) in {span.trace_id for span in kept.spans}
 
 
-def test_a_closed_port() -> None:
+def test_a_closed_port_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     started = time.monotonic()
@@ -114,7 +116,7 @@ def test_a_closed_port() -> None:
     )
 
 
-def test_an_endpoint_that_rejects_the_spans() -> None:
+def test_an_endpoint_that_rejects_spans_is_reported() -> None:
     with collector(status=404) as kept:
         shown = sync(kept.url.replace("//", "//user:s3cr3t@"))
     assert_only_the_server_failed(shown)
@@ -137,7 +139,7 @@ def test_an_endpoint_that_fails_is_retried_after_a_pause(pause: float, arrived: 
     assert (outlet.arrived, len(kept.paths)) == (arrived, 1 + arrived)
 
 
-def test_an_endpoint_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_never_answers_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(otlp, "_LONGEST_SECONDS", 0.5)
     with collector(delay=1.0) as kept:
         shown = sync(kept.url)
@@ -157,7 +159,7 @@ def test_an_endpoint_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None
         ("http://[::1]:4318", "http://[::1]:4318/v1/traces"),
     ],
 )
-def test_an_endpoint(url: str, found: str) -> None:
+def test_an_endpoint_url_is_completed(url: str, found: str) -> None:
     assert str(otlp.endpoint(url)) == found
 
 
@@ -166,7 +168,7 @@ def test_an_endpoint(url: str, found: str) -> None:
     ["", "localhost:4318", "ftp://localhost", "http://", "http://:4318", "http://a b", "http://a:99999", "http://[::1",
      "http://a?b=c", "4318"],
 )  # fmt: skip
-def test_an_invalid_url(url: str) -> None:
+def test_an_invalid_endpoint_url_is_rejected(url: str) -> None:
     shown = sync(url)
     assert shown.exit_code == 2
     assert shown.stdout == ""

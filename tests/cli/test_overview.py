@@ -17,11 +17,11 @@ def look(watch: Watch) -> Overview:
     return found
 
 
-def test_before_it_has_begun() -> None:
+def test_there_is_no_snapshot_before_the_sync_begins() -> None:
     assert Watch(lambda _: 0.0).look() is None
 
 
-def test_how_the_accounts_stand() -> None:
+def test_a_snapshot_has_the_state_of_each_account() -> None:
     refused, missing = api_error(401), api_error(404)
     made = story(
         [
@@ -61,7 +61,7 @@ def test_how_the_accounts_stand() -> None:
     assert not found.ended
 
 
-def test_it_has_ended_when_nothing_is_left_to_read() -> None:
+def test_a_sync_has_ended_when_nothing_is_left_to_read() -> None:
     ends = [Part("a", "x", None, pages=1, done=True), Part("b", "x", None, error=api_error(403))]
     assert look(story(ends).watch()).ended
     assert not look(story([*ends, Part("c", "x", None)]).watch()).ended
@@ -69,7 +69,7 @@ def test_it_has_ended_when_nothing_is_left_to_read() -> None:
     assert not look(story([*ends, Part("c", "x", None, running=1, error=api_error(404))]).watch()).ended
 
 
-def test_what_is_not_known_is_taken_to_be_like_the_others() -> None:
+def test_unknown_lengths_are_estimated_from_other_lists() -> None:
     known = [
         Part("a", "short", None, pages=1, total_pages=2),
         Part("b", "short", None, pages=4, total_pages=4, done=True),
@@ -85,12 +85,12 @@ def test_what_is_not_known_is_taken_to_be_like_the_others() -> None:
     assert look(story([*known, unknown[0], failed]).watch()).expected == 46 + 3
 
 
-def test_no_estimate_before_the_first_data() -> None:
+def test_there_is_no_estimate_before_the_first_data() -> None:
     found = look(story([Part("a", "x", None, running=1), Part("b", "x", None, error=api_error(401))]).watch())
     assert (found.expected, found.guessed, found.left) == (None, True, None)
 
 
-def test_the_rate_is_of_the_last_seconds_and_the_end_of_the_last_minutes() -> None:
+def test_rate_and_remaining_time_use_different_windows() -> None:
     made = story([Part("a", "x", None, pages=500, total_pages=1100)])
     watch = made.watch()
     assert look(watch).rate is None
@@ -113,7 +113,7 @@ def test_the_rate_is_of_the_last_seconds_and_the_end_of_the_last_minutes() -> No
     assert found.left == pytest.approx(400 / (100 / 120))
 
 
-def test_it_does_not_end_before_queued_calls_may_continue() -> None:
+def test_the_remaining_time_includes_the_wait_of_queued_accounts() -> None:
     made = story([Part("a", "x", None, pages=1, total_pages=12), Part("b", "x", None, pages=0, total_pages=1)])
     watch = made.watch()
     look(watch)
@@ -124,7 +124,7 @@ def test_it_does_not_end_before_queued_calls_may_continue() -> None:
     assert look(watch).left == 480
 
 
-def test_the_slowest_account_is_through_last() -> None:
+def test_the_remaining_time_is_that_of_the_slowest_account() -> None:
     made = story([Part("a", "x", None, pages=70, total_pages=100), Part("b", "x", None, pages=4, total_pages=24)])
     watch = made.watch()
     look(watch)
@@ -141,7 +141,7 @@ def test_the_slowest_account_is_through_last() -> None:
     assert look(watch).left == pytest.approx(5 / (45 / 20))
 
 
-def test_an_outage_has_its_time() -> None:
+def test_a_snapshot_has_the_duration_of_an_outage() -> None:
     made = story([Part("a", "x", None)])
     watch = made.watch()
     assert (look(watch).outage, look(watch).outage_for) == (None, 0.0)

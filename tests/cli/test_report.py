@@ -29,7 +29,7 @@ def causes(*errors: Exception) -> tuple[Cause, ...]:
     return causes_of([Part("Ada", f"list {number}", None, error=error) for number, error in enumerate(errors)])
 
 
-def test_the_tree_of_a_call_that_succeeded() -> None:
+def test_the_report_shows_the_tree_of_a_successful_call() -> None:
     [trace] = traces(a_good_call())
     assert text_of(tree(trace)) == (
         "lamella GET /accounting/invoices/{id}\n"
@@ -48,7 +48,7 @@ def test_the_tree_of_a_call_that_succeeded() -> None:
     )
 
 
-def test_the_tree_of_a_call_that_failed() -> None:
+def test_the_report_shows_the_tree_of_a_failed_call() -> None:
     [trace] = traces(a_bad_call())
     assert text_of(tree(trace)) == (
         "lamella POST /accounting/invoices/{id}\n"
@@ -61,7 +61,7 @@ def test_the_tree_of_a_call_that_failed() -> None:
     )
 
 
-def test_the_call_with_the_most_to_see_is_the_most_interesting() -> None:
+def test_the_report_shows_the_most_interesting_call() -> None:
     dull = call(30, -5, -1, lamella__outcome="success", lamella__attempts=2)
     sends = [attempt(31 + number, 30, number - 5, number - 4, http__response__status_code=200) for number in range(2)]
     single = call(40, -9, -8, lamella__outcome="success", lamella__attempts=1)
@@ -70,13 +70,13 @@ def test_the_call_with_the_most_to_see_is_the_most_interesting() -> None:
     assert len(max(found, key=interest).attempts) == 4
 
 
-def test_the_outcome() -> None:
+def test_the_report_shows_the_outcome() -> None:
     assert text_of(report.outcome(TOTALS)) == (
         "Outcome\ncalls                   2  for 3 accounts\nretries                 3\n  after ConnectionLost  1\n"
     )
 
 
-def test_failures_by_cause() -> None:
+def test_the_report_groups_failures_by_cause() -> None:
     errors = (
         error("Server disconnected"),
         error("reset", StopReason.ATTEMPTS_USED_UP),
@@ -122,7 +122,7 @@ EVIL = "[bold red]x[/]\x1b[2J\x07\r\n\x9b31m:smile:\u202e"
 
 
 @pytest.mark.parametrize("color", [False, True])
-def test_a_text_from_elsewhere_is_only_text(color: bool) -> None:
+def test_external_text_in_the_report_is_printed_as_plain_text(color: bool) -> None:
     events = (event(EVIL, 1, x=EVIL), event("lamella.stop", 2, lamella__stop_reason=EVIL))
     ended = {"lamella__outcome": EVIL, "lamella__stop_reason": EVIL}
     [trace] = traces(

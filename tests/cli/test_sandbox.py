@@ -55,7 +55,7 @@ def running(*arguments: str) -> Iterator[Running]:
 
 
 @ON_SIGNALS
-def test_it_serves_until_ctrl_c() -> None:
+def test_the_sandbox_serves_until_ctrl_c() -> None:
     with running("--limit", "2/60", "--accounts", "2") as sandbox:
         assert sandbox.greeting == [
             f"Listening on {sandbox.url} (stop with Ctrl-C). All keys are fictitious.",
@@ -82,13 +82,13 @@ def test_it_serves_until_ctrl_c() -> None:
 
 
 @ON_SIGNALS
-def test_quiet_until_sigterm() -> None:
+def test_the_quiet_sandbox_serves_until_sigterm() -> None:
     with running("--quiet", "--chance", "503=1") as sandbox:
         assert sandbox.get("/accounting/invoices", "sandbox-account-key-1") == 503
         assert sandbox.stop(signal.SIGTERM) == ("Stopped after 1 request.\n", "", 0)
 
 
-def test_a_port_in_use() -> None:
+def test_a_port_in_use_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         shown = CliRunner().invoke(app, ["sandbox", "--port", str(port)])
@@ -96,7 +96,7 @@ def test_a_port_in_use() -> None:
     assert shown.stderr == f"lamella: cannot listen on 127.0.0.1:{port}: Address already in use\n"
 
 
-def test_an_invalid_host() -> None:
+def test_an_invalid_host_is_reported() -> None:
     shown = CliRunner().invoke(app, ["sandbox", "--host", "256.0.0.1"])
     assert shown.exit_code == 2
     assert shown.stderr.startswith("lamella: cannot listen on 256.0.0.1:8080: ")
@@ -128,13 +128,13 @@ def test_bad_arguments(arguments: tuple[str, str]) -> None:
     "arguments",
     [["--chance", "500=1.5"], ["--chance", "200=0.5"], ["--host", ""], ["--port", "65536"], ["--accounts", "0"]],
 )
-def test_what_the_sandbox_does_not_take(arguments: list[str]) -> None:
+def test_invalid_sandbox_options_are_rejected(arguments: list[str]) -> None:
     shown = CliRunner().invoke(app, ["sandbox", *arguments])
     assert shown.exit_code == 2
     assert "Error: Invalid value" in shown.stderr
 
 
-def test_limits_and_chances() -> None:
+def test_limits_and_chances_are_parsed() -> None:
     assert parse_limit("100/60") == FixedWindow(100, 60.0)
     assert parse_limit("5/0.5") == FixedWindow(5, 0.5)
     assert parse_chance("500=0.05") == (500, 0.05)
@@ -150,6 +150,6 @@ def test_limits_and_chances() -> None:
         ("sandbox-account-key-1", Fault.CUT_BODY, "cut_body GET /x …-key-1"),
     ],
 )
-def test_a_line(account: str | None, outcome: int | Fault, line: str) -> None:
+def test_a_request_is_printed_as_one_line(account: str | None, outcome: int | Fault, line: str) -> None:
     received = Received(1, 0.0, "GET", "/x", MultiDict(), CIMultiDict(), account, outcome=outcome)
     assert line_for(received).split() == line.split()

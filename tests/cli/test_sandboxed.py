@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 @pytest.mark.usefixtures("fast")
 class TestTheCommand:
-    def test_all_holds(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_sync_with_the_sandbox_passes_all_checks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         monkeypatch.delenv("MAESN_API_KEY", raising=False)
         monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing listens there, and the sandbox needs none
@@ -103,26 +103,26 @@ class TestTheChecks:
     def test_all_checks_pass(self, sandbox: Sandbox, output: Path) -> None:
         assert faults(sandbox, output) == []
 
-    def test_a_record_is_missing(self, sandbox: Sandbox, output: Path) -> None:
+    def test_the_check_finds_a_missing_record(self, sandbox: Sandbox, output: Path) -> None:
         _write(output, _rows(sandbox)[1:])
         assert faults(sandbox, output) == ["1 record missing"]
 
-    def test_a_record_is_there_twice(self, sandbox: Sandbox, output: Path) -> None:
+    def test_the_check_finds_a_duplicate_record(self, sandbox: Sandbox, output: Path) -> None:
         rows = _rows(sandbox)
         _write(output, [*rows, rows[7]])
         assert faults(sandbox, output) == ["1 record there twice"]
 
-    def test_a_record_is_another(self, sandbox: Sandbox, output: Path) -> None:
+    def test_the_check_finds_a_changed_record(self, sandbox: Sandbox, output: Path) -> None:
         rows = _rows(sandbox)
         rows[3] = {**rows[3], "record": {**rows[3]["record"], "name": "x"}}
         rows[4] = {**rows[4], "account": "Hafenkontor Emden"}
         _write(output, rows)
         assert faults(sandbox, output) == ["1 record missing; 2 records unlike the API's"]
 
-    def test_no_output(self, sandbox: Sandbox, output: Path) -> None:
+    def test_the_check_finds_a_missing_output(self, sandbox: Sandbox, output: Path) -> None:
         assert faults(sandbox, None) == ["there is no output"]
 
-    def test_a_failure_that_is_not_reported_or_should_not_be(self, sandbox: Sandbox, output: Path) -> None:
+    def test_the_check_finds_unreported_and_unexpected_failures(self, sandbox: Sandbox, output: Path) -> None:
         broken = tuple(
             replace(part, done=part.account == "Hafenkontor Emden", error=None)
             if part.account in {"Hafenkontor Emden", "Optik Sommer"}
@@ -135,12 +135,12 @@ class TestTheChecks:
         )
         assert faults(sandbox, output, wrong) == ["1 part differs: items of Praxis am Markt ended with 404"]
 
-    def test_too_many_requests(self, sandbox: Sandbox, output: Path) -> None:
+    def test_the_check_finds_too_many_requests(self, sandbox: Sandbox, output: Path) -> None:
         sandbox.received += [Received(1, 0.0, "GET", "/", {}, {}, None)] * 1000  # type: ignore[arg-type]
         [fault] = faults(sandbox, output)
         assert fault.startswith("more than 2 per needed request, of which there are ")
 
-    def test_any_format_of_the_output(self, sandbox: Sandbox, tmp_path: Path) -> None:
+    def test_the_check_reads_any_output_format(self, sandbox: Sandbox, tmp_path: Path) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 

@@ -94,7 +94,7 @@ def has_all(server: Sandbox, found: dict[tuple[str, str], list[Any]], *names: st
 
 
 class TestTheEnd:
-    def test_all_is_done(self, server: Sandbox) -> None:
+    def test_a_sync_reports_that_all_is_done(self, server: Sandbox) -> None:
         write_accounts(Path(), "Ada", "Bob")
         shown = sync(server, "--output", "records.jsonl")
         assert (shown.exit_code, shown.stderr) == (0, "")
@@ -107,7 +107,7 @@ class TestTheEnd:
         assert "Failures\nNone.\n" in shown.stdout
         assert "records.jsonl has all records.\n" in shown.stdout
 
-    def test_what_failed_is_told_by_cause_and_tried_again(self, server: Sandbox) -> None:
+    def test_failures_are_reported_by_cause_and_resumed(self, server: Sandbox) -> None:
         shown = sync(server, "--output", "records.jsonl", resources="invoices,contacts,unicorns")
         assert shown.exit_code == 1
         failures = shown.stdout.partition("\nFailures\n")[2].partition("\nOutput\n")[0]
@@ -133,7 +133,7 @@ class TestTheEnd:
         assert {key for key in asked(server) if key[0] != "Eve"} == {("Ada", "unicorns"), ("Bob", "unicorns")}
         assert "4 done before, 5 failed" in again.stdout
 
-    def test_the_next_one_reads_what_is_new(self, server: Sandbox) -> None:
+    def test_the_next_sync_reads_only_changes(self, server: Sandbox) -> None:
         write_accounts(Path(), "Ada")
         sync(server)
         server.received.clear()
@@ -143,13 +143,15 @@ class TestTheEnd:
         with closing(sqlite3.connect("records.sqlite")) as db:
             assert db.execute("SELECT count(*), count(DISTINCT id) FROM records").fetchone() == (90, 90)
 
-    def test_what_was_changed_since(self, server: Sandbox) -> None:
+    def test_since_reads_only_later_changes(self, server: Sandbox) -> None:
         write_accounts(Path(), "Ada")
         shown = sync(server, "--since", "2025-06-01T00:00:00Z")
         assert shown.exit_code == 0
         assert {received.query["lastModifiedAt"] for received in server.received} == {"2025-06-01T00:00:00Z"}
 
-    def test_the_account_of_the_environment(self, server: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_sync_can_use_the_account_of_the_environment(
+        self, server: Sandbox, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("MAESN_ACCOUNT_KEY", KEYS["Ada"])
         monkeypatch.setenv("MAESN_BASE_URL", server.url)
         shown = CliRunner().invoke(app, ["sync", "--resource", "invoices", "--output", "records.jsonl"])
@@ -157,7 +159,7 @@ class TestTheEnd:
         assert set(rows()) == {("default", "invoices")}
         assert KEYS["Ada"] not in shown.output
 
-    def test_a_disk_that_is_full_in_the_end(self, server: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_full_disk_at_the_end_is_reported(self, server: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
         async def full(*_: object) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "records.jsonl")
 
@@ -174,7 +176,7 @@ class TestTheEnd:
             "continue with: lamella sync "
         )
 
-    def test_a_page_of_the_calls(self, server: Sandbox) -> None:
+    def test_report_writes_a_page_of_the_calls(self, server: Sandbox) -> None:
         shown = sync(server, "--report", "page.html")
         assert stat.S_IMODE(os.stat("page.html").st_mode) == 0o600
         assert shown.exit_code == 1
@@ -186,13 +188,13 @@ class TestTheEnd:
         assert not [text for text in page.texts["summary"] if "Checked" in text]
         assert "page.html, " in shown.stdout
 
-    def test_the_spans_go_to_a_backend(self, server: Sandbox) -> None:
+    def test_otlp_sends_the_spans_to_a_backend(self, server: Sandbox) -> None:
         with collector() as kept:
             shown = sync(server, "--otlp", kept.url)
         assert f"{len(kept.spans)} spans of the service lamella-sync sent to" in shown.stdout.replace("\n", " ")
         assert len(kept.spans) == 2 * len(server.received)
 
-    def test_stamina_does_not_speak_in_between(self, server: Sandbox) -> None:
+    def test_stamina_prints_no_lines(self, server: Sandbox) -> None:
         """Its hooks write a line a retry, perhaps to stdout."""
         told: list[RetryDetails] = []
 
@@ -213,7 +215,7 @@ class TestTheEnd:
         finally:
             set_on_retry_hooks(before)
 
-    def test_others_who_can_read_the_keys(self, server: Sandbox) -> None:
+    def test_a_readable_accounts_file_causes_a_warning(self, server: Sandbox) -> None:
         write_accounts(Path(), "Ada").chmod(0o644)
         shown = sync(server)
         assert (shown.exit_code, shown.stderr) == (
@@ -226,7 +228,7 @@ class TestInAPipe:
     @pytest.mark.parametrize(
         "variables", [pytest.param({}, marks=pytest.mark.slow), {"FORCE_COLOR": "1", "TERM": "xterm"}]
     )
-    def test_there_are_lines_and_no_display(self, server: Sandbox, variables: dict[str, str]) -> None:
+    def test_a_pipe_gets_lines_instead_of_a_live_display(self, server: Sandbox, variables: dict[str, str]) -> None:
         write_accounts(Path(), "Ada")
         shown = lamella(*arguments(server), **variables)
         assert (shown.stderr, shown.returncode) == ("", 0)
@@ -234,7 +236,7 @@ class TestInAPipe:
         assert re.match(r"\d\d:\d\d:\d\d  run 1, 1 account, 2 parts to read\n", shown.stdout)
         assert variables or "\x1b" not in shown.stdout
 
-    def test_a_reader_that_goes_away(self, server: Sandbox) -> None:
+    def test_a_closed_pipe_ends_the_sync(self, server: Sandbox) -> None:
         write_accounts(Path(), "Ada")
         result = lamella_to_nobody(*arguments(server, "--output", "records.jsonl"))
         assert result.returncode == 1
@@ -243,7 +245,7 @@ class TestInAPipe:
 
 
 class TestJson:
-    def test_stdout_holds_nothing_else(self, server: Sandbox) -> None:
+    def test_json_is_alone_on_stdout(self, server: Sandbox) -> None:
         shown = sync(server, "--json", "--output", "records.jsonl")
         report = json.loads(shown.stdout)
         assert shown.exit_code == report["exit_code"] == 1
@@ -266,7 +268,7 @@ class TestJson:
         [cause] = report["causes"]
         assert (cause["parts"], cause["accounts"], cause["what"]) == (2, ["Eve"], "401 Unauthorized")
 
-    def test_of_a_sync_that_is_resumed(self, server: Sandbox) -> None:
+    def test_json_describes_a_resumed_sync(self, server: Sandbox) -> None:
         sync(server)
         report = json.loads(sync(server, "--json", "--resume").stdout)
         assert (report["run"], report["resumed"]) == (1, True)
@@ -274,14 +276,14 @@ class TestJson:
 
 
 class TestADryRun:
-    def test_nothing_is_sent_or_written(self, server: Sandbox) -> None:
+    def test_a_dry_run_sends_and_writes_nothing(self, server: Sandbox) -> None:
         shown = sync(server, "--dry-run", "--output", "records.jsonl")
         assert (shown.exit_code, shown.stderr) == (0, "")
         assert shown.stdout.splitlines()[:2] == ["6 parts; nothing was sent", "Ada  invoices  everything"]
         assert server.received == []
         assert [path.name for path in Path().iterdir()] == ["accounts.csv"]
 
-    def test_it_knows_what_is_done(self, server: Sandbox) -> None:
+    def test_a_dry_run_shows_what_is_done(self, server: Sandbox) -> None:
         sync(server)
         server.received.clear()
         before = Path("lamella-sync.journal").read_bytes()
@@ -294,14 +296,14 @@ class TestADryRun:
         assert server.received == []
         assert Path("lamella-sync.journal").read_bytes() == before
 
-    def test_a_long_plan_is_cut(self, server: Sandbox) -> None:
+    def test_a_long_plan_is_truncated(self, server: Sandbox) -> None:
         names = ",".join(f"resource{number}" for number in range(20))
         lines = sync(server, "--dry-run", resources=names).stdout.splitlines()
         assert (len(lines), lines[-2:]) == (43, ["… and 20 more", ""])
 
 
 class TestAJournalThatCannotBeUsed:
-    def test_of_another_api(self, server: Sandbox) -> None:
+    def test_a_journal_of_another_api_is_rejected(self, server: Sandbox) -> None:
         sync(server)
         server.received.clear()
         with served() as other:
@@ -312,7 +314,7 @@ class TestAJournalThatCannotBeUsed:
         assert "belongs to another batch" in shown.stderr
         assert shown.stderr.count("\n") == 1
 
-    def test_one_that_is_in_use(self, server: Sandbox) -> None:
+    def test_a_journal_in_use_is_rejected(self, server: Sandbox) -> None:
         sync(server)
         server.received.clear()
         with closing(sqlite3.connect("lamella-sync.journal")) as db:
@@ -327,7 +329,7 @@ class TestAJournalThatCannotBeUsed:
 @SIGNALS
 class TestInterrupted:
     @pytest.mark.parametrize("by", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-    def test_it_ends_in_order_and_goes_on_where_it_was(self, by: signal.Signals) -> None:
+    def test_an_interrupted_sync_ends_gracefully_and_can_be_resumed(self, by: signal.Signals) -> None:
         write_accounts(Path(), "Ada", "Bob")
         records = 1000
         with served(records=records, latency=0.05, accounts=_two_accounts(records)) as server:
@@ -349,7 +351,7 @@ class TestInterrupted:
             assert has_all(server, rows(), "Ada", "Bob")
             assert len(server.received) <= 40 + 2, "what had been read was not read again"
 
-    def test_the_second_time_it_ends_at_once(self) -> None:
+    def test_a_second_signal_ends_the_sync_at_once(self) -> None:
         write_accounts(Path(), "Ada")
         with served(latency=60.0) as server:
             with start(*arguments(server)) as process:
@@ -366,7 +368,7 @@ class TestInterrupted:
         assert errors.startswith("lamella: interrupted; continue with: ")
         assert "Traceback" not in errors
 
-    def test_what_is_ignored_stays_ignored(self) -> None:
+    def test_an_ignored_signal_stays_ignored(self) -> None:
         """As in the background of a shell."""
         write_accounts(Path(), "Ada", "Bob")
         with served(records=100, latency=0.05, accounts=_two_accounts(100)) as server:
@@ -387,7 +389,7 @@ class TestInterrupted:
         assert process.returncode == 0
         assert b"Stopping" not in output
 
-    def test_json_comes_all_the_same(self) -> None:
+    def test_an_interrupted_sync_prints_json(self) -> None:
         write_accounts(Path(), "Ada")
         with served(latency=60.0) as server:
             with start(*arguments(server, "--json")) as process:
@@ -402,7 +404,7 @@ class TestInterrupted:
         assert errors.splitlines()[-1].startswith("lamella: interrupted; continue with: ")
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, asyncio.CancelledError])
-    def test_before_anything_was_sent(
+    def test_a_sync_can_be_interrupted_before_it_sends(
         self, server: Sandbox, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
     ) -> None:
         async def interrupted(*_: object) -> None:
@@ -417,7 +419,7 @@ class TestInterrupted:
         assert shown.stderr == "lamella: interrupted; with --journal FILE, --resume could continue from there\n"
 
     @pytest.mark.parametrize("by", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
-    def test_a_terminal_is_left_as_it_was(self, by: signal.Signals) -> None:
+    def test_an_interrupted_sync_restores_the_terminal(self, by: signal.Signals) -> None:
         import pty
 
         write_accounts(Path(), "Ada", "Bob")
@@ -470,14 +472,14 @@ def _wait_for(condition: Any) -> None:
 @pytest.mark.slow
 class TestWhatIsNotInstalled:
     @pytest.mark.parametrize("option", [("--otlp", "http://localhost:4318"), ("--report", "page.html"), ("--sandbox",)])
-    def test_the_sdk(self, option: tuple[str, ...]) -> None:
+    def test_a_missing_sdk_is_reported(self, option: tuple[str, ...]) -> None:
         write_accounts(Path())
         more = [] if option == ("--sandbox",) else ["--accounts", "accounts.csv", "--resource", "invoices"]
         result = without("opentelemetry.sdk", "sync", *more, *option)
         assert (result.stdout, result.returncode) == ("", 2)
         assert result.stderr == f"lamella: {option[0]} needs OpenTelemetry's SDK: pip install 'lamella[cli,sdk]'\n"
 
-    def test_the_sdk_is_switched_off(self, server: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_disabled_sdk_is_reported(self, server: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
         shown = sync(server, "--report", "page.html")
         assert shown.exit_code == 2
@@ -497,7 +499,7 @@ class TestWhatIsNotInstalled:
         assert (result.stdout, result.returncode) == ("", 2)
         assert result.stderr == "lamella: pyarrow is missing: pip install 'lamella[parquet]'\n"
 
-    def test_without_all_of_these_it_syncs(self, server: Sandbox) -> None:
+    def test_a_sync_works_without_optional_packages(self, server: Sandbox) -> None:
         write_accounts(Path(), "Ada")
         result = without("opentelemetry.sdk", *arguments(server, "--output", "records.jsonl"))
         assert (result.stderr, result.returncode) == ("", 0)

@@ -98,7 +98,7 @@ def counted(total: int | None, total_pages: int | None) -> Callable[[int, int], 
     ],
     ids=["pages are capped", "one page by its count", "a page is empty once", "a record moves once"],
 )
-def test_all_records_that_are_counted_are_read(server: ListServer) -> None:
+def test_all_counted_records_are_read(server: ListServer) -> None:
     with answering(server) as url:
         shown = sync(url, "--output", "out.jsonl")
     assert (shown.code, shown.last_line) == (0, "")
@@ -138,7 +138,7 @@ INCOMPLETE: dict[str, tuple[Callable[[], ListServer], str, str, str]] = {
 
 @pytest.mark.parametrize("case", INCOMPLETE)
 class TestWhatIsMissing:
-    def test_is_told_at_the_end(self, case: str) -> None:
+    def test_missing_records_are_reported_at_the_end(self, case: str) -> None:
         make, what, said, _ = INCOMPLETE[case]
         with answering(make()) as url:
             shown = sync(url, "--output", "out.jsonl", "--report", "page.html")
@@ -159,7 +159,7 @@ class TestWhatIsMissing:
         assert [text for text in page.texts["p"] if "Records are missing: 1 of 1 part is not done." in text]
         assert [text for text in page.texts["p"] if said in text]
 
-    def test_is_in_the_report_for_programs(self, case: str) -> None:
+    def test_missing_records_are_in_the_json_report(self, case: str) -> None:
         make, what, said, error = INCOMPLETE[case]
         with answering(make()) as url:
             shown = sync(url, "--output", "out.jsonl", "--json")
@@ -185,7 +185,7 @@ class TestWithFailedParts:
         with answering(handle) as url:
             yield url
 
-    def test_the_last_words_count_them(self, url: str) -> None:
+    def test_the_last_line_counts_failed_parts(self, url: str) -> None:
         for more in ((), ("--resume",)):
             shown = sync(url, "--output", "out.jsonl", *more, resources="bills,items,offers")
             assert shown.code == 1
@@ -195,7 +195,7 @@ class TestWithFailedParts:
             assert shown.last_line.startswith("lamella: 2 of 3 parts failed; continue with: ")
             assert stored() == of(250)
 
-    def test_and_where_all_is_done_they_say_so(self, url: str) -> None:
+    def test_the_last_line_says_that_all_is_done(self, url: str) -> None:
         sync(url, resources="bills,items")
         shown = sync(url, "--output", "out.jsonl")
         assert (shown.code, shown.last_line) == (0, "")
@@ -207,7 +207,7 @@ class TestAFirstRunWithSince:
     def server(self) -> ListServer:
         return ListServer([*(record(number, START - timedelta(days=400)) for number in range(14)), *numbered(20)[14:]])
 
-    def test_says_that_older_records_are_not_there(self, server: ListServer) -> None:
+    def test_a_first_run_with_since_reports_missing_older_records(self, server: ListServer) -> None:
         with answering(server) as url:
             first = sync(url, "--output", "out.jsonl", "--since", "2025-11-01", "--report", "page.html")
             assert stored() == of(20) - of(14)
@@ -235,7 +235,7 @@ class TestAFirstRunWithSince:
 
 
 class TestACorrectedCompany:
-    def test_leaves_nothing_of_the_other_one(self) -> None:
+    def test_a_corrected_company_replaces_all_records(self) -> None:
         server = ListServer(numbered(20))
         with answering(server) as url:
             write_accounts(company_id="4711")
@@ -261,7 +261,7 @@ class TestACorrectedCompany:
         report = json.loads(again.result.stdout)
         assert (report["dropped"], report["complete"]) == ([], True)
 
-    def test_the_command_that_goes_on_does_so_with_the_new_one(self) -> None:
+    def test_the_resume_command_keeps_the_corrected_company(self) -> None:
         server = ListServer(numbered(250), instead=lambda server, page, given: 404 if page == 2 else None)
         with answering(server) as url:
             write_accounts(company_id="4711")

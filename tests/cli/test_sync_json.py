@@ -21,7 +21,7 @@ PARTS = (
 )
 
 
-def test_the_states() -> None:
+def test_json_has_the_state_of_each_part() -> None:
     found = as_json(Synced(3, True, PARTS, 1.23456), (), output=None, exit_code=1)
     assert [part["state"] for part in found["parts"]] == ["done", "skipped", "open", "failed", "failed"]
     assert found["totals"] == {
@@ -33,7 +33,7 @@ def test_the_states() -> None:
     assert "checks" not in found
 
 
-def test_what_holds_a_secret_is_redacted() -> None:
+def test_secrets_in_json_are_redacted() -> None:
     synced = Synced(1, False, PARTS, 1.0, fault=f"the journal of {KEY} is full")
     told = causes_of(PARTS, [KEY])
     found = as_json(synced, told, output=Path("a.db"), exit_code=1, secrets=[KEY])
@@ -51,14 +51,14 @@ def test_what_holds_a_secret_is_redacted() -> None:
     assert json.loads(text) == found
 
 
-def test_the_message_of_our_own_errors_is_not_cut() -> None:
+def test_messages_of_our_own_errors_are_not_truncated() -> None:
     error = api_error(404, "x" * 290)
     found = as_json(Synced(1, False, (Part("a", "x", None, error=error),), 1.0), (), output=None, exit_code=1)
     assert found["parts"][0]["error"]["message"] == str(error)
     assert len(str(error)) > 300
 
 
-def test_the_checks_of_a_sync_with_the_sandbox() -> None:
+def test_json_has_the_checks_of_a_sync_with_the_sandbox() -> None:
     checks = (Check("All is well.", None), Check("Nothing is lost.", "1 record missing"))
     found = as_json(Synced(1, False, (), 1.0), (), output=None, exit_code=1, checks=checks)
     assert found["checks"] == [

@@ -40,7 +40,7 @@ def sync(url: str, *more: str) -> Result:
 
 
 @pytest.mark.parametrize("user", ["", "ada:zq-password@"])
-def test_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user: str) -> None:
+def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user: str) -> None:
     (tmp_path / "netrc").write_text("default login somebody password zq-netrc")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with served() as server:
@@ -68,7 +68,7 @@ def test_a_proxy_that_refuses_is_named_without_its_password(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "*"])
-def test_no_proxy_names_those_that_are_reached_directly(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_no_proxy_hosts_are_reached_directly(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     with socket.socket() as nobody, served() as server:
         nobody.bind(("127.0.0.1", 0))
         monkeypatch.setenv("http_proxy", f"127.0.0.1:{nobody.getsockname()[1]}")
@@ -106,7 +106,7 @@ def https(authority: trustme.CA) -> Iterator[str]:
         server.server_close()
 
 
-def test_an_authority_of_ones_own(tmp_path: Path) -> None:
+def test_a_custom_certificate_authority_is_accepted(tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     with https(authority) as url:
@@ -118,7 +118,7 @@ def test_an_authority_of_ones_own(tmp_path: Path) -> None:
             assert done.returncode == code, done.stderr
 
 
-def test_a_lookback_asks_for_what_was_changed_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lookback_reads_earlier_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     with served() as server:
         moments = []
         for more in ((), ("--lookback", "0s"), ("--lookback", "2d")):

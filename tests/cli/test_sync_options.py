@@ -80,7 +80,7 @@ def test_bad_usage(arguments: tuple[str, ...], told: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["", " ", None])
-def test_no_api_key(monkeypatch: pytest.MonkeyPatch, key: str | None) -> None:
+def test_a_missing_api_key_is_reported(monkeypatch: pytest.MonkeyPatch, key: str | None) -> None:
     if key is None:
         monkeypatch.delenv("MAESN_API_KEY")
     else:
@@ -90,18 +90,18 @@ def test_no_api_key(monkeypatch: pytest.MonkeyPatch, key: str | None) -> None:
     assert shown.stderr.startswith("lamella: no API key: set MAESN_API_KEY.")
 
 
-def test_an_api_key_that_fits_no_header(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_api_key_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAESN_API_KEY", f"{SECRET}\x7f")
     shown = CliRunner().invoke(app, ["sync", *GIVEN])
     assert shown.stderr == "lamella: MAESN_API_KEY must be printable ASCII, because it is sent in a header\n"
 
 
-def test_the_address_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_url_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAESN_BASE_URL", "nowhere")
     assert CliRunner().invoke(app, ["sync", *GIVEN]).stderr == f"lamella: MAESN_BASE_URL {URL}, not 'nowhere'\n"
 
 
-def test_what_they_come_to(tmp_path: Path) -> None:
+def test_options_become_settings(tmp_path: Path) -> None:
     found = settings_of(
         Options(
             accounts=Path("accounts.csv"),
@@ -122,7 +122,7 @@ def test_what_they_come_to(tmp_path: Path) -> None:
     assert SECRET not in repr(found)
 
 
-def test_the_same_address_is_the_same_journal(tmp_path: Path) -> None:
+def test_the_same_address_uses_the_same_journal(tmp_path: Path) -> None:
     given = Options(accounts=Path("accounts.csv"), resources=("a",))
     urls = (None, "https://api.maesn.dev", "https://api.maesn.dev/", " https://API.maesn.dev:443")
     identities = {
@@ -131,7 +131,7 @@ def test_the_same_address_is_the_same_journal(tmp_path: Path) -> None:
     assert identities == {"maesn sync of https://api.maesn.dev"}
 
 
-def test_how_to_go_on_is_what_was_given_and_no_since() -> None:
+def test_the_resume_command_has_the_given_options_without_since() -> None:
     arguments = [
         "--accounts", "my accounts.csv", "--resource", "invoices,contacts", "--resource", "items", "--output", "a.db",
         "--journal", "j", "--lookback", "7d", "--concurrency", "7", "--otlp", "http://a", "--report", "a.html",
@@ -153,7 +153,7 @@ def test_how_to_go_on_is_what_was_given_and_no_since() -> None:
     assert shlex.split(options.to_go_on()) == ["lamella", "sync", *arguments, "--resume"]
 
 
-def test_how_to_go_on_shows_no_password() -> None:
+def test_the_resume_command_shows_no_password() -> None:
     told = Options(otlp=f"https://ada:{SECRET}@traces.example.com?token={SECRET}").to_go_on()
     assert SECRET not in told
     assert "--otlp 'https://traces.example.com/?token=REDACTED'" in told

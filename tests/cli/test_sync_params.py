@@ -51,7 +51,7 @@ def test_records_without_an_id_are_reported(tmp_path: Path) -> None:
     assert told in " ".join(said.split()), said
 
 
-def test_the_command_to_go_on_has_the_parameters(tmp_path: Path) -> None:
+def test_the_resume_command_has_the_parameters(tmp_path: Path) -> None:
     with served(unsupported={"offers"}) as sandbox:
         code, _, said = sync(sandbox, tmp_path, "--resource", "offers", "--param", "offers:status=SENT")
         assert len(sandbox.received) == 1

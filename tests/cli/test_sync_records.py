@@ -123,7 +123,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_bad_record_loses_no_other_one_and_is_named(bad: str) -> None:
+def test_a_bad_record_is_reported_and_the_others_are_stored(bad: str) -> None:
     sent = [f'{{"billId":"b{number:02}","total":1}}' for number in range(99)]
     with answering(partial(answer, text=body(*sent[:2], bad, *sent[2:]))) as url:
         shown = sync(url, "--output", "out.jsonl", "--json")
@@ -139,7 +139,7 @@ def test_a_bad_record_loses_no_other_one_and_is_named(bad: str) -> None:
     assert BAD[bad] in words(again)
 
 
-def test_one_id_twice_with_the_same_content_is_one_record() -> None:
+def test_equal_records_with_one_id_are_one_record() -> None:
     """The API counts two; both were read."""
     sent = ['{"billId":"b0","total":1}', '{"billId":"b1","total":1}', '{"billId":"b0","total":1}']
     with answering(partial(answer, text=body(*sent))) as url:
@@ -161,7 +161,7 @@ TYPED = '{"billId":"b0","number":"A-1","total":99999999999999.99,"lineItems":[{"
 
 
 class TestASchema:
-    def test_makes_typed_columns_and_child_tables(self) -> None:
+    def test_a_schema_creates_typed_columns_and_child_tables(self) -> None:
         Path("schema.toml").write_text(SCHEMA)
         with answering(partial(answer, text=body(TYPED))) as url:
             for output in ("out.db", "out.parquet"):
@@ -174,7 +174,7 @@ class TestASchema:
         assert row["total"] == Decimal("99999999999999.99")
         assert pq.read_table("out.bills_lineItems.parquet").num_rows == 2
 
-    def test_that_does_not_fit_is_a_reported_failure_and_no_lost_record(self) -> None:
+    def test_misfits_of_a_schema_are_reported_and_lose_no_record(self) -> None:
         Path("schema.toml").write_text(SCHEMA)
         text = body(TYPED, '{"billId":"b1","number":5,"total":1.005}')
         with answering(partial(answer, text=text)) as url:
@@ -209,7 +209,7 @@ class TestASchema:
             (None, "out.db", "--schema: schema.toml: cannot be read: No such file"),
         ],
     )
-    def test_that_is_wrong(self, text: str | None, output: str, told: str) -> None:
+    def test_a_wrong_schema_is_rejected(self, text: str | None, output: str, told: str) -> None:
         if text is not None:
             Path("schema.toml").write_text(text)
         shown = sync("http://127.0.0.1:9", "--schema", "schema.toml", *(["--output", output] if output else []))

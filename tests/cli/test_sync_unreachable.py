@@ -117,7 +117,7 @@ def test_an_unknown_host_name_ends_the_sync_at_once(monkeypatch: pytest.MonkeyPa
     assert "Circuit Open" not in shown.output
 
 
-def test_of_many_parts_only_the_first_are_tried_at_an_address_that_fails_for_good() -> None:
+def test_only_the_first_parts_try_a_permanently_failing_address() -> None:
     with untrusted() as (url, connections):
         shown = sync(url, "invoices,contacts,items,projects,bills,units,offers,payments", "--concurrency", "1")
         assert connections == [20]
@@ -132,7 +132,7 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def test_a_port_that_nobody_listens_at_ends_the_sync_soon(free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_port_ends_the_sync_soon(free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contact, "_PATIENCE", 0.2)
     monkeypatch.setattr(contact, "_PAUSES", (0.05,))
     monkeypatch.setattr(options, "Settings", Settings)
@@ -156,7 +156,7 @@ def test_the_wrong_scheme_ends_the_sync_and_is_named(monkeypatch: pytest.MonkeyP
     assert "the API is down" not in shown.output
 
 
-def test_an_outage_after_an_answer_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_after_an_answer_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections that fail end the parts of an address that has never answered, and no others."""
     monkeypatch.setattr(contact, "_PATIENCE", 0.0)
     monkeypatch.setattr(maesn, "sync", partial(maesn.sync, patience=0.3))
@@ -173,7 +173,7 @@ def test_an_outage_after_an_answer_stays_one(monkeypatch: pytest.MonkeyPatch) ->
     assert "the API is down: Connection Lost" in shown.stdout
 
 
-def test_an_answer_of_the_api_is_not_repeated_in_the_last_line() -> None:
+def test_the_last_line_does_not_repeat_an_api_response() -> None:
     with served() as sandbox:
         shown = sync(sandbox.url, "unicorns")
     assert last_line(shown) == "lamella: 3 of 3 parts failed"

@@ -51,7 +51,7 @@ def marked() -> set[str]:
     return {f"{line['account']} {line['id']}" for line in lines if "deleted" in line}
 
 
-def test_verify_says_what_was_missing_and_what_is_deleted(books: ListServer, url: str) -> None:
+def test_verify_reports_missing_and_deleted_records(books: ListServer, url: str) -> None:
     assert sync(url).exit_code == 0
     del books.records[7]
     books.records.insert(0, record(1000, START - timedelta(days=400)))  # late, with an old date
@@ -77,7 +77,7 @@ def test_verify_says_what_was_missing_and_what_is_deleted(books: ListServer, url
     assert (again["complete"], again["departed"], again["absent"]) == (True, [], [])
 
 
-def test_without_a_total_it_says_that_nothing_is_proved(books: ListServer, url: str) -> None:
+def test_verify_without_a_total_reports_that_nothing_is_proved(books: ListServer, url: str) -> None:
     books.count = lambda *_: {"pagination": {"totalPages": 3}}
     sync(url)
     del books.records[7]
@@ -89,7 +89,7 @@ def test_without_a_total_it_says_that_nothing_is_proved(books: ListServer, url: 
     assert marked() == set()
 
 
-def test_an_interrupted_comparison_goes_on(books: ListServer, url: str) -> None:
+def test_an_interrupted_comparison_can_be_resumed(books: ListServer, url: str) -> None:
     sync(url)
     del books.records[7]
     books.instead = lambda _, page, __: 404 if page == 2 else None
@@ -133,12 +133,12 @@ def test_bad_usage(more: list[str], told: str) -> None:
     assert shown.stderr.startswith(f"lamella: {told}")
 
 
-def test_the_command_that_goes_on_has_them() -> None:
+def test_the_resume_command_keeps_the_options() -> None:
     told = Options(verify=True, full_every="7d", departed="mark").to_go_on()
     assert told == "lamella sync --full-every 7d --departed mark --resume"
 
 
-def test_an_account_that_leaves(tmp_path: Path) -> None:
+def test_a_departed_account_is_reported(tmp_path: Path) -> None:
     with served() as sandbox:
         write_accounts(tmp_path, "Ada", "Bob")
         sync(sandbox.url, resources="items")
@@ -158,7 +158,7 @@ def test_an_account_that_leaves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stated", ["csv", "toml"])
-def test_a_list_that_a_system_does_not_have(books: ListServer, stated: str) -> None:
+def test_a_list_declared_absent_is_not_read(books: ListServer, stated: str) -> None:
     async def handle(request: Any) -> Any:
         return await (books if request.path.endswith("bills") else ListServer([], instead=lambda *_: 404))(request)
 
@@ -185,7 +185,7 @@ def test_a_list_that_a_system_does_not_have(books: ListServer, stated: str) -> N
     assert report["complete"]
 
 
-def test_a_list_that_is_stated_wrongly(tmp_path: Path) -> None:
+def test_a_wrongly_declared_list_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "accounts.csv"
     path.write_text(f"name,key,without\nAda,{KEYS['Ada']},off/ers\n")
     shown = sync("http://127.0.0.1:9")

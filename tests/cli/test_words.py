@@ -31,7 +31,7 @@ def test_duration(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
-def test_a_range() -> None:
+def test_a_range_of_seconds_is_formatted() -> None:
     assert between(60, 66) == "1 min – 1 min 6 s"
     assert between(60, 60.2) == "1 min"
 
