@@ -137,12 +137,12 @@ def pool_timeout() -> ConnectTimeout:
         (AttemptTimeout, (TransportError, TimeoutError)),
     ],
 )
-def test_the_tree_is_the_one_of_the_design(cls: type[Exception], bases: tuple[type[Exception], ...]) -> None:
+def test_the_error_classes_have_the_designed_bases(cls: type[Exception], bases: tuple[type[Exception], ...]) -> None:
     assert cls.__bases__ == bases
 
 
 @pytest.mark.parametrize("cls", ERRORS)
-def test_no_error_is_one_that_aiohttp_sends_again_by_itself(cls: type[Exception]) -> None:
+def test_no_error_class_makes_aiohttp_repeat_a_request(cls: type[Exception]) -> None:
     assert not issubclass(cls, aiohttp.ClientOSError | aiohttp.ServerDisconnectedError)
     assert issubclass(cls, aiohttp.ClientError) == (cls is not LamellaError)
     assert issubclass(cls, TimeoutError) == (cls in {AttemptTimeout, ConnectTimeout})
@@ -204,7 +204,7 @@ def test_a_transport_error_has_all_known_fields(cls: type[TransportError]) -> No
     assert [each.failure for each in [*UNANSWERED, *unsent]] == list(Failure)
 
 
-def test_a_connect_timeout_was_not_in_the_pool_unless_it_says_so() -> None:
+def test_a_connect_timeout_is_not_in_the_pool_by_default() -> None:
     assert not ConnectTimeout("GET", URL("http://h"), RULE).in_pool
 
 
@@ -215,7 +215,7 @@ def not_sent(cls: type[RequestRejected]) -> RequestRejected:
 
 
 @pytest.mark.parametrize("cls", [CircuitOpen, RateLimited, TokenUnavailable])
-def test_what_was_not_sent_says_since_when_and_until_when(
+def test_a_rejected_request_has_start_and_end_time(
     cls: type[CircuitOpen | RateLimited | TokenUnavailable],
 ) -> None:
     began = datetime.now(UTC)
@@ -247,7 +247,7 @@ def test_no_part_of_an_api_error_shows_a_known_secret() -> None:
     assert dict(error.request_info.headers) == {"accept": "a/b; REDACTED", "authorization": "REDACTED"}
 
 
-def test_of_many_messages_an_error_shows_five() -> None:
+def test_an_error_shows_at_most_five_messages() -> None:
     assert "[a; b; c; d; e]" in str(api_error(body=said_by(("a", "b", "c"), ("d", "e"), ("f",))))
 
 
@@ -309,7 +309,7 @@ def test_changing_a_copy_of_an_error_does_not_change_the_original() -> None:
         ),
     ],
 )
-def test_an_error_is_one_line_that_says_what_to_do(error: LamellaError, line: str) -> None:
+def test_an_error_is_one_line_with_a_hint(error: LamellaError, line: str) -> None:
     assert str(error) == line
     assert repr(error) == f"<{type(error).__name__}: {line}>"
 
@@ -330,14 +330,14 @@ def test_an_error_is_one_line_that_says_what_to_do(error: LamellaError, line: st
     ],
     ids=str,
 )
-def test_the_line_of_an_error_has_message_and_code_and_no_other_field(body: object, code: str, shown: str) -> None:
+def test_an_error_line_has_only_message_and_code(body: object, code: str, shown: str) -> None:
     error = api_error(body=json.dumps(body).encode())
 
     assert error.error_code == code
     assert str(error) == f"GET https://api.example.com/v1/invoices?limit=5: 429 Too Many Requests {shown}. Slow down"
 
 
-def test_the_body_is_parsed_when_somebody_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_body_of_an_error_is_parsed_on_first_access(monkeypatch: pytest.MonkeyPatch) -> None:
     body = json.dumps({"message": "wait: Größe"}, ensure_ascii=False).encode()
     with monkeypatch.context() as patched:
         patched.setattr(json, "loads", None)
@@ -368,7 +368,7 @@ def test_an_error_says_the_number_of_attempts_and_why_it_stopped(
 
 @given(st.text())
 @example(HOSTILE)
-def test_what_a_server_says_is_shown_in_one_printable_line(said: str) -> None:
+def test_the_servers_message_is_shown_in_one_printable_line(said: str) -> None:
     for error in (
         api_error(body=said_by((said,))),
         api_error(body=said_by((), (said, said))),
@@ -380,13 +380,13 @@ def test_what_a_server_says_is_shown_in_one_printable_line(said: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["Slow\ndown.", "Slow\r\n    down.", "Slow down.\n"])
-def test_an_error_is_one_line_however_its_rule_is_written(text: str) -> None:
+def test_an_error_is_one_line_for_any_rule_text(text: str) -> None:
     for error in (api_error(rule=Rule(429, "Limited", "", text)), api_error(rule=Rule(429, text))):
         assert str(error).isprintable()
         assert str(error).endswith(" Slow down")
 
 
-def test_a_long_answer_makes_no_long_message() -> None:
+def test_a_long_response_gives_a_short_message() -> None:
     error = api_error(body=said_by(("x" * 10_000,) * 3, ("y" * 10_000,) * 3))
 
     assert error.details
@@ -475,9 +475,7 @@ async def test_no_secret_is_in_the_error_for_a_server_that_echoes_it(serve: Serv
     ],
     ids=["slashes", "escapes", "UTF-16", "UTF-8 with a mark"],
 )
-async def test_no_secret_is_in_the_payload_however_json_spells_it(
-    serve: Serve, spelled: Callable[[str], bytes]
-) -> None:
+async def test_no_json_spelling_of_a_secret_is_in_the_payload(serve: Serve, spelled: Callable[[str], bytes]) -> None:
     async def handler(request: web.Request) -> web.Response:
         body = spelled(json.dumps({"message": SECRET, "data": [{SECRET: SECRET}]}))
         return web.Response(status=400, body=body, content_type="application/json")
@@ -501,7 +499,7 @@ async def test_no_error_keeps_a_secret_to_search_its_body_for_later(serve: Serve
     assert_none_shows_it([*strings_in(vars(error)), *strings_in(vars(copy.copy(error))), repr(pickle.dumps(error))])
 
 
-async def test_an_error_that_nobody_reads_is_not_redacted_and_shows_no_secret(
+async def test_an_unread_error_is_not_redacted_and_shows_no_secret(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     redacted: list[bytes] = []
@@ -600,7 +598,7 @@ async def test_the_headers_of_the_answer_are_shown_without_secrets(serve: Serve)
     ],
     ids=str,
 )
-def test_an_error_has_the_servers_name_for_the_request(headers: dict[str, str] | None, found: str | None) -> None:
+def test_an_error_has_the_servers_request_id(headers: dict[str, str] | None, found: str | None) -> None:
     assert api_error(headers=headers and CIMultiDict(headers)).request_id == found
 
 
@@ -646,7 +644,7 @@ async def demand_proxy_login(reader: asyncio.StreamReader, writer: asyncio.Strea
 @pytest.mark.parametrize(
     ("answer", "cls"), [(not_http, ConnectionLost), (hang_up, ConnectionLost), (None, ConnectFailed)]
 )
-async def test_no_secret_is_in_the_error_for_a_failed_connection_nor_in_what_caused_it(
+async def test_a_failed_connection_error_and_its_cause_show_no_secret(
     serve_raw: ServeRaw, answer: Any, cls: type[TransportError], place: str
 ) -> None:
     bound, nobody = closed_port()
@@ -662,9 +660,7 @@ async def test_no_secret_is_in_the_error_for_a_failed_connection_nor_in_what_cau
     ("scheme", "answer"),
     [("https", demand_proxy_login), ("https", hang_up), ("http", hang_up), ("https", None), ("http", None)],
 )
-async def test_no_login_of_a_proxy_is_in_the_error_nor_in_what_caused_it(
-    serve_raw: ServeRaw, scheme: str, answer: Any
-) -> None:
+async def test_an_error_and_its_cause_show_no_proxy_credentials(serve_raw: ServeRaw, scheme: str, answer: Any) -> None:
     bound, nobody = closed_port()
     with bound:
         proxy = URL(await serve_raw(answer) if answer else nobody).with_user("user").with_password(SECRET)

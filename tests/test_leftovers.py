@@ -86,7 +86,7 @@ async def debug(loop_may_debug: bool) -> AsyncIterator[None]:
 @pytest.mark.usefixtures("debug")
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", ["lamella", "lamella.throttle.queue", "lamella.timeout"])
-async def test_a_timer_of_lamella_is_seen(name: str, path: str) -> None:
+async def test_a_timer_of_lamella_is_found(name: str, path: str) -> None:
     for callback, arguments in of(module(name, path)):
         with timer(callback, *arguments) as made:
             assert timers_of_lamella() == [made]
@@ -96,7 +96,7 @@ async def test_a_timer_of_lamella_is_seen(name: str, path: str) -> None:
 @pytest.mark.usefixtures("debug")
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", ["app", "tests.lamella", "lamellar", "lamella_app.queue"])
-async def test_a_timer_of_others_is_not(name: str, path: str) -> None:
+async def test_a_timer_of_other_code_is_ignored(name: str, path: str) -> None:
     for callback, arguments in of(module(name, path)):
         with timer(callback, *arguments):
             assert not timers_of_lamella()
@@ -104,7 +104,7 @@ async def test_a_timer_of_others_is_not(name: str, path: str) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", ["lamella.throttle.queue", "app"])
-async def test_a_task_is_lamellas_where_it_waits_in_code_of_lamella(name: str, path: str) -> None:
+async def test_a_task_waiting_in_lamella_code_is_found(name: str, path: str) -> None:
     async def users_own() -> None:
         await module(name, path)["wait"]()
 
@@ -116,9 +116,7 @@ async def test_a_task_is_lamellas_where_it_waits_in_code_of_lamella(name: str, p
     assert not tasks_of_lamella()
 
 
-async def test_calls_that_wait_are_not_at_rest_and_those_that_have_ended_are(
-    serve: Serve, virtual_time: VirtualClock
-) -> None:
+async def test_only_ended_calls_are_at_rest(serve: Serve, virtual_time: VirtualClock) -> None:
     statuses = [429]
 
     async def answer(request: web.Request) -> web.Response:
@@ -138,7 +136,7 @@ async def test_calls_that_wait_are_not_at_rest_and_those_that_have_ended_are(
         at_rest(session)
 
 
-async def test_nothing_queued_but_a_task_that_is_left_is_not_at_rest(serve: Serve, virtual_time: VirtualClock) -> None:
+async def test_a_leftover_task_is_not_at_rest(serve: Serve, virtual_time: VirtualClock) -> None:
     async def answer(request: web.Request) -> web.Response:
         return web.Response()
 

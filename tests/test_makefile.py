@@ -132,7 +132,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     return checkout.folder, checkout.make(*TARGETS)
 
 
-def test_each_target_runs_by_an_interpreter_of_its_own(made: tuple[Path, list[Run]]) -> None:
+def test_each_target_uses_its_own_interpreter(made: tuple[Path, list[Run]]) -> None:
     """Where a path is long or has a space in it, a script in the environment's bin may not start."""
     folder, runs = made
     own = [run for run in runs if run.python.is_relative_to(folder)]
@@ -145,7 +145,7 @@ def test_each_target_runs_by_an_interpreter_of_its_own(made: tuple[Path, list[Ru
     assert {run.arguments[0] for run in runs if run not in own} <= {"-c", "-m"}
 
 
-def test_what_is_set_for_other_programs_reaches_none(made: tuple[Path, list[Run]]) -> None:
+def test_foreign_environment_variables_reach_no_target(made: tuple[Path, list[Run]]) -> None:
     _, runs = made
     for run in runs:
         assert not [name for name, value in SET.items() if run.environ.get(name) == value], run.arguments
@@ -160,7 +160,7 @@ def test_what_is_set_for_other_programs_reaches_none(made: tuple[Path, list[Run]
 
 
 @pytest.mark.parametrize("checkout", EACH_PLACE, indirect=True)
-def test_an_environment_is_made_once_for_a_place(checkout: Checkout, tmp_path: Path) -> None:
+def test_an_environment_is_created_once_per_location(checkout: Checkout, tmp_path: Path) -> None:
     made = ["-m", "venv", ".venv"]
     assert made in [run.arguments for run in checkout.make("types")]
     assert [run.arguments[:2] for run in checkout.make("types")] == [["-m", "mypy"], *[["-m", "pyright"]] * 2]

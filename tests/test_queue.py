@@ -173,7 +173,7 @@ async def block(account: Account) -> None:
     assert account.queue.blocked_until == now() + 60
 
 
-def test_a_call_that_need_not_wait_does_not() -> None:
+def test_a_call_with_a_free_permit_does_not_wait() -> None:
     async def main() -> None:
         account = Account()
         first = call()
@@ -224,7 +224,7 @@ def test_a_retried_call_keeps_its_place_before_younger_ones(slow: float) -> None
 
 
 @pytest.mark.parametrize("slow", [0.0, 0.2])
-def test_two_that_come_together_do_not_both_take_the_last_place(slow: float) -> None:
+def test_concurrent_calls_do_not_both_take_the_last_permit(slow: float) -> None:
     """While one waits for a slow store, the other does not know of it yet."""
 
     async def main() -> None:
@@ -249,7 +249,7 @@ def test_a_call_whose_permit_would_come_too_late_does_not_wait_for_it() -> None:
     run(main())
 
 
-def test_behind_others_as_well() -> None:
+def test_a_call_behind_others_fails_at_once_if_its_permit_is_too_late() -> None:
     async def main() -> None:
         account = Account()
         await block(account)
@@ -263,7 +263,7 @@ def test_behind_others_as_well() -> None:
     run(main())
 
 
-def test_with_a_stated_limit_its_place_in_the_queue_counts() -> None:
+def test_with_a_stated_limit_the_place_in_the_queue_is_considered() -> None:
     async def main() -> None:
         account = Account(stated=Limit(10, 60))
         tasks = [asyncio.create_task(account.send(call(), 0.0)) for _ in range(25)]  # the last five: after two minutes
@@ -281,7 +281,7 @@ def test_with_a_stated_limit_its_place_in_the_queue_counts() -> None:
     run(main())
 
 
-def test_a_refusal_meanwhile_ends_the_wait_of_those_who_cannot_wait_so_long() -> None:
+def test_a_new_refusal_ends_the_wait_of_calls_with_earlier_deadlines() -> None:
     async def main() -> None:
         account = slow()
         on_its_way = asyncio.create_task(account.send(call(), 50.0, 429))
@@ -304,7 +304,7 @@ def test_a_refusal_meanwhile_ends_the_wait_of_those_who_cannot_wait_so_long() ->
     run(main())
 
 
-def test_a_refusal_that_only_the_store_knows_ends_it_as_well() -> None:
+def test_a_refusal_seen_by_another_process_ends_the_wait() -> None:
     """Another process was refused: the first in the queue finds it out when it asks."""
 
     async def main() -> None:
@@ -344,7 +344,7 @@ def test_a_cancelled_call_leaves_nothing_behind_and_the_next_one_is_sent(which: 
     run(main())
 
 
-def test_cancelled_at_any_moment_it_leaves_nothing_behind() -> None:
+def test_a_call_cancelled_at_any_time_leaves_the_queue() -> None:
     """At each step of the loop from its first to its last."""
 
     async def at(steps: int) -> bool:
@@ -420,12 +420,12 @@ def burden(calls: int) -> float:
 
 
 @pytest.mark.slow
-def test_ten_thousand_queued_calls_are_no_burden() -> None:
+def test_ten_thousand_queued_calls_cost_little_time() -> None:
     """Ten times as many take some ten times as long: with anything quadratic in it, it would be a hundred times."""
     assert burden(10_000) < 40 * min(burden(1000) for _ in range(3))
 
 
-def test_those_cancelled_behind_a_first_that_waits_long_do_not_pile_up() -> None:
+def test_cancelled_calls_behind_a_waiting_one_do_not_accumulate() -> None:
     async def main() -> None:
         account = Account()
         await block(account)
@@ -442,7 +442,7 @@ def test_those_cancelled_behind_a_first_that_waits_long_do_not_pile_up() -> None
     run(main())
 
 
-def test_a_retry_that_comes_while_a_younger_call_asks_is_woken_when_that_has_its_answer() -> None:
+def test_a_retry_is_woken_after_a_younger_call_has_its_answer() -> None:
     async def main() -> None:
         younger, older = call(), call()
         PLACE.set(older, -1)
@@ -510,7 +510,7 @@ def test_ask_gets_the_number_of_calls_before() -> None:
     run(main())
 
 
-def test_a_call_that_got_its_permit_at_once_is_counted_and_keeps_its_place() -> None:
+def test_a_call_with_an_immediate_permit_is_counted() -> None:
     async def main() -> None:
         account = Account()
         at_once, other = call(), call()
@@ -526,7 +526,7 @@ def test_a_call_that_got_its_permit_at_once_is_counted_and_keeps_its_place() -> 
     run(main())
 
 
-def test_those_left_when_most_were_cancelled_go_in_order_as_well() -> None:
+def test_calls_left_after_many_cancellations_keep_their_order() -> None:
     async def main() -> None:
         account = Account()
         await block(account)
@@ -600,7 +600,7 @@ PLANS = st.lists(
     slow=st.sampled_from([0.0, 0.0, 0.3]),
     seed=st.integers(0, 99),
 )
-def test_whatever_happens_no_call_is_forgotten(
+def test_no_queued_call_is_ever_forgotten(
     plans: list[Plan], limit: ServersLimit | None, stated: Limit | None, slow: float, seed: int
 ) -> None:
     """Successes, 429s, 500s, cancellations and deadlines, in any order."""
@@ -654,9 +654,7 @@ def test_whatever_happens_no_call_is_forgotten(
     ),
     slow=st.sampled_from([0.0, 0.0, 0.001]),
 )
-def test_where_nothing_is_refused_no_call_waits_long_whatever_the_others_take(
-    plans: list[tuple[float, float, int]], slow: float
-) -> None:
+def test_without_refusals_no_call_waits_long_for_slow_ones(plans: list[tuple[float, float, int]], slow: float) -> None:
     """So many calls, which come together and take as long."""
 
     async def main() -> None:

@@ -67,7 +67,7 @@ async def use_tokens(url: str, provider: MeterProvider) -> None:
                 await asyncio.sleep(0.05)
 
 
-async def test_no_query_is_empty(prometheus: Prometheus, exported: tuple[MeterProvider, int]) -> None:
+async def test_no_dashboard_query_is_empty(prometheus: Prometheus, exported: tuple[MeterProvider, int]) -> None:
     provider, port = exported
     chances: dict[int | Fault, float] = {500: 0.2, 404: 0.05, Fault.CUT_BODY: 0.05}
     limit = FixedWindow(10, 1.0, retry_after=False)

@@ -92,7 +92,7 @@ def sent_ids(sandbox: Sandbox) -> list[tuple[str, str]]:
     return [(trace_id, span_id) for _, trace_id, span_id, _ in ids]
 
 
-async def test_a_call_that_succeeds_at_the_third_attempt(phoenix: Phoenix) -> None:
+async def test_phoenix_shows_a_call_with_three_attempts(phoenix: Phoenix) -> None:
     provider, memory = exporting_to(phoenix, "third-send")
     async with Sandbox() as sandbox:
         sandbox.script(429, 429, 200)
@@ -131,7 +131,7 @@ async def test_a_call_that_succeeds_at_the_third_attempt(phoenix: Phoenix) -> No
     assert [(send["context"]["trace_id"], send["context"]["span_id"]) for send in sends] == sent_ids(sandbox)
 
 
-async def test_a_write_that_is_not_sent_again(phoenix: Phoenix) -> None:
+async def test_phoenix_shows_a_write_without_retry(phoenix: Phoenix) -> None:
     provider, memory = exporting_to(phoenix, "write")
     async with Sandbox() as sandbox:
         sandbox.script(500)
@@ -151,7 +151,7 @@ async def test_a_write_that_is_not_sent_again(phoenix: Phoenix) -> None:
     assert [(send["context"]["trace_id"], send["context"]["span_id"])] == sent_ids(sandbox)
 
 
-def test_a_sync_of_the_sandbox(phoenix: Phoenix) -> None:
+def test_phoenix_shows_a_sync_of_the_sandbox(phoenix: Phoenix) -> None:
     sync = [sys.executable, "-m", "lamella", "sync", "--sandbox", "--resource", "items", "--otlp", phoenix.url]
     done = subprocess.run(sync, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603
     assert done.returncode == 0, done.stdout + done.stderr

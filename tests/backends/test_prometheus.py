@@ -132,7 +132,7 @@ def check(prometheus: Prometheus, job: str, sandbox: Sandbox, ends: Ends) -> Non
         assert secret not in series
 
 
-async def test_scripted_calls(prometheus: Prometheus, exporter: Exporter) -> None:
+async def test_prometheus_receives_the_metrics_of_scripted_calls(prometheus: Prometheus, exporter: Exporter) -> None:
     await asyncio.to_thread(prometheus.scrape, "scripted", exporter.port)
     ends = Ends()
     async with Sandbox(accounts=2) as sandbox, session_for(sandbox, exporter, 0.01) as session:
@@ -164,7 +164,7 @@ async def test_scripted_calls(prometheus: Prometheus, exporter: Exporter) -> Non
     await asyncio.to_thread(check, prometheus, "scripted", sandbox, ends)
 
 
-async def test_a_random_load(prometheus: Prometheus, exporter: Exporter) -> None:
+async def test_prometheus_receives_the_metrics_of_a_random_load(prometheus: Prometheus, exporter: Exporter) -> None:
     await asyncio.to_thread(prometheus.scrape, "random", exporter.port)
     ends = Ends()
     rng = random.Random(5)

@@ -59,7 +59,7 @@ def metrics_app() -> Iterator[int]:
             process.kill()
 
 
-def test_the_example_sets_off_what_the_rules_are_for(prometheus: Prometheus) -> None:
+def test_the_example_triggers_the_alerts(prometheus: Prometheus) -> None:
     with metrics_app() as port:
         prometheus.scrape("example", port)
 
@@ -91,7 +91,7 @@ def test_the_example_sets_off_what_the_rules_are_for(prometheus: Prometheus) -> 
     assert {(rule["health"], rule.get("lastError", "")) for rule in rules} == {("ok", "")}
 
 
-def test_the_rules_that_run_are_the_examples(prometheus: Prometheus) -> None:
+def test_the_tested_rules_are_the_example_rules(prometheus: Prometheus) -> None:
     # Their paths are relative to Prometheus's folder.
     files = {prometheus.targets.parent / group["file"] for group in prometheus.get("rules")["groups"]}
     assert [os.path.samefile(file, EXAMPLES / "lamella-rules.yml") for file in files] == [True]

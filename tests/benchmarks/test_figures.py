@@ -15,7 +15,7 @@ from lamella.testing import FixedWindow
     ("moments", "most"),
     [([], 0), ([5.0], 1), ([0.0, 0.5, 0.999], 3), ([0.0, 0.5, 1.0], 2), ([0.0, 2.0, 2.1, 2.2, 5.0], 3)],
 )
-def test_the_peak_is_within_any_second_its_end_excluded(moments: list[float], most: int) -> None:
+def test_the_peak_is_counted_over_any_half_open_second(moments: list[float], most: int) -> None:
     assert peak(moments) == most
 
 
@@ -29,7 +29,7 @@ ARRIVALS = [
 ENDED = [Ended(0, 9.9, 10.1, ""), Ended(1, 10.4, 10.6, ""), Ended(0, 10.1, 11.5, "")]
 
 
-def test_all_accounts_together() -> None:
+def test_figures_sum_all_accounts() -> None:
     assert figures(TWO, ARRIVALS, ENDED) == {
         "calls": 3,
         "seconds": pytest.approx(1.5),
@@ -55,7 +55,7 @@ def test_a_call_that_never_ended_is_lost_like_one_that_failed() -> None:
     assert figures(TWO, ARRIVALS, [*ENDED[:2], Ended(0, 10.1, 10.3, "429")])["lost"] == 1
 
 
-def test_nothing_has_arrived() -> None:
+def test_figures_of_a_run_without_requests_are_empty() -> None:
     whole = figures(TWO, [], [])
     assert (whole["seconds"], whole["sends"], whole["lost"], whole["peak"]) == (0.0, 0, 3, 0)
     assert timeline([], 0.1) == {"sends": [], "answered": []}
@@ -71,7 +71,7 @@ def test_errors_by_chance_lengthen_the_ideal_time_and_an_outage_does_not() -> No
     assert figures(down, arrivals, [])["ideal"] == pytest.approx(0.0)
 
 
-def test_an_outage_is_seen_from_the_first_request_on() -> None:
+def test_an_outage_counts_from_the_first_request() -> None:
     down = Scenario("down", "Down", "", (Crowd(5),), outage=Outage(1.0, 2.0), deadline=3.0, latency=0.1)
     arrivals = [
         Arrival(100.0, 0, 200),

@@ -21,7 +21,7 @@ def ideal(limit: Limit | None, calls: int, failures: int = 0) -> float:
 
 @pytest.mark.parametrize("kind", [FixedWindow, SlidingWindow])
 @pytest.mark.parametrize(("calls", "requests", "per"), [(1, 1, 1.0), (10, 3, 0.5), (2000, 100, 1.0), (2001, 100, 1.0)])
-def test_a_window_takes_as_many_windows_as_it_needs_but_for_the_last(
+def test_the_ideal_time_of_a_window_excludes_the_last_window(
     kind: type[FixedWindow] | type[SlidingWindow], calls: int, requests: int, per: float
 ) -> None:
     assert ideal(kind(requests, per), calls) == pytest.approx((math.ceil(calls / requests) - 1) * per + LATENCY)
@@ -30,7 +30,7 @@ def test_a_window_takes_as_many_windows_as_it_needs_but_for_the_last(
 @pytest.mark.parametrize(
     ("calls", "rate", "burst"), [(1, 10.0, 1), (5, 10.0, 20), (2000, 100.0, 100), (2000, 100.0, 20)]
 )
-def test_a_bucket_takes_what_its_burst_does_not_cover(calls: int, rate: float, burst: int) -> None:
+def test_the_ideal_time_of_a_bucket_excludes_its_burst(calls: int, rate: float, burst: int) -> None:
     assert ideal(TokenBucket(rate, burst), calls) == pytest.approx(max(calls - burst, 0) / rate + LATENCY)
 
 
@@ -74,7 +74,7 @@ def test_every_scenario_has_an_ideal_time(quick: bool) -> None:
         assert 0 < max(answers(scenario, crowd)[-1] for crowd in scenario.crowds) < 60
 
 
-def test_of_fifty_accounts_each_has_calls_for_more_than_ten_windows() -> None:
+def test_each_of_fifty_accounts_has_calls_for_over_ten_windows() -> None:
     [scenario] = [scenario for scenario in scenarios() if scenario.name == "accounts"]
     assert len(scenario.crowds) == 50
     assert {type(crowd.limit) for crowd in scenario.crowds} == {FixedWindow, SlidingWindow, TokenBucket}

@@ -45,7 +45,7 @@ def a_run(whole: Figures, *accounts: Figures, outage: OutageFigures | None = Non
         (figures(lost=1), ["1 lost"]),
     ],
 )
-def test_the_goals_under_a_limit(whole: Figures, faults: list[str]) -> None:
+def test_the_report_checks_the_goals_under_a_limit(whole: Figures, faults: list[str]) -> None:
     assert missed(a_run(whole), limited=True) == faults
     assert missed(a_run(whole), limited=False) == []
 
@@ -63,7 +63,9 @@ def test_each_account_has_to_reach_the_goals_by_itself() -> None:
         (100, None, 0, ["no success after it"]),
     ],
 )
-def test_the_goals_in_an_outage(sends: int, first: float | None, lost_after: int, faults: list[str]) -> None:
+def test_the_report_checks_the_goals_in_an_outage(
+    sends: int, first: float | None, lost_after: int, faults: list[str]
+) -> None:
     outage: OutageFigures = {
         "calls": 100,
         "sends": sends,
@@ -74,7 +76,7 @@ def test_the_goals_in_an_outage(sends: int, first: float | None, lost_after: int
     assert missed(a_run(figures(lost=7), outage=outage), limited=False) == faults
 
 
-def test_a_run_that_failed_reaches_nothing() -> None:
+def test_a_failed_run_reaches_no_goal() -> None:
     assert missed(a_run(figures(), fault="the client crashed"), limited=False) == ["the client crashed"]
 
 

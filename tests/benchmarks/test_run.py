@@ -12,7 +12,7 @@ from lamella.testing import FixedWindow
 SMALL = Scenario("small", "Small", "", (Crowd(10, FixedWindow(10, 1.0)), Crowd(5)), latency=0.01)
 
 
-def test_lamella_rides_a_small_storm() -> None:
+def test_lamella_completes_a_small_storm() -> None:
     one = run(SMALL, "lamella", seed=1)
     assert one["fault"] == ""
     assert one["whole"]["sends"] == one["whole"]["answered"] == one["whole"]["calls"] == 15
@@ -31,7 +31,7 @@ def test_lamella_rides_a_small_storm() -> None:
     ],
     ids=["states", "paths", "points"],
 )
-def test_lamella_keeps_to_a_limit_that_is_stated(kind: dict[str, bool], calls: int, answered: int) -> None:
+def test_lamella_respects_a_stated_limit(kind: dict[str, bool], calls: int, answered: int) -> None:
     crowds = (Crowd(calls, FixedWindow(10, 0.3)),) * (2 if "paths" in kind else 1)
     one = run(Scenario("small", "Small", "", crowds, latency=0.01, wait=0.3, **kind), "lamella", seed=1)  # type: ignore[arg-type]
     assert one["fault"] == ""
@@ -39,7 +39,7 @@ def test_lamella_keeps_to_a_limit_that_is_stated(kind: dict[str, bool], calls: i
     assert one["whole"]["lost"] == 0
 
 
-def test_503_with_retry_after_is_a_limit() -> None:
+def test_a_503_with_retry_after_counts_as_a_limit() -> None:
     scenario = Scenario("small", "Small", "", (Crowd(12, FixedWindow(10, 1.0)),), latency=0.01, refusal=503)
     one = run(scenario, "lamella", seed=1)
     assert (one["fault"], one["whole"]["lost"], one["whole"]["answered"]) == ("", 0, 12)
@@ -54,14 +54,14 @@ def test_an_outage_begins_with_the_first_request() -> None:
     assert one["outage"]["calls"] >= 1
 
 
-def test_a_server_that_crashes_has_a_row_that_says_so() -> None:
+def test_a_crashed_server_is_reported_in_its_row() -> None:
     one = run(Scenario("bad", "Bad", "", (Crowd(5),), latency=-1.0), "lamella", seed=1)
     assert one["fault"] == "the server crashed, exit code 1"
     assert (one["whole"]["sends"], one["whole"]["lost"]) == (0, 5)
 
 
 @pytest.mark.slow
-def test_a_client_that_crashes_has_a_row_that_says_so() -> None:
+def test_a_crashed_client_is_reported_in_its_row() -> None:
     one = run(SMALL, "nobody", seed=1)
     assert one["fault"] == "the client crashed, exit code 1"
     assert one["whole"]["lost"] == 15

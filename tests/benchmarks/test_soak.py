@@ -37,7 +37,7 @@ FLAT = [a_sample(10.0 * number) for number in range(1, 61)]
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="its /proc tells what a process holds")
-def test_some_seconds_for_real() -> None:
+def test_a_short_soak_test_runs() -> None:
     samples = measure(2.0, 0.5, seed=1)
     assert samples
     for sample in samples:
@@ -89,7 +89,7 @@ def _read_nothing(sample: Sample, number: int) -> None:
         (_read_nothing, "^not a page was read$"),
     ],
 )
-def test_what_grows_or_is_left_is_reported(change: Callable[[Sample, int], None], fault: str) -> None:
+def test_growth_and_leftovers_are_reported(change: Callable[[Sample, int], None], fault: str) -> None:
     samples = deepcopy(FLAT)
     for number, sample in enumerate(samples):
         change(sample, number)
@@ -97,7 +97,7 @@ def test_what_grows_or_is_left_is_reported(change: Callable[[Sample, int], None]
     assert re.search(fault, told)
 
 
-def test_what_it_takes_to_warm_up_is_no_growth() -> None:
+def test_warming_up_does_not_count_as_growth() -> None:
     samples = deepcopy(FLAT)
     for sample in samples[:5]:
         sample["rss"] //= 2

@@ -106,13 +106,13 @@ def _result(pipe: Connection) -> int | None:
         return None
 
 
-async def test_a_stated_limit_is_kept_to_by_all(place: Place) -> None:
+async def test_all_real_processes_respect_a_stated_limit(place: Place) -> None:
     server = Server()
     assert await run(server, place.url, processes=4, calls=40) == [0] * 4
     assert (server.came, server.refused) == (160, 0)
 
 
-async def test_if_one_is_killed_the_others_go_on(redis_place: RedisPlace) -> None:
+async def test_other_processes_continue_after_a_kill(redis_place: RedisPlace) -> None:
     server = Server()
 
     async def kill(started: list[Any]) -> None:

@@ -36,7 +36,7 @@ async def report_of(port: int, journal: Journal, accounts: int = 1) -> sync.Repo
 
 
 @pytest.mark.parametrize("accounts", [1, 30])
-async def test_an_api_that_comes_up_a_moment_later_is_waited_for(
+async def test_a_sync_waits_briefly_for_an_api_to_start(
     port: int, accounts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contact, "_PAUSES", (0.02,))
@@ -53,7 +53,7 @@ async def test_an_api_that_comes_up_a_moment_later_is_waited_for(
 
 
 @pytest.mark.parametrize("accounts", [1, 30])
-async def test_one_that_does_not_fails_each_part_with_the_cause(
+async def test_an_api_that_never_starts_fails_each_part_with_the_cause(
     port: int, accounts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contact, "_PATIENCE", 0.1)
@@ -65,7 +65,7 @@ async def test_one_that_does_not_fails_each_part_with_the_cause(
     assert report.took < 3
 
 
-async def test_another_address_of_the_same_sync_goes_on(port: int, tmp_path: Path) -> None:
+async def test_another_address_of_the_same_sync_continues(port: int, tmp_path: Path) -> None:
     runner = web.ServerRunner(web.Server(answer))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

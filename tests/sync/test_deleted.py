@@ -94,9 +94,7 @@ async def nights(books: Books, serve: Serve, tmp_path: Path) -> Nights:
     return Nights(await serve(books), tmp_path)
 
 
-async def test_a_comparison_marks_what_is_gone_and_the_next_one_takes_back_what_came_back(
-    books: Books, nights: Nights
-) -> None:
+async def test_a_comparison_marks_deleted_records_and_unmarks_restored_ones(books: Books, nights: Nights) -> None:
     await nights()
     books.ids.remove(3)
     part = await nights()
@@ -114,7 +112,7 @@ async def test_a_comparison_marks_what_is_gone_and_the_next_one_takes_back_what_
     assert (back.compared, back.records, nights.deleted) == (True, 1, set())
 
 
-async def test_all_outputs_mark_it(books: Books, nights: Nights) -> None:
+async def test_all_outputs_mark_deleted_records(books: Books, nights: Nights) -> None:
     await nights()
     books.ids.remove(3)
     await nights(full_every=0, output="out.db")
@@ -138,7 +136,7 @@ async def test_without_a_total_nothing_is_marked(books: Books, nights: Nights) -
 
 
 @pytest.mark.parametrize("total", [5, 10, 12])
-async def test_with_a_total_that_is_wrong_nothing_is_marked(books: Books, nights: Nights, total: int) -> None:
+async def test_with_a_wrong_total_nothing_is_marked(books: Books, nights: Nights, total: int) -> None:
     await nights()
     books.ids.remove(3)
     books.total = total
@@ -146,7 +144,7 @@ async def test_with_a_total_that_is_wrong_nothing_is_marked(books: Books, nights
     assert (part.compared, part.deleted, nights.deleted) == (False, 0, set())
 
 
-async def test_where_the_last_page_is_full_there_is_nothing_after_it(books: Books, nights: Nights) -> None:
+async def test_a_full_last_page_is_followed_by_another_read(books: Books, nights: Nights) -> None:
     await nights()
     books.ids = books.ids[:10]
     part = await nights(full_every=0)
@@ -155,7 +153,7 @@ async def test_where_the_last_page_is_full_there_is_nothing_after_it(books: Book
 
 
 @pytest.mark.parametrize("old", [None, "2001-01-01T00:00:00Z"])
-async def test_what_moves_to_a_page_that_was_read_is_not_marked(books: Books, nights: Nights, old: str | None) -> None:
+async def test_a_record_that_moves_to_a_read_page_is_not_marked(books: Books, nights: Nights, old: str | None) -> None:
     """One is deleted and another one created while the list is read, so that the count stays: 5 is passed over."""
     await nights()
     books.moves[len(books.queries) + 1] = lambda: books.replace(0, 12, old)
@@ -165,7 +163,7 @@ async def test_what_moves_to_a_page_that_was_read_is_not_marked(books: Books, ni
     assert {line["id"] for line in nights.lines()} == set(map(str, range(13)))
 
 
-async def test_where_each_run_reads_all_two_of_them_are_needed_for_that(books: Books, nights: Nights) -> None:
+async def test_full_runs_mark_a_moved_record_only_after_two_misses(books: Books, nights: Nights) -> None:
     nights.since = None
     await nights()
     books.moves[len(books.queries) + 1] = lambda: books.replace(0, 12, "2001-01-01T00:00:00Z")
@@ -175,7 +173,7 @@ async def test_where_each_run_reads_all_two_of_them_are_needed_for_that(books: B
     assert (part.compared, part.unmet, nights.deleted) == (True, 0, {"0"})
 
 
-async def test_a_list_that_is_empty_at_once_is_read_twice(books: Books, nights: Nights) -> None:
+async def test_a_suddenly_empty_list_is_read_twice(books: Books, nights: Nights) -> None:
     await nights()
     books.ids, kept = [], books.ids
     before = len(books.queries)
@@ -196,7 +194,7 @@ async def test_a_comparison_that_fails_marks_nothing(books: Books, nights: Night
     assert (part.compared, part.deleted, nights.deleted) == (False, 0, set())
 
 
-async def test_what_an_earlier_run_should_have_stored_is_named(books: Books, nights: Nights) -> None:
+async def test_records_missed_by_an_earlier_run_are_reported(books: Books, nights: Nights) -> None:
     await nights()
     books.old[77] = "2001-01-01T00:00:00Z"  # it appears late, with an old date
     books.ids += [77, 78]
@@ -223,7 +221,7 @@ async def test_full_every_reads_everything_when_it_is_due(
     assert asked == [False, True, True, False, False]  # the API's clock stays, so that it is due again
 
 
-async def test_one_that_failed_is_due_again(books: Books, nights: Nights) -> None:
+async def test_a_failed_comparison_is_due_again(books: Books, nights: Nights) -> None:
     await nights()
     books.total = 99
     assert not (await nights(full_every=0)).done
@@ -233,7 +231,7 @@ async def test_one_that_failed_is_due_again(books: Books, nights: Nights) -> Non
     assert "since" not in books.queries[0]
 
 
-async def test_a_plan_says_what_is_due(books: Books, nights: Nights) -> None:
+async def test_a_plan_shows_due_comparisons(books: Books, nights: Nights) -> None:
     await nights()
     source = Source("books", Numbered(page_size=SIZE), changed="at", since="since", total="total")
     async with Journal.open(nights.folder / "journal", batch="b") as journal:
@@ -243,7 +241,7 @@ async def test_a_plan_says_what_is_due(books: Books, nights: Nights) -> None:
     assert other.since is not None
 
 
-async def test_a_journal_of_before_there_were_marks_is_taken_over(books: Books, nights: Nights) -> None:
+async def test_a_journal_without_deletion_marks_is_converted(books: Books, nights: Nights) -> None:
     await nights()
     with closing(sqlite3.connect(nights.folder / "journal")) as db:
         for name in ("verify", "exact", "full"):
@@ -256,7 +254,7 @@ async def test_a_journal_of_before_there_were_marks_is_taken_over(books: Books, 
     assert (part.compared, nights.deleted) == (True, {"3"})
 
 
-async def test_a_journal_of_before_is_planned_and_resumed(books: Books, nights: Nights) -> None:
+async def test_an_older_journal_can_be_planned_and_resumed(books: Books, nights: Nights) -> None:
     """A dry run only looks at it; a walk that is resumed has no values in the new columns."""
     books.total = 99
     assert not (await nights()).done
@@ -290,14 +288,14 @@ async def of_accounts(nights: Nights, *names: str, **options: Any) -> sync.Repor
 
 
 class TestAnAccountThatLeaves:
-    async def test_is_named_and_kept(self, nights: Nights) -> None:
+    async def test_a_departed_account_is_reported_and_kept(self, nights: Nights) -> None:
         assert (await of_accounts(nights, "a", "b")).departed == ()
         report = await of_accounts(nights, "a")
         assert report.departed == ("b",)
         assert len(nights.lines()) == 24
         assert nights.deleted == set()
 
-    async def test_is_marked(self, nights: Nights) -> None:
+    async def test_a_departed_account_is_marked(self, nights: Nights) -> None:
         await of_accounts(nights, "a", "b")
         assert (await of_accounts(nights, "a", departed="mark")).departed == ("b",)
         assert {line["account"] for line in nights.lines() if "deleted" in line} == {"b"}
@@ -307,7 +305,7 @@ class TestAnAccountThatLeaves:
         back = await of_accounts(nights, "a", "b")
         assert (back.departed, nights.deleted, len(nights.lines())) == ((), set(), 24)
 
-    async def test_is_forgotten(self, nights: Nights) -> None:
+    async def test_a_departed_account_is_forgotten(self, nights: Nights) -> None:
         await of_accounts(nights, "a", "b")
         await of_accounts(nights, "a", departed="forget")
         assert {line["account"] for line in nights.lines()} == {"a"}
@@ -315,7 +313,7 @@ class TestAnAccountThatLeaves:
         back = await of_accounts(nights, "a", "b")
         assert [part.records for part in back.parts] == [0, 12]
 
-    async def test_by_a_word_that_is_known(self, nights: Nights) -> None:
+    async def test_an_unknown_value_of_departed_is_rejected(self, nights: Nights) -> None:
         with pytest.raises(ValueError, match="departed must be one of keep, mark, forget, got 'drop'"):
             await of_accounts(nights, "a", departed="drop")
         with pytest.raises((ValueError, JournalError), match="full_every must be"):

@@ -101,7 +101,7 @@ def compact(record: Any) -> str:
 
 
 @every_format
-async def test_all_records_by_account_resource_and_id(journal: Journal, folder: Path, suffix: str) -> None:
+async def test_export_sorts_records_by_account_resource_and_id(journal: Journal, folder: Path, suffix: str) -> None:
     rows = [
         (account, resource, str(number), compact({"id": number, "of": account}))
         for number in range(300)
@@ -115,14 +115,14 @@ async def test_all_records_by_account_resource_and_id(journal: Journal, folder: 
 
 
 @pytest.mark.parametrize("name", ["a.JSONL", "a.ndjson", "a.db", "a.sqlite3", "a.b.Parquet"])
-async def test_the_suffix_says_which_format(journal: Journal, folder: Path, name: str) -> None:
+async def test_the_suffix_determines_the_format(journal: Journal, folder: Path, name: str) -> None:
     await export(journal, str(folder / name))
     head = (folder / name).read_bytes()[:6]
     assert head == {"a.JSONL": b"", "a.ndjson": b"", "a.b.Parquet": b"PAR1\x15\x04"}.get(name, b"SQLite")
 
 
 @every_format
-async def test_nothing_was_synced_yet(journal: Journal, folder: Path, suffix: str) -> None:
+async def test_export_without_a_sync_writes_an_empty_file(journal: Journal, folder: Path, suffix: str) -> None:
     path = folder / f"out{suffix}"
     assert await export(journal, path) == 0
     assert kept(path) == []
@@ -132,7 +132,7 @@ async def test_nothing_was_synced_yet(journal: Journal, folder: Path, suffix: st
 
 
 @every_format
-async def test_what_a_sync_stores(journal: Journal, folder: Path, suffix: str) -> None:
+async def test_export_writes_what_a_sync_stores(journal: Journal, folder: Path, suffix: str) -> None:
     wanted, source = Wanted("Müller", "invoices"), Source("invoices", id="invoiceId")
     records = [{"invoiceId": f"{number}", "text": "\ud83d halved", "total": 0.1} for number in range(3)]
 
@@ -161,7 +161,7 @@ HOSTILE = [
 
 
 @every_format
-async def test_records_that_are_hard_to_hold(journal: Journal, folder: Path, suffix: str) -> None:
+async def test_export_writes_unusual_records_unchanged(journal: Journal, folder: Path, suffix: str) -> None:
     names = ["a", "a\x00b", "a\x00c", 'a"\\', "a\u2028\x85b", "😀", "\ufeff"]
     rows = sorted((name, "invoices", name, record) for name, record in zip(names, HOSTILE, strict=True))
     await keep(journal, rows)
@@ -180,7 +180,7 @@ async def test_records_that_are_hard_to_hold(journal: Journal, folder: Path, suf
         assert tuple(found.values()) == row[:3]
 
 
-async def test_a_line_of_jsonl(journal: Journal, folder: Path) -> None:
+async def test_a_line_of_jsonl_has_the_documented_form(journal: Journal, folder: Path) -> None:
     await keep(journal, [("Müller & Söhne", "invoices", "1", '{"total":1.10, "note":"über"}')])
     for name in ("one.jsonl", "two.jsonl"):
         await export(journal, folder / name)
@@ -189,7 +189,7 @@ async def test_a_line_of_jsonl(journal: Journal, folder: Path) -> None:
         ).encode()
 
 
-async def test_the_views_of_sqlite(journal: Journal, folder: Path) -> None:
+async def test_sqlite_has_a_view_for_each_resource(journal: Journal, folder: Path) -> None:
     resources = ["Bills", "bills", 'a"b', "a'b", "invoices", "order", "records", "sqlite_x"]
     await keep(journal, [("a", name, "1", f'"{number}"') for number, name in enumerate(resources)])
     path = folder / "out.db"
@@ -206,7 +206,9 @@ async def test_the_views_of_sqlite(journal: Journal, folder: Path) -> None:
         assert db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
-async def test_the_groups_of_parquet(journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_parquet_row_groups_are_limited_in_size(
+    journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(MODULE, "_GROUP_SIZE", 500_000)
     await keep(journal, some(2500, size=500))
     path = folder / "out.parquet"
@@ -242,7 +244,9 @@ def count_pages(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-async def test_it_is_read_a_few_at_a_time(journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_export_reads_a_few_records_at_a_time(
+    journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counts = count_pages(journal, monkeypatch)
     await keep(journal, some(2500))
     await export(journal, folder / "out.jsonl")
@@ -253,7 +257,7 @@ async def test_it_is_read_a_few_at_a_time(journal: Journal, folder: Path, monkey
     assert counts == [2, 2, 1, 0]
 
 
-async def test_a_page_begins_where_the_one_before_has_ended(journal: Journal) -> None:
+async def test_each_read_continues_where_the_last_one_ended(journal: Journal) -> None:
     await keep(journal, some(5))
 
     def plan(db: sqlite3.Connection) -> str:
@@ -272,7 +276,7 @@ async def test_a_page_begins_where_the_one_before_has_ended(journal: Journal) ->
 
 
 @every_format
-async def test_the_event_loop_goes_on(
+async def test_export_does_not_block_the_event_loop(
     journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     entered, leave = threading.Event(), threading.Event()
@@ -289,7 +293,7 @@ async def test_the_event_loop_goes_on(
     await exporting
 
 
-async def test_records_may_be_stored_meanwhile(journal: Journal, folder: Path, small_pages: None) -> None:
+async def test_records_can_be_stored_during_an_export(journal: Journal, folder: Path, small_pages: None) -> None:
     rows = some(100)
     await keep(journal, rows[::2])
     exporting = asyncio.create_task(export(journal, folder / "out.sqlite"))
@@ -312,7 +316,7 @@ def _insert(db: sqlite3.Connection, row: Row) -> None:
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out", "jsonl", ".parquet", "out.jsonl.gz", "out.db-wal"])
-async def test_another_suffix(journal: Journal, folder: Path, name: str) -> None:
+async def test_an_unknown_suffix_is_rejected(journal: Journal, folder: Path, name: str) -> None:
     said = f"must end in .jsonl, .ndjson, .sqlite, .sqlite3, .db or .parquet, not {str(folder / name)!r}"
     why = f"{re.escape(said)}$"
     with pytest.raises(ValueError, match=why):
@@ -335,7 +339,7 @@ async def test_without_pyarrow(journal: Journal, folder: Path, monkeypatch: pyte
 
 
 @every_format
-async def test_a_check_leaves_all_as_it_is(folder: Path, suffix: str) -> None:
+async def test_check_output_changes_nothing(folder: Path, suffix: str) -> None:
     path = folder / f"out{suffix}"
     check_output(path)
     assert os.listdir(folder) == []
@@ -352,7 +356,7 @@ async def test_a_check_leaves_all_as_it_is(folder: Path, suffix: str) -> None:
 
 
 @every_format
-async def test_its_owner_alone_can_read_it(journal: Journal, folder: Path, suffix: str) -> None:
+async def test_only_the_owner_can_read_the_output(journal: Journal, folder: Path, suffix: str) -> None:
     path = folder / f"out{suffix}"
     await export(journal, path)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -362,7 +366,7 @@ async def test_its_owner_alone_can_read_it(journal: Journal, folder: Path, suffi
 
 
 @every_format
-async def test_no_journal_is_replaced(tmp_path: Path, suffix: str) -> None:
+async def test_export_never_replaces_a_journal(tmp_path: Path, suffix: str) -> None:
     """Not its own, whose locks it keeps, and not another, be it closed."""
     path = tmp_path / f"kept{suffix}"
     link = tmp_path / f"link{suffix}"
@@ -394,7 +398,7 @@ def locked_by_nobody(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("beside", ["out.db-wal", "out.db-journal"])
-async def test_what_is_in_use_is_not_replaced(
+async def test_export_does_not_replace_a_database_in_use(
     journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch, beside: str
 ) -> None:
     """Its newest changes are beside it; also where somebody begins to use it as we write."""
@@ -430,7 +434,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 @every_format
-async def test_a_file_that_cannot_be_written_to_its_end(journal: Journal, folder: Path, suffix: str) -> None:
+async def test_a_partial_write_keeps_the_old_file(journal: Journal, folder: Path, suffix: str) -> None:
     path = folder / f"out{suffix}"
     path.write_text("old")
     await keep(journal, [(*row[:3], json.dumps(os.urandom(500).hex())) for row in some(2000)])
@@ -442,7 +446,9 @@ async def test_a_file_that_cannot_be_written_to_its_end(journal: Journal, folder
     assert os.listdir(folder) == [path.name]
 
 
-async def test_sqlite_on_a_full_disk(journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_is_reported_for_sqlite(
+    journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(MODULE, "_INDEX", "PRAGMA max_page_count = 5")
     await keep(journal, some(100, size=1000))
     with pytest.raises(OSError, match=re.escape(f"database or disk is full: {str(folder / 'out.db')!r}")) as raised:
@@ -452,7 +458,7 @@ async def test_sqlite_on_a_full_disk(journal: Journal, folder: Path, monkeypatch
 
 
 @every_format
-async def test_a_record_that_cannot_be_read(journal: Journal, folder: Path, suffix: str) -> None:
+async def test_an_unreadable_record_is_reported(journal: Journal, folder: Path, suffix: str) -> None:
     """It is not the output that is wrong."""
     await keep(journal, some(5))
     await journal.commit(
@@ -464,7 +470,9 @@ async def test_a_record_that_cannot_be_read(journal: Journal, folder: Path, suff
 
 
 @every_format
-async def test_cancelled_wherever_it_waits(journal: Journal, folder: Path, small_pages: None, suffix: str) -> None:
+async def test_export_can_be_cancelled_at_any_await(
+    journal: Journal, folder: Path, small_pages: None, suffix: str
+) -> None:
     path = folder / f"out{suffix}"
     rows = some(10)
     await keep(journal, rows[:1])
@@ -513,7 +521,7 @@ async def some_turns_of_the_loop() -> None:
         await asyncio.sleep(0)
 
 
-async def test_cancelled_again_and_again_it_ends_when_nothing_is_left(
+async def test_repeated_cancellations_leave_nothing_behind(
     journal: Journal, folder: Path, write_slowly: tuple[threading.Event, threading.Event]
 ) -> None:
     entered, leave = write_slowly
@@ -530,7 +538,7 @@ async def test_cancelled_again_and_again_it_ends_when_nothing_is_left(
     assert os.listdir(folder) == []
 
 
-async def test_cancelled_by_a_scope(
+async def test_export_can_be_cancelled_by_a_scope(
     journal: Journal,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -585,7 +593,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 @every_format
-async def test_killed_in_the_middle(tmp_path: Path, folder: Path, suffix: str) -> None:
+async def test_a_killed_export_keeps_the_old_file(tmp_path: Path, folder: Path, suffix: str) -> None:
     path = folder / f"out{suffix}"
     rows = some(3000, size=300)
     async with Journal.open(tmp_path / "journal", batch=BATCH) as journal:
@@ -606,7 +614,7 @@ async def test_killed_in_the_middle(tmp_path: Path, folder: Path, suffix: str) -
 
 
 @every_format
-async def test_who_reads_it_again_and_again_finds_it_whole(journal: Journal, folder: Path, suffix: str) -> None:
+async def test_a_repeated_reader_always_sees_a_complete_file(journal: Journal, folder: Path, suffix: str) -> None:
     path = folder / f"out{suffix}"
     look: Callable[[Path], object] = Path.read_bytes if suffix == ".jsonl" else kept
     rows, versions, turns = some(500, size=500), [], 0
@@ -630,7 +638,7 @@ async def test_who_reads_it_again_and_again_finds_it_whole(journal: Journal, fol
 
 
 @every_format
-async def test_two_at_once(journal: Journal, folder: Path, small_pages: None, suffix: str) -> None:
+async def test_two_exports_can_run_concurrently(journal: Journal, folder: Path, small_pages: None, suffix: str) -> None:
     path = folder / f"out{suffix}"
     rows = some(50)
     await keep(journal, rows)
@@ -643,7 +651,7 @@ async def test_two_at_once(journal: Journal, folder: Path, small_pages: None, su
 
 
 @pytest.mark.parametrize("size", [900, 1_100])
-async def test_a_journal_is_little_larger_than_its_records(tmp_path: Path, size: int) -> None:
+async def test_a_journal_is_only_slightly_larger_than_its_records(tmp_path: Path, size: int) -> None:
     """Whatever their size: pages that hold few of them waste much."""
     rows = [(account, "invoices", f"{account}-{n}", "x" * size) for n in range(150) for account in map(str, range(100))]
     async with Journal.open(tmp_path / "journal", batch=BATCH) as journal:

@@ -39,14 +39,14 @@ def _seed() -> None:
     random.seed(1)
 
 
-async def test_with_the_limit_stated(virtual_time: VirtualClock, tmp_path: Path) -> None:
+async def test_a_sync_respects_a_stated_limit(virtual_time: VirtualClock, tmp_path: Path) -> None:
     server = await synced(limited.lamella_stated, tmp_path)
     assert server.took <= 1.15 * limited.least((_PAGES + server.faults) / ACCOUNTS)
     assert server.attempts <= 1.05 * _PAGES
     assert server.refused == 0
 
 
-async def test_with_a_limit_that_is_learned(virtual_time: VirtualClock, tmp_path: Path) -> None:
+async def test_a_sync_learns_a_limit(virtual_time: VirtualClock, tmp_path: Path) -> None:
     """To find the limit takes some refusals of each account."""
     server = await synced(limited.lamella, tmp_path)
     assert server.took <= 1.15 * limited.least((_PAGES + server.faults) / ACCOUNTS)

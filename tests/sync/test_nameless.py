@@ -58,7 +58,9 @@ def values(found: list[tuple[str, Any]]) -> Counter[Any]:
 
 
 @pytest.mark.parametrize("total", [True, False])
-async def test_each_is_stored_as_often_as_the_list_has_it(serve: Serve, tmp_path: Path, total: bool) -> None:
+async def test_each_record_without_id_is_stored_as_often_as_it_occurs(
+    serve: Serve, tmp_path: Path, total: bool
+) -> None:
     server = Server(rows(1, 2, 2, 2, 3, 4, 2, 1, 5), total=total)
     part, found = await run(server, serve, tmp_path)
     assert (part.done, part.nameless) == (True, 9)
@@ -68,7 +70,7 @@ async def test_each_is_stored_as_often_as_the_list_has_it(serve: Serve, tmp_path
 
 
 @pytest.mark.parametrize("total", [True, False])
-async def test_what_has_changed_replaces_what_it_was(serve: Serve, tmp_path: Path, total: bool) -> None:
+async def test_a_changed_record_without_id_replaces_the_old_one(serve: Serve, tmp_path: Path, total: bool) -> None:
     server = Server(rows(1, 2, 2, 3, 4), total=total)
     await run(server, serve, tmp_path)
     server.records = rows(1, 2, 30, 4, 4, 5)  # one 2 is gone, 3 has become 30, 4 is there twice
@@ -77,7 +79,7 @@ async def test_what_has_changed_replaces_what_it_was(serve: Serve, tmp_path: Pat
     assert values(found) == Counter({1: 1, 2: 1, 30: 1, 4: 2, 5: 1})
 
 
-async def test_beside_others_that_have_an_id(serve: Serve, tmp_path: Path) -> None:
+async def test_records_with_and_without_id_can_be_mixed(serve: Serve, tmp_path: Path) -> None:
     dated = [{"id": f"r{n}", "value": n, "at": "2026-01-01T00:00:00Z"} for n in range(5)]
     server = Server([*dated, *rows(7, 7), {"id": None, "value": 8, "at": "2026-01-02T00:00:00Z"}])
     part, found = await run(server, serve, tmp_path)
@@ -90,20 +92,20 @@ async def test_beside_others_that_have_an_id(serve: Serve, tmp_path: Path) -> No
     assert part.since is not None
 
 
-async def test_a_list_of_nothing_else(serve: Serve, tmp_path: Path) -> None:
+async def test_a_list_may_have_only_records_without_id(serve: Serve, tmp_path: Path) -> None:
     part, found = await run(Server(rows(1, 1)), serve, tmp_path, id=None)
     assert part.done
     assert [name.rpartition(":")[2] for name, _ in found] == ["1", "2"]
 
 
-async def test_an_api_that_ignores_the_page_is_noticed(serve: Serve, tmp_path: Path) -> None:
+async def test_an_api_that_ignores_the_page_parameter_is_noticed(serve: Serve, tmp_path: Path) -> None:
     server = Server(rows(1, 2, 3, 4), total=False, ignores_page=True)
     part, _ = await run(server, serve, tmp_path)
     assert isinstance(part.error, RepeatedPage)
     assert server.asked < 20
 
 
-async def test_without_leave_it_is_a_bad_record(serve: Serve, tmp_path: Path) -> None:
+async def test_by_default_a_record_without_id_is_a_bad_record(serve: Serve, tmp_path: Path) -> None:
     part, found = await run(Server(rows(1)), serve, tmp_path, id="id")
     assert not part.done
     assert not found

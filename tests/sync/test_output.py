@@ -16,7 +16,7 @@ def stamp(path: Path) -> tuple[int, int]:
     return found.st_ino, found.st_mtime_ns
 
 
-async def test_a_night_in_which_nothing_changed_does_not_write_it(serve: Serve, tmp_path: Path) -> None:
+async def test_a_run_without_changes_does_not_write_the_output(serve: Serve, tmp_path: Path) -> None:
     url = await serve(Api(numbered(25), counts=("total",)))
     _, before = await synced(tmp_path, url, SOURCE)
     first = stamp(tmp_path)
@@ -35,7 +35,7 @@ def shorten(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [remove, shorten])
-async def test_one_that_is_not_as_it_was_is_written(
+async def test_a_modified_output_is_written_again(
     serve: Serve, tmp_path: Path, spoil: Callable[[Path], object]
 ) -> None:
     url = await serve(Api(numbered(25), counts=("total",)))
@@ -45,7 +45,7 @@ async def test_one_that_is_not_as_it_was_is_written(
     assert after == before
 
 
-async def test_a_changed_record_and_dropped_ones_are_in_it(serve: Serve, tmp_path: Path) -> None:
+async def test_changed_and_dropped_records_update_the_output(serve: Serve, tmp_path: Path) -> None:
     api = Api(numbered(25), counts=("total",))
     url = await serve(api)
     await synced(tmp_path, url, SOURCE)

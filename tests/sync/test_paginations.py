@@ -100,7 +100,7 @@ class TestAllWays:
     @every_way
     @pytest.mark.parametrize("counts", [(), ("total",), ("pages",), ("total", "pages")])
     @pytest.mark.parametrize("many", [0, 1, 10, 35])
-    async def test_all_records_are_read(
+    async def test_every_pagination_reads_all_records(
         self, serve: Serve, tmp_path: Path, way: str, counts: tuple[str, ...], many: int
     ) -> None:
         api, source = Api(numbered(many), counts=counts), replace(SOURCE, pages=PAGINATIONS[way])
@@ -115,7 +115,7 @@ class TestAllWays:
         assert [page.number for page in pages] == list(range(1, max(1, -(-many // 10)) + 1))
 
     @every_way
-    async def test_the_next_run_asks_for_what_has_changed(self, serve: Serve, tmp_path: Path, way: str) -> None:
+    async def test_the_next_run_requests_only_changes(self, serve: Serve, tmp_path: Path, way: str) -> None:
         api, source = Api(numbered(35), counts=("total",)), replace(SOURCE, pages=PAGINATIONS[way])
         url = await serve(api)
         await synced(tmp_path, url, source)
@@ -128,14 +128,14 @@ class TestAllWays:
         assert part.since == "2026-01-01T23:00:00.000Z"
 
     @every_way
-    async def test_a_server_that_caps_the_page(self, serve: Serve, tmp_path: Path, way: str) -> None:
+    async def test_a_server_may_cap_the_page_size(self, serve: Serve, tmp_path: Path, way: str) -> None:
         api = Api(numbered(35), cap=4, counts=("total",))
         source = replace(SOURCE, pages=replace(PAGINATIONS[way], page_size=10))
         part, found = await synced(tmp_path, await serve(api), source)
         assert (part.done, found) == (True, by_id(api.records))
 
     @every_way
-    async def test_what_is_left_of_a_run_that_was_broken_off(self, serve: Serve, tmp_path: Path, way: str) -> None:
+    async def test_the_rest_of_an_interrupted_run_is_read(self, serve: Serve, tmp_path: Path, way: str) -> None:
         api, source = Api(numbered(35), counts=("total",)), replace(SOURCE, pages=PAGINATIONS[way])
         api.answer = lambda api, start, body: web.Response(status=400) if start == 20 else None
         url = await serve(api)
@@ -149,7 +149,7 @@ class TestAllWays:
         assert len(api.queries) == (2 if way in CHAINS else 1)
 
     @every_way
-    async def test_a_record_that_moves_up_is_not_lost_where_there_is_a_total(
+    async def test_with_a_total_a_record_that_moves_up_is_not_lost(
         self, serve: Serve, tmp_path: Path, way: str
     ) -> None:
         api, source = Api(numbered(35), counts=("total",)), replace(SOURCE, pages=PAGINATIONS[way])
@@ -173,7 +173,7 @@ class TestAllWays:
         async with aiohttp.ClientSession(url) as session:
             assert [each async for each in lamella.records(session, source)] == found
 
-    async def test_numbers_may_begin_with_zero(self, serve: Serve) -> None:
+    async def test_page_numbers_may_begin_with_zero(self, serve: Serve) -> None:
         asked = []
 
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -188,7 +188,7 @@ class TestAllWays:
 
 class TestChains:
     @every_chain
-    async def test_a_page_may_be_empty_where_it_leads_on(self, serve: Serve, tmp_path: Path, way: str) -> None:
+    async def test_a_page_of_a_chain_may_be_empty(self, serve: Serve, tmp_path: Path, way: str) -> None:
         api, source = Api(numbered(35)), replace(SOURCE, pages=CHAINS[way])
         api.records = numbered(35)
 
@@ -207,7 +207,7 @@ class TestChains:
 
     @every_chain
     @pytest.mark.parametrize("empty", [False, True])
-    async def test_one_without_end_ends_with_an_error(
+    async def test_an_endless_chain_ends_with_an_error(
         self, serve: Serve, tmp_path: Path, way: str, empty: bool
     ) -> None:
         api, source = Api(numbered(35)), replace(SOURCE, pages=CHAINS[way])
@@ -230,9 +230,7 @@ class TestChains:
                 [each async for each in lamella.records(session, source)]
 
     @pytest.mark.parametrize("way", ["a Link header", "a URL in the body"])
-    async def test_one_that_leads_to_another_server_is_not_followed(
-        self, serve: Serve, tmp_path: Path, way: str
-    ) -> None:
+    async def test_a_chain_to_another_server_is_not_followed(self, serve: Serve, tmp_path: Path, way: str) -> None:
         """It would get the credentials of the session."""
         asked = []
 
@@ -257,7 +255,7 @@ class TestChains:
 
 
 class TestAccounts:
-    async def test_each_has_its_credentials_and_parameters(self, serve: Serve, tmp_path: Path) -> None:
+    async def test_each_account_has_its_credentials_and_parameters(self, serve: Serve, tmp_path: Path) -> None:
         asked = set()
 
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -322,11 +320,11 @@ class TestOtherSources:
             ({"url": "a", "id": ("",)}, "id must name at least one field"),
         ],
     )
-    def test_a_bad_one_is_refused(self, arguments: Any, said: str) -> None:
+    def test_a_bad_source_is_rejected(self, arguments: Any, said: str) -> None:
         with pytest.raises(ValueError, match=said):
             Source(**arguments)
 
-    async def test_bad_arguments_are_refused(self) -> None:
+    async def test_bad_arguments_are_rejected(self) -> None:
         with pytest.raises(ValueError, match="page_size must be a whole number, 1 or more, got 0"):
             Cursor(page_size=0)
         async with aiohttp.ClientSession() as session:

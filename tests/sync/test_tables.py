@@ -92,7 +92,7 @@ def sqlite_rows(path: Path, sql: str) -> list[Any]:
         return db.execute(sql).fetchall()
 
 
-async def test_tables_of_sqlite(nights: Nights, folder: Path) -> None:
+async def test_sqlite_output_has_typed_tables(nights: Nights, folder: Path) -> None:
     path = folder / "out.db"
     report = await nights.run(path, {"invoices": TABLE})
     assert (report.done, report.misfits.count) == (True, 0)
@@ -108,7 +108,7 @@ async def test_tables_of_sqlite(nights: Nights, folder: Path) -> None:
     assert sqlite_rows(path, "SELECT record FROM records ORDER BY id") == [(record,) for record in RECORDS]
 
 
-async def test_tables_of_parquet(nights: Nights, folder: Path) -> None:
+async def test_parquet_output_has_typed_tables(nights: Nights, folder: Path) -> None:
     await nights.run(folder / "out.parquet", {"invoices": TABLE})
     assert sorted(os.listdir(folder)) == ["out.invoices.parquet", "out.invoices_lines.parquet", "out.parquet"]
     found = pq.read_table(folder / "out.invoices.parquet")
@@ -129,7 +129,7 @@ async def test_tables_of_parquet(nights: Nights, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["out.db", "out.parquet"])
-async def test_without_records_there_are_empty_tables(journal: Journal, folder: Path, name: str) -> None:
+async def test_without_records_the_tables_are_empty(journal: Journal, folder: Path, name: str) -> None:
     assert await export(journal, folder / name, {"invoices": TABLE}) == 0
     if name == "out.db":
         assert sqlite_rows(folder / name, "SELECT * FROM invoices_lines") == []
@@ -138,7 +138,7 @@ async def test_without_records_there_are_empty_tables(journal: Journal, folder: 
 
 
 @pytest.mark.parametrize("name", ["out.db", "out.parquet"])
-async def test_what_does_not_fit_is_reported_and_no_record_is_lost(nights: Nights, folder: Path, name: str) -> None:
+async def test_misfits_are_reported_and_no_record_is_lost(nights: Nights, folder: Path, name: str) -> None:
     nights.records += [
         '{"id":"4","number":7,"total":1.005,"paid":"yes","due":"soon","at":1,"lines":{"text":"x"}}',
         '{"id":"5","total":"1e400","lines":[{"count":1.5},null,{"count":9223372036854775808}]}',
@@ -171,9 +171,7 @@ async def test_what_does_not_fit_is_reported_and_no_record_is_lost(nights: Night
 
 
 @pytest.mark.parametrize("name", ["out.db", "out.parquet"])
-async def test_an_output_that_is_up_to_date_is_left_alone_unless_its_tables_are_others(
-    nights: Nights, folder: Path, name: str
-) -> None:
+async def test_an_up_to_date_output_is_rewritten_only_for_other_tables(nights: Nights, folder: Path, name: str) -> None:
     path = folder / name
     tables = {"invoices": TABLE}
     stamps = []
@@ -209,7 +207,7 @@ async def test_a_deleted_record_is_in_no_typed_table(nights: Nights, folder: Pat
     assert len(sqlite_rows(path, "SELECT * FROM records")) == 3
 
 
-async def test_where_there_can_be_no_tables(nights: Nights, folder: Path) -> None:
+async def test_tables_need_a_supporting_format(nights: Nights, folder: Path) -> None:
     with pytest.raises(ValueError, match=r"typed tables need an output in .*\.parquet"):
         await nights.run(folder / "out.jsonl", {"invoices": TABLE})
     with pytest.raises(ValueError, match="tables need an output"):
@@ -232,13 +230,13 @@ async def test_where_there_can_be_no_tables(nights: Nights, folder: Path) -> Non
         ({}, {"lines": {"a": "int"}}, "the type of a column"),
     ],
 )
-def test_a_bad_schema(columns: dict[str, str], children: dict[str, dict[str, str]], why: str) -> None:
+def test_a_bad_schema_is_rejected(columns: dict[str, str], children: dict[str, dict[str, str]], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         Table(columns, children)
 
 
 @pytest.mark.parametrize("name", ["records", "a b", "", "x_y"])
-async def test_a_bad_name_of_a_table(journal: Journal, folder: Path, name: str) -> None:
+async def test_a_bad_table_name_is_rejected(journal: Journal, folder: Path, name: str) -> None:
     with pytest.raises(ValueError, match="a table must have a plain name of its own"):
         await export(journal, folder / "out.db", {name: TABLE})
 

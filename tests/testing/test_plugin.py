@@ -112,7 +112,7 @@ def test_anyio(inner: Any, arguments: tuple[str, ...]) -> None:
     inner(source, *arguments, mode="strict", own_process=True).assert_outcomes(passed=2)
 
 
-def test_says_what_it_needs(inner: Any) -> None:
+def test_the_fixture_says_which_plugin_it_needs(inner: Any) -> None:
     result = inner("def test_it(sandbox): pass", "-p", "no:asyncio")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*the fixture sandbox needs pytest-asyncio*"])
@@ -153,7 +153,7 @@ def test_no_waits_keeps_the_attempts() -> None:
     assert len(calls) == 7
 
 
-def test_no_waits_is_over_afterwards(inner: Any) -> None:
+def test_no_waits_ends_with_the_test(inner: Any) -> None:
     result = inner("""
         import stamina
 

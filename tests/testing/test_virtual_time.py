@@ -68,7 +68,7 @@ def test_an_hour_takes_no_time(run: Run) -> None:
         run(main())
 
 
-def test_all_that_lives_by_the_loop(run: Run) -> None:
+def test_everything_that_uses_the_loop_clock_is_virtual(run: Run) -> None:
     async def main() -> None:
         start = now()
         with pytest.raises(TimeoutError):
@@ -108,7 +108,7 @@ def test_begins_at_zero_or_at_the_given_time() -> None:
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 60.0, 60.5, 100_000.0]), max_size=40))
-def test_timers_come_in_order(delays: list[float]) -> None:
+def test_timers_fire_in_order(delays: list[float]) -> None:
     """By their time, and of equal ones the first that was made first."""
 
     async def main() -> list[tuple[int, float]]:
@@ -145,7 +145,7 @@ def test_a_jump_ends_exactly_at_its_timer(first: float, second: float) -> None:
     assert run_virtual(main()) == [first, second]
 
 
-def test_cancelled_timers_do_not_come(run: Run) -> None:
+def test_cancelled_timers_do_not_fire(run: Run) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         start = now()
@@ -159,7 +159,7 @@ def test_cancelled_timers_do_not_come(run: Run) -> None:
     run(main())
 
 
-def test_sockets_come_before_timers(run: Run) -> None:
+def test_sockets_are_served_before_timers(run: Run) -> None:
     """Thousands of bytes to and fro in one virtual moment, and no timeout strikes in between."""
 
     async def main() -> None:
@@ -222,7 +222,7 @@ def test_a_schedule_of_15_minutes(run: Run) -> None:
 
 
 class TestThreads:
-    def test_their_work_is_waited_for(self, run: Run) -> None:
+    def test_the_clock_waits_for_the_work_of_threads(self, run: Run) -> None:
         async def main() -> None:
             start = now()
             async with asyncio.timeout(HOUR):
@@ -234,7 +234,7 @@ class TestThreads:
         with real_seconds(at_least=0.05):
             run(main())
 
-    def test_a_shorter_timeout_strikes_in_real_time(self, run: Run) -> None:
+    def test_a_shorter_timeout_fires_in_real_time(self, run: Run) -> None:
         async def main() -> None:
             done = threading.Event()
             with pytest.raises(TimeoutError):
@@ -245,14 +245,14 @@ class TestThreads:
         with real_seconds(at_least=0.02):
             run(main())
 
-    def test_names_are_resolved(self, run: Run) -> None:
+    def test_host_names_are_resolved_in_threads(self, run: Run) -> None:
         async def main() -> None:
             async with asyncio.timeout(HOUR):
                 assert await asyncio.get_running_loop().getaddrinfo("localhost", 80)
 
         run(main())
 
-    def test_others_need_to_be_announced(self) -> None:
+    def test_foreign_threads_must_be_announced(self) -> None:
         async def main() -> float:
             loop = asyncio.get_running_loop()
             assert isinstance(loop, VirtualTimeLoop)
@@ -264,7 +264,7 @@ class TestThreads:
         with real_seconds(at_least=0.03):
             assert run_virtual(main()) < 1
 
-    def test_the_end_of_the_loop_waits_for_them(self) -> None:
+    def test_the_end_of_the_loop_waits_for_threads(self) -> None:
         finished: list[bool] = []
 
         async def main() -> None:
@@ -298,7 +298,7 @@ class TestThreads:
 
 
 class TestSwitch:
-    def test_only_inside(self) -> None:
+    def test_time_is_virtual_only_inside_the_context(self) -> None:
         async def main() -> None:
             loop = asyncio.get_running_loop()
             kind = type(loop)
@@ -345,7 +345,7 @@ class TestSwitch:
 
         assert run_real(main()) == ["before", "inside"]
 
-    def test_inside_itself(self) -> None:
+    def test_virtual_time_contexts_can_be_nested(self) -> None:
         async def main() -> None:
             with virtual_clock() as outer, virtual_clock() as inner:
                 assert outer is inner
@@ -354,7 +354,7 @@ class TestSwitch:
 
         run_real(main())
 
-    def test_a_loop_of_a_class_of_its_own(self) -> None:
+    def test_a_custom_loop_class_can_be_switched(self) -> None:
         class Loop(asyncio.SelectorEventLoop):
             def get_debug(self) -> bool:
                 calls.append(True)
@@ -398,6 +398,6 @@ def test_repr_of_the_clock_shows_its_time() -> None:
 
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf])
 @pytest.mark.parametrize("name", ["start", "grace"])
-def test_rejects(name: str, value: float) -> None:
+def test_virtual_time_rejects_invalid_arguments(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a finite number of seconds, 0 or more, got {value!r}"):
         VirtualClock(**{name: value})
