@@ -39,7 +39,7 @@ class Items:
     "options", [{}, {"account": lambda item: item % 3, "at_once_per_account": 2}, {"in_order": True}]
 )
 @pytest.mark.parametrize("source", [range, lambda count: Items(range(count))], ids=["iterable", "async"])
-async def test_what_the_function_sets_is_seen_by_no_other_item(
+async def test_context_variables_of_an_item_are_not_visible_to_others(
     virtual_time: VirtualClock, options: dict[str, Any], source: Any
 ) -> None:
     """Not by those that run at the same time, nor by those that the same worker takes later, nor by the consumer."""
@@ -61,7 +61,7 @@ async def test_what_the_function_sets_is_seen_by_no_other_item(
     assert (_item.get(), _outer.get()) == (None, "the caller's")
 
 
-async def test_an_item_that_is_retried_after_an_outage_begins_again(virtual_time: VirtualClock) -> None:
+async def test_a_retried_item_begins_with_a_fresh_context(virtual_time: VirtualClock) -> None:
     seen: list[int | None] = []
 
     async def work(item: int) -> None:
@@ -92,7 +92,7 @@ async def test_the_sink_is_called_in_the_context_of_its_item(virtual_time: Virtu
     assert sorted(pairs) == [(item, item) for item in range(20)]
 
 
-async def test_it_is_the_context_in_which_the_batch_is_entered(virtual_time: VirtualClock) -> None:
+async def test_items_run_in_the_context_in_which_the_batch_is_entered(virtual_time: VirtualClock) -> None:
     """Not that in which it was made, nor that in which its outcomes are taken."""
 
     async def work(item: int) -> str:

@@ -71,7 +71,7 @@ def commits(seen: list[str]) -> int:
 # Ends
 
 
-async def test_keeps_ends_from_one_time_to_the_next(path: Path) -> None:
+async def test_a_journal_keeps_outcomes_between_runs(path: Path) -> None:
     async with Journal.open(path, batch=BATCH) as journal:
         await journal.end("done", result='{"id": 1}')
         await journal.end("empty")
@@ -83,7 +83,7 @@ async def test_keeps_ends_from_one_time_to_the_next(path: Path) -> None:
         assert [row async for row in journal.failures()] == [("failed", "refused")]
 
 
-async def test_a_later_end_replaces_an_earlier_one_but_no_failure_a_done(journal: Journal) -> None:
+async def test_a_later_outcome_replaces_an_earlier_one_but_no_success(journal: Journal) -> None:
     await journal.end("a", error="first")
     await journal.end("a", error="second")
     assert [row async for row in journal.failures()] == [("a", "second")]
@@ -95,7 +95,7 @@ async def test_a_later_end_replaces_an_earlier_one_but_no_failure_a_done(journal
     assert await journal.counts() == Counts(done=1, failed=0)
 
 
-async def test_an_empty_error_is_one(journal: Journal) -> None:
+async def test_an_empty_error_counts_as_an_error(journal: Journal) -> None:
     await journal.end("a", error="")
     assert await journal.counts() == Counts(done=0, failed=1)
 
@@ -107,7 +107,7 @@ async def test_keys_are_any_text(journal: Journal) -> None:
     assert await journal.ended([*keys, "b", "a\x00"]) == keys
 
 
-async def test_refuses_ends_that_mean_nothing(journal: Journal) -> None:
+async def test_a_journal_rejects_contradictory_outcomes(journal: Journal) -> None:
     with pytest.raises(ValueError, match="'a' must have a result or an error, got both"):
         await journal.end("a", result="1", error="refused")
     with pytest.raises(TypeError, match="must be a str, got 1"):
@@ -130,7 +130,7 @@ async def test_an_idempotency_key_is_stable_in_a_journal_and_differs_between_jou
     assert [str(UUID(key)) for key in made[0]] == made[0]
 
 
-async def test_many_keys_at_once(journal: Journal) -> None:
+async def test_many_keys_can_be_looked_up_at_once(journal: Journal) -> None:
     ended = {str(number) for number in range(0, 25_000, 2_500)}
     await asyncio.gather(*(journal.end(key) for key in ended))
     await journal.end("1", error="refused")
@@ -159,7 +159,7 @@ async def test_many_failures_come_in_pages_and_in_order(journal: Journal) -> Non
     assert [key async for key, _ in rows] == [key for key in keys if key not in {"0", "7"}]
 
 
-async def test_failures_may_end_while_they_are_read(journal: Journal) -> None:
+async def test_failures_can_change_while_they_are_read(journal: Journal) -> None:
     keys = [str(number) for number in range(1_100)]
     await asyncio.gather(*(journal.end(key, error="refused") for key in keys))
     retried = []
@@ -173,7 +173,7 @@ async def test_failures_may_end_while_they_are_read(journal: Journal) -> None:
 # Changes
 
 
-async def test_changes_that_come_together_share_a_transaction(journal: Journal) -> None:
+async def test_concurrent_changes_share_a_transaction(journal: Journal) -> None:
     seen = await trace(journal)
     values = await asyncio.gather(*(journal.commit(lambda _, number=number: number) for number in range(100)))  # type: ignore[misc]
     assert values == list(range(100))
@@ -183,7 +183,7 @@ async def test_changes_that_come_together_share_a_transaction(journal: Journal) 
     assert await journal.counts() == Counts(100, 0)
 
 
-async def test_those_that_come_while_one_is_written_go_together_in_the_next(journal: Journal) -> None:
+async def test_changes_during_a_write_share_the_next_transaction(journal: Journal) -> None:
     seen = await trace(journal)
     entered, leave = threading.Event(), threading.Event()
 
@@ -203,14 +203,14 @@ async def test_those_that_come_while_one_is_written_go_together_in_the_next(jour
     assert commits(seen) == 2
 
 
-async def test_what_comes_one_after_the_other_is_on_disk_each_time(journal: Journal) -> None:
+async def test_sequential_changes_are_each_on_disk(journal: Journal) -> None:
     seen = await trace(journal)
     for number in range(5):
         await journal.end(str(number))
         assert commits(seen) == number + 1
 
 
-async def test_is_written_so_that_a_power_cut_takes_nothing_back(journal: Journal) -> None:
+async def test_a_power_failure_loses_no_commit(journal: Journal) -> None:
     def setting(name: str) -> Callable[[sqlite3.Connection], Any]:
         return lambda db: db.execute(f"PRAGMA {name}").fetchone()[0]
 
@@ -262,7 +262,7 @@ def with_block(db: sqlite3.Connection) -> None:
         with_block,
     ],
 )
-async def test_a_change_cannot_meddle_with_the_transaction(journal: Journal, meddle: Change) -> None:
+async def test_a_change_cannot_control_the_transaction(journal: Journal, meddle: Change) -> None:
     def change(db: sqlite3.Connection) -> None:
         effect("half")(db)
         meddle(db)
@@ -352,7 +352,7 @@ async def test_a_read_cannot_write(journal: Journal) -> None:
 # Cancellation
 
 
-async def test_a_change_whose_caller_is_gone_before_it_was_sent_is_not_made(journal: Journal) -> None:
+async def test_a_change_cancelled_before_it_is_sent_is_not_made(journal: Journal) -> None:
     tasks = [asyncio.create_task(journal.commit(effect(key))) for key in "abc"]
     asyncio.get_running_loop().call_soon(tasks[1].cancel)  # when all have asked, before that is sent
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
@@ -360,7 +360,7 @@ async def test_a_change_whose_caller_is_gone_before_it_was_sent_is_not_made(jour
     assert await effects(journal) == {"a", "c"}
 
 
-async def test_a_change_whose_caller_is_gone_while_it_runs_is_made_whole(journal: Journal) -> None:
+async def test_a_change_cancelled_while_it_runs_is_completed(journal: Journal) -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def slow(db: sqlite3.Connection) -> None:
@@ -434,7 +434,7 @@ async def test_closing_completes_despite_cancellation(path: Path) -> None:
 # The file
 
 
-async def test_what_was_asked_for_is_written_before_it_closes(path: Path) -> None:
+async def test_requested_changes_are_written_before_closing(path: Path) -> None:
     async with Journal.open(path, batch=BATCH) as journal:
         tasks = [asyncio.create_task(journal.end(str(number))) for number in range(10)]
         await asyncio.sleep(0)
@@ -451,7 +451,7 @@ async def test_what_was_asked_for_is_written_before_it_closes(path: Path) -> Non
         assert await journal.counts() == Counts(10, 0)
 
 
-async def test_an_error_in_its_context_is_raised_and_the_rest_kept(path: Path) -> None:
+async def test_an_error_inside_the_context_is_raised_and_changes_are_kept(path: Path) -> None:
     async def work() -> None:
         async with Journal.open(path, batch=BATCH) as journal:
             await journal.end("a")
@@ -473,7 +473,7 @@ def umask(mask: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o077, 0o277])
-async def test_is_for_its_owner_alone(path: Path, mask: int) -> None:
+async def test_only_the_owner_can_read_a_journal(path: Path, mask: int) -> None:
     with umask(mask):
         async with Journal.open(path, batch=BATCH) as journal:
             await journal.end("a")
@@ -482,14 +482,16 @@ async def test_is_for_its_owner_alone(path: Path, mask: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["a b", "a?mode=memory", "a#b", "50%", "%41", "ä", ":memory:"])
-async def test_a_path_means_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+async def test_special_characters_in_a_path_are_literal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     async with Journal.open(name, batch=BATCH) as journal:
         await journal.end("a")
     assert os.listdir(tmp_path) == [name]
 
 
-async def test_a_link_is_the_file_that_it_leads_to(path: Path, tmp_path: Path) -> None:
+async def test_a_link_is_resolved_to_its_target(path: Path, tmp_path: Path) -> None:
     link = tmp_path / "elsewhere" / "link"
     link.parent.mkdir()
     link.symlink_to(path)
@@ -505,7 +507,7 @@ async def opens(path: Path, batch: str = BATCH) -> None:
         await journal.counts()
 
 
-async def test_there_must_be_a_folder_for_it(tmp_path: Path) -> None:
+async def test_the_folder_of_a_journal_must_exist(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "no" / "journal", tmp_path / "file" / "journal"):
         with pytest.raises(JournalError, match="its folder must exist") as caught:
@@ -528,7 +530,7 @@ def powerless() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(("file_mode", "folder_mode"), [(0o444, 0o777), (0o444, 0o555), (0o666, 0o555), (0o000, 0o777)])
-def test_a_file_that_cannot_be_written(powerless: Path, file_mode: int, folder_mode: int) -> None:
+def test_an_unwritable_journal_file_is_reported(powerless: Path, file_mode: int, folder_mode: int) -> None:
     path = powerless / "journal"
     run(opens(path))
     before = path.read_bytes()
@@ -545,7 +547,7 @@ def test_a_file_that_cannot_be_written(powerless: Path, file_mode: int, folder_m
     assert os.listdir(powerless) == [path.name]
 
 
-async def test_a_full_disk(journal: Journal) -> None:
+async def test_a_full_disk_is_reported(journal: Journal) -> None:
     await journal.end("a")
     await journal.read(lambda db: db.execute("PRAGMA max_page_count = 1").fetchone())  # as large as it is, no larger
     outcomes = await asyncio.gather(
@@ -697,7 +699,7 @@ def test_a_rejected_file_is_unchanged(
 
 
 @pytest.mark.parametrize("changed", [True, False])
-def test_what_changed_while_it_was_read_is_in_use_and_not_damaged(
+def test_a_file_changed_while_it_is_checked_is_reported_as_in_use(
     path: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
 ) -> None:
     def looks(*_: object) -> None:
@@ -736,7 +738,7 @@ async def test_long_batch_names_are_shown_at_their_difference(path: Path) -> Non
     assert len(message) < 500 + len(str(path))
 
 
-async def test_two_journals_of_one_process(journal: Journal, path: Path) -> None:
+async def test_one_process_cannot_open_a_journal_twice(journal: Journal, path: Path) -> None:
     # By its stat alone: to read the file here would give up the locks that this process has on it.
     await journal.end("a")
     before, beside = os.stat(path), sorted(os.listdir(path.parent))
@@ -752,7 +754,7 @@ async def test_two_journals_of_one_process(journal: Journal, path: Path) -> None
     assert await journal.counts() == Counts(2, 0)
 
 
-async def test_waits_for_readers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_opening_waits_for_readers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lamella.batch.journal_file._PATIENCE", 10)  # so that a slow machine does not decide
     await opens(path)
     other = sqlite3.connect(path, isolation_level=None)
@@ -766,7 +768,7 @@ async def test_waits_for_readers(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert os.listdir(path.parent) == [path.name]
 
 
-async def test_of_many_that_open_at_the_same_time_one_gets_it(path: Path) -> None:
+async def test_only_one_of_many_concurrent_openers_gets_the_journal(path: Path) -> None:
     opened: list[Journal] = []
     refused = 0
     over = asyncio.Event()
@@ -792,7 +794,7 @@ async def test_of_many_that_open_at_the_same_time_one_gets_it(path: Path) -> Non
 # Virtual time
 
 
-def test_on_a_loop_whose_clock_jumps(path: Path) -> None:
+def test_a_journal_works_on_virtual_time(path: Path) -> None:
     async def main() -> tuple[Counts, float]:
         async with Journal.open(path, batch=BATCH) as journal:
 
@@ -890,7 +892,7 @@ def recorded(path: Path) -> set[str]:
     return done | failed
 
 
-def test_killed_at_any_moment(tmp_path: Path, child: Child) -> None:
+def test_a_kill_at_any_time_loses_no_committed_change(tmp_path: Path, child: Child) -> None:
     moments = random.Random(20)
     for number in range(30):
         # Each file lives through five of them.
@@ -907,7 +909,7 @@ def test_killed_at_any_moment(tmp_path: Path, child: Child) -> None:
             assert not child.told
 
 
-def test_a_wal_that_was_left_is_taken_up(path: Path, child: Child) -> None:
+def test_a_leftover_wal_is_applied(path: Path, child: Child) -> None:
     child.starts(path, name="a", items=200, then="die")
     child.is_gone()
     assert len(child.told) == 200
@@ -922,7 +924,7 @@ def test_leftovers_of_a_crashed_tool_are_removed(path: Path, child: Child) -> No
     assert recorded(path) == set(child.told)
 
 
-def test_a_wal_that_is_truncated_anywhere_holds_whole_changes(tmp_path: Path, child: Child) -> None:
+def test_a_truncated_wal_contains_only_whole_changes(tmp_path: Path, child: Child) -> None:
     """As after a power cut before the disk had all of it."""
     left = tmp_path / "left" / "journal"
     left.parent.mkdir()
@@ -970,7 +972,7 @@ def keep_wal(path: Path, statement: str) -> None:
         (path.parent / name).write_bytes(left[name])
 
 
-def test_open_in_another_process(path: Path, child: Child) -> None:
+def test_a_journal_open_in_another_process_is_locked(path: Path, child: Child) -> None:
     child.starts(path, name="a", items=20, then="wait")
     child.waits()
     before = files(path.parent)

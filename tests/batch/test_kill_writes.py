@@ -37,7 +37,7 @@ async def push(sandbox: tuple[str, dict[str, str]], path: Path, records: int | N
 
 
 @pytest.mark.parametrize("kills", [20, pytest.param(50, marks=pytest.mark.slow)])
-async def test_a_push_that_is_killed_at_many_moments_makes_each_record_once(tmp_path: Path, kills: int) -> None:
+async def test_a_push_killed_at_any_time_creates_each_record_once(tmp_path: Path, kills: int) -> None:
     moments = random.Random(5)
     path = tmp_path / "journal"
     async with Sandbox(records=0, idempotency_keys=True) as sandbox:

@@ -131,7 +131,7 @@ async def test_an_outage_loses_no_item(virtual_time: VirtualClock, serve: Serve,
     assert service.at < 60 + 5 + 10 + 4
 
 
-async def test_patience_has_an_end_and_then_there_is_an_outcome_still(virtual_time: VirtualClock, serve: Serve) -> None:
+async def test_an_item_has_an_outcome_after_its_patience_ends(virtual_time: VirtualClock, serve: Serve) -> None:
     """Also for those that were never tried."""
     service = Service(0, 1e9)
     async with session(await serve(service), *layers(Breaker(**BREAKER))) as client:
@@ -178,7 +178,7 @@ async def test_in_the_outage_of_one_service_the_items_of_others_continue(
     assert len(up.sends) == 88
 
 
-async def test_who_looks_on_sees_an_outage_as_long_as_items_wait_for_it(virtual_time: VirtualClock) -> None:
+async def test_outage_is_visible_as_long_as_items_wait(virtual_time: VirtualClock) -> None:
     """Known at 2 s; the probe from 13 to 14 s is well, and so are two more, and then the next two."""
     start = now()
     told: list[LamellaError] = []
@@ -206,7 +206,7 @@ async def test_who_looks_on_sees_an_outage_as_long_as_items_wait_for_it(virtual_
     assert seen[12] is told[-1] is not told[0]
 
 
-async def test_an_outage_is_shown_until_its_last_items_are_done(virtual_time: VirtualClock) -> None:
+async def test_outage_is_visible_until_its_last_items_are_done(virtual_time: VirtualClock) -> None:
     """Though there were not enough of them to try as many at a time as are allowed."""
     tries: Counter[int] = Counter()
 
@@ -242,9 +242,7 @@ async def writes_in_an_outage(serve: Serve) -> tuple[Service, list[ItemOutcome[i
         return service, await collected(Batch(write, range(400), at_once=20))
 
 
-async def test_a_write_that_may_have_been_carried_out_is_never_made_again(
-    virtual_time: VirtualClock, serve: Serve
-) -> None:
+async def test_a_possibly_executed_write_is_never_repeated(virtual_time: VirtualClock, serve: Serve) -> None:
     service, outcomes = await writes_in_an_outage(serve)
     assert Counter(service.bodies) == {str(item): 1 for item in range(400)}
     lost = [outcome for outcome in outcomes if not outcome.done]
@@ -255,7 +253,9 @@ async def test_a_write_that_may_have_been_carried_out_is_never_made_again(
 
 
 @pytest.mark.usefixtures("without_stamina")
-async def test_not_with_stamina_switched_off_either(virtual_time: VirtualClock, serve: Serve) -> None:
+async def test_a_possibly_executed_write_is_not_repeated_without_stamina(
+    virtual_time: VirtualClock, serve: Serve
+) -> None:
     """Then every call stops since its attempts are used up, whatever its method."""
     service, outcomes = await writes_in_an_outage(serve)
     assert Counter(service.bodies) == {str(item): 1 for item in range(400)}
@@ -298,7 +298,7 @@ def pool_timeout(stopped: StopReason) -> ConnectTimeout:
     return error
 
 
-async def test_it_is_named_by_the_last_failure_of_the_service_and_not_by_an_open_circuit() -> None:
+async def test_outage_is_the_last_service_failure_and_not_the_open_circuit() -> None:
     """Also by one that came before it, of a call that had used up its attempts."""
     outage = Outage(1)
     first, second = failed(USED_UP), failed(StopReason.CIRCUIT_OPEN)
@@ -322,7 +322,7 @@ async def test_a_failure_before_a_success_is_not_the_cause_of_an_outage() -> Non
     outage.close()
 
 
-async def test_a_wait_in_the_pool_neither_begins_nor_extends_it(virtual_time: VirtualClock) -> None:
+async def test_a_wait_in_the_pool_neither_begins_nor_extends_an_outage(virtual_time: VirtualClock) -> None:
     outage = Outage(1)
     assert not outage.leave(outage.enter(), pool_timeout(USED_UP))
     assert not outage.active
@@ -337,7 +337,7 @@ async def test_a_wait_in_the_pool_neither_begins_nor_extends_it(virtual_time: Vi
     outage.close()
 
 
-async def test_a_final_failure_during_it_is_not_retried(virtual_time: VirtualClock) -> None:
+async def test_a_final_failure_during_an_outage_is_not_retried(virtual_time: VirtualClock) -> None:
     outage = Outage(1)
     final = CertificateInvalid("GET", URL_, Rule(Failure.CERTIFICATE_INVALID, "Certificate Invalid"))
     final.stopped = StopReason.NOT_RETRYABLE
@@ -349,7 +349,7 @@ async def test_a_final_failure_during_it_is_not_retried(virtual_time: VirtualClo
     outage.close()
 
 
-async def test_an_item_that_only_met_an_open_circuit_fails_with_the_failure_of_the_service(
+async def test_a_rejected_item_fails_with_the_failure_of_the_service(
     virtual_time: VirtualClock,
 ) -> None:
     cause = failed(StopReason.CIRCUIT_OPEN)
@@ -383,11 +383,11 @@ def probes_until(up: float, error: Callable[[], LamellaError], seconds: float = 
     return at
 
 
-def test_the_circuit_says_when_it_is_worth_a_try() -> None:
+def test_the_circuit_determines_the_time_of_a_probe() -> None:
     assert probes_until(60, lambda: refused(25)) == [0, 25, 50, 75, 75, 75]
 
 
-def test_without_a_circuit_the_rule_says_and_the_pauses_grow() -> None:
+def test_without_a_circuit_the_rule_determines_growing_pauses() -> None:
     budget = StopReason.RETRY_BUDGET_EMPTY
     assert probes_until(40, lambda: failed(budget, 2)) == [0, 2, 6, 14, 22, 30, 38, 46, 46, 46]
 
@@ -398,7 +398,7 @@ def test_the_pause_is_some_seconds_by_default() -> None:
     assert probes_until(16, lambda: refused(0)) == [0, 5, 15, 35, 35, 35]
 
 
-def test_a_server_is_called_again_when_it_says() -> None:
+def test_retry_after_determines_the_time_of_a_probe() -> None:
     def error() -> LamellaError:
         error = failed(StopReason.RETRY_BUDGET_EMPTY, 2)
         error.retry_after = 30
@@ -490,7 +490,7 @@ async def test_a_cancelled_waiter_does_not_use_up_a_permit(virtual_time: Virtual
     outage.close()
 
 
-async def test_an_item_that_was_tried_fails_with_its_own_last_error(virtual_time: VirtualClock) -> None:
+async def test_a_tried_item_fails_with_its_own_last_error(virtual_time: VirtualClock) -> None:
     errors: dict[int, LamellaError] = {}
 
     async def work(item: int) -> None:
@@ -519,7 +519,7 @@ async def test_a_probe_from_before_the_last_failure_does_not_end_the_outage(virt
     outage.close()
 
 
-async def test_once_closed_it_begins_no_pause(virtual_time: VirtualClock) -> None:
+async def test_a_closed_outage_begins_no_pause(virtual_time: VirtualClock) -> None:
     outage = Outage(100)
     entered = outage.enter()
     outage.close()
@@ -530,9 +530,7 @@ async def test_once_closed_it_begins_no_pause(virtual_time: VirtualClock) -> Non
 
 
 @pytest.mark.parametrize("at_once", [2, 3])
-async def test_an_account_that_is_stopped_is_stopped_for_those_that_wait_as_well(
-    virtual_time: VirtualClock, at_once: int
-) -> None:
+async def test_stopping_an_account_also_stops_its_waiting_items(virtual_time: VirtualClock, at_once: int) -> None:
     """A probe that is not made after all leaves its place to another; what was tried before is tried again."""
     start = now()
     tried: Counter[int] = Counter()
@@ -557,7 +555,7 @@ async def test_an_account_that_is_stopped_is_stopped_for_those_that_wait_as_well
     assert 20 <= now() - start <= 21
 
 
-async def test_the_cause_takes_the_place_of_an_open_circuit_when_it_is_known() -> None:
+async def test_a_known_cause_replaces_an_open_circuit() -> None:
     """The calls that have opened the circuit wait between their attempts: they end later than one that it rejects."""
     outage = Outage(2)
     first, second = outage.enter(), outage.enter()

@@ -164,7 +164,7 @@ def test_every_item_has_one_outcome(
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["iterable", "async iterable"])
-async def test_it_uses_its_full_concurrency_and_no_more(virtual_time: VirtualClock, later: bool) -> None:
+async def test_a_batch_uses_exactly_its_full_concurrency(virtual_time: VirtualClock, later: bool) -> None:
     work, source = Work(), Source(100)
     began = virtual_time.now
     outcomes = await collected(Batch(work, source.later() if later else source, at_once=10))
@@ -173,7 +173,7 @@ async def test_it_uses_its_full_concurrency_and_no_more(virtual_time: VirtualClo
     assert virtual_time.now - began == 10
 
 
-async def test_each_account_has_its_own_cap_and_none_waits_for_another(virtual_time: VirtualClock) -> None:
+async def test_each_account_has_its_own_limit_of_concurrent_items(virtual_time: VirtualClock) -> None:
     work = Work()
     began = virtual_time.now
     batch = Batch(work, range(40), at_once=20, account=lambda item: item % 4, at_once_per_account=2)
@@ -182,7 +182,7 @@ async def test_each_account_has_its_own_cap_and_none_waits_for_another(virtual_t
     assert virtual_time.now - began == 5
 
 
-async def test_a_free_place_is_taken_at_once(virtual_time: VirtualClock) -> None:
+async def test_a_free_slot_is_used_at_once(virtual_time: VirtualClock) -> None:
     """One item takes all the time that there is; the others go by in the other place."""
     work = Work(lambda item: 100.0 if item == 0 else 10.0)
     began = virtual_time.now
@@ -204,7 +204,7 @@ async def test_an_item_begins_before_the_next_is_taken() -> None:
 
 @pytest.mark.parametrize("later", [False, True], ids=["iterable", "async iterable"])
 @pytest.mark.parametrize("journal", [False, True], ids=["", "journal"])
-async def test_a_slow_consumer_slows_it_down(tmp_path: Path, later: bool, journal: bool) -> None:
+async def test_a_slow_consumer_applies_backpressure(tmp_path: Path, later: bool, journal: bool) -> None:
     source = Source(10_000)
     async with Journal.open(tmp_path / "journal", batch="b") as opened:
         batch = Batch(
@@ -228,7 +228,7 @@ async def test_a_slow_consumer_slows_it_down(tmp_path: Path, later: bool, journa
     assert source.taken >= 20 + 3
 
 
-async def test_an_outcome_that_nobody_takes_keeps_its_place(virtual_time: VirtualClock) -> None:
+async def test_an_untaken_outcome_keeps_its_slot(virtual_time: VirtualClock) -> None:
     work = Work()
     async with Batch(work, range(100), at_once=3, grace=50) as batch:
         await asyncio.sleep(10)
@@ -241,7 +241,7 @@ async def test_an_outcome_that_nobody_takes_keeps_its_place(virtual_time: Virtua
     assert virtual_time.elapsed == 11
 
 
-async def test_an_async_source_that_waits_keeps_no_item_back(virtual_time: VirtualClock, tmp_path: Path) -> None:
+async def test_a_waiting_source_delays_no_outcome(virtual_time: VirtualClock, tmp_path: Path) -> None:
     """Though the journal is asked for many keys at a time."""
     async with Journal.open(tmp_path / "journal", batch="b") as journal:
         began = virtual_time.now
@@ -251,7 +251,7 @@ async def test_an_async_source_that_waits_keeps_no_item_back(virtual_time: Virtu
 
 
 @pytest.mark.parametrize("in_order", [False, True])
-async def test_cancelled_waiting_for_an_outcome_loses_none(virtual_time: VirtualClock, in_order: bool) -> None:
+async def test_cancelling_the_wait_for_an_outcome_loses_none(virtual_time: VirtualClock, in_order: bool) -> None:
     outcomes: list[int] = []
     async with Batch(Work(), range(20), at_once=3, in_order=in_order) as batch:
         while len(outcomes) < 20:
@@ -262,7 +262,7 @@ async def test_cancelled_waiting_for_an_outcome_loses_none(virtual_time: Virtual
     assert virtual_time.elapsed == 7
 
 
-async def test_several_may_take_them(virtual_time: VirtualClock) -> None:
+async def test_several_tasks_can_take_outcomes(virtual_time: VirtualClock) -> None:
     """Each outcome is one of theirs, and all are told of the end: also who takes them when the block is left."""
     shares: list[list[int]] = [[], [], []]
 
@@ -285,7 +285,7 @@ async def test_several_may_take_them(virtual_time: VirtualClock) -> None:
     assert alone()
 
 
-async def test_in_order_a_slow_item_keeps_the_others_back_but_not_from_being_done(virtual_time: VirtualClock) -> None:
+async def test_in_order_a_slow_item_delays_outcomes_but_not_work(virtual_time: VirtualClock) -> None:
     work, source = Work(lambda item: 100.0 if item == 0 else 1.0), Source(50)
     began = virtual_time.now
     async with Batch(work, source, at_once=5, in_order=True) as batch:
@@ -336,11 +336,11 @@ async def test_memory_stays_flat(tmp_path: Path, how: str) -> None:
 # How it ends
 
 
-async def test_no_items_are_no_outcomes() -> None:
+async def test_no_items_give_no_outcomes() -> None:
     assert await collected(Batch(double, ())) == []
 
 
-async def test_it_needs_its_block_and_runs_once() -> None:
+async def test_a_batch_needs_its_block_and_runs_once() -> None:
     batch = Batch(double, [1])
     with pytest.raises(RuntimeError, match="async with"):
         await anext(batch)
@@ -350,9 +350,7 @@ async def test_it_needs_its_block_and_runs_once() -> None:
 
 
 @pytest.mark.parametrize("in_order", [False, True])
-async def test_leaving_early_ends_it_and_running_items_have_their_grace(
-    virtual_time: VirtualClock, in_order: bool
-) -> None:
+async def test_leaving_early_gives_running_items_their_grace(virtual_time: VirtualClock, in_order: bool) -> None:
     work, source = Work(lambda item: item + 1), Source(1000)
     async with Batch(work, source.later(), at_once=4, grace=2.5, in_order=in_order) as batch:
         async for _ in batch:
@@ -365,7 +363,7 @@ async def test_leaving_early_ends_it_and_running_items_have_their_grace(
     assert virtual_time.elapsed == 3.5
 
 
-async def test_an_async_generator_is_closed_also_where_it_is_not_waited_for(virtual_time: VirtualClock) -> None:
+async def test_an_abandoned_async_generator_is_closed(virtual_time: VirtualClock) -> None:
     source = Source(1000)
     items = source.later()  # held: else it would be closed when it is forgotten
     async with Batch(double, items, at_once=2):
@@ -375,7 +373,7 @@ async def test_an_async_generator_is_closed_also_where_it_is_not_waited_for(virt
     await items.aclose()
 
 
-async def test_without_grace_it_ends_at_once(virtual_time: VirtualClock) -> None:
+async def test_without_grace_a_batch_ends_at_once(virtual_time: VirtualClock) -> None:
     work = Work(lambda item: 100.0 * item)
     async with Batch(work, range(9), at_once=4, grace=0) as batch:
         await anext(batch)
@@ -384,7 +382,7 @@ async def test_without_grace_it_ends_at_once(virtual_time: VirtualClock) -> None
     assert virtual_time.elapsed == 0
 
 
-async def test_what_the_consumer_raises_is_raised_as_it_is(virtual_time: VirtualClock) -> None:
+async def test_an_exception_of_the_consumer_is_raised_unchanged(virtual_time: VirtualClock) -> None:
     work = Work(lambda item: 1.0 + item)
 
     async def consume() -> None:
@@ -400,7 +398,7 @@ async def test_what_the_consumer_raises_is_raised_as_it_is(virtual_time: Virtual
 
 
 @pytest.mark.parametrize("how", ["task", "scope", "timeout"])
-async def test_cancelled_from_outside_what_is_in_flight_is_finished(virtual_time: VirtualClock, how: str) -> None:
+async def test_a_cancelled_batch_finishes_running_items(virtual_time: VirtualClock, how: str) -> None:
     work = Work(lambda item: 10.0 + item)
 
     async def main() -> None:
@@ -432,7 +430,7 @@ async def test_cancelled_from_outside_what_is_in_flight_is_finished(virtual_time
     assert alone()
 
 
-async def test_cancelled_twice_it_ends_at_once(virtual_time: VirtualClock) -> None:
+async def test_a_second_cancellation_ends_a_batch_at_once(virtual_time: VirtualClock) -> None:
     work = Work(lambda _: 100.0)
     task = asyncio.create_task(collected(Batch(work, range(9), at_once=3, grace=50)))
     await asyncio.sleep(5)
@@ -511,7 +509,7 @@ async def test_an_unreported_exception_is_raised_at_the_end_of_the_block() -> No
             await anext(batch)
 
 
-async def test_an_item_that_has_no_account_fails_alone() -> None:
+async def test_an_item_without_account_fails_alone() -> None:
     def account(item: int) -> int:
         return 1 // item
 
@@ -603,7 +601,7 @@ asyncio.run(main())
 """
 
 
-def test_ctrl_c_lets_what_is_in_flight_end_and_the_journal_has_it(tmp_path: Path) -> None:
+def test_ctrl_c_lets_running_items_end_and_records_them(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     with subprocess.Popen(  # noqa: S603
         [sys.executable, "-W", "error", "-c", CTRL_C, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -630,7 +628,7 @@ def test_ctrl_c_lets_what_is_in_flight_end_and_the_journal_has_it(tmp_path: Path
 # stop_on
 
 
-async def test_an_error_can_end_the_part_of_its_account(virtual_time: VirtualClock) -> None:
+async def test_stop_on_ends_only_the_account_of_an_item(virtual_time: VirtualClock) -> None:
     begun = []
 
     async def work(item: int) -> None:
@@ -663,7 +661,7 @@ async def test_an_error_can_end_the_part_of_its_account(virtual_time: VirtualClo
 
 @pytest.mark.parametrize("journal", [False, True], ids=["", "journal"])
 @pytest.mark.parametrize("later", [False, True], ids=["iterable", "async iterable"])
-async def test_without_accounts_such_an_error_ends_the_batch(tmp_path: Path, later: bool, journal: bool) -> None:
+async def test_stop_on_without_accounts_ends_the_batch(tmp_path: Path, later: bool, journal: bool) -> None:
     async def work(item: int) -> None:
         if item == 5:
             raise Refused("go away")
@@ -691,7 +689,7 @@ async def test_without_accounts_such_an_error_ends_the_batch(tmp_path: Path, lat
     assert alone() or journal
 
 
-async def test_what_was_taken_when_the_batch_ends_so_has_an_outcome_though_it_is_taken_late(tmp_path: Path) -> None:
+async def test_items_taken_before_stop_on_have_an_outcome(tmp_path: Path) -> None:
     async def work(_: int) -> None:
         raise Refused("go away")
 
@@ -708,7 +706,7 @@ async def test_what_was_taken_when_the_batch_ends_so_has_an_outcome_though_it_is
     assert sum(outcome.skipped for outcome in outcomes) == 7
 
 
-async def test_an_account_that_is_refused_costs_one_call_and_shows_no_key() -> None:
+async def test_a_rejected_account_costs_one_call_and_shows_no_key() -> None:
     accounts = (Account(KEY, state="expired"), Account("works"))
     async with Sandbox(accounts=accounts) as sandbox:
         keys = {account.key: {"X-ACCOUNT-KEY": account.key} for account in accounts}
@@ -740,7 +738,7 @@ async def test_an_account_that_is_refused_costs_one_call_and_shows_no_key() -> N
 # The journal
 
 
-async def test_what_is_done_is_skipped_and_what_failed_is_retried(tmp_path: Path) -> None:
+async def test_done_items_are_skipped_and_failed_ones_retried(tmp_path: Path) -> None:
     down = True
     called: list[int] = []
 
@@ -774,7 +772,7 @@ async def test_what_is_done_is_skipped_and_what_failed_is_retried(tmp_path: Path
     assert all(outcome.done for outcome in second)
 
 
-async def test_an_item_is_done_when_its_sink_has_it(tmp_path: Path) -> None:
+async def test_an_item_is_done_after_its_sink_returns(tmp_path: Path) -> None:
     confirmed: list[int] = []
 
     async with Journal.open(tmp_path / "journal", batch="b") as journal:
@@ -876,6 +874,6 @@ def test_a_bad_argument_raises_value_error(options: dict[str, Any], what: str) -
         Batch(double, (), **options)
 
 
-def test_it_can_be_made_where_no_loop_runs() -> None:
+def test_a_batch_can_be_created_without_a_loop() -> None:
     batch = Batch(double, [1, 2], in_order=True)
     assert [outcome.value for outcome in run_virtual(collected(batch))] == [2, 4]

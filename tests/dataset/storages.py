@@ -18,12 +18,12 @@ __all__ = ["OfEachStorage"]
 class OfEachStorage:
     """The tests; a subclass has the fixture *place*."""
 
-    async def test_of_many_that_create_it_all_have_the_same(self, place: str) -> None:
+    async def test_concurrent_creators_get_the_same_dataset(self, place: str) -> None:
         with ThreadPoolExecutor(8) as threads:
             found = list(threads.map(lambda _: Dataset.create(place, batch="b", shards=7).id, range(16)))
         assert len(set(found)) == 1
 
-    async def test_of_many_that_commit_one_wins(self, place: str) -> None:
+    async def test_only_one_of_many_concurrent_commits_succeeds(self, place: str) -> None:
         made = Dataset.create(place, batch="b")
         _, claimed = made.claim(3, "one", 1)
 
@@ -37,7 +37,7 @@ class OfEachStorage:
             won = [each for each in threads.map(commit, range(16)) if each is not None]
         assert [made.last(3)] == won
 
-    async def test_of_many_that_claim_the_last_one_has_it(self, place: str) -> None:
+    async def test_the_last_of_many_claims_holds_the_shard(self, place: str) -> None:
         made = Dataset.create(place, batch="b")
 
         def claim(number: int) -> Commit | None:
@@ -63,7 +63,7 @@ class OfEachStorage:
             made.commit(replace(frozen, run=1))
         assert made.commit(replace(successor, run=1)) == made.last(3)
 
-    async def test_not_even_where_the_commits_since_were_removed(self, place: str) -> None:
+    async def test_a_stale_worker_cannot_commit_after_old_commits_are_removed(self, place: str) -> None:
         made = Dataset.create(place, batch="b")
         _, frozen = made.claim(3, "frozen", 1)
         _, last = made.claim(3, "successor", 1)
@@ -74,7 +74,7 @@ class OfEachStorage:
             made.commit(replace(frozen, run=1))
         assert made.last(3) == last
 
-    async def test_what_no_longer_counts_is_removed_and_nothing_else(self, place: str, tmp_path: Path) -> None:
+    async def test_clean_removes_only_obsolete_files(self, place: str, tmp_path: Path) -> None:
         made = Dataset.create(place, batch="b")
         local = tmp_path / "file"
         local.write_text('{"account":"a","resource":"r","id":"1","record":{}}\n')
@@ -93,7 +93,7 @@ class OfEachStorage:
         assert dataset.files(place) == [made.storage.location(new.name)]
         assert set(made.storage.sizes("data")) == {new.name}
 
-    async def test_what_was_put_there_comes_back(self, place: str, tmp_path: Path) -> None:
+    async def test_a_stored_file_can_be_read(self, place: str, tmp_path: Path) -> None:
         storage = Dataset.create(place, batch="b").storage
         local, back = tmp_path / "file", tmp_path / "back"
         local.write_bytes(b"\0records\xff" * 100_000)
@@ -106,7 +106,7 @@ class OfEachStorage:
         storage.remove("data/records/one.jsonl")
         assert storage.sizes("data") == {}
 
-    async def test_what_is_not_there_is_a_file_not_found(self, place: str, tmp_path: Path) -> None:
+    async def test_a_missing_file_raises_file_not_found(self, place: str, tmp_path: Path) -> None:
         storage = Dataset.create(place, batch="b").storage
         with pytest.raises(FileNotFoundError):
             storage.read("none")

@@ -36,7 +36,7 @@ def test_the_accounts_are_spread_evenly(tmp_path: Path) -> None:
     assert all(900 <= shards.count(shard) <= 1100 for shard in range(10))
 
 
-def test_others_cannot_read_it(tmp_path: Path) -> None:
+def test_other_users_cannot_read_a_dataset(tmp_path: Path) -> None:
     made = Dataset.create(tmp_path / "out", batch="b")
     made.claim(1, "one", 1)
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
@@ -44,7 +44,7 @@ def test_others_cannot_read_it(tmp_path: Path) -> None:
     assert all(path.stat().st_mode & 0o077 == 0 for path in files)
 
 
-def test_what_a_killed_process_was_writing_is_removed_and_never_counts(tmp_path: Path) -> None:
+def test_a_partial_file_of_a_killed_process_is_ignored_and_removed(tmp_path: Path) -> None:
     made = Dataset.create(tmp_path, batch="b")
     made.claim(1, "one", 1)
     left = tmp_path / "commits" / "00001" / ".lamella-0123456789abcdef"
@@ -57,7 +57,7 @@ def test_what_a_killed_process_was_writing_is_removed_and_never_counts(tmp_path:
     ("content", "what"),
     [(None, "is not a dataset"), ("{", "damaged"), ("[]", "damaged"), ('{"format": 9}', "is of format 9")],
 )
-def test_what_is_no_dataset_is_not_opened(tmp_path: Path, content: str | None, what: str) -> None:
+def test_a_folder_without_dataset_is_not_opened(tmp_path: Path, content: str | None, what: str) -> None:
     if content is not None:
         (tmp_path / "dataset.json").write_text(content)
     with pytest.raises(DatasetError, match=what):
@@ -70,32 +70,32 @@ class TestVerify:
         await sync_to(await make_sandbox(accounts=[Account("key-1", records=7), Account("key-2", records=3)]), shards=1)
         return tmp_path / "out"
 
-    def test_a_sound_dataset_has_no_fault(self, place: Path) -> None:
+    def test_verify_finds_no_fault_in_a_valid_dataset(self, place: Path) -> None:
         assert dataset.verify(place) == []
         [commit] = dataset.shards(place)
         assert [file.rows for file in commit.files["records"]] == [20]
         assert set(commit.marks) == {"account 0", "account 1"}
 
-    def test_a_file_that_is_missing(self, place: Path) -> None:
+    def test_verify_finds_a_missing_file(self, place: Path) -> None:
         [file] = dataset.files(place)
         os.unlink(file)
         assert dataset.verify(place)[0].what == "is missing"
 
-    def test_a_file_that_was_changed(self, place: Path) -> None:
+    def test_verify_finds_a_changed_file(self, place: Path) -> None:
         [file] = dataset.files(place)
         content = Path(file).read_bytes()
         Path(file).write_bytes(content.replace(b"account 0", b"account 9", 1))
         assert dataset.verify(place)[0].what == "is not as it was committed"
 
-    def test_records_that_are_not_those_of_the_journal(self, place: Path, tmp_path: Path) -> None:
+    def test_verify_finds_records_that_differ_from_the_journal(self, place: Path, tmp_path: Path) -> None:
         self._with_lines(place, tmp_path, lambda lines: lines[:-1])
         assert "has 20 records, and the data files 19" in str(dataset.verify(place))
 
-    def test_a_record_that_is_there_twice(self, place: Path, tmp_path: Path) -> None:
+    def test_verify_finds_a_duplicate_record(self, place: Path, tmp_path: Path) -> None:
         self._with_lines(place, tmp_path, lambda lines: [*lines, lines[0]])
         assert "has a record twice: ('account 0', 'bills'" in str(dataset.verify(place)[0])
 
-    def test_marks_that_are_not_those_of_the_journal(self, place: Path) -> None:
+    def test_verify_finds_marks_that_differ_from_the_journal(self, place: Path) -> None:
         made = Dataset.open(place)
         commit = made.last(0)
         made.commit(replace(commit, marks={**commit.marks, "account 0": {"bills": "2030-01-01T00:00:00Z"}}))

@@ -39,7 +39,7 @@ class Lossy(Here):
         return await super().run(work, on_count)
 
 
-async def test_all_records_are_there_once_and_as_they_are(
+async def test_a_dataset_contains_all_records_once_and_unchanged(
     make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
 ) -> None:
     sandbox = await make_sandbox(accounts=some(), chances={500: 0.05})
@@ -52,9 +52,7 @@ async def test_all_records_are_there_once_and_as_they_are(
     assert dataset.last_run(tmp_path / "out") == (1, True)
 
 
-async def test_the_next_run_reads_what_has_changed_and_nothing_else(
-    make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
-) -> None:
+async def test_the_next_run_reads_only_changes(make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path) -> None:
     sandbox = await make_sandbox(accounts=some())
     await sync_to(sandbox)
     before = dataset.files(tmp_path / "out")
@@ -67,9 +65,7 @@ async def test_the_next_run_reads_what_has_changed_and_nothing_else(
     assert dataset.files(tmp_path / "out") == before
 
 
-async def test_nothing_that_is_sent_to_a_worker_has_a_key(
-    make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
-) -> None:
+async def test_no_key_is_sent_to_a_worker(make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path) -> None:
     sandbox = await make_sandbox(accounts=some())
     engine = Lossy(tmp_path / "scratch")
     await sync_to(sandbox, on=engine)
@@ -90,7 +86,7 @@ async def test_no_key_is_in_the_dataset_or_left_behind(
     assert [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == []
 
 
-async def test_accounts_with_their_keys_are_not_taken(tmp_path: Path) -> None:
+async def test_a_mapping_of_accounts_to_keys_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="keys are never sent"):
         await maesn.sync({"north": "k"}, RESOURCES, on=Here(), output=tmp_path / "out")  # type: ignore[call-overload]
 
@@ -105,7 +101,7 @@ async def test_a_shard_whose_worker_is_lost_is_submitted_again(
     assert len(engine.works) == report.shards + 3
 
 
-async def test_workers_that_are_lost_again_and_again_fail_the_shard(
+async def test_repeatedly_lost_workers_fail_the_shard(
     make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
 ) -> None:
     report = await sync_to(await make_sandbox(accounts=some(1)), on=Lossy(tmp_path / "scratch", losses=99))
@@ -137,7 +133,7 @@ async def test_a_cancelled_run_is_continued_by_the_next_one(
     assert before + len(sandbox.received[before:]) <= pages + 2 * 8 * 4
 
 
-async def test_after_a_cancelled_run_a_new_one_has_all_that_has_changed_since(
+async def test_a_new_run_after_a_cancelled_one_has_all_changes(
     make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
 ) -> None:
     sandbox = await make_sandbox(accounts=[Account(f"key-{number}", records=60) for number in range(8)])
@@ -179,7 +175,7 @@ async def test_progress_counts_to_the_end(make_sandbox: MakeSandbox, sync_to: Sy
     assert (seen[-1].ended, seen[-1].result) == (report.shards, report.result)
 
 
-async def test_accounts_that_have_departed_are_forgotten_also_where_they_were_all_of_their_shard(
+async def test_departed_accounts_are_forgotten_even_if_their_shard_is_empty(
     make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
 ) -> None:
     sandbox = await make_sandbox(accounts=[Account(f"key-{number}", records=3) for number in range(6)])
@@ -201,7 +197,7 @@ async def test_accounts_that_have_departed_are_forgotten_also_where_they_were_al
         ({"base_url": "http://127.0.0.1:1"}, "batch"),
     ],
 )
-async def test_a_dataset_stays_as_it_was_made(
+async def test_a_dataset_keeps_its_settings(
     make_sandbox: MakeSandbox, sync_to: SyncTo, options: dict[str, Any], what: str
 ) -> None:
     sandbox: Sandbox = await make_sandbox(accounts=some(2))
@@ -210,7 +206,7 @@ async def test_a_dataset_stays_as_it_was_made(
         await sync_to(sandbox, **options)
 
 
-async def test_the_spans_of_the_shards_are_children_of_that_of_the_run(tracing: Tracing, tmp_path: Path) -> None:
+async def test_the_shard_spans_are_children_of_the_run_span(tracing: Tracing, tmp_path: Path) -> None:
     made = Dataset.create(tmp_path / "out", batch="b", shards=8)
     here = Here(scratch=tmp_path / "scratch", tracer_provider=tracing.provider)
     await sync_shards(here, made, ["north", "south", "west"], NOTHING, tracer_provider=tracing.provider)

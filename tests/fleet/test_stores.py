@@ -84,7 +84,7 @@ async def test_swaps_of_one_key_in_one_batch_do_not_undo_each_other(place: Place
         assert read.state in {"one", "four"}
 
 
-async def test_swaps_of_one_turn_are_sent_together(redis_place: RedisPlace) -> None:
+async def test_swaps_of_one_loop_iteration_are_sent_together(redis_place: RedisPlace) -> None:
     redis = redis_place.client
     async with redis_place.store() as store:
         await store.swap("key", "")
@@ -118,7 +118,7 @@ async def calls_with_secrets(store: NetworkStore) -> None:
         await server.cleanup()
 
 
-async def test_nothing_that_redis_sees_is_secret(redis_place: RedisPlace) -> None:
+async def test_redis_receives_no_secret(redis_place: RedisPlace) -> None:
     redis = redis_place.client
     async with redis_place.store() as store, redis.monitor() as monitor:
         await calls_with_secrets(store)

@@ -67,7 +67,7 @@ def answering(how: str, audit: ModuleType) -> Any:
         ("one left out", 1, 1, "could not be looked up"),
     ],
 )
-def test_it_says_what_it_could_not_look_up(
+def test_the_audit_reports_what_it_could_not_look_up(
     how: str,
     code: int,
     strict: int,
@@ -84,9 +84,7 @@ def test_it_says_what_it_could_not_look_up(
     assert audit.main(["--strict"]) == strict
 
 
-def test_what_bandit_finds_is_a_failure_whatever_is_known_of_the_packages(
-    audit: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bandit_finding_always_fails_the_audit(audit: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "bandit", lambda: False)
     monkeypatch.setattr(audit, "workflows", lambda: True)
     for how in ("all is well", "unreachable"):
@@ -111,7 +109,7 @@ def test_bandit_gets_no_path_of_the_checkout(audit: ModuleType, monkeypatch: pyt
     assert {"src", "scripts", "benchmarks", "examples"} <= set(arguments)
 
 
-def test_audited_packages_are_those_that_a_user_installs(audit: ModuleType) -> None:
+def test_the_audited_packages_are_those_a_user_installs(audit: ModuleType) -> None:
     found = audit.closure("lamella", audit.EXTRAS)
     assert {"aiohttp", "yarl", "multidict", "stamina", "tenacity", "jinja2", "markupsafe", "pyarrow"} <= set(found)
     assert not {"pytest", "hypothesis", "mypy"} & set(found)

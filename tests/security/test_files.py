@@ -17,9 +17,7 @@ RULES = maesn.RULES.scaled(1e-5)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".sqlite", ".parquet"])
-async def test_a_sync_writes_no_key_and_for_its_owner_alone(
-    suffix: str, make_sandbox: MakeSandbox, tmp_path: Path
-) -> None:
+async def test_a_sync_writes_no_key_and_private_files(suffix: str, make_sandbox: MakeSandbox, tmp_path: Path) -> None:
     sandbox = await make_sandbox(api_key=API_KEY, accounts=[Account(ACCOUNT_KEY)])
     echo = {"errors": {"message": f"{API_KEY} {ACCOUNT_KEY}"}}
     sandbox.script(403, 500, Reply(400, {"X-Echo": API_KEY}, echo), path="*/contacts")
@@ -45,9 +43,7 @@ async def test_a_sync_writes_no_key_and_for_its_owner_alone(
     assert [part.account for part in report.failed] == ["north"]
 
 
-async def test_what_a_journal_keeps_of_a_failed_item_has_no_key_in_it(
-    make_sandbox: MakeSandbox, tmp_path: Path
-) -> None:
+async def test_a_journal_stores_no_key_of_a_failed_item(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
     sandbox = await make_sandbox(api_key=API_KEY, accounts=[Account(ACCOUNT_KEY)])
     steps: list[Reply | int] = [
         Reply(400, {}, {"errors": {"message": f"{API_KEY} {ACCOUNT_KEY}"}}),

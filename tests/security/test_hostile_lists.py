@@ -71,7 +71,7 @@ METAS: tuple[object, ...] = (None, 5, "x", [], [[]], {"pagination": 5}, {"pagina
 
 
 @pytest.mark.parametrize("meta", [*METAS, *({"pagination": {"totalPages": pages}} for pages in PAGES)])
-async def test_what_it_says_of_its_pages_is_believed_only_where_it_can_be(sandbox: Sandbox, meta: object) -> None:
+async def test_implausible_page_counts_are_ignored(sandbox: Sandbox, meta: object) -> None:
     data = [{"invoiceId": "1"}]
     sandbox.script(Reply(200, {}, {"meta": meta, "data": data}), Reply(200, {}, {"meta": meta, "data": []}))
     async with session_of(sandbox) as session:
@@ -94,7 +94,7 @@ async def test_a_list_of_9_quadrillion_pages_is_read_to_its_end_and_resumed(sand
     assert len(sandbox.received) == 5
 
 
-async def test_a_page_without_end_is_not_read_to_its_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_page_is_not_read_completely(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["lamella.sync.page"], "_LONGEST", 12 * MB)
     sent = 0
 
@@ -139,13 +139,13 @@ async def test_gzip_does_not_bypass_the_limit(serve: Serve, monkeypatch: pytest.
             await read(session)
 
 
-async def test_of_a_key_that_is_there_twice_the_last_one_counts(sandbox: Sandbox) -> None:
+async def test_the_last_of_duplicate_json_keys_applies(sandbox: Sandbox) -> None:
     sandbox.script(Reply(200, {}, b'{"data": 5, "data": [{"invoiceId": "1", "invoiceId": "2"}]}'), LAST)
     async with session_of(sandbox) as session:
         assert await read(session) == [{"invoiceId": "2"}]
 
 
-async def test_what_is_in_a_record_is_data_and_nothing_else(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
+async def test_the_content_of_a_record_is_only_data(make_sandbox: MakeSandbox, tmp_path: Path) -> None:
     """SQL, paths, control characters, halves of characters: in the file they are what they were."""
     texts = ["'; DROP TABLE sync_records; --", "../../etc/passwd", "\x1b[2J\n\r\0", "\ud800", "\u202e", "</script>"]
     records = [{"invoiceId": text, "note": text} for text in texts]
@@ -171,7 +171,7 @@ JSON = st.recursive(
 
 
 @given(body=JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=60))
-def test_no_answer_makes_it_raise_anything_else(body: bytes) -> None:
+def test_every_bad_answer_raises_a_documented_error(body: bytes) -> None:
     async def main() -> None:
         async with Sandbox() as sandbox, session_of(sandbox) as session:
             sandbox.script(*[Reply(200, {}, body)] * 3, Reply(200, {}, {"data": []}))

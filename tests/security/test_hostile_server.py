@@ -108,7 +108,7 @@ async def test_a_flood_before_the_body_is_cut_off(
     assert len(str(caught.value)) < 600
 
 
-async def test_a_body_that_never_begins_is_ended_by_the_attempts_limit(serve_raw: ServeRaw) -> None:
+async def test_a_body_that_never_begins_ends_with_the_attempt_timeout(serve_raw: ServeRaw) -> None:
     """aiohttp reads zeros of a chunk's size for as long as they come. They take time, and no memory."""
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -123,7 +123,7 @@ async def test_a_body_that_never_begins_is_ended_by_the_attempts_limit(serve_raw
         assert at_rest(asked)
 
 
-async def test_a_stream_that_never_begins_is_the_callers_to_end(serve_raw: ServeRaw) -> None:
+async def test_a_stream_that_never_begins_must_be_ended_by_the_caller(serve_raw: ServeRaw) -> None:
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         await a_chunk_size_without_end(writer)
@@ -136,7 +136,7 @@ async def test_a_stream_that_never_begins_is_the_callers_to_end(serve_raw: Serve
         assert at_rest(asked)
 
 
-async def test_an_error_without_end_is_not_read_to_its_end(serve_raw: ServeRaw) -> None:
+async def test_an_endless_error_body_is_not_read_completely(serve_raw: ServeRaw) -> None:
     sent: list[int] = []
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -154,7 +154,7 @@ async def test_an_error_without_end_is_not_read_to_its_end(serve_raw: ServeRaw) 
 
 
 @pytest.mark.parametrize("value", ["101", "9" * 400, "1e9", "Fri, 31 Dec 9999 23:59:59 GMT"])
-async def test_a_wait_without_end_is_not_waited(value: str, sandbox: Sandbox, virtual_time: VirtualClock) -> None:
+async def test_an_endless_wait_is_not_waited(value: str, sandbox: Sandbox, virtual_time: VirtualClock) -> None:
     """The call stops at once, and so do the next ones. More than a year is no statement: it locks no account out."""
     sandbox.script(Reply(429, {"Retry-After": value}))
     async with session(sandbox.url, attempts=1 if value == "1e9" else 5) as asked:

@@ -57,7 +57,7 @@ def log() -> Iterator[io.StringIO]:
 
 
 @pytest.mark.parametrize("where", ANSWERS)
-async def test_every_record_is_one_line_that_can_be_printed(
+async def test_every_log_record_is_one_printable_line(
     where: str, serve_raw: ServeRaw, log: io.StringIO, tracing: Tracing
 ) -> None:
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

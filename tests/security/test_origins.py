@@ -20,7 +20,7 @@ API_KEY, ACCOUNT_KEY = "zq-api-key-4711", "zq-account-key-0815"
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_no_redirect_takes_a_key_along(status: int, method: str, make_sandbox: MakeSandbox, serve: Serve) -> None:
+async def test_no_redirect_forwards_a_key(status: int, method: str, make_sandbox: MakeSandbox, serve: Serve) -> None:
     seen: list[str] = []
 
     async def elsewhere(request: web.Request) -> web.Response:
@@ -36,7 +36,7 @@ async def test_no_redirect_takes_a_key_along(status: int, method: str, make_sand
     assert sandbox.account_key not in request
 
 
-async def test_a_redirect_to_what_is_not_http_is_not_followed(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_a_redirect_to_another_scheme_is_not_followed(sandbox: Sandbox, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("zq-file")
     sandbox.script(Reply(302, {"Location": secret.as_uri()}))
@@ -46,7 +46,7 @@ async def test_a_redirect_to_what_is_not_http_is_not_followed(sandbox: Sandbox, 
     assert "zq-file" not in repr(caught.value)
 
 
-async def test_not_to_plain_http_where_it_belongs_to_https(serve: Serve) -> None:
+async def test_no_key_is_sent_from_https_to_plain_http(serve: Serve) -> None:
     """A downgrade: the same host and the same port, but whoever is in between reads along."""
     seen: list[str] = []
 
@@ -63,7 +63,7 @@ async def test_not_to_plain_http_where_it_belongs_to_https(serve: Serve) -> None
     assert ACCOUNT_KEY not in headers
 
 
-async def test_a_proxy_of_https_gets_a_name_and_a_port(serve_raw: ServeRaw) -> None:
+async def test_an_https_proxy_gets_only_host_and_port(serve_raw: ServeRaw) -> None:
     """The request goes through a tunnel, of which it sees bytes that are encrypted."""
     seen = bytearray()
 
@@ -82,7 +82,7 @@ async def test_a_proxy_of_https_gets_a_name_and_a_port(serve_raw: ServeRaw) -> N
         assert key.encode() not in seen
 
 
-async def test_the_environment_puts_no_proxy_in_between_and_no_password_in(
+async def test_proxies_and_passwords_of_the_environment_are_ignored(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with socket.socket() as nobody:
@@ -98,7 +98,7 @@ async def test_the_environment_puts_no_proxy_in_between_and_no_password_in(
 
 
 @pytest.mark.parametrize("key", ["zq-key\r\nX-Injected: yes", "zq-key\nX-Injected: yes", "zq-key\rx", "zq-key\0"])
-async def test_a_key_cannot_bring_in_a_header(sandbox: Sandbox, key: str) -> None:
+async def test_a_key_cannot_inject_a_header(sandbox: Sandbox, key: str) -> None:
     async with maesn.session(sandbox.api_key, None, sandbox.url) as session:
         with maesn.account(key), pytest.raises(ValueError, match="X-ACCOUNT-KEY") as caught:
             await session.get("/accounting/invoices")
@@ -108,7 +108,7 @@ async def test_a_key_cannot_bring_in_a_header(sandbox: Sandbox, key: str) -> Non
     assert not sandbox.received
 
 
-async def test_the_user_of_a_url_goes_to_its_server_and_is_shown_nowhere(serve: Serve) -> None:
+async def test_credentials_in_a_url_are_sent_but_never_shown(serve: Serve) -> None:
     seen: list[str] = []
 
     async def handle(request: web.Request) -> web.Response:
@@ -144,7 +144,7 @@ async def test_cookies_can_be_kept_separate_by_account(serve: Serve) -> None:
         assert seen == [None, kept]
 
 
-async def test_a_header_of_the_sessions_own_is_aiohttps_business_and_travels(serve: Serve) -> None:
+async def test_a_session_header_follows_redirects_as_in_aiohttp(serve: Serve) -> None:
     """Why a credential belongs into HeaderAuth: aiohttp takes any other header along to wherever a redirect leads."""
     seen: list[str | None] = []
 

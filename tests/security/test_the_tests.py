@@ -17,20 +17,20 @@ HEADS = ("| who | what", "| what | what")
 REFERENCE = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
 
 
-def test_no_key_of_the_user_is_in_their_environment() -> None:
+def test_the_environment_of_tests_has_no_key_of_the_user() -> None:
     keys = {"MAESN_API_KEY": "a real one", "MAESN_ACCOUNT_KEY": "a real one", "MAESN_BASE_URL": "https://api.example"}
     assert not cleaned(keys).keys() & keys
     assert not [name for name in os.environ if name.startswith("MAESN")]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
-def test_one_that_crashes_leaves_no_core_dump() -> None:
+def test_a_crashed_test_leaves_no_core_dump() -> None:
     import resource
 
     assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
 
 
-def test_pytest_shows_no_locals_unless_one_asks_for_them(pytestconfig: pytest.Config) -> None:
+def test_pytest_shows_no_locals_by_default(pytestconfig: pytest.Config) -> None:
     assert "showlocals" not in " ".join(pytestconfig.getini("addopts"))
 
 
@@ -42,7 +42,7 @@ def _tests_of(path: Path) -> set[str]:
     }
 
 
-def test_each_line_of_the_threat_model_names_a_test_that_is_there() -> None:
+def test_each_line_of_the_threat_model_names_an_existing_test() -> None:
     text = PAGE.read_text("utf-8")
     rows = [
         line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| |", "| who", "| what"))

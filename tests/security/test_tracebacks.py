@@ -145,7 +145,7 @@ async def test_an_error_made_from_this_response_still_hides_secrets(make_sandbox
     assert not leaks(caught.value, *KEYS, apart_from=__file__)
 
 
-async def test_a_value_that_a_function_gave_is_not_shown_when_it_is_refused(sandbox: Sandbox) -> None:
+async def test_a_rejected_value_of_a_function_is_not_shown(sandbox: Sandbox) -> None:
     async def ask() -> str:
         return f"{API_KEY}\r\nX-Injected: yes"
 
@@ -158,7 +158,7 @@ async def test_a_value_that_a_function_gave_is_not_shown_when_it_is_refused(sand
 
 
 @pytest.mark.parametrize("ending", [401, Fault.RESET_BEFORE_HEADERS, Reply(200, {"Content-Type": "text/html"}, b"?")])
-async def test_as_the_tools_show_it(ending: int | Fault | Reply, make_sandbox: MakeSandbox) -> None:
+async def test_tracebacks_of_common_tools_show_no_key(ending: int | Fault | Reply, make_sandbox: MakeSandbox) -> None:
     sandbox = await make_sandbox(api_key=API_KEY, accounts=[Account(ACCOUNT_KEY)])
     sandbox.set_outage(ending)
     async with maesn.session(API_KEY, ACCOUNT_KEY, sandbox.url, rules=RULES, attempts=2) as session:
