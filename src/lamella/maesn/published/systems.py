@@ -38,7 +38,7 @@ COUNTED_ERRORS: Final = frozenset({400, 401, 403, 404})
 SYSTEMS: Final[dict[str, System]] = {
     "abacus": System((), (Quota(200, 60), Quota(12_000, 3600), Quota(30_000, 86_400))),
     "buchhaltungsbutler": System((), (Quota(100, 60),)),
-    # In production; its sandbox allows 300 a minute.
+    # The limits of production. The sandbox of this system allows 300 a minute.
     "businesscentral": System(("businesscentral",), (Quota(5, None), Quota(600, 60))),
     "datev-rewe": System(("datev-rewe", "datev-rewe-longtoken", "datev-rewe-export"), (Quota(100, 5),)),
     "exact": System(("exact-nl", "exact-de", "exact-gb"), (Quota(60, 60), Quota(5_000, 86_400)), errors_an_hour=10),
