@@ -234,40 +234,37 @@ class Throttle(Layer):
         if begun is None:
             return None
         account, permit, estimate, held = begun
-        queue, memory = account.queue, self._state.memory
+        queue, memory, lease = account.queue, self._state.memory, account.lease
+        headers: Mapping[str, str] | None = None
+        # Most attempts pass, and in no episode. Then there is nothing to wait for.
+        is_plain = account.episode is None and account.doubt is None and not held
         if not isinstance(result, BaseException):
-            if (
-                memory is None
-                or estimate is None
-                or account.episode is not None
-                or account.doubt is not None
-                or held
-                or result.status >= ERROR_STATUS
-                or (self._below_400 and result.status in self._below_400)
-            ):
-                if self._fleet is not None and self._passed_at_once(account, permit, held, result):
-                    return None
-                return self._ended(call, account, permit, held, result)
-            now = call.now if memory.clock is None else memory.clock()
-            learns, says = self._stated is None, () if self._says is None else self._says(result.headers)
-            answered(estimate, now, permit, len(queue.sent_at) - 1, learns, says)
+            headers = result.headers
+            if result.status >= ERROR_STATUS or (self._below_400 and result.status in self._below_400):
+                is_plain = False
         # The server cannot have counted an attempt that ended in one of these errors, or the loop is closed.
-        elif not isinstance(result, ConnectFailed | CertificateInvalid | RequestRejected | GeneratorExit):
-            return self._ended(call, account, permit, held, result)
-        queue.end(permit)
-        if held:
+        elif isinstance(result, ConnectFailed | CertificateInvalid | RequestRejected | GeneratorExit):
+            queue.end(permit)
             release(held)
+            return None
+        elif not isinstance(result, ApiError) or result.stopped is not None or self._is_refusal(result):
+            is_plain = False
+        if not is_plain or (estimate is None and lease is None):
+            return self._ended(call, account, permit, held, result)
+        if headers is None:
+            headers = ERROR_HEADERS.take(call)
+        says = () if headers is None or self._says is None else self._says(headers)
+        if lease is not None:
+            lease.ended(permit, passed=True, says=says)
+        elif estimate is not None:
+            now = call.now if memory is None or memory.clock is None else memory.clock()
+            answered(estimate, now, permit, len(queue.sent_at) - 1, self._stated is None, says)
+        queue.end(permit)
         return None
 
-    def _passed_at_once(self, account: Account, permit: Permit, held: Held, result: aiohttp.ClientResponse) -> bool:
-        """Record a successful attempt with a leased permit. Return False if the result needs more handling."""
-        if account.lease is None or account.episode is not None or account.doubt is not None or held:
-            return False
-        if result.status >= ERROR_STATUS or (self._below_400 and result.status in self._below_400):
-            return False
-        account.lease.ended(permit, passed=True, says=() if self._says is None else self._says(result.headers))
-        account.queue.end(permit)
-        return True
+    def _is_refusal(self, error: ApiError) -> bool:
+        rule = self._rules.unless_built_in(error.rule, error.status)
+        return rule.is_rate_limit(error.status, error.retry_after)
 
     async def _ended(self, call: Call, account: Account, permit: Permit, held: Held, result: Result) -> None:
         counts = True
