@@ -274,7 +274,7 @@ class Pipeline:
                         if callable(changed):
                             inside = hooks.numbers[_place_of(after, hooks.after)] + 1
                             changed = changed(partial(self._run, call, handler, inside, outside))
-                        result = await _settled(changed, result)
+                        result = changed if isinstance(changed, _RESULTS) else await _settled(changed, result)
                         call.now = time()
                 except BaseException as exc:  # noqa: BLE001 - as above
                     call.now = time()
@@ -328,7 +328,7 @@ def _begin_anew(call: Call) -> None:
 async def _settled(changed: Result | Waits, result: Result) -> Result:
     """Return the result after a hook for *result* returned *changed*."""
     try:
-        if isinstance(changed, _RESULTS) or not isinstance(changed, Awaitable):
+        if not isinstance(changed, Awaitable):
             return changed
         if isinstance(result, GeneratorExit):
             _run_at_once(changed)

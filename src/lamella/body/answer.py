@@ -111,6 +111,11 @@ def _arrived(content: aiohttp.StreamReader, limit: int) -> bytes | None:
     return b"".join(found)[offset : offset + limit]
 
 
+def arrived_error_body(response: aiohttp.ClientResponse) -> bytes | None:
+    """Return the result of :func:`take_error_body` if the body is complete; None if it is not, or may not be."""
+    return _arrived(response.content, _MOST_READ)
+
+
 async def take_error_body(response: aiohttp.ClientResponse, until: float = inf) -> bytes:
     """Return the first 72 KiB of the body, or the part that arrived before it broke off or time ran out.
 

@@ -109,6 +109,19 @@ async def api_error(
     names of headers whose values are not shown.
     """
     body = await take_error_body(response, until)
+    return api_error_with(response, body, rules, known_secrets, judged=judged, hidden=hidden)
+
+
+def api_error_with(
+    response: aiohttp.ClientResponse,
+    body: bytes,
+    rules: RuleBook,
+    known_secrets: Iterable[str] = (),
+    *,
+    judged: Judged | None = None,
+    hidden: Collection[str] = (),
+) -> ApiError:
+    """Return the error of :func:`api_error` for a *body* that is known."""
     judged = judged or _judged(response, rules, body, known_secrets)
     if judged is None:
         raise ValueError(f"status {response.status} is an error only with a judgement")

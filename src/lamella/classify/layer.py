@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Mapping
 
 import aiohttp
 
+from lamella.body.answer import arrived_error_body
 from lamella.body.request import note_interruption
 from lamella.call import OPTIONS, Call
 from lamella.classify.failures import ERROR_STATUS, failure_of
-from lamella.classify.judge import ERROR_HEADERS, Judged, api_error, judge
+from lamella.classify.judge import ERROR_HEADERS, Judged, api_error, api_error_with, judge
 from lamella.cookies import keep_cookies
 from lamella.credentials import hidden_headers
 from lamella.errors import ApiError, LamellaError
@@ -72,17 +73,31 @@ class Classify(Layer):
             keep_cookies(call, response)
             response.close()
             return failure_of(call, exc, rules)
-        return None if judged is None else await self._error(call, response, rules, judged)
+        if judged is None:
+            return None
+        error = self._error(call, response, rules, judged)
+        return error if isinstance(error, ApiError) else await error
 
-    async def _error(
+    def _error(
         self, call: Call, response: aiohttp.ClientResponse, rules: RuleBook, judged: Judged | None = None
-    ) -> ApiError:
+    ) -> ApiError | Awaitable[ApiError]:
         note_interruption(call)
         keep_cookies(call, response)
+        ERROR_HEADERS.set(call, response.headers)
+        body = arrived_error_body(response)
+        if body is None:
+            return self._late_error(call, response, rules, judged)
+        try:
+            return api_error_with(response, body, rules, call.secrets, judged=judged, hidden=hidden_headers(call))
+        finally:
+            response.release()
+
+    async def _late_error(
+        self, call: Call, response: aiohttp.ClientResponse, rules: RuleBook, judged: Judged | None
+    ) -> ApiError:
         try:
             with not_cancelled(call) as until:
                 hidden = hidden_headers(call)
-                ERROR_HEADERS.set(call, response.headers)
                 return await api_error(response, rules, call.secrets, until=until, judged=judged, hidden=hidden)
         finally:
             response.release()
