@@ -165,14 +165,10 @@ class Judge:
         if self.error is not None and self.error.rule.attempts is not None:
             left.append(self.error.rule.attempts - self.same)
         queued = call.queued - self._queued_before
+        took = call.request.loop.time() - self._attempt_began - queued
+        attempts_left = max(min(left), 0) if left else None
+        # Keywords would double the time.
         record = AttemptRecord(
-            number,
-            status,
-            exception,
-            took=call.request.loop.time() - self._attempt_began - queued,
-            queued=queued,
-            rule=rule,
-            attempts_left=max(min(left), 0) if left else None,
-            deadline_left=deadline_left(call),
+            number, status, exception, took, 0.0, rule, None, attempts_left, deadline_left(call), queued
         )
         call.records = (*call.records, record)

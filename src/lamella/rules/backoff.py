@@ -70,7 +70,8 @@ class Backoff:
 
     def wait(self, number: int, random: Random) -> float:
         """Return the wait before retry *number* (from 1), in seconds, using *random* for the range and the jitter."""
-        first = self.low + (self.high - self.low) * random() if self.high > self.low else self.low
+        low, high = self.low, self.high
+        first = low + (high - low) * random() if high > low else low
         seconds = self._grown(first, number)
         return self._jittered(seconds, random()) if self._jitter else seconds
 
