@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from io import IOBase
 from typing import Any
 
@@ -15,7 +14,7 @@ from aiohttp import helpers, payload
 
 def forget_answer(request: aiohttp.ClientRequest) -> None:
     """Forget the response to the last attempt, so that :func:`is_unsent` describes the next one."""
-    with suppress(AttributeError):
+    if hasattr(request, "response"):
         request.response = None
 
 

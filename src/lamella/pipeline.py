@@ -128,12 +128,10 @@ class _Hooks(NamedTuple):
 
     before: tuple[Before, ...]
     """From the outside in."""
-    after: tuple[After, ...]
-    """From the inside out."""
-    begun: tuple[tuple[After, ...], ...]
+    after: tuple[tuple[After, int], ...]
+    """From the inside out, each with the number of its layer."""
+    begun: tuple[tuple[tuple[After, int], ...], ...]
     """For each of *before*: those of *after* called if it raises."""
-    numbers: tuple[int, ...]
-    """For each of *after*: the number of its layer."""
 
 
 class Pipeline:
@@ -163,9 +161,8 @@ class Pipeline:
         numbered = list(enumerate(self.layers))[first:]
         before = [(layer.before, number) for number, layer in numbered if _has(layer, "before")]
         after = [(layer.after, number) for number, layer in reversed(numbered) if _has(layer, "after")]
-        begun = tuple(tuple(hook for hook, number in after if number < raising) for _, raising in before)
-        numbers = tuple(number for _, number in after)
-        return _Hooks(tuple(hook for hook, _ in before), tuple(hook for hook, _ in after), begun, numbers)
+        begun = tuple(tuple(each for each in after if each[1] < raising) for _, raising in before)
+        return _Hooks(tuple(hook for hook, _ in before), tuple(after), begun)
 
     def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -267,13 +264,12 @@ class Pipeline:
         call.now = time()
         changed: Changed = None
         try:
-            for after in hooks.after if before is None else hooks.begun[_place_of(before, hooks.before)]:
+            for after, number in hooks.after if before is None else hooks.begun[_place_of(before, hooks.before)]:
                 try:
                     changed = after(call, result)
                     if changed is not None:
                         if callable(changed):
-                            inside = hooks.numbers[_place_of(after, hooks.after)] + 1
-                            changed = changed(partial(self._run, call, handler, inside, outside))
+                            changed = changed(partial(self._run, call, handler, number + 1, outside))
                         result = changed if isinstance(changed, _RESULTS) else await _settled(changed, result)
                         call.now = time()
                 except BaseException as exc:  # noqa: BLE001 - as above

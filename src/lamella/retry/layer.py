@@ -22,6 +22,7 @@ from lamella.retry.judge import Settings
 from lamella.retry.loop import Loop
 from lamella.retry.report import OnAttempt, out_of_time, reporter
 from lamella.rules import RuleBook, check_rules
+from lamella.scope import NOTHING, SCOPE
 from lamella.store import Store
 from lamella.store.shared import SharedState
 
@@ -117,7 +118,8 @@ class Retry(Layer):
             attempts = given.get("attempts", attempts)
             if own is None and attempts is None:
                 raise ValueError("attempts and deadline must not both be None, because a call might never end")
-        if own is None and not request.session.timeout.total and block_end(call) is None:
+        is_free = SCOPE.get() is NOTHING or block_end(call) is None
+        if own is None and is_free and not request.session.timeout.total:
             limit = None
             if call.deadline is not None:
                 call.deadline = None
