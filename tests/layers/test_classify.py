@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Awaitable
 
 import aiohttp
 import pytest
@@ -20,13 +21,17 @@ from lamella import (
     ClientStatusError,
     ConnectFailed,
     ConnectionLost,
+    InternalServerError,
     Retry,
     Rule,
     RuleBook,
     ServerStatusError,
+    Throttle,
     TooManyRequests,
     TransportError,
 )
+from lamella.call import Call
+from lamella.pipeline import Result
 
 RULES = RuleBook(Rule(429, "Too Many Requests", hint="slow down"))
 
@@ -38,6 +43,31 @@ async def test_a_success_passes_unchanged(serve: Serve) -> None:
     async with aiohttp.ClientSession(await serve(answer), middlewares=(Classify(RULES),)) as session:
         async with session.get("/") as response:
             assert (await response.text(), response.headers["X-A"]) == ("good", "b")
+
+
+async def test_an_error_whose_body_has_arrived_is_recorded_by_all_layers_without_a_wait(serve_raw: ServeRaw) -> None:
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 500 X\r\nContent-Length: 4\r\n\r\nbody")
+
+    returned: list[object] = []
+
+    class Classifying(Classify):
+        def after(self, call: Call, result: Result) -> Result | Awaitable[Result | None] | None:
+            returned.append(changed := super().after(call, result))
+            return changed
+
+    class Throttling(Throttle):
+        def after(self, call: Call, result: Result) -> Awaitable[None] | None:
+            returned.append(changed := super().after(call, result))
+            return changed
+
+    layers = (Throttling(RULES), Classifying(RULES))
+    async with aiohttp.ClientSession(await serve_raw(connection), middlewares=layers) as session:
+        with pytest.raises(InternalServerError) as caught:
+            await session.get("/")
+    assert returned == [caught.value, None]
+    assert caught.value.body == b"body"
 
 
 @pytest.mark.parametrize(
