@@ -162,7 +162,7 @@ async def test_a_function_of_the_headers_that_fails_breaks_no_call(
         assert await asyncio.gather(*(get(session, number) for number in range(3))) == [200] * 3
         at_rest(session)
     assert [record.message for record in caplog.records if record.name == "lamella"] == [
-        "limits= of Throttle failed, and no limit is read: KeyError"
+        "limits= of Throttle failed, so no limit is read: KeyError"
     ]
 
 
