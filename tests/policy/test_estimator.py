@@ -99,6 +99,8 @@ class Traffic:
     """Whether the estimator knows of them."""
     as_json: bool = False
     seed: int = 0
+    there: float | None = None
+    """The part of the latency that the way to the server takes. None: half, with jitter any part."""
 
     def run(self) -> Outcome:
         random_ = random.Random(self.seed)
@@ -216,7 +218,8 @@ class Traffic:
                 outcome.sends += 1
                 outcome.sent_at.append(now)
                 latency = self.latency * (1 + self.jitter * random_.random())
-                there = latency * (random_.random() if self.jitter else 0.5)
+                part = random_.random() if self.jitter else 0.5
+                there = latency * (part if self.there is None else self.there)
                 at(now + there, "reaches the server", (number, answer, latency - there))
         return outcome
 

@@ -120,6 +120,6 @@ def test_a_limit_of_one_in_flight_is_not_taken_for_a_used_up_limit() -> None:
 @given(server=SERVERS, at_once=st.sampled_from([50, 200, 500]), seed=st.integers(0, 2**32))
 def test_no_call_is_lost_and_the_total_is_within_150_percent(server: Server, at_once: int, seed: int) -> None:
     took, best, outcome = run(server, at_once, seed)
-    # docs/explanation/throttle.md names the case of few in flight.
-    most = 3.0 if (server.most or ENDLESS) < 18 else 1.5
+    # docs/explanation/throttle.md names the case of three in flight.
+    most = 3.0 if (server.most or ENDLESS) < 4 else 1.5
     assert took <= most * best + 1.0, outcome.estimate

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from statistics import mean
 
 import pytest
-from tests.policy.test_estimator import Outcome, Traffic
+from tests.policy.test_estimator import ENDLESS, Outcome, Traffic
 
 from lamella.testing import FixedWindow
 
@@ -57,3 +57,20 @@ def test_points_with_a_cost_function(jitter: float, seeds: int) -> None:
         )
 
     assert mean(outcome.took / one.ideal() for one, outcome in runs(seeds, traffic)) <= 1.15
+
+
+@pytest.mark.sampled
+@pytest.mark.parametrize("seeds", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("jitter", [0.0, 0.05])
+@pytest.mark.parametrize("latency", [0.02, 0.05, 0.2])
+@pytest.mark.parametrize("most", [5, 10, 30])
+def test_so_many_in_flight(most: int, latency: float, jitter: float, seeds: int) -> None:
+    """At least 200 rounds and 10 s, so that the last refused call, which waits a second, is a small part of it."""
+    rounds = max(round(10 / latency), 200)
+
+    def traffic(seed: int) -> Traffic:
+        nothing = FixedWindow(ENDLESS, 1.0)
+        return Traffic(nothing, rounds * most, 1.0, latency, jitter, at_once=500, most=most, there=0.02, seed=seed)
+
+    for _, outcome in runs(seeds, traffic):
+        assert outcome.took <= 1.20 * rounds * latency * (1 + jitter / 2)

@@ -85,6 +85,7 @@ class RateEstimate:
     most_tried: float = 0.0  # the higher maximum that is being tested
     is_sure: bool = False  # whether at least two refusals have shown *most*
     most_left: float = 0.0  # successes until a higher maximum is tested
+    most_refused: float = 0.0  # the share of refused attempts with *most* in flight
     most_every: float = 0.0  # rounds of *most* attempts between two tests
     trial_at: float = -1.0  # when the first refused attempt of the current trial was sent. Negative: no trial
     trial_last: float = -1.0  # when the last attempt before that refusal was sent
@@ -92,7 +93,8 @@ class RateEstimate:
     trial_refused: int = 0
     trial_passed: int = 0  # attempts sent after the first refused one that passed
     trial_probes: int = 0  # attempts sent alone after the first refusal that were refused
-    trial_among: int = 0  # the smallest number of attempts in flight at a refusal
+    trial_first: int = 0  # the smallest number of attempts in flight when a refused one was sent
+    trial_size: int = 0  # the largest number of attempts in flight with a refused one
     trials: int = 0  # consecutive undecided trials
     since_trial: int = 0  # successes since the end of the last trial, or since the limit was last used up
     was_used_up: bool = False  # whether the last trial showed that the limit was used up
