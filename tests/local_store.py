@@ -55,3 +55,4 @@ class LocalStore(NetworkStore):
 
     async def aclose(self) -> None:
         """Nothing is open."""
+        await self.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ import pytest
 from tests.local_store import Database, LocalStore
 
 from lamella import PostgresStore, RedisStore
-from lamella.store.network import NetworkStore, Swap, Swapped
+from lamella.store.network import NetworkStore, StoreUnavailable, Swap, Swapped
+from lamella.testing import VirtualClock
 
 SECRET = "zq-pa55word"
 
@@ -37,6 +39,25 @@ async def test_a_swap_that_is_sent_twice_is_done_once() -> None:
     store = SendsTwice(Database())
     assert [await store.update("key", Tally, add, 1) for _ in range(3)] == [1, 2, 3]
     assert (await store.swap("another", "", "state")).done
+
+
+async def test_a_store_that_is_closed_is_not_opened_again_in_the_same_loop(caplog: pytest.LogCaptureFixture) -> None:
+    async with LocalStore(Database()) as store:
+        await store.swap("key", "", "state")
+    with pytest.raises(StoreUnavailable):
+        await store.swap("key", "")
+    async with store:
+        assert (await store.swap("key", "")).state == "state"
+    assert not caplog.records
+
+
+async def test_a_store_that_is_closed_finishes_what_it_sends(virtual_time: VirtualClock) -> None:
+    store = LocalStore(Database(slow=0.5))
+    swapping = asyncio.create_task(store.swap("key", "", "state"))
+    await asyncio.sleep(0.1)
+    await store.aclose()
+    assert swapping.done()
+    assert (await swapping).done
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from lamella.store.network import StoreUnavailable, Swap
 
 
 async def test_several_stores_create_the_table_at_once(
-    postgres_place: PostgresPlace, caplog: pytest.LogCaptureFixture
+    postgres_place: PostgresPlace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("lamella.store.network._PATIENCE", 30.0)
     stores = [postgres_place.store() for _ in range(8)]
     replies = await asyncio.gather(*(store.swap("key", "", f"{n}") for n, store in enumerate(stores)))
     assert sum(reply.done for reply in replies) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,3 +237,14 @@ async def test_a_prefix_is_that_of_all_keys(redis_place: RedisPlace) -> None:
     async with RedisStore(redis_place.url, prefix="of-mine:") as store:
         await store.swap("key", "", "one")
     assert await redis_place.client.keys() == ["of-mine:key"]
+
+
+async def test_what_is_reported_after_the_end_opens_no_connection(
+    place: Place, recwarn: pytest.WarningsRecorder
+) -> None:
+    async with place.store() as store:
+        await calls_with_secrets(store)
+    await asyncio.sleep(0.6)  # a lease reports what its attempts have ended in within 0.25 s
+    del store
+    gc.collect()
+    assert not recwarn.list

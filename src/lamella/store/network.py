@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, Final, NamedTuple, TypeVar, TypeVarTuple
+from typing import Any, Final, NamedTuple, Self, TypeVar, TypeVarTuple
 
 from lamella.checks import check_seconds
 from lamella.telemetry.log import LOGGER
@@ -30,7 +30,7 @@ VERSION: Final = 16  # characters
 
 
 class StoreUnavailable(Exception):
-    """The store does not answer. It has already logged this."""
+    """The store does not answer, which it has already logged, or it is closed."""
 
 
 class Swap(NamedTuple):
@@ -73,6 +73,7 @@ class NetworkStore(ABC):
         self._fastest = float("inf")
         self._queue: list[tuple[Swap, asyncio.Future[Swapped]]] = []
         self._sender: asyncio.Task[None] | None = None
+        self._closed_in: asyncio.AbstractEventLoop | None = None
         self._failed: float | None = None  # time of the last failure by the loop's clock. None: the store works
         self._seen: OrderedDict[str, tuple[str, str]] = OrderedDict()  # version and state by key, for `update`
 
@@ -82,15 +83,33 @@ class NetworkStore(ABC):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections, after `finish`."""
+
+    async def finish(self) -> None:
+        """Refuse further swaps of this event loop, and wait for those that are being sent.
+
+        What a layer reports a moment after the last call must not open a connection that nobody closes.
+        """
+        self._closed_in = asyncio.get_running_loop()
+        if self._sender is not None and self._sender.get_loop() is self._closed_in:
+            await asyncio.wait({self._sender})
+
+    async def __aenter__(self) -> Self:
+        self._closed_in = None
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
     async def swap(self, key: str, version: str, state: str | None = None) -> Swapped:
         """Replace the state of *key* if it still has *version*. *state* None: only read it.
 
         Raises:
-            StoreUnavailable: The store does not answer. The swap may have been done.
+            StoreUnavailable: The store does not answer, or is closed. The swap may have been done.
         """
         loop = asyncio.get_running_loop()
+        if self._closed_in is loop:
+            raise StoreUnavailable
         if self._failed is not None:
             if loop.time() < self._failed + PAUSE:
                 raise StoreUnavailable

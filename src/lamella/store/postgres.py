@@ -6,7 +6,6 @@ import asyncio
 import random
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 from lamella.store.network import VERSION, NetworkStore, Swap, Swapped
@@ -17,7 +16,7 @@ _LOCK: Final = 7_233_176_210_117  # the advisory lock of those who create the ta
 _SHARES: Final = 10.0  # removals of expired states within a ttl
 _REMOVED: Final = 1000  # states that are removed at once
 _TRIES: Final = 5
-_CLOSE: Final = 1.0  # seconds
+_CONNECT: Final = 5.0  # seconds
 
 # Without TOAST, which would need a vacuum, and with room in each page for the next version of a state.
 _CREATE: Final = """
@@ -95,8 +94,7 @@ class PostgresStore(NetworkStore):
         self._asyncpg: Any = asyncpg
         self._dsn = dsn
         self._table = table
-        self._connection: Any = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._opening: asyncio.Task[Any] | None = None  # its result is the connection
         self._remove_at = 0.0  # by the loop's clock
         quoted = ".".join(f'"{part}"' for part in table.split("."))
         self._create = _CREATE.format(table=quoted, lock=_LOCK)
@@ -105,16 +103,15 @@ class PostgresStore(NetworkStore):
 
     async def _connected(self) -> Any:
         loop = asyncio.get_running_loop()
-        if self._loop is not loop or self._connection is None or self._connection.is_closed():
-            self._loop, self._connection = loop, None  # a connection belongs to one loop
-            self._connection = await self._asyncpg.connect(self._dsn)
+        if self._opening is None or self._opening.get_loop() is not loop or _is_of_no_use(self._opening):
+            self._opening = loop.create_task(self._asyncpg.connect(self._dsn, timeout=_CONNECT))
             self._remove_at = loop.time() + self.ttl / _SHARES * random.random()  # not all processes at once
-        return self._connection
+        return await asyncio.shield(self._opening)  # it may take longer than a swap
 
     async def send(self, swaps: Sequence[Swap]) -> list[Swapped]:
         """Send *swaps* in one statement."""
         lost = self._asyncpg.PostgresConnectionError, self._asyncpg.InterfaceError, ConnectionError
-        was_open = self._connection is not None
+        was_open = self._opening is not None and self._opening.done()
         try:
             return await self._send(swaps)
         except lost:
@@ -133,7 +130,6 @@ class PostgresStore(NetworkStore):
                 self._remove_at = asyncio.get_running_loop().time() + self.ttl / _SHARES
                 await connection.execute(self._remove)
         except BaseException:
-            self._connection = None
             connection.terminate()  # what it waits for would come as the answer to something else
             raise
         found = {swap.key: Swapped(*row) for swap, row in zip(chosen.values(), rows, strict=True)}
@@ -153,20 +149,24 @@ class PostgresStore(NetworkStore):
         return await connection.fetch(self._swap, keys, seen, versions, states, self.ttl)
 
     async def aclose(self) -> None:
-        """Close the connection."""
-        connection, self._connection, self._loop = self._connection, None, None
-        if connection is not None:
-            with suppress(Exception):  # the server does not answer: the connection is cut off
-                await connection.close(timeout=_CLOSE)
-
-    async def __aenter__(self) -> PostgresStore:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
+        """Close the connection. Calls that follow in this event loop go by what their process knows itself."""
+        await self.finish()
+        opening, self._opening = self._opening, None
+        if opening is not None and opening.get_loop() is asyncio.get_running_loop():
+            opening.cancel()
+            await asyncio.wait({opening})
+            if not opening.cancelled() and opening.exception() is None:
+                opening.result().terminate()  # says so to the server, and does not wait for it
+                await asyncio.sleep(0)  # until the socket is closed
 
     def __repr__(self) -> str:
         return f"PostgresStore(table={self._table!r}, ttl={self.ttl:g})"
+
+
+def _is_of_no_use(opening: asyncio.Task[Any]) -> bool:
+    if not opening.done():
+        return False
+    return opening.cancelled() or opening.exception() is not None or opening.result().is_closed()
 
 
 def _swapped(swap: Swap, sent: Swap, found: Swapped) -> Swapped:

@@ -70,16 +70,11 @@ class RedisStore(NetworkStore):
         return [_swapped(*reply) for reply in await pipeline.execute()]
 
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections. Calls that follow in this event loop go by what their process knows itself."""
+        await self.finish()
         client, self._client, self._loop = self._client, None, None
         if client is not None:
             await client.aclose()
-
-    async def __aenter__(self) -> RedisStore:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
 
     def __repr__(self) -> str:
         return f"RedisStore(prefix={self._prefix!r}, ttl={self.ttl:g})"
