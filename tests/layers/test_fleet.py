@@ -151,3 +151,15 @@ async def test_a_failing_store_fails_no_call(serve: Serve, how: str, caplog: pyt
     assert "pa55word" not in caplog.text
     # One for each process.
     assert len(caplog.records) == (0 if how == "forgets" else 3)
+
+
+@pytest.mark.parametrize("limits", [Limit(REQUESTS, per=1), None], ids=["stated", "learned"])
+async def test_a_store_that_is_there_late_costs_no_call(serve: Serve, limits: Limit | None) -> None:
+    await asyncio.sleep(100_000)  # since when the machine is up: the clock of a new state says less
+    server = Server(limit_of("fixed").limiter())
+    fleet = Fleet(await serve(server), limits=limits, at_once=16)
+    fleet.database.fails = ConnectionRefusedError()
+    asyncio.get_running_loop().call_later(0.4, setattr, fleet.database, "fails", None)
+    took = await fleet.run(3, 80)
+    assert fleet.lost == 0
+    assert took <= 1.25 * 5 + 2.0

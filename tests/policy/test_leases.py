@@ -318,3 +318,25 @@ def test_share_of_a_learned_limit_waits_for_what_others_may_have_used(used_up_at
     own, shared = policy.share(known, 3, used_up_at)
     answers = [shared.issue(own, BEGIN + seconds, [], 0.0, Asked(waiting=1)) for seconds in (1, 61)]
     assert [isinstance(each, Wait) for each in answers] == [used_up_at is not None, False]
+
+
+@pytest.mark.parametrize("seconds", [-99_000.0, 3000.0], ids=["earlier", "later"])
+def test_what_is_held_moves_with_the_clock(seconds: float) -> None:
+    holding = Holding("holder")
+    state = LeaseState(STATED.new(), 100_000.0)
+    grant = exchange(state, 100_000.0, holding.report(100_000.0, 4), STATED)
+    holding.granted(grant, holding.report(100_000.0, 4), 100_000.0)
+    first, second, third = (holding.take(100_000.0) for _ in range(3))
+    assert isinstance(first, Permit)
+    assert isinstance(second, Permit)
+    assert isinstance(third, Permit)
+    holding.ended(first, 100_000.25, passed=True)
+    holding.move(seconds)
+    now = 100_000.5 + seconds
+    holding.ended(second, now, passed=True)
+    holding.unused(third, now)
+    assert [outcome.ended - outcome.sent for outcome in holding.outcomes[:2]] == pytest.approx([0.25, 0.5], abs=1e-6)
+    assert all(abs(outcome.permit.at - now) < 1 for outcome in holding.outcomes)
+    assert not holding.used
+    assert not holding.sent
+    assert isinstance(holding.take(now), Permit)

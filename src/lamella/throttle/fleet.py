@@ -12,7 +12,7 @@ from lamella.call import Call
 from lamella.rules.backoff import Backoff
 from lamella.store.network import PAUSE, NetworkStore, StoreUnavailable
 from lamella.throttle.estimate import Permit, Wait
-from lamella.throttle.holding import Holding
+from lamella.throttle.holding import Holding, moved
 from lamella.throttle.lease import Grant, LeaseState, as_text, exchange, newest, of_text
 from lamella.throttle.lease_policy import Outcome, Policy
 from lamella.throttle.queue import Count, Queue
@@ -24,6 +24,7 @@ _MOST_ASIDE: Final = 10_000
 _ROUNDS: Final = 3
 _SOON: Final = 0.005
 _ALL_COME: Final = 0.85  # seconds: the pause after a failure of the store plus the longest time between two exchanges
+_OTHER_CLOCK: Final = 1.0  # seconds: two holders differ by less in their estimate of the same clock
 _MOST_WRONG: Final = 0.1  # seconds
 _SAME: Final = 0.0005  # seconds: a timer may be too early by a rounding error
 
@@ -175,12 +176,14 @@ class Lease:
         if seen.state is None or store.ahead is None:
             reply = await store.swap(self._name, "")
             seen.found(reply.version, reply.state, policy)
+        was_local = self._local is not None
         for attempt in range(_TRIES):
             time = loop.time()
             server = time + (store.ahead or 0.0)
             state = newest(seen.state, seen.forgotten, server, policy)
             now = state.tick(server)
-            if self._local is not None:
+            self._set_clock(now - time)
+            if was_local:
                 # Within this time the other holders report what they sent during the failure.
                 state.closed_until = max(state.closed_until, now + _ALL_COME)
             report = self.holding.report(now, waiting, waited, cost)
@@ -198,6 +201,14 @@ class Lease:
             seen.found(reply.version, reply.state, policy)
             await asyncio.sleep(random.random() * _BACK_OFF * min(attempt, 5))
         raise StoreUnavailable
+
+    def _set_clock(self, ahead: float) -> None:
+        """Move what this process holds if the state now has another clock."""
+        seconds = ahead - self._seen.ahead
+        if abs(seconds) > _OTHER_CLOCK:
+            self.holding.move(seconds)
+            self._aside = moved(self._aside, seconds)
+            self._seen.ahead, self._local = ahead, None
 
     def _by_share(self, waiting: int, waited: float, cost: float, began: float) -> Grant:
         if self._local is None:

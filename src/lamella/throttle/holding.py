@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import inf, nextafter
@@ -44,6 +44,7 @@ class Holding:
     last: float = -inf  # the last time at which a permit was used
     done: dict[float, Outcome] = field(default_factory=dict)  # the outcomes reported most recently
     spent: int = 0  # permits used since the last exchange
+    sent: dict[float, float] = field(default_factory=dict)  # of the permits in use that `move` has moved
 
     def take(self, now: float, cost: float = 1.0) -> Permit | Wait | None:
         """Return a permit to use now, or the wait for one. None: an exchange is needed to know."""
@@ -93,7 +94,8 @@ class Holding:
         if leased is None:
             return
         kind = "passed" if passed else "unknown" if passed is None else "refused"
-        self.outcomes.append(Outcome(leased, permit.at, now, kind, backoff, retry_after, says))  # type: ignore[arg-type]
+        sent = self.sent.pop(permit.at, permit.at)
+        self.outcomes.append(Outcome(leased, sent, now, kind, backoff, retry_after, says))  # type: ignore[arg-type]
         if passed is False:
             for each in self.pool:
                 self._give_back(each, now)
@@ -105,8 +107,21 @@ class Holding:
     def unused(self, permit: Permit, now: float) -> None:
         """Release the permit of an attempt that the server cannot have counted, unless its result was reported."""
         leased = self.used.pop(permit.at, None)
+        self.sent.pop(permit.at, None)
         if leased is not None:
             self._give_back(leased, now)
+
+    def move(self, seconds: float) -> None:
+        """Take all moments for so much later: the state has another clock than before."""
+        self.pool = [replace(each, at=each.at + seconds) for each in self.pool]
+        # The keys stay: the calls know them.
+        self.sent = {at: self.sent.get(at, at) + seconds for at in self.used}
+        self.used = {at: replace(each, at=each.at + seconds) for at, each in self.used.items()}
+        self.outcomes = moved(self.outcomes, seconds)
+        self.done = {each.permit.at: each for each in moved(self.done.values(), seconds)}
+        self.asked_at += seconds
+        self.due += seconds
+        self.last += seconds
 
     def _give_back(self, leased: Permit, now: float) -> None:
         self.outcomes.append(Outcome(leased, now, now, "unused"))
@@ -162,3 +177,15 @@ class Holding:
         if self.outcomes or (self.pool and not waiting):
             return max(now, self.asked_at + min(max(horizon, _POLL[1]), 5 * _POLL[1]))
         return max(now, self.asked_at + _KEEP) if self.used or self.pool or waiting else None
+
+
+def moved(outcomes: Iterable[Outcome], seconds: float) -> list[Outcome]:
+    """Return *outcomes*, so much later."""
+    return [
+        each._replace(
+            permit=replace(each.permit, at=each.permit.at + seconds),
+            sent=each.sent + seconds,
+            ended=each.ended + seconds,
+        )
+        for each in outcomes
+    ]
