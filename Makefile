@@ -43,7 +43,7 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint format types docs dist audit coverage lowest backends browser dask fleet bench bench-against bench-profile bench-storm bench-batch bench-sync soak aiohttp-tests picture clean FORCE
+.PHONY: help demo test test-all lint format types docs dist audit coverage lowest backends browser dask fleet bench bench-against bench-profile bench-storm bench-batch bench-sync bench-fleet soak aiohttp-tests picture clean FORCE
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' Makefile
@@ -106,7 +106,7 @@ browser: $(BROWSER)/.installed docs  ## Test the page of --report and the site i
 dask: $(DASK)/.installed  ## Test the sync on real Dask workers and on an S3 server
 	@$(DASK)/bin/python -m pytest --confcutdir tests/dask tests/dask $(ARGS)
 
-fleet: $(FLEET)/.installed  ## Test stores that processes share, against a real Redis
+fleet: $(FLEET)/.installed  ## Test stores that processes share, against a real Redis and PostgreSQL
 	@$(FLEET)/bin/python -m scripts.fleet -- \
 		$(FLEET)/bin/python -m pytest --confcutdir tests/fleet tests/fleet $(ARGS)
 
@@ -128,6 +128,9 @@ bench-batch: $(BENCH)/.installed  ## Compare a batch of a million items with oth
 
 bench-sync: $(BENCH)/.installed  ## Compare a sync of 300,000 records with other tools: ten minutes (ARGS=--quick: two)
 	@$(DIRECT) $(BENCH)/bin/python benchmarks/sync.py $(ARGS)
+
+bench-fleet: $(FLEET)/.installed  ## Measure processes on a real Redis and PostgreSQL: fifteen minutes (ARGS='--store redis': half)
+	@$(DIRECT) $(FLEET)/bin/python benchmarks/fleet.py $(ARGS)
 
 soak: $(BENCH)/.installed  ## Sync for ten minutes under random faults and check for leaks
 	@$(DIRECT) $(BENCH)/bin/python benchmarks/soak.py $(ARGS)

@@ -1,0 +1,391 @@
+"""Measure processes that share an account by a store, with a real Redis and a real PostgreSQL.
+
+    python benchmarks/fleet.py                              everything, some 15 minutes; writes results/fleet.md
+    python benchmarks/fleet.py --only "learned, fixed"      a part, shown and not written
+    python benchmarks/fleet.py --store redis                one store, shown and not written
+
+The server with the limit is in this process; each process of the fleet makes calls to it at once. It installs what it
+needs from Debian's packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+from aiohttp import web
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, it does not know its package
+
+from benchmarks.machine import where
+from scripts.fleet import Postgres, Redis, Server
+
+from lamella import Backoff, Limit, MemoryStore, PostgresStore, RedisStore, Rule, RuleBook, Store, stack
+from lamella.store.network import NetworkStore, Swap, Swapped
+from lamella.testing import FixedWindow, SlidingWindow, TokenBucket
+from lamella.testing import Limit as ServersLimit
+
+RESULTS = Path(__file__).resolve().parent / "results" / "fleet.md"
+RULES = RuleBook(Rule(429, retry=Backoff(initial=1, maximum=60)))
+REQUESTS = 100
+LATENCY = 0.02
+LIMITS: dict[str, ServersLimit] = {
+    "fixed": FixedWindow(REQUESTS, 1.0, retry_after=False),
+    "sliding": SlidingWindow(REQUESTS, 1.0, retry_after=False),
+    "bucket": TokenBucket(REQUESTS, REQUESTS, retry_after=False),
+}
+PROCESS_SECONDS = 300.0
+Meanwhile = Callable[[Server], Awaitable[None]]
+
+
+class Done(NamedTuple):
+    """What a process has done."""
+
+    lost: int
+    seconds: float
+    cpu: float
+    trips: int
+    """Batches that it has sent to the store."""
+    warnings: int
+
+
+@dataclass
+class Case:
+    """A fleet and what happens to it."""
+
+    name: str
+    processes: int
+    calls: int
+    """Of each process."""
+    limit: str | None = "fixed"
+    states: bool = False
+    meanwhile: Meanwhile | None = None
+    goal: float | None = None
+    """The most that the time may be, as a multiple of the best possible."""
+    attempts: float | None = None
+    """The most attempts a call."""
+
+    @property
+    def ideal(self) -> float:
+        """The shortest time in seconds in which the server lets all pass."""
+        total = self.processes * self.calls
+        if self.limit == "bucket":
+            return total / REQUESTS - 1 + LATENCY
+        return (total - 1) // REQUESTS + LATENCY
+
+
+@dataclass
+class Api:
+    """Refuses what exceeds its limit."""
+
+    limit: str | None
+    came: int = 0
+    refused: int = 0
+    limiter: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.limiter = None if self.limit is None else LIMITS[self.limit].limiter()
+
+    async def answer(self, _: web.Request) -> web.Response:
+        self.came += 1
+        refused = self.limiter is not None and self.limiter.allow(asyncio.get_running_loop().time()) > 0
+        self.refused += refused
+        if self.limit is not None:
+            await asyncio.sleep(LATENCY)
+        return web.Response(status=429 if refused else 200)
+
+
+class Measured(NamedTuple):
+    """A case with a store, measured."""
+
+    case: Case
+    store: str
+    done: Sequence[Done]
+    came: int
+    refused: int
+
+    @property
+    def calls(self) -> int:
+        return self.case.processes * self.case.calls
+
+    @property
+    def lost(self) -> int:
+        return sum(each.lost for each in self.done)
+
+    @property
+    def took(self) -> float:
+        return max(each.seconds for each in self.done)
+
+    @property
+    def cpu(self) -> float:
+        """Microseconds a call."""
+        return sum(each.cpu for each in self.done) / self.calls * 1e6
+
+    @property
+    def trips(self) -> float:
+        return sum(each.trips for each in self.done) / self.calls
+
+    def missed(self) -> list[str]:
+        """Return what misses its goal."""
+        case, ends = self.case, [each.seconds for each in self.done]
+        checks = [
+            (case.goal is None or self.took <= case.goal * case.ideal, f"time over {case.goal}"),
+            (case.attempts is None or self.came <= case.attempts * self.calls, f"attempts over {case.attempts}"),
+            (self.lost == 0, "calls lost"),
+            (not case.states or case.meanwhile is not None or self.refused == 0, "429s"),
+            (case.processes < 16 or max(ends) <= 1.3 * min(ends), "the last is over 1.3 times as late as the first"),
+        ]
+        return [what for reached, what in checks if not reached]
+
+
+class Counted:
+    """Counts the batches of a store."""
+
+    def __init__(self, store: Store) -> None:
+        self.trips = 0
+        if isinstance(store, NetworkStore):
+            self._send = store.send
+            store.send = self.send  # type: ignore[method-assign]
+
+    async def send(self, swaps: Sequence[Swap]) -> list[Swapped]:
+        self.trips += 1
+        return await self._send(swaps)
+
+
+def store_of(url: str) -> Store:
+    if url.startswith("redis"):
+        return RedisStore(url)
+    return PostgresStore(url) if url.startswith("postgres") else MemoryStore()
+
+
+def work(api: str, url: str, case: Case, pipe: Connection) -> None:
+    """Be one of the processes."""
+    pipe.send(asyncio.run(_work(api, url, case, pipe)))
+
+
+async def _work(api: str, url: str, case: Case, pipe: Connection) -> Done:
+    lost, numbers = 0, iter(range(case.calls))
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = records.append  # type: ignore[method-assign, assignment]
+    logging.getLogger("lamella").addHandler(handler)
+
+    async def some(session: aiohttp.ClientSession) -> None:
+        nonlocal lost
+        for _ in numbers:
+            try:
+                async with session.get(api):
+                    pass
+            except aiohttp.ClientError:
+                lost += 1
+
+    store = store_of(url)
+    counted = Counted(store)
+    limits = Limit(REQUESTS, per=1) if case.states else None
+    layers = stack(RULES, account=lambda _: "one", store=store, limits=limits)
+    try:
+        async with aiohttp.ClientSession(middlewares=layers) as session:
+            pipe.send("ready")
+            await asyncio.to_thread(pipe.recv)
+            began, cpu = time.monotonic(), time.process_time()
+            await asyncio.gather(*(some(session) for _ in range(max(64 // case.processes, 4))))
+            seconds, cpu = time.monotonic() - began, time.process_time() - cpu
+    finally:
+        if isinstance(store, NetworkStore):
+            await store.aclose()
+    return Done(lost, seconds, cpu, counted.trips, len(records))
+
+
+async def measure(case: Case, server: Server | None) -> Measured:
+    """Run a case. *server* None: states are in the memory of each process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.fleet", "lamella", "redis.asyncio", "asyncpg"])
+    api = Api(case.limit)
+    application = web.Application()
+    application.router.add_get("/", api.answer)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    plain = Case(case.name, case.processes, case.calls, case.limit, case.states)
+    pipes = [context.Pipe() for _ in range(case.processes)]
+    store_url = "" if server is None else server.url
+    started = [context.Process(target=work, args=(url, store_url, plain, theirs), daemon=True) for _, theirs in pipes]
+    try:
+        for process in started:
+            process.start()
+        for ours, theirs in pipes:
+            theirs.close()
+            assert await asyncio.to_thread(ours.recv) == "ready"
+        for ours, _ in pipes:
+            ours.send("go")
+        if case.meanwhile is not None and server is not None:
+            await case.meanwhile(server)
+        done = await asyncio.gather(*(asyncio.to_thread(_result, ours) for ours, _ in pipes))
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
+        await runner.cleanup()
+    return Measured(case, "memory" if server is None else server.name, done, api.came, api.refused)
+
+
+def _result(pipe: Connection) -> Done:
+    if not pipe.poll(PROCESS_SECONDS):
+        raise TimeoutError("a process does not end")
+    result: Done = pipe.recv()
+    return result
+
+
+async def freeze(server: Server) -> None:
+    await asyncio.sleep(5)
+    server.freeze()
+    await asyncio.sleep(5)
+    server.thaw()
+
+
+async def restart(server: Server) -> None:
+    await asyncio.sleep(5)
+    server.kill()
+    await asyncio.to_thread(server.start)
+
+
+async def forget(server: Server) -> None:
+    for _ in range(3):
+        await asyncio.sleep(5)
+        await _forget(server.url)
+
+
+async def _forget(url: str) -> None:
+    if url.startswith("redis"):
+        from redis.asyncio import Redis as Client
+
+        async with Client.from_url(url) as client:
+            await client.flushall()
+        return
+    import asyncpg
+
+    connection = await asyncpg.connect(url)
+    await connection.execute("CREATE UNLOGGED TABLE IF NOT EXISTS lamella (key text); DROP TABLE lamella")
+    await connection.close()
+
+
+CASES = [
+    *(Case(f"learned, {kind}", 4, 1000, kind, goal=1.15, attempts=1.02) for kind in LIMITS),
+    Case("learned, fixed", 16, 250, goal=1.2),
+    Case("stated", 4, 500, states=True, goal=1.15),
+    Case("stated", 16, 125, states=True, goal=1.15),
+    Case("learned, store frozen for 5 s", 4, 750, meanwhile=freeze, goal=1.25, attempts=1.03),
+    Case("learned, store killed, back empty", 4, 750, meanwhile=restart, goal=1.25, attempts=1.03),
+    Case("learned, store emptied three times", 4, 750, meanwhile=forget, goal=1.25, attempts=1.03),
+]
+FREE = [Case("no limit", 1, 3000, None), Case("no limit", 4, 1500, None)]
+
+
+def row(got: Measured) -> str:
+    case = got.case
+    missed = got.missed()
+    ends = [each.seconds for each in got.done]
+    cells = [
+        got.store,
+        str(case.processes),
+        case.name,
+        f"{got.took / case.ideal:.2f}",
+        str(got.refused),
+        f"{got.came / got.calls:.3f}",
+        str(got.lost),
+        f"{max(ends) / min(ends):.2f}",
+        f"{got.trips:.2f}",
+        f"{got.cpu:,.0f}",
+        "yes" if not missed else "**no**: " + ", ".join(missed),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def free_row(got: Measured, memory: dict[int, Measured]) -> str:
+    ratio, rate = got.cpu / memory[got.case.processes].cpu, got.calls / got.took
+    warnings, missed = sum(each.warnings for each in got.done), []
+    if got.case.processes == 1 and got.store != "memory":
+        missed += ["CPU over 1.5"] * (ratio > 1.5) + ["round trips over 0.25"] * (got.trips > 0.25)
+    if got.case.processes == 4:
+        missed += ["under 3,000 a second"] * (rate < 3000) + ["a warning"] * (warnings > 0)
+    cells = [got.store, str(got.case.processes), f"{rate:,.0f}", f"{got.cpu:,.0f}", f"{ratio:.2f}", f"{got.trips:.2f}"]
+    return f"| {' | '.join([*cells, str(warnings), 'yes' if not missed else '**no**: ' + ', '.join(missed)])} |"
+
+
+def page(limited: Sequence[Measured], free: Sequence[Measured], load: str) -> str:
+    machine = where() | {"load before it": load}
+    memory = {each.case.processes: each for each in free if each.store == "memory"}
+    return f"""# Processes that share an account
+
+Processes make calls to one account by a store that they share: a real Redis or PostgreSQL on the same machine. The
+server allows {REQUESTS} requests a second and answers after {LATENCY * 1000:.0f} ms; it is in one more process.
+`make bench-fleet` wrote this page. Each row is one run.
+
+- **time**: from the start to the last response, as a multiple of the shortest time that the limit allows.
+- **last / first**: how much later the last process ends than the first.
+- **round trips**: batches that are sent to the store, for each call. **CPU**: µs a call, of all processes of the fleet.
+- **reached**: whether the goals are reached. Learned: at most 1.15 in time (16 processes: 1.20, last / first 1.3) and
+  1.02 attempts a call; stated: 1.15 and no 429; a store that fails: 1.25 and 1.03. No call may be lost.
+
+| store | processes | limit | time | 429s | attempts a call | lost | last / first | round trips | CPU | reached |
+|---|--:|---|--:|--:|--:|--:|--:|--:|--:|---|
+{chr(10).join(row(each) for each in limited)}
+
+## Without a limit
+
+Goals: one process takes at most 1.5 times the CPU that it takes with a store in memory, and 0.25 round trips a call;
+four make at least 3,000 calls a second, without a warning. The server shares the processors with them.
+
+| store | processes | calls a second | CPU | CPU, compared with memory | round trips | warnings | reached |
+|---|--:|--:|--:|--:|--:|--:|---|
+{chr(10).join(free_row(each, memory) for each in free)}
+
+## The machine
+
+| | |
+|---|---|
+{chr(10).join(f"| {name} | {value} |" for name, value in machine.items())}
+"""
+
+
+async def run(only: str | None, store: str | None) -> None:
+    load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
+    limited: list[Measured] = []
+    free: list[Measured] = []
+    kinds = [kind for kind in (Redis, Postgres) if store in {None, kind.name}]
+    if only is None:
+        free = [await measure(case, None) for case in FREE]
+    for kind in kinds:
+        with kind() as server:
+            for case in [*CASES, *FREE]:
+                if only is not None and only not in case.name:
+                    continue
+                await _forget(server.url)
+                got = await measure(case, server)
+                print(row(got) if case.limit else got, flush=True)
+                (limited if case.limit else free).append(got)
+    if only is None:
+        text = page(limited, free, load)
+        print(text)
+        if store is None:
+            RESULTS.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Measure processes that share an account by a store.")
+    parser.add_argument("--only", help="a part of the name of the cases")
+    parser.add_argument("--store", choices=["redis", "postgres"])
+    arguments = parser.parse_args()
+    asyncio.run(run(arguments.only, arguments.store))
