@@ -66,9 +66,10 @@ class Fleet:
     async def run(self, processes: int, calls: int) -> float:
         """Make *calls* in each of the processes. Return how long that took."""
         began = now()
-        async with AsyncExitStack() as opened:
+        async with AsyncExitStack() as stores, AsyncExitStack() as opened:
             for _ in range(processes):
-                layers = stack(RULES, account=lambda _: "one", store=LocalStore(self.database), limits=self.limits)
+                store = await stores.enter_async_context(LocalStore(self.database))
+                layers = stack(RULES, account=lambda _: "one", store=store, limits=self.limits)
                 session = aiohttp.ClientSession(self.url, middlewares=layers, connector=aiohttp.TCPConnector(limit=0))
                 await opened.enter_async_context(session)
                 opened.callback(self.ends.append, 0.0)
