@@ -15,7 +15,8 @@ from multidict import CIMultiDict, MultiDict
 from tests.cli.conftest import start
 from typer.testing import CliRunner
 
-from lamella.cli.app import app, line_for, parse_chance, parse_limit
+from lamella.cli.app import app
+from lamella.cli.sandbox import line_for, parse_chance, parse_limit
 from lamella.maesn.sandbox import Received
 from lamella.testing import Fault, FixedWindow
 
