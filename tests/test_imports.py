@@ -54,11 +54,13 @@ def test_all_public_names_can_be_imported() -> None:
         _ = lamella.nothing  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_completion_shows_only_public_names() -> None:
     program = "import lamella.retry.loop, lamella; lamella.Rule; print(*dir(lamella))"
     assert ran(program).split() == dir(lamella)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

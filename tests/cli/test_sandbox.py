@@ -82,6 +82,7 @@ def test_the_sandbox_serves_until_ctrl_c() -> None:
     assert (errors, code) == ("", 0)
 
 
+@pytest.mark.slow
 @ON_SIGNALS
 def test_the_quiet_sandbox_serves_until_sigterm() -> None:
     with running("--quiet", "--chance", "503=1") as sandbox:
@@ -104,6 +105,7 @@ def test_an_invalid_host_is_reported() -> None:
     assert shown.stderr.count("\n") == 1
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "arguments",
     [
