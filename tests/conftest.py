@@ -26,14 +26,19 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tests.sdk import Metering, Tracing
-from tests.selection import pytest_collection_modifyitems, pytest_terminal_summary, take_slow_tests_if_named
+from tests.selection import (
+    pytest_collection_modifyitems,
+    pytest_configure_node,
+    pytest_terminal_summary,
+    take_slow_tests_if_named,
+)
 from tests.servers import Connection, Handler, Serve, ServeRaw, serving
 from tests.telemetry.conformance import PAGE, Recorder
 
 if sys.platform != "win32":
     import resource
 
-__all__ = ["pytest_collection_modifyitems", "pytest_terminal_summary"]
+__all__ = ["pytest_collection_modifyitems", "pytest_configure_node", "pytest_terminal_summary"]
 
 # The same examples at every run, on every machine. `make test-all` takes the thorough profile; see tests/examples.py.
 for _profile, _examples in (("quick", 15), ("thorough", 100)):

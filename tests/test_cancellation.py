@@ -45,7 +45,7 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("raise_errors", [True, False])
 @pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
 async def test_a_cancelled_call_leaves_nothing_behind(

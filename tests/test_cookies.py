@@ -326,7 +326,7 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize(
     "layers", [lambda: (Retry(RULES),), lambda: (together(stack(RULES)),)], ids=["Retry", "all as one"]

@@ -113,6 +113,8 @@ RUN = [
     "../CONTRIBUTING.md",
     "../README.md",
 ]
+LONG = {"how-to/fastapi.md", "how-to/fleet.md", "reference/errors.md", "reference/telemetry.md"}
+"""The pages whose code takes half a second or more."""
 PAGE_IMPORTS = {"Batch": Batch, "aiohttp": aiohttp, "decimal": decimal, "json": json, "maesn": lamella.maesn}
 """What later blocks of a page take from its first one."""
 PUBLIC = [
@@ -168,6 +170,7 @@ async def run_program(code: str) -> list[str]:
     return out.decode().splitlines()
 
 
+@pytest.mark.sampled(len(RUN))
 @pytest.mark.parametrize("name", RUN)
 async def test_the_code_on_each_page_gives_the_stated_result(
     name: str,
@@ -209,7 +212,14 @@ async def test_the_tutorial_gives_the_stated_results(make_sandbox: MakeSandbox, 
         assert matches(printed, said), f"{code}\nprinted {printed}"
 
 
-@pytest.mark.parametrize("name", [name for name, test in ELSEWHERE.items() if "sandbox" in test])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "how-to/maesn.md" else ())
+        for name, test in ELSEWHERE.items()
+        if "sandbox" in test
+    ],
+)
 async def test_the_code_about_maesn_runs_against_the_sandbox(
     name: str, make_sandbox: MakeSandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -77,6 +77,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 def test_tests_run_in_a_clean_environment() -> None:
     """The conftest cleans before aiohttp and the SDK are imported, which read it then."""
     ran = subprocess.run(  # noqa: S603

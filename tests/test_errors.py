@@ -394,6 +394,7 @@ def test_a_long_response_gives_a_short_message() -> None:
     assert "Slow down" in str(error)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docs_runs() -> None:
     page = Path(__file__).resolve().parent.parent.joinpath("docs", "reference", "errors.md").read_text("utf-8")
     program = page.split("```python\n")[1].split("```")[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-QUICK = {"own_layer", "service", "sync", "sync_any_api"}
+QUICK = {"own_layer", "service"}
 ELSEWHERE = {"sync_on_dask"}
 """Run by tests/dask, in the environment that has Dask."""
 SHOWN = {
@@ -117,6 +117,7 @@ def test_each_example_prints_its_expected_output(name: str) -> None:
         assert text in done.stdout
 
 
+@pytest.mark.slow
 def test_the_fixtures_work_in_another_project(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text((EXAMPLES / "test_with_pytest.py").read_text())
     done = subprocess.run(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
 import lamella
 
 
-def ran(program: str) -> str:
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603
+def ran(program: str, *arguments: str, **variables: str) -> str:
+    command, env = [sys.executable, "-c", program, *arguments], {**os.environ, **variables}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)  # noqa: S603
     return done.stdout.strip()
 
 
@@ -51,11 +54,13 @@ def test_all_public_names_can_be_imported() -> None:
         _ = lamella.nothing  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_completion_shows_only_public_names() -> None:
     program = "import lamella.retry.loop, lamella; lamella.Rule; print(*dir(lamella))"
     assert ran(program).split() == dir(lamella)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -74,3 +79,46 @@ def test_the_version_is_the_installed_one() -> None:
 def test_maesn_does_not_load_the_modules_for_the_version() -> None:
     program = "import sys, lamella.maesn; print('importlib.metadata' in sys.modules, 'lamella.maesn' in sys.modules)"
     assert ran(program) == "False True"
+
+
+COMMAND = """
+import atexit, sys
+from lamella.cli import main
+
+asked = ("aiohttp", "jinja2", "lamella.dataset", "lamella.maesn", "lamella.maesn.sandbox", "lamella.sync", "pyarrow",
+    "opentelemetry", "opentelemetry.exporter", "pydantic", "requests", "rich", "stamina")
+atexit.register(lambda: print("loaded:", *[name for name in asked if name in sys.modules]))
+main()
+"""
+TYPER = {"pydantic", "rich"}  # typer loads them, depending on its version
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--version"], "lamella "),
+        (["--help"], "Thin layers for an aiohttp session"),
+        (["sync", "--help"], "Sync the records of many accounts"),
+        (["dataset", "list", "--help"], "Show the shards and the last run"),
+    ],
+    ids=" ".join,
+)
+def test_the_help_and_the_version_load_no_command(arguments: list[str], shown: str) -> None:
+    output, _, loaded = ran(COMMAND, *arguments).rpartition("loaded:")
+    assert shown in output
+    assert set(loaded.split()) <= TYPER
+
+
+def test_a_completion_loads_no_command() -> None:
+    variables = {"_LAMELLA_COMPLETE": "complete_bash", "COMP_WORDS": "lamella sync --ver", "COMP_CWORD": "2"}
+    output, _, loaded = ran(COMMAND, **variables).rpartition("loaded:")
+    assert output.split() == ["--verify", "--verbose"]
+    assert set(loaded.split()) <= TYPER
+
+
+def test_a_sync_loads_no_server_and_no_exporter(tmp_path: Path) -> None:
+    arguments = ("sync", "--dry-run", "--resource", "items", "--journal", str(tmp_path / "j"))
+    output, _, loaded = ran(COMMAND, *arguments, MAESN_API_KEY="a-key", MAESN_ACCOUNT_KEY="b-key").rpartition("loaded:")
+    assert "items" in output
+    needed = {"aiohttp", "lamella.dataset", "lamella.maesn", "lamella.sync", "opentelemetry", "stamina"}
+    assert set(loaded.split()) - TYPER == needed

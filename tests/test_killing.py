@@ -41,6 +41,7 @@ def is_gone(path: Path) -> bool:
     return False
 
 
+@pytest.mark.slow
 async def test_a_killed_process_is_gone_when_kill_returns(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     asked = 0
@@ -56,6 +57,7 @@ async def test_a_killed_process_is_gone_when_kill_returns(tmp_path: Path) -> Non
     assert is_gone(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("main", "told"), [(fails, "LookupError: not there"), (ends, "it has ended, exit code 0")])
 async def test_a_process_that_ends_normally_was_not_killed(tmp_path: Path, main: Main, told: str) -> None:
     with pytest.raises(AssertionError, match=told):

@@ -132,6 +132,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     return checkout.folder, checkout.make(*TARGETS)
 
 
+@pytest.mark.slow
 def test_each_target_uses_its_own_interpreter(made: tuple[Path, list[Run]]) -> None:
     """Where a path is long or has a space in it, a script in the environment's bin may not start."""
     folder, runs = made
@@ -145,6 +146,7 @@ def test_each_target_uses_its_own_interpreter(made: tuple[Path, list[Run]]) -> N
     assert {run.arguments[0] for run in runs if run not in own} <= {"-c", "-m"}
 
 
+@pytest.mark.slow
 def test_foreign_environment_variables_reach_no_target(made: tuple[Path, list[Run]]) -> None:
     _, runs = made
     for run in runs:
@@ -159,6 +161,7 @@ def test_foreign_environment_variables_reach_no_target(made: tuple[Path, list[Ru
     assert {(run.environ["NO_PROXY"], run.environ["no_proxy"]) for run in benchmarks} == {("*", "*")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkout", EACH_PLACE, indirect=True)
 def test_an_environment_is_created_once_per_location(checkout: Checkout, tmp_path: Path) -> None:
     made = ["-m", "venv", ".venv"]

@@ -255,6 +255,7 @@ def _points(reader: InMemoryMetricReader) -> Iterator[str]:
                     yield f"{metric.name} {dict(point.attributes or {})} {numbers}"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "without",
     [
@@ -276,11 +277,13 @@ def test_the_compared_calls_open_and_close_the_circuit() -> None:
     assert states == ["open", "half_open", "closed"]
 
 
+@pytest.mark.slow
 def test_a_stack_behaves_like_separate_layers_with_a_deadline() -> None:
     one_by_one, at_once = (run_virtual(_observed(KINDS, wrapped=wrapped, total=1000.0)) for wrapped in (False, True))
     assert at_once == one_by_one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("without", ["nothing", "RequestSpan", "AttemptSpan"])
 def test_a_stack_behaves_like_separate_layers_without_an_sdk(without: str) -> None:
     kinds = [kind for kind in KINDS if kind != without]
@@ -290,6 +293,7 @@ def test_a_stack_behaves_like_separate_layers_without_an_sdk(without: str) -> No
     assert at_once == one_by_one
 
 
+@pytest.mark.slow
 def test_calls_spans_and_metrics_are_equal_with_other_listeners() -> None:
     everybody, spans_alone, metrics_alone, nobody = (
         run_virtual(_observed(KINDS, wrapped=True, traced=traced, metered=metered))

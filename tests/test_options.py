@@ -303,6 +303,7 @@ PLACES += [f"middleware {slot.name}" for slot in Slot if slot is not Slot.REQUES
 PLACES += ["on_attempt", "account", "limits", "auth", "when"]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("total", [None, 300.0])
 @pytest.mark.parametrize("place", PLACES)
 async def test_a_task_started_by_a_call_inherits_no_options_or_deadline(

@@ -66,6 +66,7 @@ def test_code_is_hidden_and_lines_are_kept() -> None:
     assert without_code("see `tell\nme` in docs/gate.md") == "see §\n in §"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -641,6 +641,7 @@ def test_no_queued_call_is_ever_forgotten(
     run(main())
 
 
+@pytest.mark.slow
 @examples(100)
 @given(
     plans=st.lists(

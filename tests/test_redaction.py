@@ -132,6 +132,7 @@ def test_a_text_is_truncated_only_if_it_is_too_long(length: int) -> None:
     assert shown == ("x" * length if length <= 300 else "x" * 299 + "…")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("place", ["path", "value", "name", "fragment", "user", "password"])
 @given(secret=SECRETS)
 @example(secret="ab/c+d=")

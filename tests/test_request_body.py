@@ -86,7 +86,7 @@ def files(tmp_path: Path) -> Iterator[Files]:
         yield found
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("kind", REPLAYABLE)
 async def test_a_replayable_body_can_be_read_twice(serve: Serve, files: Files, kind: str, option: str) -> None:
@@ -117,7 +117,7 @@ async def test_a_consumed_body_is_not_replayable(serve: Serve, files: Files, kin
     assert b"abc" in body
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("first", ["answers early", "hangs up"])
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ async def test_a_partly_sent_body_is_sent_again_from_its_beginning(
     assert (BIG if len(body) >= len(BIG) else BIG[:1_000_000]) in body
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("first", ["answers early", "hangs up"])
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize(

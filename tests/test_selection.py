@@ -1,4 +1,4 @@
-"""A run of whole folders leaves out slow tests and most cases of sampled ones; a run of what is named takes all."""
+"""A run of whole folders leaves out slow tests and a part of many cases; a run of what is named takes all."""
 
 from __future__ import annotations
 
@@ -43,6 +43,9 @@ def test_slow(name): assert not name
         (["-m", ""], True),
         (["-m", "slow"], True),
         (["folder/test_it.py", "-m", "not slow"], False),
+        (["--numprocesses", "1", "folder/test_it.py"], True),
+        pytest.param(["--numprocesses", "1"], False, marks=pytest.mark.slow),
+        pytest.param(["--numprocesses", "1", "folder/test_it.py", "-m", "not slow"], False, marks=pytest.mark.slow),
     ],
 )
 def test_slow_tests_run_where_they_are_named(pytester: pytest.Pytester, arguments: list[str], runs_slow: bool) -> None:
@@ -81,3 +84,45 @@ def test_some_cases_of_a_sampled_test_are_not_slow(pytester: pytest.Pytester) ->
     letters, names, flags = (set(values) for values in zip(*samples[0], strict=True))
     assert (letters, names, flags) == (set("abcde"), {"one", "uno"}, {"True", "False"})
     assert pytester.runpytest_inprocess("-m", "").parseoutcomes() == {"passed": 30}
+
+
+MANY = """
+import pytest
+
+@pytest.fixture(params="xyz")
+def third(request): return request.param
+
+@pytest.mark.parametrize("number", range(8))
+def test_eight(number): print("eight:", number)
+
+@pytest.mark.parametrize("number", range(9))
+def test_nine(number): print("nine:", number)
+
+@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("letter", "ab")
+def test_two(number, letter, third): print("two:", number, letter, third)
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("letter", "abc")
+def test_few(number, letter): print("few:", number)
+"""
+
+
+def test_of_many_cases_a_sample_is_not_slow(pytester: pytest.Pytester) -> None:
+    pytester.makeini(INI)
+    pytester.makeconftest(CONFTEST)
+    file = pytester.mkdir("folder").joinpath("test_it.py")
+    file.write_text(MANY, "utf-8")
+    samples = [pytester.runpytest_inprocess("-s").stdout.str() for _ in range(2)]
+    chosen = [re.findall(r"nine: (\d+)", shown) for shown in samples]
+    assert chosen[0] == chosen[1]
+    assert len(set(chosen[0])) == samples[0].count("eight: ") == 8
+    of_two = re.findall(r"two: (\d+) (\w) (\w)", samples[0])
+    assert len(of_two) == 12  # as many as the longest list has
+    numbers, letters, thirds = (set(values) for values in zip(*of_two, strict=True))
+    assert (len(numbers), letters, thirds) == (12, set("ab"), set("xyz"))
+    assert samples[0].count("few: ") == 2
+    everything = {"passed": 8 + 9 + 12 * 2 * 3 + 3 * 3}
+    assert pytester.runpytest_inprocess("-m", "").parseoutcomes() == everything
+    assert pytester.runpytest_inprocess(str(file)).parseoutcomes() == everything

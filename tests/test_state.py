@@ -339,6 +339,7 @@ async def test_a_change_without_an_answer_is_applied(virtual_time: VirtualClock)
     assert await total(state) == 0
 
 
+@pytest.mark.slow
 async def test_the_local_copy_of_a_store_is_bounded(virtual_time: VirtualClock) -> None:
     store = JsonStore(slow=0)
     state = SharedState(store)

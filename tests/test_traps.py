@@ -171,6 +171,7 @@ async def test_3_a_request_without_a_total_has_no_deadline(serve: Serve, virtual
     assert virtual_time.elapsed > 599
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("raise_errors", [True, False])
 async def test_4_no_connection_is_held_during_a_wait(serve: Serve, no_waits: None, raise_errors: bool) -> None:
     """Twenty calls that all get a 429 first, through one connection."""

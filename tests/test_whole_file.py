@@ -232,6 +232,7 @@ def test_two_writers_do_not_remove_each_others_files(path: Path) -> None:
     assert os.listdir(path.parent) == ["report"]
 
 
+@pytest.mark.slow
 def test_many_writers_can_replace_a_file_concurrently(path: Path) -> None:
     def work(number: int) -> None:
         for _ in range(20):

@@ -7,14 +7,16 @@ import re
 from base64 import b64decode
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, unquote_plus
 
-import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
 from lamella.error_body import ERROR_BYTES, json_in
+
+if TYPE_CHECKING:
+    import aiohttp
 
 REDACTED = "REDACTED"
 """Replaces a secret, by the OpenTelemetry conventions for ``url.full``."""
@@ -195,6 +197,8 @@ def redact_later(
     sent = CIMultiDict(info.headers)  # an auth layer will remove its headers from the request
 
     def redacted() -> dict[str, object]:
+        import aiohttp  # the command line needs only the text functions
+
         found = secrets_in(info.real_url, sent, secrets)
         text, url = shown_url(info.real_url, found)
         return {

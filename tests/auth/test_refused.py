@@ -118,6 +118,7 @@ async def test_a_second_rejected_token_is_final(
     assert server.tokens == ["Bearer 1", "Bearer 2"]
 
 
+@pytest.mark.slow
 async def test_a_token_revoked_during_500_calls_is_fetched_once(
     serve: Serve, virtual_time: VirtualClock, server: Server
 ) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from contextvars import ContextVar
 
 import aiohttp
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.examples import examples
@@ -112,6 +113,7 @@ class World:
             assert not timers_of_lamella()
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**32),
     tenants=st.sampled_from([1, 20, 300]),

@@ -145,6 +145,7 @@ async def test_a_fetch_runs_outside_the_context_of_its_call(serve: Serve, virtua
     assert seen == ["nobody", "None"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("expires_in", "leeway", "renewed_at", "waits_from"), [(3600, 60, 3540, 3595), (20, 60, 10, 18)]
 )
@@ -208,6 +209,7 @@ async def test_a_failed_fetch_fails_the_calls_that_waited_for_it(serve: Serve, v
     assert issuer.asked_at[1] - issuer.asked_at[0] == pytest.approx(2, abs=0.1)
 
 
+@pytest.mark.slow
 async def test_a_failing_endpoint_is_called_less_and_less_often(serve: Serve, virtual_time: VirtualClock) -> None:
     issuer = Issuer(failures=9, seconds=0)
 
@@ -302,6 +304,7 @@ async def test_an_already_expired_token_serves_only_waiting_calls(
     assert issuer.asked_at[1] - issuer.asked_at[0] == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.slow
 async def test_a_token_without_expiry_is_used_until_it_is_rejected(serve: Serve, virtual_time: VirtualClock) -> None:
     issuer = Issuer(None)
     async with session(await serve(Echo()), Tokens(issuer)) as client:
@@ -310,6 +313,7 @@ async def test_a_token_without_expiry_is_used_until_it_is_rejected(serve: Serve,
             await asyncio.sleep(30 * 86400)
 
 
+@pytest.mark.slow
 async def test_least_recently_used_keys_are_dropped(
     serve: Serve, virtual_time: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,6 +371,7 @@ def test_event_loops_in_several_threads_share_one_fetch() -> None:
     assert issuer.issued == {"k": 1}
 
 
+@pytest.mark.slow
 def test_a_fetch_of_a_closed_loop_is_repeated_by_another_loop() -> None:
     began = asyncio.Event()
 

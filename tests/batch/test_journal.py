@@ -159,6 +159,7 @@ async def test_many_failures_come_in_pages_and_in_order(journal: Journal) -> Non
     assert [key async for key, _ in rows] == [key for key in keys if key not in {"0", "7"}]
 
 
+@pytest.mark.slow
 async def test_failures_can_change_while_they_are_read(journal: Journal) -> None:
     keys = [str(number) for number in range(1_100)]
     await asyncio.gather(*(journal.end(key, error="refused") for key in keys))
@@ -249,6 +250,7 @@ def with_block(db: sqlite3.Connection) -> None:
         db.execute("INSERT INTO effects VALUES ('block')")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "meddle",
     [
@@ -666,6 +668,7 @@ def without_an_id(path: Path) -> None:
     sqlite_file(path, "UPDATE lamella_batch SET id = 'mine'")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("make", "kind", "says"),
     [
@@ -892,6 +895,7 @@ def recorded(path: Path) -> set[str]:
     return done | failed
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_time_loses_no_committed_change(tmp_path: Path, child: Child) -> None:
     moments = random.Random(20)
     for number in range(30):
@@ -944,6 +948,7 @@ def test_a_truncated_wal_contains_only_whole_changes(tmp_path: Path, child: Chil
     assert len({len(each) for each in kept}) > 5
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("case", ["another batch", "another version", "damaged"])
 def test_a_leftover_wal_is_unchanged_if_opening_is_rejected(path: Path, child: Child, case: str) -> None:
     run(fill(path))

@@ -36,6 +36,7 @@ async def push(sandbox: tuple[str, dict[str, str]], path: Path, records: int | N
                 assert outcome.done, outcome.error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [20, pytest.param(50, marks=pytest.mark.slow)])
 async def test_a_push_killed_at_any_time_creates_each_record_once(tmp_path: Path, kills: int) -> None:
     moments = random.Random(5)

@@ -100,6 +100,7 @@ def session(url: str, *more: aiohttp.ClientMiddlewareType) -> aiohttp.ClientSess
 # With a real server
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("by", ["circuit", "budget"])
 @pytest.mark.parametrize("down", [pytest.param(0.0, marks=pytest.mark.slow), 2.0])
 async def test_an_outage_loses_no_item(virtual_time: VirtualClock, serve: Serve, by: str, down: float) -> None:
@@ -131,6 +132,7 @@ async def test_an_outage_loses_no_item(virtual_time: VirtualClock, serve: Serve,
     assert service.at < 60 + 5 + 10 + 4
 
 
+@pytest.mark.slow
 async def test_an_item_has_an_outcome_after_its_patience_ends(virtual_time: VirtualClock, serve: Serve) -> None:
     """Also for those that were never tried."""
     service = Service(0, 1e9)
@@ -252,6 +254,7 @@ async def test_a_possibly_executed_write_is_never_repeated(virtual_time: Virtual
     assert any(outcome.done and outcome.tries > 1 for outcome in outcomes)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_stamina")
 async def test_a_possibly_executed_write_is_not_repeated_without_stamina(
     virtual_time: VirtualClock, serve: Serve

@@ -202,6 +202,7 @@ async def test_an_item_begins_before_the_next_is_taken() -> None:
     assert len(await collected(Batch(work, items()))) == 20
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("later", [False, True], ids=["iterable", "async iterable"])
 @pytest.mark.parametrize("journal", [False, True], ids=["", "journal"])
 async def test_a_slow_consumer_applies_backpressure(tmp_path: Path, later: bool, journal: bool) -> None:
@@ -298,6 +299,7 @@ async def test_in_order_a_slow_item_delays_outcomes_but_not_work(virtual_time: V
     assert virtual_time.now - began == 106
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", ["", *(pytest.param(how, marks=pytest.mark.slow) for how in ("journal", "done before", "in order"))]
 )

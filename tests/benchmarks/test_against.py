@@ -141,6 +141,7 @@ def test_a_name_of_no_commit_is_an_error(repository: Path, name: str) -> None:
         commit(repository, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["import", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pure", "failing", "queued"))]
 )
@@ -153,6 +154,7 @@ def test_a_process_measures_the_checkout_that_it_is_given(tmp_path: Path, name: 
     assert all(figure > 0 for figure in figures.values())
 
 
+@pytest.mark.slow
 def test_a_process_does_not_measure_the_installed_lamella_instead(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

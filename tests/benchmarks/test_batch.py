@@ -8,6 +8,7 @@ from benchmarks.batches.measure import Sample, measure, spent
 from benchmarks.batches.report import MB, Document, growth, line, page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["lamella, journal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lamella", "asyncio.gather"))],
@@ -35,6 +36,7 @@ async def test_a_sample_without_some_items_is_rejected(monkeypatch: pytest.Monke
         await spent("lazy", 10)
 
 
+@pytest.mark.slow
 async def test_the_contenders_of_the_standard_library_and_of_ours_give_the_same_sum() -> None:
     for name in ("lamella", "lamella, journal", "asyncio.gather"):
         assert await CONTENDERS[name].run(1000) == sum(range(1000))

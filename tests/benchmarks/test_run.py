@@ -12,6 +12,7 @@ from lamella.testing import FixedWindow
 SMALL = Scenario("small", "Small", "", (Crowd(10, FixedWindow(10, 1.0)), Crowd(5)), latency=0.01)
 
 
+@pytest.mark.slow
 def test_lamella_completes_a_small_storm() -> None:
     one = run(SMALL, "lamella", seed=1)
     assert one["fault"] == ""
@@ -22,6 +23,7 @@ def test_lamella_completes_a_small_storm() -> None:
     assert "1.00 sends a call, 0 lost, 0 429s" in line(one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "calls", "answered"),
     [
@@ -39,6 +41,7 @@ def test_lamella_respects_a_stated_limit(kind: dict[str, bool], calls: int, answ
     assert one["whole"]["lost"] == 0
 
 
+@pytest.mark.slow
 def test_a_503_with_retry_after_counts_as_a_limit() -> None:
     scenario = Scenario("small", "Small", "", (Crowd(12, FixedWindow(10, 1.0)),), latency=0.01, refusal=503)
     one = run(scenario, "lamella", seed=1)
@@ -54,6 +57,7 @@ def test_an_outage_begins_with_the_first_request() -> None:
     assert one["outage"]["calls"] >= 1
 
 
+@pytest.mark.slow
 def test_a_crashed_server_is_reported_in_its_row() -> None:
     one = run(Scenario("bad", "Bad", "", (Crowd(5),), latency=-1.0), "lamella", seed=1)
     assert one["fault"] == "the server crashed, exit code 1"

@@ -98,6 +98,7 @@ def test_explain_shows_the_rule_of_a_class(text: str) -> None:
     assert maesn.RULES.rule_for(outcome).status == name
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("text", ["", "abc", "399", "0", "-429", "1000", "4290", "4²9", "429.0", "3xx"])
 def test_explain_rejects_unknown_failures(text: str) -> None:
     result = explain("--", text)
@@ -115,6 +116,7 @@ def test_an_argument_cannot_move_the_cursor() -> None:
     assert "\x1b" not in result.output
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("outcome", [400, 401, 403, 404, 405, 418, 429, 500, 501, 502, 503, 504, 600, *Failure])
 def test_explain_agrees_with_the_decision(outcome: Outcome) -> None:
     sent_again = {
@@ -222,6 +224,7 @@ def test_a_rule_with_one_attempt_is_not_retried(books: str) -> None:
     assert "No: the rule allows one attempt." in explain("--rules", f"{books}:ONCE", "500").output
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "said"),
     [

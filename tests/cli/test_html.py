@@ -261,6 +261,7 @@ class TestTheFile:
         assert len(data) == 5000
         assert {len(call["attempts"]) for call in data} == {4}
 
+    @pytest.mark.slow
     def test_the_command_writes_the_page(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MAESN_API_KEY", API_KEY)
         path = tmp_path / "a page.html"

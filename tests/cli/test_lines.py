@@ -60,6 +60,7 @@ def test_a_small_sync_prints_a_line_per_account() -> None:
     assert mail.draw(1, Part("Ada", "y", None, error=api_error(404))) == [], "once for an account"
 
 
+@pytest.mark.slow
 def test_totals_are_printed_less_and_less_often() -> None:
     mail = Mail(story(Part(f"account {number}", "x", None, pages=9, total_pages=99) for number in range(30)))
     moments = [second for second in range(5, 3 * 3600, 5) if mail.draw(5) and second > 5]
@@ -125,6 +126,7 @@ def test_successful_accounts_among_many_get_no_line() -> None:
     assert len(mail.draw(1, Part("account 4", "x", None, error=api_error(403)))) == 1
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("fail", [False, True])
 def test_500_accounts_give_a_short_output_for_any_outcome(fail: bool) -> None:
     def ends(name: str) -> Part:

@@ -5,18 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import lamella
 from tests.cli.serving import API_KEY, KEYS, served, write_accounts
+from typer.testing import CliRunner, Result
 
+from lamella.cli.app import app
 from lamella.maesn.sandbox import Account
 
 WELL = [Account(key, records=5) for key in KEYS.values()]
 
 
+def lamella(*arguments: str, **variables: str) -> Result:
+    return CliRunner().invoke(app, arguments, env=variables, prog_name="lamella")
+
+
 def sync(folder: Path, url: str, *options: str) -> tuple[int, str, str]:
     accounts = ("--accounts", str(write_accounts(folder)), "--base-url", url, "--journal", str(folder / "j"))
     done = lamella("sync", "--resource", "items", *accounts, *options, MAESN_API_KEY=API_KEY)
-    return done.returncode, done.stdout, done.stderr
+    return done.exit_code, done.stdout, done.stderr
 
 
 def test_quiet_prints_nothing_if_all_is_done(tmp_path: Path) -> None:
@@ -53,7 +58,7 @@ def test_quiet_and_verbose_together_are_rejected(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_shell_has_a_completion(shell: str) -> None:
     done = lamella(_LAMELLA_COMPLETE=f"source_{shell}")
-    assert done.returncode == 0
+    assert done.exit_code == 0
     assert "_LAMELLA_COMPLETE" in done.stdout
 
 

@@ -63,6 +63,7 @@ def test_an_encoding_without_our_characters_is_supported() -> None:
     assert "1 min ? 1 min 6 s" in result.stdout
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 @pytest.mark.parametrize("no_color", [False, True])
 def test_the_command_uses_colours_on_a_terminal(tmp_path: Path, no_color: bool) -> None:

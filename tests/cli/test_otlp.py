@@ -43,6 +43,7 @@ def value(span: Span, name: str) -> object:
     return found and getattr(found, found.WhichOneof("value"))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("variable", "given"), [("OTEL_SERVICE_NAME", "books"), ("OTEL_RESOURCE_ATTRIBUTES", "service.name=books")]
 )
@@ -59,6 +60,7 @@ def test_the_service_name_of_the_environment_is_used(
             assert names["service.name"] == "books"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("path", ["", "/v1/traces"])
 def test_the_spans_arrive_at_the_endpoint(path: str) -> None:
     with collector() as kept:
@@ -94,6 +96,7 @@ def test_each_call_arrives_as_a_tree_of_spans() -> None:
     assert sorted(len([send for send in sends if send.trace_id == trace_id]) for trace_id in calls) == [1, 1, 1, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast")
 def test_the_call_on_the_screen_has_an_exported_trace() -> None:
     with collector() as kept:
@@ -104,6 +107,7 @@ def test_the_call_on_the_screen_has_an_exported_trace() -> None:
     assert bytes.fromhex(shown_id) in {span.trace_id for span in kept.spans}
 
 
+@pytest.mark.slow
 def test_a_closed_port_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -139,6 +143,7 @@ def test_an_endpoint_that_fails_is_retried_after_a_pause(pause: float, arrived: 
     assert (outlet.arrived, len(kept.paths)) == (arrived, 1 + arrived)
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_never_answers_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(otlp, "_LONGEST_SECONDS", 0.5)
     with collector(delay=1.0) as kept:
@@ -163,6 +168,7 @@ def test_an_endpoint_url_is_completed(url: str, found: str) -> None:
     assert str(otlp.endpoint(url)) == found
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "url",
     ["", "localhost:4318", "ftp://localhost", "http://", "http://:4318", "http://a b", "http://a:99999", "http://[::1",

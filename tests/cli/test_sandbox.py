@@ -15,7 +15,8 @@ from multidict import CIMultiDict, MultiDict
 from tests.cli.conftest import start
 from typer.testing import CliRunner
 
-from lamella.cli.app import app, line_for, parse_chance, parse_limit
+from lamella.cli.app import app
+from lamella.cli.sandbox import line_for, parse_chance, parse_limit
 from lamella.maesn.sandbox import Received
 from lamella.testing import Fault, FixedWindow
 
@@ -81,6 +82,7 @@ def test_the_sandbox_serves_until_ctrl_c() -> None:
     assert (errors, code) == ("", 0)
 
 
+@pytest.mark.slow
 @ON_SIGNALS
 def test_the_quiet_sandbox_serves_until_sigterm() -> None:
     with running("--quiet", "--chance", "503=1") as sandbox:
@@ -103,6 +105,7 @@ def test_an_invalid_host_is_reported() -> None:
     assert shown.stderr.count("\n") == 1
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "arguments",
     [

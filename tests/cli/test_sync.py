@@ -225,6 +225,7 @@ class TestTheEnd:
 
 
 class TestInAPipe:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "variables", [pytest.param({}, marks=pytest.mark.slow), {"FORCE_COLOR": "1", "TERM": "xterm"}]
     )
@@ -236,6 +237,7 @@ class TestInAPipe:
         assert re.match(r"\d\d:\d\d:\d\d  run 1, 1 account, 2 parts to read\n", shown.stdout)
         assert variables or "\x1b" not in shown.stdout
 
+    @pytest.mark.slow
     def test_a_closed_pipe_ends_the_sync(self, server: Sandbox) -> None:
         write_accounts(Path(), "Ada")
         result = lamella_to_nobody(*arguments(server, "--output", "records.jsonl"))
@@ -268,6 +270,7 @@ class TestJson:
         [cause] = report["causes"]
         assert (cause["parts"], cause["accounts"], cause["what"]) == (2, ["Eve"], "401 Unauthorized")
 
+    @pytest.mark.slow
     def test_json_describes_a_resumed_sync(self, server: Sandbox) -> None:
         sync(server)
         report = json.loads(sync(server, "--json", "--resume").stdout)
@@ -303,6 +306,7 @@ class TestADryRun:
 
 
 class TestAJournalThatCannotBeUsed:
+    @pytest.mark.slow
     def test_a_journal_of_another_api_is_rejected(self, server: Sandbox) -> None:
         sync(server)
         server.received.clear()
@@ -328,6 +332,7 @@ class TestAJournalThatCannotBeUsed:
 
 @SIGNALS
 class TestInterrupted:
+    @pytest.mark.slow
     @pytest.mark.parametrize("by", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
     def test_an_interrupted_sync_ends_gracefully_and_can_be_resumed(self, by: signal.Signals) -> None:
         write_accounts(Path(), "Ada", "Bob")
@@ -368,6 +373,7 @@ class TestInterrupted:
         assert errors.startswith("lamella: interrupted; continue with: ")
         assert "Traceback" not in errors
 
+    @pytest.mark.slow
     def test_an_ignored_signal_stays_ignored(self) -> None:
         """As in the background of a shell."""
         write_accounts(Path(), "Ada", "Bob")
@@ -389,6 +395,7 @@ class TestInterrupted:
         assert process.returncode == 0
         assert b"Stopping" not in output
 
+    @pytest.mark.slow
     def test_an_interrupted_sync_prints_json(self) -> None:
         write_accounts(Path(), "Ada")
         with served(latency=60.0) as server:
@@ -418,6 +425,7 @@ class TestInterrupted:
         assert shown.exit_code == 130
         assert shown.stderr == "lamella: interrupted; with --journal FILE, --resume could continue from there\n"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("by", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
     def test_an_interrupted_sync_restores_the_terminal(self, by: signal.Signals) -> None:
         import pty

@@ -88,6 +88,7 @@ def counted(total: int | None, total_pages: int | None) -> Callable[[int, int], 
     return lambda *_: {"pagination": {"total": total, "totalPages": total_pages}}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "server",
     [
@@ -138,6 +139,7 @@ INCOMPLETE: dict[str, tuple[Callable[[], ListServer], str, str, str]] = {
 
 @pytest.mark.parametrize("case", INCOMPLETE)
 class TestWhatIsMissing:
+    @pytest.mark.sampled(1)
     def test_missing_records_are_reported_at_the_end(self, case: str) -> None:
         make, what, said, _ = INCOMPLETE[case]
         with answering(make()) as url:
@@ -159,6 +161,7 @@ class TestWhatIsMissing:
         assert [text for text in page.texts["p"] if "Records are missing: 1 of 1 part is not done." in text]
         assert [text for text in page.texts["p"] if said in text]
 
+    @pytest.mark.sampled(1)
     def test_missing_records_are_in_the_json_report(self, case: str) -> None:
         make, what, said, error = INCOMPLETE[case]
         with answering(make()) as url:
@@ -195,6 +198,7 @@ class TestWithFailedParts:
             assert shown.last_line.startswith("lamella: 2 of 3 parts failed; continue with: ")
             assert stored() == of(250)
 
+    @pytest.mark.slow
     def test_the_last_line_says_that_all_is_done(self, url: str) -> None:
         sync(url, resources="bills,items")
         shown = sync(url, "--output", "out.jsonl")
@@ -235,6 +239,7 @@ class TestAFirstRunWithSince:
 
 
 class TestACorrectedCompany:
+    @pytest.mark.slow
     def test_a_corrected_company_replaces_all_records(self) -> None:
         server = ListServer(numbered(20))
         with answering(server) as url:
@@ -261,6 +266,7 @@ class TestACorrectedCompany:
         report = json.loads(again.result.stdout)
         assert (report["dropped"], report["complete"]) == ([], True)
 
+    @pytest.mark.slow
     def test_the_resume_command_keeps_the_corrected_company(self) -> None:
         server = ListServer(numbered(250), instead=lambda server, page, given: 404 if page == 2 else None)
         with answering(server) as url:

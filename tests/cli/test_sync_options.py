@@ -70,6 +70,7 @@ BAD = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("arguments", "told"), BAD)
 def test_bad_usage(arguments: tuple[str, ...], told: str) -> None:
     shown = CliRunner().invoke(app, ["sync", *arguments])

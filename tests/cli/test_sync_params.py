@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.conftest import lamella
 from tests.cli.serving import API_KEY, served, write_accounts
+from typer.testing import CliRunner
 
+from lamella.cli.app import app
 from lamella.maesn.params import params_for
 from lamella.maesn.sandbox import Odd, Sandbox
 
 
 def sync(sandbox: Sandbox, folder: Path, *arguments: str) -> tuple[int, Any, str]:
     accounts = str(write_accounts(folder, "Ada"))
-    result = lamella(
-        *("sync", "--accounts", accounts, "--journal", str(folder / "j"), "--base-url", sandbox.url, "--json"),
-        *arguments,
-        MAESN_API_KEY=API_KEY,
-    )
-    return result.returncode, json.loads(result.stdout) if result.stdout else None, result.stderr
+    given = ("sync", "--accounts", accounts, "--journal", str(folder / "j"), "--base-url", sandbox.url, "--json")
+    result = CliRunner().invoke(app, [*given, *arguments], env={"MAESN_API_KEY": API_KEY})
+    return result.exit_code, json.loads(result.stdout) if result.stdout else None, result.stderr
 
 
 def test_a_parameter_is_sent_to_the_lists_that_have_it(tmp_path: Path) -> None:

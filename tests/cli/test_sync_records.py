@@ -52,6 +52,7 @@ async def answer(request: web.Request, text: str) -> web.Response:
 NUMBERS = ("99999999999999.99", "12345678901234567.89", "100.10", "1e400", "-0", "0.1", "9" * 5000, "1E+2", "1.0e-400")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("output", ["out.jsonl", "out.db", "out.parquet"])
 def test_a_number_is_stored_digit_by_digit(output: str) -> None:
     sent = [f'{{"billId":"b{number:02}","total":{text}}}' for number, text in enumerate(NUMBERS)]
@@ -72,6 +73,7 @@ def test_a_number_is_stored_digit_by_digit(output: str) -> None:
 LARGE = body(*(f'{{"billId":"b{number}","note":"{"x" * 500_000}"}}' for number in range(24))).encode()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("fault", ["stalls", "is cut", "is reset"])
 def test_a_page_of_12_mib_has_a_timeout_and_is_retried(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(LARGE) > 12_000_000
@@ -122,6 +124,7 @@ BAD = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("bad", BAD)
 def test_a_bad_record_is_reported_and_the_others_are_stored(bad: str) -> None:
     sent = [f'{{"billId":"b{number:02}","total":1}}' for number in range(99)]
@@ -192,6 +195,7 @@ class TestASchema:
         with closing(sqlite3.connect("out.db")) as db:
             assert db.execute("SELECT count(*) FROM records").fetchone() == (2,)
 
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize(
         ("text", "output", "told"),
         [

@@ -117,6 +117,7 @@ def test_an_unknown_host_name_ends_the_sync_at_once(monkeypatch: pytest.MonkeyPa
     assert "Circuit Open" not in shown.output
 
 
+@pytest.mark.slow
 def test_only_the_first_parts_try_a_permanently_failing_address() -> None:
     with untrusted() as (url, connections):
         shown = sync(url, "invoices,contacts,items,projects,bills,units,offers,payments", "--concurrency", "1")
@@ -156,6 +157,7 @@ def test_the_wrong_scheme_ends_the_sync_and_is_named(monkeypatch: pytest.MonkeyP
     assert "the API is down" not in shown.output
 
 
+@pytest.mark.slow
 def test_a_failure_after_an_answer_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections that fail end the parts of an address that has never answered, and no others."""
     monkeypatch.setattr(contact, "_PATIENCE", 0.0)

@@ -77,6 +77,7 @@ def test_verify_reports_missing_and_deleted_records(books: ListServer, url: str)
     assert (again["complete"], again["departed"], again["absent"]) == (True, [], [])
 
 
+@pytest.mark.slow
 def test_verify_without_a_total_reports_that_nothing_is_proved(books: ListServer, url: str) -> None:
     books.count = lambda *_: {"pagination": {"totalPages": 3}}
     sync(url)
@@ -89,6 +90,7 @@ def test_verify_without_a_total_reports_that_nothing_is_proved(books: ListServer
     assert marked() == set()
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_can_be_resumed(books: ListServer, url: str) -> None:
     sync(url)
     del books.records[7]
@@ -138,6 +140,7 @@ def test_the_resume_command_keeps_the_options() -> None:
     assert told == "lamella sync --full-every 7d --departed mark --resume"
 
 
+@pytest.mark.slow
 def test_a_departed_account_is_reported(tmp_path: Path) -> None:
     with served() as sandbox:
         write_accounts(tmp_path, "Ada", "Bob")
@@ -157,6 +160,7 @@ def test_a_departed_account_is_reported(tmp_path: Path) -> None:
         assert "no longer synced" not in sync(sandbox.url, resources="items").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stated", ["csv", "toml"])
 def test_a_list_declared_absent_is_not_read(books: ListServer, stated: str) -> None:
     async def handle(request: Any) -> Any:

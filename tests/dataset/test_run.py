@@ -109,6 +109,7 @@ async def test_repeatedly_lost_workers_fail_the_shard(
     assert [why for _, why in report.errors] == ["its workers were lost repeatedly: a test"]
 
 
+@pytest.mark.slow
 async def test_a_cancelled_run_is_continued_by_the_next_one(
     make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ async def test_a_cancelled_run_is_continued_by_the_next_one(
     assert before + len(sandbox.received[before:]) <= pages + 2 * 8 * 4
 
 
+@pytest.mark.slow
 async def test_a_new_run_after_a_cancelled_one_has_all_changes(
     make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
 ) -> None:
@@ -168,6 +170,7 @@ async def test_a_part_that_fails_is_reported_and_resumed(
     assert (again.run, again.resumed, again.skipped) == (1, True, again.shards - 1)
 
 
+@pytest.mark.slow
 async def test_progress_counts_to_the_end(make_sandbox: MakeSandbox, sync_to: SyncTo) -> None:
     seen: list[DatasetProgress] = []
     report = await sync_to(await make_sandbox(accounts=some()), on_progress=seen.append)
@@ -175,6 +178,7 @@ async def test_progress_counts_to_the_end(make_sandbox: MakeSandbox, sync_to: Sy
     assert (seen[-1].ended, seen[-1].result) == (report.shards, report.result)
 
 
+@pytest.mark.slow
 async def test_departed_accounts_are_forgotten_even_if_their_shard_is_empty(
     make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
 ) -> None:
@@ -189,6 +193,7 @@ async def test_departed_accounts_are_forgotten_even_if_their_shard_is_empty(
     assert dataset.verify(tmp_path / "out") == []
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("options", "what"),
     [

@@ -58,7 +58,7 @@ class Server:
         return web.Response(text="well")
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("first", ["503", "reset", "cut"])
 @pytest.mark.parametrize("kind", [*REPLAYABLE, *ONE_SHOT])
 async def test_a_request_body_is_sent_again_unchanged_or_not_at_all(
@@ -150,6 +150,7 @@ def peak() -> Iterator[Callable[[], float]]:
         tracemalloc.stop()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["generator", "file", "multipart"])
 async def test_an_upload_of_100_mb_passes_through(serve: Serve, kind: str, peak: Callable[[], float]) -> None:
     sink = Sink()
@@ -163,6 +164,7 @@ async def test_an_upload_of_100_mb_passes_through(serve: Serve, kind: str, peak:
     assert peak() < 8 * MB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("buffer", "query"),
     [

@@ -106,6 +106,7 @@ async def _token() -> str:
     return "zq-plain-4711-key"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("name", "request_name"), PLACES)
 async def test_a_call_can_be_cancelled_at_any_await(
     name: str, request_name: str, virtual_time: VirtualClock, tracing: Tracing
@@ -213,6 +214,7 @@ ENDS: Final = (_asyncio_timeout, _wait_for, _fail_after, _move_on_after, _task_g
 _SILENT: Final = [place for place in PLACES if place[0] not in {"closed within the body"}]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__.strip("_"))
 async def test_a_consumer_can_stop_reading_at_once(
     end: Callable[[Awaitable[int]], Awaitable[object]], virtual_time: VirtualClock, tracing: Tracing

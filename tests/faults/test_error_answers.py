@@ -144,7 +144,7 @@ async def test_the_caller_reads_an_error_body_as_with_bare_aiohttp(
     assert await read(unraised()) == await read(())
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("layers", UNRAISED)
 @pytest.mark.parametrize("broken", BROKEN)
 async def test_without_raise_errors_the_status_decides_about_a_retry(
@@ -166,6 +166,7 @@ async def test_without_raise_errors_the_status_decides_about_a_retry(
     assert server.sends == 6
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("broken", BROKEN)
 async def test_a_success_after_error_responses_is_returned(
     broken: str, serve_raw: ServeRaw, virtual_time: VirtualClock, tracing: Tracing
@@ -256,6 +257,7 @@ async def test_a_broken_error_body_raises_the_error_of_its_status_in_time(
     assert server.sends == 1
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("layers", RAISED)
 async def test_a_hanging_error_body_is_retried_by_its_status(
     layers: str, serve_raw: ServeRaw, virtual_time: VirtualClock

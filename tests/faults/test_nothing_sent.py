@@ -171,7 +171,7 @@ LIMITS: Final[dict[str, tuple[Make, dict[str, float]]]] = {
 }
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("place", PLACES)
 async def test_an_attempt_that_takes_too_long_to_connect_was_not_sent(

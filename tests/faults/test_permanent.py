@@ -116,7 +116,7 @@ async def test_a_permanent_failure_is_tried_once_and_named(
     assert virtual_time.elapsed < 1
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("refusal", FOR_NOW)
 @pytest.mark.parametrize("layers", ["Retry", "Retry and Classify", "all as one"])
 async def test_a_transient_failure_is_retried(refusal: str, layers: str, virtual_time: VirtualClock) -> None:
@@ -185,7 +185,7 @@ async def test_a_rule_can_make_a_permanent_failure_retryable(virtual_time: Virtu
 # It says nothing about whether the service works.
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("refusal", ["expired", "fingerprint", "plain HTTP", "a proxy's 407"])
 @pytest.mark.parametrize(
     "layers",
@@ -222,6 +222,7 @@ async def collected(place: Place, many: int) -> tuple[list[ItemOutcome[int, int]
     return outcomes, outages
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("refusal", ["unknown authority", "fingerprint, tunnel", "plain HTTP", "a proxy's 407"])
 async def test_a_permanent_failure_is_no_outage_and_fails_each_item_at_once(
     refusal: str, virtual_time: VirtualClock
@@ -235,6 +236,7 @@ async def test_a_permanent_failure_is_no_outage_and_fails_each_item_at_once(
     assert virtual_time.elapsed < 2
 
 
+@pytest.mark.slow
 async def test_a_permanent_failure_ends_the_wait_of_items_in_an_outage(virtual_time: VirtualClock) -> None:
     """The service comes back with a certificate that is not trusted."""
     back = virtual_time.now + 60

@@ -68,6 +68,7 @@ class Pair:
         return body
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("layers", SETS, ids=lambda layers: layers.name)
 async def test_a_stale_connection_is_replaced_if_a_repeat_is_safe(
     layers: Layers, virtual_time: VirtualClock, tracing: Tracing
@@ -89,6 +90,7 @@ async def test_a_stale_connection_is_replaced_if_a_repeat_is_safe(
         assert virtual_time.now - began < 4.1
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("layers", SETS, ids=lambda layers: layers.name)
 async def test_a_connection_closed_between_two_calls_is_no_failure(
     layers: Layers, virtual_time: VirtualClock, tracing: Tracing

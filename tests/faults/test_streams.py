@@ -81,6 +81,7 @@ STREAMS: Final[dict[str, tuple[tuple[str, ...], Callable[[], Callable[[bytes], b
 SLOW_JSON: Final = (("Content-Type: application/json", CHUNKED), lambda: chunk, b"0\r\n\r\n")
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize(
     ("kind", "layers"),
     [

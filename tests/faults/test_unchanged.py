@@ -371,7 +371,7 @@ def make(request: pytest.FixtureRequest, tracing: Tracing) -> Callable[[str], La
     return full
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", SCENARIOS)
 async def test_calls_with_layers_behave_like_bare_aiohttp(
     name: str, make: Callable[[str], Layers], serve: Serve

@@ -295,6 +295,7 @@ def test_the_sync_machine_runs_for_longer(part: int) -> None:
     run_state_machine_as_test(Part, settings=examples(100, stateful_step_count=8))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("tricks", [[("replaces", 0)], [("deletes", 1)], [("turns around", 0)], [("moves", 2)] * 3])
 def test_a_record_that_shifts_to_an_already_read_page_is_found(way: str, tricks: list[tuple[str, int]]) -> None:

@@ -380,6 +380,7 @@ async def test_layers_that_share_a_store_share_their_circuits(serve: Serve, virt
         assert await get(one, "/200") == 200
 
 
+@pytest.mark.slow
 async def test_two_thousand_concurrent_calls_cause_only_a_few_probes(serve: Serve, virtual_time: VirtualClock) -> None:
     service = Service(503)
     async with client(await serve(service), quick(probes=3), CLASSIFY) as session:
@@ -395,6 +396,7 @@ async def test_two_thousand_concurrent_calls_cause_only_a_few_probes(serve: Serv
         assert await get(session, "/200") == 200
 
 
+@pytest.mark.slow
 async def test_the_circuit_opens_once_for_two_thousand_concurrent_calls(
     serve: Serve, virtual_time: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -542,7 +544,7 @@ def places(store: SharedStore | MemoryStore) -> int:
     return sum(len(json.loads(state)["probes"]) for state in store.states.values())
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", [MemoryStore, slow_store])
 @pytest.mark.parametrize(("status", "waits"), [(200, False), (200, True), (503, True)])
 async def test_a_call_cancelled_at_any_await_releases_its_probe(

@@ -107,6 +107,7 @@ def waited_their_minute(server: Server, seconds: float) -> bool:
     return True
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("calls", "at_once", "chance"),
     [
@@ -127,6 +128,7 @@ def test_a_random_429_delays_only_its_own_call(calls: int, at_once: int, chance:
         assert took[number] < 60 * (2**times - 1) + 0.5
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("most", "calls", "latency"),
     [
@@ -147,6 +149,7 @@ def test_a_limit_of_attempts_in_flight_is_learned(most: int, calls: int, latency
     assert not estimate.generation, "the account was never used up"
 
 
+@pytest.mark.slow
 def test_a_window_is_learned_beside_a_limit_in_flight() -> None:
     server = Server(most=10, latency=0.05, limit=FixedWindow(100, 1))
     took, _, _ = crowd(server, SECOND, 1000, 500)
@@ -154,6 +157,7 @@ def test_a_window_is_learned_beside_a_limit_in_flight() -> None:
     assert len(server.came) <= 1.1 * 1000
 
 
+@pytest.mark.slow
 def test_a_window_is_learned_beside_random_refusals() -> None:
     server = Server(chance=0.02, limit=FixedWindow(100, 1))
     took, _, _ = crowd(server, SECOND, 1000, 500)
@@ -240,6 +244,7 @@ async def test_a_limit_of_one_path_does_not_delay_the_others(serve: Serve, virtu
         at_rest(session)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("server", "calls", "kind", "requests", "in_flight"),  # of a bucket it is not the limit, but how its rate is kept
     [
@@ -272,6 +277,7 @@ async def test_an_unknown_account_has_no_estimate(serve: Serve, virtual_time: Vi
         assert throttle.state(url) == Belief("stated", 5.0, 60, None, 0.0, (left,))
 
 
+@pytest.mark.slow
 @examples(15)
 @given(
     limit=st.sampled_from([None, FixedWindow(50, 1), SlidingWindow(50, 1), TokenBucket(50, 50)]),

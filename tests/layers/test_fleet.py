@@ -97,6 +97,7 @@ def quick(virtual_time: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("random.random", seeded.random)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["fixed", "sliding", "bucket"])
 async def test_all_processes_respect_a_stated_limit(serve: Serve, kind: str) -> None:
     server = Server(limit_of(kind).limiter())
@@ -108,6 +109,7 @@ async def test_all_processes_respect_a_stated_limit(serve: Serve, kind: str) -> 
     assert fleet.database.asked <= 150
 
 
+@pytest.mark.slow
 async def test_all_processes_learn_a_limit_together(serve: Serve) -> None:
     server = Server(limit_of("fixed").limiter())
     fleet = Fleet(await serve(server), at_once=16)
@@ -117,6 +119,7 @@ async def test_all_processes_learn_a_limit_together(serve: Serve) -> None:
     assert took <= 1.15 * 7 + 2.0  # two refusals, of a second each
 
 
+@pytest.mark.slow
 async def test_without_a_limit_a_process_rarely_asks_the_store(serve: Serve) -> None:
     server = Server(None)
     fleet = Fleet(await serve(server))
@@ -125,6 +128,7 @@ async def test_without_a_limit_a_process_rarely_asks_the_store(serve: Serve) -> 
     assert server.came == 600
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("how", ["fails", "hangs", "forgets"])
 async def test_a_failing_store_fails_no_call(serve: Serve, how: str, caplog: pytest.LogCaptureFixture) -> None:
     server = Server(limit_of("fixed").limiter())

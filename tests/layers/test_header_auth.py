@@ -85,7 +85,7 @@ def _token_functions(seconds: float = 0.0) -> dict[str, HeaderValue]:
     }
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", _token_functions())
 @pytest.mark.parametrize("refused", [0, 1])
 async def test_concurrent_tenants_get_their_own_tokens(serve: Serve, kind: str, refused: int) -> None:

@@ -76,7 +76,7 @@ async def refused(session: aiohttp.ClientSession, account: str = "") -> RateLimi
     return caught.value
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @STORES
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("form", ["43200", "43200.0", "0043200", "date"])
@@ -152,7 +152,7 @@ async def test_calls_that_wait_in_the_queue_fail_at_once(
         at_rest(session)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @STORES
 @pytest.mark.parametrize("answers", [[QUOTA, (429, "1")], [(429, "1"), QUOTA], [QUOTA, QUOTA], [QUOTA, (429, "86400")]])
 async def test_the_longest_of_several_concurrent_refusals_applies(
@@ -198,6 +198,7 @@ async def test_after_the_wait_one_attempt_is_sent_and_calls_wait_again(
         at_rest(session)
 
 
+@pytest.mark.slow
 async def test_calls_fail_again_if_the_server_asks_for_hours_again(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server(*[QUOTA] * 5)
     async with client(await serve(server), *stack(MINUTE)) as session:
@@ -227,6 +228,7 @@ class Quota:
         return self.day.allow(now)
 
 
+@pytest.mark.slow
 async def test_a_wait_for_hours_keeps_the_learned_minute_limit(virtual_time: VirtualClock) -> None:
     """A quota for a day is no period that calls are spread over."""
     quota: ServersLimit = Quota()
@@ -257,6 +259,7 @@ async def test_an_invalid_header_asks_for_no_wait(serve: Serve, virtual_time: Vi
         assert server.at[1] - server.at[0] == pytest.approx(60, abs=1)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("value", ["9" * 400, "999999999", "31622400", "Fri, 31 Dec 9999 23:59:59 GMT"])
 async def test_a_wait_of_more_than_a_year_is_ignored_and_does_not_block_the_account(
     serve: Serve, virtual_time: VirtualClock, value: str
@@ -273,6 +276,7 @@ async def test_a_wait_of_more_than_a_year_is_ignored_and_does_not_block_the_acco
         assert await get(session) == 200
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("asked", ["3600", "3601"])
 async def test_calls_wait_up_to_the_maximum_of_the_rule(serve: Serve, virtual_time: VirtualClock, asked: str) -> None:
     server = Server((429, asked))
@@ -300,6 +304,7 @@ async def test_without_a_throttle_the_call_stops_and_the_next_one_is_sent(
     assert virtual_time.elapsed < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classified", [True, False])
 async def test_without_retry_the_next_call_is_not_sent(
     serve: Serve, virtual_time: VirtualClock, classified: bool
@@ -406,6 +411,7 @@ async def test_a_batch_with_stop_on_ends_the_account(serve: Serve, virtual_time:
         assert virtual_time.elapsed < 60
 
 
+@pytest.mark.slow
 async def test_a_sync_ends_the_parts_of_that_account_with_the_reason(
     tmp_path: Path, virtual_time: VirtualClock
 ) -> None:

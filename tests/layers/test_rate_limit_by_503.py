@@ -86,6 +86,7 @@ async def get(session: aiohttp.ClientSession, account: str = "", method: str = "
         return response.status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fixed", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
 @pytest.mark.parametrize(
     "rules", [name if name == "a second" else pytest.param(name, marks=pytest.mark.slow) for name in SECOND]
@@ -141,7 +142,7 @@ async def test_a_503_with_retry_after_blocks_only_its_account(
         at_rest(session)
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("status", "asks", "free"),
     [
@@ -252,6 +253,7 @@ async def test_a_503_without_retry_after_is_an_outage(
     assert _works(error) is works
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asks", ["60", ""])
 async def test_a_batch_continues_for_other_accounts(serve: Serve, virtual_time: VirtualClock, asks: str) -> None:
     """Without `Retry-After` it waits for the outage to end, and the breaker opens."""

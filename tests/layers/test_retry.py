@@ -719,6 +719,7 @@ async def test_aiohttps_own_except_clauses_keep_working(serve: Serve, unused_url
         assert isinstance(failed.value, LamellaError)
 
 
+@pytest.mark.slow
 async def test_many_concurrent_calls_succeed(serve: Serve) -> None:
     async def flaky(request: web.Request) -> web.StreamResponse:
         counts[request.path] = counts.get(request.path, 0) + 1

@@ -65,6 +65,7 @@ async def storm(session: aiohttp.ClientSession, calls: int) -> list[LamellaError
     return [error for error in await asyncio.gather(*(call() for _ in range(calls))) if error is not None]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("store", [None, MemoryStore(), JsonStore()], ids=["none", "memory", "shared"])
 async def test_in_an_outage_retries_add_at_most_the_ratio_and_the_capacity(
     serve: Serve, virtual_time: VirtualClock, store: Store | None
@@ -89,6 +90,7 @@ async def test_without_a_budget_every_call_uses_all_its_attempts(serve: Serve, v
     assert {error.stopped for error in errors} == {StopReason.ATTEMPTS_USED_UP}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("total", [None, 300.0])
 async def test_a_session_has_a_budget_by_default(serve: Serve, virtual_time: VirtualClock, total: float | None) -> None:
     server = Server()
@@ -102,6 +104,7 @@ async def test_a_session_has_a_budget_by_default(serve: Serve, virtual_time: Vir
     assert server.requests == 100 + 50 + 100 + 20
 
 
+@pytest.mark.slow
 async def test_two_sessions_with_one_store_have_one_budget(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server()
     url, store, budget = await serve(server), JsonStore(), RetryBudget(0.0, 10)

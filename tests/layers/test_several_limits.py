@@ -93,6 +93,7 @@ async def test_limits_per_path_and_for_the_integrator_apply_together(serve: Serv
         at_rest(session)
 
 
+@pytest.mark.slow
 async def test_limits_in_flight_and_per_minute_apply_together(serve: Serve, virtual_time: VirtualClock) -> None:
     server = Server([(SlidingWindow(300, 60), lambda _: "")], most=lambda _: ("", 5), latency=0.5)
     layers = stack(MINUTE, limits=[Limit(concurrent=5), Limit(300, per=60)])
@@ -195,7 +196,7 @@ async def test_an_older_call_overtakes_a_younger_one_at_a_common_limit(
     ("store", "moments"),
     [
         (None, range(40)),
-        ("slow", range(0, 40, 5)),
+        pytest.param("slow", range(0, 40, 5), marks=pytest.mark.slow),
         pytest.param("slow", [each for each in range(40) if each % 5], marks=pytest.mark.slow),
     ],
     ids=["here", "slow store", "slow store, more moments"],

@@ -84,6 +84,7 @@ async def crowd(session: aiohttp.ClientSession, calls: int, at_once: int, second
 SESSIONS = pytest.mark.parametrize("connect", [plain, of_maesn, shared])
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("connect", "calls", "at_once", "seconds", "most"),
     [
@@ -109,6 +110,7 @@ async def test_many_slow_calls_take_little_longer_than_one(
         at_rest(session)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("known", [0.0, 0.1, 1.0])
 async def test_many_slow_calls_are_not_delayed_after_some_answers(
     serve: Serve, virtual_time: VirtualClock, known: float
@@ -120,7 +122,7 @@ async def test_many_slow_calls_are_not_delayed_after_some_answers(
         assert await crowd(session, 100, 100, 2.0) <= 2.35
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @SESSIONS
 @pytest.mark.parametrize("polls", [4, 12, 100])
 @pytest.mark.parametrize("later", [0.0, 0.1, 50.0])
@@ -139,7 +141,7 @@ async def test_a_fast_call_does_not_wait_for_a_long_poll(
         at_rest(session)
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @SESSIONS
 @pytest.mark.parametrize("polls", [4, 12, 100])
 async def test_polls_that_wait_for_another_call_are_no_deadlock(
@@ -163,6 +165,7 @@ async def test_slow_calls_do_not_delay_fast_calls(serve: Serve, virtual_time: Vi
         assert max(await asyncio.gather(*slow)) < 10.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("connect", [plain, pytest.param(shared, marks=pytest.mark.slow)])
 async def test_slow_start_grows_with_answers_if_they_are_fast(
     serve: Serve, virtual_time: VirtualClock, connect: Connect
@@ -175,6 +178,7 @@ async def test_slow_start_grows_with_answers_if_they_are_fast(
         assert server.refused <= 30
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("store", [None, MemoryStore(), JsonStore(slow=0.001)], ids=["none", "memory", "slow"])
 async def test_a_slow_call_causes_only_a_few_checks(
     serve: Serve,

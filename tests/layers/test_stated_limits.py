@@ -60,6 +60,7 @@ class Stating:
         return web.Response(status=200 if passes else 429, headers=headers)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("form", FORMS)
 async def test_a_stated_limit_is_respected_before_any_refusal(
     serve: Serve, virtual_time: VirtualClock, form: str
@@ -73,6 +74,7 @@ async def test_a_stated_limit_is_respected_before_any_refusal(
         at_rest(session)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", LIES)
 async def test_a_stated_limit_that_responses_contradict_delays_nothing(
     serve: Serve, virtual_time: VirtualClock, lie: str
@@ -124,6 +126,7 @@ async def test_a_limit_for_hours_is_reported_at_once(serve: Serve, virtual_time:
         at_rest(session)
 
 
+@pytest.mark.slow
 async def test_a_function_of_the_headers_can_state_a_bucket(serve: Serve, virtual_time: VirtualClock) -> None:
     level, at, refused = 0.0, now(), 0
 

@@ -425,6 +425,7 @@ async def again(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerTy
         return await handler(request)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("key", ["", "a", "x" * 10_000, "a\nb", "\ud800", "ключ", "\x00"])
 async def test_an_account_key_may_be_any_string(serve: Serve, key: str) -> None:
     async with client(await serve(Server()), Throttle(MINUTE, key=lambda _: key)) as session:
@@ -466,6 +467,7 @@ async def test_disabling_stamina_disables_the_throttle(serve: Serve, virtual_tim
         at_rest(session)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("store", [None, MemoryStore(), JsonStore(slow=0.05)], ids=["none", "memory", "slow"])
 async def test_a_call_cancelled_at_any_time_leaves_nothing_behind(
     serve: Serve, virtual_time: VirtualClock, store: Store | None
@@ -688,6 +690,7 @@ async def test_a_store_failure_does_not_end_an_episode(
     assert {record.levelname for record in caplog.records if "store" in record.message} == {"WARNING"}
 
 
+@pytest.mark.slow
 async def test_calls_continue_after_a_store_dies_during_an_operation(serve: Serve, virtual_time: VirtualClock) -> None:
     """What was sent by the store's clock is answered by the loop's: that must not block the account for eleven days."""
     server = Server(limit=FixedWindow(5, 60), latency=1.0)
@@ -702,6 +705,7 @@ async def test_calls_continue_after_a_store_dies_during_an_operation(serve: Serv
         at_rest(session)
 
 
+@pytest.mark.slow
 async def test_idle_accounts_are_bounded(serve: Serve, virtual_time: VirtualClock) -> None:
     """Ten thousand queues are kept, and as many states; one that somebody waits at is never thrown away."""
     url = await serve(Server())
@@ -759,6 +763,7 @@ async def request_of(session: aiohttp.ClientSession) -> aiohttp.ClientRequest:
         return taken[0]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("requests", [30, pytest.param(100, marks=pytest.mark.slow)])
 def test_the_figures_of_the_guide_are_met(kind: str, requests: int) -> None:
@@ -791,6 +796,7 @@ def test_the_figures_of_the_guide_are_met(kind: str, requests: int) -> None:
     assert sends <= 1.10 * calls
 
 
+@pytest.mark.slow
 def test_memory_and_network_stores_learn_the_same_limit() -> None:
     """One layer learns the results at once, the other later: the same results, with as many attempts in flight."""
 
@@ -841,6 +847,7 @@ def test_three_accounts_survive_two_hours_of_errors_and_outages() -> None:
     assert outcomes[429] <= 0.10 * calls
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stated_limit_is_never_exceeded(kind: str) -> None:
     """Over real sockets: calls that come at once and at random moments, each as slow as chance has it."""

@@ -131,8 +131,9 @@ COMPLETE: dict[str, Callable[[], ListServer]] = {
 }
 
 
+@pytest.mark.usefixtures("virtual_time")  # a list is read again after a pause
 class TestAllRecordsAreRead:
-    @pytest.mark.sampled
+    @pytest.mark.sampled(8)
     @pytest.mark.parametrize(
         ("at_once", "last_first"),
         [
@@ -173,7 +174,7 @@ class TestAllRecordsAreRead:
         part, kept = await synced(tmp_path, await serve(server))
         assert (part.done, kept) == (True, by_id(server.records))
 
-    @pytest.mark.sampled
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("changes", [True, False], ids=["with a new date", "as it was"])
     @pytest.mark.parametrize("many", [250, 201, 150])
     @pytest.mark.parametrize("at_once", [1, 4])
@@ -309,7 +310,9 @@ MISSING = {
 }
 
 
+@pytest.mark.usefixtures("virtual_time")  # a list is read again after a pause
 class TestRecordsThatAreMissing:
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("case", MISSING)
     async def test_a_sync_reports_missing_records_and_keeps_the_mark(
         self, serve: Serve, tmp_path: Path, case: str
@@ -343,6 +346,7 @@ class TestRecordsThatAreMissing:
         assert [number for number in missing.numbers if number not in str(caught.value)] == []
         assert len(server.pages) <= 9
 
+    @pytest.mark.slow
     async def test_missing_records_keep_the_previous_mark(self, serve: Serve, tmp_path: Path) -> None:
         server = ListServer(numbered(250))
         url = await serve(server)
@@ -439,8 +443,9 @@ ENDLESS["one page and a hundred records more are counted each time"] = lambda: L
 )
 
 
+@pytest.mark.usefixtures("virtual_time")  # a list is read again after a pause
 class TestAListWithoutEnd:
-    @pytest.mark.sampled
+    @pytest.mark.sampled(4)
     @pytest.mark.parametrize("case", ENDLESS)
     @pytest.mark.parametrize("at_once", [1, 4])
     async def test_an_endless_list_ends_its_part_with_an_error(
@@ -530,7 +535,7 @@ ERRORS = [
 
 
 class TestErrorsInAGoodAnswer:
-    @pytest.mark.sampled
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("data", [[], None, numbered(5)], ids=["no records", "null", "records"])
     @pytest.mark.parametrize("errors", ERRORS, ids=repr)
     async def test_errors_in_a_successful_response_fail_with_their_message(
@@ -553,6 +558,7 @@ class TestErrorsInAGoodAnswer:
         part, _ = await synced(tmp_path, await serve(server))
         assert isinstance(part.error, sync.AnswerFailed)
 
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize(
         "errors", [None, {}, [], "", " ", False, {"validationErrors": [], "downstreamErrors": None}, {"a": {"b": ""}}]
     )

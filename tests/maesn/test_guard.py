@@ -38,6 +38,7 @@ async def test_calls_stop_before_the_key_is_blocked(make_sandbox: MakeSandbox, v
     assert len(sandbox.received) == 12
 
 
+@pytest.mark.slow
 async def test_without_a_guard_the_sandbox_blocks_the_key(
     make_sandbox: MakeSandbox, virtual_time: VirtualClock
 ) -> None:

@@ -106,7 +106,7 @@ async def read(session: aiohttp.ClientSession) -> list[dict[str, Any]]:
     return [record async for record in maesn.records(session, "invoices")]
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("make", SESSIONS)
 @pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("fault", ["closes", "stalls", "trickles"])
@@ -127,6 +127,7 @@ async def test_a_truncated_large_page_is_retried(
     assert virtual_time.elapsed < 100
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("fault", "error"), [("closes", ConnectionLost), ("stalls", AttemptTimeout), ("trickles", AttemptTimeout)]
 )
@@ -215,6 +216,7 @@ async def test_a_page_with_a_too_large_stated_length_is_not_read(
     assert sent < 20
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("framing", ["length", "chunked", "gzip"])
 async def test_a_session_without_buffer_reads_large_pages(framing: str, serve_raw: ServeRaw) -> None:
     url = await serve_raw(Server(framing, (WHOLE, "")))
@@ -239,7 +241,7 @@ async def test_a_large_page_needs_at_most_four_times_its_size(framing: str, serv
     assert peak < 4 * len(PAGE)
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("framing", ["length", "chunked", "gzip", "gzip chunked"])
 @pytest.mark.parametrize("fault", ["closes", "stalls", "trickles"])
 async def test_truncated_large_json_is_retried(
@@ -296,7 +298,7 @@ async def download(session: aiohttp.ClientSession, document: Document) -> None:
         assert size == document.size
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("make", [maesns, own_session])
 @pytest.mark.parametrize("kind", DOCUMENTS)
 async def test_a_large_document_is_a_stream(

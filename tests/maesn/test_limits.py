@@ -43,6 +43,7 @@ async def storm(sandbox: Sandbox, clock: VirtualClock, limits: tuple[Limit, ...]
     return Storm(answers, clock.now - began)
 
 
+@pytest.mark.slow
 async def test_published_limits_apply_per_path_and_integrator(
     make_sandbox: MakeSandbox, virtual_time: VirtualClock
 ) -> None:
@@ -53,6 +54,7 @@ async def test_published_limits_apply_per_path_and_integrator(
     assert found.seconds <= 1.2 * 400 / 5
 
 
+@pytest.mark.slow
 async def test_published_limits_apply_in_flight_and_by_number(
     make_sandbox: MakeSandbox, virtual_time: VirtualClock
 ) -> None:

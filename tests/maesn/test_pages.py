@@ -73,6 +73,7 @@ async def test_a_changing_count_is_handled(
     assert len(sandbox.received) == len(answers)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "said", "told"),
     [

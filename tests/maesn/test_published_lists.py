@@ -78,6 +78,7 @@ async def synced(sandbox: Sandbox, path: Path, resource: str, **options: Any) ->
     return part, lines
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("row", [row for row in ROWS if row.readable], ids=lambda row: row.name)
 async def test_each_published_list_is_read_as_tabulated(make_sandbox: MakeSandbox, tmp_path: Path, row: Row) -> None:
     sandbox = await make_sandbox(records=12)
@@ -111,6 +112,7 @@ async def whole(sandbox: Sandbox, resource: str) -> list[Any]:
         return [record async for record in maesn.records(session, resource, limit=100)]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("row", [row for row in ROWS if row.needed], ids=lambda row: row.name)
 async def test_a_list_with_a_required_parameter_is_read(make_sandbox: MakeSandbox, tmp_path: Path, row: Row) -> None:
     [(system, name)] = row.needed.items()

@@ -173,6 +173,7 @@ class TestNumbers:
         assert (part.error, part.done) == (None, True)
         assert found == [("b1", '{"billId":"b1"}')]
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize(
         "literal", ["17", "9007199254740993", "12345678901234567890123", "9" * 5000, "-" + "7" * 5000]
     )
@@ -187,6 +188,7 @@ class TestNumbers:
         assert (part.error, part.records) == (None, 0)
         assert dict(found) == {literal: records[0], other: records[1]}
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("suffix", SUFFIXES)
     def test_the_command_stores_numbers_digit_by_digit(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
@@ -261,6 +263,7 @@ class TestText:
 
 
 class TestThePage:
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize(
         "body",
         [
@@ -281,6 +284,7 @@ class TestThePage:
         assert (part.error, part.done) == (None, True)
         assert found == [("b1", records[0]), ("b2", records[1])]
 
+    @pytest.mark.sampled(4)
     @pytest.mark.parametrize(
         "body",
         [
@@ -329,6 +333,7 @@ class TestWhetherItHasChanged:
         assert (first.records, again.records) == (len(RECORDS), 0)
         assert before == after
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize(
         ("before", "after", "changed"),
         [

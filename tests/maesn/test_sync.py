@@ -167,6 +167,7 @@ class TestARun:
                 await maesn.sync(session, named(sandbox), ["bills"], journal=journal, output=tmp_path / "out.xls")
         assert not sandbox.received
 
+    @pytest.mark.slow
     async def test_each_page_request_has_the_parameters_of_its_account(self, serve: Serve, tmp_path: Path) -> None:
         lists = Lists([record(number) for number in range(7)])
         north = maesn.Account("north", "key", company_id="c1", environment_name="live")
@@ -199,6 +200,7 @@ class TestARun:
             assert [each.pages for each in of_it] == sorted(each.pages for each in of_it)
             assert max(each.running for each in of_it) > 1
 
+    @pytest.mark.slow
     async def test_lists_are_read_concurrently(self, sandbox: Sandbox, tmp_path: Path) -> None:
         async with at_work(tmp_path, sandbox.url, sandbox.api_key) as (session, journal):
             await maesn.sync(session, named(sandbox), ["bills", "items"], journal=journal, limit=20, at_once=1)
@@ -346,6 +348,7 @@ class TestTheNextRun:
         part, kept = await bills(tmp_path, url)
         assert (part.since, len(kept)) == (None, 1)
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("date", [None, "0001-01-01T00:00:00Z", "soon", 17])
     async def test_undated_records_count_as_changed_when_read(self, serve: Serve, tmp_path: Path, date: object) -> None:
         lists = Lists([{"billId": "b1", "updatedDate": date}])
@@ -385,6 +388,7 @@ class TestResuming:
             report = await maesn.sync(session, named(sandbox), ["items"], journal=journal, resume=True)
             assert (report.run, report.resumed, report.done) == (1, False, True)
 
+    @pytest.mark.slow
     async def test_resuming_with_another_page_size_reads_the_list_again(self, sandbox: Sandbox, tmp_path: Path) -> None:
         sandbox.script(200, *[404] * 4, path="/accounting/bills")
         async with at_work(tmp_path, sandbox.url, sandbox.api_key) as (session, journal):
@@ -395,6 +399,7 @@ class TestResuming:
             assert len(sandbox.received) == 3
             assert await stored(journal) == expected(sandbox, named(sandbox), ["bills"])
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("sends", range(1, 12, 2))
     async def test_a_cancelled_run_keeps_stored_records(
         self, make_sandbox: MakeSandbox, tmp_path: Path, sends: int
@@ -421,6 +426,7 @@ class TestResuming:
             assert len(sandbox.received) - before == 30 - sum(part.pages for part in left)
 
 
+@pytest.mark.usefixtures("virtual_time")  # a list is read again after a pause
 class TestAListThatMoves:
     async def test_a_growing_list_is_read_completely(self, serve: Serve, tmp_path: Path) -> None:
         lists = Lists([record(number) for number in range(10)])
@@ -456,6 +462,7 @@ class TestAListThatMoves:
         assert (part.done, part.pages, part.records) == (True, 3, 15)
         assert set(kept) == {f"b{number}" for number in range(15)}  # what was deleted stays
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("says", ["total", "totalPages", "nothing"])
     async def test_an_earlier_end_of_the_block_is_reported_everywhere(
         self, serve: Serve, tmp_path: Path, says: str
@@ -496,6 +503,7 @@ class TestAListThatMoves:
             assert report.done
             assert len(await stored(journal)) == 15
 
+    @pytest.mark.slow
     async def test_a_late_response_to_an_earlier_reading_is_ignored(self, serve: Serve, tmp_path: Path) -> None:
         lists = Lists([record(number) for number in range(15)])
         third, again = asyncio.Event(), asyncio.Event()
@@ -535,6 +543,7 @@ class TestAListThatMoves:
         assert part.done
         assert kept == by_id(lists.records)
 
+    @pytest.mark.slow
     async def test_a_list_that_always_changes_is_reported(self, serve: Serve, tmp_path: Path) -> None:
         lists = Lists([record(number) for number in range(60)])
 
@@ -615,6 +624,7 @@ class TestAFailure:
         assert "authenticate again" in str(report.failed[0].error)
         assert [each.account for each in sandbox.received].count("key-2") == 1
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize(
         ("data", "said"),
         [
@@ -665,6 +675,7 @@ class TestAFailure:
                 await maesn.sync(session, named(sandbox), ["bills", "items"], journal=journal, limit=20)
             assert len(sandbox.received) < 26
 
+    @pytest.mark.slow
     async def test_an_outage_pauses_the_sync(
         self, make_sandbox: MakeSandbox, virtual_time: VirtualClock, tmp_path: Path
     ) -> None:
@@ -701,6 +712,7 @@ class TestAFailure:
 
 
 class TestArguments:
+    @pytest.mark.sampled(4)
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [

@@ -42,6 +42,7 @@ async def sync_and_stay(url: str, api_key: str, names: dict[str, str], folder: P
     await anyio.sleep_forever()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
 async def test_a_sync_killed_at_any_time_has_the_same_result(tmp_path: Path, kills: int) -> None:
     moments = random.Random(7)

@@ -62,6 +62,7 @@ class TestSinceWithoutAMark:
         [part] = (await synced(tmp_path, url)).parts
         assert part.since is not None, "now the mark is set"
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("runs", [2, 3])
     async def test_repeated_since_runs_do_not_set_the_mark(self, serve: Serve, tmp_path: Path, runs: int) -> None:
         server = ListServer(old_and_new())
@@ -147,7 +148,7 @@ CHANGES = [
 
 
 class TestAnotherCompany:
-    @pytest.mark.sampled
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize(("before", "after"), CHANGES)
     @pytest.mark.parametrize("resume", [False, True])
     async def test_another_company_replaces_the_stored_records(

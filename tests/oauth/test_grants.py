@@ -319,6 +319,7 @@ def _echoes(status: int, media_type: str) -> Callable[[dict[str, str]], web.Resp
     return answer
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("status", [200, 302, 400, 401, 403, 500, 503, "aborted", "broken"])
 async def test_no_endpoint_response_makes_an_error_show_a_secret(

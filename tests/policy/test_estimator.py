@@ -987,6 +987,7 @@ def test_an_attempt_without_result_ends_no_episode() -> None:
     assert next_permit(estimate, 62.0, [62.0], 60.0) == Wait(None, blocked=True, again=1.0)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 @examples(60)
 @given(
@@ -1027,6 +1028,7 @@ def test_a_stated_limit_avoids_every_429(
     assert len(outcome.done) == calls
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stated_limit_is_used_completely(kind: str) -> None:
     traffic = Traffic(limit_of(kind, 100, 60), 6000, stated=Limit(100, 60), jitter=1)
@@ -1049,7 +1051,7 @@ def test_passed_attempts_are_logged_for_three_periods() -> None:
 CROWDS = [(100, 60.0, 0.1), (30, 60.0, 0.1), (12, 60.0, 0.1), (100, 1.0, 0.02), (30, 1.0, 0.02), (12, 1.0, 0.02)]
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("requests", "per", "latency"), CROWDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_calls_finish_near_the_ideal_time(kind: str, requests: int, per: float, latency: float) -> None:
@@ -1098,7 +1100,7 @@ def test_calls_pass_in_order_of_arrival(kind: str) -> None:
     assert max(abs(place[number] - number) for number in place) <= 2 * 20
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("factor", [0.5, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_changed_limit_is_learned_again(kind: str, factor: float) -> None:
@@ -1112,7 +1114,7 @@ def test_a_changed_limit_is_learned_again(kind: str, factor: float) -> None:
     assert requests / period == pytest.approx(factor, rel=0.6)  # it may be looking for more just now
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("share", [0.1, 0.3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_share_of_other_clients_is_respected(kind: str, share: float) -> None:
@@ -1145,6 +1147,7 @@ class _Shedder:
         return self.server.wait if self.random_.random() < self.server.share else 0.0
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("share", "wait", "asked", "at_once", "most"),
     [
@@ -1252,6 +1255,7 @@ def test_no_call_is_lost_or_stuck_for_any_period(odd: dict[str, Any]) -> None:
         assert outcome.lost == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wait", [0.0, *(pytest.param(wait, marks=pytest.mark.slow) for wait in (0.2, 0.6))])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_server_sets_the_period_if_the_rule_hardly_waits(kind: str, wait: float) -> None:
@@ -1278,7 +1282,7 @@ def test_occasional_slow_answers_do_little_harm(kind: str, requests: int, per: f
         assert outcome.took <= traffic.ideal() * (1.4 if kind == "bucket" else 1.25)
 
 
-@pytest.mark.sampled
+@pytest.mark.slow
 @pytest.mark.parametrize("stated", [None, Limit(30, 60)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_state_is_of_json_values(kind: str, stated: Limit | None) -> None:

@@ -196,6 +196,7 @@ KINDS = ("fixed", "sliding", "bucket")
 LEARNED, STATED = Learned(1.0), Stated((Limit(REQUESTS, per=1),))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("processes", [1, 4, 16])
 def test_holders_use_a_stated_limit_fully_without_exceeding_it(kind: str, processes: int) -> None:
@@ -206,6 +207,7 @@ def test_holders_use_a_stated_limit_fully_without_exceeding_it(kind: str, proces
     assert got.exchanges <= 0.6 * 1600
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("processes", [1, 4, pytest.param(16, marks=pytest.mark.slow)])
 def test_all_holders_learn_a_limit_together(kind: str, processes: int) -> None:
@@ -217,6 +219,7 @@ def test_all_holders_learn_a_limit_together(kind: str, processes: int) -> None:
     assert max(got.ends) <= 1.3 * min(got.ends)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("policy", [LEARNED, STATED], ids=["learned", "stated"])
 def test_permits_of_a_lost_holder_count_as_used(policy: Policy) -> None:
     fleet = Fleet(4, 400, limit_of("fixed"), policy, dies_at=3.0)
@@ -228,6 +231,7 @@ def test_permits_of_a_lost_holder_count_as_used(policy: Policy) -> None:
         assert got.refused == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [LEARNED, STATED], ids=["learned", "stated"])
 def test_a_state_lost_by_the_store_is_restored(policy: Policy) -> None:
     fleet = Fleet(4, 500, limit_of("fixed"), policy, forgets_at=(2.0, 5.0, 8.0))

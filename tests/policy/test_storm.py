@@ -39,6 +39,7 @@ JITTERS = pytest.mark.parametrize("jitter", [0.0, 0.1, 0.5, 1.0])
 SEEDS = pytest.mark.parametrize("seeds", [2, pytest.param(20, marks=pytest.mark.slow)])
 
 
+@pytest.mark.sampled(1)
 @SEEDS
 @JITTERS
 def test_each_of_four_paths_has_its_own_limit(jitter: float, seeds: int) -> None:
@@ -48,6 +49,7 @@ def test_each_of_four_paths_has_its_own_limit(jitter: float, seeds: int) -> None
         assert outcome.took <= 1.15 * traffic.ideal()
 
 
+@pytest.mark.slow
 @SEEDS
 @JITTERS
 def test_points_with_a_cost_function(jitter: float, seeds: int) -> None:

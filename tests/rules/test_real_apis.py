@@ -40,6 +40,7 @@ GITHUB = HTTP_RULES.replace(
 )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("headers", "wait"),
     [

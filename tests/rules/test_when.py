@@ -295,6 +295,7 @@ class Verdict(Layer):
         return None
 
 
+@pytest.mark.slow
 async def test_retry_respects_the_rule_that_a_layer_has_put_on_an_error(serve: Serve) -> None:
     async with client(await serve(server := Server(Reply(500))), HTTP_RULES, attempts=2) as session:
         assert (await call(session))[0] == 200

@@ -55,6 +55,7 @@ def answering(how: str, audit: ModuleType) -> Any:
     return ask
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("_clean")
 @pytest.mark.parametrize(
     ("how", "code", "strict", "said"),

@@ -77,6 +77,7 @@ ENDINGS = (
 )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 async def test_neither_locals_nor_reprs_show_a_key(
     way: Callable[[aiohttp.ClientSession], Awaitable[None]], make_sandbox: MakeSandbox
@@ -157,6 +158,7 @@ async def test_a_rejected_value_of_a_function_is_not_shown(sandbox: Sandbox) -> 
     assert not sandbox.received
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("ending", [401, Fault.RESET_BEFORE_HEADERS, Reply(200, {"Content-Type": "text/html"}, b"?")])
 async def test_tracebacks_of_common_tools_show_no_key(ending: int | Fault | Reply, make_sandbox: MakeSandbox) -> None:
     sandbox = await make_sandbox(api_key=API_KEY, accounts=[Account(ACCOUNT_KEY)])

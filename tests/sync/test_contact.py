@@ -35,6 +35,7 @@ async def report_of(port: int, journal: Journal, accounts: int = 1) -> sync.Repo
         return await sync.run(session, sources, named, journal=journal)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("accounts", [1, 30])
 async def test_a_sync_waits_briefly_for_an_api_to_start(
     port: int, accounts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -52,6 +53,7 @@ async def test_a_sync_waits_briefly_for_an_api_to_start(
     assert report.records == 2 * accounts
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("accounts", [1, 30])
 async def test_an_api_that_never_starts_fails_each_part_with_the_cause(
     port: int, accounts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

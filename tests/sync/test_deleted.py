@@ -19,6 +19,7 @@ from tests.servers import Serve
 from lamella import Source, stack, sync
 from lamella.batch import Journal, JournalError
 from lamella.sync import Numbered, Part
+from lamella.testing import VirtualClock
 
 SIZE = 5
 
@@ -135,6 +136,7 @@ async def test_without_a_total_nothing_is_marked(books: Books, nights: Nights) -
     assert (part.done, part.compared, part.deleted, part.unmet, nights.deleted) == (True, False, 0, 1, set())
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("total", [5, 10, 12])
 async def test_with_a_wrong_total_nothing_is_marked(books: Books, nights: Nights, total: int) -> None:
     await nights()
@@ -152,6 +154,7 @@ async def test_a_full_last_page_is_followed_by_another_read(books: Books, nights
     assert [query["page"] for query in books.queries[-3:]] == ["1", "2", "3"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("old", [None, "2001-01-01T00:00:00Z"])
 async def test_a_record_that_moves_to_a_read_page_is_not_marked(books: Books, nights: Nights, old: str | None) -> None:
     """One is deleted and another one created while the list is read, so that the count stays: 5 is passed over."""
@@ -185,7 +188,7 @@ async def test_a_suddenly_empty_list_is_read_twice(books: Books, nights: Nights)
     assert (part.compared, part.deleted, len(nights.deleted)) == (True, 12, 12)
 
 
-async def test_a_comparison_that_fails_marks_nothing(books: Books, nights: Nights) -> None:
+async def test_a_comparison_that_fails_marks_nothing(books: Books, nights: Nights, virtual_time: VirtualClock) -> None:
     await nights()
     books.ids.remove(3)
     books.total = 20
@@ -221,7 +224,7 @@ async def test_full_every_reads_everything_when_it_is_due(
     assert asked == [False, True, True, False, False]  # the API's clock stays, so that it is due again
 
 
-async def test_a_failed_comparison_is_due_again(books: Books, nights: Nights) -> None:
+async def test_a_failed_comparison_is_due_again(books: Books, nights: Nights, virtual_time: VirtualClock) -> None:
     await nights()
     books.total = 99
     assert not (await nights(full_every=0)).done
@@ -254,7 +257,9 @@ async def test_a_journal_without_deletion_marks_is_converted(books: Books, night
     assert (part.compared, nights.deleted) == (True, {"3"})
 
 
-async def test_an_older_journal_can_be_planned_and_resumed(books: Books, nights: Nights) -> None:
+async def test_an_older_journal_can_be_planned_and_resumed(
+    books: Books, nights: Nights, virtual_time: VirtualClock
+) -> None:
     """A dry run only looks at it; a walk that is resumed has no values in the new columns."""
     books.total = 99
     assert not (await nights()).done

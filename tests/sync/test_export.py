@@ -160,6 +160,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.sampled(1)
 @every_format
 async def test_export_writes_unusual_records_unchanged(journal: Journal, folder: Path, suffix: str) -> None:
     names = ["a", "a\x00b", "a\x00c", 'a"\\', "a\u2028\x85b", "😀", "\ufeff"]
@@ -244,6 +245,7 @@ def count_pages(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
+@pytest.mark.slow
 async def test_export_reads_a_few_records_at_a_time(
     journal: Journal, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,6 +435,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.sampled(1)
 @every_format
 async def test_a_partial_write_keeps_the_old_file(journal: Journal, folder: Path, suffix: str) -> None:
     path = folder / f"out{suffix}"
@@ -469,6 +472,7 @@ async def test_an_unreadable_record_is_reported(journal: Journal, folder: Path, 
     assert os.listdir(folder) == []
 
 
+@pytest.mark.sampled(1)
 @every_format
 async def test_export_can_be_cancelled_at_any_await(
     journal: Journal, folder: Path, small_pages: None, suffix: str
@@ -592,6 +596,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @every_format
 async def test_a_killed_export_keeps_the_old_file(tmp_path: Path, folder: Path, suffix: str) -> None:
     path = folder / f"out{suffix}"
@@ -613,6 +618,7 @@ async def test_a_killed_export_keeps_the_old_file(tmp_path: Path, folder: Path, 
     assert os.listdir(folder) == [path.name]
 
 
+@pytest.mark.slow
 @every_format
 async def test_a_repeated_reader_always_sees_a_complete_file(journal: Journal, folder: Path, suffix: str) -> None:
     path = folder / f"out{suffix}"
@@ -637,6 +643,7 @@ async def test_a_repeated_reader_always_sees_a_complete_file(journal: Journal, f
     await looking
 
 
+@pytest.mark.sampled(1)
 @every_format
 async def test_two_exports_can_run_concurrently(journal: Journal, folder: Path, small_pages: None, suffix: str) -> None:
     path = folder / f"out{suffix}"
@@ -650,6 +657,7 @@ async def test_two_exports_can_run_concurrently(journal: Journal, folder: Path, 
 # How large the journal is
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [900, 1_100])
 async def test_a_journal_is_only_slightly_larger_than_its_records(tmp_path: Path, size: int) -> None:
     """Whatever their size: pages that hold few of them waste much."""

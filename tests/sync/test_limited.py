@@ -39,6 +39,7 @@ def _seed() -> None:
     random.seed(1)
 
 
+@pytest.mark.slow
 async def test_a_sync_respects_a_stated_limit(virtual_time: VirtualClock, tmp_path: Path) -> None:
     server = await synced(limited.lamella_stated, tmp_path)
     assert server.took <= 1.15 * limited.least((_PAGES + server.faults) / ACCOUNTS)
@@ -46,6 +47,7 @@ async def test_a_sync_respects_a_stated_limit(virtual_time: VirtualClock, tmp_pa
     assert server.refused == 0
 
 
+@pytest.mark.slow
 async def test_a_sync_learns_a_limit(virtual_time: VirtualClock, tmp_path: Path) -> None:
     """To find the limit takes some refusals of each account."""
     server = await synced(limited.lamella, tmp_path)

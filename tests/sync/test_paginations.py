@@ -114,6 +114,7 @@ class TestAllWays:
             pages = [each async for each in lamella.pages(session, source)]
         assert [page.number for page in pages] == list(range(1, max(1, -(-many // 10)) + 1))
 
+    @pytest.mark.sampled(1)
     @every_way
     async def test_the_next_run_requests_only_changes(self, serve: Serve, tmp_path: Path, way: str) -> None:
         api, source = Api(numbered(35), counts=("total",)), replace(SOURCE, pages=PAGINATIONS[way])
@@ -127,6 +128,7 @@ class TestAllWays:
         part, _ = await synced(tmp_path, url, source, lookback=3600)
         assert part.since == "2026-01-01T23:00:00.000Z"
 
+    @pytest.mark.sampled(1)
     @every_way
     async def test_a_server_may_cap_the_page_size(self, serve: Serve, tmp_path: Path, way: str) -> None:
         api = Api(numbered(35), cap=4, counts=("total",))
@@ -134,6 +136,7 @@ class TestAllWays:
         part, found = await synced(tmp_path, await serve(api), source)
         assert (part.done, found) == (True, by_id(api.records))
 
+    @pytest.mark.sampled(1)
     @every_way
     async def test_the_rest_of_an_interrupted_run_is_read(self, serve: Serve, tmp_path: Path, way: str) -> None:
         api, source = Api(numbered(35), counts=("total",)), replace(SOURCE, pages=PAGINATIONS[way])
@@ -148,6 +151,7 @@ class TestAllWays:
         assert (part.done, found) == (True, by_id(api.records))
         assert len(api.queries) == (2 if way in CHAINS else 1)
 
+    @pytest.mark.sampled(1)
     @every_way
     async def test_with_a_total_a_record_that_moves_up_is_not_lost(
         self, serve: Serve, tmp_path: Path, way: str
@@ -186,7 +190,9 @@ class TestAllWays:
         assert asked == [{"p": "0", "kind": "a"}, {"p": "1", "kind": "a"}]
 
 
+@pytest.mark.usefixtures("virtual_time")  # a list is read again after a pause
 class TestChains:
+    @pytest.mark.sampled(1)
     @every_chain
     async def test_a_page_of_a_chain_may_be_empty(self, serve: Serve, tmp_path: Path, way: str) -> None:
         api, source = Api(numbered(35)), replace(SOURCE, pages=CHAINS[way])
@@ -205,6 +211,7 @@ class TestChains:
         async with aiohttp.ClientSession(url) as session:
             assert len([each async for each in lamella.records(session, source)]) == 25
 
+    @pytest.mark.sampled(1)
     @every_chain
     @pytest.mark.parametrize("empty", [False, True])
     async def test_an_endless_chain_ends_with_an_error(

@@ -137,6 +137,7 @@ async def test_without_records_the_tables_are_empty(journal: Journal, folder: Pa
         assert pq.read_table(folder / "out.invoices_lines.parquet").num_rows == 0
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["out.db", "out.parquet"])
 async def test_misfits_are_reported_and_no_record_is_lost(nights: Nights, folder: Path, name: str) -> None:
     nights.records += [
@@ -170,6 +171,7 @@ async def test_misfits_are_reported_and_no_record_is_lost(nights: Nights, folder
     assert fitting.misfits.count == 0
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["out.db", "out.parquet"])
 async def test_an_up_to_date_output_is_rewritten_only_for_other_tables(nights: Nights, folder: Path, name: str) -> None:
     path = folder / name

@@ -83,6 +83,7 @@ METRICS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "spans", "metrics"),
     [

@@ -221,6 +221,7 @@ def shapes_for(place: Callable[[str, URL], Request], ending: str) -> list[str]:
 
 
 # aiohttp's newest has another way for a proxy, which its older ones have not.
+@pytest.mark.sampled(4)
 @pytest.mark.filterwarnings("ignore:.*(BasicAuth|proxy_auth):DeprecationWarning")
 @pytest.mark.parametrize(
     ("place", "ending"),
@@ -289,6 +290,7 @@ async def test_no_telemetry_shows_a_credential(
     assert not found
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("step", [*Fault, 400, 401, 403, 404, 405, 429, 500, 502, 503, 504, Reply(302), "cancelled"])
 async def test_no_fault_of_the_sandbox_shows_a_key(
     step: Fault | int | Reply | str,

@@ -157,6 +157,7 @@ async def test_a_cancelled_attempt_is_measured(slow: Sandbox, connect: Connect, 
     assert (attributes["lamella.stop_reason"], "error.type" in attributes) == ("cancelled", False)
 
 
+@pytest.mark.slow
 async def test_concurrent_calls_add_up_in_metrics(slow: Sandbox, connect: Connect, metering: Metering) -> None:
     slow.script(*[500] * 20)
     async with connect() as session:
@@ -257,6 +258,7 @@ class TestGauges:
         gc.collect()
         assert "lamella.attempts.active" not in metering.metrics
 
+    @pytest.mark.slow
     async def test_gauges_work_in_several_threads(self, metering: Metering) -> None:
         """Each thread has a loop and layers of its own, and all of them are collected meanwhile."""
 

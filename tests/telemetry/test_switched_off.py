@@ -28,6 +28,7 @@ Suppress = Callable[[], AbstractContextManager[None]]
 BOTH = pytest.mark.parametrize("suppress", [suppress_instrumentation, suppress_http_instrumentation])
 
 
+@pytest.mark.sampled(1)
 @BOTH
 async def test_a_suppressed_call_has_neither_spans_nor_metrics(
     serve: Serve, tracing: Tracing, metering: Metering, suppress: Suppress
@@ -92,6 +93,7 @@ async def test_a_suppressed_call_writes_nothing_to_the_current_span(
     assert (job.events, dict(job.attributes or {})) == ((), {})
 
 
+@pytest.mark.slow
 @BOTH
 async def test_the_token_fetch_of_a_suppressed_call_is_suppressed(
     serve: Serve, tracing: Tracing, metering: Metering, suppress: Suppress

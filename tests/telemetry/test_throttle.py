@@ -420,6 +420,7 @@ async def test_the_account_key_is_never_shown(
     assert short not in json.dumps([metering.points(name) for name in metering.metrics])
 
 
+@pytest.mark.slow
 def test_the_short_key_hash_is_the_same_in_every_process() -> None:
     """Whatever seed Python hashes with: two processes that share a store, or a dashboard, mean the same account."""
     origin = ("https", "api.example.com", 443)

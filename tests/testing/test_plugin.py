@@ -67,6 +67,7 @@ VIRTUAL = """
 """
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("scope", "fixtures"),
     [
@@ -94,6 +95,7 @@ def test_pytest_asyncio_with_another_default_scope(inner: Any) -> None:
     inner(source, ini="asyncio_default_test_loop_scope = session").assert_outcomes(passed=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -1,29 +1,18 @@
-"""The commands: they parse arguments, print, and return an exit code."""
+"""The commands and their options. Each command imports its code when it runs, so that --help is quick."""
 
 from __future__ import annotations
 
-import asyncio
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.text import Text
 from typer.core import TyperCommand
 
-from lamella.cli import explain as explaining
-from lamella.cli import sync as syncing
 from lamella.cli.dataset import app as dataset_app
-from lamella.cli.options import JOURNAL, Options
-from lamella.cli.terminal import count, fail, make_console, show
-from lamella.maesn import RULES
-from lamella.maesn.sandbox import Received, Sandbox
-from lamella.redaction import redact_text
-from lamella.testing import Fault, FixedWindow
+from lamella.cli.terminal import fail, make_console, show
 
 _NO_COLORS: Final = "NO_COLOR=1"
 # Without rich's markup typer writes help and errors plainly, which suits a pipe and 80 columns.
@@ -36,9 +25,6 @@ app: typer.Typer = typer.Typer(
 
 app.add_typer(dataset_app, name="dataset")
 
-_MANY_KEYS: Final = 5
-_SHOWN_OF_KEY: Final = 6  # characters
-
 _EXIT_CODES: Final = """\b
 Exit codes:
   0    everything is done
@@ -49,7 +35,7 @@ With --sandbox the failures are injected: 0 if all checks pass, 1 if not."""
 
 
 @contextmanager
-def _usage_errors(parameter: str | None = None) -> Iterator[None]:
+def _usage_errors(parameter: str) -> Iterator[None]:
     """Turn a ValueError into a usage error about *parameter*."""
     try:
         yield
@@ -59,7 +45,9 @@ def _usage_errors(parameter: str | None = None) -> Iterator[None]:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        make_console().print(f"lamella {version('lamella')}")
+        from importlib.metadata import version
+
+        typer.echo(f"lamella {version('lamella')}")
         raise typer.Exit
 
 
@@ -110,7 +98,7 @@ def sync(
     output: Annotated[Path | None, _file("Write all records to a .jsonl, .sqlite, .db or .parquet file")] = None,
     schema: Annotated[Path | None, _file("Read typed columns and child tables of the output from a TOML file")] = None,
     journal: Annotated[
-        Path | None, _file(f"Keep what is known from run to run in this file [default: {JOURNAL}]")
+        Path | None, _file("Keep what is known from run to run in this file [default: lamella-sync.journal]")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the last run where it ended")] = False,
     since: Annotated[str | None, _value("ISO", "Read what was changed since this time [default: the last run]")] = None,
@@ -169,6 +157,8 @@ def sync(
     if ctx.args:
         # The argument may be a key, so it is not shown.
         fail("sync takes only options, got an argument: see lamella sync --help")
+    from lamella.cli.options import Options
+
     options = Options(**{**given, "resources": tuple(resources or ()), "params": tuple(params or ())})
     if dask is not None:
         from lamella.cli import on_dask
@@ -176,6 +166,8 @@ def sync(
         raise typer.Exit(on_dask.main(options))
     if shards is not None or parquet:
         fail("--shards and --parquet are for --dask: leave them out")
+    from lamella.cli import sync as syncing
+
     raise typer.Exit(syncing.main(options))
 
 
@@ -198,83 +190,13 @@ def sandbox(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no line for each request")] = False,
 ) -> None:
     """Serve a local API like Maesn's until Ctrl-C."""
+    from lamella.cli import sandbox as serving
+
     with _usage_errors("--limit"):
-        limits = None if limit is None else parse_limit(limit)
+        limits = None if limit is None else serving.parse_limit(limit)
     with _usage_errors("--chance"):
-        chances = dict(map(parse_chance, chance or ()))
-    console = make_console()
-    served = 0
-
-    def on_answer(received: Received) -> None:
-        nonlocal served
-        served += 1
-        server.received.clear()  # it may run for days
-        if not quiet:
-            console.print(redact_text(line_for(received)), soft_wrap=True)
-
-    with _usage_errors():
-        server = Sandbox(
-            host=host, port=port, accounts=accounts, limit=limits, chances=chances, seed=seed, on_answer=on_answer
-        )
-    try:
-        asyncio.run(_serve(server, lambda: console.print(_greeting(server), soft_wrap=True)))
-    except KeyboardInterrupt:
-        pass
-    except OSError as exc:
-        fail(f"cannot listen on {host}:{port}: {(exc.strerror or str(exc)).partition(' (')[0]}")
-    console.print(f"Stopped after {count(served, 'request')}.")
-
-
-async def _serve(server: Sandbox, on_start: Callable[[], None]) -> None:
-    """Serve until SIGTERM or a cancellation. Raises OSError if the address is not available."""
-    terminated = asyncio.Event()
-    with suppress(NotImplementedError):  # Windows
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
-    async with server:
-        on_start()
-        await terminated.wait()
-
-
-def parse_limit(text: str) -> FixedWindow:
-    """Return the limit for ``"100/60"``: 100 requests in 60 seconds. Raises ValueError."""
-    requests, _, per = text.partition("/")
-    try:
-        return FixedWindow(int(requests), float(per))
-    except ValueError:
-        raise ValueError(f"{redact_text(repr(text))} must be requests/seconds, such as 100/60") from None
-
-
-def parse_chance(text: str) -> tuple[int | Fault, float]:
-    """Return the outcome and its chance for ``"500=0.05"`` or ``"cut_body=0.01"``. Raises ValueError."""
-    name, _, chance = text.partition("=")
-    name = name.strip()
-    faults = {fault.name.lower(): fault for fault in Fault}
-    try:
-        outcome = int(name) if name.isdigit() else faults[name.lower().replace("-", "_")]
-        return outcome, float(chance)
-    except (KeyError, ValueError):
-        names = "\n".join(f"  {name}" for name in faults)
-        raise ValueError(f"{redact_text(repr(text))} must be like 500=0.05. Instead of 500, one of\n{names}") from None
-
-
-def _greeting(server: Sandbox) -> Text:
-    keys = [account.key for account in server.accounts]
-    shown = keys if len(keys) <= _MANY_KEYS else [keys[0], "…", keys[-1]]
-    return Text(
-        f"Listening on {server.url} (stop with Ctrl-C). All keys are fictitious.\n"
-        f"  X-API-KEY      {server.api_key}\n" + "".join(f"  X-ACCOUNT-KEY  {key}\n" for key in shown) + "Try it:\n"
-        f"  curl -H 'X-API-KEY: {server.api_key}' \\\n"
-        f"       -H 'X-ACCOUNT-KEY: {keys[0]}' \\\n"
-        f"       '{server.url}/accounting/invoices?limit=5'\n"
-    )
-
-
-def line_for(received: Received) -> str:
-    """Return a request as a line with only the end of its account key, since a client may send a real one."""
-    key = received.account
-    account = "-" if key is None else f"…{key[-min(_SHOWN_OF_KEY, len(key) // 2) :]}"
-    outcome = received.outcome.name.lower() if isinstance(received.outcome, Fault) else received.outcome
-    return f"{outcome}  {received.method} {received.path}  {account}"
+        chances = dict(map(serving.parse_chance, chance or ()))
+    serving.main(host=host, port=port, accounts=accounts, limit=limits, chances=chances, seed=seed, quiet=quiet)
 
 
 @app.command()
@@ -290,6 +212,9 @@ def explain(
 
     Prints its hint, whether it is retried, and the wait before each retry.
     """
+    from lamella.cli import explain as explaining
+    from lamella.maesn import RULES
+
     with _usage_errors("--rules"):
         book = RULES if rules is None else explaining.book_of(rules)
     if status is None:

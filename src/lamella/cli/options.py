@@ -15,7 +15,6 @@ from urllib.request import getproxies, proxy_bypass
 from yarl import URL
 
 from lamella.breaker import Breaker
-from lamella.cli import sandboxed
 from lamella.cli.accounts import accounts_of_environment, key_in
 from lamella.cli.schema import tables_in
 from lamella.cli.terminal import http_url
@@ -201,9 +200,15 @@ def settings_of(options: Options, folder: Path) -> Settings:
     journal = options.journal or (folder / JOURNAL if options.sandbox else JOURNAL)
     output = options.output or (folder / "records.jsonl" if options.sandbox else None)
     tables = NO_TABLES if options.schema is None else _checked("--schema", tables_in, options.schema)
-    own = sandboxed.settings() if options.sandbox else _at_the_api(options)
+    usual: tuple[str, ...] = ()
+    if options.sandbox:
+        from lamella.cli import sandboxed  # a server, which no other sync needs
+
+        own, usual = sandboxed.settings(), sandboxed.RESOURCES
+    else:
+        own = _at_the_api(options)
     chosen = tuple(dict.fromkeys(_checked("--resource", checked_resource, name) for name in resources))
-    chosen = chosen or sandboxed.RESOURCES
+    chosen = chosen or usual
     return Settings(
         **own,
         resources=chosen,

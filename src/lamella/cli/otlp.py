@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from math import inf
 from typing import Final, NamedTuple
 
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -52,6 +51,9 @@ class Outlet(SpanExporter):
     """Export spans, count those that arrive, and pause for *pause* seconds after a failed batch."""
 
     def __init__(self, url: URL, pause: float = _PAUSE) -> None:
+        # Only --otlp needs it: it loads protobuf and requests.
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
         self.url = url
         self.arrived: int = 0
         self.complaint: str = ""

@@ -22,7 +22,7 @@ from yarl import URL
 
 from lamella import maesn, whole_file
 from lamella.batch import Journal, JournalError
-from lamella.cli import report, sandboxed
+from lamella.cli import report
 from lamella.cli.accounts import others_can_read
 from lamella.cli.causes import causes_of
 from lamella.cli.display import Display, Look, display_on
@@ -95,6 +95,8 @@ def _main(options: Options, folder: Path) -> int:
                 show(console, report.plan_as_table(parts))
             return 0
         if options.sandbox:
+            from lamella.cli import sandboxed
+
             console.print(
                 f"{count(len(settings.accounts), 'generated account')} on a local server that fails on "
                 f"purpose.\nWaits are shortened: a minute takes {duration(60 * sandboxed.SCALE)}.\n"
@@ -123,12 +125,16 @@ async def _plan(settings: Settings) -> tuple[Part, ...]:
 
 
 async def _sync(options: Options, settings: Settings, console: Console, tracing: _Tracing | None) -> _Ended:
-    async with sandboxed.make_server(settings.resources) if options.sandbox else nullcontext() as sandbox:
-        if sandbox is not None:
-            settings = replace(settings, base_url=URL(f"{sandbox.url}/"))
-        say = say_failed if options.verbose else None
-        synced = await run(settings, display_on(console), None if tracing is None else tracing.provider, say)
-        if sandbox is None or synced.interrupted or synced.fault:
+    say = say_failed if options.verbose else None
+    provider = None if tracing is None else tracing.provider
+    if not options.sandbox:
+        return _Ended(options, settings, await run(settings, display_on(console), provider, say))
+    from lamella.cli import sandboxed
+
+    async with sandboxed.make_server(settings.resources) as sandbox:
+        settings = replace(settings, base_url=URL(f"{sandbox.url}/"))
+        synced = await run(settings, display_on(console), provider, say)
+        if synced.interrupted or synced.fault:
             return _Ended(options, settings, synced)
         checks = sandboxed.checks(sandbox, settings.resources, settings.output, synced.parts)
         return _Ended(options, settings, synced, checks)
@@ -258,12 +264,8 @@ def _tracing(options: Options, settings: Settings) -> _Tracing | None:
     name = next((name for name, value in given if value is not None), None)
     if name is None:
         return None
-    try:
+    with _needs_sdk(name):
         from lamella.cli import otlp, traces
-    except ModuleNotFoundError as exc:
-        if not (exc.name or "").startswith("opentelemetry"):
-            raise
-        raise ValueError(f"{name} needs OpenTelemetry's SDK: pip install 'lamella[cli,sdk]'") from None
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         raise ValueError(f"{name} needs OpenTelemetry's SDK, but OTEL_SDK_DISABLED disables it")
     if options.page is not None:
@@ -274,12 +276,25 @@ def _tracing(options: Options, settings: Settings) -> _Tracing | None:
         except OSError as exc:
             raise ValueError(f"--report: cannot be written: {exc.strerror or exc}: {options.page}") from None
     try:
-        outlet = None if options.otlp is None else otlp.Outlet(otlp.endpoint(options.otlp))
+        url = None if options.otlp is None else otlp.endpoint(options.otlp)
     except ValueError as exc:
         raise ValueError(f"--otlp: {exc}") from None
+    with _needs_sdk(name):
+        outlet = None if url is None else otlp.Outlet(url)
     provider, collected = otlp.make_provider(outlet), traces.Collector(account=settings.current_account)
     provider.add_span_processor(collected)
     return _Tracing(provider, collected, outlet)
+
+
+@contextmanager
+def _needs_sdk(option: str) -> Iterator[None]:
+    """Turn a missing module of OpenTelemetry into a ValueError that names *option*."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        if not (exc.name or "").startswith("opentelemetry"):
+            raise
+        raise ValueError(f"{option} needs OpenTelemetry's SDK: pip install 'lamella[cli,sdk]'") from None
 
 
 def _tell(console: Console, ended: _Ended, tracing: _Tracing | None) -> int:

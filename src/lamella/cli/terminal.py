@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
-from rich.console import Console, RenderableType
-from rich.text import Text
-from yarl import URL
 
-from lamella.redaction import redact_text
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+    from yarl import URL
 
 
 def http_url(text: str) -> URL | None:
     """Return *text* as an http or https URL with a host and without query, fragment or space; None if it is not one."""
+    from yarl import URL
+
     try:
         url = URL(text.strip())
     except ValueError:
@@ -28,6 +30,8 @@ def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
 
     A quiet one shows nothing.
     """
+    from rich.console import Console
+
     return Console(markup=False, emoji=False, highlight=False, stderr=stderr, quiet=quiet)
 
 
@@ -46,11 +50,15 @@ def show(console: Console, *parts: RenderableType) -> None:
 
 def line(*parts: str | Text | tuple[str, str]) -> Text:
     """Return a line that is truncated, not wrapped, at the edge of the screen. A part may have a style."""
+    from rich.text import Text
+
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
 
 
 def warn(message: str) -> None:
     """Print a message in one line on stderr."""
+    from lamella.redaction import redact_text
+
     typer.echo(f"lamella: {redact_text(message)}", err=True)
 
 

@@ -61,7 +61,7 @@ class TestLists:
         assert reply["meta"]["pagination"] == {"total": 45, "perPage": 20, "currentPage": 1, "totalPages": 3}
         assert reply["data"] == api.table("a", "invoices").all()[:20]
 
-    @pytest.mark.sampled
+    @pytest.mark.sampled(8)
     @pytest.mark.parametrize("resource", PAGED)
     @pytest.mark.parametrize("limit", PAGE_SIZES)
     def test_pages_add_up_to_all_records(self, api: Api, resource: str, limit: int) -> None:

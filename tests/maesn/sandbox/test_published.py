@@ -158,6 +158,7 @@ async def test_each_operation_responds_as_published(
         assert check(operation.data, answer.data)
 
 
+@pytest.mark.slow
 async def test_unpublished_paths_do_not_exist(make_sandbox: MakeSandbox, make_client: MakeClient) -> None:
     client = make_client(await make_sandbox(records=1))
     paths = {operation.path for operation in operations()}

@@ -593,6 +593,7 @@ class TestLife:
         with pytest.raises(OSError, match=r"refused|Connect call failed"):
             await asyncio.open_connection("127.0.0.1", int(sandbox.url.rsplit(":", 1)[1]))
 
+    @pytest.mark.slow
     async def test_the_sandbox_accepts_many_connections_at_once(self, make_sandbox: MakeSandbox) -> None:
         sandbox = await make_sandbox(accounts=300)
         connector = aiohttp.TCPConnector(limit=0)
