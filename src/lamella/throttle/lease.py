@@ -133,16 +133,6 @@ def exchange(state: LeaseState, now: float, report: Report, policy: Policy) -> G
     return Grant(permits, wait, begun, generation, len(state.holders), rank, horizon)
 
 
-def leave(state: LeaseState, holder: str, report: Report, policy: Policy) -> None:
-    """Process the last report of a holder that leaves."""
-    me = state.holders.get(holder)
-    if me is not None:
-        _settle(state, me, report, policy)
-        for _, _, _, cost in me.open:
-            policy.used(state.known, state.clock, cost)
-        del state.holders[holder]
-
-
 def _settle(state: LeaseState, me: Holder, report: Report, policy: Policy) -> Wait | None:
     opened = {entry[0]: entry for entry in me.open}
     begun = None
