@@ -104,7 +104,7 @@ def _session(what: str, handler: Callable[..., object]) -> aiohttp.ClientSession
         from lamella import Limit
 
         # An unknown limit lets only a few pass at first: with one that is far away, no call is queued.
-        options["limit"] = Limit(1_000_000, per=1.0)
+        options["limits"] = Limit(1_000_000, per=1.0)
     session = maesn.session(KEYS["X-API-KEY"], KEYS["X-ACCOUNT-KEY"], _URL, **options)
     session._middlewares = (*session._middlewares, *inner)
     return session
