@@ -111,10 +111,16 @@ async def test_the_trace_shows_whether_server_or_client_was_slow(sandbox: Sandbo
     server = sum(seconds(span) for span in tracing.sends)
     assert isinstance(waited, float)
     assert [seconds(send) >= least for send, least in zip(tracing.sends, (0.02, 0.04, 0), strict=True)] == [True] * 3
-    assert 0.03 + 0.06 <= waited <= 0.2
-    assert server + waited == pytest.approx(seconds(call), abs=0.03)
     decided = [given(event)["lamella.wait"] for event in call.events]
     assert decided == [pytest.approx(0.0315, abs=0.0016), pytest.approx(0.063, abs=0.0031)]
+    # All of the call's time is in its attempts and between them. How much longer than decided a wait takes, the
+    # machine's load decides.
+    first, second, last = tracing.sends
+    assert first.start_time is not None
+    assert last.start_time is not None
+    between = (last.start_time - first.start_time) / 1e9 - seconds(first) - seconds(second)
+    assert sum(decided) - 0.001 <= waited <= between + 0.001
+    assert server + between <= seconds(call)
     # Each wait begins at its decision and ends where the next send begins.
     for event, before, after in zip(call.events, tracing.sends, tracing.sends[1:], strict=False):
         assert before.end_time is not None
