@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,8 +17,11 @@ from tests.local_store import Database, LocalStore
 from tests.servers import Serve
 
 from lamella import Backoff, Limit, Rule, RuleBook, stack
+from lamella.store.network import Swap, Swapped
 from lamella.testing import FixedWindow, Limiter, SlidingWindow, TokenBucket, VirtualClock
 from lamella.testing import Limit as ServersLimit
+from lamella.throttle.fleet import Lease
+from lamella.throttle.lease_policy import Stated
 
 RULES = RuleBook(Rule(429, retry=Backoff(initial=1, maximum=60)))
 REQUESTS = 40
@@ -168,3 +171,22 @@ async def test_a_store_that_is_there_late_costs_no_call(serve: Serve, limits: Li
     took = await fleet.run(3, 80)
     assert fleet.lost == 0
     assert took <= 1.25 * 5 + 2.0
+
+
+class ReadOnlyStore(LocalStore):
+    """Fails at each write."""
+
+    async def send(self, swaps: Sequence[Swap]) -> list[Swapped]:
+        if any(swap.replacement is not None for swap in swaps):
+            raise ConnectionError
+        return await super().send(swaps)
+
+
+async def test_a_store_that_fails_a_new_process_delays_it_by_one_period(virtual_time: VirtualClock) -> None:
+    policy, database = Stated((Limit(30, per=1),)), Database()
+    await asyncio.sleep(60)  # the clock of the loop is far from that of the state
+    await Lease(LocalStore(database), "one", policy).exchange(50, 0.0, 1.0)
+    grant = await Lease(ReadOnlyStore(database), "one", policy).exchange(5, 0.0, 1.0)
+    assert grant is not None
+    assert grant.wait is not None
+    assert 0 < (grant.wait.seconds or 0) <= 1.1

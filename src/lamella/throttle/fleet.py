@@ -164,7 +164,7 @@ class Lease:
         self._task.add_done_callback(self._ended)
 
     async def _exchange(self, waiting: int, waited: float, cost: float) -> Grant | None:
-        began = self.now()
+        began = asyncio.get_running_loop().time()
         try:
             return await self._by_store(waiting, waited, cost)
         except StoreUnavailable:
@@ -215,7 +215,7 @@ class Lease:
             seen = {} if self._seen.state is None else self._seen.state.holders
             # Before the store failed, the other holders may have taken all remaining permits.
             horizon = 0.0 if self.holding.grant is None else self.holding.grant.horizon
-            used_up_at = began + horizon if any(each.wanting for each in seen.values()) else None
+            used_up_at = began + self._seen.ahead + horizon if any(each.wanting for each in seen.values()) else None
             known, policy = self._policy.share(self.known, max(len(seen), 1), used_up_at)
             state = LeaseState(known, self.now())
             if self.holding.name in seen:
