@@ -29,6 +29,7 @@ from aiohttp import web
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, it does not know its package
 
 from benchmarks.machine import where
+from benchmarks.processes import receive
 from scripts.fleet import Postgres, Redis, Server
 
 from lamella import Backoff, Limit, MemoryStore, PostgresStore, RedisStore, Rule, RuleBook, Store, stack
@@ -232,20 +233,16 @@ async def measure(case: Case, server: Server | None) -> Measured:
             ours.send("go")
         if case.meanwhile is not None and server is not None:
             await case.meanwhile(server)
-        done = await asyncio.gather(*(asyncio.to_thread(_result, ours) for ours, _ in pipes))
+        told = zip(started, pipes, strict=True)
+        done = await asyncio.gather(
+            *(asyncio.to_thread(receive, process, ours, PROCESS_SECONDS) for process, (ours, _) in told)
+        )
     finally:
         for process in started:
             process.kill()
             process.join()
         await runner.cleanup()
     return Measured(case, "memory" if server is None else server.name, done, api.came, api.refused)
-
-
-def _result(pipe: Connection) -> Done:
-    if not pipe.poll(PROCESS_SECONDS):
-        raise TimeoutError("a process does not end")
-    result: Done = pipe.recv()
-    return result
 
 
 async def freeze(server: Server) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 __all__ = ["GRACE", "child", "readable", "receive"]
@@ -32,7 +33,7 @@ def child(target: Callable[..., None], *arguments: Any) -> Iterator[tuple[SpawnP
         ours.close()
 
 
-def receive(process: SpawnProcess, pipe: Connection, limit: float) -> Any:
+def receive(process: BaseProcess, pipe: Connection, limit: float) -> Any:
     """Return what a child sends. Raises RuntimeError if it ends, or sends nothing for *limit* seconds."""
     if not pipe.poll(limit):
         raise RuntimeError(f"sent nothing for {limit:.0f} s")

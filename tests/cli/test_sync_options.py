@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lamella.cli.app import app
-from lamella.cli.options import Options, settings_of
+from lamella.cli.options import JOURNAL, Options, settings_of
 from lamella.maesn import Account
 
 SECRET = "s3cr3t-k3y"
@@ -158,3 +158,7 @@ def test_the_resume_command_shows_no_password() -> None:
     told = Options(otlp=f"https://ada:{SECRET}@traces.example.com?token={SECRET}").to_go_on()
     assert SECRET not in told
     assert "--otlp 'https://traces.example.com/?token=REDACTED'" in told
+
+
+def test_the_help_names_the_default_journal() -> None:
+    assert f"[default: {JOURNAL}]" in " ".join(CliRunner().invoke(app, ["sync", "--help"]).output.split())

@@ -17,14 +17,14 @@ collect_ignore = [] if os.environ.get(_REDIS) else ["test_stores.py", "test_post
 
 @pytest.fixture
 async def redis_place() -> AsyncIterator[RedisPlace]:
-    """A Redis that nobody else uses."""
+    """A separate Redis."""
     async with RedisPlace(os.environ[_REDIS]) as place:
         yield place
 
 
 @pytest.fixture
 async def postgres_place() -> AsyncIterator[PostgresPlace]:
-    """A PostgreSQL that nobody else uses."""
+    """A separate PostgreSQL."""
     async with PostgresPlace(os.environ[_POSTGRES]) as place:
         yield place
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Final
 
 import typer
 from rich.text import Text
 
+from lamella.cli.signals import on_signals
 from lamella.cli.terminal import count, fail, make_console
 from lamella.maesn.sandbox import Received, Sandbox
 from lamella.redaction import redact_text
@@ -57,13 +56,12 @@ def main(
 
 
 async def _serve(server: Sandbox, on_start: Callable[[], None]) -> None:
-    """Serve until SIGTERM or a cancellation. Raises OSError if the address is not available."""
+    """Serve until SIGINT, SIGTERM or a cancellation. Raises OSError if the address is not available."""
     terminated = asyncio.Event()
-    with suppress(NotImplementedError):  # Windows
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
-    async with server:
-        on_start()
-        await terminated.wait()
+    with on_signals(terminated.set, once=True):
+        async with server:
+            on_start()
+            await terminated.wait()
 
 
 def parse_limit(text: str) -> FixedWindow:

@@ -88,7 +88,7 @@ class NetworkStore(ABC):
     async def finish(self) -> None:
         """Refuse further swaps of this event loop, and wait for those that are being sent.
 
-        What a layer reports a moment after the last call must not open a connection that nobody closes.
+        Otherwise the last report of a layer might open a connection after the store is closed.
         """
         self._closed_in = asyncio.get_running_loop()
         if self._sender is not None and self._sender.get_loop() is self._closed_in:

@@ -68,7 +68,7 @@ def closes(estimate: RateEstimate, permit: Permit, others: int) -> bool:
 
 
 def _needs_no_trial(estimate: RateEstimate, permit: Permit, *, alone: bool) -> bool:
-    """Return whether a maximum in flight, or a share of random refusals, that is known explains a single refusal."""
+    """Count a single refusal that a known maximum in flight, or known random refusals, explain. False: none does."""
     if 0 < estimate.most < permit.among:  # a higher maximum was tested
         _too_many(estimate, estimate.most)
     elif estimate.is_sure and not alone and permit.among > _SAME * estimate.most:
