@@ -1125,6 +1125,24 @@ def test_the_share_of_other_clients_is_respected(kind: str, share: float) -> Non
     assert outcome.refused <= 225
 
 
+@pytest.mark.sampled
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lasts", [30.0, 100.0, 400.0, 900.0])
+@pytest.mark.parametrize("begins", [330.0, 607.0])
+def test_a_server_that_refuses_everything_for_a_while_does_not_change_the_period(
+    kind: str, lasts: float, begins: float
+) -> None:
+    """The time from the first attempt at the learned rate to the end of the block was taken for the period."""
+    limit = limit_of(kind, 100, 60.0)
+    nothing = FixedWindow(1, 1e6, retry_after=False)
+    traffic = Traffic(limit, 3000, changes=((begins, nothing), (begins + lasts, limit)), at_once=200)
+    outcome = traffic.run()
+    assert outcome.lost == []
+    assert outcome.estimate.period == 60.0
+    # Beside the block: the two minutes of the measurement, and at most two of the rule's longest wait so far.
+    assert outcome.took <= 1.10 * traffic.ideal() + 2 * lasts + 120.0
+
+
 @dataclass(frozen=True)
 class Shedding:
     """No limit, but a server that refuses a share of the attempts at random."""

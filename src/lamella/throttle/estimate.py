@@ -68,7 +68,7 @@ class RateEstimate:
     fastest: float = 0.0  # seconds of the fastest answer. It grows slowly, since the server may become slower
     log: list[list[float]] = field(default_factory=list)  # attempts that passed: first time, last time, number
     refused_at: float = -1.0  # when the refused attempt was sent. Reset when the refusal has been evaluated
-    refused_began: float = -1.0  # the value of *began* at the refusal
+    refused_began: float = -1.0  # the value of *began* at the refusal. -1: the period was proven before it
     asked: float = 0.0  # the period that the refusal suggests
     burst: float = 0.0  # attempts that passed in the burst
     burst_took: float = 0.0

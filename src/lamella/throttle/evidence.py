@@ -38,7 +38,7 @@ def closes(estimate: RateEstimate, permit: Permit, others: int) -> bool:
     estimate.recent += 1.0
     among = max(permit.among, others + 1)  # an attempt sent later may have been answered first
     alone = among == 1 and permit.at == estimate.sent_at
-    soon = estimate.since_trial < max(_APART, 2 * estimate.most)
+    soon = estimate.since_trial < max(_APART, 2 * estimate.most if estimate.is_sure else 0)
     if estimate.trial_at >= 0:
         estimate.trial_at = min(estimate.trial_at, permit.at)
         estimate.trial_refused += 1
@@ -51,11 +51,14 @@ def closes(estimate: RateEstimate, permit: Permit, others: int) -> bool:
         used_up = True
     elif estimate.recent < _TOLERATED and _needs_no_trial(estimate, permit, alone=alone):
         return False
-    elif estimate.was_used_up and estimate.since_trial < _APART and not estimate.chance:
+    elif (
+        estimate.was_used_up and estimate.since_trial < _APART and not (estimate.chance or _has_room(estimate, permit))
+    ):
         used_up = True
     else:
         estimate.trials = estimate.trials + 1 if soon else 1
         used_up = estimate.trials >= _TRIALS or (soon and estimate.is_sure and among < _SAME * estimate.most)
+        used_up = used_up and not _has_room(estimate, permit)
         if soon and alone and estimate.is_sure and not estimate.requests:
             # No maximum in flight refuses an attempt that is alone.
             used_up, estimate.most, estimate.is_sure = True, 0.0, False
@@ -63,6 +66,7 @@ def closes(estimate: RateEstimate, permit: Permit, others: int) -> bool:
         estimate.trial_first, estimate.trial_size = permit.among, among
         estimate.trial_refused, estimate.trial_passed, estimate.trial_probes = 1, 0, 0
     if used_up:
+        estimate.trials = 0
         _end_trial(estimate, used_up=True)
     return used_up
 
@@ -102,6 +106,12 @@ def _is_expected(estimate: RateEstimate, permit: Permit) -> bool:
     return looks and not estimate.chance and estimate.count(permit.at - estimate.period) >= _LIKELY * known - 1
 
 
+def _has_room(estimate: RateEstimate, permit: Permit) -> bool:
+    """Return whether the learned limit allows more attempts in the period of a refused one."""
+    used = estimate.count(permit.at - estimate.period)
+    return estimate.spread > 1 and estimate.requests >= _APART and used < _LIKELY * estimate.requests
+
+
 def by_chance(estimate: RateEstimate) -> bool:
     """Return whether the answered attempts of a trial show a random refusal. If so, end the trial."""
     refused, passed = estimate.trial_refused, estimate.trial_passed
@@ -111,7 +121,7 @@ def by_chance(estimate: RateEstimate) -> bool:
     if estimate.is_sure and estimate.trial_size > _SAME * estimate.most:
         _too_many(estimate, min(estimate.most, _passed_at_once(estimate)))
     else:
-        estimate.chance = max(estimate.chance, refused / (refused + passed))
+        _refuses_at_random(estimate, refused / (refused + passed))
     _end_trial(estimate, used_up=False)
     return True
 
@@ -123,10 +133,12 @@ def _weigh(estimate: RateEstimate, permit: Permit) -> None:
         return  # it was sent before that refusal came
     refused, passed = estimate.trial_refused, _passed_at_once(estimate)
     if (refused > 1 or estimate.is_sure) and estimate.trial_size > _SAME * estimate.most > 0:
+        if passed < estimate.most:
+            estimate.trials -= 1  # it was decided: the maximum is lower
         _too_many(estimate, min(estimate.most, passed))
     elif estimate.requests:
         if estimate.spread > 1 and refused == 1 and estimate.requests >= _APART:
-            estimate.chance = max(estimate.chance, _CHANCE)  # a used-up window lets no attempt pass
+            _refuses_at_random(estimate, _CHANCE)  # a used-up window lets no attempt pass
     elif not (estimate.chance and refused <= _TOLERATED):
         estimate.most_every = _FIRST_ROUNDS
         # The server may have received them in another order: then fewer than passed are safe.
@@ -134,8 +146,14 @@ def _weigh(estimate: RateEstimate, permit: Permit) -> None:
         _too_many(estimate, (passed + in_order) // 2, is_sure=refused > 1)
         estimate.max_in_flight = 2.0
         if not estimate.is_sure:
-            estimate.chance = _CHANCE
+            _refuses_at_random(estimate, _CHANCE)
     _end_trial(estimate, used_up=False)
+
+
+def _refuses_at_random(estimate: RateEstimate, share: float) -> None:
+    if not estimate.chance and estimate.period > estimate.asked > 0:
+        estimate.period = estimate.asked  # a random refusal after the wait did not show a longer period
+    estimate.chance = max(estimate.chance, share)
 
 
 def _passed_at_once(estimate: RateEstimate) -> float:

@@ -18,6 +18,7 @@ _EVEN: Final = 3.0  # a test with evenly spaced attempts costs a whole period, s
 _ENOUGH: Final = 5  # attempts that must have passed before a single refusal says something about the limit
 _SURPRISES: Final = 2
 _FEW: Final = 0.75  # a refusal after less than this share of the burst contradicts the burst
+_PROVEN: Final = 2.0  # periods at the known rate that prove the period
 _ALIKE: Final = 0.05  # relative difference of numbers that count as equal; a difference of 1 always does
 
 
@@ -25,6 +26,7 @@ def learn(estimate: RateEstimate, now: float) -> None:
     """Update *estimate* by the last refusal. Called after its wait, when all attempts in flight have ended."""
     if not estimate.requests and not estimate.burst:
         estimate.period = estimate.asked
+    is_proven = estimate.phase not in {"burst", "spread"} and estimate.passed > _PROVEN * estimate.requests
     if estimate.phase == "burst":
         _end_burst(estimate)
     elif estimate.phase == "spread":
@@ -41,6 +43,8 @@ def learn(estimate: RateEstimate, now: float) -> None:
         settle(estimate, now, estimate.good, failed=True)
     else:
         _lower(estimate, now)
+    if is_proven:
+        estimate.refused_began = -1.0
     estimate.refused_at, estimate.passed, estimate.next_at = -1.0, 0, now
 
 

@@ -236,10 +236,13 @@ def answered(  # noqa: PLR0917 - by a keyword it would take a third longer, once
     too_long, estimate.too_long = estimate.too_long, False
     if not learns:
         return refusals > 0
-    if not too_long:  # the length of a quota does not show the period of the other limit
+    # The length of a quota does not show the period of the other limit.
+    if not too_long and estimate.refused_began >= 0:
         since_began = now - estimate.refused_began
-        if refusals > 1 and not estimate.chance:
-            # Refused again after the wait: the period is longer than that wait.
+        is_new = estimate.phase in {"burst", "spread"}
+        if (refusals > 2 or (refusals > 1 and is_new)) and not estimate.chance:
+            # Refused again after the wait: the period is longer than that wait. Once a period is known, it takes two
+            # such refusals, since one may be random.
             estimate.period = max(estimate.period, since_began)
         elif refusals and estimate.spread > 1 and estimate.asked <= since_began < estimate.period:
             # A used-up window lets nothing pass before its end, so it has ended by now.
