@@ -643,10 +643,10 @@ def test_a_refused_higher_number_restores_the_previous_estimate() -> None:
 @pytest.mark.parametrize(
     ("passed", "surprises", "phase", "requests", "look_every"),
     [
-        (49, 0, "steady", 95.0, 2.0),  # at the beginning of a round one came a little too soon
-        (50, 1, "steady", 50.0, 2.0),
-        (60, 1, "steady", 60.0, 2.0),
-        (99, 1, "steady", 95.0, 2.0),
+        (49, 0, "steady", 95.0, 8.0),  # at the beginning of a round one came a little too soon
+        (50, 1, "steady", 50.0, 8.0),
+        (60, 1, "steady", 60.0, 8.0),
+        (99, 1, "steady", 95.0, 8.0),
         (99, 2, "spread", 90.0, 2.0),  # the third time in a row: what is the best known is measured again
     ],
 )

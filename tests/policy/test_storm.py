@@ -61,6 +61,15 @@ def test_points_with_a_cost_function(jitter: float, seeds: int) -> None:
     assert mean(outcome.took / one.ideal() for one, outcome in runs(seeds, traffic)) <= 1.15
 
 
+@pytest.mark.slow
+@JITTERS
+def test_points_without_a_cost_function(jitter: float) -> None:
+    def traffic(seed: int) -> Traffic:
+        return Traffic(POINTS, CALLS, 1.0, 0.02, jitter, at_once=500, points=points(seed), seed=seed)
+
+    assert mean(outcome.took / one.ideal() for one, outcome in runs(12, traffic)) <= 1.20
+
+
 @pytest.mark.sampled
 @pytest.mark.parametrize("seeds", [1, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("jitter", [0.0, 0.05])

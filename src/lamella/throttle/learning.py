@@ -151,7 +151,7 @@ def _lower(estimate: RateEstimate, now: float) -> None:
         return
     if not in_a_row:
         estimate.burst, estimate.burst_took = estimate.requests, estimate.period / estimate.spread
-    estimate.look_every = LOOK_EVERY / 4
+    estimate.look_every = LOOK_EVERY
     passed, lower = _passed_within(estimate, estimate.period / 2), estimate.requests * 0.95
     # A refusal at the beginning of a period probably means that an attempt was slightly too early.
     settle(estimate, now, min(passed, lower) if passed >= estimate.requests / 2 else lower)
