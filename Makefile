@@ -43,7 +43,7 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint format types docs dist audit coverage lowest backends browser dask fleet bench bench-against bench-profile bench-storm bench-batch bench-sync bench-fleet soak aiohttp-tests picture clean FORCE
+.PHONY: help demo test test-all lint format types docs dist audit coverage lowest backends browser dask fleet bench bench-against bench-instructions bench-profile bench-storm bench-batch bench-sync bench-fleet soak aiohttp-tests picture clean FORCE
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' Makefile
@@ -116,6 +116,9 @@ bench: $(BENCH)/.installed  ## Measure the cost of a call, compared with other l
 bench-against: $(VENV)/.installed  ## Compare the cost of a call with another commit: BASE=main (ARGS=--quick)
 	@$(if $(BASE),,echo 'BASE must be a commit or branch to compare with: make bench-against BASE=main' >&2; exit 2;) \
 		$(DIRECT) $(VENV)/bin/python benchmarks/against.py $(ARGS) -- '$(BASE)'
+
+bench-instructions: $(BENCH)/.installed  ## Count the instructions of a call with valgrind, beside other libraries: minutes (BASE=main)
+	@$(DIRECT) $(BENCH)/bin/python benchmarks/instructions.py $(if $(BASE),--base '$(BASE)') $(ARGS)
 
 bench-profile: $(VENV)/.installed  ## Show the CPU time of a call by code: half a minute
 	@$(DIRECT) $(VENV)/bin/python benchmarks/shares.py $(ARGS)

@@ -8,7 +8,8 @@ import json
 import random
 import warnings
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import aiohttp
 import pytest
@@ -277,6 +278,18 @@ async def test_the_received_part_of_a_truncated_error_body_is_kept(
 ) -> None:
     async with aiohttp.ClientSession() as session, session.get(await serve_raw(raw(head, *parts))) as response:
         assert await said_in(response) == expected
+
+
+@pytest.mark.parametrize("exception", [aiohttp.ClientPayloadError("broken off"), ConnectionResetError()])
+async def test_what_had_arrived_of_a_body_that_has_already_broken_off_is_kept(exception: Exception) -> None:
+    loop = asyncio.get_running_loop()
+    content = aiohttp.StreamReader(BaseProtocol(loop), 2**16, loop=loop)
+    content.feed_data(b'{"mess')
+    content.feed_data(b"age")
+    content.set_exception(exception)
+    response = cast(aiohttp.ClientResponse, SimpleNamespace(content=content))
+    assert answer_body.arrived_error_body(response) == b'{"message'
+    assert await take_error_body(response) == b'{"message'
 
 
 @pytest.mark.parametrize(

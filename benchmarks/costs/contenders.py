@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 from benchmarks.costs.providers import meter_provider, tracer_provider
 
-__all__ = ["CONTENDERS", "Call", "Contender"]
+__all__ = ["CONTENDERS", "FAILED", "Call", "Contender", "stamina_retry"]
 
 ATTEMPTS = 5
 FAILED = 503
@@ -115,24 +115,26 @@ def _instrumented(telemetry: str) -> dict[str, Any]:
     return {"trace_configs": [config]}
 
 
-@asynccontextmanager
-async def stamina_middleware(url: str, _telemetry: str) -> AsyncIterator[Call]:
+async def stamina_retry(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
     """stamina's loop as a middleware."""
     import stamina
 
-    async def retry(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        async for attempt in stamina.retry_context(
-            on=aiohttp.ClientError, attempts=ATTEMPTS, timeout=None, wait_initial=0, wait_max=0, wait_jitter=0
-        ):
-            with attempt:
-                response = await handler(request)
-                if response.status == FAILED:
-                    response.release()
-                    response.raise_for_status()
-                return response
-        raise AssertionError("unreachable")
+    async for attempt in stamina.retry_context(
+        on=aiohttp.ClientError, attempts=ATTEMPTS, timeout=None, wait_initial=0, wait_max=0, wait_jitter=0
+    ):
+        with attempt:
+            response = await handler(request)
+            if response.status == FAILED:
+                response.release()
+                response.raise_for_status()
+            return response
+    raise AssertionError("unreachable")
 
-    async with aiohttp_session(url, middlewares=(retry,)) as session:
+
+@asynccontextmanager
+async def stamina_middleware(url: str, _telemetry: str) -> AsyncIterator[Call]:
+    """aiohttp with :func:`stamina_retry`."""
+    async with aiohttp_session(url, middlewares=(stamina_retry,)) as session:
         yield _get(session)
 
 

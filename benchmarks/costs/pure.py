@@ -18,7 +18,7 @@ from benchmarks.costs.providers import meter_provider, tracer_provider
 from benchmarks.costs.server import answer
 from yarl import URL
 
-__all__ = ["FULL", "cpu_per_call", "full", "pure"]
+__all__ = ["FULL", "cpu_per_call", "full", "pure", "request_of"]
 
 FULL = "maesn.session"
 _CALLS = 100
@@ -96,7 +96,7 @@ async def cpu_per_call(
     async def handler(_request: aiohttp.ClientRequest) -> aiohttp.ClientResponse:
         return next(answers)
 
-    requests = [_request(session) for _ in range(calls)]
+    requests = [request_of(session) for _ in range(calls)]
     await asyncio.sleep(0)
     began = time.process_time_ns()
     for request in requests:
@@ -106,7 +106,8 @@ async def cpu_per_call(
     return (time.process_time_ns() - began) / calls / 1000
 
 
-def _request(session: aiohttp.ClientSession) -> aiohttp.ClientRequest:
+def request_of(session: aiohttp.ClientSession) -> aiohttp.ClientRequest:
+    """Return a request of *session*, to be sent through middlewares."""
     loop = asyncio.get_running_loop()
     url = _BASE.join(URL("/accounting/invoices?limit=5"))
     return aiohttp.ClientRequest("GET", url, loop=loop, session=session, timer=TimerNoop(), traces=[])

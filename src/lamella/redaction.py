@@ -77,24 +77,18 @@ def redact_url(url: URL, secrets: Iterable[str] = ()) -> str:
 
 def shown_url(url: URL, secrets: Iterable[str] = ()) -> tuple[str, URL]:
     """Return the result of :func:`redact_url` as text and as a URL."""
-    origin, rest, shown = _shown_parts(url)
-    hidden = _hide(rest, secrets)
+    origin, rest, shown = url_parts(url)
+    hidden = hide(rest, secrets)
     text = origin + hidden
     return text, shown if hidden == rest and text == str(shown) else URL(text)
 
 
-def url_redactor(url: URL) -> Callable[[Iterable[str]], str]:
-    """Return a function that takes secrets and returns :func:`redact_url` of *url*, for a growing set of secrets."""
-    origin, rest, _ = _shown_parts(url)
-    return lambda secrets: origin + _hide(rest, secrets)
-
-
-def _shown_parts(url: URL) -> tuple[str, str, URL]:
-    """Return the origin of *url*, the rest, and both as a URL, before secrets are removed."""
+def url_parts(url: URL) -> tuple[str, str, URL]:
+    """Return the origin of *url*, the rest, and both as a URL, before secrets are removed by :func:`hide`."""
     shown = url.with_fragment(None) if url.raw_fragment else url
     if url.raw_user is not None or url.raw_password is not None:
         shown = shown.with_user(None)
-    if url.raw_query_string and any(map(_tells, url.query)):
+    if url.raw_query_string and _one_tells(tuple(url.query)):
         shown = shown.with_query([(name, REDACTED if _tells(name) else value) for name, value in url.query.items()])
     # Host and port stay: a match in them is a coincidence.
     origin = f"{shown.scheme}://{shown.raw_authority}" if shown.raw_authority else ""
@@ -133,8 +127,8 @@ def _without_login(value: str) -> str:
 def _hide_in_values(pairs: list[tuple[str, str]], secrets: Iterable[str]) -> CIMultiDict[str]:
     # One check of all of them shows that there is nothing to hide, which is the usual case.
     together = "\n".join([value for _, value in pairs])
-    if _hide(together, secrets) != together:
-        pairs = [(name, value if value is REDACTED else _hide(value, secrets)) for name, value in pairs]
+    if hide(together, secrets) != together:
+        pairs = [(name, value if value is REDACTED else hide(value, secrets)) for name, value in pairs]
     return CIMultiDict(pairs)
 
 
@@ -160,7 +154,7 @@ def redact_body(body: bytes, secrets: Iterable[str] = (), limit: int | None = No
     """
     secrets = _ordered(secrets)
     text = body.decode("utf-8", "surrogateescape")
-    hidden = _hide(text, secrets)
+    hidden = hide(text, secrets)
     clean = hidden == text
     shown = (body if clean else hidden.encode("utf-8", "surrogateescape"))[:limit]
     if clean and _is_literal(text) and _is_clean_in_one_line(text, secrets):
@@ -225,13 +219,13 @@ def _is_clean_in_one_line(text: str, secrets: Iterable[str]) -> bool:
     if not any(" " in secret for secret in secrets):
         return True
     line = one_line(text)
-    return line == text or _hide(line, secrets) == line
+    return line == text or hide(line, secrets) == line
 
 
 def _in_strings(value: Any, secrets: Iterable[str]) -> Any:
     if isinstance(value, str):
-        hidden = _hide(value, secrets)
-        return hidden if _is_clean_in_one_line(hidden, secrets) else _hide(one_line(hidden), secrets)
+        hidden = hide(value, secrets)
+        return hidden if _is_clean_in_one_line(hidden, secrets) else hide(one_line(hidden), secrets)
     if isinstance(value, list):
         return [_in_strings(item, secrets) for item in value]
     if isinstance(value, dict):
@@ -242,7 +236,7 @@ def _in_strings(value: Any, secrets: Iterable[str]) -> Any:
 def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
     """Return external *text* as one short line, without *secrets* and control characters."""
     # Join lines first, so that a secret split by removed characters is found.
-    line = _hide(one_line(text[:_MOST_READ]), secrets)
+    line = hide(one_line(text[:_MOST_READ]), secrets)
     return line if len(line) <= _LONGEST_TEXT else line[: _LONGEST_TEXT - 1] + "…"
 
 
@@ -266,11 +260,12 @@ def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) 
     These are the *known* ones and the values of sensitive headers and query keys.
     """
     found = [*known]
-    if url.raw_query_string:
+    if url.raw_query_string and _one_tells(tuple(url.query)):
         found += [value for name, value in url.query.items() if _tells(name)]
     if telling := _telling(tuple(headers)):
         found += [value for name, value in headers.items() if name in telling]
-    return _with_parts(tuple(dict.fromkeys(found)), headers.get("Cookie", ""))
+    cookie = headers.get("Cookie", "")
+    return _with_parts(tuple(dict.fromkeys(found)), cookie) if found or cookie else ()
 
 
 # Cached: a session has few credentials, or one per account, and each request needs their parts.
@@ -302,6 +297,12 @@ def _in_order(secrets: Iterable[str]) -> _Secrets:
 def _tells(name: str) -> bool:
     """Return whether the value of a header or query key with this name is sensitive."""
     return _SECRET_NAME.search(name) is not None
+
+
+@lru_cache(maxsize=1024)
+def _one_tells(names: tuple[str, ...]) -> bool:
+    """Return whether the value of one of the query keys *names* is sensitive."""
+    return any(map(_tells, names))
 
 
 # The requests of a session have the same few headers.
@@ -337,7 +338,7 @@ def _after_scheme(value: str) -> Iterable[str]:
     return [rest, *(part for text in texts for part in (text, text.partition(":")[2]))]
 
 
-def _hide(text: str, secrets: Iterable[str]) -> str:
+def hide(text: str, secrets: Iterable[str]) -> str:
     """Return *text* with each of *secrets* replaced, in any spelling of a URL, JSON or Python."""
     ordered = _ordered(secrets)
     if not ordered:

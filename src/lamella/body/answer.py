@@ -20,6 +20,8 @@ from lamella.redaction import redact_body, redact_text
 _MOST_READ = ERROR_BYTES + 8 * 1024
 _ERROR_SECONDS = 5.0
 _MOST_SHOWN = 5
+# TimeoutError is an OSError.
+_BROKEN = (aiohttp.ClientError, OSError)
 
 
 async def peek(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -93,9 +95,12 @@ async def _peek(content: aiohttp.StreamReader, limit: int, chunks: list[bytes]) 
 
 def _arrived(content: aiohttp.StreamReader, limit: int) -> bytes | None:
     """Return up to *limit* bytes of a complete body; None if it is incomplete or aiohttp gives no access."""
-    if not content.is_eof() or content.exception() is not None:
-        return None
-    # Reading it and putting it back costs five times as much.
+    return None if not content.is_eof() or content.exception() is not None else _buffered(content, limit)
+
+
+def _buffered(content: aiohttp.StreamReader, limit: int) -> bytes | None:
+    """Return up to *limit* bytes that have arrived; None if aiohttp gives no access."""
+    # Reading them and putting them back costs five times as much.
     arrived = arrived_bytes(content)
     if arrived is None:
         return None
@@ -112,8 +117,10 @@ def _arrived(content: aiohttp.StreamReader, limit: int) -> bytes | None:
 
 
 def arrived_error_body(response: aiohttp.ClientResponse) -> bytes | None:
-    """Return the result of :func:`take_error_body` if the body is complete; None if it is not, or may not be."""
-    return _arrived(response.content, _MOST_READ)
+    """Return the result of :func:`take_error_body` if nothing more will arrive; None if it may."""
+    content = response.content
+    read = _buffered if isinstance(content.exception(), _BROKEN) else _arrived
+    return read(content, _MOST_READ)
 
 
 async def take_error_body(response: aiohttp.ClientResponse, until: float = inf) -> bytes:
@@ -122,8 +129,9 @@ async def take_error_body(response: aiohttp.ClientResponse, until: float = inf) 
     Time runs out after a few seconds, or at *until*, by the loop's clock. -inf means not to wait.
     """
     content = response.content
-    if content.is_eof() and content.exception() is None:
-        # The body is complete, so no timeout is needed.
+    if (body := arrived_error_body(response)) is not None:
+        return body  # no timeout is needed
+    if content.is_eof():
         return await peek(response, _MOST_READ)
     if until == -inf:
         return b""
@@ -140,7 +148,7 @@ async def finish_error_body(response: aiohttp.ClientResponse, until: float = inf
 
 async def _wait_for_error_body(content: aiohttp.StreamReader, until: float, chunks: list[bytes]) -> None:
     # The status is known: a broken or slow body must not turn it into another error.
-    with suppress(TimeoutError, aiohttp.ClientError, OSError):
+    with suppress(*_BROKEN):
         async with asyncio.timeout_at(min(asyncio.get_running_loop().time() + _ERROR_SECONDS, until)):
             await _peek(content, _MOST_READ, chunks)
 

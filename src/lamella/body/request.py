@@ -20,9 +20,11 @@ def is_replayable(call: Call, *, sent: bool) -> bool:
     aiohttp sends a consumed stream as an empty body without an error.
     """
     body = call.request.body
+    if not body:
+        return True
     if not (sent and is_begun(call.request)):
         return not getattr(body, "consumed", False)
-    return not body or _replays(body, _INTERRUPTED.of(call))
+    return _replays(body, _INTERRUPTED.of(call))
 
 
 def note_interruption(call: Call) -> None:

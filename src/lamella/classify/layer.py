@@ -52,7 +52,7 @@ class Classify(Layer):
             rules = self._rules_of(call)
             if result.status < ERROR_STATUS:
                 return self._look(call, result, rules) if result.status in rules.below_400 else None
-            if (given := OPTIONS.get(call)) is not None and not given.get("raise_errors", True):
+            if OPTIONS in call.state and not OPTIONS.of(call).get("raise_errors", True):
                 return None
             return self._error(call, result, rules)
         if not isinstance(result, aiohttp.ClientError | OSError):
@@ -61,8 +61,7 @@ class Classify(Layer):
         return failure_of(call, result, self._rules_of(call))
 
     def _rules_of(self, call: Call) -> RuleBook:
-        given = OPTIONS.get(call)
-        return self._rules if given is None else given.get("rules", self._rules)
+        return OPTIONS.of(call).get("rules", self._rules) if OPTIONS in call.state else self._rules
 
     async def _look(self, call: Call, response: aiohttp.ClientResponse, rules: RuleBook) -> LamellaError | None:
         """Return the error for *response*, whose status is below 400, if a rule calls it one; otherwise None."""

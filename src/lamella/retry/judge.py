@@ -16,7 +16,7 @@ from lamella.cookies import keep_cookies
 from lamella.errors import ApiError, LamellaError
 from lamella.limits import not_cancelled
 from lamella.pipeline import Result
-from lamella.retry.report import deadline_left, deadline_passed, reject
+from lamella.retry.report import deadline_passed, reject
 from lamella.rules import Decision, Rule, RuleBook
 from lamella.throttle.queue import waiting_of
 
@@ -38,16 +38,16 @@ class Judge:
     """The last attempt of one call, and its result."""
 
     __slots__ = (
-        "_attempt_began",
         "_call",
-        "_queued_before",
         "_rules",
         "_settings",
         "answer",
+        "attempt_began",
         "began",
         "error",
         "failed_at",
         "overdue",
+        "queued_before",
         "repeats",
         "same",
     )
@@ -70,12 +70,10 @@ class Judge:
         """Whether the deadline has ended the last attempt."""
         self.repeats: int = 0
         """How many attempts were repeated with a new token because theirs was rejected. They do not count."""
-        self.begin(began, queued_before)
-
-    def begin(self, now: float, queued_before: float) -> None:
-        """Begin an attempt at *now*, by the loop's clock; *queued_before*: seconds the call was queued before it."""
-        self._attempt_began = now
-        self._queued_before = queued_before
+        self.attempt_began: float = began
+        """When the attempt began, by the loop's clock."""
+        self.queued_before: float = queued_before
+        """How many seconds the call was queued before the attempt."""
 
     async def look_at(self, result: Result, *, overdue: bool) -> Result:
         """Return the failure that *result* represents, storing it in `error`, or *result* itself if it ends the
@@ -84,6 +82,9 @@ class Judge:
         if overdue and isinstance(result, BaseException):
             return self._end_by_deadline(result)
         if not isinstance(result, BaseException):
+            if result.status < ERROR_STATUS and result.status not in self._settings.rules.below_400:
+                self._record(result.status, None, None)
+                return result
             try:
                 judged = await judge(call, result, self._settings.rules)
             except (aiohttp.ClientError, TimeoutError) as exc:
@@ -94,7 +95,9 @@ class Judge:
                 if judged is None:
                     self._record(result.status, None, None)
                     return result
-                return self._fail(await self._error(result, judged))
+                error = await self._error(result, judged)
+                call.now = call.request.loop.time()
+                return self._fail(error)
         if isinstance(result, LamellaError):
             if call.stop is not None and result is call.stop.error:
                 return reject(call, result)
@@ -150,11 +153,11 @@ class Judge:
 
     def _fail(self, error: LamellaError) -> LamellaError:
         self.error = error
-        self.failed_at = self._call.request.loop.time()
-        error.rule = self._settings.rules.unless_built_in(error.rule, error.outcome)
+        self.failed_at = self._call.now
+        status = error.status if isinstance(error, ApiError) else None
+        error.rule = self._settings.rules.unless_built_in(error.rule, status or error.outcome)
         self._rules.append(error.rule)
         self.same = self._rules.count(error.rule)
-        status = error.status if isinstance(error, ApiError) else None
         self._record(status, None if status else type(error).__name__, error.rule.title)
         return error
 
@@ -164,11 +167,10 @@ class Judge:
         left = [] if attempts is None else [attempts - number + self.repeats]
         if self.error is not None and self.error.rule.attempts is not None:
             left.append(self.error.rule.attempts - self.same)
-        queued = call.queued - self._queued_before
-        took = call.request.loop.time() - self._attempt_began - queued
+        queued = call.queued - self.queued_before
+        took = call.now - self.attempt_began - queued
         attempts_left = max(min(left), 0) if left else None
+        seconds_left = None if call.deadline is None else max(call.deadline - call.now, 0.0)
         # Keywords would double the time.
-        record = AttemptRecord(
-            number, status, exception, took, 0.0, rule, None, attempts_left, deadline_left(call), queued
-        )
+        record = AttemptRecord(number, status, exception, took, 0.0, rule, None, attempts_left, seconds_left, queued)
         call.records = (*call.records, record)

@@ -156,9 +156,10 @@ class Retry(Layer):
 
     def _settings_of(self, call: Call) -> Settings:
         """Return the settings of *call*: those of the layer, overridden by options()."""
-        given, own = OPTIONS.get(call), self._settings
-        if given is None:
+        own = self._settings
+        if OPTIONS not in call.state:
             return own
+        given = OPTIONS.of(call)
         return own._replace(
             rules=given.get("rules", own.rules),
             attempts=given.get("attempts", own.attempts),

@@ -10,7 +10,7 @@ import aiohttp
 import stamina
 
 from lamella._aiohttp import prepare_again
-from lamella.attempt_record import RECORDS_KEY
+from lamella.attempt_record import RECORDS_KEY, AttemptRecord
 from lamella.body.answer import finish_error_body
 from lamella.body.request import is_replayable, note_interruption
 from lamella.call import Call, Stop
@@ -27,6 +27,7 @@ from lamella.retry.stamina_log import NAME
 from lamella.rules import Decision, StopReason, WaitSource, decide
 from lamella.telemetry.log import log_failure
 from lamella.telemetry.names import RETRY_EVENT, STOP_EVENT
+from lamella.telemetry.tracing import SILENT
 
 
 class Loop:
@@ -74,7 +75,8 @@ class Loop:
             raise
         finally:
             # stamina leaves a reference cycle that contains this object; drop everything else from it.
-            self._wait_ends()
+            if self._call.observer is not None:
+                self._call.observer.wait_ends()
             self._last.forget()
             del result, self._call, self._again
 
@@ -84,8 +86,7 @@ class Loop:
         call = self._call
         result: Result | None = None
         try:
-            await self._decide(failure)
-            if not self._goes_on():
+            if not await self._decide(failure):
                 return failure
             # Not stamina's decorator, which would double the cost if applied per call.
             # `decide` counts attempts; only stamina's test mode needs the number.
@@ -119,8 +120,7 @@ class Loop:
                 if not isinstance(result, LamellaError) or result is not self._last.error:
                     return result
                 failure = result
-                await self._decide(failure)
-                if not self._goes_on():
+                if not await self._decide(failure):
                     return failure
         except asyncio.CancelledError:
             self._note_retry()
@@ -131,9 +131,8 @@ class Loop:
 
     async def _attempt(self) -> Result:
         call = self._call
-        now = call.request.loop.time()
-        self._last.begin(now, call.queued)
-        if call.deadline is not None and now >= call.deadline:
+        self._last.attempt_began, self._last.queued_before = call.now, call.queued
+        if call.deadline is not None and call.now >= call.deadline:
             return out_of_time(call, self._settings.rules, call.deadline - self._last.began)
         limit = None if call.deadline is None else AttemptLimit(call, call.deadline)
         overdue = False
@@ -150,23 +149,19 @@ class Loop:
         finally:
             del result  # break the reference cycle
 
-    def _goes_on(self) -> bool:
-        """Return whether the last decision is to send again."""
-        return self._decision is not None and self._decision.stop is None
-
     def _decided(self, _exc: Exception) -> bool | float:
         """Return the seconds to wait; stamina's hook, called only after a decision to send again."""
         decision = self._decision
         return False if decision is None or decision.wait is None else max(decision.wait - self._waited, 0.0)
 
-    async def _decide(self, error: LamellaError) -> None:
-        """Decide what to do about *error*, the failure of the last attempt."""
+    async def _decide(self, error: LamellaError) -> bool:
+        """Decide what to do about *error*, the failure of the last attempt. Return whether to send again."""
         call, settings = self._call, self._settings
         circuit = call.circuit
         if circuit is not None:
             await circuit.failed(error)
         if not stamina.is_active():
-            return
+            return False
         # A connection that the server closed while idle: once per call, and not for a truncated body.
         stale = (
             not self._was_stale
@@ -206,23 +201,30 @@ class Loop:
                 decision = Decision(decision.rule, stop=StopReason.RETRY_BUDGET_EMPTY)
         self._decision = decision
         if decision.stop is not None:
-            return
+            return False
         self._was_stale = self._was_stale or stale
         if decision.source is WaitSource.REFRESH:
             self._last.discount()
-        # Work done now counts as part of the wait; otherwise the deadline could pass.
+        if settings.report is not None or self._last.answer is not None:
+            await self._work_before_wait(error, decision, testing=testing)
+        if call.observer is not None and not testing:
+            call.observer.wait_begins(decision.rule, decision.source)
+        return True
+
+    async def _work_before_wait(self, error: LamellaError, decision: Decision, *, testing: bool) -> None:
+        """Call the user's hook and release the response. This is part of the wait; otherwise the deadline could
+        pass."""
+        call, settings = self._call, self._settings
         before = call.request.loop.time()
         if settings.report is not None:
             await settings.report(call, error, decision)
-        if not testing:
-            # Keeping the response during the wait would keep its connection. (Test mode does not wait and may still
-            # stop.)
-            if self._last.answer is not None and decision.wait is not None:
-                await finish_error_body(self._last.answer, before + decision.wait)
-            self._waited = call.request.loop.time() - before
-            self._last.release()
-            if call.observer is not None:
-                call.observer.wait_begins(decision.rule, decision.source)
+        if testing:
+            return  # there is no wait, and stamina may still stop
+        # Keeping the response during the wait would keep its connection.
+        if self._last.answer is not None and decision.wait is not None:
+            await finish_error_body(self._last.answer, before + decision.wait)
+        self._waited = call.request.loop.time() - before
+        self._last.release()
 
     @staticmethod
     def _is_free(error: LamellaError, decision: Decision) -> bool:
@@ -233,22 +235,22 @@ class Loop:
             or (isinstance(error, ConnectTimeout) and error.in_pool)  # the attempt did not reach the service
         )
 
-    def _wait_ends(self) -> None:
-        if self._call.observer is not None:
-            self._call.observer.wait_ends()
-
     def _note_retry(self) -> None:
         """Record the wait after it is over, if stamina carried it out."""
         decision, call = self._decision, self._call
         if decision is None or decision.stop is not None or decision.wait is None or decision.source is None:
             return
         self._last.release()
-        self._wait_ends()
+        if call.observer is not None:
+            call.observer.wait_ends()
         self._decision = None
-        waited = call.request.loop.time() - self._last.failed_at
-        last = call.records[-1]._replace(waited=waited, wait_source=decision.source)
+        call.now = call.request.loop.time()
+        last = call.records[-1]
+        # _replace() takes five times as long.
+        last = AttemptRecord(*last[:4], call.now - self._last.failed_at, last.rule, decision.source, *last[7:])
         call.records = (*call.records[:-1], last)
-        add_event(call, RETRY_EVENT, self._last.error, decision, timestamp=self._decided_at)
+        if call.span is not SILENT:
+            add_event(call, RETRY_EVENT, self._last.error, decision, timestamp=self._decided_at)
 
     def _stop(self, reason: StopReason) -> StopReason:
         call, error = self._call, self._last.error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Final
 
 from lamella.rules.retry_after import LONGEST, parse_http_date, parse_retry_after
@@ -35,9 +36,16 @@ def asked_wait(headers: Mapping[str, str], now: float) -> float | None:
                                                 taken for another unit, and ignored
     ==========================================  ==========================================================
     """
-    if _NAMES.isdisjoint([name.lower() for name in headers]):
+    if not _may_ask(tuple(headers)):
         return None  # most responses ask for no wait
     return max(_waits(headers, server_now(headers, now)), default=None)
+
+
+# The responses of a server share a few sets of header names.
+@lru_cache(maxsize=256)
+def _may_ask(names: tuple[str, ...]) -> bool:
+    """Return whether one of the header *names* may ask for a wait."""
+    return not _NAMES.isdisjoint([name.lower() for name in names])
 
 
 def _waits(headers: Mapping[str, str], now: float) -> Iterator[float]:

@@ -129,13 +129,11 @@ class AttemptSpan(Layer):
         self._begun[call] = begun
 
     def after(self, call: Call, result: Result) -> None:
+        if not isinstance(result, BaseException) and 300 <= result.status < ERROR_STATUS:
+            note_redirect(call, result)
         if call not in self._begun:
-            if not isinstance(result, BaseException) and 300 <= result.status < ERROR_STATUS:
-                note_redirect(call, result)
             return
         begun = self._begun.pop(call)
-        if not isinstance(result, BaseException):
-            note_redirect(call, result)
         if begun is not None:
             self._finish(call, begun, result)
 

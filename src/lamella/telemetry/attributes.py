@@ -16,7 +16,7 @@ from lamella._aiohttp import peer_of
 from lamella.call import Call, PerCall
 from lamella.classify.failures import ERROR_STATUS
 from lamella.credentials import hidden_headers, secrets_of
-from lamella.redaction import redact_text, url_redactor
+from lamella.redaction import hide, redact_text, url_parts
 from lamella.telemetry.log import LOGGER
 from lamella.telemetry.names import (
     METHOD,
@@ -98,33 +98,24 @@ def _origin_attributes(host: str, port: int | None) -> Mapping[str, AttributeVal
     return MappingProxyType(attributes)
 
 
-class _Shown(NamedTuple):
-    """The last redacted URL."""
-
-    url: URL
-    redact: Callable[[Iterable[str]], str]
-    known: tuple[str, ...]
-    """The secrets of auth layers at the time."""
-    text: str
-
-
-_SHOWN: Final = PerCall[_Shown](lambda: _Shown(URL(), str, (), ""))
+_SHOWN: Final = PerCall[tuple[URL, str, str, tuple[str, ...], str]](lambda: (URL(), "", "", (), ""))
+"""The last redacted URL: the URL, its origin and rest, the secrets of auth layers at the time, and the text."""
 
 
 def shown_url(call: Call, secrets: tuple[str, ...]) -> str:
     """Return ``url.full`` without *secrets*, the current ones of the call, since an auth layer may have added some."""
     url, last = call.request.url, _SHOWN.get(call)
-    redact = last.redact if last is not None and last.url is url else url_redactor(url)
-    text = redact(secrets)
-    _SHOWN.set(call, _Shown(url, redact, call.secrets, text))
+    origin, rest = url_parts(url)[:2] if last is None or last[0] is not url else last[1:3]
+    text = origin + hide(rest, secrets)
+    _SHOWN.set(call, (url, origin, rest, call.secrets, text))
     return text
 
 
 def last_shown_url(call: Call) -> str:
     """Return the last result of :func:`shown_url`, if URL and secrets of auth layers are unchanged."""
     last = _SHOWN.get(call)
-    if last is not None and last.url is call.request.url and last.known == call.secrets:
-        return last.text
+    if last is not None and last[0] is call.request.url and last[3] == call.secrets:
+        return last[4]
     return shown_url(call, secrets_of(call))
 
 

@@ -94,6 +94,8 @@ class Instruments:
 
     __slots__ = (
         "_attributes",
+        "_late",
+        "_never",
         "_servers",
         "attempt_duration",
         "call_duration",
@@ -126,6 +128,9 @@ class Instruments:
             "Duration of whole calls, including all attempts and waits.",
             explicit_bucket_boundaries_advisory=_CALL_SECONDS,
         )
+        self._never = isinstance(self.call_duration, metrics.NoOpHistogram)
+        # The API has no public name for this. Without the private name everything is recorded, only slower.
+        self._late = hasattr(self.call_duration, "_real_instrument")
         self.wait: metrics.Histogram = meter.create_histogram(
             "lamella.call.wait",
             "s",
@@ -183,10 +188,7 @@ class Instruments:
     @property
     def silent(self) -> bool:
         """Whether there is no SDK (yet)."""
-        # The API has no public name for this. Without the private name everything is recorded, only slower.
-        return getattr(self.call_duration, "_real_instrument", self) is None or isinstance(
-            self.call_duration, metrics.NoOpHistogram
-        )
+        return self._never or (self._late and getattr(self.call_duration, "_real_instrument", self) is None)
 
 
 _INSTRUMENTS: Final[WeakKeyDictionary[metrics.MeterProvider, Instruments]] = WeakKeyDictionary()

@@ -42,6 +42,8 @@ from lamella.throttle.report import Report
 from lamella.throttle.stated import stated_now
 
 _REFUSED: Final = 429
+# A tuple, because a union would be made for each attempt.
+_UNCOUNTED: Final = (ConnectFailed, CertificateInvalid, RequestRejected, GeneratorExit)
 _PERIOD: Final = 60.0  # the period in seconds to assume if the rules have no wait
 _MOST_ACCOUNTS: Final = 10_000
 
@@ -243,7 +245,7 @@ class Throttle(Layer):
             if result.status >= ERROR_STATUS or (self._below_400 and result.status in self._below_400):
                 is_plain = False
         # The server cannot have counted an attempt that ended in one of these errors, or the loop is closed.
-        elif isinstance(result, ConnectFailed | CertificateInvalid | RequestRejected | GeneratorExit):
+        elif isinstance(result, _UNCOUNTED):
             queue.end(permit)
             release(held)
             return None
