@@ -115,6 +115,7 @@ def test_of_many_cases_a_sample_is_not_slow(pytester: pytest.Pytester) -> None:
     file = pytester.mkdir("folder").joinpath("test_it.py")
     file.write_text(MANY, "utf-8")
     samples = [pytester.runpytest_inprocess("-s").stdout.str() for _ in range(2)]
+    assert "deselected" not in samples[0], "a case that is left out must not cost the time of an item"
     chosen = [re.findall(r"seven: (\d+)", shown) for shown in samples]
     assert chosen[0] == chosen[1]
     assert len(set(chosen[0])) == samples[0].count("six: ") == 6
