@@ -27,8 +27,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tests.sdk import Metering, Tracing
 from tests.selection import (
-    pytest_collection_modifyitems,
     pytest_configure_node,
+    pytest_generate_tests,
+    pytest_pycollect_makeitem,
     pytest_terminal_summary,
     take_slow_tests_if_named,
 )
@@ -38,7 +39,12 @@ from tests.telemetry.conformance import PAGE, Recorder
 if sys.platform != "win32":
     import resource
 
-__all__ = ["pytest_collection_modifyitems", "pytest_configure_node", "pytest_terminal_summary"]
+__all__ = [
+    "pytest_configure_node",
+    "pytest_generate_tests",
+    "pytest_pycollect_makeitem",
+    "pytest_terminal_summary",
+]
 
 # The same examples at every run, on every machine. `make test-all` takes the thorough profile; see tests/examples.py.
 for _profile, _examples in (("quick", 15), ("thorough", 100)):

@@ -3,7 +3,7 @@
 A run of whole folders leaves out the slow tests (``-m "not slow"`` in pyproject.toml). A run of single files or tests,
 or with ``-k``, takes all that it names.
 
-Of a test with more than eight cases a part is not slow, the same in each run: of one list of parameters eight cases, of
+Of a test with more than six cases a part is not slow, the same in each run: of one list of parameters six cases, of
 several lists as many as it takes for each value of each list to occur. ``sampled`` does so to a test with fewer cases,
 and ``sampled(n)`` leaves n of them.
 """
@@ -14,21 +14,22 @@ import os
 import random
 import shlex
 import sys
-from collections import defaultdict
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 __all__ = [
-    "pytest_collection_modifyitems",
     "pytest_configure_node",
+    "pytest_generate_tests",
+    "pytest_pycollect_makeitem",
     "pytest_terminal_summary",
     "take_slow_tests_if_named",
 ]
 
 _WITHOUT_SLOW: Final = "not slow"
-_MANY: Final = 8
+_MANY: Final = 6
 """The number of cases that a test may have without being sampled."""
 
 
@@ -49,39 +50,55 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["markexpr"] = node.config.option.markexpr
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest looks at -m
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the cases of a test with many of them as slow, but for a sample."""
-    cases: dict[str, list[pytest.Function]] = defaultdict(list)
-    for item in items:
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and not item.get_closest_marker("slow"):
-            cases[item.nodeid.partition("[")[0]].append(item)
-    for test, of_test in cases.items():
-        sampled = of_test[0].get_closest_marker("sampled")
-        if sampled or len(of_test) > _MANY:
-            random.Random(test).shuffle(of_test)
-            for case in _left_out(of_test, *(sampled.args if sampled else ())):
-                case.add_marker("slow")
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(
+    collector: pytest.Module | pytest.Class, name: str, obj: object
+) -> list[pytest.Item] | None:
+    """Collect nothing of a slow function or class if slow tests are left out: a deselected item costs time as well."""
+    if collector.config.option.markexpr != _WITHOUT_SLOW or not name.lower().startswith("test"):
+        return None
+    marks = getattr(obj, "pytestmark", None)
+    return [] if isinstance(marks, list) and any(mark.name == "slow" for mark in marks) else None
 
 
-def _left_out(cases: list[pytest.Function], wanted: int | None = None) -> list[pytest.Function]:
-    """Return the *cases* beside the sample. *wanted* None: as many as the parameters need."""
-    missing = {case: _values(case) for case in cases}
-    if wanted is not None or len(missing[cases[0]]) == 1:
+@pytest.hookimpl(wrapper=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None]:
+    """Mark the cases of a test with many of them as slow, but for a sample. Drop them if slow tests are left out."""
+    yield
+    # There is no public way to drop a case before it is an item.
+    definition, cases = metafunc.definition, metafunc._calls
+    if definition.get_closest_marker("slow"):
+        return
+    quick = {number for number, case in enumerate(cases) if all(mark.name != "slow" for mark in case.marks)}
+    sampled = definition.get_closest_marker("sampled")
+    if quick and (sampled or len(quick) > _MANY):
+        left_out = _left_out(metafunc, sorted(quick), *(sampled.args if sampled else ()))
+        quick.difference_update(left_out)
+        for number in left_out:
+            cases[number].marks.append(pytest.mark.slow.mark)
+    if quick and metafunc.config.option.markexpr == _WITHOUT_SLOW:
+        cases[:] = [cases[number] for number in sorted(quick)]
+
+
+def _left_out(metafunc: pytest.Metafunc, cases: list[int], wanted: int | None = None) -> list[int]:
+    """Return the *cases*, by number, beside the sample. *wanted* None: as many as the parameters need."""
+    random.Random(metafunc.definition.nodeid).shuffle(cases)
+    names = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    together = [[name.strip() for name in (each.split(",") if isinstance(each, str) else each)] for each in names]
+    of_fixtures = metafunc._calls[0].params.keys() - {name for group in together for name in group}
+    together += [[name] for name in sorted(of_fixtures)]
+    if wanted is not None or len(together) == 1:
         return cases[wanted or _MANY :]
+    missing = {case: _values(metafunc._calls[case].params, together) for case in cases}
     while any(missing.values()):
         taken = missing.pop(max(missing, key=lambda case: len(missing[case])))
         missing = {case: values - taken for case, values in missing.items()}
     return [*missing]
 
 
-def _values(case: pytest.Function) -> set[tuple[tuple[str, int], ...]]:
-    """Return which object each parameter of *case* is, together for those of the same ``parametrize``."""
-    names = [mark.args[0] for mark in case.iter_markers("parametrize")]
-    together = [[name.strip() for name in (each.split(",") if isinstance(each, str) else each)] for each in names]
-    of_fixtures = case.callspec.params.keys() - {name for group in together for name in group}
-    together += [[name] for name in sorted(of_fixtures)]
-    return {tuple((name, id(case.callspec.params[name])) for name in group) for group in together}
+def _values(params: Mapping[str, object], together: list[list[str]]) -> set[tuple[tuple[str, int], ...]]:
+    """Return which object each parameter of a case is, *together* for those of the same ``parametrize``."""
+    return {tuple((name, id(params[name])) for name in group) for group in together}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

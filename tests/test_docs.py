@@ -171,7 +171,7 @@ async def run_program(code: str) -> list[str]:
 
 
 @pytest.mark.sampled(len(RUN))
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in RUN])
 async def test_the_code_on_each_page_gives_the_stated_result(
     name: str,
     serve: Serve,

@@ -97,9 +97,9 @@ TYPER = {"pydantic", "rich"}  # typer loads them, depending on its version
     ("arguments", "shown"),
     [
         (["--version"], "lamella "),
-        (["--help"], "Thin layers for an aiohttp session"),
+        pytest.param(["--help"], "Thin layers for an aiohttp session", marks=pytest.mark.slow),
         (["sync", "--help"], "Sync the records of many accounts"),
-        (["dataset", "list", "--help"], "Show the shards and the last run"),
+        pytest.param(["dataset", "list", "--help"], "Show the shards and the last run", marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )

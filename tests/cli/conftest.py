@@ -8,14 +8,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 from tests.cli.serving import API_KEY
+from typer.main import get_command
 
 from lamella import maesn
 from lamella.cli import options, sandboxed
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_command() -> Iterator[None]:
+    """Build the commands once: a runner of typer does so at each call, which takes 20 ms."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.testing._get_command", cache(get_command))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -96,16 +105,22 @@ def minding_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """Start the command with its output in pipes."""
+@contextmanager
+def start(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Start the command with its output in pipes; kill it at the end, also if the test fails before that."""
     with minding_ctrl_c():
-        return subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "lamella", *arguments],
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             encoding="utf-8",
         )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture

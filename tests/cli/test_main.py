@@ -47,6 +47,7 @@ def test_without_the_extra_cli_the_command_says_what_to_install(module: str) -> 
     assert result.stderr == f"lamella: {module} is missing: pip install 'lamella[cli]'\n"
 
 
+@pytest.mark.slow
 def test_other_commands_work_without_the_extra_sdk() -> None:
     assert without("opentelemetry.sdk", "explain", "429").stdout.startswith("429 Too Many Requests\n")
 
@@ -57,6 +58,7 @@ def test_a_closed_pipe_ends_the_command() -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_an_encoding_without_our_characters_is_supported() -> None:
     result = lamella("explain", "429", PYTHONIOENCODING="latin-1", PYTHONUTF8="0")
     assert result.returncode == 0

@@ -49,10 +49,7 @@ def running(*arguments: str) -> Iterator[Running]:
     with start("sandbox", "--port", "0", *arguments) as process:
         assert process.stdout is not None
         greeting = [line.rstrip("\n") for line in iter(process.stdout.readline, "\n")]
-        try:
-            yield Running(process, greeting[0].split()[2], greeting)
-        finally:
-            process.kill()
+        yield Running(process, greeting[0].split()[2], greeting)
 
 
 @ON_SIGNALS

@@ -106,6 +106,7 @@ def https(authority: trustme.CA) -> Iterator[str]:
         server.server_close()
 
 
+@pytest.mark.slow
 def test_a_custom_certificate_authority_is_accepted(tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))

@@ -131,8 +131,7 @@ async def test_without_a_limit_a_process_rarely_asks_the_store(serve: Serve) -> 
     assert server.came == 600
 
 
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize("how", ["fails", "hangs", "forgets"])
+@pytest.mark.parametrize("how", ["fails", *(pytest.param(how, marks=pytest.mark.slow) for how in ("hangs", "forgets"))])
 async def test_a_failing_store_fails_no_call(serve: Serve, how: str, caplog: pytest.LogCaptureFixture) -> None:
     server = Server(limit_of("fixed").limiter())
     fleet = Fleet(await serve(server), limits=Limit(REQUESTS, per=1))
@@ -161,7 +160,9 @@ async def test_a_failing_store_fails_no_call(serve: Serve, how: str, caplog: pyt
     assert len(caplog.records) == (0 if how == "forgets" else 3)
 
 
-@pytest.mark.parametrize("limits", [Limit(REQUESTS, per=1), None], ids=["stated", "learned"])
+@pytest.mark.parametrize(
+    "limits", [Limit(REQUESTS, per=1), pytest.param(None, marks=pytest.mark.slow)], ids=["stated", "learned"]
+)
 async def test_a_store_that_is_there_late_costs_no_call(serve: Serve, limits: Limit | None) -> None:
     await asyncio.sleep(100_000)  # since when the machine is up: the clock of a new state says less
     server = Server(limit_of("fixed").limiter())

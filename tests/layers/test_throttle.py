@@ -402,6 +402,7 @@ async def test_the_next_call_is_sent_whatever_an_inner_layer_raises(serve: Serve
         assert await get(session) == 200
 
 
+@pytest.mark.usefixtures("virtual_time")
 async def test_an_exception_of_key_fails_only_its_own_call(serve: Serve) -> None:
     asked: list[aiohttp.ClientRequest] = []
 
@@ -425,6 +426,7 @@ async def again(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerTy
         return await handler(request)
 
 
+@pytest.mark.usefixtures("virtual_time")
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("key", ["", "a", "x" * 10_000, "a\nb", "\ud800", "ключ", "\x00"])
 async def test_an_account_key_may_be_any_string(serve: Serve, key: str) -> None:
@@ -434,6 +436,7 @@ async def test_an_account_key_may_be_any_string(serve: Serve, key: str) -> None:
         assert re.fullmatch("[0-9a-f]{32}", name)
 
 
+@pytest.mark.usefixtures("virtual_time")
 async def test_accounts_are_distinguished_by_origin_and_key(serve: Serve) -> None:
     here, there = await serve(Server()), await serve(Server())
     throttle = Throttle(MINUTE, key=account_of)

@@ -207,9 +207,9 @@ def test_holders_use_a_stated_limit_fully_without_exceeding_it(kind: str, proces
     assert got.exchanges <= 0.6 * 1600
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("processes", [1, 4, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [1, 4, 16])
 def test_all_holders_learn_a_limit_together(kind: str, processes: int) -> None:
     sends = []
     for seed in range(3):

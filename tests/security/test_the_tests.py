@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ def test_pytest_shows_no_locals_by_default(pytestconfig: pytest.Config) -> None:
     assert "showlocals" not in " ".join(pytestconfig.getini("addopts"))
 
 
+@cache
 def _tests_of(path: Path) -> set[str]:
     return {
         node.name

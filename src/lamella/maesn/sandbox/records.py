@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import marshal
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -28,11 +30,29 @@ class Odd(NamedTuple):
 EVEN: Final = Odd()
 
 
+@lru_cache(maxsize=4096)
+def _generated(kind: str, prefix: str, name: str, place: int, size: int) -> bytes:
+    """Return a record as marshal writes it: reading that takes a fifth of the time of generating it."""
+
+    def refer(other: str, number: int) -> str:
+        # All lists have the same size, except those without pages, which no record refers to.
+        return _id(f"{prefix}/{other}", number % max(size, 1))
+
+    where = f"{prefix}/{name}"
+    return marshal.dumps(make(kind, f"{where}/{place}", _id(where, place), place, refer))
+
+
+def _id(where: str, place: int) -> str:
+    """Return a UUID-like id that encodes the position in a list, so that a look-up needs no index."""
+    digest = blake2b(f"{where}/{place}".encode(), digest_size=16).hexdigest()
+    return f"{place:08x}-{digest[:4]}-4{digest[4:7]}-a{digest[7:10]}-{digest[10:22]}"
+
+
 class Table:
     """The records of one list of one account, in the order in which they were created.
 
-    The first `size` records are functions of seed, account, list and position, generated on each read, so that only
-    written records take memory. Returned records are copies.
+    The first `size` records are functions of seed, account, list and position, generated when they are read, so that
+    only written records take memory, and those that were read last. Returned records are copies.
     """
 
     def __init__(self, kind: str, name: str, account: str, *, seed: int, size: int, odd: Odd = EVEN) -> None:
@@ -129,7 +149,7 @@ class Table:
         written = self._written.get(place)
         if written is not None:
             return copy.deepcopy(written)
-        record = make(self.kind, self._key(place), self._id(place), place, self._refer)
+        record: Record = marshal.loads(_generated(self.kind, self._prefix, self._name, place, self.seeded))  # noqa: S302
         number = place + 1
         if self._odd.nameless and number % self._odd.nameless == 0:
             record |= dict.fromkeys(ids_of(self.kind))
@@ -155,18 +175,9 @@ class Table:
     def _updated(self, place: int) -> int:
         written = self._written.get(place)
         if written is None:
-            return dates(self._key(place))[1]
+            return dates(f"{self._prefix}/{self._name}/{place}")[1]
         changed = next((written[name] for name in _CHANGES if written.get(name)), None)
         return 0 if changed is None else milliseconds(datetime.fromisoformat(changed))
 
-    def _key(self, place: int, name: str | None = None) -> str:
-        return f"{self._prefix}/{name or self._name}/{place}"
-
-    def _refer(self, name: str, number: int) -> str:
-        # All lists have the same size, except those without pages, which no record refers to.
-        return self._id(number % max(self.seeded, 1), name)
-
-    def _id(self, place: int, name: str | None = None) -> str:
-        """Return a UUID-like id that encodes the position, so that a look-up needs no index."""
-        digest = blake2b(self._key(place, name).encode(), digest_size=16).hexdigest()
-        return f"{place:08x}-{digest[:4]}-4{digest[4:7]}-a{digest[7:10]}-{digest[10:22]}"
+    def _id(self, place: int) -> str:
+        return _id(f"{self._prefix}/{self._name}", place)
