@@ -177,6 +177,22 @@ class TestAllWays:
         async with aiohttp.ClientSession(url) as session:
             assert [each async for each in lamella.records(session, source)] == found
 
+    @pytest.mark.parametrize("status", [200, 400])
+    async def test_a_false_page_count_is_not_believed_to_its_end(
+        self, serve: Serve, tmp_path: Path, status: int
+    ) -> None:
+        api = Api(numbered(35))
+
+        def count(api: Api, start: int, body: Record) -> web.Response:
+            body["meta"]["pages"] = 50_000
+            return web.json_response(body, status=200 if start < 35 else status)
+
+        api.answer = count
+        part, found = await synced(tmp_path, await serve(api), replace(SOURCE, pages=Numbered(page_size=10)))
+        assert isinstance(part.error, BadRequest if status == 400 else sync.EmptyPage)
+        assert (part.done, len(found)) == (False, 35)
+        assert len(api.queries) < 4 + 3 * 30
+
     async def test_page_numbers_may_begin_with_zero(self, serve: Serve) -> None:
         asked = []
 
