@@ -85,13 +85,16 @@ def sync(
     out: Annotated[Path | None, typer.Option(help="Where to write to.", dir_okay=False)] = None,
 ) -> None:
     """Measure all contenders, and show the page."""
+    names = dict.fromkeys((*CONTENDERS, *limited.CONTENDERS))
+    if unknown := set(only or ()) - names.keys():
+        raise typer.BadParameter(f"{unknown.pop()!r} is not one of: {', '.join(names)}", param_hint="--only")
     accounts, few = (30, 3) if quick else (300, 30)
     began, lines = time.monotonic(), []
     for line in _page(accounts, few, only):
         typer.echo(line)
         lines.append(line)
     took = f"{(time.monotonic() - began) / 60:.0f} minutes"
-    packages = sorted({package for of, _ in CONTENDERS.values() for package in of})
+    packages = sorted({package for name, (of, _) in CONTENDERS.items() if not only or name in only for package in of})
     made = {**where(), "took": took, **{package: version(package) for package in packages}}
     lines += ["", "## Where and when", "", *(f"- {name}: {value}" for name, value in made.items()), ""]
     path = out or (None if quick or only else RESULTS)

@@ -128,6 +128,18 @@ INCOMPLETE: dict[str, tuple[Callable[[], ListServer], str, str, str]] = {
         "page 2 of bills brought no new record",
         "RepeatedPage",
     ),
+    "the total is text": (
+        lambda: ListServer(numbered(249), count=lambda *_: {"pagination": {"total": "250", "totalPages": "3"}}),
+        "Unsteady list",
+        "249 different records were read, and the API counts 250",
+        "UnsteadyList",
+    ),
+    "an answer has an error": (
+        lambda: ListServer([], instead=lambda *_: {"data": [], "error": f"no books of {KEYS['Ada']}"}),
+        "Errors in a response",
+        "page 1 of bills failed: the answer has status 200, and errors: no books of REDACTED",
+        "AnswerFailed",
+    ),
     "an answer has errors": (
         lambda: ListServer([], instead=lambda *_: {"data": [], "errors": {"message": f"no books of {KEYS['Ada']}"}}),
         "Errors in a response",

@@ -67,6 +67,14 @@ def test_a_proxy_that_refuses_is_named_without_its_password(monkeypatch: pytest.
             assert "zq-password" not in shown.output
 
 
+@pytest.mark.parametrize("proxy", ["socks5://ada:zq-password@proxy:1080", "a proxy", "http://:3128", "http://proxy:zq"])
+def test_another_kind_of_proxy_is_rejected(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("https_proxy", proxy)
+    shown = sync("https://books.example")
+    told = "lamella: HTTPS_PROXY must be the URL of an HTTP proxy, such as http://proxy:3128\n"
+    assert (shown.exit_code, shown.stdout, shown.stderr) == (2, "", told)
+
+
 @pytest.mark.parametrize("name", ["127.0.0.1", "*"])
 def test_no_proxy_hosts_are_reached_directly(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     with socket.socket() as nobody, served() as server:

@@ -81,8 +81,8 @@ class Hostile:
             return web.Response(status=500 + at % 4)
         if trick == "refuses":
             return web.Response(status=404)
-        if trick == "stalls":
-            await asyncio.sleep(600)
+        if trick in {"stalls", "is slow"}:
+            await asyncio.sleep(600 if trick == "stalls" else 40)
         size = max(1, int(query["limit"]) - (trick == "caps"))
         start = int(query.get("start") or query.get("offset") or (int(query.get("page", 1)) - 1) * SIZE)
         since = query.get("since")
@@ -98,20 +98,27 @@ class Hostile:
         elif trick == "skips":
             shown = shown[1:]
         elif trick == "spoils":
-            shown = [*shown[:-1], ("null", "{}", '{"id":null}', '"x"')[at % 4]]
+            shown = [*shown[:-1], ("null", "{}", '{"id":null}', '"x"', '{"id":"\udcff"}')[at % 5]]
         elif trick == "doubles" and len(shown) > 1:  # else it would be another content, which nothing shows
             shown = [*shown[:-1], shown[0].replace('"n":', '"m":')]
         elif trick == "counts more":
             total += at + 1
         elif trick == "counts less":
             total = max(0, total - at - 1)
+        elif trick == "counts fewer pages":
+            pages = max(0, pages - at - 1)
+        elif trick == "counts more pages":
+            pages += at + 1
         url = f"{request.path}?limit={query['limit']}&start={after}" + (
             f"&since={since.replace('+', '%2B')}" if since else ""
         )
-        meta = f'"total":{total},"pages":{pages},' if self.counts else ""
-        error = '"errors":["down"],' if trick == "errs" else ""
+        counts = (f'"{total}"', f'"{pages}"') if trick == "quotes" else (total, pages)
+        meta = f'"total":{counts[0]},"pages":{counts[1]},' if self.counts and trick != "counts nothing" else ""
+        error = ('"errors":["down"],', '"failure":"down",', '"errors":{"a":[true]},')[at % 3] if trick == "errs" else ""
         here = json.dumps(str(after)) if more else "null", json.dumps(url) if more else "null"
-        body = f'{{{meta}{error}"next":{here[0]},"url":{here[1]},"data":[{",".join(shown)}]}}'.encode()
+        body = f'{{{meta}{error}"next":{here[0]},"url":{here[1]},"data":[{",".join(shown)}]}}'.encode(
+            "utf-8", "surrogateescape"
+        )
         self.move(trick, at)
         headers = {"Content-Type": "application/json", "Date": f"{self.now:%a, %d %b %Y %H:%M:%S GMT}"}
         if more:
@@ -153,7 +160,7 @@ class Hostile:
 MOVES: Final = ("inserts", "deletes", "replaces", "changes", "moves", "changes and moves", "turns around")
 ANSWERS: Final = (
     *("fails", "refuses", "stalls", "caps", "empties", "repeats", "skips", "spoils", "doubles", "errs", "cuts"),
-    *("counts more", ""),
+    *("counts more", "counts more pages", "counts fewer pages", "counts nothing", "quotes", "is slow", ""),
 )
 
 
@@ -195,7 +202,7 @@ class SyncMachine(RuleBasedStateMachine):
         ]
         self.api.now += timedelta(days=1)
         counted = {"total": "total", "total_pages": "pages"} if counts else {}
-        self.source = Source("list", WAYS[way], changed="at", since="since", errors="errors", **counted)  # type: ignore[arg-type]
+        self.source = Source("list", WAYS[way], changed="at", since="since", errors=("errors", "failure"), **counted)  # type: ignore[arg-type]
         self.url = self.loop.run_until_complete(self.opened.enter_async_context(serving(self.api)))
 
     @rule(tricks=TRICKS | LIES, how=st.sampled_from(["", "", "resume", "all", "compare"]))

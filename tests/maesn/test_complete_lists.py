@@ -169,6 +169,26 @@ class TestAllRecordsAreRead:
             found = [each async for page in maesn.pages(session, "bills", first=2) for each in page.records]
         assert found == server.records[min(server.cap, 100) :]
 
+    @pytest.mark.parametrize("counts", [("250", "3"), (250.0, 3.0), ("250", 1), ("0250", None)])
+    async def test_a_count_may_be_text_or_have_a_point(
+        self, serve: Serve, tmp_path: Path, counts: tuple[Any, Any]
+    ) -> None:
+        server = ListServer(numbered(250), 50, counted(*counts))
+        url = await serve(server)
+        part, kept = await synced(tmp_path, url)
+        assert (part.error, part.total, kept) == (None, 250, by_id(server.records))
+        assert await read(url) == server.records
+        server.records.pop()
+        part, _ = await synced(tmp_path, url, full_every=0)
+        assert isinstance(part.error, sync.UnsteadyList)
+        assert "249 different records were read, and the API counts 250" in str(part.error)
+
+    @pytest.mark.parametrize("total", [-1, None, True, "", "many", "-1", "1e2", 10.5, 1e300, "9" * 5000, [250], {}])
+    async def test_what_is_not_a_count_proves_nothing(self, serve: Serve, tmp_path: Path, total: Any) -> None:
+        server = ListServer(numbered(150), count=counted(total, total))
+        part, kept = await synced(tmp_path, await serve(server))
+        assert (part.done, part.total, kept) == (True, None, by_id(server.records))
+
     async def test_a_page_that_is_short_once_is_read_with_the_next_reading(self, serve: Serve, tmp_path: Path) -> None:
         server = ListServer(numbered(250), instead=once(2, lambda given: given | {"data": given["data"][:60]}))
         part, kept = await synced(tmp_path, await serve(server))
@@ -568,6 +588,21 @@ class TestErrorsInAGoodAnswer:
         part, kept = await synced(tmp_path, url)
         assert (part.done, kept) == (True, by_id(server.records))
         assert await read(url) == server.records
+
+    @pytest.mark.parametrize("errors", ERRORS[:1] + ERRORS[3:], ids=repr)
+    @pytest.mark.parametrize("place", ["error", "meta.errors", "meta.error"])
+    async def test_errors_may_be_at_other_places(
+        self, serve: Serve, tmp_path: Path, place: str, errors: object
+    ) -> None:
+        name, _, inner = place.partition(".")
+        more = {name: {inner: errors} if inner else errors}
+        server = ListServer([], instead=lambda server, page, given: {"data": [], "errors": None} | more)
+        url = await serve(server)
+        part, _ = await synced(tmp_path, url)
+        assert isinstance(part.error, sync.AnswerFailed)
+        assert "the target system did not answer" in str(part.error)
+        with pytest.raises(sync.AnswerFailed, match="the target system did not answer"):
+            await read(url)
 
     async def test_errors_in_one_page_do_not_affect_other_pages(self, serve: Serve, tmp_path: Path) -> None:
         server = ListServer(numbered(250), instead=always(2, lambda given: given | {"errors": ["down"]}))

@@ -235,6 +235,7 @@ class TestText:
         ("charset", "sent"),
         [
             ("utf-8", '{"billId":"b1","name":"Müller 😀","total":1.10}'),
+            ("utf-8-sig", '{"billId":"b1","name":"Müller 😀","total":1.10}'),
             ("utf-16", '{"billId":"b1","name":"Müller 😀","total":1.10}'),
             ("latin-1", '{"billId":"b1","name":"Müller","total":1.10}'),
         ],
@@ -243,6 +244,11 @@ class TestText:
         part, found = await synced(await serve(answering(page(sent), charset=charset)), tmp_path)
         assert part.error is None
         assert found == [("b1", sent)]
+
+    async def test_a_byte_order_mark_is_not_part_of_the_answer(self, serve: Serve, tmp_path: Path) -> None:
+        sent = '{"billId":"b1","total":1.10}'
+        part, found = await synced(await serve(answering(b"\xef\xbb\xbf" + page(sent).encode())), tmp_path)
+        assert (part.error, found) == (None, [("b1", sent)])
 
     async def test_an_unescaped_lone_surrogate_is_escaped(self, serve: Serve, tmp_path: Path) -> None:
         """UTF-7 can encode it; SQLite and UTF-8 cannot."""

@@ -1077,6 +1077,16 @@ def test_very_small_limits_are_learned(kind: str, requests: int) -> None:
     assert outcome.sends <= traffic.calls * 1.25
 
 
+@pytest.mark.parametrize("requests", [2, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_small_limit_per_second_is_learned_with_few_refusals(kind: str, requests: int) -> None:
+    """A sync of two lists of 50 pages, four pages at a time."""
+    traffic = Traffic(limit_of(kind, requests, 1, retry_after=True), 100, 1.0, 0.02, jitter=0.5, at_once=4, seed=1)
+    outcome = traffic.run()
+    assert outcome.lost == []
+    assert outcome.refused <= 8
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("requests", "hours"), [(30, 4), (100, 2)])
 @pytest.mark.parametrize("kind", KINDS)

@@ -52,4 +52,4 @@ async def test_a_sync_learns_a_limit(virtual_time: VirtualClock, tmp_path: Path)
     """To find the limit takes some refusals of each account."""
     server = await synced(limited.lamella, tmp_path)
     assert server.took <= 1.15 * limited.least((_PAGES + server.faults) / ACCOUNTS)
-    assert server.attempts <= 1.12 * _PAGES
+    assert server.attempts <= 1.08 * _PAGES

@@ -177,6 +177,22 @@ class TestAllWays:
         async with aiohttp.ClientSession(url) as session:
             assert [each async for each in lamella.records(session, source)] == found
 
+    @pytest.mark.parametrize("status", [200, 400])
+    async def test_a_false_page_count_is_not_believed_to_its_end(
+        self, serve: Serve, tmp_path: Path, status: int
+    ) -> None:
+        api = Api(numbered(35))
+
+        def count(api: Api, start: int, body: Record) -> web.Response:
+            body["meta"]["pages"] = 50_000
+            return web.json_response(body, status=200 if start < 35 else status)
+
+        api.answer = count
+        part, found = await synced(tmp_path, await serve(api), replace(SOURCE, pages=Numbered(page_size=10)))
+        assert isinstance(part.error, BadRequest if status == 400 else sync.EmptyPage)
+        assert (part.done, len(found)) == (False, 35)
+        assert len(api.queries) < 4 + 3 * 30
+
     async def test_page_numbers_may_begin_with_zero(self, serve: Serve) -> None:
         asked = []
 
@@ -235,6 +251,64 @@ class TestChains:
         async with aiohttp.ClientSession(url) as session:
             with pytest.raises(sync.IncompleteList):
                 [each async for each in lamella.records(session, source)]
+
+    @pytest.mark.parametrize("rel", ["next", "next last", "Prefetch NEXT"])
+    async def test_a_link_may_have_several_relations(self, serve: Serve, tmp_path: Path, rel: str) -> None:
+        """Without a total, nothing else would show that the list goes on."""
+        api, source = Api(numbered(35)), replace(SOURCE, pages=LinkHeader(page_size=10))
+
+        def link(api: Api, start: int, body: Record) -> web.Response:
+            url = f"items?limit=10&start={start + 10}"
+            links = {"Link": f'</>; rel="first", <{url}>; title="a; b"; rel="{rel}"'} if start < 30 else {}
+            return web.json_response(body, headers=links)
+
+        api.answer = link
+        part, found = await synced(tmp_path, await serve(api), source)
+        assert (part.done, len(found)) == (True, 35)
+
+    @pytest.mark.parametrize("way", ["a cursor", "a URL in the body"])
+    @pytest.mark.parametrize("token", [True, 1.5, {"href": "/api/items?start=10"}, ["10"]])
+    async def test_an_unreadable_link_is_not_the_end_of_a_list(
+        self, serve: Serve, tmp_path: Path, way: str, token: object
+    ) -> None:
+        api, source = Api(numbered(35)), replace(SOURCE, pages=CHAINS[way])
+        api.answer = lambda api, start, body: web.json_response(body | {"next": token, "links": {"next": token}})
+        url = await serve(api)
+        part, _ = await synced(tmp_path, url, source)
+        assert not part.done
+        assert f"must be text{' or a whole number' if way == 'a cursor' else ''}, got " in str(part.error)
+        async with aiohttp.ClientSession(url) as session:
+            with pytest.raises(ValueError, match="must be text"):
+                [each async for each in lamella.records(session, source)]
+
+    @every_chain
+    @pytest.mark.parametrize("token", [None, False, ""])
+    async def test_an_empty_link_is_the_end_of_a_list(
+        self, serve: Serve, tmp_path: Path, way: str, token: object
+    ) -> None:
+        api, source = Api(numbered(5)), replace(SOURCE, pages=CHAINS[way])
+        api.answer = lambda api, start, body: web.json_response(body | {"next": token, "links": {"next": token}})
+        part, found = await synced(tmp_path, await serve(api), source)
+        assert (part.done, len(found)) == (True, 5)
+
+    @every_chain
+    @pytest.mark.parametrize("counts", [(), ("total",)])
+    async def test_a_chain_that_returns_to_an_earlier_page_ends(
+        self, serve: Serve, tmp_path: Path, way: str, counts: tuple[str, ...]
+    ) -> None:
+        """The first two pages in turn, for ever."""
+        api, source = Api(numbered(35), counts=counts), replace(SOURCE, pages=CHAINS[way])
+
+        def turn(api: Api, start: int, body: Record) -> web.Response | None:
+            url = f"/api/items?limit=10&start={10 if start == 0 else 0}"
+            token = url.rpartition("=")[2]
+            body |= {"next": token, "links": {"next": url}}
+            return web.json_response(body, headers={"Link": f'<{url}>; rel="next"'})
+
+        api.answer = turn
+        part, _ = await synced(tmp_path, await serve(api), source)
+        assert isinstance(part.error, sync.RepeatedPage)
+        assert len(api.queries) == 9
 
     @pytest.mark.parametrize("way", ["a Link header", "a URL in the body"])
     async def test_a_chain_to_another_server_is_not_followed(self, serve: Serve, tmp_path: Path, way: str) -> None:

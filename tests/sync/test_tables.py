@@ -243,6 +243,29 @@ async def test_a_bad_table_name_is_rejected(journal: Journal, folder: Path, name
         await export(journal, folder / "out.db", {name: TABLE})
 
 
+WHOLE = ["1.0", "1E+2", "-0", "-0.0", "9223372036854775807.000", "10e-1"]
+
+
+@pytest.mark.parametrize("name", ["out.db", "out.parquet"])
+async def test_a_whole_number_may_have_a_point_or_an_exponent(nights: Nights, folder: Path, name: str) -> None:
+    nights.records = [f'{{"id":"{number}","n":{text}}}' for number, text in enumerate(WHOLE)]
+    report = await nights.run(folder / name, {"invoices": Table({"n": "integer"})})
+    assert (report.done, report.misfits.first) == (True, ())
+    if name == "out.db":
+        found = [n for (n,) in sqlite_rows(folder / name, "SELECT n FROM invoices ORDER BY id")]
+    else:
+        found = pq.read_table(folder / "out.invoices.parquet").column("n").to_pylist()
+    assert found == [1, 100, 0, 0, 2**63 - 1, 1]
+
+
+@pytest.mark.parametrize("text", ["1.5", "1e19", "9223372036854775808", "-9223372036854775809.0", "1e400", "1e-400"])
+async def test_another_number_is_not_an_integer(nights: Nights, folder: Path, text: str) -> None:
+    nights.records = [f'{{"id":"1","n":{text}}}']
+    report = await nights.run(folder / "out.db", {"invoices": Table({"n": "integer"})})
+    assert report.misfits.count == 1
+    assert sqlite_rows(folder / "out.db", "SELECT n FROM invoices") == [(None,)]
+
+
 @given(st.decimals(allow_nan=False, allow_infinity=False), st.integers(1, 38), st.integers(0, 38))
 def test_a_decimal_is_exact_or_does_not_fit(number: Decimal, digits: int, scale: int) -> None:
     kind = Type("decimal", digits, min(scale, digits))

@@ -288,7 +288,10 @@ def _proxy(url: URL) -> URL | None:
     found = getproxies().get(url.scheme)
     if not found or proxy_bypass(f"{url.host}:{url.port}"):
         return None
-    return URL(found if "://" in found else f"http://{found}")
+    proxy = http_url(found if "://" in found else f"http://{found}")
+    if proxy is None:
+        raise ValueError(f"{url.scheme.upper()}_PROXY must be the URL of an HTTP proxy, such as http://proxy:3128")
+    return proxy
 
 
 def _redacted(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -168,7 +169,8 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
             answer, records, cut, problem = _parsed(body, of, records_at)
             failed = warnings = token = None
             if problem is None:
-                failed = None if source.errors is None else error_messages(response, at(answer, source.errors))
+                found = (error_messages(response, at(answer, place)) for place in source.errors_at)
+                failed = next((messages for messages in found if messages is not None), None)
                 warnings = None if source.warnings is None else error_messages(response, at(answer, source.warnings))
                 token = source.pages.token(response, answer) if failed is None else None
     # A server may repeat a credential, and some tools show the locals of a traceback.
@@ -243,9 +245,9 @@ async def _body(response: aiohttp.ClientResponse, what: str) -> bytes:
     body = await response.read() if response.content.at_eof() else await response.content.read()
     charset = (response.charset or "utf-8").lower()
     if charset in {"utf-8", "utf8", "us-ascii"}:
-        return body
+        return body.removeprefix(codecs.BOM_UTF8)
     try:
-        return body.decode(charset).encode("utf-8", "backslashreplace")
+        return body.decode(charset).removeprefix("\ufeff").encode("utf-8", "backslashreplace")
     except LookupError:  # unknown character set
         return body
     except ValueError as exc:

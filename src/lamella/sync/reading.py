@@ -13,9 +13,10 @@ import anyio
 from yarl import URL
 
 from lamella.batch import AccountStopped, ItemOutcome, Journal
-from lamella.errors import Forbidden, LamellaError, MethodNotAllowed, NotFound
+from lamella.errors import BadRequest, Forbidden, LamellaError, MethodNotAllowed, NotFound
 from lamella.sync.contact import Contact
 from lamella.sync.errors import AnswerFailed, BadRecord, EmptyPage
+from lamella.sync.lists import MOST_EMPTY
 from lamella.sync.marks import Position, Wanted, store
 from lamella.sync.page import List, Place, read_filled
 from lamella.sync.progress import Part, Progress, part_of
@@ -25,6 +26,9 @@ _OF_ONE_PAGE: Final = (LamellaError, EmptyPage, AnswerFailed, BadRecord)
 """Errors that may affect only one page of a list."""
 _OF_THE_LIST: Final = (Forbidden, NotFound, MethodNotAllowed)
 """Errors among them that affect the whole list. Each further page would fail too, and some systems then block a key."""
+
+_OF_A_FALSE_COUNT: Final = (EmptyPage, BadRequest)
+"""Errors of each page after the end of a list, if the API counts too many pages."""
 
 _MOST_TOLD: Final = 10
 """Maximum number of reported warnings, bad records and ids of a list."""
@@ -41,6 +45,8 @@ class ListToRead:
         """Warnings, bad records and ids, by the field of Part that contains the first ones."""
         self.known = 0
         """The last page to read, as far as known."""
+        self.beyond = 0
+        """Consecutive pages that failed as if they were after the end."""
         self.is_over = False
         """Whether the list needs no more pages."""
         url = URL(source.url)
@@ -159,6 +165,9 @@ class Reading:
             of.told["deleted_ids"] |= dict.fromkeys(outcome.value.deleted_ids[:_MOST_TOLD])
             self._go_on(page, outcome.value)
         if error is not None and (not isinstance(error, _OF_ONE_PAGE) or isinstance(error, _OF_THE_LIST)):
+            of.is_over = True
+        of.beyond = of.beyond + 1 if isinstance(error, _OF_A_FALSE_COUNT) else 0
+        if of.beyond > MOST_EMPTY:
             of.is_over = True
         part = part_of(of.wanted, of.position)
         self._change(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
+from decimal import Decimal
 from typing import Any, ClassVar, Final
 
 import aiohttp
@@ -13,6 +14,7 @@ from yarl import URL
 from lamella.checks import check_whole
 from lamella.rules import HTTP_RULES, RuleBook
 
+_DIGITS: Final = 16
 _TOO_MANY: Final = 2**53
 """An upper bound for counts of records and pages: JSON cannot distinguish larger numbers from their neighbours."""
 
@@ -74,7 +76,8 @@ class Cursor(Pagination):
     """Pages with a cursor for the next page in the answer: ``?cursor=…&limit=100``."""
 
     next: str = "next_cursor"
-    """The place of the cursor in the answer: names separated by points. Null, empty or missing: the last page."""
+    """The place of the cursor in the answer: names separated by points. Null, false, empty or missing: the last
+    page."""
     cursor: str = "cursor"
     """The query parameter for the cursor."""
 
@@ -83,7 +86,11 @@ class Cursor(Pagination):
 
     def token(self, response: aiohttp.ClientResponse, answer: object) -> str | None:
         found = at(answer, self.next)
-        return str(found) if isinstance(found, str | int) and not isinstance(found, bool) and found != "" else None
+        if found is None or found is False:
+            return None
+        if not isinstance(found, str | int) or found is True:
+            raise ValueError(f"the cursor at {self.next!r} must be text or a whole number, got {type(found).__name__}")
+        return str(found) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +121,9 @@ class LinkHeader(_Linked):
     rel: str = "next"
 
     def url(self, response: aiohttp.ClientResponse, answer: object) -> str | None:
-        found = response.links.get(self.rel)
-        return None if found is None else str(found["url"])
+        # A link may have several relations, separated by spaces and in any case.
+        links = (link for rel, link in response.links.items() if self.rel.lower() in rel.lower().split())
+        return next((str(link["url"]) for link in links), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +131,13 @@ class NextUrl(_Linked):
     """Pages with the URL of the next page in the body. It must have the same origin."""
 
     next: str = "next"
-    """The place of the URL in the answer: names separated by points. Null, empty or missing: the last page."""
+    """The place of the URL in the answer: names separated by points. Null, false, empty or missing: the last page."""
 
     def url(self, response: aiohttp.ClientResponse, answer: object) -> str | None:
         found = at(answer, self.next)
-        return found if isinstance(found, str) else None
+        if found is None or found is False or isinstance(found, str):
+            return found or None
+        raise ValueError(f"the next URL at {self.next!r} must be text, got {type(found).__name__}")
 
 
 Fetch = Callable[
@@ -175,8 +185,8 @@ class Source:
     """The place of the number of records on all pages. None means that no answer has it."""
     total_pages: str | None = None
     """The place of the number of pages."""
-    errors: str | None = None
-    """The place of the errors in an answer with a successful status."""
+    errors: str | Sequence[str] | None = None
+    """The place of the errors in an answer with a successful status. With several places, each one may hold them."""
     warnings: str | None = None
     """The place of warnings, which are reported."""
     params: Mapping[str, str] | Callable[[Any], Mapping[str, str | None]] = field(default_factory=dict)
@@ -220,6 +230,11 @@ class Source:
         return () if self.changed is None else (self.changed,) if isinstance(self.changed, str) else tuple(self.changed)
 
     @property
+    def errors_at(self) -> tuple[str, ...]:
+        """The places that may hold errors."""
+        return () if self.errors is None else (self.errors,) if isinstance(self.errors, str) else tuple(self.errors)
+
+    @property
     def identity(self) -> str:
         """The identity of its stored records: records of another identity belong to another list."""
         return repr((self.url, self.records, self.ids, self.dates))
@@ -248,4 +263,8 @@ def at(answer: object, place: str) -> Any:
 def count_at(answer: object, place: str | None) -> int | None:
     """Return the number at a place in an answer. None: there is no number that may be a count."""
     value = None if place is None else at(answer, place)
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _TOO_MANY else None
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _DIGITS:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not 0 <= value < _TOO_MANY:
+        return None
+    return int(value) if value == int(value) else None

@@ -62,8 +62,9 @@ class Type:
         if self.kind == "decimal":
             return self._decimal(found)
         if self.kind == "integer":
-            if isinstance(found, int) and not isinstance(found, bool) and -(2**63) <= found < 2**63:
-                return found
+            is_number = isinstance(found, int | Decimal) and not isinstance(found, bool)
+            if is_number and -(2**63) <= found < 2**63 and found == int(found):
+                return int(found)
         elif self.kind == "boolean":
             if isinstance(found, bool):
                 return found

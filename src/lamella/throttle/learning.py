@@ -106,6 +106,8 @@ def _end_burst(estimate: RateEstimate) -> None:
         _start_over(estimate, 1.0)  # other clients may have used up the limit
     else:
         estimate.phase, estimate.requests, estimate.spread = "spread", float(passed), SPREAD
+        if passed < _ENOUGH:
+            estimate.look_every = LOOK_EVERY  # twice the same number: no other client explains it
 
 
 def _end_spread(estimate: RateEstimate, now: float) -> None:

@@ -249,7 +249,11 @@ def answered(  # noqa: PLR0917 - by a keyword it would take a third longer, once
             estimate.period = since_began
     if in_flight > estimate.max_in_flight and not (estimate.generation or estimate.most):
         estimate.max_in_flight = float(in_flight)  # this many attempts in flight were not too many
-    if not estimate.requests or in_flight + estimate.count(now - estimate.period) >= estimate.requests:
+    # While a small number is measured again, one attempt at a time costs one refusal.
+    is_again = estimate.phase == "burst" and estimate.passed <= estimate.burst
+    if not is_again and (
+        not estimate.requests or in_flight + estimate.count(now - estimate.period) >= estimate.requests
+    ):
         estimate.max_in_flight += _REGROWTH if estimate.max_in_flight < estimate.most else _GROWTH
         if estimate.is_sure:
             estimate.max_in_flight = min(estimate.max_in_flight, estimate.most_tried)
