@@ -16,10 +16,8 @@ from lamella.checks import check_whole
 from lamella.classify.failures import ERROR_STATUS, failure_of
 from lamella.cookies import keep_cookies
 from lamella.pipeline import Layer, Result, Slot
-from lamella.rules import RuleBook
 from lamella.telemetry.redirects import is_redirect
 
-_NO_RULES = RuleBook()
 _ENDLESS = frozenset({"text/event-stream", "multipart/x-mixed-replace"})
 
 
@@ -71,7 +69,7 @@ class Buffer(Layer):
             note_interruption(call)
             response.close()
             if isinstance(exc, aiohttp.ClientError | OSError):
-                return failure_of(call, exc, _NO_RULES) or exc
+                return failure_of(call, exc) or exc
             raise
         return None
 
