@@ -49,11 +49,7 @@ class Field(NamedTuple):
 
 @cache
 def fields_of(kind: str) -> tuple[Field, ...]:
-    """Return the fields of a kind of record.
-
-    Raises:
-        KeyError: The kind is unknown.
-    """
+    """Return the fields of a kind of record. Raises KeyError if the kind is unknown."""
     return tuple(map(_field, _FIELDS[kind]))
 
 
