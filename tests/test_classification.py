@@ -31,7 +31,7 @@ from lamella import (
 )
 from lamella._aiohttp import forget_answer, is_unsent
 from lamella.call import Call
-from lamella.classify.failures import rate_limited, require_open, shown_cause, transport_error
+from lamella.classify.failures import rejected, require_open, shown_cause, transport_error
 from lamella.classify.judge import api_error
 from lamella.credentials import note_secrets
 
@@ -240,7 +240,7 @@ async def test_a_response_below_400_is_not_an_error(serve: Serve) -> None:
 async def test_the_error_for_a_late_permit_has_its_reason(rules: RuleBook | None) -> None:
     def late(request: aiohttp.ClientRequest) -> RateLimited:
         Call.of(request).secrets = ("secret-path",)
-        return rate_limited(Call.of(request), rules, since=5.0, until=7.0)
+        return rejected(RateLimited, Call.of(request), rules, since=5.0, until=7.0, stopped=StopReason.DEADLINE)
 
     began = datetime.now(UTC)
     error = await of_request(late, f"{HTTPS}/secret-path")

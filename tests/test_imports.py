@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import subprocess
 import sys
@@ -49,9 +51,15 @@ print([name for name in lamella.__all__ if isinstance(getattr(lamella, name), ty
 
 def test_all_public_names_can_be_imported() -> None:
     assert set(dir(lamella)) == {*lamella.__all__, "__version__", "batch", "maesn", "oauth", "sync", "testing"}
-    assert set(lamella.__all__) == set(lamella._MODULES)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = lamella.nothing  # type: ignore[attr-defined]
+
+
+def test_type_checkers_and_python_find_each_name_in_the_same_module() -> None:
+    block = next(node for node in ast.parse(inspect.getsource(lamella)).body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom) and node.module != "lamella"]
+    assert {alias.name: node.module for node in imports for alias in node.names} == lamella._MODULES
+    assert set(lamella.__all__) == set(lamella._MODULES)
 
 
 @pytest.mark.slow

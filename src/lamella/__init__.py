@@ -13,220 +13,112 @@ if TYPE_CHECKING:
     from lamella import oauth as oauth
     from lamella import sync as sync
     from lamella import testing as testing
-    from lamella.attempt_record import AttemptRecord, attempts
-    from lamella.auth import HeaderAuth, Token, Tokens
-    from lamella.breaker import Breaker
-    from lamella.buffer import Buffer
-    from lamella.call import Call, PerCall
-    from lamella.classify import Classify
-    from lamella.errors import (
-        AnswerInvalid,
-        ApiError,
-        AttemptTimeout,
-        BadRequest,
-        CertificateInvalid,
-        CircuitOpen,
-        ClientStatusError,
-        Conflict,
-        ConnectFailed,
-        ConnectionLost,
-        ConnectTimeout,
-        Forbidden,
-        InternalServerError,
-        LamellaError,
-        MethodNotAllowed,
-        NotFound,
-        ProxyRefused,
-        RateLimited,
-        RequestRejected,
-        ServerStatusError,
-        ServiceUnavailable,
-        TokenUnavailable,
-        TooManyRequests,
-        TransportError,
-        Unauthorized,
-        UnprocessableContent,
-    )
-    from lamella.pipeline import Layer, Result, Slot
-    from lamella.retry import Retry
-    from lamella.retry.budget import RetryBudget
-    from lamella.rules import (
-        HTTP_RULES,
-        Answer,
-        Backoff,
-        Decision,
-        Failure,
-        Outcome,
-        Rule,
-        RuleBook,
-        StopReason,
-        WaitSource,
-        decide,
-        parse_retry_after,
-    )
-    from lamella.scope import deadline, options
-    from lamella.stacking import At, stack
-    from lamella.store import MemoryStore, PostgresStore, RedisStore, Store
-    from lamella.sync import Source, pages, records
-    from lamella.telemetry.attempt_span import AttemptSpan
-    from lamella.telemetry.call_span import RequestSpan
-    from lamella.throttle import Belief, Limit, StatedLimit, Throttle
-    from lamella.timeout import Timeout
+    from lamella.attempt_record import AttemptRecord as AttemptRecord
+    from lamella.attempt_record import attempts as attempts
+    from lamella.auth import HeaderAuth as HeaderAuth
+    from lamella.auth import Token as Token
+    from lamella.auth import Tokens as Tokens
+    from lamella.breaker import Breaker as Breaker
+    from lamella.buffer import Buffer as Buffer
+    from lamella.call import Call as Call
+    from lamella.call import PerCall as PerCall
+    from lamella.classify import Classify as Classify
+    from lamella.errors import AnswerInvalid as AnswerInvalid
+    from lamella.errors import ApiError as ApiError
+    from lamella.errors import AttemptTimeout as AttemptTimeout
+    from lamella.errors import BadRequest as BadRequest
+    from lamella.errors import CertificateInvalid as CertificateInvalid
+    from lamella.errors import CircuitOpen as CircuitOpen
+    from lamella.errors import ClientStatusError as ClientStatusError
+    from lamella.errors import Conflict as Conflict
+    from lamella.errors import ConnectFailed as ConnectFailed
+    from lamella.errors import ConnectionLost as ConnectionLost
+    from lamella.errors import ConnectTimeout as ConnectTimeout
+    from lamella.errors import Forbidden as Forbidden
+    from lamella.errors import InternalServerError as InternalServerError
+    from lamella.errors import LamellaError as LamellaError
+    from lamella.errors import MethodNotAllowed as MethodNotAllowed
+    from lamella.errors import NotFound as NotFound
+    from lamella.errors import ProxyRefused as ProxyRefused
+    from lamella.errors import RateLimited as RateLimited
+    from lamella.errors import RequestRejected as RequestRejected
+    from lamella.errors import ServerStatusError as ServerStatusError
+    from lamella.errors import ServiceUnavailable as ServiceUnavailable
+    from lamella.errors import TokenUnavailable as TokenUnavailable
+    from lamella.errors import TooManyRequests as TooManyRequests
+    from lamella.errors import TransportError as TransportError
+    from lamella.errors import Unauthorized as Unauthorized
+    from lamella.errors import UnprocessableContent as UnprocessableContent
+    from lamella.pipeline import Layer as Layer
+    from lamella.pipeline import Result as Result
+    from lamella.pipeline import Slot as Slot
+    from lamella.retry import Retry as Retry
+    from lamella.retry.budget import RetryBudget as RetryBudget
+    from lamella.rules import HTTP_RULES as HTTP_RULES
+    from lamella.rules import Answer as Answer
+    from lamella.rules import Backoff as Backoff
+    from lamella.rules import Decision as Decision
+    from lamella.rules import Failure as Failure
+    from lamella.rules import Outcome as Outcome
+    from lamella.rules import Rule as Rule
+    from lamella.rules import RuleBook as RuleBook
+    from lamella.rules import StopReason as StopReason
+    from lamella.rules import WaitSource as WaitSource
+    from lamella.rules import decide as decide
+    from lamella.rules import parse_retry_after as parse_retry_after
+    from lamella.scope import deadline as deadline
+    from lamella.scope import options as options
+    from lamella.stacking import At as At
+    from lamella.stacking import stack as stack
+    from lamella.store import MemoryStore as MemoryStore
+    from lamella.store import PostgresStore as PostgresStore
+    from lamella.store import RedisStore as RedisStore
+    from lamella.store import Store as Store
+    from lamella.sync import Source as Source
+    from lamella.sync import pages as pages
+    from lamella.sync import records as records
+    from lamella.telemetry.attempt_span import AttemptSpan as AttemptSpan
+    from lamella.telemetry.call_span import RequestSpan as RequestSpan
+    from lamella.throttle import Belief as Belief
+    from lamella.throttle import Limit as Limit
+    from lamella.throttle import StatedLimit as StatedLimit
+    from lamella.throttle import Throttle as Throttle
+    from lamella.timeout import Timeout as Timeout
 
-__all__ = [
-    "HTTP_RULES",
-    "Answer",
-    "AnswerInvalid",
-    "ApiError",
-    "At",
-    "AttemptRecord",
-    "AttemptSpan",
-    "AttemptTimeout",
-    "Backoff",
-    "BadRequest",
-    "Belief",
-    "Breaker",
-    "Buffer",
-    "Call",
-    "CertificateInvalid",
-    "CircuitOpen",
-    "Classify",
-    "ClientStatusError",
-    "Conflict",
-    "ConnectFailed",
-    "ConnectTimeout",
-    "ConnectionLost",
-    "Decision",
-    "Failure",
-    "Forbidden",
-    "HeaderAuth",
-    "InternalServerError",
-    "LamellaError",
-    "Layer",
-    "Limit",
-    "MemoryStore",
-    "MethodNotAllowed",
-    "NotFound",
-    "Outcome",
-    "PerCall",
-    "PostgresStore",
-    "ProxyRefused",
-    "RateLimited",
-    "RedisStore",
-    "RequestRejected",
-    "RequestSpan",
-    "Result",
-    "Retry",
-    "RetryBudget",
-    "Rule",
-    "RuleBook",
-    "ServerStatusError",
-    "ServiceUnavailable",
-    "Slot",
-    "Source",
-    "StatedLimit",
-    "StopReason",
-    "Store",
-    "Throttle",
-    "Timeout",
-    "Token",
-    "TokenUnavailable",
-    "Tokens",
-    "TooManyRequests",
-    "TransportError",
-    "Unauthorized",
-    "UnprocessableContent",
-    "WaitSource",
-    "attempts",
-    "deadline",
-    "decide",
-    "options",
-    "pages",
+_NAMES: Final = {
+    "attempt_record": "AttemptRecord attempts",
+    "auth": "HeaderAuth Token Tokens",
+    "breaker": "Breaker",
+    "buffer": "Buffer",
+    "call": "Call PerCall",
+    "classify": "Classify",
+    "errors": "AnswerInvalid ApiError AttemptTimeout BadRequest CertificateInvalid CircuitOpen ClientStatusError "
+    "Conflict ConnectFailed ConnectTimeout ConnectionLost Forbidden InternalServerError LamellaError "
+    "MethodNotAllowed NotFound ProxyRefused RateLimited RequestRejected ServerStatusError "
+    "ServiceUnavailable TokenUnavailable TooManyRequests TransportError Unauthorized UnprocessableContent",
+    "pipeline": "Layer Result Slot",
+    "retry": "Retry",
+    "retry.budget": "RetryBudget",
+    "rules": "Answer Backoff Decision Failure HTTP_RULES Outcome Rule RuleBook StopReason WaitSource decide "
     "parse_retry_after",
-    "records",
-    "stack",
-]
-
-_MODULES: Final = {
-    "Answer": "lamella.rules",
-    "AnswerInvalid": "lamella.errors",
-    "ApiError": "lamella.errors",
-    "At": "lamella.stacking",
-    "Call": "lamella.call",
-    "Layer": "lamella.pipeline",
-    "PerCall": "lamella.call",
-    "Result": "lamella.pipeline",
-    "Slot": "lamella.pipeline",
-    "AttemptRecord": "lamella.attempt_record",
-    "AttemptSpan": "lamella.telemetry.attempt_span",
-    "AttemptTimeout": "lamella.errors",
-    "Backoff": "lamella.rules",
-    "BadRequest": "lamella.errors",
-    "CertificateInvalid": "lamella.errors",
-    "Breaker": "lamella.breaker",
-    "Buffer": "lamella.buffer",
-    "CircuitOpen": "lamella.errors",
-    "Classify": "lamella.classify",
-    "ClientStatusError": "lamella.errors",
-    "Conflict": "lamella.errors",
-    "ConnectFailed": "lamella.errors",
-    "ConnectTimeout": "lamella.errors",
-    "ConnectionLost": "lamella.errors",
-    "Decision": "lamella.rules",
-    "Failure": "lamella.rules",
-    "Forbidden": "lamella.errors",
-    "HTTP_RULES": "lamella.rules",
-    "HeaderAuth": "lamella.auth",
-    "InternalServerError": "lamella.errors",
-    "LamellaError": "lamella.errors",
-    "Belief": "lamella.throttle",
-    "Limit": "lamella.throttle",
-    "StatedLimit": "lamella.throttle",
-    "MemoryStore": "lamella.store",
-    "PostgresStore": "lamella.store",
-    "RedisStore": "lamella.store",
-    "MethodNotAllowed": "lamella.errors",
-    "NotFound": "lamella.errors",
-    "RequestRejected": "lamella.errors",
-    "ProxyRefused": "lamella.errors",
-    "Outcome": "lamella.rules",
-    "RateLimited": "lamella.errors",
-    "RequestSpan": "lamella.telemetry.call_span",
-    "Retry": "lamella.retry",
-    "RetryBudget": "lamella.retry.budget",
-    "Rule": "lamella.rules",
-    "RuleBook": "lamella.rules",
-    "ServerStatusError": "lamella.errors",
-    "ServiceUnavailable": "lamella.errors",
-    "StopReason": "lamella.rules",
-    "Store": "lamella.store",
-    "Throttle": "lamella.throttle",
-    "Timeout": "lamella.timeout",
-    "Token": "lamella.auth",
-    "TokenUnavailable": "lamella.errors",
-    "Tokens": "lamella.auth",
-    "TooManyRequests": "lamella.errors",
-    "TransportError": "lamella.errors",
-    "Unauthorized": "lamella.errors",
-    "UnprocessableContent": "lamella.errors",
-    "WaitSource": "lamella.rules",
-    "attempts": "lamella.attempt_record",
-    "deadline": "lamella.scope",
-    "options": "lamella.scope",
-    "Source": "lamella.sync",
-    "pages": "lamella.sync",
-    "records": "lamella.sync",
-    "decide": "lamella.rules",
-    "parse_retry_after": "lamella.rules",
-    "stack": "lamella.stacking",
+    "scope": "deadline options",
+    "stacking": "At stack",
+    "store": "MemoryStore PostgresStore RedisStore Store",
+    "sync": "Source pages records",
+    "telemetry.attempt_span": "AttemptSpan",
+    "telemetry.call_span": "RequestSpan",
+    "throttle": "Belief Limit StatedLimit Throttle",
+    "timeout": "Timeout",
 }
-
-
+"""The public names by their modules, once more as imports above, for type checkers."""
+_MODULES: Final = {name: f"lamella.{module}" for module, names in _NAMES.items() for name in names.split()}
 _PACKAGES: Final = ("batch", "maesn", "oauth", "sync", "testing")
 
 if TYPE_CHECKING:
+    __all__: list[str]
     __version__: str
 else:  # type checkers must know exactly these names
+    __all__ = list(_MODULES)
 
     def __getattr__(name: str) -> Any:
         from importlib import import_module
@@ -246,4 +138,4 @@ else:  # type checkers must know exactly these names
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_PACKAGES, "__version__"])
+    return sorted([*_MODULES, *_PACKAGES, "__version__"])

@@ -14,13 +14,10 @@ from lamella.body.request import note_interruption
 from lamella.call import OPTIONS, Call
 from lamella.checks import check_whole
 from lamella.classify.failures import ERROR_STATUS, failure_of
+from lamella.classify.judge import ENDLESS
 from lamella.cookies import keep_cookies
 from lamella.pipeline import Layer, Result, Slot
-from lamella.rules import RuleBook
 from lamella.telemetry.redirects import is_redirect
-
-_NO_RULES = RuleBook()
-_ENDLESS = frozenset({"text/event-stream", "multipart/x-mixed-replace"})
 
 
 class Buffer(Layer):
@@ -71,7 +68,7 @@ class Buffer(Layer):
             note_interruption(call)
             response.close()
             if isinstance(exc, aiohttp.ClientError | OSError):
-                return failure_of(call, exc, _NO_RULES) or exc
+                return failure_of(call, exc) or exc
             raise
         return None
 
@@ -84,7 +81,7 @@ class Buffer(Layer):
         limit = whole_limit() or self._whole.get(kind)
         given = OPTIONS.get(call) or {}
         if limit is None or "buffer" in given:
-            if limit is None and (length is None or kind in _ENDLESS):
+            if limit is None and (length is None or kind in ENDLESS):
                 return 0
             limit = given.get("buffer", self._limit) or 0
         return limit if length is None or length <= limit else 0

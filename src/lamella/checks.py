@@ -9,11 +9,7 @@ from typing import Any
 
 
 def check_options(function: str, options: Iterable[str], known: Iterable[str]) -> None:
-    """Check that *function* has each of the *options*; *known* are all names of its options.
-
-    Raises:
-        TypeError: An option is unknown.
-    """
+    """Raise TypeError if *function* lacks one of the *options*; *known* are all names of its options."""
     names = list(known)
     if all(option in names for option in options):
         return
@@ -27,10 +23,9 @@ def check_options(function: str, options: Iterable[str], known: Iterable[str]) -
 
 
 def check_kind(name: str, value: object, kind: Any, allowed: str) -> None:
-    """Check that *value* is an instance of *kind*, a class or a union; *allowed* describes it in words.
+    """Raise ValueError unless *value* is an instance of *kind*, a class or a union; *allowed* describes it in words.
 
-    Raises:
-        ValueError: *value* is of another type. Strings are not shown, because they may be credentials.
+    The message does not show strings, because they may be credentials.
     """
     if not isinstance(value, kind):
         shown = repr(value) if isinstance(value, int | float | None) else type(value).__name__
@@ -38,20 +33,12 @@ def check_kind(name: str, value: object, kind: Any, allowed: str) -> None:
 
 
 def check_seconds(name: str, seconds: object, *, zero: bool = False) -> None:
-    """Check that *seconds* is a finite number greater than 0, or with *zero* 0 or more.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """Raise ValueError unless *seconds* is a finite number greater than 0, or with *zero* 0 or more."""
     check_number(name, seconds, 0, above=not zero, kind="a finite number of seconds")
 
 
 def check_number(name: str, number: object, least: int, *, above: bool = False, kind: str = "a finite number") -> None:
-    """Check that *number* is finite and at least *least*, or with *above* greater than that.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """Raise ValueError unless *number* is finite and at least *least*, or with *above* greater than that."""
     valid = isinstance(number, int | float) and not isinstance(number, bool) and isfinite(number)
     if not valid or number < least or (above and number == least):  # type: ignore[operator]
         allowed = f"{kind} greater than {least}" if above else f"{kind}, {least} or more"
@@ -59,11 +46,7 @@ def check_number(name: str, number: object, least: int, *, above: bool = False, 
 
 
 def check_whole(name: str, number: object, least: int | None = 1, most: int | None = None) -> None:
-    """Check that *number* is a whole number from *least* to *most*; None means no bound.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """Raise ValueError unless *number* is a whole number from *least* to *most*; None means no bound."""
     valid = not isinstance(number, bool) and hasattr(number, "__index__")
     if valid and (least is None or index(number) >= least) and (most is None or index(number) <= most):  # type: ignore[arg-type]
         return

@@ -49,35 +49,6 @@ from lamella.error_body import Said, code_in, parse, request_id_in
 from lamella.redaction import one_line, redact_later, redact_text, shown_url
 from lamella.rules import Failure, Outcome, Rule, StopReason
 
-__all__ = [
-    "AnswerInvalid",
-    "ApiError",
-    "AttemptTimeout",
-    "BadRequest",
-    "CertificateInvalid",
-    "CircuitOpen",
-    "ClientStatusError",
-    "Conflict",
-    "ConnectFailed",
-    "ConnectTimeout",
-    "ConnectionLost",
-    "Forbidden",
-    "InternalServerError",
-    "LamellaError",
-    "MethodNotAllowed",
-    "NotFound",
-    "ProxyRefused",
-    "RateLimited",
-    "RequestRejected",
-    "ServerStatusError",
-    "ServiceUnavailable",
-    "TokenUnavailable",
-    "TooManyRequests",
-    "TransportError",
-    "Unauthorized",
-    "UnprocessableContent",
-]
-
 
 class LamellaError(Exception):
     """A failed call: what happened, what was tried, and what to do about it."""

@@ -27,11 +27,7 @@ def origin_text(origin: Origin) -> str:
 
 
 def parsed_origin(value: str | URL, name: str = "origin") -> Origin:
-    """Parse *value* as an origin; *name* is the argument's name for the message.
-
-    Raises:
-        ValueError: *value* is not an http or https URL with a host.
-    """
+    """Return the origin of *value*, or raise ValueError; *name* is the argument's name for the message."""
     try:
         url = URL(value)
     except (ValueError, TypeError):

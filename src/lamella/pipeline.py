@@ -192,11 +192,7 @@ class Pipeline:
         return self._run(call, handler, 0, outside)  # type: ignore[return-value]  # a whole run raises its exception
 
     def _check_outside(self, request: aiohttp.ClientRequest) -> None:
-        """Check that no outer middleware of the session waits for a response that is raised as an error here.
-
-        Raises:
-            ValueError: aiohttp's digest authentication is outside and would never see a 401.
-        """
+        """Raise ValueError if aiohttp's digest authentication is outside and would see no 401, raised as an error."""
         raises = any(layer.slot is Slot.CLASSIFY and layer.single for layer in self.layers)
         call: Call | None = getattr(request, CALL_KEY, None)
         given = SCOPE.get().options if call is None else OPTIONS.get(call)
@@ -224,11 +220,7 @@ class Pipeline:
             return await self._run(call, handler, 0, None)
 
     def _check_options(self, given: CallOptions, session: aiohttp.ClientSession) -> None:
-        """Check that a layer exists for each option *given* by a block.
-
-        Raises:
-            ValueError: No layer takes an option, and *session* does not behave that way without it.
-        """
+        """Raise ValueError if an option *given* by a block has no layer, and the *session* does not behave that way."""
         of_session = set(layers_in(middlewares_of(session)))
         if not self._beside and self.layers[0] not in of_session:
             return  # passed with the request, possibly among others
@@ -358,11 +350,7 @@ _INSIDE: Final = PerCall[Layer | None](lambda: None)
 
 
 def check_slot(layer: object) -> None:
-    """Check that *layer* has a slot.
-
-    Raises:
-        ValueError: It has none.
-    """
+    """Raise ValueError if *layer* has no slot."""
     slot = getattr(layer, "slot", None)
     if not isinstance(slot, Slot):
         raise ValueError(  # noqa: TRY004 - like every other bad value
@@ -371,11 +359,7 @@ def check_slot(layer: object) -> None:
 
 
 def check_order(outer: Layer, inner: Layer) -> None:
-    """Check that *inner* may be inside *outer*.
-
-    Raises:
-        ValueError: *inner* belongs further out, or is there twice.
-    """
+    """Raise ValueError if *inner* belongs outside *outer*, or must not be in a stack twice."""
     if inner.slot < outer.slot:
         raise ValueError(
             f"wrong order of middlewares: {_name(inner)} must be outside {_name(outer)}. From the outside in, the "

@@ -112,11 +112,7 @@ def options(**given: Unpack[CallOptions]) -> Block:
 
 
 def check_values(given: Mapping[str, object]) -> None:
-    """Check the values of the options *given* to :func:`options`.
-
-    Raises:
-        ValueError: A value is out of range.
-    """
+    """Raise ValueError if a value of the options *given* to :func:`options` is out of range."""
     for name, value in given.items():
         if name == "rules":
             check_rules(value, "options(rules=")

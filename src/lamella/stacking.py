@@ -86,41 +86,27 @@ class _Made(NamedTuple):
 
     kind: type[Layer]
     takes_rules: bool
-    keywords: Mapping[str, str]
-    """The options of the stack that the layer takes, mapped to the names of its arguments."""
+    options: tuple[str, ...]
+    """The options of the stack that the layer takes."""
     off: tuple[str, object] | None = None
     """The option and its value that leave the layer out."""
 
 
-_PROVIDERS: Final = {"tracer_provider": "tracer_provider", "meter_provider": "meter_provider"}
-_SPANS: Final = {
-    name: name for name in ("tracer_provider", "meter_provider", "url_template", "excluded_urls", "max_servers")
-}
-_RETRY: Final = {
-    "attempts": "attempts",
-    "deadline": "deadline",
-    "retry_writes": "retry_writes",
-    "retry_budget": "budget",
-    "store": "store",
-    "on_attempt": "on_attempt",
-}
-_THROTTLE: Final = {
-    **_PROVIDERS,
-    "limits": "limits",
-    "account": "key",
-    "scope": "scope",
-    "cost": "cost",
-    "store": "store",
-}
+_PROVIDERS: Final = ("tracer_provider", "meter_provider")
+_SPANS: Final = (*_PROVIDERS, "url_template", "excluded_urls", "max_servers")
+_RETRY: Final = ("attempts", "deadline", "retry_writes", "retry_budget", "store", "on_attempt")
+_THROTTLE: Final = (*_PROVIDERS, "limits", "account", "scope", "cost", "store")
+_ARGUMENTS: Final = {"retry_budget": "budget", "account": "key", "attempt_timeout": "seconds", "buffer": "limit"}
+"""The names of the layers' arguments where they differ from those of the options."""
 
 _MADE: Final = (
     _Made(RequestSpan, False, _SPANS, ("spans", False)),
     _Made(Retry, True, _RETRY),
     _Made(Throttle, True, _THROTTLE, ("throttle", False)),
-    _Made(AttemptSpan, False, {**_SPANS, "propagate": "propagate"}, ("spans", False)),
-    _Made(Timeout, False, {"attempt_timeout": "seconds"}, ("attempt_timeout", None)),
-    _Made(Buffer, False, {"buffer": "limit"}, ("buffer", None)),
-    _Made(Classify, True, {}, ("raise_errors", False)),
+    _Made(AttemptSpan, False, (*_SPANS, "propagate"), ("spans", False)),
+    _Made(Timeout, False, ("attempt_timeout",), ("attempt_timeout", None)),
+    _Made(Buffer, False, ("buffer",), ("buffer", None)),
+    _Made(Classify, True, (), ("raise_errors", False)),
 )
 _KINDS: Final = (*(made.kind for made in _MADE), Breaker, HeaderAuth)
 _SHARED: Final = frozenset({"store", *_SPANS})
@@ -286,11 +272,7 @@ def _check_middleware(middleware: object) -> None:
 
 
 def _require_answers(layer: Layer | At) -> None:
-    """Check that *layer* gets the responses that it needs in a stack that raises errors.
-
-    Raises:
-        ValueError: It is aiohttp's digest authentication and would never see a 401.
-    """
+    """Raise ValueError if *layer* is aiohttp's digest authentication and would never see a 401."""
     digest = aiohttp.DigestAuthMiddleware
     if isinstance(layer, At) and layer.slot < Slot.INNERMOST and isinstance(layer.middleware, digest):
         raise ValueError(
@@ -318,15 +300,11 @@ def _place(layer: Layer | At) -> tuple[Slot, bool]:
 
 
 def _arguments(made: _Made, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    return {keyword: wanted[name] for name, keyword in made.keywords.items() if name in wanted}
+    return {_ARGUMENTS.get(name, name): wanted[name] for name in made.options if name in wanted}
 
 
 def _require_effect(name: str, value: object, by_hand: Mapping[type[Layer], Layer], makes: Iterable[_Made]) -> None:
-    """Reject options that would be ignored, because no layer takes them or the user's own layer lacks them.
-
-    Raises:
-        ValueError: An option would be ignored.
-    """
+    """Raise ValueError for an option without effect: no layer takes it, or the user's own layer lacks it."""
     switched = [made.kind for made in _MADE if made.off is not None and made.off[0] == name]
     if switched and value in (False, None):
         if all(kind in by_hand for kind in switched):
@@ -334,7 +312,7 @@ def _require_effect(name: str, value: object, by_hand: Mapping[type[Layer], Laye
                 f"{name}={value} leaves out the {_names(switched)} that is made by hand: leave out one of them"
             )
         return
-    takers = [made.kind for made in _MADE if name in made.keywords]
+    takers = [made.kind for made in _MADE if name in made.options]
     if not takers or (value is None and name in _OPTIONAL):
         return
     if name in _SHARED:

@@ -21,11 +21,11 @@ from opentelemetry.trace import TracerProvider
 from lamella.auth.entry import Entry, Fetch
 from lamella.auth.token import Held, Token
 from lamella.auth.values import takes_request
-from lamella.call import Call, Stop
+from lamella.call import Call
 from lamella.checks import check_seconds
-from lamella.credentials import secrets_of
+from lamella.classify.failures import rejected
 from lamella.errors import LamellaError, TokenUnavailable
-from lamella.rules import Failure, RuleBook, StopReason
+from lamella.rules import StopReason
 from lamella.telemetry.metrics import instruments_of
 from lamella.telemetry.names import TOKEN_EVENT, TOKEN_RESULT, WAIT
 from lamella.telemetry.tracing import is_suppressed, suppression
@@ -33,7 +33,6 @@ from lamella.telemetry.tracing import is_suppressed, suppression
 K = TypeVar("K", bound=Hashable)
 
 _MOST_KEYS: Final = 100_000
-_RULE: Final = RuleBook().rule_for(Failure.TOKEN_UNAVAILABLE)
 
 
 class Tokens:
@@ -203,20 +202,13 @@ class Tokens:
     def _unavailable(self, call: Call, entry: Entry, outcome: BaseException) -> TokenUnavailable:
         """Return the error of *call* for a fetch that ended with *outcome*."""
         now = call.request.loop.time()
-        error = TokenUnavailable(
-            call.request.method,
-            call.request.url,
-            _RULE,
-            since=max(now - entry.failing_since, 0.0) if entry.failures else 0.0,
-            until=max(entry.ask_from - now, 0.0),
-            stopped=StopReason.TOKEN_UNAVAILABLE,
-            secrets=secrets_of(call),
-        )
+        since = max(now - entry.failing_since, 0.0) if entry.failures else 0.0
+        until = max(entry.ask_from - now, 0.0)
+        error = rejected(TokenUnavailable, call, since=since, until=until, stopped=StopReason.TOKEN_UNAVAILABLE)
         # Only our own messages are known to contain no secrets.
         said = str(outcome) if isinstance(outcome, LamellaError) else type(outcome).__name__
         error.reason = f"{said}; {error.reason}"
         error.__cause__ = outcome if isinstance(outcome, Exception) else None
-        call.stop = Stop(StopReason.TOKEN_UNAVAILABLE, _RULE, error)
         return error
 
     def _leave(self, fetch: Fetch) -> None:

@@ -22,20 +22,12 @@ def fault_of_name(name: object) -> str | None:
 
 
 def checked(name: str, answer: object) -> str | None:
-    """Return *answer*, the result of a function for the header *name*. None: omit the header.
-
-    Raises:
-        ValueError: *answer* is not allowed in a header.
-    """
+    """Return *answer* of a function for the header *name*, checked by `check_value`. None: omit the header."""
     return None if answer is None else check_value(name, answer)
 
 
 def check_value(name: str, value: object) -> str:
-    """Return *value* for the header *name*.
-
-    Raises:
-        ValueError: *value* is not allowed in a header.
-    """
+    """Return *value* for the header *name*, or raise ValueError if it is not allowed in a header."""
     fault = fault_of(value)
     if fault is None and isinstance(value, str):
         return value

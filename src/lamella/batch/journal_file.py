@@ -37,10 +37,9 @@ _CREATING: Final = threading.Lock()
 
 @contextmanager
 def opened(path: str | os.PathLike[str], batch: str) -> Iterator[Connection]:
-    """Open the journal of *batch* for writing, or create it. It is locked until the end of the block.
+    """Open the journal of *batch* for writing, or create it, and lock it until the end of the block.
 
-    Raises:
-        JournalError: The journal cannot be opened; the file is unchanged.
+    Raises JournalError if it cannot be opened; the file is then unchanged.
     """
     path = os.path.realpath(path)  # SQLite puts its files beside the target of a link
     try:
@@ -113,11 +112,7 @@ def _check_database(path: str, how: str, batch: str) -> None:
 
 
 def _batch_id(db: Connection, batch: str) -> UUID | None:
-    """Return the id of the journal; None if it has no tables yet.
-
-    Raises:
-        JournalError: The file is not a journal of *batch*.
-    """
+    """Return the id of the journal; None if it has no tables yet. Raises JournalError if it is not one of *batch*."""
     [application] = db.execute("PRAGMA application_id").fetchone()
     [version] = db.execute("PRAGMA user_version").fetchone()
     if not application and not version and not db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():

@@ -15,13 +15,12 @@ from opentelemetry.util.types import AttributeValue
 
 from lamella.breaker import circuit
 from lamella.breaker.circuit import CircuitPhase, CircuitSettings, CircuitState, Permit, Rejection, Transition
-from lamella.call import Call, Stop
-from lamella.classify.failures import ERROR_STATUS, retry_after_of, service_works, transport_error
-from lamella.credentials import secrets_of
+from lamella.call import Call
+from lamella.classify.failures import ERROR_STATUS, rejected, retry_after_of, service_works, transport_error
 from lamella.errors import CircuitOpen, LamellaError
 from lamella.origins import origin_of
 from lamella.pipeline import Layer, Result, Slot
-from lamella.rules import Failure, RuleBook, StopReason, is_rate_limit
+from lamella.rules import StopReason, is_rate_limit
 from lamella.store import MemoryStore, Store
 from lamella.store.shared import SharedState, hash_key
 from lamella.telemetry.attributes import origin_attributes
@@ -41,7 +40,6 @@ from lamella.telemetry.tracing import OFF
 _R = TypeVar("_R")
 _Ts = TypeVarTuple("_Ts")
 
-_RULE: Final = RuleBook().rule_for(Failure.CIRCUIT_OPEN)
 _SERVER_STATUS: Final = 500
 
 
@@ -276,19 +274,9 @@ class _Passage:
 
 def _check(call: Call, rejection: Rejection | None) -> None:
     """Raise CircuitOpen if the circuit rejects *call*."""
-    if rejection is None:
-        return
-    error = CircuitOpen(
-        call.request.method,
-        call.request.url,
-        _RULE,
-        since=rejection.since,
-        until=rejection.until,
-        stopped=StopReason.CIRCUIT_OPEN,
-        secrets=secrets_of(call),
-    )
-    call.stop = Stop(StopReason.CIRCUIT_OPEN, _RULE, error)
-    raise error
+    if rejection is not None:
+        since, until = rejection.since, rejection.until
+        raise rejected(CircuitOpen, call, since=since, until=until, stopped=StopReason.CIRCUIT_OPEN)
 
 
 def _works(call: Call, result: Result) -> bool | None:

@@ -16,7 +16,7 @@ from aiohttp import http_exceptions
 
 from lamella._aiohttp import is_unsent
 from lamella.body.answer import messages_in
-from lamella.call import Call
+from lamella.call import Call, Stop
 from lamella.credentials import noted_secrets, secrets_of
 from lamella.errors import (
     AnswerInvalid,
@@ -29,7 +29,6 @@ from lamella.errors import (
     ConnectTimeout,
     LamellaError,
     ProxyRefused,
-    RateLimited,
     RequestRejected,
     TransportError,
 )
@@ -37,6 +36,7 @@ from lamella.redaction import secrets_in
 from lamella.rules import Rule, RuleBook, StopReason, asked_wait, seconds_of, server_now
 
 _T = TypeVar("_T", bound=TransportError)
+_R = TypeVar("_R", bound=RequestRejected)
 
 ERROR_STATUS = 400
 """A response with this status or above is an error."""
@@ -98,16 +98,15 @@ def wait_of(answer: aiohttp.ClientResponse, asked: float) -> float:
 
 
 def require_open(request: aiohttp.ClientRequest) -> None:
-    """Check after a wait that the session is still open; otherwise aiohttp raises an AssertionError without a message.
+    """Raise RuntimeError, as aiohttp does for a new call, if the session of *request* was closed during a wait.
 
-    Raises:
-        RuntimeError: The session of *request* is closed; the same error as aiohttp's for a new call.
+    Otherwise aiohttp raises an AssertionError without a message.
     """
     if request.session.closed:
         raise RuntimeError("Session is closed")
 
 
-def failure_of(call: Call, exc: Exception, rules: RuleBook) -> TransportError | None:
+def failure_of(call: Call, exc: Exception, rules: RuleBook | None = None) -> TransportError | None:
     """Return the error that replaces *exc*, its cause; None if *exc* is not a transport failure."""
     error = transport_error(call, exc, rules)
     if error is not None:
@@ -280,25 +279,15 @@ def _reason(kind: type[TransportError], exc: Exception) -> str:
     return _IN_OPENSSL.sub("", str(exc)) or type(exc).__name__
 
 
-def rate_limited(
-    call: Call,
-    rules: RuleBook | None,
-    *,
-    since: float,
-    until: float,
-    stopped: StopReason = StopReason.DEADLINE,
-) -> RateLimited:
-    """Return the error for a call that a rate limit would delay for too long.
+def rejected(
+    kind: type[_R], call: Call, rules: RuleBook | None = None, *, since: float, until: float, stopped: StopReason
+) -> _R:
+    """Return the error for an attempt that a layer rejects before anything is sent, and end *call* with it.
 
     *since* is in seconds before now, *until* in seconds from now.
     """
-    request = call.request
-    return RateLimited(
-        request.method,
-        request.url,
-        (rules or _NO_RULES).rule_for(RateLimited.failure),
-        since=since,
-        until=until,
-        stopped=stopped,
-        secrets=secrets_of(call),
-    )
+    request, rule = call.request, (rules or _NO_RULES).rule_for(kind.failure)
+    secrets = secrets_of(call)
+    error = kind(request.method, request.url, rule, since=since, until=until, stopped=stopped, secrets=secrets)
+    call.stop = Stop(stopped, rule, error)
+    return error

@@ -11,25 +11,12 @@ from typing import Final, NamedTuple
 
 import aiohttp
 
+from lamella import errors
 from lamella.body.answer import peek, take_error_body
 from lamella.call import OPTIONS, Call, PerCall
 from lamella.classify.failures import ERROR_STATUS, retry_after_of, secrets_of_answer, wait_of
 from lamella.credentials import noted_secrets
-from lamella.errors import (
-    ApiError,
-    BadRequest,
-    ClientStatusError,
-    Conflict,
-    Forbidden,
-    InternalServerError,
-    MethodNotAllowed,
-    NotFound,
-    ServerStatusError,
-    ServiceUnavailable,
-    TooManyRequests,
-    Unauthorized,
-    UnprocessableContent,
-)
+from lamella.errors import ApiError, ClientStatusError, ServerStatusError
 from lamella.limits import not_cancelled
 from lamella.redaction import one_line, redact_text
 from lamella.rules import Answer, BodyNeeded, Rule, RuleBook
@@ -41,18 +28,19 @@ _LOGGER: Final = logging.getLogger("lamella")
 _MOST: Final = 8 * 2**20
 """Maximum size in bytes of a body below status 400 that a rule can see. For an error response a rule sees the error's
 body."""
-_ENDLESS: Final = frozenset({"text/event-stream", "multipart/x-mixed-replace"})
+ENDLESS: Final = frozenset({"text/event-stream", "multipart/x-mixed-replace"})
+"""Content types of bodies that may never end."""
 _BY_STATUS: Final[dict[int, type[ApiError]]] = {
-    400: BadRequest,
-    401: Unauthorized,
-    403: Forbidden,
-    404: NotFound,
-    405: MethodNotAllowed,
-    409: Conflict,
-    422: UnprocessableContent,
-    429: TooManyRequests,
-    500: InternalServerError,
-    503: ServiceUnavailable,
+    400: errors.BadRequest,
+    401: errors.Unauthorized,
+    403: errors.Forbidden,
+    404: errors.NotFound,
+    405: errors.MethodNotAllowed,
+    409: errors.Conflict,
+    422: errors.UnprocessableContent,
+    429: errors.TooManyRequests,
+    500: errors.InternalServerError,
+    503: errors.ServiceUnavailable,
 }
 
 
@@ -159,7 +147,7 @@ async def _body(call: Call, response: aiohttp.ClientResponse) -> bytes:
     with not_cancelled(call) as until:
         if response.status >= ERROR_STATUS:
             return await take_error_body(response, until)
-        if response.content_type in _ENDLESS:
+        if response.content_type in ENDLESS:
             return b""
         try:
             async with asyncio.timeout_at(None if until == inf else until):

@@ -14,11 +14,7 @@ _VARIABLE: Final = "MAESN_ACCOUNT_KEY"
 
 
 def accounts_of_environment() -> tuple[Account, ...]:
-    """Return one account, ``default``, with the key of ``MAESN_ACCOUNT_KEY``.
-
-    Raises:
-        ValueError: The variable is not set, or its value is not allowed in a header.
-    """
+    """Return one account, ``default``, with the key of ``MAESN_ACCOUNT_KEY``. Raises as `key_in`."""
     key = key_in(_VARIABLE, f"no accounts: give --accounts FILE, or set {_VARIABLE} for a single one")
     return (Account("default", key),)
 
@@ -26,8 +22,7 @@ def accounts_of_environment() -> tuple[Account, ...]:
 def key_in(variable: str, missing: str) -> str:
     """Return the key from an environment variable.
 
-    Raises:
-        ValueError: The variable is not set (message *missing*), or its value is not allowed in a header.
+    Raises ValueError if it is not set (with the message *missing*) or not allowed in a header.
     """
     key = os.environ.get(variable, "").strip()
     if not key:

@@ -6,20 +6,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timedelta
-from typing import Final, Protocol
+from typing import Final
 
+import aiohttp
 import typer
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
+from lamella.attempt_record import AttemptRecord
 from lamella.cli.causes import reason_of
 from lamella.cli.colours import FAILED, MINOR, PASSED, QUEUED, RUNNING
 from lamella.cli.progress import AccountView, Overview, State
-from lamella.cli.terminal import count, duration, line
-from lamella.errors import RequestRejected
-from lamella.redaction import redact_text
+from lamella.cli.terminal import count, duration, line, warn
+from lamella.errors import LamellaError, RequestRejected
+from lamella.pipeline import Result
+from lamella.redaction import redact_text, redact_url
 
 Look = Callable[[], Overview | None]  # returns the current state of the sync; None before it begins
 
@@ -39,22 +42,7 @@ _NAMELESS: Final = 5.0  # seconds that a line about an outage waits for its caus
 _LONG: Final = 300.0  # seconds that an account must be queued to get a line
 
 
-class Display(Protocol):
-    """Show a running sync."""
-
-    @property
-    def every(self) -> float:
-        """Seconds between updates."""
-        ...
-
-    def draw(self) -> None:
-        """Show the present state."""
-
-    def note(self, text: str) -> None:
-        """Show a message."""
-
-
-def display_on(console: Console) -> Callable[[Look], AbstractContextManager[Display]]:
+def display_on(console: Console) -> Callable[[Look], AbstractContextManager[Screen | Lines]]:
     """Return the display that suits *console*, as a context manager."""
     if console.quiet:
         return lambda look: nullcontext(Lines(look, lambda text: None))
@@ -220,7 +208,7 @@ def _queued(account: AccountView, now: datetime) -> str:
 
 
 class Lines:
-    """A ``Display`` for output that is not a terminal, such as a cron job's mail."""
+    """A display for output that is not a terminal, such as a cron job's mail."""
 
     every: float = 1.0
 
@@ -291,3 +279,12 @@ class Lines:
         is_new = (account.name, state) not in self._seen
         self._seen.add((account.name, state))
         return is_new
+
+
+def say_failed(request: aiohttp.ClientRequest, result: Result, record: AttemptRecord) -> None:
+    """Print for --verbose what came back for an attempt that failed, and what follows."""
+    if not isinstance(result, LamellaError):
+        return
+    stopped = result.stopped
+    follows = f"next attempt in {duration(record.waited)}" if stopped is None else f"stopped: {stopped.phrase}"
+    warn(f"{request.method} {redact_url(request.url)}: {record.status or record.exception}; {follows}")

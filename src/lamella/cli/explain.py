@@ -25,10 +25,7 @@ _CLASSES: dict[str, Outcome] = {"4xx": 499, "5xx": 599}
 def parse(book: RuleBook, text: str) -> tuple[str, Outcome]:
     """Return the name and outcome of a status, a class of statuses, or a failure as named in rules and spans.
 
-    A status below 400 must have a rule in *book*.
-
-    Raises:
-        ValueError: *text* is unknown.
+    Raises ValueError if *text* is unknown. A status below 400 must have a rule in *book*.
     """
     name = text.strip().lower()
     if name in _CLASSES:
@@ -43,11 +40,7 @@ def parse(book: RuleBook, text: str) -> tuple[str, Outcome]:
 
 
 def book_of(name: str) -> RuleBook:
-    """Import and return the rule book *name*, such as ``package.module:BOOK``.
-
-    Raises:
-        ValueError: The book does not exist, or its module cannot be imported.
-    """
+    """Import and return the rule book *name*, such as ``package.module:BOOK``. Raises ValueError if that fails."""
     module_name, colon, attribute = name.partition(":")
     if not (colon and attribute and all(part.isidentifier() for part in module_name.split("."))):
         raise ValueError(f"{redact_text(repr(name))} must be like package.module:BOOK")

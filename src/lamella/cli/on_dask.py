@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,8 +23,8 @@ from rich.live import Live
 
 from lamella import maesn
 from lamella.cli.accounts import others_can_read
-from lamella.cli.options import Options, options_on_workers
-from lamella.cli.signals import on_signals
+from lamella.cli.options import Options, options_on_workers, say_how_to_go_on
+from lamella.cli.process import cancelled_by_signals
 from lamella.cli.terminal import count, duration, fail, line, make_console, warn
 from lamella.dataset import DatasetError, DatasetProgress, DatasetReport
 from lamella.redaction import one_line, redact_text
@@ -51,7 +52,7 @@ def main(options: Options) -> int:
     try:
         report = asyncio.run(_sync(options.dask or "", given, console))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        _say_how_to_go_on("interrupted", options)
+        say_how_to_go_on("interrupted", options)
         return 130
     except (DatasetError, ValueError, OSError) as exc:
         fail(redact_text(one_line(str(exc))))
@@ -69,7 +70,7 @@ async def _sync(address: str, given: dict[str, Any], console: Console) -> Datase
     async with _client(address) as client:
         with _shown(console) as show:
             syncing = asyncio.create_task(maesn.sync(**given, on=client, on_progress=show))
-            with _interrupted_by_signals(syncing):
+            with cancelled_by_signals(syncing, partial(typer.echo, _ENDING, err=True), once=True):
                 return await syncing
 
 
@@ -125,18 +126,6 @@ def _words(progress: DatasetProgress) -> str:
     return f"{told}, {failed:,} failed" if failed else told
 
 
-@contextmanager
-def _interrupted_by_signals(task: asyncio.Task[DatasetReport]) -> Iterator[None]:
-    """Cancel *task* on SIGINT and SIGTERM: gracefully on the first signal, at once on the second."""
-
-    def interrupt() -> None:
-        task.cancel()
-        typer.echo(_ENDING, err=True)
-
-    with on_signals(interrupt, once=True):
-        yield
-
-
 def _tell(console: Console, report: DatasetReport, options: Options) -> int:
     """Show the result and return the exit code."""
     result, code = report.result, int(not report.done or report.result.misfits > 0)
@@ -158,11 +147,7 @@ def _tell(console: Console, report: DatasetReport, options: Options) -> int:
     failed = result.parts - result.done
     if failed or report.errors:
         what = f"{failed:,} of {count(result.parts, 'part')} failed"
-        _say_how_to_go_on(
+        say_how_to_go_on(
             f"{what}, {count(len(report.errors), 'shard')} have not ended" if report.errors else what, options
         )
     return code
-
-
-def _say_how_to_go_on(what: str, options: Options) -> None:
-    typer.echo(f"lamella: {redact_text(what)}; continue with: {one_line(options.to_go_on())}", err=True)

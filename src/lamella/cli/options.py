@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast, get_args
 from urllib.request import getproxies, proxy_bypass
 
+import typer
 from yarl import URL
 
 from lamella.breaker import Breaker
@@ -22,7 +23,7 @@ from lamella.maesn import BASE_URL, RULES, Account, current_account
 from lamella.maesn.accounts_file import accounts_in
 from lamella.maesn.params import params_for
 from lamella.maesn.sources import checked_resource
-from lamella.redaction import redact_text, redact_url
+from lamella.redaction import one_line, redact_text, redact_url
 from lamella.rules import RuleBook
 from lamella.sync.export import check_output
 from lamella.sync.marks import OVERLAP
@@ -136,54 +137,35 @@ class Options:
         return shlex.join(["lamella", "sync", *words])
 
 
-def options_on_workers(options: Options) -> dict[str, Any]:
-    """Return the arguments of ``maesn.sync`` for *options*, except ``on``.
+def say_how_to_go_on(what: str, options: Options) -> None:
+    """Print *what* has happened and the command that continues, in full, so that it can be copied."""
+    if options.sandbox and options.journal is None:
+        typer.echo(f"lamella: {what}; with --journal FILE, --resume could continue from there", err=True)
+    else:
+        typer.echo(f"lamella: {what}; continue with: {one_line(options.to_go_on())}", err=True)
 
-    Raises:
-        ValueError: An option is invalid; the message names it and the allowed values.
-    """
+
+def options_on_workers(options: Options) -> dict[str, Any]:
+    """Return the arguments of ``maesn.sync`` for *options*, except ``on``, or raise ValueError."""
     for name in ("journal", "dry_run", "otlp", "page", "sandbox"):
         if getattr(options, name):
             raise ValueError(f"--dask has no {_OPTIONS.get(name, '--' + name.replace('_', '-'))}: leave it out")
     if options.accounts is None or options.output is None:
         missing = "--accounts FILE" if options.accounts is None else "--output DIR"
         raise ValueError(f"--dask needs {missing}, which each worker can open under that name")
-    resources = [name.strip() for given in options.resources for name in given.split(",") if name.strip()]
-    if not resources:
-        raise ValueError("--resource NAME is missing: invoices, contacts, … It may be given more than once")
     if options.schema is not None and not options.parquet:
         raise ValueError("--schema needs --parquet, whose columns it states")
-    if options.since is not None and options.resume:
-        raise ValueError("--since begins a new run and --resume continues the last one: give only one of them")
-    if options.verify and (options.resume or options.since is not None or options.full_every is not None):
-        raise ValueError("--verify reads all lists from their beginning: leave --resume, --since and --full-every out")
-    chosen = tuple(dict.fromkeys(_checked("--resource", checked_resource, name) for name in resources))
+    _reject_conflicts_of_reading(options)
+    _checked("--accounts", accounts_in, options.accounts)
     return {
-        "accounts": _checked("--accounts", _existing, options.accounts),
-        "resources": chosen,
-        "output": _place(str(options.output)),
+        **_reading(options),
+        "accounts": options.accounts,
+        # Path has removed one of the two slashes of the URL.
+        "output": re.sub(r"\As3:/+", "s3://", str(options.output)),
         "base_url": str(_base_url(options.base_url)),
-        "params": _checked("--param", lambda texts: params_for(texts, chosen), options.params),
-        "tables": NO_TABLES if options.schema is None else _checked("--schema", tables_in, options.schema),
-        "since": None if options.since is None else _checked("--since", checked_moment, options.since),
-        "resume": options.resume,
-        "lookback": OVERLAP if options.lookback is None else _checked("--lookback", _seconds, options.lookback),
-        "full_every": 0.0 if options.verify else _full_every(options.full_every),
-        "departed": "keep" if options.departed is None else _checked("--departed", _departed, options.departed),
-        "at_once": None if options.concurrency is None else _checked("--concurrency", _at_once, options.concurrency),
         "shards": options.shards,
         "suffix": ".parquet" if options.parquet else None,
     }
-
-
-def _existing(path: Path) -> Path:
-    accounts_in(path)
-    return path
-
-
-def _place(text: str) -> str:
-    # Path has removed one of the two slashes of the URL.
-    return re.sub(r"\As3:/+", "s3://", text)
 
 
 def settings_of(options: Options, folder: Path) -> Settings:
@@ -194,40 +176,44 @@ def settings_of(options: Options, folder: Path) -> Settings:
         ModuleNotFoundError: The output is Parquet and pyarrow is missing.
     """
     _reject_conflicts(options)
-    resources = [name.strip() for given in options.resources for name in given.split(",") if name.strip()]
-    if not resources and not options.sandbox:
-        raise ValueError("--resource NAME is missing: invoices, contacts, … Repeatable")
     journal = options.journal or (folder / JOURNAL if options.sandbox else JOURNAL)
     output = options.output or (folder / "records.jsonl" if options.sandbox else None)
-    tables = NO_TABLES if options.schema is None else _checked("--schema", tables_in, options.schema)
-    usual: tuple[str, ...] = ()
     if options.sandbox:
         from lamella.cli import sandboxed  # a server, which no other sync needs
 
-        own, usual = sandboxed.settings(), sandboxed.RESOURCES
+        reading, own = _reading(options, sandboxed.RESOURCES), sandboxed.settings()
     else:
-        own = _at_the_api(options)
-    chosen = tuple(dict.fromkeys(_checked("--resource", checked_resource, name) for name in resources))
-    chosen = chosen or usual
+        reading, own = _reading(options), _at_the_api(options)
     return Settings(
         **own,
-        resources=chosen,
-        params=_checked("--param", lambda texts: params_for(texts, chosen), options.params),
+        **reading,
         journal=_checked("--journal", _journal, journal),
-        output=None if output is None else _checked("--output", partial(_output, tables=tables), output),
-        tables=tables,
-        since=None if options.since is None else _checked("--since", checked_moment, options.since),
-        resume=options.resume,
-        lookback=OVERLAP if options.lookback is None else _checked("--lookback", _seconds, options.lookback),
-        full_every=0.0 if options.verify else _full_every(options.full_every),
-        departed="keep" if options.departed is None else _checked("--departed", _departed, options.departed),
-        at_once=None if options.concurrency is None else _checked("--concurrency", _at_once, options.concurrency),
+        output=_given("--output", partial(_output, tables=reading["tables"]), output),
     )
+
+
+def _reading(options: Options, usual: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return what to read, and how: the settings of a sync on this machine or on workers. *usual*: lists by default."""
+    names = [name.strip() for given in options.resources for name in given.split(",") if name.strip()]
+    if not names and not usual:
+        raise ValueError("--resource NAME is missing: invoices, contacts, … Repeatable")
+    chosen = tuple(dict.fromkeys(_checked("--resource", checked_resource, name) for name in names)) or usual
+    return {
+        "resources": chosen,
+        "params": _checked("--param", lambda texts: params_for(texts, chosen), options.params),
+        "tables": _given("--schema", tables_in, options.schema) or NO_TABLES,
+        "since": _given("--since", checked_moment, options.since),
+        "resume": options.resume,
+        "lookback": OVERLAP if options.lookback is None else _checked("--lookback", _seconds, options.lookback),
+        "full_every": 0.0 if options.verify else _full_every(options.full_every),
+        "departed": _given("--departed", _departed, options.departed) or "keep",
+        "at_once": _given("--concurrency", _at_once, options.concurrency),
+    }
 
 
 def _at_the_api(options: Options) -> dict[str, Any]:
     missing = f"no API key: set {_API_KEY}. There is no option for it, because other users can see a process's options"
-    accounts = None if options.accounts is None else _checked("--accounts", accounts_in, options.accounts)
+    accounts = _given("--accounts", accounts_in, options.accounts)
     base_url = _base_url(options.base_url)
     return {
         "api_key": key_in(_API_KEY, missing),
@@ -242,12 +228,9 @@ def _reject_conflicts(options: Options) -> None:
         raise ValueError("--quiet and --verbose exclude each other: leave one of them out")
     if options.sandbox and (options.accounts is not None or options.base_url is not None):
         raise ValueError("--sandbox has its own accounts and address: remove --accounts and --base-url")
-    if options.resume and options.since is not None:
-        raise ValueError("--since begins a new run and --resume continues the last one: give only one of them")
+    _reject_conflicts_of_reading(options)
     if options.schema is not None and options.output is None:
         raise ValueError("--schema defines typed columns: it needs --output FILE with .sqlite, .db or .parquet")
-    if options.verify and (options.resume or options.since is not None or options.full_every is not None):
-        raise ValueError("--verify reads all lists from the beginning: remove --resume, --since and --full-every")
     if options.dry_run and (options.otlp is not None or options.page is not None):
         raise ValueError("--dry-run sends nothing that --otlp or --report could show: remove them")
     files: dict[str, str] = {}
@@ -263,11 +246,22 @@ def _reject_conflicts(options: Options) -> None:
             raise ValueError(f"{name} and {other} must be different files, got {redact_text(str(path))} for both")
 
 
+def _reject_conflicts_of_reading(options: Options) -> None:
+    if options.resume and options.since is not None:
+        raise ValueError("--since begins a new run and --resume continues the last one: give only one of them")
+    if options.verify and (options.resume or options.since is not None or options.full_every is not None):
+        raise ValueError("--verify reads all lists from the beginning: remove --resume, --since and --full-every")
+
+
 def _checked(option: str, check: Callable[[_T], _U], value: _T) -> _U:
     try:
         return check(value)
     except ValueError as exc:
         raise ValueError(f"{option}: {exc}") from None
+
+
+def _given(option: str, check: Callable[[_T], _U], value: _T | None) -> _U | None:
+    return None if value is None else _checked(option, check, value)
 
 
 def _base_url(given: str | None) -> URL:
@@ -309,7 +303,7 @@ def _seconds(text: str) -> float:
 
 
 def _full_every(text: str | None) -> float | None:
-    found = None if text is None else _checked("--full-every", _seconds, text)
+    found = _given("--full-every", _seconds, text)
     if found == 0:
         raise ValueError("--full-every must be greater than 0: --verify reads everything in this run")
     return found

@@ -84,11 +84,7 @@ class Outlet(SpanExporter):
 
 
 def endpoint(url: str) -> URL:
-    """Return the URL for traces, given that URL or its base.
-
-    Raises:
-        ValueError: *url* is not an http or https URL with a host.
-    """
+    """Return the URL for traces, given that URL or its base. Raises ValueError if it is not an http or https URL."""
     found = http_url(url)
     if found is None:
         raise ValueError("must be a URL such as http://localhost:4318")

@@ -1,9 +1,11 @@
-"""Settings and limits of the whole process."""
+"""Settings and limits of the whole process, and its signals."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from stamina.instrumentation import get_on_retry_hooks, set_on_retry_hooks
@@ -30,3 +32,44 @@ def without_stamina_hooks() -> Iterator[None]:
         yield
     finally:
         set_on_retry_hooks(hooks)
+
+
+@contextmanager
+def on_signals(interrupt: Callable[[], object], *, once: bool = False) -> Iterator[None]:
+    """Call *interrupt* in the event loop on SIGINT and SIGTERM. With *once*, the second signal has its usual effect."""
+    loop = asyncio.get_running_loop()
+    taken: list[signal.Signals] = []
+
+    def release() -> None:
+        while taken:
+            loop.remove_signal_handler(taken.pop())
+
+    def handle() -> None:
+        if once:
+            release()
+        interrupt()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A signal that is already ignored, as for a background job, stays ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
+                loop.add_signal_handler(number, handle)
+                taken.append(number)
+    try:
+        yield
+    finally:
+        release()
+
+
+@contextmanager
+def cancelled_by_signals(
+    task: asyncio.Task[object], say: Callable[[], object], *, once: bool = False
+) -> Iterator[None]:
+    """Cancel *task* on SIGINT and SIGTERM, and call *say*. With *once*, the second signal has its usual effect."""
+
+    def interrupt() -> None:
+        task.cancel()
+        say()
+
+    with on_signals(interrupt, once=once):
+        yield

@@ -9,7 +9,7 @@ from typing import Final
 import typer
 from rich.text import Text
 
-from lamella.cli.signals import on_signals
+from lamella.cli.process import on_signals
 from lamella.cli.terminal import count, fail, make_console
 from lamella.maesn.sandbox import Received, Sandbox
 from lamella.redaction import redact_text

@@ -13,10 +13,7 @@ from lamella.sync.tables import check_tables
 def tables_in(path: Path) -> dict[str, Table]:
     """Return the tables of a file: a table for each resource, with the type of each column.
 
-    A nested table is a child table: ``[invoices.lineItems]``.
-
-    Raises:
-        ValueError: The file cannot be read or is invalid; the message names the file and the problem.
+    A nested table is a child table: ``[invoices.lineItems]``. Raises ValueError that names the file and the fault.
     """
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8-sig"))

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,16 +26,14 @@ from lamella.batch import Journal, JournalError
 from lamella.cli import report
 from lamella.cli.accounts import others_can_read
 from lamella.cli.causes import causes_of
-from lamella.cli.display import Display, Look, display_on
-from lamella.cli.options import Options, Settings, settings_of
-from lamella.cli.process import connections, without_stamina_hooks
+from lamella.cli.display import Lines, Look, Screen, display_on, say_failed
+from lamella.cli.options import Options, Settings, say_how_to_go_on, settings_of
+from lamella.cli.process import cancelled_by_signals, connections, without_stamina_hooks
 from lamella.cli.progress import Watch
 from lamella.cli.remarks import remarks, remarks_of_run
 from lamella.cli.report import Check, Synced
-from lamella.cli.signals import on_signals
 from lamella.cli.terminal import count, duration, fail, make_console, show, some, warn
-from lamella.cli.verbose import say_failed
-from lamella.redaction import one_line, redact_text
+from lamella.redaction import redact_text
 from lamella.retry.report import OnAttempt
 from lamella.sync import Part, Report, SchemaMismatch
 from lamella.throttle import Throttle
@@ -73,7 +72,7 @@ def main(options: Options) -> int:
         with TemporaryDirectory(prefix="lamella-") if options.sandbox else nullcontext("") as folder:
             return _main(options, Path(folder))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        _say_how_to_go_on("interrupted", options)
+        say_how_to_go_on("interrupted", options)
         return 130
 
 
@@ -142,7 +141,7 @@ async def _sync(options: Options, settings: Settings, console: Console, tracing:
 
 async def run(
     settings: Settings,
-    showing: Callable[[Look], AbstractContextManager[Display]],
+    showing: Callable[[Look], AbstractContextManager[Screen | Lines]],
     provider: TracerProvider | None = None,
     on_attempt: OnAttempt | None = None,
 ) -> Synced:
@@ -160,7 +159,7 @@ async def run(
     with without_stamina_hooks(), showing(watch.look) as display:
         async with _drawn(display):
             syncing = asyncio.create_task(_sync_all(settings, throttle, watch, provider, on_attempt))
-            with _interrupted_by_signals(syncing, display):
+            with cancelled_by_signals(syncing, partial(display.note, _ENDING)):
                 try:
                     done = await syncing
                     return Synced(
@@ -222,7 +221,7 @@ async def _sync_all(
 
 
 @asynccontextmanager
-async def _drawn(display: Display) -> AsyncIterator[None]:
+async def _drawn(display: Screen | Lines) -> AsyncIterator[None]:
     """Update the display periodically and once at the end."""
 
     async def draw() -> None:
@@ -242,23 +241,10 @@ async def _drawn(display: Display) -> AsyncIterator[None]:
         display.draw()
 
 
-@contextmanager
-def _interrupted_by_signals(task: asyncio.Task[Report], display: Display) -> Iterator[None]:
-    """Cancel *task* on SIGINT and SIGTERM: gracefully on the first signal, at once on the second."""
-
-    def interrupt() -> None:
-        task.cancel()
-        display.note(_ENDING)
-
-    with on_signals(interrupt):
-        yield
-
-
 def _tracing(options: Options, settings: Settings) -> _Tracing | None:
     """Return the tracing for --otlp, --report and --sandbox; None if none of them is given.
 
-    Raises:
-        ValueError: The SDK is missing or disabled, or an argument is invalid.
+    Raises ValueError if the SDK is missing or disabled, or an argument is invalid.
     """
     given = (("--otlp", options.otlp), ("--report", options.page), ("--sandbox", options.sandbox or None))
     name = next((name for name, value in given if value is not None), None)
@@ -387,22 +373,14 @@ def _say_the_last_words(console: Console, ended: _Ended, code: int) -> None:
         elif not code:
             console.print("All checks passed. The failures above were injected (exit code 0).")
     elif synced.interrupted:
-        _say_how_to_go_on("interrupted", options)
+        say_how_to_go_on("interrupted", options)
     elif synced.fault is not None:
-        _say_how_to_go_on(redact_text(synced.fault), options)
+        say_how_to_go_on(redact_text(synced.fault), options)
     elif code:
         failed = sum(not part.done for part in synced.parts)
         why = report.no_answer(synced.parts)
         told = f"{failed:,} of {count(len(synced.parts), 'part')} failed" + (f": {redact_text(why)}" if why else "")
         if failed:
-            _say_how_to_go_on(told, options)
+            say_how_to_go_on(told, options)
         elif synced.misfits.count:
             warn(f"all records are stored, but {synced.misfits.count:,} values do not fit {options.schema}: see above")
-
-
-def _say_how_to_go_on(what: str, options: Options) -> None:
-    """Print *what* has happened and the command that continues, in full, so that it can be copied."""
-    if options.sandbox and options.journal is None:
-        typer.echo(f"lamella: {what}; with --journal FILE, --resume could continue from there", err=True)
-    else:
-        typer.echo(f"lamella: {what}; continue with: {one_line(options.to_go_on())}", err=True)

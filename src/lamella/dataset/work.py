@@ -153,11 +153,7 @@ NO_OPTIONS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def named(name: str) -> Any:
-    """Return the object at ``package.module:function``.
-
-    Raises:
-        ValueError: There is no such function.
-    """
+    """Return the object at ``package.module:function``, or raise ValueError."""
     module, colon, attribute = name.partition(":")
     try:
         if not (module and colon and attribute):

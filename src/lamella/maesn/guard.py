@@ -10,20 +10,18 @@ from typing import Final
 import aiohttp
 import anyio
 
-from lamella.call import Call, Stop
+from lamella.call import Call
 from lamella.checks import check_seconds, check_whole
-from lamella.classify.failures import ERROR_STATUS
-from lamella.credentials import secrets_of
+from lamella.classify.failures import ERROR_STATUS, rejected
 from lamella.errors import ApiError, RequestRejected
 from lamella.maesn.account import current_account
 from lamella.maesn.limits import path_of
 from lamella.maesn.published import COUNTED_ERRORS
 from lamella.pipeline import Layer, Result, Slot
-from lamella.rules import Failure, RuleBook, StopReason
+from lamella.rules import Failure, StopReason
 from lamella.store.shared import hash_key
 from lamella.telemetry.names import ERRORS, GUARD_EVENT
 
-_RULE: Final = RuleBook().rule_for(Failure.TOO_MANY_ERRORS)
 _MOST_PLACES: Final = 10_000
 
 
@@ -104,8 +102,7 @@ class ErrorGuard(Layer):
     def _may_go(self, call: Call, place: _Place) -> bool:
         """Return whether a call may be sent now; if not, it waits until another call ends.
 
-        Raises:
-            TooManyErrors: The limit of errors is reached.
+        Raises TooManyErrors if the limit of errors is reached.
         """
         now = call.request.loop.time()
         while place.errors and now - place.errors[0] >= self._per:
@@ -117,20 +114,11 @@ class ErrorGuard(Layer):
         return len(place.errors) + place.under_way < self._most
 
     def _rejected(self, call: Call, place: _Place, now: float) -> TooManyErrors:
-        request, first = call.request, place.errors[0]
-        error = TooManyErrors(
-            request.method,
-            request.url,
-            _RULE,
-            since=now - first,
-            until=first + self._per - now,
-            stopped=StopReason.TOO_MANY_ERRORS,
-            secrets=secrets_of(call),
-        )
-        call.stop = Stop(StopReason.TOO_MANY_ERRORS, _RULE, error)
         if call.span is not None:
             call.span.add_event(GUARD_EVENT, {ERRORS: len(place.errors)})
-        return error
+        first = place.errors[0]
+        until = first + self._per - now
+        return rejected(TooManyErrors, call, since=now - first, until=until, stopped=StopReason.TOO_MANY_ERRORS)
 
     def _place(self, request: aiohttp.ClientRequest) -> _Place:
         key = hash_key(None, current_account()), path_of(request)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from os import PathLike
 from types import MappingProxyType
@@ -16,7 +15,7 @@ import aiohttp
 from lamella import sync as syncing
 from lamella.batch import Journal
 from lamella.maesn.account import Account
-from lamella.maesn.sources import checked_params, checked_resource, source
+from lamella.maesn.sources import Caller, checked_params, checked_resource, source
 from lamella.sync import Page, Part, Progress, Report, Source, Table
 from lamella.sync.marks import OVERLAP
 from lamella.sync.stored import Departed
@@ -139,17 +138,6 @@ async def plan(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Caller:
-    """The account for which a single list is read. It holds the key so that no local variable shows it in a
-    traceback."""
-
-    key: str | None = field(repr=False)
-    company_id: str | None
-    environment_name: str | None
-    params: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-
 def _options(
     *,
     account: str | None = None,
@@ -158,7 +146,7 @@ def _options(
     params: Mapping[str, str] | None = None,
     parse_float: Callable[[str], Any] | None = None,
 ) -> dict[str, Any]:
-    return {"account": _Caller(account, company_id, environment_name), "parse_float": parse_float}
+    return {"account": Caller(account, company_id, environment_name), "parse_float": parse_float}
 
 
 def _identity(of: Account) -> str:

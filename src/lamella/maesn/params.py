@@ -13,11 +13,7 @@ _PARAM: Final = re.compile(r"(?:(?P<of>[^:=\s]+):)?(?P<name>[A-Za-z]+)=(?P<value
 
 
 def params_of_lists(texts: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return parameters by list from texts such as ``openItems:fiscalYear=2026``.
-
-    Raises:
-        ValueError: A text is malformed, or does not name a list or a parameter.
-    """
+    """Return parameters by list from texts such as ``openItems:fiscalYear=2026``, or raise ValueError."""
     found: dict[str, dict[str, str]] = {}
     for text in texts:
         of, name, value = _parts(text)
@@ -28,11 +24,7 @@ def params_of_lists(texts: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def params_for(texts: Sequence[str], resources: Sequence[str]) -> Mapping[str, Mapping[str, str]]:
-    """Return parameters by list. A parameter without a list applies to each of *resources* that has it.
-
-    Raises:
-        ValueError: A text is malformed, or no list has the parameter.
-    """
+    """Return parameters by list, or raise ValueError. Without a list it applies to all *resources* that have it."""
     found: dict[str, dict[str, str]] = {}
     for text in texts:
         of, name, value = _parts(text)

@@ -6,9 +6,10 @@ import json
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Final, Protocol
+from dataclasses import dataclass, field
+from typing import Final
 
-from lamella.maesn.account import account
+from lamella.maesn.account import Account, account
 from lamella.maesn.published import Operation, at_path, fields_of, lists
 from lamella.maesn.rules import RULES
 from lamella.maesn.tasks import fetch
@@ -28,25 +29,15 @@ _ERRORS: Final = ("errors", "error", "meta.errors", "meta.error")
 _DATES: Final = ("updatedDate", "lastModifiedDate")
 
 
-class Caller(Protocol):
-    """The account for which a list is read."""
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The account for which a single list is read. It holds the key so that no local variable shows it in a
+    traceback."""
 
-    @property
-    def key(self) -> str | None:
-        """The account's key. None: the one of the session or of :func:`lamella.maesn.account`."""
-
-    @property
-    def company_id(self) -> str | None:
-        """The company, for target systems with several in one account."""
-
-    @property
-    def environment_name(self) -> str | None:
-        """The environment, for target systems with environments."""
-
-    @property
-    def params(self) -> Mapping[str, Mapping[str, str]]:
-        """Further query parameters, by name of the list."""
-        ...
+    key: str | None = field(repr=False)
+    company_id: str | None
+    environment_name: str | None
+    params: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def source(resource: str, limit: int = 100, params: Mapping[str, str] | None = None) -> Source:
@@ -65,13 +56,13 @@ def source(resource: str, limit: int = 100, params: Mapping[str, str] | None = N
         raise ValueError(f"limit must be one of {', '.join(map(str, PAGE_LIMITS))}, got {limit!r}")
     given = checked_params(params or {})
 
-    def of_list(caller: Caller) -> dict[str, str]:
+    def of_list(caller: Caller | Account) -> dict[str, str]:
         return {**given, **caller.params.get(resource, {})}
 
-    def query(caller: Caller) -> dict[str, str | None]:
+    def query(caller: Caller | Account) -> dict[str, str | None]:
         return {"companyId": caller.company_id, "environmentName": caller.environment_name, **of_list(caller)}
 
-    def variant(caller: Caller) -> str:
+    def variant(caller: Caller | Account) -> str:
         return json.dumps(sorted(of_list(caller).items())) if of_list(caller) else ""
 
     return Source(
@@ -109,8 +100,7 @@ def checked_resource(resource: str) -> str:
 def operation_of(resource: str) -> Operation | None:
     """Return the published operation that reads a list; None for an unpublished list, which may be newer.
 
-    Raises:
-        ValueError: The operation is published and does not read a list.
+    Raises ValueError if the operation is published and does not read a list.
     """
     found, _ = at_path(f"accounting/{resource}")
     operation = found.get("GET")
@@ -160,5 +150,5 @@ def checked_params(params: Mapping[str, str]) -> dict[str, str]:
     return dict(params)
 
 
-def _within(caller: Caller) -> AbstractContextManager[object]:
+def _within(caller: Caller | Account) -> AbstractContextManager[object]:
     return nullcontext() if caller.key is None else account(caller.key)

@@ -94,10 +94,7 @@ async def task(
             if response.status != HTTPStatus.ACCEPTED:
                 return Task(at(answer, "data"))
             task_id = _id_in(answer)
-        query = _kept(request.get("params"))
-        async with _ended(session, task_id, query, note) as response:
-            await _raise_for_status(response)
-            return _task(response, task_id, await response.json())
+        return await _result(session, task_id, _kept(request.get("params")), note)
 
 
 async def finished(
@@ -106,9 +103,13 @@ async def finished(
     """Wait until a task is done and return its result. Arguments and errors are those of :func:`task`."""
     query = {} if company_id is None else {"companyId": company_id}
     with scope.deadline(deadline), _operation(session) as note:
-        async with _ended(session, task_id, query, note) as response:
-            await _raise_for_status(response)
-            return _task(response, task_id, await response.json())
+        return await _result(session, task_id, query, note)
+
+
+async def _result(session: aiohttp.ClientSession, task_id: str, query: Mapping[str, str], note: _Note) -> Task:
+    async with _ended(session, task_id, query, note) as response:
+        await _raise_for_status(response)
+        return _task(response, task_id, await response.json())
 
 
 @asynccontextmanager
@@ -207,11 +208,7 @@ async def _ended(
 
 
 def _task(response: aiohttp.ClientResponse, task_id: str, answer: object) -> Task:
-    """Return the task that a response describes.
-
-    Raises:
-        TaskFailed: The task failed.
-    """
+    """Return the task that a response describes, or raise TaskFailed if it failed."""
     status, secrets = at(answer, "data.status"), secrets_of_answer(response)
     notes = at(answer, "data.information")
     notes = [note for note in notes if isinstance(note, dict)] if isinstance(notes, list) else []

@@ -126,8 +126,7 @@ class Endpoint:
     async def ask(self, client: Client | KeyClient, request: TokenRequest) -> Issued:
         """Request a token for *client*.
 
-        Raises:
-            LamellaError: The request failed. The error contains no data of the request or its frames.
+        Raises LamellaError, without data of the request and without its frames, if that fails.
         """
         try:
             return await self._ask(client, request)

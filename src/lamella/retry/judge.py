@@ -10,14 +10,14 @@ import aiohttp
 
 from lamella.attempt_record import AttemptRecord
 from lamella.call import Call
-from lamella.classify.failures import ERROR_STATUS, failure_of, rate_limited, timed_out
+from lamella.classify.failures import ERROR_STATUS, failure_of, rejected, timed_out
 from lamella.classify.judge import Judged, api_error, judge
 from lamella.cookies import keep_cookies
-from lamella.errors import ApiError, LamellaError
+from lamella.errors import ApiError, LamellaError, RateLimited
 from lamella.limits import not_cancelled
 from lamella.pipeline import Result
 from lamella.retry.report import deadline_passed, reject
-from lamella.rules import Decision, Rule, RuleBook
+from lamella.rules import Decision, Rule, RuleBook, StopReason
 from lamella.throttle.queue import waiting_of
 
 
@@ -145,8 +145,10 @@ class Judge:
         now = call.request.loop.time()
         waiting = waiting_of(call)
         if waiting is not None:
-            since, until = waiting
-            return reject(call, rate_limited(call, rules, since=now - since, until=max(until - now, 0.0)))
+            since, until = now - waiting[0], max(waiting[1] - now, 0.0)
+            return reject(
+                call, rejected(RateLimited, call, rules, since=since, until=until, stopped=StopReason.DEADLINE)
+            )
         self.overdue = True
         seconds = 0.0 if call.deadline is None else call.deadline - self.began
         return self._fail(timed_out(call, exc, rules, deadline_passed(seconds)))

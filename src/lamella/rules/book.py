@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from lamella.checks import check_seconds
@@ -244,24 +245,15 @@ class RuleBook:
         return hash(self._key())
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _book, (self.rules, self.retry_after, self.idempotency_key)
+        make = partial(RuleBook, retry_after=self.retry_after, idempotency_key=self.idempotency_key)
+        return make, self.rules
 
     def __repr__(self) -> str:
         return f"RuleBook({', '.join(f'{rule.status} {rule.title}' for rule in self.rules)})"
 
 
-def _book(
-    rules: tuple[Rule, ...], retry_after: Callable[[Answer], float | None] | None, idempotency_key: str | None
-) -> RuleBook:
-    return RuleBook(*rules, retry_after=retry_after, idempotency_key=idempotency_key)
-
-
 def check_rules(rules: object, call: str) -> None:
-    """Check that *rules* is a rule book; *call* is the code before it for the message, such as ``stack(``.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """Raise ValueError unless *rules* is a rule book; *call* is the code before it for the message: ``stack(``."""
     if isinstance(rules, RuleBook):
         return
     items = rules if isinstance(rules, list | tuple) and rules else [rules]

@@ -80,11 +80,7 @@ class Contact:
         return await page()
 
     def _note(self, exc: Exception, began: float) -> None:
-        """Record a failure to connect.
-
-        Raises:
-            AccountStopped: The next attempt would fail as well.
-        """
+        """Record a failure to connect. Raises AccountStopped if the next attempt would fail as well."""
         if self._is_made:
             return  # another page was answered in the meantime, so this is an outage
         self._since = began if self._since is None else self._since

@@ -97,11 +97,7 @@ def check_msgspec() -> None:
 
 
 def loads(body: bytes, parse_float: ParseNumber = None, parse_int: ParseNumber = None) -> Any:
-    """Decode JSON.
-
-    Raises:
-        ValueError: *body* is not JSON, or contains NaN or an infinity.
-    """
+    """Decode JSON, or raise ValueError if *body* is not JSON or contains NaN or an infinity."""
     return json.loads(body, parse_float=parse_float, parse_int=parse_int, parse_constant=_refuse_constant)
 
 
@@ -212,11 +208,7 @@ def _usual_fields(names: tuple[str, ...]) -> tuple[Any, list[Callable[[Any], Any
 
 
 def record_of(raw: bytes, source: Source, position: int = 1) -> Record:
-    """Return a record to be stored.
-
-    Raises:
-        ValueError: The record is not an object, has no id, or is not UTF-8.
-    """
+    """Return a record to be stored, or raise ValueError if it is not an object, has no id, or is not UTF-8."""
     import msgspec
 
     try:

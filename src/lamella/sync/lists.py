@@ -132,8 +132,7 @@ class _Walk:
     def take(self, page: Page) -> bool:
         """Count a page. Return False if it only repeats known records, and no record is missing by the API's count.
 
-        Raises:
-            RepeatedPage: It brings no new record, so the list might never end.
+        Raises RepeatedPage if it brings no new record, so that the list might never end.
         """
         if page.number == self._first:
             self._began, self._first_total = int(page.answered * 1_000_000), page.total
@@ -187,10 +186,6 @@ class _Walk:
         return self.total is None or self._seen >= self.total or enough
 
     def check(self) -> None:
-        """Check that no records are missing.
-
-        Raises:
-            UnsteadyList: Fewer records were read than the API counts.
-        """
+        """Raise UnsteadyList if fewer records were read than the API counts."""
         if self._first == 1 and not self._has_all():
             raise UnsteadyList(self._source.name, self._seen, self.total)

@@ -75,11 +75,7 @@ def _observe(
 
 
 def instruments_of(provider: metrics.MeterProvider | None) -> Instruments:
-    """Return the instruments of *provider*. None means the global provider, even if it is set later.
-
-    Raises:
-        ValueError: *provider* is not a meter provider.
-    """
+    """Return the instruments of *provider*, or raise ValueError. None means the global one, even if it is set later."""
     if provider is not None and not hasattr(provider, "get_meter"):
         raise ValueError(f"meter_provider must be a MeterProvider or None, got {type(provider).__name__}")
     used = metrics.get_meter_provider() if provider is None else provider
@@ -116,26 +112,28 @@ class Instruments:
         """How many servers the metrics distinguish; all others are ``_OTHER``."""
         self._servers: set[tuple[str, int | None]] = set()
         self._attributes: dict[tuple[str, int | None, str | None], Mapping[str, AttributeValue]] = {}
+        seconds = partial(meter.create_histogram, unit="s", explicit_bucket_boundaries_advisory=_CALL_SECONDS)
         self.attempt_duration: metrics.Histogram = meter.create_histogram(
             "http.client.request.duration",
             "s",
             "Duration of HTTP client requests, per attempt.",
             explicit_bucket_boundaries_advisory=_ATTEMPT_SECONDS,
         )
-        self.call_duration: metrics.Histogram = meter.create_histogram(
-            "lamella.call.duration",
-            "s",
-            "Duration of whole calls, including all attempts and waits.",
-            explicit_bucket_boundaries_advisory=_CALL_SECONDS,
+        self.call_duration: metrics.Histogram = seconds(
+            "lamella.call.duration", description="Duration of whole calls, including all attempts and waits."
         )
         self._never = isinstance(self.call_duration, metrics.NoOpHistogram)
         # The API has no public name for this. Without the private name everything is recorded, only slower.
         self._late = hasattr(self.call_duration, "_real_instrument")
-        self.wait: metrics.Histogram = meter.create_histogram(
-            "lamella.call.wait",
-            "s",
-            "Total wait of a call between its attempts, if it waited.",
-            explicit_bucket_boundaries_advisory=_CALL_SECONDS,
+        self.wait: metrics.Histogram = seconds(
+            "lamella.call.wait", description="Total wait of a call between its attempts, if it waited."
+        )
+        self.queue_wait: metrics.Histogram = seconds(
+            "lamella.queue.wait", description="Time that queued attempts waited."
+        )
+        self.episode_duration: metrics.Histogram = seconds(
+            "lamella.rate_limit.duration",
+            description="Length of a rate-limit episode, from the first 429 to the next success.",
         )
         self.retries: metrics.Counter = meter.create_counter(
             "lamella.call.retries", "{retry}", "Decisions to make another attempt."
@@ -143,20 +141,8 @@ class Instruments:
         self.stops: metrics.Counter = meter.create_counter(
             "lamella.call.stops", "{call}", "Calls that were given up, by reason."
         )
-        self.queue_wait: metrics.Histogram = meter.create_histogram(
-            "lamella.queue.wait",
-            "s",
-            "Time that queued attempts waited.",
-            explicit_bucket_boundaries_advisory=_CALL_SECONDS,
-        )
         self.episodes: metrics.Counter = meter.create_counter(
             "lamella.rate_limit.episodes", "{episode}", "Rate-limit episodes that began."
-        )
-        self.episode_duration: metrics.Histogram = meter.create_histogram(
-            "lamella.rate_limit.duration",
-            "s",
-            "Length of a rate-limit episode, from the first 429 to the next success.",
-            explicit_bucket_boundaries_advisory=_CALL_SECONDS,
         )
         self.refreshes: metrics.Counter = meter.create_counter(
             "lamella.token.refreshes", "{refresh}", "Fetches of tokens, by result."

@@ -16,10 +16,10 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from yarl import URL
 
-from lamella.call import Call, Stop
-from lamella.classify.failures import ERROR_STATUS, rate_limited, require_open
+from lamella.call import Call
+from lamella.classify.failures import ERROR_STATUS, rejected, require_open
 from lamella.classify.judge import ERROR_HEADERS, Judged, judge
-from lamella.errors import ApiError, CertificateInvalid, ConnectFailed, RequestRejected
+from lamella.errors import ApiError, CertificateInvalid, ConnectFailed, RateLimited, RequestRejected
 from lamella.origins import origin_of
 from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import RuleBook, StopReason, check_rules
@@ -209,9 +209,8 @@ class Throttle(Layer):
         if isinstance(answer, Wait):
             since = 0.0 if account.episode is None else call.request.loop.time() - account.episode.began
             stopped = StopReason.WAIT_TOO_LONG if answer.too_long else StopReason.DEADLINE
-            error = rate_limited(call, self._rules, since=since, until=answer.seconds or 0.0, stopped=stopped)
-            call.stop = Stop(stopped, error.rule, error)
-            raise error
+            until = answer.seconds or 0.0
+            raise rejected(RateLimited, call, self._rules, since=since, until=until, stopped=stopped)
         WAITING.take(call)
         if call.span is SILENT:
             call.span = trace.INVALID_SPAN  # an SDK may have been set up in the meantime

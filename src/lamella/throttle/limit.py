@@ -75,11 +75,7 @@ class Limit:
 
 
 def cost_of(request: aiohttp.ClientRequest, cost: Cost | None) -> float:
-    """Return the points that *request* uses.
-
-    Raises:
-        ValueError: *cost* did not return a finite number, 0 or more.
-    """
+    """Return the points that *request* uses, or raise ValueError if *cost* returns no finite number, 0 or more."""
     if cost is None:
         return 1.0
     points = cost(request)
@@ -88,11 +84,7 @@ def cost_of(request: aiohttp.ClientRequest, cost: Cost | None) -> float:
 
 
 def separated(limits: Limits | None) -> tuple[tuple[Limit, ...], tuple[ReadLimits, ...]]:
-    """Return the limits that the user states, and the functions that read the server's limits.
-
-    Raises:
-        ValueError: An item is neither a Limit nor a function.
-    """
+    """Return the limits that the user states and the functions that read the server's limits, or raise ValueError."""
     given = () if limits is None else tuple(limits) if isinstance(limits, Iterable) else (limits,)
     for each in given:
         kind = Limit if isinstance(each, type) else (Limit, Callable)  # a class is not a function that reads headers
