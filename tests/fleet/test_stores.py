@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,6 +238,16 @@ async def test_a_prefix_is_that_of_all_keys(redis_place: RedisPlace) -> None:
     async with RedisStore(redis_place.url, prefix="of-mine:") as store:
         await store.swap("key", "", "one")
     assert await redis_place.client.keys() == ["of-mine:key"]
+
+
+async def test_a_process_that_closes_its_store_leaves_no_permit_open(place: Place) -> None:
+    async with place.store() as store:
+        await calls_with_secrets(store)
+    async with place.store() as store:
+        leases = [key for key in await place.keys() if key.startswith("lease:")]
+        states = [json.loads((await store.swap(key, "")).state) for key in leases]
+    assert states
+    assert [each["open"] for state in states for each in state["holders"].values()] == [[] for _ in states]
 
 
 async def test_what_is_reported_after_the_end_opens_no_connection(

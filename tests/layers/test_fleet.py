@@ -20,6 +20,7 @@ from lamella import Backoff, Limit, Rule, RuleBook, stack
 from lamella.store.network import Swap, Swapped
 from lamella.testing import FixedWindow, Limiter, SlidingWindow, TokenBucket, VirtualClock
 from lamella.testing import Limit as ServersLimit
+from lamella.throttle.estimate import Permit
 from lamella.throttle.fleet import Lease
 from lamella.throttle.lease_policy import Stated
 
@@ -191,3 +192,27 @@ async def test_a_store_that_fails_a_new_process_delays_it_by_one_period(virtual_
     assert grant is not None
     assert grant.wait is not None
     assert 0 < (grant.wait.seconds or 0) <= 1.1
+
+
+async def test_a_process_that_closes_its_store_returns_its_permits(virtual_time: VirtualClock) -> None:
+    policy, database = Stated((Limit(30, per=60),)), Database()
+    store = LocalStore(database)
+    lease = Lease(store, "one", policy)
+    for _ in range(10):
+        permit = await lease.take(30, 0.0, 1.0)
+        assert isinstance(permit, Permit)
+        if lease.holding.spent % 2:
+            lease.ended(permit, passed=True)
+    await store.aclose()
+    grant = await Lease(LocalStore(database), "one", policy).exchange(30, 0.0, 1.0)
+    assert grant is not None
+    assert len(grant.permits) == 20  # of the others, five have passed, and five are in flight
+
+
+async def test_a_store_that_hangs_is_closed_without_the_last_report(virtual_time: VirtualClock) -> None:
+    store = LocalStore(Database())
+    await Lease(store, "one", Stated((Limit(30, per=60),))).exchange(5, 0.0, 1.0)
+    store.database.hangs = True
+    began = now()
+    await store.aclose()
+    assert now() - began <= 2

@@ -113,6 +113,15 @@ async def test_two_sessions_with_one_store_have_one_budget(serve: Serve, virtual
     assert server.requests == 40 + 10
 
 
+async def test_retries_are_taken_from_a_shared_budget_in_tens(serve: Serve, virtual_time: VirtualClock) -> None:
+    server, store = Server(), JsonStore()
+    async with client(await serve(server), RetryBudget(0.0, 50), store=store, attempts=2) as session:
+        for _ in range(20):
+            await storm(session, 1)
+    assert server.requests == 20 + 20
+    assert store.asked == 2
+
+
 async def test_an_empty_budget_makes_failures_final_with_a_reason(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering, caplog: pytest.LogCaptureFixture
 ) -> None:

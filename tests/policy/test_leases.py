@@ -44,6 +44,7 @@ class Process:
     dead: bool = False
     wake: float = math.inf
     seen: str = ""
+    version: int = 0
 
 
 @dataclass
@@ -68,6 +69,8 @@ class Fleet:
     at_once: int = 64
     latency: float = 0.02
     wait: float = 1.0
+    work: float | None = None
+    """Seconds after which a process repeats a swap that another one has overtaken. None: no swap is overtaken."""
     dies_at: float | None = None
     forgets_at: tuple[float, ...] = ()
     seed: int = 0
@@ -75,6 +78,7 @@ class Fleet:
     def run(self) -> Outcome:
         random_ = random.Random(self.seed)
         state: LeaseState | None = None
+        version = 0
         limiter = None if self.limit is None else self.limit.limiter()
         backoff = Backoff(self.wait)
         fleet = [Process(Holding(f"holder {n}"), self.calls) for n in range(self.processes)]
@@ -142,6 +146,13 @@ class Fleet:
                     if process.left:
                         process.left -= 1
                         process.queue.append((next(numbers), 0))
+            if what == "exchanges" and self.work is not None:
+                if process.version != version:
+                    process.version = version
+                    outcome.exchanges += 1
+                    at(now + ROUND_TRIP + self.work, "exchanges", who)
+                    continue
+                process.version = version = version + 1
             if what == "exchanges":
                 seen = of_text(process.seen, self.policy) if process.seen else None
                 state = newest(state, seen, now, self.policy)
@@ -205,6 +216,16 @@ def test_holders_use_a_stated_limit_fully_without_exceeding_it(kind: str, proces
     assert (got.refused, got.lost) == (0, 0)
     assert got.took <= 1.15 * fleet.ideal()
     assert got.exchanges <= 0.6 * 1600
+
+
+@pytest.mark.parametrize("work", [0.005, pytest.param(0.002, marks=pytest.mark.slow)])
+def test_holders_that_overtake_one_another_use_a_stated_limit_fully(work: float) -> None:
+    fleet = Fleet(16, 100, limit_of("fixed"), STATED, at_once=4, work=work)
+    got = fleet.run()
+    assert (got.refused, got.lost) == (0, 0)
+    assert got.took <= 1.15 * fleet.ideal()
+    assert max(got.ends) <= 1.2 * min(got.ends)
+    assert got.exchanges <= 2.5 * 1600
 
 
 @pytest.mark.slow

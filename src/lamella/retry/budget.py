@@ -42,11 +42,10 @@ class Spent:
     missing: float = 0.0
 
 
-def take(spent: Spent, _now: float, budget: RetryBudget, calls: int) -> bool:
-    """Return whether one more retry may be made; *calls* is the number of calls since the last question."""
+def take(spent: Spent, _now: float, budget: RetryBudget, calls: int, wanted: int = 1) -> int:
+    """Return how many retries may be made, up to *wanted*; *calls* is the number of calls since the last question."""
     spent.missing = max(spent.missing - budget.ratio * calls, 0.0)
     # A rounding error in sums of fractions must not cost a whole retry.
-    if spent.missing + 1 > budget.capacity + 1e-9:
-        return False
-    spent.missing += 1
-    return True
+    taken = min(int(budget.capacity - spent.missing + 1e-9), wanted)
+    spent.missing += taken
+    return taken

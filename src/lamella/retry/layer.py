@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from typing import Final
 
 from aiohttp import hdrs
 
@@ -27,6 +28,7 @@ from lamella.store import Store
 from lamella.store.shared import SharedState
 
 _BUDGET = "retry-budget"
+_AT_ONCE: Final = 10  # maximum retries that are taken from a shared budget in one exchange
 
 
 class Retry(Layer):
@@ -94,6 +96,12 @@ class Retry(Layer):
         self._state = SharedState(store)
         self._calls = 0
         """How many calls were made since the last use of the budget; each adds a fraction of a retry."""
+        self._taken = 0
+        """Retries that are taken from the budget and not made yet."""
+        self._asking = 0
+        """How many calls are asking the store for a retry."""
+        # A fifth: the others that share the budget may need the rest.
+        self._at_once = 1 if budget is None else max(min(_AT_ONCE, int(budget.capacity / 5)), 1)
         self._begun: dict[Call, tuple[float, float, AttemptLimit | None, frozenset[int], int | None]] = {}
         """Per call: when it began by the loop's clock, how long it was queued before, the limit of its first attempt,
         the statuses below 400 that may be errors, and the number of attempts."""
@@ -170,8 +178,19 @@ class Retry(Layer):
         """Take a retry from the budget, if one is left."""
         if self._budget is None:
             return True
-        calls, self._calls = self._calls, 0
-        return await self._state.update(call.span, _BUDGET, Spent, take, self._budget, calls)
+        if not self._taken:
+            calls, self._calls = self._calls, 0
+            wanted = 1 if self._asking or self._state.memory is not None else self._at_once
+            self._asking += 1
+            try:
+                taken = await self._state.update(call.span, _BUDGET, Spent, take, self._budget, calls, wanted)
+            finally:
+                self._asking -= 1
+            self._taken += taken
+        if not self._taken:
+            return False
+        self._taken -= 1
+        return True
 
     def __repr__(self) -> str:
         of = self._settings

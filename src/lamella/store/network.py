@@ -7,9 +7,10 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
-from typing import Any, Final, NamedTuple, Self, TypeVar, TypeVarTuple
+from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar, TypeVarTuple
+from weakref import WeakSet
 
 from lamella.checks import check_seconds
 from lamella.telemetry.log import LOGGER
@@ -26,6 +27,7 @@ _SEEN: Final = 10_000  # maximum number of states
 _DRIFT: Final = 1.01  # factor per answer by which an answer that sets the clock may be slower than the fastest one
 _WENT_BACK: Final = 1.0  # seconds
 _TRIES: Final = 50
+_LAST: Final = 0.5  # maximum seconds for the last reports
 VERSION: Final = 16  # characters
 
 
@@ -55,6 +57,14 @@ class Swapped(NamedTuple):
     """The time in seconds by the store's clock, which may go back."""
 
 
+class Holder(Protocol):
+    """Something that holds permits of a store."""
+
+    def leave(self) -> Awaitable[object] | None:
+        """Report for the last time. None: there is nothing to report."""
+        ...
+
+
 class NetworkStore(ABC):
     """A store of texts, which are replaced by compare and swap. Subclasses implement the sending of swaps.
 
@@ -70,6 +80,8 @@ class NetworkStore(ABC):
         """Seconds by which the store's clock is ahead of the loop's clock. None: not known yet."""
         self.error: float = 0.0
         """Maximum error of `ahead` in seconds: half the duration of the exchange that determined it."""
+        self.holders: WeakSet[Holder] = WeakSet()
+        """Those that report for the last time when the store is closed."""
         self._fastest = float("inf")
         self._queue: list[tuple[Swap, asyncio.Future[Swapped]]] = []
         self._sender: asyncio.Task[None] | None = None
@@ -86,11 +98,16 @@ class NetworkStore(ABC):
         """Close the connections, after `finish`."""
 
     async def finish(self) -> None:
-        """Refuse further swaps of this event loop, and wait for those that are being sent.
+        """Let the holders report for at most half a second, then refuse further swaps of this event loop.
 
-        Otherwise the last report of a layer might open a connection after the store is closed.
+        Otherwise a later report might open a connection after the store is closed.
         """
-        self._closed_in = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        if self._failed is None and self._closed_in is not loop:
+            reports = [report for each in self.holders if (report := each.leave()) is not None]
+            if reports:
+                await asyncio.wait({asyncio.gather(*reports, return_exceptions=True)}, timeout=_LAST)
+        self._closed_in = loop
         if self._sender is not None and self._sender.get_loop() is self._closed_in:
             await asyncio.wait({self._sender})
 

@@ -62,9 +62,22 @@ class Lease:
         policy: Decides who may send.
     """
 
-    __slots__ = ("_aside", "_local", "_name", "_policy", "_seen", "_store", "_task", "_timer", "holding", "queue")
+    __slots__ = (
+        "__weakref__",
+        "_aside",
+        "_local",
+        "_name",
+        "_policy",
+        "_seen",
+        "_store",
+        "_task",
+        "_timer",
+        "holding",
+        "queue",
+    )
 
     def __init__(self, store: NetworkStore, name: str, policy: Policy) -> None:
+        store.holders.add(self)
         self._store = store
         self._name = f"lease:{name}"
         self._policy = policy
@@ -134,6 +147,19 @@ class Lease:
         """Release the permit of an attempt that the server cannot have counted, unless its result was reported."""
         self.holding.unused(permit, self.now())
         self._flush_later()
+
+    def leave(self) -> Awaitable[object] | None:
+        """Report for the last time, and release the unused permits. None: there is nothing to report."""
+        self.holding.release(self.now())
+        return self._leave() if self.holding.outcomes else None
+
+    async def _leave(self) -> None:
+        if self._task is not None:
+            await asyncio.shield(self._task)  # it may have begun before
+        self.holding.release(self.now())
+        if self.holding.outcomes:
+            self.holding.spent = 0  # otherwise it would get permits in advance again
+            await self.exchange(0, 0.0, 1.0)
 
     async def exchange(self, waiting: int, waited: float, cost: float) -> Grant | None:
         """Report to the store and get permits. Cancelling a caller does not cancel the exchange."""
@@ -239,11 +265,12 @@ class Lease:
 class _Seen:
     """The state of a lease as it was last seen in the store."""
 
-    __slots__ = ("ahead", "forgotten", "state", "text", "version")
+    __slots__ = ("ahead", "forgotten", "serial", "state", "text", "version")
 
     def __init__(self) -> None:
         self.version = ""
         self.text = ""
+        self.serial = -1  # of the state in `text`
         self.state: LeaseState | None = None
         self.forgotten: LeaseState | None = None
         """The newest state that was read, if the store now has an older one or none."""
@@ -253,14 +280,15 @@ class _Seen:
     def keep(self, version: str, text: str, state: LeaseState, ahead: float) -> None:
         """Record that the store contains *state*."""
         self.version, self.text, self.state, self.ahead, self.forgotten = version, text, state, ahead, None
+        self.serial = state.serial
 
     def found(self, version: str, text: str, policy: Policy) -> None:
         """Read the state that another process has stored, or None."""
-        last = of_text(self.text, policy) if self.text else None
         self.version, self.state = version, of_text(text, policy) if text else None
-        self.forgotten = last
-        if self.state is not None and (last is None or self.state.serial >= last.serial):
-            self.text, self.forgotten = text, None
+        if self.state is not None and self.state.serial >= self.serial:
+            self.text, self.serial, self.forgotten = text, self.state.serial, None
+        else:
+            self.forgotten = of_text(self.text, policy) if self.text else None
 
     def restore(self, policy: Policy) -> None:
         """Discard the state that was not stored."""

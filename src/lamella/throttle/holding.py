@@ -18,8 +18,10 @@ from lamella.throttle.stated import StatedLimit
 
 _EARLY: Final = 0.0005  # a permit may be used this many seconds early: less than the error of the clock
 _TICK: Final = 0.002  # minimum seconds between two exchanges that are not urgent
+_TURN: Final = 0.005  # minimum seconds between two exchanges of all holders, on average
 _POLL: Final = (0.01, 0.05)  # bounds in seconds of the horizon while another holder's answer is awaited
-_OFTEN: Final = 0.1  # horizons between two exchanges of a holder, times the number of holders; at most one
+_LEAD: Final = 0.5  # horizons before the next permit within which all holders exchange
+_OFTEN: Final = 0.05  # horizons between two exchanges of a holder, times the number of holders; at most _LEAD
 _SOON: Final = 1e-6
 _IDLE: Final = 0.1  # seconds after which an unused permit is released
 _KEEP: Final = 0.5  # seconds between two exchanges while there are calls, so that this holder is not considered lost
@@ -97,12 +99,10 @@ class Holding:
         sent = self.sent.pop(permit.at, permit.at)
         self.outcomes.append(Outcome(leased, sent, now, kind, backoff, retry_after, says))  # type: ignore[arg-type]
         if passed is False:
-            for each in self.pool:
-                self._give_back(each, now)
-            self.pool.clear()
+            self.release(now)
             self.due = now
         elif self.wait is not None and self.wait.seconds is None:
-            self.due = min(self.due, max(now, self.asked_at + _TICK))  # this result may allow another attempt
+            self.due = min(self.due, max(now, self.asked_at + self._turn))  # this result may allow another attempt
 
     def unused(self, permit: Permit, now: float) -> None:
         """Release the permit of an attempt that the server cannot have counted, unless its result was reported."""
@@ -110,6 +110,12 @@ class Holding:
         self.sent.pop(permit.at, None)
         if leased is not None:
             self._give_back(leased, now)
+
+    def release(self, now: float) -> None:
+        """Release the permits that are not in use."""
+        for each in self.pool:
+            self._give_back(each, now)
+        self.pool.clear()
 
     def move(self, seconds: float) -> None:
         """Take all moments for so much later: the state has another clock than before."""
@@ -163,13 +169,18 @@ class Holding:
         if wait is None:
             return min(max(self.pool[-1].at, now), now + horizon) if self.pool else now
         if wait.seconds is None:
-            again = min(max(horizon, _POLL[0]), _POLL[1])
-            return now + max(again if wait.again is None else min(wait.again, again), _TICK)
+            again = max(min(max(horizon, _POLL[0]), _POLL[1]), self._turn)
+            return now + max(again if wait.again is None else min(wait.again, again), self._turn)
         # All holders exchange before that time, one after another, and no more often than they get permits.
-        lead = horizon * (grant.rank + 1) / (grant.holders + 1)
-        often = min(_OFTEN * grant.holders, 1.0)
-        due = now + max(wait.seconds - lead, _TICK if grant.holders == 1 else horizon * often)
+        lead = _LEAD * horizon * (grant.rank + 1) / (grant.holders + 1)
+        gap = self._turn if grant.holders == 1 else max(horizon * min(_OFTEN * grant.holders, _LEAD), self._turn)
+        due = now + max(wait.seconds - lead, gap)
         return due if wait.again is None else min(due, now + max(wait.again, _TICK))
+
+    @property
+    def _turn(self) -> float:
+        """The minimum seconds between two exchanges that are not urgent."""
+        return _TICK if self.grant is None else max(_TICK, _TURN * (self.grant.holders - 1))
 
     def flush_at(self, now: float, waiting: int = 0) -> float | None:
         """Return when to exchange even if no call asks for a permit. None: there is nothing to report."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from math import inf, nextafter
 from typing import Any, Final, NamedTuple
 
@@ -21,7 +21,9 @@ from lamella.throttle.lease_policy import Outcome, Policy
 _BEGIN: Final = 1000.0  # the time of a new state
 _SHARES: Final = 20.0  # horizons in a period ...
 _SHARES_ALONE: Final = 10.0  # ... and with only one holder
-_HORIZON: Final = (0.02, 3.0)  # bounds of the horizon in seconds
+_FEWEST: Final = 4.0  # ... and with many holders
+_EACH: Final = 0.01  # seconds of the horizon for each holder
+_HORIZON: Final = (0.02, 3.0)  # bounds of the horizon in seconds, unless there are many holders
 _ALIVE: Final = (2.0, 10.0)  # bounds in seconds of the period after which a silent holder is considered lost
 _AT_ONCE: Final = 0.002  # seconds by which a permit may be issued before its time to the holder that asks
 _WENT_BACK: Final = 1.0  # seconds. A smaller step back is only the difference between the clocks of two holders
@@ -60,7 +62,7 @@ class Grant(NamedTuple):
     """Permits of an earlier generation must not be used."""
     holders: int
     rank: int
-    """The position of this holder among the holders, from 0."""
+    """The position of this holder among the holders, from 0. The last one, with the fewest permits, asks first."""
     horizon: float
 
 
@@ -117,7 +119,8 @@ def exchange(state: LeaseState, now: float, report: Report, policy: Policy) -> G
     if me is None:
         me = state.holders[report.holder] = Holder()
     if not me.wanting and report.wanting:  # it does not catch up on permits that it did not want
-        me.given = max((each.given for each in state.holders.values() if each.wanting), default=me.given)
+        least = min((each.given for each in state.holders.values() if each.wanting), default=0)
+        me.given = max(me.given, least)
     me.seen, me.wanting, me.waited, me.cost, me.ahead = now, report.wanting, report.waited, report.cost, 0
     if len(state.holders) == 1 or policy.is_free(state.known):
         me.wanting += report.spare
@@ -125,10 +128,12 @@ def exchange(state: LeaseState, now: float, report: Report, policy: Policy) -> G
     _expire(state, now, policy)
     alone = len(state.holders) == 1
     shares = _SHARES_ALONE if alone else _SHARES
-    horizon = _within(policy.period(state.known) / shares, _HORIZON)
+    period = policy.period(state.known)
+    # Many holders exchange less often: they would overtake one another's swaps.
+    horizon = max(_within(period / shares, _HORIZON), min(len(state.holders) * _EACH, period / _FEWEST))
     wait = _issue(state, now, me, policy, horizon)
     permits = tuple(Permit(int(generation), at, int(among), cost) for at, generation, among, cost in me.open)
-    rank = sorted(state.holders).index(report.holder)
+    rank = sorted(state.holders, key=lambda name: (-state.holders[name].given, name)).index(report.holder)
     generation = getattr(state.known, "generation", 0)
     return Grant(permits, wait, begun, generation, len(state.holders), rank, horizon)
 
@@ -237,4 +242,4 @@ def of_text(text: str, policy: Policy) -> LeaseState:
 
 def _values(state: Any) -> dict[str, Any]:
     """Return the JSON values of a state."""
-    return {each.name: getattr(state, each.name) for each in fields(state)}
+    return {name: getattr(state, name) for name in state.__slots__}
