@@ -43,7 +43,7 @@ export MADE_FOR := $(CURDIR) $(PYTHON)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint format types docs dist audit coverage lowest backends browser dask fleet bench bench-against bench-instructions bench-profile bench-storm bench-batch bench-sync bench-fleet soak aiohttp-tests picture clean FORCE
+.PHONY: help demo test test-all lint format types docs dist audit coverage lowest backends browser dask fleet bench bench-against bench-instructions bench-profile bench-storm bench-batch bench-sync bench-dask bench-fleet soak aiohttp-tests picture clean FORCE
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' Makefile
@@ -103,7 +103,7 @@ browser: $(BROWSER)/.installed docs  ## Test the page of --report and the site i
 	@$(BROWSER)/bin/python tests/browser/with_chromium.py \
 		$(BROWSER)/bin/python -m pytest --confcutdir tests/browser tests/browser $(ARGS)
 
-dask: $(DASK)/.installed  ## Test the sync on real Dask workers and on an S3 server
+dask: $(DASK)/.installed  ## Test the sync on real Dask workers and on an S3 server (ARGS='-m slow': 20 random kills)
 	@$(DASK)/bin/python -m pytest --confcutdir tests/dask tests/dask $(ARGS)
 
 fleet: $(FLEET)/.installed  ## Test stores that processes share, against a real Redis and PostgreSQL
@@ -131,6 +131,9 @@ bench-batch: $(BENCH)/.installed  ## Compare a batch of a million items with oth
 
 bench-sync: $(BENCH)/.installed  ## Compare a sync of 300,000 records with other tools: ten minutes (ARGS=--quick: two)
 	@$(DIRECT) $(BENCH)/bin/python benchmarks/sync.py $(ARGS)
+
+bench-dask: $(DASK)/.installed  ## Compare a sync on Dask with the plain one, and measure its driver: four minutes
+	@$(DIRECT) $(DASK)/bin/python benchmarks/on_dask.py $(ARGS)
 
 bench-fleet: $(FLEET)/.installed  ## Measure processes on a real Redis and PostgreSQL: fifteen minutes (ARGS='--store redis': half)
 	@$(DIRECT) $(FLEET)/bin/python benchmarks/fleet.py $(ARGS)

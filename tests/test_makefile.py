@@ -23,7 +23,8 @@ EACH_PLACE = [PLACES[2], *(pytest.param(place, marks=pytest.mark.slow) for place
 TARGETS = [
     *("demo", "test", "test-all", "lint", "format", "types", "docs", "dist", "audit", "coverage", "lowest"),
     *("backends", "browser", "dask", "fleet"),
-    *("bench", "bench-instructions", "bench-storm", "bench-batch", "bench-sync", "bench-fleet", "soak", "picture"),
+    *("bench", "bench-instructions", "bench-storm", "bench-batch", "bench-sync", "bench-dask", "bench-fleet"),
+    *("soak", "picture"),
 ]
 # It notes how it is run. An environment that it makes has an interpreter like it, and nothing else.
 INTERPRETER = """
@@ -157,7 +158,7 @@ def test_foreign_environment_variables_reach_no_target(made: tuple[Path, list[Ru
     for run in installations:
         assert run.environ.items() >= NETWORK.items()
     benchmarks = [run for run in runs if run.arguments[0].startswith("benchmarks/")]
-    assert len(benchmarks) == 7
+    assert len(benchmarks) == 8
     assert {(run.environ["NO_PROXY"], run.environ["no_proxy"]) for run in benchmarks} == {("*", "*")}
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import pickle
-import random
 import signal
 import subprocess
 from collections.abc import AsyncIterator
@@ -14,11 +15,16 @@ from typing import Any
 
 import pytest
 from distributed import Client
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from tests.dask import hooks
 from tests.dask.cluster import Cluster, until
 from tests.dataset.conftest import RESOURCES, SyncTo, expected_of, records_in, write_accounts
 
 from lamella import dataset
-from lamella.dataset import Dataset
+from lamella.dataset import Dataset, sync_shards
+from lamella.dataset.on_dask import OnDask
 from lamella.maesn.sandbox import Account, Sandbox
 from lamella.pytest_maesn import MakeSandbox
 
@@ -107,50 +113,22 @@ async def test_a_client_with_its_own_thread_works(
     assert seen[-1].ended == report.shards
 
 
-async def test_killing_workers_at_random_loses_nothing(
-    make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path
-) -> None:
-    moments = random.Random(5)
-    sandbox = await make_sandbox(accounts=some(12, 100), latency=0.01)
-    cluster.add(3)
-    async with client_of(cluster) as client:
-        await client.wait_for_workers(3)
-        running = asyncio.create_task(sync_to(sandbox, on=client, at_once_per_account=1, **QUICK))
-        kills = 0
-        for _ in range(5):
-            ends = len(sandbox.received) + moments.randrange(30, 90)
-            await until(lambda ends=ends: len(sandbox.received) >= ends or running.done())  # type: ignore[misc]
-            if running.done():
-                break
-            cluster.workers.pop(0).kill()
-            kills += 1
-            cluster.add(1)
-        report = await running
-    assert report.done, report
-    assert kills >= 3
-    whole(sandbox, tmp_path / "out")
-    # The journal of a killed worker is on this machine: what was under way is read again, and nothing else.
-    # A shard of a worker has at most as many pages under way as it has accounts.
-    assert len(sandbox.received) - pages_of(sandbox) <= kills * 2 * len(sandbox.accounts) / 4
-
-
 async def test_a_worker_that_freezes_loses_its_shard_and_cannot_win_it_back(
     make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path
 ) -> None:
     sandbox = await make_sandbox(accounts=some(6, 80), latency=0.01)
-    cluster.add(1)
-    [frozen] = cluster.workers
+    [frozen] = cluster.add()
     async with client_of(cluster) as client:
         running = asyncio.create_task(sync_to(sandbox, on=client, at_once_per_account=1, **{**QUICK, "shards": 1}))
         await until(lambda: len(sandbox.received) >= 60)
         [address] = await client.nthreads()
         cluster.freeze(frozen)
         await client.run_on_scheduler(_give_up, address)
-        cluster.add(1)
+        [successor] = cluster.add()
         report = await running
     assert report.done, report
     [won] = dataset.shards(tmp_path / "out")
-    assert (won.epoch, won.holder.split()[1]) == (2, str(cluster.workers[1].pid))
+    assert (won.epoch, won.holder.split()[1]) == (2, str(successor.pid))
     whole(sandbox, tmp_path / "out")
     cluster.thaw(frozen)
     await cluster.ended(frozen)  # the scheduler does not know it any more
@@ -158,41 +136,73 @@ async def test_a_worker_that_freezes_loses_its_shard_and_cannot_win_it_back(
     whole(sandbox, tmp_path / "out")
 
 
-async def test_a_killed_driver_leaves_a_dataset_that_the_next_run_continues(
+async def test_a_worker_that_freezes_before_its_commit_loses_to_its_successor(
     make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path
 ) -> None:
-    sandbox = await make_sandbox(accounts=some(8, 60), latency=0.01)
-    cluster.add(2)
-    driver = _driver(cluster, sandbox, tmp_path)
-    try:
-        await until(lambda: len(sandbox.received) >= 50)
-    finally:
-        driver.kill()
-        driver.wait()
-    assert dataset.last_run(tmp_path / "out") == (1, False)
+    notes = tmp_path / "notes"
+    cluster.set(hooks.FREEZE, str(notes))
+    sandbox = await make_sandbox(accounts=some(4, 10))
+    [frozen] = cluster.add()
     async with client_of(cluster) as client:
-        report = await sync_to(sandbox, on=client, resume=True, **QUICK)
+        running = asyncio.create_task(sync_to(sandbox, on=client, **{**QUICK, "shards": 1}))
+        await until(notes.exists)  # it has read everything, and written its files
+        [address] = await client.nthreads()
+        await client.run_on_scheduler(_give_up, address)
+        [successor] = cluster.add()
+        report = await running
     assert report.done, report
-    assert (report.run, report.resumed) == (1, True)
-    whole(sandbox, tmp_path / "out")
-    assert dataset.last_run(tmp_path / "out") == (1, True)
+    [won] = dataset.shards(tmp_path / "out")
+    assert (won.epoch, won.holder.split()[1]) == (2, str(successor.pid))
+    cluster.thaw(frozen)
+    await cluster.ended(frozen)
+    assert "another worker has taken over shard 0 (epoch 1)" in notes.read_text()
+    assert dataset.shards(tmp_path / "out") == [won]
+    whole(sandbox, tmp_path / "out")  # the marks also
 
 
-async def test_a_killed_scheduler_leaves_a_dataset_that_the_next_run_continues(
-    make_sandbox: MakeSandbox, cluster: Cluster, sync_to: SyncTo, tmp_path: Path
+async def test_a_blocked_shard_blocks_neither_its_worker_nor_the_scheduler(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.set(hooks.SPANS, str(tmp_path / "spans"))
+    cluster.add()
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    made = Dataset.create(tmp_path / "out", batch="b", shards=6)
+    names = [f"account {number}" for number in range(60)]
+    async with client_of(cluster) as client:
+        await client.wait_for_workers(1)
+        options = {"folder": str(tmp_path)}
+        syncing = sync_shards(OnDask(client), made, names, hooks.BLOCKING, options, tracer_provider=provider)
+        running = asyncio.create_task(syncing)
+        await until(lambda: list(tmp_path.glob("blocked-*")))
+        # What sends the heartbeats answers, and two shards are submitted for the one thread.
+        assert len(await client.run(os.getpid)) == 1
+        assert len(await client.run_on_scheduler(_specs_of_tasks)) == 2
+        (tmp_path / "go").touch()
+        report = await running
+        assert (report.shards, report.errors) == (6, ())
+        assert await client.run_on_scheduler(_specs_of_tasks) == []
+        assert list((await client.run(_results_on)).values()) == [0]
+    [run] = exporter.get_finished_spans()
+    assert run.context is not None
+    shards = [json.loads(line) for line in (tmp_path / "spans").read_text().splitlines()]
+    assert [span["name"] for span in shards] == ["lamella shard"] * 6
+    assert {span["context"]["trace_id"] for span in shards} == {f"0x{run.context.trace_id:032x}"}
+    assert {span["parent_id"] for span in shards} == {f"0x{run.context.span_id:016x}"}
+
+
+async def test_the_shards_of_a_killed_driver_end_gracefully(
+    make_sandbox: MakeSandbox, cluster: Cluster, tmp_path: Path
 ) -> None:
     sandbox = await make_sandbox(accounts=some(8, 60), latency=0.01)
     cluster.add(2)
     driver = _driver(cluster, sandbox, tmp_path)
     await until(lambda: len(sandbox.received) >= 50)
-    cluster.scheduler.kill()
-    assert await cluster.ended(driver) == 1
-    async with Cluster(tmp_path / "another", {"MAESN_API_KEY": sandbox.api_key}) as another:
-        another.add(2)
-        async with client_of(another) as client:
-            report = await sync_to(sandbox, on=client, **QUICK)
-    assert report.done, report
-    whole(sandbox, tmp_path / "out")
+    driver.kill()
+    driver.wait()
+    # All that was read is in the dataset, and nothing is left on the machine.
+    await until(lambda: not [path for path in (tmp_path / "cluster").rglob("*.journal*") if path.is_file()])
+    assert any(commit.working == 1 and commit.journal is not None for commit in dataset.shards(tmp_path / "out"))
+    assert len(sandbox.received) < pages_of(sandbox)
 
 
 async def test_ctrl_c_ends_the_shards_gracefully(
@@ -226,6 +236,11 @@ def _driver(cluster: Cluster, sandbox: Sandbox, folder: Path) -> subprocess.Pope
 async def _give_up(address: str, dask_scheduler: Any) -> None:
     """Do what the scheduler does with a worker from which it has not heard for too long; it runs there."""
     await dask_scheduler.remove_worker(address, stimulus_id="test")
+
+
+def _results_on(dask_worker: Any) -> int:
+    """Return how many results a worker keeps for the scheduler."""
+    return len(dask_worker.data)
 
 
 def _specs_of_tasks(dask_scheduler: Any) -> list[bytes]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.dataset.conftest import RESOURCES, SyncTo, expected_of, records_in, until, write_accounts
-from tests.dataset.workers import NOTHING
+from tests.dataset.workers import NOTHING, UNTIL
 from tests.sdk import Tracing
 
 from lamella import dataset, maesn
-from lamella.dataset import Dataset, DatasetError, DatasetProgress, Here, Outcome, Work, WorkLost, sync_shards
+from lamella.dataset import Commit, Dataset, DatasetError, DatasetProgress, Here, Outcome, Work, WorkLost, sync_shards
 from lamella.dataset.work import OnCount
 from lamella.maesn.sandbox import Account, Sandbox
 from lamella.pytest_maesn import MakeSandbox
@@ -222,3 +223,55 @@ async def test_the_shard_spans_are_children_of_the_run_span(tracing: Tracing, tm
     assert {span.parent and (span.parent.trace_id, span.parent.span_id) for span in shards} == {
         (run.context.trace_id, run.context.span_id)
     }
+
+
+async def test_a_shard_that_ends_during_a_checkpoint_keeps_its_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ended, loop = asyncio.Event(), threading.Event(), asyncio.get_running_loop()
+    commit = Dataset.commit
+
+    def slow(self: Dataset, what: Commit) -> Commit:
+        written = commit(self, what)
+        if what.working is not None:
+            loop.call_soon_threadsafe(begun.set)
+            assert ended.wait(60)
+        return written
+
+    async def let_it_end() -> None:
+        for _ in range(50):  # turns of the loop: until the checkpoint is cancelled
+            await asyncio.sleep(0)
+        ended.set()
+
+    async def until_it_commits() -> None:
+        await begun.wait()
+        tasks.append(asyncio.create_task(let_it_end()))
+
+    tasks: list[asyncio.Task[None]] = []
+    monkeypatch.setattr(Dataset, "commit", slow)
+    made = Dataset.create(tmp_path / "out", batch="b")
+    options = {"until": until_it_commits}
+    here = Here(scratch=tmp_path / "scratch")
+    report = await sync_shards(here, made, ["north"], UNTIL, options, checkpoint=0.01, watch=0.01)
+    assert report.errors == ()
+    assert [commit.run for commit in dataset.shards(tmp_path / "out")] == [1]
+    assert dataset.verify(tmp_path / "out") == []
+
+
+async def test_at_most_twice_as_many_shards_are_submitted_as_there_are_slots(tmp_path: Path) -> None:
+    class Counting(Here):
+        running = most = 0
+
+        async def run(self, work: Work, on_count: OnCount | None) -> Outcome:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            try:
+                return await super().run(work, on_count)
+            finally:
+                self.running -= 1
+
+    engine = Counting(2, tmp_path / "scratch")
+    made = Dataset.create(tmp_path / "out", batch="b", shards=8)
+    report = await sync_shards(engine, made, [f"account {number}" for number in range(100)], NOTHING)
+    assert report.shards == 8
+    assert engine.most == 4

@@ -7,6 +7,7 @@ from typing import Any
 import aiohttp
 
 from lamella import Breaker, maesn
+from lamella.dataset import Process, Work
 from lamella.sync import Report
 
 RULES = maesn.RULES.scaled(0.0001)
@@ -24,3 +25,12 @@ async def read_nothing(*_: Any, **__: Any) -> Report:
 
 
 NOTHING = f"{__name__}:read_nothing"
+
+
+async def read_until(_: Process, work: Work, *__: Any, **___: Any) -> Report:
+    """Await the function that is given as the option "until"."""
+    await work.options["until"]()
+    return Report(1, False, (), 0.0)
+
+
+UNTIL = f"{__name__}:read_until"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -188,10 +188,10 @@ class Dataset:
         """Return the number of the last commit of a shard, or 0 if there is none."""
         return max(self._numbers(shard), default=0)
 
-    def all_last(self) -> list[Commit]:
-        """Return the last commit of each shard that has one."""
+    def all_last(self) -> Iterator[Commit]:
+        """Yield the last commit of each shard that has one. A commit has the marks of all accounts of its shard."""
         shards = {int(name.split("/")[1]) for name in self.storage.sizes("commits") if name.endswith(".json")}
-        return [self.last(shard) for shard in sorted(shards)]
+        return (self.last(shard) for shard in sorted(shards))
 
     def claim(self, shard: int, holder: str, run: int) -> tuple[Commit, Commit]:
         """Take over a shard for *run*. Return the previous commit and the new one.
@@ -203,7 +203,7 @@ class Dataset:
             before = self.last(shard)
             after = replace(before, number=before.number + 1, epoch=before.epoch + 1, holder=holder, working=run)
             if self.storage.put_new(after.name, after.encode()):
-                self._check_last(after)
+                self.check_holder(after)
                 return before, after
         raise DatasetError(f"{self.place}: shard {shard} is claimed by others again and again")
 

@@ -42,6 +42,14 @@ def name_of(table: str, commit: Commit, token: str, suffix: str) -> str:
     return f"{folder}/{commit.shard:05d}-e{commit.epoch:08d}-{token}{suffix}"
 
 
+def epoch_of(name: str) -> int:
+    """Return the epoch of the worker that has written a file with a name of :func:`name_of`."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f"{name!r} is not the name of a data file or a journal")
+    return int(found[2])
+
+
 def files(place: str | os.PathLike[str], table: str = RECORDS) -> list[str]:
     """Return the current data files as paths or URLs, for pyarrow, DuckDB and pandas.
 
@@ -66,7 +74,7 @@ def shards(place: str | os.PathLike[str]) -> list[Commit]:
     Raises:
         DatasetError: There is no dataset.
     """
-    return Dataset.open(place).all_last()
+    return list(Dataset.open(place).all_last())
 
 
 def verify(place: str | os.PathLike[str]) -> list[Fault]:
@@ -97,7 +105,7 @@ def clean(place: str | os.PathLike[str], *, older_than: float = DAY) -> list[str
     """
     check_seconds("older_than", older_than, zero=True)
     dataset = Dataset.open(place)
-    last = {commit.shard: commit for commit in dataset.all_last()}
+    last = {commit.shard: (commit.epoch, _referenced(commit)) for commit in dataset.all_last()}
     storage = dataset.storage
     names = [name for folder in ("data", "journals", "commits") for name in storage.sizes(folder)]
     removed = []
@@ -112,12 +120,12 @@ def clean(place: str | os.PathLike[str], *, older_than: float = DAY) -> list[str
     return removed
 
 
-def _is_garbage(name: str, last: Mapping[int, Commit]) -> bool:
+def _is_garbage(name: str, last: Mapping[int, tuple[int, set[str]]]) -> bool:
     found = _NAME.fullmatch(name)
     if found is None:
         return is_temporary(name)
-    commit = last.get(int(found[1]))
-    return commit is not None and int(found[2]) < commit.epoch and name not in _referenced(commit)
+    epoch, referenced = last.get(int(found[1]), (0, set[str]()))
+    return int(found[2]) < epoch and name not in referenced
 
 
 def _referenced(commit: Commit) -> set[str]:

@@ -13,6 +13,7 @@ from lamella.batch import Journal, JournalError
 from lamella.batch.journal_errors import JournalLocked
 from lamella.dataset import state
 from lamella.dataset.commits import Commit, Dataset, TakenOver
+from lamella.dataset.contents import epoch_of
 from lamella.threads import run_to_its_end
 
 
@@ -40,60 +41,66 @@ async def local_journal(
     """
     folder = scratch / dataset.id
     folder.mkdir(mode=0o700, exist_ok=True)
-    path, own = folder / f"{commit.shard:05d}.journal", folder / f"{commit.shard:05d}-e{commit.epoch:08d}"
-    left = folder / f"{commit.shard:05d}-e{before.epoch:08d}.journal"
+    own = folder / f"{commit.shard:05d}-e{commit.epoch:08d}"
     async with AsyncExitStack() as stack:
-        found = await _newest([path, left], before, dataset.batch, stack)
+        left = sorted(folder.glob(f"{commit.shard:05d}-e*.journal"), reverse=True)
+        found = await _newest(left, before, dataset.batch, stack)
+        await run_to_its_end(thread, _sweep, folder, own.name)
+        own.mkdir(mode=0o700)
+        stack.push_async_callback(run_to_its_end, thread, shutil.rmtree, own, ignore_errors=True)
         if found is None:
-            path = path if not path.exists() else own.with_suffix(".journal")
+            path = own.with_suffix(".journal")
             if before.journal is not None:
-                await run_to_its_end(thread, dataset.storage.download, before.journal.name, path)
+                await run_to_its_end(thread, dataset.storage.download, before.journal.name, own / "copy")
+                (own / "copy").replace(path)
             found = path, await stack.enter_async_context(Journal.open(path, batch=dataset.batch))
         path, journal = found
         local = LocalJournal(journal, own)
-        await run_to_its_end(thread, _sweep, folder, commit)
-        own.mkdir(mode=0o700)
         try:
             yield local
         except TakenOver:
             local.committed = True  # by another worker
             raise
         finally:
-            await run_to_its_end(thread, shutil.rmtree, own, ignore_errors=True)
             await stack.aclose()
             if local.committed:
                 path.unlink(missing_ok=True)
 
 
 async def _newest(paths: list[Path], before: Commit, batch: str, stack: AsyncExitStack) -> tuple[Path, Journal] | None:
-    """Open the journal of the previous worker of the shard, if it is on this machine and not in use."""
+    """Open the journal that an earlier worker of the shard has left here, unless the dataset has a newer one.
+
+    Each worker begins with the last copy in the dataset or with a newer journal. So a journal is at least as new as
+    that copy if its last worker has not lost the shard before the copy was made.
+    """
+    oldest = 0 if before.journal is None else epoch_of(before.journal.name)
     for path in paths:
-        if not path.exists():
-            continue
         try:
             async with AsyncExitStack() as opened:
                 journal = await opened.enter_async_context(Journal.open(path, batch=batch))
-                if (await journal.read(state.look)).epoch == before.epoch:
+                if (await journal.read(state.look)).epoch >= oldest:
                     stack.push_async_exit(opened.pop_all())
                     return path, journal
         except JournalLocked:
             continue  # that worker is frozen, or has not noticed yet that it has lost its shard
         except JournalError:
             pass
-        path.unlink(missing_ok=True)
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
     return None
 
 
-def _sweep(folder: Path, commit: Commit) -> None:
-    """Remove the temporary files that killed workers have left for this shard."""
-    for path in folder.glob(f"{commit.shard:05d}-e*"):
-        if path.is_dir() and path.name != f"{commit.shard:05d}-e{commit.epoch:08d}":
+def _sweep(folder: Path, own: str) -> None:
+    """Remove the temporary files that earlier workers of the shard have left."""
+    for path in folder.glob(f"{own.partition('-')[0]}-e*"):
+        if path.name < own and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _back_up(db: sqlite3.Connection, path: Path) -> None:
     path.unlink(missing_ok=True)
     with closing(sqlite3.connect(path)) as copy:
+        copy.execute("PRAGMA synchronous = OFF")  # a temporary file: the dataset's own copy is synced
         db.backup(copy)
         # Otherwise SQLite creates a -wal file when the copy is opened.
         copy.execute("PRAGMA journal_mode = DELETE")

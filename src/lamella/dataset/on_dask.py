@@ -90,8 +90,7 @@ class OnDask:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
 
     async def _begin(self) -> None:
-        # A run whose driver was killed has left its plugin, whose shards end as this one's begin.
-        await self._client.register_plugin(_Shards(), name=self._name)
+        await self._client.register_plugin(_Shards(self._name))
         self._client.subscribe_topic(self._topic, self._take)
 
     async def _end(self) -> None:
@@ -103,7 +102,7 @@ class OnDask:
         return found
 
     async def _submit(self, work: Work) -> Outcome:
-        key = f"lamella-shard-{work.shard}-{uuid4().hex}"
+        key = f"{self._name}-{work.shard}-{uuid4().hex}"
         future = self._client.submit(_do, work, self._name, self._topic, key=key, pure=False)
         try:
             outcome: Outcome = await future
@@ -130,10 +129,18 @@ class OnDask:
 
 
 class _Shards(WorkerPlugin):  # type: ignore[misc]
-    """Runs the shards of a worker in a thread with its own event loop and shared resources."""
+    """Runs the shards of a worker in a thread with its own event loop and shared resources.
+
+    Args:
+        name: The name of the plugin, with which the keys of its tasks begin.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def setup(self, worker: Worker) -> None:
-        self._work: set[asyncio.Task[Outcome]] = set()
+        self._work: dict[str, asyncio.Task[Outcome]] = {}
+        self._released: set[str] = set()
         self._stopped = False
         self._ready: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="lamella-shards", daemon=True)
@@ -144,21 +151,29 @@ class _Shards(WorkerPlugin):  # type: ignore[misc]
         await asyncio.to_thread(self.stop)
         await asyncio.to_thread(self._leave)
 
-    def do(self, work: Work, on_count: OnCount) -> Outcome:
+    def transition(self, key: object, start: str, finish: str, **_: Any) -> None:
+        """Interrupt a shard whose task is released while it runs: its driver is lost."""
+        if (start, finish) == ("executing", "released") and isinstance(key, str) and key.startswith(self.name):
+            self._released.add(key)
+            self._ready.result().call_soon_threadsafe(self._cancel)
+
+    def do(self, key: str, work: Work, on_count: OnCount) -> Outcome:
         """Run a shard and wait for its outcome."""
         loop = self._ready.result()
         if self._stopped:
             return Outcome(work.shard, "interrupted")
-        return asyncio.run_coroutine_threadsafe(self._do(work, on_count), loop).result()
+        return asyncio.run_coroutine_threadsafe(self._do(key, work, on_count), loop).result()
 
     def stop(self) -> None:
-        """Interrupt the shards."""
+        """Interrupt the shards and start no other ones."""
         self._stopped = True
         self._ready.result().call_soon_threadsafe(self._cancel)
 
     def _cancel(self) -> None:
-        for task in self._work:
-            task.cancel()
+        for key, task in self._work.items():
+            # A second cancellation would interrupt the commit of the journal.
+            if (self._stopped or key in self._released) and not task.cancelling():
+                task.cancel()
 
     def _leave(self) -> None:
         self._ready.result().call_soon_threadsafe(self._left.set)
@@ -171,19 +186,20 @@ class _Shards(WorkerPlugin):  # type: ignore[misc]
                 self._ready.set_result(asyncio.get_running_loop())
                 await self._left.wait()
                 if self._work:
-                    await asyncio.wait(self._work)
+                    await asyncio.wait(self._work.values())
         except Exception as exc:
             if self._ready.done():
                 raise
             self._ready.set_exception(exc)
 
-    async def _do(self, work: Work, on_count: OnCount) -> Outcome:
-        task = asyncio.create_task(run_shard(self._process, work, on_count))
-        self._work.add(task)
+    async def _do(self, key: str, work: Work, on_count: OnCount) -> Outcome:
+        task = self._work[key] = asyncio.create_task(run_shard(self._process, work, on_count))
+        self._cancel()
         try:
             await asyncio.wait([task])
         finally:
-            self._work.discard(task)
+            del self._work[key]
+            self._released.discard(key)
         return Outcome(work.shard, "interrupted") if task.cancelled() else task.result()
 
 
@@ -194,7 +210,7 @@ def _do(work: Work, plugin: str, topic: str) -> Outcome:
     def on_count(count: Count) -> None:
         worker.loop.add_callback(worker.log_event, topic, astuple(count))
 
-    return shards.do(work, on_count)
+    return shards.do(worker.get_current_task(), work, on_count)
 
 
 def _stop(plugin: str, dask_worker: Worker) -> None:

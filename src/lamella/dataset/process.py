@@ -59,7 +59,8 @@ class Process:
     async def instead_of(self, key: tuple[str, int]) -> None:
         """Stop an earlier run of a shard in this process, wait for its end and take its place."""
         while (other := self._shards.get(key)) is not None and other is not asyncio.current_task():
-            other.cancel()
+            if not other.cancelling():  # a second cancellation would interrupt the commit of its journal
+                other.cancel()
             await asyncio.wait([other])
             if self._shards.get(key) is other:
                 del self._shards[key]

@@ -146,8 +146,12 @@ class _Holding:
     async def _replace(self, commit: Commit) -> None:
         """Commit, and remove the obsolete copy of the journal."""
         old, storage = self.commit.journal, self._dataset.storage
+
+        def write() -> None:  # a cancelled caller does not get its result
+            self.commit = self._dataset.commit(commit)
+
         try:
-            self.commit = await run_to_its_end(self._thread, self._dataset.commit, commit)
+            await run_to_its_end(self._thread, write)
         except TakenOver:
             old = commit.journal
             raise

@@ -1,0 +1,66 @@
+"""Loaded by each worker: freezes it before a commit or writes down its spans, if its environment says so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+
+from lamella.dataset import Commit, Dataset, TakenOver
+from lamella.sync import Report
+
+__all__ = ["BLOCKING", "read_blocking"]
+
+FREEZE = "LAMELLA_TEST_FREEZE"
+"""A path: the first worker that is about to commit a shard creates the file, and stops itself like one that hangs."""
+SPANS = "LAMELLA_TEST_SPANS"
+"""The file to which the spans are appended."""
+BLOCKING = f"{__name__}:read_blocking"
+
+
+async def read_blocking(process: Any, work: Any, *_: Any, **__: Any) -> Report:
+    """Block the event loop, as decoding a huge page would, until there is a file "go" in the given folder."""
+    folder = Path(work.options["folder"])
+    (folder / f"blocked-{work.shard}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)  # noqa: ASYNC251
+    return Report(1, False, (), 0.0)
+
+
+def _freeze_before_the_commit(notes: Path) -> None:
+    commit = Dataset.commit
+
+    def frozen(self: Dataset, what: Commit) -> Commit:
+        try:
+            if what.working is not None:
+                return commit(self, what)
+            notes.touch(exist_ok=False)
+        except FileExistsError:
+            return commit(self, what)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        try:
+            done = commit(self, what)
+        except TakenOver as exc:
+            notes.write_text(str(exc))
+            raise
+        notes.write_text("committed")
+        return done
+
+    setattr(Dataset, "commit", frozen)  # noqa: B010 - an assignment has another type
+
+
+if FREEZE in os.environ:
+    _freeze_before_the_commit(Path(os.environ[FREEZE]))
+if SPANS in os.environ:
+    provider = TracerProvider()
+    to = Path(os.environ[SPANS]).open("a", encoding="utf-8", buffering=1)  # noqa: SIM115 - as long as the process
+    provider.add_span_processor(
+        SimpleSpanProcessor(ConsoleSpanExporter(out=to, formatter=lambda span: f"{span.to_json(indent=None)}\n"))
+    )
+    trace.set_tracer_provider(provider)
