@@ -8,6 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar, TypeVarTuple
 from weakref import WeakSet
@@ -106,7 +107,9 @@ class NetworkStore(ABC):
         if self._failed is None and self._closed_in is not loop:
             reports = [report for each in self.holders if (report := each.leave()) is not None]
             if reports:
-                await asyncio.wait({asyncio.gather(*reports, return_exceptions=True)}, timeout=_LAST)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LAST):
+                        await asyncio.gather(*reports, return_exceptions=True)
         self._closed_in = loop
         if self._sender is not None and self._sender.get_loop() is self._closed_in:
             await asyncio.wait({self._sender})
