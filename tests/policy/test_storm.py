@@ -13,7 +13,7 @@ from statistics import mean
 import pytest
 from tests.policy.test_estimator import ENDLESS, Outcome, Traffic
 
-from lamella.testing import FixedWindow
+from lamella.testing import FixedWindow, TokenBucket
 
 CALLS = 2000
 HUNDRED = FixedWindow(100, 1.0, retry_after=False)
@@ -59,6 +59,19 @@ def test_points_with_a_cost_function(jitter: float, seeds: int) -> None:
         )
 
     assert mean(outcome.took / one.ideal() for one, outcome in runs(seeds, traffic)) <= 1.15
+
+
+@pytest.mark.parametrize("seeds", [2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("there", [0.1, 0.5])
+def test_a_bucket_that_looks_like_a_maximum_in_flight(there: float, seeds: int) -> None:
+    """Two in flight are nearly its rate. Tests of a higher maximum, each with a dozen refusals, have to become rare."""
+    bucket = TokenBucket(100, 100, retry_after=False)
+
+    def traffic(seed: int) -> Traffic:
+        return Traffic(bucket, CALLS, 1.0, 0.02, jitter=0.3, at_once=500, there=there, seed=seed)
+
+    for one, outcome in runs(seeds, traffic):
+        assert outcome.took <= 1.10 * one.ideal()
 
 
 @pytest.mark.slow

@@ -187,9 +187,6 @@ def _look_for_more_in_flight(estimate: RateEstimate, permit: Permit) -> None:
     estimate.most_left -= 1
     if estimate.most_left <= 0:
         step = max(2 * (estimate.most_tried - estimate.most), 1.0)
-        if estimate.most_tried > estimate.most:
-            # Halved, not reset: tokens that a bucket has saved may have let them pass.
-            estimate.most_every = max(estimate.most_every / 2, _FIRST_ROUNDS)
         estimate.most = estimate.most_tried
         estimate.most_tried += step
         estimate.most_left = 2 * estimate.most_tried
