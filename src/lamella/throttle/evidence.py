@@ -152,7 +152,8 @@ def _weigh(estimate: RateEstimate, permit: Permit) -> None:
 
 def _refuses_at_random(estimate: RateEstimate, share: float) -> None:
     if not estimate.chance and estimate.period > estimate.asked > 0:
-        estimate.period = estimate.asked  # a random refusal after the wait did not show a longer period
+        # A random refusal after the wait did not show a longer period.
+        estimate.period, estimate.next_at = estimate.asked, -1.0
     estimate.chance = max(estimate.chance, share)
 
 

@@ -246,7 +246,7 @@ def answered(  # noqa: PLR0917 - by a keyword it would take a third longer, once
             estimate.period = max(estimate.period, since_began)
         elif refusals and estimate.spread > 1 and estimate.asked <= since_began < estimate.period:
             # A used-up window lets nothing pass before its end, so it has ended by now.
-            estimate.period = since_began
+            estimate.period, estimate.next_at = since_began, now  # the gap was one of the longer period
     if in_flight > estimate.max_in_flight and not (estimate.generation or estimate.most):
         estimate.max_in_flight = float(in_flight)  # this many attempts in flight were not too many
     # While a small number is measured again, one attempt at a time costs one refusal.
