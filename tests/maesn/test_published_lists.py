@@ -12,7 +12,7 @@ import pytest
 
 from lamella import maesn
 from lamella.batch import Journal
-from lamella.maesn.published import REQUIRED, lists
+from lamella.maesn.published import REQUIRED, files, lists
 from lamella.maesn.sandbox import Odd, Sandbox
 from lamella.pytest_maesn import MakeSandbox
 
@@ -222,3 +222,8 @@ async def test_an_unsupported_list_is_requested_once(make_sandbox: MakeSandbox, 
     assert not part.done
     assert "does not support" in str(part.error)
     assert len(sandbox.received) == 1
+
+
+def test_a_missing_table_is_an_error() -> None:
+    with pytest.raises(FileNotFoundError):
+        files.rows("absent.txt")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Iterator
+from importlib.resources import files
 
 
 def rows(name: str) -> Iterator[str]:
-    """Yield the lines of a table without comments and empty lines."""
-    table = pkgutil.get_data(__name__, name) or b""
-    return (line for line in table.decode().splitlines() if line.strip() and not line.startswith("#"))
+    """Yield the lines of a table without comments and empty lines. Raises FileNotFoundError if there is none."""
+    table = files("lamella.maesn.published").joinpath(name).read_text("utf-8")
+    return (line for line in table.splitlines() if line.strip() and not line.startswith("#"))
