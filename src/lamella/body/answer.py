@@ -95,7 +95,7 @@ async def _peek(content: aiohttp.StreamReader, limit: int, chunks: list[bytes]) 
 
 def _arrived(content: aiohttp.StreamReader, limit: int) -> bytes | None:
     """Return up to *limit* bytes of a complete body; None if it is incomplete or aiohttp gives no access."""
-    return None if not content.is_eof() or content.exception() is not None else _buffered(content, limit)
+    return _buffered(content, limit) if content.is_eof() and content.exception() is None else None
 
 
 def _buffered(content: aiohttp.StreamReader, limit: int) -> bytes | None:
@@ -131,7 +131,7 @@ async def take_error_body(response: aiohttp.ClientResponse, until: float = inf) 
     content = response.content
     if (body := arrived_error_body(response)) is not None:
         return body  # no timeout is needed
-    if content.is_eof():
+    if content.is_eof() and content.exception() is None:
         return await peek(response, _MOST_READ)
     if until == -inf:
         return b""

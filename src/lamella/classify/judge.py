@@ -113,8 +113,7 @@ def api_error_with(
     judged = judged or _judged(response, rules, body, known_secrets)
     if judged is None:
         raise ValueError(f"status {response.status} is an error only with a judgement")
-    kind = _BY_STATUS.get(response.status) or api_error_class(response.status)
-    return kind(
+    return api_error_class(response.status)(
         response.request_info,
         status=response.status,
         rule=judged.rule,

@@ -10,7 +10,7 @@ import aiohttp
 import stamina
 
 from lamella._aiohttp import prepare_again
-from lamella.attempt_record import RECORDS_KEY, AttemptRecord
+from lamella.attempt_record import RECORDS_KEY
 from lamella.body.answer import finish_error_body
 from lamella.body.request import is_replayable, note_interruption
 from lamella.call import Call, Stop
@@ -245,9 +245,7 @@ class Loop:
             call.observer.wait_ends()
         self._decision = None
         call.now = call.request.loop.time()
-        last = call.records[-1]
-        # _replace() takes five times as long.
-        last = AttemptRecord(*last[:4], call.now - self._last.failed_at, last.rule, decision.source, *last[7:])
+        last = call.records[-1]._replace(waited=call.now - self._last.failed_at, wait_source=decision.source)
         call.records = (*call.records[:-1], last)
         if call.span is not SILENT:
             add_event(call, RETRY_EVENT, self._last.error, decision, timestamp=self._decided_at)

@@ -70,7 +70,7 @@ class Backoff:
 
     def wait(self, number: int, random: Random) -> float:
         """Return the wait before retry *number* (from 1), in seconds, using *random* for the range and the jitter."""
-        low, high = self.initial if isinstance(self.initial, tuple) else (self.initial, self.initial)
+        low, high = self.low, self.high
         first = low + (high - low) * random() if high > low else low
         seconds = self._grown(first, number)
         return self._jittered(seconds, random()) if self._jitter else seconds

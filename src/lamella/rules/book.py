@@ -153,8 +153,6 @@ class RuleBook:
 
     def looks_at(self, status: int) -> bool:
         """Return whether a response with *status* has to be judged."""
-        if not self._when:
-            return self.retry_after is not None
         return self.retry_after is not None or any(rule.covers(status) for rule in self._when)
 
     def judge(self, answer: Answer, failed: Callable[[Rule | None, Exception], None]) -> Rule | None:

@@ -98,24 +98,34 @@ def _origin_attributes(host: str, port: int | None) -> Mapping[str, AttributeVal
     return MappingProxyType(attributes)
 
 
-_SHOWN: Final = PerCall[tuple[URL, str, str, tuple[str, ...], str]](lambda: (URL(), "", "", (), ""))
-"""The last redacted URL: the URL, its origin and rest, the secrets of auth layers at the time, and the text."""
+class _Shown(NamedTuple):
+    """The last redacted URL."""
+
+    url: URL
+    origin: str
+    rest: str
+    known: tuple[str, ...]
+    """The secrets of auth layers at the time."""
+    text: str
+
+
+_SHOWN: Final = PerCall[_Shown](lambda: _Shown(URL(), "", "", (), ""))
 
 
 def shown_url(call: Call, secrets: tuple[str, ...]) -> str:
     """Return ``url.full`` without *secrets*, the current ones of the call, since an auth layer may have added some."""
     url, last = call.request.url, _SHOWN.get(call)
-    origin, rest = url_parts(url)[:2] if last is None or last[0] is not url else last[1:3]
+    origin, rest = (last.origin, last.rest) if last is not None and last.url is url else url_parts(url)[:2]
     text = origin + hide(rest, secrets)
-    _SHOWN.set(call, (url, origin, rest, call.secrets, text))
+    _SHOWN.set(call, _Shown(url, origin, rest, call.secrets, text))
     return text
 
 
 def last_shown_url(call: Call) -> str:
     """Return the last result of :func:`shown_url`, if URL and secrets of auth layers are unchanged."""
     last = _SHOWN.get(call)
-    if last is not None and last[0] is call.request.url and last[3] == call.secrets:
-        return last[4]
+    if last is not None and last.url is call.request.url and last.known == call.secrets:
+        return last.text
     return shown_url(call, secrets_of(call))
 
 
