@@ -26,7 +26,7 @@ VICTIMS = ["worker"] * 12 + ["driver"] * 5 + ["scheduler"] * 3
 
 
 async def test_some_kills_lose_nothing(make_sandbox: MakeSandbox, cluster: Cluster, tmp_path: Path) -> None:
-    victims = ["worker", "driver", "worker that is told to end", "scheduler", "worker"]
+    victims = ["worker", "driver", "worker by SIGTERM", "scheduler", "worker"]
     await _survive(await make_sandbox(accounts=_some(16), latency=0.01), cluster, tmp_path, victims, random.Random(5))
 
 
