@@ -31,6 +31,7 @@ from tests.selection import (
     pytest_generate_tests,
     pytest_pycollect_makeitem,
     pytest_terminal_summary,
+    pytest_xdist_auto_num_workers,
     take_slow_tests_if_named,
 )
 from tests.servers import Connection, Handler, Serve, ServeRaw, serving
@@ -44,6 +45,7 @@ __all__ = [
     "pytest_generate_tests",
     "pytest_pycollect_makeitem",
     "pytest_terminal_summary",
+    "pytest_xdist_auto_num_workers",
 ]
 
 # The same examples at every run, on every machine. `make test-all` takes the thorough profile; see tests/examples.py.

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Final, Literal
 
-__all__ = ["COLOR", "clean", "cleaned", "color_of"]
+__all__ = ["COLOR", "clean", "cleaned", "color_of", "memory_folder"]
 
 _TEMPORARY: Final = {"TEMP", "TMP", "TMPDIR"}
 _KEPT: Final = {
@@ -36,6 +36,9 @@ _SET: Final = {
 }
 _LONGEST_TEMPORARY: Final = 60
 """Bytes. The path of a socket in it must not be longer than 104 (macOS) or 108 (Linux)."""
+_MEMORY: Final = "/dev/shm"  # noqa: S108 - pytest makes a folder of its own in it
+_SPACE: Final = 2**30
+"""Bytes that the tests need at most."""
 
 
 def cleaned(environ: Mapping[str, str]) -> dict[str, str]:
@@ -50,9 +53,24 @@ def cleaned(environ: Mapping[str, str]) -> dict[str, str]:
     return kept | _SET
 
 
+def memory_folder(folder: str = _MEMORY, space: int = _SPACE) -> str | None:
+    """Return *folder* if the temporary files of the tests can be in it, else None: they run programs from there."""
+    if sys.platform != "linux":
+        return None
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return None
+    is_usable = os.access(folder, os.R_OK | os.W_OK | os.X_OK) and not found.f_flag & os.ST_NOEXEC
+    return folder if is_usable and found.f_bavail * found.f_frsize >= space else None
+
+
 def clean() -> None:
-    """Clean the environment of this process."""
+    """Clean the environment of this process, and keep temporary files in memory unless the user chose a folder."""
     kept = cleaned(os.environ)
+    # A journal waits for the disk at each commit, and the disk may be busy with other programs.
+    if not _TEMPORARY & kept.keys() and (memory := memory_folder()):
+        kept["TMPDIR"] = memory
     for name in os.environ.keys() - kept.keys():
         del os.environ[name]
     os.environ.update(kept)

@@ -25,6 +25,7 @@ __all__ = [
     "pytest_generate_tests",
     "pytest_pycollect_makeitem",
     "pytest_terminal_summary",
+    "pytest_xdist_auto_num_workers",
     "take_slow_tests_if_named",
 ]
 
@@ -48,6 +49,13 @@ def take_slow_tests_if_named(config: pytest.Config) -> None:
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker of pytest-xdist which marks to take; it parses the options of pyproject.toml again."""
     node.workerinput["markexpr"] = node.config.option.markexpr
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """Start three processes for two cores: a third of a test's time is waiting for a disk, a socket or a process."""
+    cores = yield
+    return cores + (cores + 1) // 2
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.environment import cleaned, color_of
+from tests.environment import cleaned, color_of, memory_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 NOWHERE = "http://127.0.0.1:9"
@@ -132,6 +132,13 @@ def test_a_temporary_folder_is_kept_unless_the_path_of_a_socket_in_it_would_be_t
     kept = "/tmp/größe 1"  # noqa: S108 - only a name
     assert cleaned({name: kept})[name] == kept
     assert name not in cleaned({name: f"/tmp/{'a' * 60}"})  # noqa: S108
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system has a known folder in memory")
+def test_temporary_files_are_in_memory_only_where_there_is_space(tmp_path: Path) -> None:
+    assert memory_folder(str(tmp_path), space=1) == str(tmp_path)
+    assert memory_folder(str(tmp_path), space=2**80) is None
+    assert memory_folder(str(tmp_path / "missing"), space=1) is None
 
 
 @pytest.mark.parametrize(
