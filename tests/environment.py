@@ -13,8 +13,10 @@ import time
 from collections.abc import Mapping
 from typing import Final, Literal
 
-__all__ = ["COLOR", "clean", "cleaned", "color_of", "memory_folder"]
+__all__ = ["COLOR", "HANGS", "clean", "cleaned", "color_of", "memory_folder"]
 
+HANGS: Final = 120.0
+"""Seconds after which a thread or a process of a test hangs. No claim about the product: a loaded machine is slow."""
 _TEMPORARY: Final = {"TEMP", "TMP", "TMPDIR"}
 _KEPT: Final = {
     *_TEMPORARY,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import aiohttp
 import pytest
 from aiohttp import web
+from tests.environment import HANGS
 from tests.layering import together
 from tests.servers import Handler, serving
 
@@ -52,14 +53,14 @@ def _in_use(middlewares: Middlewares) -> Iterator[None]:
 
     async def wait(request: web.BaseRequest) -> web.StreamResponse:
         asked.set()
-        await asyncio.to_thread(answer.wait, 10)
+        await asyncio.to_thread(answer.wait, HANGS)
         return web.Response()
 
     statuses: list[int] = []
     thread = threading.Thread(target=lambda: statuses.append(asyncio.run(_call(wait, middlewares))))
     thread.start()
     try:
-        assert asked.wait(10)
+        assert asked.wait(HANGS)
         yield
     finally:
         answer.set()

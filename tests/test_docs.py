@@ -25,6 +25,7 @@ from unittest.mock import AsyncMock, Mock, patch
 import aiohttp
 import pytest
 from aiohttp import web
+from tests.environment import HANGS
 from tests.servers import Serve
 from typer.main import get_command
 
@@ -297,7 +298,7 @@ def test_the_tests_on_the_page_about_testing_pass(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

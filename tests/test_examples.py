@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.environment import HANGS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 QUICK = {"own_layer", "service"}
@@ -109,7 +110,7 @@ SHOWN = {
 )
 def test_each_example_prints_its_expected_output(name: str) -> None:
     done = subprocess.run(  # noqa: S603
-        [sys.executable, "-W", "error", EXAMPLES / name], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-W", "error", EXAMPLES / name], capture_output=True, text=True, timeout=HANGS, check=False
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
@@ -125,7 +126,7 @@ def test_the_fixtures_work_in_another_project(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

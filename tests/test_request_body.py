@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from tests.environment import HANGS
 from tests.request_bodies import ONE_SHOT, OPTIONS, REPLAYABLE, Files, form, multipart
 from tests.servers import Serve
 
@@ -179,7 +180,7 @@ class HeldFile(io.BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         self.reads += 1
         if self.reads > 1:
-            self.goes_on.wait(30)
+            self.goes_on.wait(HANGS)
         return super().read(size)
 
 

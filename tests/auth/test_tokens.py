@@ -11,6 +11,7 @@ from threading import Thread
 import aiohttp
 import pytest
 from aiohttp import web
+from tests.environment import HANGS
 from tests.leftovers import tasks_of_lamella, timers_of_lamella
 from tests.sdk import Metering, Tracing
 from tests.security.shown import leaks
@@ -365,7 +366,7 @@ def test_event_loops_in_several_threads_share_one_fetch() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(HANGS)
     asyncio.run(work())
     assert answers == ["k-1"] * 25
     assert issuer.issued == {"k": 1}
@@ -402,7 +403,7 @@ def test_a_fetch_of_a_closed_loop_is_repeated_by_another_loop() -> None:
     waiter = Thread(target=lambda: asyncio.run(second()))
     with pytest.raises(RuntimeError):
         asyncio.run(first())
-    waiter.join(20)
+    waiter.join(HANGS)
     assert answers == ["second"]
 
 

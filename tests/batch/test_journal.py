@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import pytest
+from tests.environment import HANGS
 
 from lamella.batch.journal import Counts, Journal, end_of
 from lamella.batch.journal_errors import JournalDamaged, JournalError, JournalLocked, JournalMismatch
@@ -190,7 +191,7 @@ async def test_changes_during_a_write_share_the_next_transaction(journal: Journa
 
     def slow(_: sqlite3.Connection) -> None:
         entered.set()
-        assert leave.wait(10)
+        assert leave.wait(HANGS)
 
     first = asyncio.create_task(journal.commit(slow))
     await asyncio.to_thread(entered.wait, 10)
@@ -368,7 +369,7 @@ async def test_a_change_cancelled_while_it_runs_is_completed(journal: Journal) -
     def slow(db: sqlite3.Connection) -> None:
         effect("b")(db)
         entered.set()
-        assert leave.wait(10)
+        assert leave.wait(HANGS)
         end_of(db, "b")
 
     tasks = [asyncio.create_task(journal.commit(change)) for change in (effect("a"), slow, effect("c"))]
@@ -406,7 +407,7 @@ async def test_closing_completes_despite_cancellation(path: Path) -> None:
     def slow(db: sqlite3.Connection) -> None:
         end_of(db, "a")
         entered.set()
-        assert leave.wait(10)
+        assert leave.wait(HANGS)
 
     async def work() -> None:
         async with Journal.open(path, batch=BATCH) as journal:
@@ -444,7 +445,7 @@ async def test_requested_changes_are_written_before_closing(path: Path) -> None:
     assert os.listdir(path.parent) == [path.name]
     for thread in threading.enumerate():
         if thread.name.startswith("lamella-journal"):
-            thread.join(10)
+            thread.join(HANGS)
             assert not thread.is_alive()
     for use in (journal.end("a"), journal.counts(), journal.ended(["a"])):
         with pytest.raises(JournalError, match="journal is closed"):
@@ -868,7 +869,7 @@ def child() -> Iterator[Child]:
         yield Child(process)
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(10) == 0
+        assert process.wait(HANGS) == 0
 
 
 def number_of(key: str) -> int:

@@ -20,6 +20,7 @@ import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.environment import HANGS
 
 from lamella import HeaderAuth, RuleBook, Unauthorized, stack
 from lamella.batch.journal import Counts, Journal
@@ -590,15 +591,23 @@ import asyncio, signal, sys
 from lamella.batch.journal import Journal
 from lamella.batch.runner import Batch
 
+is_interrupted = asyncio.Event()
+
 async def work(item):
     print("begun", item, flush=True)
-    await asyncio.sleep(0.25 if item < 2 else 60)
+    if item < 2:
+        await is_interrupted.wait()
+    else:
+        await asyncio.sleep(3600)
 
 async def main():
     async with Journal.open(sys.argv[1], batch="b") as journal:
         async with Batch(work, range(99), at_once=3, grace=0.5, journal=journal, key=str) as batch:
-            async for outcome in batch:
-                print("outcome", outcome.item, flush=True)
+            try:
+                async for outcome in batch:
+                    print("outcome", outcome.item, flush=True)
+            finally:
+                is_interrupted.set()
 
 # In the background of a shell Ctrl-C is ignored, which a child inherits.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -615,7 +624,7 @@ def test_ctrl_c_lets_running_items_end_and_records_them(tmp_path: Path) -> None:
             assert process.stdout is not None
             lines = [process.stdout.readline().strip() for _ in range(3)]
             os.kill(process.pid, signal.SIGINT)
-            rest, errors = process.communicate(timeout=30)
+            rest, errors = process.communicate(timeout=HANGS)
         finally:
             process.kill()
     assert sorted(lines) == ["begun 0", "begun 1", "begun 2"]

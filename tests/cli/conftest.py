@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.cli.serving import API_KEY
+from tests.environment import HANGS
 from typer.main import get_command
 
 from lamella import maesn
 from lamella.cli import options, sandboxed
+from lamella.testing import VirtualClock, VirtualTimeLoop
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,7 +65,7 @@ def lamella(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
         env=environment(**variables),
         capture_output=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=HANGS,
         check=False,
     )
 
@@ -74,7 +78,7 @@ def without(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=environment(),
         capture_output=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=HANGS,
         check=False,
     )
 
@@ -90,7 +94,7 @@ def lamella_to_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
             stdout=gone,
             stderr=subprocess.PIPE,
             encoding="utf-8",
-            timeout=60,
+            timeout=HANGS,
             check=False,
         )
 
@@ -106,11 +110,15 @@ def minding_ctrl_c() -> Iterator[None]:
 
 
 @contextmanager
-def start(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Start the command with its output in pipes; kill it at the end, also if the test fails before that."""
+def start(*arguments: str, changes: str | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Start the command with its output in pipes; kill it at the end, also if the test fails before that.
+
+    *changes* is code that runs before the command.
+    """
+    program = ["-m", "lamella"] if changes is None else ["-c", f"{changes}\nfrom lamella.cli import main\nmain()"]
     with minding_ctrl_c():
         process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "lamella", *arguments],
+            [sys.executable, *program, *arguments],
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -121,6 +129,19 @@ def start(*arguments: str) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
+    """Run commands of this process on virtual time, and return its clock: waits count, the speed of the machine not."""
+    clock = VirtualClock()
+
+    def run(main: Coroutine[Any, Any, object]) -> object:
+        with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(clock)) as runner:
+            return runner.run(main)
+
+    monkeypatch.setattr(asyncio, "run", run)
+    return clock
 
 
 @pytest.fixture

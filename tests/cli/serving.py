@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from aiohttp import web
+from tests.environment import HANGS
 
 from lamella.maesn.sandbox import Account, Sandbox
 
@@ -71,11 +72,11 @@ def _in_a_thread(served: AbstractAsyncContextManager[object]) -> Iterator[None]:
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
     try:
-        assert is_up.wait(10)
+        assert is_up.wait(HANGS)
         yield
     finally:
         loops[0].call_soon_threadsafe(is_over.set)
-        thread.join(10)
+        thread.join(HANGS)
         assert not thread.is_alive()
 
 

@@ -13,6 +13,7 @@ from subprocess import Popen
 import pytest
 from multidict import CIMultiDict, MultiDict
 from tests.cli.conftest import start
+from tests.environment import HANGS
 from typer.testing import CliRunner
 
 from lamella.cli.app import app
@@ -40,7 +41,7 @@ class Running:
 
     def stop(self, by: signal.Signals) -> tuple[str, str, int]:
         self.process.send_signal(by)
-        output, errors = self.process.communicate(timeout=10)
+        output, errors = self.process.communicate(timeout=HANGS)
         return output, errors, self.process.returncode
 
 

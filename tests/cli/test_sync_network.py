@@ -17,6 +17,7 @@ import pytest
 import trustme
 from aiohttp import web
 from tests.cli.serving import answering, served, write_accounts
+from tests.environment import HANGS
 from typer.testing import CliRunner, Result
 
 from lamella.cli.app import app
@@ -110,7 +111,7 @@ def https(authority: trustme.CA) -> Iterator[str]:
         yield f"https://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
-        thread.join(10)
+        thread.join(HANGS)
         server.server_close()
 
 
@@ -127,7 +128,7 @@ def test_a_custom_certificate_authority_is_accepted(tmp_path: Path) -> None:
             env=os.environ | {"SSL_CERT_FILE": str(tmp_path / "ca.pem")},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANGS,
         )
         assert done.returncode == 0, done.stderr
 

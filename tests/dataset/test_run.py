@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.dataset.conftest import RESOURCES, SyncTo, expected_of, records_in, until, write_accounts
 from tests.dataset.workers import NOTHING, UNTIL
+from tests.environment import HANGS
 from tests.sdk import Tracing
 
 from lamella import dataset, maesn
@@ -235,7 +236,7 @@ async def test_a_shard_that_ends_during_a_checkpoint_keeps_its_claim(
         written = commit(self, what)
         if what.working is not None:
             loop.call_soon_threadsafe(begun.set)
-            assert ended.wait(60)
+            assert ended.wait(HANGS)
         return written
 
     async def let_it_end() -> None:

@@ -11,6 +11,7 @@ import aiohttp
 import anyio
 import pytest
 from tests.cancelling import cancelled_at
+from tests.environment import HANGS
 from tests.faults.calls import REQUESTS, Request
 from tests.faults.catalogue import FAULTS, Fault, Phase
 from tests.faults.cells import Spans
@@ -282,13 +283,13 @@ def test_a_call_from_another_loop_raises_a_clear_error(alive: bool, layered: boo
 
     thread = threading.Thread(target=asyncio.run, args=(first(),))
     thread.start()
-    ready.wait(5)
+    assert ready.wait(HANGS)
     if not alive:
-        thread.join(5)
+        thread.join(HANGS)
     with pytest.raises(RuntimeError):
         asyncio.run(second())
     done.set()
-    thread.join(5)
+    thread.join(HANGS)
 
 
 def test_layers_serve_one_loop_after_the_other() -> None:

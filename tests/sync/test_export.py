@@ -23,6 +23,7 @@ import anyio
 import pyarrow.parquet as pq
 import pytest
 from tests.cancelling import cancelled_at
+from tests.environment import HANGS
 
 from lamella.batch import Journal
 from lamella.sync import Page, Source
@@ -285,11 +286,11 @@ async def test_export_does_not_block_the_event_loop(
 
     def slow(_: int) -> None:
         entered.set()
-        assert leave.wait(10)
+        assert leave.wait(HANGS)
 
     monkeypatch.setattr(os, "fsync", slow)
     exporting = asyncio.create_task(export(journal, folder / f"out{suffix}"))
-    assert await asyncio.to_thread(entered.wait, 10)
+    assert await asyncio.to_thread(entered.wait, HANGS)
     assert await journal.read(lambda _: 1) == 1
     leave.set()
     await exporting
@@ -495,7 +496,7 @@ async def test_export_can_be_cancelled_at_any_await(
         assert task.cancelled() or outcomes[-1] == 10
         for thread in threading.enumerate():
             if "export" in thread.name:  # nobody has to wait for that, but it must not live on
-                thread.join(10)
+                thread.join(HANGS)
                 assert not thread.is_alive()
     assert outcomes == [1] * (len(outcomes) - 1) + [10]
     assert len(outcomes) > 6
@@ -513,7 +514,7 @@ def write_slowly(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, thre
 
     def lines(rows: object) -> str:
         entered.set()
-        assert leave.wait(10)
+        assert leave.wait(HANGS)
         return "{}"
 
     monkeypatch.setattr(MODULE, "_lines", lines)
@@ -531,7 +532,7 @@ async def test_repeated_cancellations_leave_nothing_behind(
     entered, leave = write_slowly
     await keep(journal, some(1))
     exporting = asyncio.create_task(export(journal, folder / "out.jsonl"))
-    assert await asyncio.to_thread(entered.wait, 10)
+    assert await asyncio.to_thread(entered.wait, HANGS)
     for _ in range(5):
         exporting.cancel()
         await some_turns_of_the_loop()
@@ -558,7 +559,7 @@ async def test_export_can_be_cancelled_by_a_scope(
         return await wait(*arguments)
 
     async def cancel() -> None:
-        assert await asyncio.to_thread(entered.wait, 10)
+        assert await asyncio.to_thread(entered.wait, HANGS)
         monkeypatch.setattr(asyncio, "wait", wait)
         scope.cancel()
         await some_turns_of_the_loop()

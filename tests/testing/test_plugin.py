@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import stamina
+from tests.environment import HANGS
 
 import lamella.maesn.sandbox
 import lamella.testing.virtual_time  # so that the inner runs do not import them anew
@@ -194,7 +195,7 @@ import lamella.pytest_maesn
 new = {name for name in set(sys.modules) - before if name.startswith(("lamella", "aiohttp.web", "stamina"))}
 assert new == {"lamella.testing", "lamella.testing.plugin", "lamella.pytest_maesn"}, new
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)  # noqa: S603  our own script
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=HANGS)  # noqa: S603  our own script
 
 
 def test_names_of_the_package() -> None:
