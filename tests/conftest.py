@@ -28,8 +28,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from tests.sdk import Metering, Tracing
 from tests.selection import (
     pytest_configure_node,
-    pytest_generate_tests,
     pytest_pycollect_makeitem,
+    pytest_pycollect_sample,
     pytest_terminal_summary,
     pytest_xdist_auto_num_workers,
     take_slow_tests_if_named,
@@ -42,8 +42,8 @@ if sys.platform != "win32":
 
 __all__ = [
     "pytest_configure_node",
-    "pytest_generate_tests",
     "pytest_pycollect_makeitem",
+    "pytest_pycollect_sample",
     "pytest_terminal_summary",
     "pytest_xdist_auto_num_workers",
 ]

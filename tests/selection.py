@@ -22,8 +22,8 @@ import pytest
 
 __all__ = [
     "pytest_configure_node",
-    "pytest_generate_tests",
     "pytest_pycollect_makeitem",
+    "pytest_pycollect_sample",
     "pytest_terminal_summary",
     "pytest_xdist_auto_num_workers",
     "take_slow_tests_if_named",
@@ -69,35 +69,41 @@ def pytest_pycollect_makeitem(
     return [] if isinstance(marks, list) and any(mark.name == "slow" for mark in marks) else None
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None]:
-    """Mark the cases of a test with many of them as slow, but for a sample. Drop them if slow tests are left out."""
-    yield
-    # There is no public way to drop a case before it is an item.
-    definition, cases = metafunc.definition, metafunc._calls
-    if definition.get_closest_marker("slow"):
-        return
-    quick = {number for number, case in enumerate(cases) if all(mark.name != "slow" for mark in case.marks)}
-    sampled = definition.get_closest_marker("sampled")
-    if quick and (sampled or len(quick) > _MANY):
-        left_out = _left_out(metafunc, sorted(quick), *(sampled.args if sampled else ()))
-        quick.difference_update(left_out)
-        for number in left_out:
-            cases[number].marks.append(pytest.mark.slow.mark)
-    if quick and metafunc.config.option.markexpr == _WITHOUT_SLOW:
-        cases[:] = [cases[number] for number in sorted(quick)]
+@pytest.hookimpl(wrapper=True, trylast=True, specname="pytest_pycollect_makeitem")
+def pytest_pycollect_sample(collector: pytest.Module | pytest.Class) -> Generator[None, object, object]:
+    """Mark the cases of a test with many of them as slow, but for a sample. Drop them if slow tests are left out.
+
+    ``trylast``: before pytest-asyncio makes an item of its own of each case.
+    """
+    made = yield
+    if not isinstance(made, list):
+        return made
+    quick = [item for item in made if isinstance(item, pytest.Function) and not item.get_closest_marker("slow")]
+    if not quick:
+        return made
+    sampled = quick[0].get_closest_marker("sampled")
+    if sampled or len(quick) > _MANY:
+        left_out = _left_out(quick, *(sampled.args if sampled else ()))
+        for item in left_out:
+            item.add_marker(pytest.mark.slow)
+        dropped = set(left_out)
+        quick = [item for item in quick if item not in dropped]
+    return quick if collector.config.option.markexpr == _WITHOUT_SLOW else made
 
 
-def _left_out(metafunc: pytest.Metafunc, cases: list[int], wanted: int | None = None) -> list[int]:
-    """Return the *cases*, by number, beside the sample. *wanted* None: as many as the parameters need."""
-    random.Random(metafunc.definition.nodeid).shuffle(cases)
-    names = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+def _left_out(items: list[pytest.Function], wanted: int | None = None) -> list[pytest.Function]:
+    """Return the *items*, the cases of one test, beside the sample. *wanted* None: as many as the parameters need."""
+    first = items[0]
+    assert first.parent is not None
+    cases = [*items]
+    random.Random(f"{first.parent.nodeid}::{first.originalname}").shuffle(cases)
+    names = [mark.args[0] for mark in first.iter_markers("parametrize")]
     together = [[name.strip() for name in (each.split(",") if isinstance(each, str) else each)] for each in names]
-    of_fixtures = metafunc._calls[0].params.keys() - {name for group in together for name in group}
+    of_fixtures = first.callspec.params.keys() - {name for group in together for name in group}
     together += [[name] for name in sorted(of_fixtures)]
     if wanted is not None or len(together) == 1:
         return cases[wanted or _MANY :]
-    missing = {case: _values(metafunc._calls[case].params, together) for case in cases}
+    missing = {case: _values(case.callspec.params, together) for case in cases}
     while any(missing.values()):
         taken = missing.pop(max(missing, key=lambda case: len(missing[case])))
         missing = {case: values - taken for case, values in missing.items()}
