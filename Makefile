@@ -27,7 +27,7 @@ RUN    := $(VENV)/bin/python -m
 INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 # pyright finds lamella through the python on the path. The variable stops its check for a newer version.
 PYRIGHT := PATH="$(VENV)/bin:$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(RUN) pyright
-# As many processes as there are cores. ARGS='-n 0' runs the tests in one, for a debugger.
+# Three processes for two cores (tests/selection.py). ARGS='-n 0' runs the tests in one, for a debugger.
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist worksteal
 EVERY_TEST := -m '' --hypothesis-profile thorough
 
