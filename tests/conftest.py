@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+environment.use_memory()
 # An assert of a shared module shows its values, as one of a test does.
 pytest.register_assert_rewrite(*{f"tests.{path.stem}" for path in Path(__file__).parent.iterdir()} - sys.modules.keys())
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Final, Literal
 
-__all__ = ["COLOR", "HANGS", "clean", "cleaned", "color_of", "memory_folder"]
+__all__ = ["COLOR", "HANGS", "clean", "cleaned", "color_of", "memory_folder", "use_memory"]
 
 HANGS: Final = 120.0
 """Seconds after which a thread or a process of a test hangs. No claim about the product: a loaded machine is slow."""
@@ -67,12 +67,16 @@ def memory_folder(folder: str = _MEMORY, space: int = _SPACE) -> str | None:
     return folder if is_usable and found.f_bavail * found.f_frsize >= space else None
 
 
+def use_memory() -> None:
+    """Keep temporary files in memory, unless the user chose a folder: a journal waits for the disk at each commit."""
+    if not _TEMPORARY & os.environ.keys() and (folder := memory_folder()):
+        os.environ["TMPDIR"] = folder
+        tempfile.tempdir = None  # it may have been looked up before
+
+
 def clean() -> None:
-    """Clean the environment of this process, and keep temporary files in memory unless the user chose a folder."""
+    """Clean the environment of this process."""
     kept = cleaned(os.environ)
-    # A journal waits for the disk at each commit, and the disk may be busy with other programs.
-    if not _TEMPORARY & kept.keys() and (memory := memory_folder()):
-        kept["TMPDIR"] = memory
     for name in os.environ.keys() - kept.keys():
         del os.environ[name]
     os.environ.update(kept)
