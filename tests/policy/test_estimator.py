@@ -89,6 +89,8 @@ class Traffic:
     """How often in a second somebody else uses the account."""
     silence: float = 0.0
     """How likely an attempt ends without an answer."""
+    counts_silent: bool = True
+    """Whether the limit counts those."""
     points: Callable[[int], float] | None = None
     """What a call takes of the limit, which is then of points. None: one."""
     most: int | None = None
@@ -151,7 +153,8 @@ class Traffic:
                     limiter.allow(now)
                     at(now + random_.expovariate(self.others), "somebody else")
                 case "reaches the server", (int(number), Permit() as permit, float(back)):
-                    if self.most is not None and there_now >= self.most:
+                    vanishes = not self.counts_silent and random_.random() < self.silence
+                    if vanishes or (self.most is not None and there_now >= self.most):
                         until = 1e-3
                     elif self.chance and random_.random() < self.chance:
                         until = 1e-3
@@ -159,7 +162,8 @@ class Traffic:
                     else:
                         until = self._allow(limiter, now, number)
                     there_now += until <= 0
-                    at(now + back, "is answered", (number, permit, until, random_.random() < self.silence))
+                    silent = self.counts_silent and random_.random() < self.silence
+                    at(now + back, "is answered", (number, permit, until, vanishes or silent))
                     continue
                 case "is answered", (int(number), Permit() as permit, float(until), bool(silent)):
                     there_now -= until <= 0
@@ -985,6 +989,23 @@ def test_an_attempt_without_result_ends_no_episode() -> None:
     estimate.record(62.0)
     assert isinstance(next_permit(estimate, 62.0, (), 60.0), Permit)
     assert next_permit(estimate, 62.0, [62.0], 60.0) == Wait(None, blocked=True, again=1.0)
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("counts", [True, False])
+@pytest.mark.parametrize("requests", [4, 8, 20])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_attempt_without_an_answer_does_not_lower_the_learned_limit(kind: str, requests: int, counts: bool) -> None:
+    limit, refusals = limit_of(kind, requests, 1.0), 0
+    for seed in range(10):
+        calls = 25 * requests
+        traffic = Traffic(limit, calls, 1.0, 0.02, 0.3, None, 10, silence=0.02, counts_silent=counts, seed=seed)
+        outcome = traffic.run()
+        silent = outcome.sends - outcome.refused - calls
+        assert not outcome.lost
+        assert outcome.took <= 1.18 * Traffic(limit, calls + silent * counts, latency=0.02).ideal()
+        refusals += outcome.refused
+    assert refusals <= 0.1 * 10 * 25 * requests
 
 
 @pytest.mark.sampled(1)

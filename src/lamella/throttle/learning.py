@@ -99,7 +99,11 @@ def _measure_again(estimate: RateEstimate, passed: float, *, doubt: float) -> No
 
 def _end_burst(estimate: RateEstimate) -> None:
     took = _took(estimate)
-    passed = estimate.passed if took < estimate.period else _passed_within(estimate, estimate.period)
+    if took < estimate.period:
+        # If the server did not count those without an answer, the next measurement shows it.
+        passed = estimate.passed + min(_unanswered(estimate), estimate.passed * (1 / _FEW - 1))
+    else:
+        passed = _passed_within(estimate, estimate.period)
     confirmed = passed > 0 and passed == estimate.burst
     estimate.burst, estimate.burst_took = float(passed), took
     if passed < _ENOUGH and not confirmed:
@@ -112,6 +116,8 @@ def _end_burst(estimate: RateEstimate) -> None:
 
 def _end_spread(estimate: RateEstimate, now: float) -> None:
     period, burst, passed, took = estimate.period, estimate.burst, estimate.passed, _took(estimate)
+    if passed < burst:
+        passed = min(passed + _unanswered(estimate), burst)
     contradicts = passed < burst * _FEW or estimate.doubt > 0
     if contradicts and not _alike(passed, burst) and not _alike(passed, estimate.doubt):
         _measure_again(estimate, passed, doubt=passed)
@@ -167,6 +173,11 @@ def _took(estimate: RateEstimate) -> float:
 def _passed_within(estimate: RateEstimate, seconds: float) -> float:
     """Return the number of attempts that passed in the *seconds* before the refused one."""
     return estimate.count(estimate.refused_at - seconds)
+
+
+def _unanswered(estimate: RateEstimate) -> float:
+    """Return the number of attempts without an answer since the last wait: the server may have counted them."""
+    return max(estimate.count(estimate.refused_began) - estimate.passed, 0.0)
 
 
 def _alike(passed: float, before: float) -> bool:
