@@ -16,7 +16,7 @@ __all__ = ["Crowd", "Outage", "Scenario", "scenarios"]
 LATENCY = 0.02
 AT_ONCE = 500
 AT_ONCE_OF_MANY = 32
-PERIOD_OF_MANY = 2.0
+PERIOD_OF_MANY = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +213,8 @@ def scenarios(*, quick: bool = False) -> tuple[Scenario, ...]:
             f"50 accounts, 12 to 100 in {PERIOD_OF_MANY:g} s",
             "Each account has a limit of its own, a fixed window, a sliding one or a bucket, of 12 to 100 requests in "
             f"{PERIOD_OF_MANY:g} seconds, and calls for {many_windows} times that, {AT_ONCE_OF_MANY} at a time. All "
-            "run at once. All waits are twice as long, as the periods are: with one second lamella's process computed "
-            "for 8 of 13 s.",
+            "run at once. All waits are four times as long, as the periods are: with two seconds, two cores were too "
+            "busy at the beginning of each period.",
             many_accounts(many_windows),
             wait=PERIOD_OF_MANY,
         ),
