@@ -26,17 +26,19 @@ are in storm.json.
 
 ## How to read it
 
-- **time ÷ ideal**: from the first send to the last answer, by the time that the limit itself would need if each send
-  came at its best moment (errors by chance sent again). Who gives calls up is sooner done: look at *lost* first.
+- **time ÷ ideal**: from the beginning of the first call to the last answer, by the time that the limit itself would
+  need if each send came at its best moment (errors by chance sent again). Who gives calls up is sooner done: look at
+  *lost* first.
 - **sends ÷ calls**: how many requests arrived for each call.
 - **lost**: calls that ended in an error, or not at all.
 - **429s**: how many requests were turned away.
 - **peak**: the most requests that arrived within any second.
 
-*Lost* is what the client says; all else is by the server's log and clock. The server is
-`lamella.maesn.sandbox.Sandbox`, on real sockets, and takes 20 ms for an answer. For each run there is a fresh one in a
-process of its own, and the contender is in another; nothing else runs. "500 at a time" are so many workers, each of
-which makes the next call when its last one is over. Only where it is said a 429 has a `Retry-After`.
+*Lost* and the beginning of the first call are what the client says; all else is by the server's log and clock. The
+server is `lamella.maesn.sandbox.Sandbox`, on real sockets, and takes 20 ms for an answer. For each run there is a
+fresh one in a process of its own, and the contender is in another; nothing else runs. "500 at a time" are so many
+workers, each of which makes the next call when its last one is over. Only where it is said a 429 has
+a `Retry-After`.
 """
 
 GOALS = f"""\

@@ -32,7 +32,7 @@ ENDED = [Ended(0, 9.9, 10.1, ""), Ended(1, 10.4, 10.6, ""), Ended(0, 10.1, 11.5,
 def test_figures_sum_all_accounts() -> None:
     assert figures(TWO, ARRIVALS, ENDED) == {
         "calls": 3,
-        "seconds": pytest.approx(1.5),
+        "seconds": pytest.approx(1.6),  # from 9.9, when the first call began
         "ideal": pytest.approx(1.1),
         "sends": 4,
         "answered": 3,
@@ -43,10 +43,10 @@ def test_figures_sum_all_accounts() -> None:
     }
 
 
-def test_an_account_has_its_own_first_attempt_and_its_own_ideal() -> None:
+def test_an_account_has_its_own_first_call_and_its_own_ideal() -> None:
     one = of_account(TWO, 1, ARRIVALS, ENDED)
     assert (one["calls"], one["sends"], one["limited"], one["lost"], one["peak"]) == (1, 1, 0, 0, 1)
-    assert one["seconds"] == pytest.approx(0.1)
+    assert one["seconds"] == pytest.approx(0.2)
     assert one["ideal"] == pytest.approx(0.1)
 
 
