@@ -20,11 +20,15 @@ from lamella.breaker.circuit import (
     CircuitState,
     Permit,
     Rejection,
+    Results,
     Transition,
     admit,
+    copied,
+    count,
     failed,
     open_for,
     release,
+    restore,
     succeeded,
 )
 
@@ -509,3 +513,56 @@ def test_bad_circuit_settings_are_rejected(settings: dict[str, Any], allowed: st
     [(name, value)] = settings.items()
     with pytest.raises(ValueError, match=f"^{name} must be {allowed}, got {value!r}$"):
         CircuitSettings(**settings)
+
+
+@given(
+    groups=st.lists(st.text("fs", min_size=1, max_size=25), min_size=1, max_size=6),
+    pauses=st.lists(st.sampled_from([0.0, 0.5, 4.0]), min_size=6, max_size=6),
+)
+@examples(50)
+def test_results_that_are_reported_together_count_as_one_by_one(groups: list[str], pauses: list[float]) -> None:
+    settings = CircuitSettings(failures=1.0, window=10, minimum=1000, open_for=30, probes=2)
+    single, together = Circuit(settings), Circuit(settings)
+    for group, pause in zip(groups, pauses, strict=False):
+        single.run(group)
+        results = Results()
+        for letter in group:
+            results = results.add(failure=letter == "f")
+        assert together.apply(count, settings, "name", results) is None
+        assert together.state == single.state
+        single.now = together.now = single.now + pause
+
+
+@pytest.mark.parametrize(
+    ("results", "opens"),
+    [
+        (Results(4, 2, 1), True),
+        (Results(4, 1, 1), False),
+        (Results(3, 3, 3), False),
+        (Results(100, 20, 20), True),
+        (Results(100, 20, 19), False),
+    ],
+)
+def test_results_that_are_reported_together_can_open_the_circuit(results: Results, opens: bool) -> None:
+    circuit = Circuit(SETTINGS)
+    expected = Transition(CircuitPhase.OPEN, attempts=results.attempts, failures=results.failures)
+    assert circuit.apply(count, SETTINGS, "name", results) == (expected if opens else None)
+    assert circuit.state.epoch == ("name" if opens else "")
+
+
+def test_a_state_from_before_an_opening_or_closing_is_replaced() -> None:
+    circuit = Circuit()
+    states = [copied(circuit.state)]
+    for outcomes in ("ffff", "f", "ss", "ffff"):  # opens, stays open, closes, opens
+        circuit.run(outcomes)
+        states.append(copied(circuit.state))
+        circuit.now += SETTINGS.open_for
+    for seen in range(len(states)):
+        for stored in range(len(states)):
+            state = copied(states[stored])
+            restore(state, states[seen])
+            assert state == states[max(seen, stored)]
+    restored = copied(states[0])
+    restore(restored, states[1])
+    restored.probes["name"] = 1.0
+    assert not states[1].probes

@@ -7,7 +7,7 @@ returned.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -75,6 +75,22 @@ class Rejection(NamedTuple):
     until: float  # seconds until half-open or, if already half-open, until another probe may be sent at the latest
 
 
+class Results(NamedTuple):
+    """The results of attempts that one process made while the circuit was closed."""
+
+    attempts: int = 0
+    failures: int = 0
+    in_a_row: int = 0  # failures since the last success
+
+    def add(self, *, failure: bool) -> Results:
+        """Return these results and that of one more attempt."""
+        return Results(self.attempts + 1, self.failures + failure, self.in_a_row + 1 if failure else 0)
+
+
+_SUCCESS: Final = Results(1)
+_FAILURE: Final = Results(1, 1, 1)
+
+
 class Transition(NamedTuple):
     """A change of phase, or a circuit that opened again."""
 
@@ -110,7 +126,7 @@ def succeeded(
     if epoch != state.epoch:
         return None
     if state.since is None:
-        return _count(state, now, settings, attempt, 0)
+        return count(state, now, settings, attempt, _SUCCESS)
     state.succeeded += 1
     if state.succeeded < settings.probes:
         return None
@@ -125,7 +141,7 @@ def failed(state: CircuitState, now: float, settings: CircuitSettings, attempt: 
     if epoch != state.epoch:
         return None
     if state.since is None:
-        return _count(state, now, settings, attempt, 1)
+        return count(state, now, settings, attempt, _FAILURE)
     _begin_epoch(state, attempt)
     state.since = min(state.since, now)  # the clock may have restarted
     state.opened = now
@@ -148,8 +164,24 @@ def open_for(state: CircuitState, now: float, settings: CircuitSettings) -> floa
     return left if left > _ROUNDING else 0.0
 
 
-def _count(state: CircuitState, now: float, settings: CircuitSettings, attempt: str, failure: int) -> Transition | None:
-    """Count an attempt of a closed circuit, and open the circuit if there are too many failures."""
+def restore(state: CircuitState, seen: CircuitState) -> None:
+    """Replace *state* with *seen*, an earlier state of the same store, if the store has lost an opening or closing."""
+    if (state.opened, state.since is None) < (seen.opened, seen.since is None):
+        copy = copied(seen)
+        for each in fields(copy):
+            setattr(state, each.name, getattr(copy, each.name))
+
+
+def copied(state: CircuitState) -> CircuitState:
+    """Return a copy of *state* that shares nothing with it."""
+    probes, attempts, failures = dict(state.probes), list(state.attempts), list(state.failures)
+    return replace(state, probes=probes, attempts=attempts, failures=failures)
+
+
+def count(
+    state: CircuitState, now: float, settings: CircuitSettings, attempt: str, results: Results
+) -> Transition | None:
+    """Count *results* in a closed circuit, and open it, with the epoch *attempt*, if there are too many failures."""
     passed = (now - state.began) / settings.window * _SLICES
     if not state.attempts or not 0 <= passed < _SLICES:
         state.began, state.attempts, state.failures = now, [0], [0]
@@ -159,9 +191,10 @@ def _count(state: CircuitState, now: float, settings: CircuitSettings, attempt: 
         state.began = min(state.began + slices * settings.window / _SLICES, now)
         state.attempts = [0] * slices + state.attempts[: _SLICES - slices]
         state.failures = [0] * slices + state.failures[: _SLICES - slices]
-    state.attempts[0] += 1
-    state.failures[0] += failure
-    state.in_a_row = state.in_a_row + 1 if failure else 0
+    ended, bad, in_a_row = results
+    state.attempts[0] += ended
+    state.failures[0] += bad
+    state.in_a_row = state.in_a_row + bad if bad == ended else in_a_row
     attempts, failures = sum(state.attempts), sum(state.failures)
     too_many = failures / attempts >= settings.failures or state.in_a_row >= _IN_A_ROW
     if attempts < settings.minimum or not too_many:
