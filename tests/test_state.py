@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 from opentelemetry import trace
 from tests.json_store import AHEAD, JsonStore, R, S, Ts
+from tests.local_store import Database, LocalStore
 from tests.sdk import Tracing
 
 from lamella.store import MemoryStore, Store
@@ -348,3 +349,35 @@ async def test_the_local_copy_of_a_store_is_bounded(virtual_time: VirtualClock) 
     store.fails = failure
     assert await total(state, "10099") == 1
     assert await total(state, "0") == 0
+
+
+async def test_a_network_store_may_take_as_long_as_its_own_patience(
+    virtual_time: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = Database(slow=0.6)
+    here, there = SharedState(LocalStore(database)), SharedState(LocalStore(database))
+    await asyncio.gather(*(state.update(None, "key", Tally, add, 1) for state in (here, there)))
+    assert await total(here) == await total(there) == 2
+    assert not caplog.records
+
+
+async def test_a_failure_of_a_network_store_is_logged_once(
+    virtual_time: VirtualClock, tracing: Tracing, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = Database()
+    state = SharedState(LocalStore(database))
+    await state.update(None, "key", Tally, add, 5)
+    span = tracing.provider.get_tracer("lamella").start_span("lamella GET", kind=trace.SpanKind.INTERNAL)
+    span.set_attributes({"http.request.method": "GET"})
+    database.fails = ConnectionError(SECRET)
+    for number in range(1, 10):
+        assert await state.update(span, "key", Tally, add, 1) == 5 + number
+        await asyncio.sleep(1)
+    [line] = caplog.records
+    assert (vars(line)["lamella.store_error"], SECRET in caplog.text) == ("ConnectionError", False)
+    span.end()
+    [event] = tracing.spans[0].events
+    assert (event.name, dict(event.attributes or {})) == ("lamella.store_failed", {"error.type": "StoreUnavailable"})
+    database.fails = None
+    await asyncio.sleep(0.3)
+    assert await total(state) == 5

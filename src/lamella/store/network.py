@@ -209,10 +209,13 @@ class NetworkStore(ABC):
             _, version, found, _ = await self.swap(key, "")
             text = found or text
         for _ in range(_TRIES):
-            whole: dict[str, Any] = json.loads(text) if text else {"clock": 1000.0, "server": None, "state": None}
+            server = asyncio.get_running_loop().time() + (self.ahead or 0.0)
+            # The clock of a new state goes on from that of a state that the store has lost.
+            whole: dict[str, Any] = json.loads(text) if text else {"clock": server, "server": server, "state": None}
             state = new() if whole["state"] is None else type(new())(**whole["state"])
-            now = whole["clock"] = self._tick(whole["clock"], whole["server"])
-            whole["server"] = asyncio.get_running_loop().time() + (self.ahead or 0.0)
+            # It never goes back, although the store's clock may.
+            now = whole["clock"] = whole["clock"] + max(server - whole["server"], 0.0)
+            whole["server"] = server
             result = change(state, now, *args)
             whole["state"] = asdict(state)  # type: ignore[call-overload]
             changed = json.dumps(whole, separators=(",", ":"))
@@ -225,11 +228,6 @@ class NetworkStore(ABC):
                 return result
             text = found or text  # restore a state that the store has lost
         raise StoreUnavailable
-
-    def _tick(self, clock: float, server: float | None) -> float:
-        """Return the time of a state. It never goes back, although the store's clock may."""
-        now = asyncio.get_running_loop().time() + (self.ahead or 0.0)
-        return clock if server is None else clock + max(now - server, 0.0)
 
 
 def _done_before(swap: Swap, reply: Swapped) -> Swapped:

@@ -13,6 +13,7 @@ from opentelemetry.trace import Span, get_current_span
 from lamella.checks import check_seconds
 from lamella.origins import Origin, origin_text
 from lamella.store.memory import MemoryStore
+from lamella.store.network import NetworkStore, StoreUnavailable
 from lamella.store.protocol import Store
 from lamella.telemetry.log import LOGGER
 from lamella.telemetry.names import ERROR_TYPE, STORE_EVENT
@@ -38,8 +39,9 @@ class SharedState:
 
     Args:
         store: The store. None means one in memory, for this layer alone.
-        patience: Maximum duration of a store operation in seconds.
-        pause: Seconds for which a failed store is not asked.
+        patience: Maximum duration of a store operation in seconds. A `NetworkStore` has its own, which does not count
+            the time in which this process is busy.
+        pause: Seconds for which a failed store is not asked. A `NetworkStore` has its own.
     """
 
     __slots__ = ("_ahead", "_failed", "_failures", "_local", "_patience", "_pause", "_store", "memory")
@@ -47,8 +49,9 @@ class SharedState:
     def __init__(self, store: Store | None, *, patience: float = 0.25, pause: float = 5.0) -> None:
         check_seconds("patience", patience)
         check_seconds("pause", pause)
-        self._patience = patience
-        self._pause = pause
+        has_own = isinstance(store, NetworkStore)
+        self._patience = None if has_own else patience
+        self._pause = 0.0 if has_own else pause
         self._store: Store | None = None
         self._local = MemoryStore()
         if isinstance(store, MemoryStore):
@@ -118,8 +121,9 @@ class SharedState:
             failure = exc
         if self._failures == failures:  # only the first of several concurrent failures is reported
             self._failures += 1
+            if self._failed is None or not isinstance(failure, StoreUnavailable):
+                self._warn(failure, span)
             self._failed = asyncio.get_running_loop().time()
-            self._warn(failure, span)
         return await self._local.update(key, new, change, *args)
 
     async def _ask(
@@ -150,10 +154,11 @@ class SharedState:
 
     def _warn(self, exc: BaseException, span: Span | None) -> None:
         kind = type(exc).__qualname__  # its message may hold the store's address, with a password
-        LOGGER.warning(
-            "the store of shared state failed (%s): for %g s this process uses its own copy",
-            kind,
-            self._pause,
-            extra={"lamella.store_error": kind},
-        )
+        if not isinstance(exc, StoreUnavailable):  # which the store has logged
+            LOGGER.warning(
+                "the store of shared state failed (%s): for %g s this process uses its own copy",
+                kind,
+                self._pause,
+                extra={"lamella.store_error": kind},
+            )
         (span or get_current_span()).add_event(STORE_EVENT, {ERROR_TYPE: kind})
