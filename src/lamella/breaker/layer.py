@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar, TypeVarTuple, cast
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Final, NamedTuple, TypeVar, TypeVarTuple, cast
 
 import aiohttp
 from opentelemetry import trace
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.util.types import AttributeValue
+from yarl import URL
 
 from lamella.breaker import circuit
 from lamella.breaker.circuit import CircuitPhase, CircuitSettings, CircuitState, Permit, Rejection, Transition
+from lamella.breaker.fleet import SharedCircuit
 from lamella.call import Call
 from lamella.classify.failures import ERROR_STATUS, rejected, retry_after_of, service_works, transport_error
 from lamella.errors import CircuitOpen, LamellaError
 from lamella.origins import origin_of
 from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import StopReason, is_rate_limit
-from lamella.store import MemoryStore, Store
+from lamella.store import MemoryStore, NetworkStore, Store
 from lamella.store.shared import SharedState, hash_key
 from lamella.telemetry.attributes import origin_attributes
 from lamella.telemetry.log import LOGGER, ids_of
@@ -41,6 +45,7 @@ _R = TypeVar("_R")
 _Ts = TypeVarTuple("_Ts")
 
 _SERVER_STATUS: Final = 500
+_MOST_CIRCUITS: Final = 10_000
 
 
 class Breaker(Layer):
@@ -67,7 +72,8 @@ class Breaker(Layer):
         key: Returns the key of the circuit for a request. Only a hash of it is stored. None means the origin: scheme,
             host and port.
         store: Stores the circuits. None means the store of the stack, or memory private to this layer. Layers that
-            share a store share circuits and need the same settings.
+            share a store share circuits and need the same settings. With a :class:`lamella.NetworkStore`, calls do not
+            wait for it unless their circuit opens, closes or is half-open: results are reported every 250 ms.
         meter_provider: None means the provider of the stack, or the global one.
 
     Raises:
@@ -100,17 +106,28 @@ class Breaker(Layer):
         self._store = store if self._store is None else self._store
         self._meter_provider = meter_provider if self._meter_provider is None else self._meter_provider
         self._shared = SharedState(self._store)
+        self._fleet = self._store if isinstance(self._store, NetworkStore) else None
+        self._circuits: OrderedDict[str, SharedCircuit] = OrderedDict()  # the most recently used one is at the end
         self._instruments = instruments_of(self._meter_provider)
 
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._shared.work_in(loop)
 
     def before(self, call: Call) -> Awaitable[None] | None:
-        passage = _Passage(self, call)
         memory = self._shared.memory
         if memory is None:
-            return self._enter(call, passage)
+            return self._before_shared(call)
+        passage = _Passage(self, call)
         _check(call, passage.enter_at_once(memory))
+        call.circuit = passage
+        return None
+
+    def _before_shared(self, call: Call) -> Awaitable[None] | None:
+        if self._fleet is None:
+            return self._enter(call, _Passage(self, call))
+        passage = _SharedPassage(self, call, self._fleet)
+        if not passage.begins_at_once():
+            return self._enter(call, passage)
         call.circuit = passage
         return None
 
@@ -127,6 +144,8 @@ class Breaker(Layer):
         memory = self._shared.memory
         if memory is not None and not isinstance(result, BaseException) and result.status < _SERVER_STATUS:
             passage.succeeded_at_once(memory)
+            return None
+        if self._fleet is not None and cast(_SharedPassage, passage).succeeded_already(result):
             return None
         return self._ended(passage, result)
 
@@ -145,17 +164,29 @@ class Breaker(Layer):
             return f"breaker:{hash_key(origin_of(request.url), None)}"
         return f"breaker:{hash_key(None, self._key(request))}"
 
-    def _report(self, call: Call, transition: Transition) -> None:
-        """Count *transition*, and report it on the span of the *call* that caused it and in the log."""
-        server, phase, since = origin_attributes(call.request), transition.phase, float(transition.since)
+    def _circuit(self, store: NetworkStore, key: str, call: Call) -> SharedCircuit:
+        circuits = self._circuits
+        found = circuits.get(key)
+        if found is None:
+            report = partial(self._report, _Place.of(call), trace.INVALID_SPAN)
+            found = circuits[key] = SharedCircuit(store, key, self._settings, report)
+            if len(circuits) > _MOST_CIRCUITS:
+                circuits.popitem(last=False)
+        else:
+            circuits.move_to_end(key)
+        return found
+
+    def _report(self, place: _Place, span: trace.Span, transition: Transition) -> None:
+        """Count *transition*, and report it on the *span* of the call that caused it and in the log."""
+        url, server, is_counted = place
+        phase, since = transition.phase, float(transition.since)
         state = {CIRCUIT_STATE: phase.value}
-        if OFF not in call.state:
-            url = call.request.url
+        if is_counted:
             self._instruments.transitions.add(1, {**self._instruments.server(url.host, url.port), **state})
         if phase is CircuitPhase.HALF_OPEN:
             return  # the next transition is reported
         open_for = float(self._settings.open_for)
-        circuit_of = f"the circuit of {call.request.url.origin()}"  # not the key, which may be a credential
+        circuit_of = f"the circuit of {url}"  # not the key, which may be a credential
         level, name = logging.INFO, CIRCUIT_OPEN_EVENT
         event: dict[str, AttributeValue]
         if phase is CircuitPhase.CLOSED:
@@ -176,7 +207,6 @@ class Breaker(Layer):
             )
         if phase is CircuitPhase.OPEN:
             event[CIRCUIT_OPEN_FOR] = open_for
-        span = call.span or trace.get_current_span()
         span.add_event(name, event)
         LOGGER.log(level, "%s", message, extra={**server, **state, **ids_of(span)})
 
@@ -186,6 +216,18 @@ class Breaker(Layer):
             f"Breaker(failures={of.failures:g}, window={of.window:g}, minimum={of.minimum}, "
             f"open_for={of.open_for:g}, probes={of.probes})"
         )
+
+
+class _Place(NamedTuple):
+    """What a report of a transition says about the service."""
+
+    url: URL
+    server: Mapping[str, AttributeValue]
+    is_counted: bool
+
+    @staticmethod
+    def of(call: Call) -> _Place:
+        return _Place(call.request.url.origin(), origin_attributes(call.request), OFF not in call.state)
 
 
 class _Passage:
@@ -234,9 +276,11 @@ class _Passage:
         if works is None or self._attempt is None or self._permit is None:
             await self.release()
         else:
-            change = circuit.succeeded if works else circuit.failed
-            known = self._breaker._settings, self._attempt, self._permit.epoch
-            self._settled(await self._update(change, *known))
+            self._settled(await self._record(self._attempt, self._permit, works=works))
+
+    async def _record(self, attempt: str, permit: Permit, *, works: bool) -> Transition | None:
+        change = circuit.succeeded if works else circuit.failed
+        return await self._update(change, self._breaker._settings, attempt, permit.epoch)
 
     async def release(self) -> None:
         """Forget the attempt, if there is one: it shows nothing about the service.
@@ -260,16 +304,63 @@ class _Passage:
             return answer
         self._permit = answer
         if answer.probe == 1:
-            self._breaker._report(self._call, Transition(CircuitPhase.HALF_OPEN))
+            self._report(Transition(CircuitPhase.HALF_OPEN))
         return None
 
     def _settled(self, transition: Transition | None) -> None:
         self._attempt = None
         if transition is not None:
-            self._breaker._report(self._call, transition)
+            self._report(transition)
+
+    def _report(self, transition: Transition) -> None:
+        self._breaker._report(_Place.of(self._call), self._call.span or trace.get_current_span(), transition)
 
     async def _update(self, change: Callable[[CircuitState, float, *_Ts], _R], *args: *_Ts) -> _R:
         return await self._breaker._shared.update(self._call.span, self._key, CircuitState, change, *args)
+
+
+class _SharedPassage(_Passage):
+    """The same for a circuit that processes share."""
+
+    __slots__ = ("_circuit",)
+
+    def __init__(self, breaker: Breaker, call: Call, store: NetworkStore) -> None:
+        super().__init__(breaker, call)
+        self._circuit = breaker._circuit(store, self._key, call)
+
+    def begins_at_once(self) -> bool:
+        """Enter if the last state seen shows whether the first attempt may be sent, or return False."""
+        answer = self._circuit.at_once()
+        if answer is None:
+            return False
+        self._begin()
+        _check(self._call, self._admitted(answer))
+        return True
+
+    def succeeded_already(self, result: Result) -> bool:
+        """Report a success without a wait, or return False."""
+        if isinstance(result, BaseException) or result.status >= _SERVER_STATUS or self._permit is None:
+            return False
+        if self._attempt is None or self._permit.probe:
+            return False
+        self._circuit.count(self._attempt, self._permit, works=True)
+        self._attempt = None
+        return True
+
+    async def enter(self) -> Rejection | None:
+        await self.release()
+        return self._admitted(await self._circuit.admit(self._begin()))
+
+    async def open_for(self) -> float:
+        return self._circuit.open_for()
+
+    async def _record(self, attempt: str, permit: Permit, *, works: bool) -> Transition | None:
+        return await self._circuit.ended(attempt, permit, works=works)
+
+    async def release(self) -> None:
+        if self._attempt is not None and (self._permit is None or self._permit.probe):
+            self._circuit.release(self._attempt)
+        self._attempt = None
 
 
 def _check(call: Call, rejection: Rejection | None) -> None:
