@@ -87,10 +87,6 @@ class Results(NamedTuple):
         return Results(self.attempts + 1, self.failures + failure, self.in_a_row + 1 if failure else 0)
 
 
-_SUCCESS: Final = Results(1)
-_FAILURE: Final = Results(1, 1, 1)
-
-
 class Transition(NamedTuple):
     """A change of phase, or a circuit that opened again."""
 
@@ -126,7 +122,7 @@ def succeeded(
     if epoch != state.epoch:
         return None
     if state.since is None:
-        return count(state, now, settings, attempt, _SUCCESS)
+        return _count(state, now, settings, attempt, 0)
     state.succeeded += 1
     if state.succeeded < settings.probes:
         return None
@@ -141,7 +137,7 @@ def failed(state: CircuitState, now: float, settings: CircuitSettings, attempt: 
     if epoch != state.epoch:
         return None
     if state.since is None:
-        return count(state, now, settings, attempt, _FAILURE)
+        return _count(state, now, settings, attempt, 1)
     _begin_epoch(state, attempt)
     state.since = min(state.since, now)  # the clock may have restarted
     state.opened = now
@@ -182,6 +178,19 @@ def count(
     state: CircuitState, now: float, settings: CircuitSettings, attempt: str, results: Results
 ) -> Transition | None:
     """Count *results* in a closed circuit, and open it, with the epoch *attempt*, if there are too many failures."""
+    return _count(state, now, settings, attempt, results.failures, results.attempts, results.in_a_row)
+
+
+def _count(  # noqa: PLR0917 - keywords would cost each attempt more
+    state: CircuitState,
+    now: float,
+    settings: CircuitSettings,
+    attempt: str,
+    failure: int,
+    ended: int = 1,
+    in_a_row: int = 0,
+) -> Transition | None:
+    """Count attempts of a closed circuit, and open the circuit if there are too many failures."""
     passed = (now - state.began) / settings.window * _SLICES
     if not state.attempts or not 0 <= passed < _SLICES:
         state.began, state.attempts, state.failures = now, [0], [0]
@@ -191,10 +200,9 @@ def count(
         state.began = min(state.began + slices * settings.window / _SLICES, now)
         state.attempts = [0] * slices + state.attempts[: _SLICES - slices]
         state.failures = [0] * slices + state.failures[: _SLICES - slices]
-    ended, bad, in_a_row = results
     state.attempts[0] += ended
-    state.failures[0] += bad
-    state.in_a_row = state.in_a_row + bad if bad == ended else in_a_row
+    state.failures[0] += failure
+    state.in_a_row = (state.in_a_row + failure if failure == ended else in_a_row) if failure else 0
     attempts, failures = sum(state.attempts), sum(state.failures)
     too_many = failures / attempts >= settings.failures or state.in_a_row >= _IN_A_ROW
     if attempts < settings.minimum or not too_many:

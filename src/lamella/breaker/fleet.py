@@ -123,7 +123,7 @@ class SharedCircuit:
         return answer
 
     def count(self, attempt: str, permit: Permit, *, works: bool) -> Transition | None:
-        """Record the result of *attempt*, which was no probe. Return the transition by what this process knows."""
+        """Record the result of *attempt*, which is not a probe. Return the transition by what this process knows."""
         now = asyncio.get_running_loop().time()
         if permit.epoch == self._seen.epoch:
             if not self._results or now >= self._results[-1][0] + _FLUSH:

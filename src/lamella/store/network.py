@@ -210,7 +210,7 @@ class NetworkStore(ABC):
             text = found or text
         for _ in range(_TRIES):
             server = asyncio.get_running_loop().time() + (self.ahead or 0.0)
-            # The clock of a new state goes on from that of a state that the store has lost.
+            # If the store has lost a state, the times of the next one can be compared with its times.
             whole: dict[str, Any] = json.loads(text) if text else {"clock": server, "server": server, "state": None}
             state = new() if whole["state"] is None else type(new())(**whole["state"])
             # It never goes back, although the store's clock may.
