@@ -28,11 +28,12 @@ from aiohttp import web
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, it does not know its package
 
+from benchmarks import outage
 from benchmarks.machine import where
 from benchmarks.processes import receive
 from scripts.fleet import Postgres, Redis, Server
 
-from lamella import Backoff, Limit, MemoryStore, PostgresStore, RedisStore, Rule, RuleBook, Store, stack
+from lamella import Backoff, Limit, MemoryStore, PostgresStore, RedisStore, RetryBudget, Rule, RuleBook, Store, stack
 from lamella.store.network import NetworkStore, Swap, Swapped
 from lamella.testing import FixedWindow, SlidingWindow, TokenBucket
 from lamella.testing import Limit as ServersLimit
@@ -321,7 +322,15 @@ def free_row(got: Measured, memory: dict[int, Measured]) -> str:
     return f"| {' | '.join([*cells, str(warnings), 'yes' if not missed else '**no**: ' + ', '.join(missed)])} |"
 
 
-def page(limited: Sequence[Measured], free: Sequence[Measured], load: str) -> str:
+def outage_row(store: str, got: outage.Outage) -> str:
+    missed = [
+        what for is_over, what in ((got.stopped > 0.5, "over 0.5 s"), (got.attempts > 1.25, "over 1.25")) if is_over
+    ]
+    reached = "yes" if not missed else "**no**: " + ", ".join(missed)
+    return f"| {store} | 8 | {got.stopped:.2f} | {got.attempts:.3f} | {reached} |"
+
+
+def page(limited: Sequence[Measured], free: Sequence[Measured], outages: Sequence[str], load: str) -> str:
     machine = where() | {"load before it": load}
     memory = {each.case.processes: each for each in free if each.store == "memory"}
     return f"""# Processes that share an account
@@ -349,6 +358,16 @@ four make at least 3,000 calls a second, without a warning. The server shares th
 |---|--:|--:|--:|--:|--:|--:|---|
 {chr(10).join(free_row(each, memory) for each in free)}
 
+## In an outage
+
+The service answers 503. First all processes have a breaker: **stopped** is the time in seconds from the moment when one
+of them opens the circuit to the last attempt of any. Then they make 250 calls each without a breaker, with the default
+retry budget. Goals: 0.5 s, and 1.25 attempts a call in all.
+
+| store | processes | stopped | attempts a call | reached |
+|---|--:|--:|--:|---|
+{chr(10).join(outages)}
+
 ## The machine
 
 | | |
@@ -361,6 +380,7 @@ async def run(only: str | None, store: str | None) -> None:
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     limited: list[Measured] = []
     free: list[Measured] = []
+    outages: list[str] = []
     kinds = [kind for kind in (Redis, Postgres) if store in {None, kind.name}]
     if only is None:
         free = [await measure(case, None) for case in FREE]
@@ -373,8 +393,12 @@ async def run(only: str | None, store: str | None) -> None:
                 got = await measure(case, server)
                 print(row(got) if case.limit else got, flush=True)
                 (limited if case.limit else free).append(got)
+            if only is None or only in "outage":
+                await _forget(server.url)
+                outages.append(outage_row(server.name, await outage.measure(server.url, 8, 250, RetryBudget())))
+                print(outages[-1], flush=True)
     if only is None:
-        text = page(limited, free, load)
+        text = page(limited, free, outages, load)
         print(text)
         if store is None:
             RESULTS.write_text(text, encoding="utf-8")
