@@ -183,6 +183,31 @@ async def test_a_process_that_sees_only_failures_does_not_open_the_circuit_of_al
     assert sum(fleet.state()["failures"]) > 6
 
 
+async def test_one_process_that_fails_often_does_not_open_the_circuit_of_all(fleet: Fleet) -> None:
+    well, badly = await fleet.process(), await fleet.process()
+    for turn in range(25):
+        await asyncio.gather(*(well.get("/200") for _ in range(30)))
+        if turn > 5:
+            await asyncio.gather(*(badly.get("/503") for _ in range(10)))
+        await asyncio.sleep(0.05)
+    assert await badly.get("/200") == 200
+    assert fleet.state()["since"] is None
+
+
+async def test_failures_in_a_row_of_all_processes_open_the_circuit_although_most_attempts_succeeded(
+    fleet: Fleet,
+) -> None:
+    both = await fleet.process(), await fleet.process()
+    await asyncio.gather(*(each.get("/200") for each in both for _ in range(100)))
+    await asyncio.sleep(0.1)
+    began = now()
+    while await both[0].get("/503") is ServiceUnavailable:
+        await both[1].get("/503")
+        await asyncio.sleep(0.02)
+    assert now() - began <= 1
+    assert sum(fleet.state()["attempts"]) == 0
+
+
 async def test_results_of_others_can_open_the_circuit_in_the_background(
     fleet: Fleet, tracing: Tracing, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,6 +15,7 @@ from lamella.checks import check_seconds, check_whole
 
 _SLICES: Final = 10  # the window moves in tenths, so its size in memory does not depend on traffic
 _IN_A_ROW: Final = 20  # consecutive failures that cannot be chance, even in a busy window
+_REPORTED: Final = 0.3  # seconds after which all processes have reported a success
 _ROUNDING: Final = 1e-6  # seconds by which a call may return too early
 
 
@@ -59,6 +60,7 @@ class CircuitState:
     attempts: list[int] = field(default_factory=list)  # per slice of the window, newest first
     failures: list[int] = field(default_factory=list)
     in_a_row: int = 0  # failures since the last success
+    worked: float = 0.0  # when a process last reported a success, if processes share the circuit
 
 
 class Permit(NamedTuple):
@@ -78,13 +80,8 @@ class Rejection(NamedTuple):
 class Results(NamedTuple):
     """The results of attempts that one process made while the circuit was closed."""
 
-    attempts: int = 0
-    failures: int = 0
-    in_a_row: int = 0  # failures since the last success
-
-    def add(self, *, failure: bool) -> Results:
-        """Return these results and that of one more attempt."""
-        return Results(self.attempts + 1, self.failures + failure, self.in_a_row + 1 if failure else 0)
+    attempts: int
+    failures: int
 
 
 class Transition(NamedTuple):
@@ -177,8 +174,15 @@ def copied(state: CircuitState) -> CircuitState:
 def count(
     state: CircuitState, now: float, settings: CircuitSettings, attempt: str, results: Results
 ) -> Transition | None:
-    """Count *results* in a closed circuit, and open it, with the epoch *attempt*, if there are too many failures."""
-    return _count(state, now, settings, attempt, results.failures, results.attempts, results.in_a_row)
+    """Count *results* in a closed circuit, and open it, with the epoch *attempt*, if there are too many failures.
+
+    Failures are consecutive only if no other process can have had a success that it has not reported yet.
+    """
+    ended, failures = results
+    if failures < ended:
+        state.worked = now
+    in_a_row = failures if now - state.worked >= _REPORTED else -state.in_a_row
+    return _count(state, now, settings, attempt, failures, ended, in_a_row)
 
 
 def _count(  # noqa: PLR0917 - keywords would cost each attempt more
@@ -188,7 +192,7 @@ def _count(  # noqa: PLR0917 - keywords would cost each attempt more
     attempt: str,
     failure: int,
     ended: int = 1,
-    in_a_row: int = 0,
+    in_a_row: int = 1,
 ) -> Transition | None:
     """Count attempts of a closed circuit, and open the circuit if there are too many failures."""
     passed = (now - state.began) / settings.window * _SLICES
@@ -202,7 +206,7 @@ def _count(  # noqa: PLR0917 - keywords would cost each attempt more
         state.failures = [0] * slices + state.failures[: _SLICES - slices]
     state.attempts[0] += ended
     state.failures[0] += failure
-    state.in_a_row = (state.in_a_row + failure if failure == ended else in_a_row) if failure else 0
+    state.in_a_row = state.in_a_row + in_a_row if failure else 0
     attempts, failures = sum(state.attempts), sum(state.failures)
     too_many = failures / attempts >= settings.failures or state.in_a_row >= _IN_A_ROW
     if attempts < settings.minimum or not too_many:

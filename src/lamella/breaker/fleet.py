@@ -127,11 +127,13 @@ class SharedCircuit:
         now = asyncio.get_running_loop().time()
         if permit.epoch == self._seen.epoch:
             if not self._results or now >= self._results[-1][0] + _FLUSH:
-                self._results.append((now, Results()))
-            began, results = self._results[-1]
-            self._results[-1] = began, results.add(failure=not works)
-        change = circuit.succeeded if works else circuit.failed
-        opened: Transition | None = change(self._state, now + self._ahead, self._settings, attempt, permit.epoch)
+                self._results.append((now, Results(0, 0)))
+            began, (attempts, failures) = self._results[-1]
+            self._results[-1] = began, Results(attempts + 1, failures + (not works))
+        opened = None
+        if self._state.since is None and permit.epoch == self._state.epoch:
+            result = Results(1, int(not works))
+            opened = circuit.count(self._state, now + self._ahead, self._settings, attempt, result)
         if opened is None:
             self._soon()
             return None
