@@ -15,6 +15,7 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from tests.cancelling import cancelled_at
+from tests.environment import HANGS
 from tests.layers.test_breaker import CLASSIFY, Service, again, get
 from tests.leftovers import tasks_of_lamella, timers_of_lamella
 from tests.local_store import Database, LocalStore
@@ -22,6 +23,8 @@ from tests.sdk import Tracing
 from tests.servers import Serve
 
 from lamella import Breaker, CircuitOpen, RequestSpan, ServiceUnavailable, StopReason
+from lamella.breaker.circuit import CircuitSettings, Permit
+from lamella.breaker.fleet import SharedCircuit
 from lamella.store.network import VERSION
 from lamella.testing import VirtualClock, run_virtual
 
@@ -475,3 +478,24 @@ def test_a_breaker_can_be_used_in_another_loop(caplog: pytest.LogCaptureFixture)
     assert run_virtual(main(0.1)) == 0
     assert run_virtual(main(1)) == 2
     assert not caplog.records
+
+
+def test_a_loop_in_another_thread_does_not_lose_the_changes_of_this_one() -> None:
+    database = Database()
+    shared = SharedCircuit(LocalStore(database), "key", CircuitSettings(), lambda _: None)
+
+    async def another() -> None:
+        shared.at_once()
+
+    async def main() -> None:
+        database.hangs = True
+        probe = Permit("", probe=1)
+        first = asyncio.create_task(shared.ended("a", probe, works=True))
+        await asyncio.sleep(0.01)  # its exchange has begun
+        second = asyncio.create_task(shared.ended("b", probe, works=True))
+        await asyncio.sleep(0.01)
+        await asyncio.to_thread(asyncio.run, another())
+        database.hangs = False
+        await asyncio.wait_for(asyncio.gather(first, second), HANGS)
+
+    asyncio.run(main())
