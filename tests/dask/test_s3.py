@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import Lock
+from typing import Any
 from uuid import uuid4
 
 import certifi
 import pytest
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication
 from moto.server import ThreadedMotoServer
 from tests.dataset.conftest import SyncTo
 from tests.dataset.storages import OfEachStorage
@@ -18,11 +21,20 @@ from lamella.pytest_maesn import MakeSandbox
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
+    answer, lock = DomainDispatcherApplication.__call__, Lock()
+
+    def one_at_a_time(*request: Any) -> list[bytes]:
+        with lock:
+            return list(answer(*request))
+
     running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        # moto's conditional write is not atomic: it looks for the key first, and stores the object later.
+        patch.setattr(DomainDispatcherApplication, "__call__", one_at_a_time)
+        running.start()
+        host, port = running.get_host_and_port()
+        yield f"http://{host}:{port}"
+        running.stop()
 
 
 @pytest.fixture
