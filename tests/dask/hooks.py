@@ -1,4 +1,4 @@
-"""Loaded by each worker: freezes it before a commit or writes down its spans, if its environment says so."""
+"""Loaded by each worker: freezes it or waits before a commit, or writes down its spans, as its environment says."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ __all__ = ["BLOCKING", "read_blocking"]
 
 FREEZE = "LAMELLA_TEST_FREEZE"
 """A path: the first worker that is about to commit a shard creates the file, and stops itself like one that hangs."""
+HOLD = "LAMELLA_TEST_HOLD"
+"""A path: no worker commits the files of a shard before it exists."""
 SPANS = "LAMELLA_TEST_SPANS"
 """The file to which the spans are appended."""
 BLOCKING = f"{__name__}:read_blocking"
@@ -28,9 +30,24 @@ async def read_blocking(process: Any, work: Any, *_: Any, **__: Any) -> Report:
     """Block the event loop, as decoding a huge page would, until there is a file "go" in the given folder."""
     folder = Path(work.options["folder"])
     (folder / f"blocked-{work.shard}").touch()
-    while not (folder / "go").exists():
-        time.sleep(0.01)  # noqa: ASYNC251
+    _wait_for(folder / "go")
     return Report(1, False, (), 0.0)
+
+
+def _wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.01)
+
+
+def _hold_each_commit(until: Path) -> None:
+    commit = Dataset.commit
+
+    def held(self: Dataset, what: Commit) -> Commit:
+        if what.working is None:
+            _wait_for(until)
+        return commit(self, what)
+
+    setattr(Dataset, "commit", held)  # noqa: B010 - as below
 
 
 def _freeze_before_the_commit(notes: Path) -> None:
@@ -55,6 +72,8 @@ def _freeze_before_the_commit(notes: Path) -> None:
     setattr(Dataset, "commit", frozen)  # noqa: B010 - an assignment has another type
 
 
+if HOLD in os.environ:
+    _hold_each_commit(Path(os.environ[HOLD]))
 if FREEZE in os.environ:
     _freeze_before_the_commit(Path(os.environ[FREEZE]))
 if SPANS in os.environ:

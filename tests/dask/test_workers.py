@@ -190,6 +190,23 @@ async def test_a_blocked_shard_blocks_neither_its_worker_nor_the_scheduler(clust
     assert {span["parent_id"] for span in shards} == {f"0x{run.context.span_id:016x}"}
 
 
+async def test_a_worker_reads_its_next_shard_while_it_commits_the_last(cluster: Cluster, tmp_path: Path) -> None:
+    go, held = tmp_path / "go", tmp_path / "held"
+    go.touch()
+    cluster.set(hooks.HOLD, str(held))
+    cluster.add()
+    made = Dataset.create(tmp_path / "out", batch="b", shards=6)
+    names = [f"account {number}" for number in range(60)]
+    async with client_of(cluster) as client:
+        syncing = sync_shards(OnDask(client), made, names, hooks.BLOCKING, {"folder": str(tmp_path)})
+        running = asyncio.create_task(syncing)
+        await until(lambda: len(list(tmp_path.glob("blocked-*"))) == 2)  # read by its one thread, and none committed
+        held.touch()
+        report = await running
+    assert (report.shards, report.errors) == (6, ())
+    assert [commit.run for commit in dataset.shards(tmp_path / "out")] == [1] * 6
+
+
 async def test_the_shards_of_a_killed_driver_end_gracefully(
     make_sandbox: MakeSandbox, cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import astuple
 from typing import Any, Final, Self, TypeVar
 from uuid import uuid4
 
-from distributed import Client, Worker, WorkerPlugin, get_worker
+from distributed import Client, Worker, WorkerPlugin, get_worker, secede
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
@@ -162,7 +162,13 @@ class _Shards(WorkerPlugin):  # type: ignore[misc]
         loop = self._ready.result()
         if self._stopped:
             return Outcome(work.shard, "interrupted")
-        return asyncio.run_coroutine_threadsafe(self._do(key, work, on_count), loop).result()
+        read = threading.Event()
+        outcome = asyncio.run_coroutine_threadsafe(self._do(key, work, on_count, read.set), loop)
+        outcome.add_done_callback(lambda _: read.set())
+        read.wait()
+        if not outcome.done():
+            secede()  # the worker reads its next shard while this one is committed
+        return outcome.result()
 
     def stop(self) -> None:
         """Interrupt the shards and start no other ones."""
@@ -192,8 +198,8 @@ class _Shards(WorkerPlugin):  # type: ignore[misc]
                 raise
             self._ready.set_exception(exc)
 
-    async def _do(self, key: str, work: Work, on_count: OnCount) -> Outcome:
-        task = self._work[key] = asyncio.create_task(run_shard(self._process, work, on_count))
+    async def _do(self, key: str, work: Work, on_count: OnCount, on_read: Callable[[], object]) -> Outcome:
+        task = self._work[key] = asyncio.create_task(run_shard(self._process, work, on_count, on_read))
         self._cancel()
         try:
             await asyncio.wait([task])

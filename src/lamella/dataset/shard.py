@@ -27,7 +27,7 @@ from lamella.sync import Progress, Report, export
 from lamella.sync.tables import Misfits
 from lamella.sync.typed import files_beside
 from lamella.telemetry.names import RUN, SHARD, SHARD_SPAN
-from lamella.threads import run_to_its_end
+from lamella.threads import run_to_its_end, to_its_end
 
 _COUNT_EVERY: Final = 1.0
 """Seconds between two counts."""
@@ -35,10 +35,21 @@ _COPYING: Final = 20
 """Copying the journal takes at most one in this many seconds, whatever its size."""
 
 
-async def run_shard(process: Process, work: Work, on_count: OnCount | None = None) -> Outcome:
+async def run_shard(
+    process: Process,
+    work: Work,
+    on_count: OnCount | None = None,
+    on_read: Callable[[], object] | None = None,
+) -> Outcome:
     """Run *work* and return its outcome. It ends in one commit, so any process may safely repeat it at any time.
 
     On cancellation, the journal is committed, so that another worker continues from there.
+
+    Args:
+        process: The resources that the shards of this process share.
+        work: The shard.
+        on_count: Called about once a second with the progress.
+        on_read: Called when everything is read and only the commit is left: another shard may start.
 
     Raises:
         DatasetError: The dataset cannot be read, or is damaged.
@@ -53,7 +64,7 @@ async def run_shard(process: Process, work: Work, on_count: OnCount | None = Non
         parent = propagate.extract(work.trace)
         about = {RUN: work.run, SHARD: work.shard}
         with process.tracer.start_as_current_span(SHARD_SPAN, parent, attributes=about):
-            return await _run(process, work, thread, on_count)
+            return await _run(process, work, thread, on_count, on_read)
     except TakenOver:
         return Outcome(work.shard, "taken over")
     finally:
@@ -61,7 +72,13 @@ async def run_shard(process: Process, work: Work, on_count: OnCount | None = Non
         process.ended(place)
 
 
-async def _run(process: Process, work: Work, thread: ThreadPoolExecutor, on_count: OnCount | None) -> Outcome:
+async def _run(
+    process: Process,
+    work: Work,
+    thread: ThreadPoolExecutor,
+    on_count: OnCount | None,
+    on_read: Callable[[], object] | None,
+) -> Outcome:
     dataset = await run_to_its_end(thread, Dataset.open, work.dataset)
     last = await run_to_its_end(thread, dataset.last, work.shard)
     if last.run == work.run and not work.resume:
@@ -70,7 +87,10 @@ async def _run(process: Process, work: Work, thread: ThreadPoolExecutor, on_coun
     async with local_journal(process.scratch, dataset, before, claimed, thread) as local:
         holding = _Holding(dataset, claimed, local, thread)
         result = await _sync(process, work, holding, on_count)
-        result = await holding.finish(work, result)
+        if on_read is not None:
+            on_read()
+        # A cancelled worker commits what it has read, as in _sync.
+        result = await to_its_end(asyncio.create_task(holding.finish(work, result)))
     return Outcome(work.shard, "done", result)
 
 
