@@ -15,7 +15,18 @@ from tests.environment import HANGS
 from tests.sdk import Tracing
 
 from lamella import dataset, maesn
-from lamella.dataset import Commit, Dataset, DatasetError, DatasetProgress, Here, Outcome, Work, WorkLost, sync_shards
+from lamella.dataset import (
+    Commit,
+    Dataset,
+    DatasetError,
+    DatasetProgress,
+    Here,
+    Outcome,
+    Work,
+    WorkLost,
+    driver,
+    sync_shards,
+)
 from lamella.dataset.work import OnCount
 from lamella.maesn.sandbox import Account, Sandbox
 from lamella.pytest_maesn import MakeSandbox
@@ -259,6 +270,31 @@ async def test_a_shard_that_ends_during_a_checkpoint_keeps_its_claim(
     assert dataset.verify(tmp_path / "out") == []
 
 
+async def test_a_shard_that_is_cancelled_during_its_commit_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, cancelled, loop = asyncio.Event(), threading.Event(), asyncio.get_running_loop()
+    put = Dataset.put
+
+    def slow(self: Dataset, *arguments: Any) -> Any:
+        loop.call_soon_threadsafe(begun.set)
+        assert cancelled.wait(60)
+        return put(self, *arguments)
+
+    monkeypatch.setattr(Dataset, "put", slow)
+    made = Dataset.create(tmp_path / "out", batch="b")
+    running = asyncio.create_task(sync_shards(Here(scratch=tmp_path / "scratch"), made, ["north"], NOTHING))
+    await begun.wait()
+    running.cancel()
+    for _ in range(50):  # turns of the loop: until the shard is cancelled
+        await asyncio.sleep(0)
+    cancelled.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert [commit.run for commit in dataset.shards(tmp_path / "out")] == [1]
+    assert [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == []
+
+
 async def test_at_most_twice_as_many_shards_are_submitted_as_there_are_slots(tmp_path: Path) -> None:
     class Counting(Here):
         running = most = 0
@@ -276,3 +312,27 @@ async def test_at_most_twice_as_many_shards_are_submitted_as_there_are_slots(tmp
     report = await sync_shards(engine, made, [f"account {number}" for number in range(100)], NOTHING)
     assert report.shards == 8
     assert engine.most == 4
+
+
+async def test_a_worker_that_joins_a_running_sync_gets_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Growing(Here):
+        joined = submitted = 0
+
+        async def slots(self) -> int:
+            return self.joined
+
+        async def run(self, work: Work, on_count: OnCount | None) -> Outcome:
+            self.submitted += 1
+            return await super().run(work, on_count)
+
+    async def until_others_are_submitted() -> None:
+        engine.joined = 2
+        await until(lambda: engine.submitted == 4)
+
+    monkeypatch.setattr(driver, "_LOOK_EVERY", 0.01)
+    engine = Growing(scratch=tmp_path / "scratch")
+    made = Dataset.create(tmp_path / "out", batch="b", shards=4)
+    names = [f"account {number}" for number in range(40)]
+    async with asyncio.timeout(60):
+        report = await sync_shards(engine, made, names, UNTIL, {"until": until_others_are_submitted})
+    assert (report.shards, report.errors) == (4, ())

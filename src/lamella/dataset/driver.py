@@ -28,6 +28,8 @@ from lamella.telemetry.tracing import Tracing
 
 _AHEAD: Final = 2
 """Shards submitted for each slot, so that a worker that ends one can start the next one at once."""
+_LOOK_EVERY: Final = 1.0
+"""Seconds between two looks at the number of slots: a worker that has joined gets shards within this time."""
 _TRIES: Final = 4
 """How many times a shard is submitted again if its workers are lost without a commit."""
 _GRACE: Final = 20.0
@@ -273,7 +275,7 @@ async def _drive(engine: Engine, dataset: Dataset, works: Iterable[Work], run: _
                 running[asyncio.create_task(_one(engine, dataset, work, run))] = work.shard
             if not running:
                 return
-            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(running, timeout=_LOOK_EVERY, return_when=asyncio.FIRST_COMPLETED)
             _take(done, running, run)
     finally:
         if running:
