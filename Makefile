@@ -132,7 +132,7 @@ bench-batch: $(BENCH)/.installed  ## Compare a batch of a million items with oth
 bench-sync: $(BENCH)/.installed  ## Compare a sync of 300,000 records with other tools: ten minutes (ARGS=--quick: two)
 	@$(DIRECT) $(BENCH)/bin/python benchmarks/sync.py $(ARGS)
 
-bench-dask: $(DASK)/.installed  ## Compare a sync on Dask with the plain one, and measure its driver: four minutes
+bench-dask: $(DASK)/.installed  ## Compare a sync on Dask with the plain one, and measure its driver: five minutes
 	@$(DIRECT) $(DASK)/bin/python benchmarks/on_dask.py $(ARGS)
 
 bench-fleet: $(FLEET)/.installed  ## Measure processes on a real Redis and PostgreSQL: fifteen minutes (ARGS='--store redis': half)
