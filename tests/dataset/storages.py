@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lamella import dataset
-from lamella.dataset import Commit, Dataset, TakenOver
+from lamella.dataset import Commit, Dataset, DatasetError, TakenOver
 from lamella.dataset.contents import name_of
 
 __all__ = ["OfEachStorage"]
@@ -74,6 +74,13 @@ class OfEachStorage:
             made.commit(replace(frozen, run=1))
         assert made.last(3) == last
 
+    async def test_a_dataset_that_has_lost_its_description_is_not_created_again(self, place: str) -> None:
+        made = Dataset.create(place, batch="b", shards=7)
+        made.claim(3, "one", 1)
+        made.storage.remove("dataset.json")
+        with pytest.raises(DatasetError, match=r"dataset\.json is missing"):
+            Dataset.create(place, batch="b", shards=8)
+
     async def test_clean_removes_only_obsolete_files(self, place: str, tmp_path: Path) -> None:
         made = Dataset.create(place, batch="b")
         local = tmp_path / "file"
@@ -101,6 +108,7 @@ class OfEachStorage:
         storage.download("data/records/one.jsonl", back)
         assert back.read_bytes() == local.read_bytes()
         assert storage.sizes("data") == {"data/records/one.jsonl": local.stat().st_size}
+        assert storage.size("data/records/one.jsonl") == local.stat().st_size
         assert 0 <= storage.age("data/records/one.jsonl") < 3600
         storage.remove("data/records/one.jsonl")
         storage.remove("data/records/one.jsonl")
@@ -110,6 +118,8 @@ class OfEachStorage:
         storage = Dataset.create(place, batch="b").storage
         with pytest.raises(FileNotFoundError):
             storage.read("none")
+        with pytest.raises(FileNotFoundError):
+            storage.size("none")
         with pytest.raises(FileNotFoundError):
             storage.age("none")
         with pytest.raises(FileNotFoundError):

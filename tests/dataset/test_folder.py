@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.dataset.conftest import SyncTo
+from tests.dataset.conftest import SyncTo, expected_of, records_in
 from tests.dataset.storages import OfEachStorage
 
 from lamella import dataset
-from lamella.dataset import Dataset, DatasetError
+from lamella.dataset import Dataset, DatasetError, TakenOver
 from lamella.dataset.contents import name_of
-from lamella.maesn.sandbox import Account
+from lamella.maesn.sandbox import Account, Sandbox
 from lamella.pytest_maesn import MakeSandbox
 
 
@@ -53,6 +53,21 @@ def test_a_partial_file_of_a_killed_process_is_ignored_and_removed(tmp_path: Pat
     assert dataset.clean(tmp_path, older_than=0) == ["commits/00001/.lamella-0123456789abcdef"]
 
 
+def test_a_commit_whose_response_was_lost_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def as_nfs(*paths: Path) -> None:
+        link(*paths)
+        raise FileExistsError
+
+    made = Dataset.create(tmp_path, batch="b")
+    _, claimed = made.claim(1, "one", 1)
+    monkeypatch.setattr(os, "link", as_nfs)
+    assert made.commit(claimed) == made.last(1)
+    with pytest.raises(TakenOver):
+        made.commit(claimed)
+
+
 @pytest.mark.parametrize(
     ("content", "what"),
     [(None, "is not a dataset"), ("{", "damaged"), ("[]", "damaged"), ('{"format": 9}', "is of format 9")],
@@ -62,6 +77,43 @@ def test_a_folder_without_dataset_is_not_opened(tmp_path: Path, content: str | N
         (tmp_path / "dataset.json").write_text(content)
     with pytest.raises(DatasetError, match=what):
         dataset.files(tmp_path)
+
+
+class TestDamage:
+    """What the next run does with files that were removed or changed by hand."""
+
+    @pytest.fixture
+    async def sandbox(self, make_sandbox: MakeSandbox, sync_to: SyncTo) -> Sandbox:
+        sandbox = await make_sandbox(accounts=[Account("key-1", records=7), Account("key-2", records=3)])
+        await sync_to(sandbox, shards=1)
+        return sandbox
+
+    @pytest.mark.parametrize("size", [None, 100])
+    async def test_a_removed_or_truncated_data_file_is_replaced(
+        self, sandbox: Sandbox, sync_to: SyncTo, tmp_path: Path, size: int | None
+    ) -> None:
+        [file] = dataset.files(tmp_path / "out")
+        os.unlink(file) if size is None else os.truncate(file, size)
+        assert (await sync_to(sandbox, shards=1)).done
+        assert dataset.verify(tmp_path / "out") == []
+        assert records_in(tmp_path / "out") == expected_of(sandbox)
+
+    @pytest.mark.parametrize("change", ["remove", "empty", "alter"])
+    async def test_a_removed_or_changed_journal_fails_its_shard(
+        self, sandbox: Sandbox, sync_to: SyncTo, tmp_path: Path, change: str
+    ) -> None:
+        [journal] = (tmp_path / "out" / "journals").iterdir()
+        if change == "remove":
+            journal.unlink()
+        else:
+            content = journal.read_bytes()
+            assert b"companyName" in content
+            journal.write_bytes(b"" if change == "empty" else content.replace(b"companyName", b"companyNaem"))
+        report = await sync_to(sandbox, shards=1)
+        [(shard, error)] = report.errors
+        assert (shard, report.done) == (0, False)
+        assert f"journals/{journal.name} is {'missing' if change == 'remove' else 'not as it was committed'}" in error
+        assert records_in(tmp_path / "out") == expected_of(sandbox)
 
 
 class TestVerify:

@@ -144,7 +144,7 @@ class Dataset:
             suffix: ``.jsonl`` or ``.parquet``. None means ``.jsonl``, or the suffix of the existing dataset.
 
         Raises:
-            DatasetError: The existing dataset has another API, format, number of shards or suffix.
+            DatasetError: The existing dataset has another API, format, number of shards or suffix, or is damaged.
             ValueError: An argument is out of its range.
         """
         if shards is not None:
@@ -158,7 +158,11 @@ class Dataset:
             "batch": batch,
             "suffix": suffix or SUFFIXES[0],
         }
-        storage_at(place).put_new(_ABOUT, json.dumps(about, indent=2).encode())
+        storage = storage_at(place)
+        # Look again last: another process may have created it and committed a shard in the meantime.
+        if not _exists(storage, _ABOUT) and storage.sizes("commits") and not _exists(storage, _ABOUT):
+            raise DatasetError(f"{os.fspath(place)}: {_ABOUT} is missing, and there are commits; restore it from a backup")
+        storage.put_new(_ABOUT, json.dumps(about, indent=2).encode())
         found = cls.open(place)
         given = {"batch": batch, "shards": shards, "suffix": suffix}
         for name, value in given.items():
@@ -226,14 +230,23 @@ class Dataset:
 
     def put(self, path: Path, name: str, rows: int | None = None) -> File:
         """Copy a local file to the dataset, and return what a commit says about it."""
-        digest = hashlib.sha256()
-        size = 0
-        with path.open("rb") as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-                size += len(chunk)
         self.storage.upload(path, name)
-        return File(name, size, digest.hexdigest(), rows)
+        return File(name, path.stat().st_size, _digest(path), rows)
+
+    def fetch(self, file: File, path: Path) -> str | None:
+        """Copy a file of a commit to the local file *path*. Return what is wrong with it, or None."""
+        try:
+            self.storage.download(file.name, path)
+        except FileNotFoundError:
+            return "is missing"
+        return None if _digest(path) == file.sha256 else "is not as it was committed"
+
+    def has(self, files: Mapping[str, tuple[File, ...]]) -> bool:
+        """Return whether all files of a commit exist and have their size."""
+        try:
+            return all(self.storage.size(each.name) == each.size for of_table in files.values() for each in of_table)
+        except FileNotFoundError:
+            return False
 
     def _check_last(self, commit: Commit) -> None:
         """Check that the commit is the last one, and remove those that are no longer needed.
@@ -260,3 +273,16 @@ class Dataset:
 
     def _taken_over(self, commit: Commit) -> TakenOver:
         return TakenOver(f"{self.place}: another worker has taken over shard {commit.shard} (epoch {commit.epoch})")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _exists(storage: Storage, name: str) -> bool:
+    try:
+        storage.size(name)
+    except FileNotFoundError:
+        return False
+    return True

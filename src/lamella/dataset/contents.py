@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -152,17 +151,8 @@ def _faults(dataset: Dataset, commit: Commit) -> Iterator[Fault]:
 
 
 def _fetch(dataset: Dataset, file: File, path: Path) -> Fault | None:
-    try:
-        dataset.storage.download(file.name, path)
-    except FileNotFoundError:
-        return Fault(file.name, "is missing")
-    digest = hashlib.sha256()
-    with path.open("rb") as opened:
-        while chunk := opened.read(2**20):
-            digest.update(chunk)
-    if path.stat().st_size != file.size or digest.hexdigest() != file.sha256:
-        return Fault(file.name, "is not as it was committed")
-    return None
+    what = dataset.fetch(file, path)
+    return None if what is None else Fault(file.name, what)
 
 
 def _of_records(

@@ -12,7 +12,7 @@ from pathlib import Path
 from lamella.batch import Journal, JournalError
 from lamella.batch.journal_errors import JournalLocked
 from lamella.dataset import state
-from lamella.dataset.commits import Commit, Dataset, TakenOver
+from lamella.dataset.commits import Commit, Dataset, DatasetError, TakenOver
 from lamella.dataset.contents import epoch_of
 from lamella.threads import run_to_its_end
 
@@ -51,7 +51,9 @@ async def local_journal(
         if found is None:
             path = own.with_suffix(".journal")
             if before.journal is not None:
-                await run_to_its_end(thread, dataset.storage.download, before.journal.name, own / "copy")
+                wrong = await run_to_its_end(thread, dataset.fetch, before.journal, own / "copy")
+                if wrong is not None:
+                    raise DatasetError(f"{dataset.place}: {before.journal.name} {wrong}; restore it from a backup")
                 (own / "copy").replace(path)
             found = path, await stack.enter_async_context(Journal.open(path, batch=dataset.batch))
         path, journal = found

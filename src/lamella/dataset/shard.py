@@ -116,7 +116,8 @@ class _Holding:
         """Commit the records, the journal and its marks, in one step."""
         old, tables = self.commit, repr(sorted(work.tables.items()))
         version, marks = await self.journal.read(lambda db: (state.version_of(db), marks_of(db)))
-        if old.files and (old.version, old.tables) == (version, tables):
+        is_current = bool(old.files) and (old.version, old.tables) == (version, tables)
+        if is_current and await run_to_its_end(self._thread, self._dataset.has, old.files):
             files, misfits = old.files, int(old.result.get("misfits", 0))
         else:
             files, misfits = await self._export(work)

@@ -37,6 +37,10 @@ class Storage(Protocol):
         """Return the size in bytes of each file below *folder*, by name."""
         ...
 
+    def size(self, name: str) -> int:
+        """Return the size of a file in bytes. Raises FileNotFoundError."""
+        ...
+
     def age(self, name: str) -> float:
         """Return the seconds since a file was written. Raises FileNotFoundError."""
         ...
@@ -88,7 +92,8 @@ class Folder:
             try:
                 os.link(temporary, target)  # unlike a rename, it fails if the target exists
             except FileExistsError:
-                return False
+                # NFS reports an existing file if the response to the first attempt was lost.
+                return temporary.stat().st_nlink > 1
             except OSError as exc:
                 if exc.errno in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}:
                     raise OSError(exc.errno, "the file system of a dataset needs hard links", str(target)) from exc
@@ -130,6 +135,10 @@ class Folder:
                 with suppress(FileNotFoundError):  # removed in the meantime
                     found[path.relative_to(self._path).as_posix()] = path.stat().st_size
         return found
+
+    def size(self, name: str) -> int:
+        """Return the size of a file in bytes."""
+        return (self._path / name).stat().st_size
 
     def age(self, name: str) -> float:
         """Return the seconds since a file was written."""
