@@ -270,6 +270,28 @@ async def test_a_shard_that_ends_during_a_checkpoint_keeps_its_claim(
     assert dataset.verify(tmp_path / "out") == []
 
 
+async def test_a_shard_taken_over_just_after_a_checkpoint_keeps_the_journal_of_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Dataset.create(tmp_path / "out", batch="b")
+    check = Dataset._check_last
+
+    def late(self: Dataset, commit: Commit) -> None:
+        made.claim(commit.shard, "successor", 2)
+        check(self, commit)
+
+    monkeypatch.setattr(Dataset, "_check_last", late)
+    options = {"until": asyncio.Event().wait}
+    here = Here(scratch=tmp_path / "scratch")
+    report = await sync_shards(here, made, ["north"], UNTIL, options, checkpoint=0.01, watch=0.01)
+    [(shard, error)] = report.errors
+    assert error == "another run has taken it over"
+    last = made.last(shard)
+    assert (last.holder, last.epoch) == ("successor", 2)
+    assert dataset.verify(tmp_path / "out") == []
+    assert last.journal is not None
+
+
 async def test_a_shard_that_is_cancelled_during_its_commit_is_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,7 +165,10 @@ class _Holding:
         return await run_to_its_end(self._thread, self._dataset.put, path, name)
 
     async def _replace(self, commit: Commit) -> None:
-        """Commit, and remove the obsolete copy of the journal."""
+        """Commit, and remove the obsolete copy of the journal.
+
+        On TakenOver nothing is removed: the successor may have taken over this commit with its files.
+        """
         old, storage = self.commit.journal, self._dataset.storage
 
         def write() -> None:  # a cancelled caller does not get its result
@@ -173,9 +176,6 @@ class _Holding:
 
         try:
             await run_to_its_end(self._thread, write)
-        except TakenOver:
-            old = commit.journal
-            raise
         finally:
             if old is not None and old != self.commit.journal:
                 await run_to_its_end(self._thread, storage.remove, old.name)
