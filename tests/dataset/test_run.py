@@ -292,6 +292,22 @@ async def test_a_shard_taken_over_just_after_a_checkpoint_keeps_the_journal_of_i
     assert last.journal is not None
 
 
+async def test_a_shard_whose_successor_removes_its_files_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Dataset.create(tmp_path / "out", batch="b")
+    put = Dataset.put
+
+    def late(self: Dataset, path: Path, *arguments: Any) -> Any:
+        made.claim(made.shard_of("north"), "successor", 2)
+        path.unlink()
+        return put(self, path, *arguments)
+
+    monkeypatch.setattr(Dataset, "put", late)
+    report = await sync_shards(Here(scratch=tmp_path / "scratch"), made, ["north"], NOTHING)
+    assert [error for _, error in report.errors] == ["another run has taken it over"]
+
+
 async def test_a_shard_that_is_cancelled_during_its_commit_is_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,7 +161,7 @@ class Dataset:
         storage = storage_at(place)
         # Look again last: another process may have created it and committed a shard in the meantime.
         if not _exists(storage, _ABOUT) and storage.sizes("commits") and not _exists(storage, _ABOUT):
-            raise DatasetError(f"{os.fspath(place)}: {_ABOUT} is missing, and there are commits; restore it from a backup")
+            raise DatasetError(f"{os.fspath(place)}: {_ABOUT} is missing, but commits exist; restore it from a backup")
         storage.put_new(_ABOUT, json.dumps(about, indent=2).encode())
         found = cls.open(place)
         given = {"batch": batch, "shards": shards, "suffix": suffix}

@@ -17,6 +17,7 @@ from typing import Final
 import anyio
 from opentelemetry import propagate
 
+from lamella.batch import JournalError
 from lamella.dataset import state
 from lamella.dataset.commits import Commit, Dataset, File, TakenOver
 from lamella.dataset.contents import RECORDS, marks_of, name_of
@@ -84,13 +85,19 @@ async def _run(
     if last.run == work.run and not work.resume:
         return Outcome(work.shard, "done", Result.of_json(last.result))  # its worker was lost after the commit
     before, claimed = await run_to_its_end(thread, dataset.claim, work.shard, _holder(), work.run)
-    async with local_journal(process.scratch, dataset, before, claimed, thread) as local:
-        holding = _Holding(dataset, claimed, local, thread)
-        result = await _sync(process, work, holding, on_count)
-        if on_read is not None:
-            on_read()
-        # A cancelled worker commits what it has read, as in _sync.
-        result = await to_its_end(asyncio.create_task(holding.finish(work, result)))
+    try:
+        async with local_journal(process.scratch, dataset, before, claimed, thread) as local:
+            holding = _Holding(dataset, claimed, local, thread)
+            result = await _sync(process, work, holding, on_count)
+            if on_read is not None:
+                on_read()
+            # A cancelled worker commits what it has read, as in _sync.
+            result = await to_its_end(asyncio.create_task(holding.finish(work, result)))
+    except (OSError, JournalError):
+        # A successor on this machine removes the files of the workers before it.
+        if (await run_to_its_end(thread, dataset.last, work.shard)).epoch > claimed.epoch:
+            return Outcome(work.shard, "taken over")
+        raise
     return Outcome(work.shard, "done", result)
 
 
