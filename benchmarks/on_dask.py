@@ -203,6 +203,7 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         memory = asyncio.run(memory_of_driver(many, Path(name)))
     one, two = _speed(late, 1), _speed(late, 2)
+    shard = median(found[1].time for found in late) / _SHARDS
     marks = memory[1 : -1 : max(1, len(memory) // 8)]
     page = f"""\
 # The sync on Dask
@@ -210,9 +211,9 @@ def main(
 `make bench-dask` wrote this page. The server is a process of its own on the same machine. A client reads {accounts}
 accounts with {len(LISTS)} lists each, {PAGES} pages of {SIZE} records (100 KB), in all
 {accounts * len(LISTS) * PAGES:,} pages. Each process reads {_AT_ONCE} pages at a time. The dataset has {_SHARDS}
-shards; a worker has one thread. The start of the cluster is not measured. All three store their records and their journal
-on the same disk. They run in turn, {rounds} times: times are medians, and a speed is the median of those of the rounds.
-*CPU* is the time of driver, scheduler and workers.
+shards; a worker has one thread. The start of the cluster is not measured. All three store their records and their
+journal on the same disk. They run in turn, {rounds} times: times are medians, and a speed is the median of those of the
+rounds. *CPU* is the time of driver, scheduler and workers.
 
 ## Bounded by the API: each answer takes {_LATENCY:g} s
 
@@ -221,9 +222,9 @@ on the same disk. They run in turn, {rounds} times: times are medians, and a spe
 The goals: one worker has {one:.2f} of the plain sync's speed (0.85 or more), and two workers {two:.2f} times that of
 one worker (1.6 or more).
 
-A shard takes {median(found[1].time for found in late) / _SHARDS:.1f} s here, and should take minutes in use. What one worker lacks is lost in each shard: at its
-start, until its journal is open, and at its end, when fewer than {_AT_ONCE} pages are left to read. The worker reads the next
-shard while it commits the last one.
+A shard takes {shard:.1f} s here, and should take minutes in use. What one worker lacks is lost in each shard: at its
+start, until its journal is open, and at its end, when fewer than {_AT_ONCE} pages are left to read. The worker reads
+the next shard while it commits the last one.
 
 ## Bounded by the processor: each answer comes at once
 
@@ -262,9 +263,9 @@ def _speed(rounds: Sequence[Round], number: int) -> float:
 def _table(rounds: Sequence[Round]) -> str:
     speeds = ["", f"{_speed(rounds, 1):.2f} of the plain sync's", f"{_speed(rounds, 2):.2f} times that of one worker"]
     lines = ["| | time s | CPU s | speed |", "|---|--:|--:|---|"]
-    for name, found, speed in zip(("plain sync", "one worker", "two workers"), zip(*rounds), speeds, strict=True):
-        time, cpu = (median(values) for values in zip(*found, strict=True))
-        lines.append(f"| {name} | {time:.1f} | {cpu:.1f} | {speed} |")
+    for number, name in enumerate(("plain sync", "one worker", "two workers")):
+        took, cpu = (median(values) for values in zip(*(found[number] for found in rounds), strict=True))
+        lines.append(f"| {name} | {took:.1f} | {cpu:.1f} | {speeds[number]} |")
     return "\n".join(lines)
 
 
