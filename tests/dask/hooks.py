@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def _freeze_before_the_commit(notes: Path) -> None:
             notes.touch(exist_ok=False)
         except FileExistsError:
             return commit(self, what)
-        os.kill(os.getpid(), signal.SIGSTOP)
+        # os.kill stops the process through its main thread: this one could commit before.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         try:
             done = commit(self, what)
         except TakenOver as exc:
