@@ -70,7 +70,13 @@ def test_a_commit_whose_response_was_lost_is_not_taken_over(tmp_path: Path, monk
 
 @pytest.mark.parametrize(
     ("content", "what"),
-    [(None, "is not a dataset"), ("{", "damaged"), ("[]", "damaged"), ('{"format": 9}', "is of format 9")],
+    [
+        (None, "is not a dataset"),
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ('{"format": 1}', "damaged"),
+        ('{"format": 9}', "is of format 9"),
+    ],
 )
 def test_a_folder_without_dataset_is_not_opened(tmp_path: Path, content: str | None, what: str) -> None:
     if content is not None:
@@ -97,6 +103,28 @@ class TestDamage:
         assert (await sync_to(sandbox, shards=1)).done
         assert dataset.verify(tmp_path / "out") == []
         assert records_in(tmp_path / "out") == expected_of(sandbox)
+
+    async def test_resuming_replaces_a_removed_data_file(
+        self, sandbox: Sandbox, sync_to: SyncTo, tmp_path: Path
+    ) -> None:
+        [file] = dataset.files(tmp_path / "out")
+        os.unlink(file)
+        assert (await sync_to(sandbox, shards=1, resume=True)).done
+        assert dataset.verify(tmp_path / "out") == []
+        assert records_in(tmp_path / "out") == expected_of(sandbox)
+
+    @pytest.mark.parametrize(
+        "content", ["{", "null", '"x"', '{"files": 3}', '{"files": {}, "journal": {"a": 1}}', "copy"]
+    )
+    async def test_a_damaged_commit_is_named(
+        self, sandbox: Sandbox, sync_to: SyncTo, tmp_path: Path, content: str
+    ) -> None:
+        *_, before, last = sorted((tmp_path / "out" / "commits" / "00000").iterdir())
+        last.write_text(before.read_text() if content == "copy" else content)
+        with pytest.raises(DatasetError, match=rf"commits/00000/{last.name} is damaged"):
+            dataset.verify(tmp_path / "out")
+        with pytest.raises(DatasetError, match=rf"commits/00000/{last.name} is damaged"):
+            await sync_to(sandbox, shards=1, resume=True)
 
     @pytest.mark.parametrize("change", ["remove", "empty", "alter"])
     async def test_a_removed_or_changed_journal_fails_its_shard(

@@ -125,11 +125,11 @@ class Dataset:
         try:
             about = json.loads(content)
             found = about["format"]
+            if found == _FORMAT:
+                return cls(storage, name, about)
         except (ValueError, TypeError, KeyError):
             raise DatasetError(f"{name}: {_ABOUT} is damaged") from None
-        if found != _FORMAT:
-            raise DatasetError(f"{name}: is of format {found!r}, and this lamella's are of format {_FORMAT}")
-        return cls(storage, name, about)
+        raise DatasetError(f"{name}: is of format {found!r}, and this lamella's are of format {_FORMAT}")
 
     @classmethod
     def create(
@@ -267,9 +267,13 @@ class Dataset:
     def _read(self, shard: int, number: int) -> Commit:
         name = Commit(shard, number).name
         try:
-            return Commit.decode(self.storage.read(name))
-        except (ValueError, TypeError, KeyError) as exc:
-            raise DatasetError(f"{self.place}: {name} is damaged") from exc
+            commit = Commit.decode(self.storage.read(name))
+            if commit.name == name:
+                return commit
+            damage = f"damaged: it is a copy of {commit.name}"
+        except (ValueError, TypeError, KeyError, AttributeError):
+            damage = "damaged"
+        raise DatasetError(f"{self.place}: {name} is {damage}")
 
     def _taken_over(self, commit: Commit) -> TakenOver:
         return TakenOver(f"{self.place}: another worker has taken over shard {commit.shard} (epoch {commit.epoch})")

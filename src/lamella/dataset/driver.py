@@ -259,7 +259,8 @@ def _settle(dataset: Dataset, by_shard: dict[int, list[str]], run: int, *, resum
             by_shard[commit.shard] = []
         result = Result.of_json(commit.result)
         is_done = commit.run == run and commit.working is None and result.done == result.parts
-        if resumed and is_done and by_shard.pop(commit.shard, None) is not None:
+        if resumed and is_done and commit.shard in by_shard and dataset.has(commit.files):
+            del by_shard[commit.shard]
             skipped += 1
     return skipped
 
