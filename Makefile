@@ -186,7 +186,7 @@ endef
 $(eval $(call install_group,$(BACKENDS),backends,cli$(,)sdk,its exporters))
 $(eval $(call install_group,$(BROWSER),browser,cli$(,)sdk,selenium))
 $(eval $(call install_group,$(DASK),dask-tests,cli$(,)dask$(,)parquet$(,)s3$(,)sdk,Dask))
-$(eval $(call install_group,$(FLEET),fleet,postgres$(,)redis$(,)sdk,its stores))
+$(eval $(call install_group,$(FLEET),fleet,cli$(,)postgres$(,)redis$(,)sdk,its stores))
 $(eval $(call install_group,$(BENCH),bench,cli$(,)sdk,its peers))
 $(eval $(call install_group,$(AUDIT),audit,$(EXTRAS),bandit and pip-audit))
 $(eval $(call install_group,$(AIOHTTP),aiohttp-tests,sdk,the requirements of aiohttp's tests))

@@ -23,7 +23,7 @@ def test_the_command_prints_its_version() -> None:
 
 
 def test_help_fits_80_columns() -> None:
-    for arguments in ([], ["sync"], ["sandbox"], ["explain"]):
+    for arguments in ([], ["sync"], ["sandbox"], ["explain"], ["fleet"]):
         result = CliRunner().invoke(app, [*arguments, "--help"], prog_name="lamella")
         assert result.exit_code == 0
         assert max(map(len, result.output.splitlines())) <= 80

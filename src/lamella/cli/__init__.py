@@ -1,4 +1,4 @@
-"""The command line: ``lamella sync``, ``sandbox`` and ``explain``. It needs the extra ``cli``."""
+"""The command line: ``lamella sync``, ``sandbox``, ``explain`` and more. It needs the extra ``cli``."""
 
 from __future__ import annotations
 

@@ -199,6 +199,31 @@ def sandbox(
     serving.main(host=host, port=port, accounts=accounts, limit=limits, chances=chances, seed=seed, quiet=quiet)
 
 
+@app.command(cls=_OneLineErrors)
+def fleet(
+    url: Annotated[
+        str | None,
+        typer.Argument(help="redis://, rediss://, unix:// or postgresql://, no password [default: LAMELLA_STORE_URL]"),
+    ] = None,
+    *,
+    account: Annotated[
+        str, _value("HASH", "Show only the accounts whose hashes begin so, as in the log [default: all]")
+    ] = "",
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="Show this many accounts")] = 20,
+    prefix: Annotated[str | None, _value("TEXT", "The prefix of all keys in Redis [default: lamella:]")] = None,
+    table: Annotated[str | None, _value("NAME", "The table in PostgreSQL [default: lamella]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+) -> None:
+    """Show what a store knows that many processes share.
+
+    Prints the limit, permits and holders of each account, the circuits and the retry budget. Changes nothing, and shows
+    no credentials: accounts are hashes. LAMELLA_STORE_URL may contain a password.
+    """
+    from lamella.cli import fleet as showing
+
+    showing.main(url, prefix, table, showing.Chosen(account, limit), as_json=as_json)
+
+
 @app.command()
 def explain(
     status: Annotated[

@@ -58,6 +58,19 @@ class Swapped(NamedTuple):
     """The time in seconds by the store's clock, which may go back."""
 
 
+class Stored(NamedTuple):
+    """What a store holds."""
+
+    states: dict[str, str]
+    """Some of the states by their keys, in the order of the keys."""
+    number: int
+    """The number of states."""
+    is_exact: bool
+    """Whether *number* is exact. False: there are at least as many."""
+    server: float
+    """The time in seconds by the store's clock."""
+
+
 class Holder(Protocol):
     """Something that holds permits of a store."""
 

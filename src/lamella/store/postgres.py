@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from lamella.store.network import VERSION, NetworkStore, Swap, Swapped
+from lamella.store.network import VERSION, NetworkStore, Stored, Swap, Swapped
 
 _URLS: Final = ("postgresql://", "postgres://")
 _TABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}(\.[A-Za-z_][A-Za-z0-9_]{0,62})?")
@@ -62,6 +62,14 @@ DELETE FROM {table} WHERE key = ANY(ARRAY(
 ))
 """
 
+_STORED: Final = """
+SELECT key, state FROM {table} WHERE starts_with(key, $1) AND until > clock_timestamp() ORDER BY key LIMIT $2
+"""
+_COUNT: Final = """
+SELECT count(*), extract(epoch FROM clock_timestamp())::float8 FROM {table}
+WHERE starts_with(key, $1) AND until > clock_timestamp()
+"""
+
 
 class PostgresStore(NetworkStore):
     """Keeps states in PostgreSQL 12 or later, for the processes of many machines.
@@ -99,6 +107,8 @@ class PostgresStore(NetworkStore):
         quoted = ".".join(f'"{part}"' for part in table.split("."))
         self._create = _CREATE.format(table=quoted, lock=_LOCK)
         self._swap = _SWAP.format(table=quoted)
+        self._stored = _STORED.format(table=quoted)
+        self._count = _COUNT.format(table=quoted)
         self._remove = _REMOVE.format(table=quoted, removed=_REMOVED)
 
     async def _connected(self) -> Any:
@@ -147,6 +157,20 @@ class PostgresStore(NetworkStore):
             except self._asyncpg.TransactionRollbackError:
                 pass  # the database isolates transactions more than the statement needs
         return await connection.fetch(self._swap, keys, seen, versions, states, self.ttl)
+
+    async def stored(self, prefix: str, most: int) -> Stored:
+        """Read up to *most* of the states whose keys begin with *prefix*.
+
+        Raises:
+            Exception: The server does not answer, or refuses.
+        """
+        connection = await self._connected()
+        try:
+            rows = await connection.fetch(self._stored, prefix, most)
+            count, server = await connection.fetchrow(self._count, prefix)
+        except self._asyncpg.UndefinedTableError:
+            return Stored({}, 0, True, 0.0)
+        return Stored(dict(map(tuple, rows)), count, True, server)
 
     async def aclose(self) -> None:
         """Close the connection. Calls that follow in this event loop go by what their process knows itself."""

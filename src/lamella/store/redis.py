@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from lamella.store.network import VERSION, NetworkStore, Swap, Swapped
+from lamella.store.network import VERSION, NetworkStore, Stored, Swap, Swapped
 
 # The script only compares and replaces. It does not interpret states.
 _SWAP: Final = f"""
@@ -19,6 +20,12 @@ if #ARGV > 1 and version == ARGV[1] then
 end
 return {{0, has or '', time[1], time[2]}}
 """
+
+_PATTERN: Final = re.compile(r"[\\*?\[\]^-]")  # characters that mean something in a pattern
+_SCANNED: Final = 1000  # keys that Redis looks at in one command
+_SCANS: Final = 2000
+_MOST_KEYS: Final = 200_000
+_READ: Final = 100  # states that are read in one command
 
 
 class RedisStore(NetworkStore):
@@ -68,6 +75,32 @@ class RedisStore(NetworkStore):
             change = () if replacement is None else (replacement, int(self.ttl * 1000))
             pipeline.eval(_SWAP, 1, self._prefix + key, version, *change)
         return [_swapped(*reply) for reply in await pipeline.execute()]
+
+    async def stored(self, prefix: str, most: int) -> Stored:
+        """Read up to *most* of the states whose keys begin with *prefix*, without blocking the server.
+
+        Raises:
+            Exception: The server does not answer, or refuses.
+        """
+        client = self._connected()
+        pattern = _PATTERN.sub(r"\\\g<0>", self._prefix + prefix) + "*"
+        found: set[str] = set()
+        cursor = scans = 0
+        while True:
+            cursor, keys = await client.scan(cursor, match=pattern, count=_SCANNED)
+            found.update(keys)
+            scans += 1
+            if not cursor or scans == _SCANS or len(found) > _MOST_KEYS:
+                break
+        chosen = sorted(found)[:most]
+        states: dict[str, str] = {}
+        for first in range(0, len(chosen), _READ):
+            some = chosen[first : first + _READ]
+            for key, text in zip(some, await client.mget(some), strict=True):
+                if text is not None:  # it has not expired meanwhile
+                    states[key.removeprefix(self._prefix)] = text[VERSION:]
+        seconds, microseconds = await client.time()
+        return Stored(states, len(found), not cursor, seconds + microseconds / 1e6)
 
     async def aclose(self) -> None:
         """Close the connections. Calls that follow in this event loop go by what their process knows itself."""
