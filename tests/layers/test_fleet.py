@@ -209,6 +209,87 @@ async def test_a_process_that_closes_its_store_returns_its_permits(virtual_time:
     assert len(grant.permits) == 20  # of the others, five have passed, and five are in flight
 
 
+class CountingStore(LocalStore):
+    """Counts writes, and those that another process has overtaken."""
+
+    writes = overtaken = 0
+
+    async def send(self, swaps: Sequence[Swap]) -> list[Swapped]:
+        replies = await super().send(swaps)
+        self.writes += sum(swap.replacement is not None for swap in swaps)
+        self.overtaken += sum(
+            swap.replacement is not None and not reply.done for swap, reply in zip(swaps, replies, strict=True)
+        )
+        return replies
+
+
+async def test_an_exchange_after_that_of_another_process_does_not_overwrite_it(virtual_time: VirtualClock) -> None:
+    policy, database = Stated((Limit(1000, per=1),)), Database()
+    stores = [CountingStore(database) for _ in range(3)]
+    leases = [Lease(store, "one", policy) for store in stores]
+    for _ in range(5):
+        for lease in leases:
+            await lease.exchange(3, 0.0, 1.0)
+            await asyncio.sleep(0.3)
+    assert [store.overtaken for store in stores] == [1] * 3  # then it reads first
+    assert [store.writes for store in stores] == [6] * 3
+
+
+async def test_processes_that_exchange_at_the_same_time_seldom_overtake_one_another(virtual_time: VirtualClock) -> None:
+    policy, database = Stated((Limit(1000, per=1),)), Database()
+    stores = [CountingStore(database) for _ in range(16)]
+    leases = [Lease(store, "one", policy) for store in stores]
+    for _ in range(5):
+        await asyncio.gather(*(lease.exchange(3, 0.0, 1.0) for lease in leases))
+        await asyncio.sleep(0.3)
+    assert sum(store.overtaken for store in stores) <= 3 * 5 * 16
+
+
+async def test_a_process_that_asks_in_vain_stores_nothing(virtual_time: VirtualClock) -> None:
+    policy, database = Stated((Limit(6, per=60),)), Database()
+    store = CountingStore(database)
+    lease = Lease(store, "one", policy)
+    await Lease(LocalStore(database), "one", policy).exchange(5, 0.0, 1.0)
+
+    async def exchange() -> int:
+        """Exchange after another process has changed the state. Return the number of writes."""
+        await Lease(LocalStore(database), "one", policy).exchange(0, 0.0, 1.0)
+        before = store.writes
+        grant = await lease.exchange(5, 0.0, 1.0)
+        assert grant is not None
+        assert grant.wait is not None
+        return store.writes - before
+
+    assert [await exchange() for _ in range(5)] == [1, 1, 0, 0, 0]
+    await asyncio.sleep(0.3)  # it reports all the same, so that it is not considered lost
+    assert await exchange() == 1
+
+
+async def test_permits_that_another_process_has_issued_are_read(virtual_time: VirtualClock) -> None:
+    policy, database = Stated((Limit(10, per=1),)), Database()
+    here, there = CountingStore(database), CountingStore(database)
+    first, second = Lease(here, "one", policy), Lease(there, "one", policy)
+    taken = []
+    for lease in (first, second):
+        while isinstance(permit := await lease.take(30, 0.0, 1.0), Permit):
+            taken.append((lease, permit))
+    await second.exchange(30, 0.0, 1.0)
+    for lease, permit in taken:
+        lease.ended(permit, passed=True)
+    await asyncio.sleep(0.95)
+    await second.exchange(30, 0.0, 1.0)
+    await first.exchange(30, 0.0, 1.0)  # it issues permits to both
+    before = there.writes
+    await second.exchange(1, 0.0, 1.0)
+    assert there.writes == before
+    assert second.holding.pool
+    await there.aclose()  # these are returned all the same
+    assert there.writes == before + 1
+    state = Lease(LocalStore(database), "one", policy)
+    await state.exchange(0, 0.0, 1.0)
+    assert not state._seen.state.holders[second.holding.name].open
+
+
 async def test_a_store_that_hangs_is_closed_without_the_last_report(virtual_time: VirtualClock) -> None:
     store = LocalStore(Database())
     await Lease(store, "one", Stated((Limit(30, per=60),))).exchange(5, 0.0, 1.0)

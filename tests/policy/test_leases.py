@@ -311,6 +311,69 @@ def test_no_call_wakes_before_an_exchange_is_due() -> None:
     assert asleep.seconds == asleep.again == pytest.approx(0.3)
 
 
+def two_holders(waiting: int = 4) -> tuple[LeaseState, Holding, Holding]:
+    """Return a state in which the exchange of the first holder has issued permits to the second one."""
+    state, here, there = LeaseState(STATED.new()), Holding("here"), Holding("there")
+    for number, holding in enumerate((there, here)):
+        now = state.tick(0.01 * number)
+        report = holding.report(now, waiting if holding is here else 0)
+        holding.granted(exchange(state, now, report, STATED), report, now)
+        holding.reported_at = now
+    state.holders["there"].wanting = waiting
+    state.holders["here"].given = 100  # so the other holder comes first
+    exchange(state, state.tick(0.02), here.report(state.clock, 2 * waiting), STATED)
+    while isinstance(here.take(state.clock), Permit):
+        pass
+    assert state.holders["there"].open
+    return state, here, there
+
+
+def test_a_holder_takes_permits_from_the_exchange_of_another_one() -> None:
+    state, _, there = two_holders()
+    now, leased = state.clock, len(state.holders["there"].open)
+    assert not there.pick_up(state, now, leased + 1)
+    assert there.pick_up(state, now, leased)
+    assert not there.pick_up(state, now, 0)  # it has them already
+    used = [permit for _ in range(leased) if isinstance(permit := there.take(now), Permit)]
+    assert len({permit.at for permit in used}) == len(used) == leased
+    assert there.take(now + 0.001) is None  # it asks again
+    for permit in used:
+        there.ended(permit, now + 0.02, passed=True)
+    exchange(state, now + 0.02, there.report(now + 0.02, 0), STATED)
+    assert state.holders["there"].open == []
+    assert sum(points for _, _, points in state.known.logs["1.0"]) == leased
+
+
+@pytest.mark.parametrize("reason", ["refused", "silent", "answer", "unknown"])
+def test_a_holder_exchanges_before_it_takes_permits_of_others(reason: str) -> None:
+    state, _, there = two_holders()
+    now, name = state.clock, "there"
+    if reason == "refused":
+        there.used[now] = Permit(0, now)
+        there.ended(Permit(0, now), now, passed=False)
+    elif reason == "silent":
+        now += 0.3
+    elif reason == "answer":
+        there.wait = Wait(None, blocked=False)
+    else:
+        name = "another"
+    there.name = name
+    assert not there.pick_up(state, now, 1)
+
+
+def test_a_holder_takes_no_permits_of_an_earlier_generation() -> None:
+    state, here = LeaseState(LEARNED.new()), Holding("here")
+    report = here.report(state.clock, 2)
+    here.granted(exchange(state, state.clock, report, LEARNED), report, state.clock)
+    here.reported_at = state.clock
+    here.pool.clear()
+    assert state.holders["here"].open
+    state.known.generation += 1
+    assert not here.pick_up(state, state.clock, 1)
+    state.known.generation -= 1
+    assert here.pick_up(state, state.clock, 1)
+
+
 def test_a_refusal_revokes_unused_permits() -> None:
     state, here, there = LeaseState(LEARNED.new()), Holding("here"), Holding("there")
     now = state.tick(0.0)

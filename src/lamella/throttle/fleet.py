@@ -13,13 +13,13 @@ from lamella.rules.backoff import Backoff
 from lamella.store.network import PAUSE, NetworkStore, StoreUnavailable
 from lamella.throttle.estimate import Permit, Wait
 from lamella.throttle.holding import Holding, moved
-from lamella.throttle.lease import Grant, LeaseState, as_text, exchange, newest, of_text
+from lamella.throttle.lease import Grant, LeaseState, as_text, exchange, newest, of_text, sizes
 from lamella.throttle.lease_policy import Outcome, Policy
 from lamella.throttle.queue import Count, Queue
 from lamella.throttle.stated import StatedLimit
 
 _TRIES: Final = 100
-_BACK_OFF: Final = 0.001  # maximum seconds of the pause after each swap that another holder has overtaken
+_LONGEST_PAUSE: Final = 0.25  # seconds between two tries of an exchange that others have overtaken
 _MOST_ASIDE: Final = 10_000
 _ROUNDS: Final = 3
 _SOON: Final = 0.005
@@ -68,6 +68,7 @@ class Lease:
         "_local",
         "_name",
         "_policy",
+        "_reads_first",
         "_seen",
         "_store",
         "_task",
@@ -82,6 +83,7 @@ class Lease:
         self._name = f"lease:{name}"
         self._policy = policy
         self._seen = _Seen()
+        self._reads_first = False  # whether another holder had changed the state before the last exchange
         self._local: tuple[LeaseState, Policy] | None = None  # set while the store fails
         self._aside: list[Outcome] = []  # outcomes of attempts that only the local state contains
         self._task: asyncio.Task[Grant | None] | None = None
@@ -199,12 +201,19 @@ class Lease:
 
     async def _by_store(self, waiting: int, waited: float, cost: float) -> Grant | None:
         store, seen, policy, loop = self._store, self._seen, self._policy, asyncio.get_running_loop()
-        if seen.state is None or store.ahead is None:
-            reply = await store.swap(self._name, "")
-            seen.found(reply.version, reply.state, policy)
-        was_local = self._local is not None
+        was_local, version = self._local is not None, seen.version
+        must_read = self._reads_first or seen.state is None or store.ahead is None
         for attempt in range(_TRIES):
+            if must_read:
+                reply = await store.swap(self._name, "")
+                if reply.version != seen.version or seen.state is None:
+                    seen.found(reply.version, reply.state, policy)
+            if not attempt:
+                self._reads_first = bool(version) and seen.version != version
             time = loop.time()
+            is_fresh = (must_read or attempt > 0) and not was_local and seen.forgotten is None
+            if is_fresh and waiting and self.holding.pick_up(seen.state, self.now(), 1 if attempt else waiting):
+                return None
             server = time + (store.ahead or 0.0)
             state = newest(seen.state, seen.forgotten, server, policy)
             now = state.tick(server)
@@ -215,7 +224,11 @@ class Lease:
             report = self.holding.report(now, waiting, waited, cost)
             held = len(report.outcomes)
             whole = report._replace(outcomes=(*self._aside, *report.outcomes))
+            before = sizes(state)
             grant = exchange(state, now, whole, policy)
+            if is_fresh and not whole.outcomes and before == sizes(state) and self.holding.may_report_later(now):
+                self.holding.granted(grant, report, now)  # there is nothing that the others need to know
+                return grant
             text = as_text(state)
             reply = await store.swap(self._name, seen.version, text)
             if reply.done:
@@ -223,9 +236,14 @@ class Lease:
                 self._local = None
                 self._aside.clear()
                 self.holding.granted(grant, report._replace(outcomes=report.outcomes[:held]), now)
+                self.holding.reported_at = now
                 return grant
             seen.found(reply.version, reply.state, policy)
-            await asyncio.sleep(random.random() * _BACK_OFF * min(attempt, 5))
+            self._reads_first = True
+            if must_read or attempt:  # it was overtaken although its state was new: many exchange at this moment
+                pause = random.random() * grant.holders * (loop.time() - time)
+                await asyncio.sleep(min(pause, _LONGEST_PAUSE))
+                must_read = True  # a state from before the pause would be overtaken as well
         raise StoreUnavailable
 
     def _set_clock(self, ahead: float) -> None:

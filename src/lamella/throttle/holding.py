@@ -12,7 +12,7 @@ from typing import Final
 
 from lamella.rules.backoff import Backoff
 from lamella.throttle.estimate import Permit, Wait
-from lamella.throttle.lease import Grant, Report
+from lamella.throttle.lease import Grant, LeaseState, Report, permits_of
 from lamella.throttle.lease_policy import Outcome
 from lamella.throttle.stated import StatedLimit
 
@@ -25,6 +25,7 @@ _OFTEN: Final = 0.05  # horizons between two exchanges of a holder, times the nu
 _SOON: Final = 1e-6
 _IDLE: Final = 0.1  # seconds after which an unused permit is released
 _KEEP: Final = 0.5  # seconds between two exchanges while there are calls, so that this holder is not considered lost
+_REPORT: Final = 0.25  # seconds within which a holder reports, even if others have issued permits to it
 _MOST_SPARE: Final = 500
 _DONE: Final = 2000  # maximum number of outcomes kept to report again if the store loses them
 
@@ -41,6 +42,7 @@ class Holding:
     outcomes: list[Outcome] = field(default_factory=list)  # outcomes not yet reported
     wait: Wait | None = None  # the wait for another permit, as of *asked_at*
     asked_at: float = -inf
+    reported_at: float = -inf
     due: float = -inf  # when the next exchange is due
     grant: Grant | None = None
     last: float = -inf  # the last time at which a permit was used
@@ -126,6 +128,7 @@ class Holding:
         self.outcomes = moved(self.outcomes, seconds)
         self.done = {each.permit.at: each for each in moved(self.done.values(), seconds)}
         self.asked_at += seconds
+        self.reported_at += seconds
         self.due += seconds
         self.last += seconds
 
@@ -149,8 +152,7 @@ class Holding:
         for at in list(islice(self.done, max(len(self.done) - _DONE, 0))):
             del self.done[at]
         del self.outcomes[: len(reported.outcomes)]
-        known = {each.at for each in self.pool} | {each.at for each in self.used.values()}
-        known |= {each.permit.at for each in self.outcomes}
+        known = self._known()
         there = {each.at for each in grant.permits}
         self.pool = [each for each in self.pool if each.at in there]
         for each in grant.permits:
@@ -163,6 +165,36 @@ class Holding:
             self._give_back(each, now)
         self.grant, self.wait, self.asked_at, self.spent = grant, grant.wait, now, 0
         self.due = self._due(grant, now)
+
+    def may_report_later(self, now: float) -> bool:
+        """Return whether no outcome is urgent, and this holder has reported lately."""
+        return now < self.reported_at + _REPORT and all(each.kind != "refused" for each in self.outcomes)
+
+    def pick_up(self, state: LeaseState | None, now: float, waiting: int) -> bool:
+        """Take permits for *waiting* calls that exchanges of other holders have issued. Return whether there are any.
+
+        Then this holder need not make an exchange now, which could overtake those of others.
+        """
+        me, grant = None if state is None else state.holders.get(self.name), self.grant
+        if state is None or me is None or grant is None or not self.may_report_later(now):
+            return False
+        if self.wait is not None and self.wait.seconds is None:
+            return False  # the next permit may depend on the report
+        if getattr(state.known, "generation", 0) != grant.generation:
+            return False
+        known = self._known()
+        new = [each for each in permits_of(me) if each.at not in known and each.at not in self.done]
+        if not new or len(self.pool) + len(new) < waiting:
+            return False
+        for each in new:
+            insort(self.pool, each, key=_at)
+        self.wait, self.asked_at = None, now
+        self.due = min(max(self.pool[-1].at, now), now + grant.horizon)
+        return True
+
+    def _known(self) -> set[float]:
+        """Return the times of the permits that this holder has."""
+        return {each.at for each in (*self.pool, *self.used.values(), *(each.permit for each in self.outcomes))}
 
     def _due(self, grant: Grant, now: float) -> float:
         wait, horizon = grant.wait, grant.horizon

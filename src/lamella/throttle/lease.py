@@ -132,10 +132,19 @@ def exchange(state: LeaseState, now: float, report: Report, policy: Policy) -> G
     # Many holders exchange less often: they would overtake one another's swaps.
     horizon = max(_within(period / shares, _HORIZON), min(len(state.holders) * _EACH, period / _FEWEST))
     wait = _issue(state, now, me, policy, horizon)
-    permits = tuple(Permit(int(generation), at, int(among), cost) for at, generation, among, cost in me.open)
     rank = sorted(state.holders, key=lambda name: (-state.holders[name].given, name)).index(report.holder)
     generation = getattr(state.known, "generation", 0)
-    return Grant(permits, wait, begun, generation, len(state.holders), rank, horizon)
+    return Grant(permits_of(me), wait, begun, generation, len(state.holders), rank, horizon)
+
+
+def permits_of(holder: Holder) -> tuple[Permit, ...]:
+    """Return the permits of *holder*, used or not."""
+    return tuple(Permit(int(generation), at, int(among), cost) for at, generation, among, cost in holder.open)
+
+
+def sizes(state: LeaseState) -> dict[str, tuple[int, bool]]:
+    """Return how many permits each holder has, and whether it wants more."""
+    return {name: (len(each.open), each.wanting > 0) for name, each in state.holders.items()}
 
 
 def _settle(state: LeaseState, me: Holder, report: Report, policy: Policy) -> Wait | None:
