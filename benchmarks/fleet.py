@@ -299,7 +299,7 @@ CASES = [
     Case("learned, fixed", 16, 250, goal=1.2),
     Case("stated", 4, 500, states=True, goal=1.15),
     Case("stated", 16, 125, states=True, goal=1.15),
-    Case("learned, a process killed", 4, 500, killed=True, goal=1.15, attempts=1.03),
+    Case("learned, a process killed", 4, 750, killed=True, goal=1.15, attempts=1.03),
     Case("stated, a process killed", 4, 500, states=True, killed=True, goal=1.15),
     Case("learned, store frozen for 5 s", 4, 750, meanwhile=freeze, goal=1.25, attempts=1.03),
     Case("learned, store killed, back empty", 4, 750, meanwhile=restart, goal=1.25, attempts=1.03),

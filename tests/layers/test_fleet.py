@@ -17,11 +17,12 @@ from tests.local_store import Database, LocalStore
 from tests.servers import Serve
 
 from lamella import Backoff, Limit, Rule, RuleBook, stack
-from lamella.store.network import Swap, Swapped
+from lamella.store.network import VERSION, Swap, Swapped
 from lamella.testing import FixedWindow, Limiter, SlidingWindow, TokenBucket, VirtualClock
 from lamella.testing import Limit as ServersLimit
 from lamella.throttle.estimate import Permit
 from lamella.throttle.fleet import Lease
+from lamella.throttle.lease import of_text
 from lamella.throttle.lease_policy import Stated
 
 RULES = RuleBook(Rule(429, retry=Backoff(initial=1, maximum=60)))
@@ -285,9 +286,8 @@ async def test_permits_that_another_process_has_issued_are_read(virtual_time: Vi
     assert second.holding.pool
     await there.aclose()  # these are returned all the same
     assert there.writes == before + 1
-    state = Lease(LocalStore(database), "one", policy)
-    await state.exchange(0, 0.0, 1.0)
-    assert not state._seen.state.holders[second.holding.name].open
+    state = of_text(database.texts["lease:one"][VERSION:], policy)
+    assert state.holders[second.holding.name].open == []
 
 
 async def test_a_store_that_hangs_is_closed_without_the_last_report(virtual_time: VirtualClock) -> None:
