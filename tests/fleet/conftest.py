@@ -12,7 +12,14 @@ from tests.fleet.places import PostgresPlace, RedisPlace
 
 _REDIS, _POSTGRES = "LAMELLA_REDIS_URL", "LAMELLA_POSTGRES_URL"
 
-_FILES = ["test_stores.py", "test_postgres.py", "test_processes.py", "test_redis_kinds.py", "test_outage.py", "test_shown.py"]
+_FILES = [
+    "test_stores.py",
+    "test_postgres.py",
+    "test_processes.py",
+    "test_redis_kinds.py",
+    "test_outage.py",
+    "test_shown.py",
+]
 collect_ignore = [] if os.environ.get(_REDIS) else _FILES
 
 
