@@ -604,6 +604,53 @@ class TestErrorsInAGoodAnswer:
         with pytest.raises(sync.AnswerFailed, match="the target system did not answer"):
             await read(url)
 
+    @pytest.mark.parametrize(
+        "stated",
+        [
+            {"success": False},
+            {"status": "error"},
+            {"meta": {"partial": True}},
+            {"errorCode": 17},
+            {"has_more": True},
+            {"pagination": {"hasNextPage": True}},
+        ],
+        ids=repr,
+    )
+    async def test_a_statement_of_failure_fails_the_list(
+        self, serve: Serve, tmp_path: Path, stated: dict[str, Any]
+    ) -> None:
+        total_pages = {"meta": {**stated.get("meta", {}), "pagination": {"totalPages": 1}}}
+        said = {"data": [], "message": "the target system did not answer"}
+        url = await serve(ListServer([], instead=lambda *_: said | stated | total_pages))
+        part, _ = await synced(tmp_path, url)
+        assert (part.done, type(part.error)) == (False, sync.AnswerFailed)
+        with pytest.raises(sync.AnswerFailed):
+            await read(url)
+
+    async def test_a_statement_of_failure_is_reported_with_the_message_beside_it(self, serve: Serve) -> None:
+        said = {"data": [], "success": False, "message": "no books of 'key'"}
+        url = await serve(ListServer([], instead=lambda *_: said))
+        with pytest.raises(sync.AnswerFailed, match=r"errors: success is false; no books of "):
+            await read(url)
+
+    async def test_a_message_without_records_is_reported(self, serve: Serve) -> None:
+        url = await serve(ListServer([], instead=lambda *_: {"message": "the target system did not answer"}))
+        with pytest.raises(ValueError, match="holds no list of records, but NoneType: the target system did not"):
+            await read(url)
+
+    async def test_other_fields_do_not_state_a_failure(self, serve: Serve, tmp_path: Path) -> None:
+        more = {
+            **{"success": True, "ok": 1, "status": "ok", "code": 0, "statusCode": "200", "result": 450},
+            **{"message": "3 records", "errorCode": 0, "error_code": "00000", "errmsg": "ok", "errorMessage": ""},
+            **{"hasErrors": False, "failed": 0, "partial": None, "incomplete": "false", "truncated": False},
+            **{"error": "false", "errors": 0, "description": "error", "reason": "failed", "timed_out": False},
+        }
+        server = ListServer(numbered(5), instead=lambda server, page, given: more | given)
+        url = await serve(server)
+        part, kept = await synced(tmp_path, url)
+        assert (part.done, kept) == (True, by_id(server.records))
+        assert await read(url) == server.records
+
     async def test_errors_in_one_page_do_not_affect_other_pages(self, serve: Serve, tmp_path: Path) -> None:
         server = ListServer(numbered(250), instead=always(2, lambda given: given | {"errors": ["down"]}))
         url = await serve(server)

@@ -44,6 +44,9 @@ ERROR_STATUS = 400
 _DEEPEST = 6
 """Levels of nested objects that are searched for an error; anything deeper counts as one."""
 
+_NO_ERRORS: Final = frozenset({"", "0", "false", "none", "null"})
+"""Texts of a field for errors that state that there are none."""
+
 _PASSING_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Responses of a proxy to CONNECT that may succeed on a retry. All others are final."""
 _PASSING_TLS: Final = re.compile("EOF|CLOSE_NOTIFY|INTERNAL_ERROR|USER_CANCELLED|RECORD_MAC")
@@ -73,8 +76,8 @@ def error_messages(response: aiohttp.ClientResponse, errors: object) -> tuple[st
     """Return the messages in the ``errors`` of a response with a success status, without credentials; None if it has no
     errors.
 
-    An error without text yields no message. ``None``, ``{}``, ``[]``, and objects that contain only these, are not
-    errors.
+    An error without text yields no message. ``None``, False, 0, ``{}``, ``[]``, the texts ``""``, ``"false"``, ``"none"``, ``"null"``
+    and ``"0"``, and objects that contain only these, are not errors.
     """
     if not _is_error(errors):
         return None
@@ -84,7 +87,7 @@ def error_messages(response: aiohttp.ClientResponse, errors: object) -> tuple[st
 def _is_error(errors: object, depth: int = 0) -> bool:
     if isinstance(errors, dict) and depth < _DEEPEST:
         return any(_is_error(value, depth + 1) for value in errors.values())
-    return bool(errors.strip() if isinstance(errors, str) else errors)
+    return errors.strip().lower() not in _NO_ERRORS if isinstance(errors, str) else bool(errors)
 
 
 def retry_after_of(answer: aiohttp.ClientResponse | aiohttp.ClientResponseError) -> float | None:

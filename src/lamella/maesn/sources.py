@@ -25,7 +25,6 @@ PARAMETERS: Final = tuple(sorted({name for each in lists() for name in each.quer
 _VERSIONED: Final = re.compile(r"(?:v[0-9]+/)?[A-Za-z][A-Za-z0-9]*")
 _SEGMENT: Final = re.compile(r"[^/?#{}\s]+")
 _IDS: Final = ("id", "invoiceId", "lineItemId")
-_ERRORS: Final = ("errors", "error", "meta.errors", "meta.error")
 _DATES: Final = ("updatedDate", "lastModifiedDate")
 
 
@@ -73,7 +72,6 @@ def source(resource: str, limit: int = 100, params: Mapping[str, str] | None = N
         since="lastModifiedAt" if is_incremental(found) else None,
         total="meta.pagination.total",
         total_pages="meta.pagination.totalPages",
-        errors=_ERRORS,
         warnings="meta.warnings",
         params=query,
         within=_within,

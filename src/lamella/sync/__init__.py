@@ -16,6 +16,7 @@ from lamella.sync.page import Page
 from lamella.sync.progress import Part, Progress, Report
 from lamella.sync.run import plan, run
 from lamella.sync.source import Cursor, LinkHeader, NextUrl, Numbered, Offset, Pagination, Source
+from lamella.sync.stated import failure_in
 from lamella.sync.tables import Table
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Table",
     "UnsteadyList",
     "export",
+    "failure_in",
     "pages",
     "plan",
     "records",

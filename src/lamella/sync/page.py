@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,6 +22,7 @@ from lamella.rules.retry_after import parse_http_date
 from lamella.sync.decode import Cut, ParseNumber, Records, loads, records_of, split
 from lamella.sync.errors import AnswerFailed, BadRecord, EmptyPage
 from lamella.sync.source import Source, at, count_at
+from lamella.sync.stated import messages_of, says_more
 
 _MOST_PAGES: Final = 1_000_000
 """A larger page count is ignored: the pages would need too much memory."""
@@ -168,11 +170,14 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
             answered = parse_http_date(response.headers.get("Date"), now) or now
             answer, records, cut, problem = _parsed(body, of, records_at)
             failed = warnings = token = None
+            said: tuple[str, ...] = ()
             if problem is None:
-                found = (error_messages(response, at(answer, place)) for place in source.errors_at)
+                found = (error_messages(response, errors) for errors in _errors(source, answer, records_at))
                 failed = next((messages for messages in found if messages is not None), None)
                 warnings = None if source.warnings is None else error_messages(response, at(answer, source.warnings))
                 token = source.pages.token(response, answer) if failed is None else None
+                if failed is None and not isinstance(records, list):
+                    said = error_messages(response, messages_of(answer)) or ()
     # A server may repeat a credential, and some tools show the locals of a traceback.
     if problem is not None or failed is not None or not isinstance(records, list):
         held = type(at(answer, records_at)).__name__
@@ -181,10 +186,13 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
             raise ValueError(f"{what} is not readable JSON ({problem})")
         if failed is not None:
             raise AnswerFailed(what, response.status, failed)
-        raise ValueError(f"{what} holds no list of records, but {held}")
+        raise ValueError(f"{what} holds no list of records, but {': '.join([held, *said])}")
     total_pages = count_at(answer, source.total_pages)
     bad: list[BadRecord] = []
     total = count_at(answer, source.total)
+    is_last = token is None and not (source.pages.parallel and (total_pages is None or place.number < total_pages))
+    if total is None and is_last and (more := says_more(answer)) is not None:
+        raise AnswerFailed(what, response.status, (f"{more} says that more records follow, but no page does",))
     if cut is not None:
         records, bad = _checked(cut, source, what)
         answer, body = None, b""
@@ -202,6 +210,17 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
         body,
         records_at,
     )
+
+
+def _errors(source: Source, answer: object, place: str) -> Iterator[object]:
+    """Yield what may be the errors of an answer."""
+    for each in source.errors_at:
+        yield at(answer, each)
+    for name in place.split("."):
+        if not isinstance(answer, Mapping):
+            return
+        yield source.failure({key: value for key, value in answer.items() if key != name})
+        answer = answer.get(name)
 
 
 def _parsed(body: bytes, of: List, place: str) -> tuple[Any, Any, Cut | None, str | None]:

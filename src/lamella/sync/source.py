@@ -13,6 +13,7 @@ from yarl import URL
 
 from lamella.checks import check_whole
 from lamella.rules import HTTP_RULES, RuleBook
+from lamella.sync.stated import failure_in
 
 _DIGITS: Final = 16
 _TOO_MANY: Final = 2**53
@@ -185,8 +186,12 @@ class Source:
     """The place of the number of records on all pages. None means that no answer has it."""
     total_pages: str | None = None
     """The place of the number of pages."""
-    errors: str | Sequence[str] | None = None
+    errors: str | Sequence[str] | None = ("errors", "error", "meta.errors", "meta.error")
     """The place of the errors in an answer with a successful status. With several places, each one may hold them."""
+    failure: Callable[[Mapping[str, Any]], str | None] = field(default=failure_in, repr=False)
+    """Returns the statement of failure in an answer with a successful status, such as ``"success": false``, and None if
+    there is none. Called with the answer, and with each object in it that contains the records, without the records.
+    The default is :func:`lamella.sync.failure_in`."""
     warnings: str | None = None
     """The place of warnings, which are reported."""
     params: Mapping[str, str] | Callable[[Any], Mapping[str, str | None]] = field(default_factory=dict)
@@ -231,8 +236,9 @@ class Source:
 
     @property
     def errors_at(self) -> tuple[str, ...]:
-        """The places that may hold errors."""
-        return () if self.errors is None else (self.errors,) if isinstance(self.errors, str) else tuple(self.errors)
+        """The places that may hold errors. The records are not errors."""
+        places = (self.errors,) if isinstance(self.errors, str) else self.errors or ()
+        return tuple(place for place in places if not f"{self.records}.".startswith(f"{place}."))
 
     @property
     def identity(self) -> str:
