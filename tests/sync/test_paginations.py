@@ -108,7 +108,9 @@ class TestAllWays:
         part, found = await synced(tmp_path, url, source)
         assert (part.done, part.error, found) == (True, None, by_id(api.records))
         assert (part.total is None) == ("total" not in counts)
-        assert len(api.queries) <= -(-many // 10) + 1
+        # After a full page, one empty page does not show the end of a list without counts.
+        is_doubtful = many == 10 and not counts and source.pages.parallel
+        assert len(api.queries) <= -(-many // 10) + (3 if is_doubtful else 1)
         async with aiohttp.ClientSession(url, middlewares=stack(RULES)) as session:
             assert [each async for each in lamella.records(session, source)] == api.records
             pages = [each async for each in lamella.pages(session, source)]

@@ -39,16 +39,19 @@ class RepeatedPage(IncompleteList):
     def __init__(self, name: str, number: int) -> None:
         super().__init__(
             f"page {number} of {name} brought no new record: all of its records were on pages before. "
-            "The API may ignore the parameter page"
+            "The API may ignore the page, offset or cursor of the request"
         )
 
 
 class EmptyPage(IncompleteList):
-    """A page stays empty when it is read again, although the API's own numbers say that the list continues."""
+    """A page stays empty when it is read again, although the list continues by the API's own numbers or pages."""
 
-    def __init__(self, name: str, number: int, total_pages: int | None, total: int | None) -> None:
+    def __init__(
+        self, name: str, number: int, total_pages: int | None, total: int | None, *, in_middle: bool = False
+    ) -> None:
         numbers = [f"{many} {of}" for many, of in ((total, "records"), (total_pages, "pages")) if many is not None]
         said = f"the API counts {' on '.join(numbers)}" if numbers else "leads to yet another page, as those before it"
+        said = "the page after it has records" if in_middle else said
         super().__init__(f"page {number} of {name} is empty, and {said}")
 
 

@@ -88,7 +88,7 @@ async def _pages(session: aiohttp.ClientSession, of: List, number: int) -> Async
             of,
             Place(number, before, token),
             before=walk.before,
-            total_pages=walk.total_pages,
+            total_pages=walk.known_pages(number),
             total=walk.total,
         )
         token, empty = page.token, 0 if page.records else empty + 1
@@ -122,6 +122,8 @@ class _Walk:
         """The number of these records that were last changed before the first page was read."""
         self._began = 0
         self._first_total: int | None = None
+        self._varies = False
+        """Whether the pages state different totals."""
         self.before: int | None = 0 if first == 1 else None
         """The number of records on the pages so far. None: unknown, since the reading began in the middle."""
         self.total: int | None = None
@@ -136,6 +138,7 @@ class _Walk:
         """
         if page.number == self._first:
             self._began, self._first_total = int(page.answered * 1_000_000), page.total
+        self._varies = self._varies or (page.number > self._first and page.total != self.total)
         self.total = greater(self.total, page.total)
         self.total_pages = greater(self.total_pages, page.total_pages)
         if not page.records:
@@ -174,10 +177,21 @@ class _Walk:
         if not self._source.pages.parallel:
             return page.token is None
         total = self.total if page.total is None else page.total
-        if page.number < (page.total_pages or 0) or (total is None and page.total_pages is None):
+        stated = page.total_pages if page.total_pages or not page.records else None  # a list with records has a page
+        if page.number < (stated or 0) or (total is None and stated is None and not self.total_pages):
             return False
-        # If more records were read than the API counts, its count is wrong. Then the list ends with an empty page.
+        # If more records were read than the API counts, its count is wrong. Then the list ends with an empty page. After
+        # full pages, the count may be that of each page, or of the pages so far.
+        is_doubtful = page.number == 1 or self._varies or (total is None and page.number > (self.total_pages or 1))
+        if is_doubtful and self.before is not None and self.before >= page.number * self._source.pages.page_size:
+            return False
         return total is None or self.before is None or self.before == total
+
+    def known_pages(self, number: int) -> int | None:
+        """Return the API's count of pages before page *number* is read. None means unknown."""
+        if self.total_pages is None and self.total is not None and (self.before or 0) >= self.total:
+            return number - 1
+        return self.total_pages
 
     def _has_all(self) -> bool:
         if self._first > 1:

@@ -74,6 +74,7 @@ class Position:
     skipped: bool = False  # it was complete when this run was resumed
     total: int | None = None  # the greatest number of records that the API has stated
     largest: int = 0  # the number of records on the largest page of the walk
+    read: int = 0  # the number of records on the pages of the walk
     more: int = 0  # pages after the API's last one that are read because records are missing
     gap: bool = False  # records last changed before `since` may be missing: no earlier walk reached this time
     dropped: bool = False  # records of another company or list were dropped when the run began
@@ -194,7 +195,7 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source:
         walk.mark = None if walk.mark is None or record.updated is None else min(walk.mark, record.updated)
     if page.number == 1 and walk.first is None:
         walk.first = page.total
-    walk.empty = 0 if many else walk.empty + 1
+    walk.empty = 0 if many and (result.seen or not page.bad) else walk.empty + 1
     if many and not result.seen and not page.bad and walk.repeated is None:
         walk.repeated = page.number
     _count_in(db, each, walk, page, source)
@@ -222,7 +223,11 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source:
 def _count_in(db: sqlite3.Connection, each: Wanted, walk: Walk, page: Page, source: Source) -> None:
     """Record that a page is stored, and the counts that its answer states."""
     many = len(page.records) + len(page.bad)
-    total_pages = None if page.total_pages is None else max(1, page.total_pages)
+    total_pages = page.total_pages
+    if total_pages is not None and (total_pages < page.number if many else total_pages < 1):
+        total_pages = None if many else 1  # the count is wrong, since this page has records
+    one_by_one = source.pages.by_offset and walk.walks > 1  # a page may have had fewer records than its place assumes
+    total_pages = None if one_by_one else total_pages
     if _is_less(page.total, walk.total) or _is_less(total_pages, walk.pages if source.pages.parallel else None):
         # After a deletion the following records move up, perhaps to a page that was already read.
         walk.unsteady = walk.unsteady or f"page {page.number} states a smaller count than an earlier page"
@@ -232,7 +237,7 @@ def _count_in(db: sqlite3.Connection, each: Wanted, walk: Walk, page: Page, sour
     if not source.pages.parallel:
         walk.pages = page.number if page.token is None else None
     elif many or page.number <= (total_pages or 1):
-        if total_pages is None and page.number == 1 and page.total and many:
+        if total_pages is None and page.number == 1 and page.total and many and not one_by_one:
             total_pages = -(-page.total // many)
             total_pages = None if total_pages > _MOST_PAGES else total_pages
         if total_pages is not None:
@@ -259,14 +264,14 @@ def _end(db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, ma
     if walk.repeated is not None:
         if total is None or not has_all:
             return RepeatedPage(name, walk.repeated)
-    elif walk.empty > MOST_EMPTY:
-        return EmptyPage(name, count_pages(db, each), None, None)
+    elif walk.empty > MOST_EMPTY and walk.pages is None:
+        return EmptyPage(name, count_pages(db, each), None, None) if walk.bad is None else BadRecord(walk.bad)
     else:
         stored = count_pages(db, each)
         if walk.pages is None or stored < walk.pages + walk.more:
             return None
-        if may_go_on and source.pages.parallel and not walk.unsteady and total is not None:
-            left = total - walk.read if not has_all else 1 if walk.seen > total else 0
+        if may_go_on and source.pages.parallel and not walk.unsteady:
+            left = _left(walk, stored, source.pages.page_size)
             if left > 0:
                 # At most as many pages as were read: the count may be wrong.
                 next_ones = min(-(-left // max(walk.largest, 1)), stored)
@@ -288,6 +293,17 @@ def _end(db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, ma
         count_change(db)
     walk.ended = True
     return None
+
+
+def _left(walk: Walk, stored: int, page_size: int) -> int:
+    """Return how many records may follow those of all pages that the API counts."""
+    if walk.total is not None and not walk.has_all:
+        return walk.total - walk.read
+    if walk.total is not None and walk.seen > walk.total:
+        return 1
+    # After full pages, the count may be that of each page, or of the pages so far.
+    is_doubtful = stored == 1 or walk.least != walk.total or (walk.total is None and walk.more > 0)
+    return int(is_doubtful and walk.read >= stored * page_size)
 
 
 def _compare(
@@ -361,6 +377,7 @@ def _position(db: sqlite3.Connection, each: Wanted, walk: Walk) -> Position:
         walk.has_ended,
         total=walk.total,
         largest=walk.largest,
+        read=walk.read,
         more=walk.more,
         gap=bool(walk.gap),
         compared=bool(walk.compared),

@@ -28,6 +28,8 @@ _MOST_PAGES: Final = 1_000_000
 """A larger page count is ignored: the pages would need too much memory."""
 _LONGEST: Final = 64 * 2**20
 """Maximum bytes of a page that are read within the attempt."""
+_SUCCESSES: Final = frozenset(range(200, 300)) - {202}
+"""Statuses of an answer with records. With 202, the API has only accepted the request."""
 _PAUSES: Final = (0.2, 1.0)
 """Seconds before an unexpectedly empty page is read again."""
 
@@ -131,14 +133,17 @@ async def read_filled(
     number = place.number
 
     def is_due(pages: int | None, records: int | None) -> bool:
-        """Return whether the page should hold records."""
+        """Return whether the page should hold records, or whether it is doubtful that the list has ended."""
+        if pages is None and records is None:
+            return is_doubtful
         if records is not None and before is not None:
             return before < records
         return pages is not None and number < pages
 
+    is_doubtful = _is_doubtful(of.source, number, before)
     try:
         page = await _read_page(session, of, place)
-        for pause in _PAUSES:
+        for pause in _PAUSES[:1] if is_doubtful and not any((total_pages, total)) else _PAUSES:
             due = is_due(greater(page.total_pages, total_pages), greater(page.total, total))
             if page.records or page.bad or page.token or not due:
                 return page
@@ -148,11 +153,34 @@ async def read_filled(
         if total_pages is None or number <= total_pages:
             raise
         return Page(number, None, [], answered=time.time())
+    counts = (page.total_pages, page.total, total_pages, total)
+    is_empty = not page.records and not page.bad
+    if is_empty and is_doubtful and not any(counts) and await _has_records_after(session, of, place):
+        raise EmptyPage(of.source.name, number, None, None, in_middle=True)
     # An empty page after the last one only means that records are missing, which UnsteadyList reports.
     is_counted = page.total_pages is not None and number <= page.total_pages
-    if not page.records and not page.bad and is_counted and is_due(page.total_pages, page.total):
+    if is_empty and is_counted and is_due(page.total_pages, page.total):
         raise EmptyPage(of.source.name, number, page.total_pages, page.total)
     return page
+
+
+def _is_doubtful(source: Source, number: int, before: int | None) -> bool:
+    """Return whether an empty page does not show the end of a list without counts. In a chain, there is none.
+
+    It shows the end after full pages and one that is shorter. *before* is the number of records on them.
+    """
+    size = source.pages.page_size
+    return source.pages.parallel and number > 1 and not (number - 2) * size < (before or 0) < (number - 1) * size
+
+
+async def _has_records_after(session: aiohttp.ClientSession, of: List, place: Place) -> bool:
+    """Return whether the page after an empty one has records."""
+    after = Place(place.number + 1, place.before + of.source.pages.page_size)
+    try:
+        page = await _read_page(session, of, after)
+    except (BadRequest, NotFound):
+        return False
+    return bool(page.records or page.bad)
 
 
 async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> Page:
@@ -168,6 +196,8 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
             body = await _body(response, what)
             now = time.time()
             answered = parse_http_date(response.headers.get("Date"), now) or now
+            if response.status not in _SUCCESSES:
+                raise AnswerFailed(what, response.status, ("the status does not mean that the answer is complete",))
             answer, records, cut, problem = _parsed(body, of, records_at)
             failed = warnings = token = None
             said: tuple[str, ...] = ()

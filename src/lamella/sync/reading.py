@@ -34,8 +34,14 @@ _MOST_TOLD: Final = 10
 """Maximum number of reported warnings, bad records and ids of a list."""
 
 
+_TOLD: Final = ("warnings", "bad", "missing_ids", "deleted_ids")
+"""Fields of a position with texts of a page, and of a part with the first texts of the list."""
+
+
 class ListToRead:
     """A list that is being read: a resource of an account."""
+
+    __slots__ = ("beyond", "is_over", "known", "list", "origin", "part", "position", "told", "wanted")
 
     def __init__(self, wanted: Wanted, source: Source, account: Any, position: Position) -> None:
         self.wanted = wanted
@@ -71,9 +77,15 @@ class PageToRead:
 
 
 class PageSource:
-    """Yields the known pages, one of each list in turn. It ends when no page is being read that may lead to others."""
+    """Yields the known pages, one of each list in turn. It ends when no page is being read that may lead to others.
 
-    def __init__(self) -> None:
+    Args:
+        lists: The lists to read, each with its known pages and the token that leads to them. They are created when
+            their turn comes: with many accounts, all of them would take much memory.
+    """
+
+    def __init__(self, lists: Iterator[tuple[ListToRead, Sequence[int], str | None]]) -> None:
+        self._new = lists
         self._lists: deque[tuple[ListToRead, Iterator[PageToRead]]] = deque()
         self._running = 0
         self._changed = anyio.Event()
@@ -82,8 +94,8 @@ class PageSource:
         """Add the pages *numbers* of a list. In a chain, there is one page, and *token* leads to it."""
         if numbers:
             of.known = numbers[-1]
-            walk, size = of.position.walk, of.position.largest
-            places = (Place(number, (number - 1) * size, token) for number in numbers)
+            walk = of.position.walk
+            places = (Place(number, _records_before(of.position, number), token) for number in numbers)
             self._lists.append((of, (PageToRead(of, place, walk) for place in places)))
             self._changed.set()
 
@@ -95,9 +107,18 @@ class PageSource:
     def __aiter__(self) -> PageSource:
         return self
 
+    def _take_new(self) -> bool:
+        """Put the next new list before the others. Return False if there is none."""
+        for of, numbers, token in self._new:
+            if numbers:
+                self.add(of, numbers, token)
+                self._lists.rotate()
+                return True
+        return False
+
     async def __anext__(self) -> PageToRead:
         while True:
-            while self._lists:
+            while self._take_new() or self._lists:
                 of, pages = self._lists.popleft()
                 page = next(pages, None)
                 if page is not None and page.is_needed:
@@ -114,13 +135,17 @@ class Reading:
     """Reads and stores pages, and updates the progress of each part."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, journal: Journal, on_progress: Callable[[Progress], object] | None
+        self,
+        session: aiohttp.ClientSession,
+        journal: Journal,
+        on_progress: Callable[[Progress], object] | None,
+        lists: Iterator[tuple[ListToRead, Sequence[int], str | None]],
     ) -> None:
         self._session = session
         self._journal = journal
         self._on_progress = on_progress
         self._contacts: defaultdict[str, Contact] = defaultdict(Contact)
-        self.pages: PageSource = PageSource()
+        self.pages: PageSource = PageSource(lists)
 
     def begin(self, progress: Progress) -> None:
         """Start to report *progress*."""
@@ -135,14 +160,12 @@ class Reading:
         if not page.begun:
             page.begun = True
             self._change(of, replace(of.part, running=of.part.running + 1))
-        # The number of records on the pages before is known only for numbered pages.
-        parallel = of.list.source.pages.parallel
         read = partial(
             read_filled,
             self._session,
             of.list,
             page.place,
-            before=(page.place.number - 1) * position.largest if parallel else None,
+            before=_records_before(position, page.place.number) if of.list.source.pages.parallel else None,
             total_pages=None if position.pages is None else position.pages - position.more,
             total=position.total,
         )
@@ -159,10 +182,9 @@ class Reading:
             error = None  # the page belongs to an earlier walk
         if outcome.value is not None:
             error = error or outcome.value.error or next(iter(outcome.value.bad), None)
-            of.told["warnings"] |= dict.fromkeys(outcome.value.warnings)
-            of.told["bad"] |= dict.fromkeys(map(str, outcome.value.bad))
-            of.told["missing_ids"] |= dict.fromkeys(outcome.value.missing_ids)
-            of.told["deleted_ids"] |= dict.fromkeys(outcome.value.deleted_ids[:_MOST_TOLD])
+            for name in _TOLD:
+                if texts := getattr(outcome.value, name):
+                    of.told[name] |= dict.fromkeys(map(str, texts[:_MOST_TOLD]))
             self._go_on(page, outcome.value)
         if error is not None and (not isinstance(error, _OF_ONE_PAGE) or isinstance(error, _OF_THE_LIST)):
             of.is_over = True
@@ -184,7 +206,8 @@ class Reading:
     def _go_on(self, page: PageToRead, position: Position) -> None:
         """Continue the list from its new *position*."""
         of = page.of
-        position = replace(position, dropped=of.position.dropped)
+        if of.position.dropped:
+            position = replace(position, dropped=True)
         if position.walk > of.position.walk:
             of.position = position
             if position.error is None:
@@ -209,3 +232,9 @@ class Reading:
     def _report(self) -> None:
         if self._on_progress is not None:
             self._on_progress(self._progress)
+
+
+def _records_before(position: Position, number: int) -> int:
+    """Return the number of records on the pages before a page of a list that is not a chain."""
+    # If the number of pages is unknown, they are read one by one, and all before this one are stored.
+    return position.read if position.pages is None else (number - 1) * position.largest

@@ -116,7 +116,18 @@ async def run(
         raise ValueError("tables need an output, got none")
     if at_once is None:
         at_once = max(1, min(len(accounts) * at_once_per_account, _MOST_AT_ONCE))
-    reading = Reading(session, journal, on_progress)
+    began = time.monotonic()
+    gone = tuple(await journal.read(lambda db: others_in(db, accounts, unmarked=departed == "keep")))
+    number, resumed, positions = await journal.commit(lambda db: begin(db, wanted, ask))
+    gaps = await journal.read(
+        lambda db: [missing(db, each, at, sources[each.resource]) for each, at in zip(wanted, positions, strict=True)]
+    )
+    parts = [part_of(each, at) for each, at in zip(wanted, positions, strict=True)]
+    lists = (
+        (ListToRead(each, sources[each.resource], accounts[each.account], at), *gap)
+        for each, at, gap in zip(wanted, positions, gaps, strict=True)
+    )
+    reading = Reading(session, journal, on_progress, lists)
     batch = Batch(
         reading.read,
         reading.pages,
@@ -126,17 +137,8 @@ async def run(
         stop_on=(Unauthorized, RateLimited),
         patience=patience,
     )
-    began = time.monotonic()
-    gone = tuple(await journal.read(lambda db: others_in(db, accounts, unmarked=departed == "keep")))
-    number, resumed, positions = await journal.commit(lambda db: begin(db, wanted, ask))
-    lists = [
-        ListToRead(each, sources[each.resource], accounts[each.account], at)
-        for each, at in zip(wanted, positions, strict=True)
-    ]
-    gaps = await journal.read(lambda db: [missing(db, of.wanted, of.position, of.list.source) for of in lists])
-    for each, (numbers, token) in zip(lists, gaps, strict=True):
-        reading.pages.add(each, numbers, token)
-    progress = Progress(number, [each.part for each in lists], batch, resumed=resumed, departed=gone)
+    progress = Progress(number, parts, batch, resumed=resumed, departed=gone)
+    del ask, wanted, positions, gaps, parts  # with many accounts, they take much memory
     async with batch:
         reading.begin(progress)
         async for outcome in batch:

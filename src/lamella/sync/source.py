@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
@@ -15,7 +16,7 @@ from lamella.checks import check_whole
 from lamella.rules import HTTP_RULES, RuleBook
 from lamella.sync.stated import failure_in
 
-_DIGITS: Final = 16
+_COUNT: Final = re.compile(r"\s*\+?([0-9]{1,16})(?:\.0*)?\s*")
 _TOO_MANY: Final = 2**53
 """An upper bound for counts of records and pages: JSON cannot distinguish larger numbers from their neighbours."""
 
@@ -33,6 +34,8 @@ class Pagination:
     """Whether a page can be requested without the answer to the previous one."""
     linked: ClassVar[bool] = False
     """Whether the token of a page is the URL of the next page."""
+    by_offset: ClassVar[bool] = False
+    """Whether the place of a page depends on the number of records before it."""
 
     def __post_init__(self) -> None:
         check_whole("page_size", self.page_size)
@@ -67,6 +70,7 @@ class Offset(Pagination):
     offset: str = "offset"
     """The query parameter for the number of records to skip."""
     parallel: ClassVar[bool] = True
+    by_offset: ClassVar[bool] = True
 
     def query(self, number: int, before: int, token: str | None) -> dict[str, str]:
         return {**Pagination.query(self, number, before, token), self.offset: str(before)}
@@ -122,9 +126,15 @@ class LinkHeader(_Linked):
     rel: str = "next"
 
     def url(self, response: aiohttp.ClientResponse, answer: object) -> str | None:
-        # A link may have several relations, separated by spaces and in any case.
-        links = (link for rel, link in response.links.items() if self.rel.lower() in rel.lower().split())
-        return next((str(link["url"]) for link in links), None)
+        # A link may have several relations, separated by spaces. Names and relations may be in any case.
+        for link in response.links.values():
+            relations = [str(value) for name, value in link.items() if name.lower() == "rel"]
+            if self.rel.lower() in " ".join(relations).lower().split():
+                return str(link["url"])
+        header = ", ".join(response.headers.getall("Link", ()))
+        if re.search(rf"""rel\s*=\s*["']?([^"',;]*\s)?{re.escape(self.rel)}\b""", header, re.IGNORECASE):
+            raise ValueError(f"the header Link has a relation {self.rel!r} that cannot be read")
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,8 +279,8 @@ def at(answer: object, place: str) -> Any:
 def count_at(answer: object, place: str | None) -> int | None:
     """Return the number at a place in an answer. None: there is no number that may be a count."""
     value = None if place is None else at(answer, place)
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _DIGITS:
-        value = int(value)
+    if isinstance(value, str) and (found := _COUNT.fullmatch(value)):
+        value = int(found[1])
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not 0 <= value < _TOO_MANY:
         return None
     return int(value) if value == int(value) else None
