@@ -639,12 +639,8 @@ class TestErrorsInAGoodAnswer:
             await read(url)
 
     async def test_other_fields_do_not_state_a_failure(self, serve: Serve, tmp_path: Path) -> None:
-        more = {
-            **{"success": True, "ok": 1, "status": "ok", "code": 0, "statusCode": "200", "result": 450},
-            **{"message": "3 records", "errorCode": 0, "error_code": "00000", "errmsg": "ok", "errorMessage": ""},
-            **{"hasErrors": False, "failed": 0, "partial": None, "incomplete": "false", "truncated": False},
-            **{"error": "false", "errors": 0, "description": "error", "reason": "failed", "timed_out": False},
-        }
+        more = {"success": True, "status": "ok", "code": 0, "message": "3 records", "errorCode": 0, "error": "false"}
+        more |= {"hasErrors": False, "failed": 0, "partial": None, "truncated": False, "errorMessage": "", "errors": 0}
         server = ListServer(numbered(5), instead=lambda server, page, given: more | given)
         url = await serve(server)
         part, kept = await synced(tmp_path, url)

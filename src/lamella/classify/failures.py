@@ -76,8 +76,8 @@ def error_messages(response: aiohttp.ClientResponse, errors: object) -> tuple[st
     """Return the messages in the ``errors`` of a response with a success status, without credentials; None if it has no
     errors.
 
-    An error without text yields no message. ``None``, False, 0, ``{}``, ``[]``, the texts ``""``, ``"false"``, ``"none"``, ``"null"``
-    and ``"0"``, and objects that contain only these, are not errors.
+    An error without text yields no message. No errors are ``None``, ``False``, 0, ``{}``, ``[]``, the texts ``""``,
+    ``"false"``, ``"none"``, ``"null"`` and ``"0"``, and objects that contain only these.
     """
     if not _is_error(errors):
         return None

@@ -224,8 +224,6 @@ def record_of(raw: bytes, source: Source, position: int = 1) -> Record:
         return Record(content_id(raw), _updated(dates), raw.decode(), position, nameless=True)
     if name is None:
         names = " nor ".join(map(repr, source.ids))
-        if any(value is not None and value != "" for value in ids):
-            raise ValueError(f"has an id that is neither text nor a whole number, at {names.replace(' nor ', ' or ')}")
         raise ValueError(f"has {'neither' if len(ids) > 1 else 'no'} {names}, so it cannot be identified")
     return Record(name, _updated(dates), raw.decode(), position)
 

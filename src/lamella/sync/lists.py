@@ -122,8 +122,6 @@ class _Walk:
         """The number of these records that were last changed before the first page was read."""
         self._began = 0
         self._first_total: int | None = None
-        self._varies = False
-        """Whether the pages state different totals."""
         self.before: int | None = 0 if first == 1 else None
         """The number of records on the pages so far. None: unknown, since the reading began in the middle."""
         self.total: int | None = None
@@ -138,7 +136,6 @@ class _Walk:
         """
         if page.number == self._first:
             self._began, self._first_total = int(page.answered * 1_000_000), page.total
-        self._varies = self._varies or (page.number > self._first and page.total != self.total)
         self.total = greater(self.total, page.total)
         self.total_pages = greater(self.total_pages, page.total_pages)
         if not page.records:
@@ -180,10 +177,11 @@ class _Walk:
         stated = page.total_pages if page.total_pages or not page.records else None  # a list with records has a page
         if page.number < (stated or 0) or (total is None and stated is None and not self.total_pages):
             return False
-        # If more records were read than the API counts, its count is wrong. Then the list ends with an empty page. After
-        # full pages, the count may be that of each page, or of the pages so far.
-        is_doubtful = page.number == 1 or self._varies or (total is None and page.number > (self.total_pages or 1))
-        if is_doubtful and self.before is not None and self.before >= page.number * self._source.pages.page_size:
+        # If more records were read than the API counts, its count is wrong. Then the list ends with an empty page.
+        # After full pages, a count of one page may be that of each page, or of the pages so far.
+        size = self._source.pages.page_size
+        is_doubtful = self.total_pages == 1 if total is None else self._first_total == size
+        if is_doubtful and self.before is not None and self.before >= page.number * size:
             return False
         return total is None or self.before is None or self.before == total
 

@@ -301,8 +301,8 @@ def _left(walk: Walk, stored: int, page_size: int) -> int:
         return walk.total - walk.read
     if walk.total is not None and walk.seen > walk.total:
         return 1
-    # After full pages, the count may be that of each page, or of the pages so far.
-    is_doubtful = stored == 1 or walk.least != walk.total or (walk.total is None and walk.more > 0)
+    # After full pages, a count of one page may be that of each page, or of the pages so far.
+    is_doubtful = stored == 1 or walk.more > 0 if walk.total is None else walk.first == page_size
     return int(is_doubtful and walk.read >= stored * page_size)
 
 

@@ -61,6 +61,10 @@ class ListToRead:
         self.list: List = List(source, account, position.since, raw=True)
 
 
+NewList = tuple[ListToRead, Sequence[int], str | None]
+"""A list, its known pages that are not stored, and the token that leads to the first one of a chain."""
+
+
 @dataclass(slots=True, eq=False)
 class PageToRead:
     """A page to read, in one of the walks of its list."""
@@ -77,15 +81,11 @@ class PageToRead:
 
 
 class PageSource:
-    """Yields the known pages, one of each list in turn. It ends when no page is being read that may lead to others.
+    """Yields the known pages, one of each list in turn. It ends when no page is being read that may lead to others."""
 
-    Args:
-        lists: The lists to read, each with its known pages and the token that leads to them. They are created when
-            their turn comes: with many accounts, all of them would take much memory.
-    """
-
-    def __init__(self, lists: Iterator[tuple[ListToRead, Sequence[int], str | None]]) -> None:
-        self._new = lists
+    def __init__(self) -> None:
+        self.new: Iterator[NewList] = iter(())
+        """The lists to read. Each is created just before its first page: with many accounts, all take much memory."""
         self._lists: deque[tuple[ListToRead, Iterator[PageToRead]]] = deque()
         self._running = 0
         self._changed = anyio.Event()
@@ -109,7 +109,7 @@ class PageSource:
 
     def _take_new(self) -> bool:
         """Put the next new list before the others. Return False if there is none."""
-        for of, numbers, token in self._new:
+        for of, numbers, token in self.new:
             if numbers:
                 self.add(of, numbers, token)
                 self._lists.rotate()
@@ -139,13 +139,12 @@ class Reading:
         session: aiohttp.ClientSession,
         journal: Journal,
         on_progress: Callable[[Progress], object] | None,
-        lists: Iterator[tuple[ListToRead, Sequence[int], str | None]],
     ) -> None:
         self._session = session
         self._journal = journal
         self._on_progress = on_progress
         self._contacts: defaultdict[str, Contact] = defaultdict(Contact)
-        self.pages: PageSource = PageSource(lists)
+        self.pages: PageSource = PageSource()
 
     def begin(self, progress: Progress) -> None:
         """Start to report *progress*."""

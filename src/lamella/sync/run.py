@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from os import PathLike
 from typing import Any, Final, get_args
@@ -18,7 +18,7 @@ from lamella.sync.export import check_output, export_changes
 from lamella.sync.marks import OVERLAP, Ask, Wanted, asked, begin, look, missing
 from lamella.sync.page import checked_moment
 from lamella.sync.progress import Part, Progress, Report, part_of
-from lamella.sync.reading import ListToRead, Reading
+from lamella.sync.reading import ListToRead, NewList, Reading
 from lamella.sync.source import Source
 from lamella.sync.stored import Departed
 from lamella.sync.stored import departed as others_in
@@ -116,18 +116,7 @@ async def run(
         raise ValueError("tables need an output, got none")
     if at_once is None:
         at_once = max(1, min(len(accounts) * at_once_per_account, _MOST_AT_ONCE))
-    began = time.monotonic()
-    gone = tuple(await journal.read(lambda db: others_in(db, accounts, unmarked=departed == "keep")))
-    number, resumed, positions = await journal.commit(lambda db: begin(db, wanted, ask))
-    gaps = await journal.read(
-        lambda db: [missing(db, each, at, sources[each.resource]) for each, at in zip(wanted, positions, strict=True)]
-    )
-    parts = [part_of(each, at) for each, at in zip(wanted, positions, strict=True)]
-    lists = (
-        (ListToRead(each, sources[each.resource], accounts[each.account], at), *gap)
-        for each, at, gap in zip(wanted, positions, gaps, strict=True)
-    )
-    reading = Reading(session, journal, on_progress, lists)
+    reading = Reading(session, journal, on_progress)
     batch = Batch(
         reading.read,
         reading.pages,
@@ -137,8 +126,11 @@ async def run(
         stop_on=(Unauthorized, RateLimited),
         patience=patience,
     )
+    began = time.monotonic()
+    gone = tuple(await journal.read(lambda db: others_in(db, accounts, unmarked=departed == "keep")))
+    number, resumed, parts, reading.pages.new = await _begun(journal, sources, accounts, wanted, ask)
     progress = Progress(number, parts, batch, resumed=resumed, departed=gone)
-    del ask, wanted, positions, gaps, parts  # with many accounts, they take much memory
+    del ask, wanted, parts  # with many accounts, they take much memory
     async with batch:
         reading.begin(progress)
         async for outcome in batch:
@@ -149,6 +141,21 @@ async def run(
         progress.misfits = await export_changes(journal, output, tables)
     took = time.monotonic() - began
     return Report(number, resumed, tuple(progress.parts.values()), took, gone, progress.misfits)
+
+
+async def _begun(
+    journal: Journal, sources: Mapping[str, Source], accounts: Mapping[str, Any], wanted: list[Wanted], ask: Ask
+) -> tuple[int, bool, list[Part], Iterator[NewList]]:
+    """Begin a run in the journal. Return its number, whether it is resumed, its parts, and the lists to read."""
+    number, resumed, positions = await journal.commit(lambda db: begin(db, wanted, ask))
+    gaps = await journal.read(
+        lambda db: [missing(db, each, at, sources[each.resource]) for each, at in zip(wanted, positions, strict=True)]
+    )
+    lists = (
+        (ListToRead(each, sources[each.resource], accounts[each.account], at), *gap)
+        for each, at, gap in zip(wanted, positions, gaps, strict=True)
+    )
+    return number, resumed, [part_of(each, at) for each, at in zip(wanted, positions, strict=True)], lists
 
 
 async def plan(

@@ -80,7 +80,7 @@ def _is_set(value: object) -> bool:
     if isinstance(value, str):
         word = _plain(value)
         return word not in _NOTHING and bool(word.strip("0"))
-    return bool(value) and not isinstance(value, Mapping) and value != 200  # noqa: PLR2004 - a status
+    return bool(value) and not isinstance(value, Mapping) and value != 200
 
 
 def _is_error_status(value: object) -> bool:
