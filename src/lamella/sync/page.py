@@ -165,12 +165,11 @@ async def read_filled(
 
 
 def _is_doubtful(source: Source, number: int, before: int | None) -> bool:
-    """Return whether an empty page does not show the end of a list without counts. In a chain, there is none.
+    """Return whether an empty page does not show the end of a list without counts: all pages before it were full.
 
-    It shows the end after full pages and one that is shorter. *before* is the number of records on them.
+    *before* is the number of records on them. None means unknown.
     """
-    size = source.pages.page_size
-    return source.pages.parallel and number > 1 and not (number - 2) * size < (before or 0) < (number - 1) * size
+    return source.pages.parallel and number > 1 and (before or 0) >= (number - 1) * source.pages.page_size
 
 
 async def _has_records_after(session: aiohttp.ClientSession, of: List, place: Place) -> bool:
