@@ -44,16 +44,16 @@ class ListToRead:
     __slots__ = ("beyond", "is_over", "known", "list", "origin", "part", "position", "told", "wanted")
 
     def __init__(self, wanted: Wanted, source: Source, account: Any, position: Position) -> None:
-        self.wanted = wanted
-        self.position = position
+        self.wanted: Wanted = wanted
+        self.position: Position = position
         self.part: Part = part_of(wanted, position)
         self.told: defaultdict[str, dict[str, None]] = defaultdict(dict)
         """Warnings, bad records and ids, by the field of Part that contains the first ones."""
-        self.known = 0
+        self.known: int = 0
         """The last page to read, as far as known."""
-        self.beyond = 0
+        self.beyond: int = 0
         """Consecutive pages that failed as if they were after the end."""
-        self.is_over = False
+        self.is_over: bool = False
         """Whether the list needs no more pages."""
         url = URL(source.url)
         self.origin: str = str(url.origin()) if url.absolute else ""
