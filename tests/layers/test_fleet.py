@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 from collections.abc import Iterator, Sequence
@@ -16,14 +17,14 @@ from aiohttp import web
 from tests.local_store import Database, LocalStore
 from tests.servers import Serve
 
-from lamella import Backoff, Limit, Rule, RuleBook, stack
+from lamella import Backoff, Limit, Rule, RuleBook, Throttle, stack
 from lamella.store.network import VERSION, Swap, Swapped
-from lamella.testing import FixedWindow, Limiter, SlidingWindow, TokenBucket, VirtualClock
+from lamella.testing import FixedWindow, Limiter, SlidingWindow, TokenBucket, VirtualClock, run_virtual
 from lamella.testing import Limit as ServersLimit
 from lamella.throttle.estimate import Permit
 from lamella.throttle.fleet import Lease
 from lamella.throttle.lease import of_text
-from lamella.throttle.lease_policy import Stated
+from lamella.throttle.lease_policy import Learned, Stated
 
 RULES = RuleBook(Rule(429, retry=Backoff(initial=1, maximum=60)))
 REQUESTS = 40
@@ -297,3 +298,62 @@ async def test_a_store_that_hangs_is_closed_without_the_last_report(virtual_time
     began = now()
     await store.aclose()
     assert now() - began <= 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "null",
+        "[]",
+        '{"known": 3}',
+        '{"known":{"unheard":1},"clock":1,"server":1,"holders":{},"serial":1,"closed_until":0}',
+        '{"known":{"log":3,"period":"x"},"clock":1,"server":1,"holders":{},"serial":9999,"closed_until":0}',
+    ],
+)
+async def test_a_state_that_is_not_valid_fails_no_call(
+    text: str, serve: Serve, virtual_time: VirtualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another version of lamella may have written it."""
+    server = Server(None)
+    fleet = Fleet(await serve(server))
+    async with AsyncExitStack() as opened:
+        store = await opened.enter_async_context(LocalStore(fleet.database))
+        layers = stack(RULES, account=lambda _: "one", store=store)
+        session = await opened.enter_async_context(aiohttp.ClientSession(fleet.url, middlewares=layers))
+        for number in range(30):
+            if number == 3:
+                [key] = [key for key in fleet.database.texts if key.startswith("lease:")]
+                fleet.database.texts[key] = "x" * VERSION + text
+            async with session.get("/") as response:
+                assert response.status == 200
+            await asyncio.sleep(0.3)
+        assert server.came == 30
+        [message] = [record.getMessage() for record in caplog.records]
+        assert message.startswith("the state of a rate limit in the store is not valid (")
+        del fleet.database.texts[key]
+        await asyncio.sleep(1)
+        async with session.get("/") as response:
+            assert response.status == 200
+        await asyncio.sleep(5)
+        assert of_text(fleet.database.texts[key][VERSION:], Learned(60.0, learns=True)).holders
+
+
+def test_a_throttle_reports_in_another_loop() -> None:
+    database = Database()
+    throttle = Throttle(RULES, store=LocalStore(database))
+
+    async def fail(_: aiohttp.ClientRequest, __: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        raise TimeoutError
+
+    async def main(seconds: float) -> float:
+        async with aiohttp.ClientSession(middlewares=(throttle, fail)) as session:
+            for _ in range(2):
+                with pytest.raises(TimeoutError):
+                    await session.get("http://127.0.0.1:9/")
+        await asyncio.sleep(seconds)
+        [text] = database.texts.values()
+        return sum(points for _, _, points in json.loads(text[VERSION:])["known"]["log"])
+
+    assert run_virtual(main(0.0)) < 2
+    assert run_virtual(main(2.0)) == 4

@@ -11,6 +11,7 @@ from typing import Any, Final
 from lamella.call import Call
 from lamella.rules.backoff import Backoff
 from lamella.store.network import PAUSE, NetworkStore, StoreUnavailable
+from lamella.telemetry.log import LOGGER
 from lamella.throttle.estimate import Permit, Wait
 from lamella.throttle.holding import Holding, moved
 from lamella.throttle.lease import Grant, LeaseState, as_text, exchange, newest, of_text, sizes
@@ -68,7 +69,6 @@ class Lease:
         "_local",
         "_name",
         "_policy",
-        "_reads_first",
         "_seen",
         "_store",
         "_task",
@@ -83,7 +83,6 @@ class Lease:
         self._name = f"lease:{name}"
         self._policy = policy
         self._seen = _Seen()
-        self._reads_first = False  # whether another holder had changed the state before the last exchange
         self._local: tuple[LeaseState, Policy] | None = None  # set while the store fails
         self._aside: list[Outcome] = []  # outcomes of attempts that only the local state contains
         self._task: asyncio.Task[Grant | None] | None = None
@@ -100,6 +99,10 @@ class Lease:
     def now(self) -> float:
         """Return the time by the clock of the state."""
         return asyncio.get_running_loop().time() + self._seen.ahead
+
+    def begin(self) -> None:
+        """Forget the timer and the exchange of an event loop that has ended."""
+        self._timer = self._task = None
 
     def at_once(self) -> Permit | None:
         """Return an available permit. None: no permit is available."""
@@ -197,19 +200,22 @@ class Lease:
             return await self._by_store(waiting, waited, cost)
         except StoreUnavailable:
             self._seen.restore(self._policy)
-            return self._by_share(waiting, waited, cost, began)
+        except Exception as exc:  # noqa: BLE001 - no call fails because of what is in the store
+            self._seen.reject(exc)
+            self._local = None
+        return self._by_share(waiting, waited, cost, began)
 
     async def _by_store(self, waiting: int, waited: float, cost: float) -> Grant | None:
         store, seen, policy, loop = self._store, self._seen, self._policy, asyncio.get_running_loop()
         was_local, version = self._local is not None, seen.version
-        must_read = self._reads_first or seen.state is None or store.ahead is None
+        must_read = seen.reads_first or seen.state is None or store.ahead is None
         for attempt in range(_TRIES):
             if must_read:
                 reply = await store.swap(self._name, "")
                 if reply.version != seen.version or seen.state is None:
                     seen.found(reply.version, reply.state, policy)
             if not attempt:
-                self._reads_first = bool(version) and seen.version != version
+                seen.reads_first = bool(version) and seen.version != version
             time = loop.time()
             is_fresh = (must_read or attempt > 0) and not was_local and seen.forgotten is None
             if is_fresh and waiting and self.holding.pick_up(seen.state, self.now(), 1 if attempt else waiting):
@@ -239,7 +245,7 @@ class Lease:
                 self.holding.reported_at = now
                 return grant
             seen.found(reply.version, reply.state, policy)
-            self._reads_first = True
+            seen.reads_first = True
             if must_read or attempt:  # it was overtaken although its state was new: many exchange at this moment
                 pause = random.random() * grant.holders * (loop.time() - time)
                 await asyncio.sleep(min(pause, _LONGEST_PAUSE))
@@ -283,7 +289,7 @@ class Lease:
 class _Seen:
     """The state of a lease as it was last seen in the store."""
 
-    __slots__ = ("ahead", "forgotten", "serial", "state", "text", "version")
+    __slots__ = ("ahead", "forgotten", "is_unreadable", "reads_first", "serial", "state", "text", "version")
 
     def __init__(self) -> None:
         self.version = ""
@@ -294,19 +300,42 @@ class _Seen:
         """The newest state that was read, if the store now has an older one or none."""
         self.ahead = 0.0
         """Seconds by which the clock of the state is ahead of the loop's clock."""
+        self.reads_first = False
+        """Whether the next exchange reads the state first, because the last one was overtaken."""
+        self.is_unreadable = False
+        """Whether a state was found that is not valid. Only the first one is logged."""
 
     def keep(self, version: str, text: str, state: LeaseState, ahead: float) -> None:
         """Record that the store contains *state*."""
         self.version, self.text, self.state, self.ahead, self.forgotten = version, text, state, ahead, None
-        self.serial = state.serial
+        self.serial, self.is_unreadable = state.serial, False
 
     def found(self, version: str, text: str, policy: Policy) -> None:
-        """Read the state that another process has stored, or None."""
-        self.version, self.state = version, of_text(text, policy) if text else None
+        """Read the state that another process has stored, or None.
+
+        Raises:
+            StoreUnavailable: It cannot be read. Another version of lamella may have written it.
+        """
+        try:
+            self.version, self.state = version, of_text(text, policy) if text else None
+        except Exception as exc:
+            self._warn(exc)
+            raise StoreUnavailable from exc
         if self.state is not None and self.state.serial >= self.serial:
             self.text, self.serial, self.forgotten = text, self.state.serial, None
         else:
             self.forgotten = of_text(self.text, policy) if self.text else None
+
+    def reject(self, exc: Exception) -> None:
+        """Forget a state with values that are not valid."""
+        self._warn(exc)
+        self.version, self.text, self.serial, self.state, self.forgotten = "", "", -1, None, None
+
+    def _warn(self, exc: Exception) -> None:
+        if not self.is_unreadable:
+            self.is_unreadable = True
+            kind = type(exc).__qualname__  # its message may contain parts of the state
+            LOGGER.warning("the state of a rate limit in the store is not valid (%s)", kind)
 
     def restore(self, policy: Policy) -> None:
         """Discard the state that was not stored."""

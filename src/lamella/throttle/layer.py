@@ -163,6 +163,9 @@ class Throttle(Layer):
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
         self._state.work_in(loop)
         self._used.work_in(loop)
+        for each in (*self._accounts.values(), *(self._quotas or ())):
+            if each.lease is not None:
+                each.lease.begin()
 
     def before(self, call: Call) -> Awaitable[None] | None:
         if WAITING in call.state:

@@ -223,6 +223,9 @@ class Quotas:
         self._state = state
         self._quotas: OrderedDict[str, Quota] = OrderedDict()
 
+    def __iter__(self) -> Iterator[Quota]:
+        return iter(self._quotas.values())
+
     def passage(self, request: aiohttp.ClientRequest, account: Station, count: Count) -> Passage:
         """Return the stations that *request* of *account* has to pass. *count* is passed to the queues."""
         before: list[Station] = []
