@@ -1,19 +1,22 @@
-"""A Redis with TLS, and a Redis Cluster of one node."""
+"""A Redis with TLS, and a Redis Cluster."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
 import subprocess
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
 from scripts.backends import free_ports
 from scripts.fleet import Redis
+from tests.environment import HANGS
 
-from lamella import RedisStore
+from lamella import RedisStore, stack
 from lamella.store.network import StoreUnavailable
 
 
@@ -49,13 +52,40 @@ class TlsRedis(Redis):
 
 
 class ClusterRedis(Redis):
-    """A node of a cluster that has all slots."""
+    """A node of a cluster."""
 
     name = "redis-cluster"
 
+    def prepare(self) -> None:
+        super().prepare()
+        [self.bus] = free_ports(1)
+
     def command(self) -> list[str]:
-        [bus] = free_ports(1)
-        return [*super().command(), "--cluster-enabled", "yes", "--cluster-port", str(bus)]
+        return [*super().command(), "--cluster-enabled", "yes", "--cluster-port", str(self.bus)]
+
+
+@asynccontextmanager
+async def cluster(nodes: int) -> AsyncIterator[list[ClusterRedis]]:
+    """Start a cluster in which each node has as many slots as the others."""
+    from redis.asyncio import Redis as Client
+
+    async with AsyncExitStack() as stack:
+        servers = [stack.enter_context(ClusterRedis()) for _ in range(nodes)]
+        clients: list[Any] = [Client.from_url(each.url, decode_responses=True) for each in servers]
+        for client in clients:
+            await stack.enter_async_context(client)
+        bounds = [16384 * number // nodes for number in range(nodes + 1)]
+        for client, first, last in zip(clients, bounds, bounds[1:], strict=False):
+            await client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last - 1)
+        for each in servers[1:]:
+            await clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", each.port, each.bus)
+        async with asyncio.timeout(HANGS):
+            for client in clients:
+                about = ""
+                while not ("state:ok" in about and f"cluster_size:{nodes}" in about):
+                    await asyncio.sleep(0.05)  # nothing tells when
+                    about = await client.execute_command("CLUSTER", "INFO")
+        yield [each for each in servers if isinstance(each, ClusterRedis)]
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +104,43 @@ async def test_a_store_with_tls_verifies_the_server(tls: TlsRedis) -> None:
             await store.swap("key", "")
 
 
-async def test_a_cluster_of_one_node_is_a_store() -> None:
-    from redis.asyncio import Redis as Client
+@pytest.mark.parametrize("nodes", [1, 3])
+async def test_a_cluster_is_a_store(nodes: int) -> None:
+    async with cluster(nodes) as servers, RedisStore(servers[0].url) as store:
+        keys = [f"key {number}" for number in range(50)]
+        assert await called(store) == [200] * 20
+        done = await asyncio.gather(*(store.swap(key, "", "state") for key in keys))
+        assert all(each.done for each in done)
+        versions = [each.version for each in done]
+        done = await asyncio.gather(*(store.swap(*each, "another") for each in zip(keys, versions, strict=True)))
+        assert all(each.done for each in done)
+        async with RedisStore(servers[-1].url) as another:
+            found = await another.stored("key ", 20)
+        assert (len(found.states), found.number, found.is_exact) == (20, 50, True)
+        if nodes > 1:
+            servers[1].kill()
+            with pytest.raises(StoreUnavailable):
+                await asyncio.gather(*(store.swap(key, "") for key in keys))
+            assert await called(store) == [200] * 20  # without the store
 
-    with ClusterRedis() as server:
-        opened: Any = Client.from_url(server.url, decode_responses=True)
-        async with opened as client:
-            await client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            async with asyncio.timeout(20):
-                while "state:ok" not in await client.execute_command("CLUSTER", "INFO"):  # noqa: ASYNC110 - nothing tells when
-                    await asyncio.sleep(0.05)
-        async with RedisStore(server.url) as store:
-            done = await asyncio.gather(*(store.swap(f"key {number}", "", "state") for number in range(50)))
-            assert all(each.done for each in done)
+
+async def called(store: RedisStore) -> list[int]:
+    """Call 20 accounts, and return the statuses of the answers."""
+
+    async def answer(_: web.BaseRequest) -> web.Response:
+        return web.Response()
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        layers = stack(account=lambda request: request.headers["X-ACCOUNT-KEY"], store=store)
+        async with aiohttp.ClientSession(middlewares=layers) as session:
+            statuses = []
+            for number in range(20):
+                headers = {"X-ACCOUNT-KEY": f"account {number}"}
+                async with session.get(f"http://127.0.0.1:{runner.addresses[0][1]}/", headers=headers) as response:
+                    statuses.append(response.status)
+            return statuses
+    finally:
+        await runner.cleanup()

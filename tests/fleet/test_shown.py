@@ -129,9 +129,9 @@ async def test_redis_is_not_blocked_by_a_command_that_reads_all(redis_place: Red
     await redis_place.client.config_resetstat()
     assert (await shown(redis_place)).exit_code == 0
     stats = await redis_place.client.info("commandstats")
-    assert "cmdstat_keys" not in stats
+    assert not {"cmdstat_keys", "cmdstat_mget"} & stats.keys()
     assert stats["cmdstat_scan"]["calls"] >= MANY / 1000
-    assert stats["cmdstat_mget"]["calls"] <= 20
+    assert stats["cmdstat_get"]["calls"] <= 2000 + 3  # and one for the clock, three times
 
 
 async def test_states_of_another_prefix_are_not_shown(redis_place: RedisPlace) -> None:

@@ -31,7 +31,8 @@ _READ: Final = 100  # states that are read in one command
 class RedisStore(NetworkStore):
     """Stores states in Redis or Valkey, for processes on many machines.
 
-    Each state is stored under one key, a hash that contains no credential. The store's clock is that of the server.
+    Each state is stored under one key, a hash that contains no credential. The store's clock is that of the server. If
+    the server is a node of a Redis Cluster, the store finds the other nodes; their clocks have to agree.
     Close it by `aclose`, or use it as ``async with RedisStore(url) as store``.
 
     Args:
@@ -54,27 +55,45 @@ class RedisStore(NetworkStore):
         self._url = url
         self._prefix = prefix
         self._client: Any = None
+        self._is_cluster = False  # whether other nodes have some of the keys
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def _connected(self) -> Any:
-        from redis.asyncio import Redis
+        from redis.asyncio import Redis, RedisCluster
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
 
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # connections belong to one event loop
             self._loop = loop
+            kind = RedisCluster if self._is_cluster else Redis
             # Try twice: a connection may have been closed while it was idle.
-            self._client = Redis.from_url(self._url, decode_responses=True, retry=Retry(NoBackoff(), 1))
+            self._client = kind.from_url(self._url, decode_responses=True, retry=Retry(NoBackoff(), 1))
         return self._client
 
+    async def _find_nodes(self) -> None:
+        """Connect to all nodes of the cluster from now on."""
+        client, self._client, self._loop = self._client, None, None
+        self._is_cluster = True
+        if client is not None:
+            await client.aclose()
+
     async def send(self, swaps: Sequence[Swap]) -> list[Swapped]:
-        """Send *swaps* in one pipeline."""
+        """Send *swaps* in one pipeline, to each node of a cluster."""
+        from redis.exceptions import MovedError
+
         pipeline = self._connected().pipeline(transaction=False)
         for key, version, replacement in swaps:
             change = () if replacement is None else (replacement, int(self.ttl * 1000))
             pipeline.eval(_SWAP, 1, self._prefix + key, version, *change)
-        return [_swapped(*reply) for reply in await pipeline.execute()]
+        replies = await pipeline.execute(raise_on_error=False)
+        for each in replies:
+            if isinstance(each, MovedError) and not self._is_cluster:
+                await self._find_nodes()
+                return await self.send(swaps)  # those that were done are recognized by their versions
+            if isinstance(each, Exception):
+                raise each
+        return [_swapped(*reply) for reply in replies]
 
     async def stored(self, prefix: str, most: int) -> Stored:
         """Read up to *most* of the states whose keys begin with *prefix*, without blocking the server.
@@ -82,25 +101,40 @@ class RedisStore(NetworkStore):
         Raises:
             Exception: The server does not answer, or refuses.
         """
-        client = self._connected()
+        from redis.exceptions import ResponseError
+
+        try:
+            about = await self._connected().execute_command("CLUSTER INFO")
+        except ResponseError:
+            about = ""  # it is not in a cluster
+        if not self._is_cluster and "cluster_state" in str(about):
+            await self._find_nodes()
         pattern = _PATTERN.sub(r"\\\g<0>", self._prefix + prefix) + "*"
+        client = self._connected()
         found: set[str] = set()
-        cursor = scans = 0
-        while True:
-            cursor, keys = await client.scan(cursor, match=pattern, count=_SCANNED)
-            found.update(keys)
-            scans += 1
-            if not cursor or scans == _SCANS or len(found) > _MOST_KEYS:
+        scans = 0
+        if self._is_cluster:
+            await client.initialize()
+        for node in client.get_primaries() if self._is_cluster else [None]:
+            cursor = -1
+            while cursor and scans < _SCANS and len(found) <= _MOST_KEYS:
+                cursor, keys = await _scanned(client, node, max(cursor, 0), pattern)
+                found.update(keys)
+                scans += 1
+            if cursor:
                 break
         chosen = sorted(found)[:most]
         states: dict[str, str] = {}
         for first in range(0, len(chosen), _READ):
             some = chosen[first : first + _READ]
-            for key, text in zip(some, await client.mget(some), strict=True):
+            pipeline = client.pipeline(transaction=False)
+            for key in some:
+                pipeline.get(key)
+            for key, text in zip(some, await pipeline.execute(), strict=True):
                 if text is not None:  # it has not expired meanwhile
                     states[key.removeprefix(self._prefix)] = text[VERSION:]
-        seconds, microseconds = await client.time()
-        return Stored(states, len(found), not cursor, seconds + microseconds / 1e6)
+        [clock] = await self.send([Swap("clock", "", None)])
+        return Stored(states, len(found), not cursor, clock.server)
 
     async def aclose(self) -> None:
         """Close the connections. Calls that follow in this event loop go by what their process knows itself."""
@@ -111,6 +145,15 @@ class RedisStore(NetworkStore):
 
     def __repr__(self) -> str:
         return f"RedisStore(prefix={self._prefix!r}, ttl={self.ttl:g})"
+
+
+async def _scanned(client: Any, node: Any, cursor: int, pattern: str) -> tuple[int, list[str]]:
+    """Return the next cursor and some keys. *node* is one of a cluster, or None."""
+    if node is None:
+        found: tuple[int, list[str]] = await client.scan(cursor, match=pattern, count=_SCANNED)
+        return found
+    cursors, keys = await client.scan(cursor, match=pattern, count=_SCANNED, target_nodes=node)
+    return cursors[node.name], keys
 
 
 def _swapped(done: int, has: str, seconds: str, microseconds: str) -> Swapped:
