@@ -437,6 +437,10 @@ async def test_a_state_that_is_not_valid_is_reported_once(fleet: Fleet, caplog: 
     assert len([record for record in caplog.records if "opened" in record.getMessage()]) == 1
 
 
+async def _cancelled_at(step: int, process: Process, path: str) -> None:
+    await cancelled_at(step, process.get(path))
+
+
 @pytest.mark.parametrize("path", ["/200", "/503"])
 async def test_a_probe_that_is_cancelled_at_any_await_is_released(fleet: Fleet, path: str) -> None:
     first, second = await fleet.process(open_for=30), await fleet.process(open_for=30)
@@ -446,7 +450,7 @@ async def test_a_probe_that_is_cancelled_at_any_await_is_released(fleet: Fleet, 
         assert await results(first, 4, "/503") == [ServiceUnavailable] * 4
         await second.get()
         await asyncio.sleep(30)
-        task = asyncio.create_task(cancelled_at(step, second.get(path)))
+        task = asyncio.create_task(_cancelled_at(step, second, path))
         await asyncio.wait({task})
         cancelled = task.cancelled()
         await asyncio.sleep(0.1)
