@@ -8,7 +8,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Final, NamedTuple, TypeVar, TypeVarTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, TypeVarTuple, cast
 
 import aiohttp
 from opentelemetry import trace
@@ -18,7 +18,6 @@ from yarl import URL
 
 from lamella.breaker import circuit
 from lamella.breaker.circuit import CircuitPhase, CircuitSettings, CircuitState, Permit, Rejection, Transition
-from lamella.breaker.fleet import SharedCircuit
 from lamella.call import Call
 from lamella.classify.failures import ERROR_STATUS, rejected, retry_after_of, service_works, transport_error
 from lamella.errors import CircuitOpen, LamellaError
@@ -40,6 +39,9 @@ from lamella.telemetry.names import (
     CIRCUIT_WAS_OPEN,
 )
 from lamella.telemetry.tracing import OFF
+
+if TYPE_CHECKING:  # most programs share no circuit with other processes
+    from lamella.breaker.fleet import SharedCircuit
 
 _R = TypeVar("_R")
 _Ts = TypeVarTuple("_Ts")
@@ -168,6 +170,8 @@ class Breaker(Layer):
         circuits = self._circuits
         found = circuits.get(key)
         if found is None:
+            from lamella.breaker.fleet import SharedCircuit
+
             report = partial(self._report, _Place.of(call), trace.INVALID_SPAN)
             found = circuits[key] = SharedCircuit(store, key, self._settings, report)
             if len(circuits) > _MOST_CIRCUITS:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from opentelemetry.trace import SpanContext
 from opentelemetry.util.types import AttributeValue
@@ -15,11 +15,13 @@ from opentelemetry.util.types import AttributeValue
 from lamella.call import Call
 from lamella.store.shared import SharedState
 from lamella.throttle.estimate import Asked, Permit, RateEstimate, Wait
-from lamella.throttle.fleet import Lease, LeasedQueue
 from lamella.throttle.limit import Cost, cost_of
 from lamella.throttle.permits import may_send, next_permit
 from lamella.throttle.queue import Count, Queue, waiting_of
 from lamella.throttle.quota import Station, ask, waiting_for
+
+if TYPE_CHECKING:  # most programs share no limit with other processes
+    from lamella.throttle.fleet import Lease
 
 _R = TypeVar("_R")
 
@@ -68,10 +70,8 @@ class Account:
     lease: Lease | None = None  # set if several processes share the account
 
     def __post_init__(self) -> None:
-        if self.lease is None:
-            self.queue = Queue(partial(ask, self), self.count)
-        else:
-            self.queue = LeasedQueue(partial(ask, self), self.count, self.lease)
+        new = Queue if self.lease is None else self.lease.new_queue
+        self.queue = new(partial(ask, self), self.count)
 
     async def may_pass(self, call: Call) -> Wait | None:
         if self.lease is not None:

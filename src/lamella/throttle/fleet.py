@@ -90,6 +90,10 @@ class Lease:
         self.holding: Holding = Holding(os.urandom(6).hex())
         self.queue: LeasedQueue | None = None
 
+    def new_queue(self, ask: Callable[[Call, Queue, int], Awaitable[Permit | Wait]], count: Count) -> LeasedQueue:
+        """Return the queue of the calls that wait for these permits."""
+        return LeasedQueue(ask, count, self)
+
     @property
     def known(self) -> Any:
         """The knowledge of the limit. The caller must not change it."""

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Mapping
 from functools import partial
 from itertools import islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import aiohttp
 import stamina
@@ -31,15 +31,16 @@ from lamella.telemetry.tracing import OFF, SILENT
 from lamella.throttle.account import Account, Episode, Learning
 from lamella.throttle.belief import Belief, believed
 from lamella.throttle.estimate import ONE, Asked, Permit, RateEstimate, Wait
-from lamella.throttle.fleet import Lease
 from lamella.throttle.headers import read_by, stated_limits
-from lamella.throttle.lease_policy import Learned
 from lamella.throttle.limit import Cost, Limits, Of, cost_of, separated
 from lamella.throttle.permits import answered, learned, next_permit, refused
 from lamella.throttle.queue import WAITING
 from lamella.throttle.quota import PASSAGE, Held, Quota, Quotas, ended, release
 from lamella.throttle.report import Report
 from lamella.throttle.stated import stated_now
+
+if TYPE_CHECKING:  # most programs share no limit with other processes
+    from lamella.throttle.fleet import Lease
 
 _REFUSED: Final = 429
 # A tuple, because a union would be made for each attempt.
@@ -122,7 +123,6 @@ class Throttle(Layer):
         backoff = rules.rule_for(_REFUSED).retry
         period = (backoff.low if backoff else 0.0) or _PERIOD
         self._learning = Learning(self._state, period, self._stated is None, cost)
-        self._learned = Learned(period, self._stated is None)
         self._report = Report(tracer_provider, meter_provider, show_key=show_key)
         self._permits: dict[Call, tuple[Account, Permit, RateEstimate | None, Held]] = {}
         """The permits of the attempts in flight. The estimate is set if it is in memory, to avoid a second look-up."""
@@ -364,7 +364,7 @@ class Throttle(Layer):
             server, url = origin_attributes(request), request.url
             measured = self._report.instruments.server(url.host, url.port)
             count = partial(self._report.count_queued, measured)
-            lease = None if self._fleet is None else Lease(self._fleet, name, self._learned)
+            lease = None if self._fleet is None else _leased(self._fleet, name, self._learning)
             account = accounts[name] = Account(name, server, measured, self._learning, count, lease=lease)
             if len(accounts) > _MOST_ACCOUNTS:
                 self._forget_idle()
@@ -385,6 +385,13 @@ class Throttle(Layer):
     def __repr__(self) -> str:
         shown = f", limits={list(self._limits)!r}" if self._limits else ""
         return f"Throttle({self._rules!r}{shown})"
+
+
+def _leased(fleet: NetworkStore, name: str, learning: Learning) -> Lease:
+    from lamella.throttle.fleet import Lease
+    from lamella.throttle.lease_policy import Learned
+
+    return Lease(fleet, name, Learned(learning.period, learning.learns))
 
 
 def _name(url: URL, key: str | None, scope: str | None) -> str:

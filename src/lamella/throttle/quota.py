@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, islice
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import aiohttp
 
@@ -23,12 +23,13 @@ from lamella.origins import origin_of
 from lamella.store.network import NetworkStore
 from lamella.store.shared import SharedState, hash_key
 from lamella.throttle.estimate import Permit, Wait
-from lamella.throttle.fleet import Lease, LeasedQueue
-from lamella.throttle.lease_policy import Stated
 from lamella.throttle.limit import Cost, Limit, Of, cost_of
 from lamella.throttle.queue import Count, Queue
 from lamella.throttle.stated import StatedLimit
 from lamella.throttle.usage import InFlight, Usage, earliest, record, take, uses, wait_for
+
+if TYPE_CHECKING:  # most programs share no limit with other processes
+    from lamella.throttle.fleet import Lease
 
 _MOST: Final = 10_000
 
@@ -242,10 +243,10 @@ class Quotas:
     def _quota(self, name: str, group: _Group, count: Count) -> Quota:
         quota = self._quotas.get(name)
         if quota is None:
-            lease = None if self._fleet is None else Lease(self._fleet, name, Stated(group.limits))
+            lease = None if self._fleet is None else _leased(self._fleet, name, group.limits)
             quota = self._quotas[name] = Quota(name, group.limits, group.cost, group.is_common, self._state, lease)
             asks = partial(ask, quota)
-            quota.queue = Queue(asks, count) if lease is None else LeasedQueue(asks, count, lease)
+            quota.queue = Queue(asks, count) if lease is None else lease.new_queue(asks, count)
             if len(self._quotas) > _MOST:
                 self._forget_idle()
         self._quotas.move_to_end(name)
@@ -255,6 +256,13 @@ class Quotas:
         for name, quota in list(islice(self._quotas.items(), 4)):
             if not (quota.queue.in_flight or quota.queue.waiting):
                 del self._quotas[name]
+
+
+def _leased(fleet: NetworkStore, name: str, limits: tuple[Limit, ...]) -> Lease:
+    from lamella.throttle.fleet import Lease
+    from lamella.throttle.lease_policy import Stated
+
+    return Lease(fleet, name, Stated(limits))
 
 
 def _grouped(limits: Sequence[Limit], key: Of | None, scope: Of | None, cost: Cost | None) -> tuple[_Group, ...]:
