@@ -112,7 +112,7 @@ class RedisStore(NetworkStore):
         pattern = _PATTERN.sub(r"\\\g<0>", self._prefix + prefix) + "*"
         client = self._connected()
         found: set[str] = set()
-        scans = 0
+        cursor = scans = 0
         if self._is_cluster:
             await client.initialize()
         for node in client.get_primaries() if self._is_cluster else [None]:
