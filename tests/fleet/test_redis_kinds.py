@@ -70,7 +70,9 @@ async def cluster(nodes: int) -> AsyncIterator[list[ClusterRedis]]:
     from redis.asyncio import Redis as Client
 
     async with AsyncExitStack() as stack:
-        servers = [stack.enter_context(ClusterRedis()) for _ in range(nodes)]
+        servers = [ClusterRedis() for _ in range(nodes)]
+        for server in servers:
+            stack.enter_context(server)
         clients: list[Any] = [Client.from_url(each.url, decode_responses=True) for each in servers]
         for client in clients:
             await stack.enter_async_context(client)
@@ -85,7 +87,7 @@ async def cluster(nodes: int) -> AsyncIterator[list[ClusterRedis]]:
                 while not ("state:ok" in about and f"cluster_size:{nodes}" in about):
                     await asyncio.sleep(0.05)  # nothing tells when
                     about = await client.execute_command("CLUSTER", "INFO")
-        yield [each for each in servers if isinstance(each, ClusterRedis)]
+        yield servers
 
 
 @pytest.fixture(scope="module")

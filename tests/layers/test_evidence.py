@@ -273,8 +273,11 @@ async def test_an_unknown_account_has_no_estimate(serve: Serve, virtual_time: Vi
     assert not throttle._accounts
     async with client(str(url), *stack(MINUTE, throttle)) as session:
         await get(session)
-        left = StatedLimit(4.0, 5, pytest.approx(60.0), name="Limit(5, per=60)")
-        assert throttle.state(url) == Belief("stated", 5.0, 60, None, 0.0, (left,))
+        belief = throttle.state(url)
+        [left] = belief.stated
+        assert left.reset == pytest.approx(60.0)
+        assert left == StatedLimit(4.0, 5, left.reset, name="Limit(5, per=60)")
+        assert belief == Belief("stated", 5.0, 60, None, 0.0, (left,))
 
 
 @pytest.mark.slow
