@@ -128,5 +128,5 @@ def test_a_sync_loads_no_server_and_no_exporter(tmp_path: Path) -> None:
     arguments = ("sync", "--dry-run", "--resource", "items", "--journal", str(tmp_path / "j"))
     output, _, loaded = ran(COMMAND, *arguments, MAESN_API_KEY="a-key", MAESN_ACCOUNT_KEY="b-key").rpartition("loaded:")
     assert "items" in output
-    needed = {"aiohttp", "lamella.dataset", "lamella.maesn", "lamella.sync", "opentelemetry", "stamina"}
+    needed = {"aiohttp", "lamella.maesn", "lamella.sync", "opentelemetry", "stamina"}
     assert set(loaded.split()) - TYPER == needed
