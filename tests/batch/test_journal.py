@@ -773,6 +773,21 @@ async def test_opening_waits_for_readers(path: Path, monkeypatch: pytest.MonkeyP
 
 
 async def test_only_one_of_many_concurrent_openers_gets_the_journal(path: Path) -> None:
+    await _one_of_many(path)
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("turn", range(10))
+async def test_one_of_many_that_wait_for_a_reader_gets_the_journal(path: Path, turn: int) -> None:
+    path.touch()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT * FROM sqlite_master").fetchall()
+    asyncio.get_running_loop().call_later(0.05, other.close)
+    await _one_of_many(path)
+
+
+async def _one_of_many(path: Path) -> None:
     opened: list[Journal] = []
     refused = 0
     over = asyncio.Event()

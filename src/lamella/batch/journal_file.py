@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -28,6 +30,8 @@ _TABLES: Final = (
 )
 _PATIENCE: Final = 0.2
 """Seconds to wait for a lock: longer than another process needs to check the file, shorter than a batch."""
+_PAUSE: Final = 0.02
+"""Maximum seconds between two attempts to lock the file."""
 _PAGE_SIZE: Final = 32_768
 """Bytes per page of a new file. A page of 4,096, SQLite's default, holds three records of 1.1 KB and wastes a fifth."""
 _SMALLEST: Final = 512
@@ -141,7 +145,20 @@ def _batch_id(db: Connection, batch: str) -> UUID | None:
 
 def _take(path: str, batch: str) -> Connection:
     """Open the file for writing, lock it, and create the tables if there are none."""
-    db = _connect(path, "mode=rw", timeout=_PATIENCE)
+    ends = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return _lock(path, batch)
+        except sqlite3.OperationalError as exc:
+            is_busy = exc.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() >= ends:
+                raise
+        # SQLite would keep a shared lock while it waits, so all who begin at the same moment would wait in vain.
+        time.sleep(random.uniform(0.0, _PAUSE))
+
+
+def _lock(path: str, batch: str) -> Connection:
+    db = _connect(path, "mode=rw", timeout=0)
     try:
         # Before the first access, like the lock; it affects only an empty file.
         db.execute(f"PRAGMA page_size = {_PAGE_SIZE}")
