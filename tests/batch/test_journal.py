@@ -779,7 +779,6 @@ async def test_only_one_of_many_concurrent_openers_gets_the_journal(path: Path) 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("turn", range(10))
 async def test_one_of_many_that_wait_for_a_reader_gets_the_journal(path: Path, turn: int) -> None:
-    path.touch()
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN")
     other.execute("SELECT * FROM sqlite_master").fetchall()
