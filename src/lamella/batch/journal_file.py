@@ -153,7 +153,7 @@ def _take(path: str, batch: str) -> Connection:
             is_busy = exc.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
             if not is_busy or time.monotonic() >= ends:
                 raise
-        # SQLite would keep a shared lock while it waits, so all who begin at the same moment would wait in vain.
+        # SQLite would keep a shared lock while it waits, so all who begin at the same moment would be refused.
         time.sleep(random.uniform(0.0, _PAUSE))
 
 
