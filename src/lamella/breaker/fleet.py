@@ -217,7 +217,7 @@ class SharedCircuit:
         try:
             while True:
                 work.asked_at = work.loop.time()
-                # The caller of a permit that nobody waits for releases it.
+                # A cancelled caller releases its permit by another step.
                 steps, work.steps = [each for each in work.steps if not each.done.cancelled()], []
                 await self._exchange(work, steps)
                 if not work.steps and self._opened is None:
