@@ -103,6 +103,8 @@ class Traffic:
     seed: int = 0
     there: float | None = None
     """The part of the latency that the way to the server takes. None: half, with jitter any part."""
+    busy: float = 0.0
+    """How likely this process is busy for up to 0.4 s before an attempt reaches the server."""
 
     def run(self) -> Outcome:
         random_ = random.Random(self.seed)
@@ -224,7 +226,8 @@ class Traffic:
                 latency = self.latency * (1 + self.jitter * random_.random())
                 part = random_.random() if self.jitter else 0.5
                 there = latency * (part if self.there is None else self.there)
-                at(now + there, "reaches the server", (number, answer, latency - there))
+                busy = random_.uniform(0.05, 0.4) if self.busy and random_.random() < self.busy else 0.0
+                at(now + busy + there, "reaches the server", (number, answer, latency - there))
         return outcome
 
     def ideal(self) -> float:
@@ -733,9 +736,11 @@ def test_only_attempts_beyond_the_estimate_allow_more_in_flight(passed: int, in_
     [
         ([], 5.0, 5.0),
         ([0.1], 0.39, 0.39),
-        ([0.1], 2.0, 0.4),
-        ([0.1, 5.0, 5.0], 5.0, 0.4),
-        ([5.0, 0.1, 5.0], 5.0, 0.4),
+        ([0.1], 0.9, 0.9),  # this process may have been busy before it was sent
+        ([0.1], 2.0, 1.0),
+        ([0.1, 5.0, 5.0], 5.0, 1.0),
+        ([5.0, 0.1, 5.0], 5.0, 1.0),
+        ([0.5], 5.0, 2.0),
         ([0.1] + [5.0] * 4000, 5.0, 5.0),  # the server, or the way there, has become slower for good
     ],
 )
@@ -1329,6 +1334,16 @@ def test_occasional_slow_answers_do_little_harm(kind: str, requests: int, per: f
         outcome = traffic.run()
         assert outcome.lost == []
         assert outcome.took <= traffic.ideal() * (1.4 if kind == "bucket" else 1.25)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "sliding"])
+def test_a_busy_process_sends_no_attempt_too_early(kind: str) -> None:
+    """Else a period begins before the server has forgotten an attempt of the last one that came late."""
+    for seed in range(6):
+        traffic = Traffic(limit_of(kind, 12, 4), 144, 4, 0.02, jitter=0.2, at_once=32, busy=0.03, seed=seed)
+        outcome = traffic.run()
+        assert outcome.lost == []
+        assert outcome.took <= traffic.ideal() * 1.15
 
 
 @pytest.mark.slow

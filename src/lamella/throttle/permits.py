@@ -42,6 +42,7 @@ _PATIENCE: Final = 0.7  # maximum wait of a call in seconds
 
 _SLOW_LATER: Final = (1.0, 300.0)  # the same after the first refusal, for four times the fastest answer
 _LATE: Final = 4.0  # multiple of the fastest answer after which an attempt is late
+_BUSY: Final = (0.1, 1.0)  # periods, and at most seconds, for which a busy process may delay an attempt
 _FORGET: Final = 1.001  # factor by which each answer increases the time of the fastest one
 _SOON: Final = 1e-6  # the shortest wait, so that a rounding error cannot cause an endless loop
 _SAME_MOMENT: Final = 1e-3  # seconds within which no two permits have the same time
@@ -121,8 +122,7 @@ def _by_estimate(estimate: RateEstimate, now: float, in_flight: Sequence[float],
         return wait
     if estimate.requests:
         gap = asked.cost * estimate.period / (estimate.spread * estimate.requests)
-        # The server counted an attempt when it was sent or shortly after, see `answered`.
-        lasts = estimate.period + min(_LATE * estimate.fastest, estimate.period)
+        lasts = estimate.period + min(_counted_after(estimate), estimate.period)
         counted = len(in_flight) - bisect_right(in_flight, now - lasts)
         used = counted + asked.extra + estimate.count(now - estimate.period)
         if used > 0 and used + asked.cost - 1.0 >= estimate.requests:
@@ -196,6 +196,15 @@ def _until_answered(
     return Wait(None, blocked, again=min(again, until_slow))
 
 
+def _counted_after(estimate: RateEstimate) -> float:
+    """Return how many seconds after its permit the server has surely counted an attempt.
+
+    If it takes longer, it waits for something behind the limit.
+    """
+    share, most = _BUSY
+    return max(_LATE * estimate.fastest, min(share * estimate.period, most))
+
+
 def answered(  # noqa: PLR0917 - by a keyword it would take a third longer, once per good call
     estimate: RateEstimate,
     now: float,
@@ -213,15 +222,14 @@ def answered(  # noqa: PLR0917 - by a keyword it would take a third longer, once
         estimate.untouched = False
         hear(estimate, now, permit, says, passed=True)
     # The server counted the attempt between its start and its answer. Only the end is safe: with an earlier time, an
-    # attempt that was slow to reach the server would make room too soon. But an attempt that took more than four times
-    # as long as the fastest one waited for this process, or for something behind the limit.
+    # attempt that was slow to reach the server would make room too soon.
     took = now - permit.at
     fastest = estimate.fastest * _FORGET
     if took < fastest or not fastest:
         fastest = took
     estimate.fastest = fastest
     late = took > _LATE * fastest
-    estimate.record(permit.at + _LATE * fastest if late else now, permit.cost)
+    estimate.record(min(permit.at + _counted_after(estimate), now) if late else now, permit.cost)
     estimate.passed += permit.cost
     if estimate.untouched:
         estimate.since_trial += 1
