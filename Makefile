@@ -135,7 +135,7 @@ bench-sync: $(BENCH)/.installed  ## Compare a sync of 300,000 records with other
 bench-dask: $(DASK)/.installed  ## Compare a sync on Dask with the plain one, and measure its driver: five minutes
 	@$(DIRECT) $(DASK)/bin/python benchmarks/on_dask.py $(ARGS)
 
-bench-fleet: $(FLEET)/.installed  ## Measure processes on a real Redis and PostgreSQL: fifteen minutes (ARGS='--store redis': half)
+bench-fleet: $(FLEET)/.installed  ## Measure processes on a real Redis and PostgreSQL: half an hour (ARGS='--store redis': half)
 	@$(DIRECT) $(FLEET)/bin/python benchmarks/fleet.py $(ARGS)
 
 soak: $(BENCH)/.installed  ## Sync for ten minutes under random faults and check for leaks
