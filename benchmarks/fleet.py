@@ -4,8 +4,8 @@
     python benchmarks/fleet.py --only "learned, fixed"      a part, shown and not written
     python benchmarks/fleet.py --store redis                one store, shown and not written
 
-The server with the limit is in this process; each process of the fleet makes calls to it at once. It installs what it
-needs from Debian's packages.
+Each process of the fleet makes its calls at once. A server with a limit is in this process; one without is a minimal
+one in one more process, so that it is not the bottleneck. It installs what it needs from Debian's packages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,8 +30,9 @@ from aiohttp import web
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, it does not know its package
 
 from benchmarks import outage
+from benchmarks.costs.server import path, serve
 from benchmarks.machine import where
-from benchmarks.processes import receive
+from benchmarks.processes import GRACE, child, receive
 from scripts.fleet import Postgres, Redis, Server
 
 from lamella import Backoff, Limit, MemoryStore, PostgresStore, RedisStore, RetryBudget, Rule, RuleBook, Store, stack
@@ -97,20 +99,19 @@ class Case:
 class Api:
     """Refuses what exceeds its limit."""
 
-    limit: str | None
+    limit: str
     came: int = 0
     refused: int = 0
     limiter: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.limiter = None if self.limit is None else LIMITS[self.limit].limiter()
+        self.limiter = LIMITS[self.limit].limiter()
 
     async def answer(self, _: web.Request) -> web.Response:
         self.came += 1
-        refused = self.limiter is not None and self.limiter.allow(asyncio.get_running_loop().time()) > 0
+        refused = self.limiter.allow(asyncio.get_running_loop().time()) > 0
         self.refused += refused
-        if self.limit is not None:
-            await asyncio.sleep(LATENCY)
+        await asyncio.sleep(LATENCY)
         return web.Response(status=429 if refused else 200)
 
 
@@ -230,15 +231,35 @@ async def _work(api: str, url: str, case: Case, pipe: Connection) -> Done:
 
 async def measure(case: Case, server: Server | None) -> Measured:
     """Run a case. *server* None: states are in the memory of each process."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.fleet", "lamella", "redis.asyncio", "asyncpg"])
-    api = Api(case.limit)
+    api = None if case.limit is None else Api(case.limit)
+    async with _unlimited() if api is None else _serving(api) as url:
+        done = await _done(case, server, url)
+    came, refused = (case.processes * case.calls, 0) if api is None else (api.came, api.refused)
+    return Measured(case, "memory" if server is None else server.name, done, came, refused)
+
+
+@asynccontextmanager
+async def _unlimited() -> AsyncIterator[str]:
+    with child(serve) as (process, pipe):
+        yield receive(process, pipe, GRACE) + path()
+
+
+@asynccontextmanager
+async def _serving(api: Api) -> AsyncIterator[str]:
     application = web.Application()
     application.router.add_get("/", api.answer)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    finally:
+        await runner.cleanup()
+
+
+async def _done(case: Case, server: Server | None, url: str) -> list[Done]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.fleet", "lamella", "redis.asyncio", "asyncpg"])
     plain = Case(case.name, case.processes, case.calls, case.limit, case.states)
     pipes = [context.Pipe() for _ in range(case.processes)]
     store_url = "" if server is None else server.url
@@ -257,15 +278,14 @@ async def measure(case: Case, server: Server | None) -> Measured:
             await asyncio.sleep(5)
             started[0].kill()
         told = list(zip(started, pipes, strict=True))[case.killed :]
-        done = await asyncio.gather(
+        done: list[Done] = await asyncio.gather(
             *(asyncio.to_thread(receive, process, ours, PROCESS_SECONDS) for process, (ours, _) in told)
         )
+        return done
     finally:
         for process in started:
             process.kill()
             process.join()
-        await runner.cleanup()
-    return Measured(case, "memory" if server is None else server.name, done, api.came, api.refused)
 
 
 async def freeze(server: Server) -> None:
@@ -378,7 +398,8 @@ server allows {REQUESTS} requests a second and answers after {LATENCY * 1000:.0f
 ## Without a limit
 
 Goals: one process takes at most 1.5 times the CPU that it takes with a store in memory, and 0.25 round trips a call;
-four make at least 3,000 calls a second, without a warning. The server shares the processors with them.
+four make at least 3,000 calls a second, without a warning. A minimal server, which shares the processors with them,
+answers at once.
 
 | store | processes | calls a second | CPU | CPU, compared with memory | round trips | warnings | reached |
 |---|--:|--:|--:|--:|--:|--:|---|
