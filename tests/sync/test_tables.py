@@ -194,9 +194,20 @@ async def test_a_column_that_is_always_empty_is_named(nights: Nights, folder: Pa
     table = Table({"number": "text", "totl": "decimal(18, 2)"}, {"lines": {"amuont": "integer"}, "line": {"x": "text"}})
     for _ in range(2):
         report = await nights.run(folder / "out.db", {"invoices": table, "others": TABLE})
-        assert report.misfits.empty == ("invoices.totl", "invoices.lines.amuont", "invoices.line.x")
+        assert report.misfits.empty == ("invoices.totl", "invoices.lines.amuont", "invoices.line.x", "others")
         assert report.misfits.count == 0
     assert (await nights.run(folder / "out.parquet", {"invoices": TABLE})).misfits.empty == ()
+
+
+async def test_a_file_of_an_earlier_schema_is_named_until_it_is_removed(nights: Nights, folder: Path) -> None:
+    (folder / "out.other.parquet").write_text("of somebody else")
+    assert (await nights.run(folder / "out.parquet", {"invoices": TABLE})).misfits.stale == ()
+    assert (await nights.run(folder / "out.a.parquet", {"invoices": TABLE})).misfits.stale == ()
+    for tables in ({"invoices": Table({"number": "text"})}, {}, {}):
+        beside = (() if tables else ("out.invoices.parquet",)) + ("out.invoices_lines.parquet",)
+        assert (await nights.run(folder / "out.parquet", tables)).misfits.stale == beside
+    (folder / "out.invoices_lines.parquet").unlink()
+    assert (await nights.run(folder / "out.parquet", {"invoices": Table({"number": "text"})})).misfits.stale == ()
 
 
 async def test_a_deleted_record_is_in_no_typed_table(nights: Nights, folder: Path) -> None:
@@ -256,6 +267,38 @@ async def test_a_whole_number_may_have_a_point_or_an_exponent(nights: Nights, fo
     else:
         found = pq.read_table(folder / "out.invoices.parquet").column("n").to_pylist()
     assert found == [1, 100, 0, 0, 2**63 - 1, 1]
+
+
+SHAPES = {
+    '"to":"Köln"': "to.city of Ada 1 is not of type text",
+    '"to":[{"city":"Köln"}]': "to.city of Ada 1 is not of type text",
+    '"to":{"city":"Köln"},"to":{"city":"Bonn"}': "to.city of Ada 1 is not of type text",
+    '"total":1,"total":2': "total of Ada 1 is not of type decimal(18, 2)",
+    '"lines":[],"lines":[{"count":1}]': "lines of Ada 1 is not of type list",
+    '"lines":[{"count":1,"count":1}]': "lines[1].count of Ada 1 is not of type integer",
+    '"lines":[7]': "lines[1].text of Ada 1 is not of type text",
+    '"lines":[["x"]]': "lines[1].text of Ada 1 is not of type text",
+    '"at":"2026-01-01T00:00:00.1234567Z"': "at of Ada 1 is not of type timestamp",
+    '"at":"2026-01-01T00:00:00,123456001"': "at of Ada 1 is not of type timestamp",
+}
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("members", SHAPES)
+async def test_a_value_of_another_shape_is_a_misfit(nights: Nights, folder: Path, members: str) -> None:
+    """Not an unreported null, and not one of two values."""
+    nights.records = [f'{{"id":"1",{members}}}']
+    report = await nights.run(folder / "out.db", {"invoices": TABLE})
+    assert report.misfits.first[:1] == (f"invoices.{SHAPES[members]}",)
+    assert sqlite_rows(folder / "out.db", 'SELECT total, "at", "to.city" FROM invoices') == [(None, None, None)]
+    assert sqlite_rows(folder / "out.db", "SELECT record FROM records") == [(nights.records[0],)]
+
+
+async def test_zeros_after_the_microseconds_change_nothing(nights: Nights, folder: Path) -> None:
+    nights.records = ['{"id":"1","at":"2026-01-01T00:00:00.1234560Z"}']
+    report = await nights.run(folder / "out.db", {"invoices": Table({"at": "timestamp"})})
+    assert report.misfits.count == 0
+    assert sqlite_rows(folder / "out.db", 'SELECT "at" FROM invoices') == [("2026-01-01T00:00:00.123456+00:00",)]
 
 
 @pytest.mark.parametrize("text", ["1.5", "1e19", "9223372036854775808", "-9223372036854775809.0", "1e400", "1e-400"])

@@ -20,7 +20,7 @@ from lamella.sync.decode import text_of
 from lamella.sync.errors import SchemaMismatch
 from lamella.sync.stored import adopt, has_table, is_to_adopt
 from lamella.sync.tables import NO_TABLES, Misfits, Table, check_tables
-from lamella.sync.typed import Empty, OnMisfit, files_beside, names_of_empty, parquet_tables, sqlite_tables
+from lamella.sync.typed import Empty, OnMisfit, files_beside, names_of_empty, parquet_tables, sqlite_tables, stale
 from lamella.threads import run_to_its_end
 
 _ROWS: Final = 1000
@@ -76,7 +76,7 @@ def check_output(path: str | os.PathLike[str], tables: Mapping[str, Table] = NO_
         raise ValueError(f"typed tables need an output in .sqlite, .sqlite3, .db or .parquet, not {os.fspath(path)!r}")
     for each in (path, *(files_beside(Path(path), tables).values() if writing is _parquet else ())):
         whole_file.check(each)
-    _check_target(path)
+        _check_target(each)
 
 
 async def export(
@@ -160,14 +160,14 @@ async def export_changes(
     journal: Journal, path: str | os.PathLike[str], tables: Mapping[str, Table] = NO_TABLES
 ) -> Misfits:
     """Write all records of *journal* with :func:`export` unless the file is up to date. Return the misfits."""
-    misfits = Misfits()
+    misfits = Misfits(stale=stale(path, tables))
     target = os.path.realpath(path)  # noqa: ASYNC240 - a look
     version, *written = await journal.read(partial(_versions, target=target))
     if written == [version, _stamp(target, tables)]:
         return misfits
     empty: Empty = {}
     await _export(journal, path, tables, misfits.take, empty)
-    misfits.empty = names_of_empty(empty)
+    misfits.empty = await journal.read(partial(names_of_empty, tables=tables, empty=empty))
     # Misfits are reported in each run until they are fixed.
     row = target, version, "" if misfits.count or misfits.empty else _stamp(target, tables)
     await journal.commit(lambda db: db.execute("INSERT OR REPLACE INTO sync_outputs VALUES (?, ?, ?)", row))

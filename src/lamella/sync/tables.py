@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -17,7 +18,6 @@ from typing import Any, Final, NamedTuple
 
 from lamella.redaction import redact_text
 from lamella.sync.decode import exact_int
-from lamella.sync.source import at
 
 _KINDS: Final = ("text", "integer", "decimal(18, 2)", "boolean", "date", "timestamp")
 _DECIMAL: Final = re.compile(r"decimal\(\s*(\d{1,2})\s*,\s*(\d{1,2})\s*\)")
@@ -25,6 +25,10 @@ _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,4})?")
 _WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 _MOST_DIGITS: Final = 38
 _MOST_TOLD: Final = 10
+_FINER: Final = re.compile(r"[.,][0-9]{6}[0-9]*[1-9]")
+"""A time with more digits than microseconds, which Python would cut off."""
+_TWICE: Final = object()
+"""In place of the values of a name that an object contains more than once. It fits no type."""
 OWN: Final = ("account", "id", "position")
 """Columns of each table in addition to those of its schema. Only a child table has all of them."""
 
@@ -74,6 +78,8 @@ class Type:
                 return found
             if self.kind == "date":
                 return date.fromisoformat(found)
+            if _FINER.search(found):
+                raise ValueError
             moment = datetime.fromisoformat(found)
             return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
         raise ValueError
@@ -145,12 +151,15 @@ class Misfit(NamedTuple):
 
 @dataclass(slots=True)
 class Misfits:
-    """The number of values that do not fit, the first of them, and the columns without any value."""
+    """The number of values that do not fit, the first of them, and the names that may be wrong."""
 
     count: int = 0
     first: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
-    """The columns without a value in any record, although there are records: their names may be wrong."""
+    """The columns without a value in any record, although there are records, and the tables whose lists no run has
+    read: their names may be wrong."""
+    stale: tuple[str, ...] = ()
+    """The files beside a Parquet output that only an earlier schema states. They are not written any more."""
 
     def take(self, misfit: Misfit) -> None:
         """Count a misfit."""
@@ -186,12 +195,12 @@ def check_tables(tables: Mapping[str, Table]) -> None:
 def rows_of(table: Table, resource: str, account: str, name: str, record: str) -> Iterator[Row | Misfit]:
     """Yield the rows of a record and its misfits."""
     try:
-        found = json.loads(record, parse_float=Decimal, parse_int=exact_int)
+        found = json.loads(record, parse_float=Decimal, parse_int=exact_int, object_pairs_hook=_members)
     except (ValueError, ArithmeticError, RecursionError):
         found = {}
         yield Misfit(resource, account, name, "*", "readable record")
     for child, types in table.types.items():
-        items = [found] if not child else at(found, child)
+        items = [found] if not child else found.get(child)
         if items is None:
             continue
         if not isinstance(items, list):
@@ -201,9 +210,28 @@ def rows_of(table: Table, resource: str, account: str, name: str, record: str) -
             values = []
             for column, kind in types.items():
                 try:
-                    values.append(kind.value(at(item, column)))
+                    values.append(kind.value(_value_at(item, column)))
                 except (ValueError, OverflowError):
                     values.append(None)
                     where = f"{child}[{position}].{column}" if child else column
                     yield Misfit(resource, account, name, where, str(kind))
             yield Row(child, (account, name, *((position,) if child else ()), *values))
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of a record. A name that occurs more than once has no value that fits a column."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        found |= {name: _TWICE for name, times in Counter(name for name, _ in pairs).items() if times > 1}
+    return found
+
+
+def _value_at(item: Any, place: str) -> Any:
+    """Return the value at a place. None: there is none. Raise ValueError if a value is where an object belongs."""
+    for name in place.split("."):
+        if item is None:
+            return None
+        if not isinstance(item, dict):
+            raise ValueError("not an object")  # noqa: TRY004 - the record is wrong, not an argument
+        item = item.get(name)
+    return item

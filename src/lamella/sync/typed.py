@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import date
 from decimal import Decimal
+from glob import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +18,8 @@ from lamella.sync.tables import OWN, Misfit, Row, Table, Type, rows_of
 _GROUP_ROWS: Final = 20_000
 """Rows in a row group of Parquet, which is kept in memory."""
 
+_KEY: Final = b"lamella"
+"""In the metadata of the file of a table: the name of the output beside which lamella wrote it."""
 _SQLITE: Final = {"integer": "INTEGER", "boolean": "INTEGER"}
 """All other types are TEXT: SQLite would convert a decimal to a float."""
 
@@ -26,13 +30,15 @@ Empty = dict[tuple[str, str], dict[int, str]]
 """The columns without a value so far, of resources with records: by resource and child, the name by place."""
 
 
-def names_of_empty(empty: Empty) -> tuple[str, ...]:
-    """Return the names of the columns without a value."""
-    return tuple(
+def names_of_empty(db: sqlite3.Connection, tables: Mapping[str, Table], empty: Empty) -> tuple[str, ...]:
+    """Return the names of the columns without a value, and of the tables whose lists no run has read."""
+    read = {resource for (resource,) in db.execute("SELECT DISTINCT resource FROM sync_parts")}
+    columns = (
         ".".join(filter(None, (resource, child, name)))
-        for (resource, child), columns in empty.items()
-        for name in columns.values()
+        for (resource, child), names in empty.items()
+        for name in names.values()
     )
+    return (*columns, *(name for name in tables if name not in read))
 
 
 def names_of(tables: Mapping[str, Table]) -> Iterator[tuple[str, str, str, Mapping[str, Type]]]:
@@ -45,6 +51,28 @@ def names_of(tables: Mapping[str, Table]) -> Iterator[tuple[str, str, str, Mappi
 def files_beside(path: Path, tables: Mapping[str, Table]) -> dict[str, Path]:
     """Return the Parquet file of each table: ``out.invoices.parquet`` beside ``out.parquet``."""
     return {name: path.with_name(f"{path.stem}.{name}{path.suffix}") for name, *_ in names_of(tables)}
+
+
+def stale(path: str | os.PathLike[str], tables: Mapping[str, Table]) -> tuple[str, ...]:
+    """Return the names of files beside a Parquet output whose tables only an earlier schema states."""
+    output = Path(path)
+    if output.suffix.lower() != ".parquet":
+        return ()
+    beside = set(output.parent.glob(f"{escape(output.stem)}.*{output.suffix}")) - {
+        output,
+        *files_beside(output, tables).values(),
+    }
+    return tuple(sorted(each.name for each in beside if _is_of(output, each)))
+
+
+def _is_of(output: Path, path: Path) -> bool:
+    import pyarrow as pa
+    from pyarrow.parquet import read_schema
+
+    try:
+        return bool(read_schema(path).metadata.get(_KEY) == output.name.encode())
+    except (OSError, pa.ArrowException, AttributeError):  # it is not Parquet, or has no metadata
+        return False
 
 
 def sqlite_tables(db: sqlite3.Connection, tables: Mapping[str, Table], on_misfit: OnMisfit, empty: Empty) -> Write:
@@ -90,7 +118,7 @@ def parquet_tables(path: Path, tables: Mapping[str, Table], on_misfit: OnMisfit,
             ]
             temporary = stack.enter_context(whole_file.replacing(files[name], mode=whole_file.PRIVATE))
             file = stack.enter_context(temporary.open("wb"))
-            schema = pa.schema([*own, *columns])
+            schema = pa.schema([*own, *columns], {_KEY: path.name.encode()})
             writers[resource, child] = stack.enter_context(ParquetWriter(file, schema, compression="zstd"))
             held[resource, child] = []
 
