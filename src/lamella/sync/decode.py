@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -132,13 +132,13 @@ def split(body: bytes, place: str, *, compact: bool = False) -> Cut:
         # Hide escaped lone surrogates such as "\ud800": JSON allows them, but msgspec rejects them.
         mark = next(mark for number in count() if (mark := b"<%d>" % number) not in body)
         body = _ESCAPE.sub(lambda found: mark + found["half"] if found["half"] else found[0], body)
-    cut = _split(msgspec.json.format(body, indent=-1) if compact else body, names)
+    cut = _split(msgspec.json.format(body, indent=-1) if compact else body, names, compact=compact)
     if not mark or not cut.records:
         return cut
     return Cut(cut.answer, [record.replace(mark, b"\\") for record in cut.records])
 
 
-def _split(body: bytes, names: list[str]) -> Cut:
+def _split(body: bytes, names: list[str], *, compact: bool) -> Cut:
     import msgspec
 
     if not body.lstrip(b" \t\r\n").startswith(b"{" if names else b"["):
@@ -146,13 +146,24 @@ def _split(body: bytes, names: list[str]) -> Cut:
     if not names:
         return Cut(None, [bytes(record) for record in _decoder(list[msgspec.Raw]).decode(body)], body)
     members = _decoder(dict[str, msgspec.Raw]).decode(body)
+    if compact and _repeats_name(body, members):
+        raise ValueError("a repeated name is not JSON compliant")  # only one of its values would be stored
     inner = members.pop(names[0], None)
     answer = {name: _exact(bytes(member)) for name, member in members.items()}
     if inner is None:
         return Cut(answer, None)
-    found = _split(bytes(inner), names[1:])
+    found = _split(bytes(inner), names[1:], compact=compact)
     answer[names[0]] = found.answer
     return found._replace(answer=answer)
+
+
+def _repeats_name(body: bytes, members: Mapping[str, Any]) -> bool:
+    """Return whether an object without white space has more members than names."""
+    size = 1 + sum(len(name.encode()) + len(memoryview(value)) + len('"":,') for name, value in members.items())
+    if size == len(body):
+        return False
+    # It may also contain escaped names.
+    return len(json.loads(body, object_pairs_hook=list, parse_int=str)) > len(members)
 
 
 def records_of(cut: Cut, source: Source) -> tuple[Records, list[tuple[int, ValueError]]]:
