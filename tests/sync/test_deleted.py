@@ -276,7 +276,7 @@ async def test_an_older_journal_can_be_planned_and_resumed(
     assert (part.done, part.missing, part.deleted) == (True, 0, 0)
 
 
-async def of_accounts(nights: Nights, *names: str, **options: Any) -> sync.Report:
+async def of_accounts(nights: Nights, *names: str, output: str = "out.jsonl", **options: Any) -> sync.Report:
     source = Source("books", Numbered(page_size=SIZE), changed="at", since="since", total="total")
     async with (
         Journal.open(nights.folder / "journal", batch="b") as journal,
@@ -287,7 +287,7 @@ async def of_accounts(nights: Nights, *names: str, **options: Any) -> sync.Repor
             {"books": source},
             dict.fromkeys(names),
             journal=journal,
-            output=nights.folder / "out.jsonl",
+            output=nights.folder / output,
             **options,
         )
 
@@ -317,6 +317,34 @@ class TestAnAccountThatLeaves:
         assert (await of_accounts(nights, "a")).departed == ()
         back = await of_accounts(nights, "a", "b")
         assert [part.records for part in back.parts] == [0, 12]
+
+    @pytest.mark.sampled(1)
+    @pytest.mark.parametrize("output", ["out.db", "out.parquet"])
+    async def test_a_departed_account_is_in_no_typed_table(self, nights: Nights, output: str) -> None:
+        def counts() -> list[int]:
+            """Rows of all records, of those that are marked, and of the typed table."""
+            path = nights.folder / output
+            if output == "out.parquet":
+                records, typed = pq.read_table(path), pq.read_table(nights.folder / "out.books.parquet")
+                return [len(records), len(records) - records.column("deleted").null_count, len(typed)]
+            with closing(sqlite3.connect(path)) as db:
+                sql = "SELECT count(*), count(deleted), (SELECT count(*) FROM books) FROM records"
+                return list(db.execute(sql).fetchone())
+
+        tables = {"books": sync.Table({"at": "timestamp"})}
+        found = []
+        for names, how in (
+            ("ab", "keep"),
+            ("a", "keep"),
+            ("a", "mark"),
+            ("ab", "mark"),
+            ("a", "forget"),
+            ("ab", "keep"),
+        ):
+            report = await of_accounts(nights, *names, output=output, departed=how, tables=tables)
+            assert (report.done, report.misfits.count) == (True, 0)
+            found.append(counts())
+        assert found == [[24, 0, 24], [24, 0, 24], [24, 12, 12], [24, 0, 24], [12, 0, 12], [24, 0, 24]]
 
     async def test_an_unknown_value_of_departed_is_rejected(self, nights: Nights) -> None:
         with pytest.raises(ValueError, match="departed must be one of keep, mark, forget, got 'drop'"):

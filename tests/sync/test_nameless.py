@@ -110,3 +110,21 @@ async def test_by_default_a_record_without_id_is_a_bad_record(serve: Serve, tmp_
     assert not part.done
     assert not found
     assert "has no 'id'" in part.bad[0]
+
+
+@pytest.mark.parametrize("total", [True, False])
+async def test_an_empty_answer_does_not_drop_all_records_without_id(serve: Serve, tmp_path: Path, total: bool) -> None:
+    """One answer may be a mistake. Records with an id are not marked by it, either."""
+    server = Server(rows(1, 2, 2), total=total)
+    _, before = await run(server, serve, tmp_path)
+    server.records = []
+    part, found = await run(server, serve, tmp_path)
+    assert (part.done, part.unmet, part.deleted, found) == (True, 3, 0, before)
+    part, found = await run(server, serve, tmp_path)
+    assert (part.unmet, part.deleted, found) == ((0, 3, before) if total else (3, 0, before))
+    lines = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
+    assert ["deleted" in line for line in lines] == [total] * 3
+    server.records = rows(2, 9)
+    part, found = await run(server, serve, tmp_path)
+    assert (part.done, values(found)) == (True, Counter({2: 1, 9: 1}))
+    assert '"deleted"' not in (tmp_path / "rows.jsonl").read_text()

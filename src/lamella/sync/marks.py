@@ -56,6 +56,7 @@ class Ask(NamedTuple):
     resume: bool = False
     lookback: float = OVERLAP
     full_before: int | None = None  # a list is read from its beginning if this was last done before this time
+    latest: int = 2**62  # a later time in the journal is that of a wrong clock: then a list is read from its beginning
     departed: Departed = "keep"
     made: Mapping[tuple[str, str], str] = MappingProxyType({})
     """The identity of the records, by account and resource. An empty resource stands for a whole account."""
@@ -236,6 +237,8 @@ def _count_in(db: sqlite3.Connection, each: Wanted, walk: Walk, page: Page, sour
     is_stored = True
     if not source.pages.parallel:
         walk.pages = page.number if page.token is None else None
+        if page.token is None and walk.total is None and page.number < (total_pages or 0):
+            walk.unsteady = f"page {page.number} leads to no other page, but the API counts {total_pages} pages"
     elif many or page.number <= (total_pages or 1):
         if total_pages is None and page.number == 1 and page.total and many and not one_by_one:
             total_pages = -(-page.total // many)
@@ -289,7 +292,7 @@ def _end(db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, ma
     if walk.nameless:
         # Only a reading of the whole list shows which of them were changed.
         walk.mark = None
-    if walk.since is None and nameless.drop_others(db, each, walk.walk):
+    if walk.since is None and walk.seen and nameless.drop_others(db, each, walk.walk):
         count_change(db)
     walk.ended = True
     return None
@@ -336,7 +339,7 @@ def _is_due(walk: Walk | None, ask: Ask) -> bool:
     """Return whether a list must be read from its beginning and compared."""
     if ask.full_before is None or ask.since is not None:
         return False
-    return walk is None or walk.full is None or walk.full < ask.full_before
+    return walk is None or walk.full is None or not ask.full_before <= walk.full <= ask.latest
 
 
 def asked(ask: Ask, each: Wanted) -> str | None:
@@ -352,7 +355,7 @@ def _start(db: sqlite3.Connection, each: Wanted, ask: Ask, run: int) -> Position
     if walk.run != run:
         since = asked(ask, each)
         can_go_on = source.since is not None and source.dates and not _is_due(walk, ask)
-        if since is None and walk.mark is not None and can_go_on:
+        if since is None and walk.mark is not None and walk.mark <= ask.latest and can_go_on:
             since = text_of(walk.mark - int(ask.lookback * 1_000_000))
         return _unread(since, walk.mark)
     if walk.ended:

@@ -43,7 +43,7 @@ class Part:
     """The highest record count that the API has stated. None: it stated none, so nothing proves that the list is
     complete."""
     warnings: tuple[str, ...] = ()
-    """The first ten warnings of the API."""
+    """The first ten warnings of the API, and one if a full first page does not mention a next page."""
     bad: tuple[str, ...] = ()
     """The first ten records that could not be stored, each with its page and position."""
     compared: bool = False
@@ -80,6 +80,7 @@ class Progress:
         *,
         resumed: bool,
         departed: tuple[str, ...] = (),
+        not_read: tuple[str, ...] = (),
     ) -> None:
         self.run = run
         """The run's number in its journal, from 1."""
@@ -87,6 +88,8 @@ class Progress:
         self.departed = departed
         """The accounts that had records in the journal when the run began, but are no longer synced. Accounts that are
         already marked are left out."""
+        self.not_read = not_read
+        """The resources that have records of these accounts in the journal, but are not among the sources."""
         self.changed: Part | None = None
         """The part that changed last. None at the beginning."""
         self.misfits: Misfits = Misfits()
@@ -125,6 +128,9 @@ class Report:
     misfits: Misfits = field(default_factory=Misfits)
     """The number and the first ten of the values that do not fit the typed columns of the output, and are null there.
     The records themselves are complete."""
+    not_read: tuple[str, ...] = ()
+    """The resources that have records of these accounts in the journal and the output, but are not among the sources.
+    Their records are those of an earlier run."""
 
     @property
     def done(self) -> bool:

@@ -20,12 +20,14 @@ from lamella.sync.page import checked_moment
 from lamella.sync.progress import Part, Progress, Report, part_of
 from lamella.sync.reading import ListToRead, NewList, Reading
 from lamella.sync.source import Source
-from lamella.sync.stored import Departed
+from lamella.sync.stored import Departed, not_read
 from lamella.sync.stored import departed as others_in
 from lamella.sync.tables import NO_TABLES, Table
 
 _MOST_AT_ONCE: Final = 1000
 """The maximum of *at_once* by default."""
+_CLOCKS_DIFFER: Final = 86400.0
+"""Seconds by which a time in the journal, which is of the clock of the API, may be later than ours."""
 ALONE: Final[Mapping[str, Any]] = {"default": None}
 """The default accounts: a single one, whose credentials the session has."""
 
@@ -129,7 +131,8 @@ async def run(
     began = time.monotonic()
     gone = tuple(await journal.read(lambda db: others_in(db, accounts, unmarked=departed == "keep")))
     number, resumed, parts, reading.pages.new = await _begun(journal, sources, accounts, wanted, ask)
-    progress = Progress(number, parts, batch, resumed=resumed, departed=gone)
+    others = tuple(await journal.read(lambda db: not_read(db, accounts, sources)))
+    progress = Progress(number, parts, batch, resumed=resumed, departed=gone, not_read=others)
     del ask, wanted, parts  # with many accounts, they take much memory
     async with batch:
         reading.begin(progress)
@@ -140,7 +143,7 @@ async def run(
     if output is not None:
         progress.misfits = await export_changes(journal, output, tables)
     took = time.monotonic() - began
-    return Report(number, resumed, tuple(progress.parts.values()), took, gone, progress.misfits)
+    return Report(number, resumed, tuple(progress.parts.values()), took, gone, progress.misfits, others)
 
 
 async def _begun(
@@ -213,7 +216,8 @@ def _checked(
         raise ValueError("since begins a new run and resume continues the last one: give only one of them")
     check_seconds("lookback", lookback, zero=True)
     check_seconds("full_every", 0 if full_every is None else full_every, zero=True)
-    full_before = None if full_every is None else int((time.time() - full_every) * 1_000_000) if full_every else 2**62
+    now = time.time()
+    full_before = None if full_every is None else int((now - full_every) * 1_000_000) if full_every else 2**62
     wanted = [
         Wanted(account, resource) for account in accounts for resource in sources if (account, resource) not in absent
     ]
@@ -222,5 +226,11 @@ def _checked(
         of = sources[each.resource]
         made[each.account, each.resource] = of.identity + of.variant(accounts[each.account])
     return wanted, Ask(
-        sources, None if since is None else checked_moment(since), resume, lookback, full_before, made=made
+        sources,
+        None if since is None else checked_moment(since),
+        resume,
+        lookback,
+        full_before,
+        latest=int((now + _CLOCKS_DIFFER) * 1_000_000),
+        made=made,
     )

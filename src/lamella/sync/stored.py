@@ -220,6 +220,15 @@ def departed(db: sqlite3.Connection, accounts: Collection[str], *, unmarked: boo
     return [name for name in names if name not in accounts and name not in marked]
 
 
+def not_read(db: sqlite3.Connection, accounts: Collection[str], resources: Collection[str]) -> list[str]:
+    """Return the resources of *accounts* with records in the journal that are not in *resources*."""
+    rows = db.execute(
+        "SELECT resource, account FROM sync_lists WHERE EXISTS (SELECT 1 FROM sync_texts WHERE list = number)"
+        " ORDER BY resource"
+    )
+    return list(dict.fromkeys(name for name, account in rows if name not in resources and account in accounts))
+
+
 def settle_departed(db: sqlite3.Connection, accounts: Collection[str], how: Departed, moment: int) -> None:
     """Keep, mark or forget the records of accounts that are not in *accounts*. Remove the marks of *accounts*."""
     gone = [(name,) for name in departed(db, accounts)]
