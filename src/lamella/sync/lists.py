@@ -172,6 +172,9 @@ class _Walk:
     def ends_with(self, page: Page) -> bool:
         """Return whether a page is the last one, by its number and by the number of records."""
         if not self._source.pages.parallel:
+            if page.token is None and self.total is None and page.number < (self.total_pages or 0):
+                how = f"page {page.number} leads to no other page, but the API counts {self.total_pages} pages"
+                raise UnsteadyList(self._source.name, self._seen, how=how)
             return page.token is None
         total = self.total if page.total is None else page.total
         stated = page.total_pages if page.total_pages or not page.records else None  # a list with records has a page

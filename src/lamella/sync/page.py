@@ -199,12 +199,14 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
                 raise AnswerFailed(what, response.status, ("the status does not mean that the answer is complete",))
             answer, records, cut, problem = _parsed(body, of, records_at)
             failed = warnings = token = None
+            is_stated = True
             said: tuple[str, ...] = ()
             if problem is None:
                 found = (error_messages(response, errors) for errors in _errors(source, answer, records_at))
                 failed = next((messages for messages in found if messages is not None), None)
                 warnings = None if source.warnings is None else error_messages(response, at(answer, source.warnings))
                 token = source.pages.token(response, answer) if failed is None else None
+                is_stated = failed is None and source.pages.is_stated(response, answer)
                 if failed is None and not isinstance(records, list):
                     said = error_messages(response, messages_of(answer)) or ()
     # A server may repeat a credential, and some tools show the locals of a traceback.
@@ -225,6 +227,9 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
     if cut is not None:
         records, bad = _checked(cut, source, what)
         answer, body = None, b""
+    if is_last and not is_stated and total is None and _is_full_first(source, place, len(records) + len(bad)):
+        odd = "is full, but its answer has no cursor, next URL or Link header: check the pagination if there are more"
+        warnings = (*(warnings or ()), f"{what} {odd}")
     return Page(
         place.number,
         # Ignore the count: the list also ends with an empty page.
@@ -239,6 +244,10 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
         body,
         records_at,
     )
+
+
+def _is_full_first(source: Source, place: Place, many: int) -> bool:
+    return place.number == 1 and source.pages.size is not None and many >= source.pages.page_size
 
 
 def _errors(source: Source, answer: object, place: str) -> Iterator[object]:

@@ -48,6 +48,10 @@ class Pagination:
         """Return the :attr:`Page.token` of the page after an answer. None: it is the last page."""
         return None
 
+    def is_stated(self, response: aiohttp.ClientResponse, answer: object) -> bool:
+        """Return whether an answer says if another page follows. A cursor that is null says that none does."""
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class Numbered(Pagination):
@@ -97,6 +101,10 @@ class Cursor(Pagination):
             raise ValueError(f"the cursor at {self.next!r} must be text or a whole number, got {type(found).__name__}")
         return str(found) or None
 
+    def is_stated(self, response: aiohttp.ClientResponse, answer: object) -> bool:
+        """Return whether an answer has the place, even if it is null."""
+        return _has(answer, self.next)
+
 
 @dataclass(frozen=True, slots=True)
 class _Linked(Pagination):
@@ -136,6 +144,10 @@ class LinkHeader(_Linked):
             raise ValueError(f"the header Link has a relation {self.rel!r} that cannot be read")
         return None
 
+    def is_stated(self, response: aiohttp.ClientResponse, answer: object) -> bool:
+        """Return whether an answer has the header."""
+        return "Link" in response.headers
+
 
 @dataclass(frozen=True, slots=True)
 class NextUrl(_Linked):
@@ -149,6 +161,10 @@ class NextUrl(_Linked):
         if found is None or found is False or isinstance(found, str):
             return found or None
         raise ValueError(f"the next URL at {self.next!r} must be text, got {type(found).__name__}")
+
+    def is_stated(self, response: aiohttp.ClientResponse, answer: object) -> bool:
+        """Return whether an answer has the place, even if it is null."""
+        return _has(answer, self.next)
 
 
 Fetch = Callable[
@@ -274,6 +290,13 @@ def at(answer: object, place: str) -> Any:
             return None
         answer = answer.get(name)
     return answer
+
+
+def _has(answer: object, place: str) -> bool:
+    """Return whether there is a value at a place in an answer, even if it is null."""
+    within, _, name = place.rpartition(".")
+    found = at(answer, within)
+    return isinstance(found, Mapping) and name in found
 
 
 def count_at(answer: object, place: str | None) -> int | None:
