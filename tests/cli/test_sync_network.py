@@ -21,6 +21,7 @@ from tests.environment import HANGS
 from typer.testing import CliRunner, Result
 
 from lamella.cli.app import app
+from lamella.sync import contact
 
 PROXIES = [name for each in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY") for name in (each, each.lower())]
 
@@ -143,3 +144,43 @@ def test_lookback_reads_earlier_changes(monkeypatch: pytest.MonkeyPatch) -> None
         assert moments[1] is not None
         assert moments[2] is not None
         assert moments[2] < moments[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "No such file or directory"),
+        (b"", "it contains no certificate"),
+        (b"not PEM", "it contains no certificate"),
+    ],
+)
+def test_a_wrong_file_of_authorities_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, why: str
+) -> None:
+    """OpenSSL ignores it, and then either trusts other authorities or says only that the certificate is unknown."""
+    if content is not None:
+        (tmp_path / "ca.pem").write_bytes(content)
+    monkeypatch.setenv("SSL_CERT_FILE", "ca.pem")
+    shown = sync("https://books.example")
+    told = f"lamella: SSL_CERT_FILE must name a PEM file of certificate authorities: {why}: ca.pem\n"
+    assert (shown.exit_code, shown.stdout, shown.stderr) == (2, "", told)
+
+
+def test_the_file_of_authorities_is_not_needed_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "no.pem")
+    with served() as server:
+        assert sync(server.url).exit_code == 0
+
+
+def test_a_proxy_that_closes_the_connection_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def closed(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    monkeypatch.setattr(contact, "_PATIENCE", 0.0)
+    with answering(closed) as url:
+        monkeypatch.setenv("https_proxy", url)
+        shown = sync("https://books.example")
+    assert shown.exit_code == 1
+    assert "1 of 1 part failed: Connection Failed (proxy: " in shown.stderr

@@ -195,6 +195,27 @@ class TestASchema:
         with closing(sqlite3.connect("out.db")) as db:
             assert db.execute("SELECT count(*) FROM records").fetchone() == (2,)
 
+    def test_a_schema_with_a_wrong_name_is_reported(self) -> None:
+        Path("schema.toml").write_text('[bils]\nnumber = "text"\n')
+        with answering(partial(answer, text=body(TYPED))) as url:
+            shown = sync(url, "--output", "out.db", "--schema", "schema.toml")
+        assert shown.exit_code == 0
+        told = "Tables and columns of the schema without a value in any record: bils. Check their names."
+        assert told in words(shown)
+
+    def test_a_value_of_another_shape_is_reported(self) -> None:
+        Path("schema.toml").write_text('[bills]\n"contact.name" = "text"\ntotal = "decimal(18, 2)"\n')
+        texts = ('{"billId":"b0","contact":["Ada"],"total":1}', '{"billId":"b1","contact":null,"total":1,"total":2}')
+        with answering(partial(answer, text=body(*texts))) as url:
+            shown = sync(url, "--output", "out.db", "--schema", "schema.toml")
+        assert shown.exit_code == 1
+        assert (
+            "2 values do not fit: bills.contact.name of Ada b0 is not of type text; "
+            "bills.total of Ada b1 is not of type decimal(18, 2)" in words(shown)
+        )
+        with closing(sqlite3.connect("out.db")) as db:
+            assert db.execute("SELECT record FROM records ORDER BY id").fetchall() == [(text,) for text in texts]
+
     @pytest.mark.sampled(3)
     @pytest.mark.parametrize(
         ("text", "output", "told"),
@@ -219,3 +240,12 @@ class TestASchema:
         shown = sync("http://127.0.0.1:9", "--schema", "schema.toml", *(["--output", output] if output else []))
         assert (shown.exit_code, shown.stdout) == (2, "")
         assert shown.stderr.startswith(f"lamella: {told}")
+
+
+def test_an_answer_with_two_lists_of_one_name_fails() -> None:
+    """JSON readers keep one of the two; the records of the other would be lost."""
+    text = body('{"billId":"b0"}', total=0).replace('"errors"', '"data": [], "errors"')
+    with answering(partial(answer, text=text)) as url:
+        shown = sync(url)
+    assert shown.exit_code == 1
+    assert "page 1 of bills is not readable JSON (a repeated name is not JSON compliant)" in words(shown)

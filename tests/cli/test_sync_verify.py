@@ -160,6 +160,45 @@ def test_a_departed_account_is_reported(tmp_path: Path) -> None:
         assert "no longer synced" not in sync(sandbox.url, resources="items").stdout
 
 
+def test_a_cut_accounts_file_does_not_forget_most_accounts(tmp_path: Path) -> None:
+    """Forgetting cannot be undone. Marking can, and shows that the file is meant."""
+    with served() as sandbox:
+        write_accounts(tmp_path, "Ada", "Bob", "Eve")
+        sync(sandbox.url, resources="items")
+        write_accounts(tmp_path, "Ada")
+        requests, before = len(sandbox.received), Path("out.jsonl").read_bytes()
+        shown = sync(sandbox.url, "--departed", "forget", resources="items")
+        assert (shown.exit_code, shown.stdout, len(sandbox.received)) == (2, "", requests)
+        assert shown.stderr == (
+            "lamella: --departed forget would remove the records of 2 accounts, more than the 1 that stay. "
+            "If the accounts file is complete, run once with --departed mark first\n"
+        )
+        assert Path("out.jsonl").read_bytes() == before
+        for how, told in (("mark", "are marked as deleted"), ("forget", "are forgotten")):
+            shown = sync(sandbox.url, "--departed", how, resources="items")
+            assert (shown.exit_code, f"Bob, Eve, {told}." in words(shown)) == (0, True)
+        assert "Bob" not in Path("out.jsonl").read_text(encoding="utf-8")
+
+
+def test_a_list_that_is_no_longer_read_is_named() -> None:
+    """It is in the output as of an earlier run, here without its second page."""
+    lists = {"bills": ListServer(numbered(20)), "offers": ListServer([{"id": number} for number in range(150)])}
+    lists["offers"].instead = lambda _, page, __: 404 if page == 2 else None
+
+    async def handle(request: Any) -> Any:
+        return await lists[request.path.rpartition("/")[2]](request)
+
+    with answering(handle) as url:
+        assert sync(url, resources="bills,offers").exit_code == 1
+        shown = sync(url)
+        report = json.loads(sync(url, "--json").stdout)
+    assert shown.exit_code == 0
+    assert "out.jsonl has all records of the lists in this run." in words(shown)
+    assert "has all records of the lists in this run; the next sync" in words(shown)
+    assert "Not read in this run, so their records are those of an earlier one: offers." in words(shown)
+    assert report["not_read"] == ["offers"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stated", ["csv", "toml"])
 def test_a_list_declared_absent_is_not_read(books: ListServer, stated: str) -> None:

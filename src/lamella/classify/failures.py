@@ -128,7 +128,7 @@ def transport_error(call: Call, exc: Exception, rules: RuleBook | None = None) -
         return timed_out(call, exc, rules, reason)
     if kind is ConnectionLost and is_unsent(request) and request.proxy is not None and request.is_ssl():
         # A failure between us and the proxy during CONNECT, for which aiohttp has no exception of its own.
-        kind = ConnectFailed
+        kind, reason = ConnectFailed, f"proxy: {reason}"
     if kind is ConnectTimeout:
         return _connect_timeout(call, exc, rules, reason)
     return _error(kind, call, _rule_of_tls(exc, rules) if kind is CertificateInvalid else rules, reason)

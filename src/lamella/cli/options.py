@@ -215,6 +215,7 @@ def _at_the_api(options: Options) -> dict[str, Any]:
     missing = f"no API key: set {_API_KEY}. There is no option for it, because other users can see a process's options"
     accounts = _given("--accounts", accounts_in, options.accounts)
     base_url = _base_url(options.base_url)
+    _check_authorities(base_url)
     return {
         "api_key": key_in(_API_KEY, missing),
         "base_url": base_url,
@@ -286,6 +287,20 @@ def _proxy(url: URL) -> URL | None:
     if proxy is None:
         raise ValueError(f"{url.scheme.upper()}_PROXY must be the URL of an HTTP proxy, such as http://proxy:3128")
     return proxy
+
+
+def _check_authorities(url: URL) -> None:
+    """Raise ValueError if OpenSSL would ignore ``SSL_CERT_FILE``: it then trusts the authorities of the system."""
+    path = os.environ.get("SSL_CERT_FILE")
+    if path in {None, "", os.devnull} or url.scheme != "https":
+        return
+    import ssl  # not needed for --help or a local server
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError as exc:
+        why = "it contains no certificate" if isinstance(exc, ssl.SSLError) else exc.strerror
+        raise ValueError(f"SSL_CERT_FILE must name a PEM file of certificate authorities: {why}: {path}") from None
 
 
 def _redacted(text: str) -> str:

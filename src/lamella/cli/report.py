@@ -47,6 +47,7 @@ class Synced:
     fault: str | None = None  # why the journal or the output could not be written; None: both were written
     misfits: Misfits = field(default_factory=Misfits)  # values that do not fit their columns
     departed: tuple[str, ...] = ()  # accounts with records in the journal that are no longer synced
+    not_read: tuple[str, ...] = ()  # resources with records in the journal that this run did not read
 
     @property
     def exit_code(self) -> int:
@@ -157,24 +158,25 @@ def verdict(checks: Iterable[Check]) -> RenderableType:
 
 
 def where_it_is(
-    output: Path | None, journal: Path | None, parts: Sequence[Part], notes: Iterable[str], *, ended: bool
+    output: Path | None, journal: Path | None, synced: Synced, notes: Iterable[str], *, ended: bool
 ) -> RenderableType:
     """Return where the records are and what is missing.
 
     Args:
         output: None means no output.
         journal: None means a temporary journal.
-        parts: The parts of the sync.
+        synced: The result of the sync.
         notes: Further remarks about the records.
         ended: Whether the sync finished, so that the output was written.
     """
-    has_all = ended and are_all_there(parts)
+    has_all = ended and are_all_there(synced.parts)
+    records = "all records of the lists in this run" if synced.not_read else "all records"
     lines = []
     if output is not None:
-        what = "has all records" if has_all else "has the records read so far" if ended else "was not written"
+        what = f"has {records}" if has_all else "has the records read so far" if ended else "was not written"
         lines.append(f"{redact_text(str(output))} {what}.")
     if journal is not None:
-        what = "all records; the next sync reads only what is new" if has_all else "the records read so far"
+        what = f"{records}; the next sync reads only what is new" if has_all else "the records read so far"
         lines.append(f"The journal {redact_text(str(journal))} has {what}.")
     return titled("Output", *map(Text, (*lines, *notes)))
 
@@ -239,8 +241,10 @@ def as_json(
         ],
         "misfits": synced.misfits.count,
         "empty_columns": list(synced.misfits.empty),
+        "stale_files": list(synced.misfits.stale),
         "misfit_texts": [redact_text(text, secrets) for text in synced.misfits.first],
         "departed": list(synced.departed),
+        "not_read": list(synced.not_read),
         "output": None if output is None else str(output),
         "exit_code": exit_code,
         **({"checks": [check._asdict() for check in checks]} if checks else {}),

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -36,6 +36,7 @@ from lamella.cli.terminal import count, duration, fail, make_console, show, some
 from lamella.redaction import redact_text
 from lamella.retry.report import OnAttempt
 from lamella.sync import Part, Report, SchemaMismatch
+from lamella.sync.stored import departed
 from lamella.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class _Tracing(NamedTuple):
     provider: TracerProvider
     collected: Collector
     outlet: Outlet | None
+
+
+class _Refused(Exception):
+    """Why a sync does not begin."""
 
 
 class _Ended(NamedTuple):
@@ -103,6 +108,8 @@ def _main(options: Options, folder: Path) -> int:
         ended = asyncio.run(_sync(options, settings, console, tracing))
     except JournalError as exc:
         fail(f"--journal: {exc}")
+    except _Refused as exc:
+        fail(str(exc))
     return _tell(console, ended, tracing)
 
 
@@ -163,7 +170,10 @@ async def run(
                 try:
                     done = await syncing
                     return Synced(
-                        *(done.run, done.resumed, done.parts, done.took), departed=done.departed, misfits=done.misfits
+                        *(done.run, done.resumed, done.parts, done.took),
+                        departed=done.departed,
+                        misfits=done.misfits,
+                        not_read=done.not_read,
                     )
                 except (asyncio.CancelledError, JournalError, OSError) as exc:
                     if watch.progress is None:
@@ -175,7 +185,9 @@ async def run(
     found = watch.progress
     took = time.monotonic() - began
     return Synced(
-        *(found.run, found.resumed, tuple(found.parts.values()), took, fault is None, fault), departed=found.departed
+        *(found.run, found.resumed, tuple(found.parts.values()), took, fault is None, fault),
+        departed=found.departed,
+        not_read=found.not_read,
     )
 
 
@@ -201,6 +213,8 @@ async def _sync_all(
             proxy=settings.proxy,
         ) as session,
     ):
+        if settings.departed == "forget":
+            await _check_forgotten(journal, {account.name for account in settings.accounts})
         return await maesn.sync(
             session,
             settings.accounts,
@@ -217,6 +231,18 @@ async def _sync_all(
             params=settings.params,
             at_once=settings.at_once,
             on_progress=watch.begun,
+        )
+
+
+async def _check_forgotten(journal: Journal, accounts: Collection[str]) -> None:
+    """Refuse to forget more accounts than stay, unless they are marked: the accounts file may be cut off."""
+    known = await journal.read(lambda db: len(departed(db, ())))
+    gone = await journal.read(lambda db: len(departed(db, accounts)))
+    unmarked = await journal.read(lambda db: len(departed(db, accounts, unmarked=True)))
+    if unmarked > known - gone:
+        raise _Refused(
+            f"--departed forget would remove the records of {count(unmarked, 'account')}, more than the "
+            f"{known - gone:,} that stay. If the accounts file is complete, run once with --departed mark first"
         )
 
 
@@ -296,7 +322,8 @@ def _tell(console: Console, ended: _Ended, tracing: _Tracing | None) -> int:
         has_ended = not synced.interrupted and synced.fault is None
         journal = None if options.sandbox and options.journal is None else settings.journal
         notes = _notes(settings, synced)
-        show(console, report.where_it_is(options.output, journal, synced.parts, notes, ended=has_ended))
+        where = report.where_it_is(options.output, journal, synced, notes, ended=has_ended)
+        show(console, where)
     if checks:
         retried = [] if tracing is None else [trace for trace in tracing.collected.traces if trace.is_retried]
         if retried:
@@ -331,9 +358,15 @@ def _notes(settings: Settings, synced: Synced) -> Iterator[str]:
         )
     if synced.misfits.empty:
         names = redact_text(some(synced.misfits.empty, 5))
-        yield f"Columns of the schema without a value in any record: {names}. Check their names."
+        yield f"Tables and columns of the schema without a value in any record: {names}. Check their names."
+    if synced.misfits.stale:
+        names = redact_text(some(synced.misfits.stale, 5))
+        yield f"Not in the schema any more, so no longer written: {names}. Remove what is not needed."
     verify, how = settings.full_every == 0, settings.departed
     yield from remarks_of_run(synced.parts, synced.departed, how, settings.absent, verify=verify)
+    if synced.not_read:
+        names = redact_text(some(synced.not_read, _MOST_NAMES))
+        yield f"Not read in this run, so their records are those of an earlier one: {names}."
 
 
 def _write_page(console: Console, path: Path, ended: _Ended, collected: Collector) -> int:
