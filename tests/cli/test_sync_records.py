@@ -248,4 +248,4 @@ def test_an_answer_with_two_lists_of_one_name_fails() -> None:
     with answering(partial(answer, text=text)) as url:
         shown = sync(url)
     assert shown.exit_code == 1
-    assert "page 1 of bills is not readable JSON (a repeated name is not JSON compliant)" in words(shown)
+    assert "page 1 of bills is not readable JSON (a name occurs twice)" in words(shown)

@@ -276,8 +276,6 @@ class TestThePage:
             '{"data":[%s],"meta":{"pagination":{"totalPages":1}}}',
             '\r\n { "meta" : { "pagination" : { "totalPages" : 1 } } ,\n\t"data" : [ %s ] } \n',
             r'{"meta":{"pagination":{"totalPages":1}},"d\u0061ta":[%s]}',
-            '{"data":[{"billId":"b3"}],"meta":{"pagination":{"totalPages":1}},"data":[%s]}',
-            '{"data":5,"meta":{"pagination":{"totalPages":1}},"data":[%s]}',
             '{"meta":{"pagination":{"totalPages":1},"data":[1]},"data":[%s],"rawData":[{"billId":"b3","data":[2]}]}',
             '{"rawData":"\\"data\\":[","meta":{"pagination":{"totalPages":1}},"data":[%s],"errors":null}',
         ],
@@ -289,6 +287,24 @@ class TestThePage:
         part, found = await synced(await serve(answering(body.replace("%s", " ,\n".join(records)))), tmp_path)
         assert (part.error, part.done) == (None, True)
         assert found == [("b1", records[0]), ("b2", records[1])]
+
+    @pytest.mark.sampled(2)
+    @pytest.mark.parametrize(
+        "body",
+        [
+            '{"data":[{"billId":"b3"}],"meta":{"pagination":{"totalPages":1}},"data":[{"billId":"b1"}]}',
+            '{"data":[{"billId":"b1"}],"meta":{"pagination":{"total":0}},"data":[]}',
+            '{"data":5,"meta":{"pagination":{"totalPages":1}},"data":[{"billId":"b1"}]}',
+            r'{"data":[{"billId":"b1"}],"d\u0061ta":[]}',
+            '{"errors":["down"],"data":[{"billId":"b1"}],"errors":null}',
+        ],
+    )
+    async def test_a_name_that_occurs_twice_in_the_answer_loses_no_record_silently(
+        self, serve: Serve, tmp_path: Path, body: str
+    ) -> None:
+        part, found = await synced(await serve(answering(body)), tmp_path)
+        assert str(part.error) == "page 1 of bills is not readable JSON (a name occurs twice)"
+        assert (part.done, found) == (False, [])
 
     @pytest.mark.sampled(4)
     @pytest.mark.parametrize(
@@ -512,7 +528,7 @@ def test_a_page_has_the_values_of_json_loads(text: str, at: int | None, cut: int
         with pytest.raises(ValueError):  # noqa: PT011 - which one depends on where it is noticed
             split(text.encode(), "data")
         return
-    answer, texts, _ = split(text.encode(), "data")
+    answer, texts, *_ = split(text.encode(), "data")
     compacted = split(text.encode(), "data", compact=True)
     assert (compacted.answer, compacted.records is None) == (answer, texts is None)
     assert list(map(loads, compacted.records or ())) == list(map(loads, texts or ()))

@@ -114,6 +114,8 @@ class Cut(NamedTuple):
     """The JSON of each record. None: there is no list of records at that place."""
     together: bytes = b""
     """The JSON of the whole list. Empty: it cannot be decoded as a whole."""
+    repeats: bool = False
+    """Whether an object around the records has a name twice. Then only its last value is here. Known if *compact*."""
 
 
 def split(body: bytes, place: str, *, compact: bool = False) -> Cut:
@@ -135,7 +137,7 @@ def split(body: bytes, place: str, *, compact: bool = False) -> Cut:
     cut = _split(msgspec.json.format(body, indent=-1) if compact else body, names, compact=compact)
     if not mark or not cut.records:
         return cut
-    return Cut(cut.answer, [record.replace(mark, b"\\") for record in cut.records])
+    return cut._replace(records=[record.replace(mark, b"\\") for record in cut.records], together=b"")
 
 
 def _split(body: bytes, names: list[str], *, compact: bool) -> Cut:
@@ -146,15 +148,14 @@ def _split(body: bytes, names: list[str], *, compact: bool) -> Cut:
     if not names:
         return Cut(None, [bytes(record) for record in _decoder(list[msgspec.Raw]).decode(body)], body)
     members = _decoder(dict[str, msgspec.Raw]).decode(body)
-    if compact and _repeats_name(body, members):
-        raise ValueError("a repeated name is not JSON compliant")  # only one of its values would be stored
+    repeats = compact and _repeats_name(body, members)
     inner = members.pop(names[0], None)
     answer = {name: _exact(bytes(member)) for name, member in members.items()}
     if inner is None:
-        return Cut(answer, None)
+        return Cut(answer, None, repeats=repeats)
     found = _split(bytes(inner), names[1:], compact=compact)
     answer[names[0]] = found.answer
-    return found._replace(answer=answer)
+    return found._replace(answer=answer, repeats=repeats or found.repeats)
 
 
 def _repeats_name(body: bytes, members: Mapping[str, Any]) -> bool:

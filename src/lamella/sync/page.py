@@ -273,7 +273,7 @@ def _parsed(body: bytes, of: List, place: str) -> tuple[Any, Any, Cut | None, st
             except ValueError:
                 loads(body)  # raises the errors that callers of pages() expect
                 raise
-            return cut.answer, cut.records, cut, None
+            return cut.answer, cut.records, cut, "a name occurs twice" if cut.repeats else None
         answer = loads(body, of.parse_float)
         return answer, at(answer, place), None, None
     except (ValueError, ArithmeticError, RecursionError) as exc:  # decimal's errors are arithmetic ones
