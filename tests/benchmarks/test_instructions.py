@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from benchmarks.costs.counted import ALONE, CASES, IN_PROCESS, LAMELLA, LOOPBACK, SDK, STAMINA, Case
-from benchmarks.instructions import comparison, counts_in, parts
+from benchmarks.instructions import app, comparison, counts_in, parts
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
+MISSING = "valgrind is not installed: apt-get install valgrind\n"
 
 
 def _cases(kind: str) -> dict[str, Case]:
@@ -59,7 +62,14 @@ def test_the_part_of_the_sdk_is_shown_where_it_is_counted() -> None:
     assert list(parts({})) == []
 
 
-def test_without_valgrind_there_is_a_message(tmp_path: Path) -> None:
+def test_without_valgrind_there_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    shown = CliRunner().invoke(app)
+    assert (shown.exit_code, shown.stderr) == (2, MISSING)
+
+
+@pytest.mark.slow
+def test_the_script_without_valgrind_prints_the_message(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "instructions.py")]
     done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)  # noqa: S603
-    assert (done.returncode, done.stderr) == (2, "valgrind is not installed: apt-get install valgrind\n")
+    assert (done.returncode, done.stderr) == (2, MISSING)
