@@ -28,6 +28,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tests.sdk import Metering, Tracing
 from tests.selection import (
+    compile_together,
     pytest_configure_node,
     pytest_pycollect_makeitem,
     pytest_pycollect_sample,
@@ -60,10 +61,11 @@ RECORDER = Recorder()
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """Keep the objects of the collection away from the garbage collector: they are many, and they stay."""
     gc.disable()
     try:
+        compile_together(session.config)
         return (yield)
     finally:
         gc.enable()
