@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 # The same examples at every run, on every machine. `make test-all` takes the thorough profile; see tests/examples.py.
-for _profile, _examples in (("quick", 15), ("thorough", 100)):
+for _profile, _examples in (("quick", 10), ("thorough", 100)):
     settings.register_profile(
         _profile, settings.get_profile("default"), derandomize=True, deadline=None, max_examples=_examples
     )

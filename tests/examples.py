@@ -9,7 +9,7 @@ from hypothesis import settings
 __all__ = ["examples"]
 
 _THOROUGH = 100
-"""As many as the thorough profile of conftest.py has; the quick one has 15."""
+"""As many as the thorough profile of conftest.py has; the quick one has 10."""
 
 
 def examples(number: int, **more: Any) -> settings:

@@ -66,7 +66,7 @@ async def test_a_dataset_contains_all_records_once_and_unchanged(
 
 
 async def test_the_next_run_reads_only_changes(make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path) -> None:
-    sandbox = await make_sandbox(accounts=some())
+    sandbox = await make_sandbox(accounts=some(4))
     await sync_to(sandbox)
     before = dataset.files(tmp_path / "out")
     sandbox.received.clear()
@@ -79,7 +79,7 @@ async def test_the_next_run_reads_only_changes(make_sandbox: MakeSandbox, sync_t
 
 
 async def test_no_key_is_sent_to_a_worker(make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path) -> None:
-    sandbox = await make_sandbox(accounts=some())
+    sandbox = await make_sandbox(accounts=some(4))
     engine = Lossy(tmp_path / "scratch")
     await sync_to(sandbox, on=engine)
     sent = pickle.dumps(engine.works)
@@ -91,7 +91,7 @@ async def test_no_key_is_sent_to_a_worker(make_sandbox: MakeSandbox, sync_to: Sy
 async def test_no_key_is_in_the_dataset_or_left_behind(
     make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
 ) -> None:
-    sandbox = await make_sandbox(accounts=some())
+    sandbox = await make_sandbox(accounts=some(4))
     await sync_to(sandbox)
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert any(b"account 3" in path.read_bytes() for path in written)

@@ -71,14 +71,15 @@ async def test_a_sync_killed_at_any_time_has_the_same_result(tmp_path: Path, kil
     assert sorted(os.listdir(stormy)) == ["journal", "out.jsonl"]
 
 
-async def test_a_kill_during_the_export_leaves_the_old_or_new_output(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+async def test_a_kill_during_the_export_leaves_the_old_or_new_output(tmp_path: Path, kills: int) -> None:
     moments = random.Random(3)
     output = tmp_path / "out.jsonl"
     async with Sandbox(records=100) as sandbox:
         there = sandbox.url, sandbox.api_key, {"account": sandbox.account_key}
         await completed(sync, *there, tmp_path)
         whole = output.read_bytes()
-        for _ in range(10):
+        for _ in range(kills):
             output.write_bytes(b"old\n")
 
             def writing() -> bool:
