@@ -3,7 +3,7 @@
 A run of whole folders leaves out the slow tests (``-m "not slow"`` in pyproject.toml). A run of single files or tests,
 or with ``-k``, takes all that it names.
 
-Of a test with more than six cases a part is not slow, the same in each run: of one list of parameters six cases, of
+Of a test with more than four cases a part is not slow, the same in each run: of one list of parameters four cases, of
 several lists as many as it takes for each value of each list to occur. ``sampled`` does so to a test with fewer cases,
 and ``sampled(n)`` leaves n of them.
 """
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _WITHOUT_SLOW: Final = "not slow"
-_MANY: Final = 6
+_MANY: Final = 4
 """The number of cases that a test may have without being sampled."""
 _ELSEWHERE: Final = {"backends", "browser", "dask", "fleet"}
 """The folders of tests with an environment of their own."""
