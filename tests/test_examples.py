@@ -10,7 +10,7 @@ import pytest
 from tests.environment import HANGS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-QUICK = {"own_layer", "service"}
+QUICK = {"own_layer"}
 ELSEWHERE = {"sync_on_dask"}
 """Run by tests/dask, in the environment that has Dask."""
 SHOWN = {

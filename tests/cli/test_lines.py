@@ -126,7 +126,7 @@ def test_successful_accounts_among_many_get_no_line() -> None:
     assert len(mail.draw(1, Part("account 4", "x", None, error=api_error(403)))) == 1
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("fail", [False, True])
 def test_500_accounts_give_a_short_output_for_any_outcome(fail: bool) -> None:
     def ends(name: str) -> Part:

@@ -40,7 +40,7 @@ def test_ctrl_c_during_the_import_ends_the_command(monkeypatch: pytest.MonkeyPat
     assert ended.value.code == 130
 
 
-@pytest.mark.parametrize("module", ["rich", "typer"])
+@pytest.mark.parametrize("module", ["rich", pytest.param("typer", marks=pytest.mark.slow)])
 def test_without_the_extra_cli_the_command_says_what_to_install(module: str) -> None:
     result = without(module, "explain")
     assert (result.stdout, result.returncode) == ("", 2)
@@ -65,7 +65,7 @@ def test_an_encoding_without_our_characters_is_supported() -> None:
     assert "1 min ? 1 min 6 s" in result.stdout
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 @pytest.mark.parametrize("no_color", [False, True])
 def test_the_command_uses_colours_on_a_terminal(tmp_path: Path, no_color: bool) -> None:

@@ -150,7 +150,7 @@ def peak() -> Iterator[Callable[[], float]]:
         tracemalloc.stop()
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["generator", "file", "multipart"])
 async def test_an_upload_of_100_mb_passes_through(serve: Serve, kind: str, peak: Callable[[], float]) -> None:
     sink = Sink()

@@ -163,6 +163,7 @@ async def test_a_failing_store_fails_no_call(serve: Serve, how: str, caplog: pyt
     assert len(caplog.records) == (0 if how == "forgets" else 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "limits", [Limit(REQUESTS, per=1), pytest.param(None, marks=pytest.mark.slow)], ids=["stated", "learned"]
 )

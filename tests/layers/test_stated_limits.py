@@ -60,7 +60,7 @@ class Stating:
         return web.Response(status=200 if passes else 429, headers=headers)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("form", FORMS)
 async def test_a_stated_limit_is_respected_before_any_refusal(
     serve: Serve, virtual_time: VirtualClock, form: str

@@ -169,6 +169,7 @@ class TestAllRecordsAreRead:
             found = [each async for page in maesn.pages(session, "bills", first=2) for each in page.records]
         assert found == server.records[min(server.cap, 100) :]
 
+    @pytest.mark.sampled(2)
     @pytest.mark.parametrize("counts", [("250", "3"), (250.0, 3.0), ("250", 1), ("0250", None)])
     async def test_a_count_may_be_text_or_have_a_point(
         self, serve: Serve, tmp_path: Path, counts: tuple[Any, Any]

@@ -1054,7 +1054,7 @@ def test_a_stated_limit_avoids_every_429(
     assert len(outcome.done) == calls
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stated_limit_is_used_completely(kind: str) -> None:
     traffic = Traffic(limit_of(kind, 100, 60), 6000, stated=Limit(100, 60), jitter=1)
@@ -1161,7 +1161,7 @@ def test_the_share_of_other_clients_is_respected(kind: str, share: float) -> Non
     assert outcome.refused <= 225
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lasts", [30.0, 100.0, 400.0, 900.0])
 @pytest.mark.parametrize("begins", [330.0, 607.0])
@@ -1201,7 +1201,7 @@ class _Shedder:
         return self.server.wait if self.random_.random() < self.server.share else 0.0
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "wait", "asked", "at_once", "most"),
     [

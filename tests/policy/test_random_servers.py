@@ -117,6 +117,7 @@ def test_a_limit_of_one_in_flight_is_not_taken_for_a_used_up_limit() -> None:
         assert outcome.sends <= 1.25 * len(outcome.done)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("seeds", [3, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["fixed", "bucket"])
 def test_random_refusals_do_not_change_a_learned_limit(kind: str, seeds: int) -> None:

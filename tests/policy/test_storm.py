@@ -61,6 +61,7 @@ def test_points_with_a_cost_function(jitter: float, seeds: int) -> None:
     assert mean(outcome.took / one.ideal() for one, outcome in runs(seeds, traffic)) <= 1.15
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("seeds", [2, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("there", [0.1, 0.5])
 def test_a_bucket_that_looks_like_a_maximum_in_flight(there: float, seeds: int) -> None:
@@ -83,7 +84,7 @@ def test_points_without_a_cost_function(jitter: float) -> None:
     assert mean(outcome.took / one.ideal() for one, outcome in runs(12, traffic)) <= 1.20
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("seeds", [1, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("jitter", [0.0, 0.05])
 @pytest.mark.parametrize("latency", [0.02, 0.05, 0.2])

@@ -179,6 +179,7 @@ class TestAllWays:
         async with aiohttp.ClientSession(url) as session:
             assert [each async for each in lamella.records(session, source)] == found
 
+    @pytest.mark.sampled(1)
     @pytest.mark.parametrize("status", [200, 400])
     async def test_a_false_page_count_is_not_believed_to_its_end(
         self, serve: Serve, tmp_path: Path, status: int
