@@ -53,7 +53,7 @@ demo: $(VENV)/.installed  ## Run a demonstration: `lamella sync --sandbox`
 	@# With -m, because the first line of a script in bin cannot contain every path.
 	@$(RUN) lamella sync --sandbox $(ARGS)
 
-test: $(VENV)/.installed  ## Run all tests except slow ones and most of many cases: two minutes
+test: $(VENV)/.installed  ## Run all tests except slow ones and most of many cases: 100 seconds
 	@$(RUN) pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-all: $(VENV)/.installed  ## Run all tests, including the whole fault matrix and more random examples

@@ -100,7 +100,7 @@ def session(url: str, *more: aiohttp.ClientMiddlewareType) -> aiohttp.ClientSess
 # With a real server
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["circuit", "budget"])
 @pytest.mark.parametrize("down", [pytest.param(0.0, marks=pytest.mark.slow), 2.0])
 async def test_an_outage_loses_no_item(virtual_time: VirtualClock, serve: Serve, by: str, down: float) -> None:

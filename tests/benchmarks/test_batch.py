@@ -22,6 +22,7 @@ def test_a_contender_does_all_items(name: str) -> None:
     assert "items a second" in line(sample)
 
 
+@pytest.mark.slow
 def test_a_crashed_process_is_reported() -> None:
     with pytest.raises(RuntimeError, match="crashed, exit code 1"):
         measure("nobody", 10)

@@ -17,6 +17,7 @@ from lamella import cli
 from lamella.cli.app import app
 
 
+@pytest.mark.slow
 def test_the_command_prints_its_version() -> None:
     result = lamella("--version")
     assert (result.stdout, result.stderr, result.returncode) == (f"lamella {version('lamella')}\n", "", 0)
