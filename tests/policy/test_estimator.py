@@ -542,7 +542,7 @@ def steady(**known: Any) -> RateEstimate:
     [(0, 4.0, "edge"), (1, 4.0, "climb"), (2, 4.0, "edge"), (3, 4.0, "climb"), (0, 1.0, "climb")],
 )
 def test_tests_for_a_higher_limit_alternate_between_edge_and_climb(looks: int, spread: float, phase: str) -> None:
-    estimate = steady(looks=looks, spread=spread)
+    estimate = steady(looks=looks, spread=spread, log=[[0.0, 9.0, 50]])
     assert isinstance(next_permit(estimate, 9.9, (), 60.0), Permit)
     assert (estimate.phase, estimate.looks) == ("steady", looks)
     assert isinstance(next_permit(estimate, 20.0, (), 60.0), Permit)
@@ -555,24 +555,27 @@ def test_tests_for_a_higher_limit_alternate_between_edge_and_climb(looks: int, s
 
 
 def test_a_proven_climb_continues_and_is_followed_by_another_test() -> None:
-    estimate = steady(looks=1)
+    estimate = steady(looks=1, log=[[0.0, 9.0, 50]])
     next_permit(estimate, 20.0, (), 60.0)
+    estimate.record(80.0, 63)
     next_permit(estimate, 85.9, (), 60.0)
     assert (estimate.requests, estimate.good, estimate.proven_at) == (125.0, 100.0, 86.0)
     next_permit(estimate, 100.0, (), 60.0)
     assert (estimate.phase, estimate.requests, estimate.good, estimate.proven_at) == ("climb", 156.25, 100.0, 166.0)
+    estimate.record(160.0, 79)
     next_permit(estimate, 200.0, (), 60.0)
     assert (estimate.requests, estimate.good, estimate.looks) == (195.3125, 125.0, 2)
+    estimate.record(260.0, 98)
     next_permit(estimate, 300.0, (), 60.0)
     assert estimate.good == 156.25
 
     # Of a few it is one more at least.
-    estimate = steady(looks=1, requests=2.0)
+    estimate = steady(looks=1, requests=2.0, log=[[0.0, 9.0, 1]])
     next_permit(estimate, 20.0, (), 60.0)
     assert (estimate.requests, estimate.good) == (3.0, 2.0)
 
     # More than 100 was found at an edge, and nothing was refused since: there may be more yet.
-    estimate = steady(looks=1, look_at=1e9, proven_at=50.0, look_every=64.0, requests=120.0)
+    estimate = steady(looks=1, look_at=1e9, proven_at=50.0, look_every=64.0, requests=120.0, log=[[9.0, 9.0, 60]])
     next_permit(estimate, 49.9, (), 60.0)
     assert (estimate.phase, estimate.good, estimate.look_every) == ("steady", 90.0, 64.0)
     next_permit(estimate, 50.0, (), 60.0)
@@ -1164,7 +1167,7 @@ def test_the_share_of_other_clients_is_respected(kind: str, share: float) -> Non
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lasts", [30.0, 100.0, 400.0, 900.0])
-@pytest.mark.parametrize("begins", [330.0, 607.0])
+@pytest.mark.parametrize("begins", [200.0, 330.0, 607.0])
 def test_a_server_that_refuses_everything_for_a_while_does_not_change_the_period(
     kind: str, lasts: float, begins: float
 ) -> None:
@@ -1177,6 +1180,39 @@ def test_a_server_that_refuses_everything_for_a_while_does_not_change_the_period
     assert outcome.estimate.period == 60.0
     # Beside the block: the two minutes of the measurement, and at most two of the rule's longest wait so far.
     assert outcome.took <= 1.10 * traffic.ideal() + 2 * lasts + 120.0
+
+
+def crowd_and_then(later: list[float], limit: ServersLimit, crowd: int = 300) -> tuple[Outcome, list[float]]:
+    """Return what becomes of calls at the moments *later* after a *crowd* at once, and how long each was queued."""
+    traffic = Traffic(limit, crowd + len(later), jitter=0.5, arrivals=[0.0] * crowd + later)
+    outcome = traffic.run()
+    assert outcome.lost == []
+    assert outcome.refused == Traffic(limit, crowd, jitter=0.5, arrivals=[0.0] * crowd).run().refused
+    sent_at = outcome.sent_at[-len(later) :]
+    return outcome, [sent - BEGIN - moment for sent, moment in zip(sent_at, later, strict=True)]
+
+
+@pytest.mark.parametrize(("size", "every"), [(40, 60.0), (8, 10.0), (90, 125.0)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_calls_that_a_known_limit_allows_are_not_delayed(kind: str, size: int, every: float) -> None:
+    """They were sent evenly over a quarter of the period: 40 calls a minute took six seconds instead of none."""
+    later = [900.0 + every * round_ for round_ in range(20) for _ in range(size)]
+    _, queued = crowd_and_then(later, limit_of(kind, 100, 60))
+    assert max(queued) < 1e-6
+
+
+def test_a_small_bucket_that_has_filled_is_used_at_once() -> None:
+    later = [900.0 + 10.0 * round_ for round_ in range(60) for _ in range(8)]
+    _, queued = crowd_and_then(later, TokenBucket(100 / 60, 20, retry_after=False))
+    assert max(queued) < 1e-6
+
+
+@pytest.mark.parametrize("every", [6.0, 90.0])
+def test_a_few_calls_do_not_raise_a_learned_limit(every: float) -> None:
+    """Each 66 s without a refusal proved a quarter more. All calls of the next crowd were refused."""
+    later = [900.0 + every * number for number in range(int(7200 / every))]
+    outcome, _ = crowd_and_then(later, TokenBucket(100 / 60, 20, retry_after=False))
+    assert 80 <= outcome.estimate.requests <= 125
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from lamella.throttle.estimate import LOOK_EVERY, SLOW_START, SPREAD, RateEstima
 BIG_STEP: Final = 1.5  # maximum growth of the number by one test at the edge of a window
 _STEP: Final = 1.25  # growth of the rate in each step of a climb
 _TRIAL: Final = 3.0  # periods until a higher number is proven
+_CLIMB: Final = 1.1  # the same for each step of a climb
+_BUSY: Final = 0.5  # share of the number that must have passed for a test to show something
 _LONGEST_LOOK_EVERY: Final = 128.0
 _EVEN: Final = 3.0  # a test with evenly spaced attempts costs a whole period, so it is this many times less frequent
 _ENOUGH: Final = 5  # attempts that must have passed before a single refusal says something about the limit
@@ -38,9 +40,7 @@ def learn(estimate: RateEstimate, now: float) -> None:
         else:
             settle(estimate, now, estimate.good, failed=True)
     elif estimate.proven_at >= 0:
-        if estimate.burst * BIG_STEP >= estimate.good:
-            estimate.spread = SPREAD  # the value before the climb
-        settle(estimate, now, estimate.good, failed=True)
+        _back(estimate, now, failed=True)
     else:
         _lower(estimate, now)
     if is_proven:
@@ -49,8 +49,14 @@ def learn(estimate: RateEstimate, now: float) -> None:
 
 
 def look_for_more(estimate: RateEstimate, now: float) -> None:
-    """Accept a higher number that is now proven, and begin the next test when it is due."""
+    """Accept a higher number that is now proven, and begin the next test when it is due.
+
+    So few attempts that they never reach the number prove nothing.
+    """
     if 0 <= estimate.proven_at <= now:
+        if estimate.phase == "climb" and not _is_busy(estimate, estimate.proven_at - _CLIMB * estimate.period):
+            _back(estimate, now)
+            return
         estimate.proven_at, estimate.look_every = -1.0, LOOK_EVERY
         if estimate.phase == "climb":
             # Accept the step before: the burst of a bucket may have helped this one.
@@ -59,7 +65,8 @@ def look_for_more(estimate: RateEstimate, now: float) -> None:
         else:
             estimate.good, estimate.look_at = estimate.requests, now
             estimate.looks += 1  # the next test is then of the same kind
-    if estimate.phase == "steady" and estimate.proven_at < 0 and now >= estimate.look_at:
+    is_due = estimate.phase == "steady" and estimate.proven_at < 0 and now >= estimate.look_at
+    if is_due and _is_busy(estimate, now - estimate.period):
         estimate.looks += 1
         estimate.good = estimate.requests
         if estimate.spread > 1 and estimate.looks % 2:
@@ -83,7 +90,18 @@ def settle(
 def _climb(estimate: RateEstimate, now: float) -> None:
     estimate.spread = 1.0
     estimate.requests = max(estimate.requests * _STEP, estimate.requests + 1)
-    estimate.proven_at = now + estimate.period * 1.1
+    estimate.proven_at = now + _CLIMB * estimate.period
+
+
+def _back(estimate: RateEstimate, now: float, *, failed: bool = False) -> None:
+    """Return to the proven number."""
+    if estimate.burst * BIG_STEP >= estimate.good:
+        estimate.spread = SPREAD  # the value before the climb
+    settle(estimate, now, estimate.good, failed=failed)
+
+
+def _is_busy(estimate: RateEstimate, since: float) -> bool:
+    return estimate.count(since) >= _BUSY * estimate.requests
 
 
 def _start_over(estimate: RateEstimate, max_in_flight: float) -> None:

@@ -44,6 +44,8 @@ _SLOW_LATER: Final = (1.0, 300.0)  # the same after the first refusal, for four 
 _LATE: Final = 4.0  # multiple of the fastest answer after which an attempt is late
 _BUSY: Final = (0.1, 1.0)  # periods, and at most seconds, for which a busy process may delay an attempt
 _FORGET: Final = 1.001  # factor by which each answer increases the time of the fastest one
+_SAVED: Final = 0.5  # share of the measured size of a bucket that is used at once after a pause
+_FULL: Final = 0.95  # share of the number that uses up a period
 _SOON: Final = 1e-6  # the shortest wait, so that a rounding error cannot cause an endless loop
 _SAME_MOMENT: Final = 1e-3  # seconds within which no two permits have the same time
 _HARDLY: Final = 0.25  # of the period that the server suggests. A shorter wait of the rule is not a period
@@ -70,7 +72,7 @@ def next_permit(
             return gap
         if gap is not None:
             # A late timer must not lower the rate.
-            estimate.next_at = max(estimate.next_at, now - gap) + gap if gap else now
+            estimate.next_at = max(estimate.next_at, now - gap * _saved(estimate, asked)) + gap if gap else now
     if estimate.began < 0:
         estimate.began = now
     at = now if not now <= estimate.sent_at < now + _SAME_MOMENT else nextafter(estimate.sent_at, inf)
@@ -135,11 +137,27 @@ def _by_estimate(estimate: RateEstimate, now: float, in_flight: Sequence[float],
             if wait := _until_answered(in_flight, now, estimate.max_in_flight, _slow_after(estimate)):
                 return wait
             gap = asked.cost * estimate.period / (SPREAD * used)
+        elif estimate.spread > 1 and estimate.phase != "spread" and _is_idle(estimate, now, used, asked):
+            return 0.0
     elif len(in_flight) >= estimate.max_in_flight and (wait := _slow_start(estimate, now, in_flight, asked)):
         return wait
     if now < estimate.next_at:
         return Wait(max(estimate.next_at - now, _SOON), blocked=False)
     return gap
+
+
+def _is_idle(estimate: RateEstimate, now: float, used: float, asked: Asked) -> bool:
+    """Return whether the calls have not used up the limit lately, and will not now, so they need not be spread."""
+    if used + max(asked.waiting, 1) * asked.cost > min(estimate.burst, estimate.requests):
+        return False
+    lately = estimate.count(now - 2 * estimate.period) - estimate.count(now - estimate.period)
+    return lately < _FULL * estimate.requests
+
+
+def _saved(estimate: RateEstimate, asked: Asked) -> float:
+    """Return how many attempts may be sent at once after a pause: a bucket that was not used has filled."""
+    is_idle_bucket = estimate.spread <= 1 and estimate.phase == "steady" and asked.waiting <= 1
+    return max(_SAVED * estimate.burst, 1.0) if is_idle_bucket else 1.0
 
 
 def _until_free(oldest: float | None, period: float, now: float, ends: float | None) -> Wait:
@@ -247,10 +265,9 @@ def answered(  # noqa: PLR0917 - by a keyword it would take a third longer, once
     # The length of a quota does not show the period of the other limit.
     if not too_long and estimate.refused_began >= 0:
         since_began = now - estimate.refused_began
-        is_new = estimate.phase in {"burst", "spread"}
-        if (refusals > 2 or (refusals > 1 and is_new)) and not estimate.chance:
-            # Refused again after the wait: the period is longer than that wait. Once a period is known, it takes two
-            # such refusals, since one may be random.
+        if refusals > 1 and estimate.phase in {"burst", "spread"} and not estimate.chance:
+            # Refused again after the wait: the period is longer than that wait. A known period has been proven by the
+            # measurement, so the server refuses everything for a while.
             estimate.period = max(estimate.period, since_began)
         elif refusals and estimate.spread > 1 and estimate.asked <= since_began < estimate.period:
             # A used-up window lets nothing pass before its end, so it has ended by now.
