@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lamella.store.network import VERSION, NetworkStore, Swap, Swapped
+from lamella.store.wakeups import ID
 
 __all__ = ["Database", "LocalStore"]
 
@@ -21,6 +22,12 @@ class Database:
         self.hangs = False
         self.fails: Exception | None = None
         self.asked = 0
+        self.listeners: dict[str, tuple[Callable[[str], None], asyncio.Future[None]]] = {}
+        """The connections for wake-ups, by process. Each is lost when its future is done."""
+        self.refuses = False
+        """Whether it refuses such connections."""
+        self.woken: list[str] = []
+        """The names that were sent."""
 
     def now(self) -> float:
         return asyncio.get_running_loop().time() + self.ahead
@@ -40,18 +47,38 @@ class LocalStore(NetworkStore):
             await asyncio.sleep(0.01)
         if database.fails is not None:
             raise database.fails
-        replies = [self._swapped(*swap) for swap in swaps]
+        replies = [self._swapped(swap) for swap in swaps]
         database.asked += len(swaps)
         await asyncio.sleep(database.slow / 2)
         return replies
 
-    def _swapped(self, key: str, version: str, replacement: str | None) -> Swapped:
+    def _swapped(self, swap: Swap) -> Swapped:
+        key, version, replacement, wakes = swap
         texts, now = self.database.texts, self.database.now()
         has = texts.get(key, "")
         if replacement is None or has[:VERSION] != version:
             return Swapped(False, has[:VERSION], has[VERSION:], now)
         texts[key] = replacement
+        self.database.woken.extend(wakes)
+        for name in wakes:
+            asyncio.get_running_loop().call_later(self.database.slow / 2, self._wake, name)
         return Swapped(True, replacement[:VERSION], "", now)
+
+    def _wake(self, name: str) -> None:
+        if (listener := self.database.listeners.get(name[:ID])) is not None:
+            listener[0](name)
+
+    async def listen(self, process: str, heard: Callable[[str], None]) -> None:
+        await asyncio.sleep(self.database.slow)
+        if self.database.refuses:
+            raise ConnectionError
+        lost = asyncio.get_running_loop().create_future()
+        self.database.listeners[process] = heard, lost
+        try:
+            heard("")
+            await lost
+        finally:
+            del self.database.listeners[process]
 
     async def aclose(self) -> None:
         """Nothing is open."""

@@ -19,6 +19,7 @@ _FILES = [
     "test_redis_kinds.py",
     "test_outage.py",
     "test_shown.py",
+    "test_wakeups.py",
 ]
 collect_ignore = [] if os.environ.get(_REDIS) else _FILES
 

@@ -8,6 +8,8 @@ from lamella import PostgresStore, RedisStore
 
 __all__ = ["Place", "PostgresPlace", "RedisPlace", "store_of"]
 
+_LISTENING = "FROM pg_stat_activity WHERE query LIKE 'LISTEN %lamella_wake_%'"
+
 
 def store_of(url: str) -> RedisStore | PostgresStore:
     """Return the store for an address."""
@@ -50,6 +52,14 @@ class RedisPlace:
     async def keys(self) -> list[str]:
         """Return the keys of all states."""
         return [key.removeprefix("lamella:") for key in await self.client.keys()]
+
+    async def listeners(self) -> int:
+        """Return the number of connections for wake-ups."""
+        return len(await self.client.pubsub_channels("lamella:wake:*"))
+
+    async def cut(self) -> None:
+        """Break these connections."""
+        await self.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
 
 
 class PostgresPlace:
@@ -97,6 +107,15 @@ class PostgresPlace:
     async def keys(self) -> list[str]:
         """Return the keys of all states."""
         return await self.ask("SELECT key FROM lamella")
+
+    async def listeners(self) -> int:
+        """Return the number of connections for wake-ups."""
+        [number] = await self.ask(f"SELECT count(*) {_LISTENING}")
+        return int(number)
+
+    async def cut(self) -> None:
+        """Break these connections."""
+        await self.ask(f"SELECT pg_terminate_backend(pid) {_LISTENING}")
 
 
 Place = RedisPlace | PostgresPlace

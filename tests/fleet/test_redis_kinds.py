@@ -15,6 +15,7 @@ from aiohttp import web
 from scripts.backends import free_ports
 from scripts.fleet import Redis
 from tests.environment import HANGS
+from tests.fleet.test_wakeups import listening
 
 from lamella import RedisStore, stack
 from lamella.store.network import StoreUnavailable
@@ -118,6 +119,8 @@ async def test_a_cluster_is_a_store(nodes: int) -> None:
         assert all(each.done for each in done)
         async with RedisStore(servers[-1].url) as another:
             found = await another.stored("key ", 20)
+            sleeper = await listening(another)
+            await sleeper.wakes(store)
         assert (len(found.states), found.number, found.is_exact) == (20, 50, True)
         if nodes > 1:
             servers[1].kill()

@@ -17,7 +17,7 @@ from lamella.testing import FixedWindow, SlidingWindow, TokenBucket
 from lamella.testing import Limit as ServersLimit
 from lamella.throttle.estimate import Asked, Permit, RateEstimate, Wait
 from lamella.throttle.holding import Holding
-from lamella.throttle.lease import LeaseState, as_text, exchange, newest, of_text
+from lamella.throttle.lease import Grant, LeaseState, as_text, exchange, newest, of_text
 from lamella.throttle.lease_policy import Learned, Policy, Stated
 
 REQUESTS = 100
@@ -164,8 +164,12 @@ class Fleet:
                     process.seen = as_text(state)
                 outcome.exchanges += 1
                 process.holding.granted(grant, report, clock)
+                for name in grant.wakes:
+                    at(now + ROUND_TRIP, "woken", int(name.removeprefix("holder ")))
                 at(now + ROUND_TRIP, "exchanged", who)
                 continue
+            if what == "woken":
+                process.holding.wake(now + offset)
             if what == "exchanged":
                 process.asks = False
             asks, wake = False, math.inf
@@ -431,3 +435,142 @@ def test_what_is_held_moves_with_the_clock(seconds: float) -> None:
     assert not holding.used
     assert not holding.sent
     assert isinstance(holding.take(now), Permit)
+
+
+def exchanged(state: LeaseState, holding: Holding, now: float, waiting: int, policy: Policy) -> Grant:
+    report = holding.report(now, waiting)
+    grant = exchange(state, now, report, policy)
+    holding.granted(grant, report, now)
+    return grant
+
+
+def taken(holding: Holding, now: float) -> Permit:
+    permit = holding.take(now)
+    assert isinstance(permit, Permit)
+    return permit
+
+
+def test_an_answer_wakes_only_the_holder_whose_turn_it_is() -> None:
+    policy = Stated((Limit(concurrent=1),))
+    state = LeaseState(policy.new())
+    first, second, third = holdings = [Holding(name) for name in ("first", "second", "third")]
+    now = state.clock
+    # The first one reports its result at once, once it knows that another one waits for it.
+    assert [list(exchanged(state, each, now, 1, policy).wakes) for each in holdings] == [[], ["first"], []]
+    permit = taken(first, now)
+    assert isinstance(second.take(now + 0.2), Wait)
+    assert second.take(now + 0.25) is None  # it asks again in case no message comes
+    first.wake(now)
+    first.ended(permit, now + 1, passed=True)
+    assert first.flush_at(now + 1) == now + 1
+    assert list(exchanged(state, first, now + 1, 0, policy).wakes) == ["second"]
+    second.wake(now + 1)
+    assert second.take(now + 1) is None
+    assert list(exchanged(state, second, now + 1.001, 1, policy).wakes) == []
+    second.ended(taken(second, now + 1.001), now + 2, passed=True)
+    assert list(exchanged(state, second, now + 2, 0, policy).wakes) == ["third"]
+    exchanged(state, third, now + 2, 1, policy)
+    third.ended(taken(third, now + 2), now + 3, passed=True)
+    assert list(exchanged(state, third, now + 3, 0, policy).wakes) == []
+    assert not any(each.open for each in state.holders.values())
+
+
+def test_a_holder_that_wants_more_gets_the_place_of_its_own_attempt() -> None:
+    policy = Stated((Limit(concurrent=1),))
+    state, first, second = LeaseState(policy.new()), Holding("first"), Holding("second")
+    now, turns = state.clock, ""
+    for holding in (first, second):
+        exchanged(state, holding, now, 50, policy)
+    for _ in range(60):
+        now += 0.02
+        holding = first if state.holders["first"].open else second
+        holding.ended(taken(holding, now), now, passed=True)
+        turns += holding.name[0]
+        grant = exchanged(state, holding, now, 50, policy)
+        assert (list(grant.wakes) == []) == bool(state.holders[holding.name].open)
+        for name in grant.wakes:
+            exchanged(state, first if name == "first" else second, now, 50, policy)
+    assert turns.startswith("f" * 16)
+    assert abs(turns.count("f") - turns.count("s")) <= 16
+
+
+def test_a_holder_that_does_not_come_for_its_permit_gets_no_other_one() -> None:
+    policy = Stated((Limit(concurrent=2),))
+    state = LeaseState(policy.new())
+    first, second, third = holdings = [Holding(name) for name in ("first", "second", "third")]
+    now = state.clock
+    for holding in holdings:
+        exchanged(state, holding, now, 2, policy)
+    permits = [taken(first, now) for _ in range(2)]
+    woken: list[str] = []
+    for permit in permits:
+        first.ended(permit, now, passed=True)
+        woken += exchanged(state, first, now, 0, policy).wakes
+    assert woken == ["second", "third"]
+    assert [len(each.open) for each in state.holders.values()] == [0, 1, 1]
+    assert second.waits
+    assert third.waits
+
+
+def test_a_holder_that_waits_for_an_answer_is_woken_when_the_time_is_known() -> None:
+    policy = Stated((Limit(1, per=60), Limit(concurrent=1)))
+    state, first, second = LeaseState(policy.new()), Holding("first"), Holding("second")
+    now = state.clock
+    for holding in (first, second):
+        exchanged(state, holding, now, 1, policy)
+    first.ended(taken(first, now), now + 1, passed=True)
+    assert list(exchanged(state, first, now + 1, 0, policy).wakes) == ["second"]
+    grant = exchanged(state, second, now + 1, 1, policy)
+    assert grant.permits == ()
+    assert grant.wait is not None
+    assert grant.wait.seconds == pytest.approx(60)
+    assert list(exchanged(state, first, now + 2, 0, policy).wakes) == []
+
+
+def test_a_holder_does_not_ask_again_for_the_permits_that_others_have_issued() -> None:
+    policy = Stated((Limit(concurrent=2),))
+    state, first, second = LeaseState(policy.new()), Holding("first"), Holding("second")
+    now = state.clock
+    exchanged(state, first, now, 2, policy)
+    exchanged(state, second, now, 1, policy)
+    for permit in [taken(first, now) for _ in range(2)]:
+        first.ended(permit, now + 1, passed=True)
+    exchanged(state, first, now + 1, 0, policy)
+    grant = exchanged(state, second, now + 1, 1, policy)
+    assert len(grant.permits) == 1
+    assert grant.wait is None
+
+
+def test_a_holder_whose_waiting_calls_have_gone_says_so() -> None:
+    policy = Stated((Limit(concurrent=1),))
+    state, first, second = LeaseState(policy.new()), Holding("first"), Holding("second")
+    now = state.clock
+    for holding in (first, second):
+        exchanged(state, holding, now, 1, policy)
+    assert second.flush_at(now + 0.1, 0) == pytest.approx(now + 0.25)
+    first.ended(taken(first, now), now + 0.2, passed=True)
+    exchanged(state, first, now + 0.2, 0, policy)
+    second.wake(now + 0.2)
+    assert second.flush_at(now + 0.2, 0) == now + 0.2
+    exchanged(state, second, now + 0.2, 0, policy)
+    assert second.pool
+    due = second.flush_at(now + 0.2, 0)
+    assert due is not None
+    exchanged(state, second, due + 0.1, 0, policy)
+    assert not state.holders["second"].open
+
+
+def test_a_holder_that_has_waited_for_a_second_comes_next() -> None:
+    policy = Stated((Limit(concurrent=1),))
+    state, first, second = LeaseState(policy.new()), Holding("first"), Holding("second")
+    now, turns = state.clock, ""
+    for holding in (first, second):
+        exchanged(state, holding, now, 50, policy)
+    for _ in range(6):
+        now += 1.0
+        holding, other = (first, second) if state.holders["first"].open else (second, first)
+        holding.ended(taken(holding, now), now, passed=True)
+        turns += holding.name[0]
+        exchanged(state, holding, now, 50, policy)
+        exchanged(state, other, now, 50, policy)
+    assert turns == "ffsfsf"

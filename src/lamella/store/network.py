@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar, TypeVarTuple
 from weakref import WeakSet
 
 from lamella.checks import check_seconds
+from lamella.store.wakeups import Wakeups
 from lamella.telemetry.log import LOGGER
 
 _S = TypeVar("_S")
@@ -44,6 +45,8 @@ class Swap(NamedTuple):
     """The expected version. Empty: no state is expected."""
     replacement: str | None
     """The new version and the new state. None: only read the state."""
+    wakes: Sequence[str] = ()
+    """The names of the holders to wake if the state is replaced."""
 
 
 class Swapped(NamedTuple):
@@ -96,6 +99,8 @@ class NetworkStore(ABC):
         """Maximum error of `ahead` in seconds: half the duration of the exchange that determined it."""
         self.holders: WeakSet[Holder] = WeakSet()
         """Those that report for the last time when the store is closed."""
+        self.wakeups: Wakeups = Wakeups(self.listen)
+        """Wakes the holders of this process when others send their names."""
         self._fastest = float("inf")
         self._queue: list[tuple[Swap, asyncio.Future[Swapped]]] = []
         self._sender: asyncio.Task[None] | None = None
@@ -106,6 +111,22 @@ class NetworkStore(ABC):
     @abstractmethod
     async def send(self, swaps: Sequence[Swap]) -> list[Swapped]:
         """Send *swaps* and return the result of each. Any exception means that the store has failed."""
+
+    async def listen(self, process: str, heard: Callable[[str], None]) -> None:
+        """Call *heard* with each name that others send to *process*, the first six characters of the names.
+
+        Call it with an empty name whenever a connection is ready. Return when the connection is lost.
+
+        Raises:
+            NotImplementedError: The store sends no names. Its holders ask it every 250 ms.
+            Exception: There is no connection. It is opened again later.
+        """
+        raise NotImplementedError
+
+    def listen_here(self) -> None:
+        """Receive wake-ups in the running event loop, unless the store is closed in it."""
+        if self._closed_in is not asyncio.get_running_loop():
+            self.wakeups.start()
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -124,6 +145,7 @@ class NetworkStore(ABC):
                     async with asyncio.timeout(_LAST):
                         await asyncio.gather(*reports, return_exceptions=True)
         self._closed_in = loop
+        await self.wakeups.stop()
         if self._sender is not None and self._sender.get_loop() is self._closed_in:
             await asyncio.wait({self._sender})
 
@@ -134,8 +156,8 @@ class NetworkStore(ABC):
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def swap(self, key: str, version: str, state: str | None = None) -> Swapped:
-        """Replace the state of *key* if it still has *version*. *state* None: only read it.
+    async def swap(self, key: str, version: str, state: str | None = None, wakes: Sequence[str] = ()) -> Swapped:
+        """Replace the state of *key* if it still has *version*, and wake *wakes*. *state* None: only read it.
 
         Raises:
             StoreUnavailable: The store does not answer, or is closed. The swap may have been done.
@@ -149,7 +171,7 @@ class NetworkStore(ABC):
             self._failed = loop.time()  # this swap tests the store; other swaps do not wait for the answer
         done: asyncio.Future[Swapped] = loop.create_future()
         replacement = None if state is None else os.urandom(VERSION // 2).hex() + state
-        self._queue.append((Swap(key, version, replacement), done))
+        self._queue.append((Swap(key, version, replacement, wakes), done))
         if self._sender is None or self._sender.done() or self._sender.get_loop() is not loop:
             self._sender = loop.create_task(self._send_all())
         return await done

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from lamella.store.network import VERSION, NetworkStore, Stored, Swap, Swapped
+from lamella.store.wakeups import ID
 
 _URLS: Final = ("postgresql://", "postgres://")
 _TABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}(\.[A-Za-z_][A-Za-z0-9_]{0,62})?")
@@ -17,6 +18,8 @@ _SHARES: Final = 10.0  # removals of expired states within a ttl
 _REMOVED: Final = 1000  # states that are removed at once
 _TRIES: Final = 5
 _CONNECT: Final = 5.0  # seconds
+_CHECK: Final = 30.0  # seconds between two checks of the connection for wake-ups
+_CHANNEL: Final = "lamella_wake_"
 
 # Without TOAST, which would need a vacuum, and with room in each page for the next version of a state.
 _CREATE: Final = """
@@ -48,11 +51,17 @@ WITH wanted AS MATERIALIZED (
   WHERE seen = '' AND version <> '' AND key NOT IN (SELECT key FROM locked) ORDER BY key
   ON CONFLICT DO NOTHING
   RETURNING key
-), done AS (SELECT key FROM updated UNION ALL SELECT key FROM inserted)
+), done AS (
+  SELECT key FROM updated UNION ALL SELECT key FROM inserted
+), woken AS MATERIALIZED (
+  SELECT pg_notify('{channel}' || left(name, {id}), name) FROM unnest($6::text[], $7::text[]) AS wakes (key, name)
+  WHERE key IN (SELECT key FROM done)
+)
 SELECT done.key IS NOT NULL, coalesce(has.version, ''),
   CASE WHEN done.key IS NULL AND has.version <> '' THEN has.state ELSE '' END,
   extract(epoch FROM clock_timestamp())::float8
 FROM wanted LEFT JOIN done ON done.key = wanted.key LEFT JOIN has ON has.key = wanted.key
+WHERE (SELECT count(*) FROM woken) >= 0  -- PostgreSQL executes only what is read
 ORDER BY wanted.place
 """
 
@@ -76,8 +85,8 @@ class PostgresStore(NetworkStore):
 
     Each state is one row, under a hash that holds no credential. The table is unlogged: PostgreSQL empties it after a
     crash, and the processes restore what they have seen. It is created when it is first needed. The store's clock is
-    that of the server. A process has one connection. Close it by `aclose`, or use it as ``async with
-    PostgresStore(dsn) as store``.
+    that of the server. A process has one connection, and a second one once it waits for another process. Close them by
+    `aclose`, or use it as ``async with PostgresStore(dsn) as store``.
 
     Args:
         dsn: ``postgresql://…`` or ``postgres://…``, as asyncpg takes it.
@@ -106,7 +115,7 @@ class PostgresStore(NetworkStore):
         self._remove_at = 0.0  # by the loop's clock
         quoted = ".".join(f'"{part}"' for part in table.split("."))
         self._create = _CREATE.format(table=quoted, lock=_LOCK)
-        self._swap = _SWAP.format(table=quoted)
+        self._swap = _SWAP.format(table=quoted, channel=_CHANNEL, id=ID)
         self._stored = _STORED.format(table=quoted)
         self._count = _COUNT.format(table=quoted)
         self._remove = _REMOVE.format(table=quoted, removed=_REMOVED)
@@ -149,14 +158,17 @@ class PostgresStore(NetworkStore):
         keys, seen = [swap.key for swap in swaps], [swap.version for swap in swaps]
         new = [swap.replacement or "" for swap in swaps]
         versions, states = [each[:VERSION] for each in new], [each[VERSION:] for each in new]
+        wakes = [(swap.key, name) for swap in swaps for name in swap.wakes]
+        keys_of, names = [key for key, _ in wakes], [name for _, name in wakes]
+        arguments = keys, seen, versions, states, self.ttl, keys_of, names
         for _ in range(_TRIES - 1):
             try:
-                return await connection.fetch(self._swap, keys, seen, versions, states, self.ttl)
+                return await connection.fetch(self._swap, *arguments)
             except self._asyncpg.UndefinedTableError:
                 await connection.execute(self._create)
             except self._asyncpg.TransactionRollbackError:
                 pass  # the database isolates transactions more than the statement needs
-        return await connection.fetch(self._swap, keys, seen, versions, states, self.ttl)
+        return await connection.fetch(self._swap, *arguments)
 
     async def stored(self, prefix: str, most: int) -> Stored:
         """Read up to *most* of the states whose keys begin with *prefix*.
@@ -172,8 +184,26 @@ class PostgresStore(NetworkStore):
             return Stored({}, 0, True, 0.0)
         return Stored(dict(map(tuple, rows)), count, True, server)
 
+    async def listen(self, process: str, heard: Callable[[str], None]) -> None:
+        """Listen on a separate connection."""
+        lost = asyncio.Event()
+        connection = await self._asyncpg.connect(self._dsn, timeout=_CONNECT)
+        try:
+            connection.add_termination_listener(lambda _: lost.set())
+            await connection.add_listener(_CHANNEL + process, lambda *message: heard(message[-1]))
+            heard("")
+            while not lost.is_set():
+                try:
+                    async with asyncio.timeout(_CHECK):
+                        await lost.wait()
+                except TimeoutError:
+                    await connection.execute("SELECT 1", timeout=_CONNECT)
+        finally:
+            connection.terminate()
+            await asyncio.sleep(0)  # until the socket is closed
+
     async def aclose(self) -> None:
-        """Close the connection. Calls that follow in this event loop go by what their process knows itself."""
+        """Close the connections. Calls that follow in this event loop go by what their process knows itself."""
         await self.finish()
         opening, self._opening = self._opening, None
         if opening is not None and opening.get_loop() is asyncio.get_running_loop():

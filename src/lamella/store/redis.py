@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from lamella.store.network import VERSION, NetworkStore, Stored, Swap, Swapped
+from lamella.store.wakeups import ID
 
-# The script only compares and replaces. It does not interpret states.
+# The script only compares and replaces. It does not interpret states. A user may lack the right to publish.
 _SWAP: Final = f"""
 local has = redis.call('GET', KEYS[1])
 local time = redis.call('TIME')
 local version = has and string.sub(has, 1, {VERSION}) or ''
 if #ARGV > 1 and version == ARGV[1] then
   redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+  for i = 4, #ARGV, 2 do
+    redis.pcall('PUBLISH', ARGV[i], ARGV[i + 1])
+  end
   return {{1, string.sub(ARGV[2], 1, {VERSION}), time[1], time[2]}}
 end
 return {{0, has or '', time[1], time[2]}}
@@ -26,13 +30,15 @@ _SCANNED: Final = 1000  # keys that Redis looks at in one command
 _SCANS: Final = 2000
 _MOST_KEYS: Final = 200_000
 _READ: Final = 100  # states that are read in one command
+_CHECK: Final = 30  # seconds between two checks of the connection for wake-ups
 
 
 class RedisStore(NetworkStore):
     """Stores states in Redis or Valkey, for processes on many machines.
 
     Each state is stored under one key, a hash that contains no credential. The store's clock is that of the server. If
-    the server is a node of a Redis Cluster, the store finds the other nodes; their clocks have to agree.
+    the server is a node of a Redis Cluster, the store finds the other nodes; their clocks have to agree. A process that
+    waits for another one opens one more connection, to channels below the prefix.
     Close it by `aclose`, or use it as ``async with RedisStore(url) as store``.
 
     Args:
@@ -83,8 +89,9 @@ class RedisStore(NetworkStore):
         from redis.exceptions import MovedError
 
         pipeline = self._connected().pipeline(transaction=False)
-        for key, version, replacement in swaps:
-            change = () if replacement is None else (replacement, int(self.ttl * 1000))
+        for key, version, replacement, wakes in swaps:
+            messages = [part for name in wakes for part in (self._channel(name[:ID]), name)]
+            change = () if replacement is None else (replacement, int(self.ttl * 1000), *messages)
             pipeline.eval(_SWAP, 1, self._prefix + key, version, *change)
         replies = await pipeline.execute(raise_on_error=False)
         for each in replies:
@@ -94,6 +101,28 @@ class RedisStore(NetworkStore):
             if isinstance(each, Exception):
                 raise each
         return [_swapped(*reply) for reply in replies]
+
+    def _channel(self, process: str) -> str:
+        return f"{self._prefix}wake:{process}"
+
+    async def listen(self, process: str, heard: Callable[[str], None]) -> None:
+        """Subscribe on a separate connection. A node of a cluster gets the messages of all nodes."""
+        from redis.asyncio import Redis
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+
+        retry = Retry(NoBackoff(), 0)
+        client = Redis.from_url(self._url, decode_responses=True, health_check_interval=_CHECK, retry=retry)
+        channel: Any = client.pubsub()
+        try:
+            await channel.subscribe(self._channel(process))
+            while True:
+                message = await channel.get_message(timeout=_CHECK)  # None: nothing came, and it has sent a PING
+                if message is not None:
+                    heard(message["data"] if message["type"] == "message" else "")
+        finally:
+            await channel.aclose()
+            await client.aclose()
 
     async def stored(self, prefix: str, most: int) -> Stored:
         """Read up to *most* of the states whose keys begin with *prefix*, without blocking the server.

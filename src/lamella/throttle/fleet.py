@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
@@ -66,6 +65,7 @@ class Lease:
     __slots__ = (
         "__weakref__",
         "_aside",
+        "_asked",
         "_local",
         "_name",
         "_policy",
@@ -73,6 +73,7 @@ class Lease:
         "_store",
         "_task",
         "_timer",
+        "_woken",
         "holding",
         "queue",
     )
@@ -85,9 +86,11 @@ class Lease:
         self._seen = _Seen()
         self._local: tuple[LeaseState, Policy] | None = None  # set while the store fails
         self._aside: list[Outcome] = []  # outcomes of attempts that only the local state contains
+        self._asked = 0  # the number of waiting calls at the last exchange, including those in outer queues
         self._task: asyncio.Task[Grant | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self.holding: Holding = Holding(os.urandom(6).hex())
+        self._woken = False  # whether it was woken during an exchange, which may have begun before
+        self.holding: Holding = Holding(store.wakeups.add(self))
         self.queue: LeasedQueue | None = None
 
     def new_queue(self, ask: Callable[[Call, Queue, int], Awaitable[Permit | Wait]], count: Count) -> LeasedQueue:
@@ -160,32 +163,68 @@ class Lease:
     def leave(self) -> Awaitable[object] | None:
         """Report for the last time, and release the unused permits. None: there is nothing to report."""
         self.holding.release(self.now())
-        return self._leave() if self.holding.outcomes else None
+        return self._leave() if self._reports else None
+
+    @property
+    def _reports(self) -> bool:
+        """Whether there is something that the others have to know: results, or that it wants no more permits."""
+        return bool(self.holding.outcomes) or self.holding.wait is not None
 
     async def _leave(self) -> None:
         if self._task is not None:
             await asyncio.shield(self._task)  # it may have begun before
-        self.holding.release(self.now())
-        if self.holding.outcomes:
-            self.holding.spent = 0  # otherwise it would get permits in advance again
-            await self.exchange(0, 0.0, 1.0)
+        for _ in range(2):  # others may have issued permits to it in the meantime
+            self.holding.release(self.now())
+            if self._reports:
+                self.holding.spent = 0  # otherwise it would get permits in advance again
+                await self.exchange(0, 0.0, 1.0)
 
     async def exchange(self, waiting: int, waited: float, cost: float) -> Grant | None:
         """Report to the store and get permits. Cancelling a caller does not cancel the exchange."""
         if self._task is None:
+            self._asked = waiting
             self._task = asyncio.get_running_loop().create_task(self._exchange(waiting, waited, cost))
             self._task.add_done_callback(self._ended)
         return await asyncio.shield(self._task)
 
     def _ended(self, task: asyncio.Task[Grant | None]) -> None:
         self._task = None
-        if not task.cancelled() and self.queue is not None:
+        if task.cancelled():
+            return
+        if self._woken:
+            self.wake()
+        elif self.queue is not None:
             self.queue.wake()
             self._flush_later()
 
+    @property
+    def waits(self) -> bool:
+        """Whether the next permit may depend on another process."""
+        return self.holding.waits
+
+    def wake(self) -> None:
+        """Ask the store at once: another process has issued permits to this one, or waits for its results."""
+        self._woken = self._task is not None
+        if self._woken:
+            return
+        self._seen.reads_first = True
+        self.holding.wake(self.now())
+        if self.queue is not None:
+            self.queue.wake()
+        self._flush_later()
+
     def _flush_later(self) -> None:
-        if self._timer is None and (at := self.holding.flush_at(self.now(), self._waiting)) is not None:
-            self._timer = asyncio.get_running_loop().call_later(at - self.now(), self._flush)
+        if self._timer is not None and not self.holding.awaited:
+            return
+        now = self.now()
+        if (at := self.holding.flush_at(now, self._waiting)) is None:
+            return
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + at - now + _SAME:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_later(at - now, self._flush)
 
     def _flush(self) -> None:
         self._timer = None
@@ -201,7 +240,10 @@ class Lease:
     async def _exchange(self, waiting: int, waited: float, cost: float) -> Grant | None:
         began = asyncio.get_running_loop().time()
         try:
-            return await self._by_store(waiting, waited, cost)
+            grant = await self._by_store(waiting, waited, cost)
+            if self.holding.awaited or (self.waits and grant is not None and grant.holders > 1):
+                self._store.listen_here()
+            return grant
         except StoreUnavailable:
             self._seen.restore(self._policy)
         except Exception as exc:  # noqa: BLE001 - no call fails because of what is in the store
@@ -240,7 +282,7 @@ class Lease:
                 self.holding.granted(grant, report, now)  # there is nothing that the others need to know
                 return grant
             text = as_text(state)
-            reply = await store.swap(self._name, seen.version, text)
+            reply = await store.swap(self._name, seen.version, text, grant.wakes)
             if reply.done:
                 seen.keep(reply.version, text, state, now - time)
                 self._local = None
@@ -287,7 +329,8 @@ class Lease:
 
     @property
     def _waiting(self) -> int:
-        return 0 if self.queue is None else self.queue.waiting
+        queue = self.queue
+        return 0 if queue is None or not queue.waiters else max(queue.waiting, self._asked)
 
 
 class _Seen:

@@ -19,13 +19,14 @@ from lamella.throttle.stated import StatedLimit
 _EARLY: Final = 0.0005  # a permit may be used this many seconds early: less than the error of the clock
 _TICK: Final = 0.002  # minimum seconds between two exchanges that are not urgent
 _TURN: Final = 0.005  # minimum seconds between two exchanges of all holders, on average
-_POLL: Final = (0.01, 0.05)  # bounds in seconds of the horizon while another holder's answer is awaited
+_POLL: Final = 0.25  # maximum seconds until a holder that waits for an answer asks, even if nobody wakes it
 _LEAD: Final = 0.5  # horizons before the next permit within which all holders exchange
 _OFTEN: Final = 0.05  # horizons between two exchanges of a holder, times the number of holders; at most _LEAD
 _SOON: Final = 1e-6
 _IDLE: Final = 0.1  # seconds after which an unused permit is released
 _KEEP: Final = 0.5  # seconds between two exchanges while there are calls, so that this holder is not considered lost
 _REPORT: Final = 0.25  # seconds within which a holder reports, even if others have issued permits to it
+_FLUSH: Final = (0.05, 0.25)  # bounds in seconds of the horizon within which results are reported
 _MOST_SPARE: Final = 500
 _DONE: Final = 2000  # maximum number of outcomes kept to report again if the store loses them
 
@@ -49,6 +50,7 @@ class Holding:
     done: dict[float, Outcome] = field(default_factory=dict)  # the outcomes reported most recently
     spent: int = 0  # permits used since the last exchange
     sent: dict[float, float] = field(default_factory=dict)  # of the permits in use that `move` has moved
+    awaited: bool = False  # whether another holder waits for an answer: results are reported at once
 
     def take(self, now: float, cost: float = 1.0) -> Permit | Wait | None:
         """Return a permit to use now, or the wait for one. None: an exchange is needed to know."""
@@ -83,6 +85,17 @@ class Holding:
         seconds = None if self.wait.seconds is None else max(self.asked_at + self.wait.seconds - now, again)
         return self.wait._replace(seconds=seconds, again=again)
 
+    @property
+    def waits(self) -> bool:
+        """Whether the next permit depends on the answer to an attempt, perhaps of another holder."""
+        return self.wait is not None and self.wait.seconds is None
+
+    def wake(self, now: float) -> None:
+        """Exchange at once if this holder waits for an answer. Otherwise, report results at once: another one waits."""
+        self.awaited = True
+        if self.waits:
+            self.due = now
+
     def ended(
         self,
         permit: Permit,
@@ -103,7 +116,7 @@ class Holding:
         if passed is False:
             self.release(now)
             self.due = now
-        elif self.wait is not None and self.wait.seconds is None:
+        elif self.awaited or self.waits:
             self.due = min(self.due, max(now, self.asked_at + self._turn))  # this result may allow another attempt
 
     def unused(self, permit: Permit, now: float) -> None:
@@ -138,7 +151,8 @@ class Holding:
     def report(self, now: float, waiting: int, waited: float = 0.0, cost: float = 1.0) -> Report:
         """Return the report for the next exchange. *waiting* is the number of waiting calls."""
         if not waiting:
-            for each in [each for each in self.pool if each.at < now - _IDLE]:
+            until = inf if self.awaited else now - _IDLE
+            for each in [each for each in self.pool if each.at < until]:
                 self.pool.remove(each)
                 self._give_back(each, now)
         spare = min(self.spent, _MOST_SPARE) if cost == 1.0 else 0
@@ -164,6 +178,7 @@ class Holding:
             self.pool.remove(each)
             self._give_back(each, now)
         self.grant, self.wait, self.asked_at, self.spent = grant, grant.wait, now, 0
+        self.awaited = grant.awaited
         self.due = self._due(grant, now)
 
     def may_report_later(self, now: float) -> bool:
@@ -178,7 +193,7 @@ class Holding:
         me, grant = None if state is None else state.holders.get(self.name), self.grant
         if state is None or me is None or grant is None or not self.may_report_later(now):
             return False
-        if self.wait is not None and self.wait.seconds is None:
+        if self.waits:
             return False  # the next permit may depend on the report
         if getattr(state.known, "generation", 0) != grant.generation:
             return False
@@ -201,8 +216,7 @@ class Holding:
         if wait is None:
             return min(max(self.pool[-1].at, now), now + horizon) if self.pool else now
         if wait.seconds is None:
-            again = max(min(max(horizon, _POLL[0]), _POLL[1]), self._turn)
-            return now + max(again if wait.again is None else min(wait.again, again), self._turn)
+            return now + max(_POLL if wait.again is None else min(wait.again, _POLL), self._turn)
         # All holders exchange before that time, one after another, and no more often than they get permits.
         lead = _LEAD * horizon * (grant.rank + 1) / (grant.holders + 1)
         gap = self._turn if grant.holders == 1 else max(horizon * min(_OFTEN * grant.holders, _LEAD), self._turn)
@@ -216,9 +230,12 @@ class Holding:
 
     def flush_at(self, now: float, waiting: int = 0) -> float | None:
         """Return when to exchange even if no call asks for a permit. None: there is nothing to report."""
-        horizon = 0.05 if self.grant is None else self.grant.horizon
         if self.outcomes or (self.pool and not waiting):
-            return max(now, self.asked_at + min(max(horizon, _POLL[1]), 5 * _POLL[1]))
+            horizon = 0.0 if self.grant is None else self.grant.horizon
+            soon = self._turn if self.awaited else min(max(horizon, _FLUSH[0]), _FLUSH[1])
+            return max(now, self.asked_at + soon)
+        if self.waits and not waiting:
+            return max(now, self.due)  # so that no permit is issued to it
         return max(now, self.asked_at + _KEEP) if self.used or self.pool or waiting else None
 
 

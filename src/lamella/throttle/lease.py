@@ -30,6 +30,7 @@ _WENT_BACK: Final = 1.0  # seconds. A smaller step back is only the difference b
 _COME: Final = 0.55  # seconds within which all holders with calls make an exchange, see lamella.throttle.holding
 _KEPT: Final = 32  # maximum permits kept for a holder until it asks
 _AHEAD: Final = 16  # maximum lead in permits of the holder that asks over another one
+_LONG: Final = 1.0  # seconds after which another one that waits for an answer gets the permit instead
 
 
 class Report(NamedTuple):
@@ -64,6 +65,10 @@ class Grant(NamedTuple):
     rank: int
     """The position of this holder among the holders, from 0. The last one, with the fewest permits, asks first."""
     horizon: float
+    wakes: Sequence[str] = ()
+    """The holders to wake: a wait of theirs for an answer has ended, or they must report their results at once."""
+    awaited: bool = False
+    """Whether another holder waits for an answer."""
 
 
 @dataclass(slots=True)
@@ -76,7 +81,13 @@ class Holder:
     cost: float = 1.0
     given: int = 0  # permits so far: all holders should get the same number
     ahead: int = 0  # permits issued to it in exchanges of other holders. It does not know them yet
+    since: float = -1.0  # when its wait for an answer, to any holder, began, or it last got a permit. Negative: none
     open: list[list[float]] = field(default_factory=list)  # its permits: at, generation, among, cost
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for an answer."""
+        return self.since >= 0 and self.wanting > 0
 
 
 @dataclass(slots=True)
@@ -118,6 +129,7 @@ def exchange(state: LeaseState, now: float, report: Report, policy: Policy) -> G
     me = state.holders.get(report.holder)
     if me is None:
         me = state.holders[report.holder] = Holder()
+    waited_before = me.waits
     if not me.wanting and report.wanting:  # it does not catch up on permits that it did not want
         least = min((each.given for each in state.holders.values() if each.wanting), default=0)
         me.given = max(me.given, least)
@@ -126,15 +138,27 @@ def exchange(state: LeaseState, now: float, report: Report, policy: Policy) -> G
         me.wanting += report.spare
     begun = _settle(state, me, report, policy)
     _expire(state, now, policy)
+    if me.since >= 0:  # others may have issued permits for the calls that it reports as waiting
+        me.wanting = max(me.wanting - _unknown_to(me, report, state), 0)
     alone = len(state.holders) == 1
     shares = _SHARES_ALONE if alone else _SHARES
     period = policy.period(state.known)
     # Many holders exchange less often: they would overtake one another's swaps.
     horizon = max(_within(period / shares, _HORIZON), min(len(state.holders) * _EACH, period / _FEWEST))
-    wait = _issue(state, now, me, policy, horizon)
+    others = {name: each for name, each in state.holders.items() if each is not me}
+    waiting = {name: each.ahead for name, each in others.items() if each.waits}
+    wait, asks_next = _issue(state, now, me, policy, horizon)
+    wakes = [name for name, ahead in waiting.items() if others[name].ahead > ahead or others[name] is asks_next]
+    if wait is None or wait.seconds is not None:
+        me.since = -1.0
+    elif not waited_before:
+        me.since = now
+        if not waiting:
+            wakes = [name for name, each in others.items() if each.open]  # they report at once from now on
+    awaited = any(each.waits for each in others.values())
     rank = sorted(state.holders, key=lambda name: (-state.holders[name].given, name)).index(report.holder)
     generation = getattr(state.known, "generation", 0)
-    return Grant(permits_of(me), wait, begun, generation, len(state.holders), rank, horizon)
+    return Grant(permits_of(me), wait, begun, generation, len(state.holders), rank, horizon, wakes, awaited)
 
 
 def permits_of(holder: Holder) -> tuple[Permit, ...]:
@@ -142,9 +166,9 @@ def permits_of(holder: Holder) -> tuple[Permit, ...]:
     return tuple(Permit(int(generation), at, int(among), cost) for at, generation, among, cost in holder.open)
 
 
-def sizes(state: LeaseState) -> dict[str, tuple[int, bool]]:
-    """Return how many permits each holder has, and whether it wants more."""
-    return {name: (len(each.open), each.wanting > 0) for name, each in state.holders.items()}
+def sizes(state: LeaseState) -> dict[str, tuple[int, bool, bool]]:
+    """Return how many permits each holder has, whether it wants more, and whether it waits for an answer."""
+    return {name: (len(each.open), each.wanting > 0, each.waits) for name, each in state.holders.items()}
 
 
 def _settle(state: LeaseState, me: Holder, report: Report, policy: Policy) -> Wait | None:
@@ -170,6 +194,12 @@ def _settle(state: LeaseState, me: Holder, report: Report, policy: Policy) -> Wa
     return begun
 
 
+def _unknown_to(me: Holder, report: Report, state: LeaseState) -> int:
+    """Return how many permits others have issued to *me* that it may use and does not know yet."""
+    known, generation = {each.at for each in report.holds}, getattr(state.known, "generation", 0)
+    return sum(entry[0] not in known and entry[1] == generation and entry[3] == me.cost for entry in me.open)
+
+
 def _expire(state: LeaseState, now: float, policy: Policy) -> None:
     alive = _within(policy.period(state.known), _ALIVE)
     for name, holder in list(state.holders.items()):
@@ -179,27 +209,33 @@ def _expire(state: LeaseState, now: float, policy: Policy) -> None:
             del state.holders[name]
 
 
-def _issue(state: LeaseState, now: float, me: Holder, policy: Policy, horizon: float) -> Wait | None:
-    """Issue permits up to the horizon. Return the wait of *me* for another permit, or None."""
-    line = [each for each in state.holders.values() if each.wanting > 0 and each.ahead < _KEPT]
-    if me not in line:
-        return None  # the other holders ask for themselves
+def _issue(
+    state: LeaseState, now: float, me: Holder, policy: Policy, horizon: float
+) -> tuple[Wait | None, Holder | None]:
+    """Issue permits up to the horizon. Return the wait of *me* for another permit, or None, and who has to ask.
+
+    If *me* wants no more, those that wait for an answer get the rest. One of them has to ask if the next permit no
+    longer depends on an answer. If one has not come for its permits yet, it gets no more.
+    """
+    line = [each for each in state.holders.values() if each.wanting > 0 and each.ahead < (1 if each.waits else _KEPT)]
     if now < state.closed_until:
-        return Wait(state.closed_until - now, blocked=False)
+        return Wait(state.closed_until - now, blocked=False) if me.wanting > 0 else None, None
     opened = [entry for each in state.holders.values() for entry in each.open]
     in_flight, points = sorted(entry[0] for entry in opened), sum(entry[3] for entry in opened)
     taken = set(in_flight)
     waiting = sum(each.wanting for each in state.holders.values())
     at = last = now
-    while me in line:
+    while me.wanting > 0 or (line := [each for each in line if each.waits]):
         chosen = _next(line, me, at, now)
         asked = Asked(waiting=waiting, waited=max(each.waited for each in line), cost=chosen.cost)
         answer = policy.issue(state.known, at, in_flight, points, asked)
         if isinstance(answer, Wait):
             if answer.seconds is None or at + answer.seconds > now + horizon:
+                if me.wanting <= 0:
+                    return None, None if answer.seconds is None else chosen
                 seconds = None if answer.seconds is None else at + answer.seconds - now
                 again = None if answer.again is None else at + answer.again - now
-                return answer._replace(seconds=seconds, again=again)
+                return answer._replace(seconds=seconds, again=again), None
             at += answer.seconds
             continue
         at = max(at, answer.at)
@@ -215,14 +251,17 @@ def _issue(state: LeaseState, now: float, me: Holder, policy: Policy, horizon: f
         chosen.wanting -= 1
         chosen.given += 1
         chosen.ahead += chosen is not me
+        if chosen.since >= 0:
+            chosen.since = at
         if chosen.wanting <= 0 or chosen.ahead >= _KEPT:
             line.remove(chosen)
-    return None
+    return None, None
 
 
 def _next(line: Sequence[Holder], me: Holder, at: float, now: float) -> Holder:
     behind = min(line, key=lambda each: each.given)
-    return me if at <= now + _AT_ONCE and me.given < behind.given + _AHEAD else behind
+    lead = 0 if behind.waits and now >= behind.since + _LONG else _AHEAD
+    return me if me.wanting > 0 and at <= now + _AT_ONCE and me.given < behind.given + lead else behind
 
 
 def _within(value: float, bounds: tuple[float, float]) -> float:
