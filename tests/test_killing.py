@@ -65,6 +65,7 @@ async def test_a_process_that_ends_normally_was_not_killed(tmp_path: Path, main:
     assert is_gone(tmp_path / "pid")
 
 
+@pytest.mark.slow
 async def test_a_process_that_ends_normally_succeeded(tmp_path: Path) -> None:
     await completed(ends, tmp_path / "pid")
     assert is_gone(tmp_path / "pid")

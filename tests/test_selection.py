@@ -117,6 +117,7 @@ def test_few(number, letter): print("few:", number)
 """
 
 
+@pytest.mark.slow
 def test_of_many_cases_a_sample_is_not_slow(pytester: pytest.Pytester) -> None:
     pytester.makeini(INI)
     pytester.makeconftest(CONFTEST)

@@ -71,7 +71,7 @@ async def test_a_sync_killed_at_any_time_has_the_same_result(tmp_path: Path, kil
     assert sorted(os.listdir(stormy)) == ["journal", "out.jsonl"]
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 async def test_a_kill_during_the_export_leaves_the_old_or_new_output(tmp_path: Path, kills: int) -> None:
     moments = random.Random(3)
     output = tmp_path / "out.jsonl"
