@@ -236,9 +236,9 @@ async def _sync_all(
 
 async def _check_forgotten(journal: Journal, accounts: Collection[str]) -> None:
     """Refuse to forget more accounts than stay, unless they are marked: the accounts file may be cut off."""
-    known = await journal.read(lambda db: len(departed(db, ())))
-    gone = await journal.read(lambda db: len(departed(db, accounts)))
-    unmarked = await journal.read(lambda db: len(departed(db, accounts, unmarked=True)))
+    known, gone, unmarked = await journal.read(
+        lambda db: [len(departed(db, ())), len(departed(db, accounts)), len(departed(db, accounts, unmarked=True))]
+    )
     if unmarked > known - gone:
         raise _Refused(
             f"--departed forget would remove the records of {count(unmarked, 'account')}, more than the "
@@ -322,8 +322,7 @@ def _tell(console: Console, ended: _Ended, tracing: _Tracing | None) -> int:
         has_ended = not synced.interrupted and synced.fault is None
         journal = None if options.sandbox and options.journal is None else settings.journal
         notes = _notes(settings, synced)
-        where = report.where_it_is(options.output, journal, synced, notes, ended=has_ended)
-        show(console, where)
+        show(console, report.where_it_is(options.output, journal, synced, notes, ended=has_ended))
     if checks:
         retried = [] if tracing is None else [trace for trace in tracing.collected.traces if trace.is_retried]
         if retried:

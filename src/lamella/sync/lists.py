@@ -12,7 +12,7 @@ import aiohttp
 
 from lamella.sync.decode import ParseNumber, id_of, updated_of
 from lamella.sync.errors import EmptyPage, RepeatedPage, UnsteadyList
-from lamella.sync.page import List, Page, Place, checked_moment, greater, read_filled
+from lamella.sync.page import List, Page, Place, checked_moment, ends_early, greater, read_filled
 from lamella.sync.source import Source
 
 MOST_EMPTY: Final = 20
@@ -172,8 +172,7 @@ class _Walk:
     def ends_with(self, page: Page) -> bool:
         """Return whether a page is the last one, by its number and by the number of records."""
         if not self._source.pages.parallel:
-            if page.token is None and self.total is None and page.number < (self.total_pages or 0):
-                how = f"page {page.number} leads to no other page, but the API counts {self.total_pages} pages"
+            if (how := ends_early(page, self.total, self.total_pages)) is not None:
                 raise UnsteadyList(self._source.name, self._seen, how=how)
             return page.token is None
         total = self.total if page.total is None else page.total

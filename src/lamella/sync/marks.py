@@ -17,7 +17,7 @@ from lamella.sync import nameless
 from lamella.sync.decode import Records, microseconds, text_of
 from lamella.sync.errors import BadRecord, EmptyPage, IncompleteList, RepeatedPage, UnsteadyList
 from lamella.sync.lists import MOST_EMPTY
-from lamella.sync.page import Page, greater
+from lamella.sync.page import Page, ends_early, greater
 from lamella.sync.source import Source
 from lamella.sync.stored import (
     Departed,
@@ -237,8 +237,7 @@ def _count_in(db: sqlite3.Connection, each: Wanted, walk: Walk, page: Page, sour
     is_stored = True
     if not source.pages.parallel:
         walk.pages = page.number if page.token is None else None
-        if page.token is None and walk.total is None and page.number < (total_pages or 0):
-            walk.unsteady = f"page {page.number} leads to no other page, but the API counts {total_pages} pages"
+        walk.unsteady = ends_early(page, walk.total, total_pages) or walk.unsteady
     elif many or page.number <= (total_pages or 1):
         if total_pages is None and page.number == 1 and page.total and many and not one_by_one:
             total_pages = -(-page.total // many)

@@ -90,6 +90,13 @@ class Place(NamedTuple):
     """The :attr:`Page.token` of the page before it."""
 
 
+def ends_early(page: Page, total: int | None, total_pages: int | None) -> str | None:
+    """Return how a page without a next one contradicts the count of pages. None: it does not, or *total* is known."""
+    if page.token is not None or total is not None or page.number >= (total_pages or 0):
+        return None
+    return f"page {page.number} leads to no other page, but the API counts {total_pages} pages"
+
+
 def checked_moment(since: datetime | str) -> str:
     """Return *since* as text, or raise ValueError."""
     try:

@@ -19,7 +19,7 @@ from lamella.throttle.stated import StatedLimit
 _EARLY: Final = 0.0005  # a permit may be used this many seconds early: less than the error of the clock
 _TICK: Final = 0.002  # minimum seconds between two exchanges that are not urgent
 _TURN: Final = 0.005  # minimum seconds between two exchanges of all holders, on average
-_POLL: Final = 0.25  # maximum seconds until a holder that waits for an answer asks, even if nobody wakes it
+_POLL: Final = 0.25  # maximum seconds until a holder that waits for an answer asks without a message
 _LEAD: Final = 0.5  # horizons before the next permit within which all holders exchange
 _OFTEN: Final = 0.05  # horizons between two exchanges of a holder, times the number of holders; at most _LEAD
 _SOON: Final = 1e-6
