@@ -116,7 +116,12 @@ def at_rest(session: aiohttp.ClientSession) -> None:
     Timeout cancels its timer in the loop's next round after the last attempt: such a timer does not count.
     """
     throttle = throttle_in(session)
-    queues = [account.queue for account in throttle._accounts.values()]
+    accounts = throttle._accounts.values()
+    queues = [
+        each.queue
+        for account in accounts
+        for each in (account, *(account.parts.accounts.values() if account.parts else ()))
+    ]
     if throttle._quotas is not None:
         queues += [quota.queue for quota in throttle._quotas._quotas.values()]
     for queue in queues:

@@ -118,6 +118,7 @@ async def emit_all(serve: Serve, tracing: Tracing, metering: Metering) -> list[o
         with pytest.raises(asyncio.CancelledError):
             await cancelled
     throttled = await emit_an_episode(serve, tracing, metering)
+    await emit_a_part(serve, tracing)
     await emit_a_circuit(serve, tracing, metering)
     await emit_a_token(serve, tracing, metering)
     await emit_a_task(tracing)
@@ -198,6 +199,26 @@ async def emit_an_episode(serve: Serve, tracing: Tracing, metering: Metering) ->
     async with aiohttp.ClientSession(await serve(answer), middlewares=limited) as session:
         await asyncio.gather(*(session._request("GET", "/") for _ in range(2)))
     return layers
+
+
+async def emit_a_part(serve: Serve, tracing: Tracing) -> None:
+    """A path that is refused for half a second while another one passes."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=429 if request.path == "/limited" and loop.time() - began < 0.5 else 200)
+
+    rules = RuleBook(Rule(429, retry=Backoff(initial=0.02)))
+    layers = stack(rules, attempts=100, tracer_provider=tracing.provider)
+    async with aiohttp.ClientSession(await serve(answer), middlewares=layers) as session:
+
+        async def call(at: float, path: str) -> None:
+            await asyncio.sleep(at)
+            await session.get(path)
+
+        paths = ["/free", "/limited", "/free"] * 30
+        await asyncio.gather(*(call(number / 100, path) for number, path in enumerate(paths)))
 
 
 async def test_exactly_the_documented_telemetry_is_emitted(serve: Serve, tracing: Tracing, metering: Metering) -> None:

@@ -27,6 +27,9 @@ class Belief:
     """The share of recent attempts that the server refused at random. 0.0: none."""
     stated: tuple[StatedLimit, ...] = ()
     """What remains of the limits that the user or the server states. The user's limits are those of the last call."""
+    parts: tuple[tuple[str, Belief], ...] = ()
+    """The parts of the account with a learned limit of their own, such as ``GET /orders/*``, where ``*`` stands for any
+    method or any path below. The other values are those of the rest."""
 
 
 def believed(estimate: RateEstimate, limit: Limit | None, stated: Iterable[StatedLimit] = ()) -> Belief:

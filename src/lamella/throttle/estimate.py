@@ -30,6 +30,7 @@ class Wait(NamedTuple):
     blocked: bool  # whether the reason is a refusal, not the rate
     again: float | None = None  # seconds after which to ask again even without an answer. None: after *seconds*
     too_long: bool = False  # whether the server asks for a longer wait than the rule allows. If so, no call waits
+    moved: bool = False  # whether the call now belongs to another queue, because parts were split or merged
 
 
 class Asked(NamedTuple):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from functools import partial
-from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import aiohttp
 import stamina
@@ -28,7 +28,7 @@ from lamella.store.network import NetworkStore
 from lamella.store.shared import SharedState, hash_key
 from lamella.telemetry.attributes import origin_attributes
 from lamella.telemetry.tracing import OFF, SILENT
-from lamella.throttle.account import Account, Episode, Learning
+from lamella.throttle.account import Account, Episode, Learning, forget_idle, leased, name_of
 from lamella.throttle.belief import Belief, believed
 from lamella.throttle.estimate import ONE, Asked, Permit, RateEstimate, Wait
 from lamella.throttle.headers import read_by, stated_limits
@@ -38,9 +38,6 @@ from lamella.throttle.queue import WAITING
 from lamella.throttle.quota import PASSAGE, Held, Quota, Quotas, ended, release
 from lamella.throttle.report import Report
 from lamella.throttle.stated import stated_now
-
-if TYPE_CHECKING:  # most programs share no limit with other processes
-    from lamella.throttle.fleet import Lease
 
 _REFUSED: Final = 429
 # A tuple, because a union would be made for each attempt.
@@ -73,8 +70,9 @@ class Throttle(Layer):
         key: Returns the account of a request. None, or a *key* that returns None, means one account for each origin.
             The key may be a credential: only a hash of it is stored.
         scope: Returns the name of the learned limit that a request counts against, for an account with several limits,
-            such as one for each path. Each has its own queue and estimate. None, or a *scope* that returns None, means
-            one limit for all requests.
+            such as one for each path. Each has its own queue and estimate. A *scope* that returns None means one limit
+            for all requests. None: a path or method is given its own when its refusals show it, except with a store
+            outside this process.
         cost: Returns the points of the limit that a request uses, 0 or more. None means 1.
         store: Stores the learned limits and the usage of stated limits. None means in this process, for the 10,000 most
             recently used accounts.
@@ -123,6 +121,8 @@ class Throttle(Layer):
         backoff = rules.rule_for(_REFUSED).retry
         period = (backoff.low if backoff else 0.0) or _PERIOD
         self._learning = Learning(self._state, period, self._stated is None, cost)
+        self._splits = scope is None and self._state.memory is not None
+        """Whether the limits of parts are found."""
         self._report = Report(tracer_provider, meter_provider, show_key=show_key)
         self._permits: dict[Call, tuple[Account, Permit, RateEstimate | None, Held]] = {}
         """The permits of the attempts in flight. The estimate is set if it is in memory, to avoid a second look-up."""
@@ -133,7 +133,7 @@ class Throttle(Layer):
 
         *origin* is a URL of its server. *key* and *scope* are the values that the functions of the layer return.
         """
-        account = self._accounts.get(_name(origin, key, scope))
+        account = self._accounts.get(name_of(origin, key, scope))
         if account is None:
             return 0.0
         return max(account.queue.blocked_until - asyncio.get_running_loop().time(), 0.0)
@@ -143,21 +143,23 @@ class Throttle(Layer):
 
         *origin* is a URL of its server. *key* and *scope* are the values that the functions of the layer return.
         """
-        name = _name(origin, key, scope)
+        name = name_of(origin, key, scope)
         estimate, account = self._estimate(name), self._accounts.get(name)
         stations = () if account is None else account.stations
         left = [each for station in stations if isinstance(station, Quota) for each in station.uses()]
         if estimate.stated:
             left += stated_now(estimate, self._now(account))
-        return believed(estimate, self._stated, left)
+        parts = () if account is None or account.parts is None else account.parts.accounts.values()
+        in_parts = tuple((each.part, believed(self._estimate(each.name), None)) for each in parts)
+        return replace(believed(estimate, self._stated, left), parts=in_parts)
 
     def _now(self, account: Account | None) -> float:
         return (self._state if account is None or account.lease is None else account.lease).now()
 
     def _estimate(self, name: str) -> RateEstimate:
         account = None if self._fleet is None else self._accounts.get(name)
-        leased = None if account is None else account.lease
-        estimate = self._state.last_known(name) if leased is None else leased.known
+        lease = None if account is None else account.lease
+        estimate = self._state.last_known(name) if lease is None else lease.known
         return estimate if isinstance(estimate, RateEstimate) else RateEstimate()
 
     def share_in(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -186,9 +188,9 @@ class Throttle(Layer):
                 queue.start(call, permit)
                 self._permits[call] = account, permit, estimate, ()
                 return None
-        elif memory is None and (leased := self._leased_at_once(account)) is not None:
-            queue.start(call, leased)
-            self._permits[call] = account, leased, None, ()
+        elif memory is None and (permitted := self._leased_at_once(account)) is not None:
+            queue.start(call, permitted)
+            self._permits[call] = account, permitted, None, ()
             return None
         return self._wait(call, account)
 
@@ -200,13 +202,18 @@ class Throttle(Layer):
         return lease.at_once()
 
     async def _wait(self, call: Call, account: Account) -> None:
-        first, before, passage = account.queue, call.queued, None
-        if self._quotas is not None:
-            passage = self._quotas.passage(call.request, account, account.count)
-            PASSAGE.set(call, passage)
-            account.stations, first = passage.stations, passage.stations[0].queue
+        before = call.queued
         try:
-            answer = await first.enter(call)
+            while True:
+                first, passage = account.queue, None
+                if self._quotas is not None:
+                    passage = self._quotas.passage(call.request, account, account.count)
+                    PASSAGE.set(call, passage)
+                    account.stations, first = passage.stations, passage.stations[0].queue
+                answer = await first.enter(call)
+                if not (isinstance(answer, Wait) and answer.moved):
+                    break
+                account = self._account(call.request)
         finally:
             self._report.wait_ended(call, account, call.queued - before)
         if isinstance(answer, Wait):
@@ -263,6 +270,8 @@ class Throttle(Layer):
         elif estimate is not None:
             now = call.now if memory is None or memory.clock is None else memory.clock()
             answered(estimate, now, permit, len(queue.sent_at) - 1, self._stated is None, says)
+            if account.parts is not None:
+                account.has_passed(call.request, permit)
         queue.end(permit)
         return None
 
@@ -313,7 +322,14 @@ class Throttle(Layer):
         says = () if headers is None or self._says is None else self._says(headers)
         if judged is not None and judged.rule.is_rate_limit(result.status, judged.retry_after):
             asked = judged.rule.retry, judged.retry_after
-            change = partial(refused, others=queue.in_flight - 1, says=says)
+            if self._splits and state.memory is not None:
+                charged = account.charged(call, permit, state.memory.of(account.name, RateEstimate))
+                if charged is None:
+                    return False
+                if charged is not account:
+                    self._end_episode(account)
+                    account, permit, queue = charged, Permit(0, permit.at, cost=permit.cost), charged.queue
+            change = partial(refused, others=max(queue.in_flight - 1, 0), says=says)
             if account.lease is not None:
                 wait = await account.lease.refused(permit, *asked, says)
             else:
@@ -321,7 +337,8 @@ class Throttle(Layer):
             now, episode = asyncio.get_running_loop().time(), account.episode or account.doubt
             if episode is None:
                 context = (call.span or trace.get_current_span()).get_span_context()
-                episode = Episode(now, context, queue.queued - queue.waiting, queue.sent_at[-1], OFF not in call.state)
+                last = queue.sent_at[-1] if queue.sent_at else permit.at
+                episode = Episode(now, context, queue.queued - queue.waiting, last, OFF not in call.state)
                 account.doubt = episode
             episode.refused += 1
             if wait is not None:
@@ -333,6 +350,7 @@ class Throttle(Layer):
                 episode.wait += seconds
                 episode.generation = max(episode.generation, permit.generation)
             return False
+        account.has_passed(call.request, permit)
         passed = partial(answered, learns=self._stated is None, says=says)
         if account.lease is not None:
             account.lease.ended(permit, passed=True, says=says)
@@ -358,41 +376,25 @@ class Throttle(Layer):
         accounts = self._accounts
         key, scope = self._key, self._scope
         of = None if key is None else key(request)
-        name = hash_key(origin_of(request.url), of) if scope is None else _name(request.url, of, scope(request))
+        name = hash_key(origin_of(request.url), of) if scope is None else name_of(request.url, of, scope(request))
         account = accounts.get(name)
         if account is None:
             server, url = origin_attributes(request), request.url
             measured = self._report.instruments.server(url.host, url.port)
             count = partial(self._report.count_queued, measured)
-            lease = None if self._fleet is None else _leased(self._fleet, name, self._learning)
+            lease = None if self._fleet is None else leased(self._fleet, name, self._learning)
             account = accounts[name] = Account(name, server, measured, self._learning, count, lease=lease)
             if len(accounts) > _MOST_ACCOUNTS:
-                self._forget_idle()
+                forget_idle(accounts, self._end_episode)
         else:
             accounts.move_to_end(name)
-        return account
+        return account if account.parts is None else account.parts.of(request)
 
-    def _forget_idle(self) -> None:
-        # Remove a few at a time, so that each new account frees more than one place.
-        for name, account in list(islice(self._accounts.items(), 4)):
-            if account.queue.in_flight or account.queue.waiting:
-                self._accounts.move_to_end(name)
-                continue
-            if account.episode is not None:
-                self._report.ended(account, account.episode, 0.0, 0.0)
-            del self._accounts[name]
+    def _end_episode(self, account: Account) -> None:
+        if account.episode is not None:
+            self._report.ended(account, account.episode, 0.0, 0.0)
+        account.episode = account.doubt = None
 
     def __repr__(self) -> str:
         shown = f", limits={list(self._limits)!r}" if self._limits else ""
         return f"Throttle({self._rules!r}{shown})"
-
-
-def _leased(fleet: NetworkStore, name: str, learning: Learning) -> Lease:
-    from lamella.throttle.fleet import Lease
-    from lamella.throttle.lease_policy import Learned
-
-    return Lease(fleet, name, Learned(learning.period, learning.learns))
-
-
-def _name(url: URL, key: str | None, scope: str | None) -> str:
-    return hash_key(origin_of(url), key if scope is None else f"{key or ''}\n{scope}")

@@ -13,6 +13,7 @@ from lamella.call import Call, PerCall
 from lamella.throttle.estimate import Permit, Wait
 
 _NOISE: Final = 1e-3  # seconds by which two computations of the same time may differ
+_LOOKED_AT: Final = 100  # so many of the first calls may be put first
 _MANY: Final = 20  # the first call asks again after this many arrivals: a longer queue may get more at once
 
 Count: TypeAlias = Callable[[Call, int], object]
@@ -34,7 +35,7 @@ def waiting_of(call: Call) -> tuple[float, float] | None:
 class _Waiter:
     """A call in the queue."""
 
-    __slots__ = ("call", "inner", "loop", "outer", "place", "queued", "wakeup", "woken")
+    __slots__ = ("call", "inner", "loop", "moved", "outer", "place", "queued", "wakeup", "woken")
 
     def __init__(self, call: Call, loop: asyncio.AbstractEventLoop, outer: Queue | None) -> None:
         self.call: Call = call
@@ -42,6 +43,7 @@ class _Waiter:
         self.inner: _Waiter | None = None  # the entry of the same call in the next queue
         self.place: int = PLACE.of(call)
         self.loop: asyncio.AbstractEventLoop = loop
+        self.moved: bool = False  # whether it has to leave, see `Queue.dismiss`
         self.woken: bool = False  # it may be woken while it asks a slow store; then it asks again
         self.wakeup: asyncio.Future[None] | None = None
         self.queued: tuple[float, float] | None = None  # see `waiting_of`
@@ -135,6 +137,26 @@ class Queue:
             if too_long or (waiter.call.deadline is not None and waiter.call.deadline <= until):
                 waiter.wake()
 
+    def dismiss(self, which: Callable[[Call], bool]) -> None:
+        """Let the calls leave for which *which* returns true. They get a Wait with *moved*."""
+        for waiter in self.waiters:
+            if which(waiter.call):
+                waiter.moved = True
+                waiter.wake()
+        self._wake_first()
+
+    def put_first(self, rank: Callable[[Call], int]) -> bool:
+        """Put the call with the lowest rank first, among the first hundred. Return False if it is the first already."""
+        first, *others = self.waiters[:_LOOKED_AT]
+        best = min((first, *others), key=lambda waiter: rank(waiter.call))
+        if best is first:
+            return False
+        self.waiters.remove(best)
+        best.place = first.place - 1
+        self.waiters.insert(0, best)
+        best.wake()
+        return True
+
     @property
     def first_has_come(self) -> bool:
         """Whether an older call has entered while the current one asks for a permit."""
@@ -171,6 +193,8 @@ class Queue:
         loop, call = waiter.loop, waiter.call
         while True:
             waiter.woken = False
+            if waiter.moved:
+                return Wait(None, blocked=False, moved=True)
             if waiter.gives_way():
                 return Wait(None, blocked=False)
             # Only one call asks at a time: two that see the same attempts in flight could both take the last permit.
@@ -186,7 +210,7 @@ class Queue:
                 if answer.blocked and seconds is not None and now + seconds > self.blocked_until + _NOISE:
                     # An attempt of another process was refused.
                     self.block(now + seconds, too_long=answer.too_long)
-                if answer.too_long or _is_too_late(call, now, seconds):
+                if answer.too_long or answer.moved or _is_too_late(call, now, seconds):
                     return answer
                 if answer.again is not None:
                     seconds = answer.again if seconds is None else min(seconds, answer.again)

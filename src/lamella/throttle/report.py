@@ -60,6 +60,8 @@ class Report:
         """Record the estimated limits of *account* if they have changed."""
         limits: dict[str, AttributeValue] = {names.LIMIT_KIND: belief.kind, names.LIMIT: float(belief.requests)}
         limits |= {names.LIMIT_PERIOD: float(belief.period), names.LIMIT_IN_FLIGHT: belief.in_flight or 0}
+        if account.part:
+            limits[names.LIMIT_PART] = account.part
         if (now := tuple(limits.values())) != account.belief:
             (call.span or trace.get_current_span()).add_event(names.BELIEF_EVENT, limits)
             account.belief = now
@@ -81,6 +83,8 @@ class Report:
         }
         if requests:
             attributes |= {names.LIMIT: float(requests), names.LIMIT_PERIOD: float(period)}
+        if account.part:
+            attributes[names.LIMIT_PART] = account.part
         shown = ""
         if self._show_key:
             attributes[names.KEY_HASH] = account.name[:_SHOWN]
