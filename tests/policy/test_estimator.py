@@ -557,17 +557,25 @@ def test_tests_for_a_higher_limit_alternate_between_edge_and_climb(looks: int, s
 def test_a_proven_climb_continues_and_is_followed_by_another_test() -> None:
     estimate = steady(looks=1, log=[[0.0, 9.0, 50]])
     next_permit(estimate, 20.0, (), 60.0)
-    estimate.record(80.0, 63)
+    estimate.record(80.0, 137)
     next_permit(estimate, 85.9, (), 60.0)
     assert (estimate.requests, estimate.good, estimate.proven_at) == (125.0, 100.0, 86.0)
     next_permit(estimate, 100.0, (), 60.0)
     assert (estimate.phase, estimate.requests, estimate.good, estimate.proven_at) == ("climb", 156.25, 100.0, 166.0)
-    estimate.record(160.0, 79)
+    estimate.record(160.0, 171)
     next_permit(estimate, 200.0, (), 60.0)
     assert (estimate.requests, estimate.good, estimate.looks) == (195.3125, 125.0, 2)
-    estimate.record(260.0, 98)
+    estimate.record(260.0, 214)
     next_permit(estimate, 300.0, (), 60.0)
     assert estimate.good == 156.25
+
+    # Attempts that a full bucket and the known rate allow prove nothing.
+    estimate = steady(looks=1, burst=100.0, log=[[0.0, 9.0, 50]])
+    next_permit(estimate, 20.0, (), 60.0)
+    for now, number, good in ((80.0, 137, 100.0), (146.0, 171, 100.0), (212.0, 214, 156.25)):
+        estimate.record(now, number)
+        next_permit(estimate, now + 7.0, (), 60.0)
+        assert estimate.good == good
 
     # Of a few it is one more at least.
     estimate = steady(looks=1, requests=2.0, log=[[0.0, 9.0, 1]])

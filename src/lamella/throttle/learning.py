@@ -57,10 +57,12 @@ def look_for_more(estimate: RateEstimate, now: float) -> None:
         if estimate.phase == "climb" and not _is_busy(estimate, estimate.proven_at - _CLIMB * estimate.period):
             _back(estimate, now)
             return
+        since = estimate.proven_at - 2 * _CLIMB * estimate.period
         estimate.proven_at, estimate.look_every = -1.0, LOOK_EVERY
         if estimate.phase == "climb":
-            # Accept the step before: the burst of a bucket may have helped this one.
-            estimate.good = max(estimate.good, estimate.requests / _STEP)
+            # Accept the step before, if more has passed in both than a full bucket and the known rate allow.
+            if estimate.count(since) > estimate.burst + estimate.good * 2 * _CLIMB:
+                estimate.good = max(estimate.good, estimate.requests / _STEP)
             _climb(estimate, now)
         else:
             estimate.good, estimate.look_at = estimate.requests, now
