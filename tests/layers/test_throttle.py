@@ -708,6 +708,36 @@ async def test_calls_continue_after_a_store_dies_during_an_operation(serve: Serv
         at_rest(session)
 
 
+async def test_an_idle_account_is_dropped_and_its_limit_is_kept(
+    serve: Serve, virtual_time: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A blocked account, and one in an episode, stay: only they themselves know it."""
+    monkeypatch.setattr("lamella.throttle.layer.MOST_IDLE", 8)
+    url = URL(await serve(Server([429], latency=0)))
+    throttle = Throttle(MINUTE, key=account_of)
+    async with client(str(url), *stack(MINUTE, throttle, attempts=1)) as session:
+
+        async def others() -> None:
+            for number in range(20):
+                await get(session, account=f"other {number}")
+            assert len(throttle._accounts) <= 10
+
+        with pytest.raises(TooManyRequests):
+            await get(session, account="a")
+        [name] = throttle._accounts
+        await others()
+        assert throttle.blocked_for(url, "a") == 60
+        await asyncio.sleep(61)
+        await others()
+        assert name in throttle._accounts
+        assert await get(session, account="a") == 200
+        learned = throttle.state(url, "a")
+        await others()
+        assert name not in throttle._accounts
+        assert throttle.state(url, "a") == learned
+        assert await get(session, account="a") == 200
+
+
 @pytest.mark.slow
 async def test_idle_accounts_are_bounded(serve: Serve, virtual_time: VirtualClock) -> None:
     """Ten thousand queues are kept, and as many states; one that somebody waits at is never thrown away."""

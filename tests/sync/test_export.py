@@ -30,6 +30,7 @@ from lamella.sync import Page, Source
 from lamella.sync.decode import record_of
 from lamella.sync.export import check_output, export
 from lamella.sync.marks import Ask, Wanted, begin, store
+from lamella.sync.progress import part_of
 from lamella.sync.stored import adopt
 
 MODULE = sys.modules[export.__module__]  # its name in the package is that of the function
@@ -138,7 +139,7 @@ async def test_export_writes_what_a_sync_stores(journal: Journal, folder: Path, 
     records = [{"invoiceId": f"{number}", "text": "\ud83d halved", "total": 0.1} for number in range(3)]
 
     def change(db: sqlite3.Connection) -> None:
-        begin(db, [wanted], Ask({"invoices": source}))
+        begin(db, [wanted], Ask({"invoices": source}), part_of)
         page = Page(1, 1, [record_of(json.dumps(record).encode(), source) for record in records])
         store(db, wanted, 1, page, source)
 

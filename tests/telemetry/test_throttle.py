@@ -336,7 +336,8 @@ async def test_an_account_dropped_during_an_episode_reports_it(
     serve: Serve, virtual_time: VirtualClock, tracing: Tracing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the busy ones, though they are the oldest, keep no place from being made."""
-    monkeypatch.setattr("lamella.throttle.layer._MOST_ACCOUNTS", 8)
+    for most in ("_MOST_ACCOUNTS", "MOST_IDLE"):
+        monkeypatch.setattr(f"lamella.throttle.layer.{most}", 8)
 
     async def answer(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(1000 if "busy" in request.path else 0)

@@ -268,7 +268,7 @@ class Lines:
         for account in overview.accounts:
             if account.failed and self._is_new(account, State.FAILED):
                 yield f"{account.name}: {_failure(account)}"
-            if account.state is State.DONE and self._is_new(account, State.DONE) and few:
+            if few and account.state is State.DONE and self._is_new(account, State.DONE):
                 yield f"{account.name}: done, {count(account.pages, 'page')}, {count(account.records, 'record')}"
             if account.closed_for < _LONG:
                 self._seen.discard((account.name, State.QUEUED))

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import groupby
+from operator import attrgetter
 from typing import Final
 
 from lamella.cli.causes import state_of
@@ -108,6 +110,8 @@ class Watch:
         for account in accounts:
             if account.running:
                 self._first.setdefault(account.name, (now, account.pages))
+            elif account.state is State.DONE:
+                self._first.pop(account.name, None)
         left = None
         if expected is not None and long:
             # The later of the ends of all accounts together and of the slowest one, since each account has its own
@@ -133,10 +137,9 @@ class Watch:
         )
 
     def _accounts(self, parts: Mapping[tuple[str, str], Part]) -> Iterator[AccountView]:
-        of_account: dict[str, list[Part]] = {}
-        for part in parts.values():
-            of_account.setdefault(part.account, []).append(part)
-        for name, own in of_account.items():
+        # The parts of an account are in a row.
+        for name, of_account in groupby(parts.values(), attrgetter("account")):
+            own = tuple(of_account)
             failed = tuple(part for part in own if state_of(part) == "failed")
             running = sum(part.running for part in own)
             ended = not running and all(part.done or part.error is not None for part in own)

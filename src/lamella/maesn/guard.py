@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Awaitable, Collection
 from typing import Final
 
@@ -36,13 +35,14 @@ class _Place:
 
     __slots__ = ("changed", "errors", "proven", "under_way")
 
-    def __init__(self, most: int) -> None:
-        self.errors: deque[float] = deque(maxlen=most)
+    def __init__(self) -> None:
+        self.errors: tuple[float, ...] = ()
         """When the most recent errors arrived, by the loop's clock."""
         self.under_way = 0
         self.proven = False
         """Whether the last response did not count as an error."""
-        self.changed = anyio.Event()
+        self.changed: anyio.Event | None = None
+        """Set by the next call that ends. None: no call waits. An event takes much memory."""
 
 
 class ErrorGuard(Layer):
@@ -83,6 +83,7 @@ class ErrorGuard(Layer):
 
     async def _wait(self, call: Call, place: _Place) -> None:
         while not self._may_go(call, place):
+            place.changed = place.changed or anyio.Event()
             await place.changed.wait()
         place.under_way += 1
         self._calls[call] = place
@@ -92,12 +93,13 @@ class ErrorGuard(Layer):
         place.under_way -= 1
         status = result.status if isinstance(result, aiohttp.ClientResponse | ApiError) else None
         if status in self._statuses:
-            place.errors.append(call.request.loop.time())
+            place.errors = (*place.errors, call.request.loop.time())[-self._most :]
             place.proven = False
         elif status is not None and status < ERROR_STATUS:
             place.proven = True
-        place.changed.set()
-        place.changed = anyio.Event()
+        if place.changed is not None:
+            place.changed.set()
+            place.changed = None
 
     def _may_go(self, call: Call, place: _Place) -> bool:
         """Return whether a call may be sent now; if not, it waits until another call ends.
@@ -106,7 +108,7 @@ class ErrorGuard(Layer):
         """
         now = call.request.loop.time()
         while place.errors and now - place.errors[0] >= self._per:
-            place.errors.popleft()
+            place.errors = place.errors[1:]
         if len(place.errors) >= self._most:
             raise self._rejected(call, place, now)
         if not place.errors and place.proven:
@@ -131,5 +133,5 @@ class ErrorGuard(Layer):
                     for key, each in self._places.items()
                     if each.under_way or now - max(each.errors, default=-math.inf) < self._per
                 }
-            place = self._places[key] = _Place(self._most)
+            place = self._places[key] = _Place()
         return place

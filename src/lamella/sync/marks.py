@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from lamella.sync import nameless
 from lamella.sync.decode import Records, microseconds, text_of
 from lamella.sync.errors import BadRecord, EmptyPage, IncompleteList, RepeatedPage, UnsteadyList
 from lamella.sync.lists import MOST_EMPTY
-from lamella.sync.page import Page, ends_early, greater
+from lamella.sync.page import Page, ends_early, greater, lesser
 from lamella.sync.source import Source
 from lamella.sync.stored import (
     Departed,
@@ -32,7 +32,9 @@ from lamella.sync.stored import (
     put,
     settle_departed,
 )
-from lamella.sync.walk import Walk, count_pages, forget_pages, load, prepare, save
+from lamella.sync.walk import Walk, begun, count_pages, forget_pages, load, prepare, save
+
+_T = TypeVar("_T")
 
 _MOST_WALKS: Final = 3
 """Maximum readings of a list that changes during a reading, or is incomplete."""
@@ -92,10 +94,10 @@ class Position:
     deleted_ids: tuple[str, ...] = ()  # of records found deleted with the page
 
 
-def look(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[int, bool, list[Position]]:
-    """Return the result of :func:`begin` without writing anything."""
+def look(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[int, bool, Iterator[Position]]:
+    """Return the run, whether it is resumed, and where each list would begin. Write nothing."""
     if not has_table(db, "sync_parts"):
-        return 1, False, [_unread(asked(ask, each)) for each in wanted]
+        return 1, False, (_unread(asked(ask, each)) for each in wanted)
     [last] = db.execute("SELECT max(run) FROM sync_parts").fetchone()
     resumed = ask.resume and last is not None
     run: int = (last or 0) + (0 if resumed else 1)
@@ -105,55 +107,59 @@ def look(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[in
     return (
         run,
         resumed,
-        [
+        (
             replace(_unread(asked(ask, each)), dropped=bool(dropped & {each, (each.account, "")}))
             if others & {each, (each.account, "")}
             else _start(db, each, ask, run)
             for each in wanted
-        ],
+        ),
     )
 
 
-def begin(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[int, bool, list[Position]]:
+def begin(
+    db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask, made: Callable[[Wanted, Position], _T]
+) -> tuple[int, bool, list[_T]]:
     """Begin a run, or continue the last one if it should be resumed.
 
-    Return the run's number, whether it is resumed, and the position of each list. Drop the stored records of each
-    account and list whose identity has changed.
+    Return the run's number, whether it is resumed, and what *made* returns for each list and its position. Drop the
+    stored records of each account and list whose identity has changed.
     """
+    accounts = {account for names in (wanted, ask.made) for account, _ in names}
     adopt(db)
     prepare(db)
     run, resumed, positions = look(db, wanted, ask)
     others = of_others(db, ask.made)
     drop(db, others)
-    settle_departed(db, {account for account, _ in (*wanted, *ask.made)}, ask.departed, int(time.time() * 1_000_000))
-    db.executemany(
-        "INSERT OR REPLACE INTO sync_made VALUES (?, ?, ?)", [(*key, made) for key, made in ask.made.items()]
-    )
-    for number, (each, position) in enumerate(zip(wanted, positions, strict=True)):
-        if not position.walk:
+    settle_departed(db, accounts, ask.departed, int(time.time() * 1_000_000))
+    db.executemany("INSERT OR REPLACE INTO sync_made VALUES (?, ?, ?)", ((*key, of) for key, of in ask.made.items()))
+    found: list[_T] = []
+    for each, start in zip(wanted, positions, strict=True):
+        position = start
+        if not start.walk:
             last = load(db, each)
             page_size = ask.sources[each.resource].pages.page_size
-            walk = Walk(run, page_size, position.since, 1, gap=position.gap, verify=_is_due(last, ask))
+            walk = Walk(run, page_size, start.since, 1, gap=start.gap, verify=_is_due(last, ask))
             if last is not None:
                 walk.walk, walk.mark, walk.full, walk.exact = last.walk + 1, last.mark, last.full, last.exact
             forget_pages(db, each)
             save(db, each, walk)
-            positions[number] = replace(_position(db, each, walk), dropped=position.dropped)
-    return run, resumed, positions
+            position = replace(_position(db, each, walk), dropped=start.dropped)
+        found.append(made(each, position))
+    return run, resumed, found
 
 
-def missing(
-    db: sqlite3.Connection, each: Wanted, position: Position, source: Source
-) -> tuple[Sequence[int], str | None]:
-    """Return the known pages that are not stored. For a chain, return the next page and its token."""
-    if position.ended:
-        return [], None
+def opened(db: sqlite3.Connection, each: Wanted, source: Source) -> tuple[Position, Sequence[int], str | None]:
+    """Return the position of a list that was begun and the known pages that are not stored.
+
+    For a chain, return the next page and its token.
+    """
+    position = _position(db, each, begun(db, each))
     rows = "SELECT page, token FROM sync_pages WHERE account = ? AND resource = ?"
     stored = dict(db.execute(rows, each).fetchall())
     if not source.pages.parallel:
         last = max(stored, default=0)
-        return [last + 1], stored.get(last)
-    return [page for page in range(1, (position.pages or len(stored) + 1) + 1) if page not in stored], None
+        return position, [last + 1], stored.get(last)
+    return position, [page for page in range(1, (position.pages or len(stored) + 1) + 1) if page not in stored], None
 
 
 def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source: Source) -> Position:
@@ -161,13 +167,11 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source:
 
     After the last page, move the mark, or begin another walk if records are missing.
     """
-    walk = load(db, each)
-    if walk is None:
-        raise LookupError(f"{each} was not begun")
+    walk = begun(db, each)
     if walk.walk != number or walk.ended:
         return _position(db, each, walk)  # the page belongs to an earlier walk, or the list is complete without it
     answered, what = int(page.answered * 1_000_000), f"page {page.number} of {source.name}"
-    walk.began = _lesser(walk.began, answered)
+    walk.began = lesser(walk.began, answered)
     mark = walk.mark if walk.since is None else None
     records = Records.of(page.records)
     if nameless.repeats(db, each, records, number):
@@ -233,7 +237,7 @@ def _count_in(db: sqlite3.Connection, each: Wanted, walk: Walk, page: Page, sour
         # After a deletion the following records move up, perhaps to a page that was already read.
         walk.unsteady = walk.unsteady or f"page {page.number} states a smaller count than an earlier page"
     walk.total = greater(walk.total, page.total)
-    walk.least = walk.least if page.total is None else _lesser(walk.least, page.total)
+    walk.least = walk.least if page.total is None else lesser(walk.least, page.total)
     is_stored = True
     if not source.pages.parallel:
         walk.pages = page.number if page.token is None else None
@@ -250,7 +254,7 @@ def _count_in(db: sqlite3.Connection, each: Wanted, walk: Walk, page: Page, sour
         last = page.number - 1
         if walk.pages is not None and last < walk.pages:
             walk.unsteady = walk.unsteady or f"page {page.number} is empty, but the API counted {walk.pages} pages"
-        walk.pages, walk.more, is_stored = _lesser(walk.pages, last), 0, False
+        walk.pages, walk.more, is_stored = lesser(walk.pages, last), 0, False
     if is_stored:
         db.execute("INSERT OR IGNORE INTO sync_pages VALUES (?, ?, ?, ?)", (*each, page.number, page.token))
 
@@ -287,7 +291,7 @@ def _end(db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, ma
     # A record that changed during the reading may be on a page that was already read, so the mark is not later than the
     # beginning of the walk. If there is a gap before the walk, the mark stays.
     if walk.highest is not None and not walk.gap:
-        walk.mark = _lesser(walk.began, walk.highest)
+        walk.mark = lesser(walk.began, walk.highest)
     if walk.nameless:
         # Only a reading of the whole list shows which of them were changed.
         walk.mark = None
@@ -392,7 +396,3 @@ def _position(db: sqlite3.Connection, each: Wanted, walk: Walk) -> Position:
 
 def _is_less(one: int | None, other: int | None) -> bool:
     return one is not None and other is not None and one < other
-
-
-def _lesser(one: int | None, other: int) -> int:
-    return other if one is None else min(one, other)

@@ -113,6 +113,11 @@ def greater(one: int | None, other: int | None) -> int | None:
     return other if one is None else one if other is None else max(one, other)
 
 
+def lesser(one: int | None, other: int) -> int:
+    """Return the lesser number. None stands for unknown."""
+    return other if one is None else min(one, other)
+
+
 async def read_filled(
     session: aiohttp.ClientSession,
     of: List,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -84,9 +84,12 @@ class PageSource:
     """Yields the known pages, one of each list in turn. It ends when no page is being read that may lead to others."""
 
     def __init__(self) -> None:
-        self.new: Iterator[NewList] = iter(())
-        """The lists to read. Each is created just before its first page: with many accounts, all take much memory."""
-        self._lists: deque[tuple[ListToRead, Iterator[PageToRead]]] = deque()
+        self.more: Callable[[], Awaitable[Sequence[NewList]]] = _no_more
+        """Returns the next lists to read; none at the end. They are created in small groups, just before their first
+        pages: with many accounts, all take much memory."""
+        self._new: deque[NewList] = deque()
+        self._lists: deque[tuple[ListToRead, int, Sequence[int], int, str | None]] = deque()
+        """The lists with pages to read: list, walk, page numbers, the index of the next one, token."""
         self._running = 0
         self._changed = anyio.Event()
 
@@ -94,9 +97,7 @@ class PageSource:
         """Add the pages *numbers* of a list. In a chain, there is one page, and *token* leads to it."""
         if numbers:
             of.known = numbers[-1]
-            walk = of.position.walk
-            places = (Place(number, _records_before(of.position, number), token) for number in numbers)
-            self._lists.append((of, (PageToRead(of, place, walk) for place in places)))
+            self._lists.append((of, of.position.walk, numbers, 0, token))
             self._changed.set()
 
     def ended(self) -> None:
@@ -107,28 +108,39 @@ class PageSource:
     def __aiter__(self) -> PageSource:
         return self
 
-    def _take_new(self) -> bool:
+    async def _take_new(self) -> bool:
         """Put the next new list before the others. Return False if there is none."""
-        for of, numbers, token in self.new:
+        while True:
+            if not self._new:
+                self._new.extend(await self.more())
+            if not self._new:
+                return False
+            of, numbers, token = self._new.popleft()
             if numbers:
                 self.add(of, numbers, token)
                 self._lists.rotate()
                 return True
-        return False
 
     async def __anext__(self) -> PageToRead:
         while True:
-            while self._take_new() or self._lists:
-                of, pages = self._lists.popleft()
-                page = next(pages, None)
-                if page is not None and page.is_needed:
-                    self._lists.append((of, pages))
+            while await self._take_new() or self._lists:
+                of, walk, numbers, index, token = self._lists.popleft()
+                place = Place(numbers[index], _records_before(of.position, numbers[index]), token)
+                page = PageToRead(of, place, walk)
+                if page.is_needed:
+                    # A list without further pages must not stay in memory until all others have begun.
+                    if index + 1 < len(numbers):
+                        self._lists.append((of, walk, numbers, index + 1, token))
                     self._running += 1
                     return page
             if not self._running:
                 raise StopAsyncIteration
             self._changed = anyio.Event()
             await self._changed.wait()
+
+
+async def _no_more() -> Sequence[NewList]:
+    return ()
 
 
 class Reading:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
+from itertools import islice
 from os import PathLike
 from typing import Any, Final, get_args
 
@@ -15,7 +18,7 @@ from lamella.checks import check_seconds
 from lamella.errors import RateLimited, Unauthorized
 from lamella.sync.decode import check_msgspec
 from lamella.sync.export import check_output, export_changes
-from lamella.sync.marks import OVERLAP, Ask, Wanted, asked, begin, look, missing
+from lamella.sync.marks import OVERLAP, Ask, Wanted, asked, begin, look, opened
 from lamella.sync.page import checked_moment
 from lamella.sync.progress import Part, Progress, Report, part_of
 from lamella.sync.reading import ListToRead, NewList, Reading
@@ -28,6 +31,8 @@ _MOST_AT_ONCE: Final = 1000
 """The maximum of *at_once* by default."""
 _CLOCKS_DIFFER: Final = 86400.0
 """Seconds by which a time in the journal, which is of the clock of the API, may be later than ours."""
+_CHUNK: Final = 64
+"""Lists per look-up in the journal."""
 ALONE: Final[Mapping[str, Any]] = {"default": None}
 """The default accounts: a single one, whose credentials the session has."""
 
@@ -130,10 +135,11 @@ async def run(
     )
     began = time.monotonic()
     gone = tuple(await journal.read(lambda db: others_in(db, accounts, unmarked=departed == "keep")))
-    number, resumed, parts, reading.pages.new = await _begun(journal, sources, accounts, wanted, ask)
+    number, resumed, parts = await journal.commit(partial(begin, wanted=wanted, ask=ask, made=part_of))
     others = tuple(await journal.read(lambda db: not_read(db, accounts, sources)))
     progress = Progress(number, parts, batch, resumed=resumed, departed=gone, not_read=others)
     del ask, wanted, parts  # with many accounts, they take much memory
+    reading.pages.more = partial(_opened, journal, sources, accounts, progress.parts, _unread(progress.parts))
     async with batch:
         reading.begin(progress)
         async for outcome in batch:
@@ -146,19 +152,28 @@ async def run(
     return Report(number, resumed, tuple(progress.parts.values()), took, gone, progress.misfits, others)
 
 
-async def _begun(
-    journal: Journal, sources: Mapping[str, Source], accounts: Mapping[str, Any], wanted: list[Wanted], ask: Ask
-) -> tuple[int, bool, list[Part], Iterator[NewList]]:
-    """Begin a run in the journal. Return its number, whether it is resumed, its parts, and the lists to read."""
-    number, resumed, positions = await journal.commit(lambda db: begin(db, wanted, ask))
-    gaps = await journal.read(
-        lambda db: [missing(db, each, at, sources[each.resource]) for each, at in zip(wanted, positions, strict=True)]
-    )
-    lists = (
-        (ListToRead(each, sources[each.resource], accounts[each.account], at), *gap)
-        for each, at, gap in zip(wanted, positions, gaps, strict=True)
-    )
-    return number, resumed, [part_of(each, at) for each, at in zip(wanted, positions, strict=True)], lists
+def _unread(parts: Mapping[tuple[str, str], Part]) -> Iterator[Wanted]:
+    return (Wanted(*each) for each, part in parts.items() if not part.done)
+
+
+async def _opened(
+    journal: Journal,
+    sources: Mapping[str, Source],
+    accounts: Mapping[str, Any],
+    parts: Mapping[tuple[str, str], Part],
+    unread: Iterator[Wanted],
+) -> Sequence[NewList]:
+    """Return the next lists to read. Only these are in memory."""
+    chunk = list(islice(unread, _CHUNK))
+    found = await journal.read(lambda db: [opened(db, each, sources[each.resource]) for each in chunk]) if chunk else ()
+    return [
+        (
+            ListToRead(each, sources[each.resource], accounts[each.account], replace(at, dropped=parts[each].dropped)),
+            numbers,
+            token,
+        )
+        for each, (at, numbers, token) in zip(chunk, found, strict=True)
+    ]
 
 
 async def plan(
@@ -194,8 +209,7 @@ async def plan(
     )
     if journal is None:
         return tuple(Part(*each, asked(ask, each)) for each in wanted)
-    _, _, positions = await journal.read(lambda db: look(db, wanted, ask))
-    return tuple(part_of(each, position) for each, position in zip(wanted, positions, strict=True))
+    return tuple(await journal.read(lambda db: list(map(part_of, wanted, look(db, wanted, ask)[2]))))
 
 
 def _checked(
@@ -222,9 +236,9 @@ def _checked(
         Wanted(account, resource) for account in accounts for resource in sources if (account, resource) not in absent
     ]
     made = {(name, ""): identity(account) for name, account in accounts.items()}
+    identities = {name: source.identity for name, source in sources.items()}  # one text for all accounts
     for each in wanted:
-        of = sources[each.resource]
-        made[each.account, each.resource] = of.identity + of.variant(accounts[each.account])
+        made[each] = identities[each.resource] + sources[each.resource].variant(accounts[each.account])
     return wanted, Ask(
         sources,
         None if since is None else checked_moment(since),

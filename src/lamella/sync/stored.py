@@ -213,11 +213,15 @@ def departed(db: sqlite3.Connection, accounts: Collection[str], *, unmarked: boo
     """Return the accounts in the journal that are not in *accounts*. *unmarked* leaves out those with a mark."""
     if not has_table(db, "sync_parts"):
         return []
-    names = [name for (name,) in db.execute("SELECT DISTINCT account FROM sync_parts ORDER BY account")]
-    marked: set[str] = set()
-    if unmarked and has_table(db, "sync_departed"):
-        marked = {name for (name,) in db.execute("SELECT account FROM sync_departed")}
-    return [name for name in names if name not in accounts and name not in marked]
+    names = db.execute("SELECT DISTINCT account FROM sync_parts ORDER BY account")
+    left_out = marked(db) if unmarked else ()
+    return [name for (name,) in names if name not in accounts and name not in left_out]
+
+
+def marked(db: sqlite3.Connection) -> set[str]:
+    """Return the departed accounts whose records are marked as deleted."""
+    rows = db.execute("SELECT account FROM sync_departed") if has_table(db, "sync_departed") else ()
+    return {name for (name,) in rows}
 
 
 def not_read(db: sqlite3.Connection, accounts: Collection[str], resources: Collection[str]) -> list[str]:
@@ -232,8 +236,7 @@ def not_read(db: sqlite3.Connection, accounts: Collection[str], resources: Colle
 def settle_departed(db: sqlite3.Connection, accounts: Collection[str], how: Departed, moment: int) -> None:
     """Keep, mark or forget the records of accounts that are not in *accounts*. Remove the marks of *accounts*."""
     gone = [(name,) for name in departed(db, accounts)]
-    back = [(name,) for name in accounts]
-    changed = db.executemany("DELETE FROM sync_departed WHERE account = ?", back).rowcount
+    changed = db.executemany("DELETE FROM sync_departed WHERE account = ?", ((name,) for name in accounts)).rowcount
     if how == "mark" and gone:
         marks = [(name, moment) for (name,) in gone]
         changed += db.executemany("INSERT OR IGNORE INTO sync_departed VALUES (?, ?)", marks).rowcount
@@ -270,8 +273,8 @@ def of_others(db: sqlite3.Connection, made: Mapping[tuple[str, str], str]) -> se
     """Return the keys of *made* whose stored records have another identity. An unknown identity counts as equal."""
     if not has_table(db, "sync_made"):
         return set()
-    before = {(account, resource): of for account, resource, of in db.execute("SELECT * FROM sync_made")}
-    return {key for key, of in made.items() if before.get(key, of) != of}
+    rows = db.execute("SELECT account, resource, made FROM sync_made")
+    return {(account, resource) for account, resource, of in rows if made.get((account, resource), of) != of}
 
 
 def adopt(db: sqlite3.Connection) -> None:

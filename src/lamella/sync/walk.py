@@ -140,6 +140,14 @@ def load(db: sqlite3.Connection, each: Each) -> Walk | None:
     return Walk(**{name: values[name] for name in _COLUMNS if name in values})
 
 
+def begun(db: sqlite3.Connection, each: Each) -> Walk:
+    """Return the current walk of a list. Raises LookupError if there is none."""
+    walk = load(db, each)
+    if walk is None:
+        raise LookupError(f"{each} was not begun")
+    return walk
+
+
 def save(db: sqlite3.Connection, each: Each, walk: Walk) -> None:
     """Store a walk in place of the last one."""
     names, places = ", ".join(_COLUMNS), ", ".join("?" * (2 + len(_COLUMNS)))

@@ -32,6 +32,8 @@ from lamella.throttle.quota import Station, ask, waiting_for
 if TYPE_CHECKING:  # most programs share no limit with other processes
     from lamella.throttle.fleet import Lease
 
+MOST_IDLE: Final = 1_000
+"""The number of accounts from which those that are idle are removed, if the store has all that is known about them."""
 _MOST_PARTS: Final = 8
 _REFUSED: Final = PerCall[bool](lambda: False)  # set when the call was refused
 
@@ -92,6 +94,12 @@ class Account:
         """Whether no call waits and no attempt is in flight, here or in a part."""
         accounts = (self,) if self.parts is None or self.part else (self, *self.parts.accounts.values())
         return not any(each.queue.in_flight or each.queue.waiting for each in accounts)
+
+    def is_in_store(self, now: float) -> bool:
+        """Return whether the store has all that is known about the account, so that it can be made again."""
+        has_parts = self.parts is not None and self.parts.are_likely
+        held = self.episode or self.doubt or has_parts or self.lease or self.stations
+        return not held and self.queue.blocked_until <= now
 
     def has_passed(self, request: aiohttp.ClientRequest, permit: Permit) -> None:
         """Note an attempt that has passed, for the limits of parts."""
@@ -160,6 +168,12 @@ class Parts:
     rest: Account
     accounts: dict[str, Account] = field(default_factory=dict)
     evidence: PartEvidence = field(default_factory=PartEvidence)
+
+    @property
+    def are_likely(self) -> bool:
+        """Whether there are parts, or refusals that speak for one and that no success has disproved."""
+        suspects = self.evidence.suspects.values()
+        return bool(self.accounts) or any(each.sent_at >= 0 or each.chance < 1 for each in suspects)
 
     def of(self, request: aiohttp.ClientRequest) -> Account:
         """Return the part that *request* belongs to, or the rest of the account."""
@@ -240,10 +254,14 @@ def leased(fleet: NetworkStore, name: str, learning: Learning) -> Lease:
     return Lease(fleet, name, Learned(learning.period, learning.learns))
 
 
-def forget_idle(accounts: OrderedDict[str, Account], ended: Callable[[Account], object]) -> None:
-    """Remove a few idle accounts, so that each new account frees more than one place. *ended* is called with each."""
+def forget_idle(accounts: OrderedDict[str, Account], ended: Callable[[Account], object], *, too_many: bool) -> None:
+    """Remove a few idle accounts, so that each new account frees more than one place. *ended* is called with each.
+
+    Unless there are *too_many*, remove only those about which the store has all that is known.
+    """
+    now = asyncio.get_running_loop().time()
     for name, account in list(islice(accounts.items(), 4)):
-        if account.is_idle:
+        if account.is_idle and (too_many or account.is_in_store(now)):
             ended(account)
             del accounts[name]
         else:

@@ -28,7 +28,7 @@ from lamella.store.network import NetworkStore
 from lamella.store.shared import SharedState, hash_key
 from lamella.telemetry.attributes import origin_attributes
 from lamella.telemetry.tracing import OFF, SILENT
-from lamella.throttle.account import Account, Episode, Learning, forget_idle, leased, name_of
+from lamella.throttle.account import MOST_IDLE, Account, Episode, Learning, forget_idle, leased, name_of
 from lamella.throttle.belief import Belief, believed
 from lamella.throttle.estimate import ONE, Asked, Permit, RateEstimate, Wait
 from lamella.throttle.headers import read_by, stated_limits
@@ -384,8 +384,8 @@ class Throttle(Layer):
             count = partial(self._report.count_queued, measured)
             lease = None if self._fleet is None else leased(self._fleet, name, self._learning)
             account = accounts[name] = Account(name, server, measured, self._learning, count, lease=lease)
-            if len(accounts) > _MOST_ACCOUNTS:
-                forget_idle(accounts, self._end_episode)
+            if len(accounts) > MOST_IDLE:
+                forget_idle(accounts, self._end_episode, too_many=len(accounts) > _MOST_ACCOUNTS)
         else:
             accounts.move_to_end(name)
         return account if account.parts is None else account.parts.of(request)
