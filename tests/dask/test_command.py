@@ -41,6 +41,13 @@ async def test_the_command_syncs_on_a_local_cluster(make_sandbox: MakeSandbox, t
     assert errors.splitlines()[-1].startswith("Run 1: 12 of 12 parts done in")
     assert [line for line in errors.splitlines()[:-1] if not line.startswith("run 1: ")] == []
     assert dataset.verify(tmp_path / "out") == []
+    write_accounts(tmp_path / "accounts.csv", sandbox, leave_out=4)
+    code, _, errors = await command(tmp_path, sandbox, "sync", "--dask", "local:1", *given, "--departed", "forget")
+    assert code == 2
+    assert errors.splitlines()[-1] == (
+        "lamella: --departed forget would remove the records of 4 accounts, more than the 2 that stay. "
+        "If the accounts file is complete, run once with --departed mark first"
+    )
     assert (await command(tmp_path, sandbox, "dataset", "verify", "out"))[0] == 0
     code, told, errors = await command(tmp_path, sandbox, "dataset", "list", "out")
     assert (code, errors) == (0, "")

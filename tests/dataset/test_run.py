@@ -30,6 +30,7 @@ from lamella.dataset import (
 from lamella.dataset.work import OnCount
 from lamella.maesn.sandbox import Account, Sandbox
 from lamella.pytest_maesn import MakeSandbox
+from lamella.sync import TooManyDeparted
 
 
 def some(many: int = 9) -> list[Account]:
@@ -197,12 +198,34 @@ async def test_departed_accounts_are_forgotten_even_if_their_shard_is_empty(
 ) -> None:
     sandbox = await make_sandbox(accounts=[Account(f"key-{number}", records=3) for number in range(6)])
     await sync_to(sandbox, shards=32)
-    few = write_accounts(tmp_path / "few.csv", sandbox, leave_out=4)
+    few = write_accounts(tmp_path / "few.csv", sandbox, leave_out=3)
     await sync_to(sandbox, accounts=few, shards=32)
     assert {account for account, *_ in records_in(tmp_path / "out")} == {f"account {number}" for number in range(6)}
     report = await sync_to(sandbox, accounts=few, shards=32, departed="forget")
     assert report.done
-    assert {account for account, *_ in records_in(tmp_path / "out")} == {"account 0", "account 1"}
+    assert {account for account, *_ in records_in(tmp_path / "out")} == {"account 0", "account 1", "account 2"}
+    assert dataset.verify(tmp_path / "out") == []
+
+
+async def test_more_accounts_than_stay_are_not_forgotten(
+    make_sandbox: MakeSandbox, sync_to: SyncTo, tmp_path: Path
+) -> None:
+    """The accounts of all shards are counted together: in a shard, one of two or the only one may leave."""
+    sandbox = await make_sandbox(accounts=[Account(f"key-{number}", records=3) for number in range(7)])
+    await sync_to(sandbox)
+    half = write_accounts(tmp_path / "half.csv", sandbox, leave_out=3)
+    assert (await sync_to(sandbox, accounts=half, departed="forget")).done
+    staying = {f"account {number}" for number in range(4)}
+    assert {account for account, *_ in records_in(tmp_path / "out")} == staying
+    few = write_accounts(tmp_path / "few.csv", sandbox, leave_out=6)
+    sandbox.received.clear()
+    with pytest.raises(TooManyDeparted, match="records of 3 accounts, more than the 1 that stay"):
+        await sync_to(sandbox, accounts=few, departed="forget")
+    assert (sandbox.received, dataset.last_run(tmp_path / "out")) == ([], (2, True))
+    await sync_to(sandbox, accounts=few, departed="mark")
+    assert {account for account, *_ in records_in(tmp_path / "out")} == staying
+    assert (await sync_to(sandbox, accounts=few, departed="forget")).done
+    assert {account for account, *_ in records_in(tmp_path / "out")} == {"account 0"}
     assert dataset.verify(tmp_path / "out") == []
 
 

@@ -318,6 +318,22 @@ class TestAnAccountThatLeaves:
         back = await of_accounts(nights, "a", "b")
         assert [part.records for part in back.parts] == [0, 12]
 
+    async def test_more_accounts_than_stay_are_not_forgotten(self, books: Books, nights: Nights) -> None:
+        """The accounts may be cut off. Marking can be undone, and shows that they are complete."""
+        await of_accounts(nights, "a", "b", "c")
+        asked, before = len(books.queries), nights.lines()
+        with pytest.raises(sync.TooManyDeparted) as caught:
+            await of_accounts(nights, "a", departed="forget")
+        assert str(caught.value) == (
+            "departed='forget' would remove the records of 2 accounts, more than the 1 that stay. "
+            "If the accounts are complete, run once with departed='mark' first"
+        )
+        assert (len(books.queries), nights.lines()) == (asked, before)
+        await of_accounts(nights, "a", departed="mark")
+        assert sum("deleted" in line for line in nights.lines()) == 24
+        assert (await of_accounts(nights, "a", departed="forget")).departed == ("b", "c")
+        assert {line["account"] for line in nights.lines()} == {"a"}
+
     @pytest.mark.sampled(1)
     @pytest.mark.parametrize("output", ["out.db", "out.parquet"])
     async def test_a_departed_account_is_in_no_typed_table(self, nights: Nights, output: str) -> None:

@@ -23,11 +23,12 @@ from rich.live import Live
 
 from lamella import maesn
 from lamella.cli.accounts import others_can_read
-from lamella.cli.options import Options, options_on_workers, say_how_to_go_on
+from lamella.cli.options import Options, options_on_workers, say_how_to_go_on, why_not_forgotten
 from lamella.cli.process import cancelled_by_signals
 from lamella.cli.terminal import count, duration, fail, line, make_console, warn
 from lamella.dataset import DatasetError, DatasetProgress, DatasetReport
 from lamella.redaction import one_line, redact_text
+from lamella.sync import TooManyDeparted
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -54,6 +55,8 @@ def main(options: Options) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         say_how_to_go_on("interrupted", options)
         return 130
+    except TooManyDeparted as exc:
+        fail(why_not_forgotten(exc))
     except (DatasetError, ValueError, OSError) as exc:
         fail(redact_text(one_line(str(exc))))
     return _tell(console, report, options)

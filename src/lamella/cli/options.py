@@ -18,13 +18,14 @@ from yarl import URL
 from lamella.breaker import Breaker
 from lamella.cli.accounts import accounts_of_environment, key_in
 from lamella.cli.schema import tables_in
-from lamella.cli.terminal import http_url
+from lamella.cli.terminal import count, http_url
 from lamella.maesn import BASE_URL, RULES, Account, current_account
 from lamella.maesn.accounts_file import accounts_in
 from lamella.maesn.params import params_for
 from lamella.maesn.sources import checked_resource
 from lamella.redaction import one_line, redact_text, redact_url
 from lamella.rules import RuleBook
+from lamella.sync import TooManyDeparted
 from lamella.sync.export import check_output
 from lamella.sync.marks import OVERLAP
 from lamella.sync.page import checked_moment
@@ -329,6 +330,14 @@ def _departed(text: str) -> Departed:
     if text not in allowed:
         raise ValueError(f"must be one of {', '.join(allowed)}, got {redact_text(text)!r}")
     return cast(Departed, text)
+
+
+def why_not_forgotten(exc: TooManyDeparted) -> str:
+    """Return the message of a refused ``--departed forget``."""
+    return (
+        f"--departed forget would remove the records of {count(exc.forgotten, 'account')}, more than the "
+        f"{exc.stay:,} that stay. If the accounts file is complete, run once with --departed mark first"
+    )
 
 
 def _at_once(text: str) -> int:

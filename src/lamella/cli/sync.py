@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -27,7 +27,7 @@ from lamella.cli import report
 from lamella.cli.accounts import others_can_read
 from lamella.cli.causes import causes_of
 from lamella.cli.display import Lines, Look, Screen, display_on, say_failed
-from lamella.cli.options import Options, Settings, say_how_to_go_on, settings_of
+from lamella.cli.options import Options, Settings, say_how_to_go_on, settings_of, why_not_forgotten
 from lamella.cli.process import cancelled_by_signals, connections, without_stamina_hooks
 from lamella.cli.progress import Watch
 from lamella.cli.remarks import remarks, remarks_of_run
@@ -35,8 +35,7 @@ from lamella.cli.report import Check, Synced
 from lamella.cli.terminal import count, duration, fail, make_console, show, some, warn
 from lamella.redaction import redact_text
 from lamella.retry.report import OnAttempt
-from lamella.sync import Part, Report, SchemaMismatch
-from lamella.sync.stored import departed
+from lamella.sync import Part, Report, SchemaMismatch, TooManyDeparted
 from lamella.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -55,10 +54,6 @@ class _Tracing(NamedTuple):
     provider: TracerProvider
     collected: Collector
     outlet: Outlet | None
-
-
-class _Refused(Exception):
-    """Why a sync does not begin."""
 
 
 class _Ended(NamedTuple):
@@ -108,8 +103,8 @@ def _main(options: Options, folder: Path) -> int:
         ended = asyncio.run(_sync(options, settings, console, tracing))
     except JournalError as exc:
         fail(f"--journal: {exc}")
-    except _Refused as exc:
-        fail(str(exc))
+    except TooManyDeparted as exc:
+        fail(why_not_forgotten(exc))
     return _tell(console, ended, tracing)
 
 
@@ -213,8 +208,6 @@ async def _sync_all(
             proxy=settings.proxy,
         ) as session,
     ):
-        if settings.departed == "forget":
-            await _check_forgotten(journal, {account.name for account in settings.accounts})
         return await maesn.sync(
             session,
             settings.accounts,
@@ -231,18 +224,6 @@ async def _sync_all(
             params=settings.params,
             at_once=settings.at_once,
             on_progress=watch.begun,
-        )
-
-
-async def _check_forgotten(journal: Journal, accounts: Collection[str]) -> None:
-    """Refuse to forget more accounts than stay, unless they are marked: the accounts file may be cut off."""
-    known, gone, unmarked = await journal.read(
-        lambda db: [len(departed(db, ())), len(departed(db, accounts)), len(departed(db, accounts, unmarked=True))]
-    )
-    if unmarked > known - gone:
-        raise _Refused(
-            f"--departed forget would remove the records of {count(unmarked, 'account')}, more than the "
-            f"{known - gone:,} that stay. If the accounts file is complete, run once with --departed mark first"
         )
 
 

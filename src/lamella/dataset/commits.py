@@ -75,6 +75,8 @@ class Commit:
     """The definition of the typed tables."""
     marks: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     """The ISO 8601 time up to which each list is complete, by account and resource. None: it has no such time."""
+    departed: tuple[str, ...] = ()
+    """The accounts whose records are marked as deleted because the accounts have departed."""
     result: Mapping[str, Any] = field(default_factory=dict)
     """The result of the last run that has ended."""
 
@@ -85,7 +87,10 @@ class Commit:
 
     def encode(self) -> bytes:
         """Return this commit as JSON."""
-        return json.dumps(asdict(self), separators=(",", ":")).encode()
+        found = asdict(self)
+        if not self.departed:  # an earlier version of lamella does not know it
+            del found["departed"]
+        return json.dumps(found, separators=(",", ":")).encode()
 
     @classmethod
     def decode(cls, content: bytes) -> Commit:
@@ -93,6 +98,7 @@ class Commit:
         found = json.loads(content)
         found["files"] = {table: tuple(File(**each) for each in files) for table, files in found["files"].items()}
         found["journal"] = None if found["journal"] is None else File(**found["journal"])
+        found["departed"] = tuple(found.get("departed", ()))
         return cls(**found)
 
 

@@ -21,7 +21,7 @@ from lamella.dataset.contents import clean
 from lamella.dataset.work import NO_OPTIONS, Count, OnCount, Outcome, Result, Work
 from lamella.redaction import redact_text
 from lamella.sync import Table
-from lamella.sync.stored import Departed
+from lamella.sync.stored import Departed, check_forgotten
 from lamella.sync.tables import NO_TABLES
 from lamella.telemetry.names import RUN, SYNC_SPAN
 from lamella.telemetry.tracing import Tracing
@@ -181,6 +181,7 @@ async def sync_shards(
 
     Raises:
         ValueError: An argument is out of its range; before anything is done.
+        lamella.sync.TooManyDeparted: More accounts would be forgotten than stay; before anything is done.
         DatasetError: The dataset cannot be read or written.
     """
     check_seconds("checkpoint", checkpoint)
@@ -192,6 +193,8 @@ async def sync_shards(
             f"typed tables need a dataset of .parquet files, and {dataset.place} is one of {dataset.suffix}"
         )
     began = time.monotonic()
+    if departed == "forget":
+        await asyncio.to_thread(_check_departed, dataset, set(accounts))
     number, resumed = await asyncio.to_thread(_number, dataset, resume=resume)
     by_shard: dict[int, list[str]] = {}
     for name in accounts:
@@ -249,6 +252,15 @@ def _number(dataset: Dataset, *, resume: bool) -> tuple[int, bool]:
         about = json.dumps({"run": last + 1, "began": time.time(), "id": uuid4().hex}).encode()
         if dataset.storage.put_new(f"{_RUNS}/{last + 1:08d}.json", about):
             return last + 1, False
+
+
+def _check_departed(dataset: Dataset, accounts: Collection[str]) -> None:
+    known: list[str] = []
+    marked: set[str] = set()
+    for commit in dataset.all_last():
+        known += commit.marks
+        marked.update(commit.departed)
+    check_forgotten(known, marked, accounts)
 
 
 def _settle(dataset: Dataset, by_shard: dict[int, list[str]], run: int, *, resumed: bool, departed: Departed) -> int:

@@ -25,6 +25,7 @@ from lamella.dataset.local import LocalJournal, local_journal
 from lamella.dataset.process import Process
 from lamella.dataset.work import Count, OnCount, Outcome, Read, Result, Work, named
 from lamella.sync import Progress, Report, export
+from lamella.sync.stored import marked
 from lamella.sync.tables import Misfits
 from lamella.sync.typed import files_beside
 from lamella.telemetry.names import RUN, SHARD, SHARD_SPAN
@@ -122,7 +123,9 @@ class _Holding:
     async def finish(self, work: Work, result: Result) -> Result:
         """Commit the records, the journal and its marks, in one step."""
         old, tables = self.commit, repr(sorted(work.tables.items()))
-        version, marks = await self.journal.read(lambda db: (state.version_of(db), marks_of(db)))
+        version, marks, departed = await self.journal.read(
+            lambda db: (state.version_of(db), marks_of(db), tuple(sorted(marked(db))))
+        )
         is_current = bool(old.files) and (old.version, old.tables) == (version, tables)
         if is_current and await run_to_its_end(self._thread, self._dataset.has, old.files):
             files, misfits = old.files, int(old.result.get("misfits", 0))
@@ -139,6 +142,7 @@ class _Holding:
                 version=version,
                 tables=tables,
                 marks=marks,
+                departed=departed,
                 result=asdict(result),
             )
         )
@@ -213,9 +217,10 @@ async def _sync(process: Process, work: Work, holding: _Holding, on_count: OnCou
 
 
 async def _pass(process: Process, work: Work, holding: _Holding, on_count: OnCount | None, *, resume: bool) -> Result:
+    moment = int(time.time() * 1_000_000)
+    # The run has checked how many accounts are forgotten. The sync would count only those of this shard.
+    await holding.journal.commit(lambda db: state.settle(db, work.accounts, work.departed, moment))
     if not work.accounts:
-        moment = int(time.time() * 1_000_000)
-        await holding.journal.commit(lambda db: state.settle(db, work.departed, moment))
         return Result()
     read: Read = named(work.call)
     count = _counter(work.shard, on_count)

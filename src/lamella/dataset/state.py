@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from lamella.sync.stored import Departed, has_table, settle_departed
@@ -58,10 +58,10 @@ def end(db: sqlite3.Connection, run: int, result: Mapping[str, Any]) -> None:
     db.execute("UPDATE shard_state SET run = ?, ended = 1, result = ?", (run, json.dumps(result)))
 
 
-def settle(db: sqlite3.Connection, how: Departed, moment: int) -> None:
-    """Keep, mark or forget the records of all accounts: all of them have departed."""
+def settle(db: sqlite3.Connection, accounts: Collection[str], how: Departed, moment: int) -> None:
+    """Keep, mark or forget the records of accounts that are not in *accounts*."""
     if has_table(db, "sync_departed"):
-        settle_departed(db, (), how, moment)
+        settle_departed(db, accounts, how, moment)
 
 
 def version_of(db: sqlite3.Connection) -> int:

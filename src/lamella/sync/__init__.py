@@ -8,6 +8,7 @@ from lamella.sync.errors import (
     IncompleteList,
     RepeatedPage,
     SchemaMismatch,
+    TooManyDeparted,
     UnsteadyList,
 )
 from lamella.sync.export import export
@@ -38,6 +39,7 @@ __all__ = [
     "SchemaMismatch",
     "Source",
     "Table",
+    "TooManyDeparted",
     "UnsteadyList",
     "export",
     "failure_in",

@@ -5,7 +5,16 @@ They are ValueErrors, like the error of an answer that contains no list: the ans
 
 from __future__ import annotations
 
-__all__ = ["AnswerFailed", "BadRecord", "EmptyPage", "IncompleteList", "RepeatedPage", "SchemaMismatch", "UnsteadyList"]
+__all__ = [
+    "AnswerFailed",
+    "BadRecord",
+    "EmptyPage",
+    "IncompleteList",
+    "RepeatedPage",
+    "SchemaMismatch",
+    "TooManyDeparted",
+    "UnsteadyList",
+]
 
 
 class IncompleteList(ValueError):
@@ -68,6 +77,24 @@ class SchemaMismatch(ValueError):
     def __init__(self, count: int, first: tuple[str, ...]) -> None:
         more = f" and {count - len(first):,} more" if count > len(first) else ""
         super().__init__(f"{count:,} {'value does' if count == 1 else 'values do'} not fit: {'; '.join(first)}{more}")
+
+
+class TooManyDeparted(ValueError):
+    """More accounts would be forgotten than stay, so the given accounts may be incomplete. Nothing has changed.
+
+    Args:
+        forgotten: The number of accounts that would be forgotten and are not marked as departed.
+        stay: The number of accounts with records that are still given.
+    """
+
+    def __init__(self, forgotten: int, stay: int) -> None:
+        self.forgotten: int = forgotten
+        self.stay: int = stay
+        accounts = "1 account" if forgotten == 1 else f"{forgotten:,} accounts"
+        super().__init__(
+            f"departed='forget' would remove the records of {accounts}, more than the {stay:,} that stay. "
+            "If the accounts are complete, run once with departed='mark' first"
+        )
 
 
 class AnswerFailed(ValueError):

@@ -24,6 +24,7 @@ from lamella.sync.stored import (
     Put,
     absent,
     adopt,
+    check_departed,
     count_change,
     drop,
     has_table,
@@ -125,6 +126,7 @@ def begin(
     stored records of each account and list whose identity has changed.
     """
     accounts = {account for names in (wanted, ask.made) for account, _ in names}
+    check_departed(db, accounts, ask.departed)
     adopt(db)
     prepare(db)
     run, resumed, positions = look(db, wanted, ask)

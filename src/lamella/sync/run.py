@@ -94,7 +94,7 @@ async def run(
         full_every: Seconds after which a list is read from its beginning again and compared with the stored records. 0
             means in this run. None means never, unless the API cannot select changed records.
         departed: What to do with the records of accounts that are in the journal but not in *accounts*: ``"keep"``,
-            ``"mark"`` as deleted, or ``"forget"``.
+            ``"mark"`` as deleted, or ``"forget"``. More accounts than stay are forgotten only if they are marked.
         absent: The lists that do not exist and are not read, each as the names of its account and source. Their stored
             records stay.
         identity: Returns a text for an account, such as its company. If the text differs from that of the previous run,
@@ -106,6 +106,7 @@ async def run(
 
     Raises:
         ValueError: An argument is out of range. Raised before anything is sent.
+        TooManyDeparted: More accounts would be forgotten than stay. Raised before anything is sent.
         ModuleNotFoundError: msgspec is missing: ``pip install 'lamella[sync]'``.
         lamella.batch.JournalError: The journal cannot be written.
         OSError: The output cannot be written.

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from lamella.sync import nameless
 from lamella.sync.decode import Record, Records
-from lamella.sync.errors import BadRecord
+from lamella.sync.errors import BadRecord, TooManyDeparted
 
 # Without this table, each record would contain the names of its list twice, in the table and in the index.
 _LISTS: Final = (
@@ -222,6 +222,28 @@ def marked(db: sqlite3.Connection) -> set[str]:
     """Return the departed accounts whose records are marked as deleted."""
     rows = db.execute("SELECT account FROM sync_departed") if has_table(db, "sync_departed") else ()
     return {name for (name,) in rows}
+
+
+def check_departed(db: sqlite3.Connection, accounts: Collection[str], how: Departed) -> None:
+    """Raise TooManyDeparted if *how* is to forget more accounts of the journal than stay."""
+    if how == "forget":
+        check_forgotten(departed(db, ()), marked(db), accounts)
+
+
+def check_forgotten(known: Collection[str], marked: Collection[str], accounts: Collection[str]) -> None:
+    """Raise TooManyDeparted if more accounts would be forgotten than stay: *accounts* may be cut off.
+
+    Forgetting cannot be undone. Marking can, and shows that the accounts have left.
+
+    Args:
+        known: The accounts with records.
+        marked: Those of them that are marked as departed. They may be forgotten.
+        accounts: The accounts of the run. The others would be forgotten.
+    """
+    gone = [name for name in known if name not in accounts]
+    forgotten, stay = sum(name not in marked for name in gone), len(known) - len(gone)
+    if forgotten > stay:
+        raise TooManyDeparted(forgotten, stay)
 
 
 def not_read(db: sqlite3.Connection, accounts: Collection[str], resources: Collection[str]) -> list[str]:
