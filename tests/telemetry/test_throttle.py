@@ -23,7 +23,7 @@ from tests.telemetry.conformance import EPISODE
 
 from lamella import Backoff, LamellaError, Limit, RateLimited, Rule, RuleBook, Throttle, TooManyRequests, stack
 from lamella.store.shared import hash_key
-from lamella.testing import VirtualClock
+from lamella.testing import FixedWindow, VirtualClock
 
 MINUTE = RuleBook(
     Rule(429, "Too Many Requests", hint="slow down", retry=Backoff(60, jitter=0)),
@@ -458,3 +458,29 @@ async def test_a_queued_call_records_the_new_estimate(
         "lamella.limit.in_flight": 0,
     } in believed
     assert len(believed) < 10
+
+
+async def test_an_account_that_was_dropped_as_idle_records_its_estimate_once(
+    serve: Serve, virtual_time: VirtualClock, tracing: Tracing, metering: Metering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lamella.throttle.layer.MOST_IDLE", 2)
+    limiter = FixedWindow(20, 60).limiter()
+
+    async def server(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.1)
+        waits = request.path == "/a" and limiter.allow(asyncio.get_running_loop().time()) > 0
+        return web.Response(status=429 if waits else 200)
+
+    def window() -> int:
+        found = [event for span in calls(tracing) for event in events(span, "lamella.rate_limit_belief")]
+        return sum(
+            (event["lamella.limit.kind"], event["lamella.limit.requests"]) == ("window", 20.0) for event in found
+        )
+
+    async with client(await serve(server), tracing, metering, account=lambda request: request.url.path) as session:
+        await asyncio.gather(*(get(session, "/a") for _ in range(50)))
+        before = window()
+        for number in range(9):
+            await get(session, f"/{number}")
+        await asyncio.gather(*(get(session, "/a") for _ in range(30)))
+    assert (before, window()) == (1, 1)

@@ -22,6 +22,7 @@ from lamella.origins import origin_of
 from lamella.redaction import redact_text
 from lamella.store.network import NetworkStore
 from lamella.store.shared import SharedState, hash_key
+from lamella.throttle.belief import believed
 from lamella.throttle.estimate import Asked, Permit, RateEstimate, Wait
 from lamella.throttle.limit import Cost, cost_of
 from lamella.throttle.parts import PartEvidence, parts_of, restore
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # most programs share no limit with other processes
 MOST_IDLE: Final = 1_000
 """The number of accounts from which those that are idle are removed, if the store has all that is known about them."""
 _MOST_PARTS: Final = 8
+_UNRECORDED: Final = ("", 0.0, 0.0, 0)
 _REFUSED: Final = PerCall[bool](lambda: False)  # set when the call was refused
 
 _R = TypeVar("_R")
@@ -78,7 +80,7 @@ class Account:
     queue: Queue = field(init=False)
     episode: Episode | None = None
     doubt: Episode | None = None
-    belief: tuple[AttributeValue, ...] = ("none", 0.0, 0.0, 0)  # the last one that was recorded
+    belief: tuple[str, float, float, int] = ("none", 0.0, 0.0, 0)  # the last one that was recorded
     stations: tuple[Station, ...] = ()  # the stations of its last call, if the user states limits
     is_common: bool = True
     lease: Lease | None = None  # set if several processes share the account
@@ -88,6 +90,9 @@ class Account:
     def __post_init__(self) -> None:
         new = Queue if self.lease is None else self.lease.new_queue
         self.queue = new(partial(ask, self), self.count)
+        known = self.learning.state.last_known(self.name)
+        if isinstance(known, RateEstimate) and self.learning.learns and not self.part:
+            self.belief = believed(known, None).limits  # it was recorded before the account was dropped as idle
 
     @property
     def is_idle(self) -> bool:
@@ -223,6 +228,7 @@ class Parts:
             rest.learning.state.memory.keep(name, RateEstimate())
         shown = redact_text(part, secrets_of(call))
         new = Account(name, rest.server, rest.measured, rest.learning, rest.count, part=shown, parts=self)
+        new.belief = _UNRECORDED
         self.accounts[part] = new
         if self.evidence.split(part):
             restore(estimate, self.evidence.before)

@@ -31,6 +31,11 @@ class Belief:
     """The parts of the account with a learned limit of their own, such as ``GET /orders/*``, where ``*`` stands for any
     method or any path below. The other values are those of the rest."""
 
+    @property
+    def limits(self) -> tuple[str, float, float, int]:
+        """Kind, requests, period and maximum in flight (0: none), as they are recorded."""
+        return self.kind, float(self.requests), float(self.period), self.in_flight or 0
+
 
 def believed(estimate: RateEstimate, limit: Limit | None, stated: Iterable[StatedLimit] = ()) -> Belief:
     """Return the belief in *estimate*. *limit* is a number of requests that the user has stated, or None."""

@@ -58,13 +58,14 @@ class Report:
 
     def believed(self, call: Call, account: Account, belief: Belief) -> None:
         """Record the estimated limits of *account* if they have changed."""
-        limits: dict[str, AttributeValue] = {names.LIMIT_KIND: belief.kind, names.LIMIT: float(belief.requests)}
-        limits |= {names.LIMIT_PERIOD: float(belief.period), names.LIMIT_IN_FLIGHT: belief.in_flight or 0}
+        if (limits := belief.limits) == account.belief:
+            return
+        account.belief = limits
+        keys = names.LIMIT_KIND, names.LIMIT, names.LIMIT_PERIOD, names.LIMIT_IN_FLIGHT
+        noted: dict[str, AttributeValue] = dict(zip(keys, limits, strict=True))
         if account.part:
-            limits[names.LIMIT_PART] = account.part
-        if (now := tuple(limits.values())) != account.belief:
-            (call.span or trace.get_current_span()).add_event(names.BELIEF_EVENT, limits)
-            account.belief = now
+            noted[names.LIMIT_PART] = account.part
+        (call.span or trace.get_current_span()).add_event(names.BELIEF_EVENT, noted)
 
     def begun(self, account: Account, episode: Episode) -> None:
         """Count an episode that has begun."""
