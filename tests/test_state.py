@@ -16,7 +16,8 @@ from tests.json_store import AHEAD, JsonStore, R, S, Ts
 from tests.local_store import Database, LocalStore
 from tests.sdk import Tracing
 
-from lamella.store import MemoryStore, Store
+from lamella.store.memory import MemoryStore
+from lamella.store.protocol import Store
 from lamella.store.shared import SharedState
 from lamella.testing import VirtualClock
 

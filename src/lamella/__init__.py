@@ -70,10 +70,10 @@ if TYPE_CHECKING:
     from lamella.scope import options as options
     from lamella.stacking import At as At
     from lamella.stacking import stack as stack
-    from lamella.store import MemoryStore as MemoryStore
-    from lamella.store import PostgresStore as PostgresStore
-    from lamella.store import RedisStore as RedisStore
-    from lamella.store import Store as Store
+    from lamella.store.memory import MemoryStore as MemoryStore
+    from lamella.store.postgres import PostgresStore as PostgresStore
+    from lamella.store.protocol import Store as Store
+    from lamella.store.redis import RedisStore as RedisStore
     from lamella.sync import Source as Source
     from lamella.sync import pages as pages
     from lamella.sync import records as records
@@ -103,7 +103,10 @@ _NAMES: Final = {
     "parse_retry_after",
     "scope": "deadline options",
     "stacking": "At stack",
-    "store": "MemoryStore PostgresStore RedisStore Store",
+    "store.memory": "MemoryStore",
+    "store.postgres": "PostgresStore",
+    "store.protocol": "Store",
+    "store.redis": "RedisStore",
     "sync": "Source pages records",
     "telemetry.attempt_span": "AttemptSpan",
     "telemetry.call_span": "RequestSpan",

@@ -24,7 +24,7 @@ from lamella.retry.budget import DEFAULT_BUDGET, RetryBudget
 from lamella.retry.report import OnAttempt
 from lamella.rules import HTTP_RULES, RuleBook, check_rules
 from lamella.scope import TAKERS, check_values
-from lamella.store import Store
+from lamella.store.protocol import Store
 from lamella.telemetry.attempt_span import AttemptSpan
 from lamella.telemetry.attributes import UrlTemplate
 from lamella.telemetry.call_span import RequestSpan

@@ -35,7 +35,7 @@ from lamella import (
 )
 from lamella.batch import AccountStopped, Batch, Journal
 from lamella.maesn.sandbox import Account, Reply, Sandbox
-from lamella.store import Store
+from lamella.store.protocol import Store
 from lamella.testing import FixedWindow, Limiter, VirtualClock
 from lamella.testing import Limit as ServersLimit
 from lamella.throttle.estimate import RateEstimate

@@ -25,7 +25,8 @@ from lamella import (
     deadline,
     stack,
 )
-from lamella.store import MemoryStore, Store
+from lamella.store.memory import MemoryStore
+from lamella.store.protocol import Store
 from lamella.testing import VirtualClock
 
 RULES = RuleBook(

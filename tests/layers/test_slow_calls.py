@@ -14,7 +14,7 @@ from tests.servers import Serve
 
 from lamella import Limit, maesn, stack
 from lamella.call import Call
-from lamella.store import MemoryStore
+from lamella.store.memory import MemoryStore
 from lamella.testing import FixedWindow, VirtualClock
 from lamella.throttle.account import Account
 from lamella.throttle.estimate import Permit, Wait

@@ -57,7 +57,8 @@ from lamella import (
     stack,
 )
 from lamella.maesn.sandbox import Account, Sandbox
-from lamella.store import MemoryStore, Store
+from lamella.store.memory import MemoryStore
+from lamella.store.protocol import Store
 from lamella.testing import (
     FixedWindow,
     SlidingWindow,

@@ -24,7 +24,9 @@ from lamella.errors import CircuitOpen, LamellaError
 from lamella.origins import origin_of
 from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import StopReason, is_rate_limit
-from lamella.store import MemoryStore, NetworkStore, Store
+from lamella.store.memory import MemoryStore
+from lamella.store.network import NetworkStore
+from lamella.store.protocol import Store
 from lamella.store.shared import SharedState, hash_key
 from lamella.telemetry.attributes import origin_attributes
 from lamella.telemetry.log import LOGGER, ids_of

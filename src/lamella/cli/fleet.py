@@ -12,8 +12,9 @@ import typer
 
 from lamella.cli.terminal import count, duration, fail, make_console, show
 from lamella.redaction import one_line, redact_url
-from lamella.store import PostgresStore, RedisStore
 from lamella.store.network import Stored
+from lamella.store.postgres import PostgresStore
+from lamella.store.redis import RedisStore
 from lamella.throttle.belief import believed
 from lamella.throttle.lease import Holder, LeaseState, of_text
 from lamella.throttle.lease_policy import Learned, Stated

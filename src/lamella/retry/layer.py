@@ -24,7 +24,7 @@ from lamella.retry.loop import Loop
 from lamella.retry.report import OnAttempt, out_of_time, reporter
 from lamella.rules import RuleBook, check_rules
 from lamella.scope import NOTHING, SCOPE
-from lamella.store import Store
+from lamella.store.protocol import Store
 from lamella.store.shared import SharedState
 
 _BUDGET = "retry-budget"

@@ -23,8 +23,8 @@ from lamella.errors import ApiError, CertificateInvalid, ConnectFailed, RateLimi
 from lamella.origins import origin_of
 from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import RuleBook, StopReason, check_rules
-from lamella.store import Store
 from lamella.store.network import NetworkStore
+from lamella.store.protocol import Store
 from lamella.store.shared import SharedState, hash_key
 from lamella.telemetry.attributes import origin_attributes
 from lamella.telemetry.tracing import OFF, SILENT
