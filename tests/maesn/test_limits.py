@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from lamella import Limit, RateLimited, maesn
-from lamella.maesn.published import SYSTEMS, Quota
+from lamella.maesn.published.systems import SYSTEMS, Quota
 from lamella.maesn.sandbox import Sandbox
 from lamella.pytest_maesn import MakeSandbox
 from lamella.testing import VirtualClock

@@ -12,7 +12,9 @@ import pytest
 
 from lamella import maesn
 from lamella.batch import Journal
-from lamella.maesn.published import REQUIRED, files, lists
+from lamella.maesn.published import files
+from lamella.maesn.published.operations import lists
+from lamella.maesn.published.systems import REQUIRED
 from lamella.maesn.sandbox import Odd, Sandbox
 from lamella.pytest_maesn import MakeSandbox
 

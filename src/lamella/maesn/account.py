@@ -11,7 +11,7 @@ import aiohttp
 from yarl import URL
 
 from lamella.auth import HeaderAuth
-from lamella.maesn.published import needs_account
+from lamella.maesn.published.operations import needs_account
 
 API_KEY = "X-API-KEY"
 ACCOUNT_KEY = "X-ACCOUNT-KEY"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Collection
 from typing import Final
 
 import aiohttp
-import anyio
 
 from lamella.call import Call
 from lamella.checks import check_seconds, check_whole
@@ -15,7 +15,7 @@ from lamella.classify.failures import ERROR_STATUS, rejected
 from lamella.errors import ApiError, RequestRejected
 from lamella.maesn.account import current_account
 from lamella.maesn.limits import path_of
-from lamella.maesn.published import COUNTED_ERRORS
+from lamella.maesn.published.systems import COUNTED_ERRORS
 from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import Failure, StopReason
 from lamella.store.shared import hash_key
@@ -41,7 +41,7 @@ class _Place:
         self.under_way = 0
         self.proven = False
         """Whether the last response did not count as an error."""
-        self.changed: anyio.Event | None = None
+        self.changed: asyncio.Event | None = None
         """Set by the next call that ends. None: no call waits. An event takes much memory."""
 
 
@@ -83,7 +83,7 @@ class ErrorGuard(Layer):
 
     async def _wait(self, call: Call, place: _Place) -> None:
         while not self._may_go(call, place):
-            place.changed = place.changed or anyio.Event()
+            place.changed = place.changed or asyncio.Event()
             await place.changed.wait()
         place.under_way += 1
         self._calls[call] = place

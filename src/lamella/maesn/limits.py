@@ -6,7 +6,8 @@ from typing import Final
 
 import aiohttp
 
-from lamella.maesn.published import SYSTEMS, Quota, System, template_of
+from lamella.maesn.published.operations import template_of
+from lamella.maesn.published.systems import SYSTEMS, Quota, System
 from lamella.throttle.limit import Limit
 
 _FOLDER: Final = "/accounting/"

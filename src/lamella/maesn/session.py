@@ -17,7 +17,7 @@ from lamella.buffer import Buffer
 from lamella.checks import check_options
 from lamella.maesn.account import auth, current_account
 from lamella.maesn.guard import ErrorGuard
-from lamella.maesn.published import template_of
+from lamella.maesn.published.operations import template_of
 from lamella.maesn.rules import RULES
 from lamella.origins import parsed_origin
 from lamella.rules import RuleBook

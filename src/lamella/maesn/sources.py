@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from lamella.maesn.account import Account, account
-from lamella.maesn.published import Operation, at_path, fields_of, lists
+from lamella.maesn.published.operations import Operation, at_path, lists
+from lamella.maesn.published.records import fields_of
 from lamella.maesn.rules import RULES
 from lamella.maesn.tasks import fetch
 from lamella.sync import Numbered, Pagination, Source

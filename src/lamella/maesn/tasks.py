@@ -18,7 +18,7 @@ from lamella import scope
 from lamella._aiohttp import middlewares_of
 from lamella.classify.failures import ERROR_STATUS, error_messages, secrets_of_answer
 from lamella.classify.judge import api_error
-from lamella.maesn.published import at_path
+from lamella.maesn.published.operations import at_path
 from lamella.maesn.rules import RULES
 from lamella.pipeline import layers_in
 from lamella.redaction import redact_text

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from multidict import CIMultiDict, MultiDict
 
-from lamella.maesn.published import NAMES, lists, needs_account
+from lamella.maesn.published.operations import lists, needs_account
+from lamella.maesn.published.systems import NAMES
 from lamella.maesn.sandbox import Odd, Received
 from lamella.maesn.sandbox.api import Api, Traits
 from lamella.maesn.sandbox.queries import PAGE_SIZES

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lamella.maesn.published import SYSTEMS, Quota
+from lamella.maesn.published.systems import SYSTEMS, Quota
 from lamella.pytest_maesn import MakeSandbox
 from lamella.testing import VirtualClock
 

@@ -10,20 +10,9 @@ import aiohttp
 import pytest
 from tests.maesn.sandbox.conftest import MakeClient
 
-from lamella.maesn.published import (
-    KINDS,
-    NAMES,
-    REQUIRED,
-    SYSTEMS,
-    WITHOUT_NULLS,
-    Field,
-    Operation,
-    at_path,
-    fields_of,
-    lists,
-    needs_account,
-    operations,
-)
+from lamella.maesn.published.operations import Operation, at_path, lists, needs_account, operations
+from lamella.maesn.published.records import KINDS, WITHOUT_NULLS, Field, fields_of
+from lamella.maesn.published.systems import NAMES, REQUIRED, SYSTEMS
 from lamella.maesn.sandbox import Sandbox
 from lamella.maesn.sandbox.api import KINDS as LISTS
 from lamella.maesn.sandbox.api import name_of

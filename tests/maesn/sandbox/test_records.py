@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamella.maesn.published import KINDS, fields_of
+from lamella.maesn.published.records import KINDS, fields_of
 from lamella.maesn.sandbox.made import ids_of, milliseconds
 from lamella.maesn.sandbox.records import Table, _generated
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.resources import files
+from pathlib import Path
 
 
 def rows(name: str) -> Iterator[str]:
     """Yield the lines of a table without comments and empty lines. Raises FileNotFoundError if there is none."""
-    table = files("lamella.maesn.published").joinpath(name).read_text("utf-8")
+    table = Path(__file__).with_name(name).read_text("utf-8")
     return (line for line in table.splitlines() if line.strip() and not line.startswith("#"))

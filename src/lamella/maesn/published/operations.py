@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from lamella.maesn.published.files import rows
 
@@ -22,8 +21,7 @@ _WITH_ACCOUNT: Final = frozenset({"auth/companies", "auth/companiesFlow", "auth/
 _WITHOUT_ACCOUNT: Final = frozenset({"webhooks/config", "webhooks/tenant", "webhooks/tenant/{webhookId}"})
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(NamedTuple):
     """One operation of the API."""
 
     method: str

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 SOURCE: Final = "Maesn's public guide to rate limits, as of 2026"
 
@@ -11,8 +10,7 @@ Per: TypeAlias = Literal["account", "path", "integrator"]
 """The scope of a limit: one account, one path of an account, or the integrator."""
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
+class Quota(NamedTuple):
     """A limit on requests: a number per period in seconds, or a number in flight."""
 
     requests: int
@@ -21,8 +19,7 @@ class Quota:
     per: Per = "account"
 
 
-@dataclass(frozen=True, slots=True)
-class System:
+class System(NamedTuple):
     """A target system."""
 
     names: tuple[str, ...]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
-from lamella.maesn.published import REQUIRED, SYSTEMS, Operation, at_path, lists, operations
+from lamella.maesn.published.operations import Operation, at_path, lists, operations
+from lamella.maesn.published.systems import REQUIRED, SYSTEMS
 from lamella.maesn.sandbox.choices import LONGEST_WITHOUT_PAGES
 from lamella.maesn.sandbox.forms import fields_of_body
 from lamella.maesn.sandbox.lines import answer_for_lines

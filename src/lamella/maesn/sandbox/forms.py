@@ -9,7 +9,7 @@ from email.policy import HTTP
 from http import HTTPStatus
 from typing import Any, Final
 
-from lamella.maesn.published import Operation
+from lamella.maesn.published.operations import Operation
 from lamella.maesn.sandbox.replies import Reply, failure
 
 _INDEX: Final = re.compile(r"\[\d*\]$")

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from lamella.maesn.published import COUNTED_ERRORS, Quota
+from lamella.maesn.published.systems import COUNTED_ERRORS, Quota
 from lamella.maesn.sandbox.choices import BLOCKED_FOR
 from lamella.testing.limits import Limit, Limiter, RetryAfter
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
-from lamella.maesn.published import Operation
+from lamella.maesn.published.operations import Operation
 from lamella.maesn.sandbox.choices import PAGE_SIZE
 from lamella.maesn.sandbox.made import complete, ids_of
 from lamella.maesn.sandbox.queries import PAGE_SIZES

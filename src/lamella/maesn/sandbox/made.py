@@ -11,7 +11,7 @@ from hashlib import blake2b
 from random import Random
 from typing import Any, Final
 
-from lamella.maesn.published import WITHOUT_NULLS, Field, fields_of
+from lamella.maesn.published.records import WITHOUT_NULLS, Field, fields_of
 
 Record = dict[str, Any]
 

@@ -7,7 +7,8 @@ from http import HTTPStatus
 from typing import Protocol
 from urllib.parse import quote
 
-from lamella.maesn.published import NAMES, Operation
+from lamella.maesn.published.operations import Operation
+from lamella.maesn.published.systems import NAMES
 from lamella.maesn.sandbox.records import Table
 from lamella.maesn.sandbox.replies import Reply, failure, success
 from lamella.maesn.sandbox.requests import Received

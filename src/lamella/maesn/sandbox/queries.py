@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Final
 
-from lamella.maesn.published import Operation, fields_of
+from lamella.maesn.published.operations import Operation
+from lamella.maesn.published.records import fields_of
 from lamella.maesn.sandbox.choices import LONGEST_WITHOUT_PAGES, PAGE_SIZE
 from lamella.maesn.sandbox.made import Record, milliseconds
 from lamella.maesn.sandbox.records import Table

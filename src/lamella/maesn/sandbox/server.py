@@ -16,7 +16,8 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from lamella.checks import check_seconds, check_whole
-from lamella.maesn.published import SYSTEMS, Quota, needs_account, template_of
+from lamella.maesn.published.operations import needs_account, template_of
+from lamella.maesn.published.systems import SYSTEMS, Quota
 from lamella.maesn.sandbox import choices
 from lamella.maesn.sandbox.api import RESOURCES, Api, Traits, check_traits
 from lamella.maesn.sandbox.limits import Limits, Where
