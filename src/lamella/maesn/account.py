@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -75,6 +75,11 @@ def current_account(account_key: str | None = None) -> str | None:
     return _current.get() or account_key
 
 
+def account_of(account_key: str | None) -> Callable[[aiohttp.ClientRequest], str | None]:
+    """Return :func:`current_account` as a function of a request, in one step because each attempt calls it."""
+    return lambda _: _current.get() or account_key
+
+
 def auth(api_key: str, account_key: str | None, base_url: URL) -> HeaderAuth:
     """Return the layer that adds both keys; *account_key* is used for calls made outside :func:`account`.
 
@@ -83,7 +88,7 @@ def auth(api_key: str, account_key: str | None, base_url: URL) -> HeaderAuth:
     folder = base_url.path.rstrip("/")
 
     def key(request: aiohttp.ClientRequest) -> str | None:
-        found = current_account(account_key)
+        found = _current.get() or account_key
         if found is None and needs_account(request.method, request.url.path.removeprefix(folder)):
             raise ValueError(
                 "no account key for this call: set MAESN_ACCOUNT_KEY, give account_key=, "

@@ -15,7 +15,7 @@ from yarl import URL
 from lamella.breaker import Breaker
 from lamella.buffer import Buffer
 from lamella.checks import check_options
-from lamella.maesn.account import auth, current_account
+from lamella.maesn.account import account_of, auth
 from lamella.maesn.guard import ErrorGuard
 from lamella.maesn.published.operations import template_of
 from lamella.maesn.rules import RULES
@@ -120,7 +120,7 @@ def layers(
     account_key, url = account_key or os.environ.get("MAESN_ACCOUNT_KEY") or None, _url(base_url)
     keys = auth(_setting("api_key", api_key, "MAESN_API_KEY"), account_key, url)
     if options.get("throttle", True) is True:
-        options.setdefault("account", lambda _: current_account(account_key))
+        options.setdefault("account", account_of(account_key))
     if options.get("spans", True):
         options.setdefault("url_template", _template(url))
     buffer = () if "buffer" in options else (Buffer(whole=_WHOLE),)
