@@ -128,9 +128,7 @@ class Retry(Layer):
                 raise ValueError("attempts and deadline must not both be None, because a call might never end")
         is_free = SCOPE.get() is NOTHING or block_end(call) is None
         if own is None and is_free and not request.session.timeout.total:
-            limit = None
-            if call.deadline is not None:
-                call.deadline = None
+            limit = call.deadline = None
         else:
             # Some versions of aiohttp recreate the request if the session was closed during an attempt.
             require_open(request)
