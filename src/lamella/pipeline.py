@@ -128,9 +128,11 @@ class _Hooks(NamedTuple):
 
     before: tuple[Before, ...]
     """From the outside in."""
-    after: tuple[tuple[After, int], ...]
-    """From the inside out, each with the number of its layer."""
-    begun: tuple[tuple[tuple[After, int], ...], ...]
+    after: tuple[After, ...]
+    """From the inside out."""
+    numbers: tuple[int, ...]
+    """The numbers of the layers of *after*."""
+    begun: tuple[tuple[After, ...], ...]
     """For each of *before*: those of *after* called if it raises."""
 
 
@@ -161,8 +163,13 @@ class Pipeline:
         numbered = list(enumerate(self.layers))[first:]
         before = [(layer.before, number) for number, layer in numbered if _has(layer, "before")]
         after = [(layer.after, number) for number, layer in reversed(numbered) if _has(layer, "after")]
-        begun = tuple(tuple(each for each in after if each[1] < raising) for _, raising in before)
-        return _Hooks(tuple(hook for hook, _ in before), tuple(after), begun)
+        begun = tuple(tuple(hook for hook, number in after if number < raising) for _, raising in before)
+        return _Hooks(
+            tuple(hook for hook, _ in before),
+            tuple(hook for hook, _ in after),
+            tuple(number for _, number in after),
+            begun,
+        )
 
     def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -257,7 +264,7 @@ class Pipeline:
         changed: Changed = None
         waited: Result | None = None
         try:
-            for after, number in hooks.after if before is None else hooks.begun[_place_of(before, hooks.before)]:
+            for after in hooks.after if before is None else hooks.begun[_place_of(before, hooks.before)]:
                 try:
                     changed = after(call, result)
                     if changed is None:
@@ -266,6 +273,7 @@ class Pipeline:
                         result = changed
                         continue
                     if callable(changed):
+                        number = hooks.numbers[_place_of(after, hooks.after)]
                         changed = changed(partial(self._run, call, handler, number + 1, outside))
                     if not hasattr(changed, "__await__"):  # such as a mock; isinstance() takes five times as long
                         result = cast(Result, changed)
