@@ -40,6 +40,7 @@ def import_times(source: Path | None = None) -> list[float]:
     *source* is the folder with the lamella to import. None means the installed one.
     """
     environment = os.environ | ({} if source is None else {"PYTHONPATH": str(source)})
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is not compiled at each start
     command = [sys.executable, "-c", _PROGRAM]
     ran = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)  # noqa: S603
     file, *times = json.loads(ran.stdout)
