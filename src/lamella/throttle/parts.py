@@ -42,7 +42,7 @@ def parts_of(method: str, path: str) -> tuple[str, ...]:
     return (*(f"{each} {path}" for path in paths for each in (method, "*")), f"{method} /*")
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Suspect:
     """A part whose attempts have been refused."""
 
@@ -52,7 +52,7 @@ class Suspect:
     refused: int = 0  # those since `PartEvidence.before`
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Split:
     """A part that has been split off."""
 
@@ -62,7 +62,7 @@ class Split:
     has_passed: bool = False  # whether an attempt of the part has passed since the last ones that were counted
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class PartEvidence:
     """The evidence of an account that was refused. Times are those when attempts were sent."""
 
