@@ -193,3 +193,14 @@ def test_the_rest_starts_slowly_again() -> None:
     before, after = RateEstimate(max_in_flight=100.0), RateEstimate(untouched=False, generation=3, requests=7.0)
     restore(after, before)
     assert (after.requests, after.max_in_flight, after.generation) == (0.0, 4.0, 3)
+
+
+def test_a_call_gives_way_only_after_two_refusals_of_its_part() -> None:
+    """One refusal is what a used-up account shows as well, and calls are served in their order."""
+    evidence, parts = PartEvidence(), parts_of(*ORDERS)
+    evidence.was_refused(parts, 0.0, Permit(0, 0.0), RateEstimate(), alone=True, is_first=True)
+    assert evidence.suspicion(parts) == 0
+    evidence.was_refused(parts, 60.0, Permit(0, 60.0), RateEstimate(), alone=True, is_first=False)
+    assert evidence.suspicion(parts) > evidence.suspicion(parts_of(*POSTED)) > evidence.suspicion(parts_of("GET", "/b"))
+    evidence.has_passed(parts, Permit(0, 120.0))
+    assert evidence.suspicion(parts) == 0

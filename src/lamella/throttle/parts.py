@@ -124,8 +124,9 @@ class PartEvidence:
         return (found, chance <= _PROOF) if chance <= (_ALONE if alone and self.before.untouched else _LIKELY) else None
 
     def suspicion(self, parts: Sequence[str]) -> int:
-        """Return how many parts of a request are suspected. A request with fewer tests better what is refused."""
-        return sum(part in self.suspects and self.suspects[part].sent_at >= 0 for part in parts)
+        """Return how many parts of a request were refused twice. A request with fewer tests better what is refused."""
+        found = [self.suspects[part] for part in parts if part in self.suspects]
+        return sum(suspect.sent_at >= 0 and suspect.refused > 1 for suspect in found)
 
     def split(self, part: str) -> bool:
         """Split off *part*. Return whether it explains all refusals."""
