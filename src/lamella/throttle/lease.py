@@ -9,7 +9,7 @@ goes to the holder that asks, unless it is too far ahead of another one. The per
 from __future__ import annotations
 
 import json
-from bisect import insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf, nextafter
@@ -173,6 +173,7 @@ def sizes(state: LeaseState) -> dict[str, tuple[int, bool, bool]]:
 
 def _settle(state: LeaseState, me: Holder, report: Report, policy: Policy) -> Wait | None:
     opened = {entry[0]: entry for entry in me.open}
+    in_flight = _times(state)
     begun = None
     # An unused permit must not count as an attempt in flight when a refusal is evaluated.
     for outcome in sorted(report.outcomes, key=lambda each: (each.kind != "unused", each.ended)):
@@ -183,15 +184,18 @@ def _settle(state: LeaseState, me: Holder, report: Report, policy: Policy) -> Wa
             elif outcome.kind == "refused":
                 begun = policy.settle(state.known, outcome, 0) or begun
             continue
-        if outcome.kind == "unused":
-            continue
-        me.open = list(opened.values())
-        others = sum(entry[0] <= outcome.ended for each in state.holders.values() for entry in each.open)
-        begun = policy.settle(state.known, outcome, others) or begun
+        del in_flight[bisect_left(in_flight, outcome.permit.at)]
+        if outcome.kind != "unused":
+            begun = policy.settle(state.known, outcome, bisect_right(in_flight, outcome.ended)) or begun
     for at, held in {each.at: each for each in report.holds}.items():
         opened.setdefault(at, [at, held.generation, held.among, held.cost])  # a restored older state lacks this permit
     me.open = list(opened.values())
     return begun
+
+
+def _times(state: LeaseState) -> list[float]:
+    """Return the times of all permits, in order."""
+    return sorted(entry[0] for each in state.holders.values() for entry in each.open)
 
 
 def _unknown_to(me: Holder, report: Report, state: LeaseState) -> int:
@@ -220,8 +224,8 @@ def _issue(
     line = [each for each in state.holders.values() if each.wanting > 0 and each.ahead < (1 if each.waits else _KEPT)]
     if now < state.closed_until:
         return Wait(state.closed_until - now, blocked=False) if me.wanting > 0 else None, None
-    opened = [entry for each in state.holders.values() for entry in each.open]
-    in_flight, points = sorted(entry[0] for entry in opened), sum(entry[3] for entry in opened)
+    in_flight = _times(state)
+    points = sum(entry[3] for each in state.holders.values() for entry in each.open)
     taken = set(in_flight)
     waiting = sum(each.wanting for each in state.holders.values())
     at = last = now
