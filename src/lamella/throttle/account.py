@@ -111,7 +111,7 @@ class Account:
         if self.parts is None:
             return
         if self.part:
-            self.parts.evidence.part_has_passed(self.parts.name_of(self))
+            self.parts.evidence.part_has_passed(self.parts.part_of(self))
             return
         self.parts.evidence.has_passed(_parts_of(request), permit)
         if not (self.parts.accounts or self.parts.evidence.suspects):
@@ -186,7 +186,7 @@ class Parts:
             return self.rest
         return next((self.accounts[part] for part in _parts_of(request) if part in self.accounts), self.rest)
 
-    def name_of(self, account: Account) -> str:
+    def part_of(self, account: Account) -> str:
         """Return the name of the part that *account* is. Empty: of the rest, or it has been merged."""
         return next((part for part, each in self.accounts.items() if each is account), "")
 
@@ -208,7 +208,7 @@ class Parts:
 
     def merge(self, refused: Account, permit: Permit) -> None:
         """Merge the parts that share the limit of the rest, now that an attempt of *refused* was refused."""
-        for each in self.evidence.to_merge(self.name_of(refused), permit):
+        for each in self.evidence.to_merge(self.part_of(refused), permit):
             self.accounts.pop(each).queue.dismiss(lambda _: True)
 
     def _has_room(self) -> bool:
@@ -247,7 +247,7 @@ def _parts_of(request: aiohttp.ClientRequest) -> tuple[str, ...]:
     return parts_of(request.method, request.url.raw_path)
 
 
-def name_of(url: URL, key: str | None, scope: str | None) -> str:
+def account_name(url: URL, key: str | None, scope: str | None) -> str:
     """Return the name of the account of *key* at the origin of *url*. *scope*: of one of its limits."""
     return hash_key(origin_of(url), key if scope is None else f"{key or ''}\n{scope}")
 

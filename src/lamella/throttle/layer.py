@@ -28,7 +28,7 @@ from lamella.store.protocol import Store
 from lamella.store.shared import SharedState, hash_key
 from lamella.telemetry.attributes import origin_attributes
 from lamella.telemetry.tracing import OFF, SILENT
-from lamella.throttle.account import MOST_IDLE, Account, Episode, Learning, forget_idle, leased, name_of
+from lamella.throttle.account import MOST_IDLE, Account, Episode, Learning, account_name, forget_idle, leased
 from lamella.throttle.belief import Belief, believed
 from lamella.throttle.estimate import ONE, Asked, Permit, RateEstimate, Wait
 from lamella.throttle.headers import read_by, stated_limits
@@ -133,7 +133,7 @@ class Throttle(Layer):
 
         *origin* is a URL of its server. *key* and *scope* are the values that the functions of the layer return.
         """
-        account = self._accounts.get(name_of(origin, key, scope))
+        account = self._accounts.get(account_name(origin, key, scope))
         if account is None:
             return 0.0
         return max(account.queue.blocked_until - asyncio.get_running_loop().time(), 0.0)
@@ -143,7 +143,7 @@ class Throttle(Layer):
 
         *origin* is a URL of its server. *key* and *scope* are the values that the functions of the layer return.
         """
-        name = name_of(origin, key, scope)
+        name = account_name(origin, key, scope)
         estimate, account = self._estimate(name), self._accounts.get(name)
         stations = () if account is None else account.stations
         left = [each for station in stations if isinstance(station, Quota) for each in station.uses()]
@@ -376,7 +376,7 @@ class Throttle(Layer):
         accounts = self._accounts
         key, scope = self._key, self._scope
         of = None if key is None else key(request)
-        name = hash_key(origin_of(request.url), of) if scope is None else name_of(request.url, of, scope(request))
+        name = hash_key(origin_of(request.url), of) if scope is None else account_name(request.url, of, scope(request))
         account = accounts.get(name)
         if account is None:
             server, url = origin_attributes(request), request.url
