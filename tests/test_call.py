@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import aiohttp
 import pytest
@@ -13,6 +14,7 @@ from tests.layering import together
 from tests.servers import Handler, serving
 
 from lamella import Breaker, HeaderAuth, MemoryStore, Retry, Throttle, maesn, stack
+from lamella.call import Call
 
 Middlewares = Iterable[aiohttp.ClientMiddlewareType]
 RULES = maesn.RULES
@@ -99,3 +101,9 @@ def test_a_memory_store_in_use_in_another_thread_raises(kind: type[Throttle | Re
 
 def _with(kind: type[Throttle | Retry | Breaker], store: MemoryStore) -> Throttle | Retry | Breaker:
     return Breaker(store=store) if issubclass(kind, Breaker) else kind(RULES, store=store)
+
+
+def test_a_call_has_at_most_twelve_fields() -> None:
+    call = Call(cast(aiohttp.ClientRequest, None))
+    # What one layer alone uses belongs in a PerCall.
+    assert len(Call.__annotations__.keys() | vars(call).keys()) <= 12

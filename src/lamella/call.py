@@ -65,7 +65,6 @@ class Call:
     answer: aiohttp.ClientResponse | None = None
     """The response to the current attempt. A layer may have turned it into an error since."""
     circuit: Circuit | None = None
-    observer: Observer | None = None
 
     def __init__(self, request: aiohttp.ClientRequest) -> None:
         self.request = request
@@ -137,5 +136,7 @@ OPTIONS: Final = PerCall(CallOptions)
 """The :func:`lamella.options` of the block around the call, if any."""
 BLOCK_END: Final = PerCall[float](lambda: inf)
 """The deadline of the block around the call, by the loop's clock, if any."""
+OBSERVER: Final = PerCall[Observer | None](lambda: None)
+"""What counts the waits of the call, if metrics are recorded."""
 SENT_BEFORE: Final = PerCall[bool](lambda: False)
 """Whether a layer or another middleware may have sent the request before."""

@@ -13,7 +13,7 @@ from lamella._aiohttp import prepare_again
 from lamella.attempt_record import RECORDS_KEY
 from lamella.body.answer import finish_error_body
 from lamella.body.request import is_replayable, note_interruption
-from lamella.call import Call, Stop
+from lamella.call import OBSERVER, Call, Stop
 from lamella.classify.failures import require_open
 from lamella.cookies import renew_cookies
 from lamella.credentials import REFUSED
@@ -75,8 +75,7 @@ class Loop:
             raise
         finally:
             # stamina leaves a reference cycle that contains this object; drop everything else from it.
-            if self._call.observer is not None:
-                self._call.observer.wait_ends()
+            self._end_wait()
             self._last.forget()
             del result, self._call, self._again
 
@@ -207,8 +206,8 @@ class Loop:
             self._last.discount()
         if settings.report is not None or self._last.answer is not None:
             await self._work_before_wait(error, decision, testing=testing)
-        if call.observer is not None and not testing:
-            call.observer.wait_begins(decision.rule, decision.source)
+        if not testing and (observer := OBSERVER.get(call)) is not None:
+            observer.wait_begins(decision.rule, decision.source)
         return True
 
     async def _work_before_wait(self, error: LamellaError, decision: Decision, *, testing: bool) -> None:
@@ -241,14 +240,17 @@ class Loop:
         if decision is None or decision.stop is not None or decision.wait is None or decision.source is None:
             return
         self._last.release()
-        if call.observer is not None:
-            call.observer.wait_ends()
+        self._end_wait()
         self._decision = None
         call.now = call.request.loop.time()
         last = call.records[-1]._replace(waited=call.now - self._last.failed_at, wait_source=decision.source)
         call.records = (*call.records[:-1], last)
         if call.span is not SILENT:
             add_event(call, RETRY_EVENT, self._last.error, decision, timestamp=self._decided_at)
+
+    def _end_wait(self) -> None:
+        if (observer := OBSERVER.get(self._call)) is not None:
+            observer.wait_ends()
 
     def _stop(self, reason: StopReason) -> StopReason:
         call, error = self._call, self._last.error

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, Unpack
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
-from lamella.call import Call, Stop
+from lamella.call import OBSERVER, Call, Stop
 from lamella.classify.failures import ERROR_STATUS
 from lamella.errors import LamellaError, RequestRejected
 from lamella.pipeline import Layer, Result, Slot
@@ -131,7 +131,8 @@ class RequestSpan(Layer):
             return
         measured, now = telemetry.measured(call, said), 0.0
         if measured is not None:
-            call.observer, now = _Waits(telemetry.instruments, self._waiting, measured), call.now
+            OBSERVER.set(call, _Waits(telemetry.instruments, self._waiting, measured))
+            now = call.now
         current = telemetry.tracing.start(call, f"lamella {said.name}", SpanKind.INTERNAL, said.asked)
         call.span = current.span
         self._begun[call] = _Begun(current, measured, now)
