@@ -323,7 +323,7 @@ async def _forget(url: str) -> None:
 
 CASES = [
     *(Case(f"learned, {kind}", 4, 1000, kind, goal=1.15, attempts=1.02, runs=5) for kind in LIMITS),
-    Case("learned, fixed", 16, 250, goal=1.2),
+    *(Case(f"learned, {kind}", 16, 250, kind, goal=1.2) for kind in LIMITS),
     Case("stated", 4, 500, states=True, goal=1.15),
     Case("stated", 16, 125, states=True, goal=1.15),
     Case("learned, a process killed", 4, 750, killed=True, goal=1.15, attempts=1.03),
