@@ -1,4 +1,4 @@
-"""The items taken by a batch, and the limit of concurrent items per account."""
+"""The items taken by a batch, in the order in which they may run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from math import inf
 from typing import Generic
+
+import anyio
 
 from lamella.batch.outage import Entered, Outage
 from lamella.batch.outcome import Item
@@ -29,28 +31,59 @@ class Job(Generic[Item]):
     """Set when the item has waited for an outage to end and may be tried now."""
 
 
-class Lanes(Generic[Item]):
-    """Run at most *limit* jobs of each account at a time; the others wait here. None means no limit."""
+class Jobs(Generic[Item]):
+    """The jobs that may run: at most *limit* of each account at a time; the others wait here. None means no limit."""
 
     def __init__(self, limit: int | None) -> None:
         self._limit = inf if limit is None else limit
         self._running: Counter[Hashable] = Counter()
         self._waiting: dict[Hashable, deque[Job[Item]]] = {}
+        # Bounded, because the batch takes few items ahead.
+        self._ready_in, self._ready_out = anyio.create_memory_object_stream[Job[Item]](inf)
+        self.stopped = False
+        """Whether no more jobs run."""
 
-    def enter(self, job: Job[Item]) -> bool:
-        """Return whether *job* may run now. If not, :meth:`leave` returns it later."""
+    def enter(self, job: Job[Item]) -> None:
+        """Add a job. It may run when fewer than *limit* of its account do."""
         if self._running[job.account] < self._limit:
             self._running[job.account] += 1
-            return True
-        self._waiting.setdefault(job.account, deque()).append(job)
-        return False
+            self.again(job)
+        else:
+            self._waiting.setdefault(job.account, deque()).append(job)
 
-    def leave(self, account: Hashable) -> Job[Item] | None:
-        """End a job of *account* and return the next one that may run."""
+    def again(self, job: Job[Item]) -> None:
+        """Let a job run once more. It counts as running all the time."""
+        if not self.stopped:
+            self._ready_in.send_nowait(job)
+
+    def leave(self, account: Hashable) -> None:
+        """End a job of *account*: its next one may run."""
         if waiting := self._waiting.get(account):
-            return waiting.popleft()
+            self.again(waiting.popleft())
+            return
         self._waiting.pop(account, None)
         self._running[account] -= 1
         if not self._running[account]:
             del self._running[account]
-        return None
+
+    async def take(self) -> Job[Item] | None:
+        """Wait for a job that may run. None: there will be no more."""
+        try:
+            job = await self._ready_out.receive()
+        except (anyio.EndOfStream, anyio.ClosedResourceError):
+            return None
+        return None if self.stopped else job
+
+    def end(self) -> None:
+        """State that there will be no more jobs."""
+        self._ready_in.close()
+
+    def stop(self) -> None:
+        """Let no more jobs run."""
+        self.stopped = True
+        self.end()
+
+    def close(self) -> None:
+        """Stop, and close what the jobs were waited for with."""
+        self.stop()
+        self._ready_out.close()

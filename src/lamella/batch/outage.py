@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Final, NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Final, Generic, NamedTuple
 
 import stamina
 
+from lamella.batch.outcome import Item
 from lamella.classify.failures import service_works
 from lamella.errors import LamellaError, RequestRejected
 from lamella.rules import StopReason
@@ -158,6 +160,33 @@ class Outage:
             if not woken.done():
                 woken.set_result(None)
                 number -= 1
+
+
+class Services(Generic[Item]):
+    """The services that the items of a batch need. *of* returns that of an item; None means one service for all."""
+
+    def __init__(self, of: Callable[[Item], Hashable] | None, at_most: int) -> None:
+        self._of = of
+        self._at_most = at_most
+        self._outages: dict[Hashable, Outage] = {}
+
+    def outage(self, item: Item) -> Outage:
+        """Return the state of the service of *item*."""
+        service = None if self._of is None else self._of(item)
+        outage = self._outages.get(service)
+        if outage is None:
+            outage = self._outages[service] = Outage(self._at_most)
+        return outage
+
+    @property
+    def error(self) -> LamellaError | None:
+        """The last failure of a service during its outage. None: no outage is known."""
+        return next((outage.error for outage in self._outages.values() if outage.goes_on), None)
+
+    def close(self) -> None:
+        """Release all waiting items, now and later."""
+        for outage in self._outages.values():
+            outage.close()
 
 
 def _works(error: Exception | None) -> bool | None:
