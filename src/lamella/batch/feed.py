@@ -37,7 +37,7 @@ class Intake(Generic[Item, Value]):
         self._delivery = delivery
         self._at_most = at_most
         self._number = 0
-        self.has_ended = False
+        self.has_ended: bool = False
         """Whether there are no more items."""
         self.error: Exception | None = None
         """The exception of the source that has ended it."""

@@ -40,7 +40,7 @@ class Jobs(Generic[Item]):
         self._waiting: dict[Hashable, deque[Job[Item]]] = {}
         # Bounded, because the batch takes few items ahead.
         self._ready_in, self._ready_out = anyio.create_memory_object_stream[Job[Item]](inf)
-        self.stopped = False
+        self.stopped: bool = False
         """Whether no more jobs run."""
 
     def enter(self, job: Job[Item]) -> None:
