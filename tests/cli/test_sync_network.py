@@ -77,13 +77,24 @@ def test_another_kind_of_proxy_is_rejected(monkeypatch: pytest.MonkeyPatch, prox
     assert (shown.exit_code, shown.stdout, shown.stderr) == (2, "", told)
 
 
-@pytest.mark.parametrize("name", ["127.0.0.1", "*"])
+@pytest.mark.parametrize("name", ["127.0.0.1", "*", "127.0.0.1:{port}", "books.example, 127.0.0.0/8"])
 def test_no_proxy_hosts_are_reached_directly(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     with socket.socket() as nobody, served() as server:
         nobody.bind(("127.0.0.1", 0))
         monkeypatch.setenv("http_proxy", f"127.0.0.1:{nobody.getsockname()[1]}")
-        monkeypatch.setenv("no_proxy", name)
+        monkeypatch.setenv("no_proxy", name.format(port=server.url.rpartition(":")[2]))
         assert sync(server.url).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["10.0.0.0/8", "127.0.0.1:1", "127.0.0.0/99", "::/0", "example", "7.0.0.1"])
+def test_other_hosts_than_those_of_no_proxy_are_reached_by_the_proxy(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with served() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.setenv("no_proxy", name)
+        assert sync("http://127.0.0.1:9").exit_code == 0
+        assert {request.headers["Host"] for request in proxy.received} == {"127.0.0.1:9"}
 
 
 @contextmanager

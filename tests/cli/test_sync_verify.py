@@ -167,12 +167,14 @@ def test_a_cut_accounts_file_does_not_forget_most_accounts(tmp_path: Path) -> No
         sync(sandbox.url, resources="items")
         write_accounts(tmp_path, "Ada")
         requests, before = len(sandbox.received), Path("out.jsonl").read_bytes()
-        shown = sync(sandbox.url, "--departed", "forget", resources="items")
-        assert (shown.exit_code, shown.stdout, len(sandbox.received)) == (2, "", requests)
-        assert shown.stderr == (
-            "lamella: --departed forget would remove the records of 2 accounts, more than the 1 that stay. "
-            "If the accounts file is complete, run once with --departed mark first\n"
-        )
+        for more in ((), ("--dry-run",), ("--dry-run", "--json")):
+            shown = sync(sandbox.url, "--departed", "forget", *more, resources="items")
+            assert (shown.exit_code, shown.stdout, len(sandbox.received)) == (2, "", requests)
+            assert shown.stderr == (
+                "lamella: --departed forget would remove the records of 2 accounts, more than the 1 that stay. "
+                "If the accounts file is complete, run once with --departed mark first\n"
+            )
+        assert sync(sandbox.url, "--departed", "mark", "--dry-run", resources="items").exit_code == 0
         assert Path("out.jsonl").read_bytes() == before
         for how, told in (("mark", "are marked as deleted"), ("forget", "are forgotten")):
             shown = sync(sandbox.url, "--departed", how, resources="items")

@@ -6,8 +6,10 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast, get_args
 from urllib.request import getproxies, proxy_bypass
@@ -282,12 +284,21 @@ def _proxy(url: URL) -> URL | None:
     aiohttp's ``trust_env`` would also send a password of the user's .netrc to the API.
     """
     found = getproxies().get(url.scheme)
-    if not found or proxy_bypass(f"{url.host}:{url.port}"):
+    if not found or proxy_bypass(f"{url.host}:{url.port}") or _is_in(url, getproxies().get("no", "")):
         return None
     proxy = http_url(found if "://" in found else f"http://{found}")
     if proxy is None:
         raise ValueError(f"{url.scheme.upper()}_PROXY must be the URL of an HTTP proxy, such as http://proxy:3128")
     return proxy
+
+
+def _is_in(url: URL, names: str) -> bool:
+    """Return whether the host is an address in one of the networks, such as 10.0.0.0/8. The library has only names."""
+    for name in names.split(","):
+        with suppress(ValueError):
+            if ip_address(str(url.host)) in ip_network(name.strip(" []"), strict=False):
+                return True
+    return False
 
 
 def _check_authorities(url: URL) -> None:

@@ -122,6 +122,7 @@ async def _plan(settings: Settings) -> tuple[Part, ...]:
             resume=settings.resume,
             lookback=settings.lookback,
             full_every=settings.full_every,
+            departed=settings.departed,
         )
 
 

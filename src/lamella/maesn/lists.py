@@ -122,6 +122,7 @@ async def plan(
     resume: bool = False,
     lookback: float = OVERLAP,
     full_every: float | None = None,
+    departed: Departed = "keep",
 ) -> tuple[Part, ...]:
     """Return the parts that a sync would start with, as :func:`lamella.sync.plan` does. Send and write nothing."""
     lists, named = checked_sources(resources, limit, params), checked_accounts(accounts)
@@ -133,6 +134,7 @@ async def plan(
         resume=resume,
         lookback=lookback,
         full_every=full_every,
+        departed=departed,
         absent=_absent(named),
         identity=_identity,
     )

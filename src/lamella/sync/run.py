@@ -23,7 +23,7 @@ from lamella.sync.page import checked_moment
 from lamella.sync.progress import Part, Progress, Report, part_of
 from lamella.sync.reading import ListToRead, NewList, Reading
 from lamella.sync.source import Source
-from lamella.sync.stored import Departed, not_read
+from lamella.sync.stored import Departed, check_departed, not_read
 from lamella.sync.stored import departed as others_in
 from lamella.sync.tables import NO_TABLES, Table
 
@@ -112,11 +112,8 @@ async def run(
         OSError: The output cannot be written.
     """
     wanted, ask = _checked(
-        sources, accounts, since, identity, absent, resume=resume, lookback=lookback, full_every=full_every
+        sources, accounts, since, identity, absent, departed, resume=resume, lookback=lookback, full_every=full_every
     )
-    if departed not in get_args(Departed):
-        raise ValueError(f"departed must be one of {', '.join(get_args(Departed))}, got {departed!r}")
-    ask = ask._replace(departed=departed)
     check_msgspec()
     if output is not None:
         check_output(output, tables)
@@ -186,6 +183,7 @@ async def plan(
     resume: bool = False,
     lookback: float = OVERLAP,
     full_every: float | None = None,
+    departed: Departed = "keep",
     absent: Collection[tuple[str, str]] = (),
     identity: Callable[[Any], str] = _one_and_all,
 ) -> tuple[Part, ...]:
@@ -199,17 +197,20 @@ async def plan(
         resume: As for :func:`run`.
         lookback: As for :func:`run`, in seconds.
         full_every: As for :func:`run`, in seconds.
+        departed: As for :func:`run`.
         absent: As for :func:`run`.
         identity: As for :func:`run`.
 
     Raises:
         ValueError: An argument is out of its range.
+        TooManyDeparted: As for :func:`run`.
     """
     wanted, ask = _checked(
-        sources, accounts, since, identity, absent, resume=resume, lookback=lookback, full_every=full_every
+        sources, accounts, since, identity, absent, departed, resume=resume, lookback=lookback, full_every=full_every
     )
     if journal is None:
         return tuple(Part(*each, asked(ask, each)) for each in wanted)
+    await journal.read(lambda db: check_departed(db, accounts, departed))
     return tuple(await journal.read(lambda db: list(map(part_of, wanted, look(db, wanted, ask)[2]))))
 
 
@@ -219,6 +220,7 @@ def _checked(
     since: datetime | str | None,
     identity: Callable[[Any], str],
     absent: Collection[tuple[str, str]],
+    departed: Departed,
     *,
     resume: bool,
     lookback: float,
@@ -230,6 +232,8 @@ def _checked(
     if since is not None and resume:
         raise ValueError("since begins a new run and resume continues the last one: give only one of them")
     check_seconds("lookback", lookback, zero=True)
+    if departed not in get_args(Departed):
+        raise ValueError(f"departed must be one of {', '.join(get_args(Departed))}, got {departed!r}")
     check_seconds("full_every", 0 if full_every is None else full_every, zero=True)
     now = time.time()
     full_before = None if full_every is None else int((now - full_every) * 1_000_000) if full_every else 2**62
@@ -246,6 +250,7 @@ def _checked(
         resume,
         lookback,
         full_before,
+        departed=departed,
         latest=int((now + _CLOCKS_DIFFER) * 1_000_000),
         made=made,
     )
