@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ class Server:
         self.total = total
         self.ignores_page = ignores_page
         self.asked = 0
+        self.states: int | None = None
+        """The total that it states. None: the number of records."""
+        self.after_first: Callable[[Server], object] | None = None
+        """Called once, when a page 1 has been answered."""
 
     async def __call__(self, request: web.Request) -> web.Response:
         self.asked += 1
@@ -32,7 +37,10 @@ class Server:
         start = 0 if self.ignores_page else (page - 1) * limit
         body: dict[str, Any] = {"data": self.records[start : start + limit]}
         if self.total:
-            body["total"] = len(self.records)
+            body["total"] = len(self.records) if self.states is None else self.states
+        if self.after_first is not None:
+            self.after_first(self)
+            self.after_first = None
         return web.json_response(body)
 
 
@@ -128,3 +136,47 @@ async def test_an_empty_answer_does_not_drop_all_records_without_id(serve: Serve
     part, found = await run(server, serve, tmp_path)
     assert (part.done, values(found)) == (True, Counter({2: 1, 9: 1}))
     assert '"deleted"' not in (tmp_path / "rows.jsonl").read_text()
+
+
+def replace_first(server: Server) -> None:
+    server.records = [*server.records[1:], {"value": "new"}]
+
+
+MOVES: dict[str, Callable[[Server], None]] = {
+    "the first record is deleted": lambda server: server.records.pop(0),
+    "a record replaces the first one": replace_first,
+    "the list is turned around": lambda server: server.records.reverse(),
+}
+
+
+@pytest.mark.parametrize("total", [True, False])
+@pytest.mark.parametrize("move", MOVES)
+async def test_a_record_that_shifts_to_an_already_read_page_is_not_dropped(
+    serve: Serve, tmp_path: Path, move: str, total: bool
+) -> None:
+    server = Server(rows(*range(11)), total=total)
+    await run(server, serve, tmp_path)
+    server.after_first = MOVES[move]
+    part, found = await run(server, serve, tmp_path)
+    assert (part.done, part.unmet) == (True, 0)
+    assert values(found) == Counter(record["value"] for record in server.records)
+
+
+@pytest.mark.parametrize("total", [True, False])
+async def test_a_record_on_two_pages_of_the_first_run_may_have_moved(
+    serve: Serve, tmp_path: Path, total: bool
+) -> None:
+    server = Server(rows(*range(11)), total=total)
+    server.after_first = MOVES["the list is turned around"]
+    part, found = await run(server, serve, tmp_path)
+    assert part.done
+    assert values(found) == Counter(range(11))
+
+
+async def test_a_total_that_is_that_of_full_pages_drops_no_record(serve: Serve, tmp_path: Path) -> None:
+    server = Server(rows(*range(11)))
+    await run(server, serve, tmp_path)
+    server.states = 8
+    part, found = await run(server, serve, tmp_path)
+    assert part.done
+    assert values(found) == Counter(range(11))

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple, TypeVar
 
 from lamella.sync import nameless
+from lamella.sync.compare import compare
 from lamella.sync.decode import Records, microseconds, text_of
 from lamella.sync.errors import BadRecord, EmptyPage, IncompleteList, RepeatedPage, UnsteadyList
 from lamella.sync.lists import MOST_EMPTY
@@ -22,23 +23,18 @@ from lamella.sync.source import Source
 from lamella.sync.stored import (
     Departed,
     Put,
-    absent,
     adopt,
     check_departed,
-    count_change,
     drop,
     has_table,
-    mark_deleted,
     of_others,
     put,
     settle_departed,
 )
-from lamella.sync.walk import Walk, begun, count_pages, forget_pages, load, prepare, save
+from lamella.sync.walk import MOST_WALKS, Walk, begun, count_pages, forget_pages, load, prepare, save
 
 _T = TypeVar("_T")
 
-_MOST_WALKS: Final = 3
-"""Maximum readings of a list that changes during a reading, or is incomplete."""
 _MOST_PAGES: Final = 1_000_000
 OVERLAP: Final = 300.0
 """Seconds before the high-water mark at which a sync begins, to allow for clock differences and slow answers."""
@@ -179,7 +175,8 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source:
     if nameless.repeats(db, each, records, number):
         result = Put()
     else:
-        numbered = nameless.numbered(db, each, records, number)
+        numbered, is_again = nameless.numbered(db, each, records, number)
+        walk.equal = bool(walk.equal or is_again)
         result = put(db, each, numbered, walk=number, page=what, began=walk.began, mark=mark)
         walk.nameless += sum(numbered.nameless)
     walk.changed += result.changed
@@ -209,9 +206,9 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source:
     error = _end(db, each, walk, source, may_go_on=bool(many))
     gone: tuple[str, ...] = ()
     if error is None and walk.since is None and walk.has_ended:
-        error, gone = _compare(db, each, walk, source, may_go_on=bool(many))
+        error, gone = compare(db, each, walk, source, may_go_on=bool(many))
     if error is not None:
-        again = walk.walks < _MOST_WALKS and not isinstance(error, BadRecord)
+        again = walk.walks < MOST_WALKS and not isinstance(error, BadRecord)
         walk = walk.again(walks=walk.walks + 1 if again else 1)
         error = None if again else error  # no error while another reading follows
         forget_pages(db, each)
@@ -297,8 +294,6 @@ def _end(db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, ma
     if walk.nameless:
         # Only a reading of the whole list shows which of them were changed.
         walk.mark = None
-    if walk.since is None and walk.seen and nameless.drop_others(db, each, walk.walk):
-        count_change(db)
     walk.ended = True
     return None
 
@@ -312,32 +307,6 @@ def _left(walk: Walk, stored: int, page_size: int) -> int:
     # After full pages, a count of one page may be that of each page, or of the pages so far.
     is_doubtful = stored == 1 or walk.more > 0 if walk.total is None else walk.first == page_size
     return int(is_doubtful and walk.read >= stored * page_size)
-
-
-def _compare(
-    db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, may_go_on: bool
-) -> tuple[IncompleteList | None, tuple[str, ...]]:
-    """Mark the stored records that the API no longer has, as far as the walk proves it. Return their ids.
-
-    An error means that the list must be read again to prove the deletion of other records. If the last page is full,
-    the count may be too low. Then the walk continues with the next page, unless that one was empty (*may_go_on* is
-    False).
-    """
-    met, names = absent(db, each, walk.walk)
-    is_exact = walk.is_exact(met)
-    deleted = [name for name, last in names if is_exact and walk.is_deleted(last)]
-    stored = count_pages(db, each)
-    if deleted and may_go_on and source.pages.parallel and walk.seen == stored * walk.largest:
-        walk.ended, walk.more = False, stored + 1 - (walk.pages or 0)
-        return None, ()
-    walk.full, walk.exact = walk.began, walk.walk if is_exact else walk.exact
-    walk.deleted += len(deleted)
-    walk.unmet = len(names) - len(deleted)
-    walk.compared = is_exact and not walk.unmet
-    if deleted:
-        mark_deleted(db, each, deleted, walk.began or 0)
-    is_open = is_exact and walk.unmet and walk.verify and walk.walks < _MOST_WALKS
-    return UnsteadyList(source.name, readings=walk.walks) if is_open else None, tuple(deleted)
 
 
 def _is_due(walk: Walk | None, ask: Ask) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from fnmatch import fnmatchcase
 from hashlib import blake2b
 from typing import Final
 
@@ -31,10 +32,13 @@ def repeats(db: sqlite3.Connection, each: tuple[str, str], records: Records, wal
     return False
 
 
-def numbered(db: sqlite3.Connection, each: tuple[str, str], records: Records, walk: int) -> Records:
-    """Return the records of a page with an id for each: its content and its number among equal records of the walk."""
+def numbered(db: sqlite3.Connection, each: tuple[str, str], records: Records, walk: int) -> tuple[Records, bool]:
+    """Return the records of a page with an id for each: its content and its number among equal records of the walk.
+
+    Also return whether any of these is equal to a record on another page: it may be the same one, which has moved.
+    """
     if not records.nameless:
-        return records
+        return records, False
     sql = (
         "SELECT count(*) FROM sync_records WHERE account = ? AND resource = ? AND id >= ? || ':' AND id < ? || ';'"
         " AND walk = ?"
@@ -45,20 +49,25 @@ def numbered(db: sqlite3.Connection, each: tuple[str, str], records: Records, wa
             for name in {record.id for record in records if record.nameless}
         }
     )
-    found = []
+    found, again = [], any(times.values())
     for record in records:
         if record.nameless:
             times[record.id] += 1
             record = record._replace(id=f"{record.id}:{times[record.id]}")  # noqa: PLW2901 - the same record
         found.append(record)
-    return Records.of(found)
+    return Records.of(found), again
 
 
-def drop_others(db: sqlite3.Connection, each: tuple[str, str], walk: int) -> int:
-    """Drop such records that a walk of the whole list did not read: they were changed or deleted. Return how many."""
+def is_nameless(name: str) -> bool:
+    """Return whether *name* is the id of such a record."""
+    return fnmatchcase(name, _NAMES)
+
+
+def drop_older(db: sqlite3.Connection, each: tuple[str, str], walk: int) -> int:
+    """Drop such records that were last read before a walk: they were changed or deleted. Return how many."""
     where = f"account = ? AND resource = ? AND id GLOB '{_NAMES}'"
     list_of = "list = (SELECT number FROM sync_lists WHERE account = ? AND resource = ?)"
-    sql = f"DELETE FROM sync_texts WHERE {list_of} AND id GLOB '{_NAMES}' AND walk != ?"  # noqa: S608 - our own names
+    sql = f"DELETE FROM sync_texts WHERE {list_of} AND id GLOB '{_NAMES}' AND walk < ?"  # noqa: S608 - our own names
     dropped = db.execute(sql, (*each, walk)).rowcount
     if dropped:
         rest = f"DELETE FROM sync_deleted WHERE {where} AND NOT EXISTS (SELECT 1 FROM sync_records r WHERE"  # noqa: S608

@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Final
 
+MOST_WALKS: Final = 3
+"""Maximum readings of a list in a run, if it changes during a reading, or is incomplete."""
+
 Each = tuple[str, str]
 """The names of an account and a resource."""
 
@@ -50,6 +53,7 @@ class Walk:
     deleted: int = 0  # records of this run that were marked as deleted
     unmet: int = 0  # stored records that were not read and not proved to be deleted
     nameless: int = 0  # records without an id
+    equal: bool = False  # whether one of them was on two pages
 
     def again(self, *, walks: int) -> Walk:
         """Return the next reading of the same list in the same run."""
