@@ -18,7 +18,7 @@ ACCOUNTS = 200
 LISTS = ("bills", "items")
 FIRST, LAST = 60, 180
 """The numbers of finished accounts at the two measurements."""
-MOST = 2_000
+MOST = 1_800
 """Bytes that may stay for an account when its lists are read. Most of them are its learned limit, which is kept for the
 10,000 accounts that were used last."""
 

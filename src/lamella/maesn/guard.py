@@ -33,13 +33,14 @@ class TooManyErrors(RequestRejected):
 class _Place:
     """The recent errors of one account on one path."""
 
-    __slots__ = ("changed", "errors", "proven", "under_way")
+    __slots__ = ("changed", "errors", "key", "proven", "under_way")
 
-    def __init__(self) -> None:
+    def __init__(self, key: tuple[str, str], *, proven: bool) -> None:
+        self.key = key
         self.errors: tuple[float, ...] = ()
         """When the most recent errors arrived, by the loop's clock."""
         self.under_way = 0
-        self.proven = False
+        self.proven = proven
         """Whether the last response did not count as an error."""
         self.changed: asyncio.Event | None = None
         """Set by the next call that ends. None: no call waits. An event takes much memory."""
@@ -70,7 +71,8 @@ class ErrorGuard(Layer):
         self._most = most
         self._per = per
         self._statuses = frozenset(statuses)
-        self._places: dict[tuple[str, str], _Place] = {}
+        self._places: dict[tuple[str, str], _Place | None] = {}
+        """None: the last response did not count as an error, and nothing else is to be known. It needs less memory."""
         self._calls: dict[Call, _Place] = {}
 
     def before(self, call: Call) -> Awaitable[None] | None:
@@ -100,6 +102,8 @@ class ErrorGuard(Layer):
         if place.changed is not None:
             place.changed.set()
             place.changed = None
+        elif place.proven and not place.under_way and not place.errors:
+            self._places[place.key] = None
 
     def _may_go(self, call: Call, place: _Place) -> bool:
         """Return whether a call may be sent now; if not, it waits until another call ends.
@@ -126,12 +130,13 @@ class ErrorGuard(Layer):
         key = hash_key(None, current_account()), path_of(request)
         place = self._places.get(key)
         if place is None:
+            is_proven = key in self._places
             if len(self._places) >= _MOST_PLACES:
                 now = request.loop.time()
                 self._places = {
                     key: each
                     for key, each in self._places.items()
-                    if each.under_way or now - max(each.errors, default=-math.inf) < self._per
+                    if each is not None and (each.under_way or now - max(each.errors, default=-math.inf) < self._per)
                 }
-            place = self._places[key] = _Place()
+            place = self._places[key] = _Place(key, proven=is_proven)
         return place
