@@ -614,6 +614,9 @@ class TestErrorsInAGoodAnswer:
             {"errorCode": 17},
             {"has_more": True},
             {"pagination": {"hasNextPage": True}},
+            {"isLast": False},
+            {"pagination": {"done": "false"}},
+            {"Errors": ["down"]},
         ],
         ids=repr,
     )
@@ -642,6 +645,7 @@ class TestErrorsInAGoodAnswer:
     async def test_other_fields_do_not_state_a_failure(self, serve: Serve, tmp_path: Path) -> None:
         more = {"success": True, "status": "ok", "code": 0, "message": "3 records", "errorCode": 0, "error": "false"}
         more |= {"hasErrors": False, "failed": 0, "partial": None, "truncated": False, "errorMessage": "", "errors": 0}
+        more |= {"isLast": True, "done": None, "Errors": []}
         server = ListServer(numbered(5), instead=lambda server, page, given: more | given)
         url = await serve(server)
         part, kept = await synced(tmp_path, url)

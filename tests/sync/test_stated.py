@@ -23,6 +23,8 @@ FAILURES: list[dict[str, Any]] = [
     *({name: True} for name in ("hasErrors", "is_error", "failed", "partial", "incomplete_results")),
     *({"errorCode": 17}, {"error_code": "E17"}, {"errorMessage": "down"}, {"errmsg": "down"}),
     *({"meta": {"partial": "true"}}, {"timed_out": True}, {"failed": 3}),
+    *({"Errors": ["down"]}, {"ERROR": {"code": 7}}, {"fault": {"faultstring": "down"}}, {"exception": "down"}),
+    *({"errorMessages": ["down"]}, {"error_count": 2}, {"responseStatus": "FAILURE"}, {"status": "timeout"}),
 ]
 OTHERS: list[dict[str, Any]] = [
     *({"success": True}, {"success": "true"}, {"success": None}, {"ok": 1}, {"status": "ok"}, {"status": "active"}),
@@ -30,6 +32,8 @@ OTHERS: list[dict[str, Any]] = [
     *({"errorCode": 0}, {"error_code": "00000"}, {"errmsg": "ok"}, {"errorMessage": ""}, {"errorMessage": None}),
     *({"hasErrors": False}, {"failed": 0}, {"failed": []}, {"partial": None}, {"incomplete": "false"}),
     *({"description": "error"}, {"reason": "failed"}, {"nested": {"success": False}}),
+    *({"errors": ["of Source.errors"]}, {"Errors": {}}, {"Error": {"code": 0}}, {"fault": None}, {"exceptions": []}),
+    *({"errorCount": 0}, {"complete": False}, {"isLast": False}),
 ]
 
 

@@ -16,15 +16,25 @@ _BAD: Final = {
     *("partial", "ispartial", "partialresult", "partialresults", "partialsuccess", "partialfailure"),
     *("incomplete", "isincomplete", "incompleteresult", "incompleteresults"),
     *("errorcode", "errcode", "errorid", "errortype", "errormessage", "errormsg", "errmsg", "errordescription"),
+    *("errormessages", "errorcount", "errorlist", "faultcode", "faultstring"),
 }
 """Flags, codes and texts that only an answer that failed has."""
 _CODE: Final = {"status", "code", "statuscode", "httpstatus", "httpcode"}
-_RESULT: Final = _CODE | {"result", "outcome"}
+_RESULT: Final = _CODE | {"result", "outcome", "responsestatus", "resultstatus", "requeststatus"}
+_FAULTS: Final = {"error", "errors", "fault", "faults", "exception", "exceptions"}
+"""Texts, lists or objects that only an answer that failed has."""
+_OF_SOURCE: Final = {"error", "errors"}
+"""Spellings of them that :attr:`Source.errors` states."""
+_END: Final = {"done", "isdone", "last", "islast", "lastpage", "islastpage", "complete", "iscomplete"}
+"""Flags that are false if more records follow, as at Salesforce, Jira and Spring."""
 _MORE: Final = {"hasmore", "hasnext", "hasnextpage", "hasmorepages", "morerecords", "truncated", "istruncated"}
 """Flags that say that more records follow."""
 _TEXT: Final = {"message", "msg", "errormessage", "errormsg", "errmsg", "errordescription", "description", "reason"}
 
-_BAD_WORDS: Final = {"error", "errors", "failed", "failure", "fail", "partial", "partialsuccess", "incomplete"}
+_BAD_WORDS: Final = {
+    *("error", "errors", "failed", "failure", "fail", "partial", "partialsuccess", "incomplete"),
+    *("timeout", "timedout", "unavailable", "denied", "exception", "fatal", "aborted"),
+}
 _NO: Final = {"", "false", "no", "n", "off", "0"}
 _NOTHING: Final = {*_NO, "none", "null", "nil", "noerror", "noerrors", "ok", "success", "200"}
 _STATUSES: Final = range(ERROR_STATUS, 600)
@@ -39,18 +49,25 @@ def failure_in(answer: Mapping[str, Any]) -> str | None:
     """
     for scope in _scopes(answer):
         for name, value in scope.items():
-            if _fails(_plain(name), value):
+            is_fault = _plain(name) in _FAULTS and name not in _OF_SOURCE
+            if _has_content(value) if is_fault else _fails(_plain(name), value):
                 return "; ".join([f"{name} is {_short(value)}", *messages_of(scope)])
     return None
 
 
 def says_more(answer: object) -> str | None:
-    """Return the name of a flag that says that more records follow, such as ``has_more``. None: there is none."""
+    """Return the name of a flag that says that more records follow: ``has_more``, or ``isLast`` that is false. None:
+    there is none."""
     if not isinstance(answer, Mapping):
         return None
     scopes = [found for scope in _scopes(answer) for found in (scope, scope.get("pagination"), scope.get("paging"))]
     flags = ((name, value) for scope in scopes if isinstance(scope, Mapping) for name, value in scope.items())
-    return next((name for name, value in flags if _plain(name) in _MORE and _is_set(value)), None)
+    return next((name for name, value in flags if _follows(_plain(name), value)), None)
+
+
+def _follows(name: str, value: object) -> bool:
+    is_false = value is False or (isinstance(value, str) and _plain(value) in {"false", "no"})
+    return is_false if name in _END else name in _MORE and _is_set(value)
 
 
 def messages_of(answer: object) -> list[str]:
@@ -81,6 +98,10 @@ def _is_set(value: object) -> bool:
         word = _plain(value)
         return word not in _NOTHING and bool(word.strip("0"))
     return bool(value) and not isinstance(value, Mapping) and value != 200
+
+
+def _has_content(value: object) -> bool:
+    return _is_set(value) or (isinstance(value, Mapping) and any(map(_has_content, value.values())))
 
 
 def _is_error_status(value: object) -> bool:
