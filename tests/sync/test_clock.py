@@ -78,3 +78,18 @@ async def test_a_slow_clock_of_ours_does_not_repeat_whole_readings(serve: Serve,
     for _ in range(2):
         await run(url, tmp_path, full_every=7 * 86400)
     assert api.asked == [None, "2026-01-04T13:55:00.000Z"]
+
+
+async def test_a_clock_that_goes_back_by_hours_hides_no_records(serve: Serve, tmp_path: Path) -> None:
+    api = Api()
+    url = await serve(api)
+    api.date = "Sun, 04 Jan 2026 14:00:00 GMT"
+    await run(url, tmp_path)
+    api.date = "Sun, 04 Jan 2026 02:00:00 GMT"
+    api.records[3] = "2026-01-04T01:00:00Z"
+    part, found = await run(url, tmp_path)
+    assert (part.done, part.gap, found) == (True, True, {"1", "2"})
+    part, found = await run(url, tmp_path)
+    assert (part.done, part.gap, found) == (True, False, {"1", "2", "3"})
+    await run(url, tmp_path)
+    assert api.asked == [None, "2026-01-04T13:55:00.000Z", None, "2026-01-04T01:55:00.000Z"]

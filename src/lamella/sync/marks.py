@@ -170,6 +170,9 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source:
         return _position(db, each, walk)  # the page belongs to an earlier walk, or the list is complete without it
     answered, what = int(page.answered * 1_000_000), f"page {page.number} of {source.name}"
     walk.began = lesser(walk.began, answered)
+    if walk.since is not None and walk.mark is not None and answered < walk.mark - OVERLAP * 1_000_000:
+        # The clock was ahead when the mark was set, so changes before it may be missing: the next run reads everything.
+        walk.mark, walk.gap = None, True
     mark = walk.mark if walk.since is None else None
     records = Records.of(page.records)
     if nameless.repeats(db, each, records, number):

@@ -38,7 +38,7 @@ class Part:
     """The error of the first page that could not be read or stored, or of the incomplete list."""
     gap: bool = False
     """It is done, but records last changed before `since` may be missing, because no run has read the list up to that
-    time. The mark has not moved, so that a run without *since* reads them."""
+    time, or the clock of the API has gone back since then. A run without *since* reads them."""
     total: int | None = None
     """The highest record count that the API has stated. None: it stated none, so nothing proves that the list is
     complete."""
