@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import time
@@ -74,6 +75,12 @@ def main(options: Options) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         say_how_to_go_on("interrupted", options)
         return 130
+    except OSError as exc:
+        if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        with suppress(OSError):
+            say_how_to_go_on(f"stdout cannot be written: {exc.strerror}", options)
+        return 1
 
 
 def _main(options: Options, folder: Path) -> int:
