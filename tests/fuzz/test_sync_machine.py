@@ -104,7 +104,7 @@ class Hostile:
         elif trick == "spoils":
             bad = "null", '"x"', '{"id":"\udcff"}', *(("{}", '{"id":null}') if self.named else ())
             shown = [*shown[:-1], bad[at % len(bad)]]
-        elif trick == "doubles" and self.named and len(shown) > 1:  # else it would be another content, which nothing shows
+        elif trick == "doubles" and self.named and len(shown) > 1:  # else nothing shows it
             shown = [*shown[:-1], shown[0].replace('"n":', '"m":')]
         elif trick == "counts more":
             total += at + 1
@@ -203,9 +203,7 @@ class SyncMachine(RuleBasedStateMachine):
         named=st.sampled_from([True, True, False]),
         dated=st.sampled_from([True, True, False]),
     )
-    def begin(
-        self, way: str, counts: bool, dates: list[str | None], named: bool = True, dated: bool = True
-    ) -> None:
+    def begin(self, way: str, counts: bool, dates: list[str | None], named: bool = True, dated: bool = True) -> None:
         self.api.counts, self.api.named, self.api.dated = counts, named, dated
         self.api.rows = [
             self.api.make(amount=NUMBERS[number % len(NUMBERS)], date=date) for number, date in enumerate(dates)

@@ -163,9 +163,7 @@ async def test_a_record_that_shifts_to_an_already_read_page_is_not_dropped(
 
 
 @pytest.mark.parametrize("total", [True, False])
-async def test_a_record_on_two_pages_of_the_first_run_may_have_moved(
-    serve: Serve, tmp_path: Path, total: bool
-) -> None:
+async def test_a_record_on_two_pages_of_the_first_run_may_have_moved(serve: Serve, tmp_path: Path, total: bool) -> None:
     server = Server(rows(*range(11)), total=total)
     server.after_first = MOVES["the list is turned around"]
     part, found = await run(server, serve, tmp_path)

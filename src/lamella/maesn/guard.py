@@ -72,7 +72,7 @@ class ErrorGuard(Layer):
         self._per = per
         self._statuses = frozenset(statuses)
         self._places: dict[tuple[str, str], _Place | None] = {}
-        """None: the last response did not count as an error, and nothing else is to be known. It needs less memory."""
+        """None: the last response did not count as an error, and the account has no recent errors there."""
         self._calls: dict[Call, _Place] = {}
 
     def before(self, call: Call) -> Awaitable[None] | None:

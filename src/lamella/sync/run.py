@@ -112,7 +112,15 @@ async def run(
         OSError: The output cannot be written.
     """
     wanted, ask = _checked(
-        sources, accounts, since, identity, absent, departed, resume=resume, lookback=lookback, full_every=full_every
+        sources,
+        accounts,
+        since,
+        identity,
+        absent,
+        departed=departed,
+        resume=resume,
+        lookback=lookback,
+        full_every=full_every,
     )
     check_msgspec()
     if output is not None:
@@ -206,7 +214,15 @@ async def plan(
         TooManyDeparted: As for :func:`run`.
     """
     wanted, ask = _checked(
-        sources, accounts, since, identity, absent, departed, resume=resume, lookback=lookback, full_every=full_every
+        sources,
+        accounts,
+        since,
+        identity,
+        absent,
+        departed=departed,
+        resume=resume,
+        lookback=lookback,
+        full_every=full_every,
     )
     if journal is None:
         return tuple(Part(*each, asked(ask, each)) for each in wanted)
@@ -220,8 +236,8 @@ def _checked(
     since: datetime | str | None,
     identity: Callable[[Any], str],
     absent: Collection[tuple[str, str]],
-    departed: Departed,
     *,
+    departed: Departed,
     resume: bool,
     lookback: float,
     full_every: float | None,
