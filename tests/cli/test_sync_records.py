@@ -258,10 +258,10 @@ def test_an_answer_with_two_lists_of_one_name_fails() -> None:
 def test_a_full_disk_of_the_shown_text_is_named(monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]) -> None:
     shown = typer.echo
 
-    def echo(*message: Any, err: bool = False) -> None:
+    def echo(message: Any = None, *, err: bool = False) -> None:
         if not err:
             raise OSError(errno.ENOSPC, "No space left on device")
-        shown(*message, err=err)
+        shown(message, err=err)
 
     monkeypatch.setattr(typer, "echo", echo)
     with answering(partial(answer, text=body('{"billId":"a"}', '{"billId":"b"}', '{"billId":"c"}'))) as url:
