@@ -93,3 +93,13 @@ async def test_a_clock_that_goes_back_by_hours_hides_no_records(serve: Serve, tm
     assert (part.done, part.gap, found) == (True, False, {"1", "2", "3"})
     await run(url, tmp_path)
     assert api.asked == [None, "2026-01-04T13:55:00.000Z", None, "2026-01-04T01:55:00.000Z"]
+
+
+@pytest.mark.parametrize("date", ["Mon, 01 Jan 0001 00:00:00 GMT", "Thu, 01 Jan 1970 00:00:01 GMT"])
+async def test_a_mark_in_a_far_past_reads_the_whole_list(serve: Serve, tmp_path: Path, date: str) -> None:
+    api = Api()
+    url = await serve(api)
+    for api.date in (date, date, NOW):
+        part, _ = await run(url, tmp_path)
+        assert part.done
+    assert api.asked == [None, None, None]

@@ -333,7 +333,8 @@ def _start(db: sqlite3.Connection, each: Wanted, ask: Ask, run: int) -> Position
         since = asked(ask, each)
         can_go_on = source.since is not None and source.dates and not _is_due(walk, ask)
         if since is None and walk.mark is not None and walk.mark <= ask.latest and can_go_on:
-            since = text_of(walk.mark - int(ask.lookback * 1_000_000))
+            start = walk.mark - int(ask.lookback * 1_000_000)
+            since = text_of(start) if start > 0 else None  # a datetime has no year before 1
         return _unread(since, walk.mark)
     if walk.ended:
         return replace(_position(db, each, walk), skipped=True)
