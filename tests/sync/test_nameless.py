@@ -178,3 +178,13 @@ async def test_a_total_that_is_that_of_full_pages_drops_no_record(serve: Serve, 
     part, found = await run(server, serve, tmp_path)
     assert part.done
     assert values(found) == Counter(range(11))
+
+
+async def test_one_short_page_drops_no_record(serve: Serve, tmp_path: Path) -> None:
+    """Without a total, one answer proves nothing, even if it is a single page."""
+    server = Server(rows(1, 2, 3), total=False)
+    await run(server, serve, tmp_path)
+    server.records = rows(1)
+    server.after_first = lambda server: server.records.extend(rows(2, 3))
+    part, found = await run(server, serve, tmp_path)
+    assert (part.done, values(found)) == (True, Counter({1: 1, 2: 1, 3: 1}))

@@ -28,8 +28,7 @@ def compare(
     if (deleted or gone) and may_go_on and source.pages.parallel and walk.seen == stored * walk.largest:
         walk.ended, walk.more = False, stored + 1 - (walk.pages or 0)
         return None, ()
-    is_whole = walk.pages == 1 and (is_exact or walk.largest < source.pages.page_size)
-    is_sure = is_whole or (is_exact and not walk.fresh)
+    is_sure = is_exact and (walk.pages == 1 or not walk.fresh)
     # Without a proof, several walks in a row must have missed a record without an id before it is dropped.
     older = walk.walk - (0 if is_sure else 1 if walk.total is None else MOST_WALKS - 1)
     if walk.seen and drop_older(db, each, older):
