@@ -324,11 +324,15 @@ def test_the_sync_machine_runs_for_longer(part: int) -> None:
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("tricks", [[("replaces", 0)], [("deletes", 1)], [("turns around", 0)], [("moves", 2)] * 3])
-def test_a_record_that_shifts_to_an_already_read_page_is_found(way: str, tricks: list[tuple[str, int]]) -> None:
+def test_a_record_that_shifts_to_an_already_read_page_is_found(
+    way: str, tricks: list[tuple[str, int]], named: bool
+) -> None:
     machine = SyncMachine()
-    machine.begin(way=way, counts=True, dates=[None] * 10)
-    machine.night(tricks, "")
+    machine.begin(way=way, counts=True, dates=[None] * 10, named=named)
+    for _ in range(2):
+        machine.night(tricks, "")
     machine.quiet_night(since=False)
     machine.teardown()
 
