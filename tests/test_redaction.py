@@ -194,11 +194,21 @@ def test_harmless_parts_of_a_url_are_unchanged(query: list[tuple[str, str]], pat
         ("http://h/?a&b=1", "http://h/?a&b=1"),
         ("http://h/?a=x%3Ftoken%3Dv", "http://h/?a=x?token%3Dv"),
         ("/relative?key=v&page=2", "/relative?key=REDACTED&page=2"),
+        ("http://h/a;jsessionid=v", "http://h/a;jsessionid=REDACTED"),
+        ("http://h/a;page=2;auth%54oken=v%2Fw;b/c;d=1?e=;f=1", "http://h/a;page=2;authToken=REDACTED/c;d=1?e=;f=1"),
+        ("http://h/?a=1;token=v/w;b=2&c=d;key=v", "http://h/?a=1;token=REDACTED&c=d;key=REDACTED"),
         ("", ""),
     ],
 )
 def test_a_url_is_shown_without_credentials(url: str, shown: str) -> None:
     assert redact_url(URL(url)) == shown
+
+
+def test_credentials_after_a_semicolon_are_secrets_of_the_request() -> None:
+    url = URL("http://h/a;jsessionid=zq%2Fsession?page=1;token=zq-token&b=2")
+    assert redact_text("unknown session zq/session of zq-token", secrets_in(url, {})) == (
+        f"unknown session {REDACTED} of {REDACTED}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,16 @@ def url_parts(url: URL) -> tuple[str, str, URL]:
         shown = shown.with_query([(name, REDACTED if _tells(name) else value) for name, value in url.query.items()])
     # Host and port stay: a match in them is a coincidence.
     origin = f"{shown.scheme}://{shown.raw_authority}" if shown.raw_authority else ""
-    return origin, str(shown).removeprefix(origin), shown
+    rest = str(shown).removeprefix(origin)
+    if ";" in rest:
+        path, mark, query = rest.partition("?")
+        rest = _IN_PATH.sub(_hide_parameter, path) + _IN_QUERY.sub(_hide_parameter, mark + query)
+    return origin, rest, shown
+
+
+# Parameters after a semicolon: of a segment of the path, such as ;jsessionid=, and of the query.
+_IN_PATH = re.compile("(;)([^/]+)")
+_IN_QUERY = re.compile("([?&])([^&]+)")
 
 
 def redact_headers(headers: Mapping[str, str], secrets: Iterable[str] = ()) -> CIMultiDict[str]:
@@ -262,6 +271,9 @@ def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) 
     found = [*known]
     if url.raw_query_string and _one_tells(tuple(url.query)):
         found += [value for name, value in url.query.items() if _tells(name)]
+    if ";" in url.raw_path or ";" in url.raw_query_string:
+        pairs = [part.partition("=") for part in re.split("[;/?&]", url.raw_path_qs)]
+        found += [unquote_plus(value) for name, _, value in pairs if _tells(unquote_plus(name))]
     if telling := _telling(tuple(headers)):
         found += [value for name, value in headers.items() if name in telling]
     cookie = headers.get("Cookie", "")
