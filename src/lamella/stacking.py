@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import groupby
 from typing import Any, Final, NamedTuple, TypedDict, Unpack, cast
@@ -204,6 +204,8 @@ def stack(rules: RuleBook | Layer | At = HTTP_RULES, *layers: Layer | At, **opti
     for kind, made_by_hand in by_hand.items():
         if made_by_hand.shared.get("rules", rules) != rules:
             raise ValueError(f"the {kind.__name__} made by hand has other rules than the stack: give both the same")
+    if isinstance(patterns := options.get("excluded_urls"), Iterator):
+        options["excluded_urls"] = tuple(patterns)  # both span layers read them
     wanted: dict[str, Any] = {**_DEFAULTS, **options}
     makes = [made for made in _MADE if made.off is None or wanted.get(made.off[0], ...) is not made.off[1]]
     if any(made.kind is Classify for made in makes) or Classify in by_hand:

@@ -132,6 +132,11 @@ async def test_the_token_fetch_of_a_suppressed_call_is_suppressed(
         (None, "health", [], ["/health", "/orders", "/orders/health?x=1"]),
         (None, None, [r"\d/health", "x=1"], ["/orders"]),
         (None, None, ["^http://127"], []),
+        # Each pattern stands for itself: its flags, its groups and its comments.
+        ("/ORDERS/, (?i)/HEALTH$", None, None, ["/orders", "/orders/health?x=1"]),
+        (None, None, ["(?x) /health$ # no more", "(?P<what>x)=1", "(?P<what>y)=1"], ["/orders"]),
+        (None, None, [r"(x)(y)\2", r"/(o)rders/.*\1"], ["/health", "/orders", "/orders/health?x=1"]),
+        (None, None, [r"(x)(y)\2", r"(h)ealt\1"], ["/orders"]),
     ],
 )
 async def test_an_excluded_call_has_neither_spans_nor_metrics(
@@ -174,7 +179,8 @@ async def test_each_hop_of_a_redirect_may_be_excluded(serve: Serve, tracing: Tra
 async def test_an_excluded_call_does_not_propagate_without_an_sdk(serve: Serve) -> None:
     server = Statuses()
     provider = trace.NoOpTracerProvider()
-    layers = stack(RULES, tracer_provider=provider, meter_provider=NoOpMeterProvider(), excluded_urls=["health"])
+    patterns = iter(["health"])
+    layers = stack(RULES, tracer_provider=provider, meter_provider=NoOpMeterProvider(), excluded_urls=patterns)
     job = trace.NonRecordingSpan(trace.SpanContext(1, 2, False))
     async with aiohttp.ClientSession(await serve(server), middlewares=layers) as session:
         with trace.use_span(job):
@@ -188,6 +194,7 @@ async def test_an_excluded_call_does_not_propagate_without_an_sdk(serve: Serve) 
     [
         ("health", "excluded_urls must be a collection of regular expressions, got the string 'health'"),
         (["good", "(bad"], r"excluded_urls must be regular expressions, got '\(bad': missing"),
+        (["good", 7], "excluded_urls must be regular expressions, got 7: "),
     ],
 )
 def test_bad_excluded_url_patterns_are_rejected(given: Any, message: str) -> None:

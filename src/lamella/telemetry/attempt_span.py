@@ -27,6 +27,7 @@ from lamella.telemetry.attributes import (
     shown_url,
     size_attributes,
 )
+from lamella.telemetry.log import log_broken
 from lamella.telemetry.metrics import Gauge
 from lamella.telemetry.names import (
     ERROR_TYPE,
@@ -165,6 +166,8 @@ class AttemptSpan(Layer):
                 if recording:
                     self._describe(begun.current, call, result, ended)
             span.end()
+        except Exception as exc:  # noqa: BLE001 - of a span processor
+            log_broken(exc)
         finally:
             begun.current.leave(result)
 

@@ -130,11 +130,14 @@ def last_shown_url(call: Call) -> str:
 
 
 def _template_of(request: aiohttp.ClientRequest, template: UrlTemplate | None) -> str | None:
-    """Return the result of *template* for *request*. An exception is logged and does not affect the call."""
+    """Return the result of *template* for *request*. An exception or another type is logged, and the result is None."""
     if template is None:
         return None
     try:
-        return template(request)
+        path = template(request)
+        if path is not None and not isinstance(path, str):
+            raise TypeError(f"url_template must return a str or None, got {type(path).__name__}")
+        return path
     except Exception:  # noqa: BLE001 - logged, with its traceback
         LOGGER.exception("url_template failed")
         return None

@@ -15,7 +15,7 @@ from lamella.errors import LamellaError, RequestRejected
 from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import Rule, StopReason, WaitSource
 from lamella.telemetry.attributes import error_type, last_shown_url
-from lamella.telemetry.log import log_failure
+from lamella.telemetry.log import log_broken, log_failure
 from lamella.telemetry.metrics import Gauge, Instruments
 from lamella.telemetry.names import (
     ATTEMPTS,
@@ -161,7 +161,10 @@ class RequestSpan(Layer):
                 # Without Retry nothing else reports it.
                 log_failure(outcome.cause, call.span)
         if begun is not None:
-            self._report(call, outcome, begun)
+            try:
+                self._report(call, outcome, begun)
+            except Exception as exc:  # noqa: BLE001 - of a span processor
+                log_broken(exc)
 
     def _report(self, call: Call, outcome: _Outcome, begun: _Begun) -> None:
         """Record the outcome of the call."""

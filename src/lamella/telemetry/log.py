@@ -30,6 +30,11 @@ def log_failure(error: LamellaError, span: trace.Span | None) -> None:
     LOGGER.warning("%s", error, extra=fields)
 
 
+def log_broken(exc: Exception) -> None:
+    """Log an exception of a sampler or a span processor, which does not affect the call."""
+    LOGGER.error("telemetry failed", exc_info=exc)
+
+
 def ids_of(span: trace.Span) -> dict[str, str]:
     """Return the fields of a log record that identify *span*."""
     context = span.get_span_context()

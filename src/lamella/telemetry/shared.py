@@ -75,14 +75,18 @@ class Telemetry:
         SDK."""
         if OFF in call.state:
             return True
-        if not is_suppressed() and (self._excluded is None or not self._excluded.search(str(call.request.url))):
-            return False
+        if not is_suppressed():
+            if not self._excluded:
+                return False
+            url = str(call.request.url)
+            if not any(pattern.search(url) for pattern in self._excluded):
+                return False
         OFF.set(call, True)
         return True
 
 
-def _excluded(given: Iterable[str] | None) -> re.Pattern[str] | None:
-    """Return the pattern of excluded URLs, from *given* or, if None, from OpenTelemetry's environment variables."""
+def _excluded(given: Iterable[str] | None) -> tuple[re.Pattern[str], ...]:
+    """Return the patterns of excluded URLs, from *given* or, if None, from OpenTelemetry's environment variables."""
     if given is None:
         name = next((name for name in _VARIABLES if name in os.environ), _VARIABLES[-1])
         given = os.environ.get(name, "").split(",")
@@ -90,13 +94,15 @@ def _excluded(given: Iterable[str] | None) -> re.Pattern[str] | None:
         name = "excluded_urls"
         if isinstance(given, str):
             raise ValueError(f"excluded_urls must be a collection of regular expressions, got the string {given!r}")
-    patterns = [pattern.strip() for pattern in given if pattern.strip()]
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as exc:
-            raise ValueError(f"{name} must be regular expressions, got {pattern!r}: {exc}") from None
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns)) if patterns else None
+    # Not joined to one: each may have flags, and groups of the same name or number.
+    return tuple(compiled for pattern in given if (compiled := _compiled(pattern, name)).pattern)
+
+
+def _compiled(pattern: str, name: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern.strip())
+    except (re.error, AttributeError) as exc:
+        raise ValueError(f"{name} must be regular expressions, got {pattern!r}: {exc}") from None
 
 
 _VARIABLES: Final = ("OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS", "OTEL_PYTHON_EXCLUDED_URLS")

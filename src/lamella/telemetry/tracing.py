@@ -12,6 +12,7 @@ from opentelemetry.util.types import AttributeValue
 
 from lamella.call import Call, PerCall
 from lamella.telemetry.attributes import last_shown_url
+from lamella.telemetry.log import log_broken
 from lamella.telemetry.names import SCHEMA, URL_FULL, version_of_lamella
 
 
@@ -56,7 +57,11 @@ class Tracing:
         if self.silent:
             return Current(unrecorded())
         url, within = last_shown_url(call), current_context()
-        span = self.tracer.start_span(name, within, kind, {**attributes, URL_FULL: url})
+        try:
+            span = self.tracer.start_span(name, within, kind, {**attributes, URL_FULL: url})
+        except Exception as exc:  # noqa: BLE001 - of a sampler or a span processor
+            log_broken(exc)
+            return Current(unrecorded())
         return Current(span, url, context.attach(Context(within, **{SPAN_KEY: span})))
 
     @property

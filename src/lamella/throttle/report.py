@@ -15,7 +15,7 @@ from opentelemetry.util.types import AttributeValue
 
 from lamella.call import Call
 from lamella.telemetry import names
-from lamella.telemetry.log import LOGGER
+from lamella.telemetry.log import LOGGER, log_broken
 from lamella.telemetry.metrics import Gauge, Instruments, instruments_of
 from lamella.telemetry.tracing import OFF, Tracing
 from lamella.throttle.account import Account, Episode
@@ -95,7 +95,10 @@ class Report:
             # A separate trace, because the episode belongs to all calls that waited.
             links = [Link(episode.context)] if episode.context.is_valid else []
             start = self._tracing.tracer.start_span
-            start(names.EPISODE, Context(), SpanKind.INTERNAL, attributes, links, start_time=episode.started).end()
+            try:
+                start(names.EPISODE, Context(), SpanKind.INTERNAL, attributes, links, start_time=episode.started).end()
+            except Exception as exc:  # noqa: BLE001 - of a sampler or a span processor
+                log_broken(exc)
         if queued:  # otherwise it affected only the refused call
             LOGGER.info(
                 "%s limited the rate%s for %.3g s: %d calls were queued after %d refusals",
