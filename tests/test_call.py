@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -11,6 +13,7 @@ import pytest
 from aiohttp import web
 from tests.environment import HANGS
 from tests.layering import together
+from tests.local_store import Database, LocalStore
 from tests.servers import Handler, serving
 
 from lamella import Breaker, HeaderAuth, MemoryStore, Retry, Throttle, maesn, stack
@@ -90,16 +93,39 @@ def test_a_layer_in_use_by_another_pipeline_in_a_thread_raises() -> None:
         assert runner.run(_call(_at_once, ours)) == 200
 
 
+@pytest.mark.parametrize("store", [MemoryStore(), LocalStore(Database())], ids=["memory", "network"])
 @pytest.mark.parametrize("kind", [Throttle, Retry, Breaker])
-def test_a_memory_store_in_use_in_another_thread_raises(kind: type[Throttle | Retry | Breaker]) -> None:
-    store = MemoryStore()
+def test_a_store_in_use_in_another_thread_raises(
+    kind: type[Throttle | Retry | Breaker], store: MemoryStore | LocalStore
+) -> None:
     ours, theirs = ((_with(kind, store),) for _ in range(2))
-    with _in_use(theirs), pytest.raises(RuntimeError, match="MemoryStore is in use in another thread"):
+    message = f"{type(store).__name__} is in use in another thread"
+    with _in_use(theirs), pytest.raises(RuntimeError, match=message):
         asyncio.run(_call(_at_once, ours))
     assert [asyncio.run(_call(_at_once, layers)) for layers in (ours, theirs)] == [200, 200]
 
 
-def _with(kind: type[Throttle | Retry | Breaker], store: MemoryStore) -> Throttle | Retry | Breaker:
+def test_layers_may_be_used_in_a_fork_made_in_a_running_loop() -> None:
+    """The loop of the other process says that it runs."""
+    middlewares = _one_by_one()()
+
+    async def fork() -> int:
+        assert await _call(_at_once, middlewares) == 200
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # threads, which are not used here
+            forked = os.fork()
+        if forked:
+            return (await asyncio.to_thread(os.waitpid, forked, 0))[1]
+        try:
+            asyncio.run(_call(_at_once, middlewares))
+        except BaseException:  # noqa: BLE001 - nothing of the other process may run here
+            os._exit(1)
+        os._exit(0)
+
+    assert asyncio.run(fork()) == 0
+
+
+def _with(kind: type[Throttle | Retry | Breaker], store: MemoryStore | LocalStore) -> Throttle | Retry | Breaker:
     return Breaker(store=store) if issubclass(kind, Breaker) else kind(RULES, store=store)
 
 

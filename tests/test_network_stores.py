@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -81,6 +82,16 @@ def test_a_client_that_is_not_installed_is_named_with_its_extra(
 def test_a_dsn_of_another_kind_is_refused_and_not_shown(dsn: str) -> None:
     with pytest.raises(ValueError, match=r"^dsn must begin with postgresql:// or postgres://$"):
         PostgresStore(dsn)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [f"redis://user:{SECRET}/?@redis.example", f"redis://:{SECRET}#@redis.example", f"{SECRET}@redis.example", ""],
+)
+def test_a_url_that_redis_cannot_parse_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^url must be a URL with redis://") as caught:
+        RedisStore(url)
+    assert SECRET not in "".join(traceback.format_exception(caught.value, chain=True))
 
 
 @pytest.mark.parametrize("table", ["", "a b", 'a"b', "a.b.c", ".a", "a.", "1a", "a" * 64, "größe"])

@@ -362,6 +362,16 @@ async def test_a_network_store_may_take_as_long_as_its_own_patience(
     assert not caplog.records
 
 
+async def test_a_state_that_cannot_be_read_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    database = Database()
+    state = SharedState(LocalStore(database))
+    database.texts["key"] = "0123456789abcdef no JSON"
+    for number in range(1, 4):
+        assert await state.update(None, "key", Tally, add, 1) == number
+    [line] = caplog.records
+    assert vars(line)["lamella.store_error"] == "JSONDecodeError"
+
+
 async def test_a_failure_of_a_network_store_is_logged_once(
     virtual_time: VirtualClock, tracing: Tracing, caplog: pytest.LogCaptureFixture
 ) -> None:

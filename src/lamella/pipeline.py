@@ -8,6 +8,7 @@ make more attempts. A whole stack and a single layer among the middlewares of a 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import suppress
 from enum import IntEnum
@@ -15,6 +16,7 @@ from functools import cached_property, partial
 from itertools import pairwise
 from types import MappingProxyType
 from typing import ClassVar, Final, NamedTuple, TypeAlias, cast
+from weakref import WeakKeyDictionary
 
 import aiohttp
 
@@ -115,8 +117,15 @@ class Layer:
 
 
 def runs_beside(used: asyncio.AbstractEventLoop | None, loop: asyncio.AbstractEventLoop) -> bool:
-    """Return whether *used* is a running loop other than *loop*, that is, in another thread."""
-    return used is not None and used is not loop and used.is_running()
+    """Return whether *used* is a running loop other than *loop*, the current one, that is, in another thread."""
+    process = os.getpid()
+    _PROCESSES[loop] = process
+    # After a fork, the loop of the other process still says that it runs.
+    return used is not None and used is not loop and used.is_running() and _PROCESSES.get(used) == process
+
+
+_PROCESSES: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, int]] = WeakKeyDictionary()
+"""The processes in which the event loops run."""
 
 
 Before: TypeAlias = Callable[[Call], Awaitable[object] | None]

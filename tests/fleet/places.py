@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from lamella import PostgresStore, RedisStore
@@ -61,6 +63,20 @@ class RedisPlace:
         """Break these connections."""
         await self.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
 
+    async def cut_all(self) -> None:
+        """Break all connections but this one."""
+        await self.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await self.client.aclose()
+
+    @asynccontextmanager
+    async def full(self) -> AsyncIterator[None]:
+        """Answer reads and refuse to store anything."""
+        await self.client.config_set("maxmemory", 1)
+        try:
+            yield
+        finally:
+            await self.client.config_set("maxmemory", 0)
+
 
 class PostgresPlace:
     """A PostgreSQL, without the table at first."""
@@ -116,6 +132,20 @@ class PostgresPlace:
     async def cut(self) -> None:
         """Break these connections."""
         await self.ask(f"SELECT pg_terminate_backend(pid) {_LISTENING}")
+
+    async def cut_all(self) -> None:
+        """Break all connections but this one."""
+        others = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        await self.ask(f"SELECT pg_terminate_backend(pid, 10000) {others}")
+
+    @asynccontextmanager
+    async def full(self) -> AsyncIterator[None]:
+        """Answer reads and refuse to store anything."""
+        await self.ask("ALTER TABLE lamella ADD CONSTRAINT is_full CHECK (false) NOT VALID")
+        try:
+            yield
+        finally:
+            await self.ask("ALTER TABLE lamella DROP CONSTRAINT is_full")
 
 
 Place = RedisPlace | PostgresPlace

@@ -49,6 +49,26 @@ async def _call(url: str, store_url: str, calls: int, pipe: Connection) -> int:
     return lost
 
 
+def call_in_forks(url: str, store_url: str, calls: int, pipe: Connection) -> None:
+    """Make a call, and so many calls through the same layers in each of two forks, and say how many forks failed."""
+    layers = stack(RULES, account=lambda _: "one", store=store_of(store_url), limits=Limit(REQUESTS, per=PER))
+
+    async def make(calls: int) -> None:
+        async with aiohttp.ClientSession(middlewares=layers) as session:
+            await asyncio.gather(*(session.get(url) for _ in range(calls)))
+
+    asyncio.run(make(1))
+    pipe.send("ready")
+    pipe.recv()
+    forks = []
+    for _ in range(2):
+        if (forked := os.fork()) == 0:
+            asyncio.run(make(calls))
+            os._exit(0)  # not the end of the other process
+        forks.append(forked)
+    pipe.send(sum(os.waitpid(forked, 0)[1] != 0 for forked in forks))
+
+
 @dataclass
 class Server:
     """Refuses what exceeds its limit."""
@@ -66,7 +86,13 @@ class Server:
 
 
 async def run(
-    server: Server, store_url: str, *, processes: int, calls: int, meanwhile: Callable[[list[Any]], Any] | None = None
+    server: Server,
+    store_url: str,
+    *,
+    processes: int,
+    calls: int,
+    meanwhile: Callable[[list[Any]], Any] | None = None,
+    target: Callable[[str, str, int, Connection], None] = call,
 ) -> list[int | None]:
     """Return how many calls each process has lost. None: it was killed."""
     application = web.Application()
@@ -77,7 +103,7 @@ async def run(
     url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(processes)]
-    started = [context.Process(target=call, args=(url, store_url, calls, theirs), daemon=True) for _, theirs in pipes]
+    started = [context.Process(target=target, args=(url, store_url, calls, theirs), daemon=True) for _, theirs in pipes]
     try:
         for process in started:
             process.start()
@@ -110,6 +136,12 @@ async def test_all_real_processes_respect_a_stated_limit(place: Place) -> None:
     server = Server()
     assert await run(server, place.url, processes=4, calls=40) == [0] * 4
     assert (server.came, server.refused) == (160, 0)
+
+
+async def test_the_forks_of_a_process_respect_a_stated_limit(redis_place: RedisPlace) -> None:
+    server = Server()
+    assert await run(server, redis_place.url, processes=1, calls=15, target=call_in_forks) == [0]
+    assert (server.came, server.refused) == (31, 0)
 
 
 async def test_other_processes_continue_after_a_kill(redis_place: RedisPlace) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -170,6 +171,39 @@ async def test_a_redis_that_does_not_answer_is_reported_once_and_asked_again(
         assert len(caplog.records) == 1
 
 
+async def test_a_full_store_is_reported_once_although_it_answers(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with place.store() as store:
+        assert await store.update("key", Tally, add, 3) == 3
+        for episode in (1, 2):
+            async with place.full():
+                for _ in range(3):
+                    with pytest.raises(StoreUnavailable):
+                        await store.update("another key", Tally, add, 1)
+                    assert (await swapped_in_the_end(store, "key")).state
+            assert len(caplog.records) == episode
+            assert await store.update("key", Tally, add, 1) == 3 + episode
+
+
+async def test_a_value_of_another_kind_affects_only_its_own_key(
+    redis_place: RedisPlace, caplog: pytest.LogCaptureFixture
+) -> None:
+    await redis_place.client.rpush("lamella:lease:list", "value")
+    await redis_place.client.set("lamella:lease:bytes", b"\xff" * 20)
+    await redis_place.client.set("lamella:lease:short", b"\xff")
+    async with redis_place.store() as store:
+        for key in ("lease:list", "lease:bytes", "lease:short"):
+            found, other = await asyncio.gather(store.swap(key, "", "state"), store.swap("key " + key, "", "state"))
+            assert (found.done, other.done) == (False, True)
+            with pytest.raises(json.JSONDecodeError):
+                json.loads(found.state)
+            assert not (await store.swap(key, found.version, "state")).done
+        assert sorted((await store.stored("lease:", 10)).states) == ["lease:bytes", "lease:list", "lease:short"]
+    assert not caplog.records
+    assert await redis_place.client.lrange("lamella:lease:list", 0, -1) == ["value"]
+
+
 async def test_a_frozen_server_is_reported_once_and_asked_again(
     server: Server, own_place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -221,6 +255,17 @@ async def test_a_server_that_was_restarted_between_two_swaps_is_not_reported(
         await asyncio.to_thread(server.start)
         assert await store.update("key", Tally, add, 1) == 4
         assert not caplog.records
+
+
+async def test_connections_that_were_closed_while_the_process_stood_still_are_not_reported(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with place.store() as store:
+        await store.swap("key", "", "state")
+        with ThreadPoolExecutor() as threads:  # this thread waits, so its event loop does not read the end
+            threads.submit(asyncio.run, type(place)(place.url).cut_all()).result()
+        assert (await store.swap("key", "")).state == "state"
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("url", ["redis://user:{}@127.0.0.1:9", "postgresql://user:{}@127.0.0.1:9/postgres"])

@@ -45,7 +45,7 @@ class MemoryStore:
         if runs_beside(self._loop, loop):
             raise RuntimeError(
                 "MemoryStore is in use in another thread, and cannot be shared with it: "
-                "make one for each event loop, or give a Store that processes can share"
+                "make one for each event loop, or give each a RedisStore or PostgresStore"
             )
         self._loop = loop
 

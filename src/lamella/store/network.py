@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar, TypeVarTuple
 from weakref import WeakSet
 
 from lamella.checks import check_seconds
+from lamella.pipeline import runs_beside
 from lamella.store.wakeups import Wakeups
 from lamella.telemetry.log import LOGGER
 
@@ -86,7 +87,7 @@ class NetworkStore(ABC):
     """A store of texts, which are replaced by compare and swap. Subclasses implement the sending of swaps.
 
     The swaps that begin in one iteration of the event loop are sent together. After a failure the store is not asked
-    for a quarter of a second, and then by one swap at a time. One warning is logged until it answers again.
+    for a quarter of a second, and then by one swap at a time. One warning is logged until it stores a state again.
     """
 
     def __init__(self, *, ttl: float) -> None:
@@ -104,9 +105,24 @@ class NetworkStore(ABC):
         self._fastest = float("inf")
         self._queue: list[tuple[Swap, asyncio.Future[Swapped]]] = []
         self._sender: asyncio.Task[None] | None = None
+        self._loop_in_use: asyncio.AbstractEventLoop | None = None
         self._closed_in: asyncio.AbstractEventLoop | None = None
         self._failed: float | None = None  # time of the last failure by the loop's clock. None: the store works
+        self._warned = False  # since a state was stored: a store that is full or read-only still answers
         self._seen: OrderedDict[str, tuple[str, str]] = OrderedDict()  # version and state by key, for `update`
+
+    def work_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Serve the calls of *loop*.
+
+        Raises:
+            RuntimeError: The store serves another running loop, in another thread.
+        """
+        if runs_beside(self._loop_in_use, loop):
+            raise RuntimeError(
+                f"{type(self).__name__} is in use in another thread, and cannot be shared with it: make one for each "
+                "event loop, with the same arguments"
+            )
+        self._loop_in_use = loop
 
     @abstractmethod
     async def send(self, swaps: Sequence[Swap]) -> list[Swapped]:
@@ -198,6 +214,7 @@ class NetworkStore(ABC):
                 self._queue.clear()
                 return
             self._failed = None
+            self._warned = self._warned and not any(reply.done for reply in replies)
             self._set_clock(replies[-1].server, began, loop.time())
             for (swap, done), reply in zip(batch, replies, strict=True):
                 if not done.done():
@@ -223,7 +240,8 @@ class NetworkStore(ABC):
             self._fastest, self.ahead, self.error = took, ahead, took / 2
 
     def _has_failed(self, exc: Exception) -> None:
-        if self._failed is None:
+        if not self._warned:
+            self._warned = True
             kind = type(exc).__qualname__  # the message may contain the store's address with a password
             LOGGER.warning(
                 "the store of shared state failed (%s): this process uses its share of the last known limits until the "

@@ -129,7 +129,9 @@ class PostgresStore(NetworkStore):
 
     async def send(self, swaps: Sequence[Swap]) -> list[Swapped]:
         """Send *swaps* in one statement."""
-        lost = self._asyncpg.PostgresConnectionError, self._asyncpg.InterfaceError, ConnectionError
+        of = self._asyncpg
+        # The last one: the server has closed the connection, and the client has not read that yet.
+        lost = of.PostgresConnectionError, of.InterfaceError, ConnectionError, of.InternalClientError
         was_open = self._opening is not None and self._opening.done()
         try:
             return await self._send(swaps)

@@ -10,10 +10,15 @@ from typing import Any, Final
 from lamella.store.network import VERSION, NetworkStore, Stored, Swap, Swapped
 from lamella.store.wakeups import ID
 
-# The script only compares and replaces. It does not interpret states. A user may lack the right to publish.
+# The script only compares and replaces. It does not interpret states. A user may lack the right to publish. A value of
+# another type is given as a state that is not valid, so that it affects only those who use this key.
 _SWAP: Final = f"""
-local has = redis.call('GET', KEYS[1])
 local time = redis.call('TIME')
+local has = redis.pcall('GET', KEYS[1])
+if has and has.err then
+  if not string.find(has.err, 'WRONGTYPE', 1, true) then return has end
+  return {{0, string.rep('?', {VERSION}) .. has.err, time[1], time[2]}}
+end
 local version = has and string.sub(has, 1, {VERSION}) or ''
 if #ARGV > 1 and version == ARGV[1] then
   redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
@@ -48,7 +53,7 @@ class RedisStore(NetworkStore):
 
     Raises:
         ImportError: redis-py is not installed. The extra ``redis`` installs it.
-        ValueError: *url* has another scheme, or *ttl* is not greater than 0.
+        ValueError: *url* is not valid, or *ttl* is not greater than 0.
     """
 
     def __init__(self, url: str, *, prefix: str = "lamella:", ttl: float = 3600.0) -> None:
@@ -57,7 +62,13 @@ class RedisStore(NetworkStore):
         except ImportError:
             raise ImportError("RedisStore needs redis-py: install lamella[redis]") from None
         super().__init__(ttl=ttl)
-        parse_url(url)  # fail now, not at the first call
+        try:
+            parse_url(url)  # fail now, not at the first call
+        except ValueError:  # whose message may contain a part of the password
+            raise ValueError(
+                "url must be a URL with redis://, rediss:// or unix://, in which special characters of a password are "
+                "percent-encoded, such as %2F for /"
+            ) from None
         self._url = url
         self._prefix = prefix
         self._client: Any = None
@@ -74,7 +85,9 @@ class RedisStore(NetworkStore):
             self._loop = loop
             kind = RedisCluster if self._is_cluster else Redis
             # Try twice: a connection may have been closed while it was idle.
-            self._client = kind.from_url(self._url, decode_responses=True, retry=Retry(NoBackoff(), 1))
+            self._client = kind.from_url(
+                self._url, decode_responses=True, encoding_errors="replace", retry=Retry(NoBackoff(), 1)
+            )
         return self._client
 
     async def _find_nodes(self) -> None:
@@ -159,9 +172,11 @@ class RedisStore(NetworkStore):
             pipeline = client.pipeline(transaction=False)
             for key in some:
                 pipeline.get(key)
-            for key, text in zip(some, await pipeline.execute(), strict=True):
+            for key, text in zip(some, await pipeline.execute(raise_on_error=False), strict=True):
+                if isinstance(text, Exception) and "WRONGTYPE" not in str(text):
+                    raise text
                 if text is not None:  # it has not expired meanwhile
-                    states[key.removeprefix(self._prefix)] = text[VERSION:]
+                    states[key.removeprefix(self._prefix)] = str(text)[VERSION:]
         [clock] = await self.send([Swap("clock", "", None)])
         return Stored(states, len(found), not cursor, clock.server)
 
@@ -186,4 +201,5 @@ async def _scanned(client: Any, node: Any, cursor: int, pattern: str) -> tuple[i
 
 
 def _swapped(done: int, has: str, seconds: str, microseconds: str) -> Swapped:
-    return Swapped(bool(done), has[:VERSION], has[VERSION:], int(seconds) + int(microseconds) / 1e6)
+    state = has[VERSION:] or ("" if done else has)  # a shorter value is not one of ours
+    return Swapped(bool(done), has[:VERSION], state, int(seconds) + int(microseconds) / 1e6)

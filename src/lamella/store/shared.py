@@ -65,9 +65,10 @@ class SharedState:
         self._ahead: float | None = None  # seconds that the store's clock is ahead of the loop's. None: unknown
 
     def work_in(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Call :meth:`MemoryStore.work_in` if the store is in memory."""
-        if self.memory is not None:
-            self.memory.work_in(loop)
+        """Serve the calls of *loop*. Raise RuntimeError if the store is in use in another thread."""
+        store = self._local if self._store is None else self._store
+        if isinstance(store, MemoryStore | NetworkStore):
+            store.work_in(loop)
 
     def last_known(self, key: str) -> object | None:
         """Return the last state of *key* that this process has read, or None. The caller must not change it."""
@@ -121,7 +122,7 @@ class SharedState:
             failure = exc
         if self._failures == failures:  # only the first of several concurrent failures is reported
             self._failures += 1
-            if self._failed is None or not isinstance(failure, StoreUnavailable):
+            if self._failed is None:
                 self._warn(failure, span)
             self._failed = asyncio.get_running_loop().time()
         return await self._local.update(key, new, change, *args)
@@ -156,9 +157,8 @@ class SharedState:
         kind = type(exc).__qualname__  # its message may hold the store's address, with a password
         if not isinstance(exc, StoreUnavailable):  # which the store has logged
             LOGGER.warning(
-                "the store of shared state failed (%s): for %g s this process uses its own copy",
+                "the store of shared state failed (%s): this process uses its own copy until the store answers",
                 kind,
-                self._pause,
                 extra={"lamella.store_error": kind},
             )
         (span or get_current_span()).add_event(STORE_EVENT, {ERROR_TYPE: kind})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
@@ -69,6 +70,7 @@ class Lease:
         "_local",
         "_name",
         "_policy",
+        "_process",
         "_seen",
         "_store",
         "_task",
@@ -86,6 +88,7 @@ class Lease:
         self._seen = _Seen()
         self._local: tuple[LeaseState, Policy] | None = None  # set while the store fails
         self._aside: list[Outcome] = []  # outcomes of attempts that only the local state contains
+        self._process = os.getpid()
         self._asked = 0  # the number of waiting calls at the last exchange, including those in outer queues
         self._task: asyncio.Task[Grant | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -108,8 +111,11 @@ class Lease:
         return asyncio.get_running_loop().time() + self._seen.ahead
 
     def begin(self) -> None:
-        """Forget the timer and the exchange of an event loop that has ended."""
+        """Forget the timer and the exchange of an event loop that has ended, and after a fork the permits."""
         self._timer = self._task = None
+        if self._process != (process := os.getpid()):  # the name and the permits are those of the other process
+            self._process, self._local, self._aside = process, None, []
+            self.holding = Holding(self._store.wakeups.add(self))
 
     def at_once(self) -> Permit | None:
         """Return an available permit. None: no permit is available."""
@@ -162,6 +168,8 @@ class Lease:
 
     def leave(self) -> Awaitable[object] | None:
         """Report for the last time, and release the unused permits. None: there is nothing to report."""
+        if self._process != os.getpid():
+            self.begin()
         self.holding.release(self.now())
         return self._leave() if self._reports else None
 
