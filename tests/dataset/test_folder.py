@@ -76,6 +76,8 @@ def test_a_commit_whose_response_was_lost_is_not_taken_over(tmp_path: Path, monk
         ("[]", "damaged"),
         ('{"format": 1}', "damaged"),
         ('{"format": 9}', "is of format 9"),
+        ('{"format": 1, "id": "x", "shards": 0, "batch": "b", "suffix": ".jsonl"}', "damaged"),
+        ('{"format": 1, "id": "x", "shards": "4", "batch": "b", "suffix": ".jsonl"}', "damaged"),
     ],
 )
 def test_a_folder_without_dataset_is_not_opened(tmp_path: Path, content: str | None, what: str) -> None:
@@ -83,6 +85,24 @@ def test_a_folder_without_dataset_is_not_opened(tmp_path: Path, content: str | N
         (tmp_path / "dataset.json").write_text(content)
     with pytest.raises(DatasetError, match=what):
         dataset.files(tmp_path)
+
+
+def test_a_file_is_no_dataset(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match=r"file: is not a dataset: there is no dataset\.json"):
+        dataset.files(tmp_path / "file")
+
+
+def test_files_of_other_programs_among_the_commits_are_ignored(tmp_path: Path) -> None:
+    made = Dataset.create(tmp_path, batch="b")
+    _, claimed = made.claim(1, "one", 1)
+    for name in ("index.json", "00001/index.json", "00001/000000000009 (copy).json", "notes/000000000001.json"):
+        path = tmp_path / "commits" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    assert made.commit(claimed) == made.last(1)
+    assert [each.shard for each in dataset.shards(tmp_path)] == [1]
+    assert dataset.verify(tmp_path) == dataset.clean(tmp_path, older_than=0) == []
 
 
 class TestDamage:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,11 +22,13 @@ from lamella.dataset.storage import Storage, storage_at
 
 _FORMAT: Final = 1
 _ABOUT: Final = "dataset.json"
+_NAME: Final = re.compile(r"commits/([0-9]{5})/([0-9]{12})\.json")
 _KEPT: Final = 2
 """How many commits of a shard are kept: a reader may still read the last but one."""
 _TRIES: Final = 20
 
 SHARDS: Final = 64
+_MOST_SHARDS: Final = 99_999
 SUFFIXES: Final = (".jsonl", ".parquet")
 
 
@@ -126,12 +129,13 @@ class Dataset:
         storage, name = storage_at(place), os.fspath(place)
         try:
             content = storage.read(_ABOUT)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise DatasetError(f"{name}: is not a dataset: there is no {_ABOUT}") from None
         try:
             about = json.loads(content)
             found = about["format"]
             if found == _FORMAT:
+                check_whole("shards", about["shards"], 1, _MOST_SHARDS)
                 return cls(storage, name, about)
         except (ValueError, TypeError, KeyError):
             raise DatasetError(f"{name}: {_ABOUT} is damaged") from None
@@ -154,7 +158,7 @@ class Dataset:
             ValueError: An argument is out of its range.
         """
         if shards is not None:
-            check_whole("shards", shards, 1, 99_999)
+            check_whole("shards", shards, 1, _MOST_SHARDS)
         if suffix is not None and suffix not in SUFFIXES:
             raise ValueError(f"the files of a dataset must end in {' or '.join(SUFFIXES)}, not {suffix!r}")
         about = {
@@ -200,7 +204,7 @@ class Dataset:
 
     def all_last(self) -> Iterator[Commit]:
         """Yield the last commit of each shard that has one. A commit has the marks of all accounts of its shard."""
-        shards = {int(name.split("/")[1]) for name in self.storage.sizes("commits") if name.endswith(".json")}
+        shards = {shard for shard, _ in self._commits("commits")}
         return (self.last(shard) for shard in sorted(shards))
 
     def claim(self, shard: int, holder: str, run: int) -> tuple[Commit, Commit]:
@@ -267,8 +271,12 @@ class Dataset:
                 self.storage.remove(replace(commit, number=number).name)
 
     def _numbers(self, shard: int) -> list[int]:
-        found = self.storage.sizes(f"commits/{shard:05d}")
-        return [int(name[-17:-5]) for name in found if name.endswith(".json")]
+        return [number for _, number in self._commits(f"commits/{shard:05d}")]
+
+    def _commits(self, folder: str) -> list[tuple[int, int]]:
+        """Return shard and number of each commit below *folder*, where other programs may leave files of their own."""
+        found = map(_NAME.fullmatch, self.storage.sizes(folder))
+        return [(int(name[1]), int(name[2])) for name in found if name is not None]
 
     def _read(self, shard: int, number: int) -> Commit:
         name = Commit(shard, number).name

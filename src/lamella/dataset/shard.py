@@ -217,9 +217,10 @@ async def _sync(process: Process, work: Work, holding: _Holding, on_count: OnCou
 
 
 async def _pass(process: Process, work: Work, holding: _Holding, on_count: OnCount | None, *, resume: bool) -> Result:
-    moment = int(time.time() * 1_000_000)
-    # The run has checked how many accounts are forgotten. The sync would count only those of this shard.
-    await holding.journal.commit(lambda db: state.settle(db, work.accounts, work.departed, moment))
+    if work.departed != "keep":  # otherwise the sync does the same
+        moment = int(time.time() * 1_000_000)
+        # The run has checked how many accounts are forgotten. The sync would count only those of this shard.
+        await holding.journal.commit(lambda db: state.settle(db, work.accounts, work.departed, moment))
     if not work.accounts:
         return Result()
     read: Read = named(work.call)
