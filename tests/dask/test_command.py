@@ -67,7 +67,9 @@ async def test_the_command_reports_errors_in_one_line(make_sandbox: MakeSandbox,
     given = ("--accounts", "accounts.csv", "--resource", "bills", "--output", "out")
     for arguments, what in (
         ((*given, "--dask", "nonsense"), "--dask must be the address of a scheduler"),
+        ((*given, "--dask", "local:0"), "--dask must be the address of a scheduler"),
         ((*given, "--dask", "local:1", "--journal", "j"), "--dask has no --journal"),
+        ((*given[:4], "--dask", "local:1", "--output", "gs://bucket/out"), "--output must be a folder or an s3:// URL"),
         ((*given[2:], "--dask", "local:1"), "--dask needs --accounts FILE"),
         ((*given, "--parquet"), "--shards and --parquet are for --dask"),
     ):

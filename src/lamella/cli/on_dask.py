@@ -63,7 +63,7 @@ def main(options: Options) -> int:
 
 
 def _check_dask(text: str) -> None:
-    if not (_LOCAL.fullmatch(text) or _ADDRESS.fullmatch(text)):
+    if not (_LOCAL.fullmatch(text) or (_ADDRESS.fullmatch(text) and not text.startswith("local:"))):
         raise ValueError("--dask must be the address of a scheduler, such as tcp://host:8786, or local:4")
     if find_spec("distributed") is None:
         raise ValueError("Dask is missing: pip install 'lamella[dask]'")

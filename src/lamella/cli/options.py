@@ -148,6 +148,10 @@ def say_how_to_go_on(what: str, options: Options) -> None:
         typer.echo(f"lamella: {what}; continue with: {one_line(options.to_go_on())}", err=True)
 
 
+# A single letter is a drive of Windows.
+_SCHEME: Final = re.compile(r"\A([A-Za-z][A-Za-z0-9+.-]+):/+")
+
+
 def options_on_workers(options: Options) -> dict[str, Any]:
     """Return the arguments of ``maesn.sync`` for *options*, except ``on``, or raise ValueError."""
     for name in ("journal", "dry_run", "otlp", "page", "sandbox"):
@@ -160,11 +164,14 @@ def options_on_workers(options: Options) -> dict[str, Any]:
         raise ValueError("--schema needs --parquet, whose columns it states")
     _reject_conflicts_of_reading(options)
     _checked("--accounts", accounts_in, options.accounts)
+    # Path has removed one of the two slashes of a URL.
+    output = _SCHEME.sub(r"\1://", str(options.output))
+    if "://" in output and not output.startswith("s3://"):
+        raise ValueError(f"--output must be a folder or an s3:// URL, got one with {output.partition(':')[0]!r}")
     return {
         **_reading(options),
         "accounts": options.accounts,
-        # Path has removed one of the two slashes of the URL.
-        "output": re.sub(r"\As3:/+", "s3://", str(options.output)),
+        "output": output,
         "base_url": str(_base_url(options.base_url)),
         "shards": options.shards,
         "suffix": ".parquet" if options.parquet else None,
