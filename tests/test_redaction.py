@@ -197,11 +197,22 @@ def test_harmless_parts_of_a_url_are_unchanged(query: list[tuple[str, str]], pat
         ("http://h/a;jsessionid=v", "http://h/a;jsessionid=REDACTED"),
         ("http://h/a;page=2;auth%54oken=v%2Fw;b/c;d=1?e=;f=1", "http://h/a;page=2;authToken=REDACTED/c;d=1?e=;f=1"),
         ("http://h/?a=1;token=v/w;b=2&c=d;key=v", "http://h/?a=1;token=REDACTED&c=d;key=REDACTED"),
+        ("http://h/?next=https%3A%2F%2Fu%3Ahunter2%40g%2Fx&b=1", "http://h/?next=https://g/x&b=1"),
+        ("http://h/?next=https://u:hunter2@g/x?token=v%26a=1", "http://h/?next=https://g/x?token%3DREDACTED%26a%3D1"),
+        ("http://h/?next=https%3A%2F%2Fg%2Fx&at=a@b", "http://h/?next=https://g/x&at=a@b"),
+        ("http://h/get/https://u:hunter2@g/x@2", "http://h/get/https://g/x@2"),
+        ("http://h/get/https%3a%2f%2fu%3Ahunter2%40g%2Fx", "http://h/get/https:%2F%2Fg%2Fx"),
+        ("http://h/@me/a@b", "http://h/@me/a@b"),
         ("", ""),
     ],
 )
 def test_a_url_is_shown_without_credentials(url: str, shown: str) -> None:
     assert redact_url(URL(url)) == shown
+
+
+def test_the_password_of_a_url_in_the_query_is_a_secret_of_the_request() -> None:
+    url = URL("http://h/").with_query(next="https://u:zq-password@g/", other="//[")
+    assert redact_text("no zq-password", secrets_in(url, {})) == f"no {REDACTED}"
 
 
 def test_credentials_after_a_semicolon_are_secrets_of_the_request() -> None:

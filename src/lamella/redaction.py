@@ -88,11 +88,16 @@ def url_parts(url: URL) -> tuple[str, str, URL]:
     shown = url.with_fragment(None) if url.raw_fragment else url
     if url.raw_user is not None or url.raw_password is not None:
         shown = shown.with_user(None)
-    if url.raw_query_string and _one_tells(tuple(url.query)):
-        shown = shown.with_query([(name, REDACTED if _tells(name) else value) for name, value in url.query.items()])
+    if url.raw_query_string and (_one_tells(tuple(url.query)) or "//" in url.query_string):
+        # A value may be a URL with credentials of its own.
+        query = [(name, REDACTED if _tells(name) else _without_login(value)) for name, value in url.query.items()]
+        shown = shown.with_query(query) if query != [*url.query.items()] else shown
     # Host and port stay: a match in them is a coincidence.
     origin = f"{shown.scheme}://{shown.raw_authority}" if shown.raw_authority else ""
     rest = str(shown).removeprefix(origin)
+    if "@" in rest or "%40" in rest:
+        path, mark, query = rest.partition("?")
+        rest = _USER_IN_PATH.sub(r"\1", path) + mark + query
     if ";" in rest:
         path, mark, query = rest.partition("?")
         rest = _IN_PATH.sub(_hide_parameter, path) + _IN_QUERY.sub(_hide_parameter, mark + query)
@@ -102,6 +107,7 @@ def url_parts(url: URL) -> tuple[str, str, URL]:
 # Parameters after a semicolon: of a segment of the path, such as ;jsessionid=, and of the query.
 _IN_PATH = re.compile("(;)([^/]+)")
 _IN_QUERY = re.compile("([?&])([^&]+)")
+_USER_IN_PATH = re.compile("(//|%2F%2F)(?:(?!%2F)[^/])*(?:@|%40)", re.IGNORECASE)  # of a URL in the path
 
 
 def redact_headers(headers: Mapping[str, str], secrets: Iterable[str] = ()) -> CIMultiDict[str]:
@@ -271,6 +277,8 @@ def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) 
     found = [*known]
     if url.raw_query_string and _one_tells(tuple(url.query)):
         found += [value for name, value in url.query.items() if _tells(name)]
+    if "//" in url.query_string:
+        found += [_password(value) for value in url.query.values() if "//" in value]
     if ";" in url.raw_path or ";" in url.raw_query_string:
         pairs = [part.partition("=") for part in re.split("[;/?&]", url.raw_path_qs)]
         found += [unquote_plus(value) for name, _, value in pairs if _tells(unquote_plus(name))]
@@ -278,6 +286,13 @@ def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) 
         found += [value for name, value in headers.items() if name in telling]
     cookie = headers.get("Cookie", "")
     return _with_parts(tuple(dict.fromkeys(found)), cookie) if found or cookie else ()
+
+
+def _password(url: str) -> str:
+    try:
+        return URL(url).password or ""
+    except ValueError:
+        return ""
 
 
 # Cached: a session has few credentials, or one per account, and each request needs their parts.
