@@ -31,7 +31,7 @@ from lamella import TooManyRequests
 with_an_error = [name for name in ("lamella.pipeline",) if name in sys.modules]
 import lamella.maesn
 unused = ["anyio", "importlib.metadata", "lamella.maesn.published.records"]
-unused += ["lamella.store.postgres", "lamella.store.redis"]
+unused += ["lamella.store.network", "lamella.store.postgres", "lamella.store.redis", "lamella.throttle.parts"]
 with_maesn = [name for name in ("lamella.maesn", *unused) if name in sys.modules]
 import lamella.stacking, lamella.retry, lamella.batch
 modules = [name for name in lamella.__all__ if isinstance(getattr(lamella, name), types.ModuleType)]

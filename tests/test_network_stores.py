@@ -12,7 +12,8 @@ import pytest
 from tests.local_store import Database, LocalStore
 
 from lamella import PostgresStore, RedisStore
-from lamella.store.network import NetworkStore, StoreUnavailable, Swap, Swapped
+from lamella.store.network import NetworkStore, Swap, Swapped
+from lamella.store.protocol import StoreUnavailable
 from lamella.testing import VirtualClock
 
 SECRET = "zq-pa55word"

@@ -11,7 +11,8 @@ from tests.fleet.places import PostgresPlace
 from tests.fleet.test_stores import Tally, add, swapped_in_the_end
 
 from lamella import PostgresStore
-from lamella.store.network import StoreUnavailable, Swap
+from lamella.store.network import Swap
+from lamella.store.protocol import StoreUnavailable
 
 
 async def test_several_stores_create_the_table_at_once(

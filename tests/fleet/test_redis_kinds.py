@@ -18,7 +18,7 @@ from tests.environment import HANGS
 from tests.fleet.test_wakeups import listening
 
 from lamella import RedisStore, stack
-from lamella.store.network import StoreUnavailable
+from lamella.store.protocol import StoreUnavailable
 
 
 class TlsRedis(Redis):

@@ -18,7 +18,8 @@ from scripts.fleet import PASSWORD, Server
 from tests.fleet.places import Place, PostgresPlace, RedisPlace, store_of
 
 from lamella import Breaker, Limit, RedisStore, RetryBudget, stack
-from lamella.store.network import NetworkStore, StoreUnavailable, Swapped
+from lamella.store.network import NetworkStore, Swapped
+from lamella.store.protocol import StoreUnavailable
 
 SECRET = PASSWORD
 SECONDS = 20.0

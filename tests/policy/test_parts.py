@@ -9,8 +9,9 @@ from dataclasses import asdict
 
 import pytest
 
+from lamella.throttle.account import parts_of
 from lamella.throttle.estimate import Permit, RateEstimate
-from lamella.throttle.parts import PartEvidence, parts_of, restore
+from lamella.throttle.parts import PartEvidence
 
 ORDERS, ITEMS, POSTED = ("GET", "/v1/orders"), ("GET", "/v1/items"), ("POST", "/v1/orders")
 Attempt = tuple[tuple[str, str], bool]
@@ -191,7 +192,7 @@ def test_a_call_that_is_refused_again_and_again_proves_nothing() -> None:
 def test_the_rest_starts_slowly_again() -> None:
     """It may have a limit that was hidden by that of the part."""
     before, after = RateEstimate(max_in_flight=100.0), RateEstimate(untouched=False, generation=3, requests=7.0)
-    restore(after, before)
+    PartEvidence(before).restore(after)
     assert (after.requests, after.max_in_flight, after.generation) == (0.0, 4.0, 3)
 
 

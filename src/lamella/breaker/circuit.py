@@ -46,7 +46,7 @@ class CircuitSettings:
         check_whole("probes", self.probes)
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class CircuitState:
     """The state of a service as JSON values."""
 

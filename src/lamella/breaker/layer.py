@@ -25,9 +25,8 @@ from lamella.origins import origin_of
 from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import StopReason, is_rate_limit
 from lamella.store.memory import MemoryStore
-from lamella.store.network import NetworkStore
 from lamella.store.protocol import Store
-from lamella.store.shared import SharedState, hash_key
+from lamella.store.shared import SharedState, hash_key, network_store
 from lamella.telemetry.attributes import origin_attributes
 from lamella.telemetry.log import LOGGER, ids_of
 from lamella.telemetry.metrics import instruments_of
@@ -44,6 +43,7 @@ from lamella.telemetry.tracing import OFF
 
 if TYPE_CHECKING:  # most programs share no circuit with other processes
     from lamella.breaker.fleet import SharedCircuit
+    from lamella.store.network import NetworkStore
 
 _R = TypeVar("_R")
 _Ts = TypeVarTuple("_Ts")
@@ -110,7 +110,7 @@ class Breaker(Layer):
         self._store = store if self._store is None else self._store
         self._meter_provider = meter_provider if self._meter_provider is None else self._meter_provider
         self._shared = SharedState(self._store)
-        self._fleet = self._store if isinstance(self._store, NetworkStore) else None
+        self._fleet = network_store(self._store)
         self._circuits: OrderedDict[str, SharedCircuit] = OrderedDict()  # the most recently used one is at the end
         self._instruments = instruments_of(self._meter_provider)
 

@@ -49,17 +49,18 @@ _NO_ERRORS: Final = frozenset({"", "0", "false", "none", "null"})
 
 _PASSING_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Responses of a proxy to CONNECT that may succeed on a retry. All others are final."""
-_PASSING_TLS: Final = re.compile("EOF|CLOSE_NOTIFY|INTERNAL_ERROR|USER_CANCELLED|RECORD_MAC")
+# These patterns are compiled when a failure first needs them.
+_PASSING_TLS: Final = "EOF|CLOSE_NOTIFY|INTERNAL_ERROR|USER_CANCELLED|RECORD_MAC"
 """OpenSSL's reasons for a failed handshake that may succeed on a retry. All others are final."""
-_OUR_CERTIFICATE: Final = re.compile("CERTIFICATE|UNKNOWN_CA")
+_OUR_CERTIFICATE: Final = "CERTIFICATE|UNKNOWN_CA"
 """OpenSSL's reasons if a server rejects the client's certificate. With TLS 1.3 this happens after the handshake."""
-_REJECTED: Final = re.compile("Too many headers|Can not decode")
+_REJECTED: Final = "Too many headers|Can not decode"
 """aiohttp's messages for a rejected response, where the class of the exception is too general."""
 _NETWORK: Final = frozenset(
     {errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN}
 )
 """Connection errors for which Python has no class."""
-_IN_OPENSSL: Final = re.compile(r" \(_ssl\.c:\d+\)$")
+_IN_OPENSSL: Final = r" \(_ssl\.c:\d+\)$"
 
 # The frames of a traceback show what the exception interrupted.
 _CONNECTING: Final = aiohttp.BaseConnector.connect.__code__
@@ -187,7 +188,7 @@ _TLS_FAILED: Final = Rule(
 def _rule_of_tls(exc: Exception, rules: RuleBook | None) -> RuleBook | None:
     """Return the rules for a failure of TLS. The default one speaks of certificates, also where none is at fault."""
     reason = getattr(exc.__cause__, "reason", None) or "CERTIFICATE"
-    is_other = isinstance(exc, aiohttp.ClientConnectorError) and not _OUR_CERTIFICATE.search(reason)
+    is_other = isinstance(exc, aiohttp.ClientConnectorError) and not re.search(_OUR_CERTIFICATE, reason)
     is_default = (rules or _NO_RULES).rule_for(CertificateInvalid.failure) == _NO_RULES.rule_for(
         CertificateInvalid.failure
     )
@@ -241,7 +242,7 @@ def _rejection(exc: BaseException | None) -> str | None:
         if isinstance(exc, http_exceptions.LineTooLong):
             # The rest of the message is data from the server.
             return f"{exc.message.partition(' when reading')[0]} in a header line"
-        if isinstance(exc, http_exceptions.HttpProcessingError) and _REJECTED.match(exc.message):
+        if isinstance(exc, http_exceptions.HttpProcessingError) and re.match(_REJECTED, exc.message):
             return exc.message
         exc = exc.__cause__
     return None
@@ -255,8 +256,8 @@ def _is_refused_by_tls(exc: Exception) -> bool:
     if not reason:
         return False
     if isinstance(exc, aiohttp.ClientConnectorError):
-        return not _PASSING_TLS.search(reason)
-    return isinstance(exc, aiohttp.ClientOSError) and _OUR_CERTIFICATE.search(reason) is not None
+        return not re.search(_PASSING_TLS, reason)
+    return isinstance(exc, aiohttp.ClientOSError) and re.search(_OUR_CERTIFICATE, reason) is not None
 
 
 def _is_timeout(exc: BaseException | None) -> bool:
@@ -278,8 +279,8 @@ def _reason(kind: type[TransportError], exc: Exception) -> str:
         # aiohttp's own message contains None or a tuple.
         cause = exc.__cause__ or exc
         said = getattr(cause, "verify_message", None) or str(cause) or type(cause).__name__
-        return f"{exc.host}:{exc.port}: {_IN_OPENSSL.sub('', said)}"
-    return _IN_OPENSSL.sub("", str(exc)) or type(exc).__name__
+        return f"{exc.host}:{exc.port}: {re.sub(_IN_OPENSSL, '', said)}"
+    return re.sub(_IN_OPENSSL, "", str(exc)) or type(exc).__name__
 
 
 def rejected(

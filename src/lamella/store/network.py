@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 from lamella.checks import check_seconds
 from lamella.pipeline import runs_beside
+from lamella.store.protocol import StoreUnavailable
 from lamella.store.wakeups import Wakeups
 from lamella.telemetry.log import LOGGER
 
@@ -32,10 +33,6 @@ _WENT_BACK: Final = 1.0  # seconds
 _TRIES: Final = 50
 _LAST: Final = 0.5  # maximum seconds for the last reports
 VERSION: Final = 16  # characters
-
-
-class StoreUnavailable(Exception):
-    """The store does not answer, which it has already logged, or it is closed."""
 
 
 class Swap(NamedTuple):

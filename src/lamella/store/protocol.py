@@ -10,6 +10,10 @@ _R = TypeVar("_R")
 _Ts = TypeVarTuple("_Ts")
 
 
+class StoreUnavailable(Exception):
+    """The store does not answer, which it has already logged, or it is closed."""
+
+
 @runtime_checkable
 class Store(Protocol):
     """A store of states that processes may share."""

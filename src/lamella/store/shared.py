@@ -6,17 +6,19 @@ import asyncio
 from collections.abc import Callable
 from functools import lru_cache
 from hashlib import blake2b
-from typing import TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 from opentelemetry.trace import Span, get_current_span
 
 from lamella.checks import check_seconds
 from lamella.origins import Origin, origin_text
 from lamella.store.memory import MemoryStore
-from lamella.store.network import NetworkStore, StoreUnavailable
-from lamella.store.protocol import Store
+from lamella.store.protocol import Store, StoreUnavailable
 from lamella.telemetry.log import LOGGER
 from lamella.telemetry.names import ERROR_TYPE, STORE_EVENT
+
+if TYPE_CHECKING:  # most programs share no store with other processes
+    from lamella.store.network import NetworkStore
 
 _S = TypeVar("_S")
 _R = TypeVar("_R")
@@ -28,6 +30,15 @@ def hash_key(origin: Origin | None, key: str | None) -> str:
     """Return a hash of *origin* and *key*, which may be a credential. It is the same in every process."""
     text = f"{'' if origin is None else origin_text(origin)}\n{key or ''}"
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def network_store(store: Store | None) -> NetworkStore | None:
+    """Return *store* if it is a `NetworkStore`, or None."""
+    if store is None or isinstance(store, MemoryStore):
+        return None
+    from lamella.store.network import NetworkStore
+
+    return store if isinstance(store, NetworkStore) else None
 
 
 class SharedState:
@@ -49,7 +60,7 @@ class SharedState:
     def __init__(self, store: Store | None, *, patience: float = 0.25, pause: float = 5.0) -> None:
         check_seconds("patience", patience)
         check_seconds("pause", pause)
-        has_own = isinstance(store, NetworkStore)
+        has_own = network_store(store) is not None
         self._patience = None if has_own else patience
         self._pause = 0.0 if has_own else pause
         self._store: Store | None = None

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -20,29 +20,30 @@ from lamella.call import Call, PerCall
 from lamella.credentials import secrets_of
 from lamella.origins import origin_of
 from lamella.redaction import redact_text
-from lamella.store.network import NetworkStore
 from lamella.store.shared import SharedState, hash_key
 from lamella.throttle.belief import believed
 from lamella.throttle.estimate import Asked, Permit, RateEstimate, Wait
 from lamella.throttle.limit import Cost, cost_of
-from lamella.throttle.parts import PartEvidence, parts_of, restore
 from lamella.throttle.permits import may_send, next_permit
 from lamella.throttle.queue import Count, Queue, waiting_of
 from lamella.throttle.quota import Station, ask, waiting_for
 
-if TYPE_CHECKING:  # most programs share no limit with other processes
+if TYPE_CHECKING:  # most programs share no limit with other processes, and many are never refused
+    from lamella.store.network import NetworkStore
     from lamella.throttle.fleet import Lease
+    from lamella.throttle.parts import PartEvidence
 
 MOST_IDLE: Final = 1_000
 """The number of accounts from which those that are idle are removed, if the store has all that is known about them."""
 _MOST_PARTS: Final = 8
+_DEPTH: Final = 3  # levels of the path, the lowest ones first, that may be a part
 _UNRECORDED: Final = ("", 0.0, 0.0, 0)
 _REFUSED: Final = PerCall[bool](lambda: False)  # set when the call was refused
 
 _R = TypeVar("_R")
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Episode:
     """A rate-limit episode, or refusals that may become one. It lasts from a refusal to the next success."""
 
@@ -68,7 +69,7 @@ class Learning(NamedTuple):
     cost: Cost | None
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Account:
     """An account with a learned limit. It is a :class:`lamella.throttle.quota.Station` of each of its calls."""
 
@@ -123,7 +124,9 @@ class Account:
         *estimate* is that of this account. A part that is proven to have its own limit is split off.
         """
         if self.parts is None:
-            self.parts = Parts(self)
+            from lamella.throttle.parts import PartEvidence
+
+            self.parts = Parts(self, PartEvidence())
         if self.part:
             self.parts.merge(self, permit)
             return self
@@ -166,13 +169,13 @@ class Account:
         return await state.update(call.span, self.name, RateEstimate, change, self.queue.sent_at, period, asked)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Parts:
     """The parts of an account that have been split off, and the evidence for more."""
 
     rest: Account
+    evidence: PartEvidence
     accounts: dict[str, Account] = field(default_factory=dict)
-    evidence: PartEvidence = field(default_factory=PartEvidence)
 
     @property
     def are_likely(self) -> bool:
@@ -231,7 +234,7 @@ class Parts:
         new.belief = _UNRECORDED
         self.accounts[part] = new
         if self.evidence.split(part):
-            restore(estimate, self.evidence.before)
+            self.evidence.restore(estimate)
             rest.queue.block(0.0)
         rest.queue.dismiss(lambda call: part in _parts_of(call.request))
         return new
@@ -245,6 +248,15 @@ def _waited(call: Call) -> float:
 
 def _parts_of(request: aiohttp.ClientRequest) -> tuple[str, ...]:
     return parts_of(request.method, request.url.raw_path)
+
+
+@lru_cache(maxsize=1024)
+def parts_of(method: str, path: str) -> tuple[str, ...]:
+    """Return the names of the parts that a request belongs to, the narrowest one first, such as ``GET /orders/*``."""
+    paths = [path]
+    while len(paths) < _DEPTH and (path := path.rpartition("/")[0]):
+        paths.append(f"{path}/*")
+    return (*(f"{each} {path}" for path in paths for each in (method, "*")), f"{method} /*")
 
 
 def account_name(url: URL, key: str | None, scope: str | None) -> str:

@@ -46,7 +46,7 @@ class Asked(NamedTuple):
 ONE: Final = Asked()
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class RateEstimate:
     """The rate estimate of an account, in JSON values.
 

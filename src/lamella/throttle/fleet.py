@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from lamella.call import Call
 from lamella.rules.backoff import Backoff
-from lamella.store.network import PAUSE, NetworkStore, StoreUnavailable
+from lamella.store.network import PAUSE, NetworkStore
+from lamella.store.protocol import StoreUnavailable
 from lamella.telemetry.log import LOGGER
 from lamella.throttle.estimate import Permit, Wait
 from lamella.throttle.holding import Holding, moved

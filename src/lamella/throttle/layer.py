@@ -23,9 +23,8 @@ from lamella.errors import ApiError, CertificateInvalid, ConnectFailed, RateLimi
 from lamella.origins import origin_of
 from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import RuleBook, StopReason, check_rules
-from lamella.store.network import NetworkStore
 from lamella.store.protocol import Store
-from lamella.store.shared import SharedState, hash_key
+from lamella.store.shared import SharedState, hash_key, network_store
 from lamella.telemetry.attributes import origin_attributes
 from lamella.telemetry.tracing import OFF, SILENT
 from lamella.throttle.account import MOST_IDLE, Account, Episode, Learning, account_name, forget_idle, leased
@@ -111,7 +110,7 @@ class Throttle(Layer):
         self._scope = scope
         self._state = SharedState(store)
         self._used = SharedState(store)
-        self._fleet = store if isinstance(store, NetworkStore) else None
+        self._fleet = network_store(store)
         quotas = partial(Quotas, key=key, scope=scope, cost=cost, state=self._used, fleet=self._fleet)
         self._quotas = quotas(self._limits) if self._limits else None
         self._stated = next((each for each in self._limits if each.requests is not None and each.key is None), None)

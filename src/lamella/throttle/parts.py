@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
 from typing import Final
 
 from lamella.throttle.estimate import SLOW_START, Permit, RateEstimate
@@ -26,20 +25,10 @@ _LIKELY: Final = 0.02  # with at most this one, a refusal of the part says nothi
 _ALONE: Final = 0.25  # ... or with this one, if the attempt was alone and nothing is known about the account
 _DOUBT: Final = 16.0  # an attempt of the part that passes multiplies this probability by this much
 _SAME: Final = 0.7  # an attempt shows nothing about one with more others in flight: a smaller share than this
-_DEPTH: Final = 3  # levels of the path, the lowest ones first, that may be a part
 _SUSPECTS: Final = 64  # maximum number of suspected parts
 _RECENT: Final = 64  # attempts that passed to remember
 _FORGET: Final = 1000  # attempts that pass without a refusal end all suspicion
 _TOGETHER: Final = 2  # consecutive refusals of a part and of the rest, with no success between, that merge them
-
-
-@lru_cache(maxsize=1024)
-def parts_of(method: str, path: str) -> tuple[str, ...]:
-    """Return the names of the parts that a request belongs to, the narrowest one first, such as ``GET /orders/*``."""
-    paths = [path]
-    while len(paths) < _DEPTH and (path := path.rpartition("/")[0]):
-        paths.append(f"{path}/*")
-    return (*(f"{each} {path}" for path in paths for each in (method, "*")), f"{method} /*")
 
 
 @dataclass(eq=False, repr=False, slots=True)
@@ -135,6 +124,14 @@ class PartEvidence:
         self._forget()
         return explains
 
+    def restore(self, estimate: RateEstimate) -> None:
+        """Undo in *estimate* what was learned since `before`, but not the attempts that were sent."""
+        for each in fields(estimate):
+            if each.name not in {"log", "sent_at", "fastest", "generation"}:
+                setattr(estimate, each.name, getattr(self.before, each.name))
+        # The rest may have a limit that was never reached, so its attempts increase slowly again.
+        estimate.max_in_flight = min(estimate.max_in_flight, SLOW_START)
+
     def part_has_passed(self, part: str) -> None:
         """Note an attempt of a part that has passed. One that never passes does not share the limit of the rest."""
         if part in self.splits:
@@ -164,14 +161,5 @@ class PartEvidence:
 
 
 def copied(estimate: RateEstimate) -> RateEstimate:
-    """Return a copy for :func:`restore`."""
+    """Return a copy for :meth:`PartEvidence.restore`."""
     return replace(estimate, log=[], stated={name: list(values) for name, values in estimate.stated.items()})
-
-
-def restore(estimate: RateEstimate, before: RateEstimate) -> None:
-    """Undo in *estimate* what was learned since *before*, but not the attempts that were sent."""
-    for each in fields(before):
-        if each.name not in {"log", "sent_at", "fastest", "generation"}:
-            setattr(estimate, each.name, getattr(before, each.name))
-    # The rest may have a limit that was never reached, so its attempts increase slowly again.
-    estimate.max_in_flight = min(estimate.max_in_flight, SLOW_START)

@@ -20,7 +20,6 @@ import aiohttp
 
 from lamella.call import Call, PerCall
 from lamella.origins import origin_of
-from lamella.store.network import NetworkStore
 from lamella.store.shared import SharedState, hash_key
 from lamella.throttle.estimate import Permit, Wait
 from lamella.throttle.limit import Cost, Limit, Of, cost_of
@@ -29,6 +28,7 @@ from lamella.throttle.stated import StatedLimit
 from lamella.throttle.usage import InFlight, Usage, earliest, record, take, uses, wait_for
 
 if TYPE_CHECKING:  # most programs share no limit with other processes
+    from lamella.store.network import NetworkStore
     from lamella.throttle.fleet import Lease
 
 _MOST: Final = 10_000
@@ -57,7 +57,7 @@ class Station(Protocol):
 Held = Sequence[tuple[Station, Permit]]
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Passage:
     """The stations that one attempt has to pass, and the permits that it already has."""
 
@@ -130,7 +130,7 @@ async def ended(call: Call, held: Held, *, counts: bool) -> None:
         await ended(call, held[1:], counts=counts)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Quota:
     """The usage of the limits that the same requests count against, and the queue of the calls that wait for them."""
 
