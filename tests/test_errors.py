@@ -22,6 +22,7 @@ from aiohttp import web
 from hypothesis import example, given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
+from tests.examples import CHARACTERS
 from tests.layering import in_order
 from tests.servers import Serve, ServeRaw
 from tests.texts import strings_in
@@ -365,7 +366,7 @@ def test_an_error_says_the_number_of_attempts_and_why_it_stopped(
         assert str(error) == before + end
 
 
-@given(st.text())
+@given(st.text(CHARACTERS))
 @example(HOSTILE)
 def test_the_servers_message_is_shown_in_one_printable_line(said: str) -> None:
     for error in (

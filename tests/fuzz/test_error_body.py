@@ -10,7 +10,7 @@ import aiohttp
 from hypothesis import example, given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
-from tests.examples import examples
+from tests.examples import CHARACTERS, examples
 from yarl import URL
 
 from lamella import AnswerInvalid, ApiError, ConnectionLost, Rule, RuleBook, stack
@@ -19,7 +19,9 @@ SECRET = "zq-s3cr3t"
 NAMES = st.sampled_from(
     ["message", "errors", "error", "details", "validationErrors", "downstreamErrors", "title", "code", "field", SECRET]
 )
-TEXTS = st.text(max_size=8) | st.sampled_from([SECRET, f"no {SECRET}!", "\x1b[2J\r\n", "\ud800", "\u202e", ""])
+TEXTS = st.text(CHARACTERS, max_size=8) | st.sampled_from(
+    [SECRET, f"no {SECRET}!", "\x1b[2J\r\n", "\ud800", "\u202e", ""]
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),

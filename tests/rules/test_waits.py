@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
+from tests.examples import CHARACTERS
 from tests.rules.answers import Reply, Serve, Server, call, client, fails
 
 from lamella import Answer, ApiError, Backoff, Rule, RuleBook, StopReason, WaitSource
@@ -99,7 +100,9 @@ def test_the_longest_requested_wait_applies(headers: Any, wait: float | None) ->
 @given(
     st.dictionaries(
         st.sampled_from(NAMES),
-        st.text() | st.text('0123456789.,;=rt" ') | st.from_regex(r'"a";r=0;t=[0-9]{1,9}'),
+        st.text(CHARACTERS)
+        | st.text('0123456789.,;=rt" ')
+        | st.from_regex(r'"a";r=0;t=[0-9]{1,9}', alphabet=CHARACTERS),
     ),
     st.floats(0, 4e9),
 )

@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.examples import CHARACTERS
 from tests.security.shown import links
 from tests.servers import Serve
 
@@ -161,7 +162,7 @@ async def test_the_content_of_a_record_is_only_data(make_sandbox: MakeSandbox, t
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(CHARACTERS, max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from(["data", "meta", "pagination", "totalPages", "total", "id", "x"]), inner)
