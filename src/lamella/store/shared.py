@@ -77,8 +77,8 @@ class SharedState:
 
     def work_in(self, loop: asyncio.AbstractEventLoop) -> None:
         """Serve the calls of *loop*. Raise RuntimeError if the store is in use in another thread."""
-        store = self._local if self._store is None else self._store
-        if isinstance(store, MemoryStore | NetworkStore):
+        store = network_store(self._store) if self.memory is None else self.memory
+        if store is not None:
             store.work_in(loop)
 
     def last_known(self, key: str) -> object | None:
