@@ -211,8 +211,10 @@ def test_a_url_is_shown_without_credentials(url: str, shown: str) -> None:
     assert redact_url(URL(url)) == shown
 
 
-def test_the_password_of_a_url_in_the_query_is_a_secret_of_the_request() -> None:
-    url = URL("http://h/").with_query(next="https://u:zq-password@g/", other="//[")
+@pytest.mark.parametrize("place", ["?next=", "get/"])
+@pytest.mark.parametrize("inner", ["https://u:zq-password@g/", "https%3A%2F%2Fu%3Azq-password%40g%2F?b=//["])
+def test_the_password_of_a_url_in_a_url_is_a_secret_of_the_request(place: str, inner: str) -> None:
+    url = URL(f"http://h/{place}{inner}")
     assert redact_text("no zq-password", secrets_in(url, {})) == f"no {REDACTED}"
 
 

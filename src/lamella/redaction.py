@@ -95,12 +95,10 @@ def url_parts(url: URL) -> tuple[str, str, URL]:
     # Host and port stay: a match in them is a coincidence.
     origin = f"{shown.scheme}://{shown.raw_authority}" if shown.raw_authority else ""
     rest = str(shown).removeprefix(origin)
-    if "@" in rest or "%40" in rest:
-        path, mark, query = rest.partition("?")
-        rest = _USER_IN_PATH.sub(r"\1", path) + mark + query
-    if ";" in rest:
-        path, mark, query = rest.partition("?")
-        rest = _IN_PATH.sub(_hide_parameter, path) + _IN_QUERY.sub(_hide_parameter, mark + query)
+    if ";" in rest or "@" in rest or "%40" in rest:
+        path, mark, more = rest.partition("?")
+        path = _IN_PATH.sub(_hide_parameter, _USER_IN_PATH.sub(r"\1", path))
+        rest = path + _IN_QUERY.sub(_hide_parameter, mark + more)
     return origin, rest, shown
 
 
@@ -148,6 +146,7 @@ def _hide_in_values(pairs: list[tuple[str, str]], secrets: Iterable[str]) -> CIM
 
 
 _USER = re.compile(r"""(?<=//)[^/?#\s"'<>]*@""")
+_PASSWORD = re.compile("//[^/?#:@]*:([^/?#]*)@")
 _PARAMETERS = re.compile(r"""([?&#])([^?&#\s"'<>]+)""")
 
 
@@ -277,8 +276,8 @@ def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) 
     found = [*known]
     if url.raw_query_string and _one_tells(tuple(url.query)):
         found += [value for name, value in url.query.items() if _tells(name)]
-    if "//" in url.query_string:
-        found += [_password(value) for value in url.query.values() if "//" in value]
+    if "@" in url.raw_path_qs or "%40" in url.raw_path_qs:
+        found += map(unquote, _PASSWORD.findall(unquote(url.raw_path_qs)))
     if ";" in url.raw_path or ";" in url.raw_query_string:
         pairs = [part.partition("=") for part in re.split("[;/?&]", url.raw_path_qs)]
         found += [unquote_plus(value) for name, _, value in pairs if _tells(unquote_plus(name))]
@@ -286,13 +285,6 @@ def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) 
         found += [value for name, value in headers.items() if name in telling]
     cookie = headers.get("Cookie", "")
     return _with_parts(tuple(dict.fromkeys(found)), cookie) if found or cookie else ()
-
-
-def _password(url: str) -> str:
-    try:
-        return URL(url).password or ""
-    except ValueError:
-        return ""
 
 
 # Cached: a session has few credentials, or one per account, and each request needs their parts.
