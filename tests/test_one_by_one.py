@@ -7,6 +7,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Awaitable, Iterable, Iterator
+from dataclasses import asdict
 from typing import NamedTuple
 
 import aiohttp
@@ -242,7 +243,7 @@ def _left(throttle: Throttle, breaker: Breaker) -> Iterator[str]:
         assert account.queue.in_flight == account.queue.waiting == 0
         yield f"episode: {account.episode!r}"
     for layer in (vars(throttle)["_state"], vars(breaker)["_shared"]):
-        yield from (repr(state) for state in layer.memory._states.values())
+        yield from (repr(asdict(state)) for state in layer.memory._states.values())
 
 
 def _points(reader: InMemoryMetricReader) -> Iterator[str]:
