@@ -16,17 +16,22 @@ from lamella.scope import NOTHING, SCOPE, Scope, enter, inherited, leave
 
 # We end waits and attempts before a session's total timeout does, so that the caller gets our error.
 _MARGIN_SHARE, _MARGIN_SECONDS = 0.05, 0.1
+_LONG: Final = _MARGIN_SECONDS / _MARGIN_SHARE  # seconds
 _FIRM: Final = PerCall[float](lambda: inf)
 """The time of other deadlines, by the loop's clock, of a call whose deadline is the session's total timeout."""
 
 
-def seconds_left(call: Call, own: float | None, now: float) -> float | None:
-    """Return the seconds left: the minimum of *own*, the session's total and the inherited limit; None if unlimited."""
-    outer = block_end(call)
-    firm = min(inf if own is None else own, inf if outer is None else outer - now)
+def seconds_left(call: Call, own: float | None, outer: float | None, now: float) -> float | None:
+    """Return the seconds left: the minimum of *own*, those until *outer*, and the session's total; None if unlimited.
+
+    *outer* is the result of :func:`block_end`.
+    """
+    firm = inf if own is None else own
+    if outer is not None:
+        firm = min(firm, outer - now)
     total = _session_total(call.request)
     if total < firm:
-        _FIRM.set(call, now + firm)
+        call.state[_FIRM] = now + firm
         return total
     _FIRM.take(call)
     return None if firm == inf else firm
@@ -46,7 +51,7 @@ def _session_total(request: aiohttp.ClientRequest) -> float:
     # A timeout given with the request replaces it, and is visible here only if it has no total.
     if not total or has_no_total(request):
         return inf
-    return total - min(total * _MARGIN_SHARE, _MARGIN_SECONDS)
+    return total - (_MARGIN_SECONDS if total > _LONG else total * _MARGIN_SHARE)
 
 
 class AttemptLimit:

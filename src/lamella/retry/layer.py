@@ -126,13 +126,13 @@ class Retry(Layer):
             attempts = given.get("attempts", attempts)
             if own is None and attempts is None:
                 raise ValueError("attempts and deadline must not both be None, because a call might never end")
-        is_free = SCOPE.get() is NOTHING or block_end(call) is None
-        if own is None and is_free and not request.session.timeout.total:
+        outer = None if SCOPE.get() is NOTHING else block_end(call)
+        if own is None and outer is None and not request.session.timeout.total:
             limit = call.deadline = None
         else:
             # Some versions of aiohttp recreate the request if the session was closed during an attempt.
             require_open(request)
-            seconds = seconds_left(call, own, now)
+            seconds = seconds_left(call, own, outer, now)
             call.deadline = None if seconds is None else now + seconds
             if seconds is not None and seconds <= 0:
                 # If the inherited deadline has already passed, nothing is sent.
