@@ -79,7 +79,7 @@ def main(options: Options) -> int:
         if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
         with suppress(OSError):
-            say_how_to_go_on(f"stdout cannot be written: {exc.strerror}", options)
+            say_how_to_go_on(f"{exc.filename or 'stdout'} cannot be written: {exc.strerror}", options)
         return 1
 
 
