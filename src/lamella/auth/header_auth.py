@@ -118,7 +118,7 @@ class HeaderAuth(Layer):
         if call.state.setdefault(HIDDEN, self._lowered) is not self._lowered:
             hide_headers(call, self._lowered)
         request = call.request
-        url, origin = request.url, self._origin
+        url, headers, origin = request.url, request.headers, self._origin
         if origin is None:
             origin = self._origin = origin_of(url)
         if url.raw_host != origin[1] or url.port != origin[2] or url.scheme != origin[0]:
@@ -127,11 +127,11 @@ class HeaderAuth(Layer):
             self._take_off(call)
             return None
         for name in self._guarded:
-            if name in request.headers:
+            if name in headers:
                 return self._add_to_existing(call)
         # No value is in a local, as in _wait_for_all. (update() takes five times as long.)
         for name in self._fixed:
-            request.headers[name] = self._fixed[name]
+            headers[name] = self._fixed[name]
         call.secrets = (*call.secrets, *self._secrets) if call.secrets else self._secrets
         return self._ask_all(call, self._functions) if self._functions else None
 

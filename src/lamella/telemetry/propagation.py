@@ -72,7 +72,10 @@ class Propagation:
 
 def hands_on_nothing() -> bool:
     """Return whether there is no context to propagate, a check for which propagators take 3 µs."""
-    return not current_context() and _is_w3c(propagate.get_global_textmap())
+    if current_context():
+        return False
+    propagator = propagate.get_global_textmap()
+    return propagator is _INITIAL or _is_w3c(propagator)
 
 
 def inject(headers: MutableMapping[str, str], propagator: TextMapPropagator) -> None:
@@ -104,3 +107,8 @@ def _is_w3c(propagator: TextMapPropagator) -> bool:
 def _are_w3c(propagator: CompositePropagator) -> bool:
     parts = getattr(propagator, "_propagators", [None])
     return [type(part) for part in parts] == [TraceContextTextMapPropagator, W3CBaggagePropagator]
+
+
+_GLOBAL: TextMapPropagator = propagate.get_global_textmap()
+_INITIAL: Final = _GLOBAL if _is_w3c(_GLOBAL) else None
+"""The global propagator at import, which most programs keep. None: it may write other headers."""

@@ -244,22 +244,21 @@ class Throttle(Layer):
         if begun is None:
             return None
         account, permit, estimate, held = begun
-        queue, memory, lease = account.queue, self._state.memory, account.lease
+        queue, lease = account.queue, account.lease
         headers: Mapping[str, str] | None = None
-        # Most attempts pass, and in no episode. Then there is nothing to wait for.
-        is_plain = account.episode is None and account.doubt is None and not held
-        if not isinstance(result, BaseException):
+        if isinstance(result, BaseException):
+            is_plain = isinstance(result, ApiError) and result.stopped is None and not self._is_refusal(result)
+        else:
             headers = result.headers
-            if result.status >= ERROR_STATUS or (self._below_400 and result.status in self._below_400):
-                is_plain = False
-        # The server cannot have counted an attempt that ended in one of these errors, or the loop is closed.
-        elif isinstance(result, _UNCOUNTED):
-            queue.end(permit)
-            release(held)
-            return None
-        elif not isinstance(result, ApiError) or result.stopped is not None or self._is_refusal(result):
-            is_plain = False
-        if not is_plain or (estimate is None and lease is None):
+            is_plain = result.status < ERROR_STATUS and result.status not in self._below_400
+        # Most attempts pass, and in no episode. Then there is nothing to wait for.
+        in_doubt = held or account.episode is not None or account.doubt is not None
+        if not is_plain or in_doubt or (estimate is None and lease is None):
+            # The server cannot have counted an attempt that ended in one of these errors, or the loop is closed.
+            if isinstance(result, _UNCOUNTED):
+                queue.end(permit)
+                release(held)
+                return None
             return self._ended(call, account, permit, held, result)
         if headers is None:
             headers = ERROR_HEADERS.take(call)
@@ -267,6 +266,7 @@ class Throttle(Layer):
         if lease is not None:
             lease.ended(permit, passed=True, says=says)
         elif estimate is not None:
+            memory = self._state.memory
             now = call.now if memory is None or memory.clock is None else memory.clock()
             answered(estimate, now, permit, len(queue.sent_at) - 1, self._stated is None, says)
             if account.parts is not None:
