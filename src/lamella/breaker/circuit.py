@@ -27,7 +27,7 @@ class CircuitPhase(StrEnum):
     HALF_OPEN = "half_open"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, repr=False, slots=True)
 class CircuitSettings:
     """The arguments of `lamella.Breaker`: when a circuit opens and how it closes."""
 
@@ -46,7 +46,7 @@ class CircuitSettings:
         check_whole("probes", self.probes)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class CircuitState:
     """The state of a service as JSON values."""
 

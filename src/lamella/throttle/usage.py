@@ -16,7 +16,7 @@ _SOON: Final = 1e-6  # the shortest wait, so that a rounding error cannot cause 
 _ROUNDING: Final = 1e-9  # rounding error of a sum of points
 
 
-@dataclass(slots=True)
+@dataclass(repr=False, slots=True)
 class Usage:
     """The points that attempts have used of their limits, in JSON values."""
 
