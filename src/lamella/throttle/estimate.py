@@ -22,6 +22,10 @@ class Permit:
     among: int = 1  # the attempts in flight at that time, including its own
     cost: float = 1.0  # the points of the limit that its attempt uses
 
+    def at_time(self, at: float) -> Permit:
+        """Return the permit with another time. (dataclasses.replace() takes six times as long.)"""
+        return Permit(self.generation, at, self.among, self.cost)
+
 
 class Wait(NamedTuple):
     """No attempt may be sent now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from math import inf, nextafter
 from operator import attrgetter
@@ -63,7 +63,7 @@ class Holding:
             self.last = at = at if at > self.last else nextafter(self.last, inf)
             self.used[at] = leased
             self.spent += 1
-            return replace(leased, at=at)
+            return leased.at_time(at)
         if now >= self.due:
             return None
         return self.until(now)
@@ -134,10 +134,10 @@ class Holding:
 
     def move(self, seconds: float) -> None:
         """Take all moments for so much later: the state has another clock than before."""
-        self.pool = [replace(each, at=each.at + seconds) for each in self.pool]
+        self.pool = [each.at_time(each.at + seconds) for each in self.pool]
         # The keys stay: the calls know them.
         self.sent = {at: self.sent.get(at, at) + seconds for at in self.used}
-        self.used = {at: replace(each, at=each.at + seconds) for at, each in self.used.items()}
+        self.used = {at: each.at_time(each.at + seconds) for at, each in self.used.items()}
         self.outcomes = moved(self.outcomes, seconds)
         self.done = {each.permit.at: each for each in moved(self.done.values(), seconds)}
         self.asked_at += seconds
@@ -243,7 +243,7 @@ def moved(outcomes: Iterable[Outcome], seconds: float) -> list[Outcome]:
     """Return *outcomes*, so much later."""
     return [
         each._replace(
-            permit=replace(each.permit, at=each.permit.at + seconds),
+            permit=each.permit.at_time(each.permit.at + seconds),
             sent=each.sent + seconds,
             ended=each.ended + seconds,
         )

@@ -13,6 +13,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf, nextafter
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from lamella.throttle.estimate import Asked, Permit, Wait
@@ -262,8 +263,11 @@ def _issue(
     return None, None
 
 
+_given: Final = attrgetter("given")
+
+
 def _next(line: Sequence[Holder], me: Holder, at: float, now: float) -> Holder:
-    behind = min(line, key=lambda each: each.given)
+    behind = line[0] if len(line) == 1 else min(line, key=_given)
     lead = 0 if behind.waits and now >= behind.since + _LONG else _AHEAD
     return me if me.wanting > 0 and at <= now + _AT_ONCE and me.given < behind.given + lead else behind
 

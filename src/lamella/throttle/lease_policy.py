@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 from lamella.rules.backoff import Backoff
@@ -87,12 +86,12 @@ class Learned(NamedTuple):
         self, known: RateEstimate, now: float, in_flight: Sequence[float], points: float, asked: Asked
     ) -> Permit | Wait:
         """Return a permit, or the wait for one."""
-        asked = asked._replace(learns=self.learns, extra=points - len(in_flight))
+        asked = Asked(self.learns, asked.waiting, asked.waited, points - len(in_flight), asked.cost)
         return next_permit(known, now, in_flight, self.assumed, asked)
 
     def settle(self, known: RateEstimate, outcome: Outcome, others: int) -> Wait | None:
         """Record an outcome. Return the wait that a refusal begins."""
-        permit, now = replace(outcome.permit, at=outcome.sent), outcome.ended
+        permit, now = outcome.permit.at_time(outcome.sent), outcome.ended
         if outcome.kind == "passed":
             answered(known, now, permit, others, self.learns, outcome.says)
         elif outcome.kind == "unknown":
