@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.trace import StatusCode
 from tests.dataset.conftest import RESOURCES, SyncTo, expected_of, records_in, until, write_accounts
-from tests.dataset.workers import NOTHING, UNTIL
+from tests.dataset.workers import FAILING, NOTHING, UNTIL
 from tests.environment import HANGS
 from tests.sdk import Tracing
 
@@ -258,6 +259,16 @@ async def test_the_shard_spans_are_children_of_the_run_span(tracing: Tracing, tm
     assert {span.parent and (span.parent.trace_id, span.parent.span_id) for span in shards} == {
         (run.context.trace_id, run.context.span_id)
     }
+
+
+async def test_the_span_of_a_failed_shard_shows_no_credential(tracing: Tracing, tmp_path: Path) -> None:
+    made = Dataset.create(tmp_path / "out", batch="b", shards=1)
+    here = Here(scratch=tmp_path / "scratch", tracer_provider=tracing.provider)
+    report = await sync_shards(here, made, ["north"], FAILING, tracer_provider=tracing.provider)
+    assert len(report.errors) == 1
+    shard, _ = tracing.spans
+    assert (shard.status.status_code, shard.status.description) == (StatusCode.ERROR, "ValueError")
+    assert "a-secret" not in shard.to_json()
 
 
 async def test_a_shard_that_ends_during_a_checkpoint_keeps_its_claim(

@@ -34,3 +34,10 @@ async def read_until(_: Process, work: Work, *__: Any, **___: Any) -> Report:
 
 
 UNTIL = f"{__name__}:read_until"
+
+
+async def fail(*_: Any, **__: Any) -> Report:
+    raise ValueError("refused: https://example.com/?access_token=a-secret")
+
+
+FAILING = f"{__name__}:fail"

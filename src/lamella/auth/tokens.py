@@ -26,6 +26,7 @@ from lamella.checks import check_seconds
 from lamella.classify.failures import rejected
 from lamella.errors import LamellaError, TokenUnavailable
 from lamella.rules import StopReason
+from lamella.telemetry.log import safely
 from lamella.telemetry.metrics import instruments_of
 from lamella.telemetry.names import TOKEN_EVENT, TOKEN_RESULT, WAIT
 from lamella.telemetry.tracing import is_suppressed, suppression
@@ -269,7 +270,7 @@ class Tokens:
                 asked = outcome.retry_after if isinstance(outcome, LamellaError) else None
                 entry.fail(fetch.began, fetch.loop.time(), asked or 0.0)
         if not is_suppressed():  # the context of the call that caused it, which callbacks keep
-            self._refreshes.add(1, {TOKEN_RESULT: _result_of(outcome)})
+            safely(self._refreshes.add, 1, {TOKEN_RESULT: _result_of(outcome)})
         fetch.ended.set_result(outcome)
 
     def __repr__(self) -> str:

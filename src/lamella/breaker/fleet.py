@@ -10,9 +10,9 @@ from typing import Any, Final, NamedTuple
 
 from lamella.breaker import circuit
 from lamella.breaker.circuit import CircuitSettings, CircuitState, Permit, Rejection, Results, Transition
+from lamella.logger import LOGGER
 from lamella.store.network import NetworkStore
 from lamella.store.protocol import StoreUnavailable
-from lamella.telemetry.log import LOGGER
 
 _FLUSH: Final = 0.25  # seconds between two exchanges that are not urgent
 

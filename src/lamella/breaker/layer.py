@@ -21,6 +21,7 @@ from lamella.breaker.circuit import CircuitPhase, CircuitSettings, CircuitState,
 from lamella.call import Call
 from lamella.classify.failures import ERROR_STATUS, rejected, retry_after_of, service_works, transport_error
 from lamella.errors import CircuitOpen, LamellaError
+from lamella.logger import LOGGER
 from lamella.origins import origin_of
 from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import StopReason, is_rate_limit
@@ -28,7 +29,7 @@ from lamella.store.memory import MemoryStore
 from lamella.store.protocol import Store
 from lamella.store.shared import SharedState, hash_key, network_store
 from lamella.telemetry.attributes import origin_attributes
-from lamella.telemetry.log import LOGGER, ids_of
+from lamella.telemetry.log import ids_of, safely
 from lamella.telemetry.metrics import instruments_of
 from lamella.telemetry.names import (
     CIRCUIT_ATTEMPTS,
@@ -188,7 +189,8 @@ class Breaker(Layer):
         phase, since = transition.phase, float(transition.since)
         state = {CIRCUIT_STATE: phase.value}
         if is_counted:
-            self._instruments.transitions.add(1, {**self._instruments.server(url.host, url.port), **state})
+            measured = {**self._instruments.server(url.host, url.port), **state}
+            safely(self._instruments.transitions.add, 1, measured)
         if phase is CircuitPhase.HALF_OPEN:
             return  # the next transition is reported
         open_for = float(self._settings.open_for)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from math import inf
@@ -18,13 +17,13 @@ from lamella.classify.failures import ERROR_STATUS, retry_after_of, secrets_of_a
 from lamella.credentials import noted_secrets
 from lamella.errors import ApiError, ClientStatusError, ServerStatusError
 from lamella.limits import not_cancelled
+from lamella.logger import LOGGER
 from lamella.redaction import one_line, redact_text
 from lamella.rules import Answer, BodyNeeded, Rule, RuleBook
 
 ERROR_HEADERS: Final = PerCall[Mapping[str, str] | None](lambda: None)
 """Headers of the last error response as received. Those of the error are redacted, which takes time."""
 
-_LOGGER: Final = logging.getLogger("lamella")
 _MOST: Final = 8 * 2**20
 """Maximum size in bytes of a body below status 400 that a rule can see. For an error response a rule sees the error's
 body."""
@@ -158,9 +157,9 @@ async def _body(call: Call, response: aiohttp.ClientResponse) -> bytes:
 def _log(response: aiohttp.ClientResponse, known_secrets: Iterable[str], rule: Rule | None, exc: Exception) -> None:
     said = redact_text(f"{type(exc).__name__}: {exc}", secrets_of_answer(response, known_secrets))
     if rule is None:
-        _LOGGER.warning("retry_after of the rule book failed; using the headers: %s", one_line(said))
+        LOGGER.warning("retry_after of the rule book failed; using the headers: %s", one_line(said))
     else:
-        _LOGGER.warning("condition (when) of rule %r failed; the rule does not apply: %s", rule.title, one_line(said))
+        LOGGER.warning("condition (when) of rule %r failed; the rule does not apply: %s", rule.title, one_line(said))
 
 
 def api_error_class(status: int) -> type[ApiError]:

@@ -202,7 +202,7 @@ async def sync_shards(
     skipped = 0
     if resumed or departed != "keep":
         skipped = await asyncio.to_thread(_settle, dataset, by_shard, number, resumed=resumed, departed=departed)
-    with Tracing(tracer_provider).tracer.start_as_current_span(SYNC_SPAN, attributes={RUN: number}):
+    with Tracing(tracer_provider).around(SYNC_SPAN, {RUN: number}):
         headers: dict[str, str] = {}
         propagate.inject(headers)
         # Start with the largest shards, so that the last one to end is small.

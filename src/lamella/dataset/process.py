@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from opentelemetry.trace import Tracer, TracerProvider
+from opentelemetry.trace import TracerProvider
 
 from lamella.dataset.scratch import scratch_folder
 from lamella.telemetry.tracing import Tracing
@@ -27,7 +27,7 @@ class Process:
 
     def __init__(self, scratch: Path | None = None, *, tracer_provider: TracerProvider | None = None) -> None:
         self.scratch: Path = scratch_folder(scratch)
-        self.tracer: Tracer = Tracing(tracer_provider).tracer
+        self.tracing: Tracing = Tracing(tracer_provider)
         self._opened: dict[Hashable, asyncio.Future[Any]] = {}
         self._shards: dict[tuple[str, int], asyncio.Task[Any]] = {}
         self._stack = AsyncExitStack()

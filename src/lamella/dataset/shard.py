@@ -65,7 +65,7 @@ async def run_shard(
     try:
         parent = propagate.extract(work.trace)
         about = {RUN: work.run, SHARD: work.shard}
-        with process.tracer.start_as_current_span(SHARD_SPAN, parent, attributes=about):
+        with process.tracing.around(SHARD_SPAN, about, parent):
             return await _run(process, work, thread, on_count, on_read)
     except TakenOver:
         return Outcome(work.shard, "taken over")

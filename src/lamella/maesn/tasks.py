@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import aiohttp
 import anyio
-from opentelemetry.trace import SpanKind, StatusCode, TracerProvider
+from opentelemetry.trace import TracerProvider
 from yarl import URL
 
 from lamella import scope
@@ -158,14 +158,9 @@ def _operation(session: aiohttp.ClientSession) -> Iterator[_Note]:
     if tracing.silent:
         yield note
         return
-    with tracing.tracer.start_as_current_span(
-        TASK_SPAN, kind=SpanKind.INTERNAL, record_exception=False, set_status_on_exception=False
-    ) as span:
+    with tracing.around(TASK_SPAN) as span:
         try:
             yield note
-        except Exception as exc:
-            span.set_status(StatusCode.ERROR, type(exc).__name__)
-            raise
         finally:
             span.set_attribute(TASK_POLLS, note.polls)
             if note.status is not None:

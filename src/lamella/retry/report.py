@@ -15,11 +15,12 @@ from lamella.call import Call, Stop
 from lamella.checks import check_kind
 from lamella.credentials import secrets_of
 from lamella.errors import AttemptTimeout, LamellaError
+from lamella.logger import LOGGER
 from lamella.pipeline import Result
 from lamella.redaction import redact_text
 from lamella.rules import Decision, RuleBook, StopReason
 from lamella.telemetry.attributes import error_type
-from lamella.telemetry.log import LOGGER, log_failure
+from lamella.telemetry.log import log_failure
 from lamella.telemetry.names import (
     ATTEMPT,
     ATTEMPTS_LEFT,

@@ -14,10 +14,10 @@ from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar, TypeVarTuple
 from weakref import WeakSet
 
 from lamella.checks import check_seconds
+from lamella.logger import LOGGER
 from lamella.pipeline import runs_beside
 from lamella.store.protocol import StoreUnavailable
 from lamella.store.wakeups import Wakeups
-from lamella.telemetry.log import LOGGER
 
 _S = TypeVar("_S")
 _R = TypeVar("_R")

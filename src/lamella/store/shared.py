@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 from opentelemetry.trace import Span, get_current_span
 
 from lamella.checks import check_seconds
+from lamella.logger import LOGGER
 from lamella.origins import Origin, origin_text
 from lamella.store.memory import MemoryStore
 from lamella.store.protocol import Store, StoreUnavailable
-from lamella.telemetry.log import LOGGER
 from lamella.telemetry.names import ERROR_TYPE, STORE_EVENT
 
 if TYPE_CHECKING:  # most programs share no store with other processes

@@ -27,7 +27,7 @@ from lamella.telemetry.attributes import (
     shown_url,
     size_attributes,
 )
-from lamella.telemetry.log import log_broken
+from lamella.telemetry.log import log_broken, safely
 from lamella.telemetry.metrics import Gauge
 from lamella.telemetry.names import (
     ERROR_TYPE,
@@ -162,7 +162,7 @@ class AttemptSpan(Layer):
                 # Neither a response nor an error: cancelled.
                 if measured is not None and ended:
                     took = call.now - begun.at
-                    self._telemetry.instruments.attempt_duration.record(took, {**measured, **ended})
+                    safely(self._telemetry.instruments.attempt_duration.record, took, {**measured, **ended})
                 if recording:
                     self._describe(begun.current, call, result, ended)
             span.end()

@@ -16,8 +16,8 @@ from lamella._aiohttp import peer_of
 from lamella.call import Call, PerCall
 from lamella.classify.failures import ERROR_STATUS
 from lamella.credentials import hidden_headers, secrets_of
+from lamella.logger import LOGGER
 from lamella.redaction import hide, redact_text, url_parts
-from lamella.telemetry.log import LOGGER
 from lamella.telemetry.names import (
     METHOD,
     METHOD_ORIGINAL,

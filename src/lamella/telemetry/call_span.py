@@ -15,7 +15,7 @@ from lamella.errors import LamellaError, RequestRejected
 from lamella.pipeline import Layer, Result, Slot
 from lamella.rules import Rule, StopReason, WaitSource
 from lamella.telemetry.attributes import error_type, last_shown_url
-from lamella.telemetry.log import log_broken, log_failure
+from lamella.telemetry.log import log_failure, safely
 from lamella.telemetry.metrics import Gauge, Instruments
 from lamella.telemetry.names import (
     ATTEMPTS,
@@ -82,7 +82,7 @@ class _Waits:
         self._waiting = {**self._server, RULE: rule.title}
         self._gauge.add(1, self._waiting)
         if source is not None:
-            self._instruments.retries.add(1, {**self._waiting, WAIT_SOURCE: source.value})
+            safely(self._instruments.retries.add, 1, {**self._waiting, WAIT_SOURCE: source.value})
 
     def wait_ends(self) -> None:
         if self._waiting is not None:
@@ -161,10 +161,7 @@ class RequestSpan(Layer):
                 # Without Retry nothing else reports it.
                 log_failure(outcome.cause, call.span)
         if begun is not None:
-            try:
-                self._report(call, outcome, begun)
-            except Exception as exc:  # noqa: BLE001 - of a span processor
-                log_broken(exc)
+            safely(self._report, call, outcome, begun)
 
     def _report(self, call: Call, outcome: _Outcome, begun: _Begun) -> None:
         """Record the outcome of the call."""
@@ -176,7 +173,7 @@ class RequestSpan(Layer):
             if outcome.error is not None:
                 end[ERROR_TYPE] = outcome.error
             if begun.measured is not None:
-                self._measure(call, {**begun.measured, **end}, call.now - begun.at, waited)
+                safely(self._measure, call, {**begun.measured, **end}, call.now - begun.at, waited)
             if recording:
                 least = 0 if isinstance(outcome.cause, RequestRejected) else 1
                 if outcome.name == "failure":

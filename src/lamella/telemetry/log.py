@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import Final
+from collections.abc import Callable
+from typing import TypeVarTuple
 
 from opentelemetry import trace
 
 from lamella.errors import LamellaError
+from lamella.logger import LOGGER
 
-LOGGER: Final = logging.getLogger("lamella")
-"""The logger has no handler, because the application decides where log lines go."""
-LOGGER.addHandler(logging.NullHandler())
+_Ts = TypeVarTuple("_Ts")
 
 
 def log_failure(error: LamellaError, span: trace.Span | None) -> None:
@@ -31,8 +31,16 @@ def log_failure(error: LamellaError, span: trace.Span | None) -> None:
 
 
 def log_broken(exc: Exception) -> None:
-    """Log an exception of a sampler or a span processor, which does not affect the call."""
+    """Log an exception of a part of the SDK, such as a sampler or a view, which does not affect the work."""
     LOGGER.error("telemetry failed", exc_info=exc)
+
+
+def safely(report: Callable[[*_Ts], object], *args: *_Ts) -> None:
+    """Call *report*, a function of the SDK, and log its exception."""
+    try:
+        report(*args)
+    except Exception as exc:  # noqa: BLE001 - of a part of the SDK
+        log_broken(exc)
 
 
 def ids_of(span: trace.Span) -> dict[str, str]:

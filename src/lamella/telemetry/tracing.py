@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import Token
 from typing import Final, NamedTuple
 
@@ -12,7 +13,7 @@ from opentelemetry.util.types import AttributeValue
 
 from lamella.call import Call, PerCall
 from lamella.telemetry.attributes import last_shown_url
-from lamella.telemetry.log import log_broken
+from lamella.telemetry.log import log_broken, safely
 from lamella.telemetry.names import SCHEMA, URL_FULL, version_of_lamella
 
 
@@ -63,6 +64,27 @@ class Tracing:
             log_broken(exc)
             return Current(unrecorded())
         return Current(span, url, context.attach(Context(within, **{SPAN_KEY: span})))
+
+    @contextmanager
+    def around(
+        self, name: str, attributes: Mapping[str, AttributeValue] | None = None, parent: Context | None = None
+    ) -> Iterator[trace.Span]:
+        """Enclose work that is not a call in a current span, a child of that in *parent*; None means the current
+        one."""
+        span: trace.Span = trace.NonRecordingSpan(trace.get_current_span(parent).get_span_context())
+        try:
+            span = self.tracer.start_span(name, parent, attributes=attributes)
+        except Exception as exc:  # noqa: BLE001 - as above
+            log_broken(exc)
+        try:
+            # The message of an exception may contain a credential.
+            with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+                yield span
+        except Exception as exc:
+            span.set_status(trace.StatusCode.ERROR, type(exc).__name__)
+            raise
+        finally:
+            safely(span.end)
 
     @property
     def silent(self) -> bool:

@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from lamella.call import Call
+from lamella.logger import LOGGER
 from lamella.rules.backoff import Backoff
 from lamella.store.network import PAUSE, NetworkStore
 from lamella.store.protocol import StoreUnavailable
-from lamella.telemetry.log import LOGGER
 from lamella.throttle.estimate import Permit, Wait
 from lamella.throttle.holding import Holding, moved
 from lamella.throttle.lease import Grant, LeaseState, as_text, exchange, newest, of_text, sizes

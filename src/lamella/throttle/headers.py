@@ -9,9 +9,9 @@ from typing import Final
 
 from multidict import istr
 
+from lamella.logger import LOGGER
 from lamella.rules.retry_after import seconds_of
 from lamella.rules.waits import QUOTED, number_in, reset_in, server_now
-from lamella.telemetry.log import LOGGER
 from lamella.throttle.stated import StatedLimit
 
 # Looked up in each answer. With istr a look-up takes a third of the time.

@@ -14,8 +14,9 @@ from opentelemetry.trace import Link, SpanKind, TracerProvider
 from opentelemetry.util.types import AttributeValue
 
 from lamella.call import Call
+from lamella.logger import LOGGER
 from lamella.telemetry import names
-from lamella.telemetry.log import LOGGER, log_broken
+from lamella.telemetry.log import safely
 from lamella.telemetry.metrics import Gauge, Instruments, instruments_of
 from lamella.telemetry.tracing import OFF, Tracing
 from lamella.throttle.account import Account, Episode
@@ -50,7 +51,7 @@ class Report:
         if (queued := waiting_of(call)) is None:
             return
         if OFF not in call.state:
-            self.instruments.queue_wait.record(waited, account.measured)
+            safely(self.instruments.queue_wait.record, waited, account.measured)
         reason = "refusal" if queued[1] > queued[0] else "rate"
         noted: dict[str, AttributeValue] = {names.WAIT: waited, names.QUEUED_BY: reason}
         span = call.span or trace.get_current_span()
@@ -70,7 +71,7 @@ class Report:
     def begun(self, account: Account, episode: Episode) -> None:
         """Count an episode that has begun."""
         if episode.recorded:
-            self.instruments.episodes.add(1, account.measured)
+            safely(self.instruments.episodes.add, 1, account.measured)
 
     def ended(self, account: Account, episode: Episode, requests: float, period: float) -> None:
         """Report the end of *episode*: a span, a metric and a line in the log. *requests* 0: no limit is known."""
@@ -91,14 +92,8 @@ class Report:
             attributes[names.KEY_HASH] = account.name[:_SHOWN]
             shown = f", account {account.name[:_SHOWN]}"
         if episode.recorded:
-            self.instruments.episode_duration.record(lasted, account.measured)
-            # A separate trace, because the episode belongs to all calls that waited.
-            links = [Link(episode.context)] if episode.context.is_valid else []
-            start = self._tracing.tracer.start_span
-            try:
-                start(names.EPISODE, Context(), SpanKind.INTERNAL, attributes, links, start_time=episode.started).end()
-            except Exception as exc:  # noqa: BLE001 - of a sampler or a span processor
-                log_broken(exc)
+            safely(self.instruments.episode_duration.record, lasted, account.measured)
+            safely(self._trace, episode, attributes)
         if queued:  # otherwise it affected only the refused call
             LOGGER.info(
                 "%s limited the rate%s for %.3g s: %d calls were queued after %d refusals",
@@ -108,3 +103,9 @@ class Report:
                 queued,
                 episode.refused,
             )
+
+    def _trace(self, episode: Episode, attributes: Mapping[str, AttributeValue]) -> None:
+        # A separate trace, because the episode belongs to all calls that waited.
+        links = [Link(episode.context)] if episode.context.is_valid else []
+        start = self._tracing.tracer.start_span
+        start(names.EPISODE, Context(), SpanKind.INTERNAL, attributes, links, start_time=episode.started).end()
