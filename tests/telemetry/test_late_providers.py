@@ -100,6 +100,28 @@ def test_a_provider_set_later_is_used_from_then_on(what: str, spans: list[str], 
     assert ran.stdout.strip() == f"{spans} {metrics}"
 
 
+def test_max_servers_also_applies_to_a_provider_set_later() -> None:
+    """And the servers of a stack that was made before count for the stacks after it."""
+    program = """if True:
+        from opentelemetry import metrics
+        from opentelemetry.sdk.metrics import MeterProvider
+        from lamella import stack
+        from lamella.telemetry.metrics import instruments_of
+
+        early = stack(max_servers=2)
+        instruments_of(None).server("a", 1)
+        provider = MeterProvider(shutdown_on_exit=False)
+        metrics.set_meter_provider(provider)
+        stack()
+        stack(meter_provider=provider)
+        for used in (None, provider):
+            print(*[instruments_of(used).server(host, None)["server.address"] for host in "bcb"])
+        print(instruments_of(MeterProvider(shutdown_on_exit=False)).max_servers)
+    """
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603
+    assert ran.stdout.splitlines() == ["b _OTHER b", "b _OTHER b", "100"]
+
+
 @pytest.mark.parametrize("kinds", [(AttemptSpan,), (RequestSpan, AttemptSpan)])
 async def test_spans_are_not_described_without_an_sdk(
     serve: Serve, kinds: tuple[type[AttemptSpan] | type[RequestSpan], ...], monkeypatch: pytest.MonkeyPatch

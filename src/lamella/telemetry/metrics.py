@@ -78,10 +78,16 @@ def instruments_of(provider: metrics.MeterProvider | None) -> Instruments:
     """Return the instruments of *provider*, or raise ValueError. None means the global one, even if it is set later."""
     if provider is not None and not hasattr(provider, "get_meter"):
         raise ValueError(f"meter_provider must be a MeterProvider or None, got {type(provider).__name__}")
-    used = metrics.get_meter_provider() if provider is None else provider
+    current = metrics.get_meter_provider()
+    used = current if provider is None else provider
     found = _INSTRUMENTS.get(used)
+    if found is None and used is current:
+        # Those made before the global provider was set belong to it, and have counted its servers.
+        found = next((each for each in _EARLY if not each.silent), None)
     if found is None:
         found = _INSTRUMENTS[used] = Instruments(used, is_global=provider is None)
+        if found.silent and provider is None:
+            _EARLY.append(found)
     return found
 
 
@@ -178,3 +184,5 @@ class Instruments:
 
 
 _INSTRUMENTS: Final[WeakKeyDictionary[metrics.MeterProvider, Instruments]] = WeakKeyDictionary()
+_EARLY: Final[list[Instruments]] = []
+"""Instruments of the global provider that were created before it was set."""
