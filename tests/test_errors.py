@@ -593,6 +593,8 @@ async def test_the_headers_of_the_answer_are_shown_without_secrets(serve: Serve)
         ),
         ({"CF-Ray": "ray", "X-Request-Id": "id-7", "X-Vendor-Request-Id": "other"}, "id-7"),
         ({"X-Request-Id": "", "CF-Ray": "ray"}, "ray"),
+        ({"X-Request-Id": "\udcff\udcfe", "CF-Ray": "ray"}, "ray"),
+        ({"X-Request-Id": "\udcff"}, None),
         ({"X-Request-Id": "a" * 500 + "\x1b[31m"}, "a" * 299 + "…"),
         ({"X-Other": "x"}, None),
         (None, None),

@@ -198,6 +198,10 @@ def test_harmless_parts_of_a_url_are_unchanged(query: list[tuple[str, str]], pat
         ("http://h/a;jsessionid=v", "http://h/a;jsessionid=REDACTED"),
         ("http://h/a;page=2;auth%54oken=v%2Fw;b/c;d=1?e=;f=1", "http://h/a;page=2;authToken=REDACTED/c;d=1?e=;f=1"),
         ("http://h/?a=1;token=v/w;b=2&c=d;key=v", "http://h/?a=1;token=REDACTED&c=d;key=REDACTED"),
+        ("http://h/a%3Fpage=2&token=v&b=1/c?d=1", "http://h/a%3Fpage=2&token=REDACTED/c?d=1"),
+        ("http://h/a%3ftoken%3dv", "http://h/a%3Ftoken=REDACTED"),
+        ("http://h/a%3Fpage=2/b", "http://h/a%3Fpage=2/b"),
+        ("http://h/?access_token%3Dv&b=1", "http://h/?access_token=REDACTED&b=1"),
         ("http://h/?next=https%3A%2F%2Fu%3Ahunter2%40g%2Fx&b=1", "http://h/?next=https://g/x&b=1"),
         ("http://h/?next=https://u:hunter2@g/x?token=v%26a=1", "http://h/?next=https://g/x?token%3DREDACTED%26a%3D1"),
         ("http://h/?next=https%3A%2F%2Fg%2Fx&at=a@b", "http://h/?next=https://g/x&at=a@b"),
@@ -223,6 +227,13 @@ def test_credentials_after_a_semicolon_are_secrets_of_the_request() -> None:
     assert redact_text("unknown session zq/session of zq-token", secrets_in(url, {})) == (
         f"unknown session {REDACTED} of {REDACTED}"
     )
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h/a%3Fpage=1&token=zq-token", "http://h/a%3Ftoken%3Dzq-token", "?token%3Dzq-token"]
+)
+def test_an_escaped_parameter_is_a_secret_of_the_request(url: str) -> None:
+    assert redact_text("no zq-token", secrets_in(URL(url), {})) == f"no {REDACTED}"
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,11 @@ def request_id_in(headers: Mapping[str, str]) -> str | None:
     """Return the request ID from the usual response *headers*; None if there is none."""
     if not _names_one(tuple(headers)):
         return None
-    found = [(rank, value) for name, value in headers.items() if (rank := _rank_of(name)) is not None and value]
+    found = [
+        (rank, value)
+        for name, value in headers.items()
+        if (rank := _rank_of(name)) is not None and any(map(str.isprintable, value))
+    ]
     return min(found, key=itemgetter(0))[1] if found else None
 
 

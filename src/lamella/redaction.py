@@ -90,20 +90,25 @@ def url_parts(url: URL) -> tuple[str, str, URL]:
         shown = shown.with_user(None)
     if url.raw_query_string and (_one_tells(tuple(url.query)) or "//" in url.query_string):
         # A value may be a URL with credentials of its own.
-        query = [(name, REDACTED if _tells(name) else _without_login(value)) for name, value in url.query.items()]
+        query = [
+            # A name that contains an equals sign is an escaped parameter.
+            (name.partition("=")[0], REDACTED) if _tells(name) else (name, _without_login(value))
+            for name, value in url.query.items()
+        ]
         shown = shown.with_query(query) if query != [*url.query.items()] else shown
     # Host and port stay: a match in them is a coincidence.
     origin = f"{shown.scheme}://{shown.raw_authority}" if shown.raw_authority else ""
     rest = str(shown).removeprefix(origin)
-    if ";" in rest or "@" in rest or "%40" in rest:
+    if ";" in rest or "@" in rest or "%40" in rest or "%3" in rest:
         path, mark, more = rest.partition("?")
         path = _IN_PATH.sub(_hide_parameter, _USER_IN_PATH.sub(r"\1", path))
         rest = path + _IN_QUERY.sub(_hide_parameter, mark + more)
     return origin, rest, shown
 
 
-# Parameters after a semicolon: of a segment of the path, such as ;jsessionid=, and of the query.
-_IN_PATH = re.compile("(;)([^/]+)")
+# Parameters after a semicolon or an escaped question mark: of a segment of the path, such as ;jsessionid=, and of the
+# query.
+_IN_PATH = re.compile("(;|%3F)([^/]+)", re.IGNORECASE)
 _IN_QUERY = re.compile("([?&])([^&]+)")
 _USER_IN_PATH = re.compile("(//|%2F%2F)(?:(?!%2F)[^/])*(?:@|%40)", re.IGNORECASE)  # of a URL in the path
 
@@ -151,14 +156,14 @@ _PARAMETERS = re.compile(r"""([?&#])([^?&#\s"'<>]+)""")
 
 
 def _hide_parameter(found: re.Match[str]) -> str:
-    shown: list[str] = []
-    for part in found[2].split(";"):
-        name, equals, _ = part.partition("=")
-        if equals and _tells(unquote_plus(name)):
+    for part in _NAMED.finditer(found[2]):
+        if _tells(unquote_plus(part[1])):
             # The following text may belong to the value.
-            return found[1] + ";".join([*shown, f"{name}={REDACTED}"])
-        shown.append(part)
+            return f"{found[1]}{found[2][: part.end(1)]}={REDACTED}"
     return found[0]
+
+
+_NAMED = re.compile("(?:^|[;&])([^;&]*?)(?:=|%3D)[^;&]*", re.IGNORECASE)
 
 
 def redact_body(body: bytes, secrets: Iterable[str] = (), limit: int | None = None) -> bytes:
@@ -275,16 +280,20 @@ def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) 
     """
     found = [*known]
     if url.raw_query_string and _one_tells(tuple(url.query)):
-        found += [value for name, value in url.query.items() if _tells(name)]
+        found += [value or name.partition("=")[2] for name, value in url.query.items() if _tells(name)]
     if "@" in url.raw_path_qs or "%40" in url.raw_path_qs:
         found += map(unquote, _PASSWORD.findall(unquote(url.raw_path_qs)))
-    if ";" in url.raw_path or ";" in url.raw_query_string:
-        pairs = [part.partition("=") for part in re.split("[;/?&]", url.raw_path_qs)]
-        found += [unquote_plus(value) for name, _, value in pairs if _tells(unquote_plus(name))]
+    if ";" in url.raw_path_qs or "%3" in url.raw_path:
+        pairs = [_EQUALS.split(part, 1) for part in _SPLIT.split(url.raw_path_qs)]
+        found += [unquote_plus(pair[1]) for pair in pairs if len(pair) > 1 and _tells(unquote_plus(pair[0]))]
     if telling := _telling(tuple(headers)):
         found += [value for name, value in headers.items() if name in telling]
     cookie = headers.get("Cookie", "")
     return _with_parts(tuple(dict.fromkeys(found)), cookie) if found or cookie else ()
+
+
+_SPLIT = re.compile("[;/?&]|%3F", re.IGNORECASE)
+_EQUALS = re.compile("=|%3D", re.IGNORECASE)
 
 
 # Cached: a session has few credentials, or one per account, and each request needs their parts.
