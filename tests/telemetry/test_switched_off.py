@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,10 +15,26 @@ from opentelemetry import baggage, context, trace
 from opentelemetry.instrumentation.utils import suppress_http_instrumentation, suppress_instrumentation
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import SpanKind
+from tests.dataset.workers import NOTHING
 from tests.sdk import Metering, Tracing
 from tests.servers import Serve, Statuses
 
-from lamella import AttemptSpan, Backoff, Breaker, HeaderAuth, LamellaError, RequestSpan, Rule, RuleBook, oauth, stack
+from lamella import (
+    AttemptSpan,
+    Backoff,
+    Breaker,
+    HeaderAuth,
+    LamellaError,
+    RequestSpan,
+    Rule,
+    RuleBook,
+    maesn,
+    oauth,
+    stack,
+)
+from lamella.dataset import Dataset, Here, sync_shards
+from lamella.maesn.sandbox import Sandbox
+from lamella.testing import VirtualClock
 
 RULES = RuleBook(Rule(429, retry=Backoff(initial=0.02)), Rule(500, retry=Backoff(initial=0)))
 
@@ -91,6 +108,20 @@ async def test_a_suppressed_call_writes_nothing_to_the_current_span(
                 await session.get("/")
     [job] = tracing.spans
     assert (job.events, dict(job.attributes or {})) == ((), {})
+
+
+@BOTH
+async def test_a_suppressed_task_and_run_have_no_spans(
+    sandbox: Sandbox, virtual_time: VirtualClock, tracing: Tracing, tmp_path: Path, suppress: Suppress
+) -> None:
+    provider = tracing.provider
+    made = Dataset.create(tmp_path / "out", batch="b", shards=1)
+    async with maesn.session(sandbox.api_key, sandbox.account_key, sandbox.url, tracer_provider=provider) as session:
+        with suppress():
+            await maesn.task(session, "POST", "accounting/contacts/async", json={"companyName": "Alder"})
+            here = Here(scratch=tmp_path / "scratch", tracer_provider=provider)
+            await sync_shards(here, made, ["north"], NOTHING, tracer_provider=provider)
+    assert not tracing.spans
 
 
 @pytest.mark.slow

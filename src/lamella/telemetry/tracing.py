@@ -73,7 +73,8 @@ class Tracing:
         one."""
         span: trace.Span = trace.NonRecordingSpan(trace.get_current_span(parent).get_span_context())
         try:
-            span = self.tracer.start_span(name, parent, attributes=attributes)
+            if not is_suppressed():
+                span = self.tracer.start_span(name, parent, attributes=attributes)
         except Exception as exc:  # noqa: BLE001 - as above
             log_broken(exc)
         try:
