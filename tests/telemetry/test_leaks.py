@@ -9,13 +9,17 @@ import traceback
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 import pytest
+from aiohttp import web
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import Span, SpanProcessor
 from tests.credentials import SHAPES, spellings
 from tests.sdk import Metering, Tracing
-from tests.servers import ServeRaw
+from tests.servers import Serve, ServeRaw
 from tests.texts import texts_of
 from yarl import URL
 
@@ -323,6 +327,38 @@ async def test_no_fault_of_the_sandbox_shows_a_key(
     assert {"INTERNAL span", "CLIENT span", "lamella.call.duration", "layer"} <= {place for place, _ in texts}
     for key in (sandbox.api_key, sandbox.account_key):
         assert not leaks(key, texts)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+async def test_a_redirect_to_a_url_with_the_credential_does_not_show_it(
+    serve: Serve, caplog: pytest.LogCaptureFixture, tracing: Tracing, metering: Metering, recorded: bool
+) -> None:
+    """Neither at the start of its spans. The server chose a name for it that says nothing, and another origin."""
+    secret, started = SHAPES["plain"], list[str]()
+
+    class Started(SpanProcessor):
+        def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+            started.append(str((span.attributes or {})["url.full"]))
+
+    tracing.provider.add_span_processor(Started())
+
+    async def elsewhere(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=401, text=f"{request.url}")
+
+    other = (await serve(elsewhere)).replace("127.0.0.1", "localhost")
+
+    async def here(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=302, headers={"Location": f"{other}/{secret}/?by={secret}"})
+
+    url = await serve(here)
+    providers: Any = {"tracer_provider": tracing.provider, "meter_provider": metering.provider} if recorded else {}
+    layers = stack(RULES, auth=_auth(secret), attempts=1, **providers)
+    async with aiohttp.ClientSession(middlewares=layers) as session:
+        with pytest.raises(LamellaError) as caught:
+            await session.get(url)
+    assert len(started) == 4 * recorded
+    assert secret not in str(started)
+    assert not leaks(secret, shown(tracing, metering, caplog, caught.value, layers))
 
 
 async def test_a_redirect_to_another_origin_shows_no_credential(

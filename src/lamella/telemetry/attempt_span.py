@@ -114,7 +114,7 @@ class AttemptSpan(Layer):
             call.attempts = attempts + 1
             return
         telemetry, propagation = self._telemetry, self._propagation
-        if not attempts:
+        if not attempts and REDIRECTED.get() is not None:
             note_earlier_hops(call)
         begun: _Begun | None = None
         if (said := telemetry.describe(call)) is not None:

@@ -30,7 +30,7 @@ from lamella.telemetry.names import (
 )
 from lamella.telemetry.others import give_back
 from lamella.telemetry.propagation import hands_on_nothing
-from lamella.telemetry.redirects import earlier_hops
+from lamella.telemetry.redirects import earlier_hops, note_earlier_secrets
 from lamella.telemetry.shared import SpanOptions, Telemetry
 from lamella.telemetry.tracing import SILENT, Current, unrecorded
 
@@ -129,6 +129,7 @@ class RequestSpan(Layer):
             # Nothing is recorded: set only what other layers and the log need.
             call.span = SILENT if telemetry.is_global and hands_on_nothing() else unrecorded()
             return
+        note_earlier_secrets(call)
         measured, now = telemetry.measured(call, said), 0.0
         if measured is not None:
             OBSERVER.set(call, _Waits(telemetry.instruments, self._waiting, measured))

@@ -11,6 +11,7 @@ from yarl import URL
 
 from lamella._aiohttp import same_call
 from lamella.call import Call, PerCall
+from lamella.credentials import secrets_of
 from lamella.origins import Origin, origin_of
 
 
@@ -24,11 +25,13 @@ class _Redirect(NamedTuple):
     """The number of attempts so far."""
     origin: Origin
     """The origin of the first request."""
+    secrets: tuple[str, ...]
+    """Possible secrets of the requests so far, which a server may have put into the target."""
 
 
 REDIRECTED: Final[ContextVar[_Redirect | None]] = ContextVar("lamella_redirected", default=None)
 """The previous hop, for the next call in this context, which may be unrelated."""
-_BEFORE: Final = PerCall[_Redirect](lambda: _Redirect("", None, 0, ("", None, None)))
+_BEFORE: Final = PerCall[_Redirect](lambda: _Redirect("", None, 0, ("", None, None), ()))
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
@@ -48,19 +51,31 @@ def note_redirect(call: Call, response: aiohttp.ClientResponse) -> None:
         with suppress(ValueError):
             target = str(response.url.join(URL(_target_of(response) or "")).with_fragment(None))
         first = first_origin(call) or origin_of(call.request.url)
-        REDIRECTED.set(_Redirect(target, same_call(call.request), call.attempts, first))
+        REDIRECTED.set(_Redirect(target, same_call(call.request), call.attempts, first, secrets_of(call)))
+
+
+def _hop_before(call: Call) -> _Redirect | None:
+    redirect = REDIRECTED.get()
+    if redirect is None:
+        return None
+    shared = same_call(call.request)
+    is_same = redirect.call is shared and (shared is not None or redirect.target == str(call.request.url))
+    return redirect if is_same else None
+
+
+def note_earlier_secrets(call: Call) -> None:
+    """Add the secrets of earlier hops to *call*."""
+    if (redirect := _hop_before(call)) is not None:
+        call.secrets = tuple(dict.fromkeys((*call.secrets, *redirect.secrets)))
 
 
 def note_earlier_hops(call: Call) -> None:
-    """Add the attempts of earlier hops to *call* before its first attempt."""
-    redirect = REDIRECTED.get()
-    if redirect is None:
-        return
-    REDIRECTED.set(None)
-    shared = same_call(call.request)
-    if redirect.call is shared and (shared is not None or redirect.target == str(call.request.url)):
+    """Add the attempts and secrets of earlier hops to *call* before its first attempt."""
+    if (redirect := _hop_before(call)) is not None:
+        note_earlier_secrets(call)
         call.attempts = redirect.attempts
         _BEFORE.set(call, redirect)
+    REDIRECTED.set(None)
 
 
 def earlier_hops(call: Call) -> int:
