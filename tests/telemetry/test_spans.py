@@ -403,6 +403,24 @@ class TestHeaders:
             "http.response.header.etag": ('"1"',),
         }
 
+    async def test_the_values_of_sensitive_headers_are_not_recorded(self, serve: Serve, tracing: Tracing) -> None:
+        async def answer(_: web.Request) -> web.StreamResponse:
+            headers = {"Set-Cookie": "sid=zq-1", "X-Auth-Token": "zq-2", "Location": "http://u:zq-3@h/?token=zq-4"}
+            return web.Response(headers=headers)
+
+        names = ["set-cookie", "x-auth-token", "location", "referer", "x-key"]
+        spans = AttemptSpan(tracer_provider=tracing.provider, request_headers=names, response_headers=names)
+        async with aiohttp.ClientSession(await serve(answer), middlewares=[spans]) as session:
+            await session.get("/", headers={"Referer": "http://h/?token=zq-5", "X-Key": "zq"})
+        found = {name: value for name, value in given(tracing.sends[0]).items() if ".header." in name}
+        assert found == {
+            "http.request.header.referer": ("http://h/?token=REDACTED",),
+            "http.request.header.x-key": ("REDACTED",),
+            "http.response.header.set-cookie": ("REDACTED",),
+            "http.response.header.x-auth-token": ("REDACTED",),
+            "http.response.header.location": ("http://h/?token=REDACTED",),
+        }
+
     async def test_no_headers_are_recorded_by_default(self, serve: Serve, tracing: Tracing) -> None:
         await send(serve, tracing, headers={"X-Mine": "1"})
         assert not [name for name in given(tracing.sends[0]) if ".header." in name]

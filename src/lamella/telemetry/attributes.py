@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import aiohttp
+from multidict import CIMultiDict
 from opentelemetry.util.types import AttributeValue
 from yarl import URL
 
@@ -17,7 +18,7 @@ from lamella.call import Call, PerCall
 from lamella.classify.failures import ERROR_STATUS
 from lamella.credentials import hidden_headers, secrets_of
 from lamella.logger import LOGGER
-from lamella.redaction import hide, redact_text, url_parts
+from lamella.redaction import hide, redact_answer_headers, redact_text, url_parts
 from lamella.telemetry.names import (
     METHOD,
     METHOD_ORIGINAL,
@@ -181,13 +182,12 @@ def size_attributes(
 def header_attributes(
     prefix: str, headers: Mapping[str, str], names: Iterable[str], call: Call, secrets: Iterable[str]
 ) -> dict[str, AttributeValue]:
-    """Return the values of the headers *names* as lists, without *secrets* and headers set by auth layers."""
-    hidden = hidden_headers(call)
+    """Return the values of the headers *names* as lists, without credentials and headers set by auth layers."""
+    shown = frozenset(names) - hidden_headers(call)
+    chosen = CIMultiDict([(name, value) for name, value in headers.items() if name.lower() in shown])
     found: dict[str, list[str]] = {}
-    for name, value in headers.items():
-        lowered = name.lower()
-        if lowered in names and lowered not in hidden:
-            found.setdefault(f"{prefix}{lowered}", []).append(redact_text(value, secrets))
+    for name, value in redact_answer_headers(chosen, secrets).items():
+        found.setdefault(f"{prefix}{name.lower()}", []).append(redact_text(value, secrets))
     return dict(found)
 
 
