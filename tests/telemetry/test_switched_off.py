@@ -226,6 +226,7 @@ async def test_an_excluded_call_does_not_propagate_without_an_sdk(serve: Serve) 
         ("health", "excluded_urls must be a collection of regular expressions, got the string 'health'"),
         (["good", "(bad"], r"excluded_urls must be regular expressions, got '\(bad': missing"),
         (["good", 7], "excluded_urls must be regular expressions, got 7: "),
+        (["good", b"bytes"], "excluded_urls must be regular expressions, got b'bytes': "),
     ],
 )
 def test_bad_excluded_url_patterns_are_rejected(given: Any, message: str) -> None:

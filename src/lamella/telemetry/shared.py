@@ -100,8 +100,8 @@ def _excluded(given: Iterable[str] | None) -> tuple[re.Pattern[str], ...]:
 
 def _compiled(pattern: str, name: str) -> re.Pattern[str]:
     try:
-        return re.compile(pattern.strip())
-    except (re.error, AttributeError) as exc:
+        return re.compile(str.strip(pattern))
+    except (re.error, TypeError) as exc:
         raise ValueError(f"{name} must be regular expressions, got {pattern!r}: {exc}") from None
 
 
