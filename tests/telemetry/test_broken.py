@@ -236,5 +236,20 @@ async def test_a_template_that_is_no_text_is_logged(
         ("GET", SpanKind.CLIENT),
         ("lamella GET", SpanKind.INTERNAL),
     ]
-    [line, *_] = [line for line in caplog.records if line.getMessage() == "url_template failed"]
-    assert f"url_template must return a str or None, got {type(template).__name__}" in str(line.exc_info)
+    said = f"TypeError: url_template must return a str or None, got {type(template).__name__}"
+    assert f"url_template failed: {said}" in caplog.messages
+
+
+async def test_the_log_of_a_template_that_fails_shows_no_credential(
+    serve: Serve, tracing: Tracing, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(request: aiohttp.ClientRequest) -> str:
+        raise LookupError(str(request.url))
+
+    layers = stack(RULES, tracer_provider=tracing.provider, url_template=failing)
+    url = await serve(Statuses())
+    caplog.set_level(logging.ERROR)
+    async with aiohttp.ClientSession(url, middlewares=layers) as session:
+        await session.get("/?token=a-secret")
+    assert caplog.messages == [f"url_template failed: LookupError: {url}/?token=REDACTED"]
+    assert "a-secret" not in caplog.text

@@ -68,7 +68,7 @@ def described(call: Call, template: UrlTemplate | None, known: frozenset[str]) -
     if before is not None and before[0] == made_of:
         return before[1]
     shown = method if method in known else OTHER
-    path = _template_of(request, template)
+    path = _template_of(call, template)
     now = _described(shown, method, url.host or "", url.port, path)
     _DESCRIBED.set(call, (made_of, now))
     return now
@@ -130,17 +130,17 @@ def last_shown_url(call: Call) -> str:
     return shown_url(call, secrets_of(call))
 
 
-def _template_of(request: aiohttp.ClientRequest, template: UrlTemplate | None) -> str | None:
-    """Return the result of *template* for *request*. An exception or another type is logged, and the result is None."""
+def _template_of(call: Call, template: UrlTemplate | None) -> str | None:
+    """Return the result of *template* for *call*. An exception or another type is logged, and the result is None."""
     if template is None:
         return None
     try:
-        path = template(request)
+        path = template(call.request)
         if path is not None and not isinstance(path, str):
             raise TypeError(f"url_template must return a str or None, got {type(path).__name__}")
         return path
-    except Exception:  # noqa: BLE001 - logged, with its traceback
-        LOGGER.exception("url_template failed")
+    except Exception as exc:  # noqa: BLE001 - of the user's own; its message may contain the URL
+        LOGGER.error("url_template failed: %s", redact_text(f"{type(exc).__name__}: {exc}", secrets_of(call)))
         return None
 
 
