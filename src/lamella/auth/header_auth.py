@@ -125,6 +125,7 @@ class HeaderAuth(Layer):
             if self._kept is not None:
                 self._kept.take(call)
             self._take_off(call)
+            call.secrets += self._secrets  # a redirect of its own origin may have put one into the URL
             return None
         for name in self._guarded:
             if name in headers:
