@@ -14,6 +14,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from lamella.error_body import ERROR_BYTES, json_in
+from lamella.secret_names import PUBLIC_HEADERS, one_tells, telling_headers, tells, tells_of_answer
 
 if TYPE_CHECKING:
     import aiohttp
@@ -30,44 +31,6 @@ _MOST_READ = 64 * 1024
 _SHORTEST_SECRET = 4
 # Parts of a credential are often words, such as a cookie's name.
 _SHORTEST_PART = 8
-
-# Names of query parameters and headers whose values are not shown.
-_SECRET_NAME = re.compile(
-    r"key|token|secret|passw|passphrase|^pass$|pwd|signature|^sig$|credential|auth|session|jwt|^code$|^state$|otp|^pin$",
-    re.IGNORECASE,
-)
-# Not secret: X-RateLimit-Remaining-Tokens.
-_COUNTED = re.compile("rate-?limit.*tokens", re.IGNORECASE)
-# Request headers whose values are useful and never secret. For all others only the name is shown.
-_PUBLIC_HEADERS = frozenset(
-    {
-        "accept",
-        "accept-encoding",
-        "accept-language",
-        "age",
-        "allow",
-        "cache-control",
-        "connection",
-        "content-encoding",
-        "content-length",
-        "content-type",
-        "date",
-        "etag",
-        "expires",
-        "host",
-        "last-modified",
-        "retry-after",
-        "server",
-        "traceparent",
-        "transfer-encoding",
-        "user-agent",
-        "vary",
-        "x-ratelimit-limit",
-        "x-ratelimit-remaining",
-        "x-ratelimit-reset",
-        "x-request-id",
-    }
-)
 
 
 def redact_url(url: URL, secrets: Iterable[str] = ()) -> str:
@@ -88,11 +51,11 @@ def url_parts(url: URL) -> tuple[str, str, URL]:
     shown = url.with_fragment(None) if url.raw_fragment else url
     if url.raw_user is not None or url.raw_password is not None:
         shown = shown.with_user(None)
-    if url.raw_query_string and (_one_tells(tuple(url.query)) or "//" in url.query_string):
+    if url.raw_query_string and (one_tells(tuple(url.query)) or "//" in url.query_string):
         # A value may be a URL with credentials of its own.
         query = [
             # A name that contains an equals sign is an escaped parameter.
-            (name.partition("=")[0], REDACTED) if _tells(name) else (name, _without_login(value))
+            (name.partition("=")[0], REDACTED) if tells(name) else (name, _without_login(value))
             for name, value in url.query.items()
         ]
         shown = shown.with_query(query) if query != [*url.query.items()] else shown
@@ -116,7 +79,7 @@ _USER_IN_PATH = re.compile("(//|%2F%2F)(?:(?!%2F)[^/])*(?:@|%40)", re.IGNORECASE
 def redact_headers(headers: Mapping[str, str], secrets: Iterable[str] = ()) -> CIMultiDict[str]:
     """Return the *headers* of a request with only harmless values and without *secrets*."""
     return _hide_in_values(
-        [(name, value if name.lower() in _PUBLIC_HEADERS else REDACTED) for name, value in headers.items()], secrets
+        [(name, value if name.lower() in PUBLIC_HEADERS else REDACTED) for name, value in headers.items()], secrets
     )
 
 
@@ -130,7 +93,7 @@ def redact_answer_headers(
     """
     return _hide_in_values(
         [
-            (name, REDACTED if _tells_of_answer(name) or name.lower() in hidden else _without_login(value))
+            (name, REDACTED if tells_of_answer(name) or name.lower() in hidden else _without_login(value))
             for name, value in headers.items()
         ],
         secrets,
@@ -157,7 +120,7 @@ _PARAMETERS = re.compile(r"""([?&#])([^?&#\s"'<>]+)""")
 
 def _hide_parameter(found: re.Match[str]) -> str:
     for part in _NAMED.finditer(found[2]):
-        if _tells(unquote_plus(part[1])):
+        if tells(unquote_plus(part[1])):
             # The following text may belong to the value.
             return f"{found[1]}{found[2][: part.end(1)]}={REDACTED}"
     return found[0]
@@ -279,15 +242,15 @@ def secrets_in(url: URL, headers: Mapping[str, str], known: Iterable[str] = ()) 
     These are the *known* ones and the values of sensitive headers and query keys.
     """
     found = [*known]
-    if url.raw_query_string and _one_tells(tuple(url.query)):
-        found += [value or name.partition("=")[2] for name, value in url.query.items() if _tells(name)]
+    if url.raw_query_string and one_tells(tuple(url.query)):
+        found += [value or name.partition("=")[2] for name, value in url.query.items() if tells(name)]
     if "@" in url.raw_path_qs or "%40" in url.raw_path_qs:
         found += map(unquote, _PASSWORD.findall(unquote(url.raw_path_qs)))
     if ";" in url.raw_path_qs or "%3" in url.raw_path:
         pairs = [_EQUALS.split(part, 1) for part in _SPLIT.split(url.raw_path_qs)]
-        found += [unquote_plus(pair[1]) for pair in pairs if len(pair) > 1 and _tells(unquote_plus(pair[0]))]
-    if telling := _telling(tuple(headers)):
-        found += [value for name, value in headers.items() if name in telling]
+        found += [unquote_plus(pair[1]) for pair in pairs if len(pair) > 1 and tells(unquote_plus(pair[0]))]
+    if sensitive := telling_headers(tuple(headers)):
+        found += [value for name, value in headers.items() if name in sensitive]
     cookie = headers.get("Cookie", "")
     return _with_parts(tuple(dict.fromkeys(found)), cookie) if found or cookie else ()
 
@@ -319,35 +282,6 @@ def _in_order(secrets: Iterable[str]) -> _Secrets:
     # Longest first, so that nothing remains of a secret that contains another.
     kept = (secret for secret in found if len(secret) >= _SHORTEST_SECRET)
     return _Secrets(sorted(kept, key=lambda secret: (-len(secret), secret)))
-
-
-@lru_cache(maxsize=1024)
-def _tells(name: str) -> bool:
-    """Return whether the value of a header or query key with this name is sensitive."""
-    return _SECRET_NAME.search(name) is not None
-
-
-@lru_cache(maxsize=1024)
-def _one_tells(names: tuple[str, ...]) -> bool:
-    """Return whether the value of one of the query keys *names* is sensitive."""
-    return any(map(_tells, names))
-
-
-# The requests of a session have the same few headers.
-@lru_cache(maxsize=256)
-def _telling(names: tuple[str, ...]) -> frozenset[str]:
-    """Return those of the *names* of headers whose values are not shown."""
-    return frozenset(name for name in names if _tells_header(name))
-
-
-@lru_cache(maxsize=1024)
-def _tells_header(name: str) -> bool:
-    return _tells(name) or name.lower() in {"cookie", "set-cookie", "set-cookie2"}
-
-
-@lru_cache(maxsize=1024)
-def _tells_of_answer(name: str) -> bool:
-    return _tells_header(name) and not _COUNTED.search(name)
 
 
 _SEPARATORS = re.compile(r"[\s;,=]+")
