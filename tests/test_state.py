@@ -81,6 +81,41 @@ async def test_replacing_a_state_counts_as_a_use() -> None:
     assert await total(store, "b") == 0
 
 
+@dataclass
+class State:
+    """A state with each kind of value."""
+
+    flag: bool = True
+    number: float = 0.0
+    text: str = "a"
+    log: list[list[float]] = field(default_factory=list)
+    by_name: dict[str, list[float]] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize("state", [State(), State(False, -0.1, "ü", [[1.0, 2.5]], {"x": [3.0]}), Tally(7)], ids=repr)
+async def test_a_packed_state_has_the_same_values(state: Any) -> None:
+    store = MemoryStore(2)
+    store.keep("a", state)
+    store.pack("a")
+    store.pack("a")
+    store.pack("missing")
+    assert store.peek("a") == state
+    store.of("b", State)
+    found = store.of("a", State)
+    assert (found, found is state) == (state, False)
+    store.of("c", State)
+    assert store.peek("b") is None, "unpacking counts as a use"
+    assert store.of("a", State) is found
+
+
+async def test_a_state_of_a_shared_store_is_not_packed() -> None:
+    """Another layer may hold a reference to it."""
+    store = MemoryStore()
+    kept = store.of("a", State)
+    SharedState(store).pack("a")
+    assert store.peek("a") is kept
+
+
 async def test_thirty_thousand_accounts_are_bounded() -> None:
     store = MemoryStore()
     for number in range(30_000):

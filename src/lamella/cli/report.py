@@ -76,13 +76,13 @@ class Total(NamedTuple):
 def totals(synced: Synced, collected: Collector | None = None) -> Iterator[Total]:
     """Yield the numbers of a sync, including attempts and retries if spans were collected."""
     parts = synced.parts
-    of_account: dict[str, set[str]] = {}
-    for part in parts:
-        of_account.setdefault(part.account, set()).add(state_of(part))
     order = ("failed", "open", "done", "skipped")
-    worst = [min(own, key=order.index) for own in of_account.values()]
+    worst: dict[str, str] = {}  # by account
+    for part in parts:
+        state = state_of(part)
+        worst[part.account] = min(worst.get(part.account, state), state, key=order.index)
     yield Total("run", str(synced.run), "resumed" if synced.resumed else "")
-    yield Total("accounts", f"{len(of_account):,}", _in_words(worst))
+    yield Total("accounts", f"{len(worst):,}", _in_words(worst.values()))
     yield Total("parts", f"{len(parts):,}", _in_words(map(state_of, parts)))
     yield Total("pages", f"{sum(part.pages for part in parts):,}", "stored")
     yield Total("records", f"{sum(part.records for part in parts):,}", "new or changed")

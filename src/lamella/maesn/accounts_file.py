@@ -23,6 +23,7 @@ _FIELDS: Final = (*_NEEDED, "company_id", "environment_name", "without", "params
 NOT_A_HEADER: Final = "must be printable ASCII, because it is sent in a header"
 """The complaint about a key that is not allowed in a header."""
 _WHERE: Final = re.compile(r"\(at (?:line (\d+)|(end of document))")
+_NO_PARAMS: Final[dict[str, dict[str, str]]] = {}
 _Row = tuple[str, dict[str, str]]  # its position, such as "line 3", and its fields
 _TABLE: Final = re.compile(r"""\s*(\[\[|\[)\s*["']?accounts["']?\s*(?:\]\]|\])\s*(?:#.*)?""")
 
@@ -76,7 +77,7 @@ def _accounts(rows: Iterator[_Row]) -> Iterator[Account]:
             raise _Fault(f"{where}: the same key as in {first}")
         names[name] = used[key, company, environment] = where
         lists, params = _lists(where, fields.get("without", "")), _params(where, fields.get("params", ""))
-        yield Account(name, key, company, environment, lists, params)
+        yield Account(name, key, company, environment, lists, params or _NO_PARAMS)
     if not names:
         raise _Fault("no accounts in it")
 

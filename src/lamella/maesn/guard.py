@@ -21,7 +21,8 @@ from lamella.rules import Failure, StopReason
 from lamella.store.shared import hash_key
 from lamella.telemetry.names import ERRORS, GUARD_EVENT
 
-_MOST_PLACES: Final = 10_000
+MOST_PLACES: Final = 2_000
+"""The number of paths of accounts from which those without recent errors are forgotten."""
 
 
 class TooManyErrors(RequestRejected):
@@ -73,6 +74,7 @@ class ErrorGuard(Layer):
         self._statuses = frozenset(statuses)
         self._places: dict[tuple[str, str], _Place | None] = {}
         """None: the last response did not count as an error, and the account has no recent errors there."""
+        self._most_places = MOST_PLACES
         self._calls: dict[Call, _Place] = {}
 
     def before(self, call: Call) -> Awaitable[None] | None:
@@ -131,12 +133,14 @@ class ErrorGuard(Layer):
         place = self._places.get(key)
         if place is None:
             is_proven = key in self._places
-            if len(self._places) >= _MOST_PLACES:
+            if len(self._places) >= self._most_places:
                 now = request.loop.time()
                 self._places = {
                     key: each
                     for key, each in self._places.items()
                     if each is not None and (each.under_way or now - max(each.errors, default=-math.inf) < self._per)
                 }
+                # Otherwise, if most of them stay, each new one would check them all again.
+                self._most_places = max(MOST_PLACES, 2 * len(self._places))
             place = self._places[key] = _Place(key, proven=is_proven)
         return place

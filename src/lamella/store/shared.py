@@ -25,7 +25,7 @@ _R = TypeVar("_R")
 _Ts = TypeVarTuple("_Ts")
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def hash_key(origin: Origin | None, key: str | None) -> str:
     """Return a hash of *origin* and *key*, which may be a credential. It is the same in every process."""
     text = f"{'' if origin is None else origin_text(origin)}\n{key or ''}"
@@ -55,7 +55,7 @@ class SharedState:
         pause: Seconds for which a failed store is not asked. A `NetworkStore` has its own.
     """
 
-    __slots__ = ("_ahead", "_failed", "_failures", "_local", "_patience", "_pause", "_store", "memory")
+    __slots__ = ("_ahead", "_failed", "_failures", "_is_own", "_local", "_patience", "_pause", "_store", "memory")
 
     def __init__(self, store: Store | None, *, patience: float = 0.25, pause: float = 5.0) -> None:
         check_seconds("patience", patience)
@@ -65,6 +65,7 @@ class SharedState:
         self._pause = 0.0 if has_own else pause
         self._store: Store | None = None
         self._local = MemoryStore()
+        self._is_own = store is None
         if isinstance(store, MemoryStore):
             self._local = store
         elif store is not None:
@@ -84,6 +85,11 @@ class SharedState:
     def last_known(self, key: str) -> object | None:
         """Return the last state of *key* that this process has read, or None. The caller must not change it."""
         return self._local.peek(key)
+
+    def pack(self, key: str) -> None:
+        """Keep the state of *key* in less memory while it is not used, if no other layer has the store."""
+        if self._is_own:
+            self._local.pack(key)
 
     def now(self) -> float:
         """Return the time by the store's clock, or by the loop's clock while that is unknown."""

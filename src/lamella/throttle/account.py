@@ -281,6 +281,7 @@ def forget_idle(accounts: OrderedDict[str, Account], ended: Callable[[Account], 
     for name, account in list(islice(accounts.items(), 4)):
         if account.is_idle and (too_many or account.is_in_store(now)):
             ended(account)
+            account.learning.state.pack(name)
             del accounts[name]
         else:
             accounts.move_to_end(name)
