@@ -29,6 +29,7 @@ from lamella.cli.accounts import others_can_read
 from lamella.cli.causes import causes_of
 from lamella.cli.display import Lines, Look, Screen, display_on, say_failed
 from lamella.cli.options import Options, Settings, say_how_to_go_on, settings_of, why_not_forgotten
+from lamella.cli.plan import show_plan
 from lamella.cli.process import cancelled_by_signals, connections, without_stamina_hooks
 from lamella.cli.progress import Watch
 from lamella.cli.remarks import remarks, remarks_of_run
@@ -36,7 +37,7 @@ from lamella.cli.report import Check, Synced
 from lamella.cli.terminal import count, duration, fail, make_console, show, some, warn
 from lamella.redaction import redact_text
 from lamella.retry.report import OnAttempt
-from lamella.sync import Part, Report, SchemaMismatch, TooManyDeparted
+from lamella.sync import Report, SchemaMismatch, TooManyDeparted
 from lamella.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -94,11 +95,7 @@ def _main(options: Options, folder: Path) -> int:
     console = make_console(stderr=options.as_json, quiet=options.quiet)
     try:
         if options.dry_run:
-            parts = asyncio.run(_plan(settings))
-            if options.as_json:
-                typer.echo(json.dumps(report.plan_as_json(parts), indent=2))
-            else:
-                show(console, report.plan_as_table(parts))
+            show_plan(settings, console, as_json=options.as_json)
             return 0
         if options.sandbox:
             from lamella.cli import sandboxed
@@ -113,24 +110,6 @@ def _main(options: Options, folder: Path) -> int:
     except TooManyDeparted as exc:
         fail(why_not_forgotten(exc))
     return _tell(console, ended, tracing)
-
-
-async def _plan(settings: Settings) -> tuple[Part, ...]:
-    """Return the plan of a sync. Sends and writes nothing."""
-    there = os.path.exists(settings.journal)  # noqa: ASYNC240 - a look, before there is anything to wait for
-    async with Journal.open(settings.journal, batch=settings.identity) if there else nullcontext() as journal:
-        return await maesn.plan(
-            settings.accounts,
-            settings.resources,
-            journal=journal,
-            limit=settings.page_size,
-            params=settings.params,
-            since=settings.since,
-            resume=settings.resume,
-            lookback=settings.lookback,
-            full_every=settings.full_every,
-            departed=settings.departed,
-        )
 
 
 async def _sync(options: Options, settings: Settings, console: Console, tracing: _Tracing | None) -> _Ended:

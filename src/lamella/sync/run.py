@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -226,8 +227,12 @@ async def plan(
     )
     if journal is None:
         return tuple(Part(*each, asked(ask, each)) for each in wanted)
-    await journal.read(lambda db: check_departed(db, accounts, departed))
-    return tuple(await journal.read(lambda db: list(map(part_of, wanted, look(db, wanted, ask)[2]))))
+    return await journal.read(lambda db: _planned(db, accounts, wanted, ask))
+
+
+def _planned(db: sqlite3.Connection, accounts: Collection[str], wanted: list[Wanted], ask: Ask) -> tuple[Part, ...]:
+    check_departed(db, accounts, ask.departed)
+    return tuple(map(part_of, wanted, look(db, wanted, ask)[2]))
 
 
 def _checked(
