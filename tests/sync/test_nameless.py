@@ -15,7 +15,7 @@ from tests.servers import Serve
 
 from lamella import Source, stack, sync
 from lamella.batch import Journal
-from lamella.sync import Numbered, Part, RepeatedPage
+from lamella.sync import Cursor, Numbered, Pagination, Part, RepeatedPage
 
 
 class Server:
@@ -44,9 +44,9 @@ class Server:
         return web.json_response(body)
 
 
-async def run(server: Server, serve: Serve, path: Path, **source: Any) -> tuple[Part, list[tuple[str, Any]]]:
+async def run(server: Server | Rows, serve: Serve, path: Path, **source: Any) -> tuple[Part, list[tuple[str, Any]]]:
     options: dict[str, Any] = {"id": ("id", None), "total": "total", "changed": "at", "since": "since"}
-    of = Source("rows", Numbered(page_size=4), **(options | source))
+    of = Source("rows", **({"pages": Numbered(page_size=4)} | options | source))
     output = path / "rows.jsonl"
     async with (
         aiohttp.ClientSession(await serve(server), middlewares=stack()) as session,
@@ -188,3 +188,80 @@ async def test_one_short_page_drops_no_record(serve: Serve, tmp_path: Path) -> N
     server.after_first = lambda server: server.records.extend(rows(2, 3))
     part, found = await run(server, serve, tmp_path)
     assert (part.done, values(found)) == (True, Counter({1: 1, 2: 1, 3: 1}))
+
+
+class Rows:
+    """Serves pages of records without an id, by number or by cursor."""
+
+    def __init__(self, records: list[Any] | None, *, total: int | None = None, loops: bool = False) -> None:
+        self.records = records  # None: each answer has new ones, whichever page is requested
+        self.total = total
+        self.loops = loops  # whether each answer has the same cursor
+        self.asked = 0
+
+    async def __call__(self, request: web.Request) -> web.Response:
+        self.asked += 1
+        page = int(request.query.get("page") or request.query.get("cursor") or 1)
+        new = rows(*(f"{self.asked}-{number}" for number in range(4)))
+        data = new if self.records is None else self.records[(page - 1) * 4 : page * 4]
+        body: dict[str, Any] = {"data": data} | ({} if self.total is None else {"total": self.total})
+        if "page" not in request.query and len(data) == 4:
+            body["next_cursor"] = "1" if self.loops else str(page + 1)
+        return web.json_response(body)
+
+
+EQUAL = [*rows(7) * 14, *rows(8)]
+PAGES: dict[str, Pagination] = {"numbers": Numbered(page_size=4), "cursors": Cursor(page_size=4)}
+
+
+@pytest.mark.parametrize("total", [None, len(EQUAL)])
+@pytest.mark.parametrize("by", PAGES)
+async def test_pages_that_are_really_equal_are_stored(serve: Serve, tmp_path: Path, by: str, total: int | None) -> None:
+    server = Rows(EQUAL, total=total)
+    for _ in range(2):
+        part, found = await run(server, serve, tmp_path, pages=PAGES[by])
+        assert (part.done, part.error, values(found)) == (True, None, Counter({7: 14, 8: 1}))
+    source = Source("rows", PAGES[by], id=None, total="total")
+    async with aiohttp.ClientSession(await serve(server), middlewares=stack()) as session:
+        assert [record async for record in sync.records(session, source)] == EQUAL
+
+
+@pytest.mark.parametrize("total", [None, 8])
+async def test_an_api_that_ignores_the_page_is_noticed_although_the_count_fits(
+    serve: Serve, tmp_path: Path, total: int | None
+) -> None:
+    server = Server(rows(1, 1, 1, 1), total=total is not None, ignores_page=True)
+    server.states = total
+    part, _ = await run(server, serve, tmp_path)
+    assert isinstance(part.error, RepeatedPage)
+    assert "so has page 1,000,000" in str(part.error)
+    assert server.asked < 20
+
+
+async def test_a_cursor_that_repeats_is_noticed(serve: Serve, tmp_path: Path) -> None:
+    server = Rows(rows(1, 2, 3, 4), loops=True)
+    part, _ = await run(server, serve, tmp_path, pages=PAGES["cursors"])
+    assert isinstance(part.error, RepeatedPage)
+    assert server.asked < 20
+    source = Source("rows", PAGES["cursors"], id=None)
+    async with aiohttp.ClientSession(await serve(server), middlewares=stack()) as session:
+        with pytest.raises(RepeatedPage):
+            _ = [record async for record in sync.records(session, source)]
+
+
+async def test_an_api_that_ignores_the_page_and_always_has_new_records_ends(serve: Serve, tmp_path: Path) -> None:
+    server = Rows(None)
+    part, _ = await run(server, serve, tmp_path)
+    assert isinstance(part.error, RepeatedPage)
+    assert server.asked < 100
+    source = Source("rows", Numbered(page_size=4), id=None)
+    async with aiohttp.ClientSession(await serve(server), middlewares=stack()) as session:
+        with pytest.raises(RepeatedPage, match="rows might never end: page 20 has records, and so has page 1,000,000"):
+            _ = [record async for record in sync.records(session, source)]
+
+
+async def test_a_long_list_without_counts_is_read_to_its_end(serve: Serve, tmp_path: Path) -> None:
+    server = Rows(rows(*range(101)))
+    part, found = await run(server, serve, tmp_path)
+    assert (part.done, len(found)) == (True, 101)
+    assert server.asked == 26 + 1 + 1, "the empty page after the end, and one far after it"

@@ -43,9 +43,21 @@ class UnsteadyList(IncompleteList):
 
 
 class RepeatedPage(IncompleteList):
-    """A page brought no new record, so the list might never end."""
+    """A page brought no new record, or the API ignores which page is requested, so the list might never end.
 
-    def __init__(self, name: str, number: int) -> None:
+    Args:
+        name: The name of the list.
+        number: The number of the page.
+        far: The number of a page far after the end that has records as well. None: no such page was read.
+    """
+
+    def __init__(self, name: str, number: int, far: int | None = None) -> None:
+        if far is not None:
+            super().__init__(
+                f"{name} might never end: page {number} has records, and so has page {far:,}. "
+                "The API may ignore the page or offset of the request"
+            )
+            return
         super().__init__(
             f"page {number} of {name} brought no new record: all of its records were on pages before. "
             "The API may ignore the page, offset or cursor of the request"

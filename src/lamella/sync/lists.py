@@ -12,7 +12,18 @@ import aiohttp
 
 from lamella.sync.decode import ParseNumber, id_of, updated_of
 from lamella.sync.errors import EmptyPage, RepeatedPage, UnsteadyList
-from lamella.sync.page import List, Page, Place, checked_moment, ends_early, greater, read_filled
+from lamella.sync.page import (
+    MOST_PAGES,
+    List,
+    Page,
+    Place,
+    checked_moment,
+    ends_early,
+    greater,
+    honours_number,
+    may_be_endless,
+    read_filled,
+)
 from lamella.sync.source import Source
 
 MOST_EMPTY: Final = 20
@@ -98,6 +109,8 @@ async def _pages(session: aiohttp.ClientSession, of: List, number: int) -> Async
         if not page.records and token is not None:
             number += 1
             continue
+        if await _is_endless(session, of, walk, page):
+            raise RepeatedPage(of.source.name, number, MOST_PAGES)
         if (not page.records and number > 1) or not walk.take(page):
             break
         yield page
@@ -105,6 +118,14 @@ async def _pages(session: aiohttp.ClientSession, of: List, number: int) -> Async
             break
         number += 1
     walk.check()
+
+
+async def _is_endless(session: aiohttp.ClientSession, of: List, walk: _Walk, page: Page) -> bool:
+    """Return whether a page seems to have no end after it, because the API ignores its number."""
+    if not of.source.pages.parallel or walk.honours or not walk.is_doubtful(page):
+        return False
+    walk.honours = await honours_number(session, of)
+    return not walk.honours
 
 
 class _Walk:
@@ -116,6 +137,12 @@ class _Walk:
         self._ids: set[str] = set()
         self._contents: set[bytes] = set()
         """Digests of the pages that contain records without an id."""
+        self._tokens: set[str] = set()
+        """The tokens of these pages."""
+        self._equals = 0
+        """The number of consecutive pages that were equal to an earlier one."""
+        self.honours = False
+        """Whether the API is known to honour the number of a page."""
         self._seen = 0
         """The number of distinct records, by id. Each record without an id counts."""
         self._old = 0
@@ -161,13 +188,24 @@ class _Walk:
         self._ids.update(name for name in ids if name is not None)
         if None not in ids:
             return len(known) == len(set(ids))
-        # Several records without an id may be equal, so only a completely equal page is a repeat.
-        text = json.dumps(page.records, sort_keys=True, default=str)
-        content = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        if content in self._contents:
-            return True
+        # Several records without an id may be equal, and whole pages of them.
+        content = _digest(page)
+        self._equals = self._equals + 1 if content in self._contents else 0
+        is_loop = bool(self._equals) and page.token in self._tokens
         self._contents.add(content)
-        return False
+        if page.token is not None:
+            self._tokens.add(page.token)
+        is_stuck = self._equals > MOST_EMPTY and (self.before or 0) >= (self.total or 0)
+        return page.number >= MOST_PAGES or (not self._source.pages.parallel and (is_loop or is_stuck))
+
+    def is_doubtful(self, page: Page) -> bool:
+        """Return whether a page of a list without an end would look the same."""
+        ids = [id_of(record, self._source) for record in page.records]
+        is_nameless = None in ids
+        if is_nameless and _digest(page) in self._contents:
+            return True
+        counts = (self.total, self.total_pages, page.total, page.total_pages)
+        return bool(ids) and may_be_endless(page.number, is_nameless=is_nameless) and not any(counts)
 
     def ends_with(self, page: Page) -> bool:
         """Return whether a page is the last one, by its number and by the number of records."""
@@ -203,3 +241,9 @@ class _Walk:
         """Raise UnsteadyList if fewer records were read than the API counts."""
         if self._first == 1 and not self._has_all():
             raise UnsteadyList(self._source.name, self._seen, self.total)
+
+
+def _digest(page: Page) -> bytes:
+    """Return a digest of the records of a page."""
+    text = json.dumps(page.records, sort_keys=True, default=str)
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

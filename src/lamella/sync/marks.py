@@ -16,9 +16,10 @@ from typing import Final, NamedTuple, TypeVar
 from lamella.sync import nameless
 from lamella.sync.compare import compare
 from lamella.sync.decode import Records, microseconds, text_of
+from lamella.sync.endless import is_endless, is_stuck
 from lamella.sync.errors import BadRecord, EmptyPage, IncompleteList, RepeatedPage, UnsteadyList
 from lamella.sync.lists import MOST_EMPTY
-from lamella.sync.page import Page, ends_early, greater, lesser
+from lamella.sync.page import MOST_PAGES, Page, ends_early, greater, lesser
 from lamella.sync.source import Source
 from lamella.sync.stored import (
     Departed,
@@ -35,7 +36,6 @@ from lamella.sync.walk import MOST_WALKS, Walk, begun, count_pages, forget_pages
 
 _T = TypeVar("_T")
 
-_MOST_PAGES: Final = 1_000_000
 OVERLAP: Final = 300.0
 """Seconds before the high-water mark at which a sync begins, to allow for clock differences and slow answers."""
 
@@ -89,6 +89,7 @@ class Position:
     nameless: int = 0  # records without an id
     missing_ids: tuple[str, ...] = ()  # of records on the page
     deleted_ids: tuple[str, ...] = ()  # of records found deleted with the page
+    doubtful: bool = False  # the page was not stored: the API may ignore its number, so that the list has no end
 
 
 def look(db: sqlite3.Connection, wanted: Sequence[Wanted], ask: Ask) -> tuple[int, bool, Iterator[Position]]:
@@ -160,10 +161,20 @@ def opened(db: sqlite3.Connection, each: Wanted, source: Source) -> tuple[Positi
     return position, [page for page in range(1, (position.pages or len(stored) + 1) + 1) if page not in stored], None
 
 
-def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source: Source) -> Position:
+def store(
+    db: sqlite3.Connection, each: Wanted, number: int, page: Page, source: Source, *, honours: bool | None = None
+) -> Position:
     """Store the records of a page of walk *number*.
 
     After the last page, move the mark, or begin another walk if records are missing.
+
+    Args:
+        db: The journal.
+        each: The list.
+        number: The walk.
+        page: The page.
+        source: The source of the list.
+        honours: Whether the API honours the number of a page, as far as it was asked after this page.
     """
     walk = begun(db, each)
     if walk.walk != number or walk.ended:
@@ -175,8 +186,17 @@ def store(db: sqlite3.Connection, each: Wanted, number: int, page: Page, source:
         walk.mark, walk.gap = None, True
     mark = walk.mark if walk.since is None else None
     records = Records.of(page.records)
-    if nameless.repeats(db, each, records, number):
-        result = Put()
+    walk.honours = walk.honours if honours is None else honours
+    is_open = source.pages.parallel and walk.honours is None
+    endless = is_endless(walk, page, records)
+    if is_open and endless:
+        return replace(_position(db, each, walk), doubtful=True)
+    repeats = nameless.repeats(db, each, records, number)
+    if is_open and repeats:
+        return replace(_position(db, each, walk), doubtful=True)
+    walk.equals = walk.equals + 1 if repeats else 0
+    if (endless or repeats) and is_stuck(db, each, walk, page, source):
+        result, walk.repeated = Put(), walk.repeated or page.number
     else:
         numbered, is_again = nameless.numbered(db, each, records, number)
         walk.equal = bool(walk.equal or is_again)
@@ -247,7 +267,7 @@ def _count_in(db: sqlite3.Connection, each: Wanted, walk: Walk, page: Page, sour
     elif many or page.number <= (total_pages or 1):
         if total_pages is None and page.number == 1 and page.total and many and not one_by_one:
             total_pages = -(-page.total // many)
-            total_pages = None if total_pages > _MOST_PAGES else total_pages
+            total_pages = None if total_pages > MOST_PAGES else total_pages
         if total_pages is not None:
             walk.pages = max(walk.pages or 1, total_pages)
         elif not many:
@@ -271,7 +291,8 @@ def _end(db: sqlite3.Connection, each: Wanted, walk: Walk, source: Source, *, ma
     has_all = walk.has_all
     if walk.repeated is not None:
         if total is None or not has_all:
-            return RepeatedPage(name, walk.repeated)
+            far = MOST_PAGES if walk.honours is not None and not walk.honours else None
+            return RepeatedPage(name, walk.repeated, far)
     elif walk.empty > MOST_EMPTY and walk.pages is None:
         return EmptyPage(name, count_pages(db, each), None, None) if walk.bad is None else BadRecord(walk.bad)
     else:

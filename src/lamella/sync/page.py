@@ -17,15 +17,19 @@ from lamella.body.answer import wait_for_body, whole_bodies
 from lamella.classify.failures import ERROR_STATUS, error_messages
 from lamella.classify.judge import api_error
 from lamella.credentials import noting_secrets
-from lamella.errors import BadRequest, NotFound
+from lamella.errors import ApiError, BadRequest, NotFound, TooManyRequests, Unauthorized
 from lamella.rules.retry_after import parse_http_date
 from lamella.sync.decode import Cut, ParseNumber, Records, loads, records_of, split
 from lamella.sync.errors import AnswerFailed, BadRecord, EmptyPage
 from lamella.sync.source import Source, at, count_at
 from lamella.sync.stated import messages_of, says_more
 
-_MOST_PAGES: Final = 1_000_000
+MOST_PAGES: Final = 1_000_000
 """A larger page count is ignored: the pages would need too much memory."""
+_LONG: Final = 1_000
+"""Pages after which a list without counts may have no end."""
+_LONG_NAMELESS: Final = 20
+"""The same for records without an id, which are always new if their content changes."""
 _LONGEST: Final = 64 * 2**20
 """Maximum bytes of a page that are read within the attempt."""
 _SUCCESSES: Final = frozenset(range(200, 300)) - {202}
@@ -184,6 +188,26 @@ def _is_doubtful(source: Source, number: int, before: int | None) -> bool:
     return source.pages.parallel and number > 1 and (before or 0) >= (number - 1) * source.pages.page_size
 
 
+def may_be_endless(number: int, *, is_nameless: bool) -> bool:
+    """Return whether a list without counts may have no end if page *number* still has records."""
+    return number >= (_LONG_NAMELESS if is_nameless else _LONG)
+
+
+async def honours_number(session: aiohttp.ClientSession, of: List) -> bool:
+    """Return whether the API honours the number of a page: far after the end, there are no records.
+
+    Raises:
+        lamella.LamellaError: The API was not reached, or has rejected the account.
+    """
+    try:
+        page = await _read_page(session, of, Place(MOST_PAGES, MOST_PAGES * of.source.pages.page_size))
+    except (Unauthorized, TooManyRequests):
+        raise
+    except (ApiError, ValueError):
+        return True  # it treats this page differently
+    return not (page.records or page.bad)
+
+
 async def _has_records_after(session: aiohttp.ClientSession, of: List, place: Place) -> bool:
     """Return whether the page after an empty one has records."""
     after = Place(place.number + 1, place.before + of.source.pages.page_size)
@@ -245,7 +269,7 @@ async def _read_page(session: aiohttp.ClientSession, of: List, place: Place) -> 
     return Page(
         place.number,
         # Ignore the count: the list also ends with an empty page.
-        None if total_pages is None or total_pages > _MOST_PAGES else total_pages,
+        None if total_pages is None or total_pages > MOST_PAGES else total_pages,
         cast("list[Any]", records),  # for a sync (raw), it is a Records object
         answer,
         total,

@@ -18,7 +18,7 @@ from lamella.sync.contact import Contact
 from lamella.sync.errors import AnswerFailed, BadRecord, EmptyPage
 from lamella.sync.lists import MOST_EMPTY
 from lamella.sync.marks import Position, Wanted, store
-from lamella.sync.page import List, Place, read_filled
+from lamella.sync.page import List, Page, Place, honours_number, read_filled
 from lamella.sync.progress import Part, Progress, part_of
 from lamella.sync.source import Source
 
@@ -181,7 +181,16 @@ class Reading:
             total=position.total,
         )
         found = await self._contacts[of.origin].read(read)
-        return await self._journal.commit(lambda db: store(db, of.wanted, page.walk, found, of.list.source))
+        position = await self._store(page, found)
+        if position.doubtful:
+            position = await self._store(page, found, await honours_number(self._session, of.list))
+        return position
+
+    async def _store(self, page: PageToRead, found: Page, honours: bool | None = None) -> Position:
+        of = page.of
+        return await self._journal.commit(
+            lambda db: store(db, of.wanted, page.walk, found, of.list.source, honours=honours)
+        )
 
     def ended(self, outcome: ItemOutcome[PageToRead, Position | None]) -> None:
         """Update the part of an ended page, and add the pages that it revealed."""

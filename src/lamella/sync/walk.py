@@ -54,6 +54,8 @@ class Walk:
     unmet: int = 0  # stored records that were not read and not proved to be deleted
     nameless: int = 0  # records without an id
     equal: bool = False  # whether one of them was on two pages
+    equals: int = 0  # consecutive pages of a chain, each equal to an earlier one
+    honours: bool | None = None  # whether the API honours the number of a page. None: not asked
 
     def again(self, *, walks: int) -> Walk:
         """Return the next reading of the same list in the same run."""
@@ -67,6 +69,7 @@ class Walk:
             verify=self.verify,
             missing=self.missing,
             deleted=self.deleted,
+            honours=self.honours,
         )
 
     @property
