@@ -41,6 +41,7 @@ BAD = [
     (("--accounts", "no.csv", "--resource", "a"), "--accounts: no.csv: cannot be read: No such file or directory"),
     ((*GIVEN, "--output", "a.xls"), f"--output: the output must end in {SUFFIXES}, not 'a.xls'"),
     ((*GIVEN, "--output", "no/a.db"), "--output: cannot be written: No such file or directory: no/a.db"),
+    ((*GIVEN, "--output", "a.db", "--output", "a.jsonl"), "--output may be given only once, got 2 of them"),
     ((*GIVEN, "--journal", "no/a"), "--journal: folder no does not exist"),
     ((*GIVEN, "--report", "no/a.html"), "--report: cannot be written: No such file or directory: no/a.html"),
     ((*GIVEN, "--since", "friday"), "--since: since must be ISO 8601, as in 2026-01-31T00:00:00Z, not 'friday'"),

@@ -338,6 +338,27 @@ class TestChains:
         assert "the next page is at another origin: http://127" in str(part.error)
         assert asked == []
 
+    @pytest.mark.parametrize("way", [LinkHeader, NextUrl])
+    @pytest.mark.parametrize(
+        ("url", "problem"),
+        [
+            ("file:///etc/passwd?token=zq-token", "must have an http or https URL, got one with file"),
+            ("javascript:alert(1)", "must have an http or https URL, got one with javascript"),
+            ("http://[::1?token=zq-token", "is not a valid one"),
+            ("http://127.0.0.1:999999/?token=zq-token", "is not a valid one"),
+        ],
+    )
+    async def test_a_next_url_that_is_none_is_named(
+        self, serve: Serve, way: type[LinkHeader | NextUrl], url: str, problem: str
+    ) -> None:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            return web.json_response({"data": [], "next": url}, headers={"Link": f'<{url}>; rel="next"'})
+
+        async with aiohttp.ClientSession(await serve(handle), middlewares=stack(RULES)) as session:
+            with pytest.raises(ValueError, match=problem) as raised:
+                [each async for each in lamella.records(session, lamella.Source("rows", way()))]
+        assert "zq-token" not in str(raised.value)
+
 
 class TestAccounts:
     async def test_each_account_has_its_credentials_and_parameters(self, serve: Serve, tmp_path: Path) -> None:

@@ -25,10 +25,12 @@ FAILURES: list[dict[str, Any]] = [
     *({"meta": {"partial": "true"}}, {"timed_out": True}, {"failed": 3}),
     *({"Errors": ["down"]}, {"ERROR": {"code": 7}}, {"fault": {"faultstring": "down"}}, {"exception": "down"}),
     *({"errorMessages": ["down"]}, {"error_count": 2}, {"responseStatus": "FAILURE"}, {"status": "timeout"}),
+    *({"state": "FAILED"}, {"type": "error"}),
 ]
 OTHERS: list[dict[str, Any]] = [
     *({"success": True}, {"success": "true"}, {"success": None}, {"ok": 1}, {"status": "ok"}, {"status": "active"}),
     *({"status": 200}, {"code": 0}, {"statusCode": "200"}, {"result": 450}, {"message": "3 records"}),
+    *({"state": "complete"}, {"type": "list"}, {"type": 500}),
     *({"errorCode": 0}, {"error_code": "00000"}, {"errmsg": "ok"}, {"errorMessage": ""}, {"errorMessage": None}),
     *({"hasErrors": False}, {"failed": 0}, {"failed": []}, {"partial": None}, {"incomplete": "false"}),
     *({"description": "error"}, {"reason": "failed"}, {"nested": {"success": False}}),

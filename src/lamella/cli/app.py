@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -72,6 +73,14 @@ class _OneLineErrors(TyperCommand):
             if message := getattr(exc, "format_message", None):
                 fail(message())
             raise
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reject an option that is given twice: otherwise the first one would be ignored without a word."""
+        *_, order = self.make_parser(ctx).parse_args(list(args))
+        for option, times in Counter(order).items():
+            if times > 1 and not (option.multiple or getattr(option, "is_flag", False)):
+                fail(f"{option.opts[0]} may be given only once, got {times} of them")
+        return super().parse_args(ctx, args)
 
 
 def _value(metavar: str, text: str, *names: str) -> Any:

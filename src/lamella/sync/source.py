@@ -118,7 +118,13 @@ class _Linked(Pagination):
         found = self.url(response, answer)
         if not found:
             return None
-        url = response.url.join(URL(found))
+        try:
+            url = response.url.join(URL(found))
+            scheme = url.scheme if url.host else f"{url.scheme}, without a host"
+        except ValueError:  # its message may show a credential in the URL
+            raise ValueError("the URL of the next page is not a valid one") from None
+        if scheme not in {"http", "https"}:
+            raise ValueError(f"the next page must have an http or https URL, got one with {scheme}")
         if url.origin() != response.url.origin():
             # Otherwise the credentials of the session would be sent there.
             raise ValueError(
@@ -135,7 +141,11 @@ class LinkHeader(_Linked):
 
     def url(self, response: aiohttp.ClientResponse, answer: object) -> str | None:
         # A link may have several relations, separated by spaces. Names and relations may be in any case.
-        for link in response.links.values():
+        try:
+            links = response.links
+        except ValueError:
+            raise ValueError("the header Link has a URL that is not a valid one") from None
+        for link in links.values():
             relations = [str(value) for name, value in link.items() if name.lower() == "rel"]
             if self.rel.lower() in " ".join(relations).lower().split():
                 return str(link["url"])

@@ -20,7 +20,7 @@ _BAD: Final = {
 }
 """Flags, codes and texts that only an answer that failed has."""
 _CODE: Final = {"status", "code", "statuscode", "httpstatus", "httpcode"}
-_RESULT: Final = _CODE | {"result", "outcome", "responsestatus", "resultstatus", "requeststatus"}
+_RESULT: Final = _CODE | {"result", "outcome", "state", "type", "responsestatus", "resultstatus", "requeststatus"}
 _FAULTS: Final = {"error", "errors", "fault", "faults", "exception", "exceptions"}
 """Texts, lists or objects that only an answer that failed has."""
 _OF_SOURCE: Final = {"error", "errors"}
