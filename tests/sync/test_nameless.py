@@ -193,16 +193,21 @@ async def test_one_short_page_drops_no_record(serve: Serve, tmp_path: Path) -> N
 class Rows:
     """Serves pages of records without an id, by number or by cursor."""
 
-    def __init__(self, records: list[Any] | None, *, total: int | None = None, loops: bool = False) -> None:
+    def __init__(
+        self, records: list[Any] | None, *, total: int | None = None, loops: bool = False, has_ids: bool = False
+    ) -> None:
         self.records = records  # None: each answer has new ones, whichever page is requested
         self.total = total
         self.loops = loops  # whether each answer has the same cursor
+        self.has_ids = has_ids
         self.asked = 0
 
     async def __call__(self, request: web.Request) -> web.Response:
         self.asked += 1
         page = int(request.query.get("page") or request.query.get("cursor") or 1)
-        new = rows(*(f"{self.asked}-{number}" for number in range(4)))
+        new: list[Any] = rows(*(f"{self.asked}-{number}" for number in range(4)))
+        if self.has_ids:
+            new = [{"id": row["value"]} for row in new]
         data = new if self.records is None else self.records[(page - 1) * 4 : page * 4]
         body: dict[str, Any] = {"data": data} | ({} if self.total is None else {"total": self.total})
         if "page" not in request.query and len(data) == 4:
@@ -238,6 +243,15 @@ async def test_an_api_that_ignores_the_page_is_noticed_although_the_count_fits(
     assert server.asked < 20
 
 
+async def test_a_full_page_may_be_the_whole_list_of_an_api_that_ignores_the_page(serve: Serve, tmp_path: Path) -> None:
+    server = Server(rows(1, 2, 3, 4), ignores_page=True)
+    part, found = await run(server, serve, tmp_path)
+    assert (part.done, len(found)) == (True, 4)
+    source = Source("rows", Numbered(page_size=4), id=None, total="total")
+    async with aiohttp.ClientSession(await serve(server), middlewares=stack()) as session:
+        assert [record async for record in sync.records(session, source)] == server.records
+
+
 async def test_a_cursor_that_repeats_is_noticed(serve: Serve, tmp_path: Path) -> None:
     server = Rows(rows(1, 2, 3, 4), loops=True)
     part, _ = await run(server, serve, tmp_path, pages=PAGES["cursors"])
@@ -249,8 +263,12 @@ async def test_a_cursor_that_repeats_is_noticed(serve: Serve, tmp_path: Path) ->
             _ = [record async for record in sync.records(session, source)]
 
 
-async def test_an_api_that_ignores_the_page_and_always_has_new_records_ends(serve: Serve, tmp_path: Path) -> None:
-    server = Rows(None)
+@pytest.mark.parametrize("has_ids", [False, True])
+async def test_an_api_that_ignores_the_page_and_always_has_new_records_ends(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_ids: bool
+) -> None:
+    monkeypatch.setattr("lamella.sync.page._LONG", 20)  # for records with an id, it is 1,000
+    server = Rows(None, has_ids=has_ids)
     part, _ = await run(server, serve, tmp_path)
     assert isinstance(part.error, RepeatedPage)
     assert server.asked < 100

@@ -75,11 +75,11 @@ class _OneLineErrors(TyperCommand):
             raise
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Reject an option that is given twice: otherwise the first one would be ignored without a word."""
+        """Reject a second output: otherwise the first one would be ignored without a word."""
         *_, order = self.make_parser(ctx).parse_args(list(args))
         for option, times in Counter(order).items():
-            if times > 1 and not (option.multiple or getattr(option, "is_flag", False)):
-                fail(f"{option.opts[0]} may be given only once, got {times} of them")
+            if option.name == "output" and times > 1:
+                fail(f"--output may be given only once, got {times} of them")
         return super().parse_args(ctx, args)
 
 

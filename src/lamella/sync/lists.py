@@ -110,6 +110,8 @@ async def _pages(session: aiohttp.ClientSession, of: List, number: int) -> Async
             number += 1
             continue
         if await _is_endless(session, of, walk, page):
+            if walk.total is not None and walk.has_all():
+                break
             raise RepeatedPage(of.source.name, number, MOST_PAGES)
         if (not page.records and number > 1) or not walk.take(page):
             break
@@ -168,7 +170,7 @@ class _Walk:
         if not page.records:
             return True
         if self._repeats(page):
-            if self.total is not None and self._has_all():
+            if self.total is not None and self.has_all():
                 return False
             raise RepeatedPage(self._source.name, page.number)
         if self.before is None:
@@ -200,12 +202,14 @@ class _Walk:
 
     def is_doubtful(self, page: Page) -> bool:
         """Return whether a page of a list without an end would look the same."""
-        ids = [id_of(record, self._source) for record in page.records]
-        is_nameless = None in ids
+        has_counts = any((self.total, self.total_pages, page.total, page.total_pages))
+        if not self._contents and (has_counts or not may_be_endless(page.number, is_nameless=True)):
+            return False  # the usual case, without a look at the records
+        is_nameless = any(id_of(record, self._source) is None for record in page.records)
         if is_nameless and _digest(page) in self._contents:
             return True
-        counts = (self.total, self.total_pages, page.total, page.total_pages)
-        return bool(ids) and may_be_endless(page.number, is_nameless=is_nameless) and not any(counts)
+        is_long = bool(page.records) and may_be_endless(page.number, is_nameless=is_nameless)
+        return is_long and not has_counts
 
     def ends_with(self, page: Page) -> bool:
         """Return whether a page is the last one, by its number and by the number of records."""
@@ -231,7 +235,8 @@ class _Walk:
             return number - 1
         return self.total_pages
 
-    def _has_all(self) -> bool:
+    def has_all(self) -> bool:
+        """Return whether no record is missing by the API's count."""
         if self._first > 1:
             return self.total is None or (self.before or 0) >= self.total
         enough = self._first_total is not None and self._old >= self._first_total
@@ -239,7 +244,7 @@ class _Walk:
 
     def check(self) -> None:
         """Raise UnsteadyList if fewer records were read than the API counts."""
-        if self._first == 1 and not self._has_all():
+        if self._first == 1 and not self.has_all():
             raise UnsteadyList(self._source.name, self._seen, self.total)
 
 

@@ -41,13 +41,15 @@ _TOLD: Final = ("warnings", "bad", "missing_ids", "deleted_ids")
 class ListToRead:
     """A list that is being read: a resource of an account."""
 
-    __slots__ = ("beyond", "is_over", "known", "list", "origin", "part", "position", "told", "wanted")
+    __slots__ = ("beyond", "is_over", "known", "list", "part", "position", "told", "wanted")
 
-    def __init__(self, wanted: Wanted, source: Source, account: Any, position: Position) -> None:
+    def __init__(
+        self, wanted: Wanted, source: Source, account: Any, position: Position, part: Part | None = None
+    ) -> None:
         self.wanted: Wanted = wanted
         self.position: Position = position
-        self.part: Part = part_of(wanted, position)
-        self.told: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        self.part: Part = part_of(wanted, position) if part is None else part
+        self.told: dict[str, dict[str, None]] = {}
         """Warnings, bad records and ids, by the field of Part that contains the first ones."""
         self.known: int = 0
         """The last page to read, as far as known."""
@@ -55,10 +57,13 @@ class ListToRead:
         """Consecutive pages that failed as if they were after the end."""
         self.is_over: bool = False
         """Whether the list needs no more pages."""
-        url = URL(source.url)
-        self.origin: str = str(url.origin()) if url.absolute else ""
-        """The origin of its URL. Empty: the origin of the session's base URL."""
         self.list: List = List(source, account, position.since, raw=True)
+
+    @property
+    def origin(self) -> str:
+        """The origin of its URL. Empty: the origin of the session's base URL."""
+        url = URL(self.list.source.url)
+        return str(url.origin()) if url.absolute else ""
 
 
 NewList = tuple[ListToRead, Sequence[int], str | None]
@@ -204,7 +209,7 @@ class Reading:
             error = error or outcome.value.error or next(iter(outcome.value.bad), None)
             for name in _TOLD:
                 if texts := getattr(outcome.value, name):
-                    of.told[name] |= dict.fromkeys(map(str, texts[:_MOST_TOLD]))
+                    of.told.setdefault(name, {}).update(dict.fromkeys(map(str, texts[:_MOST_TOLD])))
             self._go_on(page, outcome.value)
         if error is not None and (not isinstance(error, _OF_ONE_PAGE) or isinstance(error, _OF_THE_LIST)):
             of.is_over = True

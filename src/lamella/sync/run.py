@@ -175,7 +175,13 @@ async def _opened(
     found = await journal.read(lambda db: [opened(db, each, sources[each.resource]) for each in chunk]) if chunk else ()
     return [
         (
-            ListToRead(each, sources[each.resource], accounts[each.account], replace(at, dropped=parts[each].dropped)),
+            ListToRead(
+                each,
+                sources[each.resource],
+                accounts[each.account],
+                replace(at, dropped=True) if parts[each].dropped else at,
+                parts[each],
+            ),
             numbers,
             token,
         )
