@@ -18,8 +18,8 @@ from lamella.sync import Progress
 ACCOUNTS = 200
 LISTS = ("bills", "items")
 FIRST, LAST = 60, 156
-"""The numbers of finished accounts at the two measurements. Between them are three times the lists of a look-up: as many
-lists are ahead at both."""
+"""The numbers of finished accounts at the two measurements. Between them are three times the lists of a look-up, so
+that as many lists are ahead."""
 MOST = 500
 """Bytes that may stay for an account when its lists are read. Most of them are its learned limit, which is kept for the
 10,000 accounts that were used last."""
