@@ -35,7 +35,7 @@ DEFAULT_BUDGET: Final = RetryBudget()
 """The default budget of a stack."""
 
 
-@dataclass(eq=False, repr=False, slots=True)
+@dataclass(repr=False, slots=True)
 class Spent:
     """The amount missing from the full capacity, as a JSON value for stores."""
 
