@@ -104,6 +104,7 @@ class RateEstimate:
     since_trial: int = 0  # successes since the end of the last trial, or since the limit was last used up
     was_used_up: bool = False  # whether the last trial showed that the limit was used up
     stated: dict[str, list[float]] = field(default_factory=dict)  # limits by their names, see lamella.throttle.stated
+    is_brief: bool = False  # whether the server stated a short wait after a few attempts. Until the limit is proven
     doubt: float = 0.0  # attempts that passed before the last refusal, if that contradicts the estimate. Otherwise 0
 
     def record(self, now: float, points: float = 1.0) -> None:

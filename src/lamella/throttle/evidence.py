@@ -1,11 +1,11 @@
 """Decide what a refusal shows: a used-up limit, too many attempts in flight, or a random refusal.
 
 An expected refusal blocks the account at once. A refusal is expected if as many attempts have passed as the learned
-limit allows, or if none has passed. Any other refusal begins a trial: Throttle sends nothing until the attempts in
-flight are answered. If most attempts sent after the refused one pass, the refusal was random. Otherwise Throttle sends
-one attempt alone. If it is refused, the limit is used up. If it passes, no window is used up: either too many attempts
-were in flight, or the account has a bucket, which refuses again a few attempts later. A bucket also refuses an attempt
-that is alone in flight.
+limit allows, if none has passed, or if the server states a short wait after the first few attempts. Any other refusal
+begins a trial: Throttle sends nothing until the attempts in flight are answered. If most attempts sent after the
+refused one pass, the refusal was random. Otherwise Throttle sends one attempt alone. If it is refused, the limit is
+used up. If it passes, no window is used up: either too many attempts were in flight, or the account has a bucket, which
+refuses again a few attempts later. A bucket also refuses an attempt that is alone in flight.
 
 The maximum in flight is the number that passed at once in the trial. From then on the share of refused attempts
 decides: if it is above one in 20, the maximum is lowered by one. After some rounds a higher one is tested.
@@ -39,6 +39,8 @@ def closes(estimate: RateEstimate, permit: Permit, others: int) -> bool:
     among = max(permit.among, others + 1)  # an attempt sent later may have been answered first
     alone = among == 1 and permit.at == estimate.sent_at
     soon = estimate.since_trial < max(_APART, 2 * estimate.most if estimate.is_sure else 0)
+    # No attempt was sent later, so none can contradict the wait that the server states.
+    is_last = estimate.is_brief and permit.at == estimate.sent_at
     if estimate.trial_at >= 0:
         estimate.trial_at = min(estimate.trial_at, permit.at)
         estimate.trial_refused += 1
@@ -47,7 +49,8 @@ def closes(estimate: RateEstimate, permit: Permit, others: int) -> bool:
         estimate.trial_probes += permit.at > estimate.trial_last
         # If the server refuses at random, it may also have refused the attempt that was sent alone.
         used_up = estimate.trial_probes > (1 if estimate.chance else 0) or not (estimate.passed or others)
-    elif estimate.refusals or not (estimate.passed or others) or _is_expected(estimate, permit):
+        used_up = used_up or (is_last and not estimate.trial_passed)
+    elif estimate.refusals or not (estimate.passed or others) or is_last or _is_expected(estimate, permit):
         used_up = True
     elif estimate.recent < _TOLERATED and _needs_no_trial(estimate, permit, alone=alone):
         return False

@@ -16,6 +16,7 @@ _TRIAL: Final = 3.0  # periods until a higher number is proven
 _CLIMB: Final = 1.1  # the same for each step of a climb
 _BUSY: Final = 0.5  # share of the number that must have passed for a test to show something
 _LONGEST_LOOK_EVERY: Final = 128.0
+_FIRST_LOOK: Final = 4 * LOOK_EVERY  # periods until the first test of a number below _ENOUGH. It costs a refusal
 _EVEN: Final = 3.0  # a test with evenly spaced attempts costs a whole period, so it is this many times less frequent
 _ENOUGH: Final = 5  # attempts that must have passed before a single refusal says something about the limit
 _SURPRISES: Final = 2
@@ -124,7 +125,7 @@ def _end_burst(estimate: RateEstimate) -> None:
         passed = estimate.passed + min(_unanswered(estimate), estimate.passed * (1 / _FEW - 1))
     else:
         passed = _passed_within(estimate, estimate.period)
-    confirmed = passed > 0 and passed == estimate.burst
+    confirmed = passed > 0 and (estimate.is_brief or passed == estimate.burst)
     estimate.burst, estimate.burst_took = float(passed), took
     if passed < _ENOUGH and not confirmed:
         _start_over(estimate, 1.0)  # other clients may have used up the limit
@@ -138,6 +139,15 @@ def _end_spread(estimate: RateEstimate, now: float) -> None:
     period, burst, passed, took = estimate.period, estimate.burst, estimate.passed, _took(estimate)
     if passed < burst:
         passed = min(passed + _unanswered(estimate), burst)
+    was_brief, estimate.is_brief = estimate.is_brief and burst < _ENOUGH, False
+    if was_brief and passed != burst:
+        # A bucket, or other clients have used some of the limit.
+        estimate.burst = float(passed)
+        if burst < passed < 2 * burst:
+            estimate.requests, estimate.is_brief = estimate.burst, True
+        else:
+            _start_over(estimate, 1.0)
+        return
     contradicts = passed < burst * _FEW or estimate.doubt > 0
     if contradicts and not _alike(passed, burst) and not _alike(passed, estimate.doubt):
         _measure_again(estimate, passed, doubt=passed)
@@ -160,6 +170,8 @@ def _end_spread(estimate: RateEstimate, now: float) -> None:
         settle(estimate, now, max(first, second))
     else:
         settle(estimate, now, min(passed, burst))
+        if was_brief:
+            estimate.look_at = now + estimate.period * _FIRST_LOOK
 
 
 def _lower(estimate: RateEstimate, now: float) -> None:

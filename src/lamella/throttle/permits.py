@@ -6,7 +6,8 @@ Throttle measures the limit with as few refusals as possible, in phases:
 1. ``burst``: the limit is unknown. Slow start: some attempts at once, and one more in flight for every second answer.
    If answers are slow, the number grows with time instead. N attempts pass before the first refusal.
 2. ``spread``: N attempts over a quarter of the period, then one at a time. A window refuses at N again. A token bucket
-   was refilled in the meantime, and the attempts that pass beyond N measure its rate.
+   was refilled in the meantime, and the attempts that pass beyond N measure its rate. If N is below five, it is
+   confirmed before: by a second ``burst``, or because the server itself stated a short wait.
 3. ``steady``: no more than the measured number per period: for a window within a quarter of it, for a bucket evenly.
 4. ``edge``, ``climb``: a test for a higher limit. ``edge`` sends one attempt at a time after a full window. ``climb``
    uses a higher rate, which also finds a period that is shorter than assumed. Each failed test delays the next one.
@@ -49,6 +50,9 @@ _FULL: Final = 0.95  # share of the number that uses up a period
 _SOON: Final = 1e-6  # the shortest wait, so that a rounding error cannot cause an endless loop
 _SAME_MOMENT: Final = 1e-3  # seconds within which no two permits have the same time
 _HARDLY: Final = 0.25  # of the period that the server suggests. A shorter wait of the rule is not a period
+_BRIEF: Final = 5.0  # a server that asks for at most so many seconds is believed at once ...
+_FEW: Final = (2, 9)  # ... if so many attempts passed before. Fewer may show a maximum in flight
+_DISPROVED: Final = 3  # if this many times as many pass after that wait, the number was not a limit
 _LONGEST_WAIT: Final = 3600.0  # seconds, if no rule has a maximum
 
 
@@ -282,6 +286,9 @@ def answered(  # noqa: PLR0917 - by a keyword it would take a third longer, once
         estimate.max_in_flight += _REGROWTH if estimate.max_in_flight < estimate.most else _GROWTH
         if estimate.is_sure:
             estimate.max_in_flight = min(estimate.max_in_flight, estimate.most_tried)
+    if estimate.is_brief and estimate.passed > _DISPROVED * (estimate.burst + 1):
+        estimate.phase, estimate.requests = "burst", 0.0
+        estimate.is_brief = estimate.was_used_up = False
     if estimate.phase == "edge" and estimate.count(now - estimate.period / 2) > estimate.good * BIG_STEP:
         settle(estimate, now, estimate.good * BIG_STEP, on_trial=True)
     return refusals > 0
@@ -321,6 +328,10 @@ def refused(
         return None
     first = estimate.trial_at if estimate.trial_at >= 0 else permit.at
     until = max(estimate.trial_until, now + (retry_after or 0.0)) if estimate.trial_at >= 0 else now + wait
+    if not estimate.generation and retry_after is not None:
+        fewest, most = _FEW
+        is_at_once = wait <= _BRIEF and now - estimate.began <= wait
+        estimate.is_brief = is_at_once and fewest <= estimate.passed <= most - others
     if not closes(estimate, permit, others):
         estimate.trial_until = until
         return None
